@@ -8,7 +8,6 @@ from itertools import count, islice, repeat
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rorqual.model.attention import Attention, AttentionConfig, AttentionContext, CacheLayout, LayerCache, RMSNorm
@@ -162,7 +161,7 @@ class Decoder(Layer):
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits [..., vocab] in fp32 of hidden [..., d]."""
         if self.lm_head is None:
-            return F.linear(hidden, self.embed_tokens.weight).float()
+            return self.ops.linear(hidden, self.embed_tokens.weight).float()
         scores: Tensor = self.lm_head(hidden)
         return scores.float()
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -50,6 +51,8 @@ class LinearMap(nn.Module):
     """
 
     inner = 0
+    linear: Callable[..., Tensor] = staticmethod(F.linear)
+    """Computes a product x @ weight^T + bias. `Backend.route` replaces it by the backend's."""
 
     @property
     def weight(self) -> Tensor:

@@ -20,8 +20,9 @@ class Balance(Config):
 
 def count(routing: Routing, valid: Tensor, n_choices: int) -> Tensor:
     """Return the number of tokens that each expert served [choices]. `valid` [tokens] excludes padding."""
-    chosen = routing.indices[valid].flatten()
-    return torch.bincount(chosen[chosen >= 0] if routing.skips else chosen, minlength=n_choices)
+    served = routing.indices + 1  # SKIP, which is -1, is counted at 0
+    counts = valid.new_zeros(n_choices + 1, dtype=torch.long)
+    return counts.scatter_add_(0, served.flatten(), valid.long().unsqueeze(-1).expand_as(served).flatten())[1:]
 
 
 def move_bias(routers: Sequence[FFN], counts: Sequence[Tensor], gamma: float) -> None:

@@ -93,6 +93,7 @@ def gradient(
     Raises NumericsError if the loss is not finite, if no trained parameter has a gradient, or if one lacks a gradient although
     its module ran.
     """
+    model = model.ops.route(model)
     totals = [max(objective.weight(batch), 1e-20) for objective in objectives]
     micro = batch.split(parts)
     params = trained(model)
@@ -189,6 +190,7 @@ def compare(
 
     If an objective `wants_old`, also return for each batch the trainer's log-probabilities [rows, seq] of the targets.
     """
+    model = model.ops.route(model)
     jobs = [[pool.submit(_look, model, objectives, part, dtype) for part in batch.split(parts)] for batch in batches]
     seen, old = Update([], 0.0), list[Tensor | None]()
     for looks in ([job.result() for job in mine] for mine in jobs):
@@ -260,12 +262,18 @@ def _forward(model: Decoder, objectives: Sequence[Objective], batch: TrainBatch)
 
 def _record_replay(update: Update, routing: Sequence[Routing], valid: Tensor) -> None:
     """Record how many expert choices differ from the trainer's own routing, and by how much at most."""
-    if not bool(valid.any()):  # older weights sampled all of it
-        return
-    flips, tokens, gap = 0.0, 0.0, 0.0
+    flips, tokens, gap = replayed(routing, valid).tolist()
+    if tokens:  # otherwise older weights sampled all of it
+        update.means["routing_flips"] = (flips, tokens)
+        update.maxima["routing_gap"] = gap
+
+
+def replayed(routing: Sequence[Routing], valid: Tensor) -> Tensor:
+    """Return three numbers over all routers in fp64: the choices that differ from the router's own, all choices at `valid`
+    [tokens], and the largest gap between the scores of a replayed and an own choice, at least 0.
+    """
+    flips, gap = (torch.zeros((), dtype=torch.float64, device=valid.device) for _ in range(2))
     for one in routing:
-        differs = (one.own.sort(-1).values != one.indices.sort(-1).values).any(-1) & valid
-        flips, tokens = flips + float(differs.sum()), tokens + float(valid.sum())
-        gap = max(gap, float(one.gap[valid].max()))
-    update.means["routing_flips"] = (flips, tokens)
-    update.maxima["routing_gap"] = gap
+        flips = flips + ((one.own.sort(-1).values != one.indices.sort(-1).values).any(-1) & valid).sum()
+        gap = torch.maximum(gap, one.gap.masked_fill(~valid, 0).max().double())
+    return torch.stack((flips, len(routing) * valid.sum().double(), gap))

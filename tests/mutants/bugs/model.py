@@ -179,8 +179,8 @@ MUTANTS = (
         "a LoRA layer leaves the bias out",
         "issue 14: second bug trial",
         "model/adapter/lora.py",
-        'return F.linear(x, base, self._parameters["bias"]) + self.scale * beside',
-        "return F.linear(x, base) + self.scale * beside",
+        'return self.linear(x, base, self._parameters["bias"]) + self.scale * low_rank',
+        "return self.linear(x, base) + self.scale * low_rank",
         "tests/train/test_lora.py::test_at_the_start_no_logit_changes",
     ),
     one(

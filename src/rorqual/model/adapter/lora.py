@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
@@ -148,5 +147,5 @@ class LoRALinear(LinearMap):
     def forward(self, x: Tensor) -> Tensor:
         base = self._parameters["weight"]
         assert base is not None
-        beside = F.linear(F.linear(x, self.lora_A), self.lora_B)
-        return F.linear(x, base, self._parameters["bias"]) + self.scale * beside
+        low_rank = self.linear(self.linear(x, self.lora_A), self.lora_B)
+        return self.linear(x, base, self._parameters["bias"]) + self.scale * low_rank

@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -118,7 +117,7 @@ class MLA(Attention):
         c = self.config
         if "up_maps" in self.known:
             w_uk, w_uv = self.known["up_maps"]
-            both = F.linear(latent, torch.cat((w_uk, w_uv.transpose(1, 2)), dim=1).flatten(0, 1))
+            both = context.ops.linear(latent, torch.cat((w_uk, w_uv.transpose(1, 2)), dim=1).flatten(0, 1))
         else:
             both = self.kv_b_proj(latent)
         kv = both.unflatten(-1, (c.num_attention_heads, -1))  # [batch, keys, heads, nope + v]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rorqual.ops import attention, moe, norm, sampling
 from rorqual.ops.backends.attention import PagedAttention
 from rorqual.ops.backends.step import StepFunction
-from rorqual.ops.layer import Layer
+from rorqual.ops.layer import Layer, LinearMap
 from rorqual.ops.moe import Routing
 from rorqual.ops.rope import rotate
 from rorqual.ops.rows import LOOSE, Rows
@@ -67,6 +67,10 @@ class Backend:
         return PagedAttention(self.rows)
 
     # ---- operations
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Compute x [..., in] @ weight^T [in, out] + bias [out]. Routers do not use it: they compute in fp32."""
+        return F.linear(x, weight, bias)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See `ops.norm.rms_norm`."""
@@ -199,9 +203,42 @@ class Backend:
 
     def bind(self, model: M) -> M:
         """Return a module tree that shares all parameters with `model` and computes with this backend."""
-        clone = copy.copy(model)  # shares the parameter and module dictionaries
+        clone = copy.copy(self.route(model))  # shares the parameter and module dictionaries
         clone.ops = self  # type: ignore[assignment]
         return clone
+
+    def route(self, model: M) -> M:
+        """Return a module tree that shares all parameters with `model` and whose linear maps call `linear`.
+
+        It is `model` itself if this class does not override `linear`.
+        """
+        if type(self).linear is Backend.linear:
+            return model
+        routed = _routed(model, self)
+        assert isinstance(routed, type(model))
+        return routed
+
+
+class RoutedLinear(nn.Linear):
+    """A linear map that shares the parameters of another one and computes with a backend."""
+
+    def __init__(self, other: nn.Linear, ops: Backend) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features, self.ops = other.in_features, other.out_features, ops
+        self._parameters = other._parameters
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.ops.linear(input, self.weight, self.bias)
+
+
+def _routed(module: nn.Module, ops: Backend) -> nn.Module:
+    if type(module) is nn.Linear:
+        return RoutedLinear(module, ops)
+    clone = copy.copy(module)
+    if isinstance(clone, LinearMap):
+        clone.linear = ops.linear
+    clone._modules = {name: child if child is None else _routed(child, ops) for name, child in module._modules.items()}
+    return clone
 
 
 class Experts(nn.Module):

@@ -87,13 +87,13 @@ class TorchInvariant(Packing):
         clone = super().bind(model)
         if self.rows.most:
             with torch.inference_mode(False), torch.no_grad():
-                clone = _tiled(clone, self.rows.most)
+                clone = _tiled(clone, self)
         return clone
 
 
-def _tiled(module: M, most: int) -> M:
-    """Return a module tree with the same parameters whose maps multiply at most `most` wide rows at once."""
-    clone = copy.copy(module)
+def _tiled(module: M, ops: TorchInvariant) -> M:
+    """Return a module tree with the same parameters whose maps multiply at most `ops.rows.most` wide rows at once."""
+    clone, most = copy.copy(module), ops.rows.most
     if isinstance(clone, PackedLinear):
         clone.most = most
         return clone
@@ -101,12 +101,12 @@ def _tiled(module: M, most: int) -> M:
     if isinstance(clone, Layer):
         for name, source in clone.tied.items():
             if clone._modules.get(name) is None:
-                clone._modules[name] = _linear(getattr(clone, source).weight)
+                clone._modules[name] = ops.route(_linear(getattr(clone, source).weight))
     for key, child in clone._modules.items():
-        if type(child) is nn.Linear or (isinstance(child, LinearMap) and not isinstance(child, PackedLinear)):
+        if isinstance(child, nn.Linear) or (isinstance(child, LinearMap) and not isinstance(child, PackedLinear)):
             clone._modules[key] = TiledLinear(child, most)
         elif child is not None:
-            clone._modules[key] = _tiled(child, most)
+            clone._modules[key] = _tiled(child, ops)
     return clone
 
 

@@ -1,0 +1,131 @@
+"""A backend's `linear` computes every linear map: in training, under LoRA, in the sampler's check and in an engine."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from little import documents, loud, packed, tiny, tokenizer
+from torch import Tensor, nn
+
+from rorqual.data.chat import chat_format
+from rorqual.engine import Engine, Request, SamplingParams
+from rorqual.model import Decoder, ModelConfig, Stage
+from rorqual.model.adapter import LoRA
+from rorqual.model.attention import GQAConfig
+from rorqual.model.ffn import DenseConfig
+from rorqual.ops.backends import REFERENCE, TORCH, Backend
+from rorqual.ops.backends.torch_invariant import TorchInvariant
+from rorqual.train.objectives import MultiToken, NextToken
+from rorqual.train.workers import Update, compare, gradient, workers
+
+GQA = GQAConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=8, attention_bias=True)
+
+
+READ: set[int] = set()
+"""The weights that `Twice` multiplied by."""
+
+
+class Twice(Backend):
+    """It returns twice the product, which is what doubled weights and biases give, to the bit."""
+
+    name = "twice"
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        READ.add(weight.data_ptr())
+        return 2 * super().linear(x, weight, bias)
+
+
+class TwiceInvariant(Twice, TorchInvariant):
+    name = "twice-invariant"
+
+
+def dense(tied: bool) -> Decoder:
+    stage = Stage(layers=2, attention=GQA, ffn=DenseConfig(intermediate_size=48))
+    vocab = tokenizer().vocab_size
+    return loud(ModelConfig(vocab_size=vocab, hidden_size=32, stages=(stage,), tie_word_embeddings=tied))
+
+
+@torch.no_grad()
+def doubled(model: Decoder) -> Decoder:
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            for parameter in module.parameters():
+                parameter.mul_(2)
+    return model
+
+
+def update_of(model: Decoder, threads: int) -> Update:
+    with workers(threads) as pool:
+        return gradient(model, (NextToken(), MultiToken()), packed(documents(3)), parts=2, pool=pool)
+
+
+def by_twice(model: Decoder) -> Decoder:
+    READ.clear()
+    model.ops = Twice()
+    return model
+
+
+def maps(model: Decoder) -> dict[str, int]:
+    return {name: module.weight.data_ptr() for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_it_trains_every_map_of_a_mixture_with_latents_and_mtp(threads: int) -> None:
+    model = loud(tiny())
+    other = doubled(model)
+    other.ops = REFERENCE
+    expected = update_of(other, threads)
+    found = update_of(by_twice(model), threads)
+    assert found.loss == expected.loss
+    assert {*maps(model).values()} == READ and len(READ) > 10
+    names = {f"{name}.{kind}" for name in maps(model) for kind in ("weight", "bias")}
+    for (name, _), one, two in zip(model.named_parameters(), found.grads, expected.grads, strict=True):
+        assert torch.equal(one, 2 * two if name in names else two), name
+
+
+def test_the_check_against_the_sampler_uses_it_too() -> None:
+    model = by_twice(loud(tiny()))
+    with workers(1) as pool:
+        compare(model, (NextToken(),), [packed(documents(3))], parts=1, pool=pool)
+    assert {pointer for name, pointer in maps(model).items() if not name.startswith("mtp")} == READ
+
+
+def test_the_products_of_an_adapter_are_its_too() -> None:
+    model = loud(tiny())
+    LoRA(r=2).attach(model, seed=1)
+    update_of(by_twice(model), 1)
+    pairs = {p.data_ptr() for name, p in model.named_parameters() if name.endswith(("lora_A", "lora_B"))}
+    assert pairs and pairs <= READ
+    assert {p.data_ptr() for name, p in model.named_parameters() if name.endswith("o_proj.weight")} <= READ
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["head", "tied"])
+def test_an_engine_computes_by_it(tied: bool) -> None:
+    model = dense(tied)
+
+    def logprobs(model: Decoder, backend: str) -> list[float]:
+        engine = Engine.of(model, tokenizer(), chat_format(tokenizer(), "deepseek"), backend=backend)
+        params = SamplingParams(max_tokens=12, temperature=0, ignore_eos=True, seed=1)
+        [[reply]] = engine.generate([Request(prompt_ids=tuple(range(40, 140)), params=params)])
+        return reply.logprobs
+
+    READ.clear()
+    found = logprobs(model, "twice-invariant")
+    assert {*maps(model).values()} <= READ
+    assert (model.embed_tokens.weight.data_ptr() in READ) == tied
+    other = doubled(model)
+    if tied:  # the embedding is also read as rows, which stay as they are: twice its input gives twice the logits, too
+        with torch.no_grad():
+            other.norm.weight.mul_(2)
+    assert found == logprobs(other, "torch-invariant")
+
+
+def test_who_does_not_override_it_gets_the_model_itself() -> None:
+    model = loud(tiny())
+    assert TORCH.route(model) is model and TorchInvariant().route(model) is model
+    routed = Twice().route(model)
+    assert [*routed.state_dict()] == [*model.state_dict()]
+    assert all(one is two for one, two in zip(routed.parameters(), model.parameters(), strict=True))

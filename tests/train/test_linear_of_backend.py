@@ -17,6 +17,7 @@ from rorqual.model.attention import GQAConfig
 from rorqual.model.ffn import DenseConfig
 from rorqual.ops.backends import REFERENCE, TORCH, Backend
 from rorqual.ops.backends.torch_invariant import TorchInvariant
+from rorqual.ops.rows import Rows
 from rorqual.train.objectives import MultiToken, NextToken
 from rorqual.train.workers import Update, compare, gradient, workers
 
@@ -121,6 +122,19 @@ def test_an_engine_computes_by_it(tied: bool) -> None:
         with torch.no_grad():
             other.norm.weight.mul_(2)
     assert found == logprobs(other, "torch-invariant")
+
+
+def test_it_is_called_in_tiles_where_a_processor_needs_them() -> None:
+    """As on processors whose bf16 products depend on the number of rows; a tied head is a map of its own there."""
+    model, ops = dense(tied=True), TwiceInvariant()
+    ops.rows = Rows(1, most=4)
+    READ.clear()
+    bound = ops.bind(model)
+    hidden = torch.randn(9, 32, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(bound.logits(hidden), 2 * TORCH.bind(model).logits(hidden))
+    assert {model.embed_tokens.weight.data_ptr()} == READ
+    bound(torch.arange(9)[None], torch.arange(9)[None])
+    assert {*maps(model).values()} <= READ
 
 
 def test_who_does_not_override_it_gets_the_model_itself() -> None:

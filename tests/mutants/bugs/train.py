@@ -737,7 +737,7 @@ MUTANTS = (
         "ops/backends/torch_invariant.py",
         "ops.route(_linear(getattr(clone, source).weight))",
         "_linear(getattr(clone, source).weight)",
-        "tests/train/test_linear_of_backend.py::test_an_engine_computes_by_it",
+        "tests/train/test_linear_of_backend.py::test_it_is_called_in_tiles_where_a_processor_needs_them",
     ),
     one(
         "the gap of replayed experts is the last layer's",

@@ -95,6 +95,7 @@ def test_it_serves_what_the_packages_own_serve(tied: bool) -> None:
     assert len(maps) == 2 * 2 + 3 + 2 + 1, (
         "fused and output maps of both attentions, queries of latents, networks, the head"
     )
+    assert isinstance(engine.model.lm_head, TransposedLinear), "a tied head, too, is the copy's own"
     for one, other in zip(found, expected, strict=True):
         assert one.token_ids == other.token_ids
         torch.testing.assert_close(torch.tensor(one.logprobs), torch.tensor(other.logprobs), rtol=0, atol=1e-4)

@@ -28,7 +28,7 @@ from rorqual.engine.kv_cache.block_hash import fingerprint_of
 from rorqual.model import Decoder
 from rorqual.ops.backends import Backend
 
-ROUNDING = 3
+ROUNDING = 4
 """Version of the engine's rounding. Increase it when the order of additions or multiplications changes: old disk caches
 then miss."""
 WORDS, ROWS = 1024, 128

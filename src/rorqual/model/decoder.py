@@ -49,6 +49,8 @@ class Output:
 class Decoder(Layer):
     """Embedding, blocks, final norm and head. `ops` is the backend; `config` defines everything else."""
 
+    lm_head: nn.Module | None
+
     def __init__(self, config: ModelConfig, ops: Backend = TORCH) -> None:
         super().__init__()
         self.config, self.ops = config, ops
@@ -57,10 +59,9 @@ class Decoder(Layer):
         self.layers = nn.ModuleList(s.build(config.hidden_size, config.rms_norm_eps) for s in config.layers)
         self.collapse = config.ends.collapse(config.hidden_size, config.rms_norm_eps)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.lm_head = (
-            None if config.tie_word_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        )
         self.tied = {"lm_head": "embed_tokens"} if config.tie_word_embeddings else {}
+        head = None if self.tied else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.register_module("lm_head", head)  # an attribute that is None would hide the head of a prepared copy
         self.mtp = nn.ModuleList(MTP(config) for _ in range(config.num_nextn_predict_layers))
         # Without a cache, the trainer would not round what the engine stores in another type.
         rounded = any(part.dtype is not None for kind in config.attentions for part in kind.cache_spec())

@@ -732,6 +732,14 @@ MUTANTS = (
         "tests/train/test_linear_of_backend.py::test_the_products_of_an_adapter_are_its_too",
     ),
     one(
+        "the repacked head of a tied model is never used",
+        "issue 16: linear maps of a backend",
+        "model/decoder.py",
+        'self.register_module("lm_head", head)',
+        "self.lm_head = head",
+        "tests/conformance/test_outside_backend.py::test_it_serves_what_the_packages_own_serve",
+    ),
+    one(
         "a tied head is computed by torch",
         "issue 16: linear maps of a backend",
         "ops/backends/torch_invariant.py",

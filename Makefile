@@ -1,10 +1,12 @@
 # `make quickstart` and `make test` need Python 3.11 or newer and nothing else: they make their own environment in .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test mutants
+.PHONY: help setup quickstart test-fast test test-all mutants
 
 help:
 	@echo "make quickstart   set up, then build, train, reinforce, measure and report a small reasoning model"
-	@echo "make test         set up, then run every check: style, types, tests"
+	@echo "make test-fast    set up, then check style, types and what four minutes of one core can test"
+	@echo "make test         the same, with all tests that take less than 8 core-seconds: 16 minutes of one core"
+	@echo "make test-all     every test: random kills, whole pages of docs, browsers too"
 	@echo "make mutants      set up, then put known bugs back one at a time, and see that a test catches each"
 	@echo "make setup        only set up: .venv/bin/rorqual"
 
@@ -15,8 +17,14 @@ quickstart:
 	@scripts/setup.sh
 	@.venv/bin/rorqual quickstart
 
+test-fast:
+	@scripts/test.sh fast
+
 test:
 	@scripts/test.sh
+
+test-all:
+	@scripts/test.sh all
 
 mutants:
 	@scripts/setup.sh test

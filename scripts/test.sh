@@ -1,15 +1,23 @@
 #!/usr/bin/env bash
-# Run the set-up and then every check: style, types, tests. `make test` and .ci/run call it. Arguments go to pytest.
+# Run the set-up, then check style and types and run the tests: `scripts/test.sh [fast|all] [PYTEST ARGUMENT]...`.
+# `fast` is `make test-fast`, `all` is `make test-all` and what .ci/run calls, and neither is `make test`. See scripts/tiers.py.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+case "${1:-}" in
+  fast) tests="not slow and not full and not soak"; shift ;;
+  all) tests="not soak"; shift ;;
+  *) tests="not full and not soak" ;;
+esac
 scripts/setup.sh test
 bin=$PWD/.venv/bin
 
-# Tests open the report and the chat page in a browser, and call the server with OpenAI's client for Node.
+# Full tests open the report and the chat page in a browser, and call the server with OpenAI's client for Node.
 browser() { command -v chromium || command -v chromium-browser || command -v google-chrome || command -v chrome; }
 missing=()
-browser >/dev/null || missing+=(chromium)
-command -v npm >/dev/null || missing+=(nodejs npm)
+if [ "$tests" = "not soak" ]; then
+  browser >/dev/null || missing+=(chromium)
+  command -v npm >/dev/null || missing+=(nodejs npm)
+fi
 if [ "${#missing[@]}" -gt 0 ]; then
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     echo "test: installing ${missing[*]}, which tests need" >&2
@@ -39,4 +47,4 @@ export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 unset PYTHONDONTWRITEBYTECODE
 # Use one process more than cores, because many tests wait for a server, a kill or a clock.
 # (nproc itself obeys OMP_NUM_THREADS.)
-exec "$bin/pytest" -m "not soak" -n "${RORQUAL_TEST_PROCESSES:-$(($(env -u OMP_NUM_THREADS nproc) + 1))}" --dist worksteal --hypothesis-profile "$profile" "$@"
+exec "$bin/pytest" -m "$tests" -n "${RORQUAL_TEST_PROCESSES:-$(($(env -u OMP_NUM_THREADS nproc) + 1))}" --dist worksteal --hypothesis-profile "$profile" "$@"

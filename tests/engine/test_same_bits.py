@@ -59,7 +59,6 @@ def test_random_schedules_change_no_bit(model: Decoder, tmp_path: Path) -> None:
     run_all(make_pool(model, seed=1), range(2), tmp_path)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_random_schedules_change_no_bit_of_packed_weights(model: Decoder, tmp_path: Path) -> None:
     """Weights laid out anew round in another way, and in one way."""
@@ -204,7 +203,6 @@ WIDE = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("kind", WIDE)

@@ -585,7 +585,6 @@ def test_readers_and_the_writer_and_evictions_at_once_give_the_exact_payload_or_
         assert counts["bytes"] == on_disk(folder) <= 150_000
 
 
-@pytest.mark.slow
 def test_after_kills_at_random_moments_every_get_is_none_or_exact(tmp_path: Path) -> None:
     kills = kill_writers(tmp_path / "cache", kills=15, seed=3)
     assert len(kills) == 15 and all(kill.wrong == 0 for kill in kills)

@@ -293,7 +293,7 @@ def requests_of(page, tmp_path, scheme):
     return asked, shot.read_bytes()
 
 
-@pytest.mark.slow
+@pytest.mark.browser
 def test_a_browser_makes_no_request_in_light_and_dark(folder, report, tmp_path):
     page = folder / "report.html"
     pictures_seen = []

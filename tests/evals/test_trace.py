@@ -136,7 +136,7 @@ def drawn_by_a_browser(page: Path, profile: Path, where: str = "") -> str:
     return subprocess.run(command, check=True, capture_output=True, timeout=120).stdout.decode()
 
 
-@pytest.mark.slow
+@pytest.mark.browser
 def test_a_browser_draws_it_and_keeps_a_models_words_as_text(run: Path, tmp_path: Path) -> None:
     drawn = drawn_by_a_browser(build_trace(run), tmp_path / "profile", "#1")
     assert "step 1 of 2" in drawn and "2 groups of step 1" in drawn and "advantage +1.00" in drawn
@@ -144,7 +144,7 @@ def test_a_browser_draws_it_and_keeps_a_models_words_as_text(run: Path, tmp_path
     assert drawn.count('class="card"') == 4 and drawn.count('class="dot"') == 8
 
 
-@pytest.mark.slow
+@pytest.mark.browser
 def test_it_opens_at_the_last_step_with_axes_that_are_true(run: Path, tmp_path: Path) -> None:
     """Steps 1, 2 and 11 stand where their numbers say, a top is a round number above all values, and what is 0 is told, not drawn."""
     lines = [group(step, f"{step}+1", "rrrw") for step in (1, 2, 11)]

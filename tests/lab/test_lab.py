@@ -53,7 +53,6 @@ def processes(mark: str) -> set[int]:
     return found
 
 
-@pytest.mark.slow
 def test_killed_again_and_again_it_ends_with_the_same_finding(tmp_path: Path) -> None:
     straight = told(lab(tmp_path / "straight"))
     assert straight.returncode == 0, straight.stderr

@@ -55,13 +55,11 @@ def test_random_models_have_the_same_probabilities(tmp_path: Path, name: str) ->
     check_random(tmp_path, name)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(CONFIGS.keys() - {*FAST}))
 def test_random_models_of_all_architectures_have_the_same_probabilities(tmp_path: Path, name: str) -> None:
     check_random(tmp_path, name)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["teacher", "student"])
 def test_a_trained_model_says_the_same_64_tokens(tmp_path: Path, kind: str) -> None:
     # The quickstart's teacher (deepseek2) and student (qwen3) in small, taught for a few seconds.
@@ -81,7 +79,6 @@ def smollm2() -> Path:
     return next(Path(spec.origin).parent.glob("*.gguf"))
 
 
-@pytest.mark.slow
 def test_a_real_model_is_read_as_llama_cpp_reads_it(tmp_path: Path) -> None:
     import_gguf(smollm2(), tmp_path / "smol", progress=silent)
     export_gguf(RunDir(tmp_path / "smol"), tmp_path / "f32.gguf", dtype="f32", progress=silent)

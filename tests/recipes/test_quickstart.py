@@ -166,7 +166,6 @@ def test_the_same_command_again_does_nothing(place: Path) -> None:
     assert {f: f.stat().st_mtime_ns for f in place.rglob("*")} == times, "the report was drawn again"
 
 
-@pytest.mark.slow
 def test_a_lost_evaluation_is_made_again_alike(place: Path) -> None:
     file = place / "evals" / "after-on.json"
     before, summary = json.loads(file.read_bytes()), json.loads((place / "summary.json").read_bytes())

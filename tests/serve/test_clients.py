@@ -405,7 +405,7 @@ def test_a_prompt_that_was_seen_is_a_hit_of_its_own_tenant(server: Server) -> No
 # ---- others' programs
 
 
-@pytest.mark.slow
+@pytest.mark.browser
 def test_openai_for_node(caller: Server, tmp_path: Path) -> None:
     npm, node = shutil.which("npm"), shutil.which("node")
     assert npm and node, "npm and node are needed: apt-get install npm"
@@ -432,7 +432,6 @@ def test_openai_for_node(caller: Server, tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-@pytest.mark.slow
 def test_lm_eval_measures_what_is_served(server: Server, client: openai.OpenAI, tmp_path: Path) -> None:
     """The task's right answers are what the model says to three of four questions: lm-eval must find 0.75."""
     rows = []
@@ -462,7 +461,6 @@ def test_lm_eval_measures_what_is_served(server: Server, client: openai.OpenAI, 
     assert found["exact_match,none"] == 0.75
 
 
-@pytest.mark.slow
 def test_our_own_eval_finds_the_same_over_the_address_and_in_the_run(run: Path, server: Server, tmp_path: Path) -> None:
     settings = ("task=families:add", "count=6", "max_tokens=24", "thinking=off", "seed=3")
     answers = []

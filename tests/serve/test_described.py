@@ -53,7 +53,6 @@ def test_the_description_has_every_route(server: Server) -> None:
     assert {(method.upper(), path) for path, methods in paths.items() for method in methods} == {*ROUTES, *OPEN}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "path", "mode"),
     [
@@ -102,7 +101,6 @@ def fits(name: str, value: Any) -> bool:
     return type(value) is type(SHORT[name]) or (name == "prompt" and isinstance(value, list))
 
 
-@pytest.mark.slow
 def test_every_error_is_as_described(server: Server) -> None:
     with server.client as client:
         for method, path, status in (

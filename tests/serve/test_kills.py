@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 from kills import torment
 from served import ENDLESS, start, stop, write_run
 
 from rorqual.serve.keys import Keys
 
 
-@pytest.mark.slow
 def test_kills_under_load_change_no_answer(run: Path, tmp_path: Path) -> None:
     outcome = torment(run, tmp_path, kills=2, clients=4, requests=12)
     assert not outcome.faults

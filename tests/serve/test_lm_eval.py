@@ -50,7 +50,6 @@ def lm_eval(tmp_path: Path, key: str, model: str) -> list[tuple[float, bool]]:
     return [(float(pair[0]), str(pair[1]) == "True") for row in rows for pair in row["filtered_resps"]]
 
 
-@pytest.mark.slow
 def test_a_loglikelihood_is_our_own_and_transformers(run: Path, server: Server, tmp_path: Path) -> None:
     rows = [{"question": q, "choices": c, "answer": 0} for q, c in QUESTIONS]
     data = tmp_path / "choices.jsonl"

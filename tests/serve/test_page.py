@@ -23,7 +23,7 @@ WAIT = 300_000.0
 expect = playwright.expect
 expect.set_options(timeout=WAIT)
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.browser
 
 DONE = r'requests_total\{route="/v1/chat/completions",status="200"\}'
 BOX, STATUS = "#message textarea", "#status"

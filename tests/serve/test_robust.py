@@ -200,7 +200,6 @@ def test_a_client_that_leaves_frees_its_slot_at_once(server: Server) -> None:
     good(server)
 
 
-@pytest.mark.slow
 def test_a_head_that_never_ends_and_a_connection_that_says_nothing_are_closed(server: Server) -> None:
     with connect(server) as slow, connect(server) as silent, connect(server) as kept:
         kept.sendall(f"GET /health HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {server.key}\r\n\r\n".encode())
@@ -255,7 +254,6 @@ def test_a_body_with_two_lengths_is_refused_and_nothing_after_it_is_read(
 # ---- an engine that hangs
 
 
-@pytest.mark.slow
 def test_an_engine_that_hangs_is_started_again(run: Path, tmp_path: Path) -> None:
     server = start(run, tmp_path / "keys.json", tmp_path / "log", "port=0", "hang=5", "ui=false")
     try:
@@ -283,7 +281,6 @@ def child(process: subprocess.Popen[str]) -> int:
     raise AssertionError("no engine was started")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stays", [True, False])
 def test_an_engine_that_hangs_while_it_loads_ends_the_start_and_one_that_goes_on_does_not(
     run: Path, tmp_path: Path, stays: bool
@@ -345,7 +342,6 @@ def test_a_request_under_which_the_engine_dies_twice_is_given_up(server: Server)
     good(server)
 
 
-@pytest.mark.slow
 def test_an_engine_that_hangs_when_it_is_started_again_is_tried_once_more(
     server: Server, run: Path, tmp_path: Path
 ) -> None:
@@ -405,7 +401,6 @@ def test_defaults_of_a_run_that_no_request_could_give_are_named(run: Path, tmp_p
     assert "temperature" in refused(copy, tmp_path)
 
 
-@pytest.mark.slow
 def test_what_a_request_does_not_say_the_run_says(run: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)

@@ -105,7 +105,6 @@ def test_killed_at_random_points(
     same(straight[recipe], out)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("recipe", ["sft", "grpo"])
 def test_killed_often(

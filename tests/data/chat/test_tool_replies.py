@@ -148,7 +148,6 @@ def check_cuts(chat: ChatFormat, ids: list[int], cuts: range) -> None:
         pieces.append(reader.feed(ids[cut]))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", FIXTURES)
 def test_a_reply_cut_off_anywhere_is_read_by_the_same_rules(name: str) -> None:
     """After every third character or token, one reply a step later than the one before."""

@@ -1,4 +1,4 @@
-"""Settings of `rorqual serve`, and their conversion into the server's own."""
+"""Settings of `rorqual serve`, and their conversion to the arguments of the server and the engine process."""
 
 from __future__ import annotations
 

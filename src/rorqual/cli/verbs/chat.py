@@ -31,7 +31,7 @@ def chat(
 
     chosen = read(ChatSettings, settings)
     check_device(chosen.device)
-    if chosen.threads:  # the engine steps in this thread, so torch's own thread count is what matters
+    if chosen.threads:  # the engine runs in this thread, so it uses torch's thread count
         torch.set_num_threads(chosen.threads)
     engine = Engine(run, device=chosen.device, dtype=chosen.dtype, slots=1, threads=chosen.threads or cores())
     conversation, terminal = Conversation(engine, chosen), Terminal()

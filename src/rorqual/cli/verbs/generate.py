@@ -36,8 +36,8 @@ def generate(
         raise typer.Exit(1)
 
 
-def _shown(param: Param) -> str:
-    """Return the default of a sampling parameter, or its format, as the help text shows it."""
+def _default_text(param: Param) -> str:
+    """Return the default value of a sampling parameter, or its format if it has no default, for the help text."""
     match param.in_file:
         case TextList():
             return "TEXT|[...]"
@@ -51,5 +51,5 @@ def _shown(param: Param) -> str:
     return "" if default is None else str(default).lower() if isinstance(default, bool) else f"{default:g}"
 
 
-KEYS = ", ".join(f"{name}={_shown(param)}" for name, param in PARAMS.items())
+KEYS = ", ".join(f"{name}={_default_text(param)}" for name, param in PARAMS.items())
 generate.__doc__ = f"{generate.__doc__}Sampling keys: thinking=auto|on|off, {KEYS}.\n    "

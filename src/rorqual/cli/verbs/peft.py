@@ -13,7 +13,10 @@ from rorqual.core.records import RunDir
 
 
 class PeftConfig(Config):
-    """Settings of `rorqual peft`. `base`: base run of the adapter that is read. `name`: `base_model_name_or_path` to write."""
+    """Settings of `rorqual peft`.
+
+    `base`: base run of an imported adapter. `name`: value of `base_model_name_or_path` in an exported adapter.
+    """
 
     base: str = ""
     name: str = ""

@@ -39,7 +39,7 @@ from rorqual.plan.serve import split_weights, touched
 SMALLEST_ARRAY, LARGEST_ARRAY = 256 * 2**20, 2**31
 """Minimum and maximum size in bytes of the array that the bandwidth test reads.
 
-Within these limits, the array is four times as large as the last-level cache. It never exceeds a quarter of free memory."""
+Within these limits, the array is four times as large as the last-level cache, but at most a quarter of free memory."""
 READS = 5
 """How often the bandwidth test repeats each of its two kinds of reads."""
 
@@ -127,8 +127,8 @@ def _output_file(name: str) -> Path | None:
         return None
     out = Path(name)
     if out.is_dir() or not out.absolute().parent.is_dir():
-        what = "this is a folder, not a file" if out.is_dir() else "the parent folder does not exist"
-        raise ConfigError(what, where=f"out={name}", remedy="Give a file in an existing folder.")
+        problem = "this is a folder, not a file" if out.is_dir() else "the parent folder does not exist"
+        raise ConfigError(problem, where=f"out={name}", remedy="Give a file in an existing folder.")
     return out
 
 
@@ -196,7 +196,7 @@ def timing(engine: Engine, prompts: Sequence[tuple[int, ...]], new: int) -> Timi
 
 
 def _prompts(source: Sequence[int], batch: int, length: int, seed: int) -> list[tuple[int, ...]]:
-    """Return `batch` prompts of `length` tokens. They differ, so that the prefix cache has no hits.
+    """Return `batch` different prompts of `length` tokens, so that the prefix cache has no hits.
 
     Prompts are slices of the tokenized text `source`. If `source` is a range (the vocabulary), they are random token ids.
     """

@@ -18,7 +18,7 @@ ROOM = 8
 
 
 class ChatSettings(Placement):
-    """Settings of `rorqual chat`. `seed`: seed of the first turn; it increases by one per turn."""
+    """Settings of `rorqual chat`. `seed`: seed of the first turn. Each further turn increases the seed by one."""
 
     thinking: Thinking = "auto"
     system: str = ""
@@ -45,7 +45,7 @@ def pieces(ids: Iterable[int], chat: ChatFormat, thinking: Thinking) -> Iterator
     when it is complete. A model may close a reasoning section that it never opened. Text that was already yielded as answer
     is then yielded again as reasoning.
     """
-    reader, shown_early = chat.reader(thinking), ""  # `early`: text already yielded as answer while still tentative
+    reader, shown_early = chat.reader(thinking), ""  # shown_early: answer text that was yielded before it was final
     for id_ in chain(ids, (None,)):
         piece = reader.finish() if id_ is None else reader.feed(id_)
         if piece.reasoning:

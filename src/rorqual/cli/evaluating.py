@@ -78,7 +78,7 @@ def _load(model: str, settings: EvalSettings) -> tuple[Any, dict[str, Any]]:
 def loaded(run: RunDir, load: Callable[[], T]) -> tuple[T, str]:
     """Return the result of `load` and the fingerprint of the checkpoint that it loaded.
 
-    `load` reads the latest checkpoint of `run`. It is called again if training saved a newer checkpoint during the call.
+    `load` reads the latest checkpoint of `run`. If training saved a newer checkpoint during the call, `load` is called again.
     """
     while True:
         checkpoint = run.checkpoint()

@@ -145,7 +145,7 @@ def generate_file(file: Path, arguments: Sequence[str] | None) -> tuple[Outcome,
             raise DataError(
                 "the file changed while it was read",
                 where=str(file),
-                remedy="Do not change it, and run the command again.",
+                remedy="Do not change the file, and run the command again.",
             )
         output.finish()
     return outcome, out
@@ -156,7 +156,7 @@ def _is_new(output: Partial, prompts: Prompts, line: int) -> bool:
         raise DataError(
             "the file grew while it was read",
             where=str(prompts.path),
-            remedy="Do not change it, and run the command again.",
+            remedy="Do not change the file, and run the command again.",
         )
     return not output.has(line)
 

@@ -1,4 +1,4 @@
-"""Properties of this machine: cores, memory, processor and load. They are read from the operating system without torch."""
+"""Properties of this machine (cores, memory, processor, load), read from the operating system without torch."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class Rented(Config):
         return device(self.hardware)
 
     def rent(self) -> float:
-        """Return the rent in USD per device-hour. Raises ConfigError if neither the settings nor the hardware table has it."""
+        """Return the rent in USD per device-hour. Raises ConfigError if settings and hardware table lack the rent."""
         price = self.price or self.device().price
         if not price:
             raise ConfigError(
@@ -186,7 +186,7 @@ class QuickstartPlan(Config):
 class Trained:
     """A training plan: cost, layout and memory per device.
 
-    `nearest`: the most similar layout that fits in memory and its memory, if the requested layout does not fit.
+    `nearest`: the most similar layout that fits in memory, and its memory. It is None if `layout` fits.
     """
 
     cost: TrainingCost

@@ -119,7 +119,7 @@ class Prepared(Generic[W]):
 
 
 def _prepare(service: Service, schema: type[W], kind: type[Shape[W]], parts: list[bytes]) -> Prepared[W] | ApiError:
-    """Parse a request body. This runs in the tenant's thread.
+    """Parse a request body, in the tenant's thread.
 
     An ApiError is returned, because the traceback of a raised error would keep the body in memory.
     """
@@ -142,7 +142,7 @@ def _prepare(service: Service, schema: type[W], kind: type[Shape[W]], parts: lis
 
 
 def _check_logprobs(wanted: Sampling, asks: list[Ask]) -> None:
-    """Raise ApiError if a complete response would have too many log-probabilities. It is held in memory until it is sent."""
+    """Raise ApiError if a complete response would have too many log-probabilities. Complete responses are held in memory."""
     count = sum(ask.params.n * ask.params.max_tokens for ask in asks) * (1 + (wanted.top or 0))
     if wanted.top is not None and not wanted.stream and count > MAX_VALUES:
         unit = "log-probabilities in one response (n * max_tokens * (1 + top_logprobs))"

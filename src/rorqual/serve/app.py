@@ -23,14 +23,14 @@ GONE = 499
 OTHER = "other"
 """Metrics label of requests to unknown routes."""
 LIVEZ = "/livez"
-"""Liveness probe, the only route that needs no API key. It returns 200 with an empty body, even if the engine is down."""
+"""Liveness probe, the only route that needs no API key. The route returns 200 with an empty body, even if the engine is down."""
 
 ROLLOUT = "/rollout/"
-"""Path prefix of the rollout routes. They accept only the rollout key, and all other routes reject that key."""
+"""Path prefix of the rollout routes. Rollout routes accept only the rollout key, and all other routes reject the rollout key."""
 
 
 class Edge:
-    """Middleware that checks the API key before routing. It covers every path and method, including unknown ones."""
+    """Middleware that checks the API key before routing, for every path and method, including unknown ones."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self.app, self.service = app, service
@@ -61,8 +61,8 @@ class Edge:
         """Return the ASGI app that answers a request: the router, or an error response."""
         headers = dict(scope["headers"])
         if framed_twice(scope):
-            what = "The request has both Content-Length and Transfer-Encoding. Send only one of them."
-            error = ApiError(400, what, code="two_lengths")
+            problem = "The request has both Content-Length and Transfer-Encoding. Send only one of them."
+            error = ApiError(400, problem, code="two_lengths")
             return _answer(scope, error, {"connection": "close"})
         if origin and cors.is_preflight(scope["method"], headers):
             return Response(status_code=204, headers=cors.preflight(headers))
@@ -70,8 +70,8 @@ class Edge:
             return Response()
         tenant = self._tenant(scope)
         if tenant is None:
-            what = "The API key is missing or unknown. Send the header Authorization: Bearer KEY."
-            error = ApiError(401, what, code="invalid_api_key")
+            problem = "The API key is missing or unknown. Send the header Authorization: Bearer KEY."
+            error = ApiError(401, problem, code="invalid_api_key")
             return _answer(scope, error, {"www-authenticate": "Bearer"})
         scope["state"]["tenant"] = tenant
         return self.app

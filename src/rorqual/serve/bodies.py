@@ -49,8 +49,8 @@ class Bodies:
             yield
         finally:
             self._counts[tenant] -= 1
-            waiting, self._waiting = self._waiting, []
-            for turn in waiting:  # requests that still exceed the limit wait again
+            waiting_turns, self._waiting = self._waiting, []
+            for turn in waiting_turns:  # requests that still exceed the limit wait again
                 if not turn.done():
                     turn.set_result(None)
 
@@ -85,7 +85,7 @@ async def body_of(request: Request, limit: int, bodies: Bodies, tenant: str) -> 
                         clock.reschedule(loop.time() + BODY_SECONDS)
                     size += len(part)
                     if size <= limit:
-                        parts += [part[at : at + SLICE] for at in range(0, len(part), SLICE)]
+                        parts += [part[start : start + SLICE] for start in range(0, len(part), SLICE)]
                     elif size > DISCARDED:
                         break
                     else:
@@ -94,10 +94,10 @@ async def body_of(request: Request, limit: int, bodies: Bodies, tenant: str) -> 
             raise Gone from None
         except TimeoutError:
             if is_waiting:
-                what = f"Other bodies of more than {SLICE:,} bytes occupied the server for {BODY_SECONDS:.0f} seconds. Try again later."
-                raise ApiError(429, what, code="large_bodies") from None
+                problem = f"Other bodies of more than {SLICE:,} bytes occupied the server for {BODY_SECONDS:.0f} seconds. Try again later."
+                raise ApiError(429, problem, code="large_bodies") from None
             raise ApiError(408, f"The body did not arrive within {BODY_SECONDS:.0f} seconds.") from None
         if size > limit:
-            what = f"The body is longer than the limit of {limit} bytes. Shorten it, or start the server with a larger max_body=."
-            raise ApiError(413, what, code="body_too_large")
+            problem = f"The body is longer than the limit of {limit} bytes. Shorten it, or start the server with a larger max_body=."
+            raise ApiError(413, problem, code="body_too_large")
         yield parts

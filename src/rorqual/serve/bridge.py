@@ -1,4 +1,4 @@
-"""The server's connection to the engine process. It restarts the process when it dies, and passes its tokens to requests."""
+"""The server's connection to the engine process: it starts and restarts the process, and passes tokens on to requests."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ fails."""
 
 
 class Restarted:
-    """The event of a restarted engine. Nothing was sent to the client yet, so the reply starts over."""
+    """The event of a restarted engine. The client has received no text yet, so the reply starts over."""
 
 
 @dataclass(eq=False)
@@ -40,8 +40,8 @@ class ServerJob:
     """A submitted request with one or more prompts.
 
     - `numbers`: the engine's request number of each prompt. Samples are numbered across all prompts of the job.
-    - `sent`: the caller sets it before it sends the first text to the client. The job is then not repeated.
-    - `streamed`: whether the client reads a stream. A slow client would make the queue of events grow.
+    - `sent`: whether text was sent to the client, set by the caller. If so, the job fails when the engine dies.
+    - `streamed`: whether the client reads a stream. If so, the length of the event queue is limited.
     - `tries`: how often the engine died during this job.
     - `left`: unfinished samples.
     """
@@ -83,7 +83,7 @@ class ServerJob:
 
 
 class Bridge:
-    """Supervisor of the engine process. It starts and restarts the process, and passes requests to it.
+    """Supervisor that starts and restarts the engine process, and passes requests to it.
 
     - `queue`: maximum number of running and waiting requests. Beyond it, a request is refused unless its tenant has fewer
       than `share` requests. Therefore one tenant cannot block the others.
@@ -101,7 +101,7 @@ class Bridge:
         self.info: Ready | None = None
         self.alive = False
         self.restarts = 0
-        self.jobs: dict[int, ServerJob] = {}  # by the job's first number
+        self.jobs: dict[int, ServerJob] = {}  # by the first request number of the job
         self.stats: dict[str, float] = {}
         self.weights: tuple[Path, int] | None = None
         self._updating: tuple[int, asyncio.Future[None]] | None = None
@@ -195,7 +195,7 @@ class Bridge:
     async def update(self, file: Path, version: int) -> None:
         """Load new weights into the engine, and return when the engine uses them.
 
-        Raises ApiError if the engine refuses the weights. It then keeps the old weights.
+        Raises ApiError if the engine refuses the new weights; the engine then keeps the old weights.
         """
         if not self.alive:
             raise ApiError(503, "The engine is loading. Try again in a moment.", code="loading")
@@ -272,7 +272,7 @@ class Bridge:
             await asyncio.sleep(pause if not was_ready else 0)
 
     async def _listen(self, process: asyncio.subprocess.Process) -> bool:
-        """Dispatch the engine's messages until it exits. Return whether it ever became ready."""
+        """Dispatch the engine's messages until it exits. Return whether the engine became ready."""
         ready = False
         assert process.stdout is not None
         while text := await process.stdout.readline():
@@ -330,10 +330,10 @@ class Bridge:
         if self._late:
             cause = f"it was not ready within {self.load:g} seconds"
         if self._up is not None and not self._up.done():
-            what, remedy = f"the engine exited while loading ({cause})", "Its output above may show the reason."
+            problem, remedy = f"the engine exited while loading ({cause})", "Its output above may show the reason."
             if self._late:
                 remedy = "Allow more time with load=SECONDS. If the model is small, check its disk and device."
-            self._up.set_exception(RorqualError(what, where="serve", remedy=remedy))
+            self._up.set_exception(RorqualError(problem, where="serve", remedy=remedy))
             return
         _say(f"the engine died ({cause}); restarting it")
         self.restarts += 1
@@ -366,18 +366,18 @@ class Bridge:
 
     # ---- jobs
 
-    def _deliver(self, number: int, drawn: Drawn) -> None:
+    def _deliver(self, number: int, sampled: Drawn) -> None:
         part = self._parts.get(number)
         if part is None:
             return  # the request was just cancelled
         job, before = part
-        job.events.put_nowait(replace(drawn, sample=drawn.sample + before))
-        job.left -= drawn.reason is not None
+        job.events.put_nowait(replace(sampled, sample=sampled.sample + before))
+        job.left -= sampled.reason is not None
         if not job.left:
             self._forget(job)
-        elif job.streamed and job.events.qsize() * (1 + len(drawn.top)) > BEHIND:
-            what = f"The client reads too slowly: {job.events.qsize():,} tokens are waiting for it."
-            self._end(job, ApiError(503, what, code="reads_too_slowly"))
+        elif job.streamed and job.events.qsize() * (1 + len(sampled.top)) > BEHIND:
+            problem = f"The client reads too slowly: {job.events.qsize():,} tokens are waiting for it."
+            self._end(job, ApiError(503, problem, code="reads_too_slowly"))
 
     def _end(self, job: ServerJob, error: ApiError) -> None:
         if self._forget(job):
@@ -399,8 +399,8 @@ async def _write_messages(outbox: asyncio.Queue[bytes], process: asyncio.subproc
     with suppress(ConnectionError):  # the engine exited, which `_listen` handles
         while True:
             data = memoryview(await outbox.get())
-            for at in range(0, len(data), SLICE):
-                process.stdin.write(data[at : at + SLICE])
+            for start in range(0, len(data), SLICE):
+                process.stdin.write(data[start : start + SLICE])
                 await process.stdin.drain()
 
 

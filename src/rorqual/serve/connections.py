@@ -1,7 +1,7 @@
 """Limits on connections: their number, the time to send the request headers, and the time to read a response.
 
-Plain uvicorn has no such time limits. It also drops clients that closed only their sending side, and reads up to 256 KiB
-from a socket at a time.
+Uvicorn alone does not limit the time of request headers and of reading a response. It also drops clients that closed only
+their sending side, and reads up to 256 KiB from a socket at a time.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class TimedProtocol(H11Protocol):
     """Uvicorn's HTTP/1.1 protocol with time limits.
 
     The request headers must be complete `head_seconds` after the connection opened, or on a kept-alive connection after
-    their first byte. Later bytes do not extend this limit. `body_of` limits the time of the body, uvicorn's
-    `timeout_keep_alive` the time until the next request, and `stall` the seconds in which a client reads nothing.
+    their first byte. Later bytes do not extend this limit. `body_of` limits the time of the body. Uvicorn's
+    `timeout_keep_alive` limits the time between requests. `stall` limits the seconds in which a client reads nothing.
 
     A client that closes its sending side after a request still gets its response, unless the application sets
     `leaves_at_eof` in the scope's state. The server writes to such a client repeatedly, because only a failed write shows
@@ -110,7 +110,7 @@ class TimedProtocol(H11Protocol):
     def _wait_for_reader(self) -> None:
         """Abort the connection if the client reads nothing for `stall` seconds.
 
-        Without this, a closing transport would wait forever for the client to read the remaining data.
+        Without this time limit, a closing transport would wait forever for the client to read the remaining data.
         """
         if self._stall_timer is None:
             self._stall_timer = self.loop.call_later(self._stall, self.transport.abort)

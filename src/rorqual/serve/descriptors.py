@@ -36,7 +36,7 @@ def raise_limit() -> int:
 class Complaints:
     """An asyncio exception handler that logs exhausted file descriptors in one line, at most once per `QUIET` seconds.
 
-    asyncio's default handler would print a traceback for each failed `accept`.
+    The default handler would print a traceback for each failed `accept`.
     """
 
     def __init__(self) -> None:

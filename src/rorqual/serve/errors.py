@@ -25,7 +25,7 @@ class ApiError(Exception):
     def alone(self) -> ApiError:
         """Remove the traceback and context, and return self.
 
-        Their frames reference the request body. The event loop would otherwise have to free it, which takes time.
+        The frames of a traceback reference the request body, and freeing a large body would block the event loop.
         """
         self.__context__ = self.__cause__ = None
         return self.with_traceback(None)

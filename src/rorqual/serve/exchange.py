@@ -21,8 +21,8 @@ T = TypeVar("T")
 DONE = b"data: [DONE]\n\n"
 COMMENT = b": still here\n\n"
 BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
-"""Characters that `str.splitlines`, and therefore httpx's `iter_lines`, treats as line ends. They do not end a line of
-server-sent events, so they are escaped in the JSON."""
+"""Escapes for characters that `str.splitlines`, and therefore httpx's `iter_lines`, treats as line ends. In server-sent
+events, these characters do not end a line."""
 HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 PROBE = 0.25
 """Seconds between writes to a client that closed its sending side. Only a failed write shows that it disconnected."""
@@ -85,8 +85,8 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
 
 
 def _slices(data: bytes) -> Iterator[bytes]:
-    for at in range(0, len(data), SLICE):
-        yield data[at : at + SLICE]
+    for start in range(0, len(data), SLICE):
+        yield data[start : start + SLICE]
 
 
 class Sliced(Response):
@@ -102,7 +102,7 @@ class Sliced(Response):
 
 
 class EventStream(StreamingResponse):
-    """A response of server-sent events. It always closes `events` at the end, which cancels an unfinished engine request.
+    """A response of server-sent events. At the end, `events` is always closed, which cancels an unfinished engine request.
 
     The HTTP status is sent with the first event. An error before the first event becomes an error response with its own
     status.

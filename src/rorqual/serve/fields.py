@@ -254,10 +254,10 @@ def _object(
     remaining: dict[str, Any] = {}
     for name, value in data.items():
         reason, neutral = ("", _ANY) if not place and name in IGNORED else rules.get(name, ("", ()))
-        at, to = (f"{place}.{name}", f"{path}.{name}") if place else (name, name)
+        place_of_field, path_of_field = (f"{place}.{name}", f"{path}.{name}") if place else (name, name)
         known = name in rules or (not place and name in IGNORED)
-        if at in IGNORED_INSIDE:
-            ignored |= {at} if value is not None else set()
+        if place_of_field in IGNORED_INSIDE:
+            ignored |= {place_of_field} if value is not None else set()
             continue
         if known and value is None:
             continue
@@ -265,11 +265,11 @@ def _object(
             if not reason:  # the value has a wrong type, which the schema reports
                 remaining[name] = value
                 continue
-            raise _refused(to, reason)
+            raise _refused(path_of_field, reason)
         if known:
-            ignored.add(at)
+            ignored.add(place_of_field)
         if not known or (place and not reason):  # the schema has this field and checks it
-            remaining[name] = _value(value, at, to, ignored)
+            remaining[name] = _value(value, place_of_field, path_of_field, ignored)
     if data.get("parallel_tool_calls") is True and not place:
         ignored.add("parallel_tool_calls")  # true is the default
     return remaining

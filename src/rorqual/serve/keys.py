@@ -33,9 +33,9 @@ def _hash(key: str) -> str:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _tenants(found: Any) -> dict[str, str]:
+def _tenants(data: Any) -> dict[str, str]:
     """Map each key hash in a parsed key file to its tenant. Raises ValueError if the file's structure is wrong."""
-    rows = found.get("keys") if isinstance(found, dict) else None
+    rows = data.get("keys") if isinstance(data, dict) else None
     if not isinstance(rows, list):
         raise ValueError("the list 'keys' is missing")
     tenants: dict[str, str] = {}

@@ -1,6 +1,6 @@
 """Size limits of a request's parts, which bound the memory and time that a body takes.
 
-The checks run in the tenant's thread. One long C call there would still block the event loop, because it holds the GIL.
+The checks run in the tenant's thread. A long C call in this thread would still block the event loop, because it holds the GIL.
 Therefore the values of a body are counted in slices before the body is parsed.
 """
 
@@ -16,7 +16,7 @@ from rorqual.serve.errors import ApiError, refuse
 SLICE = 65_536
 """Maximum bytes of a body that one callback of the event loop handles. Bodies up to this size count as small."""
 MAX_VALUES = 262_144
-"""Maximum number of values in a body: strings, numbers, lists and objects. This also limits the number of token ids."""
+"""Maximum number of values in a body: strings, numbers (including token ids), lists and objects."""
 MAX_TOOLS, MAX_ARGUMENTS, MAX_OTHER = 262_144, 262_144, 131_072
 MAX_PARTS, MAX_CALLS = 4096, 4096
 _FEWER: Mapping[type[ParamType], str] = {
@@ -48,8 +48,8 @@ def too_large(part: str, size: int, unit: str, limit: int, remedy: str) -> ApiEr
 def check_values(body: bytes) -> None:
     """Raise ApiError if a body has more than `MAX_VALUES` values. Values are counted without parsing, so invalid JSON is allowed."""
     n_values, in_string, split_escape = 1, 0, b""
-    for at in range(0, len(body), SLICE):
-        chunk = split_escape + body[at : at + SLICE]
+    for start in range(0, len(body), SLICE):
+        chunk = split_escape + body[start : start + SLICE]
         split_escape = b"\\" if (len(chunk) - len(chunk.rstrip(b"\\"))) % 2 else b""
         chunk = chunk[: len(chunk) - len(split_escape)]
         # After removing escaped quotes, splitting at quotes gives pieces that alternate between outside and inside strings.
@@ -58,9 +58,11 @@ def check_values(body: bytes) -> None:
         in_string = (in_string + len(segments) - 1) % 2
         n_values += outside.count(b",") + outside.count(b"[") + outside.count(b"{")
         if n_values > MAX_VALUES:
-            part = _part_at(body[: at + SLICE])
-            what = f"With `{part}`, the body has more than {MAX_VALUES:,} values (strings, numbers, lists, objects), the limit"
-            raise refuse(f"{what}. Send fewer, for example text instead of token ids.", part or None, "too_large")
+            part = _part_at(body[: start + SLICE])
+            problem = f"With `{part}`, the body has more than {MAX_VALUES:,} values (strings, numbers, lists, objects), the limit"
+            raise refuse(
+                f"{problem}. Send fewer values, for example text instead of token ids.", part or None, "too_large"
+            )
 
 
 def _part_at(body: bytes) -> str:

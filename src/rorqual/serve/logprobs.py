@@ -16,7 +16,7 @@ LEAST = -9999.0
 """Log-probability that stands for a probability of 0, because JSON cannot represent negative infinity."""
 
 
-def of_chat(tokenizer: Tokenizer, drawn: Sequence[Drawn]) -> dict[str, Any]:
+def of_chat(tokenizer: Tokenizer, tokens: Sequence[Drawn]) -> dict[str, Any]:
     """Return the `logprobs` of a chat choice.
 
     Clients can join the `bytes` of the entries to get the exact text, because a token may end inside a UTF-8 character.
@@ -31,22 +31,22 @@ def of_chat(tokenizer: Tokenizer, drawn: Sequence[Drawn]) -> dict[str, Any]:
 
     content = [
         entry(sampled.token, sampled.logprob) | {"top_logprobs": [entry(id_, value) for id_, value in sampled.top]}
-        for sampled in drawn
+        for sampled in tokens
     ]
     return {"content": content, "refusal": None}
 
 
-def of_text(tokenizer: Tokenizer, drawn: Sequence[Drawn], before: int = 0) -> dict[str, Any]:
+def of_text(tokenizer: Tokenizer, sampled_tokens: Sequence[Drawn], before: int = 0) -> dict[str, Any]:
     """Return the `logprobs` of a text choice. `before`: number of characters already sent, where `text_offset` starts."""
-    tokens = [tokenizer.token(sampled.token) for sampled in drawn]
+    tokens = [tokenizer.token(sampled.token) for sampled in sampled_tokens]
     offsets, place = [], before
     for text in tokens:
         offsets.append(place)
         place += len(text)
     return {
         "tokens": tokens,
-        "token_logprobs": [max(sampled.logprob, LEAST) for sampled in drawn],
-        "top_logprobs": [_by_text(tokenizer, sampled.top) for sampled in drawn],
+        "token_logprobs": [max(sampled.logprob, LEAST) for sampled in sampled_tokens],
+        "top_logprobs": [_by_text(tokenizer, sampled.top) for sampled in sampled_tokens],
         "text_offset": offsets,
     }
 

@@ -99,6 +99,6 @@ def _up(now: Now) -> Iterator[str]:
     yield f"rorqual_engine_up {int(now.alive)}"
 
 
-def _head(name: str, kind: str, what: str) -> Iterator[str]:
-    yield f"# HELP rorqual_{name} {what}"
+def _head(name: str, kind: str, description: str) -> Iterator[str]:
+    yield f"# HELP rorqual_{name} {description}"
     yield f"# TYPE rorqual_{name} {kind}"

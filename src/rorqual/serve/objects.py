@@ -1,4 +1,4 @@
-"""Schemas of the API responses. `/openapi.json` is generated from them, and tests validate every response against it."""
+"""Schemas of the API responses, from which `/openapi.json` is generated. Tests validate every response against it."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class ToolCall(_Object):
 
 
 class AnswerMessage(_Object):
-    """The assistant message of a reply. It has `reasoning_content` if the model reasoned, and `tool_calls` if it called tools."""
+    """The assistant message of a reply, with `reasoning_content` if the model reasoned, and `tool_calls` if it called tools."""
 
     role: Literal["assistant"]
     content: str | None

@@ -35,10 +35,10 @@ class StreamedCall:
 class Choice:
     """A sample that is being generated. Stop strings apply only to the answer, not to reasoning and tool calls.
 
-    - `ends`: stop token ids. Their text is omitted.
+    - `ends`: stop token ids, whose text is omitted.
     - `one_call`: end the sample before a second tool call.
     - `least`: minimum number of tokens before a stop string takes effect.
-    - `mute`: the client wants only the prompt. The first token ends the sample, and is neither returned nor billed.
+    - `mute`: the client wants only the prompt. The first generated token ends the sample; it is not returned and not billed.
     - `tell`: collect tokens in `told` until `take` returns them for log-probabilities.
     - `scores`: log-probabilities of the prompt's tokens, starting with the second token.
     - `recorded`: data that a rollout returns in addition to its tokens.
@@ -79,27 +79,27 @@ class Choice:
         """Whether the next token may be slow to parse, because many tokens have not become text yet, as in a long tool call."""
         return self._n_without_text > SILENT
 
-    def count(self, drawn: Drawn) -> None:
+    def count(self, sampled: Drawn) -> None:
         """Count a generated token for billing. Tokens after the sample's end are ignored."""
         if self.reason is None:
-            self.hit = self.hit if self.n_drawn else drawn.hit
+            self.hit = self.hit if self.n_drawn else sampled.hit
             self.n_drawn += 1
 
-    def add(self, drawn: Drawn) -> Piece:
+    def add(self, sampled: Drawn) -> Piece:
         """Add a generated token and return the new text. A token after the sample's end returns an empty piece."""
         if self.reason is not None:
             return Piece()
-        self.count(drawn)
+        self.count(sampled)
         if self.mute:
             self.reason = "length"
             return Piece()
         if self.tell:
-            self.told.append(drawn)
-        fresh = Piece() if drawn.token in self.ends else self._cut(self.reader.feed(drawn.token))
-        if drawn.reason is not None and not self.stops.hit:
+            self.told.append(sampled)
+        fresh = Piece() if sampled.token in self.ends else self._cut(self.reader.feed(sampled.token))
+        if sampled.reason is not None and not self.stops.hit:
             last = self._cut(self.reader.finish(), last=True)
             fresh = Piece(fresh.reasoning + last.reasoning, fresh.content + last.content, (*fresh.tools, *last.tools))
-        self.reason = "stop" if self.stops.hit else drawn.reason
+        self.reason = "stop" if self.stops.hit else sampled.reason
         if self.one_call and any(delta.index for delta in fresh.tools):
             fresh = replace(fresh, tools=tuple(delta for delta in fresh.tools if not delta.index))
             self.reason = "stop"
@@ -173,8 +173,8 @@ class Reply:
             if waited >= keep_alive or hurried():
                 return None
 
-    async def _add(self, choice: Choice, drawn: Drawn) -> Piece:
-        add = partial(choice.add, drawn)
+    async def _add(self, choice: Choice, sampled: Drawn) -> Piece:
+        add = partial(choice.add, sampled)
         return await self.beside(add) if self.beside is not None and choice.heavy else add()
 
     async def pieces(

@@ -97,7 +97,7 @@ def listen(host: str, port: int) -> socket.socket:
         sock = socket.socket(family, kind, protocol)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREAD)  # connections inherit it
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREAD)  # accepted connections inherit this size
             sock.bind(address)
             sock.listen(BACKLOG)
         except OSError:
@@ -172,7 +172,7 @@ async def _until_stopped(service: Service, page: Page, sock: socket.socket, addr
     gc.freeze()
     config = uvicorn.Config(
         page,
-        # Half of the file descriptors are for connections. The others serve connections that close, pipes and files.
+        # Half of the file descriptors are for connections. The other half is for closing connections, pipes and files.
         http=cast(type[asyncio.Protocol], partial(TimedProtocol, lobby=ConnectionLimit(limit // 2), stall=address.stall)),
         backlog=min(AT_ONCE, limit // 8),
         ws="none", lifespan="off", log_level="warning", access_log=False, server_header=False,

@@ -58,7 +58,8 @@ class StreamOptions(Schema):
 
 
 class TemplateOptions(Schema):
-    """Chat template options that turn reasoning on or off. Published templates use either name. Without both, the model decides."""
+    """Chat template options that turn reasoning on or off. Published templates use either name. If both are missing, the
+    model decides."""
 
     thinking: bool | None = None
     enable_thinking: bool | None = None
@@ -119,7 +120,7 @@ class Sampling(Guided):
 
     @property
     def limit(self) -> int:
-        """The maximum number of reply tokens. Without a limit in the request, it is INT32, and the context limits the reply."""
+        """The maximum number of reply tokens, or INT32 if the request sets no limit; the context then limits the reply."""
         return self.given().get("max_tokens") or INT32
 
     @property
@@ -187,8 +188,8 @@ class ChatRequest(Sampling, Tools):
     def bound(self) -> str | None:
         """The request field that constrains the reply, which grammar errors report as `param`.
 
-        It is None if tools are optional: the grammar may then combine tools and `response_format`, and the error message
-        names the field.
+        The value is None if tools are optional, because the grammar may then combine tools and `response_format`. The error
+        message names the field in this case.
         """
         if self.forced() is not None:
             return "tools"
@@ -218,8 +219,8 @@ class ChatRequest(Sampling, Tools):
         modes = self.modes()
         if len(set(modes.values())) > 1:
             names = list(modes)
-            what = f"`{names[0]}` and `{names[-1]}` contradict each other: one turns reasoning on, the other off"
-            raise refuse(f"{what}. Give one of them.", names[-1])
+            problem = f"`{names[0]}` and `{names[-1]}` contradict each other: one turns reasoning on, the other off"
+            raise refuse(f"{problem}. Give one of them.", names[-1])
 
 
 class TextRequest(Sampling):
@@ -309,8 +310,8 @@ def _parsed(body: bytes) -> dict[str, Any]:
 
 def _unique(pairs: list[tuple[str, Any]]) -> None:
     if len(pairs) > MAX_KEYS:  # pydantic would create one error for each unknown key
-        what = f"an object has {len(pairs):,} keys, such as {pairs[0][0][:40]!r}"
-        raise ValueError(f"{what}; at most {MAX_KEYS:,} are allowed. Give fewer")
+        problem = f"an object has {len(pairs):,} keys, such as {pairs[0][0][:40]!r}"
+        raise ValueError(f"{problem}; at most {MAX_KEYS:,} are allowed. Give fewer")
     if len({name for name, _ in pairs}) != len(pairs):
         raise ValueError("an object has a duplicate key")
 

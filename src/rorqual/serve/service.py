@@ -33,7 +33,7 @@ SEED_BITS = 63
 GENERATION = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 """Keys of a published model's generation config that the server uses as defaults."""
 MAX_SCORES = 1 << 18
-"""Maximum number of prompt log-probabilities in one response. This many take about 20 MB."""
+"""Maximum number of prompt log-probabilities in a response, which take about 20 MB."""
 COUNTED = 200_000
 """Texts longer than this many bytes are first tokenized in slices, to refuse them early if they exceed the context."""
 
@@ -51,8 +51,8 @@ def read_defaults(run: RunDir) -> SamplingParams:
     try:
         return Sampling.model_validate({"model": "-", **known}).params()
     except ValidationError as error:
-        what = explain(error, known, {}).message
-        raise ConfigError(what, where=where, remedy="Correct or remove the key.") from None
+        problem = explain(error, known, {}).message
+        raise ConfigError(problem, where=where, remedy="Correct or remove the key.") from None
 
 
 @dataclass(frozen=True)
@@ -114,13 +114,13 @@ class Service:
 
     def no_model(self, name: str) -> ApiError:
         """Return the error for a request to a model that is not served."""
-        what = f"`model` is {shown(name)}, which is not served here"
-        return ApiError(404, f"{what}. Use '{self.name}'.", param="model", code="model_not_found")
+        problem = f"`model` is {shown(name)}, which is not served here"
+        return ApiError(404, f"{problem}. Use '{self.name}'.", param="model", code="model_not_found")
 
     def check_size(self, texts: Sequence[str], param: str, info: Ready) -> None:
         """Raise ApiError if texts are too long for the context.
 
-        This runs before full tokenization, because tokenizing one megabyte of text may take 150 MB of memory.
+        The check runs before full tokenization, because tokenizing one megabyte of text may take 150 MB of memory.
         """
         size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
         least = -(-size // self.chat.tokenizer.longest)
@@ -128,7 +128,7 @@ class Service:
             least = self._count_tokens(texts, info.max_len)
         if least >= info.max_len:
             raise refuse(
-                f"`{param}` has at least {least} tokens, but the context of {info.max_len} must hold it and a reply. Shorten it.",
+                f"`{param}` has at least {least} tokens, but must fit with a reply in the context of {info.max_len} tokens. Shorten it.",
                 param,
                 "context_length_exceeded",
             )
@@ -140,8 +140,8 @@ class Service:
         """
         count = 0
         for text in texts:
-            for at in range(0, len(text), SLICE):
-                count += self.chat.tokenizer.count(text[at : at + SLICE])
+            for start in range(0, len(text), SLICE):
+                count += self.chat.tokenizer.count(text[start : start + SLICE])
                 if count - count // 16 >= most:
                     return count - count // 16
         return count - count // 16
@@ -154,7 +154,7 @@ class Service:
             raise unsupported(path, part.type, f"this model does not accept {part.plural}", TEXT_ONLY)
 
     def prompt_of(self, messages: Sequence[Message], thinking: Thinking, tools: Sequence[Tool] = ()) -> list[int]:
-        """Return the token ids of a conversation. Raises ApiError if the chat format cannot express it."""
+        """Return the token ids of a conversation. Raises ApiError if the chat format cannot represent the conversation."""
         if tools and not self.chat.takes_tools:
             raise refuse(
                 f"`tools` is not supported by this model's chat format, '{self.chat.name}'. Leave it out.",
@@ -190,12 +190,12 @@ class Service:
         limit, top = min(request.limit, info.max_len - len(prompt)), request.scored
         if params.min_tokens > limit:
             raise refuse(
-                f"`min_tokens` is {params.min_tokens}, but the reply may have at most {limit} tokens. Lower it.",
+                f"`min_tokens` is {params.min_tokens}, but the reply may have at most {limit} tokens. Lower `min_tokens`.",
                 "min_tokens",
             )
         if top is not None and len(prompt) * (1 + top) > MAX_SCORES:
-            what = f"`{param}` has {len(prompt)} tokens, each with {top} top log-probabilities: more than {MAX_SCORES} in total"
-            raise refuse(f"{what}. Request fewer, or shorten the prompt.", param)
+            problem = f"`{param}` has {len(prompt)} tokens, each with {top} top log-probabilities: more than {MAX_SCORES} in total"
+            raise refuse(f"{problem}. Request fewer, or shorten the prompt.", param)
         params = replace(
             params,
             max_tokens=limit,
@@ -213,15 +213,15 @@ class Service:
     @staticmethod
     def _check(prompt: Sequence[int], param: str, info: Ready) -> None:
         if not prompt or max(prompt) >= info.vocab_size:
-            what = (
+            problem = (
                 f"contains token id {max(prompt)}. Give ids from 0 to {info.vocab_size - 1}"
                 if prompt
                 else "is empty. Give a non-empty prompt"
             )
-            raise refuse(f"`{param}` {what}.", param)
+            raise refuse(f"`{param}` {problem}.", param)
         if len(prompt) >= info.max_len:
             raise refuse(
-                f"`{param}` has {len(prompt)} tokens, but the context of {info.max_len} must hold it and a reply. Shorten it.",
+                f"`{param}` has {len(prompt)} tokens, but must fit with a reply in the context of {info.max_len} tokens. Shorten it.",
                 param,
                 "context_length_exceeded",
             )

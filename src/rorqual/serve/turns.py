@@ -83,14 +83,14 @@ class ChatMessage(Schema):
         """Raise ApiError if the message has a field that its role does not allow. `place`: the message's path in the request."""
         for name in ("tool_calls", "reasoning_content"):
             if getattr(self, name) and self.role != "assistant":
-                what = f"`{place}.{name}` is set in a message of role '{self.role}'"
-                raise refuse(f"{what}. Only assistant messages may have it. Leave it out.", f"{place}.{name}")
+                problem = f"`{place}.{name}` is set in a message of role '{self.role}'"
+                raise refuse(f"{problem}. Only assistant messages may have it. Leave it out.", f"{place}.{name}")
         if self.role == "tool" and self.tool_call_id is None:
-            what = f"`{place}.tool_call_id` is missing"
-            raise refuse(f"{what}. Give the id of the call that this message answers.", f"{place}.tool_call_id")
+            problem = f"`{place}.tool_call_id` is missing"
+            raise refuse(f"{problem}. Give the id of the call that this message answers.", f"{place}.tool_call_id")
         if self.role != "tool" and self.tool_call_id is not None:
-            what = f"`{place}.tool_call_id` is set in a message of role '{self.role}'"
-            raise refuse(f"{what}. Only tool messages may have it. Leave it out.", f"{place}.tool_call_id")
+            problem = f"`{place}.tool_call_id` is set in a message of role '{self.role}'"
+            raise refuse(f"{problem}. Only tool messages may have it. Leave it out.", f"{place}.tool_call_id")
         if self.role != "assistant" and "\0" in content_label(self.content or ""):
             raise refuse(f"`{place}.content` contains a NUL character. Remove it.", f"{place}.content")
 

@@ -96,7 +96,7 @@ class Sessions:
 
 
 class Page:
-    """ASGI middleware that serves the chat page. It passes API requests and all requests with a key on to `edge`.
+    """ASGI middleware that serves the chat page. API requests and all requests with a key are passed on to `edge`.
 
     `wanted`: None serves the page if Gradio is installed, and otherwise a page that explains how to install it. True raises
     ConfigError if Gradio is not installed. False turns the page off.
@@ -194,7 +194,7 @@ class Page:
         return response
 
     def _form(self, error: str = "") -> Response:
-        """Return the login form, or instructions to install Gradio. Both are public and reveal nothing about the model."""
+        """Return the login form, or instructions to install Gradio. Both pages are public and reveal nothing about the model."""
         name = "login.html" if self.installed else "absent.html"
         text = (FILES / name).read_text(encoding="utf-8").replace("{error}", html.escape(error))
         text = text.replace("{remedy}", html.escape(REMEDY))
@@ -242,12 +242,12 @@ def _until(receive: Receive, ends: Sequence[asyncio.Event]) -> Receive:
     """Wrap `receive` so that it returns a disconnect message when one of the events `ends` is set."""
 
     async def received() -> Message:
-        message, over = asyncio.ensure_future(receive()), [asyncio.ensure_future(end.wait()) for end in ends]
+        message, ending = asyncio.ensure_future(receive()), [asyncio.ensure_future(end.wait()) for end in ends]
         try:
-            await asyncio.wait((message, *over), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((message, *ending), return_when=asyncio.FIRST_COMPLETED)
             return {"type": "http.disconnect"} if any(end.is_set() for end in ends) else message.result()
         finally:
-            for each in (message, *over):
+            for each in (message, *ending):
                 each.cancel()
 
     return received
@@ -268,7 +268,7 @@ async def _login_body(request: Request) -> bytes | None:
 
 
 def _cookie_name(scope: Scope) -> str:
-    """Return the name of the cookie. It contains the port, because servers on the same host share cookies."""
+    """Return the name of the cookie, which contains the port because servers on the same host share cookies."""
     server = scope.get("server") or ("", 0)
     return f"rorqual-{server[1] or 0}"
 

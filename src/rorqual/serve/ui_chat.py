@@ -116,7 +116,7 @@ def _tenant(request: HttpRequest) -> str | None:
 class PageEvent:
     """A running or waiting user event of a session. `replaced`: a newer event exists, so this event sends no more updates.
 
-    `heirs`: events that were closed while they waited for this event. Their successors must also wait for this event.
+    `heirs`: events that were closed while they waited for this event. Successors of the heirs must also wait for this event.
     """
 
     def __init__(self) -> None:
@@ -132,9 +132,9 @@ class PageEvent:
 
 
 class Chat:
-    """The page's event handlers. They yield updates of four components: chat, conversation, input box, status.
+    """The page's event handlers, which yield updates of four components: chat, conversation, input box, status.
 
-    `conversation` is the session's list of rows. Only the running event reads or changes it.
+    `conversation` is the session's list of rows, which only the running event reads or changes.
     """
 
     def __init__(self, gr: Any, api: ASGIApp, model: str) -> None:
@@ -151,7 +151,7 @@ class Chat:
     ) -> Pictures:
         """Generate a reply and yield updates.
 
-        `ask` returns the conversation with the question to answer as its last row. If it returns no rows, nothing is sent.
+        `ask` returns the conversation with the question to answer as its last row. If `ask` returns no rows, no request is sent.
         """
         async with self._turn(session) as event:
             rows = [] if event.replaced else ask(conversation)
@@ -220,7 +220,7 @@ class Chat:
     def _unchanged(self) -> tuple[Any, ...]:
         """Return an update that changes nothing.
 
-        It is the last update of every event, because Gradio may send it again after the next event started.
+        Every event ends with this update, because Gradio may send the last update again after the next event started.
         """
         return (self.gr.skip(),) * 4
 

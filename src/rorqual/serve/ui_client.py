@@ -1,6 +1,6 @@
 """The chat page's API client, which calls the ASGI application in this process for the logged-in tenant.
 
-The page's requests are parsed, limited and queued like those of other clients.
+The page's requests are parsed, limited and queued like the requests of other clients.
 """
 
 from __future__ import annotations

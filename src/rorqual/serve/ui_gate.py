@@ -1,4 +1,4 @@
-"""Access control for Gradio. It restricts the reachable routes, and gives each page session one owner.
+"""Access control for Gradio, which restricts the reachable routes and gives each page session one owner.
 
 Gradio stores a page's state (conversation, running events, event stream) under a `session_hash` that the browser generates.
 Gradio does not check who uses the hash, and the hash is not secret, because URLs contain it. Therefore the first tenant

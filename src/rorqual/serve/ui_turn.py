@@ -133,7 +133,7 @@ class Turn:
 
     @property
     def phase(self) -> str:
-        """The current phase in one word. It changes rarely, because screen readers announce every change."""
+        """The current phase of the reply in one word, which changes rarely because screen readers announce every change."""
         return "Answering" if self.content else "Thinking" if self.reasoning.strip() else "Waiting"
 
     def rows(self) -> list[Row]:

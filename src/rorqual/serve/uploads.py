@@ -53,7 +53,7 @@ class WeightUploads:
     def begin(cls, folder: Path) -> tuple[WeightUploads, str | None]:
         """Lock `folder`, delete weights of an earlier server, and create a rollout key if the folder has none.
 
-        Return the uploads and the new key, or None instead of the key if the folder already had one.
+        Return the uploads and the new key. If the folder already has a key, None is returned in its place.
         """
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -105,8 +105,10 @@ class WeightUploads:
                 raise ApiError(503, "The engine is still loading. Try again in a moment.", code="loading")
             version, digest = _version_of(request), _digest_of(request)
             if version < self.version or (version == self.version and digest != self.digest):
-                what = f"Version {version} is not newer than the engine's version {self.version}"
-                raise ApiError(412, f"{what}. Send a newer one, or read /rollout/weights first.", code="old_version")
+                problem = f"Version {version} is not newer than the engine's version {self.version}"
+                raise ApiError(
+                    412, f"{problem}. Send a newer version, or read /rollout/weights first.", code="old_version"
+                )
             if (content_length := int(request.headers.get("content-length", 0))) > info.weights_bytes:
                 raise _too_long(content_length, info.weights_bytes)
         except ApiError as error:
@@ -115,8 +117,8 @@ class WeightUploads:
         file = self.folder / f"weights-{version}.part"
         try:
             if await self._stream(request, file, info.weights_bytes) != digest:
-                what = "The body's SHA-256 differs from its content-digest: it was truncated or changed in transit"
-                raise ApiError(422, f"{what}. Send it again.", code="wrong_digest")
+                problem = "The body's SHA-256 differs from its content-digest: it was truncated or changed in transit"
+                raise ApiError(422, f"{problem}. Send it again.", code="wrong_digest")
             if version == self.version:  # a retry after a lost response
                 return version
             final = file.with_suffix(".safetensors")
@@ -156,8 +158,8 @@ class WeightUploads:
         except TimeoutError:
             raise ApiError(408, f"No further part of the body arrived within {BODY_SECONDS:.0f} seconds.") from None
         except OSError as error:
-            what = f"The weights cannot be written: {error.strerror}"
-            raise ApiError(507, f"{what}. Free space in the server's rollout_dir.", code="no_space") from None
+            problem = f"The weights cannot be written: {error.strerror}"
+            raise ApiError(507, f"{problem}. Free space in the server's rollout_dir.", code="no_space") from None
         if size > limit:
             raise _too_long(size, limit)
         return sha256.digest()
@@ -185,10 +187,10 @@ async def _discard_body(request: Request, bridge: Bridge) -> None:
 
 
 def _version_of(request: Request) -> int:
-    given = request.query_params.get("version", "")
-    if not given.isascii() or not given.isdigit() or not 1 <= len(given) <= 18:
+    version = request.query_params.get("version", "")
+    if not version.isascii() or not version.isdigit() or not 1 <= len(version) <= 18:
         raise ApiError(400, "`version` must be a positive integer in the query: ?version=8", param="version")
-    return int(given)
+    return int(version)
 
 
 def _digest_of(request: Request) -> bytes:
@@ -198,10 +200,10 @@ def _digest_of(request: Request) -> bytes:
             return base64.b64decode(match[1], validate=True)
     except binascii.Error:
         pass
-    what = "`content-digest` must be the body's SHA-256 in the format of RFC 9530: sha-256=:BASE64:"
-    raise ApiError(400, what, param="content-digest")
+    problem = "`content-digest` must be the body's SHA-256 in the format of RFC 9530: sha-256=:BASE64:"
+    raise ApiError(400, problem, param="content-digest")
 
 
 def _too_long(size: int, limit: int) -> ApiError:
-    what = f"The body has {size:,} bytes, but this model's weights have at most {limit:,}"
-    return ApiError(413, f"{what}. Send the weights of the run that is served.", code="body_too_large")
+    problem = f"The body has {size:,} bytes, but this model's weights have at most {limit:,}"
+    return ApiError(413, f"{problem}. Send the weights of the run that is served.", code="body_too_large")

@@ -16,11 +16,12 @@ TENANT = "rollout-key"
 
 @dataclass(frozen=True)
 class Placed:
-    """Arguments of the engine, see `Engine`.
+    """Arguments of the engine process. Most are arguments of `Engine`.
 
-    `max_len`: 0 is the model's context length. `cache_dir`: folder of the on-disk prefix cache, or empty for none.
-    `cache_bytes`: memory of the KV cache, or 0 for the engine's default. `rollout_dir`: folder for weights that a trainer
-    sends, or empty. `record_kept`: return the sets of tokens that top-p and top-k keep with each rollout.
+    `max_len`: context length in tokens, or 0 for the model's context length. `cache_dir`: folder of the on-disk prefix
+    cache, or empty for no such cache. `cache_bytes`: size of the KV cache, or 0 for the engine's default. `rollout_dir`:
+    folder for weights that a trainer sends, or empty. `record_kept`: whether rollouts contain the sets of tokens that top-p
+    and top-k kept.
     """
 
     run: str
@@ -85,7 +86,7 @@ class Recorded:
     """Data that a rollout returns in addition to its tokens. The engine sends it before the sample's last token.
 
     `policy_version`: version of the weights that generated the rollout. `experts`: routed experts. `kept`: tokens that top-p
-    and top-k kept. Both arrays are encoded by `array_of`, or None if they were not recorded.
+    and top-k kept. `array_of` encodes both arrays. An array that was not recorded is None.
     """
 
     sample: int
@@ -113,7 +114,7 @@ def line(kind: str, **fields: Any) -> bytes:
 
 @dataclass(frozen=True)
 class PackedAsk:
-    """A serialized `Ask`, with the fields that the server needs later. It takes a fifth of the memory of an `Ask`."""
+    """A serialized `Ask` and the fields that the server needs later, in a fifth of the memory of an `Ask`."""
 
     data: bytes
     n: int

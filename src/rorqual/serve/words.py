@@ -86,9 +86,9 @@ def explain(error: ValidationError, data: Any, names: Mapping[str, Collection[st
         key = shown(item["input"])
         return Fault(path, f"`{path}` has the key {key}, which is not a token id. Give {BIASES}.")
     same = [other for where, other in paths if where == parts]
-    what, limit = _describe(item)
+    problem, limit = _describe(item)
     wanted = limit or FORMS.get(place) or _join_alternatives([_expected(other) for other in same])
-    return Fault(path, f"`{path}` {what}. Give {wanted}.")
+    return Fault(path, f"`{path}` {problem}. Give {wanted}.")
 
 
 def written(parts: Collection[str | int]) -> str:
@@ -152,7 +152,7 @@ def _path(item: Mapping[str, Any], data: Any) -> list[str | int]:
 
 
 def _describe(item: Mapping[str, Any]) -> tuple[str, str]:
-    """Return a description of the invalid value, and the violated limit. The limit is empty if the error is not about one."""
+    """Return a description of the invalid value, and the violated limit, or an empty string if no limit was violated."""
     value, limits = item["input"], item.get("ctx") or {}
     if item["type"] in ("too_long", "too_short", "string_too_long", "string_too_short"):
         low, high = limits.get("min_length"), limits.get("max_length")

@@ -1,7 +1,7 @@
 """The engine process: `python -m rorqual.serve.worker PLACED`, where PLACED is a `Placed` in JSON.
 
-The process reads requests from standard input and writes tokens to standard output. It exits when standard input closes,
-so that it stops when the server dies.
+The process reads requests from standard input and writes tokens to standard output. The process exits when standard input
+closes, which also happens when the server dies.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Worker:
         self.scored: set[int] = set()  # request_ids whose prompt's log-probabilities were sent
         self.compiling: dict[int, Compiling] = {}  # the server's request number -> request
         self.recorded: set[int] = set()  # request_ids of rollouts
-        self.version = 0  # of the weights
+        self.version = 0  # version of the current weights
         self.updates: list[PendingWeights] = []
         self.held: dict[
             int, dict[str, Any]
@@ -355,7 +355,7 @@ def main() -> None:
     try:
         Worker(engine, sys.stdin.buffer, sink).run()
         engine.close()
-    except BrokenPipeError:  # the server is gone
+    except BrokenPipeError:  # the server exited
         os._exit(1)
 
 

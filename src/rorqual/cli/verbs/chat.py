@@ -1,4 +1,4 @@
-"""`rorqual chat RUN`"""
+"""The command `rorqual chat RUN`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def chat(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     settings: Settings = None,
 ) -> None:
-    """Chat with a run's model in the terminal. Its reasoning is shown dimmed.
+    """Chat with a run's model in the terminal. Reasoning is dimmed.
 
     /new starts a new conversation, /quit ends. With piped input, each line is one message.
 

@@ -1,4 +1,4 @@
-"""`rorqual compare A B`"""
+"""The command `rorqual compare A B`."""
 
 from __future__ import annotations
 

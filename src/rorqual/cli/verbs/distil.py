@@ -1,4 +1,4 @@
-"""`rorqual distil TEACHER task=NAME`"""
+"""The command `rorqual distil TEACHER task=NAME`."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def distil(
 
 
 def _next(dataset: Path) -> str:
-    """Return a command that trains a student on the kept samples. Its rows are long enough for the longest sample."""
+    """Return a command that trains a student on the kept samples, with rows long enough for the longest sample."""
     from rorqual.core.records import says_nothing
     from rorqual.data.distilled import read_kept_messages
 

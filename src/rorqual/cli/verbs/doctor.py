@@ -1,4 +1,4 @@
-"""`rorqual doctor`"""
+"""The command `rorqual doctor`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`rorqual inspect CONFIG|RUN`"""
+"""The command `rorqual inspect CONFIG|RUN`."""
 
 from __future__ import annotations
 

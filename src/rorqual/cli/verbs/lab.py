@@ -1,4 +1,4 @@
-"""`rorqual lab NAME`"""
+"""The command `rorqual lab NAME`."""
 
 from __future__ import annotations
 

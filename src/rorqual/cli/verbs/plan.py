@@ -1,4 +1,4 @@
-"""`rorqual plan MODEL --train|--serve key=value ...`"""
+"""The command `rorqual plan MODEL --train|--serve key=value ...`."""
 
 from __future__ import annotations
 

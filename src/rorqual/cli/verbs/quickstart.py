@@ -1,4 +1,4 @@
-"""`rorqual quickstart`"""
+"""The command `rorqual quickstart`."""
 
 from __future__ import annotations
 

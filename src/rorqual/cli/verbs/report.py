@@ -1,4 +1,4 @@
-"""`rorqual report DIR`"""
+"""The command `rorqual report DIR`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`rorqual trace RUN`"""
+"""The command `rorqual trace RUN`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`rorqual train RECIPE key=value ...`"""
+"""The command `rorqual train RECIPE key=value ...`."""
 
 from __future__ import annotations
 

@@ -53,12 +53,12 @@ class RolloutShape(TextShape):
         return Choice(self.service.chat.reader("auto", plain=True), Stops(()), tell=True)
 
     def choice(self, index: int, choice: Choice) -> dict[str, Any]:
-        drawn, recorded = choice.take(), choice.recorded
-        assert recorded is not None  # sent before the last token
+        tokens, recorded = choice.take(), choice.recorded
+        assert recorded is not None  # the engine sends it before the last token
         return {
             "index": index,
-            "token_ids": [token.token for token in drawn],
-            "logprobs": [token.logprob for token in drawn],
+            "token_ids": [token.token for token in tokens],
+            "logprobs": [token.logprob for token in tokens],
             "finish_reason": choice.reason,
             "policy_version": recorded.policy_version,
             "experts": recorded.experts,
@@ -72,8 +72,8 @@ class RolloutShape(TextShape):
 def _uploads(request: Request) -> WeightUploads:
     uploads: WeightUploads | None = request.app.state.service.uploads
     if uploads is None or request.state.tenant != TENANT:
-        what = "This route needs the rollout key. Send the header Authorization: Bearer KEY."
-        raise ApiError(401, what, code="invalid_api_key")
+        problem = "This route needs the rollout key. Send the header Authorization: Bearer KEY."
+        raise ApiError(401, problem, code="invalid_api_key")
     return uploads
 
 

@@ -93,7 +93,7 @@ def test_a_text_has_a_loss_by_token_and_by_character(place: Path, monkeypatch: p
 
 def test_a_machine_is_described() -> None:
     text = typed_here("doctor")
-    for name in ("python", "cores", "memory", "torch", "matrix products", "pydantic", "What would make it faster"):
+    for name in ("python", "cores", "memory", "torch", "matrix products", "pydantic", "How to make it faster"):
         assert name in text
     assert "missing" not in text
     assert "device 'gpu9' is not available" in typed_here("doctor", "device=gpu9", code=2)

@@ -187,7 +187,7 @@ def test_several_prompts_are_one_request_whose_samples_are_counted_through() -> 
             reply = reply_to(job)
             first, second = job.numbers
             for number, sample, letter, hit in ((second, 0, "c", 1), (first, 1, "b", 3), (first, 0, "a", 2)):
-                bridge._drawn(number, Drawn(sample, *CHAT.tokenizer.encode(letter), "length", hit=hit))
+                bridge._deliver(number, Drawn(sample, *CHAT.tokenizer.encode(letter), "length", hit=hit))
             await reply.whole()
         return reply, len(bridge.jobs)
 
@@ -206,7 +206,7 @@ def test_what_was_drawn_and_not_read_is_billed() -> None:
             reply = reply_to(job)
             [letter] = CHAT.tokenizer.encode("a")
             for sample in (0, 0, 1, 1, 1):
-                bridge._drawn(job.numbers[0], Drawn(sample, letter, hit=2))
+                bridge._deliver(job.numbers[0], Drawn(sample, letter, hit=2))
             async with aclosing(reply.pieces()) as pieces:
                 assert (await anext(pieces)) is not None  # and then its client leaves
         return reply
@@ -225,7 +225,7 @@ def test_a_stream_whose_tokens_nobody_takes_ends(streamed: bool, top: int) -> No
         with bridge.job([PACKED], "a", streamed=streamed) as job:
             most = BEHIND // (1 + top)
             for _ in range(2 * most):
-                bridge._drawn(job.numbers[0], Drawn(0, 100, top=((1, 0.0),) * top))
+                bridge._deliver(job.numbers[0], Drawn(0, 100, top=((1, 0.0),) * top))
             waiting = job.events.qsize()
             under_way = bool(bridge.jobs)
             with pytest.raises(ApiError, match="too slowly") if streamed else nullcontext():

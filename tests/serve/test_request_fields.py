@@ -13,7 +13,7 @@ from shapes import CHAT, HELLO, MAX_LEN, chat_of, service_of, text_of
 from rorqual.core.parts import ImagePart, ImageURL, TextPart
 from rorqual.core.records import Message, Thinking, Tool, ToolCall
 from rorqual.core.sampling import SERVER_DEFAULTS, Grammar, SamplingParams
-from rorqual.serve.answer import Shape, _prepared
+from rorqual.serve.answer import Shape, _prepare
 from rorqual.serve.errors import ApiError
 from rorqual.serve.limits import MAX_VALUES
 from rorqual.serve.routes.completions import TextShape
@@ -285,7 +285,7 @@ def test_calls_are_one_where_no_more_were_wanted() -> None:
 def prepared(service: Service, **given: Any) -> list[PackedAsk] | str | None:
     """What the engine is asked for a request of completions, or the parameter that is refused."""
     content = json.dumps({"model": "m", **given}).encode()
-    found = _prepared(service, TextRequest, TextShape, [content[:20], content[20:]])
+    found = _prepare(service, TextRequest, TextShape, [content[:20], content[20:]])
     return found.param if isinstance(found, ApiError) else found.asks
 
 
@@ -344,12 +344,12 @@ def test_a_request_without_a_model_that_is_served_or_ready_is_refused() -> None:
     service = service_of()
     assert prepared(service, model="other", prompt="a") == "model"
     service.bridge.info = None
-    found = _prepared(service, TextRequest, TextShape, [b'{"model":"m","prompt":"a"}'])
+    found = _prepare(service, TextRequest, TextShape, [b'{"model":"m","prompt":"a"}'])
     assert isinstance(found, ApiError) and (found.status, found.code) == (503, "loading")
 
 
 def test_what_was_ignored_is_named_in_order() -> None:
-    found = _prepared(service_of(), TextRequest, TextShape, [b'{"model":"m","prompt":"a","user":"x","store":true}'])
+    found = _prepare(service_of(), TextRequest, TextShape, [b'{"model":"m","prompt":"a","user":"x","store":true}'])
     assert not isinstance(found, ApiError) and found.ignored == ["store", "user"]
-    bound = _prepared(service_of(), TextRequest, TextShape, [b'{"model":"m","prompt":"a","guided_regex":"a+"}'])
+    bound = _prepare(service_of(), TextRequest, TextShape, [b'{"model":"m","prompt":"a","guided_regex":"a+"}'])
     assert not isinstance(bound, ApiError) and (bound.bound, bound.ignored) == ("guided_regex", [])

@@ -1,1 +1,1 @@
-"""The command line. Each verb has its own file, and imports torch only if it needs it."""
+"""The command line. Each verb has its own file. Only verbs that need torch import it."""

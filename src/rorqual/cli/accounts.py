@@ -1,4 +1,4 @@
-"""The table of `rorqual inspect`: parameters, FLOPs, KV cache and memory of a model."""
+"""The output of `rorqual inspect`: a table of a model's parameters, FLOPs, KV cache and memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rorqual.model.presets import preset, preset_names
 
 BYTES: Mapping[DType, int] = {"float32": 4, "bfloat16": 2}
 TRAINING_BYTES = 16
-"""Bytes per parameter in training: weight, gradient and AdamW's two moments, each in fp32."""
+"""Bytes per parameter during training: the weight, its gradient and AdamW's two moments, each in fp32."""
 PUBLISHED = """\
 The published 36.7B: DeepSeek-V3's README_WEIGHTS states 36.7B activated parameters, including 0.9B of embedding and 0.9B of head.
 Counted by that definition, the model activates {active}. If the embedding counts as a look-up of one row per token, the activated
@@ -30,7 +30,7 @@ matrices have {matrices} ({lookup} with norms and router biases). The published 
 
 
 class InspectSettings(Placement):
-    """Settings of `rorqual inspect`. `context`: number of keys that attention reads, for FLOPs and one sequence's cache."""
+    """Settings of `rorqual inspect`. `context`: sequence length in tokens, for attention FLOPs and the size of the KV cache."""
 
     dtype: DType = "bfloat16"
     context: Natural = 4096
@@ -39,14 +39,14 @@ class InspectSettings(Placement):
 def find_model(name: str) -> ModelConfig:
     """Return the model config of a published model, a run folder, a Hugging Face `config.json`, or a YAML file.
 
-    A YAML file holds a model config or a whole run. Raises ConfigError if `name` is none of these.
+    A YAML file contains a model config or a run config. Raises ConfigError if `name` is none of these.
     """
     path = Path(name)
     if name in preset_names():
         return preset(name)
     if path.is_dir():
-        inside = path / "config.json"
-        return _from_json(inside) if inside.is_file() else read_model_config(RunDir(path))
+        config_file = path / "config.json"
+        return _from_json(config_file) if config_file.is_file() else read_model_config(RunDir(path))
     if path.suffix == ".json" and path.is_file():
         return _from_json(path)
     if path.is_file():
@@ -79,34 +79,40 @@ def _from_json(path: Path) -> ModelConfig:
 
 
 def _kinds(stage: Stage) -> str:
-    """Return the kinds of a stage's attention and FFN, preceded by the block kind if it is not `pre_norm`."""
+    """Describe a stage by its kinds of attention and FFN, preceded by the kind of block if it is not `pre_norm`."""
     block = [] if stage.block == PreNormConfig() else [stage.block.kind]
     return ", ".join((*block, stage.attention.kind, stage.ffn.kind))
 
 
 def rows(config: ModelConfig, settings: InspectSettings, free_memory: int) -> list[tuple[str, str]]:
-    """Return the rows of the table: (name, figure with unit)."""
+    """Return the rows of the table as (name, value with unit). `free_memory`: in bytes, or 0 if it is unknown."""
     size = BYTES[settings.dtype]
     context = min(settings.context, config.max_position_embeddings)
-    bare, full = (account(config, context=keys, cache_value_bytes=size) for keys in (0, context))
-    weights, training = (full.total + full.mtp) * size, (full.total + full.mtp) * TRAINING_BYTES
-    found = [
+    no_attention, with_attention = (account(config, context=keys, cache_value_bytes=size) for keys in (0, context))
+    weights, training = (
+        (with_attention.total + with_attention.mtp) * size,
+        (with_attention.total + with_attention.mtp) * TRAINING_BYTES,
+    )
+    parameter_rows = [
         ("stages", " + ".join(f"{s.layers} x ({_kinds(s)})" for s in config.stages)),
-        ("parameters, total", count(full.total)),
-        ("parameters, active per token", count(full.active)),
-        ("  with the embedding as a look-up", f"{count(full.active_lookup)}, {count(bare.flops // 2)} of them in matrices"),
+        ("parameters, total", count(with_attention.total)),
+        ("parameters, active per token", count(with_attention.active)),
+        ("  with the embedding as a look-up", f"{count(with_attention.active_lookup)}, {count(no_attention.flops // 2)} of them in matrices"),
     ]  # fmt: skip
-    alone = ""
-    if full.mtp:
-        alone = f"{memory_text(full.total * size)}, with multi-token prediction "
-        found.append(("multi-token prediction", f"{count(full.mtp)} more, not in the total"))
+    main_weights = ""
+    if with_attention.mtp:
+        main_weights = f"{memory_text(with_attention.total * size)}, with multi-token prediction "
+        parameter_rows.append(("multi-token prediction", f"{count(with_attention.mtp)} more, not in the total"))
     return [
-        *found,
-        ("FLOPs per token, forward", f"{bare.flops:.3e}, or {full.flops:.3e} with {context:,} keys attended"),
-        ("FLOPs per token, training", f"{bare.training_flops:.3e}: forward and backward, 3 times the forward"),
-        ("KV cache", f"{full.cache_bytes:,} bytes per token in {settings.dtype}"),
-        (f"KV cache of {context:,} tokens", memory_text(full.cache_bytes * context)),
-        (f"weights in {settings.dtype}", f"{alone}{memory_text(weights)}{_fits(weights, free_memory)}"),
+        *parameter_rows,
+        (
+            "FLOPs per token, forward",
+            f"{no_attention.flops:.3e}, or {with_attention.flops:.3e} with {context:,} keys attended",
+        ),
+        ("FLOPs per token, training", f"{no_attention.training_flops:.3e}: forward and backward, 3 times the forward"),
+        ("KV cache", f"{with_attention.cache_bytes:,} bytes per token in {settings.dtype}"),
+        (f"KV cache of {context:,} tokens", memory_text(with_attention.cache_bytes * context)),
+        (f"weights in {settings.dtype}", f"{main_weights}{memory_text(weights)}{_fits(weights, free_memory)}"),
         ("weights, gradients, AdamW", f"{memory_text(training)} in fp32{_fits(training, free_memory)}"),
     ]
 
@@ -114,22 +120,22 @@ def rows(config: ModelConfig, settings: InspectSettings, free_memory: int) -> li
 def notes(name: str, figures: Account) -> list[str]:
     """Return the notes below the table: the FLOP convention and, for DeepSeek-V3, why the published figure differs.
 
-    `figures` is the account with no keys attended.
+    `figures`: the model's account for a context of 0 tokens.
     """
-    found = [
+    texts = [
         "FLOPs count a multiply-add as two. They include matrix products and attention, not norms, softmax or gates."
     ]
     if name in preset_names() and preset(name) == preset("deepseek-v3"):
-        found.append(
+        texts.append(
             PUBLISHED.format(
                 active=count(figures.active), lookup=count(figures.active_lookup), matrices=count(figures.flops // 2)
             )
         )
-    return found
+    return texts
 
 
 def count(parameters: int) -> str:
-    """Format a number of parameters: `671026419200` becomes `671.03B`."""
+    """Format a number of parameters, for example `671026419200` as `671.03B`."""
     for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
         if parameters >= size:
             return f"{parameters / size:.2f}{unit}"
@@ -137,7 +143,7 @@ def count(parameters: int) -> str:
 
 
 def memory_text(size: float) -> str:
-    """Format bytes with a binary unit, from bytes to TiB."""
+    """Format a number of bytes with a binary unit, from bytes to TiB."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if size < 1024:
             return f"{size:,.4g} {unit}"

@@ -1,4 +1,4 @@
-"""Run `rorqual bench`: measure an engine's throughput and latency, and its share of the machine's memory bandwidth."""
+"""The benchmark of `rorqual bench`: throughput, latency, and the share of memory bandwidth that an engine reaches."""
 
 from __future__ import annotations
 
@@ -37,17 +37,18 @@ from rorqual.model.config import ModelConfig
 from rorqual.plan.serve import split_weights, touched
 
 SMALLEST_ARRAY, LARGEST_ARRAY = 256 * 2**20, 2**31
-"""Limits in bytes of the array that the bandwidth test reads.
+"""Minimum and maximum size in bytes of the array that the bandwidth test reads.
 
-The array is at least four times the last-level cache, within these limits and a quarter of free memory."""
+Within these limits, the array is four times as large as the last-level cache, but at most a quarter of free memory."""
 READS = 5
+"""How often the bandwidth test repeats each of its two kinds of reads."""
 
 
-def _listed(value: Any) -> Any:
+def _split(value: Any) -> Any:
     return tuple(value.split(",")) if isinstance(value, str) else value
 
 
-Counts = Annotated[tuple[Annotated[int, Field(ge=1, le=2**20)], ...], BeforeValidator(_listed), Field(min_length=1)]
+Counts = Annotated[tuple[Annotated[int, Field(ge=1, le=2**20)], ...], BeforeValidator(_split), Field(min_length=1)]
 
 
 class BenchSettings(Placement):
@@ -71,8 +72,8 @@ class BenchSettings(Placement):
 class Timing:
     """The measurements of one repeat.
 
-    `prefill` and `decode` are in tokens per second, `first` (median time to first token) and `gaps` (all inter-token
-    latencies) in seconds, `peak` (memory) in bytes.
+    `prefill`, `decode`: throughput in tokens per second. `first`: median time to first token in seconds. `gaps`: all
+    inter-token latencies in seconds. `peak`: peak memory in bytes.
     """
 
     prefill: float
@@ -83,15 +84,15 @@ class Timing:
 
 
 def bench_run(run: str, arguments: Sequence[str] | None) -> None:
-    """Run the benchmark, print its table, and write every repeat to `out` if it is given."""
+    """Run the benchmark and print its table. If `out` is set, write the measurements of every repeat to this file."""
     chosen = read(BenchSettings, arguments)
     if run.startswith(REMOTE):
         raise ConfigError("bench cannot measure a server", where=run, remedy="Give a run's folder.")
     check_device(chosen.device)
-    out = _checked_out(chosen.out)
+    out = _output_file(chosen.out)
     threads = chosen.threads or cores()
     torch.set_num_threads(threads)
-    longest = max(chosen.prompt) + chosen.new
+    max_tokens = max(chosen.prompt) + chosen.new
     engine = Engine(
         Path(run),
         device=chosen.device,
@@ -100,9 +101,9 @@ def bench_run(run: str, arguments: Sequence[str] | None) -> None:
         threads=threads,
         record_experts=False,
     )
-    if longest > engine.max_len:
+    if max_tokens > engine.max_len:
         raise ConfigError(
-            f"prompt={max(chosen.prompt)} and new={chosen.new} need {longest} tokens, but the model's context is {engine.max_len}",
+            f"prompt={max(chosen.prompt)} and new={chosen.new} need {max_tokens} tokens, but the model's context is {engine.max_len}",
             where="command line",
             remedy=f"Lower prompt= or new= so that their sum is at most {engine.max_len}.",
         )
@@ -113,21 +114,21 @@ def bench_run(run: str, arguments: Sequence[str] | None) -> None:
         for prompt in chosen.prompt:
             _say(f"batch {batch}, prompt {prompt}: {chosen.repeats} repeats")
             rows.append(_row(engine, chosen, batch, prompt, source, bandwidth))
-    found = {"run": run, "settings": chosen.model_dump(mode="json"), "threads": threads, "machine": _machine(),
+    results = {"run": run, "settings": chosen.model_dump(mode="json"), "threads": threads, "machine": _machine(),
              "bandwidth_bytes_per_second": bandwidth, "how": how(engine, chosen, bandwidth, threads), "rows": rows}  # fmt: skip
-    _show(found)
+    _show(results)
     if out is not None:
-        write_json(out, found)
+        write_json(out, results)
         print(f"Every repeat: {out}")
 
 
-def _checked_out(name: str) -> Path | None:
+def _output_file(name: str) -> Path | None:
     if not name:
         return None
     out = Path(name)
     if out.is_dir() or not out.absolute().parent.is_dir():
-        what = "this is a folder, not a file" if out.is_dir() else "the parent folder does not exist"
-        raise ConfigError(what, where=f"out={name}", remedy="Give a file in an existing folder.")
+        problem = "this is a folder, not a file" if out.is_dir() else "the parent folder does not exist"
+        raise ConfigError(problem, where=f"out={name}", remedy="Give a file in an existing folder.")
     return out
 
 
@@ -138,64 +139,66 @@ def _row(
     engine: Engine, chosen: BenchSettings, batch: int, prompt: int, source: Sequence[int], bandwidth: float
 ) -> dict[str, Any]:
     prompts = _prompts(source, batch, prompt, chosen.seed)
-    timed = [timing(engine, prompts, chosen.new) for _ in range(chosen.repeats + 1)][1:]  # the first one warms up
-    keys = prompt + chosen.new / 2
-    read_bytes = step_bytes(engine.model.config, batch, keys, BYTES[chosen.dtype])
+    timings = [timing(engine, prompts, chosen.new) for _ in range(chosen.repeats + 1)][
+        1:
+    ]  # the first repeat is a warm-up and is dropped
+    mean_keys = prompt + chosen.new / 2
+    read_bytes = step_bytes(engine.model.config, batch, mean_keys, BYTES[chosen.dtype])
     return {
         "batch": batch,
         "prompt": prompt,
-        "prefill_tokens_per_second": _spread([t.prefill for t in timed]),
-        "decode_tokens_per_second": _spread([t.decode for t in timed]),
-        "first_token_seconds": _spread([t.first for t in timed]),
-        "between_tokens_seconds": _spread([statistics.median(t.gaps) for t in timed]),
-        "between_tokens_seconds_99": _spread([_quantile(t.gaps, 0.99) for t in timed]),
+        "prefill_tokens_per_second": _spread([t.prefill for t in timings]),
+        "decode_tokens_per_second": _spread([t.decode for t in timings]),
+        "first_token_seconds": _spread([t.first for t in timings]),
+        "between_tokens_seconds": _spread([statistics.median(t.gaps) for t in timings]),
+        "between_tokens_seconds_99": _spread([_quantile(t.gaps, 0.99) for t in timings]),
         "bytes_per_step": read_bytes,
-        "bandwidth_share": _spread([t.decode / batch * read_bytes / bandwidth for t in timed]),
-        "peak_memory_bytes": max(t.peak for t in timed),
-        "repeats": [asdict(t) | {"gaps": None} for t in timed],
+        "bandwidth_share": _spread([t.decode / batch * read_bytes / bandwidth for t in timings]),
+        "peak_memory_bytes": max(t.peak for t in timings),
+        "repeats": [asdict(t) | {"gaps": None} for t in timings],
     }
 
 
 def timing(engine: Engine, prompts: Sequence[tuple[int, ...]], new: int) -> Timing:
-    """Submit all prompts at once and generate `new` tokens for each.
+    """Submit all prompts together, generate `new` tokens for each, and return the measurements.
 
-    Prefill ends when every request has its first token. Decode is the time after that.
+    Prefill ends when every request has its first token. The remaining time counts as decode.
     """
     params = SamplingParams(max_tokens=new, ignore_eos=True)
     _reset_peak()
     began = time.perf_counter()
     request_ids = [engine.submit(Request(prompt_ids=ids, params=params, reuse=False)) for ids in prompts]
-    last = dict.fromkeys(request_ids, 0.0)
-    first: dict[int, float] = {}
+    last_times = dict.fromkeys(request_ids, 0.0)
+    first_times: dict[int, float] = {}
     gaps: list[float] = []
-    drawn = decoded = 0
-    prefilled = now = 0.0
-    while drawn < new * len(prompts):
+    n_generated = n_decoded = 0
+    prefill_seconds = now = 0.0
+    while n_generated < new * len(prompts):
         deltas = engine.step()
         now = time.perf_counter() - began
-        drawn += len(deltas)
-        decoded += len(deltas) if prefilled else 0
+        n_generated += len(deltas)
+        n_decoded += len(deltas) if prefill_seconds else 0
         for delta in deltas:
-            if delta.request_id in first:
-                gaps.append(now - last[delta.request_id])
-            first.setdefault(delta.request_id, now)
-            last[delta.request_id] = now
-        if not prefilled and len(first) == len(prompts):
-            prefilled = now
+            if delta.request_id in first_times:
+                gaps.append(now - last_times[delta.request_id])
+            first_times.setdefault(delta.request_id, now)
+            last_times[delta.request_id] = now
+        if not prefill_seconds and len(first_times) == len(prompts):
+            prefill_seconds = now
     tokens = sum(map(len, prompts))
     return Timing(
-        prefill=tokens / prefilled,
-        decode=decoded / max(now - prefilled, 1e-9),
-        first=statistics.median(first.values()),
+        prefill=tokens / prefill_seconds,
+        decode=n_decoded / max(now - prefill_seconds, 1e-9),
+        first=statistics.median(first_times.values()),
         gaps=tuple(gaps),
         peak=_peak(),
     )
 
 
 def _prompts(source: Sequence[int], batch: int, length: int, seed: int) -> list[tuple[int, ...]]:
-    """Return `batch` different prompts, so that the prefix cache gives no hits.
+    """Return `batch` different prompts of `length` tokens, so that the prefix cache has no hits.
 
-    They are slices of `source`, or random ids if `source` is a range (the vocabulary).
+    Prompts are slices of the tokenized text `source`. If `source` is a range (the vocabulary), they are random token ids.
     """
     rng = random.Random(f"{seed} {batch} {length}")
     if isinstance(source, range):
@@ -219,10 +222,10 @@ def _source(engine: Engine, chosen: BenchSettings) -> Sequence[int]:
 
 
 def step_bytes(config: ModelConfig, batch: int, keys: float, size: int) -> float:
-    """Return the bytes that one decode step must read.
+    """Return the number of bytes that a decode step must read from memory.
 
-    These are the weights that `batch` tokens use, each once, and the KV cache of `keys` tokens per sequence. The embedding
-    counts as one row. The share of routed experts that are read assumes uniform routing: 1 - (1 - k / n)^batch.
+    A step reads the weights that any of `batch` tokens uses, each once, and the KV cache of `keys` tokens per sequence. The
+    embedding counts as one row. With uniform routing, the share of routed experts that are read is 1 - (1 - k / n)^batch.
     """
     figures = account(config, cache_value_bytes=size)
     experts = split_weights(config)[1] * (touched(config, batch) - touched(config, 1))
@@ -233,9 +236,9 @@ def step_bytes(config: ModelConfig, batch: int, keys: float, size: int) -> float
 
 
 def read_bandwidth(device: str, threads: int) -> float:
-    """Return the memory bandwidth in bytes per second that `threads` threads reach.
+    """Measure the memory bandwidth that `threads` threads reach, in bytes per second.
 
-    An array larger than any cache is read by a sum and by a matrix-vector product, several times each. The fastest counts.
+    An array larger than any cache is read several times, by a sum and by a matrix-vector product. The fastest read counts.
     """
     size = max(SMALLEST_ARRAY, min(LARGEST_ARRAY, 4 * last_cache()))
     free = memory()[1]
@@ -246,13 +249,13 @@ def read_bandwidth(device: str, threads: int) -> float:
     best = float("inf")
     for kind in range(2 * READS):
         began = time.perf_counter()
-        float(array.sum() if kind % 2 else (array @ vector)[0])  # reading a value waits for the device
+        float(array.sum() if kind % 2 else (array @ vector)[0])  # copying a value to the host waits for the device
         best = min(best, time.perf_counter() - began)
     return array.numel() * 4 / best
 
 
 def last_cache() -> int:
-    """Return the size of core 0's largest cache in bytes, or 0 if the system does not report it."""
+    """Return the size in bytes of the largest cache of core 0, or 0 if the system does not report it."""
     sizes = [0]
     for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         with suppress(OSError, ValueError):
@@ -266,7 +269,7 @@ def _reset_peak() -> None:
 
 
 def _peak() -> int:
-    """Return the peak memory of this process in bytes, since the last reset if the system supports resetting."""
+    """Return this process's peak memory in bytes since the last reset, or since its start if the system cannot reset it."""
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):
@@ -291,35 +294,35 @@ def _machine() -> dict[str, Any]:
 
 
 def how(engine: Engine, chosen: BenchSettings, bandwidth: float, threads: int) -> list[str]:
-    """Return notes on what was measured, how, and what may distort it."""
+    """Return notes on the method of measurement, and on conditions that may distort the results."""
     config = engine.model.config
     weights = account(config).total * BYTES[chosen.dtype]
     prompts = f"pieces of {chosen.data}" if chosen.data else "random ids"
-    found = [
+    notes = [
         f"{count(account(config).total)} parameters in {chosen.dtype} on {chosen.device}, {memory_text(weights)}; {threads} threads.",
         f"Prompts are {prompts}, all different, the same in each repeat. Decoding is greedy and ignores EOS. One warm-up run is not counted.",
-        "Each cell shows the median of the repeats, then the lowest and the highest. All requests are submitted at once. Prefill ends when "
-        "each has its first token; decode is the rest. First: median time to first token. Between: median and 99th percentile of "
-        "inter-token latency.",
+        "Each cell shows the median, minimum and maximum of the repeats. All requests are submitted together. Prefill ends when every "
+        "request has its first token; the remaining time is decode. First: median time to first token. Between: median and 99th "
+        "percentile of inter-token latency.",
         f"This machine reads memory at {bandwidth / 1e9:.1f} GB/s (best of {2 * READS} reads of an array larger than the cache). The last "
-        "column is the bytes that a step must read, weights once and each sequence's KV cache, divided by its time and this bandwidth.",
+        "column is the share of this bandwidth that decoding reaches, if a step reads the weights once and each sequence's KV cache.",
     ]
     if weights < 2 * last_cache():
-        found.append(
+        notes.append(
             f"The weights nearly fit in the last-level cache ({memory_text(last_cache())}), which is faster than memory: "
             "the share of memory bandwidth may exceed 100 % here."
         )
     if any(ffn.experts_per_token() for ffn in config.ffns):
-        found.append("The bytes read assume uniform routing to experts; random ids may route differently.")
+        notes.append("The bytes read assume uniform routing to experts; random ids may route differently.")
     if load() > cores() + 0.5:
-        found.append(f"Other processes use the cores (load {load():.1f}): these figures are too low.")
-    return found
+        notes.append(f"Other processes use the cores (load {load():.1f}): these figures are too low.")
+    return notes
 
 
-def _show(found: dict[str, Any]) -> None:
-    # The table must fit in 80 columns, or figures are truncated.
+def _show(results: dict[str, Any]) -> None:
+    # The table must fit in 80 columns, because rich truncates wider tables.
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    heads = (
+    headers = (
         "batch",
         "prompt",
         "prefill\ntok/s",
@@ -329,9 +332,9 @@ def _show(found: dict[str, Any]) -> None:
         "99 %\nms",
         "% of\nmemory",
     )
-    for name in heads:
+    for name in headers:
         table.add_column(name, justify="right", no_wrap=True)
-    shown = (
+    fields = (
         ("prefill_tokens_per_second", 1),
         ("decode_tokens_per_second", 1),
         ("first_token_seconds", 1000),
@@ -339,18 +342,18 @@ def _show(found: dict[str, Any]) -> None:
         ("between_tokens_seconds_99", 1000),
         ("bandwidth_share", 100),
     )
-    for row in found["rows"]:
-        told = [_told(row[name], unit) for name, unit in shown]
-        table.add_row(str(row["batch"]), str(row["prompt"]), *told)
+    for row in results["rows"]:
+        cells = [_cell(row[name], unit) for name, unit in fields]
+        table.add_row(str(row["batch"]), str(row["prompt"]), *cells)
     console = Console(highlight=False, markup=False, emoji=False)
-    console.print(f"{found['run']}, {found['settings']['new']} new tokens")
+    console.print(f"{results['run']}, {results['settings']['new']} new tokens")
     console.print(table)
-    peak = max(row["peak_memory_bytes"] for row in found["rows"])
-    for line in (f"Peak memory of this process: {memory_text(peak)}.", *found["how"]):
+    peak = max(row["peak_memory_bytes"] for row in results["rows"])
+    for line in (f"Peak memory of this process: {memory_text(peak)}.", *results["how"]):
         console.print(line)
 
 
-def _told(spread: dict[str, float], unit: float) -> str:
+def _cell(spread: dict[str, float], unit: float) -> str:
     low, middle, high = (_digits(spread[key] * unit) for key in ("low", "median", "high"))
     return f"{middle}\n{low}\n{high}"
 

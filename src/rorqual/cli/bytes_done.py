@@ -1,4 +1,4 @@
-"""A progress bar for conversions, in megabytes."""
+"""A progress bar of checkpoint conversions, in megabytes."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ MB = 1_000_000
 
 
 class BytesDone:
-    """A `progress(done, total, name)` callback that writes to standard error unless `quiet`."""
+    """A callback `progress(done, total, name)` in bytes, which shows a progress bar on standard error unless `quiet`."""
 
     def __init__(self, label: str, *, quiet: bool) -> None:
         self.label, self.quiet = label, quiet
-        self._shown: Progress | None = None
+        self._bar: Progress | None = None
 
     def __call__(self, done: int, total: int, name: str) -> None:
         if self.quiet:
             return
-        if self._shown is None:
-            self._shown = Progress(self.label, max(1, round(total / MB)), unit="MB")
-        self._shown.update(self._shown.total if done >= total else min(done // MB, self._shown.total - 1), name)
+        if self._bar is None:
+            self._bar = Progress(self.label, max(1, round(total / MB)), unit="MB")
+        self._bar.update(self._bar.total if done >= total else min(done // MB, self._bar.total - 1), name)
 
     def say(self, notes: Iterable[str]) -> None:
         """Print each note on its own line, above the progress bar."""
         for note in notes if not self.quiet else ():
-            (self._shown or Progress(self.label, 1)).say(note)
+            (self._bar or Progress(self.label, 1)).say(note)

@@ -1,4 +1,4 @@
-"""The output of `rorqual doctor`: the machine, package versions, torch's build, and advice."""
+"""The output of `rorqual doctor`: facts about the machine, package versions, torch's build, and advice."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ VECTORS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 PACKAGE = re.compile(r"[^\w.-]")
 PROBE = 1024
-"""Rows and columns of the matrix whose product is timed."""
+"""Number of rows and columns of the matrix in the speed test."""
 
 
 def facts(device: str, dtype: str) -> list[tuple[str, str]]:
-    """Return the facts about this machine and its software as (name, value)."""
+    """Return facts about this machine and its software as (name, value) rows."""
     name, flags = processor()
     total, free = memory()
     cuda = torch.version.cuda
@@ -49,57 +49,61 @@ def facts(device: str, dtype: str) -> list[tuple[str, str]]:
 
 
 def accelerator() -> str:
-    """Return the name of the accelerator that torch finds, or `none`."""
+    """Return the name of the accelerator that torch detects, or `none`."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name(0)
     return "mps" if torch.backends.mps.is_available() else "none"
 
 
 def versions() -> list[tuple[str, str]]:
-    """Return the installed versions of Rorqual's dependencies."""
-    found = []
+    """Return the installed version of each of Rorqual's dependencies as (name, version) rows."""
+    rows = []
     for text in requires("rorqual") or []:
         name = PACKAGE.split(text, maxsplit=1)[0]
         if "extra ==" in text or name == "torch":
             continue
         try:
-            found.append((name, version(name)))
+            rows.append((name, version(name)))
         except PackageNotFoundError:
-            found.append((name, f"missing: pip install '{text}'"))
-    return found
+            rows.append((name, f"missing: pip install '{text}'"))
+    return rows
 
 
 def speed(device: str, dtype: str) -> float:
-    """Return the FLOP/s of a square matrix product: the fastest of six."""
+    """Measure the FLOP/s of a square matrix product. The fastest of six products counts."""
     kind = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
     matrix = torch.ones(PROBE, PROBE, device=device, dtype=kind)
     best = float("inf")
     for _ in range(6):
         began = time.perf_counter()
-        float((matrix @ matrix)[0, 0])  # reading a value waits for the device
+        float((matrix @ matrix)[0, 0])  # copying a value to the host waits for the device
         best = min(best, time.perf_counter() - began)
     return 2.0 * PROBE**3 / best
 
 
 def advice() -> list[str]:
-    """Return what the user can change to make Rorqual faster."""
+    """Return suggestions for changes that make Rorqual faster on this machine."""
     _, flags = processor()
-    mine, machine, free = cores(), os.cpu_count() or 1, memory()[1]
-    found = []
-    if mine < machine:
-        found.append(
-            f"This process may use {mine} of {machine} cores: raise the container's CPU limit or widen the affinity."
+    allowed, machine, free = cores(), os.cpu_count() or 1, memory()[1]
+    suggestions = []
+    if allowed < machine:
+        suggestions.append(
+            f"This process may use {allowed} of {machine} cores: raise the container's CPU limit or widen the affinity."
         )
-    if load() > mine + 0.5:
-        found.append(f"Other processes use the {mine} cores (load {load():.1f}): stop them, or lower threads=.")
+    if load() > allowed + 0.5:
+        suggestions.append(
+            f"Other processes use the {allowed} cores (load {load():.1f}): stop them, or lower threads=."
+        )
     if torch.version.cuda and not torch.cuda.is_available():
-        found.append("torch is built for CUDA but finds no GPU: the CPU build is smaller and equally fast here.")
+        suggestions.append("torch is built for CUDA but finds no GPU: the CPU build is smaller and equally fast here.")
     if torch.cuda.is_available():
-        found.append("torch finds a GPU: use device=cuda.")
+        suggestions.append("torch finds a GPU: use device=cuda.")
     if platform.machine() in ("x86_64", "AMD64") and "avx2" not in flags:
-        found.append("The processor has no AVX2: matrix products take several times as long.")
+        suggestions.append("The processor has no AVX2: matrix products take several times as long.")
     if flags and not flags & BF16_FLAGS:
-        found.append("The processor has no bf16 instructions: keep dtype=float32, because bfloat16 is slower here.")
+        suggestions.append(
+            "The processor has no bf16 instructions: keep dtype=float32, because bfloat16 is slower here."
+        )
     if 0 < free < 4 * 1024**3:
-        found.append(f"Only {memory_text(free)} of memory is free; the quickstart may need 4 GiB.")
-    return found
+        suggestions.append(f"Only {memory_text(free)} of memory is free; the quickstart may need 4 GiB.")
+    return suggestions

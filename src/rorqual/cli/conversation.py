@@ -1,4 +1,4 @@
-"""A chat in the terminal: streams replies, and drops old turns that no longer fit in the context."""
+"""A conversation in the terminal. Replies are streamed, and the oldest turns are dropped when the context is full."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from rorqual.engine.engine import Engine
 from rorqual.engine.request import Request, SamplingParams
 
 ROOM = 8
-"""Tokens of the context that are reserved for the reply."""
+"""Number of tokens of the context that are reserved for the reply."""
 
 
 class ChatSettings(Placement):
-    """Settings of `rorqual chat`. Each turn adds one to `seed`."""
+    """Settings of `rorqual chat`. `seed`: seed of the first turn. Each further turn increases the seed by one."""
 
     thinking: Thinking = "auto"
     system: str = ""
@@ -29,7 +29,7 @@ class ChatSettings(Placement):
 
 
 class Screen(Protocol):
-    """Where a reply is displayed."""
+    """The interface of a display for streamed replies and notes."""
 
     def reasoning(self, text: str) -> None: ...
 
@@ -41,26 +41,26 @@ class Screen(Protocol):
 def pieces(ids: Iterable[int], chat: ChatFormat, thinking: Thinking) -> Iterator[tuple[bool, str]]:
     """Yield (is reasoning, new text) as tokens arrive.
 
-    The joined pieces of each kind equal the result of `chat.parse` on all tokens. Bytes of an incomplete UTF-8 character
-    are held back. If a model closes a reasoning section that it never opened, text already yielded as answer was
-    reasoning. It is then yielded again, as reasoning.
+    The joined text of each kind equals the result of `chat.parse` for all tokens. An incomplete UTF-8 character is yielded
+    when it is complete. A model may close a reasoning section that it never opened. Text that was already yielded as answer
+    is then yielded again as reasoning.
     """
-    reader, early = chat.reader(thinking), ""  # `early`: text already yielded as answer while still tentative
+    reader, shown_early = chat.reader(thinking), ""  # shown_early: answer text that was yielded before it was final
     for id_ in chain(ids, (None,)):
         piece = reader.finish() if id_ is None else reader.feed(id_)
         if piece.reasoning:
-            early = ""
+            shown_early = ""
             yield True, piece.reasoning
-        fresh = piece.content.removeprefix(early)
-        if waiting := reader.tentative:
-            fresh = waiting.removeprefix(early)
-        early = waiting
-        if fresh:
-            yield False, fresh
+        new_text = piece.content.removeprefix(shown_early)
+        if tentative := reader.tentative:
+            new_text = tentative.removeprefix(shown_early)
+        shown_early = tentative
+        if new_text:
+            yield False, new_text
 
 
 class Conversation:
-    """One conversation with a model."""
+    """A conversation with a model, and its history of messages."""
 
     def __init__(self, engine: Engine, settings: ChatSettings) -> None:
         self.engine, self.settings = engine, settings
@@ -68,40 +68,40 @@ class Conversation:
         self.turns = 0
 
     def say(self, text: str, screen: Screen) -> Message:
-        """Send `text` to the model, stream the reply to `screen`, and add both to the history.
+        """Send a user message, stream the reply to `screen`, add both to the history, and return the reply.
 
-        Raises DataError if the message alone is longer than the context.
+        Raises DataError if the message alone does not fit in the context.
         """
-        asked = self._fitting([*self.history, Message("user", text)], screen)
+        messages = self._truncate([*self.history, Message("user", text)], screen)
         params = SamplingParams(
             max_tokens=self.settings.max_tokens,
             temperature=self.settings.temperature,
             seed=self.settings.seed + self.turns,
         )
-        request = Request(self._opening(asked), params, self.settings.thinking)
-        drawn: list[int] = []
-        for is_reasoning, piece in pieces(self._tokens(request, drawn), self.engine.chat, self.settings.thinking):
+        request = Request(self._with_system(messages), params, self.settings.thinking)
+        generated: list[int] = []
+        for is_reasoning, piece in pieces(self._tokens(request, generated), self.engine.chat, self.settings.thinking):
             (screen.reasoning if is_reasoning else screen.answer)(piece)
-        reply = self.engine.chat.parse(drawn, self.settings.thinking)
-        if drawn and drawn[-1] not in self.engine.chat.stop_ids:
-            screen.note(f"reply cut off after {len(drawn)} tokens")
-        self.history = [*asked, reply]
+        reply = self.engine.chat.parse(generated, self.settings.thinking)
+        if generated and generated[-1] not in self.engine.chat.stop_ids:
+            screen.note(f"reply cut off after {len(generated)} tokens")
+        self.history = [*messages, reply]
         self.turns += 1
         return reply
 
-    def _tokens(self, request: Request, drawn: list[int]) -> Iterator[int]:
+    def _tokens(self, request: Request, generated: list[int]) -> Iterator[int]:
         for delta in self.engine.stream(request):
-            drawn.append(delta.token)
+            generated.append(delta.token)
             yield delta.token
 
-    def _opening(self, messages: list[Message]) -> tuple[Message, ...]:
+    def _with_system(self, messages: list[Message]) -> tuple[Message, ...]:
         system = [Message("system", self.settings.system)] if self.settings.system else []
         return (*system, *messages)
 
-    def _fitting(self, messages: list[Message], screen: Screen) -> list[Message]:
-        """Return `messages` without the oldest exchanges that do not fit in the context. Dropped ones are noted on screen."""
+    def _truncate(self, messages: list[Message], screen: Screen) -> list[Message]:
+        """Drop the oldest exchanges until `messages` fit in the context. A note on the screen says how many were dropped."""
         kept, room = messages, self.engine.max_len - ROOM
-        while len(kept) > 1 and len(self.engine.chat.prompt(self._opening(kept), self.settings.thinking)) > room:
+        while len(kept) > 1 and len(self.engine.chat.prompt(self._with_system(kept), self.settings.thinking)) > room:
             kept = kept[2:]
         if len(kept) < len(messages):
             screen.note(

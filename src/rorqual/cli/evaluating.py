@@ -1,4 +1,4 @@
-"""Run `rorqual eval` on a task. Answers are saved as they arrive, so an interrupted evaluation can resume."""
+"""Evaluation of a model on a task, for `rorqual eval`. Answers are saved as they arrive, so that a command can resume."""
 
 from __future__ import annotations
 
@@ -23,36 +23,39 @@ from rorqual.tasks.base import Task
 
 T = TypeVar("T")
 NO_WEIGHTS = frozenset({"optim.safetensors", "state.json"})
-"""Checkpoint files that only training reads."""
+"""Checkpoint files without model weights, which only training reads. The fingerprint does not include them."""
 
 
 def measure(
     model: str, settings: EvalSettings, task: Task, file: Path | None, progress: Callable[[int, int], None]
 ) -> Evaluation:
-    """Evaluate `model` on `task` and save the evaluation in `file`.
+    """Evaluate `model` on `task` and save the result in `file`.
 
-    Until then, answers are cached in a file next to it. The same command resumes from them.
+    During the evaluation, answers are saved in an answer cache next to `file`. After an interruption, the same command
+    continues with the cached answers.
     """
-    engine, made = _load(model, settings)
-    with AnswerCache(engine, file, made) as kept:
-        if kept.count:
-            _say(f"Reusing {kept.count:,} answers from {kept.path}. Remove this file to start over.")
+    engine, identity = _load(model, settings)
+    with AnswerCache(engine, file, identity) as cache:
+        if cache.count:
+            _say(f"Reusing {cache.count:,} answers from {cache.path}. Remove this file to start over.")
         try:
-            found = run.evaluate(kept, task, progress=progress, model=model, **settings.asked())
+            evaluation = run.evaluate(cache, task, progress=progress, model=model, **settings.asked())
             if file is not None:
-                found.save(file)
+                evaluation.save(file)
         except BaseException:
-            if file is not None and kept.count:
-                _say(f"Saved {kept.count:,} answers in {kept.path}. The same command resumes from them.")
-            elif file is None and kept.answered and model.startswith(REMOTE):
-                _say(f"{kept.answered:,} answers are lost. Give out=FILE.json to save answers as they arrive.")
+            if file is not None and cache.count:
+                _say(f"Saved {cache.count:,} answers in {cache.path}. The same command resumes from them.")
+            elif file is None and cache.answered and model.startswith(REMOTE):
+                _say(f"{cache.answered:,} answers are lost. Give out=FILE.json to save answers as they arrive.")
             raise
-        if kept.refusals:
-            more = f" The same command retries them; the other answers are in {kept.path}." if kept.path else ""
-            _say(f"{len(kept.refusals):,} requests failed and are ungraded.{more} The first: {kept.refusals[0]}")
+        if cache.refusals:
+            retry_note = f" The same command retries them; the other answers are in {cache.path}." if cache.path else ""
+            _say(
+                f"{len(cache.refusals):,} requests failed and are ungraded.{retry_note} The first: {cache.refusals[0]}"
+            )
         else:
-            kept.forget()
-    return found
+            cache.forget()
+    return evaluation
 
 
 def _say(text: str) -> None:
@@ -60,38 +63,38 @@ def _say(text: str) -> None:
 
 
 def _load(model: str, settings: EvalSettings) -> tuple[Any, dict[str, Any]]:
-    """Return the engine, and everything but the requests that its answers depend on."""
+    """Return the engine, and the fields that its answers depend on in addition to the requests."""
     if model.startswith(REMOTE):
         return generator(model, settings), {
             "address": model,
             "model": settings.model,
             "seed_bits": settings.seed_bits,
         }
-    engine, print_ = loaded(RunDir(Path(model)), lambda: generator(model, settings))
-    where = {"dtype": settings.dtype, "device": settings.device, "backend": arithmetic_of(settings.backend)}
-    return engine, {"run": print_, **where, **arithmetic()}
+    engine, fingerprint_ = loaded(RunDir(Path(model)), lambda: generator(model, settings))
+    settings_ = {"dtype": settings.dtype, "device": settings.device, "backend": arithmetic_of(settings.backend)}
+    return engine, {"run": fingerprint_, **settings_, **arithmetic()}
 
 
 def loaded(run: RunDir, load: Callable[[], T]) -> tuple[T, str]:
     """Return the result of `load` and the fingerprint of the checkpoint that it loaded.
 
-    `load` reads the run's newest checkpoint. It is called again if training wrote a newer one in the meantime.
+    `load` reads the latest checkpoint of `run`. If training saved a newer checkpoint during the call, `load` is called again.
     """
     while True:
         checkpoint = run.checkpoint()
-        found = load()
+        model = load()
         if run.checkpoint() == checkpoint:
-            return found, fingerprint(run, checkpoint)
-        del found  # free its memory before the next load
+            return model, fingerprint(run, checkpoint)
+        del model  # free the model's memory before the next load
 
 
 def arithmetic() -> dict[str, Any]:
-    """Return the versions that the exact bits of a local engine's results depend on."""
+    """Return the software versions that the exact results of a local engine depend on."""
     return {"rorqual": rorqual.__version__, "torch": torch.__version__, "rounding": ROUNDING}
 
 
 def fingerprint(run: RunDir, checkpoint: Path) -> str:
-    """Return a SHA-256 of a run's settings, tokenizer, chat template (if any) and a checkpoint's weights."""
+    """Return a SHA-256 of a checkpoint's weights and of the run's settings, tokenizer and chat template, if any."""
     digest = hashlib.sha256()
     weights = (file for file in sorted(checkpoint.rglob("*")) if file.name not in NO_WEIGHTS)
     for file in (run.config_file, run.tokenizer_file, run.path / TEMPLATE_FILE, *weights):

@@ -1,4 +1,7 @@
-"""Run `rorqual generate`: answer a file of prompts with a run or a server, into an output that survives kills."""
+"""Implementation of `rorqual generate`: generate replies to a file of prompts, with a run or a server.
+
+Replies are saved as they arrive, so an interrupted command can resume.
+"""
 
 from __future__ import annotations
 
@@ -31,15 +34,18 @@ from rorqual.ops.backends import arithmetic_of, backend
 from rorqual.ops.backends.torch_invariant import NOT_HELD
 
 SHOWN = 3
-"""Number of refused lines that the summary shows."""
+"""Maximum number of refused lines in the summary."""
 
 
 class GenerateSettings(Placement):
-    """Settings of `rorqual generate`, apart from sampling parameters.
+    """Settings of `rorqual generate` other than sampling parameters.
 
-    `raw`: continue each prompt as plain text, without the chat template. `token_ids`, `logprobs`: write these, too.
-    `strict`: stop at the first bad line, before anything runs. `slots`: concurrent sequences. `max_len`: 0 means the
-    model's context length.
+    - `raw`: continue each prompt as plain text, without the chat template.
+    - `token_ids`, `logprobs`: also write token ids or log-probabilities to the output.
+    - `strict`: check all lines first, and stop at an invalid line before anything is generated.
+    - `slots`: maximum number of concurrent sequences of a local engine.
+    - `concurrency`: maximum number of concurrent requests to a server.
+    - `max_len`: context length in tokens; 0 uses the model's context length.
     """
 
     run: str = ""
@@ -59,33 +65,33 @@ class GenerateSettings(Placement):
 
 
 def read_settings(arguments: Sequence[str] | None) -> tuple[GenerateSettings, RowSampling]:
-    """Split the arguments into the command's settings and the default sampling parameters of rows.
+    """Split arguments into settings of the command and sampling parameters, which are defaults of the rows.
 
     Raises ConfigError if a key is unknown, or if `run` or `out` is missing.
     """
-    own, sampling = dict[str, str](), dict[str, Any]()
+    command_values, sampling = dict[str, str](), dict[str, Any]()
     for key, value in pairs(arguments).items():
         if key in RowSampling.model_fields:
             sampling[key] = scalar(value)
             if key in TEXTS and not isinstance(sampling[key], list):
                 sampling[key] = value
         elif key in GenerateSettings.model_fields:
-            own[key] = value
+            command_values[key] = value
         else:
             known = (*RowSampling.model_fields, *GenerateSettings.model_fields)
             raise ConfigError(f"unknown key '{key}'", where=WHERE, remedy=nearest(key, known))
-    chosen = parse(GenerateSettings, own, where=WHERE)
-    for key, said in (("run", "run=RUN, a run's folder or a server's http://... address"), ("out", "out=FILE.jsonl")):
+    chosen = parse(GenerateSettings, command_values, where=WHERE)
+    for key, advice in (("run", "run=RUN, a run's folder or a server's http://... address"), ("out", "out=FILE.jsonl")):
         if not getattr(chosen, key):
-            raise ConfigError(f"{key}= is required", where=WHERE, remedy=f"Give {said}.")
+            raise ConfigError(f"{key}= is required", where=WHERE, remedy=f"Give {advice}.")
     return chosen, parse(RowSampling, sampling, where=WHERE)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of one command: counts for the whole file, the first refused lines, and the speed of this invocation.
+    """The result of a command: line counts, the first refused lines, and the speed.
 
-    `answered`, `tokens` and `seconds` count this invocation only; `rows` and `errors` count the whole output.
+    `rows` and `errors` count the whole output file. `answered`, `tokens` and `seconds` count only this invocation.
     """
 
     rows: int
@@ -96,91 +102,94 @@ class Outcome:
     seconds: float
 
     def lines(self, out: Path) -> list[str]:
-        """Return the summary that the command prints."""
-        found = [f"{self.rows:,} lines: {self.rows - self.errors:,} answered, {self.errors:,} refused"]
+        """Return the lines of the summary that the command prints."""
+        texts = [f"{self.rows:,} lines: {self.rows - self.errors:,} answered, {self.errors:,} refused"]
         if self.answered:
             speed = self.tokens / max(self.seconds, 1e-9)
-            found.append(
+            texts.append(
                 f"  this run: {self.answered:,} lines, {self.tokens:,} tokens in {clock(self.seconds)}, {speed:,.1f} tokens/s"
             )
         else:
-            found.append("  all lines were already complete")
-        found += [f"  line {r.line}: {f'{r.key}: ' if r.key else ''}{r.what}\n    {r.remedy}" for r in self.shown]
-        return [*found, f"  {out}"]
+            texts.append("  all lines were already complete")
+        texts += [f"  line {r.line}: {f'{r.key}: ' if r.key else ''}{r.what}\n    {r.remedy}" for r in self.shown]
+        return [*texts, f"  {out}"]
 
 
 def generate_file(file: Path, arguments: Sequence[str] | None) -> tuple[Outcome, Path]:
-    """Answer the rows of `file` that have no answer in the output yet. Return the outcome and the output's path."""
+    """Generate replies to all rows of `file` that have no reply in the output yet.
+
+    Return the outcome and the path of the output.
+    """
     chosen, sampling = read_settings(arguments)
     out = Path(chosen.out)
     check_place(out)
     if out.exists() and file.exists() and out.samefile(file):
         raise ConfigError("out= is the prompt file itself", where="out", remedy="Choose another out=.")
     prompts = Prompts.open(file)
-    engine, of = _engine(chosen)
+    engine, model_identity = _engine(chosen)
     local = engine if isinstance(engine, Engine) else None
-    asking = Asking(sampling, _encoder(local) if chosen.raw and local else None, file.suffix.lower() == ".csv")
+    request_schema = Asking(sampling, _encoder(local) if chosen.raw and local else None, file.suffix.lower() == ".csv")
     if chosen.strict:
-        _check_all(local, prompts, asking)
-    made = _made(chosen, sampling, prompts) | of
-    with Partial(out, made, rows=prompts.rows, last=prompts.last) as partial:
-        if partial.whole:
-            return Outcome(prompts.rows, partial.errors, (), 0, 0, 0.0), out
-        asks = (asking.ask(line, row) for line, row in prompts.read() if _is_new(partial, prompts, line))
+        _check_all(local, prompts, request_schema)
+    identity = _identity(chosen, sampling, prompts) | model_identity
+    with Partial(out, identity, rows=prompts.rows, last=prompts.last) as output:
+        if output.whole:
+            return Outcome(prompts.rows, output.errors, (), 0, 0, 0.0), out
+        requests = (request_schema.ask(line, row) for line, row in prompts.read() if _is_new(output, prompts, line))
         if isinstance(engine, RemoteEngine):
-            answered = answers_from_afar(engine, asks, concurrency=chosen.concurrency)
+            answered = answers_from_afar(engine, requests, concurrency=chosen.concurrency)
         else:
-            answered = answers(engine, asks, room=2 * chosen.slots)
-        outcome = _write(partial, answered, chosen)
-        if partial.count != prompts.rows:
+            answered = answers(engine, requests, room=2 * chosen.slots)
+        outcome = _write(output, answered, chosen)
+        if output.count != prompts.rows:
             raise DataError(
                 "the file changed while it was read",
                 where=str(file),
-                remedy="Do not change it, and run the command again.",
+                remedy="Do not change the file, and run the command again.",
             )
-        partial.finish()
+        output.finish()
     return outcome, out
 
 
-def _is_new(partial: Partial, prompts: Prompts, line: int) -> bool:
+def _is_new(output: Partial, prompts: Prompts, line: int) -> bool:
     if line > prompts.last:
         raise DataError(
             "the file grew while it was read",
             where=str(prompts.path),
-            remedy="Do not change it, and run the command again.",
+            remedy="Do not change the file, and run the command again.",
         )
-    return not partial.has(line)
+    return not output.has(line)
 
 
-def _write(partial: Partial, answered: Iterator[list[Answered]], chosen: GenerateSettings) -> Outcome:
-    began, before, tokens = time.monotonic(), partial.count, 0
+def _write(output: Partial, answered: Iterator[list[Answered]], chosen: GenerateSettings) -> Outcome:
+    start, n_before, tokens = time.monotonic(), output.count, 0
     shown: list[Refused] = []
-    bar = None if chosen.quiet else Progress("generate", partial.rows, unit="line", start=before)
-    for some in answered:
+    bar = None if chosen.quiet else Progress("generate", output.rows, unit="line", start=n_before)
+    for batch in answered:
         lines = {}
-        for asked, samples in some:
-            lines[asked.line] = record(asked, samples, token_ids=chosen.token_ids, logprobs=chosen.logprobs)
-            tokens += sum(choice["tokens"] for choice in lines[asked.line].get("choices", ()))
-            fault = asked if isinstance(asked, Refused) else fault_of(asked, samples)
+        for request, samples in batch:
+            lines[request.line] = record(request, samples, token_ids=chosen.token_ids, logprobs=chosen.logprobs)
+            tokens += sum(choice["tokens"] for choice in lines[request.line].get("choices", ()))
+            fault = request if isinstance(request, Refused) else fault_of(request, samples)
             if fault is not None and len(shown) < SHOWN:
                 shown.append(fault)
-        partial.add(lines)
+        output.add(lines)
         if bar is not None:
-            speed = tokens / max(time.monotonic() - began, 1e-9)
-            refusals = f", {partial.errors:,} refused" if partial.errors else ""
-            bar.update(partial.count, f"{speed:,.0f} tokens/s{refusals}")
-    seconds = time.monotonic() - began
-    return Outcome(partial.rows, partial.errors, tuple(shown), partial.count - before, tokens, seconds)
+            speed = tokens / max(time.monotonic() - start, 1e-9)
+            refusals = f", {output.errors:,} refused" if output.errors else ""
+            bar.update(output.count, f"{speed:,.0f} tokens/s{refusals}")
+    seconds = time.monotonic() - start
+    return Outcome(output.rows, output.errors, tuple(shown), output.count - n_before, tokens, seconds)
 
 
 # ---- the model
 
 
 def _engine(chosen: GenerateSettings) -> tuple[Engine | RemoteEngine, dict[str, Any]]:
-    """Return the engine, and the fields that identify it in the output's record of settings."""
+    """Return the engine, and the fields that identify its model. A command resumes only if these fields are unchanged."""
     if not chosen.run.startswith(REMOTE):
-        local, print_ = loaded(RunDir(Path(chosen.run)), lambda: _local(chosen))
-        return local, {"run": print_, **arithmetic()}
+        local, fingerprint_ = loaded(RunDir(Path(chosen.run)), lambda: _local(chosen))
+        return local, {"run": fingerprint_, **arithmetic()}
     if not chosen.model:
         raise ConfigError(
             "model= is required, because a server may serve several models",
@@ -194,7 +203,7 @@ def _engine(chosen: GenerateSettings) -> tuple[Engine | RemoteEngine, dict[str, 
                 where=key,
                 remedy=f"Remove {key}=, or give a run's folder.",
             )
-    # Each request runs its samples one at a time (concurrency=1), because rows already run concurrently.
+    # concurrency=1 sends the samples of a row one at a time, because rows already run concurrently.
     key = os.environ.get("RORQUAL_API_KEY", "")
     engine = RemoteEngine(chosen.run, model=chosen.model, api_key=key, concurrency=1, seed_bits=chosen.seed_bits)
     return engine, {"run": chosen.run, "seed_bits": chosen.seed_bits}
@@ -228,22 +237,24 @@ def _encoder(engine: Engine) -> Any:
     return lambda text: [*([] if chat.bos is None else [chat.bos]), *chat.tokenizer.encode(text)]
 
 
-def _check_all(engine: Engine | None, prompts: Prompts, asking: Asking) -> None:
-    """Raise DataError for the first row that cannot be answered."""
+def _check_all(engine: Engine | None, prompts: Prompts, request_schema: Asking) -> None:
+    """Raise DataError if a row is invalid or the engine would refuse it."""
     for line, row in prompts.read():
-        asked = asking.ask(line, row)
-        if isinstance(asked, RowRequest) and engine is not None:
+        request = request_schema.ask(line, row)
+        if isinstance(request, RowRequest) and engine is not None:
             try:
-                engine.check(asked.request)
+                engine.check(request.request)
             except RorqualError as error:
-                asked = refused(asked, error)
-        if isinstance(asked, Refused):
-            where = f"{prompts.path}:{asked.line}" + (f": {asked.key}" if asked.key else "")
-            raise DataError(asked.what, where=where, remedy=asked.remedy)
+                request = refused(request, error)
+        if isinstance(request, Refused):
+            where = f"{prompts.path}:{request.line}" + (f": {request.key}" if request.key else "")
+            raise DataError(request.what, where=where, remedy=request.remedy)
 
 
-def _made(chosen: GenerateSettings, sampling: RowSampling, prompts: Prompts) -> dict[str, Any]:
-    """Return everything but the model that the answers depend on. Threads, slots and concurrency do not affect answers."""
-    own = {key: getattr(chosen, key) for key in ("raw", "token_ids", "logprobs", "dtype", "device", "max_len", "model")}
-    own["backend"] = arithmetic_of(chosen.backend)
-    return sampling.model_dump(mode="json") | own | {"file": prompts.sha256}
+def _identity(chosen: GenerateSettings, sampling: RowSampling, prompts: Prompts) -> dict[str, Any]:
+    """Return the settings that replies depend on, except for the model. Threads, slots and concurrency do not change replies."""
+    values = {
+        key: getattr(chosen, key) for key in ("raw", "token_ids", "logprobs", "dtype", "device", "max_len", "model")
+    }
+    values["backend"] = arithmetic_of(chosen.backend)
+    return sampling.model_dump(mode="json") | values | {"file": prompts.sha256}

@@ -1,4 +1,4 @@
-"""Facts about this machine, read from the operating system without torch."""
+"""Properties of this machine (cores, memory, processor, load), read from the operating system without torch."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 
 
 def cores() -> int:
-    """Return the number of cores that this process may use, by its affinity and its cgroup's CPU quota."""
+    """Return the number of cores that this process may use, limited by its CPU affinity and its cgroup's CPU quota."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _quota()
     return max(1, min(allowed, round(quota))) if quota else allowed
 
 
 def _quota() -> float:
-    """Return the cgroup's CPU quota in cores, or 0 if there is no limit."""
+    """Return the CPU quota of this process's cgroup in cores, or 0 if there is no limit."""
     text = _text("/sys/fs/cgroup/cpu.max").split()
     if len(text) == 2 and text[0].isdigit():
         return int(text[0]) / int(text[1])
@@ -23,7 +23,7 @@ def _quota() -> float:
 
 
 def memory() -> tuple[int, int]:
-    """Return (total, available) memory in bytes, both within the container's limit."""
+    """Return (total, available) memory in bytes, limited by the memory limit of the container."""
     fields = {key: value.split()[0] for key, _, value in (x.partition(":") for x in _lines("/proc/meminfo")) if value}
     total, free = (int(fields.get(key, "0")) * 1024 for key in ("MemTotal", "MemAvailable"))
     limit = _text("/sys/fs/cgroup/memory.max")
@@ -34,14 +34,14 @@ def memory() -> tuple[int, int]:
 
 
 def processor() -> tuple[str, frozenset[str]]:
-    """Return the processor's name and flags from /proc/cpuinfo; empty if the kernel does not list them."""
+    """Return the processor's name and feature flags from /proc/cpuinfo. Each is empty if the kernel does not list it."""
     info = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in _lines("/proc/cpuinfo"))}
     flags = info.get("flags", "") or info.get("Features", "")
     return info.get("model name", ""), frozenset(flags.split())
 
 
 def load() -> float:
-    """Return the one-minute load average: the mean number of runnable processes."""
+    """Return the load average of the last minute, which is the mean number of runnable processes."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
 

@@ -1,4 +1,4 @@
-"""The `rorqual` command. It prints a user's errors as a message with a remedy, without a traceback."""
+"""The `rorqual` command. Errors that the user can fix are printed with a remedy and without a traceback."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from rorqual.cli.verbs.train import train
 from rorqual.core.errors import RorqualError
 
 RESUMES = ("quickstart", "train", "distil", "distill", "lab", "export", "generate")
-"""Verbs that resume when the same command is given again."""
+"""Verbs that resume an interrupted command when it is repeated."""
 WRITE_REMEDY = {
     errno.ENOSPC: "Free disk space and repeat the command. Files that were written completely are kept.",
     errno.EDQUOT: "Free some of your quota and repeat the command. Files that were written completely are kept.",
@@ -46,16 +46,19 @@ INTERRUPTED, REFUSED = 130, 2
 
 @contextmanager
 def told(verb: Callable[[], str | None]) -> Iterator[None]:
-    """Print errors that the user can fix on standard error, and exit with a code. Other exceptions are bugs and propagate."""
+    """Print errors that the user can fix on standard error, and exit with an error code.
+
+    Other exceptions are bugs, so they propagate and show a traceback.
+    """
     try:
         yield
     except RorqualError as error:
         _stop(f"rorqual: {error}", REFUSED)
     except KeyboardInterrupt:
-        on = verb() in RESUMES
-        _stop("\nstopped; the same command resumes" if on else "\nstopped", INTERRUPTED)
+        resumes = verb() in RESUMES
+        _stop("\nstopped; the same command resumes" if resumes else "\nstopped", INTERRUPTED)
     except BrokenPipeError:
-        # The reader of our output closed the pipe. Without this, the interpreter fails to flush stdout at exit.
+        # The reader of standard output closed the pipe. Without this line, Python fails to flush standard output at exit.
         sys.stdout = None
         raise typer.Exit(0) from None
     except OSError as error:
@@ -70,7 +73,7 @@ def _stop(message: str, code: int) -> NoReturn:
 
 
 class Verbs(TyperGroup):
-    """The verbs, listed in the order in which a new user needs them."""
+    """The command group. `--help` lists the verbs in the order in which a new user needs them."""
 
     def invoke(self, ctx: Any) -> Any:
         with told(lambda: ctx.invoked_subcommand):
@@ -101,7 +104,7 @@ def _root(
         print(ctx.get_help())
 
 
-# Unknown options reach the verb, which explains the key=value syntax.
+# Unknown options are passed to the verb, whose error message explains the key=value syntax.
 PAIRS = {"ignore_unknown_options": True}
 
 

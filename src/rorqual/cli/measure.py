@@ -1,4 +1,4 @@
-"""Settings of `rorqual eval`, its engine (a local run or a server), and the file of its result."""
+"""Settings of `rorqual eval`, the engine that it evaluates, the path of its result, and the loss on a text."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from rorqual.tasks.base import Split
 REMOTE = ("http://", "https://")
 Typed = BeforeValidator(lambda raw: scalar(raw) if isinstance(raw, str) else raw)
 SeedBits = Annotated[Literal[31, 64], Typed]
-"""Number of bits of the seeds that are sent to a server."""
+"""Number of bits of the random seeds that are sent to a server."""
 
 
 class EvalSettings(Placement):
     """Settings of `rorqual eval`.
 
-    `samples`: samples per problem. `count`: problems; with `per_family`, problems per family and level. `window`: tokens
-    per window of a text, or 0 for the model's context length.
+    - `count`: number of problems, or with `per_family` the number per family and level.
+    - `samples`: number of samples per problem.
+    - `window`: tokens per window of a text; 0 uses the model's context length.
     """
 
     task: str = ""
@@ -49,7 +50,7 @@ class EvalSettings(Placement):
     backend: str = "torch-invariant"
 
     def asked(self) -> dict[str, Any]:
-        """Return the arguments of `evals.run.evaluate` that select problems and sampling."""
+        """Return the arguments for `evals.run.evaluate` that select the problems and set the sampling parameters."""
         from rorqual.engine.request import SamplingParams
 
         return {
@@ -65,7 +66,7 @@ class EvalSettings(Placement):
 
 
 def generator(model: str, settings: EvalSettings) -> Any:
-    """Return the engine of a run folder, or a client of a server (with the API key in RORQUAL_API_KEY)."""
+    """Return an engine for a run folder, or a client for a server's address. The client's API key is RORQUAL_API_KEY."""
     if model.startswith(REMOTE):
         from rorqual.engine.remote.engine import RemoteEngine
 
@@ -93,9 +94,9 @@ def generator(model: str, settings: EvalSettings) -> Any:
 
 
 def evaluation_file(model: str, settings: EvalSettings) -> Path | None:
-    """Return the file of the evaluation, or None for a server without `out`.
+    """Return the path for the evaluation's result, or None for a server if `out` is not set.
 
-    The default is in the run's `evals/`, named by task, split and thinking mode.
+    The default for a run is a file in its `evals/` folder, named by task, split and thinking mode.
     """
     if settings.out:
         return Path(settings.out)
@@ -106,9 +107,9 @@ def evaluation_file(model: str, settings: EvalSettings) -> Path | None:
 
 
 def loss_on_text(model: str, settings: EvalSettings) -> str:
-    """Return a report of the model's loss on the held-out last tenth of a text file.
+    """Compute the model's loss on the last tenth of a text file, which training holds out. Return a report.
 
-    The text is read in windows of `window` tokens (default: the model's context length).
+    The text is split into windows of `window` tokens (default: the model's context length).
     """
     import torch
 
@@ -131,13 +132,13 @@ def loss_on_text(model: str, settings: EvalSettings) -> str:
             where="command line",
             remedy=f"Use window={engine.max_len} or less.",
         )
-    found = text_loss(engine.scorer, engine.tokenizer, text, window=settings.window or engine.max_len)
+    loss = text_loss(engine.scorer, engine.tokenizer, text, window=settings.window or engine.max_len)
     return "\n".join(
         [
-            f"{model} on the last tenth of {settings.data}: {found.tokens:,} tokens, {found.characters:,} characters,",
-            f"each predicted once, from at most {found.window} tokens before it.",
-            f"  loss per token      {found.per_token:.4f} nats (perplexity {found.perplexity:.2f})",
-            f"  loss per character  {found.per_character:.4f} nats",
-            f"  bits per byte       {found.bits_per_byte:.4f}",
+            f"{model} on the last tenth of {settings.data}: {loss.tokens:,} tokens, {loss.characters:,} characters,",
+            f"each predicted once, from at most {loss.window} tokens before it.",
+            f"  loss per token      {loss.per_token:.4f} nats (perplexity {loss.perplexity:.2f})",
+            f"  loss per character  {loss.per_character:.4f} nats",
+            f"  bits per byte       {loss.bits_per_byte:.4f}",
         ]
     )

@@ -1,4 +1,4 @@
-"""The output of `rorqual plan`: chooses the plan from the arguments, and formats it."""
+"""The output of `rorqual plan`: choice of a plan by the arguments, and its text."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ from rorqual.recipes.quickstart import SCALES
 from rorqual.recipes.quickstart.forecast import forecast
 
 ASK = "rorqual plan deepseek-v3 --train tokens=14.8T hardware=h800 n=2048, or --serve, or rorqual plan --published."
+"""Example commands, shown in errors."""
 
 QUICKSTART = "quickstart"
 V3_NAMES = ("deepseek-v3", "deepseek-r1", "deepseek-v3.1")
@@ -42,14 +43,14 @@ def answer(
     model: str, settings: Sequence[str] | None, *, train: bool, serve: bool, published: bool, tables: bool
 ) -> str:
     """Return the text of the requested plan. Raises ConfigError unless exactly one plan is requested."""
-    asked = [
+    requested = [
         name
         for name, wanted in (("train", train), ("serve", serve), ("published", published), ("tables", tables))
         if wanted
     ]
-    if len(asked) > 1:
+    if len(requested) > 1:
         raise ConfigError(
-            f"--{' and --'.join(asked)} exclude each other", where="plan", remedy="Give only one of them."
+            f"--{' and --'.join(requested)} exclude each other", where="plan", remedy="Give only one of them."
         )
     if "=" in model or ((published or tables) and (model or settings)):
         raise ConfigError(f"'{model}' is not a model", where="plan", remedy=f"Write {ASK}")
@@ -77,32 +78,32 @@ def answer(
     raise ConfigError("the kind of plan is missing", where="plan", remedy=f"Write {ASK}")
 
 
-def training_text(model: str, asked: TrainPlan) -> str:
-    """Return the plan of a training, and write its page if `out` is given."""
+def training_text(model: str, settings: TrainPlan) -> str:
+    """Return the text of a training plan, and write an HTML page if `out` is set."""
     config = find_model(model)
-    made = plan_training(config, asked)
-    rows = [("model", model), *training_rows(config, asked, made)]
-    if not asked.out:
+    plan = plan_training(config, settings)
+    rows = [("model", model), *training_rows(config, settings, plan)]
+    if not settings.out:
         return lines(rows)
-    drawings = training_drawings(config, asked, made, is_v3=model in V3_NAMES)
-    return (
-        f"{lines(rows)}\n\npage  {write_page(Path(asked.out), f'{model}: what training costs', rows, drawings, asked)}"
+    drawings = training_drawings(config, settings, plan, is_v3=model in V3_NAMES)
+    return f"{lines(rows)}\n\npage  {write_page(Path(settings.out), f'{model}: what training costs', rows, drawings, settings)}"
+
+
+def serving_text(model: str, settings: ServePlan) -> str:
+    """Return the text of a serving plan, and write an HTML page if `out` is set."""
+    config = find_model(model)
+    plan = plan_serving(config, settings)
+    rows = [("model", model), *serving_rows(config, settings, plan)]
+    if not settings.out:
+        return lines(rows)
+    page = write_page(
+        Path(settings.out), f"{model}: what serving costs", rows, serving_drawings(settings, plan), settings
     )
-
-
-def serving_text(model: str, asked: ServePlan) -> str:
-    """Return the plan of serving, and write its page if `out` is given."""
-    config = find_model(model)
-    made = plan_serving(config, asked)
-    rows = [("model", model), *serving_rows(config, asked, made)]
-    if not asked.out:
-        return lines(rows)
-    page = write_page(Path(asked.out), f"{model}: what serving costs", rows, serving_drawings(asked, made), asked)
     return f"{lines(rows)}\n\npage  {page}"
 
 
-def run_text(name: str, asked: RunPlan) -> str:
-    """Return a run's measured speed, and the time and money that more training would take."""
+def run_text(name: str, settings: RunPlan) -> str:
+    """Return the measured speed of a run, and the time and money that more training steps would take."""
     run = RunDir(Path(name))
     speed = speed_of(run)
     core = f", {speed.core_seconds:.3g} core-seconds" if speed.core_seconds else ""
@@ -111,9 +112,9 @@ def run_text(name: str, asked: RunPlan) -> str:
         ("measured", f"{speed.done:,} of {speed.asked:,} steps: {duration(speed.seconds)} per step{core}, {speed.tokens:,.0f} tokens"),
         ("speed", f"{speed.tokens / speed.seconds:,.0f} tokens/s, {short(speed.flops / speed.seconds)}FLOP/s"),
     ]  # fmt: skip
-    if asked.steps and asked.tokens:
+    if settings.steps and settings.tokens:
         raise ConfigError("steps and tokens exclude each other", where=WHERE, remedy="Give only one of them.")
-    steps = asked.steps or round(asked.tokens / speed.tokens)
+    steps = settings.steps or round(settings.tokens / speed.tokens)
     label = f"{steps:,} steps, {short(steps * speed.tokens)} tokens"
     if not steps:
         steps, label = (
@@ -121,26 +122,28 @@ def run_text(name: str, asked: RunPlan) -> str:
             if speed.done < speed.asked
             else (10 * speed.done, "ten times as long")
         )
-    times, like = 1.0, ""
-    if asked.model:
-        grown = find_model(asked.model)
+    flops_ratio, scaling_note = 1.0, ""
+    if settings.model:
+        larger_model = find_model(settings.model)
         context = read_row(run)
-        times = training_flops(grown, context, mtp=True) / training_flops(read_model_config(run), context, mtp=True)
-        like = f" of {asked.model}, {times:,.3g} times the FLOPs per token, at the same FLOP/s (a larger model reaches more)"
-    low, high = (end * times for end in speed.interval(steps))
+        flops_ratio = training_flops(larger_model, context, mtp=True) / training_flops(
+            read_model_config(run), context, mtp=True
+        )
+        scaling_note = f" of {settings.model}, {flops_ratio:,.3g} times the FLOPs per token, at the same FLOP/s (a larger model reaches more)"
+    low, high = (end * flops_ratio for end in speed.interval(steps))
     rows += [
-        (label, f"{duration(steps * speed.seconds * times)}{like}"),
+        (label, f"{duration(steps * speed.seconds * flops_ratio)}{scaling_note}"),
         ("  95 % interval", f"{duration(low)} to {duration(high)}, on the same machine under the same load"),
     ]
     if speed.core_seconds:
-        usd = steps * speed.core_seconds * times / 3600 * asked.core_hour
-        rows.append(("  money", f"{money(usd)} at ${asked.core_hour:g} per core-hour"))
+        usd = steps * speed.core_seconds * flops_ratio / 3600 * settings.core_hour
+        rows.append(("  money", f"{money(usd)} at ${settings.core_hour:g} per core-hour"))
     return lines(rows)
 
 
-def quickstart_text(asked: QuickstartPlan) -> str:
-    """Return the expected time and money of each quickstart stage on this machine, from a probe of a few seconds."""
-    found = forecast(SCALES[asked.size], seed=asked.seed, threads=asked.threads or cores())
+def quickstart_text(settings: QuickstartPlan) -> str:
+    """Return the expected time and cost of each quickstart stage on this machine, based on a benchmark of a few seconds."""
+    stages = forecast(SCALES[settings.size], seed=settings.seed, threads=settings.threads or cores())
     head = ("stage", "seconds", "core-seconds", "tokens", "USD")
     rows = [
         (
@@ -150,10 +153,14 @@ def quickstart_text(asked: QuickstartPlan) -> str:
             short(s.tokens),
             money(s.core_seconds / 3600 * CORE_HOUR),
         )
-        for s in found
+        for s in stages
     ]
-    seconds, core, tokens = (sum(getattr(s, name) for s in found) for name in ("seconds", "core_seconds", "tokens"))
-    rows.append(("all", f"{seconds:,.1f}", f"{core:,.1f}", short(tokens), money(core / 3600 * CORE_HOUR)))
+    seconds, core_seconds, tokens = (
+        sum(getattr(s, name) for s in stages) for name in ("seconds", "core_seconds", "tokens")
+    )
+    rows.append(
+        ("all", f"{seconds:,.1f}", f"{core_seconds:,.1f}", short(tokens), money(core_seconds / 3600 * CORE_HOUR))
+    )
     note = "Excludes Python's start-up and the report. The time of reinforcement depends on reply lengths, which are not known in advance."
     return f"{columns([head, *rows], frozenset({1, 2, 3, 4}))}\n\n{note}"
 
@@ -161,23 +168,23 @@ def quickstart_text(asked: QuickstartPlan) -> str:
 def columns(rows: Iterable[Sequence[str]], right: frozenset[int] = frozenset()) -> str:
     """Format rows as aligned columns. Columns in `right` are right-aligned."""
     table = [tuple(row) for row in rows]
-    widths = [max(len(row[place]) for row in table) for place in range(len(table[0]))]
-    made = []
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    lines_ = []
     for row in table:
         cells = [
-            cell.rjust(width) if place in right else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(row, widths))
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths))
         ]
-        made.append("  ".join(cells).rstrip())
-    return "\n".join(made)
+        lines_.append("  ".join(cells).rstrip())
+    return "\n".join(lines_)
 
 
 def published_text() -> str:
-    """Return a table of published figures beside ours, with difference, tolerance and source.
+    """Return a table that compares published figures with computed ones, with difference, tolerance and source.
 
-    The text below it explains differences, and lists figures that are quoted without being computed.
+    Notes below the table explain differences, and list published figures that are quoted but not computed.
     """
-    found = figures()
+    compared = figures()
     head = ("figure", "published", "ours", "difference", "tolerance", "source")
     rows = [
         (
@@ -188,9 +195,9 @@ def published_text() -> str:
             f"{f.tolerance:.1%}",
             f.source,
         )
-        for f in found
+        for f in compared
     ]
-    whys = [f"{f.name}: {f.why}" for f in found if f.why]
+    whys = [f"{f.name}: {f.why}" for f in compared if f.why]
     quoted = [f"{q.name}, {money(q.usd)} ({q.source}): {q.counts}" for q in QUOTES]
     return "\n\n".join(
         [
@@ -202,17 +209,17 @@ def published_text() -> str:
 
 
 def tables_text() -> str:
-    """Return the tables of hardware and API prices, with sources."""
-    cards: list[tuple[str, ...]] = [
+    """Return the tables of hardware and of API prices, with sources."""
+    hardware: list[tuple[str, ...]] = [
         ("hardware", "fp32", "bf16", "fp8", "memory", "bandwidth", "link", "USD/h", "sources")
     ]
     for d in DEVICES:
         peaks = [short(d.peak[name]) if name in d.peak else "-" for name in ("fp32", "bf16", "fp8")]
         rates = [f"{gigabytes(rate)}/s" for rate in (d.bandwidth, d.link)]
         rent = f"{d.price:.2f}" if d.price else "-"
-        cards.append(
+        hardware.append(
             (d.name, *peaks, gigabytes(d.memory), *rates, rent, f"{d.title}: {d.source}; rent: {d.price_source}")
         )
     prices = [("USD per million tokens", "hit", "miss", "reply", "date", "source")]
     prices += [(p.name, f"{p.hit:g}", f"{p.miss:g}", f"{p.output:g}", p.date, p.source) for p in PRICES]
-    return columns(cards, frozenset(range(1, 8))) + "\n\n" + columns(prices, frozenset({1, 2, 3}))
+    return columns(hardware, frozenset(range(1, 8))) + "\n\n" + columns(prices, frozenset({1, 2, 3}))

@@ -1,4 +1,4 @@
-"""Settings of `rorqual plan`, and the rows of its tables."""
+"""Settings of `rorqual plan`, the computation of plans, and the rows of its tables."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ Rows = list[tuple[str, str]]
 
 
 class Rented(Config):
-    """Settings of both plans.
+    """Settings that training and serving plans share.
 
-    `price`: USD per hour of one device, or 0 for the table's value. `out`: folder for a page with plots.
+    `price`: USD per device-hour; 0 uses the value in the hardware table. `out`: folder for an HTML page with plots.
     """
 
     hardware: str = "h800"
@@ -44,29 +44,36 @@ class Rented(Config):
     out: str = ""
 
     def device(self) -> Device:
+        """Return the entry of the hardware table."""
         return device(self.hardware)
 
     def rent(self) -> float:
-        """Return the rent in USD per device-hour. Raises ConfigError if neither the user nor the table gives one."""
-        found = self.price or self.device().price
-        if not found:
+        """Return the rent in USD per device-hour. Raises ConfigError if settings and hardware table lack the rent."""
+        price = self.price or self.device().price
+        if not price:
             raise ConfigError(
                 f"the hardware table has no rent for {self.device().title}",
                 where="price",
                 remedy="Give price=USD_PER_HOUR.",
             )
-        return found
+        return price
 
     def rent_words(self) -> str:
+        """Return the rent and its source as text."""
         return f"${self.rent():.2f} per hour, {'as given' if self.price else self.device().price_source}"
 
 
 class TrainPlan(Rented):
-    """Settings of a training plan: `tokens` to train on, `n` devices, rows of `context` tokens.
+    """Settings of a training plan.
 
-    The parallel layout is chosen unless one of dp, tp, pp, ep is given. A degree of 0 then means 1, or for dp the remaining
-    devices. `utilisation`: share of the bf16 peak, or 0 for the table's value. `full_attention`: count attention over whole
-    rows instead of its causal half. `mtp`: count multi-token prediction modules.
+    - `tokens`: number of training tokens.
+    - `n`: number of devices.
+    - `context`: sequence length in tokens.
+    - `dp`, `tp`, `pp`, `ep`: degrees of parallelism. If all are 0, a layout is chosen. Otherwise, a degree of 0 means 1,
+      and for `dp` the devices that remain.
+    - `utilisation`: share of the bf16 peak FLOP/s; 0 uses the value in the hardware table.
+    - `full_attention`: count the FLOPs of attention without a causal mask, which are twice as many.
+    - `mtp`: count the multi-token prediction modules.
     """
 
     tokens: Amount = Field(gt=0)
@@ -85,10 +92,11 @@ class TrainPlan(Rented):
     mtp: bool = False
 
     def used(self) -> float:
+        """Return the share of the bf16 peak FLOP/s that training reaches."""
         return self.utilisation or self.device().utilisation
 
     def layout(self) -> Layout | None:
-        """Return the requested layout, or None if no degree is given."""
+        """Return the requested layout, or None if all degrees are 0."""
         if not (self.dp or self.tp or self.pp or self.ep):
             return None
         tp, pp, ep = self.tp or 1, self.pp or 1, self.ep or 1
@@ -96,16 +104,22 @@ class TrainPlan(Rented):
         return Layout(dp, tp, pp, ep, self.zero, self.recompute, self.microbatch)
 
     def room(self) -> Room:
+        """Return the number of devices and the memory that a layout may use."""
         return Room(self.n, self.device().node, self.device().memory * (1 - RESERVE))
 
 
 class ServePlan(Rented):
     """Settings of a serving plan.
 
-    A replica has `n` devices (0: the fewest that hold the model) and splits attention over `tp` of them. Requests have
-    `prompt` and `reply` tokens; the prefix cache holds the share `hit_rate` of prompt tokens. `batch` 0 is the largest that
-    fits. `margin` is added to the rent. `busy`: share of the rented hours that are used. `prefill_used`, `decode_used`:
-    shares of the roofline that are reached.
+    - `n`: devices per replica; 0 uses the smallest number whose memory suffices.
+    - `tp`: devices over which attention is split.
+    - `cache_bytes`: bytes per value in the KV cache.
+    - `prompt`, `reply`: tokens per request.
+    - `hit_rate`: share of prompt tokens that the prefix cache contains.
+    - `batch`: sequences per group of `tp` devices; 0 uses the largest batch that fits.
+    - `margin`: profit margin, a share of the rent that is added to it.
+    - `busy`: share of the rented hours in which the devices are used.
+    - `prefill_used`, `decode_used`: shares of the roofline that prefill and decode reach.
     """
 
     n: Count = Field(0, ge=0)
@@ -128,26 +142,31 @@ class ServePlan(Rented):
         return self
 
     def mix(self) -> Mix:
+        """Return the token counts of a typical request."""
         return Mix(self.prompt, self.reply, self.hit_rate)
 
     def replica(self, model: ModelConfig) -> Replica:
-        """Return the requested replica, or the smallest that holds the model and one sequence.
+        """Return the requested replica, or the smallest one that has memory for the model and one sequence.
 
-        A dense model is split over all devices by tensor parallelism unless `tp` is given.
+        Unless `tp` is set, a dense model is split over all devices by tensor parallelism.
         """
         dense = not any(ffn.experts_per_token() for ffn in model.ffns)
         tp = self.tp or (self.n if dense and self.n else 1)
-        made = Replica(
+        minimal = Replica(
             self.device(), self.n or 1, tp, self.dtype, self.cache_bytes, self.prefill_used, self.decode_used
         )
         if self.n:
-            return made
-        found = smallest_replica(model, made, self.mix())
-        return Replica(self.device(), *found, self.dtype, self.cache_bytes, self.prefill_used, self.decode_used)
+            return minimal
+        size = smallest_replica(model, minimal, self.mix())
+        return Replica(self.device(), *size, self.dtype, self.cache_bytes, self.prefill_used, self.decode_used)
 
 
 class RunPlan(Config):
-    """Settings of a plan for a run: more `steps` or `tokens` (0: the remaining steps), optionally of another `model`."""
+    """Settings of a plan for a run.
+
+    `steps`, `tokens`: amount of further training; if both are 0, the remaining steps. `model`: plan this model instead of
+    the run's model. `core_hour`: USD per core-hour.
+    """
 
     steps: Count = Field(0, ge=0)
     tokens: Amount = Field(0.0, ge=0)
@@ -156,7 +175,7 @@ class RunPlan(Config):
 
 
 class QuickstartPlan(Config):
-    """Settings of a quickstart forecast: `size`, `seed` and `threads` (0: all cores)."""
+    """Settings of a quickstart forecast. `threads`: 0 uses all cores."""
 
     size: Literal["small", "full"] = "full"
     seed: int = Field(0, ge=0)
@@ -165,7 +184,10 @@ class QuickstartPlan(Config):
 
 @dataclass(frozen=True)
 class Trained:
-    """A training plan: cost, layout and memory per device. `nearest`: the nearest layout that fits, if this one does not."""
+    """A training plan: cost, layout and memory per device.
+
+    `nearest`: the most similar layout that fits in memory, and its memory. It is None if `layout` fits.
+    """
 
     cost: TrainingCost
     layout: Layout
@@ -173,64 +195,70 @@ class Trained:
     nearest: tuple[Layout, Memory] | None
 
 
-def plan_training(model: ModelConfig, asked: TrainPlan) -> Trained:
-    """Plan a training. Raises ConfigError if the requested layout does not divide the model or the devices."""
-    each = training_flops(model, asked.context, causal=not asked.full_attention, mtp=asked.mtp)
+def plan_training(model: ModelConfig, settings: TrainPlan) -> Trained:
+    """Plan the training of `model`. Raises ConfigError if the requested layout does not divide the model or the devices."""
+    flops_per_token = training_flops(model, settings.context, causal=not settings.full_attention, mtp=settings.mtp)
     cost = training_cost(
-        each, asked.tokens, n=asked.n, peak=asked.device().flops("bf16"), utilisation=asked.used(), price=asked.rent()
+        flops_per_token,
+        settings.tokens,
+        n=settings.n,
+        peak=settings.device().flops("bf16"),
+        utilisation=settings.used(),
+        price=settings.rent(),
     )
-    precision, room, layout = PRECISIONS[asked.precision], asked.room(), asked.layout()
+    precision, room, layout = PRECISIONS[settings.precision], settings.room(), settings.layout()
     if layout is None:
-        return Trained(cost, *choose(model, room, asked.context, precision, asked.microbatch), None)
-    if reasons := misfits(model, layout, asked.n):
+        return Trained(cost, *choose(model, room, settings.context, precision, settings.microbatch), None)
+    if reasons := misfits(model, layout, settings.n):
         near = nearest_dividing(model, layout, room)
         raise ConfigError("; ".join(reasons), where="layout", remedy=f"The nearest valid layout is {near}.")
-    memory = device_memory(model, layout, context=asked.context, precision=precision)
+    memory = device_memory(model, layout, context=settings.context, precision=precision)
     fits = memory.total <= room.usable
     return Trained(
-        cost, layout, memory, None if fits else nearest_fitting(model, layout, room, asked.context, precision)
+        cost, layout, memory, None if fits else nearest_fitting(model, layout, room, settings.context, precision)
     )
 
 
-def training_rows(model: ModelConfig, asked: TrainPlan, made: Trained) -> Rows:
-    """Return the rows of a training plan, one per figure."""
-    card, cost = asked.device(), made.cost
-    attention = "attention over whole rows" if asked.full_attention else "causal attention, half a row on average"
+def training_rows(model: ModelConfig, settings: TrainPlan, plan: Trained) -> Rows:
+    """Return the table rows of a training plan as (name, value)."""
+    card, cost = settings.device(), plan.cost
+    attention = "attention over whole rows" if settings.full_attention else "causal attention, half a row on average"
     peak = card.flops("bf16")
-    source = "as given" if asked.utilisation else "the table's; DeepSeek-V3 reached 0.389 on H800 (ISCA 2025)"
+    source = "as given" if settings.utilisation else "the table's; DeepSeek-V3 reached 0.389 on H800 (ISCA 2025)"
     rows = [
-        ("hardware", f"{asked.n:,} x {card.title} ({card.source})"),
-        ("FLOPs per token", f"{flops(cost.flops_per_token)}: {attention}, rows of {asked.context:,}{', with MTP' if asked.mtp else ''}"),
-        ("FLOPs", f"{flops(cost.flops)} for {short(asked.tokens)} tokens"),
-        ("speed", f"{short(peak * asked.used())}FLOP/s per device: {asked.used():.3g} of {short(peak)} in bf16, {source}"),
+        ("hardware", f"{settings.n:,} x {card.title} ({card.source})"),
+        ("FLOPs per token", f"{flops(cost.flops_per_token)}: {attention}, rows of {settings.context:,}{', with MTP' if settings.mtp else ''}"),
+        ("FLOPs", f"{flops(cost.flops)} for {short(settings.tokens)} tokens"),
+        ("speed", f"{short(peak * settings.used())}FLOP/s per device: {settings.used():.3g} of {short(peak)} in bf16, {source}"),
         ("device-hours", short(cost.hours)),
         ("time", duration(cost.seconds)),
-        ("money", f"{money(cost.usd)} at {asked.rent_words()}"),
-        *([] if asked.utilisation or card.utilisation != V3_USED else [("upper estimate", range_words(asked, cost))]),
+        ("money", f"{money(cost.usd)} at {settings.rent_words()}"),
+        *([] if settings.utilisation or card.utilisation != V3_USED else [("upper estimate", range_words(settings, cost))]),
         ("", ""),
-        ("layout", f"{made.layout} ({'as given' if asked.layout() else 'chosen'}), {asked.precision}: {PRECISIONS[asked.precision].source}"),
-        *memory_rows(made.memory, asked),
+        ("layout", f"{plan.layout} ({'as given' if settings.layout() else 'chosen'}), "
+                   f"{settings.precision}: {PRECISIONS[settings.precision].source}"),
+        *memory_rows(plan.memory, settings),
     ]  # fmt: skip
-    if made.nearest:
-        rows += [("", ""), ("nearest that fits", str(made.nearest[0])), *memory_rows(made.nearest[1], asked)]
+    if plan.nearest:
+        rows += [("", ""), ("nearest that fits", str(plan.nearest[0])), *memory_rows(plan.nearest[1], settings)]
     return rows
 
 
-def range_words(asked: TrainPlan, cost: TrainingCost) -> str:
-    """Return the cost at the lowest utilisation that published trainings reached. The default is the highest."""
-    times = {name: asked.used() / share for name, share in REACHED.items()}
-    told = ", ".join(f"{name} {share:.2f}" for name, share in REACHED.items())
+def range_words(settings: TrainPlan, cost: TrainingCost) -> str:
+    """Return a text with the cost at the lowest utilisation of published training runs. The default is their highest."""
+    times = {name: settings.used() / share for name, share in REACHED.items()}
+    shares = ", ".join(f"{name} {share:.2f}" for name, share in REACHED.items())
     return (
         f"up to {short(cost.hours * max(times.values()))} device-hours and {money(cost.usd * max(times.values()))}: by their published "
-        f"hours, whole trainings reached a lower utilisation ({told}). Give utilisation= if you know yours."
+        f"hours, whole trainings reached a lower utilisation ({shares}). Give utilisation= if you know yours."
     )
 
 
-def memory_rows(memory: Memory, asked: TrainPlan) -> Rows:
-    """Return the memory per device by part, and whether the total fits."""
-    card, usable = asked.device(), asked.room().usable
-    left = usable - memory.total
-    verdict = f"fits, {gigabytes(left)} free" if left >= 0 else f"does not fit, {gigabytes(-left)} too much"
+def memory_rows(memory: Memory, settings: TrainPlan) -> Rows:
+    """Return table rows with the memory per device: of each part, and in total with whether it fits."""
+    card, usable = settings.device(), settings.room().usable
+    free = usable - memory.total
+    verdict = f"fits, {gigabytes(free)} free" if free >= 0 else f"does not fit, {gigabytes(-free)} too much"
     where = f"pipeline stage {memory.stage + 1}, {memory.layers} layers"
     total = f"{gigabytes(memory.total)} of {gigabytes(usable)} ({gigabytes(card.memory)} less {RESERVE:.0%} reserve): {verdict} ({where})"
     return [*((f"  {name}", gigabytes(size)) for name, size in memory.parts()), ("  per device", total)]
@@ -245,32 +273,32 @@ class Served:
     price: Price
 
 
-def plan_serving(model: ModelConfig, asked: ServePlan) -> Served:
-    """Plan the serving of `model`."""
-    replica = asked.replica(model)
-    served = serving(model, replica, asked.mix(), asked.batch)
-    return Served(replica, served, token_prices(served, asked.rent() / asked.busy, asked.margin))
+def plan_serving(model: ModelConfig, settings: ServePlan) -> Served:
+    """Plan the serving of `model`: its replica, throughput and token prices."""
+    replica = settings.replica(model)
+    serving_ = serving(model, replica, settings.mix(), settings.batch)
+    return Served(replica, serving_, token_prices(serving_, settings.rent() / settings.busy, settings.margin))
 
 
-def serving_rows(model: ModelConfig, asked: ServePlan, made: Served) -> Rows:
-    """Return the rows of a serving plan, one per figure."""
-    replica, served, mix = made.replica, made.serving, asked.mix()
-    group, step, price = replica.tp, served.step, made.price
+def serving_rows(model: ModelConfig, settings: ServePlan, plan: Served) -> Rows:
+    """Return the table rows of a serving plan as (name, value)."""
+    replica, serving_, mix = plan.replica, plan.serving, settings.mix()
+    group, step, price = replica.tp, serving_.step, plan.price
     where = "device" if group == 1 else f"{group} devices"
     blended = price.blended(mix.prompt, mix.reply, mix.hit_rate)
-    shares = f"prefill reaches {asked.prefill_used:.2g} and decode {asked.decode_used:.2g} of the roofline"
-    known = asked.prefill_used == DAY_PREFILL and asked.decode_used == DAY_DECODE
+    shares = f"prefill reaches {settings.prefill_used:.2g} and decode {settings.decode_used:.2g} of the roofline"
+    is_default = settings.prefill_used == DAY_PREFILL and settings.decode_used == DAY_DECODE
     return [
         ("replica", f"{replica.n:,} x {replica.device.title}, tp={group}, {count(sum(split_weights(model)))} parameters in {replica.dtype}"),
-        ("KV cache", f"{served.cache_bytes:,} bytes per token, {gigabytes(served.cache_bytes * mix.longest)} for {mix.longest:,} tokens"),
-        ("memory per device", f"{gigabytes(served.weights)} of weights, {gigabytes(served.free)} for KV cache"),
-        ("batch", f"{served.batch:,} sequences on each {where}, {served.batch * replica.groups:,} in total"),
+        ("KV cache", f"{serving_.cache_bytes:,} bytes per token, {gigabytes(serving_.cache_bytes * mix.longest)} for {mix.longest:,} tokens"),
+        ("memory per device", f"{gigabytes(serving_.weights)} of weights, {gigabytes(serving_.free)} for KV cache"),
+        ("batch", f"{serving_.batch:,} sequences on each {where}, {serving_.batch * replica.groups:,} in total"),
         ("decode step", f"{duration(step.seconds)}, bound by {step.bound}: weights {duration(step.weights)}, KV cache {duration(step.cache)}, "
                         f"compute {duration(step.compute)} at the roofline"),
-        ("decode", f"{served.decode_rate:,.0f} tokens/s per device, {served.per_sequence:.1f} tokens/s per sequence"),
-        ("prefill", f"{served.prefill_rate:,.0f} tokens/s per device, not counting tokens found in the cache"),
-        ("shares", shares + (", as DeepSeek's service did in February 2025" if known else ", as given")),
-        ("cost", f"{asked.rent_words()}{'' if asked.busy == 1 else f', busy {asked.busy:.0%} of them'}; margin {asked.margin:.0%}"),
+        ("decode", f"{serving_.decode_rate:,.0f} tokens/s per device, {serving_.per_sequence:.1f} tokens/s per sequence"),
+        ("prefill", f"{serving_.prefill_rate:,.0f} tokens/s per device, not counting tokens found in the cache"),
+        ("shares", shares + (", as DeepSeek's service did in February 2025" if is_default else ", as given")),
+        ("cost", f"{settings.rent_words()}{'' if settings.busy == 1 else f', busy {settings.busy:.0%} of them'}; margin {settings.margin:.0%}"),
         ("price per million", f"prompt {money(price.miss)}, found in the cache {money(price.hit)}, reply {money(price.output)}"),
         ("  of this mix", f"{money(blended)}: {mix.prompt:,} prompt tokens, {mix.hit_rate:.0%} of them cached, {mix.reply:,} reply tokens"),
         *((f"  {row.name}, {row.date}", money(row.blended(mix.prompt, mix.reply, mix.hit_rate))) for row in PRICES),

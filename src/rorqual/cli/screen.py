@@ -11,7 +11,7 @@ OPEN, CLOSE = "<think>", "</think>"
 
 
 class Terminal:
-    """Prints a reply piece by piece, with reasoning dimmed. In a pipe, the text has no colours."""
+    """The terminal, to which a reply is printed as it is generated. Reasoning is dimmed; a pipe gets plain text."""
 
     def __init__(self) -> None:
         self.console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
@@ -19,27 +19,27 @@ class Terminal:
         self._thinking = False
 
     def reasoning(self, text: str) -> None:
-        """Print a piece of reasoning, after `<think>` if it is the first."""
+        """Print new reasoning text. The first text of a reply is preceded by `<think>`."""
         self._write(text if self._thinking else OPEN + text, "dim")
         self._thinking = True
 
     def answer(self, text: str) -> None:
-        """Print a piece of the answer."""
+        """Print new text of the answer. If reasoning is open, close it first."""
         self.end_thinking()
         self._write(text, "")
 
     def note(self, text: str) -> None:
-        """Print a note of the program on standard error."""
+        """Print a note to the user on standard error, so that it is not mixed with the reply."""
         self.notes.print(f"({text})", style="dim italic")
 
     def end_thinking(self) -> None:
-        """Print `</think>` if reasoning is open."""
+        """Close the reasoning with `</think>` if it is open."""
         if self._thinking:
             self._write(f"{CLOSE}\n", "dim")
         self._thinking = False
 
     def end(self) -> None:
-        """End the reply."""
+        """Close open reasoning, and end the line after a reply."""
         self.end_thinking()
         self._write("\n", "")
 
@@ -49,13 +49,13 @@ class Terminal:
 
 
 def lines_typed() -> Iterator[str]:
-    """Yield non-empty lines from the terminal or a pipe, until the input ends or a line is `/quit`."""
-    asks = sys.stdin.isatty() and sys.stdout.isatty()
-    if asks:
-        import readline  # noqa: F401  (importing it gives `input` line editing and history)
+    """Yield non-empty lines of standard input until it ends or a line is `/quit`. In a terminal, show a prompt."""
+    is_interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    if is_interactive:
+        import readline  # noqa: F401  (the import adds line editing and history to `input`)
     while True:
         try:
-            text = input("\nyou> " if asks else "").strip()
+            text = input("\nyou> " if is_interactive else "").strip()
         except EOFError:
             return
         if text == "/quit":

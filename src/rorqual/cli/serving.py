@@ -1,4 +1,4 @@
-"""Settings of `rorqual serve`, and their conversion into the server's own."""
+"""Settings of `rorqual serve`, and their conversion to the arguments of the server and the engine process."""
 
 from __future__ import annotations
 
@@ -22,20 +22,22 @@ ENGINE = ("slots", "max_len", "record_kept", "cache_dir", "disk_bytes", "cache_b
 class ServeSettings(Placement):
     """Settings of `rorqual serve`.
 
-    - `max_len`: 0 is the model's context length, limited by the size of the KV cache.
-    - `threads`: 0 is the number of cores.
+    - `max_len`: context length in tokens; 0 uses the model's context length. The size of the KV cache is another limit.
+    - `threads`: number of threads of the engine process; 0 uses all cores.
     - `keys`: the file with the hashes of API keys.
-    - `ui`: whether to serve the chat page; None serves it if Gradio is installed.
-    - `hang`: restart the engine process after this many seconds of work without a heartbeat.
-    - `load`: seconds that the engine process may take to become ready.
-    - `cache_dir`: a folder for the prefix cache, which then survives restarts; it grows up to `disk_bytes`.
-    - `cache_bytes`: size of the KV cache in memory; 0 is the engine's default, 1 GiB.
-    - `step_tokens`: tokens per engine step, at most. It bounds how long a long prompt delays the next token of other requests.
+    - `ui`: whether to serve the chat page; None serves the page if Gradio is installed.
+    - `hang`: restart a busy engine process after this many seconds without a heartbeat.
+    - `load`: maximum seconds that the engine process may take to load.
+    - `cache_dir`: folder for the on-disk prefix cache, which survives restarts.
+    - `disk_bytes`: maximum size of the on-disk prefix cache.
+    - `cache_bytes`: size of the KV cache in memory; 0 uses the engine's default, 1 GiB.
+    - `step_tokens`: maximum number of tokens per engine step. This limits how long a long prompt delays other requests.
     - `operator`: the tenant whose key may read the metrics of all tenants.
     - `stall`: disconnect a client that reads nothing for this many seconds.
     - `cors`: allowed origins, separated by commas.
-    - `rollout_dir`: a folder for weights that a trainer sends. The server then also is a rollout engine, with a separate key.
-    - `record_kept`: return the sets of tokens that top-p and top-k keep with each rollout.
+    - `rollout_dir`: folder for weights that a trainer sends. If it is set, the server also generates rollouts, which need a
+      separate key.
+    - `record_kept`: whether rollouts contain the sets of tokens that top-p and top-k kept.
     """
 
     host: str = "127.0.0.1"

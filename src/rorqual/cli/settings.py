@@ -1,4 +1,4 @@
-"""Parsing of a verb's `key=value` arguments. Unknown keys are errors."""
+"""Parsing of the `key=value` arguments of a verb. Unknown keys are errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DType = Literal["float32", "bfloat16"]
 
 
 class Placement(Config):
-    """Settings that most verbs accept: the device and type of tensors."""
+    """Settings that most verbs accept: the device and the dtype of tensors."""
 
     device: str = "cpu"
     dtype: DType = "float32"
@@ -26,28 +26,33 @@ P = TypeVar("P", bound=Config)
 
 
 def pairs(arguments: Sequence[str] | None) -> dict[str, str]:
-    """Return `["seed=1", "out=x"]` as a dictionary. Raises ConfigError if an argument is not `key=value` or repeats a key."""
-    found: dict[str, str] = {}
+    """Convert arguments such as `["seed=1", "out=x"]` to a dictionary.
+
+    Raises ConfigError if an argument is not `key=value` or repeats a key.
+    """
+    values: dict[str, str] = {}
     for text in arguments or ():
-        key, equals, value = text.partition("=")
+        key, equals, text_value = text.partition("=")
         if not equals or not key or text.startswith("-"):
-            plain = key.lstrip("-") or "key"
+            name = key.lstrip("-") or "key"
             raise ConfigError(
-                f"'{text}' is not key=value", where=WHERE, remedy=f"Write {plain}={value or 'VALUE'}, without dashes."
+                f"'{text}' is not key=value",
+                where=WHERE,
+                remedy=f"Write {name}={text_value or 'VALUE'}, without dashes.",
             )
-        if key in found:
+        if key in values:
             raise ConfigError(f"'{key}' is given twice", where=WHERE, remedy="Give it once.")
-        found[key] = value
-    return found
+        values[key] = text_value
+    return values
 
 
 def read(cls: type[P], arguments: Sequence[str] | None) -> P:
-    """Parse the arguments as `cls`. Raises ConfigError for an unknown key, with the closest known key."""
+    """Parse arguments as settings of type `cls`. Raises ConfigError for an unknown key, and suggests the closest known key."""
     return parse(cls, pairs(arguments), where=WHERE)
 
 
 def check_device(name: str) -> None:
-    """Raise ConfigError if torch cannot put a tensor on the device."""
-    from rorqual.ops import devices  # loads torch
+    """Raise ConfigError if torch cannot create tensors on the device."""
+    from rorqual.ops import devices  # imported here because it loads torch
 
     devices.check_device(name)

@@ -1,4 +1,4 @@
-"""Sample a teacher: generate, verify, filter, decontaminate, and save every sample on arrival."""
+"""Creation of training data by a teacher model: sample it on a task, then grade, filter and decontaminate the samples."""
 
 from rorqual.factory.budget import BudgetReached
 from rorqual.factory.config import Access, FactoryConfig, FilterConfig

@@ -1,18 +1,18 @@
-"""Budget control: the cost of a request is reserved before it is sent, and no kill or lost answer makes the ledger forget it.
+"""Budget control for a remote teacher. The maximum cost of a request is reserved in a ledger before the request is sent.
 
-The reserve is an upper bound of the cost: the most tokens that the prompt can have, plus `max_tokens`. If the server
-has billed more than these before, the reserve grows by that. The reserve is written to the ledger. The bill of the
-answer replaces it. A request costs nothing if it was never sent, or if the server rejected it (HTTP 3xx or 4xx).
+The reserve is an upper bound of the cost: the maximum number of tokens that the prompt can have, plus `max_tokens`. If the
+server billed more than this bound for an earlier request, later reserves include the difference. The actual cost of an
+answer replaces its reserve. A request costs nothing if it was never sent, or if the server rejected it (HTTP 3xx or 4xx).
 
-The reserve counts as spent if the answer never arrived (server error, timeout, broken connection, no completion),
-because it may have been billed. It also counts if the usage is missing, or reports fewer tokens than the text can
-have. After such a report, no usage of that server is trusted.
+The reserve counts as spent if the answer never arrived (server error, timeout, broken connection, no completion), because
+the server may have billed the request. The reserve also counts if the answer has no usage, or if the usage reports fewer
+tokens than the text must have. After such a report, the usage of that server is not trusted any more.
 
-The guarantee: if a server bills no request more than its reserve, it never bills more than the budget. A server may
-bill more and report it, because it ignores `max_tokens` or adds a prompt of its own. Then the budget may be exceeded
-by what the requests in flight at the first such report cost beyond their reserves. No request is sent after that. With
-a budget, the first request is sent alone. So this is one request if all behave the same, and never more than `concurrency`.
-A server that bills more and does not report it has no bound.
+The guarantee: if a server bills no request more than its reserve, the total bill never exceeds the budget. A server may
+bill more and report it, because it ignores `max_tokens` or adds its own prompt. The budget may then be exceeded by the
+excess cost of the requests in flight at the first such report, and no further request is sent. With a budget, the first
+request is sent alone. Therefore, if the server treats all requests alike, only one request can exceed its reserve; in any
+case at most `concurrency` can. If a server bills more without reporting it, the excess is unlimited.
 """
 
 from __future__ import annotations
@@ -33,18 +33,21 @@ from rorqual.factory.config import Access
 from rorqual.factory.entries import Entry
 
 MESSAGE_TOKENS, TEMPLATE_TOKENS = 16, 64
-"""The most tokens that a chat template adds per message and per prompt. A text has at most as many tokens as bytes."""
+"""Maximum number of tokens that a chat template adds per message and per prompt. Text has at most one token per byte."""
 
 
 class BudgetReached(RorqualError):
-    """The next request could exceed the budget. All paid answers are saved."""
+    """The next request could exceed the budget, so sampling stops. All paid answers are saved."""
 
 
 @dataclass(frozen=True)
 class Spending:
-    """Money, and its number of requests: `kept` returned an answer, `lost` may have been billed without one.
+    """The money spent so far, and the number of requests.
 
-    `raised` reports tokens billed beyond the reserve, `unbelieved` reports an implausible usage; "" if all is well.
+    - `paid`, `kept`: cost and number of requests that returned an answer.
+    - `lost`, `lost_requests`: reserves and number of requests without an answer, which may have been billed.
+    - `raised`: a warning that the server billed more tokens than were reserved, or empty.
+    - `unbelieved`: a warning that the server reported an impossible usage, or empty.
     """
 
     paid: float = 0.0
@@ -57,21 +60,21 @@ class Spending:
 
     @property
     def total(self) -> float:
-        """Money for answers received, and for answers that may have been billed but never arrived."""
+        """The cost of all received answers, and of lost answers that may have been billed."""
         return self.paid + self.lost
 
     @property
     def over(self) -> float:
-        """Money spent beyond the budget; 0 if there is no budget."""
+        """The money spent in excess of the budget, or 0 if there is no budget."""
         return max(0.0, self.total - self.budget) if self.budget else 0.0
 
     def notes(self) -> dict[str, str]:
-        """Return one warning per kind."""
-        passed = (
+        """Return the warnings by kind: exceeded budget, excess billing, impossible usage."""
+        exceeded = (
             f"the budget of {self.budget:g} is exceeded by {self.over:.4g}: {self.total:.4g} spent" if self.over else ""
         )
-        found = {"passed": passed, "raised": self.raised, "unbelieved": self.unbelieved}
-        return {kind: text for kind, text in found.items() if text}
+        texts = {"passed": exceeded, "raised": self.raised, "unbelieved": self.unbelieved}
+        return {kind: text for kind, text in texts.items() if text}
 
 
 NOTHING = Spending()
@@ -79,7 +82,7 @@ NOTHING = Spending()
 
 @dataclass
 class _Try:
-    """A request in flight: its name, the request, and its reserve in the ledger."""
+    """A request in flight. `name`: its name in the ledger. `written`: its reserve in the ledger."""
 
     name: str
     request: Request
@@ -87,9 +90,10 @@ class _Try:
 
 
 class Budget:
-    """The budget: counts money paid and reserved. `asks` gives the identity and the request for each index.
+    """The account of paid and reserved money, which implements the `Toll` interface of the remote engine.
 
-    `bought` are the samples so far. It implements `Toll`, and as a context manager it owns the ledger file.
+    `asks`: identity and request for each request index. `bought`: the samples of earlier calls. As a context manager, it
+    owns the ledger file.
     """
 
     def __init__(
@@ -100,7 +104,7 @@ class Budget:
         bought: Sequence[Entry],
     ) -> None:
         self.access, self._asks = access, asks
-        self._changed = threading.Condition()
+        self._condition = threading.Condition()
         self._open: dict[int, _Try] = {}
         self._journal = Journal(path)
         lines = self._journal.lines
@@ -108,13 +112,13 @@ class Budget:
         refused = {line["refused"] for line in lines if "refused" in line}
         sent = {line["sent"]: float(line["most"]) for line in lines if "sent" in line}
         self._tries = Counter(name.rpartition("#")[0] for name in sent)
-        lost = [most for name, most in sent.items() if name not in arrived | refused]
+        lost = [reserve for name, reserve in sent.items() if name not in arrived | refused]
         self.lost, self._lost_requests = sum(lost), len(lost)
         self.paid, self._kept = sum(entry.money for entry in bought), len(bought)
         self._beyond = max((int(line["beyond_prompt"]) for line in lines if "beyond_prompt" in line), default=0)
         self._longest = max((int(line["longest_reply"]) for line in lines if "longest_reply" in line), default=0)
-        self._believed = not any("unbelieved" in line for line in lines)
-        self._told = any("passed" in line for line in lines)
+        self._usage_trusted = not any("unbelieved" in line for line in lines)
+        self._excess_recorded = any("passed" in line for line in lines)
 
     def __enter__(self) -> Budget:
         return self
@@ -124,150 +128,150 @@ class Budget:
 
     @property
     def spending(self) -> Spending:
-        """The current spending."""
+        """A snapshot of the money spent, with warnings."""
         raised = unbelieved = ""
         if self._beyond or self._longest:
-            more = [f"{self._beyond} prompt tokens more than the prompt can have"] * bool(self._beyond)
-            more += [f"{self._longest} reply tokens, more than max_tokens"] * bool(self._longest)
-            raised = f"the server bills up to {' and '.join(more)}; each request now reserves this"
-        if not self._believed:
+            excess = [f"{self._beyond} prompt tokens more than the prompt can have"] * bool(self._beyond)
+            excess += [f"{self._longest} reply tokens, more than max_tokens"] * bool(self._longest)
+            raised = f"the server bills up to {' and '.join(excess)}; each request now reserves this"
+        if not self._usage_trusted:
             unbelieved = "the server reports an impossible usage: every request now costs its full reserve"
         return Spending(self.paid, self.lost, self._kept, self._lost_requests, self.access.budget, raised, unbelieved)
 
     @property
     def spent(self) -> float:
-        """Money for answers received, and for answers that may have been billed but never arrived."""
+        """The cost of all received answers, and of lost answers that may have been billed."""
         return self.paid + self.lost
 
     def enter(self, place: int) -> bool:
-        """Reserve the most that the request can cost, waiting for requests in flight if necessary.
+        """Reserve the maximum cost of a request. If the budget is short, wait for requests in flight to finish.
 
-        Return False if the budget does not cover it even after all others have ended.
+        Return False if the budget does not cover the request even when no other request is in flight.
         """
         identity, request = self._asks[place]
-        with self._changed:
-            self._lose(place)  # an earlier try whose answer never arrived
-            while self.access.budget and self._passes(self._most(request)):
+        with self._condition:
+            self._count_lost(place)  # if an earlier try is open, its answer never arrived
+            while self.access.budget and self._exceeds(self._max_cost(request)):
                 if not self._open:
                     return False
-                self._changed.wait()
+                self._condition.wait()
             self._tries[identity] += 1
-            mine = _Try(f"{identity}#{self._tries[identity]}", request, self._most(request))
-            self._open[place] = mine
-        self._journal.append([{"sent": mine.name, "most": mine.written}])
+            attempt = _Try(f"{identity}#{self._tries[identity]}", request, self._max_cost(request))
+            self._open[place] = attempt
+        self._journal.append([{"sent": attempt.name, "most": attempt.written}])
         return True
 
     def refused(self, place: int) -> None:
-        """Release the reserve: the request was not sent, or the server rejected it."""
-        with self._changed:
-            mine = self._open.pop(place)
-            self._changed.notify_all()
-        self._journal.append([{"refused": mine.name}])
+        """Release the reserve of a request that was not sent or that the server rejected."""
+        with self._condition:
+            attempt = self._open.pop(place)
+            self._condition.notify_all()
+        self._journal.append([{"refused": attempt.name}])
 
     def used(self, place: int, usage: Mapping[str, int]) -> None:
-        """Learn from a usage without a completion: later reserves are at least as large."""
+        """Raise later reserves to a usage that the server reported without a completion."""
         if "prompt_tokens" in usage and "completion_tokens" in usage:
             self._learn(self._open[place].request, usage["prompt_tokens"], usage["completion_tokens"])
 
     def left(self, place: int) -> None:
-        """Count the reserve as spent: the last try returned no answer, or its answer could not be saved."""
-        with self._changed:
-            self._lose(place)
+        """Count the reserve as spent, because the last try returned no answer or its answer could not be saved."""
+        with self._condition:
+            self._count_lost(place)
 
     def bill(self, place: int, completion: Completion) -> tuple[str, float]:
-        """Return the name of the try that returned this answer, and its cost.
+        """Return the name of the try that returned an answer, and the cost of the answer.
 
-        The cost follows from the reported usage, or is the reserve if the usage is missing or not trusted.
+        The cost is computed from the reported usage. If the usage is missing or not trusted, the cost is the reserve.
         """
-        mine, usage = self._open[place], completion.usage
+        attempt, usage = self._open[place], completion.usage
         text = f"{completion.text} {completion.reasoning or ''}"
-        least = fewest(text)
-        counted = "prompt_tokens" in usage and "completion_tokens" in usage
-        asked = max(1, sum(fewest(m.text) for m in mine.request.messages))
-        if counted and (usage["prompt_tokens"] < asked or usage["completion_tokens"] < least):
-            self._disbelieve(mine.name)
-        if counted and self._believed:
-            self._learn(mine.request, usage["prompt_tokens"], usage["completion_tokens"])
-            return mine.name, self.price(usage["prompt_tokens"], usage["completion_tokens"])
-        if least > max(mine.request.params.max_tokens, self._longest):  # a text has at most as many tokens as bytes
-            self._learn(mine.request, 0, len(text.encode("utf-8", "replace")))
-        return mine.name, self._most(mine.request)
+        least_reply = fewest(text)
+        has_usage = "prompt_tokens" in usage and "completion_tokens" in usage
+        least_prompt = max(1, sum(fewest(m.text) for m in attempt.request.messages))
+        if has_usage and (usage["prompt_tokens"] < least_prompt or usage["completion_tokens"] < least_reply):
+            self._distrust_usage(attempt.name)
+        if has_usage and self._usage_trusted:
+            self._learn(attempt.request, usage["prompt_tokens"], usage["completion_tokens"])
+            return attempt.name, self.price(usage["prompt_tokens"], usage["completion_tokens"])
+        if least_reply > max(attempt.request.params.max_tokens, self._longest):  # a text has at most one token per byte
+            self._learn(attempt.request, 0, len(text.encode("utf-8", "replace")))
+        return attempt.name, self._max_cost(attempt.request)
 
     def settle(self, place: int, money: float) -> None:
-        """Book the cost of a saved answer."""
-        with self._changed:
+        """Replace the reserve of a saved answer by its cost."""
+        with self._condition:
             self._open.pop(place)
             self.paid += money
             self._kept += 1
-            self._tell()
-            self._changed.notify_all()
+            self._record_excess()
+            self._condition.notify_all()
 
     def price(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """Return the price of that many tokens."""
+        """Return the price of prompt and reply tokens."""
         return (prompt_tokens * self.access.price_in + completion_tokens * self.access.price_out) / 1e6
 
-    def _most(self, request: Request) -> float:
-        """Return the most that a request can cost, given everything observed so far."""
+    def _max_cost(self, request: Request) -> float:
+        """Return the maximum cost of a request, given the largest usage that the server has reported."""
         prompt = prompt_bound(request.messages) + self._beyond
         return self.price(prompt, max(request.params.max_tokens, self._longest))
 
-    def _passes(self, most: float) -> bool:
-        """Return whether another request could exceed the budget."""
-        reserved = sum(self._most(mine.request) for mine in self._open.values())
+    def _exceeds(self, most: float) -> bool:
+        """Return whether another request with the maximum cost `most` could exceed the budget."""
+        reserved = sum(self._max_cost(attempt.request) for attempt in self._open.values())
         return self.spent + reserved + most > self.access.budget
 
     def _learn(self, request: Request, prompt_tokens: int, completion_tokens: int) -> None:
-        """Raise later reserves to the largest usage observed."""
-        beyond = prompt_tokens - prompt_bound(request.messages)
-        with self._changed:
+        """Raise later reserves if the server billed more tokens than were reserved."""
+        excess = prompt_tokens - prompt_bound(request.messages)
+        with self._condition:
             line: dict[str, Any] = {}
-            if beyond > self._beyond:
-                self._beyond = line["beyond_prompt"] = beyond
+            if excess > self._beyond:
+                self._beyond = line["beyond_prompt"] = excess
             if completion_tokens > max(request.params.max_tokens, self._longest):
                 self._longest = line["longest_reply"] = completion_tokens
             if line:
                 self._journal.append([line])
 
-    def _disbelieve(self, name: str) -> None:
-        with self._changed:
-            if self._believed:
-                self._believed = False
+    def _distrust_usage(self, name: str) -> None:
+        with self._condition:
+            if self._usage_trusted:
+                self._usage_trusted = False
                 self._journal.append([{"unbelieved": name}])
 
-    def _lose(self, place: int) -> None:
+    def _count_lost(self, place: int) -> None:
         if place in self._open:
-            mine = self._open.pop(place)
-            money = max(mine.written, self._most(mine.request))
-            if money > mine.written:
-                self._journal.append([{"sent": mine.name, "most": money}])
+            attempt = self._open.pop(place)
+            money = max(attempt.written, self._max_cost(attempt.request))
+            if money > attempt.written:
+                self._journal.append([{"sent": attempt.name, "most": money}])
             self.lost += money
             self._lost_requests += 1
-            self._tell()
-            self._changed.notify_all()
+            self._record_excess()
+            self._condition.notify_all()
 
-    def _tell(self) -> None:
-        """Record once that the budget is exceeded."""
-        if self.spending.over and not self._told:
-            self._told = True
+    def _record_excess(self) -> None:
+        """Write a line to the ledger when the budget is exceeded for the first time."""
+        if self.spending.over and not self._excess_recorded:
+            self._excess_recorded = True
             self._journal.append([{"passed": self.access.budget, "spent": self.spent}])
 
 
 def prompt_bound(messages: Sequence[Message]) -> int:
-    """Return an upper bound of the tokens of a prompt, for any tokenizer."""
+    """Return an upper bound of the number of tokens of a prompt, for any tokenizer."""
     return TEMPLATE_TOKENS + sum(MESSAGE_TOKENS + len(m.text.encode("utf-8", "replace")) for m in messages)
 
 
 def fewest(text: str) -> int:
-    """Return a lower bound of the tokens of a text for any tokenizer in use: half its words, rounded up."""
+    """Return a lower bound of the number of tokens of a text for common tokenizers: half its words, rounded up."""
     return (len(text.split()) + 1) // 2
 
 
 def reached(spending: Spending, have: int, total: int, out: Path) -> BudgetReached:
-    """Return the error that states the spending and how to continue."""
-    how = f"is exceeded by {spending.over:.4g}" if spending.over else "is reached"
-    more = f" Note: {spending.raised}." if spending.raised else ""
+    """Return the error for a reached budget, with the money spent and how to continue."""
+    state = f"is exceeded by {spending.over:.4g}" if spending.over else "is reached"
+    note = f" Note: {spending.raised}." if spending.raised else ""
     return BudgetReached(
-        f"the budget of {spending.budget:g} {how}: {spending.total:.6g} spent, {have} of {total} samples received",
+        f"the budget of {spending.budget:g} {state}: {spending.total:.6g} spent, {have} of {total} samples received",
         where=str(out),
-        remedy=f"They are saved in data.parquet.{more} Repeat the command with a larger budget= to continue.",
+        remedy=f"The samples are saved in data.parquet.{note} Repeat the command with a larger budget= to continue.",
     )

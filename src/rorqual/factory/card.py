@@ -1,4 +1,4 @@
-"""The data card of a teacher's samples: contents of the file, dropped samples and reasons, cost, and the command to repeat it."""
+"""The dataset card of a teacher's samples: kept and dropped samples, cost, and the command to repeat the run."""
 
 from __future__ import annotations
 
@@ -34,10 +34,11 @@ VERDICTS = ("right", "wrong", "ungraded")
 
 @dataclass(frozen=True)
 class CardFindings:
-    """The data of the card. `met` counts the problems excluded because they match an evaluation set.
+    """The contents of a dataset card.
 
-    `missing` counts the samples that the budget did not cover, None if all are there. `clock` has the form of
-    clock.json.
+    - `clock`: seconds and core-seconds of each stage, as in clock.json.
+    - `met`: number of problems that were excluded because they match an evaluation set.
+    - `missing`: number of samples that the budget did not cover, or None if the dataset is complete.
     """
 
     config: FactoryConfig
@@ -53,26 +54,26 @@ class CardFindings:
         self.families.extend(dict.fromkeys(row.family for row in self.rows))
 
     def of(self, family: str) -> list[Distilled]:
-        """Return the rows of one family."""
+        """Return the rows of a problem family."""
         return [row for row in self.rows if row.family == family]
 
     @property
     def kept(self) -> list[Distilled]:
-        """The rows used for training."""
+        """The rows that passed all filters."""
         return [row for row in self.rows if not row.dropped]
 
     @property
     def core_seconds(self) -> float:
-        """Processor seconds of all stages."""
+        """The total processor time of all stages in seconds."""
         return sum(stage["core_seconds"] for stage in self.clock.values())
 
 
 def command(config: FactoryConfig, out: Path) -> str:
-    """Return the command that repeats the run, with the settings that differ from their defaults."""
+    """Return the command line that repeats the run, with the settings that differ from their defaults."""
     words = ["rorqual", "distil", config.teacher, f"task={config.task}", f"out={out}"]
-    plain = FactoryConfig.model_construct(teacher=config.teacher, task=config.task)
+    defaults = FactoryConfig.model_construct(teacher=config.teacher, task=config.task)
     for name, value in _flat(config.model_dump(mode="json", exclude={"teacher", "task"})):
-        if value != dict(_flat(plain.model_dump(mode="json"))).get(name):
+        if value != dict(_flat(defaults.model_dump(mode="json"))).get(name):
             text = ",".join(map(str, value)) if isinstance(value, list) else value
             words.append(f"{name}={text}")
     return shlex.join(words)
@@ -87,20 +88,25 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def write_card(out: Path, findings: CardFindings) -> None:
-    """Write `card.md`, and `card.html` with pictures; each is self-contained."""
+    """Write the dataset card as `card.md`, and as `card.html` with plots. Each file is self-contained."""
     tables = list(_tables(findings))
-    lede, again = _lede(findings), command(findings.config, out)
-    text = [f"# Samples of {_teacher(findings)}", lede, *findings.notes]
+    summary, repeat_command = _summary(findings), command(findings.config, out)
+    text = [f"# Samples of {_teacher(findings)}", summary, *findings.notes]
     for title, heads, rows in tables:
         text += [f"## {title}", _markdown(heads, rows)]
-    text += ["## Settings", "```yaml\n" + to_yaml(findings.config) + "```", "## Repeat", f"```sh\n{again}\n```"]
+    text += [
+        "## Settings",
+        "```yaml\n" + to_yaml(findings.config) + "```",
+        "## Repeat",
+        f"```sh\n{repeat_command}\n```",
+    ]
     write_atomic(out / "card.md", ("\n\n".join(text) + "\n").encode())
     body = [
-        f"<header><h1>Samples of {escape(_teacher(findings))}</h1>{page.para(lede, 'lede')}</header>",
+        f"<header><h1>Samples of {escape(_teacher(findings))}</h1>{page.para(summary, 'lede')}</header>",
         page.facts(_facts(findings)),
         *(page.para(note, "note") for note in findings.notes),
     ]
-    drawn = {p.name: page.figure(p, png(p, LIGHT), png(p, DARK)) for p in pictures(findings.rows)}
+    plots = {p.name: page.figure(p, png(p, LIGHT), png(p, DARK)) for p in pictures(findings.rows)}
     for title, heads, rows in tables:
         name = title.lower().replace(" ", "-")
         body.append(
@@ -108,15 +114,15 @@ def write_card(out: Path, findings: CardFindings) -> None:
                 name,
                 title,
                 page.table(title, heads, [("", rows)], text_columns=2 if title == "Filters" else 1),
-                drawn.pop(name, ""),
+                plots.pop(name, ""),
             )
         )
-    body += drawn.values()
+    body += plots.values()
     body.append(
         page.section(
             "again",
             "Repeat",
-            page.preformatted(again),
+            page.preformatted(repeat_command),
             page.folded("All settings", page.preformatted(to_yaml(findings.config))),
         )
     )
@@ -127,7 +133,7 @@ def _teacher(findings: CardFindings) -> str:
     return findings.rows[0].teacher if findings.rows else findings.config.teacher
 
 
-def _lede(findings: CardFindings) -> str:
+def _summary(findings: CardFindings) -> str:
     config, rows, kept = findings.config, findings.rows, findings.kept
     text = (
         f"{len(rows)} samples of {len({row.key for row in rows})} problems of {config.task}. The filters kept {len(kept)} samples of"
@@ -171,7 +177,7 @@ def _tables(findings: CardFindings) -> Iterator[Table]:
     ]
     yield "Families", heads, families
     dropped = Counter(row.dropped for row in findings.rows if row.dropped)
-    reasons = [[name, why, str(dropped[name])] for name, why in REASONS.items() if dropped[name]]
+    reasons = [[name, meaning, str(dropped[name])] for name, meaning in REASONS.items() if dropped[name]]
     reasons.append(["kept", "", str(len(findings.kept))])
     yield "Filters", ["Reason", "Meaning", "Samples"], reasons
     money = findings.spending
@@ -183,7 +189,8 @@ def _tables(findings: CardFindings) -> Iterator[Table]:
         ]
         yield "Money", ["Requests", "Number", "Money"], spent
     stages = [
-        [name, f"{one['seconds']:.1f}", f"{one['core_seconds']:.1f}"] for name, one in sorted(findings.clock.items())
+        [name, f"{times['seconds']:.1f}", f"{times['core_seconds']:.1f}"]
+        for name, times in sorted(findings.clock.items())
     ]
     yield "Cost", ["Stage", "Seconds", "Core-seconds"], stages
 
@@ -205,8 +212,8 @@ def _counts(rows: Sequence[Distilled]) -> list[str]:
     ]
 
 
-def _share(part: int, whole: int) -> str:
-    return f"{part / whole:.1%}" if whole else "-"
+def _share(count: int, total: int) -> str:
+    return f"{count / total:.1%}" if total else "-"
 
 
 def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

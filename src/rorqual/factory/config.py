@@ -1,4 +1,4 @@
-"""Settings of the sample factory: teacher, problems, sampling, filters, and use of a remote address."""
+"""Settings of the sample factory: teacher, problems, sampling, filters, and access to a remote server."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ ADDRESS = ("http://", "https://")
 
 
 class FilterConfig(Config):
-    """Which filters run on a sample, and their limits.
+    """The filters that run on samples, and their limits.
 
-    `shortest` and `longest` are limits in tokens; 0 means no limit, and a cut-off reply counts as too long. `repeated`
-    is the largest allowed share of words inside a repeated n-gram of `ngram` words, or of repeated lines. `foreign` is
-    the largest allowed share of letters outside the sample's main script. Two samples of one problem are duplicates if
-    the Jaccard similarity of their `shingle`-word sequences is at least `similar`. `overlap` is the number of
-    consecutive words of an evaluation item that count as contamination.
+    - `names`: the filters to run.
+    - `shortest`, `longest`: limits on the length in tokens; 0 means no limit. A truncated reply counts as too long.
+    - `ngram`, `repeated`: maximum share of words inside repeated n-grams of `ngram` words, or of repeated lines.
+    - `foreign`: maximum share of letters outside the sample's most frequent script.
+    - `shingle`, `similar`: two samples of a problem are duplicates if the Jaccard similarity of their sequences of
+      `shingle` words is at least `similar`.
+    - `overlap`: number of consecutive words in common with an evaluation item that counts as contamination.
     """
 
     names: tuple[FilterName, ...] = ("length", "repetition", "language", "contaminated", "duplicate")
@@ -39,10 +41,10 @@ class FilterConfig(Config):
 
 
 class Access(Config):
-    """How to use a remote address. None of these fields affect the samples, so a resumed run may change them.
+    """Settings of access to a remote server. These settings do not affect samples, so they may change when a run resumes.
 
-    `price_in` and `price_out` are money per million tokens. `budget` is the spending limit in the same currency; 0
-    means none.
+    `price_in`, `price_out`: price per million prompt and reply tokens. `budget`: spending limit in the same currency; 0
+    means no limit.
     """
 
     concurrency: Count = 8
@@ -61,13 +63,16 @@ class Access(Config):
 
 
 class FactoryConfig(Config):
-    """Sample `problems` problems of `task` (with `per_family`, of each family and level), `samples` times each.
+    """Settings of a run that samples a teacher on a task.
 
-    `teacher` is a run's folder, or the address of an OpenAI-compatible server with the name of its `model`. `keep`
-    selects right samples, graded samples, or all. `top_k` stores that many of the teacher's most likely tokens at each
-    position. `batch` is the number of samples that a local teacher generates together and saves together.
-    `decontaminate` lists evaluation sets, files or tasks, in addition to the task's own test split. `seed_bits` is the
-    size of the seeds sent to an address: 64, or 31 for a server that rejects those.
+    - `teacher`: a run's folder, or the address of an OpenAI-compatible server, which also needs the name of its `model`.
+    - `problems`: number of problems, or with `per_family` the number per family and level.
+    - `samples`: number of samples per problem.
+    - `keep`: whether to keep only right samples, all graded samples, or all samples.
+    - `top_k`: number of the teacher's most likely tokens to store at each position; 0 stores none.
+    - `batch`: number of samples that a local teacher generates and saves together.
+    - `decontaminate`: evaluation sets (files or tasks) to check against, in addition to the task's own test split.
+    - `seed_bits`: size of the seeds that are sent to a server: 64, or 31 for servers that reject larger seeds.
     """
 
     teacher: str
@@ -99,21 +104,21 @@ class FactoryConfig(Config):
         if self.remote and not self.model:
             raise ValueError("a remote teacher needs model=NAME, because a server may have several models")
         if self.remote and self.top_k:
-            raise ValueError("top_k needs a local run as teacher: a remote address does not return its top tokens")
+            raise ValueError("top_k needs a local run as teacher, because a server does not return its top tokens")
         if not self.remote and (self.model or self.access.budget):
-            raise ValueError("model= and budget= apply to a remote address only, not to a local run")
+            raise ValueError("model= and budget= apply only to a server as teacher, not to a local run")
         if self.split == "test":
             raise ValueError("split=test is held out for evaluation and cannot be used for training: use train or dev")
         return self
 
     @property
     def remote(self) -> bool:
-        """Whether the teacher is a remote address."""
+        """Whether the teacher is a remote server instead of a local run."""
         return self.teacher.startswith(ADDRESS)
 
     @property
     def params(self) -> SamplingParams:
-        """The sampling parameters; each problem gets its own seed in addition."""
+        """The sampling parameters of all problems. `request_of` replaces the seed by a seed for each problem."""
         return SamplingParams(
             max_tokens=self.max_tokens, temperature=self.temperature, top_p=self.top_p, seed=self.seed, n=self.samples
         )

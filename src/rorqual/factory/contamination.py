@@ -1,13 +1,13 @@
-"""Contamination checks: problems and samples that match an evaluation set as a whole, or by enough consecutive words.
+"""Contamination check: find problems and samples that match an evaluation item as a whole or by consecutive words.
 
-Matching ignores case and punctuation. It runs twice: with numbers and the operators between them, and with words
-alone, so that a problem with different numbers also matches. `overlap` consecutive words count as a match, by default
-8 (GPT-3 used 8 to 13, Brown et al. 2020, appendix C). An item shorter than `overlap` but of at least `SHORT` words
-matches inside other text. A still shorter item matches only as a whole.
+Matching ignores case and punctuation. Texts are compared twice: with numbers and operators, and with words only. The second
+comparison finds problems whose numbers were changed. `overlap` consecutive words count as a match. The default is 8; GPT-3
+used 8 to 13 (Brown et al. 2020, appendix C). An item with fewer words, but at least `SHORT`, matches if a text contains all
+of it. An item with fewer than `SHORT` words matches only a text that is equal to it.
 
-As in GPT-3, common sequences, such as instructions, do not count. A sequence is common if over `COMMON` evaluation
-items, or over `COMMON` problems to sample, contain it. The check misses paraphrases, and texts with a change in every
-eighth word. A character of a script without spaces counts as a word.
+As in GPT-3, common sequences such as instructions do not count. A sequence is common if more than `COMMON` evaluation items
+or more than `COMMON` problems to sample contain it. The check does not find paraphrases, or texts in which every eighth
+word was changed. A character of a script without spaces counts as a word.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ COMMON = 10
 SHORT = 4
 SIGNS = frozenset("+-*/=<>^%×÷")
 FROM_FILES, FROM_ENDLESS = 100_000, 250
-"""How many problems of a test split are compared: all in files, but only a sample of an endless task.
+"""Maximum number of test problems to compare with, for tasks that read files and for tasks that generate problems endlessly.
 
-An endless task may need milliseconds for one of its rare test problems. It assigns problems to splits by a hash of
-their keys.
+The limit for endless tasks is low, because they assign problems to splits by a hash of their keys. Test problems are
+therefore rare, and finding one may take milliseconds.
 """
 TEXT_COLUMNS = ("prompt", "question", "problem", "text")
 
@@ -42,9 +42,10 @@ Gram = tuple[str, ...]
 
 @dataclass(frozen=True)
 class EvalItem:
-    """One problem of an evaluation set, and its location (`file:line`, or `task NAME: key`). `key` may be "".
+    """A problem of an evaluation set.
 
-    With `by_words` it also matches by consecutive words, not only by its key or as a whole.
+    `where`: its location, `file:line` or `task NAME: key`. `key`: its key, or empty. `by_words`: whether consecutive words
+    count as a match, in addition to the key and the whole text.
     """
 
     text: str
@@ -55,7 +56,7 @@ class EvalItem:
 
 @dataclass(frozen=True)
 class Meeting:
-    """A match with an evaluation item: `how` is "key", "whole prompt" or the matching words."""
+    """A match with an evaluation item. `where`: location of the item. `how`: "key", "whole prompt" or the matching words."""
 
     where: str
     how: str
@@ -63,7 +64,7 @@ class Meeting:
 
 @dataclass
 class Evaluations:
-    """An index of evaluation sets. `overlap` is the number of consecutive words that count as a match."""
+    """A search index of evaluation items. `overlap`: number of consecutive words that count as a match."""
 
     items: Sequence[EvalItem]
     overlap: int
@@ -72,70 +73,70 @@ class Evaluations:
     _grams: dict[Gram, EvalItem] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        held: Counter[Gram] = Counter()
+        counts: Counter[Gram] = Counter()
         for item in self.items:
             if item.key:
                 self._keys.setdefault(item.key, item)
-            if found := bare(item.text):
-                self._whole.setdefault(found, item)
+            if item_words := bare(item.text):
+                self._whole.setdefault(item_words, item)
             if item.by_words:
-                short = {found} if SHORT <= len(found) < self.overlap else set()
-                for gram in self._telling(found) | short:
-                    held[gram] += 1
+                short = {item_words} if SHORT <= len(item_words) < self.overlap else set()
+                for gram in self._distinctive(item_words) | short:
+                    counts[gram] += 1
                     self._grams.setdefault(gram, item)
-        self._drop_common(held)
+        self._drop_common(counts)
 
-    def _telling(self, found: Gram) -> set[Gram]:
-        """Return the sequences of `overlap` words of a text, and those of its words without numbers and operators.
+    def _distinctive(self, text_words: Gram) -> set[Gram]:
+        """Return all sequences of `overlap` words, with and without numbers and operators.
 
-        The latter are marked with a leading "".
+        Sequences without numbers and operators start with an empty string, to distinguish them.
         """
-        plain = tuple(word for word in found if word[0].isalpha())
-        return grams(found, self.overlap) | {("", *gram) for gram in grams(plain, self.overlap)}
+        words_only = tuple(word for word in text_words if word[0].isalpha())
+        return grams(text_words, self.overlap) | {("", *gram) for gram in grams(words_only, self.overlap)}
 
     def _all(self, text: str) -> set[Gram]:
-        found = bare(text)
-        return self._telling(found).union(*(grams(found, size) for size in range(SHORT, self.overlap)))
+        text_words = bare(text)
+        return self._distinctive(text_words).union(*(grams(text_words, size) for size in range(SHORT, self.overlap)))
 
     def leave_out_common(self, texts: Iterable[str]) -> None:
-        """Remove the sequences that more than `COMMON` of `texts` contain."""
-        held: Counter[Gram] = Counter()
+        """Remove sequences from the index that more than `COMMON` of `texts` contain."""
+        counts: Counter[Gram] = Counter()
         for text in texts:
-            held.update(self._all(text) & self._grams.keys())
-        self._drop_common(held)
+            counts.update(self._all(text) & self._grams.keys())
+        self._drop_common(counts)
 
-    def _drop_common(self, held: Counter[Gram]) -> None:
-        for gram, count in held.items():
+    def _drop_common(self, counts: Counter[Gram]) -> None:
+        for gram, count in counts.items():
             if count > COMMON:
                 self._grams.pop(gram, None)
 
     def meets(self, text: str, key: str = "") -> Meeting | None:
-        """Return the evaluation item that a problem with this prompt matches, else None."""
+        """Return the match of a problem with this prompt and key, by key, whole prompt or consecutive words, or None."""
         if key and key in self._keys:
             return Meeting(self._keys[key].where, "key")
-        found = bare(text)
-        if found in self._whole:
-            return Meeting(self._whole[found].where, "whole prompt")
+        text_words = bare(text)
+        if text_words in self._whole:
+            return Meeting(self._whole[text_words].where, "whole prompt")
         return self.holds(text)
 
     def holds(self, text: str) -> Meeting | None:
-        """Return the evaluation item that matches consecutive words of a text, such as a sample; else None."""
+        """Return the match of consecutive words in a text, such as a sample, or None."""
         for gram in sorted(self._all(text) & self._grams.keys()):
             return Meeting(self._grams[gram].where, " ".join(gram).strip())
         return None
 
 
 def bare(text: str) -> Gram:
-    """Return the words of a text without punctuation.
+    """Split a text into words, numbers and arithmetic operators, without punctuation.
 
-    These are words, numbers, a minus before a number, and arithmetic operators. An operator counts only between two
-    words, of which one is a number or a single letter.
+    A sign counts as an operator if it is between two words, at least one of which is a number or a single letter. A minus
+    before a number is also kept.
     """
-    found = ["", *words(text), ""]
+    tokens = ["", *words(text), ""]
     kept = []
-    for before, word, after in zip(found, found[1:], found[2:]):
-        operates = word in SIGNS and before[:1].isalnum() and after[:1].isalnum() and (_term(before) or _term(after))
-        if word[0].isalnum() or operates or (word == "-" and after[:1].isdigit()):
+    for before, word, after in zip(tokens, tokens[1:], tokens[2:]):
+        is_operator = word in SIGNS and before[:1].isalnum() and after[:1].isalnum() and (_term(before) or _term(after))
+        if word[0].isalnum() or is_operator or (word == "-" and after[:1].isdigit()):
             kept.append(word)
     return tuple(kept)
 
@@ -144,16 +145,16 @@ def _term(word: str) -> bool:
     return word[0].isdigit() or len(word) == 1
 
 
-def grams(found: Gram, size: int) -> set[Gram]:
-    """Return the set of sequences of `size` words; empty for a shorter text."""
-    return {found[i : i + size] for i in range(len(found) - size + 1)}
+def grams(text_words: Gram, size: int) -> set[Gram]:
+    """Return the set of all sequences of `size` consecutive words. The set is empty for a shorter text."""
+    return {text_words[i : i + size] for i in range(len(text_words) - size + 1)}
 
 
 def evaluation_items(source: str, seed: int) -> list[EvalItem]:
-    """Return the items of a `decontaminate=` entry: a JSONL or Parquet file, or the test split of a task.
+    """Load the evaluation items of a `decontaminate=` entry: a JSONL or Parquet file, or the test split of a task.
 
-    A file needs a column of prompts, questions, problems, texts or messages. Raises DataError if it has none of these,
-    and ConfigError for an unknown task.
+    A file needs one of the columns in `TEXT_COLUMNS`, or messages. Raises DataError if it has none of these columns, and
+    ConfigError for an unknown task.
     """
     path = Path(source)
     if path.suffix in (".jsonl", ".parquet"):
@@ -163,13 +164,13 @@ def evaluation_items(source: str, seed: int) -> list[EvalItem]:
 
 
 class _Test(Task):
-    """A task whose test split is read. `ended` becomes true if the split has been read to its end."""
+    """A wrapper around a task whose test split is read. `ended`: whether the split was read to its end."""
 
     def __init__(self, inner: Task) -> None:
         self.inner, self.name, self.ended = inner, inner.name, False
 
     def found(self, seed: int) -> list[Problem]:
-        """Return the problems of the test split, or the sample of them that is compared."""
+        """Return the problems of the test split, up to the maximum number to compare with."""
         return pick(self, "test", FROM_FILES if isinstance(self.inner, FileTask) else FROM_ENDLESS, seed, False)
 
     def problems(self, split: Split, seed: int) -> Iterator[Problem]:
@@ -181,7 +182,7 @@ class _Test(Task):
 
 
 def item_of(problem: Problem, task: str, *, by_words: bool = True) -> EvalItem:
-    """Return a task's problem as an evaluation item."""
+    """Convert a problem of a task to an evaluation item."""
     place = problem.meta.get("where")
     where = f"task {task}: {problem.key!r:.80}" + (f" ({place})" if place else "")
     return EvalItem("\n".join(m.label for m in problem.messages), where, problem.key, by_words)
@@ -193,8 +194,8 @@ def _items_in(path: Path) -> Iterable[EvalItem]:
         if column is not None:
             yield EvalItem(row.values[column], row.where)
         elif isinstance(row.values.get("messages"), list):
-            asked = [m for m in row.values["messages"] if isinstance(m, dict) and m.get("role") == "user"]
-            yield EvalItem("\n".join(_said(m.get("content", ""), row.where) for m in asked), row.where)
+            user_messages = [m for m in row.values["messages"] if isinstance(m, dict) and m.get("role") == "user"]
+            yield EvalItem("\n".join(_content_text(m.get("content", ""), row.where) for m in user_messages), row.where)
         else:
             raise DataError(
                 f"the row has none of the columns {', '.join(TEXT_COLUMNS)} or messages",
@@ -203,21 +204,21 @@ def _items_in(path: Path) -> Iterable[EvalItem]:
             )
 
 
-def _said(content: Any, where: str) -> str:
+def _content_text(content: Any, where: str) -> str:
     return content_label(read_content(content, f"{where}: content")) if isinstance(content, list) else str(content)
 
 
 def own_test(task: Task, seed: int) -> tuple[list[EvalItem], str]:
-    """Return the items of the task's own test split, and a note if it cannot be read.
+    """Return the evaluation items of the task's own test split, and a note if the split cannot be read.
 
-    A split that ends matches by key, as a whole and by words. The split of a `Task.patterned` task matches by key and
-    as a whole only. So do the `FROM_ENDLESS` problems of a split that never ends: they share a few patterns with the
-    other splits, and a hash keeps their keys disjoint.
+    Items of a finite split match by key, whole text and consecutive words. Items of a `Task.patterned` task or of an endless
+    split match only by key and whole text. The splits of such tasks share a few sentence patterns, so consecutive words also
+    occur in unrelated problems. In endless tasks, a hash keeps the keys of the splits disjoint.
     """
     test = _Test(task)
     try:
-        found = test.found(seed)
+        problems = test.found(seed)
     except DataError as error:
         return [], f"the task has no test split for the contamination check: {error.what}"
     by_words = test.ended and not task.patterned
-    return [item_of(problem, task.name, by_words=by_words) for problem in found], ""
+    return [item_of(problem, task.name, by_words=by_words) for problem in problems], ""

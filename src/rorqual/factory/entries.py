@@ -1,4 +1,4 @@
-"""Sample records: one line of `samples.jsonl` per sample, written on arrival."""
+"""Records of samples. Each sample is a line of `samples.jsonl`, written when the sample arrives."""
 
 from __future__ import annotations
 
@@ -17,16 +17,19 @@ from rorqual.factory.config import FactoryConfig
 from rorqual.tasks.base import Problem
 
 Place = tuple[str, int]
-"""A problem's key, and the index of the sample."""
+"""(key of the problem, index of the sample): identifies a sample."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One sample. `of` identifies teacher, settings and seed. `attempt` names the request that returned it, if it was paid.
+    """A sample of a teacher.
 
-    `core_seconds` is the sample's share of its batch, by tokens. `error` says why there is no answer, as in
-    `Completion`. With `failed`, no completion arrived, and a later call retries. `model` is the model that answered,
-    if it is not the requested one.
+    - `of`: hash of teacher, settings and seed.
+    - `core_seconds`: processor time of the sample's batch, divided among its samples in proportion to their tokens.
+    - `attempt`: name in the ledger of the paid request that returned the sample.
+    - `error`: why the sample has no answer, as in `Completion`.
+    - `failed`: whether no completion arrived; a later call then retries.
+    - `model`: name of the model that answered, if it is not the requested model.
     """
 
     of: str
@@ -49,7 +52,7 @@ class Entry:
 
     @property
     def place(self) -> Place:
-        """The problem's key and the sample's index."""
+        """The key of the problem and the index of the sample, which identify the sample."""
         return self.key, self.number
 
     def line(self) -> dict[str, Any]:
@@ -60,7 +63,7 @@ class Entry:
 def entry_of(
     of: str, problem: Problem, number: int, params: SamplingParams, completion: Completion, **cost: Any
 ) -> Entry:
-    """Return a completion as an entry. A lone surrogate, which a server may send, becomes a question mark."""
+    """Convert a completion to an entry. Lone surrogates, which a server may send, become question marks."""
     usage = completion.usage
     return Entry(
         of=of,
@@ -80,22 +83,28 @@ def entry_of(
 
 
 def failure_of(of: str, problem: Problem, number: int, params: SamplingParams, error: str) -> Entry:
-    """Return the entry of a sample that failed."""
+    """Return the entry of a sample whose request failed."""
     return Entry(of, problem.key, number, params.seed, "", None, "stop", 0, 0, error=_text(error), failed=True)
 
 
 DATED = re.compile(r"[-@:](\d{3,4}|\d{6}|\d{8}|\d{4}-\d{2}(-\d{2})?)")
-"""A version suffix that a server appends to a model's name."""
+"""Matches a version suffix that servers append to the name of a model."""
 
 
-def is_same_model(asked: str, answered: str) -> bool:
-    """Return whether the model that answered may be the requested one, judged by its name.
+def is_same_model(requested: str, answered: str) -> bool:
+    """Return whether the model name in a response may denote the requested model.
 
-    `gpt-4o` matches `gpt-4o-2024-08-06`, but not `gpt-4o-mini`. Case, an organisation prefix and `-latest` are
-    ignored. An empty answer name matches everything.
+    `gpt-4o` matches `gpt-4o-2024-08-06`, but not `gpt-4o-mini`. Case, an organisation prefix and `-latest` are ignored. An
+    empty name in the response matches every model.
     """
-    one, other = (name.casefold().rpartition("/")[2].removesuffix("-latest") for name in (asked, answered))
-    return not other or other == one or (other.startswith(one) and bool(DATED.fullmatch(other[len(one) :])))
+    requested_name, answered_name = (
+        name.casefold().rpartition("/")[2].removesuffix("-latest") for name in (requested, answered)
+    )
+    return (
+        not answered_name
+        or answered_name == requested_name
+        or (answered_name.startswith(requested_name) and bool(DATED.fullmatch(answered_name[len(requested_name) :])))
+    )
 
 
 def _text(text: str) -> str:
@@ -103,7 +112,7 @@ def _text(text: str) -> str:
 
 
 def read_entry(line: Mapping[str, Any], where: str) -> Entry:
-    """Parse a line of the journal. Raises DataError if it is not a sample."""
+    """Parse a line of the journal as a sample. Raises DataError if it is not a sample."""
     try:
         return Entry(
             **{**line, "prompt_ids": tuple(line["prompt_ids"]), "token_ids": tuple(line["token_ids"])},
@@ -115,16 +124,16 @@ def read_entry(line: Mapping[str, Any], where: str) -> Entry:
 
 
 def sampling(config: FactoryConfig) -> dict[str, Any]:
-    """Return the settings that determine a sample, apart from its teacher, its problem and its index."""
+    """Return the settings that a sample depends on, in addition to its teacher, problem and index."""
     names = ("temperature", "top_p", "max_tokens", "thinking", "seed", "samples", "model")
-    found = {name: getattr(config, name) for name in names}
-    # Only for addresses, and only if not 31, the size in older runs: otherwise their identity would change.
-    longer = config.remote and config.seed_bits != 31
-    return found | {"seed_bits": config.seed_bits} if longer else found
+    settings = {name: getattr(config, name) for name in names}
+    # Older runs used 31 bits and had no field `seed_bits`. Leave it out for 31 bits, so that their identity stays the same.
+    has_field = config.remote and config.seed_bits != 31
+    return settings | {"seed_bits": config.seed_bits} if has_field else settings
 
 
 def identity(config: FactoryConfig, teacher: str) -> str:
-    """Return a short hash of (teacher, settings, seed); samples with different hashes are never mixed."""
+    """Return a short hash of teacher, settings and seed. Samples with different hashes are never mixed in a folder."""
     text = json.dumps({"teacher": teacher} | sampling(config), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -132,12 +141,12 @@ def identity(config: FactoryConfig, teacher: str) -> str:
 def row_of(
     entry: Entry, problem: Problem, verdict: VerdictName, config: FactoryConfig, teacher: str, chosen: int = 0
 ) -> Distilled:
-    """Return the sample as an unfiltered row of the result.
+    """Convert a sample to a row of the dataset, before filtering.
 
-    `chosen` is the number of ids at the prompt's end that forced the teacher to think, or to answer at once. In the
-    row they open the reply. Otherwise a student never learns to emit `<think>` by itself.
+    `chosen`: number of tokens at the prompt's end that forced the teacher to think or not to think. The row moves them to
+    the start of the reply, so that a student learns to generate `<think>` itself.
     """
-    asked = len(entry.prompt_ids) - chosen if entry.prompt_ids else 0
+    n_prompt = len(entry.prompt_ids) - chosen if entry.prompt_ids else 0
     return Distilled(
         key=problem.key,
         family=problem.family,
@@ -149,8 +158,8 @@ def row_of(
         params=json.dumps(sampling(config), sort_keys=True),
         seed=entry.seed,
         number=entry.number,
-        prompt_ids=entry.prompt_ids[:asked],
-        token_ids=(*entry.prompt_ids[asked:], *entry.token_ids),
+        prompt_ids=entry.prompt_ids[:n_prompt],
+        token_ids=(*entry.prompt_ids[n_prompt:], *entry.token_ids),
         prompt_tokens=entry.prompt_tokens,
         completion_tokens=entry.completion_tokens,
         core_seconds=entry.core_seconds,

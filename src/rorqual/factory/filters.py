@@ -1,4 +1,4 @@
-"""Filters of a teacher's samples: pure functions of text. The name of the filter is stored in the column `dropped`."""
+"""Filters of a teacher's samples. The name of the filter that drops a sample is stored in its column `dropped`."""
 
 from __future__ import annotations
 
@@ -12,103 +12,103 @@ from rorqual.data.distilled import Distilled
 from rorqual.factory.config import FilterConfig, Keep
 
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+|[^\w\s]|_")
-"""A word of letters and digits, a single sign, or a single character of a script without spaces."""
+"""Matches a word of letters and digits, a punctuation mark or symbol, or a character of a script without spaces."""
 FEW_LINES = 4
-"""Minimum number of lines for the repeated-line test."""
+"""Minimum number of lines of a text for which repeated lines are counted."""
 
 
 def words(text: str) -> list[str]:
-    """Return the words and signs of `text`, case-folded."""
+    """Split a text into case-folded words, punctuation marks and symbols."""
     return WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
 def is_too_long_or_short(tokens: int, cut_off: bool, filters: FilterConfig) -> bool:
-    """Return whether a sample was cut off, or has fewer than `shortest` or more than `longest` tokens (0: no limit)."""
+    """Return whether a sample was truncated, or has fewer than `shortest` or more than `longest` tokens (0: no limit)."""
     return cut_off or tokens < filters.shortest or (filters.longest > 0 and tokens > filters.longest)
 
 
 def repeated_share(text: str, ngram: int) -> float:
-    """Return the share of words inside an n-gram that occurred before, or the share of repeated lines if larger."""
-    found = words(text)
+    """Return the share of repeated text: words in an n-gram that occurred before, or repeated lines, whichever is larger."""
+    tokens = words(text)
     seen: set[tuple[str, ...]] = set()
-    covered = [False] * len(found)
-    for start in range(len(found) - ngram + 1):
-        gram = tuple(found[start : start + ngram])
+    covered = [False] * len(tokens)
+    for start in range(len(tokens) - ngram + 1):
+        gram = tuple(tokens[start : start + ngram])
         if gram in seen:
             covered[start : start + ngram] = [True] * ngram
         seen.add(gram)
     lines = [" ".join(line.split()) for line in text.split("\n") if line.strip()]
-    again = len(lines) - len(set(lines)) if len(lines) >= FEW_LINES else 0
-    return max(sum(covered) / max(len(found), 1), again / max(len(lines), 1))
+    n_repeated = len(lines) - len(set(lines)) if len(lines) >= FEW_LINES else 0
+    return max(sum(covered) / max(len(tokens), 1), n_repeated / max(len(lines), 1))
 
 
 @lru_cache(maxsize=4096)
 def script(letter: str) -> str:
-    """Return the script of a letter by its Unicode name, such as `LATIN`; Japanese and Korean count as `CJK`."""
+    """Return the script of a letter, such as `LATIN`, from its Unicode name. Japanese and Korean scripts count as `CJK`."""
     name = unicodedata.name(letter, "UNKNOWN").replace("-", " ").split()[0]
     return "CJK" if name in ("HIRAGANA", "KATAKANA", "HANGUL", "IDEOGRAPHIC") else name
 
 
 def foreign_share(text: str) -> float:
-    """Return the share, 0 to 1, of letters outside the most frequent script."""
+    """Return the share (0 to 1) of letters that are not in the text's most frequent script."""
     letters = Counter(script(c) for c in unicodedata.normalize("NFKC", text) if c.isalpha())
     return 1 - letters.most_common(1)[0][1] / letters.total() if letters else 0.0
 
 
 def shingles(text: str, size: int) -> frozenset[tuple[str, ...]]:
-    """Return the sequences of `size` words in `text`; for a shorter text, the whole text."""
-    found = words(text)
-    return frozenset(tuple(found[i : i + size]) for i in range(max(1, len(found) - size + 1)))
+    """Return all sequences of `size` consecutive words in `text`. A shorter text is one sequence."""
+    tokens = words(text)
+    return frozenset(tuple(tokens[i : i + size]) for i in range(max(1, len(tokens) - size + 1)))
 
 
-def jaccard(one: frozenset[tuple[str, ...]], other: frozenset[tuple[str, ...]]) -> float:
-    """Return the Jaccard similarity, 0 to 1; two empty sets have similarity 1."""
-    union = len(one | other)
-    return len(one & other) / union if union else 1.0
+def jaccard(first: frozenset[tuple[str, ...]], second: frozenset[tuple[str, ...]]) -> float:
+    """Return the Jaccard similarity (0 to 1) of two sets. Two empty sets have similarity 1."""
+    union = len(first | second)
+    return len(first & second) / union if union else 1.0
 
 
 def duplicates(texts: Sequence[str], shingle: int, similar: float) -> list[bool]:
-    """Return, for each text, whether it duplicates an earlier text that is not a duplicate itself.
+    """Return for each text whether it duplicates an earlier text that is not a duplicate itself.
 
-    A duplicate is identical or shares at least `similar` of its shingles. The comparison is exact, without hashing or
-    sketches, because a problem has few samples.
+    Texts are duplicates if they are identical, or if the Jaccard similarity of their shingles is at least `similar`. The
+    comparison is exact, without hashing or sketches, because a problem has few samples.
     """
     kept: list[tuple[str, frozenset[tuple[str, ...]]]] = []
-    found: list[bool] = []
+    flags: list[bool] = []
     for text in texts:
-        mine = shingles(text, shingle)
-        again = any(text == other or jaccard(mine, its) >= similar for other, its in kept)
-        found.append(again)
-        if not again:
-            kept.append((text, mine))
-    return found
+        own = shingles(text, shingle)
+        is_duplicate = any(text == earlier_text or jaccard(own, earlier) >= similar for earlier_text, earlier in kept)
+        flags.append(is_duplicate)
+        if not is_duplicate:
+            kept.append((text, own))
+    return flags
 
 
 def said(row: Distilled) -> str:
-    """Return the teacher's text: its reasoning and its answer."""
+    """Return the text that the teacher generated: its reasoning and its answer."""
     reply = row.messages[-1]
     return f"{reply.reasoning or ''}\n{reply.text}".strip("\n")
 
 
 def verdict_filter(verdict: str, keep: Keep) -> str:
-    """Return `wrong` or `ungraded` if `keep` excludes such a verdict, else ""."""
-    out = {"right": ("wrong", "ungraded"), "graded": ("ungraded",), "all": ()}[keep]
-    return verdict if verdict in out else ""
+    """Return the verdict as the reason to drop a sample if `keep` excludes this verdict, else an empty string."""
+    excluded = {"right": ("wrong", "ungraded"), "graded": ("ungraded",), "all": ()}[keep]
+    return verdict if verdict in excluded else ""
 
 
 def reason_alone(row: Distilled, cut_off: bool, contaminated: bool, filters: FilterConfig, keep: Keep) -> str:
-    """Return the first reason to drop a sample by itself, else ""; duplicates need the other samples."""
+    """Return the first reason to drop a sample, or an empty string. Duplicates are checked separately, in `reasons`."""
     text = said(row)
-    on = set(filters.names)
-    if "length" in on and is_too_long_or_short(row.completion_tokens, cut_off, filters):
+    enabled = set(filters.names)
+    if "length" in enabled and is_too_long_or_short(row.completion_tokens, cut_off, filters):
         return "length"
-    if out := verdict_filter(row.verdict, keep):
-        return out
-    if "repetition" in on and repeated_share(text, filters.ngram) > filters.repeated:
+    if verdict_reason := verdict_filter(row.verdict, keep):
+        return verdict_reason
+    if "repetition" in enabled and repeated_share(text, filters.ngram) > filters.repeated:
         return "repetition"
-    if "language" in on and foreign_share(text) > filters.foreign:
+    if "language" in enabled and foreign_share(text) > filters.foreign:
         return "language"
-    return "contaminated" if "contaminated" in on and contaminated else ""
+    return "contaminated" if "contaminated" in enabled and contaminated else ""
 
 
 def reasons(
@@ -119,24 +119,26 @@ def reasons(
     keep: Keep,
     failed: Sequence[bool] = (),
 ) -> list[str]:
-    """Return why each row is dropped, or "" if it is kept. Duplicates are searched among a problem's otherwise kept rows.
+    """Return for each row the reason to drop it, or an empty string to keep it.
 
-    Rows in `failed` have no answer. They are dropped as `error` regardless of `filters` and `keep`. An empty `failed`
-    means none.
+    Duplicates are searched among the rows of a problem that have no other reason. `failed`: whether a row has no answer, or
+    empty if all rows have an answer. Failed rows are dropped as `error`, regardless of `filters` and `keep`.
     """
-    found = [
-        "error" if bad else reason_alone(row, cut, met, filters, keep)
-        for row, cut, met, bad in zip(rows, cut_off, contaminated, failed or [False] * len(rows), strict=True)
+    results = [
+        "error" if has_failed else reason_alone(row, is_cut, matches, filters, keep)
+        for row, is_cut, matches, has_failed in zip(
+            rows, cut_off, contaminated, failed or [False] * len(rows), strict=True
+        )
     ]
     if "duplicate" not in filters.names:
-        return found
+        return results
     groups: dict[str, list[int]] = {}
-    for place, (row, reason) in enumerate(zip(rows, found)):
+    for index, (row, reason) in enumerate(zip(rows, results)):
         if not reason:
-            groups.setdefault(row.key, []).append(place)
-    for places in groups.values():
-        texts = [said(rows[place]) for place in places]
-        for place, again in zip(places, duplicates(texts, filters.shingle, filters.similar), strict=True):
-            if again:
-                found[place] = "duplicate"
-    return found
+            groups.setdefault(row.key, []).append(index)
+    for indices in groups.values():
+        texts = [said(rows[index]) for index in indices]
+        for index, is_duplicate in zip(indices, duplicates(texts, filters.shingle, filters.similar), strict=True):
+            if is_duplicate:
+                results[index] = "duplicate"
+    return results

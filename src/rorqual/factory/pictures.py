@@ -1,4 +1,4 @@
-"""The card's pictures: lengths of the samples, and how many of each family are right and kept."""
+"""Plots of the dataset card: the lengths of samples, and the number of kept and dropped samples per family."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ BINS = 30
 
 
 def pictures(rows: Sequence[Distilled]) -> Iterator[Picture]:
-    """Yield the pictures, named after their sections of the card; none if there are no samples."""
+    """Yield the plots, each named after its section of the card. Without samples, there are no plots."""
     if rows:
         yield families(rows)
         yield lengths(rows)
 
 
 def _parts(rows: Sequence[Distilled], theme: Theme) -> list[tuple[str, str, list[Distilled]]]:
-    """Return (label, colour, rows) for kept, right but dropped, and other dropped samples; empty parts are left out."""
+    """Group rows into kept, right but dropped, and other dropped samples. Return (label, colour, rows) of non-empty groups."""
     kept = [row for row in rows if not row.dropped]
     right = [row for row in rows if row.dropped and row.verdict == "right"]
     other = [row for row in rows if row.dropped and row.verdict != "right"]
@@ -35,7 +35,7 @@ def _parts(rows: Sequence[Distilled], theme: Theme) -> list[tuple[str, str, list
 
 
 def lengths(rows: Sequence[Distilled]) -> Picture:
-    """Return a histogram of tokens per sample."""
+    """Return a histogram of the number of tokens per sample."""
     tokens = [row.completion_tokens for row in rows]
     edges = np.histogram_bin_edges(tokens, bins=min(BINS, max(tokens) - min(tokens) + 1))
 
@@ -59,7 +59,7 @@ def lengths(rows: Sequence[Distilled]) -> Picture:
 
 
 def families(rows: Sequence[Distilled]) -> Picture:
-    """Return one stacked bar per family: kept, right but dropped, other dropped samples."""
+    """Return a plot with a stacked bar for each family: kept, right but dropped, and other dropped samples."""
     names = list(dict.fromkeys(row.family for row in rows))
 
     def draw(theme: Theme) -> Figure:
@@ -67,9 +67,9 @@ def families(rows: Sequence[Distilled]) -> Picture:
         places = np.arange(len(names), dtype=float)[::-1]
         start = np.zeros(len(names))
         for label, colour, part in _parts(rows, theme):
-            held = np.array([sum(row.family == name for row in part) for name in names], float)
-            axis.barh(places, held, left=start, height=0.62, color=colour, label=label)
-            start += held
+            counts = np.array([sum(row.family == name for row in part) for name in names], float)
+            axis.barh(places, counts, left=start, height=0.62, color=colour, label=label)
+            start += counts
         axis.set_yticks(places, names, color=theme.ink, fontsize=9)
         axis.set_xlabel("samples")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -77,8 +77,8 @@ def families(rows: Sequence[Distilled]) -> Picture:
         figure.legend(loc="outside lower center", ncols=3)
         return figure
 
-    told = "; ".join(
+    summary = "; ".join(
         f"{name}: {sum(r.family == name for r in rows)} samples, {sum(r.family == name and not r.dropped for r in rows)} kept"
         for name in names
     )
-    return Picture("families", f"Samples by family. {told}.", "Kept and dropped samples of each family.", draw)
+    return Picture("families", f"Samples by family. {summary}.", "Kept and dropped samples of each family.", draw)

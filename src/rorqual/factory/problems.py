@@ -1,4 +1,4 @@
-"""The choice of problems for the teacher: as many as requested, no key twice, and none that matches an evaluation set."""
+"""Selection of problems for the teacher. Duplicate problems and problems that match an evaluation set are excluded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from rorqual.tasks.find import load_task, safe_grade, safe_problems
 
 @dataclass
 class Chosen:
-    """The problems to sample, and the problems that were excluded, with reasons."""
+    """The selected problems, and the problems that were excluded because they match an evaluation set.
+
+    `met`: excluded problems with their matches. `notes`: remarks for the dataset card.
+    """
 
     task: Task
     problems: list[Problem]
@@ -27,7 +30,7 @@ class Chosen:
     notes: list[str]
 
     def listed(self) -> Iterator[dict[str, Any]]:
-        """Yield the lines of `contaminated.jsonl` for excluded problems."""
+        """Yield a line of `contaminated.jsonl` for each excluded problem."""
         for problem, meeting in self.met:
             yield {
                 "key": problem.key,
@@ -40,7 +43,7 @@ class Chosen:
 
 
 class Counted(Task):
-    """A wrapper around a task that counts repeated problems."""
+    """A wrapper around a task that counts how often it generates a problem again."""
 
     def __init__(self, inner: Task) -> None:
         self.inner, self.name, self.repeated = inner, inner.name, 0
@@ -58,27 +61,28 @@ class Counted(Task):
 
 
 def choose(config: FactoryConfig) -> Chosen:
-    """Draw the problems. Problems that match an evaluation set are replaced by others, as far as the task has more.
+    """Select the problems to sample. A problem that matches an evaluation set is replaced if the task has more problems.
 
-    Raises what the task raises, with its name. Raises DataError, naming the match, if no problem is left.
+    Errors of the task's code are raised with the task's name. Raises DataError with an example of a match if all problems
+    match.
     """
     task = load_task(config.task, data=Path(config.data) if config.data else None, options=config.options)
-    held, note = own_test(task, config.seed)
+    items, note = own_test(task, config.seed)
     for source in config.decontaminate:
-        held += evaluation_items(source, config.seed)
-    evaluations, counted = Evaluations(held, config.filters.overlap), Counted(task)
-    wanted, had = config.problems, -1
+        items += evaluation_items(source, config.seed)
+    evaluations, counted_task = Evaluations(items, config.filters.overlap), Counted(task)
+    n_wanted, previous_size = config.problems, -1
     while True:
-        pool = pick(counted, config.split, wanted, config.seed, config.per_family)
-        index = Evaluations(held, config.filters.overlap)
+        pool = pick(counted_task, config.split, n_wanted, config.seed, config.per_family)
+        index = Evaluations(items, config.filters.overlap)
         index.leave_out_common(problem.prompt for problem in pool)
         met = [(problem, meeting) for problem in pool if (meeting := index.meets(problem.prompt, problem.key))]
-        out = {problem.key for problem, _ in met}
-        clean = _first([problem for problem in pool if problem.key not in out], config)
+        excluded = {problem.key for problem, _ in met}
+        clean = _take([problem for problem in pool if problem.key not in excluded], config)
         evaluations = index
-        if not met or len(pool) == had or _enough(clean, pool, config):
+        if not met or len(pool) == previous_size or _has_enough(clean, pool, config):
             break
-        wanted, had = wanted + len(met), len(pool)
+        n_wanted, previous_size = n_wanted + len(met), len(pool)
     if not clean:
         problem, meeting = met[0]
         raise DataError(
@@ -88,28 +92,28 @@ def choose(config: FactoryConfig) -> Chosen:
             " set `patterned = True` in its class.",
         )
     notes = [note] if note else []
-    asked = len(clean)
-    if not config.per_family and asked < config.problems:
-        notes.append(f"the task has {asked} of the {config.problems} requested problems")
-    if counted.repeated:
-        notes.append(f"the task repeated a problem {counted.repeated} times; each problem was used once")
+    n_problems = len(clean)
+    if not config.per_family and n_problems < config.problems:
+        notes.append(f"the task has {n_problems} of the {config.problems} requested problems")
+    if counted_task.repeated:
+        notes.append(f"the task repeated a problem {counted_task.repeated} times; each problem was used once")
     return Chosen(task, clean, evaluations, met, notes)
 
 
-def _first(problems: Sequence[Problem], config: FactoryConfig) -> list[Problem]:
-    """Return the first `config.problems` problems, or as many of each family and level."""
-    taken: Counter[tuple[str, str]] = Counter()
-    kept: list[Problem] = []
+def _take(problems: Sequence[Problem], config: FactoryConfig) -> list[Problem]:
+    """Return the first `config.problems` problems, or with `per_family` the first of each family and level."""
+    counts: Counter[tuple[str, str]] = Counter()
+    first: list[Problem] = []
     for problem in problems:
         stratum = (problem.family, problem.level) if config.per_family else ("", "")
-        if taken[stratum] < config.problems:
-            taken[stratum] += 1
-            kept.append(problem)
-    return kept
+        if counts[stratum] < config.problems:
+            counts[stratum] += 1
+            first.append(problem)
+    return first
 
 
-def _enough(clean: Sequence[Problem], pool: Sequence[Problem], config: FactoryConfig) -> bool:
+def _has_enough(clean: Sequence[Problem], pool: Sequence[Problem], config: FactoryConfig) -> bool:
     if not config.per_family:
         return len(clean) == config.problems
-    have = Counter((problem.family, problem.level) for problem in clean)
-    return all(have[p.family, p.level] == config.problems for p in pool)
+    counts = Counter((problem.family, problem.level) for problem in clean)
+    return all(counts[p.family, p.level] == config.problems for p in pool)

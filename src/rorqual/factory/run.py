@@ -1,4 +1,4 @@
-"""Sample a teacher, save each sample on arrival, verify and filter the samples, and write them to Parquet with a card."""
+"""The main function of the sample factory: sample a teacher, grade and filter the samples, write Parquet and a dataset card."""
 
 from __future__ import annotations
 
@@ -33,27 +33,27 @@ from rorqual.tasks.find import safe_grade
 CONFIG, SAMPLES, FAILED, DATA = "factory.yaml", "samples.jsonl", "failed.jsonl", "data.parquet"
 CONTAMINATED, CLOCK, FINISHED = "contaminated.jsonl", "clock.json", "finished.json"
 TAIL_FLOOR = 1e-7
-"""The smallest tail mass of a teacher that objective `distil` assumes."""
+"""Minimum probability of the tokens outside of the teacher's top k. The objective `distil` assumes the same value."""
 CLOCK_SECONDS = 1.0
-"""Minimum seconds between two writes of the clock file."""
+"""Minimum number of seconds between two writes of the clock file."""
 
 
 def sample_teacher(config: FactoryConfig, out: Path, *, threads: int, quiet: bool, api_key: str = "") -> Path:
-    """Sample the teacher as `config` says into the folder `out`, and return the Parquet file that `data.distilled` reads.
+    """Sample the teacher of `config` and write the dataset to the folder `out`. Return its Parquet file.
 
-    Every sample is synced to `samples.jsonl` before it is used. After a kill, a full disk or a failure of server or
-    grader, the same call resumes and requests no saved sample again.
+    Every sample is synced to `samples.jsonl` before it is used. After a kill, a full disk, or a failure of the server or the
+    grader, the same call resumes without requesting saved samples again. `data.distilled` reads the Parquet file.
 
-    Raises ConfigError, without any change, if the folder holds another config (`access` may differ). Raises
-    RorqualError if another process uses the folder. Raises BudgetReached if the budget is reached, after writing the
-    file and its card with the samples so far.
+    Raises ConfigError without changing any file if the folder has samples of another config (`access` may differ). Raises
+    RorqualError if another process uses the folder. Raises BudgetReached if the budget is reached, after writing the dataset
+    and its card with the samples so far.
     """
     out = Path(out)
-    _settle_config(config, out)
+    _check_config(config, out)
     if _is_finished(out):
         return out / DATA
     with own_run(out):
-        _settle_config(config, out)
+        _check_config(config, out)
         clock = Clock(out / CLOCK)
         with clock.of("choosing"):
             chosen = choose(config)
@@ -62,34 +62,34 @@ def sample_teacher(config: FactoryConfig, out: Path, *, threads: int, quiet: boo
         with Journal(out / SAMPLES, spare=True) as journal, Journal(out / FAILED) as failures:
             work = Work(config, chosen, teacher, journal, failures, clock, quiet)
             with clock.of("sampling"):
-                whole = work.sample()
-            _finish(work, out, whole)
+                completed = work.sample()
+            _finish(work, out, completed)
     return out / DATA
 
 
-def _finish(work: Work, out: Path, whole: bool) -> None:
-    """Write the samples and their card. Raises BudgetReached if samples are missing."""
+def _finish(work: Work, out: Path, completed: bool) -> None:
+    """Write the dataset and its card. Raises BudgetReached if the budget did not cover all samples."""
     config, chosen, teacher, clock = work.config, work.chosen, work.teacher, work.clock
     with clock.of("finishing"):
-        rows, met = work.rows()
+        rows, contaminated = work.rows()
         if config.top_k:
             rows = with_top(rows, teacher, config.top_k)
         write_distilled(out / DATA, rows, tokenizer=teacher.tokenizer, vocab=teacher.vocab)
-        _write_lines(out / CONTAMINATED, [*chosen.listed(), *met])
-    left = None if whole else work.total - len(work.have) - len(work.failed)
+        _write_lines(out / CONTAMINATED, [*chosen.listed(), *contaminated])
+    n_missing = None if completed else work.total - len(work.have) - len(work.failed)
     notes = [*chosen.notes, *(f"{note[0].upper()}{note[1:]}." for note in work.warnings().values())]
-    write_card(out, CardFindings(config, rows, clock.spent, len(chosen.met), notes, teacher.spending, left))
-    if not whole:
+    write_card(out, CardFindings(config, rows, clock.spent, len(chosen.met), notes, teacher.spending, n_missing))
+    if not completed:
         raise reached(teacher.spending, len(work.have), work.total, out)
     files = [DATA, CONTAMINATED, "card.html", "card.md"]
     write_json(out / FINISHED, {name: (out / name).stat().st_size for name in files})
 
 
 class Clock:
-    """Wall-clock and processor seconds of each stage, summed over all calls, in a file of its own.
+    """A record of the wall-clock and processor seconds of each stage, summed over all calls.
 
-    All other files in the folder are reproducible. The clock is written while samples are saved, so a kill loses the
-    time of the current batch only.
+    Times are stored in a separate file, because all other files of the folder are reproducible. The file is written whenever
+    samples are saved, so a kill loses only the time of the current batch.
     """
 
     def __init__(self, path: Path) -> None:
@@ -101,7 +101,7 @@ class Clock:
 
     @contextmanager
     def of(self, stage: str) -> Iterator[None]:
-        """Time the block, also if it raises."""
+        """Add the time of the `with` block to a stage, even if the block raises."""
         self._stage, self._mark = stage, (time.monotonic(), time.process_time())
         try:
             yield
@@ -110,12 +110,12 @@ class Clock:
                 self.tick(0.0)
 
     def tick(self, every: float) -> None:
-        """Add the time since the last tick, and write the file if `every` seconds have passed since the last write."""
+        """Add the time since the last call. Write the file if the last write is at least `every` seconds ago."""
         now = time.monotonic(), time.process_time()
-        had = self.spent.get(self._stage, {"seconds": 0.0, "core_seconds": 0.0})
+        times = self.spent.get(self._stage, {"seconds": 0.0, "core_seconds": 0.0})
         self.spent[self._stage] = {
-            "seconds": had["seconds"] + now[0] - self._mark[0],
-            "core_seconds": had["core_seconds"] + now[1] - self._mark[1],
+            "seconds": times["seconds"] + now[0] - self._mark[0],
+            "core_seconds": times["core_seconds"] + now[1] - self._mark[1],
         }
         self._mark = now
         if now[0] - self._written >= every and (self.path.parent / CONFIG).is_file():
@@ -125,7 +125,7 @@ class Clock:
 
 @dataclass
 class Work:
-    """The state of a run: samples so far, failures and verdicts."""
+    """The state of a factory run: samples so far (`have`), failed requests, and verdicts of the grader."""
 
     config: FactoryConfig
     chosen: Chosen
@@ -164,30 +164,30 @@ class Work:
 
     @property
     def total(self) -> int:
-        """Number of samples in the complete result."""
+        """The number of samples of the complete dataset."""
         return len(self.problems) * self.config.samples
 
     def sample(self) -> bool:
-        """Generate the missing samples and verify all; return False if the budget was reached."""
+        """Generate the missing samples and grade all samples. Return False if the budget was reached."""
         bar = Progress(f"distil {self.chosen.task.name}", self.total, unit="sample", start=len(self.have))
         self.verify([*self.have.values(), *self.failed.values()])
-        said = set(self.warnings())
+        shown = set(self.warnings())
         if self.have and len(self.have) < self.total and not self.quiet:
             bar.say(f"distil: resuming with {len(self.have)} of {self.total} samples")
 
-        def keep(entries: Sequence[Entry], kept: Callable[[], None]) -> None:
-            full: DiskFull | None = None
+        def keep(entries: Sequence[Entry], on_saved: Callable[[], None]) -> None:
+            disk_full: DiskFull | None = None
             try:
                 self.journal.append(entry.line() for entry in entries if not entry.failed)
                 self.failures.append(entry.line() for entry in entries if entry.failed)
-            except DiskFull as error:  # the reserved space took these entries
-                full = error
-            kept()
+            except DiskFull as error:  # these entries were written to reserved disk space
+                disk_full = error
+            on_saved()
             for entry in entries:
                 self.failed.pop(entry.place, None)
                 (self.failed if entry.failed else self.have)[entry.place] = entry
-            if full is not None:
-                raise full
+            if disk_full is not None:
+                raise disk_full
             self.verify(entries)
             self.clock.tick(CLOCK_SECONDS)
             warn()
@@ -195,137 +195,141 @@ class Work:
 
         def warn() -> None:
             for kind, text in self.warnings().items():
-                if kind not in said and not self.quiet:
+                if kind not in shown and not self.quiet:
                     bar.say(f"distil: {text}")
-                said.add(kind)
+                shown.add(kind)
 
         def show(under_way: int) -> None:
             if not self.quiet:
                 bar.update(min(len(self.have) + len(self.failed) + under_way, self.total), self.note())
 
         try:
-            whole = self.teacher.sample(list(self.problems.values()), dict(self.have), keep, show, set(self.failed))
+            completed = self.teacher.sample(list(self.problems.values()), dict(self.have), keep, show, set(self.failed))
             warn()
-            return whole
+            return completed
         except RorqualError as error:
             raise self.told(error) from error
 
     def told(self, error: RorqualError) -> RorqualError:
-        """Return the same error with the number of saved samples added to its remedy."""
-        kept = f"{len(self.have)} of {self.total} samples are saved in {self.journal.path}; the same command resumes."
-        return type(error)(error.what, where=error.where, remedy=f"{error.remedy} {kept}".strip())
+        """Return a copy of the error whose remedy also gives the number of saved samples."""
+        progress = (
+            f"{len(self.have)} of {self.total} samples are saved in {self.journal.path}; the same command resumes."
+        )
+        return type(error)(error.what, where=error.where, remedy=f"{error.remedy} {progress}".strip())
 
     def note(self) -> str:
-        """Return the text beside the progress count: share right, failures and money."""
-        judged, spending = list(self.verdicts.values()), self.teacher.spending
-        right = f"right {judged.count('right') / len(judged):.0%}" if judged else ""
+        """Return the text next to the progress bar: share of right samples, failures and money."""
+        verdicts, spending = list(self.verdicts.values()), self.teacher.spending
+        right = f"right {verdicts.count('right') / len(verdicts):.0%}" if verdicts else ""
         failed = f"  failed {len(self.failed)}" * bool(self.failed)
         lost = f"  lost {spending.lost:.4g}" * bool(spending.lost)
         return f"{right}{failed}" + f"  paid {spending.paid:.4g}{lost}" * bool(spending.total)
 
     def warnings(self) -> dict[str, str]:
-        """Return the warnings, by kind; each is shown once in the progress and on the card."""
-        found = self.teacher.spending.notes()
+        """Return the current warnings by kind. Each kind is shown once during the run, and on the card."""
+        texts = self.teacher.spending.notes()
         names = Counter(entry.model for entry in self.have.values() if entry.model)
         if names:
-            told = ", ".join(f"'{name}' ({count} samples)" for name, count in sorted(names.items()))
-            found["model"] = f"the model '{self.config.model}' was requested, but the server reports another: {told}"
+            counts = ", ".join(f"'{name}' ({count} samples)" for name, count in sorted(names.items()))
+            texts["model"] = f"the model '{self.config.model}' was requested, but the server reports another: {counts}"
         if self.failed:
             first = next(iter(self.failed.values()))
-            found["failed"] = (
+            texts["failed"] = (
                 f"{len(self.failed)} requests failed, and their samples are ungraded; delete finished.json and repeat the command to"
                 f" retry. The first failure, of {first.key!r:.60}: {first.error}"
             )
-        return found
+        return texts
 
     def verify(self, entries: Sequence[Entry]) -> None:
-        """Grade the samples with the task's grader; a sample without an answer is ungraded.
+        """Grade samples with the task's grader. A sample without an answer gets the verdict `ungraded`.
 
-        Raises TaskError with the task's name if the grader raises. The samples stay saved.
+        Raises TaskError with the task's name if the grader raises an error. Saved samples are not lost.
         """
         for entry in entries:
-            graded = None if entry.error else safe_grade(self.chosen.task, self.problems[entry.key], entry.text)
-            self.verdicts[entry.place] = graded.value if graded else "ungraded"
+            verdict = None if entry.error else safe_grade(self.chosen.task, self.problems[entry.key], entry.text)
+            self.verdicts[entry.place] = verdict.value if verdict else "ungraded"
 
     def rows(self) -> tuple[list[Distilled], list[dict[str, Any]]]:
-        """Return all samples in the order of the problems, verified and filtered, and the list of contaminated samples."""
-        there = self.failed | self.have
+        """Return all samples as graded and filtered rows in the order of the problems, and a list of contaminated samples."""
+        samples = self.failed | self.have
         entries = [
-            there[place]
+            samples[place]
             for key in self.problems
             for number in range(self.config.samples)
-            if (place := (key, number)) in there
+            if (place := (key, number)) in samples
         ]
         rows = [self._row(entry, self.problems[entry.key]) for entry in entries]
-        met = [self.chosen.evaluations.holds(said(row)) for row in rows]
+        matches = [self.chosen.evaluations.holds(said(row)) for row in rows]
         cut_off = [entry.finish == "length" for entry in entries]
         failed = [bool(entry.error) for entry in entries]
-        found = reasons(rows, cut_off, [one is not None for one in met], self.config.filters, self.config.keep, failed)
-        listed = [
-            {"key": row.key, "number": row.number, "met": one.where, "by": one.how, "what": "sample"}
-            for row, one, reason in zip(rows, met, found)
-            if one is not None and reason == "contaminated"
+        drop_reasons = reasons(
+            rows, cut_off, [match_ is not None for match_ in matches], self.config.filters, self.config.keep, failed
+        )
+        contaminated = [
+            {"key": row.key, "number": row.number, "met": match_.where, "by": match_.how, "what": "sample"}
+            for row, match_, reason in zip(rows, matches, drop_reasons)
+            if match_ is not None and reason == "contaminated"
         ]
-        return [replace(row, dropped=reason) for row, reason in zip(rows, found, strict=True)], listed
+        return [replace(row, dropped=reason) for row, reason in zip(rows, drop_reasons, strict=True)], contaminated
 
     def _row(self, entry: Entry, problem: Problem) -> Distilled:
         return row_of(entry, problem, self.verdicts[entry.place], self.config, self.teacher.label, self.teacher.chosen)
 
 
 def with_top(rows: Sequence[Distilled], teacher: Teacher, k: int) -> list[Distilled]:
-    """Return the rows; those that are kept get the teacher's `k` most likely tokens at each position.
+    """Add the teacher's `k` most likely tokens at each position to the rows that are kept.
 
-    The first `teacher.chosen` tokens were forced, not sampled. Their distribution has all mass on that token.
+    The first `teacher.chosen` tokens of a reply were forced, not sampled, so their distribution has all mass on that token.
     """
-    kept = [place for place, row in enumerate(rows) if not row.dropped and row.token_ids]
-    found = dict(zip(kept, teacher.top([rows[place] for place in kept], k), strict=True))
-    made = list(rows)
-    for place, (ids, logprobs) in found.items():
+    indices = [index for index, row in enumerate(rows) if not row.dropped and row.token_ids]
+    top = dict(zip(indices, teacher.top([rows[index] for index in indices], k), strict=True))
+    result = list(rows)
+    for index, (ids, logprobs) in top.items():
         ids, logprobs = ids.copy(), logprobs.copy()
         for forced in range(teacher.chosen):
-            ids[forced], logprobs[forced] = certain(rows[place].token_ids[forced], ids[forced])
-        made[place] = replace(rows[place], top_ids=ids, top_logprobs=logprobs)
-    return made
+            ids[forced], logprobs[forced] = certain(rows[index].token_ids[forced], ids[forced])
+        result[index] = replace(rows[index], top_ids=ids, top_logprobs=logprobs)
+    return result
 
 
 def certain(token: int, others: Ids) -> tuple[Ids, Logprobs]:
-    """Return the distribution with all mass on `token`, over as many ids as `others` [k].
+    """Return ids [k] and log-probabilities [k] of a distribution with all mass on `token`, and further ids from `others` [k].
 
-    Every other id has probability `TAIL_FLOOR`, because 0 has no finite logarithm.
+    The other ids have probability `TAIL_FLOOR`, because the logarithm of 0 is not finite.
     """
-    rest = others[others != token][: len(others) - 1]
+    other_ids = others[others != token][: len(others) - 1]
     logprobs = np.full(len(others), np.log(TAIL_FLOOR), np.float32)
     logprobs[0] = np.log1p(-TAIL_FLOOR * len(others))
-    return np.concatenate([[token], rest]).astype(np.int32), logprobs
+    return np.concatenate([[token], other_ids]).astype(np.int32), logprobs
 
 
 def _teacher(config: FactoryConfig, out: Path, threads: int, api_key: str) -> Teacher:
     return RemoteTeacher(config, out, api_key) if config.remote else LocalTeacher(config, threads)
 
 
-def _settle_config(config: FactoryConfig, out: Path) -> None:
-    """Raise ConfigError if the folder holds the work of another config, or unrelated files."""
+def _check_config(config: FactoryConfig, out: Path) -> None:
+    """Raise ConfigError if the folder contains samples of another config, or unrelated files."""
     file = out / CONFIG
     if not file.is_file():
         if out.exists() and (not out.is_dir() or any(path.name != RUN_LOCK for path in out.iterdir())):
-            what = "the folder has other files in it" if out.is_dir() else "this is not a folder"
-            raise ConfigError(what, where=str(out), remedy="Choose another folder (out=).")
+            problem = "the folder has other files in it" if out.is_dir() else "this is not a folder"
+            raise ConfigError(problem, where=str(out), remedy="Choose another folder (out=).")
         return
-    there = read_yaml(FactoryConfig, file)
-    one, other = (c.model_dump(mode="json", exclude={"access"}) for c in (there, config))
-    differ = sorted(name for name in one if one[name] != other[name])
+    saved = read_yaml(FactoryConfig, file)
+    saved_values, new_values = (c.model_dump(mode="json", exclude={"access"}) for c in (saved, config))
+    changed = sorted(name for name in saved_values if saved_values[name] != new_values[name])
     samples = out / SAMPLES
-    if differ and samples.is_file() and samples.stat().st_size:
-        name = differ[0]
+    if changed and samples.is_file() and samples.stat().st_size:
+        name = changed[0]
         raise ConfigError(
-            f"this folder has samples with {name}={one[name]}, but {name}={other[name]} was requested",
+            f"this folder has samples with {name}={saved_values[name]}, but {name}={new_values[name]} was requested",
             where=str(file),
             remedy="Choose another folder (out=), or use the same settings to resume.",
         )
 
 
 def _is_finished(out: Path) -> bool:
-    """Return whether an earlier call finished and its files are unchanged."""
+    """Return whether an earlier call finished, and its files still have the same sizes."""
     try:
         sizes = json.loads((out / FINISHED).read_bytes())
     except (FileNotFoundError, ValueError):

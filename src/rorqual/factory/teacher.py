@@ -1,4 +1,4 @@
-"""Teachers: a local run, sampled in fixed batches, or a remote address, whose answers are saved one by one."""
+"""Teachers that generate samples: a local run, which is sampled in fixed batches, or a remote server."""
 
 from __future__ import annotations
 
@@ -24,27 +24,30 @@ from rorqual.model.adapter import fingerprint
 from rorqual.tasks.base import Problem
 
 Keep = Callable[[Sequence[Entry], Callable[[], None]], None]
-"""Saves samples, calls the second argument once they are on disk, then verifies them."""
+"""A callback that saves new samples, calls its second argument when the samples are on disk, and grades them."""
 UnderWay = Callable[[int], None]
-"""Receives the number of samples generated but not saved yet."""
+"""A progress callback that receives the number of samples that are generated but not saved yet."""
 FAILURES_IN_A_ROW = 5
-"""Stop after this many requests in a row that fail after their retries: the server is at fault, not a request."""
+"""Stop after this many consecutive requests failed despite retries, because the cause is then the server."""
 
 
 Ask = tuple[Problem, int, Request]
-"""A problem, the index of the sample, and its request."""
+"""(problem, index of the sample, request): one sample to generate."""
 ANY = (Message("user", "?"),)
+"""An arbitrary conversation, to count the prompt tokens that a thinking mode adds."""
 
 
 def nothing() -> None:
-    """Do nothing: the callback of a saved sample that costs no money."""
+    """Do nothing, as the callback for saved samples that cost no money."""
 
 
 class Teacher(ABC):
-    """The base of teachers. `label` names it in the result; `of` is the identity of its samples.
+    """The interface of a teacher.
 
-    `tokenizer` and `vocab` are stored in the Parquet's metadata. `chosen` is the number of ids at the end of a prompt
-    that force the teacher to think, or to answer at once.
+    - `label`: name of the teacher in the resulting dataset.
+    - `of`: identity of its samples, a hash of teacher, settings and seed.
+    - `tokenizer`, `vocab`: SHA-256 of the tokenizer and vocabulary size, stored in the metadata of the Parquet file.
+    - `chosen`: number of tokens at the end of a prompt that force the teacher to think, or to answer without thinking.
     """
 
     label: str
@@ -62,26 +65,26 @@ class Teacher(ABC):
         under_way: UnderWay,
         failed: Collection[Place] = (),
     ) -> bool:
-        """Generate the samples that are not in `have` and pass them to `keep`; return False if the budget ran out.
+        """Generate the samples that are missing in `have`, and pass them to `keep`. Return False if the budget was reached.
 
-        `failed` holds the samples that failed in an earlier call.
+        `failed`: samples that failed in an earlier call.
         """
 
     @property
     def spending(self) -> Spending:
-        """Money spent, lost answers included."""
+        """The money spent so far, including the cost of answers that never arrived."""
         return NOTHING
 
     def top(self, rows: Sequence[Distilled], k: int) -> list[Scored]:
-        """Return the `k` most likely tokens at each position of each row's reply."""
+        """Return the teacher's `k` most likely tokens at each position of each row's reply."""
         raise NotImplementedError
 
 
 class LocalTeacher(Teacher):
-    """The newest complete checkpoint of a run.
+    """A teacher that is the latest complete checkpoint of a run.
 
-    A problem's samples depend on the config alone: each problem has its own seed, and a batch always contains the same
-    problems. A batch that a kill interrupted is generated again as a whole, and only its missing samples are saved.
+    The samples of a problem depend only on the config, because each problem has its own seed, and a batch always contains
+    the same problems. If a batch was interrupted, the whole batch is generated again, and its missing samples are saved.
     """
 
     def __init__(self, config: FactoryConfig, threads: int) -> None:
@@ -94,8 +97,8 @@ class LocalTeacher(Teacher):
         self._engine = Engine(run.path, device=config.device, dtype=config.dtype, threads=threads, record_experts=False)
         self.vocab = self._engine.tokenizer.vocab_size
         modes: tuple[Thinking, Thinking] = (config.thinking, "auto")
-        made, free = (len(self._engine.chat.prompt(ANY, mode)) for mode in modes)
-        self.chosen = made - free
+        with_mode, without_mode = (len(self._engine.chat.prompt(ANY, mode)) for mode in modes)
+        self.chosen = with_mode - without_mode
 
     def sample(
         self,
@@ -108,27 +111,32 @@ class LocalTeacher(Teacher):
         for batch in self.batches(problems):
             missing = {(p.key, n) for p in batch for n in range(self.config.samples)} - have.keys()
             if missing:
-                drawn = self._draw(batch, under_way)
-                keep([entry for entry in drawn if entry.place in missing], nothing)
+                entries = self._generate(batch, under_way)
+                keep([entry for entry in entries if entry.place in missing], nothing)
         return True
 
     def batches(self, problems: Sequence[Problem]) -> Iterator[Sequence[Problem]]:
-        """Yield the problems that are generated together: `config.batch` samples, with no problem split."""
+        """Yield batches of problems. A batch has about `config.batch` samples, and all samples of a problem are in one batch."""
         size = max(1, self.config.batch // self.config.samples)
         yield from (problems[start : start + size] for start in range(0, len(problems), size))
 
-    def _draw(self, problems: Sequence[Problem], under_way: UnderWay) -> list[Entry]:
+    def _generate(self, problems: Sequence[Problem], under_way: UnderWay) -> list[Entry]:
         requests = [request_of(self.config, problem) for problem in problems]
         began = time.process_time()
         answers = self._engine.generate(requests, progress=lambda done, _: under_way(done))
         spent = time.process_time() - began
-        tokens = sum(len(one.token_ids) for group in answers for one in group)
+        tokens = sum(len(completion.token_ids) for group in answers for completion in group)
         return [
             entry_of(
-                self.of, problem, number, request.params, one, core_seconds=spent * len(one.token_ids) / max(tokens, 1)
+                self.of,
+                problem,
+                number,
+                request.params,
+                completion,
+                core_seconds=spent * len(completion.token_ids) / max(tokens, 1),
             )
             for problem, request, group in zip(problems, requests, answers, strict=True)
-            for number, one in enumerate(group)
+            for number, completion in enumerate(group)
         ]
 
     def top(self, rows: Sequence[Distilled], k: int) -> list[Scored]:
@@ -137,12 +145,13 @@ class LocalTeacher(Teacher):
 
 
 class RemoteTeacher(Teacher):
-    """An OpenAI-compatible address: each answer is saved on arrival, and booked against the budget if there are prices.
+    """A teacher behind an OpenAI-compatible server. Each answer is saved on arrival.
 
-    A ledger from an earlier call also turns booking on. A request that fails after its retries is saved as a failure,
-    and the others continue. The error is raised if the server answered nothing at all, after `FAILURES_IN_A_ROW`
-    failures in a row, and after `IN_A_ROW` rejections in a row. Requests that failed in an earlier call are sent last
-    and do not count, so the same call always makes progress.
+    If there are prices or a ledger of an earlier call, the cost of each answer is recorded in the ledger.
+
+    A request that fails despite retries is saved as a failure, and the other requests continue. The error is raised if the
+    server answered no request, after `FAILURES_IN_A_ROW` consecutive failures, or after `IN_A_ROW` consecutive rejections.
+    Requests that failed in an earlier call are sent last and are not counted, so that a repeated call makes progress.
     """
 
     def __init__(self, config: FactoryConfig, out: Path, api_key: str) -> None:
@@ -176,7 +185,9 @@ class RemoteTeacher(Teacher):
     ) -> bool:
         asks = [
             (problem, number, request_of(self.config, problem))
-            for number in range(self.config.samples)  # the first sample of every problem comes before any second sample
+            for number in range(
+                self.config.samples
+            )  # request the first sample of every problem before any second sample
             for problem in problems
             if (problem.key, number) not in have
         ]
@@ -194,18 +205,18 @@ class RemoteTeacher(Teacher):
     def _collect(
         self, asks: Sequence[Ask], budget: Budget | None, keep: Keep, before: Collection[Place], answered: bool
     ) -> bool:
-        in_a_row: Counter[bool] = Counter()
+        consecutive: Counter[bool] = Counter()
         errors: list[RemoteError] = []
 
         def arrived(place: int, completion: Completion) -> None:
             nonlocal answered
             answered = True
-            in_a_row.clear()
+            consecutive.clear()
             problem, number, request = asks[place]
             attempt, money = budget.bill(place, completion) if budget else ("", 0.0)
-            other = "" if is_same_model(self.config.model, completion.model) else completion.model
+            other_model = "" if is_same_model(self.config.model, completion.model) else completion.model
             entry = entry_of(
-                self.of, problem, number, request.params, completion, money=money, attempt=attempt, model=other
+                self.of, problem, number, request.params, completion, money=money, attempt=attempt, model=other_model
             )
             keep([entry], lambda: budget.settle(place, money) if budget else None)
 
@@ -214,18 +225,20 @@ class RemoteTeacher(Teacher):
             errors.append(error)
             keep([failure_of(self.of, problem, number, request.params, error.what)], nothing)
             refused = error.status in REFUSED
-            in_a_row[refused] += (problem.key, number) not in before
-            if in_a_row[refused] == (IN_A_ROW if refused else FAILURES_IN_A_ROW):
+            consecutive[refused] += (problem.key, number) not in before
+            if consecutive[refused] == (IN_A_ROW if refused else FAILURES_IN_A_ROW):
                 raise error
 
-        wanted = [(request, number) for _, number, request in asks]
-        alone = bool(self.config.access.budget) and not answered  # the first answer shows what this server bills
-        whole = self._engine.collect(wanted, arrived, budget or FREE, failed=failed, first_alone=alone)
+        numbered_requests = [(request, number) for _, number, request in asks]
+        first_alone = bool(self.config.access.budget) and not answered  # the first answer shows how the server bills
+        completed = self._engine.collect(
+            numbered_requests, arrived, budget or FREE, failed=failed, first_alone=first_alone
+        )
         if errors and not answered:
             raise errors[0]
-        return whole
+        return completed
 
 
 def request_of(config: FactoryConfig, problem: Problem) -> Request:
-    """Return the request for a problem, with the problem's own seed."""
+    """Return the request for a problem. The seed depends on the problem's key."""
     return Request(problem.messages, seeded(config.params, problem.key), config.thinking)

@@ -1,7 +1,7 @@
 """The request path that all generating routes share: parse the body, submit prompts, return one JSON object or an event stream.
 
-A route supplies a `Shape`, which builds its response objects. Work whose size depends on the request or the reply runs in
-the tenant's thread, because all streams share the event loop.
+A route supplies a `Shape`, which builds its response objects. Work that grows with the request or the reply runs in the
+tenant's thread, because all streams share the event loop.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ from rorqual.serve.service import Service
 from rorqual.serve.wire import Ask, PackedAsk, pack
 
 LONG = 1 << 14
-"""Events of more characters are serialized in a thread."""
+"""Events longer than this many characters are serialized in the tenant's thread instead of the event loop."""
 ENTRY = 128
-"""Approximate number of characters of one log-probability entry."""
+"""Approximate length of one log-probability entry in JSON, in characters."""
 W = TypeVar("W", bound=Sampling)
 
 
 class Shape(ABC, Generic[W]):
-    """Builds one route's response objects for one request.
+    """Builder of a route's response objects for one request.
 
-    `prefix` starts the response id. `whole` and `part` are the `object` types of a response and of a stream chunk.
+    `prefix`: start of the response id. `whole`: the `object` type of a complete response. `part`: that of a stream chunk.
     """
 
     prefix: ClassVar[str]
@@ -59,10 +59,10 @@ class Shape(ABC, Generic[W]):
 
     @abstractmethod
     def texts(self) -> Iterator[tuple[str, list[str]]]:
-        """Yield (parameter, texts). The texts of one pair together must fit in the context."""
+        """Yield (parameter, texts) pairs for the size check. All texts of one pair together must fit in the context."""
 
     def ignored(self) -> list[str]:
-        """Return the fields of this request that have no effect with this model."""
+        """Return the names of request fields that have no effect with this model."""
         return []
 
     @abstractmethod
@@ -71,11 +71,11 @@ class Shape(ABC, Generic[W]):
 
     @abstractmethod
     def forget(self) -> None:
-        """Free what only the prompt needed, because generation may take long."""
+        """Free the data that was only needed to build the prompt, because generation may take long."""
 
     @abstractmethod
     def new(self) -> Choice:
-        """Return an empty choice."""
+        """Return an empty choice, to which generated tokens are added."""
 
     @abstractmethod
     def choice(self, index: int, choice: Choice) -> dict[str, Any]:
@@ -87,15 +87,15 @@ class Shape(ABC, Generic[W]):
 
     @abstractmethod
     def parts(self, index: int, piece: Piece, choice: Choice) -> Iterator[dict[str, Any]]:
-        """Yield the `choices` entries of the events for one piece. A choice has a finish reason at its last piece."""
+        """Yield the `choices` entries to stream for one piece of text. The last piece sets the choice's finish reason."""
 
     def size(self, index: int, piece: Piece, choice: Choice) -> int:
-        """Return the approximate number of characters of these events."""
-        text = len(piece.content) + len(piece.reasoning) + sum(len(one.arguments) for one in piece.tools)
+        """Return the approximate length of the events for one piece of text, in characters."""
+        text = len(piece.content) + len(piece.reasoning) + sum(len(call.arguments) for call in piece.tools)
         return text + ENTRY * len(choice.told) * (1 + (self.wanted.top or 0))
 
     def envelope(self, kind: str) -> dict[str, Any]:
-        """Return the fields around the choices: id, object, created and model."""
+        """Return the response fields besides the choices: id, object, created and model."""
         return {
             "id": f"{self.prefix}-{secrets.token_hex(12)}",
             "object": kind,
@@ -106,9 +106,10 @@ class Shape(ABC, Generic[W]):
 
 @dataclass(frozen=True)
 class Prepared(Generic[W]):
-    """A parsed request.
+    """A parsed request, ready for the engine.
 
-    `bound`: the parameter that constrains the reply by a grammar, if any. `ignored`: names of fields without effect.
+    `bound`: the request parameter that constrains the reply by a grammar, if any. `ignored`: names of fields that have no
+    effect.
     """
 
     shape: Shape[W]
@@ -117,10 +118,10 @@ class Prepared(Generic[W]):
     ignored: list[str]
 
 
-def _prepared(service: Service, schema: type[W], kind: type[Shape[W]], parts: list[bytes]) -> Prepared[W] | ApiError:
-    """Parse the body in the tenant's thread.
+def _prepare(service: Service, schema: type[W], kind: type[Shape[W]], parts: list[bytes]) -> Prepared[W] | ApiError:
+    """Parse a request body, in the tenant's thread.
 
-    An ApiError is returned instead of raised, because a raised one keeps the frames, and with them the body, alive.
+    An ApiError is returned, because the traceback of a raised error would keep the body in memory.
     """
     try:
         body = b"".join(parts)
@@ -132,36 +133,36 @@ def _prepared(service: Service, schema: type[W], kind: type[Shape[W]], parts: li
             service.check_size(texts, param, info)
         asks = shape.asks()
         service.check_total(asks, "prompt")
-        _check_told(wanted, asks)
-        found = Prepared(shape, [pack(ask) for ask in asks], wanted.bound, [*ignored, *shape.ignored()])
+        _check_logprobs(wanted, asks)
+        prepared = Prepared(shape, [pack(ask) for ask in asks], wanted.bound, [*ignored, *shape.ignored()])
         shape.forget()
-        return found
+        return prepared
     except ApiError as error:
         return error.alone()
 
 
-def _check_told(wanted: Sampling, asks: list[Ask]) -> None:
-    """Limit log-probabilities in a response that is not streamed, because it is held in memory as a whole."""
-    told = sum(ask.params.n * ask.params.max_tokens for ask in asks) * (1 + (wanted.top or 0))
-    if wanted.top is not None and not wanted.stream and told > MAX_VALUES:
-        what = "log-probabilities in one response (n * max_tokens * (1 + top_logprobs))"
-        raise too_large("logprobs", told, what, MAX_VALUES, "Set a smaller max_tokens or stream: true.")
+def _check_logprobs(wanted: Sampling, asks: list[Ask]) -> None:
+    """Raise ApiError if a complete response would have too many log-probabilities. Complete responses are held in memory."""
+    count = sum(ask.params.n * ask.params.max_tokens for ask in asks) * (1 + (wanted.top or 0))
+    if wanted.top is not None and not wanted.stream and count > MAX_VALUES:
+        unit = "log-probabilities in one response (n * max_tokens * (1 + top_logprobs))"
+        raise too_large("logprobs", count, unit, MAX_VALUES, "Set a smaller max_tokens or stream: true.")
 
 
 async def answer(request: Request, schema: type[W], kind: type[Shape[W]]) -> Response:
-    """Answer a request of any generating route."""
+    """Parse a request, generate, and return the response. All generating routes use this function."""
     tenant: str = request.state.tenant
     service: Service = request.app.state.service
     with service.bridge.place(tenant):
         async with body_of(request, service.max_body, service.bodies, tenant) as parts:
-            work = partial(_prepared, service, schema, kind, parts)
-            found = await unless_gone(request, service.beside(tenant, work))
-    if isinstance(found, ApiError):
-        raise found
-    headers = header_of(found.ignored)
-    if found.shape.wanted.stream:
-        return EventStream(_events(request, found, tenant), headers)
-    return Sliced(await unless_gone(request, _whole(found, tenant)), headers=headers)
+            work = partial(_prepare, service, schema, kind, parts)
+            prepared = await unless_gone(request, service.beside(tenant, work))
+    if isinstance(prepared, ApiError):
+        raise prepared
+    headers = header_of(prepared.ignored)
+    if prepared.shape.wanted.stream:
+        return EventStream(_events(request, prepared, tenant), headers)
+    return Sliced(await unless_gone(request, _complete(prepared, tenant)), headers=headers)
 
 
 def _reply(shape: Shape[W], job: Any) -> Reply:
@@ -169,9 +170,9 @@ def _reply(shape: Shape[W], job: Any) -> Reply:
     return Reply(job, service.chat, shape.new, service.metrics, beside=partial(service.beside, job.tenant))
 
 
-async def _whole(asked: Prepared[W], tenant: str) -> bytes:
-    shape = asked.shape
-    with shape.service.bridge.job(asked.asks, tenant, asked.bound) as job:
+async def _complete(prepared: Prepared[W], tenant: str) -> bytes:
+    shape = prepared.shape
+    with shape.service.bridge.job(prepared.asks, tenant, prepared.bound) as job:
         reply = _reply(shape, job)
         await reply.whole()
     return await shape.service.beside(tenant, partial(_body, shape, reply))
@@ -183,17 +184,17 @@ def _body(shape: Shape[W], reply: Reply) -> bytes:
     return written({**envelope, "choices": choices, "usage": reply.usage(), **shape.more(reply.choices)})
 
 
-async def _events(request: Request, asked: Prepared[W], tenant: str) -> AsyncGenerator[bytes, None]:
-    shape, wanted = asked.shape, asked.shape.wanted
+async def _events(request: Request, prepared: Prepared[W], tenant: str) -> AsyncGenerator[bytes, None]:
+    shape, wanted = prepared.shape, prepared.shape.wanted
     service = shape.service
     envelope = shape.envelope(shape.part)
     with_usage = wanted.stream_options is not None and wanted.stream_options.include_usage
-    extra: dict[str, Any] = {"usage": None} if with_usage else {}
+    usage_field: dict[str, Any] = {"usage": None} if with_usage else {}
 
     def events(index: int, piece: Piece, choice: Choice) -> list[bytes]:
-        return [event({**envelope, "choices": [part], **extra}) for part in shape.parts(index, piece, choice)]
+        return [event({**envelope, "choices": [part], **usage_field}) for part in shape.parts(index, piece, choice)]
 
-    with service.bridge.job(asked.asks, tenant, asked.bound, streamed=True) as job:
+    with service.bridge.job(prepared.asks, tenant, prepared.bound, streamed=True) as job:
         reply = _reply(shape, job)
         async with aclosing(reply.pieces(service.keep_alive, partial(half_closed, request.scope))) as pieces:
             async for step in pieces:

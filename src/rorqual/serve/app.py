@@ -1,4 +1,4 @@
-"""The ASGI application: the routes, and a middleware that authenticates and counts every request and formats errors."""
+"""The server's ASGI application: its routes, and middleware that authenticates and counts requests and formats errors."""
 
 from __future__ import annotations
 
@@ -19,39 +19,40 @@ from rorqual.serve.service import Service
 from rorqual.serve.wire import TENANT
 
 GONE = 499
-"""The status that nginx logs if the client closed the connection. No client reads it."""
+"""HTTP status in the metrics for a client that disconnected before the response. nginx uses the same code."""
 OTHER = "other"
+"""Metrics label of requests to unknown routes."""
 LIVEZ = "/livez"
-"""The only route without a key. It answers 200 with an empty body while the server process runs, also if the engine is down."""
+"""Liveness probe, the only route that needs no API key. The route returns 200 with an empty body, even if the engine is down."""
 
 ROLLOUT = "/rollout/"
-"""Routes below this prefix accept only the rollout key; no other route accepts it."""
+"""Path prefix of the rollout routes. Rollout routes accept only the rollout key, and all other routes reject the rollout key."""
 
 
 class Edge:
-    """Middleware before the router. It checks the key for every path and method, including unknown ones."""
+    """Middleware that checks the API key before routing, for every path and method, including unknown ones."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self.app, self.service = app, service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":  # websockets are not supported, and lifespan events have no handler
+        if scope["type"] != "http":  # websockets and lifespan events are not supported
             return
-        status, name = GONE, request_id(scope)  # stays GONE unless a response starts
+        status, req_id = GONE, request_id(scope)  # counted as GONE if no response starts
         origin = cors.allowed(dict(scope["headers"]), self.service.cors)
-        always = {"x-request-id": name, **(cors.answered(origin) if self.service.cors else {})}
+        common_headers = {"x-request-id": req_id, **(cors.answered(origin) if self.service.cors else {})}
 
         async def counted(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message).update(always)
+                MutableHeaders(scope=message).update(common_headers)
             await send(message)
 
         try:
             await self._respond(scope, origin)(scope, receive, counted)
         except Exception as error:
-            say(f"request {name} raised {type(error).__name__}, a bug")  # its traceback follows
+            say(f"request {req_id} raised {type(error).__name__}, a bug")  # uvicorn then logs the traceback
             raise
         finally:
             self.service.metrics.requests[_route(scope), status] += 1
@@ -60,8 +61,8 @@ class Edge:
         """Return the ASGI app that answers a request: the router, or an error response."""
         headers = dict(scope["headers"])
         if framed_twice(scope):
-            what = "The request has both Content-Length and Transfer-Encoding. Send only one of them."
-            error = ApiError(400, what, code="two_lengths")
+            problem = "The request has both Content-Length and Transfer-Encoding. Send only one of them."
+            error = ApiError(400, problem, code="two_lengths")
             return _answer(scope, error, {"connection": "close"})
         if origin and cors.is_preflight(scope["method"], headers):
             return Response(status_code=204, headers=cors.preflight(headers))
@@ -69,17 +70,17 @@ class Edge:
             return Response()
         tenant = self._tenant(scope)
         if tenant is None:
-            what = "The API key is missing or unknown. Send the header Authorization: Bearer KEY."
-            error = ApiError(401, what, code="invalid_api_key")
+            problem = "The API key is missing or unknown. Send the header Authorization: Bearer KEY."
+            error = ApiError(401, problem, code="invalid_api_key")
             return _answer(scope, error, {"www-authenticate": "Bearer"})
         scope["state"]["tenant"] = tenant
         return self.app
 
     def _tenant(self, scope: Scope) -> str | None:
-        given = [value for name, value in scope["headers"] if name == b"authorization"]
-        if len(given) != 1:
+        auth_headers = [value for name, value in scope["headers"] if name == b"authorization"]
+        if len(auth_headers) != 1:
             return None
-        scheme, _, key = given[0].decode("latin-1").partition(" ")
+        scheme, _, key = auth_headers[0].decode("latin-1").partition(" ")
         if scheme.lower() != "bearer":
             return None
         uploads = self.service.uploads
@@ -89,10 +90,10 @@ class Edge:
 
 
 def framed_twice(scope: Scope) -> bool:
-    """Return whether a request gives its length in two ways, by Content-Length and Transfer-Encoding.
+    """Return whether a request has both Content-Length and Transfer-Encoding.
 
-    A proxy before this server may use the other one, and part of a body could then pass as a second request (request
-    smuggling; RFC 9112, section 6.1). The connection is closed.
+    If a proxy trusts one header and this server the other, part of the body can pass as a second request (request
+    smuggling; RFC 9112, section 6.1). The caller therefore refuses the request and closes the connection.
     """
     return {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}
 
@@ -123,12 +124,12 @@ async def _gone(request: Request, error: Exception) -> Response:
 
 
 async def _bug(request: Request, error: Exception) -> Response:
-    # Starlette re-raises the error after this response, and it is logged. The client does not see it.
+    # Starlette re-raises the error after it sends this response. The traceback is logged and not sent to the client.
     return _answer(request.scope, ApiError(500, "The server raised an unexpected error. Its log has the traceback."))
 
 
 def create_app(service: Service) -> Edge:
-    """Return the ASGI application of a service."""
+    """Build the ASGI application that serves `service`."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.state.service = service
     for routes in (chat, completions, state, *([rollout] if service.uploads is not None else [])):

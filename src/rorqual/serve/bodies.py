@@ -1,4 +1,4 @@
-"""Reading of request bodies, with limits on size, time, and the number of large bodies in memory."""
+"""Reading of request bodies, with limits on their size, their duration, and the number of large bodies in memory."""
 
 from __future__ import annotations
 
@@ -15,39 +15,42 @@ from rorqual.serve.exchange import Gone
 from rorqual.serve.limits import SLICE
 
 BODY_SECONDS = 60.0
+"""Maximum seconds that a body may take to arrive."""
 DISCARDED = 2**28
-"""Bodies over the limit are read and dropped up to this many bytes, so that the client finishes sending and reads the error."""
+"""Maximum bytes of a body over the limit that are read and discarded, so that the client finishes sending and reads the
+error."""
 LARGE_AT_ONCE, LARGE_OF_ONE = 8, 2
-"""Bodies of more than `SLICE` bytes that may be received, parsed or tokenized at once: of all tenants, and of one tenant."""
+"""Maximum number of bodies above `SLICE` bytes in memory while they are received, parsed and tokenized: in total, and per
+tenant."""
 KINDS = ("application/json", "application/octet-stream", "text/plain", "")
-"""Content types that are read as JSON. Some clients send no content type or a generic one."""
+"""Content types that are read as JSON. Some clients send no content type or a generic type."""
 
 
 class Bodies:
-    """Limits the large bodies in memory. A further one waits, and meanwhile its socket is not read."""
+    """A limit on the number of large bodies in memory. Requests beyond the limit wait, and their sockets are not read."""
 
     def __init__(self, most: int = LARGE_AT_ONCE, each: int = LARGE_OF_ONE) -> None:
         self.most, self.each = most, each
-        self._held: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
         self._waiting: list[asyncio.Future[None]] = []
 
     async def wait(self, tenant: str) -> None:
-        """Wait until `tenant` may send another large body."""
-        while self._held.total() >= self.most or self._held[tenant] >= self.each:
+        """Wait until another large body of `tenant` is allowed."""
+        while self._counts.total() >= self.most or self._counts[tenant] >= self.each:
             turn = asyncio.get_running_loop().create_future()
             self._waiting.append(turn)
             await turn
 
     @contextmanager
     def held(self, tenant: str) -> Iterator[None]:
-        """Count one large body while it is in memory."""
-        self._held[tenant] += 1
+        """Count a large body for the duration of the context."""
+        self._counts[tenant] += 1
         try:
             yield
         finally:
-            self._held[tenant] -= 1
-            waiting, self._waiting = self._waiting, []
-            for turn in waiting:  # those that still exceed the limit wait again
+            self._counts[tenant] -= 1
+            waiting_turns, self._waiting = self._waiting, []
+            for turn in waiting_turns:  # requests that still exceed the limit wait again
                 if not turn.done():
                     turn.set_result(None)
 
@@ -63,25 +66,26 @@ def _check_kind(request: Request) -> None:
 
 @asynccontextmanager
 async def body_of(request: Request, limit: int, bodies: Bodies, tenant: str) -> AsyncIterator[list[bytes]]:
-    """Read the body and yield it in parts of at most `SLICE` bytes. A large body counts in `bodies` until the context ends.
+    """Read a request body and yield it as a list of parts, each of at most `SLICE` bytes.
 
-    Raises ApiError if the body is longer than `limit`, compressed, not declared as JSON, or takes longer than a minute.
+    A large body counts in `bodies` until the context ends. Raises ApiError if the body is longer than `limit`, compressed,
+    not declared as JSON, or takes more than `BODY_SECONDS` seconds.
     """
     _check_kind(request)
-    loop, parts, size, waits = asyncio.get_running_loop(), list[bytes](), 0, False
-    async with AsyncExitStack() as held:
+    loop, parts, size, is_waiting = asyncio.get_running_loop(), list[bytes](), 0, False
+    async with AsyncExitStack() as stack:
         try:
             async with asyncio.timeout(BODY_SECONDS) as clock:
                 async for part in request.stream():
                     if size <= SLICE < size + len(part):
-                        waits = True
+                        is_waiting = True
                         await bodies.wait(tenant)
-                        held.enter_context(bodies.held(tenant))
-                        waits = False
+                        stack.enter_context(bodies.held(tenant))
+                        is_waiting = False
                         clock.reschedule(loop.time() + BODY_SECONDS)
                     size += len(part)
                     if size <= limit:
-                        parts += [part[at : at + SLICE] for at in range(0, len(part), SLICE)]
+                        parts += [part[start : start + SLICE] for start in range(0, len(part), SLICE)]
                     elif size > DISCARDED:
                         break
                     else:
@@ -89,11 +93,11 @@ async def body_of(request: Request, limit: int, bodies: Bodies, tenant: str) -> 
         except ClientDisconnect:
             raise Gone from None
         except TimeoutError:
-            if waits:
-                what = f"Other bodies of more than {SLICE:,} bytes occupied the server for {BODY_SECONDS:.0f} seconds. Try again later."
-                raise ApiError(429, what, code="large_bodies") from None
+            if is_waiting:
+                problem = f"Other bodies of more than {SLICE:,} bytes occupied the server for {BODY_SECONDS:.0f} seconds. Try again later."
+                raise ApiError(429, problem, code="large_bodies") from None
             raise ApiError(408, f"The body did not arrive within {BODY_SECONDS:.0f} seconds.") from None
         if size > limit:
-            what = f"The body is longer than the limit of {limit} bytes. Shorten it, or start the server with a larger max_body=."
-            raise ApiError(413, what, code="body_too_large")
+            problem = f"The body is longer than the limit of {limit} bytes. Shorten it, or start the server with a larger max_body=."
+            raise ApiError(413, problem, code="body_too_large")
         yield parts

@@ -1,4 +1,4 @@
-"""The interface between the server and the engine process: it restarts the process when it dies, and delivers its tokens."""
+"""The server's connection to the engine process: it starts and restarts the process, and passes tokens on to requests."""
 
 from __future__ import annotations
 
@@ -21,24 +21,29 @@ from rorqual.serve.limits import SLICE
 from rorqual.serve.wire import Drawn, PackedAsk, Placed, Ready, Recorded, ScoredPrompt
 
 TRIES = 2
-"""A request fails at this many deaths of the engine, because the request itself may be the cause."""
+"""A request fails after the engine died this many times during it, because the request may be the cause."""
 LAST_WORDS = 5.0
-"""Seconds that the engine has to exit by itself."""
+"""Seconds that the engine may take to exit before it is killed."""
 LONGEST_PAUSE = 30.0
+"""Maximum seconds between two starts of an engine that fails to load."""
 BEHIND = 131_072
-"""Tokens and top log-probabilities that may be queued for a slow streaming client. Beyond this, the request fails."""
+"""Maximum number of tokens and top log-probabilities that are queued for a slow streaming client. Beyond this, its request
+fails."""
 
 
 class Restarted:
-    """The engine died before anything was sent to the client. The reply starts over."""
+    """The event of a restarted engine. The client has received no text yet, so the reply starts over."""
 
 
 @dataclass(eq=False)
 class ServerJob:
-    """A running request with one or more prompts.
+    """A submitted request with one or more prompts.
 
-    Each prompt has a number in `numbers`. Samples are numbered across all prompts of the job. The caller sets `sent`
-    before it sends a first piece to the client. `streamed`: the client reads tokens as they come, so the queue may grow.
+    - `numbers`: the engine's request number of each prompt. Samples are numbered across all prompts of the job.
+    - `sent`: whether text was sent to the client, set by the caller. If so, the job fails when the engine dies.
+    - `streamed`: whether the client reads a stream. If so, the length of the event queue is limited.
+    - `tries`: how often the engine died during this job.
+    - `left`: unfinished samples.
     """
 
     asks: tuple[PackedAsk, ...]
@@ -56,15 +61,16 @@ class ServerJob:
 
     @property
     def samples(self) -> int:
-        """The number of samples of all prompts."""
+        """The total number of samples of all prompts."""
         return sum(ask.n for ask in self.asks)
 
     @property
     def started(self) -> bool:
+        """Whether the job has a generated token or another event of the engine."""
         return self.left < self.samples or not self.events.empty() or self.sent
 
     async def next(self, timeout: float | None = None) -> Drawn | Recorded | ScoredPrompt | Restarted | None:
-        """Return the next event, or None after `timeout` seconds without one. Raises ApiError if the request failed."""
+        """Return the next event, or None if no event arrives within `timeout` seconds. Raises ApiError if the request failed."""
         try:
             # Before Python 3.12, `wait_for` swallows a cancellation that arrives together with an event.
             async with asyncio.timeout(timeout):
@@ -77,12 +83,14 @@ class ServerJob:
 
 
 class Bridge:
-    """Starts the engine process, restarts it when it dies, and passes requests to it.
+    """Supervisor that starts and restarts the engine process, and passes requests to it.
 
-    `queue`: running and waiting requests, at most. Further ones are refused, unless the tenant has fewer than its `share`.
-    One tenant therefore cannot fill the whole queue. `hang`: kill an engine that works this many seconds without a
-    heartbeat. `load`: kill an engine that is not ready after this many seconds. `stats`: the engine's last statistics.
-    `weights`: file and version of the weights that replaced the run's own. A restarted engine loads them first.
+    - `queue`: maximum number of running and waiting requests. Beyond it, a request is refused unless its tenant has fewer
+      than `share` requests. Therefore one tenant cannot block the others.
+    - `hang`: kill a busy engine after this many seconds without a heartbeat.
+    - `load`: kill an engine that is not ready after this many seconds.
+    - `stats`: the latest statistics of the engine.
+    - `weights`: file and version of the latest weight update, or None. A restarted engine loads it first.
     """
 
     def __init__(
@@ -93,16 +101,18 @@ class Bridge:
         self.info: Ready | None = None
         self.alive = False
         self.restarts = 0
-        self.jobs: dict[int, ServerJob] = {}  # by the job's first number
+        self.jobs: dict[int, ServerJob] = {}  # by the first request number of the job
         self.stats: dict[str, float] = {}
         self.weights: tuple[Path, int] | None = None
         self._updating: tuple[int, asyncio.Future[None]] | None = None
-        self._parts: dict[int, tuple[ServerJob, int]] = {}  # number -> (job, samples of the job's earlier prompts)
-        self._heard = 0.0
-        self._loading: float | None = None  # start of loading
-        self._late = False
-        self._numbers = 0
-        self._coming: Counter[str] = Counter()
+        self._parts: dict[
+            int, tuple[ServerJob, int]
+        ] = {}  # request number -> (job, samples of the job's earlier prompts)
+        self._last_message = 0.0  # time of the engine's last message
+        self._loading: float | None = None  # time when loading began, or None
+        self._late = False  # whether the engine was killed because loading took too long
+        self._next_number = 0
+        self._incoming: Counter[str] = Counter()  # requests whose body is being read, by tenant
         self._closing = False
         self._process: asyncio.subprocess.Process | None = None
         self._outbox: asyncio.Queue[bytes] = asyncio.Queue()
@@ -110,16 +120,16 @@ class Bridge:
         self._up: asyncio.Future[None] | None = None
 
     async def start(self) -> None:
-        """Wait until the engine is ready for the first time. Raises RorqualError if it cannot load, e.g. a bad checkpoint."""
+        """Start the engine and wait until it is ready. Raises RorqualError if it cannot load, e.g. due to a bad checkpoint."""
         self._up = asyncio.get_running_loop().create_future()
-        self._tasks = [asyncio.create_task(self._keep()), asyncio.create_task(self._watch())]
+        self._tasks = [asyncio.create_task(self._supervise()), asyncio.create_task(self._watch())]
         await self._up
 
     async def stop(self) -> None:
-        """Stop the engine, and fail all requests that still wait."""
+        """Fail all unfinished requests, and stop the engine."""
         self._closing = True
         self._fail_all("The server is stopping.")
-        self._updated(None, ApiError(503, "The server is stopping.", code="stopping"))
+        self._finish_update(None, ApiError(503, "The server is stopping.", code="stopping"))
         process = self._process
         if process is not None and process.returncode is None:
             if process.stdin is not None:
@@ -137,8 +147,8 @@ class Bridge:
         """Raise ApiError if the queue has no room for another request of `tenant`."""
         if self._closing:
             raise ApiError(503, "The server is stopping.", code="stopping")
-        under_way = Counter(job.tenant for job in self.jobs.values()) + self._coming
-        if (total := under_way.total()) >= self.queue and under_way[tenant] >= self.share:
+        active = Counter(job.tenant for job in self.jobs.values()) + self._incoming
+        if (total := active.total()) >= self.queue and active[tenant] >= self.share:
             raise ApiError(
                 429,
                 f"The queue is full: {total} requests are running or waiting, the limit is {self.queue}. Try again later.",
@@ -149,25 +159,27 @@ class Bridge:
     def place(self, tenant: str) -> Iterator[None]:
         """Reserve room in the queue for a request whose body is still being read."""
         self.check_room(tenant)
-        self._coming[tenant] += 1
+        self._incoming[tenant] += 1
         try:
             yield
         finally:
-            self._coming[tenant] -= 1
+            self._incoming[tenant] -= 1
 
     @contextmanager
     def job(
         self, asks: Sequence[PackedAsk], tenant: str, bound: str | None = None, *, streamed: bool = False
     ) -> Iterator[ServerJob]:
-        """Submit a request, and cancel its unfinished part when the context ends.
+        """Submit a request. If it is unfinished when the context ends, cancel it.
 
-        `bound`: the parameter that constrains the replies by a grammar, if any. Errors of the grammar name it.
+        `bound`: the request parameter that constrains the replies by a grammar, if any. Grammar errors name this parameter.
         """
         self.check_room(tenant)
         if not self.jobs:
-            self._heard = time.monotonic()  # an idle engine sends no heartbeats
-        job = ServerJob(tuple(asks), tenant, tuple(range(self._numbers, self._numbers + len(asks))), bound, streamed)
-        self._numbers += len(asks)
+            self._last_message = time.monotonic()  # an idle engine sends no heartbeats
+        job = ServerJob(
+            tuple(asks), tenant, tuple(range(self._next_number, self._next_number + len(asks))), bound, streamed
+        )
+        self._next_number += len(asks)
         self.jobs[job.numbers[0]] = job
         before = 0
         for number, ask in zip(job.numbers, job.asks):
@@ -181,9 +193,9 @@ class Bridge:
                 self._cancel(job)
 
     async def update(self, file: Path, version: int) -> None:
-        """Load new weights into the engine, and return once they are in use.
+        """Load new weights into the engine, and return when the engine uses them.
 
-        Raises ApiError if the engine rejects them. It then keeps the old ones.
+        Raises ApiError if the engine refuses the new weights; the engine then keeps the old weights.
         """
         if not self.alive:
             raise ApiError(503, "The engine is loading. Try again in a moment.", code="loading")
@@ -196,8 +208,8 @@ class Bridge:
             self._updating = None
         self.weights = file, version
 
-    def _updated(self, version: int | None, error: ApiError | None) -> None:
-        """Finish the update to `version`, or with None the running update of any version."""
+    def _finish_update(self, version: int | None, error: ApiError | None) -> None:
+        """Complete the running weight update, with `error` if it failed. `version`: its version, or None for any version."""
         if self._updating is None or self._updating[1].done() or version not in (None, self._updating[0]):
             return
         if error is None:
@@ -216,32 +228,32 @@ class Bridge:
                 self._write(wire.cancel(number))
 
     def _forget(self, job: ServerJob) -> bool:
-        """Remove a job. Return whether it was still running."""
+        """Remove a job. Return whether it was still unfinished."""
         for number in job.numbers:
             self._parts.pop(number, None)
         return self.jobs.pop(job.numbers[0], None) is not None
 
     # ---- the process
 
-    async def _keep(self) -> None:
+    async def _supervise(self) -> None:
         pause = 0.5
         while not self._closing:
             try:
-                # In its own session, the engine does not receive a Ctrl-C from the terminal; the server handles it. Waiting
-                # OpenMP threads must sleep, because spinning threads take cores from the working one on a shared machine.
+                # The engine gets its own session, so that only the server receives a Ctrl-C from the terminal. Idle OpenMP
+                # threads sleep, because spinning would take cores from working threads on a shared machine.
                 process = await asyncio.create_subprocess_exec(
                     sys.executable, "-m", "rorqual.serve.worker", json.dumps(asdict(self.placed)),
                     stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
                     limit=wire.LONGEST_LINE, start_new_session=True, env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
                 )  # fmt: skip
-            except OSError as error:  # no memory or file descriptors; may succeed later
+            except OSError as error:  # for example out of memory or file descriptors, so a later try may succeed
                 _say(f"cannot start the engine: {error.strerror}")
                 await asyncio.sleep(LONGEST_PAUSE)
                 continue
             self._process, self._outbox = process, asyncio.Queue()
             self._loading, self._late = time.monotonic(), False
             was_ready = False
-            writing = asyncio.create_task(_written(self._outbox, process))
+            writing = asyncio.create_task(_write_messages(self._outbox, process))
             try:
                 was_ready = await self._listen(process)
                 await process.wait()
@@ -260,13 +272,13 @@ class Bridge:
             await asyncio.sleep(pause if not was_ready else 0)
 
     async def _listen(self, process: asyncio.subprocess.Process) -> bool:
-        """Dispatch the engine's messages until it exits. Return whether it ever became ready."""
+        """Dispatch the engine's messages until it exits. Return whether the engine became ready."""
         ready = False
         assert process.stdout is not None
         while text := await process.stdout.readline():
             if not text.endswith(b"\n"):
-                break  # it died while writing a message
-            self._heard = time.monotonic()
+                break  # the engine died while writing a message
+            self._last_message = time.monotonic()
             message = json.loads(text)
             match message.pop("kind"):
                 case "ready":
@@ -290,17 +302,17 @@ class Bridge:
                 case "updated":
                     refusal = message["refusal"]
                     error = ApiError(422, refusal, code="wrong_weights") if refusal else None
-                    self._updated(message["version"], error)
+                    self._finish_update(message["version"], error)
                 case "beat":
                     self.stats = message["stats"]
                 case "drawn":
                     for number, *row in message["rows"]:
-                        self._drawn(number, Drawn(*row))
+                        self._deliver(number, Drawn(*row))
         return ready
 
     def _ready(self, info: Ready) -> None:
         self.info, self.alive, self._loading = info, True, None
-        self._heard = time.monotonic()
+        self._last_message = time.monotonic()
         if self.weights is not None:
             self._write(wire.update(str(self.weights[0]), self.weights[1]))
         for job in self.jobs.values():
@@ -309,25 +321,25 @@ class Bridge:
             self._up.set_result(None)
 
     def _fatal(self, error: RorqualError) -> None:
-        """Fail the server's start. After the first start, e.g. if the checkpoint was removed, the engine is restarted instead."""
+        """Fail the server's start. If an engine was ready before, it is restarted instead."""
         if self._up is not None and not self._up.done():
             self._up.set_exception(error)
 
     def _died(self, code: int) -> None:
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         if self._late:
-            how = f"it was not ready within {self.load:g} seconds"
+            cause = f"it was not ready within {self.load:g} seconds"
         if self._up is not None and not self._up.done():
-            what, remedy = f"the engine exited while loading ({how})", "Its output above may show the reason."
+            problem, remedy = f"the engine exited while loading ({cause})", "Its output above may show the reason."
             if self._late:
                 remedy = "Allow more time with load=SECONDS. If the model is small, check its disk and device."
-            self._up.set_exception(RorqualError(what, where="serve", remedy=remedy))
+            self._up.set_exception(RorqualError(problem, where="serve", remedy=remedy))
             return
-        _say(f"the engine died ({how}); restarting it")
+        _say(f"the engine died ({cause}); restarting it")
         self.restarts += 1
         self.stats = {}
         lost = ApiError(503, "The engine died before it loaded the weights. Send them again.", code="engine_died")
-        self._updated(None, lost)
+        self._finish_update(None, lost)
         for job in list(self.jobs.values()):
             job.tries += 1
             if job.sent or job.tries >= TRIES:
@@ -339,37 +351,37 @@ class Bridge:
             job.events.put_nowait(Restarted())
 
     async def _watch(self) -> None:
-        """Kill an engine that works without a heartbeat or does not become ready. `_keep` then restarts it."""
+        """Kill an engine that hangs or takes too long to load. `_supervise` then restarts it."""
         while True:
             await asyncio.sleep(min(1.0, self.hang / 4, self.load / 4))
             now = time.monotonic()
             if self._loading is not None and now - self._loading > self.load and self._process is not None:
-                self._loading, self._late = None, True  # once
+                self._loading, self._late = None, True  # kill only once
                 self._process.kill()
-            silent = now - self._heard
+            silent = now - self._last_message
             if self.alive and self.jobs and silent > self.hang and self._process is not None:
                 _say(f"the engine hangs: no heartbeat for {silent:.0f} seconds")
-                self.alive = False  # once
+                self.alive = False  # kill only once
                 self._process.kill()
 
     # ---- jobs
 
-    def _drawn(self, number: int, drawn: Drawn) -> None:
+    def _deliver(self, number: int, sampled: Drawn) -> None:
         part = self._parts.get(number)
         if part is None:
-            return  # cancelled a moment ago
+            return  # the request was just cancelled
         job, before = part
-        job.events.put_nowait(replace(drawn, sample=drawn.sample + before))
-        job.left -= drawn.reason is not None
+        job.events.put_nowait(replace(sampled, sample=sampled.sample + before))
+        job.left -= sampled.reason is not None
         if not job.left:
             self._forget(job)
-        elif job.streamed and job.events.qsize() * (1 + len(drawn.top)) > BEHIND:
-            what = f"The client reads too slowly: {job.events.qsize():,} tokens are waiting for it."
-            self._end(job, ApiError(503, what, code="reads_too_slowly"))
+        elif job.streamed and job.events.qsize() * (1 + len(sampled.top)) > BEHIND:
+            problem = f"The client reads too slowly: {job.events.qsize():,} tokens are waiting for it."
+            self._end(job, ApiError(503, problem, code="reads_too_slowly"))
 
     def _end(self, job: ServerJob, error: ApiError) -> None:
         if self._forget(job):
-            self._cancel(job)  # its other prompts
+            self._cancel(job)  # other prompts of the job may still be running
             job.events.put_nowait(error)
 
     def _fail_all(self, message: str) -> None:
@@ -381,14 +393,14 @@ class Bridge:
             self._outbox.put_nowait(data)
 
 
-async def _written(outbox: asyncio.Queue[bytes], process: asyncio.subprocess.Process) -> None:
-    """Write messages to the engine in slices, so that a long prompt neither blocks the event loop nor is copied whole."""
+async def _write_messages(outbox: asyncio.Queue[bytes], process: asyncio.subprocess.Process) -> None:
+    """Write messages to the engine in slices, so that a long prompt does not block the event loop and is not copied as a whole."""
     assert process.stdin is not None
-    with suppress(ConnectionError):  # the engine is gone; `_listen` notices it, too
+    with suppress(ConnectionError):  # the engine exited, which `_listen` handles
         while True:
             data = memoryview(await outbox.get())
-            for at in range(0, len(data), SLICE):
-                process.stdin.write(data[at : at + SLICE])
+            for start in range(0, len(data), SLICE):
+                process.stdin.write(data[start : start + SLICE])
                 await process.stdin.drain()
 
 

@@ -1,6 +1,7 @@
-"""Limits on connections: their number, the time to send a request's head, and the time to read a response.
+"""Limits on connections: their number, the time to send the request headers, and the time to read a response.
 
-Uvicorn alone waits forever, drops a client that closed only its sending side, and reads as much at once as arrives.
+Uvicorn alone does not limit the time of request headers and of reading a response. It also drops clients that closed only
+their sending side, and reads up to 256 KiB from a socket at a time.
 """
 
 from __future__ import annotations
@@ -16,77 +17,79 @@ from rorqual.serve.exchange import PROBE
 
 HEAD_SECONDS = 20.0
 RECEIVED = 8192
-"""Bytes that are read from a socket at once. If a body comes in one-byte chunks, they are 1,400 events, about 20 ms of work."""
+"""Maximum bytes per read from a socket. If a body arrives in one-byte chunks, these bytes contain 1,400 events, which take
+about 20 ms to process."""
 
 
 class ConnectionLimit:
-    """A server's connections, at most `most`. `idle`: connections without a running request, the longest idle first."""
+    """A limit of `most` open connections. `idle`: connections without a running request, the longest idle first."""
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.idle: OrderedDict[TimedProtocol, None] = OrderedDict()
 
     def enter(self, connection: TimedProtocol) -> None:
-        """Add a connection. If that exceeds the limit, close the longest idle one, so that idle clients do not block others."""
+        """Add a connection. If this exceeds the limit, close the longest idle connection, so that new clients can connect."""
         self.idle[connection] = None
         if len(connection.connections) > self.most:
             self.idle.popitem(last=False)[0].transport.abort()
 
 
 class TimedProtocol(H11Protocol):
-    """HTTP/1.1 with time limits.
+    """Uvicorn's HTTP/1.1 protocol with time limits.
 
-    A request's head must be complete `head_seconds` after the connection opened, or after its first byte on a kept-alive
-    connection. Single bytes now and then do not extend this. Other limits follow: `body_of` for the body,
-    `timeout_keep_alive` for the next request, and `stall` seconds for a client that does not read.
+    The request headers must be complete `head_seconds` after the connection opened, or on a kept-alive connection after
+    their first byte. Later bytes do not extend this limit. `body_of` limits the time of the body. Uvicorn's
+    `timeout_keep_alive` limits the time between requests. `stall` limits the seconds in which a client reads nothing.
 
-    A client that closes its sending side after a request still gets its response, unless an application set
-    `leaves_at_eof` in the scope's state. Because it may have left, it is written to repeatedly until a reset arrives.
+    A client that closes its sending side after a request still gets its response, unless the application sets
+    `leaves_at_eof` in the scope's state. The server writes to such a client repeatedly, because only a failed write shows
+    that the client disconnected.
     """
 
     head_seconds = HEAD_SECONDS
-    _late: asyncio.TimerHandle | None = None
-    _stalled: asyncio.TimerHandle | None = None
+    _header_timer: asyncio.TimerHandle | None = None
+    _stall_timer: asyncio.TimerHandle | None = None
     _probe: asyncio.TimerHandle | None = None
-    _ended = False
+    _half_closed = False
 
     def __init__(self, *args: Any, lobby: ConnectionLimit, stall: float, **settings: Any) -> None:
         super().__init__(*args, **settings)
-        self._lobby, self._stall = lobby, stall
+        self._limit, self._stall = lobby, stall
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if hasattr(transport, "max_size"):  # asyncio's default is 256 KiB
             transport.max_size = RECEIVED
-        self._watch()
-        self._lobby.enter(self)
+        self._time_headers()
+        self._limit.enter(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop()
-        for timer in (self._stalled, self._probe):
+        self._stop_header_timer()
+        for timer in (self._stall_timer, self._probe):
             if timer is not None:
                 timer.cancel()
-        self._lobby.idle.pop(self, None)
+        self._limit.idle.pop(self, None)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        self._watch()
+        self._time_headers()
 
     def handle_events(self) -> None:
         super().handle_events()
         cycle: Any = self.cycle
         if self._busy() and cycle.body and cycle.more_body:
-            self.flow.pause_reading()  # until the application has consumed it
+            self.flow.pause_reading()  # until the application consumed the buffered body
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self._busy() or self.transport.is_closing():
             return
-        if self._ended:
+        if self._half_closed:
             self._close()
         else:
-            self._lobby.idle[self] = None
+            self._limit.idle[self] = None
 
     # ---- a client that does not read
 
@@ -96,18 +99,21 @@ class TimedProtocol(H11Protocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._stalled is not None and not self.transport.is_closing():
-            self._stalled.cancel()
-            self._stalled = None
+        if self._stall_timer is not None and not self.transport.is_closing():
+            self._stall_timer.cancel()
+            self._stall_timer = None
 
     def timeout_keep_alive_handler(self) -> None:
         super().timeout_keep_alive_handler()
         self._wait_for_reader()
 
     def _wait_for_reader(self) -> None:
-        """Abort the connection if the client reads nothing for `stall` seconds. A closing transport would else wait forever."""
-        if self._stalled is None:
-            self._stalled = self.loop.call_later(self._stall, self.transport.abort)
+        """Abort the connection if the client reads nothing for `stall` seconds.
+
+        Without this time limit, a closing transport would wait forever for the client to read the remaining data.
+        """
+        if self._stall_timer is None:
+            self._stall_timer = self.loop.call_later(self._stall, self.transport.abort)
 
     def _close(self) -> None:
         self.transport.close()
@@ -116,44 +122,48 @@ class TimedProtocol(H11Protocol):
     # ---- a client that closed its sending side
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Return whether the connection stays open. A completely received request is answered first."""
+        """Return whether the connection stays open, because a completely received request still needs a response."""
         cycle: Any = self.cycle
         if not self._busy() or cycle.more_body or self.scope["state"].get("leaves_at_eof"):
             return False
         self.scope["state"]["half_closed"] = True
-        if not self._ended:
-            self._ended = True
-            self._ask_whether_there()
+        if not self._half_closed:
+            self._half_closed = True
+            self._probe_client()
         return True
 
-    def _ask_whether_there(self) -> None:
-        """Probe the client with an interim response (100 Continue). In an event stream, the application sends comments."""
+    def _probe_client(self) -> None:
+        """Send 100 Continue to find out whether the client is still connected.
+
+        After the response started, no probe is sent. Event streams send comments instead.
+        """
         cycle: Any = self.cycle
         if self.transport.is_closing():
             return
         if self._busy() and not cycle.response_started and self.scope["http_version"] == "1.1":
-            informs = h11.InformationalResponse(status_code=100, headers=[], reason="Continue")
-            self.transport.write(self.conn.send(informs) or b"")
-        self._probe = self.loop.call_later(PROBE, self._ask_whether_there)
+            interim = h11.InformationalResponse(status_code=100, headers=[], reason="Continue")
+            self.transport.write(self.conn.send(interim) or b"")
+        self._probe = self.loop.call_later(PROBE, self._probe_client)
 
-    # ---- a request's head
+    # ---- the request headers
 
     def _busy(self) -> bool:
         cycle: Any = self.cycle  # None before the first request
         return cycle is not None and not cycle.response_complete
 
-    def _watch(self) -> None:
+    def _time_headers(self) -> None:
+        """Start the time limit of the request headers, or stop it if a request is running."""
         if self._busy():
-            self._stop()
-            self._lobby.idle.pop(self, None)
-        elif self._late is None and not self.transport.is_closing():
-            self._late = self.loop.call_later(self.head_seconds, self._give_up)
+            self._stop_header_timer()
+            self._limit.idle.pop(self, None)
+        elif self._header_timer is None and not self.transport.is_closing():
+            self._header_timer = self.loop.call_later(self.head_seconds, self._close_late)
 
-    def _stop(self) -> None:
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
+    def _stop_header_timer(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
 
-    def _give_up(self) -> None:
+    def _close_late(self) -> None:
         if not self.transport.is_closing():
             self._close()

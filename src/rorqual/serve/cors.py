@@ -1,7 +1,8 @@
-"""CORS: which origins' scripts may call the API (Fetch standard, CORS protocol).
+"""CORS headers, which allow scripts of other origins to call the API (CORS protocol of the Fetch standard).
 
-By the standard, a preflight request carries no key. Its answer depends only on its headers and the allowed origins, and is
-the same for every path, so it reveals nothing about the server. The request after it needs a key. Cookies are not used.
+By the standard, a preflight request carries no API key. The response depends only on the request's headers and the allowed
+origins, and is the same for every path. Therefore the response reveals nothing about the server. The actual request needs
+a key. Cookies are not used.
 """
 
 from __future__ import annotations
@@ -15,35 +16,38 @@ ORIGIN = re.compile(r"https?://[^\s/,?#@*]+")
 NAMES = re.compile(r"[A-Za-z0-9_, -]{0,1024}")
 EXPOSED = "x-request-id, x-rorqual-ignored, retry-after"
 MAX_AGE = 600
-"""Seconds that a browser may cache a preflight's answer."""
+"""Seconds that a browser may cache the response to a preflight request."""
 
 
 def origins(text: str) -> frozenset[str]:
-    """Return the origins of a comma-separated list. Raises ConfigError if one is not an origin; `*` is not allowed."""
-    found = [origin.strip().lower() for origin in text.split(",") if origin.strip()]
-    for origin in found:
+    """Parse a comma-separated list of origins. Raises ConfigError if an entry is not an origin; `*` is not allowed."""
+    parsed = [origin.strip().lower() for origin in text.split(",") if origin.strip()]
+    for origin in parsed:
         if not ORIGIN.fullmatch(origin):
             raise ConfigError(
                 f"{origin[:100]!r} is not an origin",
                 where="cors",
                 remedy="Write origins as a browser sends them: cors=https://app.example,http://localhost:3000",
             )
-    return frozenset(found)
+    return frozenset(parsed)
 
 
 def allowed(headers: Mapping[bytes, bytes], known: Collection[str]) -> str:
-    """Return a request's origin if it is in `known`, else an empty string."""
+    """Return the origin of a request if it is in `known`, else an empty string."""
     origin = headers.get(b"origin", b"").decode("latin-1")
     return origin if origin in known else ""
 
 
 def is_preflight(method: str, headers: Mapping[bytes, bytes]) -> bool:
-    """Return whether a request is a CORS preflight."""
+    """Return whether a request is a CORS preflight request."""
     return method == "OPTIONS" and b"access-control-request-method" in headers
 
 
 def preflight(headers: Mapping[bytes, bytes]) -> dict[str, str]:
-    """Return the headers of a preflight's answer. It allows all requested headers, because access depends only on the key."""
+    """Return the headers of the response to a preflight request.
+
+    All requested headers are allowed, because access depends only on the API key.
+    """
     names = headers.get(b"access-control-request-headers", b"").decode("latin-1")
     return {
         "access-control-allow-methods": "GET, POST",
@@ -53,6 +57,6 @@ def preflight(headers: Mapping[bytes, bytes]) -> dict[str, str]:
 
 
 def answered(origin: str) -> dict[str, str]:
-    """Return the CORS headers of a response, for a server that has allowed origins."""
-    given = {"access-control-allow-origin": origin, "access-control-expose-headers": EXPOSED} if origin else {}
-    return {"vary": "origin", **given}
+    """Return the CORS headers of a response. `origin`: the request's origin if it is allowed, else empty."""
+    headers = {"access-control-allow-origin": origin, "access-control-expose-headers": EXPOSED} if origin else {}
+    return {"vary": "origin", **headers}

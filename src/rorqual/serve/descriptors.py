@@ -10,35 +10,37 @@ import time
 from typing import Any
 
 MOST_FILES = 8192
-"""The descriptor limit is not raised beyond this, because each idle connection also costs memory."""
+"""Maximum to which the descriptor limit is raised, because each idle connection also takes memory."""
 QUIET = 60.0
-"""Seconds between two log lines about a lack of descriptors."""
+"""Minimum number of seconds between two log lines about exhausted file descriptors."""
 AT_ONCE = 128
-"""Connections accepted in one go. So many may exceed the limit before one is closed. Without free descriptors, accepting
-fails as often."""
+"""Maximum number of connections that asyncio accepts in one iteration of the event loop.
+
+The connection limit may be exceeded by this many until idle connections are closed. If no descriptor is free, `accept`
+fails this many times per iteration."""
 
 
 def raise_limit() -> int:
-    """Raise this process's limit of open files up to `MOST_FILES`, as far as the system allows. Return the limit."""
+    """Raise this process's open-file limit to `MOST_FILES`, or to the hard limit if it is lower. Return the limit in effect."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
     if soft != resource.RLIM_INFINITY and soft < most:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-        except (OSError, ValueError):  # the system refused; the old limit stays
+        except (OSError, ValueError):  # the system refused, so the old limit stays
             return soft
         return most
     return most if soft == resource.RLIM_INFINITY else soft
 
 
 class Complaints:
-    """An event loop's exception handler that logs a lack of descriptors in one line, at most once per `QUIET` seconds.
+    """An asyncio exception handler that logs exhausted file descriptors in one line, at most once per `QUIET` seconds.
 
-    Without it, asyncio prints a traceback for each waiting connection.
+    The default handler would print a traceback for each failed `accept`.
     """
 
     def __init__(self) -> None:
-        self._last: float | None = None
+        self._last: float | None = None  # time of the last log line
 
     def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")

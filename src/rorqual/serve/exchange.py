@@ -1,4 +1,4 @@
-"""HTTP responses: event streams, JSON sent in slices, and detection of clients that disconnect."""
+"""HTTP responses as event streams or as JSON in slices, and detection of clients that disconnect."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ T = TypeVar("T")
 DONE = b"data: [DONE]\n\n"
 COMMENT = b": still here\n\n"
 BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
-"""Characters that `str.splitlines`, and therefore httpx's `iter_lines`, takes for line ends. Server-sent events do not, so
-they are escaped in the JSON."""
+"""Escapes for characters that `str.splitlines`, and therefore httpx's `iter_lines`, treats as line ends. In server-sent
+events, these characters do not end a line."""
 HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 PROBE = 0.25
-"""Seconds between writes to a client that has closed its sending side. Only a failed write shows that it has left."""
+"""Seconds between writes to a client that closed its sending side. Only a failed write shows that it disconnected."""
 SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -34,40 +34,40 @@ class Gone(Exception):
 
 
 def request_id(scope: Scope) -> str:
-    """Return the request id for responses and logs: the client's `x-request-id` if it is well-formed, else a new one."""
+    """Return the request id for responses and logs: the client's `x-request-id` if it is valid, else a new id."""
     state: dict[str, Any] = scope.setdefault("state", {})
     if "request_id" not in state:
-        given = [value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"]
-        sane = len(given) == 1 and SANE_ID.fullmatch(given[0])
-        state["request_id"] = given[0] if sane else f"req-{secrets.token_hex(12)}"
-    found: str = state["request_id"]
-    return found
+        client_ids = [value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"]
+        valid = len(client_ids) == 1 and SANE_ID.fullmatch(client_ids[0])
+        state["request_id"] = client_ids[0] if valid else f"req-{secrets.token_hex(12)}"
+    id_: str = state["request_id"]
+    return id_
 
 
 def half_closed(scope: Scope) -> bool:
-    """Return whether the client closed its sending side. It may still wait for the response; only a write can tell."""
+    """Return whether the client closed its sending side. The client may still be waiting for the response."""
     return bool(scope.get("state", {}).get("half_closed"))
 
 
 def written(value: Any) -> bytes:
-    """Serialize to compact JSON."""
+    """Serialize a value as compact JSON."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def event(value: Any) -> bytes:
-    """Serialize one server-sent event."""
+    """Serialize a value as a server-sent event."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return f"data: {text if text.isascii() else text.translate(BREAKS)}\n\n".encode()
 
 
-async def _departure(receive: Receive) -> None:
+async def _wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-async def _until_gone(work: Coroutine[Any, Any, T], receive: Receive) -> T:
-    """Return the result of `work`. If the client disconnects first, cancel it and raise Gone."""
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_departure(receive))
+async def _run_unless_gone(work: Coroutine[Any, Any, T], receive: Receive) -> T:
+    """Run `work` and return its result. If the client disconnects first, cancel `work` and raise Gone."""
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_wait_for_disconnect(receive))
     try:
         await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
@@ -80,17 +80,17 @@ async def _until_gone(work: Coroutine[Any, Any, T], receive: Receive) -> T:
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Return the result of `work`. If the client disconnects first, cancel it and raise Gone."""
-    return await _until_gone(work, request.receive)
+    """Run `work` and return its result. If the client disconnects first, cancel `work` and raise Gone."""
+    return await _run_unless_gone(work, request.receive)
 
 
 def _slices(data: bytes) -> Iterator[bytes]:
-    for at in range(0, len(data), SLICE):
-        yield data[at : at + SLICE]
+    for start in range(0, len(data), SLICE):
+        yield data[start : start + SLICE]
 
 
 class Sliced(Response):
-    """A serialized JSON response that is sent in slices, as fast as the client reads."""
+    """A JSON response that is sent in slices, as fast as the client reads."""
 
     media_type = "application/json"
 
@@ -102,9 +102,10 @@ class Sliced(Response):
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events. At the end, `events` is closed in all cases, and with it its request to the engine.
+    """A response of server-sent events. At the end, `events` is always closed, which cancels an unfinished engine request.
 
-    The response starts with the first event. An error before it becomes a normal error response with its own status.
+    The HTTP status is sent with the first event. An error before the first event becomes an error response with its own
+    status.
     """
 
     def __init__(self, events: AsyncGenerator[bytes, None], headers: Mapping[str, str]) -> None:
@@ -112,8 +113,8 @@ class EventStream(StreamingResponse):
         self.events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with suppress(Gone):  # no client is left to answer
-            await _until_gone(self._send(send, request_id(scope)), receive)
+        with suppress(Gone):  # the client disconnected, so no response is possible
+            await _run_unless_gone(self._send(send, request_id(scope)), receive)
 
     async def _send(self, send: Send, name: str) -> None:
         async with aclosing(self.events) as events:
@@ -136,5 +137,5 @@ class EventStream(StreamingResponse):
 
 
 def header_of(ignored: list[str]) -> dict[str, str]:
-    """Return the header that lists ignored fields."""
+    """Return the response header that lists ignored request fields, if any."""
     return {"x-rorqual-ignored": ",".join(ignored)} if ignored else {}

@@ -1,7 +1,7 @@
 """Fields of the APIs of OpenAI, vLLM and llama.cpp that this server does not implement.
 
-A field is ignored at values that would not change the reply, and refused with a reason at other values. Places are paths
-without indices: `messages[].content[]` means the parts of every message, and "" the request itself.
+A field is ignored if its value would not change the reply; otherwise it is refused with a reason. Fields are identified by
+paths without list indices. `messages[].content[]` stands for the content parts of every message, "" for the request itself.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ from rorqual.core.sampling import PARAMS
 from rorqual.serve.errors import ApiError, refuse
 
 Rule = tuple[str, tuple[Any, ...]]
-"""The reason for refusing the field, and the values at which it is ignored instead."""
+"""(reason, values): why the field is refused, and the values for which it is ignored instead."""
 Route = Literal["chat", "completions"]
 
 OWN_NAMES = ("top_logprobs", "grammar")
-"""Sampling parameters that OpenAI's API sets by other fields (logprobs, response_format). All others are fields themselves."""
+"""Sampling parameters that clients set through other fields of OpenAI's API (logprobs, response_format). Clients set all
+other sampling parameters through fields of the same name."""
 OUR_OWN = frozenset(PARAMS) - {*OWN_NAMES}
-"""Fields that are sampling parameters here, whatever they are elsewhere."""
+"""Request fields that are sampling parameters of this server. The rules below do not apply to them."""
 
 IGNORED = frozenset(
     # OpenAI: bookkeeping, billing and cache hints.
     {"user", "metadata", "store", "safety_identifier", "service_tier"}
     | {"prompt_cache_key", "prompt_cache_retention", "prompt_cache_options"}
-    # vLLM: names, hints, and details of features that are absent here (beam search, images, slow tokenizers).
+    # vLLM: names, hints, and options of features that this server lacks (beam search, images, slow tokenizers).
     | {
         "request_id",
         "cache_salt",
@@ -37,16 +38,16 @@ IGNORED = frozenset(
     }
     | {"mm_processor_kwargs", "media_io_kwargs", "guided_decoding_backend", "return_token_offsets"}
     | {"return_assistant_tokens_mask"}
-    # llama.cpp: slots, cache and context shifting, speculative decoding, and details of samplers that other fields enable.
+    # llama.cpp: slots, cache and context shifting, speculative decoding, and options of samplers that other fields enable.
     | {"cache_prompt", "id_slot", "slot_id", "n_cache_reuse", "n_keep", "n_discard", "backend_sampling"}
     | {f"speculative.{name}" for name in ("n_max", "n_min", "p_min", "type")}
     | {f"speculative.ngram_{name}" for name in ("size_n", "size_m", "m_hits")}
     | {"xtc_threshold", "dynatemp_exponent", "mirostat_tau", "mirostat_eta", "adaptive_decay"}
     | {"dry_base", "dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers"}
 ) - {*OUR_OWN}
-"""Top-level fields that are ignored at any value, because they never change a reply."""
+"""Top-level fields that are ignored whatever their value, because they never change a reply."""
 IGNORED_INSIDE = frozenset({"messages[].content[].prompt_cache_breakpoint"})
-"""The same for nested fields, by place."""
+"""Paths of nested fields that are ignored whatever their value."""
 
 _MODEL_TEMPLATE = "the server always uses the model's own chat template"
 _NO_IMAGES = "this model reads and writes only text"
@@ -98,7 +99,7 @@ TOP: Mapping[str, Rule] = {
     "n_cmpl": ("use n", (1,)),
     "n_probs": ("use logprobs", (0,)),
     "min_keep": (_SAMPLER, (0,)),
-    "post_sampling_probs": ("use logprobs, which already are of the distribution after sampling parameters", (False,)),
+    "post_sampling_probs": ("use logprobs, which are always computed after applying the sampling parameters", (False,)),
     "return_tokens": ("responses have no token ids", (False,)),
     "return_progress": ("streams report no progress", (False,)),
     "timings_per_token": ("responses have no timings; see /metrics", (False,)),
@@ -133,7 +134,7 @@ TOP: Mapping[str, Rule] = {
     "parse_tool_calls": ("tool calls are always parsed", (True,)),
     "reasoning_budget": ("reasoning has no separate budget; use max_tokens or reasoning_effort: none", (-1,)),
     "reasoning_budget_tokens": ("reasoning has no separate budget; use max_tokens or reasoning_effort: none", (-1,)),
-    # other programs' names for our fields
+    # Names that other software uses for fields of this server.
     "max_new_tokens": ("use max_tokens", ()),
     "max_output_tokens": ("use max_tokens", ()),
     "num_return_sequences": ("use n", (1,)),
@@ -192,14 +193,14 @@ INSIDE: Mapping[str, Mapping[str, Rule]] = {
     "chat_template_kwargs": {"add_generation_prompt": (_MODEL_TEMPLATE, (True,))},
     "thinking": {"budget_tokens": ("reasoning has no separate budget; use max_tokens", ())},
 }
-"""Rules of nested fields, by place. If the reason is empty, the schema validates any other value."""
+"""Rules of nested fields, by the path of the enclosing object. If the reason is empty, the schema checks any other value."""
 PASSAGES = frozenset(
     place[:end]
     for place in (*INSIDE, *IGNORED_INSIDE)
     for end in range(1, len(place) + 1)
     if place[end : end + 1] in ("", ".", "[")
 )
-"""Prefixes of these places."""
+"""All prefixes of the paths above. Only objects and lists at these paths can contain fields with rules."""
 
 TEXT_ONLY = "Send parts of type text."
 _PARTS: Mapping[str, str] = {
@@ -212,7 +213,7 @@ _PARTS: Mapping[str, str] = {
 KINDS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "messages[].content[]": (
         TEXT_ONLY,
-        {kind: why for kind, why in _PARTS.items() if kind not in TYPES},  # the chat format checks those in TYPES
+        {kind: why for kind, why in _PARTS.items() if kind not in TYPES},  # the chat format checks part types in TYPES
     ),
     "messages[].tool_calls[]": ("Send calls of type function.", {"custom": "this server has no custom tools"}),
     "tools[]": ("Send tools of type function.", {"custom": "this server has no custom tools"}),
@@ -231,13 +232,13 @@ KINDS: Mapping[str, tuple[str, Mapping[str, str]]] = {
         },
     ),
 }
-"""Values of `type` that other servers accept, by place: (remedy, the reason for refusing each)."""
+"""Values of `type` that only other servers accept, by path of the object: the remedy, and the reason to refuse each value."""
 
 
 def sift(data: Mapping[str, Any], route: Route) -> tuple[dict[str, Any], set[str]]:
-    """Return a request without ignored fields, and the names of those.
+    """Remove ignored fields from a request. Return the remaining request and the names of the ignored fields.
 
-    Raises ApiError with a reason for an unsupported field that would change the reply.
+    Raises ApiError if the request has an unsupported field whose value would change the reply.
     """
     ignored: set[str] = set()
     rules = {**TOP, **ROUTES[route]}
@@ -248,34 +249,34 @@ def sift(data: Mapping[str, Any], route: Route) -> tuple[dict[str, Any], set[str
 def _object(
     data: Mapping[str, Any], place: str, path: str, rules: Mapping[str, Rule], ignored: set[str]
 ) -> dict[str, Any]:
-    """Sift one object. `place` is its path without list indices, `path` with them."""
+    """Remove ignored fields from one object. `place`: its path without list indices. `path`: its path with list indices."""
     _check_kind(data, place, path)
-    kept: dict[str, Any] = {}
+    remaining: dict[str, Any] = {}
     for name, value in data.items():
         reason, neutral = ("", _ANY) if not place and name in IGNORED else rules.get(name, ("", ()))
-        at, to = (f"{place}.{name}", f"{path}.{name}") if place else (name, name)
+        place_of_field, path_of_field = (f"{place}.{name}", f"{path}.{name}") if place else (name, name)
         known = name in rules or (not place and name in IGNORED)
-        if at in IGNORED_INSIDE:
-            ignored |= {at} if value is not None else set()
+        if place_of_field in IGNORED_INSIDE:
+            ignored |= {place_of_field} if value is not None else set()
             continue
         if known and value is None:
             continue
         if known and neutral != _ANY and not is_one_of(value, neutral):
-            if not reason:  # a wrong type: the schema reports it
-                kept[name] = value
+            if not reason:  # the value has a wrong type, which the schema reports
+                remaining[name] = value
                 continue
-            raise _refused(to, reason)
+            raise _refused(path_of_field, reason)
         if known:
-            ignored.add(at)
+            ignored.add(place_of_field)
         if not known or (place and not reason):  # the schema has this field and checks it
-            kept[name] = _value(value, at, to, ignored)
+            remaining[name] = _value(value, place_of_field, path_of_field, ignored)
     if data.get("parallel_tool_calls") is True and not place:
-        ignored.add("parallel_tool_calls")  # this is the default behaviour
-    return kept
+        ignored.add("parallel_tool_calls")  # true is the default
+    return remaining
 
 
 def _value(value: Any, place: str, path: str, ignored: set[str]) -> Any:
-    """Return a value with its nested objects sifted, if rules exist for them."""
+    """Remove ignored fields from the objects inside a value, if rules exist for them."""
     if isinstance(value, dict) and place in PASSAGES | KINDS.keys():
         return _object(value, place, path, INSIDE.get(place, {}), ignored)
     if isinstance(value, list) and f"{place}[]" in PASSAGES:
@@ -291,7 +292,7 @@ def _check_kind(data: Mapping[str, Any], place: str, path: str) -> None:
 
 
 def unsupported(path: str, kind: str, reason: str, remedy: str) -> ApiError:
-    """Return the error for a `type` that other servers accept and this one does not."""
+    """Return the error for a `type` that other servers accept but this server does not."""
     return refuse(f"{reason.capitalize()}: `{path}` is of type '{kind}'. {remedy}", path, "unsupported_value")
 
 
@@ -300,5 +301,5 @@ def _refused(path: str, reason: str) -> ApiError:
 
 
 def is_one_of(value: Any, neutral: Iterable[Any]) -> bool:
-    """Return whether `value` is in `neutral`. True and 1 differ, although they are equal in Python; 0 and 0.0 do not."""
+    """Return whether `value` is in `neutral`. Unlike in Python, True differs from 1. 0 and 0.0 are the same value."""
     return any(value == known and isinstance(value, bool) == isinstance(known, bool) for known in neutral)

@@ -1,7 +1,7 @@
-"""Structured output: OpenAI's `response_format` and vLLM's `guided_*`, converted to one grammar.
+"""Structured output: conversion of OpenAI's `response_format` and vLLM's `guided_*` fields to a grammar.
 
-This module checks sizes, and that a request gives only one of them. The engine checks whether a schema or a regular
-expression can be compiled.
+This module checks sizes, and that a request sets only one of these fields. The engine checks whether a schema or a regular
+expression compiles.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Text = Annotated[str, AfterValidator(_writable)]
 
 
 class Schema(BaseModel):
-    """Base of all request schemas: strict types, and unknown fields are errors."""
+    """Base class of all request schemas. Types are strict, and unknown fields are errors."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -43,13 +43,16 @@ class JsonSchema(Schema):
 
 
 class ResponseFormat(Schema):
-    """OpenAI's `response_format`. `text`: any text; `json_object`: a JSON object; `json_schema`: JSON that follows the schema."""
+    """OpenAI's `response_format`. `type`: `text` for any text, `json_object` for a JSON object, `json_schema` for a schema."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
     def grammar(self) -> Grammar | None:
-        """Return the grammar, or None for text. Raises ApiError if type and `json_schema` do not match."""
+        """Return the grammar of the reply, or None for plain text.
+
+        Raises ApiError if `json_schema` is set for another type, or missing for its own type.
+        """
         if (self.type == "json_schema") != (self.json_schema is not None):
             raise refuse(
                 f"`response_format.json_schema` {'is missing' if self.json_schema is None else 'does not match this type'}."
@@ -62,14 +65,15 @@ class ResponseFormat(Schema):
 
     @property
     def schema_(self) -> dict[str, Any]:
-        """The schema of the output, for `json_schema` and `json_object`."""
+        """The JSON schema of the reply. For `json_object`, it allows any object."""
         return {"type": "object"} if self.json_schema is None else self.json_schema.schema_
 
 
 class Guided(Schema):
-    """Structured output fields: OpenAI's `response_format`, and vLLM's `guided_*`.
+    """The structured output fields of a request: OpenAI's `response_format`, and vLLM's `guided_*`.
 
-    `guided_json`: a JSON schema as object or text. `guided_regex`: matches the whole reply. `guided_choice`: allowed replies.
+    `guided_json`: a JSON schema, as an object or a string. `guided_regex`: a regular expression that the whole reply must
+    match. `guided_choice`: the allowed replies.
     """
 
     response_format: ResponseFormat | None = None
@@ -85,44 +89,44 @@ class Guided(Schema):
 
     @property
     def bound(self) -> str | None:
-        """The name of the parameter that constrains the reply, if any."""
-        asked = self.response_format is not None and self.response_format.type != "text"
-        given = {"response_format": asked, "guided_json": self.guided_json is not None}
-        given |= {"guided_regex": self.guided_regex is not None, "guided_choice": self.guided_choice is not None}
-        return next((name for name, there in given.items() if there), None)
+        """The name of the field that constrains the reply, or None."""
+        has_format = self.response_format is not None and self.response_format.type != "text"
+        is_set = {"response_format": has_format, "guided_json": self.guided_json is not None}
+        is_set |= {"guided_regex": self.guided_regex is not None, "guided_choice": self.guided_choice is not None}
+        return next((name for name, set_ in is_set.items() if set_), None)
 
     def grammar(self) -> Grammar | None:
-        """Return the grammar that the reply must match, or None. Raises ApiError if the request gives more than one."""
-        found: dict[str, Grammar] = {}
-        if self.response_format is not None and (asked := self.response_format.grammar()) is not None:
-            found["response_format"] = asked
+        """Return the grammar that the reply must match, or None. Raises ApiError if several fields constrain the reply."""
+        grammars: dict[str, Grammar] = {}
+        if self.response_format is not None and (grammar := self.response_format.grammar()) is not None:
+            grammars["response_format"] = grammar
         if self.guided_json is not None:
-            found["guided_json"] = Grammar("json_schema", source_of(_object(self.guided_json), "guided_json"))
+            grammars["guided_json"] = Grammar("json_schema", source_of(_object(self.guided_json), "guided_json"))
         if self.guided_regex is not None:
-            found["guided_regex"] = Grammar("regex", self.guided_regex)
+            grammars["guided_regex"] = Grammar("regex", self.guided_regex)
         if self.guided_choice is not None:
-            found["guided_choice"] = Grammar("choice", source_of(self.guided_choice, "guided_choice"))
-        if len(found) > 1:
-            names = list(found)
+            grammars["guided_choice"] = Grammar("choice", source_of(self.guided_choice, "guided_choice"))
+        if len(grammars) > 1:
+            names = list(grammars)
             raise refuse(f"`{names[0]}` and `{names[1]}` exclude each other. Give one of them.", names[1])
-        return next(iter(found.values()), None)
+        return next(iter(grammars.values()), None)
 
 
 def _object(schema: dict[str, Any] | str) -> dict[str, Any]:
     if not isinstance(schema, str):
         return schema
     try:
-        found = pydantic_core.from_json(schema, allow_inf_nan=False)  # this parser limits depth
+        parsed = pydantic_core.from_json(schema, allow_inf_nan=False)  # this parser limits the nesting depth
     except ValueError as error:
-        said = str(error)[:200]
-        raise refuse(f"`guided_json` is not valid JSON: {said}. Give a JSON schema.", "guided_json") from None
-    if not isinstance(found, dict):
+        reason = str(error)[:200]
+        raise refuse(f"`guided_json` is not valid JSON: {reason}. Give a JSON schema.", "guided_json") from None
+    if not isinstance(parsed, dict):
         raise refuse("`guided_json` is not a JSON object. Give a JSON schema.", "guided_json")
-    return found
+    return parsed
 
 
 def source_of(value: Any, param: str) -> str:
-    """Return a grammar's source as JSON text. Raises ApiError naming `param` if it is too long."""
+    """Serialize the source of a grammar as JSON. Raises ApiError with `param` if it is longer than `MAX_SCHEMA` characters."""
     source = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     if len(source) > MAX_SCHEMA:
         raise refuse(f"`{param}` is longer than {MAX_SCHEMA} characters as JSON. Shorten it.", param)

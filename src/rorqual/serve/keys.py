@@ -1,4 +1,4 @@
-"""API keys. Each belongs to a tenant; a new key is shown once, and only its hash is stored."""
+"""API keys. Each key belongs to a tenant. A new key is shown once, and only its hash is stored."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def default_file() -> Path:
-    """Return `rorqual/keys.json` in the user's configuration folder."""
+    """Return the default key file, `rorqual/keys.json` in the user's configuration folder."""
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "rorqual" / "keys.json"
 
 
@@ -33,9 +33,9 @@ def _hash(key: str) -> str:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _tenants(found: Any) -> dict[str, str]:
-    """Return the tenant of each hash in a parsed key file. Raises ValueError if its structure is wrong."""
-    rows = found.get("keys") if isinstance(found, dict) else None
+def _tenants(data: Any) -> dict[str, str]:
+    """Map each key hash in a parsed key file to its tenant. Raises ValueError if the file's structure is wrong."""
+    rows = data.get("keys") if isinstance(data, dict) else None
     if not isinstance(rows, list):
         raise ValueError("the list 'keys' is missing")
     tenants: dict[str, str] = {}
@@ -51,13 +51,13 @@ def _tenants(found: Any) -> dict[str, str]:
 
 
 @contextmanager
-def _held(file: Path) -> Iterator[None]:
-    """Hold the exclusive lock for writing the file. The lock is a separate file, because each write replaces the key file."""
+def _locked(file: Path) -> Iterator[None]:
+    """Lock the key file for writing. The lock is a separate file, because each write replaces the key file."""
     lock = file.with_name(f".{file.name}.lock")
-    with ExitStack() as held:
+    with ExitStack() as stack:
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
-            fcntl.flock(held.enter_context(lock.open("wb")), fcntl.LOCK_EX)
+            fcntl.flock(stack.enter_context(lock.open("wb")), fcntl.LOCK_EX)
         except OSError as error:
             raise ConfigError(
                 f"cannot write: {error.strerror}",
@@ -69,9 +69,9 @@ def _held(file: Path) -> Iterator[None]:
 
 @dataclass
 class Keys:
-    """Hashes of API keys, and the tenant of each.
+    """The hashes of API keys, each with its tenant.
 
-    The file does not contain the keys. A lost key cannot be recovered; create one for a tenant with another name.
+    The keys themselves are not stored, so a lost key cannot be recovered. Create a key for a tenant with another name instead.
     """
 
     file: Path
@@ -79,7 +79,7 @@ class Keys:
 
     @classmethod
     def load(cls, file: Path) -> Keys:
-        """Load the keys of a file; a missing file has none. Raises ConfigError if the file is invalid."""
+        """Load a key file. A missing file means that there are no keys. Raises ConfigError if the file is invalid."""
         try:
             return cls(file, _tenants(json.loads(file.read_text(encoding="utf-8"))))
         except FileNotFoundError:
@@ -92,9 +92,9 @@ class Keys:
             ) from None
 
     def ensure(self, tenant: str) -> str | None:
-        """Create a key for `tenant`, add its hash to the file and return the key, or return None if the tenant has one.
+        """Create a key for `tenant`, add its hash to the file, and return the key. If the tenant has a key, return None.
 
-        The file is read again first, because another process may have added keys.
+        The file is first read again, because another process may have added keys.
         """
         if not tenant.isidentifier() or len(tenant) > NAME_LENGTH:
             raise ConfigError(
@@ -104,7 +104,7 @@ class Keys:
             )
         if tenant in self.tenants.values():
             return None
-        with _held(self.file):
+        with _locked(self.file):
             self.tenants = self.load(self.file).tenants
             if tenant in self.tenants.values():
                 return None
@@ -116,9 +116,9 @@ class Keys:
         return key
 
     def tenant(self, key: str) -> str | None:
-        """Return the tenant of a key, or None if it is unknown. Every hash is compared, in constant time."""
-        given, found = _hash(key), None
+        """Return the tenant of a key, or None if the key is unknown. All hashes are compared, to take constant time."""
+        key_hash, tenant = _hash(key), None
         for digest, name in self.tenants.items():
-            if hmac.compare_digest(digest, given):
-                found = name
-        return found
+            if hmac.compare_digest(digest, key_hash):
+                tenant = name
+        return tenant

@@ -1,7 +1,7 @@
-"""Size limits of a request's parts. They bound the memory and time that processing a body takes.
+"""Size limits of a request's parts, which bound the memory and time that a body takes.
 
-These checks run in the tenant's thread. A single long C call would still block the event loop, because it holds the GIL.
-Therefore a body's values are counted in slices before a parser gets the whole body.
+The checks run in the tenant's thread. A long C call in this thread would still block the event loop, because it holds the GIL.
+Therefore the values of a body are counted in slices before the body is parsed.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from rorqual.core.sampling import PARAMS, ParamType, TextList, TokenBiases, Toke
 from rorqual.serve.errors import ApiError, refuse
 
 SLICE = 65_536
-"""Bytes of a body that one callback of the event loop handles, at most. A body up to this size counts as small."""
+"""Maximum bytes of a body that one callback of the event loop handles. Bodies up to this size count as small."""
 MAX_VALUES = 262_144
-"""Maximum number of values in a body: strings, numbers, lists, objects. It also limits token ids."""
+"""Maximum number of values in a body: strings, numbers (including token ids), lists and objects."""
 MAX_TOOLS, MAX_ARGUMENTS, MAX_OTHER = 262_144, 262_144, 131_072
 MAX_PARTS, MAX_CALLS = 4096, 4096
 _FEWER: Mapping[type[ParamType], str] = {
@@ -34,40 +34,42 @@ ENTRIES: Mapping[str, tuple[int, str]] = {
     },
     "guided_choice": (1024, "Give fewer choices."),
 }
-"""Maximum number of entries of a list or an object, and the remedy if it has more."""
+"""Maximum number of entries of each list or object field, and the advice in the error for longer ones."""
 _TOKEN = re.compile(rb'"([^"\\]*(?:\\.[^"\\]*)*)"(\s*:)?|[\[\]{}]', re.DOTALL)
 FEWER = "Make it smaller or leave it out."
 
 
 def too_large(part: str, size: int, unit: str, limit: int, remedy: str) -> ApiError:
-    """Return the error for a part that is too large."""
+    """Return the error for a part of a request that is too large."""
     part = part[:256]
     return refuse(f"`{part}` has {size:,} {unit}; at most {limit:,} are allowed. {remedy}", part, "too_large")
 
 
 def check_values(body: bytes) -> None:
-    """Raise ApiError if a body has more than `MAX_VALUES` values. It is not parsed, and need not be valid JSON."""
-    values, inside, kept = 1, 0, b""
-    for at in range(0, len(body), SLICE):
-        piece = kept + body[at : at + SLICE]
-        kept = b"\\" if (len(piece) - len(piece.rstrip(b"\\"))) % 2 else b""
-        piece = piece[: len(piece) - len(kept)]
-        # Without escaped quotes, every second piece between quotes is outside a string.
-        pieces = piece.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
-        outside = b"".join(pieces[inside::2])
-        inside = (inside + len(pieces) - 1) % 2
-        values += outside.count(b",") + outside.count(b"[") + outside.count(b"{")
-        if values > MAX_VALUES:
-            part = _part_at(body[: at + SLICE])
-            what = f"With `{part}`, the body has more than {MAX_VALUES:,} values (strings, numbers, lists, objects), the limit"
-            raise refuse(f"{what}. Send fewer, for example text instead of token ids.", part or None, "too_large")
+    """Raise ApiError if a body has more than `MAX_VALUES` values. Values are counted without parsing, so invalid JSON is allowed."""
+    n_values, in_string, split_escape = 1, 0, b""
+    for start in range(0, len(body), SLICE):
+        chunk = split_escape + body[start : start + SLICE]
+        split_escape = b"\\" if (len(chunk) - len(chunk.rstrip(b"\\"))) % 2 else b""
+        chunk = chunk[: len(chunk) - len(split_escape)]
+        # After removing escaped quotes, splitting at quotes gives pieces that alternate between outside and inside strings.
+        segments = chunk.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
+        outside = b"".join(segments[in_string::2])
+        in_string = (in_string + len(segments) - 1) % 2
+        n_values += outside.count(b",") + outside.count(b"[") + outside.count(b"{")
+        if n_values > MAX_VALUES:
+            part = _part_at(body[: start + SLICE])
+            problem = f"With `{part}`, the body has more than {MAX_VALUES:,} values (strings, numbers, lists, objects), the limit"
+            raise refuse(
+                f"{problem}. Send fewer values, for example text instead of token ids.", part or None, "too_large"
+            )
 
 
 def _part_at(body: bytes) -> str:
-    """Return the name of the parameter in whose value `body`, the start of a request body, ends."""
+    """Return the top-level parameter that contains the end of `body`, a truncated request body."""
     depth, name = 0, b""
-    for found in _TOKEN.finditer(body):
-        text, key, colon = found.group(0, 1, 2)
+    for match in _TOKEN.finditer(body):
+        text, key, colon = match.group(0, 1, 2)
         if key is None:
             depth += 1 if text in b"[{" else -1
         elif colon and depth == 1:
@@ -76,7 +78,7 @@ def _part_at(body: bytes) -> str:
 
 
 def check_parts(data: Mapping[str, Any]) -> None:
-    """Raise ApiError if a part of a parsed body exceeds its limit."""
+    """Raise ApiError if a field or message of a parsed body exceeds its size limit."""
     for name, value in data.items():
         most, remedy = ENTRIES.get(name, (0, ""))
         if most and isinstance(value, list | dict) and len(value) > most:
@@ -127,7 +129,7 @@ def _check_size(part: str, value: Any, most: int, remedy: str = FEWER) -> None:
 
 
 def _sizes(value: Any) -> Iterator[int]:
-    """Yield the approximate size in bytes of each value as JSON: UTF-8 for strings, eight for numbers."""
+    """Yield the approximate JSON size in bytes of `value` and each nested value. Numbers count as eight bytes."""
     todo = [value]
     while todo:
         value = todo.pop()

@@ -1,6 +1,6 @@
-"""Log-probabilities in OpenAI's two formats: that of chat completions, and the older one of text completions.
+"""Log-probabilities in OpenAI's formats of chat completions and of text completions.
 
-They belong to the distribution that the token was sampled from, after temperature, top-p and other sampling parameters.
+The values are of the distribution that a token was sampled from, after temperature, top-p and other sampling parameters.
 Each sampled token has an entry, including reasoning, special tokens, and the token that ended the reply.
 """
 
@@ -13,11 +13,14 @@ from rorqual.data.tokenizer import Tokenizer
 from rorqual.serve.wire import Drawn, Score
 
 LEAST = -9999.0
-"""The log-probability that represents a probability of 0, because JSON has no infinity."""
+"""Log-probability that stands for a probability of 0, because JSON cannot represent negative infinity."""
 
 
-def of_chat(tokenizer: Tokenizer, drawn: Sequence[Drawn]) -> dict[str, Any]:
-    """Return `logprobs` of a chat choice. The joined `bytes` give the text even if a token ends within a character."""
+def of_chat(tokenizer: Tokenizer, tokens: Sequence[Drawn]) -> dict[str, Any]:
+    """Return the `logprobs` of a chat choice.
+
+    Clients can join the `bytes` of the entries to get the exact text, because a token may end inside a UTF-8 character.
+    """
 
     def entry(id_: int, logprob: float) -> dict[str, Any]:
         return {
@@ -27,30 +30,31 @@ def of_chat(tokenizer: Tokenizer, drawn: Sequence[Drawn]) -> dict[str, Any]:
         }
 
     content = [
-        entry(one.token, one.logprob) | {"top_logprobs": [entry(id_, value) for id_, value in one.top]} for one in drawn
+        entry(sampled.token, sampled.logprob) | {"top_logprobs": [entry(id_, value) for id_, value in sampled.top]}
+        for sampled in tokens
     ]
     return {"content": content, "refusal": None}
 
 
-def of_text(tokenizer: Tokenizer, drawn: Sequence[Drawn], before: int = 0) -> dict[str, Any]:
-    """Return `logprobs` of a text choice. `text_offset` starts at `before`, the characters already sent."""
-    tokens = [tokenizer.token(one.token) for one in drawn]
+def of_text(tokenizer: Tokenizer, sampled_tokens: Sequence[Drawn], before: int = 0) -> dict[str, Any]:
+    """Return the `logprobs` of a text choice. `before`: number of characters already sent, where `text_offset` starts."""
+    tokens = [tokenizer.token(sampled.token) for sampled in sampled_tokens]
     offsets, place = [], before
     for text in tokens:
         offsets.append(place)
         place += len(text)
     return {
         "tokens": tokens,
-        "token_logprobs": [max(one.logprob, LEAST) for one in drawn],
-        "top_logprobs": [_named(tokenizer, one.top) for one in drawn],
+        "token_logprobs": [max(sampled.logprob, LEAST) for sampled in sampled_tokens],
+        "top_logprobs": [_by_text(tokenizer, sampled.top) for sampled in sampled_tokens],
         "text_offset": offsets,
     }
 
 
 def of_echo(tokenizer: Tokenizer, ids: Sequence[int], scores: Sequence[Score], top: int, added: int) -> dict[str, Any]:
-    """Return `logprobs` of a prompt's tokens for `echo`. The first token has no log-probability.
+    """Return the `logprobs` of a prompt that is echoed. The first token has no log-probability.
 
-    `added`: tokens at the start that the echoed text does not contain (BOS).
+    `added`: number of tokens at the start that the echoed text does not contain, which is 1 for BOS.
     """
     tokens = [tokenizer.token(id_) for id_ in ids]
     offsets, place = [], 0
@@ -60,7 +64,7 @@ def of_echo(tokenizer: Tokenizer, ids: Sequence[int], scores: Sequence[Score], t
     return {
         "tokens": tokens,
         "token_logprobs": [None, *(max(logprob, LEAST) for logprob, _ in scores)],
-        "top_logprobs": [None, *(_named(tokenizer, best[:top]) for _, best in scores)],
+        "top_logprobs": [None, *(_by_text(tokenizer, best[:top]) for _, best in scores)],
         "text_offset": offsets,
     }
 
@@ -68,25 +72,28 @@ def of_echo(tokenizer: Tokenizer, ids: Sequence[int], scores: Sequence[Score], t
 def of_prompt(
     tokenizer: Tokenizer, ids: Sequence[int], scores: Sequence[Score], top: int
 ) -> list[dict[str, Any] | None]:
-    """Return vLLM's `prompt_logprobs`: for each token after the first, its entry and those of the `top` likeliest, by id.
+    """Return vLLM's `prompt_logprobs`. Each position has the entries of the prompt's token and the `top` likeliest tokens.
 
-    `rank` counts from 1. It is null if the token is not among the likeliest.
+    Entries are keyed by token id. The first position is None. `rank` is 1 for the likeliest token, and null if the token is
+    not among the likeliest.
     """
 
     def entry(id_: int, logprob: float, rank: int | None) -> dict[str, Any]:
         return {"logprob": max(logprob, LEAST), "rank": rank, "decoded_token": tokenizer.token(id_)}
 
-    found: list[dict[str, Any] | None] = [None]
+    positions: list[dict[str, Any] | None] = [None]
     for id_, (logprob, best) in zip(ids[1:], scores):
-        ranks = {one: rank for rank, (one, _) in enumerate(best, start=1)}
-        likely = {str(one): entry(one, value, rank) for rank, (one, value) in enumerate(best[:top], start=1)}
-        found.append({str(id_): entry(id_, logprob, ranks.get(id_))} | likely)
-    return found
+        ranks = {candidate: rank for rank, (candidate, _) in enumerate(best, start=1)}
+        likely = {
+            str(candidate): entry(candidate, value, rank) for rank, (candidate, value) in enumerate(best[:top], start=1)
+        }
+        positions.append({str(id_): entry(id_, logprob, ranks.get(id_))} | likely)
+    return positions
 
 
-def _named(tokenizer: Tokenizer, top: Sequence[tuple[int, float]]) -> dict[str, float]:
-    # Tokens of incomplete characters have the same text. The likeliest of them is kept.
-    found: dict[str, float] = {}
+def _by_text(tokenizer: Tokenizer, top: Sequence[tuple[int, float]]) -> dict[str, float]:
+    # Different tokens with incomplete characters have the same text. The entry of the likeliest token is kept.
+    logprobs: dict[str, float] = {}
     for id_, value in top:
-        found.setdefault(tokenizer.token(id_), max(value, LEAST))
-    return found
+        logprobs.setdefault(tokenizer.token(id_), max(value, LEAST))
+    return logprobs

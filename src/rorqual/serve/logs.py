@@ -1,4 +1,4 @@
-"""A rate-limited log: few lines of one kind are written, and the number of omitted ones is logged."""
+"""Rate-limited logging. Repeated lines of the same kind are omitted, and the number of omitted lines is logged."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 MOST, WINDOW = 10, 60.0
-"""At most `MOST` lines of one kind are written per `WINDOW` seconds."""
+"""Maximum number of log lines of the same kind, and the time window for this limit in seconds."""
 KINDS = 256
-"""Number of kinds with separate limits. All further kinds share one."""
+"""Maximum number of kinds with separate limits. All further kinds share one limit."""
 _VARIES = re.compile(r"0x[0-9a-f]+|\d+")
 
 
@@ -28,9 +28,10 @@ class _Kind:
 
 
 class Quiet(logging.Filter):
-    """Passes `MOST` records of a kind in each `WINDOW`. A kind is a logger and a message's first line without its numbers.
+    """A logging filter that passes at most `MOST` records of each kind per `WINDOW` seconds.
 
-    Clients without a key can cause such records, for example by sending invalid HTTP.
+    Records are of the same kind if their logger and the first line of their message agree, apart from numbers. The limit is
+    needed because clients without an API key can cause records, for example by sending invalid HTTP.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -39,7 +40,7 @@ class Quiet(logging.Filter):
         self._kinds: dict[tuple[str, str], _Kind] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Return whether a record is written."""
+        """Return whether to write a record."""
         text = str(record.msg).partition("\n")[0][:200]
         key = record.name, _VARIES.sub("#", text)
         if key not in self._kinds and len(self._kinds) >= KINDS:
@@ -47,18 +48,18 @@ class Quiet(logging.Filter):
         now = self._clock()
         kind = self._kinds.setdefault(key, _Kind(text, now))
         if now - kind.since >= WINDOW:
-            self._tell(kind)
+            self._log_omitted(kind)
             kind.since, kind.seen = now, 0
         kind.seen += 1
         return kind.seen <= MOST
 
     def flush(self) -> None:
-        """Log for every kind how many lines were omitted so far."""
+        """Log how many lines of each kind were omitted, and reset the counts."""
         kinds, self._kinds = self._kinds, {}
         for kind in kinds.values():
-            self._tell(kind)
+            self._log_omitted(kind)
 
-    def _tell(self, kind: _Kind) -> None:
+    def _log_omitted(self, kind: _Kind) -> None:
         if kind.left_out:
             seconds = self._clock() - kind.since
             say(f"omitted {kind.left_out:,} more lines like this in {seconds:.0f} seconds: {kind.text}")

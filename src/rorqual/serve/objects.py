@@ -1,4 +1,4 @@
-"""Schemas of the responses. `/openapi.json` is generated from them, and tests validate every response against it."""
+"""Schemas of the API responses, from which `/openapi.json` is generated. Tests validate every response against it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class _Object(BaseModel):
 
 
 class ErrorBody(_Object):
-    """The error. `param`: the parameter at fault. `code`: a machine-readable code."""
+    """The details of an error. `param`: name of the invalid parameter. `code`: a machine-readable code."""
 
     message: str
     type: Literal["invalid_request_error", "authentication_error", "rate_limit_error", "server_error"]
@@ -30,19 +30,19 @@ class Error(_Object):
 
 
 class PromptDetails(_Object):
-    """Prompt tokens from the prefix cache, under OpenAI's name."""
+    """OpenAI's count of the prompt tokens that were read from the prefix cache."""
 
     cached_tokens: int = Field(ge=0)
 
 
 class CompletionDetails(_Object):
-    """Tokens up to the special token that ends the reasoning."""
+    """OpenAI's count of reasoning tokens, up to the special token that ends the reasoning."""
 
     reasoning_tokens: int = Field(ge=0)
 
 
 class Usage(_Object):
-    """Token counts. Cache hits and misses add up to `prompt_tokens`."""
+    """The token counts of a request. Cache hits and misses add up to `prompt_tokens`."""
 
     prompt_tokens: int = Field(ge=0)
     completion_tokens: int = Field(ge=0)
@@ -54,7 +54,7 @@ class Usage(_Object):
 
 
 class TopToken(_Object):
-    """A token and its log-probability."""
+    """A token, its log-probability and its bytes."""
 
     token: str
     logprob: float
@@ -75,14 +75,14 @@ class ChatLogprobs(_Object):
 
 
 class WrittenFunction(_Object):
-    """The called function. `arguments`: a JSON object as text."""
+    """The function in a tool call. `arguments`: a JSON object, serialized as a string."""
 
     name: str
     arguments: str
 
 
 class ToolCall(_Object):
-    """A tool call of the model."""
+    """A tool call that the model made."""
 
     id: str
     type: Literal["function"]
@@ -90,7 +90,7 @@ class ToolCall(_Object):
 
 
 class AnswerMessage(_Object):
-    """The reply. `reasoning_content` is present if the model reasoned, `tool_calls` if it called tools."""
+    """The assistant message of a reply, with `reasoning_content` if the model reasoned, and `tool_calls` if it called tools."""
 
     role: Literal["assistant"]
     content: str | None
@@ -100,7 +100,7 @@ class AnswerMessage(_Object):
 
 
 class ChatChoice(_Object):
-    """One of the `n` replies."""
+    """One of the `n` replies to a chat request."""
 
     index: int = Field(ge=0)
     message: AnswerMessage
@@ -109,7 +109,10 @@ class ChatChoice(_Object):
 
 
 class PromptToken(_Object):
-    """A token at a position of the prompt. `rank` counts from 1; null if the token is not among the requested likeliest."""
+    """A candidate token at a prompt position.
+
+    `rank`: 1 for the likeliest token, or null if the token is not among the requested number of likeliest tokens.
+    """
 
     logprob: float
     rank: int | None
@@ -117,8 +120,8 @@ class PromptToken(_Object):
 
 
 PromptLogprobs = list[dict[str, PromptToken] | None]
-"""vLLM's `prompt_logprobs`: for each prompt token its entry and the likeliest ones, by token id; null for the first token.
-Present only if requested."""
+"""vLLM's `prompt_logprobs`, present only if requested. Each prompt position has an object with the prompt's token and the
+likeliest tokens, by token id. The first position is null, because the first token has no log-probability."""
 
 
 class ChatCompletion(_Object):
@@ -136,7 +139,7 @@ class ChatCompletion(_Object):
 class TextLogprobs(_Object):
     """Log-probabilities of a text choice: parallel lists with one entry per token.
 
-    With `echo`, the prompt's tokens come first. The first of them has no log-probability.
+    With `echo`, the prompt's tokens come first. The first prompt token has no log-probability.
     """
 
     tokens: list[str]
@@ -146,7 +149,7 @@ class TextLogprobs(_Object):
 
 
 class TextChoice(_Object):
-    """One of the replies. Replies to one prompt are adjacent."""
+    """One reply to a text completion request. The replies to one prompt are adjacent."""
 
     index: int = Field(ge=0)
     text: str
@@ -167,7 +170,7 @@ class TextCompletion(_Object):
 
 
 class Card(_Object):
-    """A model. `max_model_len`: maximum number of tokens of prompt and reply together."""
+    """An entry in the list of models. `max_model_len`: maximum number of tokens in prompt and reply together."""
 
     id: str
     object: Literal["model"]
@@ -177,7 +180,7 @@ class Card(_Object):
 
 
 class Cards(_Object):
-    """The list of models, which has one entry."""
+    """The list of models. A server has one model."""
 
     object: Literal["list"]
     data: list[Card] = Field(min_length=1, max_length=1)

@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document of the API, generated from the schemas that validate requests."""
+"""The OpenAPI 3.1 document of the API, generated from the request and response schemas."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ ERRORS = {
 
 
 def document(model: str) -> dict[str, Any]:
-    """Return the OpenAPI document of a server with this model."""
+    """Return the OpenAPI document of a server of this model."""
     pairs: list[Any] = [(schema, "validation") for schema in REQUESTS]
     pairs += [(schema, "serialization") for schema in ANSWERS]
     _, shared = models_json_schema(pairs, ref_template=REF)
     schemas = shared["$defs"]
     for schema in REQUESTS:
-        _open(schemas[schema.__name__], model)
+        _add_missing(schemas[schema.__name__], model)
     return {
         "openapi": "3.1.0",
         "info": {"title": "Rorqual", "version": "1", "description": "A model with an OpenAI-compatible API."},
@@ -44,8 +44,8 @@ def document(model: str) -> dict[str, Any]:
     }
 
 
-def _open(schema: dict[str, Any], model: str) -> None:
-    """Add what the pydantic schemas lack: the ignored fields, and the name of the only model."""
+def _add_missing(schema: dict[str, Any], model: str) -> None:
+    """Add the ignored fields and the model's name to a request schema, because the pydantic schemas lack both."""
     schema["properties"] |= {name: {"description": "Accepted and ignored."} for name in sorted(IGNORED)}
     schema["properties"]["model"] = {"type": "string", "const": model}
 
@@ -53,17 +53,19 @@ def _open(schema: dict[str, Any], model: str) -> None:
 def _paths(model: str) -> dict[str, Any]:
     parameter = {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "const": model}}
     return {
-        "/v1/chat/completions": {"post": _asked("ChatRequest", "ChatCompletion", "Continue a conversation.")},
-        "/v1/completions": {"post": _asked("TextRequest", "TextCompletion", "Continue texts.")},
-        "/v1/models": {"get": _told("Cards", "List the model.")},
-        "/v1/models/{name}": {"get": _told("Card", "Return the model by name.") | {"parameters": [parameter]}},
+        "/v1/chat/completions": {"post": _generating("ChatRequest", "ChatCompletion", "Continue a conversation.")},
+        "/v1/completions": {"post": _generating("TextRequest", "TextCompletion", "Continue one or more prompts.")},
+        "/v1/models": {"get": _reading("Cards", "List the served model.")},
+        "/v1/models/{name}": {"get": _reading("Card", "Return the served model.") | {"parameters": [parameter]}},
         "/livez": {
             "get": {
                 **_plain("text/plain", "An empty body while the server process runs. Needs no key."),
                 "security": [],
             }
         },
-        "/health": {"get": _told("Health", "The engine's state; status 200 if it is ready.", also=("503",))},
+        "/health": {
+            "get": _reading("Health", "The engine's state. The status is 200 if the engine is ready.", also=("503",))
+        },
         "/metrics": {"get": _plain("text/plain", "Metrics for Prometheus.")},
         "/openapi.json": {"get": _plain(JSON, "This document.")},
     }
@@ -81,14 +83,14 @@ def _errors(*codes: str) -> dict[str, Any]:
     return {code: _body(JSON, _ref("Error"), ERRORS[code]) for code in codes}
 
 
-def _asked(request: str, answer: str, summary: str) -> dict[str, Any]:
+def _generating(request: str, answer: str, summary: str) -> dict[str, Any]:
     done = _body(JSON, _ref(answer), "The response; with `stream`, server-sent events.")
     done["content"]["text/event-stream"] = {"schema": {"type": "string"}}
     body = {"required": True, "content": {JSON: {"schema": _ref(request)}}}
     return {"summary": summary, "requestBody": body, "responses": {"200": done, **_errors(*ERRORS)}}
 
 
-def _told(answer: str, summary: str, also: tuple[str, ...] = ()) -> dict[str, Any]:
+def _reading(answer: str, summary: str, also: tuple[str, ...] = ()) -> dict[str, Any]:
     responses = {code: _body(JSON, _ref(answer), summary) for code in ("200", *also)}
     return {"summary": summary, "responses": responses | _errors("401", "404", "405")}
 

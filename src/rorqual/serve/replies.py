@@ -1,4 +1,4 @@
-"""Conversion of tokens into replies: the choices of one request, complete or streamed, and their token usage."""
+"""Conversion of generated tokens into replies: the choices of a request, complete or streamed, and their token usage."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from rorqual.serve.metrics import Metrics
 from rorqual.serve.wire import Drawn, Recorded, Score, ScoredPrompt
 
 SILENT = 256
-"""After this many tokens without visible text, the next is processed outside of the event loop."""
+"""After this many tokens without new text, the next token is parsed outside of the event loop, because it may be slow."""
 
 
 @dataclass
 class StreamedCall:
-    """A tool call that is being generated."""
+    """A tool call whose arguments are being generated."""
 
     id: str = ""
     name: str = ""
@@ -33,17 +33,17 @@ class StreamedCall:
 
 @dataclass
 class Choice:
-    """One sample that is being generated. Stop strings apply to the answer, not to reasoning and tool calls.
+    """A sample that is being generated. Stop strings apply only to the answer, not to reasoning and tool calls.
 
-    - `ends`: stop token ids, which are not shown.
-    - `one_call`: a second tool call ends the sample and is not shown.
+    - `ends`: stop token ids, whose text is omitted.
+    - `one_call`: end the sample before a second tool call.
     - `least`: minimum number of tokens before a stop string takes effect.
-    - `mute`: the request is about the prompt only. The sample ends at once; its token is neither shown nor billed.
-    - `tell`: collect tokens in `told` for log-probabilities, until `take` returns them.
-    - `scores`: log-probabilities of the prompt's tokens, from the second token on.
-    - `recorded`: what a rollout returns in addition to its tokens.
-    - `n_drawn`: generated tokens, including the one that ended the sample.
-    - `hit`: prompt tokens from the prefix cache.
+    - `mute`: the client wants only the prompt. The first generated token ends the sample; it is not returned and not billed.
+    - `tell`: collect tokens in `told` until `take` returns them for log-probabilities.
+    - `scores`: log-probabilities of the prompt's tokens, starting with the second token.
+    - `recorded`: data that a rollout returns in addition to its tokens.
+    - `n_drawn`: number of generated tokens, including the token that ended the sample.
+    - `hit`: number of prompt tokens from the prefix cache.
     """
 
     reader: Reader
@@ -62,42 +62,44 @@ class Choice:
     hit: int = 0
     _reasoning: list[str] = field(default_factory=list)
     _content: list[str] = field(default_factory=list)
-    _silent: int = 0
+    _n_without_text: int = 0
 
     @property
     def reasoning(self) -> str:
+        """The reasoning text so far."""
         return "".join(self._reasoning)
 
     @property
     def content(self) -> str:
+        """The answer text so far."""
         return "".join(self._content)
 
     @property
     def heavy(self) -> bool:
-        """Whether so many tokens are unparsed, as in a long tool call, that parsing the next one may be slow."""
-        return self._silent > SILENT
+        """Whether the next token may be slow to parse, because many tokens have not become text yet, as in a long tool call."""
+        return self._n_without_text > SILENT
 
-    def count(self, drawn: Drawn) -> None:
-        """Count a generated token for billing. Tokens after the end are ignored."""
+    def count(self, sampled: Drawn) -> None:
+        """Count a generated token for billing. Tokens after the sample's end are ignored."""
         if self.reason is None:
-            self.hit = self.hit if self.n_drawn else drawn.hit
+            self.hit = self.hit if self.n_drawn else sampled.hit
             self.n_drawn += 1
 
-    def add(self, drawn: Drawn) -> Piece:
-        """Add a token and return its new text. Tokens after the end give an empty piece."""
+    def add(self, sampled: Drawn) -> Piece:
+        """Add a generated token and return the new text. A token after the sample's end returns an empty piece."""
         if self.reason is not None:
             return Piece()
-        self.count(drawn)
+        self.count(sampled)
         if self.mute:
             self.reason = "length"
             return Piece()
         if self.tell:
-            self.told.append(drawn)
-        fresh = Piece() if drawn.token in self.ends else self._cut(self.reader.feed(drawn.token))
-        if drawn.reason is not None and not self.stops.hit:
+            self.told.append(sampled)
+        fresh = Piece() if sampled.token in self.ends else self._cut(self.reader.feed(sampled.token))
+        if sampled.reason is not None and not self.stops.hit:
             last = self._cut(self.reader.finish(), last=True)
             fresh = Piece(fresh.reasoning + last.reasoning, fresh.content + last.content, (*fresh.tools, *last.tools))
-        self.reason = "stop" if self.stops.hit else drawn.reason
+        self.reason = "stop" if self.stops.hit else sampled.reason
         if self.one_call and any(delta.index for delta in fresh.tools):
             fresh = replace(fresh, tools=tuple(delta for delta in fresh.tools if not delta.index))
             self.reason = "stop"
@@ -107,11 +109,11 @@ class Choice:
             self.reason = "tool_calls"
         self._reasoning += [fresh.reasoning] if fresh.reasoning else []
         self._content += [fresh.content] if fresh.content else []
-        self._silent = 0 if fresh else self._silent + 1
+        self._n_without_text = 0 if fresh else self._n_without_text + 1
         return fresh
 
     def take(self) -> list[Drawn]:
-        """Return the tokens added since the last call."""
+        """Return the tokens that were added since the last call, for log-probabilities."""
         fresh, self.told = self.told, []
         return fresh
 
@@ -129,9 +131,9 @@ class Choice:
 
 @dataclass
 class Reply:
-    """All samples of one request. `pieces` runs the job; afterwards `choices` and `usage()` are complete.
+    """The samples of a request. After `pieces` has run the job, `choices` and `usage()` are complete.
 
-    `beside`: runs heavy work outside of the event loop.
+    `beside`: a function that runs slow work outside of the event loop.
     """
 
     job: ServerJob
@@ -141,12 +143,12 @@ class Reply:
     beside: Callable[[Callable[[], Piece]], Awaitable[Piece]] | None = None
     began: float = field(default_factory=time.monotonic)
     choices: list[Choice] = field(default_factory=list)
-    _timed: bool = False
+    _is_timed: bool = False
 
     def __post_init__(self) -> None:
-        self._begin()
+        self._reset()
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         self.choices = [self.new_choice() for _ in range(self.job.samples)]
         self._scores: list[list[Score]] = [[] for _ in self.job.asks]
         owners = [scores for ask, scores in zip(self.job.asks, self._scores) for _ in range(ask.n)]
@@ -155,6 +157,7 @@ class Reply:
 
     @property
     def done(self) -> bool:
+        """Whether all samples are finished."""
         return all(choice.reason is not None for choice in self.choices)
 
     async def _next(
@@ -170,8 +173,8 @@ class Reply:
             if waited >= keep_alive or hurried():
                 return None
 
-    async def _added(self, choice: Choice, drawn: Drawn) -> Piece:
-        add = partial(choice.add, drawn)
+    async def _add(self, choice: Choice, sampled: Drawn) -> Piece:
+        add = partial(choice.add, sampled)
         return await self.beside(add) if self.beside is not None and choice.heavy else add()
 
     async def pieces(
@@ -179,8 +182,8 @@ class Reply:
     ) -> AsyncGenerator[tuple[int, Piece] | None, None]:
         """Yield (sample number, new text) as tokens arrive.
 
-        Yields None after `keep_alive` seconds without a token, or after `PROBE` seconds if `hurried()`. At a sample's last
-        piece, which may be empty, its choice has a finish reason. Other tasks run between two pieces.
+        None is yielded after `keep_alive` seconds without a token, or after `PROBE` seconds if `hurried()`. With the last
+        piece of a sample, which may be empty, the choice has its finish reason. Other tasks can run after each token.
         """
         try:
             while not self.done:
@@ -188,11 +191,11 @@ class Reply:
                 if event is None:
                     yield None
                 elif isinstance(event, Drawn):
-                    self._time()
+                    self._time_first_token()
                     choice = self.choices[event.sample]
-                    over = choice.reason is not None
-                    piece = await self._added(choice, event)
-                    if piece or (choice.reason is not None and not over):
+                    was_done = choice.reason is not None
+                    piece = await self._add(choice, event)
+                    if piece or (choice.reason is not None and not was_done):
                         yield event.sample, piece
                     await asyncio.sleep(0)
                 elif isinstance(event, Recorded):
@@ -200,7 +203,7 @@ class Reply:
                 elif isinstance(event, ScoredPrompt):
                     self._scores[event.prompt] += event.scores
                 else:
-                    self._begin()
+                    self._reset()
         except ApiError:
             self.metrics.failed += 1
             raise
@@ -209,30 +212,30 @@ class Reply:
             raise
         finally:
             self._count_unread()
-            # If a prompt has no generated token, its prefill was not complete, and it is not billed.
+            # A prompt without a generated token is not billed, because its prefill may be incomplete.
             hit = self._hit()
-            self.metrics.used(self.job.tenant, hit, self._fed() - hit, self._drawn())
+            self.metrics.used(self.job.tenant, hit, self._prefilled() - hit, self._generated())
 
     def _count_unread(self) -> None:
-        """Count generated tokens that were not read from the queue."""
+        """Count the tokens that are still in the queue, because the engine generated them."""
         while not self.job.events.empty():
             if isinstance(event := self.job.events.get_nowait(), Drawn):
                 self.choices[event.sample].count(event)
 
     async def whole(self) -> None:
-        """Run the job to its end."""
+        """Run the job until all samples are finished."""
         async for _ in self.pieces():
             pass
 
     def usage(self) -> dict[str, Any]:
-        """Return the token counts under OpenAI's names, and the prompt's cache hits and misses under DeepSeek's."""
-        prompt, completion, hit = self._prompt(), self._drawn(), self._hit()
+        """Return the token counts with OpenAI's field names, and cache hits and misses with DeepSeek's field names."""
+        prompt, completion, hit = self._prompt(), self._generated(), self._hit()
         return {
             "prompt_tokens": prompt,
             "completion_tokens": completion,
             "total_tokens": prompt + completion,
             "prompt_tokens_details": {"cached_tokens": hit},
-            "completion_tokens_details": {"reasoning_tokens": sum(map(self._thought, self.choices))},
+            "completion_tokens_details": {"reasoning_tokens": sum(map(self._reasoning_tokens, self.choices))},
             "prompt_cache_hit_tokens": hit,
             "prompt_cache_miss_tokens": prompt - hit,
         }
@@ -240,8 +243,8 @@ class Reply:
     def _prompt(self) -> int:
         return sum(ask.prompt_tokens for ask in self.job.asks)
 
-    def _fed(self) -> int:
-        """Return the tokens of prompts that have a generated token."""
+    def _prefilled(self) -> int:
+        """Return the number of tokens of all prompts that have a generated token."""
         total, before = 0, 0
         for ask in self.job.asks:
             total += ask.prompt_tokens * any(choice.n_drawn for choice in self.choices[before : before + ask.n])
@@ -249,23 +252,26 @@ class Reply:
         return total
 
     def _hit(self) -> int:
-        """Return the prompt tokens from the prefix cache. Later samples of a prompt reuse it, so the minimum counts."""
+        """Return the number of prompt tokens from the prefix cache.
+
+        Later samples reuse the cached prompt of the first sample, so each prompt counts its sample with the fewest hits.
+        """
         total, before = 0, 0
         for ask in self.job.asks:
-            seen = [choice.hit for choice in self.choices[before : before + ask.n] if choice.n_drawn]
-            total += min(seen, default=0)
+            hits = [choice.hit for choice in self.choices[before : before + ask.n] if choice.n_drawn]
+            total += min(hits, default=0)
             before += ask.n
         return total
 
-    def _drawn(self) -> int:
+    def _generated(self) -> int:
         return sum(choice.n_drawn for choice in self.choices if not choice.mute)
 
-    def _thought(self, choice: Choice) -> int:
+    def _reasoning_tokens(self, choice: Choice) -> int:
         ids = choice.reader.ids
         stops = self.chat.stop_ids
         return self.chat.n_thought([id_ for id_ in ids if id_ not in stops]) if choice.reader.thought else 0
 
-    def _time(self) -> None:
-        if not self._timed:
-            self._timed = True
+    def _time_first_token(self) -> None:
+        if not self._is_timed:
+            self._is_timed = True
             self.metrics.first_token(time.monotonic() - self.began)

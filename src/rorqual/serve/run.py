@@ -1,4 +1,4 @@
-"""The server's life cycle: open the port, load keys, start the engine, serve, shut down gracefully."""
+"""The server's life cycle: open the port, load API keys, start the engine, serve requests, and shut down gracefully."""
 
 from __future__ import annotations
 
@@ -36,17 +36,22 @@ from rorqual.serve.wire import Placed
 
 BACKLOG = 2048
 UNREAD = 131_072
-"""The socket's send buffer in bytes. The server itself buffers another 64 KiB for a client that does not read."""
+"""Size of a socket's send buffer in bytes. For a client that does not read, uvicorn buffers another 64 KiB."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where and under which limits the server listens.
+    """The address of the server, its keys and its limits.
 
-    `grace`: seconds that running requests get after a shutdown signal. `ui`: see `wanted` of `Page`. `hang`: restart an
-    engine that works this many seconds without a heartbeat. `load`: seconds that it may take to become ready. `operator`:
-    the tenant that may read the metrics of all tenants. `stall`: disconnect a client that reads nothing for this many
-    seconds. `cors`: allowed origins.
+    - `queue`: maximum number of running and waiting requests.
+    - `max_body`: maximum bytes of a request body.
+    - `grace`: seconds that running requests may take to finish after a shutdown signal.
+    - `ui`: whether to serve the chat page; see `wanted` of `Page`.
+    - `hang`: restart a busy engine after this many seconds without a heartbeat.
+    - `load`: maximum seconds that the engine may take to load.
+    - `operator`: the tenant that may read the metrics of all tenants.
+    - `stall`: disconnect a client that reads nothing for this many seconds.
+    - `cors`: allowed origins.
     """
 
     host: str
@@ -68,33 +73,37 @@ class Address:
 class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Install no signal handlers: `_until_stopped` handles signals, also while the engine is loading."""
+        """Do not install uvicorn's signal handlers, because `_until_stopped` handles signals from the start of loading."""
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Restore the long listen backlog. asyncio uses one `backlog` for it and for the connections accepted at once."""
+        """Start the server, then raise the listen backlog to `BACKLOG`.
+
+        asyncio uses its `backlog` argument both for `listen` and for the number of connections accepted per iteration. The
+        config therefore sets a small value, which is too low for `listen`.
+        """
         await super().startup(sockets)
-        for door in sockets or ():
-            door.listen(BACKLOG)
+        for sock in sockets or ():
+            sock.listen(BACKLOG)
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket. Port 0 chooses a free one.
+    """Open a listening socket. Port 0 chooses a free port.
 
     Raises ConfigError if the port is in use or the host is not an address of this machine.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        found = socket.socket(family, kind, protocol)
+        sock = socket.socket(family, kind, protocol)
         try:
-            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            found.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREAD)  # connections inherit it
-            found.bind(address)
-            found.listen(BACKLOG)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREAD)  # accepted connections inherit this size
+            sock.bind(address)
+            sock.listen(BACKLOG)
         except OSError:
-            found.close()
+            sock.close()
             raise
-        return found
+        return sock
     except OSError as error:
         remedies = {
             errno.EADDRINUSE: f"Another program uses this port. Try port={port + 1}, or port=0 for any free port.",
@@ -107,7 +116,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def check_folder(folder: Path) -> None:
-    """Create a folder and check that files can be written there. Raises ConfigError otherwise, before anything is loaded."""
+    """Create the folder of the on-disk prefix cache. Raises ConfigError before the model is loaded if it is not writable."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -121,13 +130,13 @@ def check_folder(folder: Path) -> None:
 
 
 def serve(placed: Placed, address: Address) -> None:
-    """Serve a run until a signal stops the server. Raises RorqualError if it cannot start."""
+    """Serve a run until a signal stops the server. Raises RorqualError if the server cannot start."""
     run = RunDir(Path(placed.run))
     checkpoint = run.checkpoint()
     chat = load_chat(run, Tokenizer.load(run.tokenizer_file))
     if cache_dir := placed.engine.get("cache_dir"):
         check_folder(Path(cache_dir))
-    with listen(address.host, address.port) as door:
+    with listen(address.host, address.port) as sock:
         keys = Keys.load(address.keys)
         key = keys.ensure(address.tenant)
         uploads, rollout_key = WeightUploads.begin(Path(placed.rollout_dir)) if placed.rollout_dir else (None, None)
@@ -154,62 +163,62 @@ def serve(placed: Placed, address: Address) -> None:
         if rollout_key is not None:
             _say(f"rollout key, shown only once: {rollout_key}")
         page = Page(create_app(service), service, address.ui)
-        asyncio.run(_until_stopped(service, page, door, address))
+        asyncio.run(_until_stopped(service, page, sock, address))
 
 
-async def _until_stopped(service: Service, page: Page, door: socket.socket, address: Address) -> None:
+async def _until_stopped(service: Service, page: Page, sock: socket.socket, address: Address) -> None:
     limit = raise_limit()
-    # Garbage collection must not traverse objects that live as long as the server, because it blocks the event loop.
+    # Exclude permanent objects from garbage collection, because collection blocks the event loop.
     gc.freeze()
     config = uvicorn.Config(
         page,
-        # Half of the descriptors are for connections. The rest is for closing connections, the engine's pipes and files.
+        # Half of the file descriptors are for connections. The other half is for closing connections, pipes and files.
         http=cast(type[asyncio.Protocol], partial(TimedProtocol, lobby=ConnectionLimit(limit // 2), stall=address.stall)),
         backlog=min(AT_ONCE, limit // 8),
         ws="none", lifespan="off", log_level="warning", access_log=False, server_header=False,
         timeout_graceful_shutdown=max(1, round(address.grace)),
     )  # fmt: skip
-    quiet = Quiet()
+    log_filter = Quiet()
     for name in ("uvicorn.error", "asyncio"):
-        logging.getLogger(name).addFilter(quiet)
+        logging.getLogger(name).addFilter(log_filter)
     server = _Server(config)
     stopped = asyncio.Event()
 
     def stop() -> None:
-        server.force_exit = stopped.is_set()  # the second signal does not wait
+        server.force_exit = stopped.is_set()  # a second signal stops without waiting for running requests
         server.should_exit = True
         page.close()
         stopped.set()
 
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(Complaints())
-    # SIGHUP means that the terminal closed. If it is ignored (`nohup`), it stays ignored.
+    # SIGHUP means that the terminal closed. Under `nohup` it is ignored, and must stay ignored.
     hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
     for number in (signal.SIGINT, signal.SIGTERM, *hangup):
         loop.add_signal_handler(number, stop)
     loading = asyncio.create_task(service.bridge.start())
     stopping = asyncio.create_task(stopped.wait())
-    telling = asyncio.create_task(_told(quiet))
+    flushing = asyncio.create_task(_flush_regularly(log_filter))
     try:
         await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
             loading.result()
-            host, port = door.getsockname()[:2]
+            host, port = sock.getsockname()[:2]
             _say(f"{service.name} at http://{f'[{host}]' if ':' in host else host}:{port}/v1")
-            await server.serve(sockets=[door])
+            await server.serve(sockets=[sock])
     finally:
-        for task in (loading, stopping, telling):
+        for task in (loading, stopping, flushing):
             task.cancel()
         await service.bridge.stop()
         service.close()
-        quiet.flush()
+        log_filter.flush()
     _say("stopped")
 
 
-async def _told(quiet: Quiet) -> None:
+async def _flush_regularly(log_filter: Quiet) -> None:
     while True:
         await asyncio.sleep(WINDOW)
-        quiet.flush()
+        log_filter.flush()
 
 
 def _say(text: str) -> None:

@@ -1,4 +1,4 @@
-"""Schemas of the requests. Every number and size has a limit, and unknown fields are errors."""
+"""Schemas of the API requests. Every number and size has a limit, and unknown fields are errors."""
 
 from __future__ import annotations
 
@@ -51,22 +51,24 @@ Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
 class StreamOptions(Schema):
-    """Options of a stream. `include_usage`: send a last chunk with the usage and no choices. `include_obfuscation`: ignored."""
+    """Options of a stream. `include_usage`: send a last chunk with the token usage and no choices. `include_obfuscation`: ignored."""
 
     include_usage: bool = False
     include_obfuscation: bool = False
 
 
 class TemplateOptions(Schema):
-    """Whether the model reasons, under the two names of published chat templates. Without either, the model chooses."""
+    """Chat template options that turn reasoning on or off. Published templates use either name. If both are missing, the
+    model decides."""
 
     thinking: bool | None = None
     enable_thinking: bool | None = None
 
     @property
     def mode(self) -> Thinking:
-        given = self.thinking if self.enable_thinking is None else self.enable_thinking
-        return "auto" if given is None else "on" if given else "off"
+        """The reasoning mode that these options set, or `auto`."""
+        enabled = self.thinking if self.enable_thinking is None else self.enable_thinking
+        return "auto" if enabled is None else "on" if enabled else "off"
 
 
 class ThinkingSwitch(Schema):
@@ -76,7 +78,7 @@ class ThinkingSwitch(Schema):
 
 
 def _field(param: Param) -> tuple[Any, Any]:
-    """Return a sampling parameter as an optional field of a request: (annotation, Field)."""
+    """Return the annotation and pydantic Field of a sampling parameter, as an optional request field."""
     kind, type_ = param.served, param.annotation
     limits: dict[str, Any] = {}
     match kind:
@@ -96,10 +98,10 @@ def _field(param: Param) -> tuple[Any, Any]:
 
 @with_fields({name: _field(param) for name, param in PARAMS.items() if name not in OWN_NAMES})
 class Sampling(Guided):
-    """Fields of both kinds of requests: sampling parameters, and those below. Without `seed`, a random one is used.
+    """Fields that chat and text requests share: the sampling parameters and the fields below.
 
-    `priority`: as in vLLM, the lowest number runs first. Negative values are not allowed, because a tenant could otherwise
-    delay the requests of others.
+    `seed`: random if it is not set. `priority`: as in vLLM, the lowest number runs first. Negative values are not allowed,
+    because a tenant could use them to delay other tenants' requests.
     """
 
     model: Annotated[Text, Field(min_length=1, max_length=MAX_NAME)]
@@ -108,43 +110,46 @@ class Sampling(Guided):
     stream_options: StreamOptions | None = None
 
     def given(self) -> dict[str, Any]:
-        """Return the sampling parameters that the request sets, in the form of `SamplingParams`."""
+        """Return the sampling parameters that the request sets, as values for `SamplingParams`."""
         values = {name: getattr(self, name) for name in PARAMS if name not in OWN_NAMES}
         return {name: PARAMS[name].type.read(value) for name, value in values.items() if value is not None}
 
     def params(self, defaults: SamplingParams = SERVER_DEFAULTS) -> SamplingParams:
-        """Return the sampling parameters: the request's where set, else `defaults`. Those in `OWN_NAMES` stay at `defaults`."""
+        """Return `defaults` updated by the parameters that the request sets. Parameters in `OWN_NAMES` are not updated here."""
         return replace(defaults, **self.given())
 
     @property
     def limit(self) -> int:
-        """The maximum number of reply tokens; INT32 if the request sets none, so that the context is the limit."""
+        """The maximum number of reply tokens, or INT32 if the request sets no limit; the context then limits the reply."""
         return self.given().get("max_tokens") or INT32
 
     @property
     def top(self) -> int | None:
-        """The number of top log-probabilities per token, or None if the request asks for no log-probabilities."""
+        """The number of top log-probabilities per reply token, or None if the request asks for no log-probabilities."""
         raise NotImplementedError
 
     @property
     def scored(self) -> int | None:
-        """The same for the tokens of the prompt."""
+        """The number of top log-probabilities per prompt token, or None if the request asks for none of the prompt."""
         return self.params().prompt_logprobs
 
     def check(self) -> None:
-        """Raise ApiError for fields that exclude each other or need each other."""
+        """Raise ApiError if fields contradict each other, or if a field is set without the field that it requires."""
         self.grammar()
         if self.stream_options is not None and not self.stream:
-            raise refuse("`stream_options` needs stream: true. Set it, or leave this out.", "stream_options")
+            raise refuse(
+                "`stream_options` needs stream: true. Set stream: true, or leave stream_options out.", "stream_options"
+            )
         if self.params().prompt_logprobs is not None and self.stream:
             raise refuse("`prompt_logprobs` cannot be streamed. Set stream: false.", "prompt_logprobs")
 
 
 class ChatRequest(Sampling, Tools):
-    """`POST /v1/chat/completions`
+    """Body of `POST /v1/chat/completions`.
 
     `reasoning_effort`: `none` turns reasoning off; any other value turns it on, without a limit. `thinking` (DeepSeek's API)
-    and `chat_template_kwargs` (vLLM's) set the same. All three are ignored if the model's chat format has no reasoning.
+    and `chat_template_kwargs` (vLLM's API) also turn reasoning on or off. All three are ignored if the model's chat format
+    has no reasoning.
     """
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
@@ -165,15 +170,15 @@ class ChatRequest(Sampling, Tools):
         return next(iter(self.modes().values()), "auto")
 
     def modes(self) -> dict[str, Thinking]:
-        """Return the reasoning mode by the parameter that sets it."""
-        found: dict[str, Thinking] = {}
+        """Map each request field that sets a reasoning mode to its mode."""
+        modes: dict[str, Thinking] = {}
         if self.chat_template_kwargs is not None and self.chat_template_kwargs.mode != "auto":
-            found["chat_template_kwargs"] = self.chat_template_kwargs.mode
+            modes["chat_template_kwargs"] = self.chat_template_kwargs.mode
         if self.switch is not None:
-            found["thinking"] = "on" if self.switch.type == "enabled" else "off"
+            modes["thinking"] = "on" if self.switch.type == "enabled" else "off"
         if self.reasoning_effort is not None:
-            found["reasoning_effort"] = "off" if self.reasoning_effort == "none" else "on"
-        return found
+            modes["reasoning_effort"] = "off" if self.reasoning_effort == "none" else "on"
+        return modes
 
     @property
     def top(self) -> int | None:
@@ -181,13 +186,17 @@ class ChatRequest(Sampling, Tools):
 
     @property
     def bound(self) -> str | None:
-        """The parameter that constrains the reply. None if tools and `response_format` both do: the message names the right one."""
+        """The request field that constrains the reply, which grammar errors report as `param`.
+
+        The value is None if tools are optional, because the grammar may then combine tools and `response_format`. The error
+        message names the field in this case.
+        """
         if self.forced() is not None:
             return "tools"
         return None if self.offered() else super().bound
 
     def grammar(self) -> Grammar | None:
-        """Return the grammar of the reply: its format, required tool calls, or a choice between calls and that format."""
+        """Return the grammar of the reply: a response format, required tool calls, or either tool calls or a response format."""
         answer = super().grammar()
         if answer is None or not self.offered():
             return answer or self.forced()
@@ -204,19 +213,21 @@ class ChatRequest(Sampling, Tools):
         for number, message in enumerate(self.messages):
             message.check(f"messages[{number}]")
         if self.top_logprobs and not self.logprobs:
-            raise refuse("`top_logprobs` needs logprobs: true. Set it, or leave this out.", "top_logprobs")
+            raise refuse(
+                "`top_logprobs` needs logprobs: true. Set logprobs: true, or leave top_logprobs out.", "top_logprobs"
+            )
         modes = self.modes()
         if len(set(modes.values())) > 1:
             names = list(modes)
-            what = f"`{names[0]}` and `{names[-1]}` contradict each other: one turns reasoning on, the other off"
-            raise refuse(f"{what}. Give one of them.", names[-1])
+            problem = f"`{names[0]}` and `{names[-1]}` contradict each other: one turns reasoning on, the other off"
+            raise refuse(f"{problem}. Give one of them.", names[-1])
 
 
 class TextRequest(Sampling):
-    """`POST /v1/completions`: one or more prompts, each a text or token ids.
+    """Body of `POST /v1/completions`: one or more prompts, each a text or a list of token ids.
 
-    `echo`: each reply starts with its prompt, and `logprobs` with those of the prompt. `max_tokens: 0` then returns only
-    the prompt.
+    `echo`: each reply starts with its prompt, and `logprobs` starts with the prompt's log-probabilities. With
+    `max_tokens: 0`, only the prompt is returned.
     """
 
     max_tokens: Annotated[int, Field(ge=0, le=INT32)] | None = None
@@ -231,11 +242,11 @@ class TextRequest(Sampling):
 
     @property
     def prompts(self) -> list[str | list[int]]:
-        """The prompts as a list."""
+        """The prompts of the request as a list, even if there is only one."""
         if isinstance(self.prompt, str):
             return [self.prompt]
-        several: list[str | list[int]] = [item for item in self.prompt if not isinstance(item, int)]
-        return several or [[item for item in self.prompt if isinstance(item, int)]]
+        prompts: list[str | list[int]] = [item for item in self.prompt if not isinstance(item, int)]
+        return prompts or [[item for item in self.prompt if isinstance(item, int)]]
 
     @property
     def limit(self) -> int:
@@ -243,7 +254,7 @@ class TextRequest(Sampling):
 
     @property
     def mute(self) -> bool:
-        """Whether the request is about the prompt only."""
+        """Whether the client wants only the prompt or its log-probabilities, and no generated tokens."""
         return self.max_tokens == 0
 
     @property
@@ -252,44 +263,43 @@ class TextRequest(Sampling):
 
     @property
     def scored(self) -> int | None:
-        asked = (super().scored, self.logprobs if self.echo else None)
-        return max((top for top in asked if top is not None), default=None)
+        counts = (super().scored, self.logprobs if self.echo else None)
+        return max((top for top in counts if top is not None), default=None)
 
     def check(self) -> None:
         super().check()
         if self.mute and not self.echo and self.scored is None:
             raise refuse("`max_tokens` is 0. Give 1 or more, or set echo: true to get only the prompt.", "max_tokens")
         if len(self.prompts) * self.params().n > MAX_SERVED_N:
-            asked = f"`n` is {self.params().n} for each of {len(self.prompts)} prompts"
-            raise refuse(f"{asked}. Request at most {MAX_SERVED_N} replies in total.", "n")
+            problem = f"`n` is {self.params().n} for each of {len(self.prompts)} prompts"
+            raise refuse(f"{problem}. Request at most {MAX_SERVED_N} replies in total.", "n")
 
 
 S = TypeVar("S", bound=Sampling)
 
 
 def read(cls: type[S], body: bytes) -> tuple[S, list[str]]:
-    """Parse a body as `cls`. Return it and the names of ignored fields.
+    """Parse a body as a request of type `cls`. Return the request and the names of ignored fields.
 
-    Raises ApiError with status 400 if the body is invalid; its `param` names the field.
+    Raises ApiError with status 400 if the body is invalid. The error's `param` names the invalid field.
     """
-    kept, ignored = sift(_parsed(body), "chat" if issubclass(cls, ChatRequest) else "completions")
+    fields, ignored = sift(_parsed(body), "chat" if issubclass(cls, ChatRequest) else "completions")
     try:
-        found = cls.model_validate(kept)
+        request = cls.model_validate(fields)
     except ValidationError as error:
-        fault = explain(error, kept, known_names(cls))
+        fault = explain(error, fields, known_names(cls))
         raise refuse(fault.message, fault.path, "unknown_parameter" if fault.unknown else None) from None
-    found.check()
-    return found, sorted(ignored)
+    request.check()
+    return request, sorted(ignored)
 
 
 def _parsed(body: bytes) -> dict[str, Any]:
     limits.check_values(body)
     try:
-        # This parser limits depth, and rejects NaN and lone surrogates.
+        # pydantic's parser limits the nesting depth, and rejects NaN and lone surrogates.
         data = pydantic_core.from_json(body, allow_inf_nan=False)
-        json.loads(
-            body, object_pairs_hook=_unique
-        )  # pydantic accepts duplicate keys, and parsers disagree on which of them counts
+        # It accepts duplicate keys. The second parse refuses them, because parsers disagree on which value counts.
+        json.loads(body, object_pairs_hook=_unique)
     except ValueError as error:
         raise refuse(f"The body is not JSON: {str(error)[:200]}. Send one JSON object.") from None
     if not isinstance(data, dict):
@@ -299,26 +309,26 @@ def _parsed(body: bytes) -> dict[str, Any]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> None:
-    if len(pairs) > MAX_KEYS:  # pydantic would report each unknown key separately
-        what = f"an object has {len(pairs):,} keys, such as {pairs[0][0][:40]!r}"
-        raise ValueError(f"{what}; at most {MAX_KEYS:,} are allowed. Give fewer")
+    if len(pairs) > MAX_KEYS:  # pydantic would create one error for each unknown key
+        problem = f"an object has {len(pairs):,} keys, such as {pairs[0][0][:40]!r}"
+        raise ValueError(f"{problem}; at most {MAX_KEYS:,} are allowed. Give fewer")
     if len({name for name, _ in pairs}) != len(pairs):
         raise ValueError("an object has a duplicate key")
 
 
 def known_names(cls: type[Sampling]) -> dict[str, set[str]]:
-    """Return the accepted fields of a request and of its nested objects, by place. Hints about misspelt names use it."""
-    inside: dict[str, type[Schema]] = {
+    """Return the field names of a request and its nested objects, by path. Suggestions for misspelt names use them."""
+    nested: dict[str, type[Schema]] = {
         "messages[]": ChatMessage, "messages[].tool_calls[]": Call,
         "messages[].tool_calls[].function": CalledFunction, "tools[]": ToolSpec, "tools[].function": Function,
         "tool_choice": NamedTool, "tool_choice.function": NamedFunction, "stream_options": StreamOptions,
         "response_format": ResponseFormat, "response_format.json_schema": JsonSchema, "chat_template_kwargs": TemplateOptions,
         "thinking": ThinkingSwitch,
     }  # fmt: skip
-    found = {place: _asked(schema) for place, schema in inside.items()}
-    found["messages[].content[]"] = set().union(*map(_asked, parts.KINDS))
-    return found | {"": _asked(cls) | IGNORED}
+    names = {place: _field_names(schema) for place, schema in nested.items()}
+    names["messages[].content[]"] = set().union(*map(_field_names, parts.KINDS))
+    return names | {"": _field_names(cls) | IGNORED}
 
 
-def _asked(schema: type[BaseModel]) -> set[str]:
+def _field_names(schema: type[BaseModel]) -> set[str]:
     return {field.alias or name for name, field in schema.model_fields.items()}

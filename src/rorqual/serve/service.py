@@ -1,4 +1,4 @@
-"""State that all routes share: model name, tokenizer, the bridge to the engine, keys and metrics."""
+"""State that all routes share: model name, tokenizer, connection to the engine, API keys and metrics."""
 
 from __future__ import annotations
 
@@ -33,35 +33,35 @@ SEED_BITS = 63
 GENERATION = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 """Keys of a published model's generation config that the server uses as defaults."""
 MAX_SCORES = 1 << 18
-"""Maximum number of prompt log-probabilities in one response, about 20 MB."""
+"""Maximum number of prompt log-probabilities in a response, which take about 20 MB."""
 COUNTED = 200_000
-"""Texts of more bytes are first counted in slices, before the whole is tokenized."""
+"""Texts longer than this many bytes are first tokenized in slices, to refuse them early if they exceed the context."""
 
 
 def read_defaults(run: RunDir) -> SamplingParams:
-    """Return the default sampling parameters: those under `generation` in `run.yaml`, else OpenAI's.
+    """Return the default sampling parameters: `generation` in the run's configuration, and OpenAI's defaults for missing keys.
 
     Raises ConfigError if a value would be invalid in a request.
     """
-    given = run.config().get("generation") or {}
+    generation = run.config().get("generation") or {}
     where = f"{run.config_file} (generation)"
-    if not isinstance(given, dict):
+    if not isinstance(generation, dict):
         raise ConfigError("`generation` is not a mapping", where=where, remedy="Restore the file.")
-    known = {name: given[name] for name in GENERATION if given.get(name) is not None}
+    known = {name: generation[name] for name in GENERATION if generation.get(name) is not None}
     try:
         return Sampling.model_validate({"model": "-", **known}).params()
     except ValidationError as error:
-        what = explain(error, known, {}).message
-        raise ConfigError(what, where=where, remedy="Correct or remove the key.") from None
+        problem = explain(error, known, {}).message
+        raise ConfigError(problem, where=where, remedy="Correct or remove the key.") from None
 
 
 @dataclass(frozen=True)
 class Service:
     """The server's shared state, created once at the start.
 
-    `created`: seconds since 1970. `keep_alive`: seconds of silence before a stream sends a comment. `operator`: the tenant
-    that may read the metrics of all tenants. `cors`: allowed origins. `uploads`: weights that a trainer sends, or None if
-    that is off. `cutters`: one thread per tenant.
+    `created`: Unix time of the checkpoint in seconds. `keep_alive`: a stream sends a comment after this many seconds
+    without a token. `operator`: the tenant that may read the metrics of all tenants. `cors`: allowed origins. `uploads`:
+    weight updates from a trainer, or None if they are turned off. `cutters`: the thread of each tenant.
     """
 
     name: str
@@ -82,22 +82,22 @@ class Service:
     async def beside(self, tenant: str, work: Callable[[], T]) -> T:
         """Run `work` in the tenant's thread and return its result.
 
-        A tenant's work runs one after another and does not delay other tenants. It is skipped if the caller is cancelled
-        before it starts.
+        Each tenant has one thread, so the work of one tenant does not delay other tenants. Work that has not started is
+        skipped if the caller is cancelled.
         """
         if tenant not in self.cutters:
             self.cutters[tenant] = ThreadPoolExecutor(1, thread_name_prefix="tokens")
         return await asyncio.get_running_loop().run_in_executor(self.cutters[tenant], work)
 
     def close(self) -> None:
-        """Cancel all queued work."""
+        """Cancel queued work of the tenants' threads, and stop weight updates."""
         for cutter in self.cutters.values():
             cutter.shutdown(wait=False, cancel_futures=True)
         if self.uploads is not None:
             self.uploads.close()
 
     def check_total(self, asks: Sequence[Ask], param: str) -> None:
-        """Raise ApiError if several prompts together have too many tokens. A single prompt may fill the context."""
+        """Raise ApiError if several prompts together have more than `MAX_VALUES` tokens. A single prompt may fill the context."""
         total = sum(len(ask.prompt) for ask in asks)
         if len(asks) > 1 and total > MAX_VALUES:
             raise too_large(
@@ -113,42 +113,48 @@ class Service:
         return self.bridge.info
 
     def no_model(self, name: str) -> ApiError:
-        """Return the error for a model that is not served."""
-        what = f"`model` is {shown(name)}, which is not served here"
-        return ApiError(404, f"{what}. Use '{self.name}'.", param="model", code="model_not_found")
+        """Return the error for a request to a model that is not served."""
+        problem = f"`model` is {shown(name)}, which is not served here"
+        return ApiError(404, f"{problem}. Use '{self.name}'.", param="model", code="model_not_found")
 
     def check_size(self, texts: Sequence[str], param: str, info: Ready) -> None:
-        """Raise ApiError if texts cannot fit in the context, before tokenizing them. One megabyte of text may take 150 MB."""
+        """Raise ApiError if texts are too long for the context.
+
+        The check runs before full tokenization, because tokenizing one megabyte of text may take 150 MB of memory.
+        """
         size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
         least = -(-size // self.chat.tokenizer.longest)
         if least < info.max_len and size > COUNTED:
-            least = self._counted(texts, info.max_len)
+            least = self._count_tokens(texts, info.max_len)
         if least >= info.max_len:
             raise refuse(
-                f"`{param}` has at least {least} tokens, but the context of {info.max_len} must hold it and a reply. Shorten it.",
+                f"`{param}` has at least {least} tokens, but must fit with a reply in the context of {info.max_len} tokens. Shorten it.",
                 param,
                 "context_length_exceeded",
             )
 
-    def _counted(self, texts: Sequence[str], most: int) -> int:
-        """Count tokens in slices, until they exceed `most`. A sixteenth is subtracted, because cuts between slices add tokens."""
-        found = 0
+    def _count_tokens(self, texts: Sequence[str], most: int) -> int:
+        """Return a lower bound of the number of tokens. Counting stops when the bound reaches `most`.
+
+        Texts are tokenized in slices. Splitting adds tokens, so a sixteenth of the count is subtracted.
+        """
+        count = 0
         for text in texts:
-            for at in range(0, len(text), SLICE):
-                found += self.chat.tokenizer.count(text[at : at + SLICE])
-                if found - found // 16 >= most:
-                    return found - found // 16
-        return found - found // 16
+            for start in range(0, len(text), SLICE):
+                count += self.chat.tokenizer.count(text[start : start + SLICE])
+                if count - count // 16 >= most:
+                    return count - count // 16
+        return count - count // 16
 
     def check_parts(self, messages: Sequence[Message]) -> None:
-        """Raise ApiError for a content part that the chat format does not support."""
-        if found := self.chat.foreign_part(messages):
-            number, place, part = found
+        """Raise ApiError if a message has a content part that the chat format does not support."""
+        if unsupported_part := self.chat.foreign_part(messages):
+            number, place, part = unsupported_part
             path = f"messages[{number}].content[{place}]"
             raise unsupported(path, part.type, f"this model does not accept {part.plural}", TEXT_ONLY)
 
     def prompt_of(self, messages: Sequence[Message], thinking: Thinking, tools: Sequence[Tool] = ()) -> list[int]:
-        """Return the token ids of a conversation. Raises ApiError if the chat format cannot express it."""
+        """Return the token ids of a conversation. Raises ApiError if the chat format cannot represent the conversation."""
         if tools and not self.chat.takes_tools:
             raise refuse(
                 f"`tools` is not supported by this model's chat format, '{self.chat.name}'. Leave it out.",
@@ -163,7 +169,7 @@ class Service:
             ) from None
 
     def prompt_of_text(self, prompt: str | Sequence[int]) -> Sequence[int]:
-        """Return the token ids of a prompt: BOS, if the model has one, and the tokens of a text. Given ids are returned as is."""
+        """Tokenize a text prompt, with BOS first if the model has a BOS token. A prompt of token ids is returned unchanged."""
         if not isinstance(prompt, str):
             return prompt
         try:
@@ -172,27 +178,28 @@ class Service:
             raise refuse(f"`prompt` cannot be tokenized: {error.what}. {error.remedy}".strip(), "prompt") from None
 
     def ask(self, request: Sampling, prompt: Sequence[int], param: str, *, tools: bool = False) -> Ask:
-        """Return the engine's request. Raises ApiError if the model is wrong or the prompt does not fit in the context."""
+        """Return the request for the engine. Raises ApiError if the model is not served or the prompt exceeds the context."""
         info = self.check_model(request.model)
         self._check(prompt, param, info)
         params, seed = request.params(self.defaults), request.given().get("seed")
-        if outside := [id_ for id_, _ in params.logit_bias if id_ >= info.vocab_size]:
+        if out_of_range := [id_ for id_, _ in params.logit_bias if id_ >= info.vocab_size]:
             raise refuse(
-                f"`logit_bias` contains token id {outside[0]}. Give ids from 0 to {info.vocab_size - 1}.", "logit_bias"
+                f"`logit_bias` contains token id {out_of_range[0]}. Give ids from 0 to {info.vocab_size - 1}.",
+                "logit_bias",
             )
         limit, top = min(request.limit, info.max_len - len(prompt)), request.scored
         if params.min_tokens > limit:
             raise refuse(
-                f"`min_tokens` is {params.min_tokens}, but the reply may have at most {limit} tokens. Lower it.",
+                f"`min_tokens` is {params.min_tokens}, but the reply may have at most {limit} tokens. Lower `min_tokens`.",
                 "min_tokens",
             )
         if top is not None and len(prompt) * (1 + top) > MAX_SCORES:
-            what = f"`{param}` has {len(prompt)} tokens, each with {top} top log-probabilities: more than {MAX_SCORES} in total"
-            raise refuse(f"{what}. Request fewer, or shorten the prompt.", param)
+            problem = f"`{param}` has {len(prompt)} tokens, each with {top} top log-probabilities: more than {MAX_SCORES} in total"
+            raise refuse(f"{problem}. Request fewer, or shorten the prompt.", param)
         params = replace(
             params,
             max_tokens=limit,
-            top_k=max(0, params.top_k),  # in vLLM's API, -1 is off
+            top_k=max(0, params.top_k),  # vLLM's API also accepts -1 for off
             seed=secrets.randbits(SEED_BITS) if seed is None else seed & MASK,
             # The engine would also match a stop string inside a tool call, where it must not apply.
             stop=() if tools else params.stop,
@@ -200,22 +207,21 @@ class Service:
             grammar=request.grammar(),
             prompt_logprobs=top,
         )
-        return Ask(
-            tuple(prompt), params, -(request.priority or 0)
-        )  # vLLM runs the lowest priority first, the engine the highest
+        # In vLLM's API, the lowest priority runs first; in the engine, the highest.
+        return Ask(tuple(prompt), params, -(request.priority or 0))
 
     @staticmethod
     def _check(prompt: Sequence[int], param: str, info: Ready) -> None:
         if not prompt or max(prompt) >= info.vocab_size:
-            what = (
+            problem = (
                 f"contains token id {max(prompt)}. Give ids from 0 to {info.vocab_size - 1}"
                 if prompt
                 else "is empty. Give a non-empty prompt"
             )
-            raise refuse(f"`{param}` {what}.", param)
+            raise refuse(f"`{param}` {problem}.", param)
         if len(prompt) >= info.max_len:
             raise refuse(
-                f"`{param}` has {len(prompt)} tokens, but the context of {info.max_len} must hold it and a reply. Shorten it.",
+                f"`{param}` has {len(prompt)} tokens, but must fit with a reply in the context of {info.max_len} tokens. Shorten it.",
                 param,
                 "context_length_exceeded",
             )

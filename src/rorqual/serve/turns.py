@@ -1,4 +1,4 @@
-"""Schemas of a chat request's messages and tools."""
+"""Schemas of the messages and tools in a chat request."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ Id = Annotated[Text, Field(min_length=1, max_length=MAX_NAME)]
 
 
 class CalledFunction(Schema):
-    """The called function. `arguments`: a JSON object as text. `parsed_arguments`: added by OpenAI's client, ignored."""
+    """The function in a tool call.
+
+    `arguments`: a JSON object, serialized as a string. `parsed_arguments`: a field that OpenAI's client adds; ignored.
+    """
 
     name: Name
     arguments: Text
@@ -28,7 +31,7 @@ class CalledFunction(Schema):
 
 
 class Call(Schema):
-    """A tool call of the assistant. `index`: its position in a stream."""
+    """A tool call in an assistant message. `index`: a field of streamed tool calls; ignored."""
 
     id: Id
     index: Annotated[int, Field(ge=0)] | None = None
@@ -36,16 +39,16 @@ class Call(Schema):
     function: CalledFunction
 
     def call(self) -> ToolCall:
-        """Convert to the chat formats' type."""
+        """Convert to the `ToolCall` that chat formats use."""
         return ToolCall(self.id, self.function.name, self.function.arguments)
 
 
 class ChatMessage(Schema):
-    """One message.
+    """A message of a conversation.
 
-    `name` is ignored. Fields of our own responses, and those that OpenAI's client adds to them (`parsed`), may be sent back.
-    `refusal`: an assistant's text in place of a content. An assistant message may contain NUL, because a model may generate
-    it.
+    `refusal`: used as the text of an assistant message without content. `name` is ignored. Clients may send a response
+    message back, with the fields that OpenAI's client adds (`parsed`). Only assistant messages may contain NUL, because
+    models may generate it.
     """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -61,7 +64,7 @@ class ChatMessage(Schema):
     function_call: None = None
 
     def message(self) -> Message:
-        """Convert to the chat formats' type."""
+        """Convert to the `Message` that chat formats use."""
         content: Content = self.content or ""
         if not content_label(content):
             content = self.refusal or ""
@@ -77,23 +80,23 @@ class ChatMessage(Schema):
                 return Message("system", content)
 
     def check(self, place: str) -> None:
-        """Raise ApiError for fields that a message of this role cannot have. `place` is the message's path."""
+        """Raise ApiError if the message has a field that its role does not allow. `place`: the message's path in the request."""
         for name in ("tool_calls", "reasoning_content"):
             if getattr(self, name) and self.role != "assistant":
-                what = f"`{place}.{name}` is set in a message of role '{self.role}'"
-                raise refuse(f"{what}. Only assistant messages may have it. Leave it out.", f"{place}.{name}")
+                problem = f"`{place}.{name}` is set in a message of role '{self.role}'"
+                raise refuse(f"{problem}. Only assistant messages may have it. Leave it out.", f"{place}.{name}")
         if self.role == "tool" and self.tool_call_id is None:
-            what = f"`{place}.tool_call_id` is missing"
-            raise refuse(f"{what}. Give the id of the call that this message answers.", f"{place}.tool_call_id")
+            problem = f"`{place}.tool_call_id` is missing"
+            raise refuse(f"{problem}. Give the id of the call that this message answers.", f"{place}.tool_call_id")
         if self.role != "tool" and self.tool_call_id is not None:
-            what = f"`{place}.tool_call_id` is set in a message of role '{self.role}'"
-            raise refuse(f"{what}. Only tool messages may have it. Leave it out.", f"{place}.tool_call_id")
+            problem = f"`{place}.tool_call_id` is set in a message of role '{self.role}'"
+            raise refuse(f"{problem}. Only tool messages may have it. Leave it out.", f"{place}.tool_call_id")
         if self.role != "assistant" and "\0" in content_label(self.content or ""):
             raise refuse(f"`{place}.content` contains a NUL character. Remove it.", f"{place}.content")
 
 
 class Function(Schema):
-    """A function of a tool. `parameters`: JSON schema of the arguments, of type object. `strict`: ignored."""
+    """The function that a tool describes. `parameters`: JSON schema of the arguments, of type object. `strict`: ignored."""
 
     name: Name
     description: Annotated[Text, Field(max_length=MAX_DESCRIPTION)] | None = None
@@ -102,32 +105,32 @@ class Function(Schema):
 
 
 class ToolSpec(Schema):
-    """A function that the model may call."""
+    """A tool in a request: a function that the model may call."""
 
     type: Literal["function"]
     function: Function
 
     def tool(self) -> Tool:
-        """Convert to the chat formats' type."""
+        """Convert to the `Tool` that chat formats use."""
         function = self.function
         return Tool(function.name, function.description or "", function.parameters or {})
 
 
 class NamedFunction(Schema):
-    """The name of the function that must be called."""
+    """The name of the function that the model must call."""
 
     name: Name
 
 
 class NamedTool(Schema):
-    """A `tool_choice` that requires one function."""
+    """A `tool_choice` that requires a call of one function."""
 
     type: Literal["function"]
     function: NamedFunction
 
 
 class Tools(Schema):
-    """A request's fields about tools. With `tool_choice: none`, the prompt has no tools, and no call is parsed."""
+    """The fields of a request about tools. With `tool_choice: none`, the prompt contains no tools, and calls are not parsed."""
 
     tools: Annotated[list[ToolSpec], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
@@ -138,18 +141,18 @@ class Tools(Schema):
         return [] if self.tool_choice == "none" else [spec.tool() for spec in self.tools or ()]
 
     def forced(self) -> Grammar | None:
-        """Return the grammar of required calls, or None if calls are optional.
+        """Return the grammar of required tool calls, or None if calls are optional.
 
-        `required` is one or more calls of any tools; a named function is exactly one call of it. A function without
-        `parameters` takes no arguments.
+        `tool_choice: required` allows one or more calls of any tools. A named function must be called exactly once. A
+        function without `parameters` takes no arguments.
         """
         if self.tool_choice in (None, "none", "auto"):
             return None
         return Grammar("calls", source_of(self._calls(), "tools"))
 
     def called_or(self, answer: dict[str, Any]) -> Grammar:
-        """Return the grammar of a reply that is either tool calls or JSON of the schema `answer`."""
-        source_of(answer, "response_format.json_schema.schema")  # a separate check, so that the error names this field
+        """Return the grammar of a reply that is either tool calls or JSON that follows the schema `answer`."""
+        source_of(answer, "response_format.json_schema.schema")  # checks the size, so that an error names this field
         return Grammar("calls", source_of({**self._calls(), "answer": answer}, "tools"))
 
     def _calls(self) -> dict[str, Any]:
@@ -157,17 +160,17 @@ class Tools(Schema):
         named = choice.function.name if isinstance(choice, NamedTool) else None
         functions = [spec.function for spec in self.tools or () if named in (None, spec.function.name)]
         tools = [
-            {"name": one.name, "parameters": NO_PARAMETERS if one.parameters is None else one.parameters}
-            for one in functions
+            {"name": function.name, "parameters": NO_PARAMETERS if function.parameters is None else function.parameters}
+            for function in functions
         ]
         return {"tools": tools, "many": named is None and self.parallel_tool_calls is not False}
 
     def check_tools(self) -> None:
-        """Raise ApiError for duplicate functions, or a `tool_choice` that `tools` cannot satisfy."""
+        """Raise ApiError if functions are duplicate, or if `tool_choice` requires a function that is not in `tools`."""
         names = [spec.function.name for spec in self.tools or ()]
-        if twice := next((name for name in names if names.count(name) > 1), None):
+        if duplicate := next((name for name in names if names.count(name) > 1), None):
             raise refuse(
-                f"`tools` contains the function '{twice}' twice. Give each function a different name.", "tools"
+                f"`tools` contains the function '{duplicate}' twice. Give each function a different name.", "tools"
             )
         if self.tool_choice in (None, "none", "auto"):
             return

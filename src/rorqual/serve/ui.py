@@ -1,8 +1,8 @@
-"""The chat page at `/` and its login. The user enters an API key once; an HttpOnly cookie then authenticates the page.
+"""The chat page at `/` and its login. The user enters an API key once; then an HttpOnly cookie authenticates the page.
 
-The cookie gives access only to the page. API routes accept only keys, and the page calls the API within this process. Other
-servers on the host see the cookie, too, because cookies ignore ports. It is therefore not the key but a random session
-token, which is valid only in this server process.
+The cookie gives access only to the page. API routes accept only API keys, and the page calls the API inside this process.
+Cookies ignore ports, so other servers on the same host receive the cookie. Therefore it contains a random session token
+instead of the key. The token is valid only in this server process.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ REMEDY = 'pip install "rorqual[ui]"'
 LIFETIME = 12 * 3600.0
 """Seconds until a login expires."""
 MOST_LOGINS = 64
-"""Maximum number of logins per tenant. A further one ends the oldest."""
+"""Maximum number of logins per tenant. A new login beyond this ends the oldest login."""
 MOST_ASKED = 262_144
-"""Maximum bytes of a request from the page. Gradio reads it in the event loop, which all requests share."""
+"""Maximum bytes of a request from the page, because Gradio parses requests in the event loop, which all requests share."""
 LOGIN_BYTES, LOGIN_SECONDS = 4096, 10.0
 API = re.compile(r"/(v1(/.*)?|health|metrics|livez)", re.DOTALL)
 HEADERS = {
-    # A model may write <img src=...>. Its output must not make the browser contact other hosts.
+    # A model may generate <img src=...>. The browser must not contact other hosts because of generated text.
     "content-security-policy": (
         "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
         "font-src 'self' data:; connect-src 'self'; manifest-src 'self'; form-action 'self'; base-uri 'self'; frame-ancestors 'none'"
@@ -58,7 +58,7 @@ HEADERS = {
 
 @dataclass(frozen=True)
 class Login:
-    """A tenant's login. It expires at `until` (seconds of the session clock), or when `ended` is set."""
+    """A tenant's login to the chat page. It expires at `until`, in seconds of the session clock, or when `ended` is set."""
 
     tenant: str
     until: float
@@ -66,40 +66,40 @@ class Login:
 
 
 class Sessions:
-    """The current logins by session token. `clock` returns seconds."""
+    """The current logins by session token. `clock` returns the time in seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._held: dict[str, Login] = {}
+        self._logins: dict[str, Login] = {}
 
     def open(self, tenant: str) -> str:
         """Create a login and return its session token."""
         now = self._clock()
-        for old in [word for word, login in self._held.items() if login.until <= now]:
+        for old in [token for token, login in self._logins.items() if login.until <= now]:
             self.close(old)
-        own = [word for word, login in self._held.items() if login.tenant == tenant]
+        own = [token for token, login in self._logins.items() if login.tenant == tenant]
         for old in own[: max(0, len(own) - MOST_LOGINS + 1)]:
             self.close(old)
-        word = secrets.token_urlsafe(32)
-        self._held[word] = Login(tenant, now + LIFETIME)
-        return word
+        token = secrets.token_urlsafe(32)
+        self._logins[token] = Login(tenant, now + LIFETIME)
+        return token
 
-    def login(self, word: str) -> Login | None:
-        """Return the login of a session token, or None if it is unknown or expired. A token has 256 random bits."""
-        login = self._held.get(word)
+    def login(self, token: str) -> Login | None:
+        """Return the login of a session token, or None if the token is unknown or expired. A token has 256 random bits."""
+        login = self._logins.get(token)
         return login if login is not None and self._clock() < login.until else None
 
-    def close(self, word: str) -> None:
-        """Log a session out and close its open streams."""
-        if (login := self._held.pop(word, None)) is not None:
+    def close(self, token: str) -> None:
+        """End a login and close its open streams."""
+        if (login := self._logins.pop(token, None)) is not None:
             login.ended.set()
 
 
 class Page:
-    """ASGI middleware that serves the chat page. Requests to the API, and all requests with a key, pass on to `edge`.
+    """ASGI middleware that serves the chat page. API requests and all requests with a key are passed on to `edge`.
 
-    `wanted`: None serves the page if Gradio is installed, else a hint how to install it. True requires Gradio and raises
-    ConfigError without it. False turns the page off.
+    `wanted`: None serves the page if Gradio is installed, and otherwise a page that explains how to install it. True raises
+    ConfigError if Gradio is not installed. False turns the page off.
     """
 
     def __init__(self, edge: Edge, service: Service, wanted: bool | None = None) -> None:
@@ -114,7 +114,7 @@ class Page:
         self._closing = asyncio.Event()
 
     def close(self) -> None:
-        """End the page's heartbeat streams when the server stops."""
+        """Close the page's heartbeat streams and Gradio's background tasks, when the server stops."""
         self._closing.set()
         self.mounted.close()
 
@@ -126,10 +126,10 @@ class Page:
         if "authorization" in headers or API.fullmatch(scope["path"]):
             await self.edge(scope, receive, send)
             return
-        word = _cookie(headers, _name(scope))
-        login = self.sessions.login(word)
+        token = _cookie(headers, _cookie_name(scope))
+        login = self.sessions.login(token)
         if login is None and "text/html" not in headers.get("accept", ""):
-            await self.edge(scope, receive, send)  # it refuses requests without a key
+            await self.edge(scope, receive, send)  # `edge` refuses requests without a key
             return
         status = 0
 
@@ -141,11 +141,11 @@ class Page:
             await send(message)
 
         try:
-            await self._answer(scope, receive, guarded, word, login)
+            await self._answer(scope, receive, guarded, token, login)
         finally:
             self.service.metrics.requests["page", status] += 1
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send, word: str, login: Login | None) -> None:
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, token: str, login: Login | None) -> None:
         request = Request(scope, receive)
         response: Response
         if not _same_origin(request):
@@ -157,9 +157,9 @@ class Page:
         elif scope["path"] == "/login":
             response = RedirectResponse("/", 303)
         elif scope["path"] == "/logout" and request.method == "POST":
-            self.sessions.close(word)
+            self.sessions.close(token)
             response = RedirectResponse("/", 303)
-            response.delete_cookie(_name(scope), httponly=True, samesite="strict")
+            response.delete_cookie(_cookie_name(scope), httponly=True, samesite="strict")
         elif request.method not in ("GET", "HEAD") and not self._fits(request):
             response = _text(413, f"The request is longer than {min(self.service.max_body, MOST_ASKED)} bytes.")
         else:
@@ -179,7 +179,7 @@ class Page:
         return length.isdecimal() and len(length) < 16 and int(length) <= min(self.service.max_body, MOST_ASKED)
 
     async def _login(self, request: Request) -> Response:
-        body = await _short(request)
+        body = await _login_body(request)
         if body is None:
             return self._form("This is not a key.")
         [key] = parse_qs(body.decode("utf-8", "replace")).get("key", [""])[:1]
@@ -188,22 +188,21 @@ class Page:
             return self._form("This server does not know this key.")
         response = RedirectResponse("/", 303)
         response.set_cookie(
-            _name(request.scope), self.sessions.open(tenant), max_age=int(LIFETIME),
+            _cookie_name(request.scope), self.sessions.open(tenant), max_age=int(LIFETIME),
             httponly=True, samesite="strict", secure=request.url.scheme == "https",
         )  # fmt: skip
         return response
 
     def _form(self, error: str = "") -> Response:
-        """Return the login form, or the hint how to install Gradio. It is public and reveals nothing about the model."""
+        """Return the login form, or instructions to install Gradio. Both pages are public and reveal nothing about the model."""
         name = "login.html" if self.installed else "absent.html"
         text = (FILES / name).read_text(encoding="utf-8").replace("{error}", html.escape(error))
         text = text.replace("{remedy}", html.escape(REMEDY))
         return HTMLResponse(text, 401, headers={"www-authenticate": "Bearer", "cache-control": "no-store"})
 
     async def _gradio(self, scope: Scope, receive: Receive, send: Send, login: Login) -> None:
-        scope.setdefault("state", {}).update(
-            tenant=login.tenant, leaves_at_eof=True
-        )  # browsers do not close only their sending side
+        # A browser that closes its sending side has disconnected.
+        scope.setdefault("state", {}).update(tenant=login.tenant, leaves_at_eof=True)
         app = await self.mounted.app()
         path, ends = scope["path"], [login.ended]
         if path.startswith(HEARTBEAT):
@@ -211,21 +210,21 @@ class Page:
         elif path != DATA:
             await app(scope, receive, send)
             return
-        open_ = False
+        is_open = False
 
         async def watched(message: Message) -> None:
-            nonlocal open_
-            open_ = message["type"] == "http.response.start" or bool(message.get("more_body"))
+            nonlocal is_open
+            is_open = message["type"] == "http.response.start" or bool(message.get("more_body"))
             await send(message)
 
-        # With an ASGI version below 2.4, the application learns of a disconnect from `receive`.
+        # Starlette reads disconnects from `receive` only if the ASGI version is below 2.4.
         asgi = {**scope["asgi"], "spec_version": "2.3"}
         await app({**scope, "asgi": asgi}, _until(receive, ends), watched)
-        if open_:
+        if is_open:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _api(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Call the routes for an authenticated tenant, and count the request as the edge does."""
+        """Call the API routes for an authenticated tenant, and count the request in the metrics as `Edge` does."""
         status = 0
 
         async def counted(message: Message) -> None:
@@ -240,22 +239,22 @@ class Page:
 
 
 def _until(receive: Receive, ends: Sequence[asyncio.Event]) -> Receive:
-    """Wrap `receive` so that it reports a disconnect once one of `ends` is set."""
+    """Wrap `receive` so that it returns a disconnect message when one of the events `ends` is set."""
 
     async def received() -> Message:
-        message, over = asyncio.ensure_future(receive()), [asyncio.ensure_future(end.wait()) for end in ends]
+        message, ending = asyncio.ensure_future(receive()), [asyncio.ensure_future(end.wait()) for end in ends]
         try:
-            await asyncio.wait((message, *over), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((message, *ending), return_when=asyncio.FIRST_COMPLETED)
             return {"type": "http.disconnect"} if any(end.is_set() for end in ends) else message.result()
         finally:
-            for each in (message, *over):
+            for each in (message, *ending):
                 each.cancel()
 
     return received
 
 
-async def _short(request: Request) -> bytes | None:
-    """Return the body of a login request, or None if it is too long or too slow."""
+async def _login_body(request: Request) -> bytes | None:
+    """Return the body of a login request, or None if it is too long or does not arrive in time."""
     body = b""
     try:
         async with asyncio.timeout(LOGIN_SECONDS):
@@ -268,22 +267,25 @@ async def _short(request: Request) -> bytes | None:
     return body
 
 
-def _name(scope: Scope) -> str:
-    """Return the cookie's name. It contains the port, because servers on one host share cookies."""
+def _cookie_name(scope: Scope) -> str:
+    """Return the name of the cookie, which contains the port because servers on the same host share cookies."""
     server = scope.get("server") or ("", 0)
     return f"rorqual-{server[1] or 0}"
 
 
 def _cookie(headers: Headers, name: str) -> str:
     try:
-        found = SimpleCookie(headers.get("cookie", "")).get(name)
+        cookie = SimpleCookie(headers.get("cookie", "")).get(name)
     except CookieError:
         return ""
-    return "" if found is None else found.value
+    return "" if cookie is None else cookie.value
 
 
 def _same_origin(request: Request) -> bool:
-    """Return whether a POST comes from this page (CSRF check). SameSite=Strict still allows other ports of this host."""
+    """Return whether a request may come from this page. GET and HEAD are always allowed.
+
+    This CSRF check is needed in addition to SameSite=Strict, which allows requests from other ports of this host.
+    """
     if request.method in ("GET", "HEAD"):
         return True
     origin, host = request.headers.get("origin", ""), request.headers.get("host", "")

@@ -1,12 +1,12 @@
-"""The chat page's Gradio interface. The session state holds the conversation as raw text; the browser gets rendered rows.
+"""The chat page's Gradio interface. The session state stores the conversation as raw text; the browser gets rendered rows.
 
-Gradio runs a session's event handlers concurrently. An update of one may still be in transit while another makes the next,
-and when a handler ends, Gradio sends its last update again. Therefore the events of a session run one after another. An event
-ends only after its last update was sent, and that update changes nothing. The session state is one list, which the running
-event changes in place.
+Gradio runs the event handlers of a session concurrently, so their updates can overlap. When a handler ends, Gradio also
+sends its last update again. Therefore this module runs the events of a session one after another. Each event ends with an
+update that changes nothing, after all other updates were sent. The session state is a list, which the running event changes
+in place.
 
-Gradio evaluates the annotations of handlers, and it is imported only when the page is built. Therefore this file does not
-postpone annotations.
+Gradio evaluates the annotations of handlers, but it is imported only when the page is built. Therefore this file does not
+use `from __future__ import annotations`.
 """
 
 import asyncio
@@ -29,20 +29,21 @@ from rorqual.serve.ui_turn import Row, Turn, Wanted, corrected, pictured, questi
 
 FILES = Path(__file__).parent / "page"
 TICK = 0.1
-"""Seconds between two updates of a growing reply."""
+"""Seconds between two updates of the page while a reply is generated."""
 SETTLED = 0.4
-"""Seconds between an event's last real update and the empty one after it. Without this pause, the page lost the state of
-the box's buttons in one of ten tries under load. Gradio's frontend applies the second update in place, to the object that
-the first is still to be rendered from."""
+"""Seconds between an event's last real update and the empty update after it.
+
+Without this pause, the buttons of the input box had the wrong state in one of ten tries under load. The reason is that
+Gradio's frontend applies the empty update to the same object, before it has rendered the real update."""
 FORMULAS = [("\\[", "\\]", True), ("\\(", "\\)", False)]
 """Formula delimiters (left, right, display). `ui_math` converts dollar delimiters to these."""
 Pictures = AsyncGenerator[tuple[Any, ...], None]
-"""Successive updates of the page's components."""
+"""A stream of updates of the page's components."""
 IDLE = "Enter sends, Shift+Enter starts a new line."
 
 
 class Mounted:
-    """Gradio's application, built at the first request for it, because it takes seconds and a hundred megabytes."""
+    """Gradio's ASGI application, built on first use because this takes seconds and about 100 MB of memory."""
 
     def __init__(self, api: ASGIApp, model: str, temperature: float, thinks: bool) -> None:
         self._build = partial(build, api, model, temperature, thinks)
@@ -52,44 +53,45 @@ class Mounted:
         self._blocks: Any = None
 
     async def app(self) -> ASGIApp:
-        """Return the application. The first call builds it, and all wait until it is ready."""
+        """Return the application. The first call builds it; concurrent calls wait until it is ready."""
         if self._ready is None:
             self._ready = asyncio.get_running_loop().create_future()
-            self._keeper = asyncio.create_task(self._keep(self._ready))
+            self._keeper = asyncio.create_task(self._run(self._ready))
         return await asyncio.shield(self._ready)
 
     def close(self) -> None:
-        """End the application's background tasks."""
+        """Stop the application's background tasks."""
         self._closing.set()
 
     def forget(self, session: str) -> None:
-        """Drop Gradio's state of a session."""
+        """Delete Gradio's state of a session."""
         if self._blocks is not None:
             holder, queue = self._blocks.state_holder, self._blocks._queue
-            for held in (holder.session_data, holder.time_last_used):
-                held.pop(session, None)
+            for table in (holder.session_data, holder.time_last_used):
+                table.pop(session, None)
             if not queue.pending_event_ids_session.get(session):
-                for held in (queue.pending_event_ids_session, queue.pending_messages_per_session):
-                    held.pop(session, None)
+                for table in (queue.pending_event_ids_session, queue.pending_messages_per_session):
+                    table.pop(session, None)
 
-    async def _keep(self, ready: asyncio.Future[ASGIApp]) -> None:
+    async def _run(self, ready: asyncio.Future[ASGIApp]) -> None:
         try:
             parent, self._blocks = await asyncio.to_thread(self._build)
         except Exception as error:
-            ready.set_exception(error)  # callers get the error, and it is logged
+            ready.set_exception(error)  # all callers of `app` get the error, and it is logged
             raise
-        gc.freeze()  # Gradio's objects are permanent; garbage collection need not traverse them
+        gc.freeze()  # exclude Gradio's permanent objects from garbage collection
         async with parent.router.lifespan_context(parent):
             ready.set_result(parent)
             await self._closing.wait()
 
 
 def build(api: ASGIApp, model: str, temperature: float, thinks: bool) -> tuple[FastAPI, Any]:
-    """Build the page and return (application, Gradio blocks). Needs Gradio.
+    """Build the page and return (application, Gradio blocks). Gradio must be installed.
 
     `temperature`: initial value of the setting. `thinks`: whether to show the thinking switch.
     """
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio reads it at import and before it sends analytics
+    # Gradio reads this variable when it is imported and before it sends analytics.
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     import gradio as gr
 
     fonts = ("ui-sans-serif", "system-ui", "sans-serif")
@@ -111,113 +113,119 @@ def _tenant(request: HttpRequest) -> str | None:
     return tenant
 
 
-class Going:
-    """A user event of a session, running or waiting. `replaced`: a newer event exists, so this one makes no more updates.
+class PageEvent:
+    """A running or waiting user event of a session. `replaced`: a newer event exists, so this event sends no more updates.
 
-    `heirs`: events that were closed while they waited for this one. Events that wait for them must wait for this one.
+    `heirs`: events that were closed while they waited for this event. Successors of the heirs must also wait for this event.
     """
 
     def __init__(self) -> None:
         self.stopped, self.over = asyncio.Event(), asyncio.Event()
         self.replaced = False
-        self.heirs: list[Going] = []
+        self.heirs: list[PageEvent] = []
 
     def end(self) -> None:
-        """Let waiting events start."""
+        """Mark the event as finished, so that the next event starts."""
         self.over.set()
         for heir in self.heirs:
             heir.end()
 
 
 class Chat:
-    """The page's event handlers. Each yields updates of four components: chat, conversation, input box, status.
+    """The page's event handlers, which yield updates of four components: chat, conversation, input box, status.
 
-    The conversation, `held`, is the session's list of rows. Only the running event reads or changes it.
+    `conversation` is the session's list of rows, which only the running event reads or changes.
     """
 
     def __init__(self, gr: Any, api: ASGIApp, model: str) -> None:
         self.gr, self.api, self.model = gr, api, model
-        self._going: dict[str, Going] = {}
+        self._events: dict[str, PageEvent] = {}
 
     def stop(self, session: str) -> None:
-        """Stop a session's running reply, if any."""
-        if (going := self._going.get(session)) is not None:
-            going.stopped.set()
+        """Stop the running reply of a session, if any."""
+        if (event := self._events.get(session)) is not None:
+            event.stopped.set()
 
     async def reply(
-        self, held: list[Row], asked: Callable[[list[Row]], list[Row]], wanted: Wanted, tenant: str, session: str
+        self, conversation: list[Row], ask: Callable[[list[Row]], list[Row]], wanted: Wanted, tenant: str, session: str
     ) -> Pictures:
-        """Generate a reply. `asked` turns the conversation into rows that end with a question; if it returns none, do nothing."""
-        async with self._turn(session) as going:
-            rows = [] if going.replaced else asked(held)
+        """Generate a reply and yield updates.
+
+        `ask` returns the conversation with the question to answer as its last row. If `ask` returns no rows, no request is sent.
+        """
+        async with self._turn(session) as event:
+            rows = [] if event.replaced else ask(conversation)
             if rows:
                 before = pictured(rows)
-                async with aclosing(self._reply(going, rows, wanted, tenant)) as pictures:
+                async with aclosing(self._reply(event, rows, wanted, tenant)) as pictures:
                     async for now, box, status in pictures:
-                        held[:] = now
-                        yield [*before[: len(now)], *pictured(now[len(rows) :])], held, box, status
+                        conversation[:] = now
+                        yield [*before[: len(now)], *pictured(now[len(rows) :])], conversation, box, status
                 await asyncio.sleep(SETTLED)
             yield self._unchanged()
 
-    async def clear(self, held: list[Row], session: str) -> Pictures:
-        """Start a new conversation."""
+    async def clear(self, conversation: list[Row], session: str) -> Pictures:
+        """Clear the conversation of a session."""
         async with self._turn(session):
-            held.clear()
-            yield [], held, self.gr.Textbox(value="", submit_btn=True, stop_btn=False), _status(IDLE)
+            conversation.clear()
+            yield [], conversation, self.gr.Textbox(value="", submit_btn=True, stop_btn=False), _status(IDLE)
             await asyncio.sleep(SETTLED)
             yield self._unchanged()
 
     @asynccontextmanager
-    async def _turn(self, session: str) -> AsyncIterator[Going]:
-        """Run as the session's current event. Stop the previous one first, and wait until its last update was sent.
+    async def _turn(self, session: str) -> AsyncIterator[PageEvent]:
+        """Run as the session's current event, after the previous event was stopped and has sent its last update.
 
-        The wait needs no timeout: Gradio resumes a generator after it sent an update, and closes it if the client is gone.
+        The wait needs no timeout, because Gradio always resumes or closes the previous event's generator.
         """
-        before, going = self._going.get(session), Going()
-        self._going[session] = going
+        previous, event = self._events.get(session), PageEvent()
+        self._events[session] = event
         try:
-            if before is not None:
-                before.replaced = True
-                before.stopped.set()
-                await before.over.wait()
-            yield going
+            if previous is not None:
+                previous.replaced = True
+                previous.stopped.set()
+                await previous.over.wait()
+            yield event
         finally:
-            if before is not None and not before.over.is_set():
-                before.heirs.append(going)
+            if previous is not None and not previous.over.is_set():
+                previous.heirs.append(event)
             else:
-                going.end()
-            last = self._going.get(session)
-            if last is not None and last.over.is_set():
-                del self._going[session]
+                event.end()
+            latest = self._events.get(session)
+            if latest is not None and latest.over.is_set():
+                del self._events[session]
 
-    async def _reply(self, going: Going, rows: list[Row], wanted: Wanted, tenant: str) -> Pictures:
-        """Yield updates of chat, box and status, until the reply ends or a newer event replaces this one."""
+    async def _reply(self, event: PageEvent, rows: list[Row], wanted: Wanted, tenant: str) -> Pictures:
+        """Yield (rows, input box, status) until the reply ends or a newer event replaces this event."""
         turn = Turn()
-        pump = asyncio.create_task(self._pump(turn, wanted.body(self.model, rows), tenant))
-        stopping = asyncio.create_task(going.stopped.wait())
+        consuming = asyncio.create_task(self._consume(turn, wanted.body(self.model, rows), tenant))
+        stopping = asyncio.create_task(event.stopped.wait())
         try:
             yield rows, self.gr.Textbox(value="", submit_btn=False, stop_btn=True), _status("Waiting. Esc stops.")
-            while not pump.done() and not going.stopped.is_set():
-                await asyncio.wait((pump, stopping), timeout=TICK, return_when=asyncio.FIRST_COMPLETED)
-                if not going.replaced:
+            while not consuming.done() and not event.stopped.is_set():
+                await asyncio.wait((consuming, stopping), timeout=TICK, return_when=asyncio.FIRST_COMPLETED)
+                if not event.replaced:
                     yield [*rows, *turn.rows()], self.gr.skip(), _status(f"{turn.phase}. Esc stops.")
         finally:
             stopping.cancel()
-            pump.cancel()
-            [outcome, _] = await asyncio.gather(pump, stopping, return_exceptions=True)
-        if going.replaced:
+            consuming.cancel()
+            [outcome, _] = await asyncio.gather(consuming, stopping, return_exceptions=True)
+        if event.replaced:
             return
         turn.stop()
-        yield self._end(rows, turn, outcome, stopped=going.stopped.is_set())
+        yield self._end(rows, turn, outcome, stopped=event.stopped.is_set())
         if isinstance(outcome, Exception) and not isinstance(outcome, ApiError):
-            raise outcome  # a bug: Gradio logs it and shows an error
+            raise outcome  # an unexpected error, which Gradio logs and shows
 
     def _unchanged(self) -> tuple[Any, ...]:
-        """Return an update that changes nothing, the last of every event. Gradio sends it again after the next event started."""
+        """Return an update that changes nothing.
+
+        Every event ends with this update, because Gradio may send the last update again after the next event started.
+        """
         return (self.gr.skip(),) * 4
 
     def _end(self, rows: Sequence[Row], turn: Turn, outcome: object, *, stopped: bool) -> tuple[Any, ...]:
-        """Return the last update. A question whose request failed without any reply goes back into the box."""
+        """Return the last update of a reply. If the request failed before any text, the question returns to the input box."""
         box = {"submit_btn": True, "stop_btn": False}
         now = [*rows, *turn.rows()]
         if isinstance(outcome, ApiError):
@@ -226,7 +234,7 @@ class Chat:
             return now, self.gr.Textbox(**box), _status(f"{_explained(outcome)}", error=True)
         return now, self.gr.Textbox(**box), _status(turn.summary(stopped=stopped))
 
-    async def _pump(self, turn: Turn, body: dict[str, Any], tenant: str) -> None:
+    async def _consume(self, turn: Turn, body: dict[str, Any], tenant: str) -> None:
         async with aclosing(chunks(self.api, tenant, body)) as stream:
             async for chunk in stream:
                 if chunk is not None:
@@ -263,61 +271,72 @@ def _blocks(gr: Any, chat: Chat, temperature: float, thinks: bool) -> Any:
         )  # fmt: skip
         with gr.Accordion("Settings", open=False, elem_id="settings"), gr.Row():
             thinking = gr.Radio(["auto", "on", "off"], value="auto", label="Thinking", min_width=200, visible=thinks)
-            heat = gr.Slider(0, 2, value=temperature, step=0.05, label="Temperature", min_width=200)
-            most = gr.Number(
+            temperature_box = gr.Slider(0, 2, value=temperature, step=0.05, label="Temperature", min_width=200)
+            max_tokens = gr.Number(
                 0, label="Max tokens (0: no limit)", minimum=0, maximum=2**31 - 1, precision=0, min_width=200
             )
-        blocks.unload(_wire(gr, chat, (shown, rows, box, status), [thinking, heat, most], retry, clear))
+        blocks.unload(
+            _wire(gr, chat, (shown, rows, box, status), [thinking, temperature_box, max_tokens], retry, clear)
+        )
     return blocks
 
 
 def _wire(gr: Any, chat: Chat, parts: Sequence[Any], settings: Sequence[Any], retry: Any, clear: Any) -> Any:
-    """Connect the page's events with their handlers. Return the handler for a closed page."""
+    """Connect the page's events to their handlers. Return the handler to run when the page is closed."""
     shown, rows, box, _ = parts
 
-    def wanted(thinking: Any, heat: float, most: float) -> Wanted:
-        return Wanted(thinking, heat, int(most or 0))
+    def wanted(thinking: Any, temperature: float, max_tokens: float) -> Wanted:
+        return Wanted(thinking, temperature, int(max_tokens or 0))
 
-    async def ask(text: str, held: list[Row], thinking: str, heat: float, most: float, request: gr.Request) -> Pictures:
+    async def ask(
+        text: str, conversation: list[Row], thinking: str, temperature: float, max_tokens: float, request: gr.Request
+    ) -> Pictures:
         if not text.strip():
             return
-        how = wanted(thinking, heat, most), request.username, request.session_hash
-        async with aclosing(chat.reply(held, lambda rows: [*rows, question(text)], *how)) as all_:
-            async for picture in all_:
-                yield picture
+        options = wanted(thinking, temperature, max_tokens), request.username, request.session_hash
+        async with aclosing(chat.reply(conversation, lambda rows: [*rows, question(text)], *options)) as updates:
+            async for update in updates:
+                yield update
 
-    async def again(held: list[Row], thinking: str, heat: float, most: float, request: gr.Request) -> Pictures:
-        how = wanted(thinking, heat, most), request.username, request.session_hash
-        async with aclosing(chat.reply(held, upto_question, *how)) as all_:
-            async for picture in all_:
-                yield picture
-
-    async def edited(
-        held: list[Row], thinking: str, heat: float, most: float, edit: gr.EditData, request: gr.Request
+    async def retry_last(
+        conversation: list[Row], thinking: str, temperature: float, max_tokens: float, request: gr.Request
     ) -> Pictures:
-        how = wanted(thinking, heat, most), request.username, request.session_hash
-        async with aclosing(
-            chat.reply(held, partial(corrected, place=int(edit.index), value=edit.value), *how)
-        ) as all_:
-            async for picture in all_:
-                yield picture
+        options = wanted(thinking, temperature, max_tokens), request.username, request.session_hash
+        async with aclosing(chat.reply(conversation, upto_question, *options)) as updates:
+            async for update in updates:
+                yield update
 
-    async def fresh(held: list[Row], request: gr.Request) -> Pictures:
-        async with aclosing(chat.clear(held, request.session_hash)) as all_:
-            async for picture in all_:
-                yield picture
+    async def edit_question(
+        conversation: list[Row],
+        thinking: str,
+        temperature: float,
+        max_tokens: float,
+        edit: gr.EditData,
+        request: gr.Request,
+    ) -> Pictures:
+        options = wanted(thinking, temperature, max_tokens), request.username, request.session_hash
+        async with aclosing(
+            chat.reply(conversation, partial(corrected, place=int(edit.index), value=edit.value), *options)
+        ) as updates:
+            async for update in updates:
+                yield update
+
+    async def new_chat(conversation: list[Row], request: gr.Request) -> Pictures:
+        async with aclosing(chat.clear(conversation, request.session_hash)) as updates:
+            async for update in updates:
+                yield update
 
     async def stop(request: gr.Request) -> None:
-        # This is async because Gradio runs plain functions in threads, and asyncio events are not thread-safe.
+        # This must be async, because Gradio runs plain functions in threads, and asyncio events are not thread-safe.
         chat.stop(request.session_hash)
 
     common: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
     running = {"outputs": list(parts), **common}
-    # A second Enter must not send the text in the box again. A second Retry replaces the first.
+    # A second Enter must not send the same text again, so it is ignored. A second Retry replaces the first.
     box.submit(ask, [box, rows, *settings], trigger_mode="once", **running)
-    retry.click(again, [rows, *settings], trigger_mode="multiple", **running)
-    shown.retry(again, [rows, *settings], trigger_mode="multiple", **running)
-    shown.edit(edited, [rows, *settings], trigger_mode="multiple", **running)
+    retry.click(retry_last, [rows, *settings], trigger_mode="multiple", **running)
+    shown.retry(retry_last, [rows, *settings], trigger_mode="multiple", **running)
+    shown.edit(edit_question, [rows, *settings], trigger_mode="multiple", **running)
     box.stop(stop, **common)
-    clear.click(fresh, [rows], list(parts), **common)
+    clear.click(new_chat, [rows], list(parts), **common)
     return stop

@@ -1,6 +1,6 @@
-"""The page's API client: it calls the routes' application in this process, for the tenant that is logged in.
+"""The chat page's API client, which calls the ASGI application in this process for the logged-in tenant.
 
-Requests of the page have the same limits, queue and parsing as those of other clients.
+The page's requests are parsed, limited and queued like the requests of other clients.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from rorqual.serve.errors import ApiError
 
 CHAT = "/v1/chat/completions"
 MESSAGES = 64
-"""Response parts that are buffered for a page that reads slowly. The route waits before it sends more."""
+"""Maximum number of response parts that are buffered while the page reads slowly. The route then waits."""
 _DATA = "data: "
 _DONE = "[DONE]"
 
 
 class _Call:
-    """One request to an ASGI application. The response arrives in `messages`; `leave` acts as a client's disconnect."""
+    """A request to an ASGI application. The response arrives in `messages`; `leave` simulates that the client disconnects."""
 
     def __init__(self, body: bytes) -> None:
         self.messages: asyncio.Queue[Message | None] = asyncio.Queue(MESSAGES)
         self._body: bytes | None = body
-        self._left = asyncio.Event()
+        self._disconnected = asyncio.Event()
 
     def leave(self) -> None:
-        self._left.set()
+        self._disconnected.set()
 
     async def receive(self) -> Message:
         if self._body is not None:
             body, self._body = self._body, None
             return {"type": "http.request", "body": body, "more_body": False}
-        await self._left.wait()
+        await self._disconnected.wait()
         return {"type": "http.disconnect"}
 
     async def run(self, api: ASGIApp, scope: dict[str, Any]) -> None:
@@ -68,27 +68,27 @@ def _scope(tenant: str, length: int) -> dict[str, Any]:
 async def chunks(api: ASGIApp, tenant: str, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any] | None, None]:
     """Yield the chunks of a streamed chat completion, and None for each keep-alive comment.
 
-    Raises ApiError if the request is refused or fails later. Closing the generator early cancels the request.
+    Raises ApiError if the request is refused or fails during the stream. Closing the generator early cancels the request.
     """
     # A conversation may be long, and serializing it would block the event loop.
-    sent = await asyncio.to_thread(_written, body)
-    call = _Call(sent)
-    task = asyncio.create_task(call.run(api, _scope(tenant, len(sent))))
-    status, held = 0, b""
+    request_body = await asyncio.to_thread(_serialize, body)
+    call = _Call(request_body)
+    task = asyncio.create_task(call.run(api, _scope(tenant, len(request_body))))
+    status, buffer = 0, b""
     try:
         while (message := await call.messages.get()) is not None:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 continue
-            held += message.get("body", b"")
+            buffer += message.get("body", b"")
             if status != 200:
                 continue
-            *whole, held = held.split(b"\n\n")
-            for text in whole:
-                if (found := _read(text.decode())) is not _DONE:
-                    yield found
+            *events, buffer = buffer.split(b"\n\n")
+            for event in events:
+                if (chunk := _parse_event(event.decode())) is not _DONE:
+                    yield chunk
         if status != 200:
-            raise _refusal(status, held)
+            raise _refusal(status, buffer)
     finally:
         call.leave()
         task.cancel()
@@ -96,21 +96,21 @@ async def chunks(api: ASGIApp, tenant: str, body: Mapping[str, Any]) -> AsyncGen
             await task
 
 
-def _written(body: Mapping[str, Any]) -> bytes:
+def _serialize(body: Mapping[str, Any]) -> bytes:
     return json.dumps({**body, "stream": True}, ensure_ascii=False).encode("utf-8", "replace")
 
 
-def _read(text: str) -> Any:
-    """Parse one event of a stream. Return a chunk, None for a comment, or `_DONE` at the end."""
+def _parse_event(text: str) -> Any:
+    """Parse a server-sent event. Return its chunk, None for a comment, or `_DONE` for the last event."""
     if not text.startswith(_DATA):
         return None
     data = text.removeprefix(_DATA)
     if data == _DONE:
         return _DONE
-    found = json.loads(data)
-    if "error" in found:
-        raise _error(503, found["error"])
-    return found
+    chunk = json.loads(data)
+    if "error" in chunk:
+        raise _error(503, chunk["error"])
+    return chunk
 
 
 def _refusal(status: int, body: bytes) -> ApiError:

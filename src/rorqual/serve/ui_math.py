@@ -1,7 +1,7 @@
-r"""Formulas on the chat page. Gradio takes any text between two `$` as a formula, even "5 and " in "$5 and $6".
+r"""Formula delimiters on the chat page. Gradio would render any text between two `$` as a formula, even in "$5 and $6".
 
-Therefore Gradio is configured with `\( \)` and `\[ \]` only. This module converts formulas between dollars to these
-delimiters and leaves other dollars alone. Only the displayed text changes, not the conversation.
+Therefore Gradio is configured with `\( \)` and `\[ \]` only. This module converts formulas between dollar signs to these
+delimiters and keeps all other dollar signs. Only the displayed text changes; the stored conversation does not.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 INSIDE = r"(?:[^$\\\n]|\\.|\n(?![ \t]*\n))"
-r"""A character of a formula. A formula contains no dollar except `\$`, and no empty line."""
+r"""Matches one character of a formula. A formula contains neither empty lines nor dollar signs other than `\$`."""
 PARTS = re.compile(
     rf"""
       (?P<fence>^[ \t>]*(?P<mark>`{{3,}}|~{{3,}})[^\n]*$ .*? (?:^[ \t>]*(?P=mark)[`~]*[ \t]*$ | \Z))
@@ -20,42 +20,43 @@ PARTS = re.compile(
     """,
     re.MULTILINE | re.DOTALL | re.VERBOSE,
 )
-"""Matches code and escapes, which are left alone, and formulas.
+"""Matches code, escaped characters and formulas. Only formulas are converted.
 
-As in pandoc, an inline formula has no space after its first dollar or before its last, and no digit after its last."""
+As in pandoc, an inline formula has no space after the opening dollar sign or before the closing one, and no digit follows
+the closing one."""
 COMMANDS = re.compile(r"\\[A-Za-z]+(?:\{[^{}]*\})?")
 AMOUNT = re.compile(r"\s*\d")
 WORDS = re.compile(r"(?<=\s)[^\W\d_]{2,}(?=\s)|(?<!\w)[^\W\d_]{3,}(?!\w)|[^\W\d_A-Za-z\u0370-\u03ff]")
-"""Matches text that occurs in sentences and not in formulas: words, and letters that are neither Latin nor Greek."""
+"""Matches text that occurs in sentences but not in formulas: words, and letters that are neither Latin nor Greek."""
 
 
 def shown(text: str) -> str:
-    r"""Return text as Markdown for the page: `$x^2$` as `\(x^2\)`, `$$x^2$$` as `\[x^2\]`, prices unchanged."""
+    r"""Convert formulas for display: `$x^2$` to `\(x^2\)` and `$$x^2$$` to `\[x^2\]`. Prices stay unchanged."""
     return PARTS.sub(_shown, text) if "$" in text else text
 
 
 def typed(text: str, before: str) -> str:
-    """Convert an edited display text back: formulas that had dollar delimiters in `before` get them again."""
-    for found in PARTS.finditer(before):
-        if (picture := _shown(found)) != found.group():
-            text = text.replace(picture, found.group(), 1)
+    """Convert an edited display text back to its source. Formulas with dollar delimiters in `before` get them back."""
+    for match in PARTS.finditer(before):
+        if (rendered := _shown(match)) != match.group():
+            text = text.replace(rendered, match.group(), 1)
     return text
 
 
-def _shown(found: re.Match[str]) -> str:
-    display, inline = found["display"], found["inline"]
-    if display is not None and _is_formula(display, found):
+def _shown(match: re.Match[str]) -> str:
+    display, inline = match["display"], match["inline"]
+    if display is not None and _is_formula(display, match):
         return rf"\[{display}\]"
-    if inline is not None and _is_formula(inline, found):
+    if inline is not None and _is_formula(inline, match):
         return rf"\({inline}\)"
-    return found.group()
+    return match.group()
 
 
-def _is_formula(inside: str, found: re.Match[str]) -> bool:
-    """Return False for text between two prices, or between two shell variables."""
+def _is_formula(inside: str, match: re.Match[str]) -> bool:
+    """Return whether text between dollar signs is a formula. Text between two prices or two shell variables is not."""
     if inside.lstrip()[:1] in (*")],.;:!?",):
         return False
     if AMOUNT.match(inside) and WORDS.search(COMMANDS.sub("", inside)):
         return False
-    after = found.string[found.end() : found.end() + 1]
+    after = match.string[match.end() : match.end() + 1]
     return not (after.isalpha() and inside[-1:] in "/-:,;.(=")

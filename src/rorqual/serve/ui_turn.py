@@ -1,4 +1,4 @@
-"""The chat page's conversation: its rows, the growing reply with reasoning as a separate timed row, and the API request."""
+"""The chat page's conversation: its rows, the API request, and the streamed reply with reasoning in a separate timed row."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any, Literal
 from rorqual.serve.ui_math import shown, typed
 
 Row = dict[str, Any]
-"""A message of Gradio's chatbot: role, content, metadata. A title in the metadata marks reasoning."""
+"""A message of Gradio's chatbot with role, content and metadata. A title in the metadata marks it as reasoning."""
 THINKING = {"on": True, "off": False}
 
 
 @dataclass
 class Wanted:
-    """The page's settings. `max_tokens`: 0 is the rest of the context."""
+    """The generation settings of the chat page. `max_tokens`: 0 limits the reply only by the context."""
 
     thinking: Literal["auto", "on", "off"] = "auto"
     temperature: float = 1.0
@@ -38,7 +38,7 @@ class Wanted:
 
 
 def text_of(row: Row) -> str:
-    """Return a row's text. The browser sends content as a string or as parts."""
+    """Return the text of a row, whose content is a string or a list of parts."""
     content = row.get("content") or ""
     if isinstance(content, str):
         return content
@@ -47,50 +47,50 @@ def text_of(row: Row) -> str:
 
 
 def is_thought(row: Row) -> bool:
-    """Return whether a row is reasoning, which is shown but not sent to the model again."""
+    """Return whether a row contains reasoning. Reasoning is displayed, but not sent to the model in the next request."""
     return bool((row.get("metadata") or {}).get("title"))
 
 
 def messages_of(rows: Sequence[Row]) -> list[dict[str, str]]:
-    """Return the messages for the API, without reasoning. An empty assistant message replaces a missing reply."""
-    found: list[dict[str, str]] = []
+    """Convert rows to API messages without reasoning. An empty assistant message stands for a missing reply."""
+    messages: list[dict[str, str]] = []
     for row in rows:
         if is_thought(row):
             continue
-        if found and found[-1]["role"] == row["role"]:
+        if messages and messages[-1]["role"] == row["role"]:
             if row["role"] == "assistant":
-                found[-1]["content"] += text_of(row)
+                messages[-1]["content"] += text_of(row)
                 continue
-            found.append({"role": "assistant", "content": ""})
-        found.append({"role": row["role"], "content": text_of(row)})
-    return found
+            messages.append({"role": "assistant", "content": ""})
+        messages.append({"role": row["role"], "content": text_of(row)})
+    return messages
 
 
 def question(text: str) -> Row:
-    """Return a user row."""
+    """Return a user row with this text."""
     return {"role": "user", "content": text}
 
 
 def pictured(rows: Sequence[Row]) -> list[Row]:
-    """Return rows with formulas converted for display."""
+    """Return the rows with formulas converted for display."""
     return [{**row, "content": shown(text_of(row))} for row in rows]
 
 
 def corrected(rows: Sequence[Row], place: int, value: Any) -> list[Row]:
-    """Return the conversation up to the question at `place`, with that question replaced by the edited display text `value`."""
+    """Return the conversation up to the question at index `place`, with that question replaced by its edited text `value`."""
     before = text_of(rows[place]) if 0 <= place < len(rows) else ""
     return [*rows[: max(0, place)], question(typed(text_of({"content": value}), before))]
 
 
 def upto_question(rows: Sequence[Row]) -> list[Row]:
-    """Return the conversation up to its last question, to ask it again; empty if there is none."""
+    """Return the conversation up to its last question, for a retry. Return an empty list if there is no question."""
     last = max((place for place, row in enumerate(rows) if row["role"] == "user"), default=-1)
     return list(rows[: last + 1])
 
 
 @dataclass
 class Turn:
-    """A growing reply. `clock` returns seconds."""
+    """A reply that is being streamed. `clock` returns the time in seconds."""
 
     clock: Callable[[], float] = time.monotonic
     reasoning: str = ""
@@ -98,13 +98,13 @@ class Turn:
     reason: str | None = None
     tokens: int = 0
     _began: float = field(init=False)
-    _thought_until: float | None = None
+    _reasoning_ended: float | None = None
 
     def __post_init__(self) -> None:
         self._began = self.clock()
 
     def add(self, chunk: dict[str, Any]) -> None:
-        """Add one chunk of the stream."""
+        """Add one chunk of the stream to the reply."""
         if usage := chunk.get("usage"):
             self.tokens = usage["completion_tokens"]
         for choice in chunk.get("choices", ()):
@@ -112,14 +112,14 @@ class Turn:
             delta = choice.get("delta") or {}
             self.reasoning += delta.get("reasoning_content") or ""
             if text := delta.get("content"):
-                if self._thought_until is None:
-                    self._thought_until = self.clock()
+                if self._reasoning_ended is None:
+                    self._reasoning_ended = self.clock()
                 self.content += text
 
     def stop(self) -> None:
-        """End reasoning that is still open, because no more chunks follow."""
-        if self._thought_until is None:
-            self._thought_until = self.clock()
+        """Stop the reasoning timer if the stream ended during reasoning."""
+        if self._reasoning_ended is None:
+            self._reasoning_ended = self.clock()
 
     @property
     def seconds(self) -> float:
@@ -128,16 +128,16 @@ class Turn:
 
     @property
     def empty(self) -> bool:
-        """Whether no text arrived."""
+        """Whether the reply has no text yet."""
         return not (self.reasoning.strip() or self.content)
 
     @property
     def phase(self) -> str:
-        """The current phase in one word. It must not change with every token, because screen readers announce it."""
+        """The current phase of the reply in one word, which changes rarely because screen readers announce every change."""
         return "Answering" if self.content else "Thinking" if self.reasoning.strip() else "Waiting"
 
     def rows(self) -> list[Row]:
-        """Return the rows of the reply so far."""
+        """Return the rows for the text received so far: reasoning and answer, each if present."""
         rows: list[Row] = []
         if self.reasoning.strip():
             rows.append({"role": "assistant", "content": self.reasoning.strip("\n"), "metadata": self._title()})
@@ -146,12 +146,12 @@ class Turn:
         return rows
 
     def _title(self) -> dict[str, str]:
-        if self._thought_until is None:
+        if self._reasoning_ended is None:
             return {"title": "Thinking", "status": "pending"}
-        return {"title": f"Thought for {self._thought_until - self._began:.1f} s", "status": "done"}
+        return {"title": f"Thought for {self._reasoning_ended - self._began:.1f} s", "status": "done"}
 
     def summary(self, *, stopped: bool = False) -> str:
-        """Return one line with tokens, time and speed."""
+        """Return a status line with the number of tokens, the time and the speed."""
         if stopped:
             return f"Stopped after {self.seconds:.1f} s."
         cut = " The reply reached the token limit." if self.reason == "length" else ""

@@ -1,4 +1,4 @@
-"""Weight updates from a trainer: each body is streamed to a file, verified by its digest, and loaded into the engine."""
+"""Weight updates from a trainer. Each request body is streamed to a file, verified by its digest, and loaded into the engine."""
 
 from __future__ import annotations
 
@@ -26,18 +26,19 @@ from rorqual.serve.exchange import Gone
 from rorqual.serve.keys import Keys
 
 CHUNK = 1 << 20
-"""Bytes per write to the file, in a thread."""
+"""Bytes of a body that are buffered before a thread writes them to the file."""
 KEYS, OWNER = "rollout-key.json", "rollout"
-"""The file of the rollout key, and its tenant name there."""
+"""Name of the rollout key's file, and the tenant name under which the key is stored."""
 DIGEST = re.compile(r"sha-256=:([A-Za-z0-9+/]{43}=):")
 T = TypeVar("T")
 
 
 @dataclass
 class WeightUploads:
-    """The weights that trainers sent. `folder` keeps the newest file, which a restarted engine loads.
+    """Weights received from a trainer. `folder` stores the latest file, which the engine loads again after a restart.
 
-    `version` and `digest` (SHA-256) are those of the engine's weights; 0 and empty for the run's own.
+    `version` and `digest` (SHA-256) describe the weights that the engine uses. For the run's original weights, they are 0
+    and empty.
     """
 
     folder: Path
@@ -50,9 +51,9 @@ class WeightUploads:
 
     @classmethod
     def begin(cls, folder: Path) -> tuple[WeightUploads, str | None]:
-        """Lock `folder`, remove weights of an earlier server, and create a rollout key if there is none.
+        """Lock `folder`, delete weights of an earlier server, and create a rollout key if the folder has none.
 
-        Return the new key, if any, so that it can be shown.
+        Return the uploads and the new key. If the folder already has a key, None is returned in its place.
         """
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -67,29 +68,29 @@ class WeightUploads:
             ) from None
         keys = Keys.load(folder / KEYS)
         key = keys.ensure(OWNER)
-        if others := {*keys.tenants.values()} - {OWNER}:
+        if other_tenants := {*keys.tenants.values()} - {OWNER}:
             raise ConfigError(
-                f"the file contains keys of tenants ({', '.join(sorted(others))}), which must not send weights",
+                f"the file contains keys of tenants ({', '.join(sorted(other_tenants))}), which must not send weights",
                 where=str(keys.file),
                 remedy="Use another file for keys= or another folder for rollout_dir=.",
             )
         return cls(folder, keys, lock), key
 
     def close(self) -> None:
-        """Remove the weights and release the folder."""
+        """Delete the stored weights and unlock the folder."""
         self.thread.shutdown(wait=True, cancel_futures=True)
         for file in self.folder.glob("weights-*"):
             file.unlink(missing_ok=True)
         self.lock.close()
 
     async def take(self, request: Request, bridge: Bridge) -> int:
-        """Load the weights in a request's body into the engine. Return their version.
+        """Load the weights in a request body into the engine. Return their version.
 
-        Raises ApiError before the engine's weights change if the body is invalid. Sending the same weights and version
-        again is allowed.
+        If the body is invalid, raises ApiError, and the engine keeps its weights. A trainer may repeat an update with the
+        same version and weights, for example after a lost response.
         """
         if self.busy:
-            await _read_away(request, bridge)
+            await _discard_body(request, bridge)
             raise ApiError(409, "Another update is running. Try again later.", code="update_under_way")
         self.busy = True
         try:
@@ -104,19 +105,21 @@ class WeightUploads:
                 raise ApiError(503, "The engine is still loading. Try again in a moment.", code="loading")
             version, digest = _version_of(request), _digest_of(request)
             if version < self.version or (version == self.version and digest != self.digest):
-                what = f"Version {version} is not newer than the engine's version {self.version}"
-                raise ApiError(412, f"{what}. Send a newer one, or read /rollout/weights first.", code="old_version")
-            if (promised := int(request.headers.get("content-length", 0))) > info.weights_bytes:
-                raise _too_long(promised, info.weights_bytes)
+                problem = f"Version {version} is not newer than the engine's version {self.version}"
+                raise ApiError(
+                    412, f"{problem}. Send a newer version, or read /rollout/weights first.", code="old_version"
+                )
+            if (content_length := int(request.headers.get("content-length", 0))) > info.weights_bytes:
+                raise _too_long(content_length, info.weights_bytes)
         except ApiError as error:
-            await _read_away(request, bridge)
+            await _discard_body(request, bridge)
             raise error from None
         file = self.folder / f"weights-{version}.part"
         try:
             if await self._stream(request, file, info.weights_bytes) != digest:
-                what = "The body's SHA-256 differs from its content-digest: it was truncated or changed in transit"
-                raise ApiError(422, f"{what}. Send it again.", code="wrong_digest")
-            if version == self.version:  # a retry: the response was lost
+                problem = "The body's SHA-256 differs from its content-digest: it was truncated or changed in transit"
+                raise ApiError(422, f"{problem}. Send it again.", code="wrong_digest")
+            if version == self.version:  # a retry after a lost response
                 return version
             final = file.with_suffix(".safetensors")
             file.replace(final)
@@ -134,45 +137,44 @@ class WeightUploads:
             file.unlink(missing_ok=True)
 
     async def _stream(self, request: Request, file: Path, limit: int) -> bytes:
-        """Write the body to `file`. Return its SHA-256. The socket is read no faster than the disk writes."""
-        loop, hashed, size, held = asyncio.get_running_loop(), hashlib.sha256(), 0, bytearray()
+        """Write the request body to `file` and return its SHA-256. Reading waits for the disk, so little is buffered."""
+        loop, sha256, size, buffer = asyncio.get_running_loop(), hashlib.sha256(), 0, bytearray()
         try:
-            with await self._beside(lambda: file.open("wb")) as out:
+            with await self._in_thread(lambda: file.open("wb")) as out:
                 async with asyncio.timeout(BODY_SECONDS) as clock:
                     async for part in request.stream():
-                        clock.reschedule(
-                            loop.time() + BODY_SECONDS
-                        )  # the limit is per part: a whole body may take long
+                        # The time limit applies to each part, because a whole body may take longer.
+                        clock.reschedule(loop.time() + BODY_SECONDS)
                         size += len(part)
                         if size > limit + DISCARDED:
                             break
-                        held += part if size <= limit else b""
-                        if len(held) >= CHUNK:
-                            await self._beside(partial(_write, out, hashed, bytes(held)))
-                            held.clear()
-                await self._beside(partial(_write, out, hashed, bytes(held)))
+                        buffer += part if size <= limit else b""
+                        if len(buffer) >= CHUNK:
+                            await self._in_thread(partial(_write, out, sha256, bytes(buffer)))
+                            buffer.clear()
+                await self._in_thread(partial(_write, out, sha256, bytes(buffer)))
         except ClientDisconnect:
             raise Gone from None
         except TimeoutError:
             raise ApiError(408, f"No further part of the body arrived within {BODY_SECONDS:.0f} seconds.") from None
         except OSError as error:
-            what = f"The weights cannot be written: {error.strerror}"
-            raise ApiError(507, f"{what}. Free space in the server's rollout_dir.", code="no_space") from None
+            problem = f"The weights cannot be written: {error.strerror}"
+            raise ApiError(507, f"{problem}. Free space in the server's rollout_dir.", code="no_space") from None
         if size > limit:
             raise _too_long(size, limit)
-        return hashed.digest()
+        return sha256.digest()
 
-    async def _beside(self, work: Callable[[], T]) -> T:
+    async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self.thread, work)
 
 
-def _write(out: BinaryIO, hashed: hashlib._Hash, data: bytes) -> None:
+def _write(out: BinaryIO, sha256: hashlib._Hash, data: bytes) -> None:
     out.write(data)
-    hashed.update(data)
+    sha256.update(data)
 
 
-async def _read_away(request: Request, bridge: Bridge) -> None:
-    """Read and drop a refused body, up to a limit, so that the client finishes sending and reads the error."""
+async def _discard_body(request: Request, bridge: Bridge) -> None:
+    """Read and discard a refused body, up to a limit, so that the client finishes sending and reads the error."""
     size, most = 0, DISCARDED + (bridge.info.weights_bytes if bridge.info else 0)
     try:
         async with asyncio.timeout(BODY_SECONDS):
@@ -185,23 +187,23 @@ async def _read_away(request: Request, bridge: Bridge) -> None:
 
 
 def _version_of(request: Request) -> int:
-    given = request.query_params.get("version", "")
-    if not given.isascii() or not given.isdigit() or not 1 <= len(given) <= 18:
+    version = request.query_params.get("version", "")
+    if not version.isascii() or not version.isdigit() or not 1 <= len(version) <= 18:
         raise ApiError(400, "`version` must be a positive integer in the query: ?version=8", param="version")
-    return int(given)
+    return int(version)
 
 
 def _digest_of(request: Request) -> bytes:
-    found = DIGEST.fullmatch(request.headers.get("content-digest", ""))
+    match = DIGEST.fullmatch(request.headers.get("content-digest", ""))
     try:
-        if found:
-            return base64.b64decode(found[1], validate=True)
+        if match:
+            return base64.b64decode(match[1], validate=True)
     except binascii.Error:
         pass
-    what = "`content-digest` must be the body's SHA-256 in the format of RFC 9530: sha-256=:BASE64:"
-    raise ApiError(400, what, param="content-digest")
+    problem = "`content-digest` must be the body's SHA-256 in the format of RFC 9530: sha-256=:BASE64:"
+    raise ApiError(400, problem, param="content-digest")
 
 
 def _too_long(size: int, limit: int) -> ApiError:
-    what = f"The body has {size:,} bytes, but this model's weights have at most {limit:,}"
-    return ApiError(413, f"{what}. Send the weights of the run that is served.", code="body_too_large")
+    problem = f"The body has {size:,} bytes, but this model's weights have at most {limit:,}"
+    return ApiError(413, f"{problem}. Send the weights of the run that is served.", code="body_too_large")

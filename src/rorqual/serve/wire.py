@@ -1,4 +1,4 @@
-"""The protocol between the server and the engine process: one JSON object per line, over private pipes."""
+"""The messages between the server and the engine process. Each message is a JSON object on one line, sent over a pipe."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rorqual.core.sampling import SamplingParams, from_json, to_json
 
 LONGEST_LINE = 64 * 2**20
 TENANT = "rollout-key"
-"""The tenant of requests with the rollout key. It is not a valid name for other tenants."""
+"""Tenant name of requests with the rollout key. The hyphen makes it invalid for other tenants."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class Ask:
-    """A request to the engine: prompt ids and sampling parameters. `priority`: waiting requests run highest first."""
+    """A request to the engine: prompt ids and sampling parameters. `priority`: the engine starts higher values first."""
 
     prompt: tuple[int, ...]
     params: SamplingParams = field(default_factory=SamplingParams)
@@ -40,14 +40,17 @@ class Ask:
 
 
 Score = tuple[float, list[tuple[int, float]]]
-"""A prompt token's log-probability, and the likeliest ids at its position with theirs."""
+"""(logprob, top): a prompt token's log-probability, and the likeliest token ids at its position with their log-probabilities."""
 SCORES = 2048
 """Maximum number of log-probabilities in one message, so that a long prompt does not block the event loop."""
 
 
 @dataclass(frozen=True)
 class ScoredPrompt:
-    """Scores of the next tokens of a prompt, from its second token on. `prompt`: the prompt's index in its request."""
+    """Log-probabilities of consecutive prompt tokens. The first message of a prompt starts with the prompt's second token.
+
+    `prompt`: the prompt's index in its request.
+    """
 
     prompt: int
     scores: list[Score]
@@ -57,8 +60,8 @@ class ScoredPrompt:
 class Drawn:
     """A generated token of one sample.
 
-    `reason`: `stop` or `length` at the sample's last token. `logprob`: its log-probability. `top`: the likeliest ids with
-    theirs, if requested. `hit`: prompt tokens from the prefix cache.
+    `reason`: `stop` or `length` at the sample's last token, else None. `logprob`: the token's log-probability. `top`: the
+    likeliest token ids with their log-probabilities, if requested. `hit`: number of prompt tokens from the prefix cache.
     """
 
     sample: int
@@ -71,9 +74,10 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Recorded:
-    """What a rollout returns in addition to its tokens. It is sent before the last token.
+    """Data that a rollout returns in addition to its tokens. The engine sends it before the sample's last token.
 
-    `policy_version`: version of the weights that generated it. `experts`, `kept`: arrays encoded by `array_of`, or None.
+    `policy_version`: version of the weights that generated the rollout. `experts`: routed experts. `kept`: tokens that top-p
+    and top-k kept. `array_of` encodes both arrays. An array that was not recorded is None.
     """
 
     sample: int
@@ -84,9 +88,9 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Ready:
-    """The engine is ready.
+    """The engine's limits, which it sends when it is ready.
 
-    `max_len`: maximum tokens of prompt and reply together. `weights_bytes`: maximum size of a file with its weights.
+    `max_len`: maximum number of tokens in prompt and reply together. `weights_bytes`: maximum size of a weight update file.
     """
 
     max_len: int
@@ -95,13 +99,13 @@ class Ready:
 
 
 def line(kind: str, **fields: Any) -> bytes:
-    """Serialize one message."""
+    """Serialize a message as one line of JSON."""
     return json.dumps({"kind": kind, **fields}, separators=(",", ":")).encode() + b"\n"
 
 
 @dataclass(frozen=True)
 class PackedAsk:
-    """A serialized `Ask`, with the fields that the server still needs. It takes a fifth of the memory of an `Ask`."""
+    """A serialized `Ask` and the fields that the server needs later, in a fifth of the memory of an `Ask`."""
 
     data: bytes
     n: int
@@ -109,29 +113,32 @@ class PackedAsk:
 
 
 def pack(ask: Ask) -> PackedAsk:
-    """Serialize an `Ask`. For a long prompt, do not call this in the event loop."""
+    """Serialize an `Ask`. A long prompt takes time, so do not call this function in the event loop."""
     fields = {"prompt": ask.prompt, "params": to_json(ask.params), "priority": ask.priority}
     text = json.dumps({"kind": "submit", **fields}, separators=(",", ":"))
     return PackedAsk(text[:-1].encode(), ask.params.n, len(ask.prompt))
 
 
 def submit(number: int, ask: PackedAsk, tenant: str) -> tuple[bytes, bytes]:
-    """Return a `submit` message in two parts, so that the first, long one is not copied. Replies carry `number`."""
+    """Return a `submit` message as two byte strings, so that the long prompt is not copied.
+
+    `number`: identifies the request in the engine's replies.
+    """
     return ask.data, f',"number":{number},"tenant":{json.dumps(tenant)}}}\n'.encode()
 
 
 def cancel(number: int) -> bytes:
-    """Return a message that cancels a request."""
+    """Return the message that cancels a request."""
     return line("cancel", number=number)
 
 
 def update(file: str, version: int) -> bytes:
-    """Return a message that replaces the weights. Earlier requests finish with the old weights; later ones wait."""
+    """Return the message that replaces the weights. Running requests finish with the old weights; new requests wait."""
     return line("update", file=file, version=version)
 
 
 def scored(number: int, logprobs: list[float], best: list[list[tuple[int, float]]], top: int) -> Iterator[bytes]:
-    """Yield messages with the scores of a prompt's tokens, at most `SCORES` log-probabilities each."""
+    """Yield messages with the log-probabilities of a prompt's tokens, at most `SCORES` values per message."""
     step = max(1, SCORES // (1 + top))
     rows = list(zip(logprobs, best))
     for start in range(0, len(rows), step):
@@ -139,5 +146,5 @@ def scored(number: int, logprobs: list[float], best: list[list[tuple[int, float]
 
 
 def ask_of(message: dict[str, Any]) -> Ask:
-    """Return the `Ask` in a `submit` message."""
+    """Parse a `submit` message and return its `Ask`."""
     return Ask(tuple(message["prompt"]), from_json(message["params"]), message["priority"])

@@ -1,4 +1,4 @@
-"""Conversion of pydantic's validation errors into messages: the field as the user wrote it, the problem, and the remedy."""
+"""Conversion of pydantic's validation errors into messages that name the field, the problem and the remedy."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FORMS: Mapping[str, str] = {
     **{name: "a string or a list of strings" for name, param in PARAMS.items() if isinstance(param.served, TextList)},
     **{name: BIASES for name, param in PARAMS.items() if isinstance(param.served, TokenBiases)},
 }
-"""Expected values of fields that accept several forms, by place."""
+"""Descriptions of the accepted values of fields that accept several types. Keys are field paths without list indices."""
 PATTERNS: Mapping[str, str] = {
     "^(0|[1-9][0-9]{0,9})$": 'a token id, such as "42"',
     "^[a-zA-Z0-9_.-]{1,64}$": "a name of 1 to 64 letters, digits, dots, dashes and underscores",
@@ -49,12 +49,15 @@ TYPES: Mapping[str, str] = {
     "model_attributes_type": "an object",
     "none_required": "null",
 }
-"""Expected values by pydantic's error type."""
+"""Descriptions of the accepted values, by pydantic's error type."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A validation error. `path`: as in `messages[2].content[0]`. `unknown`: whether the field does not exist."""
+    """An explained validation error.
+
+    `path`: the invalid field, for example `messages[2].content[0]`. `unknown`: whether the schema has no such field.
+    """
 
     path: str
     message: str
@@ -62,10 +65,14 @@ class Fault:
 
 
 def explain(error: ValidationError, data: Any, names: Mapping[str, Collection[str]]) -> Fault:
-    """Return the most relevant fault in `error` about `data`. `names`: known fields by place ("" is the top level)."""
-    found = [(_path(item, data), item) for item in error.errors(include_url=False)]
-    # For a union, report the alternative that validation got furthest in, and prefer one whose type matched.
-    parts, item = max(found, key=lambda one: (len(one[0]), one[1]["type"] not in TYPES, _order(one[0])))
+    """Explain the most relevant error that pydantic found in `data`.
+
+    `names`: the known fields of each object, by the object's path without list indices. "" is the top level.
+    """
+    paths = [(_path(item, data), item) for item in error.errors(include_url=False)]
+    # pydantic reports errors of every alternative of a union. Choose the most deeply nested one, and prefer an alternative
+    # whose type matches the value.
+    parts, item = max(paths, key=lambda pair: (len(pair[0]), pair[1]["type"] not in TYPES, _order(pair[0])))
     path, place = written(parts), written(["" if isinstance(part, int) else part for part in parts])
     if item["type"] == "extra_forbidden":
         parent = place.rpartition(".")[0]
@@ -78,14 +85,14 @@ def explain(error: ValidationError, data: Any, names: Mapping[str, Collection[st
     if "[key]" in item["loc"]:
         key = shown(item["input"])
         return Fault(path, f"`{path}` has the key {key}, which is not a token id. Give {BIASES}.")
-    same = [other for where, other in found if where == parts]
-    what, limit = _measured(item)
-    wanted = limit or FORMS.get(place) or _either([_wanted(other) for other in same])
-    return Fault(path, f"`{path}` {what}. Give {wanted}.")
+    same = [other for where, other in paths if where == parts]
+    problem, limit = _describe(item)
+    wanted = limit or FORMS.get(place) or _join_alternatives([_expected(other) for other in same])
+    return Fault(path, f"`{path}` {problem}. Give {wanted}.")
 
 
 def written(parts: Collection[str | int]) -> str:
-    """Format a place as `messages[2].content`. An empty part is an omitted index: `messages[].content`."""
+    """Join path components, for example to `messages[2].content`. An empty component stands for any index: `messages[]`."""
     text = ""
     for part in parts:
         text += f"[{part}]" if part == "" or isinstance(part, int) else f".{_name(part)}" if text else _name(part)
@@ -93,7 +100,7 @@ def written(parts: Collection[str | int]) -> str:
 
 
 def shown(value: Any) -> str:
-    """Describe a value briefly."""
+    """Describe a JSON value briefly for an error message."""
     match value:
         case None:
             return "null"
@@ -123,29 +130,29 @@ def _order(parts: list[str | int]) -> list[int]:
 
 
 def _path(item: Mapping[str, Any], data: Any) -> list[str | int]:
-    """Return the path in `data` of an error. pydantic's `loc` also names the alternatives of unions, which are removed."""
-    here, found, tag = data, list[str | int](), False
+    """Return the path of the invalid value in `data`. pydantic's `loc` also names union alternatives, which are removed."""
+    node, path, tag = data, list[str | int](), False
     *parts, last = item["loc"] or ("",)
     for part in (*parts, last):
-        inside = isinstance(here, dict) and part in here
+        inside = isinstance(node, dict) and part in node
         if tag and isinstance(part, str):
-            tag = False  # the tag of the union's alternative
-        elif inside or (isinstance(here, list) and isinstance(part, int) and part < len(here)):
-            found.append(part)
-            here = here[part]
+            tag = False  # skip the tag of the union's alternative
+        elif inside or (isinstance(node, list) and isinstance(part, int) and part < len(node)):
+            path.append(part)
+            node = node[part]
         elif str(part).startswith("list[tagged-union["):
             tag = True
     if item["type"] == "missing":
-        found.append(last)
+        path.append(last)
     elif item["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        found.append("type")
+        path.append("type")
     elif "[key]" in item["loc"]:
-        found.pop()
-    return found
+        path.pop()
+    return path
 
 
-def _measured(item: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the problem of a value, and the violated limit, if any."""
+def _describe(item: Mapping[str, Any]) -> tuple[str, str]:
+    """Return a description of the invalid value, and the violated limit, or an empty string if no limit was violated."""
     value, limits = item["input"], item.get("ctx") or {}
     if item["type"] in ("too_long", "too_short", "string_too_long", "string_too_short"):
         low, high = limits.get("min_length"), limits.get("max_length")
@@ -162,7 +169,7 @@ def _measured(item: Mapping[str, Any]) -> tuple[str, str]:
     return f"is {shown(value)}", ""
 
 
-def _wanted(item: Mapping[str, Any]) -> str:
+def _expected(item: Mapping[str, Any]) -> str:
     limits = item.get("ctx") or {}
     match item["type"]:
         case "literal_error" | "enum":
@@ -178,6 +185,6 @@ def _wanted(item: Mapping[str, Any]) -> str:
     return TYPES.get(item["type"], "another value")
 
 
-def _either(wanted: list[str]) -> str:
-    several = list(dict.fromkeys(wanted))
-    return several[0] if len(several) == 1 else f"{', '.join(several[:-1])} or {several[-1]}"
+def _join_alternatives(wanted: list[str]) -> str:
+    distinct = list(dict.fromkeys(wanted))
+    return distinct[0] if len(distinct) == 1 else f"{', '.join(distinct[:-1])} or {distinct[-1]}"

@@ -1,7 +1,7 @@
-"""The engine process: `python -m rorqual.serve.worker PLACED`. It reads requests from standard input and writes tokens to
-standard output.
+"""The engine process: `python -m rorqual.serve.worker PLACED`, where PLACED is a `Placed` in JSON.
 
-It exits when standard input closes, so that it never outlives its server.
+The process reads requests from standard input and writes tokens to standard output. The process exits when standard input
+closes, which also happens when the server dies.
 """
 
 from __future__ import annotations
@@ -40,15 +40,18 @@ from rorqual.ops.paged import BLOCK
 from rorqual.serve.wire import LONGEST_LINE, TENANT, Placed, ask_of, line, scored
 
 BEAT = 0.5
-"""Seconds between heartbeats, which carry the engine's statistics."""
+"""Seconds between heartbeats. A heartbeat contains the engine's statistics."""
 HEADER = 1024
-"""Maximum bytes of a safetensors header per tensor."""
+"""Maximum bytes per tensor in a safetensors header."""
 LONGEST_RECORD = LONGEST_LINE // 2
 
 
 @dataclass
 class Compiling:
-    """A request whose grammar is being compiled. `ready` is kept until submission, because the cache of grammars holds weak references."""
+    """A request whose grammar is being compiled.
+
+    `ready` must live until the request is submitted, because the grammar cache holds only weak references.
+    """
 
     message: dict[str, Any]
     ready: Build[Compiled]
@@ -56,7 +59,7 @@ class Compiling:
 
 @dataclass
 class PendingWeights:
-    """A weight update: a file, then its `tensors`, or `refusal` if they do not fit the model."""
+    """A weight update. Once `file` is read, `tensors` is set, or `refusal` if the tensors do not fit the model."""
 
     file: Path
     version: int
@@ -65,19 +68,21 @@ class PendingWeights:
 
 
 class Worker:
-    """Runs an engine: reads requests from one pipe and writes tokens to another."""
+    """The engine's main loop, which reads requests from one pipe and writes tokens to another."""
 
     def __init__(self, engine: Engine, source: BinaryIO, sink: BinaryIO) -> None:
         self.engine, self.source, self.sink = engine, source, sink
         self.inbox: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-        self.numbers: dict[int, int] = {}  # request_id -> the server's number
+        self.numbers: dict[int, int] = {}  # request_id -> the server's request number
         self.left: dict[int, int] = {}  # request_id -> unfinished samples
         self.scored: set[int] = set()  # request_ids whose prompt's log-probabilities were sent
-        self.compiling: dict[int, Compiling] = {}  # the server's number -> request
+        self.compiling: dict[int, Compiling] = {}  # the server's request number -> request
         self.recorded: set[int] = set()  # request_ids of rollouts
-        self.version = 0  # of the weights
+        self.version = 0  # version of the current weights
         self.updates: list[PendingWeights] = []
-        self.held: dict[int, dict[str, Any]] = {}  # the server's number -> request that waits for weight updates
+        self.held: dict[
+            int, dict[str, Any]
+        ] = {}  # the server's request number -> request that waits for weight updates
         self.beat = 0.0
 
     def run(self) -> None:
@@ -95,9 +100,9 @@ class Worker:
         self.inbox.put(None)
 
     def _hear(self) -> bool:
-        """Handle incoming messages, and wait for one if there is no work. Return False when standard input has closed.
+        """Handle incoming messages, and wait for a message if no request is running. Return False when standard input closes.
 
-        It returns at the latest when the next heartbeat is due, however many messages arrive.
+        The call returns when the next heartbeat is due, even if more messages are queued.
         """
         until = time.monotonic() + BEAT
         while not self.numbers or not self.inbox.empty():
@@ -114,7 +119,7 @@ class Worker:
         return True
 
     def _live(self) -> None:
-        """Send a heartbeat if one is due or the engine becomes idle. Refuse requests whose grammar compiles too long."""
+        """Send a heartbeat if it is due or the engine is idle. Refuse requests whose grammar takes too long to compile."""
         now = time.monotonic()
         for number in [number for number, waiting in self.compiling.items() if _late(waiting.ready, now)]:
             del self.compiling[number]
@@ -146,7 +151,10 @@ class Worker:
                 self._submit(number, message)
 
     def _compile(self, number: int, message: dict[str, Any]) -> None:
-        """Compile a request's grammar in a thread, so that running requests continue. A message then submits the request."""
+        """Compile a request's grammar in a thread, so that running requests continue.
+
+        When it is done, the thread puts a `compiled` message in the inbox, and the main loop submits the request.
+        """
         grammar = ask_of(message).params.grammar
         assert grammar is not None
         ready = self.engine.grammars.submit(grammar, message["tenant"])
@@ -157,19 +165,19 @@ class Worker:
         error = waiting.ready.exception()
         if error is None:
             self._submit(number, waiting.message)
-        elif isinstance(error, RorqualError):  # submitting would compile it again and block all requests
+        elif isinstance(error, RorqualError):  # submitting would compile the grammar again and block all requests
             self._refuse(number, _said(error))
         else:
             raise error
 
     def _give_up(self, number: int) -> None:
-        """Cancel the compilation of a cancelled request's grammar, unless other requests wait for the same one."""
+        """Stop compiling the grammar of a cancelled request, unless another request waits for the same grammar."""
         waiting = self.compiling.pop(number, None)
         if waiting is not None and not any(other.ready is waiting.ready for other in self.compiling.values()):
             waiting.ready.cancel()
 
     def _read(self, update: PendingWeights) -> None:
-        """Read a file of weights in a thread, and set `refusal` if they do not fit the model."""
+        """Read a file of weights, in a thread. Set `refusal` if the weights do not fit the model."""
         try:
             update.tensors = weights_of(update.file, self.engine.model.state_dict())
         except RorqualError as error:
@@ -177,7 +185,7 @@ class Worker:
         self.inbox.put({"kind": "read"})
 
     def _install(self) -> None:
-        """Load new weights once no request runs with the old ones. Then submit the requests that waited for them."""
+        """Load new weights when no request is running. After the last update, submit the requests that waited for it."""
         while self.updates and not self.numbers and (self.updates[0].tensors is not None or self.updates[0].refusal):
             update = self.updates.pop(0)
             if update.tensors is not None:
@@ -220,7 +228,7 @@ class Worker:
         rows = []
         for delta in deltas:
             if delta.request_id not in self.numbers:
-                continue  # another sample of this request failed
+                continue  # the request was removed because another of its samples failed
             reason = None if delta.completion is None else delta.completion.finish_reason
             if delta.completion is not None and delta.completion.error:
                 self._broke_off(self.numbers[delta.request_id], delta)
@@ -244,7 +252,7 @@ class Worker:
             self._send(line("drawn", rows=rows))
 
     def _record(self, delta: Delta) -> bool:
-        """Send a rollout's `Recorded`. If it does not fit in a message, refuse the request and return False."""
+        """Send a `recorded` message for a finished rollout. If it is too long, refuse the request and return False."""
         number, found = self.numbers[delta.request_id], delta.completion
         assert found is not None
         fields = {"experts": array_of(found.experts), "kept": array_of(found.kept)}
@@ -270,7 +278,7 @@ class Worker:
 def weights_of(file: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
     """Load the tensors of a safetensors file.
 
-    Raises RorqualError if names or shapes differ from `wanted`, or if a value is not finite.
+    Raises RorqualError if names or shapes differ from those in `wanted`, or if a value is not finite.
     """
     try:
         found = load_file(file)
@@ -289,7 +297,7 @@ def weights_of(file: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def array_of(array: Any) -> dict[str, Any] | None:
-    """Encode a tensor or an array for JSON: dtype, shape, and its bytes in base64."""
+    """Encode a tensor or array as a JSON object with its dtype, its shape and its bytes in base64. Return None for None."""
     if array is None:
         return None
     found = np.ascontiguousarray(array)
@@ -297,7 +305,7 @@ def array_of(array: Any) -> dict[str, Any] | None:
 
 
 def _late(build: Build[Compiled], now: float) -> bool:
-    """Return whether a compilation takes too long. Time in the queue does not count."""
+    """Return whether a grammar has been compiling for more than `COMPILE_SECONDS`. Time in the queue does not count."""
     return build.began is not None and not build.done() and now - build.began > COMPILE_SECONDS
 
 
@@ -306,10 +314,10 @@ def _said(error: RorqualError) -> str:
 
 
 def main() -> None:
-    """Load the engine, report that it is ready or why it cannot load, and run it."""
+    """Load the engine and run it. A `ready` or `fatal` message tells the server whether loading succeeded."""
     # Ctrl-C may reach the whole process group, but the server decides when the engine stops.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Output that libraries print must not mix with the messages.
+    # Messages go to a copy of standard output. Text that libraries print goes to standard error instead.
     sink = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     placed = Placed(**json.loads(sys.argv[1]))
@@ -339,7 +347,7 @@ def main() -> None:
     try:
         Worker(engine, sys.stdin.buffer, sink).run()
         engine.close()
-    except BrokenPipeError:  # the server is gone
+    except BrokenPipeError:  # the server exited
         os._exit(1)
 
 

@@ -1,1 +1,1 @@
-"""One file per verb. Verbs import heavy modules inside their functions, so that `rorqual --help` starts fast."""
+"""The verbs of the command line, one per file. Functions import heavy modules, so that `rorqual --help` starts fast."""

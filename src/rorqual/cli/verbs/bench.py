@@ -1,4 +1,4 @@
-"""`rorqual bench RUN`"""
+"""The command `rorqual bench RUN`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`rorqual chat RUN`"""
+"""The command `rorqual chat RUN`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def chat(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     settings: Settings = None,
 ) -> None:
-    """Chat with a run's model in the terminal. Its reasoning is shown dimmed.
+    """Chat with a run's model in the terminal. Reasoning is dimmed.
 
     /new starts a new conversation, /quit ends. With piped input, each line is one message.
 
@@ -31,7 +31,7 @@ def chat(
 
     chosen = read(ChatSettings, settings)
     check_device(chosen.device)
-    if chosen.threads:  # the engine steps in this thread, so torch's own thread count is what matters
+    if chosen.threads:  # the engine runs in this thread, so it uses torch's thread count
         torch.set_num_threads(chosen.threads)
     engine = Engine(run, device=chosen.device, dtype=chosen.dtype, slots=1, threads=chosen.threads or cores())
     conversation, terminal = Conversation(engine, chosen), Terminal()

@@ -1,4 +1,4 @@
-"""`rorqual compare A B`"""
+"""The command `rorqual compare A B`."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from rorqual.core.errors import DataError
 
 
 class CompareSettings(Placement):
-    """Settings of `rorqual compare`. `grain`: one row per family, per level of a family, or one row for all problems."""
+    """Settings of `rorqual compare`. `grain`: whether a row is a family, a level of a family, or all problems."""
 
     grain: Literal["family", "level", "all"] = "family"
 
 
 def compare(
-    before: Annotated[Path, typer.Argument(metavar="A", help="Evaluation file, or a run with evaluations.")],
-    after: Annotated[Path, typer.Argument(metavar="B", help="The same for the other model.")],
+    before: Annotated[Path, typer.Argument(metavar="A", help="Evaluation file of a model, or run with evaluations.")],
+    after: Annotated[Path, typer.Argument(metavar="B", help="Evaluation file or run of the model to compare with A.")],
     settings: Settings = None,
 ) -> None:
     """Compare two models on the same problems.
 
-    Shows paired differences with 95 % intervals and exact p-values. Two runs are compared on every evaluation that both contain
-    (`rorqual eval` writes them).
+    Shows paired differences with 95 % intervals and exact p-values. Two runs are compared on every evaluation that both contain.
+    `rorqual eval` writes evaluations.
 
     Keys: grain=family|level|all, device=, dtype=.
     """
@@ -44,7 +44,7 @@ def compare(
 
 
 def evaluation_pairs(before: Path, after: Path) -> list[tuple[Path, Path]]:
-    """Return the two files, or the pairs of files with the same name in both runs' `evals/` folders."""
+    """Return pairs of evaluation files to compare: the two given files, or all files that two runs have in common."""
     if not before.is_dir() and not after.is_dir():
         return [(before, after)]
     if before.is_dir() != after.is_dir():
@@ -52,10 +52,10 @@ def evaluation_pairs(before: Path, after: Path) -> list[tuple[Path, Path]]:
             "cannot compare a folder with a file", where=f"{before}, {after}", remedy="Give two runs or two files."
         )
     names = sorted({file.name for file in (before / "evals").glob("*.json")} - {"experts.json"})
-    both = [(before / "evals" / name, after / "evals" / name) for name in names if (after / "evals" / name).is_file()]
-    if not both:
+    common = [(before / "evals" / name, after / "evals" / name) for name in names if (after / "evals" / name).is_file()]
+    if not common:
         remedy = f"Evaluate both on one task: rorqual eval {before} task=NAME, rorqual eval {after} task=NAME."
         raise DataError(
             "the two runs have no evaluation in common", where=f"{before / 'evals'}, {after / 'evals'}", remedy=remedy
         )
-    return both
+    return common

@@ -1,4 +1,4 @@
-"""`rorqual distil TEACHER task=NAME`"""
+"""The command `rorqual distil TEACHER task=NAME`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from rorqual.core.config import Config, Natural, parse, scalar
 from rorqual.core.errors import ConfigError, nearest
 
 ROW, TURN_BYTES = 128, 32
-"""Default row length in tokens, and an upper bound on the special tokens that one turn adds."""
+"""Default row length in tokens, and an upper bound on the number of special tokens per turn."""
 
 
 class DistilCommand(Config):
-    """Settings of the command that do not change the samples."""
+    """Settings of `rorqual distil` that do not change the samples."""
 
     out: str = "runs/distilled"
     threads: Natural = 0
@@ -33,10 +33,10 @@ def distil(
     ],
     settings: Settings = None,
 ) -> None:
-    """Sample a teacher on a task, and keep the samples that pass.
+    """Sample a teacher model on a task, and keep the good samples.
 
-    Samples are graded, filtered, and written as Parquet with a dataset card. Every sample is stored as soon as it is complete.
-    After an interruption, the same command resumes and requests only missing samples.
+    Samples are graded and filtered. The kept samples are written as Parquet with a dataset card. Every sample is stored as soon as
+    it is complete. After an interruption, the same command resumes and requests only missing samples.
 
     Keys of the problems: task=NAME, data=FILE, options={...}, problems=100, per_family=false, seed=0, decontaminate=FILE,TASK.
 
@@ -49,7 +49,7 @@ def distil(
     budget=MONEY with price_in= and price_out= per million tokens.
     """
     values = pairs(settings)
-    mode = parse(
+    command = parse(
         DistilCommand, {key: values.pop(key) for key in DistilCommand.model_fields if key in values}, where=WHERE
     )
 
@@ -57,28 +57,32 @@ def distil(
 
     config = parse(FactoryConfig, _nested({"teacher": teacher, **values}), where=WHERE)
     check_device(config.device)
-    key = mode.api_key or os.environ.get("RORQUAL_API_KEY", "")
-    made = sample_teacher(config, Path(mode.out), threads=mode.threads or cores(), quiet=mode.quiet, api_key=key)
-    if not mode.quiet:
-        print(f"{made}\n  Card: {made.parent / 'card.html'}\n  Next: {_next(made)}")
+    key = command.api_key or os.environ.get("RORQUAL_API_KEY", "")
+    dataset = sample_teacher(
+        config, Path(command.out), threads=command.threads or cores(), quiet=command.quiet, api_key=key
+    )
+    if not command.quiet:
+        print(f"{dataset}\n  Card: {dataset.parent / 'card.html'}\n  Next: {_next(dataset)}")
 
 
-def _next(made: Path) -> str:
+def _next(dataset: Path) -> str:
     """Return a command that trains a student on the kept samples, with rows long enough for the longest sample."""
     from rorqual.core.records import says_nothing
     from rorqual.data.distilled import read_kept_messages
 
-    kept = [messages for messages in read_kept_messages(made)[0].values() if not says_nothing(messages[-1])]
+    kept = [messages for messages in read_kept_messages(dataset)[0].values() if not says_nothing(messages[-1])]
     if not kept:
         return "no sample passed; the card says why. To keep more, use keep=all, filters.names=[] and another out="
     longest = max(sum(TURN_BYTES + len(f"{m.reasoning or ''}{m.text}".encode()) for m in messages) for messages in kept)
-    words = ["rorqual", "train", "sft", f"data={made}", f"out={made.parent}-student"]
+    words = ["rorqual", "train", "sft", f"data={dataset}", f"out={dataset.parent}-student"]
     return shlex.join(words + [f"row={longest}"] * (longest > ROW))
 
 
 def _nested(values: dict[str, str]) -> dict[str, Any]:
-    """Return dotted keys as nested dictionaries. Keys of `access` may omit the prefix; a comma-separated value of a
-    tuple field becomes a list."""
+    """Convert dotted keys to nested dictionaries.
+
+    Fields of `access` may be given without the prefix. Comma-separated values of tuple fields become lists.
+    """
     from rorqual.factory import Access, FactoryConfig, FilterConfig
 
     parts: dict[str, type[Config]] = {"": FactoryConfig, "access": Access, "filters": FilterConfig}

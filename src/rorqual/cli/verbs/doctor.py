@@ -1,4 +1,4 @@
-"""`rorqual doctor`"""
+"""The command `rorqual doctor`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from rorqual.cli.settings import Placement, Settings, check_device, read
 
 
 def doctor(settings: Settings = None) -> None:
-    """Check this machine, and suggest what would make it faster.
+    """Show facts about this machine, and suggest how to make Rorqual faster.
 
     Shows cores, memory, package versions, torch's build and the speed of a matrix product.
 
-    Keys: device=cpu, dtype=float32 (the device and type of the matrix product that is timed).
+    Keys: device=cpu, dtype=float32 (device and dtype of the timed matrix product).
     """
     chosen = read(Placement, settings)
     check_device(chosen.device)
@@ -19,6 +19,6 @@ def doctor(settings: Settings = None) -> None:
     from rorqual.cli.checkup import advice, facts
 
     print(lines(facts(chosen.device, chosen.dtype)))
-    print("\nWhat would make it faster:")
+    print("\nHow to make it faster:")
     for line in advice() or ["nothing found"]:
         print(f"- {line}")

@@ -1,4 +1,4 @@
-"""`rorqual eval RUN|http://ADDRESS task=NAME`"""
+"""The command `rorqual eval RUN|http://ADDRESS task=NAME`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def evaluate(
 ) -> None:
     """Evaluate a model on a task.
 
-    Shows the accuracy with its 95 % interval, and the best baseline. After an interruption, the same command resumes.
+    Shows the accuracy with its 95 % interval, and the accuracy of the best baseline. After an interruption, the same command resumes.
 
     Keys: task=NAME (families, families:add,gcd, gsm8k, math500, folio, knights, messages, everyday, gym:NAME, ./mine.py:Class),
     data=FILE, split=test, count=100, seed=0, thinking=auto|on|off, temperature=0, samples=1, max_tokens=1024, per_family=false,
@@ -28,8 +28,8 @@ def evaluate(
 
     Keys for a server: model=NAME, concurrency=8, seed_bits=64|31.
 
-    Without a task, data=FILE.txt is plain text. The command then reports loss per token and per character on the last tenth of
-    it, in windows of window= tokens (default: the model's context length).
+    Without a task, data=FILE.txt is a plain text. The command then reports the loss per token and per character on the last tenth
+    of the text, in windows of window= tokens (default: the model's context length).
     """
     chosen = read(EvalSettings, settings)
     if not chosen.task and not chosen.data:
@@ -52,7 +52,7 @@ def evaluate(
         bar.total = total
         bar.update(done)
 
-    found = measure(model, chosen, task, file, show)
-    print(table.table(found))
+    evaluation = measure(model, chosen, task, file, show)
+    print(table.table(evaluation))
     if file is not None:
         print(f"  Every answer: {file}")

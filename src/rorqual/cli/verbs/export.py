@@ -1,4 +1,4 @@
-"""`rorqual export RUN DST`"""
+"""The command `rorqual export RUN DST`."""
 
 from __future__ import annotations
 

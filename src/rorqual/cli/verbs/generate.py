@@ -1,4 +1,4 @@
-"""`rorqual generate FILE run=RUN out=OUT`"""
+"""The command `rorqual generate FILE run=RUN out=OUT`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def generate(
     """Generate completions for a file of prompts.
 
     After an interruption, the same command resumes and writes the same file. Each row has prompt (one user message), messages or
-    prompt_ids. It may also have an id and its own sampling keys. Other fields are copied to the output. A row that cannot be
-    answered becomes an output line with its error. The other rows still run, and the exit code is 1.
+    prompt_ids. Rows may also have an id and their own sampling keys. Further fields are copied to the output. If a row cannot be
+    answered, its output line contains the error. The remaining rows still run, and the exit code is 1.
 
     Keys: run=RUN|http://..., out=FILE.jsonl, raw=false (true: continue each prompt as plain text), token_ids=false,
     logprobs=false, strict=false (true: stop at the first bad row, before anything runs), slots=64, max_len=, threads=, device=,
@@ -36,8 +36,8 @@ def generate(
         raise typer.Exit(1)
 
 
-def _shown(param: Param) -> str:
-    """Return the default of a sampling parameter, or its format, as the help text shows it."""
+def _default_text(param: Param) -> str:
+    """Return the default value of a sampling parameter, or its format if it has no default, for the help text."""
     match param.in_file:
         case TextList():
             return "TEXT|[...]"
@@ -51,5 +51,5 @@ def _shown(param: Param) -> str:
     return "" if default is None else str(default).lower() if isinstance(default, bool) else f"{default:g}"
 
 
-KEYS = ", ".join(f"{name}={_shown(param)}" for name, param in PARAMS.items())
+KEYS = ", ".join(f"{name}={_default_text(param)}" for name, param in PARAMS.items())
 generate.__doc__ = f"{generate.__doc__}Sampling keys: thinking=auto|on|off, {KEYS}.\n    "

@@ -1,4 +1,4 @@
-"""`rorqual import SRC RUN`"""
+"""The command `rorqual import SRC RUN`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def import_(
 ) -> None:
     """Import a Hugging Face checkpoint or a GGUF file as a run.
 
-    Every other verb accepts the run. Tensors are copied slice by slice, so the model may be larger than memory. No code from the
+    All other verbs accept the imported run. Tensors are copied slice by slice, so the model may be larger than memory. No code from the
     checkpoint is executed, and pickle files are never opened.
 
     Keys: dtype=keep|float32|bfloat16|float16, quiet=. dtype=keep copies the bytes, including FP8 weights and their scales; any

@@ -1,4 +1,4 @@
-"""`rorqual inspect CONFIG|RUN`"""
+"""The command `rorqual inspect CONFIG|RUN`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def inspect(
 
     Published models: deepseek-v3, deepseek-v2-lite, qwen3-8b, ...
 
-    Keys: context=4096 (keys that attention reads), dtype=bfloat16 (of weights and KV cache), device=cpu.
+    Keys: context=4096 (sequence length for attention FLOPs and KV cache), dtype=bfloat16 (of weights and KV cache), device=cpu.
     """
     from rorqual.cli.accounts import InspectSettings, find_model, lines, notes, rows
     from rorqual.model.account import account

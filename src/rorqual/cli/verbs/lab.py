@@ -1,4 +1,4 @@
-"""`rorqual lab NAME`"""
+"""The command `rorqual lab NAME`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rorqual.cli.machine import cores
 
 
 def lab(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Experiment. An unknown name lists them.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Experiment. An unknown name lists all experiments.")],
     seeds: Annotated[int, typer.Option(min=0, help="Number of seeds; 0: as in the published result.")] = 0,
     first_seed: Annotated[
         int,

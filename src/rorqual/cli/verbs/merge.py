@@ -1,4 +1,4 @@
-"""`rorqual merge RUN DST`"""
+"""The command `rorqual merge RUN DST`."""
 
 from __future__ import annotations
 

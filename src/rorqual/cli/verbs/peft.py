@@ -1,4 +1,4 @@
-"""`rorqual peft RUN DST` and `rorqual peft SRC RUN base=RUN`"""
+"""The command `rorqual peft RUN DST` and `rorqual peft SRC RUN base=RUN`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from rorqual.core.records import RunDir
 
 
 class PeftConfig(Config):
-    """Settings of `rorqual peft`. `base`: base run of the adapter that is read. `name`: `base_model_name_or_path` to write."""
+    """Settings of `rorqual peft`.
+
+    `base`: base run of an imported adapter. `name`: value of `base_model_name_or_path` in an exported adapter.
+    """
 
     base: str = ""
     name: str = ""
@@ -25,7 +28,7 @@ def peft(
     dst: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write. Must not exist.")],
     settings: Settings = None,
 ) -> None:
-    """Export a LoRA run as a PEFT adapter folder, or import one.
+    """Export a LoRA run as a PEFT adapter folder, or import a PEFT adapter.
 
     With base=RUN, a PEFT folder is imported as an adapter run. Pickle files are not read. A PEFT option that Rorqual cannot
     represent is an error.

@@ -1,4 +1,4 @@
-"""`rorqual plan MODEL --train|--serve key=value ...`"""
+"""The command `rorqual plan MODEL --train|--serve key=value ...`."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from rorqual.cli.settings import Settings
 def plan(
     model: Annotated[
         str,
-        typer.Argument(metavar="[MODEL|RUN|quickstart]", help="As for inspect, a run with metrics, or quickstart."),
+        typer.Argument(metavar="[MODEL|RUN|quickstart]", help="Model as for inspect, run with metrics, or quickstart."),
     ] = "",
     settings: Settings = None,
     train: Annotated[bool, typer.Option("--train", help="Plan training: tokens=14.8T hardware=h800 n=2048.")] = False,
     serve: Annotated[
         bool, typer.Option("--serve", help="Plan serving: hardware=h800 n=144 prompt=4k reply=1k.")
     ] = False,
-    published: Annotated[bool, typer.Option("--published", help="Compare published figures with ours.")] = False,
+    published: Annotated[
+        bool, typer.Option("--published", help="Compare published figures with computed ones.")
+    ] = False,
     tables: Annotated[bool, typer.Option("--tables", help="Show hardware and prices, with sources.")] = False,
 ) -> None:
     """Estimate the cost of training or serving a model.
 
-    A training plan has FLOPs, time, money and memory. A serving plan has KV cache, batch size, speed and price. Numbers may be
-    written 14.8T, 2.788M, 4k. out=DIR writes a page with figures.
+    A training plan shows FLOPs, time, money and memory. A serving plan shows KV cache, batch size, speed and price. Numbers may
+    have a unit: 14.8T, 2.788M, 4k. out=DIR writes an HTML page with plots.
 
     Keys for training: tokens, hardware, n, context, utilisation, price, precision, dp, tp, pp, ep, zero, recompute, microbatch,
     full_attention, mtp.
@@ -33,7 +35,7 @@ def plan(
     Keys for serving: hardware, n, tp, dtype, cache_bytes, prompt, reply, hit_rate, batch, price, margin, busy, prefill_used,
     decode_used.
 
-    For a run, the command shows its measured speed and the cost of more training; keys: steps, tokens, model, core_hour.
+    For a run, the command shows its measured speed and the cost of further training. Keys: steps, tokens, model, core_hour.
 
     Keys for quickstart: size, seed, threads.
     """

@@ -1,4 +1,4 @@
-"""`rorqual quickstart`"""
+"""The command `rorqual quickstart`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from rorqual.cli.settings import check_device
 
 
 class Size(StrEnum):
-    """Amount of work: `small` runs every stage briefly, `full` gives meaningful figures."""
+    """Amount of training: `small` runs every stage briefly; only `full` gives meaningful results."""
 
     SMALL = "small"
     FULL = "full"
 
 
 class FloatType(StrEnum):
-    """Type of tensors."""
+    """The dtype of tensors."""
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
@@ -29,7 +29,9 @@ class FloatType(StrEnum):
 def quickstart(
     out: Annotated[Path, typer.Option(help="Output folder.")] = Path("runs/quickstart"),
     seed: Annotated[int, typer.Option(min=0, help="Random seed. Equal seeds give equal results.")] = 0,
-    size: Annotated[Size, typer.Option(help="small runs every stage briefly; its figures mean little.")] = Size.FULL,
+    size: Annotated[
+        Size, typer.Option(help="small runs every stage briefly; only full gives meaningful results.")
+    ] = Size.FULL,
     threads: Annotated[int, typer.Option(min=0, help="Threads; 0: all cores. Results do not depend on it.")] = 0,
     device: Annotated[str, typer.Option(help="Device of the tensors.")] = "cpu",
     dtype: Annotated[FloatType, typer.Option(help="Type of matrix products.")] = FloatType.FLOAT32,

@@ -1,4 +1,4 @@
-"""`rorqual report DIR`"""
+"""The command `rorqual report DIR`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def report(
     ],
     settings: Settings = None,
 ) -> None:
-    """Write the report of a quickstart or an experiment again.
+    """Rewrite the report of a quickstart or an experiment.
 
-    The report is one self-contained HTML file, and its pictures. For a JSON file of `rorqual lab`, compute the verdict again from
-    the stored figures by the current rule, and rewrite the verdict and its page.
+    The report is a self-contained HTML file, with its plots as separate files. For a JSON file of `rorqual lab`, the command
+    computes the verdict again from the stored results by the current rule, and rewrites the file and its page.
 
     Keys: device= and dtype= are accepted, but a report only reads files.
     """

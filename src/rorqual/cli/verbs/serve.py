@@ -1,4 +1,4 @@
-"""`rorqual serve RUN`"""
+"""The command `rorqual serve RUN`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`rorqual trace RUN`"""
+"""The command `rorqual trace RUN`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def trace(
 ) -> None:
     """Write an HTML page of a GRPO run's rollouts.
 
-    The page is one self-contained file. It shows groups, samples, rewards, advantages, lengths and flips, by step.
+    The page is one self-contained file. For each step, it shows groups, samples, rewards, advantages, lengths and flips.
 
     Keys: device= and dtype= are accepted, but the command only reads files.
     """

@@ -1,4 +1,4 @@
-"""`rorqual train RECIPE key=value ...`"""
+"""The command `rorqual train RECIPE key=value ...`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rorqual.core.records import RunDir
 
 
 class TrainCommand(Config):
-    """Settings of the command that do not change the run's results. `rollout`: address of a server that samples rollouts."""
+    """Settings of `rorqual train` that do not change results. `rollout`: address of a server that samples rollouts."""
 
     out: str = ""
     rollout: str = ""
@@ -29,20 +29,20 @@ def train(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="pretrain, sft, grpo, distil or on_policy.")],
     settings: Settings = None,
 ) -> None:
-    """Train a model by a recipe. After an interruption, the same command resumes.
+    """Train a model with a recipe. After an interruption, the same command resumes.
 
     Keys: out=FOLDER (default: runs/RECIPE), threads=N, quiet=true, device=, dtype=, arguments of the recipe (data=FILE,
     task=NAME, from=RUN, seed=, steps=, size=, ...) and any field of the run by its dotted name, such as optim.lr=3e-4.
     tune.kind=lora or tune.kind=esft trains a part of the model from=RUN (docs/adapters.md). By default, grpo and on_policy sample
-    rollouts in this process. rollout=http://HOST:PORT samples them on a server that was started with rollout_dir=
-    (docs/serve.md). Its rollout key is read from RORQUAL_ROLLOUT_KEY.
+    rollouts in this process. With rollout=http://HOST:PORT, a server that was started with rollout_dir= samples them
+    (docs/serve.md). The server's rollout key is read from RORQUAL_ROLLOUT_KEY.
     """
     values = pairs(settings)
-    mode = parse(
+    command = parse(
         TrainCommand, {key: values.pop(key) for key in TrainCommand.model_fields if key in values}, where=WHERE
     )
-    if mode.threads < 0:
-        raise ConfigError(f"threads={mode.threads} is negative", where=WHERE, remedy="Use 1 or more.")
+    if command.threads < 0:
+        raise ConfigError(f"threads={command.threads} is negative", where=WHERE, remedy="Use 1 or more.")
 
     from rorqual.engine.remote.rollout import RemoteRolloutEngine
     from rorqual.recipes import make_run
@@ -50,14 +50,14 @@ def train(
 
     run = make_run(recipe, values)
     check_device(run.device)
-    out = mode.out or f"runs/{recipe}"
-    engine = partial(RemoteRolloutEngine, mode.rollout, api_key=os.environ.get("RORQUAL_ROLLOUT_KEY", ""))
+    out = command.out or f"runs/{recipe}"
+    engine = partial(RemoteRolloutEngine, command.rollout, api_key=os.environ.get("RORQUAL_ROLLOUT_KEY", ""))
     fit(
         run,
         RunDir(Path(out)),
-        threads=mode.threads or cores(),
-        quiet=mode.quiet,
-        rollout_engine=engine if mode.rollout else None,
+        threads=command.threads or cores(),
+        quiet=command.quiet,
+        rollout_engine=engine if command.rollout else None,
     )
-    if not mode.quiet:
+    if not command.quiet:
         print(f"{out}\n  Next: rorqual chat {out}")

@@ -1,4 +1,4 @@
-// Esc stops a reply and returns the focus to the input box. Buttons and box get labels for screen readers.
+// Esc stops a reply and returns the focus to the input box. The buttons and the input box get labels for screen readers.
 addEventListener("keydown", (event) => {
   if (event.key !== "Escape" || event.defaultPrevented) return;
   const stop = document.querySelector("#message button.stop-button");

@@ -1,1 +1,1 @@
-"""The routes, grouped by file."""
+"""The API routes. Each file defines a group of related routes."""

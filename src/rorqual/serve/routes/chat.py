@@ -1,4 +1,4 @@
-"""`POST /v1/chat/completions`"""
+"""The route `POST /v1/chat/completions`."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ async def chat_completions(request: Request) -> Response:
 
 
 class ChatShape(Shape[ChatRequest]):
-    """Builds chat completion objects, with reasoning in `reasoning_content`."""
+    """Builder of chat completion objects. Reasoning is in `reasoning_content`."""
 
     prefix, whole, part = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
     def __init__(self, service: Service, wanted: ChatRequest) -> None:
         super().__init__(service, wanted)
-        self._begun: set[int] = set()
+        self._started: set[int] = set()
         self._prompt: list[int] = []
-        # A model without reasoning training would continue an open `<think>` with its answer and never close it.
+        # A model that was not trained to reason would write its answer after an open `<think>` and never close it.
         self._thinking = wanted.thinking if service.chat.thinks else "auto"
         self._messages = [turn.message() for turn in wanted.messages]
         service.check_parts(self._messages)
@@ -50,10 +50,10 @@ class ChatShape(Shape[ChatRequest]):
     def texts(self) -> Iterator[tuple[str, list[str]]]:
         calls = (call for message in self._messages for call in message.tool_calls)
         tools = self._tools if self.service.chat.takes_tools else ()
-        shown = (text for tool in tools for text in (tool.name, tool.description, spelt(tool.parameters)))
-        said = [message.label for message in self._messages]
-        yield "messages", [*said, *(call.name + call.arguments for call in calls), *shown]
-        # Checked separately, because some formats omit the reasoning of earlier turns from the prompt.
+        tool_texts = (text for tool in tools for text in (tool.name, tool.description, spelt(tool.parameters)))
+        labels = [message.label for message in self._messages]
+        yield "messages", [*labels, *(call.name + call.arguments for call in calls), *tool_texts]
+        # Reasoning is checked separately, because some chat formats omit the reasoning of earlier turns from the prompt.
         for number, message in enumerate(self._messages):
             if message.reasoning:
                 yield f"messages[{number}].reasoning_content", [message.reasoning]
@@ -61,8 +61,8 @@ class ChatShape(Shape[ChatRequest]):
     def forget(self) -> None:
         self._messages = []
         self._tools = [Tool(tool.name) for tool in self._tools]  # parsing calls needs only the names
-        gone = {"tools", "response_format", "guided_json", "guided_choice", "logit_bias"}
-        self.wanted = self.wanted.model_copy(update={"messages": [], **dict.fromkeys(gone)})
+        cleared = {"tools", "response_format", "guided_json", "guided_choice", "logit_bias"}
+        self.wanted = self.wanted.model_copy(update={"messages": [], **dict.fromkeys(cleared)})
 
     def asks(self) -> list[Ask]:
         prompt = self._prompt = self.service.prompt_of(self._messages, self._thinking, self._tools)
@@ -82,8 +82,8 @@ class ChatShape(Shape[ChatRequest]):
         if choice.calls:
             message["tool_calls"] = [_call(call.id, call.name, call.arguments) for call in choice.calls]
             message["content"] = choice.content or None
-        told = self._logprobs(choice)
-        return {"index": index, "message": message, "logprobs": told, "finish_reason": choice.reason}
+        logprobs_ = self._logprobs(choice)
+        return {"index": index, "message": message, "logprobs": logprobs_, "finish_reason": choice.reason}
 
     def more(self, choices: list[Choice]) -> dict[str, Any]:
         top = self.wanted.params().prompt_logprobs
@@ -93,17 +93,17 @@ class ChatShape(Shape[ChatRequest]):
         return {"prompt_logprobs": logprobs.of_prompt(tokenizer, self._prompt, choices[0].scores, top)}
 
     def parts(self, index: int, piece: Piece, choice: Choice) -> Iterator[dict[str, Any]]:
-        delta = ({} if index in self._begun else {"role": "assistant"}) | _delta(piece)
-        self._begun.add(index)
-        told = self._logprobs(choice)
+        delta = ({} if index in self._started else {"role": "assistant"}) | _delta(piece)
+        self._started.add(index)
+        logprobs_ = self._logprobs(choice)
         if delta:
-            yield _part(index, delta, told, None)
-            told = None
+            yield _part(index, delta, logprobs_, None)
+            logprobs_ = None
         if choice.reason is not None:
-            yield _part(index, {}, told, choice.reason)
+            yield _part(index, {}, logprobs_, choice.reason)
 
     def _logprobs(self, choice: Choice) -> dict[str, Any] | None:
-        """Return `logprobs` of the tokens since the last call."""
+        """Return the `logprobs` of the tokens since the last call, or None if there are none."""
         if self.wanted.top is None:
             return None
         fresh = choice.take()
@@ -116,14 +116,14 @@ def _call(id_: str, name: str, arguments: str) -> dict[str, Any]:
 
 def _delta(piece: Piece) -> dict[str, Any]:
     calls = [
-        {"index": one.index, "function": {"arguments": one.arguments}}
-        if one.id is None
-        else {"index": one.index, **_call(one.id, one.name or "", one.arguments)}
-        for one in piece.tools
+        {"index": call.index, "function": {"arguments": call.arguments}}
+        if call.id is None
+        else {"index": call.index, **_call(call.id, call.name or "", call.arguments)}
+        for call in piece.tools
     ]
     fields = {"reasoning_content": piece.reasoning, "content": piece.content, "tool_calls": calls}
     return {name: value for name, value in fields.items() if value}
 
 
-def _part(index: int, delta: dict[str, Any], told: dict[str, Any] | None, reason: str | None) -> dict[str, Any]:
-    return {"index": index, "delta": delta, "logprobs": told, "finish_reason": reason}
+def _part(index: int, delta: dict[str, Any], logprobs_: dict[str, Any] | None, reason: str | None) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "logprobs": logprobs_, "finish_reason": reason}

@@ -1,4 +1,4 @@
-"""`POST /v1/completions`"""
+"""The route `POST /v1/completions`."""
 
 from __future__ import annotations
 
@@ -21,20 +21,22 @@ router = APIRouter()
 
 @router.post("/v1/completions")
 async def completions(request: Request) -> Response:
-    """Continue texts. Token ids are used unchanged; a text prompt starts with the BOS token, if the model has one."""
+    """Continue one or more prompts. A text prompt gets a BOS token if the model has one; token ids are used unchanged."""
     return await answer(request, TextRequest, TextShape)
 
 
 class TextShape(Shape[TextRequest]):
-    """Builds text completion objects. Replies are ordered by prompt."""
+    """Builder of text completion objects. Choices are ordered by prompt."""
 
     prefix, whole, part = "cmpl", "text_completion", "text_completion"
 
     def __init__(self, service: Service, wanted: TextRequest) -> None:
         super().__init__(service, wanted)
-        self._begun: set[int] = set()
+        self._started: set[int] = set()
         self._prompts: list[Sequence[int]] = []
-        self._told: dict[int, int] = {}  # by choice: characters of the tokens whose log-probabilities were sent
+        self._n_characters: dict[
+            int, int
+        ] = {}  # choice index -> characters of the tokens whose log-probabilities were sent
 
     def texts(self) -> Iterator[tuple[str, list[str]]]:
         return (("prompt", [prompt]) for prompt in self.wanted.prompts if isinstance(prompt, str))
@@ -45,11 +47,11 @@ class TextShape(Shape[TextRequest]):
 
     def size(self, index: int, piece: Piece, choice: Choice) -> int:
         size = super().size(index, piece, choice)
-        if not self.wanted.echo or index in self._begun:
+        if not self.wanted.echo or index in self._started:
             return size
         return (
             size
-            + len(self.wanted.prompts[self._number(index)])
+            + len(self.wanted.prompts[self._prompt_index(index)])
             + ENTRY * len(choice.scores) * (1 + (self.wanted.top or 0))
         )
 
@@ -68,40 +70,44 @@ class TextShape(Shape[TextRequest]):
         return Choice(reader, Stops(params.stop), ends, least=params.min_tokens, mute=wanted.mute, tell=tell)
 
     def choice(self, index: int, choice: Choice) -> dict[str, Any]:
-        found = self._part(index, self._echo(index) + choice.content, choice)
+        choice_ = self._part(index, self._echo(index) + choice.content, choice)
         if (top := self.wanted.params().prompt_logprobs) is not None:
-            prompt = self._prompts[self._number(index)]
-            found["prompt_logprobs"] = logprobs.of_prompt(self.service.chat.tokenizer, prompt, choice.scores, top)
-        return found
+            prompt = self._prompts[self._prompt_index(index)]
+            choice_["prompt_logprobs"] = logprobs.of_prompt(self.service.chat.tokenizer, prompt, choice.scores, top)
+        return choice_
 
     def parts(self, index: int, piece: Piece, choice: Choice) -> Iterator[dict[str, Any]]:
-        before = "" if index in self._begun else self._echo(index)
-        self._begun.add(index)
+        before = "" if index in self._started else self._echo(index)
+        self._started.add(index)
         yield self._part(index, before + piece.content, choice)
 
     def _part(self, index: int, text: str, choice: Choice) -> dict[str, Any]:
-        told = None
+        logprobs_ = None
         if self.wanted.top is not None:
-            echoed = self._echoed(index, choice) if self.wanted.echo and index not in self._told else {}
-            told = logprobs.of_text(self.service.chat.tokenizer, choice.take(), self._told.get(index, 0))
-            self._told[index] = self._told.get(index, 0) + sum(map(len, told["tokens"]))
-            told = {name: [*echoed.get(name, ()), *values] for name, values in told.items()}
-        return {"index": index, "text": text, "logprobs": told, "finish_reason": choice.reason}
+            prompt_logprobs = (
+                self._echo_logprobs(index, choice) if self.wanted.echo and index not in self._n_characters else {}
+            )
+            logprobs_ = logprobs.of_text(self.service.chat.tokenizer, choice.take(), self._n_characters.get(index, 0))
+            self._n_characters[index] = self._n_characters.get(index, 0) + sum(map(len, logprobs_["tokens"]))
+            logprobs_ = {name: [*prompt_logprobs.get(name, ()), *values] for name, values in logprobs_.items()}
+        return {"index": index, "text": text, "logprobs": logprobs_, "finish_reason": choice.reason}
 
-    def _echoed(self, index: int, choice: Choice) -> dict[str, Any]:
-        """Return `logprobs` of the echoed prompt, which precede those of the reply."""
-        number, chat = self._number(index), self.service.chat
+    def _echo_logprobs(self, index: int, choice: Choice) -> dict[str, Any]:
+        """Return the `logprobs` of the echoed prompt, which precede those of the reply."""
+        number, chat = self._prompt_index(index), self.service.chat
         added = int(chat.bos is not None and isinstance(self.wanted.prompts[number], str))
-        found = logprobs.of_echo(chat.tokenizer, self._prompts[number], choice.scores, self.wanted.top or 0, added)
-        self._told[index] = sum(map(len, found["tokens"][added:]))
-        return found
+        prompt_logprobs = logprobs.of_echo(
+            chat.tokenizer, self._prompts[number], choice.scores, self.wanted.top or 0, added
+        )
+        self._n_characters[index] = sum(map(len, prompt_logprobs["tokens"][added:]))
+        return prompt_logprobs
 
-    def _number(self, index: int) -> int:
-        """Return the number of the prompt that a choice continues."""
+    def _prompt_index(self, index: int) -> int:
+        """Return the index of the prompt that a choice continues."""
         return index // self.wanted.params().n
 
     def _echo(self, index: int) -> str:
         if not self.wanted.echo:
             return ""
-        prompt = self.wanted.prompts[self._number(index)]
+        prompt = self.wanted.prompts[self._prompt_index(index)]
         return prompt if isinstance(prompt, str) else self.service.chat.tokenizer.decode(prompt, specials=True)

@@ -1,4 +1,7 @@
-"""`POST /rollout/generate`, `GET` and `POST /rollout/weights`: the server as a rollout engine, enabled by `rollout_dir=`."""
+"""`POST /rollout/generate`, `GET /rollout/weights` and `POST /rollout/weights`, with which a trainer uses the server.
+
+The option `rollout_dir=` enables these routes.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,10 @@ router = APIRouter()
 
 
 class RolloutRequest(TextRequest):
-    """`POST /rollout/generate`: one prompt as token ids, and sampling parameters. Temperatures may be as high as in training."""
+    """Body of `POST /rollout/generate`: one prompt as token ids, and sampling parameters.
+
+    The temperature may be as high as in training, which is higher than other routes allow.
+    """
 
     temperature: Annotated[float, Field(ge=0, le=1e3)] | None = None
 
@@ -39,7 +45,7 @@ class RolloutRequest(TextRequest):
 
 
 class RolloutShape(TextShape):
-    """Builds rollouts: token ids, their log-probabilities, routed experts, and the version of the sampling weights."""
+    """Builder of rollout objects: token ids, log-probabilities, routed experts, and the version of the weights."""
 
     prefix, whole, part = "rollout", "rollout", "rollout"
 
@@ -47,12 +53,12 @@ class RolloutShape(TextShape):
         return Choice(self.service.chat.reader("auto", plain=True), Stops(()), tell=True)
 
     def choice(self, index: int, choice: Choice) -> dict[str, Any]:
-        drawn, recorded = choice.take(), choice.recorded
-        assert recorded is not None  # sent before the last token
+        tokens, recorded = choice.take(), choice.recorded
+        assert recorded is not None  # the engine sends it before the last token
         return {
             "index": index,
-            "token_ids": [one.token for one in drawn],
-            "logprobs": [one.logprob for one in drawn],
+            "token_ids": [token.token for token in tokens],
+            "logprobs": [token.logprob for token in tokens],
             "finish_reason": choice.reason,
             "policy_version": recorded.policy_version,
             "experts": recorded.experts,
@@ -64,30 +70,33 @@ class RolloutShape(TextShape):
 
 
 def _uploads(request: Request) -> WeightUploads:
-    found: WeightUploads | None = request.app.state.service.uploads
-    if found is None or request.state.tenant != TENANT:
-        what = "This route needs the rollout key. Send the header Authorization: Bearer KEY."
-        raise ApiError(401, what, code="invalid_api_key")
-    return found
+    uploads: WeightUploads | None = request.app.state.service.uploads
+    if uploads is None or request.state.tenant != TENANT:
+        problem = "This route needs the rollout key. Send the header Authorization: Bearer KEY."
+        raise ApiError(401, problem, code="invalid_api_key")
+    return uploads
 
 
 @router.post("/rollout/generate")
 async def generate(request: Request) -> Response:
-    """Generate samples of one prompt."""
+    """Generate rollouts of one prompt."""
     _uploads(request)
     return await answer(request, RolloutRequest, RolloutShape)
 
 
 @router.get("/rollout/weights")
 async def weights(request: Request) -> Response:
-    """Return the version of the engine's weights, and the tokenizer and chat format that a trainer must share."""
+    """Return the version of the engine's weights, and the tokenizer and chat format, which must match the trainer's."""
     uploads, service = _uploads(request), request.app.state.service
     return JSONResponse(_state(service, uploads))
 
 
 @router.post("/rollout/weights")
 async def update(request: Request) -> Response:
-    """Replace the weights by a safetensors file with every tensor of the model. Running requests finish with the old weights."""
+    """Replace the weights. The body is a safetensors file with every tensor of the model.
+
+    Running requests finish with the old weights.
+    """
     uploads, service = _uploads(request), request.app.state.service
     await uploads.take(request, service.bridge)
     return JSONResponse(_state(service, uploads))

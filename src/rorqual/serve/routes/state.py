@@ -1,4 +1,4 @@
-"""`GET /v1/models`, `/health`, `/metrics`, `/openapi.json`: the served model and the state of the server."""
+"""`GET /v1/models`, `/health`, `/metrics` and `/openapi.json`, which describe the model and the server's state."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def _card(service: Service) -> dict[str, Any]:
 
 @router.get("/v1/models")
 async def models(request: Request) -> Response:
-    """List the model."""
+    """Return a list with the served model."""
     return JSONResponse({"object": "list", "data": [_card(request.app.state.service)]})
 
 
 @router.get("/v1/models/{name:path}")  # names may contain a slash, as on the Hugging Face hub
 async def model(request: Request, name: str) -> Response:
-    """Return the model by name."""
+    """Return the served model if it has this name, else a 404 error."""
     service: Service = request.app.state.service
     if name != service.name:
         raise service.no_model(name)
@@ -43,20 +43,20 @@ async def model(request: Request, name: str) -> Response:
 
 @router.get("/health")
 async def health(request: Request) -> Response:
-    """Return 200 if the engine is ready, else 503 (it is loading or restarting)."""
+    """Return status 200 if the engine is ready, or 503 while it is loading or restarting."""
     alive = request.app.state.service.bridge.alive
     return JSONResponse({"status": "ok" if alive else "loading"}, status_code=200 if alive else 503)
 
 
 @router.get("/openapi.json")
 async def openapi(request: Request) -> Response:
-    """Return the OpenAPI document."""
+    """Return the OpenAPI document of this server."""
     return JSONResponse(document(request.app.state.service.name))
 
 
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
-    """Return metrics for Prometheus. A tenant sees its own, the operator those of all tenants."""
+    """Return metrics for Prometheus. A tenant sees its own metrics; the operator sees the metrics of all tenants."""
     service: Service = request.app.state.service
     bridge = service.bridge
     jobs = bridge.jobs.values()

@@ -1,6 +1,6 @@
 # `make quickstart` and `make test` need Python 3.11 or newer and nothing else: they make their own environment in .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test-fast test test-all mutants
+.PHONY: help setup quickstart test-fast test test-all mutants examples docs
 
 help:
 	@echo "make quickstart   set up, then build, train, reinforce, measure and report a small reasoning model"
@@ -8,6 +8,7 @@ help:
 	@echo "make test         the same, with all tests that take less than 8 core-seconds: 16 minutes of one core"
 	@echo "make test-all     every test: random kills, whole pages of docs, browsers too"
 	@echo "make mutants      set up, then put known bugs back one at a time, and see that a test catches each"
+	@echo "make examples    train the quickstart on five seeds and grade the examples of the docs (an hour)"
 	@echo "make setup        only set up: .venv/bin/rorqual"
 
 setup:
@@ -29,3 +30,7 @@ test-all:
 mutants:
 	@scripts/setup.sh test
 	@OMP_NUM_THREADS=1 .venv/bin/python scripts/mutants.py
+
+examples:
+	@scripts/setup.sh
+	@.venv/bin/python scripts/examples.py

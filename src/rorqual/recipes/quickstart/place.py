@@ -21,12 +21,12 @@ BRANCHES: dict[str, tuple[Thinking, ...]] = {
 
 @dataclass(frozen=True)
 class Place:
-    """Paths of files and folders. It reads and creates nothing."""
+    """The paths of the quickstart's files and folders in `out`."""
 
     out: Path
 
     def run(self, name: str) -> RunDir:
-        """Return the run directory of a training.
+        """Return the run directory of a training stage.
 
         `name` is `base`, `teacher`, `student-able`, `student-base`, `distilled`, `reinforced` or `answers-only`.
         """
@@ -51,7 +51,7 @@ class Place:
 
     @property
     def answers_file(self) -> Path:
-        """The same problems with only the answers."""
+        """The problems of the teacher's samples with only the answers, to train the student `answers-only`."""
         return self.out / "answers.jsonl"
 
     @property

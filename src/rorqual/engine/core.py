@@ -32,7 +32,8 @@ class Finished:
     sequence: Sequence
     sampled: Sampled
     stopped: bool
-    """True if a stop token, a stop string or the grammar ended the sequence. False if it reached its length limit."""
+    """True if a stop token, a stop string or the grammar ended the sequence. False if the sequence reached its length
+    limit."""
     lost: bool = False
     """Whether a logit was NaN or infinite. The last token is then meaningless."""
 
@@ -174,7 +175,7 @@ class EngineCore:
             self.scheduler.renew(fingerprint)
 
     def reset(self) -> None:
-        """Drop all running and queued sequences and all cached blocks in memory. It is safe in any state, including
+        """Drop all running and queued sequences and all cached blocks in memory. `reset` works in any state, including
         after a failed step."""
         self.scheduler.reset()
         self.drawn = []
@@ -189,7 +190,7 @@ class EngineCore:
     def renew(self, fingerprint: bytes, backend: Backend) -> None:
         """Invalidate all cached blocks after a weight change, and use `backend` from now on.
 
-        This also closes the disk cache, because its folder belongs to the old weights.
+        The disk cache is closed, because its folder belongs to the old weights.
         """
         self._set_fingerprint(fingerprint)
         self.runner.renew(backend)

@@ -40,18 +40,18 @@ CORE_WORK = 15_000_000
 """Minimum work per engine core, in multiply-adds per layer and step. `generate` uses more cores for more work.
 
 With less work per core, threads mostly wait for Python's GIL, which every torch operation releases and reacquires. Two
-cores then took up to twice as long as one (docs/LOG.md).
+engine cores then took up to twice as long as one core (docs/LOG.md).
 """
 
 
 class Engine:
     """Batched generation with a KV cache, exact log-probabilities and recorded expert choices.
 
-    With the default backend, a completion is a bitwise deterministic function of its request and the weights. It does
-    not depend on other requests, their order, prefill chunking or cache hits (docs/engine.md).
+    With the default backend, a completion is a bitwise deterministic function of its request and the weights. A
+    completion does not depend on other requests, their order, prefill chunking or cache hits (docs/engine.md).
 
     `Engine(run)` loads a run directory. `Engine.of(model, ...)` uses a model that other code owns, such as a trainer's.
-    Both take the fields of `EngineConfig` as keywords. In `of`, `reuse` and `pack` default to False.
+    Both constructors take the fields of `EngineConfig` as keywords. In `of`, `reuse` and `pack` default to False.
 
     `Engine.of` does not copy the model. After an in-place weight update, the next step uses the new weights and
     invalidates the prefix cache (docs/engine.md).
@@ -271,7 +271,7 @@ class Engine:
     def step(self) -> list[Delta]:
         """Advance all submitted requests by one token in the calling thread, and return the deltas.
 
-        Deltas of a request that `stream` opened go to its iterator instead.
+        Deltas of a request that `stream` submitted go to the iterator of `stream` instead.
         """
         self._advance()
         return self._outbox.take()
@@ -311,7 +311,7 @@ class Engine:
         return deltas
 
     def cancel(self, request_id: int) -> None:
-        """Cancel a submitted request. Its slots are freed immediately, or after the step that is running.
+        """Cancel a submitted request. The request's slots are freed immediately, or after the step that is running.
 
         Unknown and finished ids are ignored.
         """
@@ -331,8 +331,8 @@ class Engine:
     def stream(self, request: Request) -> Iterator[Delta]:
         """Yield the deltas of one request as its tokens are sampled.
 
-        Several streams may be open. Each of them runs steps that advance all requests. Closing the iterator cancels its
-        request.
+        Several streams may be open. Every open stream runs steps that advance all requests. Closing the iterator
+        cancels its request.
         """
         request_id = self.submit(request)
         deltas, unfinished = self._outbox.open(request_id), request.params.n

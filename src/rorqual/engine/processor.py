@@ -187,8 +187,8 @@ class Processor:
         return Grammars(self.tokenizer, self.vocab_size, self.chat.stop_ids, Spelling(self.chat, self.vocab_size))
 
     def _constraint(self, job: Job) -> Constraint | None:
-        """Return the grammar constraint of one sample. It applies to the answer, which starts after the reasoning, if
-        any."""
+        """Return the grammar constraint of one sample. The constraint applies to the answer, which starts after the
+        reasoning, if any."""
         compiled, form = job.compiled, self.chat.reply_form(job.thinking)
         if compiled is None:
             return None
@@ -215,7 +215,8 @@ class Processor:
         window = 4 * max(map(len, stops)) + 16  # tokens: a character has at most four bytes, a token at least one
 
         def halts(ids: list[int]) -> bool:
-            tail = self.tokenizer.decode(ids[max(start, len(ids) - window) :], specials=True)  # as answers are decoded
+            # Keep special tokens, as `chat.parse` does: a stop string may contain their text.
+            tail = self.tokenizer.decode(ids[max(start, len(ids) - window) :], specials=True)
             if not any(stop in tail for stop in stops):
                 return False
             content = self.chat.parse(ids[start:], job.thinking).text

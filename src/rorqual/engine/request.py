@@ -40,7 +40,7 @@ class Completion:
     token_ids: list[int]
     logprobs: list[float]
     """`logprobs[i]` is the log-probability of `token_ids[i]` under the sampling distribution, after temperature, top-k
-    and top-p. At temperature 0 it is computed from the unmodified softmax."""
+    and top-p. At temperature 0, the log-probability comes from the unmodified softmax."""
     finish_reason: Literal["stop", "length"]
     text: str
     """The reply after `</think>`."""
@@ -48,10 +48,10 @@ class Completion:
     """The reasoning before `</think>`. None means that the model did not think."""
     experts: Any = None
     """Expert ids of each computed position [len(prompt_ids) + len(token_ids) - 1, MoE layers, top-k], int8 or int16. -1
-    means that the router skipped this choice. None for a dense or remote model."""
+    means that the router skipped this choice. The field is None for a dense or remote model."""
     kept: Any = None
     """Tokens that remained after top-k and top-p filtering at each reply position [len(token_ids), ceil(vocab / 8)],
-    uint8 in the format of `numpy.packbits`. None unless the engine sets `record_kept`."""
+    uint8 in the format of `numpy.packbits`. The field is None unless `EngineConfig.record_kept` is set."""
     top_logprobs: list[list[tuple[int, float]]] | None = None
     """Most likely tokens at each reply position, if `SamplingParams.top_logprobs` is set."""
     usage: dict[str, int] = field(default_factory=dict)

@@ -31,7 +31,7 @@ class RolloutEngine(Protocol):
         """Yield the samples of all requests as they finish, in any order.
 
         `Completion.request` and `.sample` identify a sample, and `.policy_version` is the version of its weights. The
-        engine may leave out a sample that it lost. The trainer requests it again.
+        engine may leave out lost samples, which the trainer then requests again.
         """
 
     def update(self, weights: Decoder, version: int) -> None:
@@ -41,7 +41,7 @@ class RolloutEngine(Protocol):
 class InlineRolloutEngine:
     """A rollout engine in the trainer's process: an `Engine` on the trained tensors, so weight updates need no copy.
 
-    It runs in the trainer's thread and yields the first sample only after all samples are finished.
+    `generate` runs in the trainer's thread and yields the first sample only after all samples are finished.
     """
 
     def __init__(self, engine: Engine, version: int = 0) -> None:
@@ -69,8 +69,8 @@ def gather(
     seed.
 
     `version` is the version of the trainer's weights.
-    Raises NumericsError for a sample of newer weights, or of weights more than `max_age` versions older. Also raises it
-    for a sample that was not requested, and for samples that are missing after `TRIES` attempts.
+    Raises NumericsError for a sample of newer weights, or of weights more than `max_age` versions older. Also raises
+    NumericsError for a sample that was not requested, and for samples that are missing after `TRIES` attempts.
     """
     completions: dict[tuple[int, int], Completion] = {}
     places = [(number, sample) for number, request in enumerate(requests) for sample in range(request.params.n)]

@@ -44,7 +44,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Saved:
-    """Per-token results of a preempted sequence. They are saved because a second prefill does not recompute them."""
+    """Per-token results of a preempted sequence, which are saved because a second prefill does not recompute them."""
 
     logprobs: npt.NDArray[np.float32]
     kept: npt.NDArray[np.uint8]
@@ -52,7 +52,8 @@ class Saved:
 
 
 def routed_layers(model: Decoder) -> tuple[int, int, int]:
-    """Return three counts: MoE layers, experts per token, and possible expert ids. All are 0 for a dense model.
+    """Return three counts: MoE layers, experts per token, and possible expert ids. All three counts are 0 for a dense
+    model.
 
     Raises ConfigError if the number of experts per token differs between layers.
     """

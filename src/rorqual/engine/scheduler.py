@@ -144,8 +144,8 @@ class Scheduler:
         return Counter(s.tenant for s in self._admitted() if s.slot >= 0)
 
     def _preempt(self, sequence: Sequence, plan: SchedulerOutput) -> None:
-        """Preempt a sequence: free its slot and blocks, and queue it again. If it had a row, the caller must call
-        `_remove_gaps`."""
+        """Preempt a sequence: free its slot and blocks, and queue it again. If the sequence had a row, the caller must
+        call `_remove_gaps`."""
         self.preemptions += 1
         if sequence in self.prefilling:
             self.prefilling.remove(sequence)
@@ -235,9 +235,9 @@ class Scheduler:
     def _victim(self, sequence: Sequence) -> Sequence | None:
         """Return the sequence to preempt in favour of the queued `sequence`, or None.
 
-        If a sequence of lower priority is running, this is `_last`. Otherwise it belongs to a tenant that owes a slot
-        (`RequestQueue.owing`). Of these tenants, the one with the most slots loses the sequence that has decoded the
-        most tokens in its row, at least `QUANTUM`.
+        If a sequence of lower priority is running, the victim is the sequence that ranks last (`_last`). Otherwise the
+        victim belongs to a tenant that owes a slot (`RequestQueue.owing`). Of these tenants, the one with the most
+        slots loses the sequence that has decoded the most tokens in its row, at least `QUANTUM`.
         """
         if min(s.priority for s in (*self.running, *self.prefilling)) < sequence.priority:
             return self._last()
@@ -392,8 +392,8 @@ class Scheduler:
     def renew(self, fingerprint: bytes) -> None:
         """Invalidate all blocks cached under the old weights.
 
-        Running sequences continue. Their blocks mix old and new weights, so they are neither cached nor shared with
-        later requests.
+        Running sequences continue. Their blocks mix old and new weights, so these blocks are neither cached nor shared
+        with later requests.
         """
         self.kv_cache.renew(fingerprint)
         for sequence in self._admitted():
@@ -419,8 +419,7 @@ class Scheduler:
         return {s.request_id for s in (*self._admitted(), *self.waiting)}
 
     def check(self) -> None:
-        """Raise RuntimeError if slots or block references are inconsistent. They must be consistent after every
-        step."""
+        """Raise RuntimeError if slots or block references are inconsistent, for example after a step."""
         with_blocks = [*self.running, *self.prefilling]
         admitted = self._admitted()
         if (

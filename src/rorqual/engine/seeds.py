@@ -1,6 +1,6 @@
 """Random numbers for sampling, and the seeds with which a remote server draws the same numbers.
 
-A random number is a function of (seed, sample, position). It does not depend on the batch, the slot or the number of
+A random number is a function of (seed, sample, position). So it does not depend on the batch, the slot or the number of
 threads. The generator is SplitMix64 (Steele, Lea and Flood 2014). Each row uses one number per step.
 """
 
@@ -27,7 +27,9 @@ def uniform(keys: npt.NDArray[np.uint64], positions: npt.NDArray[np.int64]) -> n
 
     Row i gets number `positions[i]` of the SplitMix64 stream with the key `keys[i]`.
     """
-    value = keys + (positions.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN)  # wraps modulo 2**64 on purpose
+    value = keys + (positions.astype(np.uint64) + np.uint64(1)) * np.uint64(
+        _GOLDEN
+    )  # the product wraps modulo 2**64 on purpose
     value = (value ^ (value >> np.uint64(30))) * np.uint64(_MIX1)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(_MIX2)
     value ^= value >> np.uint64(31)

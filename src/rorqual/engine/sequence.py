@@ -45,7 +45,7 @@ class Sequence:
     keys: list[bytes] = field(default_factory=list)
     """Block hashes of the first full blocks, as far as they are computed."""
     followers: list[Sequence] = field(default_factory=list)
-    """Sequences with the same tokens to prefill. They wait for this sequence's prefill and share its blocks."""
+    """Sequences with the same tokens to prefill, which wait for this sequence's prefill and share its blocks."""
     saved: object = None
     """Per-token results that the runner restores after a preemption (`History.save`)."""
     halts: Callable[[list[int]], bool] | None = None

@@ -1,7 +1,8 @@
 """Detect weight changes, so that KV-cache blocks of other weights are never reused.
 
-Before each step, `Weights` compares the data pointer and torch's version counter of every tensor. It also compares
-every attribute of every module, such as an adapter's scale, an eps or a RoPE base. This takes microseconds per module.
+Before each step, `Weights` compares the data pointer and torch's version counter of every tensor. `Weights` also
+compares every attribute of every module, such as an adapter's scale, an eps or a RoPE base. Both comparisons take
+microseconds per module.
 
 The version counter misses writes by fused optimizers, numpy, `tensor.data`, DLPack and mapped files, and writes to
 inference tensors. So tensor values are also compared before a cached block is reused and before a new block is hashed.
@@ -71,9 +72,9 @@ class Weights:
 def fingerprint(model: Decoder, *, arithmetic: str = "") -> bytes:
     """Return a fingerprint of `model` that is the same in every process.
 
-    It covers tensor values, dtypes, module attributes, and everything that affects rounding: torch's version, the
-    processor and `arithmetic`. A model that contains a local function, for example as a hook, gets a random
-    fingerprint, so it never hits the disk cache.
+    The fingerprint covers tensor values, dtypes, module attributes, and everything that affects rounding: torch's
+    version, the processor and `arithmetic`. A model that contains a local function, for example as a hook, gets a
+    random fingerprint, so it never hits the disk cache.
     """
     leaves: list[object] = []
     tensors: list[Tensor] = []
@@ -180,7 +181,7 @@ def digest(tensors: list[Tensor]) -> bytes:
 
     Each row of `WORDS` 64-bit words gives two sums of products with random keys modulo 2**64: one of the words, one of
     their upper 32 bits. The two sums are the multilinear hash of Lemire & Kaser (arXiv 1202.4961) over 32-bit
-    characters with 64-bit keys. It reads about 7 GB/s per core; BLAKE2 reads 0.9 GB/s.
+    characters with 64-bit keys. This hash reads about 7 GB/s per core; BLAKE2 reads 0.9 GB/s.
     """
     hash_ = blake2b(digest_size=32)
     for tensor in tensors:

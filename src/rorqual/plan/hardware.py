@@ -23,7 +23,7 @@ REACHED: Mapping[str, float] = {"Llama-3.1-405B": 0.36, "Llama-3.1-70B": 0.27, "
 and "15T+" tokens).
 
 These hours include restarts, evaluations, long rows and later stages. A plan that assumes V3's share therefore
-underestimates them. A test recomputes these values.
+underestimates the published hours. A test recomputes these values.
 """
 MARKET = "middle of specialist clouds' prices, mercatus-ai.com/blog/cloud-gpu-pricing, May 2026"
 

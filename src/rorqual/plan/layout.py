@@ -13,7 +13,7 @@ from rorqual.plan.memory import Layout, Memory, Precision, Recompute, device_mem
 from rorqual.plan.numbers import gigabytes
 
 RESERVE = 0.08
-"""Share of device memory left free for the framework, its buffers and fragmentation. It is an assumption."""
+"""Assumed share of device memory that is left free for the framework, its buffers and fragmentation."""
 MODES: tuple[Recompute, ...] = ("none", "selective", "full")
 MOST = 2**20
 
@@ -94,7 +94,7 @@ def distance(one: Layout, other: Layout) -> float:
 
 
 def burden(layout: Layout) -> float:
-    """Return a rough score of a layout's overhead, to rank the layouts that fit in memory. It is not a time.
+    """Return a rough score of a layout's overhead, to rank the layouts that fit in memory. The score is not a time.
 
     Tensor parallelism communicates in every layer. Full recomputation adds a third of the FLOPs. ZeRO 3 fetches weights
     for every micro-batch. A pipeline idles at its ends. Expert parallelism needs an all-to-all exchange.
@@ -156,8 +156,8 @@ def least_bytes(model: ModelConfig, precision: Precision) -> float:
 
 
 def never_fits(model: ModelConfig, room: Room, context: int, precision: Precision) -> ConfigError:
-    """Return the error for devices on which no layout fits. It states the missing memory and a sufficient number of
-    devices."""
+    """Return the error for devices on which no layout fits. The error states the missing memory and a sufficient number
+    of devices."""
     best = min(
         (device_memory(model, one, context=context, precision=precision).total, str(one))
         for one in dividing(model, room)

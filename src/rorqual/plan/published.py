@@ -58,12 +58,13 @@ class Figure:
 
     @property
     def holds(self) -> bool:
+        """Whether the difference is within the tolerance."""
         return abs(self.difference) <= self.tolerance
 
 
 @dataclass(frozen=True)
 class Quote:
-    """A published figure that outsiders cannot compute. `counts` says what it includes."""
+    """A published figure that outsiders cannot compute. `counts` says what the figure includes."""
 
     name: str
     usd: float
@@ -204,7 +205,7 @@ def shares_of_roofline() -> tuple[float, float]:
     """Return the shares of this planner's roofline that DeepSeek's service reached on the published day, for prefill
     and decode.
 
-    They are the defaults of a serving plan. Prefill ran on 32 cards and decode on 144, in fp8, with attention
+    These shares are the defaults of a serving plan. Prefill ran on 32 cards and decode on 144, in fp8, with attention
     replicated on each card. The rates of 21 tokens per second per user (20 to 22 are published) and 14.8k per machine
     imply 88 sequences per card. Each sequence attends to 4,989 keys on average.
     """

@@ -100,8 +100,8 @@ def read_row(run: RunDir) -> int:
 def student_t(freedom: int, level: float) -> float:
     """Return the two-sided quantile of Student's t.
 
-    It uses Hill's expansion of the normal quantile (Abramowitz and Stegun 26.7.5). With four or more degrees of
-    freedom, the error is below half a percent.
+    The function uses Hill's expansion of the normal quantile (Abramowitz and Stegun 26.7.5). With four or more degrees
+    of freedom, the error is below half a percent.
     """
     z = NormalDist().inv_cdf(0.5 + level / 2)
     terms = (

@@ -37,6 +37,7 @@ class Mix:
 
     @property
     def longest(self) -> int:
+        """Number of tokens of the complete sequence, prompt and reply."""
         return self.prompt + self.reply
 
     @property
@@ -64,6 +65,7 @@ class Replica:
 
     @property
     def groups(self) -> int:
+        """Number of tensor-parallel groups."""
         return self.n // self.tp
 
 
@@ -79,6 +81,7 @@ class DecodeStep:
 
     @property
     def bound(self) -> Literal["memory", "compute"]:
+        """The resource that limits the step: memory bandwidth or compute."""
         return "memory" if self.weights + self.cache >= self.compute else "compute"
 
 

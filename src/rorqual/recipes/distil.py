@@ -90,8 +90,8 @@ def on_policy(
     """Distil a teacher into a student on the student's own samples. No reward is used.
 
     The loss is the divergence from the teacher's probabilities at each token, by default the reverse KL over the whole
-    vocabulary. With `top_k`, it is computed over the teacher's `top_k` most likely tokens, and all other tokens count
-    as one bucket.
+    vocabulary. With `top_k`, the divergence is computed over the teacher's `top_k` most likely tokens, and all other
+    tokens count as one bucket.
     """
     begin, model, chat = beginning(start, "bytes", "student", row)
     return Run(

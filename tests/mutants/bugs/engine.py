@@ -920,7 +920,7 @@ MUTANTS = (
         "a stop string that spans several tokens no longer stops",
         "issue 14",
         "engine/processor.py",
-        "            tail = self.tokenizer.decode(ids[max(start, len(ids) - window) :], specials=True)  # as answers are decoded\n",
+        "            tail = self.tokenizer.decode(ids[max(start, len(ids) - window) :], specials=True)\n",
         "            tail = self.tokenizer.decode(ids[-1:], specials=True)\n",
         "tests/engine/test_stop_strings.py::test_a_stop_string_stops_however_its_tokens_split_it",
     ),

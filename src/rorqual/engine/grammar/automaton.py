@@ -35,7 +35,8 @@ class TooLarge(Exception):
 class Translated:
     """The translation of a pattern: expressions that must all match the whole text.
 
-    `exact` means that together they match exactly the texts that the pattern matches. Otherwise they match more texts.
+    `exact` is True if the expressions together match exactly the texts that the pattern matches. Otherwise the
+    expressions match more texts.
     """
 
     expressions: tuple[str, ...]
@@ -127,7 +128,7 @@ class _Assertions:
                 return rest
             case ("rep", body, least, most):
                 return self._repeated(body, least, most, rest, start)
-        return rest  # ("drop",): a dropped assertion
+        return rest  # the node is ("drop",), an assertion that was dropped
 
     def _repeated(self, body: Node, least: int, most: int | None, rest: Node, start: bool) -> Node:
         if most is not None and most <= MAX_UNROLLED:
@@ -169,7 +170,7 @@ def _begins(node: Node) -> bool:
 
 
 def _bare(node: Node) -> Node:
-    """Return the node without its assertions. It then matches more texts."""
+    """Return the node without its assertions. The result matches more texts than the node."""
     match node[0]:
         case "cat":
             return cat(*map(_bare, node[1]))
@@ -217,8 +218,8 @@ def _set(characters: Ranges) -> str:
     """Return a character class in llguidance's syntax.
 
     A class with all control characters but without the quotation mark and the backslash would still allow these two in
-    llguidance. So control characters without a short escape are removed from classes that lack one of the two. JSON
-    strings cannot contain these control characters here anyway.
+    llguidance. So control characters without a short escape, which a JSON string cannot contain here anyway, are
+    removed from classes without a quotation mark or a backslash.
     """
     if characters == ANY:
         return "(?s:.)"

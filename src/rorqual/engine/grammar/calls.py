@@ -46,7 +46,7 @@ class FunctionSchema:
 class Calls:
     """The tool calls that a reply may contain: one call of `functions`, or with `many` one or more.
 
-    `answer` is the JSON text of a schema. A reply without calls may match it instead.
+    `answer` is the JSON text of a schema. A reply without calls may match this schema instead.
     """
 
     functions: tuple[FunctionSchema, ...]
@@ -81,7 +81,7 @@ class Spelling:
     """The syntax of tool calls in one chat format.
 
     `marks` are the ids of the special tokens in calls. `unsaid` are texts that a call must not contain. The chat format
-    takes them for the start or end of reasoning anywhere in a reply, and so could not parse the call.
+    reads these texts as the start or end of reasoning anywhere in a reply, and so could not parse the call.
     """
 
     def __init__(self, chat: ChatFormat, vocab_size: int) -> None:

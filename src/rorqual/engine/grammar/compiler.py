@@ -1,9 +1,9 @@
 """Compile grammars with the optional package llguidance: a JSON schema, a regular expression, a choice, any JSON object
 or tool calls.
 
-`Grammars.compile` compiles a grammar once in a background thread. This takes milliseconds, at most `COMPILE_SECONDS`.
-Each sample has its own copy of the compiled grammar, which masks tokens before each sampling step and advances by the
-sampled token.
+`Grammars.compile` compiles a grammar once in a background thread. Compilation takes milliseconds, at most
+`COMPILE_SECONDS`. Each sample has its own copy of the compiled grammar, which masks tokens before each sampling step
+and advances by the sampled token.
 
 The size of user-supplied grammars is limited before and during compilation. A keyword that can be neither enforced nor
 validated is an error. External references are never downloaded.
@@ -36,12 +36,12 @@ from rorqual.engine.grammar.source import MAX_LOOSE, check_pattern, choice_patte
 from rorqual.engine.request import Grammar
 
 WHITESPACE = r"\n[ ]{0,16}|[ ]"
-"""White space that is allowed between the tokens of a JSON text. Its length is limited, because a small model may
-repeat spaces forever."""
+"""White space that is allowed between the tokens of a JSON text. The length of white space is limited, because a small
+model may repeat spaces forever."""
 JSON: Mapping[str, Any] = {"whitespace_pattern": WHITESPACE, "lenient": False, "coerce_one_of": False}
 ESCAPES = 'nrbtf"\\'
 """Characters that may follow a backslash in a string. `u` is excluded: the grammar would not recognise a property name
-that is written with `\\u`, so its value would escape its schema."""
+that is written with `\\u`, so the property's value could violate the schema."""
 CONTROL = re.compile(r"\\u00(?:[01]|7[fF])|\x7f")
 
 
@@ -81,7 +81,7 @@ LIMITS: Mapping[str, Any] = {
     "max_grammar_size": 200_000,
     "verbose_errors": False,
 }
-"""Limits for llguidance. They allow about 20 ms to build a lexer, 15 ms per mask, and 30 MB of states."""
+"""Limits for llguidance. The limits allow about 20 ms to build a lexer, 15 ms per mask, and 30 MB of states."""
 REHEARSED = 4
 """Number of tokens to try after compilation, because some grammars fail only at their first use."""
 

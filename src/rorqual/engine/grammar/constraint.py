@@ -27,7 +27,7 @@ class Constraint(Protocol):
 
     @property
     def done(self) -> bool:
-        """Whether the reply is complete. Then only a stop id may follow."""
+        """Whether the reply is complete. After a complete reply, only a stop id may follow."""
 
     @property
     def error(self) -> str:

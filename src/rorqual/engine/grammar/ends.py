@@ -10,7 +10,7 @@ from typing import Any
 TYPES = ("null", "boolean", "number", "string", "object", "array")
 NEEDS = ("required", "minItems", "minProperties")
 Node = tuple[str, int, str]
-"""A node of the dependency graph: (kind, id of the subschema, type). It is true if a finite matching value exists.
+"""A node of the dependency graph: (kind, id of the subschema, type). A node is true if a finite matching value exists.
 
 `value` means a value of this type, `any` a value of any type, and `some` a value that matches at least one of several
 subschemas.

@@ -36,7 +36,7 @@ class Numbers:
     steps: tuple[Any, ...] = ()
     """Alternative values of `multipleOf`: a number must be a multiple of at least one."""
     checked: tuple[str, ...] = ()
-    """Keywords that llguidance cannot enforce. Finished answers are validated for them."""
+    """Keywords that llguidance cannot enforce. Finished answers are validated for these keywords."""
     none: bool = False
     """Whether no number is within the bounds."""
 
@@ -162,7 +162,7 @@ def _steps(step: Fraction) -> tuple[Any, ...]:
 
 
 def _readable(value: Fraction) -> bool:
-    """Return whether llguidance reads the value exactly. It multiplies a double by 10 until the product is an
+    """Return whether llguidance reads the value exactly. llguidance multiplies a double by 10 until the product is an
     integer."""
     moved, places = float(value), 0
     while moved != int(moved) and places < 18:

@@ -81,8 +81,8 @@ class Objects(Texts):
     def _evaluated(self, part: Any, depth: int) -> tuple[list[str] | None, bool]:
         """Return the property names that a subschema evaluates, and whether it always evaluates all of them.
 
-        Subschemas that it applies to the same value are included. None instead of a list means that any name may be
-        evaluated.
+        Subschemas that a keyword such as `allOf` applies to the same value are included. None instead of a list means
+        that any name may be evaluated.
         """
         if not isinstance(part, dict) or depth > MAX_BRANCHES:
             return ([], True) if isinstance(part, bool) else (None, False)

@@ -16,9 +16,10 @@ Ranges = tuple[tuple[int, int], ...]
 Node = tuple[Any, ...]
 """A node of the tree of a regular expression.
 
-It is `("set", Ranges)`, `("cat", nodes)`, `("alt", nodes)`, `("rep", node, least, most)`, `("begin",)`, `("end",)`,
-`("look", negative, node)`, `("raw", text)` or `("drop",)`. `("raw", text)` is a Unicode class in Rust syntax.
-`("drop",)` stands for a construct that was dropped, so that the tree matches more than the pattern.
+The kinds of nodes are `("set", Ranges)`, `("cat", nodes)`, `("alt", nodes)`, `("rep", node, least, most)`,
+`("begin",)`, `("end",)`, `("look", negative, node)`, `("raw", text)` and `("drop",)`. `("raw", text)` is a Unicode
+class in Rust syntax. `("drop",)` stands for a construct that was dropped, so that the tree matches more than the
+pattern.
 """
 
 TOP, SURROGATES = 0x10FFFF, (0xD800, 0xDFFF)

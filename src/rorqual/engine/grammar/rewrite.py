@@ -1,8 +1,8 @@
 """Rewrite JSON schemas for llguidance.
 
 Every subschema is rebuilt from its constraining keywords, in their original order. A keyword that llguidance does not
-support is replaced by equivalent keywords, if there are any. Otherwise it is dropped and recorded, and finished answers
-are validated (`grammar.check`). Grammar and validation together enforce the whole schema.
+support is replaced by equivalent keywords, if there are any. Otherwise the keyword is dropped and recorded, and
+finished answers are validated (`grammar.check`). Grammar and validation together enforce the whole schema.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Rewriter(Objects):
         return _together(rewritten, extra)
 
     def _types(self, schema: dict[str, Any], place: str) -> frozenset[str]:
-        """Return the types that values may have. `integer` counts as number."""
+        """Return the types that a subschema allows. `integer` is returned as `number`."""
         named = schema.get("type", list(TYPES))
         listed = [named] if isinstance(named, str) else named
         if not isinstance(listed, list) or not set(map(str, listed)) <= {*TYPES, "integer"}:

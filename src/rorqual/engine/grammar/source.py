@@ -243,8 +243,8 @@ def _check_counts(pattern: str, place: str) -> None:
 
 
 def _depth(source: str) -> int:
-    """Return the nesting depth of brackets outside strings. This avoids a parser, whose stack would overflow on deep
-    input."""
+    """Return the nesting depth of brackets outside strings. The function does not parse the text, because deep input
+    would overflow a parser's stack."""
     depth = deepest = 0
     in_string = escaped = False
     for character in source:

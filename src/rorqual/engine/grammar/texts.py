@@ -43,8 +43,8 @@ class Texts:
     """Keywords to leave out, because llguidance rejected them. The name `branches` disables rewrites that add branches
     to the schema."""
     checked: list[tuple[str, str]] = field(default_factory=list)
-    """(keyword, place) of every constraint that the grammar does not enforce. Finished answers are validated for
-    them."""
+    """(keyword, place) of every constraint that the grammar does not enforce. Finished answers are validated for these
+    constraints."""
 
     ways: int = 1
     """Number of branch combinations of the current subschema, including added branches. llguidance expands all
@@ -60,7 +60,7 @@ class Texts:
         return True
 
     def _each(self, schema: Mapping[Any, Any], place: str) -> dict[Any, Part]:
-        """Rewrite sibling subschemas. Their branch combinations do not multiply each other."""
+        """Rewrite sibling subschemas. Branch combinations of siblings do not multiply each other."""
         before, most, rewritten = self.ways, self.ways, dict[Any, Part]()
         for name, subschema in schema.items():
             self.ways = before

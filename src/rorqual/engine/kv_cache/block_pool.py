@@ -125,7 +125,7 @@ class BlockPool:
         self._references[block] += 1
 
     def release(self, blocks: Sequence[int]) -> None:
-        """Remove a reference from each of `blocks`, given in the order of their sequence.
+        """Remove a reference from each of `blocks`, the blocks of a sequence in order.
 
         A block whose last reference is removed becomes cached if it has a key, else free. The last block of the
         sequence will be evicted first, because a block is useless without the blocks before it.
@@ -192,7 +192,7 @@ class BlockPool:
     def check(self, held: Iterable[Sequence[int]] | None = None) -> None:
         """Raise RuntimeError unless every block is in exactly one state and all indices agree.
 
-        `held` lists the blocks of every live sequence. If it is given, each block must have as many references as
+        `held` lists the blocks of every live sequence. If `held` is given, each block must have as many references as
         sequences that use it.
         """
         references, keys = self._references, self._keys

@@ -45,8 +45,8 @@ _PLAIN = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 def load_secret(folder: Path) -> bytes:
-    """Return the 32-byte secret that authenticates the files in `folder`. The first call creates it, readable by the
-    owner only.
+    """Return the 32-byte secret that authenticates the files in `folder`. The first call creates the secret, readable
+    by the owner only.
 
     A secret of another length, which a power failure can leave behind, is replaced. Every existing file is then a miss.
     Raises ConfigError if the folder cannot be written or other users can read the secret.
@@ -293,7 +293,7 @@ class DiskStore:
         temporary = f"{key.hex()}.{os.getpid()}.part{SUFFIX}"
         head = _head(key, len(payload))
         try:
-            # No fsync: if a power failure tears a file, its authentication code fails, and it is a miss.
+            # No fsync: a file that a power failure tears has a wrong authentication code and so is a miss.
             _write_new(self._folder_fd, temporary, head, self._code(head, payload), payload, times=self._now())
             os.replace(temporary, _name(key), src_dir_fd=self._folder_fd, dst_dir_fd=self._folder_fd)
         except OSError as error:
@@ -326,8 +326,8 @@ class DiskStore:
         return code.digest()
 
     def _now(self) -> tuple[int, int]:
-        """Return access and modification times in ns for a file. They increase strictly, so the next start can read the
-        order of last use from them."""
+        """Return access and modification times in ns for a file. The times increase strictly, because the next start
+        reads the LRU order from them."""
         with self._changed:
             self._last = max(self._last + 1, time.time_ns())
             return self._last, self._last
@@ -346,7 +346,7 @@ def _on_disk(size: int) -> int:
 
 
 def _remove(folder_fd: int, name: str) -> None:
-    # unlink fails on a directory. The store never creates one, so it must stay.
+    # unlink fails on a directory, which must stay because the store never creates directories.
     with suppress(OSError):
         os.unlink(name, dir_fd=folder_fd)
 
@@ -376,8 +376,8 @@ def _as_config_error(folder: Path) -> Iterator[None]:
 
 
 def _open_folder(folder: Path) -> int:
-    """Open the folder and return its file descriptor. All files are opened relative to it, so the folder may be
-    renamed."""
+    """Open the folder and return its file descriptor. All files are opened relative to this descriptor, so the folder
+    may be renamed."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     if os.fstat(folder_fd).st_mode & 0o022:

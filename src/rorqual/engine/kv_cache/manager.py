@@ -2,8 +2,8 @@
 
 A block gets a key (`block_hash.py`) once all its positions are computed. The key covers all tokens up to the end of the
 block, embeddings that replace some of them, the tenant and the weights. Sequences with the same prefix share the block.
-When no sequence uses the block any more, it stays cached until it is evicted. With a disk store, the block is also
-written to disk.
+A block that no sequence uses any more stays cached until it is evicted. With a disk store, the block is also written to
+disk.
 """
 
 from __future__ import annotations
@@ -127,8 +127,8 @@ class KVCacheManager:
         return True
 
     def cache_blocks(self, owner: Owner, length: int) -> None:
-        """Add the full blocks within the first `length` positions of `owner` to the prefix cache. These positions must
-        be computed."""
+        """Add the full blocks within the first `length` positions of `owner` to the prefix cache. All of these
+        positions must be computed."""
         full = length // BLOCK
         if not owner.reuse or full <= owner.num_cached_blocks:
             return

@@ -2,9 +2,9 @@
 layer.
 
 The scheduler decides which blocks a sequence owns. In the last block of a sequence, rows beyond its end get attention
-weight 0. They must still be finite, because 0 times NaN is NaN. So pools are initialized with zeros, whose pages the
-operating system allocates only when they are written. Once a NaN or infinity has been written, every block is cleared
-(`clear`) before a sequence gets it.
+weight 0. These rows must still be finite, because 0 times NaN is NaN. So pools are initialized with zeros, whose pages
+the operating system allocates only when they are written. Once a NaN or infinity has been written, every block is
+cleared (`clear`) before a sequence gets it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def zeros(shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Ten
 def token_bytes(config: ModelConfig, dtype: torch.dtype) -> float:
     """Return the KV-cache bytes of one token position over all layers.
 
-    The number is fractional if a cached part has one row per group of tokens. Multiplied by `BLOCK`, it is an integer.
+    The number is fractional if a cached part has one row per group of tokens. The bytes of a whole block are an
+    integer.
     """
     return sum(attention.cache_bytes(dtype.itemsize) for attention in config.attentions)
 
@@ -95,7 +96,7 @@ class PagedCache:
         )
 
     def write(self, block: int, contents: bytes) -> bool:
-        """Restore the contents of a block. Returns False and changes nothing if their size is not the size of a
+        """Restore the contents of a block. Returns False and changes nothing if `contents` does not have the size of a
         block."""
         if len(contents) != sum(self._sizes):
             return False

@@ -1,8 +1,9 @@
 """A client for OpenAI-compatible endpoints with the engine's interface, to evaluate a served model or to use it as
 teacher or judge.
 
-It uses only the standard library. A remote endpoint does not return the experts of each token, and its
-log-probabilities may differ from the trainer's. So its samples can be graded but not used for policy gradients.
+The client uses only the standard library. A remote endpoint does not return the experts of each token, and its
+log-probabilities may differ from the trainer's. So samples of a remote endpoint can be graded but not used for policy
+gradients.
 """
 
 from __future__ import annotations
@@ -83,8 +84,8 @@ FINAL = frozenset({501, 505})
 REFUSED = frozenset({400, 413, 422})
 """Status codes that mean that this request is invalid. Other requests may succeed."""
 UNSURE = frozenset({408, 409, 425})
-"""Status codes below 500 after which the server may have done and billed work. With any other code below 500, it did no
-work."""
+"""Status codes below 500 after which the server may have done and billed work. Any other code below 500 means that the
+server did no work."""
 UNSENT = (ConnectionRefusedError, socket.gaierror, ssl.SSLCertVerificationError)
 """Exceptions raised before a request is sent."""
 LONGEST_WAIT = 60.0
@@ -234,12 +235,12 @@ class RemoteClient(ABC):
         failed: Callable[[int, RemoteError], None] | None = None,
         first_alone: bool = False,
     ) -> bool:
-        """Request the given (request, sample number) pairs and call `arrived(place, completion)` for each as it
-        arrives.
+        """Send a request for each (request, sample number) in `wanted`, and call `arrived(place, completion)` for each
+        completion.
 
         Calls of `arrived` are serialized. After the first failure, of a request or of `arrived`, no further request is
         sent. Requests in flight are completed and delivered, then the failure is raised. `toll.enter` must approve each
-        attempt. If it returns False, no further request is sent, and `collect` returns False.
+        attempt. If `toll.enter` returns False, no further request is sent, and `collect` returns False.
 
         If `refused` is given, `refused(place, error)` is called for a request that the server rejects for its content
         (`REFUSED`), and the other requests continue. `failed(place, error)` does the same for any other request that
@@ -478,7 +479,7 @@ def _remedy(code: int) -> str:
 LARGEST_REPLY = 64 * 2**20
 THINK, END_THINK = "<think>", "</think>"
 NO_ANSWER = frozenset({"content_filter", "tool_calls", "function_call", "error"})
-"""Finish reasons of a reply without an answer. Tool calls are among them, because requests carry no tools."""
+"""Finish reasons of a reply without an answer. Tool calls count as no answer, because requests carry no tools."""
 
 
 class NoCompletion(Exception):

@@ -44,13 +44,13 @@ TEACHES = 0.8
 """Share of samples that are in groups with both right and wrong answers.
 
 In the quickstart with seed 0, this share was 0.94 for the teacher and 0.64 for the reinforced student, and `GOES_OVER`
-was 0.38 and 0.71. Both constants are near the middle of the two values. Other seeds may differ.
+was 0.38 and 0.71. `TEACHES` and `GOES_OVER` are near the middle between these values. Other seeds may differ.
 """
 WARM, STEPS, BATCH = 2, 8, 64
 DRAWN = 384
 FACTORY = (2, 8, 520)
 """Numbers of samples of the three probe runs of the data factory. The first run is a warm-up. The difference between
-the other two gives the cost per sample."""
+the second and the third run gives the cost per sample."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,7 @@ class StageForecast:
 
     @property
     def seconds(self) -> float:
+        """Wall-clock seconds."""
         return self.core_seconds / self.cores
 
 
@@ -300,7 +301,7 @@ def sampling(
     state: State, solutions: Sequence[SolutionLength], share: float, params: SamplingParams, threads: int
 ) -> float:
     """Return the core-seconds per sample if a share `share` of the problems is sampled to the length with thinking, and
-    all others to the length without.
+    all other problems to the length without thinking.
 
     A batch takes as many steps as its longest sample, so the lengths must vary as in real batches.
     """

@@ -47,6 +47,7 @@ class Place:
 
     @property
     def samples_file(self) -> Path:
+        """The verified and filtered samples of the teacher."""
         return self.samples / "data.parquet"
 
     @property
@@ -59,6 +60,7 @@ class Place:
         return self.out / "evals"
 
     def evaluation(self, name: str) -> Path:
+        """Return the result file of the evaluation `name`."""
         return self.evals / f"{name}.json"
 
     def measured(self, branch: str, mode: str) -> Path:

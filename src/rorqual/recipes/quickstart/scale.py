@@ -14,7 +14,7 @@ learning."""
 
 
 class Scale(Config):
-    """The numbers of steps and samples of a quickstart. They were chosen on problems of the dev split with other seeds.
+    """The numbers of steps and samples of a quickstart, chosen on problems of the dev split with other seeds.
 
     Evaluations sample at temperature 0.6 and top-p 0.95, as for DeepSeek-R1 (R1, section 3). With greedy decoding, a
     model that thinks on two of five problems would never think.

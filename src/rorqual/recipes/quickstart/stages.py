@@ -105,7 +105,8 @@ class Quickstart:
         self.measure_teacher()
 
     def students(self) -> None:
-        """Train a base student, and from it three branches: distilled, answers only, reinforced. Evaluate them and the teacher."""
+        """Train a base student, and from it three branches: distilled, answers only, reinforced. Evaluate all students
+        and the teacher."""
         s, place = self.scale, self.place
         thinking_student = sft(task=STUDENT_TASK, size=s.student, steps=s.student_able_steps, rows=s.sft_rows, row=s.row,
                    think=s.student_able_think, options={"hard": s.student_hard}, seed=self.seed)  # fmt: skip

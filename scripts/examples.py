@@ -54,11 +54,14 @@ def main() -> None:
     for seed in SEEDS:
         out = folder / f"seed-{seed}"
         if not (out / "report.html").is_file():
-            subprocess.run([sys.executable, "-m", "rorqual", "quickstart", "--seed", str(seed), "--out", str(out)], check=True)
+            subprocess.run(
+                [sys.executable, "-m", "rorqual", "quickstart", "--seed", str(seed), "--out", str(out)], check=True
+            )
         by_seed[str(seed)] = answers(out / "teacher")
     right = {
         prompt: {
-            thinking: sum(found[prompt][thinking] == answer for found in by_seed.values()) for thinking in ("on", "auto")
+            thinking: sum(found[prompt][thinking] == answer for found in by_seed.values())
+            for thinking in ("on", "auto")
         }
         for prompt, answer in PROMPTS.items()
     }

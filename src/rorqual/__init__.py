@@ -1,7 +1,7 @@
-"""Rorqual: the whole life of a DeepSeek-style reasoning model in one library.
+"""Rorqual: train, reinforce, distil, evaluate and serve DeepSeek-style reasoning models.
 
-The names below are the public interface (CONTRIBUTING.md says what that promises). Each is imported when it is first used, so `import rorqual`
-is fast and does not load torch.
+The names below are the public interface (CONTRIBUTING.md documents its stability). Each name is imported on first use,
+so `import rorqual` is fast and does not load torch.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""What type checkers see of the public interface: `__init__.py` imports each name when it is first used."""
+"""Type stubs of the public interface, because `__init__.py` imports each name only on first use."""
 
 from rorqual.core.errors import RorqualError as RorqualError
 from rorqual.core.records import Message as Message

@@ -1,4 +1,4 @@
-"""`python -m rorqual` is `rorqual`."""
+"""The entry point of `python -m rorqual`, which runs the command line `rorqual`."""
 
 from rorqual.cli.main import main
 

@@ -443,7 +443,7 @@ POISONS: dict[str, tuple[Grammar, Grammar, str]] = {
     "more references than can be followed": (
         chain(1500, "items"),
         chain(300, "items"),
-        "1501 parts that '\\$ref' uses",
+        "1501 subschemas that '\\$ref' uses",
     ),
     "a choice of only itself": (
         schema(items={"$ref": "#/$defs/a"}, **{"$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}]}}}),

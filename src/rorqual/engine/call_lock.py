@@ -1,4 +1,4 @@
-"""Serialize the calls of an engine across threads, callbacks and garbage collection."""
+"""Serialize engine calls that come from several threads, from callbacks or from garbage collection."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ T = TypeVar("T")
 
 
 class CallLock:
-    """A lock that other threads wait for and that refuses reentrant calls.
+    """A lock for engine calls: other threads wait for it, and a reentrant call raises an error.
 
-    A reentrant call would deadlock or see a half-finished step. `with lock("step"):` enters the `RLock` itself, not a
-    wrapper: no Ctrl-C can fall between acquiring and releasing it.
+    A reentrant call would deadlock or see a half-finished step. `with lock("step"):` enters the `RLock` directly, so
+    that a KeyboardInterrupt cannot leave it locked.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class CallLock:
 
     @contextmanager
     def helping(self) -> Iterator[None]:
-        """Register the calling thread as a helper of the call that holds the lock. It uses one torch thread."""
+        """Register the calling thread as a helper of the call that holds the lock, with one torch thread."""
         torch.set_num_threads(1)
         self.helpers.add(threading.get_ident())
         try:
@@ -53,9 +53,11 @@ class CallLock:
             self.helpers.discard(threading.get_ident())
 
     def share(self, items: Sequence[T], work: Callable[[T], None], threads: int, stop: threading.Event) -> None:
-        """Call `work` on each item in `threads` helper threads, or in the calling thread for one item or one thread.
+        """Call `work` on each item in up to `threads` helper threads. With a single item or a single thread, the
+        calling thread does the work.
 
-        The first error or a Ctrl-C sets `stop`, waits for the running helpers, and is raised.
+        After an error or KeyboardInterrupt, `share` sets `stop`, waits for the running helpers, and raises the first
+        error.
         """
         if min(threads, len(items)) <= 1:
             with at_most(1):
@@ -103,7 +105,7 @@ def shared_out(sizes: Sequence[int], cores: int) -> list[int]:
 
 
 class Results:
-    """Collect the finished samples of a batch from several threads. Request i has `sizes[i]` samples."""
+    """Thread-safe collection of a batch's finished samples. Request i has `sizes[i]` samples."""
 
     def __init__(self, sizes: Sequence[int], progress: Progress | None, arrived: Arrived | None) -> None:
         self._rows: list[list[Completion | None]] = [[None] * size for size in sizes]

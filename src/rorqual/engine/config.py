@@ -1,4 +1,4 @@
-"""The settings of an engine."""
+"""Settings of the inference engine."""
 
 from __future__ import annotations
 
@@ -18,39 +18,40 @@ class EngineConfig:
     """Settings that `Engine(run, ...)` and `Engine.of(model, ...)` take as keywords."""
 
     slots: int = 256
-    """Rows in the batch of each engine core: the maximum number of sequences that it runs at once."""
+    """Maximum number of sequences in the running batch of each engine core."""
     max_len: int | None = None
-    """Maximum number of tokens in a sequence, prompt and reply. None means the model's context length."""
+    """Maximum number of tokens in a sequence, prompt and reply together. None means the model's context length."""
     threads: int = 1
-    """Engine cores that run at the same time."""
+    """Maximum number of engine cores that run at the same time, each in its own thread."""
     engine_cores: int = 2
-    """Engine cores among which one `generate` call may divide its requests."""
+    """Maximum number of engine cores over which one `generate` call distributes its requests."""
     record_experts: bool = True
-    """Record the experts that served each position (`Completion.experts`)."""
+    """Record the experts that each position was routed to (`Completion.experts`)."""
     record_kept: bool = False
-    """Record the tokens that top-k and top-p left for each draw, one bit per token of the vocabulary
+    """Record which tokens remain after top-k and top-p filtering at each sampling step, one bit per vocabulary token
     (`Completion.kept`)."""
     reuse: bool = True
-    """Keep the KV-cache blocks of finished sequences for later prompts with the same prefix."""
+    """Enable prefix caching: KV-cache blocks of finished sequences serve later prompts with the same prefix."""
     cache_dir: Path | str | None = None
-    """Folder that keeps these blocks on disk for the next start. None turns the disk cache off."""
+    """Folder of the on-disk prefix cache, which survives a restart. None turns the disk cache off."""
     disk_bytes: int = 4 << 30
-    """Maximum number of bytes in `cache_dir`."""
+    """Maximum size of `cache_dir` in bytes."""
     cache_bytes: int = CACHE_BYTES
-    """Bytes of the KV cache of each engine core."""
+    """Size of each engine core's KV cache in bytes."""
     step_tokens: int = 2048
-    """Maximum number of tokens that one step computes, prefill and decode."""
+    """Maximum number of prefill and decode tokens in one step."""
     pack: bool = True
-    """Repack the weights once for fast reads (`Backend.prepare`). Only for a model that no other code uses."""
+    """Repack the weights at load time, so that matrix products read them faster (`Backend.prepare`). Requires that no
+    other code uses the model."""
     backend: str = "torch-invariant"
     """Backend that runs the model. `torch` is faster than `torch-invariant`, but its results depend on the rest of the
     batch (docs/engine.md)."""
 
     def check(self, model: Decoder, tokenizer: Tokenizer) -> None:
-        """Check these settings against a model and its tokenizer.
+        """Validate these settings for a model and its tokenizer.
 
-        Raises ConfigError for a setting that does not fit, and DataError if the tokenizer has more tokens than the
-        model.
+        Raises ConfigError if a setting is out of range or the backend does not support the model, and DataError if the
+        tokenizer has more tokens than the model.
         """
         context = model.config.max_position_embeddings
         if self.max_len is not None and not 2 <= self.max_len <= context:

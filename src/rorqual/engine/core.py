@@ -1,6 +1,6 @@
-"""An engine core: a scheduler, a KV cache and a runner that advance one batch.
+"""An engine core: a scheduler, a KV cache and a model runner that advance one batch.
 
-An engine has several cores. One thread at a time runs each of them.
+An engine has one or more cores. At most one thread runs a core at a time.
 """
 
 from __future__ import annotations
@@ -32,19 +32,24 @@ class Finished:
     sequence: Sequence
     sampled: Sampled
     stopped: bool
-    """Whether a stop token, a stop string or its grammar ended it, not its length limit."""
+    """True if a stop token, a stop string or the grammar ended the sequence. False if the sequence reached its length
+    limit."""
     lost: bool = False
-    """Whether a logit was NaN or infinite, so that the last token is meaningless."""
+    """Whether a logit was NaN or infinite. The last token is then meaningless."""
 
 
 Drawn = tuple[Sequence, int, float, tuple[tuple[int, float], ...]]
-"""A sequence, its newest token, that token's log-probability, and the likeliest tokens if the request asks for them."""
+"""A sequence, its new token, the token's log-probability, and the most likely tokens if the request sets
+`top_logprobs`."""
 
 
 @dataclass(frozen=True)
 class CoreConfig:
-    """Sizes of an engine core. `cache_bytes` is the size of the KV cache in memory. `folder` holds blocks on disk, up
-    to `disk_bytes`; None turns the disk cache off. `Scheduler` documents `step_tokens` and `patience`."""
+    """Size limits of an engine core.
+
+    `cache_bytes` is the size of the KV cache in memory. `folder` stores up to `disk_bytes` of cached blocks; None turns
+    the disk cache off. `Scheduler` documents `step_tokens` and `patience`.
+    """
 
     slots: int
     max_len: int
@@ -57,8 +62,8 @@ class CoreConfig:
     def blocks(self, block_bytes: int, *, reuse: bool) -> int:
         """Return how many blocks of `block_bytes` the KV cache has, including the padding block 0.
 
-        `cache_bytes` sets the limit. The cache has no more blocks than all slots can fill, or with `reuse` no more than
-        `MOST_BLOCKS` if that is larger.
+        Two limits apply: `cache_bytes`, and the number of blocks that all slots together can fill. With `reuse`, the
+        second limit is at least `MOST_BLOCKS`.
         """
         affordable = self.cache_bytes // max(block_bytes, 1)
         usable = self.slots * -(-self.max_len // BLOCK)
@@ -66,11 +71,12 @@ class CoreConfig:
 
 
 MOST_BLOCKS = 16384
-"""With a prefix cache, the KV cache may have this many blocks even if the running sequences can fill fewer."""
+"""With prefix caching, the KV cache may have up to this many blocks, even if the running sequences can fill fewer."""
 
 
 class EngineCore:
-    """Advances its sequences by one token per `step`."""
+    """Continuous batching over one KV cache: each `step` prefills prompt chunks and samples one token per decoding
+    sequence."""
 
     def __init__(
         self,
@@ -90,28 +96,28 @@ class EngineCore:
             record_experts=record_experts, record_kept=record_kept,
         )  # fmt: skip
         self.weights, fingerprint = weights, weights.look()
-        secret, store = secrets.token_bytes(SECRET_BYTES), None  # not from numpy, whose numbers a known seed reveals
+        secret, store = secrets.token_bytes(SECRET_BYTES), None  # not numpy's generator, which is predictable
         if size.folder is not None:
             secret = load_secret(size.folder)
             store = DiskStore(size.folder, size.disk_bytes, secret, fingerprint)
         self.kv_cache = KVCacheManager(
             blocks, secret, fingerprint, self.runner.cache.read, self.runner.cache.write, store
         )
-        self.kv_cache.look, self._looked = self._look, False
+        self.kv_cache.look, self._weights_checked = self._check_weights, False
         self.scheduler = Scheduler(
             size.slots, self.kv_cache, self.runner, step_tokens=size.step_tokens, patience=size.patience
         )
         self.stop_ids = np.array(sorted(stop_ids), np.int64)
         self.drawn: list[Drawn] = []
-        """Tokens that the last step drew."""
+        """The tokens that the last step sampled."""
 
     @property
     def idle(self) -> bool:
-        """Whether no sequence runs or waits."""
+        """Whether no sequence is running or queued."""
         return self.scheduler.idle
 
     def submit(self, sequences: list[Sequence]) -> None:
-        """Queue sequences."""
+        """Add sequences to the request queue. Raises ConfigError if the model was moved to another device or dtype."""
         self.runner.check()
         self.scheduler.submit(sequences)
 
@@ -119,9 +125,9 @@ class EngineCore:
     def step(self) -> list[Finished]:
         """Run one step and return the sequences that finished.
 
-        An exception, also a Ctrl-C, leaves the step unfinished. The caller must then `reset` the core.
+        If `step` raises, including KeyboardInterrupt, the step is incomplete and the caller must `reset` the core.
         """
-        self.drawn, self._looked = [], False
+        self.drawn, self._weights_checked = [], False
         scheduler, runner = self.scheduler, self.runner
         plan = scheduler.schedule()
         for sequence in plan.admitted:
@@ -155,43 +161,45 @@ class EngineCore:
         scheduler.release(done)
         return finished
 
-    def _look(self) -> None:
-        """Compare the weights by value, at most once a step, before cached blocks are reused or hashed."""
-        if not self._looked:
-            self._looked = True
-            self._rename(self.weights.look(contents=True))
+    def _check_weights(self) -> None:
+        """Check the weights for changes by value, at most once per step. The KV-cache manager calls this before it
+        reuses or hashes a block."""
+        if not self._weights_checked:
+            self._weights_checked = True
+            self._set_fingerprint(self.weights.look(contents=True))
 
-    def _rename(self, fingerprint: bytes) -> None:
+    def _set_fingerprint(self, fingerprint: bytes) -> None:
         if fingerprint != self.kv_cache.fingerprint:
             self.close()
             self.kv_cache.store = None
             self.scheduler.renew(fingerprint)
 
     def reset(self) -> None:
-        """Drop all running and waiting sequences and all cached blocks in memory, in whatever state they are."""
+        """Drop all running and queued sequences and all cached blocks in memory. `reset` works in any state, including
+        after a failed step."""
         self.scheduler.reset()
         self.drawn = []
         if self.runner.holds_non_finite:
             self.kv_cache.clear = self.runner.cache.clear
 
     def cancel(self, request_id: int) -> None:
-        """Cancel the request `request_id` and free its slots and blocks at once."""
-        self._looked = False
+        """Cancel the request `request_id` and free its slots and blocks immediately."""
+        self._weights_checked = False
         self.scheduler.cancel(request_id)
 
     def renew(self, fingerprint: bytes, backend: Backend) -> None:
-        """Invalidate everything cached under the old weights and compute with `backend` from now on.
+        """Invalidate all cached blocks after a weight change, and use `backend` from now on.
 
-        This also closes the disk cache, whose folder holds blocks of the old weights only.
+        The disk cache is closed, because its folder belongs to the old weights.
         """
-        self._rename(fingerprint)
+        self._set_fingerprint(fingerprint)
         self.runner.renew(backend)
 
     def request_ids(self) -> set[int]:
-        """Return the ids of all running and waiting requests."""
+        """Return the ids of all running and queued requests."""
         return self.scheduler.request_ids()
 
     def close(self) -> None:
-        """Write the pending blocks to the disk cache."""
+        """Write the pending blocks to the disk cache and close it."""
         if self.kv_cache.store is not None:
             self.kv_cache.store.close()

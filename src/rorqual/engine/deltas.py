@@ -1,4 +1,4 @@
-"""The results of a step, queued for `Engine.step` or for the stream of their request."""
+"""New tokens of each step, queued for `Engine.step` or for the stream of their request."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from rorqual.engine.request import Completion
 
 @dataclass(frozen=True)
 class Delta:
-    """The result of one `Engine.step` for one sample: the new token and, after the last one, the whole completion."""
+    """The token that one `Engine.step` sampled for one sequence, with the completion if it was the last token."""
 
     request_id: int
     sample: int
     token: int
     completion: Completion | None = None
-    """The whole sample, if `token` is its last."""
+    """The finished sample, or None before its last token."""
     logprob: float = 0.0
     """Log-probability of `token`."""
     top: tuple[tuple[int, float], ...] = ()
-    """The likeliest tokens at this position and their log-probabilities, if the request sets `top_logprobs`."""
+    """Most likely tokens at this position with their log-probabilities, if the request sets `top_logprobs`."""
     hit: int = 0
-    """Prompt tokens that the prefix cache served."""
+    """Number of prompt tokens that were found in the prefix cache."""
     scores: PromptScores | None = None
     """Log-probabilities of the prompt, if the request sets `prompt_logprobs`."""
 
 
 class Outbox:
-    """Deltas not delivered yet: one queue per stream, and one list for all other requests."""
+    """Queues of undelivered deltas: one per open stream, and a shared list for all other requests."""
 
     def __init__(self) -> None:
         self._streams: dict[int, deque[Delta]] = {}
-        self._rest: list[Delta] = []
+        self._unstreamed: list[Delta] = []
 
     def open(self, request_id: int) -> deque[Delta]:
         """Return the queue that receives the deltas of `request_id` from now on."""
@@ -43,14 +43,15 @@ class Outbox:
     def close(self, request_id: int) -> None:
         """Drop the queue and the pending deltas of `request_id`."""
         self._streams.pop(request_id, None)
-        self._rest = [delta for delta in self._rest if delta.request_id != request_id]
+        self._unstreamed = [delta for delta in self._unstreamed if delta.request_id != request_id]
 
     def put(self, deltas: Iterable[Delta]) -> None:
-        """Append each delta to the stream of its request, or to the list of the rest."""
+        """Append each delta to the queue of its request's stream, or to the shared list if the request has no
+        stream."""
         for delta in deltas:
-            self._streams.get(delta.request_id, self._rest).append(delta)
+            self._streams.get(delta.request_id, self._unstreamed).append(delta)
 
     def take(self) -> list[Delta]:
-        """Remove and return the deltas that belong to no stream."""
-        found, self._rest = self._rest, []
-        return found
+        """Remove and return the deltas of all requests without a stream."""
+        deltas, self._unstreamed = self._unstreamed, []
+        return deltas

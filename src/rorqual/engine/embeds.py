@@ -1,4 +1,4 @@
-"""Embeddings that replace those of a prompt's placeholder tokens, such as the embeddings of an image.
+"""Embeddings, for example of an image, that replace the embeddings of a prompt's placeholder tokens.
 
 This module does not import torch.
 """
@@ -32,7 +32,9 @@ class Embeds:
     positions: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        given = self.rows.detach().float().cpu().numpy() if hasattr(self.rows, "detach") else self.rows  # torch's
+        given = (
+            self.rows.detach().float().cpu().numpy() if hasattr(self.rows, "detach") else self.rows
+        )  # a torch tensor
         try:
             rows = np.array(given, np.float32, order="C")
             positions = tuple(operator.index(place) for place in self.positions)
@@ -45,7 +47,7 @@ class Embeds:
         if rows.ndim != 2 or len(rows) != len(positions) or not len(rows):
             what = f"rows have the shape {list(rows.shape)} for {len(positions)} positions"
             raise DataError(what, where="embeds", remedy="Give one row [hidden] per position, and at least one.")
-        if positions[0] < 0 or any(one >= other for one, other in pairwise(positions)):
+        if positions[0] < 0 or any(previous >= following for previous, following in pairwise(positions)):
             what = "positions are negative, repeated or out of order"
             raise DataError(what, where="embeds", remedy="Give distinct positions in ascending order, from 0.")
         if not np.isfinite(rows).all():
@@ -65,7 +67,7 @@ class Embeds:
         return self._places[first:last] - start, self.rows[first:last]
 
     def extra_keys(self, start: int, stop: int) -> tuple[bytes, ...]:
-        """Return the extra keys of the block hash for the positions [start, stop): a digest of their rows, or ()
+        """Return the extra keys for the block hash of positions [start, stop): one digest of the rows there, or ()
         without rows."""
         places, rows = self.within(start, stop)
         return (_digest(places, rows),) if len(places) else ()
@@ -76,6 +78,6 @@ class Embeds:
 
 
 def _digest(places: npt.NDArray[np.int64], rows: Rows) -> bytes:
-    shape = np.array(rows.shape, np.int64)  # without the shape, bytes of rows could pass for positions
+    shape = np.array(rows.shape, np.int64)  # without the shape, bytes of rows could be read as positions
     message = shape.tobytes() + places.tobytes() + rows.tobytes()
     return blake2b(message, digest_size=32, person=b"rorqual embeds").digest()

@@ -1,7 +1,7 @@
-"""The engine: batched generation in one or more threads.
+"""The inference engine: batched generation in one or more threads.
 
-The engine divides requests over a fixed number of engine cores. Each core runs in its own thread with one torch thread,
-and its batch does not depend on other cores. So the number of threads changes only the time, not the results.
+Requests are distributed over engine cores. Each core has its own batch and computes with one torch thread. The
+distribution does not depend on the number of threads, so the number of threads affects speed but not results.
 """
 
 from __future__ import annotations
@@ -35,27 +35,29 @@ from rorqual.model.load.run import check_names, load_run
 from rorqual.ops.backends import arithmetic_of, backend
 from rorqual.ops.paged import BLOCK
 
-NO_NUMBER = "The weights hold NaN or infinity: go back to an earlier checkpoint."
+NAN_REMEDY = "The weights contain NaN or infinity. Load an earlier checkpoint."
 CORE_WORK = 15_000_000
-"""Multiply-adds per layer and step that make one more core worthwhile.
+"""Minimum work per engine core, in multiply-adds per layer and step. `generate` uses more cores for more work.
 
-With less work, threads wait for the interpreter lock, which every torch operation releases and takes again. Two cores
-then took up to twice the time of one (docs/LOG.md).
+With less work per core, threads mostly wait for Python's GIL, which every torch operation releases and reacquires. Two
+engine cores then took up to twice as long as one core (docs/LOG.md).
 """
 
 
 class Engine:
     """Batched generation with a KV cache, exact log-probabilities and recorded expert choices.
 
-    With the default backend, a completion is a function of its request and the weights, bit for bit. It does not depend
-    on other requests, their order, the chunks of prefill or cache hits (docs/engine.md).
+    With the default backend, a completion is a bitwise deterministic function of its request and the weights. A
+    completion does not depend on other requests, their order, prefill chunking or cache hits (docs/engine.md).
 
-    `Engine(run)` loads a run directory. `Engine.of(model, ...)` serves a model that other code holds, such as a
-    trainer. Both take the fields of `EngineConfig` as keywords. In `of`, `reuse` and `pack` default to False.
+    `Engine(run)` loads a run directory. `Engine.of(model, ...)` uses a model that other code owns, such as a trainer's.
+    Both constructors take the fields of `EngineConfig` as keywords. In `of`, `reuse` and `pack` default to False.
 
-    `of` shares the model and does not copy it. The next step uses weights that were changed in place, and drops
-    everything cached under older ones (docs/engine.md). An error or a Ctrl-C within a step drops all submitted
-    requests, and the engine stays usable. Calls from several threads wait for each other.
+    `Engine.of` does not copy the model. After an in-place weight update, the next step uses the new weights and
+    invalidates the prefix cache (docs/engine.md).
+
+    If a step raises, including KeyboardInterrupt, all submitted requests are dropped and the engine stays usable. Calls
+    from several threads are serialized by a lock.
     """
 
     def __init__(self, run: Path | str, *, device: str = "cpu", dtype: str = "float32", **settings: Any) -> None:
@@ -73,13 +75,14 @@ class Engine:
         model = load_run(folder, device=device, dtype=kind)
         tokenizer = Tokenizer.load(folder.tokenizer_file)
         self._begin(model, tokenizer, load_chat(folder, tokenizer), config, take=True)
-        if self._packed:  # free the weights in their unpacked form
+        if self._packed:  # free the unpacked weights
             del model
             give_back()
 
     @classmethod
     def of(cls, model: Decoder, tokenizer: Tokenizer, chat: ChatFormat, **settings: Any) -> Engine:
-        """Build an engine on a model that other code holds, such as a trainer. `reuse` and `pack` default to False."""
+        """Create an engine for a model that other code owns, such as a trainer's. `reuse` and `pack` default to
+        False."""
         engine = cls.__new__(cls)
         engine._begin(model, tokenizer, chat, EngineConfig(**{"reuse": False, "pack": False, **settings}))
         return engine
@@ -87,7 +90,7 @@ class Engine:
     def _begin(
         self, model: Decoder, tokenizer: Tokenizer, chat: ChatFormat, config: EngineConfig, *, take: bool = False
     ) -> None:
-        """Build the engine cores. With `take` the engine owns the model, and packing consumes its weights."""
+        """Create the engine cores. With `take`, the engine owns the model, and packing frees the original weights."""
         keep_freed()
         config.check(model, tokenizer)
         self.tokenizer, self.chat, self.config = tokenizer, chat, config
@@ -97,7 +100,7 @@ class Engine:
         self._packed = pack = config.pack and chosen.prepares(model)
         arithmetic = f"packed={pack} backend={arithmetic_of(config.backend)} experts={config.record_experts}"
         folder = None if config.cache_dir is None else Path(config.cache_dir)
-        kept = config.reuse or folder is not None
+        caches_prefixes = config.reuse or folder is not None
         weights_fingerprint = (
             fingerprint(model, arithmetic=arithmetic) if folder is not None else secrets.token_bytes(32)
         )
@@ -105,12 +108,15 @@ class Engine:
         self._numerics = NumericsProbe(model, chosen)
         fit = self._numerics.fit
         size = CoreConfig(config.slots, self.max_len, config.cache_bytes, config.step_tokens)
-        self._weights = Weights(model, weights_fingerprint, contents=kept and not take, watched=not (take and pack))
+        self._weights = Weights(
+            model, weights_fingerprint, contents=caches_prefixes and not take, watched=not (take and pack)
+        )
         self._name = weights_fingerprint
         record = {"record_experts": config.record_experts, "record_kept": config.record_kept}
-        # Only the first core keeps a prefix cache: it runs submitted requests. The others only run batches.
+        # Only the first core has a prefix cache, because it runs submitted requests. The other cores only run batches
+        # of `generate`.
         stored = replace(size, folder=folder, disk_bytes=config.disk_bytes)
-        first = EngineCore(model, stored, chat.stop_ids, self._weights, fit.backend, reuse=kept, **record)
+        first = EngineCore(model, stored, chat.stop_ids, self._weights, fit.backend, reuse=caches_prefixes, **record)
         self._cores = [first]
         self._cores += [
             EngineCore(model, size, chat.stop_ids, self._weights, fit.backend, **record)
@@ -120,9 +126,9 @@ class Engine:
         self._row_work = account(model.config).flops / 2 / len(model.config.layers)
         room = first.kv_cache.capacity * BLOCK
         vocab_size, hidden_size = model.config.vocab_size, model.config.hidden_size
-        self._processor = Processor(vocab_size, hidden_size, self.max_len, room, tokenizer, chat, reuse=kept)
+        self._processor = Processor(vocab_size, hidden_size, self.max_len, room, tokenizer, chat, reuse=caches_prefixes)
         self._jobs, self._outbox, self._next_id = dict[int, Job](), Outbox(), 0
-        self._lock, self._gone = CallLock(), list[int]()
+        self._lock, self._cancelled = CallLock(), list[int]()
 
     def load_weights(self, weights: dict[str, Tensor] | Decoder) -> None:
         """Copy weights into the model in place.
@@ -149,12 +155,12 @@ class Engine:
             self._numerics.renew()
             for core in self._cores:
                 core.renew(name, self._numerics.fit.backend)
-            self._name = name  # last, so that an interrupted call is repeated
+            self._name = name  # set last, so that the next call repeats an interrupted one
 
     def weights_changed(self) -> None:
-        """Invalidate everything cached under older weights.
+        """Invalidate all blocks cached under older weights.
 
-        The engine detects most changes by itself; docs/engine.md lists those that need this call.
+        The engine detects most weight changes itself. docs/engine.md lists the changes that require this call.
         """
         with self._lock("weights_changed"):
             self._weights.changed()
@@ -162,13 +168,13 @@ class Engine:
 
     @property
     def scorer(self) -> Decoder:
-        """The model, computed by the engine's backend: what `score` and `text_loss` take."""
+        """The model bound to the engine's backend, as an argument for `score` and `text_loss`."""
         return self._cores[0].runner.model
 
     @property
     def invariant(self) -> bool:
-        """Whether results are bitwise invariant: the backend promises it, and a probe of this machine's matrix products
-        confirms it."""
+        """Whether results are bitwise independent of the batch. True if the backend guarantees it and a probe of this
+        machine's matrix products confirms it."""
         return self._numerics.fit.held
 
     # ---- whole batches
@@ -181,12 +187,14 @@ class Engine:
         progress: Progress | None = None,
         arrived: Arrived | None = None,
     ) -> list[list[Completion]]:
-        """Return the samples of each request, in order. All requests are checked before any runs.
+        """Generate the samples of each request and return them in request order.
 
-        A prompt that is not a `Request` becomes one with `params`. A string is a user message, a list of `Message` a
-        conversation, and a list of ids the prompt itself. Prompt i is sampled with `params.seed + i`, so that equal
-        prompts get independent answers. `arrived(request, sample, completion)` and `progress(done, total)` are called
-        as samples finish, by one thread at a time.
+        A prompt that is not a `Request` is converted to one with `params`. A string is a user message, a list of
+        `Message` is a conversation, and a list of integers is a tokenized prompt. Prompt i uses the seed `params.seed +
+        i`, so equal prompts get independent samples.
+
+        All requests are validated before the first one runs. `arrived(request, sample, completion)` and `progress(done,
+        total)` are called after each finished sample, by one thread at a time.
 
         Raises DataError or ConfigError for a request that cannot run, and NumericsError if a logit is NaN or infinite.
         """
@@ -197,7 +205,7 @@ class Engine:
     def _generate(
         self, requests: list[Request], progress: Progress | None, arrived: Arrived | None
     ) -> list[list[Completion]]:
-        self._drop()
+        self._drop_cancelled()
         if self._jobs:
             raise ConfigError(
                 "generate() cannot run while submitted requests are unfinished",
@@ -214,10 +222,10 @@ class Engine:
                 while not core.idle and not stop.is_set():
                     for item in core.step():
                         number = item.sequence.request_id
-                        found = self._processor.completion(jobs[number], item)
+                        completion = self._processor.completion(jobs[number], item)
                         if item.lost:
-                            raise NumericsError(found.error, where=f"request {number}", remedy=NO_NUMBER)
-                        results.add(number, item.sequence.sample, found)
+                            raise NumericsError(completion.error, where=f"request {number}", remedy=NAN_REMEDY)
+                        results.add(number, item.sequence.sample, completion)
             except BaseException:
                 stop.set()
                 raise
@@ -231,9 +239,9 @@ class Engine:
         return results.rows()
 
     def _divide(self, jobs: list[Job]) -> list[EngineCore]:
-        """Divide the requests among engine cores and return the cores used.
+        """Distribute the requests over engine cores and return the cores that received any.
 
-        There are as many as the work makes worthwhile (`CORE_WORK`), or more if the samples need their slots.
+        The number of cores grows with the work (`CORE_WORK`) and with the number of slots that the samples need.
         """
         total = sum(job.request.params.n for job in jobs)
         cores = self._cores[: max(1, int(total * self._row_work) // CORE_WORK, -(-total // self._slots))]
@@ -251,7 +259,7 @@ class Engine:
         """
         with self._lock("submit"):
             self._renew()
-            request_id, self._next_id = self._next_id, self._next_id + 1  # never used again, even after an error
+            request_id, self._next_id = self._next_id, self._next_id + 1  # ids are never reused, even after an error
             job = self._processor.job(request, "request")
             try:
                 self._jobs[request_id] = job
@@ -265,14 +273,14 @@ class Engine:
     def step(self) -> list[Delta]:
         """Advance all submitted requests by one token in the calling thread, and return the deltas.
 
-        Deltas of a `stream` are queued for that stream instead.
+        Deltas of a request that `stream` submitted go to the iterator of `stream` instead.
         """
         self._advance()
         return self._outbox.take()
 
     def _advance(self) -> None:
         with self._lock("step"):
-            self._drop()
+            self._drop_cancelled()
             self._renew()
             try:
                 with at_most(self._numerics.fit.threads):
@@ -283,7 +291,7 @@ class Engine:
                 self._outbox.take()
                 raise
             finally:
-                self._drop()
+                self._drop_cancelled()
 
     def _deltas(self) -> list[Delta]:
         core = self._cores[0]
@@ -305,44 +313,44 @@ class Engine:
         return deltas
 
     def cancel(self, request_id: int) -> None:
-        """Cancel a submitted request. Its slots are free at once, or after the running step.
+        """Cancel a submitted request. The request's slots are freed immediately, or after the step that is running.
 
-        An unknown or finished id is ignored.
+        Unknown and finished ids are ignored.
         """
-        self._gone.append(
-            request_id
-        )  # garbage collection may close a stream, and so call this, in the middle of a step
+        # Only append: garbage collection may close a stream, and so call `cancel`, in the middle of a step.
+        self._cancelled.append(request_id)
         if request_id in self._jobs and not self._lock.mine():
             with self._lock.lock:
-                self._drop()
+                self._drop_cancelled()
 
-    def _drop(self) -> None:
-        while self._gone:
-            request_id = self._gone.pop()
+    def _drop_cancelled(self) -> None:
+        while self._cancelled:
+            request_id = self._cancelled.pop()
             self._outbox.close(request_id)
             if self._jobs.pop(request_id, None) is not None:
                 self._cores[0].cancel(request_id)
 
     def stream(self, request: Request) -> Iterator[Delta]:
-        """Yield the deltas of one request as its tokens are drawn.
+        """Yield the deltas of one request as its tokens are sampled.
 
-        Several streams may be open; each advances all of them. Closing the iterator cancels the request.
+        Several streams may be open. Every open stream runs steps that advance all requests. Closing the iterator
+        cancels its request.
         """
         request_id = self.submit(request)
-        deltas, left = self._outbox.open(request_id), request.params.n
+        deltas, unfinished = self._outbox.open(request_id), request.params.n
         try:
-            while left:
+            while unfinished:
                 while not deltas:
                     if request_id not in self._jobs:
                         raise RuntimeError("a step of another stream or of step() failed, which dropped this request")
                     self._advance()
-                left -= deltas[0].completion is not None
+                unfinished -= deltas[0].completion is not None
                 yield deltas.popleft()
         finally:
             self.cancel(request_id)
 
     def check(self, request: Request, where: str = "request") -> None:
-        """Raise the error that `submit` would raise for this request, without queueing it."""
+        """Validate a request without queueing it: raise the error that `submit` would raise."""
         self._cores[0].runner.check()
         self._processor.job(request, where)
 
@@ -355,10 +363,11 @@ class Engine:
         return self._processor.grammars
 
     def stats(self) -> dict[str, float]:
-        """Return counts of the first core: running and waiting sequences, preemptions, blocks by state, cache hits and
-        misses.
+        """Return statistics of the first engine core: running and queued sequences, preemptions, blocks by state, cache
+        hits and misses.
 
-        Hits and misses are counted in prompt tokens. `invariant` is 1 if results are bitwise invariant, else 0.
+        Hits and misses are counted in prompt tokens. `invariant` is 1 if results are bitwise independent of the batch,
+        else 0.
         """
         core = self._cores[0]
         return {
@@ -370,6 +379,6 @@ class Engine:
         }
 
     def close(self) -> None:
-        """Write pending blocks to the disk cache. The engine must not be used afterwards."""
+        """Write pending blocks to the disk cache and close it. The engine must not be used afterwards."""
         for core in self._cores:
             core.close()

@@ -1,4 +1,4 @@
-"""Fit a backend to an engine's model, and again when the model's modules change."""
+"""Fit a backend to an engine's model, and refit it when the model's modules change."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from rorqual.ops.paged import BLOCK
 
 
 class NumericsProbe:
-    """Fits a backend to a model, and refits it when the modules change, as when an adapter is attached or removed."""
+    """Fits a backend to a model, and refits it when the modules change, for example when an adapter is attached."""
 
     def __init__(self, model: Decoder, backend: Backend) -> None:
         self._model, self._backend = model, backend
-        self._most = torch.get_num_threads()
+        self._max_threads = torch.get_num_threads()
         self._parts: tuple[object, ...] = ()
         self.fit: Fit
         self.renew()
@@ -25,12 +25,12 @@ class NumericsProbe:
         if (parts := _parts(self._model)) != self._parts:
             specs = (attention.cache_spec() for attention in self._model.config.attentions)
             shapes = [(part.width, BLOCK // part.every) for spec in specs for part in spec]
-            self.fit = self._backend.fit(self._model, cache_shapes=shapes, threads=self._most)
+            self.fit = self._backend.fit(self._model, cache_shapes=shapes, threads=self._max_threads)
             self._parts = parts
 
 
 def _parts(model: nn.Module) -> tuple[object, ...]:
-    """Return the module types and parameter shapes, which decide the shapes of all matrix products."""
+    """Return the module types and parameter shapes, which determine the shapes of all matrix products."""
     return tuple(
         (type(module), *(p.shape for p in module._parameters.values() if p is not None)) for module in model.modules()
     )

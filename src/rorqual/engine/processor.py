@@ -1,4 +1,4 @@
-"""Check requests, encode them as sequences, and decode finished sequences into completions."""
+"""Validate requests, encode them as sequences, and decode finished sequences into completions."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from rorqual.engine.seeds import sample_key
 from rorqual.engine.sequence import Sequence as Sample
 
 Prompt = str | Sequence[int] | Sequence[Message]
-"""A user message, the token ids of the prompt itself, or a conversation."""
+"""A prompt in one of three forms: the text of a user message, token ids, or a conversation."""
 
 
 def request_of(prompt: Request | Prompt, params: SamplingParams, number: int) -> Request:
-    """Return a prompt as a request, sampled with `params.seed + number`. A `Request` is returned unchanged."""
+    """Convert a prompt to a request with the seed `params.seed + number`. A `Request` is returned unchanged."""
     if isinstance(prompt, Request):
         return prompt
     params = replace(params, seed=params.seed + number)
@@ -43,16 +43,16 @@ def request_of(prompt: Request | Prompt, params: SamplingParams, number: int) ->
 
 
 def _fault(finished: Finished) -> str:
-    """Return why a finished sample is invalid, or "" if it is valid."""
+    """Return the reason why a finished sample is invalid, or "" if it is valid."""
     sequence = finished.sequence
     if finished.lost:
-        return f"the model gave a logit that is not a number, for a prompt of {len(sequence.prompt)} tokens"
+        return f"the model computed a logit that is not a number, for a prompt of {len(sequence.prompt)} tokens"
     return "" if sequence.constraint is None else sequence.constraint.error
 
 
 @dataclass
 class Job:
-    """A checked request with its prompt ids and its compiled grammar."""
+    """A validated request with its prompt ids and its compiled grammar."""
 
     request: Request
     prompt: tuple[int, ...]
@@ -60,7 +60,7 @@ class Job:
     compiled: Compiled | None = None
 
 
-def _whole(token: object) -> bool:
+def _is_integer(token: object) -> bool:
     return type(token) is int or (isinstance(token, Integral) and not isinstance(token, bool))
 
 
@@ -72,8 +72,9 @@ FIELDS: dict[str, tuple[tuple[type, ...], str]] = {
 }
 
 
-def _unseen(messages: Sequence[Message]) -> str:
-    """The kinds of parts that token ids alone cannot say, such as 'images'."""
+def _non_text_parts(messages: Sequence[Message]) -> str:
+    """Return the plural names of the non-text parts in the messages, such as "images". Token ids cannot represent
+    them."""
     parts = (part for message in messages if not isinstance(message.content, str) for part in message.content)
     return ", ".join(sorted({part.plural for part in parts if not isinstance(part, TextPart)}))
 
@@ -90,23 +91,23 @@ def _check_types(request: Request, where: str) -> None:
 
 @dataclass
 class Processor:
-    """Turns requests into sequences, and finished sequences into completions."""
+    """Converts requests to sequences, and finished sequences to completions."""
 
     vocab_size: int
     hidden_size: int
     max_len: int
-    """Tokens of the longest sequence."""
+    """Maximum number of tokens in a sequence, prompt and reply together."""
     room: int
-    """Positions that the KV cache holds."""
+    """Number of token positions that fit in the KV cache."""
     tokenizer: Tokenizer
     chat: ChatFormat
     reuse: bool
-    """Whether the engine keeps a prefix cache."""
+    """Whether the engine has a prefix cache."""
 
     def job(self, request: Request, where: str) -> Job:
-        """Check a request, encode its prompt and compile its grammar.
+        """Validate a request, encode its prompt and compile its grammar.
 
-        Raises a RorqualError whose place starts with `where` if the request cannot run.
+        Raises a RorqualError if the request cannot run. The error's `where` starts with the argument `where`.
         """
         try:
             return self._job(request, where)
@@ -120,14 +121,16 @@ class Processor:
         params, vocab = request.params, self.vocab_size
         check_params(params, vocab_size=vocab, where=where)
         _check_types(request, where)
-        given = request.prompt_ids
-        prompt = tuple(self.chat.prompt(request.messages, request.thinking)) if given is None else tuple(given)
-        if not prompt or not all(_whole(token) and 0 <= token < vocab for token in prompt):
+        prompt_ids = request.prompt_ids
+        prompt = (
+            tuple(self.chat.prompt(request.messages, request.thinking)) if prompt_ids is None else tuple(prompt_ids)
+        )
+        if not prompt or not all(_is_integer(token) and 0 <= token < vocab for token in prompt):
             what = "the prompt has a token id outside the vocabulary" if prompt else "the prompt is empty"
             raise DataError(what, where=where, remedy=f"Give token ids from 0 to {vocab - 1}.")
-        if given is None and request.embeds is None and (unseen := _unseen(request.messages)):
+        if prompt_ids is None and request.embeds is None and (non_text := _non_text_parts(request.messages)):
             raise DataError(
-                f"the messages hold {unseen}, but the request has no embeddings for them",
+                f"the messages hold {non_text}, but the request has no embeddings for them",
                 where=where,
                 remedy="Set `embeds`, or leave those parts out: the model would see only placeholders.",
             )
@@ -146,7 +149,7 @@ class Processor:
                 where=where,
                 remedy="Lower max_tokens, or raise the engine's cache_bytes.",
             )
-        thinking = request.thinking if given is None else self.chat.chosen(prompt)
+        thinking = request.thinking if prompt_ids is None else self.chat.chosen(prompt)
         grammar = params.grammar
         compiled = None if grammar is None else self.grammars.compile(grammar, where=f"{where}, grammar")
         return Job(request, prompt, thinking, compiled)
@@ -154,7 +157,7 @@ class Processor:
     def _check_embeds(self, embeds: Embeds, length: int, where: str) -> None:
         width, last = embeds.rows.shape[1], embeds.positions[-1]
         if width != self.hidden_size:
-            what = f"the rows have {width} numbers, but the model's embeddings {self.hidden_size}"
+            what = f"the rows have {width} numbers, but the model's embeddings have {self.hidden_size}"
             remedy = f"Give rows of {self.hidden_size} numbers."
         elif last >= length:
             what = f"position {last} is outside the prompt of {length} tokens"
@@ -164,7 +167,7 @@ class Processor:
         raise DataError(what, where=f"{where}, embeds", remedy=remedy)
 
     def sequences(self, request_id: int, job: Job) -> list[Sample]:
-        """Return the sequences of a request, one per sample."""
+        """Return one sequence for each of the request's `n` samples."""
         request, params = job.request, job.request.params
         limit = min(len(job.prompt) + params.max_tokens, self.max_len)
         return [
@@ -184,60 +187,62 @@ class Processor:
         return Grammars(self.tokenizer, self.vocab_size, self.chat.stop_ids, Spelling(self.chat, self.vocab_size))
 
     def _constraint(self, job: Job) -> Constraint | None:
-        """Return the grammar constraint of one sample. It binds the answer, which starts after the reasoning, if there
-        is any."""
+        """Return the grammar constraint of one sample. The constraint applies to the answer, which starts after the
+        reasoning, if any."""
         compiled, form = job.compiled, self.chat.reply_form(job.thinking)
         if compiled is None:
             return None
         if form.begins not in ("thought", "late"):
             return compiled.start()
-        gap = self.tokenizer.encode("\n\n") if "\n" in form.answer.lead else []
-        marks = self.chat.thought_ids
-        if marks is None:
-            return compiled.start(thought=Thought(end_text=Special.END_THINK, gap_ids=gap))
-        opens = [marks[0]] if form.begins == "late" else []
-        return compiled.start(thought=Thought([marks[1]], open_ids=opens, gap_ids=gap))
+        separator = self.tokenizer.encode("\n\n") if "\n" in form.answer.lead else []
+        thought_ids = self.chat.thought_ids
+        if thought_ids is None:
+            return compiled.start(thought=Thought(end_text=Special.END_THINK, gap_ids=separator))
+        opens = [thought_ids[0]] if form.begins == "late" else []
+        return compiled.start(thought=Thought([thought_ids[1]], open_ids=opens, gap_ids=separator))
 
     def _barred(self, params: SamplingParams) -> tuple[int, ...]:
-        """Return the stop tokens that may not be drawn before `min_tokens`."""
-        own = () if params.ignore_eos else self.chat.stop_ids
-        return tuple({*own, *params.stop_token_ids}) if params.min_tokens else ()
+        """Return the stop tokens that are masked until the reply has `min_tokens` tokens."""
+        chat_stop_ids = () if params.ignore_eos else self.chat.stop_ids
+        return tuple({*chat_stop_ids, *params.stop_token_ids}) if params.min_tokens else ()
 
     def _halts(self, job: Job) -> Callable[[list[int]], bool]:
-        """Return a function from all ids of a sample to whether its answer has a stop string that ends it.
+        """Return a predicate on all ids of a sequence: whether its answer contains a stop string.
 
         A stop string counts only if it ends after the first `min_tokens` tokens.
         """
         stops, start = job.request.params.stop, len(job.prompt)
-        window = 4 * max(map(len, stops)) + 16  # in tokens: a character has at most four bytes
+        window = 4 * max(map(len, stops)) + 16  # tokens: a character has at most four bytes, a token at least one
 
         def halts(ids: list[int]) -> bool:
-            tail = self.tokenizer.decode(ids[max(start, len(ids) - window) :], specials=True)  # answers keep specials
+            # Keep special tokens, as `chat.parse` does: a stop string may contain their text.
+            tail = self.tokenizer.decode(ids[max(start, len(ids) - window) :], specials=True)
             if not any(stop in tail for stop in stops):
                 return False
             content = self.chat.parse(ids[start:], job.thinking).text
-            unheard = self._unheard(ids[start:], job)
-            return any(content.find(stop, max(0, unheard - len(stop) + 1)) >= 0 for stop in stops)
+            ignored_length = self._min_tokens_length(ids[start:], job)
+            return any(content.find(stop, max(0, ignored_length - len(stop) + 1)) >= 0 for stop in stops)
 
         return halts
 
-    def _unheard(self, reply: list[int], job: Job) -> int:
-        """Return the length in characters of the answer's first `min_tokens` tokens, in which no stop string may end."""
+    def _min_tokens_length(self, reply: list[int], job: Job) -> int:
+        """Return the number of answer characters in the first `min_tokens` tokens. Stop strings that end there are
+        ignored."""
         least = job.request.params.min_tokens if job.request.params.stop else 0
         return len(self.chat.parse(reply[:least], job.thinking).text) if least else 0
 
     def completion(self, job: Job, finished: Finished) -> Completion:
-        """Decode a finished sample."""
+        """Decode a finished sequence into a completion."""
         sampled, sequence = finished.sampled, finished.sequence
         message = self.chat.parse(sampled.token_ids, job.thinking)
         hit, scores = max(sequence.hit, 0), sequence.scores
-        heard = Stops(job.request.params.stop, self._unheard(sampled.token_ids, job))
+        stop_filter = Stops(job.request.params.stop, self._min_tokens_length(sampled.token_ids, job))
         return Completion(
             prompt_ids=job.prompt,
             token_ids=sampled.token_ids,
             logprobs=sampled.logprobs,
             finish_reason="stop" if finished.stopped else "length",
-            text=heard.feed(message.text, last=True),
+            text=stop_filter.feed(message.text, last=True),
             reasoning=message.reasoning,
             experts=sampled.experts,
             kept=sampled.kept,

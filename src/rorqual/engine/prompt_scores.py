@@ -1,4 +1,4 @@
-"""Log-probabilities of a prompt's own tokens, collected during chunked prefill. This module uses no tensors."""
+"""Prompt log-probabilities, collected chunk by chunk during prefill. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ Likeliest = list[tuple[int, float]]
 class PromptScores:
     """Log-probabilities of a prompt of `length` tokens.
 
-    `logprobs[i]` belongs to token i + 1, and `best[i]` holds the `top` likeliest tokens there. Both lists fill from the
-    left and survive a preemption. The prefix cache keeps keys and values but no logits, so a prefill may reuse only
-    positions that are already scored (`reusable`).
+    `logprobs[i]` is the log-probability of prompt token i + 1, and `best[i]` lists the `top` most likely tokens at its
+    position. Both lists grow in prompt order and survive a preemption.
+
+    The prefix cache stores keys and values but no logits. So a prefill may reuse only positions that are already scored
+    (`reusable`).
     """
 
     length: int
@@ -24,15 +26,16 @@ class PromptScores:
 
     @property
     def reusable(self) -> int | None:
-        """Number of positions that the prefix cache may serve: those already scored. None means all."""
+        """Number of leading prompt positions that may come from the prefix cache: those already scored. None means no
+        limit."""
         return None if len(self.logprobs) == self.length - 1 else len(self.logprobs)
 
     def wanted(self, start: int, stop: int) -> range:
-        """Return the positions in [start, stop) that are not scored yet."""
+        """Return the positions in [start, stop) that still need a log-probability."""
         return range(max(start, len(self.logprobs)), min(stop, self.length - 1))
 
     def add(self, logprobs: list[float], best: list[Likeliest]) -> None:
-        """Append the scores of the next positions."""
+        """Append the log-probabilities and most likely tokens of the next positions."""
         self.logprobs += logprobs
         self.best += best
 
@@ -42,9 +45,10 @@ class PromptScores:
         return any(math.isnan(value) for value in self.logprobs)
 
     def tokens(self) -> list[float | None]:
-        """Return the log-probability of each prompt token [length]. The first is None: it has no context."""
+        """Return the log-probability of each prompt token [length]. The first is None, because no token precedes it."""
         return [None, *self.logprobs]
 
     def likeliest(self) -> list[Likeliest]:
-        """Return the likeliest tokens at each prompt position [length]. The first list is empty."""
+        """Return the most likely tokens at each prompt position [length]. The first list is empty, because no token
+        precedes it."""
         return [[], *self.best]

@@ -1,4 +1,4 @@
-"""Requests and completions, the same for a local model and a remote endpoint."""
+"""Requests and completions, for local models and remote endpoints alike."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Request:
     priority: int = 0
     """The queued request with the highest priority runs first."""
     reuse: bool = True
-    """Whether the prefix cache may serve this request and keep its blocks."""
+    """Whether this request may use blocks from the prefix cache and leave its own blocks there."""
     embeds: Embeds | None = None
     """Embeddings that replace those of placeholder tokens in the prompt."""
 
@@ -39,44 +39,45 @@ class Completion:
     prompt_ids: tuple[int, ...]
     token_ids: list[int]
     logprobs: list[float]
-    """`logprobs[i]` is the log-probability of `token_ids[i]` under the distribution that it was drawn from: after
-    temperature, top-k and top-p. At temperature 0 it is that of the plain softmax."""
+    """`logprobs[i]` is the log-probability of `token_ids[i]` under the sampling distribution, after temperature, top-k
+    and top-p. At temperature 0, the log-probability comes from the unmodified softmax."""
     finish_reason: Literal["stop", "length"]
     text: str
     """The reply after `</think>`."""
     reasoning: str | None
     """The reasoning before `</think>`. None means that the model did not think."""
     experts: Any = None
-    """Experts of each computed position [len(prompt_ids) + len(token_ids) - 1, MoE layers, top-k], int8 or int16.
-    -1 means that no expert served. None for a dense or remote model."""
+    """Expert ids of each computed position [len(prompt_ids) + len(token_ids) - 1, MoE layers, top-k], int8 or int16. -1
+    means that the router skipped this choice. The field is None for a dense or remote model."""
     kept: Any = None
-    """Tokens that top-k and top-p left for each draw [len(token_ids), ceil(vocab / 8)], uint8 as `numpy.packbits`
-    writes it. None unless the engine records it."""
+    """Tokens that remained after top-k and top-p filtering at each reply position [len(token_ids), ceil(vocab / 8)],
+    uint8 in the format of `numpy.packbits`. The field is None unless `EngineConfig.record_kept` is set."""
     top_logprobs: list[list[tuple[int, float]]] | None = None
-    """The likeliest tokens at each position of the reply, if `SamplingParams.top_logprobs` is set."""
+    """Most likely tokens at each reply position, if `SamplingParams.top_logprobs` is set."""
     usage: dict[str, int] = field(default_factory=dict)
     """Counts `prompt_tokens` and `completion_tokens`. A local engine adds `prompt_cache_hit_tokens` and
     `prompt_cache_miss_tokens`."""
     error: str = ""
-    """Why this sample is invalid, or "". Reasons are a dead end of the grammar, a violation of the schema that the
-    grammar cannot prevent, and a logit that is NaN or infinite."""
+    """The reason why this sample is invalid, or "". Possible reasons: the grammar reached a dead end, the reply
+    violates a part of the schema that the grammar cannot enforce, or a logit is NaN or infinite."""
     prompt_logprobs: list[float | None] | None = None
-    """Log-probability of each prompt token, if `SamplingParams.prompt_logprobs` is set. None for the first token."""
+    """Log-probability of each prompt token, if `SamplingParams.prompt_logprobs` is set. The first value is None."""
     prompt_top_logprobs: list[list[tuple[int, float]]] | None = None
-    """The likeliest tokens at each prompt position, if `SamplingParams.prompt_logprobs` is above 0. [] for the first
-    token."""
+    """Most likely tokens at each prompt position, if `SamplingParams.prompt_logprobs` is above 0. The first list is
+    empty."""
     model: str = ""
-    """Name of the model, as a remote endpoint reports it."""
+    """Model name that a remote endpoint reports, or ""."""
     request: int = 0
     """Index of the request, set by a `RolloutEngine`."""
     sample: int = 0
     """Index of the sample in its request, set by a `RolloutEngine`."""
     policy_version: int = 0
-    """Version of the weights that drew the sample, set by a `RolloutEngine`."""
+    """Version of the weights that generated the sample, set by a `RolloutEngine`."""
 
 
 Arrived = Callable[[int, int, Completion], None]
-"""A callback for each finished sample: the index of its request, its own index, and the sample."""
+"""Callback for each finished sample, called with the index of the request, the index of the sample and the
+completion."""
 
 
 class Generator(Protocol):

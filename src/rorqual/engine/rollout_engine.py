@@ -1,4 +1,4 @@
-"""Rollout engines, which sample for a trainer: in its process, at a remote endpoint, or of a user's own class."""
+"""Rollout engines, which generate samples for a trainer: their interface, and an engine in the trainer's process."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from rorqual.engine.seeds import sample_seed
 from rorqual.model import Decoder
 
 TRIES = 3
-"""Attempts to get a sample that a rollout engine does not return."""
+"""Maximum number of times that the trainer requests a sample from a rollout engine."""
 
 
 class RolloutEngine(Protocol):
-    """Samples with the newest weights that it was given.
+    """An engine that generates samples for a trainer, with the weights of the last `update`.
 
-    A completion must depend only on the weights and its request: prompt, sampling parameters, seed and sample index.
-    Then another engine, or a second attempt, returns the same one.
+    A completion must depend only on the weights and its request: prompt, sampling parameters, seed and sample index. So
+    another engine, or a second attempt, returns the same completion.
     """
 
     @property
     def version(self) -> int:
-        """The version of the weights that it samples with."""
+        """Version of the weights that the engine samples with."""
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
         """Yield the samples of all requests as they finish, in any order.
 
-        `Completion.request` and `.sample` identify a sample, and `.policy_version` is the version of its weights.
-        The engine may omit a lost sample: the trainer requests it again.
+        `Completion.request` and `.sample` identify a sample, and `.policy_version` is the version of its weights. The
+        engine may leave out lost samples, which the trainer then requests again.
         """
 
     def update(self, weights: Decoder, version: int) -> None:
-        """Sample with `weights` from now on. `version` is greater than all earlier ones."""
+        """Sample with `weights` from now on. `version` is greater than all earlier versions."""
 
 
 class InlineRolloutEngine:
-    """An `Engine` that shares the trained tensors and so sees each update without a copy.
+    """A rollout engine in the trainer's process: an `Engine` on the trained tensors, so weight updates need no copy.
 
-    It works in the trainer's thread and yields nothing before all samples are finished.
+    `generate` runs in the trainer's thread and yields the first sample only after all samples are finished.
     """
 
     def __init__(self, engine: Engine, version: int = 0) -> None:
@@ -51,11 +51,12 @@ class InlineRolloutEngine:
         """Run all requests, then yield their samples in order."""
         version = self.version  # the caller may update the weights between two samples
         for number, samples in enumerate(self.engine.generate(requests)):
-            for sample, found in enumerate(samples):
-                yield replace(found, request=number, sample=sample, policy_version=version)
+            for sample, completion in enumerate(samples):
+                yield replace(completion, request=number, sample=sample, policy_version=version)
 
     def update(self, weights: Decoder, version: int) -> None:
-        """Set the version. Weights of another model object are copied into the engine's model."""
+        """Set the version of the weights. If `weights` is not the engine's own model, copy its weights into that
+        model."""
         if weights is not self.engine.model:
             self.engine.load_weights(weights)
         self.version = version
@@ -64,55 +65,55 @@ class InlineRolloutEngine:
 def gather(
     engine: RolloutEngine, requests: Sequence[Request], *, version: int, max_age: int = 0
 ) -> list[list[Completion]]:
-    """Return the samples of each request, in order. Lost samples are requested again, with the seed that reproduces
-    them.
+    """Generate all samples of the requests and return them in order. Missing samples are requested again with the same
+    seed.
 
-    `version` is that of the trainer's weights. Raises NumericsError for samples of newer weights or of weights more
-    than `max_age` versions older. It also refuses samples that were not requested, and an engine that loses a sample
-    `TRIES` times.
+    `version` is the version of the trainer's weights.
+    Raises NumericsError for a sample of newer weights, or of weights more than `max_age` versions older. Also raises
+    NumericsError for a sample that was not requested, and for samples that are missing after `TRIES` attempts.
     """
-    found: dict[tuple[int, int], Completion] = {}
+    completions: dict[tuple[int, int], Completion] = {}
     places = [(number, sample) for number, request in enumerate(requests) for sample in range(request.params.n)]
-    asked, names = list(requests), {place: place for place in places}
+    pending, place_of = list(requests), {place: place for place in places}
     for _ in range(TRIES):
-        for one in engine.generate(asked):
-            _check_version(one.policy_version, version, max_age)
-            place = names.get((one.request, one.sample))
+        for completion in engine.generate(pending):
+            _check_version(completion.policy_version, version, max_age)
+            place = place_of.get((completion.request, completion.sample))
             if place is None:
                 raise NumericsError(
-                    f"it returned sample {one.sample} of request {one.request}, which was not requested",
+                    f"the engine returned sample {completion.sample} of request {completion.request}, which was not requested",
                     where="rollout engine",
                     remedy="Number the requests, and the samples of each request, from 0 in the order given.",
                 )
-            found[place] = replace(one, request=place[0], sample=place[1])
-        lost = [place for place in places if place not in found]
-        if not lost:
-            return [[found[number, sample] for sample in range(r.params.n)] for number, r in enumerate(requests)]
-        asked = [alone(requests[number], sample) for number, sample in lost]
-        names = {(again, 0): place for again, place in enumerate(lost)}
+            completions[place] = replace(completion, request=place[0], sample=place[1])
+        missing = [place for place in places if place not in completions]
+        if not missing:
+            return [[completions[number, sample] for sample in range(r.params.n)] for number, r in enumerate(requests)]
+        pending = [alone(requests[number], sample) for number, sample in missing]
+        place_of = {(again, 0): place for again, place in enumerate(missing)}
     raise NumericsError(
-        f"{len(lost)} of {len(places)} samples are missing after {TRIES} attempts",
+        f"{len(missing)} of {len(places)} samples are missing after {TRIES} attempts",
         where="rollout engine",
-        remedy="Check the engine's log, then repeat the command: the run resumes from its last checkpoint.",
+        remedy="Check the engine's log, then repeat the command. The run resumes from its last checkpoint.",
     )
 
 
 def alone(request: Request, sample: int) -> Request:
-    """Return a request that reproduces sample number `sample` of `request` alone."""
+    """Return a request for a single sample that reproduces sample number `sample` of `request`."""
     return replace(request, params=replace(request.params, seed=sample_seed(request.params.seed, sample), n=1))
 
 
-def _check_version(had: int, version: int, max_age: int) -> None:
-    if had > version:
+def _check_version(sampled_version: int, version: int, max_age: int) -> None:
+    if sampled_version > version:
         raise NumericsError(
-            f"it sampled with weights of version {had}, newer than the trainer's version {version}",
+            f"the engine sampled with weights of version {sampled_version}, newer than the trainer's version {version}",
             where="rollout engine",
-            remedy="Another trainer updates this engine: give each trainer its own.",
+            remedy="Another trainer updates this engine. Give each trainer its own engine.",
         )
-    if version - had > max_age:
+    if version - sampled_version > max_age:
         raise NumericsError(
-            f"it sampled with weights of version {had}; the trainer is at {version}, and max_age={max_age} allows "
+            f"the engine sampled with weights of version {sampled_version}; the trainer is at {version}, and max_age={max_age} allows "
             f"version {version - max_age} or newer",
             where="rollout engine",
-            remedy="The engine restarted or missed an update: repeat the command, which resumes from the last checkpoint.",
+            remedy="The engine restarted or missed an update. Repeat the command, which resumes from the last checkpoint.",
         )

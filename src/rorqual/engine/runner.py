@@ -29,7 +29,8 @@ from rorqual.ops.sampling import SamplerOutput, SamplingMetadata, Settings, like
 
 @dataclass(frozen=True)
 class Sampled:
-    """A finished reply: ids, log-probabilities, experts of each computed position, kept sets and likeliest tokens.
+    """A finished reply: token ids, log-probabilities, expert ids, tokens left by top-k and top-p, and most likely
+    tokens.
 
     `Completion` documents the shapes.
     """
@@ -43,7 +44,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Saved:
-    """The state of a preempted sequence that its second prefill does not recompute."""
+    """Per-token results of a preempted sequence, which are saved because a second prefill does not recompute them."""
 
     logprobs: npt.NDArray[np.float32]
     kept: npt.NDArray[np.uint8]
@@ -51,9 +52,10 @@ class Saved:
 
 
 def routed_layers(model: Decoder) -> tuple[int, int, int]:
-    """Return the number of routed layers, experts per token, and possible expert numbers. All are 0 for a dense model.
+    """Return three counts: MoE layers, experts per token, and possible expert ids. All three counts are 0 for a dense
+    model.
 
-    Raises ConfigError if layers differ in experts per token.
+    Raises ConfigError if the number of experts per token differs between layers.
     """
     ffns = [ffn for ffn in model.config.ffns if ffn.experts_per_token()]
     if not ffns:
@@ -61,7 +63,7 @@ def routed_layers(model: Decoder) -> tuple[int, int, int]:
     widths = {ffn.experts_per_token() for ffn in ffns}
     if len(widths) > 1:
         raise ConfigError(
-            f"cannot record experts: layers route a token to different numbers of them, {sorted(widths)}",
+            f"cannot record experts: the number of experts per token differs between layers, {sorted(widths)}",
             where="engine",
             remedy="Set record_experts=False.",
         )
@@ -69,22 +71,23 @@ def routed_layers(model: Decoder) -> tuple[int, int, int]:
 
 
 SCORED = 64
-"""Prompt positions whose logits are in memory at once."""
+"""Maximum number of prompt positions whose logits are in memory at the same time."""
 
 
 def filled(tokens: int, rows: int) -> int:
-    """Return the padded number of tokens of a step: a multiple of `rows` or more.
+    """Return the padded number of tokens of a step: rounded up to a multiple of `rows`, or of 16 or 64 for larger
+    steps.
 
-    Few distinct sizes are best, because oneDNN builds primitives for each.
+    Padding keeps the number of distinct sizes small, because oneDNN builds primitives for each size.
     """
     multiple = rows if tokens <= 32 else max(rows, 16) if tokens <= 256 else 64
     return -(-tokens // multiple) * multiple
 
 
 class Runner:
-    """KV cache, token histories and sampling for `slots` sequences of up to `max_len` ids in `blocks` blocks.
+    """Runs the model on a batch. Stores the KV cache of `blocks` blocks and the token histories of `slots` sequences.
 
-    Histories are indexed by slot.
+    A sequence has at most `max_len` ids. Histories are indexed by slot.
     """
 
     def __init__(
@@ -115,16 +118,17 @@ class Runner:
             expert_dtype,
         )
         self.vocab = model.config.vocab_size
-        # np.zeros takes no memory before a page is written, so the size follows the sequences and not `max_len`.
+        # np.zeros takes memory only for pages that are written, so memory use depends on the actual lengths, not on
+        # `max_len`.
         self.ids = np.zeros((slots, max_len), np.int64)
         self.logprobs = np.zeros((slots, max_len), np.float32)
         self.kept = np.zeros((slots, max_len, -(-self.vocab // 8) if record_kept else 0), np.uint8)
         self.block_table = np.zeros((slots, -(-max_len // BLOCK)), np.int64)
-        self.top: dict[int, list[list[tuple[int, float]]]] = {}  # slot -> likeliest tokens, if requested
+        self.top: dict[int, list[list[tuple[int, float]]]] = {}  # slot -> most likely tokens, if requested
         self.counts = Counts(slots, self.vocab)
         self._settings: Settings | None = None
         self._constrained: list[tuple[int, Constraint]] = []
-        self._short: list[int] = []
+        self._with_min_tokens: list[int] = []
         self._version = -1
         self._plan: Plan | None = None
         self.holds_non_finite = False
@@ -158,7 +162,9 @@ class Runner:
         self.ids[slot, :known] = sequence.tokens
         self.top[slot] = []
         start = len(sequence.prompt)
-        if isinstance(sequence.saved, Saved):  # do not clear it: the sequence may be preempted before it samples
+        if isinstance(
+            sequence.saved, Saved
+        ):  # keep `saved`: the sequence may be preempted again before it samples a token
             self.logprobs[slot, start:known] = sequence.saved.logprobs
             self.kept[slot, start:known] = sequence.saved.kept
             self.top[slot] = list(sequence.saved.top)
@@ -168,18 +174,18 @@ class Runner:
             self.counts.drop(slot)
 
     def tokens(self, slot: int, length: int) -> list[int]:
-        """See `History`."""
-        found: list[int] = self.ids[slot, :length].tolist()
-        return found
+        """Return the first `length` ids of the sequence in `slot` (see `History`)."""
+        ids: list[int] = self.ids[slot, :length].tolist()
+        return ids
 
     def save(self, slot: int, start: int, length: int) -> Saved:
-        """See `History`."""
+        """Return the per-token results of ids [start, length) in `slot` (see `History`)."""
         part = slice(start, length)
         return Saved(self.logprobs[slot, part].copy(), self.kept[slot, part].copy(), self.top[slot])
 
     def newest(self, scheduler: Scheduler) -> tuple[list[float], list[tuple[tuple[int, float], ...]]]:
-        """Return, for each row, the log-probability of its newest token, and the likeliest tokens if the request asks
-        for them."""
+        """Return the log-probability of each row's newest token, and the most likely tokens if its request sets
+        `top_logprobs`."""
         n = len(scheduler.running)
         slot = scheduler.rows.slot[:n]
         logprobs: list[float] = self.logprobs[slot, scheduler.rows.position[:n]].tolist()
@@ -187,7 +193,7 @@ class Runner:
         return logprobs, best
 
     def take(self, sequence: Sequence, length: int) -> Sampled:
-        """Return the reply of a finished sequence of `length` ids."""
+        """Return the reply of a finished sequence. `length` is its number of ids, prompt and reply."""
         start, slot = len(sequence.prompt), sequence.slot
         logprobs = self.logprobs[slot, start:length]
         experts = None
@@ -201,10 +207,10 @@ class Runner:
     # ---- a step
 
     def step(self, plan: SchedulerOutput, scheduler: Scheduler) -> Ints:
-        """Run the scheduled tokens, sample a token for each row, store it, and return the tokens [rows]."""
+        """Run the model on the scheduled tokens, sample one token per row, store the tokens and return them [rows]."""
         rows, n = scheduler.rows, plan.decode
         slot, position = rows.slot[:n], rows.position[:n]
-        self._lay_tables(plan, scheduler)
+        self._update_block_table(plan, scheduler)
         chunks = plan.chunks
         size = n + sum(c.stop - c.start for c in chunks)
         ids = np.zeros(filled(size, self.backend.rows.least), np.int64)
@@ -224,7 +230,7 @@ class Runner:
                 self.block_table[chunk.sequence.slot, chunk_positions // BLOCK] * BLOCK + chunk_positions % BLOCK
             )
             ends.append(stop - 1)
-        # Padding copies the first token, so that it selects no other experts.
+        # Padding tokens copy the first token, so that they are routed to the same experts.
         ids[size:], positions[size:] = ids[0], positions[0]
         metadata = self._metadata(plan, slot, position, slot_mapping)
         self._plan = self.backend.attention.plan(metadata, self.device, self._plan)
@@ -244,7 +250,7 @@ class Runner:
         output = self._checked(self._step(step_input), step_input)
         self.holds_non_finite |= not math.isfinite(float(output.hidden.sum()))
         if output.experts is not None and self.layers:
-            chosen = self._numbered(output.experts).to(self.cache.experts.dtype)
+            chosen = self._check_expert_ids(output.experts).to(self.cache.experts.dtype)
             self.cache.experts.flatten(0, 1).index_copy_(0, self._tensor(slot_mapping.clip(min=0)), chosen)
         self._score(output.hidden, scored)
         new = np.zeros(0, np.int64) if output.drawn is None else self._keep(output.drawn, scheduler)
@@ -252,41 +258,42 @@ class Runner:
             self.cache.copy(*zip(*plan.copies))
         return new
 
-    def _numbered(self, experts: Tensor) -> Tensor:
-        """The experts that were chosen, or a ValueError where the record has no room for a number."""
+    def _check_expert_ids(self, experts: Tensor) -> Tensor:
+        """Return the expert ids. Raises ValueError if an id is `n_choices()` or higher, because the record may not be
+        able to store it."""
         if (highest := int(experts.max())) >= self._choices:
-            raise ValueError(f"a network chose expert {highest}; `n_choices()` says that there are {self._choices}")
+            raise ValueError(f"a network chose expert {highest}, but its `n_choices()` is {self._choices}")
         return experts
 
-    def _checked(self, output: StepOutput, given: StepInput) -> StepOutput:
-        """Return the output of a step. Raises ValueError if the backend omits a part or gives a wrong shape."""
-        drawn, tokens, rows = output.drawn, given.ids.shape[1], len(given.last)
+    def _checked(self, output: StepOutput, step_input: StepInput) -> StepOutput:
+        """Return the output of a step. Raises ValueError if the backend left out a tensor or a shape is wrong."""
+        sampled, tokens, rows = output.drawn, step_input.ids.shape[1], len(step_input.last)
         shapes: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
             "hidden states": (output.hidden, (tokens, self.model.config.hidden_size))
         }
         if self.layers:
             shapes["experts"] = (output.experts, (tokens, self.layers, self.k))
-        if given.sampling is not None:
-            shapes["ids"] = (None if drawn is None else drawn.ids, (rows,))
-            shapes["log-probabilities"] = (None if drawn is None else drawn.logprobs, (rows,))
+        if step_input.sampling is not None:
+            shapes["ids"] = (None if sampled is None else sampled.ids, (rows,))
+            shapes["log-probabilities"] = (None if sampled is None else sampled.logprobs, (rows,))
         for name, (tensor, shape) in shapes.items():
             if tensor is None or tuple(tensor.shape) != shape:
-                found = "none" if tensor is None else f"shape {list(tensor.shape)}"
+                actual = "none" if tensor is None else f"shape {list(tensor.shape)}"
                 raise ValueError(
-                    f"backend '{self.backend.name}' must give a step's {name} in the shape {list(shape)}, but gave {found}"
+                    f"backend '{self.backend.name}' must give a step's {name} in the shape {list(shape)}, but gave {actual}"
                 )
         return output
 
     def _embeds(self, plan: SchedulerOutput, ids: Ints, size: int) -> Tensor | None:
-        """Return the embeddings [1, tokens, d] of a step of `size` tokens, or None if no request brings its own
-        embeddings."""
+        """Return the input embeddings [1, tokens, d] of a step with `size` tokens before padding. None if no request
+        sets `embeds`."""
         places, rows = list[Ints](), list[npt.NDArray[np.float32]]()
         start = plan.decode
         for chunk in plan.chunks:
             if chunk.sequence.embeds is not None:
-                at, found = chunk.sequence.embeds.within(chunk.start, chunk.stop)
+                at, embeddings = chunk.sequence.embeds.within(chunk.start, chunk.stop)
                 places.append(start + at)
-                rows.append(found)
+                rows.append(embeddings)
             start += chunk.stop - chunk.start
         if not any(map(len, rows)):
             return None
@@ -294,14 +301,14 @@ class Runner:
         embedded[0].index_copy_(
             0, self._tensor(np.concatenate(places)), self._tensor(np.concatenate(rows)).to(self.dtype)
         )
-        embedded[:, size:] = embedded[:, :1]  # padding, as in `step`
+        embedded[:, size:] = embedded[:, :1]  # padding tokens copy the first token, as in `step`
         return embedded
 
     def _score(self, hidden: Tensor, scored: list[tuple[Sequence, int, range]]) -> None:
         """Compute prompt log-probabilities from the hidden states [tokens, d] of a step.
 
-        `scored` has (sequence, index of its position 0 in the step, positions to score). The index may be negative,
-        because an earlier step may have computed position 0.
+        `scored` lists (sequence, index in the step of the sequence's position 0, positions to score). The index is
+        negative if an earlier step computed position 0.
         """
         for sequence, first, positions in scored:
             assert sequence.scores is not None
@@ -313,8 +320,8 @@ class Runner:
                 best = likeliest(logprobs, sequence.scores.top) if sequence.scores.top else [[]] * len(some)
                 sequence.scores.add(logprobs.gather(1, following).squeeze(1).tolist(), best)
 
-    def _lay_tables(self, plan: SchedulerOutput, scheduler: Scheduler) -> None:
-        """Update the block table for every sequence with new blocks."""
+    def _update_block_table(self, plan: SchedulerOutput, scheduler: Scheduler) -> None:
+        """Update the block table of every sequence that may have new blocks."""
         n = plan.decode
         begun = np.flatnonzero(scheduler.rows.position[:n] % BLOCK == 0).tolist()
         fresh = [scheduler.running[row] for row in begun]
@@ -322,7 +329,7 @@ class Runner:
             self.block_table[sequence.slot, : len(sequence.blocks)] = sequence.blocks
 
     def _metadata(self, plan: SchedulerOutput, slot: Ints, position: Ints, slot_mapping: Ints) -> AttentionMetadata:
-        """Describe the step for attention: decoding rows first, then prefill chunks."""
+        """Return the attention metadata of the step: decoding rows first, then prefill chunks."""
         chunks = plan.chunks
         count = np.array([c.stop - c.start for c in chunks], np.int64)
         query_start_loc = np.concatenate((np.arange(len(slot) + 1), len(slot) + np.cumsum(count)))
@@ -342,7 +349,7 @@ class Runner:
         if self._version != scheduler.version or self._settings is None:
             self._settings = Settings.of([s.params for s in active], self.device)
             self._constrained = [(row, s.constraint) for row, s in enumerate(active) if s.constraint]
-            self._short = [row for row, s in enumerate(active) if s.barred]
+            self._with_min_tokens = [row for row, s in enumerate(active) if s.barred]
             self._version = scheduler.version
         penalties, seen = self._settings.penalties, None
         if penalties is not None and len(penalties.rows):
@@ -351,20 +358,20 @@ class Runner:
         return SamplingMetadata(self._settings, uniform(rows.key[:n], rows.position[:n]), seen, allowed)
 
     def _allowed(self, active: list[Sequence], position: Ints) -> tuple[Ints, Bools] | None:
-        """Return the rows with a restricted vocabulary and their masks of allowed tokens, or None if there are none.
+        """Return the restricted rows and their masks of allowed tokens, or None if no row is restricted.
 
         A row is restricted by its grammar or by `min_tokens`. A reply shorter than `min_tokens` may end only if its
         grammar allows nothing else.
         """
-        found = {row: mask for row, constraint in self._constrained if (mask := constraint.mask()) is not None}
-        for row in self._short:
+        masks = {row: mask for row, constraint in self._constrained if (mask := constraint.mask()) is not None}
+        for row in self._with_min_tokens:
             sequence = active[row]
             if int(position[row]) + 1 - len(sequence.prompt) < sequence.params.min_tokens:
-                going_on = found[row].copy() if row in found else np.ones(self.vocab, np.bool_)
-                going_on[list(sequence.barred)] = False
-                if going_on.any():
-                    found[row] = going_on
-        return (np.array(list(found)), np.stack(list(found.values()))) if found else None
+                continuing = masks[row].copy() if row in masks else np.ones(self.vocab, np.bool_)
+                continuing[list(sequence.barred)] = False
+                if continuing.any():
+                    masks[row] = continuing
+        return (np.array(list(masks)), np.stack(list(masks.values()))) if masks else None
 
     def _keep(self, drawn: SamplerOutput, scheduler: Scheduler) -> Ints:
         """Store the sampled token of each row and return the tokens [rows]."""
@@ -387,11 +394,11 @@ class Runner:
         return new
 
     def _keep_top(self, logprobs: Tensor, active: list[Sequence]) -> None:
-        asked = [row for row, sequence in enumerate(active) if sequence.params.top_logprobs]
-        if not asked:
+        requesting = [row for row, sequence in enumerate(active) if sequence.params.top_logprobs]
+        if not requesting:
             return
-        most = max(active[row].params.top_logprobs for row in asked)
-        for row, best in zip(asked, likeliest(logprobs[asked], most)):
+        most = max(active[row].params.top_logprobs for row in requesting)
+        for row, best in zip(requesting, likeliest(logprobs[requesting], most)):
             self.top[active[row].slot].append(best[: active[row].params.top_logprobs])
 
 
@@ -419,8 +426,8 @@ def logits_of(model: Decoder, hidden: Tensor, places: Tensor) -> Tensor:
     The backend decides the padding of rows and columns. Padding columns hold -inf; padding rows are removed.
     """
     ops, count = model.ops, len(places)
-    spare = -count % ops.rows.least
-    index = torch.cat((places, places.new_zeros(spare))) if spare else places
+    row_padding = -count % ops.rows.least
+    index = torch.cat((places, places.new_zeros(row_padding))) if row_padding else places
     logits = model.logits(hidden.index_select(0, index))[:count]
-    rest = -logits.shape[-1] % ops.lanes
-    return F.pad(logits, (0, rest), value=-torch.inf) if rest else logits
+    column_padding = -logits.shape[-1] % ops.lanes
+    return F.pad(logits, (0, column_padding), value=-torch.inf) if column_padding else logits

@@ -1,13 +1,14 @@
-"""Schedule the next step: which sequences decode, how much of each prompt is prefilled, which wait and which are
-preempted.
+"""The scheduler: decides which sequences decode, are prefilled, wait or are preempted in the next step.
 
-This module is plain Python and numpy. It uses no tensors and no model.
+This module uses Python and numpy, without tensors or the model.
 
-A sequence waits, gets a slot, is prefilled in chunks, decodes in a row until it stops, and leaves. Rows 0..B-1 are in
-use and stay contiguous: when sequences leave, the last rows move into the gaps. The state of a running sequence is
-indexed by its slot, which does not change. Its keys and values lie in blocks (`KVCacheManager`). When no block is left,
-the scheduler preempts the sequence that ranks last: it releases its blocks, waits, and later resumes from its tokens.
-The scheduler also preempts for fairness (`_victim`).
+A sequence is queued, gets a slot, is prefilled in chunks, decodes in a row of the batch until it stops, and is
+released. Rows 0 to B - 1 are in use: when sequences finish, the last rows move into the gaps. The runner's state of a
+sequence is indexed by its slot, which does not change.
+
+Keys and values are stored in blocks (`KVCacheManager`). When no block is available, the scheduler preempts the sequence
+that ranks last. That sequence releases its blocks, is queued again, and later resumes from its tokens. The scheduler
+also preempts for fairness (`_victim`).
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from rorqual.engine.sequence import InputBatch, Ints, Sequence
 from rorqual.ops.paged import BLOCK, QUERIES
 
 QUANTUM = 16
-"""Tokens that a sequence decodes in its row before fairness may preempt it. This guarantees progress despite
-preemptions."""
+"""Minimum number of tokens that a sequence decodes in its row before it may be preempted for fairness. So every
+sequence makes progress."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Tokens [start, stop) of a sequence, to prefill."""
+    """A prefill chunk: tokens [start, stop) of a sequence."""
 
     sequence: Sequence
     start: int
@@ -39,17 +40,17 @@ class Chunk:
 
 @dataclass
 class SchedulerOutput:
-    """The work of one step."""
+    """The scheduled work of one step."""
 
     decode: int
-    """Rows that decode one token."""
+    """Number of rows that decode one token each."""
     chunks: list[Chunk]
-    """Parts of prompts to prefill. Chunks that complete a prompt come last."""
+    """Prefill chunks. Chunks that complete a prompt come last."""
     joined: list[tuple[Sequence, int]]
-    """Sequences that get a row in this step, in row order, each with the index of the chunk whose last token it samples
-    from."""
+    """Sequences that start to decode in this step, in row order, each with the index of the chunk that completes its
+    prompt. The chunk's last position gives the logits of the first token."""
     copies: list[tuple[int, int]]
-    """Blocks (to, from) to copy after the forward pass."""
+    """Blocks to copy after the forward pass, as (target block, source block)."""
     admitted: list[Sequence]
     """Sequences that get a slot in this step."""
 
@@ -60,21 +61,21 @@ class SchedulerOutput:
 
 
 class History(Protocol):
-    """The state that the runner keeps for the sequence in a slot."""
+    """Access to the token histories that the runner stores by slot."""
 
     def tokens(self, slot: int, length: int) -> list[int]:
-        """Return the first `length` ids."""
+        """Return the first `length` ids of the sequence in `slot`."""
 
     def save(self, slot: int, start: int, length: int) -> object:
-        """Return the other state of ids [start, length), which the runner restores after a preemption."""
+        """Return the per-token results of ids [start, length), which the runner restores after a preemption."""
 
 
 class Scheduler:
     """Continuous batching over `slots` rows and the blocks of `pages`.
 
-    A step computes at most `step_tokens` tokens, so that long prompts delay decoding sequences only this much. Prefill
-    always gets room for at least `QUERIES` tokens. `patience` is the share of slots that must be free before waiting
-    sequences are admitted. A higher share prefills more prompts together; 0 gives the earliest first token.
+    A step computes at most `step_tokens` tokens, which limits how long a prompt delays the decoding sequences. Prefill
+    always gets at least `QUERIES` tokens. `patience` is the fraction of slots that must be free before queued sequences
+    are admitted. A larger fraction prefills more prompts together; 0 minimizes the time to the first token.
     """
 
     def __init__(
@@ -94,11 +95,11 @@ class Scheduler:
 
     @property
     def idle(self) -> bool:
-        """Whether no sequence runs or waits."""
+        """Whether no sequence is running or queued."""
         return not self.running and not self.prefilling and not self.waiting
 
     def submit(self, sequences: list[Sequence]) -> None:
-        """Queue sequences."""
+        """Add new sequences to the request queue."""
         busy = {s.tenant for s in (*self.running, *self.prefilling)}
         for sequence in sequences:
             self._arrivals += 1
@@ -109,15 +110,15 @@ class Scheduler:
     # ---- one step
 
     def schedule(self) -> SchedulerOutput:
-        """Plan the next step. All slots, blocks and rows that it needs are assigned."""
+        """Plan the next step, and assign all slots, blocks and rows that it needs."""
         plan = SchedulerOutput(0, [], [], [], [])
-        if self._make_room(plan):
+        if self._allocate_for_decode(plan):
             self._admit(plan)
         self._prefill(plan)
         return plan
 
-    def _make_room(self, plan: SchedulerOutput) -> bool:
-        """Allocate a block for every row whose next position starts one, preempting if necessary.
+    def _allocate_for_decode(self, plan: SchedulerOutput) -> bool:
+        """Allocate a block for every row whose next position begins a new block, preempting sequences if necessary.
 
         Returns False if a sequence was preempted.
         """
@@ -128,26 +129,27 @@ class Scheduler:
             length = int(self.rows.position[row]) + 1
             while sequence.slot >= 0 and not self.kv_cache.grow(sequence, length):
                 self._preempt(self._last(), plan)
-        self._close()
+        self._remove_gaps()
         return self.preemptions == before
 
     def _last(self) -> Sequence:
-        """Return the running sequence that ranks last: lowest priority, then the tenant with most slots, then latest
+        """Return the sequence to preempt first: lowest priority, then the tenant with the most slots, then the latest
         arrival."""
-        held = self._held()
+        slots = self._slots_by_tenant()
         running = (s for s in (*self.running, *self.prefilling) if s.slot >= 0)
-        return max(running, key=lambda s: (-s.priority, held[s.tenant], s.arrival))
+        return max(running, key=lambda s: (-s.priority, slots[s.tenant], s.arrival))
 
-    def _held(self) -> Counter[str]:
+    def _slots_by_tenant(self) -> Counter[str]:
         """Count the slots of each tenant."""
         return Counter(s.tenant for s in self._admitted() if s.slot >= 0)
 
     def _preempt(self, sequence: Sequence, plan: SchedulerOutput) -> None:
-        """Take slot and blocks from a sequence and queue it again. If it has a row, call `_close` afterwards."""
+        """Preempt a sequence: free its slot and blocks, and queue it again. If the sequence had a row, the caller must
+        call `_remove_gaps`."""
         self.preemptions += 1
         if sequence in self.prefilling:
             self.prefilling.remove(sequence)
-            self._send_back(sequence.followers, plan)
+            self._requeue(sequence.followers, plan)
             sequence.followers = []
         else:
             row = self.running.index(sequence)
@@ -158,9 +160,9 @@ class Scheduler:
         # Cache the blocks before releasing them: if they are not evicted, resuming costs almost nothing.
         self.kv_cache.cache_blocks(sequence, sequence.num_computed_tokens)
         self.kv_cache.release(sequence)
-        self._send_back([sequence], plan)
+        self._requeue([sequence], plan)
 
-    def _send_back(self, sequences: list[Sequence], plan: SchedulerOutput | None) -> None:
+    def _requeue(self, sequences: list[Sequence], plan: SchedulerOutput | None) -> None:
         for sequence in sequences:
             self._free.append(sequence.slot)
             sequence.slot, sequence.num_computed_tokens = -1, 0
@@ -168,8 +170,8 @@ class Scheduler:
                 plan.admitted.remove(sequence)
             self.waiting.push_back(sequence)
 
-    def _close(self) -> None:
-        """Remove the rows of preempted sequences."""
+    def _remove_gaps(self) -> None:
+        """Remove the rows of preempted sequences from the batch."""
         gone = [row for row, sequence in enumerate(self.running) if sequence.slot < 0]
         if gone:
             self._compact(np.array(gone, np.int64))
@@ -187,8 +189,8 @@ class Scheduler:
                 if not self._preempt_for(sequence, plan):
                     return
                 continue  # the preemption may change which sequence comes first
-            known = sequence.prefill_key
-            leader = leaders.get(known)
+            key = sequence.prefill_key
+            leader = leaders.get(key)
             if leader is not None and leader.slot >= 0:
                 self.kv_cache.look()
             if leader is not None and leader.slot >= 0 and not leader.stale:
@@ -196,9 +198,9 @@ class Scheduler:
                 leader.followers.append(sequence)
                 continue
             hit = self.kv_cache.match(sequence, None if sequence.scores is None else sequence.scores.reusable)
-            # Reserve one block per row, so that admitting a sequence does not preempt a decoding one in the next step.
-            wanted = -(-len(sequence.tokens) // BLOCK) - len(sequence.blocks) + len(self.running) + len(self.prefilling)
-            if self.kv_cache.pool.available < wanted and (self.running or self.prefilling):
+            # Reserve one block per row, so that admitting a sequence does not force a preemption in the next step.
+            needed = -(-len(sequence.tokens) // BLOCK) - len(sequence.blocks) + len(self.running) + len(self.prefilling)
+            if self.kv_cache.pool.available < needed and (self.running or self.prefilling):
                 self.kv_cache.release(sequence)
                 if not self._preempt_for(sequence, plan):
                     return
@@ -207,7 +209,7 @@ class Scheduler:
             sequence.num_computed_tokens = hit
             self._count(sequence, hit)
             self.prefilling.append(sequence)
-            leaders[known] = sequence
+            leaders[key] = sequence
 
     def _count(self, sequence: Sequence, hit: int) -> None:
         """Count the prefix-cache hits and misses of a sequence when it is first admitted."""
@@ -222,72 +224,74 @@ class Scheduler:
         plan.admitted.append(sequence)
 
     def _preempt_for(self, sequence: Sequence, plan: SchedulerOutput) -> bool:
-        """Preempt a running sequence for a waiting one. Returns False if none may be preempted."""
+        """Preempt a running sequence in favour of the queued `sequence`. Returns False if none may be preempted."""
         victim = self._victim(sequence)
         if victim is None:
             return False
         self._preempt(victim, plan)
-        self._close()
+        self._remove_gaps()
         return True
 
     def _victim(self, sequence: Sequence) -> Sequence | None:
-        """Return the sequence to preempt for the waiting `sequence`, or None.
+        """Return the sequence to preempt in favour of the queued `sequence`, or None.
 
-        If a lower priority runs, it is the sequence that ranks last. Otherwise a tenant must owe a slot
-        (`RequestQueue.owing`). Of those tenants, the one with most slots gives up its longest-running sequence with
-        `QUANTUM` or more tokens in its row.
+        If a sequence of lower priority is running, the victim is the sequence that ranks last (`_last`). Otherwise the
+        victim belongs to a tenant that owes a slot (`RequestQueue.owing`). Of these tenants, the one with the most
+        slots loses the sequence that has decoded the most tokens in its row, at least `QUANTUM`.
         """
         if min(s.priority for s in (*self.running, *self.prefilling)) < sequence.priority:
             return self._last()
-        held = self._held()
-        if held.keys() == {sequence.tenant}:
+        slots = self._slots_by_tenant()
+        if slots.keys() == {sequence.tenant}:
             return None
-        tenants = self.waiting.owing(sequence.tenant, held, self._served())
-        found = [
-            (held[s.tenant], self._drawn(row), row)
+        tenants = self.waiting.owing(sequence.tenant, slots, self._served())
+        candidates = [
+            (slots[s.tenant], self._drawn(row), row)
             for row, s in enumerate(self.running)
             if s.tenant in tenants and s.priority == sequence.priority and self._drawn(row) >= QUANTUM
         ]
-        return self.running[max(found)[2]] if found else None
+        return self.running[max(candidates)[2]] if candidates else None
 
     def _served(self) -> dict[str, float]:
-        """Return the tokens decoded in their current rows, summed for each tenant with a slot."""
+        """Return, for each tenant with a slot, the number of tokens that its sequences have decoded in their current
+        rows."""
         served = dict.fromkeys((s.tenant for s in self._admitted()), 0.0)
         for row, sequence in enumerate(self.running):
             served[sequence.tenant] += self._drawn(row)
         return served
 
     def _prefill(self, plan: SchedulerOutput) -> None:
-        """Divide the rest of the step among the prompts. Completed prompts get their rows."""
+        """Divide the step's remaining tokens among the prompts. Sequences with a completed prompt get their rows."""
         plan.decode = len(self.running)
-        left = max(self.step_tokens - plan.decode, QUERIES)
-        whole: list[Chunk] = []
+        budget = max(self.step_tokens - plan.decode, QUERIES)
+        completed: list[Chunk] = []
         order = in_turn(self.prefilling)
-        for place, sequence in enumerate(order):
-            if sequence.slot < 0 or left <= 0:
+        for index, sequence in enumerate(order):
+            if sequence.slot < 0 or budget <= 0:
                 continue
-            share = min(max(QUERIES, left // (len(order) - place)), left)
+            share = min(max(QUERIES, budget // (len(order) - index)), budget)
             stop = min(sequence.num_computed_tokens + share, len(sequence.tokens))
-            if not self._grow(sequence, stop, order[place + 1 :], plan):
+            if not self._grow(sequence, stop, order[index + 1 :], plan):
                 continue
             chunk = Chunk(sequence, sequence.num_computed_tokens, stop)
-            (whole if stop == len(sequence.tokens) else plan.chunks).append(chunk)
+            (completed if stop == len(sequence.tokens) else plan.chunks).append(chunk)
             sequence.num_computed_tokens = stop
-            left -= stop - chunk.start
-        for chunk in whole:
+            budget -= stop - chunk.start
+        for chunk in completed:
             plan.chunks.append(chunk)
             self._join(chunk.sequence, len(plan.chunks) - 1, plan)
 
     def _grow(self, sequence: Sequence, stop: int, later: list[Sequence], plan: SchedulerOutput) -> bool:
-        """Allocate the blocks of a chunk. Returns False if there are too few.
+        """Allocate the blocks of a chunk. Returns False if too few blocks are available.
 
-        If no sequence decodes, no block will become free, so prompts in `later` are preempted, the last one first.
+        If no sequence is decoding, no block will become free by itself. So sequences in `later` are preempted, starting
+        from the end.
         """
         while not self.kv_cache.grow(sequence, stop):
-            seated = [other for other in later if other.slot >= 0]
-            if self.running or not seated:
+            with_slot = [other for other in later if other.slot >= 0]
+            if self.running or not with_slot:
                 return False
-            self._preempt(seated[-1], plan)
+            self._preempt(with_slot[-1], plan)
         return True
 
     def _join(self, sequence: Sequence, chunk: int, plan: SchedulerOutput) -> None:
@@ -296,10 +300,10 @@ class Scheduler:
         followers, sequence.followers = sequence.followers, []
         self._row(sequence, chunk, plan)
         for follower in followers:
-            follower.scores = sequence.scores  # shared, not copied: this step still adds the last scores
+            follower.scores = sequence.scores  # share the object, because this step still adds the last scores
             copied = self.kv_cache.fork(sequence, follower, len(sequence.tokens))
             if copied is None:
-                self._send_back([follower], plan)
+                self._requeue([follower], plan)
                 continue
             plan.copies += copied
             follower.num_computed_tokens = sequence.num_computed_tokens
@@ -328,7 +332,7 @@ class Scheduler:
         return np.flatnonzero(done)
 
     def _halts(self, sequence: Sequence, token: int, length: int) -> bool:
-        """Return whether a sequence of `length` ids ends by its stop tokens, its stop strings or its complete grammar."""
+        """Return whether a stop token, a stop string or a completed grammar ends a sequence of `length` ids."""
         if token in sequence.params.stop_token_ids or (sequence.constraint is not None and sequence.constraint.done):
             return True
         return sequence.halts is not None and sequence.halts(self.history.tokens(sequence.slot, length))
@@ -342,10 +346,10 @@ class Scheduler:
             if sequence.reuse:
                 sequence.tokens = self.history.tokens(sequence.slot, computed)
                 self.kv_cache.cache_blocks(sequence, computed)
-            self._leave(sequence)
+            self._free_slot(sequence)
         self._compact(rows)
 
-    def _leave(self, sequence: Sequence) -> None:
+    def _free_slot(self, sequence: Sequence) -> None:
         self.kv_cache.release(sequence)
         self._free.append(sequence.slot)
         sequence.slot = -1
@@ -362,32 +366,34 @@ class Scheduler:
         del self.running[keep:]
 
     def _drawn(self, row: int) -> int:
-        """Return the tokens that a sequence has decoded in its current row."""
+        """Return the number of tokens that a sequence has decoded in its current row."""
         return int(self.rows.position[row]) + 1 - len(self.running[row].tokens)
 
     def cancel(self, request_id: int) -> None:
-        """Remove all sequences of `request_id` and free their slots and blocks at once."""
+        """Remove all sequences of `request_id` and free their slots and blocks immediately."""
         self.waiting.drop(request_id)
         for leader in list(self.prefilling):
             for follower in [f for f in leader.followers if f.request_id == request_id]:
                 leader.followers.remove(follower)
-                self._leave(follower)
+                self._free_slot(follower)
             if leader.request_id == request_id:
                 self.prefilling.remove(leader)
                 self.kv_cache.cache_blocks(leader, leader.num_computed_tokens)
                 self.waiting.charge(leader.tenant, max(0, leader.num_computed_tokens - max(leader.hit, 0)), 0)
-                self._leave(leader)
-                self._send_back(leader.followers, None)  # those left belong to other requests with the same prompt
+                self._free_slot(leader)
+                self._requeue(
+                    leader.followers, None
+                )  # the remaining followers belong to other requests with the same prompt
                 leader.followers = []
         rows = [row for row, s in enumerate(self.running) if s.request_id == request_id]
         if rows:
             self.release(np.array(rows, np.int64))
 
     def renew(self, fingerprint: bytes) -> None:
-        """Invalidate everything cached under the old weights.
+        """Invalidate all blocks cached under the old weights.
 
-        Running sequences continue. Their blocks mix old and new weights, so they are neither cached nor shared with
-        later requests.
+        Running sequences continue. Their blocks mix old and new weights, so these blocks are neither cached nor shared
+        with later requests.
         """
         self.kv_cache.renew(fingerprint)
         for sequence in self._admitted():
@@ -396,7 +402,7 @@ class Scheduler:
             sequence.keys = []
 
     def reset(self) -> None:
-        """Drop all running and waiting sequences and all cached blocks in memory, after a step failed halfway."""
+        """Drop all running and queued sequences and all cached blocks in memory, after a step that failed."""
         for sequence in (*self._admitted(), *self.waiting):
             sequence.slot, sequence.blocks, sequence.followers = -1, [], []
         self.running, self.prefilling, self.waiting = [], [], RequestQueue()
@@ -409,13 +415,16 @@ class Scheduler:
         return [*self.running, *self.prefilling, *(f for s in self.prefilling for f in s.followers)]
 
     def request_ids(self) -> set[int]:
-        """Return the ids of all running and waiting requests."""
+        """Return the ids of all running and queued requests."""
         return {s.request_id for s in (*self._admitted(), *self.waiting)}
 
     def check(self) -> None:
-        """Raise RuntimeError unless slots and blocks add up, as they must after every step."""
-        held = [*self.running, *self.prefilling]
-        seated = self._admitted()
-        if len(self._free) + len(seated) != self.slots or len({s.slot for s in seated} | set(self._free)) != self.slots:
+        """Raise RuntimeError if slots or block references are inconsistent, for example after a step."""
+        with_blocks = [*self.running, *self.prefilling]
+        admitted = self._admitted()
+        if (
+            len(self._free) + len(admitted) != self.slots
+            or len({s.slot for s in admitted} | set(self._free)) != self.slots
+        ):
             raise RuntimeError("free and occupied slots do not add up")
-        self.kv_cache.pool.check([[0], *(s.blocks for s in held)])
+        self.kv_cache.pool.check([[0], *(s.blocks for s in with_blocks)])

@@ -1,4 +1,4 @@
-"""Score given tokens with a model: its distribution at each position, without sampling."""
+"""Compute a model's next-token distribution at each position of given sequences, without sampling."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from rorqual.data.pack import Sample, pack
 from rorqual.model import Decoder
 
 ROWS = 16
-"""Rows in one forward pass. A constant, so that results do not depend on the number of threads."""
+"""Number of packed rows in one forward pass. This number is constant, so results do not depend on the number of
+threads."""
 
 Ids = npt.NDArray[np.int32]
 Logprobs = npt.NDArray[np.float32]
@@ -24,19 +25,18 @@ Scored = tuple[Ids, Logprobs]
 
 @torch.no_grad()
 def next_logprobs(model: Decoder, tokens: Tensor, positions: Tensor, segments: Tensor, wanted: Tensor) -> Tensor:
-    """Return the log-probabilities [n, vocab] fp32 of the next token at the n positions where `wanted` [rows, seq] is
-    not 0.
+    """Return next-token log-probabilities [n, vocab] in fp32 for the n positions where `wanted` [rows, seq] is nonzero.
 
-    tokens, positions and segments [rows, seq] are packed rows as in a training batch.
+    `tokens`, `positions` and `segments` [rows, seq] are packed rows, as in a training batch.
     Raises NumericsError if a logit is NaN or infinite.
     """
     hidden = model(tokens, positions, segments=segments).hidden
     logprobs = model.logits(hidden[wanted.nonzero(as_tuple=True)]).log_softmax(-1)
     if not bool(logprobs.isfinite().all()):
         raise NumericsError(
-            "the model gave a logit that is not a number",
+            "the model computed a logit that is not a number",
             where="engine.score",
-            remedy="The weights hold NaN or infinity: go back to an earlier checkpoint.",
+            remedy="The weights contain NaN or infinity. Load an earlier checkpoint.",
         )
     return logprobs
 
@@ -44,13 +44,14 @@ def next_logprobs(model: Decoder, tokens: Tensor, positions: Tensor, segments: T
 def score(
     model: Decoder, samples: Sequence[tuple[Sequence[int], Sequence[int]]], k: int, *, row: int = 0, threads: int = 1
 ) -> list[Scored]:
-    """Return the `k` likeliest tokens at each reply position of each (prompt ids, reply ids), with their
+    """Return the `k` most likely tokens at each reply position of each sample (prompt ids, reply ids), with
     log-probabilities.
 
-    A result has ids [len(reply), k] int32, the likeliest first, and log-probabilities [len(reply), k] fp32 at
-    temperature 1. Row i is the distribution from which reply[i] would be drawn. Samples are packed into rows of `row`
-    tokens, or of the longest sample if that is longer. Raises DataError if `k` exceeds the vocabulary, a prompt or
-    reply is empty, or a sample is longer than the context.
+    Each result is a pair: token ids [len(reply), k] int32, most likely first, and their log-probabilities [len(reply),
+    k] fp32 at temperature 1. Row i is the model's distribution of reply[i], given all tokens before it. Samples are
+    packed into rows of `row` tokens, or of the longest sample's length if that is greater.
+
+    Raises DataError if `k` exceeds the vocabulary, a prompt or reply is empty, or a sample is longer than the context.
     """
     vocab, context = model.config.vocab_size, model.config.max_position_embeddings
     if not 1 <= k <= vocab:
@@ -70,7 +71,7 @@ def score(
     packed = pack(documents, max(row, longest))
     batch, device = packed.batch, model.embed_tokens.weight.device
 
-    def look(start: int) -> tuple[Tensor, Tensor]:
+    def top_of_rows(start: int) -> tuple[Tensor, Tensor]:
         tokens, positions, segments, wanted = (
             torch.from_numpy(array[start : start + ROWS]).to(device)
             for array in (batch.tokens, batch.positions, batch.segments, batch.loss_mask)
@@ -79,13 +80,13 @@ def score(
         return top.indices.to(torch.int32).cpu(), top.values.cpu()
 
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        found = list(pool.map(look, range(0, batch.n_rows, ROWS)))
-    ids, logprobs = (torch.cat(parts).numpy() for parts in zip(*found))
-    # Index of each position among the wanted ones.
-    place = np.cumsum(batch.loss_mask.reshape(-1) > 0).reshape(batch.loss_mask.shape) - 1
+        top_parts = list(pool.map(top_of_rows, range(0, batch.n_rows, ROWS)))
+    ids, logprobs = (torch.cat(parts).numpy() for parts in zip(*top_parts))
+    # Index of each scored position in `ids` and `logprobs`.
+    flat_index = np.cumsum(batch.loss_mask.reshape(-1) > 0).reshape(batch.loss_mask.shape) - 1
     scored: list[Scored] = []
-    for (at, start, _), (prompt, reply) in zip(packed.places, samples, strict=True):
-        first = int(place[at, start + len(prompt) - 1])
+    for (packed_row, start, _), (prompt, reply) in zip(packed.places, samples, strict=True):
+        first = int(flat_index[packed_row, start + len(prompt) - 1])
         scored.append((ids[first : first + len(reply)], logprobs[first : first + len(reply)]))
     return scored
 

@@ -1,7 +1,7 @@
-"""Random numbers of a sample, and the seeds with which a server reproduces them.
+"""Random numbers for sampling, and the seeds with which a remote server draws the same numbers.
 
-The numbers depend only on (seed, sample, position), not on the batch, the slot or the number of threads. They come from
-SplitMix64 (Steele, Lea and Flood 2014), one per row and step.
+A random number is a function of (seed, sample, position). So it does not depend on the batch, the slot or the number of
+threads. The generator is SplitMix64 (Steele, Lea and Flood 2014). Each row uses one number per step.
 """
 
 from __future__ import annotations
@@ -18,14 +18,18 @@ Bits = Literal[31, 64]
 
 
 def sample_key(seed: int, sample: int) -> int:
-    """Return the 64-bit key of one sample's random numbers."""
+    """Return the 64-bit key of the random stream of sample number `sample`."""
     return _mix(_mix(seed & _MASK) ^ (sample & _MASK))
 
 
 def uniform(keys: npt.NDArray[np.uint64], positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Return one number in [0, 1) with 53 random bits per row: number `positions[i]` of SplitMix64's stream at
-    `keys[i]`."""
-    value = keys + (positions.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN)  # wraps modulo 2**64 on purpose
+    """Return one uniform number in [0, 1) per row, with 53 random bits.
+
+    Row i gets number `positions[i]` of the SplitMix64 stream with the key `keys[i]`.
+    """
+    value = keys + (positions.astype(np.uint64) + np.uint64(1)) * np.uint64(
+        _GOLDEN
+    )  # the product wraps modulo 2**64 on purpose
     value = (value ^ (value >> np.uint64(30))) * np.uint64(_MIX1)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(_MIX2)
     value ^= value >> np.uint64(31)
@@ -35,15 +39,15 @@ def uniform(keys: npt.NDArray[np.uint64], positions: npt.NDArray[np.int64]) -> n
 def sample_seed(seed: int, sample: int, bits: Bits = 64) -> int:
     """Return the seed to send to a server for sample number `sample` of a request with `seed`.
 
-    With 64 bits it is signed, as OpenAI's API documents, and equals `seed` for the first sample. `sample_key(result,
-    0)` equals `sample_key(seed, sample)`, so a server that samples like this engine gives the same answers. With 31
-    bits it is a non-negative hash of both numbers.
+    With 64 bits the result is signed, as in OpenAI's API, and equals `seed` for sample 0. `sample_key(result, 0)` then
+    equals `sample_key(seed, sample)`, so a server that runs this engine draws the same sample. With 31 bits the result
+    is a non-negative hash of `seed` and `sample`.
     """
     mixed = _mix(seed) ^ (sample & _MASK)
     if bits == 31:
         return _mix(mixed) >> 33
-    found = _unmix(mixed)
-    return found - (1 << 64) if found >> 63 else found
+    server_seed = _unmix(mixed)
+    return server_seed - (1 << 64) if server_seed >> 63 else server_seed
 
 
 def _mix(value: int) -> int:
@@ -61,5 +65,5 @@ def _unmix(value: int) -> int:
 
 
 def _unshift(value: int, by: int) -> int:
-    """Invert `value ^= value >> by`, for `by` of 22 or more."""
+    """Invert `value ^= value >> by`. Correct for `by` >= 22."""
     return value ^ (value >> by) ^ (value >> 2 * by)

@@ -25,41 +25,41 @@ class Sequence:
     prompt: tuple[int, ...]
     params: SamplingParams
     key: int
-    """Key of its random numbers (`seeds.sample_key`)."""
+    """Key of the sequence's random numbers (`seeds.sample_key`)."""
     limit: int
-    """Number of ids, prompt included, at which it ends."""
+    """Maximum number of ids, prompt and reply together."""
     tenant: str = ""
     priority: int = 0
     reuse: bool = True
     arrival: int = 0
     slot: int = -1
-    """Slot of its state in the runner, or -1."""
+    """Index of the sequence's state in the runner, or -1 while it has none."""
     tokens: list[int] = field(default_factory=list)
-    """The tokens to prefill: the prompt and, after a preemption, the reply tokens drawn before it."""
+    """The tokens to prefill: the prompt and, after a preemption, the reply tokens sampled before it."""
     num_computed_tokens: int = 0
     """How many of `tokens` are in the KV cache."""
     hit: int = -1
-    """Prompt tokens that the prefix cache served, or -1 before it is first admitted."""
+    """Number of prompt tokens that were found in the prefix cache, or -1 before the sequence is first admitted."""
     blocks: list[int] = field(default_factory=list)
     num_cached_blocks: int = 0
     keys: list[bytes] = field(default_factory=list)
-    """Hashes of its first blocks."""
+    """Block hashes of the first full blocks, as far as they are computed."""
     followers: list[Sequence] = field(default_factory=list)
-    """Sequences that wait for this one's prefill and share it."""
+    """Sequences with the same tokens to prefill, which wait for this sequence's prefill and share its blocks."""
     saved: object = None
-    """State that the runner keeps while the sequence is preempted."""
+    """Per-token results that the runner restores after a preemption (`History.save`)."""
     halts: Callable[[list[int]], bool] | None = None
-    """Tells from all ids whether a stop string ends the sequence at its newest token."""
+    """Callable that takes all ids and returns whether a stop string ends the sequence."""
     halted: bool = False
-    """Whether its own stop token, stop string or grammar ended it."""
+    """Whether a stop token of the request, a stop string or the grammar ended the sequence."""
     stale: bool = False
-    """Whether the weights changed while it ran."""
+    """Whether the weights changed while the sequence was running."""
     constraint: Constraint | None = None
     """The grammar that restricts the next token."""
     scores: PromptScores | None = None
     """Log-probabilities of the prompt, if the request asks for them."""
     barred: tuple[int, ...] = ()
-    """Tokens that may not be sampled before `min_tokens`."""
+    """Stop tokens that are masked until the reply has `min_tokens` tokens."""
     embeds: Embeds | None = None
 
     @property
@@ -76,15 +76,17 @@ class Sequence:
 
 @dataclass
 class InputBatch:
-    """State of the running rows, as arrays [slots] for the hot loop. `position` is the position of the next token to
-    compute."""
+    """State of the running sequences as arrays [slots], one entry per row, for the hot loop.
+
+    `position` is the position of the next token to compute.
+    """
 
     position: Ints
     limit: Ints
     slot: Ints
     key: npt.NDArray[np.uint64]
     ignore_eos: npt.NDArray[np.bool_]
-    special: npt.NDArray[np.bool_]  # has stop strings, stop tokens of its own or a grammar
+    special: npt.NDArray[np.bool_]  # the request has stop strings, stop tokens or a grammar
 
     @classmethod
     def empty(cls, slots: int) -> InputBatch:
@@ -94,12 +96,12 @@ class InputBatch:
         return cls(position, limit, slot, np.zeros(slots, np.uint64), ignore_eos, special)
 
     def fill(self, row: int, sequence: Sequence) -> None:
-        """Write the state of a sequence that starts to decode in `row`."""
+        """Set `row` to the state of a sequence that starts to decode."""
         self.position[row], self.limit[row] = len(sequence.tokens) - 1, sequence.limit
         self.slot[row], self.key[row] = sequence.slot, sequence.key
         self.ignore_eos[row] = sequence.params.ignore_eos
-        asked = sequence.params.stop or sequence.params.stop_token_ids or sequence.constraint
-        self.special[row] = bool(asked)
+        special = sequence.params.stop or sequence.params.stop_token_ids or sequence.constraint
+        self.special[row] = bool(special)
 
     def move(self, to: Ints, from_: Ints) -> None:
         """Copy rows `from_` to rows `to`."""

@@ -1,10 +1,11 @@
-"""Detect changed weights, so that blocks cached under other weights are never used.
+"""Detect weight changes, so that KV-cache blocks of other weights are never reused.
 
-`Weights` detects a change of anything that a completion depends on. Each step compares the address and torch's version
-counter of every tensor. It also compares every attribute of every module, such as an adapter's scale, an eps or a RoPE
-base. That takes microseconds per module. This comparison misses writes that torch does not count: fused optimizers,
-numpy, `tensor.data`, inference tensors, DLPack, mapped files. So values are also compared before a cached block is used
-and before one is hashed.
+Before each step, `Weights` compares the data pointer and torch's version counter of every tensor. `Weights` also
+compares every attribute of every module, such as an adapter's scale, an eps or a RoPE base. Both comparisons take
+microseconds per module.
+
+The version counter misses writes by fused optimizers, numpy, `tensor.data`, DLPack and mapped files, and writes to
+inference tensors. So tensor values are also compared before a cached block is reused and before a new block is hashed.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from rorqual.model import Decoder
 from rorqual.ops.backends import Backend
 
 ROUNDING = 4
-"""Version of the engine's rounding. Increase it when the order of additions or multiplications changes: old disk caches
-then miss."""
+"""Version of the engine's floating-point arithmetic. Increment it when the order of additions or multiplications
+changes, so that old disk caches miss."""
 WORDS, ROWS = 1024, 128
 PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, Enum, type)
 COMMON, DICTS = frozenset(PLAIN), (dict, OrderedDict)
@@ -40,8 +41,8 @@ FUNCTIONS = (FunctionType, BuiltinFunctionType)
 class Weights:
     """A fingerprint of a model's weights that changes when any weight or module attribute changes.
 
-    `name` is the first fingerprint. `contents` also compares the values of tensors. `watched=False` is for weights that
-    no other code can reach. Thread-safe.
+    `name` is the initial fingerprint. With `contents`, tensor values are compared too. `watched=False` turns the
+    detection off, for weights that no other code can reach. Thread-safe.
     """
 
     def __init__(self, model: Decoder, name: bytes, *, contents: bool, watched: bool = True) -> None:
@@ -51,18 +52,19 @@ class Weights:
         self._digest = digest(tensors) if self._contents else b""
 
     def look(self, *, contents: bool = False) -> bytes:
-        """Return the fingerprint of the current weights, 32 bytes. `contents` also reads every value."""
+        """Return the 32-byte fingerprint of the current weights. With `contents`, tensor values are compared too, which
+        reads all weights."""
         if self._watched:
             with self._lock:
                 state, tensors = _state_of(self._model)
-                found = digest(tensors) if contents and self._contents else self._digest
-                if (state, found) != (self._state, self._digest):
+                current_digest = digest(tensors) if contents and self._contents else self._digest
+                if (state, current_digest) != (self._state, self._digest):
                     self._name = secrets.token_bytes(32)
-                self._state, self._digest = state, found
+                self._state, self._digest = state, current_digest
         return self._name
 
     def changed(self) -> None:
-        """Change the fingerprint, whether or not `look` detects a change."""
+        """Set a new fingerprint, for changes that `look` cannot detect."""
         with self._lock:
             self._name = secrets.token_bytes(32)
 
@@ -70,9 +72,9 @@ class Weights:
 def fingerprint(model: Decoder, *, arithmetic: str = "") -> bytes:
     """Return a fingerprint of `model` that is the same in every process.
 
-    It covers values, module attributes, dtypes, and everything that affects rounding: torch, processor, `arithmetic`. A
-    model whose code was replaced in this process (a hook, a local function) gets a random one and never hits the disk
-    cache.
+    The fingerprint covers tensor values, dtypes, module attributes, and everything that affects rounding: torch's
+    version, the processor and `arithmetic`. A model that contains a local function, for example as a hook, gets a
+    random fingerprint, so it never hits the disk cache.
     """
     leaves: list[object] = []
     tensors: list[Tensor] = []
@@ -80,18 +82,18 @@ def fingerprint(model: Decoder, *, arithmetic: str = "") -> bytes:
     return fingerprint_of(
         {
             "weights": digest(tensors).hex(),
-            "attributes": "\n".join(map(_lasting, leaves)),
+            "attributes": "\n".join(map(_stable_text, leaves)),
             "shapes": repr([(tuple(t.shape), t.dtype, t.device.type) for t in tensors]),
             "torch": torch.__version__,
-            "processor": f"{torch.backends.cpu.get_cpu_capability()} {_make()}",
+            "processor": f"{torch.backends.cpu.get_cpu_capability()} {_processor_model()}",
             "layout": repr([kind.cache_spec() for kind in model.config.attentions]),
             "arithmetic": f"{ROUNDING} {arithmetic}",
         }
     )
 
 
-def _make() -> str:
-    """Return the processor model. Two models with the same capability may round differently (docs/engine.md)."""
+def _processor_model() -> str:
+    """Return the processor model. Two processors with the same capability may round differently (docs/engine.md)."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].split("\n")
     except (OSError, UnicodeDecodeError):
@@ -100,7 +102,7 @@ def _make() -> str:
 
 
 def _state_of(model: Decoder) -> tuple[list[object], list[Tensor]]:
-    """Return all state that can be compared without reading tensor values, and the tensors."""
+    """Return the state of a model that can be compared without reading tensor values, and its tensors."""
     leaves: list[object] = []
     tensors: list[Tensor] = []
     _walk(model, leaves, tensors, set())
@@ -112,8 +114,8 @@ def _state_of(model: Decoder) -> tuple[list[object], list[Tensor]]:
 
 
 def _walk(value: object, leaves: list[object], tensors: list[Tensor], seen: set[int]) -> None:
-    """Append the tensors inside `value` to `tensors` and its plain values to `leaves`. `seen`: ids of the enclosing
-    objects."""
+    """Append the tensors inside `value` to `tensors`, and its plain values to `leaves`. `seen` has the ids of the
+    enclosing objects, to detect cycles."""
     if isinstance(value, PLAIN):
         leaves.append(value)
     elif isinstance(value, Tensor):
@@ -136,7 +138,7 @@ def _walk(value: object, leaves: list[object], tensors: list[Tensor], seen: set[
 
 
 def _parts(value: object, leaves: list[object]) -> list[object]:
-    """Return the parts of an object. Its dictionary keys, or the function itself, are appended to `leaves`."""
+    """Return the objects inside `value`. Dictionary keys, sizes and functions are appended to `leaves` instead."""
     if isinstance(value, nn.Module):
         # Skip empty dicts for speed: most modules have no hooks.
         value = {key: part for key, part in vars(value).items() if type(part) not in DICTS or part}
@@ -153,13 +155,13 @@ def _parts(value: object, leaves: list[object]) -> list[object]:
     if isinstance(value, FUNCTIONS):
         leaves.append(value)
         cells = getattr(value, "__closure__", None) or ()
-        held = (cell.cell_contents for cell in cells)
-        return [part for part in held if isinstance(part, Tensor | int | float | list | dict)]
+        captured = (cell.cell_contents for cell in cells)
+        return [part for part in captured if isinstance(part, Tensor | int | float | list | dict)]
     return [vars(value)] if hasattr(value, "__dict__") else []
 
 
-def _lasting(leaf: object) -> str:
-    """Return a text for a leaf that is the same in every process, or a random one for a local function or class."""
+def _stable_text(leaf: object) -> str:
+    """Return a text for a leaf that is the same in every process, or a random text for a local function or class."""
     if isinstance(leaf, type | Callable):  # type: ignore[arg-type]
         name = f"{leaf.__module__}.{leaf.__qualname__}"  # type: ignore[attr-defined]
         return secrets.token_hex(32) if "<" in name else name
@@ -175,31 +177,31 @@ def _keys(device: torch.device) -> Tensor:
 
 @torch.no_grad()
 def digest(tensors: list[Tensor]) -> bytes:
-    """Return a 32-byte hash of the values of `tensors`. It misses a changed value with a probability of at most 2**-32.
+    """Return a 32-byte hash of the values of `tensors`. Different values collide with a probability of at most 2**-32.
 
-    Each row of `WORDS` 64-bit words is hashed by sums of products with random keys modulo 2**64: once of whole words,
-    once of their upper 32 bits. Together they are the multilinear hash of Lemire & Kaser (arXiv 1202.4961) over 32-bit
-    characters with 64-bit keys. It reads about 7 GB/s per core; BLAKE2 reads 0.9 GB/s.
+    Each row of `WORDS` 64-bit words gives two sums of products with random keys modulo 2**64: one of the words, one of
+    their upper 32 bits. The two sums are the multilinear hash of Lemire & Kaser (arXiv 1202.4961) over 32-bit
+    characters with 64-bit keys. This hash reads about 7 GB/s per core; BLAKE2 reads 0.9 GB/s.
     """
-    found = blake2b(digest_size=32)
+    hash_ = blake2b(digest_size=32)
     for tensor in tensors:
         if tensor.layout != torch.strided or tensor.is_meta:
             continue
         flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
         if flat.storage_offset() % 8:
             flat = flat.clone()
-        whole = len(flat) // (8 * WORDS) * 8 * WORDS
-        words = flat[:whole].view(torch.int64).view(-1, WORDS)
-        found.update(b"%d " % len(flat))
+        n_bytes = len(flat) // (8 * WORDS) * 8 * WORDS
+        words = flat[:n_bytes].view(torch.int64).view(-1, WORDS)
+        hash_.update(b"%d " % len(flat))
         upper = torch.empty_like(words[:ROWS])
         for rows in words.split(ROWS):
-            found.update(_products(rows).cpu().numpy().tobytes())
-            found.update(_products(torch.bitwise_right_shift(rows, 32, out=upper[: len(rows)])).cpu().numpy().tobytes())
-        found.update(flat[whole:].cpu().numpy().tobytes())
-    return found.digest()
+            hash_.update(_products(rows).cpu().numpy().tobytes())
+            hash_.update(_products(torch.bitwise_right_shift(rows, 32, out=upper[: len(rows)])).cpu().numpy().tobytes())
+        hash_.update(flat[n_bytes:].cpu().numpy().tobytes())
+    return hash_.digest()
 
 
 def _products(words: Tensor) -> Tensor:
-    """Return the sums of products of `words` [rows, WORDS] with the keys, modulo 2**64: [rows]."""
+    """Return the dot product of each row of `words` [rows, WORDS] with the keys, modulo 2**64: [rows]."""
     keys = _keys(words.device)
     return torch.mv(words, keys) if words.device.type == "cpu" else (words * keys).sum(1)

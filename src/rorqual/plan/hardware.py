@@ -1,8 +1,9 @@
 """The table of hardware, one row per device, with sources. To add a device, add a row.
 
-Peaks are for dense products; data sheets often print twice that, with structured sparsity. Memory is in decimal bytes,
-as in data sheets. The link is a device's one-way bandwidth within its machine. A price is a rental price on the date
-given. Prices of one card differ twofold between providers, so pass `price=` if you know yours.
+Peaks are for dense matrix products. Data sheets often give twice as much, for structured sparsity. Memory is in decimal
+bytes, as in data sheets. `link` is a device's one-way bandwidth to other devices of its machine. Prices are rental
+prices on the given date. Prices of the same card differ by a factor of two between providers, so pass `price=` if you
+know yours.
 """
 
 from __future__ import annotations
@@ -18,17 +19,18 @@ T, G = 1e12, 1e9
 V3_USED = 0.39
 """Share of the bf16 peak that DeepSeek-V3's training reached on 2,048 H800, with causal attention: 38.94 % (ISCA 2025, table 4)."""
 REACHED: Mapping[str, float] = {"Llama-3.1-405B": 0.36, "Llama-3.1-70B": 0.27, "Llama-3.1-8B": 0.15}
-"""Share of the H100's peak computed from the published hours of whole trainings (Llama 3.1's model card, 15.6T and "15T+" tokens).
+"""Share of the H100's peak computed from the published hours of complete training runs (Llama 3.1's model card, 15.6T
+and "15T+" tokens).
 
-These hours include restarts, evaluations, long rows and later stages. A plan at V3's share underestimates such hours
-accordingly. A test derives these values.
+These hours include restarts, evaluations, long rows and later stages. A plan that assumes V3's share therefore
+underestimates the published hours. A test recomputes these values.
 """
 MARKET = "middle of specialist clouds' prices, mercatus-ai.com/blog/cloud-gpu-pricing, May 2026"
 
 
 @dataclass(frozen=True)
 class Device:
-    """A device.
+    """A row of the hardware table.
 
     `peak` is FLOP/s by dtype. `bandwidth` and `link` are bytes per second. `node` is the number of devices per machine.
     `price` is USD per hour, or None if no rental price is known. `utilisation` is the default share of the bf16 peak

@@ -1,4 +1,4 @@
-"""Search parallel layouts: valid ones (their degrees divide the model and the devices), and those that fit in memory."""
+"""Search parallel layouts whose degrees divide the model and the devices, and select those that fit in memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rorqual.plan.memory import Layout, Memory, Precision, Recompute, device_mem
 from rorqual.plan.numbers import gigabytes
 
 RESERVE = 0.08
-"""Share of device memory left free for the framework, its buffers and fragmentation. It is an assumption."""
+"""Assumed share of device memory that is left free for the framework, its buffers and fragmentation."""
 MODES: tuple[Recompute, ...] = ("none", "selective", "full")
 MOST = 2**20
 
@@ -28,33 +28,34 @@ class Room:
 
 
 def misfits(model: ModelConfig, layout: Layout, n: int) -> list[str]:
-    """Return the reasons why the degrees of `layout` do not divide the model or the devices, empty if it is valid."""
-    found = []
+    """Return the reasons why `layout` does not fit the model's dimensions or the number of devices, or [] if it is
+    valid."""
+    problems = []
     if layout.devices != n:
-        found.append(f"dp x tp x pp is {layout.devices}, but n is {n}")
+        problems.append(f"dp x tp x pp is {layout.devices}, but n is {n}")
     if layout.pp > len(model.layers):
-        found.append(f"pp={layout.pp} exceeds the model's {len(model.layers)} layers")
+        problems.append(f"pp={layout.pp} exceeds the model's {len(model.layers)} layers")
     for name, size in _split_by_tp(model):
         if size % layout.tp:
-            found.append(f"tp={layout.tp} does not divide {name}={size}")
+            problems.append(f"tp={layout.tp} does not divide {name}={size}")
     experts = _experts(model)
     if not experts and layout.ep > 1:
-        found.append(f"ep={layout.ep}, but the model has no routed experts")
+        problems.append(f"ep={layout.ep}, but the model has no routed experts")
     for size in experts:
         if size % layout.ep:
-            found.append(f"ep={layout.ep} does not divide n_routed_experts={size}")
+            problems.append(f"ep={layout.ep} does not divide n_routed_experts={size}")
     if (layout.dp * layout.tp) % layout.ep:
-        found.append(f"ep={layout.ep} does not divide dp x tp = {layout.dp * layout.tp}")
-    return found
+        problems.append(f"ep={layout.ep} does not divide dp x tp = {layout.dp * layout.tp}")
+    return problems
 
 
 def _split_by_tp(model: ModelConfig) -> list[tuple[str, int]]:
     """Return the distinct dimensions that tensor parallelism divides, by name."""
-    found: dict[tuple[str, int], None] = {}
+    dimensions: dict[tuple[str, int], None] = {}
     for stage in model.stages:
         for part in stage.parts:
-            found |= dict.fromkeys(part.split_by_tp().items())
-    return list(found)
+            dimensions |= dict.fromkeys(part.split_by_tp().items())
+    return list(dimensions)
 
 
 def _experts(model: ModelConfig) -> set[int]:
@@ -85,27 +86,28 @@ def dividing(model: ModelConfig, room: Room, microbatches: tuple[int, ...] = (1,
 
 
 def distance(one: Layout, other: Layout) -> float:
-    """Return how far two layouts differ: doublings of each degree, and half a step each for ZeRO, recomputation and micro-batch."""
+    """Return the distance between two layouts: one per doubling of tp, pp or ep, and one half per step of ZeRO or
+    recomputation and per doubling of the micro-batch."""
     degrees = sum(abs(math.log2(getattr(one, name) / getattr(other, name))) for name in ("tp", "pp", "ep"))
     modes = abs(MODES.index(one.recompute) - MODES.index(other.recompute))
     return degrees + 0.5 * (abs(one.zero - other.zero) + modes + abs(math.log2(one.microbatch / other.microbatch)))
 
 
 def burden(layout: Layout) -> float:
-    """Return a rough cost of a layout besides memory, to rank those that fit. It is not a time.
+    """Return a rough score of a layout's overhead, to rank the layouts that fit in memory. The score is not a time.
 
     Tensor parallelism communicates in every layer. Full recomputation adds a third of the FLOPs. ZeRO 3 fetches weights
     for every micro-batch. A pipeline idles at its ends. Expert parallelism needs an all-to-all exchange.
     """
-    again = (0.0, 0.3, 3.0)[MODES.index(layout.recompute)]
-    shared = (0.0, 0.1, 1.5, 8.0)[layout.zero]
-    return 2 * math.log2(layout.tp) + math.log2(layout.pp) + 0.5 * math.log2(layout.ep) + again + shared
+    recompute_score = (0.0, 0.3, 3.0)[MODES.index(layout.recompute)]
+    zero_score = (0.0, 0.1, 1.5, 8.0)[layout.zero]
+    return 2 * math.log2(layout.tp) + math.log2(layout.pp) + 0.5 * math.log2(layout.ep) + recompute_score + zero_score
 
 
 def nearest_dividing(model: ModelConfig, layout: Layout, room: Room) -> Layout:
-    """Return the valid layout that differs least from `layout`."""
-    found = dividing(model, room, (layout.microbatch,))
-    return min(found, key=lambda other: (distance(layout, other), other.zero != layout.zero, burden(other)))
+    """Return the valid layout nearest to `layout` (see `distance`)."""
+    layouts = dividing(model, room, (layout.microbatch,))
+    return min(layouts, key=lambda other: (distance(layout, other), other.zero != layout.zero, burden(other)))
 
 
 def fitting(
@@ -125,9 +127,9 @@ def fitting(
 def choose(
     model: ModelConfig, room: Room, context: int, precision: Precision, microbatch: int = 1
 ) -> tuple[Layout, Memory]:
-    """Return the layout of least burden that fits in memory, with its memory.
+    """Return the layout with the lowest `burden` that fits in memory, with its memory.
 
-    Raises ConfigError if none fits, with the shortfall and the number of devices that would be enough.
+    Raises ConfigError if none fits. The error states the missing memory and a number of devices that would be enough.
     """
     found = fitting(model, room, (microbatch,), context, precision, burden)
     if found is None:
@@ -138,7 +140,7 @@ def choose(
 def nearest_fitting(
     model: ModelConfig, layout: Layout, room: Room, context: int, precision: Precision
 ) -> tuple[Layout, Memory]:
-    """Return the layout that fits in memory and differs least from `layout`. Raises ConfigError if none fits."""
+    """Return the layout nearest to `layout` that fits in memory, with its memory. Raises ConfigError if none fits."""
     sizes = {2**power for power in range(layout.microbatch.bit_length())} | {layout.microbatch}
     found = fitting(model, room, tuple(sorted(sizes)), context, precision, lambda one: distance(layout, one))
     if found is None:
@@ -147,13 +149,15 @@ def nearest_fitting(
 
 
 def least_bytes(model: ModelConfig, precision: Precision) -> float:
-    """Return the bytes of one copy of weights, gradients and optimizer state, a lower bound over all devices together."""
+    """Return the bytes of one copy of weights, gradients and optimizer state: a lower bound for all devices
+    together."""
     a = account(model)
     return (a.total + a.mtp) * (precision.weights + precision.gradients + precision.optimizer)
 
 
 def never_fits(model: ModelConfig, room: Room, context: int, precision: Precision) -> ConfigError:
-    """Return the error for devices on which no layout fits. It gives the shortfall and a sufficient number of devices."""
+    """Return the error for devices on which no layout fits. The error states the missing memory and a sufficient number
+    of devices."""
     best = min(
         (device_memory(model, one, context=context, precision=precision).total, str(one))
         for one in dividing(model, room)

@@ -1,4 +1,4 @@
-"""Training memory per device, by part: weights, gradients, optimizer state, activations."""
+"""Estimate training memory per device, by part: weights, gradients, optimizer state, activations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ PrecisionName = Literal["fp32", "bf16", "fp8"]
 
 @dataclass(frozen=True)
 class Precision:
-    """Bytes per parameter for each part, and bytes per saved activation. The residual stream stays in two or four bytes."""
+    """Bytes per parameter for each part, and bytes per saved activation. A saved value of the residual stream has
+    `residual` bytes."""
 
     weights: int
     gradients: int
@@ -34,17 +35,18 @@ PRECISIONS: dict[PrecisionName, Precision] = {
 
 @dataclass(frozen=True)
 class Layout:
-    """A parallel layout: `dp` x `tp` x `pp` devices, with experts over `ep` of the `dp` x `tp` devices of a pipeline stage.
+    """A parallel layout: `dp` x `tp` x `pp` devices, with experts over `ep` of the `dp` x `tp` devices of a pipeline
+    stage.
 
     `tp` splits attention, dense networks, embeddings and, as sequence parallelism, saved activations. An expert is not
     split across devices.
 
     `zero` 1 shards the optimizer state over data-parallel devices, 2 also gradients, 3 also weights (Rajbhandari et al.
-    2020). ZeRO 3 fetches one layer's weights at a time, and these count as activations here.
+    2020). ZeRO 3 fetches one layer's weights at a time. The estimate leaves out this temporary copy.
 
-    `recompute` selective recomputes norms, MLA's up-projections and SwiGLU's product (V3, section 3.2.3); full
-    recomputes all but the input of each layer. `microbatch` is the number of rows per micro-batch. The pipeline
-    schedule is 1F1B: stage s of `pp` holds `pp` - s micro-batches.
+    `recompute="selective"` recomputes norms, MLA's up-projections and SwiGLU's product (V3, section 3.2.3).
+    `recompute="full"` saves only the input of each layer. `microbatch` is the number of rows per micro-batch. The
+    pipeline schedule is 1F1B: stage s of `pp` holds `pp` - s micro-batches.
     """
 
     dp: int = 1
@@ -68,7 +70,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the device with the highest use, which holds pipeline stage `stage` with `layers` layers."""
+    """Memory in bytes of the fullest device, which holds the pipeline stage `stage` with `layers` layers."""
 
     weights: float
     gradients: float
@@ -91,8 +93,9 @@ class Memory:
 class Values:
     """Sizes of one layer.
 
-    `shared` and `experts` are parameters outside and inside routed experts. `residual` and `saved` are values saved per
-    token, for the residual stream and the rest; `whole` is the rest without recomputation.
+    `shared` and `experts` are the numbers of parameters outside and inside routed experts. `residual` is the number of
+    values of the residual stream that are saved per token for the backward pass, and `saved` the number of all other
+    saved values. `whole` is `saved` without recomputation.
     """
 
     shared: int
@@ -105,24 +108,26 @@ class Values:
 def layer_values(stage: Stage, hidden: int, recompute: Recompute) -> Values:
     """Return the sizes of one layer of `stage`."""
     routed = sum(ffn.routed_params(hidden) for ffn in stage.ffns)
-    kept = {mode: sum(part.saved_values(hidden, everything=mode) for part in stage.parts) for mode in (True, False)}
-    saved = {"none": kept[True], "selective": kept[False], "full": 0}[recompute]
+    saved_values = {
+        mode: sum(part.saved_values(hidden, everything=mode) for part in stage.parts) for mode in (True, False)
+    }
+    saved = {"none": saved_values[True], "selective": saved_values[False], "full": 0}[recompute]
     return Values(
         shared=stage.cost(hidden, 0).params - routed,
         experts=routed,
         residual=stage.block.streams() * hidden if recompute == "full" else stage.block.residual_values(hidden),
         saved=saved,
-        whole=kept[True],
+        whole=saved_values[True],
     )  # fmt: skip
 
 
 def stage_sizes(layers: int, pp: int) -> list[int]:
-    """Return the layers of each pipeline stage, as even as possible.
+    """Return the number of layers of each pipeline stage, as even as possible.
 
-    The first stage holds the most micro-batches, so it gets none of the remainder.
+    The first stage holds the most micro-batches, so it gets none of the remaining layers.
     """
-    base, rest = divmod(layers, pp)
-    return [base + (1 if 1 <= place <= rest else 0) for place in range(pp)]
+    base, remainder = divmod(layers, pp)
+    return [base + (1 if 1 <= index <= remainder else 0) for index in range(pp)]
 
 
 def device_memory(model: ModelConfig, layout: Layout, *, context: int, precision: Precision) -> Memory:
@@ -158,7 +163,8 @@ def _stages(model: ModelConfig, layout: Layout, context: int, precision: Precisi
 def _end(model: ModelConfig, last: Values, part: dict[str, int], *, alone: bool, precision: Precision) -> int:
     """Add the last pipeline stage's extra parameters to `part`: norm, head, MTP modules.
 
-    Returns its activation bytes per token: logits and their gradient in fp32, once more for each module.
+    Returns the stage's additional activation bytes per token: the MTP modules' saved values, and logits with their
+    gradient in fp32, for the model and each module.
     """
     n_mtp, hidden = model.num_nextn_predict_layers, model.hidden_size
     ends = model.ends.ends_cost(hidden).params
@@ -172,10 +178,11 @@ def _end(model: ModelConfig, last: Values, part: dict[str, int], *, alone: bool,
 def _sharded(
     shared: int, experts: int, activations: float, layout: Layout, precision: Precision, place: int, layers: int
 ) -> Memory:
-    """Divide parameters over tensor- and expert-parallel devices, and ZeRO's shards over the replicas of each parameter."""
-    here = ((shared / layout.tp, layout.dp), (experts / layout.ep, layout.dp * layout.tp / layout.ep))
+    """Return the memory of a device, after dividing parameters over tensor- and expert-parallel devices and ZeRO's
+    shards over the replicas of each parameter."""
+    groups = ((shared / layout.tp, layout.dp), (experts / layout.ep, layout.dp * layout.tp / layout.ep))
     weights, gradients, optimizer = (
-        sum(count / (copies if layout.zero >= level else 1) for count, copies in here) * size
+        sum(count / (copies if layout.zero >= level else 1) for count, copies in groups) * size
         for level, size in ((3, precision.weights), (2, precision.gradients), (1, precision.optimizer))
     )
     return Memory(weights, gradients, optimizer, activations, place, layers)

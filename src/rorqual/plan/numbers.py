@@ -1,4 +1,4 @@
-"""Parse and format amounts: `14.8T` tokens in; `$5.58M`, `54 days` and `71.2 GB` out."""
+"""Parse amounts such as `14.8T`, and format amounts such as `$5.58M`, `54 days` and `71.2 GB`."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def _int(value: float, text: Any) -> int:
 
 
 Amount = Annotated[float, BeforeValidator(amount)]
-"""A number with an optional suffix."""
+"""A number with an optional decimal suffix, such as `14.8T`."""
 Count = Annotated[int, BeforeValidator(_whole)]
-"""An integer with an optional decimal suffix."""
+"""An integer with an optional decimal suffix, such as `4k`."""
 Positions = Annotated[int, BeforeValidator(_positions)]
 """A context length with an optional binary suffix: `4k` is 4,096, as is usual for contexts."""
 

@@ -1,6 +1,6 @@
-"""The plan's three figures: cost against tokens, memory by part, price against hit rate.
+"""Draw the three figures of a plan: cost against tokens, memory by part, and price against cache hit rate.
 
-The caller passes the colours: the page's theme is in a higher layer, which this package cannot import.
+The caller passes the colours, because the page's theme is in a higher layer, which this package must not import.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Colours(Protocol):
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure with its `alt` text, and the `caption` below it."""
+    """A function that draws a figure, with the figure's `alt` text and the `caption` below it."""
 
     name: str
     alt: str
@@ -51,7 +51,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Line:
-    """USD per training token on one kind of hardware. `own` marks the requested hardware."""
+    """The cost in USD per training token on one kind of hardware. `own` marks the requested hardware."""
 
     name: str
     usd_per_token: float
@@ -145,7 +145,8 @@ def _draw_memory(colours: Colours, rows: Sequence[tuple[str, Memory]], usable: f
 
 
 def price_against_hit_rate(own: Price, others: Sequence[Price], prompt: int, reply: int, hit_rate: float) -> Drawing:
-    """Plot USD per million tokens against the cache hit rate of the prompt, for `own` at its margin and for API prices."""
+    """Plot USD per million tokens against the prompt's cache hit rate, for the plan's price `own` and for API prices
+    `others`."""
     alt = f"Price of a million tokens at a hit rate of {hit_rate:.0%}: " + "; ".join(
         f"{row.name} {money(row.blended(prompt, reply, hit_rate))}" for row in (own, *others)
     )
@@ -175,9 +176,9 @@ def _draw_price(
         for row in rows
     ]
     _label(axis, colours, ends, 1.0, (low, high))
-    here = own.blended(prompt, reply, hit_rate)
-    axis.plot([hit_rate], [here], "o", color=colours.after, markersize=7)
-    _note(axis, colours, money(here), (hit_rate, here), (4, 12), colours.ink)
+    own_price = own.blended(prompt, reply, hit_rate)
+    axis.plot([hit_rate], [own_price], "o", color=colours.after, markersize=7)
+    _note(axis, colours, money(own_price), (hit_rate, own_price), (4, 12), colours.ink)
     axis.set_yscale("log")
     axis.set_xlim(0, 1)
     axis.set_ylim(low, high)
@@ -195,7 +196,7 @@ def _label(
 ) -> None:
     """Label lines at their right ends, given as (height, name, own), on a logarithmic axis.
 
-    Labels are kept apart. A thin stroke connects a moved label to its line.
+    Labels do not overlap: a label that had to move is connected to its line by a thin stroke.
     """
     bottom, top = (math.log10(limit) for limit in limits)
     span = top - bottom
@@ -209,7 +210,8 @@ def _label(
 
 
 def spread(wanted: Sequence[float], gap: float) -> list[float]:
-    """Return heights near `wanted` (ascending) at least `gap` apart. Groups of close labels are centred on their mean."""
+    """Return label heights near the `wanted` heights (ascending), at least `gap` apart. A group of close labels is
+    centred on its mean."""
     groups: list[list[float]] = []
     for height in wanted:
         groups.append([height])
@@ -219,7 +221,7 @@ def spread(wanted: Sequence[float], gap: float) -> list[float]:
 
 
 def _bottom(group: Sequence[float], gap: float) -> float:
-    """Return the lowest label's height in a group centred on the mean of its wanted heights."""
+    """Return the height of the lowest label in a group that is centred on the mean of its wanted heights."""
     return sum(group) / len(group) - gap * (len(group) - 1) / 2
 
 

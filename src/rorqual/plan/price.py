@@ -11,7 +11,8 @@ MILLION = 1e6
 
 @dataclass(frozen=True)
 class Price:
-    """USD per million tokens: prompt tokens found in the cache (`hit`), other prompt tokens (`miss`) and reply tokens."""
+    """A price in USD per million tokens: of prompt tokens found in the cache (`hit`), of other prompt tokens (`miss`)
+    and of reply tokens (`output`)."""
 
     name: str
     hit: float
@@ -21,11 +22,12 @@ class Price:
     source: str
 
     def bill(self, *, hit: float, miss: float, output: float) -> float:
-        """Return the USD for these numbers of tokens."""
+        """Return the cost in USD of these numbers of tokens."""
         return (hit * self.hit + miss * self.miss + output * self.output) / MILLION
 
     def blended(self, prompt: float, reply: float, hit_rate: float) -> float:
-        """Return the USD per million tokens, prompt and reply together, if `hit_rate` of the prompt is in the cache."""
+        """Return the mean price in USD per million tokens of prompt and reply, if a share `hit_rate` of the prompt is
+        in the cache."""
         bill = self.bill(hit=prompt * hit_rate, miss=prompt * (1 - hit_rate), output=reply)
         return bill / (prompt + reply) * MILLION
 

@@ -1,7 +1,7 @@
-"""Published figures next to this planner's figures from the same inputs. The comparison checks both.
+"""Compare published figures with this planner's estimates from the same inputs, to check both.
 
-Each row gives the published figure and its source, the computation, its tolerance and, if the two should not match
-exactly, the reason.
+Each row gives the published figure and its source, the computation, its tolerance and, if the two figures differ for a
+known reason, the reason.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ DAY = "DeepSeek, open-infra-index, 202502OpenSourceWeek, day 6"
 STORY = "as commonly told"
 V3_TOKENS, V3_CARDS, V3_USED, V3_RENT = 14.8e12, 2048, 0.3894, 2.0
 V3_PRETRAINING, V3_EXTENSION, V3_AFTER = 2.664e6, 119e3, 5e3
-"""H800-hours of the three stages (report, table 1)."""
+"""H800-hours of V3's pretraining, context extension and post-training (report, table 1)."""
 LLAMA_TOKENS, LLAMA_CARDS, LLAMA_FLOPS = 15.6e12, 16384, 400e12
-"""FLOP/s is per card, with the cards and the row length (8,192) that most of the training used (table 4)."""
+"""Llama 3.1 405B's training tokens, number of cards, and FLOP/s per card. Cards and FLOP/s are those of most of the
+training, with rows of 8,192 tokens (table 4)."""
 LLAMA_HOURS = {
     "Llama-3.1-405B": (LLAMA_TOKENS, 30.84e6),
     "Llama-3.1-70B": (15e12, 7.0e6),
@@ -38,7 +39,8 @@ DAY_NODES, DAY_NODE_IN, DAY_NODE_OUT, DAY_KEYS, DAY_SPEED = 226.75, 73.7e3, 14.8
 
 @dataclass(frozen=True)
 class Figure:
-    """A published figure and ours. `tolerance` is the allowed relative difference. `form` formats both."""
+    """A published figure and this planner's estimate. `tolerance` is the allowed relative difference. `form` is the
+    format of both numbers."""
 
     name: str
     published: float
@@ -51,17 +53,18 @@ class Figure:
 
     @property
     def difference(self) -> float:
-        """Relative difference of ours from the published figure."""
+        """Relative difference of the estimate from the published figure."""
         return self.ours / self.published - 1
 
     @property
     def holds(self) -> bool:
+        """Whether the difference is within the tolerance."""
         return abs(self.difference) <= self.tolerance
 
 
 @dataclass(frozen=True)
 class Quote:
-    """A published figure that outsiders cannot compute. `counts` says what it includes."""
+    """A published figure that outsiders cannot compute. `counts` says what the figure includes."""
 
     name: str
     usd: float
@@ -88,22 +91,24 @@ def figures() -> list[Figure]:
 
 def _v3() -> list[Figure]:
     model, card = preset("deepseek-v3"), device("h800")
-    each = training_flops(model, 4096)
-    cost = training_cost(each, V3_TOKENS, n=V3_CARDS, peak=card.flops("bf16"), utilisation=V3_USED, price=V3_RENT)
+    flops_per_token = training_flops(model, 4096)
+    cost = training_cost(
+        flops_per_token, V3_TOKENS, n=V3_CARDS, peak=card.flops("bf16"), utilisation=V3_USED, price=V3_RENT
+    )
     hours = cost.hours + V3_EXTENSION + V3_AFTER
     long = sum(1000 * rows * row * training_flops(model, row) for rows, row in ((1920, 32768), (480, 131072)))
     reached = card.flops("bf16") * V3_USED
-    assumed = f"14.8T tokens x {each / 1e9:.1f} GFLOPs (causal, rows of 4,096, no MTP) at 38.94 % of the bf16 peak ({ISCA}, table 4)"
+    assumed = f"14.8T tokens x {flops_per_token / 1e9:.1f} GFLOPs (causal, rows of 4,096, no MTP) at 38.94 % of the bf16 peak ({ISCA}, table 4)"
     total = f"our pretraining, plus the published {V3_EXTENSION:,.0f} for context extension and {V3_AFTER:,.0f} for post-training"
     return [
         Figure("DeepSeek-V3, pretraining, H800-hours", V3_PRETRAINING, cost.hours, 0.01, assumed, V3_REPORT,
                "This combines two sources: hours from one, utilisation from the other."),
-        Figure("DeepSeek-V3, TFLOPS per card in pretraining", 385, each * V3_TOKENS / V3_PRETRAINING / 3600e12, 0.01,
+        Figure("DeepSeek-V3, TFLOPS per card in pretraining", 385, flops_per_token * V3_TOKENS / V3_PRETRAINING / 3600e12, 0.01,
                "FLOPs divided by the published hours", f"{ISCA}, table 4", form="{:.1f}"),
         Figure("DeepSeek-V3, H800-hours per trillion tokens", 180e3, cost.hours / V3_TOKENS * 1e12, 0.01, assumed, V3_REPORT),
         Figure("DeepSeek-V3, context extension, H800-hours", V3_EXTENSION, long / reached / 3600, 0.4,
                "1,000 steps of 1,920 rows of 32K and of 480 rows of 128K, at the same 38.94 %", V3_REPORT,
-               f"The figure does not follow: with long rows a card reached {long / V3_EXTENSION / 3600e12:.0f} TFLOPS, not "
+               f"The estimate does not reproduce the figure: with long rows a card reached {long / V3_EXTENSION / 3600e12:.0f} TFLOPS, not "
                f"{reached / 1e12:.0f}. Batch and parallelism differed, and their speed is not published."),
         Figure("DeepSeek-V3, all training, H800-hours", 2.788e6, hours, 0.01, total, V3_REPORT),
         Figure("DeepSeek-V3, days on 2,048 cards", 57, hours / V3_CARDS / 24, 0.01, total, STORY,
@@ -115,15 +120,15 @@ def _v3() -> list[Figure]:
 
 
 def _llama() -> list[Figure]:
-    each = training_flops(preset("llama-3.1-405b"), 8192)
-    cost = training_cost(each, LLAMA_TOKENS, n=LLAMA_CARDS, peak=LLAMA_FLOPS, utilisation=1.0, price=2.0)
+    flops_per_token = training_flops(preset("llama-3.1-405b"), 8192)
+    cost = training_cost(flops_per_token, LLAMA_TOKENS, n=LLAMA_CARDS, peak=LLAMA_FLOPS, utilisation=1.0, price=2.0)
     return [
-        Figure("Llama-3.1-405B, FLOPs", 3.8e25, each * LLAMA_TOKENS, 0.05,
-               f"15.6T tokens x {each / 1e9:,.0f} GFLOPs (causal, rows of 8,192)", LLAMA,
+        Figure("Llama-3.1-405B, FLOPs", 3.8e25, flops_per_token * LLAMA_TOKENS, 0.05,
+               f"15.6T tokens x {flops_per_token / 1e9:,.0f} GFLOPs (causal, rows of 8,192)", LLAMA,
                "The published figure is 6 x parameters x tokens, without attention.", form="{:.3g}"),
         Figure("Llama-3.1-405B, H100-hours", 30.84e6, cost.hours, 0.15, "the same at 400 TFLOPS, 41 % (table 4: 430 to 380)", LLAMA,
-               "Ours is the time of the steps, which the paper puts at more than 90 % of the time. The published hours also include the "
-               "rest, the 128K stage and post-training.", form="{:,.0f}"),
+               "The estimate covers only training steps, which the paper puts at more than 90 % of the time. The published hours also "
+               "include all other time, the 128K stage and post-training.", form="{:,.0f}"),
         *(_whole_training(name, tokens, hours) for name, (tokens, hours) in LLAMA_HOURS.items() if "405B" not in name),
         Figure("Llama-3.1-405B, USD", 60e6, 30.84e6 * 2.0, 0.05, "the published hours at $2", STORY,
                "No price was published; $2 per hour is the rent that V3's report assumes.", form="${:,.0f}"),
@@ -131,15 +136,21 @@ def _llama() -> list[Figure]:
 
 
 def _whole_training(name: str, tokens: float, hours: float) -> Figure:
-    """Compare the hours of a training at V3's utilisation if only total hours are published."""
-    each, card = training_flops(preset(name.lower()), 8192), device("h100")
-    cost = training_cost(each, tokens, n=1, peak=card.flops("bf16"), utilisation=V3_USED, price=2.0)
+    """Compare the published total hours of a training with the estimate at V3's utilisation."""
+    flops_per_token, card = training_flops(preset(name.lower()), 8192), device("h100")
+    cost = training_cost(flops_per_token, tokens, n=1, peak=card.flops("bf16"), utilisation=V3_USED, price=2.0)
     why = (
-        f"The figure does not follow: the hours imply {reached(name):.0%} of the peak. The speed of the steps is not published, nor what "
-        "else the hours include. `rorqual plan` shows how much longer than its estimate a training may take."
+        f"The estimate does not reproduce the figure: the hours imply {reached(name):.0%} of the peak. The speed of the steps and the "
+        "other contents of the hours are not published. `rorqual plan` shows how much longer than its estimate a training may take."
     )
     return Figure(
-        f"{name}, H100-hours", hours, cost.hours, 0.65, f"15T tokens x {each / 1e9:,.0f} GFLOPs at 38.94 %", LLAMA, why
+        f"{name}, H100-hours",
+        hours,
+        cost.hours,
+        0.65,
+        f"15T tokens x {flops_per_token / 1e9:,.0f} GFLOPs at 38.94 %",
+        LLAMA,
+        why,
     )
 
 
@@ -150,25 +161,27 @@ def reached(name: str) -> float:
 
 
 def _tokens() -> list[Figure]:
-    found = []
+    rows = []
     models = (("DeepSeek-V3", preset("deepseek-v3"), 250, 70272), ("Qwen2.5-72B", preset("qwen2.5-72b"), 394, 327680),
               ("Llama-3.1-405B", preset("llama-3.1-405b"), 2448, 516096))  # fmt: skip
     for name, model, gflops, _ in models:
         ours = training_flops(model, 4096) / 1e9
-        found.append(Figure(f"{name}, training GFLOPs per token", gflops, ours, 0.15, "forward x 3, causal, rows of 4,096",
+        rows.append(Figure(f"{name}, training GFLOPs per token", gflops, ours, 0.15, "forward x 3, causal, rows of 4,096",
                             f"{ISCA}, table 2", _why_tokens(model, gflops), form="{:,.1f}"))  # fmt: skip
     for name, model, _, size in models:
-        found.append(Figure(f"{name}, cache bytes per token", size, account(model).cache_bytes, 0.0, "bf16, all layers",
+        rows.append(Figure(f"{name}, cache bytes per token", size, account(model).cache_bytes, 0.0, "bf16, all layers",
                             f"{ISCA}, table 1"))  # fmt: skip
-    return found
+    return rows
 
 
 def _why_tokens(model: ModelConfig, gflops: float) -> str:
-    matrices, whole = (training_flops(model, row) / 1e9 for row in (1, 4096))
-    if abs(whole / gflops - 1) < 0.01:
+    matrices, with_attention = (training_flops(model, row) / 1e9 for row in (1, 4096))
+    if abs(with_attention / gflops - 1) < 0.01:
         return ""
     if gflops < matrices:
-        return f"The figure does not follow: the matrices alone, at 6 FLOPs per parameter, need {matrices:,.1f}."
+        return (
+            f"The published figure is below the {matrices:,.1f} that the matrices alone need at 6 FLOPs per parameter."
+        )
     return f"The matrices alone need {matrices:,.1f}; the row length of the published figure is not given."
 
 
@@ -189,11 +202,12 @@ def _day() -> list[Figure]:
 
 
 def shares_of_roofline() -> tuple[float, float]:
-    """Return the shares of this planner's roofline that the service of that day reached, for prefill and decode.
+    """Return the shares of this planner's roofline that DeepSeek's service reached on the published day, for prefill
+    and decode.
 
-    They are the defaults of a serving plan. Prefill ran on 32 cards and decode on 144, in fp8, with attention
+    These shares are the defaults of a serving plan. Prefill ran on 32 cards and decode on 144, in fp8, with attention
     replicated on each card. The rates of 21 tokens per second per user (20 to 22 are published) and 14.8k per machine
-    give 88 sequences per card. These have 4,989 keys on average.
+    imply 88 sequences per card. Each sequence attends to 4,989 keys on average.
     """
     model, card = preset("deepseek-v3"), device("h800")
     hit_rate = DAY_HIT / (DAY_HIT + DAY_MISS)

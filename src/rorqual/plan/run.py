@@ -1,4 +1,4 @@
-"""The measured speed of a user's own run, and how long more steps take, with an interval."""
+"""Read the measured speed of a run, and forecast the time of further steps with an interval."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from rorqual.core.errors import DataError
 from rorqual.core.records import RunDir
 
 WARM, FEWEST, BLOCKS = 2, 12, 20
-"""Warm-up steps to skip (buffers, kernels), fewest steps for a speed, and number of blocks that the other steps form."""
+"""Number of warm-up steps to skip (buffers, kernels), minimum number of steps, and number of blocks into which all
+other steps are divided."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Means per step of a run.
+    """Mean cost per step of a run.
 
-    `core_seconds` is 0 if it was not recorded. `tokens` counts trained and sampled tokens. `blocks` holds mean seconds
-    of `block` consecutive steps, so that the spread includes drift and bursts. The run has completed `done` of `asked`
-    steps.
+    `core_seconds` is 0 if it was not recorded. `tokens` counts trained and sampled tokens. `blocks` has the mean
+    seconds per step of every `block` consecutive steps, so that their spread includes drift and bursts. The run has
+    completed `done` of `asked` steps.
     """
 
     seconds: float
@@ -34,7 +35,7 @@ class Speed:
     asked: int
 
     def interval(self, steps: float, level: float = 0.95) -> tuple[float, float]:
-        """Return the lower and upper bound of the seconds that `steps` more steps take.
+        """Return the lower and upper bound of the seconds that the next `steps` steps will take.
 
         The bounds include the uncertainty of the mean and the spread of future steps, and assume independent blocks.
         Other load on the machine and growing answer lengths are not included.
@@ -54,22 +55,29 @@ def speed_of(run: RunDir) -> Speed:
             where=str(run.metrics_file),
             remedy="Train for more steps, or plan with --train hardware=cpu.",
         )
-    kept = records[WARM:]
+    measured_steps = records[WARM:]
     try:
-        seconds = [float(record["seconds"]) for record in kept]
-        tokens = [float(record["tokens"]) + float(record.get("sampled_tokens", 0)) for record in kept]
-        flops = [float(record["flops"]) for record in kept]
+        seconds = [float(record["seconds"]) for record in measured_steps]
+        tokens = [float(record["tokens"]) + float(record.get("sampled_tokens", 0)) for record in measured_steps]
+        flops = [float(record["flops"]) for record in measured_steps]
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"a record has a missing or invalid value: {error}",
             where=str(run.metrics_file),
             remedy="Give a run directory that `rorqual train` wrote.",
         ) from None
-    block = max(1, len(kept) // BLOCKS)
-    whole = [fmean(seconds[at : at + block]) for at in range(0, len(kept) - block + 1, block)]
-    core = fmean(float(record.get("core_seconds", 0.0)) for record in kept)
+    block = max(1, len(measured_steps) // BLOCKS)
+    block_means = [fmean(seconds[at : at + block]) for at in range(0, len(measured_steps) - block + 1, block)]
+    core = fmean(float(record.get("core_seconds", 0.0)) for record in measured_steps)
     return Speed(
-        fmean(seconds), core, fmean(tokens), fmean(flops), tuple(whole), block, len(records), _asked(run, len(records))
+        fmean(seconds),
+        core,
+        fmean(tokens),
+        fmean(flops),
+        tuple(block_means),
+        block,
+        len(records),
+        _asked(run, len(records)),
     )
 
 
@@ -92,8 +100,8 @@ def read_row(run: RunDir) -> int:
 def student_t(freedom: int, level: float) -> float:
     """Return the two-sided quantile of Student's t.
 
-    It uses Hill's expansion of the normal quantile (Abramowitz and Stegun 26.7.5), within half a percent from four
-    degrees of freedom on.
+    The function uses Hill's expansion of the normal quantile (Abramowitz and Stegun 26.7.5). With four or more degrees
+    of freedom, the error is below half a percent.
     """
     z = NormalDist().inv_cdf(0.5 + level / 2)
     terms = (

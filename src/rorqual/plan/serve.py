@@ -1,8 +1,9 @@
-"""Serving estimates: cache, batch, tokens per second by roofline, and the price of a million tokens at a margin.
+"""Estimate the cost of serving: KV-cache size, batch size, tokens per second by a roofline model, and the price of a
+million tokens.
 
-Prefill and decode run on separate machines, as DeepSeek runs them. Prefill computes prompts; decode generates one token
-per sequence of a batch at a time. Each takes the longer of memory time and compute time (the roofline), divided by the
-utilisation. Network time is part of the utilisation.
+Prefill and decode run on separate machines, as in DeepSeek's service. Prefill computes prompts. A decode step generates
+one token for each sequence of a batch. The time of each is the larger of memory time and compute time (the roofline),
+divided by the utilisation. Network time is part of the utilisation.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from rorqual.plan.price import MILLION, Price
 
 BYTES: dict[Dtype, int] = {"fp32": 4, "bf16": 2, "fp8": 1}
 CHUNK = 8192
-"""Prompt tokens that prefill computes per read of the weights."""
+"""Number of prompt tokens that prefill computes each time it reads the weights."""
 DAY_PREFILL, DAY_DECODE = 0.19, 0.33
-"""Share of this roofline that DeepSeek's service reached on H800 in February 2025. `published.py` derives both, and a test
-compares them."""
+"""Shares of this roofline that DeepSeek's service reached on H800 in February 2025, for prefill and decode.
+`published.py` derives both shares, and a test compares them."""
 
 
 @dataclass(frozen=True)
 class Mix:
-    """A request: prompt tokens, reply tokens, and the share of the prompt that is in the cache."""
+    """An average request: prompt tokens, reply tokens, and the share of the prompt that is in the cache."""
 
     prompt: int
     reply: int
@@ -36,6 +37,7 @@ class Mix:
 
     @property
     def longest(self) -> int:
+        """Number of tokens of the complete sequence, prompt and reply."""
         return self.prompt + self.reply
 
     @property
@@ -48,9 +50,9 @@ class Mix:
 class Replica:
     """`n` devices that hold one copy of a model.
 
-    Experts are spread over all devices, and other weights over each group of `tp`. Each group serves its own sequences.
-    `value_bytes` is the size of a cached value. `prefill_used` and `decode_used` are the achieved shares of the
-    roofline.
+    Experts are sharded over all devices, and all other weights over each group of `tp` devices. Each group serves its
+    own sequences. `value_bytes` is the size of a cached value. `prefill_used` and `decode_used` are the achieved shares
+    of the roofline.
     """
 
     device: Device
@@ -63,12 +65,14 @@ class Replica:
 
     @property
     def groups(self) -> int:
+        """Number of tensor-parallel groups."""
         return self.n // self.tp
 
 
 @dataclass(frozen=True)
 class DecodeStep:
-    """One decode step of a batch: seconds to read weights and cache, seconds to compute, and actual seconds."""
+    """The estimated time of a decode step: seconds to read the `weights` and the `cache`, seconds to `compute`, and
+    total `seconds`."""
 
     weights: float
     cache: float
@@ -77,12 +81,13 @@ class DecodeStep:
 
     @property
     def bound(self) -> Literal["memory", "compute"]:
+        """The resource that limits the step: memory bandwidth or compute."""
         return "memory" if self.weights + self.cache >= self.compute else "compute"
 
 
 @dataclass(frozen=True)
 class Serving:
-    """The estimate for a replica.
+    """The serving estimate of a replica.
 
     `batch` is the number of concurrent sequences per group. Rates are tokens per second per device. `per_sequence` is
     the rate that one user sees.
@@ -105,19 +110,21 @@ def split_weights(model: ModelConfig) -> tuple[int, int]:
 
 
 def decode_flops(model: ModelConfig, keys: float) -> float:
-    """Return the FLOPs of one decoded token that attends to `keys` keys. MLA runs absorbed, on the latents."""
+    """Return the FLOPs of one decoded token that attends to `keys` keys. MLA is computed in its absorbed form, on the
+    cached latents."""
     attention = sum(a.decode_flops(model.hidden_size, keys) * s.layers for s in model.stages for a in s.attentions)
     return account(model).flops + attention
 
 
 def cache_copies(model: ModelConfig, tp: int) -> float:
-    """Return the share of a token's cache that each of `tp` devices holds. Key and value heads are split; MLA's latent is replicated."""
-    width = held = 0.0
+    """Return the share of a token's cache that each of `tp` devices stores. Key and value heads are split; MLA's latent
+    is replicated."""
+    total = stored = 0.0
     for layers, attention in ((stage.layers, a) for stage in model.stages for a in stage.attentions):
         for part in attention.cache_spec():
             size = part.values * layers
-            width, held = width + size, held + size / min(tp, part.heads)
-    return held / width
+            total, stored = total + size, stored + size / min(tp, part.heads)
+    return stored / total
 
 
 def weights_per_device(model: ModelConfig, replica: Replica) -> float:
@@ -127,7 +134,8 @@ def weights_per_device(model: ModelConfig, replica: Replica) -> float:
 
 
 def touched(model: ModelConfig, tokens: float) -> float:
-    """Return the share of routed experts that `tokens` tokens reach under even routing: 1 - (1 - k / n)^tokens."""
+    """Return the expected share of routed experts that `tokens` tokens select under even routing: 1 - (1 - k /
+    n)^tokens."""
     ffn = next((ffn for ffn in model.ffns if ffn.n_experts()), None)
     return 1.0 if ffn is None else 1 - (1 - ffn.active_experts() / ffn.n_experts()) ** tokens
 
@@ -138,13 +146,14 @@ def decode_step(model: ModelConfig, replica: Replica, batch: float, keys: float)
     device, size = replica.device, BYTES[replica.dtype]
     read = shared / replica.tp + experts / replica.n * touched(model, batch * replica.groups)
     cache = account(model, cache_value_bytes=replica.value_bytes).cache_bytes * cache_copies(model, replica.tp)
-    weights, kept = read * size / device.bandwidth, batch * keys * cache / device.bandwidth
+    weights, cache_seconds = read * size / device.bandwidth, batch * keys * cache / device.bandwidth
     compute = batch * decode_flops(model, keys) / replica.tp / device.flops(replica.dtype)
-    return DecodeStep(weights, kept, compute, max(weights + kept, compute) / replica.decode_used)
+    return DecodeStep(weights, cache_seconds, compute, max(weights + cache_seconds, compute) / replica.decode_used)
 
 
 def prefill_rate(model: ModelConfig, replica: Replica, prompt: float, hit_rate: float = 0.0) -> float:
-    """Return the prompt tokens per second that one device computes. Each attends to all tokens before it, cached ones included."""
+    """Return the prompt tokens per second that one device computes. Each token attends to all tokens before it,
+    including cached tokens."""
     keys = prompt * (1 + hit_rate) / 2
     flops = account(model, context=round(keys)).flops
     shared, experts = split_weights(model)
@@ -154,23 +163,24 @@ def prefill_rate(model: ModelConfig, replica: Replica, prompt: float, hit_rate: 
 
 
 def largest_batch(model: ModelConfig, replica: Replica, mix: Mix) -> int:
-    """Return how many sequences' full cache fits next to a group's weights. Raises ConfigError with the shortfall if none fits."""
+    """Return how many sequences of full length fit in the memory of a group, next to its weights. Raises ConfigError
+    with the missing memory if none fits."""
     free = replica.device.memory * (1 - RESERVE) - weights_per_device(model, replica)
-    each = sequence_bytes(model, replica, mix)
-    if free < each:
+    sequence_size = sequence_bytes(model, replica, mix)
+    if free < sequence_size:
         n, tp = smallest_replica(model, replica, mix)
         raise ConfigError(
             f"the model does not fit on {replica.n} x {replica.device.title} (tp={replica.tp}) in {replica.dtype}: weights of "
             f"{gigabytes(weights_per_device(model, replica))} per device and one sequence of {mix.longest:,} tokens "
-            f"({gigabytes(each)}) exceed the usable memory by {gigabytes(each - free)}",
+            f"({gigabytes(sequence_size)}) exceed the usable memory by {gigabytes(sequence_size - free)}",
             where="n",
             remedy=f"It fits on n={n} tp={tp}.",
         )
-    return int(free // each)
+    return int(free // sequence_size)
 
 
 def sequence_bytes(model: ModelConfig, replica: Replica, mix: Mix) -> float:
-    """Return the cache bytes of a full sequence on each device of its group."""
+    """Return the cache bytes of a sequence of full length on each device of its group."""
     size = account(model, cache_value_bytes=replica.value_bytes).cache_bytes
     return size * cache_copies(model, replica.tp) * mix.longest
 
@@ -178,21 +188,21 @@ def sequence_bytes(model: ModelConfig, replica: Replica, mix: Mix) -> float:
 def smallest_replica(model: ModelConfig, replica: Replica, mix: Mix) -> tuple[int, int]:
     """Return the smallest (n, tp), powers of two, that hold the model and one sequence.
 
-    Raises ConfigError if 4,096 devices do not.
+    Raises ConfigError if 4,096 devices are not enough.
     """
     dense = split_weights(model)[1] == 0
     usable = replica.device.memory * (1 - RESERVE)
     best = float("inf")
     for n in (2**power for power in range(13)):
         for tp in (2**power for power in range(n.bit_length())):
-            made = replace(replica, n=n, tp=tp)
+            candidate = replace(replica, n=n, tp=tp)
             if (
                 any(size % tp for size in query_heads(model))
                 or (tp > replica.device.node and tp > 1)
                 or (dense and tp < n)
             ):
                 continue
-            needed = weights_per_device(model, made) + sequence_bytes(model, made, mix)
+            needed = weights_per_device(model, candidate) + sequence_bytes(model, candidate, mix)
             best = min(best, needed)
             if needed <= usable:
                 return n, tp
@@ -235,7 +245,8 @@ def serving(model: ModelConfig, replica: Replica, mix: Mix, batch: int = 0) -> S
 
 
 def check(model: ModelConfig, replica: Replica) -> None:
-    """Refuse a tensor-parallel degree that does not divide, and name the nearest that does."""
+    """Raise ConfigError if the tensor-parallel degree does not divide the devices and the heads. The error names the
+    nearest valid degree."""
     heads = query_heads(model)
     good = [tp for tp in range(1, replica.n + 1) if replica.n % tp == 0 and all(h % tp == 0 for h in heads)]
     if replica.tp not in good:
@@ -248,10 +259,10 @@ def check(model: ModelConfig, replica: Replica) -> None:
 
 
 def token_prices(served: Serving, price_hour: float, margin: float, name: str = "planned") -> Price:
-    """Return the USD per million tokens at `margin` over the devices' rent (0.5: rent plus half).
+    """Return the price in USD per million tokens, with a `margin` over the devices' rent (0.5 adds half of the rent).
 
-    A cached prompt token needs no compute. The disk that stores the cache is not in the plan, so cached tokens are
-    free.
+    A cached prompt token needs no compute, and the plan does not include the disk that stores the cache. So cached
+    tokens are free.
     """
     second = price_hour / 3600 * (1 + margin)
     return Price(

@@ -1,4 +1,4 @@
-"""Training time and cost: FLOPs divided by the FLOP/s that the hardware achieves."""
+"""Estimate training time and cost: FLOPs divided by the FLOP/s that the hardware achieves."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rorqual.model.config import ModelConfig
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """The cost of a whole training: `flops`, device `hours`, wall-clock `seconds` and `usd`."""
+    """The cost of a training run: `flops`, device `hours`, wall-clock `seconds` and `usd`."""
 
     flops_per_token: float
     flops: float
@@ -20,15 +20,16 @@ class TrainingCost:
 
 
 def training_flops(model: ModelConfig, context: int, *, causal: bool = True, mtp: bool = False) -> float:
-    """Return the FLOPs to train on one token in rows of `context`: forward and backward, three times the forward pass.
+    """Return the training FLOPs per token in rows of `context` tokens. Forward and backward pass together take three
+    times the FLOPs of the forward pass.
 
     With `causal`, a token attends to the tokens before it, on average half of the row. DeepSeek counts training FLOPs
-    this way (250 GFLOPs per token for V3, ISCA 2025, table 2). Otherwise it attends to the whole row, as some others
-    count. `mtp` includes V3's MTP modules, which published counts leave out.
+    in this way (250 GFLOPs per token for V3, ISCA 2025, table 2). Without `causal`, every token attends to the whole
+    row, as in some other publications. `mtp` includes V3's MTP modules, which published counts leave out.
     """
     counted = model if mtp else model.model_copy(update={"num_nextn_predict_layers": 0})
-    nothing, whole = (account(counted, context=keys).training_flops for keys in (0, context))
-    return nothing + (whole - nothing) * ((context + 1) / (2 * context) if causal else 1.0)
+    no_context, full_context = (account(counted, context=keys).training_flops for keys in (0, context))
+    return no_context + (full_context - no_context) * ((context + 1) / (2 * context) if causal else 1.0)
 
 
 def training_cost(

@@ -35,9 +35,10 @@ def distil(
 ) -> Run:
     """Train a student on a teacher's samples, from a run or from fresh weights.
 
-    data=FILE.parquet is a file that `rorqual distil` wrote. With objective=sequence the student trains on the samples'
-    next tokens, like DeepSeek-R1's students. With forward, reverse, skewed or skewed_reverse it trains on the KL
-    divergence from the teacher's stored log-probabilities, plus `next_token` times the next-token loss.
+    data=FILE.parquet is a file that `rorqual distil` wrote. With objective=sequence, the student is trained with the
+    next-token loss on the samples, like DeepSeek-R1's students. With objective=forward, reverse, skewed or
+    skewed_reverse, the loss is this KL divergence between the student's distribution and the teacher's stored
+    log-probabilities, plus `next_token` times the next-token loss.
     """
     begin, model, chat = beginning(start, tokenizer, size, row)
     if objective == "sequence":
@@ -86,10 +87,11 @@ def on_policy(
     seed: Seed = 0,
     dtype: Dtype = "float32",
 ) -> Run:
-    """Distil on the student's own samples: a teacher run gives its probabilities for each token. No reward is used.
+    """Distil a teacher into a student on the student's own samples. No reward is used.
 
-    The default is reverse KL over the whole vocabulary. With `top_k` it covers the teacher's likeliest tokens, and all
-    others as one bucket.
+    The loss is the divergence from the teacher's probabilities at each token, by default the reverse KL over the whole
+    vocabulary. With `top_k`, the divergence is computed over the teacher's `top_k` most likely tokens, and all other
+    tokens count as one bucket.
     """
     begin, model, chat = beginning(start, "bytes", "student", row)
     return Run(
@@ -121,5 +123,5 @@ def on_policy(
 
 
 def mixed_with(distil: Distil, next_token: float) -> tuple[Objective, ...]:
-    """Return the divergence and, if its coefficient is not 0, the next-token loss on the samples."""
+    """Return the distillation objective and, if `next_token` is not 0, the next-token loss with this coefficient."""
     return (distil, NextToken(coefficient=next_token)) if next_token else (distil,)

@@ -1,4 +1,4 @@
-"""Recipes by name, called with the `key=value` arguments of a command line."""
+"""Look up recipes by name, and call them with the `key=value` arguments of a command line."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ RECIPES: Mapping[str, Callable[..., Run]] = {
 ALIASES = {"from": "start"}
 """`from` is a Python keyword, so recipes call this argument `start`."""
 RENAMED = {"mends": "variant"}
-"""Old names of keys. They still work in this version."""
+"""Map renamed keys to their current names. The old names still work in this version."""
 
 SETTINGS = tuple(name for name in Run.model_fields if name != "extensions")
-"""The fields of a run that can be set. `extensions` is written by the training loop."""
+"""The fields of a run that users can set. Only the training loop writes `extensions`."""
 
 
 def recipe_names() -> dict[str, str]:
@@ -39,10 +39,10 @@ def recipe_names() -> dict[str, str]:
 
 
 def make_run(name: str, values: Mapping[str, str]) -> Run:
-    """Return the run of recipe `name`.
+    """Return the run that the recipe `name` creates from `key=value` arguments.
 
-    A key that is a parameter of the recipe is passed to it. A key with a dot, or a field of `Run`, overrides the
-    result.
+    A parameter of the recipe is passed to the recipe. Any other field of `Run`, or a dotted key such as `optim.lr`,
+    overrides this field of the resulting run.
     """
     if name not in RECIPES:
         raise ConfigError(f"unknown recipe '{name}'", where="train", remedy=nearest(name, RECIPES))
@@ -85,7 +85,7 @@ def _convert(key: str, raw: str, kind: Any) -> Any:
 
 
 def _refusal(error: ValidationError, key: str, where: str) -> ConfigError:
-    first = error.errors()[0]
+    details = error.errors()[0]
     return ConfigError(
-        f"key '{key}': {first['msg']} (got {first['input']!r})", where=where, remedy="Correct the value."
+        f"key '{key}': {details['msg']} (got {details['input']!r})", where=where, remedy="Correct the value."
     )

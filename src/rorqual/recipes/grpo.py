@@ -17,11 +17,11 @@ Variant = Literal["none", "dapo", "dr_grpo", "gspo", "cispo", "v32"]
 
 
 def variant_settings(name: Variant, max_tokens: int) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Return the objective and source settings of a paper's recipe (docs/grpo.md gives the source of each number)."""
+    """Return the objective and source settings of a GRPO variant (docs/grpo.md gives the source of each number)."""
     presets: dict[Variant, tuple[dict[str, Any], dict[str, Any]]] = {
         "none": ({}, {}),
         "dapo": (
-            {},  # the defaults are DAPO's clip and its mean over tokens
+            {},  # the defaults already are DAPO's clip range and its mean over tokens
             {"max_num_gen_batches": 4, "overlong_buffer": max(1, max_tokens // 5), "overlong_penalty": 0.5},
         ),
         "dr_grpo": ({"per": "constant", "max_tokens": max_tokens, "clip_high": 0.2}, {"std": False}),
@@ -58,13 +58,14 @@ def grpo(
     seed: Seed = 0,
     dtype: Dtype = "float32",
 ) -> Run:
-    """Train a run on a task by GRPO, with correctness as the only reward.
+    """Train a model on a task with GRPO. The only reward is the correctness of the answer.
 
-    `data` is the file or folder of a task that reads files. The defaults are no KL term and DAPO's asymmetric clip.
-    Groups whose samples all have the same reward give no gradient; they are left out and counted.
+    `data` is the file or folder that the task reads, if it reads any. By default there is no KL term, and the clip
+    range is DAPO's asymmetric one. Groups whose samples all have the same reward give no gradient; they are left out
+    and counted.
 
-    `variant` selects a paper's settings, each of which is also an option of its own (docs/grpo.md). `beta` is the weight
-    of a KL term. Its `reference` defaults to the run that training starts from.
+    `variant` selects the settings of a paper, which can also be set individually (docs/grpo.md). `beta` is the
+    coefficient of the KL divergence from the run `reference`, by default the run that training starts from.
     """
     begin, model, chat = beginning(start, "bytes", "small", row)
     objective, source = variant_settings(variant, max_tokens)

@@ -1,7 +1,7 @@
 """Small models that the recipes train.
 
-A teacher follows DeepSeek-V3: MLA, one dense layer, then MoE layers, a router bias and MTP. A dense student has Qwen3's
-shape, like DeepSeek-R1's students.
+A teacher follows DeepSeek-V3: MLA, one dense layer, then MoE layers, a router bias and MTP. A student is dense, like
+DeepSeek-R1's students, and has Qwen3's architecture.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.model.ffn.router import GroupedTopKConfig
 
 TeacherSize = Literal["tiny", "small", "medium"]
-"""tiny: for tests, trains in a second. small: the quickstart's, 0.7M parameters. medium: 57M."""
+"""Size of a teacher. `tiny` is for tests and trains in a second. `small` is the quickstart's, with 0.7M parameters.
+`medium` has 57M parameters."""
 Size = Literal[TeacherSize, "student", "tiny-student"]
-"""A teacher's size, or the student of the small or the tiny teacher."""
+"""Size of a model: a teacher's size, or `student` or `tiny-student` for the student of a small or tiny teacher."""
 
 HIDDEN: dict[TeacherSize, int] = {"tiny": 32, "small": 96, "medium": 384}
 STUDENT_OF: dict[Size, TeacherSize] = {"student": "small", "tiny-student": "tiny"}
@@ -34,7 +35,8 @@ def model_of(size: Size, *, vocab_size: int, context: int) -> ModelConfig:
 
 
 def v3_like(size: TeacherSize, *, vocab_size: int, context: int) -> ModelConfig:
-    """Return a small DeepSeek-V3: one in eight routed experts active, one shared expert, one MTP module."""
+    """Return a small model of DeepSeek-V3's architecture: one in eight routed experts is active, one shared expert, one
+    MTP module."""
     d = HIDDEN[size]
     layers, experts, active = {"tiny": (1, 16, 2), "small": (2, 16, 2), "medium": (7, 32, 4)}[size]
     mla = MLAConfig(
@@ -64,38 +66,38 @@ def v3_like(size: TeacherSize, *, vocab_size: int, context: int) -> ModelConfig:
 
 
 def student_like(teacher: ModelConfig, *, share: float = 0.25, layers: int = 0) -> ModelConfig:
-    """Return a dense model in Qwen3's shape with `share` of the teacher's active parameters, within 3 %.
+    """Return a dense model of Qwen3's architecture with `share` times the teacher's active parameters, within 3 %.
 
-    Vocabulary and context are the teacher's. The shape is that of Qwen3's small models (2505.09388, table 1):
+    Vocabulary and context are the teacher's. The architecture is that of Qwen3's small models (2505.09388, table 1):
     grouped-query attention with two heads per key-value head, norms on q and k, tied embeddings. SwiGLU is three times
-    as wide as the model.
+    as wide as the hidden state.
 
-    `layers` 0 means the teacher's number. Widths are multiples of 8: of the models of the right size, the one nearest
-    these proportions is chosen. Raises ConfigError if no model has the right size.
+    `layers` 0 means the teacher's number of layers. Widths are multiples of 8. Among the models of the right size, the
+    model nearest to these proportions is returned. Raises ConfigError if no model has the right size.
     """
-    wanted = share * account(teacher).active
+    target = share * account(teacher).active
     depth = layers or len(teacher.layers)
-    found: list[tuple[float, ModelConfig]] = []
+    candidates: list[tuple[float, ModelConfig]] = []
     for hidden in range(8, teacher.hidden_size * 4 + 1, 8):
-        bare, wide = (account(_qwen3_like(teacher, hidden, depth, inner)).active for inner in (8, 16))
-        inner = 8 * round(1 + (wanted - bare) / (wide - bare))
+        narrow_params, wide_params = (account(_qwen3_like(teacher, hidden, depth, inner)).active for inner in (8, 16))
+        inner = 8 * round(1 + (target - narrow_params) / (wide_params - narrow_params))
         if inner < 8:
             break
         model = _qwen3_like(teacher, hidden, depth, inner)
-        error = account(model).active / wanted - 1
+        error = account(model).active / target - 1
         if abs(error) <= 0.03:
-            found.append((abs(math.log(inner / (3 * hidden))) + 10 * abs(error), model))
-    if not found:
+            candidates.append((abs(math.log(inner / (3 * hidden))) + 10 * abs(error), model))
+    if not candidates:
         raise ConfigError(
-            f"no dense model with {depth} layers has {wanted:,.0f} parameters: the vocabulary alone takes too many",
+            f"no dense model with {depth} layers has {target:,.0f} parameters: the vocabulary alone takes too many",
             where="student",
             remedy="Use a larger share, fewer layers or a smaller vocabulary.",
         )
-    return min(found, key=lambda candidate: candidate[0])[1]
+    return min(candidates, key=lambda candidate: candidate[0])[1]
 
 
 def _qwen3_like(teacher: ModelConfig, hidden: int, layers: int, inner: int) -> ModelConfig:
-    """Return a model with about four heads: an even number, together at least as wide as the model."""
+    """Return a model with an even number of heads, about four, whose total width is at least `hidden`."""
     head_dim = min(max(8, 2 ** math.ceil(math.log2(hidden / 4))), 128)
     heads = 2 * math.ceil(hidden / head_dim / 2)
     attention = GQAConfig(

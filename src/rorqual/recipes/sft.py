@@ -30,9 +30,12 @@ def sft(
 ) -> Run:
     """Fine-tune on conversations (data=FILE, JSONL or Parquet of messages) or on a task's worked solutions (task=NAME).
 
-    With both, `data` is the file or folder of a task that reads files, such as task=gsm8k. The loss covers assistant
-    tokens: thinking, answer and end of turn. By default Muon trains hidden matrices and AdamW the rest, at rates for
-    our fresh models. For a pretrained model set `lr`, such as 1e-3 with tune.kind=lora, which uses AdamW at that rate.
+    If both are given, `data` is the file or folder that the task reads, as for task=gsm8k. The loss covers the
+    assistant's tokens: thinking, answer and end of turn.
+
+    By default, Muon trains hidden matrices and AdamW trains all other parameters, at learning rates for new small
+    models. For a pretrained model, set `lr`, such as 1e-3 with tune.kind=lora. AdamW then trains all parameters at this
+    rate.
     """
     if not data and not task:
         raise ConfigError("sft requires data=FILE or task=NAME", where="train sft", remedy="Add one of them.")

@@ -1,4 +1,4 @@
-"""The start of a run: another run's model and tokenizer, or a fresh model of a named size."""
+"""Settings that recipes share: the model that a run starts from, and its objectives and optimizer."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from rorqual.train.schedule import Schedule
 
 
 def beginning(start: str, tokenizer: str, size: Size, context: int) -> tuple[Start, ModelConfig, str]:
-    """Return the start, the model and the chat format of a run.
+    """Return the settings `start`, `model` and `chat` of a run.
 
-    A fresh model's vocabulary comes from its tokenizer, and its context from the row length. Its chat format is the one
-    whose special tokens the tokenizer has.
+    With `start`, the model and the chat format are those of this run. Otherwise the run starts from a new model of the
+    named `size`. The model's vocabulary comes from the tokenizer, and its chat format is the one whose special tokens
+    the tokenizer has.
     """
     if start:
         run = RunDir(Path(start))
@@ -50,10 +51,10 @@ def supervised(model: ModelConfig, sequence_balance: float = 0.0) -> tuple[Objec
 
 
 def tuned(lr: float = 0.0) -> OptimConfig:
-    """Return the optimizer of supervised recipes: Muon for hidden matrices, AdamW for the rest.
+    """Return the optimizer of supervised recipes: Muon for hidden matrices, AdamW for all other parameters.
 
-    Its rates are for fresh models of our sizes (docs/LOG.md, choosing the quickstart's recipe). For a pretrained model
-    set `lr`, which gives AdamW alone at that rate.
+    The learning rates are for new models of the sizes in `recipes.models` (docs/LOG.md, choosing the quickstart's
+    recipe). With `lr`, for a pretrained model, AdamW trains all parameters at this rate.
     """
     if lr:
         return nudged(lr)
@@ -61,5 +62,5 @@ def tuned(lr: float = 0.0) -> OptimConfig:
 
 
 def nudged(lr: float) -> AdamWConfig:
-    """Return AdamW at a low rate, for a pretrained model."""
+    """Return AdamW with the learning rate `lr`, for a model that is already trained."""
     return AdamWConfig(lr=lr, betas=(0.9, 0.95), schedule=Schedule(warmup=3, decay=0.5, final=0.1))

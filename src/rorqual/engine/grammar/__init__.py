@@ -1,1 +1,2 @@
-"""Constrained decoding: from a JSON schema, a regular expression or a list of choices to masks of allowed tokens."""
+"""Constrained decoding: compile JSON schemas, regular expressions, choices and tool calls to masks of allowed
+tokens."""

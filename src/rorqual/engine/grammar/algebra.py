@@ -1,4 +1,4 @@
-"""Combine expressions. Beside the nodes of `grammar.pattern` it adds `("and", nodes)` and `("not", node)`."""
+"""Combine nodes of regular expressions. Adds `("and", nodes)` and `("not", node)` to the nodes of `grammar.pattern`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ ALL: Node = ("rep", ("set", ANY), 0, None)
 
 
 def cat(*parts: Node) -> Node:
-    """Return the concatenation of the parts."""
+    """Return the concatenation of nodes."""
     found = list[Node]()
     for part in parts:
         found += part[1] if part[0] == "cat" else [part]
@@ -26,7 +26,7 @@ def _flat(kind: str, parts: tuple[Node, ...]) -> list[Node]:
 
 
 def alt(*branches: Node) -> Node:
-    """Return the union of the branches."""
+    """Return the union of nodes."""
     found = [branch for branch in _flat("alt", branches) if branch != NONE]
     if ALL in found:
         return ALL
@@ -42,7 +42,7 @@ def alt(*branches: Node) -> Node:
 
 
 def both(*parts: Node) -> Node:
-    """Return the intersection of the parts."""
+    """Return the intersection of nodes."""
     found = [part for part in _flat("and", parts) if part != ALL]
     if NONE in found:
         return NONE

@@ -1,10 +1,13 @@
-"""Translate patterns of JSON schemas into those of llguidance: anchored, without look-around, with classes that JSON
-escapes preserve.
+"""Translate regular expressions of JSON schemas for llguidance: anchored, without look-around, with character classes
+that survive JSON escaping.
 
-A look-ahead is the intersection of the rest with its pattern; a negative one intersects with the complement
-(Brzozowski, Derivatives of regular expressions, 1964). llguidance has intersections but no complements. So a complement
-is converted to an expression through its automaton. Parts that cannot be converted, or only at great length, are
-dropped: the pattern then matches more, and the answer is checked.
+A look-ahead becomes an intersection: the text that follows must match both the look-ahead and the rest of the pattern.
+A negative look-ahead becomes an intersection with the complement (Brzozowski, Derivatives of regular expressions,
+1964).
+
+llguidance supports intersections but not complements. So a complement is converted to an automaton and back to an
+expression. A construct that cannot be converted, or only to a very long expression, is dropped. The translation then
+matches more texts than the pattern, so finished answers are validated.
 """
 
 from __future__ import annotations
@@ -25,34 +28,37 @@ ZERO_WIDTH = ("begin", "end", "look", "drop")
 
 
 class TooLarge(Exception):
-    """The translation would take too many states or too long a text."""
+    """Raised if a translation needs too many states or too long an expression."""
 
 
 @dataclass(frozen=True)
 class Translated:
-    """Expressions that must all match the whole text. `exact`: together they match exactly the texts that the pattern
-    matches."""
+    """The translation of a pattern: expressions that must all match the whole text.
+
+    `exact` is True if the expressions together match exactly the texts that the pattern matches. Otherwise the
+    expressions match more texts.
+    """
 
     expressions: tuple[str, ...]
     exact: bool
 
 
 def translate(pattern: str) -> Translated:
-    """Translate a pattern of a JSON schema, which may match anywhere in a text. Raises Unreadable if it cannot be
-    parsed."""
+    """Translate the regular expression of a JSON schema, which may match anywhere in a text. Raises Unreadable if it
+    cannot be parsed."""
     reader = PatternReader(pattern)
     node = reader.read()
     if _size(node, {}) > MAX_WRITTEN:
         return Translated((), False)
     assertions = _Assertions()
     try:
-        found = assertions.searched(node)
+        translated = assertions.searched(node)
     except TooLarge:
         assertions.inexact = True
-        found = cat(ALL, _bare(node), ALL)
+        translated = cat(ALL, _bare(node), ALL)
     exact = not (reader.inexact or assertions.inexact)
     written = list[str]()
-    for part in found[1] if found[0] == "and" else (found,):
+    for part in translated[1] if translated[0] == "and" else (translated,):
         try:
             written.append(f"^(?:{_written(part) if _plain(part) else _Automaton(part).expression()})$")
         except TooLarge:
@@ -60,27 +66,27 @@ def translate(pattern: str) -> Translated:
     return Translated(tuple(sorted(written)), exact)
 
 
-def _size(node: Node, known: dict[int, int]) -> int:
-    """Return the number of nodes when the tree is written out, where each reference repeats its group."""
-    if id(node) not in known:
-        below = (
+def _size(node: Node, sizes: dict[int, int]) -> int:
+    """Return the number of nodes of the expanded tree, in which each back-reference repeats its group."""
+    if id(node) not in sizes:
+        children = (
             node[1]
             if node[0] in ("cat", "alt")
             else [part for part in node if isinstance(part, tuple) and node[0] != "set"]
         )
-        known[id(node)] = 1 + sum(_size(part, known) for part in below)
-    return known[id(node)]
+        sizes[id(node)] = 1 + sum(_size(part, sizes) for part in children)
+    return sizes[id(node)]
 
 
 def _check_size(node: Node) -> Node:
-    """Return the node, or raise TooLarge if comparing it with others would take too long."""
+    """Return the node. Raises TooLarge if it is so large that comparing it with other nodes would take too long."""
     if _size(node, {}) > MAX_SIZE:
         raise TooLarge
     return node
 
 
 class _Assertions:
-    """Replaces `^`, `$` and look-ahead by conditions on the text that follows."""
+    """Removes `^`, `$` and look-aheads from a pattern by turning them into conditions on the text that follows."""
 
     def __init__(self) -> None:
         self.inexact, self._steps = False, 0
@@ -91,8 +97,10 @@ class _Assertions:
         return alt(self.before(node, ALL, True), cat(("rep", ("set", ANY), 1, None), later))
 
     def before(self, node: Node, rest: Node, start: bool) -> Node:
-        """Return `node` followed by `rest`, without assertions. `rest` has none; `start` tells if the node is at the
-        start of the text."""
+        """Return an expression without assertions for `node` followed by `rest`.
+
+        `rest` must have no assertions. `start` is True if the node is at the start of the text.
+        """
         self._steps += 1
         if self._steps > MAX_STEPS:
             raise TooLarge
@@ -104,8 +112,8 @@ class _Assertions:
             case ("end",):
                 return EMPTY if nullable(rest) else NONE
             case ("look", negative, body):
-                asked = self.before(body, ALL, start)
-                return both(_check_size(complement(asked) if negative else asked), _check_size(rest))
+                condition = self.before(body, ALL, start)
+                return both(_check_size(complement(condition) if negative else condition), _check_size(rest))
             case ("alt", branches):
                 return _check_size(alt(*(self.before(branch, rest, start) for branch in branches)))
             case ("cat", parts):
@@ -120,16 +128,16 @@ class _Assertions:
                 return rest
             case ("rep", body, least, most):
                 return self._repeated(body, least, most, rest, start)
-        return rest  # ("drop",): a dropped assertion
+        return rest  # the node is ("drop",), an assertion that was dropped
 
     def _repeated(self, body: Node, least: int, most: int | None, rest: Node, start: bool) -> Node:
         if most is not None and most <= MAX_UNROLLED:
-            found = rest if least == 0 else NONE
+            branches = rest if least == 0 else NONE
             after = rest
             for count in range(1, most + 1):
                 after = self.before(body, after, start and count == most)
-                found = alt(found, _check_size(after)) if count >= least else found
-            return found
+                branches = alt(branches, _check_size(after)) if count >= least else branches
+            return branches
         match body:
             case ("cat", (("look", True, unwanted), ("set", _) as one)) if rest == EMPTY and not nullable(
                 _bare(unwanted)
@@ -162,7 +170,7 @@ def _begins(node: Node) -> bool:
 
 
 def _bare(node: Node) -> Node:
-    """Return the node without its assertions, so that it matches more."""
+    """Return the node without its assertions. The result matches more texts than the node."""
     match node[0]:
         case "cat":
             return cat(*map(_bare, node[1]))
@@ -206,27 +214,27 @@ def _grouped(node: Node) -> str:
     return _written(node) if node[0] in ("set", "raw") else f"(?:{_written(node)})"
 
 
-def _set(given: Ranges) -> str:
+def _set(characters: Ranges) -> str:
     """Return a character class in llguidance's syntax.
 
-    With a class that has all control characters but neither quotation mark nor backslash, llguidance still allows those
-    two. So control characters without a short escape, which JSON cannot write here anyway, are removed from such
-    classes.
+    A class with all control characters but without the quotation mark and the backslash would still allow these two in
+    llguidance. So control characters without a short escape, which a JSON string cannot contain here anyway, are
+    removed from classes without a quotation mark or a backslash.
     """
-    if given == ANY:
+    if characters == ANY:
         return "(?s:.)"
-    if not (_holds(given, 34) and _holds(given, 92)):
-        given = ranges(*_shared(given, PRINTED), *_shared(given, ESCAPED))
-    return f"[{written_set(given)}]" if given else r"[^\s\S]"
+    if not (_holds(characters, 34) and _holds(characters, 92)):
+        characters = ranges(*_shared(characters, PRINTED), *_shared(characters, ESCAPED))
+    return f"[{written_set(characters)}]" if characters else r"[^\s\S]"
 
 
-def _holds(given: Ranges, code: int) -> bool:
-    return any(low <= code <= high for low, high in given)
+def _holds(characters: Ranges, code: int) -> bool:
+    return any(low <= code <= high for low, high in characters)
 
 
-def _shared(one: Ranges, other: Ranges) -> Iterator[tuple[int, int]]:
-    for low, high in one:
-        for lower, upper in other:
+def _shared(left: Ranges, right: Ranges) -> Iterator[tuple[int, int]]:
+    for low, high in left:
+        for lower, upper in right:
             if max(low, lower) <= min(high, upper):
                 yield max(low, lower), min(high, upper)
 
@@ -235,8 +243,8 @@ def _shared(one: Ranges, other: Ranges) -> Iterator[tuple[int, int]]:
 
 
 class _Automaton:
-    """An automaton whose states are derivatives: expressions for the rest of the text. Classes of characters label its
-    edges."""
+    """The automaton of a regular expression. Each state is a derivative: an expression for the remaining text. Each
+    edge is labelled with a character class."""
 
     def __init__(self, node: Node) -> None:
         if not _derivable(node):
@@ -267,7 +275,7 @@ class _Automaton:
                 self._steps[edge] = ranges(*self._steps.get(edge, ()), *members)
 
     def _derivative(self, node: Node, code: int) -> Node:
-        """Return the expression for the rest of the text after one character."""
+        """Return the derivative of a node: an expression for the text that may follow the character `code`."""
         self._left -= 1
         if self._left < 0:
             raise TooLarge
@@ -283,33 +291,34 @@ class _Automaton:
             _, body, least, most = node
             if most == 0:
                 return NONE
-            left: Any = ("rep", body, max(0, least - 1), None if most is None else most - 1)
-            return cat(self._derivative(body, code), EMPTY if left[3] == 0 else left)
+            remaining: Any = ("rep", body, max(0, least - 1), None if most is None else most - 1)
+            return cat(self._derivative(body, code), EMPTY if remaining[3] == 0 else remaining)
         if not node[1]:
             return NONE
         first, rest = node[1][0], cat(*node[1][1:])
-        found = cat(self._derivative(first, code), rest)
-        return alt(found, self._derivative(rest, code)) if nullable(first) else found
+        derivative = cat(self._derivative(first, code), rest)
+        return alt(derivative, self._derivative(rest, code)) if nullable(first) else derivative
 
     def expression(self) -> str:
-        """Convert the automaton to an expression by eliminating states, those with the fewest paths through them first."""
+        """Convert the automaton to an expression by state elimination, starting with the states that have the fewest
+        paths through them."""
         begin, end = -1, -2
         edges: dict[tuple[int, int], str] = {edge: _set(members) for edge, members in self._steps.items()}
         edges[begin, 0] = ""
         edges |= {(state, end): "" for state in self._last}
-        left = set(self._numbers.values())
-        while left:
-            sources = {state: [a for a, b in edges if b == state != a] for state in left}
-            targets = {state: [b for a, b in edges if a == state != b] for state in left}
-            state = min(left, key=lambda one: (len(sources[one]) * len(targets[one]), one))
-            left.remove(state)
+        states = set(self._numbers.values())
+        while states:
+            sources = {state: [a for a, b in edges if b == state != a] for state in states}
+            targets = {state: [b for a, b in edges if a == state != b] for state in states}
+            state = min(states, key=lambda one: (len(sources[one]) * len(targets[one]), one))
+            states.remove(state)
             loop = edges.pop((state, state), None)
-            around = "" if loop is None else f"(?:{loop})*"
+            loops = "" if loop is None else f"(?:{loop})*"
             for source in sources[state]:
                 for target in targets[state]:
-                    through = _joined(edges[source, state]) + around + _joined(edges[state, target])
-                    known = edges.get((source, target))
-                    edges[source, target] = through if known is None else f"{known}|{through}"
+                    through = _joined(edges[source, state]) + loops + _joined(edges[state, target])
+                    parallel = edges.get((source, target))
+                    edges[source, target] = through if parallel is None else f"{parallel}|{through}"
             edges = {edge: text for edge, text in edges.items() if state not in edge}
             if sum(map(len, edges.values())) > MAX_TEXT:
                 raise TooLarge
@@ -345,11 +354,11 @@ def _sets(node: Node) -> Iterator[Ranges]:
 
 
 def _partition(node: Node) -> list[Ranges]:
-    """Return the classes of characters that no set in the node distinguishes."""
+    """Partition all characters into classes. Every set in the node contains either all or none of a class."""
     sets = list(dict.fromkeys(_sets(node)))
-    bounds = sorted({0, *(edge for given in (*sets, ANY) for low, high in given for edge in (low, high + 1))})
-    found: dict[tuple[bool, ...], list[tuple[int, int]]] = {}
+    bounds = sorted({0, *(edge for characters in (*sets, ANY) for low, high in characters for edge in (low, high + 1))})
+    classes: dict[tuple[bool, ...], list[tuple[int, int]]] = {}
     for low, after in zip(bounds, [*bounds[1:], ANY[-1][1] + 1], strict=True):
         if _holds(ANY, low) and low < after:
-            found.setdefault(tuple(_holds(given, low) for given in sets), []).append((low, after - 1))
-    return [ranges(*members) for members in found.values()]
+            classes.setdefault(tuple(_holds(characters, low) for characters in sets), []).append((low, after - 1))
+    return [ranges(*members) for members in classes.values()]

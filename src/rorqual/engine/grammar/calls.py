@@ -1,9 +1,9 @@
 """Grammars for tool calls: calls in the syntax of the chat format, with arguments that match each function's JSON
 schema.
 
-`core.sampling.Grammar` documents the source of a grammar of kind `calls`. The special tokens around calls are token ids
-if the tokenizer has them, else text, as the chat format writes and reads them. So the chat format parses every complete
-reply as calls.
+`core.sampling.Grammar` documents the source of a grammar of kind `calls`. In the grammar, a special token around calls
+is a token id if the tokenizer has it, else text. The chat format writes and reads calls in the same way, so it can
+parse every complete reply.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ from rorqual.engine.grammar.source import parse_calls
 Bools = npt.NDArray[np.bool_]
 THINKING = ("<think>", "</think>")
 _HOLE = "\0"
-"""Placeholder for the arguments while a call is written. No function name can contain it."""
+"""Placeholder for the arguments in the text of a call. No function name can contain it."""
 _MARK = re.compile("([\ud800-\udfff])")
 
 
 @dataclass(frozen=True)
 class FunctionSchema:
-    """A function that may be called. `schema` is the JSON text of the schema of its arguments, always an object."""
+    """A function that may be called. `schema` is the JSON schema of its arguments as text; its type is always
+    object."""
 
     name: str
     schema: str
@@ -43,9 +44,9 @@ class FunctionSchema:
 
 @dataclass(frozen=True)
 class Calls:
-    """The calls that a reply may make: one of `functions`, or with `many` one or more.
+    """The tool calls that a reply may contain: one call of `functions`, or with `many` one or more.
 
-    `answer` is the JSON text of a schema that the reply may match instead.
+    `answer` is the JSON text of a schema. A reply without calls may match this schema instead.
     """
 
     functions: tuple[FunctionSchema, ...]
@@ -55,15 +56,15 @@ class Calls:
 
 def read_calls(source: str) -> Calls:
     """Parse the source of a grammar of kind `calls`. Raises DataError, which names the function if its parameters are
-    at fault."""
-    found = parse_calls(source)
-    functions = tuple(FunctionSchema(tool["name"], _object(**tool)) for tool in found["tools"])
-    answer = json.dumps(found["answer"], ensure_ascii=False) if "answer" in found else None
-    return Calls(functions, found["many"], answer)
+    invalid."""
+    data = parse_calls(source)
+    functions = tuple(FunctionSchema(tool["name"], _object(**tool)) for tool in data["tools"])
+    answer = json.dumps(data["answer"], ensure_ascii=False) if "answer" in data else None
+    return Calls(functions, data["many"], answer)
 
 
 def _object(name: str, parameters: Mapping[str, Any]) -> str:
-    """Return the JSON text of the schema of a function's arguments. Raises DataError if it is not the schema of an
+    """Return the schema of a function's arguments as JSON text. Raises DataError if it is not the schema of an
     object."""
     kind = parameters.get("type", "object")
     if kind != "object" and not (isinstance(kind, list) and "object" in kind):
@@ -72,26 +73,26 @@ def _object(name: str, parameters: Mapping[str, Any]) -> str:
 
 
 def blame(name: str, error: DataError) -> DataError:
-    """Return the error of a function's schema with the name of the function."""
+    """Return an error of a function's schema with the function's name added to the message."""
     return DataError(f"the parameters of {name!r}: {error.what}", remedy=error.remedy)
 
 
 class Spelling:
-    """The syntax of calls in one chat format, in token ids.
+    """The syntax of tool calls in one chat format.
 
-    `marks` [n] are the ids of the special tokens in calls. `unsaid` are texts that no call may contain. The chat format
-    reads them as the start or end of reasoning wherever they are, and so would not parse the call.
+    `marks` are the ids of the special tokens in calls. `unsaid` are texts that a call must not contain. The chat format
+    reads these texts as the start or end of reasoning anywhere in a reply, and so could not parse the call.
     """
 
     def __init__(self, chat: ChatFormat, vocab_size: int) -> None:
         self._chat, self._tokenizer, self._vocab_size = chat, chat.tokenizer, vocab_size
         self._name, self._frame = chat.name, chat.call_frame
-        spelt = chat.reply_marks(chat.call_form).by_text
-        self.unsaid = tuple(name.encode() for name in THINKING if name in spelt)
+        special_texts = chat.reply_marks(chat.call_form).by_text
+        self.unsaid = tuple(name.encode() for name in THINKING if name in special_texts)
 
     @cached_property
     def frame(self) -> CallFrame:
-        """The text around calls. Raises DataError if the chat format has no tool calls."""
+        """The texts that the chat format writes around calls. Raises DataError if the chat format has no tool calls."""
         if self._frame is None:
             raise DataError(
                 f"chat format '{self._name}' has no syntax for tool calls",
@@ -115,14 +116,14 @@ class Spelling:
     ) -> str:
         """Return the grammar of a reply in llguidance's Lark dialect.
 
-        `functions` maps each name to the schema of its arguments, rewritten for llguidance. `answer` and `many` are as
-        in `Calls`. `options` are llguidance's options for JSON.
+        `functions` maps each name to the schema of its arguments, rewritten for llguidance. `answer` is a rewritten
+        schema; `answer` and `many` mean the same as in `Calls`. `options` are llguidance's options for JSON.
         """
         frame, names = self.frame, [f"call_{number}" for number in range(len(functions))]
-        more = f" ({self._written(frame.gap)} call)*" if many else ""
+        more_calls = f" ({self._written(frame.gap)} call)*" if many else ""
         rules = [
             f"start: calls{'' if answer is None else ' | answer'}",
-            f"calls: {self._written(frame.begin)} call{more} {self._written(frame.end)}",
+            f"calls: {self._written(frame.begin)} call{more_calls} {self._written(frame.end)}",
             f"call: {' | '.join(names)}",
         ]
         if answer is not None:
@@ -137,7 +138,7 @@ class Spelling:
         return "\n".join(rules)
 
     def _check_apart(self, frame: CallFrame) -> None:
-        """Raise DataError if calls do not start with a special token. Then a string within a JSON answer could look
+        """Raise DataError if calls do not start with a special token, because a string in a JSON answer could then look
         like a call."""
         first = (frame.begin + frame.call("", ""))[:1]
         if NAME_OF.get(first, "") not in self._tokenizer.special_names:
@@ -147,8 +148,8 @@ class Spelling:
             )
 
     def _written(self, text: str) -> str:
-        """Return a text in Lark. `NAME_OF` maps its surrogates to special tokens, which become ids if the tokenizer has
-        them."""
+        """Return a text as Lark terminals. Surrogate characters stand for special tokens (`NAME_OF`), which become ids
+        if the tokenizer has them."""
         parts: list[str] = []
         plain = ""
         for part in _MARK.split(text):
@@ -161,7 +162,7 @@ class Spelling:
         return " ".join([*parts, *([_string(plain)] if plain else [])])
 
     def read(self, reply: Sequence[int], names: Iterable[str]) -> Message:
-        """Parse a reply without its reasoning as calls of these functions, or as text."""
+        """Parse a reply, whose reasoning is already removed, as calls of these functions or as text."""
         return self._chat.parse(reply, thinking="off", tools=[Tool(name, "", {}) for name in names])
 
     def closing(self, tail: bytes) -> Bools:
@@ -172,20 +173,26 @@ class Spelling:
     def _closing(self) -> Mapping[bytes, Bools]:
         ends = {text[-1] for text in self.unsaid}
         written = ((id_, self._tokenizer.token_bytes(id_)) for id_ in range(self._vocab_size))
-        last = [(id_, said) for id_, said in written if ends & set(said) and not self._tokenizer.is_special(id_)]
-        found: dict[bytes, Bools] = {}
+        last = [
+            (id_, token_text)
+            for id_, token_text in written
+            if ends & set(token_text) and not self._tokenizer.is_special(id_)
+        ]
+        tables: dict[bytes, Bools] = {}
         for tail in {text[:length] for text in self.unsaid for length in range(len(text))}:
-            found[tail] = np.zeros(self._vocab_size, np.bool_)
-            found[tail][[id_ for id_, said in last if any(text in tail + said for text in self.unsaid)]] = True
-        return found
+            tables[tail] = np.zeros(self._vocab_size, np.bool_)
+            tables[tail][
+                [id_ for id_, token_text in last if any(text in tail + token_text for text in self.unsaid)]
+            ] = True
+        return tables
 
     def warm(self) -> None:
-        """Precompute the tables of `closing`, which needs a pass over the vocabulary."""
+        """Precompute the tables of `closing`, which takes a pass over the vocabulary."""
         if self.unsaid:
             self.closing(b"")
 
     def tail(self, before: bytes, token: int) -> bytes:
-        """Return the end of the text so far that may start one of the `unsaid` texts."""
+        """Return the longest end of the text so far that is the beginning of an `unsaid` text."""
         text = before + self._tokenizer.token_bytes(token)
         longest = max(map(len, self.unsaid), default=1) - 1
         starts = (text[place:] for place in range(max(0, len(text) - longest), len(text)))
@@ -193,8 +200,11 @@ class Spelling:
 
 
 class CallsJudge:
-    """Validates call arguments that the grammar cannot fully enforce: `functions` by name, `answer` for JSON instead of
-    calls."""
+    """Validates replies whose schemas the grammar cannot fully enforce.
+
+    `functions` maps function names to the validators of their arguments. `answer` validates a JSON answer without
+    calls.
+    """
 
     def __init__(self, spelling: Spelling, functions: Mapping[str, Judge | None], answer: Judge | None) -> None:
         self._spelling, self._functions, self._answer = spelling, functions, answer
@@ -206,8 +216,8 @@ class CallsJudge:
             return "" if self._answer is None else self._answer.fault(message.text)
         for call in message.tool_calls:
             judge = self._functions[call.name]
-            if judge is not None and (found := judge.fault(call.arguments)):
-                return f"{found} (the parameters of {call.name!r})"
+            if judge is not None and (error := judge.fault(call.arguments)):
+                return f"{error} (the parameters of {call.name!r})"
         return ""
 
 

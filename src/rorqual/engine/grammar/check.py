@@ -1,7 +1,7 @@
-"""Check finished answers against the parts of a JSON schema that the grammar cannot enforce, with the optional
-jsonschema-rs.
+"""Validate finished answers with the optional package jsonschema-rs, for keywords that the grammar cannot enforce.
 
-Regular expressions backtrack at most `BACKTRACKS` steps. Nothing is fetched: all references are within the schema.
+A regular expression may backtrack at most `BACKTRACKS` steps. Nothing is downloaded, because all references stay within
+the schema.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rorqual.engine.grammar.refs import NAMED, VALUES, shown
 
 BACKTRACKS = 100_000
 MISMATCH = "the answer does not match the JSON schema"
-"""Start of the error of a finished answer that violates its schema."""
+"""Beginning of the error message for a finished answer that violates its schema."""
 _DROPPED = ("$id", "$anchor", "$dynamicAnchor", "$schema", "$vocabulary", "dependencies", "additionalItems", "format")
 
 
@@ -52,7 +52,7 @@ class Judge:
             ) from None
 
     def fault(self, text: str) -> str:
-        """Return the keyword that an answer violates and its place, or "" if the answer matches."""
+        """Return an error that names the violated keyword and its place in the schema, or "" if the answer matches."""
         try:
             answer = json.loads(text)
             error = next(iter(self._validator.iter_errors(answer)), None)
@@ -62,56 +62,60 @@ class Judge:
             return ""
         path = [str(step) for step in error.schema_path]
         place = "/".join(["#", *map(shown, path[:-1])])
-        found = shown(json.dumps(error.instance, ensure_ascii=False))
-        return f"{MISMATCH}: {(path or ['false'])[-1]!r} at {place} does not hold for {found}"
+        instance = shown(json.dumps(error.instance, ensure_ascii=False))
+        return f"{MISMATCH}: {(path or ['false'])[-1]!r} at {place} does not hold for {instance}"
 
 
 def _readable(library: Any, pattern: str) -> str:
-    """Return a pattern that the validator can read: the pattern itself, or its translation if that is exact."""
+    """Return a regular expression that the validator can parse: the pattern itself, or its translation if that is
+    exact."""
     try:
         library.Draft202012Validator({"pattern": pattern})
         return pattern
     except (ValueError, library.ValidationError):
-        done = translate(pattern)
-        if not done.exact or len(done.expressions) != 1:
+        translated = translate(pattern)
+        if not translated.exact or len(translated.expressions) != 1:
             raise DataError(
                 f"the JSON schema uses the 'pattern' {shown(pattern)}, which can neither be enforced nor checked",
                 remedy="Write it in ECMA-262 syntax, without references to named groups.",
             ) from None
-        return done.expressions[0].replace("(?s:.)", r"[\s\S]").replace("\\x{", "\\u{")
+        return translated.expressions[0].replace("(?s:.)", r"[\s\S]").replace("\\x{", "\\u{")
 
 
 def _current(part: Any, expression: Any) -> Any:
-    """Convert a part to draft 2020-12. Its `$id` and anchors are removed, and all formats except the checked ones."""
+    """Convert a subschema to draft 2020-12. `$id`, anchors and all formats except those in `CHECKED` are removed."""
     if isinstance(part, list):
-        return [_current(one, expression) for one in part]
+        return [_current(item, expression) for item in part]
     if not isinstance(part, dict):
         return part
-    found: dict[str, Any] = {}
+    converted: dict[str, Any] = {}
     for key, value in part.items():
         if key == "format" and value in CHECKED:
-            found[key] = value
+            converted[key] = value
         elif key == "pattern" and isinstance(value, str):
-            found[key] = expression(value)
+            converted[key] = expression(value)
         elif key == "patternProperties" and isinstance(value, dict):
-            found[key] = {expression(name): _current(one, expression) for name, one in value.items()}
+            converted[key] = {expression(name): _current(item, expression) for name, item in value.items()}
         elif key in NAMED and isinstance(value, dict):
-            found[key] = {name: _current(one, expression) for name, one in value.items()}
+            converted[key] = {name: _current(item, expression) for name, item in value.items()}
         elif key not in _DROPPED:
-            found[key] = value if key in VALUES else _current(value, expression)
-    _modern(part, found, expression)
-    return found
+            converted[key] = value if key in VALUES else _current(value, expression)
+    _modern(part, converted, expression)
+    return converted
 
 
-def _modern(part: Mapping[str, Any], found: dict[str, Any], expression: Any) -> None:
-    """Convert keywords that drafts 4 to 7 write differently."""
+def _modern(part: Mapping[str, Any], converted: dict[str, Any], expression: Any) -> None:
+    """Convert keywords whose form changed after drafts 4 to 7."""
     if isinstance(part.get("items"), list):
-        found["prefixItems"] = found.pop("items") or [True]
+        converted["prefixItems"] = converted.pop("items") or [True]
         if "additionalItems" in part:
-            found["items"] = _current(part["additionalItems"], expression)
-    for name, asked in part.get("dependencies", {}).items() if isinstance(part.get("dependencies"), dict) else ():
-        kind = "dependentRequired" if isinstance(asked, list) else "dependentSchemas"
-        found[kind] = {**found.get(kind, {}), name: asked if isinstance(asked, list) else _current(asked, expression)}
+            converted["items"] = _current(part["additionalItems"], expression)
+    for name, dependency in part.get("dependencies", {}).items() if isinstance(part.get("dependencies"), dict) else ():
+        kind = "dependentRequired" if isinstance(dependency, list) else "dependentSchemas"
+        converted[kind] = {
+            **converted.get(kind, {}),
+            name: dependency if isinstance(dependency, list) else _current(dependency, expression),
+        }
     for opened, closed in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
-        if isinstance(found.get(opened), bool) and found.pop(opened) and closed in found:
-            found[opened] = found.pop(closed)
+        if isinstance(converted.get(opened), bool) and converted.pop(opened) and closed in converted:
+            converted[opened] = converted.pop(closed)

@@ -1,10 +1,12 @@
 """Compile grammars with the optional package llguidance: a JSON schema, a regular expression, a choice, any JSON object
 or tool calls.
 
-`Grammars.compile` compiles a grammar once in the background. It takes milliseconds, and `COMPILE_SECONDS` at most. Each
-sample then walks its own copy: it masks the tokens before each draw, and advances by the sampled token. The size of
-users' grammars is limited before and during compilation. A keyword that can be neither enforced nor checked is an
-error. Nothing is ever fetched.
+`Grammars.compile` compiles a grammar once in a background thread. Compilation takes milliseconds, at most
+`COMPILE_SECONDS`. Each sample has its own copy of the compiled grammar, which masks tokens before each sampling step
+and advances by the sampled token.
+
+The size of user-supplied grammars is limited before and during compilation. A keyword that can be neither enforced nor
+validated is an error. External references are never downloaded.
 """
 
 from __future__ import annotations
@@ -34,23 +36,23 @@ from rorqual.engine.grammar.source import MAX_LOOSE, check_pattern, choice_patte
 from rorqual.engine.request import Grammar
 
 WHITESPACE = r"\n[ ]{0,16}|[ ]"
-"""Whitespace allowed between the parts of a JSON text. It is bounded, because a small model may repeat blanks without
-end."""
+"""White space that is allowed between the tokens of a JSON text. The length of white space is limited, because a small
+model may repeat spaces forever."""
 JSON: Mapping[str, Any] = {"whitespace_pattern": WHITESPACE, "lenient": False, "coerce_one_of": False}
 ESCAPES = 'nrbtf"\\'
-"""Characters that may follow a backslash in a string. `u` is not among them: a property name with `\\u` would be
-another name to the grammar, and so evade its schema."""
+"""Characters that may follow a backslash in a string. `u` is excluded: the grammar would not recognise a property name
+that is written with `\\u`, so the property's value could violate the schema."""
 CONTROL = re.compile(r"\\u00(?:[01]|7[fF])|\x7f")
 
 
 def options_of(*schemas: str) -> dict[str, Any]:
-    """Return llguidance's options for JSON. `\\u` escapes are allowed only if a schema has a control character, which
-    needs them."""
+    """Return llguidance's options for JSON. `\\u` escapes are allowed only if a schema contains a control character,
+    which cannot be written otherwise."""
     return dict(JSON) if any(map(CONTROL.search, schemas)) else {**JSON, "json_allowed_escapes": ESCAPES}
 
 
 def written(library: Any, grammar: Grammar) -> str:
-    """Return the llguidance text of a grammar of kind `json`, `choice` or `regex`. Raises DataError if its source is
+    """Return a grammar of kind `json`, `choice` or `regex` in llguidance's format. Raises DataError if its source is
     invalid."""
     if grammar.kind == "json":
         return schema_text(library, {"type": "object"})
@@ -59,7 +61,8 @@ def written(library: Any, grammar: Grammar) -> str:
 
 
 def schema_text(library: Any, part: Mapping[str, Any]) -> str:
-    """Return the llguidance text of a schema from `grammar.source.rewrite`."""
+    """Return a schema from `grammar.source.rewrite` as a grammar in llguidance's format. Raises Unusable if llguidance
+    rejects it."""
     text = json.dumps(part)
     try:
         return str(library.LLMatcher.grammar_from_json_schema(text, overrides=options_of(text)))
@@ -78,16 +81,17 @@ LIMITS: Mapping[str, Any] = {
     "max_grammar_size": 200_000,
     "verbose_errors": False,
 }
-"""llguidance's limits. They allow about 20 ms to build a lexer, 15 ms per mask, and 30 MB of states."""
+"""Limits for llguidance. The limits allow about 20 ms to build a lexer, 15 ms per mask, and 30 MB of states."""
 REHEARSED = 4
-"""Tokens of a trial walk after compilation, because some grammars fail only at their first use."""
+"""Number of tokens to try after compilation, because some grammars fail only at their first use."""
 
 
 class Compiled:
-    """A compiled grammar, which starts one `Constraint` per sample.
+    """A compiled grammar. `start` returns a `Constraint` for one sample.
 
-    `spelling` is set for grammars of calls. `schema` is the rewritten JSON schema that was compiled. `fault` returns
-    the error of the ids of a finished reply, if the grammar cannot enforce the whole schema.
+    `spelling` is set for grammars of tool calls. `schema` is the rewritten JSON schema that was compiled. `fault` takes
+    the ids of a finished reply and returns its error or "". `fault` is set if the grammar cannot enforce the whole
+    schema.
     """
 
     def __init__(
@@ -104,8 +108,8 @@ class Compiled:
         self._lock = threading.Lock()
 
     def start(self, reply: Sequence[int] = (), thought: Thought | None = None) -> Constraint:
-        """Return the constraint of a sample with the tokens `reply` so far. `thought` is set if the sample may think
-        first."""
+        """Return the constraint of a sample that has sampled the tokens `reply` so far. Pass `thought` if the sample
+        may start with reasoning."""
         with self._lock:
             constraint: Constraint = Matched(self._matcher.deep_copy(), self._lexicon)
         if self._spelling is not None and self._spelling.unsaid:
@@ -122,8 +126,8 @@ class Compiled:
 class Grammars:
     """Compiles grammars for one tokenizer in background threads, and caches the last `CACHED`.
 
-    `vocab_size` is the model's; `stop_ids` end a reply. A matching reply contains no special tokens except those of
-    calls. `spelling` is the syntax of calls, for grammars of that kind.
+    `vocab_size` is the model's, and `stop_ids` are the tokens that end a reply. A matching reply contains no special
+    tokens except those of tool calls. `spelling` is the syntax of tool calls, for grammars of kind `calls`.
     """
 
     def __init__(
@@ -131,7 +135,7 @@ class Grammars:
     ) -> None:
         self._spelling = spelling
         self._tokenizer, self._vocab_size, self._stop_ids = tokenizer, vocab_size, sorted(set(stop_ids))
-        # Builds that a caller still holds.
+        # All builds that a caller or `_kept` still references.
         self._known: WeakValueDictionary[Grammar, Build[Compiled]] = WeakValueDictionary()
         self._kept: OrderedDict[Grammar, Build[Compiled]] = OrderedDict()
         self._lock, self._building = threading.Lock(), threading.Lock()
@@ -140,8 +144,8 @@ class Grammars:
     def compile(self, grammar: Grammar, *, where: str = "grammar", seconds: float = COMPILE_SECONDS) -> Compiled:
         """Compile a grammar and wait for the result.
 
-        Raises DataError at `where` if the grammar cannot be parsed or enforced, or takes more than `seconds` from its
-        turn.
+        Raises DataError at `where` if the grammar is invalid or cannot be enforced, or if compilation takes more than
+        `seconds`. Time in the queue does not count.
         """
         try:
             return self.submit(grammar).within(seconds)
@@ -155,10 +159,10 @@ class Grammars:
             raise DataError(error.what, where=where, remedy=error.remedy) from None
 
     def submit(self, grammar: Grammar, tenant: str = "") -> Build[Compiled]:
-        """Compile a grammar in the background at the next turn of `tenant`, and return the future.
+        """Queue a grammar for compilation in the background, and return the future. Tenants take turns.
 
-        The future raises the errors of `compile`. While the caller holds it, `compile` returns its result, even if the
-        cache has evicted the grammar. A caller may cancel it if no other caller waits for it.
+        The future raises the errors of `compile`. As long as the caller keeps the future, `compile` returns its result,
+        even if the cache has evicted the grammar. A caller may cancel the future if no other caller waits for it.
         """
         with self._lock:
             build = self._known.get(grammar)
@@ -183,7 +187,7 @@ class Grammars:
                 self._kept.popitem(last=False)
 
     def close(self) -> None:
-        """Cancel all grammars that wait to be compiled."""
+        """Cancel all queued compilations."""
         self._turns.close()
 
     @cached_property
@@ -210,8 +214,8 @@ class Grammars:
 
     @cached_property
     def _vocabulary(self) -> Any:
-        """llguidance's tokenizer. It treats all added tokens as special, else one could spell a grammar's text
-        (`<think>` of Qwen3)."""
+        """The tokenizer in llguidance's format. All added tokens are marked as special. Otherwise the model could use
+        an added token, such as Qwen3's `<think>`, to write text of the grammar."""
         data = json.loads(self._tokenizer.source)
         data["added_tokens"] = [token | {"special": True} for token in data["added_tokens"]]
         data |= {"truncation": None, "padding": None}
@@ -219,7 +223,7 @@ class Grammars:
         return self._library.LLTokenizer(json.dumps(data), n_vocab=size, eos_token=self._stop_ids)
 
     def _build(self, grammar: Grammar) -> Compiled:
-        with self._building:  # the first thread builds these, the others wait
+        with self._building:  # the first thread initializes these properties, other threads wait
             library, lexicon, _ = self._library, self.lexicon, self._vocabulary
         try:
             match grammar.kind:
@@ -232,26 +236,26 @@ class Grammars:
             raise refusal(grammar, str(error)) from None
 
     def _schema(self, source: str, library: Any, lexicon: Lexicon) -> tuple[Compiled, Judge | None]:
-        """Compile the enforceable part of a schema, and return it with the validator for the rest (None if it is
-        complete)."""
-        asked, loose = parse_schema(source), frozenset[str]()
-        part, checked = rewrite(asked)
-        judge = Judge(asked) if checked else None
+        """Compile the constraints of a schema that llguidance can enforce. Also return a validator for the other
+        constraints, or None if there are none."""
+        schema, loose = parse_schema(source), frozenset[str]()
+        rewritten, checked = rewrite(schema)
+        judge = Judge(schema) if checked else None
         for _ in range(MAX_LOOSE):
             try:
-                compiled = self._compiled(schema_text(library, part), lexicon, schema=part)
+                compiled = self._compiled(schema_text(library, rewritten), lexicon, schema=rewritten)
                 break
             except Unusable as error:
                 looser = loosened(str(error), loose)
                 if looser is not None:
                     loose = looser
-                    part, checked = rewrite(asked, loose)
+                    rewritten, checked = rewrite(schema, loose)
                     continue
-                part = pruned(part, str(error), lambda one: self._impossible(one, library, lexicon))
+                rewritten = pruned(rewritten, str(error), lambda one: self._impossible(one, library, lexicon))
         else:
             raise Unusable(NOTHING)
         if checked:
-            judge = judge or Judge(asked)
+            judge = judge or Judge(schema)
             compiled.fault = lambda ids: judge.fault(self._tokenizer.decode(ids))
         return compiled, judge if checked else None
 
@@ -270,7 +274,7 @@ class Grammars:
             )
         calls = read_calls(grammar.source)
         parts, judges = dict[str, Mapping[str, Any]](), dict[str, Judge | None]()
-        for function in calls.functions:  # compile each one separately, so that an error can name its function
+        for function in calls.functions:  # compile each function separately, so that an error can name it
             try:
                 compiled, judges[function.name] = self._alone(function.schema, library, lexicon)
             except DataError as error:
@@ -305,7 +309,7 @@ class Grammars:
 
 
 def _rehearse(compiled: Compiled) -> None:
-    """Walk the first tokens. Raises Unusable for a grammar that matches nothing or breaks a limit at its first use."""
+    """Try the first `REHEARSED` tokens of a grammar. Raises Unusable if it matches nothing or exceeds a limit."""
     constraint = compiled.start()
     for _ in range(REHEARSED):
         mask = constraint.mask()

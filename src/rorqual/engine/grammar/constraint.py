@@ -1,4 +1,4 @@
-"""Constraints on the next token of a sample whose reply must match a grammar."""
+"""Token constraints for samples whose reply must match a grammar."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ Bools = npt.NDArray[np.bool_]
 
 
 class Constraint(Protocol):
-    """Decides which tokens may come next in one sample."""
+    """Interface of an object that decides which tokens may come next in one sample."""
 
     def mask(self) -> Bools | None:
         """Return the allowed tokens [vocab], including stop ids if the reply may end here. None means that all are
         allowed."""
 
     def accept(self, token: int) -> None:
-        """Advance by `token`, which the mask allowed."""
+        """Advance the state by a sampled token, which `mask` must allow."""
 
     @property
     def done(self) -> bool:
-        """Whether the reply is complete, so that only a stop id can follow."""
+        """Whether the reply is complete. After a complete reply, only a stop id may follow."""
 
     @property
     def error(self) -> str:
-        """Why the grammar failed, for example at a limit, or "". After a failure the reply does not match and must
-        stop."""
+        """The reason why the grammar failed, for example at a size limit, or "". After a failure the reply does not
+        match and must end."""
 
     def copy(self) -> Constraint:
         """Return an independent copy in the same state."""
@@ -75,24 +75,24 @@ class Matched:
 
 @dataclass(frozen=True)
 class Thought:
-    """How the reasoning at the start of a reply begins and ends."""
+    """Ids and texts that delimit the reasoning at the start of a reply."""
 
     end_ids: Sequence[int] = ()
-    """Ids that end the reasoning in sequence (`</think>`)."""
+    """Ids that together end the reasoning (`</think>`)."""
     end_text: str = ""
-    """Text that ends it, for a tokenizer without such a token."""
+    """Text that ends the reasoning, for a tokenizer without a `</think>` token."""
     open_ids: Sequence[int] = ()
-    """Ids of `<think>`, if the model may open the reasoning or answer at once. Empty: the reply starts inside the
+    """Ids of `<think>`, if the model may either start to think or answer directly. Empty if the reply starts inside the
     reasoning."""
     gap_ids: Sequence[int] = ()
-    """Separator between reasoning and answer, which belongs to neither. The model may omit it or write only its start.
-    """
+    """Ids of the separator between reasoning and answer. The model may omit the separator or write only its
+    beginning."""
 
 
 class Delayed:
-    """A constraint that starts after the reasoning. Until then, every token except a stop id is allowed.
+    """A constraint that applies after the reasoning. During the reasoning, every token except the stop ids is allowed.
 
-    So the reply either matches or is cut off by its length limit.
+    So a reply either matches the grammar or is cut off by its length limit.
     """
 
     def __init__(self, constraint: Constraint, thought: Thought, lexicon: Lexicon) -> None:
@@ -140,7 +140,7 @@ class Delayed:
 
     def _think(self, token: int) -> None:
         ids, text = tuple(self._thought.end_ids), self._thought.end_text
-        # A token has at least one byte, so the end text spans at most as many tokens as it has bytes.
+        # A token has at least one byte, so the end text has at most as many tokens as bytes.
         self._last = (*self._last, token)[-(len(ids) or len(text.encode()) + 1) :]
         if self._last == ids or (text and text in self._lexicon.decode(self._last)):
             self._state = "gap"
@@ -172,7 +172,7 @@ class Lexicon:
     usable: Bools
     """Whether a reply that matches a grammar may contain the id."""
     decode: Callable[[Sequence[int]], str]
-    """Returns the text of ids."""
+    """Decodes ids to text."""
 
     @property
     def vocab_size(self) -> int:
@@ -181,7 +181,7 @@ class Lexicon:
 
 
 class Avoiding:
-    """A constraint that also forbids the texts in `spelling.unsaid`."""
+    """A wrapper of a constraint that also forbids the texts in `spelling.unsaid`."""
 
     def __init__(self, constraint: Constraint, spelling: Spelling, lexicon: Lexicon) -> None:
         self._constraint, self._spelling, self._lexicon = constraint, spelling, lexicon
@@ -217,7 +217,8 @@ class Avoiding:
 
 
 class Checked:
-    """A constraint that also checks the complete reply with `fault`, for requirements that the grammar cannot enforce."""
+    """A wrapper of a constraint that also validates the complete reply with `fault`, for keywords that the grammar
+    cannot enforce."""
 
     def __init__(self, constraint: Constraint, fault: Callable[[Sequence[int]], str], lexicon: Lexicon) -> None:
         self._constraint, self._fault, self._lexicon = constraint, fault, lexicon

@@ -1,8 +1,8 @@
-"""Regular expressions for formats of JSON schemas: the regular ones of the specification, and those that pydantic
-writes.
+"""Regular expressions for the string formats of JSON Schema and for the formats that pydantic writes.
 
-`date`, `time` and `date-time` follow the calendar (no 2023-02-29, no second 60), and `uuid4` requires its version.
-Unknown formats (`binary`, `password`, `int32`, ...) are annotations, as the specification says, and constrain nothing.
+`date`, `time` and `date-time` accept only valid dates and times (no 2023-02-29, no second 60), and `uuid4` requires
+version 4. Unknown formats (`binary`, `password`, `int32`, ...) are annotations, as the specification says, and
+constrain nothing.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ EXPRESSIONS: dict[str, str] = {
     "base64url": "(?:[A-Za-z0-9_-]{4})*(?:[A-Za-z0-9_-]{2}==|[A-Za-z0-9_-]{3}=)?",
     "multi-host-uri": rf"[a-z][a-z0-9+]*://(?:[a-zA-Z0-9_]+(?::[a-zA-Z0-9_]+)?@)?{_HOST}(?:,{_HOST})*(?:/[a-zA-Z0-9_-]*)?",
 }  # fmt: skip
-"""Each expression matches a whole text."""
+"""Regular expressions by format. Each expression must match the whole string."""
 EXPRESSIONS["ipvanynetwork"] = f"(?:{EXPRESSIONS['ipv4network']}|{EXPRESSIONS['ipv6network']})"
 LIBRARY = ("email", "hostname", "uri")
 """Formats that llguidance enforces itself."""
 CHECKED = ("idn-email", "idn-hostname", "uri-reference", "iri", "iri-reference", "uri-template", "regex")
-"""Formats of the specification without an expression of reasonable size: the answer is checked instead."""
+"""Formats of JSON Schema without a regular expression of reasonable size. Finished answers are validated instead."""

@@ -1,4 +1,4 @@
-"""Negate a JSON schema, where its negation can be written as a JSON schema."""
+"""Negate a JSON schema, if the negation can be written as a JSON schema."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ def _group(pattern: str) -> str:
 
 
 class Unsayable(Exception):
-    """The negation cannot be written as a schema."""
+    """Raised if a negation cannot be written as a schema."""
 
 
 def negate(part: Any, resolve: Callable[[str], Any], annotations: Callable[[str], bool], depth: int = 0) -> Part:
-    """Return the negation of a part. Raises Unsayable if it cannot be written.
+    """Return the negation of a subschema. Raises Unsayable if it cannot be written as a schema.
 
-    `resolve` returns the target of a reference. `annotations` tells whether a keyword constrains nothing.
+    `resolve` returns the target of a reference. `annotations` returns whether a keyword is an annotation, which
+    constrains nothing.
     """
     if isinstance(part, bool):
         return not part
@@ -45,18 +46,19 @@ def negate(part: Any, resolve: Callable[[str], Any], annotations: Callable[[str]
             branches += _branches(
                 keyword, value, part, lambda below: negate(below, resolve, annotations, depth + 1), resolve
             )
-    found = [branch for branch in branches if branch is not False]
-    if len(found) > MAX_BRANCHES:
+    violated = [branch for branch in branches if branch is not False]
+    if len(violated) > MAX_BRANCHES:
         raise Unsayable
-    if True in found:
+    if True in violated:
         return True
-    return found[0] if len(found) == 1 else {"anyOf": found} if found else False
+    return violated[0] if len(violated) == 1 else {"anyOf": violated} if violated else False
 
 
 def _branches(
     keyword: str, value: Any, part: dict[str, Any], below: Callable[[Any], Part], resolve: Callable[[str], Any]
 ) -> list[Part]:
-    """Return the branches of the negation of one keyword: a value that violates it matches at least one."""
+    """Return the negation of one keyword as branches of an `anyOf`. A value that violates the keyword matches at least
+    one branch."""
     match keyword:
         case "type":
             return [_other_types(value)]
@@ -99,7 +101,7 @@ def _other_types(value: Any) -> Part:
 
 
 def _other_values(values: list[Any]) -> Part:
-    """Return a schema of all values except these strings, booleans, nulls and numbers."""
+    """Return a schema that matches all values except the given strings, booleans, nulls and numbers."""
     if any(isinstance(value, dict | list) for value in values):
         raise Unsayable
     texts = [value for value in values if isinstance(value, str)]

@@ -13,29 +13,30 @@ from rorqual.core.errors import DataError
 
 BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 DIGITS, FINEST, WHOLE, LARGEST = 15, Decimal("1e-60"), 2**53 - 1, 2**63
-"""Limits of a bound: number of digits, smallest magnitude, largest exact integer, largest magnitude.
+"""Limits of a bound that llguidance can enforce: number of digits, smallest magnitude, largest exact integer, largest
+magnitude.
 
-A bound with more digits would be wrong in the last one, and a smaller or larger bound has no expression. Integers are
-exact up to 2^53, and the limits of 64 bits happen to be exact, too.
+With more digits, the last digit of a bound would be wrong. For a smaller or larger magnitude, llguidance cannot build
+an expression. Integers are exact up to 2^53 - 1, and so are the limits of 64-bit integers.
 """
 STEP = Decimal("1e-9")
-"""Distance that replaces an exclusive bound at a whole number if the other bound is less than 1 away.
+"""Offset that turns an exclusive bound at an integer into an inclusive bound, if the other bound is less than 1 away.
 
-There llguidance would allow the bound itself.
+In this case llguidance would allow the exclusive bound itself.
 """
 MOST_COEFFICIENT = 2**32 - 1
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """The result of `rewritten`."""
+    """The rewritten number keywords of a subschema, as `rewritten` returns them."""
 
     keys: dict[str, Any]
     """Keywords that llguidance enforces."""
     steps: tuple[Any, ...] = ()
-    """Values for `multipleOf`, of which one must hold."""
+    """Alternative values of `multipleOf`: a number must be a multiple of at least one."""
     checked: tuple[str, ...] = ()
-    """Keywords that are not enforced, so that the answer is checked."""
+    """Keywords that llguidance cannot enforce. Finished answers are validated for these keywords."""
     none: bool = False
     """Whether no number is within the bounds."""
 
@@ -48,12 +49,12 @@ class _Bound:
 
 
 def number(value: Any) -> TypeGuard[int | float]:
-    """Return whether a value is a JSON number. Booleans are not."""
+    """Return whether a value is a JSON number. Booleans are not numbers."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def exact(value: Any) -> bool:
-    """Return whether a double represents the value to its last written digit. True for a value that is not a number."""
+    """Return whether llguidance can reproduce a number to its last digit. True for a value that is not a number."""
     if not number(value) or value in (0, LARGEST - 1, -LARGEST):
         return True
     if isinstance(value, int):
@@ -64,33 +65,33 @@ def exact(value: Any) -> bool:
 
 
 def rewritten(part: dict[str, Any], integer: bool) -> Numbers:
-    """Rewrite the bounds of a part. `integer`: only whole numbers are allowed."""
+    """Rewrite the number keywords of a subschema. With `integer`, only integers are allowed."""
     low, high = _bound(part, "minimum", "exclusiveMinimum", 1), _bound(part, "maximum", "exclusiveMaximum", -1)
     step = _step(part.get("multipleOf"))
     if integer:
         low, high = _whole(low, 1), _whole(high, -1)
         step = None if step is None else Fraction(step.numerator)
         step = None if step == 1 else step
-    if _nothing(low, high, step):
+    if _empty(low, high, step):
         return Numbers({}, none=True)
     keys, checked = dict[str, Any](), list[str]()
-    for one, other, sign in ((low, high, 1), (high, low, -1)):
-        if one is not None:
-            found = _kept(one, other, sign, integer)
-            keys |= found
-            checked += [] if found else [one.keyword]
+    for bound, opposite, sign in ((low, high, 1), (high, low, -1)):
+        if bound is not None:
+            enforced = _enforceable(bound, opposite, sign, integer)
+            keys |= enforced
+            checked += [] if enforced else [bound.keyword]
     steps = () if step is None else _steps(step)
     return Numbers(keys, steps, (*checked, *(["multipleOf"] if step is not None and not steps else [])))
 
 
 def _bound(part: dict[str, Any], closed: str, opened: str, sign: int) -> _Bound | None:
-    found = list[_Bound]()
+    bounds = list[_Bound]()
     least, strict = part.get(closed), part.get(opened)
     if number(least):
-        found.append(_Bound(Decimal(repr(least)), strict is True, closed))  # draft 4 has a boolean exclusive bound
+        bounds.append(_Bound(Decimal(repr(least)), strict is True, closed))  # draft 4 has a boolean exclusive bound
     if number(strict):
-        found.append(_Bound(Decimal(repr(strict)), True, opened))
-    return max(found, key=lambda bound: (sign * bound.value, bound.open), default=None)
+        bounds.append(_Bound(Decimal(repr(strict)), True, opened))
+    return max(bounds, key=lambda bound: (sign * bound.value, bound.open), default=None)
 
 
 def _step(value: Any) -> Fraction | None:
@@ -102,7 +103,7 @@ def _step(value: Any) -> Fraction | None:
 
 
 def _whole(bound: _Bound | None, sign: int) -> _Bound | None:
-    """Return the last whole number within the bound, as a closed bound."""
+    """Return the bound as an inclusive bound at the nearest integer that it allows."""
     if bound is None:
         return None
     value = Fraction(bound.value)
@@ -110,7 +111,7 @@ def _whole(bound: _Bound | None, sign: int) -> _Bound | None:
     return _Bound(Decimal(last + sign * (bound.open and last == value)), False, bound.keyword)
 
 
-def _nothing(low: _Bound | None, high: _Bound | None, step: Fraction | None) -> bool:
+def _empty(low: _Bound | None, high: _Bound | None, step: Fraction | None) -> bool:
     if low is None or high is None:
         return False
     if step is None or max(abs(low.value), abs(high.value)) / Decimal(float(step)) > Decimal("1e30"):
@@ -121,13 +122,14 @@ def _nothing(low: _Bound | None, high: _Bound | None, step: Fraction | None) -> 
     return first > last
 
 
-def _kept(bound: _Bound, other: _Bound | None, sign: int, integer: bool) -> dict[str, Any]:
-    """Return the bound as llguidance enforces it, never looser than the schema, or {} if it cannot."""
+def _enforceable(bound: _Bound, opposite: _Bound | None, sign: int, integer: bool) -> dict[str, Any]:
+    """Return the bound as a keyword for llguidance, or {} if llguidance cannot enforce it. The result is never looser
+    than the schema."""
     value, strict = bound.value, bound.open
-    near = other is not None and abs(other.value - value) < 1
+    near = opposite is not None and abs(opposite.value - value) < 1
     if strict and near and value == value.to_integral_value() and value * sign >= 0 and not integer:
         value, strict = value + sign * STEP, False
-        if other is not None and (other.value - value) * sign <= 0:
+        if opposite is not None and (opposite.value - value) * sign <= 0:
             return {}
     if value and not FINEST <= abs(value) <= LARGEST:
         return {}
@@ -135,7 +137,7 @@ def _kept(bound: _Bound, other: _Bound | None, sign: int, integer: bool) -> dict
     if value == value.to_integral_value():
         return {name: int(value)} if exact(int(value)) else {}
     rounded = Context(DIGITS, ROUND_CEILING if sign > 0 else ROUND_FLOOR).plus(value)
-    if other is not None and (other.value - rounded) * sign < 0:
+    if opposite is not None and (opposite.value - rounded) * sign < 0:
         return {}
     return {name: float(rounded)}
 
@@ -149,18 +151,19 @@ def _steps(step: Fraction) -> tuple[Any, ...]:
     if places is None:
         return ()
     coefficient = int(step * 10**places)
-    found = list[Any]()
+    multiples = list[Any]()
     for count in range(places + 1):
         value = Fraction(math.lcm(coefficient, 10 ** (places - count)), 10**places)
-        if value not in found and _readable(value):
-            found.append(value)
-    if Fraction(step) not in found:
+        if value not in multiples and _readable(value):
+            multiples.append(value)
+    if Fraction(step) not in multiples:
         return ()
-    return tuple(int(value) if value.denominator == 1 else float(value) for value in reversed(found))
+    return tuple(int(value) if value.denominator == 1 else float(value) for value in reversed(multiples))
 
 
 def _readable(value: Fraction) -> bool:
-    """Return whether llguidance reads the value exactly. It multiplies a double by 10 until it is whole."""
+    """Return whether llguidance reads the value exactly. llguidance multiplies a double by 10 until the product is an
+    integer."""
     moved, places = float(value), 0
     while moved != int(moved) and places < 18:
         moved, places = moved * 10, places + 1

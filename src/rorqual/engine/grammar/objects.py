@@ -1,4 +1,4 @@
-"""Rewrite the keywords of JSON schemas for objects for llguidance (see `grammar.rewrite`)."""
+"""Rewrite object keywords of JSON schemas for llguidance (see `grammar.rewrite`)."""
 
 from __future__ import annotations
 
@@ -16,93 +16,93 @@ MAX_NAMES, MAX_INLINE = 256, 4
 
 
 class Objects(Texts):
-    """Rewrites object keywords."""
+    """Rewrites object keywords. Base class of `Rewriter`."""
 
     def _object(
-        self, given: dict[str, Any], place: str, found: dict[str, Any], extra: list[Part], _: frozenset[str]
+        self, schema: dict[str, Any], place: str, rewritten: dict[str, Any], extra: list[Part], _: frozenset[str]
     ) -> bool:
-        named = given.get("properties", {})
+        named = schema.get("properties", {})
         if not isinstance(named, dict):
             raise DataError(
                 f"'properties' at {place} in the JSON schema is not an object", remedy='Give {"name": {...}}.'
             )
         properties = self._each(named, f"{place}/properties")
-        patterns = self._patterns(given, place)
-        others: Part = self.part(given.get("additionalProperties", True), f"{place}/additionalProperties")
-        others = self._unevaluated(given, place, properties, patterns, others)
-        required = [name for name in given.get("required", []) if isinstance(name, str)]
-        names = self._names(given.get("propertyNames", True), place)
+        patterns = self._patterns(schema, place)
+        others: Part = self.part(schema.get("additionalProperties", True), f"{place}/additionalProperties")
+        others = self._unevaluated(schema, place, properties, patterns, others)
+        required = [name for name in schema.get("required", []) if isinstance(name, str)]
+        names = self._names(schema.get("propertyNames", True), place)
         if names is not None:
             properties, patterns, others = self._named_alone(names, properties, patterns, others, place)
             if isinstance(others, bool) and not others and not set(required) <= set(properties) and not patterns:
                 return False
         if properties:
-            found["properties"] = properties
+            rewritten["properties"] = properties
         if patterns:
-            found["patternProperties"] = patterns
+            rewritten["patternProperties"] = patterns
         if others is not True:
-            found["additionalProperties"] = others
+            rewritten["additionalProperties"] = others
         if required:
-            found["required"] = required
-        self._sizes(given, place, found, extra, required)
-        self._dependent(given, place, extra)
+            rewritten["required"] = required
+        self._sizes(schema, place, rewritten, extra, required)
+        self._dependent(schema, place, extra)
         return True
 
-    def _patterns(self, given: dict[str, Any], place: str) -> dict[str, Part]:
-        found: dict[str, Part] = {}
-        value = given.get("patternProperties", {})
-        for pattern, one in value.items() if isinstance(value, dict) else ():
+    def _patterns(self, schema: dict[str, Any], place: str) -> dict[str, Part]:
+        rewritten: dict[str, Part] = {}
+        value = schema.get("patternProperties", {})
+        for pattern, subschema in value.items() if isinstance(value, dict) else ():
             expressions = self._pattern(pattern, "patternProperties", place)
-            part = self.part(one, f"{place}/patternProperties/{shown(pattern)}")
-            if "patternProperties" in self.loose or len(expressions) != 1 or expressions[0] in found:
+            rewritten_part = self.part(subschema, f"{place}/patternProperties/{shown(pattern)}")
+            if "patternProperties" in self.loose or len(expressions) != 1 or expressions[0] in rewritten:
                 self._note("patternProperties", place)
             else:
-                found[expressions[0]] = part
-        return found
+                rewritten[expressions[0]] = rewritten_part
+        return rewritten
 
     def _unevaluated(
-        self, given: dict[str, Any], place: str, properties: dict[str, Part], patterns: dict[str, Part], others: Part
+        self, schema: dict[str, Any], place: str, properties: dict[str, Part], patterns: dict[str, Part], others: Part
     ) -> Part:
-        if given.get("unevaluatedProperties", True) is True or "additionalProperties" in given:
+        if schema.get("unevaluatedProperties", True) is True or "additionalProperties" in schema:
             return others
-        if not applies(given):
-            return self.part(given["unevaluatedProperties"], f"{place}/unevaluatedProperties")
-        known, certain = self._evaluated(given, 0)
+        if not applies(schema):
+            return self.part(schema["unevaluatedProperties"], f"{place}/unevaluatedProperties")
+        names, certain = self._evaluated(schema, 0)
         if not certain:
             self._note("unevaluatedProperties", place)
-        if known is None or given["unevaluatedProperties"] is not False:
+        if names is None or schema["unevaluatedProperties"] is not False:
             if certain:
                 self._note("unevaluatedProperties", place)
             return others
-        for name in known:
+        for name in names:
             properties.setdefault(name, True)
         return False
 
     def _evaluated(self, part: Any, depth: int) -> tuple[list[str] | None, bool]:
-        """Return the property names that a part and its applied parts evaluate, and whether they always evaluate all of
-        them.
+        """Return the property names that a subschema evaluates, and whether it always evaluates all of them.
 
-        None stands for any name.
+        Subschemas that a keyword such as `allOf` applies to the same value are included. None instead of a list means
+        that any name may be evaluated.
         """
         if not isinstance(part, dict) or depth > MAX_BRANCHES:
             return ([], True) if isinstance(part, bool) else (None, False)
         if part.get("patternProperties") or (depth and part.get("additionalProperties", False) is not False):
             return None, False
         names, certain = list(part.get("properties", {})), True
-        below = [*part.get("allOf", []), *([self._resolve(part["$ref"])] if "$ref" in part else [])]
-        chosen = [one for keyword in ("anyOf", "oneOf") for one in part.get(keyword, [])]
+        applied = [*part.get("allOf", []), *([self._resolve(part["$ref"])] if "$ref" in part else [])]
+        chosen = [subschema for keyword in ("anyOf", "oneOf") for subschema in part.get(keyword, [])]
         chosen += [part[keyword] for keyword in ("if", "then", "else") if keyword in part]
         chosen += list(part.get("dependentSchemas", {}).values())
-        for one in (*below, *chosen):
-            more, sure = self._evaluated(one, depth + 1)
+        for subschema in (*applied, *chosen):
+            more, sure = self._evaluated(subschema, depth + 1)
             if more is None:
                 return None, False
             names, certain = [*names, *more], certain and sure
         return names, certain and not chosen
 
     def _names(self, part: Any, place: str) -> list[str] | str | None:
-        """Return the allowed property names: a list, an expression, or None if all are allowed or the answer is
-        checked."""
+        """Return the allowed property names as a list or a regular expression. None means that all names are allowed,
+        or that the answer is validated."""
         for _ in range(MAX_BRANCHES):
             if not (isinstance(part, dict) and isinstance(part.get("$ref"), str) and not binds(part, "$ref")):
                 break
@@ -127,7 +127,7 @@ class Objects(Texts):
     def _named_alone(
         self, names: list[str] | str, properties: dict[str, Part], patterns: dict[str, Part], others: Part, place: str
     ) -> tuple[dict[str, Part], dict[str, Part], Part]:
-        """Restrict properties, patterns and additional properties to the allowed `names`."""
+        """Restrict properties, pattern properties and additional properties to the allowed `names`."""
         if patterns:
             self._note("propertyNames", place)
             return properties, patterns, others
@@ -142,15 +142,17 @@ class Objects(Texts):
         return {}, {names: others}, False
 
     def _sizes(
-        self, given: dict[str, Any], place: str, found: dict[str, Any], extra: list[Part], required: list[str]
+        self, schema: dict[str, Any], place: str, rewritten: dict[str, Any], extra: list[Part], required: list[str]
     ) -> None:
         """Rewrite `minProperties` and `maxProperties`."""
-        counts = {key: count_of(given[key], key, place) for key in ("minProperties", "maxProperties") if key in given}
+        counts = {key: count_of(schema[key], key, place) for key in ("minProperties", "maxProperties") if key in schema}
         least, most = max(0, counts.get("minProperties", 0) - len(required)), counts.get("maxProperties")
         optional = [
-            name for name, one in found.get("properties", {}).items() if name not in required and one is not False
+            name
+            for name, subschema in rewritten.get("properties", {}).items()
+            if name not in required and subschema is not False
         ]
-        free = found.get("additionalProperties", True) is not False or "patternProperties" in found
+        free = rewritten.get("additionalProperties", True) is not False or "patternProperties" in rewritten
         if not free and most is not None and most >= len(required) + len(optional):
             most = None
         if optional and (least or most is not None):
@@ -164,43 +166,47 @@ class Objects(Texts):
             if (key == "minProperties" and not least) or (key == "maxProperties" and most is None):
                 continue
             if key not in self.loose:
-                found[key] = count
-            # llguidance may repeat an unlisted name, so only the first unlisted property is sure to count.
+                rewritten[key] = count
+            # llguidance may generate an unlisted name twice, so only the first unlisted property certainly counts.
             if key in self.loose or (key == "minProperties" and free and least > 1):
                 self._note(key, place)
 
     def _chosen(self, optional: list[str], least: int, most: int | None) -> list[Part] | None:
-        """Return parts that fix the number of optional properties if no others are allowed, or None if there are too
-        many parts."""
+        """Return subschemas that require `least` to `most` of the `optional` properties, if no others are allowed. None
+        if they have too many branches."""
         if len(optional) > MAX_BRANCHES:
             return None
-        found = list[Part]()
+        limits = list[Part]()
         if least:
             some = [{"required": list(names)} for names in _first(combinations(optional, least))]
-            found.append({"anyOf": some} if some else False)
+            limits.append({"anyOf": some} if some else False)
         if most is not None:
-            kept = _first(combinations(optional, max(0, most)))
-            found.append(
-                {"anyOf": [{"properties": {name: False for name in optional if name not in names}} for names in kept]}
+            allowed = _first(combinations(optional, max(0, most)))
+            limits.append(
+                {
+                    "anyOf": [
+                        {"properties": {name: False for name in optional if name not in names}} for names in allowed
+                    ]
+                }
             )
-        branches = [len(part["anyOf"]) for part in found if isinstance(part, dict)]
-        return found if max(branches, default=0) <= MAX_BRANCHES and self._multiply(prod(branches)) else None
+        branches = [len(part["anyOf"]) for part in limits if isinstance(part, dict)]
+        return limits if max(branches, default=0) <= MAX_BRANCHES and self._reserve_branches(prod(branches)) else None
 
-    def _dependent(self, given: dict[str, Any], place: str, extra: list[Part]) -> None:
-        """Rewrite keywords that apply if a property exists."""
+    def _dependent(self, schema: dict[str, Any], place: str, extra: list[Part]) -> None:
+        """Rewrite the keywords that apply if a property exists."""
         for keyword in ("dependentRequired", "dependentSchemas", "dependencies"):
-            value = given.get(keyword, {})
-            for name, asked in value.items() if isinstance(value, dict) else ():
-                if not self._multiply(2):
+            value = schema.get(keyword, {})
+            for name, dependency in value.items() if isinstance(value, dict) else ():
+                if not self._reserve_branches(2):
                     self._note(keyword, place)
                     break
-                there: dict[str, Any] = {"required": [name]}
-                if isinstance(asked, list):
-                    there["required"] = [name, *asked]
+                with_name: dict[str, Any] = {"required": [name]}
+                if isinstance(dependency, list):
+                    with_name["required"] = [name, *dependency]
                 else:
-                    there = {"allOf": [there, self.part(asked, f"{place}/{keyword}/{shown(name)}")]}
-                extra.append({"anyOf": [{"properties": {name: False}}, there]})
+                    with_name = {"allOf": [with_name, self.part(dependency, f"{place}/{keyword}/{shown(name)}")]}
+                extra.append({"anyOf": [{"properties": {name: False}}, with_name]})
 
 
-def _first(found: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    return [one for one, _ in zip(found, range(MAX_BRANCHES + 1), strict=False)]
+def _first(items: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    return [item for item, _ in zip(items, range(MAX_BRANCHES + 1), strict=False)]

@@ -1,8 +1,9 @@
-"""Parse patterns of JSON schemas (ECMA-262) into trees, which `grammar.automaton` writes for llguidance.
+"""Parse regular expressions of JSON schemas (ECMA-262) into trees, which `grammar.automaton` translates for llguidance.
 
-The semantics are those of ECMA-262 without the flags `i` and `s`. `\\d` and `\\w` are ASCII, and `\\s` is Unicode white
-space. `.` is any character but a line terminator, and `^` and `$` are the ends of the text. Syntax of Python and Rust
-is accepted, too: `(?P<name>...)`, `\\A`, `\\Z`, and `(?i)` and `(?s)` at the start.
+The semantics are those of ECMA-262 without the flags `i` and `s`. `\\d` and `\\w` match ASCII characters, and `\\s`
+matches Unicode white space. `.` matches any character except a line terminator. `^` and `$` match the start and the end
+of the text. Some syntax of Python and Rust is accepted too: `(?P<name>...)`, `\\A`, `\\Z`, and `(?i)` and `(?s)` at the
+start.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from typing import Any
 Ranges = tuple[tuple[int, int], ...]
 """A set of characters: sorted, disjoint ranges of code points without surrogates."""
 Node = tuple[Any, ...]
-"""A node of the tree.
+"""A node of the tree of a regular expression.
 
-It is `("set", Ranges)`, `("cat", nodes)`, `("alt", nodes)`, `("rep", node, least, most)`, `("begin",)`, `("end",)`,
-`("look", negative, node)`, `("raw", text)` or `("drop",)`. `("raw", text)` is a Unicode class in Rust syntax.
-`("drop",)` is a dropped part, with which the tree matches more than the pattern.
+The kinds of nodes are `("set", Ranges)`, `("cat", nodes)`, `("alt", nodes)`, `("rep", node, least, most)`,
+`("begin",)`, `("end",)`, `("look", negative, node)`, `("raw", text)` and `("drop",)`. `("raw", text)` is a Unicode
+class in Rust syntax. `("drop",)` stands for a construct that was dropped, so that the tree matches more than the
+pattern.
 """
 
 TOP, SURROGATES = 0x10FFFF, (0xD800, 0xDFFF)
@@ -26,31 +28,31 @@ EMPTY: Node = ("cat", ())
 
 
 class Unreadable(ValueError):
-    """The pattern is invalid or uses unsupported syntax."""
+    """Raised if a pattern is invalid or uses unsupported syntax."""
 
 
 def ranges(*parts: tuple[int, int]) -> Ranges:
-    """Sort and join ranges, and remove surrogates."""
-    found: list[tuple[int, int]] = []
+    """Return a character set from ranges: sorted, merged, and without surrogates."""
+    merged: list[tuple[int, int]] = []
     for low, high in sorted(parts):
         for lower, upper in ((low, min(high, SURROGATES[0] - 1)), (max(low, SURROGATES[1] + 1), high)):
             if lower > upper:
                 continue
-            if found and lower <= found[-1][1] + 1:
-                found[-1] = (found[-1][0], max(found[-1][1], upper))
+            if merged and lower <= merged[-1][1] + 1:
+                merged[-1] = (merged[-1][0], max(merged[-1][1], upper))
             else:
-                found.append((lower, upper))
-    return tuple(found)
+                merged.append((lower, upper))
+    return tuple(merged)
 
 
-def inverted(given: Ranges) -> Ranges:
-    """Return all characters that are not in the set."""
-    found, after = list[tuple[int, int]](), 0
-    for low, high in given:
+def inverted(characters: Ranges) -> Ranges:
+    """Return the set of all characters that are not in the given set."""
+    gaps, after = list[tuple[int, int]](), 0
+    for low, high in characters:
         if after < low:
-            found.append((after, low - 1))
+            gaps.append((after, low - 1))
         after = high + 1
-    return ranges(*found, *([(after, TOP)] if after <= TOP else []))
+    return ranges(*gaps, *([(after, TOP)] if after <= TOP else []))
 
 
 def _of(text: str) -> Ranges:
@@ -68,7 +70,8 @@ CONTROLS = {"n": 10, "t": 9, "r": 13, "f": 12, "v": 11, "a": 7, "e": 27}
 
 @dataclass
 class PatternReader:
-    """Parses one pattern. `inexact` is set if a part was dropped, so that the tree matches more than the pattern."""
+    """Parses one pattern. `inexact` is True if a construct was dropped, so that the tree matches more than the
+    pattern."""
 
     text: str
     at: int = 0
@@ -94,11 +97,11 @@ class PatternReader:
         return False
 
     def _until(self, end: str) -> str:
-        place = self.text.find(end, self.at)
-        if place < 0:
+        end_at = self.text.find(end, self.at)
+        if end_at < 0:
             raise Unreadable(f"no {end!r} after {self.text[: self.at][-10:]!r}")
-        found, self.at = self.text[self.at : place], place + len(end)
-        return found
+        text, self.at = self.text[self.at : end_at], end_at + len(end)
+        return text
 
     def _alternatives(self) -> Node:
         self.depth += 1
@@ -167,15 +170,15 @@ class PatternReader:
     def _one(self, code: int) -> Node:
         return "set", self._folded(ranges((code, code)))
 
-    def _folded(self, given: Ranges) -> Ranges:
+    def _folded(self, characters: Ranges) -> Ranges:
         if not self.fold:
-            return given
-        both = list(given)
-        for low, high in given:
+            return characters
+        folded = list(characters)
+        for low, high in characters:
             for first, shift in ((65, 32), (97, -32)):
                 if (lower := max(low, first)) <= (upper := min(high, first + 25)):
-                    both.append((lower + shift, upper + shift))
-        return ranges(*both)
+                    folded.append((lower + shift, upper + shift))
+        return ranges(*folded)
 
     def _group(self) -> Node:
         if self._next("?:"):
@@ -227,17 +230,20 @@ class PatternReader:
         if char in "123456789":
             digits = self.text[self.at : self.at + 2]
             self.at += len(digits) if digits.isdecimal() and int(digits) <= len(self.groups) else 1
-            return self._again(int(digits if digits.isdecimal() and int(digits) <= len(self.groups) else char) - 1)
+            return self._back_reference(
+                int(digits if digits.isdecimal() and int(digits) <= len(self.groups) else char) - 1
+            )
         if self._next("k<"):
             name = self._until(">")
-            return self._again(self.names.get(name, -1))
+            return self._back_reference(self.names.get(name, -1))
         if char in "pP":
             return "raw", self._property()
-        found = self._character()
-        return "set", self._folded(found)
+        characters = self._character()
+        return "set", self._folded(characters)
 
-    def _again(self, number: int) -> Node:
-        """Return a reference to a group. It is inexact: it matches every text that the group can match."""
+    def _back_reference(self, number: int) -> Node:
+        """Return the node of a back-reference. It is inexact, because it matches every text that the group can
+        match."""
         if not 0 <= number < len(self.groups):
             raise Unreadable("a reference to a group that does not exist")
         self.inexact = True
@@ -277,17 +283,21 @@ class PatternReader:
 
     def _code(self, digits: int) -> int:
         if self._next("{"):
-            found = self._until("}")
+            digits_text = self._until("}")
         else:
-            found = self.text[self.at : self.at + digits]
+            digits_text = self.text[self.at : self.at + digits]
             self.at += digits
-        if not 1 <= len(found) <= 8 or set(found) - set("0123456789abcdefABCDEF") or int(found, 16) > TOP:
-            raise Unreadable(f"invalid character code {found!r}")
-        return int(found, 16)
+        if (
+            not 1 <= len(digits_text) <= 8
+            or set(digits_text) - set("0123456789abcdefABCDEF")
+            or int(digits_text, 16) > TOP
+        ):
+            raise Unreadable(f"invalid character code {digits_text!r}")
+        return int(digits_text, 16)
 
     def _class(self) -> Node:
         negated = self._next("^")
-        found, raw = list[tuple[int, int]](), list[str]()
+        members, raw = list[tuple[int, int]](), list[str]()
         while not self._next("]"):
             if self.at >= len(self.text):
                 raise Unreadable("an unclosed class")
@@ -301,13 +311,13 @@ class PatternReader:
                 high = self._member()
                 if len(low) != 1 or len(high) != 1 or low[0][0] != low[0][1] or high[0][0] < low[0][0]:
                     raise Unreadable("an invalid range in a class")
-                found.append((low[0][0], high[0][0]))
+                members.append((low[0][0], high[0][0]))
             else:
-                found += low
-        given = self._folded(ranges(*found))
+                members += low
+        characters = self._folded(ranges(*members))
         if raw:
-            return "raw", f"[{'^' * negated}{written_set(given)}{''.join(raw)}]"
-        return "set", inverted(given) if negated else given
+            return "raw", f"[{'^' * negated}{written_set(characters)}{''.join(raw)}]"
+        return "set", inverted(characters) if negated else characters
 
     def _member(self) -> Ranges:
         char = self.text[self.at]
@@ -321,9 +331,9 @@ class PatternReader:
         return self._character()
 
 
-def written_set(given: Ranges) -> str:
-    """Return a set in Rust syntax, without the brackets."""
-    return "".join(_char(low) if low == high else f"{_char(low)}-{_char(high)}" for low, high in given)
+def written_set(characters: Ranges) -> str:
+    """Return a character set in Rust syntax, without the brackets."""
+    return "".join(_char(low) if low == high else f"{_char(low)}-{_char(high)}" for low, high in characters)
 
 
 def _char(code: int) -> str:

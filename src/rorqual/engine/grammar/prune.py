@@ -1,4 +1,5 @@
-"""Reduce a schema that llguidance rejects: drop keywords that it cannot enforce, and branches that no value matches."""
+"""Reduce a schema that llguidance rejects: drop keywords that llguidance cannot enforce, and branches that no value
+matches."""
 
 from __future__ import annotations
 
@@ -22,40 +23,45 @@ SAYS: Mapping[str, tuple[str, ...]] = {
     "too big": ("branches",),
     "symbols.len()": ("branches",),
 }
-"""Fragments of llguidance's errors, and the keywords to drop for each."""
+"""Map fragments of llguidance's error messages to the keywords to drop."""
 
 
 def loosened(error: str, loose: frozenset[str]) -> frozenset[str] | None:
-    """Return `loose` (see `grammar.texts.Texts`) plus the keywords that an error names, or None if it names no new one."""
+    """Return `loose` (see `grammar.texts.Texts`) plus the keywords that an error names, or None if it names no further
+    keyword."""
     if matches_nothing(error):
         return None
     error = first_line(error)
-    more = next((names for words, names in SAYS.items() if words in error and not loose.issuperset(names)), None)
-    return None if more is None else loose.union(more)
+    keywords = next((names for words, names in SAYS.items() if words in error and not loose.issuperset(names)), None)
+    return None if keywords is None else loose.union(keywords)
 
 
 def pruned(part: dict[str, Any], error: str, impossible: Callable[[Mapping[str, Any]], bool]) -> dict[str, Any]:
-    """Remove the impossible branches and definitions from a schema that llguidance says nothing matches.
+    """Remove branches and definitions that no value matches from a schema that llguidance rejected with `error`.
 
-    Raises Unusable with the same error if no branch is impossible.
+    `impossible` returns whether no value matches a schema. Raises Unusable with the same error if no branch can be
+    removed.
     """
     if not matches_nothing(error):
         raise Unusable(error)
     defs: dict[str, Any] = {name: part[name] for name in ("$defs", "definitions") if name in part}
-    found = 0
+    removed = 0
     for tried, (holder, key) in enumerate(_choices(part)):
-        one = holder[key]
+        branch = holder[key]
         if tried >= MAX_TRIED:
             break
-        if isinstance(one, dict) and impossible({**one, **defs}):
+        if isinstance(branch, dict) and impossible({**branch, **defs}):
             holder[key] = False
-            found += 1
-    if not found:
+            removed += 1
+    if not removed:
         raise Unusable(error)
-    gone = {
-        f"#/{holder}/{escaped(name)}" for holder, held in defs.items() for name, one in held.items() if one is False
+    removed_pointers = {
+        f"#/{holder}/{escaped(name)}"
+        for holder, definitions in defs.items()
+        for name, branch in definitions.items()
+        if branch is False
     }
-    pruned_part = without(part, gone)
+    pruned_part = without(part, removed_pointers)
     if not isinstance(pruned_part, dict):
         raise Unusable(error)
     return pruned_part
@@ -64,15 +70,15 @@ def pruned(part: dict[str, Any], error: str, impossible: Callable[[Mapping[str, 
 def _choices(part: Any) -> Iterator[tuple[Any, Any]]:
     """Yield (container, key) of every branch, definition and optional property that may be removed, innermost first."""
     if isinstance(part, list):
-        for one in part:
-            yield from _choices(one)
+        for below in part:
+            yield from _choices(below)
     elif isinstance(part, dict):
         for keyword, value in part.items():
             if keyword in ("const", "enum", "required"):
                 continue
             if keyword in ("properties", "patternProperties", "$defs", "definitions"):
-                for name, one in value.items():
-                    yield from _choices(one)
+                for name, below in value.items():
+                    yield from _choices(below)
                     if name not in part.get("required", ()) or keyword != "properties":
                         yield value, name
                 continue

@@ -1,5 +1,4 @@
-"""A compile queue with round-robin over tenants, so that many grammars of one tenant do not delay the grammar of
-another."""
+"""A compile queue with round-robin over tenants, so that one tenant with many grammars does not delay the others."""
 
 from __future__ import annotations
 
@@ -14,8 +13,8 @@ T = TypeVar("T")
 
 
 class Build(Future[T]):
-    """Work that waits for its turn. `began` is the `time.monotonic` of its start, None before. It can be cancelled
-    until then."""
+    """A queued task and the future of its result. `began` is its start time (`time.monotonic`), or None while it can be
+    cancelled."""
 
     def __init__(self, work: Callable[[], T]) -> None:
         super().__init__()
@@ -25,7 +24,7 @@ class Build(Future[T]):
         self._turn = threading.Event()
 
     def begin(self) -> bool:
-        """Claim the work and return whether the caller must `run` it. Only the first call can return True."""
+        """Claim the task and return whether the caller must `run` it. Only the first call can return True."""
         if self.done() or self.running() or not self.set_running_or_notify_cancel():
             return False
         self.began = time.monotonic()
@@ -33,7 +32,7 @@ class Build(Future[T]):
         return True
 
     def run(self) -> None:
-        """Do the work that `begin` has claimed."""
+        """Run the task after `begin` has returned True, and set the result."""
         try:
             result = self._work()
         except BaseException as error:
@@ -42,13 +41,14 @@ class Build(Future[T]):
         self.set_result(result)
 
     def cancel(self) -> bool:
-        """Cancel the work if it has not started, and wake the threads in `within`."""
+        """Cancel the task if it has not started, and wake the threads that wait in `within`."""
         cancelled = super().cancel()
         self._turn.set()
         return cancelled
 
     def within(self, seconds: float) -> T:
-        """Return the result. Raises `concurrent.futures.TimeoutError` if it takes more than `seconds` from its turn."""
+        """Wait for the result and return it. Raises `concurrent.futures.TimeoutError` if the task runs longer than
+        `seconds`. Time in the queue does not count."""
         self._turn.wait()
         return self.result(seconds)
 
@@ -62,7 +62,8 @@ class Turns(Generic[T]):
         self._lock = threading.Lock()
 
     def add(self, tenant: str, build: Build[T]) -> None:
-        """Queue `build` for `tenant`. A build that several tenants add runs at the first turn of any of them."""
+        """Queue `build` for `tenant`. A build that several tenants add runs once, at the earliest turn among these
+        tenants."""
         with self._lock:
             if tenant in build.tenants:
                 return
@@ -74,9 +75,9 @@ class Turns(Generic[T]):
         """Cancel all builds that have not started."""
         self._workers.shutdown(wait=False, cancel_futures=True)
         with self._lock:
-            left = [build for builds in self._waiting.values() for build in builds]
+            pending = [build for builds in self._waiting.values() for build in builds]
             self._waiting.clear()
-        for build in left:
+        for build in pending:
             build.cancel()
 
     def _run(self) -> None:
@@ -92,6 +93,6 @@ class Turns(Generic[T]):
                     build = builds.popleft()
                     if build.begin():
                         if builds:
-                            self._waiting[tenant] = builds  # at the end of the round
+                            self._waiting[tenant] = builds  # the tenant's next turn is at the end of the round
                         return build
         return None

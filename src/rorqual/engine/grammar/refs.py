@@ -36,34 +36,35 @@ def resolve(schema: Any, pointer: str) -> Any:
 
 
 def parts(schema: Any) -> Iterator[tuple[str, Any]]:
-    """Yield (place, part) for every part of a schema. Values under `const`, `enum` and the like are not parts."""
-    for pointer, part, _ in _based(schema):
+    """Yield (place, subschema) for every subschema of a schema. Values of `const`, `enum` and similar keywords are left
+    out."""
+    for pointer, part, _ in _with_bases(schema):
         yield pointer, part
 
 
 def shown(name: str) -> str:
-    """Return a name as printable text of at most 61 characters, for messages."""
+    """Return a name as printable text of at most 61 characters, for error messages."""
     name = name if name.isprintable() else ascii(name)
     return name if len(name) <= 60 else name[:60] + "…"
 
 
-def _based(schema: Any) -> Iterator[tuple[str, Any, str]]:
-    """Yield (place for messages, part, base address of the references in the part) for every part."""
-    waiting = [("#", schema, "")]
-    while waiting:
-        place, part, base = waiting.pop()
+def _with_bases(schema: Any) -> Iterator[tuple[str, Any, str]]:
+    """Yield (place for error messages, subschema, base URI of its references) for every subschema."""
+    stack = [("#", schema, "")]
+    while stack:
+        place, part, base = stack.pop()
         if isinstance(part, dict) and isinstance(part.get("$id"), str) and not part["$id"].startswith("#"):
             base = urljoin(base, part["$id"])
         yield place, part, base
         if isinstance(part, list):
-            waiting += [(f"{place}/{i}", item, base) for i, item in reversed(list(enumerate(part)))]
+            stack += [(f"{place}/{i}", item, base) for i, item in reversed(list(enumerate(part)))]
         elif isinstance(part, dict):
             for key, value in reversed(part.items()):
-                below = f"{place}/{shown(key)}"
+                below_place = f"{place}/{shown(key)}"
                 if key in NAMED and isinstance(value, dict):
-                    waiting += [(f"{below}/{shown(name)}", item, base) for name, item in reversed(value.items())]
+                    stack += [(f"{below_place}/{shown(name)}", item, base) for name, item in reversed(value.items())]
                 elif key not in VALUES and isinstance(value, dict | list):
-                    waiting.append((below, value, base))
+                    stack.append((below_place, value, base))
 
 
 def settle(schema: dict[str, Any]) -> None:
@@ -73,36 +74,36 @@ def settle(schema: dict[str, Any]) -> None:
     """
     if not any(isinstance(part, dict) and part.keys() & set(REFERENCES) for _, part in parts(schema)):
         return
-    known = _addresses(schema)
+    addresses = _addresses(schema)
     anchors = [
         part["$dynamicAnchor"] for _, part in parts(schema) if isinstance(part, dict) and "$dynamicAnchor" in part
     ]
     names: dict[int, str] = {id(schema): "#"}
     for holder in HOLDERS:
-        held = schema.get(holder)
-        for name, part in held.items() if isinstance(held, dict) else ():
+        definitions = schema.get(holder)
+        for name, part in definitions.items() if isinstance(definitions, dict) else ():
             names.setdefault(id(part), f"#/{holder}/{escaped(name)}")
     moved: dict[str, Any] = {}
-    for place, part, base in list(_based(schema)):
+    for place, part, base in list(_with_bases(schema)):
         for keyword in REFERENCES if isinstance(part, dict) else ():
             target = part.get(keyword)
             if not isinstance(target, str):
                 continue
-            found = _found(schema, target, base, known)
+            subschema = _target(schema, target, base, addresses)
             if keyword == "$dynamicRef" and anchors.count(target.rpartition("#")[2]) > 1:
                 raise DataError(
                     f"the '$dynamicRef' at {place} in the JSON schema has several targets of the same name, which is not supported",
                     remedy="Use $ref.",
                 )
-            if found is None:
+            if subschema is None:
                 _missing(place, keyword, target)
-            if id(found) not in names:
+            if id(subschema) not in names:
                 name = f"part {len(moved)}"
-                moved[name], names[id(found)] = found, f"#/$defs/{escaped(name)}"
-            _write(part, keyword, names[id(found)])
+                moved[name], names[id(subschema)] = subschema, f"#/$defs/{escaped(name)}"
+            _write(part, keyword, names[id(subschema)])
     if moved:
-        held = schema.get("$defs")
-        schema["$defs"] = {**(held if isinstance(held, dict) else {}), **moved}
+        definitions = schema.get("$defs")
+        schema["$defs"] = {**(definitions if isinstance(definitions, dict) else {}), **moved}
 
 
 def _write(part: dict[str, Any], keyword: str, pointer: str) -> None:
@@ -117,35 +118,35 @@ def _write(part: dict[str, Any], keyword: str, pointer: str) -> None:
 
 
 def escaped(name: str) -> str:
-    """Escape a name for a JSON pointer."""
+    """Escape a name for use in a JSON pointer."""
     return quote(name.replace("~", "~0").replace("/", "~1"), safe="~")
 
 
 def _addresses(schema: Any) -> dict[str, Any]:
-    """Map the full address of every part with an `$id` or an anchor to that part."""
-    found: dict[str, Any] = {}
-    for _, part, base in _based(schema):
+    """Return a dictionary from the full URI of every subschema with an `$id` or an anchor to the subschema."""
+    addresses: dict[str, Any] = {}
+    for _, part, base in _with_bases(schema):
         if not isinstance(part, dict):
             continue
         if isinstance(part.get("$id"), str) and not part["$id"].startswith("#"):
-            found.setdefault(urldefrag(base)[0], part)
+            addresses.setdefault(urldefrag(base)[0], part)
         for keyword in ("$anchor", "$dynamicAnchor", "$id"):
             if isinstance(name := part.get(keyword), str) and (keyword != "$id" or name.startswith("#")):
-                found.setdefault(f"{urldefrag(base)[0]}#{name.removeprefix('#')}", part)
-    return found
+                addresses.setdefault(f"{urldefrag(base)[0]}#{name.removeprefix('#')}", part)
+    return addresses
 
 
-def _found(schema: Any, target: str, base: str, known: dict[str, Any]) -> Any:
+def _target(schema: Any, target: str, base: str, addresses: dict[str, Any]) -> Any:
     address, fragment = urldefrag(
         urljoin(base, target) if not target.startswith("#") else f"{urldefrag(base)[0]}{target}"
     )
-    document = known.get(address, schema if not address else None)
+    document = addresses.get(address, schema if not address else None)
     if document is None:
         return None
     if not fragment or fragment.startswith("/"):
-        found = resolve(document, f"#{fragment}")
-        return resolve(schema, f"#{fragment}") if found is None else found
-    return known.get(f"{address}#{fragment}")
+        subschema = resolve(document, f"#{fragment}")
+        return resolve(schema, f"#{fragment}") if subschema is None else subschema
+    return addresses.get(f"{address}#{fragment}")
 
 
 def _missing(place: str, keyword: str, target: str) -> None:

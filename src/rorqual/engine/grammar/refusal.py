@@ -1,4 +1,4 @@
-"""Turn llguidance's errors into messages for users."""
+"""Convert llguidance's errors to error messages for users."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ NOTHING = "no token can follow"
 
 
 class Unusable(Exception):
-    """llguidance cannot use a grammar. The message is llguidance's own."""
+    """Raised if llguidance rejects a grammar. The message is llguidance's own."""
 
     @property
     def nothing(self) -> bool:
-        """Whether the reason is that no reply matches."""
+        """Whether llguidance rejected the grammar because no reply matches it."""
         return matches_nothing(str(self))
 
 
@@ -38,8 +38,8 @@ def refusal(grammar: Grammar, error: str) -> DataError:
     """Return llguidance's error as a DataError that names the keyword and its place in the schema."""
     kind, error = KINDS[grammar.kind], first_line(error)
     if matches_nothing(error):
-        known = "nsatisfiable" in error and grammar.kind == "json_schema"
-        detail = f": {error.split('Regex is empty')[0].strip(': ')}" if known else ""
+        has_detail = "nsatisfiable" in error and grammar.kind == "json_schema"
+        detail = f": {error.split('Regex is empty')[0].strip(': ')}" if has_detail else ""
         if "Regex is empty" in error:
             detail = ": no string satisfies its 'pattern', 'format', 'const' and length together"
         return DataError(f"no reply can match the {kind}{detail}", remedy="Allow at least one reply.")
@@ -53,9 +53,10 @@ def refusal(grammar: Grammar, error: str) -> DataError:
 
 
 def first_line(error: str) -> str:
-    """Return the problem without llguidance's parser state, grammar text and position markers, cut to 200 characters."""
+    """Return the message of an llguidance error without parser state, grammar text and position markers, cut to 200
+    characters."""
     lines = [line.strip() for line in re.split("<state>|<non-verbose/>", error)[0].splitlines()]
-    whole = " ".join(line for line in lines if line.strip("^|") and not re.match(r"\d+ \|", line))
-    if "invalid regex" in whole:
-        whole = re.split(r"\(in regex\): |(?<!parse )error: ", whole)[-1]
-    return whole[:200]
+    message = " ".join(line for line in lines if line.strip("^|") and not re.match(r"\d+ \|", line))
+    if "invalid regex" in message:
+        message = re.split(r"\(in regex\): |(?<!parse )error: ", message)[-1]
+    return message[:200]

@@ -1,8 +1,8 @@
 """Rewrite JSON schemas for llguidance.
 
-Every part is rebuilt from its constraining keywords, in their order. A keyword that llguidance lacks is replaced by an
-equivalent one, where that exists. Otherwise it is dropped and noted, and the finished answer is checked
-(`grammar.check`). Generation and check together enforce the whole schema.
+Every subschema is rebuilt from its constraining keywords, in their original order. A keyword that llguidance does not
+support is replaced by equivalent keywords, if there are any. Otherwise the keyword is dropped and recorded, and
+finished answers are validated (`grammar.check`). Grammar and validation together enforce the whole schema.
 """
 
 from __future__ import annotations
@@ -25,59 +25,64 @@ class Rewriter(Objects):
         """Rewrite the whole schema with its definitions. Returns False if no value can match it."""
         defs: dict[str, dict[str, Any]] = {}
         for holder in ("$defs", "definitions"):
-            held = self.root.get(holder)
-            if isinstance(held, dict):
-                defs[holder] = self._each(held, f"#/{holder}")
+            definitions = self.root.get(holder)
+            if isinstance(definitions, dict):
+                defs[holder] = self._each(definitions, f"#/{holder}")
         self.ways = 1
-        found = self.part(self.root, "#")
+        rewritten = self.part(self.root, "#")
         if self.shared:
             defs["$defs"] = {**defs.get("$defs", {}), **self.shared}
         impossible = {
             f"#/{holder}/{escaped(name)}"
-            for holder, held in defs.items()
-            for name, part in held.items()
+            for holder, definitions in defs.items()
+            for name, part in definitions.items()
             if part is False
         }
         if impossible:
-            found = without(found, impossible)
+            rewritten = without(rewritten, impossible)
             defs = {
-                holder: {name: without(part, impossible) for name, part in held.items()}
-                for holder, held in defs.items()
+                holder: {name: without(part, impossible) for name, part in definitions.items()}
+                for holder, definitions in defs.items()
             }
-        if isinstance(found, bool):
-            return found
-        return {**found, **{holder: {n: p for n, p in held.items() if p is not False} for holder, held in defs.items()}}
+        if isinstance(rewritten, bool):
+            return rewritten
+        return {
+            **rewritten,
+            **{
+                holder: {n: p for n, p in definitions.items() if p is not False} for holder, definitions in defs.items()
+            },
+        }
 
-    def part(self, given: Any, place: str) -> Part:
-        """Rewrite a part and everything below it. Returns False if no value can match it."""
-        if not isinstance(given, dict):
-            if not isinstance(given, bool):
+    def part(self, schema: Any, place: str) -> Part:
+        """Rewrite a subschema and everything below it. Returns False if no value can match it."""
+        if not isinstance(schema, dict):
+            if not isinstance(schema, bool):
                 raise DataError(
                     f"the value at {place} in the JSON schema is not a schema",
                     remedy='Give an object such as {"type": "string"}, or true.',
                 )
-            return given
-        if id(given) in self.dead:
+            return schema
+        if id(schema) in self.dead:
             return False
-        types = self._types(given, place)
-        found, extra, did = dict[str, Any](), list[Part](), set[str]()
-        for keyword in given:
+        types = self._types(schema, place)
+        rewritten, extra, did = dict[str, Any](), list[Part](), set[str]()
+        for keyword in schema:
             kind = next((name for name, keywords in OF_TYPE.items() if keyword in keywords), None)
             if kind is None:
                 if keyword in BINDING:
-                    self._apply(keyword, given, place, found, extra)
+                    self._apply(keyword, schema, place, rewritten, extra)
             elif kind in types and kind not in did:
                 did.add(kind)
-                if getattr(self, f"_{kind}")(given, place, found, extra, types) is False:
+                if getattr(self, f"_{kind}")(schema, place, rewritten, extra, types) is False:
                     types = types - {kind}
                     if not types:
                         return False
-                    found["type"] = _named(types, given)
-        return _together(found, extra)
+                    rewritten["type"] = _named(types, schema)
+        return _together(rewritten, extra)
 
-    def _types(self, given: dict[str, Any], place: str) -> frozenset[str]:
-        """Return the types that values may have. `integer` counts as number."""
-        named = given.get("type", list(TYPES))
+    def _types(self, schema: dict[str, Any], place: str) -> frozenset[str]:
+        """Return the types that a subschema allows. `integer` is returned as `number`."""
+        named = schema.get("type", list(TYPES))
         listed = [named] if isinstance(named, str) else named
         if not isinstance(listed, list) or not set(map(str, listed)) <= {*TYPES, "integer"}:
             raise DataError(
@@ -88,35 +93,43 @@ class Rewriter(Objects):
 
     # ---- keywords for all types
 
-    def _apply(self, keyword: str, given: dict[str, Any], place: str, found: dict[str, Any], extra: list[Part]) -> None:
-        value = given[keyword]
+    def _apply(
+        self, keyword: str, schema: dict[str, Any], place: str, rewritten: dict[str, Any], extra: list[Part]
+    ) -> None:
+        value = schema[keyword]
         if keyword in ("allOf", "anyOf", "oneOf"):
             if not isinstance(value, list) or not value:
                 raise DataError(
                     f"the {keyword!r} at {place} in the JSON schema is not a list of schemas",
                     remedy="List at least one schema.",
                 )
-            branches = [self.part(one, f"{place}/{keyword}/{number}") for number, one in enumerate(value)]
-            self._branches(keyword, value, branches, place, found, extra)
+            branches = [self.part(subschema, f"{place}/{keyword}/{number}") for number, subschema in enumerate(value)]
+            self._branches(keyword, value, branches, place, rewritten, extra)
         elif keyword == "not":
             self._contrary(value, f"{place}/not", extra, lambda: self._note("not", place))
         elif keyword == "if":
-            self._condition(given, place, extra)
+            self._condition(schema, place, extra)
         elif keyword == "enum" and not isinstance(value, list):
             raise DataError(f"the 'enum' at {place} in the JSON schema is not a list", remedy="List the values.")
         elif keyword not in ("then", "else"):
-            found[keyword] = value
+            rewritten[keyword] = value
 
     def _branches(
-        self, keyword: str, given: list[Any], branches: list[Part], place: str, found: dict[str, Any], extra: list[Part]
+        self,
+        keyword: str,
+        schema: list[Any],
+        branches: list[Part],
+        place: str,
+        rewritten: dict[str, Any],
+        extra: list[Part],
     ) -> None:
         if keyword != "oneOf" or ("oneOf" not in self.loose and True not in branches and {} not in branches):
-            found[keyword] = branches
+            rewritten[keyword] = branches
             return
-        try:  # each branch without all others
-            if not self._multiply(len(branches)):
+        try:  # each branch excludes all other branches
+            if not self._reserve_branches(len(branches)):
                 raise Unsayable
-            others = [self._negated(one, place) for one in given]
+            others = [self._negated(subschema, place) for subschema in schema]
             apart = [
                 {"allOf": [branch, *others[:number], *others[number + 1 :]]} for number, branch in enumerate(branches)
             ]
@@ -134,16 +147,16 @@ class Rewriter(Objects):
         except Unsayable:
             otherwise()
 
-    def _condition(self, given: dict[str, Any], place: str, extra: list[Part]) -> None:
-        then, other = given.get("then", True), given.get("else", True)
+    def _condition(self, schema: dict[str, Any], place: str, extra: list[Part]) -> None:
+        then, other = schema.get("then", True), schema.get("else", True)
         if then is True and other is True:
             return
         try:
-            if not self._multiply(2):
+            if not self._reserve_branches(2):
                 raise Unsayable
             extra.append({"anyOf": [
-                {"allOf": [self.part(given["if"], f"{place}/if"), self.part(then, f"{place}/then")]},
-                {"allOf": [self._negated(given["if"], f"{place}/if"), self.part(other, f"{place}/else")]},
+                {"allOf": [self.part(schema["if"], f"{place}/if"), self.part(then, f"{place}/then")]},
+                {"allOf": [self._negated(schema["if"], f"{place}/if"), self.part(other, f"{place}/else")]},
             ]})  # fmt: skip
         except Unsayable:
             self._note("if", place)
@@ -151,62 +164,68 @@ class Rewriter(Objects):
     # ---- arrays
 
     def _array(
-        self, given: dict[str, Any], place: str, found: dict[str, Any], extra: list[Part], _: frozenset[str]
+        self, schema: dict[str, Any], place: str, rewritten: dict[str, Any], extra: list[Part], _: frozenset[str]
     ) -> bool:
-        first, items = given.get("prefixItems"), given.get("items", True)
+        prefix_items, items = schema.get("prefixItems"), schema.get("items", True)
         if isinstance(items, list):  # the form of draft 7
-            first, items = items, given.get("additionalItems", True)
-        if isinstance(first, list) and first:
-            name = "items" if isinstance(given.get("items"), list) else "prefixItems"
-            found["prefixItems"] = list(self._each(dict(enumerate(first)), f"{place}/{name}").values())
-        if items is True and given.get("unevaluatedItems") is False and not applies(given) and "contains" not in given:
+            prefix_items, items = items, schema.get("additionalItems", True)
+        if isinstance(prefix_items, list) and prefix_items:
+            name = "items" if isinstance(schema.get("items"), list) else "prefixItems"
+            rewritten["prefixItems"] = list(self._each(dict(enumerate(prefix_items)), f"{place}/{name}").values())
+        if (
+            items is True
+            and schema.get("unevaluatedItems") is False
+            and not applies(schema)
+            and "contains" not in schema
+        ):
             items = False
-        elif given.get("unevaluatedItems", True) is not True:
+        elif schema.get("unevaluatedItems", True) is not True:
             self._note("unevaluatedItems", place)
         if items is not True:
-            found["items"] = self.part(items, f"{place}/items")
+            rewritten["items"] = self.part(items, f"{place}/items")
         for keyword in ("minItems", "maxItems"):
-            if keyword in given:
-                found[keyword] = count_of(given[keyword], keyword, place)
-        if found.get("minItems", 0) > found.get("maxItems", MAX_LEAST):
+            if keyword in schema:
+                rewritten[keyword] = count_of(schema[keyword], keyword, place)
+        if rewritten.get("minItems", 0) > rewritten.get("maxItems", MAX_LEAST):
             return False
-        if "contains" in given and not (given["contains"] is True and given.get("minContains", 1) == 0):
+        if "contains" in schema and not (schema["contains"] is True and schema.get("minContains", 1) == 0):
             self._note("contains", place)
-        if given.get("uniqueItems") is True and found.get("maxItems", 2) > 1:
-            self._unique(items, place, found, extra)
+        if schema.get("uniqueItems") is True and rewritten.get("maxItems", 2) > 1:
+            self._unique(items, place, rewritten, extra)
         return True
 
-    def _unique(self, items: Any, place: str, found: dict[str, Any], extra: list[Part]) -> None:
-        """Rewrite `uniqueItems`: list all arrays if few values are allowed, else check the answer."""
-        values = None if "prefixItems" in found or "uniqueItems" in self.loose else values_of(items, self._resolve)
+    def _unique(self, items: Any, place: str, rewritten: dict[str, Any], extra: list[Part]) -> None:
+        """Rewrite `uniqueItems`: enumerate all arrays if few values are allowed. Otherwise finished answers are
+        validated."""
+        values = None if "prefixItems" in rewritten or "uniqueItems" in self.loose else values_of(items, self._resolve)
         if values is not None and len(values) <= MAX_VALUES:
-            lists = arrangements(values, found.get("minItems", 0), found.get("maxItems", len(values)))
+            lists = arrangements(values, rewritten.get("minItems", 0), rewritten.get("maxItems", len(values)))
             if lists is not None:
                 extra.append({"anyOf": [{"type": [name for name in TYPES if name != "array"]}, {"enum": lists}]})
                 return
         self._note("uniqueItems", place)
 
 
-def _named(types: frozenset[str], given: dict[str, Any]) -> list[str]:
-    named = given.get("type", list(TYPES))
+def _named(types: frozenset[str], schema: dict[str, Any]) -> list[str]:
+    named = schema.get("type", list(TYPES))
     listed = [named] if isinstance(named, str) else named
     return [name for name in listed if ("number" if name == "integer" else name) in types]
 
 
-def _together(found: dict[str, Any], extra: list[Part]) -> Part:
-    """Return one part that requires `found` and all of `extra`."""
+def _together(rewritten: dict[str, Any], extra: list[Part]) -> Part:
+    """Return one subschema that requires `rewritten` and all of `extra`."""
     extra = [part for part in extra if part is not True and part != {}]
     if any(part is False for part in extra):
         return False
-    if len(extra) == 1 and isinstance(extra[0], dict) and not extra[0].keys() & found.keys():
-        return {**found, **extra[0]}
+    if len(extra) == 1 and isinstance(extra[0], dict) and not extra[0].keys() & rewritten.keys():
+        return {**rewritten, **extra[0]}
     if extra:
-        found["allOf"] = [*found.pop("allOf", []), *extra]
-    return found
+        rewritten["allOf"] = [*rewritten.pop("allOf", []), *extra]
+    return rewritten
 
 
 def without(part: Any, impossible: set[str]) -> Any:
-    """Return the part with `false` in place of references to impossible definitions."""
+    """Return the subschema with references to `impossible` definitions replaced by `false`."""
     if isinstance(part, list):
         return [without(one, impossible) for one in part]
     if not isinstance(part, dict):

@@ -1,4 +1,4 @@
-"""Validate users' grammars before compilation: size, nesting, JSON syntax, no external references."""
+"""Validate user-supplied grammars before compilation: size, nesting, JSON syntax, and no external references."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ MAX_PATTERN = 1 << 13
 MAX_DEPTH = 64
 MAX_NODES = 20_000
 MAX_REACH = 1000
-"""Largest sum of the nesting depths of all referenced parts. llguidance followed a chain of 1,300; 3,000 crashed the
-process."""
+"""Largest sum of the nesting depths of all referenced subschemas. llguidance handled a reference chain of depth 1,300;
+depth 3,000 crashed the process."""
 MAX_CHOICES = 1024
 MAX_LOOSE = 8
 """Maximum number of attempts to rewrite a schema that llguidance rejects."""
@@ -31,7 +31,8 @@ _COUNT = re.compile(r"(?:(?<=\{)|(?<=,))[0-9]+(?=[,}])")
 
 
 def parse_schema(source: str) -> dict[str, Any]:
-    """Parse a JSON schema and rewrite its references as pointers. Raises DataError with the problem and its place."""
+    """Parse a JSON schema and rewrite its references as pointers. Raises DataError if the schema is invalid or too
+    large."""
     schema = _parse(source, "JSON schema", "{}")
     if schema is True:
         return {}
@@ -41,7 +42,7 @@ def parse_schema(source: str) -> dict[str, Any]:
         raise _refuse(f"a JSON schema is an object, not {_name(schema)}", 'Give an object such as {"type": "object"}.')
     for count, (place, part) in enumerate(parts(schema)):
         if count >= MAX_NODES:
-            raise _refuse(f"the JSON schema has more than {MAX_NODES} parts", "Make it smaller.")
+            raise _refuse(f"the JSON schema has more than {MAX_NODES} subschemas", "Make it smaller.")
         if isinstance(part, dict) and "x-guidance" in part:
             raise _refuse(f"the JSON schema uses 'x-guidance' at {place}, which is not allowed", "Remove it.")
     settle(schema)
@@ -63,27 +64,28 @@ def rewrite(
 ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """Rewrite a schema from `parse_schema` for llguidance.
 
-    Returns the schema, and (keyword, place) of everything that is not enforced, so that finished answers must be
-    checked.
+    Returns the rewritten schema, and (keyword, place) of every constraint that it does not enforce. If there are any,
+    finished answers must be validated.
     """
-    rings = find_endless(schema, resolve)
-    if any(part is schema for _, _, part in rings):
-        keyword, place, _ = rings[0]
+    cycles = find_endless(schema, resolve)
+    if any(part is schema for _, _, part in cycles):
+        keyword, place, _ = cycles[0]
         raise _refuse(
             f"the {keyword!r} at {shown(place)} in the JSON schema requires itself without end, so no value matches",
-            "Make one part of the cycle optional, or let it end, for example with null or an empty array.",
+            "Make one subschema of the cycle optional, or let it end, for example with null or an empty array.",
         )
-    rewriter = Rewriter(schema, frozenset(id(part) for _, _, part in rings), loose)
-    found = rewriter.whole()
-    if found is False:
+    rewriter = Rewriter(schema, frozenset(id(part) for _, _, part in cycles), loose)
+    rewritten = rewriter.whole()
+    if rewritten is False:
         raise _refuse(
             "no reply can match the JSON schema: its keywords contradict each other", "Allow at least one reply."
         )
-    return (found if isinstance(found, dict) else {}), rewriter.checked
+    return (rewritten if isinstance(rewritten, dict) else {}), rewriter.checked
 
 
 def _check_values(place: str, part: dict[str, Any]) -> None:
-    """Raise DataError for constants that the grammar cannot write exactly, such as numbers of over 15 digits."""
+    """Raise DataError for a constant that the grammar cannot reproduce exactly, such as a number of more than 15
+    digits."""
     values = [part["const"]] if "const" in part else []
     listed = part.get("enum")
     values += listed if isinstance(listed, list) else []
@@ -98,19 +100,19 @@ def _check_values(place: str, part: dict[str, Any]) -> None:
 
 def _leaves(values: list[Any]) -> Iterator[Any]:
     """Yield all scalars within the values."""
-    waiting = list(values)
-    while waiting:
-        value = waiting.pop()
+    stack = list(values)
+    while stack:
+        value = stack.pop()
         if isinstance(value, dict):
-            waiting += value.values()
+            stack += value.values()
         elif isinstance(value, list):
-            waiting += value
+            stack += value
         else:
             yield value
 
 
 def _check_chain(place: str, part: Any, schema: dict[str, Any]) -> None:
-    """Raise DataError for references that only lead in a circle, or over more than `MAX_DEPTH` steps."""
+    """Raise DataError for a chain of references that is circular or has more than `MAX_DEPTH` steps."""
     for _ in range(MAX_DEPTH):
         if not isinstance(part, dict):
             return
@@ -123,13 +125,13 @@ def _check_chain(place: str, part: Any, schema: dict[str, Any]) -> None:
         part = only[0]
     raise _refuse(
         f"the '$ref' at {place} in the JSON schema leads only to itself, so no reply can match it",
-        f"Define the part, or allow an alternative, within {MAX_DEPTH} references.",
+        f"Define the subschema, or allow an alternative, within {MAX_DEPTH} references.",
     )
 
 
 def _check_reach(schema: dict[str, Any]) -> None:
-    """Limit the total depth of references. llguidance follows them by recursion, and a stack overflow would end the
-    process."""
+    """Raise DataError if the referenced subschemas are too deep in total. llguidance follows references by recursion,
+    and a stack overflow would crash the process."""
     pointers = [
         part["$ref"] for _, part in parts(schema) if isinstance(part, dict) and isinstance(part.get("$ref"), str)
     ]
@@ -137,14 +139,14 @@ def _check_reach(schema: dict[str, Any]) -> None:
     reach = sum(_nesting(resolve(schema, target), known) for target in targets)
     if reach > MAX_REACH:
         raise _refuse(
-            f"the {len(targets)} parts that '$ref' uses in the JSON schema have a total depth of {reach}, above the limit of {MAX_REACH}",
+            f"the {len(targets)} subschemas that '$ref' uses in the JSON schema have a total depth of {reach}, above the limit of {MAX_REACH}",
             "Use fewer $defs, or flatten them.",
         )
 
 
 def _nesting(part: Any, known: dict[int, int]) -> int:
-    """Return the nesting depth of arrays and objects. `known` caches depths by id. The depth is limited to `MAX_DEPTH`
-    already."""
+    """Return the nesting depth of arrays and objects. `known` caches depths by id. Recursion is safe, because `_parse`
+    limits the depth."""
     if not isinstance(part, dict | list):
         return 0
     if id(part) not in known:
@@ -154,7 +156,7 @@ def _nesting(part: Any, known: dict[int, int]) -> int:
 
 
 def choice_pattern(source: str) -> str:
-    """Return a regular expression that matches exactly the strings of a JSON list."""
+    """Return a regular expression that matches exactly the strings in a JSON list."""
     choices = _parse(source, "list of choices", '["yes", "no"]')
     if not isinstance(choices, list) or not choices or not all(isinstance(c, str) and c for c in choices):
         raise _refuse("the choices are not a list of non-empty strings", 'Give a list such as ["yes", "no"].')
@@ -164,16 +166,17 @@ def choice_pattern(source: str) -> str:
 
 
 def parse_calls(source: str) -> dict[str, Any]:
-    """Parse the functions that a reply must call, and the JSON that it may be instead (see `request.Grammar`)."""
+    """Parse the source of a grammar of kind `calls`: the functions that a reply may call, and the schema of an answer
+    without calls (see `core.sampling.Grammar`)."""
     example = '{"tools": [{"name": "add", "parameters": {}}], "many": true}'
-    found = _parse(source, "set of functions", example)
-    tools = found.get("tools") if isinstance(found, dict) else None
+    data = _parse(source, "set of functions", example)
+    tools = data.get("tools") if isinstance(data, dict) else None
     if (
         not isinstance(tools, list)
         or not tools
-        or found.keys() - {"answer"} != {"tools", "many"}
-        or not isinstance(found["many"], bool)
-        or not isinstance(found.get("answer", {}), dict)
+        or data.keys() - {"answer"} != {"tools", "many"}
+        or not isinstance(data["many"], bool)
+        or not isinstance(data.get("answer", {}), dict)
         or not all(isinstance(tool, dict) and tool.keys() == {"name", "parameters"} for tool in tools)
     ):
         raise _refuse("the set of functions has the wrong form", f"Give an object such as {example}.")
@@ -183,7 +186,7 @@ def parse_calls(source: str) -> dict[str, Any]:
         if not isinstance(tool["parameters"], dict):
             what = f"the parameters of {tool['name']!r} are not a JSON schema"
             raise _refuse(what, 'Give an object such as {"type": "object"}.')
-    return dict(found)
+    return dict(data)
 
 
 def check_pattern(source: str) -> str:
@@ -194,7 +197,8 @@ def check_pattern(source: str) -> str:
 
 
 def find_cause(source: str, error: str) -> tuple[str, str] | None:
-    """Guess the keyword and place in a JSON schema that cause an error of llguidance which names none, or return None."""
+    """Guess which keyword of a JSON schema caused an llguidance error that names none. Returns (keyword, place), or
+    None."""
     patterns = list[tuple[str, str]]()
     for place, part in parts(json.loads(source)):
         if not isinstance(part, dict):
@@ -223,7 +227,7 @@ def _parse(source: str, kind: str, example: str) -> Any:
 def _check_text(source: str, kind: str, example: str, most: int, *, empty: bool = False) -> None:
     if not source and not empty:
         raise _refuse(f"the {kind} is empty", f"Give one such as {example}.")
-    # Count characters first, so that a source that is far too long is not encoded.
+    # Count characters first, to avoid encoding a source that is far too long.
     try:
         size = len(source) if len(source) > most else len(source.encode())
     except UnicodeEncodeError:
@@ -239,7 +243,8 @@ def _check_counts(pattern: str, place: str) -> None:
 
 
 def _depth(source: str) -> int:
-    """Return the depth of brackets outside of strings, without a parser, whose stack deep input would exhaust."""
+    """Return the nesting depth of brackets outside strings. The function does not parse the text, because deep input
+    would overflow a parser's stack."""
     depth = deepest = 0
     in_string = escaped = False
     for character in source:

@@ -1,4 +1,4 @@
-"""Rewrite the keywords of JSON schemas for strings and numbers for llguidance (see `grammar.rewrite`)."""
+"""Rewrite string and number keywords of JSON schemas for llguidance (see `grammar.rewrite`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rorqual.engine.grammar.refs import resolve, shown
 
 MAX_BRANCHES, MAX_WAYS = 24, 32
 MAX_LEAST = 10_000
-"""Largest value of a minimum: no reply has more characters, items or properties."""
+"""Largest supported value of `minLength`, `minItems` and `minProperties`, because no reply is longer."""
 COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 STRINGS = ("pattern", "format", "minLength", "maxLength", "contentEncoding")
 NUMBERS = (*grammar_numbers.BOUNDS, "multipleOf")
@@ -33,43 +33,45 @@ Part = dict[str, Any] | bool
 
 @dataclass
 class Texts:
-    """Rewrites string and number keywords, and holds the state of a rewrite."""
+    """Rewrites string and number keywords. Base class of `Rewriter`, with the state of a rewrite."""
 
     root: dict[str, Any]
     """The schema to rewrite."""
     dead: frozenset[int] = frozenset()
-    """Ids of parts that no value matches."""
+    """Ids of subschemas that no value matches."""
     loose: frozenset[str] = frozenset()
-    """Keywords to leave out because llguidance rejected them. `branches` stands for rewrites that add branches to the
-    schema."""
+    """Keywords to leave out, because llguidance rejected them. The name `branches` disables rewrites that add branches
+    to the schema."""
     checked: list[tuple[str, str]] = field(default_factory=list)
-    """Keyword and place of everything that is not enforced, so that the answer must be checked."""
+    """(keyword, place) of every constraint that the grammar does not enforce. Finished answers are validated for these
+    constraints."""
 
     ways: int = 1
-    """Number of branch combinations of the part being rewritten, counting added branches. llguidance multiplies them
-    out."""
+    """Number of branch combinations of the current subschema, including added branches. llguidance expands all
+    combinations."""
     shared: dict[str, Part] = field(default_factory=dict)
 
-    def _multiply(self, count: int) -> bool:
-        """Return whether a part may be rewritten with `count` branches, and count them. If not, the answer is checked."""
+    def _reserve_branches(self, count: int) -> bool:
+        """Reserve `count` branches for a rewrite. Returns False if there would be too many combinations; the answer is
+        then validated instead."""
         if "branches" in self.loose or self.ways * count > MAX_WAYS:
             return False
         self.ways *= count
         return True
 
-    def _each(self, given: Mapping[Any, Any], place: str) -> dict[Any, Part]:
-        """Rewrite sibling parts, whose branch combinations do not multiply each other."""
-        before, most, found = self.ways, self.ways, dict[Any, Part]()
-        for name, one in given.items():
+    def _each(self, schema: Mapping[Any, Any], place: str) -> dict[Any, Part]:
+        """Rewrite sibling subschemas. Branch combinations of siblings do not multiply each other."""
+        before, most, rewritten = self.ways, self.ways, dict[Any, Part]()
+        for name, subschema in schema.items():
             self.ways = before
-            found[name] = self.part(one, f"{place}/{shown(str(name))}")
+            rewritten[name] = self.part(subschema, f"{place}/{shown(str(name))}")
             most = max(most, self.ways)
         self.ways = most
-        return found
+        return rewritten
 
     @abstractmethod
-    def part(self, given: Any, place: str) -> Part:
-        """Rewrite a part and everything below it."""
+    def part(self, schema: Any, place: str) -> Part:
+        """Rewrite a subschema and everything below it. Returns False if no value can match it."""
 
     def _note(self, keyword: str, place: str) -> None:
         self.checked.append((keyword, place))
@@ -78,35 +80,35 @@ class Texts:
         return resolve(self.root, pointer)
 
     def _string(
-        self, given: dict[str, Any], place: str, found: dict[str, Any], extra: list[Part], _: frozenset[str]
+        self, schema: dict[str, Any], place: str, rewritten: dict[str, Any], extra: list[Part], _: frozenset[str]
     ) -> bool:
         for keyword in ("minLength", "maxLength"):
-            if keyword in given:
-                found[keyword] = count_of(given[keyword], keyword, place)
-        if found.get("minLength", 0) > found.get("maxLength", MAX_LEAST):
+            if keyword in schema:
+                rewritten[keyword] = count_of(schema[keyword], keyword, place)
+        if rewritten.get("minLength", 0) > rewritten.get("maxLength", MAX_LEAST):
             return False
-        expressions = self._expressions(given, place)
-        if "format" in given and given["format"] in LIBRARY and "format" not in self.loose:
-            found["format"] = given["format"]
+        expressions = self._expressions(schema, place)
+        if "format" in schema and schema["format"] in LIBRARY and "format" not in self.loose:
+            rewritten["format"] = schema["format"]
         if expressions:
-            found["pattern"] = expressions[0]
+            rewritten["pattern"] = expressions[0]
             extra += [{"pattern": one} for one in expressions[1:]]
         return True
 
-    def _expressions(self, given: Mapping[str, Any], place: str) -> list[str]:
-        """Return the expressions that a string must match, all of them."""
-        found = list[str]()
-        if "pattern" in given:
-            found += self._pattern(given["pattern"], "pattern", place)
-        named = given.get("format")
-        encoding = given.get("contentEncoding")
+    def _expressions(self, schema: Mapping[str, Any], place: str) -> list[str]:
+        """Return regular expressions, all of which a string must match."""
+        expressions = list[str]()
+        if "pattern" in schema:
+            expressions += self._pattern(schema["pattern"], "pattern", place)
+        named = schema.get("format")
+        encoding = schema.get("contentEncoding")
         if named in EXPRESSIONS:
-            found.append(f"^(?:{EXPRESSIONS[str(named)]})$")
+            expressions.append(f"^(?:{EXPRESSIONS[str(named)]})$")
         elif named in CHECKED or ("format" in self.loose and named in LIBRARY):
             self._note("format", place)
         if encoding in ("base64", "base64url"):
-            found.append(f"^(?:{EXPRESSIONS[encoding]})$")
-        return found
+            expressions.append(f"^(?:{EXPRESSIONS[encoding]})$")
+        return expressions
 
     def _pattern(self, pattern: Any, keyword: str, place: str) -> list[str]:
         if not isinstance(pattern, str):
@@ -115,7 +117,7 @@ class Texts:
                 remedy="Give an ECMA-262 regular expression.",
             )
         try:
-            done = translate(pattern)
+            translated = translate(pattern)
         except Unreadable as error:
             raise DataError(
                 f"the {keyword!r} at {place} in the JSON schema cannot be read as an ECMA-262 regular expression: {error}",
@@ -124,48 +126,48 @@ class Texts:
         if "pattern" in self.loose:
             self._note(keyword, place)
             return []
-        if not done.exact:
+        if not translated.exact:
             self._note(keyword, place)
-        return list(done.expressions)
+        return list(translated.expressions)
 
     def _number(
-        self, given: dict[str, Any], place: str, found: dict[str, Any], extra: list[Part], types: frozenset[str]
+        self, schema: dict[str, Any], place: str, rewritten: dict[str, Any], extra: list[Part], types: frozenset[str]
     ) -> bool:
-        named = given.get("type", ())
+        named = schema.get("type", ())
         integer = "integer" in named and "number" not in named if isinstance(named, list) else named == "integer"
-        numbers = grammar_numbers.rewritten(given, integer)
+        numbers = grammar_numbers.rewritten(schema, integer)
         if numbers.none:
             return False
-        found |= numbers.keys
+        rewritten |= numbers.keys
         for keyword in numbers.checked:
             self._note(keyword, place)
         steps = numbers.steps
         if "multipleOf" in self.loose and steps:
             self._note("multipleOf", place)
         elif len(steps) == 1:
-            found["multipleOf"] = steps[0]
+            rewritten["multipleOf"] = steps[0]
         elif steps:
             kind = {"type": named} if named else {}
             extra.append({"anyOf": [{**kind, "multipleOf": step} for step in steps]})
         return True
 
 
-def applies(given: dict[str, Any]) -> bool:
-    """Return whether a part has a keyword that applies other parts to the same value."""
+def applies(schema: dict[str, Any]) -> bool:
+    """Return whether a subschema has a keyword that applies other subschemas to the same value."""
     return any(
-        keyword in given
+        keyword in schema
         for keyword in ("allOf", "anyOf", "oneOf", "$ref", "if", "not", "dependentSchemas", "dependencies")
     )
 
 
 def binds(part: dict[str, Any], *but: str) -> bool:
-    """Return whether a part has a keyword that constrains values, other than those in `but`."""
+    """Return whether a subschema has a keyword that constrains values, other than those in `but`."""
     return any(keyword in BINDING and keyword not in but for keyword in part)
 
 
 def count_of(value: Any, keyword: str, place: str) -> int:
-    """Return the value of a counting keyword. Raises DataError unless it is a whole number from 0, and a minimum not
-    too large."""
+    """Return the value of a keyword such as `minItems`. Raises DataError if it is not an integer from 0, or if a
+    minimum is above `MAX_LEAST`."""
     if not grammar_numbers.number(value) or value < 0 or int(value) != value:
         raise DataError(
             f"the {keyword!r} at {place} in the JSON schema is {shown(repr(value))}",

@@ -1,4 +1,4 @@
-"""List all arrays of distinct items, for `uniqueItems` with few allowed values."""
+"""Enumerate all arrays of distinct items, for `uniqueItems` with few allowed values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MAX_VALUES, MAX_LISTS, MAX_DEPTH = 12, 400, 16
 
 
 def values_of(part: Any, resolve: Callable[[str], Any], depth: int = 0) -> list[Any] | None:
-    """Return all values that a part allows, or None if they are not enumerable or too many."""
+    """Return all values that a subschema allows, or None if they cannot be enumerated or are too many."""
     if not isinstance(part, dict) or depth > MAX_DEPTH:
         return [] if part is False else None
     bound = {
@@ -21,14 +21,14 @@ def values_of(part: Any, resolve: Callable[[str], Any], depth: int = 0) -> list[
     kind = bound.pop("type", None)
     match bound:
         case {"const": value, **rest} if not rest:
-            found = [value]
+            allowed = [value]
         case {"enum": [*values], **rest} if not rest:
-            found = values
+            allowed = values
         case {"$ref": str(pointer), **rest} if not rest and kind is None:
             return values_of(resolve(pointer), resolve, depth + 1)
         case {"anyOf": [*branches], **rest} if not rest and kind is None:
             listed = [values_of(branch, resolve, depth + 1) for branch in branches]
-            found = [value for values in listed for value in values or ()]
+            allowed = [value for values in listed for value in values or ()]
             if any(values is None for values in listed):
                 return None
         case {"minimum": int(low), "maximum": int(high), **rest} if (
@@ -43,7 +43,7 @@ def values_of(part: Any, resolve: Callable[[str], Any], depth: int = 0) -> list[
             return None
     if part.keys() & _OTHERS:
         return None
-    return _different([value for value in found if kind is None or _is(value, kind)])
+    return _different([value for value in allowed if kind is None or _is(value, kind)])
 
 
 _OTHERS = {
@@ -71,25 +71,26 @@ def _is(value: Any, kind: Any) -> bool:
 
 
 def _different(values: list[Any]) -> list[Any]:
-    found = list[Any]()
+    distinct = list[Any]()
     for value in values:
-        if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in found):
-            found.append(value)
-    return found
+        if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in distinct):
+            distinct.append(value)
+    return distinct
 
 
 def arrangements(values: list[Any], least: int, most: int) -> list[list[Any]] | None:
-    """Return all lists of `least` to `most` distinct values, or None if there are too many.
+    """Return all lists of `least` to `most` distinct values, or None if there are more than `MAX_LISTS`.
 
-    The lists have all orders if there are at most `MAX_LISTS` of them, else only the order of `values`.
+    If the lists in all orders are at most `MAX_LISTS`, all orders are returned. Otherwise only lists in the order of
+    `values` are returned.
     """
     for choose in (permutations, combinations):
-        found = list(
+        lists = list(
             islice(
                 (list(one) for size in range(least, min(most, len(values)) + 1) for one in choose(values, size)),
                 MAX_LISTS + 1,
             )
         )
-        if len(found) <= MAX_LISTS:
-            return found
+        if len(lists) <= MAX_LISTS:
+            return lists
     return None

@@ -1,9 +1,11 @@
-"""Block hashes: one key per full block of a prompt, equal exactly for equal prefixes.
+"""Block hashes: one key per full block of a prompt. Two blocks have the same key only if their prefixes are equal.
 
-A key is a keyed hash of the block's tokens, its extra keys and the key of the parent block. An extra key is, for
-example, the digest of embeddings that replace those of tokens. The chain starts at a root that covers everything that
-changes all contents: tenant, weights, adapter, arithmetic. The hash is keyed with a secret. Without it, an attacker can
-neither construct a collision nor learn another tenant's prompts from the timing of a hit or from a file name.
+A key is a keyed hash of the parent block's key, the block's tokens and its extra keys. An extra key is, for example,
+the digest of embeddings that replace those of placeholder tokens. The chain starts at a root key, which covers
+everything that affects all blocks: tenant, weights, adapter and arithmetic.
+
+The hash is keyed with a secret. Without the secret, an attacker cannot construct a collision, and cannot learn another
+tenant's prompts from cache-hit timing or file names.
 """
 
 from __future__ import annotations
@@ -19,17 +21,17 @@ _INT32 = np.iinfo(np.int32)
 
 
 def chain(secret: bytes, fingerprint: bytes, tenant: str, tokens: Sequence[int] | Any, block: int) -> list[bytes]:
-    """Return one key of 32 bytes for each full block of `tokens` ([length], a list or an array of integers).
+    """Return one 32-byte key for each full block of `tokens` ([length], a list or an array of integers).
 
-    `secret` has 16 to 64 random bytes; `fingerprint` comes from `fingerprint_of`. Keys of another secret, fingerprint,
-    tenant or block size are always different. Raises ValueError for a secret of another length, tokens beyond int32, or
-    `block` below 1.
+    `secret` has 16 to 64 random bytes; `fingerprint` comes from `fingerprint_of`. A different secret, fingerprint,
+    tenant or block size always gives different keys. Raises ValueError for a secret of another length, tokens beyond
+    int32, or `block` below 1.
     """
     return extend(secret, root(secret, fingerprint, tenant, block), tokens, block)
 
 
 def root(secret: bytes, fingerprint: bytes, tenant: str, block: int) -> bytes:
-    """Return the parent key of a tenant's first block."""
+    """Return the root key of a tenant, which is the parent key of every first block."""
     if not 16 <= len(secret) <= 64:
         raise ValueError(f"the secret has {len(secret)} bytes; it must have 16 to 64")
     if block < 1:
@@ -46,10 +48,9 @@ def extend(
     block: int,
     extra_keys: Callable[[int], Sequence[bytes]] = lambda _: (),
 ) -> list[bytes]:
-    """Return the keys of the full blocks of `tokens` that follow the block with the key `parent` (or `root`).
+    """Return the keys of the full blocks of `tokens`, which follow the block with the key `parent` (or the `root`).
 
-    A growing sequence thus hashes only its new blocks. `extra_keys(i)` gives the extra keys of the i-th of these
-    blocks.
+    So a growing sequence hashes only its new blocks. `extra_keys(i)` returns the extra keys of the i-th new block.
     """
     if len(parent) != KEY_BYTES:
         raise ValueError(f"the parent key has {len(parent)} bytes; it must have {KEY_BYTES}")
@@ -64,23 +65,24 @@ def extend(
 def block_hash(secret: bytes, parent: bytes, tokens: bytes, extra_keys: Sequence[bytes] = ()) -> bytes:
     """Return the key of the block of `tokens` (int32 bytes) after the block with the key `parent`.
 
-    `extra_keys` covers everything else that decides the block's contents.
+    `extra_keys` covers everything else that affects the block's contents.
     """
-    # Unambiguous: the parent and the tokens have fixed lengths, and each extra key carries its length.
+    # The encoding is unambiguous: the parent and the tokens have fixed lengths, and each extra key is prefixed with its
+    # length.
     return _keyed(secret, b"rorqual block", b"".join((parent, tokens, *map(_prefixed, extra_keys))))
 
 
 def matchable(length: int, block: int) -> int:
-    """Return how many blocks of a prompt of `length` tokens the cache may serve.
+    """Return how many blocks of a prompt of `length` tokens may come from the prefix cache.
 
-    At least one token must be computed to get logits.
+    At least one token must be computed, because sampling needs its logits.
     """
     return max(0, (length - 1) // block)
 
 
 def fingerprint_of(parts: Mapping[str, str]) -> bytes:
-    """Hash everything that changes the contents of all blocks: weights, adapter, dtype, arithmetic, layout. Returns 32
-    bytes."""
+    """Return a 32-byte hash of everything that affects the contents of all blocks: weights, adapter, dtype, arithmetic,
+    layout."""
     fields = [field.encode("utf-8", "surrogatepass") for item in sorted(parts.items()) for field in item]
     return blake2b(b"".join(map(_prefixed, fields)), digest_size=32, person=b"rorqual print").digest()
 

@@ -1,7 +1,8 @@
 """Ownership of the KV-cache blocks: reference counts, hash keys and eviction. This module uses no tensors.
 
-A block is in one of three states. A *used* block has at least one sequence that refers to it. A *cached* block has
-none, but has a key under which a prompt with the same prefix can reuse it. A *free* block has neither.
+A block is in one of three states. A *used* block is referenced by at least one sequence. A *cached* block has no
+references but a key, under which a prompt with the same prefix can reuse it. A *free* block has neither references nor
+a key.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ class BlockPool:
     """A pool of `n_blocks` blocks with ids 0 to n - 1.
 
     An operation takes constant time per block, or logarithmic time if the block is or becomes free. `on_evict(id, key)`
-    is called when a cached block is evicted, before its contents are overwritten, so that they can be saved. It must
-    not call the pool.
+    is called when a cached block is evicted, before its contents are overwritten, so that the caller can save them.
+    `on_evict` must not call the pool.
 
     Raises RuntimeError on misuse: a double release, an unknown id, or a key for a block without references. Such a bug
-    of the caller would give one sequence's keys and values to another.
+    of the caller would give the keys and values of one sequence to another sequence.
     """
 
     def __init__(self, n_blocks: int, on_evict: OnEvict | None = None) -> None:
@@ -36,7 +37,8 @@ class BlockPool:
         self._known: dict[bytes, int] = {}
         # A heap, so that used blocks have low ids and lie close together in memory, where attention reads them.
         self._free = list(range(n_blocks))
-        # Least recently used first. An OrderedDict, because popping the front of a plain dict walks over its deleted entries.
+        # Least recently used first. An OrderedDict, because finding the first entry of a plain dict walks over deleted
+        # entries.
         self._cached: OrderedDict[int, None] = OrderedDict()
         self._used = 0
 
@@ -57,7 +59,7 @@ class BlockPool:
 
     @property
     def available(self) -> int:
-        """Number of blocks that `allocate` can return: free and cached ones."""
+        """Number of blocks that `allocate` can return: all free and all cached blocks."""
         return len(self._free) + len(self._cached)
 
     def allocate(self, count: int) -> list[int] | None:
@@ -104,7 +106,7 @@ class BlockPool:
         return blocks
 
     def holds(self, key: bytes) -> bool:
-        """Return whether a block has `key`. Does not count as a use of the block."""
+        """Return whether a block has `key`. The lookup does not change the LRU order."""
         return key in self._known
 
     def key(self, block: int) -> bytes | None:
@@ -123,18 +125,18 @@ class BlockPool:
         self._references[block] += 1
 
     def release(self, blocks: Sequence[int]) -> None:
-        """Remove a reference from each of `blocks`, given in the order of their sequence.
+        """Remove a reference from each of `blocks`, the blocks of a sequence in order.
 
-        A block without references becomes cached if it has a key, else free. The last block of the sequence is evicted
-        first: a prefix is useful without its continuation, but not the other way round.
+        A block whose last reference is removed becomes cached if it has a key, else free. The last block of the
+        sequence will be evicted first, because a block is useless without the blocks before it.
         """
         for block in reversed(blocks):
             self._exists(block)
-            left = self._references[block] - 1
-            if left < 0:
+            remaining = self._references[block] - 1
+            if remaining < 0:
                 raise RuntimeError(f"block {block} has no reference to release")
-            self._references[block] = left
-            if left == 0:
+            self._references[block] = remaining
+            if remaining == 0:
                 self._used -= 1
                 if self._keys[block] is None:
                     heappush(self._free, block)
@@ -142,30 +144,30 @@ class BlockPool:
                     self._cached[block] = None
 
     def register(self, block: int, key: bytes, tenant: str = "") -> bool:
-        """Give a key to a full block that the caller holds. Others can `share` it from now on, so it must not be
-        written again.
+        """Give a key to a full block that the caller references. From now on other sequences can `share` the block, so
+        it must not be written again.
 
-        Returns False if another block has the key already. Then this block keeps no key, and is free once it is
-        released. `drop` selects blocks by `tenant`.
+        Returns False if another block already has the key. This block then gets no key and becomes free when it is
+        released. `drop` uses `tenant` to select blocks.
         """
         self._exists(block)
         if self._references[block] == 0:
             raise RuntimeError(f"block {block} has no references and so cannot get a key")
-        known = self._known.get(key)
-        if known is not None:
-            return known == block
+        holder = self._known.get(key)
+        if holder is not None:
+            return holder == block
         if self._keys[block] is not None:
-            raise RuntimeError(f"block {block} has another key already")
+            raise RuntimeError(f"block {block} already has another key")
         self._known[key] = block
         self._keys[block] = key
         self._tenants[block] = tenant
         return True
 
     def drop(self, tenant: str | None = None) -> None:
-        """Remove all keys, or those of one tenant, because the contents are out of date.
+        """Remove all keys, or the keys of one tenant, because the contents are out of date.
 
-        Cached blocks become free. Used blocks lose their keys and stay used. `on_evict` is not called: outdated
-        contents are not saved.
+        Cached blocks become free. Used blocks lose their keys and stay used. `on_evict` is not called, because outdated
+        contents must not be saved.
         """
         for block in list(self._known.values()):
             if tenant is None or self._tenants[block] == tenant:
@@ -183,15 +185,15 @@ class BlockPool:
         return key
 
     def _exists(self, block: int) -> None:
-        # Negative ids need a check too: a list would index from its end.
+        # Negative ids need a check too, because a list would index from its end.
         if not 0 <= block < self.n_blocks:
             raise RuntimeError(f"block {block} does not exist in a pool of {self.n_blocks}")
 
     def check(self, held: Iterable[Sequence[int]] | None = None) -> None:
         """Raise RuntimeError unless every block is in exactly one state and all indices agree.
 
-        `held` gives the blocks of every live sequence. Each block must then have as many references as sequences hold
-        it.
+        `held` lists the blocks of every live sequence. If `held` is given, each block must have as many references as
+        sequences that use it.
         """
         references, keys = self._references, self._keys
         used = sum(map(bool, references))

@@ -1,7 +1,8 @@
-"""Prefix-cache blocks on disk: one authenticated file per block, written in the background, which survives restarts and
-kills.
+"""The on-disk prefix cache: one authenticated file per block, written by a background thread. Blocks survive restarts
+and killed processes.
 
-A file that is not exactly the one that this store wrote under its key is a miss. It is removed and counted as damaged.
+A file that differs from what was written under its key is a cache miss. The store removes the file and counts it as
+damaged.
 """
 
 from __future__ import annotations
@@ -32,35 +33,35 @@ SECRET_FILE, LOCK_FILE = "secret", "lock"
 SECRET_BYTES = 32
 VERSION = 1
 QUEUE_BYTES = 64 << 20
-_OURS = re.compile(rf"[0-9a-f]{{{2 * KEY_BYTES}}}{re.escape(SUFFIX)}")
+_BLOCK_FILE = re.compile(rf"[0-9a-f]{{{2 * KEY_BYTES}}}{re.escape(SUFFIX)}")
 _HEAD = struct.Struct(f"<8sIQ{KEY_BYTES}s")  # magic, version, bytes of the payload, key
 _MAC_BYTES = 32
 _OVERHEAD = _HEAD.size + _MAC_BYTES
 # The allocation unit of nearly all file systems, which `du` also counts.
 _PAGE = 4096
 _REMEDY = "Make the folder writable and free disk space, choose another folder, or leave out cache_dir."
-# Do not follow a symbolic link in place of a file, and do not wait for a pipe.
+# Never follow a symbolic link, and never block on a named pipe.
 _PLAIN = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 def load_secret(folder: Path) -> bytes:
-    """Return the 32 random bytes that authenticate the files in `folder`. The first start creates them, readable by the
-    owner only.
+    """Return the 32-byte secret that authenticates the files in `folder`. The first call creates the secret, readable
+    by the owner only.
 
-    A secret of another length, which a power failure can leave, is replaced, and then every file is a miss.
+    A secret of another length, which a power failure can leave behind, is replaced. Every existing file is then a miss.
     Raises ConfigError if the folder cannot be written or other users can read the secret.
     """
-    with _mendable(folder):
-        place = _open_folder(folder)
+    with _as_config_error(folder):
+        folder_fd = _open_folder(folder)
         try:
-            return _read_secret(place, folder) or _make_secret(place, folder)
+            return _read_secret(folder_fd, folder) or _make_secret(folder_fd, folder)
         finally:
-            os.close(place)
+            os.close(folder_fd)
 
 
-def _read_secret(place: int, folder: Path) -> bytes | None:
+def _read_secret(folder_fd: int, folder: Path) -> bytes | None:
     try:
-        file = os.open(SECRET_FILE, os.O_RDONLY | _PLAIN, dir_fd=place)
+        file = os.open(SECRET_FILE, os.O_RDONLY | _PLAIN, dir_fd=folder_fd)
     except FileNotFoundError:
         return None
     with os.fdopen(file, "rb") as opened:
@@ -75,33 +76,34 @@ def _read_secret(place: int, folder: Path) -> bytes | None:
     return secret if len(secret) == SECRET_BYTES else None
 
 
-def _make_secret(place: int, folder: Path) -> bytes:
-    """Write a new secret to a temporary file and link it into place. Of two processes that start at once, both read the
-    winner's."""
+def _make_secret(folder_fd: int, folder: Path) -> bytes:
+    """Write a new secret to a temporary file, link it into place and return it. If two processes start at the same
+    time, both read the secret that was linked first."""
     with suppress(FileNotFoundError):
-        if os.stat(SECRET_FILE, dir_fd=place, follow_symlinks=False).st_size != SECRET_BYTES:
-            os.unlink(SECRET_FILE, dir_fd=place)
+        if os.stat(SECRET_FILE, dir_fd=folder_fd, follow_symlinks=False).st_size != SECRET_BYTES:
+            os.unlink(SECRET_FILE, dir_fd=folder_fd)
     temporary = f"{SECRET_FILE}.{secrets.token_hex(8)}.part{SUFFIX}"
     try:
-        _write_new(place, temporary, secrets.token_bytes(SECRET_BYTES), lasting=True)
-        # FileNotFoundError: another store opened meanwhile and removed the file as a leftover. Then a secret exists already.
+        _write_new(folder_fd, temporary, secrets.token_bytes(SECRET_BYTES), lasting=True)
+        # FileNotFoundError: another process opened a store meanwhile and removed the file as a leftover, so a secret
+        # already exists.
         with suppress(FileExistsError, FileNotFoundError):
-            os.link(temporary, SECRET_FILE, src_dir_fd=place, dst_dir_fd=place, follow_symlinks=False)
+            os.link(temporary, SECRET_FILE, src_dir_fd=folder_fd, dst_dir_fd=folder_fd, follow_symlinks=False)
     finally:
         with suppress(FileNotFoundError):
-            os.unlink(temporary, dir_fd=place)
-    secret = _read_secret(place, folder)
+            os.unlink(temporary, dir_fd=folder_fd)
+    secret = _read_secret(folder_fd, folder)
     if secret is None:
         raise ConfigError("this file is not a valid secret", where=str(folder / SECRET_FILE), remedy="Remove it.")
     return secret
 
 
 class DiskStore:
-    """An LRU store of payloads by key in at most `budget_bytes` of disk.
+    """An LRU key-value store of payloads in a folder, limited to `budget_bytes` of disk.
 
-    `secret` comes from `load_secret`. `fingerprint` identifies the weights: files of other weights are misses. Calls
-    never wait for a write, and disk errors do not raise. The constructor raises ConfigError if the folder is unusable
-    or in use by another process.
+    `secret` comes from `load_secret`. `fingerprint` identifies the weights: files of other weights are misses. `put`
+    never waits for a write, and disk errors are not raised. The constructor raises ConfigError if the folder is
+    unusable or in use by another process.
     """
 
     def __init__(
@@ -123,15 +125,15 @@ class DiskStore:
         self._total = 2 * _PAGE  # the secret and the lock
         self._counts = dict.fromkeys(("written", "read", "damaged", "dropped", "evicted"), 0)
         self._last, self._owner = 0, os.getpid()
-        self._closing = self._complained = False
+        self._closing = self._error_reported = False
         self._changed = threading.Condition()
-        with _mendable(folder):
-            self._place = _open_folder(folder)
+        with _as_config_error(folder):
+            self._folder_fd = _open_folder(folder)
             try:
-                self._lock = _own(self._place, folder)
+                self._lock = _lock_folder(self._folder_fd, folder)
                 self._scan()
             except BaseException:
-                os.close(self._place)
+                os.close(self._folder_fd)
                 raise
         self._writer = threading.Thread(target=self._write_all, name="rorqual cache writer", daemon=True)
         self._writer.start()
@@ -143,20 +145,21 @@ class DiskStore:
         self.close()
 
     def stats(self) -> dict[str, int]:
-        """Return counts of files `written`, `read`, `damaged` and `evicted`, of puts `dropped`, and `files` and `bytes`
-        on disk."""
+        """Return the counts of files `written`, `read`, `damaged` and `evicted`, of payloads `dropped`, and of `files`
+        and `bytes` on disk."""
         with self._changed:
             return {**self._counts, "files": len(self._sizes), "bytes": self._total}
 
     def has(self, key: bytes) -> bool:
-        """Return whether a payload is stored or queued under `key`. Does not count as a use."""
+        """Return whether a payload is stored or queued under `key`. The lookup does not change the LRU order."""
         with self._changed:
             return not self._closing and (key in self._sizes or key in self._pending)
 
     def put(self, key: bytes, payload: bytes | memoryview) -> bool:
-        """Copy a payload and queue it under a key of 32 bytes. A key that is stored already is not written again.
+        """Queue a copy of a payload for writing under a 32-byte key, unless the key is already stored.
 
-        Returns False if the payload is dropped: the queue is full, the budget too small or the store closed.
+        Returns False if the payload is dropped because the queue is full, the budget is too small or the store is
+        closed.
         """
         if len(key) != KEY_BYTES:
             raise ValueError(f"the key has {len(key)} bytes; it must have {KEY_BYTES}")
@@ -181,10 +184,10 @@ class DiskStore:
             self._sizes.move_to_end(key)
             try:
                 # Open inside the lock, so that the writer cannot evict the file first.
-                file = os.open(_name(key), os.O_RDONLY | _PLAIN, dir_fd=self._place)
+                file = os.open(_name(key), os.O_RDONLY | _PLAIN, dir_fd=self._folder_fd)
             except OSError as error:
-                if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO):  # gone, a link, a socket
-                    self._lose(key, damaged=error.errno != errno.ENOENT)
+                if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO):  # missing, a symbolic link, or a socket
+                    self._remove_entry(key, damaged=error.errno != errno.ENOENT)
                 return None  # another error, such as too many open files, does not mean that the file is damaged
         try:
             payload = self._verified(file, key)
@@ -194,7 +197,7 @@ class DiskStore:
             if payload is not None:
                 self._counts["read"] += 1
             elif not self._closing:
-                self._lose(key, damaged=True)
+                self._remove_entry(key, damaged=True)
         return payload
 
     def flush(self) -> None:
@@ -206,8 +209,8 @@ class DiskStore:
     def close(self) -> None:
         """Write the queued payloads and unlock the folder. Afterwards every `get` misses and every `put` is dropped.
 
-        Does nothing in a forked child of the process that opened the store. The child has no writer thread and does not
-        own the folder.
+        In a forked child of the process that opened the store, `close` does nothing, because the child has no writer
+        thread and does not own the folder.
         """
         if os.getpid() != self._owner:
             return
@@ -218,44 +221,45 @@ class DiskStore:
             self._closing = True
             self._changed.notify_all()
         self._writer.join()
-        # Unlock explicitly: a forked process shares the lock, so closing the file alone would leave it locked.
+        # Unlock explicitly: a forked process shares the lock, so closing the file would not release it.
         with suppress(OSError):
             fcntl.flock(self._lock, fcntl.LOCK_UN)
         os.close(self._lock)
-        os.close(self._place)
+        os.close(self._folder_fd)
 
-    # The caller of `_lose` and `_evict` holds the lock, except in the constructor. `_write` and `_verified` do I/O without it.
+    # Callers of `_remove_entry` and `_evict` hold the lock, except in the constructor. `_write` and `_verified` do I/O
+    # without holding the lock.
 
-    def _lose(self, key: bytes, *, damaged: bool) -> None:
+    def _remove_entry(self, key: bytes, *, damaged: bool) -> None:
         self._counts["damaged"] += damaged
         if key in self._sizes:
             self._total -= self._sizes.pop(key)
-            _remove(self._place, _name(key))
+            _remove(self._folder_fd, _name(key))
 
     def _evict(self, size: int) -> None:
         while self._sizes and self._total + size > self.budget:
-            self._lose(next(iter(self._sizes)), damaged=False)
+            self._remove_entry(next(iter(self._sizes)), damaged=False)
             self._counts["evicted"] += 1
 
     def _scan(self) -> None:
-        """Build the index from the folder, in the order of last use.
+        """Build the index from the files in the folder, in the order of last use.
 
-        A file with the name and size of a block is indexed. Any other file with our suffix is a leftover and is
-        removed. Files without the suffix are not touched.
+        A file with the name and size of a block is indexed. Any other file with the suffix `SUFFIX` is a leftover and
+        is removed. Files without the suffix are not touched.
         """
-        found: list[tuple[int, bytes, int]] = []
-        with os.scandir(self._place) as entries:
+        blocks: list[tuple[int, bytes, int]] = []
+        with os.scandir(self._folder_fd) as entries:
             for entry in entries:
                 if not entry.name.endswith(SUFFIX):
                     continue
                 status = entry.stat(follow_symlinks=False)
                 size = _on_disk(status.st_size)
                 possible = stat.S_ISREG(status.st_mode) and status.st_size >= _OVERHEAD and size <= self.budget
-                if possible and _OURS.fullmatch(entry.name):
-                    found.append((status.st_mtime_ns, bytes.fromhex(entry.name.removesuffix(SUFFIX)), size))
+                if possible and _BLOCK_FILE.fullmatch(entry.name):
+                    blocks.append((status.st_mtime_ns, bytes.fromhex(entry.name.removesuffix(SUFFIX)), size))
                 else:
-                    _remove(self._place, entry.name)
-        for _, key, size in sorted(found):
+                    _remove(self._folder_fd, entry.name)
+        for _, key, size in sorted(blocks):
             self._sizes[key] = size
             self._total += size
         self._evict(0)
@@ -281,24 +285,24 @@ class DiskStore:
                 else:
                     self._counts["dropped"] += 1
                 self._changed.notify_all()
-            if error is not None and not self._complained:
-                self._complained = True
+            if error is not None and not self._error_reported:
+                self._error_reported = True
                 print(f"{self.folder}: cannot write to the disk cache: {error.strerror}", file=sys.stderr)
 
     def _write(self, key: bytes, payload: bytes) -> OSError | None:
         temporary = f"{key.hex()}.{os.getpid()}.part{SUFFIX}"
         head = _head(key, len(payload))
         try:
-            # No fsync: if a power failure tears a file, its authentication code fails, and it is a miss.
-            _write_new(self._place, temporary, head, self._code(head, payload), payload, times=self._now())
-            os.replace(temporary, _name(key), src_dir_fd=self._place, dst_dir_fd=self._place)
+            # No fsync: a file that a power failure tears has a wrong authentication code and so is a miss.
+            _write_new(self._folder_fd, temporary, head, self._code(head, payload), payload, times=self._now())
+            os.replace(temporary, _name(key), src_dir_fd=self._folder_fd, dst_dir_fd=self._folder_fd)
         except OSError as error:
-            _remove(self._place, temporary)
+            _remove(self._folder_fd, temporary)
             return error
         return None
 
     def _verified(self, file: int, key: bytes) -> bytes | None:
-        """Return the payload of an open file, or None unless every byte is as it was written."""
+        """Return the payload of an open file, or None if the file is not exactly as it was written."""
         try:
             status = os.fstat(file)
             length = status.st_size - _OVERHEAD
@@ -307,7 +311,7 @@ class DiskStore:
             with os.fdopen(file, "rb", closefd=False) as opened:
                 head, code = opened.read(_HEAD.size), opened.read(_MAC_BYTES)
                 payload = opened.read(length)
-            # Compare with the only valid header, byte by byte: nothing in the file is trusted before its code is checked.
+            # Compare the header with the only valid one. Nothing in the file is trusted before its code is checked.
             if head != _head(key, length) or not hmac.compare_digest(code, self._code(head, payload)):
                 return None
             with suppress(OSError):  # keep serving if the disk was remounted read-only
@@ -322,8 +326,8 @@ class DiskStore:
         return code.digest()
 
     def _now(self) -> tuple[int, int]:
-        """Return strictly increasing access and modification times in ns, from which the next start reads the order of
-        last use."""
+        """Return access and modification times in ns for a file. The times increase strictly, because the next start
+        reads the LRU order from them."""
         with self._changed:
             self._last = max(self._last + 1, time.time_ns())
             return self._last, self._last
@@ -341,16 +345,16 @@ def _on_disk(size: int) -> int:
     return -(-size // _PAGE) * _PAGE
 
 
-def _remove(place: int, name: str) -> None:
-    # unlink fails on a directory, which is not ours and so must stay.
+def _remove(folder_fd: int, name: str) -> None:
+    # unlink fails on a directory, which must stay because the store never creates directories.
     with suppress(OSError):
-        os.unlink(name, dir_fd=place)
+        os.unlink(name, dir_fd=folder_fd)
 
 
 def _write_new(
-    place: int, name: str, *parts: bytes, times: tuple[int, int] | None = None, lasting: bool = False
+    folder_fd: int, name: str, *parts: bytes, times: tuple[int, int] | None = None, lasting: bool = False
 ) -> None:
-    file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _PLAIN, 0o600, dir_fd=place)
+    file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _PLAIN, 0o600, dir_fd=folder_fd)
     with os.fdopen(file, "wb") as opened:
         for part in parts:
             opened.write(part)
@@ -362,7 +366,7 @@ def _write_new(
 
 
 @contextmanager
-def _mendable(folder: Path) -> Iterator[None]:
+def _as_config_error(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -372,23 +376,23 @@ def _mendable(folder: Path) -> Iterator[None]:
 
 
 def _open_folder(folder: Path) -> int:
-    """Open the folder and return its file descriptor. All files are opened relative to it, so renaming the path does
-    not matter."""
+    """Open the folder and return its file descriptor. All files are opened relative to this descriptor, so the folder
+    may be renamed."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    if os.fstat(place).st_mode & 0o022:
-        os.close(place)
+    folder_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    if os.fstat(folder_fd).st_mode & 0o022:
+        os.close(folder_fd)
         raise ConfigError(
             "other users can write to this folder",
             where=str(folder),
             remedy="Run `chmod 700` on it, or choose another folder.",
         )
-    return place
+    return folder_fd
 
 
-def _own(place: int, folder: Path) -> int:
-    """Lock the folder and return the file descriptor of the lock. The kernel releases the lock of a process that dies."""
-    lock = os.open(LOCK_FILE, os.O_RDWR | os.O_CREAT | _PLAIN, 0o600, dir_fd=place)
+def _lock_folder(folder_fd: int, folder: Path) -> int:
+    """Lock the folder and return the file descriptor of the lock. If the process dies, the kernel releases the lock."""
+    lock = os.open(LOCK_FILE, os.O_RDWR | os.O_CREAT | _PLAIN, 0o600, dir_fd=folder_fd)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -1,8 +1,9 @@
-"""The blocks of each sequence, and the prefix cache. This module uses no tensors.
+"""The KV-cache manager: assign blocks to sequences and maintain the prefix cache. This module uses no tensors.
 
-A full computed block gets a key (`block_hash.py`). It covers all tokens up to the end of the block, embeddings that
-replace some of them, the tenant and the weights. Sequences with the same prefix share the block. It stays cached after
-its last use until evicted. With a disk store it is written there, too.
+A block gets a key (`block_hash.py`) once all its positions are computed. The key covers all tokens up to the end of the
+block, embeddings that replace some of them, the tenant and the weights. Sequences with the same prefix share the block.
+A block that no sequence uses any more stays cached until it is evicted. With a disk store, the block is also written to
+disk.
 """
 
 from __future__ import annotations
@@ -32,8 +33,7 @@ class Owner(Protocol):
 
 @dataclass
 class KVCacheManager:
-    """Assigns the blocks of one KV cache to sequences. Block 0 belongs to no sequence: padding tokens are written
-    there."""
+    """Assigns the blocks of one KV cache to sequences. Block 0 is reserved for padding tokens."""
 
     n_blocks: int
     secret: bytes
@@ -45,10 +45,10 @@ class KVCacheManager:
     store: DiskStore | None = None
     """The disk cache, if there is one."""
     clear: Callable[[list[int]], None] | None = None
-    """If set, called with new blocks before a sequence gets them."""
+    """If set, called with newly allocated blocks to zero them before a sequence gets them."""
     look: Callable[[], None] = lambda: None
-    """Called before a cached block is reused or a new one gets its key. It calls `renew` if the weights have changed.
-    """
+    """Called before a cached block is reused and before a block gets its key. Must call `renew` if the weights have
+    changed."""
     pool: BlockPool = field(init=False)
     roots: dict[str, bytes] = field(default_factory=dict)
     hit_tokens: int = 0
@@ -59,7 +59,7 @@ class KVCacheManager:
         self.reset()
 
     def reset(self) -> None:
-        """Drop all blocks in memory. Those on disk stay."""
+        """Drop all blocks in memory. Blocks on disk are kept."""
         self.pool = BlockPool(self.n_blocks)
         self.pool.allocate(1)
 
@@ -75,10 +75,10 @@ class KVCacheManager:
         self.pool.drop()
 
     def match(self, owner: Owner, most: int | None = None) -> int:
-        """Give `owner`, which has no blocks, the blocks of its longest cached prefix, and return their number of
-        tokens.
+        """Assign the blocks of the longest cached prefix to `owner`, and return the number of tokens in these blocks.
 
-        At least one token is left to compute. Tokens from `most` on are computed, too.
+        `owner` must have no blocks yet. The match leaves at least one token to compute, and covers at most the first
+        `most` tokens.
         """
         if not owner.reuse:
             return 0
@@ -101,32 +101,34 @@ class KVCacheManager:
     def _restore(self, owner: Owner, key: bytes) -> int | None:
         if self.store is None or not self.store.has(key):
             return None
-        found = self.pool.allocate(1)
-        if found is None:
+        allocated = self.pool.allocate(1)
+        if allocated is None:
             return None
         contents = self.store.get(key)
-        if contents is None or not self.write(found[0], contents):
-            self.pool.release(found)
+        if contents is None or not self.write(allocated[0], contents):
+            self.pool.release(allocated)
             return None
-        self.pool.register(found[0], key, owner.tenant)
+        self.pool.register(allocated[0], key, owner.tenant)
         self.restored += 1
-        return found[0]
+        return allocated[0]
 
     def grow(self, owner: Owner, length: int) -> bool:
-        """Give `owner` blocks for `length` positions. Returns False and changes nothing if too few are available."""
+        """Allocate blocks until `owner` has enough for `length` positions. Returns False and changes nothing if too few
+        are available."""
         missing = -(-length // BLOCK) - len(owner.blocks)
         if missing <= 0:
             return True
-        found = self.pool.allocate(missing)
-        if found is None:
+        allocated = self.pool.allocate(missing)
+        if allocated is None:
             return False
         if self.clear is not None:
-            self.clear(found)
-        owner.blocks += found
+            self.clear(allocated)
+        owner.blocks += allocated
         return True
 
     def cache_blocks(self, owner: Owner, length: int) -> None:
-        """Cache the full blocks of `owner` among its first `length` positions, which are computed."""
+        """Add the full blocks within the first `length` positions of `owner` to the prefix cache. All of these
+        positions must be computed."""
         full = length // BLOCK
         if not owner.reuse or full <= owner.num_cached_blocks:
             return
@@ -135,10 +137,10 @@ class KVCacheManager:
         if self.fingerprint != before:  # the blocks may mix old and new weights
             return
         keys = self._keys(owner, full)
-        for place in range(owner.num_cached_blocks, full):
-            fresh = self.pool.register(owner.blocks[place], keys[place], owner.tenant)
-            if fresh and self.store is not None and not self.store.has(keys[place]):
-                self.store.put(keys[place], self.read(owner.blocks[place]))
+        for index in range(owner.num_cached_blocks, full):
+            fresh = self.pool.register(owner.blocks[index], keys[index], owner.tenant)
+            if fresh and self.store is not None and not self.store.has(keys[index]):
+                self.store.put(keys[index], self.read(owner.blocks[index]))
         owner.num_cached_blocks = full
 
     def release(self, owner: Owner) -> None:
@@ -147,33 +149,32 @@ class KVCacheManager:
         owner.blocks, owner.num_cached_blocks = [], 0
 
     def fork(self, owner: Owner, other: Owner, length: int) -> list[tuple[int, int]] | None:
-        """Give `other` the first `length` positions of `owner`. Full blocks are shared; the caller must copy the last,
-        partial one.
+        """Give `other` the first `length` positions of `owner`. Full blocks are shared. A partial last block gets a new
+        block, into which the caller must copy the contents.
 
-        Returns [(block to copy to, block to copy from)], or [] if no block is partial. None means that no block is
-        available.
+        Returns [(target block, source block)], or [] if no block is partial, or None if no block is available.
         """
-        full, rest = divmod(length, BLOCK)
-        own = self.pool.allocate(1) if rest else []
-        if own is None:
+        full, partial = divmod(length, BLOCK)
+        new_blocks = self.pool.allocate(1) if partial else []
+        if new_blocks is None:
             return None
         for block in owner.blocks[:full]:
             self.pool.take(block)
-        other.blocks, other.num_cached_blocks = owner.blocks[:full] + own, min(owner.num_cached_blocks, full)
+        other.blocks, other.num_cached_blocks = owner.blocks[:full] + new_blocks, min(owner.num_cached_blocks, full)
         other.keys = list(owner.keys)
-        return [(own[0], owner.blocks[full])] if rest else []
+        return [(new_blocks[0], owner.blocks[full])] if partial else []
 
     def _keys(self, owner: Owner, blocks: int) -> list[bytes]:
-        """Return the keys of the first `blocks` blocks of `owner`. Keys that it has already are not computed again."""
-        known = len(owner.keys)
-        if known < blocks:
+        """Return the keys of the first `blocks` blocks of `owner`. Keys that `owner` already has are not recomputed."""
+        n_known = len(owner.keys)
+        if n_known < blocks:
             if owner.tenant not in self.roots:
                 self.roots[owner.tenant] = root(self.secret, self.fingerprint, owner.tenant, BLOCK)
-            parent = owner.keys[-1] if known else self.roots[owner.tenant]
-            tokens, embeds = owner.tokens[known * BLOCK : blocks * BLOCK], owner.embeds
+            parent = owner.keys[-1] if n_known else self.roots[owner.tenant]
+            tokens, embeds = owner.tokens[n_known * BLOCK : blocks * BLOCK], owner.embeds
 
             def extra_keys(number: int) -> tuple[bytes, ...]:
-                start = (known + number) * BLOCK
+                start = (n_known + number) * BLOCK
                 return () if embeds is None else embeds.extra_keys(start, start + BLOCK)
 
             owner.keys += extend(self.secret, parent, tokens, BLOCK, extra_keys)

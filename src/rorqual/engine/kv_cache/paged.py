@@ -1,9 +1,10 @@
 """The KV cache in memory: pools of blocks. A block holds the cached parts of `BLOCK` positions of one sequence in every
 layer.
 
-The scheduler decides which blocks a sequence owns. Rows beyond the end of a sequence in its last block get attention
-weight 0, but must be finite, because 0 times NaN is NaN. So pools start as zeros, which the system allocates only when
-a page is written. After a NaN or infinity was written once, blocks are cleared before a sequence gets them (`clear`).
+The scheduler decides which blocks a sequence owns. In the last block of a sequence, rows beyond its end get attention
+weight 0. These rows must still be finite, because 0 times NaN is NaN. So pools are initialized with zeros, whose pages
+the operating system allocates only when they are written. Once a NaN or infinity has been written, every block is
+cleared (`clear`) before a sequence gets it.
 """
 
 from __future__ import annotations
@@ -31,16 +32,19 @@ def zeros(shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Ten
 
 
 def token_bytes(config: ModelConfig, dtype: torch.dtype) -> float:
-    """Return the bytes of one position in all layers. Parts that group tokens make it fractional; times `BLOCK` it is
-    whole."""
+    """Return the KV-cache bytes of one token position over all layers.
+
+    The number is fractional if a cached part has one row per group of tokens. The bytes of a whole block are an
+    integer.
+    """
     return sum(attention.cache_bytes(dtype.itemsize) for attention in config.attentions)
 
 
 class PagedCache:
     """The block pools of all layers.
 
-    `layers[i]` maps each part of `layouts[i]` to its pool, for attention i; the backend's `attention` decides the
-    memory layout. `experts` [blocks, BLOCK, routers, k] holds the routers' choices for each cached position.
+    `layers[i]` maps each part of `layouts[i]` to its pool, for attention i. The backend's `attention` decides the
+    memory layout of a pool. `experts` [blocks, BLOCK, routers, k] holds the routers' choices for each cached position.
     """
 
     def __init__(
@@ -85,13 +89,15 @@ class PagedCache:
         self._fill(blocks, list(empty))
 
     def read(self, block: int) -> bytes:
-        """Return the contents of a block, as `write` takes them. The bytes do not depend on the layout of the pools."""
+        """Return the contents of a block as bytes, for `write`. The bytes do not depend on the memory layout of the
+        pools."""
         return b"".join(
             tensor.contiguous().cpu().view(-1).view(torch.uint8).numpy().tobytes() for tensor in self._contents([block])
         )
 
     def write(self, block: int, contents: bytes) -> bool:
-        """Restore the contents of a block. Returns False and changes nothing if they have another size than a block."""
+        """Restore the contents of a block. Returns False and changes nothing if `contents` does not have the size of a
+        block."""
         if len(contents) != sum(self._sizes):
             return False
         parts = torch.frombuffer(bytearray(contents), dtype=torch.uint8).split(self._sizes)
@@ -100,11 +106,11 @@ class PagedCache:
         return True
 
     def _contents(self, blocks: Sequence[int]) -> list[Tensor]:
-        """Return the contents of n blocks: per pool [n, heads, BLOCK / every, width], then `experts` if the model
-        routes."""
+        """Return the contents of n `blocks`: one tensor [n, heads, BLOCK / every, width] per pool, then `experts` for
+        an MoE model."""
         index = torch.tensor(blocks, device=self.device)
-        found = [self.attention.read(pool, index) for pool in self.pools()]
-        return [*found, self.experts.index_select(0, index)] if self.experts.numel() else found
+        contents = [self.attention.read(pool, index) for pool in self.pools()]
+        return [*contents, self.experts.index_select(0, index)] if self.experts.numel() else contents
 
     def _fill(self, blocks: Sequence[int], contents: Sequence[Tensor]) -> None:
         index = torch.tensor(blocks, device=self.device)
@@ -121,8 +127,8 @@ class PagedCache:
 
 
 class StepCache:
-    """The `rorqual.model.Cache` of one forward pass. `plan` has the cache slot of each token and the tokens that it
-    attends to."""
+    """The `rorqual.model.Cache` of one forward pass. `plan` gives the cache slot of each token and the positions that
+    it attends to."""
 
     def __init__(self, cache: PagedCache, plan: Plan) -> None:
         self.cache, self.plan, self.pools = cache, plan, cache.layers

@@ -1,8 +1,9 @@
-"""A client for OpenAI-compatible endpoints with the engine's interface, to evaluate a served model or use it as teacher
-or judge.
+"""A client for OpenAI-compatible endpoints with the engine's interface, to evaluate a served model or to use it as
+teacher or judge.
 
-It uses only the standard library. A remote endpoint returns neither log-probabilities that equal the trainer's nor the
-experts of each token. Its samples can be graded, but not trained on by policy gradient.
+The client uses only the standard library. A remote endpoint does not return the experts of each token, and its
+log-probabilities may differ from the trainer's. So samples of a remote endpoint can be graded but not used for policy
+gradients.
 """
 
 from __future__ import annotations
@@ -32,25 +33,25 @@ from rorqual.engine.request import Completion, Grammar, Request, SamplingParams
 from rorqual.engine.seeds import Bits, sample_seed
 
 ALWAYS = ("max_tokens", "temperature", "top_p")
-"""Parameters that are always sent, because servers differ in their defaults."""
+"""Parameters that are always sent, because servers have different defaults."""
 OWN_FORMS = ("seed", "n", "top_logprobs", "grammar")
-"""Parameters that are not sent under their own name. `seed` and `n` become one request per sample, each with its own
-seed."""
+"""Parameters that are not sent under their own name. A request with `n` samples becomes n HTTP requests, each with its
+own seed."""
 
 
 def fields_of(params: SamplingParams) -> dict[str, Any]:
-    """Return sampling parameters under the names of OpenAI's API or its extensions in vLLM and SGLang.
+    """Return sampling parameters under their names in OpenAI's API or its extensions in vLLM and SGLang.
 
-    Parameters at their default are left out, except those in `ALWAYS`.
+    Parameters at their default value are left out, except those in `ALWAYS`.
     """
-    found = dict[str, Any]()
+    fields = dict[str, Any]()
     for name, param in PARAMS.items():
         value = getattr(params, name)
         if name in ALWAYS or (name not in OWN_FORMS and value != param.default):
-            found[name] = param.type.write(value)
+            fields[name] = param.type.write(value)
     if params.top_logprobs:
-        found |= {"logprobs": True, "top_logprobs": params.top_logprobs}
-    return found | (_grammar(params.grammar) if params.grammar else {})
+        fields |= {"logprobs": True, "top_logprobs": params.top_logprobs}
+    return fields | (_grammar(params.grammar) if params.grammar else {})
 
 
 def _grammar(grammar: Grammar) -> dict[str, Any]:
@@ -81,22 +82,22 @@ RETRIED = frozenset({408, 409, 425, 429})
 FINAL = frozenset({501, 505})
 """Server errors that a retry cannot fix."""
 REFUSED = frozenset({400, 413, 422})
-"""Status codes of a request that is itself at fault. Other requests may succeed."""
+"""Status codes that mean that this request is invalid. Other requests may succeed."""
 UNSURE = frozenset({408, 409, 425})
-"""Status codes below 500 that may come after work was done and billed. All others below 500 mean that no work was done.
-"""
+"""Status codes below 500 after which the server may have done and billed work. Any other code below 500 means that the
+server did no work."""
 UNSENT = (ConnectionRefusedError, socket.gaierror, ssl.SSLCertVerificationError)
 """Exceptions raised before a request is sent."""
 LONGEST_WAIT = 60.0
 
 
 class RemoteError(RorqualError):
-    """A remote endpoint that does not answer, or answers with an error. `status` is the HTTP status of a refusal, else
-    0.
+    """Raised if a remote endpoint does not answer or answers with an error. `status` is the HTTP status of a rejected
+    request, else 0.
 
-    `alone` means that only this request failed after its retries, and others may succeed. Examples are a server error,
-    a timeout, a broken connection and a reply without a completion. A wrong key, model or address, a rate limit and an
-    unreachable server are not `alone`.
+    `alone` means that only this request failed, after all its retries, and other requests may succeed. Examples are a
+    server error, a timeout, a broken connection and a reply without a completion. A wrong key, model or address, a rate
+    limit and an unreachable server affect all requests, so `alone` is False.
     """
 
     def __init__(self, what: str, *, where: str = "", remedy: str = "", status: int = 0, alone: bool = False) -> None:
@@ -105,26 +106,28 @@ class RemoteError(RorqualError):
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    # urllib would send the API key along to the target of a redirect.
+    # urllib would send the API key to the target of a redirect.
     def redirect_request(self, *_: Any, **__: Any) -> None:
         return None
 
 
 class Toll(Protocol):
-    """Accounts for the cost of requests against a budget. Several threads call it at once."""
+    """Interface of an object that charges requests to a budget. Several threads call its methods concurrently."""
 
     def enter(self, place: int) -> bool:
-        """Return whether request `place` may be sent, before each attempt. May wait for other requests to finish."""
+        """Return whether request number `place` may be sent. Called before each attempt; may block until other requests
+        finish."""
 
     def refused(self, place: int) -> None:
-        """Note an attempt that is not billed: it was not sent, or was rejected with HTTP 3xx or 4xx other than
+        """Record an attempt that is not billed: it was not sent, or was rejected with HTTP 3xx or 4xx other than
         `UNSURE`."""
 
     def used(self, place: int, usage: Mapping[str, int]) -> None:
-        """Note an attempt that returned no completion but for which the server counts these tokens."""
+        """Record an attempt without a completion for which the server reports this token usage."""
 
     def left(self, place: int) -> None:
-        """Record that the request has finished, with or without success. Attempts without a known cost count as billed."""
+        """Record that the request has finished, with or without success. Attempts whose cost is unknown count as
+        billed."""
 
 
 class _Free:
@@ -144,13 +147,14 @@ class _Free:
 FREE: Toll = _Free()
 
 
-class _Unpaid(RorqualError):
-    """The budget does not allow another request."""
+class _OverBudget(RorqualError):
+    """Raised if the budget does not allow another request."""
 
 
 @contextmanager
-def _noting(faults: list[BaseException], stop: threading.Event) -> Iterator[None]:
-    """Record an exception in `faults` and stop the other threads. Their own exceptions only report the stop."""
+def _recording(faults: list[BaseException], stop: threading.Event) -> Iterator[None]:
+    """Record an exception in `faults` and tell the other threads to stop. Later exceptions of other threads are only
+    consequences of the stop."""
     try:
         yield
     except BaseException as error:
@@ -161,7 +165,7 @@ def _noting(faults: list[BaseException], stop: threading.Event) -> Iterator[None
 
 @dataclass(frozen=True)
 class _Gate:
-    """The budget, number and stop event of one request."""
+    """Budget, index and stop event of one request."""
 
     toll: Toll
     place: int
@@ -169,12 +173,12 @@ class _Gate:
 
 
 class RemoteClient(ABC):
-    """Sends one HTTP request per sample to `url`, `concurrency` at a time. Subclasses build the body and parse the
-    reply.
+    """A client that sends one HTTP request per sample to `url`, with up to `concurrency` in flight. Subclasses build
+    the body and parse the reply.
 
-    `timeout` is in seconds per attempt. `retries` is the number of further attempts. They follow HTTP 408, 409, 425,
-    429 or 5xx, a broken connection, or a reply without a completion, such as an HTML page. The wait is `backoff`
-    seconds, doubled each time, or longer if `Retry-After` asks for it.
+    `timeout` is in seconds per attempt. Up to `retries` retries follow HTTP 408, 409, 425, 429 or 5xx, a broken
+    connection, or a reply without a completion, such as an HTML page. The delay before a retry is `backoff` seconds,
+    doubled each time, or the server's `Retry-After` if that is longer.
     """
 
     def __init__(
@@ -212,7 +216,7 @@ class RemoteClient(ABC):
 
     @abstractmethod
     def _body(self, request: Request, sample: int) -> dict[str, Any]:
-        """Return the JSON body that requests one sample."""
+        """Return the JSON body of the HTTP request for one sample."""
 
     @abstractmethod
     def _read(self, data: Any, request: Request) -> Completion:
@@ -231,56 +235,56 @@ class RemoteClient(ABC):
         failed: Callable[[int, RemoteError], None] | None = None,
         first_alone: bool = False,
     ) -> bool:
-        """Request the given (request, sample number) pairs and call `arrived(place, completion)` for each as it
-        arrives.
+        """Send a request for each (request, sample number) in `wanted`, and call `arrived(place, completion)` for each
+        completion.
 
-        Calls of `arrived` are serialized. The first failure, of a request or of `arrived`, stops all requests that were
-        not sent yet. Requests in flight are awaited and delivered, then the failure is raised. `toll` is asked before
-        each attempt. If it refuses one, nothing further is sent and the result is False.
+        Calls of `arrived` are serialized. After the first failure, of a request or of `arrived`, no further request is
+        sent. Requests in flight are completed and delivered, then the failure is raised. `toll.enter` must approve each
+        attempt. If `toll.enter` returns False, no further request is sent, and `collect` returns False.
 
-        With `refused(place, error)`, a request that the server rejects for its content (`REFUSED`) does not stop the
-        others. With `failed(place, error)`, neither does any other request that fails `alone`. `first_alone` awaits the
-        first request before it sends the others.
+        If `refused` is given, `refused(place, error)` is called for a request that the server rejects for its content
+        (`REFUSED`), and the other requests continue. `failed(place, error)` does the same for any other request that
+        fails `alone`. With `first_alone`, the other requests are sent after the first one has finished.
         """
         self._check(wanted)
         lock, stop = threading.Lock(), threading.Event()
         faults: list[BaseException] = []
 
-        def told(error: RemoteError) -> Callable[[int, RemoteError], None] | None:
+        def handler_of(error: RemoteError) -> Callable[[int, RemoteError], None] | None:
             return refused if refused is not None and error.status in REFUSED else failed if error.alone else None
 
         def answer(place: int) -> Completion | RemoteError:
             try:
                 return self._complete(*wanted[place], _Gate(toll, place, stop))
             except RemoteError as error:
-                if told(error) is None:
+                if handler_of(error) is None:
                     raise
                 return error
 
-        def one(place: int) -> None:
+        def run_one(place: int) -> None:
             if stop.is_set():
                 return
             try:
-                with _noting(faults, stop):
-                    found = answer(place)
-                with lock, _noting(faults, stop):  # a fault must set `stop` before another thread gets the lock
-                    if isinstance(found, Completion):
-                        arrived(place, found)
-                    elif tell := told(found):
-                        tell(place, found)
+                with _recording(faults, stop):
+                    outcome = answer(place)
+                with lock, _recording(faults, stop):  # an exception must set `stop` before another thread gets the lock
+                    if isinstance(outcome, Completion):
+                        arrived(place, outcome)
+                    elif handler := handler_of(outcome):
+                        handler(place, outcome)
             finally:
                 toll.left(place)
 
         with ThreadPoolExecutor(self.concurrency, thread_name_prefix="remote") as pool:
             try:
                 for part in (range(first_alone), range(first_alone, len(wanted))):
-                    for future in [pool.submit(one, place) for place in part]:
+                    for future in [pool.submit(run_one, place) for place in part]:
                         future.result()
             except BaseException as error:
                 stop.set()
                 pool.shutdown(wait=True, cancel_futures=True)
                 if faults and isinstance(error, RorqualError):
-                    if isinstance(faults[0], _Unpaid):
+                    if isinstance(faults[0], _OverBudget):
                         return False
                     raise faults[0] from None
                 raise
@@ -290,23 +294,24 @@ class RemoteClient(ABC):
 
     def _complete(self, request: Request, sample: int, gate: _Gate) -> Completion:
         body = json.dumps(self._body(request, sample)).encode()
-        return self._tried(gate, self.url, lambda: self._read(self._sent(self.url, body), request))
+        return self._with_retries(gate, self.url, lambda: self._read(self._send(self.url, body), request))
 
-    def exchange(self, url: str, body: bytes | None = None, more: Mapping[str, str] | None = None) -> Any:
-        """Send one request that is not for a sample, with retries, and return the JSON of its reply."""
-        return self._tried(_Gate(FREE, 0, threading.Event()), url, lambda: self._sent(url, body, more))
+    def exchange(self, url: str, body: bytes | None = None, extra_headers: Mapping[str, str] | None = None) -> Any:
+        """Send an auxiliary request with retries, POST if it has a body and else GET, and return the JSON of the
+        reply."""
+        return self._with_retries(_Gate(FREE, 0, threading.Event()), url, lambda: self._send(url, body, extra_headers))
 
-    def _tried(self, gate: _Gate, url: str, once: Callable[[], T]) -> T:
-        """Call `once` until it succeeds or `retries` are used up, and return its result."""
+    def _with_retries(self, gate: _Gate, url: str, attempt_once: Callable[[], T]) -> T:
+        """Return the result of `attempt_once()`, with up to `retries` retries."""
         for attempt in range(self.retries + 1):
             fault, wait, alone = "stopped because another request failed", 0.0, False
-            remedy = "Check that the server runs and accepts this many requests at once, or lower concurrency."
+            remedy = "Check that the server runs and accepts this many concurrent requests, or lower concurrency."
             if gate.stop.is_set():
                 break
             if not gate.toll.enter(gate.place):
-                raise _Unpaid("the budget does not allow another request", where=url)
+                raise _OverBudget("the budget does not allow another request", where=url)
             try:
-                return once()
+                return attempt_once()
             except urllib.error.HTTPError as error:
                 if error.code < 500 and error.code not in UNSURE:
                     gate.toll.refused(gate.place)
@@ -331,12 +336,12 @@ class RemoteClient(ABC):
     def _remedy(self, code: int, fault: str) -> str:
         return _remedy(code)
 
-    def _sent(self, url: str, body: bytes | None, more: Mapping[str, str] | None = None) -> Any:
-        """POST the body, or GET without one, and return the JSON of the reply."""
+    def _send(self, url: str, body: bytes | None, extra_headers: Mapping[str, str] | None = None) -> Any:
+        """Send one HTTP request, POST if it has a body and else GET, and return the JSON of the reply."""
         headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "rorqual"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
-        call = urllib.request.Request(url, body, {**headers, **(more or {})})
+        call = urllib.request.Request(url, body, {**headers, **(extra_headers or {})})
         end = time.monotonic() + self.timeout
         with self._opener.open(call, timeout=self.timeout) as reply:
             raw = read_until(reply, end)
@@ -359,9 +364,9 @@ class RemoteClient(ABC):
 class RemoteEngine(RemoteClient):
     """An engine that sends `POST {base_url}/chat/completions` to any OpenAI-compatible server.
 
-    Thinking `on` and `off` are sent as `chat_template_kwargs`, as vLLM and SGLang take them; `auto` sends nothing.
-    `extra` is merged into each body. `seed_bits` is 64, as OpenAI's API documents seeds, or 31 for a server that
-    rejects those. `settings` are those of `RemoteClient`.
+    Thinking `on` and `off` are sent as `chat_template_kwargs`, as vLLM and SGLang expect them; `auto` sends nothing.
+    `extra` is merged into each request body. Seeds have `seed_bits` bits: 64 as in OpenAI's API, or 31 for a server
+    that rejects larger seeds. `settings` are passed to `RemoteClient`.
     """
 
     def __init__(
@@ -381,17 +386,19 @@ class RemoteEngine(RemoteClient):
         self, requests: Sequence[Request], *, progress: Callable[[int, int], None] | None = None
     ) -> list[list[Completion]]:
         """Return the `n` samples of each request. Raises the first failure that remains after all retries."""
-        self._check([(request, 0) for request in requests])  # before a huge `n` makes a list
+        self._check(
+            [(request, 0) for request in requests]
+        )  # validate before `n`, which may be huge, is expanded to a list
         wanted = [(request, sample) for request in requests for sample in range(request.params.n)]
-        found: dict[int, Completion] = {}
+        completions: dict[int, Completion] = {}
 
         def arrived(place: int, completion: Completion) -> None:
-            found[place] = completion
+            completions[place] = completion
             if progress is not None:
-                progress(len(found), len(wanted))
+                progress(len(completions), len(wanted))
 
         self.collect(wanted, arrived)
-        flat = iter([found[place] for place in range(len(wanted))])
+        flat = iter([completions[place] for place in range(len(wanted))])
         return [[next(flat) for _ in range(request.params.n)] for request in requests]
 
     def _body(self, request: Request, sample: int) -> dict[str, Any]:
@@ -472,11 +479,12 @@ def _remedy(code: int) -> str:
 LARGEST_REPLY = 64 * 2**20
 THINK, END_THINK = "<think>", "</think>"
 NO_ANSWER = frozenset({"content_filter", "tool_calls", "function_call", "error"})
-"""Finish reasons of a reply without an answer. Requests carry no tools, so calls are among them."""
+"""Finish reasons of a reply without an answer. Tool calls count as no answer, because requests carry no tools."""
 
 
 class NoCompletion(Exception):
-    """A reply with status 200 but without a completion. `usage` has the tokens that the server counts for it."""
+    """Raised if a reply with status 200 has no completion. `usage` holds the token counts that the server reports for
+    it."""
 
     remedy = "Give the address of a server with OpenAI's chat completions API."
 
@@ -486,12 +494,12 @@ class NoCompletion(Exception):
 
 
 def completion_of(data: Any, prompt_logprobs: int | None) -> Completion:
-    """Return the first choice of a reply's JSON. Raises NoCompletion if there is none."""
+    """Return the first choice of a reply's JSON as a completion. Raises NoCompletion if there is none."""
     try:
         choice = data["choices"][0]
         message = choice["message"]
         content = text_of(message.get("content"))
-        given = message.get("reasoning_content") or message.get("reasoning")
+        separate_reasoning = message.get("reasoning_content") or message.get("reasoning")
         ended, refusal = choice.get("finish_reason"), message.get("refusal")
         scores = prompt_scores(data.get("prompt_logprobs"), prompt_logprobs)
     except (KeyError, IndexError, TypeError, AttributeError, ValueError):
@@ -499,8 +507,8 @@ def completion_of(data: Any, prompt_logprobs: int | None) -> Completion:
             f"the reply has no choices[0].message: {shorten(json.dumps(data))}", usage_of(data)
         ) from None
     reasoning: str | None
-    if given:  # some servers return the reasoning separately but leave `</think>` in front of the content
-        text, reasoning = content.lstrip("\n").removeprefix(END_THINK).lstrip("\n"), str(given)
+    if separate_reasoning:  # some servers return the reasoning separately but leave `</think>` in front of the content
+        text, reasoning = content.lstrip("\n").removeprefix(END_THINK).lstrip("\n"), str(separate_reasoning)
     else:
         text, reasoning = split_reasoning(content)
     fault = ""
@@ -528,14 +536,14 @@ def usage_of(data: Any) -> dict[str, int]:
 
 
 def shorten(text: str) -> str:
-    """Return the text on one line, cut to 300 characters and "..."."""
+    """Return the text on one line. A text of more than 300 characters is cut there and ends with "..."."""
     text = " ".join(text.split())
     return text if len(text) <= 300 else text[:300] + "..."
 
 
 def read_until(reply: Any, end: float) -> bytes:
-    """Read the body until the monotonic time `end`. Raises TimeoutError if it is late: a socket timeout applies only to
-    each read."""
+    """Read the whole body, at most until the monotonic time `end`. Raises TimeoutError if it takes longer, because a
+    socket timeout limits only each single read."""
     raw = bytearray()
     while len(raw) < LARGEST_REPLY and (piece := reply.read1(1 << 16)):
         raw += piece
@@ -562,11 +570,11 @@ Scores = tuple[list[float | None], list[list[tuple[int, float]]] | None]
 
 
 def prompt_scores(data: Any, top: int | None) -> Scores | None:
-    """Parse vLLM's `prompt_logprobs` into the log-probability of each prompt token and the `top` likeliest tokens
-    there.
+    """Parse vLLM's `prompt_logprobs` into the log-probability of each prompt token and the `top` most likely tokens at
+    its position.
 
-    Returns None if the request did not ask for them. In each entry the prompt token comes first, and ranks mark the
-    likeliest.
+    Returns None if the request did not set `prompt_logprobs`. In vLLM's format, each entry lists the prompt token first
+    and gives the rank of every token.
     """
     if top is None or data is None:
         return None
@@ -579,8 +587,9 @@ def prompt_scores(data: Any, top: int | None) -> Scores | None:
 def split_reasoning(content: str) -> tuple[str, str | None]:
     """Split a reply into answer and reasoning.
 
-    The prompt may contain `<think>`, so it may be missing here. A reply that is cut off while thinking has no answer. A
-    reply without `<think>` and `</think>` is all answer: the server removed the reasoning, or there was none.
+    `<think>` may be missing from the reply, because the prompt may end with it. A reply that is cut off while thinking
+    has no answer. A reply with neither tag is an answer without reasoning: the server removed the reasoning, or the
+    model did not think.
     """
     head, mark, tail = content.partition(END_THINK)
     if mark:

@@ -1,4 +1,5 @@
-"""A rollout engine at a remote `rorqual serve` with `rollout_dir=`. It exchanges token ids and uploads weights."""
+"""A rollout engine on a remote `rorqual serve` with `rollout_dir=`. The trainer uploads weights and receives token
+ids."""
 
 from __future__ import annotations
 
@@ -25,16 +26,15 @@ from rorqual.model import Decoder
 from rorqual.model.adapter import whole_weights
 
 UNSUPPORTED = ("stop", "grammar", "top_logprobs", "prompt_logprobs")
-NOT_OURS = "Give the address of a `rorqual serve` of this version."
+SERVER_REMEDY = "Give the address of a `rorqual serve` of this version."
 
 
 class RemoteRolloutEngine(RemoteClient):
-    """Samples with `POST {address}/rollout/generate` and sends weights to `/rollout/weights`; docs/serve.md describes
-    both.
+    """A rollout engine that samples with `POST {address}/rollout/generate` and uploads weights to `/rollout/weights`.
 
-    Each sample is a separate request, with as many at a time as the server has `slots`. Prompts and replies travel as
-    token ids, so nothing is tokenized twice. Raises ConfigError if the server's tokenizer or chat format differs from
-    the trainer's.
+    docs/serve.md describes both endpoints. Each sample is a separate request, with up to as many in flight as the
+    server has slots. Prompts and replies are sent as token ids, so that no text is tokenized again.
+    Raises ConfigError if the server's tokenizer or chat format differs from the trainer's.
     """
 
     def __init__(self, address: str, chat: ChatFormat, *, api_key: str, **settings: Any) -> None:
@@ -44,14 +44,14 @@ class RemoteRolloutEngine(RemoteClient):
         state = self.exchange(self.weights_url)
         try:
             self.model, self.version, self.concurrency = state["model"], int(state["version"]), int(state["slots"])
-            theirs = (state["tokenizer"], state["chat"])
+            server_formats = (state["tokenizer"], state["chat"])
         except (KeyError, TypeError, ValueError):
             raise ConfigError(
-                "the server does not report its weights", where=self.weights_url, remedy=NOT_OURS
+                "the server does not report its weights", where=self.weights_url, remedy=SERVER_REMEDY
             ) from None
-        if theirs != (chat.tokenizer.fingerprint, chat.name):
+        if server_formats != (chat.tokenizer.fingerprint, chat.name):
             raise ConfigError(
-                f"the server's tokenizer or chat format ({theirs[1]}) differs from the trainer's ({chat.name})",
+                f"the server's tokenizer or chat format ({server_formats[1]}) differs from the trainer's ({chat.name})",
                 where=self.weights_url,
                 remedy="Serve the run that training starts from.",
             )
@@ -59,31 +59,31 @@ class RemoteRolloutEngine(RemoteClient):
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
         """Yield samples as they finish.
 
-        Raises the first failure that remains after all retries. Closing the iterator early cancels requests that were
-        not sent yet.
+        Raises the first failure that remains after all retries. Closing the iterator cancels the requests that are not
+        sent yet.
         """
         places = [(number, sample) for number, request in enumerate(requests) for sample in range(request.params.n)]
         finished = queue.SimpleQueue[Completion | None]()
-        left = threading.Event()
+        closed = threading.Event()
 
         def arrived(place: int, completion: Completion) -> None:
-            if left.is_set():
+            if closed.is_set():
                 raise ConfigError("the caller stopped waiting for these samples", where=self.url)
             completion.request, completion.sample = places[place]
             finished.put(completion)
 
         with ThreadPoolExecutor(1, thread_name_prefix="rollout") as pool:
-            asking = pool.submit(self.collect, [(requests[number], sample) for number, sample in places], arrived)
-            asking.add_done_callback(lambda _: finished.put(None))
+            collecting = pool.submit(self.collect, [(requests[number], sample) for number, sample in places], arrived)
+            collecting.add_done_callback(lambda _: finished.put(None))
             try:
-                while (one := finished.get()) is not None:
-                    yield one
-                asking.result()
+                while (completed := finished.get()) is not None:
+                    yield completed
+                collecting.result()
             finally:
-                left.set()
+                closed.set()
 
     def update(self, weights: Decoder, version: int) -> None:
-        """Send the weights, with any adapter merged, and wait until the server samples with them."""
+        """Upload the weights, with any adapter merged, and wait until the server samples with them."""
         data = save({name: tensor.cpu().contiguous() for name, tensor in whole_weights(weights).items()})
         digest = base64.b64encode(hashlib.sha256(data).digest()).decode()
         headers = {"Content-Type": "application/octet-stream", "Content-Digest": f"sha-256=:{digest}:"}
@@ -107,8 +107,8 @@ class RemoteRolloutEngine(RemoteClient):
     def _body(self, request: Request, sample: int) -> dict[str, Any]:
         params = request.params
         # Send all parameters, because the server has its own defaults.
-        said = {name: param for name, param in PARAMS.items() if name not in (*UNSUPPORTED, "n", "seed")}
-        return {name: param.type.write(getattr(params, name)) for name, param in said.items()} | {
+        sent_params = {name: param for name, param in PARAMS.items() if name not in (*UNSUPPORTED, "n", "seed")}
+        return {name: param.type.write(getattr(params, name)) for name, param in sent_params.items()} | {
             "model": self.model,
             "prompt": self._prompt(request),
             "seed": sample_seed(params.seed, sample),
@@ -124,15 +124,17 @@ class RemoteRolloutEngine(RemoteClient):
             experts, kept = _array(choice["experts"]), _array(choice["kept"])
             reason, version = choice["finish_reason"], int(choice["policy_version"])
         except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
-            raise NoCompletion(f"the reply is not a rollout: {type(error).__name__} {error}", {}, NOT_OURS) from None
+            raise NoCompletion(
+                f"the reply is not a rollout: {type(error).__name__} {error}", {}, SERVER_REMEDY
+            ) from None
         n, length = len(token_ids), len(prompt) + len(token_ids) - 1
-        whole = 0 < n == len(logprobs) and all(map(math.isfinite, logprobs)) and reason in ("stop", "length")
-        if not whole or (experts is not None and len(experts) != length) or (kept is not None and len(kept) != n):
+        valid = 0 < n == len(logprobs) and all(map(math.isfinite, logprobs)) and reason in ("stop", "length")
+        if not valid or (experts is not None and len(experts) != length) or (kept is not None and len(kept) != n):
             what = (
                 f"{n} tokens and {len(logprobs)} log-probabilities; "
-                "some log-probabilities are not finite, or the record of experts or kept tokens has another length"
+                "some log-probabilities are not finite, or the record of experts or kept tokens has the wrong length"
             )
-            raise NoCompletion(f"the reply is not a rollout: {what}", usage_of(data), NOT_OURS)
+            raise NoCompletion(f"the reply is not a rollout: {what}", usage_of(data), SERVER_REMEDY)
         thinking = request.thinking if request.prompt_ids is None else self.chat.chosen(prompt)
         message = self.chat.parse(token_ids, thinking)
         return Completion(
@@ -157,8 +159,8 @@ class RemoteRolloutEngine(RemoteClient):
         return known.get(code) or super()._remedy(code, fault)
 
 
-def _array(given: Mapping[str, Any] | None) -> np.ndarray[Any, Any] | None:
-    if given is None:
+def _array(encoded: Mapping[str, Any] | None) -> np.ndarray[Any, Any] | None:
+    if encoded is None:
         return None
-    flat = np.frombuffer(base64.b64decode(given["data"], validate=True), np.dtype(given["dtype"]))
-    return flat.reshape(given["shape"]).copy()
+    flat = np.frombuffer(base64.b64decode(encoded["data"], validate=True), np.dtype(encoded["dtype"]))
+    return flat.reshape(encoded["shape"]).copy()

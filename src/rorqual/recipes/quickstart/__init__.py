@@ -1,7 +1,8 @@
-"""The quickstart: train a teacher, reinforce it, distil a student, compare the student with alternatives, write a report.
+"""The quickstart: train a teacher, reinforce it, distil a student, compare the student with alternatives, write a
+report.
 
-Each stage is a recipe, an evaluation, the data factory or a report that a user can also call alone. Completed stages
-are recognised by their files, so the same command resumes.
+Each stage runs a recipe, an evaluation, the data factory or the report, which users can also run separately. Completed
+stages are recognised by their files, so running the same command again resumes the quickstart.
 """
 
 from rorqual.recipes.quickstart.place import BRANCHES, MODES, WHEN, Place

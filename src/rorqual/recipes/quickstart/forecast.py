@@ -1,11 +1,12 @@
-"""Forecast the quickstart's cost on this machine: the work of each stage from its recipe, its pace from a short probe.
+"""Forecast the quickstart's cost on this machine: the work of each stage follows from its recipe, the speed from a
+short probe.
 
-Steps, problems and lengths follow from the recipe and the tasks. Seconds per step and per answer are measured on fresh
-models of the same shapes. An answer is assumed to be as long as the solution that the model learned from, and the probe
-samples to that length.
+The recipes and tasks determine the numbers of steps, problems and tokens. Seconds per step and per answer are measured
+on untrained models of the same shapes. Answers are assumed to be as long as the solutions that the model is trained on,
+and the probe samples to these lengths.
 
 Two values are unknown in advance: how often a reinforced model thinks, and how many groups give a gradient. `GOES_OVER`
-and `TEACHES` are their estimates. The report and Python's start-up are not forecast.
+and `TEACHES` are estimates of them. The report and Python's start-up are not forecast.
 """
 
 from __future__ import annotations
@@ -37,17 +38,19 @@ from rorqual.train.run import Run
 from rorqual.train.state import State
 
 GOES_OVER = 2 / 3
-"""How far a reinforced model moves from its initial share of thinking toward always thinking, on average over training."""
+"""Mean progress of a reinforced model from its initial share of thinking (0) to always thinking (1), over its
+training."""
 TEACHES = 0.8
-"""Share of samples in groups with both right and wrong answers.
+"""Share of samples that are in groups with both right and wrong answers.
 
-In the quickstart with seed 0 it was 0.94 for the teacher and 0.64 for the rival, and `GOES_OVER` was 0.38 and 0.71.
-Both constants are near the middle; another seed may differ.
+In the quickstart with seed 0, this share was 0.94 for the teacher and 0.64 for the reinforced student, and `GOES_OVER`
+was 0.38 and 0.71. `TEACHES` and `GOES_OVER` are near the middle between these values. Other seeds may differ.
 """
 WARM, STEPS, BATCH = 2, 8, 64
 DRAWN = 384
 FACTORY = (2, 8, 520)
-"""Sample counts of the factory's probe. The first run warms up; the other two give the pace by their difference."""
+"""Numbers of samples of the three probe runs of the data factory. The first run is a warm-up. The difference between
+the second and the third run gives the cost per sample."""
 
 
 @dataclass(frozen=True)
@@ -62,23 +65,24 @@ class SolutionLength:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Mean tokens of a task's prompts, and of replies with and without thinking."""
+    """Mean token counts of a task's prompts, and of its replies with and without thinking."""
 
     prompt: float
     thinking: float
     at_once: float
 
     def reply(self, share: float) -> float:
-        """Return the mean reply length of a model that thinks on `share` of the problems."""
+        """Return the mean reply length if the model thinks on `share` of the problems."""
         return share * self.thinking + (1 - share) * self.at_once
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Core-seconds of a model shape.
+    """Measured costs of a model shape, in core-seconds.
 
-    `step` is a fine-tuning step of `tokens` tokens, `update` a token of a GRPO update, and `rollout` a rollout. `on`
-    and `off` are an evaluation's answer with and without thinking. `cores` is the number of cores in use at once.
+    `step` is the cost of a fine-tuning step of `tokens` tokens, `update` the cost of one token of a GRPO update, and
+    `rollout` the cost of one rollout. `on` and `off` are the costs of an answer in an evaluation, with and without
+    thinking. `cores` is the mean number of busy cores.
     """
 
     step: float
@@ -90,15 +94,14 @@ class Pace:
     cores: float
 
     def answer(self, share: float) -> float:
-        """Return the mean cost of an answer of a model that thinks on `share` of the problems."""
+        """Return the mean cost of an answer if the model thinks on `share` of the problems."""
         return share * self.on + (1 - share) * self.off
 
 
 @dataclass(frozen=True)
 class Exam:
-    """An evaluation's problems: their number, their lengths, and the core-seconds to generate them, which each model's
-    evaluation repeats.
-    """
+    """The problems of an evaluation: their number, their mean lengths, and the core-seconds to generate them. The
+    evaluation of each model generates them again."""
 
     problems: int
     lengths: Lengths
@@ -107,7 +110,7 @@ class Exam:
 
 @dataclass(frozen=True)
 class StageForecast:
-    """A stage's forecast, under the ledger's name of the stage."""
+    """The forecast of one stage. `name` is the stage's name in the ledger."""
 
     name: str
     core_seconds: float
@@ -116,6 +119,7 @@ class StageForecast:
 
     @property
     def seconds(self) -> float:
+        """Wall-clock seconds."""
         return self.core_seconds / self.cores
 
 
@@ -146,7 +150,7 @@ def stages(
     narrow: Exam,
     factory: tuple[float, float],
 ) -> list[StageForecast]:
-    """Multiply each stage's work by its measured pace.
+    """Return the forecast of each stage: its work times the measured costs.
 
     `wide` is the teacher's evaluation and `narrow` the students'. `factory` is the result of `factory_pace`.
     """
@@ -170,7 +174,7 @@ def stages(
 
 
 def branches(s: Scale, teacher: Pace, student: Pace) -> list[tuple[Pace, list[float], int]]:
-    """Return each branch's pace, its share of thinking in each evaluation, and its number of models."""
+    """Return (measured costs, shares of thinking in its evaluations, number of models) of each branch."""
     habits = {"teacher": over(s.think, 1.0), "student-base": s.student_think, "answers-only": 0.0}
     return [
         (teacher if name == "teacher" else student, [thinks(mode, habits.get(name, 1.0)) for mode in modes], 1)
@@ -179,7 +183,7 @@ def branches(s: Scale, teacher: Pace, student: Pace) -> list[tuple[Pace, list[fl
 
 
 def measured(name: str, models: Sequence[tuple[Pace, list[float], int]], exam: Exam) -> StageForecast:
-    """Forecast evaluations: each model's answers, and the generation of the problems."""
+    """Return the forecast of evaluations: each model's answers, and the generation of the problems."""
     core = sum(exam.problems * pace.answer(share) for pace, shares, _ in models for share in shares)
     tokens = sum(
         exam.problems * (exam.lengths.prompt + exam.lengths.reply(share)) for _, shares, _ in models for share in shares
@@ -189,7 +193,8 @@ def measured(name: str, models: Sequence[tuple[Pace, list[float], int]], exam: E
 
 
 def reinforced(name: str, steps: int, samples: int, pace: Pace, lengths: Lengths, share: float) -> StageForecast:
-    """Forecast GRPO. Each step samples, checks all samples with one forward pass, and trains on the groups with a gradient."""
+    """Return the forecast of GRPO. Each step generates samples, recomputes their log-probabilities with one forward
+    pass, and trains on the groups that give a gradient."""
     reply = lengths.reply(over(share))
     seen = samples * (lengths.prompt + reply)
     cost = samples * pace.rollout + seen * pace.update * (1 / 3 + TEACHES)
@@ -197,35 +202,35 @@ def reinforced(name: str, steps: int, samples: int, pace: Pace, lengths: Lengths
 
 
 def thinks(mode: str, habit: float) -> float:
-    """Return how often a model thinks in `mode`, given its `habit` in mode auto."""
+    """Return the share of problems on which a model thinks in `mode`. `habit` is this share in mode auto."""
     return {"on": 1.0, "off": 0.0}.get(mode, habit)
 
 
 def over(share: float, goes: float = GOES_OVER) -> float:
-    """Return the share of thinking after reinforcement moves it from `share` by the fraction `goes` toward always thinking."""
+    """Return the share of thinking after reinforcement has moved it from `share` toward 1 by the fraction `goes`."""
     return share + (1 - share) * goes
 
 
 def worked(task: str, hard: float, seed: int) -> list[SolutionLength]:
-    """Return the first problems of the train split with their lengths."""
+    """Return the first `DRAWN` problems of the train split with their lengths."""
     return counted(list(islice(load_task(task, options={"hard": hard}).problems("train", seed), DRAWN)))
 
 
 def counted(problems: Sequence[Problem]) -> list[SolutionLength]:
     """Return problems with their lengths in the quickstart's chat format."""
     chat = chat_format(Tokenizer.byte_level())
-    found = []
+    lengths = []
     for problem in problems:
         long, short = (
             chat.render((*problem.messages, Message("assistant", problem.answer, steps))).mask
             for steps in (problem.steps, None)
         )
-        found.append(SolutionLength(problem, len(long) - sum(long), sum(long), sum(short)))
-    return found
+        lengths.append(SolutionLength(problem, len(long) - sum(long), sum(long), sum(short)))
+    return lengths
 
 
 def mean(solutions: Sequence[SolutionLength]) -> Lengths:
-    """Return the mean lengths."""
+    """Return the mean lengths of `solutions`."""
     return Lengths(*(fmean(getattr(one, name) for one in solutions) for name in ("prompt", "thinking", "at_once")))
 
 
@@ -238,39 +243,44 @@ def exam(task: str, hard: float, count: int, seed: int) -> Exam:
 
 
 def probe(run: Run, solutions: Sequence[SolutionLength], share: float, scale: Scale, threads: int) -> Pace:
-    """Measure a model shape: some fine-tuning steps, GRPO-like updates, rollouts and answers."""
+    """Measure the costs of a model shape with a few fine-tuning steps, GRPO-like updates, rollouts and answers."""
     state, step, wall, tokens = paced(run, threads)
     adam = run.model_copy(update={"optim": nudged(1e-4), "source": run.source.model_copy(update={"rows": BATCH})})
     _, update, _, learned = paced(adam, threads)
-    free = SamplingParams(n=scale.grpo_samples, temperature=1.0, ignore_eos=True)
-    asked = SamplingParams(temperature=scale.temperature, top_p=scale.top_p, ignore_eos=True)
-    few = solutions[: scale.grpo_problems]
+    rollout_params = SamplingParams(n=scale.grpo_samples, temperature=1.0, ignore_eos=True)
+    eval_params = SamplingParams(temperature=scale.temperature, top_p=scale.top_p, ignore_eos=True)
+    rollout_problems = solutions[: scale.grpo_problems]
     return Pace(
         step=step,
         tokens=tokens,
         update=update / learned,
-        rollout=sampling(state, few, share, free, threads),
-        on=sampling(state, solutions, 1.0, asked, threads),
-        off=sampling(state, solutions, 0.0, asked, threads),
+        rollout=sampling(state, rollout_problems, share, rollout_params, threads),
+        on=sampling(state, solutions, 1.0, eval_params, threads),
+        off=sampling(state, solutions, 0.0, eval_params, threads),
         cores=step / wall,
     )
 
 
 def paced(run: Run, threads: int) -> tuple[State, float, float, float]:
-    """Return the trained state, and the core-seconds, seconds and tokens per step."""
+    """Train a few steps. Return the trained state, and the core-seconds, seconds and tokens per step after the
+    warm-up."""
     records: list[dict[str, float]] = []
     with TemporaryDirectory() as folder:
         short = run.model_copy(update={"steps": WARM + STEPS})
         state = fit(short, RunDir(Path(folder) / "probe"), threads=threads, quiet=True, observe=records.append)
-    kept = records[WARM:]
-    core, wall, tokens = (fmean(record[name] for record in kept) for name in ("core_seconds", "seconds", "tokens"))
+    measured_steps = records[WARM:]
+    core, wall, tokens = (
+        fmean(record[name] for record in measured_steps) for name in ("core_seconds", "seconds", "tokens")
+    )
     return state, core, wall, tokens
 
 
 def factory_pace(run: Run, scale: Scale, lengths: Lengths, threads: int) -> tuple[float, float]:
-    """Return the factory's fixed core-seconds (its card, with figures) and its core-seconds per verified and saved sample."""
+    """Return the data factory's fixed cost (its data card with figures) and its cost per verified and saved sample, in
+    core-seconds."""
     spent = []
-    # A fresh model samples tokens about uniformly, including the end token. Choose max_tokens so that the mean length is right.
+    # An untrained model samples all tokens with about equal probability, including the end token. Choose max_tokens so
+    # that the mean length is right.
     vocab = run.model.vocab_size
     room = round(math.log1p(-lengths.thinking / vocab) / math.log1p(-1 / vocab))
     with TemporaryDirectory() as folder:
@@ -283,24 +293,25 @@ def factory_pace(run: Run, scale: Scale, lengths: Lengths, threads: int) -> tupl
             began = time.process_time()
             sample_teacher(config, Path(folder) / str(count), threads=threads, quiet=True)
             spent.append(time.process_time() - began)
-    each = max(0.0, spent[2] - spent[1]) / (FACTORY[2] - FACTORY[1])
-    return max(0.0, spent[1] - FACTORY[1] * each), each
+    per_sample = max(0.0, spent[2] - spent[1]) / (FACTORY[2] - FACTORY[1])
+    return max(0.0, spent[1] - FACTORY[1] * per_sample), per_sample
 
 
 def sampling(
     state: State, solutions: Sequence[SolutionLength], share: float, params: SamplingParams, threads: int
 ) -> float:
-    """Return the core-seconds per sample, with `share` of the problems at their thinking length and the rest without thinking.
+    """Return the core-seconds per sample if a share `share` of the problems is sampled to the length with thinking, and
+    all other problems to the length without thinking.
 
-    A batch takes as many steps as its longest sample, so lengths must be spread like real ones.
+    A batch takes as many steps as its longest sample, so the lengths must vary as in real batches.
     """
     tokenizer = Tokenizer.byte_level()
     engine = Engine.of(state.model, tokenizer, chat_format(tokenizer), threads=threads)
     requests = []
-    for place, one in enumerate(solutions):
-        thinking = int((place + 1) * share) > int(place * share)
-        length = min(one.thinking if thinking else one.at_once, engine.max_len - one.prompt - 8)
-        requests.append(Request(one.problem.messages, replaced(params, length, place), "auto"))
+    for index, solution in enumerate(solutions):
+        thinking = int((index + 1) * share) > int(index * share)
+        length = min(solution.thinking if thinking else solution.at_once, engine.max_len - solution.prompt - 8)
+        requests.append(Request(solution.problem.messages, replaced(params, length, index), "auto"))
     engine.generate(requests[:2])
     began = time.process_time()
     engine.generate(requests)
@@ -308,5 +319,5 @@ def sampling(
 
 
 def replaced(params: SamplingParams, length: int, seed: int) -> SamplingParams:
-    """Return `params` for a reply of `length` tokens with its own seed."""
+    """Return `params` for a reply of `length` tokens with another seed."""
     return SamplingParams(length, params.temperature, params.top_p, params.top_k, seed, params.n, params.ignore_eos)

@@ -21,12 +21,12 @@ BRANCHES: dict[str, tuple[Thinking, ...]] = {
 
 @dataclass(frozen=True)
 class Place:
-    """Paths of files and folders. It reads and creates nothing."""
+    """The paths of the quickstart's files and folders in `out`."""
 
     out: Path
 
     def run(self, name: str) -> RunDir:
-        """Return the run directory of a training.
+        """Return the run directory of a training stage.
 
         `name` is `base`, `teacher`, `student-able`, `student-base`, `distilled`, `reinforced` or `answers-only`.
         """
@@ -47,11 +47,12 @@ class Place:
 
     @property
     def samples_file(self) -> Path:
+        """The verified and filtered samples of the teacher."""
         return self.samples / "data.parquet"
 
     @property
     def answers_file(self) -> Path:
-        """The same problems with only the answers."""
+        """The problems of the teacher's samples with only the answers, to train the student `answers-only`."""
         return self.out / "answers.jsonl"
 
     @property
@@ -59,6 +60,7 @@ class Place:
         return self.out / "evals"
 
     def evaluation(self, name: str) -> Path:
+        """Return the result file of the evaluation `name`."""
         return self.evals / f"{name}.json"
 
     def measured(self, branch: str, mode: str) -> Path:

@@ -1,4 +1,4 @@
-"""The sizes of the quickstart."""
+"""Sizes of the quickstart: the numbers of steps, problems and samples of its stages."""
 
 from __future__ import annotations
 
@@ -7,29 +7,34 @@ from rorqual.factory.config import Keep
 from rorqual.recipes.models import Size
 
 TASK = "families:add,sub,mod,swap,count,kk"
-"""Six families of four kinds: arithmetic, an algorithm in steps, text and state, logic."""
+"""The teacher's task: six problem families of four kinds (arithmetic, algorithms in steps, text and state, logic)."""
 STUDENT_TASK = "families:add,sub,swap"
-"""The student's families. A guess is right at most once in 120 times, so right answers show learning."""
+"""The student's task: three problem families. A guess is right at most once in 120 times, so right answers show
+learning."""
 
 
 class Scale(Config):
-    """Steps and sample counts, never a time limit. They were chosen on problems of the dev split with other seeds.
+    """The numbers of steps and samples of a quickstart, chosen on problems of the dev split with other seeds.
 
-    Evaluation samples as for DeepSeek-R1, at temperature 0.6 and top-p 0.95 (R1, section 3). With greedy decoding, a
-    model that thinks on two problems in five would never think.
+    Evaluations sample at temperature 0.6 and top-p 0.95, as for DeepSeek-R1 (R1, section 3). With greedy decoding, a
+    model that thinks on two of five problems would never think.
 
-    The student's base first learns to think, on `student_able_think` of its problems. A few steps at the low rate
-    `student_base_lr` then make thinking rare (`student_think`). The base can then partly solve problems by thinking,
-    but hardly ever thinks.
+    The base student is first trained with thinking on a share `student_able_think` of its problems. A few steps at the
+    low learning rate `student_base_lr` then reduce thinking to a share `student_think`. The base student can then solve
+    some problems by thinking, but hardly ever thinks.
 
-    The student's branches cost about the same in core-seconds, measured on other seeds. The distilled branch samples
-    `distil_problems` from the teacher and trains `distil_steps` on the right answers. The rival branch runs
-    `rival_steps` of reinforcement.
-    `student_lr` and `student_adamw_lr` are the rates of this further training, half those of a fresh model.
+    The distilled and the reinforced branch cost about the same number of core-seconds, as measured with other seeds.
+    The distilled branch samples the teacher on `distil_problems` problems and trains for `distil_steps` steps on the
+    right answers. The reinforced branch trains for `rival_steps` steps of GRPO.
 
-    `rival_agreement` is how far the student's trainer and sampler may differ on one token. In half a million tokens,
-    one very unlikely token differed by 1.5e-4 nats. `distil_keep` selects the teacher's samples to train on. `all` also
-    disables the filters, for a teacher that is too little trained to be right.
+    `student_lr` and `student_adamw_lr` are the learning rates of further supervised training, half those of a new
+    model.
+
+    `rival_agreement` is the largest allowed difference between the trainer's and the sampler's log-probability of a
+    token during GRPO of the student. In half a million tokens, one very unlikely token differed by 1.5e-4 nats.
+
+    `distil_keep` selects the teacher's samples to train on. `all` also disables the filters, for a teacher with too
+    little training to answer correctly.
     """
 
     model: Size

@@ -38,7 +38,7 @@ from rorqual.tasks.find import load_task
 from rorqual.train.loop import fit
 from rorqual.train.run import Dtype, Run
 
-WORDS: dict[Thinking, str] = {"auto": "own choice", "on": "made to think", "off": "at once"}
+MODE_LABELS: dict[Thinking, str] = {"auto": "thinking auto", "on": "thinking on", "off": "thinking off"}
 
 
 def run_quickstart(
@@ -51,9 +51,9 @@ def run_quickstart(
     dtype: Dtype = "float32",
     whole_process: bool = False,
 ) -> Path:
-    """Run all stages into `out`, resuming from completed ones. Return the report's path.
+    """Run all stages in the folder `out`, skip completed stages, and return the path of the report.
 
-    `whole_process` makes the ledger count from the start of the process.
+    With `whole_process`, the ledger also counts the time since the process started.
     """
     began, place = time.monotonic(), Place(out)
     with own_run(out), closing(Ledger(place.ledger, whole_process=whole_process)) as ledger:
@@ -67,7 +67,7 @@ def run_quickstart(
 
 
 def describe(name: str, model: ModelConfig) -> Iterator[str]:
-    """Yield a readable description of a model's account."""
+    """Yield lines of text that describe a model's parameters, cache size and FLOPs."""
     a = account(model, context=model.max_position_embeddings, cache_value_bytes=4)
     mtp = f", MTP {a.mtp:,} more" if a.mtp else ""
     yield f"{name}: {a.total:,} parameters, {a.active:,} active per token ({a.active / a.total:.0%}){mtp}"
@@ -76,7 +76,7 @@ def describe(name: str, model: ModelConfig) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Quickstart:
-    """The settings that all stages share."""
+    """The stages of the quickstart, and the settings that they share."""
 
     place: Place
     scale: Scale
@@ -87,7 +87,8 @@ class Quickstart:
     ledger: Ledger
 
     def teacher(self) -> None:
-        """Train the teacher on worked solutions, reinforce it on correctness, and evaluate it before and after."""
+        """Train the teacher on worked solutions, reinforce it with correctness as the reward, and evaluate it before
+        and after."""
         s, place = self.scale, self.place
         base = sft(task=TASK, size=s.model, steps=s.sft_steps, rows=s.sft_rows, row=s.row, think=s.think,
                    options={"hard": s.sft_hard}, seed=self.seed)  # fmt: skip
@@ -104,17 +105,18 @@ class Quickstart:
         self.measure_teacher()
 
     def students(self) -> None:
-        """Train a base student, and from it three branches: distilled, answers only, reinforced. Evaluate them and the teacher."""
+        """Train a base student, and from it three branches: distilled, answers only, reinforced. Evaluate all students
+        and the teacher."""
         s, place = self.scale, self.place
-        able = sft(task=STUDENT_TASK, size=s.student, steps=s.student_able_steps, rows=s.sft_rows, row=s.row,
+        thinking_student = sft(task=STUDENT_TASK, size=s.student, steps=s.student_able_steps, rows=s.sft_rows, row=s.row,
                    think=s.student_able_think, options={"hard": s.student_hard}, seed=self.seed)  # fmt: skip
-        for line in ("", *describe("student", able.model)):
+        for line in ("", *describe("student", thinking_student.model)):
             print(line)
         print(
-            f"\n4/9 train the base student: {able.steps} steps with thinking on {s.student_able_think:.0%} of problems, then "
+            f"\n4/9 train the base student: {thinking_student.steps} steps with thinking on {s.student_able_think:.0%} of problems, then "
             f"{s.student_base_steps} on {s.student_think:.0%}"
         )
-        self.train("train the base student", able, place.run("student-able"))
+        self.train("train the base student", thinking_student, place.run("student-able"))
         base = sft(task=STUDENT_TASK, start=str(place.run("student-able").path), steps=s.student_base_steps, rows=s.sft_rows,
                    row=s.row, think=s.student_think, options={"hard": s.student_hard}, seed=self.seed + 50)  # fmt: skip
         rates = [f"optim.lr={s.student_base_lr}", f"optim.adamw.lr={s.student_base_lr / 3}", "optim.schedule.warmup=5"]
@@ -144,20 +146,20 @@ class Quickstart:
     def report(self, size: str) -> Path:
         """Write the summary and the report, unless the report is up to date."""
         print("\n9/9 report")
-        told = summary(self.place, self.seed, size)
+        facts = summary(self.place, self.seed, size)
         report = self.place.out / REPORT_FILE
-        if not tells(self.place, told):
+        if not tells(self.place, facts):
             with self.ledger.of("report"):
-                write_json(self.place.summary, told)
+                write_json(self.place.summary, facts)
                 report = build_report(self.place.out)
         return report
 
     def further(self, run: Run) -> Run:
-        """Lower the learning rates of `run`, for a model that is already trained."""
+        """Return `run` with lower learning rates, for a model that is already trained."""
         return override(run, [f"optim.lr={self.scale.student_lr}", f"optim.adamw.lr={self.scale.student_adamw_lr}"])
 
     def learned(self) -> str:
-        """Describe the teacher's samples that the student trains on."""
+        """Return a description of the teacher's samples that the student trains on."""
         words: dict[Keep, str] = {
             "right": "the teacher's right answers",
             "graded": "the teacher's graded answers",
@@ -166,16 +168,17 @@ class Quickstart:
         return words[self.scale.distil_keep]
 
     def train(self, stage: str, run: Run, out: RunDir) -> None:
-        """Train, and record the cost in the ledger."""
+        """Train a run in the folder `out` and record the cost in the ledger. A completed run is not trained again."""
         run = override(run, [f"device={self.device}", f"dtype={self.dtype}"])
         if out.newest_whole()[0] == run.steps:
-            fit(run, out, threads=self.threads, extend=False)  # refuses a folder with another run
+            fit(run, out, threads=self.threads, extend=False)  # raises if the folder belongs to another run
             return
         with self.ledger.of(stage) as entry:
             fit(run, out, threads=self.threads, observe=entry.add, extend=False)
 
     def sample(self) -> None:
-        """Sample the teacher with thinking on, verify and filter. Also write the same problems with only the answers."""
+        """Sample the teacher with thinking on, then verify and filter the samples. Also write the same problems with
+        only the answers."""
         s, place = self.scale, self.place
         if place.answers_file.is_file():
             return
@@ -226,17 +229,17 @@ class Quickstart:
         if not wanted:
             return
         with self.ledger.of(stage):
-            engine, each = self.engine(run), forward_flops(run)
+            engine, flops_per_token = self.engine(run), forward_flops(run)
             problems = pick(task, "test", count, self.seed, per_family=True)
             measured = baselines(task, problems, self.seed)
         for mode, path in wanted:
             with self.ledger.of(stage) as entry:
-                found = evaluate(engine, task, count=count, seed=self.seed, thinking=mode, params=self.params(), per_family=True,
-                                 progress=shown(f"{label}, {WORDS[mode]}"), model=label, problems=problems, measured=measured)  # fmt: skip
-                entry.tokens = sum(found.usage.values())
-                entry.flops = entry.tokens * each
-                entry.solved = sum(sample.verdict is Verdict.RIGHT for sample in found.samples)
-                found.save(path)
+                evaluation = evaluate(engine, task, count=count, seed=self.seed, thinking=mode, params=self.params(), per_family=True,
+                                 progress=shown(f"{label}, {MODE_LABELS[mode]}"), model=label, problems=problems, measured=measured)  # fmt: skip
+                entry.tokens = sum(evaluation.usage.values())
+                entry.flops = entry.tokens * flops_per_token
+                entry.solved = sum(sample.verdict is Verdict.RIGHT for sample in evaluation.samples)
+                evaluation.save(path)
 
     def engine(self, run: RunDir) -> Engine:
         """Return an engine for a run's model."""
@@ -249,7 +252,7 @@ class Quickstart:
 
 
 def routed(model: ModelConfig) -> int:
-    """Return the number of routed experts in the model's layers."""
+    """Return the number of routed experts in the model's largest MoE layer."""
     return max(ffn.n_choices() for ffn in model.ffns)
 
 

@@ -1,4 +1,4 @@
-"""The report's facts about models and costs: amounts from the stages' files, time and money from the ledger."""
+"""The report's data about models and costs: tokens and FLOPs from the stages' files, time from the ledger."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TRAININGS = {
     "answers-only": "train on answers alone",
     "reinforced": "reinforce the rival",
 }
-"""The stage that trains each run folder."""
+"""Map each run folder to the stage that trains it."""
 TITLES = {
     "teacher": "teacher",
     "student-base": "base student",
@@ -40,12 +40,13 @@ PAID_FOR = {
     "reinforced": ("reinforce the rival",),
     "answers-only": ("sample the teacher", "train on answers alone"),
 }
-"""The stages whose cost belongs to each branch. A student's stages exclude the shared base."""
+"""Map each branch to the stages whose cost it includes. The cost of the shared base student is not part of the other
+branches."""
 CLOCK_KEYS = ("seconds", "core_seconds", "spent_tokens")
 
 
 def summary(place: Place, seed: int, size: str) -> dict[str, Any]:
-    """Return the report's facts about models and costs."""
+    """Return the report's data about models and costs."""
     facts = {name: model_facts(place.run(name)) for name in ("teacher", "student-base")}
     command = f"rorqual quickstart --seed {seed}" + ("" if size == "full" else f" --size {size}")
     branches = [
@@ -65,7 +66,7 @@ def summary(place: Place, seed: int, size: str) -> dict[str, Any]:
 
 
 def model_facts(run: RunDir) -> dict[str, int]:
-    """Return a model's account under the report's names."""
+    """Return a model's parameters, cache size and FLOPs under the report's keys."""
     model = read_model_config(run)
     a = account(model, context=model.max_position_embeddings, cache_value_bytes=4)
     facts = {"total": a.total, "active": a.active, "cache_bytes_per_token": a.cache_bytes, "flops_per_token": a.flops}
@@ -73,11 +74,12 @@ def model_facts(run: RunDir) -> dict[str, int]:
 
 
 def stages(place: Place) -> list[dict[str, Any]]:
-    """Return each stage's amounts and its time from the ledger, with unaccounted time last. The report's own cost is not included."""
+    """Return the tokens, FLOPs, right answers and time of each stage. The last entry is the time that no stage accounts
+    for. The report's own cost is not included."""
     amounts: dict[str, dict[str, int]] = {}
     for name, stage in TRAININGS.items():
-        had, more = amounts.get(stage, {}), trained_cost(place.run(name))
-        amounts[stage] = {key: had.get(key, 0) + amount for key, amount in more.items()}
+        totals, added = amounts.get(stage, {}), trained_cost(place.run(name))
+        amounts[stage] = {key: totals.get(key, 0) + amount for key, amount in added.items()}
         if name == "teacher":
             paths = [(place.evaluation(f"{when}-{mode}"), place.teacher) for when in WHEN for mode in MODES]
             amounts["measure the teacher"] = measured_cost(paths)
@@ -88,16 +90,17 @@ def stages(place: Place) -> list[dict[str, Any]]:
     )
     spent = {entry.stage: entry for entry in read_ledger(place.ledger)}
     amounts["unaccounted"] = {"tokens": 0, "flops": 0, "solved": 0}
-    found = []
+    stage_list = []
     for stage, amount in amounts.items():
         entry = spent.get(stage, LedgerEntry(stage))
         clock = {"seconds": entry.seconds, "core_seconds": entry.core_seconds, "spent_tokens": entry.tokens}
-        found.append({"name": stage} | amount | clock)
-    return found
+        stage_list.append({"name": stage} | amount | clock)
+    return stage_list
 
 
 def trained_cost(run: RunDir) -> dict[str, int]:
-    """Return the totals of a run's metrics. `solved` counts right answers during training, for runs that sample."""
+    """Return the total tokens and FLOPs of a run's metrics. `solved` counts right answers during training, for runs
+    that sample."""
     records = list(run.metrics())
     return {
         "tokens": sum(int(r["tokens"]) + int(r.get("sampled_tokens", 0)) for r in records),
@@ -115,21 +118,21 @@ def sampled_cost(place: Place) -> dict[str, int]:
 
 
 def sample_counts(place: Place) -> dict[str, int]:
-    """Return how many of the teacher's samples were drawn, right and kept."""
+    """Return how many samples the teacher generated, and how many of them were right and kept."""
     rows = read_distilled(place.samples_file).rows
     counts = {"sampled": len(rows), "right": sum(row.verdict == "right" for row in rows)}
     return counts | {"kept": sum(not row.dropped for row in rows)}
 
 
 def measured_cost(paths: list[tuple[Path, RunDir]]) -> dict[str, int]:
-    """Return the cost of these evaluations, each given with its model's run."""
+    """Return the cost of evaluations. `paths` lists (evaluation file, run of the evaluated model)."""
     cost = {"tokens": 0, "flops": 0, "solved": 0}
     for path, run in paths:
-        found = Evaluation.load(path)
-        tokens = sum(found.usage.values())
+        evaluation = Evaluation.load(path)
+        tokens = sum(evaluation.usage.values())
         cost["tokens"] += tokens
         cost["flops"] += tokens * forward_flops(run)
-        cost["solved"] += sum(sample.verdict is Verdict.RIGHT for sample in found.samples)
+        cost["solved"] += sum(sample.verdict is Verdict.RIGHT for sample in evaluation.samples)
     return cost
 
 
@@ -139,18 +142,19 @@ def forward_flops(run: RunDir) -> int:
     return account(model, context=model.max_position_embeddings).flops
 
 
-def without_clock(told: dict[str, Any]) -> dict[str, Any]:
+def without_clock(facts: dict[str, Any]) -> dict[str, Any]:
     """Return a summary without the values that depend on time or on interruptions."""
-    steady = [{k: v for k, v in stage.items() if k not in CLOCK_KEYS} for stage in told.get("stages", ())]
-    return told | {"stages": steady}
+    steady = [{k: v for k, v in stage.items() if k not in CLOCK_KEYS} for stage in facts.get("stages", ())]
+    return facts | {"stages": steady}
 
 
-def tells(place: Place, told: dict[str, Any]) -> bool:
-    """Return True if the report exists and is up to date: the same summary, and none of its inputs is newer."""
+def tells(place: Place, facts: dict[str, Any]) -> bool:
+    """Return whether the report exists and is up to date: its summary equals `facts`, and none of its inputs is
+    newer."""
     report = place.out / REPORT_FILE
     if not report.is_file() or not place.summary.is_file():
         return False
-    if without_clock(json.loads(place.summary.read_bytes())) != without_clock(json.loads(json.dumps(told))):
+    if without_clock(json.loads(place.summary.read_bytes())) != without_clock(json.loads(json.dumps(facts))):
         return False
-    read = [*(place.run(name).metrics_file for name in TRAININGS), *place.evals.glob("*.json")]
-    return all(path.stat().st_mtime_ns <= report.stat().st_mtime_ns for path in read)
+    inputs = [*(place.run(name).metrics_file for name in TRAININGS), *place.evals.glob("*.json")]
+    return all(path.stat().st_mtime_ns <= report.stat().st_mtime_ns for path in inputs)

@@ -103,7 +103,7 @@ def test_an_unknown_option_names_the_nearest() -> None:
         ("import sys\nsys.exit(0)\n", "Mine", "mine.py:2: importing it raised SystemExit"),
         (MINE, "Min", "Did you mean 'Mine'"),
         ("class Mine:\n    pass\n", "Mine", "mine.py:1: 'Mine' is not a Task"),
-        (MINE.replace("def grade", "def mark"), "Mine", "mine.py:4: 'Mine' lacks grade"),
+        (MINE.replace("def grade", "def mark"), "Mine", "mine.py:4: 'Mine' does not define grade"),
         (MINE.replace("self.top = top", "raise OSError('disk')"), "Mine", "the constructor raised OSError: disk"),
         (MINE + MINE.replace("Mine", "Other"), "", "does not define exactly one task"),
     ],

@@ -116,7 +116,7 @@ def test_a_null_an_empty_or_a_nested_field_is_named_by_its_row(tmp_path: Path, r
 @pytest.mark.parametrize("raw", [b"9" * 5000, b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}", b"\xff"])
 def test_a_line_that_no_parser_takes_is_named(tmp_path: Path, raw: bytes) -> None:
     (tmp_path / "mine.jsonl").write_bytes(raw)
-    with pytest.raises(DataError, match=r"mine.jsonl:1: not JSON"):
+    with pytest.raises(DataError, match=r"mine.jsonl:1: the line is not JSON"):
         list(safe_problems(load_task("messages", data=tmp_path / "mine.jsonl"), "test", 0))
 
 

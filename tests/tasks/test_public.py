@@ -204,8 +204,8 @@ def test_math500_without_a_usable_gold_is_ungraded(tmp_path: Path) -> None:
     [
         ('{"question": "a"}\n', r"test\.jsonl:1: no column 'answer'"),
         ('{"question": 5, "answer": "#### 5"}\n', "column 'question' is not str"),
-        ('{"question": "a"\n', r"test\.jsonl:1: not JSON"),
-        ("[1]\n", "not a JSON object"),
+        ('{"question": "a"\n', r"test\.jsonl:1: the line is not JSON"),
+        ("[1]\n", "the line is not a JSON object"),
         ("", "no problem"),
     ],
 )
@@ -235,7 +235,7 @@ def test_missing_files_torn_parquet_and_the_wrong_split(tmp_path: Path) -> None:
         list(Gsm8k(tmp_path).problems("test", 0))
     torn = tmp_path / "test.parquet"
     torn.write_bytes((SAMPLES / "knights/test.parquet").read_bytes()[:-100])
-    with pytest.raises(DataError, match="not Parquet"):
+    with pytest.raises(DataError, match="the file is not Parquet"):
         list(Knights(torn).problems("test", 0))
     measure = write(tmp_path / "mine.jsonl", GOOD["gsm8k"])
     with pytest.raises(DataError, match="holds the split 'test', not"):

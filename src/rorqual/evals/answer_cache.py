@@ -1,4 +1,4 @@
-"""The answer cache: each answer is written to disk on arrival, so that a kill or a failed request loses no earlier answer."""
+"""The on-disk answer cache. Each answer is written when it arrives, so that earlier answers survive a kill or a failed request."""
 
 from __future__ import annotations
 
@@ -21,31 +21,32 @@ from rorqual.engine.request import Completion, Request
 
 SYNC_SECONDS = 5.0
 IN_A_ROW = 32
+"""Number of consecutive new rejections after which the evaluation stops."""
 Progress = Callable[[int, int], None]
 Place = tuple[int, int]
-"""The index of a request, and of one of its samples."""
+"""(Index of a request, index of a sample of that request)."""
 
 
 class AnswerCache:
-    """A `Generator` that caches answers on disk and asks `generator` only for those that are missing.
+    """A `Generator` that caches answers on disk and generates only the missing answers with `generator`.
 
-    The cache is `OUT.xxxxxxxx.kept` beside `out`, one JSON line per sample. The file name holds a digest of `made`,
-    which describes the model: its weights and arithmetic, or an address and the model's name there. So each model has
-    its own file. A sample is identified by the whole request and its index: more problems, or more samples of each,
-    request only the new ones. One process at a time may use the file. With `out` None nothing is written.
+    The cache file is `OUT.xxxxxxxx.kept` next to `out`, with one JSON line per sample. Each model has its own file, because
+    the file name contains a digest of `made`. `made` describes the model: its weights and arithmetic, or the server's
+    address and model name. The cache key of a sample consists of the whole request and the sample's index, so a larger
+    evaluation generates only the new samples. One process at a time may use the file. If `out` is None, nothing is written.
 
-    A request that the server rejects (HTTP 400, 413, 422) yields a completion with an `error`, and the others
-    continue. The error is raised if the server rejects every request, or `IN_A_ROW` in a row that it had not rejected
-    before: the account may be out of credit. `refusals` lists the rejections; a later call retries them after all
-    other requests. Completions with an `error` are not cached. Completions carry text, reasoning, finish reason and
-    usage, but no token ids.
+    A request that the server rejects (HTTP 400, 413, 422) yields a completion with an `error`, and the other requests
+    continue. The error is raised if the server rejects every request, or `IN_A_ROW` consecutive requests that no
+    earlier run recorded as rejected. In these cases the account may be out of credit. `refusals` lists the
+    rejections. A later run retries the rejected requests after all other requests. Completions with an `error` are
+    not cached. Cached completions have text, reasoning, finish reason and usage, but no token ids.
     """
 
     def __init__(self, generator: Engine | RemoteEngine, out: Path | None, made: Mapping[str, Any]) -> None:
         self.generator = generator
         self.refusals: list[RemoteError] = []
         self.answered = 0
-        """Number of answers that arrived in this run, without those from the cache."""
+        """Number of answers generated in this run, without the cached answers."""
         self._asked: set[str] = set()
         self.path: Path | None = None
         if out is not None:
@@ -65,11 +66,11 @@ class AnswerCache:
         return len(self._file.answers)
 
     def forget(self) -> None:
-        """Drop the answers requested in this run: the result holds them now. Answers to other requests stay in the cache."""
+        """Drop this run's answers from the cache, because the saved result contains them. Answers to other requests stay in the cache."""
         self._file.drop(self._asked)
 
     def generate(self, requests: Sequence[Request], *, progress: Progress | None = None) -> list[list[Completion]]:
-        """Return the `n` samples of each request; only samples that are not in the cache are generated."""
+        """Return the `n` samples of each request. Only samples that are not in the cache are generated."""
         names = {
             (number, sample): _name(request, sample)
             for number, request in enumerate(requests)
@@ -95,7 +96,7 @@ class AnswerCache:
             if self.refusals and all(completion.error for completion in found.values()):
                 raise self.refusals[0]
         elif missing:
-            # A request's samples share its prefill, and generating them again gives the same samples.
+            # Generate all samples of a request, because they share one prefill. The cached samples are generated identically.
             numbers = sorted({number for number, _ in missing})
             for number in numbers:
                 for sample in range(requests[number].params.n):
@@ -116,7 +117,7 @@ class AnswerCache:
         arrived: Callable[[int, int, Completion], None],
     ) -> None:
         before = frozenset(self._file.refused)
-        # Requests that were rejected before come last.
+        # Requests that an earlier run recorded as rejected come last.
         order = sorted(missing, key=lambda place: missing[place] in before)
         in_a_row = 0
 
@@ -133,17 +134,17 @@ class AnswerCache:
             self._file.refuse(name)
             if in_a_row == IN_A_ROW:
                 raise error
-            said = f"the server rejected the request: {error.what}"
-            arrived(*order[place], Completion((), [], [], "stop", "", None, error=said))
+            message = f"the server rejected the request: {error.what}"
+            arrived(*order[place], Completion((), [], [], "stop", "", None, error=message))
 
         engine.collect([(requests[number], sample) for number, sample in order], answer, refused=refused)
 
 
 class _CacheFile:
-    """The cache file: answers, and the names of rejected requests. If `path` is None it exists in memory only.
+    """The cache file with answers and the keys of rejected requests. If `path` is None, the cache exists in memory only.
 
-    With `paid`, each answer is synced to disk before the next one, and disk space is reserved so that this works on a
-    full disk. Otherwise answers are flushed to the operating system, which survives a kill of this process.
+    With `paid`, each answer is synced to disk before the next answer, and reserved disk space makes this possible on a
+    full disk. Otherwise answers are only flushed to the operating system, so they survive a kill of this process.
     """
 
     def __init__(self, path: Path | None, *, paid: bool) -> None:
@@ -171,23 +172,23 @@ class _CacheFile:
                 ) from None
 
     def add(self, name: str, completion: Completion) -> None:
-        """Store an answer."""
+        """Store an answer under its key `name`."""
         if name not in self.answers:
             try:
                 self._append(_line(name, completion))
-            except DiskFull:  # the reserved space took this answer
+            except DiskFull:  # the answer was written to the reserved space
                 self.answers[name] = completion
                 raise
             self.answers[name] = completion
 
     def refuse(self, name: str) -> None:
-        """Record that a request was rejected."""
+        """Record that the server rejected the request with key `name`."""
         if name not in self.refused:
             self._append({"refused": name})
             self.refused.add(name)
 
     def drop(self, names: Collection[str]) -> None:
-        """Remove the answers and rejections in `names`."""
+        """Remove the answers and rejections with the keys `names`."""
         self.answers = {name: answer for name, answer in self.answers.items() if name not in names}
         self.refused -= set(names)
         if self.path is not None and not self._empty:
@@ -205,7 +206,7 @@ class _CacheFile:
             self.path.unlink(missing_ok=True)
         self._journal.close()
         if self._empty:
-            with suppress(OSError):  # another file is in the folder
+            with suppress(OSError):  # the folder contains another file
                 for folder in self._new:
                     folder.rmdir()
 
@@ -219,12 +220,12 @@ class _CacheFile:
 
 
 def _name(request: Request, sample: int) -> str:
-    """Return a digest of everything that determines a sample; the number of samples `n` is not part of it."""
-    asked = asdict(replace(request, params=replace(request.params, n=1), embeds=None))
-    del asked["embeds"]  # names in older files do not include this key
+    """Return the cache key of a sample: a digest of everything that determines the sample. The sample count `n` is excluded."""
+    fields = asdict(replace(request, params=replace(request.params, n=1), embeds=None))
+    del fields["embeds"]  # cache keys in older files do not include `embeds`
     if request.embeds is not None:
-        asked["embeds"] = request.embeds.digest.hex()
-    return hashlib.sha256(json.dumps([asked, sample], sort_keys=True, default=_plain).encode()).hexdigest()
+        fields["embeds"] = request.embeds.digest.hex()
+    return hashlib.sha256(json.dumps([fields, sample], sort_keys=True, default=_plain).encode()).hexdigest()
 
 
 def _plain(value: object) -> object:
@@ -232,8 +233,8 @@ def _plain(value: object) -> object:
 
 
 def _line(name: str, completion: Completion) -> dict[str, Any]:
-    kept = {key: getattr(completion, key) for key in ("text", "reasoning", "finish_reason", "usage")}
-    return {"asked": name, "answer": kept}
+    answer = {key: getattr(completion, key) for key in ("text", "reasoning", "finish_reason", "usage")}
+    return {"asked": name, "answer": answer}
 
 
 def _read(answer: Mapping[str, Any]) -> Completion:

@@ -1,4 +1,4 @@
-"""Measured baselines: rules that see only the surface of a prompt, fitted on train problems and scored on evaluation problems."""
+"""Guessing baselines: rules that see only the surface of a prompt, fitted on train problems and scored on evaluation problems."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from rorqual.tasks.base import Problem, Task, Verdict
 from rorqual.tasks.find import safe_grade, safe_problems
 
 FIT = 500
-"""Train problems per family and level on which the rules are fitted."""
+"""Maximum number of train problems per family and level on which the rules are fitted."""
 DRAWS = 4
-"""The search draws at most this many times the number of train problems wanted. A cell may then hold fewer than `FIT`."""
+"""Maximum number of draws, as a multiple of the train problems needed. A rare cell may therefore get fewer than `FIT` problems."""
 UNIFORM = "uniform"
 
 Guess = Callable[[Problem], str]
@@ -28,20 +28,20 @@ def majority(task: Task, train: Sequence[Problem]) -> Guess:
 
 
 def by_length(task: Task, train: Sequence[Problem]) -> Guess:
-    """Return a rule that guesses the most frequent label among train prompts with as many characters and words.
+    """Return a rule that guesses the most frequent label among train prompts with the same numbers of characters and words.
 
-    It falls back to the majority label for lengths that do not occur in `train`.
+    The rule guesses the majority label for lengths that do not occur in `train`.
     """
     labels: dict[tuple[int, int], Counter[str]] = {}
     for problem in train:
         labels.setdefault(_lengths(problem), Counter())[task.label(problem)] += 1
-    most = {lengths: found.most_common(1)[0][0] for lengths, found in labels.items()}
-    other = majority(task, train)
-    return lambda problem: most[_lengths(problem)] if _lengths(problem) in most else other(problem)
+    most = {lengths: counts.most_common(1)[0][0] for lengths, counts in labels.items()}
+    fallback = majority(task, train)
+    return lambda problem: most[_lengths(problem)] if _lengths(problem) in most else fallback(problem)
 
 
 def by_tree(task: Task, train: Sequence[Problem]) -> Guess:
-    """Return a rule that guesses with a small decision tree (evals/surface.py)."""
+    """Return a rule that guesses with a small decision tree (see evals/surface.py)."""
     tree = grow_tree([problem.prompt for problem in train], [task.label(problem) for problem in train])
     return lambda problem: tree.guess(problem.prompt)
 
@@ -57,27 +57,27 @@ def baselines(task: Task, problems: Sequence[Problem], seed: int, fit: int = FIT
     """Return the share of `problems` that each rule gets right, keyed by family, family/level and all, then by rule.
 
     The rules of a cell (family and level) are fitted on `fit` problems of its train split, drawn with `seed` and
-    disjoint from `problems`. `uniform` is one over the number of distinct answers in the fitting set. A cell without
-    train problems has no baselines, and neither has a pool that includes it.
+    disjoint from `problems`. `uniform` is one divided by the number of distinct answers in the fitting set. A cell without
+    train problems has no baselines. Pooled results that include such a cell are left out, too.
     """
-    asked: dict[Cell, list[Problem]] = {}
+    by_cell: dict[Cell, list[Problem]] = {}
     for problem in problems:
-        asked.setdefault((problem.family, problem.level), []).append(problem)
-    known = training(task, asked, seed, fit, {problem.key for problem in problems})
-    found: dict[str, dict[str, list[float]]] = {}
+        by_cell.setdefault((problem.family, problem.level), []).append(problem)
+    train_of = training(task, by_cell, seed, fit, {problem.key for problem in problems})
+    shares_of: dict[str, dict[str, list[float]]] = {}
     lacking: set[str] = set()
-    for (family, level), group in asked.items():
+    for (family, level), group in by_cell.items():
         names = {cell_name(family, level), family, ALL}
-        train = known[family, level]
+        train = train_of[family, level]
         if not train:
             lacking |= names
             continue
         for rule, shares in scores(task, train, group).items():
             for name in names:
-                found.setdefault(name, {}).setdefault(rule, []).extend(shares)
+                shares_of.setdefault(name, {}).setdefault(rule, []).extend(shares)
     return {
         name: {rule: sum(shares) / len(shares) for rule, shares in rules.items()}
-        for name, rules in sorted(found.items())
+        for name, rules in sorted(shares_of.items())
         if name not in lacking
     }
 
@@ -85,7 +85,7 @@ def baselines(task: Task, problems: Sequence[Problem], seed: int, fit: int = FIT
 def training(
     task: Task, cells: Collection[Cell], seed: int, fit: int, held: Collection[str]
 ) -> dict[Cell, list[Problem]]:
-    """Return up to `fit` train problems for each of `cells`, without those whose key is in `held`."""
+    """Return up to `fit` train problems for each of `cells`, excluding the problems whose key is in `held`."""
     known: dict[Cell, list[Problem]] = {cell: [] for cell in cells}
     lacking = set(known)
     try:
@@ -97,18 +97,18 @@ def training(
                     lacking.remove(cell)
             if not lacking or drawn >= DRAWS * fit * len(known):
                 break
-    except RorqualError:  # an evaluation file need not have a train split
+    except RorqualError:  # a task for evaluation may lack a train split
         return {cell: [] for cell in known}
     return known
 
 
-def scores(task: Task, train: Sequence[Problem], asked: Sequence[Problem]) -> dict[str, list[float]]:
-    """Return the score of each rule, and of `uniform`, on each problem; a rule scores 1 where it is right, else 0."""
-    found = {UNIFORM: [1 / len(set(map(task.label, train)))] * len(asked)}
+def scores(task: Task, train: Sequence[Problem], problems: Sequence[Problem]) -> dict[str, list[float]]:
+    """Return the score of each rule, and of `uniform`, on each problem. A rule scores 1 on a problem that it answers right, else 0."""
+    result = {UNIFORM: [1 / len(set(map(task.label, train)))] * len(problems)}
     for rule, fitted in RULES.items():
         guess = fitted(task, train)
-        found[rule] = [float(_right(task, problem, guess(problem))) for problem in asked]
-    return found
+        result[rule] = [float(_right(task, problem, guess(problem))) for problem in problems]
+    return result
 
 
 def _right(task: Task, problem: Problem, guess: str) -> bool:

@@ -1,6 +1,6 @@
-"""The report's claims about the models of one run, family by family, and whether the figures support them.
+"""The report's claims about the models of one run, tested for each family.
 
-No verdict on a method.
+These claims are no verdicts on a method, because one run has only one seed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rorqual.evals.stats import Claim, Interval, claim, holm
 
 @dataclass(frozen=True)
 class Topic:
-    """One question asked of every family: is `measure` higher in evaluation `after` than in `before`?"""
+    """A question that is tested for every family: is `measure` higher in evaluation `after` than in `before`?"""
 
     name: str
     title: str
@@ -101,7 +101,7 @@ STUDENT_TOPICS = (
 
 @dataclass(frozen=True)
 class SupportedClaim:
-    """A claim with its evidence: `wide` is a 99 % interval; the claim itself carries a 95 % one."""
+    """A claim with its evidence. `wide` is the 99 % interval, and `claim` contains the 95 % interval."""
 
     topic: Topic
     family: str
@@ -116,15 +116,15 @@ def claims(findings: Findings) -> list[SupportedClaim]:
 
 
 def student_claims(findings: Findings) -> list[SupportedClaim]:
-    """Return the claims about the student's branches, pooled over families first; empty if the run has no student."""
+    """Return the claims about the student's branches, first pooled and then by family. A run without a student has no such claims."""
     return ask(STUDENT_TOPICS, findings.students, ("all", "family")) if findings.students else []
 
 
 def ask(
     topics: Sequence[Topic], evaluations: Mapping[tuple[str, Thinking], Evaluation], grains: Sequence[Grain]
 ) -> list[SupportedClaim]:
-    """Test every topic on every family, or pooled: one-sided exact McNemar, Holm-corrected over all tests."""
-    asked: list[SupportedClaim] = []
+    """Test every topic in every cell of `grains` with a one-sided exact McNemar test, Holm-corrected over all tests."""
+    supported: list[SupportedClaim] = []
     for topic in topics:
         before, after = evaluations[topic.before], evaluations[topic.after]
         for grain in grains:
@@ -133,10 +133,10 @@ def ask(
             for row, wider in zip(rows, wide, strict=True):
                 change, family = row.difference, "all families" if row.family == ALL else row.family
                 how = "McNemar's exact test, one-sided, Holm-corrected; score interval over problems"
-                made = claim(topic.text.format(family=family), change.mean, change.interval, row.p_value, how)
-                asked.append(SupportedClaim(topic, family, made, wider.difference.interval, row))
-    corrected = holm(item.claim for item in asked)
-    return [replace(item, claim=claim) for item, claim in zip(asked, corrected, strict=True)]
+                tested = claim(topic.text.format(family=family), change.mean, change.interval, row.p_value, how)
+                supported.append(SupportedClaim(topic, family, tested, wider.difference.interval, row))
+    corrected = holm(item.claim for item in supported)
+    return [replace(item, claim=claim) for item, claim in zip(supported, corrected, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -152,17 +152,17 @@ class GainAccount:
 
     @property
     def gain(self) -> float:
-        """The change in accuracy, by the model's own choice to think."""
+        """The change in accuracy when the model chooses whether to think."""
         return self.after - self.before
 
     @property
     def by_choice(self) -> float:
-        """The gain that the model before GRPO gets without training, if it is made to think."""
+        """The gain in accuracy that the model before GRPO gets from being made to think, without training."""
         return self.before_made_to_think - self.before
 
 
 def account(findings: Findings) -> GainAccount:
-    """Return accuracy and share of thinking before and after GRPO, by the model's own choice and when made to think."""
+    """Return accuracies and shares of thinking before and after GRPO, with a free choice to think and when made to think."""
     rows = {name: evaluation.rows("all")[0] for name, evaluation in findings.evaluations.items()}
     return GainAccount(
         before=rows["before", "auto"].accuracy,

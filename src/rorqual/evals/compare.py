@@ -29,9 +29,10 @@ def did_think(sample: GradedSample) -> float:
 class Comparison:
     """The difference between two evaluations in one cell. `before` and `after` are means over the same problems.
 
-    `gained` and `lost` count the problems whose value rose and fell. `left_out` counts problems that one side could
-    not grade. `p_value` is McNemar's exact test over the pairs of one seed. It is None for several seeds, whose pairs
-    are not independent. It is also None if a problem has several samples, because verdicts are then not binary.
+    `gained` and `lost` count the problems whose value rose and fell. `left_out` counts problems that are
+    ungraded in one evaluation. `p_value` is from McNemar's exact test over the pairs of one seed. `p_value` is None for
+    several seeds, because their pairs are not independent. `p_value` is also None if a problem has several samples,
+    because their mean is not binary.
     """
 
     family: str
@@ -73,18 +74,19 @@ def compare_seeds(
 ) -> list[Comparison]:
     """Compare several runs that differ in their seed: `before[s]` is paired with `after[s]`.
 
-    With several seeds the interval resamples seeds first, then problems. Its coverage is below nominal
-    (`hierarchical_difference`).
+    With several seeds the interval resamples seeds first, then problems. The coverage of this interval is
+    below nominal (see `hierarchical_difference`).
     """
     if len(before) != len(after) or not before:
         raise DataError(
-            f"{len(before)} evaluations cannot be paired with {len(after)}", remedy="Give one of each for every seed."
+            f"{len(before)} evaluations cannot be paired with {len(after)}",
+            remedy="Give one evaluation of each kind per seed.",
         )
     for old, new in zip(before, after, strict=True):
         _same_problems(old, new)
     cells = dict.fromkeys(cell(sample, grain) for evaluation in before for sample in evaluation.samples)
-    found = (_compare_cell(name, before, after, grain, measure, side, confidence, samples) for name in cells)
-    return [row for row in found if row is not None]
+    compared = (_compare_cell(name, before, after, grain, measure, side, confidence, samples) for name in cells)
+    return [row for row in compared if row is not None]
 
 
 def _same_problems(before: Evaluation, after: Evaluation) -> None:
@@ -112,9 +114,9 @@ def _same_problems(before: Evaluation, after: Evaluation) -> None:
 def _paired(
     before: Evaluation, after: Evaluation, name: tuple[str, str], grain: Grain, measure: Measure
 ) -> tuple[Floats, Floats, int, bool]:
-    """Return (before values, after values, number left out, whether each problem has one sample).
+    """Return (before values, after values, number of problems left out, whether each problem has one sample).
 
-    The values are those of the problems that both sides graded, in the same order.
+    Both arrays contain the problems that are graded in both evaluations, in the same order.
     """
     sides = []
     for evaluation in (before, after):

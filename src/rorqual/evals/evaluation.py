@@ -24,10 +24,10 @@ CLAIMED = "chance, claimed"
 
 
 class GradedSample(Config):
-    """One graded answer to one problem. `answer` is the gold answer. Lengths are in tokens.
+    """A graded reply to a problem. `answer` is the gold answer. Lengths are in tokens.
 
-    `error` says why there is no reply. `chance` occurs only in files written before baselines were measured. It holds
-    the task's own estimate of a guesser's accuracy.
+    `error` says why there is no reply. `chance` is the task's estimate of a guesser's accuracy. Only files written before
+    baselines were measured have `chance`.
     """
 
     key: str
@@ -48,10 +48,10 @@ class GradedSample(Config):
 
 @dataclass(frozen=True)
 class Row:
-    """The summary of one family and level; a pooled row has `all` in their place.
+    """The summary of the samples of one family and level. A pooled row has the family or level `all`.
 
-    `accuracy` covers graded samples only. `interval` is Wilson's over problems, because samples of one problem are not
-    independent. `thinking_length` is the mean over samples that thought, in tokens.
+    `accuracy` covers graded samples only. `interval` is the Wilson interval over problems, because samples of one problem
+    are not independent. `thinking_length` is the mean over samples with thinking, in tokens.
     """
 
     family: str
@@ -70,7 +70,7 @@ class Row:
 
     @property
     def best(self) -> tuple[str, float]:
-        """The name and accuracy of the best baseline; NaN if there is none."""
+        """The name and accuracy of the best baseline, or ("", NaN) if there is none."""
         return max(self.baselines.items(), key=lambda item: item[1], default=("", math.nan))
 
 
@@ -79,8 +79,8 @@ class Evaluation(Config):
 
     `baselines` maps `family`, `family/level` and `all` to the accuracy of rules that see only a prompt's surface
     (evals/baselines.py). `versions` maps families to the version of their problems; a missing family has version 1.
-    `usage` sums the generator's token counts. `seconds` is wall-clock time; for a resumed evaluation it covers the
-    last part only.
+    `usage` sums the generator's token counts. `seconds` is the wall-clock time. For a resumed evaluation, `seconds`
+    covers the last part only.
     """
 
     task: str
@@ -99,12 +99,12 @@ class Evaluation(Config):
 
     @property
     def keys(self) -> list[str]:
-        """The keys of the problems in order, each once."""
+        """The distinct problem keys, in order."""
         return list(dict.fromkeys(sample.key for sample in self.samples))
 
     @property
     def old_versions(self) -> dict[str, int]:
-        """Families whose problems have an older version than this Rorqual generates, with that version."""
+        """Map each family with outdated problems to the version of the problems in this evaluation."""
         if self.task != Families.name:
             return {}
         used = {sample.family: self.versions.get(sample.family, 1) for sample in self.samples}
@@ -150,7 +150,7 @@ class Evaluation(Config):
 
     @classmethod
     def load(cls, path: Path) -> Evaluation:
-        """Read a file written by `save`. Raises DataError with path, key and remedy if it is missing or invalid."""
+        """Read a file written by `save`. Raises DataError with path and key if the file is missing or invalid."""
         remedy = "Run `rorqual eval` again to create it."
         try:
             data = json.loads(path.read_bytes())
@@ -177,7 +177,7 @@ def cell_name(family: str, level: str) -> str:
 
 
 def natural(level: str) -> tuple[int, float, str]:
-    """Return a sort key that orders numeric levels as numbers, before all others by name."""
+    """Return a sort key that orders numeric levels by value, before all other levels by name."""
     try:
         return (0, float(level), level)
     except ValueError:
@@ -190,14 +190,14 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def accuracy_interval(graded: list[GradedSample], confidence: float) -> Interval:
-    """Return Wilson's interval of the accuracy over problems; several samples of a problem count as one problem."""
+    """Return Wilson's interval of the accuracy over problems. Several samples of a problem count as one problem."""
     values = per_problem(graded, lambda sample: float(sample.verdict is Verdict.RIGHT))
     return wilson(min(math.fsum(values.values()), len(values)), len(values), confidence)
 
 
 def per_problem(samples: Iterable[GradedSample], value: Callable[[GradedSample], float]) -> dict[str, float]:
     """Return the mean of `value` over the samples of each problem, by key."""
-    found: dict[str, list[float]] = {}
+    by_key: dict[str, list[float]] = {}
     for sample in samples:
-        found.setdefault(sample.key, []).append(value(sample))
-    return {key: _mean(values) for key, values in found.items()}
+        by_key.setdefault(sample.key, []).append(value(sample))
+    return {key: _mean(values) for key, values in by_key.items()}

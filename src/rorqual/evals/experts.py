@@ -23,10 +23,10 @@ from rorqual.tasks.base import Task
 def expert_use(
     generator: Generator, task: Task, n_experts: int, *, count: int, seed: int, params: SamplingParams
 ) -> dict[str, Any]:
-    """Count which experts serve the greedy answers to `count` dev problems of each family and level.
+    """Count which experts process the greedy answers to `count` dev problems of each family and level.
 
     The counts cover every position of prompt and answer that the model processed. `share` [layer][family][expert] is
-    the part of a family's choices that go to each expert. `load` [layer][expert] is the same over all families.
+    the fraction of a family's router choices that go to the expert. `load` [layer][expert] is the fraction over all families.
     """
     problems = pick(task, "dev", count, seed, True)
     answers = generator.generate([Request(p.messages, params) for p in problems])
@@ -50,7 +50,10 @@ def _count(experts: Sequence[Any], n_experts: int) -> Any:
     layers = experts[0].shape[1]
     flat = np.concatenate([np.asarray(e).reshape(e.shape[0], layers, -1) for e in experts])  # [positions, layers, k]
     return np.stack(
-        [np.bincount(one[one >= 0], minlength=n_experts) for one in (flat[:, layer].ravel() for layer in range(layers))]
+        [
+            np.bincount(chosen[chosen >= 0], minlength=n_experts)
+            for chosen in (flat[:, layer].ravel() for layer in range(layers))
+        ]
     )
 
 
@@ -61,8 +64,8 @@ def _count(experts: Sequence[Any], n_experts: int) -> Any:
 class Choices:
     """The router's choices, one row for each of n tokens.
 
-    `document` [n] is the token's document and `token` [n] its id. `before` [n] is the id before it, -1 at the start of
-    a document. `experts` [n, moe layers, k] are the experts that served it.
+    `document` [n] is the index of the token's document, and `token` [n] is the token id. `before` [n] is the previous token
+    id, or -1 at the start of a document. `experts` [n, MoE layers, k] are the experts that process the token.
     """
 
     document: Ints
@@ -73,26 +76,26 @@ class Choices:
 
 @torch.no_grad()
 def choices(model: Decoder, samples: Sequence[Sample], row: int, *, rows: int = 32) -> Choices:
-    """Return the router's choices while `model` reads `samples`, packed into rows of `row` tokens; padding is excluded."""
+    """Return the router's choices while `model` reads `samples`, packed into rows of `row` tokens. Padding is excluded."""
     packed = pack(samples, row)
     batch = packed.batch
     number = np.full(batch.tokens.shape, PADDING)
     for document, (at, start, length) in enumerate(packed.places):
         number[at, start : start + length] = document
     before = np.where(batch.positions > 0, np.roll(batch.tokens, 1, axis=1), -1)
-    found = []
+    chosen = []
     for start in range(0, batch.n_rows, rows):
         part = batch.rows(start, min(start + rows, batch.n_rows))
         tokens, positions, segments = (torch.from_numpy(x) for x in (part.tokens, part.positions, part.segments))
         routing = model(tokens, positions, segments=segments).routing
-        found.append(torch.stack([one.indices for one in routing], dim=1).numpy())  # [tokens, layers, k]
+        chosen.append(torch.stack([layer.indices for layer in routing], dim=1).numpy())  # [tokens, layers, k]
     read = number.ravel() != PADDING
-    experts = np.concatenate(found)[read]
+    experts = np.concatenate(chosen)[read]
     return Choices(number.ravel()[read], batch.tokens.ravel()[read], before.ravel()[read], experts)
 
 
 def counts(experts: Ints, group: Ints, n_experts: int, n_groups: int) -> Floats:
-    """Count how often each group meets each expert: experts [n, k] (below 0: none), group [n] -> [groups, experts]."""
+    """Count how often the tokens of each group use each expert: experts [n, k] (negative: none), group [n] -> [groups, experts]."""
     flat = (group[:, None] * n_experts + experts)[experts >= 0]
     return np.bincount(flat, minlength=n_groups * n_experts).reshape(n_groups, n_experts).astype(float)
 
@@ -101,7 +104,7 @@ def counts(experts: Ints, group: Ints, n_experts: int, n_groups: int) -> Floats:
 
 
 def information(table: NDArray[Any]) -> Floats:
-    """Return the plug-in mutual information in bits of counts [..., a, b]; it is 0 if all rows have one distribution."""
+    """Return the plug-in mutual information in bits of counts [..., a, b]. The information is 0 if all rows have the same distribution."""
     table = np.asarray(table, float)
     total = np.maximum(table.sum((-2, -1), keepdims=True), 1e-300)
     joint = table / total
@@ -112,14 +115,14 @@ def information(table: NDArray[Any]) -> Floats:
 
 @dataclass(frozen=True)
 class Dependence:
-    """Mutual information `bits`, and `shuffled`, its values for shuffled labels. A plug-in estimate exceeds 0 by chance alone."""
+    """Mutual information in bits, and `shuffled`, its values for shuffled labels. A plug-in estimate exceeds 0 even by chance."""
 
     bits: float
     shuffled: Floats
 
     @property
     def p_value(self) -> float:
-        """Probability of at least as many bits from shuffled labels; the true labels count as one shuffle."""
+        """The probability that shuffled labels give at least `bits`. The true labels count as one shuffle."""
         return float((1 + (self.shuffled >= self.bits).sum()) / (1 + len(self.shuffled)))
 
 
@@ -129,17 +132,17 @@ def dependence(
     """Return the mutual information of expert and document label given `within`: sum over w of p(w) I(expert; label | w).
 
     experts [n, k], document [n], within [n]; label [documents]. Labels are shuffled among documents, not among tokens,
-    because the tokens of one document choose alike. For each value of `within` they are shuffled only among the
-    documents that contain it. So the joint distribution of labels and values stays the same.
+    because the tokens of one document tend to choose the same experts. For each value of `within`, labels are shuffled
+    only among the documents that contain the value. This preserves the joint distribution of labels and values.
     """
     rng = np.random.default_rng(seed)
     n_labels = int(label.max()) + 1
     bits, shuffled = 0.0, np.zeros(shuffles)
     order = np.argsort(within, kind="stable")
     for rows in np.split(order, np.flatnonzero(np.diff(within[order])) + 1):
-        here, position = np.unique(document[rows], return_inverse=True)
-        each = counts(experts[rows], position, n_experts, len(here))  # [documents here, experts]
-        labels = label[here]
+        documents, position = np.unique(document[rows], return_inverse=True)
+        each = counts(experts[rows], position, n_experts, len(documents))  # [documents here, experts]
+        labels = label[documents]
         weight = len(rows) / len(order)
         bits += weight * float(information(_by_label(labels[None], each, n_labels))[0])
         drawn = rng.permuted(np.broadcast_to(labels, (shuffles, len(labels))), axis=1)
@@ -148,8 +151,8 @@ def dependence(
 
 
 def _by_label(labels: Ints, each: Floats, n_labels: int) -> Floats:
-    """labels [shuffles, documents], each [documents, experts] -> [shuffles, labels, experts]."""
-    return np.stack([(labels == one).astype(float) @ each for one in range(n_labels)], axis=1)
+    """Sum the expert counts by label: labels [shuffles, documents], each [documents, experts] -> [shuffles, labels, experts]."""
+    return np.stack([(labels == value).astype(float) @ each for value in range(n_labels)], axis=1)
 
 
 # ---- ablation
@@ -168,12 +171,12 @@ def without_experts(model: Decoder, gone: Sequence[Sequence[int]]) -> Decoder:
     """Return a copy of `model` whose routers never choose the experts `gone`, one list for each main MoE layer.
 
     Each token goes to its next best experts instead. Raises ConfigError if a router cannot exclude experts, or if
-    fewer remain than serve a token.
+    fewer experts remain than a token needs.
     """
-    made = copy.deepcopy(model)
-    for layer, (router, experts) in enumerate(zip(made.routers(), gone)):
+    ablated = copy.deepcopy(model)
+    for layer, (router, experts) in enumerate(zip(ablated.routers(), gone)):
         try:
             router.exclude(experts)
         except ConfigError as error:
             raise ConfigError(error.what, where=f"experts, layer {layer}", remedy=error.remedy) from None
-    return made
+    return ablated

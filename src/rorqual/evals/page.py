@@ -1,4 +1,4 @@
-"""Building blocks of self-contained HTML pages: inline style and pictures, no script, no network request."""
+"""Building blocks of self-contained HTML pages, with inline style and pictures, without scripts or network requests."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Html(str):
 
 
 def page(title: str, body: str, style: str = "") -> str:
-    """Return the whole document; `style` is appended to its style. The empty icon keeps a browser from requesting one."""
+    """Return the HTML document. `style` is appended to the default style. The empty icon stops browsers from requesting a favicon."""
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
         '<meta name="viewport" content="width=device-width,initial-scale=1">\n'
@@ -82,12 +82,12 @@ def page(title: str, body: str, style: str = "") -> str:
 
 
 def section(name: str, title: str, *parts: str) -> str:
-    """Return a section with the anchor `#name`."""
+    """Return an HTML section with the anchor `#name`."""
     return f'<section id="{escape(name)}">\n<h2>{escape(title)}</h2>\n' + "\n".join(parts) + "\n</section>"
 
 
 def para(text: str, kind: str = "") -> str:
-    """Return a paragraph of plain text, escaped."""
+    """Return an HTML paragraph with the escaped `text`."""
     return f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>"
 
 
@@ -105,7 +105,7 @@ def figure(picture: Picture, light: bytes, dark: bytes) -> str:
 def table(
     name: str, heads: Sequence[str], groups: Iterable[tuple[str, Iterable[Sequence[str]]]], *, text_columns: int = 1
 ) -> str:
-    """Return a table; cells are escaped unless they are `Html`. `groups` are (heading or "", rows)."""
+    """Return an HTML table. Cells are escaped unless they are `Html`. `groups` are (heading or "", rows)."""
     head = "".join(
         f'<th scope="col"{" class=text" if place < text_columns else ""}>{escape(h)}</th>'
         for place, h in enumerate(heads)
@@ -130,21 +130,21 @@ def _cell(text: str, place: int, text_columns: int) -> str:
 
 
 def facts(items: Iterable[tuple[str, str, str]]) -> str:
-    """Return a row of key figures; each item is (label, figure, small print)."""
-    made = (
+    """Return a row of key figures as HTML. Each item is (label, figure, small print)."""
+    items_html = (
         f"<div><dt>{escape(what)}</dt><dd>{escape(value)}"
         + (f"<small>{escape(small)}</small>" if small else "")
         + "</dd></div>"
         for what, value, small in items
     )
-    return f'<dl class="facts">{"".join(made)}</dl>'
+    return f'<dl class="facts">{"".join(items_html)}</dl>'
 
 
 def folded(summary: str, inner: str, *, is_open: bool = False) -> str:
-    """Return a collapsible block; `inner` is HTML."""
+    """Return a collapsible HTML block with the HTML content `inner`."""
     return f"<details{' open' if is_open else ''}><summary>{escape(summary)}</summary>{inner}</details>"
 
 
 def preformatted(text: str, kind: str = "") -> str:
-    """Return preformatted text, escaped."""
+    """Return an HTML block of preformatted, escaped text."""
     return f'<pre class="{kind}">{escape(text)}</pre>' if kind else f"<pre>{escape(text)}</pre>"

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:
-    """Return the probability that at least one of `k` samples is right, drawn without replacement from `samples` with `right` right ones.
+    """Return the probability that at least one of `k` samples is right, if they are drawn without replacement.
 
-    Chen et al. 2021 (Evaluating Large Language Models Trained on Code), equation 1: 1 - C(n-c, k) / C(n, k). Integer
-    arithmetic avoids rounding. Raises ValueError if `k` exceeds `samples`.
+    `right` of the `samples` available samples are right. The estimate is 1 - C(n-c, k) / C(n, k), equation 1 of Chen et al.
+    2021 (Evaluating Large Language Models Trained on Code). Integer arithmetic avoids rounding. Raises ValueError if `k` exceeds `samples`.
     """
     if not 0 <= right <= samples:
         raise ValueError(f"{right} right out of {samples} samples is impossible")
@@ -20,7 +20,7 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
 
 
 def mean_pass_at_k(counts: Sequence[tuple[int, int]], k: int) -> float:
-    """Return the mean of pass@k over problems, each given as (samples, right)."""
+    """Return the mean of pass@k over problems. `counts` has (samples, right) for each problem."""
     if not counts:
         raise ValueError("pass@k needs at least one problem")
     return math.fsum(pass_at_k(samples, right, k) for samples, right in counts) / len(counts)

@@ -14,14 +14,14 @@ from rorqual.model.decoder import Decoder
 from rorqual.ops.losses import token_logprobs
 
 FORWARD_TOKENS, LOGIT_TOKENS = 8192, 1024
-"""Tokens per forward pass and per logits product. Context times vocabulary of a real model is gigabytes."""
+"""Tokens per forward pass and per logits computation, because the logits of a whole context may need gigabytes."""
 
 
 @dataclass(frozen=True)
 class TextLoss:
-    """The loss on a text, in nats; `bits_per_byte` is in bits.
+    """The loss of a model on a text. `per_token` and `per_character` are in nats.
 
-    Each of `tokens` tokens is predicted once, from at most `window` tokens before it.
+    Each of the `tokens` tokens is predicted once, from at most `window` preceding tokens.
     """
 
     per_token: float
@@ -33,7 +33,7 @@ class TextLoss:
 
     @property
     def perplexity(self) -> float:
-        """exp of the loss per token."""
+        """The exponential of the loss per token."""
         return math.exp(self.per_token)
 
 
@@ -42,7 +42,7 @@ def text_loss(model: Decoder, tokenizer: Tokenizer, text: str, *, window: int, w
     """Return the mean loss over non-overlapping windows of `window` predictions.
 
     The first prediction of a window sees a single token, as in training. `windows` limits the evaluation to that many
-    windows from the start; 0 means all. Raises DataError if the text is shorter than one window.
+    windows from the start. 0 means all windows. Raises DataError if the text is shorter than one window.
     """
     ids = np.asarray(tokenizer.encode(text), dtype=np.int64)
     count = (len(ids) - 1) // window

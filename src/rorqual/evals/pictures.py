@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 @dataclass(frozen=True)
 class Theme:
-    """The colours of one scheme. Series also differ by marker, so that no reader depends on hue."""
+    """The colours of a light or dark theme. Series also differ by marker, for readers who cannot distinguish the hues."""
 
     name: str
     ground: str
@@ -32,7 +32,7 @@ class Theme:
 
     @property
     def heat(self) -> LinearSegmentedColormap:
-        """A colour map from the page background (zero) to the strong colour."""
+        """A colour map from the page background (zero) to the text colour."""
         return LinearSegmentedColormap.from_list(f"rorqual-{self.name}", [self.ground, self.after, self.ink])
 
 
@@ -43,7 +43,7 @@ THEMES = (LIGHT, DARK)
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture, drawn once per theme. `alt` describes it in words; `caption` is printed below it."""
+    """A picture that is drawn once per theme. `alt` is its description in words, and `caption` is printed below it."""
 
     name: str
     alt: str
@@ -52,7 +52,7 @@ class Picture:
 
 
 def png(picture: Picture, theme: Theme) -> bytes:
-    """Return the PNG of `picture`. The same data gives the same bytes: the file has no date and no version."""
+    """Return the PNG of `picture`. The same data gives the same bytes, because the file has no date and no version."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_style(theme))
@@ -98,7 +98,7 @@ def _style(theme: Theme) -> Any:
 
 
 def panels(count: int, columns: int, width: float, height: float, *, sharey: bool = False) -> tuple[Figure, list[Axes]]:
-    """Return a figure of `count` panels, each `width` by `height` inches; unused grid cells stay empty."""
+    """Return a figure of `count` panels, each `width` by `height` inches. Unused grid cells stay empty."""
     columns = min(columns, count)
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
@@ -110,7 +110,7 @@ def panels(count: int, columns: int, width: float, height: float, *, sharey: boo
 
 
 def smooth(values: Sequence[float]) -> np.ndarray:
-    """Return a centred running mean over a twentieth of the series; the window is truncated at both ends."""
+    """Return a centred running mean over a twentieth of the series. The window is truncated at both ends."""
     series = np.asarray(values, float)
     window = max(1, len(series) // 20) | 1
     kernel = np.ones(window)
@@ -118,6 +118,6 @@ def smooth(values: Sequence[float]) -> np.ndarray:
 
 
 def curve(axis: Axes, steps: Sequence[float], values: Sequence[float], colour: str, label: str = "") -> None:
-    """Plot the raw series, faint, under its running mean."""
+    """Plot the raw series in a faint colour, with its running mean on top."""
     axis.plot(steps, values, color=colour, alpha=0.28, linewidth=0.8)
     axis.plot(steps, smooth(values), color=colour, linewidth=1.7, label=label or None)

@@ -1,4 +1,4 @@
-"""The report's pictures. Each public function makes one `Picture` from findings."""
+"""The report's pictures. Each public function returns one `Picture` of the findings."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ SETTINGS: tuple[tuple[str, Thinking, str], ...] = (
 BASELINE = "best baseline"
 MARKERS = ("o", "^", "o", "s", "^")
 HOLLOW = 2
-"""The first settings, those before GRPO, have hollow markers."""
+"""Number of settings before GRPO. They come first and are drawn with hollow markers."""
 
 
 def pictures(findings: Findings) -> dict[str, Picture]:
-    """Return all pictures of the report by name; a model without routed experts has no expert pictures."""
-    made = [
+    """Return all pictures of the report by name. A model without routed experts has no expert pictures."""
+    drawn = [
         learning_curves(findings),
         accuracy(findings),
         accuracy_by_level(findings),
@@ -44,11 +44,11 @@ def pictures(findings: Findings) -> dict[str, Picture]:
         cost(findings),
         clock(findings),
     ]
-    return {picture.name: picture for picture in made}
+    return {picture.name: picture for picture in drawn}
 
 
 def learning_curves(findings: Findings) -> Picture:
-    """Return the SFT loss and the GRPO reward over steps."""
+    """Plot the SFT loss and the GRPO reward over steps."""
 
     def draw(theme: Theme) -> Figure:
         figure, (left, right) = panels(2, 2, 3.7, 2.7)
@@ -79,12 +79,12 @@ def _colours(theme: Theme) -> tuple[str, ...]:
 
 
 def _errors(rows: Sequence[Row]) -> np.ndarray:
-    """Return the distances from the accuracy to the ends of its interval, as matplotlib expects them; [2, rows]."""
+    """Return the error bars for matplotlib [2, rows]: the distances from each accuracy to the ends of its interval."""
     return np.array([[r.accuracy - r.interval.low for r in rows], [r.interval.high - r.accuracy for r in rows]]).clip(0)
 
 
 def _legend(figure: Figure, axis: Axes, columns: int) -> None:
-    """Put a legend above all panels: the settings in order, then the baseline."""
+    """Draw a legend above all panels, with the settings in order and the baseline last."""
     handles, labels = axis.get_legend_handles_labels()
     order = sorted(range(len(labels)), key=lambda place: labels[place] == BASELINE)
     chosen = [handles[place] for place in order], [labels[place] for place in order]
@@ -92,7 +92,7 @@ def _legend(figure: Figure, axis: Axes, columns: int) -> None:
 
 
 def accuracy(findings: Findings) -> Picture:
-    """Return held-out accuracy by family in all five settings."""
+    """Plot held-out accuracy by family in all five settings."""
     families = findings.families
     tables = [{row.family: row for row in findings.evaluations[w, m].rows("family")} for w, m, _ in SETTINGS]
 
@@ -125,17 +125,17 @@ def accuracy(findings: Findings) -> Picture:
         _legend(figure, axis, 3)
         return figure
 
-    told = "; ".join(
+    changes = "; ".join(
         f"{f} {tables[0][f].accuracy:.0%} to {tables[2][f].accuracy:.0%} (before GRPO, made to think: {tables[1][f].accuracy:.0%})"
         for f in families
     )
-    alt = f"Held-out accuracy per family before and after GRPO, by the model's own choice: {told}."
+    alt = f"Held-out accuracy per family before and after GRPO, by the model's own choice: {changes}."
     caption = "Accuracy on held-out problems, with 95 % Wilson intervals. All settings use the same problems."
     return Picture("accuracy", alt, caption, draw)
 
 
 def accuracy_by_level(findings: Findings) -> Picture:
-    """Return held-out accuracy by level, one panel per family."""
+    """Plot held-out accuracy by level, one panel per family."""
     families = findings.families
     tables = [findings.evaluations[when, mode].rows("level") for when, mode, _ in SETTINGS]
 
@@ -159,8 +159,8 @@ def _draw_levels(axis: Axes, theme: Theme, family: str, tables: Sequence[Sequenc
     places = np.arange(len(levels), dtype=float)
     best: list[float] = []
     for index, table in enumerate(tables):
-        found = {row.level: row for row in table if row.family == family}
-        rows = [found[level] for level in levels]
+        by_level = {row.level: row for row in table if row.family == family}
+        rows = [by_level[level] for level in levels]
         best = [row.best[1] for row in rows]
         axis.errorbar(
             places + 0.08 * (index - 2),
@@ -181,17 +181,17 @@ def _draw_levels(axis: Axes, theme: Theme, family: str, tables: Sequence[Sequenc
 
 
 def what_changed(findings: Findings) -> Picture:
-    """Return frequency of thinking, its length and accuracy when made to think, before and after GRPO."""
+    """Plot the frequency and length of thinking and the accuracy when made to think, before and after GRPO."""
     families = findings.families
     auto = {when: _by_family(findings.evaluations[when, "auto"]) for when in ("before", "after")}
-    made = {when: _by_family(findings.evaluations[when, "on"]) for when in ("before", "after")}
+    forced = {when: _by_family(findings.evaluations[when, "on"]) for when in ("before", "after")}
 
     def draw(theme: Theme) -> Figure:
         figure, axes = panels(3, 3, 7.4 / 3 + 0.05, 0.9 + 0.3 * len(families), sharey=True)
         values = [
             ("How often it thinks", {w: [auto[w][f].thought for f in families] for w in auto}),
             ("How long, in tokens", {w: [auto[w][f].thinking_length for f in families] for w in auto}),
-            ("Accuracy, made to think", {w: [made[w][f].accuracy for f in families] for w in made}),
+            ("Accuracy, made to think", {w: [forced[w][f].accuracy for f in families] for w in forced}),
         ]
         lengths = [length for side in values[1][1].values() for length in side]
         places = np.arange(len(families), dtype=float)[::-1]
@@ -207,13 +207,13 @@ def what_changed(findings: Findings) -> Picture:
         _legend(figure, axes[0], 2)
         return figure
 
-    told = "; ".join(
+    changes = "; ".join(
         f"{f}: share that thinks {auto['before'][f].thought:.0%} to {auto['after'][f].thought:.0%}, accuracy when made to think "
-        f"{made['before'][f].accuracy:.0%} to {made['after'][f].accuracy:.0%}"
+        f"{forced['before'][f].accuracy:.0%} to {forced['after'][f].accuracy:.0%}"
         for f in families
     )
     caption = "Before and after GRPO. Length is the mean over answers with thinking, by the model's own choice."
-    return Picture("what-changed", f"From before to after GRPO: {told}.", caption, draw)
+    return Picture("what-changed", f"From before to after GRPO: {changes}.", caption, draw)
 
 
 def _by_family(evaluation: Evaluation) -> dict[str, Row]:
@@ -231,7 +231,7 @@ def _draw_dumbbells(
 
 
 def thinking_over_training(findings: Findings) -> Picture:
-    """Return lengths and shares of thinking of the rollouts over GRPO steps."""
+    """Plot the lengths and the share of thinking of the rollouts over GRPO steps."""
 
     def draw(theme: Theme) -> Figure:
         figure, (left, right) = panels(2, 2, 3.7, 2.5)
@@ -267,21 +267,21 @@ def thinking_over_training(findings: Findings) -> Picture:
 
 
 def experts(findings: Findings) -> Picture:
-    """Return heat maps of the share of each family's tokens per expert, one per MoE layer."""
-    found = findings.experts
-    share = np.asarray(found.share)  # [layers, families, experts]
+    """Plot heat maps of the share of each family's tokens per expert, one per MoE layer."""
+    use = findings.experts
+    share = np.asarray(use.share)  # [layers, families, experts]
 
     def draw(theme: Theme) -> Figure:
-        columns = min(2, len(found.layers))
-        figure, axes = panels(len(found.layers), columns, 7.4 / columns, 0.75 + 0.24 * len(found.families), sharey=True)
+        columns = min(2, len(use.layers))
+        figure, axes = panels(len(use.layers), columns, 7.4 / columns, 0.75 + 0.24 * len(use.families), sharey=True)
         image = None
-        for axis, layer, values in zip(axes, found.layers, share, strict=True):
+        for axis, layer, values in zip(axes, use.layers, share, strict=True):
             image = axis.imshow(
                 values, cmap=theme.heat, vmin=0, vmax=share.max(), aspect="auto", interpolation="nearest"
             )
             axis.set_title(f"Layer {layer}")
             axis.grid(visible=False)
-            axis.set_yticks(range(len(found.families)), found.families, color=theme.ink)
+            axis.set_yticks(range(len(use.families)), use.families, color=theme.ink)
             axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
             axis.spines[:].set_visible(False)
         figure.supxlabel("routed expert", fontsize=8.5, color=theme.faint)
@@ -292,7 +292,7 @@ def experts(findings: Findings) -> Picture:
 
     tops = [int(layer.mean(axis=0).argmax()) for layer in share]
     alt = (
-        f"Heat maps, one for each of {len(found.layers)} mixture-of-experts layers. Rows are families, columns are experts, "
+        f"Heat maps, one for each of {len(use.layers)} mixture-of-experts layers. Rows are families, columns are experts, "
         f"shade is the share of the family's tokens. Most loaded expert by layer: {', '.join(map(str, tops))}."
     )
     caption = (
@@ -303,14 +303,14 @@ def experts(findings: Findings) -> Picture:
 
 
 def load(findings: Findings) -> Picture:
-    """Return the load of each expert over the mean of its layer."""
-    found = findings.experts
-    relative = [np.asarray(row) / max(float(np.mean(row)), 1e-12) for row in found.load]  # [layers][experts]
+    """Plot the load of each expert relative to the mean of its layer."""
+    use = findings.experts
+    relative = [np.asarray(row) / max(float(np.mean(row)), 1e-12) for row in use.load]  # [layers][experts]
 
     def draw(theme: Theme) -> Figure:
         columns = min(4, len(relative))
         figure, axes = panels(len(relative), columns, 7.4 / columns, 1.7, sharey=True)
-        for axis, layer, row in zip(axes, found.layers, relative, strict=True):
+        for axis, layer, row in zip(axes, use.layers, relative, strict=True):
             axis.bar(range(len(row)), row, color=theme.after, width=0.8)
             axis.axhline(1.0, color=theme.ink, linestyle=":", linewidth=1.2)
             axis.set_title(f"Layer {layer}")

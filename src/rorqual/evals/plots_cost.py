@@ -12,7 +12,7 @@ from rorqual.evals.pictures import Picture, Theme, panels
 from rorqual.evals.reading import Findings, StageCost
 
 CLOCK_PICTURE = "clock"
-"""Prefix of the names of pictures that show measured time. Only these differ between two runs of one seed."""
+"""Name prefix of pictures that show measured time. Only these pictures differ between two runs with the same seed."""
 
 
 def _draw_bars(
@@ -34,7 +34,7 @@ def _draw_bars(
 
 
 def cost(findings: Findings) -> Picture:
-    """Return tokens and FLOPs by stage."""
+    """Plot tokens and FLOPs by stage."""
     stages = [stage for stage in findings.summary.stages if stage.tokens]
     measures = [
         ("Tokens, millions", [stage.tokens / 1e6 for stage in stages], "{:.2f}"),
@@ -46,7 +46,7 @@ def cost(findings: Findings) -> Picture:
 
 
 def clock(findings: Findings) -> Picture:
-    """Return core-seconds and wall-clock seconds by stage."""
+    """Plot core-seconds and wall-clock seconds by stage."""
     stages = findings.summary.stages
     measures = [
         ("Core-seconds", [stage.core_seconds for stage in stages], "{:.0f}"),

@@ -21,7 +21,7 @@ WIDE = 0.99
 
 
 def student_pictures(findings: Findings) -> list[Picture]:
-    """Return accuracy of every branch, training curves of the branches, and accuracy over cost."""
+    """Return the pictures of the students: accuracy of every branch, training curves, and accuracy over cost."""
     return [accuracy(findings), learning(findings), accuracy_and_cost(findings)]
 
 
@@ -31,14 +31,14 @@ def colours(theme: Theme) -> tuple[str, ...]:
 
 
 def accuracies(findings: Findings, branch: Branch, confidence: float) -> dict[str, Row]:
-    """Return the rows of all families together, then of each family, by the model's own choice to think."""
+    """Return the summary rows of a branch by family, pooled row first. The model chooses whether to think."""
     evaluation = findings.students[branch.name, "auto"]
     rows = [*evaluation.rows("all", confidence), *evaluation.rows("family", confidence)]
     return {row.family: row for row in rows}
 
 
 def accuracy(findings: Findings) -> Picture:
-    """Return held-out accuracy of every branch, pooled and by family."""
+    """Plot held-out accuracy of every branch, pooled and by family."""
     branches = findings.summary.branches
     tables = [(accuracies(findings, b, 0.95), accuracies(findings, b, WIDE)) for b in branches]
     families = list(tables[0][0])
@@ -61,12 +61,12 @@ def accuracy(findings: Findings) -> Picture:
         figure.legend(*axis.get_legend_handles_labels(), loc="outside upper left", ncols=5)
         return figure
 
-    told = "; ".join(f"{b.title} {table[ALL].accuracy:.0%}" for b, (table, _) in zip(branches, tables, strict=True))
+    results = "; ".join(f"{b.title} {table[ALL].accuracy:.0%}" for b, (table, _) in zip(branches, tables, strict=True))
     caption = (
         "Accuracy on held-out problems; each model chooses whether to think. All models answer the same problems. "
         "Thick lines are 95 % intervals, thin lines 99 % (Wilson)."
     )
-    return Picture("students", f"Accuracy of each model over all families: {told}.", caption, draw)
+    return Picture("students", f"Accuracy of each model over all families: {results}.", caption, draw)
 
 
 def _draw_branch(
@@ -82,7 +82,7 @@ def _draw_branch(
 
 
 def learning(findings: Findings) -> Picture:
-    """Return the training curves of the three trained branches."""
+    """Plot the training curves of the three trained branches."""
     trained = findings.training
 
     def draw(theme: Theme) -> Figure:
@@ -117,9 +117,9 @@ def learning(findings: Findings) -> Picture:
 
 
 def accuracy_and_cost(findings: Findings) -> Picture:
-    """Return the accuracy of the students over their cost.
+    """Plot the accuracy of the students over their cost.
 
-    The teacher has no point of its own: a dotted line extends the distilled students' cost by the teacher's.
+    The teacher is not drawn as a point. A dotted line adds the teacher's cost to each student that sampled the teacher.
     """
     summary = findings.summary
     teacher = next((summary.cost_of(b).core_seconds for b in summary.branches if b.name == "teacher"), 0.0)
@@ -150,12 +150,12 @@ def accuracy_and_cost(findings: Findings) -> Picture:
         axis.set_ylabel("right, all families")
         return figure
 
-    told = "; ".join(f"{b.title} {row.accuracy:.0%} after {spent:.0f} core-seconds" for _, b, row, spent in students)
+    results = "; ".join(f"{b.title} {row.accuracy:.0%} after {spent:.0f} core-seconds" for _, b, row, spent in students)
     caption = (
         "Accuracy over cost by branch. The cost of distillation and of training on answers includes sampling the teacher. Hollow "
         "markers add the teacher's own training, which a second student would not pay again."
     )
-    return Picture(f"{CLOCK_PICTURE}-students", f"Accuracy beside cost: {told}.", caption, draw)
+    return Picture(f"{CLOCK_PICTURE}-students", f"Accuracy beside cost: {results}.", caption, draw)
 
 
 def _own_cost(findings: Findings, branch: Branch) -> float:

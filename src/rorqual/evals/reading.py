@@ -1,4 +1,4 @@
-"""The files of a quickstart folder that the report is made from. Reading fails with the name of a missing file."""
+"""Read the files of a quickstart folder that the report needs. Errors name the missing or invalid file."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ Record = dict[str, Any]
 
 
 class ForeignFile(Config):
-    """Base of files that other packages write and may extend: unknown keys are ignored."""
+    """Base class of files that other packages write and may extend. Unknown keys are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class ExpertsReport(ForeignFile):
-    """Expert usage: `share` [layer][family][expert] are shares of a family's tokens; `load` is [layer][expert]."""
+    """Expert usage: `share` [layer][family][expert] by family, and `load` [layer][expert] over all families."""
 
     layers: tuple[int | str, ...]
     families: tuple[str, ...]
@@ -41,7 +41,7 @@ class ExpertsReport(ForeignFile):
 class StageCost(ForeignFile):
     """The cost of one stage: `seconds` of wall-clock time and `core_seconds` of processor time.
 
-    `solved` counts right answers produced on the way. `spent_tokens` includes tokens processed again after a kill.
+    `solved` counts the right answers that the stage produced. `spent_tokens` includes tokens processed again after a kill.
     """
 
     name: str
@@ -53,14 +53,14 @@ class StageCost(ForeignFile):
     spent_tokens: float = 0
 
     def money(self, core_hour: float) -> float:
-        """Return the cost in USD at the price of a core-hour."""
+        """Return the cost in USD if a core-hour costs `core_hour` USD."""
         return self.core_seconds / 3600 * core_hour
 
 
 class Branch(ForeignFile):
     """A model in the student comparison: how it was measured, and the stages that make up its cost.
 
-    The cost of a student excludes the base, which all students share.
+    The cost of a student excludes the base student, which all branches share.
     """
 
     name: str
@@ -86,7 +86,7 @@ class Summary(ForeignFile):
     command: str
 
     def cost_of(self, branch: Branch) -> StageCost:
-        """Return the sum of a branch's own stages, named by its title."""
+        """Return the total cost of the branch's own stages, under the branch's title."""
         own = [stage for stage in self.stages if stage.name in branch.stages]
         names = ("tokens", "flops", "core_seconds", "seconds")
         return StageCost(name=branch.title, **{name: sum(getattr(s, name) for s in own) for name in names})
@@ -94,7 +94,7 @@ class Summary(ForeignFile):
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything the report shows. `sft` and `grpo` hold one record per step, ascending.
+    """All data that the report shows. `sft` and `grpo` hold one record per step, ascending.
 
     `students` holds the evaluations of each branch. `training` holds the records of branches trained from the base
     student.
@@ -128,7 +128,7 @@ def _read(cls: type[F], path: Path) -> F:
 
 
 def read_records(folder: Path, stage: str) -> list[Record]:
-    """Return the records of `stage` in `folder`, one per step; a step repeated after a resume counts as last written."""
+    """Return the records of `stage` in `folder`, one per step. If a resumed run repeated a step, its last record counts."""
     run = RunDir(folder)
     if not run.metrics_file.is_file():
         raise DataError("the report needs this file, but it is missing", where=str(run.metrics_file), remedy=REMEDY)
@@ -140,7 +140,7 @@ def read_records(folder: Path, stage: str) -> list[Record]:
 
 
 def read_findings(folder: Path) -> Findings:
-    """Read a folder laid out as `build_report` describes. Raises DataError naming a missing or invalid file."""
+    """Read a folder with the layout that `build_report` describes. Raises DataError with the name of a missing or invalid file."""
     sft, grpo = read_records(folder / "base", "sft"), read_records(folder / "teacher", "grpo")
     evaluations: dict[tuple[str, Thinking], Evaluation] = {}
     for when in WHENS:
@@ -159,7 +159,7 @@ def read_findings(folder: Path) -> Findings:
 
 
 TRAINED = {"distilled": "distil", "answers-only": "sft", "reinforced": "grpo"}
-"""The branches trained from the base student, by folder, with the recipe of each."""
+"""Map the folder of each branch that is trained from the base student to its recipe."""
 
 
 def _evaluation(path: Path) -> Evaluation:

@@ -27,19 +27,20 @@ REPORT_FILE, PICTURES = "report.html", "pictures"
 def build_report(folder: Path) -> Path:
     """Write `folder/report.html` and `folder/pictures/*.png` (light, and `-dark`), and return the report's path.
 
-    The folder holds:
-    - `base/metrics.jsonl`, records of stage `sft`; `teacher/metrics.jsonl`, records of stage `grpo` (the report shows missing keys
-      as not recorded);
-    - `evals/{before,after}-{auto,on,off}.json`, saved by `Evaluation.save`, all of the same problems;
-    - `evals/experts.json`: `{"layers": [...], "families": [...], "share": [layer][family][expert], "load":
-      [layer][expert]}`;
-    - `summary.json`: `{"model": {"total", "active", "cache_bytes_per_token", "flops_per_token", ...}, "stages":
-      [{"name", "tokens", "flops", "solved", "core_seconds", "seconds"}], "seed", "command"}`; if there is a student, also
-      `"student"` (like `model`) and `"branches": [{"name", "title", "modes", "stages"}]`;
-    - for each branch, `evals/student-NAME-MODE.json`; `distilled`, `answers-only` and `reinforced` with their metrics.
+    The folder must contain these files:
+    - `base/metrics.jsonl` has the records of stage `sft`, and `teacher/metrics.jsonl` those of stage `grpo`. The report shows
+      missing keys as not recorded.
+    - `evals/{before,after}-{auto,on,off}.json` are evaluations of the same problems, written by `Evaluation.save`.
+    - `evals/experts.json` is `{"layers": [...], "families": [...], "share": [layer][family][expert], "load":
+      [layer][expert]}`.
+    - `summary.json` is `{"model": {"total", "active", "cache_bytes_per_token", "flops_per_token", ...}, "stages":
+      [{"name", "tokens", "flops", "solved", "core_seconds", "seconds"}], "seed", "command"}`. A run with a student also has
+      `"student"` (like `model`) and `"branches": [{"name", "title", "modes", "stages"}]`.
+    - `evals/student-NAME-MODE.json` are the evaluations of each branch. The folders `distilled`, `answers-only` and
+      `reinforced` contain the metrics of these branches.
 
-    Raises RorqualError naming a missing or invalid file; nothing is written then. The same figures give the same picture bytes;
-    only `clock*` pictures show measured time.
+    Raises RorqualError, before anything is written, if a file is missing or invalid. The same data gives the same picture bytes,
+    except for the `clock*` pictures, which show measured time.
     """
     findings = read_findings(folder)
     drawn = {}
@@ -55,13 +56,13 @@ def build_report(folder: Path) -> Path:
 
 
 def report_text(findings: Findings, figures: Mapping[str, str]) -> str:
-    """Return the report's HTML; `figures` holds the HTML of each picture by name."""
-    asked, of_student = claims(findings), student_claims(findings)
+    """Return the report's HTML. `figures` maps the name of each picture to its HTML."""
+    supported, of_student = claims(findings), student_claims(findings)
     student = (
         [("students", "Distilled against reinforced", students(findings, of_student, figures))] if of_student else []
     )
     sections = [
-        ("claims", "What changed in this model", claim_tables(asked, TOPICS)),
+        ("claims", "What changed in this model", claim_tables(supported, TOPICS)),
         ("model", "The model", _model(findings)),
         ("learning", "Learning", [figures["learning-curves"], *_agreement(findings)]),
         ("accuracy", "Accuracy on held-out problems", _accuracy(findings, figures)),
@@ -73,27 +74,27 @@ def report_text(findings: Findings, figures: Mapping[str, str]) -> str:
         ("repeat", "Repeat this run", _repeat(findings)),
     ]
     links = "\n".join(f'<a href="#{name}">{escape(title)}</a>' for name, title, _ in sections)
-    head = f"<header><h1>What a small model learned</h1>{_lede(findings, asked)}{_student_lede(of_student)}<nav>{links}</nav></header>"
+    head = f"<header><h1>What a small model learned</h1>{_lede(findings, supported)}{_student_lede(of_student)}<nav>{links}</nav></header>"
     body = [head, *(page.section(name, title, *parts) for name, title, parts in sections)]
     return page.page("Rorqual: quickstart report", "\n".join(body))
 
 
-def _lede(findings: Findings, asked: Sequence[SupportedClaim]) -> str:
-    told = account(findings)
-    signs = [item.claim.sign for item in asked if item.topic is TOPICS[0]]
+def _lede(findings: Findings, supported: Sequence[SupportedClaim]) -> str:
+    gains = account(findings)
+    signs = [item.claim.sign for item in supported if item.topic is TOPICS[0]]
     problems = len(findings.evaluations["before", "auto"].keys)
     text = (
-        f"The accuracy on {problems} held-out problems of {len(findings.families)} families went from {told.before:.1%} before "
-        f"GRPO to {told.after:.1%} after it. The model chooses whether to think. After correction for the number of claims, "
+        f"The accuracy on {problems} held-out problems of {len(findings.families)} families went from {gains.before:.1%} before "
+        f"GRPO to {gains.after:.1%} after it. The model chooses whether to think. After correction for the number of claims, "
         f"accuracy is higher in {signs.count('higher')} of {len(signs)} families."
     )
     return page.para(text, "lede") + page.para(_where_from(findings), "")
 
 
-def _student_lede(asked: Sequence[SupportedClaim]) -> str:
-    if not asked:
+def _student_lede(supported: Sequence[SupportedClaim]) -> str:
+    if not supported:
         return ""
-    main = main_claim(asked)
+    main = main_claim(supported)
     return page.para(
         f"A student with a quarter of the active parameters, distilled from this model, is right on {main.paired.after:.1%} of its "
         f"problems. Reinforced instead, from the same base, it is right on {main.paired.before:.1%}: {points(main.claim.estimate)} "
@@ -103,20 +104,20 @@ def _student_lede(asked: Sequence[SupportedClaim]) -> str:
 
 
 def _where_from(findings: Findings) -> str:
-    """Say how much of the gain the choice to think explains."""
-    told = account(findings)
-    if told.gain <= 0:
+    """State in words how much of the gain the choice to think explains."""
+    gains = account(findings)
+    if gains.gain <= 0:
         return "GRPO brought no gain over all families together."
     text = (
-        f"Before GRPO, making the model think takes it from {told.before:.1%} to {told.before_made_to_think:.1%} without any "
-        f"training. By its own choice, the model thought on {told.thought_before:.1%} of problems before GRPO and on "
-        f"{told.thought_after:.1%} after it. "
+        f"Before GRPO, making the model think takes it from {gains.before:.1%} to {gains.before_made_to_think:.1%} without any "
+        f"training. By its own choice, the model thought on {gains.thought_before:.1%} of problems before GRPO and on "
+        f"{gains.thought_after:.1%} after it. "
     )
-    share = told.by_choice / told.gain
+    share = gains.by_choice / gains.gain
     if share >= 0.8:
         return text + (
             "So the choice to think explains nearly all of the gain. "
-            f"After GRPO, the model made to think reaches {told.after_made_to_think:.1%}."
+            f"After GRPO, the model made to think reaches {gains.after_made_to_think:.1%}."
         )
     if share >= 0.4:
         return text + "So the choice to think explains a large part of the gain, but not all."
@@ -179,14 +180,14 @@ def _agreement(findings: Findings) -> list[str]:
 
 
 def _accuracy(findings: Findings, figures: Mapping[str, str]) -> list[str]:
-    found = {(when, mode): findings.evaluations[when, mode] for when, mode, _ in SETTINGS}
-    ungraded = sum(row.ungraded for evaluation in found.values() for row in evaluation.rows("all"))
-    heads = ["level", "problems", "best baseline", *(f"{when}, {mode}" for when, mode in found)]
+    evaluations = {(when, mode): findings.evaluations[when, mode] for when, mode, _ in SETTINGS}
+    ungraded = sum(row.ungraded for evaluation in evaluations.values() for row in evaluation.rows("all"))
+    heads = ["level", "problems", "best baseline", *(f"{when}, {mode}" for when, mode in evaluations)]
     groups = []
     for family in findings.families:
         rows = []
-        tables = [{r.level: r for r in e.rows("level") if r.family == family} for e in found.values()]
-        pooled = [next(r for r in e.rows("family") if r.family == family) for e in found.values()]
+        tables = [{r.level: r for r in e.rows("level") if r.family == family} for e in evaluations.values()]
+        pooled = [next(r for r in e.rows("family") if r.family == family) for e in evaluations.values()]
         for level in tables[0]:
             rows.append(_accuracy_row(level, [table[level] for table in tables]))
         if len(rows) != 1:
@@ -197,7 +198,7 @@ def _accuracy(findings: Findings, figures: Mapping[str, str]) -> list[str]:
         "baseline is a rule that sees only the surface of a prompt, fitted on train problems of the family and level. The rules are "
         "the majority answer, the most frequent answer for prompts of the same length, and a small decision tree on lengths, numbers "
         f"and characters. Values are percent, with 95 % intervals. {ungraded} ungraded answers are left out. "
-        f"{version_note(found['after', 'auto'])}"
+        f"{version_note(evaluations['after', 'auto'])}"
     )
     every = page.folded("All values by family and level", page.table("accuracy", heads, groups))
     return [figures["accuracy"], figures["accuracy-by-level"], page.para(note, "note"), every]
@@ -226,12 +227,12 @@ def _changed(findings: Findings, figures: Mapping[str, str]) -> list[str]:
             f"{new.thinking_length:.1f}",
         ]
         rows.append([family, *shares, *(percent(row.accuracy) for row in on)])
-    told = account(findings)
+    gains = account(findings)
     right = [
-        ("before, own choice", told.before),
-        ("before, made to think", told.before_made_to_think),
-        ("after, own choice", told.after),
-        ("after, made to think", told.after_made_to_think),
+        ("before, own choice", gains.before),
+        ("before, made to think", gains.before_made_to_think),
+        ("after, own choice", gains.after),
+        ("after, made to think", gains.after_made_to_think),
     ]
     return [
         page.facts((what, f"{value:.1%}", "accuracy, all families") for what, value in right),

@@ -12,13 +12,13 @@ from rorqual.evals.table import p_text, percent
 MARKS = {"higher": ("yes", "●"), "lower": ("no", "✕"), "open": ("open", "○")}
 
 
-def claim_tables(asked: Sequence[SupportedClaim], topics: Sequence[Topic], name: str = "claims") -> list[str]:
+def claim_tables(supported: Sequence[SupportedClaim], topics: Sequence[Topic], name: str = "claims") -> list[str]:
     """Return HTML: an overview of families by topics, the meaning of its symbols, and every claim with its figures."""
-    families = list(dict.fromkeys(item.family for item in asked))
-    found = {(item.topic.name, item.family): item for item in asked}
+    families = list(dict.fromkeys(item.family for item in supported))
+    by_topic = {(item.topic.name, item.family): item for item in supported}
 
     def short(topic: Topic, family: str) -> str:
-        item = found.get((topic.name, family))
+        item = by_topic.get((topic.name, family))
         if item is None:
             return ""
         kind, mark = MARKS[item.claim.sign]
@@ -28,12 +28,12 @@ def claim_tables(asked: Sequence[SupportedClaim], topics: Sequence[Topic], name:
     matrix = [[family, *(short(topic, family) for topic in topics)] for family in families]
     words = (
         f"Change in percentage points: ● higher, ○ open, ✕ lower. Higher: the 95 % interval lies above zero, and the p-value, "
-        f"Holm-corrected for all {len(asked)} claims, is at most 0.05. Lower: the interval lies below zero (not corrected). Otherwise "
+        f"Holm-corrected for all {len(supported)} claims, is at most 0.05. Lower: the interval lies below zero (not corrected). Otherwise "
         "the claim is open. Intervals are score intervals over problems (Tango, with Edwards' correction). P-values are from "
         "McNemar's exact test, one-sided. They apply to these models on other problems, not to other seeds, and so not to the method."
     )
     heads = ["claim", "result", "before", "after", "difference", "95 % interval", "99 % interval", "p\u00a0(Holm)"]
-    groups = [(topic.title, [_claim_row(i) for i in asked if i.topic is topic]) for topic in topics]
+    groups = [(topic.title, [_claim_row(i) for i in supported if i.topic is topic]) for topic in topics]
     every = page.table(name, heads, groups, text_columns=2)
     return [
         page.table(f"{name} at a glance", ["family", *(topic.title for topic in topics)], [("", matrix)]),
@@ -49,13 +49,13 @@ def sign_mark(claim: Claim) -> str:
 
 
 def points(value: float) -> str:
-    """Return a difference of shares in percentage points, with a sign; minus is U+2212."""
+    """Return a difference of shares in percentage points, with a sign. The minus sign is U+2212."""
     text = f"{100 * value:+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 
 
 def points_interval(interval: Interval) -> str:
-    """Return both ends in percentage points."""
+    """Return both ends of an interval in percentage points."""
     return f"[{points(interval.low)}, {points(interval.high)}]"
 
 

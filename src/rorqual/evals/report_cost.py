@@ -13,7 +13,7 @@ def cost(findings: Findings, figures: Mapping[str, str]) -> list[str]:
     """Return HTML: pictures of amounts and of measured time, the table of stages, and the price assumption."""
     stages, price = findings.summary.stages, findings.summary.core_hour
     names = ("tokens", "flops", "solved", "core_seconds", "seconds")
-    whole = StageCost(name="all", **{name: sum(getattr(s, name) for s in stages) for name in names})
+    total = StageCost(name="all", **{name: sum(getattr(s, name) for s in stages) for name in names})
     heads = [
         "stage",
         "tokens",
@@ -24,7 +24,7 @@ def cost(findings: Findings, figures: Mapping[str, str]) -> list[str]:
         "solved",
         "US\u00a0$ per million solved",
     ]
-    rows = [_row(stage, price) for stage in (*stages, whole)]
+    rows = [_row(stage, price) for stage in (*stages, total)]
     text = (
         f"Money assumes US $ {price:g} per core-hour. Solved counts the right answers of a stage: GRPO rollouts, teacher samples, "
         "evaluations. The seconds add up to the wall-clock time of the whole run, without drawing this page. The stage unaccounted "

@@ -18,29 +18,29 @@ EQUAL = 0.15
 """Costs that differ by at most this share count as equal."""
 
 
-def students(findings: Findings, asked: Sequence[SupportedClaim], figures: Mapping[str, str]) -> list[str]:
-    """Return the HTML of the section."""
+def students(findings: Findings, supported: Sequence[SupportedClaim], figures: Mapping[str, str]) -> list[str]:
+    """Return the HTML blocks of the section on the student."""
     return [
-        page.para(student_words(findings, asked)),
+        page.para(student_words(findings, supported)),
         page.para(cost_words(findings)),
         figures["students"],
         _every_branch(findings),
         page.para(_how(findings), "note"),
-        *claim_tables(asked, STUDENT_TOPICS, "claims on the student"),
+        *claim_tables(supported, STUDENT_TOPICS, "claims on the student"),
         figures[f"{CLOCK_PICTURE}-students"],
         figures["students-learning"],
         page.folded("By family", _by_family(findings)),
     ]
 
 
-def main_claim(asked: Sequence[SupportedClaim]) -> SupportedClaim:
+def main_claim(supported: Sequence[SupportedClaim]) -> SupportedClaim:
     """Return the claim of distilled against reinforced over all families."""
-    return next(item for item in asked if item.topic is STUDENT_TOPICS[0])
+    return next(item for item in supported if item.topic is STUDENT_TOPICS[0])
 
 
-def student_words(findings: Findings, asked: Sequence[SupportedClaim]) -> str:
+def student_words(findings: Findings, supported: Sequence[SupportedClaim]) -> str:
     """Summarise the result for these models. A verdict on the method needs several seeds."""
-    pooled = {item.topic.name: item for item in asked if item.family == "all families"}
+    pooled = {item.topic.name: item for item in supported if item.family == "all families"}
     main, base = pooled["distilled-over-reinforced"], pooled["distilled-over-base"]
     rival, answers = pooled["reinforced-over-base"], pooled["distilled-over-answers"]
     better = {
@@ -69,7 +69,7 @@ def student_words(findings: Findings, asked: Sequence[SupportedClaim]) -> str:
 
 
 def _controls(findings: Findings) -> str:
-    """State the accuracy of base and reinforced student when made to think: how much of the gain is the choice to think."""
+    """State the accuracies of base and reinforced student when made to think, which remove the effect of the choice to think."""
     shares = [_share(findings, name, "on") for name in ("student-base", "reinforced")]
     if None in shares:
         return ""
@@ -77,19 +77,19 @@ def _controls(findings: Findings) -> str:
 
 
 def _teacher_words(findings: Findings) -> str:
-    """Compare student and teacher in both modes: the student learned from a teacher that was made to think."""
+    """Compare student and teacher in both modes, because the student learned from a teacher that was made to think."""
     modes: dict[Thinking, str] = {"auto": "with their own choice to think", "on": "made to think"}
     shares = [
         (words, _share(findings, "distilled", mode), _share(findings, "teacher", mode)) for mode, words in modes.items()
     ]
-    told = [f"{words}, {own:.1%} and {teacher:.1%}" for words, own, teacher in shares if None not in (own, teacher)]
-    return f"Student and teacher: {'; '.join(told)}. " if told else ""
+    results = [f"{words}, {own:.1%} and {teacher:.1%}" for words, own, teacher in shares if None not in (own, teacher)]
+    return f"Student and teacher: {'; '.join(results)}. " if results else ""
 
 
 def _share(findings: Findings, name: str, mode: Thinking) -> float | None:
-    """Return the accuracy over all families; None if it was not measured."""
-    found = findings.students.get((name, mode))
-    return found.rows("all")[0].accuracy if found else None
+    """Return the accuracy of a branch over all families, or None if it was not measured."""
+    evaluation = findings.students.get((name, mode))
+    return evaluation.rows("all")[0].accuracy if evaluation else None
 
 
 def cost_words(findings: Findings) -> str:

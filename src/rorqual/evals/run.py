@@ -18,16 +18,16 @@ from rorqual.tasks.find import load_task, safe_grade, safe_problems
 
 GREEDY = SamplingParams()
 PATIENCE = 20
-"""`pick` stops after this many times the mean number of draws per new problem of the rarest stratum."""
+"""Number of draws without a new problem that `pick` allows, as a multiple of the mean draws per problem of the rarest stratum."""
 
 
 def pick(task: Task, split: Split, count: int, seed: int, per_family: bool) -> list[Problem]:
     """Return the evaluation problems: the same arguments give the same problems, and no key occurs twice.
 
-    With `per_family`, `count` problems of each stratum (family, level), else `count` in all. A task may be endless and
-    need not list its strata. So the search stops after a long run of draws without a new stratum or a wanted problem.
-    The limit follows from the rarest unfinished stratum. A stratum with fewer than `count` distinct problems then has
-    all that were found.
+    With `per_family` the result has `count` problems of each stratum (family, level), otherwise `count` problems in total.
+    A task may be endless, and its strata are not known in advance. The search therefore stops after many draws that add no
+    problem. The rarest unfinished stratum sets this limit. A stratum with fewer than `count` distinct problems then
+    contains every problem that was found.
 
     Raises DataError if `count` is below 1 or the split has no problem.
     """
@@ -36,15 +36,15 @@ def pick(task: Task, split: Split, count: int, seed: int, per_family: bool) -> l
             f"count={count} requests no problem", where=f"task {task.name}", remedy="Set count to at least 1."
         )
     chosen: dict[str, Problem] = {}
-    held: Counter[tuple[str, str]] = Counter()
+    taken: Counter[tuple[str, str]] = Counter()
     idle = patience = 0
     for drawn, problem in enumerate(safe_problems(task, split, seed), 1):
         stratum = (problem.family, problem.level) if per_family else (ALL, ALL)
-        if held[stratum] < count and problem.key not in chosen:
+        if taken[stratum] < count and problem.key not in chosen:
             chosen[problem.key] = problem
-            held[stratum] += 1
-            idle, patience = 0, _patience(held, count, drawn)
-            if not per_family and held[stratum] == count:
+            taken[stratum] += 1
+            idle, patience = 0, _patience(taken, count, drawn)
+            if not per_family and taken[stratum] == count:
                 break
         else:
             idle += 1
@@ -62,10 +62,10 @@ def pick(task: Task, split: Split, count: int, seed: int, per_family: bool) -> l
     return list(chosen.values())
 
 
-def _patience(held: Counter[tuple[str, str]], count: int, drawn: int) -> int:
-    """Return the number of fruitless draws to allow, from the number of strata and the rarest unfinished stratum."""
-    rarest = min((found for found in held.values() if found < count), default=drawn)
-    return PATIENCE * max(5, len(held), drawn // rarest)
+def _patience(taken: Counter[tuple[str, str]], count: int, drawn: int) -> int:
+    """Return how many draws may add no problem, given the number of strata and the rarest unfinished stratum."""
+    rarest = min((number for number in taken.values() if number < count), default=drawn)
+    return PATIENCE * max(5, len(taken), drawn // rarest)
 
 
 def evaluate(
@@ -85,7 +85,7 @@ def evaluate(
 ) -> Evaluation:
     """Answer the problems that `pick` returns, grade each reply, and return all samples.
 
-    `task` is a task or the name of one, such as `families:add`.
+    `task` is a task object or a task name such as `families:add`.
 
     `params.n` is the number of samples per problem. The seed of a problem is derived from `params.seed` and its key,
     so an answer does not depend on which other problems are in the evaluation. `model` is a label for tables. Pass
@@ -98,9 +98,9 @@ def evaluate(
     if problems is None:
         problems = pick(task, split, count, seed, per_family)
     requests = [Request(problem.messages, seeded(params, problem.key), thinking) for problem in problems]
-    began = time.monotonic()
+    start = time.monotonic()
     answers = generator.generate(requests, progress=progress)
-    seconds = time.monotonic() - began
+    seconds = time.monotonic() - start
     if len(answers) != len(problems) or any(len(group) != params.n for group in answers):
         raise RorqualError(
             f"expected {params.n} samples for each of {len(problems)} problems, got {sum(map(len, answers))} in all",
@@ -159,9 +159,9 @@ def _sample(task: Task, problem: Problem, completion: Completion) -> GradedSampl
 def thinking_tokens(completion: Completion, tokens: int) -> int:
     """Return the number of tokens of `completion` before `</think>`.
 
-    This is `usage["reasoning_tokens"]` if the generator counted it. Evals have no tokenizer, so
-    otherwise it is `tokens` times the share of the completion's characters before `</think>`, rounded. This is exact for a character tokenizer
-    and for a completion that is all thinking.
+    The generator may report this number as `usage["reasoning_tokens"]`. Otherwise it is estimated, because evals have no
+    tokenizer: `tokens` times the fraction of characters before `</think>`, rounded. The estimate is exact for a character
+    tokenizer and for a completion that is all thinking.
     """
     counted = completion.usage.get("reasoning_tokens")
     if counted is not None:

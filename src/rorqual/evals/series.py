@@ -1,4 +1,4 @@
-"""Time series from training records: read, drawn, and summarised in words."""
+"""Read, plot and summarise time series from training records."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from rorqual.evals.reading import Record
 
 
 def series(records: Sequence[Record], *names: str) -> tuple[list[float], list[float]]:
-    """Return steps and values; each record gives the first of `names` that it has as a number.
+    """Return the steps and values of a metric. The value of a record is the first of `names` that is a number.
 
-    Records with none of `names` are skipped.
+    Records without any of `names` are skipped.
     """
     steps, values = [], []
     for place, record in enumerate(records):
@@ -33,7 +33,7 @@ def _nothing(axis: Axes, theme: Theme) -> None:
 def draw_series(
     axis: Axes, theme: Theme, records: Sequence[Record], wanted: Sequence[tuple[tuple[str, ...], str, str]]
 ) -> None:
-    """Draw curves over the steps; each item of `wanted` is (names of the field, colour, label)."""
+    """Plot curves over the steps. Each item of `wanted` is (alternative metric names, colour, label)."""
     drawn = 0
     for names, colour, label in wanted:
         steps, values = series(records, *names)

@@ -1,6 +1,6 @@
-"""Statistics of claims: intervals, exact paired tests, bootstraps, and corrections for several tests.
+"""Statistics of claims: intervals, exact paired tests, bootstraps, and corrections for multiple tests.
 
-Every random draw is seeded. Tests are exact where that is cheap.
+Every random draw is seeded. Tests are exact where an exact computation is cheap.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Side = Literal["two-sided", "greater", "less"]
 Sign = Literal["higher", "lower", "open"]
-"""The result of one run's claim. A verdict on a method needs several seeds: `rorqual.evals.verdict`."""
+"""The result of a claim about one run. A verdict on a method needs several seeds (see `rorqual.evals.verdict`)."""
 EDWARDS = 1.0
-"""Edwards' correction of one pair. Without it the nominal 95 % score interval covers 86 to 94 %, at 3 to 100 pairs."""
+"""Edwards' correction in pairs. Without it the nominal 95 % score interval covers only 86 to 94 % for 3 to 100 pairs."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ class Difference:
 
 
 def wilson(right: float, total: int, confidence: float = 0.95) -> Interval:
-    """Return the score interval of a proportion (Wilson 1927); it stays within [0, 1] and is valid at 0 and at `total`.
+    """Return the score interval of a proportion (Wilson 1927). It stays within [0, 1] and is valid at 0 and at `total`.
 
-    `right` may be a sum of shares between 0 and 1, one per problem: their mean varies at most as much as that of 0s
-    and 1s. The coverage is nominal on average over rates, but lower at rates below 1 / `total`
+    `right` may be a sum of shares between 0 and 1, one per problem, because the mean of shares varies at most as much as the
+    mean of 0s and 1s. The coverage is nominal on average over rates, but lower at rates below 1 / `total`
     (docs/results/coverage.json).
     """
     if not 0 <= right <= total:
@@ -58,7 +58,7 @@ def wilson(right: float, total: int, confidence: float = 0.95) -> Interval:
     rate = right / total
     middle = (rate + z * z / (2 * total)) / (1 + z * z / total)
     half = z / (1 + z * z / total) * math.sqrt(rate * (1 - rate) / total + z * z / (4 * total * total))
-    # At the ends the formula gives exactly 0 or 1; rounding must not exclude the rate from its own interval.
+    # At the rates 0 and 1 the exact end is 0 or 1. Rounding must not exclude the rate from its own interval.
     low = 0.0 if right == 0 else max(0.0, middle - half)
     high = 1.0 if right == total else min(1.0, middle + half)
     return Interval(low, high, confidence)
@@ -81,7 +81,7 @@ def _log_binomial(total: int, chance: float) -> Floats:
 def binomial_p(right: int, total: int, chance: float, side: Side = "greater") -> float:
     """Return the exact p-value of `right` out of `total` if a guesser is right with probability `chance`.
 
-    Two-sided: the total probability of all outcomes that are at most as likely as the observed one.
+    The two-sided p-value is the total probability of all outcomes that are at most as likely as the observed outcome.
     """
     if not 0 <= right <= total or not 0 <= chance <= 1:
         raise ValueError(f"{right} right out of {total} with chance {chance} is impossible")
@@ -104,7 +104,7 @@ def mcnemar(
 ) -> float:
     """Return the p-value of the exact McNemar test of paired verdicts (McNemar 1947).
 
-    Under the null, each pair that differs is a fair coin flip. `side="greater"` tests whether `after` is right more
+    Under the null hypothesis, each pair that differs is a fair coin flip. `side="greater"` tests whether `after` is right more
     often. The result is 1 if no pair differs.
     """
     old, new = np.asarray(before, bool), np.asarray(after, bool)
@@ -119,8 +119,8 @@ def mcnemar(
 def paired_interval(gained: float, lost: float, pairs: float, confidence: float = 0.95) -> Interval:
     """Return the score interval of a difference of paired proportions (Tango 1998), with Edwards' correction of one pair.
 
-    `gained` of `pairs` became right and `lost` became wrong; both may be sums of shares. The interval always has
-    positive width: 0 of 20 gives -0.24 to 0.24 at 95 %. It contains 0 exactly when McNemar's test with the correction
+    `gained` of `pairs` became right and `lost` became wrong. Both may be sums of shares. The interval always has
+    positive width: 20 pairs without a change give -0.24 to 0.24 at 95 %. The interval contains 0 exactly when McNemar's test with the correction
     of Edwards (1948) does not reject.
     """
     if gained < 0 or lost < 0 or gained + lost > pairs or pairs <= 0:
@@ -131,11 +131,11 @@ def paired_interval(gained: float, lost: float, pairs: float, confidence: float 
 
 
 def _paired_end(gained: float, lost: float, pairs: float, z: float) -> float:
-    """Return the largest difference that the score test does not reject, by bisection: the score falls as the difference grows."""
+    """Return the largest difference that the score test does not reject. Bisection works because the score falls monotonically."""
     low, high = (gained - lost) / pairs, 1.0
     for _ in range(60):
         middle = (low + high) / 2
-        # The maximum-likelihood share lost if the difference is `middle`.
+        # Maximum-likelihood estimate of the share lost, given the difference `middle`.
         b = (2 * pairs - gained + lost) * middle - gained - lost
         share = (math.sqrt(max(0.0, b * b + 8 * pairs * lost * middle * (1 - middle))) - b) / (4 * pairs)
         spread = math.sqrt(max(0.0, pairs * (2 * share + middle * (1 - middle))))
@@ -146,10 +146,10 @@ def _paired_end(gained: float, lost: float, pairs: float, z: float) -> float:
 def paired_difference(
     before: Sequence[float] | NDArray[Any], after: Sequence[float] | NDArray[Any], confidence: float = 0.95
 ) -> Difference:
-    """Return the mean of `after - before`, shares between 0 and 1, one per problem, with the score interval over problems.
+    """Return the mean of `after - before`, with the score interval over problems. Values are one share from 0 to 1 per problem.
 
-    Fractional shares, such as means of several samples, vary at most as much as 0s and 1s with the same sums. Their
-    interval is therefore wider than necessary.
+    Fractional shares, such as means of several samples, vary at most as much as 0s and 1s with the same sums. The
+    interval for fractional shares is therefore wider than necessary.
     """
     return difference_over_seeds([np.asarray(before, float)], [np.asarray(after, float)], confidence)
 
@@ -159,9 +159,9 @@ def difference_over_seeds(
 ) -> Difference:
     """Return the paired difference of shares over runs: `before[s][i]` and `after[s][i]` are seed `s` on problem `i`.
 
-    For one seed the interval is the score interval over problems. For several it is that of `hierarchical_difference`,
-    but at each end at least as wide as the score interval over all problems. So seeds that agree exactly do not give
-    an interval of zero width.
+    For one seed the interval is the score interval over problems. For several seeds each end is the wider end of
+    `hierarchical_difference` and the score interval over all problems. Seeds that agree exactly therefore do not give an
+    interval of zero width.
     """
     changes = _changes(before, after)
     if any(np.abs(change).max() > 1 for change in changes):
@@ -172,9 +172,9 @@ def difference_over_seeds(
     mean = float(np.mean([change.mean() for change in changes]))
     if len(changes) == 1:
         return Difference(mean, score, len(changes[0]))
-    found = hierarchical_difference(before, after, confidence, samples)
-    low, high = min(found.interval.low, score.low), max(found.interval.high, score.high)
-    return replace(found, interval=Interval(low, high, confidence))
+    bootstrap = hierarchical_difference(before, after, confidence, samples)
+    low, high = min(bootstrap.interval.low, score.low), max(bootstrap.interval.high, score.high)
+    return replace(bootstrap, interval=Interval(low, high, confidence))
 
 
 def hierarchical_difference(
@@ -184,14 +184,14 @@ def hierarchical_difference(
     samples: int = 4000,
     seed: int = 0,
 ) -> Difference:
-    """Return the paired difference of any values over runs; each resample draws seeds first, then items within each drawn seed.
+    """Return the paired difference of any values over runs. Each resample draws seeds first, then items within each drawn seed.
 
     `before[s][i]` and `after[s][i]` are seed `s` on item `i`. The mean weighs all seeds equally. Resampling only items
     would understate the spread between runs.
 
     A percentile bootstrap (Efron 1979) of few seeds is too narrow. Over 5 seeds ten points apart, a nominal 99 %
-    interval covers 97.5 %, and 76 % if one seed in five is an outlier (docs/results/coverage.json). So no verdict
-    rests on it alone.
+    interval covers 97.5 %, and 76 % if one seed in five is an outlier (docs/results/coverage.json). A verdict
+    therefore also needs Student's t interval.
     """
     changes = _changes(before, after)
     drawn = _resampled_means(changes, samples, np.random.default_rng(seed))
@@ -216,7 +216,7 @@ def _changes(before: Sequence[NDArray[Any]], after: Sequence[NDArray[Any]]) -> l
 
 
 def _resampled_means(values: Sequence[Floats], samples: int, random: np.random.Generator) -> Floats:
-    """Return the means of resamples, seeds first, then problems; [samples]."""
+    """Return the means [samples] of resamples that draw seeds first, then problems."""
     seeds = len(values)
     picks = random.integers(seeds, size=(samples, seeds))
     total = np.zeros(samples)
@@ -233,8 +233,8 @@ def _resampled_means(values: Sequence[Floats], samples: int, random: np.random.G
 class Claim:
     """The claim that a value of one run lies above a bound, and its evidence.
 
-    `sign` follows from `interval`: wholly above the bound, wholly below it, or neither. `p_value` tests the null that
-    the value is not above the bound; None if there is no test. `how` names the test.
+    `sign` is "higher" if `interval` lies wholly above the bound, "lower" if wholly below it, else "open". `p_value` tests the
+    null hypothesis that the value is not above the bound, or is None without a test. `how` names the test.
     """
 
     text: str
@@ -248,13 +248,13 @@ class Claim:
 def claim(
     text: str, estimate: float, interval: Interval, p_value: float | None, how: str, *, bound: float = 0.0
 ) -> Claim:
-    """Return the claim that a value lies above `bound`; it is open if the interval touches the bound."""
+    """Return the claim that a value lies above `bound`. The claim is open if the interval touches the bound."""
     sign: Sign = "higher" if interval.low > bound else "lower" if interval.high < bound else "open"
     return Claim(text, sign, p_value, estimate, interval, how)
 
 
 def holm_values(p_values: Sequence[float]) -> list[float]:
-    """Return Holm's step-down adjusted p-values (Holm 1979), in the order given; they bound the family-wise error rate."""
+    """Return Holm's step-down adjusted p-values (Holm 1979) in input order. They control the family-wise error rate."""
     adjusted = [0.0] * len(p_values)
     highest = 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
@@ -264,7 +264,7 @@ def holm_values(p_values: Sequence[float]) -> list[float]:
 
 
 def holm(claims: Iterable[Claim]) -> list[Claim]:
-    """Return the claims with p-values adjusted for the number of tests; claims without a p-value do not count.
+    """Return the claims with p-values adjusted for the number of tests. Claims without a p-value do not count.
 
     A "higher" claim becomes open if its adjusted p-value exceeds one minus the confidence of its interval.
     """

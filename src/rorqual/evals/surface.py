@@ -1,4 +1,4 @@
-"""A small decision tree on surface features of a prompt: features that need no solving."""
+"""A small decision tree on surface features of a prompt, which can be computed without solving the problem."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 DEPTH, LEAF, CUTS, LABELS = 4, 20, 31, 32
-"""Depth of the tree, minimum problems per leaf, thresholds per feature, and labels that are distinguished."""
+"""Depth of the tree, minimum problems per leaf, thresholds per feature, and number of labels that the tree distinguishes."""
 NUMBER = re.compile(r"[0-9]+")
 NUMBER_DIGITS = 15
 
@@ -22,12 +22,12 @@ Integers = np.ndarray[Any, np.dtype[np.int64]]
 def surface(prompt: str) -> dict[str, float]:
     """Return the features of a prompt: lengths, first and last words, characters, numbers, and the count of each character.
 
-    Characters are code points; -1 means that the prompt has no such number. The second word is the one after a
-    family's name.
+    Characters are given as code points. -1 means that the prompt has no such number. The second word is the first word
+    after a family's name.
     """
     words, numbers, counts = prompt.split(), NUMBER.findall(prompt), Counter(prompt)
     second, last = words[min(1, len(words) - 1)], words[-1]
-    found: dict[str, float] = {
+    features: dict[str, float] = {
         "characters": len(prompt),
         "words": len(words),
         "distinct characters": len(counts),
@@ -42,14 +42,14 @@ def surface(prompt: str) -> dict[str, float]:
     }
     for name, place in (("first", 0), ("last", -1)):
         number = numbers[place] if numbers else ""
-        found[f"{name} number"] = float(number[:NUMBER_DIGITS]) if number else -1
-        found[f"{name} number: odd"] = int(number[-1]) % 2 if number else -1
-    return found | {f"number of {character!r}": count for character, count in counts.items()}
+        features[f"{name} number"] = float(number[:NUMBER_DIGITS]) if number else -1
+        features[f"{name} number: odd"] = int(number[-1]) % 2 if number else -1
+    return features | {f"number of {character!r}": count for character, count in counts.items()}
 
 
 @dataclass(frozen=True)
 class Node:
-    """A leaf with `label`, or a split: go to `below` if `feature` is at most `cut`, else to `above`."""
+    """A tree node: a leaf with `label`, or a split that goes to `below` if `feature` is at most `cut`, else to `above`."""
 
     label: str
     feature: str = ""
@@ -66,10 +66,10 @@ class Node:
 
 
 def grow_tree(prompts: Sequence[str], labels: Sequence[str]) -> Node:
-    """Fit a tree (CART, Breiman et al. 1984): each split lowers the Gini impurity most.
+    """Fit a tree (CART, Breiman et al. 1984) in which each split minimises the Gini impurity.
 
     Ties go to the first feature by name and to the lowest cut. The cuts of a feature are its quantiles. Only the
-    `LABELS` most frequent labels are distinguished; the others are never guessed.
+    `LABELS` most frequent labels are distinguished, and other labels are never guessed.
     """
     rows = [surface(prompt) for prompt in prompts]
     names = sorted({name for row in rows for name in row})

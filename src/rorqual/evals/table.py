@@ -17,7 +17,7 @@ from rorqual.evals.stats import Interval
 
 
 def percent(value: float) -> str:
-    """Return `0.614` as `61.4`, and NaN (the mean of nothing) as `-`."""
+    """Return `0.614` as `61.4`, and NaN (the mean of no values) as `-`."""
     return "-" if math.isnan(value) else f"{100 * value:.1f}"
 
 
@@ -73,7 +73,7 @@ def table(evaluation: Evaluation) -> str:
 
 
 def baseline(row: Row) -> str:
-    """Return the best baseline in percent and its name, such as `19.4 (tree)`; `-` if there is none."""
+    """Return the best baseline in percent and its name, such as `19.4 (tree)`, or `-` if there is none."""
     name, value = row.best
     return f"{percent(value)} ({name})" if name else percent(value)
 
@@ -92,7 +92,7 @@ def ungraded_note(evaluation: Evaluation) -> str:
 
 
 def version_note(evaluation: Evaluation) -> str:
-    """Return a sentence if the problems have older versions than this Rorqual generates, else ""."""
+    """Return a sentence that names outdated problem versions, or "" if all problems are current."""
     old = evaluation.old_versions
     return (
         f"These problems come from an older Rorqual: {', '.join(f'{name}, version {n}' for name, n in old.items())}."
@@ -118,7 +118,7 @@ def _cells(row: Row) -> list[str]:
 
 
 def comparison_table(rows: Sequence[Comparison], title: str = "after - before, paired") -> str:
-    """Return paired differences in points, with intervals and exact p-values."""
+    """Return a table of paired differences in percentage points, with intervals and exact p-values."""
     confidence = rows[0].difference.interval.confidence if rows else 0.95
     heads = [
         "family",

@@ -17,7 +17,7 @@ from rorqual.evals.trace_page import SCRIPT, STYLE
 
 TRACE_FILE = "trace.html"
 TEXT_STEPS = 200
-"""Maximum number of steps whose texts are on the page; a longer run has texts at this many evenly spaced steps.
+"""Maximum number of steps whose texts are on the page. A longer run has texts at this many evenly spaced steps.
 
 The other steps show verdicts, advantages and lengths only.
 """
@@ -64,7 +64,7 @@ def told(facts: RunFacts, folder: Path) -> list[str]:
 
 
 def gather(lines: Sequence[dict[str, Any]], records: Sequence[Record], text_steps: int) -> list[dict[str, Any]]:
-    """Return one dictionary per step: metrics, groups in order, and the problems whose majority verdict changed."""
+    """Return one dictionary per step, with metrics, groups in order, and the problems whose majority verdict changed."""
     by_step: dict[int, list[dict[str, Any]]] = {}
     for line in lines:
         by_step.setdefault(int(line["step"]), []).append(line)
@@ -85,7 +85,7 @@ def gather(lines: Sequence[dict[str, Any]], records: Sequence[Record], text_step
 
 
 def spread(steps: Sequence[int], count: int) -> set[int]:
-    """Return at most `count` of the steps, evenly spaced, with the first and the last."""
+    """Return at most `count` evenly spaced steps, including the first and the last step."""
     if len(steps) <= count:
         return set(steps)
     last = len(steps) - 1
@@ -95,25 +95,25 @@ def spread(steps: Sequence[int], count: int) -> set[int]:
 def group(line: dict[str, Any], spoken: bool) -> dict[str, Any]:
     """Return a group with short keys: key, family, level, prompt, answer, samples.
 
-    A sample is [verdict, advantage, tokens, thinking tokens, cut off, thinking, reply]; the last two only for steps
-    with texts.
+    A sample is [verdict, advantage, tokens, thinking tokens, cut off, thinking, reply]. Only steps with texts have
+    the last two fields.
     """
-    made: dict[str, Any] = {"k": line["key"], "f": line["family"], "l": line["level"]}
+    short: dict[str, Any] = {"k": line["key"], "f": line["family"], "l": line["level"]}
     texts = spoken and "prompt" in line
     if texts:
-        made |= {"p": line["prompt"], "a": line["answer"]}
-    made["s"] = [
+        short |= {"p": line["prompt"], "a": line["answer"]}
+    short["s"] = [
         [CODES[s["verdict"]], round(s["advantage"], 4), s["tokens"], s["thinking"], int(s["finish"] == "length")]
         + ([s["reasoning"], s["text"]] if texts else [])
         for s in line["samples"]
     ]
-    return made
+    return short
 
 
 def turns(
     groups: Sequence[dict[str, Any]], seen: dict[str, tuple[int, float]], step: int
 ) -> tuple[list[dict[str, Any]], int]:
-    """Return problems that changed between mostly right and mostly wrong since they last occurred, and how many occurred before.
+    """Return the problems whose majority verdict changed since their last occurrence, and the number of repeated problems.
 
     `seen` maps a problem's key to its last step and share right, and is updated.
     """
@@ -133,7 +133,7 @@ def turns(
 
 
 def html(name: str, data: dict[str, Any]) -> str:
-    """Return the page. Model output is stored as JSON and inserted as text, never as markup."""
+    """Return the page. The page stores model output as JSON and inserts it as text, never as markup."""
     block = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     body = (
         f"<header><h1>Rollouts of {escape(name)}</h1><p class=meta id=facts></p></header>\n"

@@ -35,7 +35,7 @@ def transcripts(findings: Findings) -> list[str]:
 
 
 def hardest(samples: list[GradedSample]) -> GradedSample | None:
-    """Return the first sample of the highest level; numeric levels compare as numbers."""
+    """Return the first sample of the highest level. Numeric levels compare as numbers."""
 
     def level(sample: GradedSample) -> tuple[float, str]:
         try:

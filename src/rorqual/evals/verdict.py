@@ -1,7 +1,7 @@
 """The rule for a verdict on a method: at least five seeds, and two 99 % intervals that agree.
 
 The bootstrap over seeds is too narrow for few seeds, and Student's t ignores the problems within them
-(docs/results/coverage.json). So a verdict needs both.
+(docs/results/coverage.json). A verdict therefore needs both intervals.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CONFIDENCE = 0.99
 
 
 def ends(bootstrap: Interval, differences: Sequence[float]) -> Interval:
-    """Return, at each end, the wider of the bootstrap's interval and Student's t over `differences`, one per seed.
+    """Return the wider end, on each side, of the bootstrap interval and Student's t interval over `differences` (one per seed).
 
     With fewer than two differences the interval is unbounded.
     """
@@ -35,7 +35,7 @@ def judge(
     bound: float = 0.0,
     side: Literal["above", "below"] = "above",
 ) -> Verdict:
-    """Judge whether a difference lies on `side` of `bound`, by both 99 % intervals and at least five seeds; otherwise it is open.
+    """Judge whether a difference lies on `side` of `bound`. The verdict is open with fewer than five seeds or below 99 % confidence.
 
     `differences` has one value per seed. `bootstrap` is the interval over seeds and the problems within them.
     """
@@ -49,7 +49,7 @@ def judge(
 
 
 def together(verdicts: Sequence[Verdict]) -> Verdict:
-    """Return the verdict of a claim with several parts: it holds if all hold, and does not hold if one does not."""
+    """Return the verdict of a claim with several parts. It holds if all parts hold, and fails if one part does not hold."""
     if "does not hold" in verdicts:
         return "does not hold"
-    return "holds" if verdicts and all(one == "holds" for one in verdicts) else "open"
+    return "holds" if verdicts and all(verdict == "holds" for verdict in verdicts) else "open"

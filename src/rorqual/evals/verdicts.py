@@ -1,4 +1,4 @@
-"""Compact verdicts of every problem, one character each: enough to recompute any interval, small enough to store with a result."""
+"""Compact verdicts with one character per problem. The verdicts are stored with a result, so that any interval can be recomputed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Samples = list[GradedSample]
 
 
 class Verdicts(Config):
-    """Verdicts of evaluations on the same problems, by name; each has one string per seed."""
+    """Verdicts of evaluations on the same problems, by evaluation name. Each evaluation has one string per seed."""
 
     task: str
     split: Split
@@ -29,7 +29,7 @@ class Verdicts(Config):
     order: str = ORDER
 
     def values(self, name: str, seed: int, family: str = "all", *, thought: bool = False) -> list[float | None]:
-        """Return how many samples are right for each problem of a family; None if the problem is ungraded."""
+        """Return how many samples are right for each problem of a family. The value is None for an ungraded problem."""
         place = self.seeds.index(seed)
         line = (self.thought if thought else self.right)[name][place]
         groups = [group.rpartition(": ") for group in self.groups[place].split(" | ")]
@@ -38,30 +38,34 @@ class Verdicts(Config):
         return [None if mark == "-" else float(mark) for mark in chosen]
 
 
-def compact(found: Mapping[str, Sequence[Evaluation]], seeds: Sequence[int]) -> tuple[Verdicts, ...]:
+def compact(by_name: Mapping[str, Sequence[Evaluation]], seeds: Sequence[int]) -> tuple[Verdicts, ...]:
     """Return the verdicts of evaluations by name, one evaluation per seed.
 
     Evaluations with the same groups of problems share one `Verdicts`.
     """
-    made: dict[tuple[str, tuple[str, ...]], Verdicts] = {}
-    for name, evaluations in found.items():
-        task, split, grouped = evaluations[0].task, evaluations[0].split, [_grouped(one) for one in evaluations]
-        groups = tuple(" | ".join(f"{cell_name(*c)}: {len(p)}" for c, p in one.items()) for one in grouped)
+    shared: dict[tuple[str, tuple[str, ...]], Verdicts] = {}
+    for name, evaluations in by_name.items():
+        task, split, grouped = (
+            evaluations[0].task,
+            evaluations[0].split,
+            [_grouped(problems) for problems in evaluations],
+        )
+        groups = tuple(" | ".join(f"{cell_name(*c)}: {len(p)}" for c, p in problems.items()) for problems in grouped)
         empty = Verdicts(task=task, split=split, seeds=tuple(seeds), groups=groups, right={})
-        old = made.get((task, groups), empty)
-        right, thought = (tuple(_line(one, count) for one in grouped) for count in (_right, _thought))
-        made[task, groups] = old.model_copy(
+        old = shared.get((task, groups), empty)
+        right, thought = (tuple(_line(problems, count) for problems in grouped) for count in (_right, _thought))
+        shared[task, groups] = old.model_copy(
             update={"right": old.right | {name: right}, "thought": old.thought | {name: thought}}
         )
-    return tuple(made.values())
+    return tuple(shared.values())
 
 
 def _grouped(evaluation: Evaluation) -> dict[tuple[str, str], dict[str, Samples]]:
-    """Return the samples by (family, level), sorted, and within it by problem key."""
-    found: dict[tuple[str, str], dict[str, Samples]] = {}
+    """Return the samples grouped by (family, level), sorted, and within each group by problem key."""
+    groups: dict[tuple[str, str], dict[str, Samples]] = {}
     for sample in evaluation.samples:
-        found.setdefault(cell(sample, "level"), {}).setdefault(sample.key, []).append(sample)
-    return dict(sorted(found.items(), key=lambda item: (item[0][0], natural(item[0][1]))))
+        groups.setdefault(cell(sample, "level"), {}).setdefault(sample.key, []).append(sample)
+    return dict(sorted(groups.items(), key=lambda item: (item[0][0], natural(item[0][1]))))
 
 
 def _line(grouped: Mapping[tuple[str, str], Mapping[str, Samples]], count: Callable[[Samples], str]) -> str:

@@ -1,18 +1,18 @@
 r"""Decide which number a sentence states as its answer.
 
-These numbers of a segment are not its answer:
+The following numbers are excluded:
 
-- an operand (`5 * 12`), the left side of an equation, a multiple ("3x = 18"), an ordinal
-- a denied number ("not 18")
-- a bound ("more than 18", "18, maybe more") or a range ("18 to 20", but not "rises from 18 to 20")
-- two open alternatives ("18 or 19", but not "18 in all, or 6 each")
-- a number in brackets or in a clause that gives a reason
+- Operands (`5 * 12`), left sides of equations, multiples of an unknown ("3x = 18") and ordinals are excluded.
+- A denied number ("not 18") is excluded.
+- A bound ("more than 18", "18, maybe more") or a range ("18 to 20") is excluded, but "rises from 18 to 20" states 20.
+- Two open alternatives ("18 or 19") are excluded, but a total with its share ("18 in all, or 6 each") is allowed.
+- A number in brackets or in a clause that gives a reason is excluded.
 
 A sentence that guesses, lists cases ("if ..., 18; if ..., 19") or retracts its number has no answer.
 A quantity in two units ("1 hour and 30 minutes") is one number.
 A number after a preposition or article ("for 3 people", "the 5 days") counts only if no other number remains.
-After a mark the first number counts. In a sentence the last one counts, because sentences end with their answer.
-If the sentence joins two clauses ("9 remain, and 6 are gone"), the number of the first clause is its rival.
+In a marked answer (`\boxed{...}`) the first number counts. In a sentence the last number counts, because sentences end with their answer.
+In two joined clauses ("9 remain, and 6 are gone") both numbers look equally final, so the first becomes the rival of the second.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ _ADVERBIAL = re.compile(
 )
 _OR_LIST = re.compile(rf"{_LIST.pattern}|^,? or [$£€]?$", re.IGNORECASE)
 _PARTS_FOLLOW = re.compile(r":|\b(?:namely|i\.e\.)")
-"""The text between a count and the counted items: "3 roots: 1, 4, 9"."""
+"""Matches the text between a count and the counted items, such as the colon in "3 roots: 1, 4, 9"."""
 _COMPARED = re.compile(
     r"^(?: [A-Za-z]+)? (?:(?:more|less|fewer|\w+er) than|(?:below|above|under|short of|ahead of|in excess of)(?! zero)"
     r"|more than|too (?:much|many|few|little))\b",
@@ -140,7 +140,7 @@ _RATE = re.compile(
 )
 _OR_RATE = re.compile(r"^ [a-z][^0-9]{0,40}, (?:or )?[$£€]?$", re.IGNORECASE)
 _AND_OTHERS = re.compile(r"[^,;]{0,40}, [A-Z][a-z]+ [a-z]+ [$£€]?")
-"""The text between the numbers of two people: "Tom gets 6 apples, Ann gets 4"."""
+"""Matches the text between the numbers of two people, as in "Tom gets 6 apples, Ann gets 4"."""
 _APPOSED = re.compile(r"^[^0-9]{0,40}?, (?:(?:for )?an? (?:\w+ ){1,3}of|i\.e\.,?|that is,?) [$£€]?$", re.IGNORECASE)
 _A_SAVING = re.compile(r"[^0-9,]{0,40}, an? (?!total|sum)(?:\w+ ){1,3}of [$£€]?", re.IGNORECASE)
 _IS = re.compile(r"\b(?:is|are|was|were)\b", re.IGNORECASE)
@@ -156,7 +156,7 @@ _TWO_UNITS = re.compile(r"\s([A-Za-z]+)(?:,|,? and)?\s$")
 
 @dataclass(frozen=True)
 class Amount:
-    """A final number of a reply. `others` holds the same quantity in other units if the reply states them."""
+    """A number that a reply states as its answer. `others` holds the same quantity in other units, if the reply states them."""
 
     value: Fraction
     percent: bool = False
@@ -170,20 +170,20 @@ class Amount:
 
 
 def final_amount(reply: str, *, strict: bool = False) -> Amount | None:
-    """Return the final number of `reply`, or None if it has none or two. With `strict`, only marked answers count."""
-    found = said_amounts(reply, strict=strict).final
-    return found[0] if len(found) == 1 else None
+    """Return the final number of `reply`, or None if the reply has none or two. With `strict`, only marked answers count."""
+    candidates = said_amounts(reply, strict=strict).final
+    return candidates[0] if len(candidates) == 1 else None
 
 
 def said_amounts(reply: str, *, strict: bool = False) -> Said:
-    """Return the final numbers of `reply`, and the other numbers that its last sentence states."""
+    """Return the final numbers of `reply`, and the other numbers in its last sentence."""
     return settle(with_options(reply), read_amount, strict=strict)
 
 
 def read_amount(segment: str, marked: bool) -> Reading:
     """Return the number that the segment states, by the rules in the module docstring."""
     text = segment[-SENTENCE:] if not marked else segment[:SENTENCE]
-    bold = [found for found in _BOLD.findall(text) if numbers(plain(found))]
+    bold = [candidates for candidates in _BOLD.findall(text) if numbers(plain(candidates))]
     if bold and not marked:
         text, marked = bold[-1], True
     text = STEP.sub("", plain_text(without_dashes(text) if "=" not in text else text))
@@ -199,175 +199,183 @@ def read_amount(segment: str, marked: bool) -> Reading:
         return Reading(Amount(Fraction(0)))
     asides = ASIDE.findall(text)
     text = main_part(text, marked)
-    found = _compounds(numbers(text), text)
+    candidates = _compounds(numbers(text), text)
     marked = marked or not re.search("[A-Za-z]", text)
-    if not marked and (words := _in_words(text, found)):
-        found = words
-    return _choose(text, found, marked, asides) if found else NOTHING
+    if not marked and (words := _in_words(text, candidates)):
+        candidates = words
+    return _choose(text, candidates, marked, asides) if candidates else NOTHING
 
 
-def _compounds(found: list[Number], text: str) -> list[Number]:
+def _compounds(candidates: list[Number], text: str) -> list[Number]:
     """Merge each quantity in two units into one number in the smaller unit: `1 hour and 30 minutes` becomes 90."""
-    whole: list[Number] = []
-    for number in found:
-        joined = _compound(whole[-1], number, text) if whole else None
+    merged: list[Number] = []
+    for number in candidates:
+        joined = _compound(merged[-1], number, text) if merged else None
         if joined is not None:
-            whole.pop()
-        whole.append(joined or number)
-    return whole
+            merged.pop()
+        merged.append(joined or number)
+    return merged
 
 
-def _compound(one: Number, other: Number, text: str) -> Number | None:
-    """Return two numbers as one quantity (`5 feet 3 inches`, `3 dozen and 5`), or None if they are separate."""
-    gap = text[one.end : other.start]
-    if one.value is None or other.value is None:
+def _compound(first: Number, second: Number, text: str) -> Number | None:
+    """Merge two numbers into one quantity (`5 feet 3 inches`, `3 dozen and 5`), or return None if they are separate."""
+    gap = text[first.end : second.start]
+    if first.value is None or second.value is None:
         return None
-    if one.scaled == "dozen" and gap == " and ":
-        return replace(other, start=one.start, value=one.value + other.value)
-    words = _TWO_UNITS.match(gap), _UNIT.match(text[other.end : other.end + 20])
+    if first.scaled == "dozen" and gap == " and ":
+        return replace(second, start=first.start, value=first.value + second.value)
+    words = _TWO_UNITS.match(gap), _UNIT.match(text[second.end : second.end + 20])
     larger, smaller = (unit_of(word[1]) if word else None for word in words)
     if larger is None or smaller is None or larger[0] != smaller[0]:
         return None
     ratio = Fraction(larger[1]) / smaller[1]
-    if ratio <= 1 or other.value >= ratio:
+    if ratio <= 1 or second.value >= ratio:
         return None
-    value = one.value * ratio + other.value
-    return replace(other, start=one.start, value=value, also=value / ratio)
+    value = first.value * ratio + second.value
+    return replace(second, start=first.start, value=value, also=value / ratio)
 
 
-def _in_words(text: str, found: list[Number]) -> list[Number]:
-    """Return the numbers in words that count.
+def _in_words(text: str, candidates: list[Number]) -> list[Number]:
+    """Return the spelled-out numbers that may be the answer.
 
-    These are the numbers of a closing clause without digits ("making it twenty-one in total"). If every number in digits
-    is an operand or follows a preposition ("four boxes at $5"), they are the numbers in words without a preposition.
+    A closing clause without digits ("making it twenty-one in total") supplies its spelled-out numbers. Otherwise, if every number
+    in digits is an operand or follows a preposition ("four boxes at $5"), the spelled-out numbers without a preposition are returned.
     """
     closing = _CLOSING.search(text)
-    if closing and (words := [one for one in spelled(text) if one.start >= closing.start()]):
+    if closing and (words := [item for item in spelled(text) if item.start >= closing.start()]):
         return words
-    gaps = [text[a.end : b.start] for a, b in pairwise(found)]
-    before = [text[max(0, one.start - 80) : one.start] for one in found]
-    after = [*gaps, text[found[-1].end : found[-1].end + 80]] if found else []
+    gaps = [text[a.end : b.start] for a, b in pairwise(candidates)]
+    before = [text[max(0, item.start - 80) : item.start] for item in candidates]
+    after = [*gaps, text[candidates[-1].end : candidates[-1].end + 80]] if candidates else []
     free = any(
         not (_JOINED_BEFORE.search(b) or _JOINED_AFTER.search(a) or governed(b) or number.ordinal)
-        for number, b, a in zip(found, before, after)
+        for number, b, a in zip(candidates, before, after)
     )
-    if free or not found or found[0].spelled:
+    if free or not candidates or candidates[0].spelled:
         return []
     words = [
-        one
-        for one in spelled(text)
-        if one.value is not None and (one.value != 1 or text[: one.start].endswith("exactly "))
+        item
+        for item in spelled(text)
+        if item.value is not None and (item.value != 1 or text[: item.start].endswith("exactly "))
     ]
-    return [one for one in words if not governed(text[max(0, one.start - 80) : one.start])]
+    return [item for item in words if not governed(text[max(0, item.start - 80) : item.start])]
 
 
-def _choose(text: str, found: list[Number], marked: bool, asides: list[str]) -> Reading:
-    gaps = [text[a.end : b.start] for a, b in pairwise(found)]
-    before = [text[max(0, found[0].start - 80) : found[0].start], *gaps]
-    after = [*gaps, text[found[-1].end : found[-1].end + 80]]
-    out, open_ = _excluded(text, found, before, after)
-    struck = {i for i in range(len(found)) if denied(before[i], after[i])}
-    left = [i for i in range(len(found)) if i not in out and i not in struck]
-    said = frozenset(Amount(value, found[i].percent) for i in struck if (value := found[i].value) is not None)
-    if not left:
-        return Reading(denied=said, refused=bool(open_))
-    ranks = _ranks(text, found, before, after)
-    best = max(ranks[i] for i in left)
-    pool = [i for i in left if ranks[i] == best]
-    place = _first(text, found, pool) if marked or best <= GOVERNED else _last(text, found, before, pool)
-    value = found[place].value
-    if value is None:  # "twice nine" and 3:30 have no value
-        return Reading(denied=said, refused=not found[place].spelled)
+def _choose(text: str, candidates: list[Number], marked: bool, asides: list[str]) -> Reading:
+    gaps = [text[a.end : b.start] for a, b in pairwise(candidates)]
+    before = [text[max(0, candidates[0].start - 80) : candidates[0].start], *gaps]
+    after = [*gaps, text[candidates[-1].end : candidates[-1].end + 80]]
+    excluded, undecided = _excluded(text, candidates, before, after)
+    denied_at = {i for i in range(len(candidates)) if denied(before[i], after[i])}
+    remaining = [i for i in range(len(candidates)) if i not in excluded and i not in denied_at]
+    denied_values = frozenset(
+        Amount(value, candidates[i].percent) for i in denied_at if (value := candidates[i].value) is not None
+    )
+    if not remaining:
+        return Reading(denied=denied_values, refused=bool(undecided))
+    ranks = _ranks(text, candidates, before, after)
+    best = max(ranks[i] for i in remaining)
+    pool = [i for i in remaining if ranks[i] == best]
+    place = _first(text, candidates, pool) if marked or best <= GOVERNED else _last(text, candidates, before, pool)
+    value = candidates[place].value
+    if value is None:  # forms such as "twice nine" and 3:30 have no value
+        return Reading(denied=denied_values, refused=not candidates[place].spelled)
     weak = not marked and _OF_THE_QUESTION.search(before[place]) is not None
-    amount = Amount(value, found[place].percent, _others(found, place, after, asides))
+    amount = Amount(value, candidates[place].percent, _others(candidates, place, after, asides))
     rival = (
         None
         if marked
-        else _rival(text, found, pool, place) or _apposed(found, place, left, after) or _price(found, place, after)
+        else _rival(text, candidates, pool, place)
+        or _apposed(candidates, place, remaining, after)
+        or _price(candidates, place, after)
     )
-    others = [i for i in pool if i != place and not (marked or leads_on(text, found[i].end, found[place].start))]
-    beside = {Amount(value, found[i].percent) for i in others[-BESIDE:] if (value := found[i].value) is not None}
-    return Reading(amount, said, weak=weak, rival=rival, beside=frozenset(beside - {amount} - said))
+    others = [
+        i for i in pool if i != place and not (marked or leads_on(text, candidates[i].end, candidates[place].start))
+    ]
+    beside = {
+        Amount(value, candidates[i].percent) for i in others[-BESIDE:] if (value := candidates[i].value) is not None
+    }
+    return Reading(amount, denied_values, weak=weak, rival=rival, beside=frozenset(beside - {amount} - denied_values))
 
 
-def _apposed(found: list[Number], place: int, left: list[int], after: list[str]) -> Amount | None:
+def _apposed(candidates: list[Number], place: int, remaining: list[int], after: list[str]) -> Amount | None:
     """Return the number in an apposition after the chosen one: "to $48, a saving of $12", "350, i.e. 50 more than planned"."""
     i = place + 1
-    value = found[i].value if i in left and _APPOSED.match(after[place]) else None
-    return None if value is None else Amount(value, found[i].percent)
+    value = candidates[i].value if i in remaining and _APPOSED.match(after[place]) else None
+    return None if value is None else Amount(value, candidates[i].percent)
 
 
-def _price(found: list[Number], place: int, after: list[str]) -> Amount | None:
-    """Return the price after a count ("She sells 18 eggs for $36"), since the question may ask for either."""
+def _price(candidates: list[Number], place: int, after: list[str]) -> Amount | None:
+    """Return the price after a count ("She sells 18 eggs for $36"), because the question may ask for the count or the price."""
     i = place + 1
     if (
-        i >= len(found)
-        or found[place].money
-        or not found[i].money
+        i >= len(candidates)
+        or candidates[place].money
+        or not candidates[i].money
         or not re.fullmatch(r"(?: [a-z]+){1,3} for \$?", after[place])
     ):
         return None
-    value = found[i].value
+    value = candidates[i].value
     return None if value is None or _RATE.match(after[i]) else Amount(value)
 
 
-def _rival(text: str, found: list[Number], pool: list[int], place: int) -> Amount | None:
+def _rival(text: str, candidates: list[Number], pool: list[int], place: int) -> Amount | None:
     """Return the previous number if it looks equally final: "9 remain, and 6 are gone", "20%, i.e. $16 off", "24, or 8 each"."""
     at = pool.index(place)
-    one, other = found[pool[at - 1]], found[place]
-    if at == 0 or one.value is None:
+    first, second = candidates[pool[at - 1]], candidates[place]
+    if at == 0 or first.value is None:
         return None
-    gap = text[one.end : other.start]
+    gap = text[first.end : second.start]
     joined = _JOINS.search(gap)
-    shared = RESTATED.search(gap) and one.percent != other.percent and (other if one.percent else one).money
+    shared = RESTATED.search(gap) and first.percent != second.percent and (second if first.percent else first).money
     if _COORDINATED.fullmatch(gap):
-        shared = not _INFERS.search(text[one.end :])
+        shared = not _INFERS.search(text[first.end :])
     elif joined:
-        clause = one.end + joined.start()
-        alike = one.percent == other.percent and "but" not in joined[0]
-        parallel = alike and _IS.search(gap, joined.start()) and _IS.search(text[: one.start])
+        clause = first.end + joined.start()
+        alike = first.percent == second.percent and "but" not in joined[0]
+        parallel = alike and _IS.search(gap, joined.start()) and _IS.search(text[: first.start])
         shared = (closes(text[:clause]) or parallel) and not _INFERS.search(text[clause:])
     elif _AND_OTHERS.fullmatch(gap) or _A_SAVING.fullmatch(gap):
         shared = True
     elif _OR_RATE.match(gap) or RESTATED.search(gap):
-        shared = shared or _RATE.match(text[other.end :]) is not None
-    return Amount(one.value, one.percent) if shared else None
+        shared = shared or _RATE.match(text[second.end :]) is not None
+    return Amount(first.value, first.percent) if shared else None
 
 
-def _excluded(text: str, found: list[Number], before: list[str], after: list[str]) -> tuple[set[int], set[int]]:
-    """Return the indices of excluded numbers, and of those among them that leave the answer open."""
-    out: set[int] = set()
-    open_: set[int] = set()
-    for i, number in enumerate(found):
-        last = i + 1 == len(found)
+def _excluded(text: str, candidates: list[Number], before: list[str], after: list[str]) -> tuple[set[int], set[int]]:
+    """Return the indices of excluded numbers, and the subset that leaves the answer open (bounds, ranges, alternatives)."""
+    excluded: set[int] = set()
+    undecided: set[int] = set()
+    for i, number in enumerate(candidates):
+        last = i + 1 == len(candidates)
         joined = i > 0 and (
             _JOINED_BEFORE.search(before[i]) or (number.value is not None and _signed(before[i], number))
         )
-        if joined or (not last and _JOINED_AFTER.search(after[i]) and not _is_range(found, i, before, after)):
-            out.add(i)
+        if joined or (not last and _JOINED_AFTER.search(after[i]) and not _is_range(candidates, i, before, after)):
+            excluded.add(i)
         if not last and _EQUATED_AFTER.search(after[i]):
-            out.add(i)
+            excluded.add(i)
         if (
             _BOUND.search(before[i])
             or _OR_SO.match(after[i])
             or _MULTIPLE.search(text[max(0, number.start - 40) : number.start])
         ):
-            open_.add(i)
-        if last or _same_quantity(found, i, after):
+            undecided.add(i)
+        if last or _same_quantity(candidates, i, after):
             continue
         if (
-            _is_range(found, i, before, after)
+            _is_range(candidates, i, before, after)
             or (_OR.search(after[i]) and not joined and not _is_rate(i, after))
             or (re.search(r"\bbetween\b[^,;]{0,12}$", before[i], re.IGNORECASE) and re.search(r"\band\b", after[i]))
             or (
                 _LIST.search(after[i])
-                and number.value != found[i + 1].value
+                and number.value != candidates[i + 1].value
                 and not _COMPARED.search(after[i + 1])
                 and not governed(before[i])
             )
         ):
-            open_ |= {i, i + 1}
-    return out | open_, open_
+            undecided |= {i, i + 1}
+    return excluded | undecided, undecided
 
 
 def _signed(before: str, number: Number) -> bool:
@@ -378,36 +386,39 @@ def _is_rate(i: int, after: list[str]) -> bool:
     """Return whether number i + 1 restates number i: `24 slices in total, or 8 slices each`, `500 kg or 1,102 pounds`."""
     if _OR_RATE.match(after[i]) and _RATE.match(after[i + 1]):
         return True
-    one, other = _WITH_UNIT.match(after[i]), _UNIT.match(after[i + 1])
-    units = [unit_of(word[1]) if word else None for word in (one, other)]
-    return None not in units and one is not None and other is not None and one[1].lower() != other[1].lower()
+    first, second = _WITH_UNIT.match(after[i]), _UNIT.match(after[i + 1])
+    units = [unit_of(word[1]) if word else None for word in (first, second)]
+    return None not in units and first is not None and second is not None and first[1].lower() != second[1].lower()
 
 
-def _is_range(found: list[Number], i: int, before: list[str], after: list[str]) -> bool:
-    """Return whether numbers i and i + 1 are a range (`18-20`, `18 to 20`). "Rises from 18 to 20" states the second number."""
-    if i + 1 >= len(found) or not _RANGE.search(after[i]):
+def _is_range(candidates: list[Number], i: int, before: list[str], after: list[str]) -> bool:
+    """Return whether numbers i and i + 1 are a range (`18-20`, `18 to 20`). "Rises from 18 to 20" is not a range."""
+    if i + 1 >= len(candidates) or not _RANGE.search(after[i]):
         return False
     if _CHANGES.search(before[i]) and not RESTATED.search(after[i + 1]):
         return False
-    one, other = found[i].value, found[i + 1].value
-    return one is None or other is None or one < other
+    first, second = candidates[i].value, candidates[i + 1].value
+    return first is None or second is None or first < second
 
 
-def _ranks(text: str, found: list[Number], before: list[str], after: list[str]) -> list[int]:
-    """Rank each number by its grammatical place: ATTRIBUTE ("the 100-gallon tank"), GOVERNED, RELATIVE or FREE, the likeliest."""
+def _ranks(text: str, candidates: list[Number], before: list[str], after: list[str]) -> list[int]:
+    """Rank each number by its grammatical role, from the least to the most likely answer.
+
+    The ranks are ATTRIBUTE ("the 100-gallon tank"), GOVERNED (after a preposition), RELATIVE (in a relative clause) and FREE.
+    """
     ranks: list[int] = []
-    listed = _breakdown(text, found)
-    for i, number in enumerate(found):
+    listed = _breakdown(text, candidates)
+    for i, number in enumerate(candidates):
         aside = number.ordinal or _ADVERBIAL.search(after[i]) or _COMPARED.search(after[i]) or number.start > listed
         again = i > 0 and ranks[-1] == GOVERNED and _COORDINATED.search(before[i])
-        relative = _RELATIVE.search(before[i]) is not None and not _same_kind(found, i, after)
+        relative = _RELATIVE.search(before[i]) is not None and not _same_kind(candidates, i, after)
         attribute = re.match(r"-[a-z]", after[i]) is not None
         rank = GOVERNED if aside or again or governed(before[i]) else RELATIVE if relative else FREE
         ranks.append(ATTRIBUTE if attribute else rank)
     return ranks
 
 
-def _same_kind(found: list[Number], i: int, after: list[str]) -> bool:
+def _same_kind(candidates: list[Number], i: int, after: list[str]) -> bool:
     """Return whether number i and the previous one measure the same kind: `1 hour and 30 minutes, which is 90 minutes`."""
     words = [_UNIT.match(after[j]) for j in (i - 1, i) if j >= 0]
     units = [unit_of(word[1]) if word else None for word in words]
@@ -415,73 +426,79 @@ def _same_kind(found: list[Number], i: int, after: list[str]) -> bool:
 
 
 def number_list(text: str, *, counted: bool) -> list[str]:
-    """Return the last numbers of `text` if only commas, `and` or `or` separate several of them.
+    """Return the last numbers of `text` if at least two of them are separated only by commas, `and` or `or`, else an empty list.
 
-    Return none if the previous number counts them ("2 roots: 3, 4"), unless `counted`.
+    Without `counted`, also return an empty list if the number before the list states its length ("2 roots: 3, 4").
     """
-    found = numbers(text)
-    begin = len(found) - 1
-    while begin > 0 and _OR_LIST.search(text[found[begin - 1].end : found[begin].start]):
+    candidates = numbers(text)
+    begin = len(candidates) - 1
+    while begin > 0 and _OR_LIST.search(text[candidates[begin - 1].end : candidates[begin].start]):
         begin -= 1
-    if not 0 <= begin < len(found) - 1:
+    if not 0 <= begin < len(candidates) - 1:
         return []
     says_how_many = (
         begin > 0
-        and _PARTS_FOLLOW.search(text, found[begin - 1].end, found[begin].start)
-        and found[begin - 1].value == len(found) - begin
+        and _PARTS_FOLLOW.search(text, candidates[begin - 1].end, candidates[begin].start)
+        and candidates[begin - 1].value == len(candidates) - begin
     )
-    return [] if says_how_many and not counted else [text[number.start : number.end] for number in found[begin:]]
+    return [] if says_how_many and not counted else [text[number.start : number.end] for number in candidates[begin:]]
 
 
-def _breakdown(text: str, found: list[Number]) -> int:
-    """Return where the parts of a sum begin (`8 apples: 2 red and 6 green`), else the end of the text."""
-    colon = _PARTS_FOLLOW.search(text, found[0].end)
+def _breakdown(text: str, candidates: list[Number]) -> int:
+    """Return the position where the parts of a sum begin (`8 apples: 2 red and 6 green`), or the length of `text`."""
+    colon = _PARTS_FOLLOW.search(text, candidates[0].end)
     if colon is None or (colon[0] != ":" and not number_list(text, counted=True)):
         return len(text)
-    parts = [number for number in found if number.start > colon.start()]
+    parts = [number for number in candidates if number.start > colon.start()]
     return colon.start() if len(parts) > 1 and "=" not in text[colon.start() :] else len(text)
 
 
-def _first(text: str, found: list[Number], pool: list[int]) -> int:
-    """Return the number that counts after a mark: the first, or the one after `that is` if the first has no value."""
-    restated = [m.end() for m in RESTATED.finditer(text) if m.start() > found[pool[0]].end]
-    later = [i for i in pool if restated and found[i].start >= restated[-1]]
-    return later[0] if later and found[pool[0]].value is None else pool[0]
+def _first(text: str, candidates: list[Number], pool: list[int]) -> int:
+    """Return the index of the number that counts in a marked answer.
+
+    The first number counts. If the first number has no value, the number after `that is` counts.
+    """
+    restated = [m.end() for m in RESTATED.finditer(text) if m.start() > candidates[pool[0]].end]
+    later = [i for i in pool if restated and candidates[i].start >= restated[-1]]
+    return later[0] if later and candidates[pool[0]].value is None else pool[0]
 
 
-def _last(text: str, found: list[Number], before: list[str], pool: list[int]) -> int:
-    """Return the number that counts in prose: the last right side of an equation in the last clause, else the last number."""
-    breaks = [m.end() for m in _CLAUSE.finditer(text) if m.end() <= found[pool[-1]].start]
+def _last(text: str, candidates: list[Number], before: list[str], pool: list[int]) -> int:
+    """Return the index of the number that counts in prose.
+
+    In the last clause, the last right side of an equation counts, else the last number.
+    """
+    breaks = [m.end() for m in _CLAUSE.finditer(text) if m.end() <= candidates[pool[-1]].start]
     begin = breaks[-1] if breaks else 0
-    clause = [i for i in pool if found[i].start >= begin]
+    clause = [i for i in pool if candidates[i].start >= begin]
     equated = [i for i in clause if _EQUATED_BEFORE.search(before[i])]
     return (equated or clause)[-1]
 
 
-def _others(found: list[Number], place: int, after: list[str], asides: list[str]) -> frozenset[Fraction]:
+def _others(candidates: list[Number], place: int, after: list[str], asides: list[str]) -> frozenset[Fraction]:
     """Return the numbers that restate the quantity in another unit: `90 minutes (1.5 hours)`, `90 minutes or 1.5 hours`."""
-    values = {found[place].also}
+    values = {candidates[place].also}
     for i in (place - 1, place):
-        if 0 <= i < len(found) - 1 and _same_quantity(found, i, after):
-            values |= {found[i].value, found[i + 1].value}
-    here = _base(found[place], after[place])
+        if 0 <= i < len(candidates) - 1 and _same_quantity(candidates, i, after):
+            values |= {candidates[i].value, candidates[i + 1].value}
+    base = _base(candidates[place], after[place])
     for aside in asides:
-        values |= {n.value for n in numbers(aside) if here is not None and _base(n, aside[n.end : n.end + 20]) == here}
+        values |= {n.value for n in numbers(aside) if base is not None and _base(n, aside[n.end : n.end + 20]) == base}
     return frozenset(value for value in values if value is not None)
 
 
-def _same_quantity(found: list[Number], i: int, after: list[str]) -> bool:
+def _same_quantity(candidates: list[Number], i: int, after: list[str]) -> bool:
     """Return whether numbers i and i + 1 are the same quantity: `90 minutes or 1.5 hours`, `5 or 5.0`."""
-    if found[i].value is None or not re.search(
+    if candidates[i].value is None or not re.search(
         r"\bor\b|\bi\.\s?e\.|\bthat is\b|\bwhich is\b|=|\bequals\b|\(", after[i]
     ):
         return False
-    one, other = _base(found[i], after[i]), _base(found[i + 1], after[i + 1])
-    return one is not None and (one == other or found[i].value == found[i + 1].value)
+    first, second = _base(candidates[i], after[i]), _base(candidates[i + 1], after[i + 1])
+    return first is not None and (first == second or candidates[i].value == candidates[i + 1].value)
 
 
 def _base(number: Number, after: str) -> tuple[str, Fraction] | None:
-    """Return the kind and the value in its base unit. A number without a unit has the kind ""."""
+    """Return the kind of quantity (length, money, ...) and the value in the base unit. The kind is "" without a unit."""
     if number.value is None:
         return None
     word = _UNIT.match(after)

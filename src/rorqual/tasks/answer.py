@@ -47,23 +47,24 @@ LONGER, LONGEST = 10, 400
 STRIKES_AGAIN = 0.5
 """Seconds between repeated alarms after a timeout."""
 
-for _name in ("math_verify.parser", "math_verify.grader"):  # they warn about a missing timeout; `_clock` sets one
+# `_clock` sets a timeout, so silence math-verify's warning about a disabled one.
+for _name in ("math_verify.parser", "math_verify.grader"):
     logging.getLogger(_name).addFilter(lambda record: not record.getMessage().startswith("Timeout is disabled"))
 
 
 def final_answer(text: str) -> str:
     """Return the marked answer, else the last line that is not empty, without `$` around it."""
-    found = marked(text)
-    if found is None:
+    answer = marked(text)
+    if answer is None:
         lines = [line.strip() for line in text.split("\n") if line.strip()]
-        found = lines[-1] if lines else ""
-    return found.strip("$ ") if found.count("$") in (0, 2) else found.strip()
+        answer = lines[-1] if lines else ""
+    return answer.strip("$ ") if answer.count("$") in (0, 2) else answer.strip()
 
 
 def final_number(text: str) -> Fraction | None:
-    """Return the final number of `text`. `1,234`, `$5`, `-2.50`, `3/4`, `70k` and `twelve` are numbers, and 50% is 50."""
-    found = final_amount(text)
-    return None if found is None else found.value
+    """Return the final number of `text`, or None. `1,234`, `$5`, `-2.50`, `3/4`, `70k` and `twelve` are numbers, and 50% is 50."""
+    amount = final_amount(text)
+    return None if amount is None else amount.value
 
 
 def math_equal(gold: str, reply: str, *, timeout: int = 5) -> Verdict:
@@ -72,26 +73,32 @@ def math_equal(gold: str, reply: str, *, timeout: int = 5) -> Verdict:
     The verdict is UNGRADED if `gold` does not parse, if parsing or comparing takes over `timeout` seconds, or if sympy fails.
     The timeout is a signal, and only the main thread can set signals. Other threads therefore start a process for each comparison.
     """
-    said = said_expressions(reply, gold)
-    found = [_math_equal(gold, one, timeout) for one in said.final or (None,)]
-    if Verdict.UNGRADED in found:
+    stated = said_expressions(reply, gold)
+    verdicts = [_math_equal(gold, expression, timeout) for expression in stated.final or (None,)]
+    if Verdict.UNGRADED in verdicts:
         return Verdict.UNGRADED
     return verdict(
-        (one is Verdict.RIGHT for one in found),
-        (_math_equal(gold, one, timeout) is Verdict.RIGHT for one in said.beside),
+        (expression is Verdict.RIGHT for expression in verdicts),
+        (_math_equal(gold, expression, timeout) is Verdict.RIGHT for expression in stated.beside),
     )
 
 
-def _math_equal(gold: str, said: str | None, timeout: int) -> Verdict:
-    """Grade one final expression against `gold`. None means that the reply has no final expression."""
-    if said is not None and len(said) > LONGER * len(gold) + LONGEST:
-        said = None
-    one, other = _number(tidy(gold)), None if said is None else _number(tidy(said))
-    if said is not None and one is not None and other is not None and one.value is not None and same_unit(gold, said):
-        return Verdict.RIGHT if _same_number(one, other) else Verdict.WRONG
+def _math_equal(gold: str, answer: str | None, timeout: int) -> Verdict:
+    """Grade one final expression against `gold`. `answer` is None if the reply has no final expression."""
+    if answer is not None and len(answer) > LONGER * len(gold) + LONGEST:
+        answer = None
+    gold_number, answer_number = _number(tidy(gold)), None if answer is None else _number(tidy(answer))
+    if (
+        answer is not None
+        and gold_number is not None
+        and answer_number is not None
+        and gold_number.value is not None
+        and same_unit(gold, answer)
+    ):
+        return Verdict.RIGHT if _same_number(gold_number, answer_number) else Verdict.WRONG
     if threading.current_thread() is threading.main_thread():
-        return _compare(gold, said, timeout)
-    return _compare_elsewhere(gold, said, timeout)
+        return _compare(gold, answer, timeout)
+    return _compare_elsewhere(gold, answer, timeout)
 
 
 def parses(gold: str, *, timeout: int = 5) -> bool:
@@ -99,23 +106,23 @@ def parses(gold: str, *, timeout: int = 5) -> bool:
     return math_equal(gold, f"\\boxed{{{gold}}}", timeout=timeout) is Verdict.RIGHT
 
 
-def _compare(gold: str, said: str | None, timeout: int) -> Verdict:
-    """Compare part by part, then each part with math-verify.
+def _compare(gold: str, answer: str | None, timeout: int) -> Verdict:
+    """Split both expressions into parts, and compare each part with math-verify.
 
-    So a set never equals a tuple, and intervals with different brackets differ.
+    The brackets must agree: a set never equals a tuple, and intervals with different brackets differ.
     """
     if (words := gold_words(gold)) is not None:
-        return Verdict.RIGHT if said is not None and bare_words(said) == words else Verdict.WRONG
+        return Verdict.RIGHT if answer is not None and bare_words(answer) == words else Verdict.WRONG
     try:
         if not gold.strip() or not _usable(tidy(gold), timeout):
             return Verdict.UNGRADED
-        if said is None or not same_unit(gold, said):
+        if answer is None or not same_unit(gold, answer):
             return Verdict.WRONG
-        if re.search(r"\\circ|°", said) and "=" not in gold:  # degree signs are removed, so the sides may differ
-            said = said.rpartition("=")[2]
-        if tidy(gold) == tidy(said) or _equal(tidy(gold), tidy(said), timeout):
+        if re.search(r"\\circ|°", answer) and "=" not in gold:  # `tidy` removes degree signs, so two sides may differ
+            answer = answer.rpartition("=")[2]
+        if tidy(gold) == tidy(answer) or _equal(tidy(gold), tidy(answer), timeout):
             return Verdict.RIGHT
-        return Verdict.UNGRADED if _open(tidy(gold), tidy(said), timeout) else Verdict.WRONG
+        return Verdict.UNGRADED if _open(tidy(gold), tidy(answer), timeout) else Verdict.WRONG
     except (TimeoutException, *FAILURES):
         return Verdict.UNGRADED
 
@@ -123,164 +130,174 @@ def _compare(gold: str, said: str | None, timeout: int) -> Verdict:
 def _usable(gold: str, timeout: int) -> bool:
     """Return whether every part of `gold` parses."""
     gold = split(gold, "\\in")[-1]
-    found = parts(gold)
-    if found is not None:
-        return all(_usable(item, timeout) for item in found.items)
+    split_gold = parts(gold)
+    if split_gold is not None:
+        return all(_usable(item, timeout) for item in split_gold.items)
     number = _number(gold)
     return (number is not None and number.value is not None) or bool(_parsed(gold, timeout))
 
 
-def _equal(gold: str, said: str, timeout: int) -> bool:
+def _equal(gold: str, answer: str, timeout: int) -> bool:
     gold = split(gold, "\\in")[-1]
-    sides = side(said, equation="=" in gold)
-    if len(sides) > 2 and _contradicts([one for one in sides if one], timeout):
+    sides = side(answer, equation="=" in gold)
+    if len(sides) > 2 and _contradicts([text for text in sides if text], timeout):
         return False
-    said = sides[-1]
+    answer = sides[-1]
     if len(sides) == 2 and not _names(sides[0]) and _contradicts(sides, timeout):
         return False
-    one, other = parts(gold), parts(said)
-    if _INEQUALITY.search(gold) is None and _INEQUALITY.search(said) is not None:
-        described = union(other.items if other is not None and other.kind == "," else [set_condition(said)])
+    gold_parts, answer_parts = parts(gold), parts(answer)
+    if _INEQUALITY.search(gold) is None and _INEQUALITY.search(answer) is not None:
+        described = union(
+            answer_parts.items if answer_parts is not None and answer_parts.kind == "," else [set_condition(answer)]
+        )
         if described is not None:
             return _equal(gold, described, timeout)
-    if (one is None and other is None) or (_INEQUALITY.search(gold) is None) != (_INEQUALITY.search(said) is None):
-        return _equal_expressions(gold, said, timeout)
-    if one is None and other is not None and other.kind == "," and "pm" not in said:  # one value, stated several times
-        return all(_equal(gold, item, timeout) for item in other.items)
-    if one is None or other is None:
+    if (gold_parts is None and answer_parts is None) or (_INEQUALITY.search(gold) is None) != (
+        _INEQUALITY.search(answer) is None
+    ):
+        return _equal_expressions(gold, answer, timeout)
+    if gold_parts is None and answer_parts is not None and answer_parts.kind == "," and "pm" not in answer:
+        # `answer` states one value several times.
+        return all(_equal(gold, item, timeout) for item in answer_parts.items)
+    if gold_parts is None or answer_parts is None:
         return False
-    return _equal_parts(one, other, timeout)
+    return _equal_parts(gold_parts, answer_parts, timeout)
 
 
-def _open(gold: str, said: str, timeout: int) -> bool:
-    r"""Return whether only the question can decide: `said` omits a number's base or names, or uses a notation that is not read."""
+def _open(gold: str, answer: str, timeout: int) -> bool:
+    r"""Return whether only the question can decide whether `answer` is right.
+
+    The question must decide if `answer` omits the base of a number, names its values (`x = 5, y = 7`) or lists the entries
+    of a column. The question must also decide if `answer` uses an unsupported notation such as `\setminus`.
+    """
     if (base := base_of(gold)) is not None:
-        return said.replace(" ", "").upper() == base[0]
-    one, other = _rows(gold) or parts(gold), parts(said)
-    if one is not None and re.search(r"\\(?:setminus|backslash|forall)(?![a-z])", said):
+        return answer.replace(" ", "").upper() == base[0]
+    gold_parts, answer_parts = _rows(gold) or parts(gold), parts(answer)
+    if gold_parts is not None and re.search(r"\\(?:setminus|backslash|forall)(?![a-z])", answer):
         return True
-    if other is None or other.kind not in (",", "()"):
+    if answer_parts is None or answer_parts.kind not in (",", "()"):
         return False
-    values = _named_values(other)
-    if one is None:
+    values = _named_values(answer_parts)
+    if gold_parts is None:
         return any(_equal(gold, value, timeout) for value in values)
-    values = values or (other.items if one.kind == "rows" else ())
-    same_length = one.kind in ("()", "rows") and len(values) == len(one.items)
-    return same_length and all(_equal(*pair, timeout) for pair in zip(one.items, values))
+    values = values or (answer_parts.items if gold_parts.kind == "rows" else ())
+    same_length = gold_parts.kind in ("()", "rows") and len(values) == len(gold_parts.items)
+    return same_length and all(_equal(*pair, timeout) for pair in zip(gold_parts.items, values))
 
 
-def _named_values(said: Parts) -> tuple[str, ...]:
-    """Return the values of `a = 1, b = 2`. The tuple is empty if a value has no name or two values share one."""
-    sides = [split(item, "=") for item in said.items]
+def _named_values(answer: Parts) -> tuple[str, ...]:
+    """Return the values of `a = 1, b = 2`. The tuple is empty if a value has no name or two values share a name."""
+    sides = [split(item, "=") for item in answer.items]
     named = all(len(pair) == 2 for pair in sides) and len({pair[0] for pair in sides}) == len(sides)
     return tuple(pair[1] for pair in sides) if named else ()
 
 
 def _rows(text: str) -> Parts | None:
     """Return the entries of a matrix with one column, or None if `text` is not such a matrix."""
-    found = re.fullmatch(r"\\begin\{[pb]matrix\}([^&]*)\\end\{[pb]matrix\}", text.strip(), re.DOTALL)
-    return None if found is None else Parts("rows", tuple(row.strip() for row in found[1].split("\\\\") if row.strip()))
+    matrix = re.fullmatch(r"\\begin\{[pb]matrix\}([^&]*)\\end\{[pb]matrix\}", text.strip(), re.DOTALL)
+    return (
+        None if matrix is None else Parts("rows", tuple(row.strip() for row in matrix[1].split("\\\\") if row.strip()))
+    )
 
 
-def _equal_parts(gold: Parts, said: Parts, timeout: int) -> bool:
+def _equal_parts(gold: Parts, answer: Parts, timeout: int) -> bool:
     """Compare tuples and intervals in order and with their brackets, lists and sets in any order.
 
     A list without brackets may equal a set.
     """
-    loose = {gold.kind, said.kind} == {",", "{}"}
-    if (gold.kind != said.kind and not loose) or len(gold.items) != len(said.items):
+    loose = {gold.kind, answer.kind} == {",", "{}"}
+    if (gold.kind != answer.kind and not loose) or len(gold.items) != len(answer.items):
         return False
     if gold.ordered:
-        return all(_equal(one, other, timeout) for one, other in zip(gold.items, said.items))
-    left = list(said.items)
-    for one in gold.items:
-        place = next((i for i, other in enumerate(left) if _equal(one, other, timeout)), None)
+        return all(_equal(gold_item, answer_item, timeout) for gold_item, answer_item in zip(gold.items, answer.items))
+    unmatched = list(answer.items)
+    for gold_item in gold.items:
+        place = next((i for i, answer_item in enumerate(unmatched) if _equal(gold_item, answer_item, timeout)), None)
         if place is None:
             return False
-        del left[place]
+        del unmatched[place]
     return True
 
 
 def _contradicts(sides: list[str], timeout: int) -> bool:
     """Return whether two sides of a chain of equations are different constants (`3 = 4`)."""
-    values = [found for one in sides if (found := _value(one, timeout)) is not None]
-    return any(not _exactly(values[0], value) for value in values[1:])
+    constants = [value for text in sides if (value := _value(text, timeout)) is not None]
+    return any(not _exactly(constants[0], value) for value in constants[1:])
 
 
 def _value(text: str, timeout: int) -> Expr | None:
     if re.search(r"\\[lc]?dots|\.\.\.", text):
         return None
-    if (whole := value_of(text)) is not None:
-        return Integer(whole)
-    found = [item for item in _parsed(text, timeout) or [] if isinstance(item, Expr)]
-    return found[0] if found and not found[0].free_symbols else None
+    if (integer := value_of(text)) is not None:
+        return Integer(integer)
+    constants = [item for item in _parsed(text, timeout) or [] if isinstance(item, Expr)]
+    return constants[0] if constants and not constants[0].free_symbols else None
 
 
 def _names(text: str) -> bool:
-    """Return whether the left side of an equation names the right side: a letter, a function or words."""
+    """Return whether the left side of an equation is a name for the right side: a letter, a function or words."""
     return re.search(r"[A-Za-z]", re.sub(r"\\(?:[dt]?frac|sqrt|cdot|times|pi|div)", "", text)) is not None
 
 
 def _number(text: str) -> Number | None:
-    r"""Return `text` as an exact number. math-verify handles `\frac`, except in a percentage."""
+    r"""Return `text` as an exact number, or None. math-verify parses `\frac`, except in percentages."""
     return None if "frac" in text and "%" not in text else single(text)
 
 
-def _same_number(gold: Number, said: Number) -> bool:
-    if gold.value is None or said.value is None:
+def _same_number(gold: Number, answer: Number) -> bool:
+    if gold.value is None or answer.value is None:
         return False
-    if gold.percent == said.percent:
-        return gold.value == said.value
+    if gold.percent == answer.percent:
+        return gold.value == answer.value
     return (
-        Amount(said.value, said.percent).equals(gold.value)
-        if said.percent
-        else said.value in (gold.value, gold.value / 100)
+        Amount(answer.value, answer.percent).equals(gold.value)
+        if answer.percent
+        else answer.value in (gold.value, gold.value / 100)
     )
 
 
-def _equal_expressions(gold: str, said: str, timeout: int) -> bool:
-    bases = (base_of(gold), base_of(said))
+def _equal_expressions(gold: str, answer: str, timeout: int) -> bool:
+    bases = (base_of(gold), base_of(answer))
     if bases != (None, None):
         return bases[0] == bases[1]
-    one, other = _number(gold), _number(said)
-    if one is not None and other is not None:
-        return _same_number(one, other)
-    if (
-        other is not None and other.value is not None and other.value.denominator > 1
-    ):  # `said` may have a form that LaTeX lacks
-        said = f"\\frac{{{other.value.numerator}}}{{{other.value.denominator}}}" + "\\%" * other.percent
-    if ("=" in gold) != ("=" in said):
-        gold, said = side(gold, False)[-1], side(said, False)[-1]
-    golds, answers = _parsed(gold, timeout), _parsed(said, timeout)
+    gold_number, number = _number(gold), _number(answer)
+    if gold_number is not None and number is not None:
+        return _same_number(gold_number, number)
+    if number is not None and number.value is not None and number.value.denominator > 1:
+        # `single` reads forms that LaTeX lacks, such as `3 1/2`.
+        answer = f"\\frac{{{number.value.numerator}}}{{{number.value.denominator}}}" + "\\%" * number.percent
+    if ("=" in gold) != ("=" in answer):
+        gold, answer = side(gold, False)[-1], side(answer, False)[-1]
+    golds, answers = _parsed(gold, timeout), _parsed(answer, timeout)
     if golds is None or answers is None:
         raise TimeoutException
-    return any(_verified(one, other, timeout) for one in golds for other in answers)
+    return any(_verified(gold_form, form, timeout) for gold_form in golds for form in answers)
 
 
-def _verified(gold: Any, said: Any, timeout: int) -> bool:
+def _verified(gold: Any, answer: Any, timeout: int) -> bool:
     with _clock(timeout):
-        if isinstance(gold, Set) != isinstance(said, Set) and isinstance(
-            gold if isinstance(said, Set) else said, Boolean
+        if isinstance(gold, Set) != isinstance(answer, Set) and isinstance(
+            gold if isinstance(answer, Set) else answer, Boolean
         ):
-            return bool(_as_set(gold) == _as_set(said))
-        return bool(verify(gold, said, timeout_seconds=None, raise_on_error=True)) and _exactly(gold, said)
+            return bool(_as_set(gold) == _as_set(answer))
+        return bool(verify(gold, answer, timeout_seconds=None, raise_on_error=True)) and _exactly(gold, answer)
 
 
-def _as_set(one: Any) -> Any:
+def _as_set(expression: Any) -> Any:
     """Return the set of numbers that satisfy an inequality."""
-    return one if isinstance(one, Set) else one.as_set()
+    return expression if isinstance(expression, Set) else expression.as_set()
 
 
-def _exactly(one: Any, other: Any) -> bool:
-    """Return whether two expressions agree to 25 digits, since math-verify rounds to 6.
+def _exactly(first: Any, second: Any) -> bool:
+    """Return whether two expressions agree to 25 digits, because math-verify rounds to 6 digits.
 
-    Expressions with variables are compared at three points.
+    Expressions with variables are compared at the values in `POINTS`.
     """
-    if isinstance(one, MatrixBase) and isinstance(other, MatrixBase):
-        return one.shape == other.shape and all(map(_exactly, one, other))
-    if not isinstance(one, Expr) or not isinstance(other, Expr):
+    if isinstance(first, MatrixBase) and isinstance(second, MatrixBase):
+        return first.shape == second.shape and all(map(_exactly, first, second))
+    if not isinstance(first, Expr) or not isinstance(second, Expr):
         return True
-    difference = _rational(one) - _rational(other)
+    difference = _rational(first) - _rational(second)
     letters = sorted(difference.free_symbols, key=str)
     for point in POINTS if letters else POINTS[:1]:
         value = difference.subs({letter: point + Rational(i, 7) for i, letter in enumerate(letters)}).evalf(40)
@@ -300,22 +317,22 @@ def _parsed(text: str, timeout: int) -> list[Any] | None:
     """Return the parsed expressions, without math-verify's fallback strings, or None after a timeout."""
     try:
         with _clock(timeout):
-            found = parse(f"\\boxed{{{text}}}", parsing_timeout=None)
-            return [item for item in found if isinstance(item, Basic | MatrixBase)]
+            results = parse(f"\\boxed{{{text}}}", parsing_timeout=None)
+            return [item for item in results if isinstance(item, Basic | MatrixBase)]
     except TimeoutException:
         return None
 
 
 @contextmanager
 def _clock(seconds: float) -> Iterator[None]:
-    """Raise TimeoutException if the block takes longer than `seconds`. Works in the main thread only.
+    """Raise TimeoutException if the block takes longer than `seconds`. It works in the main thread only.
 
     math-verify's own timeout fires once. If it fires inside a finalizer during garbage collection, Python prints the error and continues
-    without a timeout. This one fires again every `STRIKES_AGAIN` seconds, and also raises if the block ends late.
-    An alarm set by the caller still fires at its time, or at the end of the block.
+    without a timeout. `_clock` therefore fires again every `STRIKES_AGAIN` seconds, and also raises if the block ends late.
+    The caller's own alarm still fires at its time, or at the end of the block.
     """
     struck = over = False
-    began, theirs = time.monotonic(), (0.0, 0.0)
+    start, previous_timer = time.monotonic(), (0.0, 0.0)
 
     def strike(*_: object) -> None:
         nonlocal struck
@@ -323,25 +340,27 @@ def _clock(seconds: float) -> Iterator[None]:
         if not over:
             raise TimeoutException
 
-    before = signal.signal(signal.SIGALRM, strike)
+    previous_handler = signal.signal(signal.SIGALRM, strike)
     try:
         try:
-            theirs = signal.setitimer(signal.ITIMER_REAL, seconds, STRIKES_AGAIN)
+            previous_timer = signal.setitimer(signal.ITIMER_REAL, seconds, STRIKES_AGAIN)
             yield
         finally:
             over = True
-    finally:  # repeated, because the alarm may fire inside the inner `finally`
+    finally:  # set `over` again, because the alarm may fire inside the inner `finally`
         over = True
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-        if theirs[0]:
-            signal.setitimer(signal.ITIMER_REAL, max(theirs[0] - (time.monotonic() - began), 1e-3), theirs[1])
+        signal.signal(signal.SIGALRM, previous_handler)
+        if previous_timer[0]:
+            signal.setitimer(
+                signal.ITIMER_REAL, max(previous_timer[0] - (time.monotonic() - start), 1e-3), previous_timer[1]
+            )
     if struck:
         raise TimeoutException
 
 
-def _compare_elsewhere(gold: str, said: str | None, timeout: int) -> Verdict:
-    request = json.dumps([gold, said, timeout])
+def _compare_elsewhere(gold: str, answer: str | None, timeout: int) -> Verdict:
+    request = json.dumps([gold, answer, timeout])
     try:
         done = subprocess.run(
             [sys.executable, "-c", "from rorqual.tasks.answer import _main; _main()"],
@@ -353,5 +372,5 @@ def _compare_elsewhere(gold: str, said: str | None, timeout: int) -> Verdict:
 
 
 def _main() -> None:
-    gold, said, timeout = json.loads(sys.stdin.read())
-    sys.stdout.write(_compare(gold, said, timeout).value)
+    gold, answer, timeout = json.loads(sys.stdin.read())
+    sys.stdout.write(_compare(gold, answer, timeout).value)

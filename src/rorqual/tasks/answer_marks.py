@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rorqual.tasks.sentences import SENTENCE, sentences, spans
 
 MARKS = 24
-"""Maximum number of marks of each kind to read, counted from the last."""
+"""Maximum number of marks of each kind to read, counted from the end of the reply."""
 BOXED = "\\boxed"
 _BRACE = re.compile(r"\\boxed\s?\{|\\.|[{}]", re.DOTALL)
 _AND = re.compile(r"[\s$,.]*(?:(?:\\text\s?\{)?\s*(?:and|or)\s*\}?|,)[\s$]*(?:[a-z]\s?=\s?)?[\s$]*", re.IGNORECASE)
@@ -50,9 +50,9 @@ _CHOICE = re.compile(
 
 @dataclass(frozen=True)
 class AnswerMark:
-    """A marked answer: `text` is the answer, and the rest of the reply starts at `end`.
+    """An answer that the reply marks, for example with a box. `text` is the answer, and the text after the mark starts at `end`.
 
-    `phrase` is True for a mark in prose, whose text may hold more than the answer.
+    `phrase` is True for a mark in prose ("the answer is ..."), whose text may contain more than the answer.
     """
 
     start: int
@@ -63,42 +63,42 @@ class AnswerMark:
 
 def boxes(text: str) -> list[AnswerMark]:
     r"""Return the contents of every complete `\boxed{...}`, ordered by start. Braces may nest."""
-    found: list[AnswerMark] = []
+    complete: list[AnswerMark] = []
     opened: list[tuple[int, int] | None] = []
     for match in _BRACE.finditer(text):
         token = match[0]
         if token == "}":
             begun = opened.pop() if opened else None
             if begun is not None:
-                found.append(AnswerMark(begun[0], match.end(), text[begun[1] : match.start()].strip()))
+                complete.append(AnswerMark(begun[0], match.end(), text[begun[1] : match.start()].strip()))
         elif token[-1] == "{" and token != "\\{":
             opened.append((match.start(), match.end()) if token.startswith(BOXED) else None)
-    return sorted(found, key=lambda mark: mark.start)
+    return sorted(complete, key=lambda mark: mark.start)
 
 
 def boxed(text: str) -> str | None:
     r"""Return the content of the last complete `\boxed{...}`, or None."""
-    found = boxes(text)
-    return found[-1].text if found else None
+    contents = boxes(text)
+    return contents[-1].text if contents else None
 
 
 def marks(text: str) -> list[AnswerMark]:
-    """Return the last marks of the text, ordered by start."""
-    found = [*_joined(text, boxes(text)), *_tags(text)][-MARKS:]
-    inside = found[:]
+    """Return the last answer marks of `text`, at most `MARKS` of each kind, ordered by start."""
+    result = [*_joined(text, boxes(text)), *_tags(text)][-MARKS:]
+    explicit = result[:]
     for match in _lasts(_HASHES, text):
-        found.append(_line(text, match))
+        result.append(_line(text, match))
     for match in _lasts(_PHRASE, text):
-        within = any(mark.start < match.start() and match.end() < mark.end for mark in inside)
+        within = any(mark.start < match.start() and match.end() < mark.end for mark in explicit)
         if not within and not _only_spoken_of(text, match):
-            found.append(_line(text, match))
+            result.append(_line(text, match))
     for match in _lasts(_CHOICE, text):
         if not _only_spoken_of(text, match):
-            found.append(_line(text, match))
+            result.append(_line(text, match))
     for match in _lasts(_AFTER, text):
         if not _SPOKEN_OF.search(match[0]) and not text[match.end() : match.end() + 2].startswith("?"):
-            found.append(AnswerMark(match.start(), match.end(), match[0].rpartition(" is ")[0], phrase=True))
-    return sorted(found, key=lambda mark: mark.start)
+            result.append(AnswerMark(match.start(), match.end(), match[0].rpartition(" is ")[0], phrase=True))
+    return sorted(result, key=lambda mark: mark.start)
 
 
 def _lasts(pattern: re.Pattern[str], text: str) -> deque[re.Match[str]]:
@@ -107,14 +107,14 @@ def _lasts(pattern: re.Pattern[str], text: str) -> deque[re.Match[str]]:
 
 def marked(text: str) -> str | None:
     r"""Return the text of the last mark, or None if the reply has no mark."""
-    found = marks(text)
-    return found[-1].text.rstrip(".").strip() if found else None
+    result = marks(text)
+    return result[-1].text.rstrip(".").strip() if result else None
 
 
-def _joined(text: str, found: list[AnswerMark]) -> list[AnswerMark]:
+def _joined(text: str, boxes_found: list[AnswerMark]) -> list[AnswerMark]:
     """Join boxes that are separated by `and`, `or` or a comma into one answer."""
     joined: list[AnswerMark] = []
-    for box in found:
+    for box in boxes_found:
         gap = text[joined[-1].end : box.start] if joined else ""
         if joined and 0 < len(gap) < 40 and _AND.fullmatch(gap):
             first = joined.pop()
@@ -132,9 +132,9 @@ def _tags(text: str) -> list[AnswerMark]:
 
 def _line(text: str, match: re.Match[str]) -> AnswerMark:
     """Return a mark from the end of `match` to the end of the sentence that begins there."""
-    rest = text[match.end() : match.end() + SENTENCE]
-    sentence = next(iter(sentences(rest)), "")
-    end = match.end() + max(rest.find(sentence), 0) + len(sentence)
+    following = text[match.end() : match.end() + SENTENCE]
+    sentence = next(iter(sentences(following)), "")
+    end = match.end() + max(following.find(sentence), 0) + len(sentence)
     return AnswerMark(match.end(), end, sentence.strip(), phrase=not match[0].startswith("#"))
 
 

@@ -1,4 +1,4 @@
-"""A task: problems, a grader and optional worked solutions. Evaluation, filtering and reward use the same object."""
+"""A task: problems, a grader and optional worked solutions. Evaluation, filtering and RL rewards use the same task."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any, Literal
 from rorqual.core.records import Message
 
 Split = Literal["train", "dev", "test"]
-"""`train` is for training, `dev` for choosing settings, and `test` is held out: choose nothing on it."""
+"""Use `train` for training, `dev` for choosing hyperparameters, and `test` only for final results."""
 
 
 class Verdict(Enum):
-    """The result of grading. `UNGRADED` means that the grader failed or timed out, or that the gold answer is unusable.
+    """The grade of a reply. `UNGRADED` means that the grader failed or timed out, or that the gold answer is unusable.
 
     Ungraded samples are counted and never used for training.
     """
@@ -28,12 +28,12 @@ class Verdict(Enum):
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem with a checkable answer.
+    """A problem with a checkable answer.
 
-    `key` is the canonical form: a+b and b+a share one key and count as one problem. The split is a hash of the key.
+    `key` is the canonical form: a+b and b+a share one key and count as one problem. A hash of the key selects the split.
     `prompt` is never empty. `answer` is never empty in a training set.
     `steps` is a worked solution, the text between `<think>` and `</think>`, or None.
-    `version` is the version of the family. Results of two versions are not comparable.
+    `version` is the version of the family. Results of different versions are not comparable.
     """
 
     key: str
@@ -47,38 +47,38 @@ class Problem:
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """The messages of the prompt."""
+        """The prompt as chat messages."""
         return (Message("user", self.prompt),)
 
 
 class Task(ABC):
-    """Problems with checkable answers. Subclass it in your own file: `rorqual train grpo task=./mine.py:Mine`."""
+    """A source of problems with checkable answers. Subclass `Task` in your own file: `rorqual train grpo task=./mine.py:Mine`."""
 
     name: str = "task"
     patience: float = 300.0
-    """CPU seconds that `problems` may use for one problem. Beyond that a `TaskError` with the task's name stops the run."""
+    """Maximum CPU seconds that `problems` may use for one problem. If a problem needs more time, a `TaskError` stops the run."""
     patterned: bool = False
-    """Whether problems share sentences. If so, a match of consecutive words is no evidence of contamination."""
+    """Whether problems are built from the same sentences. In that case, matching word sequences are no evidence of contamination."""
 
     @property
     def versions(self) -> dict[str, int]:
-        """The version of each family that the task samples, if families have versions. A run resumes only with the same versions."""
+        """The version of each problem family, by family name. A run can be resumed only with the same versions."""
         return {}
 
     @abstractmethod
     def problems(self, split: Split, seed: int) -> Iterator[Problem]:
-        """Yield the problems of `split` in an order fixed by `seed`. The same call yields the same problems; it may be endless."""
+        """Yield the problems of `split` in an order fixed by `seed`. The iterator may be endless."""
 
     @abstractmethod
     def grade(self, problem: Problem, reply: str) -> Verdict:
-        """Grade `reply`, the text after `</think>`. Do not raise: an exception stops the training run and names the task."""
+        """Grade `reply`, the text after `</think>`. Do not raise exceptions: an exception stops the training run."""
 
     def label(self, problem: Problem) -> str:
-        """Return what the baselines guess: the answer, or a pattern that answers share if no two answers are equal."""
+        """Return the class that the guessing baselines predict: the answer, or a pattern of it if all answers differ."""
         return problem.answer
 
 
 def split_of(key: str, *, dev: float = 0.02, test: float = 0.04) -> Split:
-    """Return the split of a problem by a hash of its canonical form, so equivalent problems land in the same split."""
+    """Return the split of a problem by a hash of its canonical form, so that equivalent problems get the same split."""
     point = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
     return "test" if point < test else "dev" if point < test + dev else "train"

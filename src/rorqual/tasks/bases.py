@@ -26,22 +26,22 @@ _FIRST = re.compile(
 
 def base_of(text: str) -> tuple[str, str] | None:
     """Return the digits and the base of a number that names its base, or None for any other text."""
-    found = _NUMBER.fullmatch(text.replace(" ", ""))
-    return None if found is None else (found[1].upper(), str(BASES.get(found[2].lower(), found[2])))
+    match = _NUMBER.fullmatch(text.replace(" ", ""))
+    return None if match is None else (match[1].upper(), str(BASES.get(match[2].lower(), match[2])))
 
 
 def value_of(text: str) -> int | None:
     """Return the value of a number that names its base, or None for any other text or an invalid digit."""
-    found = base_of(text)
-    if found is None or not found[1].isdecimal() or not 2 <= int(found[1]) <= 16:
+    number = base_of(text)
+    if number is None or not number[1].isdecimal() or not 2 <= int(number[1]) <= 16:
         return None
-    digits = [int(digit, 16) for digit in found[0] if digit != "."]
-    fits = max(digits) < int(found[1]) and len(digits) == len(found[0]) < LONGEST
-    return int(found[0], int(found[1])) if fits else None
+    digits = [int(digit, 16) for digit in number[0] if digit != "."]
+    fits = max(digits) < int(number[1]) and len(digits) == len(number[0]) < LONGEST
+    return int(number[0], int(number[1])) if fits else None
 
 
 def in_base(text: str) -> str:
-    """Return `text` with each number whose base is named in words written as `315_{8}`."""
+    """Rewrite each number whose base is named in words (`315 in base 8`) as `315_{8}`."""
     text = _AFTER.sub(_with_base, text)
     return _FIRST.sub(lambda match: match["start"] + _with_base(match), text)
 

@@ -1,11 +1,11 @@
 r"""Reduce a sentence to the clause that states its answer, and detect text that denies or governs a value.
 
-The following parts are removed if a number remains without them:
+`main_part` and `without_dashes` apply each step below only if a number remains afterwards:
 
-- a label ("a) ") and brackets
-- an introductory clause ("After 3 days, ...")
-- a clause that gives a reason ("..., because 3 of them ...") or supposes something ("...; it would have been 5")
-- an addition after a dash ("56 seats — 7 rows of 8")
+- Remove an item label ("a) ") and text in brackets.
+- Remove an introductory clause ("After 3 days, ...").
+- Remove a clause that gives a reason ("..., because 3 of them ...") or a supposition ("...; it would have been 5").
+- Remove an addition after a dash ("56 seats — 7 rows of 8").
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def without_dashes(text: str) -> str:
 
 
 def main_part(text: str, marked: bool) -> str:
-    """Return `text` without its label, brackets, introductory clause and reasons. Each is removed only if a number remains."""
+    """Return `text` without its label, brackets, introductory clause and reasons. Each part is removed only if a number remains."""
     label = _LABEL.match(text)
     shorter = [text[label.end() :]] if label and label.end() < len(text.rstrip()) else []
     if _PARALLEL.search(text):

@@ -1,7 +1,7 @@
 r"""Find the final expression of a reply: an equation, list, set, tuple, interval, number in a base, or words.
 
-In a sentence the last formula or number without a preposition counts, after a mark the first. In a chain `a = b = c` the last
-side counts, in `a \approx 0.3` the left one. `rorqual.tasks.answer` compares the parts.
+In a sentence the last formula or number without a preposition counts. In a marked answer the first formula or number counts.
+In a chain `a = b = c` the last side counts. In `a \approx 0.3` the left side counts. `rorqual.tasks.answer` compares the results.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ _LINE = re.compile(
     re.MULTILINE,
 )
 _LINES = re.compile(rf"(?:(?:{_LINE.pattern})\s*){{2,9}}\Z", re.MULTILINE)
-"""Roots at the end of a reply, one per line."""
+"""Matches equations such as `x = 2` at the end of a reply, one per line."""
 _CHOICES = re.compile(r"\W*[A-F](?:\W{0,3}(?:,|and|or|&|/)\W{0,3}[A-F]\b)+\W*")
 _OR_ELSE = re.compile(r"(?<=[0-9}]\$) \((?:or|i\.e\.,?) \$?([^()$]{1,40})\$?\)")
 _AS_DESIRED = r",? as (?:desired|required|claimed|needed|expected|wanted)"
@@ -118,21 +118,23 @@ _AND_THE = re.compile(
 _ORDER = re.compile(r"[<>]|\\[lg](?:e|eq|eqslant|t)?(?![A-Za-z])")
 _COMPUTED = re.compile(r"(?:[^A-Za-z=]|\\[a-z]+)+=")
 _STEP = re.compile(r"[^=({_]*(?:[0-9][a-z]|[-+*/^])[^=]*=")
-"""An equation whose left side is not a name: `2x = 9`."""
+"""Matches an equation whose left side is not a name: `2x = 9`."""
 Found = tuple[int, int, str]
 
 
 def said_expressions(reply: str, gold: str) -> Said:
-    """Return the final LaTeX or words of `reply`, and other values that it states.
+    """Return the final LaTeX or words of `reply`, and the other values in its last sentence.
 
-    The form of `gold` decides whether words, a base or several parts are wanted.
+    The form of `gold` decides whether the reader looks for words, for a number in a base, or for several parts.
     """
     words = gold_words(gold)
     base = base_of(gold.strip().strip("$")) is not None
     several = parts(tidy(gold)) is not None
     reply = (
         reply[:-SENTENCE]
-        + _LINES.sub(lambda match: ", ".join(f"${one}$" for one in _LINE.findall(match[0])), reply[-SENTENCE:])
+        + _LINES.sub(
+            lambda match: ", ".join(f"${equation}$" for equation in _LINE.findall(match[0])), reply[-SENTENCE:]
+        )
         if several
         else reply
     )
@@ -140,7 +142,7 @@ def said_expressions(reply: str, gold: str) -> Said:
 
 
 def gold_words(gold: str) -> str | None:
-    r"""Return the bare words of a gold answer in words (`\text{Evelyn}`, `\text{(C)}`), else None."""
+    r"""Return the bare words of a gold answer that consists of words (`\text{Evelyn}`, `\text{(C)}`), else None."""
     bare = gold.strip().strip("$").strip()
     inner = _TEXT.sub(r" \1 ", bare)
     if "\\" in inner or not re.search("[A-Za-z]", inner):
@@ -148,12 +150,12 @@ def gold_words(gold: str) -> str | None:
     if inner == bare and not re.fullmatch(r"(?:[A-Za-z]{2,}[ .-]?)+|\([A-Z]\)|[A-Z]", bare):
         return None
     if inner != bare and re.match(r"[\s\d.,+-]*[0-9]", inner) and not re.search(r"[0-9]:[0-9]|[ap]\.?m\b", inner):
-        return None  # a number with its unit
+        return None  # `inner` is a number with its unit
     return bare_words(inner)
 
 
 def bare_words(text: str) -> str:
-    """Return only letters, digits and `:/+-`, in lower case: `3:30pm` for `\\text{3:30 p.m.}`."""
+    """Return the letters, digits and `:/+-` of `text` in lower case: `3:30pm` for `\\text{3:30 p.m.}`."""
     return re.sub(r"[^0-9a-z:/+-]", "", _TEXT.sub(r" \1 ", text).lower())
 
 
@@ -171,7 +173,7 @@ def _read(segment: str, marked: bool, words: str | None, base: bool, several: bo
 
 
 def _read_words(text: str, marked: bool, words: str) -> Reading:
-    """Return the wanted words if the deciding clause asserts them, else the clause itself."""
+    """Return `words` if the deciding clause asserts them, else the clause itself."""
     bold = re.findall(r"\*\*([^*\n]{1,80})\*\*", text)
     if bold and not marked:
         text, marked = bold[-1], True
@@ -198,7 +200,7 @@ def _read_words(text: str, marked: bool, words: str) -> Reading:
     if _asserts(clause, pattern):
         return Reading(words)
     listed = re.split(r"[,;] (?!but\b|so\b|hence\b|thus\b|therefore\b)", text)
-    rival = words if not marked and any(_asserts(one, pattern) for one in listed if one in asserted) else None
+    rival = words if not marked and any(_asserts(part, pattern) for part in listed if part in asserted) else None
     return Reading(bare_words(clause) or None, rival=rival)
 
 
@@ -229,32 +231,34 @@ def _read_formula(text: str, marked: bool, several: bool) -> Reading:
         return Reading(_formula(Amount(words[0].value, words[0].percent)))
     if not _prose(text):
         bare = text.rstrip(".").strip()
-        if (whole := _FORMULA.fullmatch(bare)) is not None and (inner := whole["c"] or whole["d"]):
+        if (match := _FORMULA.fullmatch(bare)) is not None and (inner := match["c"] or match["d"]):
             bare = inner.strip()
-        chat = not marked and re.fullmatch(r"[A-Za-z]{3,}!?", bare)  # "Done."
+        chat = not marked and re.fullmatch(r"[A-Za-z]{3,}!?", bare)  # a chat phrase such as "Done."
         return Reading(bare) if re.search(r"[\w\\]", bare) and not chat else NOTHING
-    found = [(m.start(), m.end(), next(g for g in m.groups() if g).strip()) for m in _FORMULA.finditer(text)]
-    if not found:
+    formulas = [(m.start(), m.end(), next(g for g in m.groups() if g).strip()) for m in _FORMULA.finditer(text)]
+    if not formulas:
         return _read_prose(text, marked, several)
-    cut = _without_reasons(text, [a for a, _, _ in found])
-    return _choose_formula(text, [one for one in found if one[0] < cut] or found, marked, cut, several)
+    cut = _without_reasons(text, [a for a, _, _ in formulas])
+    return _choose_formula(
+        text, [formula for formula in formulas if formula[0] < cut] or formulas, marked, cut, several
+    )
 
 
 def _prose(text: str) -> bool:
     """Return whether `text` contains prose outside its formulas."""
-    rest = _TEXT.sub(" ", _FORMULA.sub(" ", text)).replace("i.e.", "that is")
-    words = [word for word in _WORD.findall(rest) if word.lower() not in _FUNCTIONS]
-    if not words or "\\begin" in rest:
+    outside = _TEXT.sub(" ", _FORMULA.sub(" ", text)).replace("i.e.", "that is")
+    words = [word for word in _WORD.findall(outside) if word.lower() not in _FUNCTIONS]
+    if not words or "\\begin" in outside:
         return False
     return (
         len(words) > 2
         or _FORMULA.search(text) is not None
-        or (len(words) > 1 and not re.match(r"^[^A-Za-z]*[0-9]", rest))
+        or (len(words) > 1 and not re.match(r"^[^A-Za-z]*[0-9]", outside))
     )
 
 
 def _without_reasons(text: str, starts: list[int]) -> int:
-    """Return where the first reason or aside after a formula begins, else the end of the text."""
+    """Return the position where the first reason or aside after a formula begins, or the length of `text`."""
     for match in re.finditer(
         r",? \b(?:because|since|attained|achieved|reached|where|whereas|whose|as (?:the|we|it|each)|rather than|instead of)\b| \(",
         text,
@@ -269,62 +273,67 @@ def _without_reasons(text: str, starts: list[int]) -> int:
     return len(text)
 
 
-def _choose_formula(text: str, found: list[tuple[int, int, str]], marked: bool, cut: int, several: bool) -> Reading:
+def _choose_formula(text: str, formulas: list[tuple[int, int, str]], marked: bool, cut: int, several: bool) -> Reading:
     """Return the formula that the sentence states. Formulas joined by `and`, `or` or a comma form one list."""
     outside = _FORMULA.sub(lambda match: "#" * len(match[0]), text)[:cut]
     loose = [(n.start, n.end, outside[n.start : n.end]) for n in numbers(outside) if not n.ordinal and not n.spelled]
-    found = [one for one in found if not re.fullmatch("[a-zA-Z]", one[2])] or found
-    every = sorted([*found, *loose])
-    left, said = [], set()
+    formulas = [item for item in formulas if not re.fullmatch("[a-zA-Z]", item[2])] or formulas
+    every = sorted([*formulas, *loose])
+    remaining, denied_values = [], set()
     for start, end, formula in every:
         if denied(text[max(0, start - 60) : start], text[end : end + 40]):
-            said.add(formula)
+            denied_values.add(formula)
         else:
-            left.append((start, end, formula))
-    if not left:
-        return Reading(denied=frozenset(said))
-    ends = {end for one, other in pairwise(left) if _ends_of_range(text, one, other) for end in (one, other)}
-    left = [one for one in left if one not in ends]
-    if not left:
+            remaining.append((start, end, formula))
+    if not remaining:
+        return Reading(denied=frozenset(denied_values))
+    ends = {
+        end
+        for item, following in pairwise(remaining)
+        if _ends_of_range(text, item, following)
+        for end in (item, following)
+    }
+    remaining = [item for item in remaining if item not in ends]
+    if not remaining:
         return Reading(refused=True)
     restated = [m.end() for m in re.finditer(r"\b(?:i\.\s?e\.|that is|namely|in other words),?\s", text)]
-    free = [one for one in left if _is_free(text, one, restated)]
-    free = (free if several else _before_parts(text, free)) or _spelled(outside) or left
+    free = [item for item in remaining if _is_free(text, item, restated)]
+    free = (free if several else _before_parts(text, free)) or _spelled(outside) or remaining
     if marked:
         place = 0
     else:
-        after = [i for i, one in enumerate(free) if restated and one[0] >= restated[-1]]
+        after = [i for i, item in enumerate(free) if restated and item[0] >= restated[-1]]
         place = after[0] if after else len(free) - 1
-    value = _list_around(text, free, left, place)
-    before = [one[2] for one in found if restated and one[1] <= restated[-1]]
+    value = _list_around(text, free, remaining, place)
+    before = [item[2] for item in formulas if restated and item[1] <= restated[-1]]
     rival = None
-    if not marked and before and free[place] in loose:  # "$12.5\%$ of them, namely 5": the question may ask for either
+    if not marked and before and free[place] in loose:  # in "$12.5\%$ of them, namely 5" both numbers may be the answer
         rival = before[-1]
     elif not marked and place and _AND_THE.fullmatch(text[free[place - 1][1] : free[place][0]]):
         rival = free[place - 1][2]
-    others = [] if marked else [one[2] for one in free if not leads_on(text, one[1], free[place][0])][-BESIDE:]
-    return Reading(value, frozenset(said), rival=rival, beside=frozenset(others) - {value} - said)
+    others = [] if marked else [item[2] for item in free if not leads_on(text, item[1], free[place][0])][-BESIDE:]
+    return Reading(value, frozenset(denied_values), rival=rival, beside=frozenset(others) - {value} - denied_values)
 
 
-def _is_free(text: str, one: Found, restated: list[int]) -> bool:
-    """Return whether a formula has no preposition, is an inequality, or follows `that is` ("that is, in $(-2, 1)$")."""
-    again = any(0 <= one[0] - end <= len("in the ") for end in restated)
-    return again or _ORDER.search(one[2]) is not None or not governed(text[max(0, one[0] - 60) : one[0]])
+def _is_free(text: str, formula: Found, restated: list[int]) -> bool:
+    """Return whether a formula may be the answer: it has no preposition, is an inequality, or follows `that is`."""
+    again = any(0 <= formula[0] - end <= len("in the ") for end in restated)
+    return again or _ORDER.search(formula[2]) is not None or not governed(text[max(0, formula[0] - 60) : formula[0]])
 
 
 def _before_parts(text: str, free: list[Found]) -> list[Found]:
     """Return the formulas of `free` before a colon that introduces a list (`there are $3$ such numbers: $1, 4, 9$`)."""
     colon = text.find(":", free[0][1]) if free else -1
-    listed = [part for one in free if one[0] > colon for part in split(one[2], ",")]
-    head = [one for one in free if one[1] <= colon and not re.fullmatch("[A-Za-z]", one[2])]
+    listed = [part for formula in free if formula[0] > colon for part in split(formula[2], ",")]
+    head = [formula for formula in free if formula[1] <= colon and not re.fullmatch("[A-Za-z]", formula[2])]
     states = re.search(r"=|\\in\b", text[colon:]) or _ORDER.search(text[colon:])
     return head if head and len(listed) > 1 and not states else free
 
 
-def _list_around(text: str, free: list[Found], left: list[Found], place: int) -> str:
-    """Return the formula at `place` with those joined to it by `and`, `or` or a comma. `when $x < 2$ or $x > 3$` is one list."""
-    if free[place] in left and _ORDER.search(free[place][2]):
-        free, place = left, left.index(free[place])
+def _list_around(text: str, free: list[Found], remaining: list[Found], place: int) -> str:
+    """Join the formula at index `place` with its neighbours in the same list. `$x < 2$ or $x > 3$` is one list."""
+    if free[place] in remaining and _ORDER.search(free[place][2]):
+        free, place = remaining, remaining.index(free[place])
     first = last = place
     while last + 1 < len(free) and _joined(text, free[last], free[last + 1]):
         last += 1
@@ -333,28 +342,30 @@ def _list_around(text: str, free: list[Found], left: list[Found], place: int) ->
     return ", ".join(formula for _, _, formula in free[first : last + 1])
 
 
-def _ends_of_range(text: str, one: tuple[int, int, str], other: tuple[int, int, str]) -> bool:
+def _ends_of_range(text: str, first: tuple[int, int, str], second: tuple[int, int, str]) -> bool:
     """Return whether two formulas are the ends of a range: `between $6$ and $7$`, `$6$ to $7$`."""
-    gap, before = text[one[1] : other[0]].strip(), text[max(0, one[0] - 20) : one[0]].strip().lower()
+    gap, before = text[first[1] : second[0]].strip(), text[max(0, first[0] - 20) : first[0]].strip().lower()
     return (gap == "and" and before.endswith("between")) or (
         gap in ("to", "-", "through") and not before.endswith("to")
     )
 
 
 def _spelled(text: str) -> list[tuple[int, int, str]]:
-    """Return the numbers in words after a copula (`the minimum is negative three, attained at $x = 2$`)."""
-    found = [n for n in spelled(text) if n.value is not None and _COPULA.search(text[: n.start].rstrip()[-8:])]
-    return [(n.start, n.end, _formula(Amount(n.value, n.percent))) for n in found if n.value is not None]
+    """Return the spelled-out numbers that follow a copula (`the minimum is negative three, attained at $x = 2$`)."""
+    spelled_numbers = [
+        n for n in spelled(text) if n.value is not None and _COPULA.search(text[: n.start].rstrip()[-8:])
+    ]
+    return [(n.start, n.end, _formula(Amount(n.value, n.percent))) for n in spelled_numbers if n.value is not None]
 
 
-def _joined(text: str, one: Found, other: Found) -> bool:
+def _joined(text: str, first: Found, second: Found) -> bool:
     r"""Return whether two formulas belong to one list.
 
-    Two steps of a computation (`$3 + 6 = 9$, and $\frac{9}{21} = \frac{3}{7}$`) do not.
+    Two steps of a computation (`$3 + 6 = 9$, and $\frac{9}{21} = \frac{3}{7}$`) do not form a list.
     """
-    if (_COMPUTED.match(one[2]) and _COMPUTED.match(other[2])) or _STEP.match(one[2]):
+    if (_COMPUTED.match(first[2]) and _COMPUTED.match(second[2])) or _STEP.match(first[2]):
         return False
-    gap = text[one[1] : other[0]]
+    gap = text[first[1] : second[0]]
     return re.fullmatch(r"[\s,]*(?:(?:and|or|,)(?: at)?)?[\s,]*", gap) is not None and gap.strip() != ""
 
 
@@ -368,14 +379,14 @@ def _read_prose(text: str, marked: bool, several: bool) -> Reading:
         r"[√π^()\[\]/]|[a-z] ?[-+*/] ?[a-z0-9]|[0-9] ?[-+] ?[0-9]*[a-z]|[0-9] ?pi\b", tail
     ):
         return Reading(tail)
-    if (found := inequality(text)) is not None:
-        return Reading(found)
+    if (plain_inequality := inequality(text)) is not None:
+        return Reading(plain_inequality)
     if listed := number_list(main_part(plain_text(text), marked), counted=several):
         return Reading(", ".join(listed))
     reading = read_amount(text, marked)
     if not isinstance(reading.value, Amount):
         return Reading(refused=reading.refused, denied=frozenset(map(_formula, reading.denied)))
-    denials, beside = (frozenset(map(_formula, one)) for one in (reading.denied, reading.beside))
+    denials, beside = (frozenset(map(_formula, values)) for values in (reading.denied, reading.beside))
     return Reading(_formula(reading.value), denials, weak=reading.weak, beside=beside)
 
 
@@ -407,11 +418,11 @@ def tidy(text: str) -> str:
     return text
 
 
-def same_unit(gold: str, said: str) -> bool:
-    """Return whether the units measure the same, if both are known: 5 km is not 5 cm."""
+def same_unit(gold: str, answer: str) -> bool:
+    """Return whether two answers have the same unit, or a unit is missing or unknown. 5 km and 5 cm have different units."""
     units = [
-        re.search(r"(?:\\(?:text|mathrm|textrm|mbox)\s?\{\s*|(?<=[0-9\s~]))([A-Za-z]{1,11})\}?\.?\$?$", one.strip())
-        for one in (gold, said)
+        re.search(r"(?:\\(?:text|mathrm|textrm|mbox)\s?\{\s*|(?<=[0-9\s~]))([A-Za-z]{1,11})\}?\.?\$?$", text.strip())
+        for text in (gold, answer)
     ]
-    kinds = [None if found is None else unit_of(found[1]) for found in units]
+    kinds = [None if match is None else unit_of(match[1]) for match in units]
     return None in kinds or kinds[0] == kinds[1]

@@ -1,4 +1,4 @@
-"""Load a task by name or from a user's file. Wrap calls to its code so that errors name the task."""
+"""Load a task by name or from a user's file, and call the task's methods so that errors name the task."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ def load_task(spec: str, *, data: Path | None = None, options: Mapping[str, Any]
         return _build(GymTask, spec, {"dataset": argument, **given}, data)
     if kind not in NAMED or (argument and kind != "families"):
         raise ConfigError(
-            f"unknown task '{spec}'", where="task", remedy=nearest(kind, [*NAMED, "gym:NAME"]) + " Or ./mine.py:Class."
+            f"unknown task '{spec}'",
+            where="task",
+            remedy=nearest(kind, [*NAMED, "gym:NAME"]) + " Or give ./mine.py:Class.",
         )
     if argument:
         given["names"] = tuple(name.strip() for name in argument.split(","))
@@ -68,35 +70,39 @@ def _build(make: Callable[..., Task], spec: str, options: dict[str, Any], data: 
     except RorqualError:
         raise
     except Exception as error:  # a user's constructor may raise anything; the error names the task
-        raise _theirs(error, spec, "the constructor") from error
+        raise _task_error(error, spec, "the constructor") from error
     return task
 
 
 def _class_in(path: Path, name: str) -> Callable[..., Task]:
     module = import_file(path, TaskError)
-    found = {
+    tasks = {
         key: value for key, value in vars(module).items() if _is_task(value) and value.__module__ == module.__name__
     }
     if not name:
-        if len(found) != 1:
+        if len(tasks) != 1:
             raise TaskError(
                 "the file does not define exactly one task",
                 where=str(path),
-                remedy=f"Name the class: {path}:Class. {nearest('', found)}".strip(),
+                remedy=f"Name the class: {path}:Class. {nearest('', tasks)}".strip(),
             )
-        name = next(iter(found))
+        name = next(iter(tasks))
     cls = getattr(module, name, None)
     if cls is None:
         raise TaskError(
-            f"the file has no class '{name}'", where=str(path), remedy=nearest(name, found) or "Define it there."
+            f"the file has no class '{name}'",
+            where=str(path),
+            remedy=nearest(name, tasks) or "Define the class in this file.",
         )
     where = f"{path}:{_line_of(cls)}"
     if not _is_task(cls):
         raise TaskError(f"'{name}' is not a Task", where=where, remedy="Write `class Mine(rorqual.tasks.base.Task)`.")
     if missing := sorted(cls.__abstractmethods__):
-        raise TaskError(f"'{name}' lacks {', '.join(missing)}", where=where, remedy="Define the missing methods.")
-    made: Callable[..., Task] = cls
-    return made
+        raise TaskError(
+            f"'{name}' does not define {', '.join(missing)}", where=where, remedy="Define the missing methods."
+        )
+    constructor: Callable[..., Task] = cls
+    return constructor
 
 
 def _is_task(value: object) -> bool:
@@ -110,23 +116,23 @@ def _line_of(value: Any) -> int:
         return 1
 
 
-def _theirs(error: Exception, task: str, doing: str) -> TaskError:
-    """Wrap an exception from a task's own code, with the innermost file and line."""
+def _task_error(error: Exception, task: str, doing: str) -> TaskError:
+    """Wrap an exception from a task's code in a TaskError that names the innermost file and line."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     return TaskError(
         f"{doing} raised {type(error).__name__}: {error}{place}",
         where=f"task {task}",
-        remedy="Fix the task. If failures counted as scores, the model would train on them.",
+        remedy="Fix the task. A failure cannot count as a score, because the model would train on it.",
     )
 
 
 def safe_grade(task: Task, problem: Problem, reply: str) -> Verdict:
-    """Call `task.grade`. Raises TaskError with the task's name if it raises, or returns anything but a `Verdict`."""
+    """Call `task.grade`. Raises TaskError with the task's name if the grader raises or does not return a `Verdict`."""
     try:
         verdict = task.grade(problem, reply)
     except Exception as error:  # a failing grader must stop the run, never score 0
-        raise _theirs(error, task.name, f"the grader, on the problem {problem.key!r:.80},") from error
+        raise _task_error(error, task.name, f"the grader, on the problem {problem.key!r:.80},") from error
     if not isinstance(verdict, Verdict):
         raise TaskError(
             f"the grader returned {verdict!r:.40}, not a Verdict",
@@ -137,9 +143,9 @@ def safe_grade(task: Task, problem: Problem, reply: str) -> Verdict:
 
 
 def safe_problems(task: Task, split: Split, seed: int) -> Iterator[Problem]:
-    """Yield from `task.problems`. Raises TaskError with the task's name for any exception but a RorqualError, which passes through.
+    """Yield from `task.problems`. Raises TaskError with the task's name if the generator raises; a RorqualError passes through.
 
-    Raises TaskError for a problem with a field of the wrong type or an empty prompt. `tasks.watch` reports a generator that stalls.
+    Raises TaskError, too, for a problem with a field of the wrong type or an empty prompt. `tasks.watch` reports a generator that stalls.
     """
     try:
         for problem in watched(task.name, iter(task.problems(split, seed)), task.patience):
@@ -147,8 +153,8 @@ def safe_problems(task: Task, split: Split, seed: int) -> Iterator[Problem]:
             yield problem
     except RorqualError:
         raise
-    except Exception as error:  # a user's generator
-        raise _theirs(error, task.name, f"problems({split!r}, {seed})") from error
+    except Exception as error:  # a user's generator may raise anything
+        raise _task_error(error, task.name, f"problems({split!r}, {seed})") from error
 
 
 TEXTS = ("key", "prompt", "answer", "family", "level")
@@ -171,7 +177,7 @@ def _check(task: Task, problem: Problem) -> None:
         raise TaskError(
             f"the problem {problem.key!r:.60} has an empty prompt",
             where=place(task, problem),
-            remedy="Give it a prompt.",
+            remedy="Give the problem a prompt.",
         )
 
 
@@ -181,17 +187,17 @@ def place(task: Task, problem: Problem) -> str:
 
 
 def refuse_empty_answer(task: Task, problem: Problem) -> None:
-    """Raise DataError for a gold answer of only white space, because it would train the model to say nothing."""
+    """Raise DataError for a gold answer of only white space, because such an answer would train the model to reply nothing."""
     if not problem.answer.strip():
         raise DataError(
             f"the problem {problem.key!r:.60} has an empty answer",
             where=place(task, problem),
-            remedy="Give it an answer.",
+            remedy="Give the problem an answer.",
         )
 
 
 def check_gold(task: Task, problems: Iterable[Problem]) -> None:
-    """Raise DataError if the grader does not accept a gold answer as a reply, because no model could learn such a problem."""
+    """Raise DataError if the grader rejects a gold answer as a reply, because no model could learn such a problem."""
     for problem in problems:
         refuse_empty_answer(task, problem)
         verdict = safe_grade(task, problem, problem.answer)

@@ -16,21 +16,21 @@ SAME = {"Unknown": "Uncertain"}
 
 
 class Folio(FileTask):
-    """Problems from rows `premises` (a list), `conclusion`, `label`. The validation file is the held-out split.
+    """FOLIO problems from rows with `premises` (a list), `conclusion` and `label`. The validation file is the held-out split.
 
     The test labels are not public. A reply is right if its final label is the gold label (see `rorqual.tasks.labels`):
 
-    - The last mark counts, else the last sentence about the conclusion.
+    - The last marked answer counts, else the last sentence about the conclusion.
     - A label that is denied ("not false"), open ("true or false"), hypothetical ("would be true") or about a premise does not count.
       Sentences that only say when each label would hold are skipped.
     - A guess ("I lean towards false", "probably true, though it might be uncertain") is not an answer.
     - "Cannot be determined" and "neither true nor false" mean Uncertain. "The negation of the conclusion is true" means False.
       "It cannot be shown that it is true" denies True.
-    - A reply that only denies a label ("The conclusion is not true") is wrong for that label and ungraded for the others.
-    - A chosen letter selects its option. If two labels look equally final and one is right, the reply is ungraded.
+    - A reply that only denies a label ("The conclusion is not true") is wrong for that label and ungraded for the other labels.
+    - A letter selects the option that it labels. If two labels look equally final and one is right, the reply is ungraded.
 
-    `dev` comes from the training file, split by story, because several conclusions share one story.
-    `data` is one file, or a folder with `train.jsonl` and `validation.jsonl`. None selects the packaged sample.
+    The `dev` split is cut from the training file by story, because several conclusions share one story.
+    `data` is one file, or a folder with `train.jsonl` and `validation.jsonl`. If `data` is None, the packaged sample is used.
     """
 
     name = "folio"
@@ -40,14 +40,14 @@ class Folio(FileTask):
 
     def load(self, split: Split) -> list[Problem]:
         paths = held_out(self.data, split, {"train": "train", "test": "validation"})
-        found = [self._problem(row, split) for path in paths for row in read(path)]
-        return carve([(str(p.meta["story"]), p) for p in found], split)
+        problems = [self._problem(row, split) for path in paths for row in read(path)]
+        return carve([(str(p.meta["story"]), p) for p in problems], split)
 
     def _problem(self, row: DataRow, split: Split) -> Problem:
         premises, conclusion, gold = row.texts("premises"), row.get("conclusion"), row.get("label")
         gold = SAME.get(gold, gold)
         if gold not in LABELS and split == "train":
-            raise DataError(f"unknown label {gold!r}", where=row.where, remedy=f"One of: {', '.join(LABELS)}.")
+            raise DataError(f"unknown label {gold!r}", where=row.where, remedy=f"Use one of: {', '.join(LABELS)}.")
         listed = "\n".join(f"- {premise.strip()}" for premise in premises)
         return Problem(
             key=f"folio {' '.join(sorted(map(normal, premises)))} | {normal(conclusion)}",
@@ -60,5 +60,5 @@ class Folio(FileTask):
     def grade(self, problem: Problem, reply: str) -> Verdict:
         if problem.answer not in LABELS:
             return Verdict.UNGRADED
-        said = final_labels(reply, [*LABELS, *SAME])
-        return verdict(SAME.get(one, one) == problem.answer for one in said)
+        labels = final_labels(reply, [*LABELS, *SAME])
+        return verdict(SAME.get(name, name) == problem.answer for name in labels)

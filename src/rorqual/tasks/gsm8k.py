@@ -16,26 +16,26 @@ CALCULATOR = re.compile(r"<<[^>]*>>")
 
 
 class Gsm8k(FileTask):
-    """Problems from rows `question`, `answer`. The answer ends with the line `#### NUMBER`; the text before it is the steps.
+    """GSM8K problems from rows with `question` and `answer`. The steps come first in `answer`, then the line `#### NUMBER`.
 
-    `data` is one file, or a folder with `train.jsonl` and `test.jsonl`. None selects the packaged sample.
+    `data` is one file, or a folder with `train.jsonl` and `test.jsonl`. If `data` is None, the packaged sample is used.
     A gold answer that is not a number raises DataError in training and is ungraded in evaluation.
 
-    A reply is right if its final number equals the gold answer exactly. The rules (details in `rorqual.tasks.reply`, `amounts`, `numbers`):
+    A reply is right if its final number equals the gold answer exactly. The rules (see `rorqual.tasks.reply`, `amounts` and `numbers`):
 
-    - The last mark counts: `#### 7`, `the answer is 7`, `\\boxed{7}`, `<answer>7</answer>`. Its first number is the answer.
-      A later correction ("Wait, it is 8.") replaces it. Other later text changes nothing.
+    - The last mark counts: `#### 7`, `the answer is 7`, `\\boxed{7}`, `<answer>7</answer>`. The first number in the mark is the answer.
+      A later correction ("Wait, it is 8.") replaces the marked answer. Other text after the mark is ignored.
     - Without a mark, the last sentence that states a number counts. With `strict`, a reply without a mark is wrong.
       Questions, checks, closing phrases, brackets and reasons do not count.
       A number after a preposition or article ("12 apples for 3 people") counts only if no other number remains.
     - A conclusion ("So ...", "... in total", bold, `Total: ...`) outranks a later remark ("That is $4 a day.").
       An answer at the start of the reply ("**27**", "7 pencils.") outranks the explanation that follows.
     - A reply that leaves work to do ("Next, we have to add ...") or says that it guesses has no answer.
-      A chosen letter selects its option ("A) 40", "B) 44").
-    - If two numbers look equally final and one is right, the reply is ungraded, since only the question decides.
+      A letter selects the option that it labels ("A) 40", "B) 44").
+    - If two numbers look equally final and one is right, the reply is ungraded, because only the question can decide.
       Examples: "9 remain, and 6 are gone", "$40, i.e. $8 a month", "to $48, a saving of $12", "18 eggs for $36".
     - An unmarked reply is ungraded, not wrong, if its last sentence also states the gold number ("13 were eaten, leaving 2").
-      It stays wrong if that sentence denies the gold number, computes with it or continues from it ("18, so she has 16").
+      The reply stays wrong if the sentence denies the gold number, computes with it or continues from it ("18, so she has 16").
     - A reply whose number is denied ("not 18"), open ("18 or 19", "18 to 20", "more than 18", "over $18") or refused is wrong.
       "Rises from 18 to 20" states 20. Struck-out numbers (`~~18~~`) and numbers corrected midway ("18, no wait, 16") are ignored.
     - Numbers are exact: 0.333333 is not 1/3. 50% equals both 1/2 and 50. "None are left" is 0.
@@ -51,8 +51,8 @@ class Gsm8k(FileTask):
 
     def load(self, split: Split) -> list[Problem]:
         paths = held_out(self.data, split, {"train": "train", "test": "test"})
-        found = [self._problem(row, split) for path in paths for row in read(path)]
-        return carve([(p.key, p) for p in found], split)
+        problems = [self._problem(row, split) for path in paths for row in read(path)]
+        return carve([(p.key, p) for p in problems], split)
 
     def _problem(self, row: DataRow, split: Split) -> Problem:
         question = row.get("question")
@@ -75,5 +75,7 @@ class Gsm8k(FileTask):
         gold = whole_number(problem.answer)
         if gold is None:
             return Verdict.UNGRADED
-        said = said_amounts(reply, strict=self.strict)
-        return verdict((one.equals(gold) for one in said.final), (one.equals(gold) for one in said.beside))
+        stated = said_amounts(reply, strict=self.strict)
+        return verdict(
+            (amount.equals(gold) for amount in stated.final), (amount.equals(gold) for amount in stated.beside)
+        )

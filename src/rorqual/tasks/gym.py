@@ -17,7 +17,7 @@ DRY = 20_000
 
 
 class GymTask(Task):
-    """The reasoning-gym dataset `dataset`: endless, split by a hash of the question. `options` go to the dataset's config.
+    """The reasoning-gym dataset `dataset` as an endless task, split by a hash of the question. `options` set its config.
 
     A reply is right if the whole reply, or its marked answer (`The answer is 5.`), scores 1. Any lower score is wrong.
 
@@ -83,6 +83,8 @@ class GymTask(Task):
         )
 
     def grade(self, problem: Problem, reply: str) -> Verdict:
-        said = (reply.strip(), marked(reply))
-        right = any(self._scorer.score_answer(text, problem.meta["entry"]) >= 1 for text in said if text is not None)
+        candidates = (reply.strip(), marked(reply))
+        right = any(
+            self._scorer.score_answer(text, problem.meta["entry"]) >= 1 for text in candidates if text is not None
+        )
         return Verdict.RIGHT if right else Verdict.WRONG

@@ -22,26 +22,26 @@ _SET = re.compile(r"\\\{\s*[a-z]\s*(?:\\in[^:|]{0,40})?(?::|\||\\mid)\s*(.{1,200
 
 def inequality(text: str) -> str | None:
     """Return the plain inequality at the end of `text` (`x > 3`, `-1 < x ≤ 5`, `from -1 to 5, inclusive`), or None."""
-    if found := _INCLUSIVE.search(text[-100:].rstrip(". ")):
-        return f"{found[1]} <= x <= {found[2]}"
-    if found := _THAN.search(text[-100:].rstrip(". ")):
-        return f"x {'<' if found[1] in ('less', 'smaller') else '>'}{'=' if found[2] else ''} {found[3]}"
-    found = _PLAIN.search(text[-100:].rstrip(". "))
-    return found[0].replace("≤", "<=").replace("≥", ">=") if found else None
+    if match := _INCLUSIVE.search(text[-100:].rstrip(". ")):
+        return f"{match[1]} <= x <= {match[2]}"
+    if match := _THAN.search(text[-100:].rstrip(". ")):
+        return f"x {'<' if match[1] in ('less', 'smaller') else '>'}{'=' if match[2] else ''} {match[3]}"
+    match = _PLAIN.search(text[-100:].rstrip(". "))
+    return match[0].replace("≤", "<=").replace("≥", ">=") if match else None
 
 
 def interval(text: str) -> str | None:
     """Return the interval of one inequality, or None if `text` is not an inequality."""
-    if found := _BETWEEN.fullmatch(text.strip()):
-        up, further = _upwards(found["one"]), _upwards(found["other"])
+    if match := _BETWEEN.fullmatch(text.strip()):
+        up, further = _upwards(match["one"]), _upwards(match["other"])
         if up != further:
             return None
-        ends = (found["low"], found["high"]) if up else (found["high"], found["low"])
-        closed = (_closed(found["one"]), _closed(found["other"]))[:: 1 if up else -1]
+        ends = (match["low"], match["high"]) if up else (match["high"], match["low"])
+        closed = (_closed(match["one"]), _closed(match["other"]))[:: 1 if up else -1]
         return f"{'(['[closed[0]]}{ends[0].strip()}, {ends[1].strip()}{')]'[closed[1]]}"
-    if found := _BOUND.fullmatch(text.strip()):
-        bound, closed_end = found["bound"].strip(), _closed(found["one"])
-        if _upwards(found["one"]):
+    if match := _BOUND.fullmatch(text.strip()):
+        bound, closed_end = match["bound"].strip(), _closed(match["one"])
+        if _upwards(match["one"]):
             return f"(-\\infty, {bound}{')]'[closed_end]}"
         return f"{'(['[closed_end]}{bound}, \\infty)"
     return None
@@ -49,14 +49,18 @@ def interval(text: str) -> str | None:
 
 def set_condition(text: str) -> str:
     r"""Return the condition of a set: `x > 3` for `\{x : x > 3\}`. Return any other text unchanged."""
-    found = _SET.fullmatch(text.strip())
-    return found[1] if found else text
+    match = _SET.fullmatch(text.strip())
+    return match[1] if match else text
 
 
 def union(items: Sequence[str]) -> str | None:
-    r"""Return the union of the intervals of several inequalities, joined by `\cup`, or None if an item is not an inequality."""
-    found = [interval(item) for item in items]
-    return None if None in found or not found else " \\cup ".join(one for one in found if one is not None)
+    r"""Return the union of the intervals of several inequalities, joined by `\cup`, or None if any item is not an inequality."""
+    intervals = [interval(item) for item in items]
+    return (
+        None
+        if None in intervals or not intervals
+        else " \\cup ".join(item_interval for item_interval in intervals if item_interval is not None)
+    )
 
 
 def _upwards(order: str) -> bool:

@@ -12,15 +12,15 @@ from rorqual.tasks.rows import SAMPLES, DataRow, FileTask, carve, held_out, read
 
 
 class Knights(FileTask):
-    """Problems from rows `quiz`, `names`, `solution`, `statements` and a trace (`cot_head`, `cot_repeat_steps`, `cot_foot`).
+    """Problems from rows with `quiz`, `names`, `solution`, `statements` and a trace (`cot_head`, `cot_repeat_steps`, `cot_foot`).
 
     A reply is right if it gives each person the right role (see `rorqual.tasks.roles`).
-    Sentences, `Name: role`, tables, JSON and bold text are read. Claims, questions, suppositions and tried cases are skipped.
-    The last statement about a person counts. The reply is wrong if a person has no role, two roles or an open one ("a knight or a knave").
-    It is ungraded if a role is missing and one sentence gives roles to both "he" and "she".
+    The reader accepts sentences, `Name: role`, tables, JSON and bold text. The reader skips claims, questions, suppositions and tried cases.
+    The last statement about a person counts. The reply is wrong if a person has no role, two roles or an open role ("a knight or a knave").
+    The reply is ungraded if a role is missing and one sentence gives roles to both "he" and "she".
 
-    `data` is one file, or a folder with `*train*` and `*test*` files. None selects the packaged sample.
-    `people` keeps only the problems with these numbers of people. The key is the structure of the statements, without names.
+    `data` is one file, or a folder with `*train*` and `*test*` files. If `data` is None, the packaged sample is used.
+    `people` keeps only the problems with these numbers of people. The key of a problem is the structure of the statements, without names.
     """
 
     name = "knights"
@@ -32,9 +32,9 @@ class Knights(FileTask):
 
     def load(self, split: Split) -> list[Problem]:
         paths = held_out(self.data, split, {"train": "train", "test": "test"})
-        found = [self._problem(row, split) for path in paths for row in read(path)]
-        kept = [(p.key, p) for p in found if not self.people or len(p.meta["names"]) in self.people]
-        return carve(kept, split)
+        problems = [self._problem(row, split) for path in paths for row in read(path)]
+        selected = [(p.key, p) for p in problems if not self.people or len(p.meta["names"]) in self.people]
+        return carve(selected, split)
 
     def _problem(self, row: DataRow, split: Split) -> Problem:
         names, solution = row.texts("names"), row.get("solution", list)
@@ -43,12 +43,12 @@ class Knights(FileTask):
             raise DataError(
                 "the solution does not give each name a role", where=row.where, remedy="Fix or remove the row."
             )
-        said = [f"{name} is a {'knight' if truth else 'knave'}" for name, truth in zip(names, solution)]
+        facts = [f"{name} is a {'knight' if truth else 'knave'}" for name, truth in zip(names, solution)]
         trace = [row.get("cot_head"), *row.texts("cot_repeat_steps"), row.get("cot_foot")]
         return Problem(
             key=f"knights {row.get('statements')}",
             prompt=row.get("quiz"),
-            answer="\n".join(said),
+            answer="\n".join(facts),
             family="knights",
             level=f"{len(names)} people",
             steps="\n".join(line.strip() for line in trace),
@@ -60,11 +60,11 @@ class Knights(FileTask):
         solution = problem.meta["solution"]
         if solution is None:
             return Verdict.UNGRADED
-        said = roles(reply, problem.meta["names"])
-        if said is None and by_pronoun(reply, problem.meta["names"]):
+        stated = roles(reply, problem.meta["names"])
+        if stated is None and by_pronoun(reply, problem.meta["names"]):
             return Verdict.UNGRADED
-        return Verdict.RIGHT if said == tuple(solution) else Verdict.WRONG
+        return Verdict.RIGHT if stated == tuple(solution) else Verdict.WRONG
 
     def label(self, problem: Problem) -> str:
-        """Return the pattern of knights and knaves, since names differ between problems."""
+        """Return the pattern of knights and knaves, because names differ between problems."""
         return str(problem.meta["solution"])

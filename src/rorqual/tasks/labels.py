@@ -1,13 +1,14 @@
 """Decide which of a few labels (True, False, Uncertain) is the answer of a reply.
 
-- After a mark the first label counts, in a sentence the last.
+- In a marked answer the first label counts. In an unmarked sentence the last label counts.
 - A label does not count if it is denied ("not false"), open ("true or false") or hypothetical ("would be true", "whether it is true").
-  It does not count for a premise or an assumption, either ("premise 2 is false", "true that").
-- A label that cannot be concluded ("we cannot conclude that it is true") or is doubted ("only partly true") is denied.
-- A sentence that only denies True or False leaves the other label and Uncertain. The reply is ungraded for these two.
-- In a sentence True and False count directly after a copula or sign ("is true", "→ True"). Words that may invert them
-  ("no premise", "likely", "we reject that") make the reply ungraded, and so does any other position.
-- Reasons after the label ("true, since it is false that ...") are not read. A guess is not an answer.
+  A label of a premise or an assumption ("premise 2 is false", "true that") does not count, either.
+- A label that cannot be concluded ("we cannot conclude that it is true") or is doubted ("only partly true") counts as denied.
+- A sentence that only denies True or False leaves the opposite label and Uncertain. The reply is ungraded for
+  these two labels.
+- In a sentence True and False count only directly after a copula or sign ("is true", "→ True"). Any other position, or words
+  that may invert the label ("no premise", "likely", "we reject that"), make the reply ungraded.
+- Reasons after the label ("true, since it is false that ...") are ignored. A guess is not an answer.
 - "Cannot be determined", "neither true nor false" and the like mean Uncertain. "The negation of the conclusion is true" means False.
 - Without a label, "follows from the premises" and "the conclusion holds" mean True, and "contradicts the premises" means False.
 - Sentences that only say when each label would hold ("If ..., it is true; otherwise false") are skipped.
@@ -106,7 +107,7 @@ _TURNED = re.compile(
     r"|\w+ (?:answer|option|label|conclusion|possibility)|answer|option|label|conclusion|possibility)\b))\b[^,;:]*$",
     re.IGNORECASE,
 )
-"""Words before a label that may invert it in a way that the reader does not resolve."""
+"""Words before a label that may invert its meaning. The reader does not resolve them, so the reply is ungraded."""
 _PLAIN_BEFORE = re.compile(
     r"(?:^|[^\w\s,;\"'*_`]|\bmakes? (?:it|this|(?:the|this) (?:conclusion|statement|claim))"
     r"|\b(?:is|be|are|was|remains?|stands?|holds?|as|it's|that's|answer|label(?:l?ed)?|verdict|option|value|status|choose|select|pick|say"
@@ -115,7 +116,7 @@ _PLAIN_BEFORE = re.compile(
     r"|both))*[\s\"'*_`]*$",
     re.IGNORECASE,
 )
-"""The text directly before an asserted label: a copula, a sign or nothing."""
+"""Matches the text directly before an asserted label: a copula, a sign or nothing."""
 _QUANTIFIED = re.compile(
     r"\b(?:no|none|few|nobody|no one|nowhere|hardly|never|little|early|too|saying|being|can be|likely|probably|apparently|presumably"
     r"|supposedly)\b|^\W*to be\b",
@@ -160,7 +161,7 @@ _MAY_BE = re.compile(r"\b(?:might|may|could)(?: \w+)? be[\s\"'*]*$", re.IGNORECA
 _CLAUSE = re.compile(r"[,;:]|\b(?:and|so|but|hence|thus|therefore)\b", re.IGNORECASE)
 _INVERSE = {"true": "false", "false": "true"}
 _OTHER = "?"
-"""A placeholder that matches no label: the rival of a label that may not be meant."""
+"""A placeholder that matches no label. As the rival of a doubtful label it makes the reply ungraded."""
 _REFUSES = re.compile(
     r"\bI (?:cannot|can't|could not|couldn't) (?:decide|choose|answer|assist|help)\b|\bI (?:do not|don't) know\b"
     r"|\b(?:if i (?:had|have) to|forced to|my best) (?:guess|choose|pick|bet)\b",
@@ -178,33 +179,33 @@ _SUBJECT = re.compile(
 
 
 def label(text: str, labels: Collection[str]) -> str | None:
-    """Return the final label of `text`, spelled as in `labels`, or None if it has none or several."""
-    found = final_labels(text, labels)
-    return found[0] if len(found) == 1 else None
+    """Return the final label of `text`, spelled as in `labels`, or None if `text` has no final label or several."""
+    labels_found = final_labels(text, labels)
+    return labels_found[0] if len(labels_found) == 1 else None
 
 
 def final_labels(text: str, labels: Collection[str]) -> tuple[str, ...]:
-    """Return the final labels of `text`: none, one, or two that look equally final."""
+    """Return the final labels of `text`: none, one, or two labels that look equally final."""
     known = {name.lower(): name for name in labels}
     pattern = re.compile(rf"(?<![\w-])(?:{'|'.join(map(re.escape, known))})(?![\w-])", re.IGNORECASE)
 
     def read(segment: str, marked: bool) -> Reading:
         return _read(segment, marked, pattern)
 
-    return tuple(
-        known.get(found, found) for found in settle(_without_conditions(with_options(text), pattern), read).final
-    )
+    return tuple(known.get(name, name) for name in settle(_without_conditions(with_options(text), pattern), read).final)
 
 
 def _without_conditions(text: str, pattern: re.Pattern[str]) -> str:
     """Remove the sentences that only say when each label would hold, if together they name at least two labels."""
     every = sentences(spoken(text))
     conditional = {
-        one for one in every if _CONDITIONAL.search(one) and not _CONCLUDED.search(one) and pattern.search(one)
+        sentence
+        for sentence in every
+        if _CONDITIONAL.search(sentence) and not _CONCLUDED.search(sentence) and pattern.search(sentence)
     }
-    if len({name.lower() for one in conditional for name in pattern.findall(one)}) < 2:
+    if len({name.lower() for sentence in conditional for name in pattern.findall(sentence)}) < 2:
         return text
-    return "\n".join(one for one in every if one not in conditional)
+    return "\n".join(sentence for sentence in every if sentence not in conditional)
 
 
 def _read(segment: str, marked: bool, pattern: re.Pattern[str]) -> Reading:
@@ -221,13 +222,13 @@ def _read(segment: str, marked: bool, pattern: re.Pattern[str]) -> Reading:
     if not marked and len(text.split()) > 4 and first is None and not _SUBJECT.search(text):
         return NOTHING
     marked = marked or first is not None
-    whole, text = text, _WHETHER.sub(lambda match: " " * len(match[0]), text)
-    found = list(pattern.finditer(text))
-    if not found:
-        return _implied(whole, text) if not pattern.search(whole) else NOTHING
-    reading = _choose(text, found, marked)
+    sentence, text = text, _WHETHER.sub(lambda match: " " * len(match[0]), text)
+    matches = list(pattern.finditer(text))
+    if not matches:
+        return _implied(sentence, text) if not pattern.search(sentence) else NOTHING
+    reading = _choose(text, matches, marked)
     if reading.value is None and not reading.refused:
-        implied = _implied(whole, text)
+        implied = _implied(sentence, text)
         if implied.value is not None and implied.value not in reading.denied:
             return replace(implied, denied=reading.denied)
         if reading.denied >= {"true", "false"} and pattern.fullmatch("uncertain"):
@@ -238,24 +239,26 @@ def _read(segment: str, marked: bool, pattern: re.Pattern[str]) -> Reading:
 
 
 def _one_of(names: set[str]) -> Reading:
-    """Return the reading of a sentence that only denies a label ("It is not true."): the other label, or Uncertain."""
+    """Return the reading of a sentence that only denies a label ("It is not true."): the opposite label or Uncertain."""
     return Reading(min(names), rival="uncertain", weak=True)
 
 
-def _choose(text: str, found: list[re.Match[str]], marked: bool) -> Reading:
-    names = [match[0].lower() for match in found]
-    gaps = [text[one.end() : other.start()] for one, other in pairwise(found)]
-    open_ = {j for i, gap in enumerate(gaps) if names[i] != names[i + 1] and _OPEN_AFTER.match(gap) for j in (i, i + 1)}
+def _choose(text: str, matches: list[re.Match[str]], marked: bool) -> Reading:
+    names = [match[0].lower() for match in matches]
+    gaps = [text[first.end() : second.start()] for first, second in pairwise(matches)]
+    undecided = {
+        j for i, gap in enumerate(gaps) if names[i] != names[i + 1] and _OPEN_AFTER.match(gap) for j in (i, i + 1)
+    }
     denied: set[str] = set()
-    left: list[int] = []
-    for i, match in enumerate(found):
+    remaining: list[int] = []
+    for i, match in enumerate(matches):
         before = text[max(0, match.start() - 100) : match.start()]
         before = before[max(before.rfind(stop) + 1 for stop in ",;:") :]
         after = text[match.end() : match.end() + 40]
         if (
-            left
-            and i not in open_
-            and names[i] != names[left[-1]]
+            remaining
+            and i not in undecided
+            and names[i] != names[remaining[-1]]
             and _MAY_BE.search(before)
             and not after.startswith("   ")
         ):
@@ -267,29 +270,29 @@ def _choose(text: str, found: list[re.Match[str]], marked: bool) -> Reading:
             or _DENIED_AFTER.match(after)
         ):
             denied.add(names[i])
-        elif i not in open_ and not _NOT_OF_THE_CONCLUSION.search(before) and not _NOT_OF_IT.match(after):
-            left.append(i)
-    if left:
-        place = left[0 if marked else -1]
-        clause = _CLAUSE.split(text[: found[place].start()])[-1]
+        elif i not in undecided and not _NOT_OF_THE_CONCLUSION.search(before) and not _NOT_OF_IT.match(after):
+            remaining.append(i)
+    if remaining:
+        place = remaining[0 if marked else -1]
+        clause = _CLAUSE.split(text[: matches[place].start()])[-1]
         name = _INVERSE.get(names[place], names[place]) if _INVERTED.search(clause) else names[place]
         plain = marked or name not in _INVERSE or (_PLAIN_BEFORE.search(clause) and not _QUANTIFIED.search(clause))
-        sure = plain and not _TURNED.search(clause) and not _JUDGED_AFTER.match(text[found[place].end() :])
+        sure = plain and not _TURNED.search(clause) and not _JUDGED_AFTER.match(text[matches[place].end() :])
         return Reading(name, frozenset(denied), rival=None if sure else _OTHER)
-    return Reading(denied=frozenset(denied), refused=bool(open_) and marked)
+    return Reading(denied=frozenset(denied), refused=bool(undecided) and marked)
 
 
 def _undecided(text: str, pattern: re.Pattern[str]) -> str:
-    """Replace phrases for "cannot be decided" by the label Uncertain, if that is one of the labels."""
+    """Replace phrases for "cannot be decided" by the label Uncertain, if `pattern` contains this label."""
     return _UNDECIDED.sub("uncertain ", text) if pattern.fullmatch("uncertain") else text
 
 
-def _implied(whole: str, text: str) -> Reading:
-    """Return what a sentence without a label says about the conclusion. `text` is the sentence without suppositions."""
-    if _CONTRADICTS.search(whole) or _NEGATED.search(text) or _IMPOSSIBLE.search(text):
+def _implied(sentence: str, text: str) -> Reading:
+    """Return the label that a sentence implies without naming it. `text` is `sentence` without its suppositions."""
+    if _CONTRADICTS.search(sentence) or _NEGATED.search(text) or _IMPOSSIBLE.search(text):
         return Reading("false")
-    if follows := _FOLLOWS.search(whole):
-        return _one_of({"false"}) if _NOT_BEFORE.search(whole[: follows.start()]) else Reading("true")
-    if (found := _HOLDS.search(text)) is None:
+    if follows := _FOLLOWS.search(sentence):
+        return _one_of({"false"}) if _NOT_BEFORE.search(sentence[: follows.start()]) else Reading("true")
+    if (holds := _HOLDS.search(text)) is None:
         return NOTHING
-    return _one_of({"false"}) if found["not"] or found["no"] else Reading("true", weak=True)
+    return _one_of({"false"}) if holds["not"] or holds["no"] else Reading("true", weak=True)

@@ -1,4 +1,4 @@
-"""A task from your own conversations: the last assistant turn is the gold answer to the turns before it."""
+"""A task from your own conversations: the last assistant turn is the gold answer, and the turns before it are the prompt."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Messages(FileTask):
     r"""Problems from rows that `rorqual train sft data=FILE` also reads.
 
     A row has `messages`, or `prompt` and `completion`, or `question` and `answer`.
-    A reply is right if its final answer equals that of the gold answer. The final answer is the marked one (`\boxed{}`, `####`, `answer:`),
-    else the last line. Numbers compare as in `Gsm8k`. Other answers compare without case and white space.
+    A reply is right if its final answer equals the final answer of the gold reply. The final answer is the marked answer
+    (`\boxed{}`, `####`, `answer:`), else the last line. Numbers compare as in `Gsm8k`. Other answers compare without case and white space.
     `data` is a file, or a folder with `*train*` and `*test*` files.
     """
 
@@ -42,8 +42,8 @@ class Messages(FileTask):
 
     def load(self, split: Split) -> list[Problem]:
         paths = held_out(self.data, split, {"train": "train", "test": "test"})
-        found = [self._problem(row) for path in paths for row in read(path)]
-        return carve([(p.key, p) for p in found], split)
+        problems = [self._problem(row) for path in paths for row in read(path)]
+        return carve([(p.key, p) for p in problems], split)
 
     def _problem(self, row: DataRow) -> Problem:
         turns = _turns(row)
@@ -52,7 +52,7 @@ class Messages(FileTask):
             raise DataError(
                 "the conversation does not end with a user turn and an assistant turn",
                 where=row.where,
-                remedy="End it with a user turn and the assistant turn that is its gold answer.",
+                remedy="Add a user turn and the assistant turn that is the gold answer.",
             )
         return Asked(
             key="messages " + " | ".join(f"{m.role} {normal(m.label)}" for m in before),
@@ -85,11 +85,15 @@ def _message(item: Any, where: str) -> Message:
     role = next((role for role in roles if isinstance(item, Mapping) and item.get("role") == role), None)
     if role is None or not isinstance(item.get("content"), str | list):
         raise DataError(
-            f"not a message: {item!r:.60}", where=where, remedy=f"Give it role ({', '.join(roles)}) and content."
+            f"the item is not a message: {item!r:.60}",
+            where=where,
+            remedy=f"Give the message a role ({', '.join(roles)}) and content.",
         )
     if not isinstance(item.get("reasoning"), str | None):
         raise DataError(f"'reasoning' is not a string: {item['reasoning']!r:.60}", where=where, remedy="Fix the row.")
     message = Message(role, read_content(item["content"], f"{where}: content"), item.get("reasoning"))
     if role == "user" and says_nothing(message):
-        raise DataError("an empty prompt", where=where, remedy="Give the user turn a text, or remove the row.")
+        raise DataError(
+            "the user turn is an empty prompt", where=where, remedy="Give the user turn a text, or remove the row."
+        )
     return message

@@ -1,6 +1,6 @@
 r"""Read numbers in running text as exact fractions.
 
-These forms are read, and numbers in English words:
+The supported forms, besides numbers in English words, are:
 
 - `1,234`, `1{,}234`, `1\,234`, `1 234`, `.5`, `5.`, `1e3`, `4.5 \times 10^3`, `2^3`, `3/4`, `\frac{3}{4}`, `3 1/2`, `2\frac14`, `½`
 - `$5`, `-2`, `minus 2`, `10%`, `70k`, `2.5 million`, `3 dozen`
@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 LONGEST = 200
-"""A number with more digits has no value, because reading it would take too long for a grader."""
+"""Maximum number of digits. A longer number has no value, because parsing it would take too long."""
 GREATEST_EXPONENT = 60
 SCALES = {
     "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12,
@@ -43,7 +43,7 @@ UNICODE = str.maketrans(
 )
 
 _EUROPEAN = re.compile(r"(?<![\w.,])([0-9]{1,3}(?:\.[0-9]{3})+),([0-9]{2})(?![\w,]|\.[0-9])")
-"""An amount with dots as thousands separators and a decimal comma: 1.200,00."""
+"""Matches an amount with dots as thousands separators and a decimal comma: 1.200,00."""
 _GROUP = r"(?:,|\{,\}|\\,|\\!|,\\!|\\[ ]|[ '])"
 _DIGITS = rf"(?:[0-9]{{1,3}}(?:{_GROUP}[0-9]{{3}})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
 _ARM = r"(?:\{[ ]?-?[0-9][0-9,]{0,40}[ ]?\}|[0-9])"
@@ -103,9 +103,9 @@ MULTIPLIED = re.compile(r"(?:twice|thrice|half|double|triple|times) $", re.IGNOR
 
 @dataclass(frozen=True)
 class Number:
-    """A number at `text[start:end]`. `value` is None for forms without one: a time, a date, another base, x / 0.
+    """A number found at `text[start:end]`. `value` is None for a time, a date, a number in another base, or a division by zero.
 
-    `also` is the same quantity in a larger unit (1.5 for `1 hour and 30` minutes).
+    `also` is the same quantity in another unit (1.5 hours for `1 hour and 30` minutes).
     """
 
     start: int
@@ -120,7 +120,7 @@ class Number:
 
 
 def plain(text: str) -> str:
-    """Return `text` with uniform minus signs, spaces and quotation marks. One-character fractions and exponents are spelled out."""
+    """Return `text` with uniform minus signs, spaces and quotation marks. Fraction characters (`½`) and superscripts are written out."""
     text = _EUROPEAN.sub(lambda match: f"{match[1].replace('.', '')}.{match[2]}", text.translate(UNICODE))
     for sign, fraction in VULGAR.items():
         if sign in text:
@@ -129,9 +129,9 @@ def plain(text: str) -> str:
 
 
 def numbers(text: str) -> list[Number]:
-    """Return the numbers of `text`, an output of `plain`, in order. Numbers in words count only if there are none in digits."""
-    found = [_digits(match) for match in NUMBER.finditer(text)] or spelled(text)
-    return [_below_zero(number, text[number.end : number.end + 40]) for number in found]
+    """Return the numbers of `text`, an output of `plain`, in order. Spelled-out numbers count only if `text` has no digits."""
+    result = [_digits(match) for match in NUMBER.finditer(text)] or spelled(text)
+    return [_below_zero(number, text[number.end : number.end + 40]) for number in result]
 
 
 def _below_zero(number: Number, after: str) -> Number:
@@ -147,16 +147,16 @@ def spelled(text: str) -> list[Number]:
 
 
 def single(text: str) -> Number | None:
-    """Return `text` as one number, with optional math delimiters around it, or None if there is anything else."""
+    """Return `text` as one number, with optional math delimiters around it, or None if `text` contains anything else."""
     bare = plain(text).strip().strip("$").strip()
     match = NUMBER.fullmatch(bare) or NUMBER.fullmatch(bare.removesuffix("."))
     return None if match is None or match["ordinal"] else _digits(match)
 
 
 def whole_number(text: str) -> Fraction | None:
-    """Return the value of `single`, or None for a percentage."""
-    found = single(text)
-    return None if found is None or found.percent else found.value
+    """Return the value of `text` if it is a single number, or None for other text and percentages."""
+    number = single(text)
+    return None if number is None or number.percent else number.value
 
 
 def _digits(match: re.Match[str]) -> Number:
@@ -176,7 +176,7 @@ def _digits(match: re.Match[str]) -> Number:
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
-    """Return the value without sign and scale."""
+    """Return the value of the match, without its sign and its scale word."""
     if match["time"] or match["date"] or match["base"] or match.end() - match.start() > 2 * LONGEST:
         return None
     if match["over"]:
@@ -204,10 +204,10 @@ def _mixed(whole: str | None, top: str, bottom: str) -> Fraction | None:
 
 
 def _spelled(match: re.Match[str], text: str) -> Number | None:
-    """Return a number in words, or None if `one` is a pronoun. A multiplied number (`twice nine`) has no value."""
+    """Return a spelled-out number, or None if `one` is a pronoun. A multiplied number (`twice nine`) has no value."""
     before, after = text[max(0, match.start() - 12) : match.start()], text[match.end() : match.end() + 12]
-    said = match[0].lower()
-    if said == "one" and (PRONOUN.search(before) or re.match(r" (?:of|another|can|must|could|who|that|by)\b", after)):
+    word = match[0].lower()
+    if word == "one" and (PRONOUN.search(before) or re.match(r" (?:of|another|can|must|could|who|that|by)\b", after)):
         return None
     if match["dozen"]:
         value = Fraction(6)
@@ -225,8 +225,8 @@ def _spelled(match: re.Match[str], text: str) -> Number | None:
     if match["alone"] and re.search(r"\b(?:that|this|it)(?:'s| is) $", before, re.IGNORECASE):
         return None  # "That's half a ton!" is only a restatement
     also = 60 * value if match["hour"] else None
-    found = Number(match.start(), match.end(), value, percent=bool(match["percent"]), spelled=True, also=also)
-    return replace(found, value=None) if MULTIPLIED.search(before) else found
+    number = Number(match.start(), match.end(), value, percent=bool(match["percent"]), spelled=True, also=also)
+    return replace(number, value=None) if MULTIPLIED.search(before) else number
 
 
 def _count(words: str) -> int:

@@ -10,7 +10,7 @@ OPENINGS, CLOSINGS = "([{", ")]}"
 
 @dataclass(frozen=True)
 class Parts:
-    """A list of parts. `kind` gives its brackets.
+    """The parts of a LaTeX list, set, tuple or union. `kind` states the brackets around the parts.
 
     "()" is a tuple or open interval, "{}" a set, "," a list without brackets, "u" a union.
     """
@@ -25,7 +25,7 @@ class Parts:
 
 
 def side(text: str, equation: bool) -> list[str]:
-    """Return the sides of a chain of equations, of which the last counts. With `equation`, do not split the equation."""
+    """Return the sides of a chain of equations. The last side is the value. With `equation`, return the equation unsplit."""
     text = split(text, "\\implies")[-1]
     about = split(text, "\\approx")
     text = about[1 if len(about) > 1 and len(about[0]) == 1 else 0]
@@ -36,7 +36,7 @@ def side(text: str, equation: bool) -> list[str]:
 
 
 def split(text: str, separator: str) -> list[str]:
-    """Split `text` at each `separator` outside brackets and braces. A LaTeX command never matches inside a longer one."""
+    """Split `text` at each `separator` outside brackets and braces. A LaTeX command never matches inside a longer command."""
     pieces, depth, begin, i = [], 0, 0, 0
     width = len(separator)
     while i < len(text):
@@ -54,7 +54,7 @@ def split(text: str, separator: str) -> list[str]:
 
 
 def _parts_here(text: str, separator: str, at: int) -> bool:
-    r"""Return whether the separator at `at` is complete and not part of `\infty`, `<=` or `\=`."""
+    r"""Return whether the separator at index `at` stands alone, and is not part of `\infty`, `<=` or `\=`."""
     if separator[0] == "\\":
         return not text[at + len(separator) : at + len(separator) + 1].isalpha()
     return separator != "=" or text[at - 1 : at] not in ("<", ">", "!", "\\")

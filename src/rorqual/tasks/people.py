@@ -19,7 +19,7 @@ _ROW = re.compile(
     r"^[ \t]*\|[ \t]*(⟦[0-9]+⟧)[ \t]*\|(?:[^|\n]*\|)*?[ \t]*(knight|knave)[ \t]*\|[^|\n]*\|?[ \t]*$",
     re.IGNORECASE | re.MULTILINE,
 )
-"""A table row with a person's name in the first cell and the role in another."""
+"""Matches a table row with a person's name in the first cell and the role in another cell."""
 _PLAIN = tuple(
     (re.compile(pattern, re.IGNORECASE), new)
     for pattern, new in (

@@ -2,7 +2,7 @@ r"""Classify sentences by their form: conclusions, additions to an answer, and a
 
 - A conclusion is marked by layout (bold text with a number, `Total: ...`, a displayed formula) or by words
   ("So ...", "Therefore ...", "... in total").
-- An addition restates, averages, extrapolates, compares, or gives a reason or a given fact. Examples: "That works out to ...",
+- An addition to an answer restates, averages, extrapolates or compares, or gives a reason or a known fact. Examples: "That works out to ...",
   "Over 5 years ...", "Her goal was ...", "Because ...", "She started with ...", "The other 6 ...".
 - An answer at the start is the whole sentence ("**27**", "7 pencils."), or a statement of what is left, in total or per day.
 """
@@ -98,7 +98,7 @@ def answers(sentence: str) -> bool:
 
 
 def closes(sentence: str) -> bool:
-    """Return whether the sentence answers, computes or infers something, so it is more than a remark."""
+    """Return whether the sentence answers, computes or infers something, and is therefore more than a remark."""
     return answers(sentence) or "=" in sentence or _SO.search(sentence) is not None
 
 
@@ -108,5 +108,5 @@ def bare_answer(sentences: Sequence[str]) -> bool:
 
 
 def heading(sentences: Sequence[str]) -> int:
-    """Return the index of the first heading of reasons, checks or takeaways ("Explanation:", "Here is why:"), or 0."""
-    return next((place for place, one in enumerate(sentences) if place and _HEADING.match(one)), 0)
+    """Return the index of the first heading of reasons, checks or takeaways ("Explanation:", "Here is why:"), or 0 if there is none."""
+    return next((place for place, sentence in enumerate(sentences) if place and _HEADING.match(sentence)), 0)

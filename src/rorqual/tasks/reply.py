@@ -2,23 +2,24 @@ r"""Decide which words of a reply are its answer.
 
 The rules, in order:
 
-1. Text up to `</think>` is not the answer. Text after an unclosed `<think>` is not, either.
+1. Text up to `</think>` is not the answer. Text after an unclosed `<think>` is not the answer, either.
    A further "Question: ... Answer: ..." that the model makes up does not count.
 2. The last mark counts (see `rorqual.tasks.answer_marks`): `\boxed{...}`, `<answer>...</answer>`, `#### ...`, `answer is ...`, `Answer: ...`,
    `... is the answer`, `I'll go with ...`. A question or a mere mention ("if the answer is") is not a mark.
 3. Struck-out text (`~~18~~`) and values corrected in the same sentence ("18, no wait, 16") are ignored.
-   A correction after the mark ("Wait, ...", "Correction: ...", "That is wrong.") replaces the answer. Without a new value, it leaves none.
-   A conclusion after the mark ("So it is 8.") is equally final. Other text ("That took 2 steps.") changes nothing.
+   A correction after the mark ("Wait, ...", "Correction: ...", "That is wrong.") replaces the answer.
+   A correction without a new value removes the answer.
+   A conclusion after the mark ("So it is 8.") is equally final. Other text after the mark ("That took 2 steps.") is ignored.
 4. Without a mark, the last sentence that states an answer counts.
    Questions, closing phrases ("I hope it is correct."), checks ("Check: ...") and suppositions are skipped.
-   So is a line that only introduces the next one ("The total is:").
+   A line that only introduces the next line ("The total is:") is skipped, too.
    A reply has no answer if it stops in the middle of a sentence or ends with work left to do ("Next, we have to add the tip.").
 5. An earlier conclusion ("So ...", "... in total", bold, `Total: ...`) counts instead if only remarks follow it ("That is $4 a day.").
    An answer at the start ("**27**", "7 pencils.", "7 are left.") counts if reasons, explanations or given facts follow it.
 6. A denied value ("not 18") is not the answer. Open alternatives ("18 or 19") leave the reply without an answer.
 7. If two values look final by these rules, one right and one wrong, the reply is ungraded.
 8. A wrong reply without a mark is ungraded if its last sentence also states the right value ("13 were eaten, leaving 2").
-   It stays wrong if the sentence denies that value, computes with it or continues from it ("18, so she has 16").
+   The reply stays wrong if the sentence denies the right value, computes with it or continues from it ("18, so she has 16").
 
 A reader (for numbers, labels or mathematics) returns what one segment asserts as a `Reading`. `settle` applies the rules.
 """
@@ -46,9 +47,9 @@ from rorqual.tasks.sentences import (
 )
 
 BESIDE = 4
-"""Maximum number of other values that a sentence may state. The limit exists because comparing a formula may take seconds."""
+"""Maximum number of other values to keep from a sentence, because comparing one formula may take seconds."""
 SENTENCES = 400
-"""Maximum number of sentences to read, counted from the last."""
+"""Maximum number of sentences to read, counted from the end of the reply."""
 _REFUSAL = re.compile(
     r"\b(?:not enough|insufficient|too little) (?:information|data)\b[^.]{0,80}\b(?:answer|solve|compute|calculate|say how)"
     r"|\b(?:cannot|can't) be (?:answered|solved|computed|calculated)\b|\bI (?:cannot|can't|am unable to"
@@ -56,17 +57,17 @@ _REFUSAL = re.compile(
     re.I,
 )
 _GIVEN = re.compile(r"\W*(?:if|suppose|given|let|we (?:know|are (?:told|given)))\b", re.IGNORECASE)
-"""The start of a reply that repeats facts from the question."""
+"""Matches the start of a reply that repeats facts from the question."""
 _CONCLUDES = re.compile(r"\b(?:so|thus|hence|therefore)\b|=", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """The reader's result for one segment of text.
+    """The answer that a reader finds in one segment of a reply.
 
     `value` is the answer, or None. `denied` holds values that the segment rejects.
-    `rival` is another value that looks equally final. `beside` holds other values that it states (rule 8).
-    `refused` is True if the segment leaves the answer open (a hedge, a range) or says that there is none.
+    `rival` is another value that looks equally final. `beside` holds the other values that the segment states (rule 8).
+    `refused` is True if the segment leaves the answer open (a hedge, a range) or says that no answer exists.
     A `weak` value counts only if the previous sentence has none ("... = 8. So that is the total for the 3 days.").
     """
 
@@ -80,7 +81,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Said:
-    """The answer of a reply. `final` holds no value, one value, or two that look equally final.
+    """The answer of a reply. `final` holds no value, one value, or two values that look equally final.
 
     `beside` holds the other values in the last sentence of a reply without a mark (rule 8).
     """
@@ -91,7 +92,7 @@ class Said:
 
 NOTHING = Reading()
 Reader = Callable[[str, bool], Reading]
-"""Map (segment, whether it is marked as the answer) to a `Reading`."""
+"""Maps (segment, whether the segment is a marked answer) to a `Reading`."""
 
 
 def settle(reply: str, reader: Reader, *, strict: bool = False) -> Said:
@@ -104,10 +105,10 @@ def settle(reply: str, reader: Reader, *, strict: bool = False) -> Said:
 
     text = spoken(reply)
     denied: set[Any] = set()
-    found = marks(text)
-    for place in range(len(found) - 1, -1, -1):
-        mark = found[place]
-        tail = text[mark.end : found[place + 1].start] if place + 1 < len(found) else text[mark.end :]
+    found_marks = marks(text)
+    for place in range(len(found_marks) - 1, -1, -1):
+        mark = found_marks[place]
+        tail = text[mark.end : found_marks[place + 1].start] if place + 1 < len(found_marks) else text[mark.end :]
         corrected = correction(tail)
         if corrected is not None:
             _, reading = _last_said(sentences(corrected[0]), read, denied)
@@ -121,27 +122,29 @@ def settle(reply: str, reader: Reader, *, strict: bool = False) -> Said:
             return Said(() if reading.value in denied else _values(reading, _concluded_after(tail, read)))
         if not strict and (reading := _last_said(sentences(tail), read, denied)[1]).value is not None:
             return Said(_values(reading))
-    if strict or ((found_no := _REFUSAL.search(text)) and not _CONCLUDES.search(text, found_no.end())):
+    if strict or ((refusal := _REFUSAL.search(text)) and not _CONCLUDES.search(text, refusal.end())):
         return Said()
     final = _unmarked(text, read, denied)
-    beside = {value for one in final for value in one.beside}
+    beside = {value for last in final for value in last.beside}
     return Said(_values(*final), tuple(beside - denied))
 
 
 def verdict(final: Iterable[bool], beside: Iterable[bool] = ()) -> Verdict:
-    """Return the verdict for the values of a `Said`, each given as right or not, by rules 7 and 8."""
-    found = set(final)
-    if found == {False} and any(beside):
+    """Return the verdict by rules 7 and 8. The arguments say for each value of a `Said` whether it is right."""
+    grades = set(final)
+    if grades == {False} and any(beside):
         return Verdict.UNGRADED
-    return Verdict.UNGRADED if len(found) > 1 else Verdict.RIGHT if True in found else Verdict.WRONG
+    return Verdict.UNGRADED if len(grades) > 1 else Verdict.RIGHT if True in grades else Verdict.WRONG
 
 
 def _values(*readings: Reading) -> tuple[Any, ...]:
-    return tuple(dict.fromkeys(value for one in readings for value in (one.value, one.rival) if value is not None))
+    return tuple(
+        dict.fromkeys(value for reading in readings for value in (reading.value, reading.rival) if value is not None)
+    )
 
 
 def _concluded_after(tail: str, read: Reader) -> Reading:
-    """Return the conclusion after a mark ("So it is 8."). A different value there becomes a rival."""
+    """Return the conclusion after a mark ("So it is 8."). If its value differs from the marked value, the two are rivals."""
     for sentence in reversed(sentences(tail)[-SENTENCES:]):
         if led(sentence) and not passed_over(sentence) and not adds(sentence):
             return read(sentence, False)
@@ -166,7 +169,7 @@ def _unmarked(text: str, read: Reader, denied: set[Any]) -> tuple[Reading, ...]:
 
 
 def _conclusion(parts: list[str], place: int, last: Reading, read: Reader) -> tuple[Reading, ...]:
-    """Return the final readings: that of the last sentence `place`, of an earlier conclusion, or both."""
+    """Return the final readings: the last sentence (at index `place`), an earlier conclusion, or both."""
     if concludes(parts[place]) and not adds(parts[place]):
         return (last,)
     for earlier in range(place - 1, -1, -1):
@@ -177,7 +180,7 @@ def _conclusion(parts: list[str], place: int, last: Reading, read: Reader) -> tu
     else:
         before = read(parts[place - 1], False) if place and contrasts(parts[place]) else NOTHING
         return (before, last)
-    if all(adds(one) or passed_over(one) for one in parts[earlier + 1 : place + 1]):
+    if all(adds(part) or passed_over(part) for part in parts[earlier + 1 : place + 1]):
         return (reading,)
     if last.refused or "=" in parts[place]:
         return (last,)
@@ -201,7 +204,7 @@ def _opening(parts: list[str], read: Reader) -> tuple[Reading, bool]:
 
 
 def _last_said(parts: list[str], read: Reader, denied: set[Any]) -> tuple[int | None, Reading]:
-    """Return the index and the reading of the last sentence with an answer. Add the denied values to `denied`."""
+    """Return the index and the reading of the last sentence with an answer. Values that later sentences deny are added to `denied`."""
     if parts and unfinished(parts[-1]):
         return None, Reading(refused=True)
     weak, at = NOTHING, None

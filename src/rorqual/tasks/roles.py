@@ -1,18 +1,18 @@
 """Decide which people a reply calls knights and which knaves.
 
-These forms are read:
+The supported forms are:
 
-- "Zoey is a knight", "Zoey: knight", "Zoey (knight)", "Zoey and Ava are knights", "the knave is Oliver"
-- a table, JSON, a heading "Knights:" with names, a name above its role
-- "a knight and a knave, respectively", "no knave", "is not a knave", "which makes her a knave", "Zoey is honest, so a knight"
-- "Ava is not", also as "Ava is not." after "Zoey is a knight."
-- "all are knaves", "everyone but Zoey is a knight", "the others are knights"
-- "she is a knight", where she is the first name in the sentence
+- Names with a role: "Zoey is a knight", "Zoey: knight", "Zoey (knight)", "Zoey and Ava are knights", "the knave is Oliver".
+- Layouts: a table, JSON, a heading "Knights:" with names, or a name above its role.
+- Indirect statements: "a knight and a knave, respectively", "is not a knave", "which makes her a knave", "Zoey is honest, so a knight".
+- Short negations: "Zoey is a knight, and Ava is not", or "Ava is not." after "Zoey is a knight."
+- Groups: "all are knaves", "everyone but Zoey is a knight", "the others are knights".
+- Pronouns: "she is a knight", where "she" is the first name in the sentence.
 
 Claims of a person, questions, suppositions, doubts and exclusions are skipped.
-So is a statement that the same sentence calls a contradiction.
-The last statement about each person counts. If one paragraph gives a person both roles, without a conclusion or correction between,
-the reply has no answer.
+A statement that the same sentence calls a contradiction is skipped, too.
+The last statement about each person counts. If one paragraph gives a person both roles, without a conclusion or correction between
+the two statements, the reply has no answer.
 """
 
 from __future__ import annotations
@@ -143,107 +143,118 @@ _EITHER_WAY = re.compile(
 )
 
 Said = tuple[int, int, dict[int, bool | None]]
-"""(paragraph, sentence, role of each person). A role is True for a knight, False for a knave and None if it is open."""
+"""A statement as (paragraph index, sentence index, role of each person). A role is True for a knight, False for a knave and None if open."""
 
 
 def roles(reply: str, names: Sequence[str]) -> tuple[bool, ...] | None:
-    """Return, for each name, whether the reply calls it a knight, or None unless every name has exactly one role."""
+    """Return, for each name, whether the reply calls it a knight, or None if a name has no role or two roles."""
     text = spoken(reply)
     for mark in reversed(marks(text)):
         if mark.phrase or mark.text.lower().count("kn") >= 1:
-            found = _settled(text[mark.start :] if mark.phrase else mark.text, names)
-            if found is not None or not mark.phrase:
-                return found
+            result = _settled(text[mark.start :] if mark.phrase else mark.text, names)
+            if result is not None or not mark.phrase:
+                return result
     return _settled(text, names)
 
 
 def by_pronoun(reply: str, names: Sequence[str]) -> bool:
-    """Return whether a sentence gives roles to both `he` and `she`, because the reader cannot tell whom it means."""
-    found = (_PRONOUN.finditer(sentence) for sentence in sentences(named_text(spoken(reply), names)))
-    return any({"he", "she"} <= {match[0].split()[0].lower() for match in one} for one in found)
+    """Return whether a sentence gives roles to both `he` and `she`. The reader cannot resolve these pronouns."""
+    pronouns = (_PRONOUN.finditer(sentence) for sentence in sentences(named_text(spoken(reply), names)))
+    return any({"he", "she"} <= {match[0].split()[0].lower() for match in matches} for matches in pronouns)
 
 
 def _settled(text: str, names: Sequence[str]) -> tuple[bool, ...] | None:
-    said, sources = _statements(text, names)
+    statements, sources = _statements(text, names)
     known: dict[int, bool | None] = {}
-    place = len(said)
+    place = len(statements)
     while place and len(known) < len(names):
         place -= 1
-        for who, role in said[place][2].items():
+        for who, role in statements[place][2].items():
             if known.setdefault(who, role) != role:
-                return None if _one_breath(said, sources, place, who) else _finish(known, names)
-    if len(known) < len(names) or _contradicted(said, sources, place, known):
+                return None if _in_one_passage(statements, sources, place, who) else _finish(known, names)
+    if len(known) < len(names) or _contradicted(statements, sources, place, known):
         return None
     return _finish(known, names)
 
 
 def _finish(known: dict[int, bool | None], names: Sequence[str]) -> tuple[bool, ...] | None:
-    found = [known.get(who) for who in range(len(names))]
-    return tuple(role for role in found if role is not None) if None not in found else None
+    ordered = [known.get(who) for who in range(len(names))]
+    return tuple(role for role in ordered if role is not None) if None not in ordered else None
 
 
-def _one_breath(said: list[Said], sources: list[str], place: int, who: int) -> bool:
-    """Return whether no conclusion or new paragraph separates statement `place` from the next one about `who`."""
-    later = next(i for i in range(place + 1, len(said)) if who in said[i][2])
-    between = " ".join(sources[said[place][1] + 1 : said[later][1] + 1])
-    return said[place][0] == said[later][0] and not _CONCLUDES.search(between)
+def _in_one_passage(statements: list[Said], sources: list[str], place: int, who: int) -> bool:
+    """Return whether statement `place` and the next statement about `who` share a paragraph, without a conclusion between them."""
+    later = next(i for i in range(place + 1, len(statements)) if who in statements[i][2])
+    between = " ".join(sources[statements[place][1] + 1 : statements[later][1] + 1])
+    return statements[place][0] == statements[later][0] and not _CONCLUDES.search(between)
 
 
-def _contradicted(said: list[Said], sources: list[str], place: int, known: dict[int, bool | None]) -> bool:
-    """Return whether earlier statements of the same paragraph, without a conclusion between, contradict the final ones."""
+def _contradicted(statements: list[Said], sources: list[str], place: int, known: dict[int, bool | None]) -> bool:
+    """Return whether earlier statements of the same paragraph, without a conclusion between, contradict the final roles."""
     for i in range(place - 1, -1, -1):
-        between = " ".join(sources[said[i][1] + 1 : said[place][1] + 1])
-        if said[i][0] != said[place][0] or _CONCLUDES.search(between):
+        between = " ".join(sources[statements[i][1] + 1 : statements[place][1] + 1])
+        if statements[i][0] != statements[place][0] or _CONCLUDES.search(between):
             return False
-        if any(known[who] != role for who, role in said[i][2].items()):
+        if any(known[who] != role for who, role in statements[i][2].items()):
             return True
     return False
 
 
 def _statements(text: str, names: Sequence[str]) -> tuple[list[Said], list[str]]:
     """Return every statement of `text` in order, and its sentences with names as `⟦number⟧`."""
-    said: list[Said] = []
+    statements: list[Said] = []
     sources: list[str] = []
     heading: bool | None = None
     subject: int | None = None
-    supposed, before_it = -1, 0
+    supposed, count_before = -1, 0
     for number, paragraph in enumerate(re.split(r"\n\s*\n", named_text(text, names))):
         for sentence in sentences(paragraph):
             sources.append(sentence)
             title = _HEADING.match(sentence)
             people = [int(who) for who in re.findall(r"[⟦⟨]([0-9]+)", sentence)]
             if title and heading is None and len(sources) > 1 and (card := _CARD.fullmatch(sources[-2])):
-                said.append((number, len(sources) - 1, {int(card[1]): ROLES[title["role"].lower()]}))
+                statements.append((number, len(sources) - 1, {int(card[1]): ROLES[title["role"].lower()]}))
             elif title:
                 heading = ROLES[title["role"].lower()]
             elif heading is not None and people and not re.search(r"knight|knave", sentence, re.IGNORECASE):
-                said += [(number, len(sources) - 1, {who: heading}) for who in people]
+                statements += [(number, len(sources) - 1, {who: heading}) for who in people]
             elif _SUPPOSED.search(sentence) and not _SURVIVES.search(sentence):
-                supposed, before_it = number, len(said)
-            elif supposed == number and _FOLLOWS.match(sentence) and _complete(said[:before_it], len(names)):
+                supposed, count_before = number, len(statements)
+            elif supposed == number and _FOLLOWS.match(sentence) and _complete(statements[:count_before], len(names)):
                 continue  # the answer came first, and this sentence only argues for it
             elif not passed_over(sentence) and not _REFUTED.search(sentence):
                 subject = people[0] if people else subject
-                before = {who for _, at, one in said[-8:] if said and at == said[-1][1] for who in one}
-                if _IS_NOT.fullmatch(sentence.rstrip(".! ")) and said and said[-1][1] == len(sources) - 2:
+                before = {
+                    who
+                    for _, at, stated_roles in statements[-8:]
+                    if statements and at == statements[-1][1]
+                    for who in stated_roles
+                }
+                if _IS_NOT.fullmatch(sentence.rstrip(".! ")) and statements and statements[-1][1] == len(sources) - 2:
                     sentence = f"{sources[-2].rstrip('.! ')}, {sentence}"  # "Zoey is a knight. Ava is not."
-                found = _in_sentence(_IF.sub(" ", _CLAIMED.sub(" ", sentence)), len(names), subject, before)
-                said += [(number, len(sources) - 1, one) for one in found]
-    return said, sources
+                stated = _in_sentence(_IF.sub(" ", _CLAIMED.sub(" ", sentence)), len(names), subject, before)
+                statements += [(number, len(sources) - 1, stated_roles) for stated_roles in stated]
+    return statements, sources
 
 
-def _complete(said: list[Said], count: int) -> bool:
+def _complete(statements: list[Said], count: int) -> bool:
     """Return whether the first `count` statements name every person once, as in a reply that begins with its answer."""
-    first = [who for paragraph, _, one in said[:count] if paragraph == said[0][0] for who in one]
+    first = [
+        who
+        for paragraph, _, stated_roles in statements[:count]
+        if paragraph == statements[0][0]
+        for who in stated_roles
+    ]
     return len(set(first)) == count
 
 
 def _in_sentence(sentence: str, count: int, subject: int | None, before: set[int]) -> Iterator[dict[int, bool | None]]:
     """Yield the roles that a sentence states, in order.
 
-    "The others" are the people that it does not name, or if it names no one, those not in `before`.
+    "The others" means the people that the sentence does not name. In a sentence without names,
+    "the others" means the people outside `before`.
     """
-    found: list[tuple[int, dict[int, bool | None]]] = []
+    stated: list[tuple[int, dict[int, bool | None]]] = []
     taken: set[int] = set()
     for match in _RESPECTIVELY.finditer(sentence):
         listed = match["names"] or " ".join(re.findall(_NAME, sentence[: match.start()]))
@@ -260,40 +271,40 @@ def _in_sentence(sentence: str, count: int, subject: int | None, before: set[int
         for match in pattern.finditer(sentence):
             if match.start("role") not in taken and not _NOR.search(sentence, 0, match.start() + 1):
                 taken.add(match.start("role"))
-                found.append((match.start(), _named(match, count)))
-    found += _of_pronouns(sentence, subject)
+                stated.append((match.start(), _named(match, count)))
+    stated += _of_pronouns(sentence, subject)
     for match in _ALL.finditer(sentence):
         if not match["who"].lower().startswith("both") or count == 2 or sentence[: match.start()].count("⟦") == 2:
             they = (
                 re.findall(r"⟦([0-9]+)⟧", sentence[: match.start()]) if match["who"].lower() in ("they", "both") else []
             )
             people = [int(who) for who in they] if len(they) > 1 else list(range(count))
-            found.append((match.start(), dict.fromkeys(people, _role(match))))
+            stated.append((match.start(), dict.fromkeys(people, _role(match))))
     for match in _NEITHER.finditer(sentence):
-        found.append((match.start(), dict.fromkeys((int(match[1]), int(match[2])), not ROLES[match["role"].lower()])))
+        stated.append((match.start(), dict.fromkeys((int(match[1]), int(match[2])), not ROLES[match["role"].lower()])))
     for match in _NOBODY.finditer(sentence):
         if match["role"]:
-            found.append((match.start(), dict.fromkeys(range(count), not ROLES[match["role"].lower()])))
-    found.sort(key=lambda item: item[0])
-    for (at, one), (then, other) in pairwise(found):
+            stated.append((match.start(), dict.fromkeys(range(count), not ROLES[match["role"].lower()])))
+    stated.sort(key=lambda item: item[0])
+    for (at, stated_roles), (then, next_roles) in pairwise(stated):
         if re.search(r"\bor\b", sentence[at:then]) or _EITHER_WAY.search(sentence):
-            one.update(dict.fromkeys(one))
-            other.update(dict.fromkeys(other))
+            stated_roles.update(dict.fromkeys(stated_roles))
+            next_roles.update(dict.fromkeys(next_roles))
     for match in _IS_NOT.finditer(sentence):  # "Zoey is a knight, and Ava is not", "Zoey is no knave; Ava is one"
-        said = [role for at, one in found if at < match.start() for role in one.values()]
+        earlier_roles = [role for at, stated_roles in stated if at < match.start() for role in stated_roles.values()]
         if match["one"] or match["sole"] is not None:
-            said = [
+            earlier_roles = [
                 ROLES[role.lower()] for role in re.findall(r"knight|knave", sentence[: match.start()], re.IGNORECASE)
             ]
-        if said and said[-1] is not None:
+        if earlier_roles and earlier_roles[-1] is not None:
             people = [int(who) for who in re.findall(r"[0-9]+", match["names"])]
-            found.append((match.start(), dict.fromkeys(people, said[-1] != bool(match["nt"]))))
+            stated.append((match.start(), dict.fromkeys(people, earlier_roles[-1] != bool(match["nt"]))))
     for match in _SO_IS.finditer(sentence):
-        like = [one for at, one in found if at < match.start()]
+        like = [stated_roles for at, stated_roles in stated if at < match.start()]
         people = [int(who) for who in re.findall(r"[0-9]+", match["names"] or match["other"])]
-        found += [(match.start(), dict.fromkeys(people, next(iter(like[-1].values()))))] if like and like[-1] else []
-    yield from (one for _, one in found)
-    named = {who for _, one in found for who in one} or before
+        stated += [(match.start(), dict.fromkeys(people, next(iter(like[-1].values()))))] if like and like[-1] else []
+    yield from (stated_roles for _, stated_roles in stated)
+    named = {who for _, stated_roles in stated for who in stated_roles} or before
     for match in _OTHERS.finditer(sentence):
         yield {who: _role(match) for who in range(count) if who not in named}
 
@@ -329,8 +340,8 @@ def _named(match: re.Match[str], count: int) -> dict[int, bool | None]:
     link = (groups.get("link") or "").strip().lower()
     if link == "is" or ("=" not in match["names"] and link != "are" and not match["role"].lower().endswith("s")):
         people = people[-1:]
-    found: dict[int, bool | None] = dict.fromkeys(people, role)
+    stated_roles: dict[int, bool | None] = dict.fromkeys(people, role)
     only = (groups.get("only") or "") + match["names"].lower().partition("⟦")[0]
     if re.search(r"\b(?:only|sole|single|lone|(?:exactly|just) one)\b", only) and role is not None:
-        found |= {who: not role for who in range(count) if who not in people}
-    return found
+        stated_roles |= {who: not role for who in range(count) if who not in people}
+    return stated_roles

@@ -21,7 +21,7 @@ SAMPLES = Path(__file__).parent / "samples"
 
 @dataclass(frozen=True)
 class DataRow:
-    """One row and its place (`file:line`)."""
+    """A data row with its location (`file:line`)."""
 
     values: dict[str, Any]
     where: str
@@ -42,7 +42,7 @@ class DataRow:
         return value
 
     def texts(self, name: str) -> list[str]:
-        """Return the value of column `name`, a list of strings. Raises DataError for anything else."""
+        """Return the value of column `name`, a list of strings. Raises DataError for any other value."""
         value: list[str] = self.get(name, list)
         for item in value:
             if not isinstance(item, str):
@@ -55,7 +55,7 @@ class DataRow:
 
 
 def read(path: Path) -> Iterator[DataRow]:
-    """Yield the rows of a `.jsonl` or `.parquet` file. Only `\\n` ends a line, because JSON strings may hold other separators.
+    """Yield the rows of a `.jsonl` or `.parquet` file. Only `\\n` ends a line, because JSON strings may contain other line separators.
 
     Raises DataError if the file is missing or cannot be read.
     """
@@ -65,7 +65,9 @@ def read(path: Path) -> Iterator[DataRow]:
         try:
             rows = pq.read_table(path).to_pylist()
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise DataError(f"not Parquet: {error}", where=str(path), remedy="Download the file again.") from None
+            raise DataError(
+                f"the file is not Parquet: {error}", where=str(path), remedy="Download the file again."
+            ) from None
         yield from (DataRow(values, f"{path}:{i}") for i, values in enumerate(rows, 1))
         return
     for i, line in enumerate(path.read_bytes().split(b"\n"), 1):
@@ -74,9 +76,11 @@ def read(path: Path) -> Iterator[DataRow]:
         try:
             values = json.loads(line.decode("utf-8"))
         except (ValueError, RecursionError) as error:  # bad UTF-8, bad JSON and overlong numbers are ValueErrors
-            raise DataError(f"not JSON: {error}", where=f"{path}:{i}", remedy="Fix or remove the line.") from None
+            raise DataError(
+                f"the line is not JSON: {error}", where=f"{path}:{i}", remedy="Fix or remove the line."
+            ) from None
         if not isinstance(values, dict):
-            raise DataError("not a JSON object", where=f"{path}:{i}", remedy="Write one {...} per line.")
+            raise DataError("the line is not a JSON object", where=f"{path}:{i}", remedy="Write one {...} per line.")
         yield DataRow(values, f"{path}:{i}")
 
 
@@ -87,27 +91,31 @@ def files(data: Path, name: str) -> list[Path]:
     """
     if data.is_file():
         return [data]
-    found = sorted(p for p in data.glob("*") if p.suffix in (".jsonl", ".parquet") and name in p.stem)
-    if not found:
-        what = "has no" if data.is_dir() else "is neither a file nor a folder with a"
+    matches = sorted(p for p in data.glob("*") if p.suffix in (".jsonl", ".parquet") and name in p.stem)
+    if not matches:
+        problem = "the folder has no" if data.is_dir() else "the path is neither a file nor a folder with a"
         raise DataError(
-            f"{what} *{name}*.jsonl or .parquet", where=str(data), remedy="Give the folder or file with the data."
+            f"{problem} *{name}*.jsonl or *{name}*.parquet",
+            where=str(data),
+            remedy="Give the folder or file with the data.",
         )
-    return found
+    return matches
 
 
 def held_out(data: Path, split: Split, names: dict[str, str]) -> list[Path]:
     """Return the files for `split`. `names` maps "train" and "test" to the word that file names contain.
 
-    The training files also supply `dev` (see `carve`). A single file is for training only if its name says so.
-    Otherwise it is for evaluation, so that test data is never used for training by mistake. Raises DataError if the single file does not fit.
+    The training files also supply `dev` (see `carve`). A single file is a training file only if its name contains the
+    word for "train". Any other single file is for evaluation, so that test data is never used for training by mistake.
+
+    Raises DataError if a single file does not serve `split`.
     """
     source = "test" if split == "test" else "train"
     if data.is_file():
         serves = "train" if names["train"] in data.stem else "test"
         if serves != source:
             raise DataError(
-                f"by its name this file holds the split '{serves}', not '{split}'",
+                f"by its name, this file holds the split '{serves}', not '{split}'",
                 where=str(data),
                 remedy=f"Give a folder with *{names[source]}* files, or name a training file '{names['train']}.jsonl'.",
             )
@@ -115,7 +123,7 @@ def held_out(data: Path, split: Split, names: dict[str, str]) -> list[Path]:
 
 
 def carve(problems: list[tuple[str, Problem]], split: Split) -> list[Problem]:
-    """Divide training rows into train and dev by a hash of each pair's first element. Return all test rows.
+    """Divide training rows into train and dev by a hash of each pair's first element. Test rows stay undivided.
 
     The first element is the group that related problems share, for example the text of several questions.
     """
@@ -130,23 +138,23 @@ def shuffled(problems: list[Problem], split: Split, seed: int, where: str) -> It
     """Return the problems shuffled by `seed`. Raises DataError if there are none."""
     if not problems:
         raise DataError(
-            f"no problem in the split '{split}'", where=where, remedy="Check the file, or use another split."
+            f"the split '{split}' has no problem", where=where, remedy="Check the file, or use another split."
         )
     random.Random(f"{seed} {split}").shuffle(problems)
     return iter(problems)
 
 
 class FileTask(Task):
-    """A task with problems in files. Each split is read once."""
+    """A task that reads its problems from files. Each split is read once and cached."""
 
     def __init__(self, data: Path) -> None:
         self.data = data
-        self._kept: dict[Split, tuple[Problem, ...]] = {}
+        self._cache: dict[Split, tuple[Problem, ...]] = {}
 
     def problems(self, split: Split, seed: int) -> Iterator[Problem]:
-        if split not in self._kept:
-            self._kept[split] = tuple(self.load(split))
-        return shuffled(list(self._kept[split]), split, seed, str(self.data))
+        if split not in self._cache:
+            self._cache[split] = tuple(self.load(split))
+        return shuffled(list(self._cache[split]), split, seed, str(self.data))
 
     @abstractmethod
     def load(self, split: Split) -> list[Problem]:
@@ -154,5 +162,5 @@ class FileTask(Task):
 
 
 def normal(text: str) -> str:
-    """Return `text` in lower case with single spaces, since white space and case do not distinguish problems."""
+    """Return `text` in lower case with single spaces, because white space and case do not distinguish problems."""
     return " ".join(text.split()).lower()

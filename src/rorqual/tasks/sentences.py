@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 SENTENCE = 4000
-"""Maximum characters to read from the end of a sentence. It bounds the work on text without sentence breaks."""
+"""Maximum characters to read from the end of a sentence. The limit bounds the work on text without sentence breaks."""
 _ABBREVIATION = re.compile(
     r"(?:\b(?:i\.e|e\.g|a\.m|p\.m|[ap]\.|rs|no|nr|vs|approx|mr|mrs|ms|dr|st|cf|resp|ca|fig|eq|ft|in|lb|oz|hr|min"
     r"|sec|\d)|^\W*\(?\w{1,2})\.$",
@@ -17,7 +17,7 @@ _BREAK = re.compile(
 )
 _ITEM = re.compile(r"\W{0,4}[0-9]{1,2}\.$")
 _STOP = re.compile(r"[.,]\s*(\\\]|\$\$)$")
-"""A full stop inside the displayed formula that ends a sentence."""
+"""Matches the full stop inside a displayed formula at the end of a sentence."""
 _OPENING = r"^[\s*_#>\"'(\[-]*(?:(?:so|but|and|oh|okay|ok|yes|well|now|then|finally|also)\b[, ]*)*"
 _CORRECTION = re.compile(
     rf"{_OPENING}(?:wait|actually|correction|oops|h+m+|no[,.:;!]|sorry|hold on|on second thoughts?|scratch that"
@@ -95,7 +95,7 @@ _UNFINISHED = re.compile(
 
 
 _FURTHER = re.compile(r"\n[ \t]{0,9}\n[^\w\n]{0,9}(?:question|q|problem)(?: [0-9]{1,4})?:", re.IGNORECASE)
-"""A further example in prompt form. Models without chat training often generate one after their answer."""
+"""Matches a further example in prompt form, which models without chat training often generate after their answer."""
 _ITS_ANSWER = re.compile(r"\n[^\w\n]{0,9}(?:answer|a|solution):", re.IGNORECASE)
 _STRUCK = re.compile(r"~~[^~\n]{1,200}~~")
 _MIDWAY = re.compile(
@@ -127,12 +127,12 @@ def spoken(reply: str) -> str:
 
 
 def sentences(text: str) -> list[str]:
-    """Return the sentences and lines in order.
+    """Split `text` into sentences and lines, in order.
 
-    The full stop of an abbreviation or a number ends no sentence. A displayed formula is one line.
+    The full stop of an abbreviation or a number does not end a sentence. A displayed formula is one line.
     """
     text = _formulas_on_a_line(text)
-    found: list[str] = []
+    result: list[str] = []
     begin = 0
     numbered = all(re.search(rf"^\W{{0,4}}{number}[.)] ", text, re.MULTILINE) for number in (1, 2))
     for match in _BREAK.finditer(text):
@@ -144,11 +144,11 @@ def sentences(text: str) -> list[str]:
             if not (following.isupper() and re.search(r"(?:[ap]\.m|\d)\.$", piece)):
                 continue
         if piece.strip():
-            found.append(piece.strip()[-SENTENCE:])
+            result.append(piece.strip()[-SENTENCE:])
         begin = match.end()
     if text[begin:].strip():
-        found.append(text[begin:].strip()[-SENTENCE:])
-    return found
+        result.append(text[begin:].strip()[-SENTENCE:])
+    return result
 
 
 def _formulas_on_a_line(text: str) -> str:
@@ -183,7 +183,7 @@ def passed_over(sentence: str) -> bool:
 
 
 def correction(tail: str) -> tuple[str, bool] | None:
-    """Return the text from the last correction in `tail`, and whether it retracts the answer. Return None without a correction."""
+    """Return the text from the last correction in `tail`, and whether it retracts the answer, or None if `tail` has no correction."""
     if not tail.strip():
         return None
     parts = sentences(tail)
@@ -191,23 +191,23 @@ def correction(tail: str) -> tuple[str, bool] | None:
         if _CORRECTION.search(parts[place]) and not _CONFIRMED.search(parts[place]):
             while place and _CORRECTION.search(parts[place - 1]) and not _CONFIRMED.search(parts[place - 1]):
                 place -= 1
-            said = "\n".join(parts[place:])
-            return said, _RETRACTED.search(said) is not None
+            correction_text = "\n".join(parts[place:])
+            return correction_text, _RETRACTED.search(correction_text) is not None
     return None
 
 
 def with_options(text: str) -> str:
     """Remove the lines that list options ("A) 40", "B) 44"), and replace "option B" by "option 44"."""
-    found = {match[1]: match[2] for match in _OPTION.finditer(text)}
-    if len(found) < 2:
+    options = {match[1]: match[2] for match in _OPTION.finditer(text)}
+    if len(options) < 2:
         return text
-    return _CHOSEN.sub(lambda match: match[1] + found.get(match[2], match[2]), _OPTION.sub("", text))
+    return _CHOSEN.sub(lambda match: match[1] + options.get(match[2], match[2]), _OPTION.sub("", text))
 
 
 def corrected_midway(sentence: str) -> str | None:
-    """Return the text after a sentence corrects itself ("18, no wait, 16"), or None."""
-    found = list(_MIDWAY.finditer(sentence))
-    return sentence[found[-1].end() :] if found else None
+    """Return the text after the last self-correction in a sentence ("18, no wait, 16"), or None."""
+    matches = list(_MIDWAY.finditer(sentence))
+    return sentence[matches[-1].end() :] if matches else None
 
 
 def corrects(sentence: str) -> bool:
@@ -222,10 +222,10 @@ def retracts(sentence: str) -> bool:
 
 def leaves_work(sentence: str) -> bool:
     """Return whether the sentence announces a computation ("Next, we have to add ...") without doing it."""
-    found = _TO_DO.search(sentence)
-    return found is not None and _DONE.search(sentence, found.end()) is None
+    announced = _TO_DO.search(sentence)
+    return announced is not None and _DONE.search(sentence, announced.end()) is None
 
 
 def unfinished(sentence: str) -> bool:
-    """Return whether the sentence is incomplete."""
+    """Return whether the sentence breaks off before its end."""
     return not _META.search(sentence) and _UNFINISHED.search(_ENDS.sub("", sentence)) is not None

@@ -13,17 +13,17 @@ from typing import TypeVar
 from rorqual.core.errors import TaskError
 
 SAY_SECONDS = 10.0
-"""Seconds without a problem before the first report on stderr. Each further report comes after twice the time."""
+"""Seconds without a problem before the first report on stderr. Each further report waits twice as long."""
 BEAT = 0.25
 
 T = TypeVar("T")
 
 
 def watched(name: str, given: Iterator[T], patience: float, say: float = SAY_SECONDS) -> Iterator[T]:
-    """Yield from `given`. If nothing comes for `say` seconds, print a line to stderr and continue.
+    """Yield from `given`. If no item arrives for `say` seconds, print a line to stderr and continue.
 
     Raises TaskError if one item takes over `patience` CPU seconds of this thread. Waiting and a slow machine do not count.
-    The limit interrupts the generator with SIGINT. It needs the main thread and Python's default handler; otherwise only reports appear.
+    SIGINT interrupts the generator. This requires the main thread and Python's default handler; otherwise only the reports appear.
     """
     watch = Watch(name, patience, say)
     threading.Thread(target=watch.run, daemon=True).start()
@@ -40,7 +40,7 @@ def watched(name: str, given: Iterator[T], patience: float, say: float = SAY_SEC
 
 
 class Watch:
-    """The state of one watched generator.
+    """The watchdog of one generator.
 
     `since` is the start time of the current item, None between items. `used` is the thread's CPU seconds at that time.
     """
@@ -56,13 +56,13 @@ class Watch:
 
     @contextmanager
     def over(self) -> Iterator[None]:
-        """Watch the block, which produces one item."""
+        """Watch the `with` block, which produces one item."""
         self.used, self.since = time.thread_time(), time.monotonic()
         try:
             yield
             with self.lock:
                 self.since = None
-            while self.late:  # the SIGINT is pending
+            while self.late:  # wait for the pending SIGINT
                 time.sleep(BEAT)
         except KeyboardInterrupt:
             if not self.late:
@@ -77,7 +77,7 @@ class Watch:
         self.yielded += 1
 
     def run(self) -> None:
-        """Report stalls and enforce the limit. Runs in a thread of its own."""
+        """Report stalls and enforce the CPU limit, in a thread of its own."""
         wait = self.say
         while not self.ended.wait(min(BEAT, self.say)):
             since = self.since

@@ -1,4 +1,4 @@
-"""Three everyday jobs with known true answers and noisy original data: classification, regression and generation."""
+"""Three everyday tasks with known true answers and noisy original answers: classification, regression and generation."""
 
 from rorqual.tasks.everyday.base import Chore
 from rorqual.tasks.everyday.mixture import CHORES, Everyday

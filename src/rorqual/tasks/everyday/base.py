@@ -1,4 +1,4 @@
-"""Base class of the everyday jobs: a rule gives the true answer, and a noisy original answer imitates a real data set."""
+"""Base class of the everyday tasks: a rule computes the true answer, and a noisy original answer imitates a real data set."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import ClassVar, Literal
 from rorqual.tasks.base import Problem, Verdict
 
 ORIGINAL = "original"
-"""The key of `Problem.meta` with the original answer. `Problem.answer` is always the true one."""
+"""Key in `Problem.meta` of the noisy original answer. `Problem.answer` always holds the true answer."""
 
 Form = Literal["classification", "regression", "generation"]
 
 
 class Chore(ABC):
-    """Problems of one kind. `noise` describes the errors of the original answers in words, and `corrupt` makes them."""
+    """A generator of problems of one kind. `corrupt` produces noisy original answers, and `noise` describes their errors."""
 
     name: ClassVar[str]
     form: ClassVar[Form]
@@ -32,7 +32,7 @@ class Chore(ABC):
 
     @abstractmethod
     def grade(self, problem: Problem, reply: str) -> Verdict:
-        """Grade against the true answer. A reply in any other form is wrong, and the grader never fails."""
+        """Grade `reply` against the true answer. A reply in the wrong format is wrong, never ungraded."""
 
     def primer(self, problem: Problem) -> tuple[str, str] | None:
         """Return a question about the wording of `problem` with its answer, as pretraining text for a base model, or None."""

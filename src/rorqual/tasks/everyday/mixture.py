@@ -1,4 +1,4 @@
-"""The everyday jobs as one task, evenly mixed and split by a hash of the canonical form."""
+"""The everyday tasks as one mixture with equal shares, split by a hash of each problem's key."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from rorqual.tasks.everyday.sentences import Sentences
 
 CHORES: dict[str, Chore] = {chore.name: chore for chore in (Reviews(), Prices(), Sentences())}
 DEV, TEST = 0.05, 0.1
-"""Shares of the held-out splits. They are larger than for other tasks because there are only 9,000 price problems."""
+"""Fractions of the problems in `dev` and `test`. The fractions exceed those of other tasks, because only 9,000 price problems exist."""
 FRESH_TRIES = 50
-"""A problem may repeat after this many samples without a new one."""
+"""After this many consecutive samples without a new problem, a problem may repeat."""
 
 Pool = Literal["any", "teacher", "original"]
 
 
 class Everyday(Task):
-    """An endless, even mixture of the jobs in `names`. No problem repeats while new ones remain.
+    """An endless mixture of the chores in `names`, with equal shares. Problems repeat only when new ones become rare.
 
-    `pool` divides the train split by hash. A teacher trains on `teacher` and labels `original`, so it cannot label from memory.
+    `pool` selects one half of the train split, `teacher` or `original`, or the whole split (`any`). A teacher trains on the `teacher` half
+    and labels the `original` half, so that a teacher cannot label from memory.
     `Problem.meta["original"]` is the noisy original answer.
 
     Raises ConfigError for an unknown or repeated name, or an unknown pool.

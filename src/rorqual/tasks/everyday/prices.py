@@ -13,27 +13,27 @@ BASE = 18
 WEIGHTS = {"rooms": 6, "age": -2, "garden": 2, "floor": 1}
 LOW, HIGH = 0, 99
 TOLERANCE = 3
-"""A price within this distance of the true one is right. The experiment measures the error itself."""
+"""Largest error of a price that is graded right. The experiment on distilled data sets measures the error itself."""
 DEVIATION = 12.0
 NUMBER = re.compile(r"[0-9]{1,2}")
 
 
 def price_of(reply: str) -> int | None:
-    """Return the price that a reply states: one integer from 0 to 99 without sign, with white space around it allowed.
+    """Return the price that a reply states, or None.
 
-    Return None for any other text.
+    A price is one integer from 0 to 99 without a sign. White space around it is allowed.
     """
     text = reply.strip()
     return int(text) if NUMBER.fullmatch(text) else None
 
 
 class Prices(Chore):
-    """`prices: rooms 4 age 7 garden 3 floor 2` -> 36. The price is 18 + 6 rooms - 2 age + 2 garden + floor, from 0 to 99."""
+    """Price problems such as `prices: rooms 4 age 7 garden 3 floor 2`. The price is 18 + 6 rooms - 2 age + 2 garden + floor."""
 
     name: ClassVar[str] = "prices"
     form: ClassVar[Form] = "regression"
     noise: ClassVar[str] = (
-        f"to each price a normal error of deviation {DEVIATION:g} is added, kept within {LOW} to {HIGH}"
+        f"each price has a normal error with standard deviation {DEVIATION:g} and is clipped to {LOW} to {HIGH}"
     )
 
     def sample(self, rng: random.Random) -> Problem:

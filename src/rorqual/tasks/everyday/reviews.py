@@ -13,14 +13,14 @@ BAD = ("bad", "dull", "cold", "silly", "ugly", "bleak")
 ASPECTS = ("plot", "cast", "music", "pace", "end", "light", "sound", "humour")
 LABELS = ("negative", "positive")
 MOOD, NOT = 0.8, 0.2
-"""Probability that an opinion agrees with the review's mood, and that it is written as a negation."""
+"""Probabilities that an opinion agrees with the review's mood, and that it is written as a negation."""
 FLIPPED = 0.3
 
 
 class Reviews(Chore):
-    """`reviews: plot good, cast not dull, end bad` -> positive, since two of three opinions are. Three opinions cannot tie.
+    """Review problems such as `reviews: plot good, cast not dull, end bad`, which is positive by two opinions to one.
 
-    The opinions of one review tend to agree, as in real reviews. So even unlabelled text shows which words are similar.
+    The opinions of one review tend to agree, as in real reviews, so that even unlabelled text shows which words are similar.
     """
 
     name: ClassVar[str] = "reviews"
@@ -39,7 +39,7 @@ class Reviews(Chore):
         return self.problem(", ".join(sorted(opinions)), ", ".join(opinions), LABELS[balance > 0])
 
     def primer(self, problem: Problem) -> tuple[str, str]:
-        """Return one opinion: `words: cast not dull` and `good`."""
+        """Return one opinion of the review and its meaning, for example `words: cast not dull` and `good`."""
         opinion = problem.prompt.removeprefix(f"{self.name}: ").split(", ")[0]
         good = (opinion.split()[-1] in GOOD) != (" not " in opinion)
         return f"words: {opinion}", GOOD[0] if good else BAD[0]

@@ -15,38 +15,36 @@ FAULTY = 0.3
 
 
 class Sentences(Chore):
-    """`sentences: owl 2, see, ant 1` -> `two owls see an ant` or `an ant is seen by two owls`.
+    """Sentence problems: `sentences: owl 2, see, ant 1` asks for `two owls see an ant` or `an ant is seen by two owls`.
 
-    Both sentences are right. Number, agreement, article and participle must be right, with all the facts and no others.
+    A reply is right if it equals one of the two sentences, including number, agreement, article and participle.
     """
 
     name: ClassVar[str] = "sentences"
     form: ClassVar[Form] = "generation"
-    noise: ClassVar[str] = (
-        f"{FAULTY:.0%} of the sentences have one fault: a word lost, moved, or put in another's place"
-    )
+    noise: ClassVar[str] = f"{FAULTY:.0%} of the sentences have one error: a word is missing, moved or replaced"
 
     def sample(self, rng: random.Random) -> Problem:
         first, second = rng.sample(NOUNS, 2)
-        one, other = (f"{noun} {rng.choice(tuple(NUMBERS))}" for noun in (first, second))
-        text = f"{one}, {rng.choice(tuple(VERBS))}, {other}"
+        agent, patient = (f"{noun} {rng.choice(tuple(NUMBERS))}" for noun in (first, second))
+        text = f"{agent}, {rng.choice(tuple(VERBS))}, {patient}"
         return self.problem(text, text, rng.choice(self.valid(text)))
 
     def valid(self, prompt: str) -> tuple[str, str]:
         """Return the two right sentences, active and passive, for a prompt with or without the chore's name."""
-        one, verb, other = prompt.removeprefix(f"{self.name}: ").split(", ")
-        agent, patient = _phrase(one), _phrase(other)
-        many, acted_on = one.split()[1] != "1", other.split()[1] != "1"
+        agent_fact, verb, patient_fact = prompt.removeprefix(f"{self.name}: ").split(", ")
+        agent, patient = _phrase(agent_fact), _phrase(patient_fact)
+        many, acted_on = agent_fact.split()[1] != "1", patient_fact.split()[1] != "1"
         return (
             f"{agent} {verb if many else verb + 's'} {patient}",
             f"{patient} {'are' if acted_on else 'is'} {VERBS[verb]} by {agent}",
         )
 
     def primer(self, problem: Problem) -> tuple[str, str]:
-        """Return the words without a sentence: `words: owl 2, see, ant 1` and `two owls, sees, seen, an ant`."""
+        """Return the words of the sentence without its grammar: `words: owl 2, see, ant 1` and `two owls, sees, seen, an ant`."""
         facts = problem.prompt.removeprefix(f"{self.name}: ")
-        one, verb, other = facts.split(", ")
-        return f"words: {facts}", f"{_phrase(one)}, {verb}s, {VERBS[verb]}, {_phrase(other)}"
+        agent, verb, patient = facts.split(", ")
+        return f"words: {facts}", f"{_phrase(agent)}, {verb}s, {VERBS[verb]}, {_phrase(patient)}"
 
     def corrupt(self, problem: Problem, rng: random.Random) -> str:
         if rng.random() >= FAULTY:
@@ -75,7 +73,7 @@ def _phrase(fact: str) -> str:
 
 
 def _alike(word: str) -> tuple[str, ...]:
-    """Return words that are easily confused with `word`, or `word` itself. In that case the caller samples another error."""
+    """Return words that are easily confused with `word`, or `word` itself if none exist. The caller then samples another error."""
     stem = word.removesuffix("s")
     if stem in NOUNS or stem in VERBS:
         return (stem if word != stem else f"{word}s",)

@@ -1,4 +1,4 @@
-"""Families of generated problems with written steps, which a small model can learn to reason about."""
+"""Families of generated problems with written reasoning steps that a small model can learn."""
 
 from rorqual.tasks.families.base import Family
 from rorqual.tasks.families.mixture import FAMILIES, NAMES, Families

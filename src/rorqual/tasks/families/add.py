@@ -10,7 +10,10 @@ from rorqual.tasks.families.base import Family, FamilyKind
 
 
 class Add(Family):
-    """`add 58+67`: `8+7+0=15 5+6+1=12 =125`. Both numbers have `difficulty` digits. a+b and b+a are one problem."""
+    """Addition: the steps of `add 58+67` are `8+7+0=15 5+6+1=12 =125`. Both numbers have `difficulty` digits.
+
+    The problems a+b and b+a share one key.
+    """
 
     name: ClassVar[str] = "add"
     kind: ClassVar[FamilyKind] = "arithmetic"
@@ -31,7 +34,10 @@ class Add(Family):
 
 
 def _steps(a: int, b: int) -> str:
-    """Write the steps. Each adds two digits and the carry; the two digits of its result are the next carry and a digit of the sum."""
+    """Write the column additions from right to left.
+
+    Each step adds two digits and the carry. The two digits of its result are the next carry and a digit of the sum.
+    """
     words, carry, total = [], 0, ""
     for x, y in zip(reversed(str(a)), reversed(str(b)), strict=True):
         column = int(x) + int(y) + carry

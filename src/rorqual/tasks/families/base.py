@@ -1,4 +1,4 @@
-"""Base class of the families: generated problems of a given difficulty, with steps that depend only on text already written."""
+"""Base class of problem families: generated problems of a given difficulty, with steps that depend only on earlier text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ INTEGER = re.compile(r"-?[0-9]+")
 
 
 class Family(ABC):
-    """Problems of one kind. The answer is the text after the last `=` of the steps, so a model that thinks only copies it."""
+    """A generator of problems of one kind. The steps end with `=` and the answer, so after thinking a model only copies it."""
 
     name: ClassVar[str]
     kind: ClassVar[FamilyKind]
@@ -22,9 +22,10 @@ class Family(ABC):
     hard: ClassVar[range]
     numeric: ClassVar[bool] = True
     version: ClassVar[int]
-    """Increase it when the problems change, because results of two versions are not comparable.
+    """Increase `version` when the problems change, because results of different versions are not comparable.
 
-    Version 2 of every family keeps the shares of difficulties constant (`ENOUGH` in mixture.py). A family's docstring states its other changes.
+    Version 2 of every family keeps the shares of difficulties constant (`ENOUGH` in mixture.py). The docstring of a
+    family states its other changes.
     """
 
     @abstractmethod
@@ -36,7 +37,7 @@ class Family(ABC):
         """Return the number of distinct keys of `sample(_, difficulty)`, or a lower bound."""
 
     def level(self, difficulty: int) -> str:
-        """Return "hard" or "easy"."""
+        """Return the level of a difficulty, "hard" or "easy"."""
         return "hard" if difficulty in self.hard else "easy"
 
     def problem(self, difficulty: int, *, key: str, prompt: str, steps: str, answer: str) -> Problem:
@@ -53,7 +54,7 @@ class Family(ABC):
         )
 
     def grade(self, problem: Problem, reply: str) -> Verdict:
-        """Grade exactly: compare numbers as integers and text by letter. White space around the reply is ignored."""
+        """Grade by exact match: compare numbers as integers and text by character. White space around the reply is ignored."""
         text = reply.strip()
         if self.numeric:
             right = INTEGER.fullmatch(text) is not None and len(text) < 100 and int(text) == int(problem.answer)

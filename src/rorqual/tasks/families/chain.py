@@ -13,7 +13,7 @@ OPERATIONS = (*((op, n) for op in "+-" for n in range(1, 10)), ("*", 3), ("*", 7
 
 
 class Chain(Family):
-    """`chain 7+5*3-8`: `7+5=2 2*3=6 6-8=8`, each result modulo ten. `difficulty` is the number of operations."""
+    """Operations modulo ten: the steps of `chain 7+5*3-8` are `7+5=2 2*3=6 6-8=8`. `difficulty` is the number of operations."""
 
     name: ClassVar[str] = "chain"
     kind: ClassVar[FamilyKind] = "arithmetic"
@@ -30,12 +30,12 @@ class Chain(Family):
             words.append(f"{value}{op}{n}={after}")
             value = after
         first_op, first = operations[0]
-        low, high = (start, first) if first_op == "-" else sorted((start, first))  # 3+7... and 7+3... are one problem
-        rest = "".join(f"{op}{n}" for op, n in operations[1:])
+        low, high = (start, first) if first_op == "-" else sorted((start, first))  # 3+7... and 7+3... share one key
+        tail = "".join(f"{op}{n}" for op, n in operations[1:])
         return self.problem(
             difficulty,
-            key=f"{low}{first_op}{high}{rest}",
-            prompt=f"{start}{first_op}{first}{rest}",
+            key=f"{low}{first_op}{high}{tail}",
+            prompt=f"{start}{first_op}{first}{tail}",
             steps=" ".join(words),
             answer=str(value),
         )

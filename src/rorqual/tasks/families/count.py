@@ -14,13 +14,15 @@ LETTERS = string.ascii_lowercase
 
 
 class Count(Family):
-    """`count s:hsesh`: `sh0ss1se1ss2sh2 =2`. Each step is the asked letter, a letter of the string and the count so far.
+    """Letter counts: the steps of `count s:hsesh` are `sh0ss1se1ss2sh2 =2`.
+
+    Each step consists of the counted letter, the next letter of the string and the count so far.
 
     `difficulty` is the length of the string. The count is uniform over 0 to 2 in easy strings and 0 to 4 in hard ones.
-    The number of different other letters is constant: the room that the highest count leaves.
+    The number of distinct other letters is `difficulty` minus the highest count, so that it does not reveal the count.
 
-    Version 1 filled the string with random letters, so the number of different letters revealed the count.
-    Its steps did not repeat the asked letter, and a small model learned only that shortcut.
+    Version 1 filled the string with random letters, so the number of distinct letters revealed the count.
+    The steps of version 1 did not repeat the counted letter, and a small model learned only the shortcut.
     """
 
     name: ClassVar[str] = "count"

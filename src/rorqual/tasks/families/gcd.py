@@ -15,12 +15,14 @@ OTHERS = range(10, 400)
 
 
 class Gcd(Family):
-    """`gcd 27 36 39`: `36%27=9 27%9=0 39%9=3 9%3=0 =3`. `difficulty` numbers from 10 to 399 follow 9 or 27.
+    """Greatest common divisors: the steps of `gcd 27 36 39` are `36%27=9 27%9=0 39%9=3 9%3=0 =3`.
+
+    The first number is 9 or 27, and `difficulty` numbers from 10 to 399 follow.
 
     The divisors of each step are small, so a step is a look-up without hidden computation. Pairs of small numbers would give
-    too few distinct problems for a million. The answer is uniform over 1, 3 and 9 for each first number; only digit sums reveal it.
+    fewer than a million distinct problems. For each first number the answer is uniform over 1, 3 and 9, and only digit sums reveal it.
 
-    Version 1 began with 6, 8 or 9. The first number and the parity of the last one revealed part of the answer.
+    In version 1 the first number was 6, 8 or 9, and this number and the parity of the last number revealed part of the answer.
     """
 
     name: ClassVar[str] = "gcd"
@@ -46,7 +48,7 @@ class Gcd(Family):
         )
 
     def size(self, difficulty: int) -> int:
-        """Count the sets with 9, and the sets with 27 in which not all numbers are multiples of 27."""
+        """Return the number of sets with 9, plus the sets with 27 in which not all numbers are multiples of 27."""
         others = len(OTHERS)
         return (
             math.comb(others, difficulty)
@@ -56,9 +58,9 @@ class Gcd(Family):
 
 
 def _steps(numbers: list[int]) -> str:
-    current, *rest = numbers
+    current, *others = numbers
     words: list[str] = []
-    for number in rest:
+    for number in others:
         if current == 1:
             break
         larger = number

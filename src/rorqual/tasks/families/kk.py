@@ -15,11 +15,11 @@ PEOPLE = "ABC"
 CASES = tuple(product((1, 0), repeat=3))
 """All assignments (1 knight, 0 knave), in the order in which the steps try them: 111, 110, ... 000."""
 MIXED = tuple(case for case in CASES if 0 < sum(case) < 3)
-"""The cases that may be solutions: those with both knights and knaves."""
+"""Cases with both knights and knaves. Only these cases can be solutions."""
 
 
 class Literal(NamedTuple):
-    """`A` states that A is a knight, `-A` that A is a knave."""
+    """An atomic statement: `A` states that A is a knight, and `-A` that A is a knave."""
 
     person: int
     knight: bool
@@ -42,7 +42,7 @@ class Statement(NamedTuple):
         return any(truth) if self.op == "|" else truth[0] == truth[-1] if self.op == "=" else all(truth)
 
     def fits(self, case: tuple[int, ...]) -> bool:
-        """Return whether the speaker can make the statement in `case`: a knight only a true one, a knave only a false one."""
+        """Return whether the speaker can make the statement in `case`. Knights make true statements, and knaves false ones."""
         return self.holds(case) == bool(case[self.speaker])
 
     def text(self, names: str = PEOPLE) -> str:
@@ -66,20 +66,23 @@ PAIRED = tuple(
 
 
 STATEMENTS = {1: (3, 2), 2: (4, 2), 3: (4, 4), 4: (5, 5)}
-"""By difficulty: the number of statements, and how many of them have two parts.
+"""Map a difficulty to the number of statements and the number of statements with two parts.
 
-Single literals never give a unique solution, because flipping every role gives another one.
+Single literals alone never give a unique solution, because flipping every role gives another solution.
 """
 
 
 class KnightsKnaves(Family):
-    """`kk A:B&-C B:-A C:A=B`: `111:0x110:10x ... =100`. The digits stand for A, B and C: 1 knight, 0 knave.
+    """Knights and knaves: the steps of `kk A:B&-C B:-A C:A=B` are `111:0x110:10x ... =100`.
 
-    Each case is followed by the truth values of the statements in order, up to the first that contradicts its speaker (`x`).
-    `STATEMENTS` gives the number of statements for each difficulty. Each person makes one or more, in any order.
-    Exactly one case fits, with both knights and knaves. Renamed people or reordered statements are one problem.
+    The three digits of a case stand for A, B and C: 1 is a knight, 0 a knave. Each case is followed by the truth
+    values of the statements in order, up to the first statement that contradicts its speaker (`x`).
+    `STATEMENTS` gives the number of statements for each difficulty. Each person makes at least one statement.
+    Exactly one case fits all statements, and it has both knights and knaves. Problems that differ only in the names of people or
+    the order of statements share one key.
 
-    Version 1 also had the solutions 111 and 000, recognizable by fewer minus signs. Knights said fewer `&`, and A always spoke first.
+    Version 1 also had the solutions 111 and 000, recognizable by fewer minus signs. In version 1 knights used fewer `&`, and A
+    always spoke first.
     """
 
     name: ClassVar[str] = "kk"
@@ -91,21 +94,25 @@ class KnightsKnaves(Family):
 
     def sample(self, rng: random.Random, difficulty: int) -> Problem:
         solution = rng.choice(MIXED)
-        said = _draw(rng, difficulty, solution)
-        while len(said) != len(set(map(_canonical_one, said))) or _solutions(said) != [solution]:
-            said = _draw(rng, difficulty, solution)
-        rng.shuffle(said)
+        statements = _draw(rng, difficulty, solution)
+        while len(statements) != len(set(map(_canonical_one, statements))) or _solutions(statements) != [solution]:
+            statements = _draw(rng, difficulty, solution)
+        rng.shuffle(statements)
         answer = "".join(map(str, solution))
         return self.problem(
-            difficulty, key=_canonical(said), prompt=" ".join(s.text() for s in said), steps=_steps(said), answer=answer
+            difficulty,
+            key=_canonical(statements),
+            prompt=" ".join(s.text() for s in statements),
+            steps=_steps(statements),
+            answer=answer,
         )
 
     def size(self, difficulty: int) -> int:
         """Return a lower bound: the exact number of statement sets with one solution, divided by the six ways to name the people."""
         total, paired = STATEMENTS[difficulty]
-        said = [(speaker, pair) for speaker in range(3) for pair in (True, False)]
+        kinds = [(speaker, pair) for speaker in range(3) for pair in (True, False)]
         labelled = 0
-        for chosen in combinations_with_replacement(said, total):
+        for chosen in combinations_with_replacement(kinds, total):
             if {speaker for speaker, _ in chosen} == {0, 1, 2} and sum(pair for _, pair in chosen) == paired:
                 labelled += _count_unique(Counter(chosen))
         return labelled // factorial(3)
@@ -121,40 +128,40 @@ def _draw(rng: random.Random, difficulty: int, solution: tuple[int, ...]) -> lis
 def _statement(rng: random.Random, speaker: int, paired: bool, solution: tuple[int, ...]) -> Statement:
     """Return a random statement that `speaker` can make in the case `solution`. Its `op` does not depend on the case."""
     op = rng.choice("&|=") if paired else ""
-    forms = [parts for other, parts in (PAIRED if paired else SIMPLE) if other == op]
+    forms = [parts for operator, parts in (PAIRED if paired else SIMPLE) if operator == op]
     while True:
         parts = rng.choice(forms)
-        said = Statement(speaker, op, parts[::-1] if rng.random() < 0.5 else parts)
-        if said.fits(solution) and (paired or parts[0].person != speaker):
-            return said
+        statement = Statement(speaker, op, parts[::-1] if rng.random() < 0.5 else parts)
+        if statement.fits(solution) and (paired or parts[0].person != speaker):
+            return statement
 
 
-def _solutions(said: list[Statement]) -> list[tuple[int, ...]]:
-    return [case for case in CASES if all(s.fits(case) for s in said)]
+def _solutions(statements: list[Statement]) -> list[tuple[int, ...]]:
+    return [case for case in CASES if all(s.fits(case) for s in statements)]
 
 
-def _canonical_one(said: Statement) -> Statement:
-    return said.renamed((0, 1, 2))
+def _canonical_one(statement: Statement) -> Statement:
+    return statement.renamed((0, 1, 2))
 
 
-def _canonical(said: list[Statement]) -> str:
-    """Return the smallest of the six namings, with sorted statements."""
-    least = min(sorted(s.renamed(order) for s in said) for order in permutations(range(3)))
+def _canonical(statements: list[Statement]) -> str:
+    """Return the canonical key: the smallest of the six ways to name the people, with sorted statements."""
+    least = min(sorted(s.renamed(order) for s in statements) for order in permutations(range(3)))
     return " ".join(s.text() for s in least)
 
 
-def _steps(said: list[Statement]) -> str:
+def _steps(statements: list[Statement]) -> str:
     out = ""
     for case in CASES:
         out += "".join(map(str, case)) + ":"
-        for s in said:
+        for s in statements:
             out += str(int(s.holds(case)))
             if not s.fits(case):
                 out += "x"
                 break
         else:
             return f"{out} ={''.join(map(str, case))}"
-    raise AssertionError("a sampled problem has a solution")
+    raise AssertionError("no case fits the statements of a sampled problem")
 
 
 def _masks(speaker: int, paired: bool, count: int) -> Counter[int]:
@@ -163,21 +170,21 @@ def _masks(speaker: int, paired: bool, count: int) -> Counter[int]:
     if not paired:
         forms = [form for form in forms if form.parts[0].person != speaker]
     bits = [sum(form.fits(case) << i for i, case in enumerate(CASES)) for form in forms]
-    found: Counter[int] = Counter()
+    sets_by_mask: Counter[int] = Counter()
     for chosen in combinations(bits, count):
         mask = 255
         for bit in chosen:
             mask &= bit
-        found[mask] += 1
-    return found
+        sets_by_mask[mask] += 1
+    return sets_by_mask
 
 
 def _count_unique(counts: Counter[tuple[int, bool]]) -> int:
-    """Count the statement sets with one solution. `counts` maps (speaker, two parts) to a number of statements."""
+    """Count the statement sets with one solution. `counts` maps (speaker, has two parts) to a number of statements."""
     total = Counter({255: 1})
     for (speaker, paired), count in counts.items():
         after: Counter[int] = Counter()
-        for (mask, n), (other, m) in product(total.items(), _masks(speaker, paired, count).items()):
-            after[mask & other] += n * m
+        for (mask, n), (other_mask, m) in product(total.items(), _masks(speaker, paired, count).items()):
+            after[mask & other_mask] += n * m
         total = after
     return sum(total[1 << i] for i, case in enumerate(CASES) if case in MIXED)

@@ -1,4 +1,4 @@
-"""The families as one task, evenly mixed and split by a hash of the canonical form."""
+"""The problem families as one task with equal shares, split by a hash of each problem's key."""
 
 from __future__ import annotations
 
@@ -22,16 +22,19 @@ from rorqual.tasks.families.swap import Swap
 FAMILIES: tuple[Family, ...] = (Add(), Sub(), Chain(), Gcd(), Mod(), Swap(), Count(), KnightsKnaves())
 NAMES = tuple(family.name for family in FAMILIES)
 ENOUGH = 30_000
-"""A difficulty's share is proportional to its number of problems, capped here, so that no difficulty of a level runs out first."""
+"""Cap on the number of problems that sets a difficulty's share.
+
+Shares are proportional to this number, so that no difficulty of a level runs out of new problems first.
+"""
 REPEAT_TRIES = 200
-"""A difficulty of a held-out split counts as exhausted after this many consecutive repeats. Its problems may then repeat."""
+"""After this many consecutive repeats, a difficulty of a held-out split counts as exhausted, and its problems may repeat."""
 
 
 class Families(Task):
-    """An even mixture of the families in `names`, endless in each split. `hard` is the share of hard problems.
+    """An endless mixture of the families in `names`, with equal shares. `hard` is the fraction of hard problems.
 
-    Held-out splits do not repeat a problem while its difficulty has new ones. The shares of difficulties do not depend on the
-    number of problems. A difficulty with few problems (two-digit sums: 4,095, of which 4 % are in the test split) gets a smaller share.
+    Held-out splits do not repeat a problem while its difficulty has new problems. The shares of difficulties stay constant
+    as more problems are drawn. A difficulty with few problems (two-digit sums: 4,095, of which 4 % are in the test split) gets a smaller share.
 
     Raises ConfigError for an unknown or repeated name, or a share outside 0 to 1.
     """
@@ -61,8 +64,10 @@ class Families(Task):
         return {family.name: family.version for family in self.families.values()}
 
     def problems(self, split: Split, seed: int) -> Iterator[Problem]:
-        rng = random.Random(f"{seed} {split}")  # a string seed is hashed with SHA-512: the same in each process
-        given: set[str] = set()
+        rng = random.Random(
+            f"{seed} {split}"
+        )  # `Random` hashes a string with SHA-512, so each process gets the same order
+        seen: set[str] = set()
         repeats: Counter[tuple[str, int]] = Counter()
         order = list(self.families.values())
         while True:
@@ -71,10 +76,10 @@ class Families(Task):
                 level = family.hard if rng.random() < self.hard else family.easy
                 cell = family.name, rng.choices(level, _shares(family, level))[0]
                 for problem in _of_split(family, cell[1], split, rng):
-                    fresh = problem.key not in given
+                    fresh = problem.key not in seen
                     repeats[cell] = 0 if fresh else repeats[cell] + 1
                     if fresh or split == "train" or repeats[cell] > REPEAT_TRIES:
-                        given.add(problem.key)
+                        seen.add(problem.key)
                         yield problem
                         break
 
@@ -95,7 +100,7 @@ def _shares(family: Family, level: range) -> tuple[int, ...]:
 
 
 def _family(problem: Problem) -> Family:
-    """Return the problem's family, even outside this mixture, since stored problems may be graded by any mixture."""
+    """Return the family of `problem`, also outside this mixture, because any mixture may grade stored problems."""
     for family in FAMILIES:
         if family.name == problem.family:
             return family

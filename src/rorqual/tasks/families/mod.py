@@ -9,13 +9,13 @@ from rorqual.tasks.base import Problem
 from rorqual.tasks.families.base import Family, FamilyKind
 
 DIVISORS = (7, 9)
-"""Remainders by 7 and 9 depend on every digit. The last digits reveal those by 2, 4, 5, 8 and 10, and partly by 6."""
+"""Divisors whose remainders depend on every digit. For 2, 4, 5, 8 and 10, and partly for 6, the last digits reveal the remainder."""
 
 
 class Mod(Family):
-    """`mod 4837%7`: `04%7=4 48%7=6 63%7=0 07%7=0 =0`. `difficulty` is the number of digits.
+    """Long division: the steps of `mod 4837%7` are `04%7=4 48%7=6 63%7=0 07%7=0 =0`. `difficulty` is the number of digits.
 
-    Version 1 also divided by 6. There the parity of the last digit excludes three of six remainders.
+    Version 1 also divided by 6, where the parity of the last digit excludes three of the six remainders.
     """
 
     name: ClassVar[str] = "mod"
@@ -27,14 +27,14 @@ class Mod(Family):
     def sample(self, rng: random.Random, difficulty: int) -> Problem:
         number = str(rng.randint(10 ** (difficulty - 1), 10**difficulty - 1))
         divisor = rng.choice(DIVISORS)
-        rest, words = 0, []
+        remainder, words = 0, []
         for digit in number:
-            after = (rest * 10 + int(digit)) % divisor
-            words.append(f"{rest}{digit}%{divisor}={after}")
-            rest = after
+            after = (remainder * 10 + int(digit)) % divisor
+            words.append(f"{remainder}{digit}%{divisor}={after}")
+            remainder = after
         question = f"{number}%{divisor}"
         return self.problem(
-            difficulty, key=question, prompt=question, steps=" ".join([*words, f"={rest}"]), answer=str(rest)
+            difficulty, key=question, prompt=question, steps=" ".join([*words, f"={remainder}"]), answer=str(remainder)
         )
 
     def size(self, difficulty: int) -> int:

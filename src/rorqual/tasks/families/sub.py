@@ -10,9 +10,9 @@ from rorqual.tasks.families.base import Family, FamilyKind
 
 
 class Sub(Family):
-    """`sub 62-35`: `2-5-0=7b 6-3-1=2. =27`. Both numbers have `difficulty` digits, and the result is not negative.
+    """Subtraction: the steps of `sub 62-35` are `2-5-0=7b 6-3-1=2. =27`. Both numbers have `difficulty` digits, and the result is not negative.
 
-    `b` after a digit means that the step borrowed ten, and the next step subtracts 1. After `.` the next step subtracts 0.
+    `b` after a digit means that the step borrowed ten, so the next step subtracts 1. `.` means that the next step subtracts 0.
     """
 
     name: ClassVar[str] = "sub"
@@ -32,9 +32,9 @@ class Sub(Family):
 
 
 def _steps(a: int, b: int) -> str:
-    words, borrow, rest = [], 0, ""
+    words, borrow, difference = [], 0, ""
     for x, y in zip(reversed(str(a)), reversed(str(b)), strict=True):
         column = int(x) - int(y) - borrow
         words.append(f"{x}-{y}-{borrow}={column % 10}{'b' if column < 0 else '.'}")
-        borrow, rest = int(column < 0), f"{column % 10}{rest}"
-    return " ".join([*words, f"={rest.lstrip('0') or '0'}"])
+        borrow, difference = int(column < 0), f"{column % 10}{difference}"
+    return " ".join([*words, f"={difference.lstrip('0') or '0'}"])

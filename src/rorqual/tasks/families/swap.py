@@ -14,9 +14,10 @@ PAIRS = tuple("".join(pair) for pair in combinations(LETTERS, 2))
 
 
 class Swap(Family):
-    """`swap cabed ab de`: `ab=cbaed de=cbade`. Each step swaps the two letters of a pair. `difficulty` is the number of pairs.
+    """Letter swaps: the steps of `swap cabed ab de` are `ab=cbaed de=cbade`. `difficulty` is the number of pairs.
 
-    `ab` and `ba` are the same pair. Adjacent pairs without a common letter commute, so both orders are one problem.
+    Each step swaps the two letters of a pair, and `ab` and `ba` are the same pair.
+    Adjacent pairs without a common letter commute, so both orders share one key.
     """
 
     name: ClassVar[str] = "swap"
@@ -55,12 +56,12 @@ class Swap(Family):
 
 
 def _canonical(pairs: list[str]) -> list[str]:
-    """Return the smallest sequence that swaps of adjacent disjoint pairs can reach.
+    """Return the smallest order of `pairs` that swaps of adjacent disjoint pairs can reach.
 
-    The loop repeatedly takes the smallest pair that can come first.
+    The loop repeatedly takes the smallest pair that can move to the front.
     """
-    left, out = list(pairs), []
-    while left:
-        free = [i for i, pair in enumerate(left) if all(not set(pair) & set(earlier) for earlier in left[:i])]
-        out.append(left.pop(min(free, key=left.__getitem__)))
-    return out
+    remaining, ordered = list(pairs), []
+    while remaining:
+        free = [i for i, pair in enumerate(remaining) if all(not set(pair) & set(earlier) for earlier in remaining[:i])]
+        ordered.append(remaining.pop(min(free, key=remaining.__getitem__)))
+    return ordered

@@ -148,5 +148,5 @@ class Journal:
         return RorqualError(
             f"cannot write: {error.strerror}",
             where=str(self.path),
-            remedy="Free disk space, or raise the limit, and repeat the command: it resumes from the saved lines.",
+            remedy="Free disk space, or raise the limit or quota, and repeat the command: it resumes from the saved lines.",
         )

@@ -51,7 +51,7 @@ def test_every_cut_of_a_journal_gives_a_beginning_of_it(tmp_path: Path) -> None:
 def test_a_line_in_the_middle_that_is_no_json_is_named(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
     path.write_bytes(b'{"n": 1}\n{"n": \n{"n": 3}\n')
-    with pytest.raises(DataError, match=r"j.jsonl:2.*(?s:.)*requested again"):
+    with pytest.raises(DataError, match=r"j.jsonl:2.*(?s:.)*requests its sample again"):
         Journal(path)
     path.write_bytes(b'{"n": 1}\n{"n": "\\u2028 \xe2\x80\xa8"}\n{"n": 3}\n')
     with Journal(path) as journal:

@@ -91,9 +91,9 @@ POISONS = [
     (b'{"messages": "hello"}', "key 'messages' is a str, not a list", ":1"),
     (b'{"messages": []}', "key 'messages' is an empty list", ":1"),
     (b'{"messages": ["hello"]}', "a str, not an object", ":1: message 1"),
-    (b'{"mesages": []}', "it has the keys mesages", ":1"),
-    (b"{}", "it has the keys none", ":1"),
-    (b'{"prompt": "a"}', "it has the keys prompt", ":1"),
+    (b'{"mesages": []}', "the keys are mesages", ":1"),
+    (b"{}", "not a conversation: no keys", ":1"),
+    (b'{"prompt": "a"}', "the keys are prompt", ":1"),
     (b'{"prompt": "a", "completion": 4}', "key 'completion' is a int, not text", ":1"),
     (line(USER, {"role": "asistant", "content": "b"}), "unknown role 'asistant'", ":1: message 2"),
     (line(USER, {"content": "b"}), "unknown role None", ":1: message 2"),
@@ -156,7 +156,7 @@ def test_nothing_to_train_on_is_skipped_and_counted_and_a_file_of_nothing_else_r
     silent = line(USER)
     loaded = read_conversations(write(tmp_path, silent + b"\n" + GOOD + b"\n" + silent))
     assert loaded.conversations == [READ] and loaded.skipped == 2
-    with pytest.raises(DataError, match="each of its 2 conversations lacks an assistant turn"):
+    with pytest.raises(DataError, match="all 2 conversations lack an assistant turn"):
         read_conversations(write(tmp_path, silent + b"\n" + silent))
 
 
@@ -179,7 +179,7 @@ def test_parquet_reads_like_jsonl(tmp_path: Path) -> None:
 
 
 def test_parquet_faults_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"data\.parquet: it has the columns text") as caught:
+    with pytest.raises(DataError, match=r"data\.parquet: columns are missing: the file has text") as caught:
         read_conversations(parquet(tmp_path, [{"text": "a"}]))
     assert "messages" in caught.value.remedy
     with pytest.raises(DataError, match=r"data\.parquet:row 2: message 1: unknown role 'bot'"):
@@ -242,7 +242,7 @@ def test_an_empty_answer_is_skipped_and_counted_in_every_form(tmp_path: Path, an
     loaded = read_conversations(write(tmp_path, b"\n".join([*rows, GOOD])))
     assert loaded.conversations == [READ] and loaded.skipped == len(rows)
     with pytest.raises(
-        DataError, match=f"each of its {len(rows)} conversations lacks an assistant turn or has an empty one"
+        DataError, match=f"all {len(rows)} conversations lack an assistant turn or have an empty assistant turn"
     ):
         read_conversations(write(tmp_path, b"\n".join(rows)))
 

@@ -79,7 +79,7 @@ def test_a_fault_in_a_file_of_samples_is_named_by_its_row(bad: int, what: str, t
         place = SCHEMA.get_field_index("dropped")
         pq.write_table(table.set_column(place, SCHEMA.field(place), pa.array(column, pa.string())), path)
     said = {"null": "column 'dropped' is null", "role": "unknown role 'wizard'", "prompt": "an empty prompt",
-            "asks": "does not end with an assistant turn"}[what]  # fmt: skip
+            "asks": "the last turn is not an assistant turn"}[what]  # fmt: skip
     with pytest.raises(DataError, match=said) as caught:
         read_conversations(path)
     assert (

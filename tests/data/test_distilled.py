@@ -103,7 +103,7 @@ def test_other_files_are_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "data.parquet"
     write_distilled(path, [row(0, dropped="wrong")])
     assert is_distilled(path)
-    with pytest.raises(DataError, match=r"(?s)data.parquet.*each of its 1 samples was dropped"):
+    with pytest.raises(DataError, match=r"(?s)data.parquet.*all 1 samples were dropped"):
         read_conversations(path)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
@@ -115,7 +115,7 @@ def test_other_files_are_refused_by_name(tmp_path: Path) -> None:
     pq.write_table(pa.table({"prompt": ["2+2?"], "completion": ["4"]}), other)
     assert not is_distilled(other)
     with pytest.raises(
-        DataError, match=r"(?s)not a teacher's samples in format 1 or 2 \(found: none\).*rorqual distil"
+        DataError, match=r"(?s)not a file of teacher samples in format 1 or 2 \(found: none\).*rorqual distil"
     ):
         read_distilled(other)
     assert read_conversations(other).conversations == [(Message("user", "2+2?"), Message("assistant", "4"))]
@@ -144,8 +144,8 @@ USER, REPLY = ({"role": role, "content": "a", "reasoning": None} for role in ("u
 POISONS: list[tuple[str, Any, str]] = [
     *((name, None, f"row 2: column '{name}' is null") for name in SCHEMA.names),
     *((name, pa.array([[{"a": 1}]] * 3), f"parquet: column '{name}' is ") for name in SCHEMA.names),
-    ("messages", [], "row 2: it does not end with an assistant turn"),
-    ("messages", [USER], "row 2: it does not end with an assistant turn"),
+    ("messages", [], "row 2: the last turn is not an assistant turn"),
+    ("messages", [USER], "row 2: the last turn is not an assistant turn"),
     ("messages", [USER, None], "row 2: message 2: unknown role None"),
     ("messages", [USER, REPLY | {"role": "bot"}], "row 2: message 2: unknown role 'bot'"),
     ("messages", [USER | {"content": None}, REPLY], "row 2: message 1: key 'content' is null"),

@@ -161,7 +161,7 @@ def test_the_engine_and_the_wire_and_the_client_hold_the_range(name: str) -> Non
         for refuse in (checked, sent):
             with pytest.raises(DataError) as caught:
                 refuse(crossed.params)
-            assert (caught.value.what, caught.value.remedy) == (f"{name} is {value!r}", f"Give {kind.said}.")
+            assert (caught.value.what, caught.value.remedy) == (f"{name} is {value!r}", f"Give {kind.range_text}.")
             assert caught.value.where == "request 0"
 
 
@@ -181,7 +181,10 @@ def test_a_file_and_the_server_hold_their_ranges(name: str) -> None:
     for value in outside(in_file):
         refused = row(value)
         assert isinstance(refused, Refused)
-        assert (refused.key, refused.remedy) == (name, f"It is {in_file.said}.") and f"(got {value!r})" in refused.what
+        assert (refused.key, refused.remedy) == (
+            name,
+            f"It is {in_file.range_text}.",
+        ) and f"(got {value!r})" in refused.what
     for value in inside(in_request):
         if name != "top_logprobs":
             assert getattr(read(ChatRequest, body(value))[0].params(), name) == value

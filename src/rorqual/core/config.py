@@ -1,8 +1,8 @@
 """Configuration: frozen pydantic models, strict parsing, dotted overrides, and YAML that round-trips.
 
-Each component owns its config; a parent does not repeat a child's fields. Some fields hold one of several kinds, such as an
-attention, a feed-forward network or an objective. Declare such a field with `one_of(Base)`, which selects the subclass by
-`kind`. A new kind needs one file and no registry entry.
+Each component defines its own config class, and a parent config contains that class instead of repeating its fields. A field
+that accepts several classes, such as the attention variants, is declared with `one_of(Base)`. The key `kind` then selects the
+subclass of `Base`. Adding a kind takes one file and no registry entry.
 """
 
 from __future__ import annotations
@@ -20,41 +20,41 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from rorqual.core.errors import ConfigError, nearest
 
 
-def _no_truth_value(value: Any) -> Any:
+def _reject_bool(value: Any) -> Any:
     if isinstance(value, bool):  # Python's bool is an int, so `steps=yes` would pass as 1
-        raise ValueError("a boolean, not a number")
+        raise ValueError("expected a number, not a boolean")
     return value
 
 
 MOST, LARGEST = 2**31 - 1, 1e37
-"""Upper bounds of all numbers: the largest 32-bit index, and a value that float32 can hold."""
-_NUMBER = BeforeValidator(_no_truth_value)
+"""Upper bounds of integer and float fields: the largest signed 32-bit integer, and a value that fits in float32."""
+_NUMBER = BeforeValidator(_reject_bool)
 Count = Annotated[int, _NUMBER, Field(ge=1, le=MOST)]
 Natural = Annotated[int, _NUMBER, Field(ge=0, le=MOST)]
 Rows = Annotated[int, _NUMBER, Field(ge=1, le=2**16)]
-"""Number of rows in a batch."""
+"""Number of rows per batch."""
 RowLength = Annotated[int, _NUMBER, Field(ge=8, le=2**22)]
-"""Number of tokens in a row."""
+"""Number of tokens per row of a batch."""
 Seed = Annotated[int, _NUMBER, Field(ge=0, lt=2**63)]
 Bytes = Annotated[int, _NUMBER, Field(ge=0, lt=2**63)]
 Positive = Annotated[float, _NUMBER, Field(gt=0, le=LARGEST, allow_inf_nan=False)]
 NonNegative = Annotated[float, _NUMBER, Field(ge=0, le=LARGEST, allow_inf_nan=False)]
 Share = Annotated[float, _NUMBER, Field(ge=0, le=1, allow_inf_nan=False)]
 Part = Annotated[float, _NUMBER, Field(gt=0, le=1, allow_inf_nan=False)]
-"""A share above zero."""
+"""A share that must be above zero."""
 Momentum = Annotated[float, _NUMBER, Field(ge=0, lt=1, allow_inf_nan=False)]
 Temperature = Annotated[float, _NUMBER, Field(ge=1e-3, le=1e3, allow_inf_nan=False)]
-"""A temperature that divides logits or log-probabilities; it cannot be 0."""
+"""A temperature that divides logits or log-probabilities, so it must not be 0."""
 
 
 class Config(BaseModel):
-    """Base class of all configurations: frozen, and unknown keys are errors."""
+    """Base class of all configs. Instances are frozen, and unknown keys raise an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, validate_default=True)
 
 
 class Kind(Config):
-    """Base class of configs that exist in several kinds. Each subclass declares `kind: Literal["name"]`."""
+    """Base class of configs that a `kind` key selects. Each subclass declares `kind: Literal["name"]`."""
 
     kind: str
 
@@ -64,7 +64,7 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def with_fields(fields: Mapping[str, Any]) -> Callable[[type[M]], type[M]]:
-    """Return a class decorator that adds fields to a model, given as name -> (annotation, default)."""
+    """Return a class decorator that adds `fields` to a pydantic model. They map each name to (annotation, default)."""
 
     def add(model: type[M]) -> type[M]:
         name, doc, module = model.__name__, model.__doc__, model.__module__
@@ -74,37 +74,39 @@ def with_fields(fields: Mapping[str, Any]) -> Callable[[type[M]], type[M]]:
 
 
 def kinds(base: type[Kind]) -> dict[str, type[Kind]]:
-    """Return all kinds below `base`, by name. A kind is registered when its module is imported.
+    """Return the subclasses of `base`, keyed by the `kind` that each class declares itself. Only imported modules count.
 
-    A class has a name if it declares `kind` itself. Raises ConfigError if two classes have one name. If a class was defined
-    again, as in a notebook, the newest counts.
+    Raises ConfigError if two classes declare the same `kind`. If a class was defined again, as in a notebook, the newest
+    definition is returned.
     """
-    found: dict[str, type[Kind]] = {}
+    by_kind: dict[str, type[Kind]] = {}
     classes: list[type[Kind]] = [base]
     while classes:
         classes += (sub := classes.pop(0)).__subclasses__()
         name = sub.model_fields["kind"].default
         if not isinstance(name, str) or "kind" not in get_annotations(sub):
             continue
-        other = found.get(name, sub)
-        if (sub.__module__, sub.__qualname__) != (other.__module__, other.__qualname__):
-            both = " and ".join(f"{cls.__module__}.{cls.__qualname__}" for cls in (other, sub))
-            raise ConfigError(f"two kinds are called '{name}': {both}", where=base.__name__, remedy="Rename one.")
-        found[name] = sub
-    return found
+        known = by_kind.get(name, sub)
+        if (sub.__module__, sub.__qualname__) != (known.__module__, known.__qualname__):
+            both = " and ".join(f"{cls.__module__}.{cls.__qualname__}" for cls in (known, sub))
+            raise ConfigError(
+                f"two classes declare kind '{name}': {both}", where=base.__name__, remedy="Rename one of the kinds."
+            )
+        by_kind[name] = sub
+    return by_kind
 
 
 @cache
 def import_plugins() -> None:
-    """Import the modules that installed packages name in the entry point group `rorqual.plugins`, once."""
+    """Import the modules that installed packages list in the entry point group `rorqual.plugins`. Later calls do nothing."""
     for entry in entry_points(group="rorqual.plugins"):
         entry.load()
 
 
 def one_of(base: type[Kind]) -> BeforeValidator:
-    """Return a validator for a field that holds any kind below `base`, selected by `kind`.
+    """Return a validator that parses a mapping as the subclass of `base` that its key `kind` names.
 
-    Declare the field as `Annotated[SerializeAsAny[Base], one_of(Base)]`.
+    Declare a field with it as `Annotated[SerializeAsAny[Base], one_of(Base)]`.
     """
 
     def choose(value: Any) -> Any:
@@ -123,9 +125,9 @@ def one_of(base: type[Kind]) -> BeforeValidator:
 
 
 def parse(cls: type[C], data: Any, *, where: str) -> C:
-    """Validate `data` as `cls`.
+    """Parse `data` as the config class `cls`.
 
-    Raises ConfigError that names `where`, the key, and the closest valid key.
+    Raises ConfigError that names `where`, the invalid key and, if the key is unknown, the closest valid key.
     """
     try:
         return cls.model_validate(data)
@@ -155,10 +157,10 @@ def _fields_at(cls: Any, path: Iterable[Any]) -> list[str]:
 
 
 def override(config: C, assignments: Iterable[str], *, where: str = "command line") -> C:
-    """Return `config` with dotted `key=value` assignments applied, such as `optim.lr=3e-4`. Values are YAML scalars or lists.
+    """Return a copy of `config` with dotted assignments such as `optim.lr=3e-4` applied. Values are YAML scalars or lists.
 
-    `tune.kind=lora` replaces the kind of that field. Fields of the common base class keep their values; all others start at
-    the new kind's defaults. Kinds are set first, whatever the order of the assignments.
+    `tune.kind=lora` replaces `tune` with a config of the kind `lora`. Fields that both kinds inherit keep their values, and
+    all other fields take their defaults. Assignments to a `kind` are applied before all other assignments.
     """
     data = config.model_dump(mode="python")
     pairs: list[tuple[str, Any]] = []
@@ -169,23 +171,24 @@ def override(config: C, assignments: Iterable[str], *, where: str = "command lin
         pairs.append((key.strip(), scalar(raw)))
     for key, value in sorted(pairs, key=lambda pair: not pair[0].endswith(".kind")):
         *path, last = key.split(".")
-        held = _at(config, path) if last == "kind" else None
-        if isinstance(held, Kind) and value != held.kind:
-            other, place = _of_another_kind(held, value, key, where), _at(data, path)
-            place.clear()
-            place.update(other)
+        current = _at(config, path) if last == "kind" else None
+        if isinstance(current, Kind) and value != current.kind:
+            node = _at(data, path)
+            replacement = _fields_of_kind(value, current, key, where)
+            node.clear()
+            node.update(replacement)
         else:
             _assign(data, key, value, where)
-    return parse(type(config), _given(data), where=where)
+    return parse(type(config), _drop_unset(data), where=where)
 
 
 class _Unset:
-    """Marks a field of a new kind that has no default. It must be assigned, or it is reported as missing."""
+    """Marker for a required field after its config changed its kind. `parse` reports the field if no assignment sets it."""
 
 
-def _of_another_kind(held: Kind, kind: Any, key: str, where: str) -> dict[str, Any]:
-    """Return the fields of the kind named `kind`, a sibling of `held`. Fields of their common base keep the values of `held`."""
-    base: type[Kind] = next(cls for cls in type(held).__mro__ if issubclass(cls, Kind) and Kind in cls.__bases__)
+def _fields_of_kind(kind: Any, current: Kind, key: str, where: str) -> dict[str, Any]:
+    """Return the fields of a config of the kind `kind`. Fields that it shares with `current` keep their values."""
+    base: type[Kind] = next(cls for cls in type(current).__mro__ if issubclass(cls, Kind) and Kind in cls.__bases__)
     known = kinds(base)
     if not isinstance(kind, str) or kind not in known:
         raise ConfigError(f"key '{key}': unknown kind '{kind}'", where=where, remedy=nearest(str(kind), known))
@@ -193,13 +196,13 @@ def _of_another_kind(held: Kind, kind: Any, key: str, where: str) -> dict[str, A
         name: _Unset() if field.is_required() else field.get_default(call_default_factory=True)
         for name, field in known[kind].model_fields.items()
     }
-    kept = {name: getattr(held, name) for name in base.model_fields if name != "kind"}
-    plain = {name: v.model_dump() if isinstance(v, Config) else v for name, v in (fields | kept).items()}
+    shared = {name: getattr(current, name) for name in base.model_fields if name != "kind"}
+    plain = {name: v.model_dump() if isinstance(v, Config) else v for name, v in (fields | shared).items()}
     return plain | {"kind": kind}
 
 
 def _at(node: Any, path: Iterable[str]) -> Any:
-    """Return the value at a dotted path of a config or of its dump, or None if the path does not exist."""
+    """Return the value at `path` in a config or in its dump, or None if the path does not exist."""
     for part in path:
         if isinstance(node, tuple | list) and part.isdigit() and int(part) < len(node):
             node = node[int(part)]
@@ -210,17 +213,17 @@ def _at(node: Any, path: Iterable[str]) -> Any:
     return node
 
 
-def _given(data: Any) -> Any:
+def _drop_unset(data: Any) -> Any:
     if isinstance(data, dict):
-        return {key: _given(value) for key, value in data.items() if not isinstance(value, _Unset)}
-    return [_given(value) for value in data] if isinstance(data, list | tuple) else data
+        return {key: _drop_unset(value) for key, value in data.items() if not isinstance(value, _Unset)}
+    return [_drop_unset(value) for value in data] if isinstance(data, list | tuple) else data
 
 
 def scalar(raw: str) -> Any:
-    """Parse the value of a `key=value` argument as YAML, plus numbers such as `3e-4` that YAML reads as text.
+    """Parse the value of a `key=value` argument as YAML. Numbers such as `3e-4`, which YAML reads as strings, become floats.
 
-    `on` and `off` stay strings, although YAML reads them as booleans: they are values of `thinking`. Pydantic still reads
-    them as booleans for boolean fields.
+    `on` and `off` stay strings because they are values of `thinking`; YAML would read them as booleans. For boolean fields,
+    pydantic converts the strings to booleans.
     """
     if raw.strip().lower() in ("on", "off"):
         return raw.strip()
@@ -259,14 +262,14 @@ def _assign(data: dict[str, Any], key: str, value: Any, where: str) -> None:
 
 
 def load_yaml(text: str) -> Any:
-    """Parse YAML with libyaml if PyYAML was built with it: eight times as fast on a run.yaml as PyYAML's own loader."""
+    """Parse YAML. Uses PyYAML's C loader if available, which reads a run.yaml eight times as fast as the Python loader."""
     return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def read_yaml(cls: type[C], path: Path) -> C:
-    """Read the YAML file `path` as `cls`.
+    """Parse the YAML file `path` as the config class `cls`.
 
-    Raises ConfigError that names the file if it is missing, is not YAML, or has an unknown key.
+    Raises ConfigError that names the file if the file is missing, is not YAML, or does not fit `cls`.
     """
     try:
         data = load_yaml(path.read_text(encoding="utf-8"))
@@ -278,5 +281,5 @@ def read_yaml(cls: type[C], path: Path) -> C:
 
 
 def to_yaml(config: Config) -> str:
-    """Return `config` as YAML. `read_yaml` reads it back to an equal config."""
+    """Serialise `config` as YAML. `read_yaml` parses the YAML back to an equal config."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,4 +1,4 @@
-"""Errors that a user can fix. Each names the place, the problem and the remedy."""
+"""Errors that a user can fix. Each says where the problem is, what is wrong, and what to do."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Iterable
 class RorqualError(Exception):
     """Base class of errors that a user can fix.
 
-    `where` names the file (with line or key), `what` is the problem, and `remedy` says what to do.
-    The command line prints the message without a traceback and exits with 2.
+    `where` names the file, line or key, `what` describes the problem, and `remedy` says what to do.
+    The command line prints the message without a traceback and exits with status 2.
     """
 
     def __init__(self, what: str, *, where: str = "", remedy: str = "") -> None:
@@ -28,7 +28,7 @@ class DataError(RorqualError):
 
 
 class CheckpointError(RorqualError):
-    """A checkpoint that is incomplete, has other shapes, or has missing or unexpected tensor names."""
+    """A checkpoint that is incomplete or does not fit the model: wrong shapes, or missing or unexpected tensors."""
 
 
 class NumericsError(RorqualError):
@@ -36,11 +36,11 @@ class NumericsError(RorqualError):
 
 
 class TaskError(RorqualError):
-    """An exception in a task's own code: its problem generator or its grader."""
+    """An exception in the code of a task: in its problem generator or its grader."""
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """Return a hint such as `Did you mean 'lr'?`, or the list of all names if none is close."""
+    """Return a hint such as `Did you mean 'lr'?`, or a list of all `names` if none resembles `name`."""
     known = sorted(names)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if close:

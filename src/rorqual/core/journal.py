@@ -16,23 +16,25 @@ from rorqual.core.errors import DataError, RorqualError
 from rorqual.core.lock import own
 
 SPARE_BYTES = 1 << 20
-"""Disk space held in reserve. When the disk fills up, it takes the answers in flight, which are already paid for."""
+"""Bytes reserved on disk. If the disk fills up, this space is freed to save pending answers, which were already paid for."""
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""Error numbers of a full disk and of an exceeded disk quota."""
 
 
 class DiskFull(RorqualError):
-    """The disk filled up. The lines in flight were saved; start no new work."""
+    """A full disk. The pending lines were saved in the reserved space, but further writes will fail."""
 
 
 class Journal:
     """An append-only file of JSON lines, for one process at a time.
 
-    `lines` are the lines that the file held when it was opened. `append` adds whole lines and returns once they are on disk.
-    With `patience`, it may return once the operating system has the lines. A killed process then loses nothing, and the next
-    append after `patience` seconds writes them to disk.
+    `lines` are the entries that the file had when it was opened. `append` writes complete lines and calls `fsync` before it
+    returns. `patience` is the minimum number of seconds between two `fsync` calls. Lines that are not yet synced survive a
+    killed process, but not a power failure.
 
-    An incomplete last line, left by a kill or a full disk, is cut off. `spare` reserves `SPARE_BYTES` of disk space beside
-    the file. Raises DataError if any other line is not JSON, and RorqualError if another process holds the file.
+    Opening the file removes an incomplete last line, which a killed process or a full disk can leave behind. `spare` reserves
+    `SPARE_BYTES` of disk space in a hidden file in the same folder. Raises DataError if any other line is not a JSON object,
+    and RorqualError if another process has locked the file.
     """
 
     def __init__(self, path: Path, *, spare: bool = False, patience: float = 0.0) -> None:
@@ -40,15 +42,17 @@ class Journal:
         self._synced = time.monotonic()
         self._writing = threading.Lock()
         self._spare = path.with_name(f".{path.name}.spare") if spare else None
-        self._lock = own(path, "Wait for it, or write to another file: both would pay for the same samples.")
+        self._lock = own(
+            path, "Wait for that process, or write to another file: otherwise the same samples are paid for twice."
+        )
         try:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         except OSError as error:
             self._lock.close()
-            raise self._refusal(error) from error
+            raise self._write_error(error) from error
         try:
             self.lines = self._read()
-            self._hold_back()
+            self._reserve_spare()
         except BaseException:
             self.close()
             raise
@@ -67,9 +71,9 @@ class Journal:
         self._lock.close()
 
     def append(self, entries: Iterable[Mapping[str, Any]]) -> None:
-        """Add lines in one write.
+        """Append one line per entry, all in one write.
 
-        Raises DiskFull if the disk is full; the reserved space has then been used to save these lines.
+        Raises DiskFull if the disk is full and the lines were saved in the reserved space.
         """
         raw = b"".join(json.dumps(entry, separators=(",", ":")).encode() + b"\n" for entry in entries)
         if not raw:
@@ -79,20 +83,20 @@ class Journal:
                 self._write(raw)
             except OSError as error:
                 if error.errno not in FULL or self._spare is None or not self._spare.exists():
-                    raise self._refusal(error) from error
+                    raise self._write_error(error) from error
                 self._spare.unlink()
                 try:
                     self._write(raw)
                 except OSError as again:
-                    raise self._refusal(again) from again
+                    raise self._write_error(again) from again
                 raise DiskFull(
-                    "the disk is full; the answers in flight were saved",
+                    "the disk is full; the pending answers were saved",
                     where=str(self.path),
-                    remedy="Free disk space and repeat the command: it resumes from there.",
+                    remedy="Free disk space and repeat the command: it resumes from the saved answers.",
                 ) from error
 
     def _write(self, raw: bytes) -> None:
-        """Write all bytes to disk or none: a partial write on a full disk is cut off again."""
+        """Write all bytes, or none: if the disk fills up during the write, the file is truncated to its previous size."""
         size = os.fstat(self._file).st_size
         view = memoryview(raw)
         try:
@@ -107,30 +111,30 @@ class Journal:
 
     def _read(self) -> list[dict[str, Any]]:
         raw = self.path.read_bytes()
-        whole = raw[: raw.rfind(b"\n") + 1]
-        pieces = whole.split(b"\n")[:-1]
-        found: list[dict[str, Any]] = []
-        for number, piece in enumerate(pieces, start=1):
+        complete = raw[: raw.rfind(b"\n") + 1]
+        lines = complete.split(b"\n")[:-1]
+        entries: list[dict[str, Any]] = []
+        for number, line in enumerate(lines, start=1):
             try:
-                line = json.loads(piece)
+                entry = json.loads(line)
             except ValueError:
-                line = None
-            if isinstance(line, dict):
-                found.append(line)
-            elif number == len(pieces):  # a power cut can write the end of a line and not its middle
-                whole = whole[: len(whole) - len(piece) - 1]
+                entry = None
+            if isinstance(entry, dict):
+                entries.append(entry)
+            elif number == len(lines):  # after a power failure, a line can have its newline but lack bytes before it
+                complete = complete[: len(complete) - len(line) - 1]
             else:
                 raise DataError(
                     "not a JSON object",
                     where=f"{self.path}:{number}",
-                    remedy="Delete that line; its content is requested again.",
+                    remedy="Delete this line. The command then requests its sample again.",
                 )
-        if len(whole) < len(raw):
-            os.ftruncate(self._file, len(whole))
+        if len(complete) < len(raw):
+            os.ftruncate(self._file, len(complete))
             os.fsync(self._file)
-        return found
+        return entries
 
-    def _hold_back(self) -> None:
+    def _reserve_spare(self) -> None:
         if self._spare is None:
             return
         try:
@@ -138,11 +142,11 @@ class Journal:
                 file.write(bytes(SPARE_BYTES))
         except OSError as error:
             self._spare.unlink(missing_ok=True)
-            raise self._refusal(error) from error
+            raise self._write_error(error) from error
 
-    def _refusal(self, error: OSError) -> RorqualError:
+    def _write_error(self, error: OSError) -> RorqualError:
         return RorqualError(
             f"cannot write: {error.strerror}",
             where=str(self.path),
-            remedy="Free disk space, or raise the limit, and repeat the command: it resumes from the saved lines.",
+            remedy="Free disk space, or raise the limit or quota, and repeat the command: it resumes from the saved lines.",
         )

@@ -1,9 +1,9 @@
 """The cost ledger: what each stage of a job used, in tokens, FLOPs, core-seconds, seconds and money.
 
-The ledger is an append-only file of JSON lines. Each line holds the amounts since the line before, and a stage's cost is the
-sum of its lines. A stage that was killed and repeated therefore costs both attempts, and several processes may write one
-file. An open stage writes a line every few seconds, so a kill loses no more than that. Time between stages is counted as
-`unaccounted`: the seconds of all entries add up to the wall-clock time of the job.
+The ledger is an append-only file of JSON lines. Each line holds the amounts since the stage's previous line, and the cost of a
+stage is the sum of its lines. If a stage was killed and repeated, its cost therefore includes both attempts. Several processes
+may append to the same file. A running stage writes a line every `BEAT` seconds, so a kill loses at most the last `BEAT`
+seconds. Time between stages is counted as `unaccounted`: the seconds of all entries add up to the wall-clock time of the job.
 """
 
 from __future__ import annotations
@@ -21,18 +21,20 @@ from typing import Any
 from rorqual.core.errors import RorqualError
 
 UNACCOUNTED = "unaccounted"
-"""The stage for time outside all stages, such as start-up and imports."""
+"""Name of the stage that collects the time outside all other stages, such as start-up and imports."""
 CORE_HOUR = 0.05
-"""Assumed price of one core-hour in USD, about what clouds charge. Pass another price if you know yours."""
+"""Default price of one core-hour in USD, close to the prices of cloud providers."""
 BEAT = 2.0
+"""Seconds between two ledger lines of a running stage."""
 
 
 @dataclass
 class LedgerEntry:
     """The amounts that a stage used.
 
-    The ledger counts `seconds` and `core_seconds` (of this process and of the child processes it waited for). The caller
-    counts the rest: `tokens` and `flops` processed, problems `solved`, and `paid`, the USD paid to remote providers.
+    `Ledger` measures `seconds` and `core_seconds`, the CPU time of this process and of the child processes that it waited for.
+    The caller adds to the other fields: `tokens` and `flops` processed, problems `solved`, and `paid`, the USD paid to remote
+    providers.
     """
 
     stage: str
@@ -44,13 +46,13 @@ class LedgerEntry:
     core_seconds: float = 0.0
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Add one training step from its metrics record: trained tokens, sampled tokens, FLOPs and correct samples."""
+        """Add the metrics record of one training step: trained tokens, sampled tokens, FLOPs and correct samples."""
         self.tokens += int(record["tokens"]) + int(record.get("sampled_tokens", 0))
         self.flops += int(record["flops"])
         self.solved += int(record.get("right", 0))
 
     def money(self, core_hour: float = CORE_HOUR) -> float:
-        """Return the cost in USD: core-seconds at `core_hour` USD an hour, plus `paid`."""
+        """Return the cost in USD: the core-seconds at `core_hour` USD per hour, plus `paid`."""
         return self.core_seconds / 3600 * core_hour + self.paid
 
     def __add__(self, other: LedgerEntry) -> LedgerEntry:
@@ -61,63 +63,65 @@ AMOUNTS = tuple(field.name for field in fields(LedgerEntry) if field.name != "st
 
 
 class Ledger:
-    """Writes the ledger at `path` for one process: `with ledger.of("stage") as entry: ...`, then `close`.
+    """Writer of the ledger file `path` for one process: `with ledger.of("stage") as entry: ...`, then `close`.
 
-    `whole_process` also counts the time before this object was made (start of Python, imports) as unaccounted. A ledger
-    without any stage writes nothing. Stages may be nested: time counts for the innermost.
+    With `whole_process`, the time before this object was created (start of Python, imports) counts as unaccounted. The file is
+    written only if a stage was opened. Stages may be nested; time counts for the innermost stage only. `every` is the number
+    of seconds between two lines of a running stage.
     """
 
     def __init__(self, path: Path, *, whole_process: bool = False, every: float = BEAT) -> None:
         self.path, self.every = path, every
         self._open = [LedgerEntry(UNACCOUNTED)]
-        self._said: dict[int, LedgerEntry] = {}
+        self._written: dict[int, LedgerEntry] = {}
         self._lock = threading.RLock()
         self._mark = (process_began(), 0.0) if whole_process else (time.monotonic(), cpu_seconds())
         self._used = False
 
     @contextmanager
     def of(self, stage: str) -> Iterator[LedgerEntry]:
-        """Count the time of the `with` body for `stage`, even if it raises. The entry holds the amounts of this call."""
+        """Count the time of the `with` body as part of `stage`, even if the body raises. Yields the entry of this call only."""
         entry = LedgerEntry(stage)
         with self._lock:
             self._count()
             self._used = True
             self._open.append(entry)
         ended = threading.Event()
-        beats = threading.Thread(target=self._beat, args=(ended,), daemon=True)
-        beats.start()
+        writer = threading.Thread(target=self._write_until, args=(ended,), daemon=True)
+        writer.start()
         try:
             yield entry
         except BaseException:
             with suppress(RorqualError):  # the exception from the body is the one to report
-                self._settle(entry, ended, beats)
+                self._end(entry, ended, writer)
             raise
-        self._settle(entry, ended, beats)
+        self._end(entry, ended, writer)
 
-    def _settle(self, entry: LedgerEntry, ended: threading.Event, beats: threading.Thread) -> None:
-        """Close a stage and write its remaining amounts."""
+    def _end(self, entry: LedgerEntry, ended: threading.Event, writer: threading.Thread) -> None:
+        """Close a stage and write the amounts since its last line."""
         ended.set()
-        beats.join()
+        writer.join()
         with self._lock:
             self._count()
             self._open.remove(entry)
-            self._say(self._open[0])
-            self._say(entry)
-            self._said.pop(id(entry), None)
+            self._write(self._open[0])
+            self._write(entry)
+            self._written.pop(id(entry), None)
 
     def close(self) -> None:
-        """Write the time since the last stage. A second call adds nothing."""
+        """Write the unaccounted time since the last stage. Further calls write nothing."""
         with self._lock:
             self._count()
             if self._used:
-                self._say(self._open[0])
+                self._write(self._open[0])
 
-    def _beat(self, ended: threading.Event) -> None:
+    def _write_until(self, ended: threading.Event) -> None:
+        """Write the amounts of all open stages every `every` seconds, until `ended` is set."""
         while not ended.wait(self.every):
             with self._lock, suppress(RorqualError):  # a full disk is reported when the stage ends
                 self._count()
                 for entry in list(self._open):
-                    self._say(entry)
+                    self._write(entry)
 
     def _count(self) -> None:
         """Add the time since the last count to the innermost open stage."""
@@ -127,25 +131,25 @@ class Ledger:
         entry.core_seconds += now[1] - self._mark[1]
         self._mark = now
 
-    def _say(self, entry: LedgerEntry) -> None:
+    def _write(self, entry: LedgerEntry) -> None:
         """Append the amounts of `entry` since its last line."""
-        said = self._said.get(id(entry), LedgerEntry(entry.stage))
+        written = self._written.get(id(entry), LedgerEntry(entry.stage))
         now = LedgerEntry(entry.stage, *(getattr(entry, name) for name in AMOUNTS))
-        line = {name: getattr(now, name) - getattr(said, name) for name in AMOUNTS}
+        line = {name: getattr(now, name) - getattr(written, name) for name in AMOUNTS}
         line = {name: value for name, value in line.items() if value}
         if line:
             _append(self.path, {"stage": entry.stage} | line)
-            self._said[id(entry)] = now
+            self._written[id(entry)] = now
 
 
 def cpu_seconds() -> float:
-    """Return the CPU seconds of this process (all threads) and of the child processes it has waited for."""
+    """Return the CPU seconds of all threads of this process and of the child processes that it has waited for."""
     times = os.times()
     return time.process_time() + times.children_user + times.children_system
 
 
 def process_began() -> float:
-    """Return the start time of this process on the clock of `time.monotonic`, or now if the system does not report it."""
+    """Return the start time of this process on the clock of `time.monotonic`, or the current time if it is unknown."""
     try:
         fields_after_name = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         since_boot = int(fields_after_name[19]) / os.sysconf("SC_CLK_TCK")
@@ -155,12 +159,15 @@ def process_began() -> float:
 
 
 def _append(path: Path, line: Mapping[str, Any]) -> None:
-    """Append one line in one write, so that lines of several processes do not mix. End an incomplete last line first."""
+    """Append one line with a single write, so that lines of parallel processes do not interleave.
+
+    If the file ends with an incomplete line, a newline is written first.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "ab", buffering=0) as file:
-            torn = file.tell() > 0 and not _ends_whole(path)
-            file.write((b"\n" if torn else b"") + json.dumps(line).encode() + b"\n")
+            incomplete = file.tell() > 0 and not _ends_with_newline(path)
+            file.write((b"\n" if incomplete else b"") + json.dumps(line).encode() + b"\n")
     except OSError as error:
         raise RorqualError(
             f"cannot write: {error.strerror}",
@@ -169,28 +176,28 @@ def _append(path: Path, line: Mapping[str, Any]) -> None:
         ) from error
 
 
-def _ends_whole(path: Path) -> bool:
+def _ends_with_newline(path: Path) -> bool:
     with open(path, "rb") as file:
         file.seek(-1, os.SEEK_END)
         return file.read(1) == b"\n"
 
 
 def read_ledger(path: Path) -> list[LedgerEntry]:
-    """Return the cost of each stage so far, in the order the stages began. Incomplete lines are skipped.
+    """Return one entry per stage, in the order of their first lines. Incomplete lines are skipped.
 
-    A missing file is an empty ledger.
+    Returns an empty list if the file does not exist.
     """
-    found: dict[str, LedgerEntry] = {}
+    stages: dict[str, LedgerEntry] = {}
     for raw in path.read_bytes().split(b"\n") if path.is_file() else ():
         try:
             line = json.loads(raw)
             entry = LedgerEntry(str(line.pop("stage")), **{name: line.get(name, 0) for name in AMOUNTS})
         except (ValueError, KeyError, AttributeError, TypeError):
             continue
-        found[entry.stage] = found[entry.stage] + entry if entry.stage in found else entry
-    return list(found.values())
+        stages[entry.stage] = stages[entry.stage] + entry if entry.stage in stages else entry
+    return list(stages.values())
 
 
 def total(entries: Iterable[LedgerEntry], name: str = "all") -> LedgerEntry:
-    """Return the sum of `entries` as an entry named `name`. Seconds of parallel processes add up too."""
+    """Return the sum of `entries` as an entry named `name`. The seconds of parallel processes are added, too."""
     return sum(entries, LedgerEntry(name))

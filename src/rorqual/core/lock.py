@@ -1,4 +1,4 @@
-"""Lock files that let one process write at a time. A lock names its holder and is released when that process ends."""
+"""Lock files that allow one writing process at a time. A lock file names the process that holds the lock."""
 
 from __future__ import annotations
 
@@ -17,31 +17,35 @@ from rorqual.core.errors import ConfigError, RorqualError
 
 RUN_LOCK = ".lock"
 BUSY = frozenset({errno.EWOULDBLOCK, errno.EACCES})
+"""Error numbers of `flock` for a lock that another process holds."""
 
 
 class Lock:
-    """The lock file `path`, held until `close`. It is a kernel lock, so a killed process holds none. Readers need no lock.
+    """An exclusive lock on the lock file `path`, held until `close`. Readers need no lock.
 
-    Missing parent folders are created, and removed at the end if they are still empty. If nothing else changed in the folder,
-    its modification time is restored, so resuming a finished job leaves no trace.
+    The kernel holds the lock (`flock`) and releases it when the process ends, even if the process is killed. On a file system
+    without locks, taking a lock always succeeds.
 
-    Raises RorqualError at `where` that names the process holding the lock. A file system without locks refuses nothing.
+    Missing parent folders are created; `close` removes the ones that are still empty. If no other file of the folder was
+    created or removed, `close` restores the folder's modification time. Resuming a finished job thus leaves no trace.
+
+    Raises RorqualError that names `where` and the process that holds the lock.
     """
 
     def __init__(self, path: Path, where: Path, remedy: str) -> None:
-        self.path, self._made = path, list[Path]()
+        self.path, self._created = path, list[Path]()
         try:
-            self._made = [folder for folder in path.absolute().parents if not folder.exists()]
+            self._created = [folder for folder in path.absolute().parents if not folder.exists()]
             while not self._take(where, remedy):
                 pass
         except OSError as error:
-            self._unmake()
+            self._remove_created()
             raise RorqualError(
                 f"cannot write: {error.strerror}", where=str(where), remedy="Free disk space or choose another folder."
             ) from error
 
     def _take(self, where: Path, remedy: str) -> bool:
-        """Lock the file; return False if it was replaced meanwhile, since its last holder may have removed it."""
+        """Lock the file. Return False if the previous holder removed or replaced the file meanwhile; then try again."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             before = os.stat(self.path.parent)
@@ -62,7 +66,7 @@ class Lock:
         if not same:
             os.close(self._file)
             return False
-        with suppress(OSError):  # on a full disk the lock holds, but does not name its process
+        with suppress(OSError):  # on a full disk the lock is held, but its file does not name the process
             os.ftruncate(self._file, 0)
             os.pwrite(self._file, json.dumps(_this_process()).encode(), 0)
         self._before, self._began = before, os.stat(self.path.parent).st_mtime_ns
@@ -75,36 +79,39 @@ class Lock:
         self.close()
 
     def close(self) -> None:
-        """Release the lock."""
+        """Release the lock and remove the lock file."""
         with suppress(OSError):
             unchanged = os.stat(self.path.parent).st_mtime_ns == self._began
             self.path.unlink()
             if unchanged:
                 os.utime(self.path.parent, ns=(self._before.st_atime_ns, self._before.st_mtime_ns))
         os.close(self._file)
-        self._unmake()
+        self._remove_created()
 
-    def _unmake(self) -> None:
+    def _remove_created(self) -> None:
         with suppress(OSError):
-            for folder in self._made:
+            for folder in self._created:
                 folder.rmdir()
 
 
 def own(path: Path, remedy: str) -> Lock:
-    """Lock a file, or a folder that is built in a temporary folder and then renamed."""
-    return Lock(_beside(path), path, remedy)
+    """Lock the file or folder `path` with a lock file in its parent folder.
+
+    Use it for a folder that is built under a temporary name and then renamed; otherwise lock a folder with `own_run`.
+    """
+    return Lock(_lock_path(path), path, remedy)
 
 
 def own_run(folder: Path) -> Lock:
-    """Lock a run folder, or any folder that is written in place.
+    """Lock a run folder, or another folder that is written in place, with a lock file inside the folder.
 
-    Raises RorqualError also if another process is building the folder under a temporary name.
+    Raises RorqualError if another process writes to the folder or is building it under a temporary name.
     """
     if folder.exists() and not folder.is_dir():
         raise ConfigError("not a folder", where=str(folder), remedy="Give another out=.")
     remedy = "Wait for it, or give another out=."
     lock = Lock(folder / RUN_LOCK, folder, remedy)
-    if _beside(folder).exists():
+    if _lock_path(folder).exists():
         try:
             own(folder, remedy).close()
         except BaseException:
@@ -113,9 +120,9 @@ def own_run(folder: Path) -> Lock:
     return lock
 
 
-def _beside(path: Path) -> Path:
-    whole = path.absolute()
-    return whole.parent / f".{whole.name}.lock"
+def _lock_path(path: Path) -> Path:
+    absolute = path.absolute()
+    return absolute.parent / f".{absolute.name}.lock"
 
 
 def _this_process() -> dict[str, object]:
@@ -125,10 +132,10 @@ def _this_process() -> dict[str, object]:
 
 
 def named(raw: bytes) -> str:
-    """Return the process that a lock file names: its id, its host if that is another one, and since when it holds the lock."""
+    """Describe the process in the lock file content `raw`: its id, its host if not this one, and when it took the lock."""
     try:
-        told = json.loads(raw)
-        place = "" if told["host"] == platform.node() else f" on {told['host']}"
-        return f": process {told['process']}{place}, since {told['since']}"
-    except (ValueError, KeyError, TypeError):  # the holder has not written its name yet
+        holder = json.loads(raw)
+        place = "" if holder["host"] == platform.node() else f" on {holder['host']}"
+        return f": process {holder['process']}{place}, since {holder['since']}"
+    except (ValueError, KeyError, TypeError):  # the process has not written its name yet
         return ""

@@ -1,4 +1,7 @@
-"""Progress on a terminal: done, speed and time left. One line that is rewritten, or separate lines in a pipe."""
+"""Progress reports with the steps done, the speed and the remaining time.
+
+On a terminal the report is one line that is rewritten. In a pipe or a file each report is a separate line.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,22 @@ from typing import TextIO
 
 
 def clock(seconds: float) -> str:
-    """Format seconds as a clock: `75.2` gives `1:15`."""
-    whole = max(0, round(seconds))
+    """Format a duration in seconds as m:ss or h:mm:ss: `75.2` gives `1:15`."""
+    total = max(0, round(seconds))
     return (
-        f"{whole // 60}:{whole % 60:02d}"
-        if whole < 3600
-        else f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}"
+        f"{total // 60}:{total % 60:02d}"
+        if total < 3600
+        else f"{total // 3600}:{total % 3600 // 60:02d}:{total % 60:02d}"
     )
 
 
 @dataclass
 class Progress:
-    """Prints `label  done/total  fields  speed  left m:ss` to `stream` (standard error), at most once per `every` seconds."""
+    """A progress report, printed to `stream` as `label  done/total  note  speed  left m:ss`.
+
+    `every` is the minimum number of seconds between two lines; on a terminal the line is rewritten every 0.2 s at most.
+    `start` is the number of units that were done before, so that they do not count for the speed.
+    """
 
     label: str
     total: int
@@ -35,7 +42,7 @@ class Progress:
         self._live = self.stream.isatty()
 
     def update(self, done: int, note: str = "") -> None:
-        """Report that `done` of `total` are done. `note` is a value to show, such as `loss 0.31`."""
+        """Report that `done` of `total` units are done. `note` is shown after the count, such as `loss 0.31`."""
         now = time.monotonic()
         last = done >= self.total
         if not last and now - self._shown < (0.2 if self._live else self.every):
@@ -43,8 +50,8 @@ class Progress:
         self._shown = now
         spent = max(now - self._began, 1e-9)
         speed = (done - self.start) / spent
-        left = clock((self.total - done) / speed) if speed > 0 else "?"
-        text = f"{self.label}  {done}/{self.total}  {note}  {speed:.1f} {self.unit}/s  left {left}"
+        remaining = clock((self.total - done) / speed) if speed > 0 else "?"
+        text = f"{self.label}  {done}/{self.total}  {note}  {speed:.1f} {self.unit}/s  left {remaining}"
         end = "\n" if last or not self._live else ""
         self.stream.write(("\r\x1b[K" if self._live else "") + text + end)
         self.stream.flush()

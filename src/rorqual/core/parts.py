@@ -1,6 +1,6 @@
-"""Content parts of a message, in the form of OpenAI's API: text and images.
+"""Content parts of a message, text and images, in the format of OpenAI's API.
 
-To add a kind, write a class here and add it to `AnyPart`.
+To add a type of part, define its class here and add the class to `AnyPart`.
 """
 
 from __future__ import annotations
@@ -14,31 +14,34 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from rorqual.core.errors import DataError
 
 
-def _writable(text: str) -> str:
+def _reject_surrogates(text: str) -> str:
     try:
         text.encode()
-    except UnicodeEncodeError:  # JSON can spell a lone surrogate
+    except UnicodeEncodeError:  # a JSON escape such as "\ud83d" can contain a lone surrogate
         raise ValueError("contains half of a surrogate pair") from None
     return text
 
 
-Text = Annotated[str, AfterValidator(_writable)]
+Text = Annotated[str, AfterValidator(_reject_surrogates)]
 
 
 class ContentPart(BaseModel):
-    """Base class of content parts: frozen, and unknown keys are errors. `plural` names the kind in error messages."""
+    """Base class of content parts. Parts are frozen, and unknown keys raise an error.
+
+    `plural` names the class in error messages, for example "images".
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     plural: ClassVar[str]
     type: str
 
     def label(self) -> str:
-        """Return a short text for display, keys and word counts. Equal parts have equal labels; different parts differ."""
+        """Return a short text for display, cache keys and word counts. Only equal parts have equal labels."""
         return f"[{self.type} {blake2b(self.model_dump_json().encode(), digest_size=8).hexdigest()}]"
 
 
 class TextPart(ContentPart):
-    """A piece of text. The text parts of a message are joined in order, without separators."""
+    """A text part. The text parts of a message are concatenated without separators."""
 
     plural: ClassVar[str] = "texts"
     type: Literal["text"] = "text"
@@ -49,7 +52,7 @@ class TextPart(ContentPart):
 
 
 class ImageURL(BaseModel):
-    """The location of an image: a URL, or a `data:` URL that contains it. `detail` says how closely the model shall look."""
+    """The URL of an image, or a `data:` URL that contains the image. `detail` is the resolution hint of OpenAI's API."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     url: Annotated[Text, Field(min_length=1)]
@@ -57,7 +60,7 @@ class ImageURL(BaseModel):
 
 
 class ImagePart(ContentPart):
-    """An image."""
+    """An image part."""
 
     plural: ClassVar[str] = "images"
     type: Literal["image_url"] = "image_url"
@@ -65,7 +68,7 @@ class ImagePart(ContentPart):
 
 
 AnyPart = Annotated[TextPart | ImagePart, Field(discriminator="type")]
-"""Any content part of a file or request, selected by `type`."""
+"""Union of all content parts. The key `type` selects the class."""
 KINDS: tuple[type[ContentPart], ...] = get_args(get_args(AnyPart)[0])
 TYPES = frozenset(kind.model_fields["type"].default for kind in KINDS)
 Content = str | Sequence[ContentPart]
@@ -74,9 +77,9 @@ _READER: TypeAdapter[Any] = TypeAdapter(AnyPart)
 
 
 def read_content(value: Any, where: str) -> Content:
-    """Read content from JSON or Parquet: text stays text, a list becomes parts.
+    """Parse the content of a message from JSON or Parquet. A string is returned as is, and a list becomes a tuple of parts.
 
-    Raises DataError at `where`, or at `where[1]` for a part, if the value is anything else.
+    Raises DataError that names `where`, or `where[1]` for the part with index 1, if the value is invalid.
     """
     if isinstance(value, str):
         return value
@@ -100,24 +103,24 @@ def _read_part(value: Any, where: str) -> ContentPart:
 
 
 def _without_none(value: Any) -> Any:
-    """Return `value` without keys that are None: Parquet gives each row every key that any row has."""
+    """Return `value` without the keys whose value is None. Parquet adds them: all its rows have the same keys."""
     if isinstance(value, dict):
-        return {key: _without_none(one) for key, one in value.items() if one is not None}
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
     return value
 
 
 def content_label(content: Content) -> str:
-    """Return content as text for display, keys and word counts. Parts other than text appear in brackets."""
+    """Return content as text for display, cache keys and word counts. An image appears as a label in brackets."""
     return content if isinstance(content, str) else "".join(part.label() for part in content)
 
 
 def content_json(content: Content) -> str | list[dict[str, Any]]:
-    """Return content as JSON holds it. `read_content` reads it back."""
+    """Convert content to its JSON form. `read_content` parses that form back."""
     return content if isinstance(content, str) else [part.model_dump(exclude_none=True) for part in content]
 
 
-def foreign_part(content: Content, taken: Sequence[type[ContentPart]]) -> int | None:
-    """Return the index of the first part of a kind that is not in `taken`, or None."""
+def foreign_part(content: Content, accepted: Sequence[type[ContentPart]]) -> int | None:
+    """Return the index of the first part whose class is not in `accepted`, or None if all parts are accepted."""
     if isinstance(content, str):
         return None
-    return next((number for number, part in enumerate(content) if not isinstance(part, tuple(taken))), None)
+    return next((number for number, part in enumerate(content) if not isinstance(part, tuple(accepted))), None)

@@ -1,4 +1,4 @@
-"""Records that packages exchange: messages, tools, and the run directory."""
+"""Data types that several packages share: messages, tools, and the run directory."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from rorqual.core.parts import Content, TextPart, content_label, foreign_part
 
 Role = Literal["system", "user", "assistant", "tool"]
 Thinking = Literal["auto", "on", "off"]
-"""Whether the model thinks: it decides (`auto`), it must (`on`), or it must answer at once (`off`)."""
+"""Thinking mode: the model decides (`auto`), must think first (`on`), or must answer without thinking (`off`)."""
 
 
 @dataclass(frozen=True)
 class Tool:
-    """A function that a model may call. `parameters` is the JSON schema of its arguments, which form an object."""
+    """A function that a model may call. `parameters` is the JSON schema of its arguments, which are a JSON object."""
 
     name: str
     description: str = ""
@@ -33,7 +33,7 @@ class Tool:
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A tool call that a model wrote. `arguments` is the text of a JSON object, exactly as the model wrote it."""
+    """A tool call in a reply. `arguments` is a JSON object as text, exactly as the model generated it."""
 
     id: str
     name: str
@@ -44,8 +44,8 @@ class ToolCall:
 class Message:
     """One turn of a conversation. `reasoning` is the text between `<think>` and `</think>`, or None if the turn has none.
 
-    `content` is text, or parts in the order in which the model reads them. `tool_calls` belong to an assistant turn.
-    `tool_call_id` names the call that a tool turn answers.
+    `content` is text, or a sequence of parts in prompt order. Only assistant turns have `tool_calls`. `tool_call_id` names the
+    call whose result a tool turn contains.
     """
 
     role: Role
@@ -60,7 +60,7 @@ class Message:
 
     @property
     def text(self) -> str:
-        """The content as one text; text parts are joined without separators. Raises DataError if it holds another part."""
+        """The content as one string, with text parts concatenated. Raises DataError if the content has a part of another type."""
         if isinstance(self.content, str):
             return self.content
         number = foreign_part(self.content, (TextPart,))
@@ -74,12 +74,12 @@ class Message:
 
     @property
     def label(self) -> str:
-        """The content as text for display, keys and word counts. Parts other than text appear in brackets."""
+        """The content as text for display, cache keys and word counts. An image appears as a label in brackets."""
         return content_label(self.content)
 
 
 def says_nothing(message: Message) -> bool:
-    """Return whether the content of `message` is empty or white space."""
+    """Return whether the content of `message` is empty or only white space."""
     return not message.label.strip()
 
 
@@ -87,12 +87,18 @@ STEP = re.compile(r"step-(\d{6,})$")
 CONFIG_FILE, METRICS_FILE, TOKENIZER_FILE = "run.yaml", "metrics.jsonl", "tokenizer.json"
 ROLLOUTS_FILE = "rollouts.jsonl"
 WHOLE_FILE = "whole.json"
-"""Lists the size of each file of a checkpoint, and is written last. Without it, or with another size, a checkpoint is incomplete."""
+"""Name of the file that lists the size of every file of a checkpoint.
+
+It is written last. A checkpoint is incomplete if this file is missing or a size differs.
+"""
 
 
 @dataclass(frozen=True)
 class RunDir:
-    """A run directory, which one command passes to the next: `run.yaml`, `metrics.jsonl`, `tokenizer.json`, `step-000200/`."""
+    """A run directory with `run.yaml`, `metrics.jsonl`, `tokenizer.json` and checkpoints such as `step-000200/`.
+
+    The run directory that one command writes is the input of the next command.
+    """
 
     path: Path
 
@@ -113,17 +119,18 @@ class RunDir:
         return self.path / TOKENIZER_FILE
 
     def step_dir(self, step: int) -> Path:
+        """Return the folder of the checkpoint of `step`."""
         return self.path / f"step-{step:06d}"
 
     def steps(self) -> list[int]:
-        """Return all steps with a checkpoint, complete or not, in ascending order."""
+        """Return the steps that have a checkpoint, complete or incomplete, in ascending order."""
         if not self.path.is_dir():
             return []
         matches = (STEP.match(entry.name) for entry in self.path.iterdir() if entry.is_dir())
         return sorted(int(match.group(1)) for match in matches if match)
 
     def why_torn(self, step: int) -> str | None:
-        """Return what is wrong with a checkpoint, or None if it is complete."""
+        """Return why the checkpoint of `step` is incomplete, or None if it is complete."""
         folder = self.step_dir(step)
         try:
             sizes = json.loads((folder / WHOLE_FILE).read_text(encoding="utf-8"))
@@ -136,7 +143,7 @@ class RunDir:
         return None
 
     def newest_whole(self) -> tuple[int | None, list[str]]:
-        """Return the newest complete checkpoint's step (None without one), and a message for each incomplete one skipped."""
+        """Return the step of the newest complete checkpoint, or None, and one message per newer incomplete checkpoint."""
         skipped: list[str] = []
         for step in reversed(self.steps()):
             reason = self.why_torn(step)
@@ -148,7 +155,7 @@ class RunDir:
     def checkpoint(self) -> Path:
         """Return the folder of the newest complete checkpoint.
 
-        Raises CheckpointError if the run has none.
+        Raises CheckpointError if the run has no complete checkpoint.
         """
         if not self.config_file.is_file():
             raise CheckpointError(
@@ -168,7 +175,7 @@ class RunDir:
     def config(self) -> dict[str, Any]:
         """Return the content of `run.yaml`.
 
-        Raises CheckpointError that names the file if it is missing or is not a YAML mapping.
+        Raises CheckpointError that names the file if the file is missing or is not a YAML mapping.
         """
         where = str(self.config_file)
         try:
@@ -186,16 +193,16 @@ class RunDir:
         return data
 
     def metrics(self) -> Iterator[dict[str, Any]]:
-        """Yield the records of `metrics.jsonl`. An incomplete last line, left by a kill, is skipped."""
+        """Yield the records of `metrics.jsonl`. An incomplete line, which a killed process leaves behind, is skipped."""
         return read_lines(self.metrics_file)
 
     def rollouts(self) -> Iterator[dict[str, Any]]:
-        """Yield the lines of `rollouts.jsonl`, one per group of samples in a step. A run that saved no rollouts yields none."""
+        """Yield the records of `rollouts.jsonl`, one per step and group of samples. Yields nothing if the file is missing."""
         return read_lines(self.rollouts_file)
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the JSON lines of a file that may still grow. Incomplete lines are skipped; a missing file yields none."""
+    """Yield the parsed lines of a JSONL file, which may still be written. Incomplete lines and a missing file are skipped."""
     if not path.is_file():
         return
     for line in path.read_bytes().split(b"\n"):
@@ -206,9 +213,10 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file atomically: a reader or a kill sees the old file or the new one, never a part.
+    """Write a file atomically. Readers see either the old or the new file, even if the process is killed during the write.
 
-    A device or a pipe, such as /dev/null, is written directly and not replaced. Raises RorqualError if the write fails.
+    A device or a pipe, such as /dev/null, is written directly instead of being replaced. Raises RorqualError if the write
+    fails.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -222,7 +230,7 @@ def write_atomic(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        with suppress(OSError):  # such as a parent path that is a file
+        with suppress(OSError):  # for example if a parent of the path is a file
             temporary.unlink(missing_ok=True)
         raise RorqualError(
             f"cannot write: {error.strerror}",
@@ -232,5 +240,5 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any] | list[Any]) -> None:
-    """Write JSON with sorted keys, atomically."""
+    """Write `value` atomically as JSON with sorted keys."""
     write_atomic(path, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())

@@ -1,6 +1,6 @@
-"""The sampling parameters. Each has its name, type, range, default and meaning in one place: a field of `SamplingParams`.
+"""The sampling parameters. A field of `SamplingParams` defines the name, type, range, default and description of a parameter.
 
-`PARAMS` collects these facts from the fields. Five places derive from it:
+`PARAMS` collects these definitions. The following code is derived from `PARAMS`:
 
 - the engine's checks (`check_params`)
 - the keys of prompt files (`generate/schema.py`)
@@ -8,7 +8,7 @@
 - the messages to the engine's process (`serve/wire.py`)
 - requests to a remote endpoint (`engine/remote/engine.py`)
 
-To add a parameter, add a field here and implement its effect in the sampler.
+To add a parameter, add a field to `SamplingParams` and implement its effect in the sampler.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rorqual.core.errors import DataError
 
 INT32, INT64 = 2**31 - 1, 2**63 - 1
 SAFE = 2**53 - 1
-"""The largest integer that every JSON reader preserves."""
+"""The largest integer that all JSON parsers read exactly; many parsers read numbers as float64."""
 LARGEST = sys.float_info.max
 MAX_TOP_LOGPROBS = 20
 MAX_SERVED_N = 128
@@ -33,15 +33,15 @@ _SHOWN = 60
 
 @dataclass(frozen=True)
 class Grammar:
-    """A constraint that a reply must match. `kind` says what `source` holds:
+    """A grammar that constrains the reply. `kind` determines the content of `source`:
 
     - "json_schema": a JSON schema.
-    - "regex": a regular expression for the whole reply.
-    - "choice": a JSON list of texts.
-    - "json": nothing; any JSON object matches.
-    - "calls": `{"tools": [{"name": ..., "parameters": schema}], "many": bool}`. The reply calls one of these functions, or
-      with `many` one or more, in the chat format's own syntax. With `"answer": schema` the reply may instead be a JSON text
-      that matches this schema.
+    - "regex": a regular expression that the whole reply must match.
+    - "choice": a JSON list of strings; the reply must be one of them.
+    - "json": empty; any JSON object matches.
+    - "calls": `{"tools": [{"name": ..., "parameters": schema}], "many": bool}`. The reply must call one of these tools, or with
+      `many` one or more, in the syntax of the chat format. With `"answer": schema` the reply may instead be JSON that matches
+      this schema.
     """
 
     kind: GrammarKind
@@ -53,36 +53,39 @@ class Grammar:
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits that some ranges depend on: the model's number of token ids, and `max_tokens` of the request."""
+    """Upper limits for some ranges: the number of token ids of the model, and `max_tokens` of the request."""
 
     vocab_size: int
     max_tokens: int
 
 
 class ParamType(ABC):
-    """A parameter's type: its range, its check, and its JSON form."""
+    """Base class of parameter types. A type defines the valid range, how to check a value, and the JSON form."""
 
     @property
     @abstractmethod
-    def said(self) -> str:
-        """The range in words, to follow "Give ..."."""
+    def range_text(self) -> str:
+        """The valid range as text that completes the remedy "Give ...", for example "a number from 0 to 1"."""
 
     @abstractmethod
     def check(self, where: str, name: str, value: Any, limits: Limits) -> None:
         """Raise a DataError that names the value and the range if `value` is out of range."""
 
     def read(self, value: Any) -> Any:
-        """Convert a JSON value to its form in `SamplingParams`. A value of the wrong form is returned unchanged."""
+        """Convert a JSON value to its type in `SamplingParams`. A value that cannot be converted is returned unchanged."""
         return value
 
     def write(self, value: Any) -> Any:
-        """Convert a value to its JSON form in OpenAI's API, or in vLLM's extensions of it."""
+        """Convert a value to its JSON form in OpenAI's API or in vLLM's extensions of that API."""
         return value
 
 
 @dataclass(frozen=True)
 class IntRange(ParamType):
-    """A whole number from `low` to `high`, inclusive; any if both are None. `within` names a limit that also caps it."""
+    """An integer from `low` to `high`, inclusive; any integer if both are None.
+
+    `within` names a field of `Limits` that can lower the upper bound.
+    """
 
     low: int | None = None
     high: int | None = None
@@ -94,22 +97,22 @@ class IntRange(ParamType):
         return {"ge": self.low, "le": self.high}
 
     @property
-    def said(self) -> str:
+    def range_text(self) -> str:
         return "a whole number" if self.low is None else f"a whole number from {self.low} to {self.high}"
 
     def check(self, where: str, name: str, value: Any, limits: Limits) -> None:
         low, high = self.low, self.high
         if self.within and high is not None:
             high = min(high, getattr(limits, self.within))
-        # Not isinstance: True is an int to it.
+        # Compare the type, because isinstance(True, int) is true.
         inside = type(value) is int and (low is None or low <= value) and (high is None or value <= high)
         if not inside:
-            raise _outside(where, name, value, IntRange(low, high).said)
+            raise _outside(where, name, value, IntRange(low, high).range_text)
 
 
 @dataclass(frozen=True)
 class FloatRange(ParamType):
-    """A number from `low` to `high`. `above` excludes `low` itself, `below` excludes `high` itself."""
+    """A number from `low` to `high`. `above` excludes `low`, and `below` excludes `high`."""
 
     low: float
     high: float
@@ -123,7 +126,7 @@ class FloatRange(ParamType):
         return {low: self.low, high: self.high, "allow_inf_nan": False}
 
     @property
-    def said(self) -> str:
+    def range_text(self) -> str:
         if self.high == LARGEST:
             return f"a finite number from {self.low:g}"
         if self.above:
@@ -138,29 +141,29 @@ class FloatRange(ParamType):
         # NaN fails every comparison. An int too large for a float still compares exactly.
         inside = type(value) in (int, float) and self.low <= value <= self.high
         if not inside or (self.above and value == self.low) or (self.below and value == self.high):
-            raise _outside(where, name, value, self.said)
+            raise _outside(where, name, value, self.range_text)
 
 
 @dataclass(frozen=True)
 class Flag(ParamType):
-    """True or false."""
+    """A boolean."""
 
-    said = "true or false"
+    range_text = "true or false"
 
     def check(self, where: str, name: str, value: Any, limits: Limits) -> None:
         if type(value) is not bool:
-            raise _outside(where, name, value, self.said)
+            raise _outside(where, name, value, self.range_text)
 
 
 @dataclass(frozen=True)
 class TextList(ParamType):
-    """Up to `most` texts of 1 to `longest` characters. In JSON a single text may stand without a list."""
+    """A list of up to `most` strings of 1 to `longest` characters. JSON may also give a single string."""
 
     most: int
     longest: int
 
     @property
-    def said(self) -> str:
+    def range_text(self) -> str:
         return f"a text or a list of up to {self.most} texts, each of 1 to {self.longest} characters"
 
     def check(self, where: str, name: str, value: Any, limits: Limits) -> None:
@@ -187,14 +190,14 @@ class TextList(ParamType):
 
 @dataclass(frozen=True)
 class TokenList(ParamType):
-    """A list of token ids, of at most `most` entries if that is set."""
+    """A list of token ids, with at most `most` entries if `most` is set."""
 
     most: int | None = None
-    said = "a list of token ids"
+    range_text = "a list of token ids"
 
     def check(self, where: str, name: str, value: Any, limits: Limits) -> None:
         if not isinstance(value, tuple | list):
-            raise _outside(where, name, value, self.said)
+            raise _outside(where, name, value, self.range_text)
         for id_ in value:
             IntRange(0, limits.vocab_size - 1).check(where, name, id_, limits)
 
@@ -207,19 +210,19 @@ class TokenList(ParamType):
 
 @dataclass(frozen=True)
 class TokenBiases(ParamType):
-    """Up to `most` pairs of a token id and a number from `-bound` to `bound`. In JSON they form an object."""
+    """Up to `most` pairs of a token id and a bias from `-bound` to `bound`. In JSON they are an object {token id: bias}."""
 
     most: int
     bound: float
 
     @property
     def bias(self) -> FloatRange:
-        """The range of one bias."""
+        """The type of a single bias."""
         return FloatRange(-self.bound, self.bound)
 
     @property
-    def said(self) -> str:
-        return f"token ids, each with {self.bias.said}"
+    def range_text(self) -> str:
+        return f"token ids, each with {self.bias.range_text}"
 
     def check(self, where: str, name: str, value: Any, limits: Limits) -> None:
         if not isinstance(value, tuple | list) or not all(isinstance(b, tuple | list) and len(b) == 2 for b in value):
@@ -251,9 +254,9 @@ class TokenBiases(ParamType):
 
 @dataclass(frozen=True)
 class GrammarType(ParamType):
-    """A `Grammar`. In JSON it is an object with `kind` and `source`."""
+    """A `Grammar`. In JSON it is an object with the keys `kind` and `source`."""
 
-    said = 'such as {"kind": "regex", "source": "[0-9]+"}'
+    range_text = 'such as {"kind": "regex", "source": "[0-9]+"}'
 
     def check(self, where: str, name: str, value: Any, limits: Limits) -> None:
         if not isinstance(value, Grammar) or not isinstance(value.source, str):
@@ -271,7 +274,7 @@ class GrammarType(ParamType):
 
 @dataclass(frozen=True)
 class InFile:
-    """The range or default in a prompt file and on its command line, if it differs from the engine's."""
+    """The range or default of a parameter in prompt files and on the command line, if it differs from the engine's."""
 
     type: ParamType | None = None
     default: Any = ...
@@ -279,7 +282,7 @@ class InFile:
 
 @dataclass(frozen=True)
 class OnServer:
-    """The range or default in a request to the server, if it differs from the engine's."""
+    """The range or default of a parameter in requests to the server, if it differs from the engine's."""
 
     type: ParamType | None = None
     default: Any = ...
@@ -287,17 +290,17 @@ class OnServer:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to sample. The same `seed` gives the same answer.
+    """The sampling parameters of a request. Repeating a request with the same `seed` gives the same reply.
 
-    Each field states its type, its range in the engine, differences elsewhere (`InFile`, `OnServer`), its meaning and its
-    default. The filters apply in the order top_k, top_p, min_p, as in transformers.
+    Each annotation holds the type, the range in the engine, ranges or defaults that differ elsewhere (`InFile`, `OnServer`),
+    and the description. The filters apply in the order top_k, top_p, min_p, as in transformers.
     """
 
     max_tokens: Annotated[
         int,
         IntRange(1, INT32),
         InFile(default=1024),
-        "Maximum number of tokens in the reply, including its thinking.",
+        "Maximum number of tokens in the reply, including the thinking.",
     ] = 64
     temperature: Annotated[
         float,
@@ -309,32 +312,34 @@ class SamplingParams:
     top_p: Annotated[
         float,
         FloatRange(0, 1, above=True),
-        "Sample from the most likely tokens whose probabilities add up to this share; 1 disables it.",
+        "Sample from the most likely tokens whose probabilities add up to this share; 1 disables the filter.",
     ] = 1.0
     top_k: Annotated[
         int,
         IntRange(0, INT32),
         OnServer(IntRange(-1, INT32)),
-        "Sample from this many of the most likely tokens; 0 disables it.",
+        "Sample from this many of the most likely tokens; 0 disables the filter.",
     ] = 0
     seed: Annotated[
         int,
         IntRange(),
         InFile(IntRange(0, SAFE)),
         OnServer(IntRange(-INT64 - 1, INT64)),
-        "Seed of the random numbers. They depend only on the seed, the sample's index and the position: give independent requests "
-        "different seeds.",
+        "Random seed. The random numbers depend only on the seed, the sample index and the token position. Give requests "
+        "that should be independent different seeds.",
     ] = 0
     n: Annotated[int, IntRange(1, 4096), OnServer(IntRange(1, MAX_SERVED_N)), "Number of samples."] = 1
-    ignore_eos: Annotated[bool, Flag(), "Continue to `max_tokens` whatever is drawn, to measure speed."] = False
+    ignore_eos: Annotated[
+        bool, Flag(), "Do not stop at end-of-sequence tokens, so that a benchmark generates `max_tokens` tokens."
+    ] = False
     min_p: Annotated[
         float,
         FloatRange(0, 1, below=True),
-        "Sample from tokens at least this share as likely as the most likely one; 0 disables it.",
+        "Sample from tokens whose probability is at least this share of the highest probability; 0 disables the filter.",
     ] = 0.0
     repetition_penalty: Annotated[
         float,
-        # Below this range a divided logit overflows.
+        # With a penalty below 0.01, the divided logit can overflow.
         FloatRange(0.01, 100),
         OnServer(FloatRange(0.01, 10)),
         "Divides the positive logits, and multiplies the negative logits, of tokens that occur in the prompt or the reply "
@@ -350,57 +355,61 @@ class SamplingParams:
         float,
         FloatRange(-100, 100),
         OnServer(FloatRange(-2, 2)),
-        "Subtracted from the logit of a token once for each occurrence in the reply (OpenAI's API).",
+        "Subtracted from the logit of a token for each occurrence of the token in the reply (OpenAI's API).",
     ] = 0.0
     logit_bias: Annotated[
         tuple[tuple[int, float], ...],
         TokenBiases(1024, 100),
-        "Added to the logits of these tokens, as pairs (token, bias).",
+        "Pairs (token, bias): the bias is added to the logit of the token.",
     ] = ()
     stop: Annotated[
         tuple[str, ...],
         TextList(16, 256),
-        "Stop strings: the reply's text ends before the first. The tokens of a stop string remain in `token_ids`.",
+        "Stop strings. The text of the reply ends before the first stop string; its tokens remain in `token_ids`.",
     ] = ()
     stop_token_ids: Annotated[
         tuple[int, ...],
         TokenList(),
         InFile(TokenList(1024)),
         OnServer(TokenList(16)),
-        "Further tokens that end the reply. The stop token remains in `token_ids`.",
+        "Additional tokens that end the reply. The stop token remains in `token_ids`.",
     ] = ()
     top_logprobs: Annotated[
         int,
         IntRange(0, MAX_TOP_LOGPROBS, within="vocab_size"),
-        "Number of most likely tokens to return with each token, with their log-probabilities.",
+        "Number of most likely tokens whose log-probabilities are returned at each position.",
     ] = 0
     grammar: Annotated[
         Grammar | None,
         GrammarType(),
-        "Constraint that the reply must match. If the model thinks, it applies after `</think>`.",
+        "Grammar that constrains the reply. If the model thinks, the grammar applies after `</think>`.",
     ] = None
     min_tokens: Annotated[
         int,
         IntRange(0, INT32, within="max_tokens"),
-        "Minimum number of tokens, including thinking. Before it, no end of the model, stop token or stop string ends the reply. "
-        "A grammar takes precedence: if it allows only the end, the reply ends.",
+        "Minimum number of tokens, including thinking. Earlier end-of-sequence tokens, stop tokens and stop strings do not end "
+        "the reply. A grammar takes precedence: if it allows only the end, the reply ends.",
     ] = 0
     min_p_first: Annotated[
         bool,
         Flag(),
-        "Apply min_p, then top_k, then top_p, as vLLM does. `top_p` is then a share of what min_p left.",
+        "Apply the filters in the order min_p, top_k, top_p, as vLLM does. `top_p` is then a share of the probability that remains "
+        "after min_p and top_k.",
     ] = False
     prompt_logprobs: Annotated[
         int | None,
         IntRange(0, MAX_TOP_LOGPROBS, within="vocab_size"),
-        "Return log-probabilities of the prompt's tokens, with this many most likely alternatives; None disables it. They come from the "
-        "plain softmax, without penalties or temperature. The whole prompt is computed: cached prefixes have no logits.",
+        "Return the log-probability of each prompt token and of this many most likely alternatives; None disables it. They come from the "
+        "plain softmax, without penalties or temperature. The prefix cache is not used, because it stores no logits.",
     ] = None
 
 
 @dataclass(frozen=True)
 class Param:
-    """One field of `SamplingParams`. `type` is its range in the engine; `in_file` and `served` are its ranges elsewhere."""
+    """The definition of one sampling parameter.
+
+    `type` is the range in the engine, `in_file` the range in prompt files, and `served` the range in requests to the server.
+    """
 
     name: str
     annotation: Any
@@ -414,18 +423,18 @@ class Param:
 
 
 def _param(name: str, annotation: Any, default: Any) -> Param:
-    kind, *rest = annotation.__metadata__
-    places = {type(one): one for one in rest if not isinstance(one, str)}
+    engine_type, *metadata = annotation.__metadata__
+    places = {type(item): item for item in metadata if not isinstance(item, str)}
     file, served = places.get(InFile, InFile()), places.get(OnServer, OnServer())
     return Param(
         name,
         annotation.__origin__,
-        rest[-1],
-        kind,
+        metadata[-1],
+        engine_type,
         default,
-        file.type or kind,
+        file.type or engine_type,
         default if file.default is ... else file.default,
-        served.type or kind,
+        served.type or engine_type,
         default if served.default is ... else served.default,
     )
 
@@ -440,10 +449,10 @@ SERVER_DEFAULTS = SamplingParams(**{name: param.served_default for name, param i
 
 
 def check_params(params: SamplingParams, *, vocab_size: int, where: str) -> None:
-    """Check all parameters. `vocab_size` is the number of token ids of the model; `where` names the request.
+    """Check all parameters. `vocab_size` is the number of token ids of the model; `where` names the request in errors.
 
-    Raises DataError that names the first parameter out of range, its value and its range. A value of the wrong type (a bool
-    for a number, NaN) is out of range.
+    Raises DataError that names the first invalid parameter, its value and its range. NaN and values of a wrong type, such as a
+    bool for a number, are invalid.
     """
     limits = Limits(vocab_size, params.max_tokens)
     for name, param in PARAMS.items():
@@ -453,12 +462,12 @@ def check_params(params: SamplingParams, *, vocab_size: int, where: str) -> None
 
 
 def to_json(params: SamplingParams) -> dict[str, Any]:
-    """Return all parameters by name, as JSON values. `from_json` reads them back to equal ones."""
+    """Return the parameters as a dict, keyed by name. `from_json` converts its JSON form back to equal parameters."""
     return asdict(params)
 
 
 def from_json(data: Mapping[str, Any]) -> SamplingParams:
-    """Read the parameters that `to_json` wrote, converting JSON's lists back to tuples."""
+    """Build the parameters from the dict that `to_json` returned. JSON lists become tuples."""
     return SamplingParams(**{name: PARAMS[name].type.read(value) for name, value in data.items()})
 
 
@@ -471,7 +480,7 @@ def _shown(value: Any) -> str:
     if isinstance(value, int) and value.bit_length() > 200:
         return f"a number of {value.bit_length()} bits"
     if isinstance(value, str | int | float | None):
-        # A lone surrogate would make the message itself impossible to print.
+        # A message with a lone surrogate could not be printed.
         text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
     else:
         text = f"a {type(value).__name__}"

@@ -1,4 +1,4 @@
-"""Import a user's Python file and report errors in it by file and line."""
+"""Import of a user's Python file, with errors that name the file and line."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from rorqual.core.errors import RorqualError
 
 
 def import_file(path: Path, error: type[RorqualError]) -> ModuleType:
-    """Import the module in `path`. Each call executes it again; no bytecode is written.
+    """Import the Python file `path` as a module. Each call executes the file again; no bytecode is written.
 
-    Raises `error`, with file and line, if the file does not exist or raises.
+    Raises `error` if the file does not exist, or with the file and line if importing it raises.
     """
     if not path.is_file():
         raise error("no such file", where=str(path), remedy="Check the path; it is relative to the current folder.")
@@ -25,15 +25,16 @@ def import_file(path: Path, error: type[RorqualError]) -> ModuleType:
     if spec is None or spec.loader is None:
         raise error("not a Python file", where=str(path), remedy="Name a .py file.")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickle look a class's module up by name
+    sys.modules[name] = module  # dataclasses and pickle look up the module of a class by name
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as raised:  # user code may raise anything
         del sys.modules[name]
         line = raised.lineno if isinstance(raised, SyntaxError) and raised.filename == str(resolved) else None
-        frames = [one.lineno for one in traceback.extract_tb(raised.__traceback__) if one.filename == str(resolved)]
-        line = line or (frames[-1] if frames else 1)
+        frames = traceback.extract_tb(raised.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(resolved)]
+        line = line or (lines[-1] if lines else 1)
         what = f"importing it raised {type(raised).__name__}: {raised}"
         raise error(what, where=f"{path}:{line}", remedy="Fix that line.") from raised
     finally:

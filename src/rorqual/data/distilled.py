@@ -1,11 +1,12 @@
-"""A teacher's samples as one Parquet file: one row per sample, with its origin, its verdict and the filter that dropped it.
+"""The Parquet format of teacher samples: one row per sample, with its origin, its verdict and the filter that dropped it.
 
-Format 2 is used if any message has content parts: `messages` then have `parts`, the content as JSON, and `content` is its
-label. Otherwise the format is 1. The file's metadata hold `rorqual.format`, `rorqual.tokenizer` (the sha256 of the teacher's
-tokenizer.json; empty for a remote teacher that returns no tokens) and `rorqual.vocab` (the vocabulary size).
+If any message has content parts, the file has format 2: each message has a key `parts` with its content as JSON, and `content`
+is a text label. All other files have format 1. The file metadata has the keys `rorqual.format`, `rorqual.tokenizer` (SHA-256
+of the teacher's tokenizer.json, or empty for a remote teacher that returns no token ids) and `rorqual.vocab` (vocabulary
+size).
 
-For each of `token_ids`, `top_ids` and `top_logprobs` hold the teacher's k most likely next tokens and their log-probabilities
-at temperature 1.
+For each position of `token_ids`, `top_ids` and `top_logprobs` hold the k most likely tokens of the teacher and their
+log-probabilities at temperature 1.
 """
 
 from __future__ import annotations
@@ -62,26 +63,27 @@ SCHEMAS = {
     "1": SCHEMA,
     "2": SCHEMA.set(SCHEMA.get_field_index("messages"), pa.field("messages", pa.list_(_message_of_parts))),
 }
-"""The columns of each format."""
+"""The Parquet schema of each format."""
 
 
 def no_ids() -> Ids:
-    """Return an empty [0, 0] array: no alternatives were stored."""
+    """Return an array of shape [0, 0]: the `top_ids` of a sample without stored alternatives."""
     return np.zeros((0, 0), np.int32)
 
 
 def no_logprobs() -> Logprobs:
-    """Return an empty [0, 0] array: no alternatives were stored."""
+    """Return an array of shape [0, 0]: the `top_logprobs` of a sample without stored alternatives."""
     return np.zeros((0, 0), np.float32)
 
 
 @dataclass(frozen=True, eq=False)
 class Distilled:
-    """One sample of a teacher. `messages` end with the assistant's reply; `dropped` is "" or the name of a filter.
+    """One teacher sample. The last of `messages` is the teacher's reply.
 
-    `params` is the JSON of the sampling parameters, and `number` the sample's index within its problem. `core_seconds` is its
-    share of CPU time. `money` is its cost, in the currency of the given price. `top_ids` and `top_logprobs` are
-    [len(token_ids), k], or [0, 0] if none were stored.
+    `dropped` is the name of the filter that dropped the sample, or "". `params` holds the sampling parameters as JSON, and
+    `number` is the index of the sample among the samples of its problem. `core_seconds` is the CPU time of the sample, and
+    `money` its cost in the currency of the configured price. `top_ids` and `top_logprobs` have the shape
+    [len(token_ids), k], or [0, 0] if no alternatives were stored.
     """
 
     key: str
@@ -107,7 +109,10 @@ class Distilled:
 
 @dataclass(frozen=True)
 class DistilledFile:
-    """All rows of a file, and the tokenizer of their ids (`tokenizer` "" and `vocab` 0 if there are no ids)."""
+    """All samples of a file, with the fingerprint and vocabulary size of the teacher's tokenizer.
+
+    Without token ids, `tokenizer` is "" and `vocab` is 0.
+    """
 
     rows: list[Distilled]
     tokenizer: str = ""
@@ -115,18 +120,18 @@ class DistilledFile:
 
     @property
     def kept(self) -> list[Distilled]:
-        """The rows that no filter dropped."""
+        """The samples that no filter dropped."""
         return [row for row in self.rows if not row.dropped]
 
 
 def write_distilled(path: Path, rows: Iterable[Distilled], *, tokenizer: str = "", vocab: int = 0) -> None:
-    """Write the file atomically. The same rows give the same bytes."""
-    sink, held = io.BytesIO(), list(rows)
-    format_ = "1" if all(isinstance(m.content, str) for row in held for m in row.messages) else "2"
+    """Write samples to a Parquet file atomically. Equal samples give identical bytes."""
+    sink, samples = io.BytesIO(), list(rows)
+    format_ = "1" if all(isinstance(m.content, str) for row in samples for m in row.messages) else "2"
     schema = SCHEMAS[format_].with_metadata({FORMAT_KEY: format_, TOKENIZER_KEY: tokenizer, VOCAB_KEY: str(vocab)})
     with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
-        for start in range(0, max(len(held), 1), ROWS_AT_ONCE):
-            writer.write_table(_table(held[start : start + ROWS_AT_ONCE], SCHEMAS[format_]))
+        for start in range(0, max(len(samples), 1), ROWS_AT_ONCE):
+            writer.write_table(_table(samples[start : start + ROWS_AT_ONCE], SCHEMAS[format_]))
     write_atomic(path, sink.getvalue())
 
 
@@ -151,7 +156,7 @@ def _message_row(message: Message) -> dict[str, Any]:
 
 
 def _lists(arrays: Sequence[npt.NDArray[Any]], kind: pa.DataType) -> pa.Array:
-    """Convert arrays [tokens, k] to lists of lists, without creating a Python object for each number."""
+    """Convert arrays of shape [tokens, k] to an Arrow column of nested lists without creating a Python object per number."""
     widths = np.concatenate([np.full(a.shape[0], a.shape[1], np.int32) for a in arrays] or [np.zeros(0, np.int32)])
     values = np.concatenate([a.reshape(-1) for a in arrays] or [np.zeros(0)])
     inner = pa.ListArray.from_arrays(_offsets(widths), pa.array(values, kind))
@@ -163,7 +168,7 @@ def _offsets(lengths: Any) -> pa.Array:
 
 
 def is_distilled(path: Path) -> bool:
-    """Return whether `path` is a Parquet file that `write_distilled` wrote. A missing file gives False."""
+    """Return whether `path` is a Parquet file that `write_distilled` wrote. Return False for a missing file."""
     try:
         return FORMAT_KEY in (pq.read_schema(path).metadata or {})
     except (OSError, pa.ArrowException):
@@ -171,7 +176,10 @@ def is_distilled(path: Path) -> bool:
 
 
 def read_distilled(path: Path) -> DistilledFile:
-    """Read all rows. Raises DataError that names the file if it is missing, corrupt, of another format, or empty."""
+    """Read all samples of a file that `write_distilled` wrote.
+
+    Raises DataError that names the file if it is missing, corrupt or empty, or has an unknown format.
+    """
     file = _open(path)
     rows = [row for first, batch in _batches(file, path, None) for row in _rows(batch, path, first)]
     if not rows:
@@ -180,22 +188,22 @@ def read_distilled(path: Path) -> DistilledFile:
     tokenizer, vocab = (metadata.get(key, b"").decode("utf-8", "replace") for key in (TOKENIZER_KEY, VOCAB_KEY))
     if not vocab.isdecimal():
         raise DataError(
-            f"its vocabulary size is {vocab!r:.40}, not a number", where=str(path), remedy="Sample the teacher again."
+            f"the vocabulary size is {vocab!r:.40}, not a number", where=str(path), remedy="Sample the teacher again."
         )
     return DistilledFile(rows, tokenizer, int(vocab))
 
 
 def read_kept_messages(path: Path) -> tuple[dict[int, tuple[Message, ...]], int]:
-    """Return the conversations that no filter dropped, by row number, and the number of dropped rows."""
-    found: dict[int, tuple[Message, ...]] = {}
+    """Return the messages of the samples that no filter dropped, by row number, and the number of dropped samples."""
+    kept: dict[int, tuple[Message, ...]] = {}
     dropped = 0
     for first, batch in _batches(_open(path), path, ["messages", "dropped"]):
         for number, row in enumerate(batch.to_pylist(), start=first):
             if row["dropped"]:
                 dropped += 1
             else:
-                found[number] = _messages(row["messages"], f"{path}:row {number}")
-    return found, dropped
+                kept[number] = _messages(row["messages"], f"{path}:row {number}")
+    return kept, dropped
 
 
 def _open(path: Path) -> pq.ParquetFile:
@@ -206,26 +214,28 @@ def _open(path: Path) -> pq.ParquetFile:
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"not Parquet: {error}", where=str(path), remedy="Write the file again.") from None
     metadata = file.schema_arrow.metadata or {}
-    found = metadata.get(FORMAT_KEY, b"none").decode("utf-8", "replace")
-    if found not in SCHEMAS:
+    format_ = metadata.get(FORMAT_KEY, b"none").decode("utf-8", "replace")
+    if format_ not in SCHEMAS:
         raise DataError(
-            f"not a teacher's samples in format {' or '.join(SCHEMAS)} (found: {found})",
+            f"not a file of teacher samples in format {' or '.join(SCHEMAS)} (found: {format_})",
             where=str(path),
             remedy="Give the data.parquet that `rorqual distil` wrote.",
         )
     if missing := set(SCHEMA.names) - set(file.schema_arrow.names):
         raise DataError(f"no column {', '.join(sorted(missing))}", where=str(path), remedy="Write the file again.")
-    for wanted in SCHEMAS[found]:
-        kind = file.schema_arrow.field(wanted.name).type
-        if kind != wanted.type:
+    for column in SCHEMAS[format_]:
+        actual = file.schema_arrow.field(column.name).type
+        if actual != column.type:
             raise DataError(
-                f"column '{wanted.name}' is {kind}, not {wanted.type}", where=str(path), remedy="Write the file again."
+                f"column '{column.name}' is {actual}, not {column.type}",
+                where=str(path),
+                remedy="Write the file again.",
             )
     return file
 
 
 def _batches(file: pq.ParquetFile, path: Path, columns: list[str] | None) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Yield record batches, each with the number of its first row. Raises DataError if a value is null."""
+    """Yield (row number of the first row, record batch). Raises DataError if a value is null."""
     first = 1
     try:
         for batch in file.iter_batches(ROWS_AT_ONCE, columns=columns or SCHEMA.names):
@@ -248,30 +258,30 @@ def _rows(batch: pa.RecordBatch, path: Path, first: int) -> Iterator[Distilled]:
         where = f"{path}:row {number}"
         row["messages"] = _messages(row["messages"], where)
         try:
-            top, its = next(ids), next(logprobs)
-            whole = all(isinstance(id_, int) for name in ("prompt_ids", "token_ids") for id_ in row[name])
+            top_ids, top_logprobs = next(ids), next(logprobs)
+            complete = all(isinstance(id_, int) for name in ("prompt_ids", "token_ids") for id_ in row[name])
         except ValueError:
-            whole = False
-        if not whole:
+            complete = False
+        if not complete:
             raise DataError("token ids or alternatives are missing", where=where, remedy="Sample the teacher again.")
-        yield Distilled(**row, top_ids=top, top_logprobs=its)
+        yield Distilled(**row, top_ids=top_ids, top_logprobs=top_logprobs)
 
 
-def _messages(given: list[dict[str, Any] | None], where: str) -> tuple[Message, ...]:
-    """Read the messages of a row; the last must be an assistant message."""
+def _messages(rows: list[dict[str, Any] | None], where: str) -> tuple[Message, ...]:
+    """Read the messages of a sample. Raises DataError if one is invalid or the last is not an assistant message."""
     roles = get_args(Role)
-    for number, message in enumerate(given, start=1):
+    for number, message in enumerate(rows, start=1):
         role, content = (None, None) if message is None else (message["role"], message["content"])
         if role not in roles or content is None:
             fault = f"unknown role {role!r}" if role not in roles else "key 'content' is null"
             raise DataError(fault, where=f"{where}: message {number}", remedy="Write the file again.")
-    made = tuple(_made(message, f"{where}: message {n}") for n, message in enumerate(given, start=1) if message)
-    if not made or made[-1].role != "assistant":
-        raise DataError("it does not end with an assistant turn", where=where, remedy="Write the file again.")
-    return made
+    messages = tuple(_message_of(row, f"{where}: message {n}") for n, row in enumerate(rows, start=1) if row)
+    if not messages or messages[-1].role != "assistant":
+        raise DataError("the last turn is not an assistant turn", where=where, remedy="Write the file again.")
+    return messages
 
 
-def _made(row: dict[str, Any], where: str) -> Message:
+def _message_of(row: dict[str, Any], where: str) -> Message:
     parts = row.get("parts")
     try:
         content = row["content"] if parts is None else read_content(json.loads(parts), f"{where}: parts")

@@ -1,4 +1,4 @@
-"""Pack samples into rows: several documents in a row, separated by segment, so that none predicts another."""
+"""Sequence packing: several documents share a row, and segment ids keep them from attending to or predicting each other."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
 OPEN_ROWS = 64
+"""Default of the maximum number of open rows in first-fit packing."""
 PADDING = -1
-"""Segment of a padding position."""
+"""Segment id of padding positions."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One document: its token ids, a mask of the ids to train on, and the weight of each of them in the loss."""
+    """A document: its token ids, a mask of the trained tokens, and the loss weight of each trained token."""
 
     ids: Sequence[int]
     mask: Sequence[bool]
@@ -37,21 +38,21 @@ class Sample:
 
     @property
     def n_trained(self) -> int:
-        """Number of tokens in the loss. The first token of a document has no prediction."""
+        """Number of tokens in the loss. The first token of a document is not predicted, so it does not count."""
         return int(np.count_nonzero(np.asarray(self.mask, dtype=bool)[1:])) if self.weight else 0
 
     def cut(self, length: int) -> Sample:
-        """Return the first `length` tokens."""
+        """Return a sample with the first `length` tokens."""
         return Sample(self.ids[:length], self.mask[:length], self.weight)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows to train on. Every array is [rows, T].
+    """A training batch of packed rows. Every array has the shape [rows, T].
 
-    `targets[t]` is the token that position t predicts, and `loss_mask[t]` the weight of that prediction (0 for none). Both
-    are already shifted: the last position of a document predicts nothing. `segments` is the index of the document within its
-    row (-1 for padding). `positions` restarts at 0 in each document.
+    `targets[:, t]` is the token that position t predicts, and `loss_mask[:, t]` is the weight of that prediction in the loss.
+    Both are already shifted; the last position of a document has weight 0. `segments` is the index of the document in its row,
+    or -1 for padding. `positions` restarts at 0 in each document.
     """
 
     tokens: Ints
@@ -62,6 +63,7 @@ class Batch:
 
     @property
     def n_rows(self) -> int:
+        """Number of rows."""
         return int(self.tokens.shape[0])
 
     @property
@@ -80,7 +82,7 @@ class Batch:
         return self.n_tokens / max(self.tokens.size, 1)
 
     def split(self, n: int) -> list[Batch]:
-        """Split the batch into `n` micro-batches of whole rows, in order, as evenly as possible."""
+        """Split the batch into `n` micro-batches of consecutive rows. Their row counts differ by at most one."""
         if not 1 <= n <= self.n_rows:
             raise DataError(
                 f"{self.n_rows} rows cannot be split into {n} micro-batches",
@@ -91,28 +93,28 @@ class Batch:
         return [self.rows(int(cut[0]), int(cut[-1]) + 1) for cut in cuts]
 
     def rows(self, start: int, stop: int) -> Batch:
-        """Return the rows from `start` up to, but not including, `stop`."""
+        """Return a batch of the rows `start` to `stop - 1`."""
         return Batch(**{field.name: getattr(self, field.name)[start:stop] for field in fields(self)})
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A batch and the place of each sample in it: `places[i]` is (row, start, length) of sample i."""
+    """A packed batch. `places[i]` is the (row, start, length) of sample i in the batch."""
 
     batch: Batch
     places: list[tuple[int, int, int]]
 
 
 def first_fit(lengths: Sequence[int], row_length: int, *, open_rows: int = OPEN_ROWS) -> list[list[int]]:
-    """Assign samples to rows and return each row's sample indices. A sample goes into the first open row with enough room.
+    """Pack samples into rows by first fit. Return the indices of the samples in each row.
 
-    If no open row has room, a new one is opened. At most `open_rows` rows are open; the fullest is closed for a new one. The
-    result depends on the lengths only.
+    A sample goes into the first open row with enough free tokens, or into a new row if no open row has enough. If `open_rows`
+    rows are open, the fullest is closed before a new row is opened. The result depends on the lengths only.
     """
     rows: list[list[int]] = []
     room: dict[int, int] = {}  # open row -> free tokens, in row order
     for number, length in enumerate(lengths):
-        row = next((row for row, left in room.items() if left >= length), None)
+        row = next((row for row, free in room.items() if free >= length), None)
         if row is None:
             if len(room) >= open_rows:
                 del room[min(room, key=room.__getitem__)]
@@ -127,7 +129,7 @@ def first_fit(lengths: Sequence[int], row_length: int, *, open_rows: int = OPEN_
 
 
 def check_lengths(samples: Sequence[Sample], row_length: int) -> None:
-    """Raise a DataError that names the first sample that is empty or longer than a row."""
+    """Raise a DataError that names the first sample that is empty or longer than `row_length`."""
     for number, sample in enumerate(samples):
         if len(sample) > row_length:
             raise DataError(
@@ -136,16 +138,16 @@ def check_lengths(samples: Sequence[Sample], row_length: int) -> None:
                 remedy=f"Set context={len(sample)} or more, or truncate samples.",
             )
         if not len(sample):
-            raise DataError("it has no tokens", where=f"sample {number + 1}", remedy="Remove it.")
+            raise DataError("no tokens", where=f"sample {number + 1}", remedy="Remove this sample.")
 
 
 def pack(
     samples: Sequence[Sample], row_length: int, *, truncate: bool = False, pad: int = 0, open_rows: int = OPEN_ROWS
 ) -> Packed:
-    """Pack samples into rows of `row_length` by first fit.
+    """Pack samples into rows of `row_length` tokens by first fit.
 
-    With `truncate` a longer sample is cut to its first `row_length` tokens; without it, it raises DataError. `pad` fills
-    `tokens` and `targets` in unused positions, which have no loss and no segment.
+    With `truncate`, a longer sample is truncated to `row_length` tokens; without it, a longer sample raises DataError. `pad` is
+    the token id at padding positions.
     """
     if truncate:
         samples = [sample.cut(row_length) for sample in samples]
@@ -154,7 +156,7 @@ def pack(
 
 
 def lay_out(samples: Sequence[Sample], rows: Sequence[Sequence[int]], row_length: int, *, pad: int = 0) -> Packed:
-    """Return the arrays of a packing: `rows[r]` lists the samples of row r. Each sample must be in one row and fit."""
+    """Build the batch of a packing. `rows[r]` lists the indices of the samples in row r; their lengths must fit the row."""
     shape = (len(rows), row_length)
     batch = Batch(
         tokens=np.full(shape, pad, dtype=np.int64),

@@ -1,4 +1,4 @@
-"""Render conversations to samples with a loss mask, and check them against the context length."""
+"""Rendering of conversations to training samples with a loss mask."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rorqual.data.pack import Sample
 
 @dataclass(frozen=True)
 class RenderedSet:
-    """Samples to train on. `skipped` counts conversations with nothing to train on, `cut` the samples that were truncated."""
+    """Training samples. `skipped` counts conversations without a trained token, and `cut` counts truncated samples."""
 
     samples: list[Sample]
     skipped: int = 0
@@ -23,10 +23,11 @@ class RenderedSet:
 def render_samples(
     conversations: Iterable[Sequence[Message]], chat: ChatFormat, context: int, *, truncate: bool = False
 ) -> RenderedSet:
-    """Render conversations to samples of at most `context` tokens, in which every assistant turn is trained once.
+    """Render conversations to samples of at most `context` tokens. Each assistant turn is trained in exactly one sample.
 
-    With `truncate` a longer sample is cut; without it, a DataError names the conversation. A conversation with nothing to
-    train on, also after a cut, is skipped and counted. Raises DataError if no sample is left.
+    With `truncate`, longer samples are truncated; without it, a DataError names the first conversation that is too long. A
+    conversation whose samples have no trained token, also after truncation, is skipped and counted. Raises DataError if no
+    sample remains.
     """
     samples: list[Sample] = []
     skipped = cut = 0

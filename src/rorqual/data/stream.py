@@ -1,6 +1,7 @@
-"""Endless streams of batches. `batch(step)` is a pure function of the seed and the step.
+"""Endless streams of training batches.
 
-No cursor is saved, so none can be lost: a run that resumes at step 700 requests batch 700.
+`batch(step)` is a pure function of the seed and the step. A checkpoint therefore stores no data position: a run that resumes
+at step 700 requests batch 700.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from rorqual.data.pack import OPEN_ROWS, Batch, Ints, Sample, check_lengths, fir
 
 
 class Stream(ABC):
-    """An endless sequence of batches, one per step, of `rows` rows of `row_length` tokens."""
+    """An endless sequence of batches, one per step. Each batch has `rows` rows of `row_length` tokens."""
 
     def __init__(self, rows: int, row_length: int, seed: int) -> None:
         if rows < 1 or row_length < 2:
@@ -34,14 +35,14 @@ class Stream(ABC):
 
     @abstractmethod
     def batch(self, step: int) -> Batch:
-        """Return the batch of `step`, counted from 0. It does not depend on when or in which order batches are requested."""
+        """Return the batch of `step`, counted from 0. The batch does not depend on earlier calls."""
 
 
 class ConversationStream(Stream):
-    """Packs samples into rows. Each epoch contains every sample once, in an order of its own.
+    """A stream of packed samples. Each epoch contains every sample once, in a new random order.
 
-    Epochs continue into each other: the batch in which one ends holds the first rows of the next. So no batch is short and no
-    sample is dropped. Samples with nothing to train on are left out and counted in `skipped`.
+    If an epoch ends within a batch, the batch is filled with the first rows of the next epoch. All batches thus have the same
+    size, and no sample is dropped. Samples without a trained token are left out and counted in `skipped`.
     """
 
     def __init__(self, samples: Sequence[Sample], rows: int, row_length: int, seed: int, *, pad: int = 0) -> None:
@@ -51,12 +52,12 @@ class ConversationStream(Stream):
             raise DataError(
                 f"nothing to train on in {len(samples)} samples",
                 where="stream",
-                remedy="Each needs an assistant turn that fits the context.",
+                remedy="At least one sample needs an assistant turn that fits the context.",
             )
         self._samples, self._pad = [sample for sample in samples if sample.n_trained], pad
         self.skipped = len(samples) - len(self._samples)
         self._lengths = [len(sample) for sample in self._samples]
-        self._ends: list[int] = []  # cumulative rows at the end of each epoch; computed, never saved
+        self._ends: list[int] = []  # cumulative number of rows at the end of each epoch
         self._packing = lru_cache(maxsize=2)(self._pack_epoch)
 
     def _pack_epoch(self, epoch: int) -> list[list[int]]:
@@ -65,41 +66,44 @@ class ConversationStream(Stream):
         return [[order[place] for place in row] for row in rows]
 
     def _epoch_of_row(self, row: int) -> tuple[int, int]:
-        """Return the epoch of a row, counted over all epochs, and the index of that epoch's first row."""
+        """Return the epoch of a row and the index of that epoch's first row. Rows are numbered across all epochs."""
         while not self._ends or self._ends[-1] <= row:
-            before = self._ends[-1] if self._ends else 0
-            self._ends.append(before + len(self._packing(len(self._ends))))
+            start = self._ends[-1] if self._ends else 0
+            self._ends.append(start + len(self._packing(len(self._ends))))
         epoch = bisect_right(self._ends, row)
         return epoch, self._ends[epoch - 1] if epoch else 0
 
     def steps(self, epochs: int) -> int:
-        """Return the number of steps for `epochs` epochs. The last batch may reach into the next epoch."""
+        """Return the number of steps for `epochs` epochs. The last batch may contain rows of the next epoch."""
         while len(self._ends) < epochs:
             self._epoch_of_row(self._ends[-1] if self._ends else 0)
         return -(-self._ends[epochs - 1] // self.rows) if epochs else 0
 
     def sample_rows(self, step: int) -> list[list[int]]:
-        """Return the sample indices in each row of the batch of `step`."""
-        found = []
+        """Return the indices of the samples in each row of the batch of `step`."""
+        indices = []
         for row in range(step * self.rows, (step + 1) * self.rows):
             epoch, first = self._epoch_of_row(row)
-            found.append(self._packing(epoch)[row - first])
-        return found
+            indices.append(self._packing(epoch)[row - first])
+        return indices
 
     def batch(self, step: int) -> Batch:
         samples: list[Sample] = []
         rows: list[list[int]] = []
-        for numbers in self.sample_rows(step):  # renumber: a batch that spans two epochs may hold a sample twice
+        for numbers in self.sample_rows(
+            step
+        ):  # renumber, because a batch that spans two epochs may hold a sample twice
             rows.append(list(range(len(samples), len(samples) + len(numbers))))
             samples += [self._samples[number] for number in numbers]
         return lay_out(samples, rows, self.row_length, pad=self._pad).batch
 
 
 class TextStream(Stream):
-    """Windows of one long text (an array or a memory map of ids), in which each position predicts the next token.
+    """A stream of windows of one long text, in which each position predicts the next token.
 
-    `chunks` cuts the text into adjacent windows and shuffles them in each epoch. Each epoch predicts every token but the
-    first exactly once. `random` starts windows anywhere, as nanoGPT does.
+    `ids` is an array or a memory map. `windows="chunks"` splits the text into adjacent windows and shuffles them in each epoch,
+    so that each epoch predicts every token except the first exactly once. `windows="random"` draws random start positions, as
+    nanoGPT does.
     """
 
     def __init__(
@@ -120,41 +124,43 @@ class TextStream(Stream):
         return np.random.default_rng([self.seed, epoch]).permutation(self.n_chunks)
 
     def steps(self, epochs: int) -> int:
-        """Return the number of steps for `epochs` epochs of `chunks`."""
+        """Return the number of steps for `epochs` epochs in the mode `chunks`."""
         return -(-self.n_chunks * epochs // self.rows)
 
     def batch(self, step: int) -> Batch:
         if self._windows == "random":
             rng = np.random.default_rng([self.seed, step])
-            return self._lay_out(rng.integers(0, len(self._ids) - self.row_length, size=self.rows).tolist())
+            return self._batch_at(rng.integers(0, len(self._ids) - self.row_length, size=self.rows).tolist())
         numbers = range(step * self.rows, (step + 1) * self.rows)
         chunks = [int(self._order(number // self.n_chunks)[number % self.n_chunks]) for number in numbers]
-        return self._lay_out([chunk * self.row_length for chunk in chunks])
+        return self._batch_at([chunk * self.row_length for chunk in chunks])
 
-    def _lay_out(self, begins: Sequence[int]) -> Batch:
-        # The last chunk is shifted back to be complete. Tokens that an earlier chunk predicts have no loss in it.
+    def _batch_at(self, begins: Sequence[int]) -> Batch:
+        # The last chunk is shortened by the end of the text. It is shifted back to full length, and the tokens that the
+        # previous chunk already predicts get no loss.
         last = len(self._ids) - self.row_length - 1
         starts = np.minimum(np.asarray(begins, dtype=np.int64), last)
         window = starts[:, None] + np.arange(self.row_length + 1)
         ids = np.asarray(self._ids[window], dtype=np.int64)  # [rows, T + 1]
         shape = (len(begins), self.row_length)
         positions = np.broadcast_to(np.arange(self.row_length, dtype=np.int64), shape)
-        fresh = window[:, :-1] >= np.asarray(begins, dtype=np.int64)[:, None]
+        trained = window[:, :-1] >= np.asarray(begins, dtype=np.int64)[:, None]
         return Batch(
             tokens=ids[:, :-1].copy(),
             targets=ids[:, 1:].copy(),
-            loss_mask=fresh.astype(np.float32),
+            loss_mask=trained.astype(np.float32),
             segments=np.zeros(shape, dtype=np.int64),
             positions=positions.copy(),
         )
 
 
 class GeneratedStream(Stream):
-    """Generates samples on demand. Each step has its own random state, seeded by the seed and the step.
+    """A stream of samples that are generated on demand. The random state of a step depends only on the seed and the step.
 
-    `make(rng)` must depend on `rng` only. Samples are placed by first fit until `misses` of them have found no row with room;
-    those are dropped. A larger `misses` fills rows better but favours short samples. With lengths of 8 to 60 in rows of 96,
-    1 miss filled 94.7 % with a mean length of 34.1 (34.0 were made), and 16 misses filled 96.3 % with 33.6.
+    `make(rng)` returns a sample and must depend on `rng` only. Samples are packed by first fit. A sample that fits no row is
+    dropped, and after `misses` dropped samples the batch is complete. Larger values fill the rows better but favour short
+    samples. For lengths of 8 to 60 with a mean of 34.0 and rows of 96 tokens, `misses=1` filled 94.7 % of the positions with a
+    mean length of 34.1, and `misses=16` filled 96.3 % with a mean length of 33.6.
     """
 
     def __init__(
@@ -183,9 +189,9 @@ class GeneratedStream(Stream):
                 raise DataError(
                     "a generated sample has nothing to train on",
                     where="stream",
-                    remedy="Generate an answer in each sample.",
+                    remedy="Generate an answer for each sample.",
                 )
-            row = next((number for number, left in enumerate(room) if left >= len(sample)), None)
+            row = next((number for number, free in enumerate(room) if free >= len(sample)), None)
             if row is None:
                 missed += 1
                 continue

@@ -1,7 +1,7 @@
-"""Byte-level BPE on the `tokenizers` library: train a new tokenizer, or load a checkpoint's.
+"""A byte-level BPE tokenizer, based on the `tokenizers` library. It is trained here or loaded from a checkpoint.
 
-Text that a user types can never become a special token: it is encoded by a copy of the tokenizer without special tokens.
-Special tokens enter a sequence only by id, from a chat format.
+User text never encodes to a special token, because it is encoded with a copy of the tokenizer that has no special tokens.
+A chat format inserts special tokens by id.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rorqual.core.records import write_atomic
 
 
 class Special(StrEnum):
-    """The special tokens of our tokenizer, with DeepSeek's names."""
+    """The special tokens of tokenizers trained with `Tokenizer.byte_level`, named as in DeepSeek's tokenizer."""
 
     BOS = "<｜begin▁of▁sentence｜>"
     EOS = "<｜end▁of▁sentence｜>"
@@ -35,46 +35,50 @@ class Special(StrEnum):
 
 N_BYTES = 256
 BASE_VOCAB = len(Special) + N_BYTES
-"""Vocabulary size without merges: special tokens have ids 0 to 6, followed by one token for each byte."""
+"""Vocabulary size without merges: the special tokens with ids 0 to 6, then one token per byte value."""
 
 REPLACEMENT = "\ufffd"
 LONG = 4096
-"""Texts of this many characters or more are encoded without holding the GIL, which has a small fixed cost."""
+"""Minimum number of characters for encoding without the GIL. Releasing the GIL costs a little time per call."""
 
-_SHOWN = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-_HIDDEN = [byte for byte in range(N_BYTES) if byte not in set(_SHOWN)]
-_BYTE_OF: Mapping[str, int] = {chr(byte): byte for byte in _SHOWN} | {
-    chr(N_BYTES + place): byte for place, byte in enumerate(_HIDDEN)
+_PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+_UNPRINTABLE = [byte for byte in range(N_BYTES) if byte not in set(_PRINTABLE)]
+_BYTE_OF: Mapping[str, int] = {chr(byte): byte for byte in _PRINTABLE} | {
+    chr(N_BYTES + place): byte for place, byte in enumerate(_UNPRINTABLE)
 }
-"""The letters of byte-level BPE (Radford et al. 2019): a printable byte is itself, the others are numbered from 256."""
+"""The byte that each character of byte-level BPE represents (GPT-2, Radford et al. 2019).
+
+A printable byte is represented by its own character. All other bytes are represented by the characters from U+0100 on.
+"""
 
 
 class Tokenizer:
     """A byte-level BPE tokenizer.
 
-    `source` is the text of a `tokenizer.json`, kept unchanged, so that `save` writes exactly the bytes that `load` read.
-    Tokenizers are equal if their fingerprints are; the layout of the file does not matter. `where` names the file in errors.
+    `source` is the content of a `tokenizer.json`. It is stored unchanged, so `save` writes exactly the bytes that `load` read.
+    Tokenizers with equal fingerprints are equal, even if the JSON of their files is formatted differently. `where` names the
+    file in errors.
     """
 
     def __init__(self, source: str, *, where: str = "tokenizer") -> None:
         self.source, self.where = source, where
         data = _parse(source, where)
-        self._marked = _build(data, where)
+        self._with_specials = _build(data, where)
         self._special_text: dict[int, str] = {
             int(token["id"]): str(token["content"]) for token in data.get("added_tokens") or ()
         }
         self._special_id: dict[str, int] = {text: id_ for id_, text in self._special_text.items()}
         self._plain = _build(_without_specials(data, self._special_text), where)
-        ids = self._marked.get_vocab(with_added_tokens=True).values()
+        ids = self._with_specials.get_vocab(with_added_tokens=True).values()
         self._vocab_size = max(ids, default=-1) + 1
         self._ordinary = frozenset(self._plain.get_vocab().values())
 
     @classmethod
     def byte_level(cls, merges_from: Iterable[str] = (), vocab_size: int = BASE_VOCAB) -> Tokenizer:
-        """Train a tokenizer: seven special tokens, 256 bytes, and merges learned from `merges_from` up to `vocab_size`.
+        """Train a tokenizer of seven special tokens, 256 bytes and the merges learned from the texts in `merges_from`.
 
-        Each digit is a token of its own, so that a number has only one tokenization. The pre-tokenizer (single digits, then
-        GPT-2's byte-level words) is the one that GGUF calls `smollm`. A short text may give fewer merges.
+        Each digit is a separate token, so that every number has only one tokenization. The pre-tokenizer splits digits, then
+        words as GPT-2 does; GGUF calls it `smollm`. Short texts may yield fewer than `vocab_size` tokens.
         """
         if vocab_size < BASE_VOCAB:
             raise DataError(
@@ -98,7 +102,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path) -> Tokenizer:
-        """Read a `tokenizer.json`. Raises DataError if it is missing or not a byte-level BPE tokenizer in UTF-8 JSON."""
+        """Read a `tokenizer.json`. Raises DataError if the file is missing or is not a byte-level BPE tokenizer in UTF-8."""
         try:
             return cls(path.read_bytes().decode("utf-8"), where=str(path))
         except OSError as error:
@@ -109,13 +113,13 @@ class Tokenizer:
             raise DataError(f"not UTF-8 at byte {error.start}", where=str(path), remedy="Restore the file.") from None
 
     def save(self, path: Path) -> None:
-        """Write `tokenizer.json` atomically. Loading it gives an equal tokenizer and the same bytes."""
+        """Write `source` to `path` atomically."""
         write_atomic(path, self.source.encode())
 
     def renamed(self, names: Mapping[str, str]) -> Tokenizer:
-        """Return a tokenizer with special tokens renamed, old name to new, at the same ids.
+        """Return a copy in which special tokens are renamed but keep their ids. `names` maps old names to new names.
 
-        DeepSeek-V3's file has placeholders where R1 has its thinking tokens:
+        For example, this gives the tokenizer of DeepSeek-V3 the thinking tokens of R1 in place of two placeholders:
         `renamed({"<｜place▁holder▁no▁798｜>": "<think>", "<｜place▁holder▁no▁799｜>": "</think>"})`.
         """
         data = _parse(self.source, self.where)
@@ -133,21 +137,22 @@ class Tokenizer:
     # ---- text and ids
 
     def encode(self, text: str) -> list[int]:
-        """Encode plain text. The result never contains a special token, whatever the text says."""
+        """Encode plain text. The name of a special token in `text` is encoded as ordinary characters."""
         return _encode(self._plain, text, self.where)
 
     def count(self, text: str) -> int:
-        """Return the number of tokens of `encode(text)`, without making the list."""
+        """Return the number of tokens of `encode(text)` without building the list."""
         return len(_encoding(self._plain, text))
 
     def encode_trusted(self, text: str) -> list[int]:
-        """Encode the output of a template: names of special tokens become their ids. Never use it on text from a user."""
-        return _encode(self._marked, text, self.where)
+        """Encode the output of a chat template. Names of special tokens become their ids, so never pass user text."""
+        return _encode(self._with_specials, text, self.where)
 
     def decode(self, ids: Iterable[int], *, specials: bool = False) -> str:
         """Decode `ids`. Invalid UTF-8 and unknown ids become U+FFFD.
 
-        Special tokens are left out, or shown by name if `specials` is true. Bytes on either side of one are never joined.
+        Special tokens are omitted, or written by name if `specials` is true. Bytes before and after a special token are decoded
+        separately, so they never form a character together.
         """
         parts: list[str] = []
         run: list[int] = []
@@ -166,13 +171,13 @@ class Tokenizer:
         return "".join(parts)
 
     def token(self, id_: int) -> str:
-        """Return one token for display: a special token's name, or the text."""
+        """Return the text of one token for display. A special token is shown by name."""
         return self.decode((id_,), specials=True)
 
     def token_bytes(self, id_: int) -> bytes:
-        """Return the bytes that one token writes, possibly a part of a character. A special token gives its name.
+        """Return the bytes of one token, which may be an incomplete UTF-8 character. For a special token, return its name.
 
-        A vocabulary entry with a character outside byte-level BPE's alphabet gives its own UTF-8 text, as `decode` does.
+        A vocabulary entry with a character outside the alphabet of byte-level BPE is returned as UTF-8, as `decode` does.
         """
         if id_ not in self._ordinary:
             return self._special_text.get(id_, "").encode()
@@ -181,29 +186,32 @@ class Tokenizer:
 
     @cached_property
     def longest(self) -> int:
-        """Bytes in the longest ordinary token: n bytes are at least n / longest tokens.
+        """Upper bound of the number of text bytes per token. A text of n bytes has at least n / longest tokens.
 
-        A normalizer may shorten text before it is split, NFC to a third. The value is then multiplied by four.
+        The bound is the length of the longest ordinary token. It is multiplied by four if the tokenizer has a normalizer,
+        because normalization can shorten the text: NFC to a third of its bytes.
         """
-        most = max((len(text) for text in self._plain.get_vocab()), default=1)  # each byte is one character
-        return most * (1 if self._plain.normalizer is None else 4)
+        longest = max((len(text) for text in self._plain.get_vocab()), default=1)  # each byte is one character
+        return longest * (1 if self._plain.normalizer is None else 4)
 
     @property
     def vocab_size(self) -> int:
-        """The largest id plus one, which is the number of rows an embedding needs."""
+        """The largest token id plus one, which is the minimum number of embedding rows."""
         return self._vocab_size
 
     @property
     def special_names(self) -> frozenset[str]:
+        """The names of all special tokens."""
         return frozenset(self._special_id)
 
     def is_special(self, id_: int) -> bool:
+        """Return whether `id_` is the id of a special token."""
         return id_ in self._special_text
 
     # ---- named ids
 
     def special(self, name: str) -> int:
-        """Return the id of the special token `name`. Raises DataError with the closest name if it does not exist."""
+        """Return the id of the special token `name`. Raises DataError with the closest name if the token does not exist."""
         try:
             return self._special_id[name]
         except KeyError:
@@ -245,8 +253,8 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the tokenizer's behaviour in hexadecimal. The layout of its file does not count."""
-        return hashlib.sha256(self._marked.to_str().encode()).hexdigest()
+        """SHA-256 of the tokenizer's definition in hexadecimal. The formatting of its JSON file does not matter."""
+        return hashlib.sha256(self._with_specials.to_str().encode()).hexdigest()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Tokenizer) and self.fingerprint == other.fingerprint
@@ -256,32 +264,32 @@ class Tokenizer:
 
 
 def _hint(name: str, known: Iterable[str]) -> str:
-    # Leave out DeepSeek's 800 placeholders: a list of them would be useless.
+    # Leave out DeepSeek's 800 placeholders, which would make the list unreadable.
     named = [text for text in known if "place▁holder" not in text]
-    return f"{nearest(name, named)} `Tokenizer.renamed` can give a placeholder this name."
+    return f"{nearest(name, named)} To give a placeholder token this name, use `Tokenizer.renamed`."
 
 
 def _encode(built: tokenizers.Tokenizer, text: str, where: str) -> list[int]:
     try:
-        text.encode()  # the library's TypeError for a lone surrogate is not helpful
+        text.encode()  # for a lone surrogate, the library raises a TypeError that does not name the cause
     except UnicodeEncodeError as error:
         raise DataError(
             f"half of a surrogate pair at character {error.start} cannot be encoded as UTF-8",
             where=where,
-            remedy="Remove it. It often comes from an emoji cut in JSON.",
+            remedy="Remove this character. It is often the remainder of an emoji that was cut in JSON.",
         ) from None
     return list(_encoding(built, text).ids)
 
 
 def _encoding(built: tokenizers.Tokenizer, text: str) -> tokenizers.Encoding:
-    # `encode` holds the GIL throughout and blocks other threads; a batch releases it.
+    # `encode` holds the GIL and blocks other threads; `encode_batch_fast` releases it.
     if len(text) < LONG:
         return built.encode(text, add_special_tokens=False)
     return built.encode_batch_fast([text], add_special_tokens=False)[0]
 
 
 def _parse(source: str, where: str) -> dict[str, Any]:
-    """Parse the JSON of a byte-level BPE tokenizer. Raises DataError if it is not one."""
+    """Parse the `tokenizer.json` of a byte-level BPE tokenizer. Raises DataError if `source` is anything else."""
     remedy = "Give a tokenizer.json of the `tokenizers` library."
     try:
         data = json.loads(source)
@@ -294,33 +302,35 @@ def _parse(source: str, where: str) -> dict[str, Any]:
         raise DataError(
             f"not byte-level BPE: model {model.get('type')!r}, decoder {_types(data.get('decoder'))}",
             where=where,
-            remedy="Use a byte-level BPE tokenizer: only it encodes and decodes any text without loss.",
+            remedy="Use a byte-level BPE tokenizer, which encodes and decodes any text without loss.",
         )
     added = data.get("added_tokens")
     if not isinstance(added, list) or not all(isinstance(t, dict) and {"id", "content"} <= t.keys() for t in added):
-        raise DataError("key 'added_tokens' is not a list of 'id' and 'content'", where=where, remedy=remedy)
+        raise DataError(
+            "key 'added_tokens' is not a list of objects with 'id' and 'content'", where=where, remedy=remedy
+        )
     return data
 
 
 def _types(part: Any) -> list[str]:
-    """Return the type of a decoder and, if it is a sequence, the types of its parts."""
+    """Return the type of a decoder and, if it is a sequence, also the types of its elements."""
     if not isinstance(part, dict):
         return []
-    inner: Sequence[Any] = part.get("decoders") or ()
-    return [str(part.get("type")), *(kind for item in inner for kind in _types(item))]
+    elements: Sequence[Any] = part.get("decoders") or ()
+    return [str(part.get("type")), *(kind for element in elements for kind in _types(element))]
 
 
 def _without_specials(data: dict[str, Any], specials: Mapping[int, str]) -> dict[str, Any]:
-    # The library's `encode_special_tokens` still finds added tokens not marked `special` (DeepSeek's <｜User｜>) in text.
-    # Removing them from the file prevents that.
+    # With the library's `encode_special_tokens`, text still encodes to added tokens that are not marked `special`, such as
+    # DeepSeek's <｜User｜>. Therefore all added tokens are removed.
     vocab = {text: id_ for text, id_ in data["model"]["vocab"].items() if id_ not in specials}
     return data | {"added_tokens": [], "post_processor": None, "model": data["model"] | {"vocab": vocab}}
 
 
 def _build(data: dict[str, Any], where: str) -> tokenizers.Tokenizer:
-    # `from_buffer` because it raises ValueError; `from_str` raises a bare Exception.
-    whole = data | {"truncation": None, "padding": None}
+    # `from_buffer` raises ValueError for an invalid file; `from_str` would raise a bare Exception.
+    definition = data | {"truncation": None, "padding": None}
     try:
-        return tokenizers.Tokenizer.from_buffer(json.dumps(whole, ensure_ascii=False).encode())
+        return tokenizers.Tokenizer.from_buffer(json.dumps(definition, ensure_ascii=False).encode())
     except (ValueError, UnicodeEncodeError) as error:
         raise DataError(f"not a valid tokenizer: {error}", where=where, remedy="Restore the file.") from None

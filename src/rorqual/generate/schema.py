@@ -77,7 +77,7 @@ def _field(param: Param) -> tuple[Any, Any]:
             type_, limits = Annotated[tuple[pair, ...], BeforeValidator(kind.read)], {"max_length": most}
         case GrammarType():
             type_ = Annotated[Any, BeforeValidator(_grammar)]
-    return type_, Field(param.file_default, description=kind.said, **limits)
+    return type_, Field(param.file_default, description=kind.range_text, **limits)
 
 
 @with_fields({name: _field(param) for name, param in PARAMS.items()})

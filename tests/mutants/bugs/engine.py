@@ -1395,7 +1395,7 @@ MUTANTS = (
         "two kinds may have one name",
         "issue 16: found by an audit",
         "core/config.py",
-        "if (sub.__module__, sub.__qualname__) != (other.__module__, other.__qualname__):",
+        "if (sub.__module__, sub.__qualname__) != (known.__module__, known.__qualname__):",
         "if False:",
         "tests/conformance/test_silent.py::test_two_kinds_of_one_name_are_refused_and_a_class_without_a_name_is_none",
     ),

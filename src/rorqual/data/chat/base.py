@@ -1,4 +1,4 @@
-"""The base class of chat formats: messages to token ids with a loss mask, and a reply's ids back to a message."""
+"""The base class of chat formats. A format renders messages to token ids with a loss mask and parses replies to messages."""
 
 from __future__ import annotations
 
@@ -19,26 +19,27 @@ from rorqual.data.tokenizer import Special, Tokenizer
 
 @dataclass(frozen=True)
 class Rendered:
-    """A conversation as token ids. `mask[i]` is true if the assistant wrote `ids[i]`; only such tokens may be trained on."""
+    """The token ids of a conversation, and the loss mask. `mask[i]` is true if the assistant wrote `ids[i]`."""
 
     ids: list[int]
     mask: list[bool]
 
     @property
     def n_trained(self) -> int:
-        """Number of tokens in the loss. The first token of a sequence has no prediction."""
+        """Number of tokens in the loss. The first token of a sequence is not predicted, so it does not count."""
         return sum(self.mask[1:])
 
 
 class ChatFormat(ABC):
-    """How one model family writes conversations. Each family has one file in this folder.
+    """The chat format of a model family. Each family has one file in this folder.
 
-    The format alone decides which special tokens start, end and pad sequences; no other code reads them from the tokenizer.
+    Only the chat format decides which special tokens start, end and pad sequences. Other code must ask the format, not the
+    tokenizer.
     """
 
     name: str
     parts: ClassVar[tuple[type[ContentPart], ...]] = (TextPart,)
-    """Content parts that the format can write. `prompt` and `render` refuse all others."""
+    """Classes of content parts that the format supports. `prompt` and `render` raise an error for other parts."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
@@ -52,27 +53,27 @@ class ChatFormat(ABC):
         continue_: bool = False,
         train_from: int = 0,
     ) -> Rendered:
-        """Return token ids and loss mask of a whole conversation.
+        """Return the token ids and the loss mask of a whole conversation.
 
-        `thinking` says who decided whether the last turn thinks. With `auto` the assistant decided, and its choice is
-        trained. With `on` or `off` the prompt decided, and the choice is context. Therefore `prompt(messages[:-1], thinking)`
-        is a prefix of `render(messages, thinking=thinking)`. If only the last turn is trained, the mask covers the rest, up
-        to and including the end token of the turn. Text that a template writes after that token belongs to the next turn.
+        `prompt(messages[:-1], thinking)` is always a prefix of `render(messages, thinking=thinking)`. The mask of the last turn
+        covers all tokens after that prefix, up to and including the end token of the turn. With `thinking="auto"` the model
+        chooses whether to think, so the tokens of this choice are trained. With `on` or `off` they are part of the prompt and
+        are not trained. Text that a template writes after the end token belongs to the next turn.
 
-        `continue_` leaves the last assistant turn open, so that the model can continue it. Turns before message number
-        `train_from` are context only.
+        `continue_` omits the end token of the last assistant turn, so that the model can continue the turn. Messages with an
+        index below `train_from` are not trained.
         """
 
     @abstractmethod
     def prompt(self, messages: Sequence[Message], thinking: Thinking = "auto", tools: Sequence[Tool] = ()) -> list[int]:
-        """Return the prompt's token ids, up to where the assistant's reply begins. `tools` are the tools it may call."""
+        """Return the token ids of the prompt, up to the first token of the reply. `tools` are the tools the model may call."""
 
     @abstractmethod
     def reply_form(self, thinking: Thinking) -> ReplyForm:
-        """Return how to parse a reply to `prompt(..., thinking)`."""
+        """Return the rules for parsing a reply to `prompt(..., thinking)`."""
 
     def foreign_part(self, messages: Sequence[Message]) -> tuple[int, int, ContentPart] | None:
-        """Return the first unsupported content part, with the 0-based indices of its message and of the part."""
+        """Return (message index, part index, part) of the first unsupported content part, or None. Indices start at 0."""
         for number, message in enumerate(messages):
             place = foreign_part(message.content, self.parts)
             if place is not None and not isinstance(message.content, str):
@@ -80,9 +81,9 @@ class ChatFormat(ABC):
         return None
 
     def check_parts(self, messages: Sequence[Message]) -> None:
-        """Raise a DataError that names the first unsupported content part and its place."""
-        if found := self.foreign_part(messages):
-            number, place, part = found
+        """Raise a DataError that names the first unsupported content part and its position."""
+        if unsupported := self.foreign_part(messages):
+            number, place, part = unsupported
             raise DataError(
                 f"a part of type '{part.type}': chat format '{self.name}' does not accept {part.plural}",
                 where=f"message {number + 1}, content[{place}]",
@@ -92,39 +93,40 @@ class ChatFormat(ABC):
 
     @property
     def call_form(self) -> CallForm | None:
-        """The syntax of tool calls in replies, or None if the format has none."""
+        """The syntax of tool calls in replies, or None if the format has no tool calls."""
         return None
 
     @property
     def call_frame(self) -> CallFrame | None:
-        """How to write a reply that consists of tool calls so that `parse` reads them; None without a `call_form`."""
+        """The template of a reply that consists of tool calls, in the syntax that `parse` reads; None without `call_form`."""
         return None
 
     @property
     def thinks(self) -> bool:
-        """Whether models of this family were trained to think when the prompt asks for it."""
+        """Whether models of this family were trained to think if the prompt requests thinking."""
         return True
 
     @property
     def spoken(self) -> bool:
-        """Whether thinking tags in a reply count as text too, not only as special tokens."""
+        """Whether thinking tags are also recognised if a reply spells them with ordinary tokens."""
         return False
 
     def reader(
         self, thinking: Thinking, tools: Sequence[Tool] = (), *, calls: str = "call_", plain: bool = False
     ) -> Reader:
-        """Return a reader for a reply to `prompt(..., thinking, tools)`. Call ids are `calls` plus the call's index.
+        """Return a streaming parser for a reply to `prompt(..., thinking, tools)`.
 
-        Without `tools` nothing is parsed as a call: its text is content. `plain` reads the whole reply as content.
+        The id of a tool call is `calls` plus its index. Without `tools`, text in the syntax of a call is content. With `plain`,
+        the whole reply is content.
         """
-        written = self.call_form if tools and not plain else None
+        syntax = self.call_form if tools and not plain else None
         form = ReplyForm("answer") if plain else self.reply_form(thinking)
-        return Reader(self.reply_marks(written, plain=plain), form, written, tools, self.stop_ids, calls)
+        return Reader(self.reply_marks(syntax, plain=plain), form, syntax, tools, self.stop_ids, calls)
 
     def parse(self, ids: Iterable[int], thinking: Thinking = "auto", tools: Sequence[Tool] = ()) -> Message:
-        """Parse the token ids of a reply to `prompt(..., thinking, tools)`, complete or cut off at any token.
+        """Parse the token ids of a complete or truncated reply to `prompt(..., thinking, tools)`.
 
-        Ids after the first end token are ignored. Special tokens that have no meaning in the format appear by name.
+        Ids after the first end token are ignored. Special tokens that the format does not use appear by name.
         """
         reader = self.reader(thinking, tools)
         reader.feed(*ids)
@@ -132,46 +134,46 @@ class ChatFormat(ABC):
         return reader.message()
 
     def reply_marks(self, calls: CallForm | None, *, plain: bool = False) -> SpecialTokenText:
-        """Return the special tokens that have a meaning in a reply, with those of tool calls if `calls` is given."""
+        """Return the special tokens to recognise in a reply: the thinking tags and the tokens of the call syntax `calls`."""
         names = [] if plain else ["<think>", "</think>", *(calls.marks if calls else ())]
         return SpecialTokenText(self.tokenizer, names, spoken=names if self.spoken else ())
 
     @property
     def takes_tools(self) -> bool:
-        """Whether the format can write tools and tool calls. If not, `prompt` refuses them."""
+        """Whether the format supports tools. If not, `prompt` raises an error for tools and tool calls."""
         return self.call_form is not None
 
     def mode(self, messages: Sequence[Message], thinking: Thinking) -> Thinking:
         """Return the thinking mode for parsing a reply to `prompt(messages, thinking)`.
 
-        Some formats cannot think after a tool turn.
+        It differs from `thinking` for formats that cannot think after a tool turn.
         """
         return thinking
 
     @abstractmethod
     def kept(self, message: Message, thinking: Thinking = "auto") -> Message:
-        """Return the assistant message as it reads after being rendered and parsed: `parse` of its ids equals `kept(message)`.
+        """Return the assistant message that `parse` returns for the rendered ids of `message`.
 
-        A template that strips newlines loses them; a format that strips nothing returns `message` itself.
+        It differs from `message` if the template strips newlines or white space.
         """
 
     @abstractmethod
     def n_thought(self, ids: Sequence[int]) -> int:
-        """Return the number of ids before the tag that ends thinking, or all of them if it does not occur."""
+        """Return the number of ids before the tag that ends thinking, or the number of all ids if the tag is missing."""
 
     @abstractmethod
     def choice(self, thinking: Thinking) -> list[int]:
-        """Return the ids at the end of a prompt that force or forbid thinking. Empty if the model chooses."""
+        """Return the ids at the end of a prompt that force or prevent thinking, or an empty list if the model chooses."""
 
     @property
     def thought_ids(self) -> tuple[int, int] | None:
-        """The ids of `<think>` and `</think>`, if both are tokens."""
+        """The ids of `<think>` and `</think>`, or None if the tokenizer lacks either token."""
         if not {Special.THINK, Special.END_THINK} <= self.tokenizer.special_names:
             return None
         return self.tokenizer.think, self.tokenizer.end_think
 
     def chosen(self, prompt: Sequence[int]) -> Thinking:
-        """Return the thinking mode that the last ids of a prompt set: `on`, `off`, or `auto` if they leave it to the model."""
+        """Return the thinking mode of a prompt, given its last ids: `on`, `off`, or `auto` if the model chooses."""
         modes: tuple[Thinking, Thinking] = ("off", "on")
         for mode in modes:
             ids = self.choice(mode)
@@ -180,34 +182,34 @@ class ChatFormat(ABC):
         return "auto"
 
     def as_written(self, message: Message) -> bool:
-        """Return whether an earlier turn is rendered exactly as the assistant wrote it, so that it may be trained there."""
+        """Return whether an earlier turn is rendered exactly as the assistant wrote it. Only such turns may be trained."""
         return message.reasoning is None
 
     @property
     @abstractmethod
     def stop_ids(self) -> tuple[int, ...]:
-        """Ids that end a turn. `render` writes the first."""
+        """Ids that end an assistant turn. `render` writes the first of them."""
 
     @property
     @abstractmethod
     def pad(self) -> int:
-        """The padding id. It has no loss, and no token attends to it."""
+        """The id of padding tokens, which have no loss and are never attended to."""
 
     @property
     def bos(self) -> int | None:
-        """The id that starts every conversation, or None."""
+        """The id of the first token of every conversation, or None."""
         return None
 
     @property
     def template(self) -> str | None:
-        """An equivalent jinja2 chat template for exported checkpoints, or None if there is none."""
+        """An equivalent jinja2 chat template for exported checkpoints, or None if the format has no template."""
         return None
 
     def samples(self, messages: Sequence[Message]) -> list[Rendered]:
         """Return renderings in which each assistant turn is trained exactly once, as the assistant wrote it.
 
-        A format that drops the reasoning of earlier turns needs one rendering for each turn with reasoning, in which that turn
-        is the last. Other conversations need one. Without an assistant turn the list is empty.
+        A format that drops the reasoning of earlier turns needs a separate rendering for each turn with reasoning, in which
+        this turn is the last. All other conversations need one rendering. Without an assistant turn the list is empty.
         """
         turns = [number for number, message in enumerate(messages) if message.role == "assistant"]
         ends = [number for number in turns if not self.as_written(messages[number]) or number == turns[-1]]
@@ -216,7 +218,11 @@ class ChatFormat(ABC):
 
 
 def check_turns(messages: Sequence[Message], roles: Sequence[str]) -> None:
-    """Raise a DataError for what no template can write: an unknown role, or an assistant turn that answers no user turn."""
+    """Raise a DataError for a conversation that cannot be rendered.
+
+    Errors are a role that is not in `roles`, an assistant turn that does not follow a user turn, tool calls, reasoning in a
+    turn of another role, and a conversation without a user turn.
+    """
     before = ""
     for number, message in enumerate(messages, start=1):
         where = f"message {number}"

@@ -1,8 +1,8 @@
-r"""Replies that think in a block, `<think>\n{reasoning}\n</think>\n\n{content}`, as Qwen3 and DeepSeek-R1 write them.
+r"""Replies with a thinking block, `<think>\n{reasoning}\n</think>\n\n{content}`, as in Qwen3 and DeepSeek-R1.
 
-`MarkedBlock` reads the tags as special tokens, if the family has them. `SpokenBlock` reads them as text, so that a model of
-a family without such tokens can still be taught to think. Newlines around the reasoning and before the content belong to
-the block: writing and reading strip them, as the published templates do.
+`MarkedBlock` requires that the thinking tags are special tokens. `SpokenBlock` also accepts tags that are spelled with
+ordinary tokens, so that a model without thinking tokens can be taught to think. As in the published templates, rendering and
+parsing strip the newlines around the reasoning and before the content.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ THINK, END_THINK = "<think>", "</think>"
 
 
 class MarkedBlock(TurnChat):
-    """A thinking block with special tokens. With `auto` the model chooses; it writes an empty block if it does not think.
+    """A thinking block whose tags are special tokens. With `auto`, the model writes an empty block if it does not think.
 
-    Earlier turns are rendered without a block, so a turn is trained only where it is the last.
+    Earlier turns are rendered without their block. A turn is therefore trained only in the rendering in which it is the last.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__(tokenizer)
         self._think, self._end_think = tokenizer.special(THINK), tokenizer.special(END_THINK)
-        self._one, self._two = tokenizer.encode("\n"), tokenizer.encode("\n\n")
+        self._newline, self._blank_line = tokenizer.encode("\n"), tokenizer.encode("\n\n")
 
     def choice(self, thinking: Thinking) -> list[int]:
-        """`on` opens the block; `off` writes an empty block."""
+        """Return an open block for `on`, an empty block for `off`, and no ids for `auto`."""
         if thinking == "off":
-            return [self._think, *self._two, self._end_think, *self._two]
-        return [self._think, *self._one] if thinking == "on" else []
+            return [self._think, *self._blank_line, self._end_think, *self._blank_line]
+        return [self._think, *self._newline] if thinking == "on" else []
 
     def as_written(self, message: Message) -> bool:
         return False
@@ -49,18 +49,18 @@ class MarkedBlock(TurnChat):
         if thinking == "off":
             return [*self.choice("off"), *encode(kept.text)]
         if not closed and message.reasoning is not None and not message.text:
-            return [self._think, *self._one, *encode(message.reasoning.lstrip("\n"))]  # still thinking
+            return [self._think, *self._newline, *encode(message.reasoning.lstrip("\n"))]  # still thinking
         after = [self._end_think, *encode("\n\n" + kept.text)]
         if kept.reasoning:
-            return [self._think, *self._one, *encode(kept.reasoning + "\n"), *after]
-        # Two newlines are one token, unless the prompt has already written the first newline.
-        return [self._think, *(self._one * 2 if self.choice(thinking) else self._two), *after]
+            return [self._think, *self._newline, *encode(kept.reasoning + "\n"), *after]
+        # "\n\n" is one token, but if the prompt ends with the first newline, the reply must begin with a single "\n".
+        return [self._think, *(self._newline * 2 if self.choice(thinking) else self._blank_line), *after]
 
     def reply_form(self, thinking: Thinking) -> ReplyForm:
-        """Read the text before the first `</think>` as reasoning, whether the reply or the prompt opened it, or neither did.
+        """Return rules that parse the text before the first `</think>` as reasoning, even if `<think>` is missing.
 
-        A reply cut off before `</think>` is all reasoning, with empty content. An empty block counts as no reasoning, unless
-        thinking is `on`.
+        If thinking was opened and the reply ends before `</think>`, the whole reply is reasoning and the content is empty. An
+        empty block counts as no reasoning (None), unless `thinking` is `on`. With `off`, the whole reply is content.
         """
         begins: Begins = "answer" if thinking == "off" else "thought" if self.choice(thinking) else "late"
         empty: Literal["kept", "none"] = "kept" if thinking == "on" else "none"
@@ -71,12 +71,13 @@ class MarkedBlock(TurnChat):
 
 
 class SpokenBlock(TurnChat):
-    """A thinking block for families that were not trained to think. Its tags are text, unless the tokenizer has tokens for them.
+    """A thinking block for families that were not trained to think.
 
-    A reply without thinking is content only. Replies are read as text, so tags count however they were tokenized.
+    The tags are written as special tokens if the tokenizer has them, else as text. Parsing recognises tags in the text of the
+    reply, whatever their tokenization. A reply without thinking has no block.
 
-    `auto` and `off` leave the prompt as published; `on` opens the block. Two ambiguous inputs are refused: content that begins
-    with `<think>`, and reasoning that contains `</think>`.
+    With `auto` and `off` the prompt is the published one, and `on` adds an open block. Two ambiguous inputs raise an error:
+    content that begins with `<think>`, and reasoning that contains `</think>`.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -85,7 +86,7 @@ class SpokenBlock(TurnChat):
         self._marks = (tokenizer.special(THINK), tokenizer.special(END_THINK)) if known else None
 
     def choice(self, thinking: Thinking) -> list[int]:
-        """`on` opens the block; `off` changes nothing, since such a family does not think by default."""
+        """Return an open block for `on`, and no ids for `auto` and `off`, because the family does not think by default."""
         if thinking != "on":
             return []
         return (
@@ -95,7 +96,10 @@ class SpokenBlock(TurnChat):
         )
 
     def as_written(self, message: Message) -> bool:
-        """Exclude content that begins with `<think>` from training; as the last turn it is refused."""
+        """Return whether an earlier turn may be trained. Content that begins with `<think>` may not.
+
+        As the last turn, such content raises an error.
+        """
         return message.reasoning is None and not message.text.lstrip().startswith(THINK)
 
     def kept(self, message: Message, thinking: Thinking = "auto") -> Message:
@@ -118,12 +122,12 @@ class SpokenBlock(TurnChat):
             return [*opened, *encode(before + END_THINK + after)]
         return [*opened, *encode(before), self._marks[1], *encode(after)]
 
-    def _refuse(self, mark: str, found: bool, what: str) -> None:
-        if found:
+    def _refuse(self, mark: str, ambiguous: bool, what: str) -> None:
+        if ambiguous:
             raise DataError(
-                f"chat format '{self.name}' writes {mark} as text, so it cannot write {what} it",
+                f"{what} {mark} is ambiguous, because chat format '{self.name}' writes {mark} as text",
                 where="messages",
-                remedy="Put the reasoning into the message's `reasoning`, without the tags.",
+                remedy="Put the reasoning into the key `reasoning` of the message, without the tags.",
             )
 
     @property
@@ -135,17 +139,17 @@ class SpokenBlock(TurnChat):
         return True
 
     def reply_form(self, thinking: Thinking) -> ReplyForm:
-        """Read a reply that begins with `<think>`, or whose prompt does, as reasoning up to the first `</think>`.
+        """Return rules that parse reasoning up to the first `</think>` if the reply or the prompt opened a block.
 
-        A reply cut off before `</think>` is all reasoning, with empty content. Any other reply is content. An incomplete tag
-        at the end of a reply that was cut off is dropped.
+        If an open block is not closed, the whole reply is reasoning and the content is empty. A reply without `<think>` is
+        content. An incomplete tag at the end of a truncated reply is dropped.
         """
         empty: Literal["kept", "none"] = "kept" if thinking == "on" else "none"
         return ReplyForm("thought" if thinking == "on" else "mark", "\n", Trim("\n"), empty=empty, halves=True)
 
     def n_thought(self, ids: Sequence[int]) -> int:
         low, high = 0, len(ids)
-        while low < high:  # find the shortest prefix whose text contains the tag
+        while low < high:  # binary search for the shortest prefix whose text contains the tag
             middle = (low + high) // 2
             if END_THINK in self._text(ids[:middle]):
                 high = middle

@@ -1,8 +1,7 @@
-"""How model families write tool calls, and how one call is parsed.
+"""The tool-call syntax of each model family, and the parser of a single call.
 
-A call is complete or it is text. A complete call has a begin token, the name of an offered tool, a JSON object of arguments,
-and the end token. Otherwise the begin token is plain text, and parsing continues after it. docs/tools.md lists the
-consequences.
+A complete call has a begin token, the name of a tool in the request, a JSON object of arguments, and an end token. The begin
+token of an incomplete call is plain text, and parsing continues after this token. See docs/tools.md.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from rorqual.data.chat.special_tokens import CHARS, END_THINK, NAME_OF, THINK, r
 
 WHITE = "".join(char for char in map(chr, range(0x3001)) if char.isspace())
 MAX_HEAD = 256
-"""Maximum length, in characters, of the text between the begin token and the arguments, which contains the name."""
+"""Maximum number of characters between the begin token and the arguments, where some families write the tool name."""
 MAX_DEPTH = 100
 """Maximum nesting depth of arguments. Deeper arguments are not parsed as a call."""
 
@@ -26,7 +25,10 @@ Kind = Literal["text", "think", "end", "call", "open", "close"]
 
 @dataclass(frozen=True)
 class Item:
-    """A part of a reply: text, a thinking tag, a token around calls, or a call. `text` is its marked text (see `marks.py`)."""
+    """A lexical item of a reply: text, a thinking tag, a token that encloses all calls, or a call.
+
+    `text` is the source of the item as marked text (see `special_tokens.py`).
+    """
 
     kind: Kind
     text: str
@@ -36,11 +38,12 @@ class Item:
 
 @dataclass(frozen=True)
 class CallForm:
-    """The syntax of a family's tool calls. Special tokens are given as their characters in marked text.
+    """The tool-call syntax of a model family. Special tokens are written as in marked text (see `special_tokens.py`).
 
-    `begin` opens a call. A `bare` form has calls without `begin`, where an answer begins with `{`. `around` encloses all calls
-    of a reply. `named` parses the text between `begin` and the arguments: it returns the name, "" if the name is inside the
-    JSON object, or None if the text is not a call. `tail` matches the text allowed between the arguments and `end`.
+    `begin` opens a call, and `around` encloses all calls of a reply. If `bare` is true, an answer that begins with `{` is a
+    call even without `begin`. `named` parses the text between `begin` and the arguments. It returns the tool name, "" if the
+    name is in the JSON object, or None if the text is not a call. `inside` is the special token that this text may contain.
+    `tail` is a regular expression for the text between the arguments and `end`.
     """
 
     begin: str
@@ -51,21 +54,24 @@ class CallForm:
     tail: str = r"\s*"
     bare: bool = False
     before: str = ""
-    """Text that the family writes between content and a call."""
+    """Text that models of the family write between the content and the first call."""
 
     @property
     def gap(self) -> str:
-        """Characters that only separate calls."""
+        """Characters that may separate calls."""
         return WHITE + (";" if self.bare else "")
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """The names of all special tokens of this syntax."""
+        """The names of all special tokens that the syntax uses."""
         chars = self.begin + (self.end or "") + self.inside + "".join(self.around or ())
         return tuple(NAME_OF[char] for char in chars)
 
     def read(self, head: str, body: str, names: Collection[str]) -> tuple[str, str] | None:
-        """Return name and arguments of a call, or None if it is not a valid call."""
+        """Return (name, arguments) of a call to a tool in `names`, or None if the text is not a valid call.
+
+        `head` is the text between `begin` and the JSON object, and `body` is the JSON object.
+        """
         name, text = self.named(head), raw(body)
         if name is None or THINK in body or END_THINK in body:
             return None
@@ -75,10 +81,10 @@ class CallForm:
         if members is None or "name" not in members:
             return None
         key = "parameters" if "parameters" in members and "arguments" not in members else "arguments"
-        said, arguments = _string(members["name"]), members.get(key, "{}")
+        name, arguments = _string(members["name"]), members.get(key, "{}")
         if _object(arguments) is None:
             arguments = _string(arguments)  # some models write the arguments as a JSON string that contains JSON
-        return (said, arguments) if said in names and _object(arguments) is not None else None
+        return (name, arguments) if name in names and _object(arguments) is not None else None
 
 
 def _no_head(head: str) -> str | None:
@@ -91,15 +97,15 @@ _HEAD = re.compile(
 
 
 def _deepseek_head(head: str) -> str | None:
-    """Parse V3.1's `name<sep>`, or V3's `function<sep>name` before a code fence."""
-    found = _HEAD.fullmatch(head) if len(head) <= MAX_HEAD else None
-    return (found.group(2) or found.group(1)) if found else None
+    """Return the tool name in `name<sep>` (V3.1) or in `function<sep>name` before a code fence (V3), or None."""
+    match = _HEAD.fullmatch(head) if len(head) <= MAX_HEAD else None
+    return (match.group(2) or match.group(1)) if match else None
 
 
 HERMES = CallForm(CHARS["<tool_call>"], CHARS["</tool_call>"], _no_head, before="\n")
-"""`<tool_call>\\n{"name": ..., "arguments": {...}}\\n</tool_call>`, as Hermes and Qwen write it."""
+"""The syntax of Hermes and Qwen: `<tool_call>\\n{"name": ..., "arguments": {...}}\\n</tool_call>`."""
 LLAMA = CallForm(CHARS["<|python_tag|>"], None, _no_head, bare=True)
-"""`{"name": ..., "parameters": {...}}` in place of an answer, as Llama writes it."""
+"""The syntax of Llama: a reply that consists of `{"name": ..., "parameters": {...}}`."""
 DEEPSEEK = CallForm(
     CHARS["<｜tool▁call▁begin｜>"],
     CHARS["<｜tool▁call▁end｜>"],
@@ -108,7 +114,7 @@ DEEPSEEK = CallForm(
     around=(CHARS["<｜tool▁calls▁begin｜>"], CHARS["<｜tool▁calls▁end｜>"]),
     tail=r"\s*(?:```\s*)?",
 )
-"""`<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>name<｜tool▁sep｜>{...}<｜tool▁call▁end｜><｜tool▁calls▁end｜>`."""
+"""DeepSeek's syntax: `<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>name<｜tool▁sep｜>{...}<｜tool▁call▁end｜><｜tool▁calls▁end｜>`."""
 
 
 # ---- how a call is written
@@ -116,9 +122,9 @@ DEEPSEEK = CallForm(
 
 @dataclass(frozen=True)
 class CallFrame:
-    """How to write a reply that consists of calls, as marked text: `begin`, the calls joined by `gap`, `end`.
+    """The template of a reply that consists of tool calls, as marked text.
 
-    `call(name, arguments)` formats one call.
+    `call(name, arguments)` formats one call. The reply is `begin`, the calls joined by `gap`, and `end`.
     """
 
     call: Callable[[str, str], str]
@@ -147,9 +153,9 @@ _BEGIN, _END = CHARS["<｜tool▁calls▁begin｜>"], CHARS["<｜tool▁calls▁
 HERMES_FRAME = CallFrame(_hermes, "\n")
 LLAMA_FRAME = CallFrame(_llama, "; ")
 DEEPSEEK_FRAME = CallFrame(_deepseek, "", _BEGIN, _END)
-"""DeepSeek-V3.1's format."""
+"""The calls of DeepSeek-V3.1."""
 FENCED_FRAME = CallFrame(_fenced, "\n", _BEGIN, _END)
-"""DeepSeek-V3's and R1's format."""
+"""The calls of DeepSeek-V3 and R1, with the arguments in a code fence."""
 
 
 # ---- the arguments
@@ -164,9 +170,9 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def _object(text: str) -> dict[str, str] | None:
-    """Return the members of a JSON object, each value as its source text.
+    """Return the members of a JSON object, with each value as JSON text.
 
-    Returns None if `text` is not a JSON object or is nested deeper than `MAX_DEPTH`.
+    Return None if `text` is not a JSON object or is nested deeper than `MAX_DEPTH`.
     """
     try:
         text.encode()
@@ -178,7 +184,7 @@ def _object(text: str) -> dict[str, str] | None:
 
 
 def _members(text: str) -> Iterator[tuple[str, str]]:
-    """Yield key and value source of each member. `text` must be a valid JSON object."""
+    """Yield (key, JSON text of the value) for each member. `text` must be a valid JSON object."""
     at = _space(text, text.index("{") + 1)
     while text[at] != "}":
         key, at = _JSON.raw_decode(text, at)
@@ -191,12 +197,12 @@ def _members(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _space(text: str, at: int) -> int:
-    found = _SPACE.match(text, at)
-    return found.end() if found else at
+    match = _SPACE.match(text, at)
+    return match.end() if match else at
 
 
 def too_deep(text: str) -> bool:
-    """Return whether JSON is nested deeper than `MAX_DEPTH`."""
+    """Return whether the JSON in `text` is nested deeper than `MAX_DEPTH`."""
     depth = deepest = 0
     for char in re.findall(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', text):
         depth += (char in "[{") - (char in "]}")
@@ -205,7 +211,7 @@ def too_deep(text: str) -> bool:
 
 
 def _string(text: str) -> str:
-    """Decode a JSON string; return "" for any other value."""
+    """Decode a JSON string. Return "" for a JSON value of another type."""
     value = _JSON.decode(text)
     return value if isinstance(value, str) else ""
 
@@ -214,7 +220,7 @@ def _string(text: str) -> str:
 
 
 def kind_of(char: str, form: CallForm | None) -> Kind:
-    """Classify one character that is not part of a call."""
+    """Return the kind of item that one character of marked text outside calls is."""
     if char in (THINK, END_THINK):
         return "think" if char == THINK else "end"
     if form is not None and form.around and char in form.around:
@@ -223,18 +229,17 @@ def kind_of(char: str, form: CallForm | None) -> Kind:
 
 
 def ending(text: str, form: CallForm) -> int | None:
-    """Return the length of the text that ends a call after its arguments, or None if other text follows.
+    """Return the length of the text that closes a call, or None if the call is not closed. `text` follows the arguments.
 
-    `text` is everything after the arguments. The end token may be missing before another special token or at the end of the
-    reply, where it may also be incomplete.
+    The end token may be missing before another special token. At the end of the reply it may be missing or incomplete.
     """
     if form.end is None:
         return 0
-    found = re.match(form.tail, text)
-    length = found.end() if found else 0
-    rest = text[length:]
-    if rest[:1] == form.end:
+    match = re.match(form.tail, text)
+    length = match.end() if match else 0
+    after = text[length:]
+    if after[:1] == form.end:
         return length + 1
-    if rest[:1] in NAME_OF:
+    if after[:1] in NAME_OF:
         return length
-    return length + len(rest) if NAME_OF[form.end].startswith(rest) else None
+    return length + len(after) if NAME_OF[form.end].startswith(after) else None

@@ -1,9 +1,9 @@
-r"""ChatML, as Qwen, SmolLM2 and many others write it. `qwen3` thinks in a block.
+r"""ChatML, the chat format of Qwen, SmolLM2 and many other models. Only `qwen3` has thinking tokens.
 
     <|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n{content}<|im_end|>
 
-Sources: the chat templates of Qwen2, Qwen2.5, Qwen3 and SmolLM2. They differ in the default system turn of a conversation
-that has none. The newline after a turn is rendered with the next turn, because a model stops before it.
+Sources: the chat templates of Qwen2, Qwen2.5, Qwen3 and SmolLM2. They add different system turns to a conversation without
+one. The newline after a turn is rendered as part of the next turn, because a model stops before this newline.
 """
 
 from __future__ import annotations
@@ -37,17 +37,20 @@ You may call one or more functions to assist with the user query.
 
 You are provided with function signatures within <tools></tools> XML tags:
 <tools>"""
-TOLD = f"""</tools>
+TOOLS_END = f"""</tools>
 
 For each function call, return a json object with function name and arguments within {CALL}{END_CALL} XML tags:
 {CALL}
 {{"name": <function-name>, "arguments": <args-json-object>}}
 {END_CALL}"""
-"""The tool instructions of Qwen2.5's and Qwen3's templates, on which those models were trained."""
+"""End of the tool instructions in the templates of Qwen2.5 and Qwen3, on which these models were trained."""
 
 
 class ImTurns(TurnChat):
-    """Turns between `<|im_start|>` and `<|im_end|>`. `default_system` is the system turn of a conversation that has none."""
+    """Base class of formats with turns between `<|im_start|>` and `<|im_end|>`.
+
+    `default_system` is the content of the system turn that is added to a conversation without one; "" adds none.
+    """
 
     marks: ClassVar[tuple[str, ...]] = (START, END)
     ends: ClassVar[tuple[str, ...]] = (END, TEXT_END)
@@ -64,8 +67,8 @@ class ImTurns(TurnChat):
         return self._turn(Message("system", self.default_system), 0)
 
     def _turn(self, message: Message, number: int) -> list[int]:
-        said = self.tokenizer.encode(f"{message.role}\n{message.text}")
-        return [self._start, *said, self._stops[0]]
+        text = self.tokenizer.encode(f"{message.role}\n{message.text}")
+        return [self._start, *text, self._stops[0]]
 
     def _header(self) -> list[int]:
         return [self._start, *self.tokenizer.encode("assistant\n")]
@@ -81,35 +84,35 @@ class ImTurns(TurnChat):
     def call_frame(self) -> CallFrame:
         return HERMES_FRAME
 
-    def _told(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int]:
+    def _opening_with_tools(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int]:
         first = messages[0]
         system = first.text if first.role == "system" else self.default_system
         if not tools:
             return self._opening(messages)
-        said = "\n".join([TOOLS, *schemas(tools), TOLD])
+        text = "\n".join([TOOLS, *schemas(tools), TOOLS_END])
         if system or first.role == "system":
-            said = f"{system}\n\n{said}"
-        return [self._start, *self._spelling.ids(f"system\n{said}"), self._stops[0]]
+            text = f"{system}\n\n{text}"
+        return [self._start, *self._special_text.ids(f"system\n{text}"), self._stops[0]]
 
-    def _asks(self, message: Message, number: int, tools: Sequence[Tool], *, first: bool) -> list[int]:
+    def _turn_with_tools(self, message: Message, number: int, tools: Sequence[Tool], *, first: bool) -> list[int]:
         return [] if tools and not number and message.role == "system" else self._turn(message, number)
 
-    def _called(self, message: Message, before: str, *, current: bool) -> list[int]:
+    def _earlier_assistant_turn(self, message: Message, before: str, *, current: bool) -> list[int]:
         calls = [HERMES_FRAME.call(call.name, call.arguments) for call in message.tool_calls]
-        thought = self._thought(message, current)
-        content = message.text.lstrip("\n") if thought else message.text
-        said = "\n".join([*([content] if content or not calls else []), *calls])
-        return [*self._header(), *self._spelling.ids(thought + said), self._stops[0]]
+        reasoning = self._earlier_reasoning(message, current)
+        content = message.text.lstrip("\n") if reasoning else message.text
+        answer = "\n".join([*([content] if content or not calls else []), *calls])
+        return [*self._header(), *self._special_text.ids(reasoning + answer), self._stops[0]]
 
-    def _thought(self, message: Message, current: bool) -> str:
-        """Return the reasoning that an earlier turn keeps, as marked text."""
+    def _earlier_reasoning(self, message: Message, current: bool) -> str:
+        """Return the reasoning of an earlier turn as marked text, or "" if the format drops it."""
         return ""
 
-    def _answers(self, turn: Sequence[Message]) -> list[int]:
-        said = "".join(f"\n{RESPONSE}\n{message.text}\n{END_RESPONSE}" for message in turn)
-        return [self._start, *self._spelling.ids(f"user{said}"), self._stops[0]]
+    def _tool_results(self, turn: Sequence[Message]) -> list[int]:
+        results = "".join(f"\n{RESPONSE}\n{message.text}\n{END_RESPONSE}" for message in turn)
+        return [self._start, *self._special_text.ids(f"user{results}"), self._stops[0]]
 
-    def _written(self, choice: str) -> str:
+    def _template_with(self, choice: str) -> str:
         first = f"{START}system\\n{self.default_system}{END}\\n" if self.default_system else ""
         return PUBLISHED.replace("FIRST", first).replace("CHOICE", choice)
 
@@ -121,11 +124,11 @@ class PlainChatML(ImTurns, SpokenBlock):
 
     @property
     def template(self) -> str:
-        return self._written("{%- if enable_thinking is true -%}{{- '<think>\\n' -}}{%- endif -%}")
+        return self._template_with("{%- if enable_thinking is true -%}{{- '<think>\\n' -}}{%- endif -%}")
 
 
 class ChatML(PlainChatML):
-    """Qwen2.5's format."""
+    """The format of Qwen2.5's instruct models."""
 
     name = "chatml"
     default_system = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
@@ -139,7 +142,7 @@ class Qwen2Chat(PlainChatML):
 
 
 class SmolLM2Chat(PlainChatML):
-    """SmolLM2's format, which pads with `<|im_end|>`."""
+    """The format of SmolLM2, which pads with `<|im_end|>`."""
 
     name = "smollm2"
     default_system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
@@ -147,16 +150,17 @@ class SmolLM2Chat(PlainChatML):
 
 
 class Qwen3Chat(ImTurns, MarkedBlock):
-    """Qwen3's format: the model opens `<think>` itself. `off` writes the empty block of `enable_thinking=False`.
+    """The format of Qwen3. With `auto` the model itself writes `<think>`.
 
-    `on` opens the block in the prompt, as Qwen3-Thinking-2507 does. The first Qwen3's template never opens it.
+    `off` adds an empty block to the prompt, as `enable_thinking=False` does in the published template. `on` adds an open block,
+    as the template of Qwen3-Thinking-2507 does; the template of the first Qwen3 models has no such mode.
     """
 
     name = "qwen3"
     marks: ClassVar[tuple[str, ...]] = (START, END, "<think>", "</think>")
 
-    def _thought(self, message: Message, current: bool) -> str:
-        """Keep the reasoning until the next user turn, so that the model can continue it after a tool call."""
+    def _earlier_reasoning(self, message: Message, current: bool) -> str:
+        """Return the reasoning of a turn after the last user turn, so that the model sees it after a tool call."""
         if not current or not message.reasoning:
             return ""
         return THINK + "\n" + message.reasoning.strip("\n") + "\n" + END_THINK + "\n\n"
@@ -165,4 +169,4 @@ class Qwen3Chat(ImTurns, MarkedBlock):
     def template(self) -> str:
         empty = "{%- if enable_thinking is false -%}{{- '<think>\\n\\n</think>\\n\\n' -}}{%- endif -%}"
         opened = "{%- if enable_thinking is true -%}{{- '<think>\\n' -}}{%- endif -%}"
-        return self._written(empty + opened)
+        return self._template_with(empty + opened)

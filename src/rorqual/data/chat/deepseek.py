@@ -1,13 +1,13 @@
-"""DeepSeek's chat formats: V3 does not think, R1 always thinks, and V3.1 chooses by the first token of its reply.
+"""DeepSeek's chat formats. V3 does not think, R1 always thinks, and V3.1 chooses with the first token of its reply.
 
     V3    <bos>{system}<｜User｜>{user}<｜Assistant｜>{content}<eos>
     R1    <bos>{system}<｜User｜>{user}<｜Assistant｜><think>\\n{reasoning}\\n</think>\\n\\n{content}<eos>
     V3.1  <bos>{system}<｜User｜>{user}<｜Assistant｜><think>{reasoning}</think>{content}<eos>
           <bos>{system}<｜User｜>{user}<｜Assistant｜></think>{content}<eos>
 
-Sources: the chat templates of DeepSeek-V3, -R1 and -V3.1. As there, system messages are joined by blank lines at the start.
-(R1's distilled models use only the last one; with at most one, both agree.) The reasoning of earlier turns is dropped:
-such a turn reads `{content}<eos>`, or in V3.1 `</think>{content}<eos>`.
+Sources: the chat templates of DeepSeek-V3, -R1 and -V3.1. As in these templates, all system messages are joined by blank lines
+at the start. (The templates of R1's distilled models use only the last system message.) The reasoning of earlier turns is
+dropped: an earlier reply is rendered as `{content}<eos>`, or in V3.1 as `</think>{content}<eos>`.
 """
 
 from __future__ import annotations
@@ -51,12 +51,15 @@ Where:
 
 
 def written(past: str, choice: str) -> str:
-    """Return the jinja2 template of one of the three formats: `past` starts an earlier reply, `choice` ends a prompt."""
+    """Return the jinja2 template of a DeepSeek format.
+
+    `past` is the text at the start of earlier replies, and `choice` the template code at the end of the prompt.
+    """
     return PUBLISHED.replace("PAST", past).replace("CHOICE", choice)
 
 
 class DeepSeekTurns(TurnChat):
-    """The common part of the three formats."""
+    """Base class of DeepSeek's three formats."""
 
     marks: ClassVar[tuple[str, ...]] = MARKS
     ends: ClassVar[tuple[str, ...]] = (Special.EOS,)
@@ -87,7 +90,7 @@ class DeepSeekTurns(TurnChat):
     outputs_gap: ClassVar[str] = ""
     outputs: ClassVar[tuple[str, str]] = (CHARS["<｜tool▁outputs▁begin｜>"], CHARS["<｜tool▁outputs▁end｜>"])
     answer_begins: ClassVar[str] = ""
-    """What an earlier assistant turn begins with if it follows a user turn."""
+    """Marked text at the start of an earlier assistant turn that follows a user turn."""
 
     @property
     def call_form(self) -> CallForm:
@@ -98,22 +101,25 @@ class DeepSeekTurns(TurnChat):
         return FENCED_FRAME
 
     def mode(self, messages: Sequence[Message], thinking: Thinking) -> Thinking:
-        """Return `off` after a tool turn: the published templates open no turn there, so the model continues without thinking."""
+        """Return `off` after a tool turn. The published templates open no turn there, so the model continues without thinking."""
         return "off" if messages and messages[-1].role == "tool" else thinking
 
     def chosen(self, prompt: Sequence[int]) -> Thinking:
-        after = self._spelling.ids(self._outputs_end())
+        after = self._special_text.ids(self._outputs_end())
         return "off" if list(prompt[-len(after) :]) == after else super().chosen(prompt)
 
     def _outputs_end(self) -> str:
         return self.outputs[1] or OUTPUT_END
 
-    def _told(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int]:
+    def _opening_with_tools(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int]:
         system = [message.text for message in messages if message.role == "system"]
-        return [self._bos, *self._spelling.ids("\n\n".join([*system, *([self._tools_text(tools)] if tools else [])]))]
+        return [
+            self._bos,
+            *self._special_text.ids("\n\n".join([*system, *([self._tools_text(tools)] if tools else [])])),
+        ]
 
     def _tools_text(self, tools: Sequence[Tool]) -> str:
-        """Return the tool instructions of V3.1's model card; the templates themselves contain none."""
+        """Return the tool instructions of V3.1's model card, because the published templates contain none."""
         listed = "".join(
             f"### {tool.name}\nDescription: {tool.description}\n\nParameters: {spelt(dict(tool.parameters))}\n\n"
             for tool in tools
@@ -122,25 +128,25 @@ class DeepSeekTurns(TurnChat):
         call = frame.call("tool_call_name", "tool_call_arguments")
         return TOOLS.format(listed=listed, call=f"{frame.begin}{call}{{additional_tool_calls}}{frame.end}")
 
-    def _called(self, message: Message, before: str, *, current: bool) -> list[int]:
-        said = message.text
+    def _earlier_assistant_turn(self, message: Message, before: str, *, current: bool) -> list[int]:
+        text = message.text
         if message.tool_calls:
             frame = self.call_frame
             calls = (frame.call(call.name, call.arguments) for call in message.tool_calls)
-            said += frame.begin + frame.gap.join(calls) + frame.end
-        begins = [] if before == "tool" else [*self._header(), *self._spelling.ids(self.answer_begins)]
-        return [*begins, *self._spelling.ids(said), self._stops[0]]
+            text += frame.begin + frame.gap.join(calls) + frame.end
+        opening = [] if before == "tool" else [*self._header(), *self._special_text.ids(self.answer_begins)]
+        return [*opening, *self._special_text.ids(text), self._stops[0]]
 
-    def _answers(self, turn: Sequence[Message]) -> list[int]:
-        said = self.outputs_gap.join(f"{OUTPUT}{message.text}{OUTPUT_END}" for message in turn)
-        return self._spelling.ids(self.outputs[0] + said + self.outputs[1])
+    def _tool_results(self, turn: Sequence[Message]) -> list[int]:
+        results = self.outputs_gap.join(f"{OUTPUT}{message.text}{OUTPUT_END}" for message in turn)
+        return self._special_text.ids(self.outputs[0] + results + self.outputs[1])
 
-    def _begins_after(self, before: str, thinking: Thinking) -> list[int]:
-        return [] if before == "tool" else super()._begins_after(before, thinking)
+    def _reply_opening(self, before: str, thinking: Thinking) -> list[int]:
+        return [] if before == "tool" else super()._reply_opening(before, thinking)
 
 
 class DeepSeekV3Chat(DeepSeekTurns, SpokenBlock):
-    """DeepSeek-V3's format, which has no thinking tokens."""
+    """The format of DeepSeek-V3, which has no thinking tokens."""
 
     name = "deepseek-v3"
     outputs_gap: ClassVar[str] = "\n"
@@ -151,9 +157,10 @@ class DeepSeekV3Chat(DeepSeekTurns, SpokenBlock):
 
 
 class DeepSeekR1Chat(DeepSeekTurns, MarkedBlock):
-    """The format of DeepSeek-R1 and its distilled models. The prompt opens the block, so `auto` thinks as `on` does.
+    """The format of DeepSeek-R1 and its distilled models. The prompt opens the thinking block, so `auto` equals `on`.
 
-    `off` writes an empty block. The published template has no such mode; it is "NoThinking" of arXiv 2504.09858.
+    `off` adds an empty block to the prompt. The published template has no such mode; it is the method "NoThinking" of
+    arXiv 2504.09858.
     """
 
     name = "deepseek-r1"
@@ -172,7 +179,7 @@ class DeepSeekR1Chat(DeepSeekTurns, MarkedBlock):
 
 
 class DeepSeekChat(DeepSeekTurns):
-    """DeepSeek-V3.1's format. Nothing is stripped: a written message is read back exactly."""
+    """The format of DeepSeek-V3.1. It strips no white space, so `parse` restores a rendered message exactly."""
 
     name = "deepseek"
     outputs: ClassVar[tuple[str, str]] = ("", "")
@@ -196,29 +203,29 @@ class DeepSeekChat(DeepSeekTurns):
         return written("</think>", mark)
 
     def choice(self, thinking: Thinking) -> list[int]:
-        """`auto` ends at `<｜Assistant｜>`: the model chooses. `on` adds `<think>`, `off` adds `</think>`."""
+        """Return `<think>` for `on`, `</think>` for `off`, and no ids for `auto`, where the model chooses."""
         return {"auto": [], "on": [self._think], "off": [self._end_think]}[thinking]
 
     def kept(self, message: Message, thinking: Thinking = "auto") -> Message:
         return message
 
-    def _past(self, message: Message) -> list[int]:
+    def _earlier_reply(self, message: Message) -> list[int]:
         return [self._end_think, *self.tokenizer.encode(message.text)]
 
     def _reply(self, message: Message, thinking: Thinking, *, closed: bool) -> list[int]:
         encode = self.tokenizer.encode
-        thought = [] if message.reasoning is None else [self._think, *encode(message.reasoning)]
+        reasoning = [] if message.reasoning is None else [self._think, *encode(message.reasoning)]
         if not closed and message.reasoning is not None and not message.text:
-            return thought  # still thinking
-        return [*thought, self._end_think, *encode(message.text)]
+            return reasoning  # still thinking
+        return [*reasoning, self._end_think, *encode(message.text)]
 
     def reply_form(self, thinking: Thinking) -> ReplyForm:
-        """Read a reply, stripping nothing.
+        """Return rules that strip no white space. They split a reply as follows:
 
-        - It begins with `<think>`, or thinking is `on`: the text up to `</think>` is reasoning, the rest is content. A reply
-          cut off before `</think>` is all reasoning, with empty content.
-        - It begins with `</think>`, or thinking is `off`: all is content, and the reasoning is None.
-        - It begins with neither: the text before a later `</think>` is reasoning; without one, all is content.
+        - If the reply begins with `<think>`, or `thinking` is `on`, the text up to `</think>` is reasoning and the text after it
+          is content. Without `</think>`, the whole reply is reasoning and the content is empty.
+        - If the reply begins with `</think>`, or `thinking` is `off`, the whole reply is content and the reasoning is None.
+        - Any other reply is reasoning up to a later `</think>`, and content after it. Without `</think>` it is all content.
         """
         begins: dict[Thinking, Begins] = {"auto": "late", "on": "thought", "off": "answer"}
         return ReplyForm(begins[thinking], empty="marked")

@@ -1,4 +1,4 @@
-"""Find a chat format: by name, by a checkpoint's chat template, or by a run directory."""
+"""Selection of the chat format by name, by the chat template of a checkpoint, or by a run directory."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ KINDS: tuple[type[TurnChat], ...] = (
     Llama3Chat,
 )
 DEFAULT = "deepseek"
-"""The format of a run whose `run.yaml` does not set `chat`."""
+"""The chat format of a run whose `run.yaml` does not set `chat`."""
 TEMPLATE_FILE = "chat_template.jinja"
-"""The template file beside `run.yaml` of a run with `chat: template`."""
+"""Name of the template file in the run directory of a run with `chat: template`."""
 
 PROBES = (
     (Message("user", "A?"),),
@@ -41,16 +41,16 @@ PROBES = (
 
 
 def chat_format(tokenizer: Tokenizer, name: str = DEFAULT) -> ChatFormat:
-    """Return the chat format named `name` for `tokenizer`.
+    """Return the chat format `name` for `tokenizer`.
 
-    Raises DataError if the name is unknown, or names the special tokens that the tokenizer lacks.
+    Raises DataError if the name is unknown, or if the tokenizer lacks special tokens of the format.
     """
     known: dict[str, type[TurnChat]] = {kind.name: kind for kind in KINDS}
     if name == TemplateChat.name:
         raise DataError(
-            "a chat template of an unknown family can chat but not train: it has no loss mask",
+            "a run with a chat template of an unknown family cannot be trained, because a template gives no loss mask",
             where="chat",
-            remedy=f"To train, set chat to the model's format: {', '.join(known)}.",
+            remedy=f"To train, set chat to the format of the model: {', '.join(known)}.",
         )
     if name == NoChat.name:
         return NoChat(tokenizer)
@@ -62,21 +62,22 @@ def chat_format(tokenizer: Tokenizer, name: str = DEFAULT) -> ChatFormat:
 def guess_chat(model_type: str, tokenizer: Tokenizer, template: str | None) -> str:
     """Return the name of the chat format that a checkpoint was trained with.
 
-    With a template, it is the format that writes the same prompts, or `template` if no format does. Without one, it follows
-    from the special tokens and the `model_type` (`qwen3`, ...), or is `none` if the tokenizer has no tokens for turns.
+    If the checkpoint has a template, return the format that writes the same prompts, or `template` if no format does.
+    Otherwise, choose the format by the special tokens and `model_type` (such as `qwen3`), or return `none` if the tokenizer has
+    no special tokens for turns.
     """
     if template is None:
         return _without_template(model_type, tokenizer)
     names = tokenizer.special_names
-    theirs = TemplateChat(tokenizer, template, bos=_bos(tokenizer), stop=())
+    published = TemplateChat(tokenizer, template, bos=_bos(tokenizer), stop=())
     for kind in KINDS:
-        if names.issuperset(kind.marks) and _equal(kind(tokenizer), theirs):
+        if names.issuperset(kind.marks) and _equal(kind(tokenizer), published):
             return kind.name
     return TemplateChat.name
 
 
 def load_chat(run: RunDir, tokenizer: Tokenizer) -> ChatFormat:
-    """Return the chat format of a run directory: the key `chat` of `run.yaml`, or the template file beside it."""
+    """Return the chat format that `chat` in `run.yaml` names. For `template`, read the template file of the run directory."""
     data = run.config()
     if (name := _name(data, run)) != TemplateChat.name:
         return chat_format(tokenizer, name)
@@ -100,7 +101,7 @@ def load_chat(run: RunDir, tokenizer: Tokenizer) -> ChatFormat:
 
 
 def read_chat(run: RunDir) -> str:
-    """Return the name of a run directory's chat format."""
+    """Return the name of the chat format of a run directory."""
     return _name(run.config(), run)
 
 
@@ -125,36 +126,37 @@ def _without_template(model_type: str, tokenizer: Tokenizer) -> str:
     return Llama3Chat.name if START_HEADER in names else NoChat.name
 
 
-def _equal(ours: ChatFormat, theirs: TemplateChat) -> bool:
-    """Return whether a template writes our prompts with thinking off, on and unset.
+def _equal(chat: ChatFormat, published: TemplateChat) -> bool:
+    """Return whether a template writes the same prompts as `chat` in all thinking modes.
 
-    Templates differ if nothing is set (V3.1's answers at once), and a family that always thinks has no switch.
+    Three differences are accepted. For `auto`, a template may write the prompt of any mode; V3.1's template then turns thinking
+    off. For `on`, it may write the prompt of `auto`. If the family always thinks, it may write the prompt of `on` for all modes.
     """
     for probe in PROBES:
-        auto, on, off = (ours.prompt(probe, mode) for mode in ("auto", "on", "off"))
+        auto, on, off = (chat.prompt(probe, mode) for mode in ("auto", "on", "off"))
         try:
-            said, said_on, said_off = (theirs.prompt(probe, mode) for mode in ("auto", "on", "off"))
+            their_auto, their_on, their_off = (published.prompt(probe, mode) for mode in ("auto", "on", "off"))
         except DataError:
-            return False  # it refuses a prompt that we can write, or is broken
-        always = said == said_on == said_off == on
-        if not always and not (said_off == off and said in (auto, off, on) and said_on in (on, auto)):
+            return False  # the template is broken or raises an error for a prompt that `chat` supports
+        always_thinks = their_auto == their_on == their_off == on
+        if not always_thinks and not (their_off == off and their_auto in (auto, off, on) and their_on in (on, auto)):
             return False
     return True
 
 
 def _bos(tokenizer: Tokenizer) -> str:
-    """Return a template's `bos_token`, or "" for a tokenizer without one."""
+    """Return the `bos_token` to pass to a template, or "" if the tokenizer has none."""
     known = (Special.BOS, "<|begin_of_text|>", "<s>")
     return next((name for name in known if name in tokenizer.special_names), "")
 
 
 def _stops(tokenizer: Tokenizer, ids: Any, where: str) -> Sequence[str]:
-    """Return the names of the end tokens that a generation config lists by id."""
-    given = ids if isinstance(ids, list) else [ids]
-    if not given or not all(isinstance(id_, int) and tokenizer.is_special(id_) for id_ in given):
+    """Return the names of the end tokens, given `eos_token_id` of a generation config: an id or a list of ids."""
+    id_list = ids if isinstance(ids, list) else [ids]
+    if not id_list or not all(isinstance(id_, int) and tokenizer.is_special(id_) for id_ in id_list):
         raise DataError(
             f"{ids} is not the id of a special token",
             where=f"{where} (generation.eos_token_id)",
             remedy="Set it to the id of the token that ends the model's turns, or to a list of such ids.",
         )
-    return [tokenizer.token(id_) for id_ in given]
+    return [tokenizer.token(id_) for id_ in id_list]

@@ -1,4 +1,4 @@
-"""Splits a reply's marked text into text, tags and calls, chunk by chunk. Reading takes linear time."""
+"""A streaming lexer that splits the marked text of a reply into text, tags and tool calls in linear time."""
 
 from __future__ import annotations
 
@@ -10,79 +10,82 @@ from rorqual.core.records import Tool
 from rorqual.data.chat.calls import MAX_HEAD, CallForm, Item, ending, kind_of
 from rorqual.data.chat.special_tokens import END_THINK, NAME_OF, THINK
 
-_SOMETHING = re.compile("[{\ud800-\udfff]")
+_CANDIDATE = re.compile("[{\ud800-\udfff]")
 _IN_STRING = re.compile(f'["\\\\{THINK}{END_THINK}]')
 _OUTSIDE = re.compile('["{}\\[\\]\ud800-\udfff]')
 
-State = Literal["open", "whole", "broken"]
+State = Literal["open", "complete", "broken"]
 
 
 class Lexer:
-    """Converts text to items. Text that may become a call waits until it is one or cannot be one; all other text is immediate."""
+    """A streaming lexer that converts text to items.
+
+    Text that may become a call is buffered until the call is complete or impossible. All other text is returned immediately.
+    """
 
     def __init__(self, form: CallForm | None, tools: Sequence[Tool]) -> None:
         self._form = form
         self._names = frozenset(tool.name for tool in tools)
         self._call: _Call | None = None
-        self._fresh = True
+        self._at_start = True
 
     def feed(self, text: str, *, last: bool = False) -> list[Item]:
-        """Return the items that one more chunk makes certain. `last` says that no chunk follows."""
+        """Read the next chunk of text and return the items that are complete. `last` marks the last chunk."""
         items: list[Item] = []
-        todo = [text]
-        while todo:
-            text = todo.pop()
+        pending = [text]
+        while pending:
+            text = pending.pop()
             if self._call is None:
                 text = self._plain(text, items)
             if self._call is None:
                 continue
             state = self._call.feed(text)
             text = ""
-            if state == "open" and last and not todo:
+            if state == "open" and last and not pending:
                 state = self._call.close()
             if state != "open":
                 call, self._call = self._call, None
-                todo.append(self._settled(call, state, items))
+                pending.append(self._finish_call(call, state, items))
         return items
 
     def _plain(self, text: str, items: list[Item]) -> str:
-        """Append items up to the next possible start of a call. Open a call there and return the text after its begin token."""
+        """Append the items up to the next possible start of a call. Open the call and return the text after its begin token."""
         form, at, start = self._form, 0, 0
-        while found := _SOMETHING.search(text, at):
-            self._pass(text[at : found.start()])
-            at, char = found.start(), found.group()
-            if form is not None and (char == form.begin or (form.bare and self._fresh and char == "{")):
+        while match := _CANDIDATE.search(text, at):
+            self._skip(text[at : match.start()])
+            at, char = match.start(), match.group()
+            if form is not None and (char == form.begin or (form.bare and self._at_start and char == "{")):
                 items += [Item("text", text[start:at])] if start < at else []
                 self._call = _Call(form, self._names, char)
                 return text[at + 1 :]
             kind = kind_of(char, form)
-            self._fresh = kind in ("think", "end")
+            self._at_start = kind in ("think", "end")
             if kind != "text":
                 items += [Item("text", text[start:at])] if start < at else []
                 items.append(Item(kind, char))
                 start = at + 1
             at += 1
-        self._pass(text[at:])
+        self._skip(text[at:])
         items += [Item("text", text[start:])] if start < len(text) else []
         return ""
 
-    def _pass(self, text: str) -> None:
-        self._fresh = self._fresh and self._form is not None and not text.strip(self._form.gap)
+    def _skip(self, text: str) -> None:
+        self._at_start = self._at_start and self._form is not None and not text.strip(self._form.gap)
 
-    def _settled(self, call: _Call, state: State, items: list[Item]) -> str:
-        """Append the item of a complete call, or the first character as text. Return the text still to be read."""
+    def _finish_call(self, call: _Call, state: State, items: list[Item]) -> str:
+        """Append a call item if the call is valid, else its first character as text. Return the text that is not yet read."""
         text = "".join(call.parts)
-        if state == "whole" and (read := call.read()) is not None:
+        if state == "complete" and (read := call.read()) is not None:
             items.append(Item("call", text[: call.length], *read))
-            self._fresh = True
+            self._at_start = True
             return text[call.length :]
         items.append(Item("text", text[0]))
-        self._fresh = False
+        self._at_start = False
         return text[1:]
 
 
 class _Call:
-    """A call being read, from its first character: head, JSON, tail."""
+    """A tool call that is being read. It consists of a head, a JSON object and a tail."""
 
     def __init__(self, form: CallForm, names: frozenset[str], first: str) -> None:
         self.parts = [first]
@@ -90,7 +93,7 @@ class _Call:
         self._form, self._names = form, names
         self._head, self._json, self._tail = "", [""], ""
         self._phase: Literal["head", "json", "tail"] = "head"
-        self._depth, self._in_string, self._skip = 0, False, 0
+        self._depth, self._in_string, self._offset = 0, False, 0
         if first != form.begin:
             self._phase, self._json, self._depth = "json", [first], 1
 
@@ -115,10 +118,10 @@ class _Call:
         return self._end()
 
     def close(self) -> State:
-        """Return the state if no more text comes."""
+        """Return the state of the call at the end of the reply."""
         if self._phase != "tail":
             return "broken"
-        return self._whole(ending(self._tail, self._form))
+        return self._complete(ending(self._tail, self._form))
 
     def read(self) -> tuple[str, str] | None:
         return self._form.read(self._head, "".join(self._json), self._names)
@@ -132,13 +135,13 @@ class _Call:
         return not any(char in NAME_OF and char not in self._form.inside for char in head)
 
     def _scan(self, text: str) -> int | None:
-        """Return the end of the JSON object within a chunk: None if it is not there yet, -1 if the JSON is broken."""
-        at, self._skip = self._skip, 0
-        while found := (_IN_STRING if self._in_string else _OUTSIDE).search(text, at):
-            at, char = found.end(), found.group()
+        """Return the index in `text` at which the JSON object ends, None if it continues, or -1 if it is invalid."""
+        at, self._offset = self._offset, 0
+        while match := (_IN_STRING if self._in_string else _OUTSIDE).search(text, at):
+            at, char = match.end(), match.group()
             if char == "\\":
                 at += 1
-                self._skip = max(0, at - len(text))  # the escaped character may come with the next chunk
+                self._offset = max(0, at - len(text))  # the escaped character may be in the next chunk
             elif char == '"':
                 self._in_string = not self._in_string
             elif char in NAME_OF:
@@ -152,16 +155,16 @@ class _Call:
     def _end(self) -> State:
         form, tail = self._form, self._tail
         if form.end is None:
-            return self._whole(0)
-        found = re.match(form.tail, tail)
-        rest = tail[found.end() if found else 0 :]
-        if rest[:1] in NAME_OF:
-            return self._whole(ending(tail, form))
-        waits = NAME_OF[form.end].startswith(rest) or ("`" in form.tail and "```".startswith(rest))
-        return "open" if waits else "broken"
+            return self._complete(0)
+        match = re.match(form.tail, tail)
+        after = tail[match.end() if match else 0 :]
+        if after[:1] in NAME_OF:
+            return self._complete(ending(tail, form))
+        incomplete = NAME_OF[form.end].startswith(after) or ("`" in form.tail and "```".startswith(after))
+        return "open" if incomplete else "broken"
 
-    def _whole(self, tail: int | None) -> State:
+    def _complete(self, tail: int | None) -> State:
         if tail is None:
             return "broken"
         self.length = sum(map(len, self.parts)) - len(self._tail) + tail
-        return "whole"
+        return "complete"

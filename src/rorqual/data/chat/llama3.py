@@ -1,9 +1,9 @@
-r"""Llama 3's chat formats: turns with header tokens, and since 3.1 a system turn with two dates.
+r"""The chat formats of Llama 3. Each turn begins with a header; since 3.1, the system turn states two dates.
 
     <bos><|start_header_id|>user<|end_header_id|>\n\n{user}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n{content}<|eot_id|>
 
-Sources: the chat templates of Llama-3 and Llama-3.1. As there, white space around every content is stripped, also when a
-reply is read.
+Sources: the chat templates of Llama-3 and Llama-3.1. As in these templates, white space around the content of each message is
+stripped. It is also stripped when a reply is parsed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PUBLISHED = """{{- '<|begin_of_text|>' -}}OPENING
 
 
 class Llama3Chat(SpokenBlock):
-    """Llama 3's format, without a default system turn."""
+    """The format of Llama 3. It has no default system turn."""
 
     name = "llama3"
     marks: ClassVar[tuple[str, ...]] = (BOS, START_HEADER, END_HEADER, END)
@@ -62,9 +62,9 @@ class Llama3Chat(SpokenBlock):
         return [self._bos]
 
     def _turn(self, message: Message, number: int) -> list[int]:
-        return self._said(message.role, message.text.strip())
+        return self._encode_turn(message.role, message.text.strip())
 
-    def _said(self, role: str, content: str) -> list[int]:
+    def _encode_turn(self, role: str, content: str) -> list[int]:
         encode = self.tokenizer.encode
         return [self._open, *encode(role), self._close, *encode("\n\n" + content), self._stops[0]]
 
@@ -72,7 +72,7 @@ class Llama3Chat(SpokenBlock):
         encode = self.tokenizer.encode
         return [self._open, *encode("assistant"), self._close, *encode("\n\n")]
 
-    def _past(self, message: Message) -> list[int]:
+    def _earlier_reply(self, message: Message) -> list[int]:
         return self.tokenizer.encode(message.text.strip())
 
     def _reply(self, message: Message, thinking: Thinking, *, closed: bool) -> list[int]:
@@ -90,7 +90,7 @@ class Llama3Chat(SpokenBlock):
 class Llama31Chat(Llama3Chat):
     """The format of Llama 3.1, 3.2 and 3.3. Every conversation begins with a system turn that states the date.
 
-    `today` defaults to the template's own fixed date, because a prompt must not depend on the clock.
+    `today` defaults to the fixed date in the published template, so that prompts do not depend on the clock.
     """
 
     name = "llama3.1"
@@ -118,26 +118,26 @@ class Llama31Chat(Llama3Chat):
     def call_frame(self) -> CallFrame:
         return LLAMA_FRAME
 
-    def _told(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int]:
+    def _opening_with_tools(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int]:
         first = messages[0]
         system = first.text.strip() if first.role == "system" else ""
-        where = "Environment: ipython\n" if tools else ""
-        return [self._bos, *self._said("system", where + self._dates() + system)]
+        environment = "Environment: ipython\n" if tools else ""
+        return [self._bos, *self._encode_turn("system", environment + self._dates() + system)]
 
-    def _asks(self, message: Message, number: int, tools: Sequence[Tool], *, first: bool) -> list[int]:
-        """List the tools in the first user turn."""
+    def _turn_with_tools(self, message: Message, number: int, tools: Sequence[Tool], *, first: bool) -> list[int]:
+        """Return a user turn. The first user turn also lists the tools."""
         if tools and first:
             listed = "".join(spelt(schema(tool), indent=4) + "\n\n" for tool in tools)
-            return self._said(message.role, TOOLS + listed + message.text.strip())
+            return self._encode_turn(message.role, TOOLS + listed + message.text.strip())
         return self._turn(message, number)
 
-    def _called(self, message: Message, before: str, *, current: bool) -> list[int]:
+    def _earlier_assistant_turn(self, message: Message, before: str, *, current: bool) -> list[int]:
         calls = (LLAMA_FRAME.call(call.name, call.arguments) for call in message.tool_calls)
-        said = [message.text.strip(), LLAMA_FRAME.gap.join(calls)]
-        return self._said("assistant", "\n\n".join(part for part in said if part))
+        parts = [message.text.strip(), LLAMA_FRAME.gap.join(calls)]
+        return self._encode_turn("assistant", "\n\n".join(part for part in parts if part))
 
-    def _answers(self, turn: Sequence[Message]) -> list[int]:
-        return [id_ for message in turn for id_ in self._said("ipython", spelt(message.text))]
+    def _tool_results(self, turn: Sequence[Message]) -> list[int]:
+        return [id_ for message in turn for id_ in self._encode_turn("ipython", spelt(message.text))]
 
     def _dates(self) -> str:
         return f"Cutting Knowledge Date: {KNOWLEDGE}\nToday Date: {self.today}\n\n"
@@ -145,7 +145,7 @@ class Llama31Chat(Llama3Chat):
     def _opening(self, messages: Sequence[Message]) -> list[int]:
         first = messages[0]
         system = first.text.strip() if first.role == "system" else ""
-        return [self._bos, *self._said("system", self._dates() + system)]
+        return [self._bos, *self._encode_turn("system", self._dates() + system)]
 
     def _turn(self, message: Message, number: int) -> list[int]:
         return [] if number == 0 and message.role == "system" else super()._turn(message, number)

@@ -1,4 +1,4 @@
-"""The format of base models, which have no turns: text can be trained, measured and continued, but not chatted with."""
+"""The chat format of base models, which have no turns. They can be trained on text and can continue text, but cannot chat."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from rorqual.data.chat.reply import ReplyForm
 from rorqual.data.tokenizer import Special
 
 ENDS = (Special.EOS, "<|endoftext|>", "<|end_of_text|>", "</s>")
-"""Tokens with which base models end a text."""
+"""End-of-text tokens of base models."""
 
 
 class NoChat(ChatFormat):
-    """Refuses conversations. A continuation of given ids is read as plain content up to the end-of-text token.
+    """The format of a model without a chat format. Rendering a conversation raises an error.
 
-    If the tokenizer has no known end-of-text token, only the length limit stops generation.
+    A continuation of a text is parsed as plain content up to the end-of-text token. If the tokenizer has no known end-of-text
+    token, only the length limit stops generation.
     """
 
     name = "none"
@@ -31,11 +32,11 @@ class NoChat(ChatFormat):
         continue_: bool = False,
         train_from: int = 0,
     ) -> Rendered:
-        """Raise a DataError."""
+        """Raise a DataError, because a base model has no turns."""
         self._refuse()
 
     def prompt(self, messages: Sequence[Message], thinking: Thinking = "auto", tools: Sequence[Tool] = ()) -> list[int]:
-        """Raise a DataError."""
+        """Raise a DataError, because a base model has no turns."""
         self._refuse()
 
     @property
@@ -61,7 +62,7 @@ class NoChat(ChatFormat):
 
     @property
     def pad(self) -> int:
-        """The end-of-text token, or id 0."""
+        """The id of the end-of-text token, or 0 if there is none."""
         return self.stop_ids[0] if self.stop_ids else 0
 
     def _refuse(self) -> NoReturn:

@@ -1,6 +1,7 @@
-"""How the replies of a family are read: its form of thinking, and the answer after it.
+"""Rules for parsing the replies of a model family, and the parser of the answer after the thinking.
 
-A reply becomes a list of parts: reasoning, content, calls, and separators. Joined in order they are the model's exact text.
+A reply is parsed to a list of parts: reasoning, content, calls and separators. Joined in order, their texts equal the text that
+the model generated.
 """
 
 from __future__ import annotations
@@ -12,21 +13,21 @@ from rorqual.data.chat.calls import WHITE, CallForm, Item
 from rorqual.data.chat.special_tokens import NAME_OF, raw
 
 Begins = Literal["thought", "answer", "mark", "late"]
-"""How a reply begins:
+"""The meaning of the beginning of a reply:
 
-- `thought`: inside thinking that the prompt opened.
-- `answer`: in an answer, whatever follows.
-- `mark`: in thinking if `<think>` comes first, else in an answer.
+- `thought`: the reply begins inside thinking that the prompt opened.
+- `answer`: the whole reply is an answer.
+- `mark`: the reply begins with thinking if its first token is `<think>`, else with an answer.
 - `late`: like `mark`, but a later `</think>` turns the text before it into thinking.
 """
 Kind = Literal["reasoning", "content", "call", "mark"]
 LATE = "late"
-"""Name of a `</think>` that follows calls at the end of thinking."""
+"""Name of the item for a `</think>` that follows calls at the end of thinking."""
 
 
 @dataclass(frozen=True)
 class Trim:
-    """Characters to strip at the beginning and at the end of a text."""
+    """The characters to strip at the beginning (`lead`) and at the end (`trail`) of a text."""
 
     lead: str = ""
     trail: str = ""
@@ -34,12 +35,16 @@ class Trim:
 
 @dataclass(frozen=True)
 class ReplyForm:
-    """How a format reads a reply.
+    """The rules by which a format parses a reply.
 
-    `trim` is stripped around the reasoning. `answer` and `plain` are stripped around content after thinking, and without
-    thinking. `indented` allows white space before `<think>`, and a `<think>` that repeats the prompt's. `empty` says what an
-    empty thinking block counts as: reasoning "" (`kept`), no reasoning (`none`), or reasoning "" only if `<think>` or the
-    prompt opened it (`marked`). `halves` drops an incomplete thinking tag at the end of a reply that was cut off.
+    - `begins`: the meaning of the beginning of the reply.
+    - `trim`: characters to strip around the reasoning.
+    - `answer`, `plain`: characters to strip around the content after thinking, and around the content of a reply without
+      thinking.
+    - `indented`: accept white space before `<think>`, and a `<think>` that repeats the one in the prompt.
+    - `empty`: how to parse an empty thinking block: as reasoning "" (`kept`), as no reasoning (`none`), or as reasoning "" if
+      the block was opened by `<think>` or by the prompt (`marked`).
+    - `halves`: drop an incomplete thinking tag at the end of a truncated reply.
     """
 
     begins: Begins
@@ -53,102 +58,104 @@ class ReplyForm:
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a reply's text and its field. `mark` is a special token or white space that belongs to no field."""
+    """A part of a reply. The kind `mark` is a special token or white space that belongs to no field of the message."""
 
     kind: Kind
     text: str
 
 
 def half(text: str, mark: str) -> int:
-    """Return the length of the longest incomplete beginning of a tag's name at the end of `text`."""
+    """Return the length of the incomplete tag at the end of `text`, or 0. `mark` is the tag as a marked-text character."""
     at = text.rfind("<")
     return len(text) - at if at >= 0 and NAME_OF[mark].startswith(text[at:]) and text[at:] != NAME_OF[mark] else 0
 
 
 class Answer:
-    """Reads the answer after thinking: content and calls, item by item. Separators wait until their neighbours are known.
+    """A streaming parser of the answer after the thinking. It splits items into content and calls.
 
-    White space around calls is dropped. Between text and a call, only the white space that the family itself writes there is
-    dropped, so that the text can be rendered again unchanged. A token around calls is text in any other place.
+    White space next to calls is no content. Between content and the first call, only the white space that models of the family
+    write there is removed, so that rendering the message restores the text. The tokens that enclose calls are plain text in all
+    other places. Separators are buffered until the next item shows what they separate.
     """
 
     def __init__(self, trim: Trim, calls: CallForm | None) -> None:
         self.calls: list[Item] = []
         self._trim, self._form = trim, calls
         self._gap = calls.gap if calls else WHITE
-        self._waiting: list[Item] = []
+        self._pending: list[Item] = []
         self._begun = self._after_call = False
 
     def feed(self, item: Item) -> list[Part]:
-        """Read one more item and return the parts that are certain.
+        """Read the next item and return the parts that are complete.
 
-        A thinking tag here is plain text, except one that only closes a block of tool calls.
+        A thinking tag in the answer is plain text, except a `</think>` that ends thinking right after calls.
         """
         if item.kind == "call":
             return self._call(item)
         if item.kind == "open":
-            said = self._said() if self._has("open") else []
-            self._waiting.append(item)
-            return said
+            parts = self._flush() if self._has("open") else []
+            self._pending.append(item)
+            return parts
         if item.kind == "close" and self._after_call and not self._has("open", "close"):
-            self._waiting.append(item)
+            self._pending.append(item)
             return []
         if item.kind == "end" and item.name == LATE:
-            self._waiting.append(item)
+            self._pending.append(item)
             return []
         text = raw(item.text)
         core = text.rstrip(self._gap) if item.kind == "text" else text
         if not core:
-            self._waiting.append(item)
+            self._pending.append(item)
             return []
         ahead = len(core) - len(core.lstrip(self._gap))
-        self._waiting.append(Item("text", core[:ahead]))
-        said = [*self._said(), *self._content(core[ahead:])]
+        self._pending.append(Item("text", core[:ahead]))
+        parts = [*self._flush(), *self._content(core[ahead:])]
         self._after_call = False
-        self._waiting = [Item("text", text[len(core) :])]
-        return said
+        self._pending = [Item("text", text[len(core) :])]
+        return parts
 
     def finish(self) -> list[Part]:
-        """Return the remaining parts after the last item."""
+        """Return the buffered parts after the last item."""
         if self._after_call and not self._has("open"):
-            return self._dropped()
+            return self._flush_as_marks()
         if self._has("open"):
-            return self._said()
-        text = "".join(raw(item.text) for item in self._waiting)
-        self._waiting = []
-        kept = text.rstrip(self._trim.trail)
-        return [*self._content(kept), Part("mark", text[len(kept) :])]
+            return self._flush()
+        text = "".join(raw(item.text) for item in self._pending)
+        self._pending = []
+        content = text.rstrip(self._trim.trail)
+        return [*self._content(content), Part("mark", text[len(content) :])]
 
     def _call(self, item: Item) -> list[Part]:
-        said: list[Part] = []
+        parts: list[Part] = []
         if self._begun and not self._after_call:
-            place = next((n for n, held in enumerate(self._waiting) if held.kind == "open"), len(self._waiting))
-            text = "".join(raw(held.text) for held in self._waiting[:place])
-            kept = (text.removesuffix(self._form.before) if self._form else text).rstrip(self._trim.trail)
-            said = [*self._content(kept), Part("mark", text[len(kept) :])]
-            self._waiting = self._waiting[place:]
-        said += [*self._dropped(), Part("call", raw(item.text))]
+            place = next((n for n, pending in enumerate(self._pending) if pending.kind == "open"), len(self._pending))
+            text = "".join(raw(pending.text) for pending in self._pending[:place])
+            content = (text.removesuffix(self._form.before) if self._form else text).rstrip(self._trim.trail)
+            parts = [*self._content(content), Part("mark", text[len(content) :])]
+            self._pending = self._pending[place:]
+        parts += [*self._flush_as_marks(), Part("call", raw(item.text))]
         self.calls.append(item)
         self._after_call = True
-        return said
+        return parts
 
     def _has(self, *kinds: str) -> bool:
-        return any(item.kind in kinds for item in self._waiting)
+        return any(item.kind in kinds for item in self._pending)
 
-    def _dropped(self) -> list[Part]:
-        waiting, self._waiting = self._waiting, []
-        return [Part("mark", raw(item.text)) for item in waiting]
+    def _flush_as_marks(self) -> list[Part]:
+        """Return the buffered items as separators."""
+        pending, self._pending = self._pending, []
+        return [Part("mark", raw(item.text)) for item in pending]
 
-    def _said(self) -> list[Part]:
-        """Return the waiting items as text, without the tokens that ended the calls before them."""
-        waiting, self._waiting = self._waiting, []
-        said: list[Part] = []
-        for item in waiting:
-            ends = item.kind == "close" or (item.kind == "end" and item.name == LATE)
-            said += [Part("mark", raw(item.text))] if ends else self._content(raw(item.text))
-        return said
+    def _flush(self) -> list[Part]:
+        """Return the buffered items as content, except tokens that close the calls before them."""
+        pending, self._pending = self._pending, []
+        parts: list[Part] = []
+        for item in pending:
+            closes = item.kind == "close" or (item.kind == "end" and item.name == LATE)
+            parts += [Part("mark", raw(item.text))] if closes else self._content(raw(item.text))
+        return parts
 
     def _content(self, text: str) -> list[Part]:
-        kept = text if self._begun else text.lstrip(self._trim.lead)
-        self._begun = self._begun or bool(kept)
-        return [Part("mark", text[: len(text) - len(kept)]), Part("content", kept)]
+        content = text if self._begun else text.lstrip(self._trim.lead)
+        self._begun = self._begun or bool(content)
+        return [Part("mark", text[: len(text) - len(content)]), Part("content", content)]

@@ -1,7 +1,8 @@
-"""Special tokens of chat formats, each as one character while text is written or read.
+"""Special tokens of chat formats, represented as single characters while text is rendered or parsed.
 
-In a *marked text* a special token (`<think>`, `<tool_call>`, ...) is a lone surrogate character. Decoded text and encodable
-text cannot contain one. So a special token is never confused with text that a user typed, and ordinary string functions work.
+In a *marked text*, each special token (`<think>`, `<tool_call>`, ...) is one lone surrogate character. User text and decoded
+text cannot contain lone surrogates, so text that spells a special token is never confused with the token. Ordinary string
+functions work on marked text.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ NAMES = (
     "<｜tool▁output▁begin｜>",
     "<｜tool▁output▁end｜>",
 )
-"""Each name begins with `<` and contains no other `<`: a text has at most one incomplete name, at its last `<`."""
+"""Names of the special tokens. `<` occurs only as the first character, so a text can end with at most one incomplete name."""
 CHARS: Mapping[str, str] = {name: chr(0xD800 + place) for place, name in enumerate(NAMES)}
 NAME_OF: Mapping[str, str] = {char: name for name, char in CHARS.items()}
 THINK, END_THINK = CHARS["<think>"], CHARS["</think>"]
@@ -39,29 +40,29 @@ _MARK = re.compile(f"[{CHARS[NAMES[0]]}-{CHARS[NAMES[-1]]}]")
 
 
 def raw(text: str) -> str:
-    """Return a marked text with its special tokens spelled out, as the model wrote it."""
-    return _MARK.sub(lambda found: NAME_OF[found.group()], text)
+    """Return a marked text with the names of its special tokens, as `decode` would show it."""
+    return _MARK.sub(lambda match: NAME_OF[match.group()], text)
 
 
 class SpecialTokenText:
-    """How one tokenizer writes special tokens: as a token if it has one, else as text.
+    """The conversion between marked text and the token ids of one tokenizer.
 
-    `spoken` lists names that count in a reply both as tokens and as text. All other `names` count only as tokens, unless the
-    tokenizer has no token for them.
+    A special token that the tokenizer lacks is written as text. When parsing, `names` are recognised only as tokens if the
+    tokenizer has them, else in the text. The names in `spoken` are always recognised, as tokens and in the text.
     """
 
     def __init__(self, tokenizer: Tokenizer, names: Iterable[str], *, spoken: Iterable[str] = ()) -> None:
         self.tokenizer = tokenizer
-        known, told = tokenizer.special_names, frozenset(spoken)
-        names = [*dict.fromkeys([*names, *told])]
+        known, as_text = tokenizer.special_names, frozenset(spoken)
+        names = [*dict.fromkeys([*names, *as_text])]
         self.by_id: Mapping[int, str] = {
-            tokenizer.special(name): CHARS[name] for name in names if name in known and name not in told
+            tokenizer.special(name): CHARS[name] for name in names if name in known and name not in as_text
         }
-        self.by_text: Sequence[str] = [name for name in names if name not in known or name in told]
+        self.by_text: Sequence[str] = [name for name in names if name not in known or name in as_text]
         self._texts = re.compile("|".join(map(re.escape, self.by_text))) if self.by_text else None
 
     def ids(self, text: str) -> list[int]:
-        """Encode a marked text. Text between special tokens is plain text, even if it spells one."""
+        """Encode a marked text. The text between special tokens is encoded as plain text, even if it spells a special token."""
         ids: list[int] = []
         plain = ""
         for part in re.split(f"({_MARK.pattern})", text):
@@ -74,64 +75,64 @@ class SpecialTokenText:
         return [*ids, *(self.tokenizer.encode(plain) if plain else ())]
 
     def found(self, text: str) -> str:
-        """Replace the special tokens that are spelled out in `text` by their characters."""
-        return self._texts.sub(lambda found: CHARS[found.group()], text) if self._texts else text
+        """Return `text` with the names in `by_text` replaced by their marked-text characters."""
+        return self._texts.sub(lambda match: CHARS[match.group()], text) if self._texts else text
 
     def unfinished(self, text: str) -> int:
-        """Return the length of the end of `text` that may be an incomplete special token spelled as text."""
+        """Return the length of the incomplete special-token name at the end of `text`, or 0."""
         at = text.rfind("<")
         tail = text[at:] if at >= 0 else ""
         return len(tail) if tail and any(name.startswith(tail) for name in self.by_text) else 0
 
 
 class IncrementalDecoder:
-    """Converts a reply's ids to marked text, one by one. Incomplete characters and special tokens wait."""
+    """A streaming decoder from token ids to marked text. It buffers incomplete characters and special-token names."""
 
     def __init__(self, marks: SpecialTokenText) -> None:
         self._marks = marks
         self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
-        self._held = ""
+        self._pending = ""
 
     def feed(self, id_: int) -> str:
-        """Return the text that one more id makes certain."""
+        """Read the next id and return the text that is complete."""
         marks, tokenizer = self._marks, self._marks.tokenizer
         if id_ in marks.by_id:
             return self.finish() + marks.by_id[id_]
         if tokenizer.is_special(id_):
-            return self._more(self._half() + tokenizer.token(id_))
-        written = tokenizer.token_bytes(id_)
-        return self._more(self._bytes.decode(written) if written else self._half() + REPLACEMENT)
+            return self._append(self._flush_bytes() + tokenizer.token(id_))
+        token_bytes = tokenizer.token_bytes(id_)
+        return self._append(self._bytes.decode(token_bytes) if token_bytes else self._flush_bytes() + REPLACEMENT)
 
     def finish(self) -> str:
-        """Return the remaining text."""
-        text = self._more(self._half()) + self._held
-        self._held = ""
+        """Return the buffered text after the last id."""
+        text = self._append(self._flush_bytes()) + self._pending
+        self._pending = ""
         return text
 
-    def _half(self) -> str:
+    def _flush_bytes(self) -> str:
         text = self._bytes.decode(b"", final=True)
         self._bytes.reset()
         return text
 
-    def _more(self, text: str) -> str:
+    def _append(self, text: str) -> str:
         if not text:
             return ""
-        text = self._marks.found(self._held + text)
-        waits = self._marks.unfinished(text)
-        self._held = text[len(text) - waits :]
-        return text[: len(text) - waits]
+        text = self._marks.found(self._pending + text)
+        incomplete = self._marks.unfinished(text)
+        self._pending = text[len(text) - incomplete :]
+        return text[: len(text) - incomplete]
 
 
 def check_text(texts: Iterable[str], where: str = "messages") -> None:
-    """Raise a DataError for a lone surrogate, which would be read as a special token."""
+    """Raise a DataError if a text contains a lone surrogate, because marked text represents special tokens by surrogates."""
     for text in texts:
         for at, char in _surrogates(text):
             raise DataError(
                 f"half of a surrogate pair ({char!a}) at character {at} cannot be encoded as UTF-8",
                 where=where,
-                remedy="Remove it. It often comes from an emoji cut in JSON.",
+                remedy="Remove this character. It is often the remainder of an emoji that was cut in JSON.",
             )
 
 
 def _surrogates(text: str) -> Iterator[tuple[int, str]]:
-    return ((found.start(), found.group()) for found in re.finditer("[\ud800-\udfff]", text))
+    return ((match.start(), match.group()) for match in re.finditer("[\ud800-\udfff]", text))

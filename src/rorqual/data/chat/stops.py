@@ -1,4 +1,4 @@
-"""Stop strings, matched while text is generated."""
+"""Matching of stop strings during generation."""
 
 from __future__ import annotations
 
@@ -6,37 +6,44 @@ from collections.abc import Sequence
 
 
 class Stops:
-    """Cuts text before the first stop string. If two overlap, the one that ends first counts, as it would in a stream.
+    """A streaming matcher that truncates text before the first stop string.
 
-    No stop string may end within the first `unheard` characters.
+    If two stop strings overlap, the one that ends first counts. Stop strings that end within the first `unheard` characters are
+    ignored; this implements `min_tokens`.
     """
 
     def __init__(self, stops: Sequence[str], unheard: int = 0) -> None:
         self._stops = [stop for stop in stops if stop]
-        self._held = ""
-        self._unheard = unheard
+        self._pending = ""
+        self._ignored = unheard
         self.hit = False
 
     def feed(self, text: str, *, last: bool = False, heard: bool = True) -> str:
-        """Return the text that is certain; after a match, return "". If `heard` is false, no stop string may end in `text`."""
+        """Read the next text and return the text that cannot be part of a stop string, or "" after a match.
+
+        If `heard` is false, stop strings that end in `text` are ignored. `last` marks the last text.
+        """
         if self.hit or not self._stops:
             return "" if self.hit else text
-        self._held += text
+        self._pending += text
         if not heard:
-            self._unheard = max(self._unheard, len(self._held))
-        found = [(at + len(stop), at) for stop in self._stops if (at := self._find(stop)) >= 0]
-        if found:
+            self._ignored = max(self._ignored, len(self._pending))
+        matches = [(at + len(stop), at) for stop in self._stops if (at := self._find(stop)) >= 0]
+        if matches:
             self.hit = True
-            return self._held[: min(found)[1]]
-        waits = 0 if last else max(self._overlap(stop) for stop in self._stops)
-        shown, self._held = self._held[: len(self._held) - waits], self._held[len(self._held) - waits :]
-        self._unheard = max(0, self._unheard - len(shown))
-        return shown
+            return self._pending[: min(matches)[1]]
+        overlap = 0 if last else max(self._overlap(stop) for stop in self._stops)
+        complete, self._pending = (
+            self._pending[: len(self._pending) - overlap],
+            self._pending[len(self._pending) - overlap :],
+        )
+        self._ignored = max(0, self._ignored - len(complete))
+        return complete
 
     def _find(self, stop: str) -> int:
-        return self._held.find(stop, max(0, self._unheard - len(stop) + 1))
+        return self._pending.find(stop, max(0, self._ignored - len(stop) + 1))
 
     def _overlap(self, stop: str) -> int:
-        """Return the length of the longest end of the held text that may become `stop`."""
-        most = min(len(stop) - 1, len(self._held))
-        return next((n for n in range(most, 0, -1) if self._held.endswith(stop[:n])), 0)
+        """Return the length of the longest suffix of the buffered text that is a prefix of `stop`."""
+        longest = min(len(stop) - 1, len(self._pending))
+        return next((n for n in range(longest, 0, -1) if self._pending.endswith(stop[:n])), 0)

@@ -1,7 +1,7 @@
-"""Reads a reply into reasoning, answer and calls, while it is generated or once it is complete.
+"""A streaming parser of replies. It splits the token ids of a reply into reasoning, content and tool calls.
 
-Text that a later token could reclassify waits, so the message does not depend on how the ids are split into calls of
-`feed`. Each token is read once.
+Text is buffered while a later token could change its field. The message therefore does not depend on how the ids are split
+into calls of `feed`. Each token is read once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rorqual.data.chat.thoughts import Thoughts
 
 @dataclass(frozen=True)
 class ToolDelta:
-    """New text of a tool call. `index` is the call's place in the reply; `id` and `name` come with its first delta only."""
+    """The text that was added to a tool call. `index` is the index of the call; only its first delta has `id` and `name`."""
 
     index: int
     id: str | None
@@ -29,7 +29,7 @@ class ToolDelta:
 
 @dataclass(frozen=True)
 class Piece:
-    """New text of a reply."""
+    """The text that was added to a reply since the last call of the parser."""
 
     reasoning: str = ""
     content: str = ""
@@ -40,10 +40,10 @@ class Piece:
 
 
 class Reader:
-    """Reads one reply from its ids. The pieces join to the fields of `message()`; a call is returned once it is complete.
+    """A streaming parser of one reply. Create it with `ChatFormat.reader`.
 
-    Use `ChatFormat.reader` to make one. `stops` are ids that end a turn; ids after the first of them are ignored. `prefix`
-    starts the ids of calls, before their index.
+    Joining all pieces gives the fields of `message()`. A tool call is returned once it is complete. `stops` are the ids that end
+    a turn; ids after the first of them are ignored. The id of a tool call is `prefix` plus its index.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Reader:
     ) -> None:
         self.ids: list[int] = []
         self.parts: list[Part] = []
-        """The parts read so far. After `finish` they join to the model's exact text."""
+        """The parts of the reply so far. After `finish`, their joined texts equal the text that the model generated."""
         self._stops, self._prefix = frozenset(stops), prefix
         self._ended = False
         self._text = IncrementalDecoder(marks)
@@ -66,7 +66,7 @@ class Reader:
         self._calls: list[ToolCall] = []
 
     def feed(self, *ids: int) -> Piece:
-        """Read the next tokens and return the text that is certain."""
+        """Read the next ids and return the text whose field is certain."""
         self.ids += ids
         text = ""
         for id_ in ids:
@@ -77,11 +77,11 @@ class Reader:
         return self._read(text, last=False)
 
     def finish(self) -> Piece:
-        """Return the remaining text after the last token."""
+        """Return the buffered text after the last id."""
         return self._read(self._text.finish(), last=True)
 
     def message(self) -> Message:
-        """Return the message read so far; after `finish`, the whole reply."""
+        """Return the message that was parsed so far, or after `finish` the whole message."""
         content = _joined(self.parts, "content")
         reasoning = _joined(self.parts, "reasoning") if self.thought else None
         return Message("assistant", content, reasoning, tuple(self._calls))
@@ -93,7 +93,7 @@ class Reader:
 
     @property
     def tentative(self) -> str:
-        """Text that is the answer unless a later `</think>` turns it into reasoning."""
+        """The buffered text that is content unless a later `</think>` turns it into reasoning."""
         return self._thought.tentative
 
     def _read(self, text: str, *, last: bool) -> Piece:
@@ -101,9 +101,9 @@ class Reader:
             return Piece()
         thought = self._thought
         thought.cut = last and not self._ended
-        fresh = [part for item in self._lexer.feed(text, last=last) for part in thought.feed(item)]
-        fresh += thought.finish() if last else []
-        self.parts += [part for part in fresh if part.text]
+        parts = [part for item in self._lexer.feed(text, last=last) for part in thought.feed(item)]
+        parts += thought.finish() if last else []
+        self.parts += [part for part in parts if part.text]
         first = len(self._calls)
         self._calls += [
             ToolCall(f"{self._prefix}{place}", call.name, call.arguments)
@@ -113,7 +113,7 @@ class Reader:
             ToolDelta(place, call.id, call.name, call.arguments)
             for place, call in enumerate(self._calls[first:], start=first)
         )
-        return Piece(_joined(fresh, "reasoning"), _joined(fresh, "content"), tools)
+        return Piece(_joined(parts, "reasoning"), _joined(parts, "content"), tools)
 
 
 def _joined(parts: Sequence[Part], kind: str) -> str:

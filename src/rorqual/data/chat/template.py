@@ -1,7 +1,7 @@
-"""Chat templates from checkpoints of unknown families, rendered in jinja2's sandbox. They can chat, but not train.
+"""Chat templates of unknown model families, rendered in jinja2's sandbox. They support chat, but not training.
 
-A template does not say which tokens the assistant wrote, and a loss mask needs that. So `render` raises an error. To train a
-family, add a file for it in this folder.
+A loss mask must mark the tokens that the assistant wrote, and a template does not mark them. `render` therefore raises an
+error. To train a family, add a chat format for it in this folder.
 """
 
 from __future__ import annotations
@@ -34,13 +34,14 @@ from rorqual.data.chat.tools import check_tools, has_tools, schema, spelt, turns
 from rorqual.data.tokenizer import Special, Tokenizer
 
 MAX_OUTPUT = 4_000_000
-"""Maximum number of characters a template may write; more than the longest context in use."""
+"""Maximum number of characters in the output of a template. It exceeds the longest context in use."""
 
 
 class TemplateChat(ChatFormat):
-    """Writes prompts with a jinja2 chat template. `where` names the template in errors; `stop` lists its end tokens by name.
+    """A chat format that renders prompts with a jinja2 chat template.
 
-    It renders one prompt to find out whether the template opens thinking; if so, replies begin inside the reasoning.
+    `where` names the template in errors, and `stop` lists the names of the end tokens. A test prompt is rendered to detect
+    whether the template opens thinking; if so, replies begin inside the reasoning.
     """
 
     name = "template"
@@ -61,8 +62,10 @@ class TemplateChat(ChatFormat):
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
-        environment.globals["raise_exception"] = self._refused
-        environment.filters["tojson"] = spelt  # jinja2's own escapes HTML; models were trained on transformers' version
+        environment.globals["raise_exception"] = self._fail
+        environment.filters["tojson"] = (
+            spelt  # jinja2's filter escapes HTML, but models were trained with transformers' filter
+        )
         try:
             self._template = environment.from_string(template)
         except jinja2.TemplateError as error:
@@ -76,11 +79,11 @@ class TemplateChat(ChatFormat):
         continue_: bool = False,
         train_from: int = 0,
     ) -> Rendered:
-        """Raise a DataError: a template gives no loss mask, and training on all tokens would be a guess."""
+        """Raise a DataError, because a template gives no loss mask."""
         raise DataError(
             "a chat template does not say which tokens the assistant wrote, so there is no loss mask for training",
             where=self.where,
-            remedy="Train with a known chat format (chat=deepseek), or add one in rorqual/data/chat/.",
+            remedy="Train with a known chat format (chat=deepseek), or add a format in rorqual/data/chat/.",
         )
 
     @property
@@ -89,7 +92,7 @@ class TemplateChat(ChatFormat):
 
     @property
     def pad(self) -> int:
-        """An end token. Templates are never trained with, so nothing is padded."""
+        """The first end token. It is never used, because templates are not used for training."""
         return self.stop_ids[0]
 
     @property
@@ -98,24 +101,24 @@ class TemplateChat(ChatFormat):
 
     @property
     def template(self) -> str:
-        """The template's original source."""
+        """The source of the template."""
         return self._source
 
     def choice(self, thinking: Thinking) -> list[int]:
-        """Return no ids: a template does not reveal how it makes the model think."""
+        """Return no ids, because it is unknown how the template turns thinking on or off."""
         return []
 
     def kept(self, message: Message, thinking: Thinking = "auto") -> Message:
-        """Return content and reasoning without surrounding white space."""
+        """Return the message without white space around reasoning and content. Content without reasoning is unchanged."""
         reasoning = None if message.reasoning is None else message.reasoning.strip()
         return Message("assistant", message.text if reasoning is None else message.text.strip(), reasoning)
 
     def n_thought(self, ids: Sequence[int]) -> int:
-        # Binary search: decoding every prefix of an 8,000-token reply would take a minute.
+        # Binary search, because decoding every prefix of an 8,000-token reply would take a minute.
         return bisect_left(range(len(ids)), True, key=lambda n: Special.END_THINK in self._text(ids[: n + 1]))
 
     def prompt(self, messages: Sequence[Message], thinking: Thinking = "auto", tools: Sequence[Tool] = ()) -> list[int]:
-        """Encode the template's output. Message text stays plain text, even if it spells a special token."""
+        """Render the template and encode its output. Message text is encoded as plain text, even if it spells a special token."""
         self.check_parts(messages)
         if tools or has_tools(messages):
             self._check(messages, tools)
@@ -138,14 +141,14 @@ class TemplateChat(ChatFormat):
                 parts.append(part)
                 size += len(part)
                 if size > MAX_OUTPUT:
-                    self._refused(f"it wrote more than {MAX_OUTPUT} characters")
+                    self._fail(f"its output has more than {MAX_OUTPUT} characters")
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
-            self._refused(str(error))
+            self._fail(str(error))
         return self._ids("".join(parts), pieces)
 
     @property
     def thinks(self) -> bool:
-        """Whether the template reads `thinking` or `enable_thinking`."""
+        """Whether the template uses the variable `thinking` or `enable_thinking`."""
         return re.search(r"\b(enable_)?thinking\b", self._source) is not None
 
     @property
@@ -161,16 +164,17 @@ class TemplateChat(ChatFormat):
 
     @property
     def call_frame(self) -> CallFrame | None:
-        """DeepSeek's older syntax if the template writes a code fence."""
+        """The template of tool calls. For DeepSeek's syntax, the arguments are in a code fence if the template has one."""
         if self.call_form is DEEPSEEK:
             return FENCED_FRAME if "```json" in self._source else DEEPSEEK_FRAME
         return None if self.call_form is None else HERMES_FRAME
 
     def reply_form(self, thinking: Thinking) -> ReplyForm:
-        """Read the text before the first `</think>` as reasoning if the template or the tokenizer knows that tag.
+        """Return rules that parse the text before the first `</think>` as reasoning.
 
-        Otherwise only a reply that begins with `<think>` has reasoning, so that the text of a model that does not think is
-        not held back. If the prompt opened thinking, a reply without `</think>` is all reasoning, with empty content.
+        If neither the template nor the tokenizer has this tag, only a reply that begins with `<think>` has reasoning; the text of
+        other replies can then be streamed without delay. If the prompt opened thinking and the reply has no `</think>`, the whole
+        reply is reasoning and the content is empty.
         """
         known = Special.END_THINK in self._source or Special.END_THINK in self.tokenizer.special_names
         begins: Begins = "thought" if self._opened(thinking) else "late" if known else "mark"
@@ -179,7 +183,7 @@ class TemplateChat(ChatFormat):
     def _check(self, messages: Sequence[Message], tools: Sequence[Tool]) -> None:
         if not self.takes_tools:
             raise DataError(
-                "the chat template writes no tool calls in a supported syntax",
+                "the chat template does not support tools in a known syntax",
                 where=self.where,
                 remedy="Remove the tools, or use a model of a family that was trained with tools.",
             )
@@ -188,14 +192,14 @@ class TemplateChat(ChatFormat):
 
     def _opened(self, thinking: Thinking) -> bool:
         if thinking not in self._opens:
-            asked = self.tokenizer.decode(self.prompt([Message("user", "?")], thinking), specials=True)
-            self._opens[thinking] = asked.rstrip().endswith(Special.THINK)
+            prompt = self.tokenizer.decode(self.prompt([Message("user", "?")], thinking), specials=True)
+            self._opens[thinking] = prompt.rstrip().endswith(Special.THINK)
         return self._opens[thinking]
 
     def _text(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(ids, specials=True)
 
-    def _refused(self, reason: str) -> NoReturn:
+    def _fail(self, reason: str) -> NoReturn:
         raise DataError(f"the chat template failed: {reason}", where=self.where, remedy="Use a known chat format.")
 
     def _ids(self, text: str, pieces: dict[str, str]) -> list[int]:
@@ -209,7 +213,7 @@ class TemplateChat(ChatFormat):
 
 
 def _row(message: Message, as_text: bool) -> dict[str, Any]:
-    """Return a message as templates expect it. Arguments are a mapping, or text if the template concatenates them."""
+    """Return a message as a dict, as templates expect it. `as_text` passes the arguments of tool calls as JSON text."""
     row: dict[str, Any] = {"role": str(message.role), "content": message.text}
     if message.reasoning is not None:
         row["reasoning_content"] = message.reasoning
@@ -237,26 +241,26 @@ def _strings(value: Any) -> Iterator[str]:
         yield from value
         yield from _strings(list(value.values()))
     elif isinstance(value, list):
-        for one in value:
-            yield from _strings(one)
+        for item in value:
+            yield from _strings(item)
 
 
 def _hide(values: list[Any], tokenizer: Tokenizer, template: str) -> tuple[list[Any], dict[str, str]]:
-    """Replace each special token's name in messages and tools by a private character. Return both and the mapping back.
+    """Replace the names of special tokens in `values` by private-use characters. Return the values and {character: name}.
 
-    The template's own text is encoded with special tokens; the private characters are then restored as plain text. The
-    template can still cut, strip and compare messages.
+    The output of the template is then encoded with special tokens, and each private-use character as the plain text of its name.
+    Messages stay strings, so the template can cut, strip and compare them.
     """
-    said = "\n".join(_strings(values))
-    free = (chr(code) for code in range(0xF0000, 0xFFFFE) if chr(code) not in said + template)
+    text = "\n".join(_strings(values))
+    free = (chr(code) for code in range(0xF0000, 0xFFFFE) if chr(code) not in text + template)
     names = sorted(tokenizer.special_names, key=len, reverse=True)
-    marks = {name: next(free) for name in names if name in said}
+    marks = {name: next(free) for name in names if name in text}
 
     def hide(value: Any) -> Any:
         if isinstance(value, dict):
-            return {hide(key): hide(one) for key, one in value.items()}
+            return {hide(key): hide(item) for key, item in value.items()}
         if isinstance(value, list):
-            return [hide(one) for one in value]
+            return [hide(item) for item in value]
         if isinstance(value, str):
             for name, mark in marks.items():
                 value = value.replace(name, mark)

@@ -1,4 +1,4 @@
-"""Converts a reply's items to parts: reasoning, content and calls."""
+"""The parser that assigns the items of a reply to reasoning, content and tool calls."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ State = Literal["start", "late", "in", "out"]
 
 
 class Thoughts:
-    """Tracks the position in a reply.
+    """A streaming parser that separates thinking from the answer.
 
-    `start` is its beginning, `in` is inside thinking, `out` is after it. In `late`, a `</think>` would still turn the text
-    into thinking. Calls at the end of thinking wait: text after them makes them part of the thinking.
+    Its states are `start` (before the first text), `in` (inside thinking), `out` (in the answer) and `late` (in text that a
+    later `</think>` would turn into thinking). Calls inside thinking are buffered: if text follows them, they are reasoning,
+    and if thinking ends after them, they are tool calls.
     """
 
     def __init__(self, form: ReplyForm, calls: CallForm | None) -> None:
         self.answer = Answer(form.plain, calls)
         self.cut = False
-        """Set before the last items of a reply that ended without a stop token. An incomplete tag at its end is dropped."""
+        """Whether the last items of a truncated reply follow. An incomplete tag at their end is dropped."""
         self._form, self._calls = form, calls
         self._gap = calls.gap if calls else WHITE
         self._state: State = "start"
@@ -30,141 +31,148 @@ class Thoughts:
             self._state = "out"
         elif form.begins == "thought" and not form.indented:
             self._state = "in"
-        self._held: list[Item] = []
-        self._behind: list[Item] | None = None  # items after `</think>`, while calls are held
-        self._edge = self._half = ""  # end of the thinking so far, which may have to be dropped
-        self._opened = form.begins == "thought"  # by the prompt or a `<think>`
+        self._pending: list[Item] = []
+        self._after_end: list[Item] | None = None  # items after a `</think>` that follows buffered calls
+        self._trailing = self._partial_tag = (
+            ""  # white space and incomplete tag at the end of the thinking, dropped if thinking ends
+        )
+        self._opened = form.begins == "thought"  # whether the prompt or a `<think>` opened thinking
         self._begun = self._closed = False
 
     @property
     def thought(self) -> bool:
-        """Whether the reply has reasoning, possibly empty."""
+        """Whether the reply has reasoning, which may be empty."""
         if not self._closed:
             return self._state == "in"
-        kept = self._form.empty == "kept" or (self._form.empty == "marked" and self._opened)
-        return self._begun or kept
+        empty_counts = self._form.empty == "kept" or (self._form.empty == "marked" and self._opened)
+        return self._begun or empty_counts
 
     @property
     def tentative(self) -> str:
-        """Text that is content if no `</think>` follows."""
+        """The buffered text that is content if no `</think>` follows."""
         if self._state != "late":
             return ""
         trim = self._form.plain
-        return raw(_text(self._held)).lstrip(trim.lead).rstrip(trim.trail)
+        return raw(_text(self._pending)).lstrip(trim.lead).rstrip(trim.trail)
 
     def feed(self, item: Item) -> list[Part]:
-        """Read one more item and return the parts that are certain."""
+        """Read the next item and return the parts whose field is certain."""
         match self._state:
             case "start":
                 return self._start(item)
             case "late":
                 return self._late(item)
             case "in":
-                return self._inside(item) if self._behind is None else self._after(item)
+                return self._inside(item) if self._after_end is None else self._after(item)
             case "out":
                 return self.answer.feed(item)
 
     def finish(self) -> list[Part]:
-        """Return the remaining parts after the last item."""
-        held, self._held = self._held, []
+        """Return the buffered parts after the last item."""
+        pending, self._pending = self._pending, []
         if self._state == "start" and self._form.begins == "thought":
             self._state = "in"
-            return [*self._each(held), *self.finish()]
+            return [*self._feed_all(pending), *self.finish()]
         if self._state in ("start", "late"):
             self._state = "out"
-            return [*self._each(held), *self.answer.finish()]
+            return [*self._feed_all(pending), *self.answer.finish()]
         if self._state == "out":
             return self.answer.finish()
-        if not _has_call(held):
-            return [*self._say(_text(held)), *self._drop_edge()]
-        late = [] if self._behind is None else [Item("end", END_THINK, LATE), *self._behind]
-        return [*self._leave(), *self._each([*held, *late]), *self.answer.finish()]
+        if not _has_call(pending):
+            return [*self._reasoning(_text(pending)), *self._drop_trailing()]
+        late = [] if self._after_end is None else [Item("end", END_THINK, LATE), *self._after_end]
+        return [*self._end_thinking(), *self._feed_all([*pending, *late]), *self.answer.finish()]
 
     def _start(self, item: Item) -> list[Part]:
         form = self._form
         if item.kind == "text" and form.indented and not item.text.strip(WHITE):
-            self._held.append(item)
+            self._pending.append(item)
             return []
-        held, self._held = self._held, []
+        pending, self._pending = self._pending, []
         if item.kind == "think":
             self._state, self._opened = "in", True
-            return [Part("mark", raw(_text([*held, item])))]
+            return [Part("mark", raw(_text([*pending, item])))]
         if form.halves and self.cut and item.kind == "text" and half(item.text, THINK) == len(item.text):
             return [Part("mark", item.text)]
         self._state = "in" if form.begins == "thought" else "late" if form.begins == "late" else "out"
-        return self._each([*held, item])
+        return self._feed_all([*pending, item])
 
     def _late(self, item: Item) -> list[Part]:
         if item.kind != "end":
-            self._held.append(item)
+            self._pending.append(item)
             return []
-        held, self._held = self._held, []
+        pending, self._pending = self._pending, []
         self._state = "in"
-        return self._each([*held, item])
+        return self._feed_all([*pending, item])
 
     def _inside(self, item: Item) -> list[Part]:
-        called = _has_call(self._held)
+        has_calls = _has_call(self._pending)
         if item.kind == "end":
-            if called:
-                self._behind = []
+            if has_calls:
+                self._after_end = []
                 return []
-            return [*self._release(), *self._say_half(), *self._leave(), Part("mark", NAME_OF[END_THINK])]
+            return [
+                *self._flush_as_reasoning(),
+                *self._flush_partial_tag(),
+                *self._end_thinking(),
+                Part("mark", NAME_OF[END_THINK]),
+            ]
         separates = item.kind == "text" and not item.text.strip(self._gap)
-        if item.kind == "call" or (self._held and separates) or (called and item.kind in ("open", "close")):
-            self._held.append(item)
+        if item.kind == "call" or (self._pending and separates) or (has_calls and item.kind in ("open", "close")):
+            self._pending.append(item)
             return []
-        said = self._release()
+        parts = self._flush_as_reasoning()
         if item.kind == "open":
-            self._held.append(item)
-            return said
-        return [*said, *self._say(item.text)]
+            self._pending.append(item)
+            return parts
+        return [*parts, *self._reasoning(item.text)]
 
     def _after(self, item: Item) -> list[Part]:
-        """Read an item after a `</think>` that followed calls."""
-        behind = self._behind or []
+        """Read an item after a `</think>` that followed buffered calls."""
+        behind = self._after_end or []
         if item.kind == "text" and not item.text.strip(self._gap):
-            self._behind = [*behind, item]
+            self._after_end = [*behind, item]
             return []
-        said = [*self._release(), *self._leave(), Part("mark", NAME_OF[END_THINK])]
-        return [*said, *self._each([*behind, item])]
+        parts = [*self._flush_as_reasoning(), *self._end_thinking(), Part("mark", NAME_OF[END_THINK])]
+        return [*parts, *self._feed_all([*behind, item])]
 
-    def _leave(self) -> list[Part]:
-        self._state, self._behind, self._closed = "out", None, True
+    def _end_thinking(self) -> list[Part]:
+        self._state, self._after_end, self._closed = "out", None, True
         self.answer = Answer(self._form.answer, self._calls)
-        return self._drop_edge()
+        return self._drop_trailing()
 
-    def _release(self) -> list[Part]:
-        """Return the held items as part of the thinking."""
-        held, self._held = self._held, []
-        return self._say(_text(held))
+    def _flush_as_reasoning(self) -> list[Part]:
+        """Return the buffered items as reasoning."""
+        pending, self._pending = self._pending, []
+        return self._reasoning(_text(pending))
 
-    def _say(self, text: str) -> list[Part]:
-        """Add text to the thinking."""
+    def _reasoning(self, text: str) -> list[Part]:
+        """Return text as reasoning. White space and an incomplete tag at its end are buffered."""
         if not text:
             return []
         trim = self._form.trim
-        text = self._edge + self._half + raw(text)
-        waits = half(text, END_THINK) if self._form.halves and self.cut else 0
-        kept = text[: len(text) - waits].rstrip(trim)
-        self._edge, self._half = text[len(kept) : len(text) - waits], text[len(text) - waits :]
-        if self._begun or not kept:
-            return [Part("reasoning", kept)]
-        said = kept.lstrip(trim)
+        text = self._trailing + self._partial_tag + raw(text)
+        partial = half(text, END_THINK) if self._form.halves and self.cut else 0
+        complete = text[: len(text) - partial].rstrip(trim)
+        self._trailing, self._partial_tag = text[len(complete) : len(text) - partial], text[len(text) - partial :]
+        if self._begun or not complete:
+            return [Part("reasoning", complete)]
+        reasoning = complete.lstrip(trim)
         self._begun = True
-        return [Part("mark", kept[: len(kept) - len(said)]), Part("reasoning", said)]
+        return [Part("mark", complete[: len(complete) - len(reasoning)]), Part("reasoning", reasoning)]
 
-    def _say_half(self) -> list[Part]:
-        text, self._half = self._half, ""
+    def _flush_partial_tag(self) -> list[Part]:
+        text, self._partial_tag = self._partial_tag, ""
         if not text:
             return []
-        text, self._edge, self._begun = self._edge + text, "", True
+        text, self._trailing, self._begun = self._trailing + text, "", True
         return [Part("reasoning", text)]
 
-    def _drop_edge(self) -> list[Part]:
-        text, self._edge, self._half = self._edge + self._half, "", ""
+    def _drop_trailing(self) -> list[Part]:
+        text, self._trailing, self._partial_tag = self._trailing + self._partial_tag, "", ""
         return [Part("mark", text)]
 
-    def _each(self, items: Sequence[Item]) -> list[Part]:
+    def _feed_all(self, items: Sequence[Item]) -> list[Part]:
         feed: Callable[[Item], list[Part]] = self.feed
         return [part for item in items for part in feed(item)]
 

@@ -1,4 +1,4 @@
-"""Conversations with tools: validation, the order of tool results, and the JSON form of tools."""
+"""Validation of conversations with tools, the order of tool results, and the JSON form of tools."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ from rorqual.data.chat.special_tokens import check_text
 
 
 def has_tools(messages: Sequence[Message]) -> bool:
-    """Return whether a conversation contains tool calls or tool results."""
+    """Return whether a conversation contains tool calls or tool turns."""
     return any(message.role == "tool" or message.tool_calls for message in messages)
 
 
 def turns(messages: Sequence[Message]) -> list[list[Message]]:
-    """Check a conversation and return its turns. The results of one turn's calls form one turn, in the order of the calls.
+    """Group the messages of a conversation into turns.
 
-    Templates write no call ids, so a result belongs to the call at the same position. Raises DataError for a result without
-    a call, for the call of another turn, or for a call already answered. It also refuses an assistant turn that answers
-    nothing, calls or reasoning in other roles, lone surrogates, and a conversation with nothing to answer.
+    The tool results that follow an assistant turn form one turn, sorted in the order of the calls. This order matters because
+    templates write no call ids.
+
+    Raises DataError for a result whose call is missing, belongs to another turn or already has a result. Raises DataError also
+    for an assistant turn that follows no user or tool turn, calls or reasoning in other roles, lone surrogates, and a
+    conversation that does not end with a user or tool turn.
     """
-    found: list[list[Message]] = []
+    grouped: list[list[Message]] = []
     before = ""
     for number, message in enumerate(messages, start=1):
         where = f"message {number}"
@@ -42,33 +45,38 @@ def turns(messages: Sequence[Message]) -> list[list[Message]]:
                 f"a {message.role} turn has {what}", where=where, remedy=f"Only assistant turns may have {what}."
             )
         if message.role == "tool":
-            _check_answer(message, found, where)
+            _check_result(message, grouped, where)
         if message.role == "tool" and before == "tool":
-            found[-1].append(message)
+            grouped[-1].append(message)
         else:
-            found.append([message])
+            grouped.append([message])
         before = message.role if message.role != "system" else before
     if before not in ("user", "tool"):
         what = "the last turn is an assistant turn" if before else "the conversation has no user turn"
         raise DataError(what, where="messages", remedy="End with a user turn or a tool turn.")
-    return [_in_order(turn, earlier) for earlier, turn in zip([[], *found], found)]
+    return [_in_order(turn, earlier) for earlier, turn in zip([[], *grouped], grouped)]
 
 
-def _check_answer(message: Message, found: Sequence[Sequence[Message]], where: str) -> None:
-    turn = list(found[-1]) if found else []
-    answered = [one.tool_call_id for one in turn if one.role == "tool"]
-    asked = (found[-2] if answered and len(found) > 1 else turn)[-1:]
-    ids = [call.id for one in asked for call in one.tool_calls]
+def _check_result(message: Message, grouped: Sequence[Sequence[Message]], where: str) -> None:
+    """Raise a DataError unless the tool turn `message` is the first result of a call in the assistant turn before it."""
+    turn = list(grouped[-1]) if grouped else []
+    answered = [result.tool_call_id for result in turn if result.role == "tool"]
+    caller = (grouped[-2] if answered and len(grouped) > 1 else turn)[-1:]
+    ids = [call.id for assistant in caller for call in assistant.tool_calls]
     if not ids:
         raise DataError(
             "a tool turn follows no tool call", where=where, remedy="Put an assistant turn with tool calls before it."
         )
-    given = message.tool_call_id
-    if given is None and len(answered) < len(ids):
+    call_id = message.tool_call_id
+    if call_id is None and len(answered) < len(ids):
         return
-    if given not in ids or given in answered:
-        fault = "a second result for" if given in answered else "a result for unknown"
-        raise DataError(f"{fault} call {given!r}", where=where, remedy=f"The calls before it are {', '.join(ids)}.")
+    if call_id not in ids or call_id in answered:
+        fault = "a second result for" if call_id in answered else "a result for unknown"
+        raise DataError(
+            f"{fault} call {call_id!r}",
+            where=where,
+            remedy=f"The assistant turn before it has the calls {', '.join(ids)}.",
+        )
 
 
 def _in_order(turn: list[Message], earlier: Sequence[Message]) -> list[Message]:
@@ -79,7 +87,7 @@ def _in_order(turn: list[Message], earlier: Sequence[Message]) -> list[Message]:
 
 
 def check_tools(tools: Sequence[Tool]) -> None:
-    """Raise a DataError for an unusable tool: an invalid or repeated name, or parameters that are not valid JSON."""
+    """Raise a DataError for a tool with an invalid or repeated name, or with parameters that cannot be written as JSON."""
     seen: set[str] = set()
     for number, tool in enumerate(tools, start=1):
         where = f"tool {number}"
@@ -87,13 +95,15 @@ def check_tools(tools: Sequence[Tool]) -> None:
             parameters = spelt(dict(tool.parameters))
         except (RecursionError, ValueError, TypeError) as error:
             raise DataError(
-                f"its parameters cannot be written as JSON: {type(error).__name__}",
+                f"the parameters cannot be written as JSON: {type(error).__name__}",
                 where=where,
                 remedy="Give a JSON schema.",
             ) from None
         if too_deep(parameters):
             raise DataError(
-                f"its parameters are nested deeper than {MAX_DEPTH} levels", where=where, remedy="Nest them less."
+                f"the parameters are nested deeper than {MAX_DEPTH} levels",
+                where=where,
+                remedy="Simplify the JSON schema.",
             )
         check_text([tool.name, tool.description, parameters], where)
         if not tool.name or any(char.isspace() or char in '"\\{}<>`' for char in tool.name):
@@ -106,15 +116,16 @@ def check_tools(tools: Sequence[Tool]) -> None:
 
 
 def schema(tool: Tool) -> dict[str, Any]:
-    """Return a tool in the form of OpenAI's API, which chat templates expect."""
-    described = {"description": tool.description} if tool.description else {}
-    return {"type": "function", "function": {"name": tool.name, **described, "parameters": dict(tool.parameters)}}
+    """Return the definition of a tool in the format of OpenAI's API, which chat templates expect."""
+    description = {"description": tool.description} if tool.description else {}
+    return {"type": "function", "function": {"name": tool.name, **description, "parameters": dict(tool.parameters)}}
 
 
 def spelt(value: Any, indent: int | None = None) -> str:
-    """Return JSON in the form that transformers' chat templates write."""
+    """Serialise `value` as JSON exactly as the `tojson` filter of transformers' chat templates does."""
     return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
 def schemas(tools: Sequence[Tool]) -> Iterator[str]:
+    """Yield the definition of each tool as JSON text."""
     return (spelt(schema(tool)) for tool in tools)

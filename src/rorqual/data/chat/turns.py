@@ -1,4 +1,4 @@
-"""The base of chat formats written in code: turns, header, thinking choice, reply and end token."""
+"""The base class of chat formats that are written in code, in contrast to jinja2 templates."""
 
 from __future__ import annotations
 
@@ -17,29 +17,30 @@ ROLES = ("system", "user", "assistant")
 
 
 class TurnChat(ChatFormat):
-    """A conversation is an opening and turns. An assistant turn is a header, a thinking choice, a reply and an end token.
+    """Base class of chat formats. A conversation consists of an opening and turns.
 
-    The reply is encoded separately from the header, because the model generates it that way. A published template encodes
-    both as one text; the ids agree unless the reply begins with white space. Conversations with tools can be prompts only:
-    their loss mask is uncertain.
+    An assistant turn consists of a header, a thinking choice, a reply and an end token. The reply is encoded separately from
+    the header, because a model generates it separately. A published template encodes both as one text; the ids differ only if
+    the reply begins with white space. Conversations with tools are supported as prompts only, because it is uncertain which of
+    their tokens to train.
     """
 
     marks: ClassVar[tuple[str, ...]]
     """Special tokens that the format requires."""
     ends: ClassVar[tuple[str, ...]]
-    """Tokens that end a reply. The first is written; the others also stop generation if the tokenizer has them."""
+    """Names of tokens that end a reply. `render` writes the first; all of them that the tokenizer has stop generation."""
     pads: ClassVar[tuple[str, ...]]
-    """Padding tokens; the first one that the tokenizer has is used."""
+    """Names of padding tokens in order of preference. The first that the tokenizer has is used."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__(tokenizer)
-        self._spelling = SpecialTokenText(tokenizer, ())
+        self._special_text = SpecialTokenText(tokenizer, ())
         known = tokenizer.special_names
         if missing := [mark for mark in self.marks if mark not in known]:
             raise DataError(
                 f"the tokenizer lacks {', '.join(missing)}, which chat format '{self.name}' requires",
                 where=tokenizer.where,
-                remedy="Use the tokenizer the model was trained with, or set `chat` to this tokenizer's format.",
+                remedy="Use the tokenizer that the model was trained with, or set `chat` to the format of this tokenizer.",
             )
         self._stops = tuple(tokenizer.special(mark) for mark in self.ends if mark in known)
         self._pad = next(tokenizer.special(mark) for mark in self.pads if mark in known)
@@ -60,7 +61,7 @@ class TurnChat(ChatFormat):
 
     @abstractmethod
     def _turn(self, message: Message, number: int) -> list[int]:
-        """Return a user or system turn; empty if the opening already contains it."""
+        """Return the ids of a user or system turn, or an empty list if the opening already contains the turn."""
 
     @abstractmethod
     def _header(self) -> list[int]:
@@ -68,10 +69,13 @@ class TurnChat(ChatFormat):
 
     @abstractmethod
     def _reply(self, message: Message, thinking: Thinking, *, closed: bool) -> list[int]:
-        """Return a last turn from its thinking choice on, without the end token. If not `closed`, it may still continue."""
+        """Return the ids of the last reply, including its thinking choice, without the end token.
 
-    def _past(self, message: Message) -> list[int]:
-        """Return an earlier reply as later turns see it, without the end token."""
+        If `closed` is false, the reply may be incomplete, and the model continues it.
+        """
+
+    def _earlier_reply(self, message: Message) -> list[int]:
+        """Return the ids of an earlier reply as part of the context, without the end token."""
         return self.tokenizer.encode(message.text)
 
     def _gap(self) -> list[int]:
@@ -80,26 +84,29 @@ class TurnChat(ChatFormat):
 
     # ---- each family with tools also defines
 
-    def _told(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int]:
-        """Return the opening of a conversation with tools, including the first system turn if there is one."""
+    def _opening_with_tools(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int]:
+        """Return the ids before the first turn of a conversation with tools. They include the first system turn, if any."""
         raise NotImplementedError
 
-    def _called(self, message: Message, before: str, *, current: bool) -> list[int]:
-        """Return a whole earlier assistant turn. `before` is the previous role; `current` if no user turn follows."""
+    def _earlier_assistant_turn(self, message: Message, before: str, *, current: bool) -> list[int]:
+        """Return the ids of a complete earlier assistant turn in a conversation with tools.
+
+        `before` is the role of the previous turn. `current` is true if no user turn follows.
+        """
         raise NotImplementedError
 
-    def _answers(self, turn: Sequence[Message]) -> list[int]:
-        """Return one turn with tool results."""
+    def _tool_results(self, turn: Sequence[Message]) -> list[int]:
+        """Return the ids of a turn with tool results."""
         raise NotImplementedError
 
-    def _asks(self, message: Message, number: int, tools: Sequence[Tool], *, first: bool) -> list[int]:
-        """Return a user or system turn. `number` is its index among the turns; `first` marks the first user turn."""
+    def _turn_with_tools(self, message: Message, number: int, tools: Sequence[Tool], *, first: bool) -> list[int]:
+        """Return the ids of a user or system turn. `number` is the index of the turn; `first` marks the first user turn."""
         return self._turn(message, number)
 
     # ---- common to all families
 
     def prompt(self, messages: Sequence[Message], thinking: Thinking = "auto", tools: Sequence[Tool] = ()) -> list[int]:
-        """See `ChatFormat.prompt`. Raises DataError if the last turn is an assistant turn."""
+        """Return the token ids of the prompt. Raises DataError if the last turn is an assistant turn."""
         self.check_parts(messages)
         if tools or has_tools(messages):
             return self._prompt_with_tools(messages, thinking, tools)
@@ -116,10 +123,10 @@ class TurnChat(ChatFormat):
         continue_: bool = False,
         train_from: int = 0,
     ) -> Rendered:
-        """See `ChatFormat.render`. An earlier turn that is not rendered as it was written is context only.
+        """Return the token ids and the loss mask of a whole conversation (see `ChatFormat.render`).
 
-        Training on a turn without its reasoning would teach the model to answer at once. `samples` trains such turns where
-        they are last.
+        Earlier turns that are rendered without their reasoning are not trained, because they would teach the model to answer
+        without thinking. `samples` returns separate renderings in which these turns are last and trained.
         """
         self.check_parts(messages)
         check_turns(messages, ROLES)
@@ -130,14 +137,17 @@ class TurnChat(ChatFormat):
             return self._conversation(messages, train_from)
         if (thinking == "on" and last.reasoning is None) or (thinking == "off" and last.reasoning is not None):
             fault = "has no reasoning" if thinking == "on" else "has reasoning"
-            raise DataError(f"the last turn {fault} with thinking={thinking}", where="messages", remedy="Use 'auto'.")
+            raise DataError(
+                f"the last turn {fault} with thinking={thinking}", where="messages", remedy="Use thinking='auto'."
+            )
         choice = self.choice(thinking)
         reply = self._reply(last, thinking, closed=not continue_)[len(choice) :]
         reply += [] if continue_ else self._stops[:1]
         history = self._conversation(messages[:-1], train_from)
-        given = [*self._gap(), *self._header(), *choice]
+        header = [*self._gap(), *self._header(), *choice]
         trained = train_from < len(messages)
-        return Rendered([*history.ids, *given, *reply], [*history.mask, *[False] * len(given), *[trained] * len(reply)])
+        mask = [*history.mask, *[False] * len(header), *[trained] * len(reply)]
+        return Rendered([*history.ids, *header, *reply], mask)
 
     def _prompt_with_tools(self, messages: Sequence[Message], thinking: Thinking, tools: Sequence[Tool]) -> list[int]:
         if not self.takes_tools:
@@ -149,38 +159,38 @@ class TurnChat(ChatFormat):
         check_tools(tools)
         parts = turns(messages)
         last_user = max((number for number, turn in enumerate(parts) if turn[0].role == "user"), default=-1)
-        ids = self._told(messages, tools)
+        ids = self._opening_with_tools(messages, tools)
         before = ""
         for number, turn in enumerate(parts):
-            said = turn[0]
-            if said.role == "assistant":
-                given = self._called(said, before, current=number > last_user)
-            elif said.role == "tool":
-                given = self._answers(turn)
+            message = turn[0]
+            if message.role == "assistant":
+                turn_ids = self._earlier_assistant_turn(message, before, current=number > last_user)
+            elif message.role == "tool":
+                turn_ids = self._tool_results(turn)
             else:
-                given = self._asks(said, number, tools, first=said.role == "user" and not before)
-            ids += [*(self._gap() if ids and given else ()), *given]
-            before = said.role if said.role != "system" else before
-        return [*ids, *self._begins_after(before, thinking)]
+                turn_ids = self._turn_with_tools(message, number, tools, first=message.role == "user" and not before)
+            ids += [*(self._gap() if ids and turn_ids else ()), *turn_ids]
+            before = message.role if message.role != "system" else before
+        return [*ids, *self._reply_opening(before, thinking)]
 
-    def _begins_after(self, before: str, thinking: Thinking) -> list[int]:
-        """Return the end of a prompt with tools."""
+    def _reply_opening(self, before: str, thinking: Thinking) -> list[int]:
+        """Return the ids that open the reply in a conversation with tools. `before` is the role of the last turn."""
         return [*self._gap(), *self._header(), *self.choice(thinking)]
 
     def _conversation(self, messages: Sequence[Message], train_from: int = 0) -> Rendered:
-        """Render finished turns as later turns see them."""
+        """Render complete turns as the context of later turns."""
         ids = self._opening(messages)
         mask = [False] * len(ids)
         for number, message in enumerate(messages):
             if message.role == "assistant":
-                given, reply = self._header(), [*self._past(message), *self._stops[:1]]
+                context, reply = self._header(), [*self._earlier_reply(message), *self._stops[:1]]
             else:
-                given, reply = self._turn(message, number), []
-            if ids and given:
-                given = [*self._gap(), *given]
+                context, reply = self._turn(message, number), []
+            if ids and context:
+                context = [*self._gap(), *context]
             trained = self.as_written(message) and number >= train_from
-            ids += [*given, *reply]
-            mask += [*[False] * len(given), *[trained] * len(reply)]
+            ids += [*context, *reply]
+            mask += [*[False] * len(context), *[trained] * len(reply)]
         return Rendered(ids, mask)
 
     def _text(self, ids: Sequence[int]) -> str:

@@ -1,9 +1,9 @@
-"""Read conversations from JSONL or Parquet.
+"""Conversations from JSONL or Parquet files.
 
 A row is `{"messages": [{"role", "content", "reasoning"?}, ...]}`, or a pair `{"prompt", "completion", "reasoning"?}` or
 `{"question", "answer", "reasoning"?}`. `content` is text or a list of parts (`core.parts`). `reasoning_content`, the name in
-DeepSeek's API, is read as `reasoning`. Assistant content that begins with `<think>...</think>` is split: the text inside is
-the reasoning, and white space around the tags is removed.
+DeepSeek's API, is an alias of `reasoning`. If assistant content begins with `<think>...</think>`, the text between the tags
+becomes the reasoning, and white space around the tags is removed.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ OPEN, CLOSE = "<think>", "</think>"
 
 @dataclass(frozen=True)
 class Loaded:
-    """Conversations in file order. `skipped` counts those with nothing to train on.
+    """Conversations in file order. `skipped` counts the conversations that cannot be trained on.
 
-    Those have no assistant turn, an empty one, or were dropped by a filter.
+    A conversation is skipped if it has no assistant turn or an empty one, or if a filter dropped it.
     """
 
     conversations: list[Conversation]
@@ -38,55 +38,58 @@ class Loaded:
 
 
 def read_conversations(path: Path) -> Loaded:
-    """Read `.jsonl` (also `.json` with an object on each line) or `.parquet`.
+    """Read conversations from a `.parquet` file, or from a `.jsonl`, `.ndjson` or `.json` file with one object per line.
 
-    Raises DataError that names file and line (or row) if a row is invalid or has an empty prompt. A conversation without an
-    assistant turn, or with an empty answer (white space only), is skipped and counted. If no conversation is left, the file
-    is refused. Among a teacher's samples (`data.distilled`), those dropped by a filter are skipped.
+    A conversation without an assistant turn, or with an assistant turn that is empty or only white space, is skipped and
+    counted. Teacher samples (`data.distilled`) that a filter dropped are skipped, too.
+
+    Raises DataError that names the file and line (or row) if a row is invalid or has an empty prompt, and DataError if no
+    conversation remains.
     """
     path = Path(path)
     if path.suffix.lower() == ".parquet" and is_distilled(path):
-        return _kept(path)
-    found: list[Conversation] = []
+        return _read_teacher_samples(path)
+    conversations: list[Conversation] = []
     skipped = 0
     for where, row in _rows(path):
         conversation = _conversation(row, where)
         if teaches(conversation):
-            found.append(conversation)
+            conversations.append(conversation)
         else:
             skipped += 1
-    if not found:
+    if not conversations:
         raise DataError(
-            f"nothing to train on: each of its {skipped} conversations lacks an assistant turn or has an empty one",
+            f"nothing to train on: all {skipped} conversations lack an assistant turn or have an empty assistant turn",
             where=str(path),
-            remedy="Each needs a message with role 'assistant' and some text.",
+            remedy="Each conversation needs a message with role 'assistant' that has text.",
         )
-    return Loaded(found, skipped)
+    return Loaded(conversations, skipped)
 
 
 def teaches(conversation: Conversation) -> bool:
-    """Return whether it has assistant turns and none is empty. An empty one would teach the model to say nothing."""
+    """Return whether the conversation has assistant turns, all with text. An empty turn would teach empty replies."""
     replies = [message for message in conversation if message.role == "assistant"]
     return bool(replies) and not any(map(says_nothing, replies))
 
 
-def _kept(path: Path) -> Loaded:
-    kept, dropped = read_kept_messages(path)
-    for number, conversation in kept.items():
+def _read_teacher_samples(path: Path) -> Loaded:
+    by_row, skipped = read_kept_messages(path)
+    for number, conversation in by_row.items():
         refuse_empty_prompt(conversation, f"{path}:row {number}")
-    found = [conversation for conversation in kept.values() if teaches(conversation)]
-    dropped += len(kept) - len(found)
-    if not found:
+    conversations = [conversation for conversation in by_row.values() if teaches(conversation)]
+    skipped += len(by_row) - len(conversations)
+    if not conversations:
         raise DataError(
-            f"nothing to train on: each of its {dropped} samples was dropped or has an empty answer",
+            f"nothing to train on: all {skipped} samples were dropped by a filter or have an empty answer",
             where=str(path),
-            remedy="The card beside the file says which filter dropped them. Sample more, use a better teacher, or change the filters.",
+            remedy="The card in the same folder says which filter dropped them. Sample more, use a better teacher, or change "
+            "the filters.",
         )
-    return Loaded(found, dropped)
+    return Loaded(conversations, skipped)
 
 
 def refuse_empty_prompt(conversation: Conversation, where: str) -> None:
-    """Raise a DataError for a user turn that is white space only: its answer would answer nothing."""
+    """Raise a DataError if a user turn is empty or only white space."""
     for number, message in enumerate(conversation, start=1):
         if message.role == "user" and says_nothing(message):
             raise DataError(
@@ -127,12 +130,12 @@ def _read(row: dict[str, Any], where: str) -> Conversation:
     if "messages" in row and len(row) == 1:
         raise DataError("key 'messages' is null", where=where, remedy="Give a list of messages.")
     known = ["messages", *(key for pair in PAIRS for key in pair)]
-    wrong = next((key for key in row if nearest(key, known).startswith("Did")), "")
+    misspelt = next((key for key in row if nearest(key, known).startswith("Did")), "")
     raise DataError(
-        f"it has the keys {', '.join(sorted(row)) or 'none'}",
+        f"not a conversation: the keys are {', '.join(sorted(row))}" if row else "not a conversation: no keys",
         where=where,
-        remedy=f"{nearest(wrong, known) if wrong else ''} A row needs messages, prompt+completion or question+answer."
-        " To read a task's own files, add task=NAME.".strip(),
+        remedy=f"{nearest(misspelt, known) if misspelt else ''} A row needs messages, prompt+completion or question+answer."
+        " To read the files of a task, add task=NAME.".strip(),
     )
 
 
@@ -172,7 +175,7 @@ def _text(row: dict[str, Any], key: str, where: str) -> str:
 
 
 def is_unicode(text: str) -> bool:
-    """Return whether UTF-8 can encode `text`. JSON can spell a lone surrogate, which no tokenizer reads."""
+    """Return whether UTF-8 can encode `text`. It cannot encode a lone surrogate, which a JSON escape can contain."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -181,18 +184,22 @@ def is_unicode(text: str) -> bool:
 
 
 def _reasoning(row: dict[str, Any], where: str) -> str | None:
-    # Parquet gives None for a key that other rows have and this one lacks.
-    given = [key for key in REASONING if row.get(key) is not None]
-    return _text(row, given[0], where) if given else None
+    # In Parquet, the value is None if only other rows have the key.
+    keys = [key for key in REASONING if row.get(key) is not None]
+    return _text(row, keys[0], where) if keys else None
 
 
 def _assistant(content: Content, reasoning: str | None, where: str) -> Message:
-    said = Message("assistant", content, reasoning)
-    if not said.label.lstrip().startswith(OPEN):
-        return said
+    message = Message("assistant", content, reasoning)
+    if not message.label.lstrip().startswith(OPEN):
+        return message
     if reasoning is not None:
-        raise DataError(f"reasoning is given twice: by key and by {OPEN}", where=where, remedy="Keep one of them.")
-    inside, mark, after = said.text.lstrip().removeprefix(OPEN).partition(CLOSE)
-    if not mark:
-        raise DataError(f"{OPEN} without {CLOSE}", where=where, remedy="Close it, or remove the conversation.")
+        raise DataError(
+            f"reasoning is given twice: in a key, and after {OPEN} in the content",
+            where=where,
+            remedy="Remove one of the two.",
+        )
+    inside, closing_tag, after = message.text.lstrip().removeprefix(OPEN).partition(CLOSE)
+    if not closing_tag:
+        raise DataError(f"{OPEN} without {CLOSE}", where=where, remedy=f"Add {CLOSE}, or remove the conversation.")
     return Message("assistant", after.strip(), reasoning=inside.strip())

@@ -1,4 +1,4 @@
-"""Read files of unknown quality. Every error names the file and the line."""
+"""Readers of user files. Every error names the file and, if known, the line or row."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BOM = b"\xef\xbb\xbf"
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return the file's bytes without a byte-order mark. Raises DataError if it is missing, unreadable or empty."""
+    """Return the bytes of a file without its byte-order mark. Raises DataError if it is missing, unreadable or empty."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -27,7 +27,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def decode(data: bytes, where: str) -> str:
-    """Decode UTF-8. `where` names the file, and the line if there is one, in errors."""
+    """Decode UTF-8. `where` names the file, and the line if known, in errors."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -39,9 +39,9 @@ def decode(data: bytes, where: str) -> str:
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each line's place, `file:line`, and its object. Blank lines are skipped.
+    """Yield (`file:line`, object) for each line of a JSONL file. Blank lines are skipped.
 
-    Only a newline byte ends a line. Characters such as U+2028, which `splitlines` treats as line ends, belong to the text.
+    Only a newline byte ends a line. Characters such as U+2028, which `str.splitlines` treats as line ends, are part of a line.
     """
     for number, line in enumerate(read_bytes(path).split(b"\n"), start=1):
         if not line.strip():
@@ -60,8 +60,11 @@ def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def parquet_rows(path: Path, any_of: tuple[tuple[str, ...], ...]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each row's place, `file:row N`, and the row as a dict. The table must have all columns of one of `any_of`."""
-    import pyarrow  # imported here because it takes a third of a second, which JSONL files do not need
+    """Yield (`file:row N`, dict) for each row of a Parquet file.
+
+    Raises DataError unless the file has all columns of at least one tuple in `any_of`.
+    """
+    import pyarrow  # imported here because the import takes a third of a second and JSONL files do not need it
     import pyarrow.parquet
 
     try:
@@ -72,13 +75,13 @@ def parquet_rows(path: Path, any_of: tuple[tuple[str, ...], ...]) -> Iterator[tu
         if not any(set(names) <= columns for names in any_of):
             wanted = " or ".join("+".join(names) for names in any_of)
             raise DataError(
-                f"it has the columns {', '.join(sorted(columns))}",
+                f"columns are missing: the file has {', '.join(sorted(columns))}",
                 where=str(path),
-                remedy=f"It needs {wanted}. To read a task's own files, add task=NAME.",
+                remedy=f"The file needs {wanted}. To read the files of a task, add task=NAME.",
             )
         number = 0
-        for piece in table.iter_batches(batch_size=1024):
-            for row in piece.to_pylist():
+        for batch in table.iter_batches(batch_size=1024):
+            for row in batch.to_pylist():
                 number += 1
                 yield f"{path}:row {number}", row
     except FileNotFoundError:

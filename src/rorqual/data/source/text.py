@@ -1,4 +1,4 @@
-"""Read a text file for pretraining and hold out its last part."""
+"""Text files for pretraining. The last part of a text is held out for validation."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from rorqual.data.source.files import decode, read_bytes
 
 @dataclass(frozen=True)
 class Text:
-    """The two parts of a text, unchanged from the file. Lengths are in characters."""
+    """The training part and the validation part of a text."""
 
     train: str
     validation: str
 
 
 def read_text(path: Path, *, validation: float = 0.1) -> Text:
-    """Read UTF-8 text and hold out the last `validation` share of its characters. nanoGPT holds out the last tenth."""
+    """Read UTF-8 text and hold out the last `validation` share of its characters. The default is nanoGPT's tenth."""
     path = Path(path)
     if not 0 <= validation < 1:
         raise DataError(f"validation={validation} is not a share", where=str(path), remedy="Use 0 to 0.99.")
@@ -30,7 +30,7 @@ def read_text(path: Path, *, validation: float = 0.1) -> Text:
         )
     if not cut or (validation and cut == len(text)):
         raise DataError(
-            f"{len(text)} characters are too few to hold out {validation:g} of them",
+            f"{len(text)} characters are too few to hold out a share of {validation:g}",
             where=str(path),
             remedy="Give a longer text.",
         )

@@ -13,14 +13,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from functools import cache
+from types import ModuleType
 from typing import Any
 
-from math_verify import parse, verify
-from math_verify.errors import TimeoutException
 from sympy import Basic, Expr, Float, Integer, MatrixBase, Rational, Set
 from sympy.logic.boolalg import Boolean
 from sympy.polys.polyerrors import BasePolynomialError
 
+from rorqual.core.extras import extra
 from rorqual.tasks.amounts import Amount, final_amount
 from rorqual.tasks.answer_marks import boxed, marked
 from rorqual.tasks.base import Verdict
@@ -47,9 +48,18 @@ LONGER, LONGEST = 10, 400
 STRIKES_AGAIN = 0.5
 """Seconds between repeated alarms after a timeout."""
 
-# `_clock` sets a timeout, so silence math-verify's warning about a disabled one.
+# `_clock` sets a timeout, so silence math-verify's warning that its own is off.
 for _name in ("math_verify.parser", "math_verify.grader"):
     logging.getLogger(_name).addFilter(lambda record: not record.getMessage().startswith("Timeout is disabled"))
+
+
+@cache
+def math_verify() -> ModuleType:
+    """Import and return math-verify. Raises ConfigError if it is not installed."""
+    with extra("math", "math_verify", "latex2sympy2_extended"):
+        import math_verify
+        import math_verify.errors
+    return math_verify
 
 
 def final_answer(text: str) -> str:
@@ -123,7 +133,7 @@ def _compare(gold: str, answer: str | None, timeout: int) -> Verdict:
         if tidy(gold) == tidy(answer) or _equal(tidy(gold), tidy(answer), timeout):
             return Verdict.RIGHT
         return Verdict.UNGRADED if _open(tidy(gold), tidy(answer), timeout) else Verdict.WRONG
-    except (TimeoutException, *FAILURES):
+    except (math_verify().errors.TimeoutException, *FAILURES):
         return Verdict.UNGRADED
 
 
@@ -270,7 +280,7 @@ def _equal_expressions(gold: str, answer: str, timeout: int) -> bool:
         gold, answer = side(gold, False)[-1], side(answer, False)[-1]
     golds, answers = _parsed(gold, timeout), _parsed(answer, timeout)
     if golds is None or answers is None:
-        raise TimeoutException
+        raise math_verify().errors.TimeoutException
     return any(_verified(gold_form, form, timeout) for gold_form in golds for form in answers)
 
 
@@ -280,7 +290,9 @@ def _verified(gold: Any, answer: Any, timeout: int) -> bool:
             gold if isinstance(answer, Set) else answer, Boolean
         ):
             return bool(_as_set(gold) == _as_set(answer))
-        return bool(verify(gold, answer, timeout_seconds=None, raise_on_error=True)) and _exactly(gold, answer)
+        return bool(math_verify().verify(gold, answer, timeout_seconds=None, raise_on_error=True)) and _exactly(
+            gold, answer
+        )
 
 
 def _as_set(expression: Any) -> Any:
@@ -317,9 +329,9 @@ def _parsed(text: str, timeout: int) -> list[Any] | None:
     """Return the parsed expressions, without math-verify's fallback strings, or None after a timeout."""
     try:
         with _clock(timeout):
-            results = parse(f"\\boxed{{{text}}}", parsing_timeout=None)
+            results = math_verify().parse(f"\\boxed{{{text}}}", parsing_timeout=None)
             return [item for item in results if isinstance(item, Basic | MatrixBase)]
-    except TimeoutException:
+    except math_verify().errors.TimeoutException:
         return None
 
 
@@ -331,6 +343,7 @@ def _clock(seconds: float) -> Iterator[None]:
     without a timeout. `_clock` therefore fires again every `STRIKES_AGAIN` seconds, and also raises if the block ends late.
     The caller's own alarm still fires at its time, or at the end of the block.
     """
+    expired = math_verify().errors.TimeoutException
     struck = over = False
     start, previous_timer = time.monotonic(), (0.0, 0.0)
 
@@ -338,7 +351,7 @@ def _clock(seconds: float) -> Iterator[None]:
         nonlocal struck
         struck = True
         if not over:
-            raise TimeoutException
+            raise expired
 
     previous_handler = signal.signal(signal.SIGALRM, strike)
     try:
@@ -356,7 +369,7 @@ def _clock(seconds: float) -> Iterator[None]:
                 signal.ITIMER_REAL, max(previous_timer[0] - (time.monotonic() - start), 1e-3), previous_timer[1]
             )
     if struck:
-        raise TimeoutException
+        raise expired
 
 
 def _compare_elsewhere(gold: str, answer: str | None, timeout: int) -> Verdict:

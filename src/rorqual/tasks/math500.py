@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rorqual.core.errors import DataError
-from rorqual.tasks.answer import math_equal
+from rorqual.tasks.answer import math_equal, math_verify
 from rorqual.tasks.base import Problem, Split, Verdict
 from rorqual.tasks.rows import SAMPLES, DataRow, FileTask, files, normal, read
 
@@ -38,6 +38,7 @@ class Math500(FileTask):
 
     def __init__(self, data: Path | None = None, timeout: int = 5) -> None:
         super().__init__(data or SAMPLES / "math500")
+        math_verify()  # if it is missing, say so before anything is generated
         self.timeout = timeout
 
     def load(self, split: Split) -> list[Problem]:

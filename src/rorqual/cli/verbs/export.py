@@ -10,6 +10,7 @@ import typer
 from rorqual.cli.settings import WHERE, Settings, read
 from rorqual.core.config import Config, Positive
 from rorqual.core.errors import ConfigError
+from rorqual.core.extras import extra
 from rorqual.core.records import RunDir
 
 HF = ("keep", "float32", "bfloat16", "float16", "fp8")
@@ -49,7 +50,8 @@ def export(
 
     progress = BytesDone("export", quiet=config.quiet)
     if config.format == "gguf":
-        from rorqual.convert.gguf import export_gguf
+        with extra("gguf", "gguf"):
+            from rorqual.convert.gguf import export_gguf
 
         progress.say(export_gguf(RunDir(run), dst, dtype=dtype, progress=progress))
     else:

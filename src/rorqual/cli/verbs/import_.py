@@ -10,6 +10,7 @@ import typer
 from rorqual.cli.settings import WHERE, Settings, read
 from rorqual.core.config import Config
 from rorqual.core.errors import ConfigError
+from rorqual.core.extras import extra
 
 
 class ImportConfig(Config):
@@ -44,7 +45,8 @@ def import_(
             raise ConfigError(
                 "a GGUF file cannot be imported as float16", where=WHERE, remedy="Use dtype=float32 or dtype=bfloat16."
             )
-        from rorqual.convert.gguf import import_gguf
+        with extra("gguf", "gguf"):
+            from rorqual.convert.gguf import import_gguf
 
         dtype = "float32" if config.dtype == "keep" else config.dtype
         import_gguf(Path(src), run, progress=progress, dtype=dtype)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rorqual.cli.settings import Settings
-from rorqual.core.errors import ConfigError
+from rorqual.core.extras import extra
 
 
 def serve(
@@ -33,12 +33,6 @@ def serve(
 
     Keys of rollouts: rollout_dir= (accept weights from `rorqual train ... rollout=` into this folder), record_kept=false.
     """
-    try:
+    with extra("serve", "fastapi", "uvicorn", "starlette"):
         from rorqual.cli.serving import start
-    except ModuleNotFoundError as error:
-        if error.name not in ("fastapi", "uvicorn", "starlette"):
-            raise
-        raise ConfigError(
-            f"{error.name} is not installed", where="serve", remedy='pip install "rorqual[serve]"'
-        ) from None
     start(run, settings)

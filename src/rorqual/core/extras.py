@@ -1,0 +1,21 @@
+"""Optional dependencies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rorqual.core.errors import ConfigError
+
+
+@contextmanager
+def extra(name: str, *modules: str) -> Iterator[None]:
+    """Raise a ConfigError that names the extra `name` if one of its top-level `modules` is missing when the block imports it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in modules:
+            raise
+        raise ConfigError(
+            f"{error.name} is not installed", where=name, remedy=f'pip install "rorqual[{name}]"'
+        ) from None

@@ -14,7 +14,7 @@ from rorqual.tasks.find import safe_grade, safe_problems
 FIT = 500
 """Maximum number of train problems per family and level on which the rules are fitted."""
 DRAWS = 4
-"""Maximum number of draws, as a multiple of the train problems needed. A rare cell may therefore get fewer than `FIT` problems."""
+"""Maximum number of draws, as a multiple of the train problems needed. Rare families may therefore get fewer than `FIT`."""
 UNIFORM = "uniform"
 
 Guess = Callable[[Problem], str]

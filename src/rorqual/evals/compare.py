@@ -74,7 +74,7 @@ def compare_seeds(
 ) -> list[Comparison]:
     """Compare several runs that differ in their seed: `before[s]` is paired with `after[s]`.
 
-    With several seeds the interval resamples seeds first, then problems. The coverage of this interval is
+    With several seeds the interval is from resampling seeds first, then problems. The coverage of this interval is
     below nominal (see `hierarchical_difference`).
     """
     if len(before) != len(after) or not before:

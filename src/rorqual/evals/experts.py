@@ -115,7 +115,7 @@ def information(table: NDArray[Any]) -> Floats:
 
 @dataclass(frozen=True)
 class Dependence:
-    """Mutual information in bits, and `shuffled`, its values for shuffled labels. A plug-in estimate exceeds 0 even by chance."""
+    """Mutual information (`bits`), with the values for shuffled labels (`shuffled`). A plug-in estimate exceeds 0 even by chance."""
 
     bits: float
     shuffled: Floats

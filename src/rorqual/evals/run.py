@@ -63,7 +63,7 @@ def pick(task: Task, split: Split, count: int, seed: int, per_family: bool) -> l
 
 
 def _patience(taken: Counter[tuple[str, str]], count: int, drawn: int) -> int:
-    """Return how many draws may add no problem, given the number of strata and the rarest unfinished stratum."""
+    """Return the allowed number of draws without a new problem, given the strata and the rarest unfinished stratum."""
     rarest = min((number for number in taken.values() if number < count), default=drawn)
     return PATIENCE * max(5, len(taken), drawn // rarest)
 

@@ -44,7 +44,7 @@ class Difference:
 
 
 def wilson(right: float, total: int, confidence: float = 0.95) -> Interval:
-    """Return the score interval of a proportion (Wilson 1927). It stays within [0, 1] and is valid at 0 and at `total`.
+    """Return the score interval of a proportion (Wilson 1927). The interval stays within [0, 1] and is valid at 0 and at `total`.
 
     `right` may be a sum of shares between 0 and 1, one per problem, because the mean of shares varies at most as much as the
     mean of 0s and 1s. The coverage is nominal on average over rates, but lower at rates below 1 / `total`

@@ -49,7 +49,7 @@ def judge(
 
 
 def together(verdicts: Sequence[Verdict]) -> Verdict:
-    """Return the verdict of a claim with several parts. It holds if all parts hold, and fails if one part does not hold."""
+    """Return the verdict of a claim with several parts. The claim holds if all parts hold, and fails if one part fails."""
     if "does not hold" in verdicts:
         return "does not hold"
     return "holds" if verdicts and all(verdict == "holds" for verdict in verdicts) else "open"

@@ -1,8 +1,8 @@
-"""Test whether load balance by a router bias costs quality (V3, section 2.1.2): three runs per seed that differ only in the balancing.
+"""Test whether load balancing with a router bias costs quality (DeepSeek-V3, section 2.1.2).
 
-`balance` trains on an endless text, whose loss falls smoothly. `balance-worked` trains on the families' worked
-solutions, which are learned in jumps. There, runs that differ only by rounding differ by percents in loss, so half a
-percent is not measurable.
+Each seed has three runs that differ only in the balancing method. `balance` trains on an endless text, whose loss falls
+smoothly. `balance-worked` trains on the families' worked solutions, which are learned in jumps. In `balance-worked`, runs
+that differ only by rounding differ by several percent in loss, so a difference of half a percent is not measurable.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ from rorqual.train.run import Run
 
 ROWS = 32
 TOKENS = 1_000_000
-"""Held-out tokens for the measurement."""
+"""Number of held-out tokens on which load and loss are measured."""
 
 
 class Balancing(Experiment):
-    """Load over mean load and loss of three arms on held-out tokens.
+    """Base class of experiments that compare load balance and loss of three arms on held-out tokens.
 
-    The model is the quickstart's without its MTP module: two layers of 16 routed experts, two per token.
+    The model is the quickstart's model without its MTP module: two layers of 16 routed experts, with two experts per token.
     """
 
     claim = (
@@ -69,17 +69,17 @@ class Balancing(Experiment):
     gamma: ClassVar[float]
     alpha: ClassVar[float]
     tried: ClassVar[str]
-    """Other values that were tried for gamma and alpha, and the seeds."""
+    """A sentence on the other values of gamma and alpha that were tried, and on which seeds."""
     took: ClassVar[tuple[float, float]]
-    """Core-seconds of one training, and of measuring all three."""
+    """Estimated core-seconds of one training run, and of measuring all three runs."""
 
     @abstractmethod
     def training(self, place: Path, seed: int, share: float) -> Run:
-        """Return a run on the experiment's data, without its balancing method."""
+        """Return a training run on the experiment's data. `arm` adds the balancing method."""
 
     @abstractmethod
     def held_out(self, tokenizer: Tokenizer, seed: int, tokens: int) -> Iterator[TrainBatch]:
-        """Yield blocks of at least `tokens` tokens in total that no run was trained on."""
+        """Yield blocks of held-out tokens, at least `tokens` tokens in total."""
 
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         arms: list[ExperimentJob] = [
@@ -99,7 +99,7 @@ class Balancing(Experiment):
         return f"{self.name}-measure"
 
     def arm(self, arm: Arm, place: Path, seed: int, share: float) -> Run:
-        """Return the run of one arm."""
+        """Return the training run of an arm, with its balancing method."""
         run = self.training(place, seed, share)
         objectives: tuple[Objective, ...] = (NextToken(),)
         if arm == "aux":
@@ -109,15 +109,15 @@ class Balancing(Experiment):
                 "model": run.model.model_copy(update={"num_nextn_predict_layers": 0}),
                 "objectives": objectives,
                 "balance": balance.Balance(gamma=self.gamma if arm == "bias" else 0.0),
-                "micro_batches": 1,  # the auxiliary loss is computed per micro-batch; all arms use the same number
+                "micro_batches": 1,  # the auxiliary loss is computed per micro-batch, so all arms use one micro-batch
             }
         )
 
     def measure(self, place: Path, *, seed: int, tokens: int) -> dict[str, Any]:
         """Measure all arms on the same held-out tokens, without updating their biases.
 
-        `load` [arm][layer][expert] counts tokens served. `loss` [arm][block] is summed over the block's trained
-        tokens, in nats. `trained` [block] is their number.
+        `load` [arm][layer][expert] counts the tokens that the expert processed. `loss` [arm][block] is summed over the
+        block's trained tokens, in nats. `trained` [block] is the number of trained tokens.
         """
         runs = {arm: RunDir(place / self.folder(arm)) for arm in ARMS}
         models = {arm: load_run(run) for arm, run in runs.items()}
@@ -136,11 +136,13 @@ class Balancing(Experiment):
         return {"tokens": seen, "load": served, "loss": loss, "trained": trained}
 
     def conclude(self, places: Mapping[int, Path]) -> Finding:
-        found = [value(place, self.measured) for place in places.values()]
-        excess: dict[Arm, list[float]] = {arm: [excess_load(one["load"][arm]) for one in found] for arm in ARMS}
+        measurements = [value(place, self.measured) for place in places.values()]
+        excess: dict[Arm, list[float]] = {
+            arm: [excess_load(measurement["load"][arm]) for measurement in measurements] for arm in ARMS
+        }
         third = third_contrast(excess)
         loads = [third, *(load_contrast(arm, excess) for arm in RIVALS)]
-        losses: dict[Arm, Contrast] = {arm: loss_contrast(arm, found) for arm in RIVALS}
+        losses: dict[Arm, Contrast] = {arm: loss_contrast(arm, measurements) for arm in RIVALS}
         runs: list[Mapping[Arm, Path]] = [{arm: place / self.folder(arm) for arm in ARMS} for place in places.values()]
         note = (
             f"Router bias: a step of {self.gamma:g} after each update. Auxiliary loss: coefficient {self.alpha:g}. {self.tried} "
@@ -149,19 +151,19 @@ class Balancing(Experiment):
         return self.found(
             places,
             verdict=decide(third, losses),
-            words=words(excess, losses, found),
+            words=words(excess, losses, measurements),
             contrasts=(*loads, *losses.values()),
-            tables=(arms_table(list(places), excess, found, note), experts_table(found)),
+            tables=(arms_table(list(places), excess, measurements, note), experts_table(measurements)),
             charts=(training_chart(runs),),
         )
 
     @abstractmethod
     def said_of_loss(self) -> str:
-        """State which tokens the loss averages over."""
+        """Return a sentence that states over which tokens the loss is averaged."""
 
 
 class BalanceExperiment(Balancing):
-    """Pretraining on an endless text, with every token predicted."""
+    """The balance experiment with pretraining on an endless text, in which every token is predicted."""
 
     name = "balance"
     title = "Balance without an auxiliary loss"
@@ -173,8 +175,8 @@ class BalanceExperiment(Balancing):
     def training(self, place: Path, seed: int, share: float) -> Run:
         file = place / f"{self.name}.txt"
         steps = amount(self.steps, share)
-        if not file.is_file():  # it depends on seed and share only, so any arm's job may write it
-            needed = steps * ROWS * (FULL.row + 1) * 10 // 9 + 10_000  # the source holds out a tenth
+        if not file.is_file():  # the text depends only on seed and share, so any arm's job may write it
+            needed = steps * ROWS * (FULL.row + 1) * 10 // 9 + 10_000  # the data source holds out a tenth
             place.mkdir(parents=True, exist_ok=True)
             write_atomic(file, endless_text(needed, seed).encode())
         return pretrain(data=str(file), steps=steps, rows=ROWS, row=FULL.row, seed=seed)
@@ -189,7 +191,7 @@ class BalanceExperiment(Balancing):
 
 
 class BalanceWorked(Balancing):
-    """SFT on the families' worked solutions, half of them answered at once, like the quickstart's teacher."""
+    """The balance experiment with SFT on worked solutions, half of them without thinking, as for the quickstart's teacher."""
 
     name = "balance-worked"
     title = "Balance without an auxiliary loss, on worked solutions"
@@ -211,7 +213,7 @@ class BalanceWorked(Balancing):
 
 @torch.no_grad()
 def read(model: Decoder, batch: TrainBatch) -> tuple[float, list[Tensor]]:
-    """Return the summed loss of the trained tokens, and for each layer the number of tokens each expert served."""
+    """Return the summed loss of the trained tokens, and for each layer the number of tokens that each expert processed."""
     output = model(batch.tokens, batch.positions, segments=batch.segments)
     at = batch.loss_mask.nonzero(as_tuple=True)
     logprobs = token_logprobs(model.logits(output.hidden[at]), batch.targets[at])

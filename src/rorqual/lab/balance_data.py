@@ -1,4 +1,4 @@
-"""The data of `balance`: worked solutions of the families, and an endless text of known entropy."""
+"""Data of the balance experiments: worked solutions of the families, and an endless text of known entropy."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from rorqual.train.sources.worked import worked_sample
 SAMPLE = "samples/tinyshakespeare-64k.txt"
 ORDER = 3
 LANES = 10_000
-"""Texts that are generated in parallel and concatenated."""
+"""Number of texts that are generated in parallel and then concatenated."""
 
 
 def worked_blocks(chat: ChatFormat, seed: int, tokens: int, rows: int, problems: int = 500) -> Iterator[TrainBatch]:
-    """Yield blocks of rows of worked solutions of the test split, mixed as in training, until `tokens` is reached without padding.
+    """Yield blocks of packed worked solutions from the test split until they contain `tokens` tokens besides padding.
 
-    The generator restarts with a new seed after `problems` problems, because a long search for fresh problems slows
-    down.
+    The solutions are mixed as in training. The generator restarts with a new seed after `problems` problems, because a long search for
+    new problems slows down.
     """
     task = load_task(TASK, options={"hard": FULL.sft_hard})
     rng = random.Random(f"{seed} held out")
@@ -46,7 +46,7 @@ def worked_blocks(chat: ChatFormat, seed: int, tokens: int, rows: int, problems:
 
 
 def text_blocks(tokenizer: Tokenizer, text: str, row: int, rows: int) -> Iterator[TrainBatch]:
-    """Yield blocks of non-overlapping windows of `row` tokens with next-token targets; the remainder is dropped."""
+    """Yield blocks of non-overlapping windows of `row` tokens with next-token targets. The remainder is dropped."""
     ids = np.asarray(tokenizer.encode(text), dtype=np.int64)
     size = rows * row
     for start in range(0, len(ids) - size, size):
@@ -58,10 +58,10 @@ def text_blocks(tokenizer: Tokenizer, text: str, row: int, rows: int) -> Iterato
 
 
 def endless_text(characters: int, seed: int) -> str:
-    """Return `characters` of a third-order Markov text of the package's sample of Shakespeare.
+    """Return `characters` characters of third-order Markov text, based on the package's sample of Shakespeare.
 
     Each character follows its three predecessors with the frequency in the sample. The text never ends or repeats, so
-    nothing can be memorised. The loss falls smoothly, and the entropy is known.
+    a model cannot memorise it. The loss falls smoothly, and the entropy is known.
     """
     contexts, following = chain()
     rng = np.random.default_rng(seed)
@@ -75,7 +75,7 @@ def endless_text(characters: int, seed: int) -> str:
 
 
 def entropy() -> float:
-    """Return the entropy of the endless text in nats per character, given three characters: a lower bound of the loss."""
+    """Return the entropy of the endless text given three characters, in nats per character. It is a lower bound of the loss."""
     contexts, following = chain()
     _, each = np.unique(contexts * 256 + following, return_counts=True)
     _, context = np.unique(contexts, return_counts=True)
@@ -84,9 +84,9 @@ def entropy() -> float:
 
 
 def chain() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the contexts of three bytes of the sample, as sorted numbers, and the byte that follows each.
+    """Return the contexts of three bytes of the sample, as sorted numbers, and the byte that follows each context.
 
-    The sample is read as a ring.
+    The sample is circular: its first byte follows its last byte.
     """
     raw = np.frombuffer((files("rorqual.data") / SAMPLE).read_bytes(), np.uint8).astype(np.int64)
     ring = np.concatenate([raw, raw[:ORDER]])

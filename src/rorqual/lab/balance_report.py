@@ -1,4 +1,4 @@
-"""The results of `balance`: excess load, loss, the rule of the verdict, tables and chart."""
+"""Results of the balance experiments: excess load, loss, verdict rule, tables and chart."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ THIRD, HALF_PERCENT = 1 / 3, 0.005
 
 
 def excess_load(layers: Sequence[Sequence[int]]) -> float:
-    """Return the largest load over the mean load, less one, averaged over layers; 0 is perfect balance."""
+    """Return the largest load divided by the mean load, minus 1, averaged over layers. 0 is perfect balance."""
     return balance.load_ratio([torch.tensor(layer) for layer in layers]) - 1
 
 
 def load_contrast(arm: Arm, excess: Mapping[Arm, Sequence[float]]) -> Contrast:
-    """Contrast the excess load of an arm with that of the bias."""
+    """Compare the excess load of an arm with the excess load of the router bias."""
     return contrast_of_values(
         f"largest load over mean less one: {ARMS[arm]}, then router bias",
         [[x] for x in excess[arm]],
@@ -37,7 +37,7 @@ def load_contrast(arm: Arm, excess: Mapping[Arm, Sequence[float]]) -> Contrast:
 
 
 def third_contrast(excess: Mapping[Arm, Sequence[float]]) -> Contrast:
-    """Contrast a third of the excess load without balancing, the claimed bound, with that of the bias."""
+    """Compare the claimed bound, a third of the excess load without balancing, with the excess load of the router bias."""
     return contrast_of_values(
         "largest load over mean less one: a third of that with nothing, then router bias",
         [[THIRD * x] for x in excess["none"]],
@@ -46,12 +46,14 @@ def third_contrast(excess: Mapping[Arm, Sequence[float]]) -> Contrast:
     )
 
 
-def loss_contrast(arm: Arm, found: Sequence[Mapping[str, Any]]) -> Contrast:
-    """Contrast the losses of an arm and the bias, both over the arm's loss: a difference of 0.005 is half a percent."""
+def loss_contrast(arm: Arm, measurements: Sequence[Mapping[str, Any]]) -> Contrast:
+    """Compare the losses of an arm and the router bias, both divided by the arm's loss, so that 0.005 is half a percent."""
     scaled: dict[Arm, list[np.ndarray]] = {arm: [], "bias": []}
-    for one in found:
+    for measurement in measurements:
         for side in scaled:
-            scaled[side].append(np.asarray(one["loss"][side]) * len(one["trained"]) / sum(one["loss"][arm]))
+            scaled[side].append(
+                np.asarray(measurement["loss"][side]) * len(measurement["trained"]) / sum(measurement["loss"][arm])
+            )
     return contrast_of_values(
         f"held-out loss over that of the first: {ARMS[arm]}, then router bias",
         [list(x) for x in scaled[arm]],
@@ -61,20 +63,20 @@ def loss_contrast(arm: Arm, found: Sequence[Mapping[str, Any]]) -> Contrast:
 
 
 def decide(third: Contrast, losses: Mapping[Arm, Contrast]) -> Verdict:
-    """Return the verdict, with every comparison by the rule of `rorqual.evals.verdict`.
+    """Return the verdict of the experiment. Every comparison follows the rule of `rorqual.evals.verdict`.
 
-    It holds if the bias's excess load is below a third of that without balancing, and its loss less than half a
-    percent above that of either arm. It does not hold if one of these fails. Otherwise it is open.
+    The claim holds if the router bias has less than a third of the excess load without balancing, and if its
+    loss is less than half a percent above each other arm. The claim does not hold if one comparison fails. Otherwise it is open.
     """
-    return together([third.judge(0.0, "below"), *(one.judge(HALF_PERCENT, "below") for one in losses.values())])
+    return together([third.judge(0.0, "below"), *(loss.judge(HALF_PERCENT, "below") for loss in losses.values())])
 
 
 def words(
-    excess: Mapping[Arm, Sequence[float]], losses: Mapping[Arm, Contrast], found: Sequence[Mapping[str, Any]]
+    excess: Mapping[Arm, Sequence[float]], losses: Mapping[Arm, Contrast], measurements: Sequence[Mapping[str, Any]]
 ) -> tuple[str, ...]:
-    """Return the result in sentences."""
+    """Return the result of the experiment as sentences."""
     parts = [bias / none for bias, none in zip(excess["bias"], excess["none"], strict=True)]
-    tokens = min(one["tokens"] for one in found)
+    tokens = min(measurement["tokens"] for measurement in measurements)
     lines = [
         f"On {tokens:,} held-out tokens of each seed, the most loaded expert of a layer carries {1 + mean(excess['bias']):.2f} times "
         f"the mean load with the router bias. It is {1 + mean(excess['aux']):.2f} times with the auxiliary loss, and "
@@ -91,15 +93,15 @@ def words(
 
 
 def arms_table(
-    seeds: Sequence[int], excess: Mapping[Arm, Sequence[float]], found: Sequence[Mapping[str, Any]], note: str
+    seeds: Sequence[int], excess: Mapping[Arm, Sequence[float]], measurements: Sequence[Mapping[str, Any]], note: str
 ) -> Table:
-    """Return one row for each arm of each seed."""
+    """Return a table with one row for each arm of each seed."""
     rows = []
-    for place, (seed, one) in enumerate(zip(seeds, found, strict=True)):
+    for place, (seed, measurement) in enumerate(zip(seeds, measurements, strict=True)):
         for arm, label in ARMS.items():
-            layers = ", ".join(f"{excess_load([layer]):.3f}" for layer in one["load"][arm])
-            idle = min(min(layer) / mean(layer) for layer in one["load"][arm])
-            loss = sum(one["loss"][arm]) / sum(one["trained"])
+            layers = ", ".join(f"{excess_load([layer]):.3f}" for layer in measurement["load"][arm])
+            idle = min(min(layer) / mean(layer) for layer in measurement["load"][arm])
+            loss = sum(measurement["loss"][arm]) / sum(measurement["trained"])
             rows.append((str(seed), label, f"{excess[arm][place]:.3f}", layers, f"{idle:.3f}", f"{loss:.5f}"))
     return Table(
         title="All runs",
@@ -116,11 +118,11 @@ def arms_table(
     )
 
 
-def experts_table(found: Sequence[Mapping[str, Any]]) -> Table:
-    """Return the sorted loads of all experts over the mean, for the first seed."""
+def experts_table(measurements: Sequence[Mapping[str, Any]]) -> Table:
+    """Return a table of the experts' loads relative to the mean load, sorted, for the first seed."""
     rows = []
     for arm, label in ARMS.items():
-        for number, layer in enumerate(found[0]["load"][arm], start=1):
+        for number, layer in enumerate(measurements[0]["load"][arm], start=1):
             ordered = sorted((x / mean(layer) for x in layer), reverse=True)
             rows.append((label, str(number), " ".join(f"{x:.2f}" for x in ordered)))
     return Table(
@@ -131,7 +133,7 @@ def experts_table(found: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def training_chart(runs: Sequence[Mapping[Arm, Path]], window: int = 10) -> Chart:
-    """Return the load of the most loaded expert over training, from the runs' metrics, averaged over `window` steps."""
+    """Return a chart of the most loaded expert's load during training, averaged over `window` steps."""
     series = []
     for arm, label in ARMS.items():
         lines = []

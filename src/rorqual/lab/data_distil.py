@@ -1,8 +1,8 @@
-"""`data-distil`: does a small set, labelled or written by a teacher, train a student as well as the full original set?
+"""The experiment `data-distil`: does a small set, labelled or written by a teacher, train a student as well as the full original set?
 
 Each seed has one base student, one teacher and three chores (`tasks.everyday`). All students of a chore start from the
-same base and take the same number of steps of the same size; only their data differs. The teacher was trained on true
-answers to questions that are in no original set, so its skill comes from elsewhere, like that of a large model.
+same base and take the same number of steps of the same size. Only their data differs. The teacher is trained on true
+answers to questions outside the original sets. Like a large model, the teacher has learned from other data.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ SOFT = "small-soft"
 
 
 class Amounts(Config):
-    """The amounts of work, chosen on seed 0 and the dev split before any evidence seed was run.
+    """Amounts of work, chosen on seed 0 and the dev split before any evidence seed was run.
 
-    Short training favours the small set, and long training the full one (docs/LOG.md). These are as many steps as
-    twenty core-minutes allow: an error in this choice is in favour of the claim.
+    Short training favours the small set, and long training the full set (docs/LOG.md). The number of steps is the maximum
+    for twenty core-minutes. If more steps were needed, the error would favour the claim.
     """
 
     questions: Count = 4000
@@ -63,7 +63,7 @@ class Amounts(Config):
     top_k: Count = 16
 
     def of(self, share: float) -> Amounts:
-        """Return a share of the work, for a budget."""
+        """Return the amounts scaled by `share`, to fit a budget."""
         return self.model_copy(
             update={
                 name: amount(getattr(self, name), share, least)
@@ -77,16 +77,16 @@ class Amounts(Config):
 
 AMOUNTS = Amounts()
 LONGEST: Mapping[Form, int] = {"classification": 8, "regression": 8, "generation": 24}
-"""Maximum tokens of a reply: an answer takes half of it, and question and reply always fit a row."""
+"""Maximum tokens of a reply. An answer needs half of the limit, and question and reply always fit into a row."""
 
 
 def arms(chore: str) -> tuple[str, ...]:
-    """Return the training sets of a chore; soft labels are included if the answer is one of a few words."""
+    """Return the names of a chore's training sets. Only classification has soft labels, because its answer is one of a few words."""
     return (*HARD, SOFT) if CHORES[chore].form == "classification" else HARD
 
 
 class DataDistil(Experiment):
-    """Three chores in one experiment: classification, regression, generation."""
+    """The experiment on distilled data sets, with one chore each for classification, regression and generation."""
 
     name: ClassVar[str] = "data-distil"
     title: ClassVar[str] = "A small set from a teacher against the full original one"
@@ -115,7 +115,7 @@ class DataDistil(Experiment):
 
 
 def text_run(place: Path, seed: int, work: Amounts) -> Run:
-    """Pretrain the students' base on questions without answers and sentences without questions."""
+    """Return the run that pretrains the students' base on questions without answers and sentences without questions."""
     return pretrain(
         data=str(place / READ / "base.txt"),
         tokenizer=str(place / READ / "tokenizer.json"),
@@ -128,16 +128,16 @@ def text_run(place: Path, seed: int, work: Amounts) -> Run:
 
 
 def base_run(place: Path, seed: int, work: Amounts) -> Run:
-    """Train the students' base on the meaning of single words.
+    """Return the run that trains the students' base on the meaning of single words.
 
-    Without this it cannot copy from a question, and answers nothing right after 300 steps.
+    Without this stage, the base cannot copy from a question, and all answers of a student are wrong after 300 steps.
     """
     words = str(place / READ / "words.jsonl")
     return sft(data=words, start=str(place / TEXT), steps=work.words_steps, rows=work.rows, row=work.row, seed=seed)
 
 
 def teacher_run(place: Path, seed: int, work: Amounts) -> Run:
-    """Train the teacher, four times the student's size, on all chores: true answers to questions of its own half."""
+    """Return the run of the teacher, four times the student's size, on true answers to the teacher's half of all chores."""
     return sft(
         task="everyday",
         options={"pool": "teacher"},
@@ -152,7 +152,7 @@ def teacher_run(place: Path, seed: int, work: Amounts) -> Run:
 
 
 def student_run(place: Path, chore: str, arm: str, seed: int, work: Amounts) -> Run:
-    """Return the run of a student on the set `arm`; steps, rows and tokens per row are the same for all."""
+    """Return the run of a student on the training set `arm`. Steps, rows and tokens per row are the same for all sets."""
     data = str(set_file(place, chore, arm))
     how: dict[str, Any] = {
         "start": str(place / BASE), "steps": work.student_steps, "rows": work.rows, "row": work.row, "seed": seed,
@@ -167,7 +167,8 @@ def student_run(place: Path, chore: str, arm: str, seed: int, work: Amounts) -> 
 def factory(place: Path, chore: str, seed: int, work: Amounts) -> FactoryConfig:
     """Return the factory config of a chore.
 
-    The teacher labels greedily, and every label is kept. Or it writes, and only what the grader calls right is kept.
+    For classification and regression, the teacher labels greedily, and every label is kept. For generation, the teacher
+    samples sentences, and only the sentences that the grader accepts are kept.
     """
     writes = CHORES[chore].form == "generation"
     return FactoryConfig(
@@ -187,59 +188,59 @@ def factory(place: Path, chore: str, seed: int, work: Amounts) -> FactoryConfig:
 
 
 def chore_jobs(chore: str, seed: int, place: Path, work: Amounts, share: float) -> list[ExperimentJob]:
-    """Return the jobs of a chore: label, make the sets, train a student on each, measure students and teacher."""
+    """Return the jobs of a chore: label, write the training sets, train a student on each set, evaluate students and teacher."""
     labels, sets = f"data-{chore}-labels", f"data-{chore}-sets"
-    found: list[ExperimentJob] = [
+    jobs: list[ExperimentJob] = [
         SampleJob(name=labels, estimate=3 * share, needs=(TEACHER,), config=factory(place, chore, seed, work)),
         Compute(name=sets, estimate=0.8 * share, needs=(labels,), function=partial(make_sets, chore, seed, work.small)),
     ]
     models = {arm: f"data-{chore}-{arm}" for arm in arms(chore)}
     for arm, name in models.items():
         make = partial(student_run, place, chore, arm, seed, work)
-        found.append(Train(name=name, estimate=8 * share, needs=(BASE, sets), make=make))
+        jobs.append(Train(name=name, estimate=8 * share, needs=(BASE, sets), make=make))
     for model in (TEACHER, *models.values()):
-        found += measures(chore, model, seed, work, share)
-    return found
+        jobs += measures(chore, model, seed, work, share)
+    return jobs
 
 
 def set_file(place: Path, chore: str, arm: str) -> Path:
-    """Return the training set of an arm; soft labels are in the same file as the teacher's text."""
+    """Return the file with the training set of an arm. Soft labels are in the same file as the teacher's text."""
     source = "small-teacher" if arm == SOFT else arm
     return place / f"data-{chore}-sets" / f"{source}.{'parquet' if source.endswith('teacher') else 'jsonl'}"
 
 
 def make_sets(chore: str, seed: int, small: int, at: Path) -> dict[str, Any]:
-    """Write all training sets of a chore; return their counts and the cost of the teacher's samples."""
-    said = read_distilled(at / f"data-{chore}-labels" / "data.parquet")
-    problems = original_set(chore, seed, said.rows)
+    """Write all training sets of a chore, and return their counts and the cost of the teacher's samples."""
+    labelled = read_distilled(at / f"data-{chore}-labels" / "data.parquet")
+    problems = original_set(chore, seed, labelled.rows)
     tokenizer = Tokenizer.load(at / READ / "tokenizer.json")
     folder = at / f"data-{chore}-sets"
     write_originals(folder, problems, small)
-    took = write_labelled(folder, said, {problem.key for problem in problems[:small]})
-    return took | {arm: counted(set_file(at, chore, arm), problems, tokenizer) for arm in arms(chore)}
+    costs = write_labelled(folder, labelled, {problem.key for problem in problems[:small]})
+    return costs | {arm: counted(set_file(at, chore, arm), problems, tokenizer) for arm in arms(chore)}
 
 
 def measures(chore: str, model: str, seed: int, work: Amounts, share: float) -> list[ExperimentJob]:
-    """Return the evaluations of a model: greedy answers to held-out questions.
+    """Return the jobs that evaluate a model on a chore, with greedy answers to held-out questions.
 
-    For generation, add one sentence at temperature 1 per question, and the loss on true sentences.
+    For generation, further jobs sample one sentence per question at temperature 1 and measure the loss on true sentences.
     """
-    asked: dict[str, Any] = {
+    shared: dict[str, Any] = {
         "model": model, "seed": seed, "task": "everyday", "options": {"names": [chore]}, "count": work.count,
         "thinking": "off", "needs": (model,),
     }  # fmt: skip
     name = measure_name(chore, model)
-    found: list[ExperimentJob] = [
+    jobs: list[ExperimentJob] = [
         Measure(
-            name=name, estimate=0.15 * share, params=SamplingParams(max_tokens=LONGEST[CHORES[chore].form]), **asked
+            name=name, estimate=0.15 * share, params=SamplingParams(max_tokens=LONGEST[CHORES[chore].form]), **shared
         )
     ]
     if CHORES[chore].form == "generation":
         free = SamplingParams(max_tokens=LONGEST[CHORES[chore].form], temperature=1.0, seed=seed)
         loss = partial(losses_of, chore, model, seed, work.count)
-        found.append(Measure(name=f"{name}-free", estimate=0.15 * share, params=free, **asked))
-        found.append(Compute(name=f"{name}-loss", estimate=0.4 * share, needs=(model,), function=loss))
-    return found
+        jobs.append(Measure(name=f"{name}-free", estimate=0.15 * share, params=free, **shared))
+        jobs.append(Compute(name=f"{name}-loss", estimate=0.4 * share, needs=(model,), function=loss))
+    return jobs
 
 
 def losses_of(chore: str, model: str, seed: int, count: int, at: Path) -> list[float]:

@@ -1,4 +1,4 @@
-"""The conclusion of `data-distil`: the measures of its chores, the rule of the verdict, tables and sentences."""
+"""The conclusion of `data-distil`: measures of each chore, verdict rule, tables and sentences."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rorqual.tasks.everyday import CHORES, price_of
 from rorqual.tasks.everyday.prices import HIGH
 
 Values = list[list[float]]
-"""One value for each held-out problem, for each seed."""
+"""One list per seed, with one value for each held-out problem."""
 
 MARGIN = 0.02
 """Non-inferiority margin below the full set, in accuracy or R². It was set before any evidence seed was run."""
@@ -46,14 +46,16 @@ QUESTIONS = (
 
 def conclusion(experiment: Experiment, places: Mapping[int, Path], arms: Mapping[str, Sequence[str]]) -> Finding:
     """Return the finding over all seeds. The claim holds if it holds for all chores, and fails if it fails for one."""
-    made: list[Contrast] = []
+    all_rows: list[Contrast] = []
     tables: list[Table] = []
     charts: list[Chart] = []
     words: list[str] = []
     verdicts: list[Verdict] = []
     for chore, sets in arms.items():
-        found = {arm: [evaluation(place, f"data-{chore}-{arm}-test") for place in places.values()] for arm in sets}
-        scores = {arm: [scored(one) for one in ones] for arm, ones in found.items()}
+        evaluations = {
+            arm: [evaluation(place, f"data-{chore}-{arm}-test") for place in places.values()] for arm in sets
+        }
+        scores = {arm: [scored(result) for result in results] for arm, results in evaluations.items()}
         rows = [
             contrast_of_values(question, scores[a], scores[b], unit=unit_of(chore), of=named(chore))
             for a, b, question in QUESTIONS
@@ -61,16 +63,16 @@ def conclusion(experiment: Experiment, places: Mapping[int, Path], arms: Mapping
         ]
         if CHORES[chore].form == "generation":
             rows += writing(chore, places)
-        made += rows
+        all_rows += rows
         verdicts.append(as_good(rows[0]))
         words.append(sentence(chore, rows, verdicts[-1], places))
-        tables.append(table(chore, found, scores, places))
+        tables.append(table(chore, evaluations, scores, places))
         charts.append(chart(chore, scores))
     return experiment.found(
         places,
         verdict=together(verdicts),
         words=(*words, rule()),
-        contrasts=tuple(sorted(made, key=lambda row: row.of != "all" and order(row.question))),
+        contrasts=tuple(sorted(all_rows, key=lambda row: row.of != "all" and order(row.question))),
         tables=tuple(tables),
         charts=tuple(charts),
     )
@@ -96,38 +98,38 @@ def rule() -> str:
     )
 
 
-def scored(found: Evaluation) -> list[float]:
-    """Return a score per problem: 1 or 0 for right or wrong.
+def scored(result: Evaluation) -> list[float]:
+    """Return a score per problem: 1 for a right reply, 0 for a wrong reply.
 
-    For prices it is the problem's contribution to R², 1 - error² / variance, whose mean is R².
+    For prices the score is the problem's contribution to R², 1 - error² / variance, whose mean is R².
     """
-    if found.samples[0].family != "prices":
-        return [is_right(sample) for sample in found.samples]
-    variance = float(np.var([int(sample.answer) for sample in found.samples]))
-    return [1 - error**2 / variance for error in errors(found)]
+    if result.samples[0].family != "prices":
+        return [is_right(sample) for sample in result.samples]
+    variance = float(np.var([int(sample.answer) for sample in result.samples]))
+    return [1 - error**2 / variance for error in errors(result)]
 
 
-def errors(found: Evaluation) -> list[float]:
-    """Return distances from the true prices. A reply that is not a price counts as the worst possible price."""
+def errors(result: Evaluation) -> list[float]:
+    """Return the absolute errors of the prices. A reply that is not a price counts as the worst possible price."""
     distances = []
-    for sample in found.samples:
+    for sample in result.samples:
         price, truth = price_of(sample.reply), int(sample.answer)
         distances.append(float(max(truth, HIGH - truth) if price is None else abs(price - truth)))
     return distances
 
 
-def unreadable(found: Evaluation) -> int:
+def unreadable(result: Evaluation) -> int:
     """Return how many replies are not a price."""
-    return sum(price_of(sample.reply) is None for sample in found.samples)
+    return sum(price_of(sample.reply) is None for sample in result.samples)
 
 
 def unit_of(chore: str) -> Literal["points", "ratio"]:
-    """Return the unit of a chore's measure; R² is not a share of problems."""
+    """Return the unit of a chore's measure. R² is a ratio, not a share of problems."""
     return "ratio" if CHORES[chore].form == "regression" else "points"
 
 
 def named(chore: str) -> str:
-    """Return a chore's label in the contrasts, with its measure if that is not a share."""
+    """Return a chore's label in the contrasts, with its measure if the measure is not a share."""
     return f"{chore}, R²" if CHORES[chore].form == "regression" else chore
 
 
@@ -150,10 +152,10 @@ def sentence(chore: str, rows: Sequence[Contrast], verdict: Verdict, places: Map
     main, control = rows[0], rows[1]
     what, unit = MEASURES[CHORES[chore].form], main.unit
     sign = " %" if unit == "points" else ""
-    made = [value(at, f"data-{chore}-sets") for at in places.values()]
-    kept, full = (np.mean([one[name]["rows"] for one in made]) for name in ("small-teacher", "full-original"))
+    counts = [value(at, f"data-{chore}-sets") for at in places.values()]
+    small, full = (np.mean([count[name]["rows"] for count in counts]) for name in ("small-teacher", "full-original"))
     return (
-        f"{CHORES[chore].form.capitalize()} ({chore}): {verdict}. {kept:.0f} rows from the teacher: {what} "
+        f"{CHORES[chore].form.capitalize()} ({chore}): {verdict}. {small:.0f} rows from the teacher: {what} "
         f"{number(main.b, unit)}{sign}; all {full:.0f} original rows: {number(main.a, unit)}{sign}; difference "
         f"{number(main.difference, unit, signed=True)} [{number(main.low, unit, signed=True)}, "
         f"{number(main.high, unit, signed=True)}]. With true answers the tenth reaches {number(control.b, unit)}{sign}."
@@ -161,29 +163,34 @@ def sentence(chore: str, rows: Sequence[Contrast], verdict: Verdict, places: Map
 
 
 def table(
-    chore: str, found: Mapping[str, Sequence[Evaluation]], scores: Mapping[str, Values], places: Mapping[int, Path]
+    chore: str,
+    evaluations: Mapping[str, Sequence[Evaluation]],
+    scores: Mapping[str, Values],
+    places: Mapping[int, Path],
 ) -> Table:
-    """Return one row per training set and one for the teacher: rows, epochs, share of true answers, measures, every seed."""
+    """Return a table of a chore with one row per training set and one row for the teacher."""
     form = CHORES[chore].form
-    made = [value(at, f"data-{chore}-sets") for at in places.values()]
+    counts = [value(at, f"data-{chore}-sets") for at in places.values()]
     heads = ["training set", "rows", "epochs", "core-seconds", "share true", MEASURES[form], *EXTRA[form], "each seed"]
     rows = []
-    for arm, ones in found.items():
+    for arm, ones in evaluations.items():
         trained = [run_cost(RunDir(at / f"data-{chore}-{arm}")) for at in places.values()]
-        size, true = (float(np.mean([one[arm][what] for one in made])) for what in ("rows", "right"))
-        epochs = float(np.mean([cost.tokens / one[arm]["tokens"] for cost, one in zip(trained, made, strict=True)]))
+        size, true = (float(np.mean([count[arm][what] for count in counts])) for what in ("rows", "right"))
+        epochs = float(
+            np.mean([cost.tokens / count[arm]["tokens"] for cost, count in zip(trained, counts, strict=True)])
+        )
         spent = float(np.mean([cost.core_seconds for cost in trained]))
         cells = (f"{size:.0f}", f"{epochs:.0f}", f"{spent:.1f}", f"{true:.0%}")
         rows.append((SETS[arm], *cells, *measured(chore, f"data-{chore}-{arm}-test", ones, places)))
     name = f"data-teacher-on-{chore}"
     teacher = [evaluation(at, name) for at in places.values()]
     rows.append(("teacher", "", "", "", "", *measured(chore, name, teacher, places)))
-    tenth, whole = (np.mean([one[f"{size}-teacher-core-seconds"] for one in made]) for size in ("small", "full"))
+    tenth, full = (np.mean([count[f"{size}-teacher-core-seconds"] for count in counts]) for size in ("small", "full"))
     return Table(
         title=f"{form.capitalize()}: {chore}",
         heads=tuple(heads),
         rows=tuple(rows),
-        note=f"In the original set {CHORES[chore].noise}. The teacher took {tenth:.1f} core-seconds for a tenth and {whole:.1f} for all. "
+        note=f"In the original set {CHORES[chore].noise}. The teacher took {tenth:.1f} core-seconds for a tenth and {full:.1f} for all. "
         + NOTES[form],
     )
 
@@ -202,35 +209,35 @@ NOTES = {
 }
 
 
-def measured(chore: str, name: str, ones: Sequence[Evaluation], places: Mapping[int, Path]) -> tuple[str, ...]:
-    """Return the measures of one model on its chore: means over seeds, then every seed."""
+def measured(chore: str, name: str, results: Sequence[Evaluation], places: Mapping[int, Path]) -> tuple[str, ...]:
+    """Return the measures of a model on a chore as table cells: means over seeds, then every seed."""
     form, unit = CHORES[chore].form, unit_of(chore)
-    means = [float(np.mean(scored(one))) for one in ones]
+    means = [float(np.mean(scored(result))) for result in results]
     cells = [number(float(np.mean(means)), unit)]
     if form == "regression":
-        cells.append(f"{np.mean([np.mean(errors(one)) for one in ones]):.1f}")
-        cells.append(f"{sum(map(unreadable, ones))} of {sum(len(one.samples) for one in ones)}")
+        cells.append(f"{np.mean([np.mean(errors(result)) for result in results]):.1f}")
+        cells.append(f"{sum(map(unreadable, results))} of {sum(len(result.samples) for result in results)}")
     if form == "generation":
         free = [evaluation(at, f"{name}-free") for at in places.values()]
-        cells.append(number(float(np.mean([is_right(s) for one in free for s in one.samples])), "points"))
+        cells.append(number(float(np.mean([is_right(s) for result in free for s in result.samples])), "points"))
         cells.append(f"{np.mean([np.mean(value(at, f'{name}-loss')) for at in places.values()]):.3f}")
-        cells.append(f"{np.mean([voices(one) for one in free]):.2f}")
+        cells.append(f"{np.mean([voices(result) for result in free]):.2f}")
     return (*cells, ", ".join(number(mean, unit) for mean in means))
 
 
-def voices(found: Evaluation) -> float:
-    """Return the entropy of active and passive among the valid sentences, in bits; 0 if none is valid."""
-    passive = [" by " in sample.reply for sample in found.samples if is_right(sample)]
+def voices(result: Evaluation) -> float:
+    """Return the entropy of active and passive among the valid sentences in bits, or 0 if no sentence is valid."""
+    passive = [" by " in sample.reply for sample in result.samples if is_right(sample)]
     share = sum(passive) / len(passive) if passive else 0.0
     return -sum(p * log2(p) for p in (share, 1 - share) if p)
 
 
 def chart(chore: str, scores: Mapping[str, Values]) -> Chart:
-    """Return bars of the means of the sets, with a dot for each seed."""
+    """Return a bar chart of the mean score of each training set, with a dot for each seed."""
     form = CHORES[chore].form
-    means = {arm: [float(np.mean(one)) for one in ones] for arm, ones in scores.items()}
+    means = {arm: [float(np.mean(values)) for values in by_seed] for arm, by_seed in scores.items()}
     seeds = zip(*means.values(), strict=True)
-    points = tuple((float(x), float(np.mean(ones))) for x, ones in enumerate(means.values()))
+    points = tuple((float(x), float(np.mean(by_seed))) for x, by_seed in enumerate(means.values()))
     dots = tuple(tuple((float(x), y) for x, y in enumerate(line)) for line in seeds)
     return Chart(
         name=f"data-{chore}",

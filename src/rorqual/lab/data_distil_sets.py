@@ -27,32 +27,33 @@ VOCABULARY = 512
 
 
 def original_set(chore: str, seed: int, rows: Sequence[Distilled]) -> list[Problem]:
-    """Return the problems that the teacher answered, in the order of the task: they form the seed's original set."""
-    asked = {row.key for row in rows}
-    found: dict[str, Problem] = {}
+    """Return the problems that the teacher answered, in task order. These problems form the original set of the seed."""
+    keys = {row.key for row in rows}
+    problems: dict[str, Problem] = {}
     for problem in Everyday([chore], "original").problems("train", seed):
-        if problem.key in asked:
-            found.setdefault(problem.key, problem)
-        if len(found) == len(asked):
+        if problem.key in keys:
+            problems.setdefault(problem.key, problem)
+        if len(problems) == len(keys):
             break
-    return list(found.values())
+    return list(problems.values())
 
 
 def held_out(chore: str, seed: int, count: int, split: Split) -> list[Problem]:
-    """Return the problems of a seed's evaluations, in order."""
+    """Return the evaluation problems of a seed, in order."""
     return pick(Everyday([chore]), split, count, seed, True)
 
 
 def write_base(folder: Path, seed: int, count: int) -> int:
-    """Write `base.txt`, `words.jsonl` and a `tokenizer.json` trained on both and on original answers; return its vocabulary size.
+    """Write `base.txt`, `words.jsonl` and a `tokenizer.json` trained on both and on original answers.
 
-    The base learns nothing of a chore. It reads questions without answers and sentences without questions, and learns
-    the meaning of single words. All texts are from the teacher's half of the problems, so no student trains on them.
+    The base student learns no chore: `base.txt` has questions without answers and sentences without questions, and
+    `words.jsonl` teaches the meaning of single words. All texts come from the teacher's half of the problems, so no student
+    trains on them. Return the vocabulary size of the tokenizer.
     """
     problems = list(islice(Everyday(pool="teacher").problems("train", seed), count))
     lines = [problem.prompt for problem in problems]
     lines += [problem.answer for problem in problems if CHORES[problem.family].form == "generation"]
-    words = [known for problem in problems if (known := CHORES[problem.family].primer(problem))]
+    words = [primer for problem in problems if (primer := CHORES[problem.family].primer(problem))]
     random.Random(seed).shuffle(lines)
     write_atomic(folder / "base.txt", "\n".join(lines).encode())
     write_pairs(folder / "words.jsonl", words)
@@ -63,7 +64,7 @@ def write_base(folder: Path, seed: int, count: int) -> int:
 
 
 def write_originals(folder: Path, problems: Sequence[Problem], small: int) -> None:
-    """Write `full-original.jsonl`, `small-original.jsonl` (its first `small` rows) and `small-true.jsonl`."""
+    """Write `full-original.jsonl`, `small-original.jsonl` (the first `small` rows) and `small-true.jsonl` (true answers)."""
     originals = [(problem.prompt, str(problem.meta[ORIGINAL])) for problem in problems]
     truths = [(problem.prompt, problem.answer) for problem in problems[:small]]
     sets = {"full-original": originals, "small-original": originals[:small], "small-true": truths}
@@ -72,30 +73,33 @@ def write_originals(folder: Path, problems: Sequence[Problem], small: int) -> No
 
 
 def write_pairs(path: Path, rows: Iterable[tuple[str, str]]) -> None:
-    """Write questions and answers as JSONL, in the form of `rorqual train sft data=FILE`."""
+    """Write questions and answers as JSONL, in the format of `rorqual train sft data=FILE`."""
     lines = (json.dumps({"prompt": ask, "completion": answer}, ensure_ascii=False) + "\n" for ask, answer in rows)
     write_atomic(path, "".join(lines).encode())
 
 
-def write_labelled(folder: Path, said: DistilledFile, few: Collection[str]) -> dict[str, float]:
-    """Write `full-teacher.parquet`, all of the teacher's samples, and `small-teacher.parquet`, those whose keys are in `few`.
+def write_labelled(folder: Path, labelled: DistilledFile, few: Collection[str]) -> dict[str, float]:
+    """Write all of the teacher's samples to `full-teacher.parquet`, and those with keys in `few` to `small-teacher.parquet`.
 
-    Return the core-seconds of both. A set needs at least one row. So if the filters dropped every sample, all are
-    used; the table shows how many are true.
+    Return the core-seconds of both sets. If the filters dropped every sample of a set, all samples are used, because a set
+    needs at least one row. The report shows how many answers are true.
     """
-    sets = {"full-teacher": said.rows, "small-teacher": [row for row in said.rows if row.key in few]}
+    sets = {"full-teacher": labelled.rows, "small-teacher": [row for row in labelled.rows if row.key in few]}
     for name, rows in sets.items():
         if all(row.dropped for row in rows):
             rows = [replace(row, dropped="") for row in rows]
-        write_distilled(folder / f"{name}.parquet", rows, tokenizer=said.tokenizer, vocab=said.vocab)
+        write_distilled(folder / f"{name}.parquet", rows, tokenizer=labelled.tokenizer, vocab=labelled.vocab)
     return {f"{name}-core-seconds": sum(row.core_seconds for row in rows) for name, rows in sets.items()}
 
 
 def counted(path: Path, problems: Sequence[Problem], tokenizer: Tokenizer) -> dict[str, float]:
     """Return a training set's rows and tokens, and the share of its answers that the chore's grader calls right."""
-    chat, asked = chat_format(tokenizer, "deepseek"), {problem.prompt: problem for problem in problems}
+    chat, by_prompt = chat_format(tokenizer, "deepseek"), {problem.prompt: problem for problem in problems}
     rows = read_conversations(path).conversations
-    right = sum(CHORES[asked[ask.text].family].grade(asked[ask.text], said.text) is Verdict.RIGHT for ask, said in rows)
+    right = sum(
+        CHORES[by_prompt[question.text].family].grade(by_prompt[question.text], reply.text) is Verdict.RIGHT
+        for question, reply in rows
+    )
     tokens = sum(len(rendered.ids) for row in rows for rendered in chat.samples(row))
     return {"rows": len(rows), "tokens": tokens, "right": right / len(rows)}
 

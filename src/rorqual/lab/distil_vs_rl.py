@@ -1,4 +1,4 @@
-"""Distillation against reinforcement on a small model: one base student, equal cost, and controls."""
+"""Compare distillation with reinforcement on a small model: one base student, equal cost, and controls."""
 
 from __future__ import annotations
 
@@ -52,23 +52,26 @@ BUDGETED = (RL, DISTIL, GOLD, MORE, ON_POLICY)
 MODES: tuple[Thinking, ...] = ("auto", "on")
 """The teacher is measured in both modes, because the student learns from samples of a teacher made to think."""
 WINDOW = (0.05, 0.50)
-"""Required pass@8 of the base student in every family, so that there is something to reinforce and room to learn."""
+"""Required range of the base student's pass@8 in every family. Reinforcement needs some right answers and room to improve."""
 MOST = 0.8
-"""Required share of families and seeds in the window, besides every family's mean; each is measured on 60 problems."""
+"""Required fraction of (family, seed) pairs whose pass@8 lies in `WINDOW`.
+
+The mean over seeds must lie in `WINDOW` for every family. Each pass@8 is measured on 60 problems.
+"""
 EQUAL = 0.15
-"""Costs that differ by at most this share in every seed count as equal."""
+"""Costs that differ by at most this fraction in every seed count as equal."""
 RL_COST = {"tokens": 44e-6, "sampled_tokens": 28e-6}
 SUPERVISED, SAMPLING, SCORED = 0.096, 19.0, 0.95
 """Core-seconds of an SFT step, of sampling the teacher, and of an on-policy distillation step, measured on seeds 1 and 11.
 
-`RL_COST` has those of a trained and of a sampled token of reinforcement, including grading. The cost of reinforcement
-depends on the length of its answers. Every other branch of a seed gets the number of steps that its tokens pay for. So
-no clock decides anything.
+`RL_COST` has the core-seconds of a trained token and of a sampled token of reinforcement, including grading. The cost of
+reinforcement depends on the length of its answers. Every other branch of a seed gets the number of steps that this cost
+pays for. The number of steps therefore does not depend on measured time.
 """
 
 
 class DistilVsRl(Experiment):
-    """All branches start from the same base student and cost about the same core-seconds."""
+    """The experiment whose branches start from the same base student and cost about the same core-seconds."""
 
     name: ClassVar[str] = "distil-vs-rl"
     title: ClassVar[str] = "Distillation against reinforcement on a small model"
@@ -94,10 +97,10 @@ class DistilVsRl(Experiment):
 
     def conclude(self, places: Mapping[int, Path]) -> Finding:
         where = list(places.values())
-        found = {branch: [evaluation(place, _measured(branch)) for place in where] for branch in BRANCHES}
-        main = contrasts("own choice: reinforced against distilled", found[RL], found[DISTIL])
-        rest = [
-            one
+        evaluations = {branch: [evaluation(place, _measured(branch)) for place in where] for branch in BRANCHES}
+        main = contrasts("own choice: reinforced against distilled", evaluations[RL], evaluations[DISTIL])
+        further = [
+            contrast
             for question, a, b in (
                 ("own choice: base against reinforced", BASE, RL),
                 ("own choice: base against distilled", BASE, DISTIL),
@@ -106,29 +109,29 @@ class DistilVsRl(Experiment):
                 ("own choice: distilled against distilled on-policy", DISTIL, ON_POLICY),
                 ("own choice: reinforced against distilled on-policy", RL, ON_POLICY),
             )
-            for one in contrasts(question, found[a], found[b])
+            for contrast in contrasts(question, evaluations[a], evaluations[b])
         ]
         thinking = {b: [evaluation(place, f"{b}-on") for place in where] for b in (BASE, RL, DISTIL)}
-        rest += contrasts("made to think: reinforced against distilled", thinking[RL], thinking[DISTIL])
-        rest += contrasts("made to think: base against reinforced", thinking[BASE], thinking[RL])
-        rest += contrasts("own choice: teacher against distilled", found[TEACHER], found[DISTIL])
-        made = [evaluation(place, f"{TEACHER}-three-on") for place in where]
-        rest += contrasts("made to think: teacher against distilled", made, thinking[DISTIL])
+        further += contrasts("made to think: reinforced against distilled", thinking[RL], thinking[DISTIL])
+        further += contrasts("made to think: base against reinforced", thinking[BASE], thinking[RL])
+        further += contrasts("own choice: teacher against distilled", evaluations[TEACHER], evaluations[DISTIL])
+        forced_teacher = [evaluation(place, f"{TEACHER}-three-on") for place in where]
+        further += contrasts("made to think: teacher against distilled", forced_teacher, thinking[DISTIL])
         costs = [_costs(place) for place in where]
         tries = [eight_tries(evaluation(place, EIGHT)) for place in where]
         verdict, words = _verdict(main[0], costs, tries)
         return self.found(
             places,
             verdict=verdict,
-            words=(*words, *_controls(rest)),
-            contrasts=(*main, *rest),
+            words=(*words, *_controls(further)),
+            contrasts=(*main, *further),
             tables=(
-                _accuracies(found, list(places)),
+                _accuracies(evaluations, list(places)),
                 _window(tries, list(places)),
                 _cost_table(costs, list(places)),
                 TRIED,
             ),
-            charts=(_bars(found), _reward(where)),
+            charts=(_bars(evaluations), _reward(where)),
         )
 
 
@@ -136,7 +139,7 @@ PROBLEMS = FULL.distil_problems
 
 
 def budget(place: Path) -> float:
-    """Return the cost of reinforcement in this seed, in core-seconds of the idle machine that its prices were measured on."""
+    """Return the cost of reinforcement in core-seconds, from its token counts and the prices `RL_COST` of an idle machine."""
     records = list(RunDir(place / RL).metrics())
     return sum(price * record[kind] for record in records for kind, price in RL_COST.items())
 
@@ -169,7 +172,7 @@ def _on_policy(place: Path, seed: int) -> Run:
 
 
 TUNING = [f"optim.lr={FULL.student_lr}", f"optim.adamw.lr={FULL.student_adamw_lr}"]
-"""Half the learning rates of a fresh model, for a trained one."""
+"""Learning rates for a trained model: half the rates of a fresh model."""
 
 TRIED = Table(
     title="Settings tried, on seed 1 and the dev split",
@@ -207,11 +210,11 @@ def _measured(branch: str) -> str:
     return f"{TEACHER}-three-auto" if branch == TEACHER else f"{branch}-auto"
 
 
-def eight_tries(found: Evaluation) -> dict[str, float]:
-    """Return pass@8 of each family."""
+def eight_tries(result: Evaluation) -> dict[str, float]:
+    """Return the pass@8 of each family."""
     counts: dict[str, dict[str, list[bool]]] = {}
-    for one in found.samples:
-        counts.setdefault(one.family, {}).setdefault(one.key, []).append(one.verdict is Graded.RIGHT)
+    for sample in result.samples:
+        counts.setdefault(sample.family, {}).setdefault(sample.key, []).append(sample.verdict is Graded.RIGHT)
     return {
         family: mean_pass_at_k([(len(tries), sum(tries)) for tries in problems.values()], TRIES)
         for family, problems in counts.items()
@@ -219,7 +222,7 @@ def eight_tries(found: Evaluation) -> dict[str, float]:
 
 
 def _costs(place: Path) -> dict[str, JobCost]:
-    """Return the cost of each branch after the base; distillation includes sampling."""
+    """Return the cost of each branch after the base student. The cost of distillation includes sampling."""
     cost = {branch: run_cost(RunDir(place / branch)) for branch in BUDGETED}
     sampling = SampleJob(name=SAMPLES, estimate=0, config=_samples(place, 0, 1)).cost(place)
     teacher = run_cost(RunDir(place / TEACHER)) + run_cost(RunDir(place / "teacher-base"))
@@ -231,14 +234,16 @@ def _verdict(
 ) -> tuple[Verdict, list[str]]:
     """Return the verdict of the intervals if the comparison is valid, else open.
 
-    It is valid if costs are equal in every seed, and if the base has room in every family.
+    The comparison is valid if costs are equal in every seed, and if the base student can improve in every family.
     """
     ratios = _ratios(costs, DISTIL)
     fair = all(abs(ratio - 1) <= EQUAL for ratio in ratios)
-    inside = [WINDOW[0] <= value <= WINDOW[1] for one in tries for value in one.values()]
-    means = [sum(one[family] for one in tries) / len(tries) for family in tries[0]]
+    inside = [WINDOW[0] <= value <= WINDOW[1] for of_seed in tries for value in of_seed.values()]
+    means = [sum(of_seed[family] for of_seed in tries) / len(tries) for family in tries[0]]
     room = all(WINDOW[0] <= mean <= WINDOW[1] for mean in means) and sum(inside) >= MOST * len(inside)
-    with_teacher = [(one[DISTIL].core_seconds + one[TEACHER].core_seconds) / one[RL].core_seconds for one in costs]
+    with_teacher = [
+        (of_seed[DISTIL].core_seconds + of_seed[TEACHER].core_seconds) / of_seed[RL].core_seconds for of_seed in costs
+    ]
     others = [ratio for branch in (GOLD, MORE, ON_POLICY) for ratio in _ratios(costs, branch)]
     words = [
         f"Distilled against reinforced, with their own choice to think: {said(main)}. A verdict needs both intervals and five seeds.",
@@ -253,22 +258,23 @@ def _verdict(
 
 
 def _ratios(costs: Sequence[dict[str, JobCost]], branch: str) -> list[float]:
-    return [one[branch].core_seconds / one[RL].core_seconds for one in costs]
+    return [of_seed[branch].core_seconds / of_seed[RL].core_seconds for of_seed in costs]
 
 
-def _controls(rest: Sequence[Contrast]) -> list[str]:
-    return [f"{one.question.capitalize()}: {said(one)}." for one in rest if one.of == "all"]
+def _controls(further: Sequence[Contrast]) -> list[str]:
+    return [f"{contrast.question.capitalize()}: {said(contrast)}." for contrast in further if contrast.of == "all"]
 
 
-def _accuracies(found: Mapping[str, Sequence[Evaluation]], seeds: Sequence[int]) -> Table:
+def _accuracies(by_branch: Mapping[str, Sequence[Evaluation]], seeds: Sequence[int]) -> Table:
     rows = []
-    for branch, evaluations in found.items():
+    for branch, evaluations in by_branch.items():
         for family in ("all", *FAMILIES):
             right = [
-                [s.verdict is Graded.RIGHT for s in one.samples if family in ("all", s.family)] for one in evaluations
+                [s.verdict is Graded.RIGHT for s in result.samples if family in ("all", s.family)]
+                for result in evaluations
             ]
             shares = [sum(values) / len(values) for values in right]
-            thought = [sum(s.thought for s in one.samples) / len(one.samples) for one in evaluations]
+            thought = [sum(s.thought for s in result.samples) / len(result.samples) for result in evaluations]
             rows.append((
                 f"{BRANCHES[branch]}, {family}",
                 *(percent(value) for value in shares),
@@ -283,7 +289,7 @@ def _accuracies(found: Mapping[str, Sequence[Evaluation]], seeds: Sequence[int])
 
 
 def _window(tries: Sequence[dict[str, float]], seeds: Sequence[int]) -> Table:
-    rows = tuple((family, *(percent(one[family]) for one in tries)) for family in FAMILIES)
+    rows = tuple((family, *(percent(of_seed[family]) for of_seed in tries)) for family in FAMILIES)
     return Table(
         title="The base student in eight tries, percent solved",
         heads=("family", *(f"seed {s}" for s in seeds)),
@@ -293,7 +299,7 @@ def _window(tries: Sequence[dict[str, float]], seeds: Sequence[int]) -> Table:
 
 def _cost_table(costs: Sequence[dict[str, JobCost]], seeds: Sequence[int]) -> Table:
     names = {**{b: BRANCHES[b] for b in BUDGETED}, TEACHER: "the teacher's training"}
-    rows = tuple((label, *(f"{one[b].core_seconds:.1f}" for one in costs)) for b, label in names.items())
+    rows = tuple((label, *(f"{of_seed[b].core_seconds:.1f}" for of_seed in costs)) for b, label in names.items())
     return Table(
         title="Core-seconds of each branch after the base student",
         heads=("branch", *(f"seed {seed}" for seed in seeds)),
@@ -302,21 +308,21 @@ def _cost_table(costs: Sequence[dict[str, JobCost]], seeds: Sequence[int]) -> Ta
     )
 
 
-def _bars(found: Mapping[str, Sequence[Evaluation]]) -> Chart:
+def _bars(by_branch: Mapping[str, Sequence[Evaluation]]) -> Chart:
     groups = ("all", *FAMILIES)
     return Chart(
         name="accuracy",
         title="Accuracy on held-out problems, own choice to think",
         kind="bars",
         labels=groups,
-        series=tuple(mean_by_seed(found[branch], label, groups) for branch, label in BRANCHES.items()),
+        series=tuple(mean_by_seed(by_branch[branch], label, groups) for branch, label in BRANCHES.items()),
         percent=True,
         caption="Bars: means over seeds with 99 % intervals. Dots: each seed.",
     )
 
 
 def _reward(places: Sequence[Path]) -> Chart:
-    """Return the reward of rollouts and the share that thinks over the steps of reinforcement."""
+    """Return a chart of the reward and the share of thinking of the rollouts during reinforcement."""
 
     def series(label: str, key: str) -> Series:
         lines = [tuple((float(r["step"]), float(r[key])) for r in RunDir(place / RL).metrics()) for place in places]

@@ -1,11 +1,12 @@
-"""Claims about a model's shape, split into parts: each part compares two arms at equal cost of one kind.
+"""Claims about a model's shape, split into parts. Each part compares two arms at equal cost of one kind.
 
-A part holds if the rival's loss minus the favoured arm's lies above 0 by both 99 % intervals: the bootstrap's, and
-Student's t over the seeds. It does not hold if both lie below. A part whose costs differ by more than its tolerance is
-open, regardless of the losses. The claim holds if all parts hold, and does not hold if one does not.
+The difference of a part is the rival's loss minus the favoured arm's loss. It has two 99 % intervals: the bootstrap, and
+Student's t over the seeds. The part holds if both intervals lie above 0, and does not hold if both lie below 0. A part whose
+costs differ by more than its tolerance is open, regardless of the losses. The claim holds if all parts hold, and does not
+hold if one part does not hold.
 
-The rule of two intervals and at least five seeds is that of `rorqual.evals.verdict`. At first the rule was the
-bootstrap alone. What was added after the evidence can only turn a verdict to open.
+`rorqual.evals.verdict` defines the rule of two intervals and at least five seeds. The first rule used only the bootstrap.
+The conditions that were added after the evidence can only turn a verdict into open.
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ from rorqual.model.load.run import read_model_config
 Equal = Literal["active FLOPs", "parameters", "steps", "core-seconds"]
 TOLERANCE: Mapping[Equal, float] = {"active FLOPs": 0.03, "parameters": 0.03, "steps": 0.0, "core-seconds": 0.15}
 FLOOR = 0.05
-"""Families in which neither arm is right more often than this are left out: they show nothing."""
+"""Minimum accuracy of the better arm. Families below it are left out, because they show no difference."""
 BINS, UNSHOWN = 40, 8
-"""Points of a curve, and how many of its first ones the chart omits: these are steep and similar in all arms."""
+"""Number of points of a curve, and of first points that the chart omits because they are steep and similar in all arms."""
 Places = Mapping[int, Path]
 
 
 @dataclass(frozen=True)
 class EqualBudgetClaim:
-    """One part of a claim: arm `favoured` is better than arm `rival` at equal `equal`."""
+    """One part of a claim: the arm `favoured` is better than the arm `rival` at an equal amount of `equal`."""
 
     equal: Equal
     favoured: str
@@ -47,7 +48,7 @@ class EqualBudgetClaim:
 
 @dataclass(frozen=True)
 class Match:
-    """The quantity that should be equal, as measured: means over the seeds."""
+    """Measured amounts of the quantity that should be equal, as means over the seeds."""
 
     equal: Equal
     favoured: float
@@ -55,7 +56,7 @@ class Match:
 
     @property
     def excess(self) -> float:
-        """The relative excess of the larger value over the smaller one."""
+        """The relative excess of the larger value over the smaller value."""
         return max(self.favoured, self.rival) / min(self.favoured, self.rival) - 1
 
     @property
@@ -66,7 +67,7 @@ class Match:
 
 @dataclass(frozen=True)
 class JudgedClaim:
-    """A part with its evidence. Contrasts are rival minus favoured arm."""
+    """A part of a claim with its evidence. Contrasts are the rival minus the favoured arm."""
 
     half: EqualBudgetClaim
     match: Match
@@ -86,12 +87,12 @@ class JudgedClaim:
             f"per token for {a} and {loss.b:.4f} for {b}. The second minus the first is "
             f"{loss.difference:+.4f} ({loss.difference / loss.a:+.1%}), 99 % interval {loss.low:+.4f} to {loss.high:+.4f}."
         )
-        whole = [one for one in self.accuracy if one.of == "all"]
-        if whole:
-            one = whole[0]
+        pooled = [right for right in self.accuracy if right.of == "all"]
+        if pooled:
+            right = pooled[0]
             text += (
-                f" Made to think, they are right on {one.a:.1%} and {one.b:.1%} of held-out problems: {100 * one.difference:+.1f} points, "
-                f"{100 * one.low:+.1f} to {100 * one.high:+.1f}."
+                f" Made to think, they are right on {right.a:.1%} and {right.b:.1%} of held-out problems: {100 * right.difference:+.1f} points, "
+                f"{100 * right.low:+.1f} to {100 * right.high:+.1f}."
             )
         if not self.match.fair:
             return text + (
@@ -102,7 +103,7 @@ class JudgedClaim:
         return f"{text} {ends[self.loss.sign]}{self._by_seeds()}"
 
     def _by_seeds(self) -> str:
-        """State the interval of Student's t over the seeds."""
+        """Return a sentence with Student's t interval over the seeds."""
         if len(self.loss.by_seed) < 2:
             return ""
         t = t_interval(self.loss.differences, self.loss.confidence)
@@ -114,9 +115,9 @@ def _shown(value: float) -> str:
 
 
 def judge(half: EqualBudgetClaim, places: Places) -> JudgedClaim:
-    """Compare the two arms over all seeds."""
+    """Compare the two arms of a part over all seeds."""
     names, where = (half.favoured, half.rival), list(places.values())
-    mine, theirs = ([value(place, f"{name}-loss") for place in where] for name in names)
+    favoured_losses, rival_losses = ([value(place, f"{name}-loss") for place in where] for name in names)
     right = contrasts(
         f"right when made to think, equal {half.equal}: {ARMS[half.favoured].label}, then {ARMS[half.rival].label}",
         *([evaluation(place, f"{name}-on") for place in where] for name in names),
@@ -126,11 +127,11 @@ def judge(half: EqualBudgetClaim, places: Places) -> JudgedClaim:
         Match(half.equal, *(float(np.mean([measured(half.equal, place / name) for place in where])) for name in names)),
         contrast_of_values(
             f"held-out loss, equal {half.equal}: {ARMS[half.favoured].label}, then {ARMS[half.rival].label}",
-            mine,
-            theirs,
+            favoured_losses,
+            rival_losses,
             unit="nats",
         ),
-        tuple(one for one in right if max(one.a, one.b) >= FLOOR),
+        tuple(contrast for contrast in right if max(contrast.a, contrast.b) >= FLOOR),
     )
 
 
@@ -141,18 +142,18 @@ def measured(equal: Equal, run: Path) -> float:
         return run_cost(out).core_seconds
     if equal == "steps":
         return sum(1 for _ in out.metrics())
-    whole = account(read_model_config(out), context=CONTEXT)
-    return whole.flops if equal == "active FLOPs" else whole.total
+    size = account(read_model_config(out), context=CONTEXT)
+    return size.flops if equal == "active FLOPs" else size.total
 
 
 class ShapeExperiment(Experiment):
-    """An experiment on a model's shape, defined by the parts of its claim, `halves`."""
+    """Base class of experiments on a model's shape. `halves` lists the parts of the claim."""
 
     halves: ClassVar[tuple[EqualBudgetClaim, ...]]
 
     @property
     def arms(self) -> tuple[str, ...]:
-        """All arms, each once."""
+        """The distinct arms of all parts."""
         return tuple(dict.fromkeys(name for half in self.halves for name in (half.favoured, half.rival)))
 
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
@@ -163,36 +164,36 @@ class ShapeExperiment(Experiment):
         also, words = self.also(places)
         return self.found(
             places,
-            verdict=together([*(one.verdict for one in judged), *also]),
-            words=(*(one.words() for one in judged), *words),
-            contrasts=tuple(contrast for one in judged for contrast in (one.loss, *one.accuracy)),
+            verdict=together([*(part.verdict for part in judged), *also]),
+            words=(*(part.words() for part in judged), *words),
+            contrasts=tuple(contrast for part in judged for contrast in (part.loss, *part.accuracy)),
             tables=(arms_table(self.arms, places), rates_table(self.arms)),
             charts=(curves(self.arms, places), differences(judged)),
         )
 
     def also(self, places: Places) -> tuple[tuple[Verdict, ...], tuple[str, ...]]:
-        """Return verdicts and sentences beyond the comparison of losses; none by default."""
+        """Return verdicts and sentences beyond the comparison of losses. The default is none."""
         return (), ()
 
 
 def arms_table(names: Sequence[str], places: Places) -> Table:
-    """Return size, cost and result of each arm, as means over the seeds."""
+    """Return a table of the size, cost and result of each arm, as means over the seeds."""
     heads = ("arm", "parameters", "active", "FLOPs per token", "cache bytes per token", "steps", "tokens", "training FLOPs",
              "core-seconds", "loss", "accuracy made to think")  # fmt: skip
     rows = []
     for name in names:
         model = read_model_config(RunDir(next(iter(places.values())) / name))
-        whole = account(model, context=CONTEXT)
+        size = account(model, context=CONTEXT)
         costs = [run_cost(RunDir(place / name)) for place in places.values()]
         losses = [float(np.mean(value(place, f"{name}-loss"))) for place in places.values()]
         right = [evaluation(place, f"{name}-on").rows("all")[0].accuracy for place in places.values()]
         rows.append(
             (
                 ARMS[name].label,
-                f"{whole.total:,}" + (f" + {whole.mtp:,}" if whole.mtp else ""),
-                f"{whole.active:,}",
-                f"{whole.flops:,}",
-                f"{whole.cache_bytes:,}",
+                f"{size.total:,}" + (f" + {size.mtp:,}" if size.mtp else ""),
+                f"{size.active:,}",
+                f"{size.flops:,}",
+                f"{size.cache_bytes:,}",
                 f"{measured('steps', next(iter(places.values())) / name):,.0f}",
                 f"{np.mean([cost.tokens for cost in costs]):,.0f}",
                 f"{np.mean([cost.flops for cost in costs]):.3g}",
@@ -209,7 +210,7 @@ def arms_table(names: Sequence[str], places: Places) -> Table:
 
 
 def rates_table(names: Sequence[str]) -> Table:
-    """Return the learning rates that were tried on other seeds and another split."""
+    """Return a table of the learning rates that were tried, on other seeds and another split than the evidence."""
     factors = sorted({factor for name in names for factor in ARMS[name].tried})
     rows = tuple(
         (
@@ -234,7 +235,7 @@ def _tried(name: str, factor: float, seed: int) -> str:
 
 
 def curves(names: Sequence[str], places: Places) -> Chart:
-    """Return training loss over core-seconds. Every problem is new, so it equals a held-out loss except for the split."""
+    """Return a chart of training loss over core-seconds. Every problem is new, so the loss is like a held-out loss."""
     series = []
     for name in names:
         seeds = [tuple(_curve(RunDir(place / name))) for place in places.values()]
@@ -263,20 +264,20 @@ def _curve(run: RunDir) -> Iterator[tuple[float, float]]:
 
 
 def differences(judged: Sequence[JudgedClaim]) -> Chart:
-    """Return the excess loss of the rival for each part."""
-    seeds = zip(*(one.loss.by_seed for one in judged), strict=True)
+    """Return a chart of the rival's excess loss for each part."""
+    seeds = zip(*(part.loss.by_seed for part in judged), strict=True)
     return Chart(
         name="differences",
         title="Loss of the rival minus loss of the favoured arm",
         kind="bars",
         y="nats per token",
-        labels=tuple(f"equal {one.half.equal}" for one in judged),
+        labels=tuple(f"equal {part.half.equal}" for part in judged),
         series=(
             Series(
                 label="difference",
-                points=tuple((float(i), one.loss.difference) for i, one in enumerate(judged)),
-                low=tuple(one.loss.low for one in judged),
-                high=tuple(one.loss.high for one in judged),
+                points=tuple((float(i), part.loss.difference) for i, part in enumerate(judged)),
+                low=tuple(part.loss.low for part in judged),
+                high=tuple(part.loss.high for part in judged),
                 by_seed=tuple(tuple((float(i), b - a) for i, (a, b) in enumerate(seed)) for seed in seeds),
             ),
         ),

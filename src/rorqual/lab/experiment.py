@@ -1,4 +1,4 @@
-"""The base of experiments: jobs for each seed, and a conclusion from all seeds."""
+"""Base class of experiments, with jobs for each seed and a conclusion from all seeds."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from rorqual.lab.finding import Finding
 from rorqual.lab.job import ExperimentJob
 
 FIRST_SEED = 100
-"""The first seed of the evidence. Settings were chosen on smaller seeds, and on problems of the dev split."""
+"""First seed of the published evidence. Settings were chosen on smaller seeds, and on problems of the dev split."""
 
 
 class Experiment(ABC):
-    """The base of experiments. `claim` is the tested statement, `source` where it was published."""
+    """Base class of experiments. `claim` is the tested statement, and `source` names its publication."""
 
     name: ClassVar[str]
     title: ClassVar[str]
@@ -25,7 +25,7 @@ class Experiment(ABC):
     seeds: ClassVar[int] = SEEDS
     """Number of seeds of the published result."""
     first_seed: ClassVar[int] = FIRST_SEED
-    """The first seed; higher if a seed from 100 on was inspected while settings were chosen."""
+    """First seed of the evidence. The seed exceeds `FIRST_SEED` if later seeds were inspected while settings were chosen."""
 
     @abstractmethod
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
@@ -33,10 +33,10 @@ class Experiment(ABC):
 
     @abstractmethod
     def conclude(self, places: Mapping[int, Path]) -> Finding:
-        """Return the finding from all seeds, whose jobs are done. Pure: the same files give the same finding."""
+        """Return the finding from the finished jobs of all seeds. The same files give the same finding."""
 
     def found(self, places: Mapping[int, Path], verdict: Verdict, words: Sequence[str], **rest: Any) -> Finding:
-        """Return a finding with the experiment's title and claim; `rest` are contrasts, tables and charts."""
+        """Return a finding with the experiment's title and claim. `rest` holds contrasts, tables and charts."""
         return Finding(
             experiment=self.name,
             title=self.title,
@@ -50,5 +50,5 @@ class Experiment(ABC):
 
 
 def amount(full: int, share: float, least: int = 2) -> int:
-    """Return `share` of an amount of work, such as steps or problems."""
+    """Scale an amount of work, such as steps or problems, by `share`. The result is at least `least`."""
     return max(least, round(full * share))

@@ -1,4 +1,4 @@
-"""`experts`: do experts specialise? Mutual information of expert and family, and accuracy with experts removed."""
+"""The experiment `experts`: do experts specialise? It measures mutual information with families and ablates experts."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ from rorqual.train.sources.worked import worked_sample
 
 INFORMATION, ABLATION = "experts-information", "experts-ablation"
 PROBLEMS = 40
-"""Held-out problems per family and level, and as many of the dev split for the choice of a family's experts."""
+"""Held-out problems per family and level. The same number of dev problems selects the experts of each family."""
 SHUFFLES = 499
 
 
 class ExpertsExperiment(Experiment):
-    """Mutual information of expert and family, and ablation, on the quickstart's teachers."""
+    """The experiment on the quickstart's teachers: mutual information of expert and family, and ablation of experts."""
 
     name = "experts"
     title = "Experts specialise"
@@ -75,18 +75,22 @@ class ExpertsExperiment(Experiment):
         ]  # fmt: skip
 
     def conclude(self, places: Mapping[int, Path]) -> Finding:
-        said = [value(place, INFORMATION) for place in places.values()]
-        taken = [value(place, ABLATION) for place in places.values()]
-        bits = list(information_contrasts(said))
-        hurt = hurt_contrasts(taken)
+        information = [value(place, INFORMATION) for place in places.values()]
+        ablations = [value(place, ABLATION) for place in places.values()]
+        bits = list(information_contrasts(information))
+        hurt = hurt_contrasts(ablations)
         return self.found(
             places,
             verdict=decide(bits, hurt),
-            words=words(said, hurt, taken),
+            words=words(information, hurt, ablations),
             contrasts=(*hurt, *bits),
-            tables=(matrix_table(taken), information_table(list(places), said), chosen_table(list(places), taken)),
-            charts=(information_chart(said), hurt_chart(hurt)),
-            verdicts=(ablation_verdicts(taken, tuple(places)),),
+            tables=(
+                matrix_table(ablations),
+                information_table(list(places), information),
+                chosen_table(list(places), ablations),
+            ),
+            charts=(information_chart(information), hurt_chart(hurt)),
+            verdicts=(ablation_verdicts(ablations, tuple(places)),),
         )
 
 
@@ -94,59 +98,64 @@ class ExpertsExperiment(Experiment):
 
 
 def informed(place: Path, *, seed: int, count: int, shuffles: int) -> Value:
-    """Return, for each condition and layer, the bits, the mean and maximum of shuffled labels, and the p-value.
+    """Measure the mutual information of expert and family on held-out worked solutions.
 
-    The data are held-out worked solutions.
+    The result has, for each condition and layer, the bits, the mean and maximum bits of shuffled labels, and the p-value.
     """
     model, chat = teacher(place)
     problems, samples = worked(chat, "test", seed, count)
     read = choices(model, samples, FULL.row)
     label, _ = labels(problems)
     pair = read.token * (int(read.token.max()) + 2) + read.before + 1
-    held = {"any": np.zeros_like(read.token), "token": read.token, "pair": pair}
-    found: Value = {"tokens": len(read.token), "problems": len(problems)}
+    conditions = {"any": np.zeros_like(read.token), "token": read.token, "pair": pair}
+    result: Value = {"tokens": len(read.token), "problems": len(problems)}
     for name in WITHIN:
         layers = []
         for layer in range(read.experts.shape[1]):
-            one = dependence(read.experts[:, layer], read.document, label, held[name], n_experts=routed(model.config),
+            measured = dependence(read.experts[:, layer], read.document, label, conditions[name], n_experts=routed(model.config),
                              shuffles=shuffles, seed=seed)  # fmt: skip
-            layers.append({"bits": one.bits, "chance": float(one.shuffled.mean()), "most": float(one.shuffled.max()),
-                           "p": one.p_value})  # fmt: skip
-        found[name] = layers
-    return found
+            layers.append({"bits": measured.bits, "chance": float(measured.shuffled.mean()), "most": float(measured.shuffled.max()),
+                           "p": measured.p_value})  # fmt: skip
+        result[name] = layers
+    return result
 
 
 def ablated(place: Path, *, seed: int, count: int) -> Value:
-    """Return accuracy (made to think, greedy) and loss of the worked solution, per problem, without each set of experts.
+    """Measure accuracy (made to think, greedy) and loss of the worked solution, per problem, without each set of experts.
 
-    A family's experts are, in each layer, the `GONE` with the highest lift on problems of the dev split.
+    The experts of a family are the `GONE` experts of each layer with the highest lift on dev problems.
     """
     model, chat = teacher(place)
-    others, known = worked(chat, "dev", seed, count)
-    read = choices(model, known, FULL.row)
-    label, families = labels(others)
+    dev_problems, dev_samples = worked(chat, "dev", seed, count)
+    read = choices(model, dev_samples, FULL.row)
+    label, families = labels(dev_problems)
     lifts = [
         lift(counts(read.experts[:, layer], label[read.document], routed(model.config), len(families)))
         for layer in range(read.experts.shape[1])
     ]
-    sets = {family: [np.argsort(-one[row])[:GONE].tolist() for one in lifts] for row, family in enumerate(families)}
+    sets = {
+        family: [np.argsort(-layer_lift[row])[:GONE].tolist() for layer_lift in lifts]
+        for row, family in enumerate(families)
+    }
     rng = np.random.default_rng(seed)
     for number in range(RANDOM):
-        sets[f"random {number + 1}"] = [rng.choice(one.shape[1], GONE, replace=False).tolist() for one in lifts]
+        sets[f"random {number + 1}"] = [
+            rng.choice(layer_lift.shape[1], GONE, replace=False).tolist() for layer_lift in lifts
+        ]
     problems, samples = worked(chat, "test", seed, count)
-    found: Value = {
+    result: Value = {
         "families": families,
         "family": [problem.family for problem in problems],
         "gone": sets,
-        "lift": {f: [[float(one[row, e]) for e in sets[f][i]] for i, one in enumerate(lifts)] for row, f in enumerate(families)},
+        "lift": {f: [[float(layer_lift[row, e]) for e in sets[f][i]] for i, layer_lift in enumerate(lifts)] for row, f in enumerate(families)},
         "right": {"none": answered(model, chat, problems, seed, count)},
         "loss": {"none": losses(model, samples)},
     }  # fmt: skip
     for name, gone in sets.items():
         without = without_experts(model, gone)
-        found["right"][name] = answered(without, chat, problems, seed, count)
-        found["loss"][name] = losses(without, samples)
-    return found
+        result["right"][name] = answered(without, chat, problems, seed, count)
+        result["loss"][name] = losses(without, samples)
+    return result
 
 
 def teacher(place: Path) -> tuple[Decoder, ChatFormat]:
@@ -156,20 +165,20 @@ def teacher(place: Path) -> tuple[Decoder, ChatFormat]:
 
 
 def worked(chat: ChatFormat, split: Split, seed: int, count: int) -> tuple[list[Problem], list[Sample]]:
-    """Return `count` problems of each family and level with their worked solutions."""
+    """Return `count` problems of each family and level, and their worked solutions."""
     problems = pick(load_task(TASK, options={"hard": 0.5}), split, count, seed, True)
     return problems, [worked_sample(problem, chat, think=True) for problem in problems]
 
 
 def labels(problems: Sequence[Problem]) -> tuple[np.ndarray, list[str]]:
-    """Return each problem's family as an index, and the families."""
+    """Return the family index of each problem, and the list of families."""
     families = list(dict.fromkeys(problem.family for problem in problems))
     return np.asarray([families.index(problem.family) for problem in problems]), families
 
 
 def answered(model: Decoder, chat: ChatFormat, problems: Sequence[Problem], seed: int, count: int) -> list[int]:
-    """Return 1 for each problem answered right, else 0; the model is made to think and decodes greedily."""
-    found = evaluate(
+    """Return 1 for each problem answered right, else 0. The model is made to think and decodes greedily."""
+    result = evaluate(
         Engine.of(model, chat.tokenizer, chat, threads=1),
         load_task(TASK, options={"hard": 0.5}),
         split="test",
@@ -180,18 +189,18 @@ def answered(model: Decoder, chat: ChatFormat, problems: Sequence[Problem], seed
         per_family=True,
         problems=problems,
     )
-    right = per_problem(found.samples, is_right)
+    right = per_problem(result.samples, is_right)
     return [int(right[problem.key]) for problem in problems]
 
 
 @torch.no_grad()
 def losses(model: Decoder, samples: Sequence[Sample]) -> list[float]:
     """Return the loss of each sample in nats per trained token."""
-    found = []
+    result = []
     for start in range(0, len(samples), 64):
         part = samples[start : start + 64]
         batch = TrainBatch.from_packed(lay_out(part, [[i] for i in range(len(part))], FULL.row).batch)
         hidden = model(batch.tokens, batch.positions, segments=batch.segments).hidden
         logprobs = token_logprobs(model.logits(hidden).flatten(0, 1), batch.targets.flatten()).view_as(batch.loss_mask)
-        found += (-(logprobs * batch.loss_mask).sum(1) / batch.loss_mask.sum(1)).tolist()
-    return found
+        result += (-(logprobs * batch.loss_mask).sum(1) / batch.loss_mask.sum(1)).tolist()
+    return result

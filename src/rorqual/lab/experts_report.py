@@ -1,4 +1,4 @@
-"""The results of `experts`: mutual information, accuracy lost per family, the rule of the verdict, tables and charts."""
+"""Results of `experts`: mutual information, accuracy lost per family, verdict rule, tables and charts."""
 
 from __future__ import annotations
 
@@ -14,145 +14,162 @@ from rorqual.lab.finding import Chart, Contrast, Series, Table, contrast_of_valu
 from rorqual.recipes.quickstart import TASK
 
 GONE = 2
-"""Experts removed in each layer: as many as serve a token."""
+"""Number of experts removed in each layer, which is the number of experts per token."""
 RANDOM = 6
-"""Number of random sets of as many experts."""
+"""Number of random sets of experts, each with `GONE` experts per layer."""
 WITHIN = {"any": "over all tokens", "token": "within one token id", "pair": "within one token id and the one before it"}
 P_VALUE = 0.01
 
 Value = dict[str, Any]
 
 
-def lost(one: Value, family: str, names: Iterable[str], what: str) -> np.ndarray:
-    """Return the loss of each problem of `family`, averaged over the ablations `names`: "right" (accuracy) or "loss" (nats)."""
-    mine = np.asarray([name == family for name in one["family"]])
+def lost(ablation: Value, family: str, names: Iterable[str], what: str) -> np.ndarray:
+    """Return the damage to each problem of `family`, averaged over the ablations `names`.
+
+    `what` selects lost accuracy ("right") or added loss in nats ("loss").
+    """
+    of_family = np.asarray([name == family for name in ablation["family"]])
     sign = 1 if what == "right" else -1
-    whole = np.asarray(one[what]["none"], float)[mine]
-    return np.mean([sign * (whole - np.asarray(one[what][name], float)[mine]) for name in names], axis=0)
+    intact = np.asarray(ablation[what]["none"], float)[of_family]
+    return np.mean([sign * (intact - np.asarray(ablation[what][name], float)[of_family]) for name in names], axis=0)
 
 
-def rivals(one: Value, family: str) -> dict[str, list[str]]:
-    """Return the names of the ablations that a family's own is compared with."""
+def rivals(ablation: Value, family: str) -> dict[str, list[str]]:
+    """Return the names of the ablations that are compared with the ablation of a family's own experts, by kind."""
     return {
-        "another family's": [name for name in one["families"] if name != family],
-        "random": [name for name in one["gone"] if name not in one["families"]],
+        "another family's": [name for name in ablation["families"] if name != family],
+        "random": [name for name in ablation["gone"] if name not in ablation["families"]],
     }
 
 
-def hurt_contrasts(taken: Sequence[Value]) -> list[Contrast]:
-    """Contrast what families lose without other or random experts with what they lose without their own.
+def hurt_contrasts(ablations: Sequence[Value]) -> list[Contrast]:
+    """Compare the damage without other or random experts with the damage without a family's own experts.
 
-    Accuracy is contrasted pooled and by family, loss in nats pooled only.
+    Lost accuracy is compared pooled and by family. Added loss in nats is compared pooled only.
     """
-    families = taken[0]["families"]
-    found = []
+    families = ablations[0]["families"]
+    result = []
     for what, unit in (("right", "points"), ("loss", "nats")):
-        for rival in rivals(taken[0], families[0]):
+        for rival in rivals(ablations[0], families[0]):
             of: dict[str, Sequence[str]] = {"all": families} | ({f: [f] for f in families} if what == "right" else {})
             for label, group in of.items():
-                found.append(
+                result.append(
                     contrast_of_values(
                         f"{'accuracy lost' if what == 'right' else 'loss added'}: {rival} experts gone, then its own",
                         [
-                            np.concatenate([lost(one, f, rivals(one, f)[rival], what) for f in group]).tolist()
-                            for one in taken
+                            np.concatenate(
+                                [lost(ablation, f, rivals(ablation, f)[rival], what) for f in group]
+                            ).tolist()
+                            for ablation in ablations
                         ],
-                        [np.concatenate([lost(one, f, [f], what) for f in group]).tolist() for one in taken],
+                        [
+                            np.concatenate([lost(ablation, f, [f], what) for f in group]).tolist()
+                            for ablation in ablations
+                        ],
                         unit="points" if unit == "points" else "nats",
                         of=label,
                     )
                 )
-    return found
+    return result
 
 
-def ablation_verdicts(taken: Sequence[Value], seeds: Sequence[int]) -> Verdicts:
-    """Return every problem's verdict with all experts and without each set; problems by family, in drawing order."""
-    families = sorted(taken[0]["families"])
-    orders = [[i for f in families for i, own in enumerate(one["family"]) if own == f] for one in taken]
-    counts = [" | ".join(f"{f}: {one['family'].count(f)}" for f in families) for one in taken]
+def ablation_verdicts(ablations: Sequence[Value], seeds: Sequence[int]) -> Verdicts:
+    """Return every problem's verdict, with all experts and without each set. Problems are ordered by family, as drawn."""
+    families = sorted(ablations[0]["families"])
+    orders = [[i for f in families for i, own in enumerate(ablation["family"]) if own == f] for ablation in ablations]
+    counts = [" | ".join(f"{f}: {ablation['family'].count(f)}" for f in families) for ablation in ablations]
     lines = {
         f"experts gone: {name}": tuple(
-            "".join(str(one["right"][name][i]) for i in order) for one, order in zip(taken, orders, strict=True)
+            "".join(str(ablation["right"][name][i]) for i in order)
+            for ablation, order in zip(ablations, orders, strict=True)
         )
-        for name in taken[0]["right"]
+        for name in ablations[0]["right"]
     }
     return Verdicts(task=TASK, split="test", seeds=tuple(seeds), groups=tuple(counts), right=lines)
 
 
-def information_contrasts(said: Sequence[Value]) -> Iterable[Contrast]:
-    """Contrast the bits of shuffled labels with those of the true labels, by layer."""
+def information_contrasts(information: Sequence[Value]) -> Iterable[Contrast]:
+    """Compare the bits of shuffled labels with the bits of the true labels, by layer."""
     for name, label in WITHIN.items():
-        for layer in range(len(said[0][name])):
+        for layer in range(len(information[0][name])):
             yield contrast_of_values(
                 f"bits that expert and family share, {label}: families shuffled, then as they are",
-                [[one[name][layer]["chance"]] for one in said],
-                [[one[name][layer]["bits"]] for one in said],
+                [[of_seed[name][layer]["chance"]] for of_seed in information],
+                [[of_seed[name][layer]["bits"]] for of_seed in information],
                 unit="bits",
                 of=f"layer {layer + 1}",
             )
 
 
 def decide(bits: Iterable[Contrast], hurt: Iterable[Contrast]) -> Verdict:
-    """Return the verdict, with every comparison by the rule of `rorqual.evals.verdict`.
+    """Return the verdict of the experiment. Every comparison follows the rule of `rorqual.evals.verdict`.
 
-    It holds if every layer has more bits than shuffled labels, also for a fixed token id. In addition, a family must
-    lose more accuracy without its own experts than without another family's, and than without random ones.
+    The claim holds if every layer has more bits than shuffled labels, also for a fixed token id. In addition, a family must
+    lose more accuracy without its own experts than without another family's experts and than without random experts.
     """
     pair = WITHIN["pair"]
-    parts = [one for one in bits if pair not in one.question]
-    parts += [one for one in hurt if one.of == "all" and one.unit == "points"]
-    return together([one.sign for one in parts])
+    parts = [contrast for contrast in bits if pair not in contrast.question]
+    parts += [contrast for contrast in hurt if contrast.of == "all" and contrast.unit == "points"]
+    return together([contrast.sign for contrast in parts])
 
 
-def words(said: Sequence[Value], hurt: Sequence[Contrast], taken: Sequence[Value]) -> tuple[str, ...]:
-    """Return the result in sentences."""
-    entropy = np.log2(len(taken[0]["families"]))
+def words(information: Sequence[Value], hurt: Sequence[Contrast], ablations: Sequence[Value]) -> tuple[str, ...]:
+    """Return the result of the experiment as sentences."""
+    entropy = np.log2(len(ablations[0]["families"]))
     lines = []
     for name, label in WITHIN.items():
-        layers = [layer for one in said for layer in one[name]]
+        layers = [layer for item in information for layer in item[name]]
         beyond = sum(layer["p"] <= P_VALUE for layer in layers)
         lines.append(
             f"{label.capitalize()}, the expert carries {mean(x['bits'] for x in layers):.3f} bits on the family (entropy {entropy:.2f}). "
             f"With shuffled families it is {mean(x['chance'] for x in layers):.3f}. The difference is significant (p at most {P_VALUE}) in "
             f"{beyond} of {len(layers)} layers and seeds."
         )
-    lines += [sentence(one) for one in hurt if one.of == "all"]
-    rows = [one for one in hurt if one.of != "all" and "another" in one.question]
-    worse = [one.of for one in rows if one.sign == "holds"]
-    rest = [one.of for one in rows if one.sign != "holds"]
+    lines += [sentence(item) for item in hurt if item.of == "all"]
+    rows = [item for item in hurt if item.of != "all" and "another" in item.question]
+    worse = [item.of for item in rows if item.sign == "holds"]
+    undecided = [item.of for item in rows if item.sign != "holds"]
     lines.append(
         f"By family, {len(worse)} of {len(rows)} lose more accuracy without their own experts than without another family's"
-        + (f" ({', '.join(worse)}). The result is open for {', '.join(rest)}." if worse and rest else ".")
+        + (f" ({', '.join(worse)}). The result is open for {', '.join(undecided)}." if worse and undecided else ".")
     )
     return tuple(lines)
 
 
-def sentence(one: Contrast) -> str:
-    """Return a contrast of losses in words."""
-    scale, digits, unit = (100, 1, " points") if one.unit == "points" else (1, 3, " nats")
-    own, other, more, low, high = (f"{scale * x:.{digits}f}" for x in (one.b, one.a, one.difference, one.low, one.high))
-    rival = "another family's" if "another" in one.question else "random ones"
-    what = "accuracy falls by" if one.unit == "points" else "loss on a worked solution grows by"
+def sentence(contrast: Contrast) -> str:
+    """Return a sentence that describes the damage in one contrast."""
+    scale, digits, unit = (100, 1, " points") if contrast.unit == "points" else (1, 3, " nats")
+    own, rival_damage, more, low, high = (
+        f"{scale * x:.{digits}f}" for x in (contrast.b, contrast.a, contrast.difference, contrast.low, contrast.high)
+    )
+    rival = "another family's" if "another" in contrast.question else "random ones"
+    what = "accuracy falls by" if contrast.unit == "points" else "loss on a worked solution grows by"
     return (
-        f"Without its own experts, a family's {what} {own}{unit}; without {rival}, by {other}. The difference is {more}, "
-        f"{one.confidence:.0%} interval {low} to {high}."
+        f"Without its own experts, a family's {what} {own}{unit}; without {rival}, by {rival_damage}. The difference is {more}, "
+        f"{contrast.confidence:.0%} interval {low} to {high}."
     )
 
 
-def matrix_table(taken: Sequence[Value]) -> Table:
-    """Return the accuracy lost by family and removed experts, in points, as means over seeds."""
-    families = taken[0]["families"]
-    whole = [
-        mean(np.asarray(one["right"]["none"], float)[np.asarray(one["family"]) == f].mean() for one in taken)
+def matrix_table(ablations: Sequence[Value]) -> Table:
+    """Return a table of the accuracy lost by family and removed experts, in points, as means over seeds."""
+    families = ablations[0]["families"]
+    intact = [
+        mean(
+            np.asarray(ablation["right"]["none"], float)[np.asarray(ablation["family"]) == f].mean()
+            for ablation in ablations
+        )
         for f in families
     ]
-    rows = [("none (accuracy, %)", *(f"{100 * x:.1f}" for x in whole))]
+    rows = [("none (accuracy, %)", *(f"{100 * x:.1f}" for x in intact))]
     for gone in families:
-        cells = [100 * mean(lost(one, f, [gone], "right").mean() for one in taken) for f in families]
+        cells = [100 * mean(lost(ablation, f, [gone], "right").mean() for ablation in ablations) for f in families]
         rows.append(
             (f"experts of {gone}", *(f"{x:+.1f}" + (" *" if f == gone else "") for f, x in zip(families, cells)))
         )
-    cells = [100 * mean(lost(one, f, rivals(one, f)["random"], "right").mean() for one in taken) for f in families]
+    cells = [
+        100 * mean(lost(ablation, f, rivals(ablation, f)["random"], "right").mean() for ablation in ablations)
+        for f in families
+    ]
     rows.append((f"random ({RANDOM} draws)", *(f"{x:+.1f}" for x in cells)))
     return Table(
         title="Accuracy lost in points, by removed experts",
@@ -163,32 +180,32 @@ def matrix_table(taken: Sequence[Value]) -> Table:
     )
 
 
-def information_table(seeds: Sequence[int], said: Sequence[Value]) -> Table:
-    """Return one row for each seed, condition and layer."""
+def information_table(seeds: Sequence[int], information: Sequence[Value]) -> Table:
+    """Return a table of mutual information with one row for each seed, condition and layer."""
     rows = []
-    for seed, one in zip(seeds, said, strict=True):
+    for seed, of_seed in zip(seeds, information, strict=True):
         for name, label in WITHIN.items():
-            for number, layer in enumerate(one[name], start=1):
+            for number, layer in enumerate(of_seed[name], start=1):
                 cells = (f"{layer[key]:.4f}" for key in ("bits", "chance", "most"))
                 rows.append((str(seed), label, str(number), *cells, f"{layer['p']:.3f}"))
     return Table(
         title="Mutual information of expert and family, bits",
         heads=("seed", "condition", "layer", "true labels", "shuffled, mean", "shuffled, maximum", "p"),
         rows=tuple(rows),
-        note=f"{said[0]['tokens']:,} tokens of {said[0]['problems']:,} held-out worked solutions (first seed). Families are shuffled among "
-        "problems; for a fixed token id, among the problems that contain it.",
+        note=f"{information[0]['tokens']:,} tokens of {information[0]['problems']:,} held-out worked solutions (first seed). "
+        "Families are shuffled among problems; for a fixed token id, among the problems that contain it.",
     )
 
 
-def chosen_table(seeds: Sequence[int], taken: Sequence[Value]) -> Table:
-    """Return each family's experts and their lift."""
+def chosen_table(seeds: Sequence[int], ablations: Sequence[Value]) -> Table:
+    """Return a table of each family's experts and their lift."""
     rows = []
-    for seed, one in zip(seeds, taken, strict=True):
-        for family in one["families"]:
-            layers = zip(one["gone"][family], one["lift"][family])
+    for seed, ablation in zip(seeds, ablations, strict=True):
+        for family in ablation["families"]:
+            layers = zip(ablation["gone"][family], ablation["lift"][family])
             cells = ("; ".join(f"{e} ({x:.1f})" for e, x in zip(*layer)) for layer in layers)
             rows.append((str(seed), family, *cells))
-    heads = (f"layer {i + 1}" for i in range(len(taken[0]["gone"][taken[0]["families"][0]])))
+    heads = (f"layer {i + 1}" for i in range(len(ablations[0]["gone"][ablations[0]["families"][0]])))
     return Table(
         title="A family's experts",
         heads=("seed", "family", *heads),
@@ -197,14 +214,15 @@ def chosen_table(seeds: Sequence[int], taken: Sequence[Value]) -> Table:
     )
 
 
-def information_chart(said: Sequence[Value]) -> Chart:
-    """Return the bits of true and shuffled labels, by condition and layer."""
-    cells = [(name, layer) for name in WITHIN for layer in range(len(said[0][name]))]
+def information_chart(information: Sequence[Value]) -> Chart:
+    """Return a bar chart of the bits of true and shuffled labels, by condition and layer."""
+    cells = [(name, layer) for name in WITHIN for layer in range(len(information[0][name]))]
     short = {"any": "any", "token": "token", "pair": "pair"}
     series = []
     for key, label in (("bits", "true families"), ("chance", "shuffled families")):
         lines = tuple(
-            tuple((float(i), float(one[name][layer][key])) for i, (name, layer) in enumerate(cells)) for one in said
+            tuple((float(i), float(of_seed[name][layer][key])) for i, (name, layer) in enumerate(cells))
+            for of_seed in information
         )
         points = tuple((column[0][0], mean(y for _, y in column)) for column in zip(*lines))
         series.append(Series(label=label, points=points, by_seed=lines))
@@ -222,13 +240,13 @@ def information_chart(said: Sequence[Value]) -> Chart:
 
 
 def hurt_chart(hurt: Sequence[Contrast]) -> Chart:
-    """Return the accuracy lost by family without its own, another family's and random experts."""
-    rows = [one for one in hurt if one.unit == "points"]
-    labels_ = tuple(dict.fromkeys(one.of for one in rows))
+    """Return a bar chart of the accuracy lost by family without its own, another family's and random experts."""
+    rows = [contrast for contrast in hurt if contrast.unit == "points"]
+    labels_ = tuple(dict.fromkeys(contrast.of for contrast in rows))
     series = []
     for label, side in (("its own", 1), ("another family's", 0), ("random", 0)):
-        chosen = [one for one in rows if ("random" in one.question) == (label == "random")]
-        columns = [[pair[side] for pair in one.by_seed] for one in chosen]
+        chosen = [contrast for contrast in rows if ("random" in contrast.question) == (label == "random")]
+        columns = [[pair[side] for pair in contrast.by_seed] for contrast in chosen]
         lines = tuple(tuple((float(i), y) for i, y in enumerate(ys)) for ys in zip(*columns))
         series.append(
             Series(label=label, points=tuple((float(i), mean(c)) for i, c in enumerate(columns)), by_seed=lines)

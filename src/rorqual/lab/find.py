@@ -1,4 +1,4 @@
-"""The experiments by name."""
+"""Find experiments by name."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from rorqual.lab.mtp import MultiTokenPrediction
 from rorqual.lab.zero import Zero, ZeroLong
 
 EXPERIMENTS: Mapping[str, Experiment] = {
-    one.name: one
-    for one in (
+    experiment.name: experiment
+    for experiment in (
         DistilVsRl(),
         Zero(),
         ZeroLong(),
@@ -33,7 +33,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
 
 
 def find_experiment(name: str) -> Experiment:
-    """Return the experiment `name`. Raises ConfigError with the nearest name and the list if it is unknown."""
+    """Return the experiment `name`. Raises ConfigError, with the nearest name and all names, if `name` is unknown."""
     if name not in EXPERIMENTS:
         raise ConfigError(
             f"'{name}' is not an experiment",

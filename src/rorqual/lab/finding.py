@@ -1,4 +1,4 @@
-"""The result of an experiment as one value: its JSON is the record, and its page is drawn from it alone."""
+"""The result of an experiment as one object. Its JSON is the record, and its page uses no other data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rorqual.tasks.base import Verdict as Graded
 
 
 class Contrast(Config):
-    """The difference `b - a`, with an interval over seeds first, then problems. `by_seed` lists [a, b] of every seed."""
+    """The difference `b - a`, with an interval from resampling seeds first, then problems. `by_seed` lists [a, b] of every seed."""
 
     question: str
     of: str = "all"
@@ -36,17 +36,17 @@ class Contrast(Config):
 
     @property
     def bootstrap(self) -> Interval:
-        """The bootstrap interval over seeds, and items within them."""
+        """The bootstrap interval, which resamples seeds and then the items of each seed."""
         return Interval(self.low, self.high, self.confidence)
 
     @property
     def differences(self) -> list[float]:
-        """One difference per seed."""
+        """The difference `b - a` of each seed."""
         return [b - a for a, b in self.by_seed]
 
     @property
     def ends(self) -> Interval:
-        """At each end the wider of the two intervals."""
+        """The interval with the wider end, on each side, of the bootstrap and Student's t intervals."""
         return ends(self.bootstrap, self.differences)
 
     @property
@@ -55,12 +55,12 @@ class Contrast(Config):
         return self.judge()
 
     def judge(self, bound: float = 0.0, side: Literal["above", "below"] = "above") -> Verdict:
-        """Judge whether the difference lies on `side` of `bound`, by the same rule."""
+        """Judge whether the difference lies on `side` of `bound`, by the rule of `rorqual.evals.verdict`."""
         return judge(self.bootstrap, self.differences, bound, side)
 
 
 class Table(Config):
-    """A table of text; the first column is the row label."""
+    """A table of text. The first column holds the row labels."""
 
     title: str
     heads: tuple[str, ...]
@@ -71,7 +71,7 @@ class Table(Config):
 class Series(Config):
     """One series of a chart: points (x, y), with optional bounds `low` and `high` of y.
 
-    `by_seed` holds one line per seed, drawn faint behind it.
+    `by_seed` holds one line per seed, which is drawn faint behind the series.
     """
 
     label: str
@@ -82,7 +82,7 @@ class Series(Config):
 
 
 class Chart(Config):
-    """A chart. With `bars`, x is an index into `labels`. With `percent`, y is a share."""
+    """A chart of one or more series. With `bars`, x is an index into `labels`. With `percent`, y is a share."""
 
     name: str
     title: str
@@ -102,8 +102,7 @@ class Finding(Config):
     """The result of an experiment. `costs` lists, for each job, core-seconds in the order of `seeds`.
 
     `words` is the result in sentences. `verdicts` holds the verdict of every problem. With fewer than five seeds the
-    verdict is always open, and `words` say so. This also applies to a file written under an older rule when it is
-    read.
+    verdict is always open, and `words` say so. The same applies to a file from an older rule when it is loaded.
     """
 
     experiment: str
@@ -152,8 +151,8 @@ def contrasts(
     measure: Measure = is_right,
     confidence: float = CONFIDENCE,
 ) -> list[Contrast]:
-    """Contrast `b` with `a`, one evaluation per seed: over all problems, then by family (or level)."""
-    found = []
+    """Compare `b` with `a`, which hold one evaluation per seed: first over all problems, then by family (or level)."""
+    result = []
     for fineness in dict.fromkeys(("all", grain)):
         rows = compare_seeds(a, b, grain=fineness, measure=measure, confidence=confidence, samples=20_000)
         seeds = [
@@ -162,7 +161,7 @@ def contrasts(
         ]
         for row in rows:
             cell = (row.family, row.level)
-            found.append(
+            result.append(
                 Contrast(
                     question=question,
                     of=row.family if row.level in ("", "all") else f"{row.family} {row.level}",
@@ -175,7 +174,7 @@ def contrasts(
                     by_seed=tuple((s[cell].before, s[cell].after) for s in seeds if cell in s),
                 )
             )
-    return found
+    return result
 
 
 def contrast_of_values(
@@ -188,7 +187,7 @@ def contrast_of_values(
     confidence: float = CONFIDENCE,
     summary: Callable[[np.ndarray], float] = lambda values: float(values.mean()),
 ) -> Contrast:
-    """Contrast values that are not verdicts, such as losses of documents: one sequence per seed, paired by item."""
+    """Compare values other than verdicts, such as losses of documents. There is one sequence per seed, paired by item."""
     olds, news = [np.asarray(x, float) for x in a], [np.asarray(x, float) for x in b]
     difference = hierarchical_difference(olds, news, confidence, 20_000)
     return Contrast(
@@ -205,7 +204,9 @@ def contrast_of_values(
     )
 
 
-def mean_by_seed(found: Sequence[Evaluation], label: str, groups: Sequence[str], measure: Measure = is_right) -> Series:
+def mean_by_seed(
+    evaluations: Sequence[Evaluation], label: str, groups: Sequence[str], measure: Measure = is_right
+) -> Series:
     """Return a series of bars: for each family of `groups`, the mean over seeds with its interval.
 
     The group `all` covers every problem.
@@ -214,9 +215,13 @@ def mean_by_seed(found: Sequence[Evaluation], label: str, groups: Sequence[str],
     for place, group in enumerate(groups):
         values = [
             np.asarray(
-                [measure(s) for s in one.samples if group in ("all", s.family) and s.verdict is not Graded.UNGRADED]
+                [
+                    measure(s)
+                    for s in evaluation.samples
+                    if group in ("all", s.family) and s.verdict is not Graded.UNGRADED
+                ]
             )
-            for one in found
+            for evaluation in evaluations
         ]
         interval = difference_over_seeds([np.zeros(len(v)) for v in values], values, CONFIDENCE, 10_000)
         points.append((float(place), interval.mean))
@@ -233,7 +238,7 @@ def percent(value: float) -> str:
 
 
 def said(contrast: Contrast) -> str:
-    """Return a contrast as text: a, b, difference and both intervals; shares are in points."""
+    """Return a contrast as text: a, b, difference and both intervals. Shares are in percentage points."""
     scale, digits = (100, 1) if contrast.unit == "points" else (1, 4)
     a, b, d, low, high = (scale * v for v in (contrast.a, contrast.b, contrast.difference, contrast.low, contrast.high))
     text = f"{a:.{digits}f} against {b:.{digits}f}, {d:+.{digits}f} {contrast.unit}"

@@ -1,7 +1,7 @@
 """Jobs: units of an experiment's work for one seed. A job is idempotent and resumable, and runs in its own process on one core.
 
-The jobs of a seed are in one folder and identified by name, so that experiments share them: the teacher of seed 100 is
-trained once for all experiments.
+The jobs of a seed are in one folder and identified by name, so that experiments can share them. For example, the teacher of
+seed 100 is trained once for all experiments.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SAMPLED = SamplingParams(max_tokens=80, temperature=0.6, top_p=0.95)
 class JobCost(Config):
     """The cost of a job. Equal-cost rules compare `core_seconds` of processor time, because jobs may share a machine.
 
-    `share` is the share of the full amounts of work.
+    `share` is the fraction of the full amounts of work that the job did.
     """
 
     seconds: float
@@ -59,9 +59,9 @@ class JobCost(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentJob(ABC):
-    """A job. `estimate` is its core-seconds on the reference machine, for the printed forecast.
+    """A unit of an experiment's work. `estimate` is its expected core-seconds on the reference machine.
 
-    `needs` names the jobs that must be done before.
+    `needs` names the jobs that must finish first.
     """
 
     name: str
@@ -70,26 +70,26 @@ class ExperimentJob(ABC):
 
     @abstractmethod
     def work(self, place: Path) -> JobCost:
-        """Do the work in the seed's folder `place`, resuming what is there, and return its cost.
+        """Do the work in the seed's folder `place`, resume unfinished work there, and return the cost.
 
-        The cost includes killed parts if they are known.
+        The cost includes killed attempts if their cost is known.
         """
 
     def done(self, place: Path, share: float = 1.0) -> bool:
-        """Return whether the job is done. Raises ConfigError if it was done with another share of the work."""
+        """Return whether the job is done. Raises ConfigError if the job was done with another share of the work."""
         if not self.cost_file(place).is_file():
             return False
-        had = self.cost(place).share
-        if had != share:
+        done_share = self.cost(place).share
+        if done_share != share:
             raise ConfigError(
-                f"job {self.name} was done with {had:.2%} of the full amounts of work, but {share:.2%} is requested",
+                f"job {self.name} was done with {done_share:.2%} of the full amounts of work, but {share:.2%} is requested",
                 where=str(place),
                 remedy="Give another --out, or the same --seeds and --budget as before.",
             )
         return True
 
     def cost_file(self, place: Path) -> Path:
-        """Return the file of the job's cost; it is written last."""
+        """Return the file with the job's cost. The file is written last, so it marks a finished job."""
         return place / "costs" / f"{self.name}.json"
 
     def cost(self, place: Path) -> JobCost:
@@ -98,7 +98,7 @@ class ExperimentJob(ABC):
         return parse(JobCost, json.loads(file.read_bytes()), where=str(file))
 
     def finish(self, place: Path, share: float = 1.0) -> JobCost:
-        """Do the job unless it is done, and save its cost. A lock makes a second experiment wait for it."""
+        """Do the job unless it is done, and save and return its cost. A lock makes other experiments wait for a running job."""
         file = self.cost_file(place)
         file.parent.mkdir(parents=True, exist_ok=True)
         with open(file.with_name(f".{self.name}.lock"), "ab") as lock:
@@ -110,7 +110,7 @@ class ExperimentJob(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Train(ExperimentJob):
-    """A training run in `place/NAME`. `make` builds it after the jobs that it needs, because a recipe reads its start."""
+    """A training run in `place/NAME`. `make` builds the run after the jobs in `needs`, because a recipe reads its start checkpoint."""
 
     make: Callable[[], Run]
 
@@ -121,7 +121,7 @@ class Train(ExperimentJob):
 
 
 def run_cost(out: RunDir) -> JobCost:
-    """Return the sum over a run's metrics; work that was killed and repeated is not included."""
+    """Return the cost of a run, summed over its metrics. Work that was killed and repeated is not included."""
     records = list(out.metrics())
     return JobCost(
         seconds=sum(r["seconds"] for r in records),
@@ -133,7 +133,7 @@ def run_cost(out: RunDir) -> JobCost:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleJob(ExperimentJob):
-    """Sampling of a teacher, verified and filtered, in `place/NAME`; the result is `place/NAME/data.parquet`."""
+    """A job that samples a teacher in `place/NAME` and writes the verified, filtered samples to `place/NAME/data.parquet`."""
 
     config: FactoryConfig
 
@@ -150,7 +150,7 @@ class SampleJob(ExperimentJob):
 class Measure(ExperimentJob):
     """An evaluation of the run `place/MODEL` on held-out problems, saved in `place/evals/NAME.json`.
 
-    It has `count` problems of each family and level. Sampling is as in the quickstart unless `params` differs.
+    The evaluation has `count` problems of each family and level. The default `params` are those of the quickstart.
     """
 
     model: str
@@ -165,7 +165,7 @@ class Measure(ExperimentJob):
     def work(self, place: Path) -> JobCost:
         run = RunDir(place / self.model)
         with spent() as cost:
-            found = evaluate(
+            result = evaluate(
                 Engine(run.path, threads=1),
                 load_task(self.task, options=self.options),
                 split=self.split,
@@ -176,8 +176,8 @@ class Measure(ExperimentJob):
                 per_family=True,
                 model=self.model,
             )
-            found.save(evaluation_file(place, self.name))
-        tokens = sum(found.usage.values())
+            result.save(evaluation_file(place, self.name))
+        tokens = sum(result.usage.values())
         flops = account(read_model_config(run), context=64).flops
         return cost[0].model_copy(update={"tokens": tokens, "flops": tokens * flops})
 
@@ -194,7 +194,7 @@ def evaluation(place: Path, name: str) -> Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Compute(ExperimentJob):
-    """Any other work with a JSON value as result, saved in `place/values/NAME.json`.
+    """A job that computes a JSON value and saves it in `place/values/NAME.json`.
 
     `function(place)` must depend on the files in `place` only.
     """
@@ -219,8 +219,8 @@ def value(place: Path, name: str) -> Any:
 
 @contextmanager
 def spent() -> Iterator[list[JobCost]]:
-    """Yield a list; after the block it contains the cost of the block."""
+    """Measure the cost of a `with` block. The yielded list contains the cost after the block."""
     wall, cpu = time.monotonic(), time.process_time()
-    found: list[JobCost] = []
-    yield found
-    found.append(JobCost(seconds=time.monotonic() - wall, core_seconds=time.process_time() - cpu))
+    costs: list[JobCost] = []
+    yield costs
+    costs.append(JobCost(seconds=time.monotonic() - wall, core_seconds=time.process_time() - cpu))

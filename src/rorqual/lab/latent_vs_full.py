@@ -1,4 +1,4 @@
-"""`latent-vs-full`: is latent attention at least as good as full attention, with a smaller cache?"""
+"""The experiment `latent-vs-full`: is latent attention at least as good as full attention, with a smaller cache?"""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rorqual.model.load.run import read_model_config
 
 
 class LatentVsFull(ShapeExperiment):
-    """The rival is multi-head attention with as many heads; the head size equalises the total parameters."""
+    """The experiment on latent attention. Its rival, multi-head attention, has the same numbers of heads and parameters."""
 
     name = "latent-vs-full"
     title = "Latent attention against full attention"

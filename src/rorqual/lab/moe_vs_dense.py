@@ -1,4 +1,4 @@
-"""`moe-vs-dense`: is a mixture of experts better than a dense model at equal FLOPs, and at equal time?"""
+"""The experiment `moe-vs-dense`: is a mixture of experts better than a dense model at equal FLOPs, and at equal time?"""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from rorqual.lab.shapes import DENSE_CLOCK, DENSE_FLOPS, MOE
 
 
 class MoEVsDense(ShapeExperiment):
-    """The dense model's width gives equal FLOPs per token.
+    """The experiment on mixtures of experts. The width of the dense model gives equal FLOPs per token.
 
-    The dense model needs less time per FLOP. So for equal time it is trained for more steps: as many as the mixture's
-    core-seconds bought on other seeds.
+    The dense model needs less time per FLOP. For equal time it is therefore trained for more steps, which take as many
+    core-seconds as the mixture took on other seeds.
     """
 
     name = "moe-vs-dense"

@@ -1,4 +1,4 @@
-"""`mtp`: does multi-token prediction improve the main model at equal steps, and at equal time?"""
+"""The experiment `mtp`: does multi-token prediction improve the main model at equal steps, and at equal time?"""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from rorqual.lab.shapes import MOE, MTP, PLAIN_CLOCK
 
 
 class MultiTokenPrediction(ShapeExperiment):
-    """The MTP module is dropped for every measurement.
+    """The experiment on multi-token prediction. The MTP module is dropped for every measurement.
 
-    The module makes a step more expensive. So for equal time the model without it is trained for as many steps as that
-    pays for.
+    The module makes a training step more expensive. For equal time, the model without the module is therefore trained for
+    more steps.
     """
 
     name = "mtp"

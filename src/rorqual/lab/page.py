@@ -29,7 +29,7 @@ def write_page(finding: Finding, out: Path) -> Path:
 
 
 def page_text(finding: Finding) -> str:
-    """Return the page: verdict, contrasts, charts, tables, costs, and the command to repeat it."""
+    """Return a finding's page: verdict, contrasts, charts, tables, costs, and the command that repeats the experiment."""
     parts = [
         f"<h1>{escape(finding.title)}</h1>",
         f'<p class="lede">Claim: {escape(finding.claim)} <span class="meta">({escape(finding.source)})</span></p>',
@@ -47,7 +47,7 @@ def page_text(finding: Finding) -> str:
 
 
 def number(value: float, unit: str, *, signed: bool = False) -> str:
-    """Format a value in its unit; points are shares in percent."""
+    """Format a value in its unit. Points are shares in percent."""
     scaled, digits = (100 * value, 1) if unit == "points" else (value, 4 if unit in ("nats", "bits") else 3)
     return f"{scaled:{'+' if signed else ''}.{digits}f}"
 
@@ -56,11 +56,11 @@ def _contrasts(finding: Finding) -> list[str]:
     if not finding.contrasts:
         return []
     questions: dict[str, list[Contrast]] = {}
-    for one in finding.contrasts:
-        questions.setdefault(one.question, []).append(one)
+    for contrast in finding.contrasts:
+        questions.setdefault(contrast.question, []).append(contrast)
     level = f"{finding.contrasts[0].confidence:.0%}"
     heads = ["", "first", "second", "difference", f"{level} interval", "", f"{level}, t over seeds", "each seed"]
-    groups = [(question, [_contrast_row(one) for one in rows]) for question, rows in questions.items()]
+    groups = [(question, [_contrast_row(contrast) for contrast in rows]) for question, rows in questions.items()]
     note = (
         "Intervals resample seeds first, then items within them. With five seeds their coverage is below nominal "
         "(docs/results/coverage.json). Student's t over the seeds' differences has nominal coverage if these are normal, and is wide. "
@@ -70,33 +70,33 @@ def _contrasts(finding: Finding) -> list[str]:
     return [html.section("contrasts", "Contrasts", html.table("contrasts", heads, groups), html.para(note, "note"))]
 
 
-def _contrast_row(one: Contrast) -> list[str]:
-    seeds = ", ".join(f"{number(a, one.unit)} → {number(b, one.unit)}" for a, b in one.by_seed)
-    sign = {"holds": "higher", "does not hold": "lower", "open": "open"}[one.sign]
+def _contrast_row(contrast: Contrast) -> list[str]:
+    seeds = ", ".join(f"{number(a, contrast.unit)} → {number(b, contrast.unit)}" for a, b in contrast.by_seed)
+    sign = {"holds": "higher", "does not hold": "lower", "open": "open"}[contrast.sign]
     return [
-        f"{one.of} ({one.unit})",
-        number(one.a, one.unit),
-        number(one.b, one.unit),
-        number(one.difference, one.unit, signed=True),
-        f"[{number(one.low, one.unit, signed=True)}, {number(one.high, one.unit, signed=True)}]",
-        html.Html(f'<span class="v {MARKS[one.sign]}">{sign}</span>'),
-        _t_interval(one),
+        f"{contrast.of} ({contrast.unit})",
+        number(contrast.a, contrast.unit),
+        number(contrast.b, contrast.unit),
+        number(contrast.difference, contrast.unit, signed=True),
+        f"[{number(contrast.low, contrast.unit, signed=True)}, {number(contrast.high, contrast.unit, signed=True)}]",
+        html.Html(f'<span class="v {MARKS[contrast.sign]}">{sign}</span>'),
+        _t_interval(contrast),
         html.Html(
             f'<span class="meta" style="display:inline-block;min-width:11rem;white-space:normal">{escape(seeds)}</span>'
         ),
     ]
 
 
-def _t_interval(one: Contrast) -> str:
-    if len(one.by_seed) < 2:
+def _t_interval(contrast: Contrast) -> str:
+    if len(contrast.by_seed) < 2:
         return "one seed"
-    found = t_interval(one.differences, one.confidence)
-    return f"[{number(found.low, one.unit, signed=True)}, {number(found.high, one.unit, signed=True)}]"
+    interval = t_interval(contrast.differences, contrast.confidence)
+    return f"[{number(interval.low, contrast.unit, signed=True)}, {number(interval.high, contrast.unit, signed=True)}]"
 
 
 def _table(table: Table) -> list[str]:
-    made = [f"<h3>{escape(table.title)}</h3>", html.table(table.title, table.heads, [("", table.rows)])]
-    return [*made, html.para(table.note, "note")] if table.note else made
+    parts = [f"<h3>{escape(table.title)}</h3>", html.table(table.title, table.heads, [("", table.rows)])]
+    return [*parts, html.para(table.note, "note")] if table.note else parts
 
 
 def _costs(finding: Finding) -> list[str]:
@@ -136,7 +136,7 @@ def picture_of(chart: Chart) -> Picture:
 
 
 def colours(theme: Theme) -> Sequence[str]:
-    """Return the colours of the series, in order; markers differ as well."""
+    """Return the colours of the series, in order. Series also differ by marker."""
     return (theme.after, theme.off, theme.on, theme.before, theme.ink, theme.faint)
 
 

@@ -1,7 +1,8 @@
 """Run an experiment: print the cost, run the jobs of its seeds in parallel, conclude, and write the JSON and the page.
 
-Each job has its own process with one torch thread. So two cores run two jobs, and processor time belongs to one job.
-Finished jobs are found by their files: the same command resumes, and a killed job resumes from its checkpoint.
+Each job has its own process with one torch thread, so two cores run two jobs and the processor time of each job is known.
+Finished jobs are recognised by their files. The same command resumes the experiment, and a killed job resumes from its
+checkpoint.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from rorqual.tasks.families import FAMILIES
 
 @dataclass
 class LabPlan:
-    """The jobs of all seeds, by (seed, name)."""
+    """The plan of an experiment. `jobs` maps (seed, name) to the jobs of all seeds, in dependency order."""
 
     experiment: Experiment
     out: Path
@@ -55,11 +56,11 @@ class LabPlan:
                 self.jobs[seed, job.name] = job
 
     def place(self, seed: int) -> Path:
-        """Return a seed's folder, which all experiments share."""
+        """Return the folder of a seed, which all experiments share."""
         return self.out / f"seed-{seed}"
 
     def left(self) -> dict[tuple[int, str], ExperimentJob]:
-        """Return the jobs that are not done, in order."""
+        """Return the jobs that are not done, in dependency order."""
         return {key: job for key, job in self.jobs.items() if not job.done(self.place(key[0]), self.share)}
 
 
@@ -72,11 +73,11 @@ def run_lab(
     """
     plan = planned(find_experiment(name), out, seeds, budget)
     todo = plan.left()
-    whole, left = (sum(job.estimate for job in jobs.values()) for jobs in (plan.jobs, todo))
+    total, remaining = (sum(job.estimate for job in jobs.values()) for jobs in (plan.jobs, todo))
     print(f"{plan.experiment.title}\n  claim: {plan.experiment.claim} ({plan.experiment.source})")
     print(
-        f"  {len(seeds)} seeds, {len(plan.jobs)} jobs, about {whole / 60:.1f} core-minutes, {left / 60:.1f} of them left: "
-        f"{clock(left / workers)} on {workers} cores"
+        f"  {len(seeds)} seeds, {len(plan.jobs)} jobs, about {total / 60:.1f} core-minutes, {remaining / 60:.1f} of them left: "
+        f"{clock(remaining / workers)} on {workers} cores"
     )
     _do(plan, todo, workers)
     finding = concluded(plan, command)
@@ -111,7 +112,7 @@ def planned(experiment: Experiment, out: Path, seeds: tuple[int, ...], budget: f
 
 
 def concluded(plan: LabPlan, command: str) -> Finding:
-    """Return the finding with the cost of every job, where it was made, and the verdict of every problem."""
+    """Return the finding with the cost of every job, the machine and versions, and the verdict of every problem."""
     finding = plan.experiment.conclude({seed: plan.place(seed) for seed in plan.seeds})
     names = list(dict.fromkeys(name for _, name in plan.jobs))
     costs = {
@@ -126,18 +127,18 @@ def concluded(plan: LabPlan, command: str) -> Finding:
         "rorqual": rorqual.__version__,
         "families": ", ".join(f"{family.name} {family.version}" for family in FAMILIES),
     }
-    asked = [name for name in names if isinstance(plan.jobs[plan.seeds[0], name], Measure)]
+    evaluated = [name for name in names if isinstance(plan.jobs[plan.seeds[0], name], Measure)]
     verdicts = compact(
-        {name: [evaluation(plan.place(seed), name) for seed in plan.seeds] for name in asked}, plan.seeds
+        {name: [evaluation(plan.place(seed), name) for seed in plan.seeds] for name in evaluated}, plan.seeds
     )
-    rest = {
+    update = {
         "costs": costs,
         "command": command,
         "made": made,
         "share": plan.share,
         "verdicts": (*finding.verdicts, *verdicts),
     }
-    return finding.model_copy(update=rest)
+    return finding.model_copy(update=update)
 
 
 @dataclass
@@ -146,15 +147,15 @@ class JobProcess:
 
     key: tuple[int, str]
     process: BaseProcess
-    said: Connection
-    began: float
+    pipe: Connection
+    start: float
 
 
 def _do(plan: LabPlan, todo: dict[tuple[int, str], ExperimentJob], workers: int) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["rorqual.lab.run"])
     busy: list[JobProcess] = []
-    total, done, began = sum(job.estimate for job in todo.values()), 0.0, time.monotonic()
+    total, done, start = sum(job.estimate for job in todo.values()), 0.0, time.monotonic()
     try:
         while todo or busy:
             while len(busy) < workers and (key := _ready(plan, todo, busy)) is not None:
@@ -165,10 +166,10 @@ def _do(plan: LabPlan, todo: dict[tuple[int, str], ExperimentJob], workers: int)
                 busy.remove(worker)
                 _ended(plan, worker)
                 done += plan.jobs[worker.key].estimate
-                pace = (time.monotonic() - began) / max(done, 1e-9)
+                pace = (time.monotonic() - start) / max(done, 1e-9)
                 seed, name = worker.key
                 print(
-                    f"  seed {seed}  {name:28} {clock(time.monotonic() - worker.began):>6}   "
+                    f"  seed {seed}  {name:28} {clock(time.monotonic() - worker.start):>6}   "
                     f"{done / total:4.0%}  left {clock((total - done) * pace)}",
                     flush=True,
                 )
@@ -181,7 +182,7 @@ def _do(plan: LabPlan, todo: dict[tuple[int, str], ExperimentJob], workers: int)
 def _ready(
     plan: LabPlan, todo: Mapping[tuple[int, str], ExperimentJob], busy: list[JobProcess]
 ) -> tuple[int, str] | None:
-    """Return the first job whose needs are done."""
+    """Return the key of the first job whose needed jobs are done, or None."""
     under_way = {worker.key for worker in busy}
     for (seed, name), job in todo.items():
         if all((seed, need) not in todo and (seed, need) not in under_way for need in job.needs):
@@ -190,47 +191,47 @@ def _ready(
 
 
 def _start(context: multiprocessing.context.ForkServerContext, plan: LabPlan, key: tuple[int, str]) -> JobProcess:
-    here, there = context.Pipe(duplex=False)
+    receiver, sender = context.Pipe(duplex=False)
     process = context.Process(
-        target=_work, args=(plan.experiment.name, plan.out, plan.seeds, plan.share, key, there), daemon=True
+        target=_work, args=(plan.experiment.name, plan.out, plan.seeds, plan.share, key, sender), daemon=True
     )
     process.start()
-    there.close()
-    return JobProcess(key, process, here, time.monotonic())
+    sender.close()
+    return JobProcess(key, process, receiver, time.monotonic())
 
 
 def _ended(plan: LabPlan, worker: JobProcess) -> None:
     """Read a job's final message. A failed job stops the experiment; finished jobs stay."""
     seed, name = worker.key
     try:
-        said = worker.said.recv()
+        message = worker.pipe.recv()
     except EOFError:  # no message: the job was killed, or crashed with a traceback above
-        said = f"its process ended with code {worker.process.exitcode}"
-    if said:
+        message = f"its process ended with code {worker.process.exitcode}"
+    if message:
         raise RorqualError(
-            said,
+            message,
             where=f"{plan.experiment.name}, seed {seed}, {name}",
             remedy="Repeat the command: finished jobs are kept.",
         )
 
 
-def _work(name: str, out: Path, seeds: tuple[int, ...], share: float, key: tuple[int, str], said: Connection) -> None:
-    """Run one job; this is the entry point of its process."""
+def _work(name: str, out: Path, seeds: tuple[int, ...], share: float, key: tuple[int, str], pipe: Connection) -> None:
+    """Run one job. This is the entry point of the job's process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which terminates its jobs
     threading.Thread(target=_die_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     plan = LabPlan(find_experiment(name), out, seeds, share)
     try:
         plan.jobs[key].finish(plan.place(key[0]), share)
-        said.send("")
+        pipe.send("")
     except RorqualError as error:
-        said.send(str(error))
+        pipe.send(str(error))
     except OSError as error:
-        said.send(f"{error.filename or out}: {error.strerror or error}")
+        pipe.send(f"{error.filename or out}: {error.strerror or error}")
 
 
 def _die_with_parent() -> None:
-    """Exit when the parent dies: an orphaned job would write beside the job that replaces it."""
+    """Exit when the parent dies, because an orphaned job would write to the same files as the job that replaces it."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])

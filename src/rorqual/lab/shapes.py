@@ -1,6 +1,6 @@
-"""Shared parts of the experiments on a model's shape: arms that differ only in what is compared, and their held-out losses.
+"""Shared parts of the experiments on a model's shape: arms that differ only in the compared property, and their held-out losses.
 
-The baseline is a small DeepSeek-V3 without MTP. All arms of a seed read the same worked solutions in the same order.
+The baseline is a small DeepSeek-V3 without MTP. All arms of a seed train on the same worked solutions in the same order.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ TASK = "families:add,sub,mod,swap,count,kk"
 OPTIONS: Mapping[str, Any] = {"hard": 0.0}
 ROWS, ROW = 16, 128
 CONTEXT = ROW // 2
-"""Positions that a trained token attends to on average, at most: FLOPs are compared at this context."""
+"""Upper bound of the mean number of positions that a trained token attends to. FLOPs are compared at this context."""
 MUON_RATE, ADAMW_RATE = 0.012, 4e-3
 DOCUMENTS, PROBLEMS = 600, 40
-"""Held-out solutions whose loss is measured, and problems per family that are answered."""
+"""Number of held-out solutions for the loss, and of problems per family for the accuracy."""
 GREEDY = SamplingParams(max_tokens=80)
 
 
 def baseline() -> ModelConfig:
-    """Return one dense layer and two MoE layers, all with latent attention.
+    """Return the baseline model: one dense layer and two MoE layers, all with latent attention.
 
     A MoE layer has 16 routed experts, two per token, and one shared expert.
     """
@@ -84,7 +84,7 @@ def baseline() -> ModelConfig:
 
 
 def dense_like(model: ModelConfig) -> ModelConfig:
-    """Return `model` with a dense network in place of each mixture; its width gives the same FLOPs per token."""
+    """Return `model` with a dense network in place of each mixture. The network's width gives the same FLOPs per token."""
 
     def build(width: int) -> ModelConfig:
         return _stages(model, lambda s: {"ffn": DenseConfig(intermediate_size=width)} if s.ffn.kind == "moe" else {})
@@ -96,9 +96,9 @@ def dense_like(model: ModelConfig) -> ModelConfig:
 
 
 def full_like(model: ModelConfig, *, heads: int, shared_by: int = 1) -> ModelConfig:
-    """Return `model` with full attention in place of latent attention; the head size gives as many parameters.
+    """Return `model` with full attention in place of latent attention. The head size gives the same number of parameters.
 
-    `shared_by` heads share one key and value head: 1 is multi-head attention.
+    `shared_by` heads share one key and value head. 1 means multi-head attention.
     """
 
     def build(head_dim: int) -> ModelConfig:
@@ -120,7 +120,7 @@ def _stages(model: ModelConfig, change: Callable[[Stage], dict[str, Any]]) -> Mo
 
 @dataclass(frozen=True)
 class Arm:
-    """One training. `core_seconds` is the time of the full training on the reference machine.
+    """One training run of a comparison. `core_seconds` is the time of the full run on the reference machine.
 
     `tried` maps a factor on both learning rates to {dev seed: loss on the dev split}. The factor with the best mean is
     used.
@@ -134,7 +134,7 @@ class Arm:
 
     @property
     def factor(self) -> float:
-        """The factor on the learning rates."""
+        """The factor on the learning rates that gave the lowest mean loss."""
         return min(self.tried, key=lambda factor: fmean(self.tried[factor].values()))
 
 
@@ -146,12 +146,12 @@ MOE, DENSE_FLOPS, DENSE_CLOCK = "shape-moe", "shape-dense-flops", "shape-dense-c
 FULL, MTP, PLAIN_CLOCK = "shape-full", "shape-mtp", "shape-plain-clock"
 STEPS = 300
 DENSE_STEP, MTP_STEP = 0.83, 1.33
-"""Core-seconds per step over the baseline's, by `benchmarks/shapes.py speed` (0.81 and 1.32) and `rates` (0.85 and 1.35)."""
+"""Core-seconds per step relative to the baseline, from `benchmarks/shapes.py speed` (0.81 and 1.32) and `rates` (0.85 and 1.35)."""
 MOE_TRIED = {0.5: {7: 0.3235, 8: 0.3331}, 1.0: {7: 0.3449, 8: 0.2244}, 2.0: {7: 0.3636, 8: 0.4482}}
 DENSE_TRIED = {0.5: {7: 0.3450, 8: 0.3111}, 1.0: {7: 0.2611, 8: 0.2478}, 2.0: {7: 0.4825, 8: 0.2811}}
 FULL_TRIED = {0.5: {7: 0.3072, 8: 0.2881}, 1.0: {7: 0.1821, 8: 0.2204}, 2.0: {7: 0.2393, 8: 0.2387}}
 MTP_TRIED = {0.5: {7: 0.3222, 8: 0.2934}, 1.0: {7: 0.2703, 8: 0.2356}, 2.0: {8: 0.2888}}
-"""Measured by `benchmarks/shapes.py rates`: {factor: {dev seed: loss}}. Arms with more steps use the rates of their shape."""
+"""Dev losses as {factor: {dev seed: loss}}, from `benchmarks/shapes.py rates`. Arms with more steps use the learning rates of their shape."""
 ARMS: Mapping[str, Arm] = {
     MOE: Arm("experts + latent", baseline, STEPS, 25, MOE_TRIED),
     DENSE_FLOPS: Arm("dense + latent", lambda: dense_like(baseline()), STEPS, 21, DENSE_TRIED),
@@ -166,7 +166,7 @@ DEV_SEEDS = (7, 8)
 
 
 def shape_run(name: str, seed: int, share: float = 1.0, factor: float = 0.0) -> Run:
-    """Return the run of an arm; `factor` 0 means the arm's own.
+    """Return the training run of an arm. `factor` 0 selects the arm's own factor on the learning rates.
 
     Warm-up takes a tenth of the steps and decay the last two fifths.
     """
@@ -219,33 +219,33 @@ def shape_jobs(names: Iterable[str], seed: int, share: float) -> list[Experiment
 
 
 def held_out(place: Path, *, name: str, seed: int, count: int, split: Split = "test") -> list[float]:
-    """Return the loss of the run `place/name` on each of `count` held-out solutions, the same for every arm of a seed."""
+    """Return the loss of the run `place/name` on each of `count` held-out solutions. All arms of a seed use the same solutions."""
     run = RunDir(place / name)
     chat = chat_format(Tokenizer.load(run.tokenizer_file), "deepseek")
     return document_losses(load_run(run), solutions(chat, seed, count, split), row=ROW)
 
 
 def solutions(chat: ChatFormat, seed: int, count: int, split: Split) -> list[Sample]:
-    """Return worked solutions of `split`."""
+    """Return `count` worked solutions of `split`."""
     problems = safe_problems(load_task(TASK, options=dict(OPTIONS)), split, seed)
     return [worked_sample(problem, chat, think=True) for problem in islice(problems, count)]
 
 
 @torch.no_grad()
 def document_losses(model: Decoder, samples: Sequence[Sample], *, row: int, rows: int = 32) -> list[float]:
-    """Return the mean loss over each document's trained tokens, in nats, by the main model alone.
+    """Return the main model's mean loss over each document's trained tokens, in nats.
 
-    It processes `rows` rows of `row` tokens at a time.
+    Each forward pass processes `rows` rows of `row` tokens.
     """
     packed = pack(samples, row)
     batch = TrainBatch.from_packed(packed.batch)
     parts = batch.split(max(1, len(batch.tokens) // rows))
     losses = torch.cat([_losses(model, part) for part in parts])  # [rows, row]
-    found = []
+    means = []
     for line, start, length in packed.places:
         counted = batch.loss_mask[line, start : start + length].double()
-        found.append(float((losses[line, start : start + length] * counted).sum() / counted.sum()))
-    return found
+        means.append(float((losses[line, start : start + length] * counted).sum() / counted.sum()))
+    return means
 
 
 def _losses(model: Decoder, batch: TrainBatch) -> torch.Tensor:

@@ -1,6 +1,6 @@
-"""The base student of a seed: dense, a quarter of the teacher's active parameters, able to think, but mostly answering at once.
+"""The base student of a seed: dense, a quarter of the teacher's active parameters, able to think, but mostly answering without thinking.
 
-It is the start of `distil-vs-rl` and `zero`, and both use the same measurements of it.
+The experiments `distil-vs-rl` and `zero` start from the base student and share its evaluations.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ from rorqual.recipes.sft import sft
 from rorqual.train.run import Run
 
 TASK = STUDENT_TASK
-"""Families in which a guess is right at most once in 120. In count, mod and kk, guessing has a pass@8 over one half."""
+"""Families in which a guess is right at most once in 120. In the families count, mod and kk, guessing has a pass@8 over one half."""
 FAMILIES = ("add", "sub", "swap")
 HARD = FULL.student_hard
-"""Only hard problems. Two-digit sums are learned at once, without thinking, and reinforcement then favours answering at once."""
+"""Share of hard problems, which is 1. With two-digit sums, which need no thinking, reinforcement would favour answers without thinking."""
 ABLE, BASE = "student-able", "student-base"
 ABLE_STEPS, ABLE_THINK = FULL.student_able_steps, FULL.student_able_think
 BASE_STEPS, BASE_THINK, BASE_RATE = FULL.student_base_steps, FULL.student_think, FULL.student_base_lr
-"""As in the quickstart. The student first learns to think on 40 % of its problems, then in a few steps to think rarely.
+"""Settings of the base student, as in the quickstart.
 
-So it has an ability that it seldom uses.
+The student first learns to think on 40 % of its problems, and then, in a few steps, to think rarely. The base student can therefore
+think, but seldom does.
 """
 ROUNDING = [f"agreement.most={FULL.rival_agreement}"]
-"""In fp32, one very unlikely token in half a million differed by 1.5e-4 nats between trainer and sampler."""
+"""Limit for the difference between trainer and sampler. In fp32, one very unlikely token in 500,000 differed by 1.5e-4 nats."""
 PER_CELL, TRIES = 120, 8
 EIGHT = f"{BASE}-eight-tries"
 RL, RL_STEPS, RL_RATE = "student-rl", FULL.rival_steps, FULL.rival_lr
@@ -46,7 +47,7 @@ def fresh(seed: int) -> int:
 
 
 def base_jobs(seed: int, place: Path, share: float) -> list[ExperimentJob]:
-    """Return the jobs of the base student, and of its pass@8."""
+    """Return the jobs that train the base student and measure its pass@8."""
 
     def able() -> Run:
         return sft(task=TASK, size="student", steps=amount(ABLE_STEPS, share), rows=32, row=128, think=ABLE_THINK,
@@ -76,7 +77,7 @@ def reinforced_job(seed: int, place: Path, share: float) -> Train:
 
 
 def reinforce(start: Path, steps: int, seed: int) -> Run:
-    """Return a GRPO run from `start`."""
+    """Return a GRPO run that starts from the run `start`."""
     run = grpo(task=TASK, start=str(start), steps=steps, problems=FULL.rival_problems, samples=FULL.rival_samples, max_tokens=80,
                row=128, lr=RL_RATE,
                 options={"hard": HARD}, seed=seed)  # fmt: skip
@@ -84,7 +85,7 @@ def reinforce(start: Path, steps: int, seed: int) -> Run:
 
 
 def measures(model: str, seed: int, share: float, modes: tuple[Thinking, ...] = ("auto", "on")) -> list[ExperimentJob]:
-    """Return evaluations of the run `model` on held-out problems, by its own choice and made to think."""
+    """Return the jobs that evaluate the run `model` on held-out problems, one for each thinking mode."""
     return [measured(f"{model}-{mode}", model, seed, share, thinking=mode) for mode in modes]
 
 
@@ -98,7 +99,7 @@ def measured(
     count: int = PER_CELL,
     params: SamplingParams = SAMPLED,
 ) -> Measure:
-    """Return one evaluation of the run `model`; `count` problems of each family and level at full share."""
+    """Return the job that evaluates the run `model`, with `count` problems of each family and level at full share."""
     return Measure(
         name=name,
         model=model,

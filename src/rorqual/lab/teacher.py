@@ -1,4 +1,4 @@
-"""The teacher of a seed: the quickstart's, trained once in the seed's folder for all experiments that need it."""
+"""The teacher of a seed: the quickstart's teacher, trained once in the seed's folder for all experiments."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ BASE, TEACHER = "teacher-base", "teacher"
 
 
 def teacher_jobs(seed: int, place: Path, share: float) -> list[ExperimentJob]:
-    """Return the two trainings of the quickstart's teacher.
+    """Return the two training jobs of the quickstart's teacher.
 
-    The first is SFT on worked solutions, half of them answered at once. The second is GRPO on correctness.
+    The first job is SFT on worked solutions, half of them without thinking. The second job is GRPO on correctness.
     """
 
     def base() -> Run:

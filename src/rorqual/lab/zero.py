@@ -1,6 +1,6 @@
-"""`zero`: what improves if a model that mostly answers at once gets only reinforcement, with correctness as the only reward?
+"""The experiment `zero`: what improves if a model that mostly answers without thinking gets only reinforcement?
 
-Two effects are measured apart: the choice to think, and accuracy when made to think.
+Correctness is the only reward. Two effects are measured separately: the choice to think, and accuracy when made to think.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ EFFECTS = {
 
 
 class Zero(Experiment):
-    """Reinforcement from the base student of `distil-vs-rl`."""
+    """The experiment on reinforcement alone, from the base student of `distil-vs-rl`."""
 
     name: ClassVar[str] = "zero"
     title: ClassVar[str] = "Reinforcement alone"
@@ -44,11 +44,11 @@ class Zero(Experiment):
 
 
 LONG_PARTS, LONG_STEPS = 4, 150
-"""About 25 core-minutes, in parts, so that the model is measured in between."""
+"""Number of parts and steps per part, about 25 core-minutes in total. The model is measured after each part."""
 
 
 class ZeroLong(Experiment):
-    """A much longer `zero` for one seed, in parts. Each part starts from the last one with a fresh optimizer."""
+    """A much longer run of `zero` for one seed, in parts. Each part starts from the previous part with a fresh optimizer."""
 
     name: ClassVar[str] = "zero-long"
     title: ClassVar[str] = "Reinforcement alone, for long"
@@ -58,11 +58,11 @@ class ZeroLong(Experiment):
 
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         own = fresh(seed)
-        found = base_jobs(own, place, share)
+        jobs = base_jobs(own, place, share)
         for part in range(1, LONG_PARTS + 1):
-            found.append(_part(part, own, place, share))
-            found += measures(_name(part), own, share)
-        return found
+            jobs.append(_part(part, own, place, share))
+            jobs += measures(_name(part), own, share)
+        return jobs
 
     def conclude(self, places: Mapping[int, Path]) -> Finding:
         where, runs = list(places.values()), tuple(_name(part) for part in range(1, LONG_PARTS + 1))
@@ -87,7 +87,7 @@ def _part(part: int, seed: int, place: Path, share: float) -> Train:
 def told(
     experiment: Experiment, where: Sequence[Path], last: str, runs: Sequence[str], places: Mapping[int, Path]
 ) -> Finding:
-    """Return the finding on the change from the base to the run `last`; `runs` are consecutive."""
+    """Return the finding on the change from the base student to the run `last`. `runs` are the consecutive runs up to `last`."""
     before, after = ([evaluation(p, f"{m}-auto") for p in where] for m in (BASE, last))
     made_before, made_after = ([evaluation(p, f"{m}-on") for p in where] for m in (BASE, last))
     choice = contrasts(EFFECTS["choice"], before, after, measure=did_think)
@@ -118,9 +118,9 @@ def told(
 
 
 def _verdict(choice: Contrast, right: Contrast, ability: Contrast) -> tuple[Verdict, list[str]]:
-    """Judge accuracy when made to think: thinking more often is not better reasoning.
+    """Judge accuracy when made to think, because thinking more often is not better reasoning.
 
-    One seed shows what is possible, and gives no verdict.
+    The verdict of a single seed is always open.
     """
     words = [
         f"Accuracy by its own choice to think: {said(right)}.",
@@ -130,8 +130,8 @@ def _verdict(choice: Contrast, right: Contrast, ability: Contrast) -> tuple[Verd
     return ability.sign, words
 
 
-def _length(found: Sequence[Evaluation]) -> float:
-    lengths = [s.thinking_tokens for one in found for s in one.samples if s.thought]
+def _length(evaluations: Sequence[Evaluation]) -> float:
+    lengths = [s.thinking_tokens for evaluation in evaluations for s in evaluation.samples if s.thought]
     return sum(lengths) / len(lengths) if lengths else 0.0
 
 
@@ -185,5 +185,5 @@ def _on_the_way(where: Sequence[Path], runs: Sequence[str]) -> Chart:
     )
 
 
-def _share_right(found: Evaluation) -> float:
-    return sum(s.verdict.value == "right" for s in found.samples) / len(found.samples)
+def _share_right(evaluation: Evaluation) -> float:
+    return sum(s.verdict.value == "right" for s in evaluation.samples) / len(evaluation.samples)

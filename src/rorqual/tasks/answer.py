@@ -339,8 +339,8 @@ def _parsed(text: str, timeout: int) -> list[Any] | None:
 def _clock(seconds: float) -> Iterator[None]:
     """Raise TimeoutException if the block takes longer than `seconds`. It works in the main thread only.
 
-    math-verify's own timeout fires once. If it fires inside a finalizer during garbage collection, Python prints the error and continues
-    without a timeout. `_clock` therefore fires again every `STRIKES_AGAIN` seconds, and also raises if the block ends late.
+    math-verify's own timeout fires once. If that timeout fires inside a finalizer during garbage collection, Python prints the error and
+    continues without a timeout. `_clock` therefore fires again every `STRIKES_AGAIN` seconds, and also raises if the block ends late.
     The caller's own alarm still fires at its time, or at the end of the block.
     """
     expired = math_verify().errors.TimeoutException

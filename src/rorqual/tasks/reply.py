@@ -68,7 +68,7 @@ class Reading:
     `value` is the answer, or None. `denied` holds values that the segment rejects.
     `rival` is another value that looks equally final. `beside` holds the other values that the segment states (rule 8).
     `refused` is True if the segment leaves the answer open (a hedge, a range) or says that no answer exists.
-    A `weak` value counts only if the previous sentence has none ("... = 8. So that is the total for the 3 days.").
+    A `weak` value counts only if the previous sentence has no value ("... = 8. So that is the total for the 3 days.").
     """
 
     value: Any = None

@@ -123,7 +123,7 @@ def held_out(data: Path, split: Split, names: dict[str, str]) -> list[Path]:
 
 
 def carve(problems: list[tuple[str, Problem]], split: Split) -> list[Problem]:
-    """Divide training rows into train and dev by a hash of each pair's first element. Test rows stay undivided.
+    """Divide training rows into train and dev by a hash of each pair's first element. Test rows are returned unchanged.
 
     The first element is the group that related problems share, for example the text of several questions.
     """
@@ -135,7 +135,7 @@ def carve(problems: list[tuple[str, Problem]], split: Split) -> list[Problem]:
 
 
 def shuffled(problems: list[Problem], split: Split, seed: int, where: str) -> Iterator[Problem]:
-    """Return the problems shuffled by `seed`. Raises DataError if there are none."""
+    """Return the problems shuffled by `seed`. Raises DataError if there are no problems."""
     if not problems:
         raise DataError(
             f"the split '{split}' has no problem", where=where, remedy="Check the file, or use another split."

@@ -22,7 +22,7 @@ T = TypeVar("T")
 def watched(name: str, given: Iterator[T], patience: float, say: float = SAY_SECONDS) -> Iterator[T]:
     """Yield from `given`. If no item arrives for `say` seconds, print a line to stderr and continue.
 
-    Raises TaskError if one item takes over `patience` CPU seconds of this thread. Waiting and a slow machine do not count.
+    Raises TaskError if one item takes over `patience` CPU seconds of this thread. Waiting and machine load do not count.
     SIGINT interrupts the generator. This requires the main thread and Python's default handler; otherwise only the reports appear.
     """
     watch = Watch(name, patience, say)

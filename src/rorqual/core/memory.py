@@ -2,7 +2,7 @@
 
 By default glibc maps each block above a threshold separately, and returns the top of its heap once it reaches twice that
 threshold. A model step requests the same few megabytes again and again, and the kernel must clear each new page. That cost
-7 to 45 % of a prefill's time, depending on its largest tensors, and about 6 % of training's (docs/LOG.md).
+7 to 45 % of a prefill's time, depending on its largest tensors, and about 6 % of training's (docs/log/speed.md).
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ CORE_WORK = 15_000_000
 """Multiply-adds per layer and step that make one more core worthwhile.
 
 With less work, threads wait for the interpreter lock, which every torch operation releases and takes again. Two cores
-then took up to twice the time of one (docs/LOG.md).
+then took up to twice the time of one (docs/log/speed.md).
 """
 
 

@@ -45,7 +45,7 @@ SOFT = "small-soft"
 class Amounts(Config):
     """The amounts of work, chosen on seed 0 and the dev split before any evidence seed was run.
 
-    Short training favours the small set, and long training the full one (docs/LOG.md). These are as many steps as
+    Short training favours the small set, and long training the full one (docs/log/experiments.md). These are as many steps as
     twenty core-minutes allow: an error in this choice is in favour of the claim.
     """
 

@@ -52,7 +52,7 @@ def supervised(model: ModelConfig, sequence_balance: float = 0.0) -> tuple[Objec
 def tuned(lr: float = 0.0) -> OptimConfig:
     """Return the optimizer of supervised recipes: Muon for hidden matrices, AdamW for the rest.
 
-    Its rates are for fresh models of our sizes (docs/LOG.md, choosing the quickstart's recipe). For a pretrained model
+    Its rates are for fresh models of our sizes (docs/log/training-and-quickstart.md, choosing the quickstart's recipe). For a pretrained model
     set `lr`, which gives AdamW alone at that rate.
     """
     if lr:

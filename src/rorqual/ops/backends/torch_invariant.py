@@ -40,7 +40,7 @@ STEPS = {torch.float32: (1, 2, 4)}
 MORE_STEPS = (1, 2, 3, 4, 6, 16)
 WHOLE = 20
 WIDEST = 16384
-"""Most outputs to test. Of 49,152, the first have the same bits (docs/LOG.md), so the head of a large vocabulary need not be copied."""
+"""Most outputs to test. Of 49,152, the first have the same bits (docs/log/same-bits.md), so a large head need not be copied."""
 NOT_HELD = (
     "answers may differ in their last bits, depending on what else is in the batch: for no tested number of rows are all of this "
     "model's products on this device rounded in one way (docs/engine.md)"

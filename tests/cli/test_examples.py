@@ -122,7 +122,9 @@ def show_blocks(workshop: Path, programs: Path) -> None:
 def test_the_page_that_says_how_to_make_small_sets_with_a_task_of_ones_own(tmp_path: Path) -> None:
     place = tmp_path / "place"
     place.mkdir()
-    shown = re.findall(r"^```(\w+)[^\n]*\n(.*?)^```$", (ROOT / "docs/data-distil.md").read_text("utf-8"), re.M | re.S)
+    shown = re.findall(
+        r"^```(\w+)[^\n]*\n(.*?)^```$", (ROOT / "docs/how-to/data-distil.md").read_text("utf-8"), re.M | re.S
+    )
     (place / "mine.py").write_text(next(code for language, code in shown if language == "python"), encoding="utf-8")
     with forked_commands(tmp_path) as programs:
         for language, code in shown:

@@ -75,7 +75,7 @@ def write_page(folder: Path, title: str, rows: Rows, drawings: Sequence[Drawing]
     card = asked.device()
     peaks = ", ".join(f"{value / 1e12:,.4g} TFLOPS in {name}" for name, value in card.peak.items())
     given = f"{card.title}: {card.source}. {peaks}; {card.bandwidth / 1e12:.3g} TB/s; {card.memory / 1e9:.4g} GB. Rent: {asked.rent_words()}."
-    counted = "FLOPs count a multiply-add as two, in matrix products only. A plan fills up to 92 % of device memory. Details: docs/plan.md."
+    counted = "FLOPs count a multiply-add as two, in matrix products only. A plan fills up to 92 % of device memory. See docs/how-to/plan.md."
     lede = "This plan is computed from the model's config and from tables with sources. Nothing was run."
     shown = [row for row in rows if row[0]]
     body = "\n".join(

@@ -44,7 +44,7 @@ class EngineConfig:
     """Repack the weights once for fast reads (`Backend.prepare`). Only for a model that no other code uses."""
     backend: str = "torch-invariant"
     """Backend that runs the model. `torch` is faster than `torch-invariant`, but its results depend on the rest of the
-    batch (docs/engine.md)."""
+    batch (docs/explanation/engine.md)."""
 
     def check(self, model: Decoder, tokenizer: Tokenizer) -> None:
         """Check these settings against a model and its tokenizer.

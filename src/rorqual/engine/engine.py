@@ -48,13 +48,13 @@ class Engine:
     """Batched generation with a KV cache, exact log-probabilities and recorded expert choices.
 
     With the default backend, a completion is a function of its request and the weights, bit for bit. It does not depend
-    on other requests, their order, the chunks of prefill or cache hits (docs/engine.md).
+    on other requests, their order, the chunks of prefill or cache hits (docs/explanation/engine.md).
 
     `Engine(run)` loads a run directory. `Engine.of(model, ...)` serves a model that other code holds, such as a
     trainer. Both take the fields of `EngineConfig` as keywords. In `of`, `reuse` and `pack` default to False.
 
     `of` shares the model and does not copy it. The next step uses weights that were changed in place, and drops
-    everything cached under older ones (docs/engine.md). An error or a Ctrl-C within a step drops all submitted
+    everything cached under older ones (docs/explanation/engine.md). An error or a Ctrl-C within a step drops all submitted
     requests, and the engine stays usable. Calls from several threads wait for each other.
     """
 
@@ -152,7 +152,7 @@ class Engine:
     def weights_changed(self) -> None:
         """Invalidate everything cached under older weights.
 
-        The engine detects most changes by itself; docs/engine.md lists those that need this call.
+        The engine detects most changes by itself; docs/explanation/engine.md lists those that need this call.
         """
         with self._lock("weights_changed"):
             self._weights.changed()

@@ -91,7 +91,7 @@ def fingerprint(model: Decoder, *, arithmetic: str = "") -> bytes:
 
 
 def _make() -> str:
-    """Return the processor model. Two models with the same capability may round differently (docs/engine.md)."""
+    """Return the processor model. Two models with the same capability may round differently (docs/explanation/engine.md)."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].split("\n")
     except (OSError, UnicodeDecodeError):

@@ -17,7 +17,7 @@ Variant = Literal["none", "dapo", "dr_grpo", "gspo", "cispo", "v32"]
 
 
 def variant_settings(name: Variant, max_tokens: int) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Return the objective and source settings of a paper's recipe (docs/grpo.md gives the source of each number)."""
+    """Return the objective and source settings of a paper's recipe (docs/how-to/grpo.md gives the source of each number)."""
     presets: dict[Variant, tuple[dict[str, Any], dict[str, Any]]] = {
         "none": ({}, {}),
         "dapo": (
@@ -63,7 +63,7 @@ def grpo(
     `data` is the file or folder of a task that reads files. The defaults are no KL term and DAPO's asymmetric clip.
     Groups whose samples all have the same reward give no gradient; they are left out and counted.
 
-    `variant` selects a paper's settings, each of which is also an option of its own (docs/grpo.md). `beta` is the weight
+    `variant` selects a paper's settings, each of which is also an option of its own (docs/how-to/grpo.md). `beta` is the weight
     of a KL term. Its `reference` defaults to the run that training starts from.
     """
     begin, model, chat = beginning(start, "bytes", "small", row)

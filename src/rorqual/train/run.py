@@ -78,10 +78,10 @@ class Run(Config):
     `micro_batches` is the number of parts of an update, which worker threads share. It changes gradients by rounding only.
     It fixes the order of sums, so it belongs to the run; the number of threads does not.
 
-    `backend` 'torch-invariant' makes the trainer round as the engine does (docs/engine.md). In float32 its log-probabilities of
+    `backend` 'torch-invariant' makes the trainer round as the engine does (docs/explanation/engine.md). In float32 its log-probabilities of
     fresh samples then equal the sampler's bit for bit. It is slower, and not the default.
 
-    `tune` selects the weights to train (docs/adapters.md). If that is only a part, routers and their biases are frozen, and
+    `tune` selects the weights to train (docs/how-to/adapters.md). If that is only a part, routers and their biases are frozen, and
     `balance` has no effect.
 
     `extensions` and `versions` are not settings; the loop writes them. `extensions` records increases of `steps` in the same

@@ -1,7 +1,7 @@
 """How model families write tool calls, and how one call is parsed.
 
 A call is complete or it is text. A complete call has a begin token, the name of an offered tool, a JSON object of arguments,
-and the end token. Otherwise the begin token is plain text, and parsing continues after it. docs/tools.md lists the
+and the end token. Otherwise the begin token is plain text, and parsing continues after it. docs/how-to/tools.md lists the
 consequences.
 """
 

@@ -29,7 +29,7 @@ NOT_OURS = "Give the address of a `rorqual serve` of this version."
 
 
 class RemoteRolloutEngine(RemoteClient):
-    """Samples with `POST {address}/rollout/generate` and sends weights to `/rollout/weights`; docs/serve.md describes
+    """Samples with `POST {address}/rollout/generate` and sends weights to `/rollout/weights`; docs/how-to/serve.md describes
     both.
 
     Each sample is a separate request, with as many at a time as the server has `slots`. Prompts and replies travel as

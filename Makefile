@@ -9,6 +9,7 @@ help:
 	@echo "make test-all     every test: random kills, whole pages of docs, browsers too"
 	@echo "make mutants      set up, then put known bugs back one at a time, and see that a test catches each"
 	@echo "make examples    train the quickstart on five seeds and grade the examples of the docs (an hour)"
+	@echo "make docs         set up, then build the documentation site: site/index.html"
 	@echo "make setup        only set up: .venv/bin/rorqual"
 
 setup:
@@ -26,6 +27,9 @@ test:
 
 test-all:
 	@scripts/test.sh all
+
+docs:
+	@scripts/docs.sh
 
 mutants:
 	@scripts/setup.sh test

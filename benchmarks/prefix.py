@@ -59,7 +59,7 @@ def first(engine: Engine, prefix: list[int], tail: int, reuse: bool) -> tuple[li
 
 def prefixes(run: Path, a: argparse.Namespace, length: int) -> list[list[int]]:
     """Return pieces of this project's documentation as ids."""
-    text = "\n".join(file.read_text(encoding="utf-8") for file in sorted((ROOT / "docs").glob("*.md")))
+    text = "\n".join(file.read_text(encoding="utf-8") for file in sorted((ROOT / "docs").rglob("*.md")))
     ids = Tokenizer.load(run / "tokenizer.json").encode(text)
     return [ids[i * length : (i + 1) * length] for i in range(a.prefixes)]
 

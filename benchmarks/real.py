@@ -6,7 +6,7 @@
     python benchmarks/real.py llama --data FOLDER --work runs/real      # needs xllamacpp
     python benchmarks/real.py result --data FOLDER --work runs/real --result docs/results/real-model.json
 
-`run` executes the commands of docs/teach.md and the evaluations around them in order, and skips those already done. Core-seconds are
+`run` executes the commands of docs/how-to/teach.md and the evaluations around them in order, and skips those already done. Core-seconds are
 those of the command's process, including its start. `perplexity` compares with transformers, which reads and dequantises the same
 file itself. The strict GSM8K figures regrade the replies of the lenient evaluation, since greedy replies would repeat.
 """
@@ -43,7 +43,7 @@ SHORT_SUMS = '\'options={"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_d
 ASKED = "count=100 max_tokens=256"
 LLAMA = "llama-orders.json"
 MORE = "runs/{}/evals/more-orders.json"
-"""An evaluation on 500 problems, including the 100 of docs/teach.md, because 100 are too few to show the effect of GRPO."""
+"""An evaluation on 500 problems, including the 100 of docs/how-to/teach.md, because 100 are too few to show the effect of GRPO."""
 SFT = "task=./orders.py:Orders from=runs/smol tune.kind=lora tune.r=16 tune.alpha=32 lr=1e-3 steps=24 rows=4 row=288 out=runs/taught"
 GRPO = (
     "task=./orders.py:Orders from=runs/taught tune.kind=lora tune.r=16 tune.alpha=32 lr=3e-4 steps=8 problems=8 samples=8 "

@@ -1,4 +1,4 @@
-"""Find the row counts at which a matrix product gives a row the same bits as among 1,024 rows on this CPU (see docs/engine.md).
+"""Find the row counts at which a matrix product gives a row the same bits as among 1,024 rows on this CPU (see docs/explanation/engine.md).
 
     python benchmarks/rows.py --threads 1
 

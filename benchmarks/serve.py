@@ -178,7 +178,7 @@ def quantile(values: Sequence[float], q: float) -> float:
 
 def text_ids(run: Path) -> list[int]:
     """Return this project's documentation as the model's ids, a text that every checkout has."""
-    text = "\n".join(file.read_text(encoding="utf-8") for file in sorted((ROOT / "docs").glob("*.md")))
+    text = "\n".join(file.read_text(encoding="utf-8") for file in sorted((ROOT / "docs").rglob("*.md")))
     return Tokenizer.load(run / "tokenizer.json").encode(text)
 
 

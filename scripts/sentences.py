@@ -4,7 +4,7 @@
     python scripts/sentences.py --longer 32              # list the sentences with more words
 
 Sentences come from docstrings, comments and messages with two words or more in `src`, and from the prose of README.md,
-CONTRIBUTING.md, CHANGELOG.md, SECURITY.md and docs (not docs/LOG.md). Tables, code blocks and headings are left out.
+CONTRIBUTING.md, CHANGELOG.md, SECURITY.md and docs (of docs/log, only the summaries). Tables, code blocks and headings are left out.
 """
 
 from __future__ import annotations
@@ -63,9 +63,10 @@ def _message(node: ast.expr) -> str:
 def in_page(path: Path) -> Iterator[Sentence]:
     """Yield the sentences of a page's prose."""
     name = path.relative_to(ROOT).as_posix()
-    text = re.sub(
-        r"^(```|~~~).*?^\1", lambda found: "\n" * found[0].count("\n"), path.read_text("utf-8"), flags=re.M | re.S
-    )
+    text = path.read_text(encoding="utf-8")
+    if path.parent.name == "log":
+        text = text.partition("\n## ")[0]  # the entries are history and are not rewritten
+    text = re.sub(r"^(```|~~~).*?^\1", lambda found: "\n" * found[0].count("\n"), text, flags=re.M | re.S)
     line = 1
     for paragraph in re.split(r"(\n\s*\n|\n(?=\s*(?:[-*]|\d+\.) ))", text):
         if paragraph.strip() and not paragraph.lstrip().startswith(("|", "#", "    ", "![", "<")):
@@ -85,7 +86,7 @@ def split(text: str) -> Iterator[str]:
 def sentences() -> list[Sentence]:
     """Return all sentences, in the order of the files."""
     found = [one for path in sorted((ROOT / "src").rglob("*.py")) for one in in_source(path)]
-    pages = [ROOT / name for name in PAGES] + sorted(p for p in (ROOT / "docs").glob("*.md") if p.name != "LOG.md")
+    pages = [ROOT / name for name in PAGES] + sorted((ROOT / "docs").rglob("*.md"))
     return found + [one for path in pages for one in in_page(path)]
 
 

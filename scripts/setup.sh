@@ -135,7 +135,7 @@ if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(fingerprint)" ]; then exit 0; fi
 
 target=".${extra:+[$extra]}"
 began=$SECONDS
-say "installing Rorqual${extra:+ with what its tests need}; details in .venv/setup.log"
+say "installing Rorqual${extra:+ with its extra '$extra'}; details in .venv/setup.log"
 : >"$log"
 if [ "${RORQUAL_INSTALLER:-uv}" = pip ] || ! install_with_uv -e "$target"; then
   say "installing with pip, which is slower than uv"

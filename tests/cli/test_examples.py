@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
+import socket
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -55,13 +58,13 @@ def example(verb: str) -> str:
     return help_text.rstrip().rpartition("Example:\n")[2].strip()
 
 
-def shell(text: str, folder: Path, programs: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """`programs`: a folder that is looked into first."""
+def shell(text: str, folder: Path, programs: Path | None = None, limit: int = 600) -> subprocess.CompletedProcess[str]:
+    """`programs`: a folder that is looked into first. `limit`: seconds."""
     places = [*([programs] if programs else []), Path(sys.executable).parent, os.environ["PATH"]]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": ":".join(map(str, places))}
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", text],
-        check=False, cwd=folder, capture_output=True, text=True, encoding="utf-8", timeout=600, env=environment,
+        check=False, cwd=folder, capture_output=True, text=True, encoding="utf-8", timeout=limit, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
     return done
@@ -115,10 +118,51 @@ def show_blocks(workshop: Path, programs: Path) -> None:
             assert "95 % interval" in shell("python script.py", workshop).stdout
 
 
+def test_the_tutorial(workshop: Path, tmp_path: Path) -> None:
+    """Its commands work in their order, as one session of a shell, and print what the page shows, but for numbers."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shown = [(language, text.replace("8000", port)) for language, text in blocks("docs/tutorial.md")]
+    session, expected = [], list[str]()
+    for (language, text), (follows, output) in pairwise([*shown, ("", "")]):
+        if language == "python":
+            name = text.partition("\n")[0].removeprefix("# ")
+            (workshop / name).write_text(text, encoding="utf-8")
+        elif language == "sh" and not (text.startswith("curl") and shutil.which("curl") is None):
+            # The workshop has begun with this quickstart.
+            session.append("true" if text.strip() == example("quickstart") else text)
+            expected.append(output if follows == "text" else "")
+    assert any("rorqual serve" in text for text in session) and sum(map(bool, expected)) >= 7
+    with forked_commands(tmp_path) as programs:
+        forked = programs / "forked"
+        (programs / "rorqual").rename(forked)
+        # A server ends by a signal, so it is a process of its own.
+        real = f'#!/bin/sh\n[ "$1" = serve ] && exec {sys.executable} -m rorqual "$@"\nexec {forked} "$@"\n'
+        (programs / "rorqual").write_text(real, encoding="utf-8")
+        (programs / "rorqual").chmod(0o755)
+        begin = "exec 2>&1\ntrap 'jobs -p | xargs -r kill' EXIT\n"
+        done = shell(begin + "\nprintf '\\a'\n".join(session), workshop, programs, limit=1800)
+    for text, output, printed in zip(session, expected, done.stdout.split("\a"), strict=True):
+        lines = iter(shape(printed))
+        for line in shape(output):
+            found = any(re.fullmatch(re.escape(line).replace(r"\.\.\.", ".*"), one) for one in lines)
+            assert found, f"{text}\nshows: {line}\nprints:\n{printed}"
+
+
+def shape(text: str) -> list[str]:
+    """The lines without numbers, spacing and the model's answers, which may differ between machines."""
+    text = re.sub(r"<?(?:(?<!\w)[+-])?\d+(\.\d+)?(e-?\d+)?", "#", text)
+    text = re.sub(r"(# [oe] ?)+", "#", text).replace("odd", "even")
+    return [" ".join(line.split()) for line in text.splitlines() if line.strip("─ ")]
+
+
 def test_the_page_that_says_how_to_make_small_sets_with_a_task_of_ones_own(tmp_path: Path) -> None:
     place = tmp_path / "place"
     place.mkdir()
-    shown = re.findall(r"^```(\w+)[^\n]*\n(.*?)^```$", (ROOT / "docs/data-distil.md").read_text("utf-8"), re.M | re.S)
+    shown = re.findall(
+        r"^```(\w+)[^\n]*\n(.*?)^```$", (ROOT / "docs/how-to/data-distil.md").read_text("utf-8"), re.M | re.S
+    )
     (place / "mine.py").write_text(next(code for language, code in shown if language == "python"), encoding="utf-8")
     with forked_commands(tmp_path) as programs:
         for language, code in shown:

@@ -1,4 +1,4 @@
-"""docs/teach.md shows what was measured: its commands are those of the recorded result, and its figures are the result's."""
+"""docs/how-to/teach.md shows what was measured: its commands are those of the recorded result, and its figures are the result's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rorqual.core.errors import CheckpointError
 from rorqual.recipes import make_run
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs/teach.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs/how-to/teach.md").read_text(encoding="utf-8")
 RESULT = json.loads((ROOT / "docs/results/real-model.json").read_bytes())
 COMMANDS = [
     line.replace('"$GGUF"', "SmolLM2-135M-Instruct.Q4_1.gguf")

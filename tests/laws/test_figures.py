@@ -1,4 +1,4 @@
-"""Every measured figure of the README and of docs/claims.md stands in its result file, and a wrong one is caught."""
+"""Every measured figure of the README and of docs/explanation/claims.md stands in its result file, and a wrong one is caught."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ def spoil(root: Path, page: str, old: str, new: str) -> list[str]:
         ("README.md", "| 49.0 | 90.0 |", "| 49.0 | 90.1 |", "'90.1' should be 90.0, by docs/results/quickstart-seeds.json#"),
         ("README.md", "[-5.6, 8.8]", "[5.6, 8.8]", "'5.6' should be -5.6"),
         ("README.zh.md", "直接作答只对 10.2 %", "直接作答只对 12.0 %", "'12.0' should be 10.2"),
-        ("docs/claims.md", "-0.149 to -0.015", "-0.149 to -0.051", "'-0.051' should be -0.015"),
-        ("docs/claims.md", "layer carries 5.09 times", "layer carries 5.90 times", "'5.90' should be 5.09"),
+        ("docs/explanation/claims.md", "-0.149 to -0.015", "-0.149 to -0.051", "'-0.051' should be -0.015"),
+        ("docs/explanation/claims.md", "layer carries 5.09 times", "layer carries 5.90 times", "'5.90' should be 5.09"),
         ("README.md", "It is written to be read", "It is 37.5 % quicker, written to be read", "'37.5' has no source"),
-        ("docs/claims.md", "there is no routing of questions", "there is, by 17 points, no routing", "'17' has no source"),
+        ("docs/explanation/claims.md", "there is no routing of questions", "there is, by 17 points, no routing", "'17' has no source"),
     ],
 )  # fmt: skip
 def test_a_wrong_figure_or_one_without_a_source_is_caught(copy: Path, page: str, old: str, new: str, told: str) -> None:

@@ -10,7 +10,7 @@ from catalogue import MUTANTS
 from mutant import Mutant
 
 ROOT = Path(__file__).parent.parent.parent
-PITFALLS = (ROOT / "docs" / "pitfalls.md").read_text(encoding="utf-8")
+PITFALLS = (ROOT / "docs" / "explanation" / "pitfalls.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)

@@ -108,7 +108,7 @@ def test_a_tokens_experts_are_its_own(packed: bool, d: int, i: int, k: int, dtyp
             gate_up, down = ([laid_out(matrix) for matrix in stack] for stack in (gate_up, down))
             whole = experts(x, routing, gate_up, down)
             assert dtype == "fp32" or torch.equal(whole, stacked), (
-                "docs/engine.md says that in bf16 packing changes no bit"
+                "docs/explanation/engine.md says that in bf16 packing changes no bit"
             )
         torch.testing.assert_close(whole.float(), reference, rtol=0, atol=1e-5 if dtype == "fp32" else 6e-2)
         for count in SUBSETS:

@@ -25,7 +25,7 @@ from rorqual.ops.paged import (
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SHAPES = [(1, 3, 40, 24), (2, 3, 24, 24), (3, 1, 16, 16), (1, 6, 64, 48), (4, 5, 20, 12)]
 """heads, queries of a head, d, d_v; with one head the values are the first columns of the keys. Widths are multiples of four: in others
-the address of a row decides how MKL rounds it (docs/engine.md)."""
+the address of a row decides how MKL rounds it (docs/explanation/engine.md)."""
 
 
 class Case:

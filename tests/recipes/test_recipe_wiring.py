@@ -61,7 +61,7 @@ def settings(run: Run) -> dict[str, Any]:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_papers_settings_are_its_numbers_and_nothing_else_changes(variant: str, start: Path) -> None:
-    """As docs/grpo.md lists them."""
+    """As docs/how-to/grpo.md lists them."""
     given = {"task": "families:add", "from": str(start), "max_tokens": "20"}
     plain, found = settings(make_run("grpo", given)), settings(make_run("grpo", given | {"variant": variant}))
     wanted = {name: str(start) if value == "START" else value for name, value in VARIANTS[variant].items()}

@@ -134,8 +134,8 @@ CHAT: dict[str, tuple[dict[str, Any], str, str]] = {
     "a budget": ({"thinking": {"type": "enabled", "budget_tokens": 5}}, "thinking.budget_tokens", "max_tokens"),
     "an argument of a template": ({"chat_template_kwargs": {"thinkin": True}}, "chat_template_kwargs.thinkin", "'thinking'"),
     "a mistyped field": ({"temprature": 1}, "temprature", "Did you mean 'temperature'?"),
-    "a field of nobody": ({"zzzzzz": 1}, "zzzzzz", "docs/serve.md"),
-    "a field with a blank": ({"a\nb": 1}, "'a\\nb'", "docs/serve.md"),
+    "a field of nobody": ({"zzzzzz": 1}, "zzzzzz", "docs/how-to/serve.md"),
+    "a field with a blank": ({"a\nb": 1}, "'a\\nb'", "docs/how-to/serve.md"),
     "a field of completions": ({"prompt": "x"}, "prompt", "/v1/completions"),
 }  # fmt: skip
 TEXTS: dict[str, tuple[dict[str, Any], str, str]] = {

@@ -1,4 +1,4 @@
-"""The task of one's own that docs/teach.md teaches: short, honest, and the same text there and here."""
+"""The task of one's own that docs/how-to/teach.md teaches: short, honest, and the same text there and here."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def task() -> Task:
 def test_it_has_under_forty_lines_and_is_what_the_page_shows() -> None:
     text = FILE.read_text(encoding="utf-8")
     assert text.count("\n") < 40
-    assert f"```python\n# orders.py\n{text}```" in (ROOT / "docs/teach.md").read_text(encoding="utf-8")
+    assert f"```python\n# orders.py\n{text}```" in (ROOT / "docs/how-to/teach.md").read_text(encoding="utf-8")
 
 
 def test_worked_solutions_are_true_and_end_in_the_answer(task: Task) -> None:

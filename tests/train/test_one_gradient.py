@@ -1,4 +1,4 @@
-"""However an update's tokens are laid out and shared, it has one gradient (contract 5 of docs/house.md)."""
+"""However an update's tokens are laid out and shared, it has one gradient (contract 5 of docs/explanation/house.md)."""
 
 from __future__ import annotations
 

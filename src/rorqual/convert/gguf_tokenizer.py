@@ -50,7 +50,7 @@ PRE_TOKENIZERS: Mapping[str, tuple[dict[str, Any], ...]] = MappingProxyType(
 _ALIASES: Mapping[str, str] = MappingProxyType(
     {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "gpt2": "gpt-2", "deepseek-r1-qwen": "qwen2"}
 )
-_NFC = ("qwen2",)  # these models normalise text to NFC first; llama.cpp does not (docs/gguf.md)
+_NFC = ("qwen2",)  # these models normalise text to NFC first; llama.cpp does not (docs/how-to/gguf.md)
 _WHOLE_WORDS = ("llama-bpe",)  # llama.cpp takes a word that is a token without applying merges
 
 

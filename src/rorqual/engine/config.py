@@ -45,7 +45,7 @@ class EngineConfig:
     other code uses the model."""
     backend: str = "torch-invariant"
     """Backend that runs the model. `torch` is faster than `torch-invariant`, but its results depend on the rest of the
-    batch (docs/engine.md)."""
+    batch (docs/explanation/engine.md)."""
 
     def check(self, model: Decoder, tokenizer: Tokenizer) -> None:
         """Validate these settings for a model and its tokenizer.

@@ -40,7 +40,7 @@ CORE_WORK = 15_000_000
 """Minimum work per engine core, in multiply-adds per layer and step. `generate` uses more cores for more work.
 
 With less work per core, threads mostly wait for Python's GIL, which every torch operation releases and reacquires. Two
-engine cores then took up to twice as long as one core (docs/LOG.md).
+engine cores then took up to twice as long as one core (docs/log/speed.md).
 """
 
 
@@ -48,13 +48,13 @@ class Engine:
     """Batched generation with a KV cache, exact log-probabilities and recorded expert choices.
 
     With the default backend, a completion is a bitwise deterministic function of its request and the weights. A
-    completion does not depend on other requests, their order, prefill chunking or cache hits (docs/engine.md).
+    completion does not depend on other requests, their order, prefill chunking or cache hits (docs/explanation/engine.md).
 
     `Engine(run)` loads a run directory. `Engine.of(model, ...)` uses a model that other code owns, such as a trainer's.
     Both constructors take the fields of `EngineConfig` as keywords. In `of`, `reuse` and `pack` default to False.
 
     `Engine.of` does not copy the model. After an in-place weight update, the next step uses the new weights and
-    invalidates the prefix cache (docs/engine.md).
+    invalidates the prefix cache (docs/explanation/engine.md).
 
     If a step raises, including KeyboardInterrupt, all submitted requests are dropped and the engine stays usable. Calls
     from several threads are serialized by a lock.
@@ -160,7 +160,7 @@ class Engine:
     def weights_changed(self) -> None:
         """Invalidate all blocks cached under older weights.
 
-        The engine detects most weight changes itself. docs/engine.md lists the changes that require this call.
+        The engine detects most weight changes itself. docs/explanation/engine.md lists the changes that require this call.
         """
         with self._lock("weights_changed"):
             self._weights.changed()

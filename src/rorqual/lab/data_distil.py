@@ -45,7 +45,7 @@ SOFT = "small-soft"
 class Amounts(Config):
     """Amounts of work, chosen on seed 0 and the dev split before any evidence seed was run.
 
-    Short training favours the small set, and long training the full set (docs/LOG.md). The number of steps is the maximum
+    Short training favours the small set, and long training the full set (docs/log/experiments.md). The number of steps is the maximum
     for twenty core-minutes. If more steps were needed, the error would favour the claim.
     """
 

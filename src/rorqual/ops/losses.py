@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return log softmax(logits)[target] [n] for logits [n, vocab] in fp32 and targets [n]."""
+    """Return log softmax(logits)[target], of shape [n], for logits [n, vocab] in fp32 and targets [n]."""
     return logits.log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
 
 

@@ -1,7 +1,7 @@
 """How many rows a product needs, and may have, so that each row is rounded the same way for any number of rows.
 
 A library chooses kernels by the number of rows. If two kernels split the sum over columns at different places, a row's
-last bits depend on the number of other rows. Which row counts are affected depends on the processor (docs/LOG.md, 'two
+last bits depend on the number of other rows. Which row counts are affected depends on the processor (docs/log/same-bits.md, 'two
 makes of processor').
 """
 

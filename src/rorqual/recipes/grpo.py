@@ -17,7 +17,7 @@ Variant = Literal["none", "dapo", "dr_grpo", "gspo", "cispo", "v32"]
 
 
 def variant_settings(name: Variant, max_tokens: int) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Return the objective and source settings of a GRPO variant (docs/grpo.md gives the source of each number)."""
+    """Return the objective and source settings of a GRPO variant (docs/how-to/grpo.md gives the source of each number)."""
     presets: dict[Variant, tuple[dict[str, Any], dict[str, Any]]] = {
         "none": ({}, {}),
         "dapo": (
@@ -64,7 +64,7 @@ def grpo(
     range is DAPO's asymmetric one. Groups whose samples all have the same reward give no gradient; they are left out
     and counted.
 
-    `variant` selects the settings of a paper, which can also be set individually (docs/grpo.md). `beta` is the
+    `variant` selects the settings of a paper, which can also be set individually (docs/how-to/grpo.md). `beta` is the
     coefficient of the KL divergence from the run `reference`, by default the run that training starts from.
     """
     begin, model, chat = beginning(start, "bytes", "small", row)

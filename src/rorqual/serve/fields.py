@@ -119,7 +119,7 @@ TOP: Mapping[str, Rule] = {
     "dry_multiplier": (_SAMPLER, (0,)),
     "mirostat": (_SAMPLER, (0,)),
     "adaptive_target": (_SAMPLER, (-1,)),
-    "samplers": ("the order is fixed to temperature, top_k, top_p, min_p (docs/serve.md)", ()),
+    "samplers": ("the order is fixed to temperature, top_k, top_p, min_p (docs/how-to/serve.md)", ()),
     "grammar": (_GRAMMAR, ("",)),
     "grammar_lazy": (_GRAMMAR, (False,)),
     "grammar_triggers": (_GRAMMAR, ([],)),

@@ -77,7 +77,7 @@ def explain(error: ValidationError, data: Any, names: Mapping[str, Collection[st
     if item["type"] == "extra_forbidden":
         parent = place.rpartition(".")[0]
         hint = nearest(str(parts[-1]), names.get(parent, ()))
-        more = hint if hint.startswith("Did") else "Leave it out; docs/serve.md lists the fields."
+        more = hint if hint.startswith("Did") else "Leave it out; docs/how-to/serve.md lists the fields."
         return Fault(path, f"`{path}` is not a field{_of(parent)}. {more}", unknown=True)
     if item["type"] in ("missing", "union_tag_not_found"):
         wanted = FORMS.get(place)

@@ -44,7 +44,7 @@ class Agreement(Config):
 
 FLOAT32 = Agreement(mean=1e-6, most=1e-4, gap=1e-4)
 BFLOAT16 = Agreement(mean=1e-2, most=1.0, gap=0.05)
-"""Limits for a bf16 trainer and an fp32 sampler. The quickstart's model measured 3e-3, 0.21 and 0.009 (docs/LOG.md)."""
+"""Limits for a bf16 trainer and an fp32 sampler. The quickstart's model measured 3e-3, 0.21 and 0.009 (docs/log/training-and-quickstart.md)."""
 SHALLOW = 8
 """Number of layers up to which `FLOAT32` holds."""
 
@@ -52,7 +52,7 @@ SHALLOW = 8
 def agreement(dtype: Dtype, layers: int) -> Agreement:
     """Return the limits for a model with `layers` layers. In fp32 they grow with depth, since rounding errors add up.
 
-    SmolLM2, with 30 layers, differs by 1.4e-6 on average and by at most 4e-5 (docs/LOG.md).
+    SmolLM2, with 30 layers, differs by 1.4e-6 on average and by at most 4e-5 (docs/log/checkpoints-and-gguf.md).
     """
     if dtype != "float32":
         return BFLOAT16
@@ -78,10 +78,10 @@ class Run(Config):
     `micro_batches` is the number of parts of an update, which worker threads share. It changes gradients by rounding only.
     It fixes the order of sums, so it belongs to the run; the number of threads does not.
 
-    `backend` 'torch-invariant' makes the trainer round as the engine does (docs/engine.md). In float32 its log-probabilities of
+    `backend` 'torch-invariant' makes the trainer round as the engine does (docs/explanation/engine.md). In float32 its log-probabilities of
     fresh samples then equal the sampler's bit for bit. It is slower, and not the default.
 
-    `tune` selects the weights to train (docs/adapters.md). If that is only a part, routers and their biases are frozen, and
+    `tune` selects the weights to train (docs/how-to/adapters.md). If that is only a part, routers and their biases are frozen, and
     `balance` has no effect.
 
     `extensions` and `versions` are not settings; the loop writes them. `extensions` records increases of `steps` in the same

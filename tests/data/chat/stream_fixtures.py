@@ -1,7 +1,7 @@
 """Replies as models write them, well formed and broken in each way that was reported, and what is to be read from them.
 
 `python tests/data/chat/stream_fixtures.py` writes `tests/data/fixtures/streams/`. The fields expected are put together here from the rules of
-docs/tools.md; no reader of ours has a part in them.
+docs/how-to/tools.md; no reader of ours has a part in them.
 """
 
 from __future__ import annotations

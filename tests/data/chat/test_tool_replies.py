@@ -1,4 +1,4 @@
-"""A reply with calls is read as docs/tools.md says, whole or token by token, however it is broken; nothing of it is lost."""
+"""A reply with calls is read as docs/how-to/tools.md says, whole or token by token, however it is broken; nothing of it is lost."""
 
 from __future__ import annotations
 

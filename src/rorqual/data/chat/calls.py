@@ -1,7 +1,7 @@
 """The tool-call syntax of each model family, and the parser of a single call.
 
 A complete call has a begin token, the name of a tool in the request, a JSON object of arguments, and an end token. The begin
-token of an incomplete call is plain text, and parsing continues after this token. See docs/tools.md.
+token of an incomplete call is plain text, and parsing continues after this token. See docs/how-to/tools.md.
 """
 
 from __future__ import annotations

@@ -46,9 +46,9 @@ def refusal(grammar: Grammar, error: str) -> DataError:
     if grammar.kind == "json_schema" and (cause := find_cause(grammar.source, error)) is not None:
         return DataError(
             f"the {kind} uses {cause[0]!r} at {cause[1]}, which cannot be enforced: {error}",
-            remedy="Remove the keyword and check the reply yourself. docs/serve.md lists the supported keywords.",
+            remedy="Remove the keyword and check the reply yourself. docs/how-to/serve.md lists the supported keywords.",
         )
-    remedy = "Correct it. docs/serve.md lists the supported keywords and the size limits."
+    remedy = "Correct it. docs/how-to/serve.md lists the supported keywords and the size limits."
     return DataError(f"the {kind} cannot be used: {error}", remedy=remedy)
 
 

@@ -121,7 +121,7 @@ class Texts:
         except Unreadable as error:
             raise DataError(
                 f"the {keyword!r} at {place} in the JSON schema cannot be read as an ECMA-262 regular expression: {error}",
-                remedy="Correct it. docs/serve.md lists the supported syntax.",
+                remedy="Correct it. docs/how-to/serve.md lists the supported syntax.",
             ) from None
         if "pattern" in self.loose:
             self._note(keyword, place)

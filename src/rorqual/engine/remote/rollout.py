@@ -32,7 +32,7 @@ SERVER_REMEDY = "Give the address of a `rorqual serve` of this version."
 class RemoteRolloutEngine(RemoteClient):
     """A rollout engine that samples with `POST {address}/rollout/generate` and uploads weights to `/rollout/weights`.
 
-    docs/serve.md describes both endpoints. Each sample is a separate request, with up to as many in flight as the
+    docs/how-to/serve.md describes both endpoints. Each sample is a separate request, with up to as many in flight as the
     server has slots. Prompts and replies are sent as token ids, so that no text is tokenized again.
     Raises ConfigError if the server's tokenizer or chat format differs from the trainer's.
     """

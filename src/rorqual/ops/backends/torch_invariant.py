@@ -1,7 +1,7 @@
 """The batch-invariant backend, and the probe of how many rows its products need on this machine.
 
 A library may choose another kernel for another number of rows, and the choice differs between processors (`ops.rows`;
-docs/engine.md). The engine's guarantee of identical bits therefore depends on what `rows_of` measures for each product
+docs/explanation/engine.md). The engine's guarantee of identical bits therefore depends on what `rows_of` measures for each product
 of a model.
 """
 
@@ -34,16 +34,16 @@ CHOICES = (Rows(4), ENOUGH, Rows(16, 32), Rows(16, 16))
 AMX also needs a limit on wide rows.
 """
 EVEN = 4
-"""Widths of keys and values must be multiples of this for the guarantee to hold (docs/engine.md)."""
+"""Widths of keys and values must be multiples of this for the guarantee to hold (docs/explanation/engine.md)."""
 STEPS = {torch.float32: (1, 2, 4)}
 """Multiples of the least rows to test, by dtype."""
 MORE_STEPS = (1, 2, 3, 4, 6, 16)
 WHOLE = 20
 WIDEST = 16384
-"""Most outputs to test. Of 49,152, the first have the same bits (docs/LOG.md), so the head of a large vocabulary need not be copied."""
+"""Most outputs to test. Of 49,152, the first have the same bits (docs/log/same-bits.md), so a large head need not be copied."""
 NOT_HELD = (
     "answers may differ in their last bits, depending on what else is in the batch: for no tested number of rows are all of this "
-    "model's products on this device rounded in one way (docs/engine.md)"
+    "model's products on this device rounded in one way (docs/explanation/engine.md)"
 )
 """The warning if the guarantee was requested but does not hold."""
 

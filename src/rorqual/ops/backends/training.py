@@ -5,7 +5,7 @@ tokens once, so each expert is a slice. Products write into one preallocated ten
 hand.
 
 In bf16 each expert's rows are padded to a multiple of 64. The reason is that oneDNN builds a new primitive for every
-new row count, which makes that product three times as slow (docs/LOG.md).
+new row count, which makes that product three times as slow (docs/log/speed.md).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class _RMSNorm(torch.autograd.Function):
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
     """Compute `ops.attention.attend` by scaled_dot_product_attention, or by batched products for short bf16 sequences.
 
-    For short bf16 sequences, the fused kernel takes three times as long, forward and backward (docs/LOG.md). Scores are rounded to
+    For short bf16 sequences, the fused kernel takes three times as long, forward and backward (docs/log/speed.md). Scores are rounded to
     bf16 as in the reference, and torch's bf16 softmax computes in fp32.
     """
     if q.dtype == torch.bfloat16 and k.shape[2] <= BF16_SHORT:

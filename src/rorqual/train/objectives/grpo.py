@@ -1,6 +1,6 @@
 """Group relative policy optimization (DeepSeekMath, eq. 3; R1, eq. 1-3), with variants from later papers as options.
 
-docs/grpo.md lists options, papers and keys. All are off by default, except DAPO's asymmetric clip and its mean over tokens.
+docs/how-to/grpo.md lists options, papers and keys. All are off by default, except DAPO's asymmetric clip and its mean over tokens.
 """
 
 from __future__ import annotations

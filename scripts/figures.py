@@ -1,4 +1,4 @@
-"""Compare every measured figure in README.md, README.zh.md and docs/explanation/claims.md with its result file.
+"""Compare every measured figure of the pages in `PAGES` with its result file.
 
     python scripts/figures.py            # print one line for each problem
     python scripts/figures.py --write    # write the results' values into the pages, with the same number of digits
@@ -42,7 +42,15 @@ from rorqual.evals.stats import t_interval
 
 ROOT = Path(__file__).parent.parent
 LIST = "docs/figures.json"
-PAGES = ("README.md", "README.zh.md", "docs/explanation/claims.md")
+PAGES = (
+    "README.md",
+    "README.zh.md",
+    "docs/explanation/quickstart.md",
+    "docs/how-to/distil.md",
+    "docs/how-to/experiments.md",
+    "docs/how-to/your-task.md",
+    "docs/explanation/claims.md",
+)
 KINDS = ("!theirs", "!setting", "!inspect", "!bare")
 HIDDEN = re.compile(
     r"```.*?```|`[^`\n]*`|\]\([^)\n]*\)|!\[[^\]]*\]|<!--.*?-->|^#.*?$|\d{4}\.\d{5}|Python \d\.\d+", re.S | re.M

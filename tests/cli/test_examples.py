@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,10 @@ from rorqual.data.distilled import read_distilled
 
 ROOT = Path(__file__).parents[2]
 READMES = ("README.md", "README.zh.md")
+SHOWN = (
+    "docs/how-to/first-commands.md", "docs/how-to/distil.md", "docs/how-to/your-task.md", "docs/how-to/experiments.md", "README.md",
+)  # fmt: skip
+"""Pages whose blocks are run one after the other, in one folder."""
 VERBS = (
     "quickstart",
     "train",
@@ -100,13 +104,13 @@ def test_the_example_of_each_verb_works(workshop: Path, tmp_path: Path) -> None:
             assert shell(command.replace("--budget 1 ", "--budget 0.1 "), workshop, programs).stdout
 
 
-def test_the_blocks_of_the_readme_work_in_their_order(workshop: Path, tmp_path: Path) -> None:
+def test_the_blocks_of_the_pages_work_in_their_order(workshop: Path, tmp_path: Path) -> None:
     with forked_commands(tmp_path) as programs:
         show_blocks(workshop, programs)
 
 
 def show_blocks(workshop: Path, programs: Path) -> None:
-    for language, text in blocks("README.md"):
+    for language, text in chain.from_iterable(map(blocks, SHOWN)):
         if language == "sh":
             shell(text, workshop, programs)
         elif text.startswith("# mine.py"):

@@ -84,7 +84,10 @@ def write_page(
         f"{card.title}: {card.source}. {peaks}; {card.bandwidth / 1e12:.3g} TB/s; {card.memory / 1e9:.4g} GB. "
     )
     hardware_text += f"Rent: {settings.rent_words()}."
-    method_text = "FLOPs count a multiply-add as two, in matrix products only. A plan fills up to 92 % of device memory. Details: docs/how-to/plan.md."
+    method_text = (
+        "FLOPs count a multiply-add as two, in matrix products only. A plan fills up to 92 % of device memory. "
+        "Details: docs/how-to/plan.md."
+    )
     intro = "This plan is computed from the model's config and from tables with sources. Nothing was run."
     table_rows = [row for row in rows if row[0]]
     body = "\n".join(

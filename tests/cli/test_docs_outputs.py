@@ -15,7 +15,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 SHOWN = re.compile(r"^```\w*\n(rorqual (?:plan|inspect) [^\n]*)\n```\n\s*```text\n(.*?)^```", re.M | re.S)
 CASES = [
     pytest.param(command, text, id=f"{page.name}: {command}")
-    for page in sorted(DOCS.glob("*.md"))
+    for page in sorted(DOCS.rglob("*.md"))
     for command, text in SHOWN.findall(page.read_text(encoding="utf-8"))
     if "runs/" not in command
 ]

@@ -52,7 +52,7 @@ WIDTH = 7.4
 
 
 def canvas(width: float, height: float, *, rows: tuple[float, ...] = (1,)) -> tuple[Figure, list[Axes]]:
-    """Return a figure of diagrams, one below the other. An axis counts in inches, so that text and boxes keep their proportions."""
+    """Return a figure with diagrams below each other. Each axis counts in inches, so that text and boxes keep their proportions."""
     figure = Figure(figsize=(width, height))
     axes, top = [], 1.0
     for share in rows:
@@ -69,7 +69,7 @@ def box(
     axis: Axes, at: tuple[float, float], size: tuple[float, float], text: str, colour: str, *, faint: float = 0.14,
     fontsize: float = 9, weight: str = "normal", ink: str = LIGHT.ink,
 ) -> None:  # fmt: skip
-    """Draw a rounded box centred at `at` with a text in it."""
+    """Draw a rounded box with a text. `at` is its centre."""
     (x, y), (w, h) = at, size
     style = f"round,pad=0,rounding_size={min(0.07, h / 3)}"
     axis.add_patch(
@@ -79,7 +79,7 @@ def box(
 
 
 def arrow(axis: Axes, start: tuple[float, float], end: tuple[float, float], colour: str) -> None:
-    """Draw an arrow."""
+    """Draw an arrow from `start` to `end`."""
     style = {"arrowstyle": "-|>", "mutation_scale": 9, "linewidth": 1.1, "shrinkA": 0, "shrinkB": 0}
     axis.add_patch(FancyArrowPatch(start, end, color=colour, **style))
 
@@ -87,20 +87,12 @@ def arrow(axis: Axes, start: tuple[float, float], end: tuple[float, float], colo
 # ---- 1. the model
 
 
-def model() -> Picture:
-    """One token's path through the model, and the life of a model."""
-
-    def draw(theme: Theme) -> Figure:
-        figure, (top, bottom) = canvas(WIDTH, 5.8, rows=(3.95, 1.85))
-        _path(top, theme)
-        _life(bottom, theme)
-        return figure
-
-    alt = (
-        "Top: a token's embedding passes through blocks of latent attention and a mixture of experts to the head and the MTP module. "
-        "Bottom: the life of a model: build, train on worked solutions, reinforce, distil, measure, serve."
-    )
-    return Picture("model", alt, "", draw)
+def model(theme: Theme) -> Figure:
+    """Draw one token's path through the model, and the life of a model."""
+    figure, (top, bottom) = canvas(WIDTH, 5.8, rows=(3.95, 1.85))
+    _path(top, theme)
+    _life(bottom, theme)
+    return figure
 
 
 def _path(axis: Axes, theme: Theme) -> None:
@@ -174,7 +166,7 @@ def with_attention(config: ModelConfig, attention: AttentionConfig) -> ModelConf
 
 
 def cache_sizes() -> list[tuple[str, int]]:
-    """Return the cache bytes per token of DeepSeek-V3's layers with other attentions, in bf16, by `account`."""
+    """Return the cache bytes per token of DeepSeek-V3 with four kinds of attention, in bf16, as `account` counts them."""
     v3 = preset("deepseek-v3")
     heads = 128
     kinds = {
@@ -182,36 +174,31 @@ def cache_sizes() -> list[tuple[str, int]]:
         "GQA: 8 key-value heads": GQAConfig(num_attention_heads=heads, num_key_value_heads=8, head_dim=128),
         "MQA: 1 key-value head": GQAConfig(num_attention_heads=heads, num_key_value_heads=1, head_dim=128),
     }
-    found = [(name, account(with_attention(v3, kind)).cache_bytes) for name, kind in kinds.items()]
-    return [*found, ("MLA: latent 512 + 64", account(v3).cache_bytes)]
+    sizes = [(name, account(with_attention(v3, kind)).cache_bytes) for name, kind in kinds.items()]
+    return [*sizes, ("MLA: latent 512 + 64", account(v3).cache_bytes)]
 
 
-def mla() -> Picture:
-    """Cache bytes per token of four kinds of attention."""
-
-    def draw(theme: Theme) -> Figure:
-        sizes = cache_sizes()
-        figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
-        axis = figure.subplots()
-        names = [name for name, _ in sizes]
-        values = [size for _, size in sizes]
-        colours = [theme.before] * (len(sizes) - 1) + [theme.after]
-        bars = axis.barh(range(len(sizes)), values, color=colours, height=0.62)
-        axis.bar_label(bars, [f"{size:,} bytes" for size in values], padding=5, fontsize=9, color=theme.ink)
-        axis.set_yticks(range(len(sizes)), names, fontsize=9, color=theme.ink)
-        axis.set_xscale("log")
-        axis.set_xlim(1e4, 3e7)
-        axis.invert_yaxis()
-        axis.grid(axis="y", visible=False)
-        axis.set_title("Cache of one token in DeepSeek-V3's 61 layers")
-        axis.set_xlabel("logarithmic scale, bf16")
-        axis.xaxis.set_major_locator(FixedLocator([1e4, 1e5, 1e6, 1e7]))
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1000:,.0f} KB"))
-        axis.xaxis.set_minor_locator(NullLocator())
-        return figure
-
-    told = "; ".join(f"{name}, {size:,} bytes" for name, size in cache_sizes())
-    return Picture("mla", f"Bars of the cache of one token: {told}.", "", draw)
+def mla(theme: Theme) -> Figure:
+    """Draw the cache bytes per token of four kinds of attention."""
+    sizes = cache_sizes()
+    figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
+    axis = figure.subplots()
+    names = [name for name, _ in sizes]
+    values = [size for _, size in sizes]
+    colours = [theme.before] * (len(sizes) - 1) + [theme.after]
+    bars = axis.barh(range(len(sizes)), values, color=colours, height=0.62)
+    axis.bar_label(bars, [f"{size:,} bytes" for size in values], padding=5, fontsize=9, color=theme.ink)
+    axis.set_yticks(range(len(sizes)), names, fontsize=9, color=theme.ink)
+    axis.set_xscale("log")
+    axis.set_xlim(1e4, 3e7)
+    axis.invert_yaxis()
+    axis.grid(axis="y", visible=False)
+    axis.set_title("Cache of one token in DeepSeek-V3's 61 layers")
+    axis.set_xlabel("logarithmic scale, bf16")
+    axis.xaxis.set_major_locator(FixedLocator([1e4, 1e5, 1e6, 1e7]))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1000:,.0f} KB"))
+    axis.xaxis.set_minor_locator(NullLocator())
+    return figure
 
 
 # ---- 3. experts
@@ -221,82 +208,64 @@ EXPERTS, CHOSEN, TOKENS, STEPS, GAMMA = 16, 2, 2048, 120, 0.01
 
 
 def loads(gamma: float) -> Tensor:
-    """Return the load over the mean load [steps, experts] of a fresh router on random tokens that have something in common."""
+    """Return the load over the mean load [steps, experts] of an untrained router, on random tokens with a common part."""
     generator = torch.Generator().manual_seed(3)
     router = GroupedTopKConfig(n_routed_experts=EXPERTS, num_experts_per_tok=CHOSEN).build(32)
     router.gate.data = 0.15 * torch.randn(router.gate.shape, generator=generator)
     common = 0.9 * torch.randn(32, generator=generator)
-    found = []
+    ratios = []
     for _ in range(STEPS):
         x = common + torch.randn(TOKENS, 32, generator=generator)
         with torch.no_grad():
             load = count(router(x, TORCH, None), torch.ones(TOKENS, dtype=torch.bool), EXPERTS)
         router.balance(load, gamma)
-        found.append(load / load.float().mean())
-    return torch.stack(found)
+        ratios.append(load / load.float().mean())
+    return torch.stack(ratios)
 
 
-def moe() -> Picture:
-    """The load of each expert over steps, without and with the bias."""
-
-    def draw(theme: Theme) -> Figure:
-        figure = Figure(figsize=(WIDTH, 3.1), layout="constrained")
-        left, right = figure.subplots(1, 2, sharey=True)
-        for axis, gamma, title in ((left, 0.0, "without balance"), (right, GAMMA, f"with a bias, γ = {GAMMA}")):
-            found = loads(gamma)
-            busiest, idlest = int(found[0].argmax()), int(found[0].argmin())
-            low, high = found.amin(1), found.amax(1)
-            axis.fill_between(
-                range(STEPS), low, high, color=theme.before, alpha=0.3, linewidth=0, label="all 16 experts"
-            )
-            axis.plot(found[:, busiest], color=theme.off, linewidth=1.6, label="busiest at step 0")
-            axis.plot(found[:, idlest], color=theme.after, linewidth=1.6, label="idlest at step 0")
-            axis.axhline(1, color=theme.ink, linewidth=0.8, linestyle=(0, (2, 2)))
-            axis.set_title(title)
-            axis.set_xlabel("step")
-        left.set_ylabel("load of an expert / mean load")
-        left.set_ylim(bottom=0)
-        right.legend(loc="upper right")
-        return figure
-
-    alt = (
-        f"The load of {EXPERTS} experts over {STEPS} steps. Without balance the busiest expert keeps several times the mean load. "
-        "With the bias all loads reach the mean."
-    )
-    return Picture("moe", alt, "", draw)
+def moe(theme: Theme) -> Figure:
+    """Draw the load of the experts over steps, without and with the router bias."""
+    figure = Figure(figsize=(WIDTH, 3.1), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axis, gamma, title in ((left, 0.0, "without balance"), (right, GAMMA, f"with a bias, γ = {GAMMA}")):
+        ratios = loads(gamma)
+        busiest, idlest = int(ratios[0].argmax()), int(ratios[0].argmin())
+        low, high = ratios.amin(1), ratios.amax(1)
+        axis.fill_between(range(STEPS), low, high, color=theme.before, alpha=0.3, linewidth=0, label="all 16 experts")
+        axis.plot(ratios[:, busiest], color=theme.off, linewidth=1.6, label="busiest at step 0")
+        axis.plot(ratios[:, idlest], color=theme.after, linewidth=1.6, label="idlest at step 0")
+        axis.axhline(1, color=theme.ink, linewidth=0.8, linestyle=(0, (2, 2)))
+        axis.set_title(title)
+        axis.set_xlabel("step")
+    left.set_ylabel("load of an expert / mean load")
+    left.set_ylim(bottom=0)
+    right.legend(loc="upper right")
+    return figure
 
 
 # ---- 4. multi-token prediction
 
 
-def mtp() -> Picture:
-    """What each row of the MTP module reads and predicts, and the losses of the experiment."""
-
-    def draw(theme: Theme) -> Figure:
-        figure, (top, bottom) = canvas(WIDTH, 4.9, rows=(2.5, 2.4))
-        _rows(top, theme)
-        bottom.remove()
-        axis = figure.add_axes((0.085, 0.095, 0.89, 0.35))
-        data = json.loads((ROOT / "docs/results/lab/mtp.json").read_bytes())
-        chart = next(one for one in data["charts"] if one["name"] == "curves")
-        styles = {"experts + latent": (theme.before, "without the module")}
-        styles["experts + latent + MTP"] = (theme.off, "with the module")
-        for series in chart["series"]:
-            if series["label"] in styles:
-                colour, label = styles[series["label"]]
-                x, y = zip(*series["points"])
-                axis.plot(x, y, color=colour, linewidth=1.7, label=label)
-        axis.set_title("Loss of the next token in 300 steps, mean of five seeds")
-        axis.set_xlabel("core-seconds of training")
-        axis.set_ylabel("nats a token")
-        axis.legend(loc="upper right")
-        return figure
-
-    alt = (
-        "Top: row i of the MTP module reads the hidden state of token i and the embedding of token i + 1, and predicts token i + 2. "
-        "Bottom: the loss of the next token over training time, with and without the module."
-    )
-    return Picture("mtp", alt, "", draw)
+def mtp(theme: Theme) -> Figure:
+    """Draw what each row of the MTP module reads and predicts, and the losses of `rorqual lab mtp`."""
+    figure, (top, bottom) = canvas(WIDTH, 4.9, rows=(2.5, 2.4))
+    _rows(top, theme)
+    bottom.remove()
+    axis = figure.add_axes((0.085, 0.095, 0.89, 0.35))
+    data = json.loads((ROOT / "docs/results/lab/mtp.json").read_bytes())
+    chart = next(chart for chart in data["charts"] if chart["name"] == "curves")
+    styles = {"experts + latent": (theme.before, "without the module")}
+    styles["experts + latent + MTP"] = (theme.off, "with the module")
+    for series in chart["series"]:
+        if series["label"] in styles:
+            colour, label = styles[series["label"]]
+            x, y = zip(*series["points"])
+            axis.plot(x, y, color=colour, linewidth=1.7, label=label)
+    axis.set_title("Loss of the next token in 300 steps, mean of five seeds")
+    axis.set_xlabel("core-seconds of training")
+    axis.set_ylabel("nats a token")
+    axis.legend(loc="upper right")
+    return figure
 
 
 TEXT = ["12", "+", "34", "=", "46", "end"]
@@ -330,34 +299,25 @@ def _rows(axis: Axes, theme: Theme) -> None:
 # ---- 5. GRPO
 
 
-def grpo() -> Picture:
-    """The advantages of groups of eight, and the clipped gain."""
-
-    def draw(theme: Theme) -> Figure:
-        figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        size = 8
-        for shift, right_ones, colour in ((-0.27, 2, theme.off), (0, 4, theme.before), (0.27, 6, theme.after)):
-            rewards = [1.0] * right_ones + [0.0] * (size - right_ones)
-            found = group_advantages(rewards, [True] * size, std=True)
-            label = f"{right_ones} of {size} right"
-            left.bar(np.arange(size) + 1 + shift, found, width=0.25, color=colour, label=label)
-        left.axhline(0, color=theme.ink, linewidth=0.8)
-        left.set_title("Advantages in three groups")
-        left.set_xlabel("answer, right ones first")
-        left.set_ylabel("advantage")
-        left.set_xticks(range(1, size + 1))
-        left.grid(axis="x", visible=False)
-        left.legend(loc="upper right")
-        _gain(right, theme)
-        return figure
-
-    alt = (
-        "Left: advantages in groups of eight answers with two, four and six right ones. The fewer are right, the higher is the "
-        "advantage of a right one. Right: the gain over the ratio, which is flat above 1.28 for a positive advantage and below 0.8 "
-        "for a negative one."
-    )
-    return Picture("grpo", alt, "", draw)
+def grpo(theme: Theme) -> Figure:
+    """Draw the advantages of three groups of eight answers, and the clipped gain of a token."""
+    figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    size = 8
+    for shift, right_ones, colour in ((-0.27, 2, theme.off), (0, 4, theme.before), (0.27, 6, theme.after)):
+        rewards = [1.0] * right_ones + [0.0] * (size - right_ones)
+        advantages = group_advantages(rewards, [True] * size, std=True)
+        label = f"{right_ones} of {size} right"
+        left.bar(np.arange(size) + 1 + shift, advantages, width=0.25, color=colour, label=label)
+    left.axhline(0, color=theme.ink, linewidth=0.8)
+    left.set_title("Advantages in three groups")
+    left.set_xlabel("answer, right ones first")
+    left.set_ylabel("advantage")
+    left.set_xticks(range(1, size + 1))
+    left.grid(axis="x", visible=False)
+    left.legend(loc="upper right")
+    _gain(right, theme)
+    return figure
 
 
 def _gain(axis: Axes, theme: Theme) -> None:
@@ -371,8 +331,8 @@ def _gain(axis: Axes, theme: Theme) -> None:
         )  # fmt: skip
         gain, _ = objective._gain(ratio.log(), ratio, drawn)
         axis.plot(ratio, gain, color=colour, linewidth=2)
-        told = "advantage 1" if advantage > 0 else "advantage −1"
-        axis.text(1.04, 0.72 * advantage, told, ha="center", va="center", fontsize=8.5, color=colour)
+        label = "advantage 1" if advantage > 0 else "advantage −1"
+        axis.text(1.04, 0.72 * advantage, label, ha="center", va="center", fontsize=8.5, color=colour)
     for at, text in ((1 - objective.clip_low, "0.8"), (1 + objective.clip_high, "1.28")):
         axis.axvline(at, color=theme.faint, linewidth=0.8, linestyle=(0, (2, 2)))
         axis.text(at, 1.45, text, ha="center", va="bottom", fontsize=8, color=theme.faint)
@@ -385,7 +345,7 @@ def _gain(axis: Axes, theme: Theme) -> None:
 # ---- 6. distillation
 
 
-def two_humps() -> tuple[Tensor, dict[str, Tensor]]:
+def best_students() -> tuple[Tensor, dict[str, Tensor]]:
     """Return a teacher with two modes over 40 tokens, and the best student with one mode for each divergence."""
     place = torch.arange(40.0)
     teacher = 0.62 * torch.exp(-((place - 10) ** 2) / 18) + 0.38 * torch.exp(-((place - 28) ** 2) / 18)
@@ -395,115 +355,105 @@ def two_humps() -> tuple[Tensor, dict[str, Tensor]]:
     q = (-((place - centre) ** 2) / (2 * width**2)).log_softmax(-1).flatten(0, 1)  # every student
     best = {}
     for kind in ("forward", "reverse"):
-        found = divergence(kind, p.expand_as(q), q, 0.1)
-        best[kind] = q[found.argmin()].exp()
+        divergences = divergence(kind, p.expand_as(q), q, 0.1)
+        best[kind] = q[divergences.argmin()].exp()
     return p.exp(), best
 
 
-def distillation() -> Picture:
-    """A student of one mode, fitted to a teacher of two modes."""
-
-    def draw(theme: Theme) -> Figure:
-        teacher, best = two_humps()
-        figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")
-        axes = figure.subplots(1, 2, sharey=True)
-        titles = {"forward": "forward KL(p | q): covers both", "reverse": "reverse KL(q | p): takes one"}
-        for axis, (kind, student) in zip(axes, best.items()):
-            axis.bar(range(len(teacher)), teacher, width=0.85, color=theme.before, alpha=0.6, label="teacher p")
-            colour = theme.after if kind == "forward" else theme.off
-            axis.plot(student, color=colour, linewidth=2, label="student q")
-            axis.set_title(titles[kind])
-            axis.set_xlabel("token")
-            axis.grid(axis="x", visible=False)
-            axis.legend(loc="upper right")
-        axes[0].set_ylabel("probability")
-        return figure
-
-    alt = (
-        "A teacher with two modes and the best student with one. Under forward KL the student lies across both modes. Under reverse KL it "
-        "lies on the larger mode."
-    )
-    return Picture("distillation", alt, "", draw)
+def distillation(theme: Theme) -> Figure:
+    """Draw a teacher with two modes, and the best student with one mode for each divergence."""
+    teacher, best = best_students()
+    figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    titles = {"forward": "forward KL(p | q): covers both", "reverse": "reverse KL(q | p): takes one"}
+    for axis, (kind, student) in zip(axes, best.items()):
+        axis.bar(range(len(teacher)), teacher, width=0.85, color=theme.before, alpha=0.6, label="teacher p")
+        colour = theme.after if kind == "forward" else theme.off
+        axis.plot(student, color=colour, linewidth=2, label="student q")
+        axis.set_title(titles[kind])
+        axis.set_xlabel("token")
+        axis.grid(axis="x", visible=False)
+        axis.legend(loc="upper right")
+    axes[0].set_ylabel("probability")
+    return figure
 
 
 # ---- 7. the paged cache
 
 
 def block_tables() -> tuple[KVCacheManager, dict[str, Sequence], dict[str, int]]:
-    """Return three requests after the manager gave them blocks, and how many tokens each found in the cache."""
+    """Return the cache manager, three requests with their blocks, and the number of tokens that each request found in the cache."""
     manager = KVCacheManager(14, b"sixteen bytes at least", b"weights", lambda block: b"", lambda block, data: False)
     system = list(range(2 * BLOCK + 20))
-    asked, hits = {}, {}
-    for number, (name, own) in enumerate((("A", 80), ("B", 30), ("C", 130))):
-        tokens = [*system, *[500 + number] * own]
-        asked[name] = one = Sequence(number, 0, tuple(tokens), SamplingParams(), key=0, limit=512, tokens=tokens)
-        hits[name] = manager.match(one)
-        manager.grow(one, len(tokens))
-        manager.cache_blocks(one, len(tokens))
-    return manager, asked, hits
+    requests, hits = {}, {}
+    for number, (name, extra) in enumerate((("A", 80), ("B", 30), ("C", 130))):
+        tokens = [*system, *[500 + number] * extra]
+        requests[name] = request = Sequence(number, 0, tuple(tokens), SamplingParams(), key=0, limit=512, tokens=tokens)
+        hits[name] = manager.match(request)
+        manager.grow(request, len(tokens))
+        manager.cache_blocks(request, len(tokens))
+    return manager, requests, hits
 
 
-def cache() -> Picture:
-    """Three requests with a common prefix: their block tables, and the pool."""
-
-    def draw(theme: Theme) -> Figure:
-        manager, asked, hits = block_tables()
-        figure, (axis,) = canvas(WIDTH, 3.7)
-        axis.text(0.15, 3.45, "Block tables", weight="bold", fontsize=9.5, color=theme.ink)
-        axis.text(5.0, 3.45, "The pool", weight="bold", fontsize=9.5, color=theme.ink)
-        colours = dict(zip(asked, (theme.after, theme.off, theme.on)))
-        users = {block: [n for n, one in asked.items() if block in one.blocks] for block in range(manager.n_blocks)}
-        for row, (name, one) in enumerate(asked.items()):
-            y = 2.85 - row * 0.95
-            axis.text(0.15, y, f"request {name}", va="center", fontsize=9, weight="bold", color=colours[name])
-            told = f"{len(one.tokens)} tokens, {hits[name]} from the cache"
-            axis.text(1.18, y - 0.36, told, va="center", fontsize=8, color=theme.faint)
-            for place, block in enumerate(one.blocks):
-                shared = len(users[block]) > 1
-                x = 1.45 + place * 0.62
-                box(axis, (x, y), (0.54, 0.4), str(block), theme.ink if shared else colours[name], faint=0.22)
-        w, h = 0.5, 0.42
-        for block in range(manager.n_blocks):
-            x, y = 5.28 + block % 4 * 0.56, 3.0 - block // 4 * 0.62
-            mine = users[block]
-            colour = theme.grid if not mine else theme.ink if len(mine) > 1 else colours[mine[0]]
-            ink = theme.ink if mine else theme.faint
-            text = "pad" if not block else str(block)
-            box(axis, (x, y), (w, h), text, colour, faint=0.22 if mine else 0.5, ink=ink)
-        stats = manager.stats()
-        told = (
-            f"dark: shared by A, B and C\n{stats['blocks_used']} used, {stats['blocks_free']} free\n"
-            "block 0 takes the padding's writes"
-        )
-        axis.text(5.02, 0.4, told, va="center", fontsize=8, color=theme.faint, linespacing=1.5)
-        return figure
-
-    alt = (
-        "Block tables of three requests. The first two blocks hold the common prefix and appear in all three tables; the other blocks "
-        "belong to one request each."
+def cache(theme: Theme) -> Figure:
+    """Draw the block tables of three requests with a common prefix, and the pool of blocks."""
+    manager, requests, hits = block_tables()
+    figure, (axis,) = canvas(WIDTH, 3.7)
+    axis.text(0.15, 3.45, "Block tables", weight="bold", fontsize=9.5, color=theme.ink)
+    axis.text(5.0, 3.45, "The pool", weight="bold", fontsize=9.5, color=theme.ink)
+    colours = dict(zip(requests, (theme.after, theme.off, theme.on)))
+    users = {
+        block: [name for name, request in requests.items() if block in request.blocks]
+        for block in range(manager.n_blocks)
+    }
+    for row, (name, request) in enumerate(requests.items()):
+        y = 2.85 - row * 0.95
+        axis.text(0.15, y, f"request {name}", va="center", fontsize=9, weight="bold", color=colours[name])
+        label = f"{len(request.tokens)} tokens, {hits[name]} from the cache"
+        axis.text(1.18, y - 0.36, label, va="center", fontsize=8, color=theme.faint)
+        for place, block in enumerate(request.blocks):
+            shared = len(users[block]) > 1
+            x = 1.45 + place * 0.62
+            box(axis, (x, y), (0.54, 0.4), str(block), theme.ink if shared else colours[name], faint=0.22)
+    w, h = 0.5, 0.42
+    for block in range(manager.n_blocks):
+        x, y = 5.28 + block % 4 * 0.56, 3.0 - block // 4 * 0.62
+        owners = users[block]
+        colour = theme.grid if not owners else theme.ink if len(owners) > 1 else colours[owners[0]]
+        ink = theme.ink if owners else theme.faint
+        text = "pad" if not block else str(block)
+        box(axis, (x, y), (w, h), text, colour, faint=0.22 if owners else 0.5, ink=ink)
+    stats = manager.stats()
+    legend = (
+        f"dark: shared by A, B and C\n{stats['blocks_used']} used, {stats['blocks_free']} free\n"
+        "block 0 takes the padding's writes"
     )
-    return Picture("cache", alt, "", draw)
+    axis.text(5.02, 0.4, legend, va="center", fontsize=8, color=theme.faint, linespacing=1.5)
+    return figure
 
 
 # ---- 8. invariance
 
 
 def bit_differences() -> dict[str, Tensor]:
-    """Return by backend how many representable numbers logits [40, vocab] computed alone are from those computed in a batch."""
+    """Return, for each backend, the distance between logits [40, vocab] computed alone and in a batch of eight.
+
+    A distance of 1 means two neighbouring fp32 numbers.
+    """
     config = v3_like("small", vocab_size=Tokenizer.byte_level().vocab_size, context=128)
     batch = torch.randint(config.vocab_size, (8, 40), generator=torch.Generator().manual_seed(0))
-    found = {}
+    distances = {}
     for ops in (TORCH, TORCH_INVARIANT):
-        one = build(config, seed=0, ops=ops)
+        decoder = build(config, seed=0, ops=ops)
         with torch.no_grad():
-            alone = one.logits(one(batch[:1]).hidden)[0]
-            beside = one.logits(one(batch).hidden)[0]
-        found[ops.name] = (_ordered(alone) - _ordered(beside)).abs()
-    return found
+            alone = decoder.logits(decoder(batch[:1]).hidden)[0]
+            batched = decoder.logits(decoder(batch).hidden)[0]
+        distances[ops.name] = (_ordered(alone) - _ordered(batched)).abs()
+    return distances
 
 
 def _ordered(x: Tensor) -> Tensor:
-    """Number the fp32 values, so that neighbouring numbers differ by 1."""
+    """Map fp32 values to integers, so that neighbouring fp32 numbers differ by 1."""
     bits = x.view(torch.int32).long()
     return bits.where(bits >= 0, -(bits & 0x7FFFFFFF))
 
@@ -511,32 +461,28 @@ def _ordered(x: Tensor) -> Tensor:
 LEVELS = ((0, "the same bits"), (1, "1 to 7 steps apart"), (8, "8 or more"))
 
 
-def invariance() -> Picture:
-    """Which logits change when seven other sequences are in the batch."""
+def invariance(theme: Theme) -> Figure:
+    """Draw which logits change when seven other sequences are in the batch."""
     differences = bit_differences()
 
-    def draw(theme: Theme) -> Figure:
-        figure = Figure(figsize=(WIDTH, 3.5), layout="constrained")
-        axes = figure.subplots(1, 2, sharey=True)
-        colours = [theme.grid, theme.after, theme.off]
-        for axis, (name, steps) in zip(axes, differences.items()):
-            level = sum((steps >= least).long() for least, _ in LEVELS) - 1
-            axis.imshow(level[:, :60], cmap=ListedColormap(colours), vmin=0, vmax=2, aspect="auto")
-            differ = int((steps > 0).sum())
-            axis.set_title(f"{name}: {differ:,} of {steps.numel():,} differ")
-            axis.set_xlabel("the first 60 tokens of the vocabulary")
-            axis.grid(visible=False)
-        axes[0].set_ylabel("position")
-        handles = [Patch(color=colour, label=label) for colour, (_, label) in zip(colours, LEVELS)]
-        figure.legend(handles=handles, loc="outside lower center", ncols=3)
-        return figure
-
-    told = ", ".join(f"{name} {int((steps > 0).sum()):,} of {steps.numel():,}" for name, steps in differences.items())
-    return Picture("invariance", f"Logits that differ in a bit between alone and in a batch: {told}.", "", draw)
+    figure = Figure(figsize=(WIDTH, 3.5), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    colours = [theme.grid, theme.after, theme.off]
+    for axis, (name, steps) in zip(axes, differences.items()):
+        level = sum((steps >= least).long() for least, _ in LEVELS) - 1
+        axis.imshow(level[:, :60], cmap=ListedColormap(colours), vmin=0, vmax=2, aspect="auto")
+        differ = int((steps > 0).sum())
+        axis.set_title(f"{name}: {differ:,} of {steps.numel():,} differ")
+        axis.set_xlabel("the first 60 tokens of the vocabulary")
+        axis.grid(visible=False)
+    axes[0].set_ylabel("position")
+    handles = [Patch(color=colour, label=label) for colour, (_, label) in zip(colours, LEVELS)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    return figure
 
 
-PICTURES: dict[str, Callable[[], Picture]] = {
-    one.__name__: one for one in (model, mla, moe, mtp, grpo, distillation, cache, invariance)
+PICTURES: dict[str, Callable[[Theme], Figure]] = {
+    draw.__name__: draw for draw in (model, mla, moe, mtp, grpo, distillation, cache, invariance)
 }
 
 
@@ -548,7 +494,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for name in chosen.names or PICTURES:
         file = chosen.out / f"tour-{name}.png"
-        file.write_bytes(png(PICTURES[name](), LIGHT))
+        file.write_bytes(png(Picture(name, "", "", PICTURES[name]), LIGHT))
         print(f"{file}  {file.stat().st_size / 1000:.0f} KB")
 
 

@@ -1,4 +1,7 @@
-"""What docs/tour/ quotes, shows and says is so: code, pictures, outputs, figures. The outputs of commands: tests/cli/test_docs_outputs.py."""
+"""The tour's quotes equal the source, its examples print what it shows, its figures equal the results, and its pictures exist.
+
+tests/cli/test_docs_outputs.py checks the output of the commands that it shows.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ QUOTE = re.compile(r"^<!-- from (src/[\w/]+\.py)::([\w.]+) -->\n```python\n(.*?)
 TRY = re.compile(r"^<!-- try -->\n```python\n(.*?)^```\n\n```text\n(.*?)^```$", re.M | re.S)
 FIGURES = re.compile(r"^<!-- figures\n(.*?)^-->$", re.M | re.S)
 PICTURE = re.compile(r"!\[([^\]]+)\]\(\.\./pictures/tour-(\w+)\.png\)")
-LOG = re.compile(r'docs/LOG\.md "(.*)"')
+LOGGED = re.compile(r'(docs/[\w/-]+\.md) "(.*)"')
 MEASURED = "## What we measured\n"
 WORDS = range(400, 701)
 LONGEST = 32
@@ -35,25 +38,25 @@ sentences = script("scripts", "sentences")
 
 
 def source_of(path: Path, name: str) -> list[str]:
-    """The lines of a function or a class, with its decorators."""
+    """Return the lines of a function or class, with its decorators."""
     node: ast.AST = ast.parse(path.read_text(encoding="utf-8"))
     for part in name.split("."):
-        (node,) = (one for one in ast.iter_child_nodes(node) if getattr(one, "name", None) == part)
+        (node,) = (child for child in ast.iter_child_nodes(node) if getattr(child, "name", None) == part)
     assert isinstance(node, ast.FunctionDef | ast.ClassDef)
-    first = min(one.lineno for one in (*node.decorator_list, node))
+    first = min(part.lineno for part in (*node.decorator_list, node))
     return path.read_text(encoding="utf-8").splitlines()[first - 1 : node.end_lineno]
 
 
 def is_quoted(block: str, source: list[str]) -> bool:
-    """Whether the parts between lines `...` occur in the source in this order, each without a gap."""
-    begin = 0
+    """Return whether the source contains the parts of a block in their order. Lines `...` separate parts; indentation may differ."""
+    start = 0
     for part in re.split(r"^\s*\.\.\.\n", block, flags=re.M):
         wanted = textwrap.dedent(part).splitlines()
-        places = range(begin, len(source) - len(wanted) + 1)
-        at = (n for n in places if textwrap.dedent("\n".join(source[n : n + len(wanted)])).splitlines() == wanted)
-        if not wanted or (found := next(at, None)) is None:
+        places = range(start, len(source) - len(wanted) + 1)
+        matches = (n for n in places if textwrap.dedent("\n".join(source[n : n + len(wanted)])).splitlines() == wanted)
+        if not wanted or (place := next(matches, None)) is None:
             return False
-        begin = found + len(wanted)
+        start = place + len(wanted)
     return True
 
 
@@ -99,31 +102,30 @@ def test_pictures_are_there_small_and_drawn_by_the_script() -> None:
     assert all(path.stat().st_size < KILOBYTES * 1000 for path in files.values())
 
 
-def listed(text: str) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """Each stretch of prose before a list of figures, and the figures with their sources."""
-    for found in FIGURES.finditer(text):
-        stretch = text[text.rindex("\n## ", 0, found.start()) : found.start()]
-        yield stretch, [tuple(line.split(" ", 1)) for line in found[1].splitlines()]  # type: ignore[misc]
+def listed(text: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield the prose before each list of figures, from its heading on, and the lines of the list."""
+    for match in FIGURES.finditer(text):
+        yield text[text.rindex("\n## ", 0, match.start()) : match.start()], match[1].splitlines()
 
 
 @pytest.mark.parametrize("name", texts)
 def test_figures_stand_in_their_result_files(name: str) -> None:
-    log = " ".join((ROOT / "docs/LOG.md").read_text(encoding="utf-8").split())
-    known: list[str] = []
-    for stretch, pairs in listed(texts[name]):
-        there = [one.text for one in figures.numbers(stretch)]
-        for figure, source in pairs:
-            assert figure in there, f"'{figure}' is not in the text before its source"
-            if quoted := LOG.fullmatch(source):
-                assert quoted[1] in log and figure in quoted[1], source
+    sourced: list[str] = []
+    for prose, lines in listed(texts[name]):
+        numbers = iter([number.text for number in figures.numbers(prose)])
+        for figure, source in (line.split(" ", 1) for line in lines):
+            assert figure in numbers, f"'{figure}' does not follow the figures listed before it"
+            file = re.search(r"docs/[\w/-]+\.(?:json|md)", source)
+            assert file and file[0] in prose, f"{source} is not named beside its figure"
+            if logged := LOGGED.fullmatch(source):
+                log = " ".join((ROOT / logged[1]).read_text(encoding="utf-8").split())
+                assert logged[2] in log and figure in logged[2], source
             else:
                 assert figures.fits(figures.worth(ROOT, source), figure), f"'{figure}' is not {source}"
-            assert source.removeprefix("-").split("#")[0].split(" ")[-1] in stretch or "LOG" in source, (
-                f"{source} is not named"
-            )
-            known.append(figure)
+            sourced.append(figure)
     section = texts[name].partition(MEASURED)[2].partition("\n## ")[0]
-    assert [one.text for one in figures.numbers(section) if one.measured and one.text not in known] == []
+    measured = [number.text for number in figures.numbers(section) if number.measured]
+    assert measured and set(measured) <= set(sourced)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

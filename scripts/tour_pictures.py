@@ -229,11 +229,11 @@ def moe(theme: Theme) -> Figure:
     left, right = figure.subplots(1, 2, sharey=True)
     for axis, gamma, title in ((left, 0.0, "without balance"), (right, GAMMA, f"with a bias, γ = {GAMMA}")):
         ratios = loads(gamma)
-        busiest, idlest = int(ratios[0].argmax()), int(ratios[0].argmin())
+        busiest, rarest = int(ratios[0].argmax()), int(ratios[0].argmin())
         low, high = ratios.amin(1), ratios.amax(1)
         axis.fill_between(range(STEPS), low, high, color=theme.before, alpha=0.3, linewidth=0, label="all 16 experts")
         axis.plot(ratios[:, busiest], color=theme.off, linewidth=1.6, label="busiest at step 0")
-        axis.plot(ratios[:, idlest], color=theme.after, linewidth=1.6, label="idlest at step 0")
+        axis.plot(ratios[:, rarest], color=theme.after, linewidth=1.6, label="least used at step 0")
         axis.axhline(1, color=theme.ink, linewidth=0.8, linestyle=(0, (2, 2)))
         axis.set_title(title)
         axis.set_xlabel("step")

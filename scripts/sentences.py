@@ -85,7 +85,7 @@ def split(text: str) -> Iterator[str]:
 def sentences() -> list[Sentence]:
     """Return all sentences, in the order of the files."""
     found = [one for path in sorted((ROOT / "src").rglob("*.py")) for one in in_source(path)]
-    pages = [ROOT / name for name in PAGES] + sorted(p for p in (ROOT / "docs").rglob("*.md") if p.name != "LOG.md")
+    pages = [ROOT / name for name in PAGES] + sorted(p for p in (ROOT / "docs").glob("*.md") if p.name != "LOG.md")
     return found + [one for path in pages for one in in_page(path)]
 
 

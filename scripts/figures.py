@@ -157,10 +157,10 @@ def _item(items: list[Any], key: str) -> Any:
 
 def worth(root: Path, source: str) -> float:
     """Return the number that a source describes. Raises LookupError or ValueError for an invalid source."""
-    for sign, apply in ((" / ", truediv), (" - ", sub)):
-        if sign in source:
-            first, second = source.split(sign)
-            return float(apply(worth(root, first), worth(root, second)))
+    for sign, apply in (("/", truediv), ("-", sub)):
+        parts = re.split(rf" {sign} (?=(?:\w+ )?-?docs/results/)", source)  # a key may contain the sign, too
+        if len(parts) == 2:
+            return float(apply(worth(root, parts[0]), worth(root, parts[1])))
     found = SOURCE.fullmatch(source)
     if found is None:
         raise ValueError(f"not a valid source: {source}")

@@ -112,7 +112,7 @@ def test_sources_say_where_and_how(tmp_path: Path) -> None:
     folder = tmp_path / "docs" / "results"
     folder.mkdir(parents=True)
     value = {
-        "a/b": 0.25, "rows": [["12.5 %", "+95.0 *"], [1, 2, 6]], "words": "from 1.5 to +2.5%.",
+        "a/b": 0.25, "a / b - c": 4, "rows": [["12.5 %", "+95.0 *"], [1, 2, 6]], "words": "from 1.5 to +2.5%.",
         "items": [{"of": "x", "v": 1}, {"of": "y", "v": 8, "by_seed": [[0, 1], [0, 2], [0, 3]]}],
     }  # fmt: skip
     (folder / "f.json").write_text(json.dumps(value), encoding="utf-8")
@@ -120,6 +120,8 @@ def test_sources_say_where_and_how(tmp_path: Path) -> None:
     for source, expected in {
         f"{at}/a/b *100": 25.0,
         f"-{at}/a/b": -0.25,
+        f"{at}/a / b - c": 4.0,
+        f"{at}/a / b - c / {at}/a/b": 16.0,
         f"{at}/rows/0/1": 95.0,
         f"{at}/rows/0/0 / {at}/a/b": 50.0,
         f"{at}/rows/1/2 - {at}/rows/1/0": 5.0,

@@ -104,7 +104,7 @@ class Serving:
 
 
 def split_weights(model: ModelConfig) -> tuple[int, int]:
-    """Return the parameters outside and inside routed experts, without MTP modules."""
+    """Return the numbers of parameters outside and inside routed experts, without MTP modules."""
     experts = sum(ffn.routed_params(model.hidden_size) * s.layers for s in model.stages for ffn in s.ffns)
     return account(model).total - experts, experts
 

@@ -217,9 +217,9 @@ def _grouped(node: Node) -> str:
 def _set(characters: Ranges) -> str:
     """Return a character class in llguidance's syntax.
 
-    A class with all control characters but without the quotation mark and the backslash would still allow these two in
-    llguidance. So control characters without a short escape, which a JSON string cannot contain here anyway, are
-    removed from classes without a quotation mark or a backslash.
+    llguidance would still allow the quotation mark and the backslash in a class that has all control characters but
+    excludes these two. So control characters without a short escape, which a JSON string cannot contain here anyway,
+    are removed from classes without a quotation mark or a backslash.
     """
     if characters == ANY:
         return "(?s:.)"

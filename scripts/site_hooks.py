@@ -3,6 +3,7 @@
 - Links from pages to files outside docs, such as `../../src/rorqual/ops/moe.py`, work in the repository's view of a page. On the site they
   lead to `repo_url`, or show the file's path as code if `repo_url` is not set.
 - The script that lets the search run in pages opened from the disk is our copy (docs/javascripts), not one from the network.
+- Formulas of the tour, in `$` or `$$`, become MathML, which browsers draw without a script.
 - `<!-- verbs -->` in docs/reference/verbs.md becomes the help of every verb, as the command line prints it.
 """
 
@@ -13,8 +14,11 @@ import posixpath
 import re
 from typing import Any
 
+from latex2mathml.converter import convert
+
 LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^(```|~~~).*?^\1[^\n]*$", re.M | re.S)
+FORMULA = re.compile(r"(^```.*?^```$|`[^`\n]+`)|\$\$(.+?)\$\$|(?<![\\$\w])\$([^$\n]+?)\$(?![\w$])", re.M | re.S)
 MARK = "<!-- verbs -->"
 WORKER = "https://unpkg.com/iframe-worker/shim"
 LOCAL_WORKER = "javascripts/iframe-worker.js"
@@ -25,7 +29,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
     """Rewrite a page's links to the source, and insert the help of the verbs."""
     if MARK in markdown:
         markdown = markdown.replace(MARK, verbs())
-    return with_source_links(markdown, page.file.src_uri, config.repo_url)
+    markdown = with_source_links(markdown, page.file.src_uri, config.repo_url)
+    return with_formulas(markdown) if page.file.src_uri.startswith("tour/") else markdown
 
 
 def on_post_page(output: str, page: Any, **_: Any) -> str:
@@ -58,6 +63,18 @@ def with_source_links(markdown: str, page: str, repo_url: str | None) -> str:
         parts += [LINK.sub(rewrite, markdown[last : fence.start()]), fence.group()]
         last = fence.end()
     return "".join([*parts, LINK.sub(rewrite, markdown[last:])])
+
+
+def with_formulas(markdown: str) -> str:
+    """Return the page's text with TeX formulas as MathML, except in code."""
+
+    def drawn(found: re.Match[str]) -> str:
+        code, display, inline = found.groups()
+        if code:
+            return code
+        return convert(display or inline, display="block" if display else "inline")
+
+    return FORMULA.sub(drawn, markdown)
 
 
 def verbs() -> str:

@@ -290,9 +290,8 @@ def _verified(gold: Any, answer: Any, timeout: int) -> bool:
             gold if isinstance(answer, Set) else answer, Boolean
         ):
             return bool(_as_set(gold) == _as_set(answer))
-        return bool(math_verify().verify(gold, answer, timeout_seconds=None, raise_on_error=True)) and _exactly(
-            gold, answer
-        )
+        equal = math_verify().verify(gold, answer, timeout_seconds=None, raise_on_error=True)
+        return bool(equal) and _exactly(gold, answer)
 
 
 def _as_set(expression: Any) -> Any:

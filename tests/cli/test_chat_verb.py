@@ -120,3 +120,14 @@ def test_each_line_of_a_pipe_is_a_message_up_to_quit(place: Path) -> None:
     done = typed(place, "chat", "run", "thinking=off", "max_tokens=3", stdin="one\n\n/new\ntwo\n/quit\nthree\n")
     assert done.code == 0, done.err
     assert done.err.count("cut off after 3 tokens") == 2
+
+
+def test_a_first_message_unlike_all_that_the_run_was_trained_on_is_noted(place: Path) -> None:
+    told = "this looks like nothing that the run was trained on, such as: add 1+2; sub 9-3"
+    (place / "run" / "prompts.json").write_text('["add 1+2", "sub 9-3", "add 7+8"]')
+    try:
+        for lines, times in (("add 3+4\nhello\n", 0), ("hello\nadd 3+4\n/new\nadd 3 4\n", 2)):
+            done = typed(place, "chat", "run", "thinking=off", "max_tokens=3", stdin=lines)
+            assert done.code == 0 and " ".join(done.err.split()).count(told) == times, done.err
+    finally:
+        (place / "run" / "prompts.json").unlink()

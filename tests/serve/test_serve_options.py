@@ -7,6 +7,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -148,10 +149,13 @@ def test_the_queue_is_shared_among_all_tenants(
 def test_a_run_is_named_after_its_folder_and_dated_by_its_checkpoint(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    link = tmp_path / "newest"
-    link.symlink_to(run)
+    copy, link = tmp_path / "tiny", tmp_path / "newest"
+    shutil.copytree(run, copy)
+    (copy / "prompts.json").write_text('["add 1+2"]')
+    link.symlink_to(copy)
     page, _ = told(link, [f"keys={tmp_path / 'k'}"], monkeypatch)
-    [weights] = run.rglob("model.safetensors")
+    [weights] = copy.rglob("model.safetensors")
+    assert page.service.prompts == ["add 1+2"]
     assert (page.service.name, page.service.created) == ("tiny", int(weights.parent.stat().st_mtime))
 
 

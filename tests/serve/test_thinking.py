@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -167,3 +168,25 @@ def test_the_page_has_no_switch_that_does_nothing(thinks: bool) -> None:
     _, blocks = ui_chat.build(api, "model", 1.0, thinks)
     [switch] = [part for part in blocks.config["components"] if part["props"].get("label") == "Thinking"]
     assert switch["props"]["visible"] is thinks
+
+
+def test_an_empty_page_shows_two_problems_of_the_run_and_a_first_question_unlike_them_is_said() -> None:
+    async def api(*_: Any) -> None:
+        raise AssertionError
+
+    prompts = ["add 12+34", "<b>sub</b> 9-3", "mod 7%3"]
+    for given in (prompts, []):
+        _, blocks = ui_chat.build(api, "model", 1.0, True, given)
+        [shown] = [part for part in blocks.config["components"] if part["type"] == "chatbot"]
+        text = shown["props"]["placeholder"]
+        assert ("<code>add 12+34</code> or <code>&lt;b&gt;sub&lt;/b&gt; 9-3</code>" in text) == bool(given)
+        assert "mod 7" not in text and "Ask model something" in text
+    chat = ui_chat.Chat(SimpleNamespace(Textbox=dict), api, "model", prompts)
+    turn = Turn()
+    asked = {text: {"role": "user", "content": text} for text in ("add 5+6", "add 5 6")}
+
+    def status(*rows: dict[str, str]) -> str:
+        return str(chat._end(rows, turn, None, stopped=False)[-1])
+
+    assert ui_chat.UNLIKE in status(asked["add 5 6"]) and ui_chat.UNLIKE not in status(asked["add 5+6"])
+    assert ui_chat.UNLIKE not in status(asked["add 5+6"], {"role": "assistant", "content": "11"}, asked["add 5 6"])

@@ -121,7 +121,7 @@ _add("eval", evaluate, "rorqual eval runs/tiny task=families count=20", context_
 _add("lab", lab, "rorqual lab zero --seeds 1 --budget 1 --out runs/lab-short")
 _add("chat", chat, 'echo "add 12+34" | rorqual chat runs/tiny thinking=on', context_settings=PAIRS)
 GENERATE = (
-    """printf '{"prompt": "add 12+34"}\\n{"prompt": "add 5+6", "max_tokens": 20}\\n' > prompts.jsonl && """
+    """printf '{"prompt": "add 12+34"}\\n{"prompt": "add 386+149", "max_tokens": 20}\\n' > prompts.jsonl && """
     "rorqual generate prompts.jsonl run=runs/tiny max_tokens=64 out=answers.jsonl"
 )
 _add("generate", generate, GENERATE, context_settings=PAIRS)

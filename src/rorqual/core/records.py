@@ -85,7 +85,7 @@ def says_nothing(message: Message) -> bool:
 
 STEP = re.compile(r"step-(\d{6,})$")
 CONFIG_FILE, METRICS_FILE, TOKENIZER_FILE = "run.yaml", "metrics.jsonl", "tokenizer.json"
-ROLLOUTS_FILE = "rollouts.jsonl"
+ROLLOUTS_FILE, PROMPTS_FILE = "rollouts.jsonl", "prompts.json"
 WHOLE_FILE = "whole.json"
 """Name of the file that lists the size of every file of a checkpoint.
 
@@ -117,6 +117,18 @@ class RunDir:
     @property
     def tokenizer_file(self) -> Path:
         return self.path / TOKENIZER_FILE
+
+    @property
+    def prompts_file(self) -> Path:
+        return self.path / PROMPTS_FILE
+
+    def prompts(self) -> list[str]:
+        """Return examples of the problems that the run was trained on. Runs on files and imported runs have none."""
+        try:
+            found = json.loads(self.prompts_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return []
+        return [prompt for prompt in found if isinstance(prompt, str)] if isinstance(found, list) else []
 
     def step_dir(self, step: int) -> Path:
         """Return the folder of the checkpoint of `step`."""

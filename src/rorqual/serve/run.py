@@ -157,6 +157,7 @@ def serve(placed: Placed, address: Address) -> None:
             defaults=read_defaults(run),
             cors=address.cors,
             uploads=uploads,
+            prompts=run.prompts(),
         )
         if key is not None:
             _say(f"API key of tenant '{address.tenant}', shown only once: {key}")

@@ -61,7 +61,8 @@ class Service:
 
     `created`: Unix time of the checkpoint in seconds. `keep_alive`: a stream sends a comment after this many seconds
     without a token. `operator`: the tenant that may read the metrics of all tenants. `cors`: allowed origins. `uploads`:
-    weight updates from a trainer, or None if they are turned off. `cutters`: the thread of each tenant.
+    weight updates from a trainer, or None if they are turned off. `prompts`: examples of what the model was trained on.
+    `cutters`: the thread of each tenant.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Service:
     operator: str = ""
     cors: frozenset[str] = frozenset()
     uploads: WeightUploads | None = None
+    prompts: Sequence[str] = ()
     bodies: Bodies = field(default_factory=Bodies)
     cutters: dict[str, ThreadPoolExecutor] = field(default_factory=dict)
 

@@ -109,7 +109,9 @@ class Page:
         self.edge, self.service = edge, service
         self.off, self.installed = wanted is False, installed
         self.sessions = Sessions()
-        self.mounted = ui_chat.Mounted(self._api, service.name, service.defaults.temperature, service.chat.thinks)
+        self.mounted = ui_chat.Mounted(
+            self._api, service.name, service.defaults.temperature, service.chat.thinks, service.prompts
+        )
         self.pages = Pages(self.mounted.forget)
         self._closing = asyncio.Event()
 

@@ -23,6 +23,7 @@ from fastapi import FastAPI
 from starlette.requests import Request as HttpRequest
 from starlette.types import ASGIApp
 
+from rorqual.core.prompts import unlike
 from rorqual.serve.errors import ApiError
 from rorqual.serve.ui_client import chunks
 from rorqual.serve.ui_turn import Row, Turn, Wanted, corrected, pictured, question, upto_question
@@ -39,14 +40,15 @@ FORMULAS = [("\\[", "\\]", True), ("\\(", "\\)", False)]
 """Formula delimiters (left, right, display). `ui_math` converts dollar delimiters to these."""
 Pictures = AsyncGenerator[tuple[Any, ...], None]
 """A stream of updates of the page's components."""
+UNLIKE = " This prompt looks like nothing that the model was trained on."
 IDLE = "Enter sends, Shift+Enter starts a new line."
 
 
 class Mounted:
     """Gradio's ASGI application, built on first use because this takes seconds and about 100 MB of memory."""
 
-    def __init__(self, api: ASGIApp, model: str, temperature: float, thinks: bool) -> None:
-        self._build = partial(build, api, model, temperature, thinks)
+    def __init__(self, api: ASGIApp, model: str, temperature: float, thinks: bool, prompts: Sequence[str] = ()) -> None:
+        self._build = partial(build, api, model, temperature, thinks, prompts)
         self._closing = asyncio.Event()
         self._ready: asyncio.Future[ASGIApp] | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -85,10 +87,13 @@ class Mounted:
             await self._closing.wait()
 
 
-def build(api: ASGIApp, model: str, temperature: float, thinks: bool) -> tuple[FastAPI, Any]:
+def build(
+    api: ASGIApp, model: str, temperature: float, thinks: bool, prompts: Sequence[str] = ()
+) -> tuple[FastAPI, Any]:
     """Build the page and return (application, Gradio blocks). Gradio must be installed.
 
-    `temperature`: initial value of the setting. `thinks`: whether to show the thinking switch.
+    `temperature`: initial value of the setting. `thinks`: whether to show the thinking switch. `prompts`: examples of what
+    the model was trained on.
     """
     # Gradio reads this variable when it is imported and before it sends analytics.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -97,7 +102,7 @@ def build(api: ASGIApp, model: str, temperature: float, thinks: bool) -> tuple[F
     fonts = ("ui-sans-serif", "system-ui", "sans-serif")
     mono = ("ui-monospace", "Consolas", "monospace")
     theme = gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=fonts, font_mono=mono)
-    blocks = _blocks(gr, Chat(gr, api, model), temperature, thinks)
+    blocks = _blocks(gr, Chat(gr, api, model, prompts), temperature, thinks)
     parent = gr.mount_gradio_app(
         FastAPI(docs_url=None, redoc_url=None, openapi_url=None), blocks, path="/",
         auth_dependency=_tenant, theme=theme, css_paths=[FILES / "chat.css"],
@@ -137,8 +142,8 @@ class Chat:
     `conversation` is the session's list of rows, which only the running event reads or changes.
     """
 
-    def __init__(self, gr: Any, api: ASGIApp, model: str) -> None:
-        self.gr, self.api, self.model = gr, api, model
+    def __init__(self, gr: Any, api: ASGIApp, model: str, prompts: Sequence[str] = ()) -> None:
+        self.gr, self.api, self.model, self.prompts = gr, api, model, prompts
         self._events: dict[str, PageEvent] = {}
 
     def stop(self, session: str) -> None:
@@ -232,13 +237,20 @@ class Chat:
             if turn.empty:
                 now, box["value"] = now[:-1], now[-1]["content"]
             return now, self.gr.Textbox(**box), _status(f"{_explained(outcome)}", error=True)
-        return now, self.gr.Textbox(**box), _status(turn.summary(stopped=stopped))
+        note = UNLIKE if len(rows) == 1 and unlike(str(rows[0]["content"]), self.prompts) else ""
+        return now, self.gr.Textbox(**box), _status(turn.summary(stopped=stopped) + note)
 
     async def _consume(self, turn: Turn, body: dict[str, Any], tenant: str) -> None:
         async with aclosing(chunks(self.api, tenant, body)) as stream:
             async for chunk in stream:
                 if chunk is not None:
                     turn.add(chunk)
+
+
+def _invitation(chat: Chat) -> str:
+    """Return the text of an empty conversation, as HTML: two examples of what the model was trained on, if any."""
+    examples = " or ".join(f"<code>{html.escape(prompt)}</code>" for prompt in chat.prompts[:2])
+    return f"Ask {html.escape(chat.model)} something{', for example ' + examples if examples else ''}."
 
 
 def _explained(error: ApiError) -> str:
@@ -259,7 +271,7 @@ def _blocks(gr: Any, chat: Chat, temperature: float, thinks: bool) -> Any:
             label="Conversation", show_label=False, container=False, scale=1, height=None, min_height=160, elem_id="chat",
             layout="bubble", buttons=["copy"], editable="user", feedback_options=None, group_consecutive_messages=True,
             latex_delimiters=[{"left": left, "right": right, "display": display} for left, right, display in FORMULAS],
-            placeholder=f"Ask {html.escape(chat.model)} something.", sanitize_html=True,
+            placeholder=_invitation(chat), sanitize_html=True,
         )  # fmt: skip
         with gr.Row(elem_id="actions", equal_height=True):
             status = gr.Markdown(_status(IDLE), elem_id="status", latex_delimiters=[])

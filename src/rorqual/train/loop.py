@@ -123,7 +123,7 @@ def fit(
         sampler = None if rollout_engine is None else rollout_engine(chat)
         source = run.source.build(Materials(state.model, tokenizer, chat, run.seed, threads, sampler))
         run = versioned(run, out, source.versions)
-        write_start(run, out, tokenizer)
+        write_start(run, out, tokenizer, source.prompts)
         told = [*state.notes, *grown(run, state.step)] + (
             [begun(state.model, state.adapter)] if state.adapter is not None else []
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import torch
 
 from rorqual.core.config import read_yaml, to_yaml
 from rorqual.core.errors import ConfigError
+from rorqual.core.prompts import chosen
 from rorqual.core.records import RunDir, write_atomic
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.model.adapter import Adapter, adapter_of, trained
@@ -185,9 +188,11 @@ def difference(had: object, now: object) -> str:
     return f"{had!r} there, {now!r} now"
 
 
-def write_start(run: Run, out: RunDir, tokenizer: Tokenizer) -> None:
-    """Write the run's config and tokenizer before the first step; write the config again after an extension."""
+def write_start(run: Run, out: RunDir, tokenizer: Tokenizer, prompts: Sequence[str] = ()) -> None:
+    """Write the run's config, tokenizer and example prompts before the first step; write the config again after an extension."""
     if not out.config_file.is_file() or run.extensions != read_yaml(Run, out.config_file).extensions:
         write_atomic(out.config_file, to_yaml(run).encode())
     if not out.tokenizer_file.is_file():
         tokenizer.save(out.tokenizer_file)
+    if prompts and not out.prompts_file.is_file():
+        write_atomic(out.prompts_file, json.dumps(chosen(prompts), ensure_ascii=False, indent=1).encode())

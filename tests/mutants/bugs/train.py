@@ -732,6 +732,22 @@ MUTANTS = (
         "tests/train/test_linear_of_backend.py::test_the_products_of_an_adapter_are_its_too",
     ),
     one(
+        "example prompts of a run are taken from private files too",
+        "issue 17: example prompts",
+        "train/sources/worked.py",
+        "self.prompts = [] if config.data else [",
+        "self.prompts = [",
+        "tests/core/test_prompts.py::test_a_run_keeps_the_problems_of_its_task_and_none_of_a_file",
+    ),
+    one(
+        "a run keeps no example prompts",
+        "issue 17: example prompts",
+        "train/loop.py",
+        "write_start(run, out, tokenizer, source.prompts)",
+        "write_start(run, out, tokenizer)",
+        "tests/core/test_prompts.py::test_a_run_keeps_the_problems_of_its_task_and_none_of_a_file",
+    ),
+    one(
         "the repacked head of a tied model is never used",
         "issue 16: linear maps of a backend",
         "model/decoder.py",

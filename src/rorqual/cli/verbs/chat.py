@@ -11,6 +11,8 @@ import typer
 from rorqual.cli.machine import cores
 from rorqual.cli.settings import Settings, check_device, read
 from rorqual.core.errors import DataError
+from rorqual.core.prompts import unlike
+from rorqual.core.records import RunDir
 
 
 def chat(
@@ -35,10 +37,15 @@ def chat(
         torch.set_num_threads(chosen.threads)
     engine = Engine(run, device=chosen.device, dtype=chosen.dtype, slots=1, threads=chosen.threads or cores())
     conversation, terminal = Conversation(engine, chosen), Terminal()
+    prompts = RunDir(run).prompts()
+    if prompts and sys.stdin.isatty():
+        terminal.note(f"examples of what this run was trained on: {'; '.join(prompts[:2])}")
     for text in lines_typed():
         if text == "/new":
             conversation.history = []
             continue
+        if not conversation.history and unlike(text, prompts):
+            terminal.note(f"this looks like nothing that the run was trained on, such as: {'; '.join(prompts[:2])}")
         try:
             conversation.say(text, terminal)
         except DataError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +52,8 @@ class Source(ABC):
 
     versions: dict[str, int] = {}
     """The versions of the problem families in use."""
+    prompts: Sequence[str] = ()
+    """Examples of the generated problems that it trains on. Prompts from a file may be private, so they are left out."""
 
     @abstractmethod
     def step(self, step: int) -> Step:

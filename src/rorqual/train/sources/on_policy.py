@@ -91,7 +91,9 @@ class OnPolicy(Source):
         self.versions = self.task.versions
         self.teacher = OnPolicyTeacher(config.teacher, materials, config.row, config.top_k)
         self.sampler = RolloutSampler(materials, max_age=config.max_age)
-        check_room(self.chat, opening(self.task, self.seed, PROBE), config.thinking, config.max_tokens, config.row)
+        probe = opening(self.task, self.seed, PROBE)
+        self.prompts = [] if config.data else [problem.prompt for problem in probe]
+        check_room(self.chat, probe, config.thinking, config.max_tokens, config.row)
 
     def step(self, step: int) -> Step:
         c = self.config

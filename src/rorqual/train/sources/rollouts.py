@@ -129,7 +129,9 @@ class Rollouts(Source):
             if config.reference
             else None
         )
-        check_room(self.chat, opening(self.task, self.seed, GOLD_PROBE), config.thinking, config.max_tokens, config.row)
+        probe = opening(self.task, self.seed, GOLD_PROBE)
+        self.prompts = [] if config.data else [problem.prompt for problem in probe]
+        check_room(self.chat, probe, config.thinking, config.max_tokens, config.row)
 
     def step(self, step: int) -> Step:
         c = self.config

@@ -60,6 +60,7 @@ class Worked(Source):
         self.task = config.load()
         self.versions = self.task.versions
         probe = opening(self.task, self.seed, PROBE)
+        self.prompts = [] if config.data else [problem.prompt for problem in probe]
         if config.think and all(problem.steps is None for problem in probe):
             raise DataError(
                 "none of the task's problems has worked steps",

@@ -182,7 +182,7 @@ class Partial:
         raise ConfigError(
             what,
             where=str(self.out),
-            remedy=f"Choose another out=, restore the old settings, or delete {names} to start again.",
+            remedy=f"Choose another out=, restore the old settings, or remove {names} to start again.",
         )
 
     def _refuse(self, error: OSError) -> NoReturn:

@@ -34,7 +34,7 @@ from rorqual.model.load.run import FP8, read_model_config
 from rorqual.ops.quant import BLOCK, dequantize_blocks
 
 Progress = Callable[[int, int, str], None]
-"""A progress callback. Its arguments are the bytes done, the total bytes, and the name of the current tensor."""
+"""A progress callback. The arguments are the bytes done, the total bytes, and the name of the current tensor."""
 
 _TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, FP8: torch.float8_e4m3fn}
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}  # llama.cpp's `general.file_type`

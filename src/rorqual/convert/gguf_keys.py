@@ -48,7 +48,7 @@ def config_from_keys(
 ) -> dict[str, Any]:
     """Convert the keys of a GGUF header to the content of a Hugging Face `config.json`.
 
-    `shapes` maps tensor names to shapes. It shows settings that have no key, such as tied embeddings and a router bias.
+    `shapes` maps tensor names to shapes. The shapes show settings that have no key, such as tied embeddings and a router bias.
     `factors` holds the values of the tensor `rope_freqs.weight`, if the file has it.
     """
     k = HeaderKeys(keys, architecture, where)
@@ -96,7 +96,7 @@ def _grouped_attention(k: HeaderKeys, architecture: str, even: int, heads: int) 
         "model_type": ARCHITECTURES[architecture][0],
         "num_key_value_heads": k.integer("attention.head_count_kv", heads),
     }
-    if architecture == "qwen2":  # its config.json has no head_dim
+    if architecture == "qwen2":  # the config.json of Qwen2 has no head_dim
         if head_dim != even:
             raise CheckpointError(
                 f"head_dim is {head_dim}, but qwen2 requires {even}", where=k.where, remedy="Use another file."

@@ -28,7 +28,7 @@ MORE = 60
 
 
 def divisors(rope: Rope, dim: int) -> Tensor:
-    """Return the divisor of each RoPE frequency, shape [dim / 2]. It is the content of the tensor `rope_freqs.weight`."""
+    """Return the divisor of each RoPE frequency, shape [dim / 2]. The divisors are the content of the tensor `rope_freqs.weight`."""
     return inverse_frequencies(Rope(theta=rope.theta), dim) / inverse_frequencies(rope, dim)
 
 

@@ -1,4 +1,4 @@
-"""A reader for GGUF files. It validates the header strictly and reads tensors in slices.
+"""A reader for GGUF files. The reader validates the header strictly and reads tensors in slices.
 
 Every count, length and offset is checked against the file size before it is used. The reader of the `gguf` package is not used,
 because it trusts the header and creates three objects per string. Format: ggml's docs/gguf.md, versions 2 and 3.
@@ -117,7 +117,7 @@ def open_gguf(path: Path) -> Iterator[GGUFFile]:
 
 
 class _Header:
-    """A parser of GGUF headers. It checks every length against the file size before using it."""
+    """A parser of GGUF headers. The parser checks every length against the file size before using it."""
 
     def __init__(self, data: mmap.mmap, where: str) -> None:
         self._data, self.where, self._at = data, where, len(MAGIC)

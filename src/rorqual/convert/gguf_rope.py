@@ -1,6 +1,6 @@
 """Conversion of RoPE scaling between GGUF and `rope_scaling` in a Hugging Face `config.json`.
 
-For Llama 3.1's scaling, llama.cpp has no header keys. It stores the divisor of each frequency in the tensor
+For Llama 3.1's scaling, llama.cpp has no header keys. llama.cpp files store the divisor of each frequency in the tensor
 `rope_freqs.weight` (see `gguf_llama3`). Files that Rorqual exports also store the original parameters, in keys such as
 `rope.scaling.llama3_factor`. If the keys and the tensor disagree, the tensor is used.
 """
@@ -59,7 +59,7 @@ def scaling_from_keys(k: HeaderKeys, theta: float, factors: Sequence[float], *, 
 def _llama3(theta: float, factors: Sequence[float], stored: dict[str, Any], where: str) -> dict[str, Any] | None:
     """Return the `rope_scaling` whose divisors are `factors`, or None if all divisors are 1.
 
-    The parameters in `stored` are used if they give these divisors. Otherwise the parameters are recovered from the divisors.
+    The parameters in `stored` are used if they give these divisors. If not, the parameters are recovered from the divisors.
     Raises CheckpointError if the divisors are not those of a Llama 3.1 scaling.
     """
     if all(stored.values()):

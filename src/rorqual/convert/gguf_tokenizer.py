@@ -130,7 +130,7 @@ def _looks_special(text: str) -> bool:
 
 
 def tokenizer_from_keys(keys: Mapping[str, Any], where: str) -> Tokenizer:
-    """Build a tokenizer from the keys of a GGUF header. It encodes text to the same ids as llama.cpp.
+    """Build a tokenizer from the keys of a GGUF header. The tokenizer encodes text to the same ids as llama.cpp.
 
     Raises DataError if the tokenizer is unsupported or damaged.
     """

@@ -160,7 +160,7 @@ def _imported(run: RunDir) -> Mapping[str, Any]:
 def _copies(names: NameMap, imported: Mapping[str, Any]) -> list[str]:
     """Return the names of tensors to export as copies of others.
 
-    These are the copies in the imported checkpoint. If the run was not imported, they are all copies except a tied head.
+    For an imported run, these are the copies in the imported checkpoint. For other runs, these are all copies except a tied head.
     """
     if isinstance(imported.get("copies"), list):
         return [name for name in names.copies if name in imported["copies"]]
@@ -214,7 +214,7 @@ def _size(specs: list[Spec]) -> int:
 
 
 def _identity(file: Path) -> dict[str, Any]:
-    """Return path, size, modification time and a hash of the first MiB. They identify the source file of an export."""
+    """Return path, size, modification time and a hash of the first MiB. These values identify the source file of an export."""
     status = file.stat()
     with open(file, "rb") as stream:
         head = hashlib.sha256(stream.read(1 << 20)).hexdigest()

@@ -43,13 +43,13 @@ WITHOUT_EFFECT = (
     "alora_invocation_tokens", "auto_mapping", "base_model_name_or_path", "exclude_modules", "inference_mode", "layers_pattern",
     "layers_to_transform", "lora_dropout", "megatron_core", "peft_version", "qalora_group_size", "revision", "target_modules",
 )  # fmt: skip
-"""Keys that import ignores. They describe the training, or the adapted modules, which the tensor names define exactly."""
+"""Keys that import ignores. These keys describe the training, or the adapted modules, which the tensor names define exactly."""
 
 
 def write_peft(run: RunDir, dst: Path, *, base: str = "") -> Path:
     """Export the newest checkpoint of a LoRA run as a folder that `peft` can load onto the published model. Return `dst`.
 
-    `base` is the value of `base_model_name_or_path`. It defaults to the path of the base run.
+    `base` is the value of `base_model_name_or_path`. The default is the path of the base run.
 
     Raises ConfigError if the run is not a LoRA run, if no published family can express its model, or if peft would adapt other
     modules.

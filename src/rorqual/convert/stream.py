@@ -1,4 +1,4 @@
-"""A reader and a writer for safetensors files. They process tensors in slices, and the reader validates the header.
+"""A reader and a writer for safetensors files. Tensors are processed in slices, and the reader validates the header.
 
 A file starts with the length n of the header (eight bytes, little-endian) and n bytes of JSON,
 `{name: {dtype, shape, data_offsets}}`. The bytes of all tensors follow without gaps. Source: the safetensors format description.
@@ -28,7 +28,7 @@ ITEM_BYTES: Mapping[str, int] = {
 }  # fmt: skip
 METADATA = "__metadata__"
 Progress = Callable[[int, int, str], None]
-"""A progress callback. Its arguments are the bytes done, the total bytes, and the name of the current tensor."""
+"""A progress callback. The arguments are the bytes done, the total bytes, and the name of the current tensor."""
 _REMEDY = "Download the file again: it is damaged or not a safetensors file."
 
 
@@ -48,7 +48,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class Stored(Spec):
-    """A tensor in a file, or a part of it. Its bytes begin at the offset `begin` of `file`."""
+    """A tensor in a file, or a part of a tensor. The bytes begin at the offset `begin` of `file`."""
 
     file: Path
     begin: int
@@ -63,7 +63,7 @@ class Stored(Spec):
     def chunks(self, multiple: int = 8, size: int = CHUNK) -> Iterator[bytearray]:
         """Yield the bytes in order, in chunks of at most `size` bytes.
 
-        All chunks except the last are a multiple of `multiple` bytes. They exceed `size` only if `multiple` does.
+        All chunks except the last are a multiple of `multiple` bytes. Chunks exceed `size` only if `multiple` exceeds it.
         """
         step = max(size // multiple, 1) * multiple
         with open(self.file, "rb", buffering=0) as file:

@@ -36,7 +36,7 @@ NO_MTP = "These weights have no MTP module (transformers does not save it): set 
 
 @dataclass(frozen=True)
 class TensorJob:
-    """A tensor to write. Its bytes are those of `pieces`, converted to the dtype of `spec` and concatenated."""
+    """A tensor to write. The output bytes are those of `pieces`, converted to the dtype of `spec` and concatenated."""
 
     spec: Spec
     pieces: tuple[TensorPiece, ...]

@@ -161,7 +161,7 @@ def json_bytes(value: Mapping[str, Any]) -> bytes:
 def written_texts(
     run: RunDir, family: CheckpointFamily, model: ModelConfig, dtype: str, quantization: Mapping[str, Any] | None
 ) -> dict[str, bytes]:
-    """Return the small files of an export by name. Imported files are restored; config.json is always written anew.
+    """Return the small files of an export by name. Imported files are restored; config.json is always rewritten.
 
     `dtype` is the value of `torch_dtype`, the torch name of the dtype of most weights. `quantization` is the value of
     `quantization_config`, or None.

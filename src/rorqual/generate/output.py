@@ -26,7 +26,7 @@ SYNC_SECONDS = 5.0
 """Minimum number of seconds between two `fsync` calls."""
 NONE = -1
 ESCAPED = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
-"""Characters that JSON allows in strings but some readers treat as line ends. They are written as escapes."""
+"""Characters that JSON allows in strings but some readers treat as line ends. The output writes these characters as escapes."""
 
 
 def to_line(record: Mapping[str, Any]) -> bytes:

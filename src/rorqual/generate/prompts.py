@@ -170,7 +170,7 @@ def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any] | Refused]]:
 
 
 def _without_null(value: Any) -> Any:
-    """Return `value` without null fields. Parquet adds them to rows that have no value in a column."""
+    """Return `value` without null fields. Parquet adds a null field to each row that has no value in a column."""
     if isinstance(value, dict):
         return {key: _without_null(item) for key, item in value.items() if item is not None}
     return [_without_null(item) for item in value] if isinstance(value, list) else value

@@ -41,7 +41,7 @@ ELSEWHERE: Mapping[str, str] = {
     "response_format": "grammar",
     "best_of": "n",
 }
-"""Sampling keys of other programs, mapped to Rorqual's keys. Error messages suggest the latter."""
+"""Sampling keys of other programs, mapped to the Rorqual keys that error messages suggest."""
 ALIKE = 0.9
 """Minimum similarity at which an extra field counts as a misspelt key. `temprature` does, `speed` does not."""
 
@@ -118,7 +118,7 @@ class RowRequest:
 
 
 class _Fault(Exception):
-    """An error in a row. It names the key, the problem and the remedy."""
+    """An error in a row: the key, the problem and the remedy."""
 
     def __init__(self, key: str, what: str, remedy: str) -> None:
         self.key, self.what, self.remedy = key, what, remedy

@@ -193,7 +193,7 @@ def test_options_of_peft_that_are_off_or_say_how_it_was_trained_change_nothing(t
     allowed = {key: value for key, values in NEUTRAL.items() for value in values[-1:]}
     assert said(tmp_path, PEFT | off | trained | allowed | {"use_rslora": True})["use_rslora"] is True
     for key in ("r", "lora_alpha"):
-        with pytest.raises(ConfigError, match=f"{key} missing"):
+        with pytest.raises(ConfigError, match=f"missing keys: {key}"):
             said(tmp_path, {k: v for k, v in PEFT.items() if k != key})
 
 

@@ -183,7 +183,7 @@ def test_a_file_and_the_server_hold_their_ranges(name: str) -> None:
         assert isinstance(refused, Refused)
         assert (refused.key, refused.remedy) == (
             name,
-            f"It is {in_file.range_text}.",
+            f"Valid values: {in_file.range_text}.",
         ) and f"(got {value!r})" in refused.what
     for value in inside(in_request):
         if name != "top_logprobs":

@@ -1,5 +1,5 @@
-"""Import and export checkpoints with tokenizer and chat template: Hugging Face folders and GGUF files to and from run directories.
+"""Import and export of checkpoints. Hugging Face folders and GGUF files are converted to run directories, and back.
 
-Tensors are converted in slices, so memory holds only a few slices of a model of any size. No code from a checkpoint is run,
-and no pickle is read.
+Tokenizer and chat template are converted, too. Tensors are converted in slices, so a conversion needs little memory even for
+large models. Code in a checkpoint is never run, and pickles are never read.
 """

@@ -1,6 +1,6 @@
-"""Convert a stored tensor to another type in slices, and check each slice for NaN and infinity.
+"""Conversion of stored tensors to another dtype in slices. Each slice is checked for NaN and infinity.
 
-A tensor that keeps its type is copied byte by byte. FP8 (E4M3) has one scale for each 128 x 128 block of a matrix.
+A tensor that keeps its dtype is copied byte by byte. FP8 (E4M3) has one scale for each 128 x 128 block of a matrix.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TYPES: Mapping[str, torch.dtype] = {
     "BF16": torch.bfloat16,
     FP8: torch.float8_e4m3fn,
 }
-"""The types of weights: safetensors name to torch dtype."""
+"""The supported dtypes of weights: the safetensors name mapped to the torch dtype."""
 _EXPONENT: Mapping[str, tuple[type[np.unsignedinteger], int]] = {
     "F64": (np.uint64, 0x7FF0_0000_0000_0000),
     "F32": (np.uint32, 0x7F80_0000),
@@ -33,14 +33,18 @@ _EXPONENT: Mapping[str, tuple[type[np.unsignedinteger], int]] = {
     "BF16": (np.uint16, 0x7F80),
     FP8: (np.uint8, 0x7F),  # E4M3 has no infinity, and one NaN for each sign
 }
-"""The exponent bits, which are all set only in NaN and infinity."""
+"""Per dtype, the unsigned integer type of the same size and the mask of the exponent bits.
+
+All exponent bits are set only in NaN and infinity.
+"""
 
 
 @dataclass(frozen=True)
 class TensorPiece:
-    """A stored tensor to write. `scale` holds its block scales, which dequantise it by multiplication.
+    """A stored tensor that is written as a part of an output tensor.
 
-    With `want="scales"`, the piece yields the FP8 block scales of the values instead of the values.
+    `scale` holds the FP8 block scales; the tensor is dequantised by multiplication with them. With `want="scales"`, the FP8
+    block scales of the values are written instead of the values.
     """
 
     tensor: Stored
@@ -48,7 +52,10 @@ class TensorPiece:
     want: Literal["values", "scales"] = "values"
 
     def chunks(self, dtype: str) -> Iterator[bytearray | memoryview]:
-        """Yield the bytes in type `dtype`. Raises NumericsError for a value that is not finite or does not fit `dtype`."""
+        """Yield the values as bytes of the dtype `dtype`.
+
+        Raises NumericsError for a value that is not finite or exceeds the range of `dtype`.
+        """
         source = self.tensor
         if self.want == "values" and self.scale is None and dtype == source.dtype:
             for chunk in source.chunks(ITEM_BYTES[dtype]):
@@ -72,16 +79,16 @@ class TensorPiece:
             yield torch.frombuffer(chunk, dtype=kind)
 
     def _rows(self) -> Iterator[Tensor]:
-        """Yield whole blocks of rows [rows, columns], dequantised in fp32 if there is a scale."""
+        """Yield slices [rows, columns] that consist of complete blocks. If the tensor has scales, dequantise it to fp32."""
         columns = self.tensor.shape[1]
         scale = (
             None
             if self.scale is None
             else _matrix(b"".join(TensorPiece(self.scale).chunks(self.scale.dtype)), self.scale)
         )
-        line = columns * ITEM_BYTES[self.tensor.dtype]
+        row_bytes = columns * ITEM_BYTES[self.tensor.dtype]
         at = 0
-        for chunk in self.tensor.chunks(BLOCK * max(line, 1), CHUNK // 2):
+        for chunk in self.tensor.chunks(BLOCK * max(row_bytes, 1), CHUNK // 2):
             self._check(chunk, self.tensor.dtype)
             values = torch.frombuffer(chunk, dtype=TYPES[self.tensor.dtype]).view(-1, columns)
             if scale is not None:
@@ -104,13 +111,14 @@ class TensorPiece:
 
 
 def check_scale(weight: Stored, scale: Stored) -> None:
-    """Raise CheckpointError if the scales do not fit this matrix."""
+    """Raise CheckpointError if `scale` does not hold one F32 or BF16 scale per block of the matrix `weight`."""
     if len(weight.shape) != 2 or scale.shape != blocks(weight.shape) or scale.dtype not in ("F32", "BF16"):
         raise CheckpointError(
             f"{scale.name} is {scale.dtype} {scale.shape} and {weight.name} is {weight.shape}, but each "
             f"{BLOCK} x {BLOCK} block needs one scale",
             where=str(scale.file),
-            remedy="Only FP8 with such blocks is supported. Convert the checkpoint to bfloat16 with the tool that made it.",
+            remedy=f"Only FP8 with {BLOCK} x {BLOCK} blocks is supported. Convert the checkpoint to bfloat16 with the tool that "
+            "wrote it.",
         )
 
 

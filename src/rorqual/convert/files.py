@@ -1,4 +1,4 @@
-"""Read the untrusted files of a checkpoint folder, and write results under a temporary name until they are complete."""
+"""Readers for the untrusted files of a checkpoint folder, and temporary names for incomplete output."""
 
 from __future__ import annotations
 
@@ -17,45 +17,50 @@ from rorqual.model.load.names import shown
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 MAX_TEXT = 100_000_000
-"""Maximum size of a JSON file in bytes. The largest tokenizers have 20 million, DeepSeek-V3's index has 9 million."""
+"""Maximum size of a JSON file in bytes. The largest tokenizers have 20 million bytes, DeepSeek-V3's index has 9 million."""
 
 
 def beside(final: Path) -> Path:
-    """Return this process's temporary name next to `final`. Remove the temporary files of processes that no longer exist."""
-    for left in final.parent.glob(f".{final.name}.*") if final.parent.is_dir() else ():
-        number = left.suffix[1:]
-        if number.isdigit() and not Path("/proc", number).exists():
-            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+    """Return a temporary path for this process in the folder of `final`.
+
+    Temporary files that processes left behind before they ended are removed.
+    """
+    for stale in final.parent.glob(f".{final.name}.*") if final.parent.is_dir() else ():
+        process_id = stale.suffix[1:]
+        if process_id.isdigit() and not Path("/proc", process_id).exists():
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
     return final.with_name(f".{final.name}.{os.getpid()}")
 
 
 def inside(folder: Path, name: str, where: str) -> Path:
-    """Return the file `name` of `folder`. Raises CheckpointError if the path or a link leads out of the folder.
+    """Return the path of the file `name` in `folder`. Raises CheckpointError if the path or a link leads out of the folder.
 
     Links into the `blobs` folder of a huggingface_hub cache are allowed.
     """
     root, file = folder.resolve(), (folder / name).resolve()
-    homes = [root]
+    allowed = [root]
     if root.parent.name == "snapshots":
-        homes.append(root.parent.parent / "blobs")
-    if not any(file.is_relative_to(home) for home in homes):
+        allowed.append(root.parent.parent / "blobs")
+    if not any(file.is_relative_to(parent) for parent in allowed):
         raise CheckpointError(
             f"'{name}' leads out of the folder, to {file}",
             where=where,
-            remedy="A checkpoint keeps its files in its own folder. Copy the file there if you trust the author of the path.",
+            remedy="All files of a checkpoint must be in its folder. If you trust this file, copy it into the folder.",
         )
     return folder / name
 
 
 def read_text(folder: Path, name: str) -> bytes | None:
-    """Return the bytes of a small file of the folder, or None if it does not exist."""
+    """Return the bytes of the file `name` in `folder`, or None if it does not exist. The limit is `MAX_TEXT` bytes."""
     if not (folder / name).exists() and not (folder / name).is_symlink():
         return None
     file = inside(folder, name, str(folder / name))
     try:
         if not file.is_file() or file.stat().st_size > MAX_TEXT:
             raise CheckpointError(
-                f"not a regular file, or larger than {MAX_TEXT:,} bytes", where=str(file), remedy="Download it again."
+                f"not a regular file, or larger than {MAX_TEXT:,} bytes",
+                where=str(file),
+                remedy="Download the file again.",
             )
         return file.read_bytes()
     except OSError as error:
@@ -63,20 +68,23 @@ def read_text(folder: Path, name: str) -> bytes | None:
 
 
 def read_object(folder: Path, name: str) -> dict[str, Any] | None:
-    """Return the object in a JSON file of the folder, or None if the file does not exist."""
+    """Return the object in the JSON file `name` of `folder`, or None if the file does not exist."""
     data = read_text(folder, name)
     return None if data is None else strict_json(data, str(folder / name), "Download the file again.")
 
 
 def find_tensors(folder: Path) -> dict[str, Stored]:
-    """Return every tensor of a folder's `model.safetensors`, or of the shards in its index. Read only the headers."""
+    """Return all tensors of a checkpoint folder by name: those in `model.safetensors`, or in all shards of the index.
+
+    Only the headers are read. Raises CheckpointError if a file is missing, or if the index and the shards disagree.
+    """
     index = read_object(folder, INDEX)
     single = folder / WEIGHTS
     if index is not None and single.exists():
         raise CheckpointError(
             f"the folder has both {WEIGHTS} and {INDEX}",
             where=str(folder),
-            remedy="Delete the one that does not belong to this checkpoint.",
+            remedy="Delete the file that does not belong to this checkpoint.",
         )
     if index is not None:
         return _sharded(folder, index)
@@ -92,13 +100,13 @@ def _no_weights(folder: Path) -> CheckpointError:
         return CheckpointError(
             f"{shown(pickles)} is a pickle, which can run any code when it is opened; it was not opened",
             where=str(folder),
-            remedy=f"Use a checkpoint with {WEIGHTS}, or convert this one on a machine where you trust it.",
+            remedy=f"Use a checkpoint with {WEIGHTS}. If you trust this checkpoint, convert its weights to safetensors.",
         )
-    loose = [name for name in names if name.endswith(".safetensors")]
+    shards = [name for name in names if name.endswith(".safetensors")]
     return CheckpointError(
-        f"no {WEIGHTS} and no {INDEX}" + (f", only {shown(loose)}" if loose else ""),
+        f"no {WEIGHTS} and no {INDEX}" + (f", only {shown(shards)}" if shards else ""),
         where=str(folder),
-        remedy=f"Download {INDEX if loose else 'the weights'} too.",
+        remedy=f"Download {INDEX if shards else 'the weights'} too.",
     )
 
 
@@ -111,9 +119,9 @@ def _sharded(folder: Path, index: Mapping[str, Any]) -> dict[str, Stored]:
         )
     names = sorted(set(places.values()))
     files = {name: inside(folder, name, where) for name in names}
-    if strange := [name for name in names if not name.endswith(".safetensors")]:
+    if unsupported := [name for name in names if not name.endswith(".safetensors")]:
         raise CheckpointError(
-            f"{shown(strange)} is not a safetensors file",
+            f"{shown(unsupported)} is not a safetensors file",
             where=where,
             remedy="Use safetensors; pickles are never read.",
         )
@@ -145,18 +153,20 @@ def _sharded(folder: Path, index: Mapping[str, Any]) -> dict[str, Stored]:
 
 
 def refuse_target(final: Path) -> None:
-    """Raise CheckpointError if `final` exists, unless it is an empty folder."""
+    """Raise CheckpointError if `final` exists and is not an empty folder."""
     if final.is_symlink() or (final.exists() and not final.is_dir()) or (final.is_dir() and any(final.iterdir())):
-        raise CheckpointError("it already exists", where=str(final), remedy="Choose a new folder, or delete this one.")
+        raise CheckpointError(
+            "the target already exists", where=str(final), remedy="Choose a new folder, or delete this folder."
+        )
 
 
 @contextmanager
 def in_the_making(final: Path, *, needs: int, resumes: bool = False) -> Iterator[Path]:
-    """Yield a temporary folder next to `final`. Rename it to `final` when the block ends, and delete it if the block fails.
+    """Yield a temporary folder that is renamed to `final` at the end of the `with` block, or deleted if the block raises.
 
-    The leftovers of a killed process are deleted. With `resumes` they are kept, also after an interruption or an OSError.
-    `needs` is the number of bytes to write. Raises RorqualError at once if the disk has less room.
-    `core.lock` allows one process at a time.
+    Files of an earlier, killed process are deleted first. With `resumes`, these files are kept, and the folder is also kept after
+    an interruption or an OSError. Raises RorqualError before the block if less than `needs` bytes are free on the disk, or if
+    another process writes to `final`.
     """
     refuse_target(final)
     final = final.absolute()
@@ -168,7 +178,7 @@ def in_the_making(final: Path, *, needs: int, resumes: bool = False) -> Iterator
         try:
             if not resumes:
                 _empty(temporary)
-            _room(temporary, needs)
+            _check_free_space(temporary, needs)
             keep = False
             yield temporary
             os.replace(temporary, final)
@@ -186,12 +196,12 @@ def _empty(folder: Path) -> None:
             entry.unlink()
 
 
-def _room(folder: Path, needs: int) -> None:
-    there = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+def _check_free_space(folder: Path, needs: int) -> None:
+    written = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     free = shutil.disk_usage(folder).free
-    if needs - there > free:
+    if needs - written > free:
         raise RorqualError(
-            f"{needs - there:,} bytes are needed, but only {free:,} are free",
+            f"{needs - written:,} bytes are needed, but only {free:,} are free",
             where=str(folder.parent),
             remedy="Free disk space, or choose a folder on another disk.",
         )

@@ -1,4 +1,4 @@
-"""Convert between GGUF files, llama.cpp's format, and run directories."""
+"""Import of GGUF files, the checkpoint format of llama.cpp, as run directories. `gguf_export` is the reverse."""
 
 from __future__ import annotations
 
@@ -36,31 +36,31 @@ _NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 def import_gguf(src: Path, out: Path, *, progress: Progress, dtype: str = "float32") -> None:
     """Import the GGUF file `src` as the run directory `out`, which must not exist or must be empty.
 
-    F32, F16 and BF16 tensors keep their type. `dtype` is the type for dequantised tensors; float32 holds them exactly.
-    A tensor made from several GGUF tensors of different types also gets `dtype`.
-    Errors in the header are raised before any tensor is read. `out` appears only when it is complete.
+    F32, F16 and BF16 tensors keep their dtype. Quantised tensors are dequantised to `dtype`; float32 represents their values
+    exactly. A tensor that is assembled from GGUF tensors of different dtypes also gets `dtype`. Errors in the header are raised
+    before any tensor is read. `out` is created only when the import is complete.
     """
     if dtype not in ("float32", "bfloat16"):
         raise ConfigError(f"cannot dequantise to '{dtype}'", where="dtype", remedy="Use float32 or bfloat16.")
     refuse_target(out)
     with open_gguf(src) as file:
-        work = _plan(file, torch.bfloat16 if dtype == "bfloat16" else torch.float32)
+        plan = _plan(file, torch.bfloat16 if dtype == "bfloat16" else torch.float32)
         tokenizer = tokenizer_from_keys(file.keys, file.where)
-        settings = _settings(file, work, tokenizer, dtype)
+        settings = _settings(file, plan, tokenizer, dtype)
         template = file.keys.get("tokenizer.chat_template")
-        needs = sum(spec.size for spec in work.specs)
+        needs = sum(spec.size for spec in plan.specs)
         try:
             with in_the_making(out, needs=needs) as folder:
-                made = RunDir(folder)
-                step = made.step_dir(0)
+                run = RunDir(folder)
+                step = run.step_dir(0)
                 step.mkdir()
-                size = write_tensors(step / WEIGHTS_FILE, work.specs, _Feed(file, work, progress).chunks)
+                size = write_tensors(step / WEIGHTS_FILE, plan.specs, _TensorReader(file, plan, progress).chunks)
                 write_json(step / WHOLE_FILE, {WEIGHTS_FILE: size})
-                tokenizer.save(made.tokenizer_file)
+                tokenizer.save(run.tokenizer_file)
                 if isinstance(template, str):
                     write_atomic(folder / TEMPLATE_FILE, template.encode())
                 text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-                write_atomic(made.config_file, text.encode())
+                write_atomic(run.config_file, text.encode())
         except OSError as error:
             raise RorqualError(
                 f"cannot write: {error.strerror}", where=str(out), remedy="Free disk space or choose another folder."
@@ -68,8 +68,8 @@ def import_gguf(src: Path, out: Path, *, progress: Progress, dtype: str = "float
 
 
 @dataclass(frozen=True)
-class _Work:
-    """The plan of an import, from the header: the model, the places of its tensors, and the tensors to write."""
+class _Plan:
+    """The plan of an import, derived from the header: the model config, the tensor layout, and the tensors to write."""
 
     architecture: str
     model_type: str
@@ -79,7 +79,7 @@ class _Work:
     types: Mapping[str, torch.dtype]
 
 
-def _plan(file: GGUFFile, dequantised: torch.dtype) -> _Work:
+def _plan(file: GGUFFile, dequantised: torch.dtype) -> _Plan:
     architecture = architecture_of(file.keys, file.where)
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
     freqs = file.tensors.get(FREQS)
@@ -96,27 +96,27 @@ def _plan(file: GGUFFile, dequantised: torch.dtype) -> _Work:
         formats = {file.tensors[piece.gguf].format for name in entry.theirs for piece in pieces[name]}
         types[entry.ours] = _type(formats, dequantised)
     specs = tuple(Spec(name, _NAMES[kind], layout_.ours[name]) for name, kind in types.items())
-    return _Work(architecture, data["model_type"], config.model_dump(mode="json"), layout_, specs, types)
+    return _Plan(architecture, data["model_type"], config.model_dump(mode="json"), layout_, specs, types)
 
 
 def _type(formats: set[Format], dequantised: torch.dtype) -> torch.dtype:
-    kept = {format_.dtype for format_ in formats}
-    only = kept.pop() if len(kept) == 1 else None
-    return only or dequantised
+    dtypes = {format_.dtype for format_ in formats}
+    common = dtypes.pop() if len(dtypes) == 1 else None
+    return common or dequantised
 
 
-def _settings(file: GGUFFile, work: _Work, tokenizer: Tokenizer, dtype: str) -> dict[str, Any]:
-    """Return the contents of the run's `run.yaml`."""
+def _settings(file: GGUFFile, plan: _Plan, tokenizer: Tokenizer, dtype: str) -> dict[str, Any]:
+    """Return the content of the `run.yaml` of the imported run."""
     template = file.keys.get("tokenizer.chat_template")
     ids = {name: file.keys.get(f"tokenizer.ggml.{key}_token_id") for name, key in _IDS.items()}
     return {
         "recipe": "import",
-        "chat": guess_chat(work.model_type, tokenizer, template if isinstance(template, str) else None),
-        "model": work.model,
+        "chat": guess_chat(plan.model_type, tokenizer, template if isinstance(template, str) else None),
+        "model": plan.model,
         "imported": {
             "source": Path(file.where).name,
             "format": "gguf",
-            "family": work.model_type,
+            "family": plan.model_type,
             "dtype": dtype,
             "types": sorted({tensor.format.name for tensor in file.tensors.values()}),
         },
@@ -127,17 +127,18 @@ def _settings(file: GGUFFile, work: _Work, tokenizer: Tokenizer, dtype: str) -> 
 _IDS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
 
 
-class _Feed:
-    """Yields the bytes of each of our tensors in slices."""
+class _TensorReader:
+    """A reader that converts the tensors of a GGUF file to the tensors of a run, in slices."""
 
-    def __init__(self, file: GGUFFile, work: _Work, progress: Progress) -> None:
-        self._file, self._work, self._progress = file, work, progress
-        self._pieces = work.layout.of_theirs()
-        self._entries: dict[str, NameEntry] = {entry.ours: entry for entry in work.layout.entries}
-        self._done, self._total = 0, sum(spec.size for spec in work.specs)
+    def __init__(self, file: GGUFFile, plan: _Plan, progress: Progress) -> None:
+        self._file, self._plan, self._progress = file, plan, progress
+        self._pieces = plan.layout.of_theirs()
+        self._entries: dict[str, NameEntry] = {entry.ours: entry for entry in plan.layout.entries}
+        self._done, self._total = 0, sum(spec.size for spec in plan.specs)
 
     def chunks(self, spec: Spec) -> Iterator[bytes]:
-        entry, kind = self._entries[spec.name], self._work.types[spec.name]
+        """Yield the bytes of the run tensor `spec` in order."""
+        entry, kind = self._entries[spec.name], self._plan.types[spec.name]
         for index in entry.order():
             for values in self._values(entry.theirs[index]):
                 data = values.to(kind).contiguous().view(torch.uint8).numpy()
@@ -146,9 +147,9 @@ class _Feed:
                 yield data.tobytes()
         self._progress(self._done, self._total, spec.name)
 
-    def _values(self, theirs: str) -> Iterator[Tensor]:
+    def _values(self, published: str) -> Iterator[Tensor]:
         """Yield the rows of a published tensor in order."""
-        for piece in self._pieces[theirs]:
+        for piece in self._pieces[published]:
             stored = self._file.tensors[piece.gguf]
             if len(stored.shape) == 1:
                 yield piece.from_gguf(self._file.rows(stored, 0, 1).reshape(-1, 1))

@@ -1,4 +1,4 @@
-"""Export a run directory as a GGUF file: first the header, then the tensors in slices."""
+"""Export of a run directory as a GGUF file. The header is written first, then the tensors in slices."""
 
 from __future__ import annotations
 
@@ -34,17 +34,21 @@ from rorqual.model.load.run import FP8, read_model_config
 from rorqual.ops.quant import BLOCK, dequantize_blocks
 
 Progress = Callable[[int, int, str], None]
-"""Called with the bytes done, the total, and the tensor's name."""
+"""A progress callback. The arguments are the bytes done, the total bytes, and the name of the current tensor."""
 
 _TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, FP8: torch.float8_e4m3fn}
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}  # llama.cpp's `general.file_type`
 _LARGEST = {"F16": 65504.0, "Q8_0": 65504.0 * 127, "Q4_0": 65504.0 * 8}
-"""The largest magnitude of each type, whose values or scales are in half precision."""
+"""The largest magnitude that each type can represent. The types are limited because their values or scales are fp16."""
 
 
 @dataclass(frozen=True)
 class _Source:
-    """The stored tensors, the entry of each published tensor, and the tensors that only GGUF has (`computed`)."""
+    """The source of an export.
+
+    `stored` holds the tensors of the run. `places` maps each published name to its entry and its index in the run tensor.
+    `computed` holds the tensors that exist only in GGUF.
+    """
 
     stored: Mapping[str, Stored]
     places: Mapping[str, tuple[NameEntry, int]]
@@ -52,29 +56,32 @@ class _Source:
     where: str
     computed: Mapping[str, Tensor]
 
-    def rows(self, theirs: str, start: int, stop: int) -> Tensor:
-        """Return rows of a published tensor [rows, columns] from ours. A vector is one column. FP8 is dequantised to fp32."""
-        entry, _ = self.places[theirs]
+    def rows(self, published: str, start: int, stop: int) -> Tensor:
+        """Return rows `start` to `stop - 1` of a published tensor as [rows, columns].
+
+        A vector is returned as one column. FP8 is dequantised to fp32.
+        """
+        entry, _ = self.places[published]
         if entry.ours + SCALE in self.stored:
             begin, end = start // BLOCK * BLOCK, -(-stop // BLOCK) * BLOCK
-            blocks = self._cut(theirs, begin // BLOCK, end // BLOCK, SCALE)
-            wide = self._cut(theirs, begin, min(end, self.layout.theirs[theirs][0]))
-            values = dequantize_blocks(wide, blocks)[start - begin : stop - begin]
+            scales = self._slice(published, begin // BLOCK, end // BLOCK, SCALE)
+            quantised = self._slice(published, begin, min(end, self.layout.theirs[published][0]))
+            values = dequantize_blocks(quantised, scales)[start - begin : stop - begin]
         else:
-            values = self._cut(theirs, start, stop)
+            values = self._slice(published, start, stop)
         if not bool(values.isfinite().all()):
             raise CheckpointError(
                 f"tensor '{entry.ours}' holds NaN or infinity", where=self.where, remedy="Export an earlier checkpoint."
             )
         return values
 
-    def _cut(self, theirs: str, start: int, stop: int, beside: str = "") -> Tensor:
-        """Return stored rows of the tensor, or of its scales if `beside` is their suffix."""
-        entry, position = self.places[theirs]
-        shape = self.layout.theirs[theirs]
-        if beside:
+    def _slice(self, published: str, start: int, stop: int, suffix: str = "") -> Tensor:
+        """Return rows of a published tensor as stored, or of its FP8 scales if `suffix` is `SCALE`."""
+        entry, position = self.places[published]
+        shape = self.layout.theirs[published]
+        if suffix:
             shape = tuple(-(-size // BLOCK) for size in shape)
-        part = self.stored[entry.ours + beside].part(position, len(entry.theirs), shape)
+        part = self.stored[entry.ours + suffix].part(position, len(entry.theirs), shape)
         size = part.size // shape[0]
         rows = replace(part, shape=(stop - start, *shape[1:]), begin=part.begin + start * size)
         data = bytearray().join(rows.chunks())
@@ -82,22 +89,24 @@ class _Source:
 
 
 def export_gguf(run: RunDir, dst: Path, *, dtype: str, progress: Progress) -> tuple[str, ...]:
-    """Write a run's newest complete checkpoint to the file `dst`, in F32, F16, BF16, Q8_0 or Q4_0.
+    """Export the newest complete checkpoint of a run as the GGUF file `dst`. `dtype` is F32, F16, BF16, Q8_0 or Q4_0.
 
-    Vectors, the router, and tensors whose rows are not whole blocks of 32 stay F32. With Q4_0, the embedding and the head
-    are Q8_0. Prediction modules (MTP) are omitted, because llama.cpp does not use them. The file appears only when it is complete.
-    Return one line for each deviation from the requested type.
+    Vectors, the router, and tensors whose row length is not a multiple of 32 stay F32. With Q4_0, the embedding and the head
+    are Q8_0. Prediction modules (MTP) are omitted, because llama.cpp does not use them. The file appears only when it is
+    complete. Returns one note for each group of tensors that are omitted or have another type than `dtype`.
     """
     format_ = written_format(dtype)
     if dst.exists():
-        raise CheckpointError("it already exists", where=str(dst), remedy="Choose another name, or delete it.")
+        raise CheckpointError(
+            "the file already exists", where=str(dst), remedy="Choose another name, or delete the file."
+        )
     config, tokenizer = read_model_config(run), Tokenizer.load(run.tokenizer_file)
     family = family_for(config)
     data = family.config_to_hf(config)
     architecture = architecture_for(data)
     layout_ = layout(config, family.name_map(config), architecture)
     weights = whole_weights(run)
-    stored = _ours(our_tensors(weights, config), layout_, str(weights))
+    stored = _exported(our_tensors(weights, config), layout_, str(weights))
     places = {
         entry.theirs[index]: (entry, position)
         for entry in layout_.entries
@@ -120,41 +129,44 @@ def export_gguf(run: RunDir, dst: Path, *, dtype: str, progress: Progress) -> tu
 
 
 def _notes(modules: int, formats: Mapping[str, Format], shapes: Mapping[str, Shape], wanted: Format) -> tuple[str, ...]:
-    odd = [name for name, shape in shapes.items() if len(shape) > 1 and shape[-1] % wanted.block]
+    partial = [name for name, shape in shapes.items() if len(shape) > 1 and shape[-1] % wanted.block]
     notes = [f"{modules} prediction module(s) (MTP) omitted: llama.cpp does not use them"] * bool(modules)
-    notes += [f"{len(odd)} tensors in F32: their rows are not whole blocks of {wanted.block}: {shown(odd)}"] * bool(odd)
+    notes += [
+        f"{len(partial)} tensors in F32: their rows are not whole blocks of {wanted.block}: {shown(partial)}"
+    ] * bool(partial)
     larger = [name for name, format_ in formats.items() if wanted.name == "Q4_0" and format_.name == "Q8_0"]
-    notes += [f"{shown(larger)} in Q8_0: in 4 bits they cost more than they save"] * bool(larger)
+    notes += [f"{shown(larger)} in Q8_0: 4 bits would lose too much quality for the saved space"] * bool(larger)
     return tuple(notes)
 
 
-def _ours(stored: Mapping[str, Stored], layout_: GGUFLayout, where: str) -> dict[str, Stored]:
-    """Return the tensors to export, without the prediction modules. Check their names, shapes and types."""
-    kept = {name: tensor for name, tensor in stored.items() if not name.startswith("mtp.")}
-    scaled = [name for name, tensor in kept.items() if tensor.dtype == FP8]
+def _exported(stored: Mapping[str, Stored], layout_: GGUFLayout, where: str) -> dict[str, Stored]:
+    """Return the run tensors to export, without prediction modules. Raises CheckpointError for a wrong name, shape or dtype."""
+    tensors = {name: tensor for name, tensor in stored.items() if not name.startswith("mtp.")}
+    scaled = [name for name, tensor in tensors.items() if tensor.dtype == FP8]
     entries = {entry.ours: entry.scales() for entry in layout_.entries}
     wanted = dict(layout_.ours)
     for name in scaled:
         if name in entries:
-            theirs = [tuple(-(-n // BLOCK) for n in layout_.theirs[of]) for of in _theirs(layout_, name)]
-            wanted[name + SCALE] = entries[name].shape(theirs)
-    check_tensors({name: tensor.shape for name, tensor in kept.items()}, wanted, where)
-    odd = [name for name, tensor in kept.items() if tensor.dtype not in _TYPES]
-    if odd:
+            shapes = [tuple(-(-n // BLOCK) for n in layout_.theirs[part]) for part in _published(layout_, name)]
+            wanted[name + SCALE] = entries[name].shape(shapes)
+    check_tensors({name: tensor.shape for name, tensor in tensors.items()}, wanted, where)
+    unsupported = [name for name, tensor in tensors.items() if tensor.dtype not in _TYPES]
+    if unsupported:
+        name = unsupported[0]
         raise CheckpointError(
-            f"tensor '{odd[0]}' has the type {kept[odd[0]].dtype}, which export does not support",
+            f"tensor '{name}' has the type {tensors[name].dtype}, which export does not support",
             where=where,
             remedy=f"Supported types: {', '.join(_TYPES)}.",
         )
-    return kept
+    return tensors
 
 
-def _theirs(layout_: GGUFLayout, ours: str) -> tuple[str, ...]:
-    return next(entry.theirs for entry in layout_.entries if entry.ours == ours)
+def _published(layout_: GGUFLayout, name: str) -> tuple[str, ...]:
+    return next(entry.theirs for entry in layout_.entries if entry.ours == name)
 
 
 def _format(name: str, shape: tuple[int, ...], wanted: Format) -> Format:
-    """Return the type in which to write a tensor."""
+    """Return the GGUF type of an exported tensor, given the requested type `wanted`."""
     if len(shape) == 1 or name.endswith("ffn_gate_inp.weight") or shape[-1] % wanted.block:
         return FORMATS["F32"]
     if wanted.name == "Q4_0" and name in ("token_embd.weight", "output.weight"):
@@ -163,7 +175,7 @@ def _format(name: str, shape: tuple[int, ...], wanted: Format) -> Format:
 
 
 def _special_keys(chat: ChatFormat) -> dict[str, Any]:
-    """Return the token ids that llama.cpp needs by name, and the chat template."""
+    """Return the header keys for the special token ids that llama.cpp needs, and for the chat template."""
     keys: dict[str, Any] = {
         "tokenizer.ggml.eos_token_id": chat.stop_ids[0],
         "tokenizer.ggml.padding_token_id": chat.pad,
@@ -202,7 +214,7 @@ def _write(
         os.replace(temporary, dst)
     except OSError as error:
         raise RorqualError(
-            f"cannot write: {error.strerror}", where=str(dst), remedy="Free disk space or choose another place."
+            f"cannot write: {error.strerror}", where=str(dst), remedy="Free disk space or choose another folder."
         ) from error
     finally:
         with suppress(OSError):
@@ -210,15 +222,15 @@ def _write(
 
 
 def _encoded(source: _Source, piece: RowRange, format_: Format) -> Iterator[Bytes]:
-    """Yield the bytes of a piece in slices."""
+    """Yield the encoded bytes of a range of rows in slices."""
     columns = int(np.prod(source.layout.theirs[piece.theirs][1:], dtype=np.int64))
     for begin, end in piece.steps(max(CHUNK // (4 * columns), 1)):
         values = piece.to_gguf(source.rows(piece.theirs, piece.start + begin, piece.start + end))
-        most = _LARGEST.get(format_.name)
-        if most is not None and float(values.abs().max()) > most:
+        limit = _LARGEST.get(format_.name)
+        if limit is not None and float(values.abs().max()) > limit:
             raise CheckpointError(
                 f"tensor '{piece.theirs}' has a value of {float(values.abs().max()):.3g}, more than {format_.name} holds",
                 where=source.where,
-                remedy="Export it with dtype=bf16 or f32.",
+                remedy="Export the run with dtype=bf16 or dtype=f32.",
             )
         yield encode(values, format_)

@@ -1,7 +1,7 @@
-"""Convert the model keys of a GGUF header to a published `config.json`, and back.
+"""Conversion between the model keys of a GGUF header and a Hugging Face `config.json`.
 
-The families in `model/load/` then interpret that `config.json`, so each setting has one reader. An unknown key of the
-architecture is an error, because it could change what the model computes.
+The families in `model/load/` interpret the `config.json`, so that each setting is interpreted in one place only. An unknown
+key of the architecture is an error, because it could change what the model computes.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ ARCHITECTURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "deepseek2": ("deepseek_v3", "deepseek_v2"),
     }
 )
-"""GGUF's architectures and the values of `model_type` that each covers."""
+"""The supported architectures of GGUF, each with its values of `model_type` in `config.json`."""
 
 _LITE_LAYERS = (26, 27)
-_SOFTMAX, _SIGMOID = 1, 2  # llama.cpp's numbers of `expert_gating_func`
+_SOFTMAX, _SIGMOID = 1, 2  # values of `expert_gating_func` in llama.cpp
 
 
 def architecture_of(keys: Mapping[str, Any], where: str) -> str:
-    """Return `general.architecture`. Raises CheckpointError for an unsupported one."""
+    """Return the architecture of a GGUF header. Raises CheckpointError if it is not supported."""
     name = keys.get("general.architecture")
     if name not in ARCHITECTURES:
         raise CheckpointError(
@@ -46,10 +46,10 @@ def config_from_keys(
     where: str,
     factors: Sequence[float] = (),
 ) -> dict[str, Any]:
-    """Return the header as a published `config.json`.
+    """Convert the keys of a GGUF header to the content of a Hugging Face `config.json`.
 
-    `shapes` shows what only the tensors tell: tied embeddings and a router bias. `factors` holds the values of
-    `rope_freqs.weight`, if the file has it.
+    `shapes` maps tensor names to shapes. The shapes show settings that have no key, such as tied embeddings and a router bias.
+    `factors` holds the values of the tensor `rope_freqs.weight`, if the file has it.
     """
     k = HeaderKeys(keys, architecture, where)
     heads, hidden = k.integer("attention.head_count"), k.integer("embedding_length")
@@ -76,7 +76,7 @@ def config_from_keys(
         data["attention_bias"] = "blk.0.attn_q.bias" in shapes
     if architecture == "qwen3moe":
         data |= _qwen_experts(k)
-    # Qwen3 MoE has no dense layer, but some writers store a length.
+    # Qwen3 MoE has no dense layers, but some GGUF writers store their width anyway.
     data["intermediate_size"] = k.integer("feed_forward_length", *(() if architecture != "qwen3moe" else (0,)))
     if architecture == "qwen3moe" and not data["intermediate_size"]:
         data["intermediate_size"] = data["moe_intermediate_size"]
@@ -90,15 +90,17 @@ def _grouped_attention(k: HeaderKeys, architecture: str, even: int, heads: int) 
     k.expect("attention.value_length", head_dim)
     k.expect("rope.dimension_count", head_dim)
     if architecture == "llama":
-        k.expect("expert_count", 0)  # Mixtral also has the architecture llama
+        k.expect("expert_count", 0)  # Mixtral has the architecture llama, too, but is not supported
         k.expect("expert_used_count", 0)
     data = {
         "model_type": ARCHITECTURES[architecture][0],
         "num_key_value_heads": k.integer("attention.head_count_kv", heads),
     }
-    if architecture == "qwen2":  # its config.json has no head_dim
+    if architecture == "qwen2":  # the config.json of Qwen2 has no head_dim
         if head_dim != even:
-            raise CheckpointError(f"head_dim is {head_dim}, but qwen2 needs {even}", where=k.where)
+            raise CheckpointError(
+                f"head_dim is {head_dim}, but qwen2 requires {even}", where=k.where, remedy="Use another file."
+            )
         return data
     return data | {"head_dim": head_dim}
 
@@ -108,7 +110,7 @@ def _qwen_experts(k: HeaderKeys) -> dict[str, Any]:
         "num_experts": k.integer("expert_count"),
         "num_experts_per_tok": k.integer("expert_used_count"),
         "moe_intermediate_size": k.integer("expert_feed_forward_length"),
-        "norm_topk_prob": True,  # llama.cpp always normalises for this architecture
+        "norm_topk_prob": True,  # llama.cpp always normalises the expert weights of this architecture
     }
 
 
@@ -116,7 +118,7 @@ def _latent_attention(k: HeaderKeys, shapes: Mapping[str, tuple[int, ...]]) -> d
     rank, rope = k.integer("attention.kv_lora_rank"), k.integer("rope.dimension_count")
     split = "blk.0.attn_k_b.weight" in shapes
     key, value = k.integer("attention.key_length"), k.integer("attention.value_length")
-    k.take("attention.head_count_kv", None)  # 1 in the absorbed form, since the latent has no heads
+    k.take("attention.head_count_kv", None)  # 1 in the absorbed form, because all heads share the latent
     if split:
         key, value = k.integer("attention.key_length_mla"), k.integer("attention.value_length_mla")
     return {
@@ -155,7 +157,10 @@ def _deepseek_experts(k: HeaderKeys, shapes: Mapping[str, tuple[int, ...]]) -> d
 
 
 def architecture_for(data: Mapping[str, Any]) -> str:
-    """Return GGUF's architecture for a published `config.json`. Raises ConfigError if GGUF cannot express the model."""
+    """Return the GGUF architecture of a model, given its Hugging Face `config.json`.
+
+    Raises ConfigError if llama.cpp would not compute the same model.
+    """
     kind = data["model_type"]
     name = next((name for name, types in ARCHITECTURES.items() if kind in types), None)
     if name is None:
@@ -166,33 +171,41 @@ def architecture_for(data: Mapping[str, Any]) -> str:
         )
     if data.get("topk_method") == "group_limited_greedy":
         raise ConfigError(
-            "GGUF cannot express this router: llama.cpp scores a group by its two best experts, DeepSeek-V2 by its best one",
+            "GGUF cannot express this router: llama.cpp scores a group by its two best experts, DeepSeek-V2 by the best expert",
             where="config",
-            remedy="Export it as a Hugging Face folder.",
+            remedy="Export the run as a Hugging Face folder.",
         )
     if name == "qwen3moe" and not data.get("norm_topk_prob", True):
         raise ConfigError(
-            "norm_topk_prob is false, but llama.cpp always normalises the gates of qwen3moe", where="config"
+            "norm_topk_prob is false, but llama.cpp always normalises the gates of qwen3moe",
+            where="config",
+            remedy="Export the run as a Hugging Face folder.",
         )
     if name == "qwen3moe" and data.get("mlp_only_layers"):
         raise ConfigError(
-            "this model has dense layers, but llama.cpp's qwen3moe has experts in every layer", where="config"
+            "this model has dense layers, but llama.cpp's qwen3moe has experts in every layer",
+            where="config",
+            remedy="Export the run as a Hugging Face folder.",
         )
     if name == "deepseek2" and not data.get("q_lora_rank") and data["num_hidden_layers"] not in _LITE_LAYERS:
         raise ConfigError(
             f"llama.cpp reads deepseek2 without q_lora_rank only with {_LITE_LAYERS} layers, as in DeepSeek-V2-Lite",
             where="config",
-            remedy="Export it as a Hugging Face folder.",
+            remedy="Export the run as a Hugging Face folder.",
         )
     if name == "deepseek2" and not data["n_shared_experts"]:
-        raise ConfigError("this model has no shared experts, but llama.cpp's deepseek2 needs them", where="config")
+        raise ConfigError(
+            "this model has no shared experts, but llama.cpp's deepseek2 requires shared experts",
+            where="config",
+            remedy="Export the run as a Hugging Face folder.",
+        )
     return name
 
 
 def keys_for(data: Mapping[str, Any], architecture: str) -> dict[str, Any]:
-    """Return a published `config.json` as header keys, without the architecture's prefix.
+    """Convert a Hugging Face `config.json` to GGUF header keys, without the prefix of the architecture.
 
-    Numbers keep their type, because llama.cpp expects uint32 for integers, floats for others, and booleans for switches.
+    Values must have the types that llama.cpp expects: int for uint32 keys, float for fp32 keys, and bool for flags.
     """
     keys: dict[str, Any] = {
         "vocab_size": data["vocab_size"],
@@ -227,7 +240,7 @@ def _latent_keys(data: Mapping[str, Any]) -> dict[str, Any]:
     rank, rope = data["kv_lora_rank"], data["qk_rope_head_dim"]
     query = {"attention.q_lora_rank": data["q_lora_rank"]} if data.get("q_lora_rank") else {}
     return query | {
-        # The absorbed form is attention with one key of size rank + rope. Its first part is also the value.
+        # In the absorbed form, all heads share one key of size rank + rope, and its first `rank` entries are the value.
         "attention.head_count_kv": 1,
         "attention.key_length": rank + rope,
         "attention.value_length": rank,

@@ -1,8 +1,8 @@
-"""Recover Llama 3.1's RoPE scaling from its frequency divisors, the only part that GGUF stores.
+"""Recovery of Llama 3.1's RoPE scaling from its frequency divisors. GGUF stores only the divisors, not the parameters.
 
-A divisor is 1 / ((1 - k) / factor + k) with k = clamp((w - low) / (high - low), 0, 1). Here w is the number of periods of the
-wave in the original context. Doubling the context and both bounds gives the same scaling. If the context is unknown, the
-search takes the one with low = 1.
+The divisor of a frequency is 1 / ((1 - k) / factor + k) with k = clamp((w - low) / (high - low), 0, 1), where w is the number
+of periods of the wave in the original context. Multiplying the context, `low` and `high` by the same number does not change the
+divisors. If the context is unknown, the search therefore assumes low = 1.
 """
 
 from __future__ import annotations
@@ -18,51 +18,51 @@ from torch import Tensor
 from rorqual.ops.rope import Llama3, Rope, inverse_frequencies
 
 SAME, AGREE = 1e-6, 3e-6
-"""Relative tolerances: for divisors that count as equal, and for divisors recomputed in fp32."""
+"""Relative tolerances: `SAME` for divisors within a file, and `AGREE` for recomputed fp32 divisors."""
 LOW, HIGH = 1.0, 4.0
-"""The values of all published models."""
+"""The values of `low_freq_factor` and `high_freq_factor` in all published models."""
 DIGITS = 8
+"""Maximum number of decimal places of rounded candidates."""
 MORE = 60
-"""Number of further candidates to try for an exact match after one that agrees."""
+"""Number of candidates to try for an exact match after the first approximate match."""
 
 
 def divisors(rope: Rope, dim: int) -> Tensor:
-    """Return `rope_freqs.weight` [dim / 2], the divisor of each frequency."""
+    """Return the divisor of each RoPE frequency, shape [dim / 2]. The divisors are the content of the tensor `rope_freqs.weight`."""
     return inverse_frequencies(Rope(theta=rope.theta), dim) / inverse_frequencies(rope, dim)
 
 
 def agree(scaling: Llama3, theta: float, wanted: Sequence[float]) -> bool:
-    """Return whether the scaling has these divisors, up to rounding."""
-    ours = divisors(Rope(theta=theta, llama3=scaling), 2 * len(wanted))
-    return torch.allclose(ours, torch.tensor(wanted), rtol=AGREE, atol=0.0)
+    """Return whether the divisors of `scaling` equal `wanted` up to rounding."""
+    computed = divisors(Rope(theta=theta, llama3=scaling), 2 * len(wanted))
+    return torch.allclose(computed, torch.tensor(wanted), rtol=AGREE, atol=0.0)
 
 
 def find_llama3(theta: float, wanted: Sequence[float], original: int) -> Llama3 | None:
-    """Return the scaling with the divisors `wanted`, or None. Each candidate's divisors are computed and compared.
+    """Return a scaling whose divisors are `wanted`, or None. Candidates are tried in order of increasing number of digits.
 
-    `original` is the original context, or 0 if it is unknown. Of several equal scalings, return the one with the shortest numbers.
+    `original` is the original context length, or 0 if it is unknown. The divisors of each candidate are computed and compared.
     """
-    given, best, left = torch.tensor(wanted), None, MORE
-    for found in _candidates(theta, wanted, original):
-        left -= best is not None
-        if not left:
+    target, best, remaining = torch.tensor(wanted), None, MORE
+    for candidate in _candidates(theta, wanted, original):
+        remaining -= best is not None
+        if not remaining:
             break
-        ours = divisors(Rope(theta=theta, llama3=found), 2 * len(wanted))
-        if torch.equal(ours, given):
-            return found
-        if best is None and torch.allclose(ours, given, rtol=AGREE, atol=0.0):
-            best = found
+        computed = divisors(Rope(theta=theta, llama3=candidate), 2 * len(wanted))
+        if torch.equal(computed, target):
+            return candidate
+        if best is None and torch.allclose(computed, target, rtol=AGREE, atol=0.0):
+            best = candidate
     return best
 
 
 @dataclass(frozen=True)
-class Seen:
-    """One interpretation of the divisors. Frequencies are in periods per position.
+class Interpretation:
+    """A possible interpretation of the divisors. All frequencies are in periods per position.
 
-    Multiplied by the original context, they are comparable with the bounds.
-
-    `between` holds the (frequency, k) of the interpolated waves. `stretched` is the highest frequency that is divided by the full factor,
-    and `kept` the lowest that stays unchanged.
+    `between` holds (frequency, k) of the interpolated waves. `stretched` is the highest frequency that is divided by the whole
+    `factor`, and `kept` is the lowest unchanged frequency. A frequency times the original context is comparable with `low` and
+    `high`.
     """
 
     factor: float
@@ -73,38 +73,39 @@ class Seen:
 
 def _candidates(theta: float, wanted: Sequence[float], original: int) -> Iterator[Llama3]:
     plain = inverse_frequencies(Rope(theta=theta), 2 * len(wanted)).double() / (2 * math.pi)
-    for seen in _seen(plain.tolist(), wanted):
-        for context in [original] if original else _contexts(seen):
-            for low, high in _bounds(seen, context):
-                yield from _rounded(seen.factor, low, high, context)
+    for interpretation in _interpretations(plain.tolist(), wanted):
+        for context in [original] if original else _contexts(interpretation):
+            for low, high in _bounds(interpretation, context):
+                yield from _rounded(interpretation.factor, low, high, context)
 
 
-def _seen(turns: Sequence[float], wanted: Sequence[float]) -> Iterator[Seen]:
-    """Yield possible interpretations of the divisors.
+def _interpretations(turns: Sequence[float], wanted: Sequence[float]) -> Iterator[Interpretation]:
+    """Yield the possible interpretations of the divisors.
 
-    The divisor farthest from 1 is the factor. If only one wave has it, that wave may also be interpolated.
+    The divisor farthest from 1 is the factor. If only one wave has this divisor, the wave may also be interpolated, and the
+    factor may be larger; powers of two are tried.
     """
     farthest = max(wanted, key=lambda value: abs(math.log(value)))
     top = [turn for turn, value in zip(turns, wanted) if math.isclose(value, farthest, rel_tol=SAME)]
     mixed = [(t, v) for t, v in zip(turns, wanted) if t not in top and not math.isclose(v, 1.0, rel_tol=SAME)]
     kept = min((t for t, v in zip(turns, wanted) if math.isclose(v, 1.0, rel_tol=SAME)), default=math.inf)
 
-    def reading(factor: float, between: Sequence[tuple[float, float]], stretched: float) -> Seen:
+    def interpret(factor: float, between: Sequence[tuple[float, float]], stretched: float) -> Interpretation:
         shares = tuple((t, (1 / v - 1 / factor) / (1 - 1 / factor)) for t, v in between)
-        return Seen(factor, shares, stretched, kept)
+        return Interpretation(factor, shares, stretched, kept)
 
     if len(top) == 1:
-        whole, larger = [*mixed, (top[0], farthest)], farthest > 1
+        between, larger = [*mixed, (top[0], farthest)], farthest > 1
         for power in range(1, 11):
             factor = 2.0**power if larger else 2.0**-power
             if (factor > farthest) == larger and not math.isclose(factor, farthest, rel_tol=SAME):
-                yield reading(factor, whole, 0.0)
-    yield reading(farthest, mixed, max(top))
+                yield interpret(factor, between, 0.0)
+    yield interpret(farthest, mixed, max(top))
 
 
-def _contexts(seen: Seen) -> list[int]:
-    """Return the original contexts to try if it is unknown: the one with low = 1, then powers of two."""
-    line = _line(seen)
+def _contexts(interpretation: Interpretation) -> list[int]:
+    """Return the original context lengths to try if it is unknown: first the length for low = 1, then powers of two."""
+    line = _line(interpretation)
     powers = [1 << exponent for exponent in range(5, 21)]
     if line is None:
         return powers
@@ -116,29 +117,32 @@ def _contexts(seen: Seen) -> list[int]:
     return [*first, 1 << near]
 
 
-def _line(seen: Seen) -> tuple[float, float] | None:
-    """Return low and high in periods per position, or None unless at least two interpolated waves determine them."""
-    if len(seen.between) < 2:
+def _line(interpretation: Interpretation) -> tuple[float, float] | None:
+    """Return (low, high) in periods per position, or None if fewer than two interpolated waves determine them."""
+    if len(interpretation.between) < 2:
         return None
-    (x, kx), (y, ky) = min(seen.between), max(seen.between)
+    (x, kx), (y, ky) = min(interpretation.between), max(interpretation.between)
     if x == y or kx == ky:
         return None
     width = (y - x) / (ky - kx)
     return x - kx * width, x - kx * width + width
 
 
-def _bounds(seen: Seen, context: int) -> Iterator[tuple[float, float]]:
-    """Yield low and high for this context. With fewer than two interpolated waves, try the usual values, then short numbers."""
-    line = _line(seen)
+def _bounds(interpretation: Interpretation, context: int) -> Iterator[tuple[float, float]]:
+    """Yield candidates (low, high) for this context length.
+
+    Two interpolated waves determine both. Otherwise the usual values are tried first, then numbers with few digits.
+    """
+    line = _line(interpretation)
     if line is not None:
         yield line[0] * context, line[1] * context
         return
-    least, most = seen.stretched * context, seen.kept * context
-    if not seen.between:
+    least, most = interpretation.stretched * context, interpretation.kept * context
+    if not interpretation.between:
         for low in _short(least, most):
             yield from ((low, high) for high in (HIGH, *_short(low, most)) if low < high <= most)
         return
-    turn, share = seen.between[0][0] * context, seen.between[0][1]
+    turn, share = interpretation.between[0][0] * context, interpretation.between[0][1]
     if not 0 < share < 1:
         return
     if math.isfinite(most):
@@ -148,7 +152,7 @@ def _bounds(seen: Seen, context: int) -> Iterator[tuple[float, float]]:
 
 
 def _short(least: float, most: float) -> Iterator[float]:
-    """Yield numbers from `least` to below `most`: first 1, then numbers with few digits."""
+    """Yield numbers from `least` up to, but below, `most`: first 1, then numbers with few digits."""
     if least <= LOW < most:
         yield LOW
     for digits in range(DIGITS):
@@ -160,7 +164,7 @@ def _short(least: float, most: float) -> Iterator[float]:
 
 
 def _rounded(factor: float, low: float, high: float, context: int) -> Iterator[Llama3]:
-    """Yield the scaling with rounded numbers, from few digits to many, and last with the computed ones."""
+    """Yield scalings with the parameters rounded to more and more digits. The last scaling is not rounded."""
     places = (*range(DIGITS), 17)
     pairs = itertools.product(places, places)
     for rounded in dict.fromkeys((round(factor, a), round(low, b), round(high, b)) for a, b in pairs):

@@ -1,11 +1,11 @@
-"""Map the published tensor names of a family to llama.cpp's, piece by piece.
+"""The mapping between the published tensors of a family (Hugging Face) and the tensors of llama.cpp.
 
-Besides the names, three things differ:
+Besides the names, three things differ in GGUF:
 
 - The experts of a layer are stacked into one tensor.
-- For architecture `llama`, the rows of each query and key head are reordered. ggml's RoPE rotates adjacent pairs, while the
-  checkpoint rotates the two halves of a head.
-- For `deepseek2`, `kv_b_proj` becomes two tensors: W^UK of each head, transposed for the absorbed form, and W^UV.
+- For the architecture `llama`, the rows of each query and key head are reordered, because ggml's RoPE rotates adjacent pairs
+  and the published RoPE rotates the two halves of a head.
+- For `deepseek2`, `kv_b_proj` is split into two tensors: W^UK of each head, transposed for the absorbed form, and W^UV.
 """
 
 from __future__ import annotations
@@ -64,10 +64,11 @@ _EXPERT_NAME = re.compile(r"mlp\.experts\.(\d+)\.(gate|up|down)_proj\.weight")
 
 @dataclass(frozen=True)
 class RowRange:
-    """Maps `rows` rows of the published tensor `theirs`, from row `start`, to the tensor `gguf`, from row `gguf_start`.
+    """A mapping between a range of rows of a published tensor and a range of rows of a GGUF tensor.
 
-    "permuted" reorders each head of `head` rows from (half, index) to (index, half). "transposed" turns rows into columns,
-    so `gguf_rows` differs. A vector counts as one column: its values are its rows.
+    Rows `start` to `start + rows - 1` of the published tensor `theirs` correspond to `gguf_rows` rows of the tensor `gguf` from
+    row `gguf_start`. The form "permuted" reorders each head of `head` rows from (half, index) to (index, half). The form
+    "transposed" swaps rows and columns, so `gguf_rows` differs from `rows`. A vector is treated as one column.
     """
 
     theirs: str
@@ -80,7 +81,7 @@ class RowRange:
     head: int = 1
 
     def to_gguf(self, values: Tensor) -> Tensor:
-        """Convert published rows [n, columns] to GGUF's order."""
+        """Convert the published rows [n, columns] to the rows of the GGUF tensor."""
         if self.form == "transposed":
             return values.T
         if self.form == "permuted":
@@ -88,7 +89,7 @@ class RowRange:
         return values
 
     def from_gguf(self, values: Tensor) -> Tensor:
-        """Convert GGUF rows to the published order, the inverse of `to_gguf`."""
+        """Convert the rows of the GGUF tensor to the published rows. This is the inverse of `to_gguf`."""
         if self.form == "transposed":
             return values.T
         if self.form == "permuted":
@@ -96,7 +97,7 @@ class RowRange:
         return values
 
     def steps(self, size: int) -> Iterator[tuple[int, int]]:
-        """Yield row ranges (start, stop) that can be converted separately, of about `size` rows."""
+        """Yield ranges (start, stop) of about `size` published rows that can be converted separately."""
         step = self.rows if self.form == "transposed" else max(size // self.head, 1) * self.head
         for begin in range(0, self.rows, step):
             yield begin, min(begin + step, self.rows)
@@ -104,7 +105,11 @@ class RowRange:
 
 @dataclass(frozen=True)
 class GGUFLayout:
-    """A model's tensors under three naming schemes: ours (`entries`, `ours`), the published one, and GGUF's, with shapes."""
+    """The tensors of a model under three naming schemes, with their shapes.
+
+    `ours` are the tensors of a run, `theirs` the published tensors, and `gguf` the tensors of GGUF. `entries` maps `ours` to
+    `theirs`, and `pieces` maps `theirs` to `gguf`.
+    """
 
     entries: tuple[NameEntry, ...]
     ours: Mapping[str, Shape]
@@ -113,40 +118,40 @@ class GGUFLayout:
     gguf: Mapping[str, Shape]
 
     def of_theirs(self) -> dict[str, list[RowRange]]:
-        """Return the pieces of each published tensor in row order."""
+        """Return the row ranges of each published tensor, in row order."""
         return _grouped((piece.theirs, piece.start, piece) for piece in self.pieces)
 
     def of_gguf(self) -> dict[str, list[RowRange]]:
-        """Return the pieces of each GGUF tensor in row order."""
+        """Return the row ranges of each GGUF tensor, in row order."""
         return _grouped((piece.gguf, piece.gguf_start, piece) for piece in self.pieces)
 
 
 def _grouped(items: Iterator[tuple[str, int, RowRange]]) -> dict[str, list[RowRange]]:
-    out: dict[str, list[RowRange]] = {}
+    groups: dict[str, list[RowRange]] = {}
     for name, _, piece in sorted(items, key=lambda item: item[:2]):
-        out.setdefault(name, []).append(piece)
-    return out
+        groups.setdefault(name, []).append(piece)
+    return groups
 
 
 def layout(config: ModelConfig, names: NameMap, architecture: str, *, joined_kv: bool = False) -> GGUFLayout:
-    """Return the layout of a model without its prediction modules, which GGUF's `deepseek2` does not use.
+    """Return the tensor layout of a model. Prediction modules (MTP) are omitted, because llama.cpp does not use them.
 
-    Set `joined_kv` for `deepseek2` files from before llama.cpp split `kv_b_proj`.
+    `joined_kv` is the layout of older `deepseek2` files, in which `kv_b_proj` is a single tensor.
     """
     state = skeleton(config.model_copy(update={"num_nextn_predict_layers": 0})).state_dict()
     ours = {name: tuple(tensor.shape) for name, tensor in state.items()}
     entries = tuple(entry for entry in names.entries if entry.ours in ours)
-    theirs = {name: _their_shape(entry, ours[entry.ours]) for entry in entries for name in entry.theirs}
+    theirs = {name: _published_shape(entry, ours[entry.ours]) for entry in entries for name in entry.theirs}
     pieces: list[RowRange] = []
     for name, shape in theirs.items():
         pieces += _pieces(config, name, shape, architecture, joined_kv)
     return GGUFLayout(entries, ours, theirs, tuple(pieces), _gguf_shapes(pieces, theirs))
 
 
-def _their_shape(entry: NameEntry, ours: Shape) -> Shape:
+def _published_shape(entry: NameEntry, shape: Shape) -> Shape:
     if entry.kind == "alone":
-        return ours
-    return ours[1:] if entry.kind == "stack" else (ours[1] // 2, *ours[2:])
+        return shape
+    return shape[1:] if entry.kind == "stack" else (shape[1] // 2, *shape[2:])
 
 
 def _pieces(config: ModelConfig, name: str, shape: Shape, architecture: str, joined_kv: bool) -> Iterator[RowRange]:
@@ -154,23 +159,23 @@ def _pieces(config: ModelConfig, name: str, shape: Shape, architecture: str, joi
     if name in _OUTSIDE:
         yield RowRange(name, 0, rows, _OUTSIDE[name], 0, rows)
         return
-    found = _LAYER_NAME.fullmatch(name)
-    if found is None:
+    match = _LAYER_NAME.fullmatch(name)
+    if match is None:
         raise CheckpointError(f"GGUF has no name for tensor '{name}'", where="export")
-    block, rest = f"blk.{found[1]}", found[2]
-    attention = config.layers[int(found[1])].attention
-    expert = _EXPERT_NAME.fullmatch(rest)
+    block, suffix = f"blk.{match[1]}", match[2]
+    attention = config.layers[int(match[1])].attention
+    expert = _EXPERT_NAME.fullmatch(suffix)
     if expert is not None:
         yield RowRange(name, 0, rows, f"{block}.ffn_{expert[2]}_exps.weight", int(expert[1]) * rows, rows)
-    elif rest == "mlp.gate.e_score_correction_bias":
+    elif suffix == "mlp.gate.e_score_correction_bias":
         yield RowRange(name, 0, rows, f"{block}.exp_probs_b.bias", 0, rows)
-    elif rest == "self_attn.kv_b_proj.weight" and isinstance(attention, MLAConfig):
+    elif suffix == "self_attn.kv_b_proj.weight" and isinstance(attention, MLAConfig):
         if joined_kv:
             yield RowRange(name, 0, rows, f"{block}.attn_kv_b.weight", 0, rows)
         else:
             yield from _split_kv(name, block, attention)
     else:
-        base, _, kind = rest.rpartition(".")
+        base, _, kind = suffix.rpartition(".")
         if base not in _LAYER:
             raise CheckpointError(f"GGUF has no name for tensor '{name}'", where="export")
         permuted = architecture == "llama" and base in ("self_attn.q_proj", "self_attn.k_proj")
@@ -188,7 +193,7 @@ def _split_kv(name: str, block: str, attention: MLAConfig) -> Iterator[RowRange]
 
 
 def _gguf_shapes(pieces: list[RowRange], theirs: Mapping[str, Shape]) -> dict[str, Shape]:
-    """Return the shapes in torch's order. Stacks are [experts or heads, rows, columns]."""
+    """Return the shapes of the GGUF tensors, outermost dimension first. Stacks are [experts or heads, rows, columns]."""
     shapes: dict[str, Shape] = {}
     for piece in pieces:
         columns = (piece.rows,) if piece.form == "transposed" else theirs[piece.theirs][1:]
@@ -201,14 +206,14 @@ def _gguf_shapes(pieces: list[RowRange], theirs: Mapping[str, Shape]) -> dict[st
 
 
 def check_tensors(found: Mapping[str, Shape], wanted: Mapping[str, Shape], where: str) -> None:
-    """Raise CheckpointError, with a list, for missing tensors, unexpected tensors and wrong shapes."""
+    """Raise CheckpointError that lists missing tensors, unexpected tensors and wrong shapes, if there are any."""
     missing, extra = [n for n in wanted if n not in found], [n for n in found if n not in wanted]
-    odd = [f"{n} is {found[n]}, the model has {wanted[n]}" for n in wanted if n in found and found[n] != wanted[n]]
+    wrong = [f"{n} is {found[n]}, the model has {wanted[n]}" for n in wanted if n in found and found[n] != wanted[n]]
     problems = [f"missing {shown(missing)}"] * bool(missing) + [f"unexpected {shown(extra)}"] * bool(extra)
-    problems += [shown(odd)] * bool(odd)
+    problems += [shown(wrong)] * bool(wrong)
     if problems:
         raise CheckpointError(
             "; ".join(problems),
             where=where,
-            remedy="The file's keys and tensors describe different models: download it again, or use another file.",
+            remedy="Config and tensors describe different models: download the file again, or use another file.",
         )

@@ -1,7 +1,7 @@
-"""Read a GGUF file: validate the header strictly and read tensors in slices.
+"""A reader for GGUF files. The reader validates the header strictly and reads tensors in slices.
 
-The reader of the `gguf` package trusts the header and makes three objects per string. This one checks each count, length
-and offset against the file before reading. Format: ggml's docs/gguf.md, versions 2 and 3.
+Every count, length and offset is checked against the file size before it is used. The reader of the `gguf` package is not used,
+because it trusts the header and creates three objects per string. Format: ggml's docs/gguf.md, versions 2 and 3.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rorqual.core.errors import CheckpointError
 
 MAGIC = b"GGUF"
 HEADER_LIMIT = 1 << 27
-"""Maximum header size in bytes. The largest known vocabularies take a tenth of this."""
+"""Maximum header size in bytes, ten times the header with the largest known vocabulary."""
 
 _SCALARS: Mapping[int, str] = {
     GGUFValueType.UINT8: "<u1",
@@ -42,7 +42,10 @@ _SCALARS: Mapping[int, str] = {
 
 @dataclass(frozen=True)
 class GGUFTensor:
-    """A tensor of the file. `shape` has torch's order, rows first. `offset` is in bytes from the start of the file."""
+    """A tensor in a GGUF file. `shape` has the outermost dimension first, as in torch.
+
+    `offset` is the position of the first byte in the file.
+    """
 
     name: str
     format: Format
@@ -51,7 +54,7 @@ class GGUFTensor:
 
     @property
     def rows(self) -> int:
-        """All dimensions but the last, flattened; 1 for a vector."""
+        """Number of rows: the product of all dimensions except the last, or 1 for a vector."""
         rows = 1
         for size in self.shape[:-1]:
             rows *= size
@@ -59,17 +62,17 @@ class GGUFTensor:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row."""
+        """Size of one row in bytes."""
         return self.format.row_bytes(self.shape[-1])
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensor, without padding."""
+        """Size of the tensor in bytes, without padding."""
         return self.rows * self.row_bytes
 
 
 class GGUFFile:
-    """An open file with `keys` and `tensors`. Only the header is read on opening; tensor rows are read on request."""
+    """An open GGUF file. Opening reads only the header (`keys` and `tensors`); tensor rows are read on request."""
 
     def __init__(self, mapped: mmap.mmap, where: str) -> None:
         self.where, self._mapped = where, mapped
@@ -78,14 +81,15 @@ class GGUFFile:
         self._data = np.frombuffer(mapped, np.uint8)
 
     def raw(self, tensor: GGUFTensor, start: int, stop: int) -> Bytes:
-        """Return the bytes of rows `start` to `stop`, [rows, row bytes], as a view of the mapped file."""
+        """Return the bytes of the rows `start` to `stop - 1`, shape [rows, row bytes], as a view of the memory map."""
         first = tensor.offset + start * tensor.row_bytes
         return self._data[first : first + (stop - start) * tensor.row_bytes].reshape(stop - start, tensor.row_bytes)
 
     def rows(self, tensor: GGUFTensor, start: int, stop: int) -> Tensor:
-        """Return rows `start` to `stop` [rows, columns]. F32, F16 and BF16 keep their type; others are dequantised to fp32.
+        """Return the values of the rows `start` to `stop - 1`, shape [rows, columns].
 
-        Raises CheckpointError, with the tensor's name, for NaN or infinity in the values or in a block's scale.
+        F32, F16 and BF16 keep their dtype. Quantised types are dequantised to fp32. Raises CheckpointError that names the tensor
+        if a value or a block scale is NaN or infinity.
         """
         values = decode(self.raw(tensor, start, stop), tensor.format)
         if not bool(values.isfinite().all()):
@@ -99,7 +103,7 @@ class GGUFFile:
 
 @contextmanager
 def open_gguf(path: Path) -> Iterator[GGUFFile]:
-    """Open the file at `path` as a memory map. Raises CheckpointError if it is not a complete GGUF file."""
+    """Open the GGUF file `path` as a memory map. Raises CheckpointError if the file is not a complete GGUF file."""
     try:
         with open(path, "rb") as file:
             if file.read(4) != MAGIC:
@@ -109,19 +113,19 @@ def open_gguf(path: Path) -> Iterator[GGUFFile]:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise CheckpointError(f"cannot read: {error.strerror}", where=str(path), remedy="Give a .gguf file.") from None
-    yield GGUFFile(mapped, str(path))  # the mapping lives as long as an array that uses it
+    yield GGUFFile(mapped, str(path))  # the map stays open as long as an array uses it
 
 
 class _Header:
-    """Parses the header from the start. Every length is checked against the rest of the file before use."""
+    """A parser of GGUF headers. The parser checks every length against the file size before using it."""
 
     def __init__(self, data: mmap.mmap, where: str) -> None:
         self._data, self.where, self._at = data, where, len(MAGIC)
         version = self._number("<I", "version")
         if version not in (2, 3):
             raise self._error(
-                f"GGUF version {version} is not supported, only 2 and 3 in little endian",
-                "Convert it with a newer llama.cpp.",
+                f"GGUF version {version} is not supported, only versions 2 and 3 in little endian",
+                "Convert the model with a newer llama.cpp.",
             )
         n_tensors, n_keys = self._number("<Q", "count of tensors"), self._number("<Q", "count of keys")
         self._fits(n_tensors, 24, f"{n_tensors} tensors")
@@ -145,7 +149,7 @@ class _Header:
         return CheckpointError(what, where=self.where, remedy=remedy)
 
     def _fits(self, count: int, size: int, what: str) -> None:
-        """Raise CheckpointError unless `count` items of at least `size` bytes fit into the file and the header limit."""
+        """Raise CheckpointError unless `count` items of at least `size` bytes fit the file and the limit for headers."""
         end = self._at + count * size
         if end > len(self._data):
             raise self._error(f"{what} at byte {self._at} do not fit into the file's {len(self._data)} bytes")
@@ -169,11 +173,11 @@ class _Header:
             raise self._error(f"{what} at byte {start} is not UTF-8") from None
 
     def _texts(self, count: int, key: str) -> list[str]:
-        # A vocabulary has a hundred thousand strings, so use one loop without a call per number.
+        # A vocabulary has about 100,000 strings, so parse them in one loop without a function call per length.
         self._fits(count, 8, f"{count} strings of '{key}'")
         data, at, length_at = self._data, self._at, struct.Struct("<Q").unpack_from
         limit = min(len(data), HEADER_LIMIT)
-        out = []
+        texts = []
         for _ in range(count):
             (length,) = length_at(data, at) if at + 8 <= limit else (limit,)
             at += 8 + length
@@ -181,10 +185,10 @@ class _Header:
                 raise self._error(
                     f"the strings of '{key}' do not fit into the file or the header limit of {HEADER_LIMIT >> 20} MiB"
                 )
-            out.append(data[at - length : at])
+            texts.append(data[at - length : at])
         self._at = at
         try:
-            return [text.decode("utf-8") for text in out]
+            return [text.decode("utf-8") for text in texts]
         except UnicodeDecodeError as error:
             raise self._error(f"a string of '{key}' is not UTF-8: {error.reason}") from None
 
@@ -192,10 +196,10 @@ class _Header:
         if kind == GGUFValueType.STRING:
             return self._text(f"'{key}'")
         if kind == GGUFValueType.ARRAY:
-            inner, count = self._number("<I", f"type of '{key}'"), self._number("<Q", f"length of '{key}'")
-            if inner == GGUFValueType.STRING:
+            item_kind, count = self._number("<I", f"type of '{key}'"), self._number("<Q", f"length of '{key}'")
+            if item_kind == GGUFValueType.STRING:
                 return self._texts(count, key)
-            return self._scalars(inner, count, key)
+            return self._scalars(item_kind, count, key)
         return self._scalars(kind, 1, key)[0]
 
     def _scalars(self, kind: int, count: int, key: str) -> list[Any]:
@@ -208,7 +212,7 @@ class _Header:
         return list(values)
 
     def _tensors(self, count: int) -> None:
-        found = []
+        declared = []
         for _ in range(count):
             name = self._text("a tensor's name")
             n_dims = self._number("<I", f"dimensions of '{name}'")
@@ -219,20 +223,22 @@ class _Header:
             offset = self._number("<Q", f"offset of '{name}'")
             if min(shape) < 1 or shape[-1] % format_.block:
                 raise self._error(f"tensor '{name}' is {shape}, which {format_.name} cannot hold")
-            found.append(GGUFTensor(name, format_, shape, offset))
+            declared.append(GGUFTensor(name, format_, shape, offset))
         alignment = self.keys.get("general.alignment", 32)
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
             raise self._error(f"key 'general.alignment' is {alignment!r}, not a power of two")
         start = -(-self._at // alignment) * alignment
         end = start
-        for tensor in sorted(found, key=lambda tensor: tensor.offset):
+        for tensor in sorted(declared, key=lambda tensor: tensor.offset):
             placed = GGUFTensor(tensor.name, tensor.format, tensor.shape, start + tensor.offset)
             if tensor.offset % alignment or placed.offset < end:
-                raise self._error(f"tensor '{tensor.name}' overlaps another or is not aligned to {alignment} bytes")
+                raise self._error(
+                    f"tensor '{tensor.name}' overlaps another tensor or is not aligned to {alignment} bytes"
+                )
             end = placed.offset + placed.nbytes
             if end > len(self._data):
                 raise self._error(
-                    f"truncated: tensor '{tensor.name}' ends at byte {end}, the file at {len(self._data)}"
+                    f"truncated: tensor '{tensor.name}' ends at byte {end}, but the file has {len(self._data)} bytes"
                 )
             self.tensors[tensor.name] = placed
         if len(self.tensors) != count:

@@ -1,7 +1,8 @@
-"""Convert context extension between GGUF header keys and `rope_scaling` of a published `config.json`.
+"""Conversion of RoPE scaling between GGUF and `rope_scaling` in a Hugging Face `config.json`.
 
-Llama 3.1's scaling has no keys in llama.cpp. A tensor, `rope_freqs.weight`, holds the divisor of each frequency (`gguf_llama3`).
-Our own files also store the original numbers in keys like `rope.scaling.llama3_factor`. If keys and tensor disagree, the tensor counts.
+For Llama 3.1's scaling, llama.cpp has no header keys. llama.cpp files store the divisor of each frequency in the tensor
+`rope_freqs.weight` (see `gguf_llama3`). Files that Rorqual exports also store the original parameters, in keys such as
+`rope.scaling.llama3_factor`. If the keys and the tensor disagree, the tensor is used.
 """
 
 from __future__ import annotations
@@ -23,16 +24,19 @@ LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor")
 
 
 def scaling_from_keys(k: HeaderKeys, theta: float, factors: Sequence[float], *, latent: bool) -> dict[str, Any] | None:
-    """Return `rope_scaling`, or None. `factors` holds the values of `rope_freqs.weight`. `latent` means DeepSeek's MLA."""
+    """Return the value of `rope_scaling` for the header keys `k`, or None if RoPE is not scaled.
+
+    `factors` holds the values of `rope_freqs.weight`, if the file has it. `latent` is true for DeepSeek's MLA.
+    """
     kind = k.take("rope.scaling.type", "none")
     log_multiplier = k.take("rope.scaling.yarn_log_multiplier", 0.0)
     factor, original = k.take("rope.scaling.factor", 1.0), k.take("rope.scaling.original_context_length", 0)
     for name in ("attn_factor", "yarn_attn_factor", "yarn_ext_factor"):
         k.expect(f"rope.scaling.{name}", 1.0)
     fast, slow = k.take("rope.scaling.yarn_beta_fast", 32.0), k.take("rope.scaling.yarn_beta_slow", 1.0)
-    told = {name: k.take(f"rope.scaling.llama3_{name}", 0.0) for name in LLAMA3}
+    stored = {name: k.take(f"rope.scaling.llama3_{name}", 0.0) for name in LLAMA3}
     if factors:
-        return _llama3(theta, factors, told | {"original_max_position_embeddings": original}, k.where)
+        return _llama3(theta, factors, stored | {"original_max_position_embeddings": original}, k.where)
     if kind == "none" or factor == 1.0:
         return None
     if kind == "linear":
@@ -41,60 +45,62 @@ def scaling_from_keys(k: HeaderKeys, theta: float, factors: Sequence[float], *, 
         raise CheckpointError(
             f"key '{k.prefix}rope.scaling.type' is {kind!r}, but only 'none', 'linear' and 'yarn' are supported",
             where=k.where,
+            remedy="Use another file.",
         )
     scaling = {"type": "yarn", "factor": factor, "original_max_position_embeddings": original}
     scaling |= {"beta_fast": fast, "beta_slow": slow}
     if latent:
-        # The key holds 0.1 mscale_all_dim. DeepSeek's two mscales are equal, so they cancel in the RoPE table.
+        # The key holds 0.1 * mscale_all_dim. In DeepSeek's models both mscales are equal, so they cancel in the RoPE table.
         mscale = round(log_multiplier * 10, 6)
         scaling |= {"mscale": mscale, "mscale_all_dim": mscale}
     return scaling
 
 
-def _llama3(theta: float, factors: Sequence[float], told: dict[str, Any], where: str) -> dict[str, Any] | None:
-    """Return the `rope_scaling` whose divisors are `factors`, or None if all are 1. Use the numbers in `told` if they agree.
+def _llama3(theta: float, factors: Sequence[float], stored: dict[str, Any], where: str) -> dict[str, Any] | None:
+    """Return the `rope_scaling` whose divisors are `factors`, or None if all divisors are 1.
 
-    Raises CheckpointError if the divisors are not a Llama 3.1 scaling.
+    The parameters in `stored` are used if they give these divisors. If not, the parameters are recovered from the divisors.
+    Raises CheckpointError if the divisors are not those of a Llama 3.1 scaling.
     """
-    if all(told.values()):
-        named = parse(Llama3, told, where=where)
+    if all(stored.values()):
+        named = parse(Llama3, stored, where=where)
         if agree(named, theta, factors):
             return {"rope_type": "llama3", **named.model_dump()}
-    original = told["original_max_position_embeddings"]
+    original = stored["original_max_position_embeddings"]
     if all(math.isfinite(factor) and factor > 0 for factor in factors):
         if all(math.isclose(factor, 1.0, rel_tol=SAME) for factor in factors):
             return None
-        if (found := find_llama3(theta, factors, original)) is not None:
-            return {"rope_type": "llama3", **found.model_dump()}
+        if (recovered := find_llama3(theta, factors, original)) is not None:
+            return {"rope_type": "llama3", **recovered.model_dump()}
     raise CheckpointError(
         f"tensor '{FREQS}' does not hold the divisors of a Llama 3.1 scaling",
         where=where,
-        remedy="config.json cannot express it: import the model from its Hugging Face folder.",
+        remedy="config.json cannot express this scaling: import the model from its Hugging Face folder.",
     )
 
 
 def rope_factors(rope: Rope, dim: int) -> Tensor | None:
-    """Return `rope_freqs.weight` [dim / 2] for a model with Llama 3.1's scaling, else None."""
+    """Return the tensor `rope_freqs.weight`, shape [dim / 2], of a model with Llama 3.1's scaling, else None."""
     return None if rope.llama3 is None else divisors(rope, dim)
 
 
 def scaling_keys(scaling: Mapping[str, Any] | None, *, latent: bool) -> dict[str, Any]:
-    """Return the header keys of `rope_scaling`. Raises ConfigError if llama.cpp would compute something else."""
+    """Return the GGUF header keys for `rope_scaling`. Raises ConfigError if llama.cpp would compute a different RoPE."""
     kind = None if not scaling else scaling.get("type", scaling.get("rope_type"))
     if not scaling:
         return {}
-    if kind == "llama3":  # in addition to `rope_freqs.weight`; llama.cpp reads only the last key, for YaRN
-        ours = {f"rope.scaling.llama3_{name}": float(scaling[name]) for name in LLAMA3}
-        return ours | {"rope.scaling.original_context_length": scaling["original_max_position_embeddings"]}
+    if kind == "llama3":  # for import only: llama.cpp uses `rope_freqs.weight` and ignores these keys
+        parameters = {f"rope.scaling.llama3_{name}": float(scaling[name]) for name in LLAMA3}
+        return parameters | {"rope.scaling.original_context_length": scaling["original_max_position_embeddings"]}
     if kind == "linear":
         return {"rope.scaling.type": "linear", "rope.scaling.factor": float(scaling["factor"])}
     mscale, all_dim = scaling.get("mscale", 1.0), scaling.get("mscale_all_dim", 0.0)
-    told = mscale == all_dim and all_dim if latent else math.isclose(mscale, 1.0) and not all_dim
-    if kind != "yarn" or not told or scaling.get("attention_factor"):
+    expressible = mscale == all_dim and all_dim if latent else math.isclose(mscale, 1.0) and not all_dim
+    if kind != "yarn" or not expressible or scaling.get("attention_factor"):
         raise ConfigError(
-            f"GGUF has no keys with which llama.cpp computes the rope scaling {dict(scaling)}",
+            f"GGUF cannot express the rope scaling {dict(scaling)} for llama.cpp",
             where="config",
-            remedy="Supported is YaRN: for DeepSeek with mscale equal to mscale_all_dim, else without mscale_all_dim.",
+            remedy="Only YaRN is supported: with mscale equal to mscale_all_dim for DeepSeek, else without mscale_all_dim.",
         )
     extra = {"rope.scaling.yarn_log_multiplier": 0.1 * all_dim} if latent else {}
     return extra | {

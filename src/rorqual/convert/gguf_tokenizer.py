@@ -1,7 +1,7 @@
-"""Convert a `tokenizer.json` to the tokenizer keys of a GGUF file, and back.
+"""Conversion between a `tokenizer.json` and the tokenizer keys of a GGUF file.
 
-GGUF holds tokens, their types, merges, and only the *name* of the pre-tokenizer, because llama.cpp implements it in code.
-So a `tokenizer.json` can be exported only if its pre-tokenizer equals a known one in every part.
+GGUF stores the tokens, their types, the merges and the *name* of the pre-tokenizer, which llama.cpp implements in code. A
+tokenizer can therefore be exported only if its pre-tokenizer equals one of the known definitions.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rorqual.core.errors import DataError
 from rorqual.data.tokenizer import Tokenizer
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
-"""GGUF's token types. Plain text never encodes to a control token, and always to a matching user-defined token."""
+"""GGUF's token types. Plain text never encodes to a control token, but it does encode to a user-defined token it contains."""
 
 _WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|"
@@ -45,29 +45,29 @@ PRE_TOKENIZERS: Mapping[str, tuple[dict[str, Any], ...]] = MappingProxyType(
         ),
     }
 )
-"""GGUF's pre-tokenizer names and their definitions in the form of `tokenizer.json`."""
+"""The supported pre-tokenizers: GGUF's name mapped to the definition in `tokenizer.json`."""
 
 _ALIASES: Mapping[str, str] = MappingProxyType(
     {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "gpt2": "gpt-2", "deepseek-r1-qwen": "qwen2"}
 )
-_NFC = ("qwen2",)  # these models normalise text to NFC first; llama.cpp does not (docs/how-to/gguf.md)
-_WHOLE_WORDS = ("llama-bpe",)  # llama.cpp takes a word that is a token without applying merges
+_NFC = ("qwen2",)  # their tokenizer.json normalises text to NFC; llama.cpp does not (docs/how-to/gguf.md)
+_IGNORE_MERGES = ("llama-bpe",)  # llama.cpp encodes a word that is a token as this token, without applying merges
 
 
 def pre_name(tokenizer: Tokenizer) -> str:
-    """Return GGUF's name for a tokenizer's pre-tokenizer. Raises DataError if there is none."""
+    """Return GGUF's name for the pre-tokenizer of a tokenizer. Raises DataError if GGUF has no name for it."""
     data = json.loads(tokenizer.source)
     part = data.get("pre_tokenizer") or {}
     parts = _flat(part, "pretokenizers")
     name = next((name for name, known in PRE_TOKENIZERS.items() if list(map(_plain, known)) == parts), None)
     normalizers = [item.get("type") for item in _flat(data.get("normalizer") or {}, "normalizers")]
-    whole = bool(data["model"].get("ignore_merges"))
+    ignore_merges = bool(data["model"].get("ignore_merges"))
     if name is None:
         raise _no_name(tokenizer, f"pre-tokenizer {' + '.join(str(p.get('type')) for p in parts) or 'none'}")
     if normalizers and not (name in _NFC and normalizers == ["NFC"]):
         raise _no_name(tokenizer, f"normalizer {' + '.join(map(str, normalizers))} before pre-tokenizer '{name}'")
-    if whole and name not in _WHOLE_WORDS:
-        raise _no_name(tokenizer, f"pre-tokenizer '{name}' with ignore_merges={whole}")
+    if ignore_merges and name not in _IGNORE_MERGES:
+        raise _no_name(tokenizer, f"pre-tokenizer '{name}' with ignore_merges={ignore_merges}")
     if any(data["model"].get(key) for key in ("byte_fallback", "continuing_subword_prefix", "end_of_word_suffix")):
         raise _no_name(tokenizer, "BPE with prefixes, suffixes or byte_fallback")
     return name
@@ -77,26 +77,27 @@ def _no_name(tokenizer: Tokenizer, what: str) -> DataError:
     return DataError(
         f"GGUF has no name for this tokenizer's {what}",
         where=tokenizer.where,
-        remedy=f"Supported: {', '.join(PRE_TOKENIZERS)}. Export it as a Hugging Face folder.",
+        remedy=f"Supported: {', '.join(PRE_TOKENIZERS)}. Export the run as a Hugging Face folder.",
     )
 
 
 def _flat(part: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
     if part.get("type") == "Sequence":
-        return [item for inner in part[key] for item in _flat(inner, key)]
+        return [item for element in part[key] for item in _flat(element, key)]
     return [_plain(part)] if part else []
 
 
 def _plain(part: Mapping[str, Any]) -> dict[str, Any]:
-    # Offset settings and default values do not change token ids.
+    # Leave out offset settings and default values, because they do not change token ids.
     defaults = {"behavior": "Isolated", "invert": False, "use_regex": True, "trim_offsets": True}
     return {key: value for key, value in part.items() if key != "trim_offsets" and value != defaults.get(key, part)}
 
 
 def tokenizer_keys(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
-    """Return the `tokenizer.ggml.*` keys: tokens, types and merges. Embedding rows without a token are unused `[PAD7]`.
+    """Return the header keys `tokenizer.ggml.*` of a tokenizer.
 
-    Raises DataError if the tokenizer has more tokens than `vocab_size`.
+    Embedding rows without a token become unused tokens such as `[PAD7]`. Raises DataError if the tokenizer has more tokens than
+    `vocab_size`.
     """
     name = pre_name(tokenizer)
     data = json.loads(tokenizer.source)
@@ -124,14 +125,14 @@ def tokenizer_keys(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
 
 
 def _looks_special(text: str) -> bool:
-    # DeepSeek's tokenizer.json does not mark <｜User｜> as special. Encoded from a user's text, it would end the turn.
+    # DeepSeek's tokenizer.json does not mark <｜User｜> as special. If user text encoded to this token, it would end the turn.
     return text.startswith(("<|", "<｜")) and text.endswith(("|>", "｜>"))
 
 
 def tokenizer_from_keys(keys: Mapping[str, Any], where: str) -> Tokenizer:
-    """Return a tokenizer with the file's tokens, types, merges and pre-tokenizer. It gives the same ids as llama.cpp.
+    """Build a tokenizer from the keys of a GGUF header. The tokenizer encodes text to the same ids as llama.cpp.
 
-    Raises DataError for an unsupported or damaged tokenizer.
+    Raises DataError if the tokenizer is unsupported or damaged.
     """
 
     def wrong(what: str, remedy: str = "Download the file again.") -> DataError:
@@ -153,11 +154,11 @@ def tokenizer_from_keys(keys: Mapping[str, Any], where: str) -> Tokenizer:
     pairs = [str(merge).split(" ") for merge in merges]
     if any(len(pair) != 2 for pair in pairs):
         raise wrong("an item of 'tokenizer.ggml.merges' is not a pair")
-    # Control tokens must also be in the vocabulary, or the library gives them new ids.
-    kept = (NORMAL, CONTROL, USER_DEFINED)
-    vocab = {text: id_ for id_, (text, kind) in enumerate(zip(tokens, types)) if kind in kept}
-    if len(vocab) < sum(kind in kept for kind in types):
-        twice = next(text for id_, (text, kind) in enumerate(zip(tokens, types)) if kind in kept and vocab[text] != id_)
+    # Control tokens must also be in the vocabulary, because the library gives new ids to added tokens that are not.
+    used = (NORMAL, CONTROL, USER_DEFINED)
+    vocab = {text: id_ for id_, (text, kind) in enumerate(zip(tokens, types)) if kind in used}
+    if len(vocab) < sum(kind in used for kind in types):
+        twice = next(text for id_, (text, kind) in enumerate(zip(tokens, types)) if kind in used and vocab[text] != id_)
         raise wrong(f"token {twice!r} occurs twice in 'tokenizer.ggml.tokens'")
     added = [
         {"id": id_, "content": text, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
@@ -182,7 +183,7 @@ def tokenizer_from_keys(keys: Mapping[str, Any], where: str) -> Tokenizer:
             "end_of_word_suffix": None,
             "fuse_unk": False,
             "byte_fallback": False,
-            "ignore_merges": pre in _WHOLE_WORDS,
+            "ignore_merges": pre in _IGNORE_MERGES,
             "vocab": vocab,
             "merges": pairs,
         },

@@ -1,7 +1,7 @@
-"""Write the header of a GGUF file as bytes (ggml's docs/gguf.md, version 3).
+"""A writer for GGUF headers (ggml's docs/gguf.md, version 3).
 
-The writer of the `gguf` package omits empty lists. A byte-only tokenizer has an empty list of merges, and llama.cpp needs it.
-The tests read the result with that package.
+The writer of the `gguf` package is not used, because it omits empty lists. A byte-only tokenizer has an empty list of merges,
+and llama.cpp requires this list.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from rorqual.convert.gguf_quant import Format
 from rorqual.convert.gguf_read import MAGIC
 
 ALIGNMENT = 32
-"""Alignment of tensors in bytes, the format's default."""
+"""Alignment of tensors in bytes, the default of the format."""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A tensor to write. `shape` has torch's order, rows first."""
+    """A tensor to write. `shape` has the outermost dimension first, as in torch."""
 
     name: str
     format: Format
@@ -38,14 +38,14 @@ class Planned:
 
 
 def padding(size: int) -> bytes:
-    """Return the zeros that align the data after `size` bytes."""
+    """Return the zero bytes that pad `size` bytes to a multiple of `ALIGNMENT`."""
     return bytes(-size % ALIGNMENT)
 
 
 def header_bytes(keys: Mapping[str, Any], tensors: Sequence[Planned]) -> bytes:
-    """Return everything before the first tensor's bytes, with padding.
+    """Return the header of a GGUF file, padded to the first tensor.
 
-    Integers are written as uint32, and lists as lists of strings or int32.
+    Integers are written as uint32, and lists as arrays of strings or int32.
     """
     parts = [MAGIC, struct.pack("<IQQ", 3, len(tensors), len(keys))]
     for key, value in keys.items():
@@ -53,8 +53,8 @@ def header_bytes(keys: Mapping[str, Any], tensors: Sequence[Planned]) -> bytes:
     offset = 0
     for tensor in tensors:
         dims = tensor.shape[::-1]
-        place = struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, tensor.format.code, offset)
-        parts += (_text(tensor.name), place)
+        info = struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, tensor.format.code, offset)
+        parts += (_text(tensor.name), info)
         offset += tensor.size + len(padding(tensor.size))
     header = b"".join(parts)
     return header + padding(len(header))

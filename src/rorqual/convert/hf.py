@@ -1,7 +1,7 @@
-"""Convert Hugging Face folders to run directories and back: config, tokenizer, sharded safetensors, generation config.
+"""Import and export of Hugging Face folders: config, tokenizer, sharded safetensors and generation config.
 
-A tensor that keeps its type keeps its bytes. An interrupted export resumes; an interrupted import starts again. Both write
-under a temporary name and rename the result when it is complete.
+A tensor that keeps its dtype is copied byte by byte. An interrupted export resumes, and an interrupted import starts again.
+Import and export write to a temporary folder and rename it when it is complete.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from rorqual.model.load.names import NameMap
 from rorqual.model.load.run import WEIGHTS_FILE, read_model_config
 
 SHARD_BYTES = 5e9
-"""Maximum shard size in bytes, the default of transformers."""
+"""Maximum shard size in bytes. The value is the default of transformers."""
 STATE_FILE = ".export.json"
-"""The file of an unfinished export that records its source and settings."""
+"""Name of the file in which an unfinished export records its source and settings."""
 _DERIVED = ".rotary_emb.inv_freq"
-"""Suffix of tensors in older checkpoints that follow from the config."""
+"""Suffix of tensors in older checkpoints that are not imported, because they follow from the config."""
 
 
 @dataclass(frozen=True)
 class Converted:
-    """The result of a conversion: the family's `model_type`, the number of tensors, the bytes, and notes for the user."""
+    """The result of a conversion: the `model_type`, the number of tensors, their size in bytes, and notes for the user."""
 
     model_type: str
     tensors: int
@@ -50,17 +50,17 @@ class Converted:
 
 
 def quiet(done: int, total: int, name: str) -> None:
-    """Report no progress."""
+    """Ignore the progress. This is the default progress callback."""
 
 
 def import_hf(src: Path, out: Path, *, dtype: DType = "keep", progress: Progress = quiet) -> Converted:
-    """Import a folder with config.json, tokenizer.json and safetensors as the run directory `out`, which must not exist.
+    """Import a folder with config.json, tokenizer.json and safetensors as the run directory `out`.
 
-    `dtype="keep"` copies every tensor's bytes, FP8 with its scales. "float32", "bfloat16" and "float16" convert and
-    dequantise FP8; the router's bias stays fp32.
+    `out` must not exist or must be empty. `dtype="keep"` copies the bytes of every tensor, FP8 with its scales. "float32",
+    "bfloat16" and "float16" convert all tensors and dequantise FP8; only the router bias is always fp32.
 
-    Raises ConfigError, CheckpointError or DataError before reading any tensor if config, headers or texts are wrong.
-    Raises NumericsError for weights that are not finite.
+    Raises ConfigError, CheckpointError or DataError before any tensor is read if the config, a header or a text file is invalid.
+    Raises NumericsError if a weight is not finite.
     """
     _check_dtype(dtype, ("keep", "float32", "bfloat16", "float16"))
     refuse_target(out)
@@ -71,8 +71,7 @@ def import_hf(src: Path, out: Path, *, dtype: DType = "keep", progress: Progress
             remedy="Give a folder with config.json and safetensors, a .gguf file, or ORG/NAME on the hub.",
         )
     texts = read_texts(src)
-    found = find_tensors(src)
-    tensors = {name: stored for name, stored in found.items() if not name.endswith(_DERIVED)}
+    tensors = {name: stored for name, stored in find_tensors(src).items() if not name.endswith(_DERIVED)}
     names = texts.family.name_map(texts.model)
     jobs = import_jobs(names, texts.model, tensors, dtype, str(src))
     counted = CountedChunks(jobs, progress)
@@ -116,11 +115,11 @@ def _write_texts(folder: Path, texts: StoredTexts, src: Path, dtype: DType, copi
 def export_hf(
     run: RunDir, dst: Path, *, dtype: DType = "keep", shard_bytes: float = SHARD_BYTES, progress: Progress = quiet
 ) -> Converted:
-    """Export a run directory's newest complete checkpoint as a folder that transformers and other engines read.
+    """Export the newest complete checkpoint of a run as a folder that transformers and other engines can load.
 
-    `dtype` is as in `import_hf`. "fp8" writes every projection in FP8 (E4M3) with one scale per 128 x 128 block, like the
-    published DeepSeek-V3, and the rest in bfloat16. A shard has at most `shard_bytes` bytes, or one tensor.
-    After an interruption, the same call keeps the complete shards.
+    The values of `dtype` are those of `import_hf`, plus "fp8": like the published DeepSeek-V3, all projections are then FP8
+    (E4M3) with one scale per 128 x 128 block, and all other tensors bfloat16. A shard holds at most `shard_bytes` bytes, unless a
+    single tensor is larger. If an export was interrupted, the same call keeps its complete shards.
     """
     _check_dtype(dtype, get_args(DType))
     refuse_target(dst)
@@ -131,15 +130,15 @@ def export_hf(
     family = family_of(str(imported["family"]), str(run.config_file)) if "family" in imported else family_for(model)
     names = family.name_map(model)
     jobs = export_jobs(names, model, tensors, dtype, _copies(names, imported), str(file))
-    texts = written_texts(run, family, model, _most(jobs), _quantization(jobs, imported))
+    texts = written_texts(run, family, model, _main_dtype(jobs), _quantization(jobs, imported))
     shards = _shards(jobs, shard_bytes)
     counted = CountedChunks(jobs, progress)
     with in_the_making(dst, needs=counted.total, resumes=True) as folder:
         _begin(
             folder, {"source": _identity(file), "dtype": dtype, "shard_bytes": shard_bytes, "by": rorqual.__version__}
         )
-        for name, part in shards.items():
-            specs = [job.spec for job in part]
+        for name, shard_jobs in shards.items():
+            specs = [job.spec for job in shard_jobs]
             if (folder / name).is_file() and (folder / name).stat().st_size == _size(specs):
                 counted.add(sum(spec.size for spec in specs), name)
             else:
@@ -154,19 +153,22 @@ def export_hf(
 
 def _imported(run: RunDir) -> Mapping[str, Any]:
     data = yaml.safe_load(run.config_file.read_text(encoding="utf-8"))
-    found = data.get("imported") if isinstance(data, dict) else None
-    return found if isinstance(found, dict) else {}
+    imported = data.get("imported") if isinstance(data, dict) else None
+    return imported if isinstance(imported, dict) else {}
 
 
 def _copies(names: NameMap, imported: Mapping[str, Any]) -> list[str]:
-    """Return the copies that the imported checkpoint had. Without an import, return all but a tied head."""
+    """Return the names of tensors to export as copies of others.
+
+    For an imported run, these are the copies in the imported checkpoint. For other runs, these are all copies except a tied head.
+    """
     if isinstance(imported.get("copies"), list):
         return [name for name in names.copies if name in imported["copies"]]
     return [name for name in names.copies if name != "lm_head.weight"]
 
 
-def _most(jobs: Iterable[TensorJob]) -> str:
-    """Return the torch name of the type with the most bytes, FP8 excluded."""
+def _main_dtype(jobs: Iterable[TensorJob]) -> str:
+    """Return the torch name of the dtype with the most bytes, not counting FP8."""
     bytes_of: Counter[str] = Counter()
     for job in jobs:
         bytes_of[job.spec.dtype] += job.spec.size if job.spec.dtype != FP8 else 0
@@ -174,7 +176,7 @@ def _most(jobs: Iterable[TensorJob]) -> str:
 
 
 def _quantization(jobs: Iterable[TensorJob], imported: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the imported `quantization_config`, or ours, or None without FP8 tensors."""
+    """Return the `quantization_config` of an export: the imported one or a new one, or None if no tensor is FP8."""
     specs = [job.spec for job in jobs]
     if all(spec.dtype != FP8 for spec in specs):
         return None
@@ -186,14 +188,14 @@ def _quantization(jobs: Iterable[TensorJob], imported: Mapping[str, Any]) -> Map
     return fp8_config([name.removesuffix(".weight") for name in plain if "embed_tokens" not in name])
 
 
-def _shards(jobs: Iterable[TensorJob], most: float) -> dict[str, list[TensorJob]]:
-    """Return the shard files and the jobs of each, in order."""
+def _shards(jobs: Iterable[TensorJob], shard_bytes: float) -> dict[str, list[TensorJob]]:
+    """Assign the jobs to shards, in order. Return the jobs of each shard by file name."""
     groups: list[list[TensorJob]] = []
     room = 0.0
     for job in jobs:
         if not groups or job.spec.size > room:
             groups.append([])
-            room = most
+            room = shard_bytes
         groups[-1].append(job)
         room -= job.spec.size
     if len(groups) == 1:
@@ -212,7 +214,7 @@ def _size(specs: list[Spec]) -> int:
 
 
 def _identity(file: Path) -> dict[str, Any]:
-    """Return a fingerprint that identifies the source file of an interrupted export."""
+    """Return path, size, modification time and a hash of the first MiB. These values identify the source file of an export."""
     status = file.stat()
     with open(file, "rb") as stream:
         head = hashlib.sha256(stream.read(1 << 20)).hexdigest()
@@ -220,7 +222,7 @@ def _identity(file: Path) -> dict[str, Any]:
 
 
 def _begin(folder: Path, state: Mapping[str, Any]) -> None:
-    """Keep the shards of the same export. Delete everything else in the folder."""
+    """Prepare the folder of an export. Shards are kept if `state` equals the recorded state; all other files are deleted."""
     file = folder / STATE_FILE
     try:
         same = json.loads(file.read_text(encoding="utf-8")) == state

@@ -1,4 +1,4 @@
-"""Download a checkpoint from the Hugging Face hub. Needs a network and the package `huggingface_hub`."""
+"""Download of checkpoints from the Hugging Face hub, with the package `huggingface_hub`."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ WANTED = (
     "model-*.safetensors",
     "model.safetensors.index.json",
 )
-"""The files to download: never code, never a pickle."""
+"""Patterns of the files to download. Code and pickles are never downloaded."""
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def is_hub_id(name: str) -> bool:
-    """Return whether `name` has the form ORG/NAME."""
+    """Return whether `name` has the form ORG/NAME of a hub repository."""
     return _ID.fullmatch(name) is not None
 
 
 def fetch(name: str) -> Path:
-    """Return the hub cache's folder with the files of `name` (ORG/NAME) that an import reads. Download missing files.
+    """Download the files of the hub repository `name` (ORG/NAME) that an import needs. Return their folder in the hub cache.
 
-    Raises ConfigError without `huggingface_hub`, and CheckpointError if the download fails.
+    Files in the cache are not downloaded again. Raises ConfigError if `huggingface_hub` is not installed, and CheckpointError if
+    the download fails.
     """
     try:
         from huggingface_hub import snapshot_download
@@ -44,9 +45,9 @@ def fetch(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=list(WANTED)))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
-            f"no local folder '{name}', and the download from the hub failed: {first}",
+            f"no local folder '{name}', and the download from the hub failed: {reason}",
             where="import",
-            remedy="Check the name and the network (a gated model needs HF_TOKEN), or download the files in another way.",
+            remedy="Check the name and the network (a gated model needs HF_TOKEN), or download the files yourself.",
         ) from None

@@ -1,4 +1,4 @@
-"""Merge an adapter and its base into one run, which can be exported, served and quantised without them."""
+"""Merging of an adapter into its base model. The merged run can be exported, served and quantised like any other run."""
 
 from __future__ import annotations
 
@@ -19,23 +19,24 @@ from rorqual.model.load.run import load_run, read_section
 
 
 def whole_weights(run: RunDir) -> Path:
-    """Return the weights file of a run's newest checkpoint. Raises CheckpointError if it holds only an adapter."""
+    """Return the weights file of the newest checkpoint of a run. Raises CheckpointError if the run holds only an adapter."""
     checkpoint = run.checkpoint()
     if adapter_of(checkpoint) is not None:
         raise CheckpointError(
             "this run holds an adapter, not a whole model",
             where=str(checkpoint),
-            remedy=f"Merge it with its base first: rorqual merge {run.path} MERGED. Then use MERGED.",
+            remedy=f"First merge the adapter into its base: rorqual merge {run.path} MERGED. Then use MERGED.",
         )
     return checkpoint / WEIGHTS_FILE
 
 
 def merge_run(run: RunDir, dst: Path, *, dtype: Literal["float32", "bfloat16"] = "float32") -> Path:
-    """Merge the newest checkpoint of an adapter run with its base into the run directory `dst`. Return the new checkpoint.
+    """Merge the newest checkpoint of an adapter run into its base and write the result as the run directory `dst`.
 
-    LoRA adds W + s (B A) in fp32 and rounds once, to `dtype`. ESFT replaces the base's experts with the trained ones.
+    For LoRA, W + s (B A) is computed in fp32 and rounded once to `dtype`. For ESFT, the trained experts replace the experts of
+    the base. Returns the folder of the new checkpoint.
 
-    Raises ConfigError if the run already holds a whole model, and CheckpointError if its base is missing or changed.
+    Raises ConfigError if the run already holds a whole model, and CheckpointError if its base is missing or has changed.
     """
     refuse_target(dst)
     checkpoint = run.checkpoint()
@@ -44,7 +45,7 @@ def merge_run(run: RunDir, dst: Path, *, dtype: Literal["float32", "bfloat16"] =
         raise ConfigError(
             "this run holds a whole model, so there is nothing to merge",
             where=str(run.path),
-            remedy="Use it directly, or export it for other engines with `rorqual export`.",
+            remedy="Use the run directly, or export it for other engines with `rorqual export`.",
         )
     model = load_run(run, dtype=getattr(torch, dtype))
     data: dict[str, Any] = {"recipe": "merge", "chat": read_section(run, "chat")}

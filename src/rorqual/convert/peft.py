@@ -1,4 +1,4 @@
-"""Read and write LoRA in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`, with published module names."""
+"""Import and export of LoRA adapters in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`."""
 
 from __future__ import annotations
 
@@ -32,43 +32,45 @@ KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<letter>[AB])\.wei
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "bias": ("none",),
     "fan_in_fan_out": (False,),
-    "init_lora_weights": (True, False, "gaussian"),  # other values also change the base's weights
+    "init_lora_weights": (True, False, "gaussian"),  # other values also change the base weights
     "peft_type": ("LORA",),
     "task_type": ("CAUSAL_LM", None),
 }
-"""Keys and their allowed values. Any other value means weights that our LoRA does not have."""
+"""Keys with restricted values. Other values would require features that Rorqual's LoRA lacks, such as trained biases."""
 TAKEN = ("r", "lora_alpha", "use_rslora")
+"""Keys that are imported."""
 WITHOUT_EFFECT = (
     "alora_invocation_tokens", "auto_mapping", "base_model_name_or_path", "exclude_modules", "inference_mode", "layers_pattern",
     "layers_to_transform", "lora_dropout", "megatron_core", "peft_version", "qalora_group_size", "revision", "target_modules",
 )  # fmt: skip
-"""Keys that only describe the training, or the adapted modules, which the tensor names give more exactly."""
+"""Keys that import ignores. These keys describe the training, or the adapted modules, which the tensor names define exactly."""
 
 
 def write_peft(run: RunDir, dst: Path, *, base: str = "") -> Path:
-    """Write the newest checkpoint of a LoRA run as a folder that `peft` loads onto the published model. Return `dst`.
+    """Export the newest checkpoint of a LoRA run as a folder that `peft` can load onto the published model. Return `dst`.
 
-    `base` is the value of base_model_name_or_path. It defaults to the base run's path.
+    `base` is the value of `base_model_name_or_path`. The default is the path of the base run.
 
-    Raises ConfigError if the run is not a LoRA, if no published family can express its model, or if peft would adapt other modules.
+    Raises ConfigError if the run is not a LoRA run, if no published family can express its model, or if peft would adapt other
+    modules.
     """
     refuse_target(dst)
     checkpoint = run.checkpoint()
     adapter = adapter_of(checkpoint)
     if adapter is None or not isinstance(adapter.tune, LoRA):
         raise ConfigError(
-            "this run is not a LoRA, and PEFT's format supports nothing else",
+            "this run is not a LoRA run, and export in PEFT's format supports only LoRA",
             where=str(run.path),
-            remedy="Export the run itself. If it is an adapter, run `rorqual merge` first.",
+            remedy="Use `rorqual export` without PEFT. If the run is an adapter, run `rorqual merge` first.",
         )
     model, tune = skeleton(read_model_config(run)), adapter.tune
-    theirs, found = published(model), tune.find(model)
-    refuse_beside_experts(model, found, str(run.path))
-    ours = OpenedAdapter(checkpoint, adapter).tensors(tune.shapes(model))
+    published_names, adapted = published(model), tune.find(model)
+    refuse_beside_experts(model, adapted, str(run.path))
+    adapter_tensors = OpenedAdapter(checkpoint, adapter).tensors(tune.shapes(model))
     tensors: dict[str, Tensor] = {}
-    for name, tensor in ours.items():
+    for name, tensor in adapter_tensors.items():
         module, _, letter = name.rpartition(".lora_")
-        tensors[f"{PREFIX}{theirs[module]}.lora_{letter}.weight"] = tensor
+        tensors[f"{PREFIX}{published_names[module]}.lora_{letter}.weight"] = tensor
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -77,7 +79,7 @@ def write_peft(run: RunDir, dst: Path, *, base: str = "") -> Path:
         "lora_alpha": int(tune.alpha) if tune.alpha == int(tune.alpha) else tune.alpha,
         "lora_dropout": 0.0,
         "use_rslora": tune.use_rslora,
-        "target_modules": shortest([theirs[name] for name in found], list(theirs.values())),
+        "target_modules": shortest([published_names[name] for name in adapted], list(published_names.values())),
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,
@@ -90,12 +92,12 @@ def write_peft(run: RunDir, dst: Path, *, base: str = "") -> Path:
 
 
 def read_peft(src: Path, base: RunDir, out: Path) -> Path:
-    """Import a folder that `peft` wrote for the model of run `base` as the run directory `out`. Return `out`.
+    """Import a LoRA adapter that `peft` wrote for the model of the run `base`. Return `out`, the new run directory.
 
-    The run holds only the adapter, like a LoRA run's own checkpoints.
+    The new run holds only the adapter, like the checkpoints of a LoRA run.
 
-    Raises ConfigError, with names, for options that our LoRA does not have.
-    Raises CheckpointError for names and shapes that do not fit, and for a pickle, which is not opened.
+    Raises ConfigError that names unsupported LoRA options. Raises CheckpointError for tensors that do not fit the model, and for
+    a pickle, which is never opened.
     """
     refuse_target(out)
     settings = read_config(src)
@@ -126,57 +128,57 @@ def read_peft(src: Path, base: RunDir, out: Path) -> Path:
 
 
 def published(model: Decoder) -> dict[str, str]:
-    """Return the linear modules of the main layers: our name to the name in the published model."""
+    """Map the names of the linear modules of the main layers to their names in the published model."""
     names = {entry.ours: entry for entry in family_for(model.config).name_map(model.config).entries}
-    found = {name: names[f"{name}.weight"] for name, _ in linears(model) if f"{name}.weight" in names}
-    return {name: entry.theirs[0].removesuffix(".weight") for name, entry in found.items() if entry.kind == "alone"}
+    entries = {name: names[f"{name}.weight"] for name, _ in linears(model) if f"{name}.weight" in names}
+    return {name: entry.theirs[0].removesuffix(".weight") for name, entry in entries.items() if entry.kind == "alone"}
 
 
 def refuse_beside_experts(model: Decoder, modules: Iterable[str], where: str) -> None:
-    """Raise ConfigError for adapted dense or shared networks of a model with routed experts.
+    """Raise ConfigError if dense or shared networks are adapted in a model with routed experts.
 
-    transformers 5 stacks the routed experts. peft then takes every `gate_proj`, `up_proj` and `down_proj` of the model for
-    theirs, whatever the prefix, and adapts the routed experts instead.
+    transformers 5 stacks the routed experts. peft then treats every `gate_proj`, `up_proj` and `down_proj` of the model as a
+    projection of the routed experts and adapts the routed experts instead.
     """
-    if model.routers() and (lost := [name for name in modules if ".ffn." in name]):
+    if model.routers() and (networks := [name for name in modules if ".ffn." in name]):
         raise ConfigError(
-            f"peft would adapt the routed experts instead of {lost[0]}",
+            f"peft would adapt the routed experts instead of {networks[0]}",
             where=where,
-            remedy="Train with tune.targets of the attention only, or run `rorqual merge` and export the merged model.",
+            remedy="Restrict tune.targets to the attention, or run `rorqual merge` and export the merged model.",
         )
 
 
 def shortest(chosen: list[str], every: list[str]) -> list[str]:
-    """Return short names that match exactly `chosen` among `every`.
+    """Return a short list for `target_modules` that selects exactly the modules `chosen` among `every`.
 
-    A last component stands for all modules that end with it, if all of them are chosen.
+    If all modules with the same last component are chosen, this component replaces their full names.
     """
     last = {name.rpartition(".")[2] for name in chosen}
-    whole = {word for word in last if all(name in chosen for name in every if name.rpartition(".")[2] == word)}
-    return sorted(whole) + sorted(name for name in chosen if name.rpartition(".")[2] not in whole)
+    complete = {word for word in last if all(name in chosen for name in every if name.rpartition(".")[2] == word)}
+    return sorted(complete) + sorted(name for name in chosen if name.rpartition(".")[2] not in complete)
 
 
 def read_config(src: Path) -> dict[str, Any]:
-    """Return r, alpha and use_rslora of an `adapter_config.json`.
+    """Return `r`, `alpha` and `use_rslora` of an `adapter_config.json`.
 
-    Raises ConfigError, with names, for other options that would change the model.
+    Raises ConfigError that names all other options that would change the model.
     """
     where = str(src / CONFIG)
     data = read_object(src, CONFIG)
     if data is None:
         raise CheckpointError(f"no {CONFIG}", where=str(src), remedy="Give a folder that peft's save_pretrained wrote.")
-    strange = [key for key, values in NEUTRAL.items() if key in data and data[key] not in values]
+    unsupported = [key for key, values in NEUTRAL.items() if key in data and data[key] not in values]
     known = {*NEUTRAL, *TAKEN, *WITHOUT_EFFECT}
-    # Options that are off have no effect; newer versions of peft write many of them.
-    strange += [key for key, value in data.items() if key not in known and value not in (None, False, {}, [])]
-    if strange:
+    # Ignore options that are off. Newer versions of peft write many of them.
+    unsupported += [key for key, value in data.items() if key not in known and value not in (None, False, {}, [])]
+    if unsupported:
         raise ConfigError(
-            "unsupported LoRA options: " + ", ".join(f"{key}={data[key]!r}" for key in sorted(strange)),
+            "unsupported LoRA options: " + ", ".join(f"{key}={data[key]!r}" for key in sorted(unsupported)),
             where=where,
-            remedy="Merge it with peft (merge_and_unload) and import the merged model.",
+            remedy="Merge the adapter with peft (merge_and_unload) and import the merged model.",
         )
     if missing := [key for key in ("r", "lora_alpha") if key not in data]:
-        raise ConfigError(f"{', '.join(missing)} missing", where=where, remedy="Download the file again.")
+        raise ConfigError(f"missing keys: {', '.join(missing)}", where=where, remedy="Download the file again.")
     settings = {"r": data["r"], "alpha": data["lora_alpha"], "use_rslora": data.get("use_rslora", False)}
     try:
         LoRA(**settings)
@@ -187,36 +189,39 @@ def read_config(src: Path) -> dict[str, Any]:
 
 
 def read_tensors(src: Path) -> dict[str, Tensor]:
-    """Return the tensors of `adapter_model.safetensors` in fp32. A pickle is never opened."""
+    """Return the tensors of `adapter_model.safetensors` in fp32. Raises CheckpointError if there is only a pickle."""
     if not (src / WEIGHTS).exists():
         what = f"{PICKLE} is a pickle, which can run any code when it is opened; it was not opened"
         raise CheckpointError(
             what if (src / PICKLE).exists() else f"no {WEIGHTS}",
             where=str(src),
-            remedy="Save it with peft's save_pretrained(..., safe_serialization=True).",
+            remedy="Save the adapter with peft's save_pretrained(..., safe_serialization=True).",
         )
     file = inside(src, WEIGHTS, str(src))
     try:
         return {name: tensor.float() for name, tensor in load_file(file).items()}
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read: {error}", where=str(file), remedy="Download it again.") from None
+        raise CheckpointError(f"cannot read: {error}", where=str(file), remedy="Download the file again.") from None
 
 
 def ours_of(tensors: Mapping[str, Tensor], ours: Mapping[str, str], where: str) -> dict[str, Tensor]:
-    """Return the tensors by our names. Raises CheckpointError, with a list, for tensors that adapt no linear module."""
-    found: dict[str, Tensor] = {}
-    left: list[str] = []
+    """Rename PEFT tensors to the names of a run. `ours` maps published module names to module names of the run.
+
+    Raises CheckpointError that lists the tensors that adapt no linear module.
+    """
+    renamed: dict[str, Tensor] = {}
+    unknown: list[str] = []
     for name, tensor in tensors.items():
         match = KEY.fullmatch(name)
         if match is None or match["module"] not in ours:
-            left.append(name)
+            unknown.append(name)
         else:
-            found[f"{ours[match['module']]}.lora_{match['letter']}"] = tensor
-    if left or not found:
-        shown = ", ".join(left[:8]) + (f" and {len(left) - 8} more" if len(left) > 8 else "")
+            renamed[f"{ours[match['module']]}.lora_{match['letter']}"] = tensor
+    if unknown or not renamed:
+        shown = ", ".join(unknown[:8]) + (f" and {len(unknown) - 8} more" if len(unknown) > 8 else "")
         raise CheckpointError(
-            f"tensors that adapt no module of this model: {shown}" if left else "the file holds no adapter tensors",
+            f"tensors that adapt no module of this model: {shown}" if unknown else "the file holds no adapter tensors",
             where=where,
-            remedy="Give the base that it was trained for; embedding, head and routed experts cannot be adapted.",
+            remedy="Give the base model of this adapter. Adapters of embedding, head and routed experts are not supported.",
         )
-    return found
+    return renamed

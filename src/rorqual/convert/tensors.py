@@ -1,4 +1,7 @@
-"""Plan which stored tensors make up each written tensor, for import and export. Only headers are read."""
+"""Plans for import and export. A plan lists, for each tensor to write, the stored tensors that it consists of.
+
+Planning reads only the headers of the files.
+"""
 
 from __future__ import annotations
 
@@ -20,32 +23,32 @@ from rorqual.ops.quant import BLOCK, blocks
 DType = Literal["keep", "float32", "bfloat16", "float16", "fp8"]
 STORED_AS: Mapping[str, str] = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 ALWAYS_FP32 = ("e_score_correction_bias",)
-"""Suffixes of tensors that always stay fp32. In bf16 the router's bias selects other experts (transformers#42580)."""
+"""Suffixes of tensors that always stay fp32. A router bias in bf16 would select other experts (transformers#42580)."""
 _PROJECTION = re.compile(r"(?<!eh)_proj(_with_mqa)?\.weight$")
-"""The tensors that DeepSeek-V3 publishes in FP8: every projection of attention, networks and experts.
+"""The tensors that are FP8 in the published DeepSeek-V3: all projections of attention, networks and experts.
 
-Embedding, head, gate, norms and eh_proj are not among them.
+Embedding, head, gate, norms and eh_proj are not FP8.
 """
-MEND = "The config does not belong to these weights, or the file is damaged: download both again."
+MISMATCH = "The config does not belong to these weights, or a file is damaged: download both again."
 
 NO_MTP = "These weights have no MTP module (transformers does not save it): set num_nextn_predict_layers to 0 in config.json."
 
 
 @dataclass(frozen=True)
 class TensorJob:
-    """A tensor to write: the concatenated bytes of its pieces in its type."""
+    """A tensor to write. The output bytes are those of `pieces`, converted to the dtype of `spec` and concatenated."""
 
     spec: Spec
     pieces: tuple[TensorPiece, ...]
 
     def chunks(self) -> Iterator[bytearray | memoryview]:
-        """Yield the tensor's bytes in order."""
+        """Yield the bytes of the tensor in order."""
         for piece in self.pieces:
             yield from piece.chunks(self.spec.dtype)
 
 
 class CountedChunks:
-    """Yields the chunks of each job for `write_tensors` and reports progress."""
+    """A chunk source for `write_tensors` that reports the progress of all jobs."""
 
     def __init__(self, jobs: Sequence[TensorJob], progress: Progress) -> None:
         self._jobs = {job.spec.name: job for job in jobs}
@@ -58,13 +61,13 @@ class CountedChunks:
             self.add(len(chunk), spec.name)
 
     def add(self, size: int, name: str) -> None:
-        """Add `size` bytes to the progress."""
+        """Report `size` further bytes of the tensor `name` as done."""
         self.done += size
         self._progress(self.done, self.total, name)
 
 
 def target(name: str, dtype: DType, stored: str) -> str:
-    """Return the type in which to write the published tensor `name`, which is stored as `stored`."""
+    """Return the output dtype of the published tensor `name`, given the requested `dtype` and the stored dtype."""
     if dtype == "keep":
         return stored
     if name.endswith(ALWAYS_FP32):
@@ -73,12 +76,12 @@ def target(name: str, dtype: DType, stored: str) -> str:
 
 
 def shapes_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each tensor of a model, by our names, without allocating memory."""
+    """Return the shape of each tensor in the state dict of a model, without allocating memory."""
     return {name: tuple(tensor.shape) for name, tensor in skeleton(config).state_dict().items()}
 
 
 def our_tensors(file: Path, config: ModelConfig) -> dict[str, Stored]:
-    """Return the tensors of a run's weights by our names. Names of older runs are translated."""
+    """Return the tensors of the weights file of a run by name. Names that older versions wrote are translated."""
     older = older_names(shapes_of(config))
     return {older.get(name, name): tensor for name, tensor in read_header(file).items()}
 
@@ -86,11 +89,11 @@ def our_tensors(file: Path, config: ModelConfig) -> dict[str, Stored]:
 def import_jobs(
     names: NameMap, config: ModelConfig, tensors: Mapping[str, Stored], dtype: DType, where: str
 ) -> list[TensorJob]:
-    """Return the jobs that write our tensors from the published ones.
+    """Plan an import: return the jobs that write the tensors of a run from published tensors.
 
-    Raises CheckpointError for wrong names, shapes, types or scales in the headers.
+    Raises CheckpointError if a name, shape, dtype or scale in the headers is wrong.
     """
-    _checked(names, tensors, where)
+    _check_names(names, tensors, where)
     wanted = shapes_of(config)
     jobs: list[TensorJob] = []
     problems: list[str] = []
@@ -105,16 +108,16 @@ def import_jobs(
             continue
         jobs += _import_entry(entry, shape, dtype, parts, scales)
     if problems:
-        raise CheckpointError(f"the weights do not fit the config: {shown(problems)}", where=where, remedy=MEND)
+        raise CheckpointError(f"the weights do not fit the config: {shown(problems)}", where=where, remedy=MISMATCH)
     return jobs
 
 
-def _checked(names: NameMap, tensors: Collection[str], where: str) -> None:
+def _check_names(names: NameMap, tensors: Collection[str], where: str) -> None:
     try:
         names.check(tensors)
     except CheckpointError as error:
-        alone = {entry.theirs[0] for entry in names.entries if entry.ours.startswith("mtp.")}
-        remedy = NO_MTP if alone and not alone.intersection(tensors) else error.remedy
+        mtp = {entry.theirs[0] for entry in names.entries if entry.ours.startswith("mtp.")}
+        remedy = NO_MTP if mtp and not mtp.intersection(tensors) else error.remedy
         raise CheckpointError(error.what, where=where, remedy=remedy) from None
 
 
@@ -122,7 +125,7 @@ def _shape(entry: NameEntry, parts: Sequence[Stored], where: str) -> tuple[int, 
     try:
         return entry.shape([part.shape for part in parts])
     except CheckpointError as error:
-        raise CheckpointError(error.what, where=where, remedy=MEND) from None
+        raise CheckpointError(error.what, where=where, remedy=MISMATCH) from None
 
 
 def _check_type(tensor: Stored, scale: Stored | None) -> None:
@@ -130,7 +133,7 @@ def _check_type(tensor: Stored, scale: Stored | None) -> None:
         raise CheckpointError(
             f"{tensor.name} has type {tensor.dtype}, not one of {', '.join(TYPES)}",
             where=str(tensor.file),
-            remedy="Use a checkpoint in one of these types; other quantisations are not supported.",
+            remedy="Use a checkpoint in one of these types. Other quantisations are not supported.",
         )
     if (tensor.dtype == FP8) != (scale is not None):
         raise CheckpointError(
@@ -148,26 +151,33 @@ def _import_entry(
     kinds = sorted({target(part.name, dtype, part.dtype) for part in parts})
     if len(kinds) > 1:
         raise CheckpointError(
-            f"{entry.theirs[0]} and its siblings have the types {', '.join(kinds)}, but a run stores them in one tensor",
+            f"{entry.theirs[0]} and the tensors it is stacked with have the types {', '.join(kinds)}, but must have one type",
             where=str(parts[0].file),
             remedy="Convert them to one type: dtype=bfloat16 or dtype=float32.",
         )
     order = entry.order()
-    whole = [scales[index] for index in order]
-    kept = [scale for scale in whole if scale is not None and dtype == "keep"]
+    ordered = [scales[index] for index in order]
+    kept = [scale for scale in ordered if scale is not None and dtype == "keep"]
     if not kept:
         yield TensorJob(Spec(entry.ours, kinds[0], shape), tuple(TensorPiece(parts[i], scales[i]) for i in order))
         return
     yield TensorJob(Spec(entry.ours, kinds[0], shape), tuple(TensorPiece(parts[i]) for i in order))
-    beside = entry.scales()
-    scale_shape = beside.shape([scale.shape for scale in scales if scale is not None])
+    scale_entry = entry.scales()
+    scale_shape = scale_entry.shape([scale.shape for scale in scales if scale is not None])
     if len({scale.dtype for scale in kept}) > 1:
-        raise CheckpointError(f"{beside.theirs[0]} and its siblings have different types", where=str(kept[0].file))
-    yield TensorJob(Spec(beside.ours, kept[0].dtype, scale_shape), tuple(TensorPiece(scale) for scale in kept))
+        raise CheckpointError(
+            f"{scale_entry.theirs[0]} and the scales it is stacked with have different types",
+            where=str(kept[0].file),
+            remedy="Convert the weights to one type: dtype=bfloat16 or dtype=float32.",
+        )
+    yield TensorJob(Spec(scale_entry.ours, kept[0].dtype, scale_shape), tuple(TensorPiece(scale) for scale in kept))
 
 
 def check_copies(names: NameMap, tensors: Mapping[str, Stored], where: str) -> list[str]:
-    """Return the copies in a checkpoint. Read them, and raise CheckpointError if one differs from its original."""
+    """Return the names of tensors in a checkpoint that are copies of others, such as a tied head.
+
+    The copies are read. Raises CheckpointError if a copy differs from its original.
+    """
     original = {entry.ours: entry.theirs[0] for entry in names.entries}
     present = [name for name in names.copies if name in tensors]
     for name in present:
@@ -175,9 +185,9 @@ def check_copies(names: NameMap, tensors: Mapping[str, Stored], where: str) -> l
         same = (copy.dtype, copy.shape) == (first.dtype, first.shape)
         if not same or any(a != b for a, b in zip(copy.chunks(), first.chunks(), strict=True)):
             raise CheckpointError(
-                f"{name} must be a copy of {first.name}, but differs",
+                f"{name} must be a copy of {first.name}, but differs from it",
                 where=where,
-                remedy="This model shares these weights. A checkpoint with separate ones is another model.",
+                remedy="The config says that these weights are shared. Use the config that belongs to this checkpoint.",
             )
     return present
 
@@ -190,20 +200,20 @@ def export_jobs(
     copies: Collection[str],
     where: str,
 ) -> list[TensorJob]:
-    """Return the jobs that write the published tensors, including `copies`, from ours.
+    """Plan an export: return the jobs that write the published tensors, including `copies`, from the tensors of a run.
 
-    Raises CheckpointError for missing or unexpected tensors and wrong shapes.
+    Raises CheckpointError for missing tensors, unexpected tensors and wrong shapes.
     """
     wanted = shapes_of(config)
     scaled = {entry.ours: entry.scales().ours for entry in names.entries if entry.scales().ours in tensors}
     missing = [name for name in wanted if name not in tensors]
     extra = [name for name in tensors if name not in wanted and name not in scaled.values()]
-    odd = [
+    wrong = [
         f"{n} {tensors[n].shape}, not {shape}"
         for n, shape in wanted.items()
         if n in tensors and tensors[n].shape != shape
     ]
-    problems = [f"missing {n}" for n in missing] + [f"unexpected {n}" for n in extra] + odd
+    problems = [f"missing {n}" for n in missing] + [f"unexpected {n}" for n in extra] + wrong
     if problems:
         raise CheckpointError(
             f"the checkpoint does not fit the model in run.yaml: {shown(problems)}",
@@ -215,23 +225,23 @@ def export_jobs(
         scale = tensors.get(scaled.get(entry.ours, ""))
         for place, index in enumerate(entry.order()):
             part = _part(tensors[entry.ours], entry, place)
-            beside = None if scale is None else _part(scale, entry, place)
-            _check_type(part, beside)
-            jobs += _export_tensor(entry.theirs[index], part, beside, dtype)
-    by_ours = {entry.ours: entry for entry in names.entries}
+            part_scale = None if scale is None else _part(scale, entry, place)
+            _check_type(part, part_scale)
+            jobs += _export_tensor(entry.theirs[index], part, part_scale, dtype)
+    entries = {entry.ours: entry for entry in names.entries}
     for name in copies:
-        jobs += _export_tensor(name, _part(tensors[names.copies[name]], by_ours[names.copies[name]], 0), None, dtype)
+        jobs += _export_tensor(name, _part(tensors[names.copies[name]], entries[names.copies[name]], 0), None, dtype)
     return jobs
 
 
-def _part(ours: Stored, entry: NameEntry, place: int) -> Stored:
-    """Return the bytes of the published tensor at index `place` in our tensor."""
-    shape = ours.shape
+def _part(stored: Stored, entry: NameEntry, place: int) -> Stored:
+    """Return the published tensor with index `place` in the tensor `stored` of a run."""
+    shape = stored.shape
     if entry.kind == "stack":
         shape = shape[1:]
     elif entry.kind == "pairs":
         shape = (shape[1] // 2, *shape[2:])
-    return ours.part(place, len(entry.theirs), shape)
+    return stored.part(place, len(entry.theirs), shape)
 
 
 def _export_tensor(name: str, part: Stored, scale: Stored | None, dtype: DType) -> Iterator[TensorJob]:
@@ -247,14 +257,14 @@ def _export_tensor(name: str, part: Stored, scale: Stored | None, dtype: DType) 
 
 
 def check_quantization(data: object, where: str) -> None:
-    """Raise ConfigError for a `quantization_config` other than FP8 in blocks of 128 x 128. None is allowed."""
+    """Raise ConfigError unless `quantization_config` is None or FP8 (E4M3) with blocks of 128 x 128."""
     if data is None:
         return
-    found = data if isinstance(data, dict) else {}
-    method, block, fmt = (found.get(key) for key in ("quant_method", "weight_block_size", "fmt"))
+    config = data if isinstance(data, dict) else {}
+    method, block, fmt = (config.get(key) for key in ("quant_method", "weight_block_size", "fmt"))
     if method != "fp8" or block != [BLOCK, BLOCK] or fmt not in (None, "e4m3"):
         raise ConfigError(
             f"key 'quantization_config' has quant_method {method!r}, weight_block_size {block!r}, fmt {fmt!r}",
             where=where,
-            remedy=f"Use a checkpoint in FP8 (E4M3) with one scale per {BLOCK} x {BLOCK} block, or an unquantised one.",
+            remedy=f"Use an unquantised checkpoint, or one in FP8 (E4M3) with one scale per {BLOCK} x {BLOCK} block.",
         )

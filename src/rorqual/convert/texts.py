@@ -1,4 +1,4 @@
-"""Read and write the small files of a checkpoint: config, tokenizer, chat template, generation config."""
+"""Readers and writers for the small files of a checkpoint: config, tokenizer, chat template and generation config."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ from rorqual.ops.quant import BLOCK
 CONFIG, GENERATION, TOKENIZER_CONFIG = "config.json", "generation_config.json", "tokenizer_config.json"
 SPECIALS, TEMPLATE = "special_tokens_map.json", "chat_template.jinja"
 KEPT = (CONFIG, GENERATION, TOKENIZER_CONFIG, SPECIALS, TEMPLATE)
-"""Files of an imported checkpoint that the run keeps in `imported/` and an export restores."""
+"""Files of an imported checkpoint that are stored in the folder `imported/` of the run, so that an export restores them."""
 ORIGINALS = "imported"
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 CODE = "auto_map"
+"""Key of `config.json` that names Python code in the checkpoint."""
 
 
 @dataclass(frozen=True)
 class StoredTexts:
-    """The contents of a folder's small files. `originals` holds the files to keep, and `notes` are for the user."""
+    """The contents of the small files of a checkpoint. `originals` holds the files to store, and `notes` are for the user."""
 
     family: CheckpointFamily
     model_type: str
@@ -44,9 +45,9 @@ class StoredTexts:
 
 
 def read_texts(folder: Path) -> StoredTexts:
-    """Read and check a folder's small files.
+    """Read and validate the small files of a checkpoint folder.
 
-    Raises ConfigError, DataError or CheckpointError, with file and key, for invalid contents.
+    Raises ConfigError, DataError or CheckpointError that names the file and, if known, the key.
     """
     where = str(folder / CONFIG)
     config = read_object(folder, CONFIG)
@@ -55,10 +56,10 @@ def read_texts(folder: Path) -> StoredTexts:
             raise CheckpointError(
                 "this folder is already a run",
                 where=str(folder),
-                remedy="Use it directly with rorqual chat, eval, train or export.",
+                remedy="Use the run directly with rorqual chat, eval, train or export.",
             )
         raise CheckpointError(
-            f"no {CONFIG}", where=str(folder), remedy="Give a folder with a model in transformers' format."
+            f"no {CONFIG}", where=str(folder), remedy="Give a folder with a model in the format of transformers."
         )
     kind = config.get("model_type")
     if not isinstance(kind, str):
@@ -90,7 +91,7 @@ def _read_tokenizer(folder: Path, model: ModelConfig) -> Tokenizer:
         raise CheckpointError(
             f"no {TOKENIZER_FILE}",
             where=str(folder),
-            remedy="Download it too. transformers' `save_pretrained` converts an older tokenizer.",
+            remedy=f"Download {TOKENIZER_FILE} too. For an older tokenizer, create it with transformers' `save_pretrained`.",
         )
     try:
         tokenizer = Tokenizer(data.decode("utf-8"), where=where)
@@ -106,22 +107,24 @@ def _read_tokenizer(folder: Path, model: ModelConfig) -> Tokenizer:
 
 
 def _template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
-    """Return the chat template from its own file, or from the tokenizer's config. Of a named list, use `default`."""
+    """Return the chat template from its own file or from tokenizer_config.json, or None. Of several, return `default`."""
     data = read_text(folder, TEMPLATE)
     try:
-        found = tokenizer_config.get("chat_template") if data is None else data.decode("utf-8")
+        template = tokenizer_config.get("chat_template") if data is None else data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"not UTF-8 at byte {error.start}", where=str(folder / TEMPLATE)) from None
-    if isinstance(found, list):
-        named = {item.get("name"): item.get("template") for item in found if isinstance(item, dict)}
-        found = named.get("default")
-    return found if isinstance(found, str) else None
+        raise DataError(
+            f"not UTF-8 at byte {error.start}", where=str(folder / TEMPLATE), remedy="Download the file again."
+        ) from None
+    if isinstance(template, list):
+        named = {item.get("name"): item.get("template") for item in template if isinstance(item, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
 
 
 def _check_generation(generation: Mapping[str, Any], model: ModelConfig, where: str) -> None:
-    """Raise ConfigError for token ids outside the vocabulary and sampling settings that are not numbers.
+    """Raise ConfigError for a token id outside the vocabulary, or a sampling setting that is not a number.
 
-    With them, generation would never stop or fail at the start.
+    With such values, generation would never stop or would fail at the first request.
     """
     for key in IDS:
         value = generation.get(key)
@@ -135,7 +138,9 @@ def _check_generation(generation: Mapping[str, Any], model: ModelConfig, where: 
     for key in ("temperature", "top_p", "top_k", "repetition_penalty"):
         value = generation.get(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise ConfigError(f"key '{key}' is {value!r}, not a number", where=where, remedy="Correct it or remove it.")
+            raise ConfigError(
+                f"key '{key}' is {value!r}, not a number", where=where, remedy="Correct or remove this key."
+            )
 
 
 def _without_code(value: Mapping[str, Any]) -> bytes:
@@ -145,28 +150,29 @@ def _without_code(value: Mapping[str, Any]) -> bytes:
 def _notes(folder: Path, objects: list[dict[str, Any] | None], kind: str) -> list[str]:
     code = sorted(entry.name for entry in folder.iterdir() if entry.suffix == ".py")
     code += [f"the key {CODE}"] if any(CODE in value for value in objects if value) else []
-    return [f"the checkpoint's code ({', '.join(code)}) was not run: Rorqual uses its own {kind}"] if code else []
+    return [f"code in the checkpoint ({', '.join(code)}) was not run: Rorqual uses its own {kind}"] if code else []
 
 
 def json_bytes(value: Mapping[str, Any]) -> bytes:
-    """Return JSON in transformers' format, with the keys in their order."""
+    """Serialise `value` as JSON formatted like the files of transformers. The order of the keys is kept."""
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def written_texts(
     run: RunDir, family: CheckpointFamily, model: ModelConfig, dtype: str, quantization: Mapping[str, Any] | None
 ) -> dict[str, bytes]:
-    """Return the small files of an export. Imported files are restored; config.json is always written anew.
+    """Return the small files of an export by name. Imported files are restored; config.json is always rewritten.
 
-    `dtype` is the torch name of the type of most weights. `quantization` is the `quantization_config`, or None.
+    `dtype` is the value of `torch_dtype`, the torch name of the dtype of most weights. `quantization` is the value of
+    `quantization_config`, or None.
     """
     tokenizer = Tokenizer.load(run.tokenizer_file)
     originals = run.path / ORIGINALS
     files = {name: data for name in KEPT if (data := read_text(originals, name)) is not None}
     ids: dict[str, Any] = {}
     if files:
-        before = read_object(originals, CONFIG) or {}
-        ids = {key: before[key] for key in IDS if key in before}
+        original = read_object(originals, CONFIG) or {}
+        ids = {key: original[key] for key in IDS if key in original}
     else:
         chat = load_chat(run, tokenizer)
         ids = _ids(chat)
@@ -181,7 +187,7 @@ def written_texts(
 
 
 def fp8_config(plain: list[str]) -> dict[str, Any]:
-    """Return the `quantization_config` of FP8 in blocks. `plain` lists the linear modules that are not in FP8."""
+    """Return the `quantization_config` for FP8 with block scales. `plain` lists the linear modules that are not FP8."""
     return {
         "activation_scheme": "dynamic",
         "fmt": "e4m3",

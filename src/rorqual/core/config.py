@@ -64,7 +64,7 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def with_fields(fields: Mapping[str, Any]) -> Callable[[type[M]], type[M]]:
-    """Return a class decorator that adds `fields` to a pydantic model. They map each name to (annotation, default)."""
+    """Return a class decorator that adds `fields` to a pydantic model. `fields` maps each name to (annotation, default)."""
 
     def add(model: type[M]) -> type[M]:
         name, doc, module = model.__name__, model.__doc__, model.__module__

@@ -1,7 +1,7 @@
 """Settings of glibc's allocator that keep freed memory for reuse.
 
-By default glibc allocates each block above a threshold with `mmap`. It returns free memory at the top of its heap to the
-kernel once that memory reaches twice the threshold. A model step allocates the same few megabytes again and again, and the
+By default glibc allocates each block above a threshold with `mmap`. Free memory at the top of the heap is returned to the
+kernel once it reaches twice the threshold. A model step allocates the same few megabytes again and again, and the
 kernel must zero each new page. Zeroing took 7 to 45 % of prefill time, depending on the largest tensors, and about 6 % of
 training time (docs/log/speed.md).
 """

@@ -399,8 +399,8 @@ class SamplingParams:
     prompt_logprobs: Annotated[
         int | None,
         IntRange(0, MAX_TOP_LOGPROBS, within="vocab_size"),
-        "Return the log-probability of each prompt token and of this many most likely alternatives; None disables it. They come from the "
-        "plain softmax, without penalties or temperature. The prefix cache is not used, because it stores no logits.",
+        "Return the log-probability of each prompt token and of this many most likely alternatives; None disables it. Penalties "
+        "and temperature do not apply to them. The prefix cache is not used, because it stores no logits.",
     ] = None
 
 

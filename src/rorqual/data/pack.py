@@ -51,8 +51,8 @@ class Batch:
     """A training batch of packed rows. Every array has the shape [rows, T].
 
     `targets[:, t]` is the token that position t predicts, and `loss_mask[:, t]` is the weight of that prediction in the loss.
-    Both are already shifted; the last position of a document has weight 0. `segments` is the index of the document in its row,
-    or -1 for padding. `positions` restarts at 0 in each document.
+    Both arrays are already shifted; the last position of a document has weight 0. `segments` is the index of the document in
+    its row, or -1 for padding. `positions` restarts at 0 in each document.
     """
 
     tokens: Ints
@@ -82,7 +82,7 @@ class Batch:
         return self.n_tokens / max(self.tokens.size, 1)
 
     def split(self, n: int) -> list[Batch]:
-        """Split the batch into `n` micro-batches of consecutive rows. Their row counts differ by at most one."""
+        """Split the batch into `n` micro-batches of consecutive rows. The row counts of the micro-batches differ by at most one."""
         if not 1 <= n <= self.n_rows:
             raise DataError(
                 f"{self.n_rows} rows cannot be split into {n} micro-batches",

@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer, based on the `tokenizers` library. It is trained here or loaded from a checkpoint.
+"""A byte-level BPE tokenizer, based on the `tokenizers` library. A tokenizer is trained here or loaded from a checkpoint.
 
 User text never encodes to a special token, because it is encoded with a copy of the tokenizer that has no special tokens.
 A chat format inserts special tokens by id.
@@ -55,8 +55,8 @@ A printable byte is represented by its own character. All other bytes are repres
 class Tokenizer:
     """A byte-level BPE tokenizer.
 
-    `source` is the content of a `tokenizer.json`. It is stored unchanged, so `save` writes exactly the bytes that `load` read.
-    Tokenizers with equal fingerprints are equal, even if the JSON of their files is formatted differently. `where` names the
+    `source` is the content of a `tokenizer.json`. The content is stored unchanged, so `save` writes exactly the bytes that
+    `load` read. Tokenizers with equal fingerprints are equal, even if the JSON of their files is formatted differently. `where` names the
     file in errors.
     """
 
@@ -188,7 +188,7 @@ class Tokenizer:
     def longest(self) -> int:
         """Upper bound of the number of text bytes per token. A text of n bytes has at least n / longest tokens.
 
-        The bound is the length of the longest ordinary token. It is multiplied by four if the tokenizer has a normalizer,
+        The bound is the length of the longest ordinary token. The bound is multiplied by four if the tokenizer has a normalizer,
         because normalization can shorten the text: NFC to a third of its bytes.
         """
         longest = max((len(text) for text in self._plain.get_vocab()), default=1)  # each byte is one character

@@ -1,1 +1,1 @@
-"""Answer files of prompts row by row."""
+"""Offline generation: answer all prompts in a file."""

@@ -1,4 +1,4 @@
-"""Answer many prompts with continuous batching. An answer does not depend on the other rows."""
+"""Generation for many prompts with continuous batching. The answer to a row does not depend on the other rows."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ LEADING = re.compile(r"\w+")
 BURST = 256
 """Maximum number of rejected rows that are collected before they are yielded."""
 Answered = tuple[RowRequest | Refused, list[Completion]]
-"""A row and its samples, or no samples if the row was rejected."""
+"""A row and its samples. A rejected row has no samples."""
 
 
 class Stepping(Protocol):
-    """The methods of the engine that `answers` uses."""
+    """The interface of the engine that `answers` uses."""
 
     def submit(self, request: Request) -> int: ...
 
@@ -32,50 +32,50 @@ class Stepping(Protocol):
     def cancel(self, request_id: int) -> None: ...
 
 
-def refused(ask: RowRequest, error: RorqualError) -> Refused:
-    """Turn the engine's error for a request into a rejected row.
+def refused(row: RowRequest, error: RorqualError) -> Refused:
+    """Return a rejected row for an error that the engine raised for its request.
 
-    The key is the sampling key that the error names, first in its message or as its place; otherwise it is the key of
-    the prompt.
+    The key of the rejected row is the sampling key that `error.where` or the first word of the message names. If they name none,
+    it is the key of the prompt.
     """
-    named = LEADING.match(error.what)
-    said = (error.where.rpartition(", ")[2], named.group() if named else "")
-    key = next((word for word in said if word in KEYS), ask.key)
-    return Refused(ask.line, key, error.what, error.remedy, ask.carried)
+    first_word = LEADING.match(error.what)
+    candidates = (error.where.rpartition(", ")[2], first_word.group() if first_word else "")
+    key = next((word for word in candidates if word in KEYS), row.key)
+    return Refused(row.line, key, error.what, error.remedy, row.carried)
 
 
-def answers(engine: Stepping, asks: Iterable[RowRequest | Refused], *, room: int) -> Iterator[list[Answered]]:
-    """Yield the answered rows in small lists, in the order in which they finish.
+def answers(engine: Stepping, rows: Iterable[RowRequest | Refused], *, room: int) -> Iterator[list[Answered]]:
+    """Answer all rows with a local engine. Yield the answered rows in small lists, in the order in which they finish.
 
-    A new row is submitted while fewer than `room` samples run. A row that the engine rejects is yielded as `Refused`.
-    Any other error of the engine is raised, and the running rows are cancelled.
+    New rows are submitted while fewer than `room` samples are running. A row that the engine rejects is yielded as `Refused`.
+    Any other error of the engine is raised after the running requests are cancelled.
     """
-    rest, running = iter(asks), dict[int, tuple[RowRequest, dict[int, Completion]]]()
+    pending, running = iter(rows), dict[int, tuple[RowRequest, dict[int, Completion]]]()
     samples, more = 0, True
     try:
         while more or running:
             ready: list[Answered] = []
             while more and samples < room and len(ready) < BURST:
-                ask = next(rest, None)
-                if ask is None:
+                row = next(pending, None)
+                if row is None:
                     more = False
-                elif isinstance(ask, Refused):
-                    ready.append((ask, []))
+                elif isinstance(row, Refused):
+                    ready.append((row, []))
                 else:
                     try:
-                        running[engine.submit(ask.request)] = ask, {}
-                        samples += ask.request.params.n
+                        running[engine.submit(row.request)] = row, {}
+                        samples += row.request.params.n
                     except RorqualError as error:
-                        ready.append((refused(ask, error), []))
+                        ready.append((refused(row, error), []))
             for delta in engine.step() if running else ():
                 if delta.completion is None or delta.request_id not in running:
                     continue
-                ask, done = running[delta.request_id]
+                row, done = running[delta.request_id]
                 done[delta.sample] = delta.completion
                 samples -= 1
-                if len(done) == ask.request.params.n:
+                if len(done) == row.request.params.n:
                     del running[delta.request_id]
-                    ready.append((ask, [done[sample] for sample in sorted(done)]))
+                    ready.append((row, [done[sample] for sample in sorted(done)]))
             if ready:
                 yield ready
     finally:
@@ -84,37 +84,37 @@ def answers(engine: Stepping, asks: Iterable[RowRequest | Refused], *, room: int
 
 
 def answers_from_afar(
-    engine: RemoteEngine, asks: Iterable[RowRequest | Refused], *, concurrency: int
+    engine: RemoteEngine, rows: Iterable[RowRequest | Refused], *, concurrency: int
 ) -> Iterator[list[Answered]]:
-    """Yield answered rows like `answers`, from a remote endpoint with `concurrency` rows at a time.
+    """Answer all rows with a remote endpoint, `concurrency` rows at a time. Yield the answered rows like `answers`.
 
-    A row that the server rejects (`REFUSED`) is yielded as `Refused`. Any other failure is raised after all requests in
-    flight have finished.
+    If the server rejects a row with a status in `REFUSED`, the row is yielded as `Refused`. Any other error is raised after the
+    running requests have finished.
     """
-    rest, running = iter(asks), dict[Future[list[list[Completion]]], RowRequest]()
+    pending, running = iter(rows), dict[Future[list[list[Completion]]], RowRequest]()
     more, fatal = True, list[RorqualError]()
     with ThreadPoolExecutor(concurrency, thread_name_prefix="generate") as pool:
         while more or running:
             ready: list[Answered] = []
             while more and len(running) < concurrency and len(ready) < BURST:
-                ask = next(rest, None)
-                if ask is None:
+                row = next(pending, None)
+                if row is None:
                     more = False
-                elif isinstance(ask, Refused):
-                    ready.append((ask, []))
-                elif (fault := _not_there(ask)) is not None:
-                    ready.append((refused(ask, fault), []))
+                elif isinstance(row, Refused):
+                    ready.append((row, []))
+                elif (fault := _unsupported(row)) is not None:
+                    ready.append((refused(row, fault), []))
                 else:
-                    running[pool.submit(engine.generate, [ask.request])] = ask
+                    running[pool.submit(engine.generate, [row.request])] = row
             for future in wait(running, return_when=FIRST_COMPLETED).done if running else ():
-                ask = running.pop(future)
+                row = running.pop(future)
                 try:
-                    ready.append((ask, future.result()[0]))
-                except DataError as error:  # the client rejected it before sending
-                    ready.append((refused(ask, error), []))
+                    ready.append((row, future.result()[0]))
+                except DataError as error:  # the client rejected the request before sending it
+                    ready.append((refused(row, error), []))
                 except RemoteError as error:
                     if error.status in REFUSED:
-                        ready.append((refused(ask, error), []))
+                        ready.append((refused(row, error), []))
                     else:
                         more, fatal = False, [*fatal, error]
             if ready:
@@ -123,15 +123,15 @@ def answers_from_afar(
         raise fatal[0]
 
 
-def _not_there(ask: RowRequest) -> DataError | None:
-    """Return the error of a row that no remote endpoint can answer, or None."""
-    if not ask.request.messages:
-        return DataError("a remote endpoint takes text, not token ids", remedy="Give `prompt` or `messages`.")
-    if ask.request.params.top_logprobs:
+def _unsupported(row: RowRequest) -> DataError | None:
+    """Return an error if no remote endpoint can answer the row, else None."""
+    if not row.request.messages:
+        return DataError("a remote endpoint accepts text, but no token ids", remedy="Give `prompt` or `messages`.")
+    if row.request.params.top_logprobs:
         return DataError(
-            "a remote endpoint returns only text",
+            "a remote endpoint returns text only, no log-probabilities",
             where="top_logprobs",
-            remedy="Leave it out, or set run= to a run directory.",
+            remedy="Remove this key, or set run= to a run directory.",
         )
     return None
 
@@ -140,42 +140,48 @@ def _not_there(ask: RowRequest) -> DataError | None:
 
 
 def record(
-    asked: RowRequest | Refused, samples: Sequence[Completion], *, token_ids: bool = False, logprobs: bool = False
+    row: RowRequest | Refused, samples: Sequence[Completion], *, token_ids: bool = False, logprobs: bool = False
 ) -> dict[str, Any]:
-    """Return the output line of a row. It holds nothing that depends on the time or on other rows, such as cache hits."""
-    head = {"line": asked.line, **asked.carried}
-    if isinstance(asked, Refused):
-        return {**head, "error": {"key": asked.key, "what": asked.what, "remedy": asked.remedy}}
+    """Return the output line of a row.
+
+    The line is reproducible, because values that depend on the time or on other rows, such as cache hits, are left out.
+    """
+    head = {"line": row.line, **row.carried}
+    if isinstance(row, Refused):
+        return {**head, "error": {"key": row.key, "what": row.what, "remedy": row.remedy}}
     counts = [_tokens(sample) for sample in samples]
     choices = [
         _choice(number, sample, count, token_ids, logprobs)
         for number, (sample, count) in enumerate(zip(samples, counts))
     ]
     usage = {"prompt_tokens": samples[0].usage.get("prompt_tokens", 0), "completion_tokens": sum(counts)}
-    found = {**head, "seed": asked.request.params.seed, "choices": choices, "usage": usage}
+    line = {**head, "seed": row.request.params.seed, "choices": choices, "usage": usage}
     if samples[0].prompt_logprobs is not None:
-        found["prompt_logprobs"] = _writable(samples[0].prompt_logprobs)
+        line["prompt_logprobs"] = _json_numbers(samples[0].prompt_logprobs)
     if samples[0].prompt_top_logprobs is not None:
-        found["prompt_top_logprobs"] = _places(samples[0].prompt_top_logprobs)
-    if (fault := fault_of(asked, samples)) is not None:
-        found["error"] = {"key": fault.key, "what": fault.what, "remedy": fault.remedy}
-    return found
+        line["prompt_top_logprobs"] = _json_pairs(samples[0].prompt_top_logprobs)
+    if (fault := fault_of(row, samples)) is not None:
+        line["error"] = {"key": fault.key, "what": fault.what, "remedy": fault.remedy}
+    return line
 
 
-def fault_of(asked: RowRequest, samples: Sequence[Completion]) -> Refused | None:
-    """Return the error of a row with an invalid sample, or None if all samples are valid."""
-    broken = [(number, sample.error) for number, sample in enumerate(samples) if sample.error]
-    if not broken:
+def fault_of(row: RowRequest, samples: Sequence[Completion]) -> Refused | None:
+    """Return the error of the first invalid sample of a row, or None if all samples are valid."""
+    errors = [(number, sample.error) for number, sample in enumerate(samples) if sample.error]
+    if not errors:
         return None
-    number, what = broken[0]
+    number, what = errors[0]
     key, remedy = ("grammar", "Simplify the grammar, or change it so that every prefix of a reply can be completed.")
     if what.startswith(MISMATCH):
         remedy = "Use another seed, or simplify the schema."
     elif what.startswith("the server"):
-        key, remedy = "", "Check the server. Then repeat the command with a new out=: answers in this file are kept."
+        key, remedy = (
+            "",
+            "Check the server. Then repeat the command with a new out=, because this file keeps its answers.",
+        )
     elif "not a number" in what:
         key, remedy = "", "The weights are damaged, or the dtype overflows: try dtype=float32."
-    return Refused(asked.line, key, f"sample {number} is incomplete: {what}", remedy, asked.carried)
+    return Refused(row.line, key, f"sample {number} is incomplete: {what}", remedy, row.carried)
 
 
 def _tokens(sample: Completion) -> int:
@@ -183,7 +189,7 @@ def _tokens(sample: Completion) -> int:
 
 
 def _choice(number: int, sample: Completion, count: int, token_ids: bool, logprobs: bool) -> dict[str, Any]:
-    found: dict[str, Any] = {
+    choice: dict[str, Any] = {
         "index": number,
         "text": sample.text,
         "reasoning": sample.reasoning,
@@ -191,19 +197,21 @@ def _choice(number: int, sample: Completion, count: int, token_ids: bool, logpro
         "tokens": count,
     }
     if sample.error:
-        found["error"] = sample.error
+        choice["error"] = sample.error
     if token_ids:
-        found["token_ids"] = sample.token_ids
+        choice["token_ids"] = sample.token_ids
     if logprobs:
-        found["logprobs"] = _writable(sample.logprobs)
+        choice["logprobs"] = _json_numbers(sample.logprobs)
     if sample.top_logprobs is not None:
-        found["top_logprobs"] = _places(sample.top_logprobs)
-    return found
+        choice["top_logprobs"] = _json_pairs(sample.top_logprobs)
+    return choice
 
 
-def _writable(values: Sequence[float | None]) -> list[float | None]:
+def _json_numbers(values: Sequence[float | None]) -> list[float | None]:
+    """Return the values with None for NaN and infinity, which JSON cannot represent."""
     return [None if value is None or not math.isfinite(value) else value for value in values]
 
 
-def _places(places: Sequence[Sequence[tuple[int, float]]]) -> list[list[list[float | None]]]:
-    return [[[token, *_writable([value])] for token, value in place] for place in places]
+def _json_pairs(positions: Sequence[Sequence[tuple[int, float]]]) -> list[list[list[float | None]]]:
+    """Return the (token, log-probability) pairs of each position as JSON lists."""
+    return [[[token, *_json_numbers([value])] for token, value in position] for position in positions]

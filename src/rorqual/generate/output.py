@@ -1,9 +1,8 @@
-"""An output file that is written line by line, in any order, and appears only when it is complete. A kill loses no
-answer.
+"""A resumable JSONL output file. A killed process loses no answers.
 
-There are three files. `OUT.partial` collects the lines as they come. `OUT.made` records the input and settings. `OUT`
-is written from `OUT.partial`, in the order of the input, after the last line. A repeated command with the same input
-and settings resumes; with others it is refused.
+There are three files. `OUT.partial` collects the lines in the order in which they are answered. `OUT.made` records the input
+and the settings. `OUT` is written when all lines exist, in the order of the input. If a command is repeated with the same input
+and settings, it resumes; with a different input or settings, it raises an error.
 """
 
 from __future__ import annotations
@@ -24,24 +23,26 @@ from rorqual.core.lock import Lock, own
 from rorqual.core.records import write_json
 
 SYNC_SECONDS = 5.0
+"""Minimum number of seconds between two `fsync` calls."""
 NONE = -1
 ESCAPED = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
-"""Characters that some readers take for the end of a line, although JSON allows them in strings."""
+"""Characters that JSON allows in strings but some readers treat as line ends. The output writes these characters as escapes."""
 
 
 def to_line(record: Mapping[str, Any]) -> bytes:
-    """Return a record as a line of JSON in UTF-8."""
+    """Serialise a record as one line of JSON in UTF-8."""
     return json.dumps(record, ensure_ascii=False, allow_nan=False).translate(ESCAPED).encode() + b"\n"
 
 
 class Partial:
-    """The output file in progress. One process at a time may open it.
+    """An output file in progress, which one process at a time may open.
 
-    `made` is everything that the answers depend on. The file will have `rows` lines, with line numbers up to `last`.
-    `count` lines exist, and `errors` of them hold an error. `whole` is True if the finished output exists. A line that
-    a kill or a full disk has torn is cut off, with everything after it.
+    `made` holds all settings that the answers depend on. The complete output has `rows` lines, and `last` is the largest line
+    number. `count` is the number of lines that exist, `errors` is the number of those with an error, and `whole` tells whether
+    the complete output exists. If a killed process or a full disk left an incomplete line, opening removes this line and all
+    lines after it.
 
-    Raises ConfigError if the files belong to another input or other settings, or the output was changed.
+    Raises ConfigError if the existing files were written with a different input or settings, or if the output was changed.
     """
 
     def __init__(self, out: Path, made: Mapping[str, Any], *, rows: int, last: int) -> None:
@@ -67,7 +68,7 @@ class Partial:
         self.close()
 
     def close(self) -> None:
-        """Close the file and release the lock. Added lines stay."""
+        """Close the file and release the lock. The lines remain in `OUT.partial`."""
         if self._file != NONE:
             os.close(self._file)
             self._file = NONE
@@ -76,17 +77,17 @@ class Partial:
             self._lock = None
 
     def has(self, line: int) -> bool:
-        """Return whether the answer of `line` exists."""
+        """Return whether the answer to the row `line` exists."""
         return self._places[line] != NONE
 
     def add(self, lines: Mapping[int, Mapping[str, Any]]) -> None:
-        """Write records by line number, in one write. After it returns, a kill of the process loses none of them."""
+        """Append records, given by line number, in one write. Afterwards, they survive a killed process."""
         raw = {line: to_line(record) for line, record in lines.items()}
         try:
             view = memoryview(b"".join(raw.values()))
             while view:
                 view = view[os.write(self._file, view) :]
-            if time.monotonic() - self._synced > SYNC_SECONDS:  # bounds the loss of a power failure
+            if time.monotonic() - self._synced > SYNC_SECONDS:  # limits what a power failure can lose
                 os.fsync(self._file)
                 self._synced = time.monotonic()
         except OSError as error:
@@ -96,7 +97,7 @@ class Partial:
             self._note(line, len(written), "error" in lines[line])
 
     def finish(self) -> None:
-        """Write the finished output and remove `OUT.partial`."""
+        """Write the complete output in the order of the input, and remove `OUT.partial`."""
         assert self.count == self.rows
         temporary = self.out.with_name(f".{self.out.name}.{os.getpid()}")
         try:
@@ -115,17 +116,18 @@ class Partial:
         self.whole = True
 
     def _begin(self, made: dict[str, Any]) -> None:
-        there, begun = self.out.exists(), self.path.exists()
+        """Open or create the files, and index the lines that exist."""
+        finished, begun = self.out.exists(), self.path.exists()
         old = self._read_made()
-        # A kill or a full disk between the creation of the two files leaves an empty OUT.partial without OUT.made.
+        # A process that is killed while it creates the files leaves an empty OUT.partial without OUT.made; start anew then.
         begun = begun and bool(old or self.path.stat().st_size)
-        if there or begun:
+        if finished or begun:
             self._check(old, made)
-        if there and not begun:
+        if finished and not begun:
             with open(self.out, "rb") as file:
                 self._scan(file)
             if self.count != self.rows:
-                self._changed(f"the finished output was changed: it has {self.count} of {self.rows} valid lines")
+                self._changed(f"the complete output was changed: {self.count} of {self.rows} lines are valid")
             self.whole = True
             return
         self._lock = own(self.path, "Wait for it, or choose another out=.")
@@ -140,15 +142,15 @@ class Partial:
         os.ftruncate(self._file, self._end)
 
     def _scan(self, file: BinaryIO) -> None:
-        """Index the valid lines up to the first invalid one."""
+        """Index the lines before the first invalid line."""
         for raw in file:
             try:
                 record = json.loads(raw) if raw.endswith(b"\n") else {}
                 line = record["line"]
-                known = 0 < line < len(self._places) and not self.has(line)
+                valid = 0 < line < len(self._places) and not self.has(line)
             except (ValueError, KeyError, TypeError):
                 return
-            if not known:
+            if not valid:
                 return
             self._note(line, len(raw), "error" in record)
 
@@ -160,47 +162,47 @@ class Partial:
 
     def _read_made(self) -> dict[str, Any]:
         try:
-            found = json.loads(self.made_file.read_bytes())
+            made = json.loads(self.made_file.read_bytes())
         except (OSError, ValueError):
             return {}
-        return found if isinstance(found, dict) else {}
+        return made if isinstance(made, dict) else {}
 
     def _check(self, old: dict[str, Any], made: dict[str, Any]) -> None:
         if not old:
             self._changed(
-                f"the file exists, but there is no {self.made_file.name}, which records its input and settings"
+                f"the file exists, but {self.made_file.name}, which records its input and settings, is missing"
             )
         differs = sorted(key for key in old.keys() | made.keys() if old.get(key) != made.get(key))
         if differs:
             shown = ", ".join(f"{key} was {_short(old.get(key))} and is {_short(made.get(key))}" for key in differs[:4])
-            self._changed(f"the output was started with another input or other settings: {shown}")
+            self._changed(f"the output was started with a different input or settings: {shown}")
 
     def _changed(self, what: str) -> NoReturn:
         names = f"{self.out.name}, {self.path.name} and {self.made_file.name}"
         raise ConfigError(
             what,
             where=str(self.out),
-            remedy=f"Choose another out=, restore the old settings, or remove {names} to start over.",
+            remedy=f"Choose another out=, restore the old settings, or remove {names} to start again.",
         )
 
     def _refuse(self, error: OSError) -> NoReturn:
         raise RorqualError(
             f"cannot write: {error.strerror}",
             where=str(self.path),
-            remedy="Free disk space or make the folder writable, then repeat the command: it resumes.",
+            remedy="Free disk space or make the folder writable, and repeat the command: it resumes where it stopped.",
         ) from error
 
 
 def check_place(out: Path) -> None:
-    """Raise ConfigError if `out` cannot be written, before a model is loaded and without writing."""
+    """Raise ConfigError if the file `out` cannot be written. Nothing is written, so call it before loading a model."""
     if out.is_dir():
         raise ConfigError("out is a folder", where=str(out), remedy="Give a file: out=FILE.jsonl.")
-    above = out.absolute().parent
-    while not above.exists() and above != above.parent:
-        above = above.parent
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        what = "not writable" if above.is_dir() else "not a folder"
-        raise ConfigError(f"{above} is {what}", where=str(out), remedy="Choose another out=.")
+    parent = out.absolute().parent
+    while not parent.exists() and parent != parent.parent:
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        what = "not writable" if parent.is_dir() else "not a folder"
+        raise ConfigError(f"{parent} is {what}", where=str(out), remedy="Choose another out=.")
 
 
 def _short(value: Any) -> str:

@@ -1,5 +1,4 @@
-"""Read a file of prompts row by row: JSON lines, Parquet or CSV. An unreadable row is reported, and the others are
-still read."""
+"""Prompt files in JSONL, Parquet or CSV. An invalid row is reported, and the following rows are still read."""
 
 from __future__ import annotations
 
@@ -19,17 +18,20 @@ from rorqual.core.sampling import PARAMS, TextList
 
 BOM = b"\xef\xbb\xbf"
 LONGEST_LINE = 64 * 2**20
-"""Maximum number of bytes in a line. A longer line is rejected without being kept in memory."""
+"""Maximum number of bytes in a line. A longer line is rejected and read in pieces, so it never fills the memory."""
 HEAD, CHUNK = 4096, 2**16
 LINES, TABLES = (".jsonl", ".ndjson", ".json"), (".parquet", ".csv")
 TEXTS = frozenset({"prompt", *(name for name, param in PARAMS.items() if isinstance(param.type, TextList))})
-"""Columns of a CSV file that are text even if they look like numbers."""
+"""Columns of a CSV file that stay text even if their values look like numbers."""
 
 
 @dataclass(frozen=True)
 class Refused:
-    """A row that cannot be answered: its line or row from 1, the wrong key, the problem, the remedy and the extra
-    fields."""
+    """A row that cannot be answered.
+
+    `line` is the number of the line or table row, counted from 1, and `key` the invalid key. `what` describes the problem, and
+    `remedy` says what to do. `carried` holds the extra fields of the row, which the output repeats.
+    """
 
     line: int
     key: str
@@ -40,8 +42,7 @@ class Refused:
 
 @dataclass(frozen=True)
 class Prompts:
-    """A file of prompts with its number of rows, the line number of the last one, and the SHA-256 of its bytes when
-    opened."""
+    """A prompt file. `rows` is the number of rows, `last` the line number of the last row, and `sha256` the hash of the file."""
 
     path: Path
     rows: int
@@ -50,7 +51,10 @@ class Prompts:
 
     @classmethod
     def open(cls, path: Path) -> Prompts:
-        """Read a file once to count its rows. Raises DataError if it is missing, empty, binary or of an unknown type."""
+        """Open a prompt file and count its rows.
+
+        Raises DataError if the file is missing or empty, is not text, or has an unknown type.
+        """
         kind = path.suffix.lower()
         if kind not in (*LINES, *TABLES):
             raise DataError(
@@ -58,7 +62,9 @@ class Prompts:
             )
         try:
             if path.exists() and not path.is_file():
-                raise DataError("not a regular file", where=str(path), remedy="Give a file that can be read twice.")
+                raise DataError(
+                    "not a regular file, but the prompts are read twice", where=str(path), remedy="Save them to a file."
+                )
             digest, head, rows, last = _scan(path)
         except FileNotFoundError:
             raise DataError("no such file", where=str(path), remedy="Check the path.") from None
@@ -66,9 +72,9 @@ class Prompts:
             raise DataError(f"cannot read: {error.strerror}", where=str(path), remedy="Check the path.") from None
         if kind != ".parquet" and _binary(head):
             raise DataError(
-                "not a text file: it looks binary or compressed",
+                "not a text file: its first bytes look binary or compressed",
                 where=str(path),
-                remedy="Give JSON lines in UTF-8, one object per line.",
+                remedy="Give a JSONL file in UTF-8 with one object per line.",
             )
         if kind in TABLES and rows:
             rows = last = sum(1 for _ in _read(path))
@@ -77,25 +83,24 @@ class Prompts:
         return cls(path, rows, last, digest)
 
     def read(self) -> Iterator[tuple[int, dict[str, Any] | Refused]]:
-        """Yield (line, row) for each row. Blank lines are skipped but counted as lines."""
+        """Yield (line number, row) for each row. Blank lines are skipped, but they count for the line numbers."""
         return _read(self.path)
 
 
 def _scan(path: Path) -> tuple[str, bytes, int, int]:
-    """Return the SHA-256, the first bytes, the number of non-blank lines, and the line number of the last of them."""
+    """Return the SHA-256, the first bytes, the number of non-blank lines, and the line number of the last non-blank line."""
     digest, head, rows, line, last, blank = hashlib.sha256(), b"", 0, 1, 0, True
-    start = BOM  # may precede the first line
+    bom = BOM  # only the first line may begin with a byte-order mark
     with open(path, "rb") as file:
         while chunk := file.read(CHUNK):
             head = head or chunk[:HEAD]
             digest.update(chunk)
-            first, *rest = chunk.split(b"\n")
-            for place, piece in enumerate((first, *rest)):
+            for place, piece in enumerate(chunk.split(b"\n")):
                 if place:
                     line, blank = line + 1, True
-                if blank and piece.removeprefix(start).strip():
+                if blank and piece.removeprefix(bom).strip():
                     rows, last, blank = rows + 1, line, False
-                start = b""
+                bom = b""
     return digest.hexdigest(), head, rows, last
 
 
@@ -120,14 +125,14 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | Refused]]:
             raw = file.readline(LONGEST_LINE)
             if not raw:
                 return
-            long, piece = False, raw
+            too_long, piece = False, raw
             while len(piece) == LONGEST_LINE and not piece.endswith(b"\n"):
                 piece = file.readline(LONGEST_LINE)
-                long = long or bool(piece)
+                too_long = too_long or bool(piece)
             if number == 1:
                 raw = raw.removeprefix(BOM)
-            if long:
-                yield number, Refused(number, "", f"the line is longer than {LONGEST_LINE} bytes", "Shorten it.")
+            if too_long:
+                yield number, Refused(number, "", f"the line is longer than {LONGEST_LINE} bytes", "Shorten the line.")
             elif raw.strip():
                 yield number, _object(raw, number)
 
@@ -135,7 +140,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | Refused]]:
 def _object(raw: bytes, line: int) -> dict[str, Any] | Refused:
     try:
         raw.decode("utf-8")
-        # This parser limits the depth and rejects NaN and lone surrogates.
+        # In contrast to json.loads, this parser limits the nesting depth and rejects NaN and lone surrogates.
         row = pydantic_core.from_json(raw, allow_inf_nan=False)
     except UnicodeDecodeError as error:
         what = f"not UTF-8: byte 0x{raw[error.start]:02x} at position {error.start}"
@@ -151,24 +156,24 @@ def _object(raw: bytes, line: int) -> dict[str, Any] | Refused:
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any] | Refused]]:
-    import pyarrow  # not at the top: it takes a third of a second, which a JSONL file does not need
+    import pyarrow  # imported here because the import takes a third of a second and JSONL files do not need it
     import pyarrow.parquet
 
     number = 0
     try:
-        for piece in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=256):
-            for row in piece.to_pylist():
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=256):
+            for row in batch.to_pylist():
                 number += 1
-                yield number, _given(row)
+                yield number, _without_null(row)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"not valid Parquet: {error}", where=str(path), remedy="Export the file again.") from None
 
 
-def _given(value: Any) -> Any:
-    """Remove null fields, which Parquet adds to rows without a value in a column."""
+def _without_null(value: Any) -> Any:
+    """Return `value` without null fields. Parquet adds a null field to each row that has no value in a column."""
     if isinstance(value, dict):
-        return {key: _given(item) for key, item in value.items() if item is not None}
-    return [_given(item) for item in value] if isinstance(value, list) else value
+        return {key: _without_null(item) for key, item in value.items() if item is not None}
+    return [_without_null(item) for item in value] if isinstance(value, list) else value
 
 
 def _csv(path: Path) -> Iterator[tuple[int, dict[str, Any] | Refused]]:
@@ -184,14 +189,14 @@ def _csv_rows(file: TextIO) -> Iterator[tuple[int, dict[str, Any] | Refused]]:
     names = next(rows, [])
     for number, cells in enumerate((cells for cells in rows if cells), start=1):
         if len(cells) > len(names):
-            what = f"the row has {len(cells)} cells, but the header {len(names)} columns"
+            what = f"the row has {len(cells)} cells, but the header has {len(names)} columns"
             yield number, Refused(number, "", what, "Put cells that contain commas in quotes.")
         else:
             yield number, {name: text for name, text in zip(names, cells) if text}
 
 
 def typed_cells(row: dict[str, Any], keys: frozenset[str]) -> dict[str, Any]:
-    """Parse the cells of `keys` in a CSV row as numbers, lists or booleans. Text columns (`TEXTS`) stay strings."""
+    """Parse the cells of a CSV row in the columns `keys` as numbers, lists or booleans. Columns in `TEXTS` stay strings."""
     return {
         name: scalar(value) if name in keys - TEXTS and isinstance(value, str) else value for name, value in row.items()
     }

@@ -1,4 +1,4 @@
-"""The request schema: turn the rows of a file into requests, each with its own sampling parameters and seed."""
+"""The request schema of prompt files. Each row becomes a request with its own sampling parameters and seed."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ from rorqual.generate.prompts import Refused, typed_cells
 KINDS = ("json_schema", "regex", "choice", "json")
 PROMPTS = ("prompt", "messages", "prompt_ids")
 RESERVED = frozenset({"line", "choices", "usage", "error"})
+"""Keys of the output lines, which a row must not contain."""
 ELSEWHERE: Mapping[str, str] = {
     "max_completion_tokens": "max_tokens",
     "max_new_tokens": "max_tokens",
@@ -40,9 +41,9 @@ ELSEWHERE: Mapping[str, str] = {
     "response_format": "grammar",
     "best_of": "n",
 }
-"""Keys of other programs, mapped to ours, for hints in errors."""
+"""Sampling keys of other programs, mapped to the Rorqual keys that error messages suggest."""
 ALIKE = 0.9
-"""Similarity from which an extra field is taken for a mistyped key. `temprature` is one, `speed` is not."""
+"""Minimum similarity at which an extra field counts as a misspelt key. `temprature` does, `speed` does not."""
 
 
 def _grammar(value: Any) -> Any:
@@ -58,7 +59,7 @@ Token = Annotated[int, Field(strict=True, ge=0, le=INT32)]
 
 
 def _field(param: Param) -> tuple[Any, Any]:
-    """Return a sampling parameter as a pydantic field of a file's row: its type, and its limits and default."""
+    """Return the type and the pydantic field of a sampling parameter in a row, with its range and default."""
     kind, type_ = param.in_file, param.annotation
     limits: dict[str, Any] = {}
     match kind:
@@ -82,7 +83,7 @@ def _field(param: Param) -> tuple[Any, Any]:
 
 @with_fields({name: _field(param) for name, param in PARAMS.items()})
 class RowSampling(Config):
-    """Sampling keys of a row or the command line: `SamplingParams` and `thinking`, each within its limits."""
+    """The sampling keys of a row or of the command line: `thinking` and all fields of `SamplingParams`."""
 
     thinking: Annotated[Thinking, Field(description="auto, on or off")] = "auto"
 
@@ -95,9 +96,9 @@ KEYS = frozenset(RowSampling.model_fields)
 
 
 def line_seed(seed: int, line: int, name: str | int | None) -> int:
-    """Return the seed of a row, from the command's `seed` and the row's `id`, or its line number if it has no id.
+    """Derive the seed of a row from the `seed` of the command and the row's id `name`, or its line number without an id.
 
-    A row with an id thus keeps its answer when the file is shuffled or cut.
+    A row with an id thus keeps its answer if rows are reordered or removed.
     """
     key = json.dumps([seed, "line", line] if name is None else [seed, "id", name])
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") & SAFE
@@ -105,8 +106,10 @@ def line_seed(seed: int, line: int, name: str | int | None) -> int:
 
 @dataclass(frozen=True)
 class RowRequest:
-    """A valid row as a request. `key` is the key of its prompt, and `carried` holds the extra fields, which the answer
-    repeats."""
+    """A valid row and its request.
+
+    `key` is the key of the prompt, such as `messages`. `carried` holds the extra fields of the row, which the output repeats.
+    """
 
     line: int
     key: str
@@ -115,15 +118,18 @@ class RowRequest:
 
 
 class _Fault(Exception):
+    """An error in a row: the key, the problem and the remedy."""
+
     def __init__(self, key: str, what: str, remedy: str) -> None:
         self.key, self.what, self.remedy = key, what, remedy
 
 
 @dataclass(frozen=True)
 class Asking:
-    """Turns rows into requests.
+    """A converter from rows to requests.
 
-    With `encode`, a prompt is a text to continue instead of a user message. `cells` is True for rows of a CSV file.
+    If `encode` is given, `prompt` is a text that the model continues; otherwise it is a user message. `cells` is true for the rows
+    of a CSV file.
     """
 
     defaults: RowSampling
@@ -131,7 +137,7 @@ class Asking:
     cells: bool = False
 
     def ask(self, line: int, row: dict[str, Any] | Refused) -> RowRequest | Refused:
-        """Return the row as a request, or as `Refused` if it is not valid."""
+        """Convert a row to a request, or to `Refused` if the row is invalid."""
         if isinstance(row, Refused):
             return row
         if self.cells:
@@ -142,8 +148,8 @@ class Asking:
             sampling = self._sampling(row)
             key, messages, ids = self._prompt(row)
         except _Fault as fault:
-            kept = {k: v for k, v in carried.items() if k not in RESERVED and _writable(v)}
-            return Refused(line, fault.key, fault.what, fault.remedy, kept)
+            writable = {k: v for k, v in carried.items() if k not in RESERVED and _writable(v)}
+            return Refused(line, fault.key, fault.what, fault.remedy, writable)
         own = row.get("seed") is not None
         params = sampling.params()
         if not own:
@@ -158,14 +164,14 @@ class Asking:
             item = error.errors(include_url=False)[0]
             key = str(item["loc"][0])
             what = item["msg"].removeprefix("Value error, ")
-            raise _Fault(key, f"{what} (got {_short(given.get(key))})", f"It is {_said(key)}.") from None
+            raise _Fault(key, f"{what} (got {_short(given.get(key))})", f"Valid values: {_range_text(key)}.") from None
 
     def _prompt(self, row: dict[str, Any]) -> tuple[str, tuple[Message, ...], tuple[int, ...] | None]:
         given = [key for key in PROMPTS if row.get(key) is not None]
         if len(given) != 1:
             what = f"the row has both {' and '.join(given)}" if given else "the row has no prompt"
-            near = next((hint for key in row if (hint := nearest(key, PROMPTS)).startswith("Did")), "")
-            remedy = f"{near} Give exactly one of {', '.join(PROMPTS)}.".strip()
+            hint = next((hint for key in row if (hint := nearest(key, PROMPTS)).startswith("Did")), "")
+            remedy = f"{hint} Give exactly one of {', '.join(PROMPTS)}.".strip()
             raise _Fault(given[1] if given else "prompt", what, remedy)
         key, value = given[0], row[given[0]]
         if key == "prompt_ids":
@@ -183,7 +189,7 @@ class Asking:
             raise _Fault(key, error.what, error.remedy) from None
 
 
-def _said(key: str) -> str:
+def _range_text(key: str) -> str:
     return RowSampling.model_fields[key].description or "described in `rorqual generate --help`"
 
 
@@ -197,16 +203,18 @@ def _check_carried(carried: dict[str, Any]) -> None:
             raise _Fault(key, f"'{key}' is reserved for the output", "Rename the field.")
         if key in ELSEWHERE:
             raise _Fault(key, f"unknown key '{key}'", f"Use '{ELSEWHERE[key]}'.")
-        near = nearest(key, KEYS)
-        if near.startswith("Did") and _alike(key, near.split("'")[1]):
-            raise _Fault(key, f"unknown key '{key}'", f"{near} If not, rename the field.")
+        hint = nearest(key, KEYS)
+        if hint.startswith("Did") and _alike(key, hint.split("'")[1]):
+            raise _Fault(key, f"unknown key '{key}'", f"{hint} If not, rename the field.")
         if not _writable(value):
-            raise _Fault(key, "the value cannot be written as JSON", "Leave it out, or write it as a string.")
+            raise _Fault(
+                key, "the value cannot be written as JSON", "Remove this field, or write its value as a string."
+            )
 
 
-def _alike(one: str, other: str) -> bool:
-    shared = sum(min(one.count(letter), other.count(letter)) for letter in set(one))
-    return 2 * shared / (len(one) + len(other)) >= ALIKE
+def _alike(key: str, known: str) -> bool:
+    shared = sum(min(key.count(letter), known.count(letter)) for letter in set(key))
+    return 2 * shared / (len(key) + len(known)) >= ALIKE
 
 
 def _writable(value: Any) -> bool:
@@ -247,10 +255,10 @@ def _ids(value: Any) -> tuple[int, ...]:
 def _messages(value: Any) -> tuple[Message, ...]:
     if not isinstance(value, list) or not value:
         raise _Fault("messages", "messages must be a list with at least one message", "Add a user message.")
-    found = tuple(_message(turn, f"messages.{number}") for number, turn in enumerate(value))
-    if not any(message.label for message in found):
-        raise _Fault("messages", "the prompt is empty: no message has content", "Write a prompt, or delete the row.")
-    return found
+    messages = tuple(_message(turn, f"messages.{number}") for number, turn in enumerate(value))
+    if not any(message.label for message in messages):
+        raise _Fault("messages", "the prompt is empty: all messages are empty", "Write a prompt, or delete the row.")
+    return messages
 
 
 def _message(turn: Any, key: str) -> Message:
@@ -258,13 +266,13 @@ def _message(turn: Any, key: str) -> Message:
         what = f"a message must be an object, but has the type {type(turn).__name__}"
         raise _Fault(key, what, "Give an object with role and content.")
     if extra := sorted(turn.keys() - {"role", "content", "reasoning", "reasoning_content", "name"}):
-        raise _Fault(f"{key}.{extra[0]}", f"unknown key '{extra[0]}'", "A message has role, content and reasoning.")
+        raise _Fault(f"{key}.{extra[0]}", f"unknown key '{extra[0]}'", "Use only the keys role, content and reasoning.")
     roles: tuple[Role, ...] = get_args(Role)
     role = next((known for known in roles if known == turn.get("role")), None)
     if role is None:
         raise _Fault(f"{key}.role", f"unknown role {_short(turn.get('role'))}", nearest(str(turn.get("role")), roles))
-    thought = turn.get("reasoning", turn.get("reasoning_content"))
-    reasoning = None if thought is None else _text(thought, f"{key}.reasoning")
+    value = turn.get("reasoning", turn.get("reasoning_content"))
+    reasoning = None if value is None else _text(value, f"{key}.reasoning")
     return Message(role, _content(turn.get("content"), f"{key}.content"), reasoning)
 
 

@@ -704,7 +704,7 @@ MUTANTS = (
         "a line of an answer drops a prompt's log-probabilities",
         "issue 14",
         "generate/batch.py",
-        '        found["prompt_logprobs"] = _writable(samples[0].prompt_logprobs)\n',
+        '        line["prompt_logprobs"] = _json_numbers(samples[0].prompt_logprobs)\n',
         "        pass\n",
         "tests/serve/test_seams.py::test_a_key_does_the_same_at_every_seam",
     ),

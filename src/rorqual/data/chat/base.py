@@ -146,7 +146,7 @@ class ChatFormat(ABC):
     def mode(self, messages: Sequence[Message], thinking: Thinking) -> Thinking:
         """Return the thinking mode for parsing a reply to `prompt(messages, thinking)`.
 
-        It differs from `thinking` for formats that cannot think after a tool turn.
+        The mode differs from `thinking` for formats that cannot think after a tool turn.
         """
         return thinking
 
@@ -154,7 +154,7 @@ class ChatFormat(ABC):
     def kept(self, message: Message, thinking: Thinking = "auto") -> Message:
         """Return the assistant message that `parse` returns for the rendered ids of `message`.
 
-        It differs from `message` if the template strips newlines or white space.
+        The result differs from `message` if the template strips newlines or white space.
         """
 
     @abstractmethod

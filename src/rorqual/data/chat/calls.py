@@ -41,7 +41,7 @@ class CallForm:
     """The tool-call syntax of a model family. Special tokens are written as in marked text (see `special_tokens.py`).
 
     `begin` opens a call, and `around` encloses all calls of a reply. If `bare` is true, an answer that begins with `{` is a
-    call even without `begin`. `named` parses the text between `begin` and the arguments. It returns the tool name, "" if the
+    call even without `begin`. `named` parses the text between `begin` and the arguments. `named` returns the tool name, "" if the
     name is in the JSON object, or None if the text is not a call. `inside` is the special token that this text may contain.
     `tail` is a regular expression for the text between the arguments and `end`.
     """
@@ -231,7 +231,7 @@ def kind_of(char: str, form: CallForm | None) -> Kind:
 def ending(text: str, form: CallForm) -> int | None:
     """Return the length of the text that closes a call, or None if the call is not closed. `text` follows the arguments.
 
-    The end token may be missing before another special token. At the end of the reply it may be missing or incomplete.
+    The end token may be missing before another special token. At the end of the reply, the end token may be missing or incomplete.
     """
     if form.end is None:
         return 0

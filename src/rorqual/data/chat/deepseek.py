@@ -179,7 +179,7 @@ class DeepSeekR1Chat(DeepSeekTurns, MarkedBlock):
 
 
 class DeepSeekChat(DeepSeekTurns):
-    """The format of DeepSeek-V3.1. It strips no white space, so `parse` restores a rendered message exactly."""
+    """The format of DeepSeek-V3.1. The format strips no white space, so `parse` restores a rendered message exactly."""
 
     name = "deepseek"
     outputs: ClassVar[tuple[str, str]] = ("", "")
@@ -220,7 +220,7 @@ class DeepSeekChat(DeepSeekTurns):
         return [*reasoning, self._end_think, *encode(message.text)]
 
     def reply_form(self, thinking: Thinking) -> ReplyForm:
-        """Return rules that strip no white space. They split a reply as follows:
+        """Return rules that strip no white space. The rules split a reply as follows:
 
         - If the reply begins with `<think>`, or `thinking` is `on`, the text up to `</think>` is reasoning and the text after it
           is content. Without `</think>`, the whole reply is reasoning and the content is empty.

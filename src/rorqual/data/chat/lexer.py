@@ -85,7 +85,7 @@ class Lexer:
 
 
 class _Call:
-    """A tool call that is being read. It consists of a head, a JSON object and a tail."""
+    """A tool call that is being read. A call consists of a head, a JSON object and a tail."""
 
     def __init__(self, form: CallForm, names: frozenset[str], first: str) -> None:
         self.parts = [first]

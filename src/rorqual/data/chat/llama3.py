@@ -3,7 +3,7 @@ r"""The chat formats of Llama 3. Each turn begins with a header; since 3.1, the 
     <bos><|start_header_id|>user<|end_header_id|>\n\n{user}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n{content}<|eot_id|>
 
 Sources: the chat templates of Llama-3 and Llama-3.1. As in these templates, white space around the content of each message is
-stripped. It is also stripped when a reply is parsed.
+stripped. White space is also stripped when a reply is parsed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PUBLISHED = """{{- '<|begin_of_text|>' -}}OPENING
 
 
 class Llama3Chat(SpokenBlock):
-    """The format of Llama 3. It has no default system turn."""
+    """The format of Llama 3, which has no default system turn."""
 
     name = "llama3"
     marks: ClassVar[tuple[str, ...]] = (BOS, START_HEADER, END_HEADER, END)

@@ -1,4 +1,4 @@
-"""The chat format of base models, which have no turns. They can be trained on text and can continue text, but cannot chat."""
+"""The chat format of base models, which have no turns. Base models can be trained on text and continue text, but cannot chat."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ENDS = (Special.EOS, "<|endoftext|>", "<|end_of_text|>", "</s>")
 
 
 class NoChat(ChatFormat):
-    """The format of a model without a chat format. Rendering a conversation raises an error.
+    """The chat format of base models. Rendering a conversation raises an error.
 
     A continuation of a text is parsed as plain content up to the end-of-text token. If the tokenizer has no known end-of-text
     token, only the length limit stops generation.

@@ -71,7 +71,7 @@ def half(text: str, mark: str) -> int:
 
 
 class Answer:
-    """A streaming parser of the answer after the thinking. It splits items into content and calls.
+    """A streaming parser of the answer after the thinking. The parser splits items into content and calls.
 
     White space next to calls is no content. Between content and the first call, only the white space that models of the family
     write there is removed, so that rendering the message restores the text. The tokens that enclose calls are plain text in all

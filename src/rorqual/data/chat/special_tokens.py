@@ -86,7 +86,7 @@ class SpecialTokenText:
 
 
 class IncrementalDecoder:
-    """A streaming decoder from token ids to marked text. It buffers incomplete characters and special-token names."""
+    """A streaming decoder from token ids to marked text. The decoder buffers incomplete characters and special-token names."""
 
     def __init__(self, marks: SpecialTokenText) -> None:
         self._marks = marks

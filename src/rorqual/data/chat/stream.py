@@ -1,4 +1,4 @@
-"""A streaming parser of replies. It splits the token ids of a reply into reasoning, content and tool calls.
+"""A streaming parser of replies. The parser splits the token ids of a reply into reasoning, content and tool calls.
 
 Text is buffered while a later token could change its field. The message therefore does not depend on how the ids are split
 into calls of `feed`. Each token is read once.

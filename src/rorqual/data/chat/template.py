@@ -1,4 +1,4 @@
-"""Chat templates of unknown model families, rendered in jinja2's sandbox. They support chat, but not training.
+"""Chat templates of unknown model families, rendered in jinja2's sandbox. Such templates support chat, but not training.
 
 A loss mask must mark the tokens that the assistant wrote, and a template does not mark them. `render` therefore raises an
 error. To train a family, add a chat format for it in this folder.
@@ -34,7 +34,7 @@ from rorqual.data.chat.tools import check_tools, has_tools, schema, spelt, turns
 from rorqual.data.tokenizer import Special, Tokenizer
 
 MAX_OUTPUT = 4_000_000
-"""Maximum number of characters in the output of a template. It exceeds the longest context in use."""
+"""Maximum number of characters in the output of a template. The limit exceeds the longest context in use."""
 
 
 class TemplateChat(ChatFormat):
@@ -92,7 +92,7 @@ class TemplateChat(ChatFormat):
 
     @property
     def pad(self) -> int:
-        """The first end token. It is never used, because templates are not used for training."""
+        """The first end token. The padding id is never used, because templates are not used for training."""
         return self.stop_ids[0]
 
     @property

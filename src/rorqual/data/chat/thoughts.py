@@ -15,7 +15,7 @@ State = Literal["start", "late", "in", "out"]
 class Thoughts:
     """A streaming parser that separates thinking from the answer.
 
-    Its states are `start` (before the first text), `in` (inside thinking), `out` (in the answer) and `late` (in text that a
+    The states are `start` (before the first text), `in` (inside thinking), `out` (in the answer) and `late` (in text that a
     later `</think>` would turn into thinking). Calls inside thinking are buffered: if text follows them, they are reasoning,
     and if thinking ends after them, they are tool calls.
     """
@@ -23,7 +23,7 @@ class Thoughts:
     def __init__(self, form: ReplyForm, calls: CallForm | None) -> None:
         self.answer = Answer(form.plain, calls)
         self.cut = False
-        """Whether the last items of a truncated reply follow. An incomplete tag at their end is dropped."""
+        """Whether the last items of a truncated reply follow. An incomplete tag at the end of the reply is dropped."""
         self._form, self._calls = form, calls
         self._gap = calls.gap if calls else WHITE
         self._state: State = "start"

@@ -17,7 +17,7 @@ ROLES = ("system", "user", "assistant")
 
 
 class TurnChat(ChatFormat):
-    """Base class of chat formats. A conversation consists of an opening and turns.
+    """Base class of chat formats that are written in code. A conversation consists of an opening and turns.
 
     An assistant turn consists of a header, a thinking choice, a reply and an end token. The reply is encoded separately from
     the header, because a model generates it separately. A published template encodes both as one text; the ids differ only if
@@ -85,7 +85,7 @@ class TurnChat(ChatFormat):
     # ---- each family with tools also defines
 
     def _opening_with_tools(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int]:
-        """Return the ids before the first turn of a conversation with tools. They include the first system turn, if any."""
+        """Return the ids before the first turn of a conversation with tools. These ids include the first system turn, if any."""
         raise NotImplementedError
 
     def _earlier_assistant_turn(self, message: Message, before: str, *, current: bool) -> list[int]:

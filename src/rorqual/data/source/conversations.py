@@ -175,7 +175,7 @@ def _text(row: dict[str, Any], key: str, where: str) -> str:
 
 
 def is_unicode(text: str) -> bool:
-    """Return whether UTF-8 can encode `text`. It cannot encode a lone surrogate, which a JSON escape can contain."""
+    """Return whether UTF-8 can encode `text`. UTF-8 cannot encode a lone surrogate, which a JSON escape can contain."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -19,7 +19,7 @@ from rorqual.model.adapter.lora import LoRALinear
 from rorqual.model.attention import CachePart, GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.ops.backends import TORCH_INVARIANT, Fit, TorchInvariant
-from rorqual.ops.backends.torch_invariant import CHOICES, TiledLinear, _alike, products_of, rows_of
+from rorqual.ops.backends.torch_invariant import CHOICES, TiledLinear, _is_invariant, products_of, rows_of
 from rorqual.ops.paged import BLOCK
 from rorqual.ops.rows import WIDE, Rows
 
@@ -76,9 +76,10 @@ def test_one_row_at_a_time_is_seen_to_differ() -> None:
     """The poison of what the engine relies on: on no processor known does a product of one row equal that of twenty in every shape."""
     shapes = [(width, out) for width in (16, 32, 96, 576, 1536) for out in (48, 64, 96)]
     types = (torch.float32, torch.bfloat16)
-    assert not all(_alike("map", *shape, dtype, Rows(1), 1) for dtype in types for shape in shapes)
+    assert not all(_is_invariant("map", *shape, dtype, Rows(1), 1) for dtype in types for shape in shapes)
     assert all(
-        any(all(_alike("map", *shape, dtype, rows, 1) for shape in shapes) for rows in CHOICES) for dtype in types
+        any(all(_is_invariant("map", *shape, dtype, rows, 1) for shape in shapes) for rows in CHOICES)
+        for dtype in types
     )
 
 
@@ -91,7 +92,7 @@ def test_with_two_threads_it_is_said_of_two_or_steps_take_one(pack: bool) -> Non
     made = TORCH_INVARIANT.prepare(model) if pack else model
     rows, held, threads = rows_of(made, shapes(made), 2)
     assert held
-    assert all(_alike(*product, rows, threads) for product in products_of(made, shapes(made)))
+    assert all(_is_invariant(*product, rows, threads) for product in products_of(made, shapes(made)))
     assert threads in (1, 2)
 
 
@@ -115,7 +116,7 @@ def test_an_adapters_products_are_tried_and_what_is_promised_of_them_holds(
     rows, held, _ = rows_of(model, shapes(model), 1)
     found = set(products_of(model, shapes(model)))
     assert {("map", 576, 192, dtype), ("map", 576, r, dtype), ("map", r, 192, dtype)} <= found
-    assert held is all(_alike(*product, rows, 1) for product in found)
+    assert held is all(_is_invariant(*product, rows, 1) for product in found)
     engine = Engine.of(model, tokenizer, chat, slots=40, engine_cores=1)
     assert engine.invariant is held
     requests = [

@@ -152,7 +152,7 @@ def test_the_highest_rank_is_that_of_the_largest_map_that_is_named() -> None:
     model = build(CONFIG, seed=0)
     for targets, most in ((("k_proj",), 16), (("k_proj", "o_proj"), 32)):
         assert LoRA(r=most, targets=targets).find(model)
-        with pytest.raises(ConfigError, match=f"largest rank of the target maps, {most}"):
+        with pytest.raises(ConfigError, match=f"exceeds {most}, the largest possible rank of the target maps"):
             LoRA(r=most + 1, targets=targets).find(model)
 
 

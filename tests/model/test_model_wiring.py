@@ -16,7 +16,7 @@ from rorqual.model import Decoder, ModelConfig, Stage, account, build
 from rorqual.model.attention import AttentionConfig, AttentionContext, CacheLayout, GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, FFNConfig, MoEConfig
 from rorqual.model.init import init_weights
-from rorqual.model.packed_batch import TABLE, PackedBatchCache
+from rorqual.model.packed_batch import ANGLE_CHUNK, PackedBatchCache
 from rorqual.model.skeleton import skeleton
 from rorqual.ops.backends import REFERENCE, TORCH, TORCH_INVARIANT, Backend
 from rorqual.ops.layer import Layer
@@ -400,11 +400,11 @@ def test_a_model_runs_on_the_operations_that_it_was_given(make: Callable[[ModelC
     assert [make(config((GQA, DENSE)), ops).ops for ops in (REFERENCE, TORCH_INVARIANT)] == [REFERENCE, TORCH_INVARIANT]
 
 
-@pytest.mark.parametrize("length", [TABLE, TABLE + 1])
+@pytest.mark.parametrize("length", [ANGLE_CHUNK, ANGLE_CHUNK + 1])
 def test_a_row_has_the_angles_of_its_last_position(length: int) -> None:
     sheet = PackedBatchCache(torch.arange(length).unsqueeze(0), None, [], TORCH_INVARIANT.attention)
     cos, sin = sheet.table(Rope(), 4)
-    assert len(cos) == len(sin) == TABLE * (1 if length == TABLE else 2)
+    assert len(cos) == len(sin) == ANGLE_CHUNK * (1 if length == ANGLE_CHUNK else 2)
 
 
 def test_a_segment_that_goes_on_where_another_ended_is_no_whole_document() -> None:

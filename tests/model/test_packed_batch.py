@@ -11,7 +11,7 @@ from rorqual.core.errors import DataError
 from rorqual.model import Decoder, ModelConfig, Stage, build
 from rorqual.model.attention import AttentionConfig, GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
-from rorqual.model.packed_batch import TABLE, PackedBatchCache, angles
+from rorqual.model.packed_batch import ANGLE_CHUNK, PackedBatchCache, angles
 from rorqual.ops.backends import TORCH, TORCH_INVARIANT
 from rorqual.ops.paged import BLOCK
 from rorqual.ops.rope import Rope, rope_table
@@ -96,8 +96,12 @@ def test_documents_that_are_not_whole_are_refused(wrong: list[int]) -> None:
 def test_angles_do_not_depend_on_how_many_there_are() -> None:
     rope = Rope()
     cos, sin = angles(rope, 24, 10, "cpu")
-    assert len(cos) == len(sin) == TABLE
-    more = angles(rope, 24, TABLE + 1, "cpu")
-    assert torch.equal(more[0][:TABLE], cos) and torch.equal(more[1][:TABLE], sin) and len(more[0]) == 2 * TABLE
-    at = torch.from_numpy(np.array([0, 1, 77, TABLE + 5]))
+    assert len(cos) == len(sin) == ANGLE_CHUNK
+    more = angles(rope, 24, ANGLE_CHUNK + 1, "cpu")
+    assert (
+        torch.equal(more[0][:ANGLE_CHUNK], cos)
+        and torch.equal(more[1][:ANGLE_CHUNK], sin)
+        and len(more[0]) == 2 * ANGLE_CHUNK
+    )
+    at = torch.from_numpy(np.array([0, 1, 77, ANGLE_CHUNK + 5]))
     torch.testing.assert_close(more[0][at], rope_table(rope, 24, at)[0], rtol=0, atol=2e-7)

@@ -23,7 +23,7 @@ from rorqual.recipes.models import v3_like
 from rorqual.recipes.sft import sft
 from rorqual.tasks.base import Verdict
 from rorqual.train.batch import TrainBatch
-from rorqual.train.loop import _go
+from rorqual.train.loop import _train
 from rorqual.train.objectives import Objective
 from rorqual.train.optim import AdamWConfig, MuonConfig
 from rorqual.train.run import Run
@@ -169,7 +169,7 @@ def train_with(run: Run, out: RunDir, wrap: Callable[[Source, Decoder], Source])
     state = restore(run, out, ids)
     source = run.source.build(Materials(state.model, ids, chat_format(ids, run.chat), run.seed, 1))
     write_start(run, out, ids)
-    _go(run, out, state, wrap(source, state.model), 1, True)
+    _train(run, out, state, wrap(source, state.model), 1, True)
     return state
 
 

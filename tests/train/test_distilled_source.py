@@ -210,12 +210,12 @@ def poisons(one: Distilled) -> dict[str, Distilled]:
     nan = one.top_logprobs.copy()
     nan[0, 1] = np.nan
     return {
-        "alternatives for": replace(one, token_ids=[*one.token_ids, 9]),
+        "has top_ids for": replace(one, token_ids=[*one.token_ids, 9]),
         "outside the vocabulary": replace(one, top_ids=ids(tokenizer().vocab_size)),
         "add up to more than 1": replace(one, top_logprobs=one.top_logprobs + np.float32(0.5)),
         "not finite": replace(one, top_logprobs=nan),
         "a token occurs twice": replace(one, top_ids=ids(int(one.top_ids[0, 1]))),
-        "stored: 3, 6 of them": replace(one, top_ids=one.top_ids[:, :3], top_logprobs=one.top_logprobs[:, :3]),
+        "stored: 3, 6 tokens": replace(one, top_ids=one.top_ids[:, :3], top_logprobs=one.top_logprobs[:, :3]),
     }
 
 

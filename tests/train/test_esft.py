@@ -208,7 +208,7 @@ def test_the_user_is_told_what_is_trained_and_what_it_took(
     fit(esft_run(base, 1), RunDir(tmp_path / "run"))
     out = capsys.readouterr().out
     assert "experts, layer by layer:" in out and "of 16" in out
-    assert "optimizer state 0 bytes" not in out and "optimizer state " in out and "s a step" in out
+    assert "optimizer state 0 bytes" not in out and "optimizer state " in out and "s per step" in out
 
 
 def test_a_model_without_experts_is_refused() -> None:

@@ -391,7 +391,7 @@ def test_an_adapter_needs_a_run_to_begin_at() -> None:
 def test_a_rank_that_no_map_has_is_refused_before_it_takes_the_memory(base: Path, tmp_path: Path) -> None:
     model = load_run(RunDir(base))
     most = max(min(m.in_features, m.out_features) for _, m in linears(model))
-    with pytest.raises(ConfigError, match=f"exceeds the largest rank of the target maps, {most}"):
+    with pytest.raises(ConfigError, match=f"exceeds {most}, the largest possible rank of the target maps"):
         fit(lora_run(base, r=100_000), RunDir(tmp_path / "run"), quiet=True)
     assert not (tmp_path / "run").exists() and LoRA(r=most).find(model)
 

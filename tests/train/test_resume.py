@@ -274,7 +274,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path, straight: dict[str, Path]) -
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"steps": STEPS + 1, "seed": 3}, "seed: 0 there, 3 now; steps: 8 there, 9 now"),
+        ({"steps": STEPS + 1, "seed": 3}, "seed: 0 in the folder, 3 now; steps: 8 in the folder, 9 now"),
         ({"steps": STEPS - 1}, "steps=7 is smaller than the run's 8"),
         ({"seed": 3}, "seed: 0 there, 3 now"),
         ({"micro_batches": 4}, "micro_batches: 2 there, 4 now"),

@@ -142,7 +142,7 @@ def test_groups_with_one_reward_are_counted_and_said(
     assert all(step["groups_equal"] == step["groups_total"] == 4 for step in records(tmp_path / "run"))
     assert all(step["updates"] == 0 and step["loss"] == 0.0 for step in records(tmp_path / "run"))
     said = capfd.readouterr().err
-    assert "equal rewards in 4 of 4 groups" in said and "weights unchanged" in said
+    assert "equal rewards in 4 of 4 groups" in said and "the weights were not updated" in said
     untouched = load_run(RunDir(base)).state_dict()
     assert all(torch.equal(tensor, untouched[name]) for name, tensor in state.model.state_dict().items())
 

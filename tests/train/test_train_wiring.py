@@ -46,7 +46,7 @@ from rorqual.train.sources import Source, Step
 from rorqual.train.sources.reference import Reference
 from rorqual.train.sources.rollouts import Scored, check_room, measure, trace_lines
 from rorqual.train.state import check_vocabulary
-from rorqual.train.tune import _look as look
+from rorqual.train.tune import _relevance as look
 from rorqual.train.tune import ended
 from rorqual.train.workers import Update, _record_replay, compare, workers
 
@@ -281,7 +281,7 @@ def test_how_often_a_run_is_saved_and_where_it_runs_are_no_other_run(tmp_path: P
     assert read_yaml(Run, out.config_file).save_seconds == 77.0 and before != out.config_file.read_bytes()
     fit(sft_run(4, save_seconds=5.0, device="cpu"), out, quiet=True)
     assert read_yaml(Run, out.config_file).save_seconds == 77.0, "nothing is written where nothing is trained"
-    with pytest.raises(ConfigError, match="dtype: 'float32' there, 'bfloat16' now"):
+    with pytest.raises(ConfigError, match="dtype: 'float32' in the folder, 'bfloat16' now"):
         fit(sft_run(4, dtype="bfloat16"), out, quiet=True)
 
 
@@ -338,7 +338,9 @@ def test_the_trained_share_is_of_the_models_own_parameters(
 
 def test_the_last_line_of_an_adapter_says_its_memory_and_its_speed() -> None:
     said = ended({"optimizer_bytes": 12_345, "trained_parameters": 6_789}, seconds=3.0, steps=2)
-    assert said.startswith("optimizer state 12,345 bytes for 6,789 parameters; ") and said.endswith("; 1.500 s a step")
+    assert said.startswith("optimizer state 12,345 bytes for 6,789 parameters; ") and said.endswith(
+        "; 1.500 s per step"
+    )
     [kib] = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
     [shown] = re.findall(r"peak memory of the process ([\d,]+) MB", said)
     # At least this process's own; a parent's may be counted in.

@@ -1,4 +1,4 @@
-"""Model definitions. One definition trains, generates rollouts and serves."""
+"""Model definitions. Training, rollouts and serving use the same definition of a model."""
 
 from rorqual.model.account import Account, account
 from rorqual.model.config import ModelConfig, Stage

@@ -1,4 +1,4 @@
-"""Parameter, FLOP and cache-byte counts of a model configuration, computed by formula without building the model."""
+"""Count the parameters, FLOPs and KV-cache bytes of a model from its configuration, without building it."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from rorqual.model.cost import Cost, linear, vector
 
 @dataclass(frozen=True)
 class Account:
-    """Parameter, FLOP and cache counts of a model.
+    """The parameter, FLOP and KV-cache counts of a model.
 
-    `total` and `active` include the embedding and the head. `active_lookup` counts only one row of the embedding.
+    `total` counts all parameters, and `active` the parameters used for one token. Both include embedding and head.
+    `active_lookup` counts one row of the embedding instead of the whole matrix. `mtp` counts the parameters of the
+    multi-token prediction modules, which `total` does not include.
 
-    `mtp` counts the parameters of the multi-token prediction modules, which `total` excludes. `flops` is the forward
-    cost of one token in the main model with `context` keys attended. It counts matrix products only, and a multiply-add
-    as 2. `training_flops` is three times the forward cost of the main model and the MTP modules.
+    `flops` is the forward FLOPs of one token that attends to `context` keys in the main model. Only matrix products
+    count, with 2 FLOPs per multiply-add. `training_flops` is three times the forward FLOPs of the main model and the
+    MTP modules.
 
-    `cache_bytes` is the KV cache of one token over all layers, at `cache_value_bytes` per value, rounded up.
+    `cache_bytes` is the KV-cache bytes of one token over all layers, rounded up.
     """
 
     total: int
@@ -33,7 +35,7 @@ class Account:
 
 
 def account(config: ModelConfig, *, context: int = 0, cache_value_bytes: int = 2) -> Account:
-    """Count the parameters, FLOPs and cache bytes of `config`.
+    """Count the parameters, FLOPs and KV-cache bytes of `config`. A cached value without a dtype of its own takes `cache_value_bytes` bytes.
 
     The counts are exact: tests compare them with real modules on the meta device and with torch's FLOP counter.
     """

@@ -14,7 +14,7 @@ from rorqual.model.ffn import FFNConfig
 
 
 class Stage(Config):
-    """A run of `layers` identical blocks. V3 is `Stage(3, mla, dense)` followed by `Stage(58, mla, moe)`."""
+    """A number of consecutive identical blocks. DeepSeek-V3 is `Stage(3, mla, dense)` followed by `Stage(58, mla, moe)`."""
 
     layers: Count
     attention: Annotated[SerializeAsAny[AttentionConfig], one_of(AttentionConfig)]
@@ -37,29 +37,32 @@ class Stage(Config):
         return (*self.attentions, *self.ffns)
 
     def cost(self, hidden_size: int, context: int) -> Cost:
-        """Return the parameters and FLOPs per token of one block, with `context` keys attended."""
+        """Return the parameter count and the forward FLOPs per token of one block, if each token attends to `context` keys."""
         parts = [a.cost(hidden_size, context) for a in self.attentions] + [f.cost(hidden_size) for f in self.ffns]
         return sum(parts, self.block.cost(hidden_size))
 
     def build(self, hidden_size: int, eps: float) -> Block:
         """Build one block.
 
-        Raises ValueError if the module's attentions or routers differ from its config, because recorded routing would
-        be misaligned.
+        Raises ValueError if the module's attentions or routers differ from its config. Recorded routing would otherwise
+        be replayed in the wrong networks.
         """
         block = self.block.build(self.attention, self.ffn, hidden_size, eps)
-        said = len(self.attentions), [ffn.experts_per_token() for ffn in self.ffns]
+        declared = len(self.attentions), [ffn.experts_per_token() for ffn in self.ffns]
         built = block.attentions, [ffn.experts_per_token for ffn in block.ffns]
-        if said != built:
+        if declared != built:
             raise ValueError(
                 f"block kind '{self.block.kind}' built {built[0]} attentions and networks with {built[1]} experts per token; "
-                f"its config declares {said[0]} and {said[1]}"
+                f"its config declares {declared[0]} and {declared[1]}"
             )
         return block
 
 
 class ModelConfig(Config):
-    """A decoder. Its `num_nextn_predict_layers` multi-token prediction modules (V3 eq. 21-25) use the last stage's block."""
+    """The configuration of a decoder.
+
+    Each of the `num_nextn_predict_layers` multi-token prediction modules (V3 eq. 21-25) has a block of the last stage.
+    """
 
     vocab_size: int = Field(ge=2, le=MOST)
     hidden_size: Count
@@ -77,7 +80,7 @@ class ModelConfig(Config):
 
     @property
     def attentions(self) -> tuple[AttentionConfig, ...]:
-        """The config of every attention in the main model. Cache indices follow this order."""
+        """The config of every attention in the main model. `Cache.layer` numbers attentions in this order."""
         return tuple(attention for stage in self.layers for attention in stage.attentions)
 
     @property
@@ -87,7 +90,7 @@ class ModelConfig(Config):
 
     @property
     def ends(self) -> BlockConfig:
-        """The last stage's block config, which defines how the residual stream begins and ends."""
+        """The block config that defines how the residual stream begins and ends, taken from the last stage."""
         return self.stages[-1].block
 
     @model_validator(mode="after")
@@ -101,7 +104,7 @@ class ModelConfig(Config):
             for ffn in stage.ffns:
                 if ffn.experts_per_token() and not ffn.n_choices():
                     raise ValueError(
-                        f"network '{ffn.kind}' routes, and its `n_experts()` says 0: records need the number"
+                        f"feed-forward kind '{ffn.kind}' routes tokens, but its `n_experts()` returns 0; return the number of experts"
                     )
         if len(streams := {stage.block.streams() for stage in self.stages}) > 1:
             raise ValueError(f"stages have {sorted(streams)} residual streams; all stages must have the same number")

@@ -1,4 +1,4 @@
-"""Parameters, active parameters and FLOPs per token, the unit of `Account`."""
+"""The cost of a module: parameters, active parameters and FLOPs per token. `Account` sums these costs."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Cost:
-    """An additive cost.
+    """The cost of a module. Costs can be added, and multiplied by an integer.
 
-    `active` counts the parameters used for one token. `flops` is the forward cost of one token, with attention over all
-    `context` keys. It counts matrix products only (norms, softmax and gates are below one percent), and a multiply-add
-    as two.
+    `active` counts the parameters used for one token. `flops` is the forward FLOPs of one token, including attention to
+    all `context` keys. Only matrix products count, with 2 FLOPs per multiply-add: norms, softmax and gates are below
+    one percent.
     """
 
     params: int = 0
@@ -26,11 +26,11 @@ class Cost:
 
 
 def linear(inputs: int, outputs: int, *, bias: bool = False) -> Cost:
-    """Return the cost of a dense product for one token."""
+    """Return the cost of a linear map from `inputs` to `outputs` values."""
     params = inputs * outputs + (outputs if bias else 0)
     return Cost(params, params, 2 * inputs * outputs)
 
 
 def vector(size: int) -> Cost:
-    """Return the cost of parameters that take part in no matrix product, such as a norm's weight."""
+    """Return the cost of `size` parameters outside matrix products, such as the weight of a norm."""
     return Cost(size, size, 0)

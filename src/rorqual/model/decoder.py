@@ -1,4 +1,4 @@
-"""The decoder. One definition trains, generates rollouts and serves."""
+"""The decoder-only language model. Training, rollouts and serving use the same definition."""
 
 from __future__ import annotations
 
@@ -24,21 +24,22 @@ from rorqual.ops.rope import Rope
 
 
 class Cache(Protocol):
-    """The KV cache of the tokens of one forward pass. It also defines which tokens each token sees."""
+    """The KV cache during one forward pass. It also decides which tokens each token attends to."""
 
     def layer(self, index: int) -> LayerCache:
-        """Return the cache of attention number `index` (the order of `ModelConfig.attentions`)."""
+        """Return the cache of the attention with this index in `ModelConfig.attentions`."""
 
     def table(self, rope: Rope, dim: int) -> tuple[Tensor, Tensor]:
-        """Return cos and sin [positions, dim / 2] for every position that may occur, as `rope_table` computes them for 0, 1, ..."""
+        """Return cos and sin [positions, dim / 2] of `rope_table` for positions 0, 1, ... up to the highest position in use."""
 
 
 @dataclass(frozen=True)
 class Output:
     """The result of a forward pass.
 
-    hidden [batch, seq, d] is taken after the final norm. `routing` holds one entry per routing network, over the batch
-    * seq tokens. `recorded` maps each requested name to the tensors of the attentions that recorded it, in order.
+    `hidden` [batch, seq, d] is the hidden state after the final norm. `routing` has one entry per network that routes,
+    over all batch * seq tokens. `recorded` maps each requested name to the tensors that attentions recorded, in layer
+    order.
     """
 
     hidden: Tensor
@@ -47,7 +48,7 @@ class Output:
 
 
 class Decoder(Layer):
-    """Embedding, blocks, final norm and head. `ops` is the backend; `config` defines everything else."""
+    """A decoder with embedding, blocks, final norm, head and MTP modules. `ops` is the backend that runs its operations."""
 
     lm_head: nn.Module | None
 
@@ -63,14 +64,14 @@ class Decoder(Layer):
         head = None if self.tied else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.register_module("lm_head", head)  # an attribute that is None would hide the head of a prepared copy
         self.mtp = nn.ModuleList(MTP(config) for _ in range(config.num_nextn_predict_layers))
-        # Without a cache, the trainer would not round what the engine stores in another type.
+        # The engine rounds cached parts to their own dtype. The trainer rounds them in the same way if it uses a cache too.
         rounded = any(part.dtype is not None for kind in config.attentions for part in kind.cache_spec())
         self.needs_cache = rounded or any(isinstance(m, Attention) and m.needs_cache for m in self.modules())
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Return the embeddings [..., d] of token ids [...], in the form that `forward` reads."""
-        found: Tensor = self.embed_tokens(tokens)
-        return found
+        """Return the embeddings [..., d] of token ids [...], as `forward` accepts them in `inputs_embeds`."""
+        embeddings: Tensor = self.embed_tokens(tokens)
+        return embeddings
 
     def forward(
         self,
@@ -83,22 +84,22 @@ class Decoder(Layer):
         inputs_embeds: Tensor | None = None,
         record: Collection[str] = (),
     ) -> Output:
-        """Run the model on tokens [batch, seq].
+        """Run the model on `tokens` [batch, seq].
 
-        - `positions` [batch, seq] default to 0, 1, ...
-        - `segments` [batch, seq] are document numbers; attention does not cross documents.
-        - `cache`: a token attends to all cached positions of its sequence up to its own.
-        - `replay` [batch, seq, routers, k] fixes the expert choices.
+        - `positions` [batch, seq] default to 0, 1, ... in each row.
+        - `segments` [batch, seq] are document numbers. A token attends only to tokens of its own document.
+        - `cache`: each token attends to the cached positions of its sequence up to its own position.
+        - `replay` [batch, seq, routers, k] fixes the experts of each token instead of letting the routers choose.
         - `inputs_embeds` [batch, seq, d] replaces `embed(tokens)`.
-        - `record` names the tensors that attentions record (`AttentionContext.record`).
+        - `record` lists the tensors to return in `Output.recorded` (see `AttentionContext.record`).
 
-        Raises ValueError if no layer records a name in `record`.
+        Raises ValueError if a name in `record` is recorded by no layer.
         """
         batch, seq = tokens.shape
         if positions is None:
             positions = torch.arange(seq, device=tokens.device).expand(batch, seq)
         if cache is None and (self.ops.in_blocks or self.needs_cache):
-            cache = self._sheet(positions, segments, self.config.attentions)
+            cache = self._packed_cache(positions, segments, self.config.attentions)
         mask = document_mask(torch.zeros_like(tokens) if segments is None else segments) if cache is None else None
         context = AttentionContext(positions, mask, self.ops, None if cache is None else cache.table, record)
         x = self.expand(self._embedded(tokens, inputs_embeds), self.ops)
@@ -108,8 +109,8 @@ class Decoder(Layer):
         for block in self.layers:
             assert isinstance(block, Block)
             chosen = [next(choices) if ffn.experts_per_token else None for ffn in block.ffns]
-            x, where = block(x, context, list(islice(caches, block.attentions)), chosen)
-            routing += [one for one in where if one is not None]
+            x, block_routing = block(x, context, list(islice(caches, block.attentions)), chosen)
+            routing += [entry for entry in block_routing if entry is not None]
         if unknown := set(record) - set(context.recorded):
             raise ValueError(f"record={sorted(unknown)}: no layer of this model records these names")
         recorded = {name: tuple(tensors) for name, tensors in context.recorded.items()}
@@ -123,10 +124,11 @@ class Decoder(Layer):
         segments: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
     ) -> list[Output]:
-        """Run the MTP modules over a whole sequence. Row i of module k holds the hidden state that predicts t_{i+2+k}.
+        """Run the MTP modules over whole sequences. The hidden state at position i of module k predicts token t_{i+2+k}.
 
-        hidden [batch, seq, d] is the output of `forward`, and inputs_embeds are those given to `forward`. Module k
-        returns [batch, seq - 1 - k, d]. The caller must mask rows whose document ends before the token to predict.
+        `hidden` [batch, seq, d] is the output of `forward`, and the other arguments are those of `forward`. Module k
+        returns hidden states [batch, seq - 1 - k, d]. The caller must mask positions whose predicted token belongs to
+        another document.
         """
         outputs: list[Output] = []
         if positions is None:
@@ -140,33 +142,35 @@ class Decoder(Layer):
             attentions = self.config.stages[-1].attentions
             caches: list[LayerCache | None] = [None] * len(attentions)
             if self.needs_cache:
-                sheet = self._sheet(positions, segments, attentions)
-                context.mask, context.table = None, sheet.table
-                caches = [sheet.layer(index) for index in range(len(attentions))]
+                packed = self._packed_cache(positions, segments, attentions)
+                context.mask, context.table = None, packed.table
+                caches = [packed.layer(index) for index in range(len(attentions))]
             hidden, routing = module(hidden, self._embedded(tokens, inputs_embeds), context, caches)
-            outputs.append(Output(hidden, tuple(one for one in routing if one is not None)))
+            outputs.append(Output(hidden, tuple(entry for entry in routing if entry is not None)))
         return outputs
 
-    def _sheet(
+    def _packed_cache(
         self, positions: Tensor, segments: Tensor | None, attentions: Sequence[AttentionConfig]
     ) -> PackedBatchCache:
-        return PackedBatchCache(positions, segments, [CacheLayout.of(one) for one in attentions], self.ops.attention)
+        return PackedBatchCache(
+            positions, segments, [CacheLayout.of(attention) for attention in attentions], self.ops.attention
+        )
 
     def _embedded(self, tokens: Tensor, inputs_embeds: Tensor | None) -> Tensor:
         if inputs_embeds is None:
             return self.embed(tokens)
-        if inputs_embeds.shape != (wanted := (*tokens.shape, self.config.hidden_size)):
-            raise ValueError(f"inputs_embeds has shape {list(inputs_embeds.shape)}; these tokens need {list(wanted)}")
+        if inputs_embeds.shape != (expected := (*tokens.shape, self.config.hidden_size)):
+            raise ValueError(f"inputs_embeds has shape {list(inputs_embeds.shape)}; these tokens need {list(expected)}")
         return inputs_embeds
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Return the logits [..., vocab] in fp32 of hidden [..., d]."""
+        """Return the logits [..., vocab] in fp32 of hidden states [..., d]."""
         if self.lm_head is None:
             return self.ops.linear(hidden, self.embed_tokens.weight).float()
         scores: Tensor = self.lm_head(hidden)
         return scores.float()
 
     def routers(self) -> list[FFN]:
-        """Return every feed-forward network that routes, in the order of a training step's routing: main model, then MTP."""
+        """Return every network that routes tokens, in the order of recorded routing: the main model's, then the MTP modules'."""
         blocks = [*self.layers, *(module.block for module in self.mtp)]
         return [ffn for block in blocks for ffn in block.ffns if ffn.experts_per_token]

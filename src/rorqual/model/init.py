@@ -1,4 +1,8 @@
-"""Weight initialisation: matrices normal with `initializer_range`, norms one, biases zero (V3, section 4.2)."""
+"""Weight initialization as in V3, section 4.2.
+
+Matrices are drawn from a normal distribution with standard deviation `initializer_range`. Norm weights are 1 and biases
+0.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from rorqual.ops.backends import TORCH, Backend
 
 
 def init_weights(model: nn.Module, std: float, seed: int) -> None:
-    """Fill every parameter in place. Draws follow the order of names from one generator, so a seed gives the same weights."""
+    """Initialize every parameter in place. One generator draws in the order of parameter names, so that a seed determines all weights."""
     generator = torch.Generator().manual_seed(seed)
     for _, parameter in sorted(model.named_parameters()):
         if parameter.dim() > 1:
@@ -22,7 +26,7 @@ def init_weights(model: nn.Module, std: float, seed: int) -> None:
 
 
 def build(config: ModelConfig, *, seed: int, ops: Backend = TORCH) -> Decoder:
-    """Return a model with freshly initialised fp32 weights on the CPU."""
+    """Return a model with newly initialized fp32 weights on the CPU."""
     model = Decoder(config, ops)
     init_weights(model, config.initializer_range, seed)
     return model

@@ -15,9 +15,9 @@ from rorqual.ops.moe import Routing
 class MTP(nn.Module):
     """One multi-token prediction module. It shares the embedding and the head with the main model.
 
-    The concatenation follows the published checkpoint: embedding first, hidden state second. `hidden` is the main
-    model's output after its final norm, which is also the input of the engines that reach the published acceptance
-    rate.
+    The input concatenates the embedding and the hidden state, in the order of the published checkpoint. The hidden
+    state is taken after the main model's final norm. Engines that reach the published acceptance rate use the same
+    hidden state.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -34,11 +34,14 @@ class MTP(nn.Module):
     def forward(
         self, hidden: Tensor, embedded: Tensor, context: AttentionContext, caches: Sequence[LayerCache | None]
     ) -> tuple[Tensor, tuple[Routing | None, ...]]:
-        """Return the normed hidden states [batch, seq, d].
+        """Return the hidden states [batch, seq, d] after the module's norm, and the routing of its networks.
 
-        hidden [batch, seq, d] is at positions i; embedded [batch, seq, d] are the embeddings of the tokens at i + 1.
+        For position i, `hidden` [batch, seq, d] holds the hidden state at i, and `embedded` [batch, seq, d] the
+        embedding of the token at i + 1.
         """
         joined = torch.cat((self.enorm(embedded, context.ops), self.hnorm(hidden, context.ops)), dim=-1)
-        x = self.expand(self.eh_proj(joined).to(joined.dtype), context.ops)  # stay fp32 under autocast
+        x = self.expand(
+            self.eh_proj(joined).to(joined.dtype), context.ops
+        )  # keep the residual stream in fp32 under autocast
         x, routing = self.block(x, context, caches, [None] * len(self.block.ffns))
         return self.norm(self.collapse(x, context.ops), context.ops), routing

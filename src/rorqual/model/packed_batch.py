@@ -1,4 +1,4 @@
-"""Paged attention over whole rows of a training batch, with the same block arithmetic as the engine."""
+"""Paged attention over a training batch. It sums over the same blocks as the engine, so that both round the same way."""
 
 from __future__ import annotations
 
@@ -15,30 +15,33 @@ from rorqual.ops.backends.attention import AttentionMetadata, PagedAttention, Pl
 from rorqual.ops.paged import BLOCK, fill
 from rorqual.ops.rope import Rope, rope_table
 
-TABLE = 4096
-"""Positions per call that computes angles. Tables have a multiple of this length, so an angle's bits do not depend on the length."""
+ANGLE_CHUNK = 4096
+"""Number of positions whose RoPE angles one call computes. Calls have a fixed size so that angles do not depend on the table length."""
 
 
 def angles(rope: Rope, dim: int, positions: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """Return cos and sin [at least `positions`, dim / 2] of positions 0, 1, 2, ..."""
+    """Return cos and sin [at least `positions`, dim / 2] of the RoPE angles of positions 0, 1, 2, ..."""
     parts = [
-        rope_table(rope, dim, torch.arange(start, start + TABLE, device=device)) for start in range(0, positions, TABLE)
+        rope_table(rope, dim, torch.arange(start, start + ANGLE_CHUNK, device=device))
+        for start in range(0, positions, ANGLE_CHUNK)
     ]
     cos, sin = zip(*parts)
     return torch.cat(cos), torch.cat(sin)
 
 
 class BlockedLayerCache(LayerCache, ABC):
-    """The cache of one attention whose parts are stored in blocks. `_pool` returns a part in the layout of `attention`,
-    and `attention` computes by `plan`.
+    """A `LayerCache` whose parts are stored in blocks.
+
+    `_store` stores new rows of a part, `_pool` returns a part as a block pool in the layout of the backend's
+    `attention`, and `_groups` returns the rows of completed groups.
     """
 
     def __init__(self, layout: CacheLayout, attention: PagedAttention, plan: Plan) -> None:
         self._layout, self._attention, self._plan = layout, attention, plan
-        self._written = dict[str, torch.dtype]()  # by name, the type of the rows that were given
+        self._written = dict[str, torch.dtype]()  # dtype of the rows passed to `write`, by part name
 
     @abstractmethod
-    def _keep(self, part: CachePart, rows: Tensor) -> None: ...
+    def _store(self, part: CachePart, rows: Tensor) -> None: ...
 
     @abstractmethod
     def _pool(self, name: str) -> Tensor: ...
@@ -51,12 +54,12 @@ class BlockedLayerCache(LayerCache, ABC):
         self._layout.check_write(parts)
         for name, rows in parts.items():
             part = self._layout.parts[name]
-            self._keep(part, rows.to(part.dtype or rows.dtype))
+            self._store(part, rows.to(part.dtype or rows.dtype))
             self._written[name] = rows.dtype
 
     def groups(self, part: str, every: int) -> tuple[Tensor, Tensor]:
         """See `LayerCache`."""
-        if self._read(part).every > 1 or every < 1 or BLOCK % every:
+        if self._written_part(part).every > 1 or every < 1 or BLOCK % every:
             raise ValueError(
                 f"attention kind '{self._layout.kind}' requests groups of {every} rows of the cached part '{part}': the part must have one row "
                 f"per token, and the group size must divide {BLOCK}"
@@ -76,7 +79,7 @@ class BlockedLayerCache(LayerCache, ABC):
         window: int | None = None,
     ) -> Tensor:
         """See `LayerCache`."""
-        if selected is None and window is None and self._read(keys).every == 1:
+        if selected is None and window is None and self._written_part(keys).every == 1:
             pools, width = self._pools(keys, values, value_width)
             return self._attention.attend(q, *pools, self._plan, scale, width)
         return self.attend_with_lse(q, keys, values, scale, value_width=value_width, selected=selected, window=window)[
@@ -103,7 +106,7 @@ class BlockedLayerCache(LayerCache, ABC):
 
     def select(self, q: Tensor, weights: Tensor, part: str, budget: int) -> Selection:
         """See `LayerCache`."""
-        if self._read(part) and budget < 1:
+        if self._written_part(part) and budget < 1:
             raise ValueError(
                 f"attention kind '{self._layout.kind}' requests budget={budget} for the cached part '{part}'; it must be at least 1"
             )
@@ -111,10 +114,10 @@ class BlockedLayerCache(LayerCache, ABC):
 
     def gather(self, part: str, selected: Selection) -> Tensor:
         """See `LayerCache`."""
-        self._read(part)
+        self._written_part(part)
         return self._attention.gather(self._pool(part), self._plan, selected.rows).to(self._written[part])
 
-    def _read(self, name: str) -> CachePart:
+    def _written_part(self, name: str) -> CachePart:
         if name not in self._written:
             kind, name = self._layout.kind, self._layout.part(name).name
             raise ValueError(f"attention kind '{kind}' reads the cached part '{name}' before writing it")
@@ -122,7 +125,7 @@ class BlockedLayerCache(LayerCache, ABC):
 
     def _pools(self, keys: str, values: str, value_width: int | None) -> tuple[tuple[Tensor, Tensor], int]:
         """Return the pools of keys and values, and the number of value columns to use."""
-        if self._read(keys).every != self._read(values).every:
+        if self._written_part(keys).every != self._written_part(values).every:
             raise ValueError(
                 f"attention kind '{self._layout.kind}' attends with keys '{keys}' and values '{values}', which must have the same `every`"
             )
@@ -130,85 +133,89 @@ class BlockedLayerCache(LayerCache, ABC):
 
 
 class PackedBatchCache:
-    """A `Cache` for one whole batch. It keeps nothing after the forward pass, and gradients flow through it.
+    """A `Cache` for a training batch. It is used for one forward pass and is differentiable.
 
-    positions [batch, seq] begin at 0 in each document. segments [batch, seq] are document numbers; None means one
-    document per row. `layouts` gives the cache layout of each attention, and `attention` computes in blocks.
+    `positions` [batch, seq] must begin at 0 in each document. `segments` [batch, seq] are document numbers; None means
+    one document per row. `layouts` has the cache layout of each attention. `attention` is the backend's attention.
     """
 
     def __init__(
         self, positions: Tensor, segments: Tensor | None, layouts: Sequence[CacheLayout], attention: PagedAttention
     ) -> None:
         rows = positions.cpu().numpy()
-        other = np.ones(rows.shape, bool)
-        other[:, 1:] = rows[:, 1:] != rows[:, :-1] + 1
+        starts = np.ones(rows.shape, bool)  # the first token of each document
+        starts[:, 1:] = rows[:, 1:] != rows[:, :-1] + 1
         if segments is not None:
-            names = segments.cpu().numpy()
-            other[:, 1:] |= names[:, 1:] != names[:, :-1]
-        start = np.flatnonzero(other)
+            documents = segments.cpu().numpy()
+            starts[:, 1:] |= documents[:, 1:] != documents[:, :-1]
+        start = np.flatnonzero(starts)
         flat = rows.reshape(-1)
         if flat[start].any():
             raise DataError(
-                "a document does not begin at position 0", where="positions", remedy="Pass whole documents."
+                "a document does not begin at position 0", where="positions", remedy="Pass complete documents."
             )
         count = np.diff(start, append=len(flat))
         blocks = -(-count // BLOCK)
-        before = np.cumsum(blocks) - blocks
-        block_table = before[:, None] + np.minimum(np.arange(int(blocks.max())), blocks[:, None] - 1)
+        first_block = np.cumsum(blocks) - blocks
+        block_table = first_block[:, None] + np.minimum(np.arange(int(blocks.max())), blocks[:, None] - 1)
         self.device, self.layouts, self.attention = positions.device, layouts, attention
-        slots = np.repeat(before * BLOCK, count) + flat
-        loc = np.append(start, len(flat))
-        self.plan = attention.plan(AttentionMetadata(loc, count, block_table, slots), self.device)
-        place = np.full(int(blocks.sum()) * BLOCK, len(flat))  # index len(flat) marks the empty slots of a block
-        place[slots] = np.arange(len(flat))
-        self._place, self._at = place, flat
-        self._known: dict[int, tuple[Tensor, Tensor]] = {}
+        slots = np.repeat(first_block * BLOCK, count) + flat
+        query_start_loc = np.append(start, len(flat))
+        self.plan = attention.plan(AttentionMetadata(query_start_loc, count, block_table, slots), self.device)
+        token_of_slot = np.full(int(blocks.sum()) * BLOCK, len(flat))  # len(flat) marks an empty slot
+        token_of_slot[slots] = np.arange(len(flat))
+        self._token_of_slot, self._positions = token_of_slot, flat
+        self._rows_by_every: dict[int, tuple[Tensor, Tensor]] = {}
 
     def layer(self, index: int) -> LayerCache:
-        """Return the cache of one attention."""
+        """See `Cache`."""
         return _PackedLayerCache(self, self.layouts[index])
 
     def table(self, rope: Rope, dim: int) -> tuple[Tensor, Tensor]:
         """See `Cache`."""
-        return angles(rope, dim, int(self._at.max()) + 1, self.device)
+        return angles(rope, dim, int(self._positions.max()) + 1, self.device)
 
     def rows(self, every: int) -> tuple[Tensor, Tensor]:
-        """Return the groups of `every` tokens and their places in the blocks.
+        """Return index tensors that map groups of `every` tokens to tokens, and rows of blocks to groups.
 
-        The first tensor [groups] holds the last token of each group, padded. The second [blocks * BLOCK / every] holds
-        the group of each block row, or the number of groups if the row has none.
+        The first tensor [groups] holds the last token of each group. Its length is padded (`ops.paged.fill`). The
+        second tensor [blocks * BLOCK / every] holds the group of each block row, or the number of groups for an empty
+        row.
         """
-        if every not in self._known:
-            ends = np.flatnonzero(self._at % every == every - 1)
+        if every not in self._rows_by_every:
+            ends = np.flatnonzero(self._positions % every == every - 1)
             last = np.zeros(len(ends) if every == 1 else fill(len(ends), self.plan.rows.least), np.int64)
             last[: len(ends)] = ends
-            group = np.full(len(self._at) + 1, len(last))
+            group = np.full(len(self._positions) + 1, len(last))
             group[ends] = np.arange(len(ends))
-            places = group[self._place[every - 1 :: every]]
-            self._known[every] = (torch.from_numpy(last).to(self.device), torch.from_numpy(places).to(self.device))
-        return self._known[every]
+            places = group[self._token_of_slot[every - 1 :: every]]
+            self._rows_by_every[every] = (
+                torch.from_numpy(last).to(self.device),
+                torch.from_numpy(places).to(self.device),
+            )
+        return self._rows_by_every[every]
 
 
 class _PackedLayerCache(BlockedLayerCache):
-    def __init__(self, sheet: PackedBatchCache, layout: CacheLayout) -> None:
-        super().__init__(layout, sheet.attention, sheet.plan)
-        self._sheet = sheet
+    def __init__(self, packed: PackedBatchCache, layout: CacheLayout) -> None:
+        super().__init__(layout, packed.attention, packed.plan)
+        self._packed = packed
         self._rows: dict[str, Tensor] = {}
         self._blocks: dict[str, Tensor] = {}
 
-    def _keep(self, part: CachePart, rows: Tensor) -> None:
+    def _store(self, part: CachePart, rows: Tensor) -> None:
         self._rows[part.name] = rows
 
     def _groups(self, name: str, every: int) -> tuple[Tensor, Tensor]:
-        last, _ = self._sheet.rows(every)
-        at = (last.unsqueeze(1) + torch.arange(1 - every, 1, device=last.device)).clamp(min=0)
-        return self._rows[name].index_select(0, at.flatten()).unflatten(0, at.shape), last
+        last, _ = self._packed.rows(every)
+        tokens = (last.unsqueeze(1) + torch.arange(1 - every, 1, device=last.device)).clamp(min=0)
+        return self._rows[name].index_select(0, tokens.flatten()).unflatten(0, tokens.shape), last
 
     def _pool(self, name: str) -> Tensor:
-        """Return a part, stored as rows [rows, heads, width], as a pool of blocks with BLOCK / every rows."""
+        """Convert the rows of a part [rows, heads, width] to a pool of blocks with BLOCK / every rows each."""
         if name not in self._blocks:
             rows, every = self._rows[name], self._layout.parts[name].every
-            longer = torch.cat((rows, rows.new_zeros(1, *rows.shape[1:])))
-            blocks = longer.index_select(0, self._sheet.rows(every)[1]).unflatten(0, (-1, BLOCK // every))
+            padded = torch.cat((rows, rows.new_zeros(1, *rows.shape[1:])))
+            blocks = padded.index_select(0, self._packed.rows(every)[1]).unflatten(0, (-1, BLOCK // every))
             self._blocks[name] = self._attention.lay_out(blocks.transpose(1, 2).contiguous())
         return self._blocks[name]

@@ -1,7 +1,7 @@
-"""Configurations of published models by name.
+"""Configurations of published models.
 
-Values come from each model's `config.json`; dimensions are also in the V2, V3, Qwen2.5, Qwen3 and Llama 3 reports.
-Qwen2.5 presets follow the Instruct models: the base models have other lengths, and some another epsilon.
+All values come from the `config.json` of each model. The V2, V3, Qwen2.5, Qwen3 and Llama 3 reports give the same
+dimensions. Qwen2.5 presets follow the Instruct models. The base models differ in context length, and some in epsilon.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rorqual.ops.rope import Llama3, Rope, Yarn
 
 _V3_NAMES = ("deepseek-v3", "deepseek-r1", "deepseek-v3.1")
 _QWEN3 = {
-    # name: hidden, intermediate, layers, heads, tied; all have 8 key-value heads with head_dim 128
+    # name: hidden size, intermediate size, layers, heads, tied embeddings. All have 8 key-value heads with head_dim 128.
     "qwen3-0.6b": (1024, 3072, 28, 16, True),
     "qwen3-1.7b": (2048, 6144, 28, 16, True),
     "qwen3-4b": (2560, 9728, 36, 32, True),
@@ -26,12 +26,14 @@ _QWEN3 = {
 
 
 _QWEN3_MOE = {
-    # name: hidden, expert intermediate, layers, heads; all have 4 key-value heads with head_dim 128, and route to 8 of 128 experts
+    # name: hidden size, expert intermediate size, layers, heads.
+    # All have 4 key-value heads with head_dim 128 and route each token to 8 of 128 experts.
     "qwen3-30b-a3b": (2048, 768, 48, 32),
     "qwen3-235b-a22b": (4096, 1536, 94, 64),
 }
 _QWEN2 = {
-    # name: hidden, intermediate, layers, heads, key-value heads, tied, vocabulary, length, theta, epsilon
+    # name: hidden size, intermediate size, layers, heads, key-value heads, tied embeddings,
+    # vocabulary size, context length, RoPE theta, norm epsilon
     "qwen2.5-0.5b": (896, 4864, 24, 14, 2, True, 151936, 32768, 1e6, 1e-6),
     "qwen2.5-1.5b": (1536, 8960, 28, 12, 2, True, 151936, 32768, 1e6, 1e-6),
     "qwen2.5-3b": (2048, 11008, 36, 16, 2, True, 151936, 32768, 1e6, 1e-6),
@@ -45,7 +47,7 @@ _QWEN2 = {
     "deepseek-r1-distill-qwen-32b": (5120, 27648, 64, 40, 8, False, 152064, 131072, 1e6, 1e-5),
 }
 _LLAMA3 = {
-    # name: hidden, intermediate, layers, heads, tied, factor; all have 8 key-value heads
+    # name: hidden size, intermediate size, layers, heads, tied embeddings, RoPE factor. All have 8 key-value heads.
     "llama-3.1-8b": (4096, 14336, 32, 32, False, 8.0),
     "llama-3.1-70b": (8192, 28672, 80, 64, False, 8.0),
     "llama-3.1-405b": (16384, 53248, 126, 128, False, 8.0),

@@ -1,4 +1,4 @@
-"""Models on the meta device: names, shapes and types of tensors without values, to be filled or only counted."""
+"""Build models on the meta device, where tensors have names, shapes and dtypes but no memory."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from rorqual.ops.backends import TORCH, Backend
 
 
 class _Unfilled(TorchFunctionMode):
-    """Skip random initialisation.
+    """Skip random initialization.
 
-    On the meta device the first random draw would import 800 modules of torch's compiler, which takes 2 s or more.
+    On the meta device, the first random draw would import 800 modules of torch's compiler and take 2 s or more.
     """
 
     def __torch_function__(
@@ -27,15 +27,15 @@ class _Unfilled(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        named = dict(kwargs or {})
-        # This mode sees calls to nn.init's functions, not the calls that those make.
+        options = dict(kwargs or {})
+        # The mode intercepts calls to functions of nn.init, but not the calls inside these functions.
         draws = getattr(func, "__module__", None) == nn.init.__name__
         if draws or func in (torch.Tensor.normal_, torch.Tensor.uniform_):
-            return args[0] if args else named["tensor"]
-        return func(*args, **named)
+            return args[0] if args else options["tensor"]
+        return func(*args, **options)
 
 
 def skeleton(config: ModelConfig, ops: Backend = TORCH) -> Decoder:
-    """Return the model on the meta device, without memory. `to_empty` allocates its tensors."""
+    """Return a model on the meta device. Call `to_empty` to allocate its tensors."""
     with torch.device("meta"), _Unfilled():
         return Decoder(config, ops)

@@ -1,1 +1,1 @@
-"""Tensor operations: plain torch references that follow the papers, and backends tested to agree with them."""
+"""Tensor operations: plain torch references that follow the papers, and faster backends. Tests compare both."""

@@ -1,4 +1,4 @@
-"""Reference scaled dot-product attention (Vaswani et al. 2017, eq. 1)."""
+"""Reference implementation of scaled dot-product attention (Vaswani et al. 2017, eq. 1)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tenso
     """Compute softmax(scale q k^T) v where `mask` is True.
 
     q [batch, heads, queries, d], k [batch, heads, keys, d], v [batch, heads, keys, d_v], mask [batch, 1, queries,
-    keys]. The caller must ensure that every query sees a key. The softmax runs in fp32.
+    keys]. Every query must have a visible key. The softmax is computed in fp32.
     """
     scores = (q @ k.transpose(-1, -2)).float() * scale
     return scores.masked_fill(~mask, float("-inf")).softmax(-1).to(v.dtype) @ v
 
 
 def document_mask(segments: Tensor) -> Tensor:
-    """Return a causal mask within documents [batch, 1, seq, seq], True for visible keys. segments [batch, seq] are document numbers."""
+    """Return a causal mask [batch, 1, seq, seq] that is True for visible keys of the same document.
+
+    `segments` [batch, seq] are document numbers.
+    """
     seq = segments.shape[1]
     causal = torch.ones(seq, seq, dtype=torch.bool, device=segments.device).tril()
     same = segments.unsqueeze(2) == segments.unsqueeze(1)

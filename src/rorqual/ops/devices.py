@@ -1,4 +1,4 @@
-"""Device checks."""
+"""Check that a torch device is available."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rorqual.core.errors import ConfigError
 
 
 def check_device(name: str) -> None:
-    """Refuse a device on which this torch cannot create a tensor."""
+    """Raise ConfigError if torch cannot create a tensor on the device `name`."""
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:

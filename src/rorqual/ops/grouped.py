@@ -1,7 +1,7 @@
-"""Experts by grouped products. No shape depends on the routing, so the host never waits for an accelerator.
+"""Mixture of experts with grouped matrix products. No shape depends on the routing, so the host never waits for the GPU.
 
-torch has grouped products in bf16 (torch 2.10; one kernel from CUDA's sm90 on). Other dtypes loop over experts, which
-synchronises with the device in each layer.
+torch 2.10 has grouped products in bf16, as one kernel from CUDA's sm90 on. For other dtypes, backends loop over
+experts, which synchronizes host and device in each layer.
 """
 
 from __future__ import annotations
@@ -13,36 +13,36 @@ from torch import Tensor
 from rorqual.ops.moe import Routing
 
 ALIGNED = 8
-"""Alignment of the rows of torch's grouped products, in bf16 values."""
+"""Required alignment of rows in torch's grouped products, as a number of bf16 values."""
 
 
 def fits(x: Tensor, gate_up: Tensor) -> bool:
-    """Return True if `experts` below supports these tensors: bf16, aligned, and not on the CPU."""
+    """Return whether `experts` supports these tensors: bf16, aligned, and not on the CPU."""
     _, twice, width = gate_up.shape
     aligned = width % ALIGNED == 0 and twice % (2 * ALIGNED) == 0
-    return x.device.type != "cpu" and aligned and _type(x) == torch.bfloat16
+    return x.device.type != "cpu" and aligned and _compute_dtype(x) == torch.bfloat16
 
 
-def _type(x: Tensor) -> torch.dtype:
+def _compute_dtype(x: Tensor) -> torch.dtype:
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def experts(x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor) -> Tensor:
-    """Compute sum_k weight_k SwiGLU_k(x) by two grouped products over tokens sorted by expert.
+    """Compute sum_k weight_k SwiGLU_k(x) with two grouped products over tokens sorted by expert.
 
-    x [tokens, d], gate_up [experts, 2 i, d] (gate first), down [experts, d, i] -> [tokens, d]. A token's experts are
-    added in the order in which they were chosen.
+    x [tokens, d], gate_up [experts, 2 i, d] (gate first), down [experts, d, i] -> [tokens, d]. The outputs
+    of a token's experts are added in the order of `routing.indices`.
     """
     tokens, k = routing.indices.shape
-    x, gate_up, down = (tensor.to(_type(x)) for tensor in (x, gate_up, down))
+    x, gate_up, down = (tensor.to(_compute_dtype(x)) for tensor in (x, gate_up, down))
     flat = routing.indices.reshape(-1)
     order = flat.argsort(stable=True)
     counts = torch.zeros(len(gate_up), dtype=torch.int32, device=x.device)
     ends = counts.scatter_add(0, flat, torch.ones_like(flat, dtype=torch.int32)).cumsum(0, dtype=torch.int32)
-    taken = x.index_select(0, order // k)
-    gate, up = F.grouped_mm(taken, gate_up.transpose(1, 2), offs=ends).chunk(2, dim=-1)
+    sorted_x = x.index_select(0, order // k)
+    gate, up = F.grouped_mm(sorted_x, gate_up.transpose(1, 2), offs=ends).chunk(2, dim=-1)
     out = F.grouped_mm(F.silu(gate) * up, down.transpose(1, 2), offs=ends)
-    back = torch.empty_like(order).scatter(0, order, torch.arange(tokens * k, device=x.device))
-    each = out.index_select(0, back).view(tokens, k, -1)
+    unsort = torch.empty_like(order).scatter(0, order, torch.arange(tokens * k, device=x.device))
+    each = out.index_select(0, unsort).view(tokens, k, -1)
     return torch.bmm(routing.weights.unsqueeze(1), each.to(routing.weights.dtype)).squeeze(1).to(x.dtype)

@@ -1,4 +1,4 @@
-"""Modules that declare which of their products a backend may fuse or precompute in an inference-only copy."""
+"""Modules that declare which of their matrix products a backend may fuse or precompute for inference."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 
 class Layer(nn.Module):
-    """A module that describes its matrix products. `Backend.prepare` uses the description; training does not.
+    """A module that describes its matrix products to `Backend.prepare`. Training does not use the description.
 
-    - `shared_input`: names of linear maps with the same input, in groups. `shared(x)` computes them.
-    - `derived`: names of methods without arguments that compute tensors [.., in, out] or [out, in] from weights alone. Each
-      maps to the child or parameter that is not needed once they are known. `tensors(name)` returns them.
-    - `tied`: maps a linear map's name to the child whose `weight` [out, in] it uses.
+    - `shared_input`: groups of names of linear maps that have the same input. `shared(x)` computes them.
+    - `derived`: maps the name of a method to the child or parameter that it replaces. The method has no arguments and
+      computes tensors [.., in, out] or [out, in] from weights. `tensors(name)` returns these tensors.
+    - `tied`: maps the name of a linear map to the child whose `weight` [out, in] it shares.
     """
 
     shared_input: tuple[tuple[str, ...], ...] = ()
@@ -30,24 +30,25 @@ class Layer(nn.Module):
         self.register_module("fused", None)
 
     def shared(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Map x [.., in] to one output [.., sum of out] per group of `shared_input`, its maps' outputs concatenated."""
+        """Apply all maps of `shared_input` to x [.., in]. Returns one tensor per group: its maps' outputs, concatenated."""
         if self.fused is not None:
-            found: tuple[Tensor, ...] = self.fused(x).split(self.widths, dim=-1)
-            return found
+            groups: tuple[Tensor, ...] = self.fused(x).split(self.widths, dim=-1)
+            return groups
         outputs = [[getattr(self, name)(x) for name in group] for group in self.shared_input]
         return tuple(group[0] if len(group) == 1 else torch.cat(group, dim=-1) for group in outputs)
 
     def tensors(self, name: str) -> tuple[Tensor, ...]:
-        """Return the tensors that method `name` of `derived` computes."""
+        """Return the tensors of the method `name` in `derived`. They are computed now unless a backend has precomputed them."""
         if name in self.known:
             return self.known[name]
-        found: tuple[Tensor, ...] = getattr(self, name)()
-        return found
+        computed: tuple[Tensor, ...] = getattr(self, name)()
+        return computed
 
 
 class LinearMap(nn.Module):
-    """A linear map x [.., in] -> [.., out] that is not an `nn.Linear`. `inner` is the largest inner width of its
-    products, other than that of x.
+    """Base class of linear maps x [.., in] -> [.., out] that are not `nn.Linear`.
+
+    `inner` is the largest number of columns of its internal products, such as the rank of LoRA.
     """
 
     inner = 0

@@ -1,4 +1,4 @@
-"""Weights prepacked in oneDNN's layout: opaque tensors that only `times` and `plain` can read."""
+"""Prepack weights in oneDNN's blocked layout. Prepacked tensors are opaque: only `times` and `plain` can read them."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ import torch
 from torch import Tensor
 
 ROWS = 16
-"""Row count for which oneDNN chooses the layout."""
+"""Number of input rows for which oneDNN chooses the layout."""
 _NOTHING: list[Any] = []
 
 
 def laid_out(weight: Tensor) -> Tensor:
-    """Return a copy of weight [out, in] in oneDNN's layout. The weight must be on the CPU, in fp32 or bf16."""
+    """Return a prepacked copy of weight [out, in]. The weight must be on the CPU, in fp32 or bf16."""
     opaque: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), ROWS)
     return opaque
 
 
 def plain(opaque: Tensor) -> Tensor:
-    """Return a copy [out, in] in the plain layout."""
+    """Return a copy of a prepacked weight in the plain layout [out, in]."""
     dense: Tensor = opaque.to_dense()
     return dense
 
 
 def times(x: Tensor, opaque: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Compute x W^T + b without gradients: x [..., in] -> [..., out]."""
+    """Compute x W^T + b for a prepacked W: x [..., in] -> [..., out]. The result has no gradients."""
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, opaque, bias, "none", _NOTHING, "")
     return y

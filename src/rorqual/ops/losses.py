@@ -1,4 +1,4 @@
-"""Log-probabilities of given tokens in fp32, and the loss terms that objectives compute from them."""
+"""Log-probabilities of tokens in fp32, and loss terms computed from them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return log softmax(logits)[target], of shape [n], for logits [n, vocab] in fp32 and targets [n]."""
+    """Return the log-probability of each target token [n], for logits [n, vocab] in fp32 and targets [n]."""
     return logits.log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
 
 
 def keep_only(logits: Tensor, kept: Tensor) -> Tensor:
-    """Set the logits [n, vocab] of tokens outside the set `kept` to -inf.
+    """Set the logits [n, vocab] of tokens that are not in `kept` to -inf.
 
     `kept` [n, ceil(vocab / 8)] is uint8 in the format of `numpy.packbits`: the first token is the highest bit of the
     first byte.
@@ -23,7 +23,7 @@ def keep_only(logits: Tensor, kept: Tensor) -> Tensor:
 
 
 def reverse_kl(now: Tensor, reference: Tensor) -> Tensor:
-    """Return k3, an estimate of KL(p || reference) that is never negative, from log-probabilities of sampled tokens.
+    """Return the k3 estimate of KL(p || reference) from log-probabilities of tokens sampled from p. It is never negative.
 
     Source: R1 eq. 2; Schulman 2020.
     """

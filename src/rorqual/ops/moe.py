@@ -1,4 +1,4 @@
-"""Reference mixture of experts: the router of DeepSeek-V3 (report eq. 12-16) and the gated sum of experts."""
+"""Reference implementation of mixture of experts: DeepSeek-V3's router (report eq. 12-16) and the gated sum of experts."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch import Tensor
 
 Score = Literal["sigmoid", "softmax"]
 SKIP = -1
-"""An expert number that means no expert."""
+"""The expert number that stands for no expert."""
 CHOOSE = -2
-"""A replayed expert number that means the router chooses."""
+"""The expert number in a replay that lets the router choose."""
 
 
 @dataclass(frozen=True)
 class Routing:
     """The routing of tokens in one layer.
 
-    - `indices` [tokens, k]: the experts used, `SKIP` for none, and numbers beyond the experts' for identity experts.
-    - `weights` [tokens, k]: their gates, with gradient.
-    - `scores` [tokens, choices]: the unbiased affinities.
-    - `own` [tokens, k]: the router's choice without replay, equal to `indices` unless replayed.
-    - `gap` [tokens]: how far the biased score of the chosen set is below a best one, 0 without replay.
+    - `indices` [tokens, k]: the chosen experts, or `SKIP`. Identity experts are numbered after the experts with weights.
+    - `weights` [tokens, k]: the gates of the chosen experts, with gradient.
+    - `scores` [tokens, choices]: the affinities, without bias.
+    - `own` [tokens, k]: the router's own choice. It differs from `indices` only if choices are replayed.
+    - `gap` [tokens]: how far the biased score of the replayed choice is below the best score. It is 0 without replay.
     """
 
     indices: Tensor
@@ -34,10 +34,10 @@ class Routing:
     own: Tensor
     gap: Tensor
     skips: bool = True
-    """False if `indices` contain only experts with weights. Kernels then need no mask."""
+    """False if `indices` contains only experts with weights, so that kernels need no mask."""
 
     def served(self, n_experts: int) -> Routing:
-        """Return the routing for kernels that know only experts 0 to `n_experts` - 1. Other choices become expert 0 with gate 0."""
+        """Return the routing with only experts 0 to `n_experts` - 1, for kernels. Other choices become expert 0 with gate 0."""
         if not self.skips:
             return self
         absent = (self.indices < 0) | (self.indices >= n_experts)
@@ -46,39 +46,41 @@ class Routing:
         )
 
     def returned(self, n_experts: int) -> Tensor:
-        """Return the summed gates [tokens, 1] of identity experts, which are numbered from `n_experts` on."""
+        """Return the sum of the gates of each token's identity experts [tokens, 1], which have numbers from `n_experts` on."""
         return self.weights.masked_fill(self.indices < n_experts, 0).sum(-1, keepdim=True)
 
 
 def router_logits(x: Tensor, gate: Tensor) -> Tensor:
     """Compute logits [tokens, experts] in fp32 from x [tokens, d] and gate [experts, d] of any dtype.
 
-    Autocast is disabled here: it would cast the product to bf16, and tokens would choose other experts.
+    Autocast is disabled because a product in bf16 would change the chosen experts.
     """
     with torch.autocast(x.device.type, enabled=False):
         return F.linear(x.float(), gate.float())
 
 
 def affinity(logits: Tensor, score: Score, sigmoid: Callable[[Tensor], Tensor] = torch.sigmoid) -> Tensor:
-    """Convert router logits [tokens, experts] (fp32) to affinities."""
+    """Convert router logits [tokens, experts] in fp32 to affinities by sigmoid or softmax."""
     return sigmoid(logits) if score == "sigmoid" else logits.softmax(-1)
 
 
-def _merit(groups: Tensor, group_by: Literal["top2", "max"]) -> Tensor:
+def _group_scores(groups: Tensor, group_by: Literal["top2", "max"]) -> Tensor:
     """Return the score of each group [tokens, groups], from groups [tokens, groups, experts per group]."""
     return groups.topk(2, dim=-1).values.sum(-1) if group_by == "top2" else groups.amax(-1)
 
 
 def choose(biased: Tensor, *, k: int, n_group: int, topk_group: int, group_by: Literal["top2", "max"]) -> Tensor:
-    """Choose the k experts of each token by biased score within its `topk_group` best of `n_group` groups: [tokens, k].
+    """Choose the k experts with the highest biased scores in the `topk_group` best of `n_group` groups: [tokens, k].
 
-    Unselected groups are masked with -inf, because a mask of 0 would win over negative biased scores. On ties,
-    torch.topk does not guarantee the lowest index. Equal biased scores do not occur in trained routers.
+    Other groups are masked with -inf, because a mask of 0 would beat negative biased scores. For equal scores,
+    torch.topk does not guarantee the lowest index, but trained routers have no equal scores.
     """
     if n_group > 1:
         groups = biased.unflatten(-1, (n_group, -1))  # [tokens, groups, experts per group]
-        merit = _merit(groups, group_by)
-        kept = torch.zeros_like(merit, dtype=torch.bool).scatter_(-1, merit.topk(topk_group, dim=-1).indices, True)
+        group_scores = _group_scores(groups, group_by)
+        kept = torch.zeros_like(group_scores, dtype=torch.bool).scatter_(
+            -1, group_scores.topk(topk_group, dim=-1).indices, True
+        )
         biased = groups.masked_fill(~kept.unsqueeze(-1), float("-inf")).flatten(-2)
     return biased.topk(k, dim=-1, sorted=False).indices
 
@@ -92,19 +94,20 @@ def _shortfall(
     topk_group: int,
     group_by: Literal["top2", "max"],
 ) -> Tensor:
-    """Return how far the score of `other` [tokens, k] is below a best choice such as `own`: [tokens], 0 for equal sets.
+    """Return how far the biased score of the choice `other` [tokens, k] is below the best choice `own`: [tokens].
 
-    Two choices are made, groups and then experts, and the larger shortfall counts. Without the group term, a near tie
-    between groups would look like a large error, and a wrong group of better experts like none.
+    The result is the larger of two shortfalls: of the chosen groups, and of the experts chosen within these groups. If
+    only experts were compared, a near tie between groups would look like a large error, and a wrong group with better
+    experts like no error. Equal sets give exactly 0.
     """
-    own, other = own.sort(-1).values, other.sort(-1).values  # same order, so equal sets have bit-identical sums
+    own, other = own.sort(-1).values, other.sort(-1).values  # sorted, so that equal sets have bit-identical sums
     if n_group == 1:
         return biased.gather(-1, own).sum(-1) - biased.gather(-1, other).sum(-1)
-    merit = _merit(biased.unflatten(-1, (n_group, -1)), group_by)
-    used = torch.zeros_like(merit, dtype=torch.bool).scatter_(-1, other // (biased.shape[-1] // n_group), True)
-    # The best groups that contain `other`: those it uses, then the best of the rest.
-    kept = merit.masked_fill(used, float("inf")).topk(topk_group, dim=-1).indices
-    groups = merit.topk(topk_group, dim=-1).values.sum(-1) - merit.gather(-1, kept).sum(-1)
+    group_scores = _group_scores(biased.unflatten(-1, (n_group, -1)), group_by)
+    used = torch.zeros_like(group_scores, dtype=torch.bool).scatter_(-1, other // (biased.shape[-1] // n_group), True)
+    # The best set of groups that contains all groups of `other`.
+    kept = group_scores.masked_fill(used, float("inf")).topk(topk_group, dim=-1).indices
+    groups = group_scores.topk(topk_group, dim=-1).values.sum(-1) - group_scores.gather(-1, kept).sum(-1)
     allowed = torch.zeros_like(used).scatter_(-1, kept, True).repeat_interleave(biased.shape[-1] // n_group, dim=-1)
     best = biased.masked_fill(~allowed, float("-inf")).topk(own.shape[-1], dim=-1).indices.sort(-1).values
     return torch.maximum(groups, biased.gather(-1, best).sum(-1) - biased.gather(-1, other).sum(-1))
@@ -124,10 +127,10 @@ def route(
     replay: Tensor | None = None,
     sigmoid: Callable[[Tensor], Tensor] = torch.sigmoid,
 ) -> Routing:
-    """Choose experts by affinity plus `bias` [experts] (None: no bias), and gate by the affinity alone (V3 eq. 13-16).
+    """Choose experts by affinity plus `bias` [experts] (None: no bias). Gates use the affinity without bias (V3 eq. 13-16).
 
-    `replay` [tokens, k] fixes the choice; negative entries let this router choose, which never skips. Gates are still
-    computed here, so the router keeps its gradient.
+    `replay` [tokens, k] fixes the choice. Negative entries let the router choose. Gates are computed even for replayed
+    choices, so the router receives a gradient.
     """
     scores = affinity(logits.float(), score, sigmoid)  # [tokens, experts]
     biased = scores.detach() if bias is None else scores.detach() + bias
@@ -159,36 +162,36 @@ def experts(x: Tensor, routing: Routing, gate_up: Tensor | Sequence[Tensor], dow
 def experts_tuned(
     x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor, tuned: Sequence[int], parts: Sequence[Tensor]
 ) -> Tensor:
-    """Compute `experts` with gradients for the experts `tuned` only; the other matrices are constants.
+    """Compute `experts` with gradients only for the matrices of the experts `tuned`.
 
-    `parts` holds gate_up [2 i, d] and down [d, i] of each tuned expert in turn, equal to the slices of the stacked
-    tensors.
+    `parts` lists the matrices of each tuned expert: gate_up [2 i, d], then down [d, i]. These matrices equal slices of
+    the stacked tensors.
     """
-    first, second = list(gate_up.detach().unbind(0)), list(down.detach().unbind(0))
+    gate_ups, downs = list(gate_up.detach().unbind(0)), list(down.detach().unbind(0))
     for place, expert in enumerate(tuned):
-        first[expert], second[expert] = parts[2 * place], parts[2 * place + 1]
-    return experts(x, routing, first, second)
+        gate_ups[expert], downs[expert] = parts[2 * place], parts[2 * place + 1]
+    return experts(x, routing, gate_ups, downs)
 
 
 def aimed_load(load: Tensor, target: Tensor | None) -> Tensor:
-    """Return the target count of each choice, given counts load [choices] and shares target [choices] (float64; None: even)."""
+    """Return the target count of each choice [choices]. `load` [choices] are counts, `target` [choices] float64 shares (None: even)."""
     mean = load.float().mean()
     if target is None:
         return mean.expand(load.shape)
     return mean * (target * len(target)).float().to(
         load.device
-    )  # in float64, n shares of 1 / n give exactly 1; float32 would not
+    )  # n shares of 1 / n give exactly 1 in float64, but not in float32
 
 
 def sequence_balance(scores: Tensor, indices: Tensor, sequence: Tensor, n_sequences: int) -> Tensor:
     """Compute V3's sequence-wise balance loss without the factor alpha (eq. 17-20), summed over sequences.
 
-    - `scores` [tokens, experts]: unbiased affinities.
-    - `indices` [tokens, k]: the choices counted in f. The report counts the top k of the unbiased scores
-      (`scores.topk(k).indices`), not the biased choice.
+    - `scores` [tokens, experts]: affinities without bias.
+    - `indices` [tokens, k]: the choices counted in f. The report counts the top k of the scores without bias
+      (`scores.topk(k).indices`).
     - `sequence` [tokens]: the number of each token's sequence.
 
-    The caller must leave out padding.
+    Padding tokens must not be included.
     """
     n_experts, k = scores.shape[1], indices.shape[1]
     tokens = torch.zeros(n_sequences, device=scores.device).index_add(0, sequence, torch.ones_like(scores[:, 0]))

@@ -1,4 +1,4 @@
-"""Root-mean-square normalisation (Zhang and Sennrich 2019, eq. 4)."""
+"""RMS normalization (Zhang and Sennrich 2019, eq. 4)."""
 
 from __future__ import annotations
 

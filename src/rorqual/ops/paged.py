@@ -1,9 +1,9 @@
-"""Attention over keys in blocks of one fixed size, at any place in memory.
+"""Paged attention: keys and values are stored in blocks of a fixed size, anywhere in memory.
 
-The order of every sum is fixed per query. A block's scores are one product of fixed shape, and its softmax covers that
-block alone. A sequence's blocks are then added from first to last, each weighted by its share. So neither the other
-sequences in the batch nor the chunking of a prompt changes any bit. The algebra is that of the online softmax (Milakov
-and Gimelshein 2018), split over keys.
+The order of every sum is fixed for each query. The scores of a block are one matrix product of fixed shape, and each
+block has its own softmax. The results of a sequence's blocks are then added from first to last, weighted by their
+shares. Results are therefore bit-identical for any other sequences in the batch and any chunking of a prompt. The
+algebra is that of online softmax (Milakov and Gimelshein 2018), split over keys.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ from torch import Tensor
 from rorqual.ops.rows import ENOUGH, Rows, bmm
 
 BLOCK = 64
-"""Keys in a block. A block is the page of the cache, the unit of prefix sharing, and the unit of every sum over keys."""
+"""Number of keys per block. The block is the unit of KV-cache allocation, of prefix sharing and of sums over keys."""
 QUERIES = 32
-"""Queries of one sequence that are computed together against a block in prefill."""
+"""Number of queries per tile in prefill. The queries of a tile belong to one sequence and read each block together."""
 HIDDEN = np.float32(-1e30)
-"""Added to the score of an invisible key, whose weight becomes 0. Unlike -inf, it gives no NaN for a block without visible keys."""
+"""Added to the scores of invisible keys to make their weights 0. With -inf, a block without visible keys would give NaN."""
 
 Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """Queries grouped in tiles of `queries`, each of one sequence, and the pairs of tiles and key blocks.
+    """The query tiles of a forward pass, and the pairs of a tile and a key block that attention computes.
 
-    Tiles are numbered by falling block count. Pairs are ordered by the block's place in its sequence, then by tile, so
-    place b has tiles 0 .. counts[b] - 1.
+    A tile has `queries` queries of one sequence. Tiles are sorted by descending number of blocks. Pairs are sorted by
+    the block's index in its sequence, then by tile, so the tiles with a block of index b are 0 to counts[b] - 1.
 
     - `tile` [pairs]: the tile of each pair.
-    - `block` [pairs]: the block's place in the pool.
-    - `place` [pairs]: the block's place in its sequence.
-    - `mask` [pairs, queries, BLOCK]: added to scores; `HIDDEN` for an invisible key, otherwise 0.
+    - `block` [pairs]: the block's number in the pool.
+    - `place` [pairs]: the block's index in its sequence.
+    - `mask` [pairs, queries, BLOCK]: added to scores. It is `HIDDEN` for an invisible key, otherwise 0.
     - `gather` [tiles * queries]: the token of each query. A partial tile repeats its last token.
     - `slot` [tokens]: the query of each token. `gather` and `slot` are None if query i is token i.
-    - `rows`: row limits of a product (`ops.rows`).
-    - `span`: the slice of the pool that contains all blocks, if they are close together. With it nothing is gathered
-      from the pool, and `met` and `mask` cover every block of the slice in pool order.
-    - `met`: the tile of each block. None: block i pairs with tile i.
-    - `back` [pairs]: the place of each pair in the slice. None: unchanged.
-    - `last` [tokens], for tiles of one query: the place in `mask` of the block that contains each token.
+    - `rows`: row limits of matrix products (`ops.rows`).
+    - `span`: a slice of the pool that contains all blocks, if they are close together. The slice is then read as it is,
+      and `met` and `mask` have one entry per block of the slice, in pool order.
+    - `met`: the tile of each entry of `mask`. None: entry i belongs to tile i.
+    - `back` [pairs]: the entry of `mask` for each pair. None: entry i belongs to pair i.
+    - `last` [tokens]: for tiles of one query, the entry of `mask` for the block that contains the token.
     - `position` [tokens]: the position of each token in its sequence.
     """
 
@@ -69,7 +69,7 @@ class Tiles:
     _masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
 
     def move_on(self, position: Ints) -> None:
-        """Advance tiles of one query to the next step: queries are now at `position` [tiles], in the same blocks as before."""
+        """Advance tiles of one query to the next decode step. The new positions [tiles] must be in the same blocks as before."""
         assert self.last is not None
         at = torch.from_numpy(position % BLOCK).to(self.mask.device)
         self.mask.view(-1).index_fill_(0, self.last * BLOCK + at, 0)
@@ -79,8 +79,8 @@ class Tiles:
     def mask_of(self, every: int, window: int | None) -> Tensor:
         """Return `mask` for a part with one row per `every` tokens: [pairs, queries, BLOCK / every].
 
-        A query sees a row from the last token of its group on. With a `window`, that token must be among the last
-        `window` tokens.
+        A row is visible to queries at or after the last token of its group. With `window`, this last token must also be
+        among the query's last `window` tokens.
         """
         if (every, window) not in self._masks:
             mask = self.mask
@@ -88,25 +88,25 @@ class Tiles:
                 at = torch.from_numpy(self.position).to(mask.device)
                 at = (at if self.gather is None else at[self.gather]).view(-1, self.queries)
                 key = self.place.unsqueeze(1) * BLOCK + torch.arange(BLOCK, device=mask.device)
-                passed = key.unsqueeze(1) <= at[self.tile].unsqueeze(2) - window  # [pairs, queries, BLOCK]
-                mask = mask.masked_fill(self.in_span(passed), float(HIDDEN))
+                outside = key.unsqueeze(1) <= at[self.tile].unsqueeze(2) - window  # [pairs, queries, BLOCK]
+                mask = mask.masked_fill(self.in_span(outside), float(HIDDEN))
             self._masks[every, window] = mask[:, :, every - 1 :: every].contiguous()
         return self._masks[every, window]
 
     def in_span(self, pairs: Tensor) -> Tensor:
-        """Reorder values of pairs [pairs, ...] to the order of `mask`, with zeros for blocks that belong to no pair."""
+        """Reorder values of pairs [pairs, ...] to the entries of `mask`. Entries without a pair get zeros."""
         if self.back is None:
             return pairs
         return pairs.new_zeros(len(self.mask), *pairs.shape[1:]).index_copy(0, self.back, pairs)
 
 
 def fill(groups: int, least: int) -> int:
-    """Return the number of groups after padding to a multiple of `least`, and at least `least`."""
+    """Round `groups` up to a positive multiple of `least`."""
     return max(1, -(-groups // least)) * least
 
 
 DENSE = 1.25
-"""Largest ratio of blocks in a pool slice to needed blocks at which the slice is read without gathering."""
+"""Largest ratio of slice length to needed blocks at which attention reads a slice of the pool instead of gathering blocks."""
 
 
 def tiles_of(
@@ -117,13 +117,13 @@ def tiles_of(
     device: torch.device | str = "cpu",
     rows: Rows = ENOUGH,
 ) -> Tiles:
-    """Build tiles for tokens stored sequence after sequence: `count[i]` of sequence i, at positions first[i], first[i] + 1, ...
+    """Build the tiles of a forward pass. Sequence i has `count[i]` consecutive tokens at positions first[i], first[i] + 1, ...
 
     first and count are [sequences]; block_table [sequences, blocks] holds each sequence's block numbers in the pool.
     """
     each = -(-count // queries)
     sequence = np.repeat(np.arange(len(count)), each)
-    number = np.arange(len(sequence)) - np.repeat(np.cumsum(each) - each, each)  # index of each tile in its sequence
+    number = np.arange(len(sequence)) - np.repeat(np.cumsum(each) - each, each)  # index of the tile in its sequence
     begin = number * queries
     size = np.minimum(count[sequence] - begin, queries)
     blocks = (first[sequence] + begin + size - 1) // BLOCK + 1
@@ -137,24 +137,24 @@ def tiles_of(
     flat = gather.reshape(-1)
     plain = len(flat) == int(count.sum()) and bool((flat == np.arange(len(flat))).all())
     slot = np.empty(int(count.sum()), np.int64)
-    slot[flat[::-1]] = np.arange(len(flat))[::-1]  # a token's first query; later ones are padding
+    slot[flat[::-1]] = np.arange(len(flat))[::-1]  # the first query of each token; repeated queries are padding
 
     def tensor(array: npt.NDArray[Any]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
     block = block_table[sequence[tile], place].astype(np.int64)
-    part = _part(block) if queries == 1 else None
-    here = np.arange(len(block)) if part is None else block - part.start
-    met, in_order = tile, part is None
-    if part is not None:
-        size = part.stop - part.start
-        in_order = size == len(block) and bool((here[1:] > here[:-1]).all())
+    span = _pool_slice(block) if queries == 1 else None
+    entry = np.arange(len(block)) if span is None else block - span.start
+    met, in_order = tile, span is None
+    if span is not None:
+        size = span.stop - span.start
+        in_order = size == len(block) and bool((entry[1:] > entry[:-1]).all())
         needed, mask, met = mask, np.zeros((size, *mask.shape[1:]), np.float32), np.zeros(size, np.int64)
-        mask[here], met[here] = needed, tile
+        mask[entry], met[entry] = needed, tile
     last = np.empty(len(count) if queries == 1 else 0, np.int64)
     if queries == 1:
         ends = place == blocks[tile] - 1
-        last[sequence[tile[ends]]] = here[ends]
+        last[sequence[tile[ends]]] = entry[ends]
     return Tiles(
         queries=queries,
         tile=tensor(tile),
@@ -165,16 +165,16 @@ def tiles_of(
         gather=None if plain else tensor(flat),
         slot=None if plain else tensor(slot),
         rows=rows,
-        span=part,
+        span=span,
         met=None if len(met) == len(sequence) and bool((met == np.arange(len(met))).all()) else tensor(met),
-        back=None if in_order else tensor(here),
+        back=None if in_order else tensor(entry),
         last=tensor(last) if queries == 1 else None,
         position=np.arange(int(count.sum())) + np.repeat(first - (np.cumsum(count) - count), count),
     )
 
 
-def _part(block: Ints) -> slice | None:
-    """Return the slice of the pool that contains these blocks, if it has few others and no block occurs twice."""
+def _pool_slice(block: Ints) -> slice | None:
+    """Return a slice of the pool that contains these blocks, or None if it has many others or a block occurs twice."""
     low, high = int(block.min()), int(block.max()) + 1
     if high - low > DENSE * len(block) or np.bincount(block - low).max() > 1:
         return None
@@ -183,10 +183,10 @@ def _part(block: Ints) -> slice | None:
 
 @dataclass(frozen=True)
 class Selection:
-    """The rows of a cached part that each token attends to.
+    """The rows of a cached part that were selected for each token.
 
-    `rows` [tokens, k] are numbered within the token's sequence, best first; -1 means none. `scores` [tokens, k] are the
-    selection scores, -inf for none, with gradients if these are recorded.
+    `rows` [tokens, k] are row numbers within the token's sequence, best first. Row -1 means no row. `scores` [tokens,
+    k] are the selection scores, or -inf for no row. They have gradients if autograd is enabled.
     """
 
     rows: Tensor
@@ -194,35 +194,35 @@ class Selection:
 
 
 def attend(q: Tensor, keys: Tensor, values: Tensor | int, tiles: Tiles, scale: float) -> Tensor:
-    """Compute softmax(scale q k^T) v over each token's sequence up to itself: [tokens, heads, repeat, d_v].
+    """Compute causal attention softmax(scale q k^T) v within each sequence. Returns [tokens, heads, repeat, d_v].
 
     - `q` [tokens, heads, repeat, d], with `repeat` query heads per key head.
     - `keys` [blocks, heads, BLOCK, d].
     - `values` [blocks, heads, BLOCK, d_v], or the number of leading key columns to use as values.
 
-    Gradients flow if they are recorded.
+    The result is differentiable.
     """
-    scores, weights, mixed = _meet(_in_tiles(q, tiles), keys, values, tiles, scale, tiles.mask)
+    scores, weights, mixed = _attend_blocks(_in_tiles(q, tiles), keys, values, tiles, scale, tiles.mask)
     if len(tiles.counts) > 1:
         share, _ = _shares(scores, weights, tiles)
-        share = share / _added(share, tiles).index_select(0, tiles.tile)
-        mixed = _added(mixed.float() * share, tiles).to(q.dtype)
+        share = share / _sum_blocks(share, tiles).index_select(0, tiles.tile)
+        mixed = _sum_blocks(mixed.float() * share, tiles).to(q.dtype)
     return _in_tokens(mixed, tiles, q.shape[2])
 
 
 def attend_within(
     q: Tensor, keys: Tensor, values: Tensor | int, tiles: Tiles, scale: float, mask: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Attend to the keys that `mask` (from `restricted`) shows.
+    """Attend to the keys that `mask` (from `restricted`) leaves visible.
 
-    Returns the output [tokens, heads, repeat, d_v] and the log-sum-exp [tokens, heads, repeat] in fp32. A query that
-    sees nothing has output 0 and log-sum-exp `HIDDEN`. If the mask hides no more than `attend` does, outputs are
-    bit-identical to it.
+    Returns the output [tokens, heads, repeat, d_v] and the log-sum-exp [tokens, heads, repeat] in fp32. A query without
+    visible keys has output 0 and log-sum-exp `HIDDEN`. With an unrestricted mask, outputs are bit-identical to
+    `attend`.
     """
-    scores, weights, mixed = _meet(_in_tiles(q, tiles), keys, values, tiles, scale, mask)
+    scores, weights, mixed = _attend_blocks(_in_tiles(q, tiles), keys, values, tiles, scale, mask)
     share, highest = _shares(scores, weights, tiles)
-    total = _added(share, tiles)
-    mixed = _added(mixed.float() * (share / total.index_select(0, tiles.tile)), tiles).to(q.dtype)
+    total = _sum_blocks(share, tiles)
+    mixed = _sum_blocks(mixed.float() * (share / total.index_select(0, tiles.tile)), tiles).to(q.dtype)
     seen = highest > float(HIDDEN) / 2
     lse = torch.where(seen, highest + total.log(), float(HIDDEN))
     out = torch.where(seen, mixed, 0)
@@ -230,24 +230,24 @@ def attend_within(
 
 
 def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> Tensor:
-    """Combine attention over several sets of keys into attention over their union.
+    """Combine attention outputs over disjoint sets of keys into attention over all of these keys.
 
-    outs [..., d_v] come with their log-sum-exps [...]. One extra log-sum-exp acts as a sink, whose share is dropped.
-    The rounding of each query is fixed.
+    `outs` are [..., d_v], and `lses` their log-sum-exps [...]. One more log-sum-exp than outputs acts as an attention
+    sink. A query's rounding does not depend on other queries.
     """
     shares = torch.stack(tuple(lses), dim=-1).float().softmax(-1)
     parts = [out.float() * share.unsqueeze(-1) for out, share in zip(outs, shares.unbind(-1))]
-    whole = parts[0]
+    total = parts[0]
     for part in parts[1:]:
-        whole = whole + part
-    return whole.to(outs[0].dtype)
+        total = total + part
+    return total.to(outs[0].dtype)
 
 
 def restricted(tiles: Tiles, every: int, window: int | None, selected: Tensor | None) -> Tensor:
     """Return the mask [pairs, queries, BLOCK / every] for `attend_within`.
 
-    A token sees its last `window` tokens (None: all), and among these the rows `selected` [tokens, k] (None: all). -1
-    selects nothing.
+    A token sees those rows of its last `window` tokens (None: all) that `selected` [tokens, k] contains (None: all).
+    The entry -1 of `selected` means no row.
     """
     mask = tiles.mask_of(every, window)
     if selected is None:
@@ -263,8 +263,8 @@ def restricted(tiles: Tiles, every: int, window: int | None, selected: Tensor | 
 def select(q: Tensor, weights: Tensor, keys: Tensor, tiles: Tiles, budget: int) -> Selection:
     """Select the `budget` visible rows with the highest sum_j w_{t,j} ReLU(q_{t,j} . k_s) for each token.
 
-    This is the lightning indexer (DeepSeek-V3.2-Exp, eq. 1 and 2). Equal scores take the earlier row. q [tokens, heads,
-    repeat, d], weights [tokens, heads, repeat], keys [blocks, heads, BLOCK / every, d]. Scores are fp32.
+    This is the lightning indexer (DeepSeek-V3.2-Exp, eq. 1 and 2). Ties go to the earlier row. `q` is [tokens, heads,
+    repeat, d], `weights` [tokens, heads, repeat] and `keys` [blocks, heads, BLOCK / every, d]. Scores are fp32.
     """
     _, heads, repeat, _ = q.shape
     queries, size = tiles.queries, keys.shape[2]
@@ -277,7 +277,7 @@ def select(q: Tensor, weights: Tensor, keys: Tensor, tiles: Tiles, budget: int) 
     products = bmm(met.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), tiles.rows.most).float()
     each = products.view(len(k), heads, -1, size)[:, :, : queries * repeat].unflatten(2, (queries, repeat))
     each = each.transpose(1, 2).flatten(2, 3)  # [pairs, queries, heads * repeat, size]
-    scores = (each.relu() * gates).sum(2) + 0.0  # avoid -0, which some sorts place after 0
+    scores = (each.relu() * gates).sum(2) + 0.0  # turn -0 into 0, because some sorts place -0 after 0
     scores = scores.masked_fill(tiles.mask_of(BLOCK // size, None) < 0, -torch.inf)
     if tiles.back is not None:
         scores = scores.index_select(0, tiles.back)
@@ -293,9 +293,9 @@ def select(q: Tensor, weights: Tensor, keys: Tensor, tiles: Tiles, budget: int) 
 
 
 def gather(pool: Tensor, tiles: Tiles, rows: Tensor) -> Tensor:
-    """Return rows [tokens, k] of each token's sequence from a pool [blocks, heads, BLOCK / every, width].
+    """Return cached rows of each token's sequence, given row numbers [tokens, k] and a pool [blocks, heads, BLOCK / every, width].
 
-    The result is [tokens, k, heads, width], with 0 for row -1.
+    The result is [tokens, k, heads, width]. Row -1 returns zeros.
     """
     number, places, size = tiles.counts[0], len(tiles.counts), pool.shape[2]
     table = tiles.block.new_zeros(places * number)
@@ -303,12 +303,12 @@ def gather(pool: Tensor, tiles: Tiles, rows: Tensor) -> Tensor:
     query = torch.arange(len(rows), device=rows.device) if tiles.slot is None else tiles.slot
     at = rows.clamp(min=0)
     block = table.view(places, number)[at // size, (query // tiles.queries).unsqueeze(1)]
-    found = pool.transpose(1, 2)[block, at % size]
-    return found.masked_fill((rows < 0).view(*rows.shape, 1, 1), 0)
+    values = pool.transpose(1, 2)[block, at % size]
+    return values.masked_fill((rows < 0).view(*rows.shape, 1, 1), 0)
 
 
 def _in_tiles(q: Tensor, tiles: Tiles) -> Tensor:
-    """Reshape [tokens, heads, repeat, d] to [tiles, heads, rows, d], with a query's rows adjacent, padded to `tiles.rows.least`."""
+    """Reshape [tokens, heads, repeat, d] to [tiles, heads, rows, d]. Rows are padded to `tiles.rows.least`."""
     if tiles.gather is not None:
         q = q.index_select(0, tiles.gather)
     if tiles.queries > 1:
@@ -325,13 +325,13 @@ def _in_tokens(out: Tensor, tiles: Tiles, repeat: int) -> Tensor:
     return out if tiles.slot is None else out.index_select(0, tiles.slot)
 
 
-def _meet(
+def _attend_blocks(
     q: Tensor, keys: Tensor, values: Tensor | int, tiles: Tiles, scale: float, mask: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Attend to each block separately.
+    """Attend to each block separately, with a softmax over the keys of that block.
 
-    Returns scores and weights [blocks, heads, rows, keys] in the order of `mask`, and weighted means [pairs, heads,
-    rows, d_v].
+    Returns scores and weights [blocks, heads, rows, keys] in the order of `mask`, and weighted means of the values
+    [pairs, heads, rows, d_v].
     """
     _, heads, rows, _ = q.shape
     queries, size = mask.shape[1:]
@@ -339,7 +339,7 @@ def _meet(
     v = k[..., :values] if isinstance(values, int) else _blocks(values, tiles).to(q.dtype)
     met = q if tiles.met is None else q.index_select(0, tiles.met)
     scores = bmm(met.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), tiles.rows.most)
-    wide = scores.view(len(k), heads, queries, -1, size)  # a decode tile's single query covers all its rows
+    wide = scores.view(len(k), heads, queries, -1, size)  # in decode, all rows of a tile belong to its single query
     scores = torch.add(mask.view(-1, 1, queries, 1, size), wide, alpha=scale).view(len(k), heads, rows, size)
     weights = scores.softmax(-1)  # fp32, separately for each block
     mixed = torch.bmm(weights.to(v.dtype).flatten(0, 1), v.flatten(0, 1)).view(len(k), heads, rows, -1)
@@ -347,20 +347,22 @@ def _meet(
 
 
 def _shares(scores: Tensor, weights: Tensor, tiles: Tiles) -> tuple[Tensor, Tensor]:
-    """Return each block's share [pairs, heads, rows, 1], and the highest score [tiles, heads, rows, 1].
+    """Return the share of each block [pairs, heads, rows, 1], and the highest score of each tile [tiles, heads, rows, 1].
 
-    A share is the block's sum of exponentials, relative to the exponential of the tile's highest score. The largest
-    weight of a block is 1 over its sum of exponentials. The share of a block without visible keys is exactly 0. The
-    normalised share of a tile's only visible block is exactly 1. So hidden blocks do not change a query's rounding.
+    The share is the sum of the block's exponentials, divided by the exponential of the tile's highest score. It is
+    computed from the largest weight of the block, which is exp(block maximum) divided by the sum of exponentials.
+
+    A block without visible keys has a share of exactly 0, and a tile's only visible block has a normalized share of
+    exactly 1. Hidden blocks therefore do not change the rounding of a query.
     """
     top, most = scores.detach().amax(-1, keepdim=True), weights.detach().amax(-1, keepdim=True)
     whole = scores.logsumexp(-1, keepdim=True) if torch.is_grad_enabled() else None
     if tiles.back is not None:
         top, most = top.index_select(0, tiles.back), most.index_select(0, tiles.back)
         whole = None if whole is None else whole.index_select(0, tiles.back)
-    highest = _highest(top, tiles)
+    highest = _max_blocks(top, tiles)
     share = (top - highest.index_select(0, tiles.tile)).exp() / most
-    # In training, multiply by 1 with the gradient of the block's sum of exponentials.
+    # In training, multiply by 1, whose gradient is that of the block's log-sum-exp.
     return share if whole is None else share * (whole - whole.detach()).exp(), highest
 
 
@@ -368,14 +370,14 @@ def _blocks(pool: Tensor, tiles: Tiles) -> Tensor:
     return pool.index_select(0, tiles.block) if tiles.span is None else pool[tiles.span]
 
 
-def _highest(parts: Tensor, tiles: Tiles) -> Tensor:
-    """Return the maximum over a tile's blocks: parts [pairs, heads, rows, 1] -> [tiles, heads, rows, 1]."""
+def _max_blocks(parts: Tensor, tiles: Tiles) -> Tensor:
+    """Return the maximum over the blocks of each tile: parts [pairs, heads, rows, 1] -> [tiles, heads, rows, 1]."""
     first, further = parts.split((tiles.counts[0], len(parts) - tiles.counts[0]))
     index = tiles.tile[len(first) :].view(-1, 1, 1, 1).expand_as(further)
     return first.scatter_reduce(0, index, further, "amax")
 
 
-def _added(parts: Tensor, tiles: Tiles) -> Tensor:
-    """Return the sum over a tile's blocks, from first to last on a CPU: parts [pairs, ...] -> [tiles, ...]."""
+def _sum_blocks(parts: Tensor, tiles: Tiles) -> Tensor:
+    """Return the sum over the blocks of each tile: parts [pairs, ...] -> [tiles, ...]. A CPU adds from first to last block."""
     first = tiles.counts[0]
     return parts[:first].index_add(0, tiles.tile[first:], parts[first:])

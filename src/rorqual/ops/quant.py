@@ -1,7 +1,7 @@
-"""FP8 weights in blocks (DeepSeek-V3 report, section 3.3): e4m3 values with one fp32 scale per 128 x 128 block.
+"""Block-wise FP8 quantization (DeepSeek-V3 report, section 3.3): e4m3 values with one fp32 scale per 128 x 128 block.
 
-Checkpoints call the scale `scale_inv`, the inverse of the factor applied before quantization: weight = value * scale.
-Blocks start at the first row and column; the last ones may be partial. V3.1's scales are powers of two.
+Checkpoints call the scale `scale_inv`, because it is the inverse of the factor applied before quantization: weight =
+value * scale_inv. The last block of a row or column may be partial. V3.1's scales are powers of two.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ def blocks(shape: Sequence[int], block: int = BLOCK) -> tuple[int, int]:
 
 
 def dequantize_blocks(weight: Tensor, scale_inv: Tensor, block: int = BLOCK) -> Tensor:
-    """Dequantize weight [rows, columns] (e4m3) with scale_inv [row blocks, column blocks] to fp32, rounding each product once."""
+    """Dequantize weight [rows, columns] (e4m3) with scale_inv [row blocks, column blocks] to fp32. Each value rounds once."""
     return weight.float().mul_(_spread(weight, scale_inv.float(), block))
 
 
 def quantize_blocks(weight: Tensor, block: int = BLOCK, *, power_of_two: bool = False) -> tuple[Tensor, Tensor]:
     """Quantize weight [rows, columns] to e4m3 [rows, columns] and scale_inv [row blocks, column blocks] in fp32.
 
-    A block's largest value becomes 448. With `power_of_two` (V3.1's ue8m0) the scale is rounded up to a power of two. A
-    block of zeros has scale 1. Values round to nearest, ties to even.
+    The largest absolute value of a block becomes 448. `power_of_two` rounds the scale up to a power of two (V3.1's
+    ue8m0). A block of zeros has scale 1. Values round to nearest, ties to even.
     """
     wide = weight.float()
     largest = _pad(wide.abs(), block).amax((1, 3))
@@ -45,7 +45,7 @@ def quantize_blocks(weight: Tensor, block: int = BLOCK, *, power_of_two: bool = 
 
 
 def _pad(weight: Tensor, block: int) -> Tensor:
-    """Pad with zeros and reshape to [row blocks, block, column blocks, block]."""
+    """Pad a weight with zeros and reshape it to [row blocks, block, column blocks, block]."""
     rows, columns = blocks(weight.shape, block)
     padded = weight.new_zeros(rows * block, columns * block)
     padded[: weight.shape[0], : weight.shape[1]] = weight
@@ -53,10 +53,10 @@ def _pad(weight: Tensor, block: int) -> Tensor:
 
 
 def _spread(weight: Tensor, scale: Tensor, block: int) -> Tensor:
-    """Return the scale of each value of `weight`."""
+    """Expand block scales to one scale per value of `weight`."""
     if tuple(scale.shape) != (expected := blocks(weight.shape, block)):
         raise ValueError(
-            f"weight {tuple(weight.shape)} needs scales {expected} for blocks of {block}, got {tuple(scale.shape)}"
+            f"weight {tuple(weight.shape)} needs scales {expected} for blocks of {block}, but got {tuple(scale.shape)}"
         )
     rows = scale.repeat_interleave(block, 0)[: weight.shape[0]]
     return rows.repeat_interleave(block, 1)[:, : weight.shape[1]]

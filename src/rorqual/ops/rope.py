@@ -1,10 +1,10 @@
-"""Rotary position embeddings (Su et al. 2021, eq. 34) and the context extensions of published models.
+"""Rotary position embeddings (Su et al. 2021, eq. 34), with the context extensions of published models.
 
-These are YaRN (Peng et al. 2023, section 3; DeepSeek-V2 and V3, Qwen2.5), Llama 3.1's scaling by wavelength, and linear
-position scaling.
+The extensions are YaRN (Peng et al. 2023, section 3; DeepSeek-V2 and V3, Qwen2.5), Llama 3.1's scaling by wavelength,
+and linear position scaling.
 
-Two layouts exist, and mixing them up corrupts attention without an error. MLA rotates neighbouring pairs (interleaved).
-Llama, Qwen and V3.2's indexer rotate dimension i with i + d/2 (half-split).
+There are two layouts, and using the wrong one corrupts attention without an error. MLA rotates adjacent pairs of
+dimensions (interleaved). Llama, Qwen and V3.2's indexer rotate dimension i with dimension i + d/2 (half-split).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from rorqual.core.config import LARGEST, Config, Count, NonNegative, Positive
 
 
 class Yarn(Config):
-    """YaRN's extension of the context from `original_max_position_embeddings` by `factor`.
+    """YaRN's extension of a context of `original_max_position_embeddings` tokens by `factor`.
 
-    `attention_factor` multiplies cos and sin. With 0, the factor follows from `mscale`, `mscale_all_dim` and the
-    paper's eq. 22.
+    `attention_factor` multiplies cos and sin. If it is 0, the factor is computed from `mscale` and `mscale_all_dim` by
+    eq. 22 of the paper.
     """
 
     factor: Positive
@@ -36,10 +36,10 @@ class Yarn(Config):
 
 
 class Llama3(Config):
-    """Llama 3.1's context extension (its reference code, `apply_scaling`).
+    """Llama 3.1's context extension (`apply_scaling` in its reference code).
 
-    Frequencies with fewer than `low_freq_factor` turns over the original context are divided by `factor`. Those with
-    more than `high_freq_factor` turns are unchanged. Those between are interpolated.
+    Frequencies that complete fewer than `low_freq_factor` turns over the original context are divided by `factor`.
+    Frequencies with more than `high_freq_factor` turns are unchanged. Frequencies in between are interpolated.
     """
 
     factor: Positive
@@ -48,7 +48,7 @@ class Llama3(Config):
     original_max_position_embeddings: Count
 
     @model_validator(mode="after")
-    def _ordered(self) -> Self:
+    def _check_order(self) -> Self:
         if self.low_freq_factor >= self.high_freq_factor:
             raise ValueError("low_freq_factor must be below high_freq_factor")
         return self
@@ -57,7 +57,7 @@ class Llama3(Config):
 class Rope(Config):
     """RoPE with base `theta` and at most one context extension: `yarn`, `llama3` or `linear`.
 
-    `linear` divides every position; 1 means no scaling.
+    `linear` divides all positions by this factor; 1 means no scaling.
     """
 
     theta: float = Field(default=10000.0, gt=1, le=LARGEST, allow_inf_nan=False)
@@ -66,19 +66,19 @@ class Rope(Config):
     linear: Positive = 1.0
 
     @model_validator(mode="after")
-    def _one(self) -> Self:
+    def _check_single(self) -> Self:
         if (self.yarn is not None) + (self.llama3 is not None) + (self.linear != 1.0) > 1:
             raise ValueError("at most one of yarn, llama3 and linear may be set")
         return self
 
 
 def mscale(factor: float, scale: float) -> float:
-    """Return YaRN's attention temperature, 0.1 scale ln(factor) + 1 (Peng et al. 2023, eq. 22)."""
+    """Return YaRN's attention factor 0.1 * scale * ln(factor) + 1 (Peng et al. 2023, eq. 22)."""
     return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
 
 
 def softmax_factor(rope: Rope) -> float:
-    """Return the factor of the softmax scale: the square of mscale_all_dim's temperature in DeepSeek's models, otherwise 1."""
+    """Return the factor of the softmax scale. For DeepSeek's models it is mscale(factor, mscale_all_dim)^2, otherwise 1."""
     if rope.yarn is None or rope.yarn.mscale_all_dim == 0:
         return 1.0
     return mscale(rope.yarn.factor, rope.yarn.mscale_all_dim) ** 2
@@ -93,7 +93,7 @@ def _table_factor(yarn: Yarn) -> float:
 
 
 def inverse_frequencies(rope: Rope, dim: int, device: torch.device | None = None) -> Tensor:
-    """Return the angular frequencies [dim / 2] in radians per position, in fp32."""
+    """Return the RoPE frequencies [dim / 2] in radians per position, in fp32."""
     exponent = torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim
     plain = 1.0 / rope.theta**exponent
     if rope.yarn is not None:
@@ -106,22 +106,24 @@ def inverse_frequencies(rope: Rope, dim: int, device: torch.device | None = None
 def _by_yarn(yarn: Yarn, theta: float, plain: Tensor) -> Tensor:
     half = plain.shape[0]
 
-    def turn(rotations: float) -> float:
-        # Dimension that completes `rotations` turns over the original context.
+    def dimension(rotations: float) -> float:
+        # Return the dimension that completes this number of turns over the original context.
         length = yarn.original_max_position_embeddings
         return half * math.log(length / (rotations * 2 * math.pi)) / math.log(theta)
 
-    low, high = max(math.floor(turn(yarn.beta_fast)), 0), min(math.ceil(turn(yarn.beta_slow)), 2 * half - 1)
+    low, high = max(math.floor(dimension(yarn.beta_fast)), 0), min(math.ceil(dimension(yarn.beta_slow)), 2 * half - 1)
     index = torch.arange(half, dtype=torch.float32, device=plain.device)
     ramp = ((index - low) / (high - low if high != low else 0.001)).clamp(0, 1)
     return plain / yarn.factor * ramp + plain * (1 - ramp)
 
 
 def _by_llama3(scaling: Llama3, plain: Tensor) -> Tensor:
-    turns = scaling.original_max_position_embeddings * plain / (2 * math.pi)  # over the original context
+    turns = (
+        scaling.original_max_position_embeddings * plain / (2 * math.pi)
+    )  # number of turns over the original context
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    kept = ((turns - low) / (high - low)).clamp(0, 1)
-    return plain / scaling.factor * (1 - kept) + plain * kept
+    unscaled = ((turns - low) / (high - low)).clamp(0, 1)
+    return plain / scaling.factor * (1 - unscaled) + plain * unscaled
 
 
 def rope_table(rope: Rope, dim: int, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,21 +134,22 @@ def rope_table(rope: Rope, dim: int, positions: Tensor) -> tuple[Tensor, Tensor]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
-    """Rotate x [..., dim] by angles [..., dim] in the form that `spread` returns. The layout of x is preserved.
+    """Apply RoPE to x [..., dim]. `cos` and `sin` [..., dim] must come from `spread`. The result has the layout of x.
 
-    Products run in fp32, as in DeepSeek's code: a cosine rounded to bf16 would blur neighbouring positions.
+    Products are computed in fp32, as in DeepSeek's code, because cosines in bf16 could not distinguish adjacent
+    positions.
     """
     if interleaved:
         swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
     else:
         first, second = x.chunk(2, dim=-1)
         swapped = torch.cat((second, first), dim=-1)
-    turned = (x * cos).add_(swapped * sin)  # fp32, by type promotion
-    return turned.to(x.dtype)
+    rotated = (x * cos).add_(swapped * sin)  # fp32, by type promotion
+    return rotated.to(x.dtype)
 
 
 def spread(cos: Tensor, sin: Tensor, *, interleaved: bool) -> tuple[Tensor, Tensor]:
-    """Expand angles [..., dim / 2] to [..., dim] for `rotate`: each cosine twice, and each sine with both signs."""
+    """Expand cos and sin [..., dim / 2] to [..., dim] for `rotate`: each cosine twice, and each sine with both signs."""
     if interleaved:
         return cos.repeat_interleave(2, dim=-1), torch.stack((-sin, sin), dim=-1).flatten(-2)
     return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)

@@ -1,7 +1,7 @@
-"""How many rows a product needs, and may have, so that each row is rounded the same way for any number of rows.
+"""Limits on the number of rows of a matrix product that make every row round the same way.
 
-A library chooses kernels by the number of rows. If two kernels split the sum over columns at different places, a row's
-last bits depend on the number of other rows. Which row counts are affected depends on the processor (docs/log/same-bits.md, 'two
+Libraries choose a kernel by the number of rows. If two kernels split the sum over columns differently, the last bits of
+a row depend on how many other rows there are. Which row counts are affected depends on the processor (docs/log/same-bits.md, 'two
 makes of processor').
 """
 
@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 WIDE = 512
-"""Number of columns from which oneDNN's bf16 products on AMX split sums according to the number of rows."""
+"""Number of columns from which oneDNN's bf16 products on AMX split sums differently for different row counts."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Row limits of a product.
+    """Row limits of matrix products.
 
-    Rows are padded to a multiple of `least`. For `WIDE` columns or more, at most `most` rows are multiplied at once (0:
-    all).
+    The number of rows is padded to a multiple of `least`. Products with at least `WIDE` columns are split into parts of
+    at most `most` rows; 0 means no limit.
     """
 
     least: int
@@ -30,20 +30,20 @@ class Rows:
 
     @property
     def loose(self) -> bool:
-        """True if products are not padded and their bits carry no guarantee."""
+        """True if rows are not padded, so that bit-identical results are not guaranteed."""
         return self.least == 1
 
 
 LOOSE = Rows(1)
 ENOUGH = Rows(16)
-"""Limits that sufficed on every measured processor, except for wide bf16 rows on AMX."""
+"""Row limits that are sufficient on every measured processor, except for wide bf16 products on AMX."""
 
 
 def cancelling(rows: int, out: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return x [rows, width] and w [out, width] whose products consist only of rounding errors.
+    """Return x [rows, width] and w [out, width] such that x w^T consists only of rounding errors.
 
-    Each term of a sum occurs again with the opposite sign. Another summation order is therefore visible even after
-    rounding to bf16, which hides it in most numbers.
+    Every term of a sum occurs a second time with the opposite sign, so the exact sum is 0. A different summation order
+    then changes the result visibly. With random numbers, rounding to bf16 would hide most changes.
     """
     generator = torch.Generator().manual_seed(width)
     half = width // 2
@@ -56,9 +56,9 @@ def cancelling(rows: int, out: int, width: int, dtype: torch.dtype) -> tuple[Ten
 
 
 def in_tiles(product: Callable[[Tensor], Tensor], x: Tensor, most: int, within: int = 0) -> Tensor:
-    """Apply a map of rows x [..., d] -> [..., out] to at most `most` rows at a time if d or `within` is at least `WIDE`.
+    """Apply `product`, a map of rows [..., d] -> [..., out], to at most `most` rows at a time if d or `within` is at least `WIDE`.
 
-    `within` is the largest inner width of the map.
+    `within` is the largest number of columns of a product inside the map.
     """
     if not most or max(within, x.shape[-1]) < WIDE or x.numel() <= most * x.shape[-1]:
         return product(x)

@@ -1,1 +1,1 @@
-"""One training loop for pretraining, fine-tuning and reinforcement learning, which differ in source and objective."""
+"""The training loop. Pretraining, fine-tuning and reinforcement learning share it and differ only in source and objective."""

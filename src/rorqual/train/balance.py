@@ -1,4 +1,4 @@
-"""Auxiliary-loss-free load balancing: router biases move after each update (DeepSeek-V3, section 2.1.2)."""
+"""Auxiliary-loss-free load balancing: each update adjusts the router biases (DeepSeek-V3, section 2.1.2)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rorqual.ops.moe import Routing, aimed_load
 
 
 class Balance(Config):
-    """`gamma` is the bias step per update: down for experts above the router's `target_load`, up for those below."""
+    """Settings of load balancing. Each update changes a bias by `gamma`: down for overloaded experts, up for underloaded experts."""
 
     gamma: NonNegative = 0.001
 
@@ -26,19 +26,19 @@ def count(routing: Routing, valid: Tensor, n_choices: int) -> Tensor:
 
 
 def move_bias(routers: Sequence[FFN], counts: Sequence[Tensor], gamma: float) -> None:
-    """Move the biases of every router by one step, from the loads of the whole update."""
+    """Adjust every router by one balancing step. `counts` holds the tokens per expert of each router over the whole update."""
     for router, load in zip(routers, counts, strict=True):
         router.balance(load, gamma)
 
 
 def load_ratio(counts: Sequence[Tensor], targets: Sequence[Tensor | None] = ()) -> float:
-    """Return the largest load relative to its target, averaged over layers. 1 is perfect balance.
+    """Return the largest ratio of an expert's load to its target, averaged over layers. The value 1 is perfect balance.
 
-    `targets` holds each router's `target_load`; without it, every target is the mean load.
+    `targets` holds the `target_load` of each router. Without `targets`, the target of every expert is the mean load.
     """
     ratios = []
     for load, target in zip(counts, targets or [None] * len(counts), strict=True):
         if int(load.sum()):
-            aimed = aimed_load(load, target)
-            ratios.append(float((load[aimed > 0] / aimed[aimed > 0]).max()))
+            target_counts = aimed_load(load, target)
+            ratios.append(float((load[target_counts > 0] / target_counts[target_counts > 0]).max()))
     return sum(ratios) / len(ratios) if ratios else 1.0

@@ -1,4 +1,4 @@
-"""The batch type of the training loop: the tokens of one optimizer update, as tensors."""
+"""The batch of the training loop: the tokens of one optimizer update, as tensors."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ from rorqual.data.pack import Batch
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """Rows of packed documents. Every tensor is [rows, seq] unless stated otherwise.
+    """A batch of rows of packed documents. Every tensor is [rows, seq] unless stated otherwise.
 
-    - `targets[i]` is the token after `tokens[i]` in its document. `loss_mask` (fp32) is its weight, 0 without a prediction.
-    - `segments` is the index of the document in its row, -1 on padding. `positions` restarts at 0 in each document.
+    - `targets[i]` is the token after `tokens[i]` in its document. `loss_mask` (fp32) is the target's weight in the loss.
+    - `segments` holds the index of each token's document in the row, or -1 for padding. `positions` restarts at 0 in each document.
 
     Reinforcement learning adds:
 
-    - `advantages`, and `sampled_logprobs`, the sampler's log-probabilities of the targets.
+    - `advantages`.
+    - `sampled_logprobs`, the sampler's log-probabilities of the targets.
     - `lengths`, the number of trained tokens in the document.
     - `replay` [rows, seq, moe layers, k], the sampler's expert choices.
-    - `old_logprobs`, the trainer's log-probabilities before the step's first update.
-    - `reference_logprobs`, those of a frozen model.
-    - `kept` [rows, seq, ceil(vocab / 8)], the token sets that top-p and top-k left, as bits (`ops.losses.keep_only`).
-    - `ages`, the number of updates between the weights that sampled a token's document and the trainer's; None if all are 0.
+    - `old_logprobs`, the trainer's log-probabilities of the targets before the first update of the step.
+    - `reference_logprobs`, the reference model's log-probabilities of the targets.
+    - `kept` [rows, seq, ceil(vocab / 8)], the tokens that top-p and top-k allowed, as bits (`ops.losses.keep_only`).
+    - `ages`, the policy age: the trainer's policy version minus the version that sampled the document. None if all are 0.
 
-    Distillation adds `teacher_logprobs` [rows, seq, k], the teacher's log-probabilities at temperature 1 of the token after
-    `tokens[i]`, the one in `targets[i]`. They belong to the tokens `teacher_ids` [rows, seq, k], or without these to the whole
-    vocabulary in order. They are 0 where `loss_mask` is 0.
+    Distillation adds `teacher_logprobs` [rows, seq, k], the teacher's log-probabilities at temperature 1 of k
+    candidates for the target. `teacher_ids` [rows, seq, k] are the token ids of the candidates. Without `teacher_ids`,
+    the candidates are the whole vocabulary in order. Both fields are 0 where `loss_mask` is 0.
     """
 
     tokens: Tensor
@@ -50,7 +51,7 @@ class TrainBatch:
 
     @classmethod
     def from_packed(cls, packed: Batch) -> TrainBatch:
-        """Convert packed rows to tensors."""
+        """Build a training batch from packed NumPy rows."""
         return cls(
             tokens=torch.from_numpy(packed.tokens),
             targets=torch.from_numpy(packed.targets),
@@ -60,7 +61,7 @@ class TrainBatch:
         )
 
     def split(self, parts: int) -> list[TrainBatch]:
-        """Split the batch into at most `parts` micro-batches of whole rows, in order."""
+        """Split the batch by rows into at most `parts` micro-batches, in order."""
         present = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
         chunks = {name: torch.chunk(value, parts) for name, value in present.items()}
         return [
@@ -68,11 +69,11 @@ class TrainBatch:
         ]
 
     def to(self, device: str) -> TrainBatch:
-        """Return the batch on `device`."""
+        """Move all tensors to `device`."""
         present = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
         return replace(self, **{name: value.to(device) for name, value in present.items()})
 
     @property
     def n_tokens(self) -> int:
-        """Number of tokens without padding."""
+        """Number of tokens that are not padding."""
         return int((self.segments >= 0).sum())

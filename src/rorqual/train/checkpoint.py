@@ -1,4 +1,7 @@
-"""Atomic checkpoints. A checkpoint is written to a temporary folder, completed by a list of file sizes, and then renamed."""
+"""Write and load checkpoints.
+
+Writing is atomic: all files go to a temporary folder, a list of their sizes is written last, and the folder is renamed.
+"""
 
 from __future__ import annotations
 
@@ -33,12 +36,12 @@ def save_checkpoint(
     rollouts_bytes: int = 0,
     adapter: Adapter | None = None,
 ) -> None:
-    """Write `step-NNNNNN/` and keep the two newest complete checkpoints. If writing fails, older checkpoints are unchanged.
+    """Write the checkpoint `step-NNNNNN/`, then delete all but the two newest. If writing fails, older checkpoints are unchanged.
 
-    `metrics_bytes` and `rollouts_bytes` are the sizes of `metrics.jsonl` and `rollouts.jsonl` at this step. With an `adapter`
-    only the trained weights are saved; the frozen weights stay in the base checkpoint.
+    `metrics_bytes` and `rollouts_bytes` are the sizes of `metrics.jsonl` and `rollouts.jsonl` at this step. With an
+    `adapter`, only the trained weights are saved, because the frozen weights are in the base checkpoint.
 
-    Raises NumericsError, and writes nothing, if a weight is not finite.
+    Raises NumericsError before writing anything if a weight is NaN or infinite.
     """
     check_finite(model, step)
     final, temporary = run.step_dir(step), run.path / f".step-{step:06d}.{os.getpid()}"
@@ -75,49 +78,49 @@ def save_checkpoint(
 
 
 def check_finite(model: Decoder, step: int) -> None:
-    """Raise a NumericsError if a weight is NaN or infinite: such a checkpoint would be the newest, and useless."""
+    """Raise NumericsError if a weight is NaN or infinite, because a run resumed from such weights could not recover."""
     bad = [name for name, tensor in model.state_dict().items() if not bool(tensor.isfinite().all())]
     if bad:
         raise NumericsError(
             f"after step {step}, {len(bad)} tensors contain NaN or infinity, such as {bad[0]}",
             where="train",
-            remedy="Lower optim.lr; the last checkpoint has the weights from before this step.",
+            remedy="Lower optim.lr. The newest checkpoint, if there is one, has earlier weights.",
         )
 
 
 def load_checkpoint(
     run: RunDir, step: int, model: Decoder, optimizer: Optimizer, adapter: Adapter | None = None
 ) -> tuple[int, int]:
-    """Load model and optimizer. Return how many bytes of `metrics.jsonl` and `rollouts.jsonl` belong to this checkpoint."""
+    """Load model and optimizer in place. Return the sizes in bytes of `metrics.jsonl` and `rollouts.jsonl` at this checkpoint."""
     folder = run.step_dir(step)
     if adapter is None:
         load_weights(model, folder)
     else:
         load_trained(model, OpenedAdapter(folder, adapter))
     try:
-        optimizer.load(_named_today(load_file(folder / OPTIM_FILE), model))
+        optimizer.load(_rename_state(load_file(folder / OPTIM_FILE), model))
         state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
         return int(state["metrics_bytes"]), int(state.get("rollouts_bytes", 0))
     except (OSError, SafetensorError, KeyError, ValueError, CheckpointError) as error:
         raise CheckpointError(
             f"cannot resume from this checkpoint: {error}",
             where=str(folder),
-            remedy="Give another out=, or delete this checkpoint to resume from the one before.",
+            remedy="Give another out=, or delete this checkpoint to resume from the previous one.",
         ) from error
 
 
-def _named_today(state: dict[str, Tensor], model: Decoder) -> dict[str, Tensor]:
-    """Rename an optimizer's state, whose keys end in parameter names, from old parameter names to current ones."""
+def _rename_state(state: dict[str, Tensor], model: Decoder) -> dict[str, Tensor]:
+    """Replace parameter names of older versions in the keys of an optimizer state. Each key ends in a parameter name."""
     older = older_names(trained(model))
     parts = {key: key.rpartition("/") for key in state}
     return {f"{head}{slash}{older.get(name, name)}": state[key] for key, (head, slash, name) in parts.items()}
 
 
 @torch.no_grad()
-def load_trained(model: Decoder, piece: OpenedAdapter) -> None:
-    """Load the trained weights of a `model` with an attached adapter."""
+def load_trained(model: Decoder, adapter: OpenedAdapter) -> None:
+    """Load the trained tensors of `adapter` into `model`, which must have this adapter attached."""
     parts = trained(model)
-    tensors = piece.tensors({name: tuple(part.shape) for name, part in parts.items()})
+    tensors = adapter.tensors({name: tuple(part.shape) for name, part in parts.items()})
     for name, part in parts.items():
         part.copy_(tensors[name])
 

@@ -1,4 +1,4 @@
-"""The JSON-lines files of a run: its metrics and its rollouts."""
+"""Write the JSON-lines files of a run: `metrics.jsonl` and `rollouts.jsonl`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from rorqual.core.errors import RorqualError
 
 
 class Lines:
-    """A file of JSON lines, first truncated to `size` bytes: later lines belong to steps that will be repeated.
+    """A JSON-lines file of a run, opened for appending.
 
-    The file is created with its first line. `size` counts the bytes so far, which checkpoints store.
+    Opening truncates the file to `size` bytes, because a resumed run repeats the steps of later lines. The first append
+    creates the file. `size` is the current size in bytes, which checkpoints store.
     """
 
     def __init__(self, path: Path, size: int) -> None:
@@ -40,12 +41,12 @@ class Lines:
         return self._file
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Write one complete line. Raises RorqualError if the disk is full."""
+        """Append `record` as one complete line. Raises RorqualError if writing fails, such as on a full disk."""
         line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
         try:
-            file, left = self._open(), line
-            while left:
-                left = left[file.write(left) :]
+            file, remaining = self._open(), line
+            while remaining:
+                remaining = remaining[file.write(remaining) :]
         except OSError as error:
             raise RorqualError(
                 f"cannot write: {error.strerror}",

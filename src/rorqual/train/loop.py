@@ -1,4 +1,4 @@
-"""The training loop. Pretraining, fine-tuning and reinforcement learning differ only in source and objective."""
+"""The training loop. Pretraining, fine-tuning and reinforcement learning share it and differ only in source and objective."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass
 class Totals:
-    """Sums over the updates of one step."""
+    """Metrics summed over the optimizer updates of one step."""
 
     loss: float = 0.0
     grad_norm: float = 0.0
@@ -59,27 +59,29 @@ class Totals:
     targets: list[Tensor | None] = field(default_factory=list)
 
     def add(self, update: Update, norm: float, tokens: int) -> None:
-        """Add one update."""
+        """Add the metrics of one update."""
         self.loss, self.grad_norm = self.loss + update.loss, max(self.grad_norm, norm)
         self.updates, self.tokens = self.updates + 1, self.tokens + tokens
         self.zeros = max(self.zeros, update.zeros)
         for name, (total, weight) in update.means.items():
-            had = self.means.get(name, (0.0, 0.0))
-            self.means[name] = (had[0] + total, had[1] + weight)
+            previous = self.means.get(name, (0.0, 0.0))
+            self.means[name] = (previous[0] + total, previous[1] + weight)
         for name, value in update.maxima.items():
             self.maxima[name] = max(value, self.maxima.get(name, value))
         self.counts = update.counts if not self.counts else [a + b for a, b in zip(self.counts, update.counts)]
 
     def record(self) -> dict[str, Any]:
-        """Return the fields of a metrics record."""
+        """Return the step's fields of `metrics.jsonl`."""
         out: dict[str, Any] = {"loss": self.loss / max(self.updates, 1), "grad_norm": self.grad_norm}
         out |= {name: total / weight for name, (total, weight) in self.means.items() if weight}
-        if "routing_flips" in out:  # expert choices that would differ without replay, as a count and as a share
+        if (
+            "routing_flips" in out
+        ):  # tokens whose replayed experts differ from the router's own choice, as a count and as a share
             out["routing_flips"], out["routing_flip_share"] = self.means["routing_flips"][0], out["routing_flips"]
         out |= {f"{name}_max": value for name, value in self.maxima.items()}
         if self.counts:
             out["load_max_over_mean"] = load_ratio(self.counts, self.targets)
-        if self.zeros:  # parameters whose gradient is all zeros, in the update with the most of them
+        if self.zeros:  # largest number of parameters in an update whose gradient is all zeros
             out["zero_gradients"] = self.zeros
         if self.checked:
             out["checked_tokens"] = self.checked
@@ -96,20 +98,22 @@ def fit(
     extend: bool = True,
     rollout_engine: Callable[[ChatFormat], RolloutEngine] | None = None,
 ) -> State:
-    """Train `run` in the folder `out`, starting from its newest checkpoint, and return the final state.
+    """Train `run` in the folder `out`, resuming from its newest checkpoint if there is one. Return the final state.
 
-    Only one process may train in a folder. Bad data, settings or folders are refused before anything is written. `threads`
-    does not change a bit of the result. If only `steps` grew, `extend` continues the folder's run; without it, that is an
-    error. `observe` is called with the record of each finished step, even if a kill later makes the step repeat.
+    Only one process may train in a folder. Bad data, settings or folders are refused before anything is written. The
+    result is bit-identical for any number of `threads`. If the folder holds the same run with fewer `steps`,
+    `extend=True` extends that run, and `extend=False` raises an error. `observe` receives the metrics record of each
+    finished step. If the process is killed before the next checkpoint, the step is repeated and reported again.
 
-    `rollout_engine` makes the engine that samples, from the run's chat format; by default it samples with the trained tensors.
-    It is not part of the run, because equal weights and seeds give equal samples.
+    `rollout_engine` receives the run's chat format and builds the engine that samples. The default engine samples with
+    the trained tensors. The engine is not a setting of the run, because any engine gives the same samples for the same
+    weights and seeds.
     """
     if rollout_engine is not None and not run.source.samples_itself:
         raise ConfigError(
             f"source {run.source.kind} does not use a rollout engine",
             where="rollout",
-            remedy="Remove it: only grpo and on_policy sample.",
+            remedy="Remove rollout_engine. Only the recipes grpo and on_policy sample.",
         )
     if not isinstance(out, RunDir):
         out = RunDir(Path(out))
@@ -124,17 +128,17 @@ def fit(
         source = run.source.build(Materials(state.model, tokenizer, chat, run.seed, threads, sampler))
         run = versioned(run, out, source.versions)
         write_start(run, out, tokenizer, source.prompts)
-        told = [*state.notes, *grown(run, state.step)] + (
+        messages = [*state.notes, *grown(run, state.step)] + (
             [begun(state.model, state.adapter)] if state.adapter is not None else []
         )
-        for note in [] if quiet else told:
-            print(note)
+        for message in [] if quiet else messages:
+            print(message)
         if state.step < run.steps:
-            _go(run, out, state, source, threads, quiet, observe)
+            _train(run, out, state, source, threads, quiet, observe)
         return state
 
 
-def _go(
+def _train(
     run: Run,
     out: RunDir,
     state: State,
@@ -178,12 +182,12 @@ def _go(
 
 
 def extension_at(run: Run, done: int) -> dict[str, int]:
-    """Return the metrics fields of an extension, for the first step after it. `done` counts the steps before that one."""
+    """Return the metrics fields that mark the first step after an extension, or {}. `done` is the number of finished steps."""
     return next((e.model_dump() for e in run.extensions if e.from_step == done), {})
 
 
 def grown(run: Run, done: int) -> list[str]:
-    """Return a message if the run is extended at this step."""
+    """Return a message for each extension that begins after `done` finished steps."""
     return [
         f"extended after step {e.from_step}: {e.new_steps} steps instead of {e.old_steps}; the schedule now spans {e.new_steps}"
         for e in run.extensions
@@ -192,49 +196,52 @@ def grown(run: Run, done: int) -> list[str]:
 
 
 def step_flops(run: Run, record: dict[str, Any]) -> int:
-    """Return the FLOPs of a step, from the model's FLOPs per token.
+    """Return the FLOPs of a step, computed from its token counts and the model's FLOPs per token.
 
-    A trained token counts three forward passes, with MTP if it is trained. A sampled token counts one, one more if it was
-    checked, and one if a reference scored it. The source counts a teacher's FLOPs. If only a part of the model is trained,
-    the result is an upper bound, since gradients of frozen weights are not computed.
+    A trained token counts as three forward passes, which include MTP if an objective trains it. A sampled token counts
+    as one forward pass, plus one if it was checked against the trainer and one if a reference model scored it. The
+    source adds the FLOPs of a teacher. If only part of the model is trained, the result is an upper bound, because
+    gradients of frozen weights are not computed.
     """
     predicts = any(objective.kind == "mtp" for objective in run.objectives)
     model = run.model if predicts else run.model.model_copy(update={"num_nextn_predict_layers": 0})
     cost = account(model, context=run.source.row)
-    once = sum(int(record.get(f"{name}_tokens", 0)) for name in ("sampled", "checked", "reference"))
-    return int(record["tokens"]) * cost.training_flops + once * cost.flops + int(record.get("teacher_flops", 0))
+    forward_tokens = sum(int(record.get(f"{name}_tokens", 0)) for name in ("sampled", "checked", "reference"))
+    return (
+        int(record["tokens"]) * cost.training_flops + forward_tokens * cost.flops + int(record.get("teacher_flops", 0))
+    )
 
 
 CHECKED = ("logprob_diff", "routing_flips", "routing_gap", "stale_logprob_diff", "policy_age")
 
 
 def _iterate(run: Run, state: State, work: Step, pool: ThreadPoolExecutor, where: str) -> Totals:
-    """Run one step: check all that was sampled for it against the trainer, then make one update per batch."""
+    """Run one step: compare all new samples with the trainer, then make one optimizer update per batch."""
     totals = Totals()
     names = list(trained(state.model))
     factor = run.optim.schedule.at(state.step, run.steps)
-    how: Any = {"parts": run.micro_batches, "pool": pool, "dtype": DTYPES[run.dtype]}
+    options: Any = {"parts": run.micro_batches, "pool": pool, "dtype": DTYPES[run.dtype]}
     batches = [batch.to(run.device) for batch in work.batches]
     if work.fresh:
-        everything = [*batches, *(batch.to(run.device) for batch in work.unlearned)]
-        seen, old = compare(state.model, run.objectives, everything, **how)
-        check_sampler(run, seen, where)
-        totals.means = {name: value for name, value in seen.means.items() if name in CHECKED}
-        totals.maxima = {name: value for name, value in seen.maxima.items() if name in CHECKED}
-        totals.checked = sum(batch.n_tokens for batch in everything)
+        all_batches = [*batches, *(batch.to(run.device) for batch in work.unlearned)]
+        compared, old = compare(state.model, run.objectives, all_batches, **options)
+        check_sampler(run, compared, where)
+        totals.means = {name: value for name, value in compared.means.items() if name in CHECKED}
+        totals.maxima = {name: value for name, value in compared.maxima.items() if name in CHECKED}
+        totals.checked = sum(batch.n_tokens for batch in all_batches)
         batches = [replace(batch, old_logprobs=logprobs) for batch, logprobs in zip(batches, old)]
     for batch in batches:
-        update = gradient(state.model, run.objectives, batch, where=where, **how)
+        update = gradient(state.model, run.objectives, batch, where=where, **options)
         norm = clip(update.grads, run.optim.clip, where)
         state.optimizer.step(dict(zip(names, update.grads)), factor, pool)
         update.grads = []
-        for parameter in trained(state.model).values():  # free the memory while the next batch is sampled
+        for parameter in trained(state.model).values():  # free the memory before the next batch is sampled
             parameter.grad = None
         routers = state.model.routers()[: len(update.counts)]
         totals.targets = [router.target_load() for router in routers]
         if update.counts and run.tune.whole:
             move_bias(routers, update.counts, run.balance.gamma)
-        if work.fresh:  # after an update the weights differ from the sampler's, so these values mean nothing
+        if work.fresh:  # drop these comparisons: after an update the trainer's weights differ from the sampler's
             update.means = {name: value for name, value in update.means.items() if name not in CHECKED}
             update.maxima = {name: value for name, value in update.maxima.items() if name not in CHECKED}
         totals.add(update, norm, batch.n_tokens)
@@ -242,13 +249,13 @@ def _iterate(run: Run, state: State, work: Step, pool: ThreadPoolExecutor, where
 
 
 def clip(grads: Sequence[Tensor], limit: float, where: str = "") -> float:
-    """Scale gradients in place to a global norm of at most `limit` (0 disables it). Return the norm before."""
+    """Clip gradients in place to a global norm of at most `limit` (0 disables clipping). Return the norm before clipping."""
     norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads])))
     if not math.isfinite(norm):
         raise NumericsError(
             f"the gradient norm is {norm}",
             where=where,
-            remedy="Lower optim.lr. The newest checkpoint, if there is one, is complete.",
+            remedy="Lower optim.lr. The newest checkpoint, if there is one, has earlier weights.",
         )
     if limit and norm > limit:
         torch._foreach_mul_(list(grads), limit / (norm + 1e-6))
@@ -256,9 +263,9 @@ def clip(grads: Sequence[Tensor], limit: float, where: str = "") -> float:
 
 
 def check_sampler(run: Run, update: Update, where: str) -> None:
-    """Raise a NumericsError if trainer and sampler disagree, beyond rounding, on samples of the same weights.
+    """Raise NumericsError if trainer and sampler differ by more than `run.agreement` on samples of the same weights.
 
-    It compares log-probabilities and expert choices.
+    Compares log-probabilities and expert scores.
     """
     total, weight = update.means.get("logprob_diff", (0.0, 0.0))
     mean, largest = total / weight if weight else 0.0, update.maxima.get("logprob_diff", 0.0)
@@ -270,7 +277,7 @@ def check_sampler(run: Run, update: Update, where: str) -> None:
             f"{limit.mean:.0e}) and by up to {largest:.2e} (limit {limit.most:.0e}), expert scores by {gap:.2e} (limit "
             f"{limit.gap:.0e})",
             where=where,
-            remedy="Do not train on it. Look for a bug in the model's cache, replay or temperature, or for weights of another dtype.",
+            remedy="Look for a bug in the model's cache, replay or temperature, or for weights of another dtype.",
         )
 
 

@@ -1,4 +1,4 @@
-"""A run: the whole definition of a training, stored in `run.yaml` so that it can be repeated."""
+"""The complete settings of a training run, stored in `run.yaml` so that the run can be repeated."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from rorqual.train.sources import SourceConfig
 
 
 class Start(Config):
-    """The origin of weights and tokenizer. An empty `run` means new weights.
+    """The initial weights and the tokenizer of a run.
 
-    `tokenizer` is `bytes`, `bpe:SIZE` (learned from the source's text), or the path of a `tokenizer.json`. With a `run`, that
-    run's tokenizer is used instead.
+    `run` is a run directory whose weights and tokenizer are used. If it is empty, weights are newly initialized, and
+    `tokenizer` is `bytes`, `bpe:SIZE` (trained on the source's text) or the path of a `tokenizer.json`.
     """
 
     run: str = ""
@@ -31,10 +31,10 @@ Dtype = Literal["float32", "bfloat16"]
 
 
 class Agreement(Config):
-    """How far trainer and sampler may differ on fresh samples, with the sampler's expert choices replayed.
+    """Limits on the difference between trainer and sampler. Both use the same weights and the sampler's expert choices.
 
-    `mean` and `most` limit the average and the largest absolute difference of log-probabilities, in nats. `gap` limits how far
-    the score of a replayed expert may be below the router's own choice.
+    `mean` and `most` limit the average and the largest absolute difference of log-probabilities, in nats. `gap` limits
+    how far the scores of the replayed experts may be below the scores of the router's own choice.
     """
 
     mean: NonNegative
@@ -44,15 +44,18 @@ class Agreement(Config):
 
 FLOAT32 = Agreement(mean=1e-6, most=1e-4, gap=1e-4)
 BFLOAT16 = Agreement(mean=1e-2, most=1.0, gap=0.05)
-"""Limits for a bf16 trainer and an fp32 sampler. The quickstart's model measured 3e-3, 0.21 and 0.009 (docs/log/training-and-quickstart.md)."""
+"""Limits for a bf16 trainer and an fp32 sampler.
+
+On the quickstart's model, mean 3e-3, most 0.21 and gap 0.009 were measured (docs/log/training-and-quickstart.md).
+"""
 SHALLOW = 8
-"""Number of layers up to which `FLOAT32` holds."""
+"""Largest number of layers for which the `FLOAT32` limits are used unscaled."""
 
 
 def agreement(dtype: Dtype, layers: int) -> Agreement:
-    """Return the limits for a model with `layers` layers. In fp32 they grow with depth, since rounding errors add up.
+    """Return the limits for a model with `layers` layers. In fp32 they grow with depth, because rounding errors add up.
 
-    SmolLM2, with 30 layers, differs by 1.4e-6 on average and by at most 4e-5 (docs/log/checkpoints-and-gguf.md).
+    SmolLM2 with 30 layers differs by 1.4e-6 nats on average and by at most 4e-5 (docs/log/checkpoints-and-gguf.md).
     """
     if dtype != "float32":
         return BFLOAT16
@@ -61,7 +64,7 @@ def agreement(dtype: Dtype, layers: int) -> Agreement:
 
 
 class Extension(Config):
-    """An increase of `steps` in the same folder. After step `from_step` the schedule spans `new_steps` instead of `old_steps`."""
+    """A record that a run was extended. After step `from_step`, the schedule spans `new_steps` instead of `old_steps`."""
 
     from_step: Natural
     old_steps: Count
@@ -69,23 +72,24 @@ class Extension(Config):
 
 
 BACKENDS = {"fast": "torch", "invariant": "torch-invariant"}
-"""The backend of each value of `arithmetic` in older run.yaml files."""
+"""The backends that correspond to the setting `arithmetic` of older versions."""
 
 
 class Run(Config):
-    """A whole training. Work is measured in steps and samples, never in time, so that one seed gives one result.
+    """The settings of a training run. Work is measured in steps and samples, not in time, so that a seed determines the result.
 
-    `micro_batches` is the number of parts of an update, which worker threads share. It changes gradients by rounding only.
-    It fixes the order of sums, so it belongs to the run; the number of threads does not.
+    `micro_batches` is the number of micro-batches per update, which worker threads process in parallel. It is a setting
+    because it determines the order of sums and thus the rounding of gradients. The number of threads does not affect
+    results.
 
-    `backend` 'torch-invariant' makes the trainer round as the engine does (docs/explanation/engine.md). In float32 its log-probabilities of
-    fresh samples then equal the sampler's bit for bit. It is slower, and not the default.
+    `backend=torch-invariant` makes the trainer round like the engine (docs/explanation/engine.md). In float32, its
+    log-probabilities of new samples are then bit-identical to the sampler's. This backend is slower than the default.
 
-    `tune` selects the weights to train (docs/how-to/adapters.md). If that is only a part, routers and their biases are frozen, and
-    `balance` has no effect.
+    `tune` selects the weights to train (docs/how-to/adapters.md). Unless `tune` trains the whole model, routers and their
+    biases are frozen, and `balance` has no effect.
 
-    `extensions` and `versions` are not settings; the loop writes them. `extensions` records increases of `steps` in the same
-    folder, `versions` the versions of generated problem families.
+    The loop writes `extensions` and `versions`; they are not settings. `extensions` records each increase of `steps` in
+    the same folder. `versions` records the version of each generated problem family.
     """
 
     recipe: str
@@ -111,7 +115,7 @@ class Run(Config):
     @model_validator(mode="before")
     @classmethod
     def _renamed(cls, value: Any) -> Any:
-        """Read a run.yaml written before backends had names, and resolve a backend in a file."""
+        """Convert the setting `arithmetic` of older versions, and resolve a backend given as a file."""
         if isinstance(value, dict) and value.get("arithmetic") in BACKENDS:
             value = {**value, "backend": BACKENDS[value["arithmetic"]]}
             del value["arithmetic"]
@@ -120,11 +124,13 @@ class Run(Config):
         return value
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _check(self) -> Self:
         backend(self.backend)
         modules = self.model.num_nextn_predict_layers
         if not self.tune.whole and not self.start.run:
-            raise ValueError(f"tune.kind={self.tune.kind} trains a part of an existing model: name its run (from=RUN)")
+            raise ValueError(
+                f"tune.kind={self.tune.kind} trains a part of an existing model; name the run of that model (from=RUN)"
+            )
         for objective in self.objectives:
             if isinstance(objective, MultiToken) and objective.depth != modules:
                 raise ValueError(
@@ -137,6 +143,6 @@ class Run(Config):
                 )
             if isinstance(objective, AuxBalance) and self.micro_batches > 1:
                 raise ValueError(
-                    f"objective aux_balance needs the whole batch at once: set micro_batches=1, not {self.micro_batches}"
+                    f"objective aux_balance needs the whole batch in one micro-batch: set micro_batches=1, not {self.micro_batches}"
                 )
         return self

@@ -1,4 +1,4 @@
-"""The learning-rate schedule: warm-up, constant, linear decay (warmup-stable-decay; Hu et al. 2024)."""
+"""The warmup-stable-decay learning-rate schedule (Hu et al. 2024)."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ from rorqual.core.config import Config, Natural, NonNegative, Share
 
 
 class Schedule(Config):
-    """The factor rises to 1 over `warmup` steps, and falls linearly to `final` over the last `decay` share of all steps."""
+    """The schedule of the learning-rate factor.
+
+    It rises to 1 over `warmup` steps and falls linearly to `final` over the last fraction `decay` of all steps.
+    """
 
     warmup: Natural = 0
     decay: Share = 0.0
     final: NonNegative = 0.0
 
     def at(self, step: int, steps: int) -> float:
-        """Return the learning-rate factor of update `step` (from 0) of `steps`."""
+        """Return the learning-rate factor at `step`, counted from 0, of `steps` steps."""
         factor = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
         start = steps * (1 - self.decay)
         if self.decay and step >= start:

@@ -1,4 +1,4 @@
-"""The state of training: model, tokenizer, optimizer and progress."""
+"""Create or restore the state of a training run: model, tokenizer, optimizer and progress."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ from rorqual.train.run import Extension, Run
 from rorqual.train.tune import begin
 
 CLOCK_FIELDS = ("seconds", "core_seconds", "tokens_per_second")
-"""Fields of a metrics record that depend on time. All others are identical, bit for bit, in a resumed run."""
+"""Fields of a metrics record that depend on time. All other fields are bit-identical in a resumed run."""
 LIVE_KEYS = {"device", "save_seconds", "extensions", "versions"}
 
 
 @dataclass
 class State:
-    """The state of training after `step` steps.
+    """The state of a training run after `step` steps.
 
-    `metrics_bytes` and `rollouts_bytes` are the sizes of those files at that step. `notes` names checkpoints that were
-    skipped. `adapter` describes the trained part in checkpoints; it is None if all weights are trained.
+    `metrics_bytes` and `rollouts_bytes` are the sizes of `metrics.jsonl` and `rollouts.jsonl` at that step. `notes` are
+    messages about skipped checkpoints. `adapter` describes the trained part of the model, or is None if all weights are
+    trained.
     """
 
     model: Decoder
@@ -49,7 +50,7 @@ class State:
 
 
 def make_tokenizer(run: Run) -> Tokenizer:
-    """Load or train the run's tokenizer. Nothing is written."""
+    """Load or train the tokenizer of `run`, without writing it to disk."""
     if run.start.run:
         return Tokenizer.load(RunDir(Path(run.start.run)).tokenizer_file)
     spec = run.start.tokenizer
@@ -61,7 +62,7 @@ def make_tokenizer(run: Run) -> Tokenizer:
 
 
 def check_vocabulary(run: Run, tokenizer: Tokenizer) -> None:
-    """Raise a ConfigError if the model's vocabulary is smaller than the tokenizer's."""
+    """Raise ConfigError if the model's vocabulary is smaller than the tokenizer's."""
     if tokenizer.vocab_size > run.model.vocab_size:
         raise ConfigError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, but the model's vocabulary has {run.model.vocab_size}",
@@ -71,7 +72,7 @@ def check_vocabulary(run: Run, tokenizer: Tokenizer) -> None:
 
 
 def check_context(run: Run) -> None:
-    """Raise a ConfigError for rows longer than the model's context: their last positions could never be used."""
+    """Raise ConfigError if rows are longer than the model's context, because later positions could not be used."""
     context = run.model.max_position_embeddings
     if run.source.row > context:
         raise ConfigError(
@@ -82,7 +83,7 @@ def check_context(run: Run) -> None:
 
 
 def restore(run: Run, out: RunDir, tokenizer: Tokenizer, ops: Backend | None = None, threads: int = 1) -> State:
-    """Return the state to start from: new weights, another run's weights, or this run's newest complete checkpoint.
+    """Return the initial state: new weights, the weights of another run, or the newest complete checkpoint of this run.
 
     `ops` replaces the run's backend. Raises ConfigError if the folder holds another run.
     """
@@ -110,22 +111,22 @@ def restore(run: Run, out: RunDir, tokenizer: Tokenizer, ops: Backend | None = N
 
 
 def same_run(run: Run, out: RunDir) -> None:
-    """Raise a ConfigError that names the differences if the folder holds another run."""
+    """Raise ConfigError listing the differences if the folder holds another run."""
     if out.path.exists() and not out.path.is_dir():
         raise ConfigError("not a folder", where=str(out.path), remedy="Give another out=.")
     if not out.config_file.is_file():
-        # A kill while run.yaml is written leaves a hidden temporary file; the folder is still this run's.
+        # A process killed while writing run.yaml leaves a hidden temporary file. Such a folder counts as empty.
         if out.path.exists() and any(not entry.name.startswith(".") for entry in out.path.iterdir()):
             raise ConfigError(
                 "the folder is not empty and holds no run", where=str(out.path), remedy="Give another out=."
             )
         return
-    was = read_yaml(Run, out.config_file)
-    had, now = was.model_dump(mode="json"), run.model_dump(mode="json")
-    grown = {"steps"} if len(run.extensions) and run.extensions != was.extensions else set()
-    keys = differing(was, run) - grown
+    stored = read_yaml(Run, out.config_file)
+    stored_values, values = stored.model_dump(mode="json"), run.model_dump(mode="json")
+    allowed = {"steps"} if len(run.extensions) and run.extensions != stored.extensions else set()
+    keys = differing(stored, run) - allowed
     if keys:
-        detail = "; ".join(f"{key}: {difference(had[key], now[key])}" for key in now if key in keys)
+        detail = "; ".join(f"{key}: {difference(stored_values[key], values[key])}" for key in values if key in keys)
         raise ConfigError(
             f"this folder holds another run: {detail}",
             where=str(out.config_file),
@@ -133,59 +134,59 @@ def same_run(run: Run, out: RunDir) -> None:
         )
 
 
-def differing(was: Run, run: Run) -> set[str]:
-    """Return the settings in which two runs differ, except those that do not change results."""
-    had, now = was.model_dump(mode="json"), run.model_dump(mode="json")
-    return {key for key in now if key not in LIVE_KEYS and had[key] != now[key]}
+def differing(stored: Run, run: Run) -> set[str]:
+    """Return the names of the settings in which two runs differ, except settings that do not change results."""
+    stored_values, values = stored.model_dump(mode="json"), run.model_dump(mode="json")
+    return {key for key in values if key not in LIVE_KEYS and stored_values[key] != values[key]}
 
 
 def extended(run: Run, out: RunDir) -> Run:
-    """Return the run with its folder's extensions, plus a new one if only `steps` grew.
+    """Return `run` with the extensions stored in its folder, plus a new extension if only `steps` has increased.
 
-    The new one starts at the newest complete checkpoint. Raises ConfigError if `steps` is smaller than the folder's.
+    A new extension starts at the newest complete checkpoint. Raises ConfigError if `steps` has decreased.
     """
-    was = read_yaml(Run, out.config_file) if out.config_file.is_file() else run.model_copy(update={"extensions": ()})
-    run = run.model_copy(update={"extensions": was.extensions})
-    if differing(was, run) != {"steps"}:
+    stored = read_yaml(Run, out.config_file) if out.config_file.is_file() else run.model_copy(update={"extensions": ()})
+    run = run.model_copy(update={"extensions": stored.extensions})
+    if differing(stored, run) != {"steps"}:
         return run
-    if run.steps < was.steps:
+    if run.steps < stored.steps:
         raise ConfigError(
-            f"steps={run.steps} is smaller than the run's {was.steps}",
+            f"steps={run.steps} is smaller than the run's {stored.steps}",
             where=str(out.config_file),
-            remedy=f"Set steps={was.steps} to resume, more to extend the run, or give another out=.",
+            remedy=f"Set steps={stored.steps} to resume, more to extend the run, or give another out=.",
         )
-    more = Extension(from_step=out.newest_whole()[0] or 0, old_steps=was.steps, new_steps=run.steps)
-    before = was.extensions
-    if (
-        before and before[-1].from_step == more.from_step
-    ):  # the last extension trained nothing: merge it with the new one
-        before, more = before[:-1], more.model_copy(update={"old_steps": before[-1].old_steps})
-    return run.model_copy(update={"extensions": (*before, more)})
+    extension = Extension(from_step=out.newest_whole()[0] or 0, old_steps=stored.steps, new_steps=run.steps)
+    earlier = stored.extensions
+    if earlier and earlier[-1].from_step == extension.from_step:  # no step since the last extension: merge both
+        earlier, extension = earlier[:-1], extension.model_copy(update={"old_steps": earlier[-1].old_steps})
+    return run.model_copy(update={"extensions": (*earlier, extension)})
 
 
 def versioned(run: Run, out: RunDir, versions: dict[str, int]) -> Run:
-    """Return the run with the versions of its problem families. Raises ConfigError if the folder's run has others."""
-    began = out.config_file.is_file()
-    had = read_yaml(Run, out.config_file).versions if began else run.versions or versions
-    if had != versions:
-        names = [name for name in had | versions if had.get(name, 1) != versions.get(name, 1)]
-        detail = ", ".join(f"{name} of version {had.get(name, 1)}, now {versions.get(name, 1)}" for name in names)
+    """Return `run` with the versions of its problem families. Raises ConfigError if the folder's run used other versions."""
+    exists = out.config_file.is_file()
+    stored_versions = read_yaml(Run, out.config_file).versions if exists else run.versions or versions
+    if stored_versions != versions:
+        names = [name for name in stored_versions | versions if stored_versions.get(name, 1) != versions.get(name, 1)]
+        detail = ", ".join(
+            f"{name} of version {stored_versions.get(name, 1)}, now {versions.get(name, 1)}" for name in names
+        )
         raise ConfigError(
             f"the run generates problems that this version of Rorqual no longer generates: {detail}",
-            where=str(out.config_file) if began else "versions",
-            remedy="Start a new run with another out=." if began else "Remove versions to generate the new problems.",
+            where=str(out.config_file) if exists else "versions",
+            remedy="Start a new run with another out=." if exists else "Remove versions to generate the new problems.",
         )
     return run.model_copy(update={"versions": versions})
 
 
-def difference(had: object, now: object) -> str:
-    """Describe the innermost values that differ."""
-    if isinstance(had, dict) and isinstance(now, dict):
-        keys = [k for k in {**had, **now} if had.get(k) != now.get(k)]
-        return ", ".join(f"{k}: {difference(had.get(k), now.get(k))}" for k in keys)
-    if isinstance(had, list) and isinstance(now, list) and len(had) == len(now):
-        return ", ".join(f"[{i}] {difference(a, b)}" for i, (a, b) in enumerate(zip(had, now)) if a != b)
-    return f"{had!r} there, {now!r} now"
+def difference(stored: object, new: object) -> str:
+    """Describe how the stored and the new value of a setting differ, down to the innermost key."""
+    if isinstance(stored, dict) and isinstance(new, dict):
+        keys = [k for k in {**stored, **new} if stored.get(k) != new.get(k)]
+        return ", ".join(f"{k}: {difference(stored.get(k), new.get(k))}" for k in keys)
+    if isinstance(stored, list) and isinstance(new, list) and len(stored) == len(new):
+        return ", ".join(f"[{i}] {difference(a, b)}" for i, (a, b) in enumerate(zip(stored, new)) if a != b)
+    return f"{stored!r} in the folder, {new!r} now"
 
 
 def write_start(run: Run, out: RunDir, tokenizer: Tokenizer, prompts: Sequence[str] = ()) -> None:

@@ -1,4 +1,4 @@
-"""Partial training: choose the experts that the run's data uses (ESFT), and report the cost of the trained part."""
+"""Fine-tune part of a model: select ESFT's experts from the training data, and report the cost of training."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from rorqual.train.sources import Materials
 from rorqual.train.workers import workers
 
 ROWS = 16
-"""Rows in one forward pass. It is fixed, because it determines rounding, and rounding may decide between two experts."""
+"""Rows per forward pass. The number is fixed because it affects rounding, which can change the selected experts."""
 
 
 def begin(run: Run, out: RunDir, base: Path, model: Decoder, tokenizer: Tokenizer, threads: int) -> Adapter:
-    """Return the adapter of a new run on the checkpoint `base`, whose weights `model` holds."""
+    """Create the adapter record of a new run. `model` holds the weights of the checkpoint `base`."""
     experts = find_experts(run, model, tokenizer, threads)
     return Adapter(base=base_of(base, named=run.start.run, seen_from=out.path), tune=run.tune, experts=experts)
 
 
 def find_experts(run: Run, model: Decoder, tokenizer: Tokenizer, threads: int) -> Selection:
-    """Return ESFT's experts, chosen by how `model` routes the batches of the run's first steps. Other kinds have none.
+    """Select the experts that ESFT trains, by how `model` routes the batches of the first steps. Return () for other kinds.
 
-    Rows that a source samples with the model count like training rows. Padding does not count.
+    Samples that the source excludes from training count too. Padding does not count.
     """
     tune = run.tune
     if not isinstance(tune, ESFT):
@@ -50,9 +50,9 @@ def find_experts(run: Run, model: Decoder, tokenizer: Tokenizer, threads: int) -
         for step in range(tune.sample):
             work = source.step(step)
             parts = [part for batch in (*work.batches, *work.unlearned) for part in _parts(batch)]
-            for found in pool.map(lambda part: _look(model, part, tune, run.device), parts):
-                # Identity experts come after the stacked ones and have no weights to train.
-                totals = [total + one[:n] for total, one, n in zip(totals, found, experts, strict=True)]
+            for scores in pool.map(lambda part: _relevance(model, part, tune, run.device), parts):
+                # Identity experts are numbered after the stacked experts and have no weights to train.
+                totals = [total + score[:n] for total, score, n in zip(totals, scores, experts, strict=True)]
     return select(totals, tune.p)
 
 
@@ -61,14 +61,14 @@ def _parts(batch: TrainBatch) -> list[TrainBatch]:
 
 
 @torch.no_grad()  # grad mode is per thread; pool threads do not inherit it
-def _look(model: Decoder, given: TrainBatch, tune: ESFT, device: str) -> Sequence[Tensor]:
-    batch = given.to(device)
+def _relevance(model: Decoder, part: TrainBatch, tune: ESFT, device: str) -> Sequence[Tensor]:
+    batch = part.to(device)
     routing = model(batch.tokens, batch.positions, segments=batch.segments).routing
     row = torch.arange(len(batch.tokens), device=batch.tokens.device).unsqueeze(-1)
-    name = torch.where(batch.segments >= 0, row * (batch.tokens.shape[1] + 1) + batch.segments, -1).flatten()
-    names, number = name.unique(return_inverse=True)
-    if int(names[0]) < 0:
-        number = number - 1  # padding's name sorts first
+    document = torch.where(batch.segments >= 0, row * (batch.tokens.shape[1] + 1) + batch.segments, -1).flatten()
+    documents, number = document.unique(return_inverse=True)
+    if int(documents[0]) < 0:
+        number = number - 1  # padding sorts first and gets -1
     return relevance(routing, number, tune.score, int(number.max()) + 1)
 
 
@@ -76,16 +76,16 @@ def _look(model: Decoder, given: TrainBatch, tune: ESFT, device: str) -> Sequenc
 
 
 def cost(model: Decoder, optimizer: Optimizer) -> dict[str, int]:
-    """Return the number of trained parameters and the bytes of the optimizer state."""
-    held = optimizer.state().values()
+    """Return the number of trained parameters and the size of the optimizer state in bytes."""
+    state = optimizer.state().values()
     return {
         "trained_parameters": sum(p.numel() for p in trained(model).values()),
-        "optimizer_bytes": sum(t.numel() * t.element_size() for t in held),
+        "optimizer_bytes": sum(t.numel() * t.element_size() for t in state),
     }
 
 
 def begun(model: Decoder, adapter: Adapter) -> str:
-    """Return a message that says how much of the model is trained, and which experts."""
+    """Return a message with the share of trained parameters and the number of trained experts per layer."""
     part = sum(p.numel() for p in trained(model).values())
     added = part if not adapter.experts else 0
     total = sum(p.numel() for p in model.parameters()) - added
@@ -98,9 +98,9 @@ def begun(model: Decoder, adapter: Adapter) -> str:
 
 
 def ended(costs: dict[str, int], seconds: float, steps: int) -> str:
-    """Return a message with the optimizer's memory, the process's peak memory, and the time per step."""
+    """Return a message with the size of the optimizer state, the peak memory of the process and the time per step."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return (
         f"optimizer state {costs['optimizer_bytes']:,} bytes for {costs['trained_parameters']:,} parameters; "
-        f"peak memory of the process {peak / 1e6:,.0f} MB; {seconds / max(steps, 1):.3f} s a step"
+        f"peak memory of the process {peak / 1e6:,.0f} MB; {seconds / max(steps, 1):.3f} s per step"
     )

@@ -1,11 +1,12 @@
 """Compute the gradient of one update, with its micro-batches spread over threads.
 
-torch releases the GIL while an operation runs, so two threads keep two cores busy. Each thread runs its operations on one
-core. Micro-batches are summed in order, so the number of threads does not change a bit.
+torch releases the GIL while an operation runs, so two threads keep two cores busy. Each thread runs its operations on
+one core. The gradients of micro-batches are added in a fixed order, so the result is bit-identical for any number of
+threads.
 
-A single thread calls `backward()`, which adds to each parameter's `.grad`; the hooks of FSDP2 and DDP run only there. Several
-threads would add in varying order, so each keeps its micro-batch's gradient apart. With a torch.distributed process group one
-thread is used.
+With one thread, `backward()` accumulates into each parameter's `.grad`, which runs the hooks of FSDP2 and DDP. With
+several threads, accumulation order would vary. Each thread therefore returns the gradient of its micro-batch, and the
+caller adds the gradients. With a torch.distributed process group, one thread is used.
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ from rorqual.train.objectives import Objective
 
 @dataclass
 class Update:
-    """One update's gradient, loss and metrics. `means` hold (sum, weight), `counts` the load of each router's experts.
+    """The gradient, loss and metrics of one update.
 
-    `grads` are the `.grad` tensors of the trained parameters. `zeros` counts the participating parameters whose gradient is
+    `grads` are the `.grad` tensors of the trained parameters. `means` maps metric names to (sum, weight). `counts`
+    holds the load per expert of each router. `zeros` is the number of parameters whose module ran and whose gradient is
     all zeros.
     """
 
@@ -47,11 +49,11 @@ class Update:
     zeros: int = 0
 
     def add(self, other: Update) -> None:
-        """Add the metrics of the next micro-batch in place. Gradients are added in `gradient`."""
+        """Add the loss and the metrics of another micro-batch in place. `gradient` adds the gradients."""
         self.loss += other.loss
         for name, (total, weight) in other.means.items():
-            had = self.means.get(name, (0.0, 0.0))
-            self.means[name] = (had[0] + total, had[1] + weight)
+            previous = self.means.get(name, (0.0, 0.0))
+            self.means[name] = (previous[0] + total, previous[1] + weight)
         for name, value in other.maxima.items():
             self.maxima[name] = max(value, self.maxima.get(name, -math.inf))
         self.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
@@ -67,7 +69,7 @@ class Workers(ThreadPoolExecutor):
 
 @contextmanager
 def workers(threads: int) -> Iterator[Workers]:
-    """Open a thread pool. Its threads, and the caller meanwhile, each run torch operations on one core."""
+    """Open a thread pool. Inside the block, each of its threads and the calling thread run torch operations on one core."""
     keep_freed()
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -88,10 +90,10 @@ def gradient(
     dtype: torch.dtype = torch.float32,
     where: str = "",
 ) -> Update:
-    """Compute the gradient of the objectives' means over the whole `batch`, in `parts` micro-batches, for `trained(model)`.
+    """Compute the gradient of the objectives' means over `batch` for the trained parameters, in `parts` micro-batches.
 
-    Raises NumericsError if the loss is not finite, if no trained parameter has a gradient, or if one lacks a gradient although
-    its module ran.
+    Raises NumericsError if the loss is not finite, if no trained parameter has a gradient, or if a parameter has no
+    gradient although its module ran.
     """
     model = model.ops.route(model)
     totals = [max(objective.weight(batch), 1e-20) for objective in objectives]
@@ -101,24 +103,24 @@ def gradient(
         parameter.grad = None
     with modules_that_run(model) as ran:
         if pool.threads == 1 or (dist.is_available() and dist.is_initialized()):
-            # Run in a pool thread too: it does not inherit a grad mode that the caller may have set.
-            turns = (pool.submit(_one, model, objectives, part, totals, dtype, None).result() for part in micro)
-            first, *rest = [update for update, _ in turns]
+            # Also run in a pool thread, because pool threads do not inherit a grad mode set by the caller.
+            results = (pool.submit(_gradient, model, objectives, part, totals, dtype, None).result() for part in micro)
+            first, *others = [update for update, _ in results]
         else:
             leaves = list(params.values())
-            tasks = [pool.submit(_one, model, objectives, part, totals, dtype, leaves) for part in micro]
+            tasks = [pool.submit(_gradient, model, objectives, part, totals, dtype, leaves) for part in micro]
             for _, grads in (done := [task.result() for task in tasks]):
-                for parameter, found in zip(leaves, grads, strict=True):
-                    if found is not None:
-                        parameter.grad = found if parameter.grad is None else parameter.grad.add_(found)
-            first, *rest = [update for update, _ in done]
-    for other in rest:
+                for parameter, grad in zip(leaves, grads, strict=True):
+                    if grad is not None:
+                        parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
+            first, *others = [update for update, _ in done]
+    for other in others:
         first.add(other)
     if not math.isfinite(first.loss):
         raise NumericsError(
             f"the loss is {first.loss}",
             where=where,
-            remedy="Lower optim.lr or optim.clip. The newest checkpoint, if there is one, has the weights from before.",
+            remedy="Lower optim.lr or optim.clip. The newest checkpoint, if there is one, has earlier weights.",
         )
     if not any(objective.reads_hidden for objective in objectives):
         ran.clear()
@@ -128,9 +130,10 @@ def gradient(
 
 @contextmanager
 def modules_that_run(model: nn.Module) -> Iterator[set[nn.Module]]:
-    """Collect the modules of `model` that take part inside the block, in any thread.
+    """Collect the modules of `model` that run inside the `with` block, in any thread.
 
-    A module takes part if its `forward` is called, or if a `Layer` whose `forward` is called reads its weights (`Layer.derived`).
+    A module runs if its `forward` is called, or if the `forward` of a `Layer` reads its weights through
+    `Layer.derived`.
     """
     ran = set[nn.Module]()
     hooks = [module.register_forward_pre_hook(lambda module, _: ran.add(module)) for module in model.modules()]
@@ -140,20 +143,23 @@ def modules_that_run(model: nn.Module) -> Iterator[set[nn.Module]]:
         for hook in hooks:
             hook.remove()
     for layer in [module for module in ran if isinstance(module, Layer)]:
-        sources = [getattr(layer, source, None) for source in layer.derived.values()]  # None in a prepared copy
+        sources = [
+            getattr(layer, source, None) for source in layer.derived.values()
+        ]  # the child is None in a copy with repacked weights
         ran |= {source for source in sources if isinstance(source, nn.Module)}
 
 
 def checked(
     model: nn.Module, params: dict[str, nn.Parameter], ran: set[nn.Module], where: str = ""
 ) -> tuple[list[Tensor], int]:
-    """Return the gradient of each parameter, and the number of participating parameters whose gradient is all zeros.
+    """Return the gradient of each parameter, and the number of computed gradients that are all zeros.
 
-    A parameter participates if its module is in `ran`. Any other parameter without a gradient gets zeros and is not counted.
-    In `HoldsParts` modules the router decides which experts participate, so any of their parameters may lack a gradient.
+    A missing gradient is an error if the parameter's module is in `ran`. Otherwise the missing gradient is replaced by
+    zeros and not counted. Parameters of `HoldsParts` modules may always lack a gradient, because the router decides
+    which experts run.
     """
     modules = dict(model.named_modules())
-    grads, found, missing = list[Tensor](), list[Tensor](), list[str]()
+    grads, computed, missing = list[Tensor](), list[Tensor](), list[str]()
     for name, parameter in params.items():
         owner = name
         while owner not in modules:
@@ -163,18 +169,18 @@ def checked(
             if modules[owner] in ran and not isinstance(modules[owner], HoldsParts):
                 missing.append(name)
         else:
-            found.append(parameter.grad)
+            computed.append(parameter.grad)
         grads.append(parameter.grad)
-    if missing or not found:
+    if missing or not computed:
         shown = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
         raise NumericsError(
             f"no gradient reaches {shown}, although their modules ran"
-            if found
+            if computed
             else "no trained parameter has a gradient",
             where=where,
             remedy="Look for detach(), no_grad() or a copy of the weights between the parameter and the loss.",
         )
-    return grads, len(found) - int(torch.stack([grad.any() for grad in found]).sum())
+    return grads, len(computed) - int(torch.stack([grad.any() for grad in computed]).sum())
 
 
 def compare(
@@ -186,39 +192,40 @@ def compare(
     pool: Workers,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Update, list[Tensor | None]]:
-    """Compare trainer and sampler on fresh samples, before any update and without gradients. Return means and maxima.
+    """Compare trainer and sampler on new samples, before any update and without gradients. Return the metrics.
 
-    If an objective `wants_old`, also return for each batch the trainer's log-probabilities [rows, seq] of the targets.
+    For each batch, also return the trainer's log-probabilities of the targets [rows, seq] if an objective sets
+    `wants_old`, otherwise None.
     """
     model = model.ops.route(model)
-    jobs = [[pool.submit(_look, model, objectives, part, dtype) for part in batch.split(parts)] for batch in batches]
-    seen, old = Update([], 0.0), list[Tensor | None]()
-    for looks in ([job.result() for job in mine] for mine in jobs):
-        for update, _ in looks:
-            seen.add(update)
-        logprobs = [found for _, found in looks if found is not None]
+    jobs = [[pool.submit(_compare, model, objectives, part, dtype) for part in batch.split(parts)] for batch in batches]
+    total, old = Update([], 0.0), list[Tensor | None]()
+    for results in ([job.result() for job in batch_jobs] for batch_jobs in jobs):
+        for update, _ in results:
+            total.add(update)
+        logprobs = [part for _, part in results if part is not None]
         old.append(torch.cat(logprobs) if logprobs else None)
-    return seen, old
+    return total, old
 
 
 @torch.no_grad()  # grad mode is per thread; pool threads do not inherit it
-def _look(
+def _compare(
     model: Decoder, objectives: Sequence[Objective], batch: TrainBatch, dtype: torch.dtype
 ) -> tuple[Update, Tensor | None]:
     with torch.autocast(batch.tokens.device.type, dtype=dtype, enabled=dtype != torch.float32):
         output = _forward(model, objectives, batch)
         terms = [objective.term(model, batch, output) for objective in objectives]
-    seen = Update([], 0.0)
+    compared = Update([], 0.0)
     for term in terms:
-        seen.means |= term.means
-        seen.maxima |= term.maxima
+        compared.means |= term.means
+        compared.maxima |= term.maxima
     if batch.replay is not None:
         fresh = batch.segments >= 0 if batch.ages is None else (batch.segments >= 0) & (batch.ages == 0)
-        _record_replay(seen, output.routing, fresh.flatten())
-    return seen, next((term.logprobs for term in terms if term.logprobs is not None), None)
+        _record_replay(compared, output.routing, fresh.flatten())
+    return compared, next((term.logprobs for term in terms if term.logprobs is not None), None)
 
 
-def _one(
+def _gradient(
     model: Decoder,
     objectives: Sequence[Objective],
     batch: TrainBatch,
@@ -226,7 +233,7 @@ def _one(
     dtype: torch.dtype,
     leaves: Sequence[nn.Parameter] | None,
 ) -> tuple[Update, Sequence[Tensor | None]]:
-    """Compute one micro-batch: its metrics and the gradients of `leaves`. Without `leaves`, add to every `.grad`."""
+    """Return the metrics of a micro-batch and the gradients with respect to `leaves`. Without `leaves`, add to `.grad` instead."""
     with torch.autocast(batch.tokens.device.type, dtype=dtype, enabled=dtype != torch.float32):
         output = _forward(model, objectives, batch)
         terms = [objective.term(model, batch, output) for objective in objectives]
@@ -237,7 +244,7 @@ def _one(
     grads: Sequence[Tensor | None] = [None] * len(leaves or ())
     if loss.requires_grad and leaves is not None:
         grads = torch.autograd.grad(loss, leaves, allow_unused=True)
-    elif loss.requires_grad:  # otherwise nothing is trained, which `checked` reports
+    elif loss.requires_grad:  # otherwise no parameter is trained, which `checked` reports
         loss.backward()
     valid = batch.segments.flatten() >= 0
     update = Update([], float(loss.detach()))
@@ -261,9 +268,9 @@ def _forward(model: Decoder, objectives: Sequence[Objective], batch: TrainBatch)
 
 
 def _record_replay(update: Update, routing: Sequence[Routing], valid: Tensor) -> None:
-    """Record how many expert choices differ from the trainer's own routing, and by how much at most."""
+    """Record how many tokens have replayed experts that differ from the trainer's own choice, and the largest score gap."""
     flips, tokens, gap = replayed(routing, valid).tolist()
-    if tokens:  # otherwise older weights sampled all of it
+    if tokens:  # otherwise older weights sampled the whole batch
         update.means["routing_flips"] = (flips, tokens)
         update.maxima["routing_gap"] = gap
 

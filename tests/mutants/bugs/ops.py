@@ -100,7 +100,7 @@ MUTANTS = (
         "silu without filling up",
         "the last elements of a tensor have another exponential",
         "ops/invariant.py",
-        "    return _whole(F.silu, x)\n",
+        "    return _elementwise(F.silu, x)\n",
         "    return F.silu(x)\n",
         "tests/engine/test_same_bits.py::test_random_schedules_change_no_bit",
         "tests/ops/test_invariant.py::test_a_rows_bits_do_not_depend_on_its_place",
@@ -119,9 +119,9 @@ MUTANTS = (
         "blocks are divided by the sum of their shares after they are added",
         "seen in our own second version: a query that meets a block in vain is rounded twice",
         "ops/paged.py",
-        "        share = share / _added(share, tiles).index_select(0, tiles.tile)\n"
-        "        mixed = _added(mixed.float() * share, tiles).to(q.dtype)\n",
-        "        mixed = (_added(mixed.float() * share, tiles) / _added(share, tiles)).to(q.dtype)\n",
+        "        share = share / _sum_blocks(share, tiles).index_select(0, tiles.tile)\n"
+        "        mixed = _sum_blocks(mixed.float() * share, tiles).to(q.dtype)\n",
+        "        mixed = (_sum_blocks(mixed.float() * share, tiles) / _sum_blocks(share, tiles)).to(q.dtype)\n",
         "tests/ops/test_paged.py::test_each_query_has_bits_of_its_own",
     ),
     one(
@@ -170,8 +170,8 @@ MUTANTS = (
         "YaRN's ramp runs beyond the last dimension",
         "issue 14",
         "ops/rope.py",
-        "min(math.ceil(turn(yarn.beta_slow)), 2 * half - 1)",
-        "math.ceil(turn(yarn.beta_slow))",
+        "min(math.ceil(dimension(yarn.beta_slow)), 2 * half - 1)",
+        "math.ceil(dimension(yarn.beta_slow))",
         "tests/ops/test_rope.py::test_yarns_ramp_stays_within_the_dimensions",
     ),
     one(

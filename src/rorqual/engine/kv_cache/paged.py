@@ -147,7 +147,7 @@ class _Layer(BlockedLayerCache):
         super().__init__(layout, step.cache.attention, step.plan)
         self._tensors = pools
 
-    def _keep(self, part: CachePart, rows: Tensor) -> None:
+    def _store(self, part: CachePart, rows: Tensor) -> None:
         self._attention.write(self._tensors[part.name], rows, self._plan)
 
     def _groups(self, name: str, every: int) -> tuple[Tensor, Tensor]:

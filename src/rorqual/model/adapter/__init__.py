@@ -1,4 +1,4 @@
-"""Which parameters a run trains. Each module defines one kind of tuning; importing this package registers them."""
+"""The kinds of fine-tuning, which decide the parameters that a run trains. Importing this package registers all kinds."""
 
 from rorqual.model.adapter.base import Full, HoldsParts, Selection, Tune, trained
 from rorqual.model.adapter.esft import ESFT

@@ -1,4 +1,4 @@
-"""Base class of the kinds of tuning, and full fine-tuning."""
+"""Base class of the kinds of fine-tuning, and full fine-tuning."""
 
 from __future__ import annotations
 
@@ -11,45 +11,46 @@ from rorqual.core.config import Kind
 from rorqual.model.decoder import Decoder
 
 Selection = tuple[tuple[int, ...], ...]
-"""The selected experts of each mixture-of-experts layer in the main model, by number, ascending."""
+"""The selected experts of each MoE layer of the main model, as ascending expert numbers."""
 Shapes = dict[str, tuple[int, ...]]
 
 
 class Tune(Kind):
-    """Base class of what a run trains.
+    """Base class of the kinds of fine-tuning.
 
-    If `whole`, a checkpoint holds the model. Otherwise it holds only the trained tensors and names its base.
+    If `whole` is True, a checkpoint holds the complete model. Otherwise the checkpoint holds only the trained
+    tensors and refers to its base model.
     """
 
     @property
     def whole(self) -> bool:
-        """True if the whole model is trained, including its routers' biases."""
+        """True if all parameters are trained. Only then does load balancing update the router biases."""
         return False
 
     @property
     def selects(self) -> bool:
-        """True if `attach` needs experts that were selected by reading some of the run's data."""
+        """True if experts must be selected from a sample of the training data before `attach`."""
         return False
 
     def attach(self, model: Decoder, *, seed: int, experts: Selection = ()) -> None:
-        """Freeze `model` in place, except for what is trained, and add the adapter. Logits do not change.
+        """Freeze the parameters of `model` that are not trained, in place, and add the adapter. Logits do not change.
 
-        Afterwards the model must not move to another device or type. Raises ConfigError if nothing in the model
-        matches.
+        Do not move the model to another device or dtype afterwards. Raises ConfigError if the model has nothing that
+        this kind of fine-tuning can train.
         """
         raise NotImplementedError
 
     def shapes(self, model: Decoder, experts: Selection = ()) -> Shapes:
-        """Return the name and shape of every trained tensor. `model` must have no adapter attached."""
+        """Return the shape of every trained tensor by name. `model` must not have an adapter attached."""
         raise NotImplementedError
 
     def merge(self, model: Decoder, tensors: Mapping[str, Tensor]) -> None:
-        """Merge trained tensors, named as in `shapes`, into the weights of `model`, which must have no adapter attached."""
+        """Merge trained tensors into the weights of `model`. `tensors` has the names that `shapes` returns."""
         raise NotImplementedError
 
 
 class Full(Tune):
-    """Train the whole model."""
+    """Full fine-tuning: train all parameters."""
 
     kind: Literal["full"] = "full"
 
@@ -66,15 +67,18 @@ class Full(Tune):
 
 @runtime_checkable
 class HoldsParts(Protocol):
-    """A module that trains slices of its tensors. The slices share memory with the tensors and are not registered parameters."""
+    """A module that trains slices of its tensors.
+
+    `parts` yields the slices as parameters. They share memory with the tensors and are not registered in the module.
+    """
 
     def parts(self) -> Iterator[tuple[str, nn.Parameter]]: ...
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the trained parameters by name. Only these have gradients and optimizer state."""
-    found = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    """Return the trained parameters by name. Only trained parameters have gradients and optimizer state."""
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     for prefix, module in model.named_modules():
         if isinstance(module, HoldsParts):
-            found |= {f"{prefix}.{name}": part for name, part in module.parts()}
-    return found
+            parameters |= {f"{prefix}.{name}": part for name, part in module.parts()}
+    return parameters

@@ -1,9 +1,9 @@
 """Expert-specialised fine-tuning (ESFT, Wang et al. 2407.01906): train only the experts that a task uses.
 
-A task's tokens go to few experts. A sample of the data gives each expert's relevance (eq. 7 and 8). This is
-the expert's gate value, or its share of the selected experts, averaged over each document's tokens and then over
-documents. Each layer selects its most relevant experts until their relevance sums to p. Only their matrices are trained; other experts, routers,
-attention and norms are frozen.
+The tokens of one task are routed to few experts. An expert's relevance is its mean gate value (eq. 7) or its share of
+the routed choices (eq. 8). It is averaged over the tokens of each document and then over a sample of documents. Each
+layer selects its most relevant experts until their relevances sum to p. Only the matrices of these experts are trained.
+All other experts, routers, attention and norms are frozen.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from rorqual.ops.moe import Routing
 class ESFT(Tune):
     """Expert-specialised fine-tuning.
 
-    `score` measures relevance by `gate` (eq. 7) or by `token`, the share of choices (eq. 8). `p` is the share of a
-    layer's relevance to train. `sample` is the number of steps whose batches are read to measure it.
+    `score` measures relevance by mean gate value (`gate`, eq. 7) or by share of choices (`token`, eq. 8). In each
+    layer, the selected experts have at least the share `p` of the summed relevance. `sample` is the number of training
+    steps whose batches are used to measure relevance.
 
-    A layer's relevances are divided by their sum, so p is a share even if gates do not sum to 1.
+    Relevances are divided by their sum over the layer, so p is a share even if gates do not sum to 1.
     """
 
     kind: Literal["esft"] = "esft"
@@ -71,7 +72,7 @@ PARTS = ("gate_up_proj", "down_proj")
 
 
 def routed(model: Decoder) -> dict[str, FFN]:
-    """Return the main model's routing networks by name, in the order of its routing.
+    """Return the feed-forward networks of the main model that route tokens, by name, in the order of recorded routing.
 
     Raises ConfigError if the model has no stacked experts.
     """
@@ -85,18 +86,18 @@ def routed(model: Decoder) -> dict[str, FFN]:
 
 
 def stacked(ffn: FFN) -> Experts:
-    """Return the experts of a network that `routed` found."""
+    """Return the stacked experts of a network returned by `routed`."""
     assert isinstance(ffn.experts, Experts)
     return ffn.experts
 
 
 def n_stacked(ffn: FFN) -> int:
-    """Return the number of experts of a network that `routed` found."""
+    """Return the number of stacked experts of a network returned by `routed`."""
     return len(stacked(ffn).down_proj)
 
 
 def check_selection(layers: Mapping[str, FFN], experts: Selection) -> None:
-    """Refuse experts that the model does not have, and selections that do not cover every layer."""
+    """Check that `experts` has one selection of existing experts per layer. Raises ConfigError otherwise."""
     if len(experts) != len(layers):
         raise ConfigError(
             f"the selection covers {len(experts)} layers, but the model has {len(layers)} with experts",
@@ -111,22 +112,23 @@ def check_selection(layers: Mapping[str, FFN], experts: Selection) -> None:
 
 
 class TunedExperts(Experts):
-    """Frozen stacked experts with trained parameters that share the memory of the chosen experts' slices.
+    """Frozen stacked experts whose chosen experts are trained.
 
-    An optimizer's write to a part changes the stack at once, so generation reads the stack without special handling.
+    The trained parameters share memory with slices of the stacked tensors. An optimizer step therefore updates the
+    stacked tensors in place, and generation uses these without special handling.
     """
 
     def __init__(self, experts: Experts, chosen: Sequence[int]) -> None:
         nn.Module.__init__(self)
         self.gate_up_proj, self.down_proj = experts.gate_up_proj, experts.down_proj
         self.chosen = tuple(chosen)
-        # A tuple keeps them out of the module's parameters and its state_dict.
+        # Modules do not register parameters in a tuple, so these stay out of the state_dict.
         self._parts = tuple(
             nn.Parameter(stack.data[e]) for e in self.chosen for stack in (experts.gate_up_proj, experts.down_proj)
         )
 
     def parts(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield `NUMBER.gate_up_proj` [2 i, d] and `NUMBER.down_proj` [d, i] of each chosen expert."""
+        """Yield names and parameters of each chosen expert: `EXPERT.gate_up_proj` [2 i, d] and `EXPERT.down_proj` [d, i]."""
         names = (f"{expert}.{part}" for expert in self.chosen for part in PARTS)
         yield from zip(names, self._parts, strict=True)
 
@@ -145,29 +147,31 @@ def relevance(
 ) -> list[Tensor]:
     """Return each layer's relevance per expert [experts] in fp64, summed over documents.
 
-    A document contributes the mean over its tokens of each expert's gate or choices. `routing` holds each layer's
-    routing of n tokens. document [n] numbers documents from 0, with -1 on padding; documents must be whole. `SKIP`
-    counts for no expert.
+    A document adds the mean over its tokens of each expert's gate value or share of choices. `routing` has the routing
+    of the same n tokens in each layer. `document` [n] holds the document number of each token, or -1 for padding.
+    Documents must be complete. `SKIP` choices are counted for no expert.
     """
-    real = document >= 0
-    number = document[real]
+    is_token = document >= 0
+    number = document[is_token]
     lengths = torch.bincount(number, minlength=documents).double()
     weight = 1 / lengths[number]  # [tokens]
-    found = []
-    for one in routing:
-        indices = one.indices[real]
-        part = one.weights[real].double() if score == "gate" else torch.full_like(indices, 1, dtype=torch.float64)
-        part = part / part.sum(-1, keepdim=True) if score == "token" else part
-        each = (part * weight.unsqueeze(-1)).masked_fill(indices < 0, 0).flatten()
+    relevances = []
+    for layer in routing:
+        indices = layer.indices[is_token]
+        values = (
+            layer.weights[is_token].double() if score == "gate" else torch.full_like(indices, 1, dtype=torch.float64)
+        )
+        values = values / values.sum(-1, keepdim=True) if score == "token" else values
+        weighted = (values * weight.unsqueeze(-1)).masked_fill(indices < 0, 0).flatten()
         index = indices.clamp_min(0).flatten()
-        found.append(torch.zeros(one.scores.shape[-1]).double().index_add(0, index.cpu(), each.cpu()))
-    return found
+        relevances.append(torch.zeros(layer.scores.shape[-1]).double().index_add(0, index.cpu(), weighted.cpu()))
+    return relevances
 
 
 def select(scores: Sequence[Tensor], p: float) -> Selection:
-    """Select in each layer the fewest experts whose shares of the layer's relevance reach p, most relevant first.
+    """Select the fewest experts of each layer whose shares of the layer's relevance sum to at least p.
 
-    Ties go to the lower number.
+    Experts are selected by descending relevance. Ties go to the lower expert number.
     """
     chosen = []
     for score in scores:

@@ -1,7 +1,7 @@
-"""Adapter checkpoints: `adapter.safetensors` holds only the trained tensors, and `adapter.json` names the base.
+"""Read and write adapter checkpoints: `adapter.safetensors` holds the trained tensors, and `adapter.json` names the base.
 
-The base is another run's checkpoint, identified by the SHA-256 of its weights. A base with other weights is refused. A
-base may itself be an adapter on another base.
+The base is a checkpoint of another run, identified by the SHA-256 of its weights. A base whose weights changed is
+refused. A base may itself be an adapter.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from rorqual.model.decoder import Decoder
 WEIGHTS_FILE = "model.safetensors"
 ADAPTER_FILE, ADAPTER_INFO = "adapter.safetensors", "adapter.json"
 DEPTH = 16
-"""Most adapters stacked on one another. A longer chain is treated as a cycle."""
+"""Largest number of stacked adapters. A longer chain is refused as circular."""
 
 
 class Base(Config):
     """The base checkpoint of an adapter.
 
-    `run` is the run directory as the user gave it. `beside` is its path relative to the adapter's run directory, `step`
-    the checkpoint and `sha256` the fingerprint.
+    `run` is the run directory of the base as the user wrote it, and `beside` its path relative to the adapter's run
+    directory. `step` is the step of the checkpoint, and `sha256` is the result of `fingerprint`.
     """
 
     run: str
@@ -45,17 +45,17 @@ class Base(Config):
 
 
 class Adapter(Config):
-    """The contents of `adapter.json`: the base, the kind of tuning, and the experts for ESFT."""
+    """The contents of `adapter.json`: the base checkpoint, the kind of fine-tuning, and the experts that ESFT trains."""
 
     base: Base
     tune: Annotated[SerializeAsAny[Tune], one_of(Tune)]
     experts: Selection = ()
 
     def files(self, tensors: Mapping[str, Tensor]) -> dict[str, bytes]:
-        """Return the names and contents of an adapter checkpoint's two files."""
+        """Return the contents of the two files of an adapter checkpoint, by file name."""
         info = json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
-        laid = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        return {ADAPTER_FILE: save(laid), ADAPTER_INFO: info.encode()}
+        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        return {ADAPTER_FILE: save(contiguous), ADAPTER_INFO: info.encode()}
 
 
 @dataclass(frozen=True)
@@ -66,27 +66,27 @@ class OpenedAdapter:
     info: Adapter
 
     def tensors(self, shapes: Shapes) -> dict[str, Tensor]:
-        """Return the trained tensors by name. Raises CheckpointError listing names or shapes that differ from `shapes`."""
+        """Load the trained tensors by name. Raises CheckpointError listing names or shapes that differ from `shapes`."""
         file = self.folder / ADAPTER_FILE
         try:
-            found = load_file(file)
+            tensors = load_file(file)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"cannot read: {error}", where=str(file), remedy="Use another checkpoint.") from None
-        check_trained(found, shapes, where=str(file))
-        return found
+        check_trained(tensors, shapes, where=str(file))
+        return tensors
 
     def merge_into(self, model: Decoder) -> None:
-        """Merge the adapter into `model`, which must hold the base's weights."""
+        """Merge the adapter into `model`, which must already have the weights of the base."""
         tune, experts = self.info.tune, self.info.experts
         tune.merge(model, self.tensors(tune.shapes(model, experts)))
 
 
 def check_trained(found: Mapping[str, Tensor], shapes: Shapes, *, where: str) -> None:
-    """Refuse tensors whose names or shapes differ from `shapes`, or that are not finite. The error lists them."""
+    """Check names, shapes and finiteness of adapter tensors. Raises CheckpointError listing up to twelve problems."""
     wrong = [f"missing {name}" for name in shapes if name not in found]
     wrong += [f"unexpected {name}" for name in found if name not in shapes]
     wrong += [
-        f"{name} has shape {tuple(found[name].shape)}, the model needs {shape}"
+        f"{name} has shape {tuple(found[name].shape)}, but the model needs {shape}"
         for name, shape in shapes.items()
         if name in found and tuple(found[name].shape) != shape
     ]
@@ -101,7 +101,7 @@ def check_trained(found: Mapping[str, Tensor], shapes: Shapes, *, where: str) ->
 
 
 def adapter_of(checkpoint: Path) -> Adapter | None:
-    """Return the contents of a checkpoint's `adapter.json`, or None if it holds a whole model."""
+    """Read the `adapter.json` of a checkpoint. Return None if the checkpoint is a complete model."""
     file = checkpoint / ADAPTER_INFO
     if not file.is_file():
         return None
@@ -113,7 +113,7 @@ def adapter_of(checkpoint: Path) -> Adapter | None:
 
 
 def fingerprint(checkpoint: Path) -> str:
-    """Return the SHA-256 of a checkpoint's weights. For an adapter it covers both files, and through them the base."""
+    """Return the SHA-256 of a checkpoint's weights. For an adapter it covers both files, so it also identifies the base."""
     adapted = (checkpoint / ADAPTER_INFO).is_file()
     digest = hashlib.sha256()
     for name in (ADAPTER_INFO, ADAPTER_FILE) if adapted else (WEIGHTS_FILE,):
@@ -129,7 +129,7 @@ def fingerprint(checkpoint: Path) -> str:
 
 
 def base_of(checkpoint: Path, *, named: str, seen_from: Path) -> Base:
-    """Return the record of the base `checkpoint` for an adapter in run directory `seen_from`. `named` is its run as the user gave it."""
+    """Describe `checkpoint` as the base of an adapter in run directory `seen_from`. `named` is the base's run as the user wrote it."""
     run = checkpoint.parent.resolve()
     beside = Path(os.path.relpath(run, seen_from.resolve())).as_posix()
     step = int(checkpoint.name.rpartition("-")[2])
@@ -137,34 +137,34 @@ def base_of(checkpoint: Path, *, named: str, seen_from: Path) -> Base:
 
 
 def find_base(checkpoint: Path, base: Base) -> Path:
-    """Return the base's checkpoint, at the recorded path or at its path relative to the adapter. A changed base is refused."""
+    """Find the base's checkpoint at its recorded path or at its path relative to the adapter. Raises CheckpointError if its weights changed."""
     places = [Path(base.run), checkpoint.parent / base.beside]
-    here = [place for place in places if RunDir(place).config_file.is_file()]
-    if not here:
+    existing = [place for place in places if RunDir(place).config_file.is_file()]
+    if not existing:
         raise CheckpointError(
             f"the base of this adapter was not found: {places[0]}",
             where=str(checkpoint / ADAPTER_INFO),
             remedy="Restore its run directory, or run the command from the directory where it was first run.",
         )
-    for place in here:
+    for place in existing:
         found = RunDir(place).step_dir(base.step)
         if RunDir(place).why_torn(base.step) is None and fingerprint(found) == base.sha256:
             return found
     raise CheckpointError(
-        f"the base of this adapter has changed: {RunDir(here[0]).step_dir(base.step)} is missing or has other weights",
+        f"the base of this adapter has changed: {RunDir(existing[0]).step_dir(base.step)} is missing or has other weights",
         where=str(checkpoint / ADAPTER_INFO),
         remedy="Restore the checkpoint that the adapter was trained on, or train the adapter again.",
     )
 
 
 def unfold(checkpoint: Path) -> tuple[Path, list[OpenedAdapter]]:
-    """Return the checkpoint that holds the whole model, and the adapters on it, innermost first."""
-    pieces: list[OpenedAdapter] = []
+    """Return the checkpoint of the complete base model and the adapters stacked on it, in the order of merging."""
+    adapters: list[OpenedAdapter] = []
     while (info := adapter_of(checkpoint)) is not None:
-        pieces.insert(0, OpenedAdapter(checkpoint, info))
-        if len(pieces) > DEPTH:
+        adapters.insert(0, OpenedAdapter(checkpoint, info))
+        if len(adapters) > DEPTH:
             raise CheckpointError(
                 f"more than {DEPTH} adapters are stacked, so the chain of bases is circular", where=str(checkpoint)
             )
         checkpoint = find_base(checkpoint, info.base)
-    return checkpoint, pieces
+    return checkpoint, adapters

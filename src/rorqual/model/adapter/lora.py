@@ -1,8 +1,8 @@
 """LoRA (Hu et al. 2021): a frozen linear map W plus a trained product of two low-rank matrices.
 
 y = W x + s B A x, with A [r, in] and B [out, r]. The factor s is alpha / r, or alpha / sqrt(r) for rsLoRA
-(Kalajdzievski 2023). B starts at zero, so nothing changes before the first step. Merging computes W + s (B A) in fp32
-and rounds once to W's type.
+(Kalajdzievski 2023). B starts at zero, so attaching an adapter does not change the model. Merging computes W + s (B A)
+in fp32 and rounds once to the dtype of W.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ ALL_LINEAR = "all-linear"
 
 
 class LoRA(Tune):
-    """LoRA on the main layers' linear maps.
+    """LoRA fine-tuning of linear maps in the layers of the main model.
 
-    `targets` uses Rorqual's names: the last part (`q_proj`), several parts (`ffn.gate_proj`), a full name
-    (`layers.3.attention.o_proj`), or `all-linear`. Stacked routed experts and the MTP modules cannot be targets.
+    `targets` lists linear maps by Rorqual's names: by the end of the name (`q_proj`, `ffn.gate_proj`), by the full name
+    (`layers.3.attention.o_proj`), or all of them (`all-linear`). Stacked routed experts and MTP modules cannot be
+    targets.
     """
 
     kind: Literal["lora"] = "lora"
@@ -39,12 +40,12 @@ class LoRA(Tune):
 
     @field_validator("targets", mode="before")
     @classmethod
-    def _one(cls, value: Any) -> Any:
+    def _as_tuple(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
     @property
     def scale(self) -> float:
-        """s, the factor of B A."""
+        """The factor s of the low-rank product B A."""
         return self.alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
 
     def attach(self, model: Decoder, *, seed: int, experts: Selection = ()) -> None:
@@ -56,24 +57,24 @@ class LoRA(Tune):
             setattr(model.get_submodule(parent), last, LoRALinear(linear, self.r, self.scale, generator))
 
     def find(self, model: Decoder) -> dict[str, nn.Linear]:
-        """Return the linear maps that `targets` match. Raises ConfigError with the nearest name if a target matches none."""
+        """Return the linear maps that match `targets`, by name. Raises ConfigError if a target matches none."""
         known = dict(linears(model))
-        lost = [t for t in self.targets if t != ALL_LINEAR and not any(_named(name, t) for name in known)]
-        if lost:
+        unmatched = [t for t in self.targets if t != ALL_LINEAR and not any(_matches(name, t) for name in known)]
+        if unmatched:
             last = {name.rpartition(".")[2] for name in known}
             raise ConfigError(
-                f"target '{lost[0]}' matches no linear map of this model",
+                f"target '{unmatched[0]}' matches no linear map of this model",
                 where="tune.targets",
-                remedy=f"{nearest(lost[0], last)} Valid targets: {', '.join(sorted(last))}, {ALL_LINEAR}.",
+                remedy=f"{nearest(unmatched[0], last)} Valid targets: {', '.join(sorted(last))}, {ALL_LINEAR}.",
             )
-        found = {n: m for n, m in known.items() if any(t == ALL_LINEAR or _named(n, t) for t in self.targets)}
-        # Beyond the largest map's rank, B A has more parameters than the map, and may exhaust memory.
-        most = max(min(m.in_features, m.out_features) for m in found.values())
-        if self.r > most:
+        found = {n: m for n, m in known.items() if any(t == ALL_LINEAR or _matches(n, t) for t in self.targets)}
+        # A larger r adds parameters without adding expressiveness, and could exhaust memory.
+        limit = max(min(m.in_features, m.out_features) for m in found.values())
+        if self.r > limit:
             raise ConfigError(
-                f"r={self.r} exceeds the largest rank of the target maps, {most}",
+                f"r={self.r} exceeds {limit}, the largest possible rank of the target maps",
                 where="tune.r",
-                remedy=f"Use {most} or less; 8 to 64 is usual.",
+                remedy=f"Use {limit} or less; 8 to 64 is usual.",
             )
         return found
 
@@ -93,7 +94,7 @@ class LoRA(Tune):
 
 @torch.no_grad()
 def whole_weights(model: Decoder) -> dict[str, Tensor]:
-    """Return the weights of `model` with its adapter merged, under the names of the model without an adapter."""
+    """Return the state_dict of `model` with its LoRA adapter merged, under the tensor names of the base model."""
     state = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith((".lora_A", ".lora_B"))}
     for name, module in model.named_modules():
         if isinstance(module, LoRALinear):
@@ -102,26 +103,26 @@ def whole_weights(model: Decoder) -> dict[str, Tensor]:
 
 
 def linears(model: Decoder) -> Iterator[tuple[str, nn.Linear]]:
-    """Yield the main layers' linear maps by name."""
+    """Yield the linear maps in the layers of the main model, with their names."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and name.startswith("layers."):
             yield name, module
 
 
-def _named(name: str, target: str) -> bool:
+def _matches(name: str, target: str) -> bool:
     return name == target or name.endswith(f".{target}")
 
 
 def merged(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """Return W + s (B A) [out, in] in fp32, even under autocast, for weight [out, in], a [r, in] and b [out, r]."""
+    """Compute W + s (B A) [out, in] in fp32, even under autocast. weight is [out, in], a [r, in] and b [out, r]."""
     with torch.autocast(weight.device.type, enabled=False):
         return weight.float() + scale * (b.float() @ a.float())
 
 
 class LoRALinear(LinearMap):
-    """A linear map with a LoRA product. The wrapped map's `weight` and `bias` are frozen and keep their names.
+    """A linear map plus a trained LoRA product. The wrapped map's `weight` and `bias` are frozen and keep their names.
 
-    Reading `weight` returns the merged weight, computed at that moment. MLA reads it to absorb a map.
+    Reading `weight` computes and returns the merged weight. MLA reads the merged weight for its absorbed form.
     """
 
     lora_A: nn.Parameter
@@ -129,10 +130,10 @@ class LoRALinear(LinearMap):
 
     def __init__(self, linear: nn.Linear, r: int, scale: float, generator: torch.Generator) -> None:
         super().__init__()
-        # Share the parameters, do not copy them. register_parameter would fail, because `weight` is a property.
+        # Share the parameters with the wrapped map. register_parameter would fail, because `weight` is a property.
         self._parameters |= {name: linear._parameters[name] for name in ("weight", "bias")}
         self.scale, self.inner = scale, r
-        bound = 1 / math.sqrt(linear.in_features)  # Kaiming with a = sqrt(5), as nn.Linear
+        bound = 1 / math.sqrt(linear.in_features)  # Kaiming uniform with a = sqrt(5), as in nn.Linear
         a = torch.empty(r, linear.in_features).uniform_(-bound, bound, generator=generator)
         self.lora_A = nn.Parameter(a.to(linear.weight))
         self.lora_B = nn.Parameter(linear.weight.new_zeros(linear.out_features, r))

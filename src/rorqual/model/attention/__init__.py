@@ -1,4 +1,4 @@
-"""Attention kinds. Each module defines one; importing this package registers them."""
+"""The attention kinds, one module per kind. Importing this package registers all of them."""
 
 from rorqual.model.attention.base import (
     Attention,

@@ -21,12 +21,13 @@ from rorqual.ops.rope import Rope, rope_table, spread
 
 @dataclass(frozen=True)
 class CachePart:
-    """A tensor cached under `name`: `heads` vectors of `width` values, of type `dtype` (None: the model's type).
+    """A named tensor of the KV cache. Each row has `heads` vectors of `width` values, stored as `dtype` (None: the model's dtype).
 
-    Rows are rounded to `dtype` when they are written, and read in the type that they had. The trainer does the same.
+    A write rounds rows to `dtype`, and a read converts them back to the dtype they had. The trainer rounds in the same
+    way, so it computes with the values that the engine caches.
 
-    With `every` 1, each token has a row. With `every` n, each complete group of n tokens has one, at positions i n to i
-    n + n - 1 of a sequence. n divides `BLOCK`.
+    `every=1` stores one row per token. `every=n` stores one row per complete group of n tokens: positions i * n to
+    i * n + n - 1 of a sequence. The block size `BLOCK` must be a multiple of n.
     """
 
     name: str
@@ -37,18 +38,18 @@ class CachePart:
 
     @property
     def values(self) -> float:
-        """Values per token. The number is exact, because `every` is a power of two."""
+        """Number of cached values per token. The float is exact, because `every` is a power of two."""
         return self.heads * self.width / self.every
 
 
 @dataclass(frozen=True)
 class CacheLayout:
-    """The parts of an attention kind's `cache_spec`, by name."""
+    """The cache parts that an attention kind declares in `cache_spec`, by name."""
 
     kind: str
     parts: Mapping[str, CachePart]
     writes: frozenset[frozenset[str]]
-    """The sets of parts that one write may contain. Each set holds all parts with the same `every`."""
+    """The sets of part names that one `write` may contain. Each set consists of all parts with the same `every`."""
 
     @classmethod
     def of(cls, config: AttentionConfig) -> CacheLayout:
@@ -67,7 +68,7 @@ class CacheLayout:
         return cls(config.kind, parts, frozenset(writes))
 
     def part(self, name: str) -> CachePart:
-        """Return the part called `name`. Raises ValueError if there is none."""
+        """Return the part called `name`. Raises ValueError if `cache_spec` does not declare it."""
         if name not in self.parts:
             raise ValueError(
                 f"attention kind '{self.kind}' uses the cached part '{name}'; its cache_spec declares {sorted(self.parts)}"
@@ -75,7 +76,7 @@ class CacheLayout:
         return self.parts[name]
 
     def check_write(self, given: Collection[str]) -> None:
-        """Raise ValueError unless `given` names exactly the parts that share one `every`."""
+        """Raise ValueError unless `given` consists of all parts with the same `every`."""
         if frozenset(given) not in self.writes:
             raise ValueError(
                 f"attention kind '{self.kind}' writes the parts {sorted(given)}; its cache_spec declares {sorted(self.parts)}, and one write "
@@ -84,26 +85,27 @@ class CacheLayout:
 
 
 class LayerCache(Protocol):
-    """The cached parts of one attention, for the tokens of one forward pass.
+    """The KV cache of one attention module during one forward pass.
 
-    A forward pass writes before it reads, so its reads include its own tokens. Raises ValueError for names that are not
-    in the kind's `cache_spec`.
+    A forward pass writes its own rows before it reads, so its reads include these rows. Every method raises ValueError
+    for a part that the kind's `cache_spec` does not declare.
     """
 
     def write(self, parts: Mapping[str, Tensor]) -> None:
-        """Store all parts with the same `every`, by name.
+        """Store the new rows of all parts with the same `every`. `parts` maps part names to tensors.
 
-        A tensor is [tokens, heads, width] for a part with one row per token. Otherwise it is [groups, heads, width],
-        for the groups that `groups` returned. A part that is never read may be written too.
+        A part with one row per token takes a tensor [tokens, heads, width]. A part with one row per group takes
+        [groups, heads, width], for the groups that `groups` returned. Parts that are never read may be written too.
         """
 
     def groups(self, part: str, every: int) -> tuple[Tensor, Tensor]:
-        """Return the groups of `every` tokens that this forward pass completes. Earlier tokens come from the cache.
+        """Return the groups of `every` tokens that this forward pass completes. A group's earlier tokens are read from the cache.
 
         The first tensor [groups, every, heads, width] holds the rows of `part`, which must have one row per token. The
-        second [groups] holds the index of each group's last token among this forward's tokens.
+        second tensor [groups] holds the index of each group's last token among the tokens of this forward pass.
 
-        The groups are padded to a size that matrix products need. `write` ignores the values of padding groups.
+        The number of groups is padded so that matrix products round each row the same way (`ops.rows`). `write` ignores
+        padding groups.
         """
 
     def attend(
@@ -117,15 +119,15 @@ class LayerCache(Protocol):
         selected: Selection | None = None,
         window: int | None = None,
     ) -> Tensor:
-        """Attend from every token to the written rows of its sequence, up to and including itself.
+        """Attend from every token to the rows of its sequence up to its own position.
 
-        q is [tokens, heads, queries per head, d]. `keys` and `values` name parts and may name the same one.
-        `value_width` limits the values to their first columns; None uses all. The row of a group is visible from the
-        group's last token on.
+        `q` is [tokens, heads, queries per head, d]. `keys` and `values` are part names and may be the same name. Only
+        the first `value_width` columns of the values are used (None: all). The row of a group is visible to the last
+        token of the group and to later tokens.
 
-        `selected` restricts attention to these rows. `window` restricts it to rows of the last `window` tokens,
-        including the current one. Returns [tokens, heads, queries per head, value_width], with 0 for a token that sees
-        nothing.
+        `selected` restricts attention to the selected rows. `window` restricts it to the rows of the last `window`
+        tokens, including the current token. Returns [tokens, heads, queries per head, value_width]. A token without
+        visible rows gets 0.
         """
 
     def attend_with_lse(
@@ -139,30 +141,31 @@ class LayerCache(Protocol):
         selected: Selection | None = None,
         window: int | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return `attend`'s result and the log-sum-exp of each softmax [tokens, heads, queries per head] in fp32.
+        """Return the result of `attend` and the log-sum-exp of each softmax [tokens, heads, queries per head] in fp32.
 
-        The log-sum-exp is -1e30 for a token that sees nothing. `rorqual.ops.paged.merge` joins several results.
+        The log-sum-exp of a token without visible rows is -1e30. `rorqual.ops.paged.merge` combines several results.
         """
 
     def select(self, q: Tensor, weights: Tensor, part: str, budget: int) -> Selection:
-        """Select the `budget` rows s of `part` with the highest sum_j w_{t,j} ReLU(q_{t,j} . k_s), among those each token t sees.
+        """Select for each token t the `budget` visible rows s of `part` with the highest sum_j w_{t,j} ReLU(q_{t,j} . k_s).
 
-        This is the lightning indexer of DeepSeek-V3.2-Exp. Equal scores take the earlier row. q is [tokens, heads,
-        queries per head, d] and weights [tokens, heads, queries per head]; j runs over both axes. The choice has no
-        gradient; the scores of the selected rows do.
+        This is the lightning indexer of DeepSeek-V3.2-Exp. Ties go to the earlier row. `q` is [tokens, heads, queries
+        per head, d] and `weights` [tokens, heads, queries per head]. The index j runs over heads and queries per head.
+        The returned scores have gradients; the choice of rows has none.
         """
 
     def gather(self, part: str, selected: Selection) -> Tensor:
-        """Return the selected rows of `part` [tokens, k, heads, width], with gradients, and 0 for row -1."""
+        """Return the selected rows of `part` [tokens, k, heads, width], with gradients. Row -1 (none) returns zeros."""
 
 
 @dataclass
 class AttentionContext:
-    """State that the layers of one forward pass share: positions [batch, seq], mask [batch, 1, queries, keys], backend, angles.
+    """State shared by all layers of one forward pass.
 
-    `table` returns cos and sin [positions, dim / 2] by (rope, dim). If it is None, angles are computed once per forward
-    pass. The mask is None if a cache defines visibility. `wanted` holds the names to record, and `recorded` the tensors
-    recorded so far.
+    `positions` is [batch, seq]. `mask` [batch, 1, queries, keys] is None if a cache decides which keys are visible.
+    `ops` is the backend. `table(rope, dim)` returns precomputed cos and sin [positions, dim / 2]. Without `table`, the
+    forward pass computes cos and sin. `wanted` contains the names to record, and `recorded` the tensors recorded so
+    far.
     """
 
     positions: Tensor
@@ -174,23 +177,23 @@ class AttentionContext:
     _angles: dict[tuple[Rope, int, bool], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def rope(self, rope: Rope, dim: int, *, interleaved: bool) -> tuple[Tensor, Tensor]:
-        """Return cos and sin [batch, seq, 1, dim] for `rotate`."""
-        known = (rope, dim, interleaved)
-        if known not in self._angles:
+        """Return the RoPE angles as cos and sin [batch, seq, 1, dim], in the form that `Backend.rope` reads."""
+        key = (rope, dim, interleaved)
+        if key not in self._angles:
             if self.table is None:
                 cos, sin = rope_table(rope, dim, self.positions)
             else:
                 cos, sin = (t[self.positions] for t in self.table(rope, dim))
-            self._angles[known] = spread(cos.unsqueeze(2), sin.unsqueeze(2), interleaved=interleaved)
-        return self._angles[known]
+            self._angles[key] = spread(cos.unsqueeze(2), sin.unsqueeze(2), interleaved=interleaved)
+        return self._angles[key]
 
     def record(self, name: str, tensor: Tensor) -> None:
-        """Record a tensor in `Output.recorded`, which keeps one per attention, in order. Do nothing unless `name` is in `wanted`."""
+        """Append `tensor` to `Output.recorded[name]` if the caller of `forward` requested `name`."""
         if name in self.wanted:
             self.recorded.setdefault(name, []).append(tensor)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        """Attend among this forward's tokens. q is [batch, heads, queries, d]; k and v are [batch, heads, keys, d or d_v]."""
+        """Attend without a cache. `q` is [batch, heads, queries, d]; `k` and `v` are [batch, heads, keys, d or d_v]."""
         assert self.mask is not None
         return self.ops.attend(q, k, v, self.mask, scale)
 
@@ -198,8 +201,7 @@ class AttentionContext:
 class Attention(Layer, ABC):
     """An attention module: x [batch, seq, hidden] -> [batch, seq, hidden].
 
-    A module with `needs_cache` always attends through a `LayerCache`. In training `Decoder` provides one, for any
-    backend.
+    A module that sets `needs_cache` always receives a `LayerCache`. In training, `Decoder` builds it.
     """
 
     needs_cache = False
@@ -216,18 +218,19 @@ class AttentionConfig(Kind):
         raise NotImplementedError
 
     def cost(self, hidden_size: int, context: int) -> Cost:
-        """Return the parameters, and the FLOPs per token of the training form, with `context` keys attended."""
+        """Return the parameter count and the forward FLOPs per token in training, if each token attends to `context` keys."""
         raise NotImplementedError
 
     def decode_flops(self, hidden_size: int, context: float) -> float:
-        """Return the FLOPs that attending to `context` cached keys adds to a decoded token, in the form used for generation."""
+        """Return the FLOPs of attending to `context` cached keys when one token is decoded."""
         return self.cost(hidden_size, round(context)).flops - self.cost(hidden_size, 0).flops
 
     def saved_values(self, hidden_size: int, *, everything: bool) -> int:
-        """Return the values per token that training saves for the backward pass, without the residual stream.
+        """Return the number of values per token that training saves for the backward pass, without the residual stream.
 
-        These are the inputs and the output of attention. With `everything` they include the normed input and all else
-        that is not recomputed. Raises ConfigError if the kind does not count them.
+        With selective recomputation, training saves the inputs and the output of attention. `everything` counts the
+        values saved without recomputation, which include the normed input. Raises ConfigError if the kind does not
+        count them.
         """
         raise ConfigError(
             f"attention kind '{self.kind}' does not report the values it saves for the backward pass",
@@ -236,27 +239,27 @@ class AttentionConfig(Kind):
         )
 
     def split_by_tp(self) -> dict[str, int]:
-        """Return the dimensions that tensor parallelism divides, by their names in the config."""
+        """Return the config fields that tensor parallelism divides, by name."""
         return {}
 
     def cache_spec(self) -> tuple[CachePart, ...]:
-        """Return the parts that one attention caches. Names must be unique."""
+        """Return the parts that one attention module caches. Part names must be unique."""
         raise NotImplementedError
 
     def cache_width(self) -> float:
-        """Return the values cached per token in one attention."""
+        """Return the number of values that one attention module caches per token."""
         return sum(part.values for part in self.cache_spec())
 
     def cache_bytes(self, value_bytes: float) -> float:
-        """Return the bytes cached per token in one attention, `value_bytes` for each value of a part without a type of its own."""
+        """Return the bytes that one attention module caches per token. Parts without a dtype use `value_bytes` per value."""
         return sum(p.values * (value_bytes if p.dtype is None else p.dtype.itemsize) for p in self.cache_spec())
 
     def check(self) -> None:
-        """Raise ValueError if the dimensions contradict each other."""
+        """Raise ValueError if fields of the config contradict each other."""
 
 
 class RMSNorm(nn.Module):
-    """RMS normalisation with a learned weight [dim]."""
+    """RMS normalization with a learned weight [dim]."""
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()

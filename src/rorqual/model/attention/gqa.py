@@ -15,8 +15,9 @@ from rorqual.ops.rope import Rope, softmax_factor
 
 
 class GQAConfig(AttentionConfig):
-    """Grouped-query attention with half-split RoPE on the whole head. `attention_bias` applies to q, k and v;
-    `output_bias` to the output.
+    """Grouped-query attention with half-split RoPE on the whole head.
+
+    `attention_bias` adds biases to the q, k and v projections, and `output_bias` to the output projection.
     """
 
     kind: Literal["gqa"] = "gqa"
@@ -53,7 +54,7 @@ class GQAConfig(AttentionConfig):
 
 
 class GQA(Attention):
-    """Grouped-query attention. It caches rotated keys, and values."""
+    """Grouped-query attention module. It caches keys after RoPE, and values."""
 
     shared_input = (("q_proj", "k_proj"), ("v_proj",))
 

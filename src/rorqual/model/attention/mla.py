@@ -1,8 +1,8 @@
 """Multi-head latent attention (DeepSeek-V2, section 2.1; V3 eq. 1-11).
 
-The module has two forms of one function. The naive form (training) expands latents to the keys and values of each head.
-The absorbed form (with a cache) moves W^UK into the query and W^UV behind the softmax, so attention runs on the cached
-latents. Prefill is absorbed too: a position's rounding must not depend on how it was computed.
+The module computes one function in two forms. The naive form (training) expands latents to the keys and values of each
+head. The absorbed form (with a cache) moves W^UK into the query and W^UV behind the softmax, so attention runs on the
+cached latents. Prefill uses the absorbed form too, so that prefill and decode round a token the same way.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rorqual.ops.rope import Rope, softmax_factor
 
 
 class MLAConfig(AttentionConfig):
-    """Multi-head latent attention with interleaved RoPE. With `q_lora_rank` 0, queries are projected directly, as in V2-Lite."""
+    """Multi-head latent attention with interleaved RoPE. `q_lora_rank=0` projects queries directly, as in V2-Lite."""
 
     kind: Literal["mla"] = "mla"
     num_attention_heads: Count
@@ -34,7 +34,7 @@ class MLAConfig(AttentionConfig):
 
     @property
     def qk_head_dim(self) -> int:
-        """Width of a query or key head: content plus position."""
+        """Width of a query or key head: the part without RoPE plus the part with RoPE."""
         return self.qk_nope_head_dim + self.qk_rope_head_dim
 
     def build(self, hidden_size: int, eps: float) -> Attention:
@@ -73,7 +73,7 @@ class MLAConfig(AttentionConfig):
 
 
 class MLA(Attention):
-    """Multi-head latent attention. It caches the normed latent c^KV and the rotated shared key k^R of each token, concatenated."""
+    """Multi-head latent attention module. It caches the normed latent c^KV and the shared RoPE key k^R of each token, concatenated."""
 
     derived = {"up_maps": "kv_b_proj"}
 
@@ -98,15 +98,15 @@ class MLA(Attention):
 
     def forward(self, x: Tensor, context: AttentionContext, cache: LayerCache | None) -> Tensor:
         c, ops = self.config, context.ops
-        first, kv = self.shared(x)
-        q = self.q_b_proj(self.q_a_layernorm(first, ops)) if c.q_lora_rank else first
+        q_input, kv = self.shared(x)
+        q = self.q_b_proj(self.q_a_layernorm(q_input, ops)) if c.q_lora_rank else q_input
         q = q.unflatten(-1, (c.num_attention_heads, c.qk_head_dim))  # [batch, seq, heads, qk_head_dim]
         q_nope, q_rope = q.split((c.qk_nope_head_dim, c.qk_rope_head_dim), dim=-1)
         latent, k_rope = kv.split((c.kv_lora_rank, c.qk_rope_head_dim), dim=-1)
         latent = self.kv_a_layernorm(latent, ops)  # [batch, seq, kv_lora_rank]
         cos, sin = context.rope(c.rope, c.qk_rope_head_dim, interleaved=True)
-        turned = ops.rope(torch.cat((q_rope, k_rope.unsqueeze(2)), dim=2), cos, sin, interleaved=True)
-        q_rope, k_rope = turned[:, :, :-1], turned[:, :, -1]  # [batch, seq, heads, rope], [batch, seq, rope]
+        rotated = ops.rope(torch.cat((q_rope, k_rope.unsqueeze(2)), dim=2), cos, sin, interleaved=True)
+        q_rope, k_rope = rotated[:, :, :-1], rotated[:, :, -1]  # [batch, seq, heads, rope], [batch, seq, rope]
         if cache is None:
             return self._naive(q_nope, q_rope, latent, k_rope, context)
         return self._absorbed(q_nope, q_rope, torch.cat((latent, k_rope), dim=-1), cache, ops)
@@ -117,10 +117,10 @@ class MLA(Attention):
         c = self.config
         if "up_maps" in self.known:
             w_uk, w_uv = self.known["up_maps"]
-            both = context.ops.linear(latent, torch.cat((w_uk, w_uv.transpose(1, 2)), dim=1).flatten(0, 1))
+            kv = context.ops.linear(latent, torch.cat((w_uk, w_uv.transpose(1, 2)), dim=1).flatten(0, 1))
         else:
-            both = self.kv_b_proj(latent)
-        kv = both.unflatten(-1, (c.num_attention_heads, -1))  # [batch, keys, heads, nope + v]
+            kv = self.kv_b_proj(latent)
+        kv = kv.unflatten(-1, (c.num_attention_heads, -1))  # [batch, keys, heads, nope + v]
         k_nope, v = kv.split((c.qk_nope_head_dim, c.v_head_dim), dim=-1)
         k = torch.cat((k_nope, k_rope.unsqueeze(2).expand(-1, -1, c.num_attention_heads, -1)), dim=-1)
         q = torch.cat((q_nope, q_rope), dim=-1)
@@ -128,10 +128,10 @@ class MLA(Attention):
         return self.o_proj(out.transpose(1, 2).flatten(-2))
 
     def up_maps(self) -> tuple[Tensor, Tensor]:
-        """Return W^UK [heads, nope, kv_lora_rank] and the transposed W^UV [heads, kv_lora_rank, v]."""
+        """Return the up-projections of the latent: W^UK [heads, nope, kv_lora_rank] and the transposed W^UV [heads, kv_lora_rank, v]."""
         c = self.config
-        both = self.kv_b_proj.weight.unflatten(0, (c.num_attention_heads, -1))  # [heads, nope + v, kv_lora_rank]
-        w_uk, w_uv = both.split((c.qk_nope_head_dim, c.v_head_dim), dim=1)
+        weight = self.kv_b_proj.weight.unflatten(0, (c.num_attention_heads, -1))  # [heads, nope + v, kv_lora_rank]
+        w_uk, w_uv = weight.split((c.qk_nope_head_dim, c.v_head_dim), dim=1)
         return w_uk, w_uv.transpose(1, 2)
 
     def _absorbed(self, q_nope: Tensor, q_rope: Tensor, new: Tensor, cache: LayerCache, ops: Backend) -> Tensor:

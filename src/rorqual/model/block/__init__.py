@@ -1,4 +1,4 @@
-"""Block kinds. Each module defines one; importing this package registers them."""
+"""The block kinds, one module per kind. Importing this package registers all of them."""
 
 from rorqual.model.block.base import Block, BlockConfig, StreamEnd
 from rorqual.model.block.pre_norm import PreNormConfig

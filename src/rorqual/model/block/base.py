@@ -1,4 +1,4 @@
-"""Base classes of the block kinds. A block connects attentions and feed-forward networks to the residual stream."""
+"""Base classes of the block kinds. A block adds the outputs of attention and feed-forward networks to the residual stream."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from rorqual.ops.moe import Routing
 
 
 class Block(nn.Module, ABC):
-    """A block: stream [batch, seq, ...] -> the same shape, and the routing of each of `ffns` (None for one that does not route).
+    """A block module. It maps the residual stream [batch, seq, ...] to the same shape.
 
-    `attentions` is the number of attentions, as in the config. `caches` has one entry per attention, or None without a
-    cache. `replay` has one entry [tokens, k] per network, or None to let the router choose.
+    `forward` also returns the routing of each network in `ffns`, or None for a network without routing. `caches` has
+    one entry per attention, which is None without a cache. `replay` has one entry per network: the experts [tokens, k],
+    or None to let the router choose. `attentions` is the number of attentions, as in the config.
     """
 
     attentions: int = 1
@@ -28,7 +29,7 @@ class Block(nn.Module, ABC):
     @property
     @abstractmethod
     def ffns(self) -> tuple[FFN, ...]:
-        """The feed-forward networks, in the config's order."""
+        """The feed-forward networks of the block, in the order of its config."""
 
     @abstractmethod
     def forward(
@@ -41,7 +42,7 @@ class Block(nn.Module, ABC):
 
 
 class StreamEnd(nn.Module):
-    """The start or end of the residual stream. This base class is the identity: the stream is the hidden state [batch, seq, hidden]."""
+    """A module at the start or end of the residual stream. The base class is the identity: stream and hidden state are equal."""
 
     def forward(self, x: Tensor, ops: Backend) -> Tensor:
         """Map the embedding to the stream, or the stream to the hidden state."""
@@ -49,30 +50,31 @@ class StreamEnd(nn.Module):
 
 
 class BlockConfig(Kind):
-    """Base class of the block kinds' configs. A kind with more than one attention or network overrides `attentions` or `ffns`.
+    """Base class of the block kinds' configs. A kind with several attentions or networks overrides `attentions` or `ffns`.
 
-    The stream between blocks may be wider than the hidden state. It has `streams` parts: `expand` makes them from the
-    embedding, and `collapse` joins them before the last norm. All stages of a model have the same number.
+    The residual stream between blocks may be wider than the hidden state. The stream then consists of `streams` parts.
+    `expand` creates the parts from the embedding, and `collapse` combines them before the final norm. All stages of a
+    model must have the same number of streams.
     """
 
     def build(self, attention: AttentionConfig, ffn: FFNConfig, hidden_size: int, eps: float) -> Block:
-        """Build the module with the stage's attention and network."""
+        """Build the module with the attention and the network of its stage."""
         raise NotImplementedError
 
     def attentions(self, attention: AttentionConfig) -> tuple[AttentionConfig, ...]:
-        """Return the attentions of a block whose stage has `attention`, in the order of their caches."""
+        """Return the configs of the block's attentions, in the order of their caches. `attention` is the stage's config."""
         return (attention,)
 
     def ffns(self, ffn: FFNConfig) -> tuple[FFNConfig, ...]:
-        """Return the networks of a block whose stage has `ffn`, in the order in which their choices are recorded."""
+        """Return the configs of the block's networks, in the order of recorded routing. `ffn` is the stage's config."""
         return (ffn,)
 
     def cost(self, hidden_size: int) -> Cost:
-        """Return the block's parameters and FLOPs per token, excluding its attention and FFN modules."""
+        """Return the parameter count and the forward FLOPs per token of the block without its attentions and networks."""
         raise NotImplementedError
 
     def residual_values(self, hidden_size: int) -> int:
-        """Return the values per token of the residual stream that training saves for the backward pass."""
+        """Return the number of residual-stream values per token that training saves for the backward pass."""
         raise ConfigError(
             f"block kind '{self.kind}' does not report the values it saves for the backward pass",
             where="plan",
@@ -84,16 +86,16 @@ class BlockConfig(Kind):
         return 1
 
     def expand(self, hidden_size: int) -> StreamEnd:
-        """Return the module that maps the embedding [batch, seq, hidden] to the stream."""
+        """Build the module that maps the embedding [batch, seq, hidden] to the residual stream."""
         return StreamEnd()
 
     def collapse(self, hidden_size: int, eps: float) -> StreamEnd:
-        """Return the module that maps the stream to the hidden state [batch, seq, hidden]."""
+        """Build the module that maps the residual stream to the hidden state [batch, seq, hidden]."""
         return StreamEnd()
 
     def ends_cost(self, hidden_size: int) -> Cost:
-        """Return the parameters and FLOPs per token of `expand` and `collapse`."""
+        """Return the parameter count and the forward FLOPs per token of `expand` and `collapse`."""
         return Cost()
 
     def check(self) -> None:
-        """Raise ValueError if the numbers contradict each other."""
+        """Raise ValueError if fields of the config contradict each other."""

@@ -1,4 +1,4 @@
-"""The standard pre-norm block: attention and a feed-forward network, each after a norm and added to the residual stream."""
+"""The standard pre-norm block: attention and a feed-forward network, each with a norm before it and a residual connection."""
 
 from __future__ import annotations
 

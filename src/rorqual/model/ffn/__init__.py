@@ -1,4 +1,4 @@
-"""Feed-forward kinds. Each module defines one; importing this package registers them."""
+"""The feed-forward kinds, one module per kind. Importing this package registers all of them."""
 
 from rorqual.model.ffn.base import FFN, FFNConfig
 from rorqual.model.ffn.dense import DenseConfig

@@ -18,21 +18,21 @@ from rorqual.ops.moe import Routing
 class FFN(Layer, ABC):
     """A feed-forward network: x [tokens, hidden] -> ([tokens, hidden], routing or None).
 
-    `experts_per_token` is the number of routed experts per token, as in the config. If it is not 0, expert choices are
-    recorded, replayed and counted.
+    `experts_per_token` is the number of routed experts per token, as in the config. If it is above 0, expert choices
+    are recorded in generation, replayed in training and counted for load balancing.
     """
 
     experts_per_token: int = 0
 
     def target_load(self) -> Tensor | None:
-        """Return the target share of each choice in an update [choices] (float64), or None for an even load."""
+        """Return the target share of the load for each choice [choices] (float64), or None for an even load."""
         return None
 
     def balance(self, load: Tensor, gamma: float) -> None:
-        """Move the load toward `target_load` by one step of size `gamma`. load [choices] counts an update's tokens per choice."""
+        """Adjust the router by one step of size `gamma` toward `target_load`. `load` [choices] counts the tokens of an update per choice."""
 
     def exclude(self, choices: Sequence[int]) -> None:
-        """Never choose these experts again. Raises ConfigError if the kind cannot exclude experts."""
+        """Stop routing tokens to these experts. Raises ConfigError if the kind cannot exclude experts."""
         raise ConfigError(
             "this kind of feed-forward network cannot exclude experts",
             where="experts",
@@ -51,34 +51,35 @@ class FFNConfig(Kind):
         raise NotImplementedError
 
     def cost(self, hidden_size: int) -> Cost:
-        """Return the parameters and FLOPs per token."""
+        """Return the parameter count and the forward FLOPs per token."""
         raise NotImplementedError
 
     def experts_per_token(self) -> int:
-        """Return the routed experts per token, or 0 without routing."""
+        """Return the number of routed experts per token, or 0 for a network without routing."""
         return 0
 
     def n_experts(self) -> int:
-        """Return the number of routed experts with weights, or 0 without routing."""
+        """Return the number of routed experts that have weights, or 0 for a network without routing."""
         return 0
 
     def n_choices(self) -> int:
-        """Return the number of choices a router has: experts with weights, and other choices except `SKIP`."""
+        """Return how many choices the router has: experts with weights plus identity experts, without `SKIP`."""
         return self.n_experts()
 
     def active_experts(self) -> float:
-        """Return the mean number of experts with weights per token."""
+        """Return the mean number of experts per token that have weights."""
         return self.experts_per_token()
 
     def routed_params(self, hidden_size: int) -> int:
-        """Return the parameters of all routed experts."""
+        """Return the parameter count of all routed experts together."""
         return 0
 
     def saved_values(self, hidden_size: int, *, everything: bool) -> int:
-        """Return the values per token that training saves for the backward pass, without the residual stream.
+        """Return the number of values per token that training saves for the backward pass, without the residual stream.
 
-        These are gate and up. With `everything` they include their product and the normed input. Raises ConfigError if
-        the kind does not count them.
+        With selective recomputation, training saves the outputs of the gate and up projections. `everything` counts the
+        values saved without recomputation, which include the normed input and the product of gate and up. Raises
+        ConfigError if the kind does not count them.
         """
         raise ConfigError(
             f"feed-forward kind '{self.kind}' does not report the values it saves for the backward pass",
@@ -87,8 +88,8 @@ class FFNConfig(Kind):
         )
 
     def split_by_tp(self) -> dict[str, int]:
-        """Return the dimensions that tensor parallelism divides, by their names in the config."""
+        """Return the config fields that tensor parallelism divides, by name."""
         return {}
 
     def check(self) -> None:
-        """Raise ValueError if the dimensions contradict each other."""
+        """Raise ValueError if fields of the config contradict each other."""

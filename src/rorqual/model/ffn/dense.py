@@ -1,4 +1,4 @@
-"""SwiGLU (Shazeer 2020, eq. 6)."""
+"""The dense feed-forward network: SwiGLU (Shazeer 2020, eq. 6)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class DenseConfig(FFNConfig):
 
 
 class Dense(FFN):
-    """A SwiGLU network with gate and up [intermediate, hidden] and down [hidden, intermediate]."""
+    """A SwiGLU module with weights gate and up [intermediate, hidden] and down [hidden, intermediate]."""
 
     shared_input = (("gate_proj",), ("up_proj",))
 

@@ -1,4 +1,4 @@
-"""Mixture of experts with shared experts (DeepSeekMoE, Dai et al. 2024; V3 eq. 12-16), with any kind of router."""
+"""Mixture of experts with routed and shared experts (DeepSeekMoE, Dai et al. 2024; V3 eq. 12-16) and any kind of router."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rorqual.ops.moe import Routing
 
 
 class MoEConfig(FFNConfig):
-    """A router, its experts, and `n_shared_experts` that serve every token. The router's config sets the number of experts."""
+    """A mixture of experts. The router's config sets the number of routed experts. Every token also uses all shared experts."""
 
     kind: Literal["moe"] = "moe"
     router: Annotated[SerializeAsAny[RouterConfig], one_of(RouterConfig)]
@@ -28,7 +28,7 @@ class MoEConfig(FFNConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _of_older_runs(cls, data: Any) -> Any:
+    def _from_older_version(cls, data: Any) -> Any:
         return nested(data)
 
     def build(self, hidden_size: int) -> FFN:
@@ -39,7 +39,7 @@ class MoEConfig(FFNConfig):
         chosen = self.active_experts()
         experts = Cost(
             expert.params * self.n_experts(), round(expert.active * chosen), round(expert.flops * chosen)
-        )  # some choices may go to identity experts, which have no weights
+        )  # tokens may choose identity experts, which have no parameters
         shared = linear(hidden_size, self.moe_intermediate_size * self.n_shared_experts) * 3
         return experts + shared + self.router.cost(hidden_size)
 
@@ -59,7 +59,7 @@ class MoEConfig(FFNConfig):
         return 3 * hidden_size * self.moe_intermediate_size * self.n_experts()
 
     def saved_values(self, hidden_size: int, *, everything: bool) -> int:
-        """Count the saved values as in `FFNConfig`, plus one copy of the input per chosen expert."""
+        """See `FFNConfig`. The count includes one copy of the input per chosen expert."""
         inner, normed = (3, hidden_size) if everything else (2, 0)
         chosen = round(self.active_experts() * (hidden_size + inner * self.moe_intermediate_size + normed))
         return chosen + inner * self.n_shared_experts * self.moe_intermediate_size + normed
@@ -69,7 +69,7 @@ class MoEConfig(FFNConfig):
 
 
 class MoE(FFN):
-    """The gated sum of the chosen experts, plus the shared experts. An identity expert adds its gate times the input."""
+    """Mixture-of-experts module: the gated sum of the chosen experts plus the shared experts. An identity expert outputs its input."""
 
     def __init__(self, config: MoEConfig, hidden_size: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Compatibility with runs from before routers became a kind, when router fields and tensor names were flat in the network."""
+"""Read configs and tensor names of older versions, which stored router fields and tensors directly in the network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FLAT = GroupedTopKConfig.model_fields.keys() - {"kind"}
 
 
 def nested(data: Any) -> Any:
-    """Move the flat router fields of a mixture of experts under `router`."""
+    """Move the router fields of an older `moe` config under the key `router`. Current configs are returned unchanged."""
     if not isinstance(data, Mapping) or "router" in data:
         return data
     router = {"kind": GroupedTopKConfig.model_fields["kind"].default} | {k: v for k, v in data.items() if k in FLAT}
@@ -19,7 +19,7 @@ def nested(data: Any) -> Any:
 
 
 def older_names(names: Iterable[str]) -> dict[str, str]:
-    """Map the older name of each renamed tensor in `names` to its current name, such as `...ffn.gate` to `...ffn.router.gate`."""
-    today = set(names)
-    found = {name.replace(".router.", "."): name for name in today if ".router." in name}
-    return {older: name for older, name in found.items() if older not in today}
+    """Map tensor names of older versions to the current names in `names`, such as `...ffn.gate` to `...ffn.router.gate`."""
+    current = set(names)
+    renamed = {name.replace(".router.", "."): name for name in current if ".router." in name}
+    return {older: name for older, name in renamed.items() if older not in current}

@@ -1,1 +1,1 @@
-"""Loading and saving weights: run directories, and one module per checkpoint family."""
+"""Load model weights: from run directories, and from published checkpoints with one module per family."""

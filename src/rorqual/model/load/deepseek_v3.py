@@ -1,6 +1,6 @@
 """DeepSeek-V2, V3, R1 and V3.1: convert `config.json` and tensor names in both directions.
 
-V2 uses V3's names without the router bias.
+V2 has the tensor names of V3, but no router bias.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _METHODS: Mapping[str, tuple[Literal["top2", "max"], bool]] = {
 
 
 def config_from_hf(data: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
-    """Convert a `config.json` to a ModelConfig. Raises ConfigError naming the key if this model cannot express it."""
+    """Convert a `config.json` to a ModelConfig. Raises ConfigError naming the first unsupported key."""
     keys = ConfigKeys(data, where)
     v3 = keys.take("model_type") != "deepseek_v2"
     keys.family(*(("deepseek_v3", "DeepseekV3ForCausalLM") if v3 else ("deepseek_v2", "DeepseekV2ForCausalLM")))
@@ -42,7 +42,8 @@ def config_from_hf(data: Mapping[str, Any], where: str = "config.json") -> Model
     keys.expect("rope_interleave", True)
     keys.expect("num_key_value_heads", heads, None)
     keys.expect("head_dim", rope_dim, None)
-    # DeepSeek's code and transformers always norm the latents with 1e-6: any other value would mean two epsilons.
+    # DeepSeek's code and transformers norm the latents with 1e-6, whatever rms_norm_eps is.
+    # Rorqual has a single epsilon, so no other value can be expressed.
     keys.expect("rms_norm_eps", EPSILON)
     nope = keys.integer("qk_nope_head_dim")
     keys.expect("qk_head_dim", nope + rope_dim, None)
@@ -82,18 +83,18 @@ def _stages(keys: ConfigKeys, attention: MLAConfig, layers: int, *, v3: bool) ->
 
 
 def _moe_from_hf(keys: ConfigKeys, *, v3: bool) -> MoEConfig:
-    # transformers drops V3's `topk_method` and `scoring_func`: its model class implies them.
+    # For V3, transformers omits `topk_method` and `scoring_func`, because its model class implies their values.
     method = keys.take("topk_method", "noaux_tc" if v3 else "greedy")
     if method not in _METHODS:
         raise ConfigError(f"key 'topk_method' is {method!r}; supported: {sorted(_METHODS)}", where=keys.where)
     group_score, bias = _METHODS[method]
-    groups, kept = keys.take("n_group", 1) or 1, keys.take("topk_group", 1) or 1
+    groups, topk_group = keys.take("n_group", 1) or 1, keys.take("topk_group", 1) or 1
     if method == "greedy":
-        groups = kept = 1
+        groups = topk_group = 1
     norm, scale = keys.take("norm_topk_prob", v3), keys.take("routed_scaling_factor", 1.0)
     if norm and not bias and scale != 1.0:
         raise ConfigError(
-            "a V2 router sets both 'norm_topk_prob' and 'routed_scaling_factor', but V2 applies only one",
+            "a V2 router sets both 'norm_topk_prob' and 'routed_scaling_factor', but V2's code applies only one of them",
             where=keys.where,
         )
     router = keys.build(
@@ -101,7 +102,7 @@ def _moe_from_hf(keys: ConfigKeys, *, v3: bool) -> MoEConfig:
         n_routed_experts=keys.take("n_routed_experts"),
         num_experts_per_tok=keys.take("num_experts_per_tok"),
         n_group=groups,
-        topk_group=kept,
+        topk_group=topk_group,
         scoring_func=keys.take("scoring_func", "sigmoid" if v3 else "softmax"),
         norm_topk_prob=norm,
         routed_scaling_factor=scale,
@@ -117,7 +118,7 @@ def _moe_from_hf(keys: ConfigKeys, *, v3: bool) -> MoEConfig:
 
 
 def _parts(config: ModelConfig) -> tuple[MLAConfig, DenseConfig | None, MoEConfig, GroupedTopKConfig, int]:
-    """Return the attention, dense network (None if no layer is dense), experts, router and number of leading dense layers."""
+    """Return the configs of attention, dense network (None if no layer is dense), experts and router, and the number of leading dense layers."""
     kinds = [stage.ffn for stage in config.layers]
     dense = sum(isinstance(ffn, DenseConfig) for ffn in kinds)
     attention, wide, moe = config.stages[0].attention, kinds[0], kinds[-1]
@@ -141,9 +142,9 @@ def _parts(config: ModelConfig) -> tuple[MLAConfig, DenseConfig | None, MoEConfi
         or rope.linear != 1.0
         or (rope.yarn is not None and rope.yarn.attention_factor),
     }
-    if found := [text for text, holds in problems.items() if holds]:
+    if reasons := [text for text, holds in problems.items() if holds]:
         raise ConfigError(
-            f"the model does not have DeepSeek's layout: {found[0]}",
+            f"the model does not have DeepSeek's layout: {reasons[0]}",
             where="config",
             remedy="Keep this model as a run directory.",
         )
@@ -151,7 +152,7 @@ def _parts(config: ModelConfig) -> tuple[MLAConfig, DenseConfig | None, MoEConfi
 
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
-    """Return the `config.json` that DeepSeek's code and transformers read. Raises ConfigError if they cannot express the model."""
+    """Convert a ModelConfig to the `config.json` of DeepSeek's code and transformers. Raises ConfigError if they cannot express the model."""
     attention, wide, moe, router, dense = _parts(config)
     v3 = router.score_bias
     method = "noaux_tc" if v3 else "group_limited_greedy" if router.n_group > 1 else "greedy"
@@ -190,56 +191,61 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
 
 
 def to_hf(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """Convert our state_dict to published tensors, one per expert. MTP modules follow the last layer."""
+    """Convert Rorqual's state_dict to published tensors, one per expert. MTP modules are numbered after the last layer."""
     return name_map(config).to_hf(state)
 
 
 def from_hf(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """Convert published tensors to our state_dict, bit for bit."""
+    """Convert published tensors to Rorqual's state_dict. Values stay bit-identical."""
     return name_map(config).from_hf(state)
 
 
 def name_map(config: ModelConfig) -> NameMap:
-    """Return the name map of every tensor in a model of this family."""
+    """Map the name of every tensor of a model to its name in published checkpoints of this family."""
     layers = len(config.layers)
     entries, copies = list(ends(config)), tied_head(config)
     head = "embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
     for index, stage in enumerate(config.layers):
         entries += _block(stage, f"layers.{index}", f"model.layers.{index}")
     for index in range(config.num_nextn_predict_layers):
-        ours, theirs = f"mtp.{index}", f"model.layers.{layers + index}"
-        entries += _block(config.stages[-1], f"{ours}.block", theirs)
-        entries += [NameEntry(f"{ours}.{n}.weight", (f"{theirs}.{n}.weight",)) for n in ("enorm", "hnorm", "eh_proj")]
-        entries.append(NameEntry(f"{ours}.norm.weight", (f"{theirs}.shared_head.norm.weight",)))
-        copies |= {f"{theirs}.embed_tokens.weight": "embed_tokens.weight", f"{theirs}.shared_head.head.weight": head}
+        prefix, hf_prefix = f"mtp.{index}", f"model.layers.{layers + index}"
+        entries += _block(config.stages[-1], f"{prefix}.block", hf_prefix)
+        entries += [
+            NameEntry(f"{prefix}.{n}.weight", (f"{hf_prefix}.{n}.weight",)) for n in ("enorm", "hnorm", "eh_proj")
+        ]
+        entries.append(NameEntry(f"{prefix}.norm.weight", (f"{hf_prefix}.shared_head.norm.weight",)))
+        copies |= {
+            f"{hf_prefix}.embed_tokens.weight": "embed_tokens.weight",
+            f"{hf_prefix}.shared_head.head.weight": head,
+        }
     return NameMap(tuple(entries), copies)
 
 
-def _block(stage: Stage, ours: str, theirs: str) -> Iterator[NameEntry]:
+def _block(stage: Stage, prefix: str, hf_prefix: str) -> Iterator[NameEntry]:
     attention, ffn = stage.attention, stage.ffn
     if not isinstance(attention, MLAConfig) or not isinstance(ffn, DenseConfig | MoEConfig):
         raise ConfigError(
-            f"{ours} has attention '{attention.kind}' and network '{ffn.kind}', which DeepSeek's layout does not have",
+            f"{prefix} has attention '{attention.kind}' and network '{ffn.kind}', which DeepSeek's layout does not have",
             where="config",
         )
     if stage.block != PreNormConfig():
         raise ConfigError(
-            f"{ours} has block kind '{stage.block.kind}', which DeepSeek's layout does not have", where="config"
+            f"{prefix} has block kind '{stage.block.kind}', which DeepSeek's layout does not have", where="config"
         )
-    yield from norms(ours, theirs)
+    yield from norms(prefix, hf_prefix)
     query = ["q_a_proj", "q_a_layernorm", "q_b_proj"] if attention.q_lora_rank else ["q_proj"]
     for name in [*query, "kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj", "o_proj"]:
-        yield NameEntry(f"{ours}.attention.{name}.weight", (f"{theirs}.self_attn.{name}.weight",))
+        yield NameEntry(f"{prefix}.attention.{name}.weight", (f"{hf_prefix}.self_attn.{name}.weight",))
     if isinstance(ffn, DenseConfig):
-        yield from swiglu(f"{ours}.ffn", f"{theirs}.mlp")
+        yield from swiglu(f"{prefix}.ffn", f"{hf_prefix}.mlp")
         return
     if not isinstance(ffn.router, GroupedTopKConfig):
         raise ConfigError(
-            f"{ours} has router kind '{ffn.router.kind}', which DeepSeek's layout does not have", where="config"
+            f"{prefix} has router kind '{ffn.router.kind}', which DeepSeek's layout does not have", where="config"
         )
     if ffn.router.score_bias:
         name = "e_score_correction_bias"
-        yield NameEntry(f"{ours}.ffn.router.{name}", (f"{theirs}.mlp.gate.{name}",))
-    yield from routed(ffn, f"{ours}.ffn", f"{theirs}.mlp")
+        yield NameEntry(f"{prefix}.ffn.router.{name}", (f"{hf_prefix}.mlp.gate.{name}",))
+    yield from routed(ffn, f"{prefix}.ffn", f"{hf_prefix}.mlp")
     if ffn.n_shared_experts:
-        yield from swiglu(f"{ours}.ffn.shared_experts", f"{theirs}.mlp.shared_experts")
+        yield from swiglu(f"{prefix}.ffn.shared_experts", f"{hf_prefix}.mlp.shared_experts")

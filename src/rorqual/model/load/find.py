@@ -1,4 +1,4 @@
-"""Find a checkpoint family by its name, or the family that can express a model."""
+"""Find the checkpoint family of a `model_type` or of a model configuration."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from rorqual.model.load.names import NameMap
 
 @dataclass(frozen=True)
 class CheckpointFamily:
-    """The published format of one family of models: its `model_types` and conversions in both directions.
+    """The checkpoint format of one model family: its `model_types`, and conversions in both directions.
 
-    `config_from_hf(data, where)` converts a `config.json` to ours, and `config_to_hf(config)` ours to a `config.json`.
-    `name_map(config)` covers every tensor. Each raises ConfigError for what the family cannot express.
+    `config_from_hf(data, where)` converts a `config.json` to a ModelConfig, and `config_to_hf(config)` converts it
+    back. `name_map(config)` covers every tensor. All three functions raise ConfigError if the format does not support
+    the model.
     """
 
     model_types: tuple[str, ...]
@@ -35,16 +36,16 @@ FAMILIES = (
     CheckpointFamily(("qwen2",), qwen2.config_from_hf, qwen2.config_to_hf, qwen2.name_map),
     CheckpointFamily(("llama",), llama.config_from_hf, llama.config_to_hf, llama.name_map),
 )
-"""All families, in the order in which `family_for` tries them."""
+"""All checkpoint families, in the order in which `family_for` tries them."""
 
 
 def known_types() -> tuple[str, ...]:
-    """Return every `model_type` that can be read."""
+    """Return every `model_type` whose checkpoints can be read, sorted."""
     return tuple(sorted(name for family in FAMILIES for name in family.model_types))
 
 
 def family_of(model_type: str, where: str) -> CheckpointFamily:
-    """Return the family of a `config.json`'s `model_type`. Raises ConfigError listing the known types if it is unknown."""
+    """Return the checkpoint family of a `model_type`. Raises ConfigError listing the supported types if it is unknown."""
     for family in FAMILIES:
         if model_type in family.model_types:
             return family
@@ -58,7 +59,7 @@ def family_of(model_type: str, where: str) -> CheckpointFamily:
 
 
 def family_for(config: ModelConfig) -> CheckpointFamily:
-    """Return the first family that can express a model. Raises ConfigError with each family's reason if none can."""
+    """Return the first checkpoint family that can express a model. If none can, raises ConfigError with the reason of each."""
     reasons = []
     for family in FAMILIES:
         try:

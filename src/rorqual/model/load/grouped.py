@@ -1,4 +1,4 @@
-"""Shared `config.json` keys and tensor names of the families with grouped-query attention (Llama, Qwen2, Qwen3)."""
+"""The `config.json` keys and tensor names shared by Llama, Qwen2 and Qwen3, which all have grouped-query attention."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from rorqual.model.load.names import NameEntry, NameMap
 
 
 def attention_from_hf(keys: ConfigKeys, *, head_dim: int = 0, **kind: bool) -> GQAConfig:
-    """Return the attention of a `config.json`.
+    """Build the attention config of a `config.json`.
 
-    `head_dim` is the default for an absent key; 0 means `hidden_size` / heads. `kind` sets the family's norms and
-    biases.
+    `head_dim` is the default if the key is absent; 0 means `hidden_size` / `num_attention_heads`. `kind` sets the norm
+    and bias fields of the family.
     """
     heads, hidden = keys.integer("num_attention_heads"), keys.integer("hidden_size")
-    if not (wide := keys.take("head_dim", None) or head_dim):
-        wide, rest = divmod(hidden, max(heads, 1))
-        if rest:
+    if not (dim := keys.take("head_dim", None) or head_dim):
+        dim, remainder = divmod(hidden, max(heads, 1))
+        if remainder:
             raise ConfigError(
                 f"'head_dim' is missing and 'hidden_size' {hidden} is not a multiple of 'num_attention_heads' {heads}",
                 where=keys.where,
@@ -33,18 +33,19 @@ def attention_from_hf(keys: ConfigKeys, *, head_dim: int = 0, **kind: bool) -> G
         GQAConfig,
         num_attention_heads=heads,
         num_key_value_heads=keys.take("num_key_value_heads", None) or heads,
-        head_dim=wide,
+        head_dim=dim,
         rope=keys.rope(10000.0),
         **kind,
     )
-    _without_mscale(attention, keys.where)
+    _check_mscale(attention, keys.where)
     return attention
 
 
-def _without_mscale(attention: GQAConfig, where: str) -> None:
+def _check_mscale(attention: GQAConfig, where: str) -> None:
     yarn = attention.rope.yarn
     if yarn is not None and yarn.mscale_all_dim:
-        # DeepSeek's models scale the softmax by it, transformers' Llama and Qwen do not: the intended meaning is unknown.
+        # DeepSeek's models scale the softmax by mscale_all_dim, but transformers ignores it for Llama and Qwen.
+        # Its intended meaning is therefore unknown.
         raise ConfigError(
             f"RoPE scaling 'yarn' sets mscale_all_dim {yarn.mscale_all_dim}, which is supported only for DeepSeek models",
             where=where,
@@ -53,15 +54,15 @@ def _without_mscale(attention: GQAConfig, where: str) -> None:
 
 
 def no_sliding_window(keys: ConfigKeys, layers: int) -> None:
-    """Refuse Qwen's sliding-window attention, which no supported published model uses."""
+    """Raise ConfigError for Qwen's sliding-window attention, which is not supported. Published models do not use it."""
     keys.expect("use_sliding_window", False)
-    keys.take("sliding_window", None)  # ignored if use_sliding_window is false
+    keys.take("sliding_window", None)  # transformers ignores this key and the next if use_sliding_window is false
     keys.take("max_window_layers", None)
     keys.expect("layer_types", None, ["full_attention"] * layers)
 
 
 def model_from_hf(keys: ConfigKeys, stages: Sequence[Stage]) -> ModelConfig:
-    """Read the remaining keys into a ModelConfig. Raises ConfigError if a key is left unread."""
+    """Build the ModelConfig from the remaining keys. Raises ConfigError for keys that were never read."""
     config = keys.build(
         ModelConfig,
         vocab_size=keys.take("vocab_size"),
@@ -77,7 +78,7 @@ def model_from_hf(keys: ConfigKeys, stages: Sequence[Stage]) -> ModelConfig:
 
 
 def attention_of(config: ModelConfig, layout: str, fits: Callable[[GQAConfig], bool]) -> GQAConfig:
-    """Return the attention that all layers share and that `fits`. Otherwise raises ConfigError describing the `layout`."""
+    """Return the attention config shared by all layers. Raises ConfigError naming `layout` if layers differ or `fits` rejects it."""
     attention = config.stages[0].attention
     if (
         not isinstance(attention, GQAConfig)
@@ -86,12 +87,12 @@ def attention_of(config: ModelConfig, layout: str, fits: Callable[[GQAConfig], b
         or config.num_nextn_predict_layers
     ):
         raise ConfigError(f"not a {layout}", where="config", remedy="Keep this model as a run directory.")
-    _without_mscale(attention, "config")
+    _check_mscale(attention, "config")
     return attention
 
 
 def dense_of(config: ModelConfig, layout: str) -> DenseConfig:
-    """Return the dense network that all layers share. Otherwise raises ConfigError describing the `layout`."""
+    """Return the dense network config shared by all layers. Raises ConfigError naming `layout` if layers differ or are not dense."""
     ffn = config.stages[0].ffn
     if not isinstance(ffn, DenseConfig) or any(stage.ffn != ffn for stage in config.stages):
         raise ConfigError(f"not a {layout}", where="config", remedy="Keep this model as a run directory.")
@@ -99,7 +100,7 @@ def dense_of(config: ModelConfig, layout: str) -> DenseConfig:
 
 
 def common_to_hf(config: ModelConfig, attention: GQAConfig, model_type: str, architecture: str) -> dict[str, Any]:
-    """Return the `config.json` keys common to these families, without those of the feed-forward network."""
+    """Return the `config.json` keys that Llama, Qwen2 and Qwen3 share. Keys of the feed-forward network are not included."""
     return {
         "architectures": [architecture],
         "model_type": model_type,
@@ -117,25 +118,25 @@ def common_to_hf(config: ModelConfig, attention: GQAConfig, model_type: str, arc
 
 
 def name_map(config: ModelConfig, feed_forward: Callable[[Stage, str, str], Iterator[NameEntry]]) -> NameMap:
-    """Return the name map of every tensor. `feed_forward` maps one layer's network, given its stage, our and the published prefix."""
+    """Return the name map of every tensor. `feed_forward(stage, prefix, hf_prefix)` yields the entries of one layer's network."""
     entries = list(ends(config))
     for index, stage in enumerate(config.layers):
-        ours, theirs = f"layers.{index}", f"model.layers.{index}"
-        entries += norms(ours, theirs)
+        prefix, hf_prefix = f"layers.{index}", f"model.layers.{index}"
+        entries += norms(prefix, hf_prefix)
         assert isinstance(stage.attention, GQAConfig)
-        entries += _attention(stage.attention, f"{ours}.attention", f"{theirs}.self_attn")
-        entries += feed_forward(stage, f"{ours}.ffn", f"{theirs}.mlp")
+        entries += _attention(stage.attention, f"{prefix}.attention", f"{hf_prefix}.self_attn")
+        entries += feed_forward(stage, f"{prefix}.ffn", f"{hf_prefix}.mlp")
     return NameMap(tuple(entries), tied_head(config))
 
 
-def dense_names(_: Stage, ours: str, theirs: str) -> Iterator[NameEntry]:
-    """A `feed_forward` for `name_map` if every layer is dense."""
-    return swiglu(ours, theirs)
+def dense_names(_: Stage, prefix: str, hf_prefix: str) -> Iterator[NameEntry]:
+    """Yield the entries of a dense network. Models with only dense layers pass this function to `name_map`."""
+    return swiglu(prefix, hf_prefix)
 
 
-def _attention(attention: GQAConfig, ours: str, theirs: str) -> Iterator[NameEntry]:
+def _attention(attention: GQAConfig, prefix: str, hf_prefix: str) -> Iterator[NameEntry]:
     names = [f"{part}_proj.weight" for part in "qkvo"]
     names += [f"{part}_norm.weight" for part in "qk" if attention.qk_norm]
     names += [f"{part}_proj.bias" for part in "qkv" if attention.attention_bias]
     names += ["o_proj.bias"] * attention.output_bias
-    return (NameEntry(f"{ours}.{name}", (f"{theirs}.{name}",)) for name in names)
+    return (NameEntry(f"{prefix}.{name}", (f"{hf_prefix}.{name}",)) for name in names)

@@ -1,4 +1,4 @@
-"""Strict reading of a published `config.json`: refuse every key that could change the model's function and is not understood."""
+"""Read a published `config.json` strictly: refuse unknown keys, because they could change what the model computes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ HARMLESS = frozenset(
         "transformers.js_config",
     ]
 )
-"""Keys that do not change the function computed from given weights."""
+"""Keys that do not change what a model with given weights computes."""
 
 _YARN = ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
 _LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
@@ -60,7 +60,7 @@ C = TypeVar("C", bound=Config)
 
 
 class ConfigKeys:
-    """Reader of a `config.json` that tracks which keys were read. `end` refuses the rest."""
+    """A reader of a `config.json` that tracks which keys were read. `end` refuses unread keys."""
 
     def __init__(self, data: Mapping[str, Any], where: str) -> None:
         self.where = where
@@ -83,25 +83,25 @@ class ConfigKeys:
         return value
 
     def layers(self) -> int:
-        """Return `num_hidden_layers`. An absurd number is refused before anything of that length is allocated."""
+        """Return `num_hidden_layers`. Raises ConfigError above `MOST_LAYERS`, so that a wrong value cannot exhaust memory."""
         value = self.integer("num_hidden_layers")
         if not 1 <= value <= MOST_LAYERS:
             raise ConfigError(f"key 'num_hidden_layers' is {value}; it must be 1 to {MOST_LAYERS}", where=self.where)
         return value
 
     def mapping(self, key: str) -> Mapping[str, Any]:
-        """Return the mapping under `key`, empty if it is absent or null."""
+        """Return the JSON object under `key`, or {} if it is absent or null."""
         value = self.take(key, None)
         if value is not None and not isinstance(value, Mapping):
             raise ConfigError(f"key '{key}' is {value!r}, not an object", where=self.where)
         return value or {}
 
     def build(self, cls: type[C], **fields: Any) -> C:
-        """Build `cls` from these fields. Raises ConfigError naming this file if a value is invalid."""
+        """Build a config object of class `cls`. Raises ConfigError naming the `config.json` if a value is invalid."""
         return parse(cls, fields, where=self.where)
 
     def expect(self, key: str, *allowed: Any) -> None:
-        """Refuse a value that is not in `allowed`. The key may be absent."""
+        """Check that the value of `key` is in `allowed`. The key may be absent."""
         value = self.take(key, allowed[0])
         if value not in allowed:
             raise ConfigError(
@@ -109,7 +109,7 @@ class ConfigKeys:
             )
 
     def family(self, model_type: str, architecture: str) -> None:
-        """Check that `model_type` and `architectures` name this model and that weights are plain or FP8 in 128 x 128 blocks."""
+        """Check that `model_type` and `architectures` name this family, and that weights are unquantized or FP8 in 128 x 128 blocks."""
         self.expect("model_type", model_type)
         names = self.take("architectures", None) or [architecture]
         if names != [architecture]:
@@ -126,39 +126,44 @@ class ConfigKeys:
         allowed: Sequence[str] = ("yarn", "llama3", "linear"),
         without: Sequence[str] = (),
     ) -> Rope:
-        """Return the RoPE of `rope_theta` and `rope_scaling` (published files) or `rope_parameters` (transformers 5).
+        """Read RoPE from `rope_theta` and `rope_scaling` (published files) or `rope_parameters` (transformers 5).
 
-        `allowed` lists the scaling kinds of the family, and `without` the keys that the family does not support.
+        `allowed` lists the kinds of RoPE scaling that the family supports, and `without` the scaling keys that it does
+        not support.
         """
         self.expect("partial_rotary_factor", 1.0, None)
         scaling: dict[str, Any] = {}
         for source in ("rope_scaling", "rope_parameters"):
             for key, value in self.mapping(source).items():
-                self._agree(f"{source}.{key}", value, scaling.setdefault(key, value))
+                self._check_equal(f"{source}.{key}", value, scaling.setdefault(key, value))
         theta = self.take("rope_theta", scaling.get("rope_theta", default_theta))
-        self._agree("rope_theta", theta, scaling.pop("rope_theta", theta))
-        self._agree("partial_rotary_factor", scaling.pop("partial_rotary_factor", 1.0), 1.0)
+        self._check_equal("rope_theta", theta, scaling.pop("rope_theta", theta))
+        self._check_equal("partial_rotary_factor", scaling.pop("partial_rotary_factor", 1.0), 1.0)
         kind = scaling.pop("rope_type", scaling.get("type", "default"))
-        self._agree("rope_type", kind, scaling.pop("type", kind))
+        self._check_equal("rope_type", kind, scaling.pop("type", kind))
         scaling = {key: value for key, value in scaling.items() if value is not None}
         if kind == "default" and not scaling:
             return self.build(Rope, theta=theta)
-        understood = {*_EXTENSIONS[kind], "truncate"} - {*without} if kind in allowed else set()
-        if kind not in allowed or (unknown := sorted(set(scaling) - understood)):
-            known = "', '".join(("default", *allowed))
-            what = f"with {unknown or sorted(scaling)} " if kind in allowed else ""
-            raise ConfigError(f"RoPE scaling '{kind}' {what}is not supported; supported: '{known}'", where=self.where)
-        self._agree("rope_scaling.truncate", scaling.pop("truncate", True), True)
+        supported = {*_EXTENSIONS[kind], "truncate"} - {*without} if kind in allowed else set()
+        if kind not in allowed or (unknown := sorted(set(scaling) - supported)):
+            kinds = "', '".join(("default", *allowed))
+            details = f"with {unknown or sorted(scaling)} " if kind in allowed else ""
+            raise ConfigError(
+                f"RoPE scaling '{kind}' {details}is not supported; supported: '{kinds}'", where=self.where
+            )
+        self._check_equal("rope_scaling.truncate", scaling.pop("truncate", True), True)
         if kind == "linear":
             return self.build(Rope, theta=theta, linear=scaling.get("factor"))
         return self.build(Rope, **{"theta": theta, kind: scaling})
 
-    def _agree(self, key: str, value: Any, other: Any) -> None:
+    def _check_equal(self, key: str, value: Any, other: Any) -> None:
         if value != other:
-            raise ConfigError(f"key '{key}' is {value!r}, but the other keys require {other!r}", where=self.where)
+            raise ConfigError(
+                f"key '{key}' is {value!r}, but other keys of the file require {other!r}", where=self.where
+            )
 
     def end(self) -> None:
-        """Refuse all keys that were not read."""
+        """Raise ConfigError for a key that was never read."""
         for key in sorted(self._data.keys() - self._taken - HARMLESS):
             raise ConfigError(
                 f"unknown key '{key}'",
@@ -168,12 +173,12 @@ class ConfigKeys:
 
 
 def rope_to_hf(rope: Rope) -> dict[str, Any]:
-    """Return `rope_theta` and `rope_scaling` as published checkpoints write them."""
+    """Return the `config.json` keys `rope_theta` and `rope_scaling` of `rope`."""
     scaling: dict[str, Any] | None = None
     if rope.yarn is not None:
-        # Rorqual's 0 means "not set", but readers of the file would use the value 0.
-        unsaid = {"attention_factor"} if not rope.yarn.attention_factor else set()
-        scaling = {"type": "yarn", **rope.yarn.model_dump(exclude=unsaid)}
+        # In Rorqual, 0 means "not set". Other programs that read the file would compute with 0.
+        unset = {"attention_factor"} if not rope.yarn.attention_factor else set()
+        scaling = {"type": "yarn", **rope.yarn.model_dump(exclude=unset)}
     elif rope.llama3 is not None:
         scaling = {"rope_type": "llama3", **rope.llama3.model_dump()}
     elif rope.linear != 1.0:
@@ -182,10 +187,10 @@ def rope_to_hf(rope: Rope) -> dict[str, Any]:
 
 
 def quantization(data: Mapping[str, Any], where: str) -> bool:
-    """Return True if `quantization_config` says FP8 in 128 x 128 blocks (V3, V3.1), and False if it is empty.
+    """Return whether `quantization_config` declares FP8 in 128 x 128 blocks (V3, V3.1). Empty data means no quantization.
 
-    Raises ConfigError for any other. Which tensors are FP8 follows from the scales stored with them, not from this
-    config.
+    Raises ConfigError for other quantization. Which tensors are FP8
+    is determined by the stored scales, not by this key.
     """
     if not data:
         return False
@@ -196,7 +201,7 @@ def quantization(data: Mapping[str, Any], where: str) -> bool:
             raise ConfigError(
                 f"key 'quantization_config.{key}' is {value!r}: FP8 in 128 x 128 blocks is the only supported quantization",
                 where=where,
-                remedy="Use the model's unquantised weights.",
+                remedy="Use the model's unquantized weights.",
             )
     if missing := [key for key in ("quant_method", "weight_block_size") if key not in data]:
         raise ConfigError(f"key 'quantization_config.{missing[0]}' is missing", where=where)

@@ -1,4 +1,4 @@
-"""Published tensor names that several families share: embedding and head, norms, SwiGLU, experts."""
+"""Tensor names that several checkpoint families share: embedding, head, norms, SwiGLU and experts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rorqual.model.load.names import NameEntry, stacked, stacked_pairs
 
 
 def ends(config: ModelConfig) -> Iterator[NameEntry]:
-    """Yield the embedding, the final norm and the head, unless the head is tied to the embedding."""
+    """Yield the entries of the embedding, the final norm and the head. A tied head has no entry."""
     yield NameEntry("embed_tokens.weight", ("model.embed_tokens.weight",))
     yield NameEntry("norm.weight", ("model.norm.weight",))
     if not config.tie_word_embeddings:
@@ -18,28 +18,28 @@ def ends(config: ModelConfig) -> Iterator[NameEntry]:
 
 
 def tied_head(config: ModelConfig) -> dict[str, str]:
-    """Return the copy of a tied head: it equals the embedding, which some checkpoints store twice."""
+    """Map a tied head to the embedding it copies, because some checkpoints store both. Return {} if the head is not tied."""
     return {"lm_head.weight": "embed_tokens.weight"} if config.tie_word_embeddings else {}
 
 
-def norms(ours: str, theirs: str) -> Iterator[NameEntry]:
-    """Yield the two norms of a block."""
+def norms(prefix: str, hf_prefix: str) -> Iterator[NameEntry]:
+    """Yield the entries of the two norms of a block."""
     for name in ("input_layernorm", "post_attention_layernorm"):
-        yield NameEntry(f"{ours}.{name}.weight", (f"{theirs}.{name}.weight",))
+        yield NameEntry(f"{prefix}.{name}.weight", (f"{hf_prefix}.{name}.weight",))
 
 
-def swiglu(ours: str, theirs: str) -> Iterator[NameEntry]:
-    """Yield the matrices of a dense feed-forward network."""
+def swiglu(prefix: str, hf_prefix: str) -> Iterator[NameEntry]:
+    """Yield the entries of the three matrices of a SwiGLU network."""
     for name in ("gate_proj", "up_proj", "down_proj"):
-        yield NameEntry(f"{ours}.{name}.weight", (f"{theirs}.{name}.weight",))
+        yield NameEntry(f"{prefix}.{name}.weight", (f"{hf_prefix}.{name}.weight",))
 
 
-def routed(ffn: MoEConfig, ours: str, theirs: str) -> Iterator[NameEntry]:
-    """Yield the router and the routed experts."""
-    yield NameEntry(f"{ours}.router.gate", (f"{theirs}.gate.weight",))
+def routed(ffn: MoEConfig, prefix: str, hf_prefix: str) -> Iterator[NameEntry]:
+    """Yield the entries of the router and of the stacked routed experts."""
+    yield NameEntry(f"{prefix}.router.gate", (f"{hf_prefix}.gate.weight",))
     gate, up, down = (
-        [f"{theirs}.experts.{expert}.{part}_proj.weight" for expert in range(ffn.n_experts())]
+        [f"{hf_prefix}.experts.{expert}.{part}_proj.weight" for expert in range(ffn.n_experts())]
         for part in ("gate", "up", "down")
     )
-    yield stacked_pairs(f"{ours}.experts.gate_up_proj", gate, up)
-    yield stacked(f"{ours}.experts.down_proj", down)
+    yield stacked_pairs(f"{prefix}.experts.gate_up_proj", gate, up)
+    yield stacked(f"{prefix}.experts.down_proj", down)

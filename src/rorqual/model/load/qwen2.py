@@ -1,6 +1,6 @@
-"""Qwen2 and Qwen2.5 (biases on q, k and v), and R1's distillations into them.
+"""Qwen2, Qwen2.5 and R1-Distill-Qwen: convert `config.json` and tensor names in both directions.
 
-Converts `config.json` and tensor names in both directions.
+These models have biases on q, k and v.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LAYOUT = "Qwen2 layout: every layer has grouped-query attention with biases but 
 
 
 def config_from_hf(data: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
-    """Convert a `config.json` to a ModelConfig. Raises ConfigError naming the key if this model cannot express it."""
+    """Convert a `config.json` to a ModelConfig. Raises ConfigError naming the first unsupported key."""
     keys = ConfigKeys(data, where)
     keys.family("qwen2", "Qwen2ForCausalLM")
     keys.expect("hidden_act", "silu")
@@ -31,21 +31,21 @@ def config_from_hf(data: Mapping[str, Any], where: str = "config.json") -> Model
     return grouped.model_from_hf(keys, [keys.build(Stage, layers=layers, attention=attention, ffn=ffn)])
 
 
-def _fits(attention: GQAConfig) -> bool:
+def _is_supported(attention: GQAConfig) -> bool:
     return attention.attention_bias and not attention.output_bias and not attention.qk_norm
 
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
-    """Return the `config.json` that transformers reads. Raises ConfigError if it cannot express the model."""
-    attention, ffn = grouped.attention_of(config, LAYOUT, _fits), grouped.dense_of(config, LAYOUT)
+    """Convert a ModelConfig to the `config.json` of transformers. Raises ConfigError if transformers cannot express the model."""
+    attention, ffn = grouped.attention_of(config, LAYOUT, _is_supported), grouped.dense_of(config, LAYOUT)
     common = grouped.common_to_hf(config, attention, "qwen2", "Qwen2ForCausalLM")
     if attention.head_dim * attention.num_attention_heads == config.hidden_size:
-        del common["head_dim"]  # published files omit it
+        del common["head_dim"]  # published files omit this key
     return common | {"intermediate_size": ffn.intermediate_size, "use_sliding_window": False}
 
 
 def name_map(config: ModelConfig) -> NameMap:
-    """Return the name map of every tensor in a model of this family."""
-    grouped.attention_of(config, LAYOUT, _fits)
+    """Map the name of every tensor of a model to its name in published checkpoints of this family."""
+    grouped.attention_of(config, LAYOUT, _is_supported)
     grouped.dense_of(config, LAYOUT)
     return grouped.name_map(config, grouped.dense_names)

@@ -18,7 +18,7 @@ LAYOUT = "Qwen3 layout: every layer has grouped-query attention with norms on q 
 
 
 def config_from_hf(data: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
-    """Convert a `config.json` to a ModelConfig. Raises ConfigError naming the key if this model cannot express it."""
+    """Convert a `config.json` to a ModelConfig. Raises ConfigError naming the first unsupported key."""
     keys = ConfigKeys(data, where)
     keys.family("qwen3", "Qwen3ForCausalLM")
     keys.expect("hidden_act", "silu")
@@ -31,12 +31,12 @@ def config_from_hf(data: Mapping[str, Any], where: str = "config.json") -> Model
 
 
 def fits(attention: GQAConfig) -> bool:
-    """Return True for Qwen3's attention, which the dense and the MoE models share."""
+    """Return whether `attention` is the attention of Qwen3, dense or MoE: norms on q and k, and no biases."""
     return attention.qk_norm and not attention.attention_bias and not attention.output_bias
 
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
-    """Return the `config.json` that transformers reads. Raises ConfigError if it cannot express the model."""
+    """Convert a ModelConfig to the `config.json` of transformers. Raises ConfigError if transformers cannot express the model."""
     attention, ffn = grouped.attention_of(config, LAYOUT, fits), grouped.dense_of(config, LAYOUT)
     common = grouped.common_to_hf(config, attention, "qwen3", "Qwen3ForCausalLM")
     own = {"intermediate_size": ffn.intermediate_size, "attention_bias": False, "use_sliding_window": False}
@@ -44,17 +44,17 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
 
 
 def to_hf(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """Convert our state_dict to published tensors."""
+    """Convert Rorqual's state_dict to published tensors."""
     return name_map(config).to_hf(state)
 
 
 def from_hf(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """Convert published tensors to our state_dict, bit for bit."""
+    """Convert published tensors to Rorqual's state_dict. Values stay bit-identical."""
     return name_map(config).from_hf(state)
 
 
 def name_map(config: ModelConfig) -> NameMap:
-    """Return the name map of every tensor in a model of this family."""
+    """Map the name of every tensor of a model to its name in published checkpoints of this family."""
     grouped.attention_of(config, LAYOUT, fits)
     grouped.dense_of(config, LAYOUT)
     return grouped.name_map(config, grouped.dense_names)

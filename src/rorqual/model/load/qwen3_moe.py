@@ -1,6 +1,6 @@
 """Qwen3 MoE (30B-A3B, 235B-A22B): convert `config.json` and tensor names in both directions.
 
-The router is a softmax over all experts, without bias or groups; there are no shared experts (Qwen3 report, section 2).
+The router is a softmax over all experts, without bias or groups. There are no shared experts (Qwen3 report, section 2).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LAYOUT = (
 
 
 def config_from_hf(data: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
-    """Convert a `config.json` to a ModelConfig. Raises ConfigError naming the key if this model cannot express it."""
+    """Convert a `config.json` to a ModelConfig. Raises ConfigError naming the first unsupported key."""
     keys = ConfigKeys(data, where)
     keys.family("qwen3_moe", "Qwen3MoeForCausalLM")
     keys.expect("hidden_act", "silu")
@@ -36,7 +36,7 @@ def config_from_hf(data: Mapping[str, Any], where: str = "config.json") -> Model
     grouped.no_sliding_window(keys, layers)
     attention = grouped.attention_from_hf(keys, qk_norm=True)
     experts = keys.take("num_experts", None)
-    local = keys.take("num_local_experts", None)  # transformers 5 writes this key instead
+    local = keys.take("num_local_experts", None)  # transformers 5 writes this key instead of num_experts
     if None not in (experts, local) and experts != local:
         raise ConfigError(f"key 'num_experts' is {experts}, but 'num_local_experts' is {local}", where=where)
     router = keys.build(
@@ -54,10 +54,10 @@ def config_from_hf(data: Mapping[str, Any], where: str = "config.json") -> Model
 
 
 def _stages(keys: ConfigKeys, attention: GQAConfig, moe: MoEConfig, wide: DenseConfig, layers: int) -> list[Stage]:
-    """Return the stages.
+    """Return the stages of dense and MoE layers.
 
-    A layer has experts if its number, counted from 1, is a multiple of `decoder_sparse_step` and `mlp_only_layers` does
-    not list its index.
+    A layer is MoE if its index plus 1 is a multiple of `decoder_sparse_step` and `mlp_only_layers` does not list its
+    index.
     """
     step, listed = keys.integer("decoder_sparse_step", 1), keys.take("mlp_only_layers", None) or []
     if step < 1 or any(layer not in range(layers) for layer in listed):
@@ -75,7 +75,7 @@ def _stages(keys: ConfigKeys, attention: GQAConfig, moe: MoEConfig, wide: DenseC
 def _parts(
     config: ModelConfig,
 ) -> tuple[GQAConfig, MoEConfig, GroupedTopKConfig, DenseConfig | None, Sequence[int]]:
-    """Return the attention, experts, router, dense network (None if no layer is dense) and indices of the dense layers."""
+    """Return the configs of attention, experts, router and dense network (None if no layer is dense), and the indices of dense layers."""
     attention = grouped.attention_of(config, LAYOUT, fits)
     kinds = [stage.ffn for stage in config.layers]
     dense = [index for index, ffn in enumerate(kinds) if isinstance(ffn, DenseConfig)]
@@ -97,7 +97,7 @@ def _parts(
 
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
-    """Return the `config.json` that transformers reads. Raises ConfigError if it cannot express the model."""
+    """Convert a ModelConfig to the `config.json` of transformers. Raises ConfigError if transformers cannot express the model."""
     attention, moe, router, wide, dense = _parts(config)
     common = grouped.common_to_hf(config, attention, "qwen3_moe", "Qwen3MoeForCausalLM")
     return common | {
@@ -113,12 +113,12 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
 
 
 def name_map(config: ModelConfig) -> NameMap:
-    """Return the name map of every tensor in a model of this family."""
+    """Map the name of every tensor of a model to its name in published checkpoints of this family."""
     _parts(config)
     return grouped.name_map(config, _feed_forward)
 
 
-def _feed_forward(stage: Stage, ours: str, theirs: str) -> Iterator[NameEntry]:
+def _feed_forward(stage: Stage, prefix: str, hf_prefix: str) -> Iterator[NameEntry]:
     if isinstance(stage.ffn, MoEConfig):
-        return routed(stage.ffn, ours, theirs)
-    return swiglu(ours, theirs)
+        return routed(stage.ffn, prefix, hf_prefix)
+    return swiglu(prefix, hf_prefix)

@@ -1,6 +1,6 @@
-"""Load the weights of a run directory.
+"""Load the model of a run directory.
 
-Each checkpoint has `model.safetensors`; `run.yaml` holds the model's config under `model`.
+`run.yaml` holds the model's config under `model`. Each checkpoint folder holds the weights in `model.safetensors`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FP8 = "F8_E4M3"
 
 
 def read_section(run: RunDir, key: str) -> Any:
-    """Return one key of `run.yaml`. The error for a missing key names the file and the key."""
+    """Return the value of a top-level key of `run.yaml`. Raises CheckpointError if the key is missing."""
     data = run.config()
     if key not in data:
         raise CheckpointError(
@@ -49,8 +49,9 @@ def read_model_config(run: RunDir) -> ModelConfig:
 def load_weights(model: Decoder, checkpoint: Path) -> None:
     """Fill `model` from a checkpoint folder, one tensor at a time. Each tensor is cast to the model's type.
 
-    FP8 tensors are dequantized with their scales. Older names are accepted (`older_names`). Raises CheckpointError
-    listing other names and shapes that differ. For an adapter checkpoint, load the base and merge the adapter into it.
+    FP8 tensors are dequantized. Tensor names of older versions are accepted (`older_names`). Raises CheckpointError
+    listing missing names, unexpected names and wrong shapes. If `checkpoint` is an adapter, its base is loaded and the
+    adapter merged into it.
     """
     whole, adapters = unfold(checkpoint)
     file = whole / WEIGHTS_FILE
@@ -59,13 +60,13 @@ def load_weights(model: Decoder, checkpoint: Path) -> None:
         with safe_open(file, framework="pt") as stored:
             older = older_names(wanted)
             names = stored.keys()
-            there = {older.get(name, name): name for name in names}  # our name -> name in the file
-            entries = _check_headers(stored, there, wanted, model.config, str(file))
+            stored_names = {older.get(name, name): name for name in names}  # current name -> name in the file
+            entries = _check_headers(stored, stored_names, wanted, model.config, str(file))
             for name, tensor in wanted.items():
                 if name in entries:
                     _dequantize(entries[name], stored.get_tensor(name), stored.get_tensor(name + SCALE), tensor)
                 else:
-                    tensor.copy_(stored.get_tensor(there[name]))
+                    tensor.copy_(stored.get_tensor(stored_names[name]))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot read: {error}", where=str(file), remedy="Use another checkpoint.") from None
     for adapter in adapters:
@@ -73,13 +74,13 @@ def load_weights(model: Decoder, checkpoint: Path) -> None:
 
 
 def _check_headers(
-    stored: Any, there: Mapping[str, str], wanted: dict[str, Tensor], config: ModelConfig, where: str
+    stored: Any, stored_names: Mapping[str, str], wanted: dict[str, Tensor], config: ModelConfig, where: str
 ) -> dict[str, NameEntry]:
-    """Refuse a file whose header does not match the model. Return the name entries of its FP8 tensors, by name.
+    """Check that names, shapes and types in a file's header match the model. Return the name entries of its FP8 tensors.
 
-    `there` maps our names to the file's.
+    `stored_names` maps current tensor names to the names in the file.
     """
-    slices = {ours: stored.get_slice(name) for ours, name in there.items()}
+    slices = {ours: stored.get_slice(name) for ours, name in stored_names.items()}
     shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
     scales = {name for name in shapes if name.endswith(SCALE) and name.removesuffix(SCALE) in wanted}
     entries: dict[str, NameEntry] = {}
@@ -94,7 +95,7 @@ def _check_headers(
             raise CheckpointError(
                 f"{name} is {slices[name].get_dtype()} {'with' if name in entries else 'without'} scales ({name}{SCALE})",
                 where=where,
-                remedy="FP8 tensors must have scales, and others must not. Import the model again.",
+                remedy="Only FP8 tensors have scales, and each must have them. Import the model again.",
             )
     return entries
 
@@ -107,7 +108,7 @@ def _dequantize(entry: NameEntry, weight: Tensor, scale: Tensor, out: Tensor) ->
 
 
 def check_names(state: dict[str, Tensor], wanted: dict[str, Tensor], *, where: str) -> None:
-    """Raise CheckpointError listing all missing, unexpected and misshapen tensors."""
+    """Check that `state` has the names and shapes of `wanted`. Raises CheckpointError listing up to twelve differences."""
     shapes, expected = ({name: tuple(tensor.shape) for name, tensor in side.items()} for side in (state, wanted))
     _check_shapes(shapes, expected, where)
 
@@ -116,7 +117,7 @@ def _check_shapes(shapes: Mapping[str, Shape], wanted: Mapping[str, Shape], wher
     problems = [f"missing {name}" for name in wanted if name not in shapes]
     problems += [f"unexpected {name}" for name in shapes if name not in wanted]
     problems += [
-        f"{name} has shape {shapes[name]}, the model needs {shape}"
+        f"{name} has shape {shapes[name]}, but the model needs {shape}"
         for name, shape in wanted.items()
         if name in shapes and shapes[name] != shape
     ]
@@ -130,13 +131,13 @@ def _check_shapes(shapes: Mapping[str, Shape], wanted: Mapping[str, Shape], wher
 
 
 def load_run(run: RunDir, *, device: str = "cpu", dtype: torch.dtype = torch.float32, ops: Backend = TORCH) -> Decoder:
-    """Return the model of a run's newest whole checkpoint, ready to use.
+    """Load the model of a run's newest complete checkpoint.
 
-    It holds one copy of the weights, in `dtype`, whatever type they are stored in.
+    The model is returned in `dtype`, whatever type the weights are stored in.
     """
     checkpoint = run.checkpoint()
     model = skeleton(read_model_config(run), ops)
-    held = dtype if adapter_of(checkpoint) is None else torch.float32  # merge an adapter before rounding
-    model = model.to(dtype=held).to_empty(device=device)
+    load_dtype = dtype if adapter_of(checkpoint) is None else torch.float32  # merge an adapter in fp32, before rounding
+    model = model.to(dtype=load_dtype).to_empty(device=device)
     load_weights(model, checkpoint)
     return model.to(dtype=dtype)

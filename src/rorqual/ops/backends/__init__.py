@@ -1,4 +1,4 @@
-"""Compute backends. `backend(name)` finds one by name, including a user's subclass of `Backend` wherever it is defined."""
+"""Compute backends. `backend(name)` finds any imported subclass of `Backend` by its name, including a user's."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ REFERENCE, TORCH, TORCH_INVARIANT = Backend(), Torch(), TorchInvariant()
 def backend(name: str) -> Backend:
     """Return the backend called `name`.
 
-    `reference` is the slow reference. `torch` is tested to agree with it. `torch-invariant` is the engines' default.
-    `./mine.py:Class` loads a user's backend from a file.
+    `reference` is slow and simple. `torch` is fast and agrees with it within rounding. `torch-invariant` is the default
+    of engines. `./mine.py:Class` loads a backend from a file.
 
-    Raises ConfigError for an unknown name, a name that two classes share, and a backend whose methods use different
-    block layouts.
+    Raises ConfigError if no class or two classes have this name, or if the methods of a backend use different block
+    layouts.
     """
-    if (placed := in_file(name)) is not None:
-        cls = _in_file(*placed)
+    if (location := in_file(name)) is not None:
+        cls = _load_file(*location)
     else:
         known = _known()
         if name not in known:
-            remedy = nearest(name, known) + " A backend of your own is ./mine.py:Class."
+            remedy = nearest(name, known) + " Load your own backend with ./mine.py:Class."
             raise ConfigError(f"unknown backend '{name}'", where="backend", remedy=remedy)
         cls = known[name]
     if (fault := _fault(cls)) is not None:  # type: ignore[arg-type]  # mypy does not treat a class as hashable
@@ -46,41 +46,41 @@ def backend(name: str) -> Backend:
 
 
 def in_file(name: str) -> tuple[Path, str] | None:
-    """Return the absolute path and the class of a backend `./mine.py:Class`, or None for any other name."""
+    """Parse a name of the form `./mine.py:Class`. Return the absolute path and the class name, or None for other names."""
     path, _, cls = name.rpartition(":")
     return (Path(path).resolve(), cls) if path.endswith(".py") else None
 
 
 def resolved(name: str) -> str:
-    """Return `name` with the absolute path of a backend in a file, so that it is valid in any folder."""
-    placed = in_file(name)
-    return name if placed is None else f"{placed[0]}:{placed[1]}"
+    """Make the path in a name such as `./mine.py:Class` absolute, so that the name is valid in any folder."""
+    location = in_file(name)
+    return name if location is None else f"{location[0]}:{location[1]}"
 
 
 def arithmetic_of(name: str) -> str:
-    """Return the key of a backend in caches: its name, or its class and the digest of its file."""
-    placed = in_file(name)
-    return name if placed is None else f"{placed[1]} {hashlib.sha256(placed[0].read_bytes()).hexdigest()}"
+    """Return the string that identifies a backend in cache keys: its name, or its class name and the digest of its file."""
+    location = in_file(name)
+    return name if location is None else f"{location[1]} {hashlib.sha256(location[0].read_bytes()).hexdigest()}"
 
 
 def _known() -> dict[str, type[Backend]]:
-    """Return all backends by name. If a class was redefined, as in a notebook, the newest counts."""
+    """Return all imported backend classes by name. If a class was defined again, as in a notebook, return the newest one."""
     known, classes = dict[str, type[Backend]](), [Backend]
     while classes:
-        one = classes.pop(0)
-        classes += one.__subclasses__()
-        if "name" not in vars(one):
+        cls = classes.pop(0)
+        classes += cls.__subclasses__()
+        if "name" not in vars(cls):
             continue
-        other = known.get(one.name, one)
-        if (one.__module__, one.__qualname__) != (other.__module__, other.__qualname__):
-            both = " and ".join(f"{cls.__module__}.{cls.__qualname__}" for cls in (other, one))
-            raise ConfigError(f"two backends have the name '{one.name}': {both}", where="backend", remedy="Rename one.")
-        known[one.name] = one
+        earlier = known.get(cls.name, cls)
+        if (cls.__module__, cls.__qualname__) != (earlier.__module__, earlier.__qualname__):
+            both = " and ".join(f"{c.__module__}.{c.__qualname__}" for c in (earlier, cls))
+            raise ConfigError(f"two backends have the name '{cls.name}': {both}", where="backend", remedy="Rename one.")
+        known[cls.name] = cls
     return known
 
 
 @lru_cache
-def _in_file(path: Path, name: str) -> type[Backend]:
+def _load_file(path: Path, name: str) -> type[Backend]:
     found = getattr(import_file(path, ConfigError), name, None)
     if not (isinstance(found, type) and issubclass(found, Backend)):
         what = f"the file defines no backend '{name}'"

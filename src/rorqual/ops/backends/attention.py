@@ -1,4 +1,4 @@
-"""Attention over a cache in blocks: the metadata of a step, the layout of blocks, and the computation."""
+"""Paged attention of a backend: the metadata of a step, the layout of the block pool, and the computation."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from rorqual.ops.paged import BLOCK, QUERIES, Ints, Selection, Tiles, tiles_of
 from rorqual.ops.rows import LOOSE, Rows
 
 PAD = -1
-"""The slot of a padding token, which is not cached."""
+"""The slot of padding tokens, which are not cached."""
 NOBODY = 0
-"""The block that padding tokens write to. No sequence owns it."""
+"""The block that padding tokens write to. It belongs to no sequence."""
 PAIRS = 48
-"""Pairs of query tiles and blocks that attention processes at once, so that scores stay in a processor's cache."""
+"""Number of pairs of query tile and block that attention processes at once, so that scores fit in the processor's cache."""
 
 
 @dataclass(frozen=True)
 class AttentionMetadata:
-    """The sequences of a forward pass and their places in the cache: int64 arrays on the host, with vLLM's names.
+    """The sequences of a forward pass and their cache slots, as int64 arrays on the host. Names follow vLLM.
 
-    - `query_start_loc` [sequences + 1]: sequence i has the tokens query_start_loc[i] to query_start_loc[i + 1] - 1.
+    - `query_start_loc` [sequences + 1]: tokens query_start_loc[i] to query_start_loc[i + 1] - 1 belong to sequence i.
     - `seq_lens` [sequences]: the length of each sequence, including these tokens.
-    - `block_table` [sequences, blocks or more]: each sequence's block numbers. Entries past the last needed block are ignored.
-    - `slot_mapping` [tokens]: block number times `BLOCK` plus the offset in the block, or `PAD` for padding tokens, which come last.
+    - `block_table` [sequences, blocks]: the block numbers of each sequence. Entries after the last needed block are ignored.
+    - `slot_mapping` [tokens]: block number times `BLOCK` plus offset in the block. Padding tokens come last and have the slot `PAD`.
     """
 
     query_start_loc: Ints
@@ -45,17 +45,17 @@ class AttentionMetadata:
 
     @property
     def first(self) -> Ints:
-        """Position of each sequence's first token in this forward pass [sequences]."""
+        """Position of the first token of each sequence in this forward pass [sequences]."""
         return self.seq_lens - self.query_lens
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The precomputed part of a `PagedAttention` for one forward pass, shared by all layers. A subclass may define another plan type.
+    """Index tensors that `PagedAttention` computes once per forward pass for all layers. A subclass may use its own plan type.
 
-    - `pieces`: consecutive slices of the tokens with their tiles. Tokens outside all pieces are padding.
-    - `decode`: the block table of the piece whose sequences have a single token each, if any.
-    - `rows`: row limits of a product (`ops.rows`).
+    - `pieces`: consecutive slices of the tokens, with their tiles. Tokens after the last slice are padding.
+    - `decode`: the block table of the decode slice, whose sequences have one token each. None if there is no such slice.
+    - `rows`: row limits of matrix products (`ops.rows`).
     """
 
     metadata: AttentionMetadata
@@ -68,9 +68,9 @@ class Plan:
     _groups: dict[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
 
     def places(self, heads: int, every: int = 1) -> Tensor:
-        """Return where this forward's rows of a part are written [rows * heads].
+        """Return the indices [rows * heads] at which the new rows of a part are written.
 
-        The places index a pool viewed as [blocks * heads * BLOCK / every, width].
+        The indices refer to the first dimension of a pool viewed as [blocks * heads * BLOCK / every, width].
         """
         if (heads, every) not in self._places:
             slot = self.metadata.slot_mapping.clip(min=0) if every == 1 else self._completed(every)[1]
@@ -80,9 +80,10 @@ class Plan:
         return self._places[heads, every]
 
     def groups(self, every: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the groups of `every` tokens that the forward pass completes.
+        """Return indices of the groups of `every` tokens that the forward pass completes.
 
-        The result is their blocks [groups, 1], offsets in the block [groups, every] and last tokens [groups].
+        Returns the block of each group [groups, 1], the offsets of its tokens in the block [groups, every], and its
+        last token [groups].
         """
         if every not in self._groups:
             last, slot = self._completed(every)
@@ -92,13 +93,13 @@ class Plan:
         return self._groups[every]
 
     def _completed(self, every: int) -> tuple[Ints, Ints]:
-        """Return each group's last token and its slot [groups]. Padding groups use token 0 and the padding block."""
+        """Return the last token of each completed group and its slot, each [groups]. Padding groups use token 0 and block `NOBODY`."""
         if every not in self._ends:
             slot = self.metadata.slot_mapping
-            found = np.flatnonzero((slot % every == every - 1) & (slot != PAD))
-            last = np.zeros(paged.fill(len(found), self.rows.least), np.int64)
+            tokens = np.flatnonzero((slot % every == every - 1) & (slot != PAD))
+            last = np.zeros(paged.fill(len(tokens), self.rows.least), np.int64)
             ends = np.full_like(last, NOBODY * BLOCK + every - 1)
-            last[: len(found)], ends[: len(found)] = found, slot[found]
+            last[: len(tokens)], ends[: len(tokens)] = tokens, slot[tokens]
             self._ends[every] = last, ends
         return self._ends[every]
 
@@ -108,31 +109,34 @@ class Plan:
 
 
 class PagedAttention:
-    """Attention over keys in blocks by `ops.paged`, with gradients if these are recorded.
+    """Paged attention, implemented by `ops.paged`. It is differentiable.
 
-    A pool holds one cached part of all sequences. Here it is a tensor [blocks, heads, rows per block, width]; callers
-    treat it as opaque.
+    A pool stores one cached part of all sequences. This class stores it as a tensor [blocks, heads, rows per block,
+    width]. Callers must not depend on this layout.
 
     A subclass with another layout overrides `shape`, `as_blocks`, `lay_out` and `write`. A subclass that renumbers
-    blocks overrides `plan`, `read`, `fill` and `lay_out`. Its `plan` must renumber `block_table` and `slot_mapping`
-    alike and keep `PAD`. The other three receive the engine's block numbers. Padding is written to block 0 (`NOBODY`)
-    as `plan` numbers it, so 0 must stay 0; in `lay_out` block 0 is an ordinary block.
+    blocks overrides `plan`, `read`, `fill` and `lay_out`. `plan` must renumber `block_table` and `slot_mapping` in the
+    same way and keep `PAD`. `read`, `fill` and `lay_out` receive the engine's block numbers. Padding is written to
+    block 0 (`NOBODY`) after renumbering, so block 0 must keep its number. In `lay_out`, block 0 is an ordinary block.
 
-    A numbering must not depend on the number of blocks; `shape` may return more blocks. `rorqual.ops.backends.backend`
-    tests a subclass on a small cache and refuses it if its methods disagree.
+    The new numbers must not depend on the number of blocks, but `shape` may add blocks. `rorqual.ops.backends.backend`
+    tests a subclass on a small cache and refuses it if its methods use different layouts.
     """
 
     def __init__(self, rows: Rows = LOOSE) -> None:
         self.rows = rows
 
     def plan(self, metadata: AttentionMetadata, device: torch.device, last: Plan | None = None) -> Plan:
-        """Build the plan that all layers of a forward pass share.
+        """Build the plan of a forward pass, which all layers share.
 
-        `last` is the previous step's plan. The new plan may reuse its contents, and the old one is not read again.
+        `last` is the plan of the previous step, which is no longer used. The new plan may reuse and modify its
+        contents.
         """
         first, count = metadata.first, metadata.query_lens
-        decoding = int((np.cumsum(count != 1) == 0).sum())  # sequences before the first with more than one token
-        most = sys.maxsize if torch.is_grad_enabled() else PAIRS  # each piece allocates a gradient of the pool
+        decoding = int((np.cumsum(count != 1) == 0).sum())  # number of leading sequences with one token each
+        most = (
+            sys.maxsize if torch.is_grad_enabled() else PAIRS
+        )  # in training, every slice would allocate a gradient of the pool
         pieces, table = list[tuple[slice, Tiles]](), None
         if decoding:
             tiles, table = self._decoding(metadata, decoding, device, last)
@@ -148,7 +152,7 @@ class PagedAttention:
     def _decoding(
         self, metadata: AttentionMetadata, n: int, device: torch.device, last: Plan | None
     ) -> tuple[Tiles, Ints]:
-        """Return one-query tiles of the first `n` sequences, reusing the last step's tiles if only positions changed."""
+        """Return the tiles of the first `n` sequences, which all decode. If only positions changed, reuse the last step's tiles."""
         position = metadata.first[:n]
         table = metadata.block_table[:n, : int(position.max()) // BLOCK + 1]
         if last is not None and last.decode is not None and last.rows == self.rows and (position % BLOCK).all():
@@ -161,54 +165,54 @@ class PagedAttention:
     # ---- block layout
 
     def shape(self, blocks: int, heads: int, rows: int, width: int) -> tuple[int, ...]:
-        """Return the shape of a pool, which starts as zeros."""
+        """Return the shape of a pool for this many blocks, heads, rows per block and columns. Pools are initialized with zeros."""
         return (blocks, heads, rows, width)
 
     def as_blocks(self, pool: Tensor) -> Tensor:
-        """Return a view of a pool as [blocks, heads, rows, width], in the pool's own order of blocks."""
+        """View a pool as [blocks, heads, rows, width]. Blocks are in the order in which the pool stores them."""
         return pool
 
     def lay_out(self, blocks: Tensor) -> Tensor:
-        """Return a pool of these blocks [blocks, heads, rows, width], numbered from 0, with gradients if training is supported."""
+        """Convert blocks [blocks, heads, rows, width], numbered from 0, to a pool. Must be differentiable if training is supported."""
         return blocks
 
     def read(self, pool: Tensor, blocks: Tensor) -> Tensor:
-        """Return the contents [n, heads, rows, width] of the blocks with these numbers [n]."""
+        """Return the contents of blocks [n, heads, rows, width], given their numbers [n]."""
         return self.as_blocks(pool).index_select(0, blocks)
 
     def fill(self, pool: Tensor, blocks: Tensor, contents: Tensor) -> None:
-        """Overwrite the blocks with these numbers. `contents` has the form that `read` returns."""
+        """Overwrite blocks, given their numbers [n] and contents [n, heads, rows, width]."""
         self.as_blocks(pool).index_copy_(0, blocks, contents)
 
     # ---- operations of a layer
 
     def write(self, pool: Tensor, rows: Tensor, plan: Plan) -> None:
-        """Store rows [tokens, heads, width] at `slot_mapping`. For a part with fewer rows, store those of the groups
-        that `groups` returned.
+        """Store rows [tokens, heads, width] at the slots of their tokens.
 
-        `plan.places(heads, every)` gives the places in a pool viewed as [blocks * heads * rows per block, width].
+        For a part with one row per group, `rows` are those of the groups that `groups` returned. `plan.places(heads,
+        every)` gives their indices in a pool viewed as [blocks * heads * rows per block, width].
         """
         flat = pool.view(-1, pool.shape[-1])
         places = plan.places(pool.shape[1], BLOCK // pool.shape[2])
         flat.index_copy_(0, places, rows.reshape(-1, pool.shape[-1]).to(flat.dtype))
 
     def groups(self, pool: Tensor, plan: Plan, every: int) -> tuple[Tensor, Tensor]:
-        """Return the rows of the groups of `every` tokens that this forward pass completes, and their last tokens [groups].
+        """Return the rows of the groups of `every` tokens that this forward pass completes, and the last token of each group.
 
-        The rows are [groups, every, heads, width], padded.
+        The rows are [groups, every, heads, width], and the tokens [groups]. The number of groups is padded.
         """
         block, offset, last = plan.groups(every)
         return self.as_blocks(pool).transpose(1, 2)[block, offset], last
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, plan: Plan, scale: float, width: int) -> Tensor:
-        """Compute softmax(scale q k^T) v over each token's sequence up to itself.
+        """Compute causal attention softmax(scale q k^T) v within each sequence.
 
-        q [tokens, heads, repeat, d] -> [tokens, heads, repeat, width]. keys and values are pools and may be the same.
-        Only the first `width` value columns are used.
+        q [tokens, heads, repeat, d] -> [tokens, heads, repeat, width]. `keys` and `values` are pools and may be the
+        same pool. Only the first `width` columns of the values are used.
         """
         k, v = self._both(keys, values, width)
-        found = [paged.attend(q[some], k, v, tiles, scale) for some, tiles in plan.pieces]
-        return _joined(found, len(q))
+        outs = [paged.attend(q[tokens], k, v, tiles, scale) for tokens, tiles in plan.pieces]
+        return _joined(outs, len(q))
 
     def attend_with_lse(
         self,
@@ -222,45 +226,45 @@ class PagedAttention:
         selected: Tensor | None = None,
         window: int | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Attend, and return the log-sum-exp [tokens, heads, repeat] in fp32 too.
+        """Compute `attend` and the log-sum-exp [tokens, heads, repeat] in fp32, optionally over fewer rows.
 
-        A token sees its last `window` tokens, and among these the rows `selected` [tokens, k] (-1: none). A token that
-        sees nothing has output 0 and log-sum-exp -1e30.
+        A token sees the rows of its last `window` tokens that `selected` [tokens, k] contains (-1: none). A token
+        without visible rows has output 0 and log-sum-exp -1e30.
         """
         k, v = self._both(keys, values, width)
         outs, lses = [], []
-        for some, tiles in plan.pieces:
-            mask = paged.restricted(tiles, BLOCK // k.shape[2], window, None if selected is None else selected[some])
-            out, lse = paged.attend_within(q[some], k, v, tiles, scale, mask)
+        for tokens, tiles in plan.pieces:
+            mask = paged.restricted(tiles, BLOCK // k.shape[2], window, None if selected is None else selected[tokens])
+            out, lse = paged.attend_within(q[tokens], k, v, tiles, scale, mask)
             outs.append(out)
             lses.append(lse)
         return _joined(outs, len(q)), _joined(lses, len(q))
 
     def _both(self, keys: Tensor, values: Tensor, width: int) -> tuple[Tensor, Tensor | int]:
-        """Convert pools for `ops.paged.attend`. If the values are leading columns of the keys, return their number instead of a pool."""
+        """Convert pools to the arguments of `ops.paged.attend`. If keys and values are the same pool, return `width` for the values."""
         k = self.as_blocks(keys)
         return (k, width) if values is keys else (k, self.as_blocks(values)[..., :width])
 
     def select(self, q: Tensor, weights: Tensor, keys: Tensor, plan: Plan, budget: int) -> Selection:
-        """Select rows with the lightning indexer. See `ops.paged.select`."""
+        """See `ops.paged.select`."""
         k = self.as_blocks(keys)
-        found = [paged.select(q[some], weights[some], k, tiles, budget) for some, tiles in plan.pieces]
-        most = max(one.rows.shape[1] for one in found)
+        parts = [paged.select(q[tokens], weights[tokens], k, tiles, budget) for tokens, tiles in plan.pieces]
+        most = max(part.rows.shape[1] for part in parts)
         return Selection(
-            _joined([_wider(one.rows, most, -1) for one in found], len(q)),
-            _joined([_wider(one.scores, most, -torch.inf) for one in found], len(q)),
+            _joined([_widened(part.rows, most, -1) for part in parts], len(q)),
+            _joined([_widened(part.scores, most, -torch.inf) for part in parts], len(q)),
         )
 
     def gather(self, pool: Tensor, plan: Plan, rows: Tensor) -> Tensor:
-        """Return rows [tokens, k] of each token's sequence [tokens, k, heads, width], with 0 for row -1."""
+        """Return cached rows [tokens, k, heads, width], given row numbers [tokens, k] in each token's sequence. Row -1 returns zeros."""
         blocks = self.as_blocks(pool)
-        return _joined([paged.gather(blocks, tiles, rows[some]) for some, tiles in plan.pieces], len(rows))
+        return _joined([paged.gather(blocks, tiles, rows[tokens]) for tokens, tiles in plan.pieces], len(rows))
 
 
 def _cut(first: Ints, count: Ints, most: int) -> Iterator[Ints]:
-    """Split sequences into groups of about `most` blocks each. A long sequence is split at query tiles.
+    """Split sequences into groups with about `most` pairs of tile and block each. A long sequence is split between tiles.
 
-    Each group is [3, some]: sequence index, first position, number of tokens.
+    Each group is an array [3, n]: sequence index, first position and number of tokens of n sequences.
     """
     group, pairs = list[list[int]](), 0
     for which, (start, size) in enumerate(zip(first.tolist(), count.tolist(), strict=True)):
@@ -278,13 +282,13 @@ def _cut(first: Ints, count: Ints, most: int) -> Iterator[Ints]:
         yield np.array(group).T
 
 
-def _wider(rows: Tensor, most: int, value: float) -> Tensor:
+def _widened(rows: Tensor, most: int, value: float) -> Tensor:
     return F.pad(rows, (0, most - rows.shape[1]), value=value)
 
 
 def _joined(parts: list[Tensor], tokens: int) -> Tensor:
-    """Concatenate the pieces. Padding tokens get the result of the first token."""
-    spare = tokens - sum(map(len, parts))
-    if spare:
-        parts = [*parts, parts[0][:1].expand(spare, *parts[0].shape[1:])]
+    """Concatenate the results of all slices [tokens, ...]. Padding tokens get the result of the first token."""
+    padding = tokens - sum(map(len, parts))
+    if padding:
+        parts = [*parts, parts[0][:1].expand(padding, *parts[0].shape[1:])]
     return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -1,4 +1,4 @@
-"""The backend interface: linear maps, experts, norms, activations, attention and sampling."""
+"""The backend interface: experts, norms, activations, attention, sampling and repacked weights."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from rorqual.ops.sampling import SamplerOutput, SamplingMetadata
 
 M = TypeVar("M", bound=nn.Module)
 Matrices = Tensor | Sequence[Tensor]
-"""One matrix per expert: stacked [experts, out, in], or as `Backend.prepare_experts` returned them."""
+"""One matrix per expert: a stacked tensor [experts, out, in], or the result of `Backend.prepare_experts`."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A backend configured for one model on this machine, with at most `threads` threads.
+    """A backend that is configured for one model on this machine.
 
-    `held` is True if its guarantee of invariance holds there.
+    `held` is True if results are guaranteed to be batch-invariant with up to `threads` threads.
     """
 
     backend: Backend
@@ -38,32 +38,32 @@ class Fit:
 
 
 class Backend:
-    """The reference implementation of every operation: plain, slow, differentiable. Subclasses override operations.
+    """The reference backend: plain, slow, differentiable implementations of all operations. Subclasses override operations.
 
-    A subclass with its own `name` is found by that name (`rorqual.ops.backends.backend`). A backend has no state except
-    its settings. A name identifies one arithmetic: cached blocks on disk are only read under the name they were written
-    under.
+    `rorqual.ops.backends.backend` finds a subclass by its `name`. A backend has no state except its settings. All
+    versions of a backend with the same name must compute the same bits, because cached blocks on disk are found by this
+    name.
     """
 
     name = "reference"
     invariant = False
-    """True if a row's bits depend on that row alone, whatever else is in the batch."""
+    """True if results are batch-invariant: the bits of a row do not depend on other rows in the batch."""
     in_blocks = False
-    """True if attention without a cache also runs in blocks of keys (`ops.paged`)."""
+    """True if forward passes without a cache, as in training, also use paged attention (`ops.paged`)."""
     rows: Rows = LOOSE
-    """Row limits of products."""
+    """Row limits of matrix products."""
     lanes = 1
-    """Columns of logits are padded to a multiple of this."""
+    """The number of columns of logits is padded to a multiple of `lanes`."""
 
     def supports(
         self, device: torch.device, dtype: torch.dtype, model: nn.Module | None = None, *, training: bool = False
     ) -> str | None:
-        """Return None if this backend can run `model` on `device` in `dtype`, otherwise the reason, which errors show."""
+        """Return None if this backend can run `model` on `device` in `dtype`, otherwise the reason for the error message."""
         return None
 
     @property
     def attention(self) -> PagedAttention:
-        """The implementation of attention over blocks, including their layout."""
+        """The backend's paged attention, which also defines the layout of the block pool."""
         return PagedAttention(self.rows)
 
     # ---- operations
@@ -110,30 +110,31 @@ class Backend:
         """Compute a [batch, rows, in] @ b [batch, in, out] -> [batch, rows, out]."""
         return torch.bmm(a, b)
 
-    def sample(self, logits: Tensor, asked: SamplingMetadata) -> SamplerOutput:
-        """See `ops.sampling.sample`. Logits may have padding columns beyond the vocabulary, filled with -inf."""
-        return sampling.sample(logits, asked)
+    def sample(self, logits: Tensor, metadata: SamplingMetadata) -> SamplerOutput:
+        """See `ops.sampling.sample`. Logits may have padding columns after the vocabulary, which contain -inf."""
+        return sampling.sample(logits, metadata)
 
     # ---- inference-only copies
 
     def prepares(self, model: nn.Module) -> bool:
-        """Return True if `prepare` speeds up a model of this dtype and device. The default: True if this class repacks weights."""
-        mine = type(self)
-        return (mine.prepare_linear, mine.prepare_experts) != (Backend.prepare_linear, Backend.prepare_experts)
+        """Return whether `prepare` makes a model of this dtype and device faster. By default, True if the class repacks weights."""
+        cls = type(self)
+        return (cls.prepare_linear, cls.prepare_experts) != (Backend.prepare_linear, Backend.prepare_experts)
 
     def prepare_linear(self, weight: Tensor, bias: Tensor | None) -> nn.Module | None:
-        """Return a `LinearMap` of weight [out, in] and bias [out] in a faster layout, or None if the plain layout is as good."""
+        """Return a `LinearMap` with weight [out, in] and bias [out] repacked, or None if repacking does not help."""
         return None
 
     def prepare_experts(self, gate_up: Tensor, down: Tensor) -> tuple[Matrices, Matrices] | None:
-        """Return gate_up [experts, 2 i, d] and down [experts, d, i] in the layout for `experts`, or None to keep the plain layout."""
+        """Repack gate_up [experts, 2 i, d] and down [experts, d, i] for `experts`. Return None to keep the plain layout."""
         return None
 
     def prepare(self, model: M, *, take: bool = False) -> M:
-        """Return an inference-only copy of `model`: repacked weights, fused maps, derived tensors computed once.
+        """Return an inference-only copy of `model` with repacked weights, fused linear maps and precomputed derived tensors.
 
-        It shares all other parameters with `model`. `take` empties `model`, so weights are in memory twice only for one
-        layer at a time. A tied embedding is the exception: it keeps one copy for lookup and one for products.
+        All other parameters are shared with `model`. `take=True` empties `model` while it is copied, so that only one
+        layer at a time has its weights in memory twice. A tied embedding stays in memory twice, for lookup and for the
+        head.
         """
         with torch.inference_mode(False), torch.no_grad():
             clone = self._prepared(model, take)
@@ -144,12 +145,12 @@ class Backend:
         if type(module) is nn.Linear:
             return self.prepare_linear(module.weight, module.bias) or module
         if isinstance(module, Experts):
-            found = self.prepare_experts(module.gate_up_proj, module.down_proj)
-            return module if found is None else PreparedExperts(*found)
+            repacked = self.prepare_experts(module.gate_up_proj, module.down_proj)
+            return module if repacked is None else PreparedExperts(*repacked)
         clone = copy.copy(module)
         clone._modules, clone._parameters = dict(module._modules), dict(module._parameters)
         if isinstance(clone, Layer):
-            self._compute_ahead(clone)
+            self._precompute(clone)
         if take:
             module._modules = {}
         children = clone._modules
@@ -162,14 +163,14 @@ class Backend:
             self._untie(clone)
         return clone
 
-    def _compute_ahead(self, layer: Layer) -> None:
-        """Compute derived tensors and fuse maps with the same input, in place."""
+    def _precompute(self, layer: Layer) -> None:
+        """Precompute the derived tensors of `layer` and fuse its linear maps with the same input, in place."""
         layer.known = {name: tuple(t.detach() for t in layer.tensors(name)) for name in layer.derived}
         layer.known = {name: tuple(map(_dense, tensors)) for name, tensors in layer.known.items()}
         children = layer._modules
         names = [name for group in layer.shared_input for name in group]
         maps = [child for name in names if type(child := children[name]) is nn.Linear]
-        if names and len(maps) == len(names):  # skip if an adapter wraps one
+        if names and len(maps) == len(names):  # do not fuse if an adapter wraps one of the maps
             width = dict(zip(names, (m.out_features for m in maps)))
             layer.widths = tuple(sum(width[name] for name in group) for group in layer.shared_input)
             children |= dict.fromkeys(names) | {"fused": _fused(maps)}
@@ -187,17 +188,17 @@ class Backend:
     # ---- running
 
     def fit(self, model: nn.Module, *, cache_shapes: Iterable[tuple[int, int]], threads: int) -> Fit:
-        """Return this backend configured to run `model` with `threads` threads.
+        """Configure this backend to run `model` with up to `threads` threads on this machine.
 
-        cache_shapes gives, for each cached part of its attention, the columns and the rows per block.
+        `cache_shapes` lists (columns, rows per block) of each cached part of attention.
         """
         return Fit(self, self.invariant, threads)
 
     def compile(self, model: nn.Module) -> StepFunction | None:
-        """Return a function that runs whole engine steps with `model`, as `bind` returned it.
+        """Return a function that runs a complete engine step, or None if the engine should call the model and `sample`.
 
-        None means that the engine calls the model and `sample`. The engine calls `compile` again when weights or
-        modules of the model change.
+        `model` is the result of `bind`. The engine calls `compile` again when the model's weights or modules are
+        replaced.
         """
         return None
 
@@ -242,7 +243,7 @@ def _routed(module: nn.Module, ops: Backend) -> nn.Module:
 
 
 class Experts(nn.Module):
-    """All routed experts: gate_up_proj [experts, 2 intermediate, hidden] (gate first), down_proj [experts, hidden, intermediate]."""
+    """The stacked routed experts: gate_up_proj [experts, 2 * intermediate, hidden] (gate first), down_proj [experts, hidden, intermediate]."""
 
     def __init__(self, n: int, hidden_size: int, intermediate_size: int) -> None:
         super().__init__()
@@ -250,12 +251,12 @@ class Experts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(n, hidden_size, intermediate_size))
 
     def forward(self, x: Tensor, routing: Routing, ops: Backend) -> Tensor:
-        """Return the gated sum [tokens, hidden] of each token's experts, for x [tokens, hidden]."""
+        """Compute the gated sum of each token's experts: x [tokens, hidden] -> [tokens, hidden]."""
         return ops.experts(x, routing, self.gate_up_proj, self.down_proj)
 
 
 class PreparedExperts(nn.Module):
-    """`Experts` with matrices that a backend prepared."""
+    """Routed experts with matrices that a backend has repacked."""
 
     def __init__(self, gate_up: Matrices, down: Matrices) -> None:
         super().__init__()
@@ -267,14 +268,17 @@ class PreparedExperts(nn.Module):
 
 
 def _dense(tensor: Tensor) -> Tensor:
-    """Return a contiguous tensor with the memory order of its last two dimensions kept. bf16 products copy strided tensors."""
+    """Make a tensor contiguous but keep the memory order of its last two dimensions.
+
+    Without this, bf16 products would copy strided tensors in every call.
+    """
     if tensor.ndim < 2 or tensor.stride(-1) <= tensor.stride(-2):
         return tensor.contiguous()
     return tensor.transpose(-1, -2).contiguous().transpose(-1, -2)
 
 
 def _fused(maps: Sequence[nn.Linear]) -> nn.Linear:
-    """Return one map [sum of out, in] whose output concatenates the outputs of `maps`."""
+    """Fuse linear maps with the same input into one map, whose output is the concatenation of their outputs."""
     weight = torch.cat([part.weight.detach() for part in maps])
     with torch.device("meta"):
         fused = nn.Linear(weight.shape[1], weight.shape[0], bias=maps[0].bias is not None)

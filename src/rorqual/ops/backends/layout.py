@@ -1,4 +1,4 @@
-"""Check that a user's attention uses one block layout in all methods. An inconsistent override would give wrong answers silently."""
+"""Check that all methods of a user's attention use the same block layout. Otherwise answers would be wrong without an error."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ NEAR = 1e-3
 
 
 def fault_of(attention: PagedAttention) -> str | None:
-    """Compare `attention` with `PagedAttention` on a small fp32 cache. Return the first difference, or None."""
+    """Compare `attention` with `PagedAttention` on a small fp32 cache. Return a description of the first difference, or None."""
     try:
         with torch.inference_mode(False), torch.no_grad():
-            found, expected = _answers(attention), _answers(PagedAttention(attention.rows))
+            actual, expected = _results(attention), _results(PagedAttention(attention.rows))
         for name, tensor in expected.items():
-            if found[name].shape != tensor.shape or not torch.allclose(found[name].float(), tensor.float(), atol=NEAR):
+            if actual[name].shape != tensor.shape or not torch.allclose(
+                actual[name].float(), tensor.float(), atol=NEAR
+            ):
                 return f"the result of {name} differs from PagedAttention's"
-        blocks = _some(1, BLOCKS, HEADS, BLOCK, WIDTH)
+        blocks = _random(1, BLOCKS, HEADS, BLOCK, WIDTH)
         if attention.lay_out(blocks.requires_grad_()).grad_fn is None and attention.lay_out(blocks) is not blocks:
             return "`lay_out` passes no gradient"
     except (RuntimeError, ValueError, IndexError, TypeError, ArithmeticError, AttributeError) as error:
@@ -29,33 +31,33 @@ def fault_of(attention: PagedAttention) -> str | None:
     return None
 
 
-def _some(seed: int, *shape: int) -> Tensor:
+def _random(seed: int, *shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def _answers(attention: PagedAttention) -> dict[str, Tensor]:
-    """Return the results of a small step, keyed by the methods they test."""
+def _results(attention: PagedAttention) -> dict[str, Tensor]:
+    """Run all methods of `attention` on a small step. Return their results by the name of the tested method."""
     pool, entries = (torch.zeros(attention.shape(BLOCKS, HEADS, BLOCK // n, WIDTH)) for n in (1, EVERY))
-    every = torch.arange(1, BLOCKS)
-    attention.fill(pool, every, _some(2, BLOCKS - 1, HEADS, BLOCK, WIDTH))
-    filled = attention.read(pool, every)
+    blocks = torch.arange(1, BLOCKS)
+    attention.fill(pool, blocks, _random(2, BLOCKS - 1, HEADS, BLOCK, WIDTH))
+    filled = attention.read(pool, blocks)
     attention.fill(pool, torch.tensor([4, 6]), attention.read(pool, torch.tensor([6, 3])))
-    copied = attention.read(pool, every)
+    copied = attention.read(pool, blocks)
     lens, counts = np.array([150, 70, 70, 5]), np.array([1, 1, 40, 5])
     table = np.array([[3, 7, 11], [9, 1, 0], [8, 10, 0], [2, 0, 0]])
     at = [(row, p) for row, (n, new) in enumerate(zip(lens, counts)) for p in range(n - new, n)]
     slots = np.array([*(table[row, p // BLOCK] * BLOCK + p % BLOCK for row, p in at), *[PAD] * 5])
     metadata = AttentionMetadata(np.append(0, np.cumsum(counts)), lens, table, slots)
     plan, real = attention.plan(metadata, torch.device("cpu")), len(at)
-    attention.write(pool, _some(3, len(slots), HEADS, WIDTH), plan)
-    written = attention.read(pool, every)
+    attention.write(pool, _random(3, len(slots), HEADS, WIDTH), plan)
+    written = attention.read(pool, blocks)
     groups, last = attention.groups(pool, plan, EVERY)
     complete = int((lens // EVERY - (lens - counts) // EVERY).sum())
     attention.write(entries, groups.mean(1), plan)
-    q = _some(4, len(slots), HEADS, 3, WIDTH)
+    q = _random(4, len(slots), HEADS, 3, WIDTH)
     chosen = attention.select(q, q[..., 0], entries, plan, 5).rows
     out, lse = attention.attend_with_lse(q, entries, entries, plan, 0.3, 8, selected=chosen, window=90)
-    laid = attention.lay_out(_some(5, BLOCKS, HEADS, BLOCK, WIDTH))
+    laid = attention.lay_out(_random(5, BLOCKS, HEADS, BLOCK, WIDTH))
     return {
         "fill or read": filled,
         "copy of blocks (fill or read)": copied,

@@ -1,10 +1,10 @@
-"""Weights prepacked in oneDNN's blocked layout, for inference-only copies.
+"""Prepack weights in oneDNN's blocked layout, for inference-only copies of a model.
 
-A plain product repacks the weight at every call, which for few rows takes as long as the product itself.
+Without prepacking, every product repacks its weight, which for few rows takes as long as the product itself.
 
-In bf16, engine steps give the same bits with and without packing (`Torch` without a cache agrees within rounding). In
-fp32, sums over more than a few hundred columns are split differently. There an engine with packed weights differs from
-one without in the last bits, and each agrees with itself.
+In bf16, engine steps with and without prepacking are bit-identical, but `Torch` without a cache agrees only within
+rounding. In fp32, prepacked products split sums over more than a few hundred columns differently. Engines with and
+without prepacking then differ in the last bits, but each engine reproduces its own results.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from rorqual.ops.layout import laid_out, plain, times
 from rorqual.ops.rows import in_tiles
 
 SMALLEST = 1 << 16
-"""Smallest number of weight values for which packing pays."""
+"""Smallest number of values of a weight for which prepacking is faster."""
 
 
 class Packing(Backend):
-    """A backend that prepacks weights if this torch and this machine support the layout."""
+    """Base class of backends that prepack weights if torch and the machine support the layout."""
 
     def prepares(self, model: nn.Module) -> bool:
         weight = next(model.parameters())
@@ -45,9 +45,9 @@ class Packing(Backend):
 
 
 class PackedLinear(LinearMap):
-    """A linear map y = x W^T + b without gradients. It stores weight [out, in] only in oneDNN's layout.
+    """A linear map y = x W^T + b whose weight [out, in] is stored only in oneDNN's layout. It has no gradients.
 
-    `most` is the most wide rows multiplied at once (`ops.rows`).
+    `most` is the limit on rows per product (`ops.rows.Rows.most`).
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:

@@ -1,4 +1,4 @@
-"""An engine step as one function, which a backend may fuse."""
+"""The inputs and outputs of an engine step, which a backend may compute with one fused function."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rorqual.ops.sampling import SamplerOutput, SamplingMetadata
 
 
 class Pools(Protocol):
-    """The cache of a step: the attention plan, and each attention's pools by part name."""
+    """The KV cache of a step: the attention plan, and the pools of each attention by part name."""
 
     plan: Plan
 
@@ -23,16 +23,17 @@ class Pools(Protocol):
 
 @dataclass(frozen=True)
 class StepInput:
-    """One forward pass over the concatenated tokens of all scheduled sequences.
+    """The input of a forward pass over all scheduled tokens, concatenated.
 
     - `ids` and `positions`: [1, tokens].
-    - `embeds` [1, tokens, hidden]: replaces the embeddings of the ids, if given.
-    - `cache`: a `Cache` of the model, which receives the tokens' rows.
-    - `last` [rows]: the index of the token after which each row samples its next token.
+    - `embeds` [1, tokens, hidden]: replaces the embeddings of `ids` if it is not None.
+    - `cache`: the `Cache` that the forward pass writes to and reads from.
+    - `last` [rows]: the index of the token whose logits each row samples from.
     - `sampling`: the sampling inputs, or None if no row samples.
-    - `record_experts`: True if the caller reads the output's experts.
+    - `record_experts`: True if the caller reads `StepOutput.experts`.
 
-    The last tokens of a step may be padding, copies of its first tokens (`ops.backends.attention.PAD`).
+    Trailing tokens may be padding. Padding tokens are copies of the first tokens and have the slot
+    `ops.backends.attention.PAD`.
     """
 
     ids: Tensor
@@ -46,11 +47,11 @@ class StepInput:
 
 @dataclass(frozen=True)
 class StepOutput:
-    """The result of a step.
+    """The output of a step.
 
-    - `hidden` [tokens, hidden]: normed, the input of the head. Prompt log-probabilities are computed from it.
-    - `experts` [tokens, routers, k]: each token's experts, in the order of `Output.routing`, or None without routing.
-    - `drawn`: one sampled token per row, or None if `StepInput.sampling` is None.
+    - `hidden` [tokens, hidden]: the hidden states after the final norm. Prompt log-probabilities are computed from `hidden`.
+    - `experts` [tokens, routers, k]: the chosen experts, in the order of `Output.routing`. None for models without routing.
+    - `drawn`: the sampled tokens, one per row. None if `StepInput.sampling` is None.
     """
 
     hidden: Tensor
@@ -61,8 +62,8 @@ class StepOutput:
 class StepFunction(Protocol):
     """A function that runs steps of one model.
 
-    It must read weights anew at every step, because training changes them. A backend that cannot do so must say so in
-    `Backend.supports`.
+    It must read the weights in every step, because training changes them in place. A backend that cannot do this must
+    refuse the model in `Backend.supports`.
     """
 
-    def __call__(self, given: StepInput) -> StepOutput: ...
+    def __call__(self, step: StepInput, /) -> StepOutput: ...

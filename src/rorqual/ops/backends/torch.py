@@ -1,4 +1,4 @@
-"""The fast backend for training, and for engines without a guarantee of bit-identical results."""
+"""The `torch` backend. It is the fastest backend for training, and for engines that need no batch-invariant results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rorqual.ops.moe import Routing
 
 
 class Torch(Packing):
-    """torch's fused attention, experts over sorted tokens, and hand-written backward passes (`ops.backends.training`)."""
+    """The `torch` backend: fused attention, experts over sorted tokens, and hand-written backward passes (`ops.backends.training`)."""
 
     name = "torch"
 
@@ -39,7 +39,7 @@ class Torch(Packing):
 
 
 class _Steps(Torch):
-    """The `torch` backend for engine steps, which need no gradients: rows without padding, attention in blocks."""
+    """The `torch` backend for engine steps, which need no gradients. Rows are not padded, and attention is paged."""
 
     in_blocks = True
     lanes = invariant.LANES

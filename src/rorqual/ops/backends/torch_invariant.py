@@ -1,8 +1,8 @@
-"""The batch-invariant backend, and the probe of how many rows its products need on this machine.
+"""The batch-invariant backend, and the test that finds the row limits it needs on this machine.
 
-A library may choose another kernel for another number of rows, and the choice differs between processors (`ops.rows`;
-docs/explanation/engine.md). The engine's guarantee of identical bits therefore depends on what `rows_of` measures for each product
-of a model.
+Libraries choose kernels by the number of rows, and their choices differ between processors (`ops.rows`,
+docs/explanation/engine.md). The engine can therefore guarantee bit-identical results only if `rows_of` finds row limits for which
+every product of the model is invariant.
 """
 
 from __future__ import annotations
@@ -26,30 +26,36 @@ from rorqual.ops.moe import Routing
 from rorqual.ops.rows import ENOUGH, Rows, bmm, cancelling, in_tiles
 
 Kind = Literal["map", "packed", "transposed", "straight"]
-"""The form of a product with a matrix [out, width]: plain, prepacked or batched and transposed; or batched with a matrix [width, out]."""
+"""The kind of matrix product: plain, prepacked or batched with a matrix [out, width], or batched with a matrix [width, out]."""
 Product = tuple[Kind, int, int, torch.dtype]
-"""The kind, width, out and dtype of a product."""
+"""A matrix product: kind, width, out and dtype."""
 CHOICES = (Rows(4), ENOUGH, Rows(16, 32), Rows(16, 16))
-"""Row limits to try, in order. MKL's generic x86 path needs little padding and its Intel path more. oneDNN's bf16 on
-AMX also needs a limit on wide rows.
+"""Row limits that are tried, in this order. MKL needs little padding in its generic x86 path, and more in its Intel path.
+Bf16 products of oneDNN on AMX also need `Rows.most`.
 """
 EVEN = 4
-"""Widths of keys and values must be multiples of this for the guarantee to hold (docs/explanation/engine.md)."""
+"""Results are only invariant if the widths of keys and values are multiples of `EVEN` (docs/explanation/engine.md)."""
 STEPS = {torch.float32: (1, 2, 4)}
-"""Multiples of the least rows to test, by dtype."""
+"""Row counts that are tested, as multiples of `Rows.least`, by dtype."""
 MORE_STEPS = (1, 2, 3, 4, 6, 16)
+"""Row counts that are tested for all other dtypes, as multiples of `Rows.least`."""
 WHOLE = 20
+"""Largest row count that is tested, as a multiple of `Rows.least`."""
 WIDEST = 16384
-"""Most outputs to test. Of 49,152, the first have the same bits (docs/log/same-bits.md), so a large head need not be copied."""
+"""Largest number of output columns that is tested.
+
+With 49,152 columns, the first columns have the same bits (docs/log/same-bits.md), so the head of a large vocabulary need not be
+copied.
+"""
 NOT_HELD = (
-    "answers may differ in their last bits, depending on what else is in the batch: for no tested number of rows are all of this "
-    "model's products on this device rounded in one way (docs/explanation/engine.md)"
+    "answers may differ in their last bits, depending on what else is in the batch: no tested row padding makes all matrix products "
+    "of this model batch-invariant on this device (docs/explanation/engine.md)"
 )
-"""The warning if the guarantee was requested but does not hold."""
+"""The warning if batch-invariant results were requested but cannot be guaranteed."""
 
 
 class TorchInvariant(Packing):
-    """Products of `rows` padded rows, attention in blocks of one size, and no element in the remainder of a vector loop."""
+    """The batch-invariant backend. It pads the rows of products, uses paged attention, and pads elementwise operations."""
 
     name = "torch-invariant"
     invariant = True
@@ -70,18 +76,20 @@ class TorchInvariant(Packing):
 
     def experts(self, x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices) -> Tensor:
         if isinstance(gate_up, Tensor) and isinstance(down, Tensor) and grouped.fits(x, gate_up):
-            return grouped.experts(x, routing, gate_up, down)  # no guarantee on this device
+            return grouped.experts(
+                x, routing, gate_up, down
+            )  # results are not guaranteed to be invariant on this device
         return invariant.experts(x, routing, gate_up, down, self.rows)
 
     def bmm(self, a: Tensor, b: Tensor) -> Tensor:
         return bmm(a, b, self.rows.most)
 
     def fit(self, model: nn.Module, *, cache_shapes: Iterable[tuple[int, int]], threads: int) -> Fit:
-        """Use as many rows as `model`'s products need here, and no more threads than keep the guarantee."""
-        rows, held, threads = rows_of(model, cache_shapes, threads)
+        """Find row limits and a number of threads for which all products of `model` are invariant on this machine."""
+        rows, is_invariant, threads = rows_of(model, cache_shapes, threads)
         fitted = copy.copy(self)
         fitted.rows = rows
-        return Fit(fitted, held, threads)
+        return Fit(fitted, is_invariant, threads)
 
     def bind(self, model: M) -> M:
         clone = super().bind(model)
@@ -92,7 +100,7 @@ class TorchInvariant(Packing):
 
 
 def _tiled(module: M, ops: TorchInvariant) -> M:
-    """Return a module tree with the same parameters whose maps multiply at most `ops.rows.most` wide rows at once."""
+    """Return a copy of `module` that shares its parameters and whose linear maps multiply at most `ops.rows.most` rows at once."""
     clone, most = copy.copy(module), ops.rows.most
     if isinstance(clone, PackedLinear):
         clone.most = most
@@ -111,7 +119,7 @@ def _tiled(module: M, ops: TorchInvariant) -> M:
 
 
 def _linear(weight: nn.Parameter) -> nn.Linear:
-    """Return a map that multiplies by `weight` itself, not a copy."""
+    """Return a linear map that shares `weight`."""
     with torch.device("meta"):
         linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     linear.weight = weight
@@ -119,48 +127,48 @@ def _linear(weight: nn.Parameter) -> nn.Linear:
 
 
 class TiledLinear(LinearMap):
-    """A wrapper that runs another linear map on at most `most` wide rows at once (`ops.rows`). It reads that map's parameters."""
+    """A wrapper that applies a linear map to at most `most` rows at once if the map is wide (`ops.rows`)."""
 
-    def __init__(self, other: nn.Linear | LinearMap, most: int) -> None:
+    def __init__(self, wrapped: nn.Linear | LinearMap, most: int) -> None:
         super().__init__()
-        self._other, self.most = (other,), most  # a tuple hides it from the module tree
-        self.inner = getattr(other, "inner", 0)
+        self._wrapped, self.most = (wrapped,), most  # in a tuple, so that it is not registered as a submodule
+        self.inner = getattr(wrapped, "inner", 0)
 
     @property
     def weight(self) -> Tensor:
         """The wrapped map's weight [out, in]."""
-        return self._other[0].weight
+        return self._wrapped[0].weight
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [..., in] to [..., out]."""
-        return in_tiles(self._other[0].forward, x, self.most, self.inner)
+        return in_tiles(self._wrapped[0].forward, x, self.most, self.inner)
 
 
 def rows_of(model: nn.Module, cache_shapes: Iterable[tuple[int, int]], threads: int) -> tuple[Rows, bool, int]:
-    """Return the row limits of the model's products, whether they are then invariant, and the maximum number of threads.
+    """Return row limits for the model's products, whether the products are invariant with them, and the number of threads.
 
-    The limits are the first of `CHOICES` for which every product, one of each shape, gives the same bits with `threads`
-    threads as with one. If none do, one thread is tried.
+    The limits are the first of `CHOICES` for which products of every shape give the same bits for any number of rows,
+    with `threads` threads as with one thread. If there are none, one thread is tried.
     """
     shapes = sorted(set(cache_shapes))
     weight = next(model.parameters())
     if weight.device.type != "cpu":
-        return Rows(4), False, threads  # not measured on other devices
+        return Rows(4), False, threads  # invariance was not measured on other devices
     if any(width % EVEN for width, _ in shapes):
-        # With keys of width 18 and values of width 10, attention is not invariant although each product below is.
+        # Attention with keys of width 18 and values of width 10 is not invariant, although each of its products is.
         return ENOUGH, False, threads
     products = set(products_of(model, shapes))
     for most in dict.fromkeys((threads, 1)):
         for rows in CHOICES:
-            if all(_alike(*product, rows, most) for product in products):
+            if all(_is_invariant(*product, rows, most) for product in products):
                 return rows, True, most
     return ENOUGH, False, threads
 
 
 def products_of(model: nn.Module, cache_shapes: Iterable[tuple[int, int]]) -> Iterator[Product]:
-    """Yield the shapes of a model's products: parameters, packed weights, derived tensors and cached parts of attention."""
+    """Yield the matrix products of a model: with parameters, prepacked weights, derived tensors and cached keys and values."""
     dtype = next(model.parameters()).dtype
-    for width, keys in cache_shapes:  # scores and sums over a block
+    for width, keys in cache_shapes:  # scores, and weighted sums of values, over one block
         yield "transposed", width, keys, dtype
         yield "straight", keys, width, dtype
     for module in model.modules():
@@ -184,13 +192,13 @@ def products_of(model: nn.Module, cache_shapes: Iterable[tuple[int, int]]) -> It
                 continue
             if parameter.ndim == 2:  # a linear map, an adapter, or an embedding, which has the shape of the head
                 yield "map", parameter.shape[1], parameter.shape[0], parameter.dtype
-            if parameter.ndim == 3:  # experts, one by one or all at once
+            if parameter.ndim == 3:  # experts, in one product each or in one batched product
                 yield "map", parameter.shape[2], parameter.shape[1], parameter.dtype
                 yield "transposed", parameter.shape[2], parameter.shape[1], parameter.dtype
 
 
 @lru_cache(maxsize=1024)
-def _alike(kind: Kind, width: int, out: int, dtype: torch.dtype, rows: Rows, threads: int) -> bool:
+def _is_invariant(kind: Kind, width: int, out: int, dtype: torch.dtype, rows: Rows, threads: int) -> bool:
     before = torch.get_num_threads()
     try:
         with torch.inference_mode(False), torch.no_grad():
@@ -199,10 +207,10 @@ def _alike(kind: Kind, width: int, out: int, dtype: torch.dtype, rows: Rows, thr
             product = _product(kind, matrix, rows.most)
             del matrix
             torch.set_num_threads(1)
-            whole = product(x)
+            expected = product(x)
             torch.set_num_threads(threads)
-            some = (min(rows.least * n, len(x)) for n in (*steps, WHOLE))
-            return all(torch.equal(product(x[:count]), whole[:count]) for count in some)
+            counts = (min(rows.least * n, len(x)) for n in (*steps, WHOLE))
+            return all(torch.equal(product(x[:count]), expected[:count]) for count in counts)
     finally:
         torch.set_num_threads(before)
 
@@ -212,5 +220,5 @@ def _product(kind: Kind, matrix: Tensor, most: int) -> Callable[[Tensor], Tensor
         return partial(in_tiles, partial(F.linear, weight=matrix), most=most)
     if kind == "packed":
         return partial(in_tiles, partial(times, opaque=laid_out(matrix)), most=most)
-    other = matrix.t() if kind == "transposed" else matrix.t().contiguous()
-    return lambda x: bmm(x[None], other[None], most)[0]
+    right = matrix.t() if kind == "transposed" else matrix.t().contiguous()
+    return lambda x: bmm(x[None], right[None], most)[0]

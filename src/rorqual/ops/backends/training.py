@@ -1,11 +1,11 @@
-"""Training operations on the CPU: attention through torch's SDPA, experts as products over tokens sorted by expert.
+"""Fast operations for training on the CPU: attention with torch's SDPA, and experts over tokens sorted by expert.
 
-The reference loops over experts with autograd in between, about forty small operations per expert. This module sorts
-tokens once, so each expert is a slice. Products write into one preallocated tensor, and the backward pass is written by
-hand.
+The reference loops over experts with autograd, which takes about forty small operations per expert. This module sorts
+the tokens once, so the tokens of an expert are a slice. Products write into one preallocated tensor, and the backward
+pass is hand-written.
 
-In bf16 each expert's rows are padded to a multiple of 64. The reason is that oneDNN builds a new primitive for every
-new row count, which makes that product three times as slow (docs/log/speed.md).
+In bf16, the rows of each expert are padded to a multiple of 64. Otherwise oneDNN would build a primitive for every new
+row count, which makes the product three times as slow (docs/log/speed.md).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from rorqual.ops.moe import Routing
 
 BF16_ROWS = 64
 BF16_SHORT = 512
-"""Number of keys up to which batched products beat the fused kernel in bf16. Beyond it, their memory use is also quadratic."""
+"""Largest number of keys for which attention by batched products is faster than the fused kernel in bf16."""
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Compute `ops.norm.rms_norm` with a hand-written backward pass; torch's own is a chain of small operations."""
+    """Compute `ops.norm.rms_norm` with a hand-written backward pass. The backward pass of autograd is a chain of small operations."""
     out: Tensor = _RMSNorm.apply(x, weight, eps)
     return out
 
@@ -45,16 +45,16 @@ class _RMSNorm(torch.autograd.Function):
         n, g = normed.float(), grads[0].float()
         dweight = (g * n).reshape(-1, g.shape[-1]).sum(0)
         g = g * weight.float()
-        along = (g * n).mean(-1, keepdim=True)
-        dx = torch.addcmul(g, n, along, value=-1).mul_(root)
+        projection = (g * n).mean(-1, keepdim=True)
+        dx = torch.addcmul(g, n, projection, value=-1).mul_(root)
         return dx.to(normed.dtype), dweight.to(weight.dtype), None
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
-    """Compute `ops.attention.attend` by scaled_dot_product_attention, or by batched products for short bf16 sequences.
+    """Compute `ops.attention.attend` with scaled_dot_product_attention, or with batched products for short bf16 sequences.
 
-    For short bf16 sequences, the fused kernel takes three times as long, forward and backward (docs/log/speed.md). Scores are rounded to
-    bf16 as in the reference, and torch's bf16 softmax computes in fp32.
+    For short bf16 sequences, the fused kernel takes three times as long in forward and backward passes (docs/log/speed.md).
+    Scores are rounded to bf16, as in the reference. The softmax is computed in fp32.
     """
     if q.dtype == torch.bfloat16 and k.shape[2] <= BF16_SHORT:
         return _attend_by_products(q, k, v, mask, scale)
@@ -70,31 +70,34 @@ def _attend_by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: fl
 
 
 def experts(x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor) -> Tensor:
-    """Compute `ops.moe.experts` over tokens sorted by expert. Under autocast it uses the autocast dtype, as a linear layer does."""
+    """Compute `ops.moe.experts` over tokens sorted by expert. Under autocast, it uses the autocast dtype like a linear layer."""
     return experts_tuned(x, routing, gate_up, down, (), ())
 
 
 def experts_tuned(
     x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor, tuned: Sequence[int], parts: Sequence[Tensor]
 ) -> Tensor:
-    """Compute `ops.moe.experts_tuned`. The forward pass reads only stacked tensors; the backward pass skips unneeded gradients."""
+    """Compute `ops.moe.experts_tuned`. The backward pass skips the gradients of frozen experts."""
     device = x.device.type
-    kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-    stacked = (gate_up.to(kind), down.to(kind))
-    with torch.autocast(device, enabled=False):  # autocast would round the gates, which are fp32
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    stacked = (gate_up.to(dtype), down.to(dtype))
+    with torch.autocast(device, enabled=False):  # autocast would round the fp32 gates
         out: Tensor = _Experts.apply(
-            x.to(kind),
+            x.to(dtype),
             routing.weights,
             routing.indices,
             *stacked,
             tuple(tuned),
-            *(part.to(kind) for part in parts),
+            *(part.to(dtype) for part in parts),
         )
     return out
 
 
 class _Slices:
-    """Tokens sorted by expert. `slot[j]` is the row of pair j = token * k + rank; `bounds` holds the slice of each used expert."""
+    """Pairs of token and expert, sorted by expert.
+
+    `slot[j]` is the row of pair j = token * k + rank. `bounds` lists (expert, start, stop) of each used expert's rows.
+    """
 
     def __init__(self, indices: Tensor, n_experts: int, multiple: int) -> None:
         flat = indices.reshape(-1)
@@ -109,18 +112,18 @@ class _Slices:
                 self.bounds.append((expert, start, stop))
                 start = stop
         self.rows = start
-        within = torch.arange(len(flat), device=flat.device)
+        row = torch.arange(len(flat), device=flat.device)
         if multiple > 1:
-            before = torch.tensor([sum(counts[:e]) for e in range(n_experts)], device=flat.device)
+            first_pair = torch.tensor([sum(counts[:e]) for e in range(n_experts)], device=flat.device)
             sorted_experts = flat[order]
-            within = within - before[sorted_experts] + torch.tensor(starts, device=flat.device)[sorted_experts]
+            row = row - first_pair[sorted_experts] + torch.tensor(starts, device=flat.device)[sorted_experts]
         self.slot = torch.empty_like(order)
-        self.slot[order] = within
+        self.slot[order] = row
 
     def spread(self, pairs: Tensor) -> Tensor:
-        """Reorder [pairs, d] from token order to [rows, d] in expert order. Padding rows are zero."""
-        make = pairs.new_empty if self.rows == len(pairs) else pairs.new_zeros
-        return make(self.rows, pairs.shape[1]).index_copy_(0, self.slot, pairs)
+        """Reorder pairs [pairs, d] from token order to expert order [rows, d]. Padding rows are zero."""
+        allocate = pairs.new_empty if self.rows == len(pairs) else pairs.new_zeros
+        return allocate(self.rows, pairs.shape[1]).index_copy_(0, self.slot, pairs)
 
 
 class _Experts(torch.autograd.Function):
@@ -161,21 +164,21 @@ class _Experts(torch.autograd.Function):
         dys = at.spread((weights.unsqueeze(-1) * dout.unsqueeze(1)).to(y.dtype).view(n * k, d))
         dstacked = [torch.zeros_like(t) if ctx.needs_input_grad[3] else None for t in (gate_up, down)]
         dparts = [torch.zeros_like(t[e]) for e in ctx.tuned for t in (gate_up, down)]
-        wanted = {e: (dparts[2 * place], dparts[2 * place + 1]) for place, e in enumerate(ctx.tuned)}
+        trained = {e: (dparts[2 * place], dparts[2 * place + 1]) for place, e in enumerate(ctx.tuned)}
         if dstacked[0] is not None and dstacked[1] is not None:
-            wanted = dict(enumerate(zip(*dstacked)))
+            trained = dict(enumerate(zip(*dstacked)))
         dh = torch.empty_like(h)
         for e, i, j in at.bounds:
             torch.mm(dys[i:j], down[e], out=dh[i:j])
-            if e in wanted:
-                torch.mm(dys[i:j].t(), h[i:j], out=wanted[e][1])
+            if e in trained:
+                torch.mm(dys[i:j].t(), h[i:j], out=trained[e][1])
         gate, up = gu.chunk(2, dim=-1)
         s = torch.sigmoid(gate)
         dgu = torch.cat((dh * up * (s * (1 + gate * (1 - s))), dh * gate * s), dim=-1)
         dxs = torch.empty_like(xs)
         for e, i, j in at.bounds:
             torch.mm(dgu[i:j], gate_up[e], out=dxs[i:j])
-            if e in wanted:
-                torch.mm(dgu[i:j].t(), xs[i:j], out=wanted[e][0])
+            if e in trained:
+                torch.mm(dgu[i:j].t(), xs[i:j], out=trained[e][0])
         dx = dxs.index_select(0, at.slot).view(n, k, d).sum(1)
         return dx, dweights, None, *dstacked, None, *dparts

@@ -1,4 +1,4 @@
-"""Training objectives, one per module. Importing this package registers them."""
+"""The training objectives, one module per kind. Importing this package registers all of them."""
 
 from rorqual.train.objectives.aux_balance import AuxBalance
 from rorqual.train.objectives.balance import SequenceBalance

@@ -14,11 +14,13 @@ from rorqual.train.objectives.base import Objective, Term
 
 
 class AuxBalance(Objective):
-    """E sum_i f_i P_i over all tokens except padding, summed over the main model's layers. It is 1 per layer at balance.
+    """The auxiliary balance loss E sum_i f_i P_i over a batch, summed over the layers of the main model.
 
-    E is the number of experts, f_i the share of choices for expert i, and P_i its mean affinity, normalised over the experts.
-    `coefficient` is Switch's alpha (0.01 in the paper). The loss multiplies two means over the whole batch, so a run that uses
-    it has one micro-batch.
+    E is the number of experts, f_i the share of choices for expert i, and P_i the mean affinity for expert i,
+    normalized over the experts. The loss of a layer with an even load is 1. `coefficient` is the Switch paper's alpha
+    (0.01).
+
+    The loss multiplies two means over the whole batch, so a run with this objective must have one micro-batch.
     """
 
     kind: Literal["aux_balance"] = "aux_balance"
@@ -30,8 +32,8 @@ class AuxBalance(Objective):
 
     def term(self, model: Decoder, batch: TrainBatch, output: Output) -> Term:
         valid = batch.segments.flatten() >= 0
-        one = torch.zeros(batch.n_tokens, dtype=torch.long, device=valid.device)  # treat the batch as one sequence
+        sequence = torch.zeros(batch.n_tokens, dtype=torch.long, device=valid.device)  # treat the batch as one sequence
         total = output.hidden.new_zeros((), dtype=torch.float32)
         for routing in output.routing:
-            total = total + sequence_balance(routing.scores[valid], routing.indices[valid], one, 1)
+            total = total + sequence_balance(routing.scores[valid], routing.indices[valid], sequence, 1)
         return Term(total * batch.n_tokens)

@@ -1,4 +1,4 @@
-"""DeepSeek-V3's sequence-wise balance loss (eq. 17-20). It keeps single sequences from using few experts."""
+"""DeepSeek-V3's sequence-wise balance loss (eq. 17-20). It balances the expert load within each sequence."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rorqual.train.objectives.base import Objective, Term
 
 
 class SequenceBalance(Objective):
-    """Mean over documents, summed over the main model's layers. `coefficient` is the paper's alpha (0.0001 in V3)."""
+    """The sequence-wise balance loss: the mean over documents, summed over layers. `coefficient` is V3's alpha (0.0001)."""
 
     kind: Literal["sequence_balance"] = "sequence_balance"
     reads_hidden: ClassVar[bool] = False
@@ -25,20 +25,20 @@ class SequenceBalance(Objective):
         return float(len(documents(batch)[1]))
 
     def term(self, model: Decoder, batch: TrainBatch, output: Output) -> Term:
-        number, found = documents(batch)
+        number, distinct = documents(batch)
         valid = batch.segments.flatten() >= 0
         total = output.hidden.new_zeros((), dtype=torch.float32)
         for routing in output.routing:
             scores = routing.scores[valid]
-            chosen = scores.topk(routing.indices.shape[-1], dim=-1).indices  # by the unbiased scores (eq. 18)
-            total = total + sequence_balance(scores, chosen, number, len(found))
+            chosen = scores.topk(routing.indices.shape[-1], dim=-1).indices  # eq. 18 uses the scores without bias
+            total = total + sequence_balance(scores, chosen, number, len(distinct))
         return Term(total)
 
 
 def documents(batch: TrainBatch) -> tuple[Tensor, Tensor]:
-    """Return the document index of each token except padding, in flattened batch order, and the list of documents."""
+    """Number the documents of a batch. Return each token's number, in batch order without padding, and the list of documents."""
     rows, width = batch.segments.shape
     row = torch.arange(rows, device=batch.segments.device).unsqueeze(1).expand(rows, width)
-    named = (row * (width + 1) + batch.segments)[batch.segments >= 0]
-    found, number = named.unique(return_inverse=True)
-    return number, found
+    document = (row * (width + 1) + batch.segments)[batch.segments >= 0]
+    distinct, number = document.unique(return_inverse=True)
+    return number, distinct

@@ -1,6 +1,7 @@
-"""The base class of objectives. An objective returns a sum and its weight; the loop divides by the weight of the whole update.
+"""Base class of the objectives. An objective returns a sum over tokens and its weight.
 
-Therefore micro-batches, padding and packing never change a gradient (transformers#34191, trl#2175).
+The loop divides the sum by the weight of the whole update, so that micro-batches, padding and packing do not change the
+gradient (transformers#34191, trl#2175).
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from rorqual.train.batch import TrainBatch
 
 @dataclass
 class Term:
-    """The loss of one objective on a batch: `sum` is to be minimised, and is not divided by the weight.
+    """The loss and the metrics of one objective on a batch. `sum` is the loss before division by the weight.
 
-    `means` (as sum and weight) and `maxima` go into the metrics record. `routing` holds the expert choices of the objective's
-    own layers, and `valid` the mask of their tokens without padding. `logprobs` [rows, seq] holds the targets'
-    log-probabilities if the objective `wants_old`.
+    `means` (as sum and weight) and `maxima` are metrics. `routing` is the routing of layers that the objective ran
+    itself, and `valid` the mask of tokens without padding for each of these layers. `logprobs` [rows, seq] are the
+    log-probabilities of the targets if the objective sets `wants_old`.
     """
 
     sum: Tensor
@@ -36,10 +37,10 @@ class Term:
 
 @torch.no_grad()
 def sampler_difference(now: Tensor, batch: TrainBatch, at: tuple[Tensor, ...]) -> Term:
-    """Return a Term with metrics only: how far the trainer's log-probabilities `now` [n] are from the sampler's.
+    """Return a Term that has only metrics: the difference between the trainer's log-probabilities `now` [n] and the sampler's.
 
-    `at` holds the indices of the n tokens in the batch. `logprob_diff` covers tokens that the trainer's current weights
-    sampled. Tokens of older weights count in `stale_logprob_diff`, and their age in `policy_age`.
+    `at` holds the indices of the n tokens in the batch. `logprob_diff` covers tokens sampled with the trainer's current
+    weights, and `stale_logprob_diff` tokens sampled with older weights. `policy_age` is the mean age of all tokens.
     """
     assert batch.sampled_logprobs is not None
     difference = (now - batch.sampled_logprobs[at]).abs().double()
@@ -59,29 +60,29 @@ def sampler_difference(now: Tensor, batch: TrainBatch, at: tuple[Tensor, ...]) -
 
 
 class Objective(Kind):
-    """Base class of objectives. `coefficient` scales the objective's mean in the loss."""
+    """Base class of the objectives' configs. The loss of an update is the sum of the objectives' means, each times `coefficient`."""
 
     coefficient: NonNegative = 1.0
     reads_hidden: ClassVar[bool] = True
-    """False if the loss reads only routing or recorded tensors. Parameters of later layers then get no gradient."""
+    """Set to False if the loss depends only on routing or recorded tensors. Some parameters may then have no gradient."""
 
     @property
     def wants_old(self) -> bool:
-        """Whether the loop must store the trainer's log-probabilities before a step's first update (`old_logprobs`)."""
+        """Whether the objective needs the trainer's log-probabilities from before the first update of a step (`old_logprobs`)."""
         return False
 
     def needs(self) -> frozenset[str]:
-        """Return the optional batch fields that it requires. A run whose source does not provide them is refused."""
+        """Return the optional batch fields that the objective requires. A run is refused if its source does not provide them."""
         return frozenset()
 
     def records(self) -> frozenset[str]:
-        """Return the names of tensors that attention must record (`AttentionContext.record`), for `output.recorded`."""
+        """Return the names of the tensors that attention must record, which `term` reads from `output.recorded`."""
         return frozenset()
 
     def weight(self, batch: TrainBatch) -> float:
-        """Return the batch's share of the update's denominator. It depends on the data only, not on a forward pass."""
+        """Return the weight of the batch in the update's mean, such as its number of tokens. The weight must not depend on the forward pass."""
         raise NotImplementedError
 
     def term(self, model: Decoder, batch: TrainBatch, output: Output) -> Term:
-        """Return the sum over the batch."""
+        """Compute the loss and the metrics of the batch from the output of the forward pass."""
         raise NotImplementedError

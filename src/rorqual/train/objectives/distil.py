@@ -1,4 +1,4 @@
-"""Distillation from a teacher's next-token distributions, position by position."""
+"""Distillation from a teacher's next-token distribution at each position."""
 
 from __future__ import annotations
 
@@ -19,28 +19,30 @@ Divergence = Literal["forward", "reverse", "skewed", "skewed_reverse"]
 Tail = Literal["bucket", "renormalise"]
 MOST_MASS = 1.001
 TAIL_FLOOR = 1e-7
-"""Minimum mass of a teacher's tail. A smaller remainder of fp32 log-probabilities cannot be told from 0."""
+"""Smallest probability assigned to a teacher's tail. Below it, rounding of fp32 log-probabilities dominates."""
 
 
 class Distil(Objective):
-    """Mean divergence over trained tokens, in nats, between the teacher's distribution p and the student's q.
+    """The mean divergence between the teacher's distribution p and the student's distribution q over trained tokens, in nats.
 
     `divergence` is one of:
 
     - 'forward': KL(p | q) (Hinton et al., 1503.02531), which covers all modes of the teacher.
-    - 'reverse': KL(q | p) (MiniLLM, 2306.08543), which seeks its main modes.
-    - 'skewed': KL(p | a p + (1 - a) q), 'skewed_reverse': KL(q | a q + (1 - a) p), with a = `alpha` (DistiLLM, 2402.03898,
-      eq. 3 and 4). Their gradients stay bounded where the other distribution is zero.
+    - 'reverse': KL(q | p) (MiniLLM, 2306.08543), which seeks the teacher's main modes.
+    - 'skewed': KL(p | a p + (1 - a) q) with a = `alpha` (DistiLLM, 2402.03898, eq. 3). Its gradient stays bounded where q is 0.
+    - 'skewed_reverse': KL(q | a q + (1 - a) p) (DistiLLM, eq. 4). Its gradient stays bounded where p is 0.
 
-    On the student's own samples (source on_policy) this is generalized knowledge distillation (GKD, 2306.13649).
+    On the student's own samples (source on_policy), this is generalized knowledge distillation (GKD, 2306.13649).
 
-    `temperature` T softens both distributions. The mean is multiplied by T^2, so that the gradient keeps its scale (Hinton).
+    `temperature` T softens both distributions. The mean is multiplied by T^2 to keep the scale of the gradient
+    (Hinton).
 
-    `tail` handles a teacher with its k most likely tokens only. 'bucket' treats all other tokens as one more event.
-    'renormalise' renormalises p and q over the k tokens, and ignores what q gives to the others. If k is the whole
-    vocabulary, both equal the full divergence. Otherwise 'bucket' needs T = 1, since an unknown tail cannot be softened.
+    `tail` applies if only the teacher's k most likely tokens are stored. 'bucket' treats all other tokens as one
+    additional event. 'renormalise' renormalizes p and q over the k tokens and ignores q's probability of other tokens.
+    If k is the whole vocabulary, both give the full divergence. Otherwise 'bucket' requires T = 1, because the
+    probabilities of the other tokens are unknown.
 
-    `sampling_temperature` is the temperature of the batch's sampled log-probabilities, which the loop compares.
+    `sampling_temperature` is the sampler's temperature, at which trainer and sampler are compared.
     """
 
     kind: Literal["distil"] = "distil"
@@ -59,9 +61,9 @@ class Distil(Objective):
     def term(self, model: Decoder, batch: TrainBatch, output: Output) -> Term:
         if batch.teacher_logprobs is None:
             raise NumericsError(
-                "distil needs the teacher's log-probabilities",
+                "distil needs the teacher's log-probabilities, but the batch has none",
                 where="objectives.distil",
-                remedy="Use source distilled with logits=true, or on_policy.",
+                remedy="Use source distilled with logits=true, or source on_policy.",
             )
         at = batch.loss_mask.nonzero(as_tuple=True)
         logits = model.logits(output.hidden[at])
@@ -86,7 +88,10 @@ class Distil(Objective):
         return Term((divergences * batch.loss_mask[at]).sum() * self.temperature**2, means, maxima)
 
     def _aligned(self, logits: Tensor, stored: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Align teacher and student on the same events: logits [n, vocab], stored [n, k] -> two log-probs [n, k or k + 1]."""
+        """Return log-probabilities of teacher and student over the same events [n, k or k + 1].
+
+        `logits` [n, vocab] are the student's. `stored` [n, k] are the teacher's log-probabilities.
+        """
         t, vocab = self.temperature, logits.shape[-1]
         if ids is None and stored.shape[-1] != vocab:
             raise NumericsError(
@@ -94,30 +99,31 @@ class Distil(Objective):
                 where="objectives.distil",
                 remedy="Use a teacher and a student with the same vocabulary.",
             )
-        whole = (logits / t).log_softmax(-1)
+        full = (logits / t).log_softmax(-1)
         p = stored if t == 1 else (stored / t).log_softmax(-1)
         if ids is None:
-            return p, whole
-        q = whole.gather(-1, ids)
+            return p, full
+        q = full.gather(-1, ids)
         if ids.shape[-1] == vocab:
             return p, q
         if self.tail == "renormalise":
             return (stored / t).log_softmax(-1), q.log_softmax(-1)
         if t != 1:
             raise ConfigError(
-                f"temperature={t} cannot soften the tail of the {ids.shape[-1]} most likely of {vocab} tokens",
+                f"temperature={t} needs the teacher's whole distribution, but only {ids.shape[-1]} of {vocab} tokens are stored",
                 where="objectives.distil",
                 remedy="Set temperature=1 or tail=renormalise, or store the teacher's whole distribution.",
             )
-        rest_p = (1 - p.double().exp().sum(-1, keepdim=True)).clamp_min(TAIL_FLOOR).log().to(p.dtype)
-        rest_q = whole.scatter(-1, ids, float("-inf")).logsumexp(-1, keepdim=True)
-        return torch.cat([p, rest_p], -1), torch.cat([q, rest_q], -1)
+        tail_p = (1 - p.double().exp().sum(-1, keepdim=True)).clamp_min(TAIL_FLOOR).log().to(p.dtype)
+        tail_q = full.scatter(-1, ids, float("-inf")).logsumexp(-1, keepdim=True)
+        return torch.cat([p, tail_p], -1), torch.cat([q, tail_q], -1)
 
 
 def check_mass(mass: Tensor) -> None:
-    """Raise a NumericsError if a trained position has no distribution: the zeros there mean probabilities of 1 each.
+    """Raise NumericsError if the teacher's probabilities add up to more than `MOST_MASS` at a trained position.
 
-    A source that misplaces distributions by one token would otherwise train on a meaningless divergence, possibly below 0.
+    Positions without a teacher distribution have log-probabilities of 0, which are probabilities of 1. A source that
+    stores distributions one position off would train on such positions.
     """
     if len(mass) and not float(mass.max()) <= MOST_MASS:
         raise NumericsError(
@@ -128,7 +134,7 @@ def check_mass(mass: Tensor) -> None:
 
 
 def divergence(kind: Divergence, p: Tensor, q: Tensor, alpha: float) -> Tensor:
-    """Return the divergence of log-probabilities of teacher and student: [n, events] -> [n]."""
+    """Compute the divergence between teacher p and student q, given log-probabilities [n, events]. Returns [n]."""
     if kind == "forward":
         return kl(p, q)
     if kind == "reverse":
@@ -139,11 +145,11 @@ def divergence(kind: Divergence, p: Tensor, q: Tensor, alpha: float) -> Tensor:
 
 
 def kl(p: Tensor, q: Tensor) -> Tensor:
-    """Return KL(p | q) of log-probabilities: [n, events] -> [n]. Events with p = 0 add nothing."""
+    """Compute KL(p | q) from log-probabilities [n, events]. Returns [n]. Events with p = 0 contribute 0."""
     return (p.exp() * (p - q).masked_fill(p == float("-inf"), 0.0)).sum(-1)
 
 
 def mixture(p: Tensor, q: Tensor, alpha: float) -> Tensor:
-    """Return log(alpha p + (1 - alpha) q)."""
+    """Return log(alpha p + (1 - alpha) q), given log-probabilities."""
     share = torch.tensor(alpha, dtype=p.dtype, device=p.device)
     return torch.logaddexp(p + share.log(), q + torch.log1p(-share))

@@ -1,6 +1,7 @@
 """Group relative policy optimization (DeepSeekMath, eq. 3; R1, eq. 1-3), with variants from later papers as options.
 
-docs/how-to/grpo.md lists options, papers and keys. All are off by default, except DAPO's asymmetric clip and its mean over tokens.
+docs/how-to/grpo.md lists the options with their papers. By default, only DAPO's asymmetric clip and its mean over tokens are
+on.
 """
 
 from __future__ import annotations
@@ -25,35 +26,38 @@ from rorqual.train.objectives.base import Objective, Term, sampler_difference
 class GRPO(Objective):
     """The GRPO loss, -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A).
 
-    r is the ratio of a token's probability under the trainer and under the sampler; A is the advantage.
+    r is the probability of a token under the trainer divided by its probability under the sampler. A is the advantage.
 
-    `temperature` must be the sampler's, because r compares the distributions that were sampled from. If a batch has `kept`
-    (the sets that top-p and top-k left), the trainer's distribution is renormalised over them (keep sampling mask, V3.2,
-    2512.02556).
+    `temperature` must equal the sampler's, because r compares both distributions. If a batch has `kept` (the tokens
+    that top-p and top-k allowed), the trainer's distribution is renormalized over these tokens (keep sampling mask,
+    V3.2, 2512.02556).
 
     `per` sets how the loss is averaged:
 
     - 'token': over all tokens (DAPO, 2503.14476).
-    - 'sequence': over each answer's tokens, then over answers (R1).
-    - 'constant': an answer's sum over tokens divided by `max_tokens`, then the mean over answers (Dr. GRPO, 2503.20783).
+    - 'sequence': over the tokens of each answer, then over answers (R1).
+    - 'constant': the sum over the tokens of each answer divided by `max_tokens`, then over answers (Dr.GRPO, 2503.20783).
 
     `importance_sampling_level` sets the level at which r is computed:
 
     - 'token': per token.
-    - 'sequence': the geometric mean over an answer, for all its tokens (GSPO, 2507.18071, eq. 5-7).
-    - 'sequence_token': that value, with the gradient of each token's own probability (GSPO-token, eq. 13-14).
+    - 'sequence': the geometric mean over the tokens of an answer (GSPO, 2507.18071, eq. 5-7).
+    - 'sequence_token': the value of 'sequence' with the gradient of each token's own probability (GSPO-token, eq. 13-14).
 
-    `loss_type` 'cispo': clip(r) without gradient, times A log p (CISPO, MiniMax-M1, 2506.13585, eq. 4-5). No token is dropped.
-    The paper has no lower bound, which is a clip_low of 1 or more.
+    `loss_type` is 'clip' (the loss above) or 'cispo' (CISPO, MiniMax-M1, 2506.13585, eq. 4-5): clip(r) without
+    gradient, times A log p, so that every token has a gradient. To remove the lower bound as in the paper, set
+    `clip_low` to 1.
 
-    `tis_cap` C (0 disables it): truncated importance sampling (Yao et al. 2025). r is then relative to the trainer's own
-    probability before the first update, and the gain is multiplied by min(p_trainer / p_sampler, C) from before that update.
+    `tis_cap` C enables truncated importance sampling (Yao et al. 2025), and 0 disables it. With it, r is relative to
+    the trainer's probability before the first update of the step. The loss is multiplied by min(p_trainer / p_sampler,
+    C), where p_trainer is this same probability.
 
-    `beta`: weight of the KL divergence from the batch's `reference_logprobs`. `kl` is 'k3' (R1, eq. 2), or 'unbiased', which
-    weights k3 by p / p_sampler with its gradient (V3.2, section 3.1). The term is neither clipped nor masked.
+    `beta` is the weight of the KL divergence from the batch's `reference_logprobs`. `kl` is 'k3' (R1, eq. 2) or
+    'unbiased', which multiplies k3 by p / p_sampler, with gradient (V3.2, section 3.1). This term is neither clipped
+    nor masked.
 
-    `off_policy_delta` (0 disables it): drop answers with a negative advantage whose sampler log-probability exceeds the
-    trainer's by more than this on average over their tokens (V3.2, section 3.1).
+    `off_policy_delta` drops answers with a negative advantage if the sampler's log-probability exceeds the trainer's by
+    more than this value, averaged over the answer's tokens (V3.2, section 3.1). The value 0 disables this mask.
     """
 
     kind: Literal["grpo"] = "grpo"
@@ -70,9 +74,9 @@ class GRPO(Objective):
     off_policy_delta: NonNegative = 0.0
 
     @model_validator(mode="after")
-    def _constant(self) -> Self:
+    def _check_max_tokens(self) -> Self:
         if self.per == "constant" and not self.max_tokens:
-            raise ValueError("per=constant divides by max_tokens: set max_tokens to the source's value")
+            raise ValueError("per=constant divides by max_tokens; set max_tokens to the source's max_tokens")
         return self
 
     @property
@@ -87,13 +91,13 @@ class GRPO(Objective):
         return float(self._weights(batch).sum())
 
     def _weights(self, batch: TrainBatch) -> Tensor:
-        """Return weights that sum to the denominator: one per token, or one per answer spread over its tokens."""
+        """Return each token's weight in the denominator: 1, or 1 per answer divided evenly among its tokens."""
         if self.per == "token" or batch.lengths is None:
             return batch.loss_mask
         return batch.loss_mask / batch.lengths.clamp_min(1)
 
     def shares(self, batch: TrainBatch) -> Tensor:
-        """Return the weight of each token's gain in the sum."""
+        """Return the weight of each token in the numerator of the mean."""
         return batch.loss_mask / self.max_tokens if self.per == "constant" else self._weights(batch)
 
     def term(self, model: Decoder, batch: TrainBatch, output: Output) -> Term:
@@ -133,7 +137,11 @@ class GRPO(Objective):
         return Term(total, means, compared.maxima, logprobs=logprobs)
 
     def _logits(self, model: Decoder, hidden: Tensor, kept: Tensor | None) -> Tensor:
-        """Return logits of the sampled distribution; on a backend with the engine's arithmetic, by the engine's own steps."""
+        """Return the logits at the sampling temperature, restricted to kept tokens.
+
+        If the backend uses paged attention, the engine's operations are used, so that trainer and sampler round the
+        same way.
+        """
         if not model.ops.in_blocks:
             logits = model.logits(hidden) / self.temperature
             return logits if kept is None else keep_only(logits, kept)
@@ -144,16 +152,16 @@ class GRPO(Objective):
         return logits if kept is None else keep_only(logits.log_softmax(-1), kept)
 
     def _ratio(self, now: Tensor, drawn: DrawnTokens) -> Tensor:
-        """Return p / p_old per token, or per answer as the exp of the mean over its tokens (GSPO, eq. 7)."""
+        """Return the importance ratio of each token: p / p_old, or its geometric mean over the answer (GSPO, eq. 7)."""
         if self.importance_sampling_level == "token":
             return (now - drawn.old).exp()
-        whole = drawn.mean(now - drawn.old).exp()
+        sequence_ratio = drawn.mean(now - drawn.old).exp()
         if self.importance_sampling_level == "sequence":
-            return whole
-        return whole.detach() * (now - now.detach()).exp()
+            return sequence_ratio
+        return sequence_ratio.detach() * (now - now.detach()).exp()
 
     def _gain(self, now: Tensor, ratio: Tensor, drawn: DrawnTokens) -> tuple[Tensor, Tensor]:
-        """Return each token's term of the objective, and a mask of the tokens that the clip changed."""
+        """Return the objective of each token before weighting, and a mask of the tokens that clipping changed."""
         advantage = drawn.advantage
         clipped = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
         if self.loss_type == "cispo":
@@ -164,7 +172,7 @@ class GRPO(Objective):
 
 @dataclass(frozen=True)
 class DrawnTokens:
-    """The n trained tokens of a batch, in mask order. Every field is [n] except `counts`; `answer` is each token's answer index."""
+    """The n trained tokens of a batch, in batch order. Every field is [n] except `counts`. `answer` is the index of a token's answer."""
 
     advantage: Tensor
     weight: Tensor
@@ -173,21 +181,23 @@ class DrawnTokens:
     tis: Tensor | None
     reference: Tensor | None
     answer: Tensor
-    counts: Tensor  # [answers], number of tokens of each answer
+    counts: Tensor  # [answers], the number of trained tokens of each answer
 
     @classmethod
-    def of(cls, batch: TrainBatch, at: tuple[Tensor, ...], how: GRPO) -> DrawnTokens:
+    def of(cls, batch: TrainBatch, at: tuple[Tensor, ...], objective: GRPO) -> DrawnTokens:
         if batch.advantages is None or batch.sampled_logprobs is None:
             raise NumericsError("grpo needs advantages and the sampler's log-probabilities", where="objectives.grpo")
         sampled = batch.sampled_logprobs[at]
-        # Both are absent in the comparison of trainer and sampler, which runs earlier and without gradients.
-        old = _there(batch.old_logprobs, how.wants_old, "the trainer's log-probabilities before the update", at)
-        reference = _there(batch.reference_logprobs, how.beta > 0, "a reference's log-probabilities", at)
-        named = at[0] * (batch.segments.shape[1] + 1) + batch.segments[at]  # documents never cross rows
-        _, answer, counts = named.unique(return_inverse=True, return_counts=True)
+        # Both fields are missing when trainer and sampler are compared, which happens earlier and without gradients.
+        old = _required(
+            batch.old_logprobs, objective.wants_old, "the trainer's log-probabilities before the update", at
+        )
+        reference = _required(batch.reference_logprobs, objective.beta > 0, "a reference's log-probabilities", at)
+        document = at[0] * (batch.segments.shape[1] + 1) + batch.segments[at]  # segments are numbered within a row
+        _, answer, counts = document.unique(return_inverse=True, return_counts=True)
         return cls(
             advantage=batch.advantages[at],
-            weight=how.shares(batch)[at],
+            weight=objective.shares(batch)[at],
             sampled=sampled,
             old=sampled if old is None else old,
             tis=None if old is None else (old - sampled).exp(),
@@ -197,12 +207,12 @@ class DrawnTokens:
         )
 
     def mean(self, values: Tensor) -> Tensor:
-        """Return for each token the mean over the tokens of its answer: values [n] -> [n]."""
+        """Replace each value by the mean over the tokens of its answer: [n] -> [n]."""
         sums = values.new_zeros(len(self.counts)).index_add(0, self.answer, values)
         return (sums / self.counts)[self.answer]
 
 
-def _there(values: Tensor | None, wanted: bool, what: str, at: tuple[Tensor, ...]) -> Tensor | None:
-    if wanted and values is None and torch.is_grad_enabled():
+def _required(values: Tensor | None, required: bool, what: str, at: tuple[Tensor, ...]) -> Tensor | None:
+    if required and values is None and torch.is_grad_enabled():
         raise NumericsError(f"grpo needs {what}, but the batch has none", where="objectives.grpo")
-    return values[at] if wanted and values is not None else None
+    return values[at] if required and values is not None else None

@@ -1,4 +1,4 @@
-"""Multi-token prediction loss (DeepSeek-V3, eq. 24-25): cross-entropy of tokens beyond the next, averaged over the depths."""
+"""The multi-token prediction loss (DeepSeek-V3, eq. 24-25): cross-entropy of the tokens after the next one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from rorqual.train.objectives.base import Objective, Term
 
 
 class MultiToken(Objective):
-    """`coefficient` is the paper's lambda (0.3 in most of V3's training); `depth` is `num_nextn_predict_layers` of the model."""
+    """Mean cross-entropy over the predictions of all MTP modules, in nats.
+
+    `coefficient` is V3's lambda (0.3 in most of its training). `depth` must equal the model's
+    `num_nextn_predict_layers`.
+    """
 
     kind: Literal["mtp"] = "mtp"
     coefficient: NonNegative = 0.3
@@ -26,11 +30,11 @@ class MultiToken(Objective):
         return sum(float(_mask(batch, k).sum()) for k in range(1, self.depth + 1))
 
     def term(self, model: Decoder, batch: TrainBatch, output: Output) -> Term:
-        further = model.predict_further(output.hidden, batch.tokens, batch.positions, batch.segments)
+        outputs = model.predict_further(output.hidden, batch.tokens, batch.positions, batch.segments)
         total = output.hidden.new_zeros((), dtype=torch.float32)
         routing: list[Routing] = []
         valid: list[Tensor] = []
-        for k, out in enumerate(further, start=1):
+        for k, out in enumerate(outputs, start=1):
             mask = _mask(batch, k)
             at = mask.nonzero(as_tuple=True)
             logprobs = token_logprobs(model.logits(out.hidden[at]), batch.targets[:, k:][at])
@@ -41,10 +45,10 @@ class MultiToken(Objective):
 
 
 def _within(batch: TrainBatch, k: int) -> Tensor:
-    """Return a mask of rows i at depth k whose input token i + k belongs to the same document and is not padding."""
+    """Return the mask of positions i whose input token i + k at depth k is in the same document as token i."""
     return (batch.segments[:, k:] >= 0) & (batch.segments[:, k:] == batch.segments[:, :-k])
 
 
 def _mask(batch: TrainBatch, k: int) -> Tensor:
-    """Return the loss mask of depth k. Row i predicts the target of position i + k, if both are in the same document."""
+    """Return the loss mask of depth k. Position i predicts the target of position i + k if both are in the same document."""
     return batch.loss_mask[:, k:] * _within(batch, k)

@@ -1,4 +1,4 @@
-"""Next-token cross-entropy over the loss mask."""
+"""The next-token cross-entropy loss."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rorqual.train.objectives.base import Objective, Term
 
 
 class NextToken(Objective):
-    """Mean cross-entropy over trained tokens, in nats."""
+    """Mean next-token cross-entropy over trained tokens, in nats."""
 
     kind: Literal["next_token"] = "next_token"
 

@@ -1,4 +1,4 @@
-"""Optimizers, one per module. Importing this package registers them."""
+"""The optimizers, one module per kind. Importing this package registers all of them."""
 
 from rorqual.train.optim.adamw import AdamWConfig
 from rorqual.train.optim.base import OptimConfig, Optimizer

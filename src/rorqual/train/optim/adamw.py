@@ -1,4 +1,4 @@
-"""AdamW (Loshchilov and Hutter 2019), with torch's implementation."""
+"""AdamW (Loshchilov and Hutter 2019), as implemented by torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rorqual.train.optim.base import OptimConfig, Optimizer, check_state
 
 
 class AdamWConfig(OptimConfig):
-    """AdamW. Weight decay applies to matrices only, not to norms and biases."""
+    """Settings of AdamW. Weight decay applies only to matrices. Norms and biases do not decay."""
 
     kind: Literal["adamw"] = "adamw"
     lr: Positive = 3e-4
@@ -26,7 +26,7 @@ class AdamWConfig(OptimConfig):
 
 
 class AdamW(Optimizer):
-    """The AdamW optimizer. Its state is named `exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME`, and empty before the first step."""
+    """The AdamW optimizer. Its state tensors are `exp_avg/NAME`, `exp_avg_sq/NAME` and `step/NAME`. The state is empty before the first step."""
 
     def __init__(self, config: AdamWConfig, params: dict[str, nn.Parameter]) -> None:
         self.config, self.params = config, params
@@ -68,5 +68,5 @@ class AdamW(Optimizer):
         self.inner.state.clear()
         for full, value in state.items():
             key, _, name = full.partition("/")
-            device = "cpu" if key == "step" else self.params[name].device  # torch counts steps on the CPU
+            device = "cpu" if key == "step" else self.params[name].device  # torch keeps the step count on the CPU
             self.inner.state[self.params[name]][key] = value.to(device, copy=True)

@@ -1,4 +1,4 @@
-"""The base class of optimizers: built from a config, stepped with gradients, saved as named tensors."""
+"""Base classes of the optimizers."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from rorqual.train.schedule import Schedule
 
 
 class Optimizer(ABC):
-    """An optimizer of named parameters, with its state."""
+    """An optimizer of named parameters. Its state is saved and loaded as named tensors."""
 
     @abstractmethod
     def step(self, grads: dict[str, Tensor], factor: float, pool: Executor | None = None) -> None:
-        """Make one update. `factor`, from the schedule, scales every learning rate. `pool` may run parts in parallel.
+        """Update the parameters. All learning rates are multiplied by `factor`, which comes from the schedule.
 
-        The order of sums must not depend on `pool`.
+        `pool` may be used to update parameters in parallel. The result must be bit-identical with and without `pool`.
         """
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
-        """Return the state that a resumed run needs, as named tensors."""
+        """Return the optimizer state as named tensors. A resumed run loads it."""
 
     @abstractmethod
     def load(self, state: dict[str, Tensor]) -> None:
-        """Load the tensors of `state`. Raises CheckpointError, before changing anything, if names or shapes differ."""
+        """Load a saved state. If names or shapes differ, raises CheckpointError and leaves the optimizer unchanged."""
 
 
 def check_state(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise a CheckpointError that lists the names and shapes in which `state` differs from `shapes`."""
+    """Check names and shapes of an optimizer state. Raises CheckpointError listing up to six differences from `shapes`."""
     problems = [f"missing {name}" for name in shapes if name not in state]
     problems += [f"unexpected {name}" for name in state if name not in shapes]
     problems += [
-        f"{name} is {tuple(state[name].shape)}, not {shape}"
+        f"{name} has shape {tuple(state[name].shape)}, not {shape}"
         for name, shape in shapes.items()
         if name in state and tuple(state[name].shape) != shape
     ]
@@ -47,11 +47,11 @@ def check_state(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...
 
 
 class OptimConfig(Kind):
-    """Base class of optimizer configs. `clip` is the largest global gradient norm; 0 disables clipping."""
+    """Base class of the optimizers' configs. Gradients are clipped to a global norm of `clip`; 0 disables clipping."""
 
     schedule: Schedule = Schedule()
     clip: NonNegative = 1.0
 
     def build(self, params: dict[str, nn.Parameter]) -> Optimizer:
-        """Build the optimizer of these parameters."""
+        """Build the optimizer. `params` maps names to the parameters that it updates."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Muon (Jordan et al. 2024): orthogonalises the momentum of each hidden matrix. AdamW updates all other parameters."""
+"""Muon (Jordan et al. 2024): orthogonalize the momentum of each hidden matrix. AdamW updates all other parameters."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from rorqual.train.optim.adamw import AdamW, AdamWConfig
 from rorqual.train.optim.base import OptimConfig, Optimizer, check_state
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Coefficients of the quintic Newton-Schulz iteration, from the author's description. Singular values end in 0.7 to 1.2."""
+"""Coefficients of the author's quintic Newton-Schulz iteration, which brings singular values into the range 0.7 to 1.2."""
 
 
 class MuonConfig(OptimConfig):
-    """Muon. `adamw` updates embedding, head, routers, norms and biases. Weight decay is decoupled and scaled by `lr`."""
+    """Settings of Muon. `adamw` updates embedding, head, routers, norms and biases. Weight decay is decoupled and scaled by `lr`."""
 
     kind: Literal["muon"] = "muon"
     lr: Positive = 0.02
@@ -30,19 +30,19 @@ class MuonConfig(OptimConfig):
 
 
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
-    """Return whether a parameter is a matrix, or a stack of matrices, other than the embedding, the head or a router."""
-    apart = name.endswith(("embed_tokens.weight", "lm_head.weight")) or ".router." in name
-    return parameter.dim() >= 2 and not apart
+    """Return whether Muon updates a parameter: a matrix or a stack of matrices, except embedding, head and routers."""
+    excluded = name.endswith(("embed_tokens.weight", "lm_head.weight")) or ".router." in name
+    return parameter.dim() >= 2 and not excluded
 
 
 def matrix_shape(name: str, parameter: Tensor) -> tuple[int, int]:
-    """Return rows and columns of each matrix in a parameter. Fused gate and up projections count as two matrices."""
+    """Return the rows and columns of each matrix in a parameter. A fused gate and up projection counts as two matrices."""
     rows, columns = parameter.shape[-2:]
     return (rows // 2 if name.endswith("gate_up_proj") else rows, columns)
 
 
 def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
-    """Return approximately the nearest semi-orthogonal matrix: [..., rows, columns] -> the same shape."""
+    """Approximate the nearest semi-orthogonal matrix of each matrix [..., rows, columns] by Newton-Schulz iteration."""
     a, b, c = COEFFICIENTS
     x = matrix.transpose(-1, -2) if matrix.shape[-2] > matrix.shape[-1] else matrix
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
@@ -53,20 +53,20 @@ def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(Optimizer):
-    """The Muon optimizer. Matrices of equal shape are orthogonalised together.
+    """The Muon optimizer. Matrices of equal shape are orthogonalized in one batch.
 
-    Its state is named `momentum/NAME`, and AdamW's state is under `adamw/`.
+    Its state tensors are `momentum/NAME`. Names of AdamW's state tensors begin with `adamw/`.
     """
 
     def __init__(self, config: MuonConfig, params: dict[str, nn.Parameter]) -> None:
         self.config = config
         self.hidden = {n: p for n, p in params.items() if is_hidden_matrix(n, p)}
-        self.rest = AdamW(config.adamw, {n: p for n, p in params.items() if n not in self.hidden})
+        self.others = AdamW(config.adamw, {n: p for n, p in params.items() if n not in self.hidden})
         self.momentum = {name: torch.zeros_like(p) for name, p in self.hidden.items()}
         shapes: dict[tuple[int, int], list[str]] = {}
         for name, p in self.hidden.items():
             shapes.setdefault(matrix_shape(name, p), []).append(name)
-        # Largest groups first, so that the threads finish at about the same time.
+        # The largest groups come first, so that all threads finish at about the same time.
         self.groups = sorted(
             shapes.items(), key=lambda item: -sum(self.hidden[n].numel() * min(item[0]) for n in item[1])
         )
@@ -80,7 +80,7 @@ class Muon(Optimizer):
         else:
             for done in [pool.submit(self._update, *job) for job in jobs]:
                 done.result()
-        self.rest.step(grads, factor)
+        self.others.step(grads, factor)
 
     @torch.no_grad()  # grad mode is per thread; pool threads do not inherit it
     def _update(self, shape: tuple[int, int], names: list[str], grads: dict[str, Tensor], factor: float) -> None:
@@ -98,11 +98,11 @@ class Muon(Optimizer):
 
     def state(self) -> dict[str, Tensor]:
         own = {f"momentum/{name}": value for name, value in self.momentum.items()}
-        return own | {f"adamw/{name}": value for name, value in self.rest.state().items()}
+        return own | {f"adamw/{name}": value for name, value in self.others.state().items()}
 
     def load(self, state: dict[str, Tensor]) -> None:
         own = {name: value for name, value in state.items() if not name.startswith("adamw/")}
         check_state(own, {f"momentum/{name}": tuple(m.shape) for name, m in self.momentum.items()})
-        self.rest.load({n.removeprefix("adamw/"): v for n, v in state.items() if n.startswith("adamw/")})
+        self.others.load({n.removeprefix("adamw/"): v for n, v in state.items() if n.startswith("adamw/")})
         for name, momentum in self.momentum.items():
             momentum.copy_(own[f"momentum/{name}"])

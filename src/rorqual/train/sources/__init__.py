@@ -1,4 +1,4 @@
-"""Sources of batches, one per module. Importing this package registers them."""
+"""The sources of training batches, one module per kind. Importing this package registers all of them."""
 
 from rorqual.train.sources.base import Materials, Source, SourceConfig, Step
 from rorqual.train.sources.conversations import ConversationsConfig

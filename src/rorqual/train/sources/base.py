@@ -1,4 +1,4 @@
-"""The base class of sources. Batches depend on seed, step and weights only, so a resumed run needs no saved cursor."""
+"""Base classes of the sources. Batches depend only on seed, step and weights, so a resumed run needs no saved data position."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from rorqual.train.batch import TrainBatch
 
 @dataclass(frozen=True)
 class Materials:
-    """What a source may use: the model (for rollouts), tokenizer, chat format, seed, and number of worker threads.
+    """The objects that a source is built from.
 
-    `rollout_engine` samples; without it an engine runs on the trained model itself.
+    `model` is the trained model, and `threads` the number of worker threads. `rollout_engine` samples completions. If
+    it is None, the source samples with the trained model itself.
     """
 
     model: Decoder
@@ -32,11 +33,11 @@ class Materials:
 
 @dataclass
 class Step:
-    """The work of one step: a batch for each optimizer update, and metrics to record.
+    """The data of one step: one batch per optimizer update, and metrics.
 
-    `fresh` says that the batches were sampled for this step. Before the first update, trainer and sampler must then agree on
-    the log-probabilities of what the current weights sampled. `unlearned` holds samples that do not train but are checked too.
-    `notes` are shown to the user. `trace` holds lines for `rollouts.jsonl`, which `rorqual trace` shows.
+    `fresh` is True if the batches were sampled for this step. The loop then checks before the first update that trainer
+    and sampler agree on samples of the current weights. `unlearned` holds samples that are checked but not trained on.
+    `notes` are messages for the user. `trace` holds lines of `rollouts.jsonl`, which `rorqual trace` shows.
     """
 
     batches: list[TrainBatch]
@@ -48,34 +49,34 @@ class Step:
 
 
 class Source(ABC):
-    """Provides the work of each step."""
+    """A source of training batches."""
 
     versions: dict[str, int] = {}
-    """The versions of the problem families in use."""
+    """The version of each generated problem family that the source uses."""
     prompts: Sequence[str] = ()
     """Examples of the generated problems that it trains on. Prompts from a file may be private, so they are left out."""
 
     @abstractmethod
     def step(self, step: int) -> Step:
-        """Return the work of step `step`, counted from 0."""
+        """Return the batches of step `step`, counted from 0."""
 
 
 class SourceConfig(Kind):
-    """Base class of source configs. `row` is the number of tokens in a row of a batch."""
+    """Base class of the sources' configs. `row` is the number of tokens per row of a batch."""
 
     row: RowLength
 
     @property
     def samples_itself(self) -> bool:
-        """Whether it samples the trained model through a rollout engine."""
+        """Whether the source samples from the trained model through a rollout engine."""
         return False
 
     def build(self, materials: Materials) -> Source:
-        """Build the source. Bad data raises an error here, before anything is written."""
+        """Build the source. Raises an error for bad data, before the run writes anything."""
         raise NotImplementedError
 
     def gives(self) -> frozenset[str]:
-        """Return the optional batch fields that its batches contain."""
+        """Return the optional fields of `TrainBatch` that the batches contain."""
         return frozenset()
 
     def texts(self) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Conversations from a JSONL or Parquet file. Every assistant turn is trained."""
+"""A source of conversations from a JSONL or Parquet file, trained on every assistant turn."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from rorqual.train.sources.base import Materials, Source, SourceConfig, Step
 
 
 class ConversationsConfig(SourceConfig):
-    """Train on a file of conversations. One longer than `row` is an error, or `longer` cuts it, or skips and counts it."""
+    """Train on a file of conversations.
+
+    `longer` says whether a conversation longer than `row` tokens raises an error, is cut, or is skipped and counted.
+    """
 
     kind: Literal["conversations"] = "conversations"
     data: str
@@ -34,28 +37,28 @@ class ConversationsConfig(SourceConfig):
 
 
 class Conversations(Source):
-    """Uses every conversation once per epoch, in an order of its own for each epoch."""
+    """A source that uses every conversation once per epoch. Each epoch has its own order."""
 
     def __init__(self, config: ConversationsConfig, materials: Materials) -> None:
         loaded = read_conversations(Path(config.data))
-        # An earlier turn with reasoning is trained in a separate rendering, in which it is the last turn.
-        rendered = [one for messages in loaded.conversations for one in materials.chat.samples(messages)]
+        # A turn with reasoning that is not the last turn gets a separate sample that ends with this turn.
+        rendered = [sample for messages in loaded.conversations for sample in materials.chat.samples(messages)]
         samples = [Sample(r.ids, r.mask) for r in rendered]
-        long = [len(s) for s in samples if len(s) > config.row]
-        if long and config.longer == "error":
+        too_long = [len(s) for s in samples if len(s) > config.row]
+        if too_long and config.longer == "error":
             raise DataError(
-                f"{len(long)} of {len(samples)} conversations are longer than a row of {config.row} tokens (the longest: {max(long)})",
+                f"{len(too_long)} of {len(samples)} conversations are longer than a row of {config.row} tokens (the longest: {max(too_long)})",
                 where=config.data,
-                remedy=f"Set row={max(long)}, or source.longer=cut or skip.",
+                remedy=f"Set row={max(too_long)}, or source.longer=cut or skip.",
             )
-        kept = [s.cut(config.row) for s in samples if config.longer == "cut" or len(s) <= config.row]
-        empty = sum(not s.n_trained for s in kept)  # cutting may leave only the prompt
-        self.stream = ConversationStream(kept, config.rows, config.row, materials.seed, pad=materials.chat.pad)
+        usable = [s.cut(config.row) for s in samples if config.longer == "cut" or len(s) <= config.row]
+        empty = sum(not s.n_trained for s in usable)  # cutting may leave only the prompt
+        self.stream = ConversationStream(usable, config.rows, config.row, materials.seed, pad=materials.chat.pad)
         self.notes = []
-        longer = len(samples) - len(kept)
-        if loaded.skipped or empty or longer:
+        skipped = len(samples) - len(usable)
+        if loaded.skipped or empty or skipped:
             self.notes = [
-                f"{config.data}: skipped {loaded.skipped + empty} with nothing to train on, {longer} longer than a row"
+                f"{config.data}: skipped {loaded.skipped + empty} with nothing to train on, {skipped} longer than a row"
             ]
 
     def step(self, step: int) -> Step:

@@ -1,4 +1,4 @@
-"""A teacher's samples from a file, without those that a filter dropped, with the teacher's log-probabilities if stored."""
+"""A source of teacher samples from a file of `rorqual distil`, optionally with the teacher's log-probabilities."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ from rorqual.train.sources.base import Materials, Source, SourceConfig, Step
 
 
 class DistilledConfig(SourceConfig):
-    """Train on `data`, the Parquet file that `rorqual distil` wrote, with every sample once per epoch.
+    """Train on `data`, a Parquet file written by `rorqual distil`, with every sample once per epoch.
 
-    A step has `rows` rows of `row` tokens. `logits` adds the stored log-probabilities, for objective distil. A sample longer
-    than a row is an error, or with `longer` 'skip' is skipped and counted.
+    Samples that a filter dropped are not used. A step has `rows` rows of `row` tokens. `logits` adds the teacher's
+    stored log-probabilities, which objective distil needs. `longer` says whether a sample longer than a row is an error
+    or is skipped and counted.
     """
 
     kind: Literal["distilled"] = "distilled"
@@ -49,7 +50,7 @@ class DistilledConfig(SourceConfig):
 
 
 class DistilledSamples(Source):
-    """Uses the teacher's own token ids, without decoding and re-encoding. If the file has no ids, it renders the messages."""
+    """A source of the teacher's token ids, exactly as sampled. If the file has no ids, the messages are rendered instead."""
 
     def __init__(self, config: DistilledConfig, materials: Materials) -> None:
         self.config, self.pad = config, materials.chat.pad
@@ -87,7 +88,7 @@ class DistilledSamples(Source):
         numbers = self.stream.sample_rows(step)
         flat = [number for row in numbers for number in row]
         rows, begun = [], 0
-        for row in numbers:  # renumber: a batch that spans two epochs may hold a sample twice
+        for row in numbers:  # renumber, because a batch that spans two epochs may contain a sample twice
             rows.append(list(range(begun, begun + len(row))))
             begun += len(row)
         packed = lay_out([self.samples[n] for n in flat], rows, self.config.row, pad=self.pad)
@@ -98,15 +99,15 @@ class DistilledSamples(Source):
 
 
 def empty(one: Distilled, stops: Collection[int]) -> bool:
-    """Return whether the teacher gave an empty answer. A sample cut off while thinking does not count; filters judge it."""
+    """Return whether the teacher's answer is empty. A sample that was truncated while thinking is not empty: filters handle it."""
     cut_off = len(one.token_ids) and one.token_ids[-1] not in stops and one.messages[-1].reasoning
     return says_nothing(one.messages[-1]) and not cut_off
 
 
 def lay_teacher(packed: Packed, rows: Sequence[Distilled]) -> TrainBatch:
-    """Add the teacher's most likely tokens to a packed batch, at the positions that predict.
+    """Build a training batch with the teacher's most likely tokens and their log-probabilities.
 
-    Row i of `top_ids` belongs to reply token i, so it is placed one position before that token.
+    Row i of `top_ids` is the distribution of reply token i, so it is stored at the position before that token.
     """
     batch = TrainBatch.from_packed(packed.batch)
     shape = (*batch.tokens.shape, rows[0].top_ids.shape[1])
@@ -127,20 +128,20 @@ def lay_teacher(packed: Packed, rows: Sequence[Distilled]) -> TrainBatch:
 
 
 def check_teacher(file: DistilledFile, tokenizer: Tokenizer, config: DistilledConfig) -> None:
-    """Raise a DataError if the ids are of another tokenizer, or if log-probabilities are required but missing or invalid."""
+    """Raise DataError if the token ids belong to another tokenizer, or if required log-probabilities are missing or invalid."""
     has_ids = any(len(one.token_ids) for one in file.kept)
-    ours = {tokenizer.fingerprint, hashlib.sha256(tokenizer.source.encode()).hexdigest()}
-    if has_ids and (file.tokenizer not in ours or file.vocab != tokenizer.vocab_size):
+    fingerprints = {tokenizer.fingerprint, hashlib.sha256(tokenizer.source.encode()).hexdigest()}
+    if has_ids and (file.tokenizer not in fingerprints or file.vocab != tokenizer.vocab_size):
         raise another_vocabulary(config.data, file.vocab, tokenizer.vocab_size, config.data)
     if not config.logits:
         return
     widths = {one.top_ids.shape[1] if len(one.token_ids) else 0 for one in file.kept}
     if widths == {0} or len(widths) > 1 or not has_ids:
-        found = "none" if widths == {0} else f"{', '.join(map(str, sorted(widths)))} of them, by sample"
+        stored = "none" if widths == {0} else f"{', '.join(map(str, sorted(widths)))} tokens, depending on the sample"
         raise DataError(
-            f"objective distil needs the teacher's k most likely tokens at every position of every sample; stored: {found}",
+            f"objective distil needs the teacher's k most likely tokens at every position of every sample; stored: {stored}",
             where=config.data,
-            remedy="Sample from a run as teacher with top_k=32 or so, or use objective=sequence.",
+            remedy="Sample with a run directory as teacher and top_k, such as 32, or use objective=sequence.",
         )
     for number, one in enumerate(file.rows, start=1):
         if not one.dropped:
@@ -148,10 +149,10 @@ def check_teacher(file: DistilledFile, tokenizer: Tokenizer, config: DistilledCo
 
 
 def another_vocabulary(where: str, teacher: int, student: int, data: str = "FILE.parquet") -> DataError:
-    """Return the error for a teacher whose vocabulary differs from the student's."""
+    """Return the error for a teacher and a student with different vocabularies."""
     return DataError(
-        f"the teacher's tokenizer ({teacher} tokens) differs from the student's ({student} tokens), so its token ids mean other"
-        " tokens here",
+        f"the teacher's tokenizer ({teacher} tokens) differs from the student's ({student} tokens), so its token ids stand for"
+        " other tokens",
         where=where,
         remedy="Train the student with tokenizer=TEACHER/tokenizer.json, or train on the messages: "
         f"rorqual train sft data={data}",
@@ -159,15 +160,15 @@ def another_vocabulary(where: str, teacher: int, student: int, data: str = "FILE
 
 
 def _check_logprobs(one: Distilled, vocab: int, where: str) -> None:
-    wanted = (len(one.token_ids), one.top_ids.shape[1])
-    if one.top_ids.shape != wanted or one.top_logprobs.shape != wanted:
-        fault = f"{len(one.token_ids)} tokens have alternatives for {len(one.top_ids)} and {len(one.top_logprobs)}"
+    expected = (len(one.token_ids), one.top_ids.shape[1])
+    if one.top_ids.shape != expected or one.top_logprobs.shape != expected:
+        fault = f"a reply of {len(one.token_ids)} tokens has top_ids for {len(one.top_ids)} and top_logprobs for {len(one.top_logprobs)}"
     elif one.top_ids.min() < 0 or one.top_ids.max() >= vocab:
-        fault = f"an alternative lies outside the vocabulary of {vocab}"
+        fault = f"an id in top_ids is outside the vocabulary of {vocab} tokens"
     elif not np.isfinite(one.top_logprobs).all() or np.exp(one.top_logprobs.astype(np.float64)).sum(-1).max() > 1.001:
-        fault = "log-probabilities are not finite, or their probabilities add up to more than 1"
+        fault = "top_logprobs are not finite, or their probabilities add up to more than 1"
     elif (np.diff(np.sort(one.top_ids, axis=-1), axis=-1) == 0).any():
-        fault = "a token occurs twice among the alternatives of a position"
+        fault = "a token occurs twice in the top_ids of a position"
     else:
         return
     raise DataError(fault, where=where, remedy="Score the samples again.")

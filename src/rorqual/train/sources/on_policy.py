@@ -1,8 +1,8 @@
-"""On-policy distillation: the student samples answers, and the teacher gives its distribution at each of their positions.
+"""On-policy distillation: the student samples answers, and the teacher scores every position of these answers.
 
-It is GKD (Agarwal et al. 2306.13649) with samples of the student only, or MiniLLM (Gu et al. 2306.08543) without its
-sequence-level term. Each position's divergence is taken over the vocabulary, and no gradient flows through sampling. No
-reward is needed.
+This is GKD (Agarwal et al. 2306.13649) with only the student's samples, or MiniLLM (Gu et al. 2306.08543) without its
+sequence-level term. The divergence at each position is computed over the vocabulary. No gradient flows through
+sampling, and no reward is needed.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ PROBE = 256
 
 
 class OnPolicyConfig(SourceConfig):
-    """Train on the student's own answers: `samples` answers to each of `problems` problems per step.
+    """Train on answers sampled from the student: `samples` answers to each of `problems` problems per step.
 
-    `teacher` is the run directory whose distributions are the targets. `top_k` keeps only its most likely tokens at each
-    position; 0 keeps the whole vocabulary. `grade` grades the answers for the metrics (reward, right_when_thinking); verdicts
-    do not train. `minibatches` is the number of updates per step, and `row` the number of tokens in a training row.
+    `teacher` is the run directory of the teacher. `top_k` keeps the teacher's most likely tokens at each position; 0
+    keeps the whole vocabulary. `grade` grades the answers for metrics such as reward; grades do not affect training.
+    `minibatches` is the number of optimizer updates per step, and `row` the number of tokens per training row.
 
-    `max_age` is the most updates by which the weights that sampled an answer may be older than the student's. Answers of age 1
-    or more are not compared with the student. They need no importance weights, because each divergence is over the whole
-    vocabulary and not only over the sampled token.
+    `max_age` limits the policy age: the student's policy version minus the version that sampled the answer. Answers of
+    age 1 or more are not compared with the student. Importance ratios are not needed, because the divergence is
+    computed over the vocabulary instead of the sampled token.
     """
 
     kind: Literal["on_policy"] = "on_policy"
@@ -83,7 +83,7 @@ class OnPolicyConfig(SourceConfig):
 
 
 class OnPolicy(Source):
-    """Samples the student with the run's rollout engine. The teacher's weights never change."""
+    """A source of answers sampled from the student and scored by a frozen teacher."""
 
     def __init__(self, config: OnPolicyConfig, materials: Materials) -> None:
         self.config, self.chat, self.seed = config, materials.chat, materials.seed
@@ -109,10 +109,10 @@ class OnPolicy(Source):
             for p, seed in zip(problems, seeds)
         ]
         groups = [
-            [Scored(one, self._verdict(p, one), 0.0, self.sampler.age(one)) for one in got]
-            for p, got in zip(problems, self.sampler.generate(requests))
+            [Scored(answer, self._verdict(p, answer), 0.0, self.sampler.age(answer)) for answer in completions]
+            for p, completions in zip(problems, self.sampler.generate(requests))
         ]
-        every = [one for group in groups for one in group]
+        every = [scored for group in groups for scored in group]
         order = np.random.default_rng([self.seed, step, 1]).permutation(len(every)).tolist()
         parts = np.array_split(np.asarray(order), c.minibatches)
         batches = [self._batch([every[i] for i in part]) for part in parts if len(part)]
@@ -124,10 +124,10 @@ class OnPolicy(Source):
         return graded_as(self.task, problem, completion) if self.config.grade else Verdict.UNGRADED
 
     def _measure(self, problems: list[Problem], groups: list[list[Scored]]) -> dict[str, Any]:
-        """Return the metrics of rollouts, without those about advantages, and without verdicts that were not made."""
-        found = measure(problems, groups, self.chat)
+        """Return the metrics of the rollouts, without metrics of groups. Without `grade`, leave out metrics of grades too."""
+        metrics = measure(problems, groups, self.chat)
         verdicts = () if self.config.grade else ("reward", "right", "ungraded")
-        return {name: value for name, value in found.items() if not name.startswith(("groups_", *verdicts))}
+        return {name: value for name, value in metrics.items() if not name.startswith(("groups_", *verdicts))}
 
     def _batch(self, scored: list[Scored]) -> TrainBatch:
         batch = batch_of(scored, self.config.row, self.chat.pad)
@@ -135,9 +135,10 @@ class OnPolicy(Source):
 
 
 class OnPolicyTeacher:
-    """A frozen teacher: the newest checkpoint of the run directory `path`, in fp32 on the trained model's device.
+    """A frozen teacher: the newest checkpoint of the run directory `path`, in fp32 on the student's device.
 
-    Raises an error if its tokenizer or vocabulary differs from the student's, or if its context is shorter than a row.
+    Raises an error if teacher and student have different vocabularies, or if a row is longer than the teacher's
+    context.
     """
 
     def __init__(self, path: str, materials: Materials, row: int, top_k: int) -> None:
@@ -164,22 +165,25 @@ class OnPolicyTeacher:
         self.flops = account(config, context=row).flops
 
     def beside(self, batch: TrainBatch) -> TrainBatch:
-        """Return the batch with the teacher's distribution at each trained position, given the batch's own tokens."""
+        """Add the teacher's distribution at each trained position of the batch."""
         parts = batch.split(-(-len(batch.tokens) // ROWS))
         with ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            found = list(pool.map(self._look, parts))
-        logprobs = torch.cat([one for one, _ in found])
+            scored = list(pool.map(self._score, parts))
+        logprobs = torch.cat([part for part, _ in scored])
         if not self.top_k:
             return replace(batch, teacher_logprobs=logprobs)
-        return replace(batch, teacher_logprobs=logprobs, teacher_ids=torch.cat([ids for _, ids in found]))
+        return replace(batch, teacher_logprobs=logprobs, teacher_ids=torch.cat([ids for _, ids in scored]))
 
-    def _look(self, given: TrainBatch) -> tuple[Tensor, Tensor]:
-        """Return log-probabilities [rows, seq, k] and ids (empty for the whole vocabulary), 0 at untrained positions."""
-        batch = given.to(self.device)
+    def _score(self, part: TrainBatch) -> tuple[Tensor, Tensor]:
+        """Return the teacher's log-probabilities and token ids [rows, seq, k], 0 at untrained positions.
+
+        The ids are empty for the whole vocabulary.
+        """
+        batch = part.to(self.device)
         logprobs = next_logprobs(self.model, batch.tokens, batch.positions, batch.segments, batch.loss_mask)
         ids = logprobs.new_empty(len(logprobs), 0, dtype=torch.long)
         if self.top_k:
             logprobs, ids = logprobs.topk(self.top_k, dim=-1)
-        at, shape, home = batch.loss_mask.nonzero(as_tuple=True), batch.tokens.shape, given.tokens.device
-        laid = [x.new_zeros(*shape, x.shape[-1]).index_put(at, x).to(home) for x in (logprobs, ids)]
-        return laid[0], laid[1]
+        at, shape, device = batch.loss_mask.nonzero(as_tuple=True), batch.tokens.shape, part.tokens.device
+        scattered = [x.new_zeros(*shape, x.shape[-1]).index_put(at, x).to(device) for x in (logprobs, ids)]
+        return scattered[0], scattered[1]

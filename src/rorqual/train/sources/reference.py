@@ -1,4 +1,4 @@
-"""The reference policy of a KL term: a frozen model that scores the samples."""
+"""The reference policy of a KL term: a frozen model that scores the sampled tokens."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ from rorqual.ops.losses import keep_only, token_logprobs
 from rorqual.train.batch import TrainBatch
 
 ROWS = 16
-"""Rows in one forward pass. It is fixed, because it determines rounding."""
+"""Rows per forward pass. The number is fixed because it affects rounding."""
 
 
 def frozen(run: RunDir, device: str, ops: Backend) -> Decoder:
-    """Return the newest checkpoint of `run` in fp32, computed by `ops`. Raises ConfigError if `ops` does not support it."""
+    """Load the newest checkpoint of `run` as a frozen fp32 model on backend `ops`. Raises ConfigError if `ops` does not support it."""
     model = load_run(run, device=device).requires_grad_(False)
     if (reason := ops.supports(torch.device(device), torch.float32, model)) is not None:
         raise ConfigError(
-            f"backend={ops.name} cannot run this model: {reason}", where=str(run.path), remedy="Train with another."
+            f"backend={ops.name} cannot run this model: {reason}", where=str(run.path), remedy="Use another backend."
         )
     return ops.bind(model)
 
 
 class Reference:
-    """The newest checkpoint of the run directory `path`, in fp32 on the device of the `trained` model.
+    """A reference model: the newest checkpoint of the run directory `path`, in fp32 on the device of the `trained` model.
 
-    It uses its own routers. Its distribution is formed like the sampler's: at `temperature`, over the kept token sets.
+    The reference model's own routers choose its experts. Its distribution is computed like the sampler's: at
+    `temperature`, over the kept tokens.
     """
 
     def __init__(self, path: str, trained: Decoder, *, temperature: float, threads: int) -> None:
@@ -48,14 +49,14 @@ class Reference:
         self.temperature, self.threads = temperature, threads
 
     def logprobs(self, batch: TrainBatch) -> Tensor:
-        """Return log p [rows, seq] of the targets under the reference, on the batch's device; 0 at untrained positions."""
+        """Return the reference model's log-probabilities of the targets [rows, seq]. Untrained positions are 0."""
         parts = batch.split(-(-len(batch.tokens) // ROWS))
         with ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             return torch.cat(list(pool.map(self._score, parts))).to(batch.tokens.device)
 
     @torch.no_grad()
-    def _score(self, given: TrainBatch) -> Tensor:
-        batch = given.to(self.device)
+    def _score(self, part: TrainBatch) -> Tensor:
+        batch = part.to(self.device)
         at = batch.loss_mask.nonzero(as_tuple=True)
         output = self.model(batch.tokens, batch.positions, segments=batch.segments)
         logits = self.model.logits(output.hidden[at]) / self.temperature

@@ -1,4 +1,4 @@
-"""Rollouts for GRPO: the model's own answers to problems, graded, in groups with advantages."""
+"""The rollouts of GRPO: groups of sampled answers to problems, with grades and advantages."""
 
 from __future__ import annotations
 
@@ -33,30 +33,32 @@ GOLD_PROBE = 256
 
 
 class RolloutConfig(SourceConfig):
-    """Train on the model's own answers: `samples` answers (the group size) to each of `problems` problems per step.
+    """Train on answers sampled from the model: `samples` answers (the group size) to each of `problems` problems per step.
 
-    `std` divides advantages by the group's standard deviation (R1). `data` is the file or folder of a task that reads files.
-    `minibatches` is the number of updates per step. `row` is the number of tokens in a training row, prompt and answer.
-    `trace` is the number of groups per step whose texts are kept for `rorqual trace`, those with the most varied rewards
-    first. It does not affect training.
+    `data` is the file or folder for tasks that read files. `std` divides advantages by the group's standard deviation
+    (R1). `minibatches` is the number of optimizer updates per step. `row` is the number of tokens per training row;
+    prompt and answer must fit into it. `trace` is the number of groups per step whose texts are stored for `rorqual
+    trace`, starting with the most varied rewards.
 
-    `top_p` and `top_k` restrict sampling. The trainer then takes its probabilities over the same token sets (keep sampling
-    mask, V3.2, 2512.02556).
+    `top_p` and `top_k` restrict sampling. The trainer then normalizes its probabilities over the same tokens (keep
+    sampling mask, V3.2, 2512.02556).
 
-    `max_num_gen_batches`: draw `problems` problems up to this many times, until `problems` groups have right and wrong
-    answers, and train on those only (dynamic sampling, DAPO, 2503.14476). 1 draws once and trains on all groups.
+    `max_num_gen_batches` enables dynamic sampling (DAPO, 2503.14476). Up to that many times, `problems` more problems
+    are drawn, until `problems` groups have right and wrong answers. Only these groups are trained on. The value 1 draws
+    once and trains on all groups.
 
-    `overlong_buffer` punishes answers that use some of their last so many tokens before max_tokens, by up to
-    `overlong_penalty` (DAPO's soft punishment, eq. 13). DAPO's rewards are 1 and -1. Ours are 1 and 0, so 0.5 is a
-    penalty of the same proportion.
+    `overlong_buffer` penalizes answers that are longer than max_tokens - overlong_buffer tokens, by up to
+    `overlong_penalty` (DAPO's soft punishment, eq. 13). Rewards are 1 and -1 in DAPO and 1 and 0 here, so a penalty of
+    0.5 corresponds to DAPO's.
 
-    `mask_truncated`: a cut-off answer counts in its group's mean but does not train (DAPO's overlong filtering).
+    `mask_truncated` excludes truncated answers from training (DAPO's overlong filtering). Truncated answers still count
+    in the mean reward of their group.
 
-    `reference` is a run whose log-probabilities are added to the batches, for a KL term. All graded answers then train, also
-    those of groups with equal rewards.
+    `reference` is a run whose model's log-probabilities are added to the batches, for a KL term. Groups with equal
+    rewards are then trained on too.
 
-    `max_age` is the most updates by which the weights that sampled an answer may be older than the trainer's. Answers of age
-    1 or more are not compared with the trainer; the objective's ratios to the sampler's probabilities weight them.
+    `max_age` limits the policy age: the trainer's policy version minus the version that sampled the answer. Answers of
+    age 1 or more are not compared with the trainer. The objective weights them by importance ratios.
     """
 
     kind: Literal["rollouts"] = "rollouts"
@@ -86,7 +88,7 @@ class RolloutConfig(SourceConfig):
         return True
 
     @model_validator(mode="after")
-    def _buffer(self) -> Self:
+    def _check_buffer(self) -> Self:
         if self.overlong_buffer > self.max_tokens:
             raise ValueError(f"overlong_buffer={self.overlong_buffer} exceeds max_tokens={self.max_tokens}")
         return self
@@ -101,7 +103,7 @@ class RolloutConfig(SourceConfig):
 
 @dataclass(frozen=True)
 class Scored:
-    """A graded completion. `age` is the number of updates between the weights that sampled it and the trainer's."""
+    """A graded completion. `age` is the trainer's policy version minus the version that sampled the completion."""
 
     completion: Completion
     verdict: Verdict
@@ -110,12 +112,12 @@ class Scored:
 
     @property
     def cut_off(self) -> bool:
-        """Whether it ended at max_tokens."""
+        """Whether the completion was truncated at max_tokens."""
         return self.completion.finish_reason == "length"
 
 
 class Rollouts(Source):
-    """Samples the trained model with the run's rollout engine."""
+    """A source of graded answers, sampled from the trained model with the run's rollout engine."""
 
     def __init__(self, config: RolloutConfig, materials: Materials) -> None:
         self.config, self.chat, self.seed = config, materials.chat, materials.seed
@@ -144,8 +146,8 @@ class Rollouts(Source):
         parts = np.array_split(np.asarray(order), c.minibatches) if learn else []
         batches = [self._batch([learn[i] for i in part], learned=True) for part in parts if len(part)]
         learned = {id(one) for one in learn}
-        rest = [one for group in groups for one in group if id(one) not in learned]
-        unlearned = [self._batch(rest)] if rest else []
+        untrained = [one for group in groups for one in group if id(one) not in learned]
+        unlearned = [self._batch(untrained)] if untrained else []
         if self.reference is not None:
             metrics["reference_tokens"] = sum(batch.n_tokens for batch in batches)
         notes = list(self._notes(step, learn, groups, chosen))
@@ -153,7 +155,7 @@ class Rollouts(Source):
         return Step(batches, metrics, fresh=True, unlearned=unlearned, notes=notes, trace=trace)
 
     def _draw(self, step: int) -> tuple[list[Problem], list[list[Scored]]]:
-        """Sample the step's problems once, or until enough groups have both rewards (DAPO's dynamic sampling)."""
+        """Draw problems and sample answers, once or until enough groups have different rewards (DAPO's dynamic sampling)."""
         c = self.config
         stream = repeat(self.task, self.seed * 1_000_003 + step)
         problems: list[Problem] = []
@@ -164,7 +166,7 @@ class Rollouts(Source):
             seeds = generator.integers(0, 2**31, size=len(fresh)).tolist()
             requests = [Request(p.messages, self._sampling(seed), c.thinking) for p, seed in zip(fresh, seeds)]
             problems += fresh
-            groups += [self._score(p, got) for p, got in zip(fresh, self.sampler.generate(requests))]
+            groups += [self._score(p, completions) for p, completions in zip(fresh, self.sampler.generate(requests))]
             if sum(map(mixed, groups)) >= c.problems:
                 break
         return problems, groups
@@ -181,7 +183,7 @@ class Rollouts(Source):
         return one.advantage != 0.0 or self.reference is not None
 
     def _measure_options(self, groups: list[list[Scored]], chosen: list[list[Scored]]) -> dict[str, Any]:
-        """Return the metrics of the options that are on."""
+        """Return the metrics of dynamic sampling and of the length penalty, if these options are used."""
         c = self.config
         every = [one.completion for group in groups for one in group]
         out: dict[str, Any] = {}
@@ -197,7 +199,7 @@ class Rollouts(Source):
     ) -> Iterable[str]:
         c = self.config
         if not learn:
-            yield f"step {step + 1}: every group has equal rewards; nothing to learn from, weights unchanged"
+            yield f"step {step + 1}: every group has equal rewards, so the weights were not updated"
         elif c.max_num_gen_batches > 1 and len(chosen) < c.problems:
             yield (
                 f"step {step + 1}: only {len(chosen)} of {len(groups)} groups in {c.max_num_gen_batches} draws have both "
@@ -209,7 +211,7 @@ class Rollouts(Source):
         return c.overlong_penalty * overlong_penalty(length, c.max_tokens, c.overlong_buffer)
 
     def _score(self, problem: Problem, completions: list[Completion]) -> list[Scored]:
-        """Compute advantages, (reward - group mean) / group deviation (R1, eq. 3). Ungraded samples do not count."""
+        """Grade the answers of a group and compute their advantages (`group_advantages`)."""
         verdicts = [graded_as(self.task, problem, c) for c in completions]
         graded = [v is not Verdict.UNGRADED for v in verdicts]
         rewards = [float(v is Verdict.RIGHT) + self._penalty(len(c.token_ids)) for v, c in zip(verdicts, completions)]
@@ -225,12 +227,12 @@ class Rollouts(Source):
 
 
 def mixed(group: list[Scored]) -> bool:
-    """Return whether a group has right and wrong answers, so that its rewards differ."""
+    """Return whether a group has both right and wrong answers."""
     return {Verdict.RIGHT, Verdict.WRONG} <= {one.verdict for one in group}
 
 
 def check_room(chat: ChatFormat, probe: list[Problem], thinking: Thinking, max_tokens: int, row: int) -> None:
-    """Raise a DataError if the longest prompt of these problems and an answer of `max_tokens` do not fit a row."""
+    """Raise DataError if the longest prompt of these problems plus `max_tokens` exceeds a row."""
     longest = max(len(chat.prompt(problem.messages, thinking)) for problem in probe)
     if longest + max_tokens > row:
         raise DataError(
@@ -241,12 +243,12 @@ def check_room(chat: ChatFormat, probe: list[Problem], thinking: Thinking, max_t
 
 
 def graded_as(task: Task, problem: Problem, completion: Completion) -> Verdict:
-    """Grade an answer with the task's grader. An answer that was cut off is wrong."""
+    """Grade an answer with the task's grader. A truncated answer counts as wrong."""
     return safe_grade(task, problem, completion.text) if completion.finish_reason == "stop" else Verdict.WRONG
 
 
 def batch_of(scored: list[Scored], width: int, pad: int) -> TrainBatch:
-    """Pack samples into rows of `width`, with the fields that `lay_beside` adds. The loss covers the sampled tokens."""
+    """Pack samples into a training batch with rows of `width` tokens. The loss covers the sampled tokens."""
     samples = [
         Sample(
             [*s.completion.prompt_ids, *s.completion.token_ids],
@@ -258,28 +260,28 @@ def batch_of(scored: list[Scored], width: int, pad: int) -> TrainBatch:
 
 
 def lay_beside(packed: Packed, scored: list[Scored]) -> TrainBatch:
-    """Add advantages, the sampler's log-probabilities, expert choices and kept sets to packed rows, position by position."""
+    """Build a training batch from packed rows, with the advantage, log-probabilities, experts and kept tokens of each sample."""
     batch = TrainBatch.from_packed(packed.batch)
     shape = batch.tokens.shape
     advantages, logprobs, lengths = (torch.zeros(shape) for _ in range(3))
     experts = scored[0].completion.experts
     replay: Tensor | None = None
     if experts is not None:
-        replay = torch.full((*shape, *experts.shape[1:]), CHOOSE)  # the router decides at padding and last tokens
+        replay = torch.full((*shape, *experts.shape[1:]), CHOOSE)  # routers choose for padding and last tokens
     sets = scored[0].completion.kept
     kept = None if sets is None else torch.full((*shape, sets.shape[-1]), 255, dtype=torch.uint8)
     ages = torch.zeros(shape) if any(one.age for one in scored) else None
     for (row, start, length), one in zip(packed.places, scored, strict=True):
         c = one.completion
         first = start + len(c.prompt_ids) - 1  # the position that predicts the first sampled token
-        here = slice(first, start + length - 1)
-        advantages[row, here] = one.advantage
-        lengths[row, here] = len(c.token_ids)
-        logprobs[row, here] = torch.tensor(c.logprobs)
+        positions = slice(first, start + length - 1)
+        advantages[row, positions] = one.advantage
+        lengths[row, positions] = len(c.token_ids)
+        logprobs[row, positions] = torch.tensor(c.logprobs)
         if replay is not None:
             replay[row, start : start + length - 1] = torch.as_tensor(np.asarray(c.experts, dtype=np.int64))
         if kept is not None:
-            kept[row, here] = torch.as_tensor(np.asarray(c.kept, dtype=np.uint8))
+            kept[row, positions] = torch.as_tensor(np.asarray(c.kept, dtype=np.uint8))
         if ages is not None:
             ages[row, start : start + length] = one.age
     return TrainBatch(
@@ -298,16 +300,16 @@ def lay_beside(packed: Packed, scored: list[Scored]) -> TrainBatch:
 
 
 def measure(problems: list[Problem], groups: list[list[Scored]], chat: ChatFormat) -> dict[str, Any]:
-    """Return a step's metrics: reward, groups without signal, frequency and length of thinking, and accuracy with it."""
+    """Return the metrics of a step: reward, groups with equal rewards, share and length of thinking, accuracy with and without it."""
     every = [s for group in groups for s in group]
-    thought = [s for s in every if s.completion.reasoning]
+    with_thinking = [s for s in every if s.completion.reasoning]
     right = [s for s in every if s.verdict is Verdict.RIGHT]
-    at_once = [s for s in every if not s.completion.reasoning]
+    without_thinking = [s for s in every if not s.completion.reasoning]
     levels = sorted({(p.family, p.level) for p in problems})
     by_level: dict[str, float] = {}
     for family, level in levels:
-        mine = [s for p, group in zip(problems, groups) for s in group if (p.family, p.level) == (family, level)]
-        by_level[f"reward/{family}/{level}"] = share(mine)
+        of_level = [s for p, group in zip(problems, groups) for s in group if (p.family, p.level) == (family, level)]
+        by_level[f"reward/{family}/{level}"] = share(of_level)
     return {
         "reward": share(every),
         "groups_total": len(groups),
@@ -316,11 +318,13 @@ def measure(problems: list[Problem], groups: list[list[Scored]], chat: ChatForma
         "ungraded": sum(s.verdict is Verdict.UNGRADED for s in every),
         "truncated": sum(s.cut_off for s in every),
         "sampled_tokens": sum(len(s.completion.token_ids) for s in every),
-        "think_share": len(thought) / len(every),
-        "think_length": float(np.mean([chat.n_thought(s.completion.token_ids) for s in thought])) if thought else 0.0,
+        "think_share": len(with_thinking) / len(every),
+        "think_length": float(np.mean([chat.n_thought(s.completion.token_ids) for s in with_thinking]))
+        if with_thinking
+        else 0.0,
         "reply_length": float(np.mean([len(s.completion.token_ids) for s in every])),
-        "right_when_thinking": share(thought),
-        "right_at_once": share(at_once),
+        "right_when_thinking": share(with_thinking),
+        "right_at_once": share(without_thinking),
         "right": len(right),
     } | by_level
 
@@ -328,27 +332,30 @@ def measure(problems: list[Problem], groups: list[list[Scored]], chat: ChatForma
 def trace_lines(
     problems: list[Problem], groups: list[list[Scored]], count: int, chat: ChatFormat
 ) -> list[dict[str, Any]]:
-    """Return a line per group: its problem, and each sample's verdict, advantage and lengths; texts for `count` groups."""
+    """Return one record per group for `rollouts.jsonl`, with the verdict, advantage and lengths of each sample.
+
+    The `count` groups with the most varied rewards also include prompt, answer and sampled texts.
+    """
     if not count:
         return []
-    apart = [abs(share(group) - 0.5) for group in groups]
-    told = set(sorted(range(len(groups)), key=apart.__getitem__)[:count])
+    distances = [abs(share(group) - 0.5) for group in groups]
+    with_texts = set(sorted(range(len(groups)), key=distances.__getitem__)[:count])
     lines = []
     for number, (problem, group) in enumerate(zip(problems, groups)):
         line: dict[str, Any] = {"key": problem.key, "family": problem.family, "level": problem.level}
-        line |= {"prompt": problem.prompt, "answer": problem.answer} if number in told else {}
+        line |= {"prompt": problem.prompt, "answer": problem.answer} if number in with_texts else {}
         samples = []
         for s in group:
             c = s.completion
             thinking = chat.n_thought(c.token_ids) if c.reasoning else 0
             sample: dict[str, Any] = {"verdict": s.verdict.value, "advantage": s.advantage, "finish": c.finish_reason}
             sample |= {"tokens": len(c.token_ids), "thinking": thinking}
-            samples.append(sample | ({"reasoning": c.reasoning, "text": c.text} if number in told else {}))
+            samples.append(sample | ({"reasoning": c.reasoning, "text": c.text} if number in with_texts else {}))
         lines.append(line | {"samples": samples})
     return lines
 
 
 def share(scored: list[Scored]) -> float:
-    """Return the share of right answers among the graded ones, or 0 if none is graded."""
+    """Return the share of right answers among the graded answers, or 0 if no answer was graded."""
     graded = [s for s in scored if s.verdict is not Verdict.UNGRADED]
     return sum(s.verdict is Verdict.RIGHT for s in graded) / len(graded) if graded else 0.0

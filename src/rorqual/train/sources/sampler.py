@@ -1,4 +1,4 @@
-"""Samples the trained model with the run's rollout engine."""
+"""Sample from the trained model with the run's rollout engine."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from rorqual.ops.backends import REFERENCE, TORCH, TORCH_INVARIANT, Backend
 from rorqual.train.sources.base import Materials
 
 
-def _sampled_by(ops: Backend) -> str:
-    """Return the engine's default backend, unless the run names one other than `reference` and `torch`."""
+def _sampler_backend(ops: Backend) -> str:
+    """Return the name of the sampler's backend: the trainer's, or `torch-invariant` if the trainer uses `reference` or `torch`."""
     return TORCH_INVARIANT.name if ops.name in (REFERENCE.name, TORCH.name) else ops.name
 
 
 class RolloutSampler:
-    """Sends the weights of each step to the rollout engine, and checks its samples.
+    """A client of the rollout engine. It sends the weights of each step and checks the returned samples.
 
-    `max_age` is the most updates by which the weights of a sample may be older. With `record_kept` each sample must contain
-    the token sets that top-p and top-k left.
+    A sample may be at most `max_age` policy versions old. With `record_kept`, each sample must
+    contain the tokens that top-p and top-k allowed at each position.
     """
 
     def __init__(self, materials: Materials, *, max_age: int = 0, record_kept: bool = False) -> None:
@@ -33,25 +33,25 @@ class RolloutSampler:
                 materials.chat,
                 threads=materials.threads,
                 record_kept=record_kept,
-                backend=_sampled_by(materials.model.ops),
+                backend=_sampler_backend(materials.model.ops),
             )
         )
         self.version = self.engine.version
-        """The version of the trainer's weights."""
+        """The policy version of the trainer's current weights."""
 
     def update(self) -> None:
-        """Give the current weights a new version and send them to the engine."""
+        """Increment the policy version and send the trainer's current weights to the engine."""
         self.version += 1
         self.engine.update(self.model, self.version)
 
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
-        """Return the samples of each request. Raises ConfigError if they lack data that training needs."""
+        """Sample completions for each request. Raises ConfigError if they lack expert choices or kept tokens that training needs."""
         rows = gather(self.engine, requests, version=self.version, max_age=self.max_age)
         routes = any(ffn.experts_per_token() for ffn in self.model.config.ffns)
-        for one in (one for row in rows for one in row):
+        for completion in (completion for row in rows for completion in row):
             for name, missing in (
-                ("experts", routes and one.experts is None),
-                ("kept sets", self.record_kept and one.kept is None),
+                ("experts", routes and completion.experts is None),
+                ("kept sets", self.record_kept and completion.kept is None),
             ):
                 if missing:
                     raise ConfigError(
@@ -61,6 +61,6 @@ class RolloutSampler:
                     )
         return rows
 
-    def age(self, one: Completion) -> int:
-        """Return the number of updates between the weights that sampled `one` and the trainer's."""
-        return self.version - one.policy_version
+    def age(self, completion: Completion) -> int:
+        """Return the policy age of a completion: the trainer's policy version minus the version that sampled it."""
+        return self.version - completion.policy_version

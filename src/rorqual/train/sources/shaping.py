@@ -1,4 +1,4 @@
-"""Reward shaping within a group: the length penalty (DAPO) and advantages (R1, Dr. GRPO)."""
+"""Reward shaping: DAPO's length penalty, and the group-relative advantages of R1 and Dr.GRPO."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ import numpy.typing as npt
 
 
 def overlong_penalty(length: int, max_tokens: int, buffer: int) -> float:
-    """Return DAPO's length penalty (eq. 13): 0 up to max_tokens - buffer, then falling to -1 at max_tokens.
+    """Return DAPO's length penalty (eq. 13): 0 up to max_tokens - buffer tokens, then falling linearly to -1 at max_tokens.
 
-    Longer answers stay at -1. A `buffer` of 0 disables the penalty.
+    `buffer=0` disables the penalty.
     """
-    free = max_tokens - buffer
-    if not buffer or length <= free:
+    unpenalized = max_tokens - buffer
+    if not buffer or length <= unpenalized:
         return 0.0
-    return max(-1.0, (free - length) / buffer)
+    return max(-1.0, (unpenalized - length) / buffer)
 
 
 def group_advantages(rewards: Sequence[float], graded: Sequence[bool], *, std: bool) -> npt.NDArray[np.float64]:
-    """Return each reward minus the group mean, divided by the group's deviation (R1, eq. 3) unless `std` is off (Dr. GRPO).
+    """Return each reward minus the mean of its group. With `std`, divide by the group's standard deviation (R1, eq. 3).
 
-    An ungraded sample does not count in its group, and its advantage is 0.
+    Without `std`, these are the advantages of Dr.GRPO. Ungraded samples are left out of mean and deviation and get
+    advantage 0.
     """
-    given, among = np.asarray(rewards, dtype=np.float64), np.asarray(graded, dtype=bool)
-    advantages = np.zeros(len(given))
-    if among.any():
-        advantages[among] = given[among] - given[among].mean()
-        deviation = given[among].std()
+    values, is_graded = np.asarray(rewards, dtype=np.float64), np.asarray(graded, dtype=bool)
+    advantages = np.zeros(len(values))
+    if is_graded.any():
+        advantages[is_graded] = values[is_graded] - values[is_graded].mean()
+        deviation = values[is_graded].std()
         if std and deviation > 0:
-            advantages[among] /= deviation
+            advantages[is_graded] /= deviation
     return advantages

@@ -1,4 +1,4 @@
-"""Plain text for pretraining: windows of a file, with a loss on every token."""
+"""A source of plain text for pretraining: windows of a file, trained on every token."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TextConfig(SourceConfig):
 
 
 class TextWindows(Source):
-    """Windows of the training part."""
+    """A source of windows from the first nine tenths of a text file."""
 
     def __init__(self, config: TextConfig, materials: Materials) -> None:
         ids = np.asarray(materials.tokenizer.encode(read_text(Path(config.data)).train), dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Worked solutions of a task: endless problems, each with worked steps or with the answer alone."""
+"""A source of worked solutions: an endless stream of a task's problems, with worked steps or with only the answer."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ from rorqual.train.sources.base import Materials, Source, SourceConfig, Step
 
 PROBE = 64
 DRY = 10_000
-"""Give up after this many consecutive problems that do not fit a row."""
+"""Largest number of consecutive problems that do not fit a row. After that, the source raises an error."""
 
 
 class WorkedConfig(SourceConfig):
-    """Train on worked solutions. `think` is the share of problems with their steps; the others have only the answer.
+    """Train on worked solutions of a task.
 
-    A step has `rows` rows of `row` tokens. `data` is the file or folder of a task that reads files. A solution longer than a
-    row is an error, or with `longer` 'skip' is skipped.
+    A share `think` of the solutions includes the worked steps. The other solutions consist of the answer. A step has
+    `rows` rows of `row` tokens. `data` is the file or folder for tasks that read files. `longer` says whether a
+    solution longer than a row is an error or is skipped.
     """
 
     kind: Literal["worked"] = "worked"
@@ -44,7 +45,7 @@ class WorkedConfig(SourceConfig):
         return Worked(self, materials)
 
     def load(self) -> Task:
-        """Load the task."""
+        """Load the configured task."""
         return load_task(self.task, data=Path(self.data) if self.data else None, options=self.options)
 
     def texts(self) -> Iterator[str]:
@@ -53,7 +54,7 @@ class WorkedConfig(SourceConfig):
 
 
 class Worked(Source):
-    """Draws each step's problems from the train split, by seed and step."""
+    """A source that draws problems from the train split. Seed and step determine the problems."""
 
     def __init__(self, config: WorkedConfig, materials: Materials) -> None:
         self.config, self.chat, self.seed = config, materials.chat, materials.seed
@@ -80,7 +81,7 @@ class Worked(Source):
                 if (sample := self._sample(problem, think=think)) is not None:
                     return sample
             raise DataError(
-                f"{DRY} problems in a row are longer than a row of {self.config.row} tokens",
+                f"{DRY} consecutive problems are longer than a row of {self.config.row} tokens",
                 where=f"task {self.task.name}",
                 remedy="Set a larger row=.",
             )
@@ -89,7 +90,7 @@ class Worked(Source):
         return Step([TrainBatch.from_packed(stream.batch(step))])
 
     def _sample(self, problem: Problem, *, think: bool) -> Sample | None:
-        """Return the worked problem, or None if it is longer than a row and is to be skipped."""
+        """Return the rendered solution, or None if it is longer than a row and must be skipped."""
         sample = worked_sample(problem, self.chat, think=think)
         if len(sample) <= self.config.row:
             return sample
@@ -107,10 +108,11 @@ class Worked(Source):
 
 
 def opening(task: Task, seed: int, count: int) -> list[Problem]:
-    """Return the first problems of the train split, after checking that a run can learn from them.
+    """Return the first `count` problems of the train split, after checking them.
 
-    Raises DataError if there is no problem, if all are the same, or if a grader does not accept its own gold answer. It also
-    refuses an order that does not depend on the seed, because every step would then see the same first problems.
+    Raises DataError if there is no problem, if all problems are the same, or if the grader rejects a gold answer. Also
+    raises DataError if the problems do not depend on the seed, because every step would then train on the same
+    problems.
     """
     where = f"task {task.name}"
     probe = list(islice(safe_problems(task, "train", seed), count))
@@ -119,14 +121,14 @@ def opening(task: Task, seed: int, count: int) -> list[Problem]:
     check_gold(task, probe)
     if len(probe) == count and len({problem.key for problem in probe}) == 1:
         raise DataError(
-            f"its first {count} problems are all the same, {probe[0].key!r:.60}",
+            f"the first {count} problems of the train split are all the same: {probe[0].key!r:.60}",
             where=where,
             remedy="Let problems() yield problems with distinct keys.",
         )
-    other = [problem.key for problem in islice(safe_problems(task, "train", seed + 1), count)]
-    if len(probe) == count and other == [problem.key for problem in probe]:
+    next_keys = [problem.key for problem in islice(safe_problems(task, "train", seed + 1), count)]
+    if len(probe) == count and next_keys == [problem.key for problem in probe]:
         raise DataError(
-            f"its first {count} problems are the same for every seed, so every step would repeat them",
+            f"the first {count} problems of the train split are the same for every seed, so every step would repeat them",
             where=where,
             remedy="Let problems(split, seed) use its seed to draw or shuffle: random.Random(seed).shuffle(rows).",
         )
@@ -134,7 +136,7 @@ def opening(task: Task, seed: int, count: int) -> list[Problem]:
 
 
 def repeat(task: Task, seed: int) -> Iterator[Problem]:
-    """Yield the task's train problems endlessly. A finite task starts again in another order."""
+    """Yield problems of the train split without end. A finite task is repeated with another seed."""
     while True:
         found = False
         for problem in safe_problems(task, "train", seed):
@@ -151,8 +153,8 @@ def repeat(task: Task, seed: int) -> Iterator[Problem]:
 
 
 def worked_sample(problem: Problem, chat: ChatFormat, *, think: bool) -> Sample:
-    """Render a problem and its solution to ids with a loss mask."""
-    shown = think and problem.steps is not None and problem.steps.strip()
-    reply = Message("assistant", problem.answer, problem.steps if shown else None)
+    """Render a problem and its solution to token ids with a loss mask. `think` includes the worked steps."""
+    has_steps = think and problem.steps is not None and problem.steps.strip()
+    reply = Message("assistant", problem.answer, problem.steps if has_steps else None)
     rendered = chat.render((*problem.messages, reply))
     return Sample(rendered.ids, rendered.mask)

@@ -1,4 +1,4 @@
-"""Router kinds. Each module defines one; importing this package registers them."""
+"""The router kinds, one module per kind. Importing this package registers all of them."""
 
 from rorqual.model.ffn.router.base import Router, RouterConfig
 from rorqual.model.ffn.router.grouped_topk import GroupedTopK, GroupedTopKConfig

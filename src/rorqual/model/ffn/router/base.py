@@ -1,4 +1,4 @@
-"""Base classes of the router kinds. A config builds the module and counts its cost; the module chooses experts for tokens."""
+"""Base classes of the router kinds. The config builds the module and reports its cost; the module chooses experts for tokens."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from rorqual.ops.moe import Routing, aimed_load
 class RouterConfig(Kind):
     """Base class of the router kinds' configs.
 
-    A router numbers its choices. 0 to `n_experts()` - 1 are experts with weights. The next `n_identity()` numbers are
-    identity experts, which return their input (LongCat-Flash's zero-computation experts, 2509.01322). `SKIP` means no
-    expert.
+    Choices 0 to `n_experts()` - 1 are experts with weights. The next `n_identity()` choices are identity experts, which
+    return their input (the zero-computation experts of LongCat-Flash, 2509.01322). The choice `SKIP` means that no
+    expert is used.
     """
 
     def build(self, hidden_size: int) -> Router:
@@ -46,26 +46,26 @@ class RouterConfig(Kind):
         return 0
 
     def n_choices(self) -> int:
-        """Return the number of different choices, without `SKIP`."""
+        """Return how many choices the router has: experts with weights plus identity experts, without `SKIP`."""
         return self.n_experts() + self.n_identity()
 
     def target_load(self) -> Tensor:
-        """Return the target share of each choice [choices] (float64). The default is an even load."""
+        """Return the target share of the load for each choice [choices] (float64). The default is an even load."""
         return torch.full((self.n_choices(),), 1 / self.n_choices(), dtype=torch.float64)
 
     def active_experts(self) -> float:
-        """Return the mean number of experts with weights per token, at the load `target_load`."""
+        """Return the mean number of experts per token that have weights, if the load equals `target_load`."""
         return self.experts_per_token() * float(self.target_load()[: self.n_experts()].sum())
 
     def check(self) -> None:
-        """Raise ValueError if the numbers contradict each other."""
+        """Raise ValueError if fields of the config contradict each other."""
 
 
 class Router(Layer, ABC):
-    """A router module: x [tokens, hidden] -> `Routing`. replay [tokens, k] fixes choices, except where it is `CHOOSE`.
+    """A router module: x [tokens, hidden] -> `Routing`. `replay` [tokens, k] fixes choices, except where it is `CHOOSE`.
 
-    Gates are computed in every forward pass, replayed or not, so the router gets its gradient. A router whose choices
-    may include other than experts with weights sets `Routing.skips`. Buffers keep their dtype when the model is cast.
+    Gates are recomputed in every forward pass, even for replayed choices, so the router receives a gradient. A router
+    that can choose `SKIP` or identity experts sets `Routing.skips`. Buffers keep their dtype when the model is cast.
     """
 
     def __init__(self, config: RouterConfig) -> None:
@@ -73,7 +73,8 @@ class Router(Layer, ABC):
         self.config = config
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # Move buffers between devices but keep their dtype: a bias rounded to bf16 chooses other experts (transformers#42580).
+        # Buffers move between devices but keep their dtype, because a bias rounded to bf16 would change the chosen experts
+        # (transformers#42580).
         before = dict(self._buffers)
         super()._apply(fn, recurse)
         for name, buffer in before.items():
@@ -83,14 +84,14 @@ class Router(Layer, ABC):
         return self
 
     def load_error(self, load: Tensor) -> Tensor:
-        """Return how many tokens each choice is short of `target_load` [choices]. load [choices] counts an update's tokens per choice."""
+        """Return the target token count minus the actual count of each choice [choices]. `load` [choices] counts the tokens of an update."""
         return aimed_load(load, self.config.target_load()) - load.float()
 
     def balance(self, load: Tensor, gamma: float) -> None:
-        """Move the load toward `target_load` by one step of size `gamma`. load [choices] counts an update's tokens per choice."""
+        """Adjust the router by one step of size `gamma` toward `target_load`. `load` [choices] counts the tokens of an update per choice."""
 
     def exclude(self, choices: Sequence[int]) -> None:
-        """Never choose these experts again. Raises ConfigError if the kind cannot exclude experts."""
+        """Stop routing tokens to these experts. Raises ConfigError if the kind cannot exclude experts."""
         raise ConfigError(
             f"router kind '{self.config.kind}' cannot exclude experts",
             where="experts",

@@ -1,4 +1,4 @@
-"""The router of DeepSeek-V2, V3 and Qwen3 (V3 eq. 12-16): top k within the best groups, balanced by a bias."""
+"""The router of DeepSeek-V2, V3 and Qwen3 (V3 eq. 12-16): top-k experts within the best groups, balanced by a bias."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from rorqual.ops.moe import Routing, route, router_logits
 
 
 class GroupedTopKConfig(RouterConfig):
-    """A grouped top-k router, with DeepSeek's field names. `group_score` 'top2' is V3's sum of a group's two best scores; 'max' is V2's."""
+    """A grouped top-k router, with DeepSeek's field names.
+
+    `group_score` scores a group by the sum of its two best experts (`top2`, V3) or by its best expert (`max`, V2).
+    """
 
     kind: Literal["grouped_topk"] = "grouped_topk"
     n_routed_experts: int = Field(ge=2, le=MOST)
@@ -45,19 +48,21 @@ class GroupedTopKConfig(RouterConfig):
         return self.n_routed_experts
 
     def check(self) -> None:
-        per_group, rest = divmod(self.n_routed_experts, self.n_group)
-        if rest:
+        per_group, remainder = divmod(self.n_routed_experts, self.n_group)
+        if remainder:
             raise ValueError("n_routed_experts must be a multiple of n_group")
         if self.topk_group > self.n_group or self.num_experts_per_tok > per_group * self.topk_group:
-            raise ValueError("num_experts_per_tok must fit into topk_group groups, and topk_group into n_group")
+            raise ValueError(
+                "topk_group must be at most n_group, and topk_group groups must have at least num_experts_per_tok experts"
+            )
         if self.n_group > 1 and self.group_score == "top2" and per_group < 2:
-            raise ValueError("group_score 'top2' needs at least two experts in a group")
+            raise ValueError("group_score 'top2' needs at least two experts per group")
 
 
 class GroupedTopK(Router):
-    """The router module. It computes in fp32, whatever the dtype of the weight `gate` [experts, hidden].
+    """A grouped top-k router module. It computes in fp32, whatever the dtype of its weight `gate` [experts, hidden].
 
-    `e_score_correction_bias` [experts] is a buffer that the trainer updates, or None without `score_bias`.
+    `e_score_correction_bias` [experts] is a buffer that load balancing updates. It is None without `score_bias`.
     """
 
     derived = {"wide_gate": "gate"}
@@ -72,24 +77,24 @@ class GroupedTopK(Router):
         )
 
     def wide_gate(self) -> tuple[Tensor]:
-        """Return the weight [experts, hidden] in fp32, the type used to compute logits."""
+        """Return the weight [experts, hidden] in fp32, because logits are computed in fp32."""
         return (self.gate.float(),)
 
     @torch.no_grad()
     def balance(self, load: Tensor, gamma: float) -> None:
-        """Move every expert's bias by `gamma` times the sign of its load error (V3, section 2.1.2)."""
+        """Change the bias of each expert by `gamma` times the sign of its load error (V3, section 2.1.2)."""
         if (bias := self.e_score_correction_bias) is not None:
             bias.add_(gamma * self.load_error(load).sign().to(bias))
 
     def exclude(self, choices: Sequence[int]) -> None:
-        """Set the bias of these experts to minus infinity, so each token goes to its next best experts.
+        """Set the bias of these experts to minus infinity, so tokens are routed to their next best experts.
 
-        Raises ConfigError if fewer experts remain than serve one token.
+        Raises ConfigError if fewer than `num_experts_per_tok` experts remain.
         """
-        left = self.config.n_routed_experts - len(set(choices))
-        if left < self.config.num_experts_per_tok:
+        remaining = self.config.n_routed_experts - len(set(choices))
+        if remaining < self.config.num_experts_per_tok:
             raise ConfigError(
-                f"only {left} experts would remain, but each token needs {self.config.num_experts_per_tok}",
+                f"only {remaining} experts would remain, but each token needs {self.config.num_experts_per_tok}",
                 where="experts",
                 remedy="Exclude fewer experts.",
             )

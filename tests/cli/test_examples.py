@@ -148,10 +148,12 @@ def test_the_tutorial(workshop: Path, tmp_path: Path) -> None:
         begin = "exec 2>&1\ntrap 'jobs -p | xargs -r kill' EXIT\n"
         done = shell(begin + "\nprintf '\\a'\n".join(session), workshop, programs, limit=1800)
     for text, output, printed in zip(session, expected, done.stdout.split("\a"), strict=True):
-        lines = iter(shape(printed))
-        for line in shape(output):
-            found = any(re.fullmatch(re.escape(line).replace(r"\.\.\.", ".*"), one) for one in lines)
-            assert found, f"{text}\nshows: {line}\nprints:\n{printed}"
+        lines = shape(printed)
+        for line in shape(output):  # in any order, because the two streams are buffered apart
+            pattern = re.compile(re.escape(line).replace(r"\.\.\.", ".*"))
+            found = next((one for one in lines if pattern.fullmatch(one)), None)
+            assert found is not None, f"{text}\nshows: {line}\nprints:\n{printed}"
+            lines.remove(found)
 
 
 def shape(text: str) -> list[str]:

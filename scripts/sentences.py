@@ -90,6 +90,21 @@ def sentences() -> list[Sentence]:
     return found + [one for path in pages for one in in_page(path)]
 
 
+def documented(place: str) -> str:
+    """Return what a sentence of the source stands at: the names of its class and function, or the statement above it."""
+    name, _, line = place.rpartition(":")
+    if not name.endswith(".py"):
+        return ""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    above = text.splitlines()[int(line) - 2].strip() if int(line) > 1 else ""
+    if re.match(r"\w+(: [^=]+)?( = |$)", above):
+        return above[:100]
+    definitions = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, definitions)]
+    around = [node for node in nodes if node.lineno <= int(line) <= (node.end_lineno or node.lineno)]
+    return ".".join(node.name for node in sorted(around, key=lambda node: node.lineno)) or "module"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--count", type=int, default=100)
@@ -103,7 +118,8 @@ def main() -> None:
         else random.Random(chosen.seed).sample(found, chosen.count)
     )
     for number, (place, sentence) in enumerate(shown, start=1):
-        print(f"{number:3}  {place}  {sentence}")
+        at = documented(place)
+        print(f"{number:3}  {place}  {f'[{at}] ' if at else ''}{sentence}")
     print(f"{len(shown)} of {len(found):,} sentences")
 
 

@@ -117,8 +117,8 @@ def export_hf(
 ) -> Converted:
     """Export the newest complete checkpoint of a run as a folder that transformers and other engines can load.
 
-    The values of `dtype` are those of `import_hf`, plus "fp8": like the published DeepSeek-V3, all projections are then FP8
-    (E4M3) with one scale per 128 x 128 block, and all other tensors bfloat16. A shard holds at most `shard_bytes` bytes, unless a
+    The values of `dtype` are those of `import_hf`, plus "fp8". As in the published DeepSeek-V3, all projections are then FP8
+    (E4M3) with one scale per 128 x 128 block. All other tensors are bfloat16. A shard holds at most `shard_bytes` bytes, unless a
     single tensor is larger. If an export was interrupted, the same call keeps its complete shards.
     """
     _check_dtype(dtype, get_args(DType))

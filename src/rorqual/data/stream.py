@@ -159,8 +159,8 @@ class GeneratedStream(Stream):
 
     `make(rng)` returns a sample and must depend on `rng` only. Samples are packed by first fit. A sample that fits no row is
     dropped, and after `misses` dropped samples the batch is complete. Larger values fill the rows better but favour short
-    samples. For lengths of 8 to 60 with a mean of 34.0 and rows of 96 tokens, `misses=1` filled 94.7 % of the positions with a
-    mean length of 34.1, and `misses=16` filled 96.3 % with a mean length of 33.6.
+    samples. For lengths of 8 to 60 with a mean of 34.0, and rows of 96 tokens, `misses=1` filled 94.7 % of the positions. The
+    mean length in them was 34.1. `misses=16` filled 96.3 %, with a mean length of 33.6.
     """
 
     def __init__(

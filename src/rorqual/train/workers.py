@@ -276,8 +276,10 @@ def _record_replay(update: Update, routing: Sequence[Routing], valid: Tensor) ->
 
 
 def replayed(routing: Sequence[Routing], valid: Tensor) -> Tensor:
-    """Return three numbers over all routers in fp64: the choices that differ from the router's own, all choices at `valid`
-    [tokens], and the largest gap between the scores of a replayed and an own choice, at least 0.
+    """Compare replayed experts with the routers' own choices. `valid` [tokens] is False for padding.
+
+    Return three fp64 numbers over all routers: the tokens with different experts, all compared tokens, and the largest score
+    gap.
     """
     flips, gap = (torch.zeros((), dtype=torch.float64, device=valid.device) for _ in range(2))
     for one in routing:

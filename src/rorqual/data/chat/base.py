@@ -220,8 +220,8 @@ class ChatFormat(ABC):
 def check_turns(messages: Sequence[Message], roles: Sequence[str]) -> None:
     """Raise a DataError for a conversation that cannot be rendered.
 
-    Errors are a role that is not in `roles`, an assistant turn that does not follow a user turn, tool calls, reasoning in a
-    turn of another role, and a conversation without a user turn.
+    Errors are a role that is not in `roles`, a conversation without a user turn, and an assistant turn that does not follow a
+    user turn. Tool calls, and reasoning in a turn of another role, are errors too.
     """
     before = ""
     for number, message in enumerate(messages, start=1):

@@ -23,9 +23,9 @@ def turns(messages: Sequence[Message]) -> list[list[Message]]:
     The tool results that follow an assistant turn form one turn, sorted in the order of the calls. This order matters because
     templates write no call ids.
 
-    Raises DataError for a result whose call is missing, belongs to another turn or already has a result. Raises DataError also
-    for an assistant turn that follows no user or tool turn, calls or reasoning in other roles, lone surrogates, and a
-    conversation that does not end with a user or tool turn.
+    Raises DataError for a result whose call is missing, belongs to another turn or already has a result. Also raises DataError
+    for an assistant turn that follows no user or tool turn, and for calls or reasoning in other roles. Lone surrogates and a
+    conversation that does not end with a user or tool turn are errors too.
     """
     grouped: list[list[Message]] = []
     before = ""

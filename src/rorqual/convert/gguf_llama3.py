@@ -1,8 +1,8 @@
 """Recovery of Llama 3.1's RoPE scaling from its frequency divisors. GGUF stores only the divisors, not the parameters.
 
 The divisor of a frequency is 1 / ((1 - k) / factor + k), where k = clamp((w - low) / (high - low), 0, 1).
-The number w counts the periods of the wave in the original context. Multiplying the context, `low` and `high` by the same number does not change the
-divisors. If the context is unknown, the search therefore assumes low = 1.
+The number w counts the periods of the wave in the original context. Multiplying the context, `low` and `high` by the same
+number does not change the divisors. If the context is unknown, the search therefore assumes low = 1.
 """
 
 from __future__ import annotations

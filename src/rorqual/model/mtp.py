@@ -40,8 +40,7 @@ class MTP(nn.Module):
         embedding of the token at i + 1.
         """
         joined = torch.cat((self.enorm(embedded, context.ops), self.hnorm(hidden, context.ops)), dim=-1)
-        x = self.expand(
-            self.eh_proj(joined).to(joined.dtype), context.ops
-        )  # keep the residual stream in fp32 under autocast
+        # The conversion keeps the residual stream in fp32 under autocast.
+        x = self.expand(self.eh_proj(joined).to(joined.dtype), context.ops)
         x, routing = self.block(x, context, caches, [None] * len(self.block.ffns))
         return self.norm(self.collapse(x, context.ops), context.ops), routing

@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ import rorqual
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 hooks = script("scripts", "site_hooks")
 diagrams = script("scripts", "diagrams")
 
@@ -123,6 +125,23 @@ def undocumented(site: Path) -> Iterator[str]:
             yield name
 
 
+def search(site: Path, word: str) -> tuple[int, list[str]]:
+    """How many pages a browser finds that opens the site from the disk, and what it asks the network for."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page, asked = browser.new_page(viewport={"width": 1300, "height": 900}), list[str]()
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto((site / "how-to" / "serve.html").as_uri())
+        page.fill("input.md-search__input", word, timeout=120_000)
+        page.wait_for_selector(".md-search-result__item", state="attached", timeout=120_000)
+        found = page.locator(".md-search-result__item").count()
+        browser.close()
+    return found, [
+        address for address in asked if outside(address) and not address.startswith(("file:", "data:", "blob:"))
+    ]
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built site."""
@@ -149,6 +168,9 @@ def test_the_site_builds_and_leads_somewhere(site: Path) -> None:
     assert not problems, "\n".join(problems)
     verbs = (site / "reference" / "verbs.html").read_text(encoding="utf-8")
     assert 'id="rorqual-quickstart"' in verbs and "Example:" in verbs
+    if CHROMIUM is not None:
+        count, asked = search(site, "fairness")
+        assert count >= 2 and asked == []
     external = sorted({link for page in found.values() for link in page.links if outside(link)})
     print("external links, not fetched:", *external, sep="\n  ")
 

@@ -10,7 +10,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 RESULT = json.loads((ROOT / "docs/results/examples.json").read_text(encoding="utf-8"))
-PROMPT = re.compile(r"\b(?:add \d+\+\d+|sub \d+-\d+|mod \d+%\d+|swap [a-z]{5}(?: [a-z]{2})+|count [a-z]:[a-z]+)(?![\w%*/])")
+PROMPT = re.compile(
+    r"\b(?:add \d+\+\d+|sub \d+-\d+|mod \d+%\d+|swap [a-z]{5}(?: [a-z]{2})+|count [a-z]:[a-z]+)(?![\w%*/])"
+)
 PAGES = [
     *(ROOT / name for name in ("README.md", "README.zh.md", "src/rorqual/cli/main.py", "examples")),
     *sorted(path for path in (ROOT / "docs").rglob("*.md") if path.parent.name not in ("log", "tour", "reference")),

@@ -15,6 +15,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
+import playwright.sync_api as playwright
 import pytest
 from test_figures import script
 
@@ -127,7 +128,6 @@ def undocumented(site: Path) -> Iterator[str]:
 
 def search(site: Path, word: str) -> tuple[int, list[str]]:
     """How many pages a browser finds that opens the site from the disk, and what it asks the network for."""
-    playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page, asked = browser.new_page(viewport={"width": 1300, "height": 900}), list[str]()
@@ -155,7 +155,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_site_builds_and_leads_somewhere(site: Path) -> None:
-    """In one test, so that processes that share the suite build the site once."""
     found = pages(site)
     assert len(found) > 40
     problems = [
@@ -168,11 +167,15 @@ def test_the_site_builds_and_leads_somewhere(site: Path) -> None:
     assert not problems, "\n".join(problems)
     verbs = (site / "reference" / "verbs.html").read_text(encoding="utf-8")
     assert 'id="rorqual-quickstart"' in verbs and "Example:" in verbs
-    if CHROMIUM is not None:
-        count, asked = search(site, "fairness")
-        assert count >= 2 and asked == []
     external = sorted({link for page in found.values() for link in page.links if outside(link)})
     print("external links, not fetched:", *external, sep="\n  ")
+
+
+@pytest.mark.browser
+def test_a_browser_searches_the_site_from_the_disk(site: Path) -> None:
+    assert CHROMIUM is not None, "No Chromium here: apt-get update && apt-get install -y chromium"
+    count, asked = search(site, "fairness")
+    assert count >= 2 and asked == []
 
 
 def test_a_broken_site_is_caught(tmp_path: Path) -> None:

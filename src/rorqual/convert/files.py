@@ -23,7 +23,7 @@ MAX_TEXT = 100_000_000
 def beside(final: Path) -> Path:
     """Return a temporary path for this process in the folder of `final`.
 
-    Temporary files that processes left behind before they ended are removed.
+    Temporary files of processes that no longer run are removed.
     """
     for stale in final.parent.glob(f".{final.name}.*") if final.parent.is_dir() else ():
         process_id = stale.suffix[1:]

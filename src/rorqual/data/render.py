@@ -26,7 +26,7 @@ def render_samples(
     """Render conversations to samples of at most `context` tokens. Each assistant turn is trained in exactly one sample.
 
     With `truncate`, longer samples are truncated; without it, a DataError names the first conversation that is too long. A
-    conversation whose samples have no trained token, also after truncation, is skipped and counted. Raises DataError if no
+    conversation is skipped and counted if none of its samples has a trained token after truncation. Raises DataError if no
     sample remains.
     """
     samples: list[Sample] = []

@@ -38,9 +38,9 @@ class Partial:
     """An output file in progress, which one process at a time may open.
 
     `made` holds all settings that the answers depend on. The complete output has `rows` lines, and `last` is the largest line
-    number. `count` is the number of lines that exist, `errors` is the number of those with an error, and `whole` tells whether
-    the complete output exists. If a killed process or a full disk left an incomplete line, opening removes this line and all
-    lines after it.
+    number. `count` is the number of lines written so far, `errors` is the number of these lines with an error, and `whole`
+    tells whether the complete output exists. If a killed process or a full disk left an incomplete line, opening removes this
+    line and all lines after it.
 
     Raises ConfigError if the existing files were written with a different input or settings, or if the output was changed.
     """
@@ -194,7 +194,7 @@ class Partial:
 
 
 def check_place(out: Path) -> None:
-    """Raise ConfigError if the file `out` cannot be written. Nothing is written, so call it before loading a model."""
+    """Raise ConfigError if the file `out` cannot be written. Call this function before loading a model; it writes nothing."""
     if out.is_dir():
         raise ConfigError("out is a folder", where=str(out), remedy="Give a file: out=FILE.jsonl.")
     parent = out.absolute().parent

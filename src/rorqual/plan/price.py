@@ -22,7 +22,7 @@ class Price:
     source: str
 
     def bill(self, *, hit: float, miss: float, output: float) -> float:
-        """Return the cost in USD of these numbers of tokens."""
+        """Return the cost in USD of the given numbers of tokens."""
         return (hit * self.hit + miss * self.miss + output * self.output) / MILLION
 
     def blended(self, prompt: float, reply: float, hit_rate: float) -> float:

@@ -98,7 +98,8 @@ class ChatFormat(ABC):
 
     @property
     def call_frame(self) -> CallFrame | None:
-        """The template of a reply that consists of tool calls, in the syntax that `parse` reads; None without `call_form`."""
+        """The template of a reply that consists of tool calls, in the syntax that `parse` reads, or None if the format has no
+        tool calls."""
         return None
 
     @property
@@ -126,7 +127,7 @@ class ChatFormat(ABC):
     def parse(self, ids: Iterable[int], thinking: Thinking = "auto", tools: Sequence[Tool] = ()) -> Message:
         """Parse the token ids of a complete or truncated reply to `prompt(..., thinking, tools)`.
 
-        Ids after the first end token are ignored. Special tokens that the format does not use appear by name.
+        Ids after the first end token are ignored. Special tokens that the format does not use appear in the text by name.
         """
         reader = self.reader(thinking, tools)
         reader.feed(*ids)
@@ -208,8 +209,9 @@ class ChatFormat(ABC):
     def samples(self, messages: Sequence[Message]) -> list[Rendered]:
         """Return renderings in which each assistant turn is trained exactly once, as the assistant wrote it.
 
-        A format that drops the reasoning of earlier turns needs a separate rendering for each turn with reasoning, in which
-        this turn is the last. All other conversations need one rendering. Without an assistant turn the list is empty.
+        Each assistant turn that the format would render differently as an earlier turn, for example without its reasoning, gets
+        a separate rendering in which it is the last turn. A conversation without such turns gets one rendering. Without an
+        assistant turn the list is empty.
         """
         turns = [number for number, message in enumerate(messages) if message.role == "assistant"]
         ends = [number for number in turns if not self.as_written(messages[number]) or number == turns[-1]]
@@ -221,7 +223,7 @@ def check_turns(messages: Sequence[Message], roles: Sequence[str]) -> None:
     """Raise a DataError for a conversation that cannot be rendered.
 
     Errors are a role that is not in `roles`, a conversation without a user turn, and an assistant turn that does not follow a
-    user turn. Tool calls, and reasoning in a turn of another role, are errors too.
+    user turn. Tool calls, and reasoning outside assistant turns, are errors too.
     """
     before = ""
     for number, message in enumerate(messages, start=1):

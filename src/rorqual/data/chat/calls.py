@@ -153,9 +153,9 @@ _BEGIN, _END = CHARS["<｜tool▁calls▁begin｜>"], CHARS["<｜tool▁calls▁
 HERMES_FRAME = CallFrame(_hermes, "\n")
 LLAMA_FRAME = CallFrame(_llama, "; ")
 DEEPSEEK_FRAME = CallFrame(_deepseek, "", _BEGIN, _END)
-"""The calls of DeepSeek-V3.1."""
+"""The call template of DeepSeek-V3.1."""
 FENCED_FRAME = CallFrame(_fenced, "\n", _BEGIN, _END)
-"""The calls of DeepSeek-V3 and R1, with the arguments in a code fence."""
+"""The call template of DeepSeek-V3 and R1, with the arguments in a code fence."""
 
 
 # ---- the arguments
@@ -220,7 +220,7 @@ def _string(text: str) -> str:
 
 
 def kind_of(char: str, form: CallForm | None) -> Kind:
-    """Return the kind of item that one character of marked text outside calls is."""
+    """Return the item kind of one character of marked text outside tool calls."""
     if char in (THINK, END_THINK):
         return "think" if char == THINK else "end"
     if form is not None and form.around and char in form.around:

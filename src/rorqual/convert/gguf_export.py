@@ -39,7 +39,8 @@ Progress = Callable[[int, int, str], None]
 _TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, FP8: torch.float8_e4m3fn}
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}  # llama.cpp's `general.file_type`
 _LARGEST = {"F16": 65504.0, "Q8_0": 65504.0 * 127, "Q4_0": 65504.0 * 8}
-"""The largest magnitude that each type can represent. It follows from the range of fp16, the dtype of its values or block scales."""
+"""The largest magnitude that each type can represent. The limit follows from the range of fp16, in which values or block scales
+are stored."""
 
 
 @dataclass(frozen=True)

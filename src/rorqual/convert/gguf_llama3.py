@@ -129,7 +129,7 @@ def _line(interpretation: Interpretation) -> tuple[float, float] | None:
 
 
 def _bounds(interpretation: Interpretation, context: int) -> Iterator[tuple[float, float]]:
-    """Yield candidates (low, high) for this context length.
+    """Yield candidates (low, high) for the context length `context`.
 
     Two interpolated waves determine `low` and `high`. With fewer waves, the usual values are tried first, then numbers with few
     digits.

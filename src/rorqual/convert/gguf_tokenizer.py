@@ -15,8 +15,8 @@ from rorqual.core.errors import DataError
 from rorqual.data.tokenizer import Tokenizer
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
-"""GGUF's token types. Plain text never encodes to a control token. It encodes to a user-defined token if it contains the text
-of the token."""
+"""GGUF's token types. Plain text never encodes to a control token. Plain text encodes to a user-defined token if it contains
+the token's text."""
 
 _WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|"
@@ -56,7 +56,7 @@ _IGNORE_MERGES = ("llama-bpe",)  # llama.cpp encodes a word that is a token as t
 
 
 def pre_name(tokenizer: Tokenizer) -> str:
-    """Return GGUF's name for the pre-tokenizer of a tokenizer. Raises DataError if GGUF has no name for it."""
+    """Return GGUF's name for the pre-tokenizer of a tokenizer. Raises DataError if GGUF has no name for the pre-tokenizer."""
     data = json.loads(tokenizer.source)
     part = data.get("pre_tokenizer") or {}
     parts = _flat(part, "pretokenizers")

@@ -1,7 +1,7 @@
 """Import and export of Hugging Face folders: config, tokenizer, sharded safetensors and generation config.
 
 A tensor that keeps its dtype is copied byte by byte. An interrupted export resumes, and an interrupted import starts again.
-Import and export write to a temporary folder and rename it when it is complete.
+Import and export write to a temporary folder and rename this folder when it is complete.
 """
 
 from __future__ import annotations

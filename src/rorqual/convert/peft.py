@@ -189,7 +189,7 @@ def read_config(src: Path) -> dict[str, Any]:
 
 
 def read_tensors(src: Path) -> dict[str, Tensor]:
-    """Return the tensors of `adapter_model.safetensors` in fp32. Raises CheckpointError if there is only a pickle."""
+    """Return the tensors of `adapter_model.safetensors` in fp32. Raises CheckpointError if the folder has only a pickle."""
     if not (src / WEIGHTS).exists():
         what = f"{PICKLE} is a pickle, which can run any code when it is opened; it was not opened"
         raise CheckpointError(

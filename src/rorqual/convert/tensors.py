@@ -176,7 +176,7 @@ def _import_entry(
 def check_copies(names: NameMap, tensors: Mapping[str, Stored], where: str) -> list[str]:
     """Return the names of tensors in a checkpoint that are copies of other tensors, such as a tied head.
 
-    The bytes of each copy and its original are compared. Raises CheckpointError if they differ.
+    All copies are read and compared with their originals. Raises CheckpointError if a copy differs from its original.
     """
     original = {entry.ours: entry.theirs[0] for entry in names.entries}
     present = [name for name in names.copies if name in tensors]

@@ -1,8 +1,8 @@
 """Configuration: frozen pydantic models, strict parsing, dotted overrides, and YAML that round-trips.
 
 Each component defines its own config class, and a parent config contains that class instead of repeating its fields. A field
-that accepts several classes, such as the attention variants, is declared with `one_of(Base)`. The key `kind` then selects the
-subclass of `Base`. Adding a kind takes one file and no registry entry.
+that accepts several classes, such as the attention variants, is declared with `one_of(Base)`. The key `kind` of such a field
+selects the subclass of `Base`. Adding a kind takes one file and no registry entry.
 """
 
 from __future__ import annotations

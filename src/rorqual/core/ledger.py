@@ -81,7 +81,7 @@ class Ledger:
 
     @contextmanager
     def of(self, stage: str) -> Iterator[LedgerEntry]:
-        """Count the time of the `with` body as part of `stage`, even if the body raises. Yields a new entry for this call."""
+        """Count the time of the `with` body as part of `stage`, even if the body raises. Yields the `LedgerEntry` of this `with` body."""
         entry = LedgerEntry(stage)
         with self._lock:
             self._count()

@@ -27,7 +27,8 @@ class Lock:
     without locks, taking a lock always succeeds.
 
     Missing parent folders are created; `close` removes the ones that are still empty. If no other file of the folder was
-    created or removed, `close` restores the folder's modification time. Resuming a finished job thus leaves no trace.
+    created or removed, `close` restores the folder's modification time. Resuming a finished job thus changes no modification
+    time.
 
     Raises RorqualError that names `where` and the process that holds the lock.
     """

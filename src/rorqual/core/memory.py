@@ -23,7 +23,7 @@ _SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD
 
 @cache
 def keep_freed() -> bool:
-    """Configure the allocator of this process to keep freed memory. Return whether it was configured.
+    """Configure the allocator of this process to keep freed memory. Return whether the allocator was configured.
 
     Returns False without glibc, or if an environment variable already configures the allocator. Later calls do nothing.
     """

@@ -1,4 +1,4 @@
-"""Example prompts of a run, chosen from its training problems. They are shown to the user, and new prompts are compared with them."""
+"""Example prompts of a run, chosen from its training problems. The examples are shown to the user and compared with new prompts."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def chosen(prompts: Sequence[str]) -> list[str]:
 def unlike(text: str, prompts: Sequence[str]) -> bool:
     """Return whether `text` looks like none of the `prompts` that a run was trained on.
 
-    If the prompts have fixed forms (`add 12+34`), a similar text begins with the first word of a prompt. It contains the
-    punctuation marks that all prompts with this first word share, and only marks that occur in such a prompt. Otherwise, at
-    least half of the words of a similar text occur in the prompts.
+    If the prompts have fixed forms (`add 12+34`), a similar text begins with the first word of a prompt. A similar text
+    contains the punctuation marks that all prompts with its first word share, and only marks that occur in such a prompt. If
+    the prompts have no fixed forms, at least half of the words of a similar text occur in the prompts.
     """
     words = _words(text)
     known = [found for found in map(_words, prompts) if found]

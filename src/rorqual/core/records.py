@@ -123,7 +123,10 @@ class RunDir:
         return self.path / PROMPTS_FILE
 
     def prompts(self) -> list[str]:
-        """Return example prompts from the problems that the run was trained on. Runs trained on files, and imported runs, have none."""
+        """Return example prompts from the problems that the run was trained on.
+
+        Runs trained on files, and imported runs, have no examples.
+        """
         try:
             found = json.loads(self.prompts_file.read_text(encoding="utf-8"))
         except (OSError, ValueError):

@@ -1,6 +1,6 @@
 """The sampling parameters. A field of `SamplingParams` defines the name, type, range, default and description of a parameter.
 
-`PARAMS` collects these definitions. The following code is derived from `PARAMS`:
+`PARAMS` collects the definitions of all parameters. The following code is derived from `PARAMS`:
 
 - the engine's checks (`check_params`)
 - the keys of prompt files (`generate/schema.py`)

@@ -51,8 +51,8 @@ class Batch:
     """A training batch of packed rows. Every array has the shape [rows, T].
 
     `targets[:, t]` is the token that position t predicts, and `loss_mask[:, t]` is the weight of that prediction in the loss.
-    Both arrays are already shifted; the last position of a document has weight 0. `segments` is the index of the document in
-    its row, or -1 for padding. `positions` restarts at 0 in each document.
+    `targets` and `loss_mask` are already shifted; the last position of a document has weight 0. `segments` is the index of the
+    document in its row, or -1 for padding. `positions` restarts at 0 in each document.
     """
 
     tokens: Ints

@@ -1,8 +1,8 @@
 """A resumable JSONL output file. A killed process loses no answers.
 
 There are three files. `OUT.partial` collects the lines in the order in which they are answered. `OUT.made` records the input
-and the settings. `OUT` is written when all lines exist, in the order of the input. If a command is repeated with the same input
-and settings, it resumes; with a different input or settings, it raises an error.
+and the settings. `OUT` is written when all lines exist, in the order of the input. A command that is repeated with the same
+input and settings resumes. With a different input or settings, the command raises an error.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Partial:
         return self._places[line] != NONE
 
     def add(self, lines: Mapping[int, Mapping[str, Any]]) -> None:
-        """Append records, given by line number, in one write. Afterwards, they survive a killed process."""
+        """Append records, given by line number, in one write. After `add` returns, the records survive a killed process."""
         raw = {line: to_line(record) for line, record in lines.items()}
         try:
             view = memoryview(b"".join(raw.values()))

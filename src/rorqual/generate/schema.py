@@ -128,8 +128,8 @@ class _Fault(Exception):
 class Asking:
     """A converter from rows to requests.
 
-    If `encode` is given, `prompt` is a text that the model continues; otherwise it is a user message. `cells` is true for the rows
-    of a CSV file.
+    If `encode` is given, `prompt` is a text that the model continues; otherwise `prompt` is a user message. `cells` is true for
+    the rows of a CSV file.
     """
 
     defaults: RowSampling

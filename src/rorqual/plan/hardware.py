@@ -3,7 +3,7 @@
 Peaks are for dense matrix products. Data sheets often give twice as much, for structured sparsity. Memory is in decimal
 bytes, as in data sheets. `link` is a device's one-way bandwidth to other devices of its machine. Prices are rental
 prices on the given date. Prices of the same card differ by a factor of two between providers, so pass `price=` if you
-know yours.
+know your price.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Device:
     utilisation: float = V3_USED
 
     def flops(self, dtype: Dtype) -> float:
-        """Return the peak for `dtype`. Raises ConfigError if the device does not support it."""
+        """Return the peak for `dtype`. Raises ConfigError if the device does not support `dtype`."""
         if dtype not in self.peak:
             known = ", ".join(self.peak)
             raise ConfigError(f"{self.title} does not support {dtype}", where="dtype", remedy=f"Use one of: {known}.")
@@ -93,7 +93,7 @@ def device_names() -> tuple[str, ...]:
 
 
 def device(name: str) -> Device:
-    """Return the row called `name`, ignoring case. Raises ConfigError with the nearest name if it is unknown."""
+    """Return the row called `name`, ignoring case. Raises ConfigError with the nearest name if no row has this name."""
     plain = name.lower().replace("-", "").replace("_", "").replace(" ", "")
     for row in DEVICES:
         if row.name == plain:

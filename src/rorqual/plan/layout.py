@@ -130,7 +130,8 @@ def choose(
 ) -> tuple[Layout, Memory]:
     """Return the layout with the lowest `burden` that fits in memory, with its memory.
 
-    Raises ConfigError if none fits. The error states the missing memory and a number of devices that would be enough.
+    Raises ConfigError if no layout fits. The error states the missing memory and a number of devices that would be
+    enough.
     """
     found = fitting(model, room, (microbatch,), context, precision, burden)
     if found is None:
@@ -141,7 +142,10 @@ def choose(
 def nearest_fitting(
     model: ModelConfig, layout: Layout, room: Room, context: int, precision: Precision
 ) -> tuple[Layout, Memory]:
-    """Return the layout nearest to `layout` that fits in memory, with its memory. Raises ConfigError if none fits."""
+    """Return the layout nearest to `layout` that fits in memory, with its memory.
+
+    Raises ConfigError if no layout fits.
+    """
     sizes = {2**power for power in range(layout.microbatch.bit_length())} | {layout.microbatch}
     found = fitting(model, room, tuple(sorted(sizes)), context, precision, lambda one: distance(layout, one))
     if found is None:

@@ -43,7 +43,7 @@ class Layout:
     split across devices.
 
     `zero` 1 shards the optimizer state over data-parallel devices, 2 also gradients, 3 also weights (Rajbhandari et al.
-    2020). ZeRO 3 fetches one layer's weights at a time. The estimate leaves out this temporary copy.
+    2020). ZeRO 3 fetches one layer's weights at a time. The estimate leaves out this temporary copy of the weights.
 
     `recompute="selective"` recomputes norms, MLA's up-projections and SwiGLU's product (V3, section 3.2.3).
     `recompute="full"` saves only the input of each layer. `microbatch` is the number of rows per micro-batch. The

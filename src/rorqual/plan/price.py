@@ -50,7 +50,7 @@ def price_names() -> tuple[str, ...]:
 
 
 def price(name: str) -> Price:
-    """Return the row called `name`. Raises ConfigError with the nearest name if it is unknown."""
+    """Return the row called `name`. Raises ConfigError with the nearest name if no row has this name."""
     for row in PRICES:
         if row.name == name:
             return row

@@ -21,8 +21,8 @@ class Speed:
     """Mean cost per step of a run.
 
     `core_seconds` is 0 if it was not recorded. `tokens` counts trained and sampled tokens. `blocks` has the mean
-    seconds per step of every `block` consecutive steps. The spread of these means includes drift and bursts. The run
-    has completed `done` of `asked` steps.
+    seconds per step of every `block` consecutive steps. The spread of these block means includes drift and bursts. The
+    run has completed `done` of `asked` steps.
     """
 
     seconds: float

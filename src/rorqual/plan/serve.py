@@ -23,7 +23,7 @@ BYTES: dict[Dtype, int] = {"fp32": 4, "bf16": 2, "fp8": 1}
 CHUNK = 8192
 """Number of prompt tokens that prefill computes each time it reads the weights."""
 DAY_PREFILL, DAY_DECODE = 0.19, 0.33
-"""Shares of this roofline that DeepSeek's service reached on H800 in February 2025, for prefill and decode.
+"""Shares of this module's roofline that DeepSeek's service reached on H800 in February 2025, for prefill and decode.
 `published.py` derives both shares, and a test compares its results with these values."""
 
 
@@ -165,8 +165,10 @@ def prefill_rate(model: ModelConfig, replica: Replica, prompt: float, hit_rate: 
 
 
 def largest_batch(model: ModelConfig, replica: Replica, mix: Mix) -> int:
-    """Return how many sequences of full length fit in the memory of a group, next to its weights. Raises ConfigError
-    with the missing memory if none fits."""
+    """Return how many sequences of full length fit in the memory of a group, next to its weights.
+
+    Raises ConfigError with the missing memory if no sequence fits.
+    """
     free = replica.device.memory * (1 - RESERVE) - weights_per_device(model, replica)
     sequence_size = sequence_bytes(model, replica, mix)
     if free < sequence_size:

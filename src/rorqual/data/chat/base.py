@@ -33,8 +33,8 @@ class Rendered:
 class ChatFormat(ABC):
     """The chat format of a model family. Each family has one file in this folder.
 
-    Only the chat format decides which special tokens start, end and pad sequences. Other code must ask the format, not the
-    tokenizer.
+    Only the chat format decides which special tokens start, end and pad sequences. Other code must get these tokens from the
+    format, not from the tokenizer.
     """
 
     name: str
@@ -57,8 +57,8 @@ class ChatFormat(ABC):
 
         `prompt(messages[:-1], thinking)` is always a prefix of `render(messages, thinking=thinking)`. The mask of the last turn
         covers all tokens after that prefix, up to and including the end token of the turn. With `thinking="auto"` the model
-        chooses whether to think, so the tokens of this choice are trained. With `on` or `off` they are part of the prompt and
-        are not trained. Text that a template writes after the end token belongs to the next turn.
+        chooses whether to think, so the tokens of this choice are trained. With `on` or `off` these tokens are part of the
+        prompt and are not trained. Text that a template writes after the end token belongs to the next turn.
 
         `continue_` omits the end token of the last assistant turn, so that the model can continue the turn. Messages with an
         index below `train_from` are not trained.
@@ -189,7 +189,7 @@ class ChatFormat(ABC):
     @property
     @abstractmethod
     def stop_ids(self) -> tuple[int, ...]:
-        """Ids that end an assistant turn. `render` writes the first of them."""
+        """Ids that end an assistant turn. `render` ends assistant turns with the first of these ids."""
 
     @property
     @abstractmethod

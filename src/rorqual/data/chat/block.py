@@ -61,7 +61,7 @@ class MarkedBlock(TurnChat):
         """Return rules that parse the text before the first `</think>` as reasoning, even if `<think>` is missing.
 
         If thinking was opened and the reply ends before `</think>`, the whole reply is reasoning and the content is empty. An
-        empty block counts as no reasoning (None), unless `thinking` is `on`. With `off`, the whole reply is content.
+        empty thinking block counts as no reasoning (None), unless `thinking` is `on`. With `off`, the whole reply is content.
         """
         begins: Begins = "answer" if thinking == "off" else "thought" if self.choice(thinking) else "late"
         empty: Literal["kept", "none"] = "kept" if thinking == "on" else "none"

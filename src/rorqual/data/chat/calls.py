@@ -41,9 +41,9 @@ class CallForm:
     """The tool-call syntax of a model family. Special tokens are written as in marked text (see `special_tokens.py`).
 
     `begin` opens a call, and `around` encloses all calls of a reply. If `bare` is true, an answer that begins with `{` is a
-    call even without `begin`. `named` parses the text between `begin` and the arguments. `named` returns the tool name, "" if the
-    name is in the JSON object, or None if the text is not a call. `inside` is the special token that this text may contain.
-    `tail` is a regular expression for the text between the arguments and `end`.
+    call even without `begin`. `named` parses the text between `begin` and the arguments. `named` returns the tool name, "" if
+    the name is in the JSON object, or None if the text is not a call. `inside` is the special token that the text between
+    `begin` and the arguments may contain. `tail` is a regular expression for the text between the arguments and `end`.
     """
 
     begin: str

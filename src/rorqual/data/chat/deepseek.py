@@ -101,7 +101,7 @@ class DeepSeekTurns(TurnChat):
         return FENCED_FRAME
 
     def mode(self, messages: Sequence[Message], thinking: Thinking) -> Thinking:
-        """Return `off` after a tool turn. The published templates write no assistant header after it, so the model does not think."""
+        """Return `off` after a tool turn. The published templates then write no assistant header, so the model does not think."""
         return "off" if messages and messages[-1].role == "tool" else thinking
 
     def chosen(self, prompt: Sequence[int]) -> Thinking:

@@ -42,8 +42,8 @@ class Piece:
 class Reader:
     """A streaming parser of one reply. `ChatFormat.reader` creates a reader.
 
-    Joining all pieces gives the fields of `message()`. A tool call is returned once it is complete. `stops` are the ids that end
-    a turn; ids after the first of them are ignored. The id of a tool call is `prefix` plus its index.
+    Joining all pieces gives the fields of `message()`. A tool call is returned once it is complete. `stops` are the ids that
+    end a turn; ids after the first stop id are ignored. The id of a tool call is `prefix` plus its index.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Reader:
     ) -> None:
         self.ids: list[int] = []
         self.parts: list[Part] = []
-        """The parts of the reply so far. After `finish`, their joined texts equal the text that the model generated."""
+        """The parts of the reply so far. After `finish`, the joined texts of the parts equal the text that the model generated."""
         self._stops, self._prefix = frozenset(stops), prefix
         self._ended = False
         self._text = IncrementalDecoder(marks)

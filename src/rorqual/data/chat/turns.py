@@ -20,9 +20,9 @@ class TurnChat(ChatFormat):
     """Base class of chat formats that are written in code. A conversation consists of an opening and turns.
 
     An assistant turn consists of a header, the ids that force or prevent thinking (`choice`), a reply and an end token. The
-    reply is encoded separately from the header, because a model generates it separately. A published template encodes both as
-    one text; the ids differ only if the reply begins with white space. Conversations with tools are supported as prompts only,
-    because it is uncertain which of their tokens to train.
+    reply is encoded separately from the header, because a model generates it separately. A published template encodes header
+    and reply as one text; the ids differ only if the reply begins with white space. Conversations with tools are supported as
+    prompts only, because it is uncertain which of their tokens to train.
     """
 
     marks: ClassVar[tuple[str, ...]]

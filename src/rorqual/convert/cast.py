@@ -43,8 +43,8 @@ All exponent bits are set only in NaN and infinity.
 class TensorPiece:
     """A stored tensor that is written as a part of an output tensor.
 
-    `scale` holds the FP8 block scales; the tensor is dequantised by multiplication with them. With `want="scales"`, the FP8
-    block scales of the values are written instead of the values.
+    `scale` holds the FP8 block scales; the tensor is dequantised by multiplication with these scales. With `want="scales"`, the
+    FP8 block scales of the values are written instead of the values.
     """
 
     tensor: Stored

@@ -23,7 +23,7 @@ MAX_TEXT = 100_000_000
 def beside(final: Path) -> Path:
     """Return a temporary path for this process in the folder of `final`.
 
-    Temporary files that processes left behind before they ended are removed.
+    Temporary files of processes that no longer run are removed.
     """
     for stale in final.parent.glob(f".{final.name}.*") if final.parent.is_dir() else ():
         process_id = stale.suffix[1:]
@@ -164,9 +164,9 @@ def refuse_target(final: Path) -> None:
 def in_the_making(final: Path, *, needs: int, resumes: bool = False) -> Iterator[Path]:
     """Yield a temporary folder that is renamed to `final` at the end of the `with` block, or deleted if the block raises.
 
-    Files of an earlier, killed process are deleted first. With `resumes`, these files are kept, and the folder is also kept after
-    an interruption or an OSError. Raises RorqualError before the block if less than `needs` bytes are free on the disk, or if
-    another process writes to `final`.
+    Files of an earlier, killed process are deleted first. With `resumes`, the files of the earlier process are kept, and the
+    temporary folder is also kept after an interruption or an OSError. Raises RorqualError before the block if less than `needs`
+    bytes are free on the disk, or if another process writes to `final`.
     """
     refuse_target(final)
     final = final.absolute()

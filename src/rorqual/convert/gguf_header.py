@@ -45,7 +45,7 @@ class HeaderKeys:
         return value
 
     def expect(self, name: str, *allowed: Any) -> None:
-        """Remove a key. Raises CheckpointError if its value is not in `allowed`. The default is the first allowed value."""
+        """Remove a key. Raises CheckpointError if its value is not in `allowed`. A missing key counts as the first allowed value."""
         value = self.take(name, allowed[0])
         if value not in allowed:
             raise CheckpointError(

@@ -30,7 +30,7 @@ _SOFTMAX, _SIGMOID = 1, 2  # values of `expert_gating_func` in llama.cpp
 
 
 def architecture_of(keys: Mapping[str, Any], where: str) -> str:
-    """Return the architecture of a GGUF header. Raises CheckpointError if it is not supported."""
+    """Return the architecture of a GGUF header. Raises CheckpointError if the architecture is not supported."""
     name = keys.get("general.architecture")
     if name not in ARCHITECTURES:
         raise CheckpointError(

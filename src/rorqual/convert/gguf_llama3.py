@@ -18,11 +18,11 @@ from torch import Tensor
 from rorqual.ops.rope import Llama3, Rope, inverse_frequencies
 
 SAME, AGREE = 1e-6, 3e-6
-"""Relative tolerances: `SAME` for divisors within a file, and `AGREE` for recomputed fp32 divisors."""
+"""Relative tolerances: `SAME` to compare the divisors of a file with each other, `AGREE` to compare them with recomputed divisors."""
 LOW, HIGH = 1.0, 4.0
 """The values of `low_freq_factor` and `high_freq_factor` in all published models."""
 DIGITS = 8
-"""Maximum number of decimal places of rounded candidates."""
+"""Candidate parameters are rounded to fewer than this many decimal places."""
 MORE = 60
 """Number of candidates to try for an exact match after the first approximate match."""
 
@@ -58,11 +58,11 @@ def find_llama3(theta: float, wanted: Sequence[float], original: int) -> Llama3 
 
 @dataclass(frozen=True)
 class Interpretation:
-    """A possible interpretation of the divisors. All frequencies are in periods per position.
+    """A scaling that would explain the divisors of a file: its factor, and the waves that it scales fully, partly or not at all.
 
-    `between` holds (frequency, k) of the interpolated waves. `stretched` is the highest frequency that is divided by the whole
-    `factor`, and `kept` is the lowest unchanged frequency. A frequency times the original context is comparable with `low` and
-    `high`.
+    All frequencies are in periods per position. `between` holds (frequency, k) of the interpolated waves. `stretched` is the
+    highest frequency that is divided by the whole `factor`, and `kept` is the lowest unchanged frequency. A frequency times the
+    original context length is a number of periods, as are `low` and `high`.
     """
 
     factor: float
@@ -82,8 +82,8 @@ def _candidates(theta: float, wanted: Sequence[float], original: int) -> Iterato
 def _interpretations(turns: Sequence[float], wanted: Sequence[float]) -> Iterator[Interpretation]:
     """Yield the possible interpretations of the divisors.
 
-    The divisor farthest from 1 is the factor. If only one wave has this divisor, the wave may also be interpolated, and the
-    factor may be larger; powers of two are tried.
+    The divisor farthest from 1 is the factor. If only one wave has this divisor, that wave may instead be interpolated, with a
+    factor farther from 1. Powers of two are then tried as factors.
     """
     farthest = max(wanted, key=lambda value: abs(math.log(value)))
     top = [turn for turn, value in zip(turns, wanted) if math.isclose(value, farthest, rel_tol=SAME)]
@@ -104,7 +104,7 @@ def _interpretations(turns: Sequence[float], wanted: Sequence[float]) -> Iterato
 
 
 def _contexts(interpretation: Interpretation) -> list[int]:
-    """Return the original context lengths to try if it is unknown: first the length for low = 1, then powers of two."""
+    """Return original context lengths to try if the file states none: first the length for low = 1, then powers of two."""
     line = _line(interpretation)
     powers = [1 << exponent for exponent in range(5, 21)]
     if line is None:
@@ -129,9 +129,10 @@ def _line(interpretation: Interpretation) -> tuple[float, float] | None:
 
 
 def _bounds(interpretation: Interpretation, context: int) -> Iterator[tuple[float, float]]:
-    """Yield candidates (low, high) for this context length.
+    """Yield candidates (low, high) for the context length `context`.
 
-    Two interpolated waves determine both. Otherwise the usual values are tried first, then numbers with few digits.
+    Two interpolated waves determine `low` and `high`. With fewer waves, the usual values are tried first, then numbers with few
+    digits.
     """
     line = _line(interpretation)
     if line is not None:

@@ -67,8 +67,8 @@ class RowRange:
     """A mapping between a range of rows of a published tensor and a range of rows of a GGUF tensor.
 
     Rows `start` to `start + rows - 1` of the published tensor `theirs` correspond to `gguf_rows` rows of the tensor `gguf` from
-    row `gguf_start`. The form "permuted" reorders each head of `head` rows from (half, index) to (index, half). The form
-    "transposed" swaps rows and columns, so `gguf_rows` differs from `rows`. A vector is treated as one column.
+    row `gguf_start`. The form "permuted" interleaves the two halves of each head, which has `head` rows. The form "transposed"
+    swaps rows and columns, so `gguf_rows` differs from `rows`. A vector is treated as one column.
     """
 
     theirs: str
@@ -136,7 +136,7 @@ def _grouped(items: Iterator[tuple[str, int, RowRange]]) -> dict[str, list[RowRa
 def layout(config: ModelConfig, names: NameMap, architecture: str, *, joined_kv: bool = False) -> GGUFLayout:
     """Return the tensor layout of a model. Prediction modules (MTP) are omitted, because llama.cpp does not use them.
 
-    `joined_kv` is the layout of older `deepseek2` files, in which `kv_b_proj` is a single tensor.
+    `joined_kv` selects the layout of older `deepseek2` files, in which `kv_b_proj` is a single tensor.
     """
     state = skeleton(config.model_copy(update={"num_nextn_predict_layers": 0})).state_dict()
     ours = {name: tuple(tensor.shape) for name, tensor in state.items()}

@@ -60,7 +60,7 @@ _SAME = MappingProxyType({"float32": "F32", "float16": "F16", "bfloat16": "BF16"
 
 
 def written_format(name: str) -> Format:
-    """Return the tensor type with the GGUF or torch name `name`. Raises CheckpointError if export does not support it."""
+    """Return the tensor type with the GGUF or torch name `name`. Raises CheckpointError if export does not support the type."""
     upper = _SAME.get(name.lower(), name.upper())
     if upper not in WRITTEN:
         raise CheckpointError(f"GGUF export does not support {name!r}", where="dtype", remedy=nearest(upper, WRITTEN))
@@ -68,7 +68,7 @@ def written_format(name: str) -> Format:
 
 
 def read_format(code: int, tensor: str, where: str) -> Format:
-    """Return the tensor type with the number `code`. Raises CheckpointError that names the type if it is unsupported."""
+    """Return the tensor type with the number `code`. Raises CheckpointError that names the type if import does not support it."""
     known = {format_.code: format_ for format_ in FORMATS.values()}
     if code not in known:
         names = {int(kind): kind.name for kind in GGMLQuantizationType}

@@ -15,7 +15,8 @@ from rorqual.core.errors import DataError
 from rorqual.data.tokenizer import Tokenizer
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
-"""GGUF's token types. Plain text never encodes to a control token, but it does encode to a user-defined token it contains."""
+"""GGUF's token types. Plain text never encodes to a control token. Plain text encodes to a user-defined token if it contains
+the token's text."""
 
 _WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|"
@@ -50,12 +51,12 @@ PRE_TOKENIZERS: Mapping[str, tuple[dict[str, Any], ...]] = MappingProxyType(
 _ALIASES: Mapping[str, str] = MappingProxyType(
     {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "gpt2": "gpt-2", "deepseek-r1-qwen": "qwen2"}
 )
-_NFC = ("qwen2",)  # their tokenizer.json normalises text to NFC; llama.cpp does not (docs/how-to/gguf.md)
+_NFC = ("qwen2",)  # tokenizer.json then normalises text to NFC; llama.cpp does not (docs/how-to/gguf.md)
 _IGNORE_MERGES = ("llama-bpe",)  # llama.cpp encodes a word that is a token as this token, without applying merges
 
 
 def pre_name(tokenizer: Tokenizer) -> str:
-    """Return GGUF's name for the pre-tokenizer of a tokenizer. Raises DataError if GGUF has no name for it."""
+    """Return GGUF's name for the pre-tokenizer of a tokenizer. Raises DataError if GGUF has no name for the pre-tokenizer."""
     data = json.loads(tokenizer.source)
     part = data.get("pre_tokenizer") or {}
     parts = _flat(part, "pretokenizers")
@@ -154,7 +155,7 @@ def tokenizer_from_keys(keys: Mapping[str, Any], where: str) -> Tokenizer:
     pairs = [str(merge).split(" ") for merge in merges]
     if any(len(pair) != 2 for pair in pairs):
         raise wrong("an item of 'tokenizer.ggml.merges' is not a pair")
-    # Control tokens must also be in the vocabulary, because the library gives new ids to added tokens that are not.
+    # Control tokens must also be in the vocabulary, because the library gives new ids to added tokens outside the vocabulary.
     used = (NORMAL, CONTROL, USER_DEFINED)
     vocab = {text: id_ for id_, (text, kind) in enumerate(zip(tokens, types)) if kind in used}
     if len(vocab) < sum(kind in used for kind in types):

@@ -43,7 +43,7 @@ def padding(size: int) -> bytes:
 
 
 def header_bytes(keys: Mapping[str, Any], tensors: Sequence[Planned]) -> bytes:
-    """Return the header of a GGUF file, padded to the first tensor.
+    """Return the header of a GGUF file, with the padding before the first tensor.
 
     Integers are written as uint32, and lists as arrays of strings or int32.
     """

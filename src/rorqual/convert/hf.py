@@ -1,7 +1,7 @@
 """Import and export of Hugging Face folders: config, tokenizer, sharded safetensors and generation config.
 
 A tensor that keeps its dtype is copied byte by byte. An interrupted export resumes, and an interrupted import starts again.
-Import and export write to a temporary folder and rename it when it is complete.
+Import and export write to a temporary folder and rename this folder when it is complete.
 """
 
 from __future__ import annotations
@@ -117,9 +117,9 @@ def export_hf(
 ) -> Converted:
     """Export the newest complete checkpoint of a run as a folder that transformers and other engines can load.
 
-    The values of `dtype` are those of `import_hf`, plus "fp8". As in the published DeepSeek-V3, all projections are then FP8
-    (E4M3) with one scale per 128 x 128 block. All other tensors are bfloat16. A shard holds at most `shard_bytes` bytes, unless a
-    single tensor is larger. If an export was interrupted, the same call keeps its complete shards.
+    `dtype` has the values of `import_hf` and "fp8". With "fp8", all projections are FP8 (E4M3) with one scale per 128 x 128
+    block, and all other tensors are bfloat16, as in the published DeepSeek-V3. A shard holds at most `shard_bytes` bytes,
+    unless a single tensor is larger. If an export was interrupted, the same call keeps its complete shards.
     """
     _check_dtype(dtype, get_args(DType))
     refuse_target(dst)
@@ -158,9 +158,10 @@ def _imported(run: RunDir) -> Mapping[str, Any]:
 
 
 def _copies(names: NameMap, imported: Mapping[str, Any]) -> list[str]:
-    """Return the names of tensors to export as copies of others.
+    """Return the names of published tensors that the export writes as copies of other tensors.
 
-    For an imported run, these are the copies in the imported checkpoint. For other runs, these are all copies except a tied head.
+    For an imported run, these are the copies in the imported checkpoint. For other runs, these are all copies in `names` except
+    a tied head.
     """
     if isinstance(imported.get("copies"), list):
         return [name for name in names.copies if name in imported["copies"]]

@@ -36,14 +36,14 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "task_type": ("CAUSAL_LM", None),
 }
-"""Keys with restricted values. Other values would require features that Rorqual's LoRA lacks, such as trained biases."""
+"""Keys of `adapter_config.json` and their accepted values. Other values need features that Rorqual's LoRA lacks, such as trained biases."""
 TAKEN = ("r", "lora_alpha", "use_rslora")
-"""Keys that are imported."""
+"""Keys of `adapter_config.json` that are imported."""
 WITHOUT_EFFECT = (
     "alora_invocation_tokens", "auto_mapping", "base_model_name_or_path", "exclude_modules", "inference_mode", "layers_pattern",
     "layers_to_transform", "lora_dropout", "megatron_core", "peft_version", "qalora_group_size", "revision", "target_modules",
 )  # fmt: skip
-"""Keys that import ignores. These keys describe the training, or the adapted modules, which the tensor names define exactly."""
+"""Keys of `adapter_config.json` that import ignores. They describe the training, or modules that the tensor names already define."""
 
 
 def write_peft(run: RunDir, dst: Path, *, base: str = "") -> Path:
@@ -51,8 +51,8 @@ def write_peft(run: RunDir, dst: Path, *, base: str = "") -> Path:
 
     `base` is the value of `base_model_name_or_path`. The default is the path of the base run.
 
-    Raises ConfigError if the run is not a LoRA run, if no published family can express its model, or if peft would adapt other
-    modules.
+    Raises ConfigError if the run is not a LoRA run, if no published family can express its model, or if peft would adapt
+    different modules than the run.
     """
     refuse_target(dst)
     checkpoint = run.checkpoint()
@@ -169,7 +169,7 @@ def read_config(src: Path) -> dict[str, Any]:
         raise CheckpointError(f"no {CONFIG}", where=str(src), remedy="Give a folder that peft's save_pretrained wrote.")
     unsupported = [key for key, values in NEUTRAL.items() if key in data and data[key] not in values]
     known = {*NEUTRAL, *TAKEN, *WITHOUT_EFFECT}
-    # Ignore options that are off. Newer versions of peft write many of them.
+    # Ignore options that are None, false or empty. Newer versions of peft write many such options.
     unsupported += [key for key, value in data.items() if key not in known and value not in (None, False, {}, [])]
     if unsupported:
         raise ConfigError(
@@ -189,7 +189,7 @@ def read_config(src: Path) -> dict[str, Any]:
 
 
 def read_tensors(src: Path) -> dict[str, Tensor]:
-    """Return the tensors of `adapter_model.safetensors` in fp32. Raises CheckpointError if there is only a pickle."""
+    """Return the tensors of `adapter_model.safetensors` in fp32. Raises CheckpointError if the folder has only a pickle."""
     if not (src / WEIGHTS).exists():
         what = f"{PICKLE} is a pickle, which can run any code when it is opened; it was not opened"
         raise CheckpointError(

@@ -63,7 +63,7 @@ class Stored(Spec):
     def chunks(self, multiple: int = 8, size: int = CHUNK) -> Iterator[bytearray]:
         """Yield the bytes in order, in chunks of at most `size` bytes.
 
-        All chunks except the last are a multiple of `multiple` bytes. Chunks exceed `size` only if `multiple` exceeds it.
+        All chunks except the last are a multiple of `multiple` bytes. A chunk exceeds `size` only if `multiple` exceeds `size`.
         """
         step = max(size // multiple, 1) * multiple
         with open(self.file, "rb", buffering=0) as file:
@@ -217,7 +217,7 @@ def write_tensors(
 
 
 def _write(descriptor: int, data: bytes | bytearray | memoryview, file: Path) -> int:
-    """Write all bytes of `data` and return their number. A single `os.write` may write fewer. An OSError names `file`."""
+    """Write all bytes of `data` and return their number. A single `os.write` may write only some of the bytes. An OSError names `file`."""
     view = memoryview(data).cast("B")
     at = 0
     try:

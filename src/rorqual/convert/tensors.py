@@ -23,7 +23,7 @@ from rorqual.ops.quant import BLOCK, blocks
 DType = Literal["keep", "float32", "bfloat16", "float16", "fp8"]
 STORED_AS: Mapping[str, str] = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 ALWAYS_FP32 = ("e_score_correction_bias",)
-"""Suffixes of tensors that always stay fp32. A router bias in bf16 would select other experts (transformers#42580)."""
+"""Suffixes of tensors that always stay fp32. A router bias in bf16 would select different experts (transformers#42580)."""
 _PROJECTION = re.compile(r"(?<!eh)_proj(_with_mqa)?\.weight$")
 """The tensors that are FP8 in the published DeepSeek-V3: all projections of attention, networks and experts.
 
@@ -81,7 +81,7 @@ def shapes_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def our_tensors(file: Path, config: ModelConfig) -> dict[str, Stored]:
-    """Return the tensors of the weights file of a run by name. Names that older versions wrote are translated."""
+    """Return the tensors of the weights file of a run by name. Names that older versions of Rorqual wrote are translated."""
     older = older_names(shapes_of(config))
     return {older.get(name, name): tensor for name, tensor in read_header(file).items()}
 
@@ -174,9 +174,9 @@ def _import_entry(
 
 
 def check_copies(names: NameMap, tensors: Mapping[str, Stored], where: str) -> list[str]:
-    """Return the names of tensors in a checkpoint that are copies of others, such as a tied head.
+    """Return the names of tensors in a checkpoint that are copies of other tensors, such as a tied head.
 
-    The copies are read. Raises CheckpointError if a copy differs from its original.
+    All copies are read and compared with their originals. Raises CheckpointError if a copy differs from its original.
     """
     original = {entry.ours: entry.theirs[0] for entry in names.entries}
     present = [name for name in names.copies if name in tensors]
@@ -235,7 +235,7 @@ def export_jobs(
 
 
 def _part(stored: Stored, entry: NameEntry, place: int) -> Stored:
-    """Return the published tensor with index `place` in the tensor `stored` of a run."""
+    """Return the part of the run tensor `stored` that is the published tensor with index `place`."""
     shape = stored.shape
     if entry.kind == "stack":
         shape = shape[1:]

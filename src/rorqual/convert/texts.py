@@ -30,7 +30,10 @@ CODE = "auto_map"
 
 @dataclass(frozen=True)
 class StoredTexts:
-    """The contents of the small files of a checkpoint. `originals` holds the files to store, and `notes` are for the user."""
+    """The contents of the small files of a checkpoint.
+
+    `originals` holds the files to store in the run, and `notes` the messages to the user.
+    """
 
     family: CheckpointFamily
     model_type: str
@@ -107,7 +110,7 @@ def _read_tokenizer(folder: Path, model: ModelConfig) -> Tokenizer:
 
 
 def _template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
-    """Return the chat template from its own file or from tokenizer_config.json, or None. Of several, return `default`."""
+    """Return the chat template from its own file or from tokenizer_config.json, or None. Of several named templates, return `default`."""
     data = read_text(folder, TEMPLATE)
     try:
         template = tokenizer_config.get("chat_template") if data is None else data.decode("utf-8")
@@ -124,7 +127,7 @@ def _template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
 def _check_generation(generation: Mapping[str, Any], model: ModelConfig, where: str) -> None:
     """Raise ConfigError for a token id outside the vocabulary, or a sampling setting that is not a number.
 
-    With such values, generation would never stop or would fail at the first request.
+    With such an id or setting, generation would never stop or would fail at the first request.
     """
     for key in IDS:
         value = generation.get(key)

@@ -1,8 +1,8 @@
 """Configuration: frozen pydantic models, strict parsing, dotted overrides, and YAML that round-trips.
 
 Each component defines its own config class, and a parent config contains that class instead of repeating its fields. A field
-that accepts several classes, such as the attention variants, is declared with `one_of(Base)`. The key `kind` then selects the
-subclass of `Base`. Adding a kind takes one file and no registry entry.
+that accepts several classes, such as the attention variants, is declared with `one_of(Base)`. The key `kind` of such a field
+selects the subclass of `Base`. Adding a kind takes one file and no registry entry.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def with_fields(fields: Mapping[str, Any]) -> Callable[[type[M]], type[M]]:
 
 
 def kinds(base: type[Kind]) -> dict[str, type[Kind]]:
-    """Return the subclasses of `base`, keyed by the `kind` that each class declares itself. Only imported modules count.
+    """Return the subclasses of `base` in imported modules, keyed by the `kind` that each class declares itself.
 
     Raises ConfigError if two classes declare the same `kind`. If a class was defined again, as in a notebook, the newest
     definition is returned.
@@ -106,7 +106,7 @@ def import_plugins() -> None:
 def one_of(base: type[Kind]) -> BeforeValidator:
     """Return a validator that parses a mapping as the subclass of `base` that its key `kind` names.
 
-    Declare a field with it as `Annotated[SerializeAsAny[Base], one_of(Base)]`.
+    Use the validator in the type of a field: `Annotated[SerializeAsAny[Base], one_of(Base)]`.
     """
 
     def choose(value: Any) -> Any:
@@ -183,11 +183,14 @@ def override(config: C, assignments: Iterable[str], *, where: str = "command lin
 
 
 class _Unset:
-    """Marker for a required field after its config changed its kind. `parse` reports the field if no assignment sets it."""
+    """Placeholder for a required field without a value, after an assignment changed `kind`.
+
+    `parse` reports the field unless an assignment sets it.
+    """
 
 
 def _fields_of_kind(kind: Any, current: Kind, key: str, where: str) -> dict[str, Any]:
-    """Return the fields of a config of the kind `kind`. Fields that it shares with `current` keep their values."""
+    """Return the fields of a config of the kind `kind`. Fields of the common base class keep the values that they have in `current`."""
     base: type[Kind] = next(cls for cls in type(current).__mro__ if issubclass(cls, Kind) and Kind in cls.__bases__)
     known = kinds(base)
     if not isinstance(kind, str) or kind not in known:

@@ -1,4 +1,4 @@
-"""Errors that a user can fix. Each says where the problem is, what is wrong, and what to do."""
+"""Errors that a user can fix. Each error says where the problem is, what is wrong, and what to do."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from rorqual.core.errors import ConfigError
 
 @contextmanager
 def extra(name: str, *modules: str) -> Iterator[None]:
-    """Raise a ConfigError that names the extra `name` if one of its top-level `modules` is missing when the block imports it."""
+    """Raise a ConfigError that names the pip extra `name` if the `with` block imports a module of `modules` that is not installed."""
     try:
         yield
     except ModuleNotFoundError as error:

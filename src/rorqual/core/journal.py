@@ -28,13 +28,13 @@ class DiskFull(RorqualError):
 class Journal:
     """An append-only file of JSON lines, for one process at a time.
 
-    `lines` are the entries that the file had when it was opened. `append` writes complete lines and calls `fsync` before it
-    returns. `patience` is the minimum number of seconds between two `fsync` calls. Lines that are not yet synced survive a
-    killed process, but not a power failure.
+    `lines` are the entries that the file had when it was opened. `append` writes complete lines and then calls `fsync`, unless
+    the last `fsync` was less than `patience` seconds ago. Lines that are not yet synced survive a killed process, but not a
+    power failure.
 
     Opening the file removes an incomplete last line, which a killed process or a full disk can leave behind. `spare` reserves
-    `SPARE_BYTES` of disk space in a hidden file in the same folder. Raises DataError if any other line is not a JSON object,
-    and RorqualError if another process has locked the file.
+    `SPARE_BYTES` of disk space in a hidden file in the folder of the journal. Raises DataError if a line before the last is not
+    a JSON object, and RorqualError if another process has locked the file.
     """
 
     def __init__(self, path: Path, *, spare: bool = False, patience: float = 0.0) -> None:

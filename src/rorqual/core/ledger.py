@@ -1,9 +1,10 @@
 """The cost ledger: what each stage of a job used, in tokens, FLOPs, core-seconds, seconds and money.
 
-The ledger is an append-only file of JSON lines. Each line holds the amounts since the stage's previous line, and the cost of a
+The ledger is an append-only file of JSON lines. Each line holds what a stage used since its previous line, and the cost of a
 stage is the sum of its lines. If a stage was killed and repeated, its cost therefore includes both attempts. Several processes
 may append to the same file. A running stage writes a line every `BEAT` seconds, so a kill loses at most the last `BEAT`
-seconds. Time between stages is counted as `unaccounted`: the seconds of all entries add up to the wall-clock time of the job.
+seconds. Time between stages is counted as `unaccounted`, so the seconds of all entries add up to the wall-clock time of the
+job.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ BEAT = 2.0
 
 @dataclass
 class LedgerEntry:
-    """The amounts that a stage used.
+    """The resources that a stage used.
 
     `Ledger` measures `seconds` and `core_seconds`, the CPU time of this process and of the child processes that it waited for.
     The caller adds to the other fields: `tokens` and `flops` processed, problems `solved`, and `paid`, the USD paid to remote
@@ -63,7 +64,7 @@ AMOUNTS = tuple(field.name for field in fields(LedgerEntry) if field.name != "st
 
 
 class Ledger:
-    """Writer of the ledger file `path` for one process: `with ledger.of("stage") as entry: ...`, then `close`.
+    """Writer of the ledger file `path` for one process. Write `with ledger.of("stage") as entry: ...` for each stage, then call `close`.
 
     With `whole_process`, the time before this object was created (start of Python, imports) counts as unaccounted. The file is
     written only if a stage was opened. Stages may be nested; time counts for the innermost stage only. `every` is the number
@@ -80,7 +81,7 @@ class Ledger:
 
     @contextmanager
     def of(self, stage: str) -> Iterator[LedgerEntry]:
-        """Count the time of the `with` body as part of `stage`, even if the body raises. Yields the entry of this call only."""
+        """Count the time of the `with` body as part of `stage`, even if the body raises. Yields the `LedgerEntry` of this `with` body."""
         entry = LedgerEntry(stage)
         with self._lock:
             self._count()
@@ -98,7 +99,7 @@ class Ledger:
         self._end(entry, ended, writer)
 
     def _end(self, entry: LedgerEntry, ended: threading.Event, writer: threading.Thread) -> None:
-        """Close a stage and write the amounts since its last line."""
+        """Close a stage and write what it used since its last ledger line."""
         ended.set()
         writer.join()
         with self._lock:
@@ -116,7 +117,7 @@ class Ledger:
                 self._write(self._open[0])
 
     def _write_until(self, ended: threading.Event) -> None:
-        """Write the amounts of all open stages every `every` seconds, until `ended` is set."""
+        """Write what all open stages used, every `every` seconds, until `ended` is set."""
         while not ended.wait(self.every):
             with self._lock, suppress(RorqualError):  # a full disk is reported when the stage ends
                 self._count()
@@ -132,7 +133,7 @@ class Ledger:
         self._mark = now
 
     def _write(self, entry: LedgerEntry) -> None:
-        """Append the amounts of `entry` since its last line."""
+        """Append a ledger line with what the stage of `entry` used since its last line."""
         written = self._written.get(id(entry), LedgerEntry(entry.stage))
         now = LedgerEntry(entry.stage, *(getattr(entry, name) for name in AMOUNTS))
         line = {name: getattr(now, name) - getattr(written, name) for name in AMOUNTS}

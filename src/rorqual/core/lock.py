@@ -27,7 +27,8 @@ class Lock:
     without locks, taking a lock always succeeds.
 
     Missing parent folders are created; `close` removes the ones that are still empty. If no other file of the folder was
-    created or removed, `close` restores the folder's modification time. Resuming a finished job thus leaves no trace.
+    created or removed, `close` restores the folder's modification time. Resuming a finished job thus changes no modification
+    time.
 
     Raises RorqualError that names `where` and the process that holds the lock.
     """
@@ -45,7 +46,7 @@ class Lock:
             ) from error
 
     def _take(self, where: Path, remedy: str) -> bool:
-        """Lock the file. Return False if the previous holder removed or replaced the file meanwhile; then try again."""
+        """Lock the file. Return False if the previous holder removed or replaced the file meanwhile; the caller then tries again."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             before = os.stat(self.path.parent)
@@ -97,7 +98,7 @@ class Lock:
 def own(path: Path, remedy: str) -> Lock:
     """Lock the file or folder `path` with a lock file in its parent folder.
 
-    Use it for a folder that is built under a temporary name and then renamed; otherwise lock a folder with `own_run`.
+    Use `own` for a folder that is built under a temporary name and then renamed, and `own_run` for other folders.
     """
     return Lock(_lock_path(path), path, remedy)
 
@@ -132,7 +133,7 @@ def _this_process() -> dict[str, object]:
 
 
 def named(raw: bytes) -> str:
-    """Describe the process in the lock file content `raw`: its id, its host if not this one, and when it took the lock."""
+    """Describe the process in the lock file content `raw`: its id, its host if it is another machine, and when it took the lock."""
     try:
         holder = json.loads(raw)
         place = "" if holder["host"] == platform.node() else f" on {holder['host']}"

@@ -25,8 +25,8 @@ def clock(seconds: float) -> str:
 class Progress:
     """A progress report, printed to `stream` as `label  done/total  note  speed  left m:ss`.
 
-    `every` is the minimum number of seconds between two lines; on a terminal the line is rewritten every 0.2 s at most.
-    `start` is the number of units that were done before, so that they do not count for the speed.
+    `every` is the minimum number of seconds between two lines; on a terminal the line is rewritten at most every 0.2 s. `start`
+    is the number of units that an earlier process did; the speed does not count them.
     """
 
     label: str

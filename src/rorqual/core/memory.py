@@ -17,13 +17,13 @@ LARGE = 32 << 20
 """Blocks of at least this many bytes are allocated with `mmap`. glibc accepts no larger threshold."""
 KEPT = 512 << 20
 """Maximum free bytes at the top of the heap. Free blocks below the top stay in the heap until `give_back` is called."""
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_... of malloc.h
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD in malloc.h
 _SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")
 
 
 @cache
 def keep_freed() -> bool:
-    """Configure the allocator of this process to keep freed memory. Return whether it was configured.
+    """Configure the allocator of this process to keep freed memory. Return whether the allocator was configured.
 
     Returns False without glibc, or if an environment variable already configures the allocator. Later calls do nothing.
     """

@@ -103,7 +103,7 @@ def _read_part(value: Any, where: str) -> ContentPart:
 
 
 def _without_none(value: Any) -> Any:
-    """Return `value` without the keys whose value is None. Parquet adds them: all its rows have the same keys."""
+    """Return `value` without the keys whose value is None. Parquet adds such keys, because all rows of a file have the same keys."""
     if isinstance(value, dict):
         return {key: _without_none(item) for key, item in value.items() if item is not None}
     return value

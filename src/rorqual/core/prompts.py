@@ -1,4 +1,4 @@
-"""Example prompts of a run: problems that it was trained on, to show and to compare with."""
+"""Example prompts of a run, chosen from its training problems. The examples are shown to the user and compared with new prompts."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Sequence
 MOST, LONGEST = 64, 200
 """Maximum number of example prompts of a run, and of characters in each."""
 FEW = 16
-"""A run with at most this many different first words was trained on prompts of fixed forms."""
+"""Prompts with at most this many different first words are taken to have fixed forms, such as `add 12+34`."""
 _WORD = re.compile(r"[^\W\d_]+|\d+|[^\w\s]")
 
 
 def chosen(prompts: Sequence[str]) -> list[str]:
-    """Return the prompts to keep, short ones only, with different first words in front."""
+    """Return the example prompts of a run: up to `MOST`, with different first words in front."""
     short = [prompt for prompt in dict.fromkeys(prompts) if prompt.strip() and len(prompt) <= LONGEST][:MOST]
     first = {prompt.split()[0]: prompt for prompt in reversed(short)}
     leading = [prompt for prompt in short if first[prompt.split()[0]] == prompt]
@@ -23,8 +23,9 @@ def chosen(prompts: Sequence[str]) -> list[str]:
 def unlike(text: str, prompts: Sequence[str]) -> bool:
     """Return whether `text` looks like none of the `prompts` that a run was trained on.
 
-    If the prompts have fixed forms (`add 12+34`), `text` must begin with the first word of one, and contain the punctuation
-    that all prompts with this word share, and no other. Otherwise half of its words must occur in the prompts.
+    If the prompts have fixed forms (`add 12+34`), a similar text begins with the first word of a prompt. A similar text
+    contains the punctuation marks that all prompts with its first word share, and only marks that occur in such a prompt. If
+    the prompts have no fixed forms, at least half of the words of a similar text occur in the prompts.
     """
     words = _words(text)
     known = [found for found in map(_words, prompts) if found]

@@ -55,7 +55,7 @@ class Message:
     tool_call_id: str | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.content, list):  # a tuple makes equal messages equal, and hashable
+        if isinstance(self.content, list):  # a list never equals a tuple of the same parts, and it is not hashable
             object.__setattr__(self, "content", tuple(self.content))
 
     @property
@@ -123,7 +123,10 @@ class RunDir:
         return self.path / PROMPTS_FILE
 
     def prompts(self) -> list[str]:
-        """Return examples of the problems that the run was trained on. Runs on files and imported runs have none."""
+        """Return example prompts from the problems that the run was trained on.
+
+        Runs trained on files, and imported runs, have no examples.
+        """
         try:
             found = json.loads(self.prompts_file.read_text(encoding="utf-8"))
         except (OSError, ValueError):

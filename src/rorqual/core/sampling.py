@@ -1,6 +1,6 @@
 """The sampling parameters. A field of `SamplingParams` defines the name, type, range, default and description of a parameter.
 
-`PARAMS` collects these definitions. The following code is derived from `PARAMS`:
+`PARAMS` collects the definitions of all parameters. The following code is derived from `PARAMS`:
 
 - the engine's checks (`check_params`)
 - the keys of prompt files (`generate/schema.py`)
@@ -39,9 +39,9 @@ class Grammar:
     - "regex": a regular expression that the whole reply must match.
     - "choice": a JSON list of strings; the reply must be one of them.
     - "json": empty; any JSON object matches.
-    - "calls": `{"tools": [{"name": ..., "parameters": schema}], "many": bool}`. The reply must call one of these tools, or with
-      `many` one or more, in the syntax of the chat format. With `"answer": schema` the reply may instead be JSON that matches
-      this schema.
+    - "calls": `{"tools": [{"name": ..., "parameters": schema}], "many": bool}`. The reply must call one of these tools,
+      or, if `many` is true, one or more, in the syntax of the chat format. With `"answer": schema` the reply may instead be
+      JSON that matches this schema.
     """
 
     kind: GrammarKind
@@ -60,7 +60,7 @@ class Limits:
 
 
 class ParamType(ABC):
-    """Base class of parameter types. A type defines the valid range, how to check a value, and the JSON form."""
+    """Base class of parameter types. A type states the valid range, checks values, and converts values from and to JSON."""
 
     @property
     @abstractmethod
@@ -82,7 +82,7 @@ class ParamType(ABC):
 
 @dataclass(frozen=True)
 class IntRange(ParamType):
-    """An integer from `low` to `high`, inclusive; any integer if both are None.
+    """An integer from `low` to `high`, inclusive, or any integer if both bounds are None.
 
     `within` names a field of `Limits` that can lower the upper bound.
     """
@@ -157,7 +157,7 @@ class Flag(ParamType):
 
 @dataclass(frozen=True)
 class TextList(ParamType):
-    """A list of up to `most` strings of 1 to `longest` characters. JSON may also give a single string."""
+    """A list of up to `most` strings of 1 to `longest` characters. In JSON, a single string is also valid."""
 
     most: int
     longest: int
@@ -462,7 +462,7 @@ def check_params(params: SamplingParams, *, vocab_size: int, where: str) -> None
 
 
 def to_json(params: SamplingParams) -> dict[str, Any]:
-    """Return the parameters as a dict, keyed by name. `from_json` converts its JSON form back to equal parameters."""
+    """Return the parameters as a dict, keyed by name. `from_json` restores equal parameters, even if the dict was sent as JSON."""
     return asdict(params)
 
 

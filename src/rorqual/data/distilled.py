@@ -111,7 +111,7 @@ class Distilled:
 class DistilledFile:
     """All samples of a file, with the fingerprint and vocabulary size of the teacher's tokenizer.
 
-    Without token ids, `tokenizer` is "" and `vocab` is 0.
+    If the teacher returned no token ids, `tokenizer` is "" and `vocab` is 0.
     """
 
     rows: list[Distilled]
@@ -268,7 +268,7 @@ def _rows(batch: pa.RecordBatch, path: Path, first: int) -> Iterator[Distilled]:
 
 
 def _messages(rows: list[dict[str, Any] | None], where: str) -> tuple[Message, ...]:
-    """Read the messages of a sample. Raises DataError if one is invalid or the last is not an assistant message."""
+    """Read the messages of a sample. Raises DataError if a message is invalid or the last message is not from the assistant."""
     roles = get_args(Role)
     for number, message in enumerate(rows, start=1):
         role, content = (None, None) if message is None else (message["role"], message["content"])

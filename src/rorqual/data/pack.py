@@ -14,7 +14,7 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
 OPEN_ROWS = 64
-"""Default of the maximum number of open rows in first-fit packing."""
+"""Default for the maximum number of open rows in first-fit packing."""
 PADDING = -1
 """Segment id of padding positions."""
 
@@ -51,8 +51,8 @@ class Batch:
     """A training batch of packed rows. Every array has the shape [rows, T].
 
     `targets[:, t]` is the token that position t predicts, and `loss_mask[:, t]` is the weight of that prediction in the loss.
-    Both arrays are already shifted; the last position of a document has weight 0. `segments` is the index of the document in
-    its row, or -1 for padding. `positions` restarts at 0 in each document.
+    `targets` and `loss_mask` are already shifted; the last position of a document has weight 0. `segments` is the index of the
+    document in its row, or -1 for padding. `positions` restarts at 0 in each document.
     """
 
     tokens: Ints
@@ -146,8 +146,8 @@ def pack(
 ) -> Packed:
     """Pack samples into rows of `row_length` tokens by first fit.
 
-    With `truncate`, a longer sample is truncated to `row_length` tokens; without it, a longer sample raises DataError. `pad` is
-    the token id at padding positions.
+    With `truncate`, samples longer than `row_length` are truncated; without it, such a sample raises DataError. `pad` is the
+    token id at padding positions.
     """
     if truncate:
         samples = [sample.cut(row_length) for sample in samples]
@@ -156,7 +156,7 @@ def pack(
 
 
 def lay_out(samples: Sequence[Sample], rows: Sequence[Sequence[int]], row_length: int, *, pad: int = 0) -> Packed:
-    """Build the batch of a packing. `rows[r]` lists the indices of the samples in row r; their lengths must fit the row."""
+    """Build a batch from packed rows. `rows[r]` lists the samples of row r by index; together they must fit `row_length` tokens."""
     shape = (len(rows), row_length)
     batch = Batch(
         tokens=np.full(shape, pad, dtype=np.int64),

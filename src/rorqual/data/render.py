@@ -25,9 +25,9 @@ def render_samples(
 ) -> RenderedSet:
     """Render conversations to samples of at most `context` tokens. Each assistant turn is trained in exactly one sample.
 
-    With `truncate`, longer samples are truncated; without it, a DataError names the first conversation that is too long. A
-    conversation whose samples have no trained token, also after truncation, is skipped and counted. Raises DataError if no
-    sample remains.
+    With `truncate`, samples longer than `context` are truncated; without it, a DataError names the first conversation that is
+    too long. A conversation is skipped and counted if none of its samples has a trained token after truncation. Raises
+    DataError if no sample remains.
     """
     samples: list[Sample] = []
     skipped = cut = 0

@@ -39,7 +39,7 @@ BASE_VOCAB = len(Special) + N_BYTES
 
 REPLACEMENT = "\ufffd"
 LONG = 4096
-"""Minimum number of characters for encoding without the GIL. Releasing the GIL costs a little time per call."""
+"""Minimum number of characters of a text that is encoded without the GIL. Releasing the GIL costs a little time per call."""
 
 _PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
 _UNPRINTABLE = [byte for byte in range(N_BYTES) if byte not in set(_PRINTABLE)]
@@ -119,7 +119,7 @@ class Tokenizer:
     def renamed(self, names: Mapping[str, str]) -> Tokenizer:
         """Return a copy in which special tokens are renamed but keep their ids. `names` maps old names to new names.
 
-        For example, this gives the tokenizer of DeepSeek-V3 the thinking tokens of R1 in place of two placeholders:
+        This example gives the tokenizer of DeepSeek-V3 the thinking tokens of R1 in place of two placeholders:
         `renamed({"<｜place▁holder▁no▁798｜>": "<think>", "<｜place▁holder▁no▁799｜>": "</think>"})`.
         """
         data = _parse(self.source, self.where)
@@ -188,8 +188,8 @@ class Tokenizer:
     def longest(self) -> int:
         """Upper bound of the number of text bytes per token. A text of n bytes has at least n / longest tokens.
 
-        The bound is the length of the longest ordinary token. The bound is multiplied by four if the tokenizer has a normalizer,
-        because normalization can shorten the text: NFC to a third of its bytes.
+        The bound is the length of the longest ordinary token. The bound is multiplied by four if the tokenizer has a
+        normalizer, because normalization can shorten the text. NFC can shorten a text to a third of its bytes.
         """
         longest = max((len(text) for text in self._plain.get_vocab()), default=1)  # each byte is one character
         return longest * (1 if self._plain.normalizer is None else 4)

@@ -1,8 +1,8 @@
 """A resumable JSONL output file. A killed process loses no answers.
 
 There are three files. `OUT.partial` collects the lines in the order in which they are answered. `OUT.made` records the input
-and the settings. `OUT` is written when all lines exist, in the order of the input. If a command is repeated with the same input
-and settings, it resumes; with a different input or settings, it raises an error.
+and the settings. `OUT` is written when all lines exist, in the order of the input. A command that is repeated with the same
+input and settings resumes. With a different input or settings, the command raises an error.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Partial:
     """An output file in progress, which one process at a time may open.
 
     `made` holds all settings that the answers depend on. The complete output has `rows` lines, and `last` is the largest line
-    number. `count` is the number of lines that exist, `errors` is the number of those with an error, and `whole` tells whether
-    the complete output exists. If a killed process or a full disk left an incomplete line, opening removes this line and all
-    lines after it.
+    number. `count` is the number of lines written so far, `errors` is the number of these lines with an error, and `whole`
+    tells whether the complete output exists. If a killed process or a full disk left an incomplete line, opening removes this
+    line and all lines after it.
 
     Raises ConfigError if the existing files were written with a different input or settings, or if the output was changed.
     """
@@ -81,7 +81,7 @@ class Partial:
         return self._places[line] != NONE
 
     def add(self, lines: Mapping[int, Mapping[str, Any]]) -> None:
-        """Append records, given by line number, in one write. Afterwards, they survive a killed process."""
+        """Append records, given by line number, in one write. After `add` returns, the records survive a killed process."""
         raw = {line: to_line(record) for line, record in lines.items()}
         try:
             view = memoryview(b"".join(raw.values()))
@@ -194,7 +194,7 @@ class Partial:
 
 
 def check_place(out: Path) -> None:
-    """Raise ConfigError if the file `out` cannot be written. Nothing is written, so call it before loading a model."""
+    """Raise ConfigError if the file `out` cannot be written. Call this function before loading a model; it writes nothing."""
     if out.is_dir():
         raise ConfigError("out is a folder", where=str(out), remedy="Give a file: out=FILE.jsonl.")
     parent = out.absolute().parent

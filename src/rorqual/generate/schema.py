@@ -43,7 +43,7 @@ ELSEWHERE: Mapping[str, str] = {
 }
 """Sampling keys of other programs, mapped to the Rorqual keys that error messages suggest."""
 ALIKE = 0.9
-"""Minimum similarity at which an extra field counts as a misspelt key. `temprature` does, `speed` does not."""
+"""Minimum similarity at which an extra field is reported as a misspelt key: `temprature` is reported, `speed` is not."""
 
 
 def _grammar(value: Any) -> Any:
@@ -96,7 +96,7 @@ KEYS = frozenset(RowSampling.model_fields)
 
 
 def line_seed(seed: int, line: int, name: str | int | None) -> int:
-    """Derive the seed of a row from the `seed` of the command and the row's id `name`, or its line number without an id.
+    """Derive the seed of a row from the `seed` of the command and the row's id `name`, or the line number if it has no id.
 
     A row with an id thus keeps its answer if rows are reordered or removed.
     """
@@ -128,8 +128,8 @@ class _Fault(Exception):
 class Asking:
     """A converter from rows to requests.
 
-    If `encode` is given, `prompt` is a text that the model continues; otherwise it is a user message. `cells` is true for the rows
-    of a CSV file.
+    If `encode` is given, `prompt` is a text that the model continues; otherwise `prompt` is a user message. `cells` is true for
+    the rows of a CSV file.
     """
 
     defaults: RowSampling

@@ -3,7 +3,7 @@
 Peaks are for dense matrix products. Data sheets often give twice as much, for structured sparsity. Memory is in decimal
 bytes, as in data sheets. `link` is a device's one-way bandwidth to other devices of its machine. Prices are rental
 prices on the given date. Prices of the same card differ by a factor of two between providers, so pass `price=` if you
-know yours.
+know your price.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ T, G = 1e12, 1e9
 V3_USED = 0.39
 """Share of the bf16 peak that DeepSeek-V3's training reached on 2,048 H800, with causal attention: 38.94 % (ISCA 2025, table 4)."""
 REACHED: Mapping[str, float] = {"Llama-3.1-405B": 0.36, "Llama-3.1-70B": 0.27, "Llama-3.1-8B": 0.15}
-"""Share of the H100's peak computed from the published hours of complete training runs (Llama 3.1's model card, 15.6T
-and "15T+" tokens).
+"""Share of the H100's bf16 peak, computed from the published hours of complete training runs (Llama 3.1's model card,
+15.6T and "15T+" tokens).
 
-These hours include restarts, evaluations, long rows and later stages. A plan that assumes V3's share therefore
+These hours include restarts, evaluations, long rows and later training stages. A plan that assumes V3's share therefore
 underestimates the published hours. A test recomputes these values.
 """
 MARKET = "middle of specialist clouds' prices, mercatus-ai.com/blog/cloud-gpu-pricing, May 2026"
@@ -50,7 +50,7 @@ class Device:
     utilisation: float = V3_USED
 
     def flops(self, dtype: Dtype) -> float:
-        """Return the peak for `dtype`. Raises ConfigError if the device does not support it."""
+        """Return the peak for `dtype`. Raises ConfigError if the device does not support `dtype`."""
         if dtype not in self.peak:
             known = ", ".join(self.peak)
             raise ConfigError(f"{self.title} does not support {dtype}", where="dtype", remedy=f"Use one of: {known}.")
@@ -93,7 +93,7 @@ def device_names() -> tuple[str, ...]:
 
 
 def device(name: str) -> Device:
-    """Return the row called `name`, ignoring case. Raises ConfigError with the nearest name if it is unknown."""
+    """Return the row called `name`, ignoring case. Raises ConfigError with the nearest name if no row has this name."""
     plain = name.lower().replace("-", "").replace("_", "").replace(" ", "")
     for row in DEVICES:
         if row.name == plain:

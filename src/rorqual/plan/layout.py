@@ -1,4 +1,5 @@
-"""Search parallel layouts whose degrees divide the model and the devices, and select those that fit in memory."""
+"""Search parallel layouts whose degrees divide the model's dimensions and the device count, and select those that fit
+in memory."""
 
 from __future__ import annotations
 
@@ -50,7 +51,7 @@ def misfits(model: ModelConfig, layout: Layout, n: int) -> list[str]:
 
 
 def _split_by_tp(model: ModelConfig) -> list[tuple[str, int]]:
-    """Return the distinct dimensions that tensor parallelism divides, by name."""
+    """Return (name, size) of each distinct dimension that tensor parallelism divides."""
     dimensions: dict[tuple[str, int], None] = {}
     for stage in model.stages:
         for part in stage.parts:
@@ -114,7 +115,7 @@ def fitting(
     model: ModelConfig, room: Room, microbatches: tuple[int, ...], context: int, precision: Precision,
     rank: Callable[[Layout], float],
 ) -> tuple[Layout, Memory] | None:  # fmt: skip
-    """Return the valid layout of lowest `rank` that fits in memory, with its memory, or None."""
+    """Return the valid layout with the lowest `rank` that fits in memory, and its memory, or None."""
     if least_bytes(model, precision) / room.n > room.usable:
         return None
     for layout in sorted(dividing(model, room, microbatches), key=lambda one: (rank(one), burden(one))):
@@ -129,7 +130,8 @@ def choose(
 ) -> tuple[Layout, Memory]:
     """Return the layout with the lowest `burden` that fits in memory, with its memory.
 
-    Raises ConfigError if none fits. The error states the missing memory and a number of devices that would be enough.
+    Raises ConfigError if no layout fits. The error states the missing memory and a number of devices that would be
+    enough.
     """
     found = fitting(model, room, (microbatch,), context, precision, burden)
     if found is None:
@@ -140,7 +142,10 @@ def choose(
 def nearest_fitting(
     model: ModelConfig, layout: Layout, room: Room, context: int, precision: Precision
 ) -> tuple[Layout, Memory]:
-    """Return the layout nearest to `layout` that fits in memory, with its memory. Raises ConfigError if none fits."""
+    """Return the layout nearest to `layout` that fits in memory, with its memory.
+
+    Raises ConfigError if no layout fits.
+    """
     sizes = {2**power for power in range(layout.microbatch.bit_length())} | {layout.microbatch}
     found = fitting(model, room, tuple(sorted(sizes)), context, precision, lambda one: distance(layout, one))
     if found is None:

@@ -15,8 +15,10 @@ PrecisionName = Literal["fp32", "bf16", "fp8"]
 
 @dataclass(frozen=True)
 class Precision:
-    """Bytes per parameter for each part, and bytes per saved activation. A saved value of the residual stream has
-    `residual` bytes."""
+    """Bytes per parameter of weights, gradients and optimizer state, and bytes per saved activation.
+
+    A saved value of the residual stream has `residual` bytes.
+    """
 
     weights: int
     gradients: int
@@ -35,14 +37,13 @@ PRECISIONS: dict[PrecisionName, Precision] = {
 
 @dataclass(frozen=True)
 class Layout:
-    """A parallel layout: `dp` x `tp` x `pp` devices, with experts over `ep` of the `dp` x `tp` devices of a pipeline
-    stage.
+    """A parallel layout: `dp` x `tp` x `pp` devices, with experts sharded over `ep` of the `dp` x `tp` devices of a pipeline stage.
 
     `tp` splits attention, dense networks, embeddings and, as sequence parallelism, saved activations. An expert is not
     split across devices.
 
     `zero` 1 shards the optimizer state over data-parallel devices, 2 also gradients, 3 also weights (Rajbhandari et al.
-    2020). ZeRO 3 fetches one layer's weights at a time. The estimate leaves out this temporary copy.
+    2020). ZeRO 3 fetches one layer's weights at a time. The estimate leaves out this temporary copy of the weights.
 
     `recompute="selective"` recomputes norms, MLA's up-projections and SwiGLU's product (V3, section 3.2.3).
     `recompute="full"` saves only the input of each layer. `microbatch` is the number of rows per micro-batch. The
@@ -84,7 +85,7 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.activations
 
     def parts(self) -> tuple[tuple[str, float], ...]:
-        """Return the size of each part by name."""
+        """Return (name, size in bytes) of each part."""
         names = ("weights", "gradients", "optimizer", "activations")
         return tuple((name, float(getattr(self, name))) for name in names)
 
@@ -95,7 +96,7 @@ class Values:
 
     `shared` and `experts` are the numbers of parameters outside and inside routed experts. `residual` is the number of
     values of the residual stream that are saved per token for the backward pass, and `saved` the number of all other
-    saved values. `whole` is `saved` without recomputation.
+    saved values. `whole` is the value of `saved` without recomputation.
     """
 
     shared: int
@@ -124,7 +125,7 @@ def layer_values(stage: Stage, hidden: int, recompute: Recompute) -> Values:
 def stage_sizes(layers: int, pp: int) -> list[int]:
     """Return the number of layers of each pipeline stage, as even as possible.
 
-    The first stage holds the most micro-batches, so it gets none of the remaining layers.
+    The first stage holds the most micro-batches, so it gets none of the layers that the division leaves over.
     """
     base, remainder = divmod(layers, pp)
     return [base + (1 if 1 <= index <= remainder else 0) for index in range(pp)]
@@ -178,8 +179,10 @@ def _end(model: ModelConfig, last: Values, part: dict[str, int], *, alone: bool,
 def _sharded(
     shared: int, experts: int, activations: float, layout: Layout, precision: Precision, place: int, layers: int
 ) -> Memory:
-    """Return the memory of a device, after dividing parameters over tensor- and expert-parallel devices and ZeRO's
-    shards over the replicas of each parameter."""
+    """Return the memory of a device.
+
+    Parameters are divided over tensor- or expert-parallel devices, and ZeRO shards them over their replicas.
+    """
     groups = ((shared / layout.tp, layout.dp), (experts / layout.ep, layout.dp * layout.tp / layout.ep))
     weights, gradients, optimizer = (
         sum(count / (copies if layout.zero >= level else 1) for count, copies in groups) * size

@@ -194,7 +194,7 @@ def _draw_price(
 def _label(
     axis: Axes, colours: Colours, ends: Sequence[tuple[float, str, bool]], at: float, limits: tuple[float, float]
 ) -> None:
-    """Label lines at their right ends, given as (height, name, own), on a logarithmic axis.
+    """Label lines at their right ends, on a logarithmic axis. `ends` holds (height, name, own) of each line.
 
     Labels do not overlap: a label that had to move is connected to its line by a thin stroke.
     """

@@ -22,7 +22,7 @@ class Price:
     source: str
 
     def bill(self, *, hit: float, miss: float, output: float) -> float:
-        """Return the cost in USD of these numbers of tokens."""
+        """Return the cost in USD of the given numbers of tokens."""
         return (hit * self.hit + miss * self.miss + output * self.output) / MILLION
 
     def blended(self, prompt: float, reply: float, hit_rate: float) -> float:
@@ -50,7 +50,7 @@ def price_names() -> tuple[str, ...]:
 
 
 def price(name: str) -> Price:
-    """Return the row called `name`. Raises ConfigError with the nearest name if it is unknown."""
+    """Return the row called `name`. Raises ConfigError with the nearest name if no row has this name."""
     for row in PRICES:
         if row.name == name:
             return row

@@ -39,8 +39,10 @@ DAY_NODES, DAY_NODE_IN, DAY_NODE_OUT, DAY_KEYS, DAY_SPEED = 226.75, 73.7e3, 14.8
 
 @dataclass(frozen=True)
 class Figure:
-    """A published figure and this planner's estimate. `tolerance` is the allowed relative difference. `form` is the
-    format of both numbers."""
+    """A published figure and this planner's estimate.
+
+    `tolerance` is the allowed relative difference. `form` is the format string for `published` and `ours`.
+    """
 
     name: str
     published: float
@@ -206,8 +208,8 @@ def shares_of_roofline() -> tuple[float, float]:
     and decode.
 
     These shares are the defaults of a serving plan. Prefill ran on 32 cards and decode on 144, in fp8, with attention
-    replicated on each card. The rates of 21 tokens per second per user (20 to 22 are published) and 14.8k per machine
-    imply 88 sequences per card. Each sequence attends to 4,989 keys on average.
+    replicated on each card. The rates of 21 tokens per second per user (20 to 22 are published) and 14.8k tokens per
+    second per machine imply 88 sequences per card. Each sequence attends to 4,989 keys on average.
     """
     model, card = preset("deepseek-v3"), device("h800")
     hit_rate = DAY_HIT / (DAY_HIT + DAY_MISS)

@@ -12,8 +12,8 @@ from rorqual.core.errors import DataError
 from rorqual.core.records import RunDir
 
 WARM, FEWEST, BLOCKS = 2, 12, 20
-"""Number of warm-up steps to skip (buffers, kernels), minimum number of steps, and number of blocks into which all
-other steps are divided."""
+"""Number of steps to skip as warm-up of buffers and kernels, minimum number of steps of the run, and number of blocks
+into which the steps after the warm-up are divided."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Speed:
     """Mean cost per step of a run.
 
     `core_seconds` is 0 if it was not recorded. `tokens` counts trained and sampled tokens. `blocks` has the mean
-    seconds per step of every `block` consecutive steps, so that their spread includes drift and bursts. The run has
-    completed `done` of `asked` steps.
+    seconds per step of every `block` consecutive steps. The spread of these block means includes drift and bursts. The
+    run has completed `done` of `asked` steps.
     """
 
     seconds: float
@@ -47,7 +47,7 @@ class Speed:
 
 
 def speed_of(run: RunDir) -> Speed:
-    """Return the speed recorded in `metrics.jsonl`. Raises DataError if it has too few steps."""
+    """Return the speed recorded in `metrics.jsonl`. Raises DataError if the run has too few steps."""
     records = list(run.metrics())
     if len(records) < FEWEST:
         raise DataError(
@@ -90,7 +90,7 @@ def _asked(run: RunDir, done: int) -> int:
 
 
 def read_row(run: RunDir) -> int:
-    """Return the row length that a run trains on, or 4,096 if its file does not give one."""
+    """Return the row length that a run trains on, or 4,096 if `run.yaml` does not state it."""
     try:
         return int(yaml.safe_load(run.config_file.read_bytes())["source"]["row"])
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):

@@ -2,8 +2,8 @@
 million tokens.
 
 Prefill and decode run on separate machines, as in DeepSeek's service. Prefill computes prompts. A decode step generates
-one token for each sequence of a batch. The time of each is the larger of memory time and compute time (the roofline),
-divided by the utilisation. Network time is part of the utilisation.
+one token for each sequence of a batch. The time of a prefill or a decode step is the larger of its memory time and its
+compute time (the roofline), divided by the utilisation. Network time is part of the utilisation.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ BYTES: dict[Dtype, int] = {"fp32": 4, "bf16": 2, "fp8": 1}
 CHUNK = 8192
 """Number of prompt tokens that prefill computes each time it reads the weights."""
 DAY_PREFILL, DAY_DECODE = 0.19, 0.33
-"""Shares of this roofline that DeepSeek's service reached on H800 in February 2025, for prefill and decode.
-`published.py` derives both shares, and a test compares them."""
+"""Shares of this module's roofline that DeepSeek's service reached on H800 in February 2025, for prefill and decode.
+`published.py` derives both shares, and a test compares its results with these values."""
 
 
 @dataclass(frozen=True)
@@ -134,8 +134,10 @@ def weights_per_device(model: ModelConfig, replica: Replica) -> float:
 
 
 def touched(model: ModelConfig, tokens: float) -> float:
-    """Return the expected share of routed experts that `tokens` tokens select under even routing: 1 - (1 - k /
-    n)^tokens."""
+    """Return the expected share of routed experts that `tokens` tokens select.
+
+    The share is 1 - (1 - k / n)^tokens if each token selects k of n experts and all experts are equally likely.
+    """
     ffn = next((ffn for ffn in model.ffns if ffn.n_experts()), None)
     return 1.0 if ffn is None else 1 - (1 - ffn.active_experts() / ffn.n_experts()) ** tokens
 
@@ -163,8 +165,10 @@ def prefill_rate(model: ModelConfig, replica: Replica, prompt: float, hit_rate: 
 
 
 def largest_batch(model: ModelConfig, replica: Replica, mix: Mix) -> int:
-    """Return how many sequences of full length fit in the memory of a group, next to its weights. Raises ConfigError
-    with the missing memory if none fits."""
+    """Return how many sequences of full length fit in the memory of a group, next to its weights.
+
+    Raises ConfigError with the missing memory if no sequence fits.
+    """
     free = replica.device.memory * (1 - RESERVE) - weights_per_device(model, replica)
     sequence_size = sequence_bytes(model, replica, mix)
     if free < sequence_size:
@@ -220,7 +224,7 @@ def query_heads(model: ModelConfig) -> set[int]:
 
 
 def serving(model: ModelConfig, replica: Replica, mix: Mix, batch: int = 0) -> Serving:
-    """Estimate the serving of a replica. `batch` 0 means the largest that fits."""
+    """Estimate the serving of a replica. `batch` 0 means the largest batch that fits."""
     check(model, replica)
     most = largest_batch(model, replica, mix)
     if batch > most:
@@ -245,8 +249,10 @@ def serving(model: ModelConfig, replica: Replica, mix: Mix, batch: int = 0) -> S
 
 
 def check(model: ModelConfig, replica: Replica) -> None:
-    """Raise ConfigError if the tensor-parallel degree does not divide the devices and the heads. The error names the
-    nearest valid degree."""
+    """Raise ConfigError unless the tensor-parallel degree divides the number of devices and of query heads.
+
+    The error names the nearest valid degree.
+    """
     heads = query_heads(model)
     good = [tp for tp in range(1, replica.n + 1) if replica.n % tp == 0 and all(h % tp == 0 for h in heads)]
     if replica.tp not in good:

@@ -33,8 +33,8 @@ class Rendered:
 class ChatFormat(ABC):
     """The chat format of a model family. Each family has one file in this folder.
 
-    Only the chat format decides which special tokens start, end and pad sequences. Other code must ask the format, not the
-    tokenizer.
+    Only the chat format decides which special tokens start, end and pad sequences. Other code must get these tokens from the
+    format, not from the tokenizer.
     """
 
     name: str
@@ -57,8 +57,8 @@ class ChatFormat(ABC):
 
         `prompt(messages[:-1], thinking)` is always a prefix of `render(messages, thinking=thinking)`. The mask of the last turn
         covers all tokens after that prefix, up to and including the end token of the turn. With `thinking="auto"` the model
-        chooses whether to think, so the tokens of this choice are trained. With `on` or `off` they are part of the prompt and
-        are not trained. Text that a template writes after the end token belongs to the next turn.
+        chooses whether to think, so the tokens of this choice are trained. With `on` or `off` these tokens are part of the
+        prompt and are not trained. Text that a template writes after the end token belongs to the next turn.
 
         `continue_` omits the end token of the last assistant turn, so that the model can continue the turn. Messages with an
         index below `train_from` are not trained.
@@ -98,7 +98,8 @@ class ChatFormat(ABC):
 
     @property
     def call_frame(self) -> CallFrame | None:
-        """The template of a reply that consists of tool calls, in the syntax that `parse` reads; None without `call_form`."""
+        """The template of a reply that consists of tool calls, in the syntax that `parse` reads, or None if the format has no
+        tool calls."""
         return None
 
     @property
@@ -126,7 +127,7 @@ class ChatFormat(ABC):
     def parse(self, ids: Iterable[int], thinking: Thinking = "auto", tools: Sequence[Tool] = ()) -> Message:
         """Parse the token ids of a complete or truncated reply to `prompt(..., thinking, tools)`.
 
-        Ids after the first end token are ignored. Special tokens that the format does not use appear by name.
+        Ids after the first end token are ignored. Special tokens that the format does not use appear in the text by name.
         """
         reader = self.reader(thinking, tools)
         reader.feed(*ids)
@@ -188,7 +189,7 @@ class ChatFormat(ABC):
     @property
     @abstractmethod
     def stop_ids(self) -> tuple[int, ...]:
-        """Ids that end an assistant turn. `render` writes the first of them."""
+        """Ids that end an assistant turn. `render` ends assistant turns with the first of these ids."""
 
     @property
     @abstractmethod
@@ -208,8 +209,9 @@ class ChatFormat(ABC):
     def samples(self, messages: Sequence[Message]) -> list[Rendered]:
         """Return renderings in which each assistant turn is trained exactly once, as the assistant wrote it.
 
-        A format that drops the reasoning of earlier turns needs a separate rendering for each turn with reasoning, in which
-        this turn is the last. All other conversations need one rendering. Without an assistant turn the list is empty.
+        Each assistant turn that the format would render differently as an earlier turn, for example without its reasoning, gets
+        a separate rendering in which it is the last turn. A conversation without such turns gets one rendering. Without an
+        assistant turn the list is empty.
         """
         turns = [number for number, message in enumerate(messages) if message.role == "assistant"]
         ends = [number for number in turns if not self.as_written(messages[number]) or number == turns[-1]]
@@ -221,7 +223,7 @@ def check_turns(messages: Sequence[Message], roles: Sequence[str]) -> None:
     """Raise a DataError for a conversation that cannot be rendered.
 
     Errors are a role that is not in `roles`, a conversation without a user turn, and an assistant turn that does not follow a
-    user turn. Tool calls, and reasoning in a turn of another role, are errors too.
+    user turn. Tool calls, and reasoning outside assistant turns, are errors too.
     """
     before = ""
     for number, message in enumerate(messages, start=1):

@@ -22,7 +22,8 @@ THINK, END_THINK = "<think>", "</think>"
 class MarkedBlock(TurnChat):
     """A thinking block whose tags are special tokens. With `auto`, the model writes an empty block if it does not think.
 
-    Earlier turns are rendered without their block. A turn is therefore trained only in the rendering in which it is the last.
+    Earlier turns are rendered without their thinking block. A turn is therefore trained only in the rendering in which it is
+    the last.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -31,7 +32,7 @@ class MarkedBlock(TurnChat):
         self._newline, self._blank_line = tokenizer.encode("\n"), tokenizer.encode("\n\n")
 
     def choice(self, thinking: Thinking) -> list[int]:
-        """Return an open block for `on`, an empty block for `off`, and no ids for `auto`."""
+        """Return the ids of an open thinking block for `on`, of an empty thinking block for `off`, and no ids for `auto`."""
         if thinking == "off":
             return [self._think, *self._blank_line, self._end_think, *self._blank_line]
         return [self._think, *self._newline] if thinking == "on" else []
@@ -60,7 +61,7 @@ class MarkedBlock(TurnChat):
         """Return rules that parse the text before the first `</think>` as reasoning, even if `<think>` is missing.
 
         If thinking was opened and the reply ends before `</think>`, the whole reply is reasoning and the content is empty. An
-        empty block counts as no reasoning (None), unless `thinking` is `on`. With `off`, the whole reply is content.
+        empty thinking block counts as no reasoning (None), unless `thinking` is `on`. With `off`, the whole reply is content.
         """
         begins: Begins = "answer" if thinking == "off" else "thought" if self.choice(thinking) else "late"
         empty: Literal["kept", "none"] = "kept" if thinking == "on" else "none"
@@ -76,8 +77,8 @@ class SpokenBlock(TurnChat):
     The tags are written as special tokens if the tokenizer has them, else as text. Parsing recognises tags in the text of the
     reply for any tokenization. A reply without thinking has no block.
 
-    With `auto` and `off` the prompt is the published one, and `on` adds an open block. Two ambiguous inputs raise an error:
-    content that begins with `<think>`, and reasoning that contains `</think>`.
+    With `auto` and `off` the prompt equals that of the published template, and `on` adds an open thinking block. Two ambiguous
+    inputs raise an error: content that begins with `<think>`, and reasoning that contains `</think>`.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -86,7 +87,7 @@ class SpokenBlock(TurnChat):
         self._marks = (tokenizer.special(THINK), tokenizer.special(END_THINK)) if known else None
 
     def choice(self, thinking: Thinking) -> list[int]:
-        """Return an open block for `on`, and no ids for `auto` and `off`, because the family does not think by default."""
+        """Return the ids of an open thinking block for `on`. Return no ids for `auto` and `off`: the family does not think by default."""
         if thinking != "on":
             return []
         return (
@@ -96,9 +97,9 @@ class SpokenBlock(TurnChat):
         )
 
     def as_written(self, message: Message) -> bool:
-        """Return whether an earlier turn may be trained. Content that begins with `<think>` may not.
+        """Return whether an earlier turn may be trained. Turns with reasoning, or with content that begins with `<think>`, may not.
 
-        As the last turn, such content raises an error.
+        In the last turn, content that begins with `<think>` raises an error.
         """
         return message.reasoning is None and not message.text.lstrip().startswith(THINK)
 

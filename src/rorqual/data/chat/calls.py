@@ -41,9 +41,9 @@ class CallForm:
     """The tool-call syntax of a model family. Special tokens are written as in marked text (see `special_tokens.py`).
 
     `begin` opens a call, and `around` encloses all calls of a reply. If `bare` is true, an answer that begins with `{` is a
-    call even without `begin`. `named` parses the text between `begin` and the arguments. `named` returns the tool name, "" if the
-    name is in the JSON object, or None if the text is not a call. `inside` is the special token that this text may contain.
-    `tail` is a regular expression for the text between the arguments and `end`.
+    call even without `begin`. `named` parses the text between `begin` and the arguments. `named` returns the tool name, "" if
+    the name is in the JSON object, or None if the text is not a call. `inside` is the special token that the text between
+    `begin` and the arguments may contain. `tail` is a regular expression for the text between the arguments and `end`.
     """
 
     begin: str
@@ -153,9 +153,9 @@ _BEGIN, _END = CHARS["<｜tool▁calls▁begin｜>"], CHARS["<｜tool▁calls▁
 HERMES_FRAME = CallFrame(_hermes, "\n")
 LLAMA_FRAME = CallFrame(_llama, "; ")
 DEEPSEEK_FRAME = CallFrame(_deepseek, "", _BEGIN, _END)
-"""The calls of DeepSeek-V3.1."""
+"""The call template of DeepSeek-V3.1."""
 FENCED_FRAME = CallFrame(_fenced, "\n", _BEGIN, _END)
-"""The calls of DeepSeek-V3 and R1, with the arguments in a code fence."""
+"""The call template of DeepSeek-V3 and R1, with the arguments in a code fence."""
 
 
 # ---- the arguments
@@ -220,7 +220,7 @@ def _string(text: str) -> str:
 
 
 def kind_of(char: str, form: CallForm | None) -> Kind:
-    """Return the kind of item that one character of marked text outside calls is."""
+    """Return the item kind of one character of marked text outside tool calls."""
     if char in (THINK, END_THINK):
         return "think" if char == THINK else "end"
     if form is not None and form.around and char in form.around:

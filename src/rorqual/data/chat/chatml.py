@@ -1,4 +1,4 @@
-r"""ChatML, the chat format of Qwen, SmolLM2 and many other models. Only `qwen3` has thinking tokens.
+r"""ChatML, the chat format of Qwen, SmolLM2 and many other models. Only the format `qwen3` has thinking tokens.
 
     <|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n{content}<|im_end|>
 
@@ -152,15 +152,15 @@ class SmolLM2Chat(PlainChatML):
 class Qwen3Chat(ImTurns, MarkedBlock):
     """The format of Qwen3. With `auto` the model itself writes `<think>`.
 
-    `off` adds an empty block to the prompt, as `enable_thinking=False` does in the published template. `on` adds an open block,
-    as the template of Qwen3-Thinking-2507 does; the template of the first Qwen3 models has no such mode.
+    `off` adds an empty thinking block to the prompt, as `enable_thinking=False` does in the published template. `on` adds an
+    open thinking block, as the template of Qwen3-Thinking-2507 does; the template of the first Qwen3 models has no such mode.
     """
 
     name = "qwen3"
     marks: ClassVar[tuple[str, ...]] = (START, END, "<think>", "</think>")
 
     def _earlier_reasoning(self, message: Message, current: bool) -> str:
-        """Return the reasoning of a turn after the last user turn, so that the model sees it after a tool call."""
+        """Return the reasoning if the turn follows the last user turn, else "". The model thus sees its reasoning after a tool call."""
         if not current or not message.reasoning:
             return ""
         return THINK + "\n" + message.reasoning.strip("\n") + "\n" + END_THINK + "\n\n"

@@ -1,4 +1,4 @@
-"""DeepSeek's chat formats. V3 does not think, R1 always thinks, and V3.1 chooses with the first token of its reply.
+"""DeepSeek's chat formats. V3 does not think, R1 always thinks, and the first token of V3.1's reply decides whether it thinks.
 
     V3    <bos>{system}<｜User｜>{user}<｜Assistant｜>{content}<eos>
     R1    <bos>{system}<｜User｜>{user}<｜Assistant｜><think>\\n{reasoning}\\n</think>\\n\\n{content}<eos>
@@ -90,7 +90,7 @@ class DeepSeekTurns(TurnChat):
     outputs_gap: ClassVar[str] = ""
     outputs: ClassVar[tuple[str, str]] = (CHARS["<｜tool▁outputs▁begin｜>"], CHARS["<｜tool▁outputs▁end｜>"])
     answer_begins: ClassVar[str] = ""
-    """Marked text at the start of an earlier assistant turn that follows a user turn."""
+    """Marked text (see `special_tokens.py`) at the start of an earlier assistant turn that follows a user turn."""
 
     @property
     def call_form(self) -> CallForm:
@@ -101,7 +101,7 @@ class DeepSeekTurns(TurnChat):
         return FENCED_FRAME
 
     def mode(self, messages: Sequence[Message], thinking: Thinking) -> Thinking:
-        """Return `off` after a tool turn. The published templates open no turn there, so the model continues without thinking."""
+        """Return `off` after a tool turn. The published templates then write no assistant header, so the model does not think."""
         return "off" if messages and messages[-1].role == "tool" else thinking
 
     def chosen(self, prompt: Sequence[int]) -> Thinking:
@@ -159,8 +159,8 @@ class DeepSeekV3Chat(DeepSeekTurns, SpokenBlock):
 class DeepSeekR1Chat(DeepSeekTurns, MarkedBlock):
     """The format of DeepSeek-R1 and its distilled models. The prompt opens the thinking block, so `auto` equals `on`.
 
-    `off` adds an empty block to the prompt. The published template has no such mode; it is the method "NoThinking" of
-    arXiv 2504.09858.
+    `off` adds an empty thinking block to the prompt, which is the method "NoThinking" of arXiv 2504.09858. The published
+    template has no such mode.
     """
 
     name = "deepseek-r1"

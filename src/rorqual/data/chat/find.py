@@ -129,8 +129,9 @@ def _without_template(model_type: str, tokenizer: Tokenizer) -> str:
 def _equal(chat: ChatFormat, published: TemplateChat) -> bool:
     """Return whether a template writes the same prompts as `chat` in all thinking modes.
 
-    Three differences are accepted. For `auto`, a template may write the prompt of any mode; V3.1's template then turns thinking
-    off. For `on`, it may write the prompt of `auto`. If the family always thinks, it may write the prompt of `on` for all modes.
+    Three differences are accepted. For `auto`, a template may write the prompt of any mode; for example, V3.1's template turns
+    thinking off. For `on`, a template may write the prompt of `auto`. If the family always thinks, its template may write the
+    prompt of `on` for all modes.
     """
     for probe in PROBES:
         auto, on, off = (chat.prompt(probe, mode) for mode in ("auto", "on", "off"))

@@ -18,7 +18,7 @@ State = Literal["open", "complete", "broken"]
 
 
 class Lexer:
-    """A streaming lexer that converts text to items.
+    """A streaming lexer that converts the marked text of a reply to items (see `calls.Item`).
 
     Text that may become a call is buffered until the call is complete or impossible. All other text is returned immediately.
     """
@@ -49,7 +49,7 @@ class Lexer:
         return items
 
     def _plain(self, text: str, items: list[Item]) -> str:
-        """Append the items up to the next possible start of a call. Open the call and return the text after its begin token."""
+        """Append the items before the next possible tool call. Open the call and return the text after its begin token, or ""."""
         form, at, start = self._form, 0, 0
         while match := _CANDIDATE.search(text, at):
             self._skip(text[at : match.start()])
@@ -135,7 +135,7 @@ class _Call:
         return not any(char in NAME_OF and char not in self._form.inside for char in head)
 
     def _scan(self, text: str) -> int | None:
-        """Return the index in `text` at which the JSON object ends, None if it continues, or -1 if it is invalid."""
+        """Return the index in `text` at which the JSON object ends, None if it continues in the next chunk, or -1 if it is invalid."""
         at, self._offset = self._offset, 0
         while match := (_IN_STRING if self._in_string else _OUTSIDE).search(text, at):
             at, char = match.end(), match.group()

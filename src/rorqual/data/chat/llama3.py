@@ -1,4 +1,4 @@
-r"""The chat formats of Llama 3. Each turn begins with a header; since 3.1, the system turn states two dates.
+r"""The chat formats of Llama 3. Each turn begins with a header. Since 3.1, the system turn states the knowledge cutoff and the date.
 
     <bos><|start_header_id|>user<|end_header_id|>\n\n{user}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n{content}<|eot_id|>
 

@@ -1,7 +1,7 @@
 """Rules for parsing the replies of a model family, and the parser of the answer after the thinking.
 
-A reply is parsed to a list of parts: reasoning, content, calls and separators. Joined in order, their texts equal the text that
-the model generated.
+A reply is parsed to a list of parts: reasoning, content, calls and separators. The texts of the parts, joined in order, equal
+the text that the model generated.
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ def half(text: str, mark: str) -> int:
 class Answer:
     """A streaming parser of the answer after the thinking. The parser splits items into content and calls.
 
-    White space next to calls is no content. Between content and the first call, only the white space that models of the family
-    write there is removed, so that rendering the message restores the text. The tokens that enclose calls are plain text in all
-    other places. Separators are buffered until the next item shows what they separate.
+    White space next to calls is not part of the content. Between content and the first call, only the white space that models
+    of the family write there is removed, so that rendering the message restores the text. The tokens that enclose calls are
+    plain text where they enclose no call. Separators are buffered until the next item shows what they separate.
     """
 
     def __init__(self, trim: Trim, calls: CallForm | None) -> None:

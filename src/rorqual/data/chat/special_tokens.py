@@ -40,15 +40,15 @@ _MARK = re.compile(f"[{CHARS[NAMES[0]]}-{CHARS[NAMES[-1]]}]")
 
 
 def raw(text: str) -> str:
-    """Return a marked text with the names of its special tokens, as `decode` would show it."""
+    """Replace each special-token character of a marked text by the name of the token, as `decode` writes it."""
     return _MARK.sub(lambda match: NAME_OF[match.group()], text)
 
 
 class SpecialTokenText:
     """The conversion between marked text and the token ids of one tokenizer.
 
-    A special token that the tokenizer lacks is written as text. When parsing, `names` are recognised only as tokens if the
-    tokenizer has them, else in the text. The names in `spoken` are always recognised, as tokens and in the text.
+    A special token that the tokenizer lacks is written as text. When parsing, a name in `names` is recognised as a token if the
+    tokenizer has this token, else as text. The names in `spoken` are recognised both as tokens and as text.
     """
 
     def __init__(self, tokenizer: Tokenizer, names: Iterable[str], *, spoken: Iterable[str] = ()) -> None:

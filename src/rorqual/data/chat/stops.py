@@ -8,8 +8,8 @@ from collections.abc import Sequence
 class Stops:
     """A streaming matcher that truncates text before the first stop string.
 
-    If two stop strings overlap, the one that ends first counts. Stop strings that end within the first `unheard` characters are
-    ignored; this implements `min_tokens`.
+    If two stop strings overlap, the one that is complete first is used. Stop strings that end within the first `unheard`
+    characters are ignored; this implements `min_tokens`.
     """
 
     def __init__(self, stops: Sequence[str], unheard: int = 0) -> None:

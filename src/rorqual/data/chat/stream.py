@@ -1,7 +1,7 @@
 """A streaming parser of replies. The parser splits the token ids of a reply into reasoning, content and tool calls.
 
-Text is buffered while a later token could change its field. The message therefore does not depend on how the ids are split
-into calls of `feed`. Each token is read once.
+Text is buffered until later tokens can no longer change whether it is reasoning, content or a tool call. The message therefore
+does not depend on how the ids are split into calls of `feed`. Each token is read once.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class ToolDelta:
 
 @dataclass(frozen=True)
 class Piece:
-    """The text that was added to a reply since the last call of the parser."""
+    """The text that one call of `Reader.feed` or `Reader.finish` adds to a reply."""
 
     reasoning: str = ""
     content: str = ""
@@ -40,10 +40,10 @@ class Piece:
 
 
 class Reader:
-    """A streaming parser of one reply. Create it with `ChatFormat.reader`.
+    """A streaming parser of one reply. `ChatFormat.reader` creates a reader.
 
-    Joining all pieces gives the fields of `message()`. A tool call is returned once it is complete. `stops` are the ids that end
-    a turn; ids after the first of them are ignored. The id of a tool call is `prefix` plus its index.
+    Joining all pieces gives the fields of `message()`. A tool call is returned once it is complete. `stops` are the ids that
+    end a turn; ids after the first stop id are ignored. The id of a tool call is `prefix` plus its index.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Reader:
     ) -> None:
         self.ids: list[int] = []
         self.parts: list[Part] = []
-        """The parts of the reply so far. After `finish`, their joined texts equal the text that the model generated."""
+        """The parts of the reply so far. After `finish`, the joined texts of the parts equal the text that the model generated."""
         self._stops, self._prefix = frozenset(stops), prefix
         self._ended = False
         self._text = IncrementalDecoder(marks)
@@ -66,7 +66,7 @@ class Reader:
         self._calls: list[ToolCall] = []
 
     def feed(self, *ids: int) -> Piece:
-        """Read the next ids and return the text whose field is certain."""
+        """Read the next ids. Return the text that is now certain to be reasoning, content or a tool call."""
         self.ids += ids
         text = ""
         for id_ in ids:

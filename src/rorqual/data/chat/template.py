@@ -164,7 +164,7 @@ class TemplateChat(ChatFormat):
 
     @property
     def call_frame(self) -> CallFrame | None:
-        """The template of tool calls. For DeepSeek's syntax, the arguments are in a code fence if the template has one."""
+        """The template of tool calls. For DeepSeek's syntax, the arguments are in a code fence if the chat template has a code fence."""
         if self.call_form is DEEPSEEK:
             return FENCED_FRAME if "```json" in self._source else DEEPSEEK_FRAME
         return None if self.call_form is None else HERMES_FRAME
@@ -172,9 +172,9 @@ class TemplateChat(ChatFormat):
     def reply_form(self, thinking: Thinking) -> ReplyForm:
         """Return rules that parse the text before the first `</think>` as reasoning.
 
-        If neither the template nor the tokenizer has this tag, only a reply that begins with `<think>` has reasoning; the text of
-        other replies can then be streamed without delay. If the prompt opened thinking and the reply has no `</think>`, the whole
-        reply is reasoning and the content is empty.
+        If neither the template nor the tokenizer has a `</think>` tag, only a reply that begins with `<think>` has reasoning;
+        the text of other replies can then be streamed without delay. If the prompt opened thinking and the reply has no
+        `</think>`, the whole reply is reasoning and the content is empty.
         """
         known = Special.END_THINK in self._source or Special.END_THINK in self.tokenizer.special_names
         begins: Begins = "thought" if self._opened(thinking) else "late" if known else "mark"

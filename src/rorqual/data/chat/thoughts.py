@@ -23,7 +23,7 @@ class Thoughts:
     def __init__(self, form: ReplyForm, calls: CallForm | None) -> None:
         self.answer = Answer(form.plain, calls)
         self.cut = False
-        """Whether the last items of a truncated reply follow. An incomplete tag at the end of the reply is dropped."""
+        """Whether the next items are the last ones of a truncated reply. If so, an incomplete tag at the end of the reply is dropped."""
         self._form, self._calls = form, calls
         self._gap = calls.gap if calls else WHITE
         self._state: State = "start"
@@ -56,7 +56,7 @@ class Thoughts:
         return raw(_text(self._pending)).lstrip(trim.lead).rstrip(trim.trail)
 
     def feed(self, item: Item) -> list[Part]:
-        """Read the next item and return the parts whose field is certain."""
+        """Read the next item. Return the parts that are now certain to be reasoning, content or a call."""
         match self._state:
             case "start":
                 return self._start(item)
@@ -147,7 +147,7 @@ class Thoughts:
         return self._reasoning(_text(pending))
 
     def _reasoning(self, text: str) -> list[Part]:
-        """Return text as reasoning. White space and an incomplete tag at its end are buffered."""
+        """Return text as reasoning. White space and an incomplete tag at the end of the text are buffered."""
         if not text:
             return []
         trim = self._form.trim

@@ -20,8 +20,8 @@ def has_tools(messages: Sequence[Message]) -> bool:
 def turns(messages: Sequence[Message]) -> list[list[Message]]:
     """Group the messages of a conversation into turns.
 
-    The tool results that follow an assistant turn form one turn, sorted in the order of the calls. This order matters because
-    templates write no call ids.
+    The tool results that follow an assistant turn form one turn, sorted in the order of the calls. The order of the results
+    matters, because templates write no call ids.
 
     Raises DataError for a result whose call is missing, belongs to another turn or already has a result. Also raises DataError
     for an assistant turn that follows no user or tool turn, and for calls or reasoning in other roles. Lone surrogates and a

@@ -19,18 +19,18 @@ ROLES = ("system", "user", "assistant")
 class TurnChat(ChatFormat):
     """Base class of chat formats that are written in code. A conversation consists of an opening and turns.
 
-    An assistant turn consists of a header, a thinking choice, a reply and an end token. The reply is encoded separately from
-    the header, because a model generates it separately. A published template encodes both as one text; the ids differ only if
-    the reply begins with white space. Conversations with tools are supported as prompts only, because it is uncertain which of
-    their tokens to train.
+    An assistant turn consists of a header, the ids that force or prevent thinking (`choice`), a reply and an end token. The
+    reply is encoded separately from the header, because a model generates it separately. A published template encodes header
+    and reply as one text; the ids differ only if the reply begins with white space. Conversations with tools are supported as
+    prompts only, because it is uncertain which of their tokens to train.
     """
 
     marks: ClassVar[tuple[str, ...]]
     """Special tokens that the format requires."""
     ends: ClassVar[tuple[str, ...]]
-    """Names of tokens that end a reply. `render` writes the first; all of them that the tokenizer has stop generation."""
+    """Names of tokens that end a reply. Names that the tokenizer lacks are ignored. `render` writes the first of the remaining names."""
     pads: ClassVar[tuple[str, ...]]
-    """Names of padding tokens in order of preference. The first that the tokenizer has is used."""
+    """Names of padding tokens in order of preference. The first name that the tokenizer has is used."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__(tokenizer)
@@ -69,7 +69,7 @@ class TurnChat(ChatFormat):
 
     @abstractmethod
     def _reply(self, message: Message, thinking: Thinking, *, closed: bool) -> list[int]:
-        """Return the ids of the last reply, including its thinking choice, without the end token.
+        """Return the ids of the last reply, including the ids of `choice`, without the end token.
 
         If `closed` is false, the reply may be incomplete, and the model continues it.
         """

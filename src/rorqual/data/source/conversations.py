@@ -30,7 +30,7 @@ OPEN, CLOSE = "<think>", "</think>"
 class Loaded:
     """Conversations in file order. `skipped` counts the conversations that cannot be trained on.
 
-    A conversation is skipped if it has no assistant turn or an empty one, or if a filter dropped it.
+    A conversation is skipped if it has no assistant turn or an empty assistant turn, or if a filter dropped it.
     """
 
     conversations: list[Conversation]
@@ -67,7 +67,7 @@ def read_conversations(path: Path) -> Loaded:
 
 
 def teaches(conversation: Conversation) -> bool:
-    """Return whether the conversation has assistant turns, all with text. An empty turn would teach empty replies."""
+    """Return whether the conversation has assistant turns and all of them have text. An empty turn would teach empty replies."""
     replies = [message for message in conversation if message.role == "assistant"]
     return bool(replies) and not any(map(says_nothing, replies))
 

@@ -13,7 +13,7 @@ BOM = b"\xef\xbb\xbf"
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return the bytes of a file without its byte-order mark. Raises DataError if it is missing, unreadable or empty."""
+    """Return the bytes of a file without its byte-order mark. Raises DataError if the file is missing, unreadable or empty."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:

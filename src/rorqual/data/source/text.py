@@ -18,7 +18,7 @@ class Text:
 
 
 def read_text(path: Path, *, validation: float = 0.1) -> Text:
-    """Read UTF-8 text and hold out the last `validation` share of its characters. The default is nanoGPT's tenth."""
+    """Read UTF-8 text and hold out the last `validation` share of its characters. The default of a tenth is that of nanoGPT."""
     path = Path(path)
     if not 0 <= validation < 1:
         raise DataError(f"validation={validation} is not a share", where=str(path), remedy="Use 0 to 0.99.")

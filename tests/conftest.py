@@ -29,6 +29,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark `slow` what `make test-fast` leaves out, and `full` what only `make test-all` runs: see scripts/tiers.py."""
     for item in items:
         name = item.nodeid.partition("[")[0]
+        if item.get_closest_marker("browser"):
+            item.add_marker("full")
         for mark, names in TIERS.items():
             if name in names:
                 item.add_marker(mark)

@@ -61,7 +61,8 @@ class Stage(Config):
 class ModelConfig(Config):
     """The configuration of a decoder.
 
-    Each of the `num_nextn_predict_layers` multi-token prediction modules (V3 eq. 21-25) has a block of the last stage.
+    Each of the `num_nextn_predict_layers` multi-token prediction modules (V3 eq. 21-25) contains one block, built like
+    the blocks of the last stage.
     """
 
     vocab_size: int = Field(ge=2, le=MOST)

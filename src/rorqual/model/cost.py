@@ -10,8 +10,8 @@ class Cost:
     """The cost of a module. Costs can be added, and multiplied by an integer.
 
     `active` counts the parameters used for one token. `flops` is the forward FLOPs of one token, including attention to
-    all `context` keys. Only matrix products count, with 2 FLOPs per multiply-add: norms, softmax and gates are below
-    one percent.
+    all `context` keys. Only matrix products count, with 2 FLOPs per multiply-add: norms, softmax and gates take less
+    than one percent of the FLOPs.
     """
 
     params: int = 0

@@ -1,4 +1,4 @@
-"""The decoder-only language model. Training, rollouts and serving use the same definition."""
+"""The decoder-only language model. Training, rollouts and serving all use this class."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class Cache(Protocol):
 class Output:
     """The result of a forward pass.
 
-    `hidden` [batch, seq, d] is the hidden state after the final norm. `routing` has one entry per network that routes,
-    over all batch * seq tokens. `recorded` maps each requested name to the tensors that attentions recorded, in layer
-    order.
+    `hidden` [batch, seq, d] is the hidden state after the final norm. `routing` has one entry per network that routes
+    tokens. Each entry covers all batch * seq tokens. `recorded` maps each requested name to the tensors that attentions
+    recorded, in layer order.
     """
 
     hidden: Tensor
@@ -62,9 +62,9 @@ class Decoder(Layer):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.tied = {"lm_head": "embed_tokens"} if config.tie_word_embeddings else {}
         head = None if self.tied else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.register_module("lm_head", head)  # an attribute that is None would hide the head of a prepared copy
+        self.register_module("lm_head", head)  # a plain attribute set to None would hide the head of a prepared copy
         self.mtp = nn.ModuleList(MTP(config) for _ in range(config.num_nextn_predict_layers))
-        # The engine rounds cached parts to their own dtype. The trainer rounds them in the same way if it uses a cache too.
+        # The engine rounds cached parts to `CachePart.dtype`. The trainer does too if its forward pass uses a cache.
         rounded = any(part.dtype is not None for kind in config.attentions for part in kind.cache_spec())
         self.needs_cache = rounded or any(isinstance(m, Attention) and m.needs_cache for m in self.modules())
 
@@ -93,7 +93,7 @@ class Decoder(Layer):
         - `inputs_embeds` [batch, seq, d] replaces `embed(tokens)`.
         - `record` lists the tensors to return in `Output.recorded` (see `AttentionContext.record`).
 
-        Raises ValueError if a name in `record` is recorded by no layer.
+        Raises ValueError if no layer records a name in `record`.
         """
         batch, seq = tokens.shape
         if positions is None:
@@ -171,6 +171,6 @@ class Decoder(Layer):
         return scores.float()
 
     def routers(self) -> list[FFN]:
-        """Return every network that routes tokens, in the order of recorded routing: the main model's, then the MTP modules'."""
+        """Return every network that routes tokens, in layer order: those of the main model, then those of the MTP modules."""
         blocks = [*self.layers, *(module.block for module in self.mtp)]
         return [ffn for block in blocks for ffn in block.ffns if ffn.experts_per_token]

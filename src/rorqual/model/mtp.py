@@ -1,4 +1,4 @@
-"""Multi-token prediction (V3 eq. 21-25): a module that predicts t_{i+2} from h_i and the embedding of t_{i+1}."""
+"""Multi-token prediction (V3 eq. 21-25): a module that predicts token t_{i+2} from hidden state h_i and the embedding of t_{i+1}."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class MTP(nn.Module):
     """One multi-token prediction module. It shares the embedding and the head with the main model.
 
     The input concatenates the embedding and the hidden state, in the order of the published checkpoint. The hidden
-    state is taken after the main model's final norm. Engines that reach the published acceptance rate use the same
-    hidden state.
+    state is taken after the main model's final norm. Engines that reach the published acceptance rate also use the
+    normed hidden state.
     """
 
     def __init__(self, config: ModelConfig) -> None:

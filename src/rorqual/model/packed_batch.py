@@ -1,4 +1,4 @@
-"""Paged attention over a training batch. It sums over the same blocks as the engine, so that both round the same way."""
+"""Paged attention over a training batch. It sums over the engine's blocks, so that trainer and engine round the same way."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rorqual.ops.paged import BLOCK, fill
 from rorqual.ops.rope import Rope, rope_table
 
 ANGLE_CHUNK = 4096
-"""Number of positions whose RoPE angles one call computes. Calls have a fixed size so that angles do not depend on the table length."""
+"""Number of positions per call that computes RoPE angles. It is fixed so that angles do not depend on the table length."""
 
 
 def angles(rope: Rope, dim: int, positions: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
@@ -136,7 +136,8 @@ class PackedBatchCache:
     """A `Cache` for a training batch. It is used for one forward pass and is differentiable.
 
     `positions` [batch, seq] must begin at 0 in each document. `segments` [batch, seq] are document numbers; None means
-    one document per row. `layouts` has the cache layout of each attention. `attention` is the backend's attention.
+    one document per row. `layouts` has the cache layout of each attention. `attention` is the backend's paged
+    attention.
     """
 
     def __init__(

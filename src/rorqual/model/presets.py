@@ -1,7 +1,8 @@
 """Configurations of published models.
 
-All values come from the `config.json` of each model. The V2, V3, Qwen2.5, Qwen3 and Llama 3 reports give the same
-dimensions. Qwen2.5 presets follow the Instruct models. The base models differ in context length, and some in epsilon.
+All values come from the `config.json` of each model. The dimensions agree with the V2, V3, Qwen2.5, Qwen3 and Llama 3
+reports. Qwen2.5 presets follow the Instruct models. The base models have another context length, and some have another
+norm epsilon.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ Three effects would otherwise make a row's bits depend on other rows:
 
 - Libraries use different kernels for different numbers of rows. This module pads rows (`ops.rows`).
 - The order of a sum over keys varies with the number of keys. `ops.paged` fixes the order.
-- torch computes up to 31 elements at the end of a contiguous tensor with another exponential function. This
-  module pads tensors so that no such elements remain.
+- torch uses a different exponential function for up to 31 elements at the end of a contiguous tensor. This module pads
+  tensors so that no such elements remain.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from rorqual.ops.rows import ENOUGH, Rows, bmm, in_tiles
 LANES = 32
 """Number of elements per iteration of torch's vectorized loops."""
 GRAIN = 32768
-"""Largest number of elements that torch processes in one thread. It splits larger tensors into equal parts."""
+"""Largest number of elements that torch processes in one thread. torch splits larger tensors into equal parts."""
 ROWS = {torch.bfloat16: (4, 8, 16)}
 """Row counts to which an expert's rows are padded, by dtype: the smallest sufficient count, or a multiple of the largest.
 
@@ -127,8 +127,8 @@ def experts(x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices, rows
 
 def _few_experts(x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices, used: list[int], most: int) -> Tensor:
     """Run each expert in `used` on all tokens. The gate is 0 for tokens that did not choose the expert."""
-    # A token may have expert 0 twice, because `Routing.served` replaces other choices by expert 0 with gate 0.
-    # scatter_add sums both gates.
+    # A token may have expert 0 twice, because `Routing.served` replaces `SKIP` and identity experts by expert 0 with
+    # gate 0. scatter_add sums the two gates.
     gates = x.new_zeros(len(x), len(gate_up)).scatter_add_(1, routing.indices, routing.weights.to(x.dtype))
     out = torch.zeros_like(x, dtype=torch.float32)  # add in fp32 and round once, like `index_add`
     for expert in used:
@@ -170,7 +170,7 @@ def _sort_by_expert(indices: Tensor, n_experts: int, fill: tuple[int, ...]) -> t
 
 
 def _is_batched_cheaper(sizes: Ints, gate_up: Matrices) -> bool:
-    """Return whether one batched product, with every expert padded to the largest, is faster than one product per expert."""
+    """Return whether one batched product, with every expert padded to the largest row count, is faster than one per expert."""
     rows, total_rows = len(sizes) * int(sizes.max()), int(sizes.sum())
     if not isinstance(gate_up, Tensor) or gate_up.dtype != torch.float32 or gate_up.device.type != "cpu":
         return False

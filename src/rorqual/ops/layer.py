@@ -38,7 +38,7 @@ class Layer(nn.Module):
         return tuple(group[0] if len(group) == 1 else torch.cat(group, dim=-1) for group in outputs)
 
     def tensors(self, name: str) -> tuple[Tensor, ...]:
-        """Return the tensors of the method `name` in `derived`. They are computed now unless a backend has precomputed them."""
+        """Return the tensors of the method `name` in `derived`. Each call computes them unless a backend has precomputed them."""
         if name in self.known:
             return self.known[name]
         computed: tuple[Tensor, ...] = getattr(self, name)()
@@ -53,9 +53,9 @@ class LinearMap(nn.Module):
 
     inner = 0
     linear: Callable[..., Tensor] = staticmethod(F.linear)
-    """Computes a product x @ weight^T + bias. `Backend.route` replaces it by the backend's."""
+    """Computes a product x @ weight^T + bias. `Backend.route` replaces this function by the backend's `linear`."""
 
     @property
     def weight(self) -> Tensor:
-        """The equivalent matrix [out, in]."""
+        """The matrix [out, in] of the linear map."""
         raise NotImplementedError

@@ -23,7 +23,7 @@ def keep_only(logits: Tensor, kept: Tensor) -> Tensor:
 
 
 def reverse_kl(now: Tensor, reference: Tensor) -> Tensor:
-    """Return the k3 estimate of KL(p || reference) from log-probabilities of tokens sampled from p. It is never negative.
+    """Return the k3 estimate of KL(p || reference) from log-probabilities of tokens sampled from p. The estimate is never negative.
 
     Source: R1 eq. 2; Schulman 2020.
     """

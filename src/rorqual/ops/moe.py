@@ -94,11 +94,11 @@ def _shortfall(
     topk_group: int,
     group_by: Literal["top2", "max"],
 ) -> Tensor:
-    """Return how far the biased score of the choice `other` [tokens, k] is below the best choice `own`: [tokens].
+    """Return how far the biased score of the choice `other` [tokens, k] is below that of the best choice `own`: [tokens].
 
     The result is the larger of two shortfalls: of the chosen groups, and of the experts chosen within these groups. If
     only experts were compared, a near tie between groups would look like a large error, and a wrong group with better
-    experts like no error. Equal sets give exactly 0.
+    experts like no error. If both choices have the same experts, the result is exactly 0.
     """
     own, other = own.sort(-1).values, other.sort(-1).values  # sorted, so that equal sets have bit-identical sums
     if n_group == 1:
@@ -174,7 +174,7 @@ def experts_tuned(
 
 
 def aimed_load(load: Tensor, target: Tensor | None) -> Tensor:
-    """Return the target count of each choice [choices]. `load` [choices] are counts, `target` [choices] float64 shares (None: even)."""
+    """Return the target count of each choice [choices], from counts `load` [choices] and float64 shares `target` [choices] (None: even)."""
     mean = load.float().mean()
     if target is None:
         return mean.expand(load.shape)

@@ -1,9 +1,9 @@
 """Paged attention: keys and values are stored in blocks of a fixed size, anywhere in memory.
 
 The order of every sum is fixed for each query. The scores of a block are one matrix product of fixed shape, and each
-block has its own softmax. The results of a sequence's blocks are then added from first to last, weighted by their
-shares. Results are therefore bit-identical for any other sequences in the batch and any chunking of a prompt. The
-algebra is that of online softmax (Milakov and Gimelshein 2018), split over keys.
+block has its own softmax. The results of a sequence's blocks are then added from first to last, weighted by each
+block's share of the softmax. Results are therefore bit-identical for any other sequences in the batch and any chunking
+of a prompt. The algebra is that of online softmax (Milakov and Gimelshein 2018), split over keys.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Tiles:
     - `gather` [tiles * queries]: the token of each query. A partial tile repeats its last token.
     - `slot` [tokens]: the query of each token. `gather` and `slot` are None if query i is token i.
     - `rows`: row limits of matrix products (`ops.rows`).
-    - `span`: a slice of the pool that contains all blocks, if they are close together. The slice is then read as it is,
-      and `met` and `mask` have one entry per block of the slice, in pool order.
+    - `span`: a slice of the pool that contains all blocks, if they are close together. The slice is then read without
+      gathering blocks, and `met` and `mask` have one entry per block of the slice, in pool order.
     - `met`: the tile of each entry of `mask`. None: entry i belongs to tile i.
     - `back` [pairs]: the entry of `mask` for each pair. None: entry i belongs to pair i.
     - `last` [tokens]: for tiles of one query, the entry of `mask` for the block that contains the token.
@@ -174,7 +174,7 @@ def tiles_of(
 
 
 def _pool_slice(block: Ints) -> slice | None:
-    """Return a slice of the pool that contains these blocks, or None if it has many others or a block occurs twice."""
+    """Return a slice of the pool that contains these blocks, or None if the slice would have many other blocks or a block occurs twice."""
     low, high = int(block.min()), int(block.max()) + 1
     if high - low > DENSE * len(block) or np.bincount(block - low).max() > 1:
         return None
@@ -186,7 +186,7 @@ class Selection:
     """The rows of a cached part that were selected for each token.
 
     `rows` [tokens, k] are row numbers within the token's sequence, best first. Row -1 means no row. `scores` [tokens,
-    k] are the selection scores, or -inf for no row. They have gradients if autograd is enabled.
+    k] are the selection scores, or -inf for no row. The scores have gradients if autograd is enabled.
     """
 
     rows: Tensor
@@ -232,8 +232,8 @@ def attend_within(
 def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> Tensor:
     """Combine attention outputs over disjoint sets of keys into attention over all of these keys.
 
-    `outs` are [..., d_v], and `lses` their log-sum-exps [...]. One more log-sum-exp than outputs acts as an attention
-    sink. A query's rounding does not depend on other queries.
+    `outs` are [..., d_v], and `lses` their log-sum-exps [...]. An extra log-sum-exp without an output acts as an
+    attention sink. A query's rounding does not depend on other queries.
     """
     shares = torch.stack(tuple(lses), dim=-1).float().softmax(-1)
     parts = [out.float() * share.unsqueeze(-1) for out, share in zip(outs, shares.unbind(-1))]
@@ -362,7 +362,7 @@ def _shares(scores: Tensor, weights: Tensor, tiles: Tiles) -> tuple[Tensor, Tens
         whole = None if whole is None else whole.index_select(0, tiles.back)
     highest = _max_blocks(top, tiles)
     share = (top - highest.index_select(0, tiles.tile)).exp() / most
-    # In training, multiply by 1, whose gradient is that of the block's log-sum-exp.
+    # In training, multiply by a factor that equals 1 and has the gradient of the block's log-sum-exp.
     return share if whole is None else share * (whole - whole.detach()).exp(), highest
 
 

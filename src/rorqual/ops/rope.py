@@ -78,7 +78,7 @@ def mscale(factor: float, scale: float) -> float:
 
 
 def softmax_factor(rope: Rope) -> float:
-    """Return the factor of the softmax scale. For DeepSeek's models it is mscale(factor, mscale_all_dim)^2, otherwise 1."""
+    """Return the factor that multiplies the softmax scale: mscale(factor, mscale_all_dim)^2 for DeepSeek's models, otherwise 1."""
     if rope.yarn is None or rope.yarn.mscale_all_dim == 0:
         return 1.0
     return mscale(rope.yarn.factor, rope.yarn.mscale_all_dim) ** 2

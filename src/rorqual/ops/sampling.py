@@ -3,8 +3,8 @@
 Each row has its own random number (`SamplingMetadata.uniform`), which selects a token by inverse transform sampling.
 
 Logits are processed in this order: penalties and biases, the mask of allowed tokens, temperature, top-k, top-p, min-p.
-With `min_p_first`, the last three are min-p, top-k, top-p. A row's result is bit-identical for any other rows in the
-batch, because an operation is applied only to the rows that request it.
+With `min_p_first`, the last three steps are min-p, top-k, top-p. A row's result is bit-identical for any other rows in
+the batch, because an operation is applied only to the rows that request it.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ Seen = tuple[Ints, npt.NDArray[np.float32]]
 """The token history of each row with penalties: token ids of prompt and reply, and their counts in the reply [rows, tokens]."""
 
 CANDIDATES = 256
-"""Number of top tokens in which the truncation threshold is searched. If it lies beyond them, the whole row is sorted."""
+"""Number of top tokens in which the truncation threshold is searched first. If it is not among them, the whole row is sorted."""
 BLOCK = 1 << 16
-"""Number of logits processed at once on a CPU. A block that fits in the cache is ten times as fast as newly allocated memory."""
+"""Number of logits processed at once on a CPU. A block that fits in the cache is processed ten times as fast as new memory."""
 COLDEST, HOTTEST = 1e-20, 1e20
 """Limits to which temperatures are clipped. Division by a lower temperature would overflow fp32 and give NaN."""
 
@@ -166,8 +166,8 @@ def truncate(
 
     First, top-k keeps the most likely tokens (0: all). Then top-p keeps the fewest tokens whose share of the remaining
     probability reaches `top_p`. Then min-p removes tokens below `min_p` times the highest probability; `log_min_p` is
-    its logarithm. Where `min_p_first` [rows, 1] is true, min-p is applied first, and top-p to what remains. Removed
-    tokens get -inf. For ties, tokens with the lowest ids stay. The most likely token always stays.
+    the logarithm of `min_p`. Where `min_p_first` [rows, 1] is true, min-p is applied first, and top-p to what remains.
+    Removed tokens get -inf. For ties, tokens with the lowest ids stay. The most likely token always stays.
 
     If the probabilities sum to `top_p` up to rounding, a recomputation from logits that differ in their last bits may
     keep one token more or less. This happens for about one token in a thousand. Policy gradients therefore use the

@@ -17,8 +17,8 @@ from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.model.ffn.router import GroupedTopKConfig
 
 TeacherSize = Literal["tiny", "small", "medium"]
-"""Size of a teacher. `tiny` is for tests and trains in a second. `small` is the quickstart's, with 0.7M parameters.
-`medium` has 57M parameters."""
+"""Size of a teacher. `tiny` is for tests and trains in a second. `small` is the quickstart's teacher, with 0.7M
+parameters. `medium` has 57M parameters."""
 Size = Literal[TeacherSize, "student", "tiny-student"]
 """Size of a model: a teacher's size, or `student` or `tiny-student` for the student of a small or tiny teacher."""
 
@@ -35,8 +35,10 @@ def model_of(size: Size, *, vocab_size: int, context: int) -> ModelConfig:
 
 
 def v3_like(size: TeacherSize, *, vocab_size: int, context: int) -> ModelConfig:
-    """Return a small model of DeepSeek-V3's architecture: one in eight routed experts is active, one shared expert, one
-    MTP module."""
+    """Return a small model of DeepSeek-V3's architecture.
+
+    One in eight routed experts is active. Each MoE layer has one shared expert, and the model has one MTP module.
+    """
     d = HIDDEN[size]
     layers, experts, active = {"tiny": (1, 16, 2), "small": (2, 16, 2), "medium": (7, 32, 4)}[size]
     mla = MLAConfig(
@@ -97,7 +99,7 @@ def student_like(teacher: ModelConfig, *, share: float = 0.25, layers: int = 0) 
 
 
 def _qwen3_like(teacher: ModelConfig, hidden: int, layers: int, inner: int) -> ModelConfig:
-    """Return a model with an even number of heads, about four, whose total width is at least `hidden`."""
+    """Return a dense model with an even number of heads, about four, whose total width is at least `hidden`."""
     head_dim = min(max(8, 2 ** math.ceil(math.log2(hidden / 4))), 128)
     heads = 2 * math.ceil(hidden / head_dim / 2)
     attention = GQAConfig(

@@ -53,8 +53,9 @@ def supervised(model: ModelConfig, sequence_balance: float = 0.0) -> tuple[Objec
 def tuned(lr: float = 0.0) -> OptimConfig:
     """Return the optimizer of supervised recipes: Muon for hidden matrices, AdamW for all other parameters.
 
-    The learning rates are for new models of the sizes in `recipes.models` (docs/log/training-and-quickstart.md, choosing the quickstart's
-    recipe). With `lr`, for a pretrained model, AdamW trains all parameters at this rate.
+    The learning rates suit new models of the sizes in `recipes.models`. They were chosen by the measurements in
+    docs/log/training-and-quickstart.md (section 'choosing the quickstart's recipe'). With `lr`, for a pretrained model,
+    AdamW trains all parameters at this rate.
     """
     if lr:
         return nudged(lr)

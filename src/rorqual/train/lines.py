@@ -17,8 +17,8 @@ from rorqual.core.errors import RorqualError
 class Lines:
     """A JSON-lines file of a run, opened for appending.
 
-    Opening truncates the file to `size` bytes, because a resumed run repeats the steps of later lines. The first append
-    creates the file. `size` is the current size in bytes, which checkpoints store.
+    Opening truncates the file to `size` bytes, because a resumed run repeats the steps that wrote later lines. The
+    first append creates the file. `size` is the current size in bytes, which checkpoints store.
     """
 
     def __init__(self, path: Path, size: int) -> None:

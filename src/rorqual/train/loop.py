@@ -103,11 +103,11 @@ def fit(
     Only one process may train in a folder. Bad data, settings or folders are refused before anything is written. The
     result is bit-identical for any number of `threads`. If the folder holds the same run with fewer `steps`,
     `extend=True` extends that run, and `extend=False` raises an error. `observe` receives the metrics record of each
-    finished step. If the process is killed before the next checkpoint, the step is repeated and reported again.
+    finished step. If the process is killed, steps after the last checkpoint are repeated and reported again.
 
-    `rollout_engine` receives the run's chat format and builds the engine that samples. The default engine samples with
-    the trained tensors. The engine is not a setting of the run, because any engine gives the same samples for the same
-    weights and seeds.
+    `rollout_engine` receives the run's chat format and builds the engine that samples. The default engine uses the
+    trained tensors directly. The engine is not a setting of the run, because any engine gives the same samples for the
+    same weights and seeds.
     """
     if rollout_engine is not None and not run.source.samples_itself:
         raise ConfigError(
@@ -198,10 +198,10 @@ def grown(run: Run, done: int) -> list[str]:
 def step_flops(run: Run, record: dict[str, Any]) -> int:
     """Return the FLOPs of a step, computed from its token counts and the model's FLOPs per token.
 
-    A trained token counts as three forward passes, which include MTP if an objective trains it. A sampled token counts
-    as one forward pass, plus one if it was checked against the trainer and one if a reference model scored it. The
-    source adds the FLOPs of a teacher. If only part of the model is trained, the result is an upper bound, because
-    gradients of frozen weights are not computed.
+    A trained token counts as three forward passes, which include the MTP modules if an objective trains them. A sampled
+    token counts as one forward pass. Checking the token against the trainer adds one forward pass, and so does scoring
+    by a reference model. The source adds the FLOPs of a teacher. If only part of the model is trained, the result is an
+    upper bound, because gradients of frozen weights are not computed.
     """
     predicts = any(objective.kind == "mtp" for objective in run.objectives)
     model = run.model if predicts else run.model.model_copy(update={"num_nextn_predict_layers": 0})
@@ -216,7 +216,7 @@ CHECKED = ("logprob_diff", "routing_flips", "routing_gap", "stale_logprob_diff",
 
 
 def _iterate(run: Run, state: State, work: Step, pool: ThreadPoolExecutor, where: str) -> Totals:
-    """Run one step: compare all new samples with the trainer, then make one optimizer update per batch."""
+    """Run one step: compare trainer and sampler on all new samples, then make one optimizer update per batch."""
     totals = Totals()
     names = list(trained(state.model))
     factor = run.optim.schedule.at(state.step, run.steps)
@@ -263,7 +263,7 @@ def clip(grads: Sequence[Tensor], limit: float, where: str = "") -> float:
 
 
 def check_sampler(run: Run, update: Update, where: str) -> None:
-    """Raise NumericsError if trainer and sampler differ by more than `run.agreement` on samples of the same weights.
+    """Raise NumericsError if trainer and sampler differ by more than `run.agreement` on samples from the trainer's current weights.
 
     Compares log-probabilities and expert scores.
     """

@@ -46,16 +46,18 @@ FLOAT32 = Agreement(mean=1e-6, most=1e-4, gap=1e-4)
 BFLOAT16 = Agreement(mean=1e-2, most=1.0, gap=0.05)
 """Limits for a bf16 trainer and an fp32 sampler.
 
-On the quickstart's model, mean 3e-3, most 0.21 and gap 0.009 were measured (docs/log/training-and-quickstart.md).
+On the quickstart's model, mean 3e-3 nats, most 0.21 nats and gap 0.009 were measured
+(docs/log/training-and-quickstart.md).
 """
 SHALLOW = 8
 """Largest number of layers for which the `FLOAT32` limits are used unscaled."""
 
 
 def agreement(dtype: Dtype, layers: int) -> Agreement:
-    """Return the limits for a model with `layers` layers. In fp32 they grow with depth, because rounding errors add up.
+    """Return the limits for a model with `layers` layers. In fp32 the limits grow with depth, because rounding errors add up.
 
-    SmolLM2 with 30 layers differs by 1.4e-6 nats on average and by at most 4e-5 (docs/log/checkpoints-and-gguf.md).
+    For SmolLM2 with 30 layers, trainer and sampler differ by 1.4e-6 nats on average and by at most 4e-5 nats
+    (docs/log/checkpoints-and-gguf.md).
     """
     if dtype != "float32":
         return BFLOAT16
@@ -72,24 +74,25 @@ class Extension(Config):
 
 
 BACKENDS = {"fast": "torch", "invariant": "torch-invariant"}
-"""The backends that correspond to the setting `arithmetic` of older versions."""
+"""The backend for each value of `arithmetic`, a setting of older versions."""
 
 
 class Run(Config):
     """The settings of a training run. Work is measured in steps and samples, not in time, so that a seed determines the result.
 
-    `micro_batches` is the number of micro-batches per update, which worker threads process in parallel. It is a setting
-    because it determines the order of sums and thus the rounding of gradients. The number of threads does not affect
-    results.
+    `micro_batches` is the number of micro-batches per update, which worker threads process in parallel. `micro_batches`
+    is a setting because it determines the order of sums and thus the rounding of gradients. The number of threads does
+    not affect results.
 
-    `backend=torch-invariant` makes the trainer round like the engine (docs/explanation/engine.md). In float32, its
-    log-probabilities of new samples are then bit-identical to the sampler's. This backend is slower than the default.
+    `backend=torch-invariant` makes the trainer round like the engine (docs/explanation/engine.md). In float32, the
+    trainer's log-probabilities of new samples are then bit-identical to the sampler's. This backend is slower than the
+    default.
 
     `tune` selects the weights to train (docs/how-to/adapters.md). Unless `tune` trains the whole model, routers and their
     biases are frozen, and `balance` has no effect.
 
-    The loop writes `extensions` and `versions`; they are not settings. `extensions` records each increase of `steps` in
-    the same folder. `versions` records the version of each generated problem family.
+    The loop writes `extensions` and `versions`; they are not settings. `extensions` records each later increase of
+    `steps`. `versions` records the version of each generated problem family.
     """
 
     recipe: str

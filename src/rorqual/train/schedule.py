@@ -8,7 +8,7 @@ from rorqual.core.config import Config, Natural, NonNegative, Share
 class Schedule(Config):
     """The schedule of the learning-rate factor.
 
-    It rises to 1 over `warmup` steps and falls linearly to `final` over the last fraction `decay` of all steps.
+    The factor rises to 1 over `warmup` steps and falls linearly to `final` over the last fraction `decay` of all steps.
     """
 
     warmup: Natural = 0

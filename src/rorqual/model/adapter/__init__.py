@@ -1,4 +1,4 @@
-"""The kinds of fine-tuning, which decide the parameters that a run trains. Importing this package registers all kinds."""
+"""Kinds of fine-tuning: full, LoRA and ESFT. A kind decides which parameters a run trains. Importing this package registers all kinds."""
 
 from rorqual.model.adapter.base import Full, HoldsParts, Selection, Tune, trained
 from rorqual.model.adapter.esft import ESFT

@@ -24,7 +24,7 @@ class Tune(Kind):
 
     @property
     def whole(self) -> bool:
-        """True if all parameters are trained. Only then does load balancing update the router biases."""
+        """True if all parameters are trained. Otherwise load balancing does not update the router biases."""
         return False
 
     @property
@@ -69,7 +69,8 @@ class Full(Tune):
 class HoldsParts(Protocol):
     """A module that trains slices of its tensors.
 
-    `parts` yields the slices as parameters. They share memory with the tensors and are not registered in the module.
+    `parts` yields the slices as parameters. These parameters share memory with the module's tensors and are not
+    registered in the module.
     """
 
     def parts(self) -> Iterator[tuple[str, nn.Parameter]]: ...

@@ -1,9 +1,9 @@
 """Expert-specialised fine-tuning (ESFT, Wang et al. 2407.01906): train only the experts that a task uses.
 
 The tokens of one task are routed to few experts. An expert's relevance is its mean gate value (eq. 7) or its share of
-the routed choices (eq. 8). It is averaged over the tokens of each document and then over a sample of documents. Each
-layer selects its most relevant experts until their relevances sum to p. Only the matrices of these experts are trained.
-All other experts, routers, attention and norms are frozen.
+the routed choices (eq. 8). The relevance is averaged over the tokens of each document and then over a sample of
+documents. Each layer selects its most relevant experts until their relevances sum to p. Only the matrices of the
+selected experts are trained. All other experts, routers, attention and norms are frozen.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from rorqual.ops.moe import Routing
 class ESFT(Tune):
     """Expert-specialised fine-tuning.
 
-    `score` measures relevance by mean gate value (`gate`, eq. 7) or by share of choices (`token`, eq. 8). In each
-    layer, the selected experts have at least the share `p` of the summed relevance. `sample` is the number of training
-    steps whose batches are used to measure relevance.
+    `score` is the measure of relevance: `gate` is the mean gate value (eq. 7), `token` the share of routed choices (eq.
+    8). In each layer, the selected experts have at least the share `p` of the summed relevance. `sample` is the number
+    of training steps whose batches are used to measure relevance.
 
     Relevances are divided by their sum over the layer, so p is a share even if gates do not sum to 1.
     """
@@ -72,7 +72,7 @@ PARTS = ("gate_up_proj", "down_proj")
 
 
 def routed(model: Decoder) -> dict[str, FFN]:
-    """Return the feed-forward networks of the main model that route tokens, by name, in the order of recorded routing.
+    """Return the feed-forward networks of the main model that route tokens, by name, in the order of `Output.routing`.
 
     Raises ConfigError if the model has no stacked experts.
     """
@@ -112,10 +112,10 @@ def check_selection(layers: Mapping[str, FFN], experts: Selection) -> None:
 
 
 class TunedExperts(Experts):
-    """Frozen stacked experts whose chosen experts are trained.
+    """Stacked experts of which only the experts `chosen` are trained.
 
     The trained parameters share memory with slices of the stacked tensors. An optimizer step therefore updates the
-    stacked tensors in place, and generation uses these without special handling.
+    stacked tensors in place, and generation needs no special handling.
     """
 
     def __init__(self, experts: Experts, chosen: Sequence[int]) -> None:
@@ -145,11 +145,11 @@ class TunedExperts(Experts):
 def relevance(
     routing: Sequence[Routing], document: Tensor, score: Literal["gate", "token"], documents: int
 ) -> list[Tensor]:
-    """Return each layer's relevance per expert [experts] in fp64, summed over documents.
+    """For each layer, return the relevance of each expert [experts] in fp64, summed over documents.
 
-    A document adds the mean over its tokens of each expert's gate value or share of choices. `routing` has the routing
-    of the same n tokens in each layer. `document` [n] holds the document number of each token, or -1 for padding.
-    Documents must be complete. `SKIP` choices are counted for no expert.
+    Each document adds the mean, over its tokens, of an expert's gate value or share of choices. `routing` holds the
+    routing of n tokens in each layer. `document` [n] holds the document number of each token, or -1 for padding.
+    Documents must be complete. A `SKIP` choice (no expert) adds to no expert's relevance.
     """
     is_token = document >= 0
     number = document[is_token]

@@ -28,7 +28,7 @@ from rorqual.model.decoder import Decoder
 WEIGHTS_FILE = "model.safetensors"
 ADAPTER_FILE, ADAPTER_INFO = "adapter.safetensors", "adapter.json"
 DEPTH = 16
-"""Largest number of stacked adapters. A longer chain is refused as circular."""
+"""Largest number of stacked adapters. A longer chain of adapters is refused as circular."""
 
 
 class Base(Config):
@@ -113,7 +113,7 @@ def adapter_of(checkpoint: Path) -> Adapter | None:
 
 
 def fingerprint(checkpoint: Path) -> str:
-    """Return the SHA-256 of a checkpoint's weights. For an adapter it covers both files, so it also identifies the base."""
+    """Return the SHA-256 of a checkpoint's weight file. For an adapter, `adapter.json` is hashed too, because it names the base."""
     adapted = (checkpoint / ADAPTER_INFO).is_file()
     digest = hashlib.sha256()
     for name in (ADAPTER_INFO, ADAPTER_FILE) if adapted else (WEIGHTS_FILE,):
@@ -129,7 +129,7 @@ def fingerprint(checkpoint: Path) -> str:
 
 
 def base_of(checkpoint: Path, *, named: str, seen_from: Path) -> Base:
-    """Describe `checkpoint` as the base of an adapter in run directory `seen_from`. `named` is the base's run as the user wrote it."""
+    """Describe `checkpoint` as the base of an adapter in run directory `seen_from`. `named` is the base's run as the user gave it."""
     run = checkpoint.parent.resolve()
     beside = Path(os.path.relpath(run, seen_from.resolve())).as_posix()
     step = int(checkpoint.name.rpartition("-")[2])
@@ -137,7 +137,7 @@ def base_of(checkpoint: Path, *, named: str, seen_from: Path) -> Base:
 
 
 def find_base(checkpoint: Path, base: Base) -> Path:
-    """Find the base's checkpoint at its recorded path or at its path relative to the adapter. Raises CheckpointError if its weights changed."""
+    """Find an adapter's base checkpoint at `base.run` or `base.beside`. Raises CheckpointError if it is missing or its weights changed."""
     places = [Path(base.run), checkpoint.parent / base.beside]
     existing = [place for place in places if RunDir(place).config_file.is_file()]
     if not existing:

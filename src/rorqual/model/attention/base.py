@@ -1,4 +1,4 @@
-"""Base classes of the attention kinds. A kind's config builds the module, counts its cost and describes its cache."""
+"""Base classes of the attention kinds. A kind's config builds the attention module and describes its cost and KV cache."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from rorqual.ops.rope import Rope, rope_table, spread
 class CachePart:
     """A named tensor of the KV cache. Each row has `heads` vectors of `width` values, stored as `dtype` (None: the model's dtype).
 
-    A write rounds rows to `dtype`, and a read converts them back to the dtype they had. The trainer rounds in the same
-    way, so it computes with the values that the engine caches.
+    A write rounds rows to `dtype`, and a read converts the rows back to their original dtype. The trainer also rounds
+    rows to `dtype`, so it computes with the values that the engine caches.
 
     `every=1` stores one row per token. `every=n` stores one row per complete group of n tokens: positions i * n to
     i * n + n - 1 of a sequence. The block size `BLOCK` must be a multiple of n.
@@ -49,11 +49,11 @@ class CacheLayout:
     kind: str
     parts: Mapping[str, CachePart]
     writes: frozenset[frozenset[str]]
-    """The sets of part names that one `write` may contain. Each set consists of all parts with the same `every`."""
+    """The sets of part names that one `write` may contain. A set has all parts with one value of `every` (tokens per row)."""
 
     @classmethod
     def of(cls, config: AttentionConfig) -> CacheLayout:
-        """Return the layout of a kind. Raises ValueError if two parts share a name or an `every` does not divide `BLOCK`."""
+        """Return the layout of an attention kind. Raises ValueError if part names repeat or a part's `every` does not divide `BLOCK`."""
         spec = config.cache_spec()
         parts = {part.name: part for part in spec}
         if len(parts) < len(spec):
@@ -68,7 +68,7 @@ class CacheLayout:
         return cls(config.kind, parts, frozenset(writes))
 
     def part(self, name: str) -> CachePart:
-        """Return the part called `name`. Raises ValueError if `cache_spec` does not declare it."""
+        """Return the part called `name`. Raises ValueError if `cache_spec` does not declare this part."""
         if name not in self.parts:
             raise ValueError(
                 f"attention kind '{self.kind}' uses the cached part '{name}'; its cache_spec declares {sorted(self.parts)}"
@@ -76,7 +76,7 @@ class CacheLayout:
         return self.parts[name]
 
     def check_write(self, given: Collection[str]) -> None:
-        """Raise ValueError unless `given` consists of all parts with the same `every`."""
+        """Raise ValueError unless `given` names all parts that have one value of `every` (tokens per row)."""
         if frozenset(given) not in self.writes:
             raise ValueError(
                 f"attention kind '{self.kind}' writes the parts {sorted(given)}; its cache_spec declares {sorted(self.parts)}, and one write "
@@ -87,12 +87,12 @@ class CacheLayout:
 class LayerCache(Protocol):
     """The KV cache of one attention module during one forward pass.
 
-    A forward pass writes its own rows before it reads, so its reads include these rows. Every method raises ValueError
+    A forward pass writes its new rows before it reads, so reads include the new rows. Every method raises ValueError
     for a part that the kind's `cache_spec` does not declare.
     """
 
     def write(self, parts: Mapping[str, Tensor]) -> None:
-        """Store the new rows of all parts with the same `every`. `parts` maps part names to tensors.
+        """Store the new rows of all parts that have one value of `every` (tokens per row). `parts` maps part names to tensors.
 
         A part with one row per token takes a tensor [tokens, heads, width]. A part with one row per group takes
         [groups, heads, width], for the groups that `groups` returned. Parts that are never read may be written too.
@@ -104,8 +104,8 @@ class LayerCache(Protocol):
         The first tensor [groups, every, heads, width] holds the rows of `part`, which must have one row per token. The
         second tensor [groups] holds the index of each group's last token among the tokens of this forward pass.
 
-        The number of groups is padded so that matrix products round each row the same way (`ops.rows`). `write` ignores
-        padding groups.
+        The number of groups is padded, so that a row's rounding does not depend on other rows (`ops.rows`). `write`
+        ignores padding groups.
         """
 
     def attend(
@@ -125,9 +125,9 @@ class LayerCache(Protocol):
         the first `value_width` columns of the values are used (None: all). The row of a group is visible to the last
         token of the group and to later tokens.
 
-        `selected` restricts attention to the selected rows. `window` restricts it to the rows of the last `window`
-        tokens, including the current token. Returns [tokens, heads, queries per head, value_width]. A token without
-        visible rows gets 0.
+        `selected` restricts attention to the selected rows. `window` restricts attention to the rows of the last
+        `window` tokens, including the current token. Returns [tokens, heads, queries per head, value_width]. A token
+        without visible rows gets 0.
         """
 
     def attend_with_lse(
@@ -143,7 +143,8 @@ class LayerCache(Protocol):
     ) -> tuple[Tensor, Tensor]:
         """Return the result of `attend` and the log-sum-exp of each softmax [tokens, heads, queries per head] in fp32.
 
-        The log-sum-exp of a token without visible rows is -1e30. `rorqual.ops.paged.merge` combines several results.
+        The log-sum-exp of a token without visible rows is -1e30. `rorqual.ops.paged.merge` combines results over
+        disjoint sets of keys.
         """
 
     def select(self, q: Tensor, weights: Tensor, part: str, budget: int) -> Selection:
@@ -164,8 +165,8 @@ class AttentionContext:
 
     `positions` is [batch, seq]. `mask` [batch, 1, queries, keys] is None if a cache decides which keys are visible.
     `ops` is the backend. `table(rope, dim)` returns precomputed cos and sin [positions, dim / 2]. Without `table`, the
-    forward pass computes cos and sin. `wanted` contains the names to record, and `recorded` the tensors recorded so
-    far.
+    forward pass computes cos and sin. `wanted` contains the names of the tensors to record, and `recorded` the tensors
+    recorded so far, by name.
     """
 
     positions: Tensor
@@ -201,7 +202,7 @@ class AttentionContext:
 class Attention(Layer, ABC):
     """An attention module: x [batch, seq, hidden] -> [batch, seq, hidden].
 
-    A module that sets `needs_cache` always receives a `LayerCache`. In training, `Decoder` builds it.
+    A module that sets `needs_cache` always receives a `LayerCache`. In training, `Decoder` builds this cache.
     """
 
     needs_cache = False
@@ -230,7 +231,7 @@ class AttentionConfig(Kind):
 
         With selective recomputation, training saves the inputs and the output of attention. `everything` counts the
         values saved without recomputation, which include the normed input. Raises ConfigError if the kind does not
-        count them.
+        count saved values.
         """
         raise ConfigError(
             f"attention kind '{self.kind}' does not report the values it saves for the backward pass",

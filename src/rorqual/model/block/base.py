@@ -17,11 +17,11 @@ from rorqual.ops.moe import Routing
 
 
 class Block(nn.Module, ABC):
-    """A block module. It maps the residual stream [batch, seq, ...] to the same shape.
+    """A block module. Its input and its output are the residual stream [batch, seq, ...].
 
     `forward` also returns the routing of each network in `ffns`, or None for a network without routing. `caches` has
     one entry per attention, which is None without a cache. `replay` has one entry per network: the experts [tokens, k],
-    or None to let the router choose. `attentions` is the number of attentions, as in the config.
+    or None to let the router choose. `attentions` is the number of attention modules in the block.
     """
 
     attentions: int = 1
@@ -29,7 +29,7 @@ class Block(nn.Module, ABC):
     @property
     @abstractmethod
     def ffns(self) -> tuple[FFN, ...]:
-        """The feed-forward networks of the block, in the order of its config."""
+        """The feed-forward networks of the block, in the order of `BlockConfig.ffns`."""
 
     @abstractmethod
     def forward(
@@ -42,19 +42,19 @@ class Block(nn.Module, ABC):
 
 
 class StreamEnd(nn.Module):
-    """A module at the start or end of the residual stream. The base class is the identity: stream and hidden state are equal."""
+    """A module at the start or end of the residual stream. This base class is the identity: residual stream and hidden state are equal."""
 
     def forward(self, x: Tensor, ops: Backend) -> Tensor:
-        """Map the embedding to the stream, or the stream to the hidden state."""
+        """Map the embedding to the residual stream, or the residual stream to the hidden state."""
         return x
 
 
 class BlockConfig(Kind):
     """Base class of the block kinds' configs. A kind with several attentions or networks overrides `attentions` or `ffns`.
 
-    The residual stream between blocks may be wider than the hidden state. The stream then consists of `streams` parts.
-    `expand` creates the parts from the embedding, and `collapse` combines them before the final norm. All stages of a
-    model must have the same number of streams.
+    The residual stream between blocks may be wider than the hidden state. The stream then consists of `streams` parts
+    of width `hidden_size`. `expand` creates the parts from the embedding, and `collapse` combines them before the final
+    norm. All stages of a model must have the same number of streams.
     """
 
     def build(self, attention: AttentionConfig, ffn: FFNConfig, hidden_size: int, eps: float) -> Block:
@@ -62,11 +62,11 @@ class BlockConfig(Kind):
         raise NotImplementedError
 
     def attentions(self, attention: AttentionConfig) -> tuple[AttentionConfig, ...]:
-        """Return the configs of the block's attentions, in the order of their caches. `attention` is the stage's config."""
+        """Return the configs of the block's attentions, in the order of their caches. `attention` is the stage's attention config."""
         return (attention,)
 
     def ffns(self, ffn: FFNConfig) -> tuple[FFNConfig, ...]:
-        """Return the configs of the block's networks, in the order of recorded routing. `ffn` is the stage's config."""
+        """Return the configs of the block's networks, in the order in which routing is recorded. `ffn` is the stage's network config."""
         return (ffn,)
 
     def cost(self, hidden_size: int) -> Cost:

@@ -25,14 +25,14 @@ class FFN(Layer, ABC):
     experts_per_token: int = 0
 
     def target_load(self) -> Tensor | None:
-        """Return the target share of the load for each choice [choices] (float64), or None for an even load."""
+        """Return the target share of the load of each expert choice [choices] (float64), or None for an even load."""
         return None
 
     def balance(self, load: Tensor, gamma: float) -> None:
-        """Adjust the router by one step of size `gamma` toward `target_load`. `load` [choices] counts the tokens of an update per choice."""
+        """Adjust the router by one step of size `gamma` toward `target_load`. `load` [choices] is the update's token count per choice."""
 
     def exclude(self, choices: Sequence[int]) -> None:
-        """Stop routing tokens to these experts. Raises ConfigError if the kind cannot exclude experts."""
+        """Stop routing tokens to the experts `choices`. Raises ConfigError if the kind cannot exclude experts."""
         raise ConfigError(
             "this kind of feed-forward network cannot exclude experts",
             where="experts",
@@ -79,7 +79,7 @@ class FFNConfig(Kind):
 
         With selective recomputation, training saves the outputs of the gate and up projections. `everything` counts the
         values saved without recomputation, which include the normed input and the product of gate and up. Raises
-        ConfigError if the kind does not count them.
+        ConfigError if the kind does not count saved values.
         """
         raise ConfigError(
             f"feed-forward kind '{self.kind}' does not report the values it saves for the backward pass",

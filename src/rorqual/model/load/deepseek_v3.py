@@ -152,7 +152,7 @@ def _parts(config: ModelConfig) -> tuple[MLAConfig, DenseConfig | None, MoEConfi
 
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
-    """Convert a ModelConfig to the `config.json` of DeepSeek's code and transformers. Raises ConfigError if they cannot express the model."""
+    """Convert a ModelConfig to the `config.json` of DeepSeek's code and transformers. Raises ConfigError if it cannot express the model."""
     attention, wide, moe, router, dense = _parts(config)
     v3 = router.score_bias
     method = "noaux_tc" if v3 else "group_limited_greedy" if router.n_group > 1 else "greedy"
@@ -191,7 +191,7 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
 
 
 def to_hf(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """Convert Rorqual's state_dict to published tensors, one per expert. MTP modules are numbered after the last layer."""
+    """Convert Rorqual's state_dict to published tensors, separate for each expert. MTP modules become extra layers at the end."""
     return name_map(config).to_hf(state)
 
 

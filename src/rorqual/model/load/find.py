@@ -59,7 +59,7 @@ def family_of(model_type: str, where: str) -> CheckpointFamily:
 
 
 def family_for(config: ModelConfig) -> CheckpointFamily:
-    """Return the first checkpoint family that can express a model. If none can, raises ConfigError with the reason of each."""
+    """Return the first checkpoint family that can express a model. If no family can, raises ConfigError with each family's reason."""
     reasons = []
     for family in FAMILIES:
         try:

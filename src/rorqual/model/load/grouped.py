@@ -18,8 +18,8 @@ from rorqual.model.load.names import NameEntry, NameMap
 def attention_from_hf(keys: ConfigKeys, *, head_dim: int = 0, **kind: bool) -> GQAConfig:
     """Build the attention config of a `config.json`.
 
-    `head_dim` is the default if the key is absent; 0 means `hidden_size` / `num_attention_heads`. `kind` sets the norm
-    and bias fields of the family.
+    `head_dim` is the default if the key is absent; 0 means `hidden_size` / `num_attention_heads`. `kind` holds the
+    family's values of the norm and bias fields of `GQAConfig`.
     """
     heads, hidden = keys.integer("num_attention_heads"), keys.integer("hidden_size")
     if not (dim := keys.take("head_dim", None) or head_dim):
@@ -56,7 +56,8 @@ def _check_mscale(attention: GQAConfig, where: str) -> None:
 def no_sliding_window(keys: ConfigKeys, layers: int) -> None:
     """Raise ConfigError for Qwen's sliding-window attention, which is not supported. Published models do not use it."""
     keys.expect("use_sliding_window", False)
-    keys.take("sliding_window", None)  # transformers ignores this key and the next if use_sliding_window is false
+    # transformers ignores sliding_window and max_window_layers if use_sliding_window is false.
+    keys.take("sliding_window", None)
     keys.take("max_window_layers", None)
     keys.expect("layer_types", None, ["full_attention"] * layers)
 
@@ -78,7 +79,7 @@ def model_from_hf(keys: ConfigKeys, stages: Sequence[Stage]) -> ModelConfig:
 
 
 def attention_of(config: ModelConfig, layout: str, fits: Callable[[GQAConfig], bool]) -> GQAConfig:
-    """Return the attention config shared by all layers. Raises ConfigError naming `layout` if layers differ or `fits` rejects it."""
+    """Return the attention config shared by all layers. Raises ConfigError naming `layout` if layers differ or `fits` is False."""
     attention = config.stages[0].attention
     if (
         not isinstance(attention, GQAConfig)
@@ -118,7 +119,7 @@ def common_to_hf(config: ModelConfig, attention: GQAConfig, model_type: str, arc
 
 
 def name_map(config: ModelConfig, feed_forward: Callable[[Stage, str, str], Iterator[NameEntry]]) -> NameMap:
-    """Return the name map of every tensor. `feed_forward(stage, prefix, hf_prefix)` yields the entries of one layer's network."""
+    """Return the name map of a model. `feed_forward(stage, prefix, hf_prefix)` yields the name entries of one layer's network."""
     entries = list(ends(config))
     for index, stage in enumerate(config.layers):
         prefix, hf_prefix = f"layers.{index}", f"model.layers.{index}"
@@ -130,7 +131,7 @@ def name_map(config: ModelConfig, feed_forward: Callable[[Stage, str, str], Iter
 
 
 def dense_names(_: Stage, prefix: str, hf_prefix: str) -> Iterator[NameEntry]:
-    """Yield the entries of a dense network. Models with only dense layers pass this function to `name_map`."""
+    """Yield the name entries of a dense network. Models with only dense layers pass this function to `name_map`."""
     return swiglu(prefix, hf_prefix)
 
 

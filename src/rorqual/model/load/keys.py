@@ -189,8 +189,8 @@ def rope_to_hf(rope: Rope) -> dict[str, Any]:
 def quantization(data: Mapping[str, Any], where: str) -> bool:
     """Return whether `quantization_config` declares FP8 in 128 x 128 blocks (V3, V3.1). Empty data means no quantization.
 
-    Raises ConfigError for other quantization. Which tensors are FP8
-    is determined by the stored scales, not by this key.
+    Raises ConfigError for other quantization. A tensor is FP8 if the checkpoint stores scales for it, whatever
+    `quantization_config` says.
     """
     if not data:
         return False

@@ -1,4 +1,4 @@
-"""Two-way maps between the tensors of Rorqual and of published checkpoints. Maps are data, so tensors can be converted one at a time."""
+"""Two-way maps between the tensors of Rorqual and of published checkpoints. A map can convert one tensor at a time."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Shape = tuple[int, ...]
 class NameEntry:
     """A Rorqual tensor `ours` and the published tensors `theirs` with the same values. `kind` says how they correspond:
 
-    - "alone": the two tensors are equal.
+    - "alone": `ours` equals the only published tensor in `theirs`.
     - "stack": `ours` [n, ...] stacks n published tensors.
-    - "pairs": `theirs` lists n first tensors and then n second tensors. `ours[i]` [2 rows, ...] holds the rows of first
-      tensor i, followed by the rows of second tensor i.
+    - "pairs": `theirs` lists n first tensors and then n second tensors, such as gate and up projections. `ours[i]` [2
+      rows, ...] holds the rows of first tensor i, followed by the rows of second tensor i.
     """
 
     ours: str
@@ -68,7 +68,7 @@ class NameEntry:
         return (len(self.theirs) // 2, 2 * first[0], *first[1:])
 
     def scales(self) -> NameEntry:
-        """Return the entry of the FP8 scales of these tensors. Each tensor of a pair has its own scales."""
+        """Return the name entry of the FP8 scales of `ours` and `theirs`. Each tensor of a pair has its own scales."""
         return NameEntry(self.ours + SCALE, tuple(name + SCALE for name in self.theirs), self.kind)
 
     def scale_shape(self, shape: Shape) -> Shape:
@@ -119,8 +119,8 @@ def stacked_pairs(ours: str, first: Iterable[str], second: Iterable[str]) -> Nam
 class NameMap:
     """The name entries of all tensors of a model.
 
-    `copies` maps published tensors that duplicate another tensor to the Rorqual name of the duplicated tensor. Export
-    writes copies. On import, a copy may be absent, and must be equal if it is present.
+    `copies` maps the names of duplicate published tensors to the Rorqual name of the original. Export writes copies. On
+    import, a copy may be absent, and must equal the original if it is present.
     """
 
     entries: tuple[NameEntry, ...]

@@ -22,8 +22,8 @@ REFERENCE, TORCH, TORCH_INVARIANT = Backend(), Torch(), TorchInvariant()
 def backend(name: str) -> Backend:
     """Return the backend called `name`.
 
-    `reference` is slow and simple. `torch` is fast and agrees with it within rounding. `torch-invariant` is the default
-    of engines. `./mine.py:Class` loads a backend from a file.
+    `reference` is slow and simple. `torch` is fast and agrees with `reference` within rounding. `torch-invariant` is
+    the default of engines. `./mine.py:Class` loads a backend from a file.
 
     Raises ConfigError if no class or two classes have this name, or if the methods of a backend use different block
     layouts.

@@ -28,7 +28,7 @@ class AttentionMetadata:
     """The sequences of a forward pass and their cache slots, as int64 arrays on the host. Names follow vLLM.
 
     - `query_start_loc` [sequences + 1]: tokens query_start_loc[i] to query_start_loc[i + 1] - 1 belong to sequence i.
-    - `seq_lens` [sequences]: the length of each sequence, including these tokens.
+    - `seq_lens` [sequences]: the length of each sequence, including the tokens of this forward pass.
     - `block_table` [sequences, blocks]: the block numbers of each sequence. Entries after the last needed block are ignored.
     - `slot_mapping` [tokens]: block number times `BLOCK` plus offset in the block. Padding tokens come last and have the slot `PAD`.
     """
@@ -51,10 +51,11 @@ class AttentionMetadata:
 
 @dataclass(frozen=True)
 class Plan:
-    """Index tensors that `PagedAttention` computes once per forward pass for all layers. A subclass may use its own plan type.
+    """Index tensors that `PagedAttention` computes once per forward pass for all layers. Its subclasses may use their own plan type.
 
-    - `pieces`: consecutive slices of the tokens, with their tiles. Tokens after the last slice are padding.
-    - `decode`: the block table of the decode slice, whose sequences have one token each. None if there is no such slice.
+    - `pieces`: consecutive slices of the tokens, with the query tiles of each slice. Tokens after the last slice are
+      padding.
+    - `decode`: the block table of the decode slice, whose sequences have one token each. None if no sequence decodes.
     - `rows`: row limits of matrix products (`ops.rows`).
     """
 
@@ -93,7 +94,10 @@ class Plan:
         return self._groups[every]
 
     def _completed(self, every: int) -> tuple[Ints, Ints]:
-        """Return the last token of each completed group and its slot, each [groups]. Padding groups use token 0 and block `NOBODY`."""
+        """Return the last token of each completed group and that token's slot, each [groups].
+
+        Padding groups use token 0 and block `NOBODY`.
+        """
         if every not in self._ends:
             slot = self.metadata.slot_mapping
             tokens = np.flatnonzero((slot % every == every - 1) & (slot != PAD))
@@ -111,13 +115,14 @@ class Plan:
 class PagedAttention:
     """Paged attention, implemented by `ops.paged`. It is differentiable.
 
-    A pool stores one cached part of all sequences. This class stores it as a tensor [blocks, heads, rows per block,
+    A pool stores one cached part of all sequences. In this class, a pool is a tensor [blocks, heads, rows per block,
     width]. Callers must not depend on this layout.
 
     A subclass with another layout overrides `shape`, `as_blocks`, `lay_out` and `write`. A subclass that renumbers
-    blocks overrides `plan`, `read`, `fill` and `lay_out`. `plan` must renumber `block_table` and `slot_mapping` in the
-    same way and keep `PAD`. `read`, `fill` and `lay_out` receive the engine's block numbers. Padding is written to
-    block 0 (`NOBODY`) after renumbering, so block 0 must keep its number. In `lay_out`, block 0 is an ordinary block.
+    blocks overrides `plan`, `read`, `fill` and `lay_out`. `plan` must apply one renumbering to `block_table` and
+    `slot_mapping`, and keep `PAD`. `read`, `fill` and `lay_out` receive the engine's block numbers. Padding is written
+    to block 0 (`NOBODY`) after renumbering, so block 0 must keep its number. In `lay_out`, block 0 is an ordinary
+    block.
 
     The new numbers must not depend on the number of blocks, but `shape` may add blocks. `rorqual.ops.backends.backend`
     tests a subclass on a small cache and refuses it if its methods use different layouts.
@@ -129,8 +134,8 @@ class PagedAttention:
     def plan(self, metadata: AttentionMetadata, device: torch.device, last: Plan | None = None) -> Plan:
         """Build the plan of a forward pass, which all layers share.
 
-        `last` is the plan of the previous step, which is no longer used. The new plan may reuse and modify its
-        contents.
+        `last` is the plan of the previous step, which is no longer used. The new plan may reuse and modify the contents
+        of `last`.
         """
         first, count = metadata.first, metadata.query_lens
         decoding = int((np.cumsum(count != 1) == 0).sum())  # number of leading sequences with one token each
@@ -189,8 +194,8 @@ class PagedAttention:
     def write(self, pool: Tensor, rows: Tensor, plan: Plan) -> None:
         """Store rows [tokens, heads, width] at the slots of their tokens.
 
-        For a part with one row per group, `rows` are those of the groups that `groups` returned. `plan.places(heads,
-        every)` gives their indices in a pool viewed as [blocks * heads * rows per block, width].
+        For a part with one row per group, `rows` has one row for each group that `groups` returned. `plan.places(heads,
+        every)` gives the indices of the rows in a pool viewed as [blocks * heads * rows per block, width].
         """
         flat = pool.view(-1, pool.shape[-1])
         places = plan.places(pool.shape[1], BLOCK // pool.shape[2])
@@ -228,7 +233,7 @@ class PagedAttention:
     ) -> tuple[Tensor, Tensor]:
         """Compute `attend` and the log-sum-exp [tokens, heads, repeat] in fp32, optionally over fewer rows.
 
-        A token sees the rows of its last `window` tokens that `selected` [tokens, k] contains (-1: none). A token
+        A token sees the rows of its last `window` tokens that `selected` [tokens, k] contains (-1: no row). A token
         without visible rows has output 0 and log-sum-exp -1e30.
         """
         k, v = self._both(keys, values, width)

@@ -41,8 +41,8 @@ class Backend:
     """The reference backend: plain, slow, differentiable implementations of all operations. Subclasses override operations.
 
     `rorqual.ops.backends.backend` finds a subclass by its `name`. A backend has no state except its settings. All
-    versions of a backend with the same name must compute the same bits, because cached blocks on disk are found by this
-    name.
+    versions of a backend that keep its name must compute bit-identical results, because cached blocks on disk are found
+    by this name.
     """
 
     name = "reference"
@@ -51,7 +51,7 @@ class Backend:
     in_blocks = False
     """True if forward passes without a cache, as in training, also use paged attention (`ops.paged`)."""
     rows: Rows = LOOSE
-    """Row limits of matrix products."""
+    """Limits on the number of rows of matrix products (`ops.rows`)."""
     lanes = 1
     """The number of columns of logits is padded to a multiple of `lanes`."""
 
@@ -69,7 +69,7 @@ class Backend:
     # ---- operations
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Compute x [..., in] @ weight^T [in, out] + bias [out]. Routers do not use it: they compute in fp32."""
+        """Compute x [..., in] @ weight^T [in, out] + bias [out]. Routers do not call `linear`, because they compute in fp32."""
         return F.linear(x, weight, bias)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -117,7 +117,7 @@ class Backend:
     # ---- inference-only copies
 
     def prepares(self, model: nn.Module) -> bool:
-        """Return whether `prepare` makes a model of this dtype and device faster. By default, True if the class repacks weights."""
+        """Return whether `prepare` makes `model` faster, given its dtype and device. By default, True if the class repacks weights."""
         cls = type(self)
         return (cls.prepare_linear, cls.prepare_experts) != (Backend.prepare_linear, Backend.prepare_experts)
 
@@ -164,7 +164,7 @@ class Backend:
         return clone
 
     def _precompute(self, layer: Layer) -> None:
-        """Precompute the derived tensors of `layer` and fuse its linear maps with the same input, in place."""
+        """Precompute the derived tensors of `layer` and fuse its linear maps that share an input, in place."""
         layer.known = {name: tuple(t.detach() for t in layer.tensors(name)) for name in layer.derived}
         layer.known = {name: tuple(map(_dense, tensors)) for name, tensors in layer.known.items()}
         children = layer._modules
@@ -211,7 +211,7 @@ class Backend:
     def route(self, model: M) -> M:
         """Return a module tree that shares all parameters with `model` and whose linear maps call `linear`.
 
-        It is `model` itself if this class does not override `linear`.
+        Return `model` itself if this class does not override `linear`.
         """
         if type(self).linear is Backend.linear:
             return model
@@ -221,7 +221,7 @@ class Backend:
 
 
 class RoutedLinear(nn.Linear):
-    """A linear map that shares the parameters of another one and computes with a backend."""
+    """A linear map that shares the parameters of another linear map and computes with a backend."""
 
     def __init__(self, other: nn.Linear, ops: Backend) -> None:
         nn.Module.__init__(self)
@@ -278,7 +278,7 @@ def _dense(tensor: Tensor) -> Tensor:
 
 
 def _fused(maps: Sequence[nn.Linear]) -> nn.Linear:
-    """Fuse linear maps with the same input into one map, whose output is the concatenation of their outputs."""
+    """Fuse linear maps that share an input into one map, whose output is the concatenation of their outputs."""
     weight = torch.cat([part.weight.detach() for part in maps])
     with torch.device("meta"):
         fused = nn.Linear(weight.shape[1], weight.shape[0], bias=maps[0].bias is not None)

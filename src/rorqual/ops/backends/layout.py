@@ -1,4 +1,4 @@
-"""Check that all methods of a user's attention use the same block layout. Otherwise answers would be wrong without an error."""
+"""Check that all methods of a user's attention use the same block layout. A mismatch would make answers wrong without an error."""
 
 from __future__ import annotations
 

@@ -2,9 +2,10 @@
 
 Without prepacking, every product repacks its weight, which for few rows takes as long as the product itself.
 
-In bf16, engine steps with and without prepacking are bit-identical, but `Torch` without a cache agrees only within
-rounding. In fp32, prepacked products split sums over more than a few hundred columns differently. Engines with and
-without prepacking then differ in the last bits, but each engine reproduces its own results.
+In bf16, engine steps with and without prepacking are bit-identical, but a forward pass of `Torch` without a cache
+agrees with them only within rounding. In fp32, prepacked and plain products split sums over more than a few hundred
+columns differently. Engines with and without prepacking then differ in the last bits, but each engine reproduces its
+own results.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ SMALLEST = 1 << 16
 
 
 class Packing(Backend):
-    """Base class of backends that prepack weights if torch and the machine support the layout."""
+    """Base class of backends that prepack weights if torch and the machine support oneDNN's blocked layout."""
 
     def prepares(self, model: nn.Module) -> bool:
         weight = next(model.parameters())

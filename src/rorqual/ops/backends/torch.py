@@ -14,7 +14,7 @@ from rorqual.ops.moe import Routing
 
 
 class Torch(Packing):
-    """The `torch` backend: fused attention, experts over sorted tokens, and hand-written backward passes (`ops.backends.training`)."""
+    """The `torch` backend: fused attention, experts over expert-sorted tokens, hand-written backward passes (`ops.backends.training`)."""
 
     name = "torch"
 

@@ -1,4 +1,4 @@
-"""The batch-invariant backend, and the test that finds the row limits it needs on this machine.
+"""The batch-invariant backend, and the test that finds the row limits that it needs on this machine.
 
 Libraries choose kernels by the number of rows, and their choices differ between processors (`ops.rows`,
 docs/explanation/engine.md). The engine can therefore guarantee bit-identical results only if `rows_of` finds row limits for which
@@ -26,9 +26,12 @@ from rorqual.ops.moe import Routing
 from rorqual.ops.rows import ENOUGH, Rows, bmm, cancelling, in_tiles
 
 Kind = Literal["map", "packed", "transposed", "straight"]
-"""The kind of matrix product: plain, prepacked or batched with a matrix [out, width], or batched with a matrix [width, out]."""
+"""The kind of matrix product: `map` (plain), `packed` (prepacked), or batched (`transposed` or `straight`).
+
+Batched products have a matrix [out, width] (`transposed`) or [width, out] (`straight`).
+"""
 Product = tuple[Kind, int, int, torch.dtype]
-"""A matrix product: kind, width, out and dtype."""
+"""A matrix product: kind, number of input columns (width), number of output columns (out) and dtype."""
 CHOICES = (Rows(4), ENOUGH, Rows(16, 32), Rows(16, 16))
 """Row limits that are tried, in this order. MKL needs little padding in its generic x86 path, and more in its Intel path.
 Bf16 products of oneDNN on AMX also need `Rows.most`.
@@ -44,8 +47,8 @@ WHOLE = 20
 WIDEST = 16384
 """Largest number of output columns that is tested.
 
-With 49,152 columns, the first columns have the same bits (docs/log/same-bits.md), so the head of a large vocabulary need not be
-copied.
+In a product with 49,152 columns, the first 16,384 columns have the same bits as in a product with only these columns
+(docs/log/same-bits.md). The test therefore need not copy the head of a large vocabulary.
 """
 NOT_HELD = (
     "answers may differ in their last bits, depending on what else is in the batch: no tested row padding makes all matrix products "
@@ -147,8 +150,8 @@ class TiledLinear(LinearMap):
 def rows_of(model: nn.Module, cache_shapes: Iterable[tuple[int, int]], threads: int) -> tuple[Rows, bool, int]:
     """Return row limits for the model's products, whether the products are invariant with them, and the number of threads.
 
-    The limits are the first of `CHOICES` for which products of every shape give the same bits for any number of rows,
-    with `threads` threads as with one thread. If there are none, one thread is tried.
+    The limits are the first of `CHOICES` with which a row's bits do not depend on the number of rows or threads, in
+    products of every shape. If no choice passes with `threads` threads, all choices are tested with one thread.
     """
     shapes = sorted(set(cache_shapes))
     weight = next(model.parameters())

@@ -96,7 +96,8 @@ def experts_tuned(
 class _Slices:
     """Pairs of token and expert, sorted by expert.
 
-    `slot[j]` is the row of pair j = token * k + rank. `bounds` lists (expert, start, stop) of each used expert's rows.
+    `slot[j]` is the row of pair j. Token t and its i-th expert form pair t * k + i. `bounds` lists (expert, start,
+    stop) of each used expert's rows.
     """
 
     def __init__(self, indices: Tensor, n_experts: int, multiple: int) -> None:

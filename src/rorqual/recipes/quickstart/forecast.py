@@ -2,11 +2,11 @@
 short probe.
 
 The recipes and tasks determine the numbers of steps, problems and tokens. Seconds per step and per answer are measured
-on untrained models of the same shapes. Answers are assumed to be as long as the solutions that the model is trained on,
-and the probe samples to these lengths.
+on untrained models with the shapes of the quickstart's models. Answers are assumed to be as long as the solutions that
+the model is trained on, and the probe samples to these lengths.
 
 Two values are unknown in advance: how often a reinforced model thinks, and how many groups give a gradient. `GOES_OVER`
-and `TEACHES` are estimates of them. The report and Python's start-up are not forecast.
+and `TEACHES` are estimates of these values. The report and Python's start-up are not forecast.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from rorqual.train.run import Run
 from rorqual.train.state import State
 
 GOES_OVER = 2 / 3
-"""Mean progress of a reinforced model from its initial share of thinking (0) to always thinking (1), over its
-training."""
+"""How far GRPO moves a model from its initial share of thinking (0) to always thinking (1), averaged over the training."""
 TEACHES = 0.8
 """Share of samples that are in groups with both right and wrong answers.
 
-In the quickstart with seed 0, this share was 0.94 for the teacher and 0.64 for the reinforced student, and `GOES_OVER`
-was 0.38 and 0.71. `TEACHES` and `GOES_OVER` are near the middle between these values. Other seeds may differ.
+In the quickstart with seed 0, this share was 0.94 for the teacher and 0.64 for the reinforced student. The measured
+value of `GOES_OVER` was 0.38 for the teacher and 0.71 for the student. `TEACHES` and `GOES_OVER` are near the middle
+between these values. Other seeds may differ.
 """
 WARM, STEPS, BATCH = 2, 8, 64
 DRAWN = 384
@@ -101,7 +101,7 @@ class Pace:
 @dataclass(frozen=True)
 class Exam:
     """The problems of an evaluation: their number, their mean lengths, and the core-seconds to generate them. The
-    evaluation of each model generates them again."""
+    evaluation of each model generates the problems again."""
 
     problems: int
     lengths: Lengths
@@ -110,7 +110,7 @@ class Exam:
 
 @dataclass(frozen=True)
 class StageForecast:
-    """The forecast of one stage. `name` is the stage's name in the ledger."""
+    """The forecast of one stage. `name` is the stage's name in the cost ledger."""
 
     name: str
     core_seconds: float
@@ -124,7 +124,7 @@ class StageForecast:
 
 
 def forecast(scale: Scale, *, seed: int = 0, threads: int = 2) -> list[StageForecast]:
-    """Probe both models and forecast each stage. Probing takes about twenty core-seconds for the full size."""
+    """Probe teacher and student, and forecast each stage. Probing takes about twenty core-seconds for the full size."""
     teacher_run = sft(task=TASK, size=scale.model, think=scale.think, options={"hard": scale.sft_hard},
                       rows=scale.sft_rows, row=scale.row, seed=seed)  # fmt: skip
     student_run = sft(task=STUDENT_TASK, size=scale.student, think=scale.student_able_think, options={"hard": scale.student_hard},
@@ -174,7 +174,7 @@ def stages(
 
 
 def branches(s: Scale, teacher: Pace, student: Pace) -> list[tuple[Pace, list[float], int]]:
-    """Return (measured costs, shares of thinking in its evaluations, number of models) of each branch."""
+    """For each branch, return the measured costs, the share of thinking in each of its evaluations, and the number of models."""
     habits = {"teacher": over(s.think, 1.0), "student-base": s.student_think, "answers-only": 0.0}
     return [
         (teacher if name == "teacher" else student, [thinks(mode, habits.get(name, 1.0)) for mode in modes], 1)
@@ -183,7 +183,7 @@ def branches(s: Scale, teacher: Pace, student: Pace) -> list[tuple[Pace, list[fl
 
 
 def measured(name: str, models: Sequence[tuple[Pace, list[float], int]], exam: Exam) -> StageForecast:
-    """Return the forecast of evaluations: each model's answers, and the generation of the problems."""
+    """Return the forecast of an evaluation stage, which generates the problems and each model's answers."""
     core = sum(exam.problems * pace.answer(share) for pace, shares, _ in models for share in shares)
     tokens = sum(
         exam.problems * (exam.lengths.prompt + exam.lengths.reply(share)) for _, shares, _ in models for share in shares
@@ -276,11 +276,10 @@ def paced(run: Run, threads: int) -> tuple[State, float, float, float]:
 
 
 def factory_pace(run: Run, scale: Scale, lengths: Lengths, threads: int) -> tuple[float, float]:
-    """Return the data factory's fixed cost (its data card with figures) and its cost per verified and saved sample, in
-    core-seconds."""
+    """Return the data factory's costs in core-seconds: a fixed cost for the data card, and the cost per verified and saved sample."""
     spent = []
     # An untrained model samples all tokens with about equal probability, including the end token. Choose max_tokens so
-    # that the mean length is right.
+    # that the mean length is `lengths.thinking`.
     vocab = run.model.vocab_size
     room = round(math.log1p(-lengths.thinking / vocab) / math.log1p(-1 / vocab))
     with TemporaryDirectory() as folder:
@@ -300,8 +299,9 @@ def factory_pace(run: Run, scale: Scale, lengths: Lengths, threads: int) -> tupl
 def sampling(
     state: State, solutions: Sequence[SolutionLength], share: float, params: SamplingParams, threads: int
 ) -> float:
-    """Return the core-seconds per sample if a share `share` of the problems is sampled to the length with thinking, and
-    all other problems to the length without thinking.
+    """Measure the core-seconds per sample, if the model thinks on a share `share` of the problems.
+
+    A sample has the token count of the problem's solution, with or without thinking.
 
     A batch takes as many steps as its longest sample, so the lengths must vary as in real batches.
     """
@@ -319,5 +319,5 @@ def sampling(
 
 
 def replaced(params: SamplingParams, length: int, seed: int) -> SamplingParams:
-    """Return `params` for a reply of `length` tokens with another seed."""
+    """Return `params` with `max_tokens` set to `length`, and with the given seed."""
     return SamplingParams(length, params.temperature, params.top_p, params.top_k, seed, params.n, params.ignore_eos)

@@ -52,7 +52,7 @@ class Place:
 
     @property
     def answers_file(self) -> Path:
-        """The problems of the teacher's samples with only the answers, to train the student `answers-only`."""
+        """The problems and answers of the teacher's samples without reasoning, to train the student `answers-only`."""
         return self.out / "answers.jsonl"
 
     @property
@@ -64,7 +64,7 @@ class Place:
         return self.evals / f"{name}.json"
 
     def measured(self, branch: str, mode: str) -> Path:
-        """Return the evaluation of a branch on the student's problems."""
+        """Return the result file of a branch's evaluation on the student's problems."""
         return self.evaluation(f"student-{branch}-{mode}")
 
     @property

@@ -17,7 +17,7 @@ class Scale(Config):
     """The numbers of steps and samples of a quickstart, chosen on problems of the dev split with other seeds.
 
     Evaluations sample at temperature 0.6 and top-p 0.95, as for DeepSeek-R1 (R1, section 3). With greedy decoding, a
-    model that thinks on two of five problems would never think.
+    model that starts to think with probability 0.4 would never think.
 
     The base student is first trained with thinking on a share `student_able_think` of its problems. A few steps at the
     low learning rate `student_base_lr` then reduce thinking to a share `student_think`. The base student can then solve
@@ -27,8 +27,8 @@ class Scale(Config):
     The distilled branch samples the teacher on `distil_problems` problems and trains for `distil_steps` steps on the
     right answers. The reinforced branch trains for `rival_steps` steps of GRPO.
 
-    `student_lr` and `student_adamw_lr` are the learning rates of further supervised training, half those of a new
-    model.
+    `student_lr` and `student_adamw_lr` are the learning rates of further supervised training. They are half the
+    learning rates of a new model.
 
     `rival_agreement` is the largest allowed difference between the trainer's and the sampler's log-probability of a
     token during GRPO of the student. In half a million tokens, one very unlikely token differed by 1.5e-4 nats.

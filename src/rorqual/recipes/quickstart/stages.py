@@ -53,7 +53,7 @@ def run_quickstart(
 ) -> Path:
     """Run all stages in the folder `out`, skip completed stages, and return the path of the report.
 
-    With `whole_process`, the ledger also counts the time since the process started.
+    With `whole_process`, the ledger also counts the time between the start of the process and this call.
     """
     began, place = time.monotonic(), Place(out)
     with own_run(out), closing(Ledger(place.ledger, whole_process=whole_process)) as ledger:
@@ -177,8 +177,10 @@ class Quickstart:
             fit(run, out, threads=self.threads, observe=entry.add, extend=False)
 
     def sample(self) -> None:
-        """Sample the teacher with thinking on, then verify and filter the samples. Also write the same problems with
-        only the answers."""
+        """Sample the teacher with thinking on, then verify and filter the samples.
+
+        Also write the problems and answers without reasoning.
+        """
         s, place = self.scale, self.place
         if place.answers_file.is_file():
             return

@@ -1,4 +1,4 @@
-"""Base class of the objectives. An objective returns a sum over tokens and its weight.
+"""Base class of the objectives. An objective returns a loss summed over tokens, and the weight that divides this sum.
 
 The loop divides the sum by the weight of the whole update, so that micro-batches, padding and packing do not change the
 gradient (transformers#34191, trl#2175).

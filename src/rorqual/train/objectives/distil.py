@@ -39,8 +39,8 @@ class Distil(Objective):
 
     `tail` applies if only the teacher's k most likely tokens are stored. 'bucket' treats all other tokens as one
     additional event. 'renormalise' renormalizes p and q over the k tokens and ignores q's probability of other tokens.
-    If k is the whole vocabulary, both give the full divergence. Otherwise 'bucket' requires T = 1, because the
-    probabilities of the other tokens are unknown.
+    If k is the size of the vocabulary, both settings give the full divergence. Otherwise 'bucket' requires T = 1,
+    because the probabilities of the other tokens are unknown.
 
     `sampling_temperature` is the sampler's temperature, at which trainer and sampler are compared.
     """
@@ -88,7 +88,7 @@ class Distil(Objective):
         return Term((divergences * batch.loss_mask[at]).sum() * self.temperature**2, means, maxima)
 
     def _aligned(self, logits: Tensor, stored: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return log-probabilities of teacher and student over the same events [n, k or k + 1].
+        """Return log-probabilities of teacher and student for k tokens, or for k tokens and a bucket of all others [n, k or k + 1].
 
         `logits` [n, vocab] are the student's. `stored` [n, k] are the teacher's log-probabilities.
         """

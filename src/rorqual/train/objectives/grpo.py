@@ -1,7 +1,7 @@
 """Group relative policy optimization (DeepSeekMath, eq. 3; R1, eq. 1-3), with variants from later papers as options.
 
-docs/how-to/grpo.md lists the options with their papers. By default, only DAPO's asymmetric clip and its mean over tokens are
-on.
+docs/how-to/grpo.md lists the options with their papers. By default, only DAPO's asymmetric clip range and its mean over
+tokens are used.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ class GRPO(Objective):
     gradient, times A log p, so that every token has a gradient. To remove the lower bound as in the paper, set
     `clip_low` to 1.
 
-    `tis_cap` C enables truncated importance sampling (Yao et al. 2025), and 0 disables it. With it, r is relative to
-    the trainer's probability before the first update of the step. The loss is multiplied by min(p_trainer / p_sampler,
-    C), where p_trainer is this same probability.
+    `tis_cap` C enables truncated importance sampling (Yao et al. 2025), and 0 disables it. With C above 0, the
+    denominator of r is p_old, the trainer's probability before the first update of the step. The loss is multiplied by
+    min(p_old / p_sampler, C).
 
     `beta` is the weight of the KL divergence from the batch's `reference_logprobs`. `kl` is 'k3' (R1, eq. 2) or
-    'unbiased', which multiplies k3 by p / p_sampler, with gradient (V3.2, section 3.1). This term is neither clipped
+    'unbiased', which multiplies k3 by p / p_sampler, with gradient (V3.2, section 3.1). The KL term is neither clipped
     nor masked.
 
     `off_policy_delta` drops answers with a negative advantage if the sampler's log-probability exceeds the trainer's by
@@ -91,7 +91,7 @@ class GRPO(Objective):
         return float(self._weights(batch).sum())
 
     def _weights(self, batch: TrainBatch) -> Tensor:
-        """Return each token's weight in the denominator: 1, or 1 per answer divided evenly among its tokens."""
+        """Return each token's weight in the denominator of the mean: 1, or 1 per answer divided evenly among its tokens."""
         if self.per == "token" or batch.lengths is None:
             return batch.loss_mask
         return batch.loss_mask / batch.lengths.clamp_min(1)
@@ -188,7 +188,7 @@ class DrawnTokens:
         if batch.advantages is None or batch.sampled_logprobs is None:
             raise NumericsError("grpo needs advantages and the sampler's log-probabilities", where="objectives.grpo")
         sampled = batch.sampled_logprobs[at]
-        # Both fields are missing when trainer and sampler are compared, which happens earlier and without gradients.
+        # A required field may be missing when trainer and sampler are compared, which happens earlier and without gradients.
         old = _required(
             batch.old_logprobs, objective.wants_old, "the trainer's log-probabilities before the update", at
         )

@@ -1,4 +1,4 @@
-"""The multi-token prediction loss (DeepSeek-V3, eq. 24-25): cross-entropy of the tokens after the next one."""
+"""The multi-token prediction loss (DeepSeek-V3, eq. 24-25): cross-entropy of the tokens after the next token."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class MultiToken(Objective):
 
 
 def _within(batch: TrainBatch, k: int) -> Tensor:
-    """Return the mask of positions i whose input token i + k at depth k is in the same document as token i."""
+    """Return a mask of positions i that is True if token i + k, the input at depth k, is in the document of token i."""
     return (batch.segments[:, k:] >= 0) & (batch.segments[:, k:] == batch.segments[:, :-k])
 
 

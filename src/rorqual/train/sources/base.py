@@ -20,7 +20,7 @@ class Materials:
     """The objects that a source is built from.
 
     `model` is the trained model, and `threads` the number of worker threads. `rollout_engine` samples completions. If
-    it is None, the source samples with the trained model itself.
+    it is None, the source samples from the trained model itself.
     """
 
     model: Decoder
@@ -54,7 +54,7 @@ class Source(ABC):
     versions: dict[str, int] = {}
     """The version of each generated problem family that the source uses."""
     prompts: Sequence[str] = ()
-    """Examples of the generated problems that it trains on. Prompts from a file may be private, so they are left out."""
+    """Examples of the generated problems that the source trains on. Prompts from a file may be private, so they are left out."""
 
     @abstractmethod
     def step(self, step: int) -> Step:

@@ -177,7 +177,7 @@ class OnPolicyTeacher:
     def _score(self, part: TrainBatch) -> tuple[Tensor, Tensor]:
         """Return the teacher's log-probabilities and token ids [rows, seq, k], 0 at untrained positions.
 
-        The ids are empty for the whole vocabulary.
+        If `top_k` is 0 (the whole vocabulary), the ids are empty.
         """
         batch = part.to(self.device)
         logprobs = next_logprobs(self.model, batch.tokens, batch.positions, batch.segments, batch.loss_mask)

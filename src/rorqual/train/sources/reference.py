@@ -34,7 +34,7 @@ class Reference:
     """A reference model: the newest checkpoint of the run directory `path`, in fp32 on the device of the `trained` model.
 
     The reference model's own routers choose its experts. Its distribution is computed like the sampler's: at
-    `temperature`, over the kept tokens.
+    `temperature`, over the tokens that top-p and top-k allowed.
     """
 
     def __init__(self, path: str, trained: Decoder, *, temperature: float, threads: int) -> None:

@@ -37,19 +37,19 @@ class RolloutConfig(SourceConfig):
 
     `data` is the file or folder for tasks that read files. `std` divides advantages by the group's standard deviation
     (R1). `minibatches` is the number of optimizer updates per step. `row` is the number of tokens per training row;
-    prompt and answer must fit into it. `trace` is the number of groups per step whose texts are stored for `rorqual
-    trace`, starting with the most varied rewards.
+    prompt and answer must fit into a row. `trace` is the number of groups per step whose texts are stored for `rorqual
+    trace`: the groups with the most varied rewards.
 
     `top_p` and `top_k` restrict sampling. The trainer then normalizes its probabilities over the same tokens (keep
     sampling mask, V3.2, 2512.02556).
 
-    `max_num_gen_batches` enables dynamic sampling (DAPO, 2503.14476). Up to that many times, `problems` more problems
-    are drawn, until `problems` groups have right and wrong answers. Only these groups are trained on. The value 1 draws
-    once and trains on all groups.
+    `max_num_gen_batches` enables dynamic sampling (DAPO, 2503.14476). The source draws `problems` problems up to
+    `max_num_gen_batches` times, until `problems` groups have both right and wrong answers. Only these groups are
+    trained on. The value 1 draws once and trains on all groups.
 
     `overlong_buffer` penalizes answers that are longer than max_tokens - overlong_buffer tokens, by up to
     `overlong_penalty` (DAPO's soft punishment, eq. 13). Rewards are 1 and -1 in DAPO and 1 and 0 here, so a penalty of
-    0.5 corresponds to DAPO's.
+    0.5 corresponds to a penalty of 1 in DAPO.
 
     `mask_truncated` excludes truncated answers from training (DAPO's overlong filtering). Truncated answers still count
     in the mean reward of their group.
@@ -267,7 +267,8 @@ def lay_beside(packed: Packed, scored: list[Scored]) -> TrainBatch:
     experts = scored[0].completion.experts
     replay: Tensor | None = None
     if experts is not None:
-        replay = torch.full((*shape, *experts.shape[1:]), CHOOSE)  # routers choose for padding and last tokens
+        # Routers choose experts for padding and for the last token of each sample.
+        replay = torch.full((*shape, *experts.shape[1:]), CHOOSE)
     sets = scored[0].completion.kept
     kept = None if sets is None else torch.full((*shape, sets.shape[-1]), 255, dtype=torch.uint8)
     ages = torch.zeros(shape) if any(one.age for one in scored) else None
@@ -300,7 +301,7 @@ def lay_beside(packed: Packed, scored: list[Scored]) -> TrainBatch:
 
 
 def measure(problems: list[Problem], groups: list[list[Scored]], chat: ChatFormat) -> dict[str, Any]:
-    """Return the metrics of a step: reward, groups with equal rewards, share and length of thinking, accuracy with and without it."""
+    """Return the metrics of a step: reward, groups with equal rewards, share and length of thinking, accuracy with and without thinking."""
     every = [s for group in groups for s in group]
     with_thinking = [s for s in every if s.completion.reasoning]
     right = [s for s in every if s.verdict is Verdict.RIGHT]

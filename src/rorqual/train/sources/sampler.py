@@ -45,7 +45,7 @@ class RolloutSampler:
         self.engine.update(self.model, self.version)
 
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
-        """Sample completions for each request. Raises ConfigError if they lack expert choices or kept tokens that training needs."""
+        """Sample completions for each request. Raises ConfigError if completions lack expert choices or kept tokens that training needs."""
         rows = gather(self.engine, requests, version=self.version, max_age=self.max_age)
         routes = any(ffn.experts_per_token() for ffn in self.model.config.ffns)
         for completion in (completion for row in rows for completion in row):

@@ -27,8 +27,8 @@ DRY = 10_000
 class WorkedConfig(SourceConfig):
     """Train on worked solutions of a task.
 
-    A share `think` of the solutions includes the worked steps. The other solutions consist of the answer. A step has
-    `rows` rows of `row` tokens. `data` is the file or folder for tasks that read files. `longer` says whether a
+    A share `think` of the solutions includes the worked steps. The other solutions consist of the answer only. A step
+    has `rows` rows of `row` tokens. `data` is the file or folder for tasks that read files. `longer` says whether a
     solution longer than a row is an error or is skipped.
     """
 

@@ -62,7 +62,7 @@ class RouterConfig(Kind):
 
 
 class Router(Layer, ABC):
-    """A router module: x [tokens, hidden] -> `Routing`. `replay` [tokens, k] fixes choices, except where it is `CHOOSE`.
+    """A router module: x [tokens, hidden] -> `Routing`. `replay` [tokens, k] fixes the chosen experts, except in entries equal to `CHOOSE`.
 
     Gates are recomputed in every forward pass, even for replayed choices, so the router receives a gradient. A router
     that can choose `SKIP` or identity experts sets `Routing.skips`. Buffers keep their dtype when the model is cast.
@@ -84,14 +84,14 @@ class Router(Layer, ABC):
         return self
 
     def load_error(self, load: Tensor) -> Tensor:
-        """Return the target token count minus the actual count of each choice [choices]. `load` [choices] counts the tokens of an update."""
+        """Return the target token count minus the actual count of each choice [choices]. `load` [choices] holds the actual counts."""
         return aimed_load(load, self.config.target_load()) - load.float()
 
     def balance(self, load: Tensor, gamma: float) -> None:
-        """Adjust the router by one step of size `gamma` toward `target_load`. `load` [choices] counts the tokens of an update per choice."""
+        """Adjust the router by one step of size `gamma` toward `target_load`. `load` [choices] is the update's token count per choice."""
 
     def exclude(self, choices: Sequence[int]) -> None:
-        """Stop routing tokens to these experts. Raises ConfigError if the kind cannot exclude experts."""
+        """Stop routing tokens to the experts `choices`. Raises ConfigError if the kind cannot exclude experts."""
         raise ConfigError(
             f"router kind '{self.config.kind}' cannot exclude experts",
             where="experts",

@@ -87,7 +87,7 @@ class GroupedTopK(Router):
             bias.add_(gamma * self.load_error(load).sign().to(bias))
 
     def exclude(self, choices: Sequence[int]) -> None:
-        """Set the bias of these experts to minus infinity, so tokens are routed to their next best experts.
+        """Set the bias of the experts `choices` to minus infinity, so tokens are routed to their next best experts.
 
         Raises ConfigError if fewer than `num_experts_per_tok` experts remain.
         """

@@ -14,7 +14,7 @@ from rorqual.tasks.find import safe_grade, safe_problems
 FIT = 500
 """Maximum number of train problems per family and level on which the rules are fitted."""
 DRAWS = 4
-"""Maximum number of draws, as a multiple of the train problems needed. Rare families may therefore get fewer than `FIT`."""
+"""Maximum number of draws, as a multiple of the train problems needed. Rare families may therefore get fewer than `FIT` problems."""
 UNIFORM = "uniform"
 
 Guess = Callable[[Problem], str]
@@ -54,7 +54,7 @@ RULES: dict[str, Callable[[Task, Sequence[Problem]], Guess]] = {
 
 
 def baselines(task: Task, problems: Sequence[Problem], seed: int, fit: int = FIT) -> dict[str, dict[str, float]]:
-    """Return the share of `problems` that each rule gets right, keyed by family, family/level and all, then by rule.
+    """Return the share of `problems` that each rule gets right, keyed by `family`, `family/level` or `all`, then by rule.
 
     The rules of a cell (family and level) are fitted on `fit` problems of its train split, drawn with `seed` and
     disjoint from `problems`. `uniform` is one divided by the number of distinct answers in the fitting set. A cell without

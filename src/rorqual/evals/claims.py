@@ -123,7 +123,7 @@ def student_claims(findings: Findings) -> list[SupportedClaim]:
 def ask(
     topics: Sequence[Topic], evaluations: Mapping[tuple[str, Thinking], Evaluation], grains: Sequence[Grain]
 ) -> list[SupportedClaim]:
-    """Test every topic in every cell of `grains` with a one-sided exact McNemar test, Holm-corrected over all tests."""
+    """Test every topic, pooled or by family as `grains` says, with a one-sided exact McNemar test, Holm-corrected over all tests."""
     supported: list[SupportedClaim] = []
     for topic in topics:
         before, after = evaluations[topic.before], evaluations[topic.after]

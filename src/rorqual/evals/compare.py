@@ -30,7 +30,7 @@ class Comparison:
     """The difference between two evaluations in one cell. `before` and `after` are means over the same problems.
 
     `gained` and `lost` count the problems whose value rose and fell. `left_out` counts problems that are
-    ungraded in one evaluation. `p_value` is from McNemar's exact test over the pairs of one seed. `p_value` is None for
+    ungraded in either evaluation. `p_value` is from McNemar's exact test over the pairs of one seed. `p_value` is None for
     several seeds, because their pairs are not independent. `p_value` is also None if a problem has several samples,
     because their mean is not binary.
     """

@@ -95,7 +95,10 @@ def choices(model: Decoder, samples: Sequence[Sample], row: int, *, rows: int = 
 
 
 def counts(experts: Ints, group: Ints, n_experts: int, n_groups: int) -> Floats:
-    """Count how often the tokens of each group use each expert: experts [n, k] (negative: none), group [n] -> [groups, experts]."""
+    """Count how often the tokens of each group use each expert: experts [n, k], group [n] -> [groups, experts].
+
+    A negative entry of `experts` means no expert.
+    """
     flat = (group[:, None] * n_experts + experts)[experts >= 0]
     return np.bincount(flat, minlength=n_groups * n_experts).reshape(n_groups, n_experts).astype(float)
 
@@ -168,10 +171,11 @@ def lift(table: NDArray[Any]) -> Floats:
 
 
 def without_experts(model: Decoder, gone: Sequence[Sequence[int]]) -> Decoder:
-    """Return a copy of `model` whose routers never choose the experts `gone`, one list for each main MoE layer.
+    """Return a copy of `model` whose routers never choose the experts in `gone`.
 
-    Each token goes to its next best experts instead. Raises ConfigError if a router cannot exclude experts, or if
-    fewer experts remain than a token needs.
+    `gone` has one list for each MoE layer outside the MTP modules. Each token goes to its next best experts instead.
+
+    Raises ConfigError if a router cannot exclude experts, or if fewer experts remain than a token needs.
     """
     ablated = copy.deepcopy(model)
     for layer, (router, experts) in enumerate(zip(ablated.routers(), gone)):

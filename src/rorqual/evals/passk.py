@@ -9,7 +9,7 @@ from collections.abc import Sequence
 def pass_at_k(samples: int, right: int, k: int) -> float:
     """Return the probability that at least one of `k` samples is right, if they are drawn without replacement.
 
-    `right` of the `samples` available samples are right. The estimate is 1 - C(n-c, k) / C(n, k), equation 1 of Chen et al.
+    Of the `samples` available samples, `right` are right. The estimate is 1 - C(n-c, k) / C(n, k), equation 1 of Chen et al.
     2021 (Evaluating Large Language Models Trained on Code). Integer arithmetic avoids rounding. Raises ValueError if `k` exceeds `samples`.
     """
     if not 0 <= right <= samples:

@@ -1,4 +1,4 @@
-"""Plotting helpers: a light and a dark theme, one style, and PNG bytes that depend on the data alone."""
+"""Plotting helpers: light and dark themes, a common style, and PNG encoding that depends on the data alone."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ SETTINGS: tuple[tuple[str, Thinking, str], ...] = (
 BASELINE = "best baseline"
 MARKERS = ("o", "^", "o", "s", "^")
 HOLLOW = 2
-"""Number of settings before GRPO. They come first and are drawn with hollow markers."""
+"""Number of `SETTINGS` from before GRPO. These settings come first and are drawn with hollow markers."""
 
 
 def pictures(findings: Findings) -> dict[str, Picture]:
@@ -92,7 +92,7 @@ def _legend(figure: Figure, axis: Axes, columns: int) -> None:
 
 
 def accuracy(findings: Findings) -> Picture:
-    """Plot held-out accuracy by family in all five settings."""
+    """Plot held-out accuracy by family in the five `SETTINGS` (before or after GRPO, and thinking mode)."""
     families = findings.families
     tables = [{row.family: row for row in findings.evaluations[w, m].rows("family")} for w, m, _ in SETTINGS]
 
@@ -231,7 +231,7 @@ def _draw_dumbbells(
 
 
 def thinking_over_training(findings: Findings) -> Picture:
-    """Plot the lengths and the share of thinking of the rollouts over GRPO steps."""
+    """Plot the lengths of thinking and reply, and the share of rollouts that think, over GRPO steps."""
 
     def draw(theme: Theme) -> Figure:
         figure, (left, right) = panels(2, 2, 3.7, 2.5)

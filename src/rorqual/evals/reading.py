@@ -70,7 +70,7 @@ class Branch(ForeignFile):
 
 
 class Summary(ForeignFile):
-    """Sizes of teacher and student (numbers by name), the cost of each stage, and how to repeat the run.
+    """Sizes of teacher (`model`) and `student`, the cost of each stage, and the `command` and `seed` that repeat the run.
 
     `branches` is empty if the run has no student. `samples` counts the teacher's samples. `core_hour` is USD per
     core-hour.
@@ -86,7 +86,7 @@ class Summary(ForeignFile):
     command: str
 
     def cost_of(self, branch: Branch) -> StageCost:
-        """Return the total cost of the branch's own stages, under the branch's title."""
+        """Return the total cost of the branch's own stages, with the branch's title as its name."""
         own = [stage for stage in self.stages if stage.name in branch.stages]
         names = ("tokens", "flops", "core_seconds", "seconds")
         return StageCost(name=branch.title, **{name: sum(getattr(s, name) for s in own) for name in names})
@@ -94,7 +94,7 @@ class Summary(ForeignFile):
 
 @dataclass(frozen=True)
 class Findings:
-    """All data that the report shows. `sft` and `grpo` hold one record per step, ascending.
+    """All data that the report shows. `sft` and `grpo` hold one record per step, in ascending order.
 
     `students` holds the evaluations of each branch. `training` holds the records of branches trained from the base
     student.

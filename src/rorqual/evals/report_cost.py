@@ -10,7 +10,7 @@ from rorqual.evals.reading import Findings, StageCost
 
 
 def cost(findings: Findings, figures: Mapping[str, str]) -> list[str]:
-    """Return HTML: pictures of amounts and of measured time, the table of stages, and the price assumption."""
+    """Return HTML: pictures of tokens, FLOPs and measured time, the table of stages, and the assumed price of a core-hour."""
     stages, price = findings.summary.stages, findings.summary.core_hour
     names = ("tokens", "flops", "solved", "core_seconds", "seconds")
     total = StageCost(name="all", **{name: sum(getattr(s, name) for s in stages) for name in names})

@@ -34,7 +34,7 @@ def students(findings: Findings, supported: Sequence[SupportedClaim], figures: M
 
 
 def main_claim(supported: Sequence[SupportedClaim]) -> SupportedClaim:
-    """Return the claim of distilled against reinforced over all families."""
+    """Return the claim that the distilled student beats the reinforced student over all families."""
     return next(item for item in supported if item.topic is STUDENT_TOPICS[0])
 
 

@@ -26,7 +26,7 @@ def pick(task: Task, split: Split, count: int, seed: int, per_family: bool) -> l
 
     With `per_family` the result has `count` problems of each stratum (family, level), otherwise `count` problems in total.
     A task may be endless, and its strata are not known in advance. The search therefore stops after many draws that add no
-    problem. The rarest unfinished stratum sets this limit. A stratum with fewer than `count` distinct problems then
+    problem. The limit on these draws is higher if an unfinished stratum is rare. A stratum with fewer than `count` distinct problems then
     contains every problem that was found.
 
     Raises DataError if `count` is below 1 or the split has no problem.

@@ -20,9 +20,9 @@ Integers = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def surface(prompt: str) -> dict[str, float]:
-    """Return the features of a prompt: lengths, first and last words, characters, numbers, and the count of each character.
+    """Return the features of a prompt: its lengths, second and last word, first and last number, and the count of each character.
 
-    Characters are given as code points. -1 means that the prompt has no such number. The second word is the first word
+    Characters are given as code points. A number feature is -1 if the prompt has no number. The second word is the first word
     after a family's name.
     """
     words, numbers, counts = prompt.split(), NUMBER.findall(prompt), Counter(prompt)
@@ -105,7 +105,7 @@ class _Growth:
         return Node(label, self.names[feature], float(self.cuts[feature][at]), *parts)
 
     def _scores(self, bins: Integers, codes: Integers, counts: Integers, cuts: int) -> Floats:
-        """Return, for each cut, the sum over both sides of (squared label counts) / problems; [cuts].
+        """Return [cuts]: for each cut, the sum of squared label counts over the number of problems, added for both sides.
 
         A cut that leaves fewer than `LEAF` problems on a side scores -1.
         """

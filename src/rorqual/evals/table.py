@@ -27,7 +27,7 @@ def percent_interval(interval: Interval) -> str:
 
 
 def p_text(p_value: float | None) -> str:
-    """Return a p-value with three decimals, or an upper bound if it is smaller."""
+    """Return a p-value with three decimals, or an upper bound if the value is below 0.001."""
     if p_value is None:
         return "-"
     return f"{p_value:.3f}" if p_value >= 0.001 else "<0.001" if p_value >= 1e-6 else "<1e-6"
@@ -79,7 +79,7 @@ def baseline(row: Row) -> str:
 
 
 def ungraded_note(evaluation: Evaluation) -> str:
-    """State how many answers are left out of the accuracy, and its range if all of them were wrong or all right."""
+    """State how many answers are left out of the accuracy, and the accuracy if all of them were wrong or all right."""
     [row] = evaluation.rows("all")
     if not row.ungraded:
         return ""

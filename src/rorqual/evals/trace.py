@@ -64,7 +64,7 @@ def told(facts: RunFacts, folder: Path) -> list[str]:
 
 
 def gather(lines: Sequence[dict[str, Any]], records: Sequence[Record], text_steps: int) -> list[dict[str, Any]]:
-    """Return one dictionary per step, with metrics, groups in order, and the problems whose majority verdict changed."""
+    """Return one dictionary per step, with metrics, rollout groups in order, and the problems whose majority verdict changed."""
     by_step: dict[int, list[dict[str, Any]]] = {}
     for line in lines:
         by_step.setdefault(int(line["step"]), []).append(line)
@@ -93,7 +93,7 @@ def spread(steps: Sequence[int], count: int) -> set[int]:
 
 
 def group(line: dict[str, Any], spoken: bool) -> dict[str, Any]:
-    """Return a group with short keys: key, family, level, prompt, answer, samples.
+    """Return a group of rollouts with one-letter keys: k (key), f (family), l (level), p (prompt), a (answer), s (samples).
 
     A sample is [verdict, advantage, tokens, thinking tokens, cut off, thinking, reply]. Only steps with texts have
     the last two fields.
@@ -115,7 +115,7 @@ def turns(
 ) -> tuple[list[dict[str, Any]], int]:
     """Return the problems whose majority verdict changed since their last occurrence, and the number of repeated problems.
 
-    `seen` maps a problem's key to its last step and share right, and is updated.
+    `seen` maps a problem's key to its last step and the share of right samples in that step, and is updated.
     """
     turned, again = [], 0
     for line in groups:

@@ -11,7 +11,7 @@ from rorqual.tasks.base import Verdict
 
 
 def transcripts(findings: Findings) -> list[str]:
-    """Return HTML, one part per family. Each sample is the first problem of the highest level."""
+    """Return HTML, one part per family. The right and the wrong answer are the first ones at the highest level."""
     after = findings.evaluations["after", "auto"].samples
     before = {sample.key: sample for sample in reversed(findings.evaluations["before", "auto"].samples)}
     parts = [

@@ -1,6 +1,6 @@
 """The rule for a verdict on a method: at least five seeds, and two 99 % intervals that agree.
 
-The bootstrap over seeds is too narrow for few seeds, and Student's t ignores the problems within them
+The bootstrap over seeds is too narrow for few seeds, and Student's t interval ignores the problems within each seed
 (docs/results/coverage.json). A verdict therefore needs both intervals.
 """
 
@@ -19,7 +19,7 @@ CONFIDENCE = 0.99
 
 
 def ends(bootstrap: Interval, differences: Sequence[float]) -> Interval:
-    """Return the wider end, on each side, of the bootstrap interval and Student's t interval over `differences` (one per seed).
+    """Return the smallest interval that contains the bootstrap interval and Student's t interval over `differences` (one per seed).
 
     With fewer than two differences the interval is unbounded.
     """

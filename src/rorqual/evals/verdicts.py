@@ -29,7 +29,7 @@ class Verdicts(Config):
     order: str = ORDER
 
     def values(self, name: str, seed: int, family: str = "all", *, thought: bool = False) -> list[float | None]:
-        """Return how many samples are right for each problem of a family. The value is None for an ungraded problem."""
+        """Return for each problem of a family how many samples are right, or with `thought` how many think. None means ungraded."""
         place = self.seeds.index(seed)
         line = (self.thought if thought else self.right)[name][place]
         groups = [group.rpartition(": ") for group in self.groups[place].split(" | ")]

@@ -1,1 +1,1 @@
-"""Experiments that test published claims: several seeds, controls, a rule for the verdict, a JSON result and a page."""
+"""Experiments that test published claims with several seeds, controls and a verdict rule. Each writes a JSON file and a page."""

@@ -75,7 +75,7 @@ def endless_text(characters: int, seed: int) -> str:
 
 
 def entropy() -> float:
-    """Return the entropy of the endless text given three characters, in nats per character. It is a lower bound of the loss."""
+    """Return the entropy of the endless text given the last three characters, in nats per character. The loss cannot be lower."""
     contexts, following = chain()
     _, each = np.unique(contexts * 256 + following, return_counts=True)
     _, context = np.unique(contexts, return_counts=True)
@@ -84,7 +84,7 @@ def entropy() -> float:
 
 
 def chain() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the contexts of three bytes of the sample, as sorted numbers, and the byte that follows each context.
+    """Return every three-byte context of the sample as a number, sorted, and the byte that follows each context.
 
     The sample is circular: its first byte follows its last byte.
     """

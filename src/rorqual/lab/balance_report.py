@@ -1,4 +1,4 @@
-"""Results of the balance experiments: excess load, loss, verdict rule, tables and chart."""
+"""Report the balance experiments: compute excess load and loss, apply the verdict rule, and build tables and a chart."""
 
 from __future__ import annotations
 

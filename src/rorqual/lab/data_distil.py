@@ -43,10 +43,10 @@ SOFT = "small-soft"
 
 
 class Amounts(Config):
-    """Amounts of work, chosen on seed 0 and the dev split before any evidence seed was run.
+    """Amounts of work, chosen on seed 0 and the dev split before any seed of the published result was run.
 
     Short training favours the small set, and long training the full set (docs/log/experiments.md). The number of steps is the maximum
-    for twenty core-minutes. If more steps were needed, the error would favour the claim.
+    for twenty core-minutes. If it is too small, the result is biased in favour of the claim.
     """
 
     questions: Count = 4000
@@ -137,7 +137,7 @@ def base_run(place: Path, seed: int, work: Amounts) -> Run:
 
 
 def teacher_run(place: Path, seed: int, work: Amounts) -> Run:
-    """Return the run of the teacher, four times the student's size, on true answers to the teacher's half of all chores."""
+    """Return the run that trains the teacher, four times the student's size, on true answers to its half of all chores' problems."""
     return sft(
         task="everyday",
         options={"pool": "teacher"},

@@ -1,4 +1,4 @@
-"""The conclusion of `data-distil`: measures of each chore, verdict rule, tables and sentences."""
+"""Conclude `data-distil`: score each chore, apply the verdict rule, and build tables, charts and sentences."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Values = list[list[float]]
 """One list per seed, with one value for each held-out problem."""
 
 MARGIN = 0.02
-"""Non-inferiority margin below the full set, in accuracy or R². It was set before any evidence seed was run."""
+"""Non-inferiority margin below the full set, in accuracy or R². It was set before any seed of the published result was run."""
 SETS = {
     "full-original": "all, original",
     "small-original": "a tenth, original",
@@ -79,13 +79,13 @@ def conclusion(experiment: Experiment, places: Mapping[int, Path], arms: Mapping
 
 
 def order(question: str) -> int:
-    """Return the position of a question on the page, so that the same question of all chores is together."""
+    """Return the position of a question on the page, so that all chores are listed together for each question."""
     known = [text for *_, text in QUESTIONS]
     return known.index(question) if question in known else len(known)
 
 
 def as_good(contrast: Contrast) -> Verdict:
-    """Judge whether the teacher's small set is worse by at most the margin."""
+    """Judge whether the teacher's small set is worse than the full original set by at most `MARGIN`."""
     return contrast.judge(-MARGIN)
 
 
@@ -226,7 +226,7 @@ def measured(chore: str, name: str, results: Sequence[Evaluation], places: Mappi
 
 
 def voices(result: Evaluation) -> float:
-    """Return the entropy of active and passive among the valid sentences in bits, or 0 if no sentence is valid."""
+    """Return the entropy, in bits, of active versus passive voice among the valid sentences, or 0 if no sentence is valid."""
     passive = [" by " in sample.reply for sample in result.samples if is_right(sample)]
     share = sum(passive) / len(passive) if passive else 0.0
     return -sum(p * log2(p) for p in (share, 1 - share) if p)

@@ -1,4 +1,4 @@
-"""The data of `data-distil`: the base model's texts, and the training sets that the students are compared on."""
+"""The data of `data-distil`: the base model's texts, and the training sets of the compared students."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def held_out(chore: str, seed: int, count: int, split: Split) -> list[Problem]:
 
 
 def write_base(folder: Path, seed: int, count: int) -> int:
-    """Write `base.txt`, `words.jsonl` and a `tokenizer.json` trained on both and on original answers.
+    """Write `base.txt`, `words.jsonl`, and a `tokenizer.json` trained on both files and on the noisy original answers.
 
     The base student learns no chore: `base.txt` has questions without answers and sentences without questions, and
     `words.jsonl` teaches the meaning of single words. All texts come from the teacher's half of the problems, so no student

@@ -1,4 +1,4 @@
-"""Compare distillation with reinforcement on a small model: one base student, equal cost, and controls."""
+"""Compare distillation with reinforcement on a small model, from one base student at equal cost, with controls."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ pays for. The number of steps therefore does not depend on measured time.
 
 
 class DistilVsRl(Experiment):
-    """The experiment whose branches start from the same base student and cost about the same core-seconds."""
+    """The experiment `distil-vs-rl`. Its branches start from one base student and cost about equal core-seconds."""
 
     name: ClassVar[str] = "distil-vs-rl"
     title: ClassVar[str] = "Distillation against reinforcement on a small model"
@@ -139,7 +139,7 @@ PROBLEMS = FULL.distil_problems
 
 
 def budget(place: Path) -> float:
-    """Return the cost of reinforcement in core-seconds, from its token counts and the prices `RL_COST` of an idle machine."""
+    """Return the cost of reinforcement in core-seconds, from its token counts and the costs per token in `RL_COST` (idle machine)."""
     records = list(RunDir(place / RL).metrics())
     return sum(price * record[kind] for record in records for kind, price in RL_COST.items())
 
@@ -322,7 +322,7 @@ def _bars(by_branch: Mapping[str, Sequence[Evaluation]]) -> Chart:
 
 
 def _reward(places: Sequence[Path]) -> Chart:
-    """Return a chart of the reward and the share of thinking of the rollouts during reinforcement."""
+    """Return a chart of the rollouts' reward, and of the share of rollouts that think, during reinforcement."""
 
     def series(label: str, key: str) -> Series:
         lines = [tuple((float(r["step"]), float(r[key])) for r in RunDir(place / RL).metrics()) for place in places]

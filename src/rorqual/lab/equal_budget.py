@@ -1,12 +1,12 @@
-"""Claims about a model's shape, split into parts. Each part compares two arms at equal cost of one kind.
+"""Claims about a model's shape, split into parts. Each part compares two arms at equal steps, parameters, FLOPs or time.
 
-The difference of a part is the rival's loss minus the favoured arm's loss. It has two 99 % intervals: the bootstrap, and
+The difference of a part is the rival's loss minus the favoured arm's loss. The difference has two 99 % intervals: the bootstrap, and
 Student's t over the seeds. The part holds if both intervals lie above 0, and does not hold if both lie below 0. A part whose
 costs differ by more than its tolerance is open, regardless of the losses. The claim holds if all parts hold, and does not
 hold if one part does not hold.
 
-`rorqual.evals.verdict` defines the rule of two intervals and at least five seeds. The first rule used only the bootstrap.
-The conditions that were added after the evidence can only turn a verdict into open.
+`rorqual.evals.verdict` defines the rule of two intervals and at least five seeds. An earlier rule used only the bootstrap.
+The conditions that were added after the results were known can only turn a verdict into open.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from rorqual.model.load.run import read_model_config
 Equal = Literal["active FLOPs", "parameters", "steps", "core-seconds"]
 TOLERANCE: Mapping[Equal, float] = {"active FLOPs": 0.03, "parameters": 0.03, "steps": 0.0, "core-seconds": 0.15}
 FLOOR = 0.05
-"""Minimum accuracy of the better arm. Families below it are left out, because they show no difference."""
+"""Minimum accuracy of the better arm on a family. Families below `FLOOR` are left out, because they show no difference."""
 BINS, UNSHOWN = 40, 8
-"""Number of points of a curve, and of first points that the chart omits because they are steep and similar in all arms."""
+"""Number of points per curve, and number of first points that the chart omits because they are steep and similar in all arms."""
 Places = Mapping[int, Path]
 
 
@@ -76,7 +76,7 @@ class JudgedClaim:
 
     @property
     def verdict(self) -> Verdict:
-        """The verdict by the rule of this module."""
+        """The verdict: open if the compared amounts differ too much, else the result of both intervals."""
         return self.loss.sign if self.match.fair else "open"
 
     def words(self) -> str:

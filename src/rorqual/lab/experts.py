@@ -1,4 +1,4 @@
-"""The experiment `experts`: do experts specialise? It measures mutual information with families and ablates experts."""
+"""The experiment `experts`: do experts specialise? It measures the mutual information of expert and family, and ablates experts."""
 
 from __future__ import annotations
 
@@ -100,7 +100,8 @@ class ExpertsExperiment(Experiment):
 def informed(place: Path, *, seed: int, count: int, shuffles: int) -> Value:
     """Measure the mutual information of expert and family on held-out worked solutions.
 
-    The result has, for each condition and layer, the bits, the mean and maximum bits of shuffled labels, and the p-value.
+    For each condition of `WITHIN` and each layer, the result has the bits, the mean and maximum bits of shuffled labels, and
+    the p-value.
     """
     model, chat = teacher(place)
     problems, samples = worked(chat, "test", seed, count)
@@ -121,7 +122,7 @@ def informed(place: Path, *, seed: int, count: int, shuffles: int) -> Value:
 
 
 def ablated(place: Path, *, seed: int, count: int) -> Value:
-    """Measure accuracy (made to think, greedy) and loss of the worked solution, per problem, without each set of experts.
+    """Measure, per problem and removed set of experts, greedy accuracy when made to think and loss of the worked solution.
 
     The experts of a family are the `GONE` experts of each layer with the highest lift on dev problems.
     """

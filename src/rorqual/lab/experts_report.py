@@ -1,4 +1,4 @@
-"""Results of `experts`: mutual information, accuracy lost per family, verdict rule, tables and charts."""
+"""Report `experts`: compare mutual information and lost accuracy, apply the verdict rule, and build tables and charts."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def rivals(ablation: Value, family: str) -> dict[str, list[str]]:
 
 
 def hurt_contrasts(ablations: Sequence[Value]) -> list[Contrast]:
-    """Compare the damage without other or random experts with the damage without a family's own experts.
+    """Compare the damage of removing another family's or random experts with that of removing a family's own experts.
 
     Lost accuracy is compared pooled and by family. Added loss in nats is compared pooled only.
     """
@@ -74,7 +74,7 @@ def hurt_contrasts(ablations: Sequence[Value]) -> list[Contrast]:
 
 
 def ablation_verdicts(ablations: Sequence[Value], seeds: Sequence[int]) -> Verdicts:
-    """Return every problem's verdict, with all experts and without each set. Problems are ordered by family, as drawn."""
+    """Return every problem's verdict, with all experts and without each set of experts. Problems are ordered by family."""
     families = sorted(ablations[0]["families"])
     orders = [[i for f in families for i, own in enumerate(ablation["family"]) if own == f] for ablation in ablations]
     counts = [" | ".join(f"{f}: {ablation['family'].count(f)}" for f in families) for ablation in ablations]
@@ -89,7 +89,7 @@ def ablation_verdicts(ablations: Sequence[Value], seeds: Sequence[int]) -> Verdi
 
 
 def information_contrasts(information: Sequence[Value]) -> Iterable[Contrast]:
-    """Compare the bits of shuffled labels with the bits of the true labels, by layer."""
+    """Compare the mutual information, in bits, of shuffled and of true labels, by layer."""
     for name, label in WITHIN.items():
         for layer in range(len(information[0][name])):
             yield contrast_of_values(
@@ -104,8 +104,9 @@ def information_contrasts(information: Sequence[Value]) -> Iterable[Contrast]:
 def decide(bits: Iterable[Contrast], hurt: Iterable[Contrast]) -> Verdict:
     """Return the verdict of the experiment. Every comparison follows the rule of `rorqual.evals.verdict`.
 
-    The claim holds if every layer has more bits than shuffled labels, also for a fixed token id. In addition, a family must
-    lose more accuracy without its own experts than without another family's experts and than without random experts.
+    The claim holds if every layer has more mutual information than with shuffled labels, also for a fixed token id.
+    In addition, a family must lose more accuracy without its own experts than without another family's experts and than without
+    random experts.
     """
     pair = WITHIN["pair"]
     parts = [contrast for contrast in bits if pair not in contrast.question]

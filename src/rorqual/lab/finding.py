@@ -46,7 +46,7 @@ class Contrast(Config):
 
     @property
     def ends(self) -> Interval:
-        """The interval with the wider end, on each side, of the bootstrap and Student's t intervals."""
+        """The smallest interval that contains the bootstrap interval and Student's t interval."""
         return ends(self.bootstrap, self.differences)
 
     @property
@@ -102,7 +102,7 @@ class Finding(Config):
     """The result of an experiment. `costs` lists, for each job, core-seconds in the order of `seeds`.
 
     `words` is the result in sentences. `verdicts` holds the verdict of every problem. With fewer than five seeds the
-    verdict is always open, and `words` say so. The same applies to a file from an older rule when it is loaded.
+    verdict is always open, and `words` say so. This rule also applies when an older file is loaded.
     """
 
     experiment: str
@@ -187,7 +187,7 @@ def contrast_of_values(
     confidence: float = CONFIDENCE,
     summary: Callable[[np.ndarray], float] = lambda values: float(values.mean()),
 ) -> Contrast:
-    """Compare values other than verdicts, such as losses of documents. There is one sequence per seed, paired by item."""
+    """Compare values other than verdicts, such as losses of documents. `a` and `b` hold one sequence per seed, paired by item."""
     olds, news = [np.asarray(x, float) for x in a], [np.asarray(x, float) for x in b]
     difference = hierarchical_difference(olds, news, confidence, 20_000)
     return Contrast(

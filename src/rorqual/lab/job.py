@@ -110,7 +110,7 @@ class ExperimentJob(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Train(ExperimentJob):
-    """A training run in `place/NAME`. `make` builds the run after the jobs in `needs`, because a recipe reads its start checkpoint."""
+    """A training run in `place/NAME`. `make` is called after the jobs in `needs`, because a recipe reads its start checkpoint."""
 
     make: Callable[[], Run]
 

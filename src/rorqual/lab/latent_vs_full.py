@@ -13,7 +13,7 @@ from rorqual.model.load.run import read_model_config
 
 
 class LatentVsFull(ShapeExperiment):
-    """The experiment on latent attention. Its rival, multi-head attention, has the same numbers of heads and parameters."""
+    """The experiment on latent attention. The compared multi-head attention has as many heads and about as many parameters."""
 
     name = "latent-vs-full"
     title = "Latent attention against full attention"

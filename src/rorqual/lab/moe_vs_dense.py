@@ -9,7 +9,7 @@ from rorqual.lab.shapes import DENSE_CLOCK, DENSE_FLOPS, MOE
 
 
 class MoEVsDense(ShapeExperiment):
-    """The experiment on mixtures of experts. The width of the dense model gives equal FLOPs per token.
+    """The experiment on mixtures of experts. The dense model's width is chosen for equal FLOPs per token.
 
     The dense model needs less time per FLOP. For equal time it is therefore trained for more steps, which take as many
     core-seconds as the mixture took on other seeds.

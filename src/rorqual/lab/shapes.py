@@ -84,7 +84,7 @@ def baseline() -> ModelConfig:
 
 
 def dense_like(model: ModelConfig) -> ModelConfig:
-    """Return `model` with a dense network in place of each mixture. The network's width gives the same FLOPs per token."""
+    """Return `model` with a dense network in place of each MoE layer. The width is chosen to keep the FLOPs per token."""
 
     def build(width: int) -> ModelConfig:
         return _stages(model, lambda s: {"ffn": DenseConfig(intermediate_size=width)} if s.ffn.kind == "moe" else {})
@@ -96,7 +96,7 @@ def dense_like(model: ModelConfig) -> ModelConfig:
 
 
 def full_like(model: ModelConfig, *, heads: int, shared_by: int = 1) -> ModelConfig:
-    """Return `model` with full attention in place of latent attention. The head size gives the same number of parameters.
+    """Return `model` with full attention in place of latent attention. The head size is chosen to keep the parameter count.
 
     `shared_by` heads share one key and value head. 1 means multi-head attention.
     """
@@ -146,12 +146,15 @@ MOE, DENSE_FLOPS, DENSE_CLOCK = "shape-moe", "shape-dense-flops", "shape-dense-c
 FULL, MTP, PLAIN_CLOCK = "shape-full", "shape-mtp", "shape-plain-clock"
 STEPS = 300
 DENSE_STEP, MTP_STEP = 0.83, 1.33
-"""Core-seconds per step relative to the baseline, from `benchmarks/shapes.py speed` (0.81 and 1.32) and `rates` (0.85 and 1.35)."""
+"""Core-seconds per step of the dense and the MTP model, relative to the baseline.
+
+`benchmarks/shapes.py speed` measured 0.81 and 1.32, and `benchmarks/shapes.py rates` measured 0.85 and 1.35.
+"""
 MOE_TRIED = {0.5: {7: 0.3235, 8: 0.3331}, 1.0: {7: 0.3449, 8: 0.2244}, 2.0: {7: 0.3636, 8: 0.4482}}
 DENSE_TRIED = {0.5: {7: 0.3450, 8: 0.3111}, 1.0: {7: 0.2611, 8: 0.2478}, 2.0: {7: 0.4825, 8: 0.2811}}
 FULL_TRIED = {0.5: {7: 0.3072, 8: 0.2881}, 1.0: {7: 0.1821, 8: 0.2204}, 2.0: {7: 0.2393, 8: 0.2387}}
 MTP_TRIED = {0.5: {7: 0.3222, 8: 0.2934}, 1.0: {7: 0.2703, 8: 0.2356}, 2.0: {8: 0.2888}}
-"""Dev losses as {factor: {dev seed: loss}}, from `benchmarks/shapes.py rates`. Arms with more steps use the learning rates of their shape."""
+"""Dev losses as {factor: {dev seed: loss}}, from `benchmarks/shapes.py rates`. An arm with more steps shares the losses of its model."""
 ARMS: Mapping[str, Arm] = {
     MOE: Arm("experts + latent", baseline, STEPS, 25, MOE_TRIED),
     DENSE_FLOPS: Arm("dense + latent", lambda: dense_like(baseline()), STEPS, 21, DENSE_TRIED),

@@ -1,4 +1,4 @@
-"""The base student of a seed: dense, a quarter of the teacher's active parameters, able to think, but mostly answering without thinking.
+"""The base student of a seed: a dense model with a quarter of the teacher's active parameters, which can think but mostly does not.
 
 The experiments `distil-vs-rl` and `zero` start from the base student and share its evaluations.
 """
@@ -32,14 +32,17 @@ The student first learns to think on 40 % of its problems, and then, in a few st
 think, but seldom does.
 """
 ROUNDING = [f"agreement.most={FULL.rival_agreement}"]
-"""Limit for the difference between trainer and sampler. In fp32, one very unlikely token in 500,000 differed by 1.5e-4 nats."""
+"""Limit for the difference in log-probability between trainer and sampler.
+
+In fp32, one very unlikely token in 500,000 differed by 1.5e-4 nats.
+"""
 PER_CELL, TRIES = 120, 8
 EIGHT = f"{BASE}-eight-tries"
 RL, RL_STEPS, RL_RATE = "student-rl", FULL.rival_steps, FULL.rival_lr
 
 
 def fresh(seed: int) -> int:
-    """Return the student's seed for the teacher of `seed`.
+    """Return the seed of the student that belongs to the teacher with seed `seed`.
 
     Students with seeds below 1000 were inspected while settings were chosen.
     """

@@ -12,7 +12,8 @@ A sentence that guesses, lists cases ("if ..., 18; if ..., 19") or retracts its 
 A quantity in two units ("1 hour and 30 minutes") is one number.
 A number after a preposition or article ("for 3 people", "the 5 days") counts only if no other number remains.
 In a marked answer (`\boxed{...}`) the first number counts. In a sentence the last number counts, because sentences end with their answer.
-In two joined clauses ("9 remain, and 6 are gone") both numbers look equally final, so the first becomes the rival of the second.
+In two joined clauses ("9 remain, and 6 are gone") both numbers look equally final.
+The first is then returned as the `rival` of the second (see `rorqual.tasks.reply`).
 """
 
 from __future__ import annotations
@@ -320,7 +321,7 @@ def _price(candidates: list[Number], place: int, after: list[str]) -> Amount | N
 
 
 def _rival(text: str, candidates: list[Number], pool: list[int], place: int) -> Amount | None:
-    """Return the previous number if it looks equally final: "9 remain, and 6 are gone", "20%, i.e. $16 off", "24, or 8 each"."""
+    """Return the number before the chosen one if both look final: "9 remain, and 6 are gone", "20%, i.e. $16 off", "24, or 8 each"."""
     at = pool.index(place)
     first, second = candidates[pool[at - 1]], candidates[place]
     if at == 0 or first.value is None:
@@ -343,7 +344,7 @@ def _rival(text: str, candidates: list[Number], pool: list[int], place: int) -> 
 
 
 def _excluded(text: str, candidates: list[Number], before: list[str], after: list[str]) -> tuple[set[int], set[int]]:
-    """Return the indices of excluded numbers, and the subset that leaves the answer open (bounds, ranges, alternatives)."""
+    """Return the indices of all excluded numbers, and of those that leave the answer open (bounds, ranges, alternatives)."""
     excluded: set[int] = set()
     undecided: set[int] = set()
     for i, number in enumerate(candidates):
@@ -404,7 +405,8 @@ def _is_range(candidates: list[Number], i: int, before: list[str], after: list[s
 def _ranks(text: str, candidates: list[Number], before: list[str], after: list[str]) -> list[int]:
     """Rank each number by its grammatical role, from the least to the most likely answer.
 
-    The ranks are ATTRIBUTE ("the 100-gallon tank"), GOVERNED (after a preposition), RELATIVE (in a relative clause) and FREE.
+    The ranks are ATTRIBUTE ("the 100-gallon tank"), GOVERNED (after a preposition), RELATIVE (in a relative clause) and FREE
+    (none of these).
     """
     ranks: list[int] = []
     listed = _breakdown(text, candidates)
@@ -419,7 +421,7 @@ def _ranks(text: str, candidates: list[Number], before: list[str], after: list[s
 
 
 def _same_kind(candidates: list[Number], i: int, after: list[str]) -> bool:
-    """Return whether number i and the previous one measure the same kind: `1 hour and 30 minutes, which is 90 minutes`."""
+    """Return whether numbers i - 1 and i have units of one kind, such as time: `1 hour and 30 minutes, which is 90 minutes`."""
     words = [_UNIT.match(after[j]) for j in (i - 1, i) if j >= 0]
     units = [unit_of(word[1]) if word else None for word in words]
     return len(units) == 2 and None not in units and len({unit[0] for unit in units if unit}) == 1
@@ -456,7 +458,7 @@ def _breakdown(text: str, candidates: list[Number]) -> int:
 def _first(text: str, candidates: list[Number], pool: list[int]) -> int:
     """Return the index of the number that counts in a marked answer.
 
-    The first number counts. If the first number has no value, the number after `that is` counts.
+    The first number counts. If the first number has no value (a time such as `3:30`), the number after `that is` counts.
     """
     restated = [m.end() for m in RESTATED.finditer(text) if m.start() > candidates[pool[0]].end]
     later = [i for i in pool if restated and candidates[i].start >= restated[-1]]
@@ -476,7 +478,7 @@ def _last(text: str, candidates: list[Number], before: list[str], pool: list[int
 
 
 def _others(candidates: list[Number], place: int, after: list[str], asides: list[str]) -> frozenset[Fraction]:
-    """Return the numbers that restate the quantity in another unit: `90 minutes (1.5 hours)`, `90 minutes or 1.5 hours`."""
+    """Return the values of the chosen quantity in other units: `90 minutes (1.5 hours)`, `90 minutes or 1.5 hours`."""
     values = {candidates[place].also}
     for i in (place - 1, place):
         if 0 <= i < len(candidates) - 1 and _same_quantity(candidates, i, after):

@@ -1,4 +1,4 @@
-"""Find the answer in a reply and compare it: numbers exactly, mathematics with math-verify, labels by name."""
+"""Find the answer in a reply (a number, LaTeX or a label), and compare LaTeX with the gold answer by math-verify."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ FAILURES = (
     ArithmeticError, AssertionError, AttributeError, BasePolynomialError, LookupError, NotImplementedError, RecursionError,
     TypeError, ValueError,
 )  # fmt: skip
-"""Exceptions that sympy raises on expressions that it cannot compare. Such a reply is ungraded, not wrong."""
+"""Exceptions that sympy raises on expressions that it cannot compare. A reply with such an expression is ungraded, not wrong."""
 _INEQUALITY = re.compile(r"[<>]|\\[lg]eq?(?![a-z])")
 POINTS = (Rational(7, 3), Rational(11, 5), Rational(23, 9))
 """Values of the variables at which two expressions are compared."""
@@ -48,7 +48,7 @@ LONGER, LONGEST = 10, 400
 STRIKES_AGAIN = 0.5
 """Seconds between repeated alarms after a timeout."""
 
-# `_clock` sets a timeout, so silence math-verify's warning that its own is off.
+# `_clock` enforces the timeout, so silence math-verify's warning that its own timeout is off.
 for _name in ("math_verify.parser", "math_verify.grader"):
     logging.getLogger(_name).addFilter(lambda record: not record.getMessage().startswith("Timeout is disabled"))
 
@@ -81,7 +81,7 @@ def math_equal(gold: str, reply: str, *, timeout: int = 5) -> Verdict:
     """Grade whether the final expression of `reply` equals the LaTeX `gold`, with math-verify.
 
     The verdict is UNGRADED if `gold` does not parse, if parsing or comparing takes over `timeout` seconds, or if sympy fails.
-    The timeout is a signal, and only the main thread can set signals. Other threads therefore start a process for each comparison.
+    The timeout uses a signal handler, which only the main thread can set. Other threads therefore start a process for each comparison.
     """
     stated = said_expressions(reply, gold)
     verdicts = [_math_equal(gold, expression, timeout) for expression in stated.final or (None,)]
@@ -128,7 +128,9 @@ def _compare(gold: str, answer: str | None, timeout: int) -> Verdict:
             return Verdict.UNGRADED
         if answer is None or not same_unit(gold, answer):
             return Verdict.WRONG
-        if re.search(r"\\circ|°", answer) and "=" not in gold:  # `tidy` removes degree signs, so two sides may differ
+        if (
+            re.search(r"\\circ|°", answer) and "=" not in gold
+        ):  # `tidy` removes degree signs, so the sides of an equation may differ
             answer = answer.rpartition("=")[2]
         if tidy(gold) == tidy(answer) or _equal(tidy(gold), tidy(answer), timeout):
             return Verdict.RIGHT
@@ -177,8 +179,8 @@ def _equal(gold: str, answer: str, timeout: int) -> bool:
 def _open(gold: str, answer: str, timeout: int) -> bool:
     r"""Return whether only the question can decide whether `answer` is right.
 
-    The question must decide if `answer` omits the base of a number, names its values (`x = 5, y = 7`) or lists the entries
-    of a column. The question must also decide if `answer` uses an unsupported notation such as `\setminus`.
+    Only the question can decide if `answer` omits the base of a number, labels its values (`x = 5, y = 7`) or lists the
+    entries of a column vector. An unsupported notation such as `\setminus` is left undecided, too.
     """
     if (base := base_of(gold)) is not None:
         return answer.replace(" ", "").upper() == base[0]
@@ -211,7 +213,7 @@ def _rows(text: str) -> Parts | None:
 
 
 def _equal_parts(gold: Parts, answer: Parts, timeout: int) -> bool:
-    """Compare tuples and intervals in order and with their brackets, lists and sets in any order.
+    """Compare tuples and intervals in order and with their brackets. Compare lists and sets in any order.
 
     A list without brackets may equal a set.
     """
@@ -250,7 +252,7 @@ def _names(text: str) -> bool:
 
 
 def _number(text: str) -> Number | None:
-    r"""Return `text` as an exact number, or None. math-verify parses `\frac`, except in percentages."""
+    r"""Return `text` as an exact number, or None. The result is None for `\frac` without a percent sign, which math-verify parses."""
     return None if "frac" in text and "%" not in text else single(text)
 
 
@@ -336,11 +338,11 @@ def _parsed(text: str, timeout: int) -> list[Any] | None:
 
 @contextmanager
 def _clock(seconds: float) -> Iterator[None]:
-    """Raise TimeoutException if the block takes longer than `seconds`. It works in the main thread only.
+    """Raise TimeoutException if the block takes longer than `seconds`. `_clock` works in the main thread only.
 
     math-verify's own timeout fires once. If that timeout fires inside a finalizer during garbage collection, Python prints the error and
     continues without a timeout. `_clock` therefore fires again every `STRIKES_AGAIN` seconds, and also raises if the block ends late.
-    The caller's own alarm still fires at its time, or at the end of the block.
+    A signal timer that the caller has set still fires on time, or at the end of the block.
     """
     expired = math_verify().errors.TimeoutException
     struck = over = False

@@ -58,7 +58,7 @@ class Task(ABC):
     patience: float = 300.0
     """Maximum CPU seconds that `problems` may use for one problem. If a problem needs more time, a `TaskError` stops the run."""
     patterned: bool = False
-    """Whether problems are built from the same sentences. In that case, matching word sequences are no evidence of contamination."""
+    """Whether the problems share template sentences. If so, matching word sequences are no evidence of contamination."""
 
     @property
     def versions(self) -> dict[str, int]:
@@ -74,7 +74,7 @@ class Task(ABC):
         """Grade `reply`, the text after `</think>`. Do not raise exceptions: an exception stops the training run."""
 
     def label(self, problem: Problem) -> str:
-        """Return the class that the guessing baselines predict: the answer, or a pattern of it if all answers differ."""
+        """Return the class that the guessing baselines predict. The default is the answer. Override this method if all answers differ."""
         return problem.answer
 
 

@@ -1,4 +1,4 @@
-r"""Reduce a sentence to the clause that states its answer, and detect text that denies or governs a value.
+r"""Reduce a sentence to the clause that states its answer, and detect values that are denied or follow a preposition.
 
 `main_part` and `without_dashes` apply each step below only if a number remains afterwards:
 
@@ -146,7 +146,7 @@ def main_part(text: str, marked: bool) -> str:
 
 
 def leads_on(text: str, end: int, start: int) -> bool:
-    """Return whether `text[end:start]` leads from one value to the next: a conclusion, a correction or a supposition."""
+    """Return whether `text[end:start]`, between two values, has a word of conclusion, correction or supposition ("so", "but", "would")."""
     return _LEADS_ON.search(text, end, start) is not None
 
 

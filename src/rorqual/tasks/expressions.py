@@ -1,6 +1,6 @@
 r"""Find the final expression of a reply: an equation, list, set, tuple, interval, number in a base, or words.
 
-In a sentence the last formula or number without a preposition counts. In a marked answer the first formula or number counts.
+In a sentence, the last formula or number that follows no preposition counts. In a marked answer, the first formula or number counts.
 In a chain `a = b = c` the last side counts. In `a \approx 0.3` the left side counts. `rorqual.tasks.answer` compares the results.
 """
 
@@ -123,7 +123,7 @@ Found = tuple[int, int, str]
 
 
 def said_expressions(reply: str, gold: str) -> Said:
-    """Return the final LaTeX or words of `reply`, and the other values in its last sentence.
+    """Return the final LaTeX expression or words of `reply`, and the other values in its last sentence.
 
     The form of `gold` decides whether the reader looks for words, for a number in a base, or for several parts.
     """
@@ -173,7 +173,7 @@ def _read(segment: str, marked: bool, words: str | None, base: bool, several: bo
 
 
 def _read_words(text: str, marked: bool, words: str) -> Reading:
-    """Return `words` if the deciding clause asserts them, else the clause itself."""
+    """Return `words` if the clause that states the answer asserts them, else that clause."""
     bold = re.findall(r"\*\*([^*\n]{1,80})\*\*", text)
     if bold and not marked:
         text, marked = bold[-1], True
@@ -316,7 +316,7 @@ def _choose_formula(text: str, formulas: list[tuple[int, int, str]], marked: boo
 
 
 def _is_free(text: str, formula: Found, restated: list[int]) -> bool:
-    """Return whether a formula may be the answer: it has no preposition, is an inequality, or follows `that is`."""
+    """Return whether a formula may be the answer: no preposition precedes it, it is an inequality, or it follows `that is`."""
     again = any(0 <= formula[0] - end <= len("in the ") for end in restated)
     return again or _ORDER.search(formula[2]) is not None or not governed(text[max(0, formula[0] - 60) : formula[0]])
 
@@ -397,7 +397,7 @@ def _formula(amount: Amount) -> str:
 
 
 def tidy(text: str) -> str:
-    """Return LaTeX without spacing, units and degrees, and with one name for each symbol."""
+    """Return LaTeX without spacing, units and degree signs, and with one command for each symbol."""
     text = _BOLD.sub(r"\1", text.strip().strip("$").strip().removesuffix(".").strip())
     text = plain(text) if "\\begin" not in text else text
     text = re.sub(

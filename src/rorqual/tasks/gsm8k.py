@@ -39,7 +39,8 @@ class Gsm8k(FileTask):
     - A reply whose number is denied ("not 18"), open ("18 or 19", "18 to 20", "more than 18", "over $18") or refused is wrong.
       "Rises from 18 to 20" states 20. Struck-out numbers (`~~18~~`) and numbers corrected midway ("18, no wait, 16") are ignored.
     - Numbers are exact: 0.333333 is not 1/3. 50% equals both 1/2 and 50. "None are left" is 0.
-      `1e3`, `1\\,000`, `1 000`, `1.200,00`, `5.`, `70k`, `2.5 million`, `3 1/2`, `\\frac{7}{2}`, `-$5`, `5~\\mathrm{cm}` and words are read.
+      `1e3`, `1\\,000`, `1 000`, `1.200,00`, `5.`, `70k`, `2.5 million`, `3 1/2`, `\\frac{7}{2}`, `-$5`, `5~\\mathrm{cm}`
+      and spelled-out numbers are read.
       `1 hour and 30 minutes` equals 90 and 1.5. A time and a number in another base have no value.
     """
 

@@ -1,4 +1,4 @@
-"""Knights and knaves in natural language, with step traces, 3 to 7 people (Xie et al., 2024; files from Logic-RL, 2025)."""
+"""Knights-and-knaves puzzles in natural language, for 3 to 7 people, with step traces (Xie et al., 2024; files of Logic-RL, 2025)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Knights(FileTask):
     The reply is ungraded if a role is missing and one sentence gives roles to both "he" and "she".
 
     `data` is one file, or a folder with `*train*` and `*test*` files. If `data` is None, the packaged sample is used.
-    `people` keeps only the problems with these numbers of people. The key of a problem is the structure of the statements, without names.
+    `people` selects problems by their number of people. The key of a problem is the structure of the statements, without names.
     """
 
     name = "knights"

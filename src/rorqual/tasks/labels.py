@@ -4,8 +4,8 @@
 - A label does not count if it is denied ("not false"), open ("true or false") or hypothetical ("would be true", "whether it is true").
   A label of a premise or an assumption ("premise 2 is false", "true that") does not count, either.
 - A label that cannot be concluded ("we cannot conclude that it is true") or is doubted ("only partly true") counts as denied.
-- A sentence that only denies True or False leaves the opposite label and Uncertain. The reply is ungraded for
-  these two labels.
+- A sentence that only denies True or False leaves the opposite label and Uncertain.
+  The reply is ungraded if the gold label is one of these two.
 - In a sentence True and False count only directly after a copula or sign ("is true", "→ True"). Any other position, or words
   that may invert the label ("no premise", "likely", "we reject that"), make the reply ungraded.
 - Reasons after the label ("true, since it is false that ...") are ignored. A guess is not an answer.
@@ -161,7 +161,7 @@ _MAY_BE = re.compile(r"\b(?:might|may|could)(?: \w+)? be[\s\"'*]*$", re.IGNORECA
 _CLAUSE = re.compile(r"[,;:]|\b(?:and|so|but|hence|thus|therefore)\b", re.IGNORECASE)
 _INVERSE = {"true": "false", "false": "true"}
 _OTHER = "?"
-"""A placeholder that matches no label. As the rival of a doubtful label it makes the reply ungraded."""
+"""A placeholder that matches no label. A doubtful label gets it as `Reading.rival`, so that the reply is ungraded."""
 _REFUSES = re.compile(
     r"\bI (?:cannot|can't|could not|couldn't) (?:decide|choose|answer|assist|help)\b|\bI (?:do not|don't) know\b"
     r"|\b(?:if i (?:had|have) to|forced to|my best) (?:guess|choose|pick|bet)\b",

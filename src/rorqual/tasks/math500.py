@@ -15,18 +15,19 @@ class Math500(FileTask):
 
     A reply is right if its final expression (see `rorqual.tasks.reply` and `expressions`) equals the gold answer:
 
-    - In `a = b = c` the last side counts. In `a \\approx 0.3` the left side counts. Sides that are different constants (`3 = 4`) are wrong.
+    - In `a = b = c` the last side counts. In `a \\approx 0.3` the left side counts. A chain of different constants (`3 = 4`) is wrong.
     - Sets and lists match in any order. Tuples and intervals match in order and with the same brackets. A set never equals a tuple.
     - An inequality in one variable is an interval: `2 \\le x < 5` is `[2, 5)`. `x < 2` or `x > 3` is a union.
     - A number in base 8 equals only the same digits in base 8. A reply with the digits but no base is ungraded.
-      "315 in base eight" and "in octal: 315" are supported. Units count only if both answers have a unit.
+      "315 in base eight" and "in octal: 315" are supported. Units count only if reply and gold answer both have one.
     - If a reply states a count and the items ("5 such integers, namely ..."), the form of the gold answer decides which of the two counts.
       "1 in 4", "5 out of 8", "a ratio of 1:4" and "11 times the square root of 2" are supported.
     - Decimals are exact: 0.333333 is not 1/3, and 3.14 is not pi. The reply must assert, not deny, a gold answer in words or letters.
     - If two values look equally final and one is right, the reply is ungraded.
       Examples: "the center is $(3, -2)$ and the radius is $5$", `x = 5, y = 7`.
     - A reply with the right parts is ungraded if only the question can confirm their form.
-      Examples: `A = 6, B = 31` for `(6, 31)`, or a tuple for a column. A reply in unsupported notation (`\\setminus`) is ungraded, too.
+      Examples: `A = 6, B = 31` for `(6, 31)`, or a tuple for a column vector.
+      A reply in unsupported notation (`\\setminus`) is ungraded, too.
     - An unmarked reply is ungraded if its last sentence also states the gold answer (rule 8 of `reply`).
     - math-verify compares all other answers, and a second comparison checks 25 digits.
 
@@ -38,7 +39,7 @@ class Math500(FileTask):
 
     def __init__(self, data: Path | None = None, timeout: int = 5) -> None:
         super().__init__(data or SAMPLES / "math500")
-        math_verify()  # if it is missing, say so before anything is generated
+        math_verify()  # if math-verify is missing, raise before anything is generated
         self.timeout = timeout
 
     def load(self, split: Split) -> list[Problem]:

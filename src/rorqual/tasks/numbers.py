@@ -105,7 +105,7 @@ MULTIPLIED = re.compile(r"(?:twice|thrice|half|double|triple|times) $", re.IGNOR
 class Number:
     """A number found at `text[start:end]`. `value` is None for a time, a date, a number in another base, or a division by zero.
 
-    `also` is the same quantity in another unit (1.5 hours for `1 hour and 30` minutes).
+    `also` is the value in another unit: 1.5 for `1 hour and 30 minutes`, whose `value` is 90.
     """
 
     start: int
@@ -129,7 +129,7 @@ def plain(text: str) -> str:
 
 
 def numbers(text: str) -> list[Number]:
-    """Return the numbers of `text`, an output of `plain`, in order. Spelled-out numbers count only if `text` has no digits."""
+    """Return the numbers of `text`, in order. `text` must come from `plain`. Spelled-out numbers count only if `text` has no digits."""
     result = [_digits(match) for match in NUMBER.finditer(text)] or spelled(text)
     return [_below_zero(number, text[number.end : number.end + 40]) for number in result]
 

@@ -1,4 +1,4 @@
-"""Normalize a reply about people: names become `⟦number⟧`, roles become `a knight`, quotations and insertions are removed."""
+"""Normalize a reply about people: names become `⟦number⟧`, roles become `knight` or `knave`, and quotations and asides are removed."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ def settle(reply: str, reader: Reader, *, strict: bool = False) -> Said:
 
 
 def verdict(final: Iterable[bool], beside: Iterable[bool] = ()) -> Verdict:
-    """Return the verdict by rules 7 and 8. The arguments say for each value of a `Said` whether it is right."""
+    """Return the verdict by rules 7 and 8 of the module docstring. The arguments say for each value of a `Said` whether it is right."""
     grades = set(final)
     if grades == {False} and any(beside):
         return Verdict.UNGRADED
@@ -144,7 +144,7 @@ def _values(*readings: Reading) -> tuple[Any, ...]:
 
 
 def _concluded_after(tail: str, read: Reader) -> Reading:
-    """Return the conclusion after a mark ("So it is 8."). If its value differs from the marked value, the two are rivals."""
+    """Return the conclusion after a mark ("So it is 8."). If the marked value differs, both values count as final."""
     for sentence in reversed(sentences(tail)[-SENTENCES:]):
         if led(sentence) and not passed_over(sentence) and not adds(sentence):
             return read(sentence, False)
@@ -152,7 +152,7 @@ def _concluded_after(tail: str, read: Reader) -> Reading:
 
 
 def _unmarked(text: str, read: Reader, denied: set[Any]) -> tuple[Reading, ...]:
-    """Return the final readings of a reply without a mark, by rules 4, 5 and 7."""
+    """Return the final readings of a reply without a mark, by rules 4, 5 and 7 of the module docstring."""
     parts = sentences(text)[-SENTENCES:]
     place, last = _last_said(parts, read, denied)
     if place is None or any(map(corrects, parts[1 : place + 1])):
@@ -169,7 +169,7 @@ def _unmarked(text: str, read: Reader, denied: set[Any]) -> tuple[Reading, ...]:
 
 
 def _conclusion(parts: list[str], place: int, last: Reading, read: Reader) -> tuple[Reading, ...]:
-    """Return the final readings: the last sentence (at index `place`), an earlier conclusion, or both."""
+    """Return the reading of the last sentence with an answer (index `place`), of an earlier conclusion, or both readings."""
     if concludes(parts[place]) and not adds(parts[place]):
         return (last,)
     for earlier in range(place - 1, -1, -1):

@@ -190,7 +190,7 @@ def _in_one_passage(statements: list[Said], sources: list[str], place: int, who:
 
 
 def _contradicted(statements: list[Said], sources: list[str], place: int, known: dict[int, bool | None]) -> bool:
-    """Return whether earlier statements of the same paragraph, without a conclusion between, contradict the final roles."""
+    """Return whether a statement before `place` in its paragraph contradicts the roles `known`, with no conclusion in between."""
     for i in range(place - 1, -1, -1):
         between = " ".join(sources[statements[i][1] + 1 : statements[place][1] + 1])
         if statements[i][0] != statements[place][0] or _CONCLUDES.search(between):
@@ -252,7 +252,7 @@ def _in_sentence(sentence: str, count: int, subject: int | None, before: set[int
     """Yield the roles that a sentence states, in order.
 
     "The others" means the people that the sentence does not name. In a sentence without names,
-    "the others" means the people outside `before`.
+    "the others" means the people outside `before`, which holds the people of the previous statement.
     """
     stated: list[tuple[int, dict[int, bool | None]]] = []
     taken: set[int] = set()

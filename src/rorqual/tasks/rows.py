@@ -125,7 +125,7 @@ def held_out(data: Path, split: Split, names: dict[str, str]) -> list[Path]:
 def carve(problems: list[tuple[str, Problem]], split: Split) -> list[Problem]:
     """Divide training rows into train and dev by a hash of each pair's first element. Test rows are returned unchanged.
 
-    The first element is the group that related problems share, for example the text of several questions.
+    The first element names a group of related problems, such as questions about one text. A group stays in one split.
     """
     if split == "test":
         return [problem for _, problem in problems]

@@ -183,7 +183,7 @@ def passed_over(sentence: str) -> bool:
 
 
 def correction(tail: str) -> tuple[str, bool] | None:
-    """Return the text from the last correction in `tail`, and whether it retracts the answer, or None if `tail` has no correction."""
+    """Return the text from the last correction in `tail` on, and whether that text retracts the answer, or None without a correction."""
     if not tail.strip():
         return None
     parts = sentences(tail)

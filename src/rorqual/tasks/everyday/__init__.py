@@ -1,4 +1,4 @@
-"""Three everyday tasks with known true answers and noisy original answers: classification, regression and generation."""
+"""Three everyday tasks (classification, regression, generation) with true answers and with noisy ones, as in a real data set."""
 
 from rorqual.tasks.everyday.base import Chore
 from rorqual.tasks.everyday.mixture import CHORES, Everyday

@@ -1,4 +1,4 @@
-"""Base class of the everyday tasks: a rule computes the true answer, and a noisy original answer imitates a real data set."""
+"""Base class of the everyday tasks: a rule computes the true answer, and random errors turn it into a noisy answer as in real data."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import ClassVar, Literal
 from rorqual.tasks.base import Problem, Verdict
 
 ORIGINAL = "original"
-"""Key in `Problem.meta` of the noisy original answer. `Problem.answer` always holds the true answer."""
+"""Key in `Problem.meta` of the noisy answer, as real data may have it. `Problem.answer` always holds the true answer."""
 
 Form = Literal["classification", "regression", "generation"]
 
 
 class Chore(ABC):
-    """A generator of problems of one kind. `corrupt` produces noisy original answers, and `noise` describes their errors."""
+    """A generator of problems of one kind. `corrupt` produces the noisy answers, and `noise` describes their errors."""
 
     name: ClassVar[str]
     form: ClassVar[Form]
@@ -28,14 +28,14 @@ class Chore(ABC):
 
     @abstractmethod
     def corrupt(self, problem: Problem, rng: random.Random) -> str:
-        """Return the answer in the original data set, with the errors that `noise` describes."""
+        """Return the noisy answer: the true answer with the errors that `noise` describes."""
 
     @abstractmethod
     def grade(self, problem: Problem, reply: str) -> Verdict:
         """Grade `reply` against the true answer. A reply in the wrong format is wrong, never ungraded."""
 
     def primer(self, problem: Problem) -> tuple[str, str] | None:
-        """Return a question about the wording of `problem` with its answer, as pretraining text for a base model, or None."""
+        """Return a question about the words of `problem` and the answer to the question, to train a base model, or None."""
         return None
 
     def problem(self, key: str, prompt: str, answer: str) -> Problem:
@@ -43,6 +43,6 @@ class Chore(ABC):
         return Problem(key=f"{self.name} {key}", prompt=f"{self.name}: {prompt}", answer=answer, family=self.name)
 
     def with_original(self, problem: Problem) -> Problem:
-        """Return the problem with its original answer in `meta`. The same problem always gets the same original answer."""
+        """Return `problem` with its noisy answer in `meta`. A problem always gets the same noisy answer."""
         original = self.corrupt(problem, random.Random(f"{problem.key} {problem.answer} original"))
         return replace(problem, meta={ORIGINAL: original})

@@ -27,7 +27,7 @@ class Everyday(Task):
 
     `pool` selects one half of the train split, `teacher` or `original`, or the whole split (`any`). A teacher trains on the `teacher` half
     and labels the `original` half, so that a teacher cannot label from memory.
-    `Problem.meta["original"]` is the noisy original answer.
+    `Problem.meta["original"]` is the noisy answer.
 
     Raises ConfigError for an unknown or repeated name, or an unknown pool.
     """

@@ -10,9 +10,9 @@ from rorqual.tasks.families.base import Family, FamilyKind
 
 
 class Add(Family):
-    """Addition: the steps of `add 58+67` are `8+7+0=15 5+6+1=12 =125`. Both numbers have `difficulty` digits.
+    """Addition: the steps of `add 58+67` are `8+7+0=15 5+6+1=12 =125`. Each step adds two digits and the carry.
 
-    The problems a+b and b+a share one key.
+    Both numbers have `difficulty` digits. The problems a+b and b+a share one key.
     """
 
     name: ClassVar[str] = "add"

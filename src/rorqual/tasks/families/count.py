@@ -19,7 +19,7 @@ class Count(Family):
     Each step consists of the counted letter, the next letter of the string and the count so far.
 
     `difficulty` is the length of the string. The count is uniform over 0 to 2 in easy strings and 0 to 4 in hard ones.
-    The number of distinct other letters is `difficulty` minus the highest count, so that it does not reveal the count.
+    The number of distinct other letters is always `difficulty` minus the highest count, so it does not reveal the actual count.
 
     Version 1 filled the string with random letters, so the number of distinct letters revealed the count.
     The steps of version 1 did not repeat the counted letter, and a small model learned only the shortcut.
@@ -47,7 +47,7 @@ class Count(Family):
         )
 
     def size(self, difficulty: int) -> int:
-        """Return the number of keys with the highest count, in which each other letter occurs once."""
+        """Return a lower bound: the number of keys that have the highest count and no other letter twice."""
         others = difficulty - self._most(difficulty)
         return len(LETTERS) * math.comb(len(LETTERS) - 1, others) * math.perm(difficulty, others)
 

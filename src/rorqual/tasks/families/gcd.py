@@ -48,7 +48,7 @@ class Gcd(Family):
         )
 
     def size(self, difficulty: int) -> int:
-        """Return the number of sets with 9, plus the sets with 27 in which not all numbers are multiples of 27."""
+        """Return the number of sets with first number 9, plus those with first number 27 and not only multiples of 27."""
         others = len(OTHERS)
         return (
             math.comb(others, difficulty)

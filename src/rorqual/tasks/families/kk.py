@@ -73,10 +73,11 @@ Single literals alone never give a unique solution, because flipping every role 
 
 
 class KnightsKnaves(Family):
-    """Knights and knaves: the steps of `kk A:B&-C B:-A C:A=B` are `111:0x110:10x ... =100`.
+    """Knights and knaves: find the role of A, B and C, for example `100`. 1 is a knight, and 0 is a knave.
 
-    The three digits of a case stand for A, B and C: 1 is a knight, 0 a knave. Each case is followed by the truth
-    values of the statements in order, up to the first statement that contradicts its speaker (`x`).
+    In `kk A:B|-C B:-A C:A=B`, A says "B is a knight or C is a knave", B says "A is a knave", and C says "A and B have the same role".
+    The steps are `111:10x110:10x101:0x100:100 =100`. They try the cases `111`, `110`, `101` and `100`.
+    After each case come the truth values of the statements. `x` ends a case in which a statement contradicts its speaker.
     `STATEMENTS` gives the number of statements for each difficulty. Each person makes at least one statement.
     Exactly one case fits all statements, and it has both knights and knaves. Problems that differ only in the names of people or
     the order of statements share one key.
@@ -145,7 +146,7 @@ def _canonical_one(statement: Statement) -> Statement:
 
 
 def _canonical(statements: list[Statement]) -> str:
-    """Return the canonical key: the smallest of the six ways to name the people, with sorted statements."""
+    """Return the key: the smallest of six texts, one for each way to name the people, with sorted statements."""
     least = min(sorted(s.renamed(order) for s in statements) for order in permutations(range(3)))
     return " ".join(s.text() for s in least)
 

@@ -22,9 +22,10 @@ from rorqual.tasks.families.swap import Swap
 FAMILIES: tuple[Family, ...] = (Add(), Sub(), Chain(), Gcd(), Mod(), Swap(), Count(), KnightsKnaves())
 NAMES = tuple(family.name for family in FAMILIES)
 ENOUGH = 30_000
-"""Cap on the number of problems that sets a difficulty's share.
+"""Maximum number of problems that counts for a difficulty's share.
 
-Shares are proportional to this number, so that no difficulty of a level runs out of new problems first.
+Within a level, the shares of the difficulties are proportional to their numbers of problems up to `ENOUGH`, so that small
+difficulties do not run out of new problems first.
 """
 REPEAT_TRIES = 200
 """After this many consecutive repeats, a difficulty of a held-out split counts as exhausted, and its problems may repeat."""
@@ -34,7 +35,8 @@ class Families(Task):
     """An endless mixture of the families in `names`, with equal shares. `hard` is the fraction of hard problems.
 
     Held-out splits do not repeat a problem while its difficulty has new problems. The shares of difficulties stay constant
-    as more problems are drawn. A difficulty with few problems (two-digit sums: 4,095, of which 4 % are in the test split) gets a smaller share.
+    as more problems are drawn. A difficulty with few problems gets a smaller share. For example, only 4,095 two-digit sums
+    exist, and 4 % of them are in the test split.
 
     Raises ConfigError for an unknown or repeated name, or a share outside 0 to 1.
     """
@@ -100,7 +102,7 @@ def _shares(family: Family, level: range) -> tuple[int, ...]:
 
 
 def _family(problem: Problem) -> Family:
-    """Return the family of `problem`, also outside this mixture, because any mixture may grade stored problems."""
+    """Return the family of `problem`. The family may lie outside the mixture, because any mixture may grade stored problems."""
     for family in FAMILIES:
         if family.name == problem.family:
             return family

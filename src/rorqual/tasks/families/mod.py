@@ -13,7 +13,9 @@ DIVISORS = (7, 9)
 
 
 class Mod(Family):
-    """Long division: the steps of `mod 4837%7` are `04%7=4 48%7=6 63%7=0 07%7=0 =0`. `difficulty` is the number of digits.
+    """Long division: the steps of `mod 4837%7` are `04%7=4 48%7=6 63%7=0 07%7=0 =0`.
+
+    Each step appends the next digit to the last remainder and divides. `difficulty` is the number of digits.
 
     Version 1 also divided by 6, where the parity of the last digit excludes three of the six remainders.
     """

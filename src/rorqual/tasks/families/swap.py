@@ -47,7 +47,7 @@ class Swap(Family):
         """Return the number of start strings times the number of pair sequences, up to swaps of adjacent disjoint pairs.
 
         The generating function of the sequences is 1 / (1 - 10 t + 15 t^2) (Cartier and Foata, 1969).
-        K5 has 10 edges and 15 pairs of disjoint edges.
+        The ten letter pairs are the edges of the complete graph K5, which has 15 pairs of disjoint edges.
         """
         before, words = 0, 1
         for _ in range(difficulty):

@@ -63,6 +63,15 @@ def test_a_step_of_training_reads_nothing_back(stage: Stage) -> None:
     assert what_was_read(lambda: model.logits(model(ids).hidden).sum().backward()) == ""
 
 
+def test_experts_under_esft_are_computed_without_reading_a_value() -> None:
+    one = torch.zeros(6, 2, dtype=torch.bfloat16, device=META)
+    routing = Routing(one.long(), one.float(), torch.zeros(6, 5, device=META), one.long(), one[:, 0], skips=False)
+    gate_up, down = (torch.zeros(5, *shape, dtype=torch.bfloat16, device=META) for shape in ((32, 8), (8, 16)))
+    parts = [stack[e].clone().requires_grad_() for e in (1, 4) for stack in (gate_up, down)]
+    x = torch.zeros(6, 8, dtype=torch.bfloat16, device=META)
+    assert what_was_read(lambda: TORCH.experts_tuned(x, routing, gate_up, down, (1, 4), parts).sum().backward()) == ""
+
+
 def test_load_and_replayed_choices_are_counted_without_reading_a_value() -> None:
     """Training reads the sums of all routers once per micro-batch."""
     one = torch.zeros(6, 2, device=META)

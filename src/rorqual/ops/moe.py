@@ -167,10 +167,17 @@ def experts_tuned(
     `parts` lists the matrices of each tuned expert: gate_up [2 i, d], then down [d, i]. These matrices equal slices of
     the stacked tensors.
     """
+    return experts(x, routing, *with_tuned(gate_up, down, tuned, parts))
+
+
+def with_tuned(
+    gate_up: Tensor, down: Tensor, tuned: Sequence[int], parts: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the matrices of each expert, gate_up and down: `parts` for the experts `tuned`, detached slices for the others."""
     gate_ups, downs = list(gate_up.detach().unbind(0)), list(down.detach().unbind(0))
     for place, expert in enumerate(tuned):
         gate_ups[expert], downs[expert] = parts[2 * place], parts[2 * place + 1]
-    return experts(x, routing, gate_ups, downs)
+    return gate_ups, downs
 
 
 def aimed_load(load: Tensor, target: Tensor | None) -> Tensor:

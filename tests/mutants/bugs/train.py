@@ -732,6 +732,14 @@ MUTANTS = (
         "tests/train/test_linear_of_backend.py::test_the_products_of_an_adapter_are_its_too",
     ),
     one(
+        "experts under ESFT wait for the device",
+        "issue 16: linear maps of a backend",
+        "ops/backends/torch.py",
+        "        if grouped.fits(x, gate_up):\n            return grouped.experts(x, routing, *map(",
+        "        if False:\n            return grouped.experts(x, routing, *map(",
+        "tests/conformance/test_no_waiting.py::test_experts_under_esft_are_computed_without_reading_a_value",
+    ),
+    one(
         "example prompts of a run are taken from private files too",
         "issue 17: example prompts",
         "train/sources/worked.py",

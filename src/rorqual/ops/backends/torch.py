@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from rorqual.ops import grouped, invariant
 from rorqual.ops.backends import training
 from rorqual.ops.backends.base import Backend, Fit, Matrices
 from rorqual.ops.backends.packed import Packing
-from rorqual.ops.moe import Routing
+from rorqual.ops.moe import Routing, with_tuned
 
 
 class Torch(Packing):
@@ -32,6 +33,8 @@ class Torch(Packing):
     def experts_tuned(
         self, x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor, tuned: Sequence[int], parts: Sequence[Tensor]
     ) -> Tensor:
+        if grouped.fits(x, gate_up):
+            return grouped.experts(x, routing, *map(torch.stack, with_tuned(gate_up, down, tuned, parts)))
         return training.experts_tuned(x, routing, gate_up, down, tuned, parts)
 
     def fit(self, model: nn.Module, *, cache_shapes: Iterable[tuple[int, int]], threads: int) -> Fit:

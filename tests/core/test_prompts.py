@@ -63,7 +63,12 @@ def test_a_run_keeps_the_problems_of_its_task_and_none_of_a_file(tmp_path: Path)
     rows = [{"prompt": f"Question {n}?", "completion": "Answer."} for n in range(3)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     fit(sft(data=str(tmp_path / "rows.jsonl"), size="tiny", steps=1, rows=2, row=64), tmp_path / "own", quiet=True)
-    assert RunDir(tmp_path / "own").prompts() == [] and not RunDir(tmp_path / "own").prompts_file.exists()
+    rows = [{"question": f"What is {n} + {n}?", "answer": f"{n} + {n} = {2 * n}\n#### {2 * n}"} for n in range(80)]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    sums = sft(task="gsm8k", data=str(tmp_path / "train.jsonl"), size="tiny", steps=1, rows=2)
+    fit(sums, tmp_path / "sums", quiet=True)
+    for name in ("own", "sums"):
+        assert RunDir(tmp_path / name).prompts() == [] and not RunDir(tmp_path / name).prompts_file.exists()
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"a": 1}', "[1, null]"])

@@ -24,8 +24,8 @@ from rorqual.serve.errors import ApiError, refuse
 from rorqual.serve.service import Service
 
 MOST_PAGES = 256
-"""Maximum number of page sessions per tenant. Beyond this, the least recently used session and its conversation are deleted.
-Each session takes 25 kB in Gradio."""
+"""Maximum number of page sessions per tenant. Beyond this number, the least recently used session and its conversation are
+deleted. Each session takes 25 kB in Gradio."""
 OPEN = re.compile(
     r"/|/(config|theme\.css|favicon\.ico|manifest\.json|gradio_api/startup-events)|/(assets|static|svelte)/[\w./-]+",
     re.ASCII,
@@ -109,7 +109,7 @@ def _session_hash(query: bytes) -> str:
 
 
 def _event(body: bytes) -> dict[str, Any]:
-    """Return the fields of an event that are passed on to Gradio. Raises ApiError if it is not JSON or lacks `session_hash`."""
+    """Return the fields of an event that are passed on to Gradio. Raises ApiError if the body is not JSON or lacks `session_hash`."""
     try:
         event = json.loads(body)
     except (ValueError, RecursionError):

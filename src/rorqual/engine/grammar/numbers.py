@@ -29,7 +29,7 @@ MOST_COEFFICIENT = 2**32 - 1
 
 @dataclass(frozen=True)
 class Numbers:
-    """The rewritten number keywords of a subschema, as `rewritten` returns them."""
+    """The result of `rewritten`: the number keywords of a subschema, rewritten for llguidance."""
 
     keys: dict[str, Any]
     """Keywords that llguidance enforces."""
@@ -143,7 +143,7 @@ def _enforceable(bound: _Bound, opposite: _Bound | None, sign: int, integer: boo
 
 
 def _steps(step: Fraction) -> tuple[Any, ...]:
-    """Return `step` and its coarser multiples with fewer decimals, or () if llguidance cannot read the step.
+    """Return `step` and the multiples of it that have fewer decimals, or () if llguidance cannot read the step.
 
     llguidance writes every multiple with as many decimals as the step: 0.50 for 2 * 0.25.
     """

@@ -36,8 +36,8 @@ class ServeSettings(Placement):
     - `operator`: the tenant whose key may read the metrics of all tenants.
     - `stall`: disconnect a client that reads nothing for this many seconds.
     - `cors`: allowed origins, separated by commas.
-    - `rollout_dir`: folder for weights that a trainer sends. If it is set, the server also generates rollouts, which need a
-      separate key.
+    - `rollout_dir`: folder for weights that a trainer sends. If `rollout_dir` is set, the server also generates
+      rollouts, which need a separate key.
     - `record_kept`: whether rollouts contain the sets of tokens that top-p and top-k kept.
     """
 

@@ -307,8 +307,8 @@ class Runner:
     def _score(self, hidden: Tensor, scored: list[tuple[Sequence, int, range]]) -> None:
         """Compute prompt log-probabilities from the hidden states [tokens, d] of a step.
 
-        `scored` lists (sequence, index in the step of the sequence's position 0, positions to score). The index is
-        negative if an earlier step computed position 0.
+        `scored` lists (sequence, index of the sequence's position 0 among the step's tokens, positions to score). The
+        index is negative if an earlier step computed position 0.
         """
         for sequence, first, positions in scored:
             assert sequence.scores is not None

@@ -1,7 +1,7 @@
 """Limits on connections: their number, the time to send the request headers, and the time to read a response.
 
-Uvicorn alone does not limit the time of request headers and of reading a response. Uvicorn also drops clients that closed only
-their sending side, and reads up to 256 KiB from a socket at a time.
+Uvicorn itself limits neither the time to send request headers nor the time to read a response. Uvicorn also drops clients that
+closed only their sending side, and reads up to 256 KiB from a socket at a time.
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ def _path(item: Mapping[str, Any], data: Any) -> list[str | int]:
     for part in (*parts, last):
         inside = isinstance(node, dict) and part in node
         if tag and isinstance(part, str):
-            tag = False  # skip the tag of the union's alternative
+            tag = False  # skip pydantic's tag of a union alternative
         elif inside or (isinstance(node, list) and isinstance(part, int) and part < len(node)):
             path.append(part)
             node = node[part]

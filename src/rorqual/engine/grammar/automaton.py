@@ -355,7 +355,8 @@ def _sets(node: Node) -> Iterator[Ranges]:
 
 
 def _partition(node: Node) -> list[Ranges]:
-    """Partition all characters into classes. Every set in the node contains either all or none of a class."""
+    """Partition all characters into classes. Every character set in the node contains either all characters of a class
+    or none."""
     sets = list(dict.fromkeys(_sets(node)))
     bounds = sorted({0, *(edge for characters in (*sets, ANY) for low, high in characters for edge in (low, high + 1))})
     classes: dict[tuple[bool, ...], list[tuple[int, int]]] = {}

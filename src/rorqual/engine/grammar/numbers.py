@@ -34,7 +34,7 @@ class Numbers:
     keys: dict[str, Any]
     """Keywords that llguidance enforces."""
     steps: tuple[Any, ...] = ()
-    """Alternative values of `multipleOf`: a number must be a multiple of at least one."""
+    """Alternative values of `multipleOf`: a number must be a multiple of at least one of these values."""
     checked: tuple[str, ...] = ()
     """Keywords that llguidance cannot enforce. Finished answers are validated for these keywords."""
     none: bool = False

@@ -1,1 +1,1 @@
-"""The command line. Each verb has its own file. Only verbs that need torch import it."""
+"""The command line. Each command (verb) has its own file in `verbs`. Only commands that need torch import torch."""

@@ -79,7 +79,8 @@ def _from_json(path: Path) -> ModelConfig:
 
 
 def _kinds(stage: Stage) -> str:
-    """Describe a stage by its kinds of attention and FFN, preceded by the kind of block if it is not `pre_norm`."""
+    """Describe a stage, a group of equal layers, by its kinds of attention and FFN. The kind of block comes first if it
+    is not `pre_norm`."""
     block = [] if stage.block == PreNormConfig() else [stage.block.kind]
     return ", ".join((*block, stage.attention.kind, stage.ffn.kind))
 
@@ -120,7 +121,7 @@ def rows(config: ModelConfig, settings: InspectSettings, free_memory: int) -> li
 def notes(name: str, figures: Account) -> list[str]:
     """Return the notes below the table: the FLOP convention and, for DeepSeek-V3, why the published figure differs.
 
-    `figures`: the model's account for a context of 0 tokens.
+    `figures`: the model's parameter and FLOP counts, for a context of 0 tokens.
     """
     texts = [
         "FLOPs count a multiply-add as two. They include matrix products and attention, not norms, softmax or gates."

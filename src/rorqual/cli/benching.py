@@ -41,7 +41,7 @@ SMALLEST_ARRAY, LARGEST_ARRAY = 256 * 2**20, 2**31
 
 Within these limits, the array is four times as large as the last-level cache, but at most a quarter of free memory."""
 READS = 5
-"""How often the bandwidth test repeats each of its two kinds of reads."""
+"""Number of times that the bandwidth test repeats each kind of read: a sum, and a matrix-vector product."""
 
 
 def _split(value: Any) -> Any:
@@ -198,7 +198,8 @@ def timing(engine: Engine, prompts: Sequence[tuple[int, ...]], new: int) -> Timi
 def _prompts(source: Sequence[int], batch: int, length: int, seed: int) -> list[tuple[int, ...]]:
     """Return `batch` different prompts of `length` tokens, so that the prefix cache has no hits.
 
-    Prompts are slices of the tokenized text `source`. If `source` is a range (the vocabulary), they are random token ids.
+    Prompts are slices of the tokenized text `source`. If `source` is a range (the vocabulary), the prompts are random
+    token ids.
     """
     rng = random.Random(f"{seed} {batch} {length}")
     if isinstance(source, range):
@@ -224,8 +225,9 @@ def _source(engine: Engine, chosen: BenchSettings) -> Sequence[int]:
 def step_bytes(config: ModelConfig, batch: int, keys: float, size: int) -> float:
     """Return the number of bytes that a decode step must read from memory.
 
-    A step reads the weights that any of `batch` tokens uses, each once, and the KV cache of `keys` tokens per sequence. The
-    embedding counts as one row. With uniform routing, the share of routed experts that are read is 1 - (1 - k / n)^batch.
+    A step reads the KV cache of `keys` tokens per sequence, and once each weight that any of `batch` tokens uses. Only
+    one row of the embedding counts. If each token selects k of n routed experts uniformly, a step reads the share 1 -
+    (1 - k / n)^batch of the routed experts.
     """
     figures = account(config, cache_value_bytes=size)
     experts = split_weights(config)[1] * (touched(config, batch) - touched(config, 1))
@@ -238,7 +240,8 @@ def step_bytes(config: ModelConfig, batch: int, keys: float, size: int) -> float
 def read_bandwidth(device: str, threads: int) -> float:
     """Measure the memory bandwidth that `threads` threads reach, in bytes per second.
 
-    An array larger than any cache is read several times, by a sum and by a matrix-vector product. The fastest read counts.
+    An array larger than any cache is read several times, by a sum and by a matrix-vector product. The result is the
+    speed of the fastest read.
     """
     size = max(SMALLEST_ARRAY, min(LARGEST_ARRAY, 4 * last_cache()))
     free = memory()[1]

@@ -10,7 +10,8 @@ MB = 1_000_000
 
 
 class BytesDone:
-    """A callback `progress(done, total, name)` in bytes, which shows a progress bar on standard error unless `quiet`."""
+    """A callback `progress(done, total, name)` that shows a progress bar on standard error, unless `quiet`. `done` and
+    `total` are in bytes."""
 
     def __init__(self, label: str, *, quiet: bool) -> None:
         self.label, self.quiet = label, quiet

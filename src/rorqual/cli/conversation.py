@@ -41,9 +41,9 @@ class Screen(Protocol):
 def pieces(ids: Iterable[int], chat: ChatFormat, thinking: Thinking) -> Iterator[tuple[bool, str]]:
     """Yield (is reasoning, new text) as tokens arrive.
 
-    The joined text of each kind equals the result of `chat.parse` for all tokens. An incomplete UTF-8 character is yielded
-    when it is complete. A model may close a reasoning section that it never opened. Text that was already yielded as answer
-    is then yielded again as reasoning.
+    The joined reasoning texts equal the reasoning that `chat.parse` returns for all tokens, and the joined answer texts
+    equal the answer that it returns. An incomplete UTF-8 character is yielded when it is complete. A model may close a
+    reasoning section that it never opened. Text that was already yielded as answer is then yielded again as reasoning.
     """
     reader, shown_early = chat.reader(thinking), ""  # shown_early: answer text that was yielded before it was final
     for id_ in chain(ids, (None,)):
@@ -99,7 +99,7 @@ class Conversation:
         return (*system, *messages)
 
     def _truncate(self, messages: list[Message], screen: Screen) -> list[Message]:
-        """Drop the oldest exchanges until `messages` fit in the context. A note on the screen says how many were dropped."""
+        """Drop the oldest exchanges until `messages` fit in the context. A note on the screen gives the number of dropped exchanges."""
         kept, room = messages, self.engine.max_len - ROOM
         while len(kept) > 1 and len(self.engine.chat.prompt(self._with_system(kept), self.settings.thinking)) > room:
             kept = kept[2:]

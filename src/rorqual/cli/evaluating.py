@@ -1,4 +1,4 @@
-"""Evaluation of a model on a task, for `rorqual eval`. Answers are saved as they arrive, so that a command can resume."""
+"""Evaluation of a model on a task, for `rorqual eval`. Answers are saved as they arrive, so that an interrupted command can resume."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rorqual.tasks.base import Task
 
 T = TypeVar("T")
 NO_WEIGHTS = frozenset({"optim.safetensors", "state.json"})
-"""Checkpoint files without model weights, which only training reads. The fingerprint does not include them."""
+"""Checkpoint files without model weights, which only training reads. The fingerprint does not include these files."""
 
 
 def measure(
@@ -63,7 +63,7 @@ def _say(text: str) -> None:
 
 
 def _load(model: str, settings: EvalSettings) -> tuple[Any, dict[str, Any]]:
-    """Return the engine, and the fields that its answers depend on in addition to the requests."""
+    """Return the engine, and the fields that identify it in the answer cache. An answer depends on these fields and on its request."""
     if model.startswith(REMOTE):
         return generator(model, settings), {
             "address": model,

@@ -65,7 +65,7 @@ class GenerateSettings(Placement):
 
 
 def read_settings(arguments: Sequence[str] | None) -> tuple[GenerateSettings, RowSampling]:
-    """Split arguments into settings of the command and sampling parameters, which are defaults of the rows.
+    """Split arguments into settings of the command and sampling parameters. A row of the prompt file may override sampling parameters.
 
     Raises ConfigError if a key is unknown, or if `run` or `out` is missing.
     """
@@ -89,9 +89,10 @@ def read_settings(arguments: Sequence[str] | None) -> tuple[GenerateSettings, Ro
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of a command: line counts, the first refused lines, and the speed.
+    """The result of `rorqual generate`: line counts, the first refused lines, and the speed.
 
-    `rows` and `errors` count the whole output file. `answered`, `tokens` and `seconds` count only this invocation.
+    `rows` and `errors` count the lines of the whole output file. `answered`, `tokens` and `seconds` cover only this
+    invocation.
     """
 
     rows: int

@@ -34,7 +34,8 @@ def memory() -> tuple[int, int]:
 
 
 def processor() -> tuple[str, frozenset[str]]:
-    """Return the processor's name and feature flags from /proc/cpuinfo. Each is empty if the kernel does not list it."""
+    """Return the processor's name and feature flags from /proc/cpuinfo. The name or the flags are empty if the kernel
+    does not list them."""
     info = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in _lines("/proc/cpuinfo"))}
     flags = info.get("flags", "") or info.get("Features", "")
     return info.get("model name", ""), frozenset(flags.split())

@@ -36,7 +36,7 @@ from rorqual.cli.verbs.train import train
 from rorqual.core.errors import RorqualError
 
 RESUMES = ("quickstart", "train", "distil", "distill", "lab", "export", "generate")
-"""Verbs that resume an interrupted command when it is repeated."""
+"""Commands that resume their interrupted work when they are run again."""
 WRITE_REMEDY = {
     errno.ENOSPC: "Free disk space and repeat the command. Files that were written completely are kept.",
     errno.EDQUOT: "Free some of your quota and repeat the command. Files that were written completely are kept.",

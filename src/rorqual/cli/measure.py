@@ -1,4 +1,5 @@
-"""Settings of `rorqual eval`, the engine that it evaluates, the path of its result, and the loss on a text."""
+"""Functions of `rorqual eval`: read its settings, load the engine or client, choose the path of the result, and compute
+the loss on a text file."""
 
 from __future__ import annotations
 

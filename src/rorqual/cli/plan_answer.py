@@ -1,4 +1,4 @@
-"""The output of `rorqual plan`: choice of a plan by the arguments, and its text."""
+"""The output of `rorqual plan`: choose the plan that the arguments request, and format it as text."""
 
 from __future__ import annotations
 

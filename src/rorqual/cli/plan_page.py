@@ -18,7 +18,8 @@ from rorqual.plan.price import PRICES
 
 PAGE = "plan.html"
 V3_MARK = ("DeepSeek-V3", 14.8e12, 2.664e6 * 2.0)
-"""Label, tokens and USD of DeepSeek-V3's pretraining: the report's GPU hours at the report's $2 per hour."""
+"""A point in the cost plot: label, training tokens and USD of DeepSeek-V3's pretraining. The technical report counts
+2.664M GPU hours at $2 per hour."""
 
 
 def training_drawings(model: ModelConfig, settings: TrainPlan, plan: Trained, *, is_v3: bool) -> list[Drawing]:

@@ -44,11 +44,11 @@ class Rented(Config):
     out: str = ""
 
     def device(self) -> Device:
-        """Return the entry of the hardware table."""
+        """Return the row of the hardware table for `hardware`."""
         return device(self.hardware)
 
     def rent(self) -> float:
-        """Return the rent in USD per device-hour. Raises ConfigError if settings and hardware table lack the rent."""
+        """Return the rent in USD per device-hour. Raises ConfigError if neither the settings nor the hardware table has a rent."""
         price = self.price or self.device().price
         if not price:
             raise ConfigError(
@@ -69,8 +69,8 @@ class TrainPlan(Rented):
     - `tokens`: number of training tokens.
     - `n`: number of devices.
     - `context`: sequence length in tokens.
-    - `dp`, `tp`, `pp`, `ep`: degrees of parallelism. If all are 0, a layout is chosen. Otherwise, a degree of 0 means 1,
-      and for `dp` the devices that remain.
+    - `dp`, `tp`, `pp`, `ep`: degrees of parallelism. If all four are 0, the planner chooses a layout. Otherwise, a
+      `tp`, `pp` or `ep` of 0 means 1, and a `dp` of 0 means `n` / (`tp` * `pp`).
     - `utilisation`: share of the bf16 peak FLOP/s; 0 uses the value in the hardware table.
     - `full_attention`: count the FLOPs of attention without a causal mask, which are twice as many.
     - `mtp`: count the multi-token prediction modules.
@@ -117,7 +117,7 @@ class ServePlan(Rented):
     - `prompt`, `reply`: tokens per request.
     - `hit_rate`: share of prompt tokens that the prefix cache contains.
     - `batch`: sequences per group of `tp` devices; 0 uses the largest batch that fits.
-    - `margin`: profit margin, a share of the rent that is added to it.
+    - `margin`: profit margin that is added to the rent, as a share of the rent.
     - `busy`: share of the rented hours in which the devices are used.
     - `prefill_used`, `decode_used`: shares of the roofline that prefill and decode reach.
     """
@@ -175,7 +175,7 @@ class RunPlan(Config):
 
 
 class QuickstartPlan(Config):
-    """Settings of a quickstart forecast. `threads`: 0 uses all cores."""
+    """Settings of a quickstart forecast. `threads`: number of threads; 0 uses all cores."""
 
     size: Literal["small", "full"] = "full"
     seed: int = Field(0, ge=0)
@@ -186,7 +186,7 @@ class QuickstartPlan(Config):
 class Trained:
     """A training plan: cost, layout and memory per device.
 
-    `nearest`: the most similar layout that fits in memory, and its memory. It is None if `layout` fits.
+    `nearest`: the most similar layout that fits in memory, and its memory. `nearest` is None if `layout` fits.
     """
 
     cost: TrainingCost
@@ -196,7 +196,8 @@ class Trained:
 
 
 def plan_training(model: ModelConfig, settings: TrainPlan) -> Trained:
-    """Plan the training of `model`. Raises ConfigError if the requested layout does not divide the model or the devices."""
+    """Plan the training of `model`. Raises ConfigError if the requested degrees of parallelism do not divide the model
+    or the number of devices."""
     flops_per_token = training_flops(model, settings.context, causal=not settings.full_attention, mtp=settings.mtp)
     cost = training_cost(
         flops_per_token,
@@ -245,7 +246,8 @@ def training_rows(model: ModelConfig, settings: TrainPlan, plan: Trained) -> Row
 
 
 def range_words(settings: TrainPlan, cost: TrainingCost) -> str:
-    """Return a text with the cost at the lowest utilisation of published training runs. The default is their highest."""
+    """Return a text with the cost at the lowest utilisation of published training runs. The default utilisation is
+    DeepSeek-V3's, which is the highest of these runs."""
     times = {name: settings.used() / share for name, share in REACHED.items()}
     shares = ", ".join(f"{name} {share:.2f}" for name, share in REACHED.items())
     return (
@@ -255,7 +257,7 @@ def range_words(settings: TrainPlan, cost: TrainingCost) -> str:
 
 
 def memory_rows(memory: Memory, settings: TrainPlan) -> Rows:
-    """Return table rows with the memory per device: of each part, and in total with whether it fits."""
+    """Return table rows with the memory of each part per device, and a last row with the total and whether it fits."""
     card, usable = settings.device(), settings.room().usable
     free = usable - memory.total
     verdict = f"fits, {gigabytes(free)} free" if free >= 0 else f"does not fit, {gigabytes(-free)} too much"

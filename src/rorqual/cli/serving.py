@@ -16,13 +16,13 @@ from rorqual.serve.run import Address, serve
 from rorqual.serve.wire import Placed
 
 ENGINE = ("slots", "max_len", "record_kept", "cache_dir", "disk_bytes", "cache_bytes", "step_tokens", "backend")
-"""Settings that are passed to the engine under the same name. 0 and empty stand for the engine's default."""
+"""Settings that are passed to the engine under the same name. A value of 0 or an empty string selects the engine's default."""
 
 
 class ServeSettings(Placement):
     """Settings of `rorqual serve`.
 
-    - `max_len`: context length in tokens; 0 uses the model's context length. The size of the KV cache is another limit.
+    - `max_len`: context length in tokens; 0 uses the model's context length. A small KV cache may limit it further.
     - `threads`: number of threads of the engine process; 0 uses all cores.
     - `keys`: the file with the hashes of API keys.
     - `ui`: whether to serve the chat page; None serves the page if Gradio is installed.
@@ -31,12 +31,13 @@ class ServeSettings(Placement):
     - `cache_dir`: folder for the on-disk prefix cache, which survives restarts.
     - `disk_bytes`: maximum size of the on-disk prefix cache.
     - `cache_bytes`: size of the KV cache in memory; 0 uses the engine's default, 1 GiB.
-    - `step_tokens`: maximum number of tokens per engine step. This limits how long a long prompt delays other requests.
+    - `step_tokens`: maximum number of tokens per engine step. A smaller number shortens the delay that a long prompt
+      causes for other requests.
     - `operator`: the tenant whose key may read the metrics of all tenants.
     - `stall`: disconnect a client that reads nothing for this many seconds.
     - `cors`: allowed origins, separated by commas.
-    - `rollout_dir`: folder for weights that a trainer sends. If it is set, the server also generates rollouts, which need a
-      separate key.
+    - `rollout_dir`: folder for weights that a trainer sends. If `rollout_dir` is set, the server also generates
+      rollouts, which need a separate key.
     - `record_kept`: whether rollouts contain the sets of tokens that top-p and top-k kept.
     """
 

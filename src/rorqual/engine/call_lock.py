@@ -21,7 +21,7 @@ class CallLock:
     """A lock for engine calls: other threads wait for it, and a reentrant call raises an error.
 
     A reentrant call would deadlock or see a half-finished step. `with lock("step"):` enters the `RLock` directly, so
-    that a KeyboardInterrupt cannot leave it locked.
+    that a KeyboardInterrupt cannot leave the lock held.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,8 @@ class CallLock:
 
     @contextmanager
     def helping(self) -> Iterator[None]:
-        """Register the calling thread as a helper of the call that holds the lock, with one torch thread."""
+        """Register the calling thread as a helper of the call that holds the lock, and limit torch to one thread in the
+        calling thread."""
         torch.set_num_threads(1)
         self.helpers.add(threading.get_ident())
         try:
@@ -96,7 +97,8 @@ def at_most(threads: int) -> Iterator[None]:
 
 
 def shared_out(sizes: Sequence[int], cores: int) -> list[int]:
-    """Assign each size to the core with the least load so far, and return the core numbers."""
+    """Assign items with the given sizes to cores, and return the core number of each item. Each item goes to the core
+    with the smallest total size so far."""
     loads, chosen = [0] * cores, list[int]()
     for size in sizes:
         chosen.append(loads.index(min(loads)))

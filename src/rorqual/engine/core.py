@@ -96,7 +96,7 @@ class EngineCore:
             record_experts=record_experts, record_kept=record_kept,
         )  # fmt: skip
         self.weights, fingerprint = weights, weights.look()
-        secret, store = secrets.token_bytes(SECRET_BYTES), None  # not numpy's generator, which is predictable
+        secret, store = secrets.token_bytes(SECRET_BYTES), None  # numpy's generator would be predictable
         if size.folder is not None:
             secret = load_secret(size.folder)
             store = DiskStore(size.folder, size.disk_bytes, secret, fingerprint)

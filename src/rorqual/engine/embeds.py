@@ -67,8 +67,8 @@ class Embeds:
         return self._places[first:last] - start, self.rows[first:last]
 
     def extra_keys(self, start: int, stop: int) -> tuple[bytes, ...]:
-        """Return the extra keys for the block hash of positions [start, stop): one digest of the rows there, or ()
-        without rows."""
+        """Return the extra keys for the block hash of positions [start, stop): one digest of the rows in this range, or
+        () if the range has no rows."""
         places, rows = self.within(start, stop)
         return (_digest(places, rows),) if len(places) else ()
 

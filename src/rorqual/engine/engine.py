@@ -39,8 +39,8 @@ NAN_REMEDY = "The weights contain NaN or infinity. Load an earlier checkpoint."
 CORE_WORK = 15_000_000
 """Minimum work per engine core, in multiply-adds per layer and step. `generate` uses more cores for more work.
 
-With less work per core, threads mostly wait for Python's GIL, which every torch operation releases and reacquires. Two
-engine cores then took up to twice as long as one core (docs/log/speed.md).
+With less work per core, threads mostly wait for Python's GIL, which every torch operation releases and reacquires. With
+little work, two engine cores took up to twice as long as one core (docs/log/speed.md).
 """
 
 
@@ -155,7 +155,7 @@ class Engine:
             self._numerics.renew()
             for core in self._cores:
                 core.renew(name, self._numerics.fit.backend)
-            self._name = name  # set last, so that the next call repeats an interrupted one
+            self._name = name  # set last: if a call is interrupted, the next call starts over
 
     def weights_changed(self) -> None:
         """Invalidate all blocks cached under older weights.

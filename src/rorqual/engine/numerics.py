@@ -1,4 +1,4 @@
-"""Fit a backend to an engine's model, and refit it when the model's modules change."""
+"""Configure a backend for an engine's model with `Backend.fit`, and again when the model's modules change."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rorqual.ops.paged import BLOCK
 
 
 class NumericsProbe:
-    """Fits a backend to a model, and refits it when the modules change, for example when an adapter is attached."""
+    """Configures a backend for a model, and again when the modules change, for example when an adapter is attached."""
 
     def __init__(self, model: Decoder, backend: Backend) -> None:
         self._model, self._backend = model, backend
@@ -21,7 +21,7 @@ class NumericsProbe:
         self.renew()
 
     def renew(self) -> None:
-        """Refit the backend if the modules or parameter shapes have changed."""
+        """Configure the backend again if the modules or parameter shapes have changed."""
         if (parts := _parts(self._model)) != self._parts:
             specs = (attention.cache_spec() for attention in self._model.config.attentions)
             shapes = [(part.width, BLOCK // part.every) for spec in specs for part in spec]

@@ -13,9 +13,9 @@ Ints = npt.NDArray[np.int64]
 class Counts:
     """Token histories of rows with penalties: the distinct tokens of prompt and reply, and their counts in the reply.
 
-    A row is an index below `rows`. A history is a function of the row's token ids, so a preempted sequence is added
-    again with its reply so far. Counting a token takes constant time. A history takes 4 bytes per vocabulary token, and
-    12 bytes per distinct token of the longest history.
+    A row is the index of a sequence, from 0 to `rows` - 1. A history is a function of the row's token ids, so a
+    preempted sequence is added again with its reply so far. Counting a token takes constant time. A history takes 4
+    bytes per vocabulary token, and 12 bytes per distinct token of the longest history.
     """
 
     def __init__(self, rows: int, vocab_size: int) -> None:
@@ -29,7 +29,7 @@ class Counts:
         self._used = np.zeros(0, np.int64)
 
     def add(self, row: int, prompt: Sequence[int], reply: Sequence[int] = ()) -> None:
-        """Start the history of `row` from its prompt (at least one id) and its reply so far.
+        """Start the history of `row` from its prompt (at least one token id) and its reply so far.
 
         Only rows whose parameters satisfy `needs_history` need a history.
         """

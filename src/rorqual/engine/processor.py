@@ -73,8 +73,8 @@ FIELDS: dict[str, tuple[tuple[type, ...], str]] = {
 
 
 def _non_text_parts(messages: Sequence[Message]) -> str:
-    """Return the plural names of the non-text parts in the messages, such as "images". Token ids cannot represent
-    them."""
+    """Return the plural names of the non-text parts in the messages, such as "images". Token ids cannot represent such
+    parts."""
     parts = (part for message in messages if not isinstance(message.content, str) for part in message.content)
     return ", ".join(sorted({part.plural for part in parts if not isinstance(part, TextPart)}))
 
@@ -212,7 +212,7 @@ class Processor:
         A stop string counts only if it ends after the first `min_tokens` tokens.
         """
         stops, start = job.request.params.stop, len(job.prompt)
-        window = 4 * max(map(len, stops)) + 16  # tokens: a character has at most four bytes, a token at least one
+        window = 4 * max(map(len, stops)) + 16  # in tokens: a character has at most 4 bytes, a token at least 1
 
         def halts(ids: list[int]) -> bool:
             # Keep special tokens, as `chat.parse` does: a stop string may contain their text.
@@ -226,8 +226,8 @@ class Processor:
         return halts
 
     def _min_tokens_length(self, reply: list[int], job: Job) -> int:
-        """Return the number of answer characters in the first `min_tokens` tokens. Stop strings that end there are
-        ignored."""
+        """Return the number of answer characters in the first `min_tokens` tokens. Stop strings that end within these
+        characters are ignored."""
         least = job.request.params.min_tokens if job.request.params.stop else 0
         return len(self.chat.parse(reply[:least], job.thinking).text) if least else 0
 

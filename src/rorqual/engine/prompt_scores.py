@@ -12,8 +12,8 @@ Likeliest = list[tuple[int, float]]
 class PromptScores:
     """Log-probabilities of a prompt of `length` tokens.
 
-    `logprobs[i]` is the log-probability of prompt token i + 1, and `best[i]` lists the `top` most likely tokens at its
-    position. Both lists grow in prompt order and survive a preemption.
+    `logprobs[i]` is the log-probability of prompt token i + 1, and `best[i]` lists the `top` most likely tokens at the
+    position of this token. Both lists grow in prompt order and survive a preemption.
 
     The prefix cache stores keys and values but no logits. So a prefill may reuse only positions that are already scored
     (`reusable`).

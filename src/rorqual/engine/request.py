@@ -29,7 +29,7 @@ class Request:
     reuse: bool = True
     """Whether this request may use blocks from the prefix cache and leave its own blocks there."""
     embeds: Embeds | None = None
-    """Embeddings that replace those of placeholder tokens in the prompt."""
+    """Embeddings that replace the embeddings of placeholder tokens in the prompt."""
 
 
 @dataclass

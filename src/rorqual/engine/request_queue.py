@@ -95,8 +95,9 @@ class RequestQueue(Generic[W]):
         """Return the tenants that may lose a slot to `tenant`. `held` counts slots per tenant; `running` is as in
         `next`.
 
-        If `tenant` has no slot, these are all tenants with several slots and all that received more service. Otherwise
-        they are the tenants that received more service and would still have at least as many slots as `tenant`.
+        If `tenant` has no slot, every tenant that has several slots or received more service than `tenant` may lose
+        one. Otherwise a tenant may lose one if it received more service and would still have at least as many slots as
+        `tenant`.
         """
         own_slots, own_usage = held.get(tenant, 0), self.usage(tenant, running)
         return {
@@ -110,7 +111,8 @@ class RequestQueue(Generic[W]):
         }
 
     def pop(self, sequence: W) -> None:
-        """Remove the sequence that `next` returned. The caller must `charge` its prompt later."""
+        """Remove the sequence that `next` returned. The caller must later `charge` the sequence's prompt to its
+        tenant."""
         queue = self._queues[sequence.tenant]
         if queue[0][2] is not sequence:
             raise RuntimeError("the sequence is not the head of its tenant's queue")

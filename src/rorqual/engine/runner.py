@@ -87,7 +87,7 @@ def filled(tokens: int, rows: int) -> int:
 class Runner:
     """Runs the model on a batch. Stores the KV cache of `blocks` blocks and the token histories of `slots` sequences.
 
-    A sequence has at most `max_len` ids. Histories are indexed by slot.
+    A sequence has at most `max_len` token ids. Histories are indexed by slot.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Runner:
         self.layers, self.k, self._choices = routed_layers(model) if record_experts else (0, 0, 0)
         weight = model.embed_tokens.weight
         self.device, self.dtype = weight.device, weight.dtype
-        expert_dtype = torch.int8 if self._choices <= 128 else torch.int16  # signed: SKIP is -1
+        expert_dtype = torch.int8 if self._choices <= 128 else torch.int16  # signed: -1 marks a skipped choice
         self.cache = PagedCache(
             backend.attention,
             model.config,
@@ -174,12 +174,12 @@ class Runner:
             self.counts.drop(slot)
 
     def tokens(self, slot: int, length: int) -> list[int]:
-        """Return the first `length` ids of the sequence in `slot` (see `History`)."""
+        """Return the first `length` token ids of the sequence in `slot` (see `History`)."""
         ids: list[int] = self.ids[slot, :length].tolist()
         return ids
 
     def save(self, slot: int, start: int, length: int) -> Saved:
-        """Return the per-token results of ids [start, length) in `slot` (see `History`)."""
+        """Return the per-token results of tokens [start, length) in `slot` (see `History`)."""
         part = slice(start, length)
         return Saved(self.logprobs[slot, part].copy(), self.kept[slot, part].copy(), self.top[slot])
 
@@ -193,7 +193,7 @@ class Runner:
         return logprobs, best
 
     def take(self, sequence: Sequence, length: int) -> Sampled:
-        """Return the reply of a finished sequence. `length` is its number of ids, prompt and reply."""
+        """Return the reply of a finished sequence. `length` is its number of tokens, prompt and reply together."""
         start, slot = len(sequence.prompt), sequence.slot
         logprobs = self.logprobs[slot, start:length]
         experts = None
@@ -259,8 +259,8 @@ class Runner:
         return new
 
     def _check_expert_ids(self, experts: Tensor) -> Tensor:
-        """Return the expert ids. Raises ValueError if an id is `n_choices()` or higher, because the record may not be
-        able to store it."""
+        """Return the expert ids. Raises ValueError if an id is `n_choices()` or higher, because such an id may be too
+        large for the dtype of `PagedCache.experts`."""
         if (highest := int(experts.max())) >= self._choices:
             raise ValueError(f"a network chose expert {highest}, but its `n_choices()` is {self._choices}")
         return experts
@@ -307,8 +307,8 @@ class Runner:
     def _score(self, hidden: Tensor, scored: list[tuple[Sequence, int, range]]) -> None:
         """Compute prompt log-probabilities from the hidden states [tokens, d] of a step.
 
-        `scored` lists (sequence, index in the step of the sequence's position 0, positions to score). The index is
-        negative if an earlier step computed position 0.
+        `scored` lists (sequence, index of the sequence's position 0 among the step's tokens, positions to score). The
+        index is negative if an earlier step computed position 0.
         """
         for sequence, first, positions in scored:
             assert sequence.scores is not None

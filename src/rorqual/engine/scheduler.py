@@ -1,6 +1,6 @@
 """The scheduler: decides which sequences decode, are prefilled, wait or are preempted in the next step.
 
-This module uses Python and numpy, without tensors or the model.
+This module uses only Python and numpy. It uses neither tensors nor the model.
 
 A sequence is queued, gets a slot, is prefilled in chunks, decodes in a row of the batch until it stops, and is
 released. Rows 0 to B - 1 are in use: when sequences finish, the last rows move into the gaps. The runner's state of a
@@ -64,14 +64,14 @@ class History(Protocol):
     """Access to the token histories that the runner stores by slot."""
 
     def tokens(self, slot: int, length: int) -> list[int]:
-        """Return the first `length` ids of the sequence in `slot`."""
+        """Return the first `length` token ids of the sequence in `slot`."""
 
     def save(self, slot: int, start: int, length: int) -> object:
-        """Return the per-token results of ids [start, length), which the runner restores after a preemption."""
+        """Return the per-token results of tokens [start, length), which the runner restores after a preemption."""
 
 
 class Scheduler:
-    """Continuous batching over `slots` rows and the blocks of `pages`.
+    """Continuous batching over `slots` rows and the KV-cache blocks of `pages`.
 
     A step computes at most `step_tokens` tokens, which limits how long a prompt delays the decoding sequences. Prefill
     always gets at least `QUERIES` tokens. `patience` is the fraction of slots that must be free before queued sequences
@@ -332,7 +332,7 @@ class Scheduler:
         return np.flatnonzero(done)
 
     def _halts(self, sequence: Sequence, token: int, length: int) -> bool:
-        """Return whether a stop token, a stop string or a completed grammar ends a sequence of `length` ids."""
+        """Return whether a stop token, a stop string or a completed grammar ends a sequence of `length` tokens."""
         if token in sequence.params.stop_token_ids or (sequence.constraint is not None and sequence.constraint.done):
             return True
         return sequence.halts is not None and sequence.halts(self.history.tokens(sequence.slot, length))
@@ -419,7 +419,7 @@ class Scheduler:
         return {s.request_id for s in (*self._admitted(), *self.waiting)}
 
     def check(self) -> None:
-        """Raise RuntimeError if slots or block references are inconsistent, for example after a step."""
+        """Raise RuntimeError if slots or block references are inconsistent."""
         with_blocks = [*self.running, *self.prefilling]
         admitted = self._admitted()
         if (

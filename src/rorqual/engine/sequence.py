@@ -27,7 +27,7 @@ class Sequence:
     key: int
     """Key of the sequence's random numbers (`seeds.sample_key`)."""
     limit: int
-    """Maximum number of ids, prompt and reply together."""
+    """Maximum number of tokens, prompt and reply together."""
     tenant: str = ""
     priority: int = 0
     reuse: bool = True
@@ -49,7 +49,7 @@ class Sequence:
     saved: object = None
     """Per-token results that the runner restores after a preemption (`History.save`)."""
     halts: Callable[[list[int]], bool] | None = None
-    """Callable that takes all ids and returns whether a stop string ends the sequence."""
+    """Callable that takes all token ids and returns whether a stop string ends the sequence."""
     halted: bool = False
     """Whether a stop token of the request, a stop string or the grammar ended the sequence."""
     stale: bool = False

@@ -161,7 +161,8 @@ def _parts(value: object, leaves: list[object]) -> list[object]:
 
 
 def _stable_text(leaf: object) -> str:
-    """Return a text for a leaf that is the same in every process, or a random text for a local function or class."""
+    """Return a text for a value in `leaves`. The text is the same in every process, except that a local function or
+    class gets a random text."""
     if isinstance(leaf, type | Callable):  # type: ignore[arg-type]
         name = f"{leaf.__module__}.{leaf.__qualname__}"  # type: ignore[attr-defined]
         return secrets.token_hex(32) if "<" in name else name

@@ -4,15 +4,15 @@ The reserve is an upper bound of the cost: the maximum number of tokens that the
 server billed more than this bound for an earlier request, later reserves include the difference. The actual cost of an
 answer replaces its reserve. A request costs nothing if it was never sent, or if the server rejected it (HTTP 3xx or 4xx).
 
-The reserve counts as spent if the answer never arrived (server error, timeout, broken connection, no completion), because
-the server may have billed the request. The reserve also counts if the answer has no usage, or if the usage reports fewer
-tokens than the text must have. After such a report, the usage of that server is not trusted any more.
+The reserve counts as spent if the answer never arrived (server error, timeout, broken connection, no completion), because the
+server may have billed the request. The reserve also counts as spent if the server reports no token usage, or fewer tokens than
+the answer's text must have. After such a report, the usage of that server is not trusted any more.
 
-The guarantee: if a server bills no request more than its reserve, the total bill never exceeds the budget. A server may
-bill more and report it, because it ignores `max_tokens` or adds its own prompt. The budget may then be exceeded by the
-excess cost of the requests in flight at the first such report, and no further request is sent. With a budget, the first
-request is sent alone. Therefore, if the server treats all requests alike, only one request can exceed its reserve; in any
-case at most `concurrency` can. If a server bills more without reporting it, the excess is unlimited.
+The guarantee: if a server bills no request more than its reserve, the total bill never exceeds the budget. A server may bill
+more and report it, because it ignores `max_tokens` or adds its own prompt. The budget may then be exceeded by the excess cost
+of the requests in flight at the first such report, and no further request is sent. With a budget, the first request is sent
+alone. Therefore, if the server treats all requests alike, only one request can exceed its reserve. In any case, at most
+`concurrency` requests can exceed their reserves. If a server bills more without reporting it, the excess is unlimited.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Spending:
     """The money spent so far, and the number of requests.
 
     - `paid`, `kept`: cost and number of requests that returned an answer.
-    - `lost`, `lost_requests`: reserves and number of requests without an answer, which may have been billed.
+    - `lost`, `lost_requests`: total reserve and number of requests without an answer, which may have been billed.
     - `raised`: a warning that the server billed more tokens than were reserved, or empty.
     - `unbelieved`: a warning that the server reported an impossible usage, or empty.
     """
@@ -92,8 +92,8 @@ class _Try:
 class Budget:
     """The account of paid and reserved money, which implements the `Toll` interface of the remote engine.
 
-    `asks`: identity and request for each request index. `bought`: the samples of earlier calls. As a context manager, it
-    owns the ledger file.
+    `asks`: (name in the ledger, request) for each request index. `bought`: the samples of earlier calls. As a context manager,
+    a `Budget` owns the ledger file.
     """
 
     def __init__(
@@ -169,7 +169,7 @@ class Budget:
         self._journal.append([{"refused": attempt.name}])
 
     def used(self, place: int, usage: Mapping[str, int]) -> None:
-        """Raise later reserves to a usage that the server reported without a completion."""
+        """Raise later reserves if the server billed more tokens than were reserved, although it returned no completion."""
         if "prompt_tokens" in usage and "completion_tokens" in usage:
             self._learn(self._open[place].request, usage["prompt_tokens"], usage["completion_tokens"])
 

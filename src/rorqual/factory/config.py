@@ -22,11 +22,11 @@ class FilterConfig(Config):
 
     - `names`: the filters to run.
     - `shortest`, `longest`: limits on the length in tokens; 0 means no limit. A truncated reply counts as too long.
-    - `ngram`, `repeated`: maximum share of words inside repeated n-grams of `ngram` words, or of repeated lines.
+    - `ngram`, `repeated`: maximum share of repeated lines, and of words inside repeated n-grams of `ngram` words.
     - `foreign`: maximum share of letters outside the sample's most frequent script.
     - `shingle`, `similar`: two samples of a problem are duplicates if the Jaccard similarity of their sequences of
       `shingle` words is at least `similar`.
-    - `overlap`: number of consecutive words in common with an evaluation item that counts as contamination.
+    - `overlap`: a text is contaminated if it has this many consecutive words in common with an evaluation item.
     """
 
     names: tuple[FilterName, ...] = ("length", "repetition", "language", "contaminated", "duplicate")
@@ -43,8 +43,8 @@ class FilterConfig(Config):
 class Access(Config):
     """Settings of access to a remote server. These settings do not affect samples, so they may change when a run resumes.
 
-    `price_in`, `price_out`: price per million prompt and reply tokens. `budget`: spending limit in the same currency; 0
-    means no limit.
+    `price_in`, `price_out`: price per million prompt tokens, and price per million reply tokens. `budget`: spending limit in
+    the same currency; 0 means no limit.
     """
 
     concurrency: Count = 8

@@ -32,7 +32,7 @@ SIGNS = frozenset("+-*/=<>^%×÷")
 FROM_FILES, FROM_ENDLESS = 100_000, 250
 """Maximum number of test problems to compare with, for tasks that read files and for tasks that generate problems endlessly.
 
-The limit for endless tasks is low, because they assign problems to splits by a hash of their keys. Test problems are
+The limit for endless tasks is low, because a hash of a problem's key decides the split of the problem. Test problems are
 therefore rare, and finding one may take milliseconds.
 """
 TEXT_COLUMNS = ("prompt", "question", "problem", "text")
@@ -111,7 +111,7 @@ class Evaluations:
                 self._grams.pop(gram, None)
 
     def meets(self, text: str, key: str = "") -> Meeting | None:
-        """Return the match of a problem with this prompt and key, by key, whole prompt or consecutive words, or None."""
+        """Return how a problem with this prompt and key matches an evaluation item (by key, whole prompt or consecutive words), or None."""
         if key and key in self._keys:
             return Meeting(self._keys[key].where, "key")
         text_words = bare(text)
@@ -120,7 +120,7 @@ class Evaluations:
         return self.holds(text)
 
     def holds(self, text: str) -> Meeting | None:
-        """Return the match of consecutive words in a text, such as a sample, or None."""
+        """Return how a text, such as a sample, matches an evaluation item by consecutive words, or None."""
         for gram in sorted(self._all(text) & self._grams.keys()):
             return Meeting(self._grams[gram].where, " ".join(gram).strip())
         return None
@@ -153,8 +153,8 @@ def grams(text_words: Gram, size: int) -> set[Gram]:
 def evaluation_items(source: str, seed: int) -> list[EvalItem]:
     """Load the evaluation items of a `decontaminate=` entry: a JSONL or Parquet file, or the test split of a task.
 
-    A file needs one of the columns in `TEXT_COLUMNS`, or messages. Raises DataError if it has none of these columns, and
-    ConfigError for an unknown task.
+    A file needs one of the columns in `TEXT_COLUMNS`, or a column `messages`. Raises DataError if it has none of these columns,
+    and ConfigError for an unknown task.
     """
     path = Path(source)
     if path.suffix in (".jsonl", ".parquet"):
@@ -164,7 +164,7 @@ def evaluation_items(source: str, seed: int) -> list[EvalItem]:
 
 
 class _Test(Task):
-    """A wrapper around a task whose test split is read. `ended`: whether the split was read to its end."""
+    """A wrapper around a task that reads the test split. `ended`: whether the split was read to its end."""
 
     def __init__(self, inner: Task) -> None:
         self.inner, self.name, self.ended = inner, inner.name, False

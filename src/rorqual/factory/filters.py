@@ -1,4 +1,4 @@
-"""Filters of a teacher's samples. The name of the filter that drops a sample is stored in its column `dropped`."""
+"""Filters of a teacher's samples. The name of the filter that drops a sample is stored in the sample's column `dropped`."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def foreign_share(text: str) -> float:
 
 
 def shingles(text: str, size: int) -> frozenset[tuple[str, ...]]:
-    """Return all sequences of `size` consecutive words in `text`. A shorter text is one sequence."""
+    """Return all sequences of `size` consecutive words in `text`. A text of fewer words counts as one sequence."""
     tokens = words(text)
     return frozenset(tuple(tokens[i : i + size]) for i in range(max(1, len(tokens) - size + 1)))
 
@@ -121,8 +121,8 @@ def reasons(
 ) -> list[str]:
     """Return for each row the reason to drop it, or an empty string to keep it.
 
-    Duplicates are searched among the rows of a problem that have no other reason. `failed`: whether a row has no answer, or
-    empty if all rows have an answer. Failed rows are dropped as `error`, regardless of `filters` and `keep`.
+    Duplicates are searched among the rows of a problem that no other filter drops. `failed`: whether each row lacks an answer,
+    or an empty sequence if all rows have an answer. Failed rows are dropped as `error`, regardless of `filters` and `keep`.
     """
     results = [
         "error" if has_failed else reason_alone(row, is_cut, matches, filters, keep)

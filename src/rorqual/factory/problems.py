@@ -43,7 +43,7 @@ class Chosen:
 
 
 class Counted(Task):
-    """A wrapper around a task that counts how often it generates a problem again."""
+    """A wrapper around a task that counts how many of the generated problems repeat an earlier problem."""
 
     def __init__(self, inner: Task) -> None:
         self.inner, self.name, self.repeated = inner, inner.name, 0

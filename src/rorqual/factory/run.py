@@ -33,7 +33,7 @@ from rorqual.tasks.find import safe_grade
 CONFIG, SAMPLES, FAILED, DATA = "factory.yaml", "samples.jsonl", "failed.jsonl", "data.parquet"
 CONTAMINATED, CLOCK, FINISHED = "contaminated.jsonl", "clock.json", "finished.json"
 TAIL_FLOOR = 1e-7
-"""Minimum probability of the tokens outside of the teacher's top k. The objective `distil` assumes the same value."""
+"""Minimum total probability of the tokens outside of the teacher's top k. The objective `distil` assumes the same minimum."""
 CLOCK_SECONDS = 1.0
 """Minimum number of seconds between two writes of the clock file."""
 
@@ -279,7 +279,8 @@ class Work:
 def with_top(rows: Sequence[Distilled], teacher: Teacher, k: int) -> list[Distilled]:
     """Add the teacher's `k` most likely tokens at each position to the rows that are kept.
 
-    The first `teacher.chosen` tokens of a reply were forced, not sampled, so their distribution has all mass on that token.
+    The first `teacher.chosen` tokens of a reply were forced, not sampled, so the distribution at each of these positions has
+    all mass on the forced token.
     """
     indices = [index for index, row in enumerate(rows) if not row.dropped and row.token_ids]
     top = dict(zip(indices, teacher.top([rows[index] for index in indices], k), strict=True))
@@ -293,7 +294,7 @@ def with_top(rows: Sequence[Distilled], teacher: Teacher, k: int) -> list[Distil
 
 
 def certain(token: int, others: Ids) -> tuple[Ids, Logprobs]:
-    """Return ids [k] and log-probabilities [k] of a distribution with all mass on `token`, and further ids from `others` [k].
+    """Return a distribution with all mass on `token`, as token ids [k] and log-probabilities [k]. The other ids come from `others` [k].
 
     The other ids have probability `TAIL_FLOOR`, because the logarithm of 0 is not finite.
     """
@@ -329,7 +330,7 @@ def _check_config(config: FactoryConfig, out: Path) -> None:
 
 
 def _is_finished(out: Path) -> bool:
-    """Return whether an earlier call finished, and its files still have the same sizes."""
+    """Return whether an earlier call finished, and its files still have the sizes that it recorded."""
     try:
         sizes = json.loads((out / FINISHED).read_bytes())
     except (FileNotFoundError, ValueError):

@@ -28,7 +28,7 @@ Keep = Callable[[Sequence[Entry], Callable[[], None]], None]
 UnderWay = Callable[[int], None]
 """A progress callback that receives the number of samples that are generated but not saved yet."""
 FAILURES_IN_A_ROW = 5
-"""Stop after this many consecutive requests failed despite retries, because the cause is then the server."""
+"""Stop after this many consecutive requests failed despite retries, because then the server is the cause, not a single request."""
 
 
 Ask = tuple[Problem, int, Request]

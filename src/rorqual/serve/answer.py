@@ -47,7 +47,8 @@ W = TypeVar("W", bound=Sampling)
 class Shape(ABC, Generic[W]):
     """Builder of a route's response objects for one request.
 
-    `prefix`: start of the response id. `whole`: the `object` type of a complete response. `part`: that of a stream chunk.
+    `prefix`: start of the response id. `whole`: the `object` type of a complete response. `part`: the `object` type of a stream
+    chunk.
     """
 
     prefix: ClassVar[str]

@@ -17,8 +17,8 @@ from rorqual.serve.limits import SLICE
 BODY_SECONDS = 60.0
 """Maximum seconds that a body may take to arrive."""
 DISCARDED = 2**28
-"""Maximum bytes of a body over the limit that are read and discarded, so that the client finishes sending and reads the
-error."""
+"""Maximum number of bytes that are read and discarded from a body over the size limit, so that the client finishes sending and
+reads the error."""
 LARGE_AT_ONCE, LARGE_OF_ONE = 8, 2
 """Maximum number of bodies above `SLICE` bytes in memory while they are received, parsed and tokenized: in total, and per
 tenant."""

@@ -21,18 +21,18 @@ from rorqual.serve.limits import SLICE
 from rorqual.serve.wire import Drawn, PackedAsk, Placed, Ready, Recorded, ScoredPrompt
 
 TRIES = 2
-"""A request fails after the engine died this many times during it, because the request may be the cause."""
+"""A request fails after the engine died this many times during the request, because the request may be the cause."""
 LAST_WORDS = 5.0
 """Seconds that the engine may take to exit before it is killed."""
 LONGEST_PAUSE = 30.0
 """Maximum seconds between two starts of an engine that fails to load."""
 BEHIND = 131_072
-"""Maximum number of tokens and top log-probabilities that are queued for a slow streaming client. Beyond this, its request
-fails."""
+"""Maximum number of tokens and top log-probabilities that are queued for a slow streaming client. Beyond this number, the
+client's request fails."""
 
 
 class Restarted:
-    """The event of a restarted engine. The client has received no text yet, so the reply starts over."""
+    """The event that the engine was restarted. The client has received no text yet, so the reply starts over."""
 
 
 @dataclass(eq=False)
@@ -40,8 +40,8 @@ class ServerJob:
     """A submitted request with one or more prompts.
 
     - `numbers`: the engine's request number of each prompt. Samples are numbered across all prompts of the job.
-    - `sent`: whether text was sent to the client, set by the caller. If so, the job fails when the engine dies.
-    - `streamed`: whether the client reads a stream. If so, the length of the event queue is limited.
+    - `sent`: whether text was sent to the client, set by the caller. A job that has sent text fails when the engine dies.
+    - `streamed`: whether the client reads a stream. The event queue of a stream has a maximum length.
     - `tries`: how often the engine died during this job.
     - `left`: unfinished samples.
     """
@@ -66,7 +66,7 @@ class ServerJob:
 
     @property
     def started(self) -> bool:
-        """Whether the job has a generated token or another event of the engine."""
+        """Whether the engine has sent a token or another event for the job."""
         return self.left < self.samples or not self.events.empty() or self.sent
 
     async def next(self, timeout: float | None = None) -> Drawn | Recorded | ScoredPrompt | Restarted | None:
@@ -85,12 +85,12 @@ class ServerJob:
 class Bridge:
     """Supervisor that starts and restarts the engine process, and passes requests to it.
 
-    - `queue`: maximum number of running and waiting requests. Beyond it, a request is refused unless its tenant has fewer
-      than `share` requests. Therefore one tenant cannot block the others.
+    - `queue`: maximum number of running and waiting requests. Beyond this number, a request is refused unless its tenant has
+      fewer than `share` requests. Therefore one tenant cannot block the others.
     - `hang`: kill a busy engine after this many seconds without a heartbeat.
     - `load`: kill an engine that is not ready after this many seconds.
     - `stats`: the latest statistics of the engine.
-    - `weights`: file and version of the latest weight update, or None. A restarted engine loads it first.
+    - `weights`: file and version of the latest weight update, or None. A restarted engine loads this file first.
     """
 
     def __init__(
@@ -209,7 +209,8 @@ class Bridge:
         self.weights = file, version
 
     def _finish_update(self, version: int | None, error: ApiError | None) -> None:
-        """Complete the running weight update, with `error` if it failed. `version`: its version, or None for any version."""
+        """Complete the running weight update, with `error` if the update failed. `version`: the update to complete, or None for
+        any version."""
         if self._updating is None or self._updating[1].done() or version not in (None, self._updating[0]):
             return
         if error is None:
@@ -321,7 +322,7 @@ class Bridge:
             self._up.set_result(None)
 
     def _fatal(self, error: RorqualError) -> None:
-        """Fail the server's start. If an engine was ready before, it is restarted instead."""
+        """Fail the server's start with `error`. After a successful start, do nothing, because `_supervise` restarts the engine."""
         if self._up is not None and not self._up.done():
             self._up.set_exception(error)
 

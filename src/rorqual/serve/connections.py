@@ -1,7 +1,7 @@
 """Limits on connections: their number, the time to send the request headers, and the time to read a response.
 
-Uvicorn alone does not limit the time of request headers and of reading a response. It also drops clients that closed only
-their sending side, and reads up to 256 KiB from a socket at a time.
+Uvicorn itself limits neither the time to send request headers nor the time to read a response. Uvicorn also drops clients that
+closed only their sending side, and reads up to 256 KiB from a socket at a time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rorqual.serve.exchange import PROBE
 
 HEAD_SECONDS = 20.0
 RECEIVED = 8192
-"""Maximum bytes per read from a socket. If a body arrives in one-byte chunks, these bytes contain 1,400 events, which take
+"""Maximum bytes per read from a socket. If a body arrives in one-byte chunks, these bytes contain 1,400 h11 events, which take
 about 20 ms to process."""
 
 

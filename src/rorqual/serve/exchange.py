@@ -25,7 +25,7 @@ BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 events, these characters do not end a line."""
 HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 PROBE = 0.25
-"""Seconds between writes to a client that closed its sending side. Only a failed write shows that it disconnected."""
+"""Seconds between writes to a client that closed its sending side. Only a failed write shows that the client disconnected."""
 SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 

@@ -21,13 +21,13 @@ OWN_NAMES = ("top_logprobs", "grammar")
 """Sampling parameters that clients set through other fields of OpenAI's API (logprobs, response_format). Clients set all
 other sampling parameters through fields of the same name."""
 OUR_OWN = frozenset(PARAMS) - {*OWN_NAMES}
-"""Request fields that are sampling parameters of this server. The rules below do not apply to them."""
+"""Request fields that are sampling parameters of this server. The rules below do not apply to these fields."""
 
 IGNORED = frozenset(
     # OpenAI: bookkeeping, billing and cache hints.
     {"user", "metadata", "store", "safety_identifier", "service_tier"}
     | {"prompt_cache_key", "prompt_cache_retention", "prompt_cache_options"}
-    # vLLM: names, hints, and options of features that this server lacks (beam search, images, slow tokenizers).
+    # vLLM: a request id, hints for the cache and the grammar backend, and options of features that this server lacks, such as beam search.
     | {
         "request_id",
         "cache_salt",
@@ -38,7 +38,8 @@ IGNORED = frozenset(
     }
     | {"mm_processor_kwargs", "media_io_kwargs", "guided_decoding_backend", "return_token_offsets"}
     | {"return_assistant_tokens_mask"}
-    # llama.cpp: slots, cache and context shifting, speculative decoding, and options of samplers that other fields enable.
+    # llama.cpp: options of slots, the cache, context shifting and speculative decoding, and parameters of samplers that other
+    # fields enable.
     | {"cache_prompt", "id_slot", "slot_id", "n_cache_reuse", "n_keep", "n_discard", "backend_sampling"}
     | {f"speculative.{name}" for name in ("n_max", "n_min", "p_min", "type")}
     | {f"speculative.ngram_{name}" for name in ("size_n", "size_m", "m_hits")}
@@ -193,7 +194,8 @@ INSIDE: Mapping[str, Mapping[str, Rule]] = {
     "chat_template_kwargs": {"add_generation_prompt": (_MODEL_TEMPLATE, (True,))},
     "thinking": {"budget_tokens": ("reasoning has no separate budget; use max_tokens", ())},
 }
-"""Rules of nested fields, by the path of the enclosing object. If the reason is empty, the schema checks any other value."""
+"""Rules of nested fields, by the path of the enclosing object. If the reason is empty, the request schema checks values that
+the rule does not list."""
 PASSAGES = frozenset(
     place[:end]
     for place in (*INSIDE, *IGNORED_INSIDE)
@@ -232,7 +234,8 @@ KINDS: Mapping[str, tuple[str, Mapping[str, str]]] = {
         },
     ),
 }
-"""Values of `type` that only other servers accept, by path of the object: the remedy, and the reason to refuse each value."""
+"""Map the path of an object to (remedy, reasons). `reasons` has the reason to refuse each value of `type` that only other
+servers accept."""
 
 
 def sift(data: Mapping[str, Any], route: Route) -> tuple[dict[str, Any], set[str]]:

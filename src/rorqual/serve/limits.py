@@ -34,7 +34,7 @@ ENTRIES: Mapping[str, tuple[int, str]] = {
     },
     "guided_choice": (1024, "Give fewer choices."),
 }
-"""Maximum number of entries of each list or object field, and the advice in the error for longer ones."""
+"""Maximum number of entries of each list or object field, and the advice in the error for a field that has more."""
 _TOKEN = re.compile(rb'"([^"\\]*(?:\\.[^"\\]*)*)"(\s*:)?|[\[\]{}]', re.DOTALL)
 FEWER = "Make it smaller or leave it out."
 

@@ -1,7 +1,7 @@
 """Log-probabilities in OpenAI's formats of chat completions and of text completions.
 
-The values are of the distribution that a token was sampled from, after temperature, top-p and other sampling parameters.
-Each sampled token has an entry, including reasoning, special tokens, and the token that ended the reply.
+A log-probability is taken from the distribution that the token was sampled from, after temperature, top-p and other sampling
+parameters. Each sampled token has an entry, including reasoning, special tokens, and the token that ended the reply.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def of_chat(tokenizer: Tokenizer, tokens: Sequence[Drawn]) -> dict[str, Any]:
 
 
 def of_text(tokenizer: Tokenizer, sampled_tokens: Sequence[Drawn], before: int = 0) -> dict[str, Any]:
-    """Return the `logprobs` of a text choice. `before`: number of characters already sent, where `text_offset` starts."""
+    """Return the `logprobs` of a text choice. `before`: number of characters that were already sent; `text_offset` starts at
+    this number."""
     tokens = [tokenizer.token(sampled.token) for sampled in sampled_tokens]
     offsets, place = [], before
     for text in tokens:
@@ -54,7 +55,7 @@ def of_text(tokenizer: Tokenizer, sampled_tokens: Sequence[Drawn], before: int =
 def of_echo(tokenizer: Tokenizer, ids: Sequence[int], scores: Sequence[Score], top: int, added: int) -> dict[str, Any]:
     """Return the `logprobs` of a prompt that is echoed. The first token has no log-probability.
 
-    `added`: number of tokens at the start that the echoed text does not contain, which is 1 for BOS.
+    `added`: number of leading tokens that the echoed text does not contain: 1 if the server added a BOS token, else 0.
     """
     tokens = [tokenizer.token(id_) for id_ in ids]
     offsets, place = [], 0
@@ -92,7 +93,7 @@ def of_prompt(
 
 
 def _by_text(tokenizer: Tokenizer, top: Sequence[tuple[int, float]]) -> dict[str, float]:
-    # Different tokens with incomplete characters have the same text. The entry of the likeliest token is kept.
+    # Different tokens that contain only a part of a UTF-8 character may have the same text. The entry of the likeliest token is kept.
     logprobs: dict[str, float] = {}
     for id_, value in top:
         logprobs.setdefault(tokenizer.token(id_), max(value, LEAST))

@@ -19,7 +19,7 @@ from rorqual.serve.metrics import Metrics
 from rorqual.serve.wire import Drawn, Recorded, Score, ScoredPrompt
 
 SILENT = 256
-"""After this many tokens without new text, the next token is parsed outside of the event loop, because it may be slow."""
+"""After this many tokens without new text, the next token is parsed outside of the event loop, because parsing may be slow."""
 
 
 @dataclass
@@ -86,7 +86,7 @@ class Choice:
             self.n_drawn += 1
 
     def add(self, sampled: Drawn) -> Piece:
-        """Add a generated token and return the new text. A token after the sample's end returns an empty piece."""
+        """Add a generated token and return the new text. For a token after the sample's end, the returned piece is empty."""
         if self.reason is not None:
             return Piece()
         self.count(sampled)
@@ -182,8 +182,9 @@ class Reply:
     ) -> AsyncGenerator[tuple[int, Piece] | None, None]:
         """Yield (sample number, new text) as tokens arrive.
 
-        None is yielded after `keep_alive` seconds without a token, or after `PROBE` seconds if `hurried()`. With the last
-        piece of a sample, which may be empty, the choice has its finish reason. Other tasks can run after each token.
+        None is yielded after `keep_alive` seconds without a token, or after `PROBE` seconds if `hurried()` is True. When the
+        last piece of a sample is yielded, which may be empty, the choice's finish reason is set. Other tasks can run after each
+        token.
         """
         try:
             while not self.done:
@@ -244,7 +245,7 @@ class Reply:
         return sum(ask.prompt_tokens for ask in self.job.asks)
 
     def _prefilled(self) -> int:
-        """Return the number of tokens of all prompts that have a generated token."""
+        """Return the total number of tokens of the prompts for which a token was generated."""
         total, before = 0, 0
         for ask in self.job.asks:
             total += ask.prompt_tokens * any(choice.n_drawn for choice in self.choices[before : before + ask.n])
@@ -254,7 +255,7 @@ class Reply:
     def _hit(self) -> int:
         """Return the number of prompt tokens from the prefix cache.
 
-        Later samples reuse the cached prompt of the first sample, so each prompt counts its sample with the fewest hits.
+        Later samples reuse the cached prompt of the first sample, so the sample with the fewest hits counts for each prompt.
         """
         total, before = 0, 0
         for ask in self.job.asks:

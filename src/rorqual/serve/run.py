@@ -173,7 +173,7 @@ async def _until_stopped(service: Service, page: Page, sock: socket.socket, addr
     gc.freeze()
     config = uvicorn.Config(
         page,
-        # Half of the file descriptors are for connections. The other half is for closing connections, pipes and files.
+        # Half of the file descriptors are for connections. The other half is for connections that are being closed, pipes and files.
         http=cast(type[asyncio.Protocol], partial(TimedProtocol, lobby=ConnectionLimit(limit // 2), stall=address.stall)),
         backlog=min(AT_ONCE, limit // 8),
         ws="none", lifespan="off", log_level="warning", access_log=False, server_header=False,

@@ -130,7 +130,7 @@ class Sampling(Guided):
 
     @property
     def scored(self) -> int | None:
-        """The number of top log-probabilities per prompt token, or None if the request asks for none of the prompt."""
+        """The number of top log-probabilities per prompt token, or None if the request does not ask for prompt log-probabilities."""
         return self.params().prompt_logprobs
 
     def check(self) -> None:
@@ -298,7 +298,7 @@ def _parsed(body: bytes) -> dict[str, Any]:
     try:
         # pydantic's parser limits the nesting depth, and rejects NaN and lone surrogates.
         data = pydantic_core.from_json(body, allow_inf_nan=False)
-        # It accepts duplicate keys. The second parse refuses them, because parsers disagree on which value counts.
+        # pydantic's parser accepts duplicate keys. The second parser refuses them, because parsers disagree on which value counts.
         json.loads(body, object_pairs_hook=_unique)
     except ValueError as error:
         raise refuse(f"The body is not JSON: {str(error)[:200]}. Send one JSON object.") from None
@@ -317,7 +317,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> None:
 
 
 def known_names(cls: type[Sampling]) -> dict[str, set[str]]:
-    """Return the field names of a request and its nested objects, by path. Suggestions for misspelt names use them."""
+    """Return the field names of a request and its nested objects, by path. Errors about misspelt fields suggest the closest of
+    these names."""
     nested: dict[str, type[Schema]] = {
         "messages[]": ChatMessage, "messages[].tool_calls[]": Call,
         "messages[].tool_calls[].function": CalledFunction, "tools[]": ToolSpec, "tools[].function": Function,

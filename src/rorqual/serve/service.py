@@ -35,7 +35,7 @@ GENERATION = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 MAX_SCORES = 1 << 18
 """Maximum number of prompt log-probabilities in a response, which take about 20 MB."""
 COUNTED = 200_000
-"""Texts longer than this many bytes are first tokenized in slices, to refuse them early if they exceed the context."""
+"""Texts longer than this many bytes are first tokenized in slices, to refuse a text early if it exceeds the context."""
 
 
 def read_defaults(run: RunDir) -> SamplingParams:

@@ -1,7 +1,7 @@
 """The chat page at `/` and its login. The user enters an API key once; then an HttpOnly cookie authenticates the page.
 
 The cookie gives access only to the page. API routes accept only API keys, and the page calls the API inside this process.
-Cookies ignore ports, so other servers on the same host receive the cookie. Therefore it contains a random session token
+Cookies ignore ports, so other servers on the same host receive the cookie. Therefore the cookie contains a random session token
 instead of the key. The token is valid only in this server process.
 """
 
@@ -38,7 +38,7 @@ REMEDY = 'pip install "rorqual[ui]"'
 LIFETIME = 12 * 3600.0
 """Seconds until a login expires."""
 MOST_LOGINS = 64
-"""Maximum number of logins per tenant. A new login beyond this ends the oldest login."""
+"""Maximum number of logins per tenant. Beyond this number, a new login ends the oldest login."""
 MOST_ASKED = 262_144
 """Maximum bytes of a request from the page, because Gradio parses requests in the event loop, which all requests share."""
 LOGIN_BYTES, LOGIN_SECONDS = 4096, 10.0
@@ -58,7 +58,7 @@ HEADERS = {
 
 @dataclass(frozen=True)
 class Login:
-    """A tenant's login to the chat page. It expires at `until`, in seconds of the session clock, or when `ended` is set."""
+    """A tenant's login to the chat page. The login expires at `until`, in seconds of the session clock, or when `ended` is set."""
 
     tenant: str
     until: float

@@ -45,7 +45,7 @@ IDLE = "Enter sends, Shift+Enter starts a new line."
 
 
 class Mounted:
-    """Gradio's ASGI application, built on first use because this takes seconds and about 100 MB of memory."""
+    """Gradio's ASGI application, built on first use because building it takes seconds and about 100 MB of memory."""
 
     def __init__(self, api: ASGIApp, model: str, temperature: float, thinks: bool, prompts: Sequence[str] = ()) -> None:
         self._build = partial(build, api, model, temperature, thinks, prompts)
@@ -121,7 +121,8 @@ def _tenant(request: HttpRequest) -> str | None:
 class PageEvent:
     """A running or waiting user event of a session. `replaced`: a newer event exists, so this event sends no more updates.
 
-    `heirs`: events that were closed while they waited for this event. Successors of the heirs must also wait for this event.
+    `heirs`: events that were closed while they waited for this event. Events that follow the heirs must also wait for this
+    event.
     """
 
     def __init__(self) -> None:
@@ -339,7 +340,7 @@ def _wire(gr: Any, chat: Chat, parts: Sequence[Any], settings: Sequence[Any], re
                 yield update
 
     async def stop(request: gr.Request) -> None:
-        # This must be async, because Gradio runs plain functions in threads, and asyncio events are not thread-safe.
+        # This handler must be async, because Gradio runs plain functions in threads, and asyncio events are not thread-safe.
         chat.stop(request.session_hash)
 
     common: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}

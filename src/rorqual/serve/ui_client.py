@@ -17,7 +17,7 @@ from rorqual.serve.errors import ApiError
 
 CHAT = "/v1/chat/completions"
 MESSAGES = 64
-"""Maximum number of response parts that are buffered while the page reads slowly. The route then waits."""
+"""Maximum number of response parts that are buffered while the page reads slowly. When the buffer is full, the route waits."""
 _DATA = "data: "
 _DONE = "[DONE]"
 

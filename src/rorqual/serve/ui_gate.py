@@ -24,14 +24,14 @@ from rorqual.serve.errors import ApiError, refuse
 from rorqual.serve.service import Service
 
 MOST_PAGES = 256
-"""Maximum number of page sessions per tenant. Beyond this, the least recently used session and its conversation are deleted.
-Each session takes 25 kB in Gradio."""
+"""Maximum number of page sessions per tenant. Beyond this number, the least recently used session and its conversation are
+deleted. Each session takes 25 kB in Gradio."""
 OPEN = re.compile(
     r"/|/(config|theme\.css|favicon\.ico|manifest\.json|gradio_api/startup-events)|/(assets|static|svelte)/[\w./-]+",
     re.ASCII,
 )
-"""Gradio's routes without session state. All routes except these and the three below are blocked, because other routes of
-Gradio serve files or act as a proxy."""
+"""Gradio's routes without session state. All routes except these and the three below are blocked, because Gradio's other routes
+serve files or act as a proxy."""
 JOIN, DATA = "/gradio_api/queue/join", "/gradio_api/queue/data"
 HEARTBEAT = "/gradio_api/heartbeat/"
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -109,7 +109,7 @@ def _session_hash(query: bytes) -> str:
 
 
 def _event(body: bytes) -> dict[str, Any]:
-    """Return the fields of an event that are passed on to Gradio. Raises ApiError if it is not JSON or lacks `session_hash`."""
+    """Return the fields of an event that are passed on to Gradio. Raises ApiError if the body is not JSON or lacks `session_hash`."""
     try:
         event = json.loads(body)
     except (ValueError, RecursionError):

@@ -37,8 +37,8 @@ T = TypeVar("T")
 class WeightUploads:
     """Weights received from a trainer. `folder` stores the latest file, which the engine loads again after a restart.
 
-    `version` and `digest` (SHA-256) describe the weights that the engine uses. For the run's original weights, they are 0
-    and empty.
+    `version` and `digest` (SHA-256) describe the weights that the engine uses. For the run's original weights, `version` is 0
+    and `digest` is empty.
     """
 
     folder: Path
@@ -53,7 +53,7 @@ class WeightUploads:
     def begin(cls, folder: Path) -> tuple[WeightUploads, str | None]:
         """Lock `folder`, delete weights of an earlier server, and create a rollout key if the folder has none.
 
-        Return the uploads and the new key. If the folder already has a key, None is returned in its place.
+        Return (uploads, new key), or (uploads, None) if the folder already has a key.
         """
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ class WeightUploads:
         self.lock.close()
 
     async def take(self, request: Request, bridge: Bridge) -> int:
-        """Load the weights in a request body into the engine. Return their version.
+        """Load the weights in a request body into the engine. Return the version of the weights.
 
         If the body is invalid, raises ApiError, and the engine keeps its weights. A trainer may repeat an update with the
         same version and weights, for example after a lost response.

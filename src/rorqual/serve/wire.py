@@ -11,15 +11,15 @@ from rorqual.core.sampling import SamplingParams, from_json, to_json
 
 LONGEST_LINE = 64 * 2**20
 TENANT = "rollout-key"
-"""Tenant name of requests with the rollout key. The hyphen makes it invalid for other tenants."""
+"""Tenant name of requests with the rollout key. No other tenant can have this name, because tenant names must not contain a hyphen."""
 
 
 @dataclass(frozen=True)
 class Placed:
     """Arguments of the engine process.
 
-    `threads`: torch's threads. `rollout_dir`: folder for weights that a trainer sends, or empty. `engine`: keywords of
-    `Engine`, the fields of `EngineConfig`.
+    `threads`: torch's threads. `rollout_dir`: folder for weights that a trainer sends, or empty. `engine`: keyword arguments of
+    `Engine`, which are fields of `EngineConfig`.
     """
 
     run: str
@@ -74,7 +74,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Recorded:
-    """Data that a rollout returns in addition to its tokens. The engine sends it before the sample's last token.
+    """Data that a rollout returns in addition to its tokens. The engine sends this message before the sample's last token.
 
     `policy_version`: version of the weights that generated the rollout. `experts`: routed experts. `kept`: tokens that top-p
     and top-k kept. `array_of` encodes both arrays. An array that was not recorded is None.

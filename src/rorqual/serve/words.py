@@ -70,7 +70,7 @@ def explain(error: ValidationError, data: Any, names: Mapping[str, Collection[st
     `names`: the known fields of each object, by the object's path without list indices. "" is the top level.
     """
     paths = [(_path(item, data), item) for item in error.errors(include_url=False)]
-    # pydantic reports errors of every alternative of a union. Choose the most deeply nested one, and prefer an alternative
+    # pydantic reports errors of every alternative of a union. Choose the most deeply nested error, and prefer an alternative
     # whose type matches the value.
     parts, item = max(paths, key=lambda pair: (len(pair[0]), pair[1]["type"] not in TYPES, _order(pair[0])))
     path, place = written(parts), written(["" if isinstance(part, int) else part for part in parts])
@@ -136,7 +136,7 @@ def _path(item: Mapping[str, Any], data: Any) -> list[str | int]:
     for part in (*parts, last):
         inside = isinstance(node, dict) and part in node
         if tag and isinstance(part, str):
-            tag = False  # skip the tag of the union's alternative
+            tag = False  # skip pydantic's tag of a union alternative
         elif inside or (isinstance(node, list) and isinstance(part, int) and part < len(node)):
             path.append(part)
             node = node[part]

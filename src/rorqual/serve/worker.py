@@ -153,7 +153,7 @@ class Worker:
     def _compile(self, number: int, message: dict[str, Any]) -> None:
         """Compile a request's grammar in a thread, so that running requests continue.
 
-        When it is done, the thread puts a `compiled` message in the inbox, and the main loop submits the request.
+        When the grammar is compiled, the thread puts a `compiled` message in the inbox, and the main loop submits the request.
         """
         grammar = ask_of(message).params.grammar
         assert grammar is not None
@@ -185,7 +185,7 @@ class Worker:
         self.inbox.put({"kind": "read"})
 
     def _install(self) -> None:
-        """Load new weights when no request is running. After the last update, submit the requests that waited for it."""
+        """Load new weights when no request is running. After the last update, submit the requests that waited for the updates."""
         while self.updates and not self.numbers and (self.updates[0].tensors is not None or self.updates[0].refusal):
             update = self.updates.pop(0)
             if update.tensors is not None:
@@ -252,7 +252,7 @@ class Worker:
             self._send(line("drawn", rows=rows))
 
     def _record(self, delta: Delta) -> bool:
-        """Send a `recorded` message for a finished rollout. If it is too long, refuse the request and return False."""
+        """Send a `recorded` message for a finished rollout. If the message is too long, refuse the request and return False."""
         number, found = self.numbers[delta.request_id], delta.completion
         assert found is not None
         fields = {"experts": array_of(found.experts), "kept": array_of(found.kept)}

@@ -1,4 +1,5 @@
-"""Combine nodes of regular expressions. Adds `("and", nodes)` and `("not", node)` to the nodes of `grammar.pattern`."""
+"""Combine syntax-tree nodes of regular expressions. Adds intersections `("and", nodes)` and complements `("not", node)`
+to the kinds of nodes in `grammar.pattern`."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def translate(pattern: str) -> Translated:
 
 
 def _size(node: Node, sizes: dict[int, int]) -> int:
-    """Return the number of nodes of the expanded tree, in which each back-reference repeats its group."""
+    """Return the number of nodes of the tree if each back-reference is expanded to a copy of its group."""
     if id(node) not in sizes:
         children = (
             node[1]
@@ -79,7 +79,8 @@ def _size(node: Node, sizes: dict[int, int]) -> int:
 
 
 def _check_size(node: Node) -> Node:
-    """Return the node. Raises TooLarge if it is so large that comparing it with other nodes would take too long."""
+    """Return the node. Raises TooLarge if the node is so large that comparing it with other nodes would take too
+    long."""
     if _size(node, {}) > MAX_SIZE:
         raise TooLarge
     return node
@@ -354,7 +355,8 @@ def _sets(node: Node) -> Iterator[Ranges]:
 
 
 def _partition(node: Node) -> list[Ranges]:
-    """Partition all characters into classes. Every set in the node contains either all or none of a class."""
+    """Partition all characters into classes. Every character set in the node contains either all characters of a class
+    or none."""
     sets = list(dict.fromkeys(_sets(node)))
     bounds = sorted({0, *(edge for characters in (*sets, ANY) for low, high in characters for edge in (low, high + 1))})
     classes: dict[tuple[bool, ...], list[tuple[int, int]]] = {}

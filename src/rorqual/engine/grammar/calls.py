@@ -1,9 +1,9 @@
 """Grammars for tool calls: calls in the syntax of the chat format, with arguments that match each function's JSON
 schema.
 
-`core.sampling.Grammar` documents the source of a grammar of kind `calls`. In the grammar, a special token around calls
-is a token id if the tokenizer has it, else text. The chat format writes and reads calls in the same way, so it can
-parse every complete reply.
+`core.sampling.Grammar` documents the source of a grammar of kind `calls`. If the tokenizer has the special tokens
+around calls, the grammar contains their token ids, otherwise their text. The chat format writes and reads calls in the
+same way, so it can parse every complete reply.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class FunctionSchema:
 
 @dataclass(frozen=True)
 class Calls:
-    """The tool calls that a reply may contain: one call of `functions`, or with `many` one or more.
+    """The tool calls that a reply may contain: one call of a function in `functions`, or one or more calls if `many` is
+    True.
 
     `answer` is the JSON text of a schema. A reply without calls may match this schema instead.
     """
@@ -116,8 +117,8 @@ class Spelling:
     ) -> str:
         """Return the grammar of a reply in llguidance's Lark dialect.
 
-        `functions` maps each name to the schema of its arguments, rewritten for llguidance. `answer` is a rewritten
-        schema; `answer` and `many` mean the same as in `Calls`. `options` are llguidance's options for JSON.
+        `functions` maps each name to the schema of its arguments, rewritten for llguidance. `answer` is rewritten too.
+        `Calls` documents `answer` and `many`. `options` are llguidance's options for JSON.
         """
         frame, names = self.frame, [f"call_{number}" for number in range(len(functions))]
         more_calls = f" ({self._written(frame.gap)} call)*" if many else ""
@@ -148,8 +149,8 @@ class Spelling:
             )
 
     def _written(self, text: str) -> str:
-        """Return a text as Lark terminals. Surrogate characters stand for special tokens (`NAME_OF`), which become ids
-        if the tokenizer has them."""
+        """Return a text as Lark terminals. A surrogate character stands for a special token (`NAME_OF`). If the
+        tokenizer has this token, it becomes a token id."""
         parts: list[str] = []
         plain = ""
         for part in _MARK.split(text):
@@ -162,7 +163,7 @@ class Spelling:
         return " ".join([*parts, *([_string(plain)] if plain else [])])
 
     def read(self, reply: Sequence[int], names: Iterable[str]) -> Message:
-        """Parse a reply, whose reasoning is already removed, as calls of these functions or as text."""
+        """Parse a reply, whose reasoning is already removed, as calls of the functions `names` or as text."""
         return self._chat.parse(reply, thinking="off", tools=[Tool(name, "", {}) for name in names])
 
     def closing(self, tail: bytes) -> Bools:
@@ -210,7 +211,7 @@ class CallsJudge:
         self._spelling, self._functions, self._answer = spelling, functions, answer
 
     def fault(self, reply: Sequence[int]) -> str:
-        """Return the error of the first call that violates its schema, or "" if all match."""
+        """Return the error of the first call that violates its schema, or "" if all calls match."""
         message = self._spelling.read(reply, self._functions)
         if not message.tool_calls:
             return "" if self._answer is None else self._answer.fault(message.text)

@@ -67,8 +67,8 @@ class Judge:
 
 
 def _readable(library: Any, pattern: str) -> str:
-    """Return a regular expression that the validator can parse: the pattern itself, or its translation if that is
-    exact."""
+    """Return a regular expression that the validator can parse: the pattern itself, or its translation if the
+    translation is exact."""
     try:
         library.Draft202012Validator({"pattern": pattern})
         return pattern

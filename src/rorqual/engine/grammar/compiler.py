@@ -124,10 +124,11 @@ class Compiled:
 
 
 class Grammars:
-    """Compiles grammars for one tokenizer in background threads, and caches the last `CACHED`.
+    """Compiles grammars for one tokenizer in background threads, and caches the `CACHED` most recently used.
 
-    `vocab_size` is the model's, and `stop_ids` are the tokens that end a reply. A matching reply contains no special
-    tokens except those of tool calls. `spelling` is the syntax of tool calls, for grammars of kind `calls`.
+    `vocab_size` is the size of the model's vocabulary. `stop_ids` are the tokens that end a reply. A matching reply
+    contains no special tokens except those of tool calls. `spelling` is the syntax of tool calls, for grammars of kind
+    `calls`.
     """
 
     def __init__(
@@ -236,8 +237,8 @@ class Grammars:
             raise refusal(grammar, str(error)) from None
 
     def _schema(self, source: str, library: Any, lexicon: Lexicon) -> tuple[Compiled, Judge | None]:
-        """Compile the constraints of a schema that llguidance can enforce. Also return a validator for the other
-        constraints, or None if there are none."""
+        """Compile the constraints of a schema that llguidance can enforce. Also return a validator for the constraints
+        that llguidance cannot enforce, or None if llguidance enforces all."""
         schema, loose = parse_schema(source), frozenset[str]()
         rewritten, checked = rewrite(schema)
         judge = Judge(schema) if checked else None

@@ -1,5 +1,5 @@
-"""Find subschemas of a JSON schema that require themselves in a cycle. No finite value matches them, so generation
-would never end."""
+"""Find subschemas of a JSON schema that require themselves in a cycle. No finite value matches such a subschema, so
+generation would never end."""
 
 from __future__ import annotations
 
@@ -142,8 +142,8 @@ class _Graph:
 
 
 def _members(part: dict[str, Any]) -> list[Any]:
-    """Return subschemas that a property of the object must match. A list means that a property must match at least one
-    of its subschemas."""
+    """Return the subschemas that properties of an object must match. A list in the result means that a property must
+    match at least one subschema of the list."""
     named, patterns = _mapping(part.get("properties")), _mapping(part.get("patternProperties"))
     others = part.get("additionalProperties", True)
     required = [name for name in _list(part.get("required")) if isinstance(name, str)]
@@ -154,7 +154,7 @@ def _members(part: dict[str, Any]) -> list[Any]:
 
 
 def _items(part: dict[str, Any]) -> list[Any]:
-    """Return the subschemas that the `minItems` first items of an array must match."""
+    """Return the subschemas that the first `minItems` items of an array must match."""
     least, items = _least(part, "minItems"), part.get("items", True)
     first = _list(part.get("prefixItems")) or _list(items)
     rest = part.get("additionalItems", True) if isinstance(items, list) else items

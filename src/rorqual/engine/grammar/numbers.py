@@ -29,12 +29,12 @@ MOST_COEFFICIENT = 2**32 - 1
 
 @dataclass(frozen=True)
 class Numbers:
-    """The rewritten number keywords of a subschema, as `rewritten` returns them."""
+    """The result of `rewritten`: the number keywords of a subschema, rewritten for llguidance."""
 
     keys: dict[str, Any]
     """Keywords that llguidance enforces."""
     steps: tuple[Any, ...] = ()
-    """Alternative values of `multipleOf`: a number must be a multiple of at least one."""
+    """Alternative values of `multipleOf`: a number must be a multiple of at least one of these values."""
     checked: tuple[str, ...] = ()
     """Keywords that llguidance cannot enforce. Finished answers are validated for these keywords."""
     none: bool = False
@@ -143,7 +143,7 @@ def _enforceable(bound: _Bound, opposite: _Bound | None, sign: int, integer: boo
 
 
 def _steps(step: Fraction) -> tuple[Any, ...]:
-    """Return `step` and its coarser multiples with fewer decimals, or () if llguidance cannot read the step.
+    """Return `step` and the multiples of it that have fewer decimals, or () if llguidance cannot read the step.
 
     llguidance writes every multiple with as many decimals as the step: 0.50 for 2 * 0.25.
     """

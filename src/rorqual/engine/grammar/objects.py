@@ -102,7 +102,7 @@ class Objects(Texts):
 
     def _names(self, part: Any, place: str) -> list[str] | str | None:
         """Return the allowed property names as a list or a regular expression. None means that all names are allowed,
-        or that the answer is validated."""
+        or that finished answers are validated instead."""
         for _ in range(MAX_BRANCHES):
             if not (isinstance(part, dict) and isinstance(part.get("$ref"), str) and not binds(part, "$ref")):
                 break
@@ -172,8 +172,8 @@ class Objects(Texts):
                 self._note(key, place)
 
     def _chosen(self, optional: list[str], least: int, most: int | None) -> list[Part] | None:
-        """Return subschemas that require `least` to `most` of the `optional` properties, if no others are allowed. None
-        if they have too many branches."""
+        """Return subschemas that require `least` to `most` of the `optional` properties, or None if they need too many
+        branches. The object must allow no other properties."""
         if len(optional) > MAX_BRANCHES:
             return None
         limits = list[Part]()

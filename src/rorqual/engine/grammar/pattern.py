@@ -129,7 +129,7 @@ class PatternReader:
                 least, most = counts
             else:
                 return node
-            self._next("?")  # a lazy repetition matches the same texts
+            self._next("?")  # a lazy repetition matches the same texts as a greedy one
             if self.text[self.at : self.at + 1] == "+":
                 raise Unreadable("possessive repetition is not supported")
             node = ("rep", node, least, most)
@@ -242,8 +242,8 @@ class PatternReader:
         return "set", self._folded(characters)
 
     def _back_reference(self, number: int) -> Node:
-        """Return the node of a back-reference. It is inexact, because it matches every text that the group can
-        match."""
+        """Return the node of a back-reference. The node is inexact, because it matches every text that the group can
+        match, not only the text that the group did match."""
         if not 0 <= number < len(self.groups):
             raise Unreadable("a reference to a group that does not exist")
         self.inexact = True

@@ -58,12 +58,12 @@ class Turns(Generic[T]):
 
     def __init__(self, workers: int, name: str) -> None:
         self._workers = ThreadPoolExecutor(workers, thread_name_prefix=name)
-        self._waiting: OrderedDict[str, deque[Build[T]]] = OrderedDict()  # the first tenant is next
+        self._waiting: OrderedDict[str, deque[Build[T]]] = OrderedDict()  # the first tenant has the next turn
         self._lock = threading.Lock()
 
     def add(self, tenant: str, build: Build[T]) -> None:
-        """Queue `build` for `tenant`. A build that several tenants add runs once, at the earliest turn among these
-        tenants."""
+        """Queue `build` for `tenant`. If several tenants add the same build, it runs once, at the first turn of one of
+        these tenants."""
         with self._lock:
             if tenant in build.tenants:
                 return

@@ -123,7 +123,7 @@ def escaped(name: str) -> str:
 
 
 def _addresses(schema: Any) -> dict[str, Any]:
-    """Return a dictionary from the full URI of every subschema with an `$id` or an anchor to the subschema."""
+    """Return a dictionary that maps full URIs to subschemas, for every subschema with an `$id` or an anchor."""
     addresses: dict[str, Any] = {}
     for _, part, base in _with_bases(schema):
         if not isinstance(part, dict):

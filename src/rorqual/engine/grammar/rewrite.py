@@ -167,7 +167,7 @@ class Rewriter(Objects):
         self, schema: dict[str, Any], place: str, rewritten: dict[str, Any], extra: list[Part], _: frozenset[str]
     ) -> bool:
         prefix_items, items = schema.get("prefixItems"), schema.get("items", True)
-        if isinstance(items, list):  # the form of draft 7
+        if isinstance(items, list):  # draft 7 lists the prefix in `items`
             prefix_items, items = items, schema.get("additionalItems", True)
         if isinstance(prefix_items, list) and prefix_items:
             name = "items" if isinstance(schema.get("items"), list) else "prefixItems"

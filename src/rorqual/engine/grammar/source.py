@@ -64,8 +64,8 @@ def rewrite(
 ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """Rewrite a schema from `parse_schema` for llguidance.
 
-    Returns the rewritten schema, and (keyword, place) of every constraint that it does not enforce. If there are any,
-    finished answers must be validated.
+    Returns the rewritten schema, and (keyword, place) of every constraint that the rewritten schema does not enforce.
+    If such constraints exist, finished answers must be validated.
     """
     cycles = find_endless(schema, resolve)
     if any(part is schema for _, _, part in cycles):
@@ -197,8 +197,8 @@ def check_pattern(source: str) -> str:
 
 
 def find_cause(source: str, error: str) -> tuple[str, str] | None:
-    """Guess which keyword of a JSON schema caused an llguidance error that names none. Returns (keyword, place), or
-    None."""
+    """Guess which keyword of a JSON schema caused an llguidance error that names no keyword. Returns (keyword, place),
+    or None."""
     patterns = list[tuple[str, str]]()
     for place, part in parts(json.loads(source)):
         if not isinstance(part, dict):

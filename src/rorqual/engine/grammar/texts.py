@@ -52,15 +52,16 @@ class Texts:
     shared: dict[str, Part] = field(default_factory=dict)
 
     def _reserve_branches(self, count: int) -> bool:
-        """Reserve `count` branches for a rewrite. Returns False if there would be too many combinations; the answer is
-        then validated instead."""
+        """Reserve `count` branches for a rewrite. Returns False if this gives too many combinations. The caller then
+        leaves the keyword to the validation of finished answers."""
         if "branches" in self.loose or self.ways * count > MAX_WAYS:
             return False
         self.ways *= count
         return True
 
     def _each(self, schema: Mapping[Any, Any], place: str) -> dict[Any, Part]:
-        """Rewrite sibling subschemas. Branch combinations of siblings do not multiply each other."""
+        """Rewrite sibling subschemas. The numbers of branch combinations of siblings are not multiplied: the largest
+        number counts."""
         before, most, rewritten = self.ways, self.ways, dict[Any, Part]()
         for name, subschema in schema.items():
             self.ways = before
@@ -166,7 +167,7 @@ def binds(part: dict[str, Any], *but: str) -> bool:
 
 
 def count_of(value: Any, keyword: str, place: str) -> int:
-    """Return the value of a keyword such as `minItems`. Raises DataError if it is not an integer from 0, or if a
+    """Return the value of a keyword such as `minItems`. Raises DataError if it is not a non-negative integer, or if a
     minimum is above `MAX_LEAST`."""
     if not grammar_numbers.number(value) or value < 0 or int(value) != value:
         raise DataError(

@@ -1,1 +1,2 @@
-"""The paged KV cache: blocks, their owners and hashes, and the blocks on disk."""
+"""The paged KV cache in memory and on disk, the block pool, the block hashes, and the manager that assigns blocks to
+sequences."""

@@ -1,7 +1,7 @@
 """Block hashes: one key per full block of a prompt. Two blocks have the same key only if their prefixes are equal.
 
 A key is a keyed hash of the parent block's key, the block's tokens and its extra keys. An extra key is, for example,
-the digest of embeddings that replace those of placeholder tokens. The chain starts at a root key, which covers
+the digest of embeddings that replace the embeddings of placeholder tokens. The chain starts at a root key, which covers
 everything that affects all blocks: tenant, weights, adapter and arithmetic.
 
 The hash is keyed with a secret. Without the secret, an attacker cannot construct a collision, and cannot learn another

@@ -1,8 +1,8 @@
 """Ownership of the KV-cache blocks: reference counts, hash keys and eviction. This module uses no tensors.
 
 A block is in one of three states. A *used* block is referenced by at least one sequence. A *cached* block has no
-references but a key, under which a prompt with the same prefix can reuse it. A *free* block has neither references nor
-a key.
+references, but it has a key, by which a prompt with the same prefix finds and reuses it. A *free* block has neither
+references nor a key.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ OnEvict = Callable[[int, bytes], None]
 
 
 class BlockPool:
-    """A pool of `n_blocks` blocks with ids 0 to n - 1.
+    """A pool of `n_blocks` blocks with ids 0 to `n_blocks` - 1.
 
     An operation takes constant time per block, or logarithmic time if the block is or becomes free. `on_evict(id, key)`
     is called when a cached block is evicted, before its contents are overwritten, so that the caller can save them.
@@ -89,7 +89,7 @@ class BlockPool:
             self.on_evict(block, key)
 
     def share(self, key: bytes) -> int | None:
-        """Add a reference to the block with `key` and return it, or None if there is no such block."""
+        """Add a reference to the block with `key` and return the block, or None if no block has this key."""
         block = self._known.get(key)
         if block is not None:
             self.take(block)
@@ -147,8 +147,8 @@ class BlockPool:
         """Give a key to a full block that the caller references. From now on other sequences can `share` the block, so
         it must not be written again.
 
-        Returns False if another block already has the key. This block then gets no key and becomes free when it is
-        released. `drop` uses `tenant` to select blocks.
+        Returns False if another block already has the key. In that case, `block` gets no key and becomes free when it
+        is released. `drop` uses `tenant` to select blocks.
         """
         self._exists(block)
         if self._references[block] == 0:

@@ -48,8 +48,8 @@ def load_secret(folder: Path) -> bytes:
     """Return the 32-byte secret that authenticates the files in `folder`. The first call creates the secret, readable
     by the owner only.
 
-    A secret of another length, which a power failure can leave behind, is replaced. Every existing file is then a miss.
-    Raises ConfigError if the folder cannot be written or other users can read the secret.
+    A secret of another length, which a power failure can leave behind, is replaced. All existing files then become
+    cache misses. Raises ConfigError if the folder cannot be written or other users can read the secret.
     """
     with _as_config_error(folder):
         folder_fd = _open_folder(folder)
@@ -101,8 +101,8 @@ def _make_secret(folder_fd: int, folder: Path) -> bytes:
 class DiskStore:
     """An LRU key-value store of payloads in a folder, limited to `budget_bytes` of disk.
 
-    `secret` comes from `load_secret`. `fingerprint` identifies the weights: files of other weights are misses. `put`
-    never waits for a write, and disk errors are not raised. The constructor raises ConfigError if the folder is
+    `secret` comes from `load_secret`. `fingerprint` identifies the weights: files of other weights are cache misses.
+    `put` never waits for a write, and disk errors are not raised. The constructor raises ConfigError if the folder is
     unusable or in use by another process.
     """
 
@@ -122,7 +122,7 @@ class DiskStore:
         self._sizes: OrderedDict[bytes, int] = OrderedDict()  # sizes of files on disk, least recently used first
         self._pending: OrderedDict[bytes, bytes] = OrderedDict()  # payloads to write; the first may be in progress
         self._pending_bytes = 0
-        self._total = 2 * _PAGE  # the secret and the lock
+        self._total = 2 * _PAGE  # disk space of the secret and the lock
         self._counts = dict.fromkeys(("written", "read", "damaged", "dropped", "evicted"), 0)
         self._last, self._owner = 0, os.getpid()
         self._closing = self._error_reported = False

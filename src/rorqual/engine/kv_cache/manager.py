@@ -1,9 +1,9 @@
 """The KV-cache manager: assign blocks to sequences and maintain the prefix cache. This module uses no tensors.
 
-A block gets a key (`block_hash.py`) once all its positions are computed. The key covers all tokens up to the end of the
-block, embeddings that replace some of them, the tenant and the weights. Sequences with the same prefix share the block.
-A block that no sequence uses any more stays cached until it is evicted. With a disk store, the block is also written to
-disk.
+A block gets a key (`block_hash.py`) once all its positions are computed. The key covers the tenant, the weights, all
+tokens up to the end of the block, and embeddings that replace token embeddings there. Sequences with the same prefix
+share the block. A block that no sequence uses any more stays cached until it is evicted. With a disk store, the block
+is also written to disk.
 """
 
 from __future__ import annotations
@@ -149,8 +149,8 @@ class KVCacheManager:
         owner.blocks, owner.num_cached_blocks = [], 0
 
     def fork(self, owner: Owner, other: Owner, length: int) -> list[tuple[int, int]] | None:
-        """Give `other` the first `length` positions of `owner`. Full blocks are shared. A partial last block gets a new
-        block, into which the caller must copy the contents.
+        """Give `other` the first `length` positions of `owner`. Full blocks are shared. If the last block is partial,
+        `other` gets a new block, into which the caller must copy the contents.
 
         Returns [(target block, source block)], or [] if no block is partial, or None if no block is available.
         """

@@ -1,5 +1,5 @@
-"""The KV cache in memory: pools of blocks. A block holds the cached parts of `BLOCK` positions of one sequence in every
-layer.
+"""The KV cache in memory: pools of blocks. A block holds everything that attention caches, such as keys and values, for
+`BLOCK` positions of one sequence in every layer.
 
 The scheduler decides which blocks a sequence owns. In the last block of a sequence, rows beyond its end get attention
 weight 0. These rows must still be finite, because 0 times NaN is NaN. So pools are initialized with zeros, whose pages
@@ -34,8 +34,7 @@ def zeros(shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Ten
 def token_bytes(config: ModelConfig, dtype: torch.dtype) -> float:
     """Return the KV-cache bytes of one token position over all layers.
 
-    The number is fractional if a cached part has one row per group of tokens. The bytes of a whole block are an
-    integer.
+    The number is fractional if attention caches one row per group of tokens. The bytes of a whole block are an integer.
     """
     return sum(attention.cache_bytes(dtype.itemsize) for attention in config.attentions)
 
@@ -43,8 +42,9 @@ def token_bytes(config: ModelConfig, dtype: torch.dtype) -> float:
 class PagedCache:
     """The block pools of all layers.
 
-    `layers[i]` maps each part of `layouts[i]` to its pool, for attention i. The backend's `attention` decides the
-    memory layout of a pool. `experts` [blocks, BLOCK, routers, k] holds the routers' choices for each cached position.
+    `layers[i]` maps the name of each tensor that attention i caches (`layouts[i].parts`) to its pool. The backend's
+    `attention` decides the memory layout of a pool. `experts` [blocks, BLOCK, routers, k] holds the routers' choices
+    for each cached position.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class PagedCache:
         self._fill(to, self._contents(from_))
 
     def clear(self, blocks: Sequence[int]) -> None:
-        """Fill these blocks with zeros."""
+        """Fill `blocks` with zeros."""
         empty = (torch.zeros(len(blocks), *shape[1:], dtype=dtype, device=self.device) for dtype, shape in self._kinds)
         self._fill(blocks, list(empty))
 
@@ -106,7 +106,7 @@ class PagedCache:
         return True
 
     def _contents(self, blocks: Sequence[int]) -> list[Tensor]:
-        """Return the contents of n `blocks`: one tensor [n, heads, BLOCK / every, width] per pool, then `experts` for
+        """Return the contents of n `blocks`: one tensor [n, heads, rows per block, width] per pool, then `experts` for
         an MoE model."""
         index = torch.tensor(blocks, device=self.device)
         contents = [self.attention.read(pool, index) for pool in self.pools()]
@@ -134,7 +134,7 @@ class StepCache:
         self.cache, self.plan, self.pools = cache, plan, cache.layers
 
     def layer(self, index: int) -> LayerCache:
-        """Return the cache of one layer."""
+        """Return the cache of attention number `index`, counted over the whole model."""
         return _Layer(self, self.cache.layouts[index], self.cache.layers[index])
 
     def table(self, rope: Rope, dim: int) -> tuple[Tensor, Tensor]:

@@ -1,1 +1,1 @@
-"""Engines at a remote endpoint, with the interface of the local engine."""
+"""Clients of remote endpoints, with the interface of the local engine."""

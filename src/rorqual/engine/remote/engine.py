@@ -153,8 +153,8 @@ class _OverBudget(RorqualError):
 
 @contextmanager
 def _recording(faults: list[BaseException], stop: threading.Event) -> Iterator[None]:
-    """Record an exception in `faults` and tell the other threads to stop. Later exceptions of other threads are only
-    consequences of the stop."""
+    """Record an exception in `faults` and tell the other threads to stop. Later exceptions of other threads are caused
+    by this stop."""
     try:
         yield
     except BaseException as error:
@@ -165,7 +165,7 @@ def _recording(faults: list[BaseException], stop: threading.Event) -> Iterator[N
 
 @dataclass(frozen=True)
 class _Gate:
-    """Budget, index and stop event of one request."""
+    """What the retries of one request need: the budget, the request's index, and an event that stops all requests."""
 
     toll: Toll
     place: int
@@ -178,7 +178,7 @@ class RemoteClient(ABC):
 
     `timeout` is in seconds per attempt. Up to `retries` retries follow HTTP 408, 409, 425, 429 or 5xx, a broken
     connection, or a reply without a completion, such as an HTML page. The delay before a retry is `backoff` seconds,
-    doubled each time, or the server's `Retry-After` if that is longer.
+    doubled after each retry, or the server's `Retry-After` if that is longer.
     """
 
     def __init__(
@@ -220,7 +220,7 @@ class RemoteClient(ABC):
 
     @abstractmethod
     def _read(self, data: Any, request: Request) -> Completion:
-        """Return the completion in a reply's JSON. Raises NoCompletion if there is none."""
+        """Return the completion in a reply's JSON. Raises NoCompletion if the reply has no completion."""
 
     @abstractmethod
     def _check(self, wanted: Sequence[tuple[Request, int]]) -> None:
@@ -243,8 +243,9 @@ class RemoteClient(ABC):
         attempt. If `toll.enter` returns False, no further request is sent, and `collect` returns False.
 
         If `refused` is given, `refused(place, error)` is called for a request that the server rejects for its content
-        (`REFUSED`), and the other requests continue. `failed(place, error)` does the same for any other request that
-        fails `alone`. With `first_alone`, the other requests are sent after the first one has finished.
+        (`REFUSED`), and the other requests continue. `failed(place, error)` is called for any other error with
+        `RemoteError.alone`, and the other requests continue too. With `first_alone`, the other requests are sent after
+        the first one has finished.
         """
         self._check(wanted)
         lock, stop = threading.Lock(), threading.Event()
@@ -449,7 +450,7 @@ def check_requests(requests: Sequence[Request]) -> None:
 def _retry_after(headers: Headers) -> float:
     try:
         return float(headers.get("Retry-After", 0))
-    except ValueError:  # a date: use the backoff instead
+    except ValueError:  # the header is a date: use the backoff instead
         return 0.0
 
 
@@ -484,7 +485,7 @@ NO_ANSWER = frozenset({"content_filter", "tool_calls", "function_call", "error"}
 
 class NoCompletion(Exception):
     """Raised if a reply with status 200 has no completion. `usage` holds the token counts that the server reports for
-    it."""
+    the reply."""
 
     remedy = "Give the address of a server with OpenAI's chat completions API."
 
@@ -494,7 +495,8 @@ class NoCompletion(Exception):
 
 
 def completion_of(data: Any, prompt_logprobs: int | None) -> Completion:
-    """Return the first choice of a reply's JSON as a completion. Raises NoCompletion if there is none."""
+    """Return the first choice of a reply's JSON as a completion. Raises NoCompletion if the reply has no choice with a
+    message."""
     try:
         choice = data["choices"][0]
         message = choice["message"]
@@ -536,7 +538,7 @@ def usage_of(data: Any) -> dict[str, int]:
 
 
 def shorten(text: str) -> str:
-    """Return the text on one line. A text of more than 300 characters is cut there and ends with "..."."""
+    """Return the text on one line. A longer text is cut after 300 characters and ends with "..."."""
     text = " ".join(text.split())
     return text if len(text) <= 300 else text[:300] + "..."
 

@@ -32,9 +32,9 @@ SERVER_REMEDY = "Give the address of a `rorqual serve` of this version."
 class RemoteRolloutEngine(RemoteClient):
     """A rollout engine that samples with `POST {address}/rollout/generate` and uploads weights to `/rollout/weights`.
 
-    docs/how-to/serve.md describes both endpoints. Each sample is a separate request, with up to as many in flight as the
-    server has slots. Prompts and replies are sent as token ids, so that no text is tokenized again.
-    Raises ConfigError if the server's tokenizer or chat format differs from the trainer's.
+    docs/how-to/serve.md describes both endpoints. Each sample is a separate request. The number of requests in flight
+    is at most the server's number of slots. Prompts and replies are sent as token ids, so that no text is tokenized
+    again. Raises ConfigError if the server's tokenizer or chat format differs from the trainer's.
     """
 
     def __init__(self, address: str, chat: ChatFormat, *, api_key: str, **settings: Any) -> None:

@@ -37,7 +37,7 @@ class ChatShape(Shape[ChatRequest]):
         super().__init__(service, wanted)
         self._started: set[int] = set()
         self._prompt: list[int] = []
-        # A model that was not trained to reason would write its answer after an open `<think>` and never close it.
+        # A model that was not trained to reason would write its answer after `<think>` and never write `</think>`.
         self._thinking = wanted.thinking if service.chat.thinks else "auto"
         self._messages = [turn.message() for turn in wanted.messages]
         service.check_parts(self._messages)

@@ -54,7 +54,7 @@ class RolloutShape(TextShape):
 
     def choice(self, index: int, choice: Choice) -> dict[str, Any]:
         tokens, recorded = choice.take(), choice.recorded
-        assert recorded is not None  # the engine sends it before the last token
+        assert recorded is not None  # the engine sends `recorded` before the last token
         return {
             "index": index,
             "token_ids": [token.token for token in tokens],

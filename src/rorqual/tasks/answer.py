@@ -128,9 +128,7 @@ def _compare(gold: str, answer: str | None, timeout: int) -> Verdict:
             return Verdict.UNGRADED
         if answer is None or not same_unit(gold, answer):
             return Verdict.WRONG
-        if (
-            re.search(r"\\circ|°", answer) and "=" not in gold
-        ):  # `tidy` removes degree signs, so the sides of an equation may differ
+        if re.search(r"\\circ|°", answer) and "=" not in gold:  # `tidy` removes degree signs, so the sides may differ
             answer = answer.rpartition("=")[2]
         if tidy(gold) == tidy(answer) or _equal(tidy(gold), tidy(answer), timeout):
             return Verdict.RIGHT

@@ -241,6 +241,14 @@ def test_a_poison_is_refused_and_the_next_request_is_answered(server: Server) ->
         assert client.post("/v1/chat/completions", json=chat_body(user="me")).headers["x-rorqual-ignored"] == "user"
         lost = client.get("/v1/nothing")
         assert lost.json()["error"]["code"] == "no_such_route"
+        for path, told in {
+            "/chat/completions": "`/chat/completions` is not a route. Did you mean `/v1/chat/completions`?",
+            "/v1/chat/completion": "`/v1/chat/completion` is not a route. Did you mean `/v1/chat/completions`?",
+            "/qqqq": "`/qqqq` is not a route.",
+        }.items():
+            lost = client.post(path, json={})
+            assert lost.status_code == 404 and lost.json()["error"]["message"] == told
+        assert len(client.post("/" + "a" * 5000, json={}).json()["error"]["message"]) < 300
         assert lost.json()["request_id"] == lost.headers["x-request-id"]
         assert client.get("/v1/chat/completions").status_code == 405
         gzipped = client.post("/v1/completions", content=b"x", headers={"content-encoding": "gzip"})

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rorqual.serve import cors
@@ -18,6 +20,8 @@ from rorqual.serve.routes import chat, completions, rollout, state
 from rorqual.serve.service import Service
 from rorqual.serve.wire import TENANT
 
+LONGEST_PATH = 200
+"""Maximum length of a path in an error message."""
 GONE = 499
 """HTTP status in the metrics for a client that disconnected before the response. nginx uses the same code."""
 OTHER = "other"
@@ -115,8 +119,23 @@ async def _api_error(request: Request, error: Exception) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     headers = dict(error.headers or {})
-    code = "method_not_allowed" if error.status_code == 405 else "no_such_route"
-    return _answer(request.scope, ApiError(error.status_code, str(error.detail), code=code), headers)
+    if error.status_code == 405:
+        path = request.url.path[:LONGEST_PATH]
+        return _answer(
+            request.scope,
+            ApiError(405, f"`{path}` has no method {request.method}.", code="method_not_allowed"),
+            headers,
+        )
+    return _answer(request.scope, ApiError(error.status_code, _no_route(request), code="no_such_route"), headers)
+
+
+def _no_route(request: Request) -> str:
+    """Return a message that names the route closest to the request's path, such as the same one under `/v1`."""
+    path = request.url.path[:LONGEST_PATH]
+    known = sorted({route.path for route in request.app.routes if isinstance(route, Route)})
+    close = next((name for name in known if name.endswith(path) and path != "/"), None)
+    close = close or next(iter(get_close_matches(path, known, n=1)), None)
+    return f"`{path}` is not a route." + (f" Did you mean `{close}`?" if close else "")
 
 
 async def _gone(request: Request, error: Exception) -> Response:

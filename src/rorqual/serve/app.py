@@ -132,7 +132,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
 def _no_route(request: Request) -> str:
     """Return a message that names the route closest to the request's path, such as the same one under `/v1`."""
     path = request.url.path[:LONGEST_PATH]
-    known = sorted({route.path for route in request.app.routes if isinstance(route, Route)})
+    known: list[str] = request.app.state.paths
     close = next((name for name in known if name.endswith(path) and path != "/"), None)
     close = close or next(iter(get_close_matches(path, known, n=1)), None)
     return f"`{path}` is not a route." + (f" Did you mean `{close}`?" if close else "")
@@ -151,8 +151,12 @@ def create_app(service: Service) -> Edge:
     """Build the ASGI application that serves `service`."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.state.service = service
-    for routes in (chat, completions, state, *([rollout] if service.uploads is not None else [])):
-        app.include_router(routes.router)
+    routers = [
+        routes.router for routes in (chat, completions, state, *([rollout] if service.uploads is not None else []))
+    ]
+    for router in routers:
+        app.include_router(router)
+    app.state.paths = sorted({route.path for router in routers for route in router.routes if isinstance(route, Route)})
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Gone, _gone)

@@ -152,7 +152,10 @@ def _parts(config: ModelConfig) -> tuple[MLAConfig, DenseConfig | None, MoEConfi
 
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
-    """Convert a ModelConfig to the `config.json` of DeepSeek's code and transformers. Raises ConfigError if it cannot express the model."""
+    """Convert a ModelConfig to the `config.json` of DeepSeek's code and transformers.
+
+    Raises ConfigError if the `config.json` cannot express the model.
+    """
     attention, wide, moe, router, dense = _parts(config)
     v3 = router.score_bias
     method = "noaux_tc" if v3 else "group_limited_greedy" if router.n_group > 1 else "greedy"

@@ -80,7 +80,10 @@ class Objective(Kind):
         return frozenset()
 
     def weight(self, batch: TrainBatch) -> float:
-        """Return the weight of the batch in the update's mean, such as its number of tokens. The weight must not depend on the forward pass."""
+        """Return the weight of the batch in the update's mean, such as its number of tokens.
+
+        The weight must not depend on the forward pass.
+        """
         raise NotImplementedError
 
     def term(self, model: Decoder, batch: TrainBatch, output: Output) -> Term:

@@ -24,7 +24,7 @@ from rorqual.ops.rope import Rope
 
 
 class Cache(Protocol):
-    """The KV cache during one forward pass. It also decides which tokens each token attends to."""
+    """The KV cache during one forward pass. The cache also decides which tokens each token attends to."""
 
     def layer(self, index: int) -> LayerCache:
         """Return the cache of the attention with this index in `ModelConfig.attentions`."""

@@ -13,7 +13,7 @@ from rorqual.ops.moe import Routing
 
 
 class MTP(nn.Module):
-    """One multi-token prediction module. It shares the embedding and the head with the main model.
+    """One multi-token prediction module. The module shares the embedding and the head with the main model.
 
     The input concatenates the embedding and the hidden state, in the order of the published checkpoint. The hidden
     state is taken after the main model's final norm. Engines that reach the published acceptance rate also use the

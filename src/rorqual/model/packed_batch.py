@@ -1,4 +1,4 @@
-"""Paged attention over a training batch. It sums over the engine's blocks, so that trainer and engine round the same way."""
+"""Paged attention over a training batch. Sums run over the engine's blocks, so that trainer and engine round the same way."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rorqual.ops.paged import BLOCK, fill
 from rorqual.ops.rope import Rope, rope_table
 
 ANGLE_CHUNK = 4096
-"""Number of positions per call that computes RoPE angles. It is fixed so that angles do not depend on the table length."""
+"""Number of positions per call that computes RoPE angles. The number is fixed so that angles do not depend on the table length."""
 
 
 def angles(rope: Rope, dim: int, positions: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
@@ -133,7 +133,7 @@ class BlockedLayerCache(LayerCache, ABC):
 
 
 class PackedBatchCache:
-    """A `Cache` for a training batch. It is used for one forward pass and is differentiable.
+    """A `Cache` for a training batch. The cache is used for one forward pass and is differentiable.
 
     `positions` [batch, seq] must begin at 0 in each document. `segments` [batch, seq] are document numbers; None means
     one document per row. `layouts` has the cache layout of each attention. `attention` is the backend's paged
@@ -179,9 +179,9 @@ class PackedBatchCache:
     def rows(self, every: int) -> tuple[Tensor, Tensor]:
         """Return index tensors that map groups of `every` tokens to tokens, and rows of blocks to groups.
 
-        The first tensor [groups] holds the last token of each group. Its length is padded (`ops.paged.fill`). The
-        second tensor [blocks * BLOCK / every] holds the group of each block row, or the number of groups for an empty
-        row.
+        The first tensor [groups] holds the last token of each group. The length of the first tensor is padded
+        (`ops.paged.fill`). The second tensor [blocks * BLOCK / every] holds the group of each block row, or the number
+        of groups for an empty row.
         """
         if every not in self._rows_by_every:
             ends = np.flatnonzero(self._positions % every == every - 1)

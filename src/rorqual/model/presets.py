@@ -66,7 +66,7 @@ def preset_names() -> tuple[str, ...]:
 
 
 def preset(name: str) -> ModelConfig:
-    """Return the configuration called `name`. Raises ConfigError with the nearest name if it is unknown."""
+    """Return the configuration called `name`. Raises ConfigError with the nearest name if `name` is unknown."""
     alone = {
         "deepseek-v2-lite": _v2_lite,
         "deepseek-v2": _v2,

@@ -1,7 +1,7 @@
 """Mixture of experts with grouped matrix products. No shape depends on the routing, so the host never waits for the GPU.
 
-torch 2.10 has grouped products in bf16, as one kernel from CUDA's sm90 on. For other dtypes, backends loop over
-experts, which synchronizes host and device in each layer.
+torch 2.10 has grouped products in bf16, which are one kernel on GPUs from CUDA's sm90 on. For other dtypes, backends
+loop over experts, which synchronizes host and device in each layer.
 """
 
 from __future__ import annotations

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 class Layer(nn.Module):
     """A module that describes its matrix products to `Backend.prepare`. Training does not use the description.
 
-    - `shared_input`: groups of names of linear maps that have the same input. `shared(x)` computes them.
-    - `derived`: maps the name of a method to the child or parameter that it replaces. The method has no arguments and
-      computes tensors [.., in, out] or [out, in] from weights. `tensors(name)` returns these tensors.
+    - `shared_input`: groups of names of linear maps that have the same input. `shared(x)` computes these maps.
+    - `derived`: maps the name of a method to the child or parameter that the method replaces. The method has no
+      arguments and computes tensors [.., in, out] or [out, in] from weights. `tensors(name)` returns these tensors.
     - `tied`: maps the name of a linear map to the child whose `weight` [out, in] it shares.
     """
 
@@ -38,7 +38,7 @@ class Layer(nn.Module):
         return tuple(group[0] if len(group) == 1 else torch.cat(group, dim=-1) for group in outputs)
 
     def tensors(self, name: str) -> tuple[Tensor, ...]:
-        """Return the tensors of the method `name` in `derived`. Each call computes them unless a backend has precomputed them."""
+        """Return the tensors of the method `name` in `derived`. Each call computes the tensors unless a backend has precomputed them."""
         if name in self.known:
             return self.known[name]
         computed: tuple[Tensor, ...] = getattr(self, name)()

@@ -24,8 +24,9 @@ class Routing:
     - `indices` [tokens, k]: the chosen experts, or `SKIP`. Identity experts are numbered after the experts with weights.
     - `weights` [tokens, k]: the gates of the chosen experts, with gradient.
     - `scores` [tokens, choices]: the affinities, without bias.
-    - `own` [tokens, k]: the router's own choice. It differs from `indices` only if choices are replayed.
-    - `gap` [tokens]: how far the biased score of the replayed choice is below the best score. It is 0 without replay.
+    - `own` [tokens, k]: the router's own choice. `own` differs from `indices` only if choices are replayed.
+    - `gap` [tokens]: how far the biased score of the replayed choice is below the best score. `gap` is 0 without
+      replay.
     """
 
     indices: Tensor

@@ -40,7 +40,7 @@ class Tiles:
     - `tile` [pairs]: the tile of each pair.
     - `block` [pairs]: the block's number in the pool.
     - `place` [pairs]: the block's index in its sequence.
-    - `mask` [pairs, queries, BLOCK]: added to scores. It is `HIDDEN` for an invisible key, otherwise 0.
+    - `mask` [pairs, queries, BLOCK]: added to scores. The added value is `HIDDEN` for an invisible key, otherwise 0.
     - `gather` [tiles * queries]: the token of each query. A partial tile repeats its last token.
     - `slot` [tokens]: the query of each token. `gather` and `slot` are None if query i is token i.
     - `rows`: row limits of matrix products (`ops.rows`).
@@ -349,8 +349,8 @@ def _attend_blocks(
 def _shares(scores: Tensor, weights: Tensor, tiles: Tiles) -> tuple[Tensor, Tensor]:
     """Return the share of each block [pairs, heads, rows, 1], and the highest score of each tile [tiles, heads, rows, 1].
 
-    The share is the sum of the block's exponentials, divided by the exponential of the tile's highest score. It is
-    computed from the largest weight of the block, which is exp(block maximum) divided by the sum of exponentials.
+    The share is the sum of the block's exponentials, divided by the exponential of the tile's highest score. The share
+    is computed from the largest weight of the block, which is exp(block maximum) divided by the sum of exponentials.
 
     A block without visible keys has a share of exactly 0, and a tile's only visible block has a normalized share of
     exactly 1. Hidden blocks therefore do not change the rounding of a query.

@@ -22,8 +22,8 @@ from rorqual.core.config import LARGEST, Config, Count, NonNegative, Positive
 class Yarn(Config):
     """YaRN's extension of a context of `original_max_position_embeddings` tokens by `factor`.
 
-    `attention_factor` multiplies cos and sin. If it is 0, the factor is computed from `mscale` and `mscale_all_dim` by
-    eq. 22 of the paper.
+    `attention_factor` multiplies cos and sin. If `attention_factor` is 0, it is computed from `mscale` and
+    `mscale_all_dim` by eq. 22 of the paper.
     """
 
     factor: Positive

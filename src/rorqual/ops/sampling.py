@@ -24,7 +24,7 @@ Seen = tuple[Ints, npt.NDArray[np.float32]]
 """The token history of each row with penalties: token ids of prompt and reply, and their counts in the reply [rows, tokens]."""
 
 CANDIDATES = 256
-"""Number of top tokens in which the truncation threshold is searched first. If it is not among them, the whole row is sorted."""
+"""Number of top tokens in which the truncation threshold is searched first. If the threshold is lower, the whole row is sorted."""
 BLOCK = 1 << 16
 """Number of logits processed at once on a CPU. A block that fits in the cache is processed ten times as fast as new memory."""
 COLDEST, HOTTEST = 1e-20, 1e20
@@ -211,14 +211,14 @@ def _threshold(
     - the threshold, which is the smallest log-probability that stays,
     - how many tokens with this log-probability stay,
     - whether more tokens have this log-probability,
-    - whether the threshold may lie beyond the candidates. The other three tensors are then not valid.
+    - whether the threshold may lie beyond the candidates. If it may, the other three tensors are not valid.
     """
     candidates = ordered.shape[-1]
     rank = torch.arange(candidates, device=ordered.device)
     allowed = torch.where(top_k > 0, top_k, candidates)
     mass = ordered.double().exp()
     reached = mass.cumsum(-1)
-    # Without top-k, the total probability is 1. With top-k, it is the sum of the k highest.
+    # Without top-k, the total probability is 1. With top-k, it is the sum of the k highest probabilities.
     total = torch.where(top_k > 0, reached.gather(-1, allowed.clamp(max=candidates) - 1), 1.0)
     unlikely = None if log_min_p is None else ordered < ordered[:, :1] + log_min_p
     open_ = torch.zeros_like(top_k, dtype=torch.bool)  # whether tokens beyond the candidates may pass min-p

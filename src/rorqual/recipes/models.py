@@ -74,8 +74,9 @@ def student_like(teacher: ModelConfig, *, share: float = 0.25, layers: int = 0) 
     grouped-query attention with two heads per key-value head, norms on q and k, tied embeddings. SwiGLU is three times
     as wide as the hidden state.
 
-    `layers` 0 means the teacher's number of layers. Widths are multiples of 8. Among the models of the right size, the
-    model nearest to these proportions is returned. Raises ConfigError if no model has the right size.
+    `layers` 0 means the teacher's number of layers. Widths are multiples of 8. Among the models within 3 %, the model
+    that best matches this SwiGLU width and the target size is returned. Raises ConfigError if no model has the right
+    size.
     """
     target = share * account(teacher).active
     depth = layers or len(teacher.layers)

@@ -20,9 +20,9 @@ from rorqual.train.schedule import Schedule
 def beginning(start: str, tokenizer: str, size: Size, context: int) -> tuple[Start, ModelConfig, str]:
     """Return the settings `start`, `model` and `chat` of a run.
 
-    With `start`, the model and the chat format are those of this run. Otherwise the run starts from a new model of the
-    named `size`. The model's vocabulary comes from the tokenizer, and its chat format is the one whose special tokens
-    the tokenizer has.
+    With `start`, the model and the chat format are those of the run `start`. Otherwise the run starts from a new model
+    of the named `size`. The model's vocabulary comes from the tokenizer, and its chat format is the one whose special
+    tokens the tokenizer has.
     """
     if start:
         run = RunDir(Path(start))

@@ -1,1 +1,1 @@
-"""The training loop. Pretraining, fine-tuning and reinforcement learning share it and differ only in source and objective."""
+"""The training loop. Pretraining, fine-tuning and reinforcement learning share the loop and differ only in source and objective."""

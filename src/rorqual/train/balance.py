@@ -20,7 +20,7 @@ class Balance(Config):
 
 def count(routing: Routing, valid: Tensor, n_choices: int) -> Tensor:
     """Return the number of tokens routed to each expert [choices]. `valid` [tokens] excludes padding."""
-    served = routing.indices + 1  # SKIP, which is -1, is counted at 0
+    served = routing.indices + 1  # SKIP (-1) is counted at index 0, which is dropped
     counts = valid.new_zeros(n_choices + 1, dtype=torch.long)
     return counts.scatter_add_(0, served.flatten(), valid.long().unsqueeze(-1).expand_as(served).flatten())[1:]
 

@@ -1,4 +1,4 @@
-"""The training loop. Pretraining, fine-tuning and reinforcement learning share it and differ only in source and objective."""
+"""The training loop. Pretraining, fine-tuning and reinforcement learning share the loop and differ only in source and objective."""
 
 from __future__ import annotations
 

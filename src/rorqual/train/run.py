@@ -19,7 +19,7 @@ from rorqual.train.sources import SourceConfig
 class Start(Config):
     """The initial weights and the tokenizer of a run.
 
-    `run` is a run directory whose weights and tokenizer are used. If it is empty, weights are newly initialized, and
+    `run` is a run directory whose weights and tokenizer are used. If `run` is empty, weights are newly initialized, and
     `tokenizer` is `bytes`, `bpe:SIZE` (trained on the source's text) or the path of a `tokenizer.json`.
     """
 
@@ -31,7 +31,7 @@ Dtype = Literal["float32", "bfloat16"]
 
 
 class Agreement(Config):
-    """Limits on the difference between trainer and sampler. Both use the same weights and the sampler's expert choices.
+    """Limits on the difference between trainer and sampler. Trainer and sampler use the same weights and the sampler's expert choices.
 
     `mean` and `most` limit the average and the largest absolute difference of log-probabilities, in nats. `gap` limits
     how far the scores of the replayed experts may be below the scores of the router's own choice.

@@ -72,7 +72,7 @@ def check_vocabulary(run: Run, tokenizer: Tokenizer) -> None:
 
 
 def check_context(run: Run) -> None:
-    """Raise ConfigError if rows are longer than the model's context, because later positions could not be used."""
+    """Raise ConfigError if rows are longer than the model's context, because the model could not use the later positions."""
     context = run.model.max_position_embeddings
     if run.source.row > context:
         raise ConfigError(
@@ -157,7 +157,8 @@ def extended(run: Run, out: RunDir) -> Run:
         )
     extension = Extension(from_step=out.newest_whole()[0] or 0, old_steps=stored.steps, new_steps=run.steps)
     earlier = stored.extensions
-    if earlier and earlier[-1].from_step == extension.from_step:  # no step since the last extension: merge both
+    # If there was no step since the last extension, merge the two extensions.
+    if earlier and earlier[-1].from_step == extension.from_step:
         earlier, extension = earlier[:-1], extension.model_copy(update={"old_steps": earlier[-1].old_steps})
     return run.model_copy(update={"extensions": (*earlier, extension)})
 

@@ -69,7 +69,7 @@ class Workers(ThreadPoolExecutor):
 
 @contextmanager
 def workers(threads: int) -> Iterator[Workers]:
-    """Open a thread pool. Inside the block, each of its threads and the calling thread run torch operations on one core."""
+    """Open a thread pool. Inside the block, each pool thread and the calling thread run torch operations on one core."""
     keep_freed()
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -137,7 +137,7 @@ def base_of(checkpoint: Path, *, named: str, seen_from: Path) -> Base:
 
 
 def find_base(checkpoint: Path, base: Base) -> Path:
-    """Find an adapter's base checkpoint at `base.run` or `base.beside`. Raises CheckpointError if it is missing or its weights changed."""
+    """Find an adapter's base checkpoint at `base.run` or `base.beside`. Raises CheckpointError if the base is missing or has changed."""
     places = [Path(base.run), checkpoint.parent / base.beside]
     existing = [place for place in places if RunDir(place).config_file.is_file()]
     if not existing:

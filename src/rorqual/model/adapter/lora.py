@@ -57,7 +57,7 @@ class LoRA(Tune):
             setattr(model.get_submodule(parent), last, LoRALinear(linear, self.r, self.scale, generator))
 
     def find(self, model: Decoder) -> dict[str, nn.Linear]:
-        """Return the linear maps that match `targets`, by name. Raises ConfigError if a target matches none."""
+        """Return the linear maps that match `targets`, by name. Raises ConfigError if a target matches no map."""
         known = dict(linears(model))
         unmatched = [t for t in self.targets if t != ALL_LINEAR and not any(_matches(name, t) for name in known)]
         if unmatched:

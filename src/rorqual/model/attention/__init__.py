@@ -1,4 +1,4 @@
-"""The attention kinds, one module per kind. Importing this package registers all of them."""
+"""The attention kinds, one module per kind. Importing this package registers all kinds."""
 
 from rorqual.model.attention.base import (
     Attention,

@@ -119,7 +119,7 @@ class LayerCache(Protocol):
         selected: Selection | None = None,
         window: int | None = None,
     ) -> Tensor:
-        """Attend from every token to the rows of its sequence up to its own position.
+        """Attend from every token to the rows of its sequence, up to the token's position.
 
         `q` is [tokens, heads, queries per head, d]. `keys` and `values` are part names and may be the same name. Only
         the first `value_width` columns of the values are used (None: all). The row of a group is visible to the last

@@ -54,7 +54,7 @@ class GQAConfig(AttentionConfig):
 
 
 class GQA(Attention):
-    """Grouped-query attention module. It caches keys after RoPE, and values."""
+    """Grouped-query attention module. The cache holds values, and keys after RoPE."""
 
     shared_input = (("q_proj", "k_proj"), ("v_proj",))
 

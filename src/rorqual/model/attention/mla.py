@@ -73,7 +73,7 @@ class MLAConfig(AttentionConfig):
 
 
 class MLA(Attention):
-    """Multi-head latent attention module. It caches the normed latent c^KV and the shared RoPE key k^R of each token, concatenated."""
+    """Multi-head latent attention module. The cache holds, per token, the normed latent c^KV and the shared RoPE key k^R, concatenated."""
 
     derived = {"up_maps": "kv_b_proj"}
 

@@ -1,4 +1,4 @@
-"""The block kinds, one module per kind. Importing this package registers all of them."""
+"""The block kinds, one module per kind. Importing this package registers all kinds."""
 
 from rorqual.model.block.base import Block, BlockConfig, StreamEnd
 from rorqual.model.block.pre_norm import PreNormConfig

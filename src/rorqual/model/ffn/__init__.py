@@ -1,4 +1,4 @@
-"""The feed-forward kinds, one module per kind. Importing this package registers all of them."""
+"""The feed-forward kinds, one module per kind. Importing this package registers all kinds."""
 
 from rorqual.model.ffn.base import FFN, FFNConfig
 from rorqual.model.ffn.dense import DenseConfig

@@ -118,7 +118,10 @@ def _moe_from_hf(keys: ConfigKeys, *, v3: bool) -> MoEConfig:
 
 
 def _parts(config: ModelConfig) -> tuple[MLAConfig, DenseConfig | None, MoEConfig, GroupedTopKConfig, int]:
-    """Return the configs of attention, dense network (None if no layer is dense), experts and router, and the number of leading dense layers."""
+    """Return the configs of attention, dense network, experts and router, and the number of leading dense layers.
+
+    The config of the dense network is None if no layer is dense.
+    """
     kinds = [stage.ffn for stage in config.layers]
     dense = sum(isinstance(ffn, DenseConfig) for ffn in kinds)
     attention, wide, moe = config.stages[0].attention, kinds[0], kinds[-1]
@@ -152,7 +155,10 @@ def _parts(config: ModelConfig) -> tuple[MLAConfig, DenseConfig | None, MoEConfi
 
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
-    """Convert a ModelConfig to the `config.json` of DeepSeek's code and transformers. Raises ConfigError if it cannot express the model."""
+    """Convert a ModelConfig to the `config.json` of DeepSeek's code and transformers.
+
+    Raises ConfigError if the `config.json` cannot express the model.
+    """
     attention, wide, moe, router, dense = _parts(config)
     v3 = router.score_bias
     method = "noaux_tc" if v3 else "group_limited_greedy" if router.n_group > 1 else "greedy"

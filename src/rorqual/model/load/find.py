@@ -45,7 +45,7 @@ def known_types() -> tuple[str, ...]:
 
 
 def family_of(model_type: str, where: str) -> CheckpointFamily:
-    """Return the checkpoint family of a `model_type`. Raises ConfigError listing the supported types if it is unknown."""
+    """Return the checkpoint family of a `model_type`. Raises ConfigError listing the supported types if the type is unknown."""
     for family in FAMILIES:
         if model_type in family.model_types:
             return family

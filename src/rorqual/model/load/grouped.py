@@ -54,7 +54,7 @@ def _check_mscale(attention: GQAConfig, where: str) -> None:
 
 
 def no_sliding_window(keys: ConfigKeys, layers: int) -> None:
-    """Raise ConfigError for Qwen's sliding-window attention, which is not supported. Published models do not use it."""
+    """Raise ConfigError for Qwen's sliding-window attention, which is not supported. Published models do not use sliding windows."""
     keys.expect("use_sliding_window", False)
     # transformers ignores sliding_window and max_window_layers if use_sliding_window is false.
     keys.take("sliding_window", None)

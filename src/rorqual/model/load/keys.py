@@ -68,7 +68,7 @@ class ConfigKeys:
         self._taken: set[str] = set()
 
     def take(self, key: str, default: Any = _MISSING) -> Any:
-        """Return the value of `key`. Raises ConfigError if it is missing and has no default."""
+        """Return the value of `key`. Raises ConfigError if the key is missing and has no default."""
         self._taken.add(key)
         value = self._data.get(key, default)
         if value is _MISSING:

@@ -20,7 +20,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class NameEntry:
-    """A Rorqual tensor `ours` and the published tensors `theirs` with the same values. `kind` says how they correspond:
+    """A Rorqual tensor `ours` and the published tensors `theirs` with the same values. `kind` says how `ours` and `theirs` correspond:
 
     - "alone": `ours` equals the only published tensor in `theirs`.
     - "stack": `ours` [n, ...] stacks n published tensors.

@@ -76,7 +76,7 @@ def load_weights(model: Decoder, checkpoint: Path) -> None:
 def _check_headers(
     stored: Any, stored_names: Mapping[str, str], wanted: dict[str, Tensor], config: ModelConfig, where: str
 ) -> dict[str, NameEntry]:
-    """Check that names, shapes and types in a file's header match the model. Return the name entries of its FP8 tensors.
+    """Check that names, shapes and types in a file's header match the model. Return the name entries of FP8 tensors.
 
     `stored_names` maps current tensor names to the names in the file.
     """

@@ -18,7 +18,7 @@ from rorqual.ops.rows import LOOSE, Rows
 PAD = -1
 """The slot of padding tokens, which are not cached."""
 NOBODY = 0
-"""The block that padding tokens write to. It belongs to no sequence."""
+"""The block that padding tokens write to. This block belongs to no sequence."""
 PAIRS = 48
 """Number of pairs of query tile and block that attention processes at once, so that scores fit in the processor's cache."""
 
@@ -51,7 +51,9 @@ class AttentionMetadata:
 
 @dataclass(frozen=True)
 class Plan:
-    """Index tensors that `PagedAttention` computes once per forward pass for all layers. Its subclasses may use their own plan type.
+    """Index tensors that `PagedAttention` computes once per forward pass for all layers.
+
+    A subclass of `PagedAttention` may use its own plan type.
 
     - `pieces`: consecutive slices of the tokens, with the query tiles of each slice. Tokens after the last slice are
       padding.
@@ -113,7 +115,7 @@ class Plan:
 
 
 class PagedAttention:
-    """Paged attention, implemented by `ops.paged`. It is differentiable.
+    """Differentiable paged attention, implemented by `ops.paged`.
 
     A pool stores one cached part of all sequences. In this class, a pool is a tensor [blocks, heads, rows per block,
     width]. Callers must not depend on this layout.

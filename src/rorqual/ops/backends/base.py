@@ -243,7 +243,11 @@ def _routed(module: nn.Module, ops: Backend) -> nn.Module:
 
 
 class Experts(nn.Module):
-    """The stacked routed experts: gate_up_proj [experts, 2 * intermediate, hidden] (gate first), down_proj [experts, hidden, intermediate]."""
+    """The stacked routed experts.
+
+    The weights are gate_up_proj [experts, 2 * intermediate, hidden], gate first, and down_proj [experts, hidden,
+    intermediate].
+    """
 
     def __init__(self, n: int, hidden_size: int, intermediate_size: int) -> None:
         super().__init__()

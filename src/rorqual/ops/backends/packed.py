@@ -46,7 +46,7 @@ class Packing(Backend):
 
 
 class PackedLinear(LinearMap):
-    """A linear map y = x W^T + b whose weight [out, in] is stored only in oneDNN's layout. It has no gradients.
+    """A linear map y = x W^T + b whose weight [out, in] is stored only in oneDNN's layout. The map has no gradients.
 
     `most` is the limit on rows per product (`ops.rows.Rows.most`).
     """

@@ -58,7 +58,7 @@ NOT_HELD = (
 
 
 class TorchInvariant(Packing):
-    """The batch-invariant backend. It pads the rows of products, uses paged attention, and pads elementwise operations."""
+    """The batch-invariant backend. It pads the inputs of matrix products and elementwise operations, and uses paged attention."""
 
     name = "torch-invariant"
     invariant = True

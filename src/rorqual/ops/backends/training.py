@@ -70,7 +70,7 @@ def _attend_by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: fl
 
 
 def experts(x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor) -> Tensor:
-    """Compute `ops.moe.experts` over tokens sorted by expert. Under autocast, it uses the autocast dtype like a linear layer."""
+    """Compute `ops.moe.experts` over tokens sorted by expert. Under autocast, the experts use the autocast dtype, like a linear layer."""
     return experts_tuned(x, routing, gate_up, down, (), ())
 
 

@@ -44,7 +44,7 @@ TEACHES = 0.8
 
 In the quickstart with seed 0, this share was 0.94 for the teacher and 0.64 for the reinforced student. The measured
 value of `GOES_OVER` was 0.38 for the teacher and 0.71 for the student. `TEACHES` and `GOES_OVER` are near the middle
-between these values. Other seeds may differ.
+between the teacher's and the student's values. Other seeds may differ.
 """
 WARM, STEPS, BATCH = 2, 8, 64
 DRAWN = 384
@@ -202,7 +202,7 @@ def reinforced(name: str, steps: int, samples: int, pace: Pace, lengths: Lengths
 
 
 def thinks(mode: str, habit: float) -> float:
-    """Return the share of problems on which a model thinks in `mode`. `habit` is this share in mode auto."""
+    """Return the share of problems on which a model thinks in `mode`. `habit` is the share in mode auto."""
     return {"on": 1.0, "off": 0.0}.get(mode, habit)
 
 

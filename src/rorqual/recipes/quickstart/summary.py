@@ -66,7 +66,7 @@ def summary(place: Place, seed: int, size: str) -> dict[str, Any]:
 
 
 def model_facts(run: RunDir) -> dict[str, int]:
-    """Return a model's parameters, cache size and FLOPs under the report's keys."""
+    """Return a model's parameters, cache size and FLOPs, with the keys that the report uses."""
     model = read_model_config(run)
     a = account(model, context=model.max_position_embeddings, cache_value_bytes=4)
     facts = {"total": a.total, "active": a.active, "cache_bytes_per_token": a.cache_bytes, "flops_per_token": a.flops}

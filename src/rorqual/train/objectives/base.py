@@ -22,9 +22,9 @@ from rorqual.train.batch import TrainBatch
 class Term:
     """The loss and the metrics of one objective on a batch. `sum` is the loss before division by the weight.
 
-    `means` (as sum and weight) and `maxima` are metrics. `routing` is the routing of layers that the objective ran
-    itself, and `valid` the mask of tokens without padding for each of these layers. `logprobs` [rows, seq] are the
-    log-probabilities of the targets if the objective sets `wants_old`.
+    `means` maps metric names to (sum, weight), and `maxima` maps metric names to largest values. `routing` is the
+    routing of layers that the objective ran itself, and `valid` the mask of tokens without padding for each of these
+    layers. `logprobs` [rows, seq] are the log-probabilities of the targets if the objective sets `wants_old`.
     """
 
     sum: Tensor
@@ -72,7 +72,7 @@ class Objective(Kind):
         return False
 
     def needs(self) -> frozenset[str]:
-        """Return the optional batch fields that the objective requires. A run is refused if its source does not provide them."""
+        """Return the optional batch fields that the objective requires. A run is refused if its source does not provide these fields."""
         return frozenset()
 
     def records(self) -> frozenset[str]:
@@ -80,7 +80,10 @@ class Objective(Kind):
         return frozenset()
 
     def weight(self, batch: TrainBatch) -> float:
-        """Return the weight of the batch in the update's mean, such as its number of tokens. The weight must not depend on the forward pass."""
+        """Return the weight of the batch in the update's mean, such as its number of tokens.
+
+        The weight must not depend on the forward pass.
+        """
         raise NotImplementedError
 
     def term(self, model: Decoder, batch: TrainBatch, output: Output) -> Term:

@@ -19,7 +19,7 @@ Divergence = Literal["forward", "reverse", "skewed", "skewed_reverse"]
 Tail = Literal["bucket", "renormalise"]
 MOST_MASS = 1.001
 TAIL_FLOOR = 1e-7
-"""Smallest probability assigned to a teacher's tail. Below it, rounding of fp32 log-probabilities dominates."""
+"""Smallest probability assigned to a teacher's tail. Below this value, rounding of fp32 log-probabilities dominates."""
 
 
 class Distil(Objective):
@@ -90,7 +90,7 @@ class Distil(Objective):
     def _aligned(self, logits: Tensor, stored: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return log-probabilities of teacher and student for k tokens, or for k tokens and a bucket of all others [n, k or k + 1].
 
-        `logits` [n, vocab] are the student's. `stored` [n, k] are the teacher's log-probabilities.
+        `logits` [n, vocab] are the student's logits. `stored` [n, k] are the teacher's log-probabilities.
         """
         t, vocab = self.temperature, logits.shape[-1]
         if ids is None and stored.shape[-1] != vocab:

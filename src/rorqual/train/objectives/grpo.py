@@ -53,11 +53,11 @@ class GRPO(Objective):
     min(p_old / p_sampler, C).
 
     `beta` is the weight of the KL divergence from the batch's `reference_logprobs`. `kl` is 'k3' (R1, eq. 2) or
-    'unbiased', which multiplies k3 by p / p_sampler, with gradient (V3.2, section 3.1). The KL term is neither clipped
-    nor masked.
+    'unbiased' (V3.2, section 3.1), which multiplies k3 by the ratio p / p_sampler. The gradient also flows through this
+    ratio. The KL term is neither clipped nor masked.
 
     `off_policy_delta` drops answers with a negative advantage if the sampler's log-probability exceeds the trainer's by
-    more than this value, averaged over the answer's tokens (V3.2, section 3.1). The value 0 disables this mask.
+    more than this value, averaged over the answer's tokens (V3.2, section 3.1). The value 0 drops no answer.
     """
 
     kind: Literal["grpo"] = "grpo"

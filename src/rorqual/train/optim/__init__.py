@@ -1,4 +1,4 @@
-"""The optimizers, one module per kind. Importing this package registers all of them."""
+"""The optimizers, one module per kind. Importing this package registers all kinds."""
 
 from rorqual.train.optim.adamw import AdamWConfig
 from rorqual.train.optim.base import OptimConfig, Optimizer

@@ -25,7 +25,7 @@ class Optimizer(ABC):
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
-        """Return the optimizer state as named tensors. A resumed run loads it."""
+        """Return the optimizer state as named tensors. A resumed run loads these tensors."""
 
     @abstractmethod
     def load(self, state: dict[str, Tensor]) -> None:

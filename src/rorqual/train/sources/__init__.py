@@ -1,4 +1,4 @@
-"""The sources of training batches, one module per kind. Importing this package registers all of them."""
+"""The sources of training batches, one module per kind. Importing this package registers all kinds."""
 
 from rorqual.train.sources.base import Materials, Source, SourceConfig, Step
 from rorqual.train.sources.conversations import ConversationsConfig

@@ -107,8 +107,8 @@ def empty(one: Distilled, stops: Collection[int]) -> bool:
 def lay_teacher(packed: Packed, rows: Sequence[Distilled]) -> TrainBatch:
     """Build a training batch with the teacher's most likely tokens and their log-probabilities.
 
-    Row i of `top_ids` is the distribution of reply token i. It is stored at the position before that token, which
-    predicts that token.
+    Row i of `top_ids` is the distribution of reply token i. This distribution is stored at the position that predicts
+    reply token i.
     """
     batch = TrainBatch.from_packed(packed.batch)
     shape = (*batch.tokens.shape, rows[0].top_ids.shape[1])

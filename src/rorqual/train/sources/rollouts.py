@@ -40,8 +40,8 @@ class RolloutConfig(SourceConfig):
     prompt and answer must fit into a row. `trace` is the number of groups per step whose texts are stored for `rorqual
     trace`: the groups with the most varied rewards.
 
-    `top_p` and `top_k` restrict sampling. The trainer then normalizes its probabilities over the same tokens (keep
-    sampling mask, V3.2, 2512.02556).
+    `top_p` and `top_k` restrict sampling. The trainer then normalizes its probabilities over the tokens that top-p and
+    top-k allowed (keep sampling mask, V3.2, 2512.02556).
 
     `max_num_gen_batches` enables dynamic sampling (DAPO, 2503.14476). The source draws `problems` problems up to
     `max_num_gen_batches` times, until `problems` groups have both right and wrong answers. Only these groups are
@@ -54,11 +54,11 @@ class RolloutConfig(SourceConfig):
     `mask_truncated` excludes truncated answers from training (DAPO's overlong filtering). Truncated answers still count
     in the mean reward of their group.
 
-    `reference` is a run whose model's log-probabilities are added to the batches, for a KL term. Groups with equal
-    rewards are then trained on too.
+    `reference` is a run whose model's log-probabilities are added to the batches, for a KL term. With `reference`,
+    groups with equal rewards are trained on too.
 
     `max_age` limits the policy age: the trainer's policy version minus the version that sampled the answer. Answers of
-    age 1 or more are not compared with the trainer. The objective weights them by importance ratios.
+    age 1 or more are not compared with the trainer. The objective weights these answers by importance ratios.
     """
 
     kind: Literal["rollouts"] = "rollouts"
@@ -232,7 +232,7 @@ def mixed(group: list[Scored]) -> bool:
 
 
 def check_room(chat: ChatFormat, probe: list[Problem], thinking: Thinking, max_tokens: int, row: int) -> None:
-    """Raise DataError if the longest prompt of these problems plus `max_tokens` exceeds a row."""
+    """Raise DataError if the longest prompt of the problems `probe` plus `max_tokens` exceeds a row."""
     longest = max(len(chat.prompt(problem.messages, thinking)) for problem in probe)
     if longest + max_tokens > row:
         raise DataError(

@@ -1,4 +1,4 @@
-"""The router kinds, one module per kind. Importing this package registers all of them."""
+"""The router kinds, one module per kind. Importing this package registers all kinds."""
 
 from rorqual.model.ffn.router.base import Router, RouterConfig
 from rorqual.model.ffn.router.grouped_topk import GroupedTopK, GroupedTopKConfig

@@ -60,9 +60,10 @@ class GroupedTopKConfig(RouterConfig):
 
 
 class GroupedTopK(Router):
-    """A grouped top-k router module. It computes in fp32, whatever the dtype of its weight `gate` [experts, hidden].
+    """A grouped top-k router module. The router computes in fp32, whatever the dtype of its weight `gate` [experts, hidden].
 
-    `e_score_correction_bias` [experts] is a buffer that load balancing updates. It is None without `score_bias`.
+    `e_score_correction_bias` [experts] is a buffer that load balancing updates. The buffer is None without
+    `score_bias`.
     """
 
     derived = {"wide_gate": "gate"}

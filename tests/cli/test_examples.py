@@ -113,9 +113,9 @@ def show_blocks(workshop: Path, programs: Path) -> None:
     for language, text in chain.from_iterable(map(blocks, SHOWN)):
         if language == "sh":
             shell(text, workshop, programs)
-        elif text.startswith("# mine.py"):
+        elif (name := text.partition("\n")[0].removeprefix("# ")).endswith(".py"):
             assert text.count("\n") < TASK_LINES
-            (workshop / "mine.py").write_text(text, encoding="utf-8")
+            (workshop / name).write_text(text, encoding="utf-8")
         elif language == "python":
             assert text.count("\n") < SCRIPT_LINES
             (workshop / "script.py").write_text(text, encoding="utf-8")

@@ -80,7 +80,7 @@ def compare_seeds(
     if len(before) != len(after) or not before:
         raise DataError(
             f"{len(before)} evaluations cannot be paired with {len(after)}",
-            remedy="Give one evaluation of each kind per seed.",
+            remedy="Give the same evaluations for each seed, one file of each.",
         )
     for old, new in zip(before, after, strict=True):
         _same_problems(old, new)

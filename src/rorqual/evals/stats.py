@@ -266,7 +266,7 @@ def holm_values(p_values: Sequence[float]) -> list[float]:
 def holm(claims: Iterable[Claim]) -> list[Claim]:
     """Return the claims with p-values adjusted for the number of tests. Claims without a p-value do not count.
 
-    A "higher" claim becomes open if its adjusted p-value exceeds one minus the confidence of its interval.
+    The verdict "higher" changes to "open" (undecided) if its adjusted p-value exceeds one minus the confidence of its interval.
     """
     result = list(claims)
     tested = [(index, claim.p_value) for index, claim in enumerate(result) if claim.p_value is not None]

@@ -105,7 +105,9 @@ class _Growth:
         return Node(label, self.names[feature], float(self.cuts[feature][at]), *parts)
 
     def _scores(self, bins: Integers, codes: Integers, counts: Integers, cuts: int) -> Floats:
-        """Return [cuts]: for each cut, the sum of squared label counts over the number of problems, added for both sides.
+        """Return the purity of each cut [cuts].
+
+        For each side, the sum of squared label counts is divided by the number of problems there. Both results are added.
 
         A cut that leaves fewer than `LEAF` problems on a side scores -1.
         """

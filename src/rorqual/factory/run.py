@@ -180,7 +180,7 @@ class Work:
             try:
                 self.journal.append(entry.line() for entry in entries if not entry.failed)
                 self.failures.append(entry.line() for entry in entries if entry.failed)
-            except DiskFull as error:  # these entries were written to reserved disk space
+            except DiskFull as error:  # the last samples were still written, into disk space reserved before
                 disk_full = error
             on_saved()
             for entry in entries:

@@ -39,7 +39,7 @@ Places = Mapping[int, Path]
 
 @dataclass(frozen=True)
 class EqualBudgetClaim:
-    """One part of a claim: the arm `favoured` is better than the arm `rival` at an equal amount of `equal`."""
+    """One part of a claim: the arm `favoured` is better than the arm `rival` if both use as much of the resource `equal`."""
 
     equal: Equal
     favoured: str

@@ -23,7 +23,7 @@ _DONE = "[DONE]"
 
 
 class _Call:
-    """A request to an ASGI application. The response arrives in `messages`; `leave` simulates that the client disconnects."""
+    """A request to an ASGI application. The response arrives in `messages`; `leave` simulates a disconnect of the client."""
 
     def __init__(self, body: bytes) -> None:
         self.messages: asyncio.Queue[Message | None] = asyncio.Queue(MESSAGES)

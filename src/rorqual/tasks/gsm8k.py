@@ -30,7 +30,7 @@ class Gsm8k(FileTask):
       A number after a preposition or article ("12 apples for 3 people") counts only if no other number remains.
     - A conclusion ("So ...", "... in total", bold, `Total: ...`) outranks a later remark ("That is $4 a day.").
       An answer at the start of the reply ("**27**", "7 pencils.") outranks the explanation that follows.
-    - A reply that leaves work to do ("Next, we have to add ...") or says that it guesses has no answer.
+    - A reply counts as unanswered if it leaves work to do ("Next, we have to add ...") or calls its answer a guess.
       A letter selects the option that it labels ("A) 40", "B) 44").
     - If two numbers look equally final and one is right, the reply is ungraded, because only the question can decide.
       Examples: "9 remain, and 6 are gone", "$40, i.e. $8 a month", "to $48, a saving of $12", "18 eggs for $36".

@@ -14,7 +14,7 @@ import statistics
 from pathlib import Path
 
 from rorqual.core.ledger import read_ledger
-from rorqual.recipes.quickstart import SCALES, Place
+from rorqual.recipes.quickstart import SCALES, QuickstartPaths
 from rorqual.recipes.quickstart.forecast import forecast
 
 WITHIN = 0.25
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--times", type=int, default=3)
     chosen = parser.parse_args()
-    measured = {entry.stage: entry for entry in read_ledger(Place(chosen.run).ledger)}
+    measured = {entry.stage: entry for entry in read_ledger(QuickstartPaths(chosen.run).ledger)}
     probes = [forecast(SCALES[chosen.size], seed=seed, threads=chosen.threads) for seed in range(chosen.times)]
     rows = []
     for stage in zip(*probes, strict=True):

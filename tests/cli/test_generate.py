@@ -34,7 +34,7 @@ from rorqual.engine.request import Request
 from rorqual.generate.batch import answers
 from rorqual.generate.output import Partial, to_line
 from rorqual.generate.prompts import Prompts, Refused
-from rorqual.generate.schema import Asking, RowRequest, RowSampling, line_seed
+from rorqual.generate.schema import RowParser, RowRequest, RowSampling, line_seed
 
 Rows = list[dict[str, Any]]
 GENERATE = ("generate", "prompts.jsonl", "run=run", "out=out.jsonl", "threads=1")
@@ -476,7 +476,7 @@ def test_a_shuffled_file_gives_each_id_the_answer_that_it_had(place: Path) -> No
 
 
 def test_seeds_are_of_the_id_else_of_the_line(place: Path) -> None:
-    asking = Asking(RowSampling(seed=3))
+    asking = RowParser(RowSampling(seed=3))
 
     def seed(line: int, **row: Any) -> int:
         ask = asking.ask(line, {"prompt": "x", **row})
@@ -523,7 +523,7 @@ def test_no_more_is_read_than_can_be_asked(engine: Engine) -> None:
             read += 1
             assert read - answered <= 8 + 1 + 4, "the file is read ahead of the answers"
             row = {"prompt": f"add {line} 1", "max_tokens": 3, "temperature": 1.0}
-            found = Asking(RowSampling()).ask(line, row if line % 5 else {})
+            found = RowParser(RowSampling()).ask(line, row if line % 5 else {})
             yield found
 
     for some in answers(engine, asks(), room=8):
@@ -537,7 +537,7 @@ def test_a_file_of_many_lines_takes_the_memory_of_few(tmp_path: Path) -> None:
     path.write_text(line * 20_000, encoding="utf-8")
     tracemalloc.start()
     prompts = Prompts.open(path)
-    asking = Asking(RowSampling())
+    asking = RowParser(RowSampling())
     with Partial(tmp_path / "out.jsonl", {}, rows=prompts.rows, last=prompts.last) as partial:
         for number, row in prompts.read():
             assert isinstance(asking.ask(number, row), RowRequest)

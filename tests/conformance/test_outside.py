@@ -38,7 +38,7 @@ from rorqual.train.batch import TrainBatch
 from rorqual.train.loop import fit
 from rorqual.train.objectives import GRPO, NextToken
 from rorqual.train.sources import Materials
-from rorqual.train.sources.rollouts import Scored, lay_beside
+from rorqual.train.sources.rollouts import Scored, pack_rollouts
 from rorqual.train.workers import compare, gradient, workers
 
 
@@ -94,7 +94,7 @@ def batch_of(found: list[Completion]) -> TrainBatch:
     samples = [
         Sample([*c.prompt_ids, *c.token_ids], [False] * len(c.prompt_ids) + [True] * len(c.token_ids)) for c in found
     ]
-    return lay_beside(pack(samples, 128), [Scored(c, Verdict.RIGHT, 1.0) for c in found])
+    return pack_rollouts(pack(samples, 128), [Scored(c, Verdict.RIGHT, 1.0) for c in found])
 
 
 @every_model

@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rorqual.core.records import WHOLE_FILE, RunDir, write_json
+from rorqual.core.records import MANIFEST_FILE, RunDir, write_json
 from rorqual.data.tokenizer import N_BYTES, Special, Tokenizer
 from rorqual.model import Decoder, ModelConfig, Stage
 from rorqual.model.attention import GQAConfig, MLAConfig
@@ -118,7 +118,7 @@ def write_run(
     }
     weights = folder / "model.safetensors"
     save_file(state, weights)
-    write_json(folder / WHOLE_FILE, {weights.name: weights.stat().st_size})
+    write_json(folder / MANIFEST_FILE, {weights.name: weights.stat().st_size})
     (tokenizer or ascii_tokenizer(model.config.vocab_size)).save(run.tokenizer_file)
     settings = {"recipe": "import", "chat": "deepseek", "model": model.config.model_dump(mode="json")}
     run.config_file.write_text(yaml.safe_dump(settings), encoding="utf-8")

@@ -19,7 +19,7 @@ import torch
 from hub_folders import deepseek, in_fp8, listing, published, qwen3, read_json, stored, write_folder, write_json
 from safetensors.torch import load_file, save_file
 
-from rorqual.convert.files import in_the_making
+from rorqual.convert.files import atomic_folder
 from rorqual.convert.gguf import export_gguf, import_gguf
 from rorqual.convert.hf import export_hf, import_hf
 from rorqual.core.errors import CheckpointError, ConfigError, NumericsError, RorqualError
@@ -432,7 +432,7 @@ def test_a_full_disk_leaves_no_half_file(folder: Path) -> None:
 def test_a_disk_without_room_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with (
         pytest.raises(RorqualError, match=r"bytes are needed, but only [\d,]+ are free"),
-        in_the_making(tmp_path / "new" / "x", needs=1 << 60),
+        atomic_folder(tmp_path / "new" / "x", needs=1 << 60),
     ):
         raise AssertionError
     assert not list(tmp_path.iterdir())
@@ -440,7 +440,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(tmp_path: Pat
 
 def test_two_at_once_are_refused(folder: Path) -> None:
     out = folder.parent / "run"
-    with in_the_making(out, needs=0) as making:
+    with atomic_folder(out, needs=0) as making:
         (making / "mine").write_text("mine", encoding="utf-8")
         with pytest.raises(RorqualError, match="another process is writing it"):
             import_hf(folder, out)

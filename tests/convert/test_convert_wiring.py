@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rorqual.convert.files import find_tensors, in_the_making, inside, refuse_target
+from rorqual.convert.files import atomic_folder, find_tensors, inside, refuse_target
 from rorqual.convert.gguf_header import HeaderKeys
 from rorqual.convert.gguf_keys import ARCHITECTURES, architecture_for, config_from_keys, keys_for
 from rorqual.convert.gguf_names import RowRange as Rows
@@ -291,20 +291,20 @@ def test_files_of_the_hubs_cache_are_inside_and_others_are_not(tmp_path: Path) -
 def test_what_is_made_appears_whole_and_only_where_nothing_was(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for name in ("empty", "new"):
-        with in_the_making(tmp_path / name, needs=10) as folder:
+        with atomic_folder(tmp_path / name, needs=10) as folder:
             (folder / "a").write_bytes(b"1")
         assert (tmp_path / name / "a").read_bytes() == b"1"
         with pytest.raises(CheckpointError, match="already exists"):
             refuse_target(tmp_path / name)
-    with pytest.raises(KeyError), in_the_making(tmp_path / "failed", needs=0) as folder:
+    with pytest.raises(KeyError), atomic_folder(tmp_path / "failed", needs=0) as folder:
         (folder / "a").write_bytes(b"1")
         raise KeyError
-    with pytest.raises(RorqualError, match="are free"), in_the_making(tmp_path / "large", needs=1 << 60):
+    with pytest.raises(RorqualError, match="are free"), atomic_folder(tmp_path / "large", needs=1 << 60):
         pass
-    with pytest.raises(OSError), in_the_making(tmp_path / "again", needs=0, resumes=True) as folder:
+    with pytest.raises(OSError), atomic_folder(tmp_path / "again", needs=0, resumes=True) as folder:
         (folder / "a").write_bytes(b"1")
         raise OSError
-    with in_the_making(tmp_path / "again", needs=0, resumes=True) as folder:
+    with atomic_folder(tmp_path / "again", needs=0, resumes=True) as folder:
         assert (folder / "a").read_bytes() == b"1"
     assert sorted(os.listdir(tmp_path)) == ["again", "empty", "new"]
 

@@ -277,7 +277,7 @@ def test_an_import_never_touches_what_is_there(tmp_path: Path) -> None:
     assert os.listdir(out) == ["mine.txt"]
     (out / "mine.txt").unlink()
     import_gguf(file, out, progress=silent)  # an empty folder is fine
-    assert RunDir(out).newest_whole() == (0, [])
+    assert RunDir(out).newest_complete() == (0, [])
 
 
 def test_a_failure_half_way_leaves_nothing(tmp_path: Path) -> None:

@@ -316,4 +316,4 @@ def test_a_target_that_exists_is_refused_and_left_alone(there: str, trained: Run
 def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     import_hf(write_folder(tmp_path / "hub", qwen3(), published(qwen3())), tmp_path / "run")
-    assert RunDir(tmp_path / "run").newest_whole() == (0, [])
+    assert RunDir(tmp_path / "run").newest_complete() == (0, [])

@@ -15,7 +15,7 @@ from torch import Tensor
 from rorqual.convert.peft import CONFIG, PICKLE, WEIGHTS, read_peft, shortest, write_peft
 from rorqual.core.config import to_yaml
 from rorqual.core.errors import CheckpointError, ConfigError
-from rorqual.core.records import WHOLE_FILE, RunDir, write_json
+from rorqual.core.records import MANIFEST_FILE, RunDir, write_json
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.model import Decoder
 from rorqual.model.adapter import ESFT, LoRA, Tune, trained
@@ -66,7 +66,7 @@ def a_run(path: Path, model: ModelConfig, step: int, files: dict[str, bytes], mo
     run.step_dir(step).mkdir(parents=True)
     for name, content in files.items():
         (run.step_dir(step) / name).write_bytes(content)
-    write_json(run.step_dir(step) / WHOLE_FILE, {name: len(content) for name, content in files.items()})
+    write_json(run.step_dir(step) / MANIFEST_FILE, {name: len(content) for name, content in files.items()})
     body = "".join(f"  {line}\n" for line in to_yaml(model).splitlines())
     run.config_file.write_text(f"recipe: test\nchat: deepseek\nmodel:\n{body}{more}", encoding="utf-8")
     Tokenizer.byte_level().save(run.tokenizer_file)

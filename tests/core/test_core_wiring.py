@@ -151,19 +151,23 @@ def checkpoint(run: RunDir, step: int, *, torn: str = "") -> None:
 
 def test_the_newest_whole_checkpoint_is_found_and_torn_ones_are_told(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
-    assert run.steps() == [] and run.newest_whole() == (None, [])
+    assert run.steps() == [] and run.newest_complete() == (None, [])
     for step, torn in ((5, ""), (20, ""), (300, "size"), (1_000_000, "unfinished"), (2_000_000, "json"), (999, "last")):
         checkpoint(run, step, torn=torn)
     (run.path / "step-000777").write_bytes(b"a file")
     (run.path / "step-00888").mkdir()
     (run.path / "step-000021.part").mkdir()
     assert run.steps() == [5, 20, 300, 999, 1_000_000, 2_000_000]
-    step, skipped = run.newest_whole()
+    step, skipped = run.newest_complete()
     assert step == 20 and len(skipped) == 4
     assert [line.split(":")[0].rpartition("/")[2] for line in skipped] == [
         "step-2000000", "step-1000000", "step-000999", "step-000300",
     ]  # fmt: skip
-    assert "a is not 6 bytes long" in skipped[3] and "b is not 0 bytes long" in skipped[2] and run.why_torn(20) is None
+    assert (
+        "a is not 6 bytes long" in skipped[3]
+        and "b is not 0 bytes long" in skipped[2]
+        and run.incomplete_reason(20) is None
+    )
     with pytest.raises(CheckpointError, match=r"no run\.yaml"):
         run.checkpoint()
     run.config_file.write_text("model: 1\n", encoding="utf-8")

@@ -22,7 +22,7 @@ from rorqual.data.chat.find import KINDS
 from rorqual.data.distilled import Distilled, read_distilled, read_kept_messages, write_distilled
 from rorqual.data.source.conversations import read_conversations
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.generate.schema import Asking, RowRequest, RowSampling
+from rorqual.generate.schema import RowParser, RowRequest, RowSampling
 from rorqual.tasks.find import load_task
 
 sys.path.append(str(Path(__file__).parent.parent / "data" / "chat"))
@@ -254,7 +254,7 @@ def test_a_task_of_conversations_asks_with_their_parts(tmp_path: Path) -> None:
 
 def test_a_row_to_be_answered_holds_parts() -> None:
     def of(content: Any) -> Any:
-        return Asking(RowSampling()).ask(1, {"messages": [{"role": "user", "content": content}]})
+        return RowParser(RowSampling()).ask(1, {"messages": [{"role": "user", "content": content}]})
 
     found = of(content_json(SHOWN.content))
     assert isinstance(found, RowRequest) and found.request.messages == (SHOWN,)

@@ -10,8 +10,8 @@ import pytest
 from test_remote import Server, fault, remote, reply
 
 from rorqual.engine.remote.engine import RemoteError
-from rorqual.generate.batch import answers_from_afar
-from rorqual.generate.schema import Asking, Refused, RowRequest, RowSampling
+from rorqual.generate.batch import remote_answers
+from rorqual.generate.schema import Refused, RowParser, RowRequest, RowSampling
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def server() -> Iterator[Server]:
 
 def rows() -> Iterator[RowRequest | Refused]:
     for line in range(1, 61):
-        yield Asking(RowSampling()).ask(line, {"prompt": f"q{line}"})
+        yield RowParser(RowSampling()).ask(line, {"prompt": f"q{line}"})
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])
@@ -45,7 +45,7 @@ def test_after_a_fatal_refusal_nothing_is_sent_and_all_that_was_answered_comes_i
     server.answer = answer
     came = list[int]()
     with pytest.raises(RemoteError, match="no such key"):
-        for some in answers_from_afar(remote(server), rows(), concurrency=concurrency):
+        for some in remote_answers(remote(server), rows(), concurrency=concurrency):
             came += [ask.line for ask, _ in some]
     assert sorted(came) == sorted(answered) and len(server.bodies) == len(answered) + 1
     assert len(answered) == 0 if concurrency == 1 else len(answered) >= 2

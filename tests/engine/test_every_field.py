@@ -25,7 +25,7 @@ from rorqual.engine import Completion, Engine, EngineConfig, Request, SamplingPa
 from rorqual.engine.request import Grammar
 from rorqual.engine.runner import Runner
 from rorqual.generate.prompts import Prompts
-from rorqual.generate.schema import Asking, RowRequest, RowSampling, line_seed
+from rorqual.generate.schema import RowParser, RowRequest, RowSampling, line_seed
 from rorqual.model import Decoder
 from rorqual.ops.paged import BLOCK
 
@@ -624,7 +624,7 @@ ROWS: dict[str, tuple[Any, Any]] = {
 
 
 def request_of(row: dict[str, Any], defaults: dict[str, Any] | None = None, **more: Any) -> Request:
-    found = Asking(RowSampling.model_validate(defaults or {}), **more).ask(3, {"prompt": "hi", **row})
+    found = RowParser(RowSampling.model_validate(defaults or {}), **more).ask(3, {"prompt": "hi", **row})
     assert isinstance(found, RowRequest)
     return found.request
 
@@ -663,11 +663,11 @@ def test_a_row_is_read_as_its_file_and_the_command_say() -> None:
     assert (ids.messages, ids.prompt_ids) == ((), (2, 5))
     assert request_of({"max_tokens": "7", "stop": "12"}, cells=True).params.max_tokens == 7
     assert request_of({"max_tokens": "7", "stop": "12"}, cells=True).params.stop == ("12",)
-    found = Asking(RowSampling()).ask(8, {"prompt_ids": [4, 5], "id": "x", "note": [1]})
+    found = RowParser(RowSampling()).ask(8, {"prompt_ids": [4, 5], "id": "x", "note": [1]})
     assert isinstance(found, RowRequest)
     assert (found.line, found.key, found.carried) == (8, "prompt_ids", {"id": "x", "note": [1]})
     assert found.request.prompt_ids == (4, 5)
-    assert {f.name for f in fields(Asking)} == {"defaults", "encode", "cells"}
+    assert {f.name for f in fields(RowParser)} == {"defaults", "encode", "cells"}
     assert {f.name for f in fields(RowRequest)} == {"line", "key", "request", "carried"}
 
 

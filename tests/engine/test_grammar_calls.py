@@ -25,7 +25,7 @@ from rorqual.core.sampling import check_params
 from rorqual.data.chat import ChatFormat, TemplateChat
 from rorqual.data.chat.special_tokens import SpecialTokenText, raw
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.engine.grammar.calls import Spelling
+from rorqual.engine.grammar.calls import CallSyntax
 from rorqual.engine.grammar.compiler import Constraint, Grammars
 from rorqual.engine.processor import Processor
 from rorqual.engine.request import Grammar, Request, SamplingParams
@@ -64,7 +64,7 @@ FORMATS = dict(formats())
 def grammars(name: str) -> Grammars:
     chat = FORMATS[name]
     size = chat.tokenizer.vocab_size + 3
-    return Grammars(chat.tokenizer, size, chat.stop_ids, Spelling(chat, size))
+    return Grammars(chat.tokenizer, size, chat.stop_ids, CallSyntax(chat, size))
 
 
 def sampled(constraint: Constraint, chat: ChatFormat, seed: int, begin: str = "") -> tuple[list[int], bool]:
@@ -347,7 +347,7 @@ def test_a_schema_refers_to_itself_and_to_no_neighbour() -> None:
 
 def test_a_format_without_calls_says_so() -> None:
     chat = with_marks("llama3")
-    alone = Grammars(chat.tokenizer, chat.tokenizer.vocab_size, chat.stop_ids, Spelling(chat, 9))
+    alone = Grammars(chat.tokenizer, chat.tokenizer.vocab_size, chat.stop_ids, CallSyntax(chat, 9))
     with pytest.raises(DataError, match="'llama3' has no syntax for tool calls"):
         alone.compile(calls())
     plain = Tokenizer.byte_level()

@@ -23,9 +23,9 @@ from rorqual.lab.data_distil_sets import held_out, original_set, write_labelled,
 from rorqual.lab.finding import Contrast
 from rorqual.lab.page import page_text
 from rorqual.tasks.base import Problem, Verdict
-from rorqual.tasks.everyday import CHORES, Everyday
+from rorqual.tasks.everyday import EVERYDAY_TASKS, Everyday
 
-CHORE = pytest.mark.parametrize("chore", CHORES)
+CHORE = pytest.mark.parametrize("chore", EVERYDAY_TASKS)
 
 
 def asked(chore: str, seed: int, count: int) -> list[Problem]:
@@ -64,7 +64,9 @@ def test_sets_hold_the_same_questions_and_only_their_answers_differ(chore: str, 
     assert [ask for ask, _ in full] == [p.prompt for p in problems]
     assert small == full[:30]
     assert true == [(p.prompt, p.answer) for p in problems[:30]]
-    faulty = sum(CHORES[chore].grade(p, answer) is Verdict.WRONG for p, (_, answer) in zip(problems, full, strict=True))
+    faulty = sum(
+        EVERYDAY_TASKS[chore].grade(p, answer) is Verdict.WRONG for p, (_, answer) in zip(problems, full, strict=True)
+    )
     expected = {"reviews": 0.3, "prices": 1 - math.erf(3.5 / 12 / 2**0.5), "sentences": 0.3}[chore]
     assert faulty / 120 == pytest.approx(expected, abs=0.17)
 
@@ -102,7 +104,7 @@ def evaluation(chore: str, answers: list[tuple[Problem, str]]) -> Evaluation:
     samples = [
         GradedSample(
             key=p.key, family=chore, prompt=p.prompt, answer=p.answer, reply=reply, reasoning=None,
-            verdict=CHORES[chore].grade(p, reply), tokens=3, thinking_tokens=0, thought=False, truncated=False,
+            verdict=EVERYDAY_TASKS[chore].grade(p, reply), tokens=3, thinking_tokens=0, thought=False, truncated=False,
         )
         for p, reply in answers
     ]  # fmt: skip
@@ -130,7 +132,7 @@ def test_the_mean_of_what_prices_add_is_r_squared_and_no_price_is_the_worst_one(
 
 def test_a_writer_with_one_voice_has_no_bits_and_with_both_one() -> None:
     problems = asked("sentences", 1, 20)
-    valid = [CHORES["sentences"].valid(p.prompt) for p in problems]  # type: ignore[attr-defined]
+    valid = [EVERYDAY_TASKS["sentences"].valid(p.prompt) for p in problems]  # type: ignore[attr-defined]
     assert voices(evaluation("sentences", [(p, v[0]) for p, v in zip(problems, valid, strict=True)])) == 0
     both = [(p, v[i % 2]) for i, (p, v) in enumerate(zip(problems, valid, strict=True))]
     assert voices(evaluation("sentences", both)) == 1
@@ -161,16 +163,16 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def test_in_small_it_runs_and_says_everything(whole: Path) -> None:
     found = DataDistil().conclude({1: whole})
     assert {one.of for one in found.contrasts} == {"reviews", "prices, R²", "sentences", "sentences, at temperature 1"}
-    assert [len(table.rows) for table in found.tables] == [len(arms(chore)) + 1 for chore in CHORES]
+    assert [len(table.rows) for table in found.tables] == [len(arms(chore)) + 1 for chore in EVERYDAY_TASKS]
     assert SOFT in arms("reviews") and arms("prices") == HARD
     page = page_text(found)
-    for chore in CHORES:
-        assert escape(CHORES[chore].noise) in page and CHORES[chore].form.capitalize() in page
+    for chore in EVERYDAY_TASKS:
+        assert escape(EVERYDAY_TASKS[chore].noise) in page and EVERYDAY_TASKS[chore].form.capitalize() in page
     assert DataDistil().conclude({1: whole}) == found, "the same files give the same finding"
 
 
 def test_all_students_of_a_chore_take_the_same_steps(whole: Path) -> None:
     steps = AMOUNTS.of(0.001).student_steps
-    for chore in CHORES:
+    for chore in EVERYDAY_TASKS:
         for arm in arms(chore):
             assert len((whole / f"data-{chore}-{arm}" / "metrics.jsonl").read_bytes().splitlines()) == steps

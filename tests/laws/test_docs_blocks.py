@@ -17,7 +17,7 @@ from rorqual.cli.main import app
 ROOT = Path(__file__).parents[2]
 PAGES = [path for path in sorted((ROOT / "docs").rglob("*.md")) if path.parent.name != "log"]
 BLOCK = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.M | re.S)
-LANGUAGES = {"", "bash", "json", "python", "sh", "text"}
+LANGUAGES = {"yaml", "", "bash", "json", "python", "sh", "text"}
 VERBS = {command.name for command in app.registered_commands}
 
 

@@ -10,9 +10,9 @@ from rorqual.recipes.quickstart import FULL, STUDENT_TASK
 from rorqual.recipes.quickstart.forecast import (
     GOES_OVER,
     TEACHES,
-    Exam,
+    EvaluationSet,
     Lengths,
-    Pace,
+    ShapeCost,
     StageForecast,
     counted,
     mean,
@@ -23,8 +23,8 @@ from rorqual.recipes.quickstart.forecast import (
 from rorqual.recipes.quickstart.summary import TRAININGS
 
 LENGTHS = Lengths(prompt=20, thinking=50, at_once=5)
-PACE = Pace(step=0.1, tokens=4000, update=1e-5, rollout=1e-3, on=2e-3, off=5e-4, cores=2)
-EXAM = Exam(problems=100, lengths=LENGTHS, drawing=1.0)
+PACE = ShapeCost(step=0.1, tokens=4000, update=1e-5, rollout=1e-3, on=2e-3, off=5e-4, cores=2)
+EXAM = EvaluationSet(problems=100, lengths=LENGTHS, drawing=1.0)
 
 
 def made(**changed: int) -> dict[str, StageForecast]:

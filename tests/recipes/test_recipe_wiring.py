@@ -16,7 +16,7 @@ from rorqual.data.tokenizer import Tokenizer
 from rorqual.evals.report import REPORT_FILE
 from rorqual.model.account import account
 from rorqual.recipes import make_run
-from rorqual.recipes.quickstart import Place
+from rorqual.recipes.quickstart import QuickstartPaths
 from rorqual.recipes.quickstart.stages import describe, routed
 from rorqual.recipes.quickstart.summary import TRAININGS, model_facts, tells, trained_cost
 from rorqual.recipes.start import beginning, supervised
@@ -139,7 +139,7 @@ def test_all_that_is_missing_is_named_by_its_key() -> None:
 
 def test_a_stages_cost_is_of_all_its_records(tmp_path: Path) -> None:
     """What was trained on and what was sampled for it; the base student is trained in two runs."""
-    place = Place(tmp_path)
+    place = QuickstartPaths(tmp_path)
     for number, name in enumerate(TRAININGS, start=1):
         place.run(name).path.mkdir()
         lines = [
@@ -150,7 +150,7 @@ def test_a_stages_cost_is_of_all_its_records(tmp_path: Path) -> None:
         assert trained_cost(place.run(name)) == {"tokens": 10**number + 3, "flops": 12, "solved": number}
 
 
-def report(place: Place, told: dict[str, Any]) -> None:
+def report(place: QuickstartPaths, told: dict[str, Any]) -> None:
     place.evals.mkdir()
     for name in TRAININGS:
         place.run(name).path.mkdir()
@@ -167,7 +167,7 @@ def test_a_report_is_drawn_again_where_it_does_not_tell_of_what_lies_here(tmp_pa
         "seed": 1,
         "stages": [{"name": "a", "tokens": 3, "flops": 4, "seconds": 1.5, "core_seconds": 2.0, "spent_tokens": 9}],
     }
-    place = Place(tmp_path)
+    place = QuickstartPaths(tmp_path)
     report(place, told)
     assert tells(place, told)
     for key, same in (

@@ -9,7 +9,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from rorqual.core.records import WHOLE_FILE, Message, RunDir, Tool, ToolCall, write_json
+from rorqual.core.records import MANIFEST_FILE, Message, RunDir, Tool, ToolCall, write_json
 from rorqual.data.chat.find import chat_format
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.model import ModelConfig, Stage, build
@@ -62,7 +62,7 @@ def write_caller(path: Path) -> Path:
     step = RunDir(path).step_dir(0)
     step.mkdir(parents=True)
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, step / "model.safetensors")
-    write_json(step / WHOLE_FILE, {"model.safetensors": (step / "model.safetensors").stat().st_size})
+    write_json(step / MANIFEST_FILE, {"model.safetensors": (step / "model.safetensors").stat().st_size})
     tokenizer.save(RunDir(path).tokenizer_file)
     settings = {"recipe": "import", "chat": "deepseek", "model": config.model_dump(mode="json")}
     RunDir(path).config_file.write_text(yaml.safe_dump(settings), encoding="utf-8")

@@ -34,14 +34,14 @@ from rorqual.core.sampling import (
 )
 from rorqual.engine import Engine, Request
 from rorqual.engine.remote.engine import RemoteEngine
-from rorqual.generate.schema import Asking, RowSampling
+from rorqual.generate.schema import RowParser, RowSampling
 from rorqual.generate.schema import RowRequest as RowAsk
-from rorqual.serve.wire import Ask, pack, submit
+from rorqual.serve.wire import EngineRequest, pack, submit
 from rorqual.serve.worker import Worker
 
 MESSAGES = (Message("user", "hello"),)
 NOBODY = RemoteEngine("http://127.0.0.1:9/v1", "m", retries=0)
-Place = Callable[[dict[str, Any]], SamplingParams]
+QuickstartPaths = Callable[[dict[str, Any]], SamplingParams]
 
 
 def unlike(param: Param) -> Any:
@@ -89,7 +89,7 @@ def by_row(given: dict[str, Any]) -> SamplingParams:
 
 
 def row_request(given: dict[str, Any]) -> Request:
-    found = Asking(RowSampling()).ask(1, {"prompt": "hello", "seed": 0, **in_json(given)})
+    found = RowParser(RowSampling()).ask(1, {"prompt": "hello", "seed": 0, **in_json(given)})
     assert isinstance(found, RowAsk), found
     return found.request
 
@@ -111,7 +111,7 @@ def by_remote(given: dict[str, Any]) -> SamplingParams:
     return by_body(Request(MESSAGES, SamplingParams(**given))).params
 
 
-def by_body(request: Request) -> Ask:
+def by_body(request: Request) -> EngineRequest:
     """What our client sends, as our server reads it."""
     body = json.loads(json.dumps(NOBODY._body(request, 0)))
     del body["messages"], body["model"]
@@ -119,7 +119,7 @@ def by_body(request: Request) -> Ask:
     return ask
 
 
-def by_wire(engine: Engine, ask: Ask) -> SamplingParams:
+def by_wire(engine: Engine, ask: EngineRequest) -> SamplingParams:
     """What the sampler will read of a request that crosses the pipe."""
     worker = Worker(engine, io.BytesIO(), io.BytesIO())
     worker._obey(json.loads(b"".join(submit(7, pack(ask), "them"))))
@@ -134,14 +134,14 @@ def by_wire(engine: Engine, ask: Ask) -> SamplingParams:
     return found[0]
 
 
-def places(engine: Engine) -> dict[str, Place]:
+def places(engine: Engine) -> dict[str, QuickstartPaths]:
     return {
         "a row of a file": by_row,
         "the command line": by_command,
         "a chat": by_chat,
         "a completion": by_text,
         "the client of an address": by_remote,
-        "the wire": lambda given: by_wire(engine, Ask((5, 6), SamplingParams(**given))),
+        "the wire": lambda given: by_wire(engine, EngineRequest((5, 6), SamplingParams(**given))),
         "all in turn": lambda given: by_wire(engine, by_body(row_request(given))),
     }
 

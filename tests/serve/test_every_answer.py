@@ -25,9 +25,9 @@ from rorqual.serve.keys import Keys
 from rorqual.serve.metrics import Metrics, Now
 from rorqual.serve.replies import Reply
 from rorqual.serve.service import Service
-from rorqual.serve.wire import Ask, Drawn, Placed, Ready, Score, line, pack
+from rorqual.serve.wire import EngineRequest, Placed, Ready, SampledToken, Score, line, pack
 
-ONE, THREE = pack(Ask((5,))), pack(Ask((5, 6, 7)))
+ONE, THREE = pack(EngineRequest((5,))), pack(EngineRequest((5, 6, 7)))
 TEXT, TALK = "/v1/completions", "/v1/chat/completions"
 
 
@@ -218,7 +218,7 @@ def test_a_prompt_of_which_nothing_was_drawn_is_nobodys_bill() -> None:
         bridge = alive()
         with bridge.job([replace(ONE, n=2), replace(THREE, n=2), ONE], "a") as job:
             reply = reply_to(job)
-            bridge._deliver(job.numbers[1], Drawn(0, letter("a"), hit=2))
+            bridge._deliver(job.numbers[1], SampledToken(0, letter("a"), hit=2))
             async with aclosing(reply.pieces()) as pieces:
                 assert await anext(pieces) is not None
         return reply
@@ -239,8 +239,8 @@ def test_tokens_of_thoughts_are_counted_over_all_samples() -> None:
             for sample, text in enumerate(("abc", "abcde", "")):
                 ids = [*CHAT.tokenizer.encode(text), CHAT.tokenizer.end_think, *CHAT.tokenizer.encode("so")]
                 for id_ in ids:
-                    bridge._deliver(0, Drawn(sample, id_))
-                bridge._deliver(0, Drawn(sample, CHAT.stop_ids[0], "stop"))
+                    bridge._deliver(0, SampledToken(sample, id_))
+                bridge._deliver(0, SampledToken(sample, CHAT.stop_ids[0], "stop"))
             await reply.whole()
         return reply
 

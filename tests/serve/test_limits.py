@@ -16,7 +16,7 @@ import httpx
 import pytest
 from served import Server, start, stop
 
-from rorqual.serve.descriptors import MOST_FILES, Complaints
+from rorqual.serve.descriptors import MOST_FILES, DescriptorErrorHandler
 
 
 def connect(server: Server, data: bytes = b"") -> socket.socket:
@@ -81,7 +81,7 @@ def test_what_is_said_a_thousand_times_a_second_is_said_once(
     capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     loop = asyncio.new_event_loop()
-    loop.set_exception_handler(Complaints())
+    loop.set_exception_handler(DescriptorErrorHandler())
     for _ in range(1000):
         error = OSError(errno.EMFILE, "Too many open files")
         loop.call_exception_handler({"message": "socket.accept() out of system resource", "exception": error})

@@ -22,7 +22,7 @@ from served import Server, start, stop
 from rorqual.serve.bodies import Bodies
 from rorqual.serve.errors import ApiError
 from rorqual.serve.limits import MAX_ARGUMENTS, MAX_CALLS, MAX_OTHER, MAX_PARTS, MAX_TOOLS, MAX_VALUES, check_values
-from rorqual.serve.logs import MOST, WINDOW, Quiet
+from rorqual.serve.logs import MOST, WINDOW, RateLimitFilter
 from rorqual.serve.schemas import ChatRequest, TextRequest, read
 
 WATCH = str(Path(__file__).parent / "watched.py")
@@ -312,7 +312,7 @@ def test_a_flood_without_a_key_does_not_fill_the_log(strict: Server) -> None:
 
 def test_what_is_left_out_of_the_log_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
     now = 0.0
-    quiet = Quiet(lambda: now)
+    quiet = RateLimitFilter(lambda: now)
 
     def lines(text: str, count: int) -> int:
         record = logging.LogRecord("a", logging.WARNING, "f", 1, text, (), None)

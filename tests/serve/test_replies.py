@@ -25,10 +25,10 @@ from rorqual.serve.keys import Keys
 from rorqual.serve.metrics import Metrics
 from rorqual.serve.replies import Choice, Reply
 from rorqual.serve.service import Service
-from rorqual.serve.wire import Ask, Drawn, Placed, ask_of, pack, submit
+from rorqual.serve.wire import EngineRequest, Placed, SampledToken, ask_of, pack, submit
 
 CHAT = chat_format(Tokenizer.byte_level())
-ASK = Ask((0, 3, 4), SamplingParams(max_tokens=9))
+ASK = EngineRequest((0, 3, 4), SamplingParams(max_tokens=9))
 PACKED = pack(ASK)
 
 
@@ -44,8 +44,8 @@ def test_silence_is_told_while_a_request_waits_and_changes_nothing() -> None:
             found.append(step if step is None else step[1].content)
             if len(found) == 2:
                 for token in CHAT.tokenizer.encode("ab"):
-                    job.events.put_nowait(Drawn(0, token))
-                job.events.put_nowait(Drawn(0, CHAT.stop_ids[0], "stop"))
+                    job.events.put_nowait(SampledToken(0, token))
+                job.events.put_nowait(SampledToken(0, CHAT.stop_ids[0], "stop"))
         return found, reply
 
     found, reply = asyncio.run(told())
@@ -58,7 +58,7 @@ def test_a_reply_that_begins_again_keeps_nothing_of_the_first() -> None:
         job = ServerJob((PACKED,), "default")
         reply = reply_to(job)
         first, second = CHAT.tokenizer.encode("xy")
-        for event in (Drawn(0, first), Restarted(), Drawn(0, second, "length")):
+        for event in (SampledToken(0, first), Restarted(), SampledToken(0, second, "length")):
             job.events.put_nowait(event)
         await reply.whole()
         return reply
@@ -79,7 +79,7 @@ def test_a_cancellation_that_comes_together_with_a_token_is_not_lost() -> None:
 
         task = asyncio.create_task(read())
         await asyncio.sleep(0.01)
-        job.events.put_nowait(Drawn(0, 100))
+        job.events.put_nowait(SampledToken(0, 100))
         task.cancel()
         await asyncio.wait([task], timeout=60)
         return task.cancelled() and reply.metrics.cancelled == 1
@@ -169,11 +169,11 @@ PARAMS = SamplingParams(
     presence_penalty=-1.0, frequency_penalty=2.0, logit_bias=((6, -100.0), (7, 1.5)), stop=("a\n", "🐋"), stop_token_ids=(8,),
     ignore_eos=True, top_logprobs=9, grammar=Grammar("regex", "a|b"), min_tokens=2, min_p_first=True, prompt_logprobs=4,
 )  # fmt: skip
-FULL = Ask((1, 2), PARAMS, priority=-2)
+FULL = EngineRequest((1, 2), PARAMS, priority=-2)
 
 
 @pytest.mark.parametrize("ask", [ASK, FULL])
-def test_a_request_crosses_the_pipe_and_reaches_the_engine_as_it_was(ask: Ask) -> None:
+def test_a_request_crosses_the_pipe_and_reaches_the_engine_as_it_was(ask: EngineRequest) -> None:
     for one, other in ((FULL, ASK), (FULL.params, ASK.params)):
         assert all(getattr(one, name) != value for name, value in vars(other).items())
     message = json.loads(b"".join(submit(7, pack(ask), "them")))
@@ -187,7 +187,7 @@ def test_several_prompts_are_one_request_whose_samples_are_counted_through() -> 
             reply = reply_to(job)
             first, second = job.numbers
             for number, sample, letter, hit in ((second, 0, "c", 1), (first, 1, "b", 3), (first, 0, "a", 2)):
-                bridge._deliver(number, Drawn(sample, *CHAT.tokenizer.encode(letter), "length", hit=hit))
+                bridge._deliver(number, SampledToken(sample, *CHAT.tokenizer.encode(letter), "length", hit=hit))
             await reply.whole()
         return reply, len(bridge.jobs)
 
@@ -206,7 +206,7 @@ def test_what_was_drawn_and_not_read_is_billed() -> None:
             reply = reply_to(job)
             [letter] = CHAT.tokenizer.encode("a")
             for sample in (0, 0, 1, 1, 1):
-                bridge._deliver(job.numbers[0], Drawn(sample, letter, hit=2))
+                bridge._deliver(job.numbers[0], SampledToken(sample, letter, hit=2))
             async with aclosing(reply.pieces()) as pieces:
                 assert (await anext(pieces)) is not None  # and then its client leaves
         return reply
@@ -225,7 +225,7 @@ def test_a_stream_whose_tokens_nobody_takes_ends(streamed: bool, top: int) -> No
         with bridge.job([PACKED], "a", streamed=streamed) as job:
             most = BEHIND // (1 + top)
             for _ in range(2 * most):
-                bridge._deliver(job.numbers[0], Drawn(0, 100, top=((1, 0.0),) * top))
+                bridge._deliver(job.numbers[0], SampledToken(0, 100, top=((1, 0.0),) * top))
             waiting = job.events.qsize()
             under_way = bool(bridge.jobs)
             with pytest.raises(ApiError, match="too slowly") if streamed else nullcontext():
@@ -242,8 +242,8 @@ def test_a_token_that_ends_a_reply_is_counted_and_not_shown() -> None:
         a, b = CHAT.tokenizer.encode("ab")
         job = ServerJob((PACKED,), "default")
         reply = reply_to(job, frozenset({b}))
-        job.events.put_nowait(Drawn(0, a))
-        job.events.put_nowait(Drawn(0, b, "stop"))
+        job.events.put_nowait(SampledToken(0, a))
+        job.events.put_nowait(SampledToken(0, b, "stop"))
         await reply.whole()
         return reply
 
@@ -260,8 +260,8 @@ def test_calls_end_a_reply_at_the_first_where_one_is_allowed(one_call: bool, cal
     choice = Choice(reader, Stops(["add"]), one_call=one_call)  # which stands in the calls, where it is not looked for
     ids = CHAT.tokenizer.encode(f"so <｜tool▁calls▁begin｜>{CALLED * 2}<｜tool▁calls▁end｜>")
     for id_ in ids:
-        choice.add(Drawn(0, id_))
-    choice.add(Drawn(0, CHAT.stop_ids[0], "stop"))
+        choice.add(SampledToken(0, id_))
+    choice.add(SampledToken(0, CHAT.stop_ids[0], "stop"))
     assert (choice.content.strip(), choice.reason) == ("so", "tool_calls")
     assert [(call.name, call.arguments) for call in choice.calls] == [("add", "{}")] * calls
     assert len({call.id for call in choice.calls}) == calls
@@ -270,7 +270,7 @@ def test_calls_end_a_reply_at_the_first_where_one_is_allowed(one_call: bool, cal
 
 def test_log_probabilities_name_every_token_and_their_bytes_are_the_text() -> None:
     whale = CHAT.tokenizer.encode("a🐋")
-    drawn = [Drawn(0, id_, logprob=-0.5, top=((id_, -0.5), (7, -inf))) for id_ in whale]
+    drawn = [SampledToken(0, id_, logprob=-0.5, top=((id_, -0.5), (7, -inf))) for id_ in whale]
     told = logprobs.of_chat(CHAT.tokenizer, drawn)["content"]
     assert b"".join(bytes(entry["bytes"]) for entry in told).decode() == "a🐋"
     assert [entry["top_logprobs"][1]["logprob"] for entry in told] == [-9999.0] * 5
@@ -301,5 +301,5 @@ def test_each_key_has_its_tenant_and_none_is_shown_twice(tmp_path: Path) -> None
 def test_of_two_tokens_with_one_name_the_likelier_is_told() -> None:
     """Halves of characters are all called U+FFFD."""
     half, other = [id_ for id_ in range(CHAT.tokenizer.vocab_size) if CHAT.tokenizer.token(id_) == "\ufffd"][:2]
-    drawn = Drawn(0, half, logprob=-0.5, top=((half, -0.5), (other, -2.0)))
+    drawn = SampledToken(0, half, logprob=-0.5, top=((half, -0.5), (other, -2.0)))
     assert logprobs.of_text(CHAT.tokenizer, [drawn])["top_logprobs"] == [{"\ufffd": -0.5}]

@@ -20,7 +20,7 @@ from rorqual.serve.routes.completions import TextShape
 from rorqual.serve.schemas import ChatRequest, StreamOptions, TemplateOptions, TextRequest
 from rorqual.serve.service import GENERATION, MAX_SCORES, Service
 from rorqual.serve.turns import Call, CalledFunction, ChatMessage, Function, Tools, ToolSpec
-from rorqual.serve.wire import Ask, Drawn, PackedAsk
+from rorqual.serve.wire import EngineRequest, PackedRequest, SampledToken
 
 SCHEMA: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "integer"}}}
 ADD: dict[str, Any] = {
@@ -29,7 +29,7 @@ ADD: dict[str, Any] = {
 }
 SCHEMA_TEXT = '{"type":"object","properties":{"a":{"type":"integer"}}}'
 
-# field: a value, what it needs beside it, and the fields of `Ask` and its params that it changes, with their values
+# field: a value, what it needs beside it, and the fields of `EngineRequest` and its params that it changes, with their values
 SAMPLED: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "max_tokens": (7, {}, {"max_tokens": 7}),
     "temperature": (0.25, {}, {"temperature": 0.25}),
@@ -74,16 +74,16 @@ OF_THE_ANSWER = {"model", "stream", "stream_options"}
 CASES = [(shape, name) for shape, more in ((chat_of, OF_CHAT), (text_of, OF_TEXT)) for name in {**SAMPLED, **more}]
 
 
-def asked(shape: Shape[Any]) -> Ask:
+def asked(shape: Shape[Any]) -> EngineRequest:
     [found] = shape.asks()
     return found
 
 
-def all_of(ask: Ask) -> dict[str, Any]:
+def all_of(ask: EngineRequest) -> dict[str, Any]:
     return {"prompt": ask.prompt, "priority": ask.priority, **vars(ask.params)}
 
 
-def differs(one: Ask, other: Ask) -> dict[str, Any]:
+def differs(one: EngineRequest, other: EngineRequest) -> dict[str, Any]:
     before = all_of(other)
     return {name: value for name, value in all_of(one).items() if value != before[name]}
 
@@ -100,7 +100,7 @@ def test_all_fields_at_once_are_all_there() -> None:
     given = {name: value for name, (value, _, _) in SAMPLED.items() if not name.startswith("guided")}
     there = {key: value for _, _, changes in SAMPLED.values() for key, value in changes.items()}
     found = asked(text_of(**given, logprobs=5))
-    assert {field.name for field in fields(Ask)} == {"prompt", "priority", "params"}
+    assert {field.name for field in fields(EngineRequest)} == {"prompt", "priority", "params"}
     assert {field.name for field in fields(SamplingParams)} == {"top_logprobs", *there} - {"priority"}
     expected = {"prompt": found.prompt, **there, "grammar": Grammar("json"), "top_logprobs": 5}
     assert all_of(found) == expected
@@ -244,8 +244,8 @@ def test_what_ends_an_answer_reaches_its_reader(shape: Any) -> None:
         options = {"chat_template_kwargs": {"thinking": False}} if shape is chat_of else {}
         choice = shape(**options, **fields).new()
         for id_ in letters(text):
-            choice.add(Drawn(0, id_))
-        choice.add(Drawn(0, CHAT.stop_ids[0], "stop"))
+            choice.add(SampledToken(0, id_))
+        choice.add(SampledToken(0, CHAT.stop_ids[0], "stop"))
         return choice.content, choice.reason
 
     [b] = letters("b")
@@ -263,7 +263,7 @@ def test_log_probabilities_come_where_they_were_asked_for(given: dict[str, Any],
     for shape in (chat, text):
         assert asked(shape).params.top_logprobs == (tell or 0)
         choice = shape.new()
-        choice.add(Drawn(0, a, "length", -0.5, ((a, -0.5), (7, -2.0))[: tell or 0]))
+        choice.add(SampledToken(0, a, "length", -0.5, ((a, -0.5), (7, -2.0))[: tell or 0]))
         found = shape.choice(0, choice)["logprobs"]
         if tell is None:
             assert found is None
@@ -282,7 +282,7 @@ def test_calls_are_one_where_no_more_were_wanted() -> None:
 # ---- limits, to the last one that is allowed
 
 
-def prepared(service: Service, **given: Any) -> list[PackedAsk] | str | None:
+def prepared(service: Service, **given: Any) -> list[PackedRequest] | str | None:
     """What the engine is asked for a request of completions, or the parameter that is refused."""
     content = json.dumps({"model": "m", **given}).encode()
     found = _prepare(service, TextRequest, TextShape, [content[:20], content[20:]])

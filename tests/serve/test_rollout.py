@@ -580,7 +580,7 @@ def test_updates_that_come_one_after_another_are_taken_in_order(base: Path, tmp_
     to_worker, from_worker = os.pipe(), os.pipe()
     worker = Worker(engine_of(load_run(RunDir(base))), os.fdopen(to_worker[0], "rb"), os.fdopen(from_worker[1], "wb"))
     thread = threading.Thread(target=worker.run)
-    ask = wire.pack(wire.Ask(PROMPT, SamplingParams(max_tokens=8, temperature=1.0, seed=3)))
+    ask = wire.pack(wire.EngineRequest(PROMPT, SamplingParams(max_tokens=8, temperature=1.0, seed=3)))
     with os.fdopen(to_worker[1], "wb") as sink, os.fdopen(from_worker[0], "rb") as source:
         parts = (
             wire.update(str(tmp_path / "good"), 7),

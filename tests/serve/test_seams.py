@@ -25,11 +25,11 @@ from rorqual.engine import Engine, Request, SamplingParams
 from rorqual.engine.remote.engine import RemoteEngine, RemoteError
 from rorqual.generate.batch import answers, record
 from rorqual.generate.prompts import Refused
-from rorqual.generate.schema import Asking, RowRequest, RowSampling
+from rorqual.generate.schema import RowParser, RowRequest, RowSampling
 from rorqual.serve.errors import ApiError
 from rorqual.serve.fields import IGNORED, TOP
 from rorqual.serve.schemas import ChatRequest, read
-from rorqual.serve.wire import Ask as Asked
+from rorqual.serve.wire import EngineRequest as Asked
 from rorqual.serve.wire import ask_of, pack, submit
 
 MARKS = ((5, -100.0), (6, -100.0))  # of thinking
@@ -64,8 +64,8 @@ def test_a_key_does_the_same_at_every_seam(engine: Engine, server: Server, key: 
     }  # fmt: skip
     row = {"prompt": "hello", "seed": params.seed}
     asked = [
-        Asking(RowSampling(**given, thinking="off")).ask(1, {**row, key: value}),
-        Asking(RowSampling(**{**given, key: value}, thinking="off")).ask(1, row),
+        RowParser(RowSampling(**given, thinking="off")).ask(1, {**row, key: value}),
+        RowParser(RowSampling(**{**given, key: value}, thinking="off")).ask(1, row),
     ]
     for ask in asked:
         assert isinstance(ask, RowRequest) and ask.request.params == params
@@ -168,7 +168,7 @@ def test_the_engine_and_the_wire_and_the_client_hold_the_range(name: str) -> Non
 @pytest.mark.parametrize("name", RANGES)
 def test_a_file_and_the_server_hold_their_ranges(name: str) -> None:
     def row(value: Any) -> RowRequest | Refused:
-        return Asking(RowSampling()).ask(1, {"prompt": "hello", name: value})
+        return RowParser(RowSampling()).ask(1, {"prompt": "hello", name: value})
 
     def body(value: Any) -> bytes:
         return json.dumps({"model": "m", "messages": [HELLO], **served({name: value}, chat=True)}).encode()

@@ -21,7 +21,7 @@ from served import Server, start, stop
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Grammar, SamplingParams
 from rorqual.serve.keys import Keys
-from rorqual.serve.wire import Ask, cancel, pack, submit
+from rorqual.serve.wire import EngineRequest, cancel, pack, submit
 from rorqual.serve.worker import BEAT, Worker
 
 MANY = 80
@@ -161,7 +161,9 @@ def test_messages_without_end_do_not_keep_the_engine_from_a_sign_of_life(run: Pa
         assert beats.is_set(), "none while messages came"
         beats.clear()
         grammar = Grammar("json_schema", json.dumps(heavy(0)))
-        asked.writelines(submit(0, pack(Ask((65,), SamplingParams(max_tokens=4, grammar=grammar))), "default"))
+        asked.writelines(
+            submit(0, pack(EngineRequest((65,), SamplingParams(max_tokens=4, grammar=grammar))), "default")
+        )
         assert beats.wait(60)
     working.join(60)
     assert not working.is_alive(), "it ends with its input"

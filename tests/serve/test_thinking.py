@@ -22,7 +22,7 @@ from rorqual.serve.routes.chat import ChatShape
 from rorqual.serve.schemas import ChatRequest, read
 from rorqual.serve.service import Service
 from rorqual.serve.ui_turn import Turn, Wanted
-from rorqual.serve.wire import Drawn, Placed, Ready
+from rorqual.serve.wire import Placed, Ready, SampledToken
 
 TOKENIZERS = Path(__file__).parents[1] / "data" / "chat" / "golden"
 FAMILIES = {
@@ -74,7 +74,10 @@ def shape_of(chat: ChatFormat, **fields: Any) -> ChatShape:
 def answer(shape: ChatShape, text: str) -> tuple[dict[str, Any], str, str]:
     """The message of a reply, and what of it was streamed as content and as reasoning."""
     chat, choice, streamed = shape.service.chat, shape.new(), {"content": "", "reasoning_content": ""}
-    for drawn in [*(Drawn(0, id_) for id_ in chat.tokenizer.encode_trusted(text)), Drawn(0, chat.stop_ids[0], "stop")]:
+    for drawn in [
+        *(SampledToken(0, id_) for id_ in chat.tokenizer.encode_trusted(text)),
+        SampledToken(0, chat.stop_ids[0], "stop"),
+    ]:
         for part in shape.parts(0, choice.add(drawn), choice):
             for name in streamed:
                 streamed[name] += part["delta"].get(name) or ""

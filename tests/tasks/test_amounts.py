@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 
-from rorqual.tasks.amounts import Amount, final_amount, said_amounts
+from rorqual.tasks.amounts import Amount, final_amount, read_final_amounts
 from rorqual.tasks.base import Verdict
 from rorqual.tasks.reply import verdict
 
@@ -395,7 +395,7 @@ def test_the_number_that_a_reply_commits_to(reply: str, number: str | None) -> N
     ],
 )
 def test_two_numbers_that_look_final_alike_are_not_guessed_at(reply: str, first: int, second: int) -> None:
-    found = said_amounts(reply).final
+    found = read_final_amounts(reply).final
     assert {amount.value for amount in found} == {first, second}
     assert final_amount(reply) is None
     for gold, expected in ((first, Verdict.UNGRADED), (second, Verdict.UNGRADED), (1000, Verdict.WRONG)):
@@ -428,7 +428,7 @@ def test_two_numbers_that_look_final_alike_are_not_guessed_at(reply: str, first:
 def test_a_wrong_reply_whose_last_sentence_states_the_gold_number_too_is_ungraded(
     reply: str, gold: int, expected: str
 ) -> None:
-    said = said_amounts(reply)
+    said = read_final_amounts(reply)
     final, beside = ([one.equals(Fraction(gold)) for one in found] for found in (said.final, said.beside))
     assert verdict(final, beside).value == expected
 

@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 
 from rorqual.core.errors import ConfigError
 from rorqual.tasks.base import Problem, Split, Verdict
-from rorqual.tasks.everyday import CHORES, Chore, Everyday, Sentences, price_of
+from rorqual.tasks.everyday import EVERYDAY_TASKS, Everyday, EverydayTask, Sentences, price_of
 from rorqual.tasks.find import check_gold, load_task
 
-EACH = pytest.mark.parametrize("chore", CHORES.values(), ids=CHORES)
+EACH = pytest.mark.parametrize("chore", EVERYDAY_TASKS.values(), ids=EVERYDAY_TASKS)
 BAD_WORDS = ["bad", "dull", "cold", "silly", "ugly", "bleak"]
 PARTICIPLES = {"seen": "see", "found": "find", "liked": "like", "helped": "help", "led": "lead", "heard": "hear"}
 
 
-def drawn(chore: Chore, n: int, seed: int = 0) -> list[Problem]:
+def drawn(chore: EverydayTask, n: int, seed: int = 0) -> list[Problem]:
     rng = random.Random(seed)
     return [chore.with_original(chore.sample(rng)) for _ in range(n)]
 
@@ -65,14 +65,14 @@ def facts_in(sentence: str) -> str:
 
 def test_truths_agree_with_solvers_of_another_kind() -> None:
     for solver, name in ((judge_review, "reviews"), (estimate, "prices")):
-        for problem in drawn(CHORES[name], 400):
+        for problem in drawn(EVERYDAY_TASKS[name], 400):
             assert solver(problem.prompt) == problem.answer
-    for problem in drawn(CHORES["sentences"], 400):
+    for problem in drawn(EVERYDAY_TASKS["sentences"], 400):
         assert facts_in(problem.answer) == problem.prompt
 
 
 @EACH
-def test_gold_is_right_and_replies_that_are_no_answer_are_wrong(chore: Chore) -> None:
+def test_gold_is_right_and_replies_that_are_no_answer_are_wrong(chore: EverydayTask) -> None:
     task = Everyday([chore.name])
     check_gold(task, list(islice(task.problems("train", 3), 50)))
     for problem in drawn(chore, 20):
@@ -85,7 +85,7 @@ def test_gold_is_right_and_replies_that_are_no_answer_are_wrong(chore: Chore) ->
 
 
 def test_three_labels_in_ten_are_flipped_of_either_label_alike() -> None:
-    flips = Counter((p.answer, p.meta["original"] != p.answer) for p in drawn(CHORES["reviews"], 6000))
+    flips = Counter((p.answer, p.meta["original"] != p.answer) for p in drawn(EVERYDAY_TASKS["reviews"], 6000))
     for label in ("positive", "negative"):
         assert flips[label, True] / (flips[label, True] + flips[label, False]) == pytest.approx(0.3, abs=0.03)
     assert sum(flips[label, faulty] for label in ("positive",) for faulty in (True, False)) / 6000 == pytest.approx(
@@ -95,26 +95,26 @@ def test_three_labels_in_ten_are_flipped_of_either_label_alike() -> None:
 
 def test_prices_err_by_a_deviation_of_twelve_about_the_truth() -> None:
     inside = [
-        p for p in drawn(CHORES["prices"], 8000) if 45 <= int(p.answer) <= 54
+        p for p in drawn(EVERYDAY_TASKS["prices"], 8000) if 45 <= int(p.answer) <= 54
     ]  # far from both ends: nothing is clipped
     errors = [int(p.meta["original"]) - int(p.answer) for p in inside]
     mean = sum(errors) / len(errors)
     assert mean == pytest.approx(0, abs=1.2)
     assert (sum(e * e for e in errors) / len(errors)) ** 0.5 == pytest.approx(12, rel=0.07)
-    assert all(0 <= int(p.meta["original"]) <= 99 for p in drawn(CHORES["prices"], 2000))
+    assert all(0 <= int(p.meta["original"]) <= 99 for p in drawn(EVERYDAY_TASKS["prices"], 2000))
 
 
 def test_three_sentences_in_ten_are_faulty_and_no_fault_is_right() -> None:
-    problems = drawn(CHORES["sentences"], 3000)
+    problems = drawn(EVERYDAY_TASKS["sentences"], 3000)
     faulty = [p for p in problems if p.meta["original"] != p.answer]
     assert len(faulty) / len(problems) == pytest.approx(0.3, abs=0.03)
-    assert all(CHORES["sentences"].grade(p, p.meta["original"]) is Verdict.WRONG for p in faulty)
+    assert all(EVERYDAY_TASKS["sentences"].grade(p, p.meta["original"]) is Verdict.WRONG for p in faulty)
     for p in faulty:
         assert abs(len(p.meta["original"].split()) - len(p.answer.split())) <= 1
 
 
 @EACH
-def test_the_world_errs_the_same_way_when_asked_twice(chore: Chore) -> None:
+def test_the_world_errs_the_same_way_when_asked_twice(chore: EverydayTask) -> None:
     assert [p.meta["original"] for p in drawn(chore, 50)] == [p.meta["original"] for p in drawn(chore, 50)]
 
 
@@ -176,15 +176,15 @@ def test_what_is_no_price_is_not_guessed(reply: str) -> None:
 
 
 def test_what_a_base_knows_is_of_words_and_gives_no_answer_away() -> None:
-    for problem in drawn(CHORES["reviews"], 50):
-        asked, known = CHORES["reviews"].primer(problem) or ("", "")
+    for problem in drawn(EVERYDAY_TASKS["reviews"], 50):
+        asked, known = EVERYDAY_TASKS["reviews"].primer(problem) or ("", "")
         opinion = asked.removeprefix("words: ")
         assert opinion in problem.prompt and "," not in opinion
         assert {"good": "positive", "bad": "negative"}[known] == judge_review(f"reviews: {opinion}")
-    for problem in drawn(CHORES["sentences"], 50):
-        _, known = CHORES["sentences"].primer(problem) or ("", "")
-        assert CHORES["sentences"].grade(problem, known) is Verdict.WRONG
+    for problem in drawn(EVERYDAY_TASKS["sentences"], 50):
+        _, known = EVERYDAY_TASKS["sentences"].primer(problem) or ("", "")
+        assert EVERYDAY_TASKS["sentences"].grade(problem, known) is Verdict.WRONG
         assert all(
             phrase in known for phrase in re.split(r" \w+ by | \w+ (?=a |an |two|three|four)", problem.answer)[-1:]
         )
-    assert CHORES["prices"].primer(drawn(CHORES["prices"], 1)[0]) is None
+    assert EVERYDAY_TASKS["prices"].primer(drawn(EVERYDAY_TASKS["prices"], 1)[0]) is None

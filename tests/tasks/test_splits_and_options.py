@@ -15,7 +15,7 @@ import pytest
 from rorqual.core.errors import ConfigError, DataError, TaskError
 from rorqual.core.records import Message
 from rorqual.tasks.base import Problem, Split, Task, Verdict, split_of
-from rorqual.tasks.everyday import CHORES, Everyday
+from rorqual.tasks.everyday import EVERYDAY_TASKS, Everyday
 from rorqual.tasks.find import load_task, refuse_empty_answer, safe_problems
 from rorqual.tasks.rows import DataRow, carve
 
@@ -198,7 +198,7 @@ def test_each_split_has_its_share_of_keys(shares: dict[str, float], dev: float, 
 def test_an_everyday_chore_holds_out_a_twentieth_and_a_tenth_and_halves_the_rest(name: str) -> None:
     """Each split is told apart by the keys that it alone gives, as shares of all that the chore draws."""
     rng = random.Random(5)
-    drawn = {CHORES[name].sample(rng).key for _ in range(6000)}
+    drawn = {EVERYDAY_TASKS[name].sample(rng).key for _ in range(6000)}
     places = {
         place: Everyday([name], pool)._belongs
         for place, pool in (("dev", "any"), ("test", "any"), ("train", "any"), ("train teacher", "teacher"), ("train original", "original"))
@@ -215,9 +215,9 @@ def test_an_everyday_chore_holds_out_a_twentieth_and_a_tenth_and_halves_the_rest
 def test_chores_come_evenly_in_an_order_of_the_seed_and_none_repeats() -> None:
     task = load_task("everyday")
     found = list(islice(task.problems("train", 0), 300))
-    assert Counter(p.family for p in found) == dict.fromkeys(CHORES, 100)
+    assert Counter(p.family for p in found) == dict.fromkeys(EVERYDAY_TASKS, 100)
     for start in range(0, 300, 3):
-        assert {p.family for p in found[start : start + 3]} == set(CHORES)
+        assert {p.family for p in found[start : start + 3]} == set(EVERYDAY_TASKS)
     assert len({p.key for p in found}) == 300 and all(p.meta["original"] for p in found)
     assert len({tuple(p.family for p in found[start : start + 3]) for start in range(0, 300, 3)}) == 6
     for other in (task.problems("train", 1), task.problems("dev", 0), Everyday(pool="teacher").problems("train", 0)):

@@ -29,7 +29,7 @@ from rorqual.train.optim import AdamWConfig, MuonConfig
 from rorqual.train.run import Run
 from rorqual.train.schedule import Schedule
 from rorqual.train.sources import Materials, Source, SourceConfig, Step
-from rorqual.train.sources.rollouts import Scored, lay_beside
+from rorqual.train.sources.rollouts import Scored, pack_rollouts
 from rorqual.train.state import CLOCK_FIELDS, State, make_tokenizer, restore, write_start
 from rorqual.train.workers import Update, gradient, workers
 
@@ -118,7 +118,9 @@ def samples_of(scored: Sequence[Scored]) -> list[Sample]:
 def rollouts(scored: list[Scored], *, pad: bool = False, row: int = ROW) -> TrainBatch:
     """The batch of these samples, packed, or one in a row."""
     samples = samples_of(scored)
-    return lay_beside(lay_out(samples, [[i] for i in range(len(samples))], row) if pad else pack(samples, row), scored)
+    return pack_rollouts(
+        lay_out(samples, [[i] for i in range(len(samples))], row) if pad else pack(samples, row), scored
+    )
 
 
 def update_of(

@@ -105,7 +105,7 @@ def test_a_nan_stops_the_run_and_the_older_checkpoint_is_still_there(tmp_path: P
     out = RunDir(tmp_path / "run")
     with pytest.raises(NumericsError, match="nan"):
         train_with(sft_run(5), out, Poisoned)
-    assert out.steps() == [1, 2] and out.newest_whole()[0] == 2
+    assert out.steps() == [1, 2] and out.newest_complete()[0] == 2
     straight = RunDir(tmp_path / "straight")
     fit(sft_run(5), straight, quiet=True)
     fit(sft_run(5), out, quiet=True)
@@ -123,7 +123,7 @@ def test_weights_that_are_not_finite_are_not_kept(tmp_path: Path) -> None:
         model.lm_head.weight[2, 3] = math.inf
     with pytest.raises(NumericsError, match=r"after step 2, 1 tensors contain NaN or infinity, such as lm_head.weight"):
         save_checkpoint(out, 2, model, optimizer, 0)
-    assert out.steps() == [1] and out.why_torn(1) is None
+    assert out.steps() == [1] and out.incomplete_reason(1) is None
 
 
 @pytest.mark.parametrize("think", [True, False])

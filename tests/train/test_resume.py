@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save
 
 from rorqual.core.config import read_yaml
 from rorqual.core.errors import CheckpointError, ConfigError, RorqualError
-from rorqual.core.records import WHOLE_FILE, RunDir
+from rorqual.core.records import MANIFEST_FILE, RunDir
 from rorqual.model import Decoder
 from rorqual.recipes.grpo import grpo
 from rorqual.recipes.sft import sft
@@ -161,11 +161,11 @@ def test_records_of_a_run_that_never_kept_a_checkpoint_are_not_kept_twice(
 
 
 def tear(folder: Path, how: str) -> None:
-    file = folder / (WHOLE_FILE if how == "no list" else WEIGHTS)
+    file = folder / (MANIFEST_FILE if how == "no list" else WEIGHTS)
     if how == "short":
         os.truncate(file, file.stat().st_size // 2)
     elif how == "list cut":
-        os.truncate(folder / WHOLE_FILE, 5)
+        os.truncate(folder / MANIFEST_FILE, 5)
     else:
         file.unlink()
 
@@ -247,7 +247,7 @@ def test_a_full_disk_loses_nothing(
             train_with(sft_run(STEPS), out, lambda source, model: Filling(source, limit))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, soft)
-    assert out.newest_whole() == (4, []) and not list(out.path.glob(".*"))
+    assert out.newest_complete() == (4, []) and not list(out.path.glob(".*"))
     fit(sft_run(STEPS), out, quiet=True)
     same(straight["sft"], out.path)
 
@@ -263,7 +263,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path, straight: dict[str, Path]) -
         out = RunDir(disk / "run")
         with pytest.raises(CheckpointError, match=r"cannot write the checkpoint of step 3.*No space left"):
             fit(sft_run(STEPS), out, quiet=True)
-        assert out.newest_whole() == (2, []) and out.steps() == [1, 2]
+        assert out.newest_complete() == (2, []) and out.steps() == [1, 2]
         subprocess.run(["mount", "-o", f"remount,size={8 * size}", str(disk)], check=True, capture_output=True)
         fit(sft_run(STEPS), out, quiet=True)
         same(straight["sft"], out.path)
@@ -321,8 +321,8 @@ def test_an_optimizers_state_of_another_shape_is_refused(how: str, half: Path) -
         state["momentum/other"] = state.pop(name)
     data = save(state) if how != "bytes" else b"\0" * 40
     (folder / OPTIM).write_bytes(data)
-    sizes = json.loads((folder / WHOLE_FILE).read_bytes())
-    (folder / WHOLE_FILE).write_text(json.dumps(sizes | {OPTIM: len(data)}), "utf-8")
+    sizes = json.loads((folder / MANIFEST_FILE).read_bytes())
+    (folder / MANIFEST_FILE).write_text(json.dumps(sizes | {OPTIM: len(data)}), "utf-8")
     with pytest.raises(CheckpointError, match="cannot resume from this checkpoint"):
         fit(sft_run(STEPS), RunDir(half), quiet=True)
 

@@ -102,7 +102,7 @@ def test_a_disagreement_stops_the_run_before_a_checkpoint(how: str, base: Path, 
     out = RunDir(tmp_path / "run")
     with pytest.raises(NumericsError, match="step 2: trainer and sampler disagree"):
         train_with(grpo_run(base, 4), out, lambda source, model: Broken(source, model, how))
-    assert out.steps() == [1] and out.newest_whole()[0] == 1
+    assert out.steps() == [1] and out.newest_complete()[0] == 1
     assert len(records(out.path)) == 1
 
 

@@ -26,10 +26,10 @@ from rorqual.core.log import Progress, clock
 from rorqual.core.records import RunDir
 from rorqual.engine.engine import Engine
 from rorqual.engine.remote.engine import RemoteEngine
-from rorqual.generate.batch import Answered, answers, answers_from_afar, fault_of, record, refused
+from rorqual.generate.batch import Answered, answers, fault_of, record, refused, remote_answers
 from rorqual.generate.output import Partial, check_place
 from rorqual.generate.prompts import TEXTS, Prompts, Refused
-from rorqual.generate.schema import Asking, RowRequest, RowSampling
+from rorqual.generate.schema import RowParser, RowRequest, RowSampling
 from rorqual.ops.backends import arithmetic_of, backend
 from rorqual.ops.backends.torch_invariant import NOT_HELD
 
@@ -129,7 +129,9 @@ def generate_file(file: Path, arguments: Sequence[str] | None) -> tuple[Outcome,
     prompts = Prompts.open(file)
     engine, model_identity = _engine(chosen)
     local = engine if isinstance(engine, Engine) else None
-    request_schema = Asking(sampling, _encoder(local) if chosen.raw and local else None, file.suffix.lower() == ".csv")
+    request_schema = RowParser(
+        sampling, _encoder(local) if chosen.raw and local else None, file.suffix.lower() == ".csv"
+    )
     if chosen.strict:
         _check_all(local, prompts, request_schema)
     identity = _identity(chosen, sampling, prompts) | model_identity
@@ -138,7 +140,7 @@ def generate_file(file: Path, arguments: Sequence[str] | None) -> tuple[Outcome,
             return Outcome(prompts.rows, output.errors, (), 0, 0, 0.0), out
         requests = (request_schema.ask(line, row) for line, row in prompts.read() if _is_new(output, prompts, line))
         if isinstance(engine, RemoteEngine):
-            answered = answers_from_afar(engine, requests, concurrency=chosen.concurrency)
+            answered = remote_answers(engine, requests, concurrency=chosen.concurrency)
         else:
             answered = answers(engine, requests, room=2 * chosen.slots)
         outcome = _write(output, answered, chosen)
@@ -238,7 +240,7 @@ def _encoder(engine: Engine) -> Any:
     return lambda text: [*([] if chat.bos is None else [chat.bos]), *chat.tokenizer.encode(text)]
 
 
-def _check_all(engine: Engine | None, prompts: Prompts, request_schema: Asking) -> None:
+def _check_all(engine: Engine | None, prompts: Prompts, request_schema: RowParser) -> None:
     """Raise DataError if a row is invalid or the engine would refuse it."""
     for line, row in prompts.read():
         request = request_schema.ask(line, row)

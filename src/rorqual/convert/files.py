@@ -161,7 +161,7 @@ def refuse_target(final: Path) -> None:
 
 
 @contextmanager
-def in_the_making(final: Path, *, needs: int, resumes: bool = False) -> Iterator[Path]:
+def atomic_folder(final: Path, *, needs: int, resumes: bool = False) -> Iterator[Path]:
     """Yield a temporary folder that is renamed to `final` at the end of the `with` block, or deleted if the block raises.
 
     Files of an earlier, killed process are deleted first. With `resumes`, the files of the earlier process are kept, and the

@@ -11,7 +11,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from rorqual.convert.files import in_the_making, refuse_target
+from rorqual.convert.files import atomic_folder, refuse_target
 from rorqual.convert.gguf_export import Progress, export_gguf
 from rorqual.convert.gguf_keys import architecture_of, config_from_keys
 from rorqual.convert.gguf_names import GGUFLayout, check_tensors, layout
@@ -21,7 +21,7 @@ from rorqual.convert.gguf_rope import FREQS
 from rorqual.convert.gguf_tokenizer import tokenizer_from_keys
 from rorqual.convert.stream import CHUNK, Spec, write_tensors
 from rorqual.core.errors import ConfigError, RorqualError
-from rorqual.core.records import WHOLE_FILE, RunDir, write_atomic, write_json
+from rorqual.core.records import MANIFEST_FILE, RunDir, write_atomic, write_json
 from rorqual.data.chat import TEMPLATE_FILE, guess_chat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.model.load.find import family_of
@@ -50,12 +50,12 @@ def import_gguf(src: Path, out: Path, *, progress: Progress, dtype: str = "float
         template = file.keys.get("tokenizer.chat_template")
         needs = sum(spec.size for spec in plan.specs)
         try:
-            with in_the_making(out, needs=needs) as folder:
+            with atomic_folder(out, needs=needs) as folder:
                 run = RunDir(folder)
                 step = run.step_dir(0)
                 step.mkdir()
                 size = write_tensors(step / WEIGHTS_FILE, plan.specs, _TensorReader(file, plan, progress).chunks)
-                write_json(step / WHOLE_FILE, {WEIGHTS_FILE: size})
+                write_json(step / MANIFEST_FILE, {WEIGHTS_FILE: size})
                 tokenizer.save(run.tokenizer_file)
                 if isinstance(template, str):
                     write_atomic(folder / TEMPLATE_FILE, template.encode())

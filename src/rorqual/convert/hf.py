@@ -20,13 +20,13 @@ import yaml
 
 import rorqual
 from rorqual.convert.cast import FP8, TYPES
-from rorqual.convert.files import INDEX, WEIGHTS, find_tensors, in_the_making, refuse_target
+from rorqual.convert.files import INDEX, WEIGHTS, atomic_folder, find_tensors, refuse_target
 from rorqual.convert.merge import whole_weights
 from rorqual.convert.stream import Progress, Spec, header_bytes, layout, write_tensors
 from rorqual.convert.tensors import CountedChunks, DType, TensorJob, check_copies, export_jobs, import_jobs, our_tensors
 from rorqual.convert.texts import ORIGINALS, TEMPLATE, StoredTexts, fp8_config, json_bytes, read_texts, written_texts
 from rorqual.core.errors import CheckpointError, ConfigError, nearest
-from rorqual.core.records import CONFIG_FILE, TOKENIZER_FILE, WHOLE_FILE, RunDir, write_json
+from rorqual.core.records import CONFIG_FILE, MANIFEST_FILE, TOKENIZER_FILE, RunDir, write_json
 from rorqual.model.load.find import family_for, family_of
 from rorqual.model.load.names import NameMap
 from rorqual.model.load.run import WEIGHTS_FILE, read_model_config
@@ -75,13 +75,13 @@ def import_hf(src: Path, out: Path, *, dtype: DType = "keep", progress: Progress
     names = texts.family.name_map(texts.model)
     jobs = import_jobs(names, texts.model, tensors, dtype, str(src))
     counted = CountedChunks(jobs, progress)
-    with in_the_making(out, needs=counted.total) as folder:
+    with atomic_folder(out, needs=counted.total) as folder:
         copies = check_copies(names, tensors, str(src))
         run = RunDir(folder)
         step = run.step_dir(0)
         step.mkdir()
         size = write_tensors(step / WEIGHTS_FILE, [job.spec for job in jobs], counted)
-        write_json(step / WHOLE_FILE, {WEIGHTS_FILE: size})
+        write_json(step / MANIFEST_FILE, {WEIGHTS_FILE: size})
         _write_texts(folder, texts, src, dtype, copies)
     return Converted(texts.model_type, len(jobs), size, texts.notes)
 
@@ -133,7 +133,7 @@ def export_hf(
     texts = written_texts(run, family, model, _main_dtype(jobs), _quantization(jobs, imported))
     shards = _shards(jobs, shard_bytes)
     counted = CountedChunks(jobs, progress)
-    with in_the_making(dst, needs=counted.total, resumes=True) as folder:
+    with atomic_folder(dst, needs=counted.total, resumes=True) as folder:
         _begin(
             folder, {"source": _identity(file), "dtype": dtype, "shard_bytes": shard_bytes, "by": rorqual.__version__}
         )

@@ -10,9 +10,9 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from rorqual.convert.files import in_the_making, refuse_target
+from rorqual.convert.files import atomic_folder, refuse_target
 from rorqual.core.errors import CheckpointError, ConfigError
-from rorqual.core.records import CONFIG_FILE, WHOLE_FILE, RunDir, write_json
+from rorqual.core.records import CONFIG_FILE, MANIFEST_FILE, RunDir, write_json
 from rorqual.model.adapter import adapter_of
 from rorqual.model.adapter.files import WEIGHTS_FILE
 from rorqual.model.load.run import load_run, read_section
@@ -52,11 +52,11 @@ def merge_run(run: RunDir, dst: Path, *, dtype: Literal["float32", "bfloat16"] =
     data["model"] = model.config.model_dump(mode="json")
     data["merged"] = {"run": str(run.path), "dtype": dtype, **adapter.model_dump(mode="json", exclude={"experts"})}
     size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-    with in_the_making(dst, needs=size) as folder:
+    with atomic_folder(dst, needs=size) as folder:
         step = folder / checkpoint.name
         step.mkdir()
         save_file({name: t.contiguous() for name, t in model.state_dict().items()}, step / WEIGHTS_FILE)
-        write_json(step / WHOLE_FILE, {WEIGHTS_FILE: (step / WEIGHTS_FILE).stat().st_size})
+        write_json(step / MANIFEST_FILE, {WEIGHTS_FILE: (step / WEIGHTS_FILE).stat().st_size})
         (folder / CONFIG_FILE).write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")
         shutil.copyfile(run.tokenizer_file, RunDir(folder).tokenizer_file)
     return dst / checkpoint.name

@@ -14,9 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rorqual.convert.files import in_the_making, inside, read_object, refuse_target
+from rorqual.convert.files import atomic_folder, inside, read_object, refuse_target
 from rorqual.core.errors import CheckpointError, ConfigError
-from rorqual.core.records import CONFIG_FILE, WHOLE_FILE, RunDir, write_json
+from rorqual.core.records import CONFIG_FILE, MANIFEST_FILE, RunDir, write_json
 from rorqual.model.adapter import Adapter, LoRA, adapter_of
 from rorqual.model.adapter.files import OpenedAdapter, base_of, check_trained
 from rorqual.model.adapter.lora import linears
@@ -85,7 +85,7 @@ def write_peft(run: RunDir, dst: Path, *, base: str = "") -> Path:
         "init_lora_weights": True,
         "inference_mode": True,
     }
-    with in_the_making(dst, needs=sum(t.numel() * t.element_size() for t in tensors.values())) as folder:
+    with atomic_folder(dst, needs=sum(t.numel() * t.element_size() for t in tensors.values())) as folder:
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
         write_json(folder / CONFIG, config)
     return dst
@@ -116,12 +116,12 @@ def read_peft(src: Path, base: RunDir, out: Path) -> Path:
         "start": {"run": str(base.path), "tokenizer": "bytes"},
         "tune": tune.model_dump(mode="json"),
     }
-    with in_the_making(out, needs=sum(map(len, files.values()))) as folder:
+    with atomic_folder(out, needs=sum(map(len, files.values()))) as folder:
         step = RunDir(folder).step_dir(0)
         step.mkdir()
         for name, content in files.items():
             (step / name).write_bytes(content)
-        write_json(step / WHOLE_FILE, {name: len(content) for name, content in files.items()})
+        write_json(step / MANIFEST_FILE, {name: len(content) for name, content in files.items()})
         (folder / CONFIG_FILE).write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")
         shutil.copyfile(base.tokenizer_file, RunDir(folder).tokenizer_file)
     return out

@@ -86,7 +86,7 @@ def says_nothing(message: Message) -> bool:
 STEP = re.compile(r"step-(\d{6,})$")
 CONFIG_FILE, METRICS_FILE, TOKENIZER_FILE = "run.yaml", "metrics.jsonl", "tokenizer.json"
 ROLLOUTS_FILE, PROMPTS_FILE = "rollouts.jsonl", "prompts.json"
-WHOLE_FILE = "whole.json"
+MANIFEST_FILE = "whole.json"
 """Name of the file that lists the size of every file of a checkpoint.
 
 This file is written last. A checkpoint is incomplete if this file is missing or a size differs.
@@ -144,24 +144,24 @@ class RunDir:
         matches = (STEP.match(entry.name) for entry in self.path.iterdir() if entry.is_dir())
         return sorted(int(match.group(1)) for match in matches if match)
 
-    def why_torn(self, step: int) -> str | None:
+    def incomplete_reason(self, step: int) -> str | None:
         """Return why the checkpoint of `step` is incomplete, or None if it is complete."""
         folder = self.step_dir(step)
         try:
-            sizes = json.loads((folder / WHOLE_FILE).read_text(encoding="utf-8"))
+            sizes = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            return f"{WHOLE_FILE} is missing or unreadable"
+            return f"{MANIFEST_FILE} is missing or unreadable"
         for name, size in sizes.items():
             file = folder / name
             if not file.is_file() or file.stat().st_size != size:
                 return f"{name} is not {size} bytes long"
         return None
 
-    def newest_whole(self) -> tuple[int | None, list[str]]:
+    def newest_complete(self) -> tuple[int | None, list[str]]:
         """Return the step of the newest complete checkpoint, or None, and one message per newer incomplete checkpoint."""
         skipped: list[str] = []
         for step in reversed(self.steps()):
-            reason = self.why_torn(step)
+            reason = self.incomplete_reason(step)
             if reason is None:
                 return step, skipped
             skipped.append(f"{self.step_dir(step)}: incomplete checkpoint skipped: {reason}")
@@ -178,7 +178,7 @@ class RunDir:
                 where=str(self.path),
                 remedy="Name a folder that `rorqual train` wrote.",
             )
-        step, skipped = self.newest_whole()
+        step, skipped = self.newest_complete()
         if step is None:
             raise CheckpointError(
                 "no complete checkpoint" + ("; " + "; ".join(skipped) if skipped else ""),

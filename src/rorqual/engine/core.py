@@ -38,7 +38,7 @@ class Finished:
     """Whether a logit was NaN or infinite. The last token is then meaningless."""
 
 
-Drawn = tuple[Sequence, int, float, tuple[tuple[int, float], ...]]
+SampledToken = tuple[Sequence, int, float, tuple[tuple[int, float], ...]]
 """A sequence, its new token, the token's log-probability, and the most likely tokens if the request sets
 `top_logprobs`."""
 
@@ -108,7 +108,7 @@ class EngineCore:
             size.slots, self.kv_cache, self.runner, step_tokens=size.step_tokens, patience=size.patience
         )
         self.stop_ids = np.array(sorted(stop_ids), np.int64)
-        self.drawn: list[Drawn] = []
+        self.drawn: list[SampledToken] = []
         """The tokens that the last step sampled."""
 
     @property

@@ -18,7 +18,7 @@ from rorqual.data.chat.stops import Stops
 from rorqual.data.tokenizer import Special, Tokenizer
 from rorqual.engine.core import Finished
 from rorqual.engine.embeds import Embeds
-from rorqual.engine.grammar.calls import Spelling
+from rorqual.engine.grammar.calls import CallSyntax
 from rorqual.engine.grammar.compiler import Compiled, Grammars
 from rorqual.engine.grammar.constraint import Constraint, Thought
 from rorqual.engine.prompt_scores import PromptScores
@@ -184,7 +184,7 @@ class Processor:
     @cached_property
     def grammars(self) -> Grammars:
         """The grammar compiler for this tokenizer."""
-        return Grammars(self.tokenizer, self.vocab_size, self.chat.stop_ids, Spelling(self.chat, self.vocab_size))
+        return Grammars(self.tokenizer, self.vocab_size, self.chat.stop_ids, CallSyntax(self.chat, self.vocab_size))
 
     def _constraint(self, job: Job) -> Constraint | None:
         """Return the grammar constraint of one sample. The constraint applies to the answer, which starts after the

@@ -23,7 +23,7 @@ SYNC_SECONDS = 5.0
 IN_A_ROW = 32
 """Number of consecutive new rejections after which the evaluation stops."""
 Progress = Callable[[int, int], None]
-Place = tuple[int, int]
+QuickstartPaths = tuple[int, int]
 """(Index of a request, index of a sample of that request)."""
 
 
@@ -113,7 +113,7 @@ class AnswerCache:
         self,
         engine: RemoteEngine,
         requests: Sequence[Request],
-        missing: Mapping[Place, str],
+        missing: Mapping[QuickstartPaths, str],
         arrived: Callable[[int, int, Completion], None],
     ) -> None:
         before = frozenset(self._file.refused)

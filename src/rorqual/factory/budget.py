@@ -90,7 +90,7 @@ class _Try:
 
 
 class Budget:
-    """The account of paid and reserved money, which implements the `Toll` interface of the remote engine.
+    """The account of paid and reserved money, which implements the `BudgetGuard` interface of the remote engine.
 
     `asks`: (name in the ledger, request) for each request index. `bought`: the samples of earlier calls. As a context manager,
     a `Budget` owns the ledger file.

@@ -23,7 +23,7 @@ from rorqual.data.distilled import Distilled, Ids, Logprobs, VerdictName, write_
 from rorqual.factory.budget import reached
 from rorqual.factory.card import CardFindings, write_card
 from rorqual.factory.config import FactoryConfig
-from rorqual.factory.entries import Entry, Place, read_entry, row_of
+from rorqual.factory.entries import Entry, QuickstartPaths, read_entry, row_of
 from rorqual.factory.filters import reasons, said
 from rorqual.factory.problems import Chosen, choose
 from rorqual.factory.teacher import LocalTeacher, RemoteTeacher, Teacher
@@ -134,9 +134,9 @@ class Work:
     failures: Journal
     clock: Clock
     quiet: bool
-    have: dict[Place, Entry] = field(default_factory=dict)
-    failed: dict[Place, Entry] = field(default_factory=dict)
-    verdicts: dict[Place, VerdictName] = field(default_factory=dict)
+    have: dict[QuickstartPaths, Entry] = field(default_factory=dict)
+    failed: dict[QuickstartPaths, Entry] = field(default_factory=dict)
+    verdicts: dict[QuickstartPaths, VerdictName] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.problems = {problem.key: problem for problem in self.chosen.problems}

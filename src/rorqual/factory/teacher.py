@@ -19,7 +19,7 @@ from rorqual.evals.answer_cache import IN_A_ROW
 from rorqual.evals.run import seeded
 from rorqual.factory.budget import NOTHING, Budget, Spending
 from rorqual.factory.config import FactoryConfig
-from rorqual.factory.entries import Entry, Place, entry_of, failure_of, identity, is_same_model
+from rorqual.factory.entries import Entry, QuickstartPaths, entry_of, failure_of, identity, is_same_model
 from rorqual.model.adapter import fingerprint
 from rorqual.tasks.base import Problem
 
@@ -31,7 +31,7 @@ FAILURES_IN_A_ROW = 5
 """Stop after this many consecutive requests failed despite retries, because then the server is the cause, not a single request."""
 
 
-Ask = tuple[Problem, int, Request]
+EngineRequest = tuple[Problem, int, Request]
 """(problem, index of the sample, request): one sample to generate."""
 ANY = (Message("user", "?"),)
 """An arbitrary conversation, to count the prompt tokens that a thinking mode adds."""
@@ -60,10 +60,10 @@ class Teacher(ABC):
     def sample(
         self,
         problems: Sequence[Problem],
-        have: Mapping[Place, Entry],
+        have: Mapping[QuickstartPaths, Entry],
         keep: Keep,
         under_way: UnderWay,
-        failed: Collection[Place] = (),
+        failed: Collection[QuickstartPaths] = (),
     ) -> bool:
         """Generate the samples that are missing in `have`, and pass them to `keep`. Return False if the budget was reached.
 
@@ -103,10 +103,10 @@ class LocalTeacher(Teacher):
     def sample(
         self,
         problems: Sequence[Problem],
-        have: Mapping[Place, Entry],
+        have: Mapping[QuickstartPaths, Entry],
         keep: Keep,
         under_way: UnderWay,
-        failed: Collection[Place] = (),
+        failed: Collection[QuickstartPaths] = (),
     ) -> bool:
         for batch in self.batches(problems):
             missing = {(p.key, n) for p in batch for n in range(self.config.samples)} - have.keys()
@@ -178,10 +178,10 @@ class RemoteTeacher(Teacher):
     def sample(
         self,
         problems: Sequence[Problem],
-        have: Mapping[Place, Entry],
+        have: Mapping[QuickstartPaths, Entry],
         keep: Keep,
         under_way: UnderWay,
-        failed: Collection[Place] = (),
+        failed: Collection[QuickstartPaths] = (),
     ) -> bool:
         asks = [
             (problem, number, request_of(self.config, problem))
@@ -203,7 +203,12 @@ class RemoteTeacher(Teacher):
             return self._collect(asks, self._budget, keep, failed, bool(have))
 
     def _collect(
-        self, asks: Sequence[Ask], budget: Budget | None, keep: Keep, before: Collection[Place], answered: bool
+        self,
+        asks: Sequence[EngineRequest],
+        budget: Budget | None,
+        keep: Keep,
+        before: Collection[QuickstartPaths],
+        answered: bool,
     ) -> bool:
         consecutive: Counter[bool] = Counter()
         errors: list[RemoteError] = []

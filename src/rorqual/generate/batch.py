@@ -83,7 +83,7 @@ def answers(engine: Stepping, rows: Iterable[RowRequest | Refused], *, room: int
             engine.cancel(request_id)
 
 
-def answers_from_afar(
+def remote_answers(
     engine: RemoteEngine, rows: Iterable[RowRequest | Refused], *, concurrency: int
 ) -> Iterator[list[Answered]]:
     """Answer all rows with a remote endpoint, `concurrency` rows at a time. Yield the answered rows like `answers`.

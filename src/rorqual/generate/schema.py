@@ -125,7 +125,7 @@ class _Fault(Exception):
 
 
 @dataclass(frozen=True)
-class Asking:
+class RowParser:
     """A converter from rows to requests.
 
     If `encode` is given, `prompt` is a text that the model continues; otherwise `prompt` is a user message. `cells` is true for

@@ -33,7 +33,7 @@ from rorqual.lab.job import Compute, ExperimentJob, Measure, SampleJob, Train
 from rorqual.recipes.distil import distil
 from rorqual.recipes.pretrain import pretrain
 from rorqual.recipes.sft import sft
-from rorqual.tasks.everyday import CHORES
+from rorqual.tasks.everyday import EVERYDAY_TASKS
 from rorqual.tasks.everyday.base import Form
 from rorqual.train.run import Run
 
@@ -82,7 +82,7 @@ LONGEST: Mapping[Form, int] = {"classification": 8, "regression": 8, "generation
 
 def arms(chore: str) -> tuple[str, ...]:
     """Return the names of a chore's training sets. Only classification has soft labels, because its answer is one of a few words."""
-    return (*HARD, SOFT) if CHORES[chore].form == "classification" else HARD
+    return (*HARD, SOFT) if EVERYDAY_TASKS[chore].form == "classification" else HARD
 
 
 class DataDistil(Experiment):
@@ -108,10 +108,10 @@ class DataDistil(Experiment):
             Train(name=BASE, estimate=11 * share, needs=(TEXT,), make=lambda: base_run(place, seed, work)),
             Train(name=TEACHER, estimate=37 * share, needs=(READ,), make=lambda: teacher_run(place, seed, work)),
         ]
-        return [*shared, *(job for chore in CHORES for job in chore_jobs(chore, seed, place, work, share))]
+        return [*shared, *(job for chore in EVERYDAY_TASKS for job in chore_jobs(chore, seed, place, work, share))]
 
     def conclude(self, places: Mapping[int, Path]) -> Finding:
-        return conclusion(self, places, {chore: arms(chore) for chore in CHORES})
+        return conclusion(self, places, {chore: arms(chore) for chore in EVERYDAY_TASKS})
 
 
 def text_run(place: Path, seed: int, work: Amounts) -> Run:
@@ -170,7 +170,7 @@ def factory(place: Path, chore: str, seed: int, work: Amounts) -> FactoryConfig:
     For classification and regression, the teacher labels greedily, and every label is kept. For generation, the teacher
     samples sentences, and only the sentences that the grader accepts are kept.
     """
-    writes = CHORES[chore].form == "generation"
+    writes = EVERYDAY_TASKS[chore].form == "generation"
     return FactoryConfig(
         teacher=str(place / TEACHER),
         task="everyday",
@@ -179,7 +179,7 @@ def factory(place: Path, chore: str, seed: int, work: Amounts) -> FactoryConfig:
         samples=2 if writes else 1,
         seed=seed,
         thinking="off",
-        max_tokens=LONGEST[CHORES[chore].form],
+        max_tokens=LONGEST[EVERYDAY_TASKS[chore].form],
         temperature=1.0 if writes else 0.0,
         keep="right" if writes else "all",
         top_k=work.top_k,
@@ -232,11 +232,14 @@ def measures(chore: str, model: str, seed: int, work: Amounts, share: float) -> 
     name = measure_name(chore, model)
     jobs: list[ExperimentJob] = [
         Measure(
-            name=name, estimate=0.15 * share, params=SamplingParams(max_tokens=LONGEST[CHORES[chore].form]), **shared
+            name=name,
+            estimate=0.15 * share,
+            params=SamplingParams(max_tokens=LONGEST[EVERYDAY_TASKS[chore].form]),
+            **shared,
         )
     ]
-    if CHORES[chore].form == "generation":
-        free = SamplingParams(max_tokens=LONGEST[CHORES[chore].form], temperature=1.0, seed=seed)
+    if EVERYDAY_TASKS[chore].form == "generation":
+        free = SamplingParams(max_tokens=LONGEST[EVERYDAY_TASKS[chore].form], temperature=1.0, seed=seed)
         loss = partial(losses_of, chore, model, seed, work.count)
         jobs.append(Measure(name=f"{name}-free", estimate=0.15 * share, params=free, **shared))
         jobs.append(Compute(name=f"{name}-loss", estimate=0.4 * share, needs=(model,), function=loss))

@@ -17,7 +17,7 @@ from rorqual.lab.experiment import Experiment
 from rorqual.lab.finding import Chart, Contrast, Finding, Series, Table, contrast_of_values
 from rorqual.lab.job import evaluation, run_cost, value
 from rorqual.lab.page import number
-from rorqual.tasks.everyday import CHORES, price_of
+from rorqual.tasks.everyday import EVERYDAY_TASKS, price_of
 from rorqual.tasks.everyday.prices import HIGH
 
 Values = list[list[float]]
@@ -61,7 +61,7 @@ def conclusion(experiment: Experiment, places: Mapping[int, Path], arms: Mapping
             for a, b, question in QUESTIONS
             if a in sets and b in sets
         ]
-        if CHORES[chore].form == "generation":
+        if EVERYDAY_TASKS[chore].form == "generation":
             rows += writing(chore, places)
         all_rows += rows
         verdicts.append(as_good(rows[0]))
@@ -125,12 +125,12 @@ def unreadable(result: Evaluation) -> int:
 
 def unit_of(chore: str) -> Literal["points", "ratio"]:
     """Return the unit of a chore's measure. R² is a ratio, not a share of problems."""
-    return "ratio" if CHORES[chore].form == "regression" else "points"
+    return "ratio" if EVERYDAY_TASKS[chore].form == "regression" else "points"
 
 
 def named(chore: str) -> str:
     """Return a chore's label in the contrasts, with its measure if the measure is not a share."""
-    return f"{chore}, R²" if CHORES[chore].form == "regression" else chore
+    return f"{chore}, R²" if EVERYDAY_TASKS[chore].form == "regression" else chore
 
 
 def writing(chore: str, places: Mapping[int, Path]) -> list[Contrast]:
@@ -150,12 +150,12 @@ def writing(chore: str, places: Mapping[int, Path]) -> list[Contrast]:
 def sentence(chore: str, rows: Sequence[Contrast], verdict: Verdict, places: Mapping[int, Path]) -> str:
     """Return the result of a chore in words."""
     main, control = rows[0], rows[1]
-    what, unit = MEASURES[CHORES[chore].form], main.unit
+    what, unit = MEASURES[EVERYDAY_TASKS[chore].form], main.unit
     sign = " %" if unit == "points" else ""
     counts = [value(at, f"data-{chore}-sets") for at in places.values()]
     small, full = (np.mean([count[name]["rows"] for count in counts]) for name in ("small-teacher", "full-original"))
     return (
-        f"{CHORES[chore].form.capitalize()} ({chore}): {verdict}. {small:.0f} rows from the teacher: {what} "
+        f"{EVERYDAY_TASKS[chore].form.capitalize()} ({chore}): {verdict}. {small:.0f} rows from the teacher: {what} "
         f"{number(main.b, unit)}{sign}; all {full:.0f} original rows: {number(main.a, unit)}{sign}; difference "
         f"{number(main.difference, unit, signed=True)} [{number(main.low, unit, signed=True)}, "
         f"{number(main.high, unit, signed=True)}]. With true answers the tenth reaches {number(control.b, unit)}{sign}."
@@ -169,7 +169,7 @@ def table(
     places: Mapping[int, Path],
 ) -> Table:
     """Return a table of a chore with one row per training set and one row for the teacher."""
-    form = CHORES[chore].form
+    form = EVERYDAY_TASKS[chore].form
     counts = [value(at, f"data-{chore}-sets") for at in places.values()]
     heads = ["training set", "rows", "epochs", "core-seconds", "share true", MEASURES[form], *EXTRA[form], "each seed"]
     rows = []
@@ -190,7 +190,7 @@ def table(
         title=f"{form.capitalize()}: {chore}",
         heads=tuple(heads),
         rows=tuple(rows),
-        note=f"In the original set {CHORES[chore].noise}. The teacher took {tenth:.1f} core-seconds for a tenth and {full:.1f} for all. "
+        note=f"In the original set {EVERYDAY_TASKS[chore].noise}. The teacher took {tenth:.1f} core-seconds for a tenth and {full:.1f} for all. "
         + NOTES[form],
     )
 
@@ -211,7 +211,7 @@ NOTES = {
 
 def measured(chore: str, name: str, results: Sequence[Evaluation], places: Mapping[int, Path]) -> tuple[str, ...]:
     """Return the measures of a model on a chore as table cells: means over seeds, then every seed."""
-    form, unit = CHORES[chore].form, unit_of(chore)
+    form, unit = EVERYDAY_TASKS[chore].form, unit_of(chore)
     means = [float(np.mean(scored(result))) for result in results]
     cells = [number(float(np.mean(means)), unit)]
     if form == "regression":
@@ -234,7 +234,7 @@ def voices(result: Evaluation) -> float:
 
 def chart(chore: str, scores: Mapping[str, Values]) -> Chart:
     """Return a bar chart of the mean score of each training set, with a dot for each seed."""
-    form = CHORES[chore].form
+    form = EVERYDAY_TASKS[chore].form
     means = {arm: [float(np.mean(values)) for values in by_seed] for arm, by_seed in scores.items()}
     seeds = zip(*means.values(), strict=True)
     points = tuple((float(x), float(np.mean(by_seed))) for x, by_seed in enumerate(means.values()))

@@ -20,7 +20,7 @@ from rorqual.evals.run import pick
 from rorqual.model.load.run import load_run
 from rorqual.ops.losses import token_logprobs
 from rorqual.tasks.base import Problem, Split, Verdict
-from rorqual.tasks.everyday import CHORES, Everyday
+from rorqual.tasks.everyday import EVERYDAY_TASKS, Everyday
 from rorqual.tasks.everyday.base import ORIGINAL
 
 VOCABULARY = 512
@@ -52,8 +52,8 @@ def write_base(folder: Path, seed: int, count: int) -> int:
     """
     problems = list(islice(Everyday(pool="teacher").problems("train", seed), count))
     lines = [problem.prompt for problem in problems]
-    lines += [problem.answer for problem in problems if CHORES[problem.family].form == "generation"]
-    words = [primer for problem in problems if (primer := CHORES[problem.family].primer(problem))]
+    lines += [problem.answer for problem in problems if EVERYDAY_TASKS[problem.family].form == "generation"]
+    words = [primer for problem in problems if (primer := EVERYDAY_TASKS[problem.family].primer(problem))]
     random.Random(seed).shuffle(lines)
     write_atomic(folder / "base.txt", "\n".join(lines).encode())
     write_pairs(folder / "words.jsonl", words)
@@ -97,7 +97,7 @@ def counted(path: Path, problems: Sequence[Problem], tokenizer: Tokenizer) -> di
     chat, by_prompt = chat_format(tokenizer, "deepseek"), {problem.prompt: problem for problem in problems}
     rows = read_conversations(path).conversations
     right = sum(
-        CHORES[by_prompt[question.text].family].grade(by_prompt[question.text], reply.text) is Verdict.RIGHT
+        EVERYDAY_TASKS[by_prompt[question.text].family].grade(by_prompt[question.text], reply.text) is Verdict.RIGHT
         for question, reply in rows
     )
     tokens = sum(len(rendered.ids) for row in rows for rendered in chat.samples(row))

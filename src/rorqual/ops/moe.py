@@ -181,7 +181,7 @@ def with_tuned(
     return gate_ups, downs
 
 
-def aimed_load(load: Tensor, target: Tensor | None) -> Tensor:
+def expected_load(load: Tensor, target: Tensor | None) -> Tensor:
     """Return the target count of each choice [choices], from counts `load` [choices] and float64 shares `target` [choices] (None: even)."""
     mean = load.float().mean()
     if target is None:

@@ -35,7 +35,7 @@ from rorqual.serve.limits import MAX_VALUES, too_large
 from rorqual.serve.replies import Choice, Reply
 from rorqual.serve.schemas import Sampling, read
 from rorqual.serve.service import Service
-from rorqual.serve.wire import Ask, PackedAsk, pack
+from rorqual.serve.wire import EngineRequest, PackedRequest, pack
 
 LONG = 1 << 14
 """Events longer than this many characters are serialized in the tenant's thread instead of the event loop."""
@@ -67,7 +67,7 @@ class Shape(ABC, Generic[W]):
         return []
 
     @abstractmethod
-    def asks(self) -> list[Ask]:
+    def asks(self) -> list[EngineRequest]:
         """Return one engine request per prompt. Raises ApiError if the request is invalid."""
 
     @abstractmethod
@@ -114,7 +114,7 @@ class Prepared(Generic[W]):
     """
 
     shape: Shape[W]
-    asks: list[PackedAsk]
+    asks: list[PackedRequest]
     bound: str | None
     ignored: list[str]
 
@@ -142,7 +142,7 @@ def _prepare(service: Service, schema: type[W], kind: type[Shape[W]], parts: lis
         return error.alone()
 
 
-def _check_logprobs(wanted: Sampling, asks: list[Ask]) -> None:
+def _check_logprobs(wanted: Sampling, asks: list[EngineRequest]) -> None:
     """Raise ApiError if a complete response would have too many log-probabilities. Complete responses are held in memory."""
     count = sum(ask.params.n * ask.params.max_tokens for ask in asks) * (1 + (wanted.top or 0))
     if wanted.top is not None and not wanted.stream and count > MAX_VALUES:

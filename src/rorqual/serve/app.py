@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rorqual.serve import cors
 from rorqual.serve.errors import ApiError
-from rorqual.serve.exchange import Gone, request_id
+from rorqual.serve.exchange import ClientDisconnected, request_id
 from rorqual.serve.logs import say
 from rorqual.serve.routes import chat, completions, rollout, state
 from rorqual.serve.service import Service
@@ -159,6 +159,6 @@ def create_app(service: Service) -> Edge:
     app.state.paths = sorted({route.path for router in routers for route in router.routes if isinstance(route, Route)})
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Gone, _gone)
+    app.add_exception_handler(ClientDisconnected, _gone)
     app.add_exception_handler(Exception, _bug)
     return Edge(app, service)

@@ -11,7 +11,7 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 
 from rorqual.serve.errors import ApiError
-from rorqual.serve.exchange import Gone
+from rorqual.serve.exchange import ClientDisconnected
 from rorqual.serve.limits import SLICE
 
 BODY_SECONDS = 60.0
@@ -91,7 +91,7 @@ async def body_of(request: Request, limit: int, bodies: Bodies, tenant: str) -> 
                     else:
                         parts.clear()
         except ClientDisconnect:
-            raise Gone from None
+            raise ClientDisconnected from None
         except TimeoutError:
             if is_waiting:
                 problem = f"Other bodies of more than {SLICE:,} bytes occupied the server for {BODY_SECONDS:.0f} seconds. Try again later."

@@ -18,7 +18,7 @@ from rorqual.core.errors import RorqualError
 from rorqual.serve import wire
 from rorqual.serve.errors import ApiError
 from rorqual.serve.limits import SLICE
-from rorqual.serve.wire import Drawn, PackedAsk, Placed, Ready, Recorded, ScoredPrompt
+from rorqual.serve.wire import PackedRequest, Placed, Ready, Recorded, SampledToken, ScoredPrompt
 
 TRIES = 2
 """A request fails after the engine died this many times during the request, because the request may be the cause."""
@@ -46,7 +46,7 @@ class ServerJob:
     - `left`: unfinished samples.
     """
 
-    asks: tuple[PackedAsk, ...]
+    asks: tuple[PackedRequest, ...]
     tenant: str
     numbers: tuple[int, ...] = ()
     bound: str | None = None
@@ -54,7 +54,9 @@ class ServerJob:
     sent: bool = False
     tries: int = 0
     left: int = 0
-    events: asyncio.Queue[Drawn | Recorded | ScoredPrompt | Restarted | ApiError] = field(default_factory=asyncio.Queue)
+    events: asyncio.Queue[SampledToken | Recorded | ScoredPrompt | Restarted | ApiError] = field(
+        default_factory=asyncio.Queue
+    )
 
     def __post_init__(self) -> None:
         self.left = self.samples
@@ -69,7 +71,7 @@ class ServerJob:
         """Whether the engine has sent a token or another event for the job."""
         return self.left < self.samples or not self.events.empty() or self.sent
 
-    async def next(self, timeout: float | None = None) -> Drawn | Recorded | ScoredPrompt | Restarted | None:
+    async def next(self, timeout: float | None = None) -> SampledToken | Recorded | ScoredPrompt | Restarted | None:
         """Return the next event, or None if no event arrives within `timeout` seconds. Raises ApiError if the request failed."""
         try:
             # Before Python 3.12, `wait_for` swallows a cancellation that arrives together with an event.
@@ -167,7 +169,7 @@ class Bridge:
 
     @contextmanager
     def job(
-        self, asks: Sequence[PackedAsk], tenant: str, bound: str | None = None, *, streamed: bool = False
+        self, asks: Sequence[PackedRequest], tenant: str, bound: str | None = None, *, streamed: bool = False
     ) -> Iterator[ServerJob]:
         """Submit a request. If it is unfinished when the context ends, cancel it.
 
@@ -308,7 +310,7 @@ class Bridge:
                     self.stats = message["stats"]
                 case "drawn":
                     for number, *row in message["rows"]:
-                        self._deliver(number, Drawn(*row))
+                        self._deliver(number, SampledToken(*row))
         return ready
 
     def _ready(self, info: Ready) -> None:
@@ -367,7 +369,7 @@ class Bridge:
 
     # ---- jobs
 
-    def _deliver(self, number: int, sampled: Drawn) -> None:
+    def _deliver(self, number: int, sampled: SampledToken) -> None:
         part = self._parts.get(number)
         if part is None:
             return  # the request was just cancelled

@@ -33,7 +33,7 @@ def raise_limit() -> int:
     return most if soft == resource.RLIM_INFINITY else soft
 
 
-class Complaints:
+class DescriptorErrorHandler:
     """An asyncio exception handler that logs exhausted file descriptors in one line, at most once per `QUIET` seconds.
 
     The default handler would print a traceback for each failed `accept`.

@@ -29,7 +29,7 @@ PROBE = 0.25
 SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
-class Gone(Exception):
+class ClientDisconnected(Exception):
     """The client disconnected."""
 
 
@@ -66,12 +66,12 @@ async def _wait_for_disconnect(receive: Receive) -> None:
 
 
 async def _run_unless_gone(work: Coroutine[Any, Any, T], receive: Receive) -> T:
-    """Run `work` and return its result. If the client disconnects first, cancel `work` and raise Gone."""
+    """Run `work` and return its result. If the client disconnects first, cancel `work` and raise ClientDisconnected."""
     working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_wait_for_disconnect(receive))
     try:
         await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise Gone
+            raise ClientDisconnected
         return working.result()
     finally:
         for task in (working, leaving):
@@ -80,7 +80,7 @@ async def _run_unless_gone(work: Coroutine[Any, Any, T], receive: Receive) -> T:
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Run `work` and return its result. If the client disconnects first, cancel `work` and raise Gone."""
+    """Run `work` and return its result. If the client disconnects first, cancel `work` and raise ClientDisconnected."""
     return await _run_unless_gone(work, request.receive)
 
 
@@ -113,7 +113,7 @@ class EventStream(StreamingResponse):
         self.events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with suppress(Gone):  # the client disconnected, so no response is possible
+        with suppress(ClientDisconnected):  # the client disconnected, so no response is possible
             await _run_unless_gone(self._send(send, request_id(scope)), receive)
 
     async def _send(self, send: Send, name: str) -> None:

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.serve.wire import Drawn, Score
+from rorqual.serve.wire import SampledToken, Score
 
 LEAST = -9999.0
 """Log-probability that stands for a probability of 0, because JSON cannot represent negative infinity."""
 
 
-def of_chat(tokenizer: Tokenizer, tokens: Sequence[Drawn]) -> dict[str, Any]:
+def of_chat(tokenizer: Tokenizer, tokens: Sequence[SampledToken]) -> dict[str, Any]:
     """Return the `logprobs` of a chat choice.
 
     Clients can join the `bytes` of the entries to get the exact text, because a token may end inside a UTF-8 character.
@@ -36,7 +36,7 @@ def of_chat(tokenizer: Tokenizer, tokens: Sequence[Drawn]) -> dict[str, Any]:
     return {"content": content, "refusal": None}
 
 
-def of_text(tokenizer: Tokenizer, sampled_tokens: Sequence[Drawn], before: int = 0) -> dict[str, Any]:
+def of_text(tokenizer: Tokenizer, sampled_tokens: Sequence[SampledToken], before: int = 0) -> dict[str, Any]:
     """Return the `logprobs` of a text choice. `before`: number of characters that were already sent; `text_offset` starts at
     this number."""
     tokens = [tokenizer.token(sampled.token) for sampled in sampled_tokens]

@@ -27,7 +27,7 @@ class _Kind:
         return max(0, self.seen - MOST)
 
 
-class Quiet(logging.Filter):
+class RateLimitFilter(logging.Filter):
     """A logging filter that passes at most `MOST` records of each kind per `WINDOW` seconds.
 
     Records are of the same kind if their logger and the first line of their message agree, apart from numbers. The limit is

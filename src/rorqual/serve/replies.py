@@ -16,7 +16,7 @@ from rorqual.serve.bridge import Restarted, ServerJob
 from rorqual.serve.errors import ApiError
 from rorqual.serve.exchange import PROBE
 from rorqual.serve.metrics import Metrics
-from rorqual.serve.wire import Drawn, Recorded, Score, ScoredPrompt
+from rorqual.serve.wire import Recorded, SampledToken, Score, ScoredPrompt
 
 SILENT = 256
 """After this many tokens without new text, the next token is parsed outside of the event loop, because parsing may be slow."""
@@ -56,7 +56,7 @@ class Choice:
     scores: list[Score] = field(default_factory=list)
     reason: str | None = None
     calls: list[StreamedCall] = field(default_factory=list)
-    told: list[Drawn] = field(default_factory=list)
+    told: list[SampledToken] = field(default_factory=list)
     recorded: Recorded | None = None
     n_drawn: int = 0
     hit: int = 0
@@ -79,13 +79,13 @@ class Choice:
         """Whether the next token may be slow to parse, because many tokens have not become text yet, as in a long tool call."""
         return self._n_without_text > SILENT
 
-    def count(self, sampled: Drawn) -> None:
+    def count(self, sampled: SampledToken) -> None:
         """Count a generated token for billing. Tokens after the sample's end are ignored."""
         if self.reason is None:
             self.hit = self.hit if self.n_drawn else sampled.hit
             self.n_drawn += 1
 
-    def add(self, sampled: Drawn) -> Piece:
+    def add(self, sampled: SampledToken) -> Piece:
         """Add a generated token and return the new text. For a token after the sample's end, the returned piece is empty."""
         if self.reason is not None:
             return Piece()
@@ -112,7 +112,7 @@ class Choice:
         self._n_without_text = 0 if fresh else self._n_without_text + 1
         return fresh
 
-    def take(self) -> list[Drawn]:
+    def take(self) -> list[SampledToken]:
         """Return the tokens that were added since the last call, for log-probabilities."""
         fresh, self.told = self.told, []
         return fresh
@@ -162,7 +162,7 @@ class Reply:
 
     async def _next(
         self, keep_alive: float | None, hurried: Callable[[], bool]
-    ) -> Drawn | Recorded | ScoredPrompt | Restarted | None:
+    ) -> SampledToken | Recorded | ScoredPrompt | Restarted | None:
         waited = 0.0
         while True:
             step = None if keep_alive is None else min(PROBE, keep_alive - waited)
@@ -173,7 +173,7 @@ class Reply:
             if waited >= keep_alive or hurried():
                 return None
 
-    async def _add(self, choice: Choice, sampled: Drawn) -> Piece:
+    async def _add(self, choice: Choice, sampled: SampledToken) -> Piece:
         add = partial(choice.add, sampled)
         return await self.beside(add) if self.beside is not None and choice.heavy else add()
 
@@ -191,7 +191,7 @@ class Reply:
                 event = await self._next(keep_alive, hurried)
                 if event is None:
                     yield None
-                elif isinstance(event, Drawn):
+                elif isinstance(event, SampledToken):
                     self._time_first_token()
                     choice = self.choices[event.sample]
                     was_done = choice.reason is not None
@@ -220,7 +220,7 @@ class Reply:
     def _count_unread(self) -> None:
         """Count the tokens that are still in the queue, because the engine generated them."""
         while not self.job.events.empty():
-            if isinstance(event := self.job.events.get_nowait(), Drawn):
+            if isinstance(event := self.job.events.get_nowait(), SampledToken):
                 self.choices[event.sample].count(event)
 
     async def whole(self) -> None:

@@ -26,9 +26,9 @@ from rorqual.data.tokenizer import Tokenizer
 from rorqual.serve.app import create_app
 from rorqual.serve.bridge import Bridge
 from rorqual.serve.connections import ConnectionLimit, TimedProtocol
-from rorqual.serve.descriptors import AT_ONCE, Complaints, raise_limit
+from rorqual.serve.descriptors import AT_ONCE, DescriptorErrorHandler, raise_limit
 from rorqual.serve.keys import Keys
-from rorqual.serve.logs import WINDOW, Quiet
+from rorqual.serve.logs import WINDOW, RateLimitFilter
 from rorqual.serve.service import Service, read_defaults
 from rorqual.serve.ui import Page
 from rorqual.serve.uploads import WeightUploads
@@ -179,7 +179,7 @@ async def _until_stopped(service: Service, page: Page, sock: socket.socket, addr
         ws="none", lifespan="off", log_level="warning", access_log=False, server_header=False,
         timeout_graceful_shutdown=max(1, round(address.grace)),
     )  # fmt: skip
-    log_filter = Quiet()
+    log_filter = RateLimitFilter()
     for name in ("uvicorn.error", "asyncio"):
         logging.getLogger(name).addFilter(log_filter)
     server = _Server(config)
@@ -192,7 +192,7 @@ async def _until_stopped(service: Service, page: Page, sock: socket.socket, addr
         stopped.set()
 
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(Complaints())
+    loop.set_exception_handler(DescriptorErrorHandler())
     # SIGHUP means that the terminal closed. Under `nohup` it is ignored, and must stay ignored.
     hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
     for number in (signal.SIGINT, signal.SIGTERM, *hangup):
@@ -216,7 +216,7 @@ async def _until_stopped(service: Service, page: Page, sock: socket.socket, addr
     _say("stopped")
 
 
-async def _flush_regularly(log_filter: Quiet) -> None:
+async def _flush_regularly(log_filter: RateLimitFilter) -> None:
     while True:
         await asyncio.sleep(WINDOW)
         log_filter.flush()

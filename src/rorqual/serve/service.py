@@ -24,7 +24,7 @@ from rorqual.serve.limits import MAX_VALUES, SLICE, too_large
 from rorqual.serve.metrics import Metrics
 from rorqual.serve.schemas import Sampling
 from rorqual.serve.uploads import WeightUploads
-from rorqual.serve.wire import Ask, Ready
+from rorqual.serve.wire import EngineRequest, Ready
 from rorqual.serve.words import explain, shown
 
 T = TypeVar("T")
@@ -98,7 +98,7 @@ class Service:
         if self.uploads is not None:
             self.uploads.close()
 
-    def check_total(self, asks: Sequence[Ask], param: str) -> None:
+    def check_total(self, asks: Sequence[EngineRequest], param: str) -> None:
         """Raise ApiError if several prompts together have more than `MAX_VALUES` tokens. A single prompt may fill the context."""
         total = sum(len(ask.prompt) for ask in asks)
         if len(asks) > 1 and total > MAX_VALUES:
@@ -179,7 +179,7 @@ class Service:
         except RorqualError as error:
             raise refuse(f"`prompt` cannot be tokenized: {error.what}. {error.remedy}".strip(), "prompt") from None
 
-    def ask(self, request: Sampling, prompt: Sequence[int], param: str, *, tools: bool = False) -> Ask:
+    def ask(self, request: Sampling, prompt: Sequence[int], param: str, *, tools: bool = False) -> EngineRequest:
         """Return the request for the engine. Raises ApiError if the model is not served or the prompt exceeds the context."""
         info = self.check_model(request.model)
         self._check(prompt, param, info)
@@ -210,7 +210,7 @@ class Service:
             prompt_logprobs=top,
         )
         # In vLLM's API, the lowest priority runs first; in the engine, the highest.
-        return Ask(tuple(prompt), params, -(request.priority or 0))
+        return EngineRequest(tuple(prompt), params, -(request.priority or 0))
 
     @staticmethod
     def _check(prompt: Sequence[int], param: str, info: Ready) -> None:

@@ -29,7 +29,7 @@ from rorqual.core.errors import ConfigError
 from rorqual.serve import ui_chat
 from rorqual.serve.app import GONE, Edge, framed_twice
 from rorqual.serve.errors import ApiError
-from rorqual.serve.exchange import Gone
+from rorqual.serve.exchange import ClientDisconnected
 from rorqual.serve.service import Service
 from rorqual.serve.ui_gate import DATA, HEARTBEAT, Pages
 
@@ -169,7 +169,7 @@ class Page:
                 scope, receive = await self.pages.bind(scope, receive, login.tenant, self.service)
             except ApiError as error:  # Gradio's page shows `detail`
                 response = JSONResponse({"detail": error.message, **error.body()}, error.status)
-            except Gone:
+            except ClientDisconnected:
                 response = Response(status_code=GONE)
             else:
                 await self._gradio(scope, receive, send, login)

@@ -22,7 +22,7 @@ from rorqual.core.lock import Lock, own
 from rorqual.serve.bodies import BODY_SECONDS, DISCARDED
 from rorqual.serve.bridge import Bridge
 from rorqual.serve.errors import ApiError
-from rorqual.serve.exchange import Gone
+from rorqual.serve.exchange import ClientDisconnected
 from rorqual.serve.keys import Keys
 
 CHUNK = 1 << 20
@@ -154,7 +154,7 @@ class WeightUploads:
                             buffer.clear()
                 await self._in_thread(partial(_write, out, sha256, bytes(buffer)))
         except ClientDisconnect:
-            raise Gone from None
+            raise ClientDisconnected from None
         except TimeoutError:
             raise ApiError(408, f"No further part of the body arrived within {BODY_SECONDS:.0f} seconds.") from None
         except OSError as error:

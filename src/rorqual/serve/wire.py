@@ -31,7 +31,7 @@ class Placed:
 
 
 @dataclass(frozen=True)
-class Ask:
+class EngineRequest:
     """A request to the engine: prompt ids and sampling parameters. `priority`: the engine starts higher values first."""
 
     prompt: tuple[int, ...]
@@ -57,7 +57,7 @@ class ScoredPrompt:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class SampledToken:
     """A generated token of one sample.
 
     `reason`: `stop` or `length` at the sample's last token, else None. `logprob`: the token's log-probability. `top`: the
@@ -104,22 +104,22 @@ def line(kind: str, **fields: Any) -> bytes:
 
 
 @dataclass(frozen=True)
-class PackedAsk:
-    """A serialized `Ask` and the fields that the server needs later, in a fifth of the memory of an `Ask`."""
+class PackedRequest:
+    """A serialized `EngineRequest` and the fields that the server needs later, in a fifth of the memory of an `EngineRequest`."""
 
     data: bytes
     n: int
     prompt_tokens: int
 
 
-def pack(ask: Ask) -> PackedAsk:
-    """Serialize an `Ask`. A long prompt takes time, so do not call this function in the event loop."""
+def pack(ask: EngineRequest) -> PackedRequest:
+    """Serialize an `EngineRequest`. A long prompt takes time, so do not call this function in the event loop."""
     fields = {"prompt": ask.prompt, "params": to_json(ask.params), "priority": ask.priority}
     text = json.dumps({"kind": "submit", **fields}, separators=(",", ":"))
-    return PackedAsk(text[:-1].encode(), ask.params.n, len(ask.prompt))
+    return PackedRequest(text[:-1].encode(), ask.params.n, len(ask.prompt))
 
 
-def submit(number: int, ask: PackedAsk, tenant: str) -> tuple[bytes, bytes]:
+def submit(number: int, ask: PackedRequest, tenant: str) -> tuple[bytes, bytes]:
     """Return a `submit` message as two byte strings, so that the long prompt is not copied.
 
     `number`: identifies the request in the engine's replies.
@@ -145,6 +145,6 @@ def scored(number: int, logprobs: list[float], best: list[list[tuple[int, float]
         yield line("scored", number=number, scores=rows[start : start + step])
 
 
-def ask_of(message: dict[str, Any]) -> Ask:
-    """Parse a `submit` message and return its `Ask`."""
-    return Ask(tuple(message["prompt"]), from_json(message["params"]), message["priority"])
+def ask_of(message: dict[str, Any]) -> EngineRequest:
+    """Parse a `submit` message and return its `EngineRequest`."""
+    return EngineRequest(tuple(message["prompt"]), from_json(message["params"]), message["priority"])

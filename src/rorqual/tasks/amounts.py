@@ -172,11 +172,11 @@ class Amount:
 
 def final_amount(reply: str, *, strict: bool = False) -> Amount | None:
     """Return the final number of `reply`, or None if the reply has none or two. With `strict`, only marked answers count."""
-    candidates = said_amounts(reply, strict=strict).final
+    candidates = read_final_amounts(reply, strict=strict).final
     return candidates[0] if len(candidates) == 1 else None
 
 
-def said_amounts(reply: str, *, strict: bool = False) -> Said:
+def read_final_amounts(reply: str, *, strict: bool = False) -> Said:
     """Return the final numbers of `reply`, and the other numbers in its last sentence."""
     return settle(with_options(reply), read_amount, strict=strict)
 

@@ -26,7 +26,7 @@ from rorqual.tasks.amounts import Amount, final_amount
 from rorqual.tasks.answer_marks import boxed, marked
 from rorqual.tasks.base import Verdict
 from rorqual.tasks.bases import base_of, value_of
-from rorqual.tasks.expressions import bare_words, gold_words, said_expressions, same_unit, tidy
+from rorqual.tasks.expressions import bare_words, gold_words, read_final_expressions, same_unit, tidy
 from rorqual.tasks.intervals import set_condition, union
 from rorqual.tasks.labels import label
 from rorqual.tasks.numbers import Number, single, whole_number
@@ -83,7 +83,7 @@ def math_equal(gold: str, reply: str, *, timeout: int = 5) -> Verdict:
     The verdict is UNGRADED if `gold` does not parse, if parsing or comparing takes over `timeout` seconds, or if sympy fails.
     The timeout uses a signal handler, which only the main thread can set. Other threads therefore start a process for each comparison.
     """
-    stated = said_expressions(reply, gold)
+    stated = read_final_expressions(reply, gold)
     verdicts = [_math_equal(gold, expression, timeout) for expression in stated.final or (None,)]
     if Verdict.UNGRADED in verdicts:
         return Verdict.UNGRADED

@@ -122,7 +122,7 @@ _STEP = re.compile(r"[^=({_]*(?:[0-9][a-z]|[-+*/^])[^=]*=")
 Found = tuple[int, int, str]
 
 
-def said_expressions(reply: str, gold: str) -> Said:
+def read_final_expressions(reply: str, gold: str) -> Said:
     """Return the final LaTeX expression or words of `reply`, and the other values in its last sentence.
 
     The form of `gold` decides whether the reader looks for words, for a number in a base, or for several parts.

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from rorqual.core.errors import DataError
-from rorqual.tasks.amounts import said_amounts
+from rorqual.tasks.amounts import read_final_amounts
 from rorqual.tasks.base import Problem, Split, Verdict
 from rorqual.tasks.numbers import whole_number
 from rorqual.tasks.reply import verdict
@@ -76,7 +76,7 @@ class Gsm8k(FileTask):
         gold = whole_number(problem.answer)
         if gold is None:
             return Verdict.UNGRADED
-        stated = said_amounts(reply, strict=self.strict)
+        stated = read_final_amounts(reply, strict=self.strict)
         return verdict(
             (amount.equals(gold) for amount in stated.final), (amount.equals(gold) for amount in stated.beside)
         )

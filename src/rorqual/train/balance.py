@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rorqual.core.config import Config, NonNegative
 from rorqual.model.ffn import FFN
-from rorqual.ops.moe import Routing, aimed_load
+from rorqual.ops.moe import Routing, expected_load
 
 
 class Balance(Config):
@@ -39,6 +39,6 @@ def load_ratio(counts: Sequence[Tensor], targets: Sequence[Tensor | None] = ()) 
     ratios = []
     for load, target in zip(counts, targets or [None] * len(counts), strict=True):
         if int(load.sum()):
-            target_counts = aimed_load(load, target)
+            target_counts = expected_load(load, target)
             ratios.append(float((load[target_counts > 0] / target_counts[target_counts > 0]).max()))
     return sum(ratios) / len(ratios) if ratios else 1.0

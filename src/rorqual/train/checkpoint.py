@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from rorqual.core.errors import CheckpointError, NumericsError, RorqualError
-from rorqual.core.records import WHOLE_FILE, RunDir, write_atomic, write_json
+from rorqual.core.records import MANIFEST_FILE, RunDir, write_atomic, write_json
 from rorqual.model.adapter import Adapter, trained
 from rorqual.model.adapter.files import OpenedAdapter
 from rorqual.model.decoder import Decoder
@@ -59,7 +59,7 @@ def save_checkpoint(
             shutil.rmtree(stale, ignore_errors=True)
         for name, data in files.items():
             write_atomic(temporary / name, data)
-        write_json(temporary / WHOLE_FILE, {name: len(data) for name, data in files.items()})
+        write_json(temporary / MANIFEST_FILE, {name: len(data) for name, data in files.items()})
         if final.exists():
             shutil.rmtree(final)
         os.replace(temporary, final)
@@ -71,7 +71,7 @@ def save_checkpoint(
             remedy="Free disk space and repeat the command: it resumes from the last checkpoint.",
         ) from error
     older = [s for s in run.steps() if s < step]
-    kept = [s for s in older if run.why_torn(s) is None][-(KEEP - 1) :]
+    kept = [s for s in older if run.incomplete_reason(s) is None][-(KEEP - 1) :]
     for old in older:
         if old not in kept:
             shutil.rmtree(run.step_dir(old), ignore_errors=True)

@@ -88,7 +88,7 @@ def restore(run: Run, out: RunDir, tokenizer: Tokenizer, ops: Backend | None = N
     `ops` replaces the run's backend. Raises ConfigError if the folder holds another run.
     """
     same_run(run, out)
-    step, notes = out.newest_whole()
+    step, notes = out.newest_complete()
     ops = ops or backend(run.backend)
     model = build(run.model, seed=run.seed, ops=ops)
     if (reason := ops.supports(torch.device(run.device), getattr(torch, run.dtype), model, training=True)) is not None:
@@ -155,7 +155,7 @@ def extended(run: Run, out: RunDir) -> Run:
             where=str(out.config_file),
             remedy=f"Set steps={stored.steps} to resume, more to extend the run, or give another out=.",
         )
-    extension = Extension(from_step=out.newest_whole()[0] or 0, old_steps=stored.steps, new_steps=run.steps)
+    extension = Extension(from_step=out.newest_complete()[0] or 0, old_steps=stored.steps, new_steps=run.steps)
     earlier = stored.extensions
     # If there was no step since the last extension, merge the two extensions.
     if earlier and earlier[-1].from_step == extension.from_step:

@@ -23,7 +23,7 @@ from rorqual.core.records import Message, Tool
 from rorqual.data.chat import ChatFormat
 from rorqual.data.chat.calls import CallFrame
 from rorqual.data.chat.special_tokens import NAME_OF
-from rorqual.engine.grammar.check import Judge
+from rorqual.engine.grammar.check import SchemaValidator
 from rorqual.engine.grammar.source import parse_calls
 
 Bools = npt.NDArray[np.bool_]
@@ -78,7 +78,7 @@ def blame(name: str, error: DataError) -> DataError:
     return DataError(f"the parameters of {name!r}: {error.what}", remedy=error.remedy)
 
 
-class Spelling:
+class CallSyntax:
     """The syntax of tool calls in one chat format.
 
     `marks` are the ids of the special tokens in calls. `unsaid` are texts that a call must not contain. The chat format
@@ -200,14 +200,16 @@ class Spelling:
         return next((end for end in starts if any(one.startswith(end) for one in self.unsaid)), b"")
 
 
-class CallsJudge:
+class CallsValidator:
     """Validates replies whose schemas the grammar cannot fully enforce.
 
     `functions` maps function names to the validators of their arguments. `answer` validates a JSON answer without
     calls.
     """
 
-    def __init__(self, spelling: Spelling, functions: Mapping[str, Judge | None], answer: Judge | None) -> None:
+    def __init__(
+        self, spelling: CallSyntax, functions: Mapping[str, SchemaValidator | None], answer: SchemaValidator | None
+    ) -> None:
         self._spelling, self._functions, self._answer = spelling, functions, answer
 
     def fault(self, reply: Sequence[int]) -> str:

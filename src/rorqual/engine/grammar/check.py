@@ -21,7 +21,7 @@ MISMATCH = "the answer does not match the JSON schema"
 _DROPPED = ("$id", "$anchor", "$dynamicAnchor", "$schema", "$vocabulary", "dependencies", "additionalItems", "format")
 
 
-class Judge:
+class SchemaValidator:
     """Validates answers against one schema, whose references are pointers (`grammar.refs.settle`)."""
 
     def __init__(self, schema: dict[str, Any]) -> None:

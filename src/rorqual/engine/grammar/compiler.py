@@ -26,9 +26,9 @@ import numpy as np
 
 from rorqual.core.errors import ConfigError, DataError
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.engine.grammar.calls import CallsJudge, Spelling, blame, read_calls
-from rorqual.engine.grammar.check import Judge
-from rorqual.engine.grammar.constraint import Avoiding, Checked, Constraint, Delayed, Lexicon, Matched, Thought
+from rorqual.engine.grammar.calls import CallsValidator, CallSyntax, blame, read_calls
+from rorqual.engine.grammar.check import SchemaValidator
+from rorqual.engine.grammar.constraint import Checked, Constraint, Delayed, ForbiddenTexts, Lexicon, Matched, Thought
 from rorqual.engine.grammar.prune import loosened, pruned
 from rorqual.engine.grammar.queue import Build, Turns
 from rorqual.engine.grammar.refusal import KINDS, NOTHING, Unusable, refusal
@@ -99,7 +99,7 @@ class Compiled:
         matcher: Any,
         lexicon: Lexicon,
         *,
-        spelling: Spelling | None = None,
+        spelling: CallSyntax | None = None,
         schema: Mapping[str, Any] | None = None,
         fault: Callable[[Sequence[int]], str] | None = None,
     ) -> None:
@@ -113,7 +113,7 @@ class Compiled:
         with self._lock:
             constraint: Constraint = Matched(self._matcher.deep_copy(), self._lexicon)
         if self._spelling is not None and self._spelling.unsaid:
-            constraint = Avoiding(constraint, self._spelling, self._lexicon)
+            constraint = ForbiddenTexts(constraint, self._spelling, self._lexicon)
         if self.fault is not None:
             constraint = Checked(constraint, self.fault, self._lexicon)
         if thought is not None:
@@ -132,7 +132,7 @@ class Grammars:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, vocab_size: int, stop_ids: Sequence[int], spelling: Spelling | None = None
+        self, tokenizer: Tokenizer, vocab_size: int, stop_ids: Sequence[int], spelling: CallSyntax | None = None
     ) -> None:
         self._spelling = spelling
         self._tokenizer, self._vocab_size, self._stop_ids = tokenizer, vocab_size, sorted(set(stop_ids))
@@ -236,12 +236,12 @@ class Grammars:
         except Unusable as error:
             raise refusal(grammar, str(error)) from None
 
-    def _schema(self, source: str, library: Any, lexicon: Lexicon) -> tuple[Compiled, Judge | None]:
+    def _schema(self, source: str, library: Any, lexicon: Lexicon) -> tuple[Compiled, SchemaValidator | None]:
         """Compile the constraints of a schema that llguidance can enforce. Also return a validator for the constraints
         that llguidance cannot enforce, or None if llguidance enforces all."""
         schema, loose = parse_schema(source), frozenset[str]()
         rewritten, checked = rewrite(schema)
-        judge = Judge(schema) if checked else None
+        judge = SchemaValidator(schema) if checked else None
         for _ in range(MAX_LOOSE):
             try:
                 compiled = self._compiled(schema_text(library, rewritten), lexicon, schema=rewritten)
@@ -256,7 +256,7 @@ class Grammars:
         else:
             raise Unusable(NOTHING)
         if checked:
-            judge = judge or Judge(schema)
+            judge = judge or SchemaValidator(schema)
             compiled.fault = lambda ids: judge.fault(self._tokenizer.decode(ids))
         return compiled, judge if checked else None
 
@@ -274,7 +274,7 @@ class Grammars:
                 "tool calls need a chat format with a syntax for them", remedy="Load a run with such a chat format."
             )
         calls = read_calls(grammar.source)
-        parts, judges = dict[str, Mapping[str, Any]](), dict[str, Judge | None]()
+        parts, judges = dict[str, Mapping[str, Any]](), dict[str, SchemaValidator | None]()
         for function in calls.functions:  # compile each function separately, so that an error can name it
             try:
                 compiled, judges[function.name] = self._alone(function.schema, library, lexicon)
@@ -290,10 +290,10 @@ class Grammars:
         usable[self._spelling.marks] = True
         options = options_of(*map(json.dumps, (*parts.values(), answer)))
         text = str(library.LLMatcher.grammar_from_lark(self._spelling.lark(parts, answer, calls.many, options)))
-        fault = CallsJudge(self._spelling, judges, answers).fault if answers or any(judges.values()) else None
+        fault = CallsValidator(self._spelling, judges, answers).fault if answers or any(judges.values()) else None
         return self._compiled(text, replace(lexicon, usable=usable), spelling=self._spelling, fault=fault)
 
-    def _alone(self, source: str, library: Any, lexicon: Lexicon) -> tuple[Compiled, Judge | None]:
+    def _alone(self, source: str, library: Any, lexicon: Lexicon) -> tuple[Compiled, SchemaValidator | None]:
         try:
             return self._schema(source, library, lexicon)
         except Unusable as error:

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from rorqual.engine.grammar.calls import Spelling
+from rorqual.engine.grammar.calls import CallSyntax
 from rorqual.engine.grammar.refusal import NOTHING, first_line
 
 Bools = npt.NDArray[np.bool_]
@@ -180,10 +180,10 @@ class Lexicon:
         return len(self.stops)
 
 
-class Avoiding:
+class ForbiddenTexts:
     """A wrapper of a constraint that also forbids the texts in `spelling.unsaid`."""
 
-    def __init__(self, constraint: Constraint, spelling: Spelling, lexicon: Lexicon) -> None:
+    def __init__(self, constraint: Constraint, spelling: CallSyntax, lexicon: Lexicon) -> None:
         self._constraint, self._spelling, self._lexicon = constraint, spelling, lexicon
         self._tail, self._error = b"", ""
 
@@ -210,8 +210,8 @@ class Avoiding:
     def error(self) -> str:
         return self._error or self._constraint.error
 
-    def copy(self) -> Avoiding:
-        other = Avoiding(self._constraint.copy(), self._spelling, self._lexicon)
+    def copy(self) -> ForbiddenTexts:
+        other = ForbiddenTexts(self._constraint.copy(), self._spelling, self._lexicon)
         other._tail, other._error = self._tail, self._error
         return other
 

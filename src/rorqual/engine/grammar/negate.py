@@ -26,12 +26,12 @@ def _group(pattern: str) -> str:
     return f"(?:{pattern})"
 
 
-class Unsayable(Exception):
+class NotExpressible(Exception):
     """Raised if a negation cannot be written as a schema."""
 
 
 def negate(part: Any, resolve: Callable[[str], Any], annotations: Callable[[str], bool], depth: int = 0) -> Part:
-    """Return the negation of a subschema. Raises Unsayable if it cannot be written as a schema.
+    """Return the negation of a subschema. Raises NotExpressible if it cannot be written as a schema.
 
     `resolve` returns the target of a reference. `annotations` returns whether a keyword is an annotation, which
     constrains nothing.
@@ -39,7 +39,7 @@ def negate(part: Any, resolve: Callable[[str], Any], annotations: Callable[[str]
     if isinstance(part, bool):
         return not part
     if depth > MAX_DEPTH or not isinstance(part, dict):
-        raise Unsayable
+        raise NotExpressible
     branches = list[Part]()
     for keyword, value in part.items():
         if not annotations(keyword):
@@ -48,7 +48,7 @@ def negate(part: Any, resolve: Callable[[str], Any], annotations: Callable[[str]
             )
     violated = [branch for branch in branches if branch is not False]
     if len(violated) > MAX_BRANCHES:
-        raise Unsayable
+        raise NotExpressible
     if True in violated:
         return True
     return violated[0] if len(violated) == 1 else {"anyOf": violated} if violated else False
@@ -88,14 +88,14 @@ def _branches(
         or isinstance(value, bool)
         or isinstance(part.get(f"exclusive{keyword[0].upper()}{keyword[1:]}"), bool)
     ):
-        raise Unsayable
+        raise NotExpressible
     return [False if value == 0 and keyword.startswith("minL") else _OPPOSITE[keyword](value)]
 
 
 def _other_types(value: Any) -> Part:
     named = [value] if isinstance(value, str) else value
     if not isinstance(named, list) or ("integer" in named and "number" not in named):
-        raise Unsayable
+        raise NotExpressible
     others = [name for name in TYPES if name not in named]
     return {"type": others} if others else False
 
@@ -103,7 +103,7 @@ def _other_types(value: Any) -> Part:
 def _other_values(values: list[Any]) -> Part:
     """Return a schema that matches all values except the given strings, booleans, nulls and numbers."""
     if any(isinstance(value, dict | list) for value in values):
-        raise Unsayable
+        raise NotExpressible
     texts = [value for value in values if isinstance(value, str)]
     truths = [value for value in values if isinstance(value, bool)]
     numbers = sorted({value for value in values if isinstance(value, int | float) and not isinstance(value, bool)})

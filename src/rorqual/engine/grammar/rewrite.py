@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rorqual.core.errors import DataError
-from rorqual.engine.grammar.negate import TYPES, Unsayable, negate
+from rorqual.engine.grammar.negate import TYPES, NotExpressible, negate
 from rorqual.engine.grammar.objects import Objects
 from rorqual.engine.grammar.refs import escaped, shown
 from rorqual.engine.grammar.texts import BINDING, MAX_LEAST, OF_TYPE, Part, applies, count_of
@@ -128,13 +128,13 @@ class Rewriter(Objects):
             return
         try:  # each branch excludes all other branches
             if not self._reserve_branches(len(branches)):
-                raise Unsayable
+                raise NotExpressible
             others = [self._negated(subschema, place) for subschema in schema]
             apart = [
                 {"allOf": [branch, *others[:number], *others[number + 1 :]]} for number, branch in enumerate(branches)
             ]
             extra.append({"anyOf": apart})
-        except Unsayable:
+        except NotExpressible:
             self._note("oneOf", place)
             extra.append({"anyOf": branches})
 
@@ -144,7 +144,7 @@ class Rewriter(Objects):
     def _contrary(self, part: Any, place: str, extra: list[Part], otherwise: Callable[[], None]) -> None:
         try:
             extra.append(self._negated(part, place))
-        except Unsayable:
+        except NotExpressible:
             otherwise()
 
     def _condition(self, schema: dict[str, Any], place: str, extra: list[Part]) -> None:
@@ -153,12 +153,12 @@ class Rewriter(Objects):
             return
         try:
             if not self._reserve_branches(2):
-                raise Unsayable
+                raise NotExpressible
             extra.append({"anyOf": [
                 {"allOf": [self.part(schema["if"], f"{place}/if"), self.part(then, f"{place}/then")]},
                 {"allOf": [self._negated(schema["if"], f"{place}/if"), self.part(other, f"{place}/else")]},
             ]})  # fmt: skip
-        except Unsayable:
+        except NotExpressible:
             self._note("if", place)
 
     # ---- arrays

@@ -111,7 +111,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-class Toll(Protocol):
+class BudgetGuard(Protocol):
     """Interface of an object that charges requests to a budget. Several threads call its methods concurrently."""
 
     def enter(self, place: int) -> bool:
@@ -144,7 +144,7 @@ class _Free:
         pass
 
 
-FREE: Toll = _Free()
+FREE: BudgetGuard = _Free()
 
 
 class _OverBudget(RorqualError):
@@ -167,7 +167,7 @@ def _recording(faults: list[BaseException], stop: threading.Event) -> Iterator[N
 class _Gate:
     """What the retries of one request need: the budget, the request's index, and an event that stops all requests."""
 
-    toll: Toll
+    toll: BudgetGuard
     place: int
     stop: threading.Event
 
@@ -230,7 +230,7 @@ class RemoteClient(ABC):
         self,
         wanted: Sequence[tuple[Request, int]],
         arrived: Callable[[int, Completion], None],
-        toll: Toll = FREE,
+        toll: BudgetGuard = FREE,
         refused: Callable[[int, RemoteError], None] | None = None,
         failed: Callable[[int, RemoteError], None] | None = None,
         first_alone: bool = False,

@@ -148,7 +148,7 @@ def find_base(checkpoint: Path, base: Base) -> Path:
         )
     for place in existing:
         found = RunDir(place).step_dir(base.step)
-        if RunDir(place).why_torn(base.step) is None and fingerprint(found) == base.sha256:
+        if RunDir(place).incomplete_reason(base.step) is None and fingerprint(found) == base.sha256:
             return found
     raise CheckpointError(
         f"the base of this adapter has changed: {RunDir(existing[0]).step_dir(base.step)} is missing or has other weights",

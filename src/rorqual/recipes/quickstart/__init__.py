@@ -5,7 +5,7 @@ Each stage runs a recipe, an evaluation, the data factory or the report, which u
 stages are recognised by their files, so running the same command again resumes the quickstart.
 """
 
-from rorqual.recipes.quickstart.place import BRANCHES, MODES, WHEN, Place
+from rorqual.recipes.quickstart.place import BRANCHES, MODES, WHEN, QuickstartPaths
 from rorqual.recipes.quickstart.scale import FULL, SCALES, SMALL, STUDENT_TASK, TASK, Scale
 from rorqual.recipes.quickstart.stages import routed, run_quickstart
 
@@ -18,7 +18,7 @@ __all__ = [
     "STUDENT_TASK",
     "TASK",
     "WHEN",
-    "Place",
+    "QuickstartPaths",
     "Scale",
     "routed",
     "run_quickstart",

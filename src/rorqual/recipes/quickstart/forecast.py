@@ -77,7 +77,7 @@ class Lengths:
 
 
 @dataclass(frozen=True)
-class Pace:
+class ShapeCost:
     """Measured costs of a model shape, in core-seconds.
 
     `step` is the cost of a fine-tuning step of `tokens` tokens, `update` the cost of one token of a GRPO update, and
@@ -99,7 +99,7 @@ class Pace:
 
 
 @dataclass(frozen=True)
-class Exam:
+class EvaluationSet:
     """The problems of an evaluation: their number, their mean lengths, and the core-seconds to generate them. The
     evaluation of each model generates the problems again."""
 
@@ -142,12 +142,12 @@ def forecast(scale: Scale, *, seed: int = 0, threads: int = 2) -> list[StageFore
 
 def stages(
     s: Scale,
-    teacher: Pace,
-    student: Pace,
+    teacher: ShapeCost,
+    student: ShapeCost,
     teaching: Lengths,
     studying: Lengths,
-    wide: Exam,
-    narrow: Exam,
+    wide: EvaluationSet,
+    narrow: EvaluationSet,
     factory: tuple[float, float],
 ) -> list[StageForecast]:
     """Return the forecast of each stage: its work times the measured costs.
@@ -173,7 +173,7 @@ def stages(
     ]  # fmt: skip
 
 
-def branches(s: Scale, teacher: Pace, student: Pace) -> list[tuple[Pace, list[float], int]]:
+def branches(s: Scale, teacher: ShapeCost, student: ShapeCost) -> list[tuple[ShapeCost, list[float], int]]:
     """For each branch, return the measured costs, the share of thinking in each of its evaluations, and the number of models."""
     habits = {"teacher": over(s.think, 1.0), "student-base": s.student_think, "answers-only": 0.0}
     return [
@@ -182,7 +182,7 @@ def branches(s: Scale, teacher: Pace, student: Pace) -> list[tuple[Pace, list[fl
     ]
 
 
-def measured(name: str, models: Sequence[tuple[Pace, list[float], int]], exam: Exam) -> StageForecast:
+def measured(name: str, models: Sequence[tuple[ShapeCost, list[float], int]], exam: EvaluationSet) -> StageForecast:
     """Return the forecast of an evaluation stage, which generates the problems and each model's answers."""
     core = sum(exam.problems * pace.answer(share) for pace, shares, _ in models for share in shares)
     tokens = sum(
@@ -192,7 +192,7 @@ def measured(name: str, models: Sequence[tuple[Pace, list[float], int]], exam: E
     return StageForecast(name, core + drawing, tokens, models[-1][0].cores)
 
 
-def reinforced(name: str, steps: int, samples: int, pace: Pace, lengths: Lengths, share: float) -> StageForecast:
+def reinforced(name: str, steps: int, samples: int, pace: ShapeCost, lengths: Lengths, share: float) -> StageForecast:
     """Return the forecast of GRPO. Each step generates samples, recomputes their log-probabilities with one forward
     pass, and trains on the groups that give a gradient."""
     reply = lengths.reply(over(share))
@@ -234,15 +234,15 @@ def mean(solutions: Sequence[SolutionLength]) -> Lengths:
     return Lengths(*(fmean(getattr(one, name) for one in solutions) for name in ("prompt", "thinking", "at_once")))
 
 
-def exam(task: str, hard: float, count: int, seed: int) -> Exam:
+def exam(task: str, hard: float, count: int, seed: int) -> EvaluationSet:
     """Generate an evaluation's problems, and measure the time that this takes."""
     began = time.process_time()
     problems = pick(load_task(task, options={"hard": hard}), "test", count, seed, per_family=True)
     drawing = time.process_time() - began
-    return Exam(len(problems), mean(counted(problems[:: max(1, len(problems) // DRAWN)])), drawing)
+    return EvaluationSet(len(problems), mean(counted(problems[:: max(1, len(problems) // DRAWN)])), drawing)
 
 
-def probe(run: Run, solutions: Sequence[SolutionLength], share: float, scale: Scale, threads: int) -> Pace:
+def probe(run: Run, solutions: Sequence[SolutionLength], share: float, scale: Scale, threads: int) -> ShapeCost:
     """Measure the costs of a model shape with a few fine-tuning steps, GRPO-like updates, rollouts and answers."""
     state, step, wall, tokens = paced(run, threads)
     adam = run.model_copy(update={"optim": nudged(1e-4), "source": run.source.model_copy(update={"rows": BATCH})})
@@ -250,7 +250,7 @@ def probe(run: Run, solutions: Sequence[SolutionLength], share: float, scale: Sc
     rollout_params = SamplingParams(n=scale.grpo_samples, temperature=1.0, ignore_eos=True)
     eval_params = SamplingParams(temperature=scale.temperature, top_p=scale.top_p, ignore_eos=True)
     rollout_problems = solutions[: scale.grpo_problems]
-    return Pace(
+    return ShapeCost(
         step=step,
         tokens=tokens,
         update=update / learned,

@@ -20,7 +20,7 @@ BRANCHES: dict[str, tuple[Thinking, ...]] = {
 
 
 @dataclass(frozen=True)
-class Place:
+class QuickstartPaths:
     """The paths of the quickstart's files and folders in `out`."""
 
     out: Path

@@ -29,7 +29,7 @@ from rorqual.model.config import ModelConfig
 from rorqual.model.load.run import read_model_config
 from rorqual.recipes.distil import distil
 from rorqual.recipes.grpo import grpo
-from rorqual.recipes.quickstart.place import BRANCHES, MODES, WHEN, Place
+from rorqual.recipes.quickstart.place import BRANCHES, MODES, WHEN, QuickstartPaths
 from rorqual.recipes.quickstart.scale import SCALES, STUDENT_TASK, TASK, Scale
 from rorqual.recipes.quickstart.summary import forward_flops, sampled_cost, summary, tells
 from rorqual.recipes.sft import sft
@@ -55,7 +55,7 @@ def run_quickstart(
 
     With `whole_process`, the ledger also counts the time between the start of the process and this call.
     """
-    began, place = time.monotonic(), Place(out)
+    began, place = time.monotonic(), QuickstartPaths(out)
     with own_run(out), closing(Ledger(place.ledger, whole_process=whole_process)) as ledger:
         work = Quickstart(place, SCALES[size], seed, threads, device, dtype, ledger)
         work.teacher()
@@ -78,7 +78,7 @@ def describe(name: str, model: ModelConfig) -> Iterator[str]:
 class Quickstart:
     """The stages of the quickstart, and the settings that they share."""
 
-    place: Place
+    place: QuickstartPaths
     scale: Scale
     seed: int
     threads: int
@@ -170,7 +170,7 @@ class Quickstart:
     def train(self, stage: str, run: Run, out: RunDir) -> None:
         """Train a run in the folder `out` and record the cost in the ledger. A completed run is not trained again."""
         run = override(run, [f"device={self.device}", f"dtype={self.dtype}"])
-        if out.newest_whole()[0] == run.steps:
+        if out.newest_complete()[0] == run.steps:
             fit(run, out, threads=self.threads, extend=False)  # raises if the folder belongs to another run
             return
         with self.ledger.of(stage) as entry:

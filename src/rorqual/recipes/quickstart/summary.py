@@ -13,7 +13,7 @@ from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.report import REPORT_FILE
 from rorqual.model.account import account
 from rorqual.model.load.run import read_model_config
-from rorqual.recipes.quickstart.place import BRANCHES, MODES, WHEN, Place
+from rorqual.recipes.quickstart.place import BRANCHES, MODES, WHEN, QuickstartPaths
 from rorqual.tasks.base import Verdict
 
 TRAININGS = {
@@ -45,7 +45,7 @@ branches."""
 CLOCK_KEYS = ("seconds", "core_seconds", "spent_tokens")
 
 
-def summary(place: Place, seed: int, size: str) -> dict[str, Any]:
+def summary(place: QuickstartPaths, seed: int, size: str) -> dict[str, Any]:
     """Return the report's data about models and costs."""
     facts = {name: model_facts(place.run(name)) for name in ("teacher", "student-base")}
     command = f"rorqual quickstart --seed {seed}" + ("" if size == "full" else f" --size {size}")
@@ -73,7 +73,7 @@ def model_facts(run: RunDir) -> dict[str, int]:
     return facts | ({"mtp": a.mtp} if a.mtp else {})
 
 
-def stages(place: Place) -> list[dict[str, Any]]:
+def stages(place: QuickstartPaths) -> list[dict[str, Any]]:
     """Return the tokens, FLOPs, right answers and time of each stage. The last entry is the time that no stage accounts
     for. The report's own cost is not included."""
     amounts: dict[str, dict[str, int]] = {}
@@ -109,7 +109,7 @@ def trained_cost(run: RunDir) -> dict[str, int]:
     }
 
 
-def sampled_cost(place: Place) -> dict[str, int]:
+def sampled_cost(place: QuickstartPaths) -> dict[str, int]:
     """Return the cost of sampling the teacher. `solved` counts the right samples."""
     rows = read_distilled(place.samples_file).rows
     tokens = sum(row.prompt_tokens + row.completion_tokens for row in rows)
@@ -117,7 +117,7 @@ def sampled_cost(place: Place) -> dict[str, int]:
     return {"tokens": tokens, "flops": tokens * forward_flops(place.teacher), "solved": solved}
 
 
-def sample_counts(place: Place) -> dict[str, int]:
+def sample_counts(place: QuickstartPaths) -> dict[str, int]:
     """Return how many samples the teacher generated, and how many of them were right and kept."""
     rows = read_distilled(place.samples_file).rows
     counts = {"sampled": len(rows), "right": sum(row.verdict == "right" for row in rows)}
@@ -148,7 +148,7 @@ def without_clock(facts: dict[str, Any]) -> dict[str, Any]:
     return facts | {"stages": steady}
 
 
-def tells(place: Place, facts: dict[str, Any]) -> bool:
+def tells(place: QuickstartPaths, facts: dict[str, Any]) -> bool:
     """Return whether the report exists and is up to date: its summary equals `facts`, and none of its inputs is
     newer."""
     report = place.out / REPORT_FILE

@@ -17,7 +17,7 @@ from rorqual.serve.answer import Shape, answer
 from rorqual.serve.replies import Choice
 from rorqual.serve.schemas import ChatRequest
 from rorqual.serve.service import Service
-from rorqual.serve.wire import Ask
+from rorqual.serve.wire import EngineRequest
 
 router = APIRouter()
 
@@ -64,7 +64,7 @@ class ChatShape(Shape[ChatRequest]):
         cleared = {"tools", "response_format", "guided_json", "guided_choice", "logit_bias"}
         self.wanted = self.wanted.model_copy(update={"messages": [], **dict.fromkeys(cleared)})
 
-    def asks(self) -> list[Ask]:
+    def asks(self) -> list[EngineRequest]:
         prompt = self._prompt = self.service.prompt_of(self._messages, self._thinking, self._tools)
         return [self.service.ask(self.wanted, prompt, "messages", tools=bool(self._tools))]
 

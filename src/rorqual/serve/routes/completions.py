@@ -14,7 +14,7 @@ from rorqual.serve.answer import ENTRY, Shape, answer
 from rorqual.serve.replies import Choice
 from rorqual.serve.schemas import TextRequest
 from rorqual.serve.service import Service
-from rorqual.serve.wire import Ask
+from rorqual.serve.wire import EngineRequest
 
 router = APIRouter()
 
@@ -55,7 +55,7 @@ class TextShape(Shape[TextRequest]):
             + ENTRY * len(choice.scores) * (1 + (self.wanted.top or 0))
         )
 
-    def asks(self) -> list[Ask]:
+    def asks(self) -> list[EngineRequest]:
         service, wanted = self.service, self.wanted
         self._prompts = [service.prompt_of_text(prompt) for prompt in wanted.prompts]
         return [service.ask(wanted, prompt, "prompt") for prompt in self._prompts]

@@ -15,7 +15,7 @@ ORIGINAL = "original"
 Form = Literal["classification", "regression", "generation"]
 
 
-class Chore(ABC):
+class EverydayTask(ABC):
     """A generator of problems of one kind. `corrupt` produces the noisy answers, and `noise` describes their errors."""
 
     name: ClassVar[str]

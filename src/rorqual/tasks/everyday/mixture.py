@@ -8,12 +8,12 @@ from typing import Literal
 
 from rorqual.core.errors import ConfigError, nearest
 from rorqual.tasks.base import Problem, Split, Task, Verdict, split_of
-from rorqual.tasks.everyday.base import Chore
+from rorqual.tasks.everyday.base import EverydayTask
 from rorqual.tasks.everyday.prices import Prices
 from rorqual.tasks.everyday.reviews import Reviews
 from rorqual.tasks.everyday.sentences import Sentences
 
-CHORES: dict[str, Chore] = {chore.name: chore for chore in (Reviews(), Prices(), Sentences())}
+EVERYDAY_TASKS: dict[str, EverydayTask] = {chore.name: chore for chore in (Reviews(), Prices(), Sentences())}
 DEV, TEST = 0.05, 0.1
 """Fractions of the problems in `dev` and `test`. The fractions exceed those of other tasks, because only 9,000 price problems exist."""
 FRESH_TRIES = 50
@@ -34,18 +34,20 @@ class Everyday(Task):
 
     name = "everyday"
 
-    def __init__(self, names: Sequence[str] = tuple(CHORES), pool: Pool = "any") -> None:
+    def __init__(self, names: Sequence[str] = tuple(EVERYDAY_TASKS), pool: Pool = "any") -> None:
         names = [names] if isinstance(names, str) else list(names)
         for name in names:
-            if name not in CHORES:
-                raise ConfigError(f"unknown chore '{name}'", where="everyday.names", remedy=nearest(name, CHORES))
+            if name not in EVERYDAY_TASKS:
+                raise ConfigError(
+                    f"unknown chore '{name}'", where="everyday.names", remedy=nearest(name, EVERYDAY_TASKS)
+                )
         if not names or len(set(names)) != len(names):
             raise ConfigError(
                 "names is empty or repeats a chore", where="everyday.names", remedy="Name each chore once."
             )
         if pool not in ("any", "teacher", "original"):
             raise ConfigError(f"unknown pool '{pool}'", where="everyday.pool", remedy="Use any, teacher or original.")
-        self.chores = [CHORES[name] for name in names]
+        self.chores = [EVERYDAY_TASKS[name] for name in names]
         self.pool = pool
 
     def problems(self, split: Split, seed: int) -> Iterator[Problem]:
@@ -55,7 +57,7 @@ class Everyday(Task):
             for chore in rng.sample(self.chores, len(self.chores)):
                 yield self._fresh(chore, split, rng, seen)
 
-    def _fresh(self, chore: Chore, split: Split, rng: random.Random, seen: set[str]) -> Problem:
+    def _fresh(self, chore: EverydayTask, split: Split, rng: random.Random, seen: set[str]) -> Problem:
         tries = 0
         while True:
             problem = chore.sample(rng)
@@ -71,7 +73,7 @@ class Everyday(Task):
         return split != "train" or self.pool == "any" or pool_of(key) == self.pool
 
     def grade(self, problem: Problem, reply: str) -> Verdict:
-        return CHORES[problem.family].grade(problem, reply)
+        return EVERYDAY_TASKS[problem.family].grade(problem, reply)
 
 
 def pool_of(key: str) -> Pool:

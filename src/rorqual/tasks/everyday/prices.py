@@ -7,7 +7,7 @@ import re
 from typing import ClassVar
 
 from rorqual.tasks.base import Problem, Verdict
-from rorqual.tasks.everyday.base import Chore, Form
+from rorqual.tasks.everyday.base import EverydayTask, Form
 
 BASE = 18
 WEIGHTS = {"rooms": 6, "age": -2, "garden": 2, "floor": 1}
@@ -27,7 +27,7 @@ def price_of(reply: str) -> int | None:
     return int(text) if NUMBER.fullmatch(text) else None
 
 
-class Prices(Chore):
+class Prices(EverydayTask):
     """Price problems such as `prices: rooms 4 age 7 garden 3 floor 2`. The price is 18 + 6 rooms - 2 age + 2 garden + floor."""
 
     name: ClassVar[str] = "prices"

@@ -6,7 +6,7 @@ import random
 from typing import ClassVar
 
 from rorqual.tasks.base import Problem, Verdict
-from rorqual.tasks.everyday.base import Chore, Form
+from rorqual.tasks.everyday.base import EverydayTask, Form
 
 GOOD = ("good", "fine", "warm", "clever", "lovely", "bright")
 BAD = ("bad", "dull", "cold", "silly", "ugly", "bleak")
@@ -17,7 +17,7 @@ MOOD, NOT = 0.8, 0.2
 FLIPPED = 0.3
 
 
-class Reviews(Chore):
+class Reviews(EverydayTask):
     """Review problems such as `reviews: plot good, cast not dull, end bad`, which is positive by two opinions to one.
 
     The opinions of one review tend to agree, as in real reviews, so that even unlabelled text shows which words are similar.

@@ -6,7 +6,7 @@ import random
 from typing import ClassVar
 
 from rorqual.tasks.base import Problem, Verdict
-from rorqual.tasks.everyday.base import Chore, Form
+from rorqual.tasks.everyday.base import EverydayTask, Form
 
 NOUNS = ("owl", "ant", "eel", "cat", "dog", "fox", "hen", "pig", "bear", "goat")
 VERBS = {"see": "seen", "find": "found", "like": "liked", "help": "helped", "lead": "led", "hear": "heard"}
@@ -14,7 +14,7 @@ NUMBERS = {1: "", 2: "two", 3: "three", 4: "four"}
 FAULTY = 0.3
 
 
-class Sentences(Chore):
+class Sentences(EverydayTask):
     """Sentence problems: `sentences: owl 2, see, ant 1` asks for `two owls see an ant` or `an ant is seen by two owls`.
 
     A reply is right if it equals one of the two sentences, including number, agreement, article and participle.

@@ -94,7 +94,7 @@ class DistilledSamples(Source):
         packed = lay_out([self.samples[n] for n in flat], rows, self.config.row, pad=self.pad)
         notes, self.notes = self.notes, []
         if self.config.logits:
-            return Step([lay_teacher(packed, [self.rows[n] for n in flat])], notes=notes)
+            return Step([pack_teacher(packed, [self.rows[n] for n in flat])], notes=notes)
         return Step([TrainBatch.from_packed(packed.batch)], notes=notes)
 
 
@@ -104,7 +104,7 @@ def empty(one: Distilled, stops: Collection[int]) -> bool:
     return says_nothing(one.messages[-1]) and not cut_off
 
 
-def lay_teacher(packed: Packed, rows: Sequence[Distilled]) -> TrainBatch:
+def pack_teacher(packed: Packed, rows: Sequence[Distilled]) -> TrainBatch:
     """Build a training batch with the teacher's most likely tokens and their log-probabilities.
 
     Row i of `top_ids` is the distribution of reply token i. This distribution is stored at the position that predicts

@@ -256,10 +256,10 @@ def batch_of(scored: list[Scored], width: int, pad: int) -> TrainBatch:
         )
         for s in scored
     ]
-    return lay_beside(pack(samples, width, pad=pad), scored)
+    return pack_rollouts(pack(samples, width, pad=pad), scored)
 
 
-def lay_beside(packed: Packed, scored: list[Scored]) -> TrainBatch:
+def pack_rollouts(packed: Packed, scored: list[Scored]) -> TrainBatch:
     """Build a training batch from packed rows, with the advantage, log-probabilities, experts and kept tokens of each sample."""
     batch = TrainBatch.from_packed(packed.batch)
     shape = batch.tokens.shape

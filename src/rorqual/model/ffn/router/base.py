@@ -14,7 +14,7 @@ from rorqual.core.errors import ConfigError
 from rorqual.model.cost import Cost
 from rorqual.ops.backends import Backend
 from rorqual.ops.layer import Layer
-from rorqual.ops.moe import Routing, aimed_load
+from rorqual.ops.moe import Routing, expected_load
 
 
 class RouterConfig(Kind):
@@ -85,7 +85,7 @@ class Router(Layer, ABC):
 
     def load_error(self, load: Tensor) -> Tensor:
         """Return the target token count minus the actual count of each choice [choices]. `load` [choices] holds the actual counts."""
-        return aimed_load(load, self.config.target_load()) - load.float()
+        return expected_load(load, self.config.target_load()) - load.float()
 
     def balance(self, load: Tensor, gamma: float) -> None:
         """Adjust the router by one step of size `gamma` toward `target_load`. `load` [choices] is the update's token count per choice."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from transposed import Permuted, Transposed, TransposedLinear
 
 from rorqual.cli.evaluating import _load
-from rorqual.cli.generating import GenerateSettings, _local, _made
+from rorqual.cli.generating import GenerateSettings, _identity, _local
 from rorqual.cli.measure import EvalSettings, generator, loss_on_text
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
@@ -253,7 +253,7 @@ def test_a_backend_in_a_file_is_known_by_what_stands_there(tmp_path: Path, monke
         engine.close()
         run = Run.model_validate(tiny(tmp_path).model_dump() | {"backend": mine})
         assert run.backend == f"{tmp_path / folder / 'mine.py'}:Louder"
-        made = _made(GenerateSettings(run="x", backend=mine), RowSampling(), Prompts.open(prompts))["backend"]
+        made = _identity(GenerateSettings(run="x", backend=mine), RowSampling(), Prompts.open(prompts))["backend"]
         evaluated = _load(str(tmp_path / "run"), EvalSettings(task="families", backend=mine))[1]["backend"]
         assert made == evaluated == arithmetic_of(mine)
         names.append(made)

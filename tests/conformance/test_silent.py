@@ -134,7 +134,7 @@ def test_a_network_that_routes_says_among_how_many() -> None:
             return 0
 
     model_config(ffn=SkippingConfig())
-    with pytest.raises(ValidationError, match="network 'skipping' routes, and its `n_experts\\(\\)` says 0"):
+    with pytest.raises(ValidationError, match="kind 'skipping' routes tokens, but its `n_experts\\(\\)` returns 0"):
         model_config(ffn=Silent())
 
 

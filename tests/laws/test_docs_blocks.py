@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import ast
-import contextlib
-import io
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,6 +32,7 @@ def name_of(path: Path) -> str:
 EXAMPLES = [
     pytest.param(code, shown, id=f"{name_of(path)} {order}")
     for path in PAGES
+    if path.parent.name != "tour"  # test_tour.py runs these
     for order, ((language, code), (follows, shown)) in enumerate(zip(blocks(path), [*blocks(path)[1:], ("", "")]))
     if language == "python" and follows == "text" and not re.match(r"# \w+\.py\n", code) and "runs/" not in code
 ]
@@ -67,7 +67,7 @@ def test_there_are_examples() -> None:
 
 @pytest.mark.parametrize(("code", "shown"), EXAMPLES)
 def test_an_example_prints_what_the_page_shows(code: str, shown: str) -> None:
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(compile(code, "example", "exec"), {"__name__": "example"})
-    assert printed.getvalue().rstrip() == shown.rstrip()
+    """In a process of its own: here other tests have registered kinds."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.rstrip() == shown.rstrip()

@@ -165,7 +165,7 @@ def test_min_tokens_holds_off_the_end(server: Server, engine: Engine) -> None:
     with server.client as client:
         answer = client.post("/v1/completions", json={"model": "tiny", "prompt": "x", "max_tokens": 3, "min_tokens": 4})
     assert answer.status_code == 400 and answer.json()["error"]["param"] == "min_tokens"
-    assert "Lower it" in answer.json()["error"]["message"]
+    assert "Lower `min_tokens`" in answer.json()["error"]["message"]
 
 
 def test_two_requests_beside_each_other_have_their_own(server: Server, engine: Engine) -> None:

@@ -67,7 +67,7 @@ def problem(n: int, **changes: object) -> Problem:
         ("stops yielding", r"task made: .*\(3 so far\)"),
         ("swallows", r"task made: .*\(0 so far\)"),
         ("none", "task made: there are no problems in the train split"),
-        ("one again and again", "task made: the first 64 problems of the train split are all the same, '0'"),
+        ("one again and again", "task made: the first 64 problems of the train split are all the same: '0'"),
     ],
 )
 def test_a_generator_that_gives_too_little_is_named(how: str, said: str) -> None:

@@ -276,9 +276,9 @@ def test_a_disk_that_is_really_full(tmp_path: Path, straight: dict[str, Path]) -
     [
         ({"steps": STEPS + 1, "seed": 3}, "seed: 0 in the folder, 3 now; steps: 8 in the folder, 9 now"),
         ({"steps": STEPS - 1}, "steps=7 is smaller than the run's 8"),
-        ({"seed": 3}, "seed: 0 there, 3 now"),
-        ({"micro_batches": 4}, "micro_batches: 2 there, 4 now"),
-        ({"source": sft_run().source.model_copy(update={"rows": 5})}, "source: rows: 4 there, 5 now"),
+        ({"seed": 3}, "seed: 0 in the folder, 3 now"),
+        ({"micro_batches": 4}, "micro_batches: 2 in the folder, 4 now"),
+        ({"source": sft_run().source.model_copy(update={"rows": 5})}, "source: rows: 4 in the folder, 5 now"),
     ],
 )
 def test_another_run_in_the_folder_is_refused_by_its_key(
@@ -431,7 +431,7 @@ def interrupt(record: dict[str, object]) -> None:
 
 def test_an_experiment_is_never_extended(half: Path) -> None:
     """A finding is of the steps that it names."""
-    with pytest.raises(ConfigError, match="steps: 8 there, 13 now"):
+    with pytest.raises(ConfigError, match="steps: 8 in the folder, 13 now"):
         fit(sft_run(LONGER), RunDir(half), quiet=True, extend=False)
 
 

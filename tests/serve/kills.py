@@ -126,7 +126,7 @@ def _client(
 ) -> None:
     rng = random.Random(number)
     with httpx.Client(
-        base_url=server.url, headers={"authorization": f"Bearer {key}"}, timeout=120, trust_env=False
+        base_url=server.url, headers={"authorization": f"Bearer {key}"}, timeout=600, trust_env=False
     ) as client:
         while not ended.is_set():
             place = rng.randrange(len(asked))

@@ -44,14 +44,15 @@ class Server:
     @property
     def client(self) -> httpx.Client:
         headers = {"authorization": f"Bearer {self.key}"}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=120, trust_env=False)
+        return httpx.Client(base_url=self.url, headers=headers, timeout=600, trust_env=False)
 
-    def metric(self, name: str) -> float:
+    def metric(self, name: str, default: float | None = None) -> float:
+        """A metric's value, or `default` for one that the server has not counted yet."""
         with self.client as client:
             text = client.get("/metrics").text
         found = re.search(rf"^rorqual_{name} (\S+)$", text, re.MULTILINE)
-        assert found, text
-        return float(found.group(1))
+        assert found or default is not None, text
+        return float(found.group(1)) if found else float(default or 0)
 
     def wait(self, name: str, value: float, seconds: float = 300) -> None:
         """Until a metric has a value."""

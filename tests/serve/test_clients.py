@@ -30,7 +30,7 @@ AT_ONCE = {"chat_template_kwargs": {"thinking": False}}
 
 
 def openai_client(server: Server) -> openai.OpenAI:
-    http = httpx.Client(trust_env=False, timeout=120)
+    http = httpx.Client(trust_env=False, timeout=600)
     return openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.key, http_client=http, max_retries=0)
 
 
@@ -420,7 +420,7 @@ def test_openai_for_node(caller: Server, tmp_path: Path) -> None:
     )
     done = subprocess.run(
         [node, "two_rounds.mjs", f"{caller.url}/v1", caller.key, QUESTION, json.dumps(SPEC)],
-        cwd=tmp_path, capture_output=True, text=True, encoding="utf-8", check=False, timeout=120, env=environment(),
+        cwd=tmp_path, capture_output=True, text=True, encoding="utf-8", check=False, timeout=600, env=environment(),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

@@ -173,7 +173,7 @@ def test_two_requests_beside_each_other_have_their_own(server: Server, engine: E
     expected = [asked(engine, prompt, max_tokens=1).prompt_logprobs for prompt in prompts]
 
     def one(prompt: list[int]) -> Any:
-        with httpx.Client(headers={"authorization": f"Bearer {server.key}"}, timeout=120, trust_env=False) as client:
+        with httpx.Client(headers={"authorization": f"Bearer {server.key}"}, timeout=600, trust_env=False) as client:
             body = {"model": "tiny", "prompt": prompt, "max_tokens": 0, "echo": True, "logprobs": 1}
             return client.post(f"{server.url}/v1/completions", json=body).json()["choices"][0]["logprobs"][
                 "token_logprobs"

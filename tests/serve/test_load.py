@@ -260,7 +260,7 @@ def test_large_bodies_are_few_at_a_time_and_all_are_answered(server: Server) -> 
     with ExitStack() as open_:
         wires = []
         for _ in range(5):
-            wire = open_.enter_context(socket.create_connection((parts.hostname, parts.port), timeout=120))
+            wire = open_.enter_context(socket.create_connection((parts.hostname, parts.port), timeout=600))
             wire.sendall(head.encode() + content[:-1])
             wires.append(wire)
         with server.client as client:

@@ -34,7 +34,7 @@ def good(server: Server) -> None:
 
 
 def tokens_drawn(server: Server) -> float:
-    return server.metric(r'tokens_total\{tenant="default",kind="completion"\}')
+    return server.metric(r'tokens_total\{tenant="default",kind="completion"\}', default=0)
 
 
 def connect(server: Server) -> socket.socket:

@@ -85,7 +85,7 @@ def engine_at(server: Server, **settings: Any) -> RemoteRolloutEngine:
 
 def client(server: Server, key: str | None = None) -> httpx.Client:
     headers = {"authorization": f"Bearer {server.rollout_key if key is None else key}"}
-    return httpx.Client(base_url=server.url, headers=headers, timeout=120, trust_env=False)
+    return httpx.Client(base_url=server.url, headers=headers, timeout=600, trust_env=False)
 
 
 def state_of(server: Server) -> dict[str, Any]:

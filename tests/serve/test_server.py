@@ -53,7 +53,7 @@ def events_of(text: str) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def client(server: Server) -> openai.OpenAI:
-    http = httpx.Client(trust_env=False, timeout=120)
+    http = httpx.Client(trust_env=False, timeout=600)
     return openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.key, http_client=http, max_retries=0)
 
 

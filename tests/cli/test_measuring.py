@@ -91,6 +91,15 @@ def test_a_text_has_a_loss_by_token_and_by_character(place: Path, monkeypatch: p
     )
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet", "ROWS.CSV"])
+def test_rows_are_no_text(place: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Their braces and keys would be counted, and the rows that a run was trained on would look held out."""
+    monkeypatch.chdir(place)
+    Path(name).write_text('{"prompt": "a", "completion": "b"}\n' * 2000)
+    told = typed_here("eval", "run", f"data={name}", code=2)
+    assert "holds rows" in told and "task=" in told
+
+
 def test_a_machine_is_described() -> None:
     text = typed_here("doctor")
     for name in ("python", "cores", "memory", "torch", "matrix products", "pydantic", "How to make it faster"):

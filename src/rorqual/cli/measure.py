@@ -107,6 +107,10 @@ def evaluation_file(model: str, settings: EvalSettings) -> Path | None:
     return Path(model) / "evals" / f"{name}-{settings.split}-{settings.thinking}.json"
 
 
+ROWS = (".jsonl", ".ndjson", ".json", ".parquet", ".csv")
+"""Types of files with rows, such as conversations. As plain text, their loss would include braces and keys."""
+
+
 def loss_on_text(model: str, settings: EvalSettings) -> str:
     """Compute the model's loss on the last tenth of a text file, which training holds out. Return a report.
 
@@ -121,6 +125,12 @@ def loss_on_text(model: str, settings: EvalSettings) -> str:
     if model.startswith(REMOTE):
         raise ConfigError(
             "a server cannot compute the loss of a text", where="command line", remedy="Give a run's folder."
+        )
+    if Path(settings.data).suffix.lower() in ROWS:
+        raise ConfigError(
+            "this file holds rows, and only plain text has a loss here",
+            where=settings.data,
+            remedy="Add task=NAME or task=./mine.py:Class to grade answers, or give a text file.",
         )
     text = read_text(Path(settings.data)).validation
     if settings.threads:

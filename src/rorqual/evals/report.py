@@ -86,7 +86,7 @@ def _lede(findings: Findings, supported: Sequence[SupportedClaim]) -> str:
     text = (
         f"The accuracy on {problems} held-out problems of {len(findings.families)} families went from {gains.before:.1%} before "
         f"GRPO to {gains.after:.1%} after it. The model chooses whether to think. After correction for the number of claims, "
-        f"accuracy is higher in {signs.count('higher')} of {len(signs)} families."
+        f"accuracy is higher in {signs.count('higher')} of {len(signs)} families and lower in {signs.count('lower')}."
     )
     return page.para(text, "lede") + page.para(_where_from(findings), "")
 
@@ -96,9 +96,10 @@ def _student_lede(supported: Sequence[SupportedClaim]) -> str:
         return ""
     main = main_claim(supported)
     return page.para(
-        f"A student with a quarter of the active parameters, distilled from this model, is right on {main.paired.after:.1%} of its "
-        f"problems. Reinforced instead, from the same base, it is right on {main.paired.before:.1%}: {points(main.claim.estimate)} "
-        f"points, 99 % interval {points_interval(main.wide)} over problems. One run cannot compare the methods; "
+        f"A student with a quarter of the active parameters, distilled from this model, is right on {main.paired.after:.1%} of "
+        f"{main.paired.difference.pairs} problems of its own families, which are other problems than those above. Reinforced instead, "
+        f"from the same base, it is right on {main.paired.before:.1%}: {points(main.claim.estimate)} points, 99 % interval "
+        f"{points_interval(main.wide)} over problems. One run cannot compare the methods; "
         "rorqual lab distil-vs-rl does."
     )
 

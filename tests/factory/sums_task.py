@@ -56,7 +56,7 @@ class Crashing(Sums):
         return super().grade(problem, reply)
 
 
-class SampledToken(Sums):
+class Drawn(Sums):
     """Of each split other problems by seed: of `train`, those from the seed on; the test split is the seed's second problem."""
 
     name = "drawn"

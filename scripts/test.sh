@@ -3,10 +3,13 @@
 # `fast` is `make test-fast`, `all` is `make test-all` and what .ci/run calls, and neither is `make test`. See scripts/tiers.py.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# Each process collects all tests, which takes some fifty core-seconds. So the smaller tiers use fewer processes. `all` uses one
+# more than there are cores, because many of its tests wait for a server, a kill or a clock. (nproc itself obeys OMP_NUM_THREADS.)
+cores=$(env -u OMP_NUM_THREADS nproc)
 case "${1:-}" in
-  fast) tests="not slow and not full and not soak"; shift ;;
-  all) tests="not soak"; shift ;;
-  *) tests="not full and not soak" ;;
+  fast) tests="not slow and not full and not soak"; processes=0; shift ;;
+  all) tests="not soak"; processes=$((cores + 1)); shift ;;
+  *) tests="not full and not soak"; processes=$cores ;;
 esac
 scripts/setup.sh test
 bin=$PWD/.venv/bin
@@ -45,6 +48,4 @@ fi
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 # If this is set, as in some containers, every process that a test starts compiles torch's modules again: three CPU seconds.
 unset PYTHONDONTWRITEBYTECODE
-# Use one process more than cores, because many tests wait for a server, a kill or a clock.
-# (nproc itself obeys OMP_NUM_THREADS.)
-exec "$bin/pytest" -m "$tests" -n "${RORQUAL_TEST_PROCESSES:-$(($(env -u OMP_NUM_THREADS nproc) + 1))}" --dist worksteal --hypothesis-profile "$profile" "$@"
+exec "$bin/pytest" -m "$tests" -n "${RORQUAL_TEST_PROCESSES:-$processes}" --dist worksteal --hypothesis-profile "$profile" "$@"

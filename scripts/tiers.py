@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT / "tests" / "mutants"))
 
 from catalogue import MUTANTS  # noqa: E402
 
-SLOW, FULL = 0.5, 4.0
+SLOW, FULL = 0.5, 2.5
 """Core-seconds from which a test is slow, and from which it is full."""
 CAUGHT = 0.82
 """Share of the bugs of tests/mutants that `make test-fast` catches."""

@@ -4,7 +4,7 @@
 
 help:
 	@echo "make quickstart   set up, then build, train, reinforce, measure and report a small reasoning model"
-	@echo "make test-fast    set up, then check style, types and what four minutes of one core can test"
+	@echo "make test-fast    set up, then check style, types and what takes some four minutes on two cores"
 	@echo "make test         the same, with all tests that take less than 2.5 core-seconds: 15 minutes of one core"
 	@echo "make test-all     every test: random kills, whole pages of docs, browsers too"
 	@echo "make mutants      set up, then put known bugs back one at a time, and see that a test catches each"

@@ -155,7 +155,7 @@ def test_a_run_is_named_after_its_folder_and_dated_by_its_checkpoint(
     link.symlink_to(copy)
     page, _ = told(link, [f"keys={tmp_path / 'k'}"], monkeypatch)
     [weights] = copy.rglob("model.safetensors")
-    assert page.service.prompts == ["add 1+2"]
+    assert page.service.prompts == ["add 1+2"] == page.mounted._build.args[-1]
     assert (page.service.name, page.service.created) == ("tiny", int(weights.parent.stat().st_mtime))
 
 

@@ -740,6 +740,14 @@ MUTANTS = (
         "tests/conformance/test_no_waiting.py::test_experts_under_esft_are_computed_without_reading_a_value",
     ),
     one(
+        "the page does not get the run's prompts",
+        "issue 17: example prompts",
+        "serve/ui.py",
+        "service.prompts",
+        "()",
+        "tests/serve/test_serve_options.py::test_a_run_is_named_after_its_folder_and_dated_by_its_checkpoint",
+    ),
+    one(
         "example prompts of a run are taken from private files too",
         "issue 17: example prompts",
         "train/sources/worked.py",

@@ -167,17 +167,21 @@ class RunDir:
             skipped.append(f"{self.step_dir(step)}: incomplete checkpoint skipped: {reason}")
         return None, skipped
 
+    def _no_run(self) -> CheckpointError:
+        missing = f"it has no {CONFIG_FILE}" if self.path.is_dir() else "it does not exist"
+        return CheckpointError(
+            f"not a run directory: {missing}",
+            where=str(self.path),
+            remedy="Name a folder that `rorqual train` or `rorqual import` wrote.",
+        )
+
     def checkpoint(self) -> Path:
         """Return the folder of the newest complete checkpoint.
 
         Raises CheckpointError if the run has no complete checkpoint.
         """
         if not self.config_file.is_file():
-            raise CheckpointError(
-                f"not a run directory: it has no {CONFIG_FILE}",
-                where=str(self.path),
-                remedy="Name a folder that `rorqual train` wrote.",
-            )
+            raise self._no_run()
         step, skipped = self.newest_complete()
         if step is None:
             raise CheckpointError(
@@ -196,11 +200,7 @@ class RunDir:
         try:
             data = load_yaml(self.config_file.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise CheckpointError(
-                f"not a run directory: it has no {CONFIG_FILE}",
-                where=str(self.path),
-                remedy="Name a folder that `rorqual train` or `rorqual import` wrote.",
-            ) from None
+            raise self._no_run() from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise CheckpointError(f"not YAML: {error}", where=where, remedy="Restore the file.") from None
         if not isinstance(data, dict):

@@ -79,8 +79,9 @@ def _from_json(path: Path) -> ModelConfig:
 
 
 def _kinds(stage: Stage) -> str:
-    """Describe a stage, a group of equal layers, by its kinds of attention and FFN. The kind of block comes first if it
-    is not `pre_norm`."""
+    """Describe a stage (a group of layers with the same config) by its kinds of attention and FFN.
+
+    If the kind of block is not `pre_norm`, the block kind comes first."""
     block = [] if stage.block == PreNormConfig() else [stage.block.kind]
     return ", ".join((*block, stage.attention.kind, stage.ffn.kind))
 
@@ -119,7 +120,8 @@ def rows(config: ModelConfig, settings: InspectSettings, free_memory: int) -> li
 
 
 def notes(name: str, figures: Account) -> list[str]:
-    """Return the notes below the table: the FLOP convention and, for DeepSeek-V3, why the published figure differs.
+    """Return the notes below the table: the FLOP convention and, for DeepSeek-V3, why its published count of active
+    parameters differs.
 
     `figures`: the model's parameter and FLOP counts, for a context of 0 tokens.
     """

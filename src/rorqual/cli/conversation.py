@@ -39,11 +39,11 @@ class Screen(Protocol):
 
 
 def pieces(ids: Iterable[int], chat: ChatFormat, thinking: Thinking) -> Iterator[tuple[bool, str]]:
-    """Yield (is reasoning, new text) as tokens arrive.
+    """Yield (is_reasoning, new text) as tokens arrive.
 
     The joined reasoning texts equal the reasoning that `chat.parse` returns for all tokens, and the joined answer texts
-    equal the answer that it returns. An incomplete UTF-8 character is yielded when it is complete. A model may close a
-    reasoning section that it never opened. Text that was already yielded as answer is then yielded again as reasoning.
+    equal the answer that it returns. An incomplete UTF-8 character is yielded when it is complete. If the model closes a
+    reasoning section that it never opened, text that was already yielded as answer is yielded again as reasoning.
     """
     reader, shown_early = chat.reader(thinking), ""  # shown_early: answer text that was yielded before it was final
     for id_ in chain(ids, (None,)):

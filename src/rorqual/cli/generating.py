@@ -34,7 +34,7 @@ from rorqual.ops.backends import arithmetic_of, backend
 from rorqual.ops.backends.torch_invariant import NOT_HELD
 
 SHOWN = 3
-"""Maximum number of refused lines in the summary."""
+"""Maximum number of lines with errors that the summary lists."""
 
 
 class GenerateSettings(Placement):
@@ -89,7 +89,7 @@ def read_settings(arguments: Sequence[str] | None) -> tuple[GenerateSettings, Ro
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of `rorqual generate`: line counts, the first refused lines, and the speed.
+    """The result of `rorqual generate`: line counts, the first lines with errors, and the speed.
 
     `rows` and `errors` count the lines of the whole output file. `answered`, `tokens` and `seconds` cover only this
     invocation.

@@ -42,7 +42,7 @@ def processor() -> tuple[str, frozenset[str]]:
 
 
 def load() -> float:
-    """Return the load average of the last minute, which is the mean number of runnable processes."""
+    """Return the load average of the last minute, or 0 if the system does not report one."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
 

@@ -46,7 +46,7 @@ INTERRUPTED, REFUSED = 130, 2
 
 @contextmanager
 def told(verb: Callable[[], str | None]) -> Iterator[None]:
-    """Print errors that the user can fix on standard error, and exit with an error code.
+    """Print user-fixable errors to standard error, and exit with an error code.
 
     Other exceptions are bugs, so they propagate and show a traceback.
     """

@@ -108,11 +108,14 @@ def evaluation_file(model: str, settings: EvalSettings) -> Path | None:
 
 
 ROWS = (".jsonl", ".ndjson", ".json", ".parquet", ".csv")
-"""Types of files with rows, such as conversations. As plain text, their loss would include braces and keys."""
+"""File extensions of row data, such as conversations.
+
+If such a file were read as plain text, the loss would include its keys and braces.
+"""
 
 
 def loss_on_text(model: str, settings: EvalSettings) -> str:
-    """Compute the model's loss on the last tenth of a text file, which training holds out. Return a report.
+    """Compute the model's loss on the last tenth of a text file, which training holds out. Return the results as text.
 
     The text is split into windows of `window` tokens (default: the model's context length).
     """
@@ -128,7 +131,7 @@ def loss_on_text(model: str, settings: EvalSettings) -> str:
         )
     if Path(settings.data).suffix.lower() in ROWS:
         raise ConfigError(
-            "this file holds rows, and only plain text has a loss here",
+            "this file holds rows, but the loss is computed only on plain text",
             where=settings.data,
             remedy="Add task=NAME or task=./mine.py:Class to grade answers, or give a text file.",
         )

@@ -23,7 +23,8 @@ V3_MARK = ("DeepSeek-V3", 14.8e12, 2.664e6 * 2.0)
 
 
 def training_drawings(model: ModelConfig, settings: TrainPlan, plan: Trained, *, is_v3: bool) -> list[Drawing]:
-    """Return two plots: cost by number of tokens for each device with a known rent, and memory per device for some layouts."""
+    """Return two plots: cost by number of tokens for each device with a known price, and memory per device for some
+    layouts."""
     lines = [
         Line(card.title, _usd_per_token(card, settings, plan), card.name == settings.device().name)
         for card in DEVICES

@@ -48,18 +48,21 @@ class Rented(Config):
         return device(self.hardware)
 
     def rent(self) -> float:
-        """Return the rent in USD per device-hour. Raises ConfigError if neither the settings nor the hardware table has a rent."""
+        """Return the rental price in USD per device-hour.
+
+        Raises ConfigError if neither the settings nor the hardware table has a rental price.
+        """
         price = self.price or self.device().price
         if not price:
             raise ConfigError(
-                f"the hardware table has no rent for {self.device().title}",
+                f"the hardware table has no rental price for {self.device().title}",
                 where="price",
                 remedy="Give price=USD_PER_HOUR.",
             )
         return price
 
     def rent_words(self) -> str:
-        """Return the rent and its source as text."""
+        """Return the rental price and its source as text."""
         return f"${self.rent():.2f} per hour, {'as given' if self.price else self.device().price_source}"
 
 
@@ -117,7 +120,7 @@ class ServePlan(Rented):
     - `prompt`, `reply`: tokens per request.
     - `hit_rate`: share of prompt tokens that the prefix cache contains.
     - `batch`: sequences per group of `tp` devices; 0 uses the largest batch that fits.
-    - `margin`: profit margin that is added to the rent, as a share of the rent.
+    - `margin`: profit margin that is added to the rental cost, as a share of that cost.
     - `busy`: share of the rented hours in which the devices are used.
     - `prefill_used`, `decode_used`: shares of the roofline that prefill and decode reach.
     """
@@ -164,8 +167,8 @@ class ServePlan(Rented):
 class RunPlan(Config):
     """Settings of a plan for a run.
 
-    `steps`, `tokens`: amount of further training; if both are 0, the remaining steps. `model`: plan this model instead of
-    the run's model. `core_hour`: USD per core-hour.
+    `steps`, `tokens`: amount of further training. If both are 0, the plan covers the run's remaining steps, or ten times the
+    run's steps if none remain. `model`: plan this model instead of the run's model. `core_hour`: USD per core-hour.
     """
 
     steps: Count = Field(0, ge=0)
@@ -186,7 +189,7 @@ class QuickstartPlan(Config):
 class Trained:
     """A training plan: cost, layout and memory per device.
 
-    `nearest`: the most similar layout that fits in memory, and its memory. `nearest` is None if `layout` fits.
+    `nearest`: the most similar layout that fits in memory, and its memory use. `nearest` is None if `layout` fits.
     """
 
     cost: TrainingCost
@@ -196,8 +199,9 @@ class Trained:
 
 
 def plan_training(model: ModelConfig, settings: TrainPlan) -> Trained:
-    """Plan the training of `model`. Raises ConfigError if the requested degrees of parallelism do not divide the model
-    or the number of devices."""
+    """Plan the training of `model`.
+
+    Raises ConfigError if the requested degrees of parallelism do not match the model's dimensions or the number of devices."""
     flops_per_token = training_flops(model, settings.context, causal=not settings.full_attention, mtp=settings.mtp)
     cost = training_cost(
         flops_per_token,
@@ -246,8 +250,9 @@ def training_rows(model: ModelConfig, settings: TrainPlan, plan: Trained) -> Row
 
 
 def range_words(settings: TrainPlan, cost: TrainingCost) -> str:
-    """Return a text with the cost at the lowest utilisation of published training runs. The default utilisation is
-    DeepSeek-V3's, which is the highest of these runs."""
+    """Return a text with the cost at the lowest utilisation that published training runs reached.
+
+    The default utilisation is DeepSeek-V3's, which is higher than that of each of these runs."""
     times = {name: settings.used() / share for name, share in REACHED.items()}
     shares = ", ".join(f"{name} {share:.2f}" for name, share in REACHED.items())
     return (

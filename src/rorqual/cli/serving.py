@@ -22,7 +22,7 @@ ENGINE = ("slots", "max_len", "record_kept", "cache_dir", "disk_bytes", "cache_b
 class ServeSettings(Placement):
     """Settings of `rorqual serve`.
 
-    - `max_len`: context length in tokens; 0 uses the model's context length. A small KV cache may limit it further.
+    - `max_len`: context length in tokens; 0 uses the model's context length. A small KV cache may limit the context further.
     - `threads`: number of threads of the engine process; 0 uses all cores.
     - `keys`: the file with the hashes of API keys.
     - `ui`: whether to serve the chat page; None serves the page if Gradio is installed.

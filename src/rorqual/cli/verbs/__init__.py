@@ -1,1 +1,4 @@
-"""The verbs of the command line, one per file. Functions import heavy modules, so that `rorqual --help` starts fast."""
+"""The commands (verbs) of `rorqual`, one per file.
+
+Heavy modules are imported inside functions, so that `rorqual --help` starts fast.
+"""

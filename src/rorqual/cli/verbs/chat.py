@@ -21,7 +21,7 @@ def chat(
 ) -> None:
     """Chat with a run's model in the terminal. Reasoning is dimmed.
 
-    /new starts a new conversation, /quit ends. With piped input, each line is one message.
+    /new starts a new conversation, /quit exits. With piped input, each line is one message.
 
     Keys: thinking=auto|on|off, temperature=0, max_tokens=1024, seed=0, system=TEXT, threads=, device=, dtype=.
     """

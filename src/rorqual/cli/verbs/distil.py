@@ -38,12 +38,13 @@ def distil(
     Samples are graded and filtered. The kept samples are written as Parquet with a dataset card. Every sample is stored as soon as
     it is complete. After an interruption, the same command resumes and requests only missing samples.
 
-    Keys of the problems: task=NAME, data=FILE, options={...}, problems=100, per_family=false, seed=0, decontaminate=FILE,TASK.
+    Keys for the problems: task=NAME, data=FILE, options={...}, problems=100, per_family=false, seed=0, decontaminate=FILE,TASK.
 
-    Keys of sampling: samples=1, temperature=1, top_p=1, max_tokens=512, thinking=auto|on|off, top_k=0 (store this many top
+    Keys for sampling: samples=1, temperature=1, top_p=1, max_tokens=512, thinking=auto|on|off, top_k=0 (store this many top
     log-probabilities, to distil logits), batch=, threads=, device=, dtype=.
 
-    Keys of the result: out=FOLDER, keep=right|graded|all, filters.names=[...], filters.repeated=0.6 and other filters.*, quiet=.
+    Keys for the result: out=FOLDER, keep=right|graded|all, filters.names=[...], filters.repeated=0.6 and other filters.*,
+    quiet=.
 
     Keys for a server: model=NAME, api_key= (or RORQUAL_API_KEY), concurrency=8, seed_bits=64|31, retries=5, timeout=300,
     budget=MONEY with price_in= and price_out= per million tokens.

@@ -22,8 +22,8 @@ def generate(
     answered, its output line contains the error. The remaining rows still run, and the exit code is 1.
 
     Keys: run=RUN|http://..., out=FILE.jsonl, raw=false (true: continue each prompt as plain text), token_ids=false,
-    logprobs=false, strict=false (true: stop at the first bad row, before anything runs), slots=64, max_len=, threads=, device=,
-    dtype=, backend=, quiet=false.
+    logprobs=false, strict=false (true: stop at the first invalid row, before generation starts), slots=64, max_len=,
+    threads=, device=, dtype=, backend=, quiet=false.
 
     Keys for a server: model=NAME, concurrency=8, seed_bits=64|31.
 

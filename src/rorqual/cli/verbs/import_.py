@@ -27,8 +27,8 @@ def import_(
 ) -> None:
     """Import a Hugging Face checkpoint or a GGUF file as a run.
 
-    All other verbs accept the imported run. Tensors are copied slice by slice, so the model may be larger than memory. No code from the
-    checkpoint is executed, and pickle files are never opened.
+    All other commands accept the imported run. Tensors are copied slice by slice, so the model may be larger than memory. No
+    code from the checkpoint is executed, and pickle files are never opened.
 
     Keys: dtype=keep|float32|bfloat16|float16, quiet=. dtype=keep copies the bytes, including FP8 weights and their scales; any
     other type dequantizes FP8. Quantized tensors of a GGUF file are always dequantized, to float32 or bfloat16. There is no

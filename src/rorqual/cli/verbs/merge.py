@@ -26,7 +26,7 @@ def merge(
 ) -> None:
     """Merge an adapter into its base model, as a new run.
 
-    The new run needs neither the adapter nor the base. Other verbs accept the adapter run itself, without merging. Weights are
+    The new run needs neither the adapter nor the base. Other commands also accept the unmerged adapter run. Weights are
     added in fp32 and rounded once. There is no device= key.
 
     Keys: dtype=float32|bfloat16, quiet=.

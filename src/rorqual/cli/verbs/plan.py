@@ -27,7 +27,7 @@ def plan(
     """Estimate the cost of training or serving a model.
 
     A training plan shows FLOPs, time, money and memory. A serving plan shows KV cache, batch size, speed and price. Numbers may
-    have a unit: 14.8T, 2.788M, 4k. out=DIR writes an HTML page with plots.
+    have a suffix: 14.8T, 2.788M, 4k. out=DIR writes an HTML page with plots.
 
     Keys for training: tokens, hardware, n, context, utilisation, price, precision, dp, tp, pp, ep, zero, recompute, microbatch,
     full_attention, mtp.

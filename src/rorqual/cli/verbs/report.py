@@ -20,9 +20,9 @@ def report(
     """Rewrite the report of a quickstart or an experiment.
 
     The report is a self-contained HTML file, with its plots as separate files. For a JSON file of `rorqual lab`, the command
-    computes the verdict again from the stored results by the current rule, and rewrites the file and its page.
+    applies the current verdict rule to the stored results, and rewrites the file and its page.
 
-    Keys: device= and dtype= are accepted, but a report only reads files.
+    Keys: device= and dtype= are accepted but have no effect, because the command only reads files.
     """
     read(Placement, settings)
 

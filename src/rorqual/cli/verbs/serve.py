@@ -20,18 +20,19 @@ def serve(
     The API has chat and text completions, with streaming and separate reasoning content. The first start creates an API key and
     prints it once. Every API route requires a key. Ctrl-C shuts the server down gracefully.
 
-    Keys of the server: host=127.0.0.1, port=8000 (0: any free port), name= (default: the run's name), grace=30, ui= (chat page at
-    /; default: on if Gradio is installed), cors= (allowed origins).
+    Keys for the server: host=127.0.0.1, port=8000 (0: any free port), name= (default: the run's name), grace=30, ui= (chat page
+    at /; default: on if Gradio is installed), cors= (allowed origins).
 
-    Keys of access: keys=FILE, tenant=default (gets a key if it has none), operator=default (may read the metrics of all tenants).
+    Keys for access control: keys=FILE, tenant=default (gets a key if it has none), operator=default (may read the metrics of
+    all tenants).
 
-    Keys of limits: queue=256, max_body=8388608, stall=30 (disconnect a client that reads nothing for this many seconds),
+    Keys for limits: queue=256, max_body=8388608, stall=30 (disconnect a client that reads nothing for this many seconds),
     hang=120, load=3600.
 
-    Keys of the engine: slots=16, max_len=0 (0: the model's context length), step_tokens=256, cache_dir=, disk_bytes=,
+    Keys for the engine: slots=16, max_len=0 (0: the model's context length), step_tokens=256, cache_dir=, disk_bytes=,
     cache_bytes=, backend=torch-invariant, threads=, device=, dtype=.
 
-    Keys of rollouts: rollout_dir= (accept weights from `rorqual train ... rollout=` into this folder), record_kept=false.
+    Keys for rollouts: rollout_dir= (accept weights from `rorqual train ... rollout=` into this folder), record_kept=false.
     """
     with extra("serve", "fastapi", "uvicorn", "starlette"):
         from rorqual.cli.serving import start

@@ -1,4 +1,4 @@
-"""Import of GGUF files, the checkpoint format of llama.cpp, as run directories. `gguf_export` is the reverse."""
+"""Import of GGUF files, the checkpoint format of llama.cpp, as run directories. `gguf_export` converts back."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ class _TensorReader:
         self._progress(self._done, self._total, spec.name)
 
     def _values(self, published: str) -> Iterator[Tensor]:
-        """Yield the rows of a published tensor in order."""
+        """Yield the rows of a Hugging Face tensor in order."""
         for piece in self._pieces[published]:
             stored = self._file.tensors[piece.gguf]
             if len(stored.shape) == 1:

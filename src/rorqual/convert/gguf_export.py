@@ -47,8 +47,8 @@ are stored."""
 class _Source:
     """The source of an export.
 
-    `stored` holds the tensors of the run. `places` maps the name of each published tensor to the `NameEntry` of the run tensor
-    that contains it, and to its index in that run tensor. `computed` holds the tensors that exist only in GGUF.
+    `stored` holds the tensors of the run. `places` maps the name of each Hugging Face tensor to (`NameEntry`, index): the entry
+    of the run's tensor that contains it, and its index in that tensor. `computed` holds the tensors that exist only in GGUF.
     """
 
     stored: Mapping[str, Stored]
@@ -58,7 +58,7 @@ class _Source:
     computed: Mapping[str, Tensor]
 
     def rows(self, published: str, start: int, stop: int) -> Tensor:
-        """Return rows `start` to `stop - 1` of a published tensor as [rows, columns].
+        """Return rows `start` to `stop - 1` of a Hugging Face tensor as [rows, columns].
 
         A vector is returned as one column. FP8 is dequantised to fp32.
         """
@@ -77,7 +77,7 @@ class _Source:
         return values
 
     def _slice(self, published: str, start: int, stop: int, suffix: str = "") -> Tensor:
-        """Return rows of a published tensor as stored, or of its FP8 scales if `suffix` is `SCALE`."""
+        """Return rows of a Hugging Face tensor as stored, or rows of its FP8 scales if `suffix` is `SCALE`."""
         entry, position = self.places[published]
         shape = self.layout.theirs[published]
         if suffix:
@@ -94,7 +94,8 @@ def export_gguf(run: RunDir, dst: Path, *, dtype: str, progress: Progress) -> tu
 
     Vectors, the router, and tensors whose row length is not a multiple of 32 stay F32. With Q4_0, the embedding and the head
     are Q8_0. Prediction modules (MTP) are omitted, because llama.cpp does not use them. The file appears only when it is
-    complete. Returns one note for each group of tensors that are omitted or have another type than `dtype`.
+    complete. Returns notes on omitted MTP modules, on matrices that stay F32 because of their row length, and on Q8_0 tensors in
+    a Q4_0 file.
     """
     format_ = written_format(dtype)
     if dst.exists():
@@ -230,8 +231,9 @@ def _encoded(source: _Source, piece: RowRange, format_: Format) -> Iterator[Byte
         limit = _LARGEST.get(format_.name)
         if limit is not None and float(values.abs().max()) > limit:
             raise CheckpointError(
-                f"tensor '{piece.theirs}' has a value of {float(values.abs().max()):.3g}, more than {format_.name} holds",
+                f"tensor '{piece.theirs}' has a value of {float(values.abs().max()):.3g}, "
+                f"more than {format_.name} can represent",
                 where=source.where,
-                remedy="Export the run with dtype=bf16 or dtype=f32.",
+                remedy="Export the run with dtype=bfloat16 or dtype=float32.",
             )
         yield encode(values, format_)

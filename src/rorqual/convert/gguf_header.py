@@ -38,7 +38,7 @@ class HeaderKeys:
             value = value[0]  # some writers store one value per layer
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 31:
             raise CheckpointError(
-                f"key '{self.prefix}{name}' is {value!r}, not a count",
+                f"key '{self.prefix}{name}' is {value!r}, not an integer from 0 to 2**31 - 1",
                 where=self.where,
                 remedy="Download the file again, or use another file.",
             )

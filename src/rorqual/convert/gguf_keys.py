@@ -48,14 +48,16 @@ def config_from_keys(
 ) -> dict[str, Any]:
     """Convert the keys of a GGUF header to the content of a Hugging Face `config.json`.
 
-    `shapes` maps tensor names to shapes. The shapes show settings that have no key, such as tied embeddings and a router bias.
-    `factors` holds the values of the tensor `rope_freqs.weight`, if the file has it.
+    `shapes` maps tensor names to shapes. Settings without a key, such as tied embeddings and a router bias, follow from the
+    shapes. `factors` holds the values of the tensor `rope_freqs.weight`, if the file has it.
     """
     k = HeaderKeys(keys, architecture, where)
     heads, hidden = k.integer("attention.head_count"), k.integer("embedding_length")
     if "token_embd.weight" not in shapes or not heads:
         raise CheckpointError(
-            "the model has no tensor 'token_embd.weight', or no heads", where=where, remedy="Use another file."
+            "the model has no tensor 'token_embd.weight', or no attention heads",
+            where=where,
+            remedy="Use another file.",
         )
     data: dict[str, Any] = {
         "vocab_size": shapes["token_embd.weight"][0],
@@ -118,7 +120,7 @@ def _latent_attention(k: HeaderKeys, shapes: Mapping[str, tuple[int, ...]]) -> d
     rank, rope = k.integer("attention.kv_lora_rank"), k.integer("rope.dimension_count")
     split = "blk.0.attn_k_b.weight" in shapes
     key, value = k.integer("attention.key_length"), k.integer("attention.value_length")
-    k.take("attention.head_count_kv", None)  # 1 in the absorbed form, because all heads share the latent
+    k.take("attention.head_count_kv", None)  # the value is 1 in absorbed files: all heads share one latent
     if split:
         key, value = k.integer("attention.key_length_mla"), k.integer("attention.value_length_mla")
     return {

@@ -82,8 +82,8 @@ def _candidates(theta: float, wanted: Sequence[float], original: int) -> Iterato
 def _interpretations(turns: Sequence[float], wanted: Sequence[float]) -> Iterator[Interpretation]:
     """Yield the possible interpretations of the divisors.
 
-    The divisor farthest from 1 is the factor. If only one wave has this divisor, that wave may instead be interpolated, with a
-    factor farther from 1. Powers of two are then tried as factors.
+    The divisor farthest from 1 is the factor. If only one wave has this divisor, the wave may also be interpolated, and the
+    factor is then still farther from 1. In that case, powers of two are tried as factors first.
     """
     farthest = max(wanted, key=lambda value: abs(math.log(value)))
     top = [turn for turn, value in zip(turns, wanted) if math.isclose(value, farthest, rel_tol=SAME)]

@@ -1,10 +1,10 @@
-"""The mapping between the published tensors of a family (Hugging Face) and the tensors of llama.cpp.
+"""The mapping between the Hugging Face tensors of a model family and the tensors of llama.cpp.
 
 Besides the names, three things differ in GGUF:
 
 - The experts of a layer are stacked into one tensor.
 - For the architecture `llama`, the rows of each query and key head are reordered, because ggml's RoPE rotates adjacent pairs
-  and the published RoPE rotates the two halves of a head.
+  and the RoPE of transformers rotates the two halves of a head.
 - For `deepseek2`, `kv_b_proj` is split into two tensors: W^UK of each head, transposed for the absorbed form, and W^UV.
 """
 
@@ -64,11 +64,11 @@ _EXPERT_NAME = re.compile(r"mlp\.experts\.(\d+)\.(gate|up|down)_proj\.weight")
 
 @dataclass(frozen=True)
 class RowRange:
-    """A mapping between a range of rows of a published tensor and a range of rows of a GGUF tensor.
+    """A mapping between a range of rows of a Hugging Face tensor and a range of rows of a GGUF tensor.
 
-    Rows `start` to `start + rows - 1` of the published tensor `theirs` correspond to `gguf_rows` rows of the tensor `gguf` from
-    row `gguf_start`. The form "permuted" interleaves the two halves of each head, which has `head` rows. The form "transposed"
-    swaps rows and columns, so `gguf_rows` differs from `rows`. A vector is treated as one column.
+    Rows `start` to `start + rows - 1` of the Hugging Face tensor `theirs` correspond to `gguf_rows` rows of the tensor `gguf`,
+    starting at row `gguf_start`. The form "permuted" interleaves the two halves of each head, which has `head` rows. The form
+    "transposed" swaps rows and columns, so `gguf_rows` differs from `rows`. A vector is treated as one column.
     """
 
     theirs: str
@@ -81,7 +81,7 @@ class RowRange:
     head: int = 1
 
     def to_gguf(self, values: Tensor) -> Tensor:
-        """Convert the published rows [n, columns] to the rows of the GGUF tensor."""
+        """Convert rows [n, columns] of the Hugging Face tensor to rows of the GGUF tensor."""
         if self.form == "transposed":
             return values.T
         if self.form == "permuted":
@@ -89,7 +89,7 @@ class RowRange:
         return values
 
     def from_gguf(self, values: Tensor) -> Tensor:
-        """Convert the rows of the GGUF tensor to the published rows. This is the inverse of `to_gguf`."""
+        """Convert rows of the GGUF tensor to rows of the Hugging Face tensor. This is the inverse of `to_gguf`."""
         if self.form == "transposed":
             return values.T
         if self.form == "permuted":
@@ -97,7 +97,7 @@ class RowRange:
         return values
 
     def steps(self, size: int) -> Iterator[tuple[int, int]]:
-        """Yield ranges (start, stop) of about `size` published rows that can be converted separately."""
+        """Yield ranges (start, stop) of about `size` Hugging Face rows that can be converted separately."""
         step = self.rows if self.form == "transposed" else max(size // self.head, 1) * self.head
         for begin in range(0, self.rows, step):
             yield begin, min(begin + step, self.rows)
@@ -107,7 +107,7 @@ class RowRange:
 class GGUFLayout:
     """The tensors of a model under three naming schemes, with their shapes.
 
-    `ours` are the tensors of a run, `theirs` the published tensors, and `gguf` the tensors of GGUF. `entries` maps `ours` to
+    `ours` are the tensors of a run, `theirs` the Hugging Face tensors, and `gguf` the tensors of GGUF. `entries` maps `ours` to
     `theirs`, and `pieces` maps `theirs` to `gguf`.
     """
 
@@ -118,7 +118,7 @@ class GGUFLayout:
     gguf: Mapping[str, Shape]
 
     def of_theirs(self) -> dict[str, list[RowRange]]:
-        """Return the row ranges of each published tensor, in row order."""
+        """Return the row ranges of each Hugging Face tensor, in row order."""
         return _grouped((piece.theirs, piece.start, piece) for piece in self.pieces)
 
     def of_gguf(self) -> dict[str, list[RowRange]]:

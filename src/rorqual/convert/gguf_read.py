@@ -222,7 +222,7 @@ class _Header:
             format_ = read_format(self._number("<I", f"type of '{name}'"), name, self.where)
             offset = self._number("<Q", f"offset of '{name}'")
             if min(shape) < 1 or shape[-1] % format_.block:
-                raise self._error(f"tensor '{name}' is {shape}, which {format_.name} cannot hold")
+                raise self._error(f"tensor '{name}' has shape {shape}, which {format_.name} does not support")
             declared.append(GGUFTensor(name, format_, shape, offset))
         alignment = self.keys.get("general.alignment", 32)
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):

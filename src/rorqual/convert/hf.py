@@ -36,7 +36,7 @@ SHARD_BYTES = 5e9
 STATE_FILE = ".export.json"
 """Name of the file in which an unfinished export records its source and settings."""
 _DERIVED = ".rotary_emb.inv_freq"
-"""Suffix of tensors in older checkpoints that are not imported, because they follow from the config."""
+"""Suffix of tensors in older checkpoints that are not imported, because they can be computed from the config."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,14 @@ class Converted:
 
 
 def quiet(done: int, total: int, name: str) -> None:
-    """Ignore the progress. This is the default progress callback."""
+    """Do not report progress. This is the default progress callback."""
 
 
 def import_hf(src: Path, out: Path, *, dtype: DType = "keep", progress: Progress = quiet) -> Converted:
     """Import a folder with config.json, tokenizer.json and safetensors as the run directory `out`.
 
-    `out` must not exist or must be empty. `dtype="keep"` copies the bytes of every tensor, FP8 with its scales. "float32",
-    "bfloat16" and "float16" convert all tensors and dequantise FP8; only the router bias is always fp32.
+    `out` must not exist or must be empty. `dtype="keep"` copies the bytes of every tensor, including FP8
+    scales. "float32", "bfloat16" and "float16" convert all tensors and dequantise FP8; only the router bias is always fp32.
 
     Raises ConfigError, CheckpointError or DataError before any tensor is read if the config, a header or a text file is invalid.
     Raises NumericsError if a weight is not finite.
@@ -117,9 +117,9 @@ def export_hf(
 ) -> Converted:
     """Export the newest complete checkpoint of a run as a folder that transformers and other engines can load.
 
-    `dtype` has the values of `import_hf` and "fp8". With "fp8", all projections are FP8 (E4M3) with one scale per 128 x 128
-    block, and all other tensors are bfloat16, as in the published DeepSeek-V3. A shard holds at most `shard_bytes` bytes,
-    unless a single tensor is larger. If an export was interrupted, the same call keeps its complete shards.
+    `dtype` accepts the values of `import_hf` and also "fp8". With "fp8", all projections are FP8 (E4M3) with one scale per
+    128 x 128 block, and all other tensors are bfloat16, as in the published DeepSeek-V3. A shard holds at most `shard_bytes`
+    bytes, unless a single tensor is larger. A repeated call resumes an interrupted export and keeps the complete shards.
     """
     _check_dtype(dtype, get_args(DType))
     refuse_target(dst)
@@ -158,7 +158,7 @@ def _imported(run: RunDir) -> Mapping[str, Any]:
 
 
 def _copies(names: NameMap, imported: Mapping[str, Any]) -> list[str]:
-    """Return the names of published tensors that the export writes as copies of other tensors.
+    """Return the Hugging Face names of tensors that the export writes as copies of other tensors.
 
     For an imported run, these are the copies in the imported checkpoint. For other runs, these are all copies in `names` except
     a tied head.
@@ -177,7 +177,7 @@ def _main_dtype(jobs: Iterable[TensorJob]) -> str:
 
 
 def _quantization(jobs: Iterable[TensorJob], imported: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the `quantization_config` of an export: the imported one or a new one, or None if no tensor is FP8."""
+    """Return the `quantization_config` of an export: the imported config or a new config, or None if no tensor is FP8."""
     specs = [job.spec for job in jobs]
     if all(spec.dtype != FP8 for spec in specs):
         return None

@@ -32,7 +32,7 @@ KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<letter>[AB])\.wei
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "bias": ("none",),
     "fan_in_fan_out": (False,),
-    "init_lora_weights": (True, False, "gaussian"),  # other values also change the base weights
+    "init_lora_weights": (True, False, "gaussian"),  # other initialisations also change the base weights
     "peft_type": ("LORA",),
     "task_type": ("CAUSAL_LM", None),
 }
@@ -43,7 +43,8 @@ WITHOUT_EFFECT = (
     "alora_invocation_tokens", "auto_mapping", "base_model_name_or_path", "exclude_modules", "inference_mode", "layers_pattern",
     "layers_to_transform", "lora_dropout", "megatron_core", "peft_version", "qalora_group_size", "revision", "target_modules",
 )  # fmt: skip
-"""Keys of `adapter_config.json` that import ignores. They describe the training, or modules that the tensor names already define."""
+"""Keys of `adapter_config.json` that import ignores. These keys describe the training, or modules that the tensor names
+already define."""
 
 
 def write_peft(run: RunDir, dst: Path, *, base: str = "") -> Path:
@@ -61,7 +62,7 @@ def write_peft(run: RunDir, dst: Path, *, base: str = "") -> Path:
         raise ConfigError(
             "this run is not a LoRA run, and export in PEFT's format supports only LoRA",
             where=str(run.path),
-            remedy="Use `rorqual export` without PEFT. If the run is an adapter, run `rorqual merge` first.",
+            remedy="Export a whole model with `rorqual export`. If the run is an adapter, run `rorqual merge` first.",
         )
     model, tune = skeleton(read_model_config(run)), adapter.tune
     published_names, adapted = published(model), tune.find(model)
@@ -128,14 +129,14 @@ def read_peft(src: Path, base: RunDir, out: Path) -> Path:
 
 
 def published(model: Decoder) -> dict[str, str]:
-    """Map the names of the linear modules of the main layers to their names in the published model."""
+    """Map the name of each linear module of the main layers (without MTP) to its name in the Hugging Face model."""
     names = {entry.ours: entry for entry in family_for(model.config).name_map(model.config).entries}
     entries = {name: names[f"{name}.weight"] for name, _ in linears(model) if f"{name}.weight" in names}
     return {name: entry.theirs[0].removesuffix(".weight") for name, entry in entries.items() if entry.kind == "alone"}
 
 
 def refuse_beside_experts(model: Decoder, modules: Iterable[str], where: str) -> None:
-    """Raise ConfigError if dense or shared networks are adapted in a model with routed experts.
+    """Raise ConfigError if dense FFNs or shared experts are adapted in a model with routed experts.
 
     transformers 5 stacks the routed experts. peft then treats every `gate_proj`, `up_proj` and `down_proj` of the model as a
     projection of the routed experts and adapts the routed experts instead.
@@ -144,7 +145,7 @@ def refuse_beside_experts(model: Decoder, modules: Iterable[str], where: str) ->
         raise ConfigError(
             f"peft would adapt the routed experts instead of {networks[0]}",
             where=where,
-            remedy="Restrict tune.targets to the attention, or run `rorqual merge` and export the merged model.",
+            remedy="Restrict tune.targets to attention modules, or run `rorqual merge` and export the merged model.",
         )
 
 

@@ -57,7 +57,7 @@ class Stored(Spec):
         """Split the bytes into `count` equal parts and return the part `index` as a tensor of the shape `shape`."""
         part = replace(self, shape=shape, begin=self.begin + index * (self.size // count))
         if part.size * count != self.size:
-            raise ValueError(f"{self.name}: {count} parts of {shape} do not make {self.shape}")
+            raise ValueError(f"{self.name}: {count} parts of shape {shape} do not add up to shape {self.shape}")
         return part
 
     def chunks(self, multiple: int = 8, size: int = CHUNK) -> Iterator[bytearray]:
@@ -109,7 +109,7 @@ def read_header(file: Path) -> dict[str, Stored]:
     """Return the tensors of a safetensors file by name, in the order of their bytes. Only the header is read.
 
     Raises CheckpointError for a header that is longer than the file or than `MAX_HEADER`, for duplicate names, for an unknown
-    dtype, and for a size that does not match the shape. Raises CheckpointError also if tensors overlap or leave gaps, or if the
+    dtype, and for a size that does not match the shape. Also raises CheckpointError if tensors overlap or leave gaps, or if the
     last tensor does not end at the end of the file.
     """
     where = str(file)

@@ -25,7 +25,7 @@ STORED_AS: Mapping[str, str] = {"float32": "F32", "bfloat16": "BF16", "float16":
 ALWAYS_FP32 = ("e_score_correction_bias",)
 """Suffixes of tensors that always stay fp32. A router bias in bf16 would select different experts (transformers#42580)."""
 _PROJECTION = re.compile(r"(?<!eh)_proj(_with_mqa)?\.weight$")
-"""The tensors that are FP8 in the published DeepSeek-V3: all projections of attention, networks and experts.
+"""The tensors that are FP8 in the published DeepSeek-V3: all projections of attention, dense FFNs and experts.
 
 Embedding, head, gate, norms and eh_proj are not FP8.
 """
@@ -67,7 +67,7 @@ class CountedChunks:
 
 
 def target(name: str, dtype: DType, stored: str) -> str:
-    """Return the output dtype of the published tensor `name`, given the requested `dtype` and the stored dtype."""
+    """Return the output dtype of the Hugging Face tensor `name`, given the requested `dtype` and the stored dtype."""
     if dtype == "keep":
         return stored
     if name.endswith(ALWAYS_FP32):
@@ -89,7 +89,7 @@ def our_tensors(file: Path, config: ModelConfig) -> dict[str, Stored]:
 def import_jobs(
     names: NameMap, config: ModelConfig, tensors: Mapping[str, Stored], dtype: DType, where: str
 ) -> list[TensorJob]:
-    """Plan an import: return the jobs that write the tensors of a run from published tensors.
+    """Plan an import: return the jobs that write the tensors of a run from Hugging Face tensors.
 
     Raises CheckpointError if a name, shape, dtype or scale in the headers is wrong.
     """
@@ -200,7 +200,7 @@ def export_jobs(
     copies: Collection[str],
     where: str,
 ) -> list[TensorJob]:
-    """Plan an export: return the jobs that write the published tensors, including `copies`, from the tensors of a run.
+    """Plan an export: return the jobs that write the Hugging Face tensors, including `copies`, from a run.
 
     Raises CheckpointError for missing tensors, unexpected tensors and wrong shapes.
     """
@@ -235,7 +235,7 @@ def export_jobs(
 
 
 def _part(stored: Stored, entry: NameEntry, place: int) -> Stored:
-    """Return the part of the run tensor `stored` that is the published tensor with index `place`."""
+    """Return the part of the run's tensor `stored` that is the Hugging Face tensor at position `place` of `entry.order()`."""
     shape = stored.shape
     if entry.kind == "stack":
         shape = shape[1:]

@@ -316,7 +316,10 @@ def test_what_is_no_answer_is_not_kept_and_usage_is_as_it_was(server: Server, tm
 
 def test_of_two_at_once_the_second_is_refused_before_it_asks(server: Server, tmp_path: Path) -> None:
     engine = RemoteEngine(server.url, "a")
-    with AnswerCache(engine, tmp_path / "out", {}), pytest.raises(RorqualError, match="another process is writing it"):
+    with (
+        AnswerCache(engine, tmp_path / "out", {}),
+        pytest.raises(RorqualError, match="another process is writing to this path"),
+    ):
         AnswerCache(engine, tmp_path / "out", {})
     assert os.listdir(tmp_path) == []
     with AnswerCache(engine, tmp_path / "out", {}):

@@ -32,7 +32,7 @@ def test_what_writes_a_folder_is_refused_while_another_does(words: tuple[str, ..
     (place / "text.txt").write_text("a text " * 99, "utf-8")
     with own_run(place / "run"):
         done = typed(place, *words)
-    assert done.code == 2 and f"run: another process is writing it: process {os.getpid()}, since" in done.err
+    assert done.code == 2 and f"run: another process is writing to this path: process {os.getpid()}, since" in done.err
     assert "give another out=" in done.err
 
 
@@ -57,7 +57,7 @@ def test_what_makes_a_folder_is_refused_while_another_does(words: tuple[str, ...
         assert typed(place, *lora).code == 0
     with own(place / "new", ""):
         done = typed(place, *words)
-    assert done.code == 2 and f"new: another process is writing it: process {os.getpid()}, since" in done.err
+    assert done.code == 2 and f"new: another process is writing to this path: process {os.getpid()}, since" in done.err
     assert not (place / "new").exists()
 
 
@@ -72,7 +72,7 @@ def test_a_training_is_read_while_it_goes_on_and_a_kill_gives_the_folder_back(
                 assert training.poll() is None
                 time.sleep(0.01)
             refused = typed(place, *TRAIN, "steps=100000")
-            assert refused.code == 2 and "another process is writing it: process" in refused.err
+            assert refused.code == 2 and "another process is writing to this path: process" in refused.err
             pid = int(refused.err.split("it: process ")[1].split(",")[0])
             for words_ in (("eval", "run", "task=families", "count=1", "max_tokens=2"), ("inspect", "run")):
                 read = typed(place, *words_)

@@ -51,7 +51,7 @@ def test_every_cut_of_a_journal_gives_a_beginning_of_it(tmp_path: Path) -> None:
 def test_a_line_in_the_middle_that_is_no_json_is_named(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
     path.write_bytes(b'{"n": 1}\n{"n": \n{"n": 3}\n')
-    with pytest.raises(DataError, match=r"j.jsonl:2.*(?s:.)*requests its sample again"):
+    with pytest.raises(DataError, match=r"j.jsonl:2.*(?s:.)*requests the deleted sample again"):
         Journal(path)
     path.write_bytes(b'{"n": 1}\n{"n": "\\u2028 \xe2\x80\xa8"}\n{"n": 3}\n')
     with Journal(path) as journal:
@@ -60,7 +60,7 @@ def test_a_line_in_the_middle_that_is_no_json_is_named(tmp_path: Path) -> None:
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
-    with Journal(path), pytest.raises(RorqualError, match=r"j.jsonl: another process is writing it"):
+    with Journal(path), pytest.raises(RorqualError, match=r"j.jsonl: another process is writing to this path"):
         Journal(path)  # the lock is of the opened file, and so holds within a process too
     with Journal(path) as journal:
         assert journal.lines == []

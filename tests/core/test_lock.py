@@ -60,7 +60,8 @@ def test_the_other_process_is_named_and_its_kill_frees_the_lock(
     with (
         held(context, take, path, tmp_path / "taken") as pid,
         pytest.raises(
-            RorqualError, match=rf"new/it: another process is writing it: process {pid}, since 20\d\d-(?s:.)*Wait"
+            RorqualError,
+            match=rf"new/it: another process is writing to this path: process {pid}, since 20\d\d-(?s:.)*Wait",
         ),
     ):
         take(path)
@@ -68,7 +69,7 @@ def test_the_other_process_is_named_and_its_kill_frees_the_lock(
 
 
 def test_a_folder_that_is_being_made_beside_its_place_is_no_place_to_train(tmp_path: Path) -> None:
-    with own(tmp_path / "run", ""), pytest.raises(RorqualError, match="another process is writing it"):
+    with own(tmp_path / "run", ""), pytest.raises(RorqualError, match="another process is writing to this path"):
         own_run(tmp_path / "run")
     assert not list(tmp_path.iterdir())
 

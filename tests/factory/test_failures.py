@@ -94,7 +94,9 @@ def test_a_refused_second_factory_changes_nothing(server: Adder, remote: Make, t
                 made(remote({"concurrency": 1}), out)
         with own_run(out):
             before, asked = state(), len(server.asked)
-            with pytest.raises(RorqualError, match=rf"another process is writing it: process {os.getpid()}, since"):
+            with pytest.raises(
+                RorqualError, match=rf"another process is writing to this path: process {os.getpid()}, since"
+            ):
                 made(second, out)
             assert state() == before and len(server.asked) == asked
     server.rule = lambda body, number: None

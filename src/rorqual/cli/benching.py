@@ -225,9 +225,9 @@ def _source(engine: Engine, chosen: BenchSettings) -> Sequence[int]:
 def step_bytes(config: ModelConfig, batch: int, keys: float, size: int) -> float:
     """Return the number of bytes that a decode step must read from memory.
 
-    A step reads the KV cache of `keys` tokens per sequence, and once each weight that any of `batch` tokens uses. Only
-    one row of the embedding counts. If each token selects k of n routed experts uniformly, a step reads the share 1 -
-    (1 - k / n)^batch of the routed experts.
+    A step reads the KV cache of `keys` tokens per sequence. It also reads each weight once if at least one of the
+    `batch` tokens uses the weight. Of the embedding, only one row is counted. If each token selects k of n routed
+    experts uniformly, a step reads the share 1 - (1 - k / n)^batch of the routed experts.
     """
     figures = account(config, cache_value_bytes=size)
     experts = split_weights(config)[1] * (touched(config, batch) - touched(config, 1))

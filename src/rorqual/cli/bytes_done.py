@@ -1,4 +1,4 @@
-"""A progress bar of checkpoint conversions, in megabytes."""
+"""A progress bar for checkpoint conversions, in megabytes."""
 
 from __future__ import annotations
 

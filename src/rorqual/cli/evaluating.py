@@ -63,7 +63,10 @@ def _say(text: str) -> None:
 
 
 def _load(model: str, settings: EvalSettings) -> tuple[Any, dict[str, Any]]:
-    """Return the engine, and the fields that identify it in the answer cache. An answer depends on these fields and on its request."""
+    """Return the engine, and the fields that identify it in the answer cache.
+
+    An answer depends only on these fields and its request.
+    """
     if model.startswith(REMOTE):
         return generator(model, settings), {
             "address": model,

@@ -73,7 +73,7 @@ def _stop(message: str, code: int) -> NoReturn:
 
 
 class Verbs(TyperGroup):
-    """The command group. `--help` lists the verbs in the order in which a new user needs them."""
+    """The command group. `--help` lists the commands in the order in which a new user needs them."""
 
     def invoke(self, ctx: Any) -> Any:
         with told(lambda: ctx.invoked_subcommand):
@@ -104,7 +104,7 @@ def _root(
         print(ctx.get_help())
 
 
-# Unknown options are passed to the verb, whose error message explains the key=value syntax.
+# Unknown options are passed to the command, whose error message explains the key=value syntax.
 PAIRS = {"ignore_unknown_options": True}
 
 

@@ -180,7 +180,7 @@ def columns(rows: Iterable[Sequence[str]], right: frozenset[int] = frozenset()) 
 
 
 def published_text() -> str:
-    """Return a table that compares published figures with computed ones, with difference, tolerance and source.
+    """Return a table of published and computed figures, with their difference, the tolerance and the source.
 
     Notes below the table explain differences, and list published figures that are quoted but not computed.
     """

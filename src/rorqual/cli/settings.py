@@ -1,4 +1,4 @@
-"""Parsing of the `key=value` arguments of a verb. Unknown keys are errors."""
+"""Parsing of the `key=value` arguments of a command. Unknown keys are errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DType = Literal["float32", "bfloat16"]
 
 
 class Placement(Config):
-    """Settings that most verbs accept: the device and the dtype of tensors."""
+    """Settings that most commands accept: the device and the dtype of tensors."""
 
     device: str = "cpu"
     dtype: DType = "float32"

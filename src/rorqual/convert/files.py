@@ -127,7 +127,9 @@ def _sharded(folder: Path, index: Mapping[str, Any]) -> dict[str, Stored]:
         )
     if missing := [name for name in names if not files[name].exists()]:
         raise CheckpointError(
-            f"{shown(missing)} of {len(names)} shards is missing", where=where, remedy="Download the missing shards."
+            f"missing shards: {shown(missing)} (the index lists {len(names)})",
+            where=where,
+            remedy="Download the missing shards.",
         )
     found: dict[str, Stored] = {}
     problems: list[str] = []
@@ -137,7 +139,7 @@ def _sharded(folder: Path, index: Mapping[str, Any]) -> dict[str, Stored]:
             f"{tensor} is in both {name} and {found[tensor].file.name}" for tensor in tensors if tensor in found
         ]
         problems += [
-            f"{tensor} is in {name}, the index {f'says {places[tensor]}' if tensor in places else 'does not name it'}"
+            f"{tensor} is in {name}, but the index {f'says {places[tensor]}' if tensor in places else 'does not name it'}"
             for tensor in tensors
             if tensor not in found and places.get(tensor) != name
         ]

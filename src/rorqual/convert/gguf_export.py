@@ -94,8 +94,8 @@ def export_gguf(run: RunDir, dst: Path, *, dtype: str, progress: Progress) -> tu
 
     Vectors, the router, and tensors whose row length is not a multiple of 32 stay F32. With Q4_0, the embedding and the head
     are Q8_0. Prediction modules (MTP) are omitted, because llama.cpp does not use them. The file appears only when it is
-    complete. Returns notes on omitted MTP modules, on matrices that stay F32 because of their row length, and on Q8_0 tensors in
-    a Q4_0 file.
+    complete. Returns notes on omitted MTP modules, on matrices that stay F32 because of their row length, and on Q8_0 tensors
+    in a Q4_0 file.
     """
     format_ = written_format(dtype)
     if dst.exists():

@@ -1,4 +1,4 @@
-"""A reader for the architecture keys of a GGUF header. Keys that are not read are reported as an error."""
+"""A reader for the architecture keys of a GGUF header. Unknown keys raise an error."""
 
 from __future__ import annotations
 

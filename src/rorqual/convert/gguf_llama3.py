@@ -62,7 +62,7 @@ class Interpretation:
 
     All frequencies are in periods per position. `between` holds (frequency, k) of the interpolated waves. `stretched` is the
     highest frequency that is divided by the whole `factor`, and `kept` is the lowest unchanged frequency. A frequency times the
-    original context length is a number of periods, as are `low` and `high`.
+    original context length is a number of periods. `low` and `high` are numbers of periods, too.
     """
 
     factor: float

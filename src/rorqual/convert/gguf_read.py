@@ -149,7 +149,7 @@ class _Header:
         return CheckpointError(what, where=self.where, remedy=remedy)
 
     def _fits(self, count: int, size: int, what: str) -> None:
-        """Raise CheckpointError unless `count` items of at least `size` bytes fit the file and the limit for headers."""
+        """Raise CheckpointError unless `count` items of at least `size` bytes fit into the file and the header limit."""
         end = self._at + count * size
         if end > len(self._data):
             raise self._error(f"{what} at byte {self._at} do not fit into the file's {len(self._data)} bytes")

@@ -33,8 +33,8 @@ def whole_weights(run: RunDir) -> Path:
 def merge_run(run: RunDir, dst: Path, *, dtype: Literal["float32", "bfloat16"] = "float32") -> Path:
     """Merge the newest checkpoint of an adapter run into its base and write the result as the run directory `dst`.
 
-    For LoRA, W + s (B A) is computed in fp32 and rounded once to `dtype`. For ESFT, the trained experts replace the experts of
-    the base. Returns the folder of the new checkpoint.
+    For LoRA, W + s (B A) is computed in fp32 and rounded once to `dtype`, where s is the LoRA scale. For ESFT, the trained
+    experts replace the experts of the base. Returns the folder of the new checkpoint.
 
     Raises ConfigError if the run already holds a whole model, and CheckpointError if its base is missing or has changed.
     """

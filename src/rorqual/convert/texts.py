@@ -110,7 +110,10 @@ def _read_tokenizer(folder: Path, model: ModelConfig) -> Tokenizer:
 
 
 def _template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
-    """Return the chat template from its own file or from tokenizer_config.json, or None. Of several named templates, return `default`."""
+    """Return the chat template from its own file or from tokenizer_config.json, or None.
+
+    If there are several named templates, the template named `default` is returned.
+    """
     data = read_text(folder, TEMPLATE)
     try:
         template = tokenizer_config.get("chat_template") if data is None else data.decode("utf-8")

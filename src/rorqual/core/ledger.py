@@ -1,10 +1,10 @@
-"""The cost ledger: what each stage of a job used, in tokens, FLOPs, core-seconds, seconds and money.
+"""The cost ledger: the tokens, FLOPs, core-seconds, seconds and money that each stage of a job used.
 
-The ledger is an append-only file of JSON lines. Each line holds what a stage used since its previous line, and the cost of a
-stage is the sum of its lines. If a stage was killed and repeated, its cost therefore includes both attempts. Several processes
-may append to the same file. A running stage writes a line every `BEAT` seconds, so a kill loses at most the last `BEAT`
-seconds. Time between stages is counted as `unaccounted`, so the seconds of all entries add up to the wall-clock time of the
-job.
+The ledger is an append-only file of JSON lines. Each line holds the resources that a stage used since its previous
+line. The cost of a stage is the sum of its lines. If a stage was killed and repeated, its cost therefore includes both
+attempts. Several processes may append to the same file. A running stage writes a line every `BEAT` seconds, so a kill
+loses at most the last `BEAT` seconds. Time between stages is counted as `unaccounted`, so the seconds of all entries
+add up to the wall-clock time of the job.
 """
 
 from __future__ import annotations
@@ -93,13 +93,13 @@ class Ledger:
         try:
             yield entry
         except BaseException:
-            with suppress(RorqualError):  # the exception from the body is the one to report
+            with suppress(RorqualError):  # report the exception from the body instead
                 self._end(entry, ended, writer)
             raise
         self._end(entry, ended, writer)
 
     def _end(self, entry: LedgerEntry, ended: threading.Event, writer: threading.Thread) -> None:
-        """Close a stage and write what it used since its last ledger line."""
+        """Close a stage and write the resources that the stage used since its last ledger line."""
         ended.set()
         writer.join()
         with self._lock:
@@ -117,7 +117,7 @@ class Ledger:
                 self._write(self._open[0])
 
     def _write_until(self, ended: threading.Event) -> None:
-        """Write what all open stages used, every `every` seconds, until `ended` is set."""
+        """Write a ledger line for each open stage every `every` seconds, until `ended` is set."""
         while not ended.wait(self.every):
             with self._lock, suppress(RorqualError):  # a full disk is reported when the stage ends
                 self._count()
@@ -133,7 +133,7 @@ class Ledger:
         self._mark = now
 
     def _write(self, entry: LedgerEntry) -> None:
-        """Append a ledger line with what the stage of `entry` used since its last line."""
+        """Append a ledger line with the resources that the stage of `entry` used since its last line."""
         written = self._written.get(id(entry), LedgerEntry(entry.stage))
         now = LedgerEntry(entry.stage, *(getattr(entry, name) for name in AMOUNTS))
         line = {name: getattr(now, name) - getattr(written, name) for name in AMOUNTS}

@@ -26,9 +26,9 @@ class Lock:
     The kernel holds the lock (`flock`) and releases it when the process ends, even if the process is killed. On a file system
     without locks, taking a lock always succeeds.
 
-    Missing parent folders are created; `close` removes the ones that are still empty. If no other file of the folder was
-    created or removed, `close` restores the folder's modification time. Resuming a finished job thus changes no modification
-    time.
+    Missing parent folders are created; `close` removes each of these folders that is still empty. If no other file of the
+    folder was created or removed, `close` restores the folder's modification time. Resuming a finished job thus changes no
+    modification time.
 
     Raises RorqualError that names `where` and the process that holds the lock.
     """
@@ -59,7 +59,9 @@ class Lock:
             if error.errno in BUSY:
                 holder = named(os.pread(self._file, 1000, 0))
                 os.close(self._file)
-                raise RorqualError(f"another process is writing it{holder}", where=str(where), remedy=remedy) from None
+                raise RorqualError(
+                    f"another process is writing to this path{holder}", where=str(where), remedy=remedy
+                ) from None
         try:
             same = os.path.samestat(os.fstat(self._file), os.stat(self.path))
         except FileNotFoundError:

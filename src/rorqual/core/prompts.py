@@ -8,12 +8,12 @@ from collections.abc import Sequence
 MOST, LONGEST = 64, 200
 """Maximum number of example prompts of a run, and of characters in each."""
 FEW = 16
-"""Prompts with at most this many different first words are taken to have fixed forms, such as `add 12+34`."""
+"""If the prompts have at most this many different first words, they are assumed to have fixed forms, such as `add 12+34`."""
 _WORD = re.compile(r"[^\W\d_]+|\d+|[^\w\s]")
 
 
 def chosen(prompts: Sequence[str]) -> list[str]:
-    """Return the example prompts of a run: up to `MOST`, with different first words in front."""
+    """Return up to `MOST` example prompts of a run: first one prompt per distinct first word, then the remaining prompts."""
     short = [prompt for prompt in dict.fromkeys(prompts) if prompt.strip() and len(prompt) <= LONGEST][:MOST]
     first = {prompt.split()[0]: prompt for prompt in reversed(short)}
     leading = [prompt for prompt in short if first[prompt.split()[0]] == prompt]
@@ -21,11 +21,14 @@ def chosen(prompts: Sequence[str]) -> list[str]:
 
 
 def unlike(text: str, prompts: Sequence[str]) -> bool:
-    """Return whether `text` looks like none of the `prompts` that a run was trained on.
+    """Return whether `text` is unlike all `prompts` that a run was trained on.
 
-    If the prompts have fixed forms (`add 12+34`), a similar text begins with the first word of a prompt. A similar text
-    contains the punctuation marks that all prompts with its first word share, and only marks that occur in such a prompt. If
-    the prompts have no fixed forms, at least half of the words of a similar text occur in the prompts.
+    If the prompts have fixed forms (`add 12+34`), a text is similar under two conditions:
+
+    - The first word of the text is also the first word of some prompts.
+    - The text contains all punctuation marks that these prompts share, and no mark that none of these prompts contains.
+
+    If the prompts have no fixed forms, a text is similar if at least half of its words occur in the prompts.
     """
     words = _words(text)
     known = [found for found in map(_words, prompts) if found]

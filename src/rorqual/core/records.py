@@ -145,7 +145,7 @@ class RunDir:
         return sorted(int(match.group(1)) for match in matches if match)
 
     def incomplete_reason(self, step: int) -> str | None:
-        """Return why the checkpoint of `step` is incomplete, or None if it is complete."""
+        """Return the reason why the checkpoint of `step` is incomplete, or None if it is complete."""
         folder = self.step_dir(step)
         try:
             sizes = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
@@ -217,7 +217,10 @@ class RunDir:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the parsed lines of a JSONL file, which may still be written. Incomplete lines and a missing file are skipped."""
+    """Yield the parsed lines of a JSONL file, even while another process writes to the file.
+
+    Incomplete lines are skipped. A missing file yields nothing.
+    """
     if not path.is_file():
         return
     for line in path.read_bytes().split(b"\n"):

@@ -39,9 +39,9 @@ class Grammar:
     - "regex": a regular expression that the whole reply must match.
     - "choice": a JSON list of strings; the reply must be one of them.
     - "json": empty; any JSON object matches.
-    - "calls": `{"tools": [{"name": ..., "parameters": schema}], "many": bool}`. The reply must call one of these tools,
-      or, if `many` is true, one or more, in the syntax of the chat format. With `"answer": schema` the reply may instead be
-      JSON that matches this schema.
+    - "calls": `{"tools": [{"name": ..., "parameters": schema}], "many": bool}`. The reply must contain
+      exactly one call of these tools, or at least one if `many` is true, in the syntax of the chat format. With `"answer": schema` the
+      reply may instead be JSON that matches this schema.
     """
 
     kind: GrammarKind
@@ -164,22 +164,22 @@ class TextList(ParamType):
 
     @property
     def range_text(self) -> str:
-        return f"a text or a list of up to {self.most} texts, each of 1 to {self.longest} characters"
+        return f"a string or a list of up to {self.most} strings, each of 1 to {self.longest} characters"
 
     def check(self, where: str, name: str, value: Any, limits: Limits) -> None:
         if not isinstance(value, tuple | list) or not all(isinstance(text, str) for text in value):
-            raise _outside(where, name, value, "a list of texts")
+            raise _outside(where, name, value, "a list of strings")
         if len(value) > self.most:
-            raise DataError(f"{name} has {len(value)} texts", where=where, remedy=f"Give at most {self.most}.")
+            raise DataError(f"{name} has {len(value)} strings", where=where, remedy=f"Give at most {self.most}.")
         for text in value:
             if not 1 <= len(text) <= self.longest:
                 raise DataError(
-                    f"{name} has a text of {len(text)} characters",
+                    f"{name} has a string of {len(text)} characters",
                     where=where,
                     remedy=f"Give 1 to {self.longest} characters.",
                 )
             if any("\ud800" <= character <= "\udfff" for character in text):
-                raise _outside(where, name, text, "text without lone surrogates, which no reply can contain")
+                raise _outside(where, name, text, "a string without lone surrogates (no reply contains them)")
 
     def read(self, value: Any) -> Any:
         return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
@@ -210,7 +210,10 @@ class TokenList(ParamType):
 
 @dataclass(frozen=True)
 class TokenBiases(ParamType):
-    """Up to `most` pairs of a token id and a bias from `-bound` to `bound`. In JSON they are an object {token id: bias}."""
+    """Up to `most` pairs of a token id and a bias from `-bound` to `bound`.
+
+    In JSON, the pairs are an object {token id: bias}.
+    """
 
     most: int
     bound: float
@@ -254,13 +257,13 @@ class TokenBiases(ParamType):
 
 @dataclass(frozen=True)
 class GrammarType(ParamType):
-    """A `Grammar`. In JSON it is an object with the keys `kind` and `source`."""
+    """A `Grammar`. In JSON, a grammar is an object with the keys `kind` and `source`."""
 
     range_text = 'such as {"kind": "regex", "source": "[0-9]+"}'
 
     def check(self, where: str, name: str, value: Any, limits: Limits) -> None:
         if not isinstance(value, Grammar) or not isinstance(value.source, str):
-            raise _outside(where, name, value, "a Grammar whose source is a text")
+            raise _outside(where, name, value, "a Grammar whose source is a string")
         kinds = get_args(GrammarKind)
         if value.kind not in kinds:
             raise _outside(where, f"{name}: kind", value.kind, "one of " + ", ".join(kinds))

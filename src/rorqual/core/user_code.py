@@ -15,7 +15,8 @@ from rorqual.core.errors import RorqualError
 def import_file(path: Path, error: type[RorqualError]) -> ModuleType:
     """Import the Python file `path` as a module. Each call executes the file again; no bytecode is written.
 
-    Raises `error` if the file does not exist, or if importing it raises an exception. The error then names the file and line.
+    Raises `error` if the file does not exist, or if importing it raises an exception. The error names the file and,
+    if known, the line.
     """
     if not path.is_file():
         raise error("no such file", where=str(path), remedy="Check the path; it is relative to the current folder.")

@@ -12,7 +12,7 @@ from rorqual.core.errors import DataError
 
 
 class CompareSettings(Placement):
-    """Settings of `rorqual compare`. `grain`: whether a row is a family, a level of a family, or all problems."""
+    """Settings of `rorqual compare`. `grain`: what a table row covers: a family, a level of a family, or all problems."""
 
     grain: Literal["family", "level", "all"] = "family"
 

@@ -67,7 +67,7 @@ def distil(
 
 
 def _next(dataset: Path) -> str:
-    """Return a command that trains a student on the kept samples, with rows long enough for the longest sample."""
+    """Return a command that trains a student on the kept samples, with a row length that fits the longest sample."""
     from rorqual.core.records import says_nothing
     from rorqual.data.distilled import read_kept_messages
 

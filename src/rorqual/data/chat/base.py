@@ -57,11 +57,11 @@ class ChatFormat(ABC):
 
         `prompt(messages[:-1], thinking)` is always a prefix of `render(messages, thinking=thinking)`. The mask of the last turn
         covers all tokens after that prefix, up to and including the end token of the turn. With `thinking="auto"` the model
-        chooses whether to think, so the tokens of this choice are trained. With `on` or `off` these tokens are part of the
-        prompt and are not trained. Text that a template writes after the end token belongs to the next turn.
+        chooses whether to think, so the tokens of this choice are in the loss. With `on` or `off` these tokens are part of the
+        prompt and are not in the loss. Text that a template writes after the end token belongs to the next turn.
 
         `continue_` omits the end token of the last assistant turn, so that the model can continue the turn. Messages with an
-        index below `train_from` are not trained.
+        index below `train_from` are not in the loss.
         """
 
     @abstractmethod
@@ -183,7 +183,8 @@ class ChatFormat(ABC):
         return "auto"
 
     def as_written(self, message: Message) -> bool:
-        """Return whether an earlier turn is rendered exactly as the assistant wrote it. Only such turns may be trained."""
+        """Return whether an earlier turn is rendered exactly as the assistant wrote it. Only such turns may be
+        trained on."""
         return message.reasoning is None
 
     @property
@@ -207,11 +208,11 @@ class ChatFormat(ABC):
         return None
 
     def samples(self, messages: Sequence[Message]) -> list[Rendered]:
-        """Return renderings in which each assistant turn is trained exactly once, as the assistant wrote it.
+        """Return renderings in which each assistant turn is in the loss exactly once, as the assistant wrote it.
 
-        Each assistant turn that the format would render differently as an earlier turn, for example without its reasoning, gets
-        a separate rendering in which it is the last turn. A conversation without such turns gets one rendering. Without an
-        assistant turn the list is empty.
+        A format may render an earlier assistant turn differently from the last turn, for example without its reasoning. Each
+        such turn gets a separate rendering that ends with this turn. A conversation without such turns gets one rendering. A
+        conversation without an assistant turn gets no rendering.
         """
         turns = [number for number, message in enumerate(messages) if message.role == "assistant"]
         ends = [number for number in turns if not self.as_written(messages[number]) or number == turns[-1]]
@@ -238,7 +239,7 @@ def check_turns(messages: Sequence[Message], roles: Sequence[str]) -> None:
             raise DataError(
                 f"an assistant turn follows {before or 'no'} turn",
                 where=where,
-                remedy="Put a user turn before it.",
+                remedy="Put a user turn before the assistant turn.",
             )
         if message.tool_calls:
             raise DataError(
@@ -250,4 +251,4 @@ def check_turns(messages: Sequence[Message], roles: Sequence[str]) -> None:
             )
         before = message.role if message.role != "system" else before
     if not before:
-        raise DataError("the conversation has no user turn", where="messages", remedy="Add one.")
+        raise DataError("the conversation has no user turn", where="messages", remedy="Add a user turn.")

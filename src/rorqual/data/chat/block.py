@@ -22,8 +22,8 @@ THINK, END_THINK = "<think>", "</think>"
 class MarkedBlock(TurnChat):
     """A thinking block whose tags are special tokens. With `auto`, the model writes an empty block if it does not think.
 
-    Earlier turns are rendered without their thinking block. A turn is therefore trained only in the rendering in which it is
-    the last.
+    Earlier turns are rendered without their thinking block. A turn is therefore in the loss only in the rendering that
+    ends with this turn.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -50,7 +50,7 @@ class MarkedBlock(TurnChat):
         if thinking == "off":
             return [*self.choice("off"), *encode(kept.text)]
         if not closed and message.reasoning is not None and not message.text:
-            return [self._think, *self._newline, *encode(message.reasoning.lstrip("\n"))]  # still thinking
+            return [self._think, *self._newline, *encode(message.reasoning.lstrip("\n"))]  # no `</think>` yet
         after = [self._end_think, *encode("\n\n" + kept.text)]
         if kept.reasoning:
             return [self._think, *self._newline, *encode(kept.reasoning + "\n"), *after]
@@ -97,9 +97,10 @@ class SpokenBlock(TurnChat):
         )
 
     def as_written(self, message: Message) -> bool:
-        """Return whether an earlier turn may be trained. Turns with reasoning, or with content that begins with `<think>`, may not.
+        """Return whether an earlier turn may be trained on.
 
-        In the last turn, content that begins with `<think>` raises an error.
+        Such a turn must have no reasoning, and its content must not begin with `<think>`. In the last turn, content that begins
+        with `<think>` raises an error.
         """
         return message.reasoning is None and not message.text.lstrip().startswith(THINK)
 

@@ -1,7 +1,7 @@
 """The tool-call syntax of each model family, and the parser of a single call.
 
 A complete call has a begin token, the name of a tool in the request, a JSON object of arguments, and an end token. The begin
-token of an incomplete call is plain text, and parsing continues after this token. See docs/how-to/tools.md.
+token of an incomplete call is treated as plain text, and parsing continues after this token. See docs/how-to/tools.md.
 """
 
 from __future__ import annotations
@@ -229,7 +229,8 @@ def kind_of(char: str, form: CallForm | None) -> Kind:
 
 
 def ending(text: str, form: CallForm) -> int | None:
-    """Return the length of the text that closes a call, or None if the call is not closed. `text` follows the arguments.
+    """Return the length of the text that closes a call, or None if the call is not closed. `text` is the reply after
+    the arguments.
 
     The end token may be missing before another special token. At the end of the reply, the end token may be missing or incomplete.
     """

@@ -2,8 +2,8 @@ r"""ChatML, the chat format of Qwen, SmolLM2 and many other models. Only the for
 
     <|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n{content}<|im_end|>
 
-Sources: the chat templates of Qwen2, Qwen2.5, Qwen3 and SmolLM2. The templates add different system turns to a conversation without
-one. The newline after a turn is rendered as part of the next turn, because a model stops before this newline.
+Sources: the chat templates of Qwen2, Qwen2.5, Qwen3 and SmolLM2. The templates differ in the default system
+turn that they add. The newline after a turn is rendered as part of the next turn, because a model stops before this newline.
 """
 
 from __future__ import annotations

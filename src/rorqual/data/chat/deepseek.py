@@ -101,7 +101,10 @@ class DeepSeekTurns(TurnChat):
         return FENCED_FRAME
 
     def mode(self, messages: Sequence[Message], thinking: Thinking) -> Thinking:
-        """Return `off` after a tool turn. The published templates then write no assistant header, so the model does not think."""
+        """Return `off` after a tool turn, and `thinking` otherwise.
+
+        After a tool turn, the published templates write no assistant header, so the model does not think.
+        """
         return "off" if messages and messages[-1].role == "tool" else thinking
 
     def chosen(self, prompt: Sequence[int]) -> Thinking:
@@ -216,7 +219,7 @@ class DeepSeekChat(DeepSeekTurns):
         encode = self.tokenizer.encode
         reasoning = [] if message.reasoning is None else [self._think, *encode(message.reasoning)]
         if not closed and message.reasoning is not None and not message.text:
-            return reasoning  # still thinking
+            return reasoning  # no `</think>` yet
         return [*reasoning, self._end_think, *encode(message.text)]
 
     def reply_form(self, thinking: Thinking) -> ReplyForm:
@@ -225,7 +228,8 @@ class DeepSeekChat(DeepSeekTurns):
         - If the reply begins with `<think>`, or `thinking` is `on`, the text up to `</think>` is reasoning and the text after it
           is content. Without `</think>`, the whole reply is reasoning and the content is empty.
         - If the reply begins with `</think>`, or `thinking` is `off`, the whole reply is content and the reasoning is None.
-        - Any other reply is reasoning up to a later `</think>`, and content after it. Without `</think>` it is all content.
+        - In any other reply, the text before `</think>` is reasoning and the text after the tag is content. Without `</think>`,
+          the whole reply is content.
         """
         begins: dict[Thinking, Begins] = {"auto": "late", "on": "thought", "off": "answer"}
         return ReplyForm(begins[thinking], empty="marked")

@@ -103,7 +103,7 @@ def serving_text(model: str, settings: ServePlan) -> str:
 
 
 def run_text(name: str, settings: RunPlan) -> str:
-    """Return the measured speed of a run, and the time and money that more training steps would take."""
+    """Return the measured speed of a run, and the time and cost of further training steps."""
     run = RunDir(Path(name))
     speed = speed_of(run)
     core = f", {speed.core_seconds:.3g} core-seconds" if speed.core_seconds else ""

@@ -75,7 +75,7 @@ class SpokenBlock(TurnChat):
     """A thinking block for families that were not trained to think.
 
     The tags are written as special tokens if the tokenizer has them, else as text. Parsing recognises tags in the text of the
-    reply for any tokenization. A reply without thinking has no block.
+    reply, however they are tokenized. A reply without thinking has no block.
 
     With `auto` and `off` the prompt equals that of the published template, and `on` adds an open thinking block. Two ambiguous
     inputs raise an error: content that begins with `<think>`, and reasoning that contains `</think>`.

@@ -26,7 +26,7 @@ class Progress:
     """A progress report, printed to `stream` as `label  done/total  note  speed  left m:ss`.
 
     `every` is the minimum number of seconds between two lines; on a terminal the line is rewritten at most every 0.2 s. `start`
-    is the number of units that an earlier process did; the speed does not count them.
+    is the number of units that an earlier process completed; the speed excludes these units.
     """
 
     label: str

@@ -40,8 +40,8 @@ class Grammar:
     - "choice": a JSON list of strings; the reply must be one of them.
     - "json": empty; any JSON object matches.
     - "calls": `{"tools": [{"name": ..., "parameters": schema}], "many": bool}`. The reply must contain
-      exactly one call of these tools, or at least one if `many` is true, in the syntax of the chat format. With `"answer": schema` the
-      reply may instead be JSON that matches this schema.
+      exactly one call of these tools, or at least one if `many` is true, in the syntax of the chat format. With
+      `"answer": schema` the reply may instead be JSON that matches this schema.
     """
 
     kind: GrammarKind

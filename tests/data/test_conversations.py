@@ -105,7 +105,7 @@ POISONS = [
     (b'{"prompt": "a", "completion": null}', "key 'completion' is null", ":1"),
     (b'{"question": ["a"], "answer": "b"}', "key 'question' is a list, not text", ":1"),
     (b'{"prompt": {"a": 1}, "completion": "b"}', "key 'prompt' is a dict, not text", ":1"),
-    (b'{"prompt": "a", "completion": "\\ud800"}', "key 'completion' contains half of a surrogate pair", ":1"),
+    (b'{"prompt": "a", "completion": "\\ud800"}', "key 'completion' contains a lone surrogate", ":1"),
     (line(USER, {"role": "assistant", "content": "b", "reasoning": 1}), "key 'reasoning' is a int", ":1: message 2"),
     (b'{"prompt": " ", "completion": "b"}', "an empty prompt", ":1: message 1"),
     (

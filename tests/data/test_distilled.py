@@ -149,8 +149,8 @@ POISONS: list[tuple[str, Any, str]] = [
     ("messages", [USER, None], "row 2: message 2: unknown role None"),
     ("messages", [USER, REPLY | {"role": "bot"}], "row 2: message 2: unknown role 'bot'"),
     ("messages", [USER | {"content": None}, REPLY], "row 2: message 1: key 'content' is null"),
-    ("token_ids", [1, None], "row 2: token ids or alternatives are missing"),
-    ("top_ids", [[1, 2], [3]], "row 2: token ids or alternatives are missing"),
+    ("token_ids", [1, None], "row 2: token ids or top-k tokens are missing"),
+    ("top_ids", [[1, 2], [3]], "row 2: token ids or top-k tokens are missing"),
 ]
 
 

@@ -132,7 +132,7 @@ def test_a_sample_longer_than_a_row_is_refused_with_its_length_or_cut_if_asked()
 def test_an_empty_or_mismatched_sample_is_refused() -> None:
     with pytest.raises(DataError, match="sample 1: no tokens"):
         pack([Sample([], [])], ROW)
-    with pytest.raises(DataError, match="3 ids have a mask of length 2"):
+    with pytest.raises(DataError, match="the sample has 3 ids, but its mask has length 2"):
         Sample([1, 2, 3], [True, True])
 
 

@@ -1,4 +1,6 @@
-"""The Parquet format of teacher samples: one row per sample, with its origin, its verdict and the filter that dropped it.
+"""The Parquet format of teacher samples, with one row per sample.
+
+A row holds a teacher's reply, its problem, the grader's verdict on the reply, and the filter that dropped the sample, if any.
 
 If any message has content parts, the file has format 2: each message has a key `parts` with its content as JSON, and `content`
 is a text label. All other files have format 1. The file metadata has the keys `rorqual.format`, `rorqual.tokenizer` (SHA-256
@@ -67,12 +69,12 @@ SCHEMAS = {
 
 
 def no_ids() -> Ids:
-    """Return an array of shape [0, 0]: the `top_ids` of a sample without stored alternatives."""
+    """Return an array of shape [0, 0]: the `top_ids` of a sample without stored top-k tokens."""
     return np.zeros((0, 0), np.int32)
 
 
 def no_logprobs() -> Logprobs:
-    """Return an array of shape [0, 0]: the `top_logprobs` of a sample without stored alternatives."""
+    """Return an array of shape [0, 0]: the `top_logprobs` of a sample without stored top-k tokens."""
     return np.zeros((0, 0), np.float32)
 
 
@@ -81,9 +83,9 @@ class Distilled:
     """One teacher sample. The last of `messages` is the teacher's reply.
 
     `dropped` is the name of the filter that dropped the sample, or "". `params` holds the sampling parameters as JSON, and
-    `number` is the index of the sample among the samples of its problem. `core_seconds` is the CPU time of the sample, and
-    `money` its cost in the currency of the configured price. `top_ids` and `top_logprobs` have the shape
-    [len(token_ids), k], or [0, 0] if no alternatives were stored.
+    `number` is the index of the sample among all samples of the same problem. `core_seconds` is the CPU time of the sample, and
+    `money` is its cost in the currency of the configured price. `top_ids` and `top_logprobs` have the
+    shape [len(token_ids), k], or [0, 0] if no top-k tokens were stored.
     """
 
     key: str
@@ -194,7 +196,9 @@ def read_distilled(path: Path) -> DistilledFile:
 
 
 def read_kept_messages(path: Path) -> tuple[dict[int, tuple[Message, ...]], int]:
-    """Return the messages of the samples that no filter dropped, by row number, and the number of dropped samples."""
+    """Return a dictionary from row number to messages, for the samples that no filter dropped, and the number of dropped
+    samples.
+    """
     kept: dict[int, tuple[Message, ...]] = {}
     dropped = 0
     for first, batch in _batches(_open(path), path, ["messages", "dropped"]):
@@ -235,7 +239,7 @@ def _open(path: Path) -> pq.ParquetFile:
 
 
 def _batches(file: pq.ParquetFile, path: Path, columns: list[str] | None) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Yield (row number of the first row, record batch). Raises DataError if a value is null."""
+    """Yield (number of the batch's first row, record batch). Rows are numbered from 1. Raises DataError if a value is null."""
     first = 1
     try:
         for batch in file.iter_batches(ROWS_AT_ONCE, columns=columns or SCHEMA.names):
@@ -263,7 +267,7 @@ def _rows(batch: pa.RecordBatch, path: Path, first: int) -> Iterator[Distilled]:
         except ValueError:
             complete = False
         if not complete:
-            raise DataError("token ids or alternatives are missing", where=where, remedy="Sample the teacher again.")
+            raise DataError("token ids or top-k tokens are missing", where=where, remedy="Sample the teacher again.")
         yield Distilled(**row, top_ids=top_ids, top_logprobs=top_logprobs)
 
 

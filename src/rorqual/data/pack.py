@@ -14,14 +14,14 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
 OPEN_ROWS = 64
-"""Default for the maximum number of open rows in first-fit packing."""
+"""Default maximum number of rows that first-fit packing keeps open at a time."""
 PADDING = -1
-"""Segment id of padding positions."""
+"""Segment id that marks padding positions."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A document: its token ids, a mask of the trained tokens, and the loss weight of each trained token."""
+    """A document: its token ids, a mask of the tokens that get a loss, and one loss weight for all of these tokens."""
 
     ids: Sequence[int]
     mask: Sequence[bool]
@@ -30,7 +30,9 @@ class Sample:
     def __post_init__(self) -> None:
         if len(self.ids) != len(self.mask):
             raise DataError(
-                f"{len(self.ids)} ids have a mask of length {len(self.mask)}", where="sample", remedy="Render it again."
+                f"the sample has {len(self.ids)} ids, but its mask has length {len(self.mask)}",
+                where="sample",
+                remedy="Render the sample again.",
             )
 
     def __len__(self) -> int:
@@ -38,7 +40,7 @@ class Sample:
 
     @property
     def n_trained(self) -> int:
-        """Number of tokens in the loss. The first token of a document is not predicted, so it does not count."""
+        """Number of tokens that get a loss. The first token of a document is not predicted, so it does not count."""
         return int(np.count_nonzero(np.asarray(self.mask, dtype=bool)[1:])) if self.weight else 0
 
     def cut(self, length: int) -> Sample:
@@ -73,7 +75,7 @@ class Batch:
 
     @property
     def n_trained(self) -> int:
-        """Number of predictions in the loss."""
+        """Number of predictions that get a loss."""
         return int(np.count_nonzero(self.loss_mask))
 
     @property

@@ -1,4 +1,4 @@
-"""Rendering of conversations to training samples with a loss mask."""
+"""Render conversations to training samples with a loss mask."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from rorqual.data.pack import Sample
 
 @dataclass(frozen=True)
 class RenderedSet:
-    """Training samples. `skipped` counts conversations without a trained token, and `cut` counts truncated samples."""
+    """Training samples.
+
+    `skipped` counts conversations without any token that gets a loss, and `cut` counts truncated samples.
+    """
 
     samples: list[Sample]
     skipped: int = 0
@@ -23,11 +26,11 @@ class RenderedSet:
 def render_samples(
     conversations: Iterable[Sequence[Message]], chat: ChatFormat, context: int, *, truncate: bool = False
 ) -> RenderedSet:
-    """Render conversations to samples of at most `context` tokens. Each assistant turn is trained in exactly one sample.
+    """Render conversations to samples of at most `context` tokens. Each assistant turn gets a loss in exactly one sample.
 
     With `truncate`, samples longer than `context` are truncated; without it, a DataError names the first conversation that is
-    too long. A conversation is skipped and counted if none of its samples has a trained token after truncation. Raises
-    DataError if no sample remains.
+    too long. A conversation is skipped and counted if, after truncation, none of its samples has a token that gets a loss.
+    Raises DataError if no sample remains.
     """
     samples: list[Sample] = []
     skipped = cut = 0
@@ -40,7 +43,7 @@ def render_samples(
                     raise DataError(
                         f"{len(sample)} tokens do not fit a context of {context}",
                         where=where,
-                        remedy=f"Set context={len(sample)} or more, or truncate=true to cut it.",
+                        remedy=f"Set context={len(sample)} or more, or truncate=true to truncate it.",
                     )
                 sample = sample.cut(context)
                 cut += 1

@@ -42,7 +42,7 @@ class ConversationStream(Stream):
     """A stream of packed samples. Each epoch contains every sample once, in a new random order.
 
     If an epoch ends within a batch, the batch is filled with the first rows of the next epoch. All batches thus have the same
-    size, and no sample is dropped. Samples without a trained token are left out and counted in `skipped`.
+    size, and no sample is dropped. Samples without any token that gets a loss are left out and counted in `skipped`.
     """
 
     def __init__(self, samples: Sequence[Sample], rows: int, row_length: int, seed: int, *, pad: int = 0) -> None:
@@ -66,7 +66,7 @@ class ConversationStream(Stream):
         return [[order[place] for place in row] for row in rows]
 
     def _epoch_of_row(self, row: int) -> tuple[int, int]:
-        """Return the epoch of a row and the index of that epoch's first row. Rows are numbered across all epochs."""
+        """Return the epoch of a row and the index of the epoch's first row. Row indices count the rows of all epochs."""
         while not self._ends or self._ends[-1] <= row:
             start = self._ends[-1] if self._ends else 0
             self._ends.append(start + len(self._packing(len(self._ends))))
@@ -92,7 +92,7 @@ class ConversationStream(Stream):
         rows: list[list[int]] = []
         for numbers in self.sample_rows(
             step
-        ):  # renumber, because a batch that spans two epochs may hold a sample twice
+        ):  # renumber the samples, because a batch that spans two epochs may hold a sample twice
             rows.append(list(range(len(samples), len(samples) + len(numbers))))
             samples += [self._samples[number] for number in numbers]
         return lay_out(samples, rows, self.row_length, pad=self._pad).batch
@@ -136,8 +136,8 @@ class TextStream(Stream):
         return self._batch_at([chunk * self.row_length for chunk in chunks])
 
     def _batch_at(self, begins: Sequence[int]) -> Batch:
-        # The last chunk is shortened by the end of the text. It is shifted back to full length, and the tokens that the
-        # previous chunk already predicts get no loss.
+        # The last chunk would extend beyond the end of the text, so it starts earlier. The tokens that the previous chunk
+        # already predicts get no loss.
         last = len(self._ids) - self.row_length - 1
         starts = np.minimum(np.asarray(begins, dtype=np.int64), last)
         window = starts[:, None] + np.arange(self.row_length + 1)
@@ -158,9 +158,10 @@ class GeneratedStream(Stream):
     """A stream of samples that are generated on demand. The random state of a step depends only on the seed and the step.
 
     `make(rng)` returns a sample and must depend on `rng` only. Samples are packed by first fit. A sample that fits no row is
-    dropped, and after `misses` dropped samples the batch is complete. A larger `misses` fills the rows better but favours short
-    samples. In a test, rows had 96 tokens and generated samples 8 to 60 tokens, 34.0 on average. `misses=1` filled 94.7 % of
-    the positions with samples of 34.1 tokens on average. `misses=16` filled 96.3 % with samples of 33.6 tokens on average.
+    dropped. The batch is complete when all rows are full or `misses` samples were dropped. A larger `misses` fills the rows
+    better but favours short samples. In a test, rows had 96 tokens and generated samples 8 to 60 tokens, 34.0 on average.
+    `misses=1` filled 94.7 % of the positions with samples of 34.1 tokens on average. `misses=16` filled 96.3 % with samples of
+    33.6 tokens on average.
     """
 
     def __init__(

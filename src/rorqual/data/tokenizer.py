@@ -39,7 +39,7 @@ BASE_VOCAB = len(Special) + N_BYTES
 
 REPLACEMENT = "\ufffd"
 LONG = 4096
-"""Minimum number of characters of a text that is encoded without the GIL. Releasing the GIL costs a little time per call."""
+"""Minimum text length, in characters, for which encoding releases the GIL. Releasing the GIL costs a little time per call."""
 
 _PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
 _UNPRINTABLE = [byte for byte in range(N_BYTES) if byte not in set(_PRINTABLE)]
@@ -141,7 +141,7 @@ class Tokenizer:
         return _encode(self._plain, text, self.where)
 
     def count(self, text: str) -> int:
-        """Return the number of tokens of `encode(text)` without building the list."""
+        """Return the number of tokens that `encode(text)` returns, without building the list."""
         return len(_encoding(self._plain, text))
 
     def encode_trusted(self, text: str) -> list[int]:
@@ -152,7 +152,7 @@ class Tokenizer:
         """Decode `ids`. Invalid UTF-8 and unknown ids become U+FFFD.
 
         Special tokens are omitted, or written by name if `specials` is true. Bytes before and after a special token are decoded
-        separately, so they never form a character together.
+        separately, so they never combine to one character.
         """
         parts: list[str] = []
         run: list[int] = []
@@ -191,7 +191,8 @@ class Tokenizer:
         The bound is the length of the longest ordinary token. The bound is multiplied by four if the tokenizer has a
         normalizer, because normalization can shorten the text. NFC can shorten a text to a third of its bytes.
         """
-        longest = max((len(text) for text in self._plain.get_vocab()), default=1)  # each byte is one character
+        # In byte-level BPE, each byte is one character of the vocabulary entry.
+        longest = max((len(text) for text in self._plain.get_vocab()), default=1)
         return longest * (1 if self._plain.normalizer is None else 4)
 
     @property
@@ -211,7 +212,10 @@ class Tokenizer:
     # ---- named ids
 
     def special(self, name: str) -> int:
-        """Return the id of the special token `name`. Raises DataError with the closest name if the token does not exist."""
+        """Return the id of the special token `name`.
+
+        Raises DataError, which suggests the closest name, if the token does not exist.
+        """
         try:
             return self._special_id[name]
         except KeyError:
@@ -253,7 +257,7 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the tokenizer's definition in hexadecimal. The formatting of its JSON file does not matter."""
+        """Hexadecimal SHA-256 of the tokenizer's definition. It does not depend on the formatting of the JSON file."""
         return hashlib.sha256(self._with_specials.to_str().encode()).hexdigest()
 
     def __eq__(self, other: object) -> bool:
@@ -274,9 +278,9 @@ def _encode(built: tokenizers.Tokenizer, text: str, where: str) -> list[int]:
         text.encode()  # for a lone surrogate, the library raises a TypeError that does not name the cause
     except UnicodeEncodeError as error:
         raise DataError(
-            f"half of a surrogate pair at character {error.start} cannot be encoded as UTF-8",
+            f"the lone surrogate at character {error.start} cannot be encoded as UTF-8",
             where=where,
-            remedy="Remove this character. It is often the remainder of an emoji that was cut in JSON.",
+            remedy="Remove this character. It is often half of an emoji that was cut in JSON.",
         ) from None
     return list(_encoding(built, text).ids)
 
@@ -289,7 +293,7 @@ def _encoding(built: tokenizers.Tokenizer, text: str) -> tokenizers.Encoding:
 
 
 def _parse(source: str, where: str) -> dict[str, Any]:
-    """Parse the `tokenizer.json` of a byte-level BPE tokenizer. Raises DataError if `source` is anything else."""
+    """Parse the `tokenizer.json` of a byte-level BPE tokenizer. Raises DataError if `source` is not such a file."""
     remedy = "Give a tokenizer.json of the `tokenizers` library."
     try:
         data = json.loads(source)

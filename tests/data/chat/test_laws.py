@@ -233,7 +233,7 @@ def test_tool_turns_are_not_trained_on(name: str) -> None:
     if made(name).takes_tools:
         assert made(name).prompt(messages)
     else:
-        with pytest.raises(DataError, match=f"chat format '{name}' cannot write tools"):
+        with pytest.raises(DataError, match=f"chat format '{name}' does not support tools"):
             made(name).prompt(messages)
 
 

@@ -137,7 +137,7 @@ def test_a_format_without_tools_says_so() -> None:
         TemplateChat(made("qwen3").tokenizer, "{{ messages[0].content }}", bos="", stop=["<|im_end|>"]),
     ):
         assert not chat.takes_tools
-        with pytest.raises(DataError, match=r"cannot write tools|does not support tools in a known syntax"):
+        with pytest.raises(DataError, match=r"does not support tools"):
             chat.prompt([ASKED], "auto", TOOLS)
         assert chat.prompt([ASKED])
     with pytest.raises(DataError, match="chat=none"):

@@ -48,7 +48,7 @@ def chat_format(tokenizer: Tokenizer, name: str = DEFAULT) -> ChatFormat:
     known: dict[str, type[TurnChat]] = {kind.name: kind for kind in KINDS}
     if name == TemplateChat.name:
         raise DataError(
-            "a run with a chat template of an unknown family cannot be trained, because a template gives no loss mask",
+            "a run whose chat template belongs to no known model family cannot be trained: a template gives no loss mask",
             where="chat",
             remedy=f"To train, set chat to the format of the model: {', '.join(known)}.",
         )
@@ -62,9 +62,9 @@ def chat_format(tokenizer: Tokenizer, name: str = DEFAULT) -> ChatFormat:
 def guess_chat(model_type: str, tokenizer: Tokenizer, template: str | None) -> str:
     """Return the name of the chat format that a checkpoint was trained with.
 
-    If the checkpoint has a template, return the format that writes the same prompts, or `template` if no format does.
-    Without a template, choose the format by the special tokens and `model_type` (such as `qwen3`), or return `none` if the
-    tokenizer has no special tokens for turns.
+    If the checkpoint has a template, return the format that writes the same prompts, or `template` if no format does. Without a
+    template, choose the format by the special tokens and `model_type` (such as `qwen3`), or return `none` if the tokenizer has
+    no special tokens that mark chat turns.
     """
     if template is None:
         return _without_template(model_type, tokenizer)
@@ -101,7 +101,7 @@ def load_chat(run: RunDir, tokenizer: Tokenizer) -> ChatFormat:
 
 
 def read_chat(run: RunDir) -> str:
-    """Return the name of the chat format of a run directory."""
+    """Return the name of the chat format that a run directory uses."""
     return _name(run.config(), run)
 
 
@@ -152,7 +152,7 @@ def _bos(tokenizer: Tokenizer) -> str:
 
 
 def _stops(tokenizer: Tokenizer, ids: Any, where: str) -> Sequence[str]:
-    """Return the names of the end tokens, given `eos_token_id` of a generation config: an id or a list of ids."""
+    """Return the names of the end tokens, given the `eos_token_id` of a generation config, which is an id or a list of ids."""
     id_list = ids if isinstance(ids, list) else [ids]
     if not id_list or not all(isinstance(id_, int) and tokenizer.is_special(id_) for id_ in id_list):
         raise DataError(

@@ -1,4 +1,7 @@
-"""A streaming lexer that splits the marked text of a reply into text, tags and tool calls in linear time."""
+"""A streaming lexer that splits a reply into text, thinking tags and tool calls in linear time.
+
+Its input is marked text, in which special tokens are single characters (see `special_tokens.py`).
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ State = Literal["open", "complete", "broken"]
 
 
 class Lexer:
-    """A streaming lexer that converts the marked text of a reply to items (see `calls.Item`).
+    """A streaming lexer that converts the marked text of a reply (see `special_tokens.py`) to a list of `calls.Item`.
 
     Text that may become a call is buffered until the call is complete or impossible. All other text is returned immediately.
     """
@@ -73,7 +76,7 @@ class Lexer:
         self._at_start = self._at_start and self._form is not None and not text.strip(self._form.gap)
 
     def _finish_call(self, call: _Call, state: State, items: list[Item]) -> str:
-        """Append a call item if the call is valid, else its first character as text. Return the text that is not yet read."""
+        """Append a call item if the call is valid, else its first character as text. Return the text that follows."""
         text = "".join(call.parts)
         if state == "complete" and (read := call.read()) is not None:
             items.append(Item("call", text[: call.length], *read))
@@ -118,7 +121,7 @@ class _Call:
         return self._end()
 
     def close(self) -> State:
-        """Return the state of the call at the end of the reply."""
+        """Return the final state of the call, after the reply has ended."""
         if self._phase != "tail":
             return "broken"
         return self._complete(ending(self._tail, self._form))

@@ -125,7 +125,7 @@ class Llama31Chat(Llama3Chat):
         return [self._bos, *self._encode_turn("system", environment + self._dates() + system)]
 
     def _turn_with_tools(self, message: Message, number: int, tools: Sequence[Tool], *, first: bool) -> list[int]:
-        """Return a user turn. The first user turn also lists the tools."""
+        """Return the token ids of a user turn. The first user turn also contains the tool definitions."""
         if tools and first:
             listed = "".join(spelt(schema(tool), indent=4) + "\n\n" for tool in tools)
             return self._encode_turn(message.role, TOOLS + listed + message.text.strip())

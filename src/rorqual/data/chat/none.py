@@ -1,4 +1,7 @@
-"""The chat format of base models, which have no turns. Base models can be trained on text and continue text, but cannot chat."""
+"""The chat format of base models, which have no chat turns.
+
+Base models can be trained on text and continue text, but cannot chat.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,8 @@ ENDS = (Special.EOS, "<|endoftext|>", "<|end_of_text|>", "</s>")
 class NoChat(ChatFormat):
     """The chat format of base models. Rendering a conversation raises an error.
 
-    A continuation of a text is parsed as plain content up to the end-of-text token. If the tokenizer has no known end-of-text
-    token, only the length limit stops generation.
+    The parser returns the model's continuation of a text, up to the end-of-text token, as plain content. If the tokenizer has
+    no known end-of-text token, only the length limit stops generation.
     """
 
     name = "none"
@@ -32,11 +35,11 @@ class NoChat(ChatFormat):
         continue_: bool = False,
         train_from: int = 0,
     ) -> Rendered:
-        """Raise a DataError, because a base model has no turns."""
+        """Raise a DataError, because a base model has no chat turns."""
         self._refuse()
 
     def prompt(self, messages: Sequence[Message], thinking: Thinking = "auto", tools: Sequence[Tool] = ()) -> list[int]:
-        """Raise a DataError, because a base model has no turns."""
+        """Raise a DataError, because a base model has no chat turns."""
         self._refuse()
 
     @property

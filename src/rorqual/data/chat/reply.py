@@ -13,7 +13,7 @@ from rorqual.data.chat.calls import WHITE, CallForm, Item
 from rorqual.data.chat.special_tokens import NAME_OF, raw
 
 Begins = Literal["thought", "answer", "mark", "late"]
-"""The meaning of the beginning of a reply:
+"""The part of a reply, thinking or answer, to which its first tokens belong:
 
 - `thought`: the reply begins inside thinking that the prompt opened.
 - `answer`: the whole reply is an answer.
@@ -22,7 +22,7 @@ Begins = Literal["thought", "answer", "mark", "late"]
 """
 Kind = Literal["reasoning", "content", "call", "mark"]
 LATE = "late"
-"""Name of the item for a `</think>` that follows calls at the end of thinking."""
+"""Name of the item for a `</think>` that comes directly after tool calls."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Trim:
 class ReplyForm:
     """The rules by which a format parses a reply.
 
-    - `begins`: the meaning of the beginning of the reply.
+    - `begins`: the part to which the first tokens of the reply belong.
     - `trim`: characters to strip around the reasoning.
     - `answer`, `plain`: characters to strip around the content after thinking, and around the content of a reply without
       thinking.
@@ -65,7 +65,10 @@ class Part:
 
 
 def half(text: str, mark: str) -> int:
-    """Return the length of the incomplete tag at the end of `text`, or 0. `mark` is the tag as a marked-text character."""
+    """Return the length of the incomplete tag at the end of `text`, or 0.
+
+    `mark` is the single character that represents the tag in marked text.
+    """
     at = text.rfind("<")
     return len(text) - at if at >= 0 and NAME_OF[mark].startswith(text[at:]) and text[at:] != NAME_OF[mark] else 0
 
@@ -73,9 +76,10 @@ def half(text: str, mark: str) -> int:
 class Answer:
     """A streaming parser of the answer after the thinking. The parser splits items into content and calls.
 
-    White space next to calls is not part of the content. Between content and the first call, only the white space that models
-    of the family write there is removed, so that rendering the message restores the text. The tokens that enclose calls are
-    plain text where they enclose no call. Separators are buffered until the next item shows what they separate.
+    White space next to calls is not part of the content. Before the first call, the parser removes only the white space that
+    models of the family always write there. Rendering the message therefore restores the text. If the tokens that enclose calls
+    enclose no call, they are plain text. Separators are buffered until the next item shows whether they belong to the content
+    or to a call.
     """
 
     def __init__(self, trim: Trim, calls: CallForm | None) -> None:

@@ -45,7 +45,7 @@ def raw(text: str) -> str:
 
 
 class SpecialTokenText:
-    """The conversion between marked text and the token ids of one tokenizer.
+    """Converts between marked text and the token ids of one tokenizer.
 
     A special token that the tokenizer lacks is written as text. When parsing, a name in `names` is recognised as a token if the
     tokenizer has this token, else as text. The names in `spoken` are recognised both as tokens and as text.
@@ -94,7 +94,7 @@ class IncrementalDecoder:
         self._pending = ""
 
     def feed(self, id_: int) -> str:
-        """Read the next id and return the text that is complete."""
+        """Read the next token id and return the text that is now complete."""
         marks, tokenizer = self._marks, self._marks.tokenizer
         if id_ in marks.by_id:
             return self.finish() + marks.by_id[id_]
@@ -128,9 +128,9 @@ def check_text(texts: Iterable[str], where: str = "messages") -> None:
     for text in texts:
         for at, char in _surrogates(text):
             raise DataError(
-                f"half of a surrogate pair ({char!a}) at character {at} cannot be encoded as UTF-8",
+                f"the lone surrogate {char!a} at character {at} cannot be encoded as UTF-8",
                 where=where,
-                remedy="Remove this character. It is often the remainder of an emoji that was cut in JSON.",
+                remedy="Remove this character. It is often half of an emoji that was cut in JSON.",
             )
 
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 class Stops:
     """A streaming matcher that truncates text before the first stop string.
 
-    If two stop strings overlap, the one that is complete first is used. Stop strings that end within the first `unheard`
-    characters are ignored; this implements `min_tokens`.
+    If two stop strings overlap, the match that ends first is used. Stop strings that end within the first `unheard` characters
+    are ignored; this implements `min_tokens`.
     """
 
     def __init__(self, stops: Sequence[str], unheard: int = 0) -> None:
@@ -19,9 +19,9 @@ class Stops:
         self.hit = False
 
     def feed(self, text: str, *, last: bool = False, heard: bool = True) -> str:
-        """Read the next text and return the text that cannot be part of a stop string, or "" after a match.
+        """Read the next chunk of text. Return the text that cannot be part of a stop string, or "" after a match.
 
-        If `heard` is false, stop strings that end in `text` are ignored. `last` marks the last text.
+        If `heard` is false, stop strings that end in this chunk are ignored. `last` marks the last chunk.
         """
         if self.hit or not self._stops:
             return "" if self.hit else text

@@ -1,7 +1,7 @@
 """A streaming parser of replies. The parser splits the token ids of a reply into reasoning, content and tool calls.
 
 Text is buffered until later tokens can no longer change whether it is reasoning, content or a tool call. The message therefore
-does not depend on how the ids are split into calls of `feed`. Each token is read once.
+does not depend on how the ids are split into calls of `feed`. Each token is decoded only once.
 """
 
 from __future__ import annotations
@@ -42,8 +42,9 @@ class Piece:
 class Reader:
     """A streaming parser of one reply. `ChatFormat.reader` creates a reader.
 
-    Joining all pieces gives the fields of `message()`. A tool call is returned once it is complete. `stops` are the ids that
-    end a turn; ids after the first stop id are ignored. The id of a tool call is `prefix` plus its index.
+    Joining all pieces gives the fields of `message()`. A tool call is returned once it is complete. `stops` are the token ids
+    that end a turn; tokens after the first stop token are ignored. The id of a tool call is `prefix` followed by the index of
+    the call.
     """
 
     def __init__(
@@ -66,7 +67,10 @@ class Reader:
         self._calls: list[ToolCall] = []
 
     def feed(self, *ids: int) -> Piece:
-        """Read the next ids. Return the text that is now certain to be reasoning, content or a tool call."""
+        """Read the next token ids.
+
+        Return the text that later tokens cannot reclassify, split into reasoning, content and tool calls.
+        """
         self.ids += ids
         text = ""
         for id_ in ids:
@@ -81,7 +85,7 @@ class Reader:
         return self._read(self._text.finish(), last=True)
 
     def message(self) -> Message:
-        """Return the message that was parsed so far, or after `finish` the whole message."""
+        """Return the message parsed so far. After `finish`, it is the whole message."""
         content = _joined(self.parts, "content")
         reasoning = _joined(self.parts, "reasoning") if self.thought else None
         return Message("assistant", content, reasoning, tuple(self._calls))

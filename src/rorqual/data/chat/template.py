@@ -34,7 +34,7 @@ from rorqual.data.chat.tools import check_tools, has_tools, schema, spelt, turns
 from rorqual.data.tokenizer import Special, Tokenizer
 
 MAX_OUTPUT = 4_000_000
-"""Maximum number of characters in the output of a template. The limit exceeds the longest context in use."""
+"""Maximum number of characters in the output of a template. Prompts for current context lengths are shorter."""
 
 
 class TemplateChat(ChatFormat):
@@ -64,7 +64,7 @@ class TemplateChat(ChatFormat):
         )
         environment.globals["raise_exception"] = self._fail
         environment.filters["tojson"] = (
-            spelt  # jinja2's filter escapes HTML, but models were trained with transformers' filter
+            spelt  # jinja2's `tojson` escapes HTML, but transformers' `tojson`, which models were trained with, does not
         )
         try:
             self._template = environment.from_string(template)
@@ -81,7 +81,7 @@ class TemplateChat(ChatFormat):
     ) -> Rendered:
         """Raise a DataError, because a template gives no loss mask."""
         raise DataError(
-            "a chat template does not say which tokens the assistant wrote, so there is no loss mask for training",
+            "a chat template does not mark the assistant's tokens, so there is no loss mask for training",
             where=self.where,
             remedy="Train with a known chat format (chat=deepseek), or add a format in rorqual/data/chat/.",
         )
@@ -109,7 +109,10 @@ class TemplateChat(ChatFormat):
         return []
 
     def kept(self, message: Message, thinking: Thinking = "auto") -> Message:
-        """Return the message without white space around reasoning and content. Content without reasoning is unchanged."""
+        """Return the message without white space around reasoning and content.
+
+        If there is no reasoning, the content is unchanged.
+        """
         reasoning = None if message.reasoning is None else message.reasoning.strip()
         return Message("assistant", message.text if reasoning is None else message.text.strip(), reasoning)
 
@@ -164,7 +167,10 @@ class TemplateChat(ChatFormat):
 
     @property
     def call_frame(self) -> CallFrame | None:
-        """The template of tool calls. For DeepSeek's syntax, the arguments are in a code fence if the chat template has a code fence."""
+        """The template by which a reply with tool calls is written.
+
+        In DeepSeek's syntax, the arguments are in a code fence if the chat template contains a code fence.
+        """
         if self.call_form is DEEPSEEK:
             return FENCED_FRAME if "```json" in self._source else DEEPSEEK_FRAME
         return None if self.call_form is None else HERMES_FRAME
@@ -213,7 +219,10 @@ class TemplateChat(ChatFormat):
 
 
 def _row(message: Message, as_text: bool) -> dict[str, Any]:
-    """Return a message as a dict, as templates expect it. `as_text` passes the arguments of tool calls as JSON text."""
+    """Return a message as a dict in the form that chat templates expect.
+
+    `as_text` passes the arguments of tool calls as JSON text.
+    """
     row: dict[str, Any] = {"role": str(message.role), "content": message.text}
     if message.reasoning is not None:
         row["reasoning_content"] = message.reasoning
@@ -248,8 +257,8 @@ def _strings(value: Any) -> Iterator[str]:
 def _hide(values: list[Any], tokenizer: Tokenizer, template: str) -> tuple[list[Any], dict[str, str]]:
     """Replace the names of special tokens in `values` by private-use characters. Return the values and {character: name}.
 
-    The output of the template is then encoded with special tokens, and each private-use character as the plain text of its name.
-    Messages stay strings, so the template can cut, strip and compare them.
+    When the template's output is encoded, names of special tokens in it become special tokens. Each private-use character is
+    encoded as the plain text of its name. Messages stay strings, so the template can cut, strip and compare them.
     """
     text = "\n".join(_strings(values))
     free = (chr(code) for code in range(0xF0000, 0xFFFFE) if chr(code) not in text + template)

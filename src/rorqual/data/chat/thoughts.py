@@ -16,14 +16,17 @@ class Thoughts:
     """A streaming parser that separates thinking from the answer.
 
     The states are `start` (before the first text), `in` (inside thinking), `out` (in the answer) and `late` (in text that a
-    later `</think>` would turn into thinking). Calls inside thinking are buffered: if text follows them, they are reasoning,
-    and if thinking ends after them, they are tool calls.
+    later `</think>` would turn into thinking). Calls inside thinking are buffered. If text follows the calls, they are
+    reasoning. If thinking ends directly after the calls, they are tool calls.
     """
 
     def __init__(self, form: ReplyForm, calls: CallForm | None) -> None:
         self.answer = Answer(form.plain, calls)
         self.cut = False
-        """Whether the next items are the last ones of a truncated reply. If so, an incomplete tag at the end of the reply is dropped."""
+        """Whether the next items are the last items of a truncated reply.
+
+        If so, and with `ReplyForm.halves`, an incomplete tag at the end of the reply is dropped.
+        """
         self._form, self._calls = form, calls
         self._gap = calls.gap if calls else WHITE
         self._state: State = "start"
@@ -56,7 +59,7 @@ class Thoughts:
         return raw(_text(self._pending)).lstrip(trim.lead).rstrip(trim.trail)
 
     def feed(self, item: Item) -> list[Part]:
-        """Read the next item. Return the parts that are now certain to be reasoning, content or a call."""
+        """Read the next item. Return the parts that later items cannot reclassify."""
         match self._state:
             case "start":
                 return self._start(item)
@@ -147,7 +150,7 @@ class Thoughts:
         return self._reasoning(_text(pending))
 
     def _reasoning(self, text: str) -> list[Part]:
-        """Return text as reasoning. White space and an incomplete tag at the end of the text are buffered."""
+        """Return `text` as reasoning. White space and an incomplete tag at the end of the text are buffered."""
         if not text:
             return []
         trim = self._form.trim

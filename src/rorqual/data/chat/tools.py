@@ -1,4 +1,4 @@
-"""Validation of conversations with tools, the order of tool results, and the JSON form of tools."""
+"""Validate conversations with tools, sort tool results, and write tool definitions as JSON."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def turns(messages: Sequence[Message]) -> list[list[Message]]:
     matters, because templates write no call ids.
 
     Raises DataError for a result whose call is missing, belongs to another turn or already has a result. Also raises DataError
-    for an assistant turn that follows no user or tool turn, and for calls or reasoning in other roles. Lone surrogates and a
-    conversation that does not end with a user or tool turn are errors too.
+    for an assistant turn that follows no user or tool turn, and for calls or reasoning in other roles. Also raises DataError
+    for lone surrogates, and for a conversation whose last turn, system turns aside, is not a user or tool turn.
     """
     grouped: list[list[Message]] = []
     before = ""
@@ -37,7 +37,7 @@ def turns(messages: Sequence[Message]) -> list[list[Message]]:
             raise DataError(
                 f"an assistant turn follows {before or 'no'} turn",
                 where=where,
-                remedy="Put a user turn or a tool turn before it.",
+                remedy="Put a user turn or a tool turn before the assistant turn.",
             )
         if message.role != "assistant" and (calls or message.reasoning is not None):
             what = "calls" if calls else "reasoning"
@@ -65,7 +65,9 @@ def _check_result(message: Message, grouped: Sequence[Sequence[Message]], where:
     ids = [call.id for assistant in caller for call in assistant.tool_calls]
     if not ids:
         raise DataError(
-            "a tool turn follows no tool call", where=where, remedy="Put an assistant turn with tool calls before it."
+            "a tool turn follows no tool call",
+            where=where,
+            remedy="Put an assistant turn with tool calls before the tool turn.",
         )
     call_id = message.tool_call_id
     if call_id is None and len(answered) < len(ids):
@@ -75,7 +77,7 @@ def _check_result(message: Message, grouped: Sequence[Sequence[Message]], where:
         raise DataError(
             f"{fault} call {call_id!r}",
             where=where,
-            remedy=f"The assistant turn before it has the calls {', '.join(ids)}.",
+            remedy=f"The preceding assistant turn has the calls {', '.join(ids)}.",
         )
 
 

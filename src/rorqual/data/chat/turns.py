@@ -1,4 +1,4 @@
-"""The base class of chat formats that are written in code, in contrast to jinja2 templates."""
+"""The base class of chat formats that are implemented in Python instead of a jinja2 template."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ ROLES = ("system", "user", "assistant")
 
 
 class TurnChat(ChatFormat):
-    """Base class of chat formats that are written in code. A conversation consists of an opening and turns.
+    """Base class of chat formats that are implemented in Python.
 
-    An assistant turn consists of a header, the ids that force or prevent thinking (`choice`), a reply and an end token. The
-    reply is encoded separately from the header, because a model generates it separately. A published template encodes header
-    and reply as one text; the ids differ only if the reply begins with white space. Conversations with tools are supported as
-    prompts only, because it is uncertain which of their tokens to train.
+    A prompt consists of an opening, such as the BOS token, and turns. An assistant turn consists of a header, the ids that
+    force or prevent thinking (`choice`), a reply and an end token. The reply is encoded separately from the header, because a
+    model generates it separately. A published template encodes header and reply as one text; the ids differ only if the reply
+    begins with white space. Conversations with tools are supported as prompts only, because it is undecided which of their
+    tokens get a loss.
     """
 
     marks: ClassVar[tuple[str, ...]]
@@ -30,7 +31,7 @@ class TurnChat(ChatFormat):
     ends: ClassVar[tuple[str, ...]]
     """Names of tokens that end a reply. Names that the tokenizer lacks are ignored. `render` writes the first of the remaining names."""
     pads: ClassVar[tuple[str, ...]]
-    """Names of padding tokens in order of preference. The first name that the tokenizer has is used."""
+    """Names of padding tokens in order of preference. The first of these names that is in the vocabulary is used."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__(tokenizer)
@@ -91,7 +92,7 @@ class TurnChat(ChatFormat):
     def _earlier_assistant_turn(self, message: Message, before: str, *, current: bool) -> list[int]:
         """Return the ids of a complete earlier assistant turn in a conversation with tools.
 
-        `before` is the role of the previous turn. `current` is true if no user turn follows.
+        `before` is the role of the previous turn. `current` is true if no user turn follows this turn.
         """
         raise NotImplementedError
 
@@ -125,8 +126,8 @@ class TurnChat(ChatFormat):
     ) -> Rendered:
         """Return the token ids and the loss mask of a whole conversation (see `ChatFormat.render`).
 
-        Earlier turns that are rendered without their reasoning are not trained, because they would teach the model to answer
-        without thinking. `samples` returns separate renderings in which these turns are last and trained.
+        Earlier turns that are rendered without their reasoning get no loss, because they would teach the model to answer
+        without thinking. `samples` also renders each of these turns as the last turn of its own sample, with a loss.
         """
         self.check_parts(messages)
         check_turns(messages, ROLES)
@@ -152,7 +153,7 @@ class TurnChat(ChatFormat):
     def _prompt_with_tools(self, messages: Sequence[Message], thinking: Thinking, tools: Sequence[Tool]) -> list[int]:
         if not self.takes_tools:
             raise DataError(
-                f"chat format '{self.name}' cannot write tools",
+                f"chat format '{self.name}' does not support tools",
                 where="tools" if tools else "messages",
                 remedy="Remove the tools, or use a model of a family that was trained with tools.",
             )

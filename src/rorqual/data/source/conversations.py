@@ -1,8 +1,8 @@
 """Conversations from JSONL or Parquet files.
 
 A row is `{"messages": [{"role", "content", "reasoning"?}, ...]}`, or a pair `{"prompt", "completion", "reasoning"?}` or
-`{"question", "answer", "reasoning"?}`. `content` is text or a list of parts (`core.parts`). `reasoning_content`, the name in
-DeepSeek's API, is an alias of `reasoning`. If assistant content begins with `<think>...</think>`, the text between the tags
+`{"question", "answer", "reasoning"?}`. `content` is text or a list of parts (`core.parts`). `reasoning_content`, the field name
+in DeepSeek's API, is an alias of `reasoning`. If assistant content begins with `<think>...</think>`, the text between the tags
 becomes the reasoning, and white space around the tags is removed.
 """
 
@@ -82,8 +82,8 @@ def _read_teacher_samples(path: Path) -> Loaded:
         raise DataError(
             f"nothing to train on: all {skipped} samples were dropped by a filter or have an empty answer",
             where=str(path),
-            remedy="The card in the same folder says which filter dropped them. Sample more, use a better teacher, or change "
-            "the filters.",
+            remedy="`card.md` in the same folder counts the samples that each filter dropped. Sample more, use a better "
+            "teacher, or change the filters.",
         )
     return Loaded(conversations, skipped)
 
@@ -135,13 +135,17 @@ def _read(row: dict[str, Any], where: str) -> Conversation:
         f"not a conversation: the keys are {', '.join(sorted(row))}" if row else "not a conversation: no keys",
         where=where,
         remedy=f"{nearest(misspelt, known) if misspelt else ''} A row needs messages, prompt+completion or question+answer."
-        " To read the files of a task, add task=NAME.".strip(),
+        " If the file belongs to a task, add task=NAME.".strip(),
     )
 
 
 def _message(message: Any, where: str) -> Message:
     if not isinstance(message, dict):
-        raise DataError(f"a {type(message).__name__}, not an object", where=where, remedy="Give role and content.")
+        raise DataError(
+            f"the message is a {type(message).__name__}, not an object",
+            where=where,
+            remedy="Give an object with role and content.",
+        )
     roles: tuple[Role, ...] = get_args(Role)
     role = next((known for known in roles if known == message.get("role")), None)
     if role is None:
@@ -169,13 +173,18 @@ def _text(row: dict[str, Any], key: str, where: str) -> str:
         raise DataError(f"key '{key}' {fault}", where=where, remedy="Give text.")
     if not is_unicode(value):
         raise DataError(
-            f"key '{key}' contains half of a surrogate pair", where=where, remedy="Write it as one character."
+            f"key '{key}' contains a lone surrogate",
+            where=where,
+            remedy="Remove it, or write the whole surrogate pair.",
         )
     return value
 
 
 def is_unicode(text: str) -> bool:
-    """Return whether UTF-8 can encode `text`. UTF-8 cannot encode a lone surrogate, which a JSON escape can contain."""
+    """Return whether UTF-8 can encode `text`.
+
+    UTF-8 cannot encode a lone surrogate, which a `\\u` escape in JSON can produce.
+    """
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -184,7 +193,7 @@ def is_unicode(text: str) -> bool:
 
 
 def _reasoning(row: dict[str, Any], where: str) -> str | None:
-    # In Parquet, the value is None if only other rows have the key.
+    # In Parquet, every row has every column: the value is None if only other rows set the key.
     keys = [key for key in REASONING if row.get(key) is not None]
     return _text(row, keys[0], where) if keys else None
 
@@ -197,7 +206,7 @@ def _assistant(content: Content, reasoning: str | None, where: str) -> Message:
         raise DataError(
             f"reasoning is given twice: in a key, and after {OPEN} in the content",
             where=where,
-            remedy="Remove one of the two.",
+            remedy="Remove one of the two texts.",
         )
     inside, closing_tag, after = message.text.lstrip().removeprefix(OPEN).partition(CLOSE)
     if not closing_tag:

@@ -54,7 +54,9 @@ def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             raise DataError(f"not JSON: {error}", where=where, remedy="Write one JSON object on each line.") from None
         if not isinstance(row, dict):
             raise DataError(
-                f"a JSON {type(row).__name__}, not an object", where=where, remedy="Write one JSON object on each line."
+                f"the line is a JSON {type(row).__name__}, not an object",
+                where=where,
+                remedy="Write one JSON object on each line.",
             )
         yield where, row
 
@@ -64,7 +66,7 @@ def parquet_rows(path: Path, any_of: tuple[tuple[str, ...], ...]) -> Iterator[tu
 
     Raises DataError unless the file has all columns of at least one tuple in `any_of`.
     """
-    import pyarrow  # imported here because the import takes a third of a second and JSONL files do not need it
+    import pyarrow  # imported here because the import takes about 0.3 s and JSONL files do not need pyarrow
     import pyarrow.parquet
 
     try:
@@ -77,7 +79,7 @@ def parquet_rows(path: Path, any_of: tuple[tuple[str, ...], ...]) -> Iterator[tu
             raise DataError(
                 f"columns are missing: the file has {', '.join(sorted(columns))}",
                 where=str(path),
-                remedy=f"The file needs {wanted}. To read the files of a task, add task=NAME.",
+                remedy=f"The file needs {wanted}. If the file belongs to a task, add task=NAME.",
             )
         number = 0
         for batch in table.iter_batches(batch_size=1024):

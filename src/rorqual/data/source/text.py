@@ -18,10 +18,15 @@ class Text:
 
 
 def read_text(path: Path, *, validation: float = 0.1) -> Text:
-    """Read UTF-8 text and hold out the last `validation` share of its characters. The default of a tenth is that of nanoGPT."""
+    """Read UTF-8 text and hold out the last fraction `validation` of its characters.
+
+    The default of 0.1 is the same as in nanoGPT.
+    """
     path = Path(path)
     if not 0 <= validation < 1:
-        raise DataError(f"validation={validation} is not a share", where=str(path), remedy="Use 0 to 0.99.")
+        raise DataError(
+            f"validation={validation} is not a fraction of the text", where=str(path), remedy="Use 0 to 0.99."
+        )
     text = decode(read_bytes(path), str(path))
     cut = int(len(text) * (1 - validation))
     if cut and not text[:cut].strip():
@@ -30,7 +35,7 @@ def read_text(path: Path, *, validation: float = 0.1) -> Text:
         )
     if not cut or (validation and cut == len(text)):
         raise DataError(
-            f"{len(text)} characters are too few to hold out a share of {validation:g}",
+            f"{len(text)} characters are too few to hold out the fraction {validation:g}",
             where=str(path),
             remedy="Give a longer text.",
         )

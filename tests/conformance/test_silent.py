@@ -59,7 +59,7 @@ def test_a_picture_that_no_embeddings_stand_for_is_refused(monkeypatch: pytest.M
     monkeypatch.setattr(type(chat), "parts", (TextPart, ImagePart))
     monkeypatch.setattr(type(chat), "prompt", lambda *_, **__: list(range(40, 60)))
     engine = Engine.of(build(model_config(), seed=1), TOKENIZER, chat)
-    with pytest.raises(DataError, match="the messages hold images, but the request has no embeddings") as caught:
+    with pytest.raises(DataError, match="the messages contain images, but the request has no embeddings") as caught:
         engine.generate([Request((picture("aaaa"),), SamplingParams(max_tokens=2))])
     assert "request 0" in caught.value.where
     rows = Embeds(torch.ones(1, 24), (5,))

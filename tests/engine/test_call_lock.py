@@ -68,7 +68,7 @@ def test_a_call_from_within_a_batch_is_refused_and_the_batch_is_whole(
 
     found = engine.generate([ask(number) for number in range(4)], progress=progress)
     assert [told(row[0]) for row in found] == [alone[number] for number in range(4)]
-    assert refused and all("after that call returns" in remedy for remedy in refused)
+    assert refused and all("after the outer call has returned" in remedy for remedy in refused)
     assert told(engine.generate([ask(5)])[0][0]) == alone[5], "nothing was left behind"
 
 

@@ -20,17 +20,17 @@ T = TypeVar("T")
 class CallLock:
     """A lock for engine calls: other threads wait for it, and a reentrant call raises an error.
 
-    A reentrant call would deadlock or see a half-finished step. `with lock("step"):` enters the `RLock` directly, so
-    that a KeyboardInterrupt cannot leave the lock held.
+    Without the error, a reentrant call would deadlock or see a half-finished step. `with lock("step"):` enters the
+    `RLock` directly, so that a KeyboardInterrupt cannot leave the lock held.
     """
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.helpers: set[int] = set()
-        """Ids of threads that work for the call that holds the lock."""
+        """Thread ids of the helper threads of the call that holds the lock."""
 
     def __call__(self, name: str) -> AbstractContextManager[bool]:
-        """Return the lock for the engine method `name`.
+        """Return the lock, which the engine method `name` must hold while it runs.
 
         Raises ConfigError if the calling thread already holds it.
         """
@@ -38,7 +38,7 @@ class CallLock:
             raise ConfigError(
                 f"{name} was called from within another call of the same engine",
                 where="engine",
-                remedy="Call it after that call returns.",
+                remedy="Call it after the outer call has returned.",
             )
         return self.lock
 
@@ -97,8 +97,10 @@ def at_most(threads: int) -> Iterator[None]:
 
 
 def shared_out(sizes: Sequence[int], cores: int) -> list[int]:
-    """Assign items with the given sizes to cores, and return the core number of each item. Each item goes to the core
-    with the smallest total size so far."""
+    """Assign items of the given sizes to engine cores, and return the core index of each item.
+
+    Each item goes to the core with the smallest total size so far.
+    """
     loads, chosen = [0] * cores, list[int]()
     for size in sizes:
         chosen.append(loads.index(min(loads)))

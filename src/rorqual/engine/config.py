@@ -26,12 +26,12 @@ class EngineConfig:
     engine_cores: int = 2
     """Maximum number of engine cores over which one `generate` call distributes its requests."""
     record_experts: bool = True
-    """Record the experts that each position was routed to (`Completion.experts`)."""
+    """Record the experts to which the router sent each token (`Completion.experts`)."""
     record_kept: bool = False
     """Record which tokens remain after top-k and top-p filtering at each sampling step, one bit per vocabulary token
     (`Completion.kept`)."""
     reuse: bool = True
-    """Enable prefix caching: KV-cache blocks of finished sequences serve later prompts with the same prefix."""
+    """Enable prefix caching: later prompts with the same prefix reuse the KV-cache blocks of finished sequences."""
     cache_dir: Path | str | None = None
     """Folder of the on-disk prefix cache, which survives a restart. None turns the disk cache off."""
     disk_bytes: int = 4 << 30
@@ -41,8 +41,10 @@ class EngineConfig:
     step_tokens: int = 2048
     """Maximum number of prefill and decode tokens in one step."""
     pack: bool = True
-    """Repack the weights at load time, so that matrix products read them faster (`Backend.prepare`). Requires that no
-    other code uses the model."""
+    """Repack the weights at load time, so that matrix products read them faster (`Backend.prepare`).
+
+    No other code may use the model.
+    """
     backend: str = "torch-invariant"
     """Backend that runs the model. `torch` is faster than `torch-invariant`, but its results depend on the rest of the
     batch (docs/explanation/engine.md)."""
@@ -63,7 +65,9 @@ class EngineConfig:
         counts = {name: getattr(self, name) for name in ("slots", "threads", "engine_cores", "step_tokens")}
         if min(counts.values()) < 1:
             given = ", ".join(f"{name}={count}" for name, count in counts.items())
-            raise ConfigError(f"a count is below 1: {given}", where="engine", remedy="Set each to 1 or more.")
+            raise ConfigError(
+                f"a setting is below 1: {given}", where="engine", remedy="Set each of these settings to 1 or more."
+            )
         weight = model.embed_tokens.weight
         if (reason := backend(self.backend).supports(weight.device, weight.dtype, model)) is not None:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""An engine core: a scheduler, a KV cache and a model runner that advance one batch.
+"""An engine core: a scheduler, a KV cache and a model runner, which together run one batch.
 
 An engine has one or more cores. At most one thread runs a core at a time.
 """
@@ -35,12 +35,13 @@ class Finished:
     """True if a stop token, a stop string or the grammar ended the sequence. False if the sequence reached its length
     limit."""
     lost: bool = False
-    """Whether a logit was NaN or infinite. The last token is then meaningless."""
+    """Whether a logit was NaN or infinite. If so, the last token is meaningless."""
 
 
 SampledToken = tuple[Sequence, int, float, tuple[tuple[int, float], ...]]
-"""A sequence, its new token, the token's log-probability, and the most likely tokens if the request sets
-`top_logprobs`."""
+"""A sequence, its new token, the log-probability of this token, and the most likely tokens if the request sets
+`top_logprobs`.
+"""
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class CoreConfig:
 
 
 MOST_BLOCKS = 16384
-"""With prefix caching, the KV cache may have up to this many blocks, even if the running sequences can fill fewer."""
+"""Maximum number of KV-cache blocks with prefix caching, if the running sequences can fill fewer blocks."""
 
 
 class EngineCore:
@@ -96,7 +97,7 @@ class EngineCore:
             record_experts=record_experts, record_kept=record_kept,
         )  # fmt: skip
         self.weights, fingerprint = weights, weights.look()
-        secret, store = secrets.token_bytes(SECRET_BYTES), None  # numpy's generator would be predictable
+        secret, store = secrets.token_bytes(SECRET_BYTES), None  # not numpy's generator, whose output is predictable
         if size.folder is not None:
             secret = load_secret(size.folder)
             store = DiskStore(size.folder, size.disk_bytes, secret, fingerprint)
@@ -162,8 +163,10 @@ class EngineCore:
         return finished
 
     def _check_weights(self) -> None:
-        """Check the weights for changes by value, at most once per step. The KV-cache manager calls this before it
-        reuses or hashes a block."""
+        """Check the values of the weights for changes, at most once per step.
+
+        The KV-cache manager calls this before it reuses or hashes a block.
+        """
         if not self._weights_checked:
             self._weights_checked = True
             self._set_fingerprint(self.weights.look(contents=True))
@@ -188,7 +191,7 @@ class EngineCore:
         self.scheduler.cancel(request_id)
 
     def renew(self, fingerprint: bytes, backend: Backend) -> None:
-        """Invalidate all cached blocks after a weight change, and use `backend` from now on.
+        """Invalidate all cached blocks after a weight change, and use `backend` for all later steps.
 
         The disk cache is closed, because its folder belongs to the old weights.
         """

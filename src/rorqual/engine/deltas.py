@@ -1,4 +1,4 @@
-"""New tokens of each step, queued for `Engine.step` or for the stream of their request."""
+"""Queues of sampled tokens, from which `Engine.step` and `Engine.stream` deliver them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Delta:
     sample: int
     token: int
     completion: Completion | None = None
-    """The finished sample, or None before its last token."""
+    """The finished sample if `token` is its last token, else None."""
     logprob: float = 0.0
     """Log-probability of `token`."""
     top: tuple[tuple[int, float], ...] = ()

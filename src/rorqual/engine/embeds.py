@@ -34,7 +34,7 @@ class Embeds:
     def __post_init__(self) -> None:
         given = (
             self.rows.detach().float().cpu().numpy() if hasattr(self.rows, "detach") else self.rows
-        )  # a torch tensor
+        )  # `rows` is a torch tensor if it has `detach`
         try:
             rows = np.array(given, np.float32, order="C")
             positions = tuple(operator.index(place) for place in self.positions)
@@ -46,23 +46,23 @@ class Embeds:
             ) from None
         if rows.ndim != 2 or len(rows) != len(positions) or not len(rows):
             what = f"rows have the shape {list(rows.shape)} for {len(positions)} positions"
-            raise DataError(what, where="embeds", remedy="Give one row [hidden] per position, and at least one.")
+            raise DataError(what, where="embeds", remedy="Give one row [hidden] per position, and at least one row.")
         if positions[0] < 0 or any(previous >= following for previous, following in pairwise(positions)):
             what = "positions are negative, repeated or out of order"
-            raise DataError(what, where="embeds", remedy="Give distinct positions in ascending order, from 0.")
+            raise DataError(what, where="embeds", remedy="Give distinct positions in ascending order, each 0 or more.")
         if not np.isfinite(rows).all():
-            raise DataError("a row holds NaN or infinity", where="embeds", remedy="Give finite numbers.")
+            raise DataError("the rows contain NaN or infinity", where="embeds", remedy="Give finite numbers.")
         rows.setflags(write=False)
         object.__setattr__(self, "rows", rows)
         object.__setattr__(self, "positions", positions)
 
     @cached_property
     def digest(self) -> bytes:
-        """A hash of rows and positions, 32 bytes."""
+        """A 32-byte hash of `rows` and `positions`."""
         return _digest(self._places, self.rows)
 
     def within(self, start: int, stop: int) -> tuple[npt.NDArray[np.int64], Rows]:
-        """Return the positions in [start, stop), relative to `start`, and their rows."""
+        """Return the positions in [start, stop), relative to `start`, and the embeddings at these positions."""
         first, last = np.searchsorted(self._places, (start, stop))
         return self._places[first:last] - start, self.rows[first:last]
 
@@ -78,6 +78,6 @@ class Embeds:
 
 
 def _digest(places: npt.NDArray[np.int64], rows: Rows) -> bytes:
-    shape = np.array(rows.shape, np.int64)  # without the shape, bytes of rows could be read as positions
+    shape = np.array(rows.shape, np.int64)  # different shapes can have the same bytes
     message = shape.tobytes() + places.tobytes() + rows.tobytes()
     return blake2b(message, digest_size=32, person=b"rorqual embeds").digest()

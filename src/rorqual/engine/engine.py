@@ -1,7 +1,7 @@
 """The inference engine: batched generation in one or more threads.
 
-Requests are distributed over engine cores. Each core has its own batch and computes with one torch thread. The
-distribution does not depend on the number of threads, so the number of threads affects speed but not results.
+Requests are distributed over engine cores. Each core has its own batch. In `generate`, each core computes with one
+torch thread. The distribution does not depend on the number of threads, so this number affects speed but not results.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ little work, two engine cores took up to twice as long as one core (docs/log/spe
 
 
 class Engine:
-    """Batched generation with a KV cache, exact log-probabilities and recorded expert choices.
+    """Batched generation with a KV cache. The engine records the log-probability and the chosen experts of each token.
 
     With the default backend, a completion is a bitwise deterministic function of its request and the weights. A
     completion does not depend on other requests, their order, prefill chunking or cache hits (docs/explanation/engine.md).
@@ -75,7 +75,7 @@ class Engine:
         model = load_run(folder, device=device, dtype=kind)
         tokenizer = Tokenizer.load(folder.tokenizer_file)
         self._begin(model, tokenizer, load_chat(folder, tokenizer), config, take=True)
-        if self._packed:  # free the unpacked weights
+        if self._packed:  # free the memory of the unpacked weights
             del model
             give_back()
 
@@ -155,10 +155,10 @@ class Engine:
             self._numerics.renew()
             for core in self._cores:
                 core.renew(name, self._numerics.fit.backend)
-            self._name = name  # set last: if a call is interrupted, the next call starts over
+            self._name = name  # set last, so that an interrupted call is repeated by the next one
 
     def weights_changed(self) -> None:
-        """Invalidate all blocks cached under older weights.
+        """Tell the engine that the weights have changed, so that it invalidates all cached blocks.
 
         The engine detects most weight changes itself. docs/explanation/engine.md lists the changes that require this call.
         """
@@ -168,7 +168,7 @@ class Engine:
 
     @property
     def scorer(self) -> Decoder:
-        """The model bound to the engine's backend, as an argument for `score` and `text_loss`."""
+        """The model with the engine's backend, to pass to `score` and `text_loss`."""
         return self._cores[0].runner.model
 
     @property
@@ -187,7 +187,7 @@ class Engine:
         progress: Progress | None = None,
         arrived: Arrived | None = None,
     ) -> list[list[Completion]]:
-        """Generate the samples of each request and return them in request order.
+        """Generate all samples of each request. Return one list of completions per request, in request order.
 
         A prompt that is not a `Request` is converted to one with `params`. A string is a user message, a list of
         `Message` is a conversation, and a list of integers is a tokenized prompt. Prompt i uses the seed `params.seed +
@@ -271,9 +271,9 @@ class Engine:
             return request_id
 
     def step(self) -> list[Delta]:
-        """Advance all submitted requests by one token in the calling thread, and return the deltas.
+        """Run one engine step over all submitted requests in the calling thread, and return the deltas.
 
-        Deltas of a request that `stream` submitted go to the iterator of `stream` instead.
+        The iterator of `stream`, not `step`, returns the deltas of a request that `stream` submitted.
         """
         self._advance()
         return self._outbox.take()
@@ -317,7 +317,7 @@ class Engine:
 
         Unknown and finished ids are ignored.
         """
-        # Only append: garbage collection may close a stream, and so call `cancel`, in the middle of a step.
+        # Only append to the list here: garbage collection may close a stream during a step, which calls `cancel`.
         self._cancelled.append(request_id)
         if request_id in self._jobs and not self._lock.mine():
             with self._lock.lock:
@@ -333,8 +333,8 @@ class Engine:
     def stream(self, request: Request) -> Iterator[Delta]:
         """Yield the deltas of one request as its tokens are sampled.
 
-        Several streams may be open. Every open stream runs steps that advance all requests. Closing the iterator
-        cancels its request.
+        Several streams may be open at the same time. Iterating over any stream runs steps that advance all requests.
+        Closing the iterator cancels its request.
         """
         request_id = self.submit(request)
         deltas, unfinished = self._outbox.open(request_id), request.params.n
@@ -342,7 +342,9 @@ class Engine:
             while unfinished:
                 while not deltas:
                     if request_id not in self._jobs:
-                        raise RuntimeError("a step of another stream or of step() failed, which dropped this request")
+                        raise RuntimeError(
+                            "this request was dropped, because a step that another stream or step() ran has failed"
+                        )
                     self._advance()
                 unfinished -= deltas[0].completion is not None
                 yield deltas.popleft()
@@ -350,7 +352,7 @@ class Engine:
             self.cancel(request_id)
 
     def check(self, request: Request, where: str = "request") -> None:
-        """Validate a request without queueing it: raise the error that `submit` would raise."""
+        """Validate a request without queueing it. Raises the same errors as `submit`."""
         self._cores[0].runner.check()
         self._processor.job(request, where)
 
@@ -363,8 +365,8 @@ class Engine:
         return self._processor.grammars
 
     def stats(self) -> dict[str, float]:
-        """Return statistics of the first engine core: running and queued sequences, preemptions, blocks by state, cache
-        hits and misses.
+        """Return statistics of the first engine core: running and queued sequences, preemptions, KV-cache blocks by
+        state, and prefix-cache hits and misses.
 
         Hits and misses are counted in prompt tokens. `invariant` is 1 if results are bitwise independent of the batch,
         else 0.

@@ -1,4 +1,4 @@
-"""Configure a backend for an engine's model with `Backend.fit`, and again when the model's modules change."""
+"""Configure a backend for an engine's model with `Backend.fit`. Repeat this when the model's modules change."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from rorqual.ops.paged import BLOCK
 
 
 class NumericsProbe:
-    """Configures a backend for a model, and again when the modules change, for example when an adapter is attached."""
+    """Configures a backend for a model.
+
+    `renew` configures it again if the modules changed, for example if an adapter was attached.
+    """
 
     def __init__(self, model: Decoder, backend: Backend) -> None:
         self._model, self._backend = model, backend

@@ -11,11 +11,12 @@ Ints = npt.NDArray[np.int64]
 
 
 class Counts:
-    """Token histories of rows with penalties: the distinct tokens of prompt and reply, and their counts in the reply.
+    """Token histories of the sequences with penalties: the distinct tokens of prompt and reply, and the count of each
+    token in the reply.
 
-    A row is the index of a sequence, from 0 to `rows` - 1. A history is a function of the row's token ids, so a
-    preempted sequence is added again with its reply so far. Counting a token takes constant time. A history takes 4
-    bytes per vocabulary token, and 12 bytes per distinct token of the longest history.
+    A row is the index of a sequence, from 0 to `rows` - 1. A history depends only on the row's token ids. When a
+    preempted sequence resumes, its history is rebuilt from these ids. Counting a token takes constant time. A history
+    takes 4 bytes per vocabulary token, and 12 bytes per distinct token of the longest history.
     """
 
     def __init__(self, rows: int, vocab_size: int) -> None:
@@ -23,13 +24,13 @@ class Counts:
         self._free: list[int] = []
         self._column = np.full(
             (0, vocab_size), -1, np.int32
-        )  # column of each token in `_ids`, or -1 if it has not occurred
+        )  # column of each token in `_ids`, or -1 if the token has not occurred
         self._ids = np.zeros((0, 64), np.int64)
         self._counts = np.zeros((0, 64), np.float32)  # float32 counts are exact up to 2^24
         self._used = np.zeros(0, np.int64)
 
     def add(self, row: int, prompt: Sequence[int], reply: Sequence[int] = ()) -> None:
-        """Start the history of `row` from its prompt (at least one token id) and its reply so far.
+        """Create the history of `row` from the prompt (at least one token id) and the reply so far.
 
         Only rows whose parameters satisfy `needs_history` need a history.
         """
@@ -49,8 +50,10 @@ class Counts:
         self._used[place] = len(ids)
 
     def tally(self, rows: Ints, tokens: Ints) -> None:
-        """Count the new token of each row: `tokens` [n] of the distinct `rows` [n]. Rows without a history are
-        skipped."""
+        """Add the new token of each row to its history.
+
+        `tokens` [n] are the new tokens of the distinct `rows` [n]. Rows without a history are skipped.
+        """
         places = self._place[rows]
         has_history = places >= 0
         if not has_history.any():
@@ -66,7 +69,10 @@ class Counts:
         self._counts[places, self._column[places, tokens]] += 1
 
     def move(self, to: int, from_: int) -> None:
-        """Move the history of row `from_` to row `to`, whose own history is dropped. Either row may lack a history."""
+        """Move the history of row `from_` to row `to`, and drop the previous history of row `to`.
+
+        Either row may lack a history.
+        """
         self.drop(to)
         self._place[to], self._place[from_] = self._place[from_], -1
 

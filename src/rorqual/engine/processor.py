@@ -31,7 +31,10 @@ Prompt = str | Sequence[int] | Sequence[Message]
 
 
 def request_of(prompt: Request | Prompt, params: SamplingParams, number: int) -> Request:
-    """Convert a prompt to a request with the seed `params.seed + number`. A `Request` is returned unchanged."""
+    """Convert prompt number `number` to a request with the seed `params.seed + number`.
+
+    A `Request` is returned unchanged.
+    """
     if isinstance(prompt, Request):
         return prompt
     params = replace(params, seed=params.seed + number)
@@ -130,17 +133,17 @@ class Processor:
             raise DataError(what, where=where, remedy=f"Give token ids from 0 to {vocab - 1}.")
         if prompt_ids is None and request.embeds is None and (non_text := _non_text_parts(request.messages)):
             raise DataError(
-                f"the messages hold {non_text}, but the request has no embeddings for them",
+                f"the messages contain {non_text}, but the request has no embeddings for these parts",
                 where=where,
-                remedy="Set `embeds`, or leave those parts out: the model would see only placeholders.",
+                remedy="Set `embeds`, or leave out these parts. Without embeddings, the model sees only placeholder tokens.",
             )
         if request.embeds is not None:
             self._check_embeds(request.embeds, len(prompt), where)
         if len(prompt) >= self.max_len:
             raise DataError(
-                f"the prompt has {len(prompt)} tokens, but the context of {self.max_len} must hold it and a reply",
+                f"the prompt has {len(prompt)} tokens, but prompt and reply must fit the context of {self.max_len} tokens",
                 where=where,
-                remedy=f"Shorten it to {self.max_len - 1} tokens or fewer, or use a model with a longer context.",
+                remedy=f"Shorten the prompt to {self.max_len - 1} tokens or fewer, or use a model with a longer context.",
             )
         longest = min(len(prompt) + params.max_tokens, self.max_len)
         if longest > self.room:
@@ -187,8 +190,10 @@ class Processor:
         return Grammars(self.tokenizer, self.vocab_size, self.chat.stop_ids, CallSyntax(self.chat, self.vocab_size))
 
     def _constraint(self, job: Job) -> Constraint | None:
-        """Return the grammar constraint of one sample. The constraint applies to the answer, which starts after the
-        reasoning, if any."""
+        """Return the grammar constraint of one sample.
+
+        The constraint applies only to the answer, which follows the reasoning, if there is any.
+        """
         compiled, form = job.compiled, self.chat.reply_form(job.thinking)
         if compiled is None:
             return None
@@ -202,7 +207,7 @@ class Processor:
         return compiled.start(thought=Thought([thought_ids[1]], open_ids=opens, gap_ids=separator))
 
     def _barred(self, params: SamplingParams) -> tuple[int, ...]:
-        """Return the stop tokens that are masked until the reply has `min_tokens` tokens."""
+        """Return the stop tokens that cannot be sampled until the reply has `min_tokens` tokens."""
         chat_stop_ids = () if params.ignore_eos else self.chat.stop_ids
         return tuple({*chat_stop_ids, *params.stop_token_ids}) if params.min_tokens else ()
 
@@ -212,7 +217,8 @@ class Processor:
         A stop string counts only if it ends after the first `min_tokens` tokens.
         """
         stops, start = job.request.params.stop, len(job.prompt)
-        window = 4 * max(map(len, stops)) + 16  # in tokens: a character has at most 4 bytes, a token at least 1
+        # The window is in tokens: a character has at most 4 bytes, and a token has at least 1 byte.
+        window = 4 * max(map(len, stops)) + 16
 
         def halts(ids: list[int]) -> bool:
             # Keep special tokens, as `chat.parse` does: a stop string may contain their text.

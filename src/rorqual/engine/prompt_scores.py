@@ -13,10 +13,10 @@ class PromptScores:
     """Log-probabilities of a prompt of `length` tokens.
 
     `logprobs[i]` is the log-probability of prompt token i + 1, and `best[i]` lists the `top` most likely tokens at the
-    position of this token. Both lists grow in prompt order and survive a preemption.
+    position of this token. Both lists grow in prompt order and are kept when the sequence is preempted.
 
-    The prefix cache stores keys and values but no logits. So a prefill may reuse only positions that are already scored
-    (`reusable`).
+    The prefix cache stores keys and values but no logits. So a prefill may reuse cached blocks only for positions that
+    already have a log-probability (`reusable`).
     """
 
     length: int
@@ -26,8 +26,9 @@ class PromptScores:
 
     @property
     def reusable(self) -> int | None:
-        """Number of leading prompt positions that may come from the prefix cache: those already scored. None means no
-        limit."""
+        """Number of leading prompt positions that may come from the prefix cache, because they already have a
+        log-probability. None means no limit.
+        """
         return None if len(self.logprobs) == self.length - 1 else len(self.logprobs)
 
     def wanted(self, start: int, stop: int) -> range:

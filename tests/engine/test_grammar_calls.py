@@ -348,7 +348,7 @@ def test_a_schema_refers_to_itself_and_to_no_neighbour() -> None:
 def test_a_format_without_calls_says_so() -> None:
     chat = with_marks("llama3")
     alone = Grammars(chat.tokenizer, chat.tokenizer.vocab_size, chat.stop_ids, CallSyntax(chat, 9))
-    with pytest.raises(DataError, match="'llama3' has no syntax for tool calls"):
+    with pytest.raises(DataError, match="'llama3' has no tool-call syntax"):
         alone.compile(calls())
     plain = Tokenizer.byte_level()
     with pytest.raises(DataError, match="need a chat format"):

@@ -60,7 +60,7 @@ def complement(node: Node) -> Node:
 
 
 def nullable(node: Node) -> bool:
-    """Return whether the node matches the empty text."""
+    """Return whether the node matches the empty string."""
     match node[0]:
         case "cat" | "and":
             return all(map(nullable, node[1]))

@@ -1,13 +1,13 @@
-"""Translate regular expressions of JSON schemas for llguidance: anchored, without look-around, with character classes
-that survive JSON escaping.
+"""Translate regular expressions of JSON schemas for llguidance. The result is anchored and has no look-around. Its
+character classes are adapted to the escapes of JSON strings.
 
-A look-ahead becomes an intersection: the text that follows must match both the look-ahead and the rest of the pattern.
+A look-ahead becomes an intersection: the rest of the string must match both the look-ahead and the rest of the pattern.
 A negative look-ahead becomes an intersection with the complement (Brzozowski, Derivatives of regular expressions,
 1964).
 
 llguidance supports intersections but not complements. So a complement is converted to an automaton and back to an
-expression. A construct that cannot be converted, or only to a very long expression, is dropped. The translation then
-matches more texts than the pattern, so finished answers are validated.
+expression. A construct is dropped if it cannot be converted, or if the resulting expression would be very long. The
+translation then matches more strings than the pattern, so finished answers are validated.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from rorqual.engine.grammar.pattern import ANY, EMPTY, Node, PatternReader, Rang
 MAX_STATES, MAX_TEXT, MAX_UNROLLED, MAX_STEPS, MAX_SIZE = 48, 6000, 3, 4000, 2000
 MAX_WRITTEN = 50_000
 ESCAPED = ranges((8, 10), (12, 13))
-"""Control characters with a short escape in JSON."""
+"""Control characters with a two-character escape in JSON, such as a line feed."""
 PRINTED = ranges((32, 126), (128, ANY[-1][1]))
 ZERO_WIDTH = ("begin", "end", "look", "drop")
 
 
 class TooLarge(Exception):
-    """Raised if a translation needs too many states or too long an expression."""
+    """Raised if a translation needs too many states or its expression would be too long."""
 
 
 @dataclass(frozen=True)
 class Translated:
-    """The translation of a pattern: expressions that must all match the whole text.
+    """The translation of a pattern: expressions, all of which must match the whole string.
 
-    `exact` is True if the expressions together match exactly the texts that the pattern matches. Otherwise the
-    expressions match more texts.
+    `exact` is True if the expressions together match exactly the strings that the pattern matches. Otherwise the
+    expressions match more strings.
     """
 
     expressions: tuple[str, ...]
@@ -44,8 +44,10 @@ class Translated:
 
 
 def translate(pattern: str) -> Translated:
-    """Translate the regular expression of a JSON schema, which may match anywhere in a text. Raises Unreadable if it
-    cannot be parsed."""
+    """Translate the regular expression of a JSON schema, which may match anywhere in a string.
+
+    Raises Unreadable if the expression cannot be parsed.
+    """
     reader = PatternReader(pattern)
     node = reader.read()
     if _size(node, {}) > MAX_WRITTEN:
@@ -67,7 +69,7 @@ def translate(pattern: str) -> Translated:
 
 
 def _size(node: Node, sizes: dict[int, int]) -> int:
-    """Return the number of nodes of the tree if each back-reference is expanded to a copy of its group."""
+    """Return the number of nodes in the tree, counting each back-reference as a copy of its group."""
     if id(node) not in sizes:
         children = (
             node[1]
@@ -79,28 +81,27 @@ def _size(node: Node, sizes: dict[int, int]) -> int:
 
 
 def _check_size(node: Node) -> Node:
-    """Return the node. Raises TooLarge if the node is so large that comparing it with other nodes would take too
-    long."""
+    """Return the node unchanged. Raises TooLarge if comparing the node with other nodes would take too long."""
     if _size(node, {}) > MAX_SIZE:
         raise TooLarge
     return node
 
 
 class _Assertions:
-    """Removes `^`, `$` and look-aheads from a pattern by turning them into conditions on the text that follows."""
+    """Removes `^`, `$` and look-aheads from a pattern by turning them into conditions on the rest of the string."""
 
     def __init__(self) -> None:
         self.inexact, self._steps = False, 0
 
     def searched(self, node: Node) -> Node:
-        """Return an expression for all texts in which `node` matches somewhere."""
+        """Return an expression for all strings in which `node` matches somewhere."""
         later = self.before(node, ALL, False)
         return alt(self.before(node, ALL, True), cat(("rep", ("set", ANY), 1, None), later))
 
     def before(self, node: Node, rest: Node, start: bool) -> Node:
         """Return an expression without assertions for `node` followed by `rest`.
 
-        `rest` must have no assertions. `start` is True if the node is at the start of the text.
+        `rest` must have no assertions. `start` is True if the node is at the start of the string.
         """
         self._steps += 1
         if self._steps > MAX_STEPS:
@@ -129,7 +130,7 @@ class _Assertions:
                 return rest
             case ("rep", body, least, most):
                 return self._repeated(body, least, most, rest, start)
-        return rest  # the node is ("drop",), an assertion that was dropped
+        return rest  # the node is ("drop",), which replaces a dropped assertion
 
     def _repeated(self, body: Node, least: int, most: int | None, rest: Node, start: bool) -> Node:
         if most is not None and most <= MAX_UNROLLED:
@@ -143,7 +144,7 @@ class _Assertions:
             case ("cat", (("look", True, unwanted), ("set", _) as one)) if rest == EMPTY and not nullable(
                 _bare(unwanted)
             ):
-                # (?:(?!unwanted).)*$: `unwanted` matches at no position
+                # (?:(?!unwanted).)*$ means that `unwanted` matches nowhere in the rest of the string
                 return both(("rep", one, least, most), complement(cat(ALL, self.before(unwanted, ALL, False))))
         self.inexact = True
         return cat(("rep", _bare(body), least, most), rest)
@@ -171,7 +172,7 @@ def _begins(node: Node) -> bool:
 
 
 def _bare(node: Node) -> Node:
-    """Return the node without its assertions. The result matches more texts than the node."""
+    """Return the node without its assertions. The result may match more strings than the node."""
     match node[0]:
         case "cat":
             return cat(*map(_bare, node[1]))
@@ -218,9 +219,9 @@ def _grouped(node: Node) -> str:
 def _set(characters: Ranges) -> str:
     """Return a character class in llguidance's syntax.
 
-    llguidance would still allow the quotation mark and the backslash in a class that has all control characters but
-    excludes these two. So control characters without a short escape, which a JSON string cannot contain here anyway,
-    are removed from classes without a quotation mark or a backslash.
+    llguidance would wrongly allow `"` and `\\` in a class that contains all control characters but neither of these two
+    characters. So control characters without a two-character escape are removed from each class that lacks `"` or `\\`.
+    The grammar usually allows no JSON string with these control characters anyway (see `compiler.ESCAPES`).
     """
     if characters == ANY:
         return "(?s:.)"
@@ -244,8 +245,10 @@ def _shared(left: Ranges, right: Ranges) -> Iterator[tuple[int, int]]:
 
 
 class _Automaton:
-    """The automaton of a regular expression. Each state is a derivative: an expression for the remaining text. Each
-    edge is labelled with a character class."""
+    """The automaton of a regular expression.
+
+    Each state is a derivative: an expression for the rest of the string. Each edge is labelled with a character class.
+    """
 
     def __init__(self, node: Node) -> None:
         if not _derivable(node):
@@ -276,7 +279,7 @@ class _Automaton:
                 self._steps[edge] = ranges(*self._steps.get(edge, ()), *members)
 
     def _derivative(self, node: Node, code: int) -> Node:
-        """Return the derivative of a node: an expression for the text that may follow the character `code`."""
+        """Return the derivative of a node: an expression for the strings that may follow the character `code`."""
         self._left -= 1
         if self._left < 0:
             raise TooLarge

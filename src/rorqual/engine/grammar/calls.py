@@ -2,8 +2,8 @@
 schema.
 
 `core.sampling.Grammar` documents the source of a grammar of kind `calls`. If the tokenizer has the special tokens
-around calls, the grammar contains their token ids, otherwise their text. The chat format writes and reads calls in the
-same way, so it can parse every complete reply.
+around calls, the grammar contains their token ids, otherwise their text. The grammar uses the same call syntax as the
+chat format, so the chat format can parse every complete reply.
 """
 
 from __future__ import annotations
@@ -65,8 +65,10 @@ def read_calls(source: str) -> Calls:
 
 
 def _object(name: str, parameters: Mapping[str, Any]) -> str:
-    """Return the schema of a function's arguments as JSON text. Raises DataError if it is not the schema of an
-    object."""
+    """Return the schema of a function's arguments as JSON text.
+
+    Raises DataError if the schema does not describe an object.
+    """
     kind = parameters.get("type", "object")
     if kind != "object" and not (isinstance(kind, list) and "object" in kind):
         raise blame(name, DataError(f"their type is {kind!r}"[:200], remedy='Use an object: "type": "object".'))
@@ -74,15 +76,16 @@ def _object(name: str, parameters: Mapping[str, Any]) -> str:
 
 
 def blame(name: str, error: DataError) -> DataError:
-    """Return an error of a function's schema with the function's name added to the message."""
+    """Return a copy of `error`, an error in a function's schema, with the function's name in the message."""
     return DataError(f"the parameters of {name!r}: {error.what}", remedy=error.remedy)
 
 
 class CallSyntax:
     """The syntax of tool calls in one chat format.
 
-    `marks` are the ids of the special tokens in calls. `unsaid` are texts that a call must not contain. The chat format
-    reads these texts as the start or end of reasoning anywhere in a reply, and so could not parse the call.
+    `marks` are the ids of the special tokens in calls. `unsaid` are strings that a call must not contain, such as
+    `</think>` if it is not a special token. The chat format treats these strings as the start or end of reasoning
+    anywhere in a reply, and so could not parse the call.
     """
 
     def __init__(self, chat: ChatFormat, vocab_size: int) -> None:
@@ -93,10 +96,13 @@ class CallSyntax:
 
     @cached_property
     def frame(self) -> CallFrame:
-        """The texts that the chat format writes around calls. Raises DataError if the chat format has no tool calls."""
+        """The template by which the chat format writes tool calls.
+
+        Raises DataError if the chat format has no tool calls.
+        """
         if self._frame is None:
             raise DataError(
-                f"chat format '{self._name}' has no syntax for tool calls",
+                f"chat format '{self._name}' has no tool-call syntax",
                 remedy="Use a model that was trained with tools.",
             )
         return self._frame
@@ -149,8 +155,11 @@ class CallSyntax:
             )
 
     def _written(self, text: str) -> str:
-        """Return a text as Lark terminals. A surrogate character stands for a special token (`NAME_OF`). If the
-        tokenizer has this token, it becomes a token id."""
+        """Convert a marked text to Lark terminals.
+
+        A surrogate character stands for a special token (`NAME_OF`). A special token that the tokenizer has becomes a
+        token id.
+        """
         parts: list[str] = []
         plain = ""
         for part in _MARK.split(text):
@@ -163,11 +172,11 @@ class CallSyntax:
         return " ".join([*parts, *([_string(plain)] if plain else [])])
 
     def read(self, reply: Sequence[int], names: Iterable[str]) -> Message:
-        """Parse a reply, whose reasoning is already removed, as calls of the functions `names` or as text."""
+        """Parse a reply without its reasoning as calls of the functions `names` or as text."""
         return self._chat.parse(reply, thinking="off", tools=[Tool(name, "", {}) for name in names])
 
     def closing(self, tail: bytes) -> Bools:
-        """Return the tokens [vocab] that would complete one of the `unsaid` texts after `tail`."""
+        """Return a mask [vocab] of the tokens that would complete one of the `unsaid` strings after `tail`."""
         return self._closing[tail]
 
     @cached_property
@@ -193,7 +202,7 @@ class CallSyntax:
             self.closing(b"")
 
     def tail(self, before: bytes, token: int) -> bytes:
-        """Return the longest end of the text so far that is the beginning of an `unsaid` text."""
+        """Return the longest suffix of the text so far that is a prefix of an `unsaid` string."""
         text = before + self._tokenizer.token_bytes(token)
         longest = max(map(len, self.unsaid), default=1) - 1
         starts = (text[place:] for place in range(max(0, len(text) - longest), len(text)))
@@ -201,7 +210,7 @@ class CallSyntax:
 
 
 class CallsValidator:
-    """Validates replies whose schemas the grammar cannot fully enforce.
+    """Validates replies with tool calls, for schemas that the grammar cannot fully enforce.
 
     `functions` maps function names to the validators of their arguments. `answer` validates a JSON answer without
     calls.

@@ -48,7 +48,7 @@ class SchemaValidator:
         except (ValueError, jsonschema_rs.ValidationError) as error:
             raise DataError(
                 f"the JSON schema is invalid: {shown(str(error).splitlines()[0])}",
-                remedy="Correct it as JSON Schema 2020-12 requires.",
+                remedy="Correct the schema so that it follows JSON Schema 2020-12.",
             ) from None
 
     def fault(self, text: str) -> str:
@@ -77,7 +77,7 @@ def _readable(library: Any, pattern: str) -> str:
         if not translated.exact or len(translated.expressions) != 1:
             raise DataError(
                 f"the JSON schema uses the 'pattern' {shown(pattern)}, which can neither be enforced nor checked",
-                remedy="Write it in ECMA-262 syntax, without references to named groups.",
+                remedy="Write the pattern in ECMA-262 syntax, without references to named groups.",
             ) from None
         return translated.expressions[0].replace("(?s:.)", r"[\s\S]").replace("\\x{", "\\u{")
 
@@ -105,7 +105,7 @@ def _current(part: Any, expression: Any) -> Any:
 
 
 def _modern(part: Mapping[str, Any], converted: dict[str, Any], expression: Any) -> None:
-    """Convert keywords whose form changed after drafts 4 to 7."""
+    """Convert the keywords of drafts 4 to 7 that have another name or form in draft 2020-12."""
     if isinstance(part.get("items"), list):
         converted["prefixItems"] = converted.pop("items") or [True]
         if "additionalItems" in part:

@@ -1,9 +1,9 @@
 """Compile grammars with the optional package llguidance: a JSON schema, a regular expression, a choice, any JSON object
 or tool calls.
 
-`Grammars.compile` compiles a grammar once in a background thread. Compilation takes milliseconds, at most
+`Grammars.compile` compiles a grammar once in a background thread. Compilation takes milliseconds. It fails after
 `COMPILE_SECONDS`. Each sample has its own copy of the compiled grammar, which masks tokens before each sampling step
-and advances by the sampled token.
+and then advances its state with the sampled token.
 
 The size of user-supplied grammars is limited before and during compilation. A keyword that can be neither enforced nor
 validated is an error. External references are never downloaded.
@@ -66,7 +66,7 @@ def schema_text(library: Any, part: Mapping[str, Any]) -> str:
     text = json.dumps(part)
     try:
         return str(library.LLMatcher.grammar_from_json_schema(text, overrides=options_of(text)))
-    except ValueError as error:  # for example, an integer of 400 digits
+    except ValueError as error:  # for example, if the schema has an integer of 400 digits
         raise Unusable(str(error)) from None
 
 
@@ -83,7 +83,7 @@ LIMITS: Mapping[str, Any] = {
 }
 """Limits for llguidance. The limits allow about 20 ms to build a lexer, 15 ms per mask, and 30 MB of states."""
 REHEARSED = 4
-"""Number of tokens to try after compilation, because some grammars fail only at their first use."""
+"""Number of tokens to generate as a test after compilation, because some grammars fail only at their first use."""
 
 
 class Compiled:
@@ -124,7 +124,7 @@ class Compiled:
 
 
 class Grammars:
-    """Compiles grammars for one tokenizer in background threads, and caches the `CACHED` most recently used.
+    """Compiles grammars for one tokenizer in background threads, and caches the `CACHED` most recently used grammars.
 
     `vocab_size` is the size of the model's vocabulary. `stop_ids` are the tokens that end a reply. A matching reply
     contains no special tokens except those of tool calls. `spelling` is the syntax of tool calls, for grammars of kind
@@ -136,7 +136,7 @@ class Grammars:
     ) -> None:
         self._spelling = spelling
         self._tokenizer, self._vocab_size, self._stop_ids = tokenizer, vocab_size, sorted(set(stop_ids))
-        # All builds that a caller or `_kept` still references.
+        # All builds to which a caller or `_kept` still holds a reference.
         self._known: WeakValueDictionary[Grammar, Build[Compiled]] = WeakValueDictionary()
         self._kept: OrderedDict[Grammar, Build[Compiled]] = OrderedDict()
         self._lock, self._building = threading.Lock(), threading.Lock()
@@ -145,8 +145,8 @@ class Grammars:
     def compile(self, grammar: Grammar, *, where: str = "grammar", seconds: float = COMPILE_SECONDS) -> Compiled:
         """Compile a grammar and wait for the result.
 
-        Raises DataError at `where` if the grammar is invalid or cannot be enforced, or if compilation takes more than
-        `seconds`. Time in the queue does not count.
+        Raises DataError, with `where` as the location, if the grammar is invalid or cannot be enforced, or if
+        compilation takes more than `seconds`. Time in the queue does not count.
         """
         try:
             return self.submit(grammar).within(seconds)
@@ -154,16 +154,17 @@ class Grammars:
             raise DataError(
                 f"the {KINDS[grammar.kind]} was not compiled within {seconds:g} s",
                 where=where,
-                remedy="Simplify it: fewer choices, smaller repetitions, less nesting.",
+                remedy="Simplify it: use fewer choices, smaller repetition counts or less nesting.",
             ) from None
         except DataError as error:
             raise DataError(error.what, where=where, remedy=error.remedy) from None
 
     def submit(self, grammar: Grammar, tenant: str = "") -> Build[Compiled]:
-        """Queue a grammar for compilation in the background, and return the future. Tenants take turns.
+        """Queue a grammar for compilation in the background, and return the future.
 
-        The future raises the errors of `compile`. As long as the caller keeps the future, `compile` returns its result,
-        even if the cache has evicted the grammar. A caller may cancel the future if no other caller waits for it.
+        Workers serve the tenants round-robin. The future raises the errors of `compile`. As long as the caller keeps
+        the future, `compile` returns its result, even if the cache has evicted the grammar. A caller may cancel the
+        future only if no other caller waits for the result.
         """
         with self._lock:
             build = self._known.get(grammar)
@@ -193,7 +194,7 @@ class Grammars:
 
     @cached_property
     def lexicon(self) -> Lexicon:
-        """Properties of each token id."""
+        """Which token ids end a reply, and which ids a matching reply may contain."""
         ids = range(self._vocab_size)
         stops = np.zeros(self._vocab_size, np.bool_)
         stops[self._stop_ids] = True
@@ -224,7 +225,7 @@ class Grammars:
         return self._library.LLTokenizer(json.dumps(data), n_vocab=size, eos_token=self._stop_ids)
 
     def _build(self, grammar: Grammar) -> Compiled:
-        with self._building:  # the first thread initializes these properties, other threads wait
+        with self._building:  # the first thread computes these cached properties, and other threads wait
             library, lexicon, _ = self._library, self.lexicon, self._vocabulary
         try:
             match grammar.kind:
@@ -271,7 +272,7 @@ class Grammars:
     def _calls(self, grammar: Grammar, library: Any, lexicon: Lexicon) -> Compiled:
         if self._spelling is None:
             raise DataError(
-                "tool calls need a chat format with a syntax for them", remedy="Load a run with such a chat format."
+                "tool calls need a chat format with a tool-call syntax", remedy="Load a run with such a chat format."
             )
         calls = read_calls(grammar.source)
         parts, judges = dict[str, Mapping[str, Any]](), dict[str, SchemaValidator | None]()
@@ -310,7 +311,10 @@ class Grammars:
 
 
 def _rehearse(compiled: Compiled) -> None:
-    """Try the first `REHEARSED` tokens of a grammar. Raises Unusable if it matches nothing or exceeds a limit."""
+    """Test a grammar by generating up to `REHEARSED` tokens.
+
+    Raises Unusable if no reply can match the grammar or if it exceeds a limit.
+    """
     constraint = compiled.start()
     for _ in range(REHEARSED):
         mask = constraint.mask()

@@ -19,8 +19,10 @@ class Constraint(Protocol):
     """Interface of an object that decides which tokens may come next in one sample."""
 
     def mask(self) -> Bools | None:
-        """Return the allowed tokens [vocab], including stop ids if the reply may end here. None means that all are
-        allowed."""
+        """Return a mask [vocab] of the allowed tokens, including stop ids if the reply may end here.
+
+        None means that all tokens are allowed.
+        """
 
     def accept(self, token: int) -> None:
         """Advance the state by a sampled token, which `mask` must allow."""
@@ -31,8 +33,10 @@ class Constraint(Protocol):
 
     @property
     def error(self) -> str:
-        """The reason why the grammar failed, for example at a size limit, or "". After a failure the reply does not
-        match and must end."""
+        """The reason why the grammar failed, for example at a size limit, or "".
+
+        After a failure, the reply cannot match the grammar and must end.
+        """
 
     def copy(self) -> Constraint:
         """Return an independent copy in the same state."""
@@ -75,18 +79,22 @@ class Matched:
 
 @dataclass(frozen=True)
 class Thought:
-    """Ids and texts that delimit the reasoning at the start of a reply."""
+    """Token ids and text that delimit the reasoning at the start of a reply."""
 
     end_ids: Sequence[int] = ()
-    """Ids that together end the reasoning (`</think>`)."""
+    """Token ids of the tag that ends the reasoning (`</think>`)."""
     end_text: str = ""
     """Text that ends the reasoning, for a tokenizer without a `</think>` token."""
     open_ids: Sequence[int] = ()
-    """Ids of `<think>`, if the model may either start to think or answer directly. Empty if the reply starts inside the
-    reasoning."""
+    """Token ids of `<think>`, if the model may either start to think or answer directly.
+
+    Empty if the reply starts inside the reasoning.
+    """
     gap_ids: Sequence[int] = ()
-    """Ids of the separator between reasoning and answer. The model may omit the separator or write only its
-    beginning."""
+    """Token ids of the separator between reasoning and answer.
+
+    The model may omit the separator or write only its beginning.
+    """
 
 
 class Delayed:
@@ -100,7 +108,7 @@ class Delayed:
             raise ValueError("a Thought needs end_ids or end_text")
         self._constraint, self._thought, self._lexicon = constraint, thought, lexicon
         self._last: tuple[int, ...] = ()
-        self._gap = 0  # number of `gap_ids` sampled so far
+        self._gap = 0  # number of tokens of `gap_ids` that were sampled so far
         self._state: Literal["opening", "thinking", "gap", "bound"] = "opening" if thought.open_ids else "thinking"
 
     def mask(self) -> Bools | None:
@@ -131,7 +139,7 @@ class Delayed:
     def _open(self, token: int) -> None:
         if token in self._thought.open_ids:
             self._state = "thinking"
-        elif token in self._thought.end_ids[:1]:  # `</think>` without `<think>`: empty reasoning
+        elif token in self._thought.end_ids[:1]:  # `</think>` without `<think>` means that the reasoning is empty
             self._state = "thinking"
             self._think(token)
         else:
@@ -181,7 +189,7 @@ class Lexicon:
 
 
 class ForbiddenTexts:
-    """A wrapper of a constraint that also forbids the texts in `spelling.unsaid`."""
+    """A wrapper of a constraint that also forbids the strings in `spelling.unsaid`."""
 
     def __init__(self, constraint: Constraint, spelling: CallSyntax, lexicon: Lexicon) -> None:
         self._constraint, self._spelling, self._lexicon = constraint, spelling, lexicon

@@ -12,8 +12,8 @@ NEEDS = ("required", "minItems", "minProperties")
 Node = tuple[str, int, str]
 """A node of the dependency graph: (kind, id of the subschema, type). A node is true if a finite matching value exists.
 
-`value` means a value of this type, `any` a value of any type, and `some` a value that matches at least one of several
-subschemas.
+The kind `value` means a value of this type, `any` means a value of any type, and `some` means a value that matches at
+least one of several subschemas.
 """
 
 
@@ -21,7 +21,7 @@ def find_endless(schema: dict[str, Any], resolve: Callable[[Any, str], Any]) -> 
     """Return the reachable subschemas that require themselves and so have no finite value, as (keyword, place,
     subschema).
 
-    Subschemas with a keyword of `NEEDS` come first. `resolve(schema, pointer)` returns the target of a reference. Only
+    Subschemas with a keyword in `NEEDS` come first. `resolve(schema, pointer)` returns the target of a reference. Only
     necessary conditions are checked, so no value matches a returned subschema. Subschemas that are impossible for other
     reasons (`false`, contradicting types) are not returned.
     """
@@ -39,7 +39,7 @@ def find_endless(schema: dict[str, Any], resolve: Callable[[Any, str], Any]) -> 
 
 
 def _reachable(schema: Any, resolve: Callable[[Any, str], Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (place, subschema) for every subschema that some value may have to match, starting at the root."""
+    """Yield (place, subschema) for every subschema that may apply to some value, starting at the root."""
     queue, seen = deque([("#", schema)]), set[int]()
     while queue:
         place, part = queue.popleft()
@@ -61,7 +61,7 @@ def _reachable(schema: Any, resolve: Callable[[Any, str], Any]) -> Iterator[tupl
 
 
 def _elements(place: str, part: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield (place, subschema) for every subschema that the first `maxItems` array items may have to match."""
+    """Yield (place, subschema) for every subschema that may apply to the first `maxItems` items of an array."""
     max_items, items = part.get("maxItems"), part.get("items")
     most = max_items if isinstance(max_items, int | float) else float("inf")
     name = "prefixItems" if "prefixItems" in part else "items"
@@ -118,8 +118,10 @@ class _Graph:
         ]
 
     def settle(self, kind: str) -> set[Node]:
-        """Return the nodes that are provably true (`kind` "and") or provably false (`kind` "or"). Nodes in a cycle may
-        be neither."""
+        """Return the nodes that are provably true (`kind` "and") or provably false (`kind` "or").
+
+        A node in a cycle may be neither provably true nor provably false.
+        """
         open_count = {
             node: len(dependencies) if joined == kind else 1
             for node, (joined, dependencies) in self._dependencies.items()

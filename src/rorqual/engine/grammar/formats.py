@@ -1,7 +1,7 @@
 """Regular expressions for the string formats of JSON Schema and for the formats that pydantic writes.
 
 `date`, `time` and `date-time` accept only valid dates and times (no 2023-02-29, no second 60), and `uuid4` requires
-version 4. Unknown formats (`binary`, `password`, `int32`, ...) are annotations, as the specification says, and
+version 4. Unknown formats (`binary`, `password`, `int32`, ...) are annotations according to the specification and
 constrain nothing.
 """
 
@@ -37,7 +37,10 @@ def _uuid(version: str) -> str:
 
 
 def _network(bits: int) -> str:
-    """Return an expression for IPv4 networks with a prefix of whole bytes. All bytes after the prefix are 0."""
+    """Return an expression for IPv4 networks with a prefix of whole bytes.
+
+    All bytes of the address after the prefix are 0.
+    """
     return r"\.".join([_BYTE] * (bits // 8) + ["0"] * (4 - bits // 8)) + f"/{bits}"
 
 

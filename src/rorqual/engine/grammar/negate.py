@@ -31,7 +31,7 @@ class NotExpressible(Exception):
 
 
 def negate(part: Any, resolve: Callable[[str], Any], annotations: Callable[[str], bool], depth: int = 0) -> Part:
-    """Return the negation of a subschema. Raises NotExpressible if it cannot be written as a schema.
+    """Return the negation of a subschema. Raises NotExpressible if the negation cannot be written as a schema.
 
     `resolve` returns the target of a reference. `annotations` returns whether a keyword is an annotation, which
     constrains nothing.

@@ -1,5 +1,6 @@
-"""Rewrite bounds of numbers in JSON schemas for llguidance, which computes with doubles and writes numbers without
-exponents."""
+"""Rewrite numeric bounds in JSON schemas for llguidance, which computes in float64 and writes numbers without
+exponents.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +17,13 @@ DIGITS, FINEST, WHOLE, LARGEST = 15, Decimal("1e-60"), 2**53 - 1, 2**63
 """Limits of a bound that llguidance can enforce: number of digits, smallest magnitude, largest exact integer, largest
 magnitude.
 
-With more digits, the last digit of a bound would be wrong. For a smaller or larger magnitude, llguidance cannot build
-an expression. Integers are exact up to 2^53 - 1, and so are the limits of 64-bit integers.
+If a bound had more digits, llguidance would get the last digit wrong. For a smaller or larger magnitude, llguidance
+cannot build an expression. Integers are exact up to 2^53 - 1, and so are the limits of 64-bit integers.
 """
 STEP = Decimal("1e-9")
 """Offset that turns an exclusive bound at an integer into an inclusive bound, if the other bound is less than 1 away.
 
-In this case llguidance would allow the exclusive bound itself.
+For such bounds, llguidance would wrongly allow the exclusive bound itself.
 """
 MOST_COEFFICIENT = 2**32 - 1
 
@@ -88,7 +89,8 @@ def _bound(part: dict[str, Any], closed: str, opened: str, sign: int) -> _Bound 
     bounds = list[_Bound]()
     least, strict = part.get(closed), part.get(opened)
     if number(least):
-        bounds.append(_Bound(Decimal(repr(least)), strict is True, closed))  # draft 4 has a boolean exclusive bound
+        # In draft 4, `exclusiveMinimum` and `exclusiveMaximum` are booleans.
+        bounds.append(_Bound(Decimal(repr(least)), strict is True, closed))
     if number(strict):
         bounds.append(_Bound(Decimal(repr(strict)), True, opened))
     return max(bounds, key=lambda bound: (sign * bound.value, bound.open), default=None)
@@ -98,12 +100,12 @@ def _step(value: Any) -> Fraction | None:
     if not number(value):
         return None
     if value <= 0:
-        raise DataError(f"'multipleOf' is {value!r}, which is not above 0", remedy="Set it above 0.")
+        raise DataError(f"'multipleOf' is {value!r}, which is not above 0", remedy="Set it to a number above 0.")
     return Fraction(Decimal(repr(value)))
 
 
 def _whole(bound: _Bound | None, sign: int) -> _Bound | None:
-    """Return the bound as an inclusive bound at the nearest integer that it allows."""
+    """Convert the bound to an inclusive bound at the nearest integer that the bound allows."""
     if bound is None:
         return None
     value = Fraction(bound.value)
@@ -123,8 +125,10 @@ def _empty(low: _Bound | None, high: _Bound | None, step: Fraction | None) -> bo
 
 
 def _enforceable(bound: _Bound, opposite: _Bound | None, sign: int, integer: bool) -> dict[str, Any]:
-    """Return the bound as a keyword for llguidance, or {} if llguidance cannot enforce it. The result is never looser
-    than the schema."""
+    """Return the bound as a keyword for llguidance, or {} if llguidance cannot enforce the bound.
+
+    A returned keyword never allows more numbers than the schema does.
+    """
     value, strict = bound.value, bound.open
     near = opposite is not None and abs(opposite.value - value) < 1
     if strict and near and value == value.to_integral_value() and value * sign >= 0 and not integer:
@@ -162,8 +166,10 @@ def _steps(step: Fraction) -> tuple[Any, ...]:
 
 
 def _readable(value: Fraction) -> bool:
-    """Return whether llguidance reads the value exactly. llguidance multiplies a double by 10 until the product is an
-    integer."""
+    """Return whether llguidance reads the value exactly.
+
+    llguidance multiplies the float64 value by 10 until the product is an integer.
+    """
     moved, places = float(value), 0
     while moved != int(moved) and places < 18:
         moved, places = moved * 10, places + 1

@@ -82,7 +82,7 @@ class Objects(Texts):
         """Return the property names that a subschema evaluates, and whether it always evaluates all of them.
 
         Subschemas that a keyword such as `allOf` applies to the same value are included. None instead of a list means
-        that any name may be evaluated.
+        that any property may be evaluated.
         """
         if not isinstance(part, dict) or depth > MAX_BRANCHES:
             return ([], True) if isinstance(part, bool) else (None, False)
@@ -101,8 +101,10 @@ class Objects(Texts):
         return names, certain and not chosen
 
     def _names(self, part: Any, place: str) -> list[str] | str | None:
-        """Return the allowed property names as a list or a regular expression. None means that all names are allowed,
-        or that finished answers are validated instead."""
+        """Return the allowed property names as a list or a regular expression.
+
+        None means that all names are allowed, or that the keyword is checked by validating finished answers.
+        """
         for _ in range(MAX_BRANCHES):
             if not (isinstance(part, dict) and isinstance(part.get("$ref"), str) and not binds(part, "$ref")):
                 break
@@ -173,7 +175,8 @@ class Objects(Texts):
 
     def _chosen(self, optional: list[str], least: int, most: int | None) -> list[Part] | None:
         """Return subschemas that require `least` to `most` of the `optional` properties, or None if they need too many
-        branches. The object must allow no other properties."""
+        branches. The caller must ensure that the object allows no other properties.
+        """
         if len(optional) > MAX_BRANCHES:
             return None
         limits = list[Part]()
@@ -193,7 +196,7 @@ class Objects(Texts):
         return limits if max(branches, default=0) <= MAX_BRANCHES and self._reserve_branches(prod(branches)) else None
 
     def _dependent(self, schema: dict[str, Any], place: str, extra: list[Part]) -> None:
-        """Rewrite the keywords that apply if a property exists."""
+        """Rewrite the keywords that apply only if the object has a certain property."""
         for keyword in ("dependentRequired", "dependentSchemas", "dependencies"):
             value = schema.get(keyword, {})
             for name, dependency in value.items() if isinstance(value, dict) else ():

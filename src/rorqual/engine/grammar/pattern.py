@@ -2,8 +2,8 @@
 
 The semantics are those of ECMA-262 without the flags `i` and `s`. `\\d` and `\\w` match ASCII characters, and `\\s`
 matches Unicode white space. `.` matches any character except a line terminator. `^` and `$` match the start and the end
-of the text. Some syntax of Python and Rust is accepted too: `(?P<name>...)`, `\\A`, `\\Z`, and `(?i)` and `(?s)` at the
-start.
+of the string. Some syntax of Python and Rust is accepted too: `(?P<name>...)`, `\\A`, `\\Z`, and `(?i)` and `(?s)` at
+the start.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Node = tuple[Any, ...]
 
 The kinds of nodes are `("set", Ranges)`, `("cat", nodes)`, `("alt", nodes)`, `("rep", node, least, most)`,
 `("begin",)`, `("end",)`, `("look", negative, node)`, `("raw", text)` and `("drop",)`. `("raw", text)` is a Unicode
-class in Rust syntax. `("drop",)` stands for a construct that was dropped, so that the tree matches more than the
+class in Rust syntax. `("drop",)` replaces a construct that was dropped, so that the tree matches more strings than the
 pattern.
 """
 
@@ -70,8 +70,10 @@ CONTROLS = {"n": 10, "t": 9, "r": 13, "f": 12, "v": 11, "a": 7, "e": 27}
 
 @dataclass
 class PatternReader:
-    """Parses one pattern. `inexact` is True if a construct was dropped, so that the tree matches more than the
-    pattern."""
+    """Parses one pattern.
+
+    `inexact` is True if a construct was dropped or widened, so that the tree matches more strings than the pattern.
+    """
 
     text: str
     at: int = 0
@@ -83,7 +85,7 @@ class PatternReader:
     names: dict[str, int] = field(default_factory=dict)
 
     def read(self) -> Node:
-        """Parse the whole pattern. Raises Unreadable if it is invalid or unsupported."""
+        """Parse the whole pattern. Raises Unreadable if the pattern is invalid or unsupported."""
         node = self._alternatives()
         if self.at < len(self.text):
             raise Unreadable(f"unmatched {self.text[self.at]!r}")
@@ -129,7 +131,7 @@ class PatternReader:
                 least, most = counts
             else:
                 return node
-            self._next("?")  # a lazy repetition matches the same texts as a greedy one
+            self._next("?")  # a lazy repetition matches the same strings as a greedy repetition
             if self.text[self.at : self.at + 1] == "+":
                 raise Unreadable("possessive repetition is not supported")
             node = ("rep", node, least, most)
@@ -242,8 +244,11 @@ class PatternReader:
         return "set", self._folded(characters)
 
     def _back_reference(self, number: int) -> Node:
-        """Return the node of a back-reference. The node is inexact, because it matches every text that the group can
-        match, not only the text that the group did match."""
+        """Return the node of a back-reference.
+
+        The node is inexact: it matches every string that the group can match, instead of only the string that the group
+        has matched.
+        """
         if not 0 <= number < len(self.groups):
             raise Unreadable("a reference to a group that does not exist")
         self.inexact = True

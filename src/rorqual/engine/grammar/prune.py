@@ -27,8 +27,10 @@ SAYS: Mapping[str, tuple[str, ...]] = {
 
 
 def loosened(error: str, loose: frozenset[str]) -> frozenset[str] | None:
-    """Return `loose` (see `grammar.texts.Texts`) plus the keywords that an error names, or None if it names no further
-    keyword."""
+    """Return `loose` (see `grammar.texts.Texts`) plus the keywords that an error names.
+
+    Return None if the error names no keyword, or only keywords that are already in `loose`.
+    """
     if matches_nothing(error):
         return None
     error = first_line(error)

@@ -13,8 +13,11 @@ T = TypeVar("T")
 
 
 class Build(Future[T]):
-    """A queued task and the future of its result. `began` is its start time (`time.monotonic`), or None while it can be
-    cancelled."""
+    """A queued task and the future of its result.
+
+    `began` is the start time of the task (`time.monotonic`), or None before the start, while the task can still be
+    cancelled.
+    """
 
     def __init__(self, work: Callable[[], T]) -> None:
         super().__init__()
@@ -54,16 +57,22 @@ class Build(Future[T]):
 
 
 class Turns(Generic[T]):
-    """Worker threads that run builds, round-robin over tenants and in order for each tenant."""
+    """Worker threads that run builds, round-robin over tenants.
+
+    The builds of one tenant run in the order in which they were added.
+    """
 
     def __init__(self, workers: int, name: str) -> None:
         self._workers = ThreadPoolExecutor(workers, thread_name_prefix=name)
-        self._waiting: OrderedDict[str, deque[Build[T]]] = OrderedDict()  # the first tenant has the next turn
+        # The next build to run is from the first tenant.
+        self._waiting: OrderedDict[str, deque[Build[T]]] = OrderedDict()
         self._lock = threading.Lock()
 
     def add(self, tenant: str, build: Build[T]) -> None:
-        """Queue `build` for `tenant`. If several tenants add the same build, it runs once, at the first turn of one of
-        these tenants."""
+        """Queue `build` for `tenant`.
+
+        If several tenants add the same build, it runs only once, as soon as one of these tenants is next.
+        """
         with self._lock:
             if tenant in build.tenants:
                 return
@@ -93,6 +102,6 @@ class Turns(Generic[T]):
                     build = builds.popleft()
                     if build.begin():
                         if builds:
-                            self._waiting[tenant] = builds  # the tenant's next turn is at the end of the round
+                            self._waiting[tenant] = builds  # move the tenant behind all other tenants
                         return build
         return None

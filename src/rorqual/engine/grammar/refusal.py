@@ -20,7 +20,7 @@ NOTHING = "no token can follow"
 
 
 class Unusable(Exception):
-    """Raised if llguidance rejects a grammar. The message is llguidance's own."""
+    """Raised if llguidance rejects a grammar. The exception has llguidance's own message."""
 
     @property
     def nothing(self) -> bool:

@@ -1,8 +1,9 @@
 """Rewrite JSON schemas for llguidance.
 
 Every subschema is rebuilt from its constraining keywords, in their original order. A keyword that llguidance does not
-support is replaced by equivalent keywords, if there are any. Otherwise the keyword is dropped and recorded, and
-finished answers are validated (`grammar.check`). Grammar and validation together enforce the whole schema.
+support is replaced by equivalent keywords, if there are any. Without an equivalent, the keyword is dropped and
+recorded, and finished answers are validated (`grammar.check`). Grammar and validation together enforce the whole
+schema.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ class Rewriter(Objects):
         if keyword != "oneOf" or ("oneOf" not in self.loose and True not in branches and {} not in branches):
             rewritten[keyword] = branches
             return
-        try:  # each branch excludes all other branches
+        try:  # rewrite `oneOf` as `anyOf` whose branches exclude each other
             if not self._reserve_branches(len(branches)):
                 raise NotExpressible
             others = [self._negated(subschema, place) for subschema in schema]
@@ -167,7 +168,7 @@ class Rewriter(Objects):
         self, schema: dict[str, Any], place: str, rewritten: dict[str, Any], extra: list[Part], _: frozenset[str]
     ) -> bool:
         prefix_items, items = schema.get("prefixItems"), schema.get("items", True)
-        if isinstance(items, list):  # draft 7 lists the prefix in `items`
+        if isinstance(items, list):  # draft 7 lists the schemas of the first items in `items`, not in `prefixItems`
             prefix_items, items = items, schema.get("additionalItems", True)
         if isinstance(prefix_items, list) and prefix_items:
             name = "items" if isinstance(schema.get("items"), list) else "prefixItems"

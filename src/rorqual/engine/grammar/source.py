@@ -20,8 +20,9 @@ MAX_PATTERN = 1 << 13
 MAX_DEPTH = 64
 MAX_NODES = 20_000
 MAX_REACH = 1000
-"""Largest sum of the nesting depths of all referenced subschemas. llguidance handled a reference chain of depth 1,300;
-depth 3,000 crashed the process."""
+"""Maximum of the summed nesting depths of all referenced subschemas. llguidance handled a reference chain of depth
+1,300; depth 3,000 crashed the process.
+"""
 MAX_CHOICES = 1024
 MAX_LOOSE = 8
 """Maximum number of attempts to rewrite a schema that llguidance rejects."""
@@ -71,8 +72,8 @@ def rewrite(
     if any(part is schema for _, _, part in cycles):
         keyword, place, _ = cycles[0]
         raise _refuse(
-            f"the {keyword!r} at {shown(place)} in the JSON schema requires itself without end, so no value matches",
-            "Make one subschema of the cycle optional, or let it end, for example with null or an empty array.",
+            f"the {keyword!r} at {shown(place)} in the JSON schema requires itself endlessly, so no value matches",
+            "Make one subschema of the cycle optional, or allow an alternative that ends the cycle, such as null or an empty array.",
         )
     rewriter = Rewriter(schema, frozenset(id(part) for _, _, part in cycles), loose)
     rewritten = rewriter.whole()
@@ -89,7 +90,7 @@ def _check_values(place: str, part: dict[str, Any]) -> None:
     values = [part["const"]] if "const" in part else []
     listed = part.get("enum")
     values += listed if isinstance(listed, list) else []
-    # The lowest 64-bit integer crashes llguidance.
+    # `-LARGEST`, the lowest 64-bit integer, crashes llguidance.
     if not all(exact(value) and value != -LARGEST for value in _leaves(values)):
         raise _refuse(
             f"the {'const' if 'const' in part else 'enum'!r} at {place} in the JSON schema has a number of more than {DIGITS} digits or out "
@@ -124,14 +125,15 @@ def _check_chain(place: str, part: Any, schema: dict[str, Any]) -> None:
             return
         part = only[0]
     raise _refuse(
-        f"the '$ref' at {place} in the JSON schema leads only to itself, so no reply can match it",
-        f"Define the subschema, or allow an alternative, within {MAX_DEPTH} references.",
+        f"the chain of references from the '$ref' at {place} in the JSON schema is circular or too long",
+        f"End the chain within {MAX_DEPTH} references, or add an alternative, for example with anyOf.",
     )
 
 
 def _check_reach(schema: dict[str, Any]) -> None:
-    """Raise DataError if the referenced subschemas are too deep in total. llguidance follows references by recursion,
-    and a stack overflow would crash the process."""
+    """Raise DataError if the summed depth of the referenced subschemas is too large. llguidance follows references by
+    recursion, and a stack overflow would crash the process.
+    """
     pointers = [
         part["$ref"] for _, part in parts(schema) if isinstance(part, dict) and isinstance(part.get("$ref"), str)
     ]
@@ -139,7 +141,8 @@ def _check_reach(schema: dict[str, Any]) -> None:
     reach = sum(_nesting(resolve(schema, target), known) for target in targets)
     if reach > MAX_REACH:
         raise _refuse(
-            f"the {len(targets)} subschemas that '$ref' uses in the JSON schema have a total depth of {reach}, above the limit of {MAX_REACH}",
+            f"the {len(targets)} subschemas that '$ref' uses in the JSON schema "
+            f"have a total depth of {reach}, but the limit is {MAX_REACH}",
             "Use fewer $defs, or flatten them.",
         )
 
@@ -226,7 +229,7 @@ def _parse(source: str, kind: str, example: str) -> Any:
 
 def _check_text(source: str, kind: str, example: str, most: int, *, empty: bool = False) -> None:
     if not source and not empty:
-        raise _refuse(f"the {kind} is empty", f"Give one such as {example}.")
+        raise _refuse(f"the {kind} is empty", f"For example, give {example}.")
     # Count characters first, to avoid encoding a source that is far too long.
     try:
         size = len(source) if len(source) > most else len(source.encode())

@@ -16,7 +16,7 @@ from rorqual.engine.grammar.refs import resolve, shown
 
 MAX_BRANCHES, MAX_WAYS = 24, 32
 MAX_LEAST = 10_000
-"""Largest supported value of `minLength`, `minItems` and `minProperties`, because no reply is longer."""
+"""Largest supported value of `minLength`, `minItems` and `minProperties`. Replies are shorter in practice."""
 COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 STRINGS = ("pattern", "format", "minLength", "maxLength", "contentEncoding")
 NUMBERS = (*grammar_numbers.BOUNDS, "multipleOf")
@@ -33,12 +33,12 @@ Part = dict[str, Any] | bool
 
 @dataclass
 class Texts:
-    """Rewrites string and number keywords. Base class of `Rewriter`, with the state of a rewrite."""
+    """Rewrites string and number keywords. Base class of `Rewriter`, which also holds the state of a rewrite."""
 
     root: dict[str, Any]
     """The schema to rewrite."""
     dead: frozenset[int] = frozenset()
-    """Ids of subschemas that no value matches."""
+    """`id()` of each subschema that no value matches."""
     loose: frozenset[str] = frozenset()
     """Keywords to leave out, because llguidance rejected them. The name `branches` disables rewrites that add branches
     to the schema."""
@@ -52,16 +52,21 @@ class Texts:
     shared: dict[str, Part] = field(default_factory=dict)
 
     def _reserve_branches(self, count: int) -> bool:
-        """Reserve `count` branches for a rewrite. Returns False if this gives too many combinations. The caller then
-        leaves the keyword to the validation of finished answers."""
+        """Reserve `count` branches for a rewrite.
+
+        Returns False if the rewrite would give too many combinations. If so, the caller drops the keyword, and finished
+        answers are validated.
+        """
         if "branches" in self.loose or self.ways * count > MAX_WAYS:
             return False
         self.ways *= count
         return True
 
     def _each(self, schema: Mapping[Any, Any], place: str) -> dict[Any, Part]:
-        """Rewrite sibling subschemas. The numbers of branch combinations of siblings are not multiplied: the largest
-        number counts."""
+        """Rewrite sibling subschemas.
+
+        `ways` becomes the largest number of branch combinations among the siblings, not their product.
+        """
         before, most, rewritten = self.ways, self.ways, dict[Any, Part]()
         for name, subschema in schema.items():
             self.ways = before
@@ -167,13 +172,15 @@ def binds(part: dict[str, Any], *but: str) -> bool:
 
 
 def count_of(value: Any, keyword: str, place: str) -> int:
-    """Return the value of a keyword such as `minItems`. Raises DataError if it is not a non-negative integer, or if a
-    minimum is above `MAX_LEAST`."""
+    """Return the value of a keyword such as `minItems`.
+
+    Raises DataError if the value is not an integer of 0 or more, or if a minimum is above `MAX_LEAST`.
+    """
     if not grammar_numbers.number(value) or value < 0 or int(value) != value:
         raise DataError(
             f"the {keyword!r} at {place} in the JSON schema is {shown(repr(value))}",
             remedy="Give a whole number, 0 or more.",
         )
     if keyword.startswith("min") and value > MAX_LEAST:
-        raise DataError(f"the JSON schema asks for {keyword} above {MAX_LEAST} at {place}", remedy="Lower it.")
+        raise DataError(f"the JSON schema sets {keyword} above {MAX_LEAST} at {place}", remedy="Lower the value.")
     return int(value)

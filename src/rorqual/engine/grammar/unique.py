@@ -10,7 +10,7 @@ MAX_VALUES, MAX_LISTS, MAX_DEPTH = 12, 400, 16
 
 
 def values_of(part: Any, resolve: Callable[[str], Any], depth: int = 0) -> list[Any] | None:
-    """Return all values that a subschema allows, or None if they cannot be enumerated or are too many."""
+    """Return all values that a subschema allows, or None if the values cannot be enumerated or are too many."""
     if not isinstance(part, dict) or depth > MAX_DEPTH:
         return [] if part is False else None
     bound = {
@@ -81,8 +81,8 @@ def _different(values: list[Any]) -> list[Any]:
 def arrangements(values: list[Any], least: int, most: int) -> list[list[Any]] | None:
     """Return all lists of `least` to `most` distinct values, or None if there are more than `MAX_LISTS`.
 
-    Each set of values is returned in all orders if this gives at most `MAX_LISTS` lists. Otherwise each set is returned
-    only in the order of `values`.
+    Each set of values is returned in all orders if this gives at most `MAX_LISTS` lists. Otherwise the values of each
+    set are returned only in the order of `values`.
     """
     for choose in (permutations, combinations):
         lists = list(

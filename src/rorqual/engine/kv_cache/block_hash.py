@@ -1,8 +1,9 @@
-"""Block hashes: one key per full block of a prompt. Two blocks have the same key only if their prefixes are equal.
+"""Block hashes: one key per full block of a prompt. Two blocks have the same key only if their tokens and all tokens
+before them are equal.
 
 A key is a keyed hash of the parent block's key, the block's tokens and its extra keys. An extra key is, for example,
-the digest of embeddings that replace the embeddings of placeholder tokens. The chain starts at a root key, which covers
-everything that affects all blocks: tenant, weights, adapter and arithmetic.
+the digest of embeddings that replace the embeddings of placeholder tokens. The parent key of a first block is a root
+key, which covers everything that affects all blocks: tenant, weights, adapter and arithmetic.
 
 The hash is keyed with a secret. Without the secret, an attacker cannot construct a collision, and cannot learn another
 tenant's prompts from cache-hit timing or file names.
@@ -24,8 +25,8 @@ def chain(secret: bytes, fingerprint: bytes, tenant: str, tokens: Sequence[int] 
     """Return one 32-byte key for each full block of `tokens` ([length], a list or an array of integers).
 
     `secret` has 16 to 64 random bytes; `fingerprint` comes from `fingerprint_of`. A different secret, fingerprint,
-    tenant or block size always gives different keys. Raises ValueError for a secret of another length, tokens beyond
-    int32, or `block` below 1.
+    tenant or block size always gives different keys. Raises ValueError for a secret of another length, token ids that
+    do not fit in int32, or `block` below 1.
     """
     return extend(secret, root(secret, fingerprint, tenant, block), tokens, block)
 
@@ -48,7 +49,8 @@ def extend(
     block: int,
     extra_keys: Callable[[int], Sequence[bytes]] = lambda _: (),
 ) -> list[bytes]:
-    """Return the keys of the full blocks of `tokens`, which follow the block with the key `parent` (or the `root`).
+    """Return the keys of the full blocks of `tokens`, which come after the block with the key `parent`. For a first
+    block, `parent` is the root key.
 
     So a growing sequence hashes only its new blocks. `extra_keys(i)` returns the extra keys of the i-th new block.
     """
@@ -73,7 +75,7 @@ def block_hash(secret: bytes, parent: bytes, tokens: bytes, extra_keys: Sequence
 
 
 def matchable(length: int, block: int) -> int:
-    """Return how many blocks of a prompt of `length` tokens may come from the prefix cache.
+    """Return how many blocks of a prompt of `length` tokens may be reused from the prefix cache.
 
     At least one token must be computed, because sampling needs its logits.
     """
@@ -101,9 +103,10 @@ def _as_bytes(tokens: Sequence[int] | Any) -> bytes:
         return b""
     if values.ndim != 1 or values.dtype.kind not in "iu":
         raise ValueError(
-            f"tokens must be a row of integers, but have the shape {list(values.shape)} and dtype {values.dtype}"
+            "tokens must be a one-dimensional array of integers, "
+            f"but have the shape {list(values.shape)} and dtype {values.dtype}"
         )
     # Without this check, a silent cast would turn 2**32 into token 0.
     if values.min() < _INT32.min or values.max() > _INT32.max:
-        raise ValueError("a token does not fit in int32")
+        raise ValueError("a token id does not fit in int32")
     return values.astype("<i4").tobytes()

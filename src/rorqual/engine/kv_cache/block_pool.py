@@ -1,8 +1,8 @@
 """Ownership of the KV-cache blocks: reference counts, hash keys and eviction. This module uses no tensors.
 
 A block is in one of three states. A *used* block is referenced by at least one sequence. A *cached* block has no
-references, but it has a key, by which a prompt with the same prefix finds and reuses it. A *free* block has neither
-references nor a key.
+references, but it has a key, by which a prompt with the same prefix finds and reuses the block. A *free* block has
+neither references nor a key.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ OnEvict = Callable[[int, bytes], None]
 class BlockPool:
     """A pool of `n_blocks` blocks with ids 0 to `n_blocks` - 1.
 
-    An operation takes constant time per block, or logarithmic time if the block is or becomes free. `on_evict(id, key)`
-    is called when a cached block is evicted, before its contents are overwritten, so that the caller can save them.
-    `on_evict` must not call the pool.
+    An operation takes constant time per block. Adding a block to the free blocks, or taking a block from them, takes
+    logarithmic time. `on_evict(id, key)` is called when a cached block is evicted, before its contents are overwritten,
+    so that the caller can save them. `on_evict` must not call the pool.
 
-    Raises RuntimeError on misuse: a double release, an unknown id, or a key for a block without references. Such a bug
-    of the caller would give the keys and values of one sequence to another sequence.
+    Raises RuntimeError on misuse: a double release, an unknown id, or a key for a block without references. Undetected
+    misuse would give the keys and values of one sequence to another sequence.
     """
 
     def __init__(self, n_blocks: int, on_evict: OnEvict | None = None) -> None:
@@ -35,10 +35,11 @@ class BlockPool:
         self._keys: list[bytes | None] = [None] * n_blocks
         self._tenants = [""] * n_blocks
         self._known: dict[bytes, int] = {}
-        # A heap, so that used blocks have low ids and lie close together in memory, where attention reads them.
+        # A heap, so that blocks with low ids are used first. Used blocks then lie close together in memory, which makes
+        # attention faster.
         self._free = list(range(n_blocks))
-        # Least recently used first. An OrderedDict, because finding the first entry of a plain dict walks over deleted
-        # entries.
+        # The least recently used block comes first. An OrderedDict, because finding the first entry of a plain dict
+        # walks over deleted entries.
         self._cached: OrderedDict[int, None] = OrderedDict()
         self._used = 0
 
@@ -144,11 +145,11 @@ class BlockPool:
                     self._cached[block] = None
 
     def register(self, block: int, key: bytes, tenant: str = "") -> bool:
-        """Give a key to a full block that the caller references. From now on other sequences can `share` the block, so
-        it must not be written again.
+        """Give a key to a full block that the caller references. Other sequences can then `share` the block, so it must
+        not be written again.
 
         Returns False if another block already has the key. In that case, `block` gets no key and becomes free when it
-        is released. `drop` uses `tenant` to select blocks.
+        is released. `tenant` is stored for `drop`, which can remove the keys of one tenant.
         """
         self._exists(block)
         if self._references[block] == 0:
@@ -164,7 +165,7 @@ class BlockPool:
         return True
 
     def drop(self, tenant: str | None = None) -> None:
-        """Remove all keys, or the keys of one tenant, because the contents are out of date.
+        """Remove all keys, or only the keys of `tenant`, because the cached contents are out of date.
 
         Cached blocks become free. Used blocks lose their keys and stay used. `on_evict` is not called, because outdated
         contents must not be saved.
@@ -185,15 +186,15 @@ class BlockPool:
         return key
 
     def _exists(self, block: int) -> None:
-        # Negative ids need a check too, because a list would index from its end.
+        # Negative ids need a check too, because Python lists accept negative indices.
         if not 0 <= block < self.n_blocks:
             raise RuntimeError(f"block {block} does not exist in a pool of {self.n_blocks}")
 
     def check(self, held: Iterable[Sequence[int]] | None = None) -> None:
         """Raise RuntimeError unless every block is in exactly one state and all indices agree.
 
-        `held` lists the blocks of every live sequence. If `held` is given, each block must have as many references as
-        sequences that use it.
+        `held` lists the blocks of every live sequence. If `held` is given, the reference count of each block must equal
+        the number of sequences that use the block.
         """
         references, keys = self._references, self._keys
         used = sum(map(bool, references))

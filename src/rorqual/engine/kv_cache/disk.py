@@ -1,8 +1,8 @@
 """The on-disk prefix cache: one authenticated file per block, written by a background thread. Blocks survive restarts
 and killed processes.
 
-A file that differs from what was written under its key is a cache miss. The store removes the file and counts it as
-damaged.
+If a file was damaged or changed after it was written, reading it is a cache miss. The store removes the file and counts
+it as damaged.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ SECRET_BYTES = 32
 VERSION = 1
 QUEUE_BYTES = 64 << 20
 _BLOCK_FILE = re.compile(rf"[0-9a-f]{{{2 * KEY_BYTES}}}{re.escape(SUFFIX)}")
-_HEAD = struct.Struct(f"<8sIQ{KEY_BYTES}s")  # magic, version, bytes of the payload, key
+_HEAD = struct.Struct(f"<8sIQ{KEY_BYTES}s")  # magic, version, payload length in bytes, key
 _MAC_BYTES = 32
 _OVERHEAD = _HEAD.size + _MAC_BYTES
-# The allocation unit of nearly all file systems, which `du` also counts.
+# Block size of nearly all file systems. `du` also counts whole blocks.
 _PAGE = 4096
 _REMEDY = "Make the folder writable and free disk space, choose another folder, or leave out cache_dir."
 # Never follow a symbolic link, and never block on a named pipe.
@@ -48,8 +48,8 @@ def load_secret(folder: Path) -> bytes:
     """Return the 32-byte secret that authenticates the files in `folder`. The first call creates the secret, readable
     by the owner only.
 
-    A secret of another length, which a power failure can leave behind, is replaced. All existing files then become
-    cache misses. Raises ConfigError if the folder cannot be written or other users can read the secret.
+    If the secret has another length, for example after a power failure, a new secret replaces it, and all existing
+    files become cache misses. Raises ConfigError if the folder cannot be written or other users can read the secret.
     """
     with _as_config_error(folder):
         folder_fd = _open_folder(folder)
@@ -70,7 +70,8 @@ def _read_secret(folder_fd: int, folder: Path) -> bytes | None:
             raise ConfigError(
                 "other users can read this secret",
                 where=str(folder / SECRET_FILE),
-                remedy="Run `chmod 600` on it if you trust them. Otherwise remove it, which invalidates the disk cache.",
+                remedy="If you trust these users, run `chmod 600` on the file. Otherwise remove the file, which "
+                "invalidates the disk cache.",
             )
         secret = opened.read(SECRET_BYTES + 1)
     return secret if len(secret) == SECRET_BYTES else None
@@ -94,16 +95,18 @@ def _make_secret(folder_fd: int, folder: Path) -> bytes:
             os.unlink(temporary, dir_fd=folder_fd)
     secret = _read_secret(folder_fd, folder)
     if secret is None:
-        raise ConfigError("this file is not a valid secret", where=str(folder / SECRET_FILE), remedy="Remove it.")
+        raise ConfigError(
+            "this file does not contain a valid secret", where=str(folder / SECRET_FILE), remedy="Remove it."
+        )
     return secret
 
 
 class DiskStore:
     """An LRU key-value store of payloads in a folder, limited to `budget_bytes` of disk.
 
-    `secret` comes from `load_secret`. `fingerprint` identifies the weights: files of other weights are cache misses.
-    `put` never waits for a write, and disk errors are not raised. The constructor raises ConfigError if the folder is
-    unusable or in use by another process.
+    `secret` comes from `load_secret`. `fingerprint` identifies the weights: files that were written with other weights
+    are cache misses. `put` never waits for a write, and disk errors are not raised. The constructor raises ConfigError
+    if the folder is unusable or in use by another process.
     """
 
     def __init__(
@@ -120,9 +123,10 @@ class DiskStore:
         self.folder, self.budget, self.queue_bytes = folder, budget_bytes, queue_bytes
         self._mac_key = blake2b(fingerprint, key=secret, digest_size=32, person=b"rorqual store").digest()
         self._sizes: OrderedDict[bytes, int] = OrderedDict()  # sizes of files on disk, least recently used first
-        self._pending: OrderedDict[bytes, bytes] = OrderedDict()  # payloads to write; the first may be in progress
+        # Payloads to write. The writer thread may be writing the first of these payloads.
+        self._pending: OrderedDict[bytes, bytes] = OrderedDict()
         self._pending_bytes = 0
-        self._total = 2 * _PAGE  # disk space of the secret and the lock
+        self._total = 2 * _PAGE  # disk space of the secret file and the lock file
         self._counts = dict.fromkeys(("written", "read", "damaged", "dropped", "evicted"), 0)
         self._last, self._owner = 0, os.getpid()
         self._closing = self._error_reported = False
@@ -145,8 +149,9 @@ class DiskStore:
         self.close()
 
     def stats(self) -> dict[str, int]:
-        """Return the counts of files `written`, `read`, `damaged` and `evicted`, of payloads `dropped`, and of `files`
-        and `bytes` on disk."""
+        """Return the numbers of files `written`, `read`, `damaged` and `evicted`, of `dropped` payloads, and of `files`
+        and `bytes` on disk.
+        """
         with self._changed:
             return {**self._counts, "files": len(self._sizes), "bytes": self._total}
 
@@ -186,7 +191,8 @@ class DiskStore:
                 # Open inside the lock, so that the writer cannot evict the file first.
                 file = os.open(_name(key), os.O_RDONLY | _PLAIN, dir_fd=self._folder_fd)
             except OSError as error:
-                if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO):  # missing, a symbolic link, or a socket
+                # The file is missing, a symbolic link or a socket.
+                if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO):
                     self._remove_entry(key, damaged=error.errno != errno.ENOENT)
                 return None  # another error, such as too many open files, does not mean that the file is damaged
         try:
@@ -207,7 +213,8 @@ class DiskStore:
                 self._changed.wait(0.1)
 
     def close(self) -> None:
-        """Write the queued payloads and unlock the folder. Afterwards every `get` misses and every `put` is dropped.
+        """Write the queued payloads and unlock the folder. After `close`, every `get` is a cache miss and every `put`
+        is dropped.
 
         In a forked child of the process that opened the store, `close` does nothing, because the child has no writer
         thread and does not own the folder.
@@ -242,7 +249,7 @@ class DiskStore:
             self._counts["evicted"] += 1
 
     def _scan(self) -> None:
-        """Build the index from the files in the folder, in the order of last use.
+        """Build the index from the files in the folder, least recently used first.
 
         A file with the name and size of a block is indexed. Any other file with the suffix `SUFFIX` is a leftover and
         is removed. Files without the suffix are not touched.
@@ -293,7 +300,8 @@ class DiskStore:
         temporary = f"{key.hex()}.{os.getpid()}.part{SUFFIX}"
         head = _head(key, len(payload))
         try:
-            # No fsync: a file that a power failure tears has a wrong authentication code and so is a miss.
+            # No fsync: a file that a power failure left incomplete has a wrong authentication code and so is a cache
+            # miss.
             _write_new(self._folder_fd, temporary, head, self._code(head, payload), payload, times=self._now())
             os.replace(temporary, _name(key), src_dir_fd=self._folder_fd, dst_dir_fd=self._folder_fd)
         except OSError as error:
@@ -302,7 +310,7 @@ class DiskStore:
         return None
 
     def _verified(self, file: int, key: bytes) -> bytes | None:
-        """Return the payload of an open file, or None if the file is not exactly as it was written."""
+        """Return the payload of an open file, or None if the file was changed or damaged after it was written."""
         try:
             status = os.fstat(file)
             length = status.st_size - _OVERHEAD
@@ -311,7 +319,8 @@ class DiskStore:
             with os.fdopen(file, "rb", closefd=False) as opened:
                 head, code = opened.read(_HEAD.size), opened.read(_MAC_BYTES)
                 payload = opened.read(length)
-            # Compare the header with the only valid one. Nothing in the file is trusted before its code is checked.
+            # The header must equal the expected header. No field of the file is used before the authentication code is
+            # checked.
             if head != _head(key, length) or not hmac.compare_digest(code, self._code(head, payload)):
                 return None
             with suppress(OSError):  # keep serving if the disk was remounted read-only
@@ -326,8 +335,10 @@ class DiskStore:
         return code.digest()
 
     def _now(self) -> tuple[int, int]:
-        """Return access and modification times in ns for a file. The times increase strictly, because the next start
-        reads the LRU order from them."""
+        """Return access and modification times in ns for a file.
+
+        The times increase strictly, because after a restart the LRU order is read from the file times.
+        """
         with self._changed:
             self._last = max(self._last + 1, time.time_ns())
             return self._last, self._last
@@ -346,7 +357,7 @@ def _on_disk(size: int) -> int:
 
 
 def _remove(folder_fd: int, name: str) -> None:
-    # unlink fails on a directory, which must stay because the store never creates directories.
+    # unlink fails on a directory. The directory stays, because the store did not create it.
     with suppress(OSError):
         os.unlink(name, dir_fd=folder_fd)
 
@@ -385,7 +396,7 @@ def _open_folder(folder: Path) -> int:
         raise ConfigError(
             "other users can write to this folder",
             where=str(folder),
-            remedy="Run `chmod 700` on it, or choose another folder.",
+            remedy="Run `chmod 700` on the folder, or choose another folder.",
         )
     return folder_fd
 

@@ -1,9 +1,9 @@
 """The KV-cache manager: assign blocks to sequences and maintain the prefix cache. This module uses no tensors.
 
-A block gets a key (`block_hash.py`) once all its positions are computed. The key covers the tenant, the weights, all
-tokens up to the end of the block, and embeddings that replace token embeddings there. Sequences with the same prefix
-share the block. A block that no sequence uses any more stays cached until it is evicted. With a disk store, the block
-is also written to disk.
+A block gets a key (`block_hash.py`) once all its positions are computed. The key covers the tenant and the weights. It
+also covers all tokens up to the end of the block, and the embeddings that replace token embeddings at these positions.
+Sequences with the same prefix share the block. A block that no sequence uses any more stays cached until it is evicted.
+With a disk store, the block is also written to disk.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class KVCacheManager:
     write: Callable[[int, bytes], bool]
     """Restores the contents of a block (`PagedCache.write`)."""
     store: DiskStore | None = None
-    """The disk cache, if there is one."""
+    """The disk cache, or None."""
     clear: Callable[[list[int]], None] | None = None
-    """If set, called with newly allocated blocks to zero them before a sequence gets them."""
+    """If set, called with newly allocated blocks to fill them with zeros before a sequence gets the blocks."""
     look: Callable[[], None] = lambda: None
     """Called before a cached block is reused and before a block gets its key. Must call `renew` if the weights have
     changed."""
@@ -77,8 +77,8 @@ class KVCacheManager:
     def match(self, owner: Owner, most: int | None = None) -> int:
         """Assign the blocks of the longest cached prefix to `owner`, and return the number of tokens in these blocks.
 
-        `owner` must have no blocks yet. The match leaves at least one token to compute, and covers at most the first
-        `most` tokens.
+        `owner` must have no blocks yet. The matched prefix leaves at least one token to compute, and has at most `most`
+        tokens.
         """
         if not owner.reuse:
             return 0
@@ -113,8 +113,10 @@ class KVCacheManager:
         return allocated[0]
 
     def grow(self, owner: Owner, length: int) -> bool:
-        """Allocate blocks until `owner` has enough for `length` positions. Returns False and changes nothing if too few
-        are available."""
+        """Allocate blocks until `owner` has enough blocks for `length` positions.
+
+        Returns False and changes nothing if too few blocks are available.
+        """
         missing = -(-length // BLOCK) - len(owner.blocks)
         if missing <= 0:
             return True
@@ -134,7 +136,7 @@ class KVCacheManager:
             return
         before = self.fingerprint
         self.look()
-        if self.fingerprint != before:  # the blocks may mix old and new weights
+        if self.fingerprint != before:  # keys and values in the blocks may come from both old and new weights
             return
         keys = self._keys(owner, full)
         for index in range(owner.num_cached_blocks, full):
@@ -181,7 +183,7 @@ class KVCacheManager:
         return owner.keys[:blocks]
 
     def stats(self) -> dict[str, float]:
-        """Return the number of blocks by state, and of prompt tokens that hit and missed the prefix cache."""
+        """Return the number of blocks by state, and the numbers of prompt tokens that hit and missed the prefix cache."""
         return {
             "blocks_total": self.capacity,
             "blocks_used": self.pool.used - 1,

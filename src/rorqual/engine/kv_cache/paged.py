@@ -1,10 +1,10 @@
 """The KV cache in memory: pools of blocks. A block holds everything that attention caches, such as keys and values, for
 `BLOCK` positions of one sequence in every layer.
 
-The scheduler decides which blocks a sequence owns. In the last block of a sequence, rows beyond its end get attention
-weight 0. These rows must still be finite, because 0 times NaN is NaN. So pools are initialized with zeros, whose pages
-the operating system allocates only when they are written. Once a NaN or infinity has been written, every block is
-cleared (`clear`) before a sequence gets it.
+The scheduler decides which blocks a sequence owns. In the last block of a sequence, rows beyond the end of the sequence
+get attention weight 0. These rows must still be finite, because 0 times NaN is NaN. So pools are initialized with
+zeros. The operating system allocates memory pages for a pool only when they are written. Once a NaN or infinity has
+been written, every block is cleared (`clear`) before a sequence gets it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rorqual.ops.rope import Rope
 
 
 def zeros(shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return a tensor of zeros. On the CPU it takes no memory until it is written."""
+    """Return a tensor of zeros. On the CPU, the tensor takes no memory until it is written."""
     if device.type != "cpu":
         return torch.zeros(*shape, device=device, dtype=dtype)
     size = torch.empty(0, dtype=dtype).element_size()
@@ -32,9 +32,9 @@ def zeros(shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Ten
 
 
 def token_bytes(config: ModelConfig, dtype: torch.dtype) -> float:
-    """Return the KV-cache bytes of one token position over all layers.
+    """Return the KV-cache size of one token position in bytes, summed over all layers.
 
-    The number is fractional if attention caches one row per group of tokens. The bytes of a whole block are an integer.
+    The size is fractional if attention caches one row per group of tokens. The size of a whole block is an integer.
     """
     return sum(attention.cache_bytes(dtype.itemsize) for attention in config.attentions)
 
@@ -42,9 +42,9 @@ def token_bytes(config: ModelConfig, dtype: torch.dtype) -> float:
 class PagedCache:
     """The block pools of all layers.
 
-    `layers[i]` maps the name of each tensor that attention i caches (`layouts[i].parts`) to its pool. The backend's
-    `attention` decides the memory layout of a pool. `experts` [blocks, BLOCK, routers, k] holds the routers' choices
-    for each cached position.
+    `layers[i]` maps the name of each tensor that attention module i caches (`layouts[i].parts`) to its pool. The
+    backend's `attention` decides the memory layout of a pool. `experts` [blocks, BLOCK, routers, k] holds the routers'
+    choices for each cached position.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class StepCache:
         self.cache, self.plan, self.pools = cache, plan, cache.layers
 
     def layer(self, index: int) -> LayerCache:
-        """Return the cache of attention number `index`, counted over the whole model."""
+        """Return the cache of the attention module number `index` of the whole model."""
         return _Layer(self, self.cache.layouts[index], self.cache.layers[index])
 
     def table(self, rope: Rope, dim: int) -> tuple[Tensor, Tensor]:

@@ -35,8 +35,10 @@ from rorqual.engine.seeds import Bits, sample_seed
 ALWAYS = ("max_tokens", "temperature", "top_p")
 """Parameters that are always sent, because servers have different defaults."""
 OWN_FORMS = ("seed", "n", "top_logprobs", "grammar")
-"""Parameters that are not sent under their own name. A request with `n` samples becomes n HTTP requests, each with its
-own seed."""
+"""Parameters that are not sent as a field of the same name.
+
+A request with `n` samples becomes n HTTP requests, each with its own seed.
+"""
 
 
 def fields_of(params: SamplingParams) -> dict[str, Any]:
@@ -82,7 +84,7 @@ RETRIED = frozenset({408, 409, 425, 429})
 FINAL = frozenset({501, 505})
 """Server errors that a retry cannot fix."""
 REFUSED = frozenset({400, 413, 422})
-"""Status codes that mean that this request is invalid. Other requests may succeed."""
+"""Status codes that mean that only this request is invalid, so other requests may succeed."""
 UNSURE = frozenset({408, 409, 425})
 """Status codes below 500 after which the server may have done and billed work. Any other code below 500 means that the
 server did no work."""
@@ -92,12 +94,12 @@ LONGEST_WAIT = 60.0
 
 
 class RemoteError(RorqualError):
-    """Raised if a remote endpoint does not answer or answers with an error. `status` is the HTTP status of a rejected
-    request, else 0.
+    """Raised if a remote endpoint does not answer or answers with an error. `status` is the HTTP status if the server
+    rejected the request, else 0.
 
     `alone` means that only this request failed, after all its retries, and other requests may succeed. Examples are a
-    server error, a timeout, a broken connection and a reply without a completion. A wrong key, model or address, a rate
-    limit and an unreachable server affect all requests, so `alone` is False.
+    server error, a timeout, a broken connection and a reply without a completion. A wrong API key, model or address, a
+    rate limit or an unreachable server affects all requests, so `alone` is False.
     """
 
     def __init__(self, what: str, *, where: str = "", remedy: str = "", status: int = 0, alone: bool = False) -> None:
@@ -115,19 +117,27 @@ class BudgetGuard(Protocol):
     """Interface of an object that charges requests to a budget. Several threads call its methods concurrently."""
 
     def enter(self, place: int) -> bool:
-        """Return whether request number `place` may be sent. Called before each attempt; may block until other requests
-        finish."""
+        """Return whether request number `place` may be sent.
+
+        Called before each attempt. The call may block until other requests finish.
+        """
 
     def refused(self, place: int) -> None:
-        """Record an attempt that is not billed: it was not sent, or was rejected with HTTP 3xx or 4xx other than
-        `UNSURE`."""
+        """Record an attempt that is not billed: it was not sent, or the server rejected it with HTTP 3xx or 4xx other
+        than `UNSURE`.
+        """
 
     def used(self, place: int, usage: Mapping[str, int]) -> None:
-        """Record an attempt without a completion for which the server reports this token usage."""
+        """Record an attempt whose reply has no completion.
+
+        `usage` is the token usage that the server reports for it.
+        """
 
     def left(self, place: int) -> None:
-        """Record that the request has finished, with or without success. Attempts whose cost is unknown count as
-        billed."""
+        """Record that the request has finished, with or without success.
+
+        Attempts whose cost is unknown are charged to the budget.
+        """
 
 
 class _Free:
@@ -153,8 +163,10 @@ class _OverBudget(RorqualError):
 
 @contextmanager
 def _recording(faults: list[BaseException], stop: threading.Event) -> Iterator[None]:
-    """Record an exception in `faults` and tell the other threads to stop. Later exceptions of other threads are caused
-    by this stop."""
+    """Record an exception in `faults` and tell the other threads to stop.
+
+    Later exceptions of other threads are only consequences of this stop.
+    """
     try:
         yield
     except BaseException as error:
@@ -165,7 +177,9 @@ def _recording(faults: list[BaseException], stop: threading.Event) -> Iterator[N
 
 @dataclass(frozen=True)
 class _Gate:
-    """What the retries of one request need: the budget, the request's index, and an event that stops all requests."""
+    """State that all attempts of one request share: the budget, the request's index, and an event that stops all
+    requests.
+    """
 
     toll: BudgetGuard
     place: int
@@ -176,9 +190,10 @@ class RemoteClient(ABC):
     """A client that sends one HTTP request per sample to `url`, with up to `concurrency` in flight. Subclasses build
     the body and parse the reply.
 
-    `timeout` is in seconds per attempt. Up to `retries` retries follow HTTP 408, 409, 425, 429 or 5xx, a broken
-    connection, or a reply without a completion, such as an HTML page. The delay before a retry is `backoff` seconds,
-    doubled after each retry, or the server's `Retry-After` if that is longer.
+    `timeout` is in seconds per attempt. A request is retried up to `retries` times. Reasons for a retry are HTTP 408,
+    409, 425, 429 and 5xx (except 501 and 505), a broken connection, and a reply without a completion, such as an HTML
+    page. The delay before a retry starts at `backoff` seconds and doubles after each retry. If the server's
+    `Retry-After` is longer, it is used instead. No delay exceeds `LONGEST_WAIT` seconds.
     """
 
     def __init__(
@@ -220,7 +235,7 @@ class RemoteClient(ABC):
 
     @abstractmethod
     def _read(self, data: Any, request: Request) -> Completion:
-        """Return the completion in a reply's JSON. Raises NoCompletion if the reply has no completion."""
+        """Extract the completion from the JSON of a reply. Raises NoCompletion if the reply has no completion."""
 
     @abstractmethod
     def _check(self, wanted: Sequence[tuple[Request, int]]) -> None:
@@ -238,14 +253,14 @@ class RemoteClient(ABC):
         """Send a request for each (request, sample number) in `wanted`, and call `arrived(place, completion)` for each
         completion.
 
-        Calls of `arrived` are serialized. After the first failure, of a request or of `arrived`, no further request is
-        sent. Requests in flight are completed and delivered, then the failure is raised. `toll.enter` must approve each
-        attempt. If `toll.enter` returns False, no further request is sent, and `collect` returns False.
+        Calls of `arrived` are serialized. After the first request or call of `arrived` that fails, no further request
+        is sent. Requests in flight are completed and delivered, then the failure is raised. `toll.enter` is called
+        before each attempt. If `toll.enter` returns False, no further request is sent, and `collect` returns False.
 
         If `refused` is given, `refused(place, error)` is called for a request that the server rejects for its content
-        (`REFUSED`), and the other requests continue. `failed(place, error)` is called for any other error with
-        `RemoteError.alone`, and the other requests continue too. With `first_alone`, the other requests are sent after
-        the first one has finished.
+        (`REFUSED`), and the other requests continue. If `failed` is given, `failed(place, error)` is called for any
+        other error with `RemoteError.alone`, and the other requests continue too. With `first_alone`, the first request
+        must finish before all other requests are sent.
         """
         self._check(wanted)
         lock, stop = threading.Lock(), threading.Event()
@@ -268,7 +283,8 @@ class RemoteClient(ABC):
             try:
                 with _recording(faults, stop):
                     outcome = answer(place)
-                with lock, _recording(faults, stop):  # an exception must set `stop` before another thread gets the lock
+                # If a callback raises, `stop` is set before another thread gets the lock.
+                with lock, _recording(faults, stop):
                     if isinstance(outcome, Completion):
                         arrived(place, outcome)
                     elif handler := handler_of(outcome):
@@ -298,8 +314,10 @@ class RemoteClient(ABC):
         return self._with_retries(gate, self.url, lambda: self._read(self._send(self.url, body), request))
 
     def exchange(self, url: str, body: bytes | None = None, extra_headers: Mapping[str, str] | None = None) -> Any:
-        """Send an auxiliary request with retries, POST if it has a body and else GET, and return the JSON of the
-        reply."""
+        """Send an auxiliary request with retries, and return the JSON of the reply.
+
+        The method is POST if `body` is given, else GET.
+        """
         return self._with_retries(_Gate(FREE, 0, threading.Event()), url, lambda: self._send(url, body, extra_headers))
 
     def _with_retries(self, gate: _Gate, url: str, attempt_once: Callable[[], T]) -> T:
@@ -338,7 +356,7 @@ class RemoteClient(ABC):
         return _remedy(code)
 
     def _send(self, url: str, body: bytes | None, extra_headers: Mapping[str, str] | None = None) -> Any:
-        """Send one HTTP request, POST if it has a body and else GET, and return the JSON of the reply."""
+        """Send one HTTP request and return the JSON of the reply. The method is POST if `body` is given, else GET."""
         headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "rorqual"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
@@ -386,10 +404,12 @@ class RemoteEngine(RemoteClient):
     def generate(
         self, requests: Sequence[Request], *, progress: Callable[[int, int], None] | None = None
     ) -> list[list[Completion]]:
-        """Return the `n` samples of each request. Raises the first failure that remains after all retries."""
-        self._check(
-            [(request, 0) for request in requests]
-        )  # validate before `n`, which may be huge, is expanded to a list
+        """Return the `n` samples of each request.
+
+        Raises the error of the first request that fails in spite of its retries.
+        """
+        # Validate first, because the list of samples would be huge for a huge `n`.
+        self._check([(request, 0) for request in requests])
         wanted = [(request, sample) for request in requests for sample in range(request.params.n)]
         completions: dict[int, Completion] = {}
 
@@ -443,14 +463,14 @@ def check_requests(requests: Sequence[Request]) -> None:
             raise DataError(
                 "a remote endpoint does not take embeddings",
                 where=f"request {number}, embeds",
-                remedy="Send an image as a part of a message, or use a local model.",
+                remedy="Send the image as an image part of a message, or use a local model.",
             )
 
 
 def _retry_after(headers: Headers) -> float:
     try:
         return float(headers.get("Retry-After", 0))
-    except ValueError:  # the header is a date: use the backoff instead
+    except ValueError:  # the header is a date, which is not supported: use the backoff
         return 0.0
 
 
@@ -509,7 +529,8 @@ def completion_of(data: Any, prompt_logprobs: int | None) -> Completion:
             f"the reply has no choices[0].message: {shorten(json.dumps(data))}", usage_of(data)
         ) from None
     reasoning: str | None
-    if separate_reasoning:  # some servers return the reasoning separately but leave `</think>` in front of the content
+    # Some servers return the reasoning in its own field but leave `</think>` in front of the content.
+    if separate_reasoning:
         text, reasoning = content.lstrip("\n").removeprefix(END_THINK).lstrip("\n"), str(separate_reasoning)
     else:
         text, reasoning = split_reasoning(content)
@@ -538,14 +559,19 @@ def usage_of(data: Any) -> dict[str, int]:
 
 
 def shorten(text: str) -> str:
-    """Return the text on one line. A longer text is cut after 300 characters and ends with "..."."""
+    """Return the text on one line.
+
+    A text of more than 300 characters is cut after 300 characters, and "..." is appended.
+    """
     text = " ".join(text.split())
     return text if len(text) <= 300 else text[:300] + "..."
 
 
 def read_until(reply: Any, end: float) -> bytes:
-    """Read the whole body, at most until the monotonic time `end`. Raises TimeoutError if it takes longer, because a
-    socket timeout limits only each single read."""
+    """Read a reply body until it ends, or until it has at least `LARGEST_REPLY` bytes.
+
+    Raises TimeoutError after the monotonic time `end`, because a socket timeout limits only each single read.
+    """
     raw = bytearray()
     while len(raw) < LARGEST_REPLY and (piece := reply.read1(1 << 16)):
         raw += piece
@@ -575,8 +601,8 @@ def prompt_scores(data: Any, top: int | None) -> Scores | None:
     """Parse vLLM's `prompt_logprobs` into the log-probability of each prompt token and the `top` most likely tokens at
     its position.
 
-    Returns None if the request did not set `prompt_logprobs`. In vLLM's format, each entry lists the prompt token first
-    and gives the rank of every token.
+    Returns None if the request did not set `prompt_logprobs` or the server returned none. In vLLM's format, each entry
+    lists the prompt token first and gives the rank of each listed token.
     """
     if top is None or data is None:
         return None
@@ -589,9 +615,9 @@ def prompt_scores(data: Any, top: int | None) -> Scores | None:
 def split_reasoning(content: str) -> tuple[str, str | None]:
     """Split a reply into answer and reasoning.
 
-    `<think>` may be missing from the reply, because the prompt may end with it. A reply that is cut off while thinking
-    has no answer. A reply with neither tag is an answer without reasoning: the server removed the reasoning, or the
-    model did not think.
+    `<think>` may be missing from the reply, because the prompt may end with it. A reply that is cut off during the
+    reasoning has no answer. A reply without `<think>` and `</think>` is an answer without reasoning: the server removed
+    the reasoning, or the model did not think.
     """
     head, mark, tail = content.partition(END_THINK)
     if mark:

@@ -63,8 +63,8 @@ def guess_chat(model_type: str, tokenizer: Tokenizer, template: str | None) -> s
     """Return the name of the chat format that a checkpoint was trained with.
 
     If the checkpoint has a template, return the format that writes the same prompts, or `template` if no format does. Without a
-    template, choose the format by the special tokens and `model_type` (such as `qwen3`), or return `none` if the tokenizer has
-    no special tokens that mark chat turns.
+    template, choose the format by the special tokens and `model_type` (such as `qwen3`). Return `none` if the tokenizer has no
+    special tokens that mark chat turns.
     """
     if template is None:
         return _without_template(model_type, tokenizer)

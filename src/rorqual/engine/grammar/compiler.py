@@ -2,8 +2,8 @@
 or tool calls.
 
 `Grammars.compile` compiles a grammar once in a background thread. Compilation takes milliseconds. It fails after
-`COMPILE_SECONDS`. Each sample has its own copy of the compiled grammar, which masks tokens before each sampling step
-and then advances its state with the sampled token.
+`COMPILE_SECONDS`. Each sample has its own copy of the compiled grammar. The copy masks tokens before each sampling
+step, and then advances its state with the sampled token.
 
 The size of user-supplied grammars is limited before and during compilation. A keyword that can be neither enforced nor
 validated is an error. External references are never downloaded.

@@ -12,8 +12,8 @@ NEEDS = ("required", "minItems", "minProperties")
 Node = tuple[str, int, str]
 """A node of the dependency graph: (kind, id of the subschema, type). A node is true if a finite matching value exists.
 
-The kind `value` means a value of this type, `any` means a value of any type, and `some` means a value that matches at
-least one of several subschemas.
+The kind `value` means a value of this type, and `any` means a value of any type. The kind `some` means a value that
+matches at least one of several subschemas.
 """
 
 

@@ -48,8 +48,8 @@ def load_secret(folder: Path) -> bytes:
     """Return the 32-byte secret that authenticates the files in `folder`. The first call creates the secret, readable
     by the owner only.
 
-    If the secret has another length, for example after a power failure, a new secret replaces it, and all existing
-    files become cache misses. Raises ConfigError if the folder cannot be written or other users can read the secret.
+    If the secret has another length, for example after a power failure, a new secret replaces it. All existing files
+    then become cache misses. Raises ConfigError if the folder cannot be written or other users can read the secret.
     """
     with _as_config_error(folder):
         folder_fd = _open_folder(folder)

@@ -191,9 +191,9 @@ class RemoteClient(ABC):
     the body and parse the reply.
 
     `timeout` is in seconds per attempt. A request is retried up to `retries` times. Reasons for a retry are HTTP 408,
-    409, 425, 429 and 5xx (except 501 and 505), a broken connection, and a reply without a completion, such as an HTML
-    page. The delay before a retry starts at `backoff` seconds and doubles after each retry. If the server's
-    `Retry-After` is longer, it is used instead. No delay exceeds `LONGEST_WAIT` seconds.
+    409, 425, 429 and 5xx (except 501 and 505), and a broken connection. Another reason is a reply without a completion,
+    such as an HTML page. The delay before a retry starts at `backoff` seconds and doubles after each retry. If the
+    server's `Retry-After` is longer, it is used instead. No delay exceeds `LONGEST_WAIT` seconds.
     """
 
     def __init__(

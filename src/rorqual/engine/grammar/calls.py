@@ -84,8 +84,8 @@ class CallSyntax:
     """The syntax of tool calls in one chat format.
 
     `marks` are the ids of the special tokens in calls. `unsaid` are strings that a call must not contain, such as
-    `</think>` if it is not a special token. The chat format treats these strings as the start or end of reasoning
-    anywhere in a reply, and so could not parse the call.
+    `</think>` if the chat format also recognises it as plain text. The chat format treats these strings as the start or
+    end of reasoning anywhere in a reply, and so could not parse the call.
     """
 
     def __init__(self, chat: ChatFormat, vocab_size: int) -> None:

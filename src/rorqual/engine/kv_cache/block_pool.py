@@ -35,8 +35,8 @@ class BlockPool:
         self._keys: list[bytes | None] = [None] * n_blocks
         self._tenants = [""] * n_blocks
         self._known: dict[bytes, int] = {}
-        # A heap, so that blocks with low ids are used first. Used blocks then lie close together in memory, which makes
-        # attention faster.
+        # A heap, so that blocks with low ids are used first. Used blocks then lie close together in the memory that
+        # attention reads.
         self._free = list(range(n_blocks))
         # The least recently used block comes first. An OrderedDict, because finding the first entry of a plain dict
         # walks over deleted entries.

@@ -369,11 +369,11 @@ def test_two_backends_of_one_name_are_refused_and_one_defined_again_is_the_newes
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"drawn": None}, r"must give a step's ids in the shape \[1\], but gave none"),
-        ({"experts": None}, r"must give a step's experts in the shape \[.*\], but gave none"),
+        ({"drawn": None}, r"must return ids of shape \[1\] for a step, but returned none"),
+        ({"experts": None}, r"must return experts of shape \[.*\] for a step, but returned none"),
         (
             {"hidden": torch.zeros(1, 32)},
-            r"must give a step's hidden states in the shape \[.*\], but gave shape \[1, 32\]",
+            r"must return hidden states of shape \[.*\] for a step, but returned shape \[1, 32\]",
         ),
     ],
 )
@@ -396,7 +396,7 @@ def test_an_id_that_is_none_is_an_error_by_name(monkeypatch: pytest.MonkeyPatch)
         return replace(found, drawn=replace(found.drawn, ids=found.drawn.ids + 100_000))
 
     monkeypatch.setattr(Whole, "__call__", far)
-    with pytest.raises(ValueError, match=r"backend 'fused' sampled \[1\d+\] from a vocabulary of \d+"):
+    with pytest.raises(ValueError, match=r"backend 'fused' sampled token ids \[1\d+\] from a vocabulary of \d+"):
         engine_of(model_of(), backend="fused").generate(
             [Request(prompt_ids=tuple(range(40, 60)), params=SamplingParams(max_tokens=3))]
         )

@@ -149,7 +149,9 @@ def test_an_expert_beyond_the_number_that_was_said_is_refused() -> None:
     for ffn in (SkippingConfig(experts=130), Modest(experts=130)):
         engine = Engine.of(build(model_config(ffn=ffn), seed=1), TOKENIZER, chat_format(TOKENIZER, "deepseek"))
         if isinstance(ffn, Modest):
-            with pytest.raises(ValueError, match=r"a network chose expert 1\d\d, but its `n_choices\(\)` is 100"):
+            with pytest.raises(
+                ValueError, match=r"a feed-forward network chose expert 1\d\d, but its `n_choices\(\)` is 100"
+            ):
                 engine.generate([request])
         else:
             assert engine.generate([request])

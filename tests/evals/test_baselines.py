@@ -358,7 +358,7 @@ def test_versions_are_recorded_and_evaluations_of_two_are_not_compared() -> None
     assert old.versions == {"count": 1, "kk": 1} and new.keys == old.keys
     for one, other in ((old, new), (new, old)):
         with pytest.raises(
-            DataError, match=r"has version [12] of the problems of '(count|kk)', the other version [12]"
+            DataError, match=r"has version [12] of the problems of '(count|kk)', the other has version [12]"
         ):
             compare(one, other)
     assert compare(old, old) and compare(new, new)

@@ -117,7 +117,7 @@ def test_problems_that_were_picked_before_are_asked_as_they_are():
 
 def test_a_finite_task_gives_what_it_has_and_an_empty_one_is_refused():
     assert len(pick(Few(), "test", 100, 0, False)) == len(pick(Few(), "test", 100, 0, True)) == 7
-    with pytest.raises(DataError, match=r"task few: the dev split has no problem\n.*Choose"):
+    with pytest.raises(DataError, match=r"task few: the dev split contains no problems\n.*Choose"):
         pick(Empty(), "dev", 3, 0, True)
     with pytest.raises(DataError, match="count=0"):
         pick(Few(), "dev", 0, 0, False)

@@ -27,7 +27,7 @@ class Request:
     priority: int = 0
     """The queued request with the highest priority runs first."""
     reuse: bool = True
-    """Whether this request may use blocks from the prefix cache and leave its own blocks there."""
+    """Whether this request may read blocks from the prefix cache and store its own blocks in the cache."""
     embeds: Embeds | None = None
     """Embeddings that replace the embeddings of placeholder tokens in the prompt."""
 

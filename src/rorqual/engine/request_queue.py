@@ -96,8 +96,8 @@ class RequestQueue(Generic[W]):
         `next`.
 
         If `tenant` has no slot, every tenant that has several slots or received more service than `tenant` may lose
-        one. Otherwise a tenant may lose one if it received more service and would still have at least as many slots as
-        `tenant`.
+        one. Otherwise another tenant may lose a slot if it received more service than `tenant` and still keeps at least
+        as many slots.
         """
         own_slots, own_usage = held.get(tenant, 0), self.usage(tenant, running)
         return {

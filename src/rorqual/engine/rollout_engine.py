@@ -39,7 +39,8 @@ class RolloutEngine(Protocol):
 
 
 class InlineRolloutEngine:
-    """A rollout engine in the trainer's process: an `Engine` on the trained tensors, so weight updates need no copy.
+    """A rollout engine in the trainer's process. Its `Engine` shares the trained tensors, so weight updates need no
+    copy.
 
     `generate` runs in the trainer's thread and yields the first sample only after all samples are finished.
     """
@@ -68,9 +69,9 @@ def gather(
     """Generate all samples of the requests and return them in order. Missing samples are requested again with the same
     seed.
 
-    `version` is the version of the trainer's weights.
-    Raises NumericsError for a sample of newer weights, or of weights more than `max_age` versions older. Also raises
-    NumericsError for a sample that was not requested, and for samples that are missing after `TRIES` attempts.
+    `version` is the version of the trainer's weights. Raises NumericsError if a sample's weights are newer than the
+    trainer's, or more than `max_age` versions older. Also raises NumericsError for a sample that was not requested, and
+    for samples that are missing after `TRIES` attempts.
     """
     completions: dict[tuple[int, int], Completion] = {}
     places = [(number, sample) for number, request in enumerate(requests) for sample in range(request.params.n)]

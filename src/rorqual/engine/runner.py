@@ -29,8 +29,8 @@ from rorqual.ops.sampling import SamplerOutput, SamplingMetadata, Settings, like
 
 @dataclass(frozen=True)
 class Sampled:
-    """A finished reply: token ids, log-probabilities, expert ids, tokens left by top-k and top-p, and most likely
-    tokens.
+    """A finished reply: token ids, log-probabilities, expert ids, tokens that pass top-k and top-p filtering, and most
+    likely tokens.
 
     `Completion` documents the shapes.
     """
@@ -262,7 +262,7 @@ class Runner:
         """Return the expert ids. Raises ValueError if an id is `n_choices()` or higher, because such an id may be too
         large for the dtype of `PagedCache.experts`."""
         if (highest := int(experts.max())) >= self._choices:
-            raise ValueError(f"a network chose expert {highest}, but its `n_choices()` is {self._choices}")
+            raise ValueError(f"a feed-forward network chose expert {highest}, but its `n_choices()` is {self._choices}")
         return experts
 
     def _checked(self, output: StepOutput, step_input: StepInput) -> StepOutput:
@@ -280,13 +280,13 @@ class Runner:
             if tensor is None or tuple(tensor.shape) != shape:
                 actual = "none" if tensor is None else f"shape {list(tensor.shape)}"
                 raise ValueError(
-                    f"backend '{self.backend.name}' must give a step's {name} in the shape {list(shape)}, but gave {actual}"
+                    f"backend '{self.backend.name}' must return {name} of shape {list(shape)} for a step, but returned {actual}"
                 )
         return output
 
     def _embeds(self, plan: SchedulerOutput, ids: Ints, size: int) -> Tensor | None:
-        """Return the input embeddings [1, tokens, d] of a step with `size` tokens before padding. None if no request
-        sets `embeds`."""
+        """Return the input embeddings [1, tokens, d] of a step with `size` tokens before padding. Return None if no
+        request sets `embeds`."""
         places, rows = list[Ints](), list[npt.NDArray[np.float32]]()
         start = plan.decode
         for chunk in plan.chunks:
@@ -382,7 +382,9 @@ class Runner:
             self.kept[slot, position + 1] = np.packbits(kept, axis=-1)
         new: Ints = drawn.ids.cpu().numpy()
         if new.min() < 0 or new.max() >= drawn.distribution.shape[1]:
-            raise ValueError(f"backend '{self.backend.name}' sampled {new.tolist()} from a vocabulary of {self.vocab}")
+            raise ValueError(
+                f"backend '{self.backend.name}' sampled token ids {new.tolist()} from a vocabulary of {self.vocab}"
+            )
         new = new.clip(max=self.vocab - 1)  # if logits are NaN, the sample may be a padding column
         self.ids[slot, position + 1] = new
         self.logprobs[slot, position + 1] = drawn.logprobs.cpu().numpy()

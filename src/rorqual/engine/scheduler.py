@@ -3,12 +3,12 @@
 This module uses only Python and numpy. It uses neither tensors nor the model.
 
 A sequence is queued, gets a slot, is prefilled in chunks, decodes in a row of the batch until it stops, and is
-released. Rows 0 to B - 1 are in use: when sequences finish, the last rows move into the gaps. The runner's state of a
-sequence is indexed by its slot, which does not change.
+released. B decoding sequences use rows 0 to B - 1: when sequences finish, the last rows move into the gaps. The
+runner's state of a sequence is indexed by its slot, which does not change.
 
 Keys and values are stored in blocks (`KVCacheManager`). When no block is available, the scheduler preempts the sequence
-that ranks last. That sequence releases its blocks, is queued again, and later resumes from its tokens. The scheduler
-also preempts for fairness (`_victim`).
+that ranks last. The preempted sequence releases its blocks and is queued again. When it resumes, tokens whose blocks
+are no longer cached are prefilled again. The scheduler also preempts for fairness (`_victim`).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from rorqual.engine.sequence import InputBatch, Ints, Sequence
 from rorqual.ops.paged import BLOCK, QUERIES
 
 QUANTUM = 16
-"""Minimum number of tokens that a sequence decodes in its row before it may be preempted for fairness. So every
-sequence makes progress."""
+"""Minimum number of tokens that a sequence decodes in its row before it may be preempted for fairness. This minimum
+lets every sequence make progress."""
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,8 @@ class Scheduler:
         plan.admitted.append(sequence)
 
     def _preempt_for(self, sequence: Sequence, plan: SchedulerOutput) -> bool:
-        """Preempt a running sequence in favour of the queued `sequence`. Returns False if none may be preempted."""
+        """Preempt a running sequence in favour of the queued `sequence`. Returns False if no running sequence may be
+        preempted."""
         victim = self._victim(sequence)
         if victim is None:
             return False
@@ -236,8 +237,9 @@ class Scheduler:
         """Return the sequence to preempt in favour of the queued `sequence`, or None.
 
         If a sequence of lower priority is running, the victim is the sequence that ranks last (`_last`). Otherwise the
-        victim belongs to a tenant that owes a slot (`RequestQueue.owing`). Of these tenants, the one with the most
-        slots loses the sequence that has decoded the most tokens in its row, at least `QUANTUM`.
+        victim belongs to a tenant that owes a slot (`RequestQueue.owing`). Only sequences that have decoded at least
+        `QUANTUM` tokens in their rows are candidates. The tenant with the most slots loses its candidate with the most
+        decoded tokens.
         """
         if min(s.priority for s in (*self.running, *self.prefilling)) < sequence.priority:
             return self._last()
@@ -284,8 +286,8 @@ class Scheduler:
     def _grow(self, sequence: Sequence, stop: int, later: list[Sequence], plan: SchedulerOutput) -> bool:
         """Allocate the blocks of a chunk. Returns False if too few blocks are available.
 
-        If no sequence is decoding, no block will become free by itself. So sequences in `later` are preempted, starting
-        from the end.
+        If no sequence is decoding, no sequence will finish and free its blocks. In that case, sequences in `later` are
+        preempted, starting from the end.
         """
         while not self.kv_cache.grow(sequence, stop):
             with_slot = [other for other in later if other.slot >= 0]
@@ -295,7 +297,8 @@ class Scheduler:
         return True
 
     def _join(self, sequence: Sequence, chunk: int, plan: SchedulerOutput) -> None:
-        """Give rows to a sequence whose prefill completes in this step, and to the followers that share the prefill."""
+        """Give rows to a sequence whose prefill completes in this step, and to its `followers`, which share the
+        prefill."""
         self.prefilling.remove(sequence)
         followers, sequence.followers = sequence.followers, []
         self._row(sequence, chunk, plan)

@@ -33,7 +33,7 @@ class Sequence:
     reuse: bool = True
     arrival: int = 0
     slot: int = -1
-    """Index of the sequence's state in the runner, or -1 while it has none."""
+    """Index of the sequence's state in the runner, or -1 if the sequence has no slot."""
     tokens: list[int] = field(default_factory=list)
     """The tokens to prefill: the prompt and, after a preemption, the reply tokens sampled before it."""
     num_computed_tokens: int = 0
@@ -43,7 +43,7 @@ class Sequence:
     blocks: list[int] = field(default_factory=list)
     num_cached_blocks: int = 0
     keys: list[bytes] = field(default_factory=list)
-    """Block hashes of the first full blocks, as far as they are computed."""
+    """Hashes of the leading full blocks that have been computed so far."""
     followers: list[Sequence] = field(default_factory=list)
     """Sequences with the same tokens to prefill, which wait for this sequence's prefill and share its blocks."""
     saved: object = None

@@ -1,4 +1,4 @@
-"""Detect weight changes, so that KV-cache blocks of other weights are never reused.
+"""Detect weight changes, so that KV-cache blocks computed with other weights are never reused.
 
 Before each step, `Weights` compares the data pointer and torch's version counter of every tensor. `Weights` also
 compares every attribute of every module, such as an adapter's scale, an eps or a RoPE base. Both comparisons take
@@ -161,8 +161,8 @@ def _parts(value: object, leaves: list[object]) -> list[object]:
 
 
 def _stable_text(leaf: object) -> str:
-    """Return a text for a value in `leaves`. The text is the same in every process, except that a local function or
-    class gets a random text."""
+    """Return a string for a value in `leaves`. The string is the same in every process, except that a local function or
+    class gets a random string."""
     if isinstance(leaf, type | Callable):  # type: ignore[arg-type]
         name = f"{leaf.__module__}.{leaf.__qualname__}"  # type: ignore[attr-defined]
         return secrets.token_hex(32) if "<" in name else name
@@ -180,8 +180,8 @@ def _keys(device: torch.device) -> Tensor:
 def digest(tensors: list[Tensor]) -> bytes:
     """Return a 32-byte hash of the values of `tensors`. Different values collide with a probability of at most 2**-32.
 
-    Each row of `WORDS` 64-bit words gives two sums of products with random keys modulo 2**64: one of the words, one of
-    their upper 32 bits. The two sums are the multilinear hash of Lemire & Kaser (arXiv 1202.4961) over 32-bit
+    Each row of `WORDS` 64-bit words gives two dot products with random keys modulo 2**64: one for the words, one for
+    their upper 32 bits. The two dot products are the multilinear hash of Lemire & Kaser (arXiv 1202.4961) over 32-bit
     characters with 64-bit keys. This hash reads about 7 GB/s per core; BLAKE2 reads 0.9 GB/s.
     """
     hash_ = blake2b(digest_size=32)

@@ -1,4 +1,5 @@
-"""The on-disk answer cache. Each answer is written when it arrives, so that earlier answers survive a kill or a failed request."""
+"""The on-disk answer cache. Each answer is written when it arrives, so that earlier answers are not lost if the process
+is killed or a request fails."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from rorqual.engine.request import Completion, Request
 
 SYNC_SECONDS = 5.0
 IN_A_ROW = 32
-"""Number of consecutive new rejections after which the evaluation stops."""
+"""Number of consecutive newly rejected requests after which the evaluation stops."""
 Progress = Callable[[int, int], None]
 QuickstartPaths = tuple[int, int]
 """(Index of a request, index of a sample of that request)."""
@@ -96,7 +97,8 @@ class AnswerCache:
             if self.refusals and all(completion.error for completion in found.values()):
                 raise self.refusals[0]
         elif missing:
-            # Generate all samples of a request, because they share one prefill. The cached samples are generated identically.
+            # Generate all samples of a request, because they share one prefill. Samples that are already cached are
+            # generated again with the same result.
             numbers = sorted({number for number, _ in missing})
             for number in numbers:
                 for sample in range(requests[number].params.n):
@@ -143,8 +145,9 @@ class AnswerCache:
 class _CacheFile:
     """The cache file with answers and the keys of rejected requests. If `path` is None, the cache exists in memory only.
 
-    With `paid`, each answer is synced to disk before the next answer, and reserved disk space makes this possible on a
-    full disk. Otherwise answers are only flushed to the operating system, so they survive a kill of this process.
+    With `paid`, each answer is synced to disk before the next answer is added. Disk space reserved in advance lets the
+    last answer be written even if the disk becomes full. Without `paid`, answers are only flushed to the operating
+    system, so they are not lost if this process is killed.
     """
 
     def __init__(self, path: Path | None, *, paid: bool) -> None:
@@ -206,7 +209,7 @@ class _CacheFile:
             self.path.unlink(missing_ok=True)
         self._journal.close()
         if self._empty:
-            with suppress(OSError):  # the folder contains another file
+            with suppress(OSError):  # a folder that contains another file is kept
                 for folder in self._new:
                     folder.rmdir()
 

@@ -1,4 +1,5 @@
-"""Guessing baselines: rules that see only the surface of a prompt, fitted on train problems and scored on evaluation problems."""
+"""Guessing baselines: rules that use only surface features of a prompt, such as its length. The rules are fitted on
+train problems and scored on evaluation problems."""
 
 from __future__ import annotations
 
@@ -57,8 +58,9 @@ def baselines(task: Task, problems: Sequence[Problem], seed: int, fit: int = FIT
     """Return the share of `problems` that each rule gets right, keyed by `family`, `family/level` or `all`, then by rule.
 
     The rules of a cell (family and level) are fitted on `fit` problems of its train split, drawn with `seed` and
-    disjoint from `problems`. `uniform` is one divided by the number of distinct answers in the fitting set. A cell without
-    train problems has no baselines. Pooled results that include such a cell are left out, too.
+    disjoint from `problems`. `uniform` is one divided by the number of distinct answers in the fitting set. A cell
+    without train problems has no baselines. Pooled results that include a cell without train problems are left out,
+    too.
     """
     by_cell: dict[Cell, list[Problem]] = {}
     for problem in problems:

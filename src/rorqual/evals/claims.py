@@ -1,6 +1,6 @@
 """The report's claims about the models of one run, tested for each family.
 
-These claims are no verdicts on a method, because one run has only one seed.
+These claims apply to the models of one run only. A verdict on a method needs several seeds, but a run has one seed.
 """
 
 from __future__ import annotations
@@ -116,14 +116,16 @@ def claims(findings: Findings) -> list[SupportedClaim]:
 
 
 def student_claims(findings: Findings) -> list[SupportedClaim]:
-    """Return the claims about the student's branches, first pooled and then by family. A run without a student has no such claims."""
+    """Return the claims about the student's branches, first pooled and then by family. Return an empty list if the run
+    has no student."""
     return ask(STUDENT_TOPICS, findings.students, ("all", "family")) if findings.students else []
 
 
 def ask(
     topics: Sequence[Topic], evaluations: Mapping[tuple[str, Thinking], Evaluation], grains: Sequence[Grain]
 ) -> list[SupportedClaim]:
-    """Test every topic, pooled or by family as `grains` says, with a one-sided exact McNemar test, Holm-corrected over all tests."""
+    """Test every topic at each of `grains` (pooled or by family) with a one-sided exact McNemar test, Holm-corrected
+    over all tests."""
     supported: list[SupportedClaim] = []
     for topic in topics:
         before, after = evaluations[topic.before], evaluations[topic.after]
@@ -157,12 +159,13 @@ class GainAccount:
 
     @property
     def by_choice(self) -> float:
-        """The gain in accuracy that the model before GRPO gets from being made to think, without training."""
+        """The accuracy that the model before GRPO gains when it is made to think."""
         return self.before_made_to_think - self.before
 
 
 def account(findings: Findings) -> GainAccount:
-    """Return accuracies and shares of thinking before and after GRPO, with a free choice to think and when made to think."""
+    """Return the model's accuracy and frequency of thinking before and after GRPO. Accuracy is given both when the
+    model chooses whether to think and when it is made to think."""
     rows = {name: evaluation.rows("all")[0] for name, evaluation in findings.evaluations.items()}
     return GainAccount(
         before=rows["before", "auto"].accuracy,

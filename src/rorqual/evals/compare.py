@@ -74,13 +74,13 @@ def compare_seeds(
 ) -> list[Comparison]:
     """Compare several runs that differ in their seed: `before[s]` is paired with `after[s]`.
 
-    With several seeds the interval is from resampling seeds first, then problems. The coverage of this interval is
-    below nominal (see `hierarchical_difference`).
+    With several seeds, the interval comes from a bootstrap that resamples seeds first, then problems. The coverage of
+    this interval is below nominal (see `hierarchical_difference`).
     """
     if len(before) != len(after) or not before:
         raise DataError(
-            f"{len(before)} evaluations cannot be paired with {len(after)}",
-            remedy="Give the same evaluations for each seed, one file of each.",
+            f"{len(before)} `before` evaluations cannot be paired with {len(after)} `after` evaluations",
+            remedy="Give one `before` and one `after` evaluation for each seed.",
         )
     for old, new in zip(before, after, strict=True):
         _same_problems(old, new)
@@ -94,7 +94,7 @@ def _same_problems(before: Evaluation, after: Evaluation) -> None:
         old_version, new_version = (evaluation.versions.get(family, 1) for evaluation in (before, after))
         if old_version != new_version:
             raise DataError(
-                f"one evaluation has version {old_version} of the problems of '{family}', the other version {new_version}",
+                f"one evaluation has version {old_version} of the problems of '{family}', the other has version {new_version}",
                 where="compare",
                 remedy="Repeat both evaluations with this version of Rorqual.",
             )
@@ -107,7 +107,7 @@ def _same_problems(before: Evaluation, after: Evaluation) -> None:
         f"and {len(new)} of '{after.task}' ({after.split}, seed {after.seed})"
         + (f"; only one has '{odd[0]}'" if odd else ""),
         where="compare",
-        remedy="Evaluate both with the same task, split, count and seed.",
+        remedy="Run both evaluations with the same task, split, count and seed.",
     )
 
 

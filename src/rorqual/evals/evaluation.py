@@ -77,10 +77,10 @@ class Row:
 class Evaluation(Config):
     """Graded samples with the settings that produced them. One evaluation is one JSON file.
 
-    `baselines` maps `family`, `family/level` and `all` to the accuracy of rules that see only a prompt's surface
-    (evals/baselines.py). `versions` maps families to the version of their problems; a missing family has version 1.
-    `usage` sums the generator's token counts. `seconds` is the wall-clock time. For a resumed evaluation, `seconds`
-    covers the last part only.
+    `baselines` maps `family`, `family/level` and `all` to the accuracy of rules that use only surface features of a
+    prompt (evals/baselines.py). `versions` maps families to the version of their problems; a missing family has version
+    1. `usage` sums the generator's token counts. `seconds` is the wall-clock time. For a resumed evaluation, `seconds`
+    covers only the time since the last resumption.
     """
 
     task: str

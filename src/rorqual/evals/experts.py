@@ -23,7 +23,7 @@ from rorqual.tasks.base import Task
 def expert_use(
     generator: Generator, task: Task, n_experts: int, *, count: int, seed: int, params: SamplingParams
 ) -> dict[str, Any]:
-    """Count which experts process the greedy answers to `count` dev problems of each family and level.
+    """Count how often each expert processes the greedy answers to `count` dev problems of each family and level.
 
     The counts cover every position of prompt and answer that the model processed. `share` [layer][family][expert] is
     the fraction of a family's router choices that go to the expert. `load` [layer][expert] is the fraction over all families.

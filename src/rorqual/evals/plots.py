@@ -28,7 +28,7 @@ SETTINGS: tuple[tuple[str, Thinking, str], ...] = (
 BASELINE = "best baseline"
 MARKERS = ("o", "^", "o", "s", "^")
 HOLLOW = 2
-"""Number of `SETTINGS` from before GRPO. These settings come first and are drawn with hollow markers."""
+"""Number of `SETTINGS` that describe the model before GRPO. These first settings are drawn with hollow markers."""
 
 
 def pictures(findings: Findings) -> dict[str, Picture]:
@@ -181,7 +181,8 @@ def _draw_levels(axis: Axes, theme: Theme, family: str, tables: Sequence[Sequenc
 
 
 def what_changed(findings: Findings) -> Picture:
-    """Plot the frequency and length of thinking and the accuracy when made to think, before and after GRPO."""
+    """Plot the frequency and length of thinking and the accuracy of the model when it is made to think, before and
+    after GRPO."""
     families = findings.families
     auto = {when: _by_family(findings.evaluations[when, "auto"]) for when in ("before", "after")}
     forced = {when: _by_family(findings.evaluations[when, "on"]) for when in ("before", "after")}

@@ -26,12 +26,13 @@ def student_pictures(findings: Findings) -> list[Picture]:
 
 
 def colours(theme: Theme) -> tuple[str, ...]:
-    """Return one colour per branch, in the order of the summary: teacher, base, distilled, reinforced, answers alone."""
+    """Return one colour per branch, in the order of the summary: teacher, base, distilled, reinforced, answers-only."""
     return theme.ink, theme.before, theme.after, theme.off, theme.on
 
 
 def accuracies(findings: Findings, branch: Branch, confidence: float) -> dict[str, Row]:
-    """Return the summary rows of a branch by family, pooled row first. The model chooses whether to think."""
+    """Return the summary rows of a branch by family, pooled row first. The rows are from the evaluation in which the
+    model chooses whether to think."""
     evaluation = findings.students[branch.name, "auto"]
     rows = [*evaluation.rows("all", confidence), *evaluation.rows("family", confidence)]
     return {row.family: row for row in rows}

@@ -41,7 +41,8 @@ class ExpertsReport(ForeignFile):
 class StageCost(ForeignFile):
     """The cost of one stage: `seconds` of wall-clock time and `core_seconds` of processor time.
 
-    `solved` counts the right answers that the stage produced. `spent_tokens` includes tokens processed again after a kill.
+    `solved` counts the right answers that the stage produced. `spent_tokens` includes tokens that were processed again
+    after the process was killed.
     """
 
     name: str
@@ -60,7 +61,7 @@ class StageCost(ForeignFile):
 class Branch(ForeignFile):
     """A model in the student comparison: how it was measured, and the stages that make up its cost.
 
-    The cost of a student excludes the base student, which all branches share.
+    The cost of a student excludes the training of the base student, which all branches share.
     """
 
     name: str

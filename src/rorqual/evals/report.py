@@ -105,7 +105,7 @@ def _student_lede(supported: Sequence[SupportedClaim]) -> str:
 
 
 def _where_from(findings: Findings) -> str:
-    """State in words how much of the gain the choice to think explains."""
+    """Return sentences that compare GRPO's accuracy gain with the gain from making the model think before GRPO."""
     gains = account(findings)
     if gains.gain <= 0:
         return "GRPO brought no gain over all families together."

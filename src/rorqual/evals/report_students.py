@@ -39,7 +39,8 @@ def main_claim(supported: Sequence[SupportedClaim]) -> SupportedClaim:
 
 
 def student_words(findings: Findings, supported: Sequence[SupportedClaim]) -> str:
-    """Summarise the result for these models. A verdict on the method needs several seeds."""
+    """Return sentences that summarise the result for the models of this run. A verdict on the method needs several
+    seeds."""
     pooled = {item.topic.name: item for item in supported if item.family == "all families"}
     main, base = pooled["distilled-over-reinforced"], pooled["distilled-over-base"]
     rival, answers = pooled["reinforced-over-base"], pooled["distilled-over-answers"]
@@ -69,7 +70,8 @@ def student_words(findings: Findings, supported: Sequence[SupportedClaim]) -> st
 
 
 def _controls(findings: Findings) -> str:
-    """State the accuracies of base and reinforced student when made to think, which remove the effect of the choice to think."""
+    """State the accuracies of the base and the reinforced student when both are made to think. These accuracies exclude
+    the effect of the choice to think."""
     shares = [_share(findings, name, "on") for name in ("student-base", "reinforced")]
     if None in shares:
         return ""
@@ -77,7 +79,8 @@ def _controls(findings: Findings) -> str:
 
 
 def _teacher_words(findings: Findings) -> str:
-    """Compare student and teacher in both modes, because the student learned from a teacher that was made to think."""
+    """Compare student and teacher when they choose whether to think and when they are made to think. The student
+    learned from a teacher that was made to think."""
     modes: dict[Thinking, str] = {"auto": "with their own choice to think", "on": "made to think"}
     shares = [
         (words, _share(findings, "distilled", mode), _share(findings, "teacher", mode)) for mode, words in modes.items()
@@ -93,7 +96,8 @@ def _share(findings: Findings, name: str, mode: Thinking) -> float | None:
 
 
 def cost_words(findings: Findings) -> str:
-    """State whether the branches cost the same, and what the teacher's training adds."""
+    """State whether distillation and reinforcement cost the same, and how much the teacher's training costs in
+    addition."""
     costs = {branch.name: findings.summary.cost_of(branch) for branch in findings.summary.branches}
     own, rival, teacher = (costs[name].core_seconds for name in ("distilled", "reinforced", "teacher"))
     if rival <= 0 or own <= 0:

@@ -24,16 +24,16 @@ PATIENCE = 20
 def pick(task: Task, split: Split, count: int, seed: int, per_family: bool) -> list[Problem]:
     """Return the evaluation problems: the same arguments give the same problems, and no key occurs twice.
 
-    With `per_family` the result has `count` problems of each stratum (family, level), otherwise `count` problems in total.
-    A task may be endless, and its strata are not known in advance. The search therefore stops after many draws that add no
-    problem. The limit on these draws is higher if an unfinished stratum is rare. A stratum with fewer than `count` distinct problems then
-    contains every problem that was found.
+    With `per_family` the result has `count` problems of each stratum (family, level), otherwise `count` problems in
+    total. A task may generate problems endlessly, and its strata are not known in advance. The search therefore stops
+    after many draws that add no problem. The limit on these draws is higher if an unfinished stratum is rare. A stratum
+    in which the search finds fewer than `count` distinct problems contains every problem that was found.
 
-    Raises DataError if `count` is below 1 or the split has no problem.
+    Raises DataError if `count` is below 1 or the split contains no problems.
     """
     if count < 1:
         raise DataError(
-            f"count={count} requests no problem", where=f"task {task.name}", remedy="Set count to at least 1."
+            f"count={count} would select no problems", where=f"task {task.name}", remedy="Set count to at least 1."
         )
     chosen: dict[str, Problem] = {}
     taken: Counter[tuple[str, str]] = Counter()
@@ -52,7 +52,7 @@ def pick(task: Task, split: Split, count: int, seed: int, per_family: bool) -> l
                 break
     if not chosen:
         raise DataError(
-            f"the {split} split has no problem",
+            f"the {split} split contains no problems",
             where=f"task {task.name}",
             remedy="Choose another split or check the data.",
         )
@@ -131,7 +131,7 @@ def evaluate(
 
 
 def seeded(params: SamplingParams, key: str) -> SamplingParams:
-    """Return `params` with a seed derived from their seed and a problem's key."""
+    """Return `params` with a seed derived from `params.seed` and a problem's key."""
     digest = hashlib.sha256(f"{params.seed}:{key}".encode()).digest()
     return replace(params, seed=int.from_bytes(digest[:4], "big") >> 1)
 

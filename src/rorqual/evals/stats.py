@@ -44,7 +44,8 @@ class Difference:
 
 
 def wilson(right: float, total: int, confidence: float = 0.95) -> Interval:
-    """Return the score interval of a proportion (Wilson 1927). The interval stays within [0, 1] and is valid at 0 and at `total`.
+    """Return the score interval of a proportion (Wilson 1927). The interval stays within [0, 1] and is also valid if
+    `right` is 0 or `total`.
 
     `right` may be a sum of shares between 0 and 1, one per problem, because the mean of shares varies at most as much as the
     mean of 0s and 1s. The coverage is nominal on average over rates, but lower at rates below 1 / `total`
@@ -58,7 +59,8 @@ def wilson(right: float, total: int, confidence: float = 0.95) -> Interval:
     rate = right / total
     middle = (rate + z * z / (2 * total)) / (1 + z * z / total)
     half = z / (1 + z * z / total) * math.sqrt(rate * (1 - rate) / total + z * z / (4 * total * total))
-    # At the rates 0 and 1 the exact end is 0 or 1. Rounding must not exclude the rate from its own interval.
+    # At rate 0 the exact lower end is 0, and at rate 1 the exact upper end is 1. Set them exactly, because rounding
+    # could exclude the rate from its own interval.
     low = 0.0 if right == 0 else max(0.0, middle - half)
     high = 1.0 if right == total else min(1.0, middle + half)
     return Interval(low, high, confidence)
@@ -119,9 +121,9 @@ def mcnemar(
 def paired_interval(gained: float, lost: float, pairs: float, confidence: float = 0.95) -> Interval:
     """Return the score interval of a difference of paired proportions (Tango 1998), with Edwards' correction of one pair.
 
-    `gained` of `pairs` became right and `lost` became wrong. `gained` and `lost` may be sums of shares. The interval always has
-    positive width: 20 pairs without a change give -0.24 to 0.24 at 95 %. The interval contains 0 exactly when McNemar's test with the correction
-    of Edwards (1948) does not reject.
+    Of `pairs` pairs, `gained` became right and `lost` became wrong. `gained` and `lost` may be sums of shares. The
+    interval always has positive width: 20 pairs without a change give -0.24 to 0.24 at 95 %. The interval contains 0
+    exactly when McNemar's test with the correction of Edwards (1948) does not reject.
     """
     if gained < 0 or lost < 0 or gained + lost > pairs or pairs <= 0:
         raise ValueError(f"{gained} gained and {lost} lost of {pairs} pairs is impossible")
@@ -157,7 +159,8 @@ def paired_difference(
 def difference_over_seeds(
     before: Sequence[NDArray[Any]], after: Sequence[NDArray[Any]], confidence: float = 0.95, samples: int = 4000
 ) -> Difference:
-    """Return the paired difference of shares over runs: `before[s][i]` and `after[s][i]` are seed `s` on problem `i`.
+    """Return the paired difference of shares over runs: `before[s][i]` and `after[s][i]` are the values of seed `s` on
+    problem `i`.
 
     For one seed the interval is the score interval over problems. For several seeds the interval spans
     both the interval of `hierarchical_difference` and the score interval over all problems. Seeds that agree exactly therefore do not
@@ -186,8 +189,8 @@ def hierarchical_difference(
 ) -> Difference:
     """Return the paired difference of any values over runs. Each resample draws seeds first, then items within each drawn seed.
 
-    `before[s][i]` and `after[s][i]` are seed `s` on item `i`. The mean weighs all seeds equally. Resampling only items
-    would understate the spread between runs.
+    `before[s][i]` and `after[s][i]` are the values of seed `s` on item `i`. The mean gives all seeds equal weight.
+    Resampling only items would understate the spread between runs.
 
     A percentile bootstrap (Efron 1979) of few seeds is too narrow. For 5 seeds with a standard deviation of ten points, a nominal
     99 % interval covers the true mean in 97.5 % of cases. If each seed is an outlier with probability 0.2, the interval
@@ -223,7 +226,7 @@ def _resampled_means(values: Sequence[Floats], samples: int, random: np.random.G
     for index, value in enumerate(values):
         for slot in range(seeds):
             rows = np.flatnonzero(picks[:, slot] == index)
-            # Blocks bound the memory of the index table for many problems.
+            # Process the rows in blocks to limit the memory of the index table.
             for block in np.array_split(rows, max(1, rows.size * value.size // 2_000_000)):
                 total[block] += value[random.integers(value.size, size=(block.size, value.size))].mean(axis=1)
     return total / seeds
@@ -264,7 +267,8 @@ def holm_values(p_values: Sequence[float]) -> list[float]:
 
 
 def holm(claims: Iterable[Claim]) -> list[Claim]:
-    """Return the claims with p-values adjusted for the number of tests. Claims without a p-value do not count.
+    """Return the claims with p-values adjusted for the number of tests. Claims without a p-value are not counted as
+    tests.
 
     The verdict "higher" changes to "open" (undecided) if its adjusted p-value exceeds one minus the confidence of its interval.
     """

@@ -1,5 +1,5 @@
-"""A rollout engine on a remote `rorqual serve` with `rollout_dir=`. The trainer uploads weights and receives token
-ids."""
+"""A rollout engine that uses a remote `rorqual serve` started with `rollout_dir=`. The trainer uploads weights and
+receives token ids."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class RemoteRolloutEngine(RemoteClient):
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
         """Yield samples as they finish.
 
-        Raises the first failure that remains after all retries. Closing the iterator cancels the requests that are not
+        Raises the first error that persists after all retries. Closing the iterator cancels the requests that are not
         sent yet.
         """
         places = [(number, sample) for number, request in enumerate(requests) for sample in range(request.params.n)]

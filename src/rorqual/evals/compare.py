@@ -74,8 +74,8 @@ def compare_seeds(
 ) -> list[Comparison]:
     """Compare several runs that differ in their seed: `before[s]` is paired with `after[s]`.
 
-    With several seeds, the interval comes from a bootstrap that resamples seeds first, then problems. The coverage of
-    this interval is below nominal (see `hierarchical_difference`).
+    With several seeds, the interval spans the bootstrap interval over seeds and problems and the score interval over
+    all problems. The coverage of the bootstrap interval is below nominal (see `hierarchical_difference`).
     """
     if len(before) != len(after) or not before:
         raise DataError(

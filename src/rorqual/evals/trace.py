@@ -17,9 +17,10 @@ from rorqual.evals.trace_page import SCRIPT, STYLE
 
 TRACE_FILE = "trace.html"
 TEXT_STEPS = 200
-"""Maximum number of steps whose texts are on the page. A longer run has texts at this many evenly spaced steps.
+"""Maximum number of steps whose prompts and replies are on the page. For a longer run, the page has the texts of this
+many evenly spaced steps.
 
-The other steps show verdicts, advantages and lengths only.
+Steps without texts show verdicts, advantages and lengths only.
 """
 CODES = {"right": "r", "wrong": "w", "ungraded": "u"}
 

@@ -37,7 +37,8 @@ def judge(
 ) -> Verdict:
     """Judge whether a difference lies on `side` of `bound`. The verdict is open with fewer than five seeds or below 99 % confidence.
 
-    `differences` has one value per seed. `bootstrap` is the interval over seeds and the problems within them.
+    `differences` has one value per seed. `bootstrap` is the bootstrap interval over seeds and the problems within each
+    seed.
     """
     if len(differences) < SEEDS or bootstrap.confidence < CONFIDENCE:
         return "open"

@@ -4,15 +4,17 @@ The reserve is an upper bound of the cost: the maximum number of tokens that the
 server billed more than this bound for an earlier request, later reserves include the difference. The actual cost of an
 answer replaces its reserve. A request costs nothing if it was never sent, or if the server rejected it (HTTP 3xx or 4xx).
 
-The reserve counts as spent if the answer never arrived (server error, timeout, broken connection, no completion), because the
-server may have billed the request. The reserve also counts as spent if the server reports no token usage, or fewer tokens than
-the answer's text must have. After such a report, the usage of that server is not trusted any more.
+The reserve counts as spent if the answer never arrived (server error, timeout, broken connection, no completion),
+because the server may have billed the request. The reserve also counts as spent if the server reports no token usage,
+or fewer tokens than the answer's text must have. After an impossible report, later usage reports of that server are not
+trusted.
 
-The guarantee: if a server bills no request more than its reserve, the total bill never exceeds the budget. A server may bill
-more and report it, because it ignores `max_tokens` or adds its own prompt. The budget may then be exceeded by the excess cost
-of the requests in flight at the first such report, and no further request is sent. With a budget, the first request is sent
-alone. Therefore, if the server treats all requests alike, only one request can exceed its reserve. In any case, at most
-`concurrency` requests can exceed their reserves. If a server bills more without reporting it, the excess is unlimited.
+The guarantee: if a server bills no request more than its reserve, the total bill never exceeds the budget. A server may
+bill and report more tokens than were reserved, because it ignores `max_tokens` or adds its own prompt. The budget may
+then be exceeded, but at most by the excess cost of the requests in flight at the first such report. Once the budget is
+exceeded, no further request is sent. With a budget, the first request is sent alone. Therefore, if the server treats
+all requests alike, only one request can exceed its reserve. In any case, at most `concurrency` requests can exceed
+their reserves. If a server bills more tokens than it reports, the budget may be exceeded by any amount.
 """
 
 from __future__ import annotations
@@ -144,7 +146,8 @@ class Budget:
         return self.paid + self.lost
 
     def enter(self, place: int) -> bool:
-        """Reserve the maximum cost of a request. If the budget is short, wait for requests in flight to finish.
+        """Reserve the maximum cost of a request. If the remaining budget does not cover this cost, wait for requests in
+        flight to finish.
 
         Return False if the budget does not cover the request even when no other request is in flight.
         """

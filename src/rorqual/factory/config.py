@@ -22,7 +22,8 @@ class FilterConfig(Config):
 
     - `names`: the filters to run.
     - `shortest`, `longest`: limits on the length in tokens; 0 means no limit. A truncated reply counts as too long.
-    - `ngram`, `repeated`: maximum share of repeated lines, and of words inside repeated n-grams of `ngram` words.
+    - `ngram`, `repeated`: `repeated` is the maximum share of repeated lines, and of words inside repeated n-grams of
+      `ngram` words.
     - `foreign`: maximum share of letters outside the sample's most frequent script.
     - `shingle`, `similar`: two samples of a problem are duplicates if the Jaccard similarity of their sequences of
       `shingle` words is at least `similar`.
@@ -58,7 +59,7 @@ class Access(Config):
     @model_validator(mode="after")
     def _priced(self) -> Self:
         if self.budget and not (self.price_in or self.price_out):
-            raise ValueError("budget needs price_in and price_out, in money per million tokens")
+            raise ValueError("budget needs price_in and price_out, in currency units per million tokens")
         return self
 
 

@@ -1,9 +1,10 @@
 """Contamination check: find problems and samples that match an evaluation item as a whole or by consecutive words.
 
-Matching ignores case and punctuation. Texts are compared twice: with numbers and operators, and with words only. The second
-comparison finds problems whose numbers were changed. `overlap` consecutive words count as a match. The default is 8; GPT-3
-used 8 to 13 (Brown et al. 2020, appendix C). An item with fewer words, but at least `SHORT`, matches if a text contains all
-of it. An item with fewer than `SHORT` words matches only a text that is equal to it.
+Matching ignores case and punctuation. Texts are compared twice: with numbers and operators, and with words only. The
+second comparison finds problems whose numbers were changed. `overlap` consecutive words count as a match. The default
+is 8; GPT-3 used 8 to 13 (Brown et al. 2020, appendix C). An item with fewer than `overlap` words, but at least `SHORT`
+words, matches if a text contains the whole item. An item with fewer than `SHORT` words matches only a text that is
+equal to it.
 
 As in GPT-3, common sequences such as instructions do not count. A sequence is common if more than `COMMON` evaluation items
 or more than `COMMON` problems to sample contain it. The check does not find paraphrases, or texts in which every eighth
@@ -129,8 +130,8 @@ class Evaluations:
 def bare(text: str) -> Gram:
     """Split a text into words, numbers and arithmetic operators, without punctuation.
 
-    A sign counts as an operator if it is between two words, at least one of which is a number or a single letter. A minus
-    before a number is also kept.
+    A sign counts as an operator if it is between two words, at least one of which is a number or a single letter. A
+    minus sign before a number is also kept.
     """
     tokens = ["", *words(text), ""]
     kept = []

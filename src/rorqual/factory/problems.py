@@ -88,8 +88,8 @@ def choose(config: FactoryConfig) -> Chosen:
         raise DataError(
             f"all {len(met)} problems match an evaluation set; the first, {problem.key!r:.60}, matches {meeting.where}",
             where=str(problem.meta.get("where", f"task {task.name}")),
-            remedy="Use training problems that are not held out for evaluation. If all problems of the task share their sentences,"
-            " set `patterned = True` in its class.",
+            remedy="Use training problems that are not held out for evaluation. If all problems of the task share "
+            "sentence patterns, set `patterned = True` in its class.",
         )
     notes = [note] if note else []
     n_problems = len(clean)

@@ -41,8 +41,9 @@ CLOCK_SECONDS = 1.0
 def sample_teacher(config: FactoryConfig, out: Path, *, threads: int, quiet: bool, api_key: str = "") -> Path:
     """Sample the teacher of `config` and write the dataset to the folder `out`. Return its Parquet file.
 
-    Every sample is synced to `samples.jsonl` before it is used. After a kill, a full disk, or a failure of the server or the
-    grader, the same call resumes without requesting saved samples again. `data.distilled` reads the Parquet file.
+    Every sample is synced to `samples.jsonl` before it is used. If the process is killed, the disk is full, or the
+    server or the grader fails, the same call can be repeated. It resumes without requesting saved samples again.
+    `data.distilled` reads the Parquet file.
 
     Raises ConfigError without changing any file if the folder has samples of another config (`access` may differ). Raises
     RorqualError if another process uses the folder. Raises BudgetReached if the budget is reached, after writing the dataset
@@ -88,8 +89,8 @@ def _finish(work: Work, out: Path, completed: bool) -> None:
 class Clock:
     """A record of the wall-clock and processor seconds of each stage, summed over all calls.
 
-    Times are stored in a separate file, because all other files of the folder are reproducible. The file is written whenever
-    samples are saved, so a kill loses only the time of the current batch.
+    Times are stored in a separate file, because all other files of the folder are reproducible. The file is written
+    whenever samples are saved, so only the time of the current batch is lost if the process is killed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -180,7 +181,7 @@ class Work:
             try:
                 self.journal.append(entry.line() for entry in entries if not entry.failed)
                 self.failures.append(entry.line() for entry in entries if entry.failed)
-            except DiskFull as error:  # the last samples were still written, into disk space reserved before
+            except DiskFull as error:  # the last samples were written to disk space reserved in advance
                 disk_full = error
             on_saved()
             for entry in entries:

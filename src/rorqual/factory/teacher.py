@@ -28,7 +28,8 @@ Keep = Callable[[Sequence[Entry], Callable[[], None]], None]
 UnderWay = Callable[[int], None]
 """A progress callback that receives the number of samples that are generated but not saved yet."""
 FAILURES_IN_A_ROW = 5
-"""Stop after this many consecutive requests failed despite retries, because then the server is the cause, not a single request."""
+"""Number of consecutive requests that may fail despite retries before sampling stops. So many failures in a row
+indicate a problem with the server, not with a single request."""
 
 
 EngineRequest = tuple[Problem, int, Request]
@@ -38,7 +39,7 @@ ANY = (Message("user", "?"),)
 
 
 def nothing() -> None:
-    """Do nothing, as the callback for saved samples that cost no money."""
+    """A callback for saved samples that cost no money. It does nothing."""
 
 
 class Teacher(ABC):

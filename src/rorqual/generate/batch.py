@@ -86,7 +86,8 @@ def answers(engine: Stepping, rows: Iterable[RowRequest | Refused], *, room: int
 def remote_answers(
     engine: RemoteEngine, rows: Iterable[RowRequest | Refused], *, concurrency: int
 ) -> Iterator[list[Answered]]:
-    """Answer all rows with a remote endpoint, `concurrency` rows at a time. Yield the answered rows like `answers`.
+    """Answer all rows with a remote endpoint, `concurrency` rows at a time. Yield the answered rows in the same form as
+    `answers`.
 
     If the server rejects a row with a status in `REFUSED`, the row is yielded as `Refused`. Any other error is raised after the
     running requests have finished.

@@ -81,13 +81,14 @@ class Partial:
         return self._places[line] != NONE
 
     def add(self, lines: Mapping[int, Mapping[str, Any]]) -> None:
-        """Append records, given by line number, in one write. After `add` returns, the records survive a killed process."""
+        """Append records, given by line number, in one write. After `add` returns, the records are not lost if the
+        process is killed."""
         raw = {line: to_line(record) for line, record in lines.items()}
         try:
             view = memoryview(b"".join(raw.values()))
             while view:
                 view = view[os.write(self._file, view) :]
-            if time.monotonic() - self._synced > SYNC_SECONDS:  # limits what a power failure can lose
+            if time.monotonic() - self._synced > SYNC_SECONDS:  # limits how many answers a power failure can destroy
                 os.fsync(self._file)
                 self._synced = time.monotonic()
         except OSError as error:

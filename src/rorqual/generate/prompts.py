@@ -63,7 +63,9 @@ class Prompts:
         try:
             if path.exists() and not path.is_file():
                 raise DataError(
-                    "not a regular file, but the prompts are read twice", where=str(path), remedy="Save them to a file."
+                    "the prompts are read twice, so they must be in a regular file",
+                    where=str(path),
+                    remedy="Save the prompts to a file.",
                 )
             digest, head, rows, last = _scan(path)
         except FileNotFoundError:

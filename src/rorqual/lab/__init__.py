@@ -1,1 +1,2 @@
-"""Experiments that test published claims with several seeds, controls and a verdict rule. Each writes a JSON file and a page."""
+"""Experiments that test published claims with several seeds, controls and a verdict rule. Each experiment writes a JSON
+file and an HTML page."""

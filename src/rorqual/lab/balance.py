@@ -1,8 +1,9 @@
 """Test whether load balancing with a router bias costs quality (DeepSeek-V3, section 2.1.2).
 
-Each seed has three runs that differ only in the balancing method. `balance` trains on an endless text, whose loss falls
-smoothly. `balance-worked` trains on the families' worked solutions, which are learned in jumps. In `balance-worked`, runs
-that differ only by rounding differ by several percent in loss, so a difference of half a percent is not measurable.
+Each seed has three runs that differ only in the balancing method. `balance` trains on endless synthetic text, on which
+the loss falls smoothly. `balance-worked` trains on the families' worked solutions, on which the loss falls in sudden
+drops. In `balance-worked`, runs that differ only by rounding differ by several percent in loss, so a difference of half
+a percent is not measurable.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class Balancing(Experiment):
     gamma: ClassVar[float]
     alpha: ClassVar[float]
     tried: ClassVar[str]
-    """A sentence on the other values of gamma and alpha that were tried, and on which seeds."""
+    """A sentence that states which other values of gamma and alpha were tried, and on which seeds."""
     took: ClassVar[tuple[float, float]]
     """Estimated core-seconds of one training run, and of measuring all three runs."""
 
@@ -176,7 +177,7 @@ class BalanceExperiment(Balancing):
         file = place / f"{self.name}.txt"
         steps = amount(self.steps, share)
         if not file.is_file():  # the text depends only on seed and share, so any arm's job may write it
-            needed = steps * ROWS * (FULL.row + 1) * 10 // 9 + 10_000  # the data source holds out a tenth
+            needed = steps * ROWS * (FULL.row + 1) * 10 // 9 + 10_000  # the data source holds out a tenth of the text
             place.mkdir(parents=True, exist_ok=True)
             write_atomic(file, endless_text(needed, seed).encode())
         return pretrain(data=str(file), steps=steps, rows=ROWS, row=FULL.row, seed=seed)

@@ -46,7 +46,8 @@ def worked_blocks(chat: ChatFormat, seed: int, tokens: int, rows: int, problems:
 
 
 def text_blocks(tokenizer: Tokenizer, text: str, row: int, rows: int) -> Iterator[TrainBatch]:
-    """Yield blocks of non-overlapping windows of `row` tokens with next-token targets. The remainder is dropped."""
+    """Yield blocks of non-overlapping windows of `row` tokens with next-token targets. Tokens that do not fill a block
+    are dropped."""
     ids = np.asarray(tokenizer.encode(text), dtype=np.int64)
     size = rows * row
     for start in range(0, len(ids) - size, size):
@@ -60,8 +61,9 @@ def text_blocks(tokenizer: Tokenizer, text: str, row: int, rows: int) -> Iterato
 def endless_text(characters: int, seed: int) -> str:
     """Return `characters` characters of third-order Markov text, based on the package's sample of Shakespeare.
 
-    Each character follows its three predecessors with the frequency in the sample. The text never ends or repeats, so
-    a model cannot memorise it. The loss falls smoothly, and the entropy is known.
+    Each character follows its three predecessors with the same frequency as in the sample. The text can be arbitrarily
+    long and does not repeat itself, so a model cannot memorise it. The training loss falls smoothly, and the entropy is
+    known.
     """
     contexts, following = chain()
     rng = np.random.default_rng(seed)
@@ -75,7 +77,8 @@ def endless_text(characters: int, seed: int) -> str:
 
 
 def entropy() -> float:
-    """Return the entropy of the endless text given the last three characters, in nats per character. The loss cannot be lower."""
+    """Return the entropy of the endless text given the last three characters, in nats per character. The expected loss
+    of a model cannot be lower than this entropy."""
     contexts, following = chain()
     _, each = np.unique(contexts * 256 + following, return_counts=True)
     _, context = np.unique(contexts, return_counts=True)

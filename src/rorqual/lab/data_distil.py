@@ -1,8 +1,9 @@
 """The experiment `data-distil`: does a small set, labelled or written by a teacher, train a student as well as the full original set?
 
-Each seed has one base student, one teacher and three chores (`tasks.everyday`). All students of a chore start from the
-same base and take the same number of steps of the same size. Only their data differs. The teacher is trained on true
-answers to questions outside the original sets. Like a large model, the teacher has learned from other data.
+Each seed has one base student, one teacher and three simple tasks, called chores (`tasks.everyday`). All students of a
+chore start from the same base and take the same number of steps of the same size. Only their data differs. The teacher
+is trained on true answers to questions outside the original sets. Like a large model, the teacher has learned from
+other data.
 """
 
 from __future__ import annotations
@@ -45,8 +46,9 @@ SOFT = "small-soft"
 class Amounts(Config):
     """Amounts of work, chosen on seed 0 and the dev split before any seed of the published result was run.
 
-    Short training favours the small set, and long training the full set (docs/log/experiments.md). The number of steps is the maximum
-    for twenty core-minutes. If it is too small, the result is biased in favour of the claim.
+    Short training favours the small set, and long training the full set (docs/log/experiments.md). The number of steps
+    is the maximum that fits into twenty core-minutes. If this number is too small, the result is biased in favour of
+    the claim.
     """
 
     questions: Count = 4000

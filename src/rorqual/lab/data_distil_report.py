@@ -101,7 +101,8 @@ def rule() -> str:
 def scored(result: Evaluation) -> list[float]:
     """Return a score per problem: 1 for a right reply, 0 for a wrong reply.
 
-    For prices the score is the problem's contribution to R², 1 - error² / variance, whose mean is R².
+    For the regression chore, whose answers are prices, the score is 1 - error² / variance. The mean of these scores is
+    R².
     """
     if result.samples[0].family != "prices":
         return [is_right(sample) for sample in result.samples]
@@ -110,7 +111,8 @@ def scored(result: Evaluation) -> list[float]:
 
 
 def errors(result: Evaluation) -> list[float]:
-    """Return the absolute errors of the prices. A reply that is not a price counts as the worst possible price."""
+    """Return the absolute errors of the predicted prices. A reply that is not a price counts as the worst possible
+    price."""
     distances = []
     for sample in result.samples:
         price, truth = price_of(sample.reply), int(sample.answer)
@@ -119,7 +121,7 @@ def errors(result: Evaluation) -> list[float]:
 
 
 def unreadable(result: Evaluation) -> int:
-    """Return how many replies are not a price."""
+    """Return the number of replies that are not a price."""
     return sum(price_of(sample.reply) is None for sample in result.samples)
 
 
@@ -134,7 +136,7 @@ def named(chore: str) -> str:
 
 
 def writing(chore: str, places: Mapping[int, Path]) -> list[Contrast]:
-    """Return the extra contrasts of generation: validity at temperature 1, and loss on true sentences."""
+    """Return the extra contrasts of the generation chore: validity at temperature 1, and loss on true sentences."""
     a, b = (f"data-{chore}-{arm}-test" for arm in ("full-original", "small-teacher"))
     free = [
         [[is_right(s) for s in evaluation(at, f"{name}-free").samples] for at in places.values()] for name in (a, b)

@@ -64,9 +64,9 @@ RL_COST = {"tokens": 44e-6, "sampled_tokens": 28e-6}
 SUPERVISED, SAMPLING, SCORED = 0.096, 19.0, 0.95
 """Core-seconds of an SFT step, of sampling the teacher, and of an on-policy distillation step, measured on seeds 1 and 11.
 
-`RL_COST` has the core-seconds of a trained token and of a sampled token of reinforcement, including grading. The cost of
-reinforcement depends on the length of its answers. Every other branch of a seed gets the number of steps that this cost
-pays for. The number of steps therefore does not depend on measured time.
+`RL_COST` has the core-seconds of a trained token and of a sampled token of reinforcement, including grading. The cost
+of reinforcement depends on the length of its answers. Every other branch of a seed gets as many steps as cost the same
+core-seconds. The number of steps therefore does not depend on measured time.
 """
 
 
@@ -222,7 +222,8 @@ def eight_tries(result: Evaluation) -> dict[str, float]:
 
 
 def _costs(place: Path) -> dict[str, JobCost]:
-    """Return the cost of each branch after the base student. The cost of distillation includes sampling."""
+    """Return the cost of each branch and of the teacher, without the cost of the base student. The cost of distillation
+    includes sampling the teacher."""
     cost = {branch: run_cost(RunDir(place / branch)) for branch in BUDGETED}
     sampling = SampleJob(name=SAMPLES, estimate=0, config=_samples(place, 0, 1)).cost(place)
     teacher = run_cost(RunDir(place / TEACHER)) + run_cost(RunDir(place / "teacher-base"))

@@ -39,7 +39,8 @@ Places = Mapping[int, Path]
 
 @dataclass(frozen=True)
 class EqualBudgetClaim:
-    """One part of a claim: the arm `favoured` is better than the arm `rival` if both use as much of the resource `equal`."""
+    """One part of a claim: the arm `favoured` is better than the arm `rival` if both use the same amount of the
+    resource `equal`."""
 
     equal: Equal
     favoured: str
@@ -172,7 +173,7 @@ class ShapeExperiment(Experiment):
         )
 
     def also(self, places: Places) -> tuple[tuple[Verdict, ...], tuple[str, ...]]:
-        """Return verdicts and sentences beyond the comparison of losses. The default is none."""
+        """Return additional verdicts and sentences, which do not compare losses. The base class returns none."""
         return (), ()
 
 
@@ -210,7 +211,8 @@ def arms_table(names: Sequence[str], places: Places) -> Table:
 
 
 def rates_table(names: Sequence[str]) -> Table:
-    """Return a table of the learning rates that were tried, on other seeds and another split than the evidence."""
+    """Return a table of the learning rates that were tried. Learning rates were tried on the dev split and on seeds
+    that the evidence does not use."""
     factors = sorted({factor for name in names for factor in ARMS[name].tried})
     rows = tuple(
         (
@@ -235,7 +237,8 @@ def _tried(name: str, factor: float, seed: int) -> str:
 
 
 def curves(names: Sequence[str], places: Places) -> Chart:
-    """Return a chart of training loss over core-seconds. Every problem is new, so the loss is like a held-out loss."""
+    """Return a chart of training loss over core-seconds. No training problem is repeated, so the training loss is
+    comparable to held-out loss."""
     series = []
     for name in names:
         seeds = [tuple(_curve(RunDir(place / name))) for place in places.values()]

@@ -12,7 +12,8 @@ from rorqual.lab.finding import Finding
 from rorqual.lab.job import ExperimentJob
 
 FIRST_SEED = 100
-"""First seed of the published evidence. Settings were chosen on smaller seeds, and on problems of the dev split."""
+"""First seed of the published evidence. Settings were chosen with seeds below `FIRST_SEED`, on problems of the dev
+split."""
 
 
 class Experiment(ABC):

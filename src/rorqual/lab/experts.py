@@ -1,4 +1,5 @@
-"""The experiment `experts`: do experts specialise? It measures the mutual information of expert and family, and ablates experts."""
+"""The experiment `experts`: do experts specialise? The experiment measures the mutual information of expert and family,
+and ablates experts."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ from rorqual.train.sources.worked import worked_sample
 
 INFORMATION, ABLATION = "experts-information", "experts-ablation"
 PROBLEMS = 40
-"""Held-out problems per family and level. The same number of dev problems selects the experts of each family."""
+"""Held-out problems per family and level. The experts of each family are selected on the same number of dev
+problems."""
 SHUFFLES = 499
 
 
@@ -100,8 +102,8 @@ class ExpertsExperiment(Experiment):
 def informed(place: Path, *, seed: int, count: int, shuffles: int) -> Value:
     """Measure the mutual information of expert and family on held-out worked solutions.
 
-    For each condition of `WITHIN` and each layer, the result has the bits, the mean and maximum bits of shuffled labels, and
-    the p-value.
+    For each condition of `WITHIN` and each layer, the result has the mutual information in bits, the mean and maximum
+    of shuffled labels, and the p-value.
     """
     model, chat = teacher(place)
     problems, samples = worked(chat, "test", seed, count)
@@ -122,7 +124,8 @@ def informed(place: Path, *, seed: int, count: int, shuffles: int) -> Value:
 
 
 def ablated(place: Path, *, seed: int, count: int) -> Value:
-    """Measure, per problem and removed set of experts, greedy accuracy when made to think and loss of the worked solution.
+    """For each removed set of experts, measure on each problem the greedy answer's accuracy and the loss of the worked
+    solution. The model is made to think.
 
     The experts of a family are the `GONE` experts of each layer with the highest lift on dev problems.
     """

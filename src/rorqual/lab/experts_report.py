@@ -104,9 +104,9 @@ def information_contrasts(information: Sequence[Value]) -> Iterable[Contrast]:
 def decide(bits: Iterable[Contrast], hurt: Iterable[Contrast]) -> Verdict:
     """Return the verdict of the experiment. Every comparison follows the rule of `rorqual.evals.verdict`.
 
-    The claim holds if every layer has more mutual information than with shuffled labels, also for a fixed token id.
-    In addition, a family must lose more accuracy without its own experts than without another family's experts and than without
-    random experts.
+    The claim holds if the mutual information in every layer is higher for true labels than for shuffled labels, both
+    over all tokens and for a fixed token id. In addition, a family must lose more accuracy without its own experts than
+    without another family's experts and than without random experts.
     """
     pair = WITHIN["pair"]
     parts = [contrast for contrast in bits if pair not in contrast.question]
@@ -216,7 +216,8 @@ def chosen_table(seeds: Sequence[int], ablations: Sequence[Value]) -> Table:
 
 
 def information_chart(information: Sequence[Value]) -> Chart:
-    """Return a bar chart of the bits of true and shuffled labels, by condition and layer."""
+    """Return a bar chart of the mutual information, in bits, for true and for shuffled labels, by condition and
+    layer."""
     cells = [(name, layer) for name in WITHIN for layer in range(len(information[0][name]))]
     short = {"any": "any", "token": "token", "pair": "pair"}
     series = []
@@ -241,7 +242,8 @@ def information_chart(information: Sequence[Value]) -> Chart:
 
 
 def hurt_chart(hurt: Sequence[Contrast]) -> Chart:
-    """Return a bar chart of the accuracy lost by family without its own, another family's and random experts."""
+    """Return a bar chart of the accuracy that each family loses if its own, another family's or random experts are
+    removed."""
     rows = [contrast for contrast in hurt if contrast.unit == "points"]
     labels_ = tuple(dict.fromkeys(contrast.of for contrast in rows))
     series = []

@@ -1,4 +1,5 @@
-"""The result of an experiment as one object. Its JSON is the record, and its page uses no other data."""
+"""The result of an experiment as one object. The object is saved as JSON, and the HTML page shows data from this JSON
+only."""
 
 from __future__ import annotations
 

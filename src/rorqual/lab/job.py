@@ -121,7 +121,8 @@ class Train(ExperimentJob):
 
 
 def run_cost(out: RunDir) -> JobCost:
-    """Return the cost of a run, summed over its metrics. Work that was killed and repeated is not included."""
+    """Return the cost of a run, summed over its metrics. Steps that were repeated after the process was killed are
+    counted once."""
     records = list(out.metrics())
     return JobCost(
         seconds=sum(r["seconds"] for r in records),

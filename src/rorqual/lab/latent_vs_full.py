@@ -13,7 +13,8 @@ from rorqual.model.load.run import read_model_config
 
 
 class LatentVsFull(ShapeExperiment):
-    """The experiment on latent attention. The compared multi-head attention has as many heads and about as many parameters."""
+    """The experiment on latent attention. The multi-head attention that it is compared with has equally many heads and
+    about equally many parameters."""
 
     name = "latent-vs-full"
     title = "Latent attention against full attention"

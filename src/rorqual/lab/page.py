@@ -47,7 +47,7 @@ def page_text(finding: Finding) -> str:
 
 
 def number(value: float, unit: str, *, signed: bool = False) -> str:
-    """Format a value in its unit. Points are shares in percent."""
+    """Format a value in its unit. A share (unit `points`) is formatted in percent."""
     scaled, digits = (100 * value, 1) if unit == "points" else (value, 4 if unit in ("nats", "bits") else 3)
     return f"{scaled:{'+' if signed else ''}.{digits}f}"
 

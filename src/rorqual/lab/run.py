@@ -201,7 +201,7 @@ def _start(context: multiprocessing.context.ForkServerContext, plan: LabPlan, ke
 
 
 def _ended(plan: LabPlan, worker: JobProcess) -> None:
-    """Read a job's final message. A failed job stops the experiment; finished jobs stay."""
+    """Read a job's final message. A failed job stops the experiment. The results of finished jobs are kept."""
     seed, name = worker.key
     try:
         message = worker.pipe.recv()

@@ -88,16 +88,17 @@ class RequestQueue(Generic[W]):
         return self._queues[best[4]][0][2]
 
     def usage(self, tenant: str, running: Mapping[str, float]) -> float:
-        """Return the service that a tenant has received, in units of one prefill token. `running` is as in `next`."""
+        """Return the service that a tenant has received, in units of one prefill token. `running` has the same meaning
+        as in `next`."""
         return self._counters.get(tenant, 0.0) + DRAWN * running.get(tenant, 0.0)
 
     def owing(self, tenant: str, held: Mapping[str, int], running: Mapping[str, float]) -> set[str]:
-        """Return the tenants that may lose a slot to `tenant`. `held` counts slots per tenant; `running` is as in
-        `next`.
+        """Return the tenants that may lose a slot to `tenant`. `held` counts slots per tenant; `running` has the same
+        meaning as in `next`.
 
-        If `tenant` has no slot, every tenant that has several slots or received more service than `tenant` may lose
-        one. Otherwise another tenant may lose a slot if it received more service than `tenant` and still keeps at least
-        as many slots.
+        If `tenant` has no slot, every tenant that has several slots or received more service than `tenant` may lose a
+        slot. Otherwise another tenant may lose a slot if it received more service than `tenant` and still keeps at
+        least as many slots.
         """
         own_slots, own_usage = held.get(tenant, 0), self.usage(tenant, running)
         return {

@@ -1,6 +1,6 @@
 """The scheduler: decides which sequences decode, are prefilled, wait or are preempted in the next step.
 
-This module uses only Python and numpy. It uses neither tensors nor the model.
+This module uses only Python and numpy, and neither torch tensors nor the model.
 
 A sequence is queued, gets a slot, is prefilled in chunks, decodes in a row of the batch until it stops, and is
 released. B decoding sequences use rows 0 to B - 1: when sequences finish, the last rows move into the gaps. The

@@ -27,7 +27,8 @@ def did_think(sample: GradedSample) -> float:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The difference between two evaluations in one cell. `before` and `after` are means over the same problems.
+    """The difference between two evaluations in one cell (family and level). `before` and `after` are means over the
+    same problems.
 
     `gained` and `lost` count the problems whose value rose and fell. `left_out` counts problems that are
     ungraded in either evaluation. `p_value` is from McNemar's exact test over the pairs of one seed. `p_value` is None for

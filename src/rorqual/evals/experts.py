@@ -136,7 +136,8 @@ def dependence(
 
     experts [n, k], document [n], within [n]; label [documents]. Labels are shuffled among documents, not among tokens,
     because the tokens of one document tend to choose the same experts. For each value of `within`, labels are shuffled
-    only among the documents that contain the value. This preserves the joint distribution of labels and values.
+    only among the documents that contain the value. Shuffling within each value preserves the joint distribution of
+    labels and values.
     """
     rng = np.random.default_rng(seed)
     n_labels = int(label.max()) + 1
@@ -144,7 +145,7 @@ def dependence(
     order = np.argsort(within, kind="stable")
     for rows in np.split(order, np.flatnonzero(np.diff(within[order])) + 1):
         documents, position = np.unique(document[rows], return_inverse=True)
-        each = counts(experts[rows], position, n_experts, len(documents))  # [documents here, experts]
+        each = counts(experts[rows], position, n_experts, len(documents))  # [documents that contain the value, experts]
         labels = label[documents]
         weight = len(rows) / len(order)
         bits += weight * float(information(_by_label(labels[None], each, n_labels))[0])
@@ -173,7 +174,8 @@ def lift(table: NDArray[Any]) -> Floats:
 def without_experts(model: Decoder, gone: Sequence[Sequence[int]]) -> Decoder:
     """Return a copy of `model` whose routers never choose the experts in `gone`.
 
-    `gone` has one list for each MoE layer outside the MTP modules. Each token goes to its next best experts instead.
+    `gone` has one list for each MoE layer outside the MTP modules. Each token goes to the best of the remaining experts
+    instead.
 
     Raises ConfigError if a router cannot exclude experts, or if fewer experts remain than a token needs.
     """

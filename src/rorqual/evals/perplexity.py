@@ -41,8 +41,8 @@ class TextLoss:
 def text_loss(model: Decoder, tokenizer: Tokenizer, text: str, *, window: int, windows: int = 0) -> TextLoss:
     """Return the mean loss over non-overlapping windows of `window` predictions.
 
-    The first prediction of a window sees a single token, as in training. `windows` limits the evaluation to that many
-    windows from the start. 0 means all windows. Raises DataError if the text is shorter than one window.
+    The first prediction of a window sees a single token, as in training. Only the first `windows` windows are
+    evaluated; 0 means all windows. Raises DataError if the text is shorter than one window.
     """
     ids = np.asarray(tokenizer.encode(text), dtype=np.int64)
     count = (len(ids) - 1) // window

@@ -160,7 +160,7 @@ def read_findings(folder: Path) -> Findings:
 
 
 TRAINED = {"distilled": "distil", "answers-only": "sft", "reinforced": "grpo"}
-"""Map the folder of each branch that is trained from the base student to its recipe."""
+"""Recipe of each branch that is trained from the base student, keyed by the branch's folder."""
 
 
 def _evaluation(path: Path) -> Evaluation:

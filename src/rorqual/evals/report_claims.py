@@ -43,7 +43,7 @@ def claim_tables(supported: Sequence[SupportedClaim], topics: Sequence[Topic], n
 
 
 def sign_mark(claim: Claim) -> str:
-    """Return the sign as a symbol and a word, so that no reader depends on colour."""
+    """Return the sign as a symbol and a word, so that readers need not distinguish colours."""
     kind, mark = MARKS[claim.sign]
     return page.Html(f'<span class="v v-{kind}">{mark} {claim.sign}</span>')
 

@@ -159,9 +159,9 @@ def _sample(task: Task, problem: Problem, completion: Completion) -> GradedSampl
 def thinking_tokens(completion: Completion, tokens: int) -> int:
     """Return the number of tokens of `completion` before `</think>`.
 
-    The generator may report this number as `usage["reasoning_tokens"]`. Otherwise it is estimated, because evals have no
-    tokenizer: `tokens` times the fraction of characters before `</think>`, rounded. The estimate is exact for a character
-    tokenizer and for a completion that is all thinking.
+    The generator may report this number as `usage["reasoning_tokens"]`. Otherwise the number is estimated, because
+    evaluations have no tokenizer: `tokens` times the fraction of characters before `</think>`, rounded. The estimate is
+    exact for a character tokenizer and for a completion that is all thinking.
     """
     counted = completion.usage.get("reasoning_tokens")
     if counted is not None:

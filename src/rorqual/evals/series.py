@@ -49,7 +49,7 @@ def draw_series(
 
 
 def ends(records: Sequence[Record], *names: str) -> str:
-    """Return the means of the first and the last twentieth of a series, in words."""
+    """Return a phrase with the means of the first and the last twentieth of a series."""
     _, values = series(records, *names)
     if not values:
         return "not recorded"

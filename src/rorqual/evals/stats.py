@@ -19,7 +19,8 @@ Side = Literal["two-sided", "greater", "less"]
 Sign = Literal["higher", "lower", "open"]
 """The result of a claim about one run. A verdict on a method needs several seeds (see `rorqual.evals.verdict`)."""
 EDWARDS = 1.0
-"""Edwards' continuity correction, in pairs. Without it the nominal 95 % score interval covers only 86 to 94 % for 3 to 100 pairs."""
+"""Edwards' continuity correction, in pairs. Without this correction, the nominal 95 % score interval covers only 86 to
+94 % for 3 to 100 pairs."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,8 @@ def _paired_end(gained: float, lost: float, pairs: float, z: float) -> float:
 def paired_difference(
     before: Sequence[float] | NDArray[Any], after: Sequence[float] | NDArray[Any], confidence: float = 0.95
 ) -> Difference:
-    """Return the mean of `after - before`, with the score interval over problems. Values are one share from 0 to 1 per problem.
+    """Return the mean of `after - before`, with the score interval over problems. `before` and `after` have one share
+    from 0 to 1 per problem.
 
     Fractional shares, such as means of several samples, vary at most as much as 0s and 1s with the same sums. The
     interval for fractional shares is therefore wider than necessary.

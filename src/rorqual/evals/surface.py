@@ -22,8 +22,8 @@ Integers = np.ndarray[Any, np.dtype[np.int64]]
 def surface(prompt: str) -> dict[str, float]:
     """Return the features of a prompt: its lengths, second and last word, first and last number, and the count of each character.
 
-    Characters are given as code points. A number feature is -1 if the prompt has no number. The second word is the first word
-    after a family's name.
+    The first and last characters of words are given as code points. A number feature is -1 if the prompt has no number.
+    The second word is the first word after a family's name.
     """
     words, numbers, counts = prompt.split(), NUMBER.findall(prompt), Counter(prompt)
     second, last = words[min(1, len(words) - 1)], words[-1]

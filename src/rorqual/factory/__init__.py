@@ -1,4 +1,5 @@
-"""Creation of training data by a teacher model: sample it on a task, then grade, filter and decontaminate the samples."""
+"""Create training data with a teacher model: sample the teacher on a task, then grade, filter and decontaminate the
+samples."""
 
 from rorqual.factory.budget import BudgetReached
 from rorqual.factory.config import Access, FactoryConfig, FilterConfig

@@ -12,9 +12,10 @@ trusted.
 The guarantee: if a server bills no request more than its reserve, the total bill never exceeds the budget. A server may
 bill and report more tokens than were reserved, because it ignores `max_tokens` or adds its own prompt. The budget may
 then be exceeded, but at most by the excess cost of the requests in flight at the first such report. Once the budget is
-exceeded, no further request is sent. With a budget, the first request is sent alone. Therefore, if the server treats
-all requests alike, only one request can exceed its reserve. In any case, at most `concurrency` requests can exceed
-their reserves. If a server bills more tokens than it reports, the budget may be exceeded by any amount.
+exceeded, no further request is sent. With a budget, the first request must finish before other requests are sent.
+Therefore, if the server treats all requests alike, only one request can exceed its reserve. In any case, at most
+`concurrency` requests can exceed their reserves. If a server bills more tokens than it reports, the budget may be
+exceeded by any amount.
 """
 
 from __future__ import annotations

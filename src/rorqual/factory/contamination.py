@@ -6,9 +6,9 @@ is 8; GPT-3 used 8 to 13 (Brown et al. 2020, appendix C). An item with fewer tha
 words, matches if a text contains the whole item. An item with fewer than `SHORT` words matches only a text that is
 equal to it.
 
-As in GPT-3, common sequences such as instructions do not count. A sequence is common if more than `COMMON` evaluation items
-or more than `COMMON` problems to sample contain it. The check does not find paraphrases, or texts in which every eighth
-word was changed. A character of a script without spaces counts as a word.
+As in GPT-3, common sequences such as instructions do not count as matches. A sequence is common if more than `COMMON`
+evaluation items or more than `COMMON` problems to sample contain it. The check does not find paraphrases, or texts in
+which every eighth word was changed. A character of a script without spaces counts as a word.
 """
 
 from __future__ import annotations
@@ -147,15 +147,16 @@ def _term(word: str) -> bool:
 
 
 def grams(text_words: Gram, size: int) -> set[Gram]:
-    """Return the set of all sequences of `size` consecutive words. The set is empty for a shorter text."""
+    """Return the set of all sequences of `size` consecutive words. The set is empty for a text with fewer than `size`
+    words."""
     return {text_words[i : i + size] for i in range(len(text_words) - size + 1)}
 
 
 def evaluation_items(source: str, seed: int) -> list[EvalItem]:
     """Load the evaluation items of a `decontaminate=` entry: a JSONL or Parquet file, or the test split of a task.
 
-    A file needs one of the columns in `TEXT_COLUMNS`, or a column `messages`. Raises DataError if it has none of these columns,
-    and ConfigError for an unknown task.
+    A file needs one of the columns in `TEXT_COLUMNS`, or a column `messages`. Raises DataError if the file has none of
+    these columns, and ConfigError for an unknown task.
     """
     path = Path(source)
     if path.suffix in (".jsonl", ".parquet"):

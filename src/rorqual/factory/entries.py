@@ -28,7 +28,7 @@ class Entry:
     - `core_seconds`: processor time of the sample's batch, divided among its samples in proportion to their tokens.
     - `attempt`: name in the ledger of the paid request that returned the sample.
     - `error`: why the sample has no answer, as in `Completion`.
-    - `failed`: whether no completion arrived; a later call then retries.
+    - `failed`: whether no completion arrived; a later call retries the request.
     - `model`: name of the model that answered, if it is not the requested model.
     """
 
@@ -112,7 +112,7 @@ def _text(text: str) -> str:
 
 
 def read_entry(line: Mapping[str, Any], where: str) -> Entry:
-    """Parse a line of the journal as a sample. Raises DataError if it is not a sample."""
+    """Parse a line of the journal as a sample. Raises DataError if the line is not a sample."""
     try:
         return Entry(
             **{**line, "prompt_ids": tuple(line["prompt_ids"]), "token_ids": tuple(line["token_ids"])},

@@ -56,7 +56,8 @@ def foreign_share(text: str) -> float:
 
 
 def shingles(text: str, size: int) -> frozenset[tuple[str, ...]]:
-    """Return all sequences of `size` consecutive words in `text`. A text of fewer words counts as one sequence."""
+    """Return all sequences of `size` consecutive words in `text`. A text with fewer than `size` words counts as one
+    sequence."""
     tokens = words(text)
     return frozenset(tuple(tokens[i : i + size]) for i in range(max(1, len(tokens) - size + 1)))
 

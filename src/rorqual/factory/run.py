@@ -151,7 +151,7 @@ class Work:
             entry = read_entry(line, where)
             if entry.of != self.teacher.of:
                 raise ConfigError(
-                    "this sample comes from another teacher or other settings: the teacher's run has changed since",
+                    "this sample comes from another teacher or other settings: the teacher's run was changed after sampling",
                     where=where,
                     remedy="Choose another folder (out=), or restore the teacher.",
                 )

@@ -85,7 +85,7 @@ class Prompts:
         return cls(path, rows, last, digest)
 
     def read(self) -> Iterator[tuple[int, dict[str, Any] | Refused]]:
-        """Yield (line number, row) for each row. Blank lines are skipped, but they count for the line numbers."""
+        """Yield (line number, row) for each row. Blank lines are skipped, but counted in the line numbers."""
         return _read(self.path)
 
 

@@ -2,8 +2,8 @@
 
 Each seed has one base student, one teacher and three simple tasks, called chores (`tasks.everyday`). All students of a
 chore start from the same base and take the same number of steps of the same size. Only their data differs. The teacher
-is trained on true answers to questions outside the original sets. Like a large model, the teacher has learned from
-other data.
+is trained on true answers to questions outside the original sets. The teacher thus resembles a large model, which has
+learned from other data than the students.
 """
 
 from __future__ import annotations

@@ -24,7 +24,8 @@ Values = list[list[float]]
 """One list per seed, with one value for each held-out problem."""
 
 MARGIN = 0.02
-"""Non-inferiority margin below the full set, in accuracy or R². It was set before any seed of the published result was run."""
+"""Non-inferiority margin below the full set, in accuracy or R². The margin was set before any seed of the published
+result was run."""
 SETS = {
     "full-original": "all, original",
     "small-original": "a tenth, original",
@@ -45,7 +46,8 @@ QUESTIONS = (
 
 
 def conclusion(experiment: Experiment, places: Mapping[int, Path], arms: Mapping[str, Sequence[str]]) -> Finding:
-    """Return the finding over all seeds. The claim holds if it holds for all chores, and fails if it fails for one."""
+    """Return the finding over all seeds. The claim holds if it holds for all chores, and fails if it fails for at least
+    one chore."""
     all_rows: list[Contrast] = []
     tables: list[Table] = []
     charts: list[Chart] = []
@@ -90,7 +92,7 @@ def as_good(contrast: Contrast) -> Verdict:
 
 
 def rule() -> str:
-    """Return the rule of the verdict in words."""
+    """Return a text that states the verdict rule."""
     return (
         "A chore's claim holds if both 99 % intervals of the difference (bootstrap, and Student's t over at least five seeds) lie above "
         f"-{MARGIN:.2f} (accuracy or R²). It does not hold if both lie below. The whole claim holds if all three chores hold, and does not "
@@ -150,7 +152,7 @@ def writing(chore: str, places: Mapping[int, Path]) -> list[Contrast]:
 
 
 def sentence(chore: str, rows: Sequence[Contrast], verdict: Verdict, places: Mapping[int, Path]) -> str:
-    """Return the result of a chore in words."""
+    """Return sentences that state the result of a chore."""
     main, control = rows[0], rows[1]
     what, unit = MEASURES[EVERYDAY_TASKS[chore].form], main.unit
     sign = " %" if unit == "points" else ""

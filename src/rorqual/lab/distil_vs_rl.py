@@ -50,7 +50,8 @@ BRANCHES = {
 }
 BUDGETED = (RL, DISTIL, GOLD, MORE, ON_POLICY)
 MODES: tuple[Thinking, ...] = ("auto", "on")
-"""The teacher is measured in both modes, because the student learns from samples of a teacher made to think."""
+"""Thinking modes in which the teacher is evaluated. Mode "on" is included because the student learns from samples of a
+teacher that is made to think."""
 WINDOW = (0.05, 0.50)
 """Required range of the base student's pass@8 in every family. Reinforcement needs some right answers and room to improve."""
 MOST = 0.8
@@ -71,7 +72,8 @@ core-seconds. The number of steps therefore does not depend on measured time.
 
 
 class DistilVsRl(Experiment):
-    """The experiment `distil-vs-rl`. Its branches start from one base student and cost about equal core-seconds."""
+    """The experiment `distil-vs-rl`. The compared branches start from one base student and take about the same number
+    of core-seconds."""
 
     name: ClassVar[str] = "distil-vs-rl"
     title: ClassVar[str] = "Distillation against reinforcement on a small model"

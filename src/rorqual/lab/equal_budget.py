@@ -31,7 +31,8 @@ from rorqual.model.load.run import read_model_config
 Equal = Literal["active FLOPs", "parameters", "steps", "core-seconds"]
 TOLERANCE: Mapping[Equal, float] = {"active FLOPs": 0.03, "parameters": 0.03, "steps": 0.0, "core-seconds": 0.15}
 FLOOR = 0.05
-"""Minimum accuracy of the better arm on a family. Families below `FLOOR` are left out, because they show no difference."""
+"""Minimum accuracy of the better arm on a family. Families below `FLOOR` are left out, because accuracies near 0 show
+no difference between arms."""
 BINS, UNSHOWN = 40, 8
 """Number of points per curve, and number of first points that the chart omits because they are steep and similar in all arms."""
 Places = Mapping[int, Path]
@@ -68,7 +69,7 @@ class Match:
 
 @dataclass(frozen=True)
 class JudgedClaim:
-    """A part of a claim with its evidence. Contrasts are the rival minus the favoured arm."""
+    """A part of a claim with its evidence. Each contrast is the rival's value minus the favoured arm's value."""
 
     half: EqualBudgetClaim
     match: Match

@@ -103,7 +103,8 @@ class Finding(Config):
     """The result of an experiment. `costs` lists, for each job, core-seconds in the order of `seeds`.
 
     `words` is the result in sentences. `verdicts` holds the verdict of every problem. With fewer than five seeds the
-    verdict is always open, and `words` say so. This rule also applies when an older file is loaded.
+    verdict is always open, and `words` give the reason. The minimum of five seeds also applies when an older file is
+    loaded.
     """
 
     experiment: str

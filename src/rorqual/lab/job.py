@@ -151,7 +151,8 @@ class SampleJob(ExperimentJob):
 class Measure(ExperimentJob):
     """An evaluation of the run `place/MODEL` on held-out problems, saved in `place/evals/NAME.json`.
 
-    The evaluation has `count` problems of each family and level. The default `params` are those of the quickstart.
+    The evaluation has `count` problems of each family and level. The default `params` are the sampling parameters of
+    the quickstart.
     """
 
     model: str

@@ -141,7 +141,7 @@ def colours(theme: Theme) -> Sequence[str]:
 
 
 def draw_lines(axis: Axes, chart: Chart, theme: Theme) -> None:
-    """Draw the means with their bands, and each seed's line faint behind them."""
+    """Draw the means with their interval bands, and each seed's line faint behind the means."""
     for place, series in enumerate(chart.series):
         colour = colours(theme)[place % 6]
         for line in series.by_seed:

@@ -1,4 +1,5 @@
-"""Run an experiment: print the cost, run the jobs of its seeds in parallel, conclude, and write the JSON and the page.
+"""Run an experiment: print the cost, run the jobs of all seeds in parallel, compute the finding, and write its JSON
+file and HTML page.
 
 Each job has its own process with one torch thread, so two cores run two jobs and the processor time of each job is known.
 Finished jobs are recognised by their files. The same command resumes the experiment, and a killed job resumes from its
@@ -216,7 +217,7 @@ def _ended(plan: LabPlan, worker: JobProcess) -> None:
 
 
 def _work(name: str, out: Path, seeds: tuple[int, ...], share: float, key: tuple[int, str], pipe: Connection) -> None:
-    """Run one job. This is the entry point of the job's process."""
+    """Run one job. The job's process starts in this function."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which terminates its jobs
     threading.Thread(target=_die_with_parent, daemon=True).start()
     torch.set_num_threads(1)

@@ -97,7 +97,7 @@ class RemoteRolloutEngine(RemoteClient):
             for name in UNSUPPORTED:
                 if getattr(request.params, name) != getattr(default, name):
                     raise DataError(
-                        f"'{name}' is not supported by remote rollouts", where=self.url, remedy="Leave it out."
+                        f"'{name}' is not supported by remote rollouts", where=self.url, remedy="Remove this parameter."
                     )
 
     def _prompt(self, request: Request) -> list[int]:

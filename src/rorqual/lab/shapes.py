@@ -1,4 +1,4 @@
-"""Shared parts of the experiments on a model's shape: arms that differ only in the compared property, and their held-out losses.
+"""Shared code of the experiments on model shape. Each arm is a training run that differs from its counterpart in one property.
 
 The baseline is a small DeepSeek-V3 without MTP. All arms of a seed train on the same worked solutions in the same order.
 """
@@ -45,17 +45,20 @@ TASK = "families:add,sub,mod,swap,count,kk"
 OPTIONS: Mapping[str, Any] = {"hard": 0.0}
 ROWS, ROW = 16, 128
 CONTEXT = ROW // 2
-"""Upper bound of the mean number of positions that a trained token attends to. FLOPs are compared at this context."""
+"""Upper bound of the mean number of positions that a trained token attends to.
+
+FLOPs of arms are compared at this context length.
+"""
 MUON_RATE, ADAMW_RATE = 0.012, 4e-3
 DOCUMENTS, PROBLEMS = 600, 40
-"""Number of held-out solutions for the loss, and of problems per family for the accuracy."""
+"""Number of held-out solutions that measure the loss, and number of problems per family that measure accuracy."""
 GREEDY = SamplingParams(max_tokens=80)
 
 
 def baseline() -> ModelConfig:
     """Return the baseline model: one dense layer and two MoE layers, all with latent attention.
 
-    A MoE layer has 16 routed experts, two per token, and one shared expert.
+    An MoE layer has 16 routed experts, two per token, and one shared expert.
     """
     d = 64
     mla = MLAConfig(
@@ -84,7 +87,10 @@ def baseline() -> ModelConfig:
 
 
 def dense_like(model: ModelConfig) -> ModelConfig:
-    """Return `model` with a dense network in place of each MoE layer. The width is chosen to keep the FLOPs per token."""
+    """Return `model` with a dense feed-forward network in place of each MoE.
+
+    Its width is chosen to preserve the FLOPs per token.
+    """
 
     def build(width: int) -> ModelConfig:
         return _stages(model, lambda s: {"ffn": DenseConfig(intermediate_size=width)} if s.ffn.kind == "moe" else {})
@@ -96,9 +102,9 @@ def dense_like(model: ModelConfig) -> ModelConfig:
 
 
 def full_like(model: ModelConfig, *, heads: int, shared_by: int = 1) -> ModelConfig:
-    """Return `model` with full attention in place of latent attention. The head size is chosen to keep the parameter count.
+    """Return `model` with grouped-query attention in place of MLA. The head size is chosen to preserve the parameter count.
 
-    `shared_by` heads share one key and value head. 1 means multi-head attention.
+    `shared_by` query heads share one key and value head. `shared_by=1` is multi-head attention.
     """
 
     def build(head_dim: int) -> ModelConfig:
@@ -122,8 +128,8 @@ def _stages(model: ModelConfig, change: Callable[[Stage], dict[str, Any]]) -> Mo
 class Arm:
     """One training run of a comparison. `core_seconds` is the time of the full run on the reference machine.
 
-    `tried` maps a factor on both learning rates to {dev seed: loss on the dev split}. The factor with the best mean is
-    used.
+    `tried` maps a factor on both learning rates to {dev seed: loss on the dev split}. The factor with the lowest mean
+    loss is used.
     """
 
     label: str
@@ -154,7 +160,10 @@ MOE_TRIED = {0.5: {7: 0.3235, 8: 0.3331}, 1.0: {7: 0.3449, 8: 0.2244}, 2.0: {7: 
 DENSE_TRIED = {0.5: {7: 0.3450, 8: 0.3111}, 1.0: {7: 0.2611, 8: 0.2478}, 2.0: {7: 0.4825, 8: 0.2811}}
 FULL_TRIED = {0.5: {7: 0.3072, 8: 0.2881}, 1.0: {7: 0.1821, 8: 0.2204}, 2.0: {7: 0.2393, 8: 0.2387}}
 MTP_TRIED = {0.5: {7: 0.3222, 8: 0.2934}, 1.0: {7: 0.2703, 8: 0.2356}, 2.0: {8: 0.2888}}
-"""Dev losses as {factor: {dev seed: loss}}, from `benchmarks/shapes.py rates`. An arm with more steps shares the losses of its model."""
+"""Dev losses as {factor: {dev seed: loss}}, from `benchmarks/shapes.py rates`.
+
+Arms with the same model but more steps reuse these losses.
+"""
 ARMS: Mapping[str, Arm] = {
     MOE: Arm("experts + latent", baseline, STEPS, 25, MOE_TRIED),
     DENSE_FLOPS: Arm("dense + latent", lambda: dense_like(baseline()), STEPS, 21, DENSE_TRIED),
@@ -169,9 +178,9 @@ DEV_SEEDS = (7, 8)
 
 
 def shape_run(name: str, seed: int, share: float = 1.0, factor: float = 0.0) -> Run:
-    """Return the training run of an arm. `factor` 0 selects the arm's own factor on the learning rates.
+    """Return the training run of an arm. `factor=0` multiplies the learning rates by the arm's own factor.
 
-    Warm-up takes a tenth of the steps and decay the last two fifths.
+    The learning rate warms up over the first tenth of the steps and decays over the last two fifths.
     """
     arm = ARMS[name]
     model, steps, factor = arm.model(), amount(arm.steps, share), factor or arm.factor
@@ -195,7 +204,7 @@ def shape_run(name: str, seed: int, share: float = 1.0, factor: float = 0.0) -> 
 
 
 def shape_jobs(names: Iterable[str], seed: int, share: float) -> list[ExperimentJob]:
-    """Return the jobs of each arm: training, loss on held-out solutions, and answers when made to think."""
+    """Return each arm's jobs: train, measure the loss on held-out solutions, and evaluate answers with forced thinking."""
     jobs: list[ExperimentJob] = []
     for name in names:
         measure = Measure(
@@ -236,9 +245,9 @@ def solutions(chat: ChatFormat, seed: int, count: int, split: Split) -> list[Sam
 
 @torch.no_grad()
 def document_losses(model: Decoder, samples: Sequence[Sample], *, row: int, rows: int = 32) -> list[float]:
-    """Return the main model's mean loss over each document's trained tokens, in nats.
+    """Return the mean loss in nats of each document's `loss_mask` tokens. MTP losses are not included.
 
-    Each forward pass processes `rows` rows of `row` tokens.
+    Documents are packed into rows of `row` tokens. Each forward pass processes at least `rows` rows, if there are enough.
     """
     packed = pack(samples, row)
     batch = TrainBatch.from_packed(packed.batch)

@@ -1,4 +1,4 @@
-"""The base student of a seed: a dense model with a quarter of the teacher's active parameters, which can think but mostly does not.
+"""The base student: a dense model with a quarter of the teacher's active parameters. It can think, but mostly does not.
 
 The experiments `distil-vs-rl` and `zero` start from the base student and share its evaluations.
 """
@@ -19,10 +19,13 @@ from rorqual.recipes.sft import sft
 from rorqual.train.run import Run
 
 TASK = STUDENT_TASK
-"""Families in which a guess is right at most once in 120. In the families count, mod and kk, guessing has a pass@8 over one half."""
+"""Problem families in which a random guess is right with probability at most 1/120.
+
+In the families count, mod and kk, guessing reaches a pass@8 above one half.
+"""
 FAMILIES = ("add", "sub", "swap")
 HARD = FULL.student_hard
-"""Share of hard problems, which is 1. With two-digit sums, which need no thinking, reinforcement would favour answers without thinking."""
+"""Share of hard problems. It is 1: on two-digit sums, which need no thinking, RL would favour answers without thinking."""
 ABLE, BASE = "student-able", "student-base"
 ABLE_STEPS, ABLE_THINK = FULL.student_able_steps, FULL.student_able_think
 BASE_STEPS, BASE_THINK, BASE_RATE = FULL.student_base_steps, FULL.student_think, FULL.student_base_lr
@@ -32,9 +35,9 @@ The student first learns to think on 40 % of its problems, and then, in a few st
 think, but seldom does.
 """
 ROUNDING = [f"agreement.most={FULL.rival_agreement}"]
-"""Limit for the difference in log-probability between trainer and sampler.
+"""Largest allowed difference in log-probability between trainer and sampler.
 
-In fp32, one very unlikely token in 500,000 differed by 1.5e-4 nats.
+In fp32, the log-probability of one very unlikely token among 500,000 differed by 1.5e-4 nats.
 """
 PER_CELL, TRIES = 120, 8
 EIGHT = f"{BASE}-eight-tries"
@@ -71,7 +74,7 @@ def base_jobs(seed: int, place: Path, share: float) -> list[ExperimentJob]:
 
 
 def reinforced_job(seed: int, place: Path, share: float) -> Train:
-    """Return the job of GRPO from the base student, with correctness as the only reward."""
+    """Return the job that trains the base student with GRPO, with correctness as the only reward."""
 
     def run() -> Run:
         return reinforce(place / BASE, amount(RL_STEPS, share), seed)
@@ -102,7 +105,7 @@ def measured(
     count: int = PER_CELL,
     params: SamplingParams = SAMPLED,
 ) -> Measure:
-    """Return the job that evaluates the run `model`, with `count` problems of each family and level at full share."""
+    """Return the job that evaluates the run `model` on `count` problems per family and level, scaled by `share`."""
     return Measure(
         name=name,
         model=model,

@@ -1,4 +1,4 @@
-"""The teacher of a seed: the quickstart's teacher, trained once in the seed's folder for all experiments."""
+"""The quickstart's teacher, trained once per seed. All experiments with this seed share it."""
 
 from __future__ import annotations
 

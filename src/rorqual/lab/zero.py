@@ -1,6 +1,7 @@
-"""The experiment `zero`: what improves if a model that mostly answers without thinking gets only reinforcement?
+"""The experiment `zero`: what improves if a model that mostly answers without thinking is trained by RL alone?
 
-Correctness is the only reward. Two effects are measured separately: the choice to think, and accuracy when made to think.
+Correctness is the only reward. Two effects are measured separately: how often the model chooses to think, and its
+accuracy when thinking is forced.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ EFFECTS = {
 
 
 class Zero(Experiment):
-    """The experiment on reinforcement alone, from the base student of `distil-vs-rl`."""
+    """The experiment that trains the base student of `distil-vs-rl` by RL alone."""
 
     name: ClassVar[str] = "zero"
     title: ClassVar[str] = "Reinforcement alone"
@@ -87,7 +88,10 @@ def _part(part: int, seed: int, place: Path, share: float) -> Train:
 def told(
     experiment: Experiment, where: Sequence[Path], last: str, runs: Sequence[str], places: Mapping[int, Path]
 ) -> Finding:
-    """Return the finding on the change from the base student to the run `last`. `runs` are the consecutive runs up to `last`."""
+    """Compare the base student with the run `last`, and return the result as a `Finding`.
+
+    `runs` are the consecutive runs up to `last`.
+    """
     before, after = ([evaluation(p, f"{m}-auto") for p in where] for m in (BASE, last))
     made_before, made_after = ([evaluation(p, f"{m}-on") for p in where] for m in (BASE, last))
     choice = contrasts(EFFECTS["choice"], before, after, measure=did_think)
@@ -118,9 +122,11 @@ def told(
 
 
 def _verdict(choice: Contrast, right: Contrast, ability: Contrast) -> tuple[Verdict, list[str]]:
-    """Judge accuracy when made to think, because thinking more often is not better reasoning.
+    """Return the verdict and sentences that explain it.
 
-    The verdict of a single seed is always open.
+    The verdict depends only on accuracy with forced thinking, because thinking more often is not better reasoning.
+
+    With a single seed, the verdict is always `open`.
     """
     words = [
         f"Accuracy by its own choice to think: {said(right)}.",

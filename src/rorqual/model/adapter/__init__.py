@@ -1,4 +1,7 @@
-"""Kinds of fine-tuning: full, LoRA and ESFT. A kind decides which parameters a run trains. Importing this package registers all kinds."""
+"""Kinds of fine-tuning: full, LoRA and ESFT.
+
+The kind of fine-tuning decides which parameters a run trains. Importing this package registers all kinds.
+"""
 
 from rorqual.model.adapter.base import Full, HoldsParts, Selection, Tune, trained
 from rorqual.model.adapter.esft import ESFT

@@ -11,7 +11,7 @@ from rorqual.core.config import Kind
 from rorqual.model.decoder import Decoder
 
 Selection = tuple[tuple[int, ...], ...]
-"""The selected experts of each MoE layer of the main model, as ascending expert numbers."""
+"""The indices of the selected experts of each MoE layer of the main model, in ascending order."""
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -29,11 +29,13 @@ class Tune(Kind):
 
     @property
     def selects(self) -> bool:
-        """True if experts must be selected from a sample of the training data before `attach`."""
+        """True if the caller must select experts, using a sample of the training data, before it calls `attach`."""
         return False
 
     def attach(self, model: Decoder, *, seed: int, experts: Selection = ()) -> None:
-        """Freeze the parameters of `model` that are not trained, in place, and add the adapter. Logits do not change.
+        """Freeze the parameters of `model` that are not trained, in place, and add the adapter.
+
+        Attaching does not change the logits.
 
         Do not move the model to another device or dtype afterwards. Raises ConfigError if the model has nothing that
         this kind of fine-tuning can train.

@@ -1,9 +1,9 @@
 """Expert-specialised fine-tuning (ESFT, Wang et al. 2407.01906): train only the experts that a task uses.
 
-The tokens of one task are routed to few experts. An expert's relevance is its mean gate value (eq. 7) or its share of
-the routed choices (eq. 8). The relevance is averaged over the tokens of each document and then over a sample of
-documents. Each layer selects its most relevant experts until their relevances sum to p. Only the matrices of the
-selected experts are trained. All other experts, routers, attention and norms are frozen.
+The router sends most tokens of a given task to a few experts. An expert's relevance is its mean gate value (eq. 7) or
+its share of the routed choices (eq. 8). The relevance is averaged over the tokens of each document and then over a
+sample of documents. Each layer selects its most relevant experts until their relevances sum to p. Only the matrices of
+the selected experts are trained. All other parameters are frozen.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from rorqual.ops.moe import Routing
 class ESFT(Tune):
     """Expert-specialised fine-tuning.
 
-    `score` is the measure of relevance: `gate` is the mean gate value (eq. 7), `token` the share of routed choices (eq.
-    8). In each layer, the selected experts have at least the share `p` of the summed relevance. `sample` is the number
-    of training steps whose batches are used to measure relevance.
+    `score` is the measure of relevance: `gate` is the mean gate value (eq. 7), and `token` is the share of routed
+    choices (eq. 8). In each layer, the selected experts together have at least a share `p` of the layer's total
+    relevance. `sample` is the number of training steps whose batches are used to measure relevance.
 
     Relevances are divided by their sum over the layer, so p is a share even if gates do not sum to 1.
     """
@@ -86,18 +86,18 @@ def routed(model: Decoder) -> dict[str, FFN]:
 
 
 def stacked(ffn: FFN) -> Experts:
-    """Return the stacked experts of a network returned by `routed`."""
+    """Return the stacked experts of a feed-forward network from `routed`."""
     assert isinstance(ffn.experts, Experts)
     return ffn.experts
 
 
 def n_stacked(ffn: FFN) -> int:
-    """Return the number of stacked experts of a network returned by `routed`."""
+    """Return the number of stacked experts of a feed-forward network from `routed`."""
     return len(stacked(ffn).down_proj)
 
 
 def check_selection(layers: Mapping[str, FFN], experts: Selection) -> None:
-    """Check that `experts` has one selection of existing experts per layer. Raises ConfigError otherwise."""
+    """Raise ConfigError unless `experts` lists existing experts for every layer, in ascending order."""
     if len(experts) != len(layers):
         raise ConfigError(
             f"the selection covers {len(experts)} layers, but the model has {len(layers)} with experts",
@@ -112,7 +112,7 @@ def check_selection(layers: Mapping[str, FFN], experts: Selection) -> None:
 
 
 class TunedExperts(Experts):
-    """Stacked experts of which only the experts `chosen` are trained.
+    """Stacked experts. Only the experts with indices `chosen` are trained.
 
     The trained parameters share memory with slices of the stacked tensors. An optimizer step therefore updates the
     stacked tensors in place, and generation needs no special handling.
@@ -122,7 +122,7 @@ class TunedExperts(Experts):
         nn.Module.__init__(self)
         self.gate_up_proj, self.down_proj = experts.gate_up_proj, experts.down_proj
         self.chosen = tuple(chosen)
-        # Modules do not register parameters in a tuple, so these stay out of the state_dict.
+        # nn.Module does not register parameters held in a tuple, so these parameters stay out of the state_dict.
         self._parts = tuple(
             nn.Parameter(stack.data[e]) for e in self.chosen for stack in (experts.gate_up_proj, experts.down_proj)
         )
@@ -147,9 +147,10 @@ def relevance(
 ) -> list[Tensor]:
     """For each layer, return the relevance of each expert [experts] in fp64, summed over documents.
 
-    Each document adds the mean, over its tokens, of an expert's gate value or share of choices. `routing` holds the
-    routing of n tokens in each layer. `document` [n] holds the document number of each token, or -1 for padding.
-    Documents must be complete. A `SKIP` choice (no expert) adds to no expert's relevance.
+    A document contributes the mean over its tokens of the expert's gate value, or of its share of the routed choices.
+    `routing` holds the routing of n tokens in each layer. `document` [n] holds the document number of each token, or -1
+    for padding. Each document must be passed with all of its tokens. A `SKIP` choice (no expert) is not counted for any
+    expert.
     """
     is_token = document >= 0
     number = document[is_token]

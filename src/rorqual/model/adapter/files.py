@@ -1,7 +1,9 @@
-"""Read and write adapter checkpoints: `adapter.safetensors` holds the trained tensors, and `adapter.json` names the base.
+"""Read and write adapter checkpoints.
 
-The base is a checkpoint of another run, identified by the SHA-256 of its weights. A base whose weights changed is
-refused. A base may itself be an adapter.
+`adapter.safetensors` holds the trained tensors, and `adapter.json` names the base checkpoint.
+
+The base is a checkpoint of another run, identified by the SHA-256 of its weights. Loading fails if the weights of the
+base have changed. The base may itself be an adapter.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from rorqual.model.decoder import Decoder
 WEIGHTS_FILE = "model.safetensors"
 ADAPTER_FILE, ADAPTER_INFO = "adapter.safetensors", "adapter.json"
 DEPTH = 16
-"""Largest number of stacked adapters. A longer chain of adapters is refused as circular."""
+"""Largest number of stacked adapters. Loading refuses a longer chain of adapters, because it must be circular."""
 
 
 class Base(Config):
@@ -82,7 +84,10 @@ class OpenedAdapter:
 
 
 def check_trained(found: Mapping[str, Tensor], shapes: Shapes, *, where: str) -> None:
-    """Check names, shapes and finiteness of adapter tensors. Raises CheckpointError listing up to twelve problems."""
+    """Check that adapter tensors have the expected names and shapes, and contain no NaN or infinity.
+
+    Raises CheckpointError listing up to twelve problems.
+    """
     wrong = [f"missing {name}" for name in shapes if name not in found]
     wrong += [f"unexpected {name}" for name in found if name not in shapes]
     wrong += [
@@ -113,7 +118,7 @@ def adapter_of(checkpoint: Path) -> Adapter | None:
 
 
 def fingerprint(checkpoint: Path) -> str:
-    """Return the SHA-256 of a checkpoint's weight file. For an adapter, `adapter.json` is hashed too, because it names the base."""
+    """Return the SHA-256 of a checkpoint's weight file. For an adapter, also hash `adapter.json`, because it names the base."""
     adapted = (checkpoint / ADAPTER_INFO).is_file()
     digest = hashlib.sha256()
     for name in (ADAPTER_INFO, ADAPTER_FILE) if adapted else (WEIGHTS_FILE,):
@@ -129,7 +134,10 @@ def fingerprint(checkpoint: Path) -> str:
 
 
 def base_of(checkpoint: Path, *, named: str, seen_from: Path) -> Base:
-    """Describe `checkpoint` as the base of an adapter in run directory `seen_from`. `named` is the base's run as the user gave it."""
+    """Return the `Base` record of `checkpoint` for an adapter in run directory `seen_from`.
+
+    `named` is the base's run as the user wrote it.
+    """
     run = checkpoint.parent.resolve()
     beside = Path(os.path.relpath(run, seen_from.resolve())).as_posix()
     step = int(checkpoint.name.rpartition("-")[2])
@@ -151,7 +159,7 @@ def find_base(checkpoint: Path, base: Base) -> Path:
         if RunDir(place).incomplete_reason(base.step) is None and fingerprint(found) == base.sha256:
             return found
     raise CheckpointError(
-        f"the base of this adapter has changed: {RunDir(existing[0]).step_dir(base.step)} is missing or has other weights",
+        f"the base of this adapter has changed: {RunDir(existing[0]).step_dir(base.step)} is missing or has different weights",
         where=str(checkpoint / ADAPTER_INFO),
         remedy="Restore the checkpoint that the adapter was trained on, or train the adapter again.",
     )

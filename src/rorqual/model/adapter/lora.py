@@ -27,8 +27,8 @@ ALL_LINEAR = "all-linear"
 class LoRA(Tune):
     """LoRA fine-tuning of linear maps in the layers of the main model.
 
-    `targets` lists linear maps by Rorqual's names: by the end of the name (`q_proj`, `ffn.gate_proj`), by the full name
-    (`layers.3.attention.o_proj`), or all of them (`all-linear`). Stacked routed experts and MTP modules cannot be
+    `targets` lists linear maps by Rorqual's names: the end of the name (`q_proj`, `ffn.gate_proj`), the full name
+    (`layers.3.attention.o_proj`), or `all-linear` for all of them. Stacked routed experts and MTP modules cannot be
     targets.
     """
 
@@ -57,7 +57,7 @@ class LoRA(Tune):
             setattr(model.get_submodule(parent), last, LoRALinear(linear, self.r, self.scale, generator))
 
     def find(self, model: Decoder) -> dict[str, nn.Linear]:
-        """Return the linear maps that match `targets`, by name. Raises ConfigError if a target matches no map."""
+        """Return the linear maps that match `targets`, by name. Raises ConfigError if a target matches no linear map."""
         known = dict(linears(model))
         unmatched = [t for t in self.targets if t != ALL_LINEAR and not any(_matches(name, t) for name in known)]
         if unmatched:

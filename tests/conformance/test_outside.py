@@ -227,7 +227,7 @@ def test_a_block_that_is_not_what_its_config_says_is_refused(monkeypatch: pytest
             patch.setattr(ShortcutConfig, method, getattr(BlockConfig, method))
             if method == "ffns":
                 patch.setattr(ShortcutConfig, "ffns", lambda self, ffn: (self.dense, ffn, self.dense))
-            with pytest.raises(ValueError, match="block kind 'shortcut' built 2 attentions and networks with"):
+            with pytest.raises(ValueError, match="block kind 'shortcut' built 2 attention modules and feed-forward"):
                 stage.build(24, 1e-6)
 
 

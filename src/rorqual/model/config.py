@@ -44,16 +44,16 @@ class Stage(Config):
     def build(self, hidden_size: int, eps: float) -> Block:
         """Build one block.
 
-        Raises ValueError if the module's attentions or routers differ from its config. Recorded routing would otherwise
-        be replayed in the wrong networks.
+        Raises ValueError if the built block has other attention modules or routers than its config declares. Otherwise,
+        replay would use recorded expert choices in the wrong layers.
         """
         block = self.block.build(self.attention, self.ffn, hidden_size, eps)
         declared = len(self.attentions), [ffn.experts_per_token() for ffn in self.ffns]
         built = block.attentions, [ffn.experts_per_token for ffn in block.ffns]
         if declared != built:
             raise ValueError(
-                f"block kind '{self.block.kind}' built {built[0]} attentions and networks with {built[1]} experts per token; "
-                f"its config declares {declared[0]} and {declared[1]}"
+                f"block kind '{self.block.kind}' built {built[0]} attention modules and feed-forward networks with {built[1]} "
+                f"experts per token; its config declares {declared[0]} and {declared[1]}"
             )
         return block
 
@@ -81,7 +81,7 @@ class ModelConfig(Config):
 
     @property
     def attentions(self) -> tuple[AttentionConfig, ...]:
-        """The config of every attention in the main model. `Cache.layer` numbers attentions in this order."""
+        """The config of every attention module in the main model. The index of `Cache.layer` follows this order."""
         return tuple(attention for stage in self.layers for attention in stage.attentions)
 
     @property

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of a module. Costs can be added, and multiplied by an integer.
+    """The cost of a module. `Cost` supports addition, and multiplication by an integer.
 
     `active` counts the parameters used for one token. `flops` is the forward FLOPs of one token, including attention to
     all `context` keys. Only matrix products count, with 2 FLOPs per multiply-add: norms, softmax and gates take less

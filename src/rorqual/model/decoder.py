@@ -27,7 +27,7 @@ class Cache(Protocol):
     """The KV cache during one forward pass. The cache also decides which tokens each token attends to."""
 
     def layer(self, index: int) -> LayerCache:
-        """Return the cache of the attention with this index in `ModelConfig.attentions`."""
+        """Return the cache of attention module `index`, in the order of `ModelConfig.attentions`."""
 
     def table(self, rope: Rope, dim: int) -> tuple[Tensor, Tensor]:
         """Return cos and sin [positions, dim / 2] of `rope_table` for positions 0, 1, ... up to the highest position in use."""
@@ -37,9 +37,9 @@ class Cache(Protocol):
 class Output:
     """The result of a forward pass.
 
-    `hidden` [batch, seq, d] is the hidden state after the final norm. `routing` has one entry per network that routes
-    tokens. Each entry covers all batch * seq tokens. `recorded` maps each requested name to the tensors that attentions
-    recorded, in layer order.
+    `hidden` [batch, seq, d] is the hidden state after the final norm. `routing` has one entry per feed-forward network
+    that routes tokens. Each entry covers all batch * seq tokens. `recorded` maps each requested name to the tensors
+    that attention modules recorded, in layer order.
     """
 
     hidden: Tensor
@@ -62,9 +62,10 @@ class Decoder(Layer):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.tied = {"lm_head": "embed_tokens"} if config.tie_word_embeddings else {}
         head = None if self.tied else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.register_module("lm_head", head)  # a plain attribute set to None would hide the head of a prepared copy
+        self.register_module("lm_head", head)  # a plain None attribute would hide the head that `Backend.prepare` adds
         self.mtp = nn.ModuleList(MTP(config) for _ in range(config.num_nextn_predict_layers))
-        # The engine rounds cached parts to `CachePart.dtype`. The trainer does too if its forward pass uses a cache.
+        # The engine rounds cached values to `CachePart.dtype`. The trainer needs a cache in its forward pass to round
+        # the same way.
         rounded = any(part.dtype is not None for kind in config.attentions for part in kind.cache_spec())
         self.needs_cache = rounded or any(isinstance(m, Attention) and m.needs_cache for m in self.modules())
 
@@ -86,7 +87,7 @@ class Decoder(Layer):
     ) -> Output:
         """Run the model on `tokens` [batch, seq].
 
-        - `positions` [batch, seq] default to 0, 1, ... in each row.
+        - `positions` [batch, seq]: 0, 1, ... in each row by default.
         - `segments` [batch, seq] are document numbers. A token attends only to tokens of its own document.
         - `cache`: each token attends to the cached positions of its sequence up to its own position.
         - `replay` [batch, seq, routers, k] fixes the experts of each token instead of letting the routers choose.
@@ -171,6 +172,7 @@ class Decoder(Layer):
         return scores.float()
 
     def routers(self) -> list[FFN]:
-        """Return every network that routes tokens, in layer order: those of the main model, then those of the MTP modules."""
+        """Return every feed-forward network that routes tokens, in layer order, first of the main model and then of the
+        MTP modules."""
         blocks = [*self.layers, *(module.block for module in self.mtp)]
         return [ffn for block in blocks for ffn in block.ffns if ffn.experts_per_token]

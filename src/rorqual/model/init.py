@@ -15,7 +15,10 @@ from rorqual.ops.backends import TORCH, Backend
 
 
 def init_weights(model: nn.Module, std: float, seed: int) -> None:
-    """Initialize every parameter in place. One generator draws in the order of parameter names, so that a seed determines all weights."""
+    """Initialize every parameter in place.
+
+    One random generator fills the parameters in the order of their names, so that the seed determines all weights.
+    """
     generator = torch.Generator().manual_seed(seed)
     for _, parameter in sorted(model.named_parameters()):
         if parameter.dim() > 1:

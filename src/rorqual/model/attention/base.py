@@ -49,7 +49,10 @@ class CacheLayout:
     kind: str
     parts: Mapping[str, CachePart]
     writes: frozenset[frozenset[str]]
-    """The sets of part names that one `write` may contain. A set has all parts with one value of `every` (tokens per row)."""
+    """The sets of part names that one `write` may contain.
+
+    Each set contains all parts that share one value of `every` (tokens per row).
+    """
 
     @classmethod
     def of(cls, config: AttentionConfig) -> CacheLayout:
@@ -76,7 +79,7 @@ class CacheLayout:
         return self.parts[name]
 
     def check_write(self, given: Collection[str]) -> None:
-        """Raise ValueError unless `given` names all parts that have one value of `every` (tokens per row)."""
+        """Raise ValueError unless `given` contains exactly the parts that share one value of `every` (tokens per row)."""
         if frozenset(given) not in self.writes:
             raise ValueError(
                 f"attention kind '{self.kind}' writes the parts {sorted(given)}; its cache_spec declares {sorted(self.parts)}, and one write "
@@ -92,10 +95,10 @@ class LayerCache(Protocol):
     """
 
     def write(self, parts: Mapping[str, Tensor]) -> None:
-        """Store the new rows of all parts that have one value of `every` (tokens per row). `parts` maps part names to tensors.
+        """Store the new rows of all parts that share one value of `every` (tokens per row). `parts` maps part names to tensors.
 
         A part with one row per token takes a tensor [tokens, heads, width]. A part with one row per group takes
-        [groups, heads, width], for the groups that `groups` returned. Parts that are never read may be written too.
+        [groups, heads, width], for the groups that `groups` returned. A kind may write parts that it never reads.
         """
 
     def groups(self, part: str, every: int) -> tuple[Tensor, Tensor]:
@@ -119,11 +122,11 @@ class LayerCache(Protocol):
         selected: Selection | None = None,
         window: int | None = None,
     ) -> Tensor:
-        """Attend from every token to the rows of its sequence, up to the token's position.
+        """Compute causal attention from every token to the cached rows of its sequence.
 
-        `q` is [tokens, heads, queries per head, d]. `keys` and `values` are part names and may be the same name. Only
-        the first `value_width` columns of the values are used (None: all). The row of a group is visible to the last
-        token of the group and to later tokens.
+        `q` is [tokens, heads, queries per head, d]. `keys` and `values` are part names and may be the same name.
+        Attention uses only the first `value_width` columns of the values, or all columns if it is None. The row of a
+        group is visible to the last token of the group and to later tokens.
 
         `selected` restricts attention to the selected rows. `window` restricts attention to the rows of the last
         `window` tokens, including the current token. Returns [tokens, heads, queries per head, value_width]. A token
@@ -163,10 +166,10 @@ class LayerCache(Protocol):
 class AttentionContext:
     """State shared by all layers of one forward pass.
 
-    `positions` is [batch, seq]. `mask` [batch, 1, queries, keys] is None if a cache decides which keys are visible.
-    `ops` is the backend. `table(rope, dim)` returns precomputed cos and sin [positions, dim / 2]. Without `table`, the
-    forward pass computes cos and sin. `wanted` contains the names of the tensors to record, and `recorded` the tensors
-    recorded so far, by name.
+    `positions` is [batch, seq]. `mask` [batch, 1, queries, keys] is None in a forward pass with a cache, which then
+    decides which keys are visible. `ops` is the backend. `table(rope, dim)` returns precomputed cos and sin [positions,
+    dim / 2]. Without `table`, the forward pass computes cos and sin. `wanted` contains the names of the tensors to
+    record, and `recorded` the tensors recorded so far, by name.
     """
 
     positions: Tensor
@@ -227,7 +230,7 @@ class AttentionConfig(Kind):
         return self.cost(hidden_size, round(context)).flops - self.cost(hidden_size, 0).flops
 
     def saved_values(self, hidden_size: int, *, everything: bool) -> int:
-        """Return the number of values per token that training saves for the backward pass, without the residual stream.
+        """Return the number of activations per token that training saves for the backward pass, excluding the residual stream.
 
         With selective recomputation, training saves the inputs and the output of attention. `everything` counts the
         values saved without recomputation, which include the normed input. Raises ConfigError if the kind does not
@@ -244,7 +247,7 @@ class AttentionConfig(Kind):
         return {}
 
     def cache_spec(self) -> tuple[CachePart, ...]:
-        """Return the parts that one attention module caches. Part names must be unique."""
+        """Return the parts of the KV cache of one attention module. Part names must be unique."""
         raise NotImplementedError
 
     def cache_width(self) -> float:
@@ -252,7 +255,10 @@ class AttentionConfig(Kind):
         return sum(part.values for part in self.cache_spec())
 
     def cache_bytes(self, value_bytes: float) -> float:
-        """Return the bytes that one attention module caches per token. Parts without a dtype use `value_bytes` per value."""
+        """Return the bytes that one attention module caches per token.
+
+        Values of parts without a dtype take `value_bytes` bytes.
+        """
         return sum(p.values * (value_bytes if p.dtype is None else p.dtype.itemsize) for p in self.cache_spec())
 
     def check(self) -> None:

@@ -1,8 +1,8 @@
 """Multi-head latent attention (DeepSeek-V2, section 2.1; V3 eq. 1-11).
 
 The module computes one function in two forms. The naive form (training) expands latents to the keys and values of each
-head. The absorbed form (with a cache) moves W^UK into the query and W^UV behind the softmax, so attention runs on the
-cached latents. Prefill uses the absorbed form too, so that prefill and decode round a token the same way.
+head. The absorbed form (with a cache) applies W^UK to the query and W^UV to the attention output, so attention runs on
+the cached latents. Prefill also uses the absorbed form, so that a token gets the same rounding in prefill and decode.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class MLAConfig(AttentionConfig):
 
     @property
     def qk_head_dim(self) -> int:
-        """Width of a query or key head: the part without RoPE plus the part with RoPE."""
+        """Width of a query or key head: the columns without RoPE plus the columns with RoPE."""
         return self.qk_nope_head_dim + self.qk_rope_head_dim
 
     def build(self, hidden_size: int, eps: float) -> Attention:

@@ -19,9 +19,10 @@ from rorqual.ops.moe import Routing
 class Block(nn.Module, ABC):
     """A block module. Its input and its output are the residual stream [batch, seq, ...].
 
-    `forward` also returns the routing of each network in `ffns`, or None for a network without routing. `caches` has
-    one entry per attention, which is None without a cache. `replay` has one entry per network: the experts [tokens, k],
-    or None to let the router choose. `attentions` is the number of attention modules in the block.
+    `forward` also returns the routing of each feed-forward network in `ffns`, or None for a network without a router.
+    `caches` has one entry per attention module, which is None in a forward pass without a cache. `replay` has one entry
+    per feed-forward network: the experts [tokens, k], or None to let the router choose. `attentions` is the number of
+    attention modules in the block.
     """
 
     attentions: int = 1
@@ -42,7 +43,10 @@ class Block(nn.Module, ABC):
 
 
 class StreamEnd(nn.Module):
-    """A module at the start or end of the residual stream. This base class is the identity: residual stream and hidden state are equal."""
+    """A module at the start or end of the residual stream.
+
+    This base class is the identity, for blocks whose residual stream has the width of the hidden state.
+    """
 
     def forward(self, x: Tensor, ops: Backend) -> Tensor:
         """Map the embedding to the residual stream, or the residual stream to the hidden state."""
@@ -50,7 +54,9 @@ class StreamEnd(nn.Module):
 
 
 class BlockConfig(Kind):
-    """Base class of the block kinds' configs. A kind with several attentions or networks overrides `attentions` or `ffns`.
+    """Base class of the block kinds' configs.
+
+    A kind with several attention modules or feed-forward networks per block overrides `attentions` or `ffns`.
 
     The residual stream between blocks may be wider than the hidden state. The stream then consists of `streams` parts
     of width `hidden_size`. `expand` creates the parts from the embedding, and `collapse` combines them before the final
@@ -58,19 +64,26 @@ class BlockConfig(Kind):
     """
 
     def build(self, attention: AttentionConfig, ffn: FFNConfig, hidden_size: int, eps: float) -> Block:
-        """Build the module with the attention and the network of its stage."""
+        """Build the block from the attention and feed-forward configs of its stage."""
         raise NotImplementedError
 
     def attentions(self, attention: AttentionConfig) -> tuple[AttentionConfig, ...]:
-        """Return the configs of the block's attentions, in the order of their caches. `attention` is the stage's attention config."""
+        """Return the configs of the block's attention modules, in the order of their caches.
+
+        `attention` is the stage's attention config.
+        """
         return (attention,)
 
     def ffns(self, ffn: FFNConfig) -> tuple[FFNConfig, ...]:
-        """Return the configs of the block's networks, in the order in which routing is recorded. `ffn` is the stage's network config."""
+        """Return the configs of the block's feed-forward networks, in the order of `Output.routing`.
+
+        `ffn` is the stage's feed-forward config.
+        """
         return (ffn,)
 
     def cost(self, hidden_size: int) -> Cost:
-        """Return the parameter count and the forward FLOPs per token of the block without its attentions and networks."""
+        """Return the parameter count and forward FLOPs per token of the block, excluding its attention modules and
+        feed-forward networks."""
         raise NotImplementedError
 
     def residual_values(self, hidden_size: int) -> int:

@@ -18,18 +18,21 @@ from rorqual.ops.moe import Routing
 class FFN(Layer, ABC):
     """A feed-forward network: x [tokens, hidden] -> ([tokens, hidden], routing or None).
 
-    `experts_per_token` is the number of routed experts per token, as in the config. If the number is above 0, expert
-    choices are recorded in generation, replayed in training and counted for load balancing.
+    `experts_per_token` is the number of routed experts per token, as in the config. If it is above 0, generation
+    records the expert choices, and training replays them and counts them for load balancing.
     """
 
     experts_per_token: int = 0
 
     def target_load(self) -> Tensor | None:
-        """Return the target share of the load of each expert choice [choices] (float64), or None for an even load."""
+        """Return the target load share of each router choice [choices] in float64, or None for an even load."""
         return None
 
     def balance(self, load: Tensor, gamma: float) -> None:
-        """Adjust the router by one step of size `gamma` toward `target_load`. `load` [choices] is the update's token count per choice."""
+        """Adjust the router by one step of size `gamma` toward `target_load`.
+
+        `load` [choices] is the number of tokens per choice in this optimizer step.
+        """
 
     def exclude(self, choices: Sequence[int]) -> None:
         """Stop routing tokens to the experts `choices`. Raises ConfigError if the kind cannot exclude experts."""
@@ -55,11 +58,11 @@ class FFNConfig(Kind):
         raise NotImplementedError
 
     def experts_per_token(self) -> int:
-        """Return the number of routed experts per token, or 0 for a network without routing."""
+        """Return the number of routed experts per token, or 0 for a network without a router."""
         return 0
 
     def n_experts(self) -> int:
-        """Return the number of routed experts that have weights, or 0 for a network without routing."""
+        """Return the number of routed experts that have weights, or 0 for a network without a router."""
         return 0
 
     def n_choices(self) -> int:
@@ -67,7 +70,7 @@ class FFNConfig(Kind):
         return self.n_experts()
 
     def active_experts(self) -> float:
-        """Return the mean number of experts per token that have weights."""
+        """Return the mean number of experts with weights that a token uses."""
         return self.experts_per_token()
 
     def routed_params(self, hidden_size: int) -> int:
@@ -75,10 +78,10 @@ class FFNConfig(Kind):
         return 0
 
     def saved_values(self, hidden_size: int, *, everything: bool) -> int:
-        """Return the number of values per token that training saves for the backward pass, without the residual stream.
+        """Return the number of activations per token that training saves for the backward pass, excluding the residual stream.
 
         With selective recomputation, training saves the outputs of the gate and up projections. `everything` counts the
-        values saved without recomputation, which include the normed input and the product of gate and up. Raises
+        values saved without recomputation, which include the normed input and the product silu(gate) * up. Raises
         ConfigError if the kind does not count saved values.
         """
         raise ConfigError(

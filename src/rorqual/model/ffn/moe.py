@@ -1,4 +1,4 @@
-"""Mixture of experts with routed and shared experts (DeepSeekMoE, Dai et al. 2024; V3 eq. 12-16) and any kind of router."""
+"""Mixture of experts (DeepSeekMoE, Dai et al. 2024; V3 eq. 12-16): routed experts, shared experts and a router of any kind."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class MoEConfig(FFNConfig):
         chosen = self.active_experts()
         experts = Cost(
             expert.params * self.n_experts(), round(expert.active * chosen), round(expert.flops * chosen)
-        )  # tokens may choose identity experts, which have no parameters
+        )  # a token may be routed to identity experts, which have no parameters
         shared = linear(hidden_size, self.moe_intermediate_size * self.n_shared_experts) * 3
         return experts + shared + self.router.cost(hidden_size)
 

@@ -1,4 +1,5 @@
-"""Read configs and tensor names of older versions, which stored router fields and tensors directly in the network."""
+"""Read configs and tensor names of older Rorqual versions, which stored router fields and tensors directly in the MoE
+network."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ def nested(data: Any) -> Any:
 
 
 def older_names(names: Iterable[str]) -> dict[str, str]:
-    """Map tensor names of older versions to the current names in `names`, such as `...ffn.gate` to `...ffn.router.gate`."""
+    """Map tensor names of older Rorqual versions to the current names in `names`, such as `...ffn.gate` to
+    `...ffn.router.gate`."""
     current = set(names)
     renamed = {name.replace(".router.", "."): name for name in current if ".router." in name}
     return {older: name for older, name in renamed.items() if older not in current}

@@ -50,11 +50,11 @@ class RouterConfig(Kind):
         return self.n_experts() + self.n_identity()
 
     def target_load(self) -> Tensor:
-        """Return the target share of the load for each choice [choices] (float64). The default is an even load."""
+        """Return the target load share of each choice [choices] in float64. The default is an even load."""
         return torch.full((self.n_choices(),), 1 / self.n_choices(), dtype=torch.float64)
 
     def active_experts(self) -> float:
-        """Return the mean number of experts per token that have weights, if the load equals `target_load`."""
+        """Return the mean number of experts with weights that a token uses, if the load equals `target_load`."""
         return self.experts_per_token() * float(self.target_load()[: self.n_experts()].sum())
 
     def check(self) -> None:
@@ -88,7 +88,10 @@ class Router(Layer, ABC):
         return expected_load(load, self.config.target_load()) - load.float()
 
     def balance(self, load: Tensor, gamma: float) -> None:
-        """Adjust the router by one step of size `gamma` toward `target_load`. `load` [choices] is the update's token count per choice."""
+        """Adjust the router by one step of size `gamma` toward `target_load`.
+
+        `load` [choices] is the number of tokens per choice in this optimizer step.
+        """
 
     def exclude(self, choices: Sequence[int]) -> None:
         """Stop routing tokens to the experts `choices`. Raises ConfigError if the kind cannot exclude experts."""

@@ -1,4 +1,5 @@
-"""The router of DeepSeek-V2, V3 and Qwen3 (V3 eq. 12-16): top-k experts within the best groups, balanced by a bias."""
+"""The router of DeepSeek-V2, V3 and Qwen3 (V3 eq. 12-16): top-k experts within the best groups, with a bias for load
+balancing."""
 
 from __future__ import annotations
 
@@ -62,8 +63,7 @@ class GroupedTopKConfig(RouterConfig):
 class GroupedTopK(Router):
     """A grouped top-k router module. The router computes in fp32, whatever the dtype of its weight `gate` [experts, hidden].
 
-    `e_score_correction_bias` [experts] is a buffer that load balancing updates. The buffer is None without
-    `score_bias`.
+    `e_score_correction_bias` [experts] is a buffer that load balancing updates. The buffer is None if `score_bias` is False.
     """
 
     derived = {"wide_gate": "gate"}

@@ -15,9 +15,8 @@ from rorqual.ops.moe import Routing
 class MTP(nn.Module):
     """One multi-token prediction module. The module shares the embedding and the head with the main model.
 
-    The input concatenates the embedding and the hidden state, in the order of the published checkpoint. The hidden
-    state is taken after the main model's final norm. Engines that reach the published acceptance rate also use the
-    normed hidden state.
+    The input is the embedding followed by the hidden state, as in the published checkpoint. The hidden state is taken
+    after the main model's final norm. Inference engines that reach the published acceptance rate do the same.
     """
 
     def __init__(self, config: ModelConfig) -> None:

@@ -1,4 +1,7 @@
-"""Paged attention over a training batch. Sums run over the engine's blocks, so that trainer and engine round the same way."""
+"""Paged attention over a training batch.
+
+Attention adds the results of the same key blocks as the engine, so that trainer and engine round the same way.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from rorqual.ops.paged import BLOCK, fill
 from rorqual.ops.rope import Rope, rope_table
 
 ANGLE_CHUNK = 4096
-"""Number of positions per call that computes RoPE angles. The number is fixed so that angles do not depend on the table length."""
+"""Number of positions per `rope_table` call. The number is fixed so that the angles do not depend on the table length."""
 
 
 def angles(rope: Rope, dim: int, positions: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
@@ -136,7 +139,7 @@ class PackedBatchCache:
     """A `Cache` for a training batch. The cache is used for one forward pass and is differentiable.
 
     `positions` [batch, seq] must begin at 0 in each document. `segments` [batch, seq] are document numbers; None means
-    one document per row. `layouts` has the cache layout of each attention. `attention` is the backend's paged
+    one document per row. `layouts` has the cache layout of each attention module. `attention` is the backend's paged
     attention.
     """
 
@@ -177,11 +180,11 @@ class PackedBatchCache:
         return angles(rope, dim, int(self._positions.max()) + 1, self.device)
 
     def rows(self, every: int) -> tuple[Tensor, Tensor]:
-        """Return index tensors that map groups of `every` tokens to tokens, and rows of blocks to groups.
+        """Return two index tensors: from groups of `every` tokens to their last tokens, and from block rows to groups.
 
-        The first tensor [groups] holds the last token of each group. The length of the first tensor is padded
-        (`ops.paged.fill`). The second tensor [blocks * BLOCK / every] holds the group of each block row, or the number
-        of groups for an empty row.
+        The first tensor [groups] holds the last token of each group, with padding at the end (`ops.paged.fill`). The
+        second tensor [blocks * BLOCK / every] holds the group of each block row, or the number of groups for an empty
+        row.
         """
         if every not in self._rows_by_every:
             ends = np.flatnonzero(self._positions % every == every - 1)
@@ -213,7 +216,7 @@ class _PackedLayerCache(BlockedLayerCache):
         return self._rows[name].index_select(0, tokens.flatten()).unflatten(0, tokens.shape), last
 
     def _pool(self, name: str) -> Tensor:
-        """Convert the rows of a part [rows, heads, width] to a pool of blocks with BLOCK / every rows each."""
+        """Convert a part's rows [rows, heads, width] to a block pool with BLOCK / every rows per block."""
         if name not in self._blocks:
             rows, every = self._rows[name], self._layout.parts[name].every
             padded = torch.cat((rows, rows.new_zeros(1, *rows.shape[1:])))

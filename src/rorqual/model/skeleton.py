@@ -28,7 +28,7 @@ class _Unfilled(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         options = dict(kwargs or {})
-        # The mode intercepts calls to functions of nn.init, but not the calls inside these functions.
+        # This mode intercepts calls to functions of nn.init, but not the calls that these functions make.
         draws = getattr(func, "__module__", None) == nn.init.__name__
         if draws or func in (torch.Tensor.normal_, torch.Tensor.uniform_):
             return args[0] if args else options["tensor"]

@@ -42,8 +42,8 @@ def config_from_hf(data: Mapping[str, Any], where: str = "config.json") -> Model
     keys.expect("rope_interleave", True)
     keys.expect("num_key_value_heads", heads, None)
     keys.expect("head_dim", rope_dim, None)
-    # DeepSeek's code and transformers norm the latents with 1e-6, whatever rms_norm_eps is.
-    # Rorqual has a single epsilon, so no other value can be expressed.
+    # DeepSeek's code and transformers normalize the latents with an epsilon of 1e-6, whatever rms_norm_eps is. Rorqual
+    # has one epsilon for all norms, so it refuses any other rms_norm_eps.
     keys.expect("rms_norm_eps", EPSILON)
     nope = keys.integer("qk_nope_head_dim")
     keys.expect("qk_head_dim", nope + rope_dim, None)
@@ -135,7 +135,7 @@ def _parts(config: ModelConfig) -> tuple[MLAConfig, DenseConfig | None, MoEConfi
         raise ConfigError(
             "the model does not have DeepSeek-V3's layout: dense layers, then layers with one kind of experts, all with the same MLA",
             where="config",
-            remedy="Keep this model as a run directory.",
+            remedy="Use the run directory, because this model cannot be exported.",
         )
     rope = attention.rope
     problems = {
@@ -149,7 +149,7 @@ def _parts(config: ModelConfig) -> tuple[MLAConfig, DenseConfig | None, MoEConfi
         raise ConfigError(
             f"the model does not have DeepSeek's layout: {reasons[0]}",
             where="config",
-            remedy="Keep this model as a run directory.",
+            remedy="Use the run directory, because this model cannot be exported.",
         )
     return attention, wide if isinstance(wide, DenseConfig) else None, moe, router, dense
 
@@ -197,7 +197,10 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
 
 
 def to_hf(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """Convert Rorqual's state_dict to published tensors, separate for each expert. MTP modules become extra layers at the end."""
+    """Convert Rorqual's state_dict to published tensors, with separate tensors for each expert.
+
+    MTP modules become extra layers at the end.
+    """
     return name_map(config).to_hf(state)
 
 

@@ -40,7 +40,7 @@ FAMILIES = (
 
 
 def known_types() -> tuple[str, ...]:
-    """Return every `model_type` whose checkpoints can be read, sorted."""
+    """Return every supported `model_type`, sorted."""
     return tuple(sorted(name for family in FAMILIES for name in family.model_types))
 
 
@@ -59,7 +59,10 @@ def family_of(model_type: str, where: str) -> CheckpointFamily:
 
 
 def family_for(config: ModelConfig) -> CheckpointFamily:
-    """Return the first checkpoint family that can express a model. If no family can, raises ConfigError with each family's reason."""
+    """Return the first checkpoint family that can express a model.
+
+    If there is none, raises ConfigError with one reason per family.
+    """
     reasons = []
     for family in FAMILIES:
         try:
@@ -71,5 +74,5 @@ def family_for(config: ModelConfig) -> CheckpointFamily:
     raise ConfigError(
         f"no published family can express this model: {'; '.join(reasons)}",
         where="config",
-        remedy="Keep this model as a run directory.",
+        remedy="Use the run directory, because this model cannot be exported.",
     )

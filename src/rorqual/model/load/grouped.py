@@ -19,7 +19,7 @@ def attention_from_hf(keys: ConfigKeys, *, head_dim: int = 0, **kind: bool) -> G
     """Build the attention config of a `config.json`.
 
     `head_dim` is the default if the key is absent; 0 means `hidden_size` / `num_attention_heads`. `kind` holds the
-    family's values of the norm and bias fields of `GQAConfig`.
+    values that this family sets for the norm and bias fields of `GQAConfig`.
     """
     heads, hidden = keys.integer("num_attention_heads"), keys.integer("hidden_size")
     if not (dim := keys.take("head_dim", None) or head_dim):
@@ -44,17 +44,20 @@ def attention_from_hf(keys: ConfigKeys, *, head_dim: int = 0, **kind: bool) -> G
 def _check_mscale(attention: GQAConfig, where: str) -> None:
     yarn = attention.rope.yarn
     if yarn is not None and yarn.mscale_all_dim:
-        # DeepSeek's models scale the softmax by mscale_all_dim, but transformers ignores it for Llama and Qwen.
-        # Its intended meaning is therefore unknown.
+        # DeepSeek's models scale the softmax by mscale_all_dim, but transformers ignores it for Llama and Qwen. The
+        # intended meaning of mscale_all_dim in these models is therefore unknown.
         raise ConfigError(
             f"RoPE scaling 'yarn' sets mscale_all_dim {yarn.mscale_all_dim}, which is supported only for DeepSeek models",
             where=where,
-            remedy="Express its effect as 'attention_factor'.",
+            remedy="Set 'attention_factor' to the equivalent value instead.",
         )
 
 
 def no_sliding_window(keys: ConfigKeys, layers: int) -> None:
-    """Raise ConfigError for Qwen's sliding-window attention, which is not supported. Published models do not use sliding windows."""
+    """Raise ConfigError for Qwen's sliding-window attention, which is not supported.
+
+    The published Qwen models do not enable sliding windows.
+    """
     keys.expect("use_sliding_window", False)
     # transformers ignores sliding_window and max_window_layers if use_sliding_window is false.
     keys.take("sliding_window", None)
@@ -63,7 +66,7 @@ def no_sliding_window(keys: ConfigKeys, layers: int) -> None:
 
 
 def model_from_hf(keys: ConfigKeys, stages: Sequence[Stage]) -> ModelConfig:
-    """Build the ModelConfig from the remaining keys. Raises ConfigError for keys that were never read."""
+    """Build the ModelConfig from `stages` and the keys outside the layers. Raises ConfigError for keys that were never read."""
     config = keys.build(
         ModelConfig,
         vocab_size=keys.take("vocab_size"),
@@ -79,7 +82,10 @@ def model_from_hf(keys: ConfigKeys, stages: Sequence[Stage]) -> ModelConfig:
 
 
 def attention_of(config: ModelConfig, layout: str, fits: Callable[[GQAConfig], bool]) -> GQAConfig:
-    """Return the attention config shared by all layers. Raises ConfigError naming `layout` if layers differ or `fits` is False."""
+    """Return the attention config shared by all layers.
+
+    Raises ConfigError naming `layout` if layers differ or `fits` rejects the config.
+    """
     attention = config.stages[0].attention
     if (
         not isinstance(attention, GQAConfig)
@@ -87,7 +93,9 @@ def attention_of(config: ModelConfig, layout: str, fits: Callable[[GQAConfig], b
         or any(stage.attention != attention or stage.block != PreNormConfig() for stage in config.stages)
         or config.num_nextn_predict_layers
     ):
-        raise ConfigError(f"not a {layout}", where="config", remedy="Keep this model as a run directory.")
+        raise ConfigError(
+            f"not a {layout}", where="config", remedy="Use the run directory, because this model cannot be exported."
+        )
     _check_mscale(attention, "config")
     return attention
 
@@ -96,7 +104,9 @@ def dense_of(config: ModelConfig, layout: str) -> DenseConfig:
     """Return the dense network config shared by all layers. Raises ConfigError naming `layout` if layers differ or are not dense."""
     ffn = config.stages[0].ffn
     if not isinstance(ffn, DenseConfig) or any(stage.ffn != ffn for stage in config.stages):
-        raise ConfigError(f"not a {layout}", where="config", remedy="Keep this model as a run directory.")
+        raise ConfigError(
+            f"not a {layout}", where="config", remedy="Use the run directory, because this model cannot be exported."
+        )
     return ffn
 
 
@@ -119,7 +129,10 @@ def common_to_hf(config: ModelConfig, attention: GQAConfig, model_type: str, arc
 
 
 def name_map(config: ModelConfig, feed_forward: Callable[[Stage, str, str], Iterator[NameEntry]]) -> NameMap:
-    """Return the name map of a model. `feed_forward(stage, prefix, hf_prefix)` yields the name entries of one layer's network."""
+    """Return the `NameMap` of a model.
+
+    `feed_forward(stage, prefix, hf_prefix)` yields each `NameEntry` of one layer's feed-forward network.
+    """
     entries = list(ends(config))
     for index, stage in enumerate(config.layers):
         prefix, hf_prefix = f"layers.{index}", f"model.layers.{index}"
@@ -131,7 +144,10 @@ def name_map(config: ModelConfig, feed_forward: Callable[[Stage, str, str], Iter
 
 
 def dense_names(_: Stage, prefix: str, hf_prefix: str) -> Iterator[NameEntry]:
-    """Yield the name entries of a dense network. Models with only dense layers pass this function to `name_map`."""
+    """Yield each `NameEntry` of a dense feed-forward network.
+
+    Families with only dense layers pass this function to `name_map`.
+    """
     return swiglu(prefix, hf_prefix)
 
 

@@ -38,7 +38,7 @@ HARMLESS = frozenset(
         "transformers.js_config",
     ]
 )
-"""Keys that do not change what a model with given weights computes."""
+"""Keys that do not affect the output of a model with given weights."""
 
 _YARN = ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
 _LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
@@ -168,7 +168,7 @@ class ConfigKeys:
             raise ConfigError(
                 f"unknown key '{key}'",
                 where=self.where,
-                remedy=f"{nearest(key, self._taken)} Remove the key if it does not change the model's function.",
+                remedy=f"{nearest(key, self._taken)} Remove the key if it does not change what the model computes.",
             )
 
 
@@ -176,7 +176,8 @@ def rope_to_hf(rope: Rope) -> dict[str, Any]:
     """Return the `config.json` keys `rope_theta` and `rope_scaling` of `rope`."""
     scaling: dict[str, Any] | None = None
     if rope.yarn is not None:
-        # In Rorqual, 0 means "not set". Other programs that read the file would compute with 0.
+        # In Rorqual, an attention_factor of 0 means "not set", but other programs that read the file would multiply by
+        # 0.
         unset = {"attention_factor"} if not rope.yarn.attention_factor else set()
         scaling = {"type": "yarn", **rope.yarn.model_dump(exclude=unset)}
     elif rope.llama3 is not None:
@@ -187,7 +188,9 @@ def rope_to_hf(rope: Rope) -> dict[str, Any]:
 
 
 def quantization(data: Mapping[str, Any], where: str) -> bool:
-    """Return whether `quantization_config` declares FP8 in 128 x 128 blocks (V3, V3.1). Empty data means no quantization.
+    """Return whether `quantization_config` declares FP8 in 128 x 128 blocks (V3, V3.1).
+
+    An empty `quantization_config` means no quantization.
 
     Raises ConfigError for other quantization. A tensor is FP8 if the checkpoint stores scales for it, whatever
     `quantization_config` says.

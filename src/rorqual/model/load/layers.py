@@ -10,7 +10,7 @@ from rorqual.model.load.names import NameEntry, stacked, stacked_pairs
 
 
 def ends(config: ModelConfig) -> Iterator[NameEntry]:
-    """Yield the name entries of the embedding, the final norm and the head. A tied head has no entry."""
+    """Yield the `NameEntry` of the embedding, the final norm and the head. A tied head has no `NameEntry`."""
     yield NameEntry("embed_tokens.weight", ("model.embed_tokens.weight",))
     yield NameEntry("norm.weight", ("model.norm.weight",))
     if not config.tie_word_embeddings:
@@ -18,24 +18,27 @@ def ends(config: ModelConfig) -> Iterator[NameEntry]:
 
 
 def tied_head(config: ModelConfig) -> dict[str, str]:
-    """Map a tied head to the embedding it copies, because some checkpoints also store the head. Return {} if the head is not tied."""
+    """Map the name of a tied head to the name of the embedding, because some checkpoints store the head as a copy.
+
+    Return {} if the head is not tied.
+    """
     return {"lm_head.weight": "embed_tokens.weight"} if config.tie_word_embeddings else {}
 
 
 def norms(prefix: str, hf_prefix: str) -> Iterator[NameEntry]:
-    """Yield the name entries of the two norms of a block."""
+    """Yield the `NameEntry` of each of the two norms of a block."""
     for name in ("input_layernorm", "post_attention_layernorm"):
         yield NameEntry(f"{prefix}.{name}.weight", (f"{hf_prefix}.{name}.weight",))
 
 
 def swiglu(prefix: str, hf_prefix: str) -> Iterator[NameEntry]:
-    """Yield the name entries of the three matrices of a SwiGLU network."""
+    """Yield each `NameEntry` of a SwiGLU network (gate, up and down projections)."""
     for name in ("gate_proj", "up_proj", "down_proj"):
         yield NameEntry(f"{prefix}.{name}.weight", (f"{hf_prefix}.{name}.weight",))
 
 
 def routed(ffn: MoEConfig, prefix: str, hf_prefix: str) -> Iterator[NameEntry]:
-    """Yield the name entries of the router and of the stacked routed experts."""
+    """Yield each `NameEntry` of the router and of the stacked routed experts."""
     yield NameEntry(f"{prefix}.router.gate", (f"{hf_prefix}.gate.weight",))
     gate, up, down = (
         [f"{hf_prefix}.experts.{expert}.{part}_proj.weight" for expert in range(ffn.n_experts())]

@@ -24,7 +24,7 @@ def config_from_hf(data: Mapping[str, Any], where: str = "config.json") -> Model
     keys.family("llama", "LlamaForCausalLM")
     keys.expect("hidden_act", "silu")
     keys.expect("mlp_bias", False)
-    keys.expect("is_llama_config", True)  # SmolLM2's trainer writes is_llama_config and rope_interleaved
+    keys.expect("is_llama_config", True)  # the trainer of SmolLM2 writes is_llama_config and rope_interleaved
     keys.expect("rope_interleaved", False)
     bias = keys.take("attention_bias", False)
     attention = grouped.attention_from_hf(keys, attention_bias=bias, output_bias=bias)

@@ -1,4 +1,7 @@
-"""Two-way maps between the tensors of Rorqual and of published checkpoints. A map can convert one tensor at a time."""
+"""Two-way maps between the tensors of Rorqual and of published checkpoints.
+
+Tensors can be converted one at a time.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,9 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class NameEntry:
-    """A Rorqual tensor `ours` and the published tensors `theirs` with the same values. `kind` says how `ours` and `theirs` correspond:
+    """A Rorqual tensor `ours` and the published tensors `theirs` with the same values.
+
+    `kind` describes how `ours` is composed of `theirs`:
 
     - "alone": `ours` equals the only published tensor in `theirs`.
     - "stack": `ours` [n, ...] stacks n published tensors.
@@ -68,7 +73,10 @@ class NameEntry:
         return (len(self.theirs) // 2, 2 * first[0], *first[1:])
 
     def scales(self) -> NameEntry:
-        """Return the name entry of the FP8 scales of `ours` and `theirs`. Each tensor of a pair has its own scales."""
+        """Return the `NameEntry` of the FP8 scales of `ours` and `theirs`.
+
+        In kind "pairs", first and second tensors have separate scales.
+        """
         return NameEntry(self.ours + SCALE, tuple(name + SCALE for name in self.theirs), self.kind)
 
     def scale_shape(self, shape: Shape) -> Shape:
@@ -117,10 +125,10 @@ def stacked_pairs(ours: str, first: Iterable[str], second: Iterable[str]) -> Nam
 
 @dataclass(frozen=True)
 class NameMap:
-    """The name entries of all tensors of a model.
+    """The `NameEntry` of every tensor of a model.
 
-    `copies` maps the names of duplicate published tensors to the Rorqual name of the original. Export writes copies. On
-    import, a copy may be absent, and must equal the original if it is present.
+    `copies` maps the names of duplicate published tensors to the Rorqual name of the original. Export writes these
+    duplicates. Import accepts a checkpoint without them, and otherwise requires that they equal the original.
     """
 
     entries: tuple[NameEntry, ...]
@@ -166,7 +174,7 @@ class NameMap:
             if (tensor.dtype == torch.float8_e4m3fn) != (name + SCALE in out):
                 raise CheckpointError(
                     f"{name} is {tensor.dtype} {'with' if name + SCALE in out else 'without'} scales (weight{SCALE})",
-                    remedy="Only FP8 tensors have scales, and each must have them. Download the checkpoint again.",
+                    remedy="FP8 tensors, and no others, must have scales. Download the checkpoint again.",
                 )
         for name, ours in self.copies.items():
             if name in state and not torch.equal(state[name], out[ours]):

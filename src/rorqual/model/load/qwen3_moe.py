@@ -75,7 +75,8 @@ def _stages(keys: ConfigKeys, attention: GQAConfig, moe: MoEConfig, wide: DenseC
 def _parts(
     config: ModelConfig,
 ) -> tuple[GQAConfig, MoEConfig, GroupedTopKConfig, DenseConfig | None, Sequence[int]]:
-    """Return the configs of attention, experts, router and dense network (None if no layer is dense), and the indices of dense layers."""
+    """Return the configs of attention, MoE, router and dense network (None if no layer is dense), and the indices of
+    dense layers."""
     attention = grouped.attention_of(config, LAYOUT, fits)
     kinds = [stage.ffn for stage in config.layers]
     dense = [index for index, ffn in enumerate(kinds) if isinstance(ffn, DenseConfig)]
@@ -92,7 +93,9 @@ def _parts(
         or router.score_bias
         or router.routed_scaling_factor != 1.0
     ):
-        raise ConfigError(f"not a {LAYOUT}", where="config", remedy="Keep this model as a run directory.")
+        raise ConfigError(
+            f"not a {LAYOUT}", where="config", remedy="Use the run directory, because this model cannot be exported."
+        )
     return attention, moe, router, wide, dense
 
 

@@ -49,9 +49,9 @@ def read_model_config(run: RunDir) -> ModelConfig:
 def load_weights(model: Decoder, checkpoint: Path) -> None:
     """Fill `model` from a checkpoint folder, one tensor at a time. Each tensor is cast to the model's type.
 
-    FP8 tensors are dequantized. Tensor names of older versions are accepted (`older_names`). Raises CheckpointError
-    listing missing names, unexpected names and wrong shapes. If `checkpoint` is an adapter, its base is loaded and the
-    adapter merged into it.
+    FP8 tensors are dequantized. Tensor names of older Rorqual versions are accepted (`older_names`). Raises
+    CheckpointError listing missing names, unexpected names and wrong shapes. If `checkpoint` is an adapter, its base is
+    loaded and the adapter merged into it.
     """
     whole, adapters = unfold(checkpoint)
     file = whole / WEIGHTS_FILE
@@ -76,7 +76,9 @@ def load_weights(model: Decoder, checkpoint: Path) -> None:
 def _check_headers(
     stored: Any, stored_names: Mapping[str, str], wanted: dict[str, Tensor], config: ModelConfig, where: str
 ) -> dict[str, NameEntry]:
-    """Check that names, shapes and types in a file's header match the model. Return the name entries of FP8 tensors.
+    """Check that names, shapes and types in a file's header match the model.
+
+    Return the `NameEntry` of each FP8 tensor, by name.
 
     `stored_names` maps current tensor names to the names in the file.
     """
@@ -95,7 +97,7 @@ def _check_headers(
             raise CheckpointError(
                 f"{name} is {slices[name].get_dtype()} {'with' if name in entries else 'without'} scales ({name}{SCALE})",
                 where=where,
-                remedy="Only FP8 tensors have scales, and each must have them. Import the model again.",
+                remedy="FP8 tensors, and no others, must have scales. Import the model again.",
             )
     return entries
 

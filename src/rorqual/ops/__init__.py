@@ -1,1 +1,4 @@
-"""Tensor operations: plain torch references that follow the papers, and faster backends. Tests compare the backends with the references."""
+"""Tensor operations: reference implementations in plain torch that follow the papers, and faster backends.
+
+Tests compare the backends with the reference implementations.
+"""

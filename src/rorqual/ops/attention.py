@@ -10,7 +10,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tenso
     """Compute softmax(scale q k^T) v where `mask` is True.
 
     q [batch, heads, queries, d], k [batch, heads, keys, d], v [batch, heads, keys, d_v], mask [batch, 1, queries,
-    keys]. Every query must have a visible key. The softmax is computed in fp32.
+    keys]. Every query must have at least one visible key. The softmax is computed in fp32.
     """
     scores = (q @ k.transpose(-1, -2)).float() * scale
     return scores.masked_fill(~mask, float("-inf")).softmax(-1).to(v.dtype) @ v

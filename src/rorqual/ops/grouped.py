@@ -1,7 +1,7 @@
 """Mixture of experts with grouped matrix products. No shape depends on the routing, so the host never waits for the GPU.
 
-torch 2.10 has grouped products in bf16, which are one kernel on GPUs from CUDA's sm90 on. For other dtypes, backends
-loop over experts, which synchronizes host and device in each layer.
+In torch 2.10, `grouped_mm` supports bf16, and runs as one kernel on CUDA GPUs from sm90 on. For other dtypes, backends
+loop over experts. The loop synchronizes host and device in each layer.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 from rorqual.ops.moe import Routing
 
 ALIGNED = 8
-"""Required alignment of rows in torch's grouped products, as a number of bf16 values."""
+"""Required alignment of matrix rows in `grouped_mm`, as a number of bf16 values."""
 
 
 def fits(x: Tensor, gate_up: Tensor) -> bool:

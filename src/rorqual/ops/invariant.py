@@ -1,6 +1,6 @@
 """Batch-invariant operations for generation: the rounding of a row does not depend on the other rows.
 
-Three effects would otherwise make a row's bits depend on other rows:
+Without these operations, three effects make a row's bits depend on other rows:
 
 - Libraries use different kernels for different numbers of rows. This module pads rows (`ops.rows`).
 - The order of a sum over keys varies with the number of keys. `ops.paged` fixes the order.
@@ -30,15 +30,15 @@ GRAIN = 32768
 ROWS = {torch.bfloat16: (4, 8, 16)}
 """Row counts to which an expert's rows are padded, by dtype: the smallest sufficient count, or a multiple of the largest.
 
-The list is short because oneDNN builds a new primitive for every row count. Products in fp32 do not use oneDNN, so
-their rows are padded to a multiple of `Rows.least`.
+The list is short because oneDNN builds a new primitive for every row count. Matrix products in fp32 do not use oneDNN,
+so their rows are padded to a multiple of `Rows.least`.
 """
 OTHER_ROWS = (64,)
 """Row counts to which an expert's rows are padded for dtypes that were not measured."""
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Compute `ops.norm.rms_norm` with fewer operations: the mean of squares follows from the vector norm."""
+    """Compute `ops.norm.rms_norm` with fewer operations: the mean square is computed from the vector norm."""
     wide = x.float()
     length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
     root = torch.addcmul(_number(eps, x.device), length, length, value=1 / x.shape[-1]).rsqrt()
@@ -139,10 +139,10 @@ def _few_experts(x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices,
 
 
 FEW = 4
-"""Largest number of used experts that run without sorting tokens, when there are few tokens."""
+"""For few tokens, the largest number of used experts for which `_few_experts` runs every used expert on all tokens."""
 Ints = npt.NDArray[np.int64]
 SMALL = 1 << 20
-"""Largest number of values of the stacked gate_up matrices that fits in a processor's cache."""
+"""Largest number of elements of the stacked gate_up matrices that is assumed to fit in the processor's cache."""
 
 
 def _row_counts(dtype: torch.dtype, least: int) -> tuple[int, ...]:
@@ -163,14 +163,13 @@ def _sort_by_expert(indices: Tensor, n_experts: int, fill: tuple[int, ...]) -> t
     sizes = -(-counts // fill[-1]) * fill[-1]
     for few in fill[-2::-1]:
         sizes[(counts > 0) & (counts <= few)] = few
-    shift = (sizes.cumsum() - sizes) - (
-        counts.cumsum() - counts
-    )  # shift of the expert's rows because of padding before them
+    shift = (sizes.cumsum() - sizes) - (counts.cumsum() - counts)  # how far padding before an expert's rows shifts them
     return sizes, order, np.arange(len(flat)) + shift[flat[order]]
 
 
 def _is_batched_cheaper(sizes: Ints, gate_up: Matrices) -> bool:
-    """Return whether one batched product, with every expert padded to the largest row count, is faster than one per expert."""
+    """Return whether one batched product, with every expert padded to the largest row count, is faster than one product
+    per expert."""
     rows, total_rows = len(sizes) * int(sizes.max()), int(sizes.sum())
     if not isinstance(gate_up, Tensor) or gate_up.dtype != torch.float32 or gate_up.device.type != "cpu":
         return False

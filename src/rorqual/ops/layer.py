@@ -12,10 +12,11 @@ from torch import Tensor, nn
 class Layer(nn.Module):
     """A module that describes its matrix products to `Backend.prepare`. Training does not use the description.
 
-    - `shared_input`: groups of names of linear maps that have the same input. `shared(x)` computes these maps.
-    - `derived`: maps the name of a method to the child or parameter that the method replaces. The method has no
-      arguments and computes tensors [.., in, out] or [out, in] from weights. `tensors(name)` returns these tensors.
-    - `tied`: maps the name of a linear map to the child whose `weight` [out, in] it shares.
+    - `shared_input`: groups of names of linear maps that have the same input. `shared(x)` applies all of them.
+    - `derived`: maps the name of a method to the submodule or parameter that is unused once the method's result is
+      known. The method has no arguments and computes tensors [.., in, out] or [out, in] from weights. `tensors(name)`
+      returns these tensors.
+    - `tied`: maps the name of a linear map to the submodule whose `weight` [out, in] the linear map shares.
     """
 
     shared_input: tuple[tuple[str, ...], ...] = ()
@@ -30,7 +31,10 @@ class Layer(nn.Module):
         self.register_module("fused", None)
 
     def shared(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Apply all maps of `shared_input` to x [.., in]. Returns one tensor per group: its maps' outputs, concatenated."""
+        """Apply all linear maps of `shared_input` to x [.., in].
+
+        Returns one tensor per group: the concatenated outputs of its linear maps.
+        """
         if self.fused is not None:
             groups: tuple[Tensor, ...] = self.fused(x).split(self.widths, dim=-1)
             return groups
@@ -48,7 +52,7 @@ class Layer(nn.Module):
 class LinearMap(nn.Module):
     """Base class of linear maps x [.., in] -> [.., out] that are not `nn.Linear`.
 
-    `inner` is the largest number of columns of its internal products, such as the rank of LoRA.
+    `inner` is the largest number of columns of a matrix product inside the linear map, such as LoRA's rank.
     """
 
     inner = 0

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 ROWS = 16
-"""Number of input rows for which oneDNN chooses the layout."""
+"""Number of input rows that oneDNN assumes when it chooses the layout."""
 _NOTHING: list[Any] = []
 
 

@@ -14,7 +14,7 @@ Score = Literal["sigmoid", "softmax"]
 SKIP = -1
 """The expert number that stands for no expert."""
 CHOOSE = -2
-"""The expert number in a replay that lets the router choose."""
+"""The expert number in `replay` that lets the router choose."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Routing:
     - `weights` [tokens, k]: the gates of the chosen experts, with gradient.
     - `scores` [tokens, choices]: the affinities, without bias.
     - `own` [tokens, k]: the router's own choice. `own` differs from `indices` only if choices are replayed.
-    - `gap` [tokens]: how far the biased score of the replayed choice is below the best score. `gap` is 0 without
-      replay.
+    - `gap` [tokens]: how far the biased score of the replayed choice is below that of the router's own choice. `gap` is
+      0 without replay.
     """
 
     indices: Tensor
@@ -47,7 +47,8 @@ class Routing:
         )
 
     def returned(self, n_experts: int) -> Tensor:
-        """Return the sum of the gates of each token's identity experts [tokens, 1], which have numbers from `n_experts` on."""
+        """Return the sum of the gates of each token's identity experts [tokens, 1], which have expert numbers from
+        `n_experts` on."""
         return self.weights.masked_fill(self.indices < n_experts, 0).sum(-1, keepdim=True)
 
 
@@ -74,7 +75,7 @@ def choose(biased: Tensor, *, k: int, n_group: int, topk_group: int, group_by: L
     """Choose the k experts with the highest biased scores in the `topk_group` best of `n_group` groups: [tokens, k].
 
     Other groups are masked with -inf, because a mask of 0 would beat negative biased scores. For equal scores,
-    torch.topk does not guarantee the lowest index, but trained routers have no equal scores.
+    torch.topk does not guarantee the lowest index, but equal scores do not occur in trained routers.
     """
     if n_group > 1:
         groups = biased.unflatten(-1, (n_group, -1))  # [tokens, groups, experts per group]
@@ -97,9 +98,9 @@ def _shortfall(
 ) -> Tensor:
     """Return how far the biased score of the choice `other` [tokens, k] is below that of the best choice `own`: [tokens].
 
-    The result is the larger of two shortfalls: of the chosen groups, and of the experts chosen within these groups. If
-    only experts were compared, a near tie between groups would look like a large error, and a wrong group with better
-    experts like no error. If both choices have the same experts, the result is exactly 0.
+    The result is the larger of two shortfalls: of the chosen groups, and of the experts chosen within these groups.
+    Comparing only experts would be misleading: a near tie between groups would look like a large error. A wrong group
+    with better experts would look like no error. If both choices have the same experts, the result is exactly 0.
     """
     own, other = own.sort(-1).values, other.sort(-1).values  # sorted, so that equal sets have bit-identical sums
     if n_group == 1:
@@ -174,7 +175,10 @@ def experts_tuned(
 def with_tuned(
     gate_up: Tensor, down: Tensor, tuned: Sequence[int], parts: Sequence[Tensor]
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the matrices of each expert, gate_up and down: `parts` for the experts `tuned`, detached slices for the others."""
+    """Return the gate_up and down matrices of each expert.
+
+    The matrices of the experts `tuned` come from `parts`. All other matrices are detached slices.
+    """
     gate_ups, downs = list(gate_up.detach().unbind(0)), list(down.detach().unbind(0))
     for place, expert in enumerate(tuned):
         gate_ups[expert], downs[expert] = parts[2 * place], parts[2 * place + 1]
@@ -197,7 +201,7 @@ def sequence_balance(scores: Tensor, indices: Tensor, sequence: Tensor, n_sequen
     - `scores` [tokens, experts]: affinities without bias.
     - `indices` [tokens, k]: the choices counted in f. The report counts the top k of the scores without bias
       (`scores.topk(k).indices`).
-    - `sequence` [tokens]: the number of each token's sequence.
+    - `sequence` [tokens]: the index of each token's sequence.
 
     Padding tokens must not be included.
     """

@@ -2,8 +2,8 @@
 
 The order of every sum is fixed for each query. The scores of a block are one matrix product of fixed shape, and each
 block has its own softmax. The results of a sequence's blocks are then added from first to last, weighted by each
-block's share of the softmax. Results are therefore bit-identical for any other sequences in the batch and any chunking
-of a prompt. The algebra is that of online softmax (Milakov and Gimelshein 2018), split over keys.
+block's share of the softmax. Results are therefore bit-identical, whatever other sequences are in the batch and however
+a prompt is split into chunks. The algorithm is online softmax (Milakov and Gimelshein 2018), split over keys.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Tiles:
-    """The query tiles of a forward pass, and the pairs of a tile and a key block that attention computes.
+    """The query tiles of a forward pass, and the (tile, key block) pairs that attention computes.
 
     A tile has `queries` queries of one sequence. Tiles are sorted by descending number of blocks. Pairs are sorted by
     the block's index in its sequence, then by tile, so the tiles with a block of index b are 0 to counts[b] - 1.
@@ -69,7 +69,10 @@ class Tiles:
     _masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
 
     def move_on(self, position: Ints) -> None:
-        """Advance tiles of one query to the next decode step. The new positions [tiles] must be in the same blocks as before."""
+        """Advance tiles of one query to the next decode step.
+
+        Each of the new positions [tiles] must be in the same block as the previous position of its tile.
+        """
         assert self.last is not None
         at = torch.from_numpy(position % BLOCK).to(self.mask.device)
         self.mask.view(-1).index_fill_(0, self.last * BLOCK + at, 0)
@@ -106,7 +109,10 @@ def fill(groups: int, least: int) -> int:
 
 
 DENSE = 1.25
-"""Largest ratio of slice length to needed blocks at which attention reads a slice of the pool instead of gathering blocks."""
+"""Largest ratio of slice length to number of needed blocks.
+
+Up to this ratio, attention reads one slice of the pool instead of gathering blocks.
+"""
 
 
 def tiles_of(
@@ -174,7 +180,8 @@ def tiles_of(
 
 
 def _pool_slice(block: Ints) -> slice | None:
-    """Return a slice of the pool that contains these blocks, or None if the slice would have many other blocks or a block occurs twice."""
+    """Return a slice of the pool that contains these blocks, or None if the slice would contain too many unneeded
+    blocks, or if a block occurs twice."""
     low, high = int(block.min()), int(block.max()) + 1
     if high - low > DENSE * len(block) or np.bincount(block - low).max() > 1:
         return None
@@ -246,8 +253,8 @@ def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> Tensor:
 def restricted(tiles: Tiles, every: int, window: int | None, selected: Tensor | None) -> Tensor:
     """Return the mask [pairs, queries, BLOCK / every] for `attend_within`.
 
-    A token sees those rows of its last `window` tokens (None: all) that `selected` [tokens, k] contains (None: all).
-    The entry -1 of `selected` means no row.
+    `window` limits visible rows to the token's last `window` tokens. `selected` [tokens, k] limits them to the listed
+    rows; the entry -1 means no row. None means no limit.
     """
     mask = tiles.mask_of(every, window)
     if selected is None:

@@ -1,7 +1,7 @@
 """Block-wise FP8 quantization (DeepSeek-V3 report, section 3.3): e4m3 values with one fp32 scale per 128 x 128 block.
 
 Checkpoints call the scale `scale_inv`, because it is the inverse of the factor applied before quantization: weight =
-value * scale_inv. The last block of a row or column may be partial. V3.1's scales are powers of two.
+value * scale_inv. The last block of a row or column may be smaller than 128. V3.1's scales are powers of two.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ def dequantize_blocks(weight: Tensor, scale_inv: Tensor, block: int = BLOCK) -> 
 def quantize_blocks(weight: Tensor, block: int = BLOCK, *, power_of_two: bool = False) -> tuple[Tensor, Tensor]:
     """Quantize weight [rows, columns] to e4m3 [rows, columns] and scale_inv [row blocks, column blocks] in fp32.
 
-    The largest absolute value of a block becomes 448. `power_of_two` rounds the scale up to a power of two (V3.1's
-    ue8m0). A block of zeros has scale 1. Values round to nearest, ties to even.
+    The scale maps the largest absolute value of a block to 448. `power_of_two` rounds the scale up to a power of two
+    (V3.1's ue8m0), so the largest value may be below 448. A block of zeros has scale 1. Values round to nearest, ties
+    to even.
     """
     wide = weight.float()
     largest = _pad(wide.abs(), block).amax((1, 3))

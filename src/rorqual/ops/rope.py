@@ -38,8 +38,8 @@ class Yarn(Config):
 class Llama3(Config):
     """Llama 3.1's context extension (`apply_scaling` in its reference code).
 
-    Frequencies that complete fewer than `low_freq_factor` turns over the original context are divided by `factor`.
-    Frequencies with more than `high_freq_factor` turns are unchanged. Frequencies in between are interpolated.
+    Frequencies that complete fewer than `low_freq_factor` rotations over the original context are divided by `factor`.
+    Frequencies with more than `high_freq_factor` rotations are unchanged. Frequencies in between are interpolated.
     """
 
     factor: Positive
@@ -78,7 +78,8 @@ def mscale(factor: float, scale: float) -> float:
 
 
 def softmax_factor(rope: Rope) -> float:
-    """Return the factor that multiplies the softmax scale: mscale(factor, mscale_all_dim)^2 for DeepSeek's models, otherwise 1."""
+    """Return the factor on the softmax scale: mscale(factor, mscale_all_dim)^2 with YaRN and mscale_all_dim (DeepSeek),
+    otherwise 1."""
     if rope.yarn is None or rope.yarn.mscale_all_dim == 0:
         return 1.0
     return mscale(rope.yarn.factor, rope.yarn.mscale_all_dim) ** 2
@@ -107,7 +108,7 @@ def _by_yarn(yarn: Yarn, theta: float, plain: Tensor) -> Tensor:
     half = plain.shape[0]
 
     def dimension(rotations: float) -> float:
-        # Return the dimension that completes this number of turns over the original context.
+        # Return the dimension that completes this number of rotations over the original context.
         length = yarn.original_max_position_embeddings
         return half * math.log(length / (rotations * 2 * math.pi)) / math.log(theta)
 
@@ -120,7 +121,7 @@ def _by_yarn(yarn: Yarn, theta: float, plain: Tensor) -> Tensor:
 def _by_llama3(scaling: Llama3, plain: Tensor) -> Tensor:
     turns = (
         scaling.original_max_position_embeddings * plain / (2 * math.pi)
-    )  # number of turns over the original context
+    )  # number of rotations over the original context
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     unscaled = ((turns - low) / (high - low)).clamp(0, 1)
     return plain / scaling.factor * (1 - unscaled) + plain * unscaled
@@ -134,7 +135,9 @@ def rope_table(rope: Rope, dim: int, positions: Tensor) -> tuple[Tensor, Tensor]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
-    """Apply RoPE to x [..., dim]. `cos` and `sin` [..., dim] must come from `spread`. The result has the layout of x.
+    """Apply RoPE to x [..., dim].
+
+    `cos` and `sin` [..., dim] must come from `spread`. The result has the same dimension order as x.
 
     Products are computed in fp32, as in DeepSeek's code, because cosines in bf16 could not distinguish adjacent
     positions.

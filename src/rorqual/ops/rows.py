@@ -1,7 +1,7 @@
-"""Limits on the number of rows of a matrix product that make every row round the same way.
+"""Limits on the number of rows of a matrix product. With these limits, the rounding of a row does not depend on the other rows.
 
 Libraries choose a kernel by the number of rows. If two kernels split the sum over columns differently, the last bits of
-a row depend on how many other rows there are. Which row counts are affected depends on the processor (docs/log/same-bits.md, 'two
+a row depend on the number of rows. The processor determines which row counts are affected (docs/log/same-bits.md, 'two
 makes of processor').
 """
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 WIDE = 512
-"""Number of columns from which oneDNN's bf16 products on AMX split sums differently for different row counts."""
+"""From this number of columns on, oneDNN's bf16 products on AMX split sums differently for different row counts."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def cancelling(rows: int, out: int, width: int, dtype: torch.dtype) -> tuple[Ten
     """Return x [rows, width] and w [out, width] such that x w^T consists only of rounding errors.
 
     Every term of a sum occurs a second time with the opposite sign, so the exact sum is 0. A different summation order
-    then changes the result visibly. With random numbers, rounding to bf16 would hide most changes.
+    then changes the result visibly. With plain random numbers, rounding to bf16 would hide most of these changes.
     """
     generator = torch.Generator().manual_seed(width)
     half = width // 2
@@ -58,7 +58,7 @@ def cancelling(rows: int, out: int, width: int, dtype: torch.dtype) -> tuple[Ten
 def in_tiles(product: Callable[[Tensor], Tensor], x: Tensor, most: int, within: int = 0) -> Tensor:
     """Apply `product`, a map of rows [..., d] -> [..., out], to at most `most` rows at a time if d or `within` is at least `WIDE`.
 
-    `within` is the largest number of columns of a product inside the map.
+    `within` is the largest number of columns of a matrix product inside `product`.
     """
     if not most or max(within, x.shape[-1]) < WIDE or x.numel() <= most * x.shape[-1]:
         return product(x)

@@ -3,8 +3,8 @@
 Each row has its own random number (`SamplingMetadata.uniform`), which selects a token by inverse transform sampling.
 
 Logits are processed in this order: penalties and biases, the mask of allowed tokens, temperature, top-k, top-p, min-p.
-With `min_p_first`, the last three steps are min-p, top-k, top-p. A row's result is bit-identical for any other rows in
-the batch, because an operation is applied only to the rows that request it.
+With `min_p_first`, the last three steps are min-p, top-k, top-p. A row's result is bit-identical whatever other rows
+are in the batch, because each operation runs only on the rows that request it.
 """
 
 from __future__ import annotations
@@ -24,9 +24,15 @@ Seen = tuple[Ints, npt.NDArray[np.float32]]
 """The token history of each row with penalties: token ids of prompt and reply, and their counts in the reply [rows, tokens]."""
 
 CANDIDATES = 256
-"""Number of top tokens in which the truncation threshold is searched first. If the threshold is lower, the whole row is sorted."""
+"""Number of top tokens in which the truncation threshold is searched first.
+
+If the threshold is not among them, the whole row is sorted.
+"""
 BLOCK = 1 << 16
-"""Number of logits processed at once on a CPU. A block that fits in the cache is processed ten times as fast as new memory."""
+"""Number of logits processed at once on a CPU.
+
+Logits in the processor's cache are processed ten times as fast as logits in newly allocated memory.
+"""
 COLDEST, HOTTEST = 1e-20, 1e20
 """Limits to which temperatures are clipped. Division by a lower temperature would overflow fp32 and give NaN."""
 
@@ -67,9 +73,9 @@ class Penalties:
         """Return the logits [rows, vocab] with penalties and biases applied, as a new fp32 tensor.
 
         `seen` is the token history of `rows`, or None if `rows` is empty. The repetition penalty is applied first
-        (CTRL, Keskar et al. 2019, section 4.1): positive logits of prompt and reply tokens are divided by it, and
-        negative logits multiplied. Presence and frequency penalties apply to reply tokens as in OpenAI's API: logit -
-        frequency * count - presence. Biases are added last.
+        (CTRL, Keskar et al. 2019, section 4.1): positive logits of prompt and reply tokens are divided by the penalty,
+        and negative logits are multiplied by it. Presence and frequency penalties apply to reply tokens as in OpenAI's
+        API: logit - frequency * count - presence. Biases are added last.
         """
         adjusted = logits.float().clone()
         if seen is not None:
@@ -166,12 +172,13 @@ def truncate(
 
     First, top-k keeps the most likely tokens (0: all). Then top-p keeps the fewest tokens whose share of the remaining
     probability reaches `top_p`. Then min-p removes tokens below `min_p` times the highest probability; `log_min_p` is
-    the logarithm of `min_p`. Where `min_p_first` [rows, 1] is true, min-p is applied first, and top-p to what remains.
-    Removed tokens get -inf. For ties, tokens with the lowest ids stay. The most likely token always stays.
+    the logarithm of `min_p`. Where `min_p_first` [rows, 1] is true, min-p is applied first, and top-p is applied to the
+    remaining tokens. Removed tokens get -inf. Among tokens with equal probability, those with the lowest ids stay. The
+    most likely token always stays.
 
-    If the probabilities sum to `top_p` up to rounding, a recomputation from logits that differ in their last bits may
-    keep one token more or less. This happens for about one token in a thousand. Policy gradients therefore use the
-    recorded set of kept tokens (`Completion.kept`).
+    If the cumulative probability equals `top_p` up to rounding, recomputing it from slightly different logits may keep
+    one token more or less. This happens for about one token in a thousand. Policy gradients therefore use the recorded
+    set of kept tokens (`Completion.kept`).
     """
     vocab = logprobs.shape[-1]
     top_k = torch.where(top_k < vocab, top_k, 0)
@@ -211,7 +218,7 @@ def _threshold(
     - the threshold, which is the smallest log-probability that stays,
     - how many tokens with this log-probability stay,
     - whether more tokens have this log-probability,
-    - whether the threshold may lie beyond the candidates. If it may, the other three tensors are not valid.
+    - whether the threshold may lie beyond the candidates. In such rows, the first three tensors are not valid.
     """
     candidates = ordered.shape[-1]
     rank = torch.arange(candidates, device=ordered.device)
@@ -235,7 +242,7 @@ def _threshold(
     count = candidates - removed.sum(-1, keepdim=True)
     last = ordered.gather(-1, count - 1)
     room = count - (ordered > last).sum(-1, keepdim=True)
-    # If all candidates stay, more tokens beyond them may stay, or tie with the last candidate.
+    # If all candidates stay, tokens beyond the candidates may also stay, or may tie with the last candidate.
     unresolved = (
         open_ | (top_k > candidates) | (count == candidates) if candidates < vocab else torch.zeros_like(removed[:, :1])
     )
@@ -270,8 +277,8 @@ class SamplingMetadata:
 
     - `uniform` [rows]: a random number in [0, 1) per row.
     - `seen`: the token history of the rows with penalties, or None.
-    - `allowed`: the indices of rows with a grammar [n], and a mask of their allowed tokens [n, vocab]. Each row must allow
-      a token.
+    - `allowed`: the indices [n] of rows constrained by a grammar, and a mask [n, vocab] of their allowed tokens. Each
+      row must allow at least one token.
     """
 
     settings: Settings
@@ -333,7 +340,7 @@ def draw_from(
 def top(logprobs: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the `k` most likely tokens of each row in descending order: ids [rows, k] and log-probabilities [rows, k].
 
-    Ties are sorted by id. Truncated tokens have log-probability -inf.
+    Tokens with equal log-probability are sorted by id. Truncated tokens have log-probability -inf.
     """
     last = logprobs.topk(k, dim=-1).values[:, -1:]
     above, equal = logprobs > last, logprobs == last

@@ -1,4 +1,7 @@
-"""Compute backends. `backend(name)` finds any imported subclass of `Backend` by its name, including a user's."""
+"""Compute backends.
+
+`backend(name)` finds any imported subclass of `Backend` by its name, including subclasses that a user wrote.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +26,10 @@ def backend(name: str) -> Backend:
     """Return the backend called `name`.
 
     `reference` is slow and simple. `torch` is fast and agrees with `reference` within rounding. `torch-invariant` is
-    the default of engines. `./mine.py:Class` loads a backend from a file.
+    the default backend of inference engines. `./mine.py:Class` loads a backend from a file.
 
-    Raises ConfigError if no class or two classes have this name, or if the methods of a backend use different block
-    layouts.
+    Raises ConfigError if no class has this name, if two classes have it, or if the methods of the backend use different
+    block layouts.
     """
     if (location := in_file(name)) is not None:
         cls = _load_file(*location)
@@ -52,7 +55,7 @@ def in_file(name: str) -> tuple[Path, str] | None:
 
 
 def resolved(name: str) -> str:
-    """Make the path in a name such as `./mine.py:Class` absolute, so that the name is valid in any folder."""
+    """Make the path in a name such as `./mine.py:Class` absolute, so that the name is valid in any working directory."""
     location = in_file(name)
     return name if location is None else f"{location[0]}:{location[1]}"
 
@@ -64,7 +67,10 @@ def arithmetic_of(name: str) -> str:
 
 
 def _known() -> dict[str, type[Backend]]:
-    """Return all imported backend classes by name. If a class was defined again, as in a notebook, return the newest one."""
+    """Return all imported backend classes by name.
+
+    If a class was defined again, as in a notebook, return the newest definition.
+    """
     known, classes = dict[str, type[Backend]](), [Backend]
     while classes:
         cls = classes.pop(0)

@@ -1,4 +1,4 @@
-"""Paged attention of a backend: the metadata of a step, the layout of the block pool, and the computation."""
+"""Paged attention of a backend: the attention metadata of a step, the layout of the block pool, and the computation."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from rorqual.ops.paged import BLOCK, QUERIES, Ints, Selection, Tiles, tiles_of
 from rorqual.ops.rows import LOOSE, Rows
 
 PAD = -1
-"""The slot of padding tokens, which are not cached."""
+"""Slot number of padding tokens, which are not cached."""
 NOBODY = 0
 """The block that padding tokens write to. This block belongs to no sequence."""
 PAIRS = 48
-"""Number of pairs of query tile and block that attention processes at once, so that scores fit in the processor's cache."""
+"""Number of (query tile, key block) pairs that attention processes at once, so that their scores fit in the processor's
+cache."""
 
 
 @dataclass(frozen=True)
@@ -121,10 +122,10 @@ class PagedAttention:
     width]. Callers must not depend on this layout.
 
     A subclass with another layout overrides `shape`, `as_blocks`, `lay_out` and `write`. A subclass that renumbers
-    blocks overrides `plan`, `read`, `fill` and `lay_out`. `plan` must apply one renumbering to `block_table` and
-    `slot_mapping`, and keep `PAD`. `read`, `fill` and `lay_out` receive the engine's block numbers. Padding is written
-    to block 0 (`NOBODY`) after renumbering, so block 0 must keep its number. In `lay_out`, block 0 is an ordinary
-    block.
+    blocks overrides `plan`, `read`, `fill` and `lay_out`. `plan` must renumber `block_table` and `slot_mapping` in the
+    same way, and leave `PAD` unchanged. `read`, `fill` and `lay_out` receive the engine's block numbers. Padding is
+    written to block 0 (`NOBODY`) after renumbering, so block 0 must keep its number. In `lay_out`, block 0 has no
+    special role.
 
     The new numbers must not depend on the number of blocks, but `shape` may add blocks. `rorqual.ops.backends.backend`
     tests a subclass on a small cache and refuses it if its methods use different layouts.
@@ -143,7 +144,7 @@ class PagedAttention:
         decoding = int((np.cumsum(count != 1) == 0).sum())  # number of leading sequences with one token each
         most = (
             sys.maxsize if torch.is_grad_enabled() else PAIRS
-        )  # in training, every slice would allocate a gradient of the pool
+        )  # in training, use one slice, because each slice would allocate a gradient for the whole pool
         pieces, table = list[tuple[slice, Tiles]](), None
         if decoding:
             tiles, table = self._decoding(metadata, decoding, device, last)
@@ -159,7 +160,10 @@ class PagedAttention:
     def _decoding(
         self, metadata: AttentionMetadata, n: int, device: torch.device, last: Plan | None
     ) -> tuple[Tiles, Ints]:
-        """Return the tiles of the first `n` sequences, which all decode. If only positions changed, reuse the last step's tiles."""
+        """Return the tiles of the first `n` sequences, which have one token each.
+
+        If only positions changed, reuse the last step's tiles.
+        """
         position = metadata.first[:n]
         table = metadata.block_table[:n, : int(position.max()) // BLOCK + 1]
         if last is not None and last.decode is not None and last.rows == self.rows and (position % BLOCK).all():
@@ -172,7 +176,10 @@ class PagedAttention:
     # ---- block layout
 
     def shape(self, blocks: int, heads: int, rows: int, width: int) -> tuple[int, ...]:
-        """Return the shape of a pool for this many blocks, heads, rows per block and columns. Pools are initialized with zeros."""
+        """Return the shape of a pool of `blocks` blocks and `heads` heads, with `rows` rows per block and `width` columns.
+
+        Pools are initialized with zeros.
+        """
         return (blocks, heads, rows, width)
 
     def as_blocks(self, pool: Tensor) -> Tensor:
@@ -180,15 +187,18 @@ class PagedAttention:
         return pool
 
     def lay_out(self, blocks: Tensor) -> Tensor:
-        """Convert blocks [blocks, heads, rows, width], numbered from 0, to a pool. Must be differentiable if training is supported."""
+        """Convert blocks [blocks, heads, rows, width], numbered from 0, to a pool.
+
+        The conversion must be differentiable if the backend supports training.
+        """
         return blocks
 
     def read(self, pool: Tensor, blocks: Tensor) -> Tensor:
-        """Return the contents of blocks [n, heads, rows, width], given their numbers [n]."""
+        """Return the contents [n, heads, rows, width] of the blocks with numbers `blocks` [n]."""
         return self.as_blocks(pool).index_select(0, blocks)
 
     def fill(self, pool: Tensor, blocks: Tensor, contents: Tensor) -> None:
-        """Overwrite blocks, given their numbers [n] and contents [n, heads, rows, width]."""
+        """Overwrite the blocks with numbers `blocks` [n] by `contents` [n, heads, rows, width]."""
         self.as_blocks(pool).index_copy_(0, blocks, contents)
 
     # ---- operations of a layer
@@ -233,10 +243,11 @@ class PagedAttention:
         selected: Tensor | None = None,
         window: int | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Compute `attend` and the log-sum-exp [tokens, heads, repeat] in fp32, optionally over fewer rows.
+        """Return the result of `attend` and the log-sum-exp [tokens, heads, repeat] in fp32, optionally over a subset
+        of the rows.
 
-        A token sees the rows of its last `window` tokens that `selected` [tokens, k] contains (-1: no row). A token
-        without visible rows has output 0 and log-sum-exp -1e30.
+        `window` restricts attention to rows of the last `window` tokens, and `selected` [tokens, k] to the listed rows
+        (-1: no row). A token without visible rows has output 0 and log-sum-exp -1e30.
         """
         k, v = self._both(keys, values, width)
         outs, lses = [], []
@@ -269,7 +280,7 @@ class PagedAttention:
 
 
 def _cut(first: Ints, count: Ints, most: int) -> Iterator[Ints]:
-    """Split sequences into groups with about `most` pairs of tile and block each. A long sequence is split between tiles.
+    """Split sequences into groups of about `most` (query tile, key block) pairs. Long sequences are split at tile boundaries.
 
     Each group is an array [3, n]: sequence index, first position and number of tokens of n sequences.
     """

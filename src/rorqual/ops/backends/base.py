@@ -29,7 +29,7 @@ Matrices = Tensor | Sequence[Tensor]
 class Fit:
     """A backend that is configured for one model on this machine.
 
-    `held` is True if results are guaranteed to be batch-invariant with up to `threads` threads.
+    `held` is True if results are guaranteed to be batch-invariant with at most `threads` threads.
     """
 
     backend: Backend
@@ -41,8 +41,8 @@ class Backend:
     """The reference backend: plain, slow, differentiable implementations of all operations. Subclasses override operations.
 
     `rorqual.ops.backends.backend` finds a subclass by its `name`. A backend has no state except its settings. All
-    versions of a backend that keep its name must compute bit-identical results, because cached blocks on disk are found
-    by this name.
+    versions of a backend that keep its name must compute bit-identical results, because the name is part of the key of
+    KV-cache blocks on disk.
     """
 
     name = "reference"
@@ -58,7 +58,10 @@ class Backend:
     def supports(
         self, device: torch.device, dtype: torch.dtype, model: nn.Module | None = None, *, training: bool = False
     ) -> str | None:
-        """Return None if this backend can run `model` on `device` in `dtype`, otherwise the reason for the error message."""
+        """Return None if this backend can run `model` on `device` in `dtype`.
+
+        Otherwise return the reason, for the error message.
+        """
         return None
 
     @property
@@ -117,7 +120,10 @@ class Backend:
     # ---- inference-only copies
 
     def prepares(self, model: nn.Module) -> bool:
-        """Return whether `prepare` makes `model` faster, given its dtype and device. By default, True if the class repacks weights."""
+        """Return whether `prepare` makes `model` faster, given its dtype and device.
+
+        The default is True if the class overrides `prepare_linear` or `prepare_experts`.
+        """
         cls = type(self)
         return (cls.prepare_linear, cls.prepare_experts) != (Backend.prepare_linear, Backend.prepare_experts)
 
@@ -132,9 +138,9 @@ class Backend:
     def prepare(self, model: M, *, take: bool = False) -> M:
         """Return an inference-only copy of `model` with repacked weights, fused linear maps and precomputed derived tensors.
 
-        All other parameters are shared with `model`. `take=True` empties `model` while it is copied, so that only one
-        layer at a time has its weights in memory twice. A tied embedding stays in memory twice, for lookup and for the
-        head.
+        All other parameters are shared with `model`. `take=True` removes the layers of `model` as they are copied, so
+        that only one layer at a time has its weights in memory twice. A tied embedding stays in memory twice, for
+        lookup and for the head.
         """
         with torch.inference_mode(False), torch.no_grad():
             clone = self._prepared(model, take)
@@ -170,7 +176,7 @@ class Backend:
         children = layer._modules
         names = [name for group in layer.shared_input for name in group]
         maps = [child for name in names if type(child := children[name]) is nn.Linear]
-        if names and len(maps) == len(names):  # do not fuse if an adapter wraps one of the maps
+        if names and len(maps) == len(names):  # do not fuse if an adapter wraps one of the linear maps
             width = dict(zip(names, (m.out_features for m in maps)))
             layer.widths = tuple(sum(width[name] for name in group) for group in layer.shared_input)
             children |= dict.fromkeys(names) | {"fused": _fused(maps)}
@@ -204,7 +210,7 @@ class Backend:
 
     def bind(self, model: M) -> M:
         """Return a module tree that shares all parameters with `model` and computes with this backend."""
-        clone = copy.copy(self.route(model))  # shares the parameter and module dictionaries
+        clone = copy.copy(self.route(model))  # the copy shares the parameter and module dictionaries
         clone.ops = self  # type: ignore[assignment]
         return clone
 
@@ -260,7 +266,7 @@ class Experts(nn.Module):
 
 
 class PreparedExperts(nn.Module):
-    """Routed experts with matrices that a backend has repacked."""
+    """Routed experts whose weight matrices were repacked by a backend."""
 
     def __init__(self, gate_up: Matrices, down: Matrices) -> None:
         super().__init__()
@@ -274,7 +280,7 @@ class PreparedExperts(nn.Module):
 def _dense(tensor: Tensor) -> Tensor:
     """Make a tensor contiguous but keep the memory order of its last two dimensions.
 
-    Without this, bf16 products would copy strided tensors in every call.
+    Otherwise, bf16 matrix products would copy strided tensors in every call.
     """
     if tensor.ndim < 2 or tensor.stride(-1) <= tensor.stride(-2):
         return tensor.contiguous()

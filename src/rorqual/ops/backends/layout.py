@@ -1,4 +1,7 @@
-"""Check that all methods of a user's attention use the same block layout. A mismatch would make answers wrong without an error."""
+"""Check that all methods of a user's `PagedAttention` subclass use the same block layout.
+
+A mismatch would silently give wrong answers.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ def _random(seed: int, *shape: int) -> Tensor:
 
 
 def _results(attention: PagedAttention) -> dict[str, Tensor]:
-    """Run all methods of `attention` on a small step. Return the results by the name of the tested method."""
+    """Run all methods of `attention` on a small batch. Return the results by the name of the tested method."""
     pool, entries = (torch.zeros(attention.shape(BLOCKS, HEADS, BLOCK // n, WIDTH)) for n in (1, EVERY))
     blocks = torch.arange(1, BLOCKS)
     attention.fill(pool, blocks, _random(2, BLOCKS - 1, HEADS, BLOCK, WIDTH))

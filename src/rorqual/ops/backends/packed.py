@@ -1,6 +1,6 @@
 """Prepack weights in oneDNN's blocked layout, for inference-only copies of a model.
 
-Without prepacking, every product repacks its weight, which for few rows takes as long as the product itself.
+Without prepacking, every matrix product repacks its weight. For few input rows, repacking takes as long as the product itself.
 
 In bf16, engine steps with and without prepacking are bit-identical, but a forward pass of `Torch` without a cache
 agrees with them only within rounding. In fp32, prepacked and plain products split sums over more than a few hundred
@@ -21,7 +21,7 @@ from rorqual.ops.layout import laid_out, plain, times
 from rorqual.ops.rows import in_tiles
 
 SMALLEST = 1 << 16
-"""Smallest number of values of a weight for which prepacking is faster."""
+"""Smallest number of elements of a weight for which prepacking is faster."""
 
 
 class Packing(Backend):
@@ -46,7 +46,9 @@ class Packing(Backend):
 
 
 class PackedLinear(LinearMap):
-    """A linear map y = x W^T + b whose weight [out, in] is stored only in oneDNN's layout. The map has no gradients.
+    """A linear map y = x W^T + b whose weight [out, in] is stored only in oneDNN's layout.
+
+    The linear map does not support gradients.
 
     `most` is the limit on rows per product (`ops.rows.Rows.most`).
     """

@@ -1,4 +1,7 @@
-"""The `torch` backend. It is the fastest backend for training, and for engines that need no batch-invariant results."""
+"""The `torch` backend.
+
+This backend is the fastest for training, and for inference engines that do not need batch-invariant results.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The batch-invariant backend, and the test that finds the row limits that it needs on this machine.
+"""The batch-invariant backend, and the test that finds the row limits that batch invariance needs on this machine.
 
 Libraries choose kernels by the number of rows, and their choices differ between processors (`ops.rows`,
 docs/explanation/engine.md). The engine can therefore guarantee bit-identical results only if `rows_of` finds row limits for which
@@ -33,28 +33,30 @@ Batched products have a matrix [out, width] (`transposed`) or [width, out] (`str
 Product = tuple[Kind, int, int, torch.dtype]
 """A matrix product: kind, number of input columns (width), number of output columns (out) and dtype."""
 CHOICES = (Rows(4), ENOUGH, Rows(16, 32), Rows(16, 16))
-"""Row limits that are tried, in this order. MKL needs little padding in its generic x86 path, and more in its Intel path.
-Bf16 products of oneDNN on AMX also need `Rows.most`.
+"""Row limits that `rows_of` tries, in this order.
+
+MKL needs little padding in its generic x86 path, and more in its Intel path. Bf16 products of oneDNN on AMX also need
+`Rows.most`.
 """
 EVEN = 4
-"""Results are only invariant if the widths of keys and values are multiples of `EVEN` (docs/explanation/engine.md)."""
+"""Results are batch-invariant only if the widths of keys and values are multiples of `EVEN` (docs/explanation/engine.md)."""
 STEPS = {torch.float32: (1, 2, 4)}
 """Row counts that are tested, as multiples of `Rows.least`, by dtype."""
 MORE_STEPS = (1, 2, 3, 4, 6, 16)
-"""Row counts that are tested for all other dtypes, as multiples of `Rows.least`."""
+"""Row counts that are tested for dtypes not in `STEPS`, as multiples of `Rows.least`."""
 WHOLE = 20
 """Largest row count that is tested, as a multiple of `Rows.least`."""
 WIDEST = 16384
 """Largest number of output columns that is tested.
 
 In a product with 49,152 columns, the first 16,384 columns have the same bits as in a product with only these columns
-(docs/log/same-bits.md). The test therefore need not copy the head of a large vocabulary.
+(docs/log/same-bits.md). The test therefore does not need a copy of the whole output head of a large vocabulary.
 """
 NOT_HELD = (
     "answers may differ in their last bits, depending on what else is in the batch: no tested row padding makes all matrix products "
     "of this model batch-invariant on this device (docs/explanation/engine.md)"
 )
-"""The warning if batch-invariant results were requested but cannot be guaranteed."""
+"""Warning shown if batch-invariant results were requested but cannot be guaranteed."""
 
 
 class TorchInvariant(Packing):
@@ -103,7 +105,8 @@ class TorchInvariant(Packing):
 
 
 def _tiled(module: M, ops: TorchInvariant) -> M:
-    """Return a copy of `module` that shares its parameters and whose linear maps multiply at most `ops.rows.most` rows at once."""
+    """Return a copy of `module` that shares its parameters and whose wide linear maps multiply at most `ops.rows.most`
+    rows at once."""
     clone, most = copy.copy(module), ops.rows.most
     if isinstance(clone, PackedLinear):
         clone.most = most

@@ -1,8 +1,8 @@
 """Fast operations for training on the CPU: attention with torch's SDPA, and experts over tokens sorted by expert.
 
-The reference loops over experts with autograd, which takes about forty small operations per expert. This module sorts
-the tokens once, so the tokens of an expert are a slice. Products write into one preallocated tensor, and the backward
-pass is hand-written.
+The reference backend loops over experts with autograd, which runs about forty small operations per expert. This module
+sorts the tokens once, so the tokens of an expert are a slice. Products write into one preallocated tensor, and the
+backward pass is hand-written.
 
 In bf16, the rows of each expert are padded to a multiple of 64. Otherwise oneDNN would build a primitive for every new
 row count, which makes the product three times as slow (docs/log/speed.md).
@@ -25,7 +25,10 @@ BF16_SHORT = 512
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Compute `ops.norm.rms_norm` with a hand-written backward pass. The backward pass of autograd is a chain of small operations."""
+    """Compute `ops.norm.rms_norm` with a hand-written backward pass.
+
+    Autograd's backward pass would be a chain of small operations.
+    """
     out: Tensor = _RMSNorm.apply(x, weight, eps)
     return out
 
@@ -53,8 +56,8 @@ class _RMSNorm(torch.autograd.Function):
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
     """Compute `ops.attention.attend` with scaled_dot_product_attention, or with batched products for short bf16 sequences.
 
-    For short bf16 sequences, the fused kernel takes three times as long in forward and backward passes (docs/log/speed.md).
-    Scores are rounded to bf16, as in the reference. The softmax is computed in fp32.
+    For short bf16 sequences, the fused kernel takes three times as long in forward and backward passes
+    (docs/log/speed.md). Scores are rounded to bf16, as in the reference backend. The softmax is computed in fp32.
     """
     if q.dtype == torch.bfloat16 and k.shape[2] <= BF16_SHORT:
         return _attend_by_products(q, k, v, mask, scale)
@@ -94,7 +97,7 @@ def experts_tuned(
 
 
 class _Slices:
-    """Pairs of token and expert, sorted by expert.
+    """(token, expert) pairs, sorted by expert.
 
     `slot[j]` is the row of pair j. Token t and its i-th expert form pair t * k + i. `bounds` lists (expert, start,
     stop) of each used expert's rows.

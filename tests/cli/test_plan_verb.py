@@ -84,7 +84,7 @@ def test_a_page_with_pictures_needs_nothing_but_itself(tmp_path: Path) -> None:
 
 
 def test_a_run_s_own_speed(tiny: Path, tmp_path: Path) -> None:
-    assert "3 steps, but a speed needs at least 12" in refused(str(tiny))
+    assert "3 steps, but measuring a speed needs at least 12" in refused(str(tiny))
     (tmp_path / "run.yaml").write_bytes((tiny / "run.yaml").read_bytes())
     line = json.dumps({"seconds": 0.5, "core_seconds": 1.0, "tokens": 1000, "flops": 10**9}) + "\n"
     (tmp_path / "metrics.jsonl").write_text(line * 40, encoding="utf-8")

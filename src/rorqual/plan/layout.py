@@ -14,14 +14,14 @@ from rorqual.plan.memory import Layout, Memory, Precision, Recompute, device_mem
 from rorqual.plan.numbers import gigabytes
 
 RESERVE = 0.08
-"""Assumed share of device memory that is left free for the framework, its buffers and fragmentation."""
+"""Share of device memory that a plan reserves for the framework, its buffers and fragmentation."""
 MODES: tuple[Recompute, ...] = ("none", "selective", "full")
 MOST = 2**20
 
 
 @dataclass(frozen=True)
 class Room:
-    """The devices available for training: their number, how many share a machine, and the usable bytes of each."""
+    """The devices available for training: number of devices `n`, devices per machine `node`, and `usable` bytes per device."""
 
     n: int
     node: int
@@ -29,8 +29,10 @@ class Room:
 
 
 def misfits(model: ModelConfig, layout: Layout, n: int) -> list[str]:
-    """Return the reasons why `layout` does not fit the model's dimensions or the number of devices, or [] if it is
-    valid."""
+    """Return the reasons why `layout` is not valid for the model's dimensions or the number of devices.
+
+    A valid layout gives [].
+    """
     problems = []
     if layout.devices != n:
         problems.append(f"dp x tp x pp is {layout.devices}, but n is {n}")
@@ -87,8 +89,11 @@ def dividing(model: ModelConfig, room: Room, microbatches: tuple[int, ...] = (1,
 
 
 def distance(one: Layout, other: Layout) -> float:
-    """Return the distance between two layouts: one per doubling of tp, pp or ep, and one half per step of ZeRO or
-    recomputation and per doubling of the micro-batch."""
+    """Return the distance between two layouts.
+
+    A doubling of tp, pp or ep counts 1. A step of ZeRO or recomputation, or a doubling of the micro-batch, counts one
+    half.
+    """
     degrees = sum(abs(math.log2(getattr(one, name) / getattr(other, name))) for name in ("tp", "pp", "ep"))
     modes = abs(MODES.index(one.recompute) - MODES.index(other.recompute))
     return degrees + 0.5 * (abs(one.zero - other.zero) + modes + abs(math.log2(one.microbatch / other.microbatch)))
@@ -98,7 +103,8 @@ def burden(layout: Layout) -> float:
     """Return a rough score of a layout's overhead, to rank the layouts that fit in memory. The score is not a time.
 
     Tensor parallelism communicates in every layer. Full recomputation adds a third of the FLOPs. ZeRO 3 fetches weights
-    for every micro-batch. A pipeline idles at its ends. Expert parallelism needs an all-to-all exchange.
+    for every micro-batch. A pipeline has bubbles at the start and the end of a step. Expert parallelism needs an
+    all-to-all exchange.
     """
     recompute_score = (0.0, 0.3, 3.0)[MODES.index(layout.recompute)]
     zero_score = (0.0, 0.1, 1.5, 8.0)[layout.zero]
@@ -115,7 +121,10 @@ def fitting(
     model: ModelConfig, room: Room, microbatches: tuple[int, ...], context: int, precision: Precision,
     rank: Callable[[Layout], float],
 ) -> tuple[Layout, Memory] | None:  # fmt: skip
-    """Return the valid layout with the lowest `rank` that fits in memory, and its memory, or None."""
+    """Among the valid layouts that fit in memory, return the layout with the lowest `rank` and its memory.
+
+    Return None if no layout fits.
+    """
     if least_bytes(model, precision) / room.n > room.usable:
         return None
     for layout in sorted(dividing(model, room, microbatches), key=lambda one: (rank(one), burden(one))):
@@ -154,8 +163,10 @@ def nearest_fitting(
 
 
 def least_bytes(model: ModelConfig, precision: Precision) -> float:
-    """Return the bytes of one copy of weights, gradients and optimizer state: a lower bound for all devices
-    together."""
+    """Return the bytes of one copy of weights, gradients and optimizer state.
+
+    All devices together need at least this much memory.
+    """
     a = account(model)
     return (a.total + a.mtp) * (precision.weights + precision.gradients + precision.optimizer)
 

@@ -17,7 +17,7 @@ PrecisionName = Literal["fp32", "bf16", "fp8"]
 class Precision:
     """Bytes per parameter of weights, gradients and optimizer state, and bytes per saved activation.
 
-    A saved value of the residual stream has `residual` bytes.
+    A saved value of the residual stream takes `residual` bytes.
     """
 
     weights: int
@@ -42,8 +42,9 @@ class Layout:
     `tp` splits attention, dense networks, embeddings and, as sequence parallelism, saved activations. An expert is not
     split across devices.
 
-    `zero` 1 shards the optimizer state over data-parallel devices, 2 also gradients, 3 also weights (Rajbhandari et al.
-    2020). ZeRO 3 fetches one layer's weights at a time. The estimate leaves out this temporary copy of the weights.
+    `zero` is the ZeRO stage (Rajbhandari et al. 2020). Stage 1 shards the optimizer state over data-parallel devices,
+    stage 2 also the gradients, and stage 3 also the weights. ZeRO 3 fetches one layer's weights at a time. The estimate
+    leaves out this temporary copy of the weights.
 
     `recompute="selective"` recomputes norms, MLA's up-projections and SwiGLU's product (V3, section 3.2.3).
     `recompute="full"` saves only the input of each layer. `microbatch` is the number of rows per micro-batch. The
@@ -71,7 +72,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Memory:
-    """Memory in bytes of the fullest device, which holds the pipeline stage `stage` with `layers` layers."""
+    """Memory in bytes of the device that needs most. This device holds the pipeline stage `stage` with `layers` layers."""
 
     weights: float
     gradients: float
@@ -125,14 +126,14 @@ def layer_values(stage: Stage, hidden: int, recompute: Recompute) -> Values:
 def stage_sizes(layers: int, pp: int) -> list[int]:
     """Return the number of layers of each pipeline stage, as even as possible.
 
-    The first stage holds the most micro-batches, so it gets none of the layers that the division leaves over.
+    Stages after the first take the remaining layers, one each, because the first stage holds the most micro-batches.
     """
     base, remainder = divmod(layers, pp)
     return [base + (1 if 1 <= index <= remainder else 0) for index in range(pp)]
 
 
 def device_memory(model: ModelConfig, layout: Layout, *, context: int, precision: Precision) -> Memory:
-    """Return the memory of the fullest device when training on rows of `context` tokens."""
+    """Return the memory of the device that needs most, for training on rows of `context` tokens."""
     return max(_stages(model, layout, context, precision), key=lambda memory: memory.total)
 
 
@@ -151,7 +152,7 @@ def _stages(model: ModelConfig, layout: Layout, context: int, precision: Precisi
         activations = (part["residual"] * precision.residual + part["saved"] * precision.activation) * (
             layout.pp - place
         )
-        if layout.recompute == "full" and size:  # one layer at a time is recomputed in full
+        if layout.recompute == "full" and size:  # the backward pass recomputes one whole layer at a time
             activations += max(layer.whole for layer in layers[begin : begin + size]) * precision.activation
         if place == layout.pp - 1:
             activations += _end(model, layers[-1], part, alone=layout.pp == 1, precision=precision)
@@ -164,8 +165,8 @@ def _stages(model: ModelConfig, layout: Layout, context: int, precision: Precisi
 def _end(model: ModelConfig, last: Values, part: dict[str, int], *, alone: bool, precision: Precision) -> int:
     """Add the last pipeline stage's extra parameters to `part`: norm, head, MTP modules.
 
-    Returns the stage's additional activation bytes per token: the MTP modules' saved values, and logits with their
-    gradient in fp32, for the model and each module.
+    Returns the additional activation bytes per token of this stage: saved values of the MTP modules, and fp32 logits
+    and their gradients for the main model and each MTP module.
     """
     n_mtp, hidden = model.num_nextn_predict_layers, model.hidden_size
     ends = model.ends.ends_cost(hidden).params

@@ -41,7 +41,7 @@ Amount = Annotated[float, BeforeValidator(amount)]
 Count = Annotated[int, BeforeValidator(_whole)]
 """An integer with an optional decimal suffix, such as `4k`."""
 Positions = Annotated[int, BeforeValidator(_positions)]
-"""A context length with an optional binary suffix: `4k` is 4,096, as is usual for contexts."""
+"""A context length with an optional binary suffix: `4k` is 4,096, as is usual for context lengths."""
 
 
 def short(value: float) -> str:
@@ -58,7 +58,7 @@ def flops(value: float) -> str:
 
 
 def money(value: float) -> str:
-    """Format USD with a readable number of digits."""
+    """Format USD, in millions or billions if large: `$5.576M`, `$87,072` or `$0.28`."""
     for power, unit in ((1e9, "B"), (1e6, "M")):
         if abs(value) >= power * 0.99995:
             return f"${value / power:,.3f}{unit}"
@@ -68,7 +68,7 @@ def money(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Format seconds in a readable unit."""
+    """Format seconds in the largest unit of which there are at least two, such as `54.2 days`."""
     for size, unit in ((365.25 * 86400, "years"), (86400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= 2 * size:
             return f"{seconds / size:,.1f} {unit}"

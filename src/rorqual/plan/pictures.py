@@ -1,6 +1,6 @@
 """Draw the three figures of a plan: cost against tokens, memory by part, and price against cache hit rate.
 
-The caller passes the colours, because the page's theme is in a higher layer, which this package must not import.
+The caller passes the colours, because this package must not import the module of the HTML theme.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Colours(Protocol):
 
 @dataclass(frozen=True)
 class Drawing:
-    """A function that draws a figure, with the figure's `alt` text and the `caption` below it."""
+    """A figure: its `alt` text, the `caption` below it, and the function `draw` that draws it."""
 
     name: str
     alt: str
@@ -63,7 +63,7 @@ def cost_against_tokens(
 ) -> Drawing:
     """Plot training cost around `tokens` tokens, with one line per kind of hardware.
 
-    `marks` holds published trainings as (name, tokens, USD).
+    `marks` holds published training runs as (name, tokens, USD).
     """
     alt = "Training cost grows in proportion to tokens: " + "; ".join(
         f"{line.name} {money(line.usd_per_token * tokens)}" for line in lines
@@ -210,8 +210,10 @@ def _label(
 
 
 def spread(wanted: Sequence[float], gap: float) -> list[float]:
-    """Return label heights near the `wanted` heights (ascending), at least `gap` apart. A group of close labels is
-    centred on its mean."""
+    """Return label heights near the `wanted` heights (ascending), at least `gap` apart.
+
+    Labels that are moved apart are centred on the mean of their wanted heights.
+    """
     groups: list[list[float]] = []
     for height in wanted:
         groups.append([height])

@@ -1,7 +1,7 @@
-"""Compare published figures with this planner's estimates from the same inputs, to check both.
+"""Compare published figures with the planner's estimates from the same inputs, to check the figures and the planner.
 
-Each row gives the published figure and its source, the computation, its tolerance and, if the two figures differ for a
-known reason, the reason.
+Each row gives the published figure, its source, the computation and the tolerance. If published figure and estimate
+differ for a known reason, the row states it.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ V3_TOKENS, V3_CARDS, V3_USED, V3_RENT = 14.8e12, 2048, 0.3894, 2.0
 V3_PRETRAINING, V3_EXTENSION, V3_AFTER = 2.664e6, 119e3, 5e3
 """H800-hours of V3's pretraining, context extension and post-training (report, table 1)."""
 LLAMA_TOKENS, LLAMA_CARDS, LLAMA_FLOPS = 15.6e12, 16384, 400e12
-"""Llama 3.1 405B's training tokens, number of cards, and FLOP/s per card. Cards and FLOP/s are those of most of the
-training, with rows of 8,192 tokens (table 4)."""
+"""Llama 3.1 405B's training tokens, number of cards, and FLOP/s per card.
+
+Cards and FLOP/s describe most of the training, which used rows of 8,192 tokens (table 4).
+"""
 LLAMA_HOURS = {
     "Llama-3.1-405B": (LLAMA_TOKENS, 30.84e6),
     "Llama-3.1-70B": (15e12, 7.0e6),
@@ -66,7 +68,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Quote:
-    """A published figure that outsiders cannot compute. `counts` says what the figure includes."""
+    """A published figure that cannot be computed from public information. `counts` says what the figure includes."""
 
     name: str
     usd: float
@@ -87,7 +89,7 @@ QUOTES = (
 
 
 def figures() -> list[Figure]:
-    """Return all figures, trainings first."""
+    """Return all figures, beginning with training runs."""
     return [*_v3(), *_llama(), *_tokens(), *_day()]
 
 
@@ -138,7 +140,7 @@ def _llama() -> list[Figure]:
 
 
 def _whole_training(name: str, tokens: float, hours: float) -> Figure:
-    """Compare the published total hours of a training with the estimate at V3's utilisation."""
+    """Compare the published total hours of a training run with the estimate at V3's utilisation."""
     flops_per_token, card = training_flops(preset(name.lower()), 8192), device("h100")
     cost = training_cost(flops_per_token, tokens, n=1, peak=card.flops("bf16"), utilisation=V3_USED, price=2.0)
     why = (
@@ -157,7 +159,7 @@ def _whole_training(name: str, tokens: float, hours: float) -> Figure:
 
 
 def reached(name: str) -> float:
-    """Return the share of the H100's bf16 peak implied by the published hours of a whole Llama 3.1 training."""
+    """Return the share of the H100's bf16 peak implied by the published hours of a whole Llama 3.1 training run."""
     tokens, hours = LLAMA_HOURS[name]
     return training_flops(preset(name.lower()), 8192) * tokens / (hours * 3600 * device("h100").flops("bf16"))
 

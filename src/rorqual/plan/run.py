@@ -20,9 +20,9 @@ into which the steps after the warm-up are divided."""
 class Speed:
     """Mean cost per step of a run.
 
-    `core_seconds` is 0 if it was not recorded. `tokens` counts trained and sampled tokens. `blocks` has the mean
-    seconds per step of every `block` consecutive steps. The spread of these block means includes drift and bursts. The
-    run has completed `done` of `asked` steps.
+    `core_seconds` is 0 if it was not recorded. `tokens` counts training tokens and sampled tokens. `blocks` has the
+    mean seconds per step of every `block` consecutive steps. The spread of these block means reflects slow drift and
+    short bursts of load. The run has completed `done` of the `asked` requested steps.
     """
 
     seconds: float
@@ -37,8 +37,8 @@ class Speed:
     def interval(self, steps: float, level: float = 0.95) -> tuple[float, float]:
         """Return the lower and upper bound of the seconds that the next `steps` steps will take.
 
-        The bounds include the uncertainty of the mean and the spread of future steps, and assume independent blocks.
-        Other load on the machine and growing answer lengths are not included.
+        The bounds account for the uncertainty of the mean and the spread of future steps. They assume independent
+        blocks. They ignore other load on the machine and growing answer lengths.
         """
         count = len(self.blocks)
         spread = stdev(self.blocks) * math.sqrt(1 / count + self.block / steps)
@@ -51,7 +51,7 @@ def speed_of(run: RunDir) -> Speed:
     records = list(run.metrics())
     if len(records) < FEWEST:
         raise DataError(
-            f"the run has {len(records)} steps, but a speed needs at least {FEWEST}",
+            f"the run has {len(records)} steps, but measuring a speed needs at least {FEWEST}",
             where=str(run.metrics_file),
             remedy="Train for more steps, or plan with --train hardware=cpu.",
         )

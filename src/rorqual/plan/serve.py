@@ -51,8 +51,8 @@ class Replica:
     """`n` devices that hold one copy of a model.
 
     Experts are sharded over all devices, and all other weights over each group of `tp` devices. Each group serves its
-    own sequences. `value_bytes` is the size of a cached value. `prefill_used` and `decode_used` are the achieved shares
-    of the roofline.
+    own sequences. `value_bytes` is the size of a cached value. `prefill_used` and `decode_used` are the assumed
+    utilisations: achieved shares of the roofline.
     """
 
     device: Device
@@ -90,7 +90,7 @@ class Serving:
     """The serving estimate of a replica.
 
     `batch` is the number of concurrent sequences per group. Rates are tokens per second per device. `per_sequence` is
-    the rate that one user sees.
+    the decode rate that one user sees, in tokens per second.
     """
 
     cache_bytes: int
@@ -117,8 +117,10 @@ def decode_flops(model: ModelConfig, keys: float) -> float:
 
 
 def cache_copies(model: ModelConfig, tp: int) -> float:
-    """Return the share of a token's cache that each of `tp` devices stores. Key and value heads are split; MLA's latent
-    is replicated."""
+    """Return the share of a token's KV cache that each of `tp` devices stores.
+
+    Key and value heads are split; MLA's latent is replicated.
+    """
     total = stored = 0.0
     for layers, attention in ((stage.layers, a) for stage in model.stages for a in stage.attentions):
         for part in attention.cache_spec():
@@ -165,9 +167,9 @@ def prefill_rate(model: ModelConfig, replica: Replica, prompt: float, hit_rate: 
 
 
 def largest_batch(model: ModelConfig, replica: Replica, mix: Mix) -> int:
-    """Return how many sequences of full length fit in the memory of a group, next to its weights.
+    """Return how many full-length sequences fit in the memory of a group, together with its weights.
 
-    Raises ConfigError with the missing memory if no sequence fits.
+    Raises ConfigError that states the missing memory if no sequence fits.
     """
     free = replica.device.memory * (1 - RESERVE) - weights_per_device(model, replica)
     sequence_size = sequence_bytes(model, replica, mix)
@@ -184,13 +186,13 @@ def largest_batch(model: ModelConfig, replica: Replica, mix: Mix) -> int:
 
 
 def sequence_bytes(model: ModelConfig, replica: Replica, mix: Mix) -> float:
-    """Return the cache bytes of a sequence of full length on each device of its group."""
+    """Return the KV-cache bytes of a full-length sequence on each device of its group."""
     size = account(model, cache_value_bytes=replica.value_bytes).cache_bytes
     return size * cache_copies(model, replica.tp) * mix.longest
 
 
 def smallest_replica(model: ModelConfig, replica: Replica, mix: Mix) -> tuple[int, int]:
-    """Return the smallest (n, tp), powers of two, that hold the model and one sequence.
+    """Return the smallest `n` and `tp`, both powers of two, with which the model and one sequence fit in memory.
 
     Raises ConfigError if 4,096 devices are not enough.
     """
@@ -211,15 +213,15 @@ def smallest_replica(model: ModelConfig, replica: Replica, mix: Mix) -> tuple[in
             if needed <= usable:
                 return n, tp
     raise ConfigError(
-        f"the model fits on no replica of {replica.device.title} in {replica.dtype}: the best needs {gigabytes(best)} per device, "
-        f"{gigabytes(best - usable)} more than the usable {gigabytes(usable)}",
+        f"the model does not fit on any replica of {replica.device.title} in {replica.dtype}: the best replica needs "
+        f"{gigabytes(best)} per device, {gigabytes(best - usable)} more than the usable {gigabytes(usable)}",
         where="hardware",
         remedy="Use a smaller dtype=, fewer tokens (prompt=, reply=), or devices with more memory.",
     )
 
 
 def query_heads(model: ModelConfig) -> set[int]:
-    """Return the head counts that a tensor-parallel degree must divide."""
+    """Return the numbers of query heads, which the tensor-parallel degree must divide."""
     return {int(getattr(attention, "num_attention_heads", 1)) for attention in model.attentions}
 
 
@@ -231,7 +233,7 @@ def serving(model: ModelConfig, replica: Replica, mix: Mix, batch: int = 0) -> S
         raise ConfigError(
             f"the cache of batch={batch} does not fit in memory",
             where="batch",
-            remedy=f"Use at most {most} for each group of {replica.tp}.",
+            remedy=f"Use at most {most} per group of {replica.tp} devices.",
         )
     chosen = batch or most
     step = decode_step(model, replica, chosen, mix.attended)
@@ -260,15 +262,15 @@ def check(model: ModelConfig, replica: Replica) -> None:
         raise ConfigError(
             f"tp={replica.tp} does not divide n={replica.n} and num_attention_heads={', '.join(map(str, sorted(heads)))}",
             where="tp",
-            remedy=f"Use tp={near}, the nearest that does.",
+            remedy=f"Use tp={near}, the nearest valid value.",
         )
 
 
 def token_prices(served: Serving, price_hour: float, margin: float, name: str = "planned") -> Price:
-    """Return the price in USD per million tokens, with a `margin` over the devices' rent (0.5 adds half of the rent).
+    """Return the price in USD per million tokens, with a `margin` on top of the devices' rent (0.5 adds half of the rent).
 
-    A cached prompt token needs no compute, and the plan does not include the disk that stores the cache. So cached
-    tokens are free.
+    Cached prompt tokens are free in this plan: they need no compute, and the plan excludes the cost of the disk that
+    stores the cache.
     """
     second = price_hour / 3600 * (1 + margin)
     return Price(

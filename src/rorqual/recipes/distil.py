@@ -33,12 +33,12 @@ def distil(
     row: RowLength = 128,
     seed: Seed = 0,
 ) -> Run:
-    """Train a student on a teacher's samples, from a run or from fresh weights.
+    """Train a student, from a run or from random weights, on a teacher's samples.
 
     data=FILE.parquet is a file that `rorqual distil` wrote. With objective=sequence, the student is trained with the
     next-token loss on the samples, like DeepSeek-R1's students. With objective=forward, reverse, skewed or
-    skewed_reverse, the loss is this KL divergence between the student's distribution and the teacher's stored
-    log-probabilities, plus `next_token` times the next-token loss.
+    skewed_reverse, the loss is the named KL divergence between the student's distribution and the teacher's stored
+    log-probabilities. `next_token` times the next-token loss is added.
     """
     begin, model, chat = beginning(start, tokenizer, size, row)
     if objective == "sequence":
@@ -46,7 +46,7 @@ def distil(
     else:
         if temperature != 1 and tail == "bucket":
             raise ConfigError(
-                f"temperature={temperature} requires the log-probability of every token, but tail=bucket has only the stored ones",
+                f"temperature={temperature} needs the log-probability of every token, but tail=bucket merges all tokens not stored",
                 where="train distil",
                 remedy="Add tail=renormalise, or use temperature=1.",
             )

@@ -41,8 +41,8 @@ def recipe_names() -> dict[str, str]:
 def make_run(name: str, values: Mapping[str, str]) -> Run:
     """Return the run that the recipe `name` creates from `key=value` arguments.
 
-    A parameter of the recipe is passed to the recipe. Any other field of `Run`, or a dotted key such as `optim.lr`,
-    overrides the value that the recipe chose.
+    If a key is a parameter of the recipe, its value is passed to the recipe. Any other field of `Run`, or a dotted key
+    such as `optim.lr`, overrides the value that the recipe chose.
     """
     if name not in RECIPES:
         raise ConfigError(f"unknown recipe '{name}'", where="train", remedy=nearest(name, RECIPES))

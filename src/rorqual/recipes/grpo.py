@@ -21,7 +21,7 @@ def variant_settings(name: Variant, max_tokens: int) -> tuple[Mapping[str, Any],
     presets: dict[Variant, tuple[dict[str, Any], dict[str, Any]]] = {
         "none": ({}, {}),
         "dapo": (
-            {},  # the defaults already are DAPO's clip range and its mean over tokens
+            {},  # the default clip range and token-level mean are already DAPO's
             {"max_num_gen_batches": 4, "overlong_buffer": max(1, max_tokens // 5), "overlong_penalty": 0.5},
         ),
         "dr_grpo": ({"per": "constant", "max_tokens": max_tokens, "clip_high": 0.2}, {"std": False}),
@@ -58,14 +58,15 @@ def grpo(
     seed: Seed = 0,
     dtype: Dtype = "float32",
 ) -> Run:
-    """Train a model on a task with GRPO. The only reward is the correctness of the answer.
+    """Train a model on a task with GRPO. By default, the only reward is the correctness of the answer.
 
     `data` is the file or folder that the task reads, if it reads any. By default there is no KL term, and the clip
-    range is DAPO's asymmetric one. Groups whose samples all have the same reward give no gradient; they are left out
-    and counted.
+    range is asymmetric, as in DAPO. Groups whose samples all have the same reward give no gradient. Training skips
+    these groups and logs their number.
 
-    `variant` selects the settings of a paper, which can also be set individually (docs/how-to/grpo.md). `beta` is the
-    coefficient of the KL divergence from the run `reference`, by default the run that training starts from.
+    `variant` selects the settings of a published GRPO variant; each setting can also be set individually
+    (docs/how-to/grpo.md). `beta` is the coefficient of the KL divergence from the run `reference`, by default the run
+    that training starts from.
     """
     begin, model, chat = beginning(start, "bytes", "small", row)
     objective, source = variant_settings(variant, max_tokens)

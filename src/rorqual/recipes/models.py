@@ -70,13 +70,13 @@ def v3_like(size: TeacherSize, *, vocab_size: int, context: int) -> ModelConfig:
 def student_like(teacher: ModelConfig, *, share: float = 0.25, layers: int = 0) -> ModelConfig:
     """Return a dense model of Qwen3's architecture with `share` times the teacher's active parameters, within 3 %.
 
-    Vocabulary and context are the teacher's. The architecture is that of Qwen3's small models (2505.09388, table 1):
-    grouped-query attention with two heads per key-value head, norms on q and k, tied embeddings. SwiGLU is three times
-    as wide as the hidden state.
+    The student has the teacher's vocabulary size and context length. The architecture is that of Qwen3's small models
+    (2505.09388, table 1): grouped-query attention with two heads per key-value head, norms on q and k, tied embeddings.
+    The SwiGLU layer is about three times as wide as the hidden state.
 
-    `layers` 0 means the teacher's number of layers. Widths are multiples of 8. Among the models within 3 %, the model
-    that best matches this SwiGLU width and the target size is returned. Raises ConfigError if no model has the right
-    size.
+    If `layers` is 0, the student has as many layers as the teacher. Widths are multiples of 8. Of all models within 3 %
+    of the target size, the function returns the best match of SwiGLU width and size. Raises ConfigError if no model has
+    the right size.
     """
     target = share * account(teacher).active
     depth = layers or len(teacher.layers)
@@ -92,7 +92,7 @@ def student_like(teacher: ModelConfig, *, share: float = 0.25, layers: int = 0) 
             candidates.append((abs(math.log(inner / (3 * hidden))) + 10 * abs(error), model))
     if not candidates:
         raise ConfigError(
-            f"no dense model with {depth} layers has {target:,.0f} parameters: the vocabulary alone takes too many",
+            f"no dense model with {depth} layers has {target:,.0f} parameters: the embeddings alone have too many",
             where="student",
             remedy="Use a larger share, fewer layers or a smaller vocabulary.",
         )
@@ -100,7 +100,8 @@ def student_like(teacher: ModelConfig, *, share: float = 0.25, layers: int = 0) 
 
 
 def _qwen3_like(teacher: ModelConfig, hidden: int, layers: int, inner: int) -> ModelConfig:
-    """Return a dense model with an even number of heads, about four, whose total width is at least `hidden`."""
+    """Return a dense model with an even number of heads, whose total width is at least `hidden`. Up to `hidden` 512,
+    there are at most four heads. Wider models have more heads, each 128 wide."""
     head_dim = min(max(8, 2 ** math.ceil(math.log2(hidden / 4))), 128)
     heads = 2 * math.ceil(hidden / head_dim / 2)
     attention = GQAConfig(

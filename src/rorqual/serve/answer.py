@@ -1,7 +1,7 @@
 """The request path that all generating routes share: parse the body, submit prompts, return one JSON object or an event stream.
 
-A route supplies a `Shape`, which builds its response objects. Work that grows with the request or the reply runs in the
-tenant's thread, because all streams share the event loop.
+A route supplies a `Shape`, which builds its response objects. Work whose duration grows with the length of the request
+or the reply runs in the tenant's thread, because all streams share the event loop.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ class Shape(ABC, Generic[W]):
 
     @abstractmethod
     def texts(self) -> Iterator[tuple[str, list[str]]]:
-        """Yield (parameter, texts) pairs for the size check. All texts of one pair together must fit in the context."""
+        """Yield (parameter, texts) pairs for the size check. The texts of a pair must together fit in the model's
+        context."""
 
     def ignored(self) -> list[str]:
         """Return the names of request fields that have no effect with this model."""

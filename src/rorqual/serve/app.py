@@ -96,8 +96,8 @@ class Edge:
 def framed_twice(scope: Scope) -> bool:
     """Return whether a request has both Content-Length and Transfer-Encoding.
 
-    If a proxy trusts one header and this server the other, part of the body can pass as a second request (request
-    smuggling; RFC 9112, section 6.1). The caller therefore refuses the request and closes the connection.
+    If a proxy trusts one header and this server trusts the other, part of the body can pass as a second request
+    (request smuggling; RFC 9112, section 6.1). The caller therefore refuses the request and closes the connection.
     """
     return {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}
 
@@ -130,7 +130,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 def _no_route(request: Request) -> str:
-    """Return a message that names the route closest to the request's path, such as the same one under `/v1`."""
+    """Return a message that suggests the route most similar to the request's path, such as the same path under
+    `/v1`."""
     path = request.url.path[:LONGEST_PATH]
     known: list[str] = request.app.state.paths
     close = next((name for name in known if name.endswith(path) and path != "/"), None)

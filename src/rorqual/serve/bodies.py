@@ -1,4 +1,5 @@
-"""Reading of request bodies, with limits on their size, their duration, and the number of large bodies in memory."""
+"""Reading of request bodies, with limits on their size, on the time they take to arrive, and on the number of large
+bodies in memory."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ KINDS = ("application/json", "application/octet-stream", "text/plain", "")
 
 
 class Bodies:
-    """A limit on the number of large bodies in memory. Requests beyond the limit wait, and their sockets are not read."""
+    """A limit on the number of large bodies in memory. Requests beyond the limit wait, and the server does not read
+    from their sockets."""
 
     def __init__(self, most: int = LARGE_AT_ONCE, each: int = LARGE_OF_ONE) -> None:
         self.most, self.each = most, each
@@ -35,7 +37,7 @@ class Bodies:
         self._waiting: list[asyncio.Future[None]] = []
 
     async def wait(self, tenant: str) -> None:
-        """Wait until another large body of `tenant` is allowed."""
+        """Wait until the limits allow another large body of `tenant`."""
         while self._counts.total() >= self.most or self._counts[tenant] >= self.each:
             turn = asyncio.get_running_loop().create_future()
             self._waiting.append(turn)
@@ -43,7 +45,7 @@ class Bodies:
 
     @contextmanager
     def held(self, tenant: str) -> Iterator[None]:
-        """Count a large body for the duration of the context."""
+        """Count a large body until the `with` block ends."""
         self._counts[tenant] += 1
         try:
             yield
@@ -68,8 +70,8 @@ def _check_kind(request: Request) -> None:
 async def body_of(request: Request, limit: int, bodies: Bodies, tenant: str) -> AsyncIterator[list[bytes]]:
     """Read a request body and yield it as a list of parts, each of at most `SLICE` bytes.
 
-    A large body counts in `bodies` until the context ends. Raises ApiError if the body is longer than `limit`, compressed,
-    not declared as JSON, or takes more than `BODY_SECONDS` seconds.
+    A large body counts in `bodies` until the `async with` block ends. Raises ApiError if the body is longer than
+    `limit`, compressed, not declared as JSON, or takes more than `BODY_SECONDS` seconds.
     """
     _check_kind(request)
     loop, parts, size, is_waiting = asyncio.get_running_loop(), list[bytes](), 0, False

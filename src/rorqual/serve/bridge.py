@@ -43,7 +43,7 @@ class ServerJob:
     - `sent`: whether text was sent to the client, set by the caller. A job that has sent text fails when the engine dies.
     - `streamed`: whether the client reads a stream. The event queue of a stream has a maximum length.
     - `tries`: how often the engine died during this job.
-    - `left`: unfinished samples.
+    - `left`: number of unfinished samples.
     """
 
     asks: tuple[PackedRequest, ...]
@@ -87,8 +87,8 @@ class ServerJob:
 class Bridge:
     """Supervisor that starts and restarts the engine process, and passes requests to it.
 
-    - `queue`: maximum number of running and waiting requests. Beyond this number, a request is refused unless its tenant has
-      fewer than `share` requests. Therefore one tenant cannot block the others.
+    - `queue`: maximum number of running and waiting requests. Beyond this number, a request is refused unless its
+      tenant has fewer than `share` requests. Therefore one tenant cannot block other tenants.
     - `hang`: kill a busy engine after this many seconds without a heartbeat.
     - `load`: kill an engine that is not ready after this many seconds.
     - `stats`: the latest statistics of the engine.
@@ -103,7 +103,7 @@ class Bridge:
         self.info: Ready | None = None
         self.alive = False
         self.restarts = 0
-        self.jobs: dict[int, ServerJob] = {}  # by the first request number of the job
+        self.jobs: dict[int, ServerJob] = {}  # keyed by the first request number of the job
         self.stats: dict[str, float] = {}
         self.weights: tuple[Path, int] | None = None
         self._updating: tuple[int, asyncio.Future[None]] | None = None
@@ -111,7 +111,7 @@ class Bridge:
             int, tuple[ServerJob, int]
         ] = {}  # request number -> (job, samples of the job's earlier prompts)
         self._last_message = 0.0  # time of the engine's last message
-        self._loading: float | None = None  # time when loading began, or None
+        self._loading: float | None = None  # time when loading began, or None if the engine is not loading
         self._late = False  # whether the engine was killed because loading took too long
         self._next_number = 0
         self._incoming: Counter[str] = Counter()  # requests whose body is being read, by tenant
@@ -122,7 +122,8 @@ class Bridge:
         self._up: asyncio.Future[None] | None = None
 
     async def start(self) -> None:
-        """Start the engine and wait until it is ready. Raises RorqualError if it cannot load, e.g. due to a bad checkpoint."""
+        """Start the engine and wait until it is ready. Raises RorqualError if the engine cannot load, for example
+        because of a bad checkpoint."""
         self._up = asyncio.get_running_loop().create_future()
         self._tasks = [asyncio.create_task(self._supervise()), asyncio.create_task(self._watch())]
         await self._up
@@ -171,7 +172,7 @@ class Bridge:
     def job(
         self, asks: Sequence[PackedRequest], tenant: str, bound: str | None = None, *, streamed: bool = False
     ) -> Iterator[ServerJob]:
-        """Submit a request. If it is unfinished when the context ends, cancel it.
+        """Submit a request. If the request is unfinished when the `with` block ends, cancel it.
 
         `bound`: the request parameter that constrains the replies by a grammar, if any. Grammar errors name this parameter.
         """
@@ -231,7 +232,7 @@ class Bridge:
                 self._write(wire.cancel(number))
 
     def _forget(self, job: ServerJob) -> bool:
-        """Remove a job. Return whether it was still unfinished."""
+        """Remove a job. Return whether the job was unfinished."""
         for number in job.numbers:
             self._parts.pop(number, None)
         return self.jobs.pop(job.numbers[0], None) is not None
@@ -242,14 +243,15 @@ class Bridge:
         pause = 0.5
         while not self._closing:
             try:
-                # The engine gets its own session, so that only the server receives a Ctrl-C from the terminal. Idle OpenMP
-                # threads sleep, because spinning would take cores from working threads on a shared machine.
+                # The engine gets its own session, so that only the server receives a Ctrl-C from the terminal. Idle
+                # OpenMP threads sleep, because busy-waiting threads would take cores from working threads on a shared
+                # machine.
                 process = await asyncio.create_subprocess_exec(
                     sys.executable, "-m", "rorqual.serve.worker", json.dumps(asdict(self.placed)),
                     stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
                     limit=wire.LONGEST_LINE, start_new_session=True, env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
                 )  # fmt: skip
-            except OSError as error:  # for example out of memory or file descriptors, so a later try may succeed
+            except OSError as error:  # memory or file descriptors may be exhausted for now, so try again later
                 _say(f"cannot start the engine: {error.strerror}")
                 await asyncio.sleep(LONGEST_PAUSE)
                 continue

@@ -22,14 +22,16 @@ about 20 ms to process."""
 
 
 class ConnectionLimit:
-    """A limit of `most` open connections. `idle`: connections without a running request, the longest idle first."""
+    """A limit of `most` open connections. `idle`: connections without a running request, in order of decreasing idle
+    time."""
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.idle: OrderedDict[TimedProtocol, None] = OrderedDict()
 
     def enter(self, connection: TimedProtocol) -> None:
-        """Add a connection. If this exceeds the limit, close the longest idle connection, so that new clients can connect."""
+        """Add a connection. If there are then more than `most`, close the longest idle connection, so that new clients
+        can connect."""
         self.idle[connection] = None
         if len(connection.connections) > self.most:
             self.idle.popitem(last=False)[0].transport.abort()
@@ -39,8 +41,9 @@ class TimedProtocol(H11Protocol):
     """Uvicorn's HTTP/1.1 protocol with time limits.
 
     The request headers must be complete `head_seconds` after the connection opened, or on a kept-alive connection after
-    their first byte. Later bytes do not extend this limit. `body_of` limits the time of the body. Uvicorn's
-    `timeout_keep_alive` limits the time between requests. `stall` limits the seconds in which a client reads nothing.
+    their first byte. Further header bytes do not extend this time limit. `body_of` limits the time that the body takes
+    to arrive. Uvicorn's `timeout_keep_alive` limits the time between requests. `stall` limits the seconds in which a
+    client reads nothing.
 
     A client that closes its sending side after a request still gets its response, unless the application sets
     `leaves_at_eof` in the scope's state. The server writes to such a client repeatedly, because only a failed write shows
@@ -122,7 +125,8 @@ class TimedProtocol(H11Protocol):
     # ---- a client that closed its sending side
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Return whether the connection stays open, because a completely received request still needs a response."""
+        """Return whether the connection stays open. It stays open while a completely received request still needs a
+        response."""
         cycle: Any = self.cycle
         if not self._busy() or cycle.more_body or self.scope["state"].get("leaves_at_eof"):
             return False

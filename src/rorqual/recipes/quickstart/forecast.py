@@ -1,9 +1,9 @@
-"""Forecast the quickstart's cost on this machine: the work of each stage follows from its recipe, the speed from a
-short probe.
+"""Forecast the quickstart's cost on this machine. The recipes give the work of each stage, and a short benchmark gives
+the speed.
 
 The recipes and tasks determine the numbers of steps, problems and tokens. Seconds per step and per answer are measured
 on untrained models with the shapes of the quickstart's models. Answers are assumed to be as long as the solutions that
-the model is trained on, and the probe samples to these lengths.
+the model is trained on. The benchmark generates samples of these lengths.
 
 Two values are unknown in advance: how often a reinforced model thinks, and how many groups give a gradient. `GOES_OVER`
 and `TEACHES` are estimates of these values. The report and Python's start-up are not forecast.
@@ -38,13 +38,14 @@ from rorqual.train.run import Run
 from rorqual.train.state import State
 
 GOES_OVER = 2 / 3
-"""How far GRPO moves a model from its initial share of thinking (0) to always thinking (1), averaged over the training."""
+"""How far GRPO moves the fraction of thinking replies from its initial value (0) to 100 % (1), averaged over the
+training."""
 TEACHES = 0.8
 """Share of samples that are in groups with both right and wrong answers.
 
 In the quickstart with seed 0, this share was 0.94 for the teacher and 0.64 for the reinforced student. The measured
-value of `GOES_OVER` was 0.38 for the teacher and 0.71 for the student. `TEACHES` and `GOES_OVER` are near the middle
-between the teacher's and the student's values. Other seeds may differ.
+value of `GOES_OVER` was 0.38 for the teacher and 0.71 for the student. `TEACHES` and `GOES_OVER` lie between the
+teacher's and the student's values. Other seeds may differ.
 """
 WARM, STEPS, BATCH = 2, 8, 64
 DRAWN = 384
@@ -124,7 +125,8 @@ class StageForecast:
 
 
 def forecast(scale: Scale, *, seed: int = 0, threads: int = 2) -> list[StageForecast]:
-    """Probe teacher and student, and forecast each stage. Probing takes about twenty core-seconds for the full size."""
+    """Measure the speed of teacher and student, and forecast the cost of each stage. For the full-size quickstart,
+    these measurements take about twenty core-seconds."""
     teacher_run = sft(task=TASK, size=scale.model, think=scale.think, options={"hard": scale.sft_hard},
                       rows=scale.sft_rows, row=scale.row, seed=seed)  # fmt: skip
     student_run = sft(task=STUDENT_TASK, size=scale.student, think=scale.student_able_think, options={"hard": scale.student_hard},
@@ -152,7 +154,8 @@ def stages(
 ) -> list[StageForecast]:
     """Return the forecast of each stage: its work times the measured costs.
 
-    `wide` is the teacher's evaluation and `narrow` the students'. `factory` is the result of `factory_pace`.
+    `wide` is the evaluation set of the teacher, and `narrow` that of the students. `factory` is the result of
+    `factory_pace`.
     """
     habits = {"before": s.think, "after": over(s.think, 1.0)}
     first = [thinks(mode, habits[when]) for when in WHEN for mode in MODES]
@@ -174,7 +177,8 @@ def stages(
 
 
 def branches(s: Scale, teacher: ShapeCost, student: ShapeCost) -> list[tuple[ShapeCost, list[float], int]]:
-    """For each branch, return the measured costs, the share of thinking in each of its evaluations, and the number of models."""
+    """For each branch, return its measured costs, the fraction of thinking replies in each evaluation, and its number
+    of models."""
     habits = {"teacher": over(s.think, 1.0), "student-base": s.student_think, "answers-only": 0.0}
     return [
         (teacher if name == "teacher" else student, [thinks(mode, habits.get(name, 1.0)) for mode in modes], 1)
@@ -193,8 +197,8 @@ def measured(name: str, models: Sequence[tuple[ShapeCost, list[float], int]], ex
 
 
 def reinforced(name: str, steps: int, samples: int, pace: ShapeCost, lengths: Lengths, share: float) -> StageForecast:
-    """Return the forecast of GRPO. Each step generates samples, recomputes their log-probabilities with one forward
-    pass, and trains on the groups that give a gradient."""
+    """Return the forecast of a GRPO stage. Each step generates samples, recomputes their log-probabilities with one
+    forward pass, and trains on the groups that give a gradient."""
     reply = lengths.reply(over(share))
     seen = samples * (lengths.prompt + reply)
     cost = samples * pace.rollout + seen * pace.update * (1 / 3 + TEACHES)
@@ -202,12 +206,13 @@ def reinforced(name: str, steps: int, samples: int, pace: ShapeCost, lengths: Le
 
 
 def thinks(mode: str, habit: float) -> float:
-    """Return the share of problems on which a model thinks in `mode`. `habit` is the share in mode auto."""
+    """Return the share of problems on which a model thinks in `mode`. `habit` is the share of problems on which the
+    model thinks in mode `auto`."""
     return {"on": 1.0, "off": 0.0}.get(mode, habit)
 
 
 def over(share: float, goes: float = GOES_OVER) -> float:
-    """Return the share of thinking after reinforcement has moved it from `share` toward 1 by the fraction `goes`."""
+    """Return the share of thinking replies after GRPO has moved it from `share` toward 1 by the fraction `goes`."""
     return share + (1 - share) * goes
 
 
@@ -299,7 +304,7 @@ def factory_pace(run: Run, scale: Scale, lengths: Lengths, threads: int) -> tupl
 def sampling(
     state: State, solutions: Sequence[SolutionLength], share: float, params: SamplingParams, threads: int
 ) -> float:
-    """Measure the core-seconds per sample, if the model thinks on a share `share` of the problems.
+    """Measure the core-seconds per sample if the model thinks on the fraction `share` of the problems.
 
     A sample has the token count of the problem's solution, with or without thinking.
 

@@ -7,9 +7,10 @@ from rorqual.factory.config import Keep
 from rorqual.recipes.models import Size
 
 TASK = "families:add,sub,mod,swap,count,kk"
-"""The teacher's task: six problem families of four kinds (arithmetic, algorithms in steps, text and state, logic)."""
+"""The teacher's task: six problem families of four kinds (arithmetic, step-by-step algorithms, text manipulation,
+logic)."""
 STUDENT_TASK = "families:add,sub,swap"
-"""The student's task: three problem families. A guess is right at most once in 120 times, so right answers show
+"""The student's task: three problem families. A random guess is right in at most 1 of 120 cases, so right answers show
 learning."""
 
 
@@ -19,9 +20,9 @@ class Scale(Config):
     Evaluations sample at temperature 0.6 and top-p 0.95, as for DeepSeek-R1 (R1, section 3). With greedy decoding, a
     model that starts to think with probability 0.4 would never think.
 
-    The base student is first trained with thinking on a share `student_able_think` of its problems. A few steps at the
-    low learning rate `student_base_lr` then reduce thinking to a share `student_think`. The base student can then solve
-    some problems by thinking, but hardly ever thinks.
+    The base student is first trained with reasoning on the fraction `student_able_think` of its problems. A few steps
+    at the low learning rate `student_base_lr` then reduce this fraction to `student_think`. The base student can then
+    solve some problems by thinking, but hardly ever thinks.
 
     The distilled and the reinforced branch cost about the same number of core-seconds, as measured with other seeds.
     The distilled branch samples the teacher on `distil_problems` problems and trains for `distil_steps` steps on the
@@ -31,7 +32,8 @@ class Scale(Config):
     model.
 
     `rival_agreement` is the largest allowed difference between the trainer's and the sampler's log-probability of a
-    token during GRPO of the student. In half a million tokens, one very unlikely token differed by 1.5e-4 nats.
+    token during GRPO of the student. In half a million tokens, the largest difference was 1.5e-4 nats, for one very
+    unlikely token.
 
     `distil_keep` selects the teacher's samples to train on. `all` also disables the filters, for a teacher with too
     little training to answer correctly.

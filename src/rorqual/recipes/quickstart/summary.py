@@ -74,8 +74,8 @@ def model_facts(run: RunDir) -> dict[str, int]:
 
 
 def stages(place: QuickstartPaths) -> list[dict[str, Any]]:
-    """Return the tokens, FLOPs, right answers and time of each stage. The last entry is the time that no stage accounts
-    for. The report's own cost is not included."""
+    """Return the tokens, FLOPs, right answers and time of each stage. The last entry is the time that belongs to no
+    stage. The report's own cost is not included."""
     amounts: dict[str, dict[str, int]] = {}
     for name, stage in TRAININGS.items():
         totals, added = amounts.get(stage, {}), trained_cost(place.run(name))
@@ -118,7 +118,7 @@ def sampled_cost(place: QuickstartPaths) -> dict[str, int]:
 
 
 def sample_counts(place: QuickstartPaths) -> dict[str, int]:
-    """Return how many samples the teacher generated, and how many of them were right and kept."""
+    """Return three counts of the teacher's samples: all samples, right samples, and samples that the filters kept."""
     rows = read_distilled(place.samples_file).rows
     counts = {"sampled": len(rows), "right": sum(row.verdict == "right" for row in rows)}
     return counts | {"kept": sum(not row.dropped for row in rows)}
@@ -143,7 +143,7 @@ def forward_flops(run: RunDir) -> int:
 
 
 def without_clock(facts: dict[str, Any]) -> dict[str, Any]:
-    """Return a summary without the values that depend on time or on interruptions."""
+    """Return a summary without the values that differ between repeated or interrupted runs."""
     steady = [{k: v for k, v in stage.items() if k not in CLOCK_KEYS} for stage in facts.get("stages", ())]
     return facts | {"stages": steady}
 

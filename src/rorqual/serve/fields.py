@@ -265,16 +265,16 @@ def _object(
         if known and value is None:
             continue
         if known and neutral != _ANY and not is_one_of(value, neutral):
-            if not reason:  # the value has a wrong type, which the schema reports
+            if not reason:  # the request schema will report the wrong type
                 remaining[name] = value
                 continue
             raise _refused(path_of_field, reason)
         if known:
             ignored.add(place_of_field)
-        if not known or (place and not reason):  # the schema has this field and checks it
+        if not known or (place and not reason):  # the request schema defines and checks this field
             remaining[name] = _value(value, place_of_field, path_of_field, ignored)
     if data.get("parallel_tool_calls") is True and not place:
-        ignored.add("parallel_tool_calls")  # true is the default
+        ignored.add("parallel_tool_calls")  # ignored because true is the default
     return remaining
 
 
@@ -304,5 +304,6 @@ def _refused(path: str, reason: str) -> ApiError:
 
 
 def is_one_of(value: Any, neutral: Iterable[Any]) -> bool:
-    """Return whether `value` is in `neutral`. Unlike in Python, True differs from 1. 0 and 0.0 are the same value."""
+    """Return whether `value` is in `neutral`. Unlike in Python, True does not equal 1. The numbers 0 and 0.0 are
+    equal."""
     return any(value == known and isinstance(value, bool) == isinstance(known, bool) for known in neutral)

@@ -51,12 +51,13 @@ class ResponseFormat(Schema):
     def grammar(self) -> Grammar | None:
         """Return the grammar of the reply, or None for plain text.
 
-        Raises ApiError if `json_schema` is set for another type, or missing for its own type.
+        Raises ApiError if `type` is `json_schema` but the field `json_schema` is missing, or if the field is set with
+        another type.
         """
         if (self.type == "json_schema") != (self.json_schema is not None):
             raise refuse(
                 f"`response_format.json_schema` {'is missing' if self.json_schema is None else 'does not match this type'}."
-                " Give both type json_schema and json_schema, or neither.",
+                " Set type to json_schema and give a json_schema, or do neither.",
                 "response_format.json_schema",
             )
         if self.json_schema is not None:
@@ -65,7 +66,7 @@ class ResponseFormat(Schema):
 
     @property
     def schema_(self) -> dict[str, Any]:
-        """The JSON schema of the reply. For `json_object`, it allows any object."""
+        """The JSON schema of the reply. For `json_object`, the schema allows any object."""
         return {"type": "object"} if self.json_schema is None else self.json_schema.schema_
 
 
@@ -116,7 +117,7 @@ def _object(schema: dict[str, Any] | str) -> dict[str, Any]:
     if not isinstance(schema, str):
         return schema
     try:
-        parsed = pydantic_core.from_json(schema, allow_inf_nan=False)  # this parser limits the nesting depth
+        parsed = pydantic_core.from_json(schema, allow_inf_nan=False)  # pydantic's parser limits the nesting depth
     except ValueError as error:
         reason = str(error)[:200]
         raise refuse(f"`guided_json` is not valid JSON: {reason}. Give a JSON schema.", "guided_json") from None
@@ -126,7 +127,8 @@ def _object(schema: dict[str, Any] | str) -> dict[str, Any]:
 
 
 def source_of(value: Any, param: str) -> str:
-    """Serialize the source of a grammar as JSON. Raises ApiError with `param` if it is longer than `MAX_SCHEMA` characters."""
+    """Serialize the source of a grammar as JSON. Raises an ApiError that names `param` if the JSON is longer than
+    `MAX_SCHEMA` characters."""
     source = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     if len(source) > MAX_SCHEMA:
         raise refuse(f"`{param}` is longer than {MAX_SCHEMA} characters as JSON. Shorten it.", param)

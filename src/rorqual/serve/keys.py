@@ -117,7 +117,8 @@ class Keys:
         return key
 
     def tenant(self, key: str) -> str | None:
-        """Return the tenant of a key, or None if the key is unknown. All hashes are compared, to take constant time."""
+        """Return the tenant of a key, or None if the key is unknown. The key is compared with all hashes, so that the
+        lookup takes constant time."""
         key_hash, tenant = _hash(key), None
         for digest, name in self.tenants.items():
             if hmac.compare_digest(digest, key_hash):

@@ -75,8 +75,8 @@ def of_prompt(
 ) -> list[dict[str, Any] | None]:
     """Return vLLM's `prompt_logprobs`. Each position has the entries of the prompt's token and the `top` likeliest tokens.
 
-    Entries are keyed by token id. The first position is None. `rank` is 1 for the likeliest token, and null if the token is
-    not among the likeliest.
+    Entries are keyed by token id. The first position is None. `rank` is 1 for the likeliest token, and null if the
+    token is not among the likeliest tokens that the engine returned.
     """
 
     def entry(id_: int, logprob: float, rank: int | None) -> dict[str, Any]:
@@ -93,7 +93,8 @@ def of_prompt(
 
 
 def _by_text(tokenizer: Tokenizer, top: Sequence[tuple[int, float]]) -> dict[str, float]:
-    # Different tokens that contain only a part of a UTF-8 character may have the same text. The entry of the likeliest token is kept.
+    # Different tokens that contain only a part of a UTF-8 character may have the same text. Of tokens with the same
+    # text, the likeliest token gets the entry.
     logprobs: dict[str, float] = {}
     for id_, value in top:
         logprobs.setdefault(tokenizer.token(id_), max(value, LEAST))

@@ -1,4 +1,5 @@
-"""Schemas of the API responses, from which `/openapi.json` is generated. Tests validate every response against this document."""
+"""Schemas of the API responses, from which `/openapi.json` is generated. Tests validate every response against that
+OpenAPI document."""
 
 from __future__ import annotations
 
@@ -149,7 +150,7 @@ class TextLogprobs(_Object):
 
 
 class TextChoice(_Object):
-    """One reply to a text completion request. The replies to one prompt are adjacent."""
+    """One reply to a text completion request. All replies to the same prompt are adjacent in `choices`."""
 
     index: int = Field(ge=0)
     text: str

@@ -28,7 +28,7 @@ ERRORS = {
 
 
 def document(model: str) -> dict[str, Any]:
-    """Return the OpenAPI document of a server of this model."""
+    """Return the OpenAPI document of a server that serves the model named `model`."""
     pairs: list[Any] = [(schema, "validation") for schema in REQUESTS]
     pairs += [(schema, "serialization") for schema in ANSWERS]
     _, shared = models_json_schema(pairs, ref_template=REF)

@@ -19,7 +19,8 @@ from rorqual.serve.metrics import Metrics
 from rorqual.serve.wire import Recorded, SampledToken, Score, ScoredPrompt
 
 SILENT = 256
-"""After this many tokens without new text, the next token is parsed outside of the event loop, because parsing may be slow."""
+"""After this many tokens without new text, the next token is parsed outside of the event loop, because parsing may then
+be slow."""
 
 
 @dataclass
@@ -255,7 +256,8 @@ class Reply:
     def _hit(self) -> int:
         """Return the number of prompt tokens from the prefix cache.
 
-        Later samples reuse the cached prompt of the first sample, so the sample with the fewest hits counts for each prompt.
+        Later samples reuse the cached prompt of the first sample. Therefore, for each prompt, the sample with the
+        fewest cached tokens counts.
         """
         total, before = 0, 0
         for ask in self.job.asks:

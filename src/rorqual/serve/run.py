@@ -116,7 +116,8 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def check_folder(folder: Path) -> None:
-    """Create the folder of the on-disk prefix cache. Raises ConfigError before the model is loaded if it is not writable."""
+    """Create the folder of the on-disk prefix cache. Raises ConfigError if the folder is not writable, before the model
+    is loaded."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -173,7 +174,8 @@ async def _until_stopped(service: Service, page: Page, sock: socket.socket, addr
     gc.freeze()
     config = uvicorn.Config(
         page,
-        # Half of the file descriptors are for connections. The other half is for connections that are being closed, pipes and files.
+        # Half of the file descriptors are for connections. The remaining descriptors are for pipes, files and
+        # connections that are being closed.
         http=cast(type[asyncio.Protocol], partial(TimedProtocol, lobby=ConnectionLimit(limit // 2), stall=address.stall)),
         backlog=min(AT_ONCE, limit // 8),
         ws="none", lifespan="off", log_level="warning", access_log=False, server_header=False,
@@ -193,7 +195,7 @@ async def _until_stopped(service: Service, page: Page, sock: socket.socket, addr
 
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(DescriptorErrorHandler())
-    # SIGHUP means that the terminal closed. Under `nohup` it is ignored, and must stay ignored.
+    # SIGHUP means that the terminal closed. Under `nohup`, the process ignores SIGHUP and must continue to do so.
     hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
     for number in (signal.SIGINT, signal.SIGTERM, *hangup):
         loop.add_signal_handler(number, stop)

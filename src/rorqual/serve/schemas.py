@@ -51,15 +51,16 @@ Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
 class StreamOptions(Schema):
-    """Options of a stream. `include_usage`: send a last chunk with the token usage and no choices. `include_obfuscation`: ignored."""
+    """Options of a stream. `include_usage`: send a final chunk that contains the token usage and no choices.
+    `include_obfuscation`: ignored."""
 
     include_usage: bool = False
     include_obfuscation: bool = False
 
 
 class TemplateOptions(Schema):
-    """Chat template options that turn reasoning on or off. Published templates use either name. If both are missing, the
-    model decides."""
+    """Chat template options that turn reasoning on or off. Published chat templates use one of these two names. If the
+    request sets neither option, the model decides whether to reason."""
 
     thinking: bool | None = None
     enable_thinking: bool | None = None
@@ -147,9 +148,9 @@ class Sampling(Guided):
 class ChatRequest(Sampling, Tools):
     """Body of `POST /v1/chat/completions`.
 
-    `reasoning_effort`: `none` turns reasoning off; any other value turns it on, without a limit. `thinking` (DeepSeek's API)
-    and `chat_template_kwargs` (vLLM's API) also turn reasoning on or off. All three are ignored if the model's chat format
-    has no reasoning.
+    `reasoning_effort`: `none` turns reasoning off; any other value turns it on, without a limit. `thinking` (DeepSeek's
+    API) and `chat_template_kwargs` (vLLM's API) also turn reasoning on or off. All three fields are ignored if the
+    model's chat format has no reasoning.
     """
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
@@ -298,7 +299,8 @@ def _parsed(body: bytes) -> dict[str, Any]:
     try:
         # pydantic's parser limits the nesting depth, and rejects NaN and lone surrogates.
         data = pydantic_core.from_json(body, allow_inf_nan=False)
-        # pydantic's parser accepts duplicate keys. The second parser refuses them, because parsers disagree on which value counts.
+        # pydantic's parser accepts duplicate keys. The second parser refuses duplicate keys, because parsers disagree
+        # on which value counts.
         json.loads(body, object_pairs_hook=_unique)
     except ValueError as error:
         raise refuse(f"The body is not JSON: {str(error)[:200]}. Send one JSON object.") from None
@@ -311,7 +313,7 @@ def _parsed(body: bytes) -> dict[str, Any]:
 def _unique(pairs: list[tuple[str, Any]]) -> None:
     if len(pairs) > MAX_KEYS:  # pydantic would create one error for each unknown key
         problem = f"an object has {len(pairs):,} keys, such as {pairs[0][0][:40]!r}"
-        raise ValueError(f"{problem}; at most {MAX_KEYS:,} are allowed. Give fewer")
+        raise ValueError(f"{problem}; at most {MAX_KEYS:,} are allowed. Use fewer keys")
     if len({name for name, _ in pairs}) != len(pairs):
         raise ValueError("an object has a duplicate key")
 

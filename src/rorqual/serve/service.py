@@ -39,7 +39,8 @@ COUNTED = 200_000
 
 
 def read_defaults(run: RunDir) -> SamplingParams:
-    """Return the default sampling parameters: `generation` in the run's configuration, and OpenAI's defaults for missing keys.
+    """Return the default sampling parameters: the values of `generation` in the run's configuration, and OpenAI's
+    defaults for missing keys.
 
     Raises ConfigError if a value would be invalid in a request.
     """
@@ -60,9 +61,9 @@ class Service:
     """The server's shared state, created once at the start.
 
     `created`: Unix time of the checkpoint in seconds. `keep_alive`: a stream sends a comment after this many seconds
-    without a token. `operator`: the tenant that may read the metrics of all tenants. `cors`: allowed origins. `uploads`:
-    weight updates from a trainer, or None if they are turned off. `prompts`: examples of what the model was trained on.
-    `cutters`: the thread of each tenant.
+    without a token. `operator`: the tenant that may read the metrics of all tenants. `cors`: allowed origins.
+    `uploads`: weight updates from a trainer, or None if they are turned off. `prompts`: example prompts from the
+    problems that the model was trained on. `cutters`: the thread of each tenant.
     """
 
     name: str
@@ -138,7 +139,8 @@ class Service:
     def _count_tokens(self, texts: Sequence[str], most: int) -> int:
         """Return a lower bound of the number of tokens. Counting stops when the bound reaches `most`.
 
-        Texts are tokenized in slices. Splitting adds tokens, so a sixteenth of the count is subtracted.
+        Texts are tokenized in slices. Splitting a text adds tokens at the cuts, so a sixteenth of the count is
+        subtracted.
         """
         count = 0
         for text in texts:
@@ -201,7 +203,7 @@ class Service:
         params = replace(
             params,
             max_tokens=limit,
-            top_k=max(0, params.top_k),  # vLLM's API also accepts -1 for off
+            top_k=max(0, params.top_k),  # vLLM's API also accepts -1 to disable top-k
             seed=secrets.randbits(SEED_BITS) if seed is None else seed & MASK,
             # The engine would also match a stop string inside a tool call, where it must not apply.
             stop=() if tools else params.stop,
@@ -209,7 +211,8 @@ class Service:
             grammar=request.grammar(),
             prompt_logprobs=top,
         )
-        # In vLLM's API, the lowest priority runs first; in the engine, the highest.
+        # In vLLM's API, the request with the lowest priority number runs first. In the engine, the highest number runs
+        # first.
         return EngineRequest(tuple(prompt), params, -(request.priority or 0))
 
     @staticmethod

@@ -152,7 +152,7 @@ class Tools(Schema):
 
     def called_or(self, answer: dict[str, Any]) -> Grammar:
         """Return the grammar of a reply that is either tool calls or JSON that follows the schema `answer`."""
-        source_of(answer, "response_format.json_schema.schema")  # checks the size, so that an error names this field
+        source_of(answer, "response_format.json_schema.schema")  # checks the size, so that the error names this field
         return Grammar("calls", source_of({**self._calls(), "answer": answer}, "tools"))
 
     def _calls(self) -> dict[str, Any]:
@@ -166,7 +166,8 @@ class Tools(Schema):
         return {"tools": tools, "many": named is None and self.parallel_tool_calls is not False}
 
     def check_tools(self) -> None:
-        """Raise ApiError if functions are duplicate, or if `tool_choice` requires a function that is not in `tools`."""
+        """Raise ApiError if two functions have the same name, or if `tool_choice` requires a function that is not in
+        `tools`."""
         names = [spec.function.name for spec in self.tools or ()]
         if duplicate := next((name for name in names if names.count(name) > 1), None):
             raise refuse(
@@ -175,7 +176,7 @@ class Tools(Schema):
         if self.tool_choice in (None, "none", "auto"):
             return
         if not names:
-            raise refuse("`tool_choice` requires a call, but `tools` is empty. Give tools.", "tool_choice")
+            raise refuse("`tool_choice` requires a call, but `tools` is empty. Give at least one tool.", "tool_choice")
         if isinstance(self.tool_choice, NamedTool) and (name := self.tool_choice.function.name) not in names:
             raise refuse(
                 f"`tool_choice` names '{name}', which is not in `tools`. {nearest(name, names)}", "tool_choice"

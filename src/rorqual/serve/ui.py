@@ -116,7 +116,8 @@ class Page:
         self._closing = asyncio.Event()
 
     def close(self) -> None:
-        """Close the page's heartbeat streams and Gradio's background tasks, when the server stops."""
+        """Close the page's heartbeat streams and Gradio's background tasks. The server calls this method when it
+        stops."""
         self._closing.set()
         self.mounted.close()
 
@@ -284,7 +285,8 @@ def _cookie(headers: Headers, name: str) -> str:
 
 
 def _same_origin(request: Request) -> bool:
-    """Return whether a request may come from this page. GET and HEAD are always allowed.
+    """Return whether a request was sent by this page and not by a page of another origin. GET and HEAD are always
+    allowed.
 
     This CSRF check is needed in addition to SameSite=Strict, which allows requests from other ports of this host.
     """

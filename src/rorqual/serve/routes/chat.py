@@ -60,7 +60,7 @@ class ChatShape(Shape[ChatRequest]):
 
     def forget(self) -> None:
         self._messages = []
-        self._tools = [Tool(tool.name) for tool in self._tools]  # parsing calls needs only the names
+        self._tools = [Tool(tool.name) for tool in self._tools]  # parsing tool calls needs only the tools' names
         cleared = {"tools", "response_format", "guided_json", "guided_choice", "logit_bias"}
         self.wanted = self.wanted.model_copy(update={"messages": [], **dict.fromkeys(cleared)})
 

@@ -29,7 +29,7 @@ router = APIRouter()
 class RolloutRequest(TextRequest):
     """Body of `POST /rollout/generate`: one prompt as token ids, and sampling parameters.
 
-    The temperature may be as high as in training, which is higher than other routes allow.
+    The maximum temperature is that of training, which is higher than the maximum of the other routes.
     """
 
     temperature: Annotated[float, Field(ge=0, le=1e3)] | None = None
@@ -38,7 +38,7 @@ class RolloutRequest(TextRequest):
         super().check()
         if self.stream or self.echo or self.mute or self.scored is not None:
             raise refuse(
-                "A rollout does not support `stream`, `echo`, `prompt_logprobs` or `max_tokens: 0`. Leave these out."
+                "A rollout does not support `stream`, `echo`, `prompt_logprobs` or `max_tokens: 0`. Remove these fields."
             )
         if len(self.prompts) != 1 or isinstance(self.prompts[0], str):
             raise refuse("`prompt` must be one list of token ids.", "prompt")

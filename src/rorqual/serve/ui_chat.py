@@ -1,4 +1,5 @@
-"""The chat page's Gradio interface. The session state stores the conversation as raw text; the browser gets rendered rows.
+"""The chat page's Gradio interface. The session state stores the conversation as raw text; the browser gets messages
+with formulas converted for display.
 
 Gradio runs the event handlers of a session concurrently, so their updates can overlap. When a handler ends, Gradio also
 sends its last update again. Therefore this module runs the events of a session one after another. Each event ends with an
@@ -55,7 +56,8 @@ class Mounted:
         self._blocks: Any = None
 
     async def app(self) -> ASGIApp:
-        """Return the application. The first call builds it; concurrent calls wait until it is ready."""
+        """Return the application. The first call builds the application; concurrent calls wait until the application is
+        ready."""
         if self._ready is None:
             self._ready = asyncio.get_running_loop().create_future()
             self._keeper = asyncio.create_task(self._run(self._ready))
@@ -79,7 +81,7 @@ class Mounted:
         try:
             parent, self._blocks = await asyncio.to_thread(self._build)
         except Exception as error:
-            ready.set_exception(error)  # all callers of `app` get the error, and it is logged
+            ready.set_exception(error)  # log the error, and raise it in all callers of `app`
             raise
         gc.freeze()  # exclude Gradio's permanent objects from garbage collection
         async with parent.router.lifespan_context(parent):
@@ -92,8 +94,8 @@ def build(
 ) -> tuple[FastAPI, Any]:
     """Build the page and return (application, Gradio blocks). Gradio must be installed.
 
-    `temperature`: initial value of the setting. `thinks`: whether to show the thinking switch. `prompts`: examples of what
-    the model was trained on.
+    `temperature`: initial value of the setting. `thinks`: whether to show the thinking switch. `prompts`: example
+    prompts from the problems that the model was trained on.
     """
     # Gradio reads this variable when it is imported and before it sends analytics.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -121,8 +123,8 @@ def _tenant(request: HttpRequest) -> str | None:
 class PageEvent:
     """A running or waiting user event of a session. `replaced`: a newer event exists, so this event sends no more updates.
 
-    `heirs`: events that were closed while they waited for this event. Events that follow the heirs must also wait for this
-    event.
+    `heirs`: later events that were closed while they waited for this event. They count as finished only when this event
+    ends, so that events after them wait, too.
     """
 
     def __init__(self) -> None:
@@ -249,7 +251,8 @@ class Chat:
 
 
 def _invitation(chat: Chat) -> str:
-    """Return the text of an empty conversation, as HTML: two examples of what the model was trained on, if any."""
+    """Return the HTML text shown for an empty conversation, with up to two example prompts from the model's
+    training."""
     examples = " or ".join(f"<code>{html.escape(prompt)}</code>" for prompt in chat.prompts[:2])
     return f"Ask {html.escape(chat.model)} something{', for example ' + examples if examples else ''}."
 
@@ -266,7 +269,7 @@ def _status(text: str, *, error: bool = False) -> str:
 def _blocks(gr: Any, chat: Chat, temperature: float, thinks: bool) -> Any:
     with gr.Blocks(title=chat.model, fill_height=True, analytics_enabled=False) as blocks:
         head = (FILES / "head.html").read_text(encoding="utf-8").replace("{model}", html.escape(chat.model))
-        gr.Markdown(head, elem_id="head", sanitize_html=False, latex_delimiters=[])  # gr.HTML would need `eval`
+        gr.Markdown(head, elem_id="head", sanitize_html=False, latex_delimiters=[])  # gr.HTML needs `eval`
         rows = gr.State([])
         shown = gr.Chatbot(
             label="Conversation", show_label=False, container=False, scale=1, height=None, min_height=160, elem_id="chat",
@@ -345,7 +348,7 @@ def _wire(gr: Any, chat: Chat, parts: Sequence[Any], settings: Sequence[Any], re
 
     common: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
     running = {"outputs": list(parts), **common}
-    # A second Enter must not send the same text again, so it is ignored. A second Retry replaces the first.
+    # A second Enter must not send the same text again, so it is ignored. A second Retry replaces the first Retry.
     box.submit(ask, [box, rows, *settings], trigger_mode="once", **running)
     retry.click(retry_last, [rows, *settings], trigger_mode="multiple", **running)
     shown.retry(retry_last, [rows, *settings], trigger_mode="multiple", **running)

@@ -1,9 +1,9 @@
 """Access control for Gradio, which restricts the reachable routes and gives each page session one owner.
 
-Gradio stores a page's state (conversation, running events, event stream) under a `session_hash` that the browser generates.
-Gradio does not check who uses the hash, and the hash is not secret, because URLs contain it. Therefore the first tenant
-that uses a hash owns it, and other tenants are refused. Gradio receives a hash of tenant and session, so that two tenants
-never share state.
+Gradio stores a page's state (conversation, running events, event stream) under a `session_hash` that the browser
+generates. Gradio does not check who uses the hash, and the hash is not secret, because URLs contain it. Therefore the
+first tenant that uses a hash owns the session, and requests of other tenants with this hash are refused. Gradio
+receives a hash of tenant and session, so that two tenants never share state.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ OPEN = re.compile(
     r"/|/(config|theme\.css|favicon\.ico|manifest\.json|gradio_api/startup-events)|/(assets|static|svelte)/[\w./-]+",
     re.ASCII,
 )
-"""Gradio's routes without session state. All routes except these and the three below are blocked, because Gradio's other routes
-serve files or act as a proxy."""
+"""Gradio's routes without session state. All routes except these and the three queue and heartbeat routes below are
+blocked, because Gradio's other routes serve files or act as a proxy."""
 JOIN, DATA = "/gradio_api/queue/join", "/gradio_api/queue/data"
 HEARTBEAT = "/gradio_api/heartbeat/"
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -40,12 +40,13 @@ FIELDS = ("data", "event_data", "fn_index", "trigger_id")
 
 
 class Pages:
-    """Page sessions and the tenant that owns each. `forget`: a callback that deletes Gradio's state of a session."""
+    """Page sessions, and the tenant that owns each session. `forget`: a callback that deletes Gradio's state of a
+    session."""
 
     def __init__(self, forget: Callable[[str], None]) -> None:
         self._forget = forget
         self._tenants: dict[str, str] = {}
-        self._own: dict[str, dict[str, None]] = {}  # tenant -> its sessions, the least recently used first
+        self._own: dict[str, dict[str, None]] = {}  # tenant -> its sessions, least recently used first
 
     def __len__(self) -> int:
         return len(self._tenants)

@@ -22,8 +22,8 @@ PARTS = re.compile(
 )
 """Matches code, escaped characters and formulas. Only formulas are converted.
 
-As in pandoc, an inline formula has no space after the opening dollar sign or before the closing one, and no digit follows
-the closing one."""
+As in pandoc, an inline formula has no space after the opening dollar sign or before the closing dollar sign, and no
+digit follows the closing dollar sign."""
 COMMANDS = re.compile(r"\\[A-Za-z]+(?:\{[^{}]*\})?")
 AMOUNT = re.compile(r"\s*\d")
 WORDS = re.compile(r"(?<=\s)[^\W\d_]{2,}(?=\s)|(?<!\w)[^\W\d_]{3,}(?!\w)|[^\W\d_A-Za-z\u0370-\u03ff]")
@@ -54,7 +54,8 @@ def _shown(match: re.Match[str]) -> str:
 
 
 def _is_formula(inside: str, match: re.Match[str]) -> bool:
-    """Return whether text between dollar signs is a formula. Text between two prices or two shell variables is not."""
+    """Return whether text between dollar signs is a formula. Text between the dollar signs of two prices or two shell
+    variables is not a formula."""
     if inside.lstrip()[:1] in (*")],.;:!?",):
         return False
     if AMOUNT.match(inside) and WORDS.search(COMMANDS.sub("", inside)):

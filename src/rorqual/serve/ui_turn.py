@@ -16,7 +16,8 @@ THINKING = {"on": True, "off": False}
 
 @dataclass
 class Wanted:
-    """The generation settings of the chat page. `max_tokens`: 0 limits the reply only by the context."""
+    """The generation settings of the chat page. `max_tokens`: with 0, only the context limits the length of the
+    reply."""
 
     thinking: Literal["auto", "on", "off"] = "auto"
     temperature: float = 1.0

@@ -18,8 +18,8 @@ TENANT = "rollout-key"
 class Placed:
     """Arguments of the engine process.
 
-    `threads`: torch's threads. `rollout_dir`: folder for weights that a trainer sends, or empty. `engine`: keyword arguments of
-    `Engine`, which are fields of `EngineConfig`.
+    `threads`: number of torch threads. `rollout_dir`: folder for weights that a trainer sends, or empty. `engine`:
+    keyword arguments of `Engine`, which are fields of `EngineConfig`.
     """
 
     run: str
@@ -32,7 +32,8 @@ class Placed:
 
 @dataclass(frozen=True)
 class EngineRequest:
-    """A request to the engine: prompt ids and sampling parameters. `priority`: the engine starts higher values first."""
+    """A request to the engine: prompt ids and sampling parameters. `priority`: the engine starts requests with higher
+    values first."""
 
     prompt: tuple[int, ...]
     params: SamplingParams = field(default_factory=SamplingParams)
@@ -76,8 +77,9 @@ class SampledToken:
 class Recorded:
     """Data that a rollout returns in addition to its tokens. The engine sends this message before the sample's last token.
 
-    `policy_version`: version of the weights that generated the rollout. `experts`: routed experts. `kept`: tokens that top-p
-    and top-k kept. `array_of` encodes both arrays. An array that was not recorded is None.
+    `policy_version`: version of the weights that generated the rollout. `experts`: routed experts. `kept`: the tokens
+    that remained after top-p and top-k filtering. `array_of` encodes both arrays. An array that was not recorded is
+    None.
     """
 
     sample: int
@@ -105,7 +107,8 @@ def line(kind: str, **fields: Any) -> bytes:
 
 @dataclass(frozen=True)
 class PackedRequest:
-    """A serialized `EngineRequest` and the fields that the server needs later, in a fifth of the memory of an `EngineRequest`."""
+    """A serialized `EngineRequest` and the fields that the server needs later, stored in a fifth of the memory that an
+    `EngineRequest` takes."""
 
     data: bytes
     n: int

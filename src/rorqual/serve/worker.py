@@ -42,7 +42,7 @@ from rorqual.serve.wire import LONGEST_LINE, TENANT, Placed, ask_of, line, score
 BEAT = 0.5
 """Seconds between heartbeats. A heartbeat contains the engine's statistics."""
 HEADER = 1024
-"""Maximum bytes per tensor in a safetensors header."""
+"""Maximum bytes that the entry of one tensor takes in a safetensors header."""
 LONGEST_RECORD = LONGEST_LINE // 2
 
 
@@ -77,7 +77,7 @@ class Worker:
         self.left: dict[int, int] = {}  # request_id -> unfinished samples
         self.scored: set[int] = set()  # request_ids whose prompt's log-probabilities were sent
         self.compiling: dict[int, Compiling] = {}  # the server's request number -> request
-        self.recorded: set[int] = set()  # request_ids of rollouts
+        self.recorded: set[int] = set()  # request_ids whose rollout data is recorded
         self.version = 0  # version of the current weights
         self.updates: list[PendingWeights] = []
         self.held: dict[
@@ -165,7 +165,7 @@ class Worker:
         error = waiting.ready.exception()
         if error is None:
             self._submit(number, waiting.message)
-        elif isinstance(error, RorqualError):  # submitting would compile the grammar again and block all requests
+        elif isinstance(error, RorqualError):  # submitting compiles it again and blocks all requests
             self._refuse(number, _said(error))
         else:
             raise error

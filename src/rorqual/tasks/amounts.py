@@ -8,12 +8,12 @@ The following numbers are excluded:
 - Two open alternatives ("18 or 19") are excluded, but a total with its share ("18 in all, or 6 each") is allowed.
 - A number in brackets or in a clause that gives a reason is excluded.
 
-A sentence that guesses, lists cases ("if ..., 18; if ..., 19") or retracts its number has no answer.
-A quantity in two units ("1 hour and 30 minutes") is one number.
-A number after a preposition or article ("for 3 people", "the 5 days") counts only if no other number remains.
-In a marked answer (`\boxed{...}`) the first number counts. In a sentence the last number counts, because sentences end with their answer.
-In two joined clauses ("9 remain, and 6 are gone") both numbers look equally final.
-The first is then returned as the `rival` of the second (see `rorqual.tasks.reply`).
+A sentence that guesses, lists cases ("if ..., 18; if ..., 19") or retracts its number has no answer. A quantity in two
+units ("1 hour and 30 minutes") is one number. A number after a preposition or article ("for 3 people", "the 5 days")
+counts only if no other number remains. In a marked answer (`\boxed{...}`) the first number counts. In a sentence the
+last number counts, because sentences end with their answer. In two joined clauses ("9 remain, and 6 are gone") both
+numbers look equally final. The first number is then returned as the `rival` of the second number (see
+`rorqual.tasks.reply`).
 """
 
 from __future__ import annotations
@@ -171,7 +171,8 @@ class Amount:
 
 
 def final_amount(reply: str, *, strict: bool = False) -> Amount | None:
-    """Return the final number of `reply`, or None if the reply has none or two. With `strict`, only marked answers count."""
+    """Return the final number of `reply`, or None if the reply does not state exactly one final number. With `strict`,
+    only marked answers count."""
     candidates = read_final_amounts(reply, strict=strict).final
     return candidates[0] if len(candidates) == 1 else None
 
@@ -300,7 +301,8 @@ def _choose(text: str, candidates: list[Number], marked: bool, asides: list[str]
 
 
 def _apposed(candidates: list[Number], place: int, remaining: list[int], after: list[str]) -> Amount | None:
-    """Return the number in an apposition after the chosen one: "to $48, a saving of $12", "350, i.e. 50 more than planned"."""
+    """Return the number in an apposition after the chosen number: "to $48, a saving of $12", "350, i.e. 50 more than
+    planned"."""
     i = place + 1
     value = candidates[i].value if i in remaining and _APPOSED.match(after[place]) else None
     return None if value is None else Amount(value, candidates[i].percent)
@@ -321,7 +323,8 @@ def _price(candidates: list[Number], place: int, after: list[str]) -> Amount | N
 
 
 def _rival(text: str, candidates: list[Number], pool: list[int], place: int) -> Amount | None:
-    """Return the number before the chosen one if both look final: "9 remain, and 6 are gone", "20%, i.e. $16 off", "24, or 8 each"."""
+    """Return the number before the chosen number if both look final: "9 remain, and 6 are gone", "20%, i.e. $16 off",
+    "24, or 8 each"."""
     at = pool.index(place)
     first, second = candidates[pool[at - 1]], candidates[place]
     if at == 0 or first.value is None:
@@ -344,7 +347,8 @@ def _rival(text: str, candidates: list[Number], pool: list[int], place: int) -> 
 
 
 def _excluded(text: str, candidates: list[Number], before: list[str], after: list[str]) -> tuple[set[int], set[int]]:
-    """Return the indices of all excluded numbers, and of those that leave the answer open (bounds, ranges, alternatives)."""
+    """Return the indices of all excluded numbers, and the indices of the numbers that leave the answer open (bounds,
+    ranges, alternatives)."""
     excluded: set[int] = set()
     undecided: set[int] = set()
     for i, number in enumerate(candidates):

@@ -128,7 +128,7 @@ def _compare(gold: str, answer: str | None, timeout: int) -> Verdict:
             return Verdict.UNGRADED
         if answer is None or not same_unit(gold, answer):
             return Verdict.WRONG
-        if re.search(r"\\circ|°", answer) and "=" not in gold:  # `tidy` removes degree signs, so the sides may differ
+        if re.search(r"\\circ|°", answer) and "=" not in gold:  # without degree signs, the sides may differ
             answer = answer.rpartition("=")[2]
         if tidy(gold) == tidy(answer) or _equal(tidy(gold), tidy(answer), timeout):
             return Verdict.RIGHT
@@ -167,7 +167,7 @@ def _equal(gold: str, answer: str, timeout: int) -> bool:
     ):
         return _equal_expressions(gold, answer, timeout)
     if gold_parts is None and answer_parts is not None and answer_parts.kind == "," and "pm" not in answer:
-        # `answer` states one value several times.
+        # `answer` lists several values; it is right if each of them equals `gold`.
         return all(_equal(gold, item, timeout) for item in answer_parts.items)
     if gold_parts is None or answer_parts is None:
         return False
@@ -178,7 +178,7 @@ def _open(gold: str, answer: str, timeout: int) -> bool:
     r"""Return whether only the question can decide whether `answer` is right.
 
     Only the question can decide if `answer` omits the base of a number, labels its values (`x = 5, y = 7`) or lists the
-    entries of a column vector. An unsupported notation such as `\setminus` is left undecided, too.
+    entries of a column vector. The function also returns True for an unsupported notation such as `\setminus`.
     """
     if (base := base_of(gold)) is not None:
         return answer.replace(" ", "").upper() == base[0]

@@ -1,4 +1,5 @@
-r"""Reduce a sentence to the clause that states its answer, and detect values that are denied or follow a preposition.
+r"""Reduce a sentence to the clause that states its answer, and detect values that the text denies or that follow a
+preposition.
 
 `main_part` and `without_dashes` apply each step below only if a number remains afterwards:
 

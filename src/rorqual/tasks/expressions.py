@@ -173,7 +173,7 @@ def _read(segment: str, marked: bool, words: str | None, base: bool, several: bo
 
 
 def _read_words(text: str, marked: bool, words: str) -> Reading:
-    """Return `words` if the clause that states the answer asserts them, else that clause."""
+    """Return `words` if the clause that states the answer asserts these words, else the words of the clause."""
     bold = re.findall(r"\*\*([^*\n]{1,80})\*\*", text)
     if bold and not marked:
         text, marked = bold[-1], True

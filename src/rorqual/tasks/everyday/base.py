@@ -10,7 +10,8 @@ from typing import ClassVar, Literal
 from rorqual.tasks.base import Problem, Verdict
 
 ORIGINAL = "original"
-"""Key in `Problem.meta` of the noisy answer, as real data may have it. `Problem.answer` always holds the true answer."""
+"""Key of the noisy answer in `Problem.meta`. The noisy answer imitates an error in real data. `Problem.answer` always
+holds the true answer."""
 
 Form = Literal["classification", "regression", "generation"]
 
@@ -35,11 +36,12 @@ class EverydayTask(ABC):
         """Grade `reply` against the true answer. A reply in the wrong format is wrong, never ungraded."""
 
     def primer(self, problem: Problem) -> tuple[str, str] | None:
-        """Return a question about the words of `problem` and the answer to the question, to train a base model, or None."""
+        """Return a vocabulary question about `problem` and its answer, used to train a base model, or None if there is
+        none."""
         return None
 
     def problem(self, key: str, prompt: str, answer: str) -> Problem:
-        """Return a `Problem` whose key and prompt start with the chore's name."""
+        """Return a `Problem` whose key and prompt start with the everyday task's name."""
         return Problem(key=f"{self.name} {key}", prompt=f"{self.name}: {prompt}", answer=answer, family=self.name)
 
     def with_original(self, problem: Problem) -> Problem:

@@ -23,7 +23,8 @@ Pool = Literal["any", "teacher", "original"]
 
 
 class Everyday(Task):
-    """An endless mixture of the chores in `names`, with equal shares. Problems repeat only when new ones become rare.
+    """An endless mixture of the everyday tasks in `names`, with equal shares. Problems repeat only when unseen problems
+    become rare.
 
     `pool` selects one half of the train split, `teacher` or `original`, or the whole split (`any`). A teacher trains on the `teacher` half
     and labels the `original` half, so that a teacher cannot label from memory.
@@ -39,12 +40,10 @@ class Everyday(Task):
         for name in names:
             if name not in EVERYDAY_TASKS:
                 raise ConfigError(
-                    f"unknown chore '{name}'", where="everyday.names", remedy=nearest(name, EVERYDAY_TASKS)
+                    f"unknown everyday task '{name}'", where="everyday.names", remedy=nearest(name, EVERYDAY_TASKS)
                 )
         if not names or len(set(names)) != len(names):
-            raise ConfigError(
-                "names is empty or repeats a chore", where="everyday.names", remedy="Name each chore once."
-            )
+            raise ConfigError("names is empty or repeats a task", where="everyday.names", remedy="Name each task once.")
         if pool not in ("any", "teacher", "original"):
             raise ConfigError(f"unknown pool '{pool}'", where="everyday.pool", remedy="Use any, teacher or original.")
         self.chores = [EVERYDAY_TASKS[name] for name in names]

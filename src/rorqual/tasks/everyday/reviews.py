@@ -13,7 +13,8 @@ BAD = ("bad", "dull", "cold", "silly", "ugly", "bleak")
 ASPECTS = ("plot", "cast", "music", "pace", "end", "light", "sound", "humour")
 LABELS = ("negative", "positive")
 MOOD, NOT = 0.8, 0.2
-"""Probabilities that an opinion agrees with the review's mood, and that it is written as a negation."""
+"""Probabilities that an opinion agrees with the review's overall sentiment, and that the opinion is written as a
+negation."""
 FLIPPED = 0.3
 
 

@@ -31,7 +31,7 @@ class Sentences(EverydayTask):
         return self.problem(text, text, rng.choice(self.valid(text)))
 
     def valid(self, prompt: str) -> tuple[str, str]:
-        """Return the two right sentences, active and passive, for a prompt with or without the chore's name."""
+        """Return the two right sentences, active and passive, for a prompt with or without the prefix `sentences: `."""
         agent_fact, verb, patient_fact = prompt.removeprefix(f"{self.name}: ").split(", ")
         agent, patient = _phrase(agent_fact), _phrase(patient_fact)
         many, acted_on = agent_fact.split()[1] != "1", patient_fact.split()[1] != "1"
@@ -41,7 +41,8 @@ class Sentences(EverydayTask):
         )
 
     def primer(self, problem: Problem) -> tuple[str, str]:
-        """Return the words of the sentence without its grammar: `words: owl 2, see, ant 1` and `two owls, sees, seen, an ant`."""
+        """Return a prompt with the sentence's facts and an answer with its phrases and verb forms: `words: owl 2, see,
+        ant 1` and `two owls, sees, seen, an ant`."""
         facts = problem.prompt.removeprefix(f"{self.name}: ")
         agent, verb, patient = facts.split(", ")
         return f"words: {facts}", f"{_phrase(agent)}, {verb}s, {VERBS[verb]}, {_phrase(patient)}"

@@ -82,8 +82,8 @@ class KnightsKnaves(Family):
     Exactly one case fits all statements, and it has both knights and knaves. Problems that differ only in the names of people or
     the order of statements share one key.
 
-    Version 1 also had the solutions 111 and 000, recognizable by fewer minus signs. In version 1 knights used fewer `&`, and A
-    always spoke first.
+    Version 1 also had the solutions 111 and 000, recognizable by fewer minus signs. In version 1, statements of knights
+    had fewer `&`, and A always spoke first.
     """
 
     name: ClassVar[str] = "kk"

@@ -22,7 +22,7 @@ from rorqual.tasks.families.swap import Swap
 FAMILIES: tuple[Family, ...] = (Add(), Sub(), Chain(), Gcd(), Mod(), Swap(), Count(), KnightsKnaves())
 NAMES = tuple(family.name for family in FAMILIES)
 ENOUGH = 30_000
-"""Maximum number of problems that counts for a difficulty's share.
+"""Upper limit on the number of problems when the share of a difficulty is computed.
 
 Within a level, the shares of the difficulties are proportional to their numbers of problems up to `ENOUGH`, so that small
 difficulties do not run out of new problems first.
@@ -102,7 +102,8 @@ def _shares(family: Family, level: range) -> tuple[int, ...]:
 
 
 def _family(problem: Problem) -> Family:
-    """Return the family of `problem`. The family may lie outside the mixture, because any mixture may grade stored problems."""
+    """Return the family of `problem`. The family need not be part of the mixture, because any mixture may grade stored
+    problems."""
     for family in FAMILIES:
         if family.name == problem.family:
             return family

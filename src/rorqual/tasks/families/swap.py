@@ -56,7 +56,7 @@ class Swap(Family):
 
 
 def _canonical(pairs: list[str]) -> list[str]:
-    """Return the smallest order of `pairs` that swaps of adjacent disjoint pairs can reach.
+    """Return the lexicographically smallest order of `pairs` that repeated swaps of adjacent disjoint pairs can reach.
 
     The loop repeatedly takes the smallest pair that can move to the front.
     """

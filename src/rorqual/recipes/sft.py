@@ -30,15 +30,15 @@ def sft(
 ) -> Run:
     """Fine-tune on conversations (data=FILE, JSONL or Parquet of messages) or on a task's worked solutions (task=NAME).
 
-    If both are given, `data` is the file or folder that the task reads, as for task=gsm8k. The loss covers the
-    assistant's tokens: thinking, answer and end of turn.
+    If both `task` and `data` are given, `data` is the file or folder that the task reads, as for task=gsm8k. The loss
+    covers the assistant's tokens: thinking, answer and end of turn.
 
     By default, Muon trains hidden matrices and AdamW trains all other parameters, at learning rates for new small
-    models. For a pretrained model, set `lr`, such as 1e-3 with tune.kind=lora. AdamW then trains all parameters at this
-    rate.
+    models. For a pretrained model, set `lr`, such as 1e-3 with tune.kind=lora. With `lr`, AdamW trains all parameters
+    at that learning rate.
     """
     if not data and not task:
-        raise ConfigError("sft requires data=FILE or task=NAME", where="train sft", remedy="Add one of them.")
+        raise ConfigError("sft requires data=FILE or task=NAME", where="train sft", remedy="Add data= or task=.")
     begin, model, chat = beginning(start, tokenizer, size, row)
     source: SourceConfig = (
         WorkedConfig(task=task, data=data, options=options or {}, think=think, rows=rows, row=row)

@@ -26,7 +26,7 @@ def beginning(start: str, tokenizer: str, size: Size, context: int) -> tuple[Sta
     """
     if start:
         run = RunDir(Path(start))
-        run.checkpoint()  # fail before anything is written
+        run.checkpoint()  # raise an error for a missing checkpoint before anything is written
         return Start(run=start, tokenizer="bytes"), read_model_config(run), read_chat(run)
     chat = DEFAULT
     if tokenizer == "bytes":
@@ -53,9 +53,9 @@ def supervised(model: ModelConfig, sequence_balance: float = 0.0) -> tuple[Objec
 def tuned(lr: float = 0.0) -> OptimConfig:
     """Return the optimizer of supervised recipes: Muon for hidden matrices, AdamW for all other parameters.
 
-    The learning rates suit new models of the sizes in `recipes.models`. They were chosen by the measurements in
+    The learning rates suit new models of the sizes in `recipes.models`. The rates were chosen by the measurements in
     docs/log/training-and-quickstart.md (section 'choosing the quickstart's recipe'). With `lr`, for a pretrained model,
-    AdamW trains all parameters at this rate.
+    AdamW trains all parameters at the rate `lr`.
     """
     if lr:
         return nudged(lr)

@@ -1,4 +1,5 @@
-"""The server's connection to the engine process: it starts and restarts the process, and passes tokens on to requests."""
+"""The server's connection to the engine process. The bridge starts and restarts the process, and passes tokens on to
+requests."""
 
 from __future__ import annotations
 
@@ -160,7 +161,7 @@ class Bridge:
 
     @contextmanager
     def place(self, tenant: str) -> Iterator[None]:
-        """Reserve room in the queue for a request whose body is still being read."""
+        """Reserve a place in the queue for a request whose body is still being read."""
         self.check_room(tenant)
         self._incoming[tenant] += 1
         try:
@@ -356,7 +357,7 @@ class Bridge:
             job.events.put_nowait(Restarted())
 
     async def _watch(self) -> None:
-        """Kill an engine that hangs or takes too long to load. `_supervise` then restarts it."""
+        """Kill an engine that hangs or takes too long to load. `_supervise` then restarts the engine."""
         while True:
             await asyncio.sleep(min(1.0, self.hang / 4, self.load / 4))
             now = time.monotonic()
@@ -386,7 +387,7 @@ class Bridge:
 
     def _end(self, job: ServerJob, error: ApiError) -> None:
         if self._forget(job):
-            self._cancel(job)  # other prompts of the job may still be running
+            self._cancel(job)  # samples of the job's other prompts may still be running
             job.events.put_nowait(error)
 
     def _fail_all(self, message: str) -> None:

@@ -113,7 +113,7 @@ class TimedProtocol(H11Protocol):
     def _wait_for_reader(self) -> None:
         """Abort the connection if the client reads nothing for `stall` seconds.
 
-        Without this time limit, a closing transport would wait forever for the client to read the remaining data.
+        Without the limit `stall`, a closing transport would wait forever for the client to read the remaining data.
         """
         if self._stall_timer is None:
             self._stall_timer = self.loop.call_later(self._stall, self.transport.abort)
@@ -139,7 +139,8 @@ class TimedProtocol(H11Protocol):
     def _probe_client(self) -> None:
         """Send 100 Continue to find out whether the client is still connected.
 
-        After the response started, no probe is sent. Event streams send comments instead.
+        Once the response has started, no `100 Continue` is sent. Event streams probe the client with SSE comments
+        instead.
         """
         cycle: Any = self.cycle
         if self.transport.is_closing():

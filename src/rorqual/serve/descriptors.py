@@ -16,8 +16,8 @@ QUIET = 60.0
 AT_ONCE = 128
 """Maximum number of connections that asyncio accepts in one iteration of the event loop.
 
-The connection limit may be exceeded by this many connections until idle connections are closed. If no descriptor is free,
-`accept` fails this many times per iteration."""
+The number of connections may exceed the connection limit by `AT_ONCE` until idle connections are closed. If no
+descriptor is free, `accept` fails `AT_ONCE` times per iteration."""
 
 
 def raise_limit() -> int:

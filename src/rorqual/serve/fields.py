@@ -21,7 +21,8 @@ OWN_NAMES = ("top_logprobs", "grammar")
 """Sampling parameters that clients set through other fields of OpenAI's API (logprobs, response_format). Clients set all
 other sampling parameters through fields of the same name."""
 OUR_OWN = frozenset(PARAMS) - {*OWN_NAMES}
-"""Request fields that are sampling parameters of this server. The rules below do not apply to these fields."""
+"""Request fields that are sampling parameters of this server. The rules for unsupported fields below do not apply to
+the sampling parameters in `OUR_OWN`."""
 
 IGNORED = frozenset(
     # OpenAI: bookkeeping, billing and cache hints.
@@ -135,7 +136,7 @@ TOP: Mapping[str, Rule] = {
     "parse_tool_calls": ("tool calls are always parsed", (True,)),
     "reasoning_budget": ("reasoning has no separate budget; use max_tokens or reasoning_effort: none", (-1,)),
     "reasoning_budget_tokens": ("reasoning has no separate budget; use max_tokens or reasoning_effort: none", (-1,)),
-    # Names that other software uses for fields of this server.
+    # Names that other servers and clients use for fields of this server.
     "max_new_tokens": ("use max_tokens", ()),
     "max_output_tokens": ("use max_tokens", ()),
     "num_return_sequences": ("use n", (1,)),
@@ -202,7 +203,7 @@ PASSAGES = frozenset(
     for end in range(1, len(place) + 1)
     if place[end : end + 1] in ("", ".", "[")
 )
-"""All prefixes of the paths above. Only objects and lists at these paths can contain fields with rules."""
+"""All prefixes of the paths above. Only objects and lists at the paths in this set can contain fields with rules."""
 
 TEXT_ONLY = "Send parts of type text."
 _PARTS: Mapping[str, str] = {
@@ -252,7 +253,8 @@ def sift(data: Mapping[str, Any], route: Route) -> tuple[dict[str, Any], set[str
 def _object(
     data: Mapping[str, Any], place: str, path: str, rules: Mapping[str, Rule], ignored: set[str]
 ) -> dict[str, Any]:
-    """Remove ignored fields from one object. `place`: its path without list indices. `path`: its path with list indices."""
+    """Remove ignored fields from one object. `place`: the object's path without list indices. `path`: the object's path
+    with list indices."""
     _check_kind(data, place, path)
     remaining: dict[str, Any] = {}
     for name, value in data.items():
@@ -300,7 +302,7 @@ def unsupported(path: str, kind: str, reason: str, remedy: str) -> ApiError:
 
 
 def _refused(path: str, reason: str) -> ApiError:
-    return refuse(f"`{path}` is not supported: {reason}. Leave it out.", path, "unsupported_parameter")
+    return refuse(f"`{path}` is not supported: {reason}. Leave this field out.", path, "unsupported_parameter")
 
 
 def is_one_of(value: Any, neutral: Iterable[Any]) -> bool:

@@ -1,7 +1,7 @@
 """Structured output: conversion of OpenAI's `response_format` and vLLM's `guided_*` fields to a grammar.
 
-This module checks sizes, and that a request sets only one of these fields. The engine checks whether a schema or a regular
-expression compiles.
+This module checks sizes, and that a request sets at most one structured-output field. The engine checks whether a
+schema or a regular expression compiles.
 """
 
 from __future__ import annotations
@@ -109,7 +109,9 @@ class Guided(Schema):
             grammars["guided_choice"] = Grammar("choice", source_of(self.guided_choice, "guided_choice"))
         if len(grammars) > 1:
             names = list(grammars)
-            raise refuse(f"`{names[0]}` and `{names[1]}` exclude each other. Give one of them.", names[1])
+            raise refuse(
+                f"`{names[0]}` and `{names[1]}` exclude each other. Give only one of the two fields.", names[1]
+            )
         return next(iter(grammars.values()), None)
 
 
@@ -131,5 +133,5 @@ def source_of(value: Any, param: str) -> str:
     `MAX_SCHEMA` characters."""
     source = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     if len(source) > MAX_SCHEMA:
-        raise refuse(f"`{param}` is longer than {MAX_SCHEMA} characters as JSON. Shorten it.", param)
+        raise refuse(f"`{param}` is longer than {MAX_SCHEMA} characters as JSON. Shorten this value.", param)
     return source

@@ -14,7 +14,8 @@ from rorqual.core.sampling import PARAMS, ParamType, TextList, TokenBiases, Toke
 from rorqual.serve.errors import ApiError, refuse
 
 SLICE = 65_536
-"""Maximum bytes of a body that one callback of the event loop handles. Bodies up to this size count as small."""
+"""Maximum bytes of a body that one callback of the event loop handles. Bodies of at most `SLICE` bytes count as
+small."""
 MAX_VALUES = 262_144
 """Maximum number of values in a body: strings, numbers (including token ids), lists and objects."""
 MAX_TOOLS, MAX_ARGUMENTS, MAX_OTHER = 262_144, 262_144, 131_072

@@ -101,8 +101,8 @@ def _field(param: Param) -> tuple[Any, Any]:
 class Sampling(Guided):
     """Fields that chat and text requests share: the sampling parameters and the fields below.
 
-    `seed`: random if it is not set. `priority`: as in vLLM, the lowest number runs first. Negative values are not allowed,
-    because a tenant could use them to delay other tenants' requests.
+    `seed`: random if it is not set. `priority`: as in vLLM, the lowest number runs first. Negative priorities are not
+    allowed, because a tenant could use them to delay other tenants' requests.
     """
 
     model: Annotated[Text, Field(min_length=1, max_length=MAX_NAME)]
@@ -189,8 +189,8 @@ class ChatRequest(Sampling, Tools):
     def bound(self) -> str | None:
         """The request field that constrains the reply, which grammar errors report as `param`.
 
-        The value is None if tools are optional, because the grammar may then combine tools and `response_format`. The error
-        message names the field in this case.
+        The value is None if tools are optional, because the grammar may then combine tools and `response_format`. In
+        that case the message of a grammar error names the field.
         """
         if self.forced() is not None:
             return "tools"
@@ -319,8 +319,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> None:
 
 
 def known_names(cls: type[Sampling]) -> dict[str, set[str]]:
-    """Return the field names of a request and its nested objects, by path. Errors about misspelt fields suggest the closest of
-    these names."""
+    """Return the field names of a request and its nested objects, by path. Errors about misspelt fields suggest the
+    most similar known name."""
     nested: dict[str, type[Schema]] = {
         "messages[]": ChatMessage, "messages[].tool_calls[]": Call,
         "messages[].tool_calls[].function": CalledFunction, "tools[]": ToolSpec, "tools[].function": Function,

@@ -104,7 +104,7 @@ class Service:
         total = sum(len(ask.prompt) for ask in asks)
         if len(asks) > 1 and total > MAX_VALUES:
             raise too_large(
-                param, total, "tokens in all prompts together", MAX_VALUES, "Send them in several requests."
+                param, total, "tokens in all prompts together", MAX_VALUES, "Send the prompts in several requests."
             )
 
     def check_model(self, name: str) -> Ready:
@@ -123,7 +123,8 @@ class Service:
     def check_size(self, texts: Sequence[str], param: str, info: Ready) -> None:
         """Raise ApiError if texts are too long for the context.
 
-        The check runs before full tokenization, because tokenizing one megabyte of text may take 150 MB of memory.
+        The check runs before the texts are fully tokenized, because tokenizing one megabyte of text may take 150 MB of
+        memory.
         """
         size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
         least = -(-size // self.chat.tokenizer.longest)
@@ -161,7 +162,7 @@ class Service:
         """Return the token ids of a conversation. Raises ApiError if the chat format cannot represent the conversation."""
         if tools and not self.chat.takes_tools:
             raise refuse(
-                f"`tools` is not supported by this model's chat format, '{self.chat.name}'. Leave it out.",
+                f"`tools` is not supported by this model's chat format, '{self.chat.name}'. Leave `tools` out.",
                 "tools",
                 "no_tools_here",
             )

@@ -84,15 +84,17 @@ class ChatMessage(Schema):
         for name in ("tool_calls", "reasoning_content"):
             if getattr(self, name) and self.role != "assistant":
                 problem = f"`{place}.{name}` is set in a message of role '{self.role}'"
-                raise refuse(f"{problem}. Only assistant messages may have it. Leave it out.", f"{place}.{name}")
+                raise refuse(
+                    f"{problem}. Only assistant messages may have this field. Leave it out.", f"{place}.{name}"
+                )
         if self.role == "tool" and self.tool_call_id is None:
             problem = f"`{place}.tool_call_id` is missing"
             raise refuse(f"{problem}. Give the id of the call that this message answers.", f"{place}.tool_call_id")
         if self.role != "tool" and self.tool_call_id is not None:
             problem = f"`{place}.tool_call_id` is set in a message of role '{self.role}'"
-            raise refuse(f"{problem}. Only tool messages may have it. Leave it out.", f"{place}.tool_call_id")
+            raise refuse(f"{problem}. Only tool messages may have this field. Leave it out.", f"{place}.tool_call_id")
         if self.role != "assistant" and "\0" in content_label(self.content or ""):
-            raise refuse(f"`{place}.content` contains a NUL character. Remove it.", f"{place}.content")
+            raise refuse(f"`{place}.content` contains a NUL character. Remove the character.", f"{place}.content")
 
 
 class Function(Schema):

@@ -1,8 +1,8 @@
 """The chat page at `/` and its login. The user enters an API key once; then an HttpOnly cookie authenticates the page.
 
-The cookie gives access only to the page. API routes accept only API keys, and the page calls the API inside this process.
-Cookies ignore ports, so other servers on the same host receive the cookie. Therefore the cookie contains a random session token
-instead of the key. The token is valid only in this server process.
+The cookie gives access only to the page. API routes accept only API keys, and the page calls the API inside this
+process. Cookies ignore ports, so other servers on the same host receive the cookie. Therefore the cookie contains a
+random session token instead of the key. The session token is valid only in the server process that created it.
 """
 
 from __future__ import annotations

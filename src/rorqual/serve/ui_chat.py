@@ -33,12 +33,12 @@ FILES = Path(__file__).parent / "page"
 TICK = 0.1
 """Seconds between two updates of the page while a reply is generated."""
 SETTLED = 0.4
-"""Seconds between an event's last real update and the empty update after it.
+"""Seconds between an event's last update with content and the empty update that ends the event.
 
 Without this pause, the buttons of the input box had the wrong state in one of ten tries under load. The reason is that
 Gradio's frontend applies the empty update to the same object, before it has rendered the real update."""
 FORMULAS = [("\\[", "\\]", True), ("\\(", "\\)", False)]
-"""Formula delimiters (left, right, display). `ui_math` converts dollar delimiters to these."""
+"""Formula delimiters (left, right, display). `ui_math` converts dollar delimiters to the delimiters in this list."""
 Pictures = AsyncGenerator[tuple[Any, ...], None]
 """A stream of updates of the page's components."""
 UNLIKE = " This prompt looks like nothing that the model was trained on."

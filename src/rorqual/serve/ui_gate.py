@@ -57,7 +57,7 @@ class Pages:
             raise refuse("`session_hash` must be 1 to 64 letters, digits, - and _.", "session_hash")
         if self._tenants.setdefault(name, tenant) != tenant:
             raise ApiError(
-                403, "Another tenant opened this page. Reload it.", param="session_hash", code="not_your_page"
+                403, "Another tenant opened this page. Reload the page.", param="session_hash", code="not_your_page"
             )
         own = self._own.setdefault(tenant, {})
         own.pop(name, None)

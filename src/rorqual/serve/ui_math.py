@@ -1,7 +1,8 @@
 r"""Formula delimiters on the chat page. Gradio would render any text between two `$` as a formula, even in "$5 and $6".
 
-Therefore Gradio is configured with `\( \)` and `\[ \]` only. This module converts formulas between dollar signs to these
-delimiters and keeps all other dollar signs. Only the displayed text changes; the stored conversation does not.
+Therefore Gradio is configured with `\( \)` and `\[ \]` only. This module gives formulas between dollar signs the
+delimiters `\( \)` or `\[ \]`, and keeps all other dollar signs. Only the displayed text changes. The stored
+conversation keeps its dollar signs.
 """
 
 from __future__ import annotations

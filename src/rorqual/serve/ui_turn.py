@@ -68,7 +68,7 @@ def messages_of(rows: Sequence[Row]) -> list[dict[str, str]]:
 
 
 def question(text: str) -> Row:
-    """Return a user row with this text."""
+    """Return a row that contains `text` as a user message."""
     return {"role": "user", "content": text}
 
 

@@ -118,7 +118,7 @@ class WeightUploads:
         try:
             if await self._stream(request, file, info.weights_bytes) != digest:
                 problem = "The body's SHA-256 differs from its content-digest: it was truncated or changed in transit"
-                raise ApiError(422, f"{problem}. Send it again.", code="wrong_digest")
+                raise ApiError(422, f"{problem}. Send the body again.", code="wrong_digest")
             if version == self.version:  # a retry after a lost response
                 return version
             final = file.with_suffix(".safetensors")
@@ -137,7 +137,8 @@ class WeightUploads:
             file.unlink(missing_ok=True)
 
     async def _stream(self, request: Request, file: Path, limit: int) -> bytes:
-        """Write the request body to `file` and return its SHA-256. Reading waits for the disk, so little is buffered."""
+        """Write the request body to `file` and return its SHA-256. The server reads no further parts while it writes to
+        disk, so only about `CHUNK` bytes are buffered."""
         loop, sha256, size, buffer = asyncio.get_running_loop(), hashlib.sha256(), 0, bytearray()
         try:
             with await self._in_thread(lambda: file.open("wb")) as out:

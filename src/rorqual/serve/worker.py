@@ -153,7 +153,8 @@ class Worker:
     def _compile(self, number: int, message: dict[str, Any]) -> None:
         """Compile a request's grammar in a thread, so that running requests continue.
 
-        When the grammar is compiled, the thread puts a `compiled` message in the inbox, and the main loop submits the request.
+        When compilation ends, the thread puts a `compiled` message in the inbox, and the main loop submits or refuses
+        the request.
         """
         grammar = ask_of(message).params.grammar
         assert grammar is not None
@@ -305,7 +306,8 @@ def array_of(array: Any) -> dict[str, Any] | None:
 
 
 def _late(build: Build[Compiled], now: float) -> bool:
-    """Return whether a grammar has been compiling for more than `COMPILE_SECONDS`. Time in the queue does not count."""
+    """Return whether a grammar has been compiling for more than `COMPILE_SECONDS`. The time before compilation starts
+    does not count."""
     return build.began is not None and not build.done() and now - build.began > COMPILE_SECONDS
 
 
@@ -314,7 +316,8 @@ def _said(error: RorqualError) -> str:
 
 
 def main() -> None:
-    """Load the engine and run it. A `ready` or `fatal` message tells the server whether loading succeeded."""
+    """Load the engine and process requests until standard input closes. A `ready` or `fatal` message tells the server
+    whether loading succeeded."""
     # Ctrl-C may reach the whole process group, but the server decides when the engine stops.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Messages go to a copy of standard output. Text that libraries print goes to standard error instead.

@@ -55,7 +55,7 @@ for _name in ("math_verify.parser", "math_verify.grader"):
 
 @cache
 def math_verify() -> ModuleType:
-    """Import and return math-verify. Raises ConfigError if it is not installed."""
+    """Import and return math-verify. Raises ConfigError if math-verify is not installed."""
     with extra("math", "math_verify", "latex2sympy2_extended"):
         import math_verify
         import math_verify.errors

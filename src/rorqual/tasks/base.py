@@ -1,4 +1,5 @@
-"""A task: problems, a grader and optional worked solutions. Evaluation, filtering and RL rewards use the same task."""
+"""A task: problems, a grader and optional worked solutions. Evaluation, filtering of samples and RL rewards all use the
+task's grader."""
 
 from __future__ import annotations
 
@@ -58,7 +59,8 @@ class Task(ABC):
     patience: float = 300.0
     """Maximum CPU seconds that `problems` may use for one problem. If a problem needs more time, a `TaskError` stops the run."""
     patterned: bool = False
-    """Whether the problems share template sentences. If so, matching word sequences are no evidence of contamination."""
+    """Whether the problems share template sentences. If the problems share template sentences, matching word sequences
+    are no evidence of contamination."""
 
     @property
     def versions(self) -> dict[str, int]:

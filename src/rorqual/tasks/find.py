@@ -69,7 +69,7 @@ def _build(make: Callable[..., Task], spec: str, options: dict[str, Any], data: 
         task = make(**options)
     except RorqualError:
         raise
-    except Exception as error:  # a user's constructor may raise anything; the error names the task
+    except Exception as error:  # a user's constructor may raise any exception; the error names the task
         raise _task_error(error, spec, "the constructor") from error
     return task
 
@@ -153,7 +153,7 @@ def safe_problems(task: Task, split: Split, seed: int) -> Iterator[Problem]:
             yield problem
     except RorqualError:
         raise
-    except Exception as error:  # a user's generator may raise anything
+    except Exception as error:  # a user's generator may raise any exception
         raise _task_error(error, task.name, f"problems({split!r}, {seed})") from error
 
 

@@ -5,8 +5,9 @@ The recipes and tasks determine the numbers of steps, problems and tokens. Secon
 on untrained models with the shapes of the quickstart's models. Answers are assumed to be as long as the solutions that
 the model is trained on. The benchmark generates samples of these lengths.
 
-Two values are unknown in advance: how often a reinforced model thinks, and how many groups give a gradient. `GOES_OVER`
-and `TEACHES` are estimates of these values. The report and Python's start-up are not forecast.
+Two values are unknown in advance: how often a reinforced model thinks, and how many groups give a gradient. The
+constants `GOES_OVER` and `TEACHES` are estimates of these two fractions. The forecast does not include the report and
+the start of the Python process.
 """
 
 from __future__ import annotations
@@ -43,9 +44,9 @@ training."""
 TEACHES = 0.8
 """Share of samples that are in groups with both right and wrong answers.
 
-In the quickstart with seed 0, this share was 0.94 for the teacher and 0.64 for the reinforced student. The measured
-value of `GOES_OVER` was 0.38 for the teacher and 0.71 for the student. `TEACHES` and `GOES_OVER` lie between the
-teacher's and the student's values. Other seeds may differ.
+In the quickstart with seed 0, the measured value of `TEACHES` was 0.94 for the teacher and 0.64 for the reinforced
+student. The measured value of `GOES_OVER` was 0.38 for the teacher and 0.71 for the student. `TEACHES` and `GOES_OVER`
+lie between the teacher's and the student's values. With other seeds, the values may differ.
 """
 WARM, STEPS, BATCH = 2, 8, 64
 DRAWN = 384
@@ -222,7 +223,7 @@ def worked(task: str, hard: float, seed: int) -> list[SolutionLength]:
 
 
 def counted(problems: Sequence[Problem]) -> list[SolutionLength]:
-    """Return problems with their lengths in the quickstart's chat format."""
+    """Return each problem with the token counts of its prompt and solution in the quickstart's chat format."""
     chat = chat_format(Tokenizer.byte_level())
     lengths = []
     for problem in problems:
@@ -308,7 +309,7 @@ def sampling(
 
     A sample has the token count of the problem's solution, with or without thinking.
 
-    A batch takes as many steps as its longest sample, so the lengths must vary as in real batches.
+    The longest sample of a batch sets its number of decoding steps, so the lengths must vary as in real batches.
     """
     tokenizer = Tokenizer.byte_level()
     engine = Engine.of(state.model, tokenizer, chat_format(tokenizer), threads=threads)

@@ -28,8 +28,8 @@ class Scale(Config):
     The distilled branch samples the teacher on `distil_problems` problems and trains for `distil_steps` steps on the
     right answers. The reinforced branch trains for `rival_steps` steps of GRPO.
 
-    `student_lr` and `student_adamw_lr` are the learning rates of further supervised training, half as high as for a new
-    model.
+    `student_lr` and `student_adamw_lr` are the learning rates for training an already trained student further, half as
+    high as for a new model.
 
     `rival_agreement` is the largest allowed difference between the trainer's and the sampler's log-probability of a
     token during GRPO of the student. In half a million tokens, the largest difference was 1.5e-4 nats, for one very

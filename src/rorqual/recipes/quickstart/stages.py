@@ -53,7 +53,8 @@ def run_quickstart(
 ) -> Path:
     """Run all stages in the folder `out`, skip completed stages, and return the path of the report.
 
-    With `whole_process`, the ledger also counts the time between the start of the process and this call.
+    With `whole_process`, the ledger also counts the time between the start of the process and the call of
+    `run_quickstart`.
     """
     began, place = time.monotonic(), QuickstartPaths(out)
     with own_run(out), closing(Ledger(place.ledger, whole_process=whole_process)) as ledger:
@@ -87,8 +88,8 @@ class Quickstart:
     ledger: Ledger
 
     def teacher(self) -> None:
-        """Train the teacher on worked solutions, reinforce it with correctness as the reward, and evaluate it before
-        and after."""
+        """Train the teacher on worked solutions, then with GRPO that rewards correct answers. Evaluate the teacher
+        before and after GRPO."""
         s, place = self.scale, self.place
         base = sft(task=TASK, size=s.model, steps=s.sft_steps, rows=s.sft_rows, row=s.row, think=s.think,
                    options={"hard": s.sft_hard}, seed=self.seed)  # fmt: skip
@@ -193,7 +194,7 @@ class Quickstart:
             cost = sampled_cost(place)
             entry.tokens, entry.flops, entry.solved = cost["tokens"], cost["flops"], cost["solved"]
             lines = [
-                # A barely trained teacher may be cut off while thinking; then its reasoning is its only text.
+                # A barely trained teacher may be cut off while thinking; then the reply's only text is its reasoning.
                 {"messages": [{"role": m.role, "content": m.text or m.reasoning} for m in row.messages]}
                 for row in read_distilled(place.samples_file).kept
             ]

@@ -40,8 +40,8 @@ PAID_FOR = {
     "reinforced": ("reinforce the rival",),
     "answers-only": ("sample the teacher", "train on answers alone"),
 }
-"""Map each branch to the stages whose cost it includes. The cost of the shared base student is not part of the other
-branches."""
+"""Map each branch to the stages whose cost it includes. Only the branch `student-base` includes the cost of the base
+student, which the student branches share."""
 CLOCK_KEYS = ("seconds", "core_seconds", "spent_tokens")
 
 

@@ -93,7 +93,7 @@ class TextShape(Shape[TextRequest]):
         return {"index": index, "text": text, "logprobs": logprobs_, "finish_reason": choice.reason}
 
     def _echo_logprobs(self, index: int, choice: Choice) -> dict[str, Any]:
-        """Return the `logprobs` of the echoed prompt, which precede those of the reply."""
+        """Return the `logprobs` of the echoed prompt, which come before the `logprobs` of the reply."""
         number, chat = self._prompt_index(index), self.service.chat
         added = int(chat.bos is not None and isinstance(self.wanted.prompts[number], str))
         prompt_logprobs = logprobs.of_echo(

@@ -1,6 +1,6 @@
 """`POST /rollout/generate`, `GET /rollout/weights` and `POST /rollout/weights`, with which a trainer uses the server.
 
-The option `rollout_dir=` enables these routes.
+The option `rollout_dir=` enables the rollout routes.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ async def models(request: Request) -> Response:
 
 @router.get("/v1/models/{name:path}")  # names may contain a slash, as on the Hugging Face hub
 async def model(request: Request, name: str) -> Response:
-    """Return the served model if it has this name, else a 404 error."""
+    """Return the served model if its name is the requested name, else a 404 error."""
     service: Service = request.app.state.service
     if name != service.name:
         raise service.no_model(name)

@@ -22,7 +22,7 @@ NUMBER = re.compile(r"[0-9]{1,2}")
 def price_of(reply: str) -> int | None:
     """Return the price that a reply states, or None.
 
-    A price is one integer from 0 to 99 without a sign. White space around it is allowed.
+    A price is one integer from 0 to 99 without a sign. White space around the number is allowed.
     """
     text = reply.strip()
     return int(text) if NUMBER.fullmatch(text) else None

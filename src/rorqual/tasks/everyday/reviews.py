@@ -19,7 +19,8 @@ FLIPPED = 0.3
 
 
 class Reviews(EverydayTask):
-    """Review problems such as `reviews: plot good, cast not dull, end bad`, which is positive by two opinions to one.
+    """Review problems such as `reviews: plot good, cast not dull, end bad`, which is positive because two of its three
+    opinions are positive.
 
     The opinions of one review tend to agree, as in real reviews, so that even unlabelled text shows which words are similar.
     """

@@ -26,7 +26,7 @@ class Family(ABC):
     """Increase `version` when the problems change, because results of different versions are not comparable.
 
     Version 2 of every family keeps the shares of difficulties constant (`ENOUGH` in mixture.py). The docstring of a
-    family states its other changes.
+    family describes further changes between versions.
     """
 
     @abstractmethod

@@ -18,8 +18,9 @@ class Count(Family):
 
     Each step consists of the counted letter, the next letter of the string and the count so far.
 
-    `difficulty` is the length of the string. The count is uniform over 0 to 2 in easy strings and 0 to 4 in hard ones.
-    The number of distinct other letters is always `difficulty` minus the highest count, so it does not reveal the actual count.
+    `difficulty` is the length of the string. The count is uniform over 0 to 2 in easy strings and over 0 to 4 in hard
+    strings. The number of distinct other letters is always `difficulty` minus the highest count, so the number of
+    distinct letters does not reveal the actual count.
 
     Version 1 filled the string with random letters, so the number of distinct letters revealed the count.
     The steps of version 1 did not repeat the counted letter, and a small model learned only the shortcut.

@@ -42,7 +42,8 @@ class Statement(NamedTuple):
         return any(truth) if self.op == "|" else truth[0] == truth[-1] if self.op == "=" else all(truth)
 
     def fits(self, case: tuple[int, ...]) -> bool:
-        """Return whether the speaker can make the statement in `case`. Knights make true statements, and knaves false ones."""
+        """Return whether the speaker can make the statement in `case`. Knights make true statements, and knaves make
+        false statements."""
         return self.holds(case) == bool(case[self.speaker])
 
     def text(self, names: str = PEOPLE) -> str:
@@ -75,12 +76,12 @@ Single literals alone never give a unique solution, because flipping every role 
 class KnightsKnaves(Family):
     """Knights and knaves: find the role of A, B and C, for example `100`. 1 is a knight, and 0 is a knave.
 
-    In `kk A:B|-C B:-A C:A=B`, A says "B is a knight or C is a knave", B says "A is a knave", and C says "A and B have the same role".
-    The steps are `111:10x110:10x101:0x100:100 =100`. They try the cases `111`, `110`, `101` and `100`.
-    After each case come the truth values of the statements. `x` ends a case in which a statement contradicts its speaker.
-    `STATEMENTS` gives the number of statements for each difficulty. Each person makes at least one statement.
-    Exactly one case fits all statements, and it has both knights and knaves. Problems that differ only in the names of people or
-    the order of statements share one key.
+    In `kk A:B|-C B:-A C:A=B`, A says "B is a knight or C is a knave", B says "A is a knave", and C says "A and B have
+    the same role". The steps are `111:10x110:10x101:0x100:100 =100`. In this example, the steps try the cases `111`,
+    `110`, `101` and `100`. After each case come the truth values of the statements. `x` ends a case in which a
+    statement contradicts its speaker. `STATEMENTS` gives the number of statements for each difficulty. Each person
+    makes at least one statement. Exactly one case fits all statements, and it has both knights and knaves. Problems
+    that differ only in the names of people or the order of statements share one key.
 
     Version 1 also had the solutions 111 and 000, recognizable by fewer minus signs. In version 1, statements of knights
     had fewer `&`, and A always spoke first.
@@ -127,7 +128,8 @@ def _draw(rng: random.Random, difficulty: int, solution: tuple[int, ...]) -> lis
 
 
 def _statement(rng: random.Random, speaker: int, paired: bool, solution: tuple[int, ...]) -> Statement:
-    """Return a random statement that `speaker` can make in the case `solution`. Its `op` does not depend on the case."""
+    """Return a random statement that `speaker` can make in the case `solution`. The statement's `op` is chosen
+    independently of the case."""
     op = rng.choice("&|=") if paired else ""
     forms = [parts for operator, parts in (PAIRED if paired else SIMPLE) if operator == op]
     while True:

@@ -150,7 +150,7 @@ def test_what_an_engine_gets_wrong_stops_the_run(base: Path, tmp_path: Path, cha
 
 
 def test_kept_sets_that_are_missing_stop_the_run(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"have no kept sets.*\n.*record_kept=true"):
+    with pytest.raises(ConfigError, match=r"have no record of allowed tokens.*\n.*record_kept=true"):
         another(with_source(grpo_run(base, 1), top_p=0.9), tmp_path / "run", base)
 
 

@@ -27,7 +27,8 @@ class Folio(FileTask):
     - "Cannot be determined" and "neither true nor false" mean Uncertain. "The negation of the conclusion is true" means False.
       "It cannot be shown that it is true" denies True.
     - A reply that only denies a label ("The conclusion is not true") is wrong for that label and ungraded for the other labels.
-    - A letter selects the option that it labels. If two labels look equally final and one is right, the reply is ungraded.
+    - If the reply lists options, "option B" means the text of option B.
+      If two labels look equally final and one is right, the reply is ungraded.
 
     The `dev` split is cut from the training file by story, because several conclusions share one story.
     `data` is one file, or a folder with `train.jsonl` and `validation.jsonl`. If `data` is None, the packaged sample is used.

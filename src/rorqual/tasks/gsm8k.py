@@ -23,20 +23,25 @@ class Gsm8k(FileTask):
 
     A reply is right if its final number equals the gold answer exactly. The rules (see `rorqual.tasks.reply`, `amounts` and `numbers`):
 
-    - The last mark counts: `#### 7`, `the answer is 7`, `\\boxed{7}`, `<answer>7</answer>`. The first number in the mark is the answer.
-      A later correction ("Wait, it is 8.") replaces the marked answer. Other text after the mark is ignored.
-    - Without a mark, the last sentence that states a number counts. With `strict`, a reply without a mark is wrong.
+    - The last answer marker counts: `#### 7`, `the answer is 7`, `\\boxed{7}`, `<answer>7</answer>`.
+      The first number in the marked text is the answer.
+      A later correction ("Wait, it is 8.") replaces the marked answer. Other text after the marked answer is ignored.
+    - Without an answer marker, the last sentence that states a number counts.
+      With `strict`, a reply without an answer marker is wrong.
       Questions, checks, closing phrases, brackets and reasons do not count.
       A number after a preposition or article ("12 apples for 3 people") counts only if no other number remains.
     - A conclusion ("So ...", "... in total", bold, `Total: ...`) outranks a later remark ("That is $4 a day.").
       An answer at the start of the reply ("**27**", "7 pencils.") outranks the explanation that follows.
-    - A reply counts as unanswered if it leaves work to do ("Next, we have to add ...") or calls its answer a guess.
-      A letter selects the option that it labels ("A) 40", "B) 44").
-    - If two numbers look equally final and one is right, the reply is ungraded, because only the question can decide.
+    - A reply has no answer if it leaves work to do ("Next, we have to add ...") or calls its answer a guess.
+      If the reply lists options ("A) 40", "B) 44"), "option B" means 44.
+    - If two numbers look equally final and one is right, the reply is ungraded, because only the question can decide
+      which of the two is meant.
       Examples: "9 remain, and 6 are gone", "$40, i.e. $8 a month", "to $48, a saving of $12", "18 eggs for $36".
-    - An unmarked reply is ungraded, not wrong, if its last sentence also states the gold number ("13 were eaten, leaving 2").
+    - An otherwise wrong reply without an answer marker is ungraded if its last sentence also states the gold number
+      ("13 were eaten, leaving 2").
       The reply stays wrong if the sentence denies the gold number, computes with it or continues from it ("18, so she has 16").
-    - A reply whose number is denied ("not 18"), open ("18 or 19", "18 to 20", "more than 18", "over $18") or refused is wrong.
+    - A reply is wrong if it denies its number ("not 18"), leaves the number open ("18 or 19", "18 to 20", "more than 18",
+      "over $18") or declines to answer.
       "Rises from 18 to 20" states 20. Struck-out numbers (`~~18~~`) and numbers corrected midway ("18, no wait, 16") are ignored.
     - Numbers are exact: 0.333333 is not 1/3. 50% equals both 1/2 and 50. "None are left" is 0.
       `1e3`, `1\\,000`, `1 000`, `1.200,00`, `5.`, `70k`, `2.5 million`, `3 1/2`, `\\frac{7}{2}`, `-$5`, `5~\\mathrm{cm}`

@@ -13,13 +13,17 @@ from rorqual.tasks.base import Problem, Split, Task, Verdict, split_of
 BLOCK = 500
 PROBES = 8
 DRY = 20_000
-"""A dataset is too small to split if this many consecutive samples contain no problem of the split."""
+"""Maximum number of consecutive samples without a problem of the requested split.
+
+If a dataset exceeds this number, it is too small to split.
+"""
 
 
 class GymTask(Task):
-    """The reasoning-gym dataset `dataset` as an endless task, split by a hash of the question. `options` set its config.
+    """The reasoning-gym dataset `dataset` as an endless task, split by a hash of the question.
 
-    A reply is right if the whole reply, or its marked answer (`The answer is 5.`), scores 1. Any lower score is wrong.
+    `options` are the fields of the dataset's config. A reply is right if the whole reply, or its marked answer
+    (`The answer is 5.`), scores 1. A reply with a lower score is wrong.
 
     Raises RorqualError if reasoning-gym is not installed.
     Raises TaskError for an unknown name, an invalid option, or a dataset whose own gold answers do not score 1.

@@ -15,7 +15,8 @@ class Knights(FileTask):
     """Problems from rows with `quiz`, `names`, `solution`, `statements` and a trace (`cot_head`, `cot_repeat_steps`, `cot_foot`).
 
     A reply is right if it gives each person the right role (see `rorqual.tasks.roles`).
-    The reader accepts sentences, `Name: role`, tables, JSON and bold text. The reader skips claims, questions, suppositions and tried cases.
+    The parser accepts sentences, `Name: role`, tables, JSON and bold text.
+    The parser skips what a person claims, questions, suppositions and the cases of a case analysis.
     The last statement about a person counts. The reply is wrong if a person has no role, two roles or an open role ("a knight or a knave").
     The reply is ungraded if a role is missing and one sentence gives roles to both "he" and "she".
 

@@ -4,10 +4,11 @@
 - A label does not count if it is denied ("not false"), open ("true or false") or hypothetical ("would be true", "whether it is true").
   A label of a premise or an assumption ("premise 2 is false", "true that") does not count, either.
 - A label that cannot be concluded ("we cannot conclude that it is true") or is doubted ("only partly true") counts as denied.
-- A sentence that only denies True or False leaves the opposite label and Uncertain.
-  The reply is ungraded if the gold label is one of these two.
-- In a sentence True and False count only directly after a copula or sign ("is true", "→ True"). Any other position, or words
-  that may invert the label ("no premise", "likely", "we reject that"), make the reply ungraded.
+- A sentence that only denies True may mean False or Uncertain. A sentence that only denies False may mean True or Uncertain.
+  The reply is ungraded if the gold label is one of the two possible labels.
+- In a sentence, True and False count fully only directly after a copula or sign ("is true", "→ True").
+  In any other position, or after words that may invert the label ("no premise", "likely", "we reject that"), the label is
+  doubtful. A reply with a doubtful label is ungraded if the label is the gold label, and wrong otherwise.
 - Reasons after the label ("true, since it is false that ...") are ignored. A guess is not an answer.
 - "Cannot be determined", "neither true nor false" and the like mean Uncertain. "The negation of the conclusion is true" means False.
 - Without a label, "follows from the premises" and "the conclusion holds" mean True, and "contradicts the premises" means False.
@@ -107,7 +108,10 @@ _TURNED = re.compile(
     r"|\w+ (?:answer|option|label|conclusion|possibility)|answer|option|label|conclusion|possibility)\b))\b[^,;:]*$",
     re.IGNORECASE,
 )
-"""Words before a label that may invert its meaning. The reader does not resolve them, so the reply is ungraded."""
+"""Matches words before a label that may invert its meaning. The parser does not interpret these words.
+
+The label is therefore doubtful.
+"""
 _PLAIN_BEFORE = re.compile(
     r"(?:^|[^\w\s,;\"'*_`]|\bmakes? (?:it|this|(?:the|this) (?:conclusion|statement|claim))"
     r"|\b(?:is|be|are|was|remains?|stands?|holds?|as|it's|that's|answer|label(?:l?ed)?|verdict|option|value|status|choose|select|pick|say"
@@ -161,7 +165,7 @@ _MAY_BE = re.compile(r"\b(?:might|may|could)(?: \w+)? be[\s\"'*]*$", re.IGNORECA
 _CLAUSE = re.compile(r"[,;:]|\b(?:and|so|but|hence|thus|therefore)\b", re.IGNORECASE)
 _INVERSE = {"true": "false", "false": "true"}
 _OTHER = "?"
-"""A placeholder that matches no label. A doubtful label gets it as `Reading.rival`, so that the reply is ungraded."""
+"""A placeholder that equals no label. It is the `Reading.rival` of a doubtful label, so the reply is never graded right."""
 _REFUSES = re.compile(
     r"\bI (?:cannot|can't|could not|couldn't) (?:decide|choose|answer|assist|help)\b|\bI (?:do not|don't) know\b"
     r"|\b(?:if i (?:had|have) to|forced to|my best) (?:guess|choose|pick|bet)\b",

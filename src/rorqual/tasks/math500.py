@@ -19,20 +19,23 @@ class Math500(FileTask):
     - Sets and lists match in any order. Tuples and intervals match in order and with the same brackets. A set never equals a tuple.
     - An inequality in one variable is an interval: `2 \\le x < 5` is `[2, 5)`. `x < 2` or `x > 3` is a union.
     - A number in base 8 equals only the same digits in base 8. A reply with the digits but no base is ungraded.
-      "315 in base eight" and "in octal: 315" are supported. Units count only if reply and gold answer both have one.
-    - If a reply states a count and the items ("5 such integers, namely ..."), the form of the gold answer decides which of the two counts.
+      "315 in base eight" and "in octal: 315" are supported. Units are compared only if reply and gold answer both have units.
+    - If a reply states a count and the items ("5 such integers, namely ..."), the form of the gold answer decides which of
+      the two is compared.
       "1 in 4", "5 out of 8", "a ratio of 1:4" and "11 times the square root of 2" are supported.
     - Decimals are exact: 0.333333 is not 1/3, and 3.14 is not pi. The reply must assert, not deny, a gold answer in words or letters.
     - If two values look equally final and one is right, the reply is ungraded.
       Examples: "the center is $(3, -2)$ and the radius is $5$", `x = 5, y = 7`.
-    - A reply with the right parts is ungraded if only the question can confirm their form.
+    - A reply with the right parts in another form is ungraded if only the question can tell whether that form is allowed.
       Examples: `A = 6, B = 31` for `(6, 31)`, or a tuple for a column vector.
       A reply in unsupported notation (`\\setminus`) is ungraded, too.
-    - An unmarked reply is ungraded if its last sentence also states the gold answer (rule 8 of `reply`).
+    - An otherwise wrong reply without an answer marker is ungraded if its last sentence also states the gold answer
+      (rule 8 of `reply`).
     - math-verify compares all other answers, and a second comparison checks 25 digits.
 
     `data` is one file, or a folder with a file `*test*.jsonl`. If `data` is None, the packaged sample is used.
-    A gold answer that does not parse is ungraded. Raises DataError for any split but test: these problems are for evaluation.
+    If the gold answer does not parse, every reply is ungraded.
+    Raises DataError for any split but test: these problems are for evaluation.
     """
 
     name = "math500"

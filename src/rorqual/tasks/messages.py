@@ -31,7 +31,8 @@ class Messages(FileTask):
 
     A row has `messages`, or `prompt` and `completion`, or `question` and `answer`.
     A reply is right if its final answer equals the final answer of the gold reply. The final answer is the marked answer
-    (`\boxed{}`, `####`, `answer:`), else the last line. Numbers compare as in `Gsm8k`. Other answers compare without case and white space.
+    (`\boxed{}`, `####`, `answer:`), else the last line. Numbers are compared by value.
+    Other answers are compared without regard to case and white space.
     `data` is a file, or a folder with `*train*` and `*test*` files.
     """
 
@@ -94,6 +95,6 @@ def _message(item: Any, where: str) -> Message:
     message = Message(role, read_content(item["content"], f"{where}: content"), item.get("reasoning"))
     if role == "user" and says_nothing(message):
         raise DataError(
-            "the user turn is an empty prompt", where=where, remedy="Give the user turn a text, or remove the row."
+            "the user turn is an empty prompt", where=where, remedy="Add text to the user turn, or remove the row."
         )
     return message

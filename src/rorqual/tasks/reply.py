@@ -4,13 +4,15 @@ The rules, in order:
 
 1. Text up to `</think>` is not the answer. Text after an unclosed `<think>` is not the answer, either.
    A further "Question: ... Answer: ..." that the model makes up does not count.
-2. The last mark counts (see `rorqual.tasks.answer_marks`): `\boxed{...}`, `<answer>...</answer>`, `#### ...`, `answer is ...`, `Answer: ...`,
-   `... is the answer`, `I'll go with ...`. A question or a mere mention ("if the answer is") is not a mark.
+2. The last answer marker counts (see `rorqual.tasks.answer_marks`): `\boxed{...}`, `<answer>...</answer>`, `#### ...`,
+   `answer is ...`, `Answer: ...`, `... is the answer`, `I'll go with ...`.
+   A question or a mere mention ("if the answer is") is not an answer marker.
 3. Struck-out text (`~~18~~`) and values corrected in the same sentence ("18, no wait, 16") are ignored.
-   A correction after the mark ("Wait, ...", "Correction: ...", "That is wrong.") replaces the answer.
+   A correction after the marked answer ("Wait, ...", "Correction: ...", "That is wrong.") replaces the answer.
    A correction without a new value removes the answer.
-   A conclusion after the mark ("So it is 8.") is equally final. Other text after the mark ("That took 2 steps.") is ignored.
-4. Without a mark, the last sentence that states an answer counts.
+   A conclusion after the marked answer ("So it is 8.") is as final as the marked answer.
+   Other text after the marked answer ("That took 2 steps.") is ignored.
+4. Without an answer marker, the last sentence that states an answer counts.
    Questions, closing phrases ("I hope it is correct."), checks ("Check: ...") and suppositions are skipped.
    A line that only introduces the next line ("The total is:") is skipped, too.
    A reply has no answer if it stops in the middle of a sentence or ends with work left to do ("Next, we have to add the tip.").
@@ -18,10 +20,11 @@ The rules, in order:
    An answer at the start ("**27**", "7 pencils.", "7 are left.") counts if reasons, explanations or given facts follow it.
 6. A denied value ("not 18") is not the answer. Open alternatives ("18 or 19") leave the reply without an answer.
 7. If two values look final by these rules, one right and one wrong, the reply is ungraded.
-8. A wrong reply without a mark is ungraded if its last sentence also states the right value ("13 were eaten, leaving 2").
+8. An otherwise wrong reply without an answer marker is ungraded if its last sentence also states the right value
+   ("13 were eaten, leaving 2").
    The reply stays wrong if the sentence denies the right value, computes with it or continues from it ("18, so she has 16").
 
-A reader (for numbers, labels or mathematics) returns what one segment asserts as a `Reading`. `settle` applies the rules.
+A `Reader` parses one segment of a reply as numbers, labels or mathematics, and returns a `Reading`. `settle` applies the rules.
 """
 
 from __future__ import annotations
@@ -47,7 +50,7 @@ from rorqual.tasks.sentences import (
 )
 
 BESIDE = 4
-"""Maximum number of other values to keep from a sentence, because comparing one formula may take seconds."""
+"""Maximum number of values besides the answer to keep from a sentence, because comparing one formula may take seconds."""
 SENTENCES = 400
 """Maximum number of sentences to read, counted from the end of the reply."""
 _REFUSAL = re.compile(
@@ -63,7 +66,7 @@ _CONCLUDES = re.compile(r"\b(?:so|thus|hence|therefore)\b|=", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Reading:
-    """The answer that a reader finds in one segment of a reply.
+    """The answer that a `Reader` finds in one segment of a reply.
 
     `value` is the answer, or None. `denied` holds values that the segment rejects.
     `rival` is another value that looks equally final. `beside` holds the other values that the segment states (rule 8).
@@ -83,7 +86,7 @@ class Reading:
 class Said:
     """The answer of a reply. `final` holds no value, one value, or two values that look equally final.
 
-    `beside` holds the other values in the last sentence of a reply without a mark (rule 8).
+    `beside` holds the other values in the last sentence of a reply without an answer marker (rule 8).
     """
 
     final: tuple[Any, ...] = ()
@@ -144,7 +147,7 @@ def _values(*readings: Reading) -> tuple[Any, ...]:
 
 
 def _concluded_after(tail: str, read: Reader) -> Reading:
-    """Return the conclusion after a mark ("So it is 8."). If the marked value differs, both values count as final."""
+    """Return the conclusion after a marked answer ("So it is 8."). If the marked value differs, both values count as final."""
     for sentence in reversed(sentences(tail)[-SENTENCES:]):
         if led(sentence) and not passed_over(sentence) and not adds(sentence):
             return read(sentence, False)
@@ -152,7 +155,7 @@ def _concluded_after(tail: str, read: Reader) -> Reading:
 
 
 def _unmarked(text: str, read: Reader, denied: set[Any]) -> tuple[Reading, ...]:
-    """Return the final readings of a reply without a mark, by rules 4, 5 and 7 of the module docstring."""
+    """Return the final readings of a reply without an answer marker, by rules 4, 5 and 7 of the module docstring."""
     parts = sentences(text)[-SENTENCES:]
     place, last = _last_said(parts, read, denied)
     if place is None or any(map(corrects, parts[1 : place + 1])):

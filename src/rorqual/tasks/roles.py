@@ -7,9 +7,9 @@ The supported forms are:
 - Indirect statements: "a knight and a knave, respectively", "is not a knave", "which makes her a knave", "Zoey is honest, so a knight".
 - Short negations: "Zoey is a knight, and Ava is not", or "Ava is not." after "Zoey is a knight."
 - Groups: "all are knaves", "everyone but Zoey is a knight", "the others are knights".
-- Pronouns: "she is a knight", where "she" is the first name in the sentence.
+- Pronouns: "she is a knight", where "she" refers to the first name in the sentence.
 
-Claims of a person, questions, suppositions, doubts and exclusions are skipped.
+What a person claims, questions, suppositions, doubts and exclusions are skipped.
 A statement that the same sentence calls a contradiction is skipped, too.
 The last statement about each person counts. If one paragraph gives a person both roles, without a conclusion or correction between
 the two statements, the reply has no answer.
@@ -158,7 +158,7 @@ def roles(reply: str, names: Sequence[str]) -> tuple[bool, ...] | None:
 
 
 def by_pronoun(reply: str, names: Sequence[str]) -> bool:
-    """Return whether a sentence gives roles to both `he` and `she`. The reader cannot resolve these pronouns."""
+    """Return whether a sentence gives roles to both `he` and `she`. The parser cannot resolve these pronouns."""
     pronouns = (_PRONOUN.finditer(sentence) for sentence in sentences(named_text(spoken(reply), names)))
     return any({"he", "she"} <= {match[0].split()[0].lower() for match in matches} for matches in pronouns)
 
@@ -238,7 +238,10 @@ def _statements(text: str, names: Sequence[str]) -> tuple[list[Said], list[str]]
 
 
 def _complete(statements: list[Said], count: int) -> bool:
-    """Return whether the first `count` statements name every person once, as in a reply that begins with its answer."""
+    """Return whether the first `count` statements name all `count` people in one paragraph.
+
+    This holds for a reply that begins with its answer.
+    """
     first = [
         who
         for paragraph, _, stated_roles in statements[:count]

@@ -29,7 +29,7 @@ class DataRow:
     def get(self, name: str, *types: type) -> Any:
         """Return the value of column `name`, a string unless `types` is given.
 
-        Raises DataError, with file, line and column, for a missing column or another type.
+        Raises DataError, with file, line and column, for a missing column or a value of another type.
         """
         if name not in self.values:
             raise DataError(
@@ -108,14 +108,14 @@ def held_out(data: Path, split: Split, names: dict[str, str]) -> list[Path]:
     The training files also supply `dev` (see `carve`). A single file is a training file only if its name contains the
     word for "train". Any other single file is for evaluation, so that test data is never used for training by mistake.
 
-    Raises DataError if a single file does not serve `split`.
+    Raises DataError if `data` is a single file that is not for `split`.
     """
     source = "test" if split == "test" else "train"
     if data.is_file():
         serves = "train" if names["train"] in data.stem else "test"
         if serves != source:
             raise DataError(
-                f"by its name, this file holds the split '{serves}', not '{split}'",
+                f"judging by its name, this file holds the split '{serves}', not '{split}'",
                 where=str(data),
                 remedy=f"Give a folder with *{names[source]}* files, or name a training file '{names['train']}.jsonl'.",
             )

@@ -13,7 +13,7 @@ from typing import TypeVar
 from rorqual.core.errors import TaskError
 
 SAY_SECONDS = 10.0
-"""Seconds without a problem before the first report on stderr. Each further report waits twice as long."""
+"""Seconds to wait for a problem before the first report on stderr. The wait doubles before each further report."""
 BEAT = 0.25
 
 T = TypeVar("T")
@@ -22,8 +22,9 @@ T = TypeVar("T")
 def watched(name: str, given: Iterator[T], patience: float, say: float = SAY_SECONDS) -> Iterator[T]:
     """Yield from `given`. If no item arrives for `say` seconds, print a line to stderr and continue.
 
-    Raises TaskError if one item takes over `patience` CPU seconds of this thread. Waiting and machine load do not count.
-    SIGINT interrupts the generator. This requires the main thread and Python's default handler; otherwise only the reports appear.
+    Raises TaskError if one item takes over `patience` CPU seconds of this thread. Time spent waiting does not count.
+    The limit interrupts the generator with SIGINT, which requires the main thread and Python's default handler.
+    Without these, `watched` only reports.
     """
     watch = Watch(name, patience, say)
     threading.Thread(target=watch.run, daemon=True).start()
@@ -68,7 +69,8 @@ class Watch:
             if not self.late:
                 raise
             raise TaskError(
-                f"the generator used over {self.patience:g} CPU seconds without another problem ({self.yielded} so far)",
+                f"the generator used over {self.patience:g} CPU seconds without yielding another problem"
+                f" ({self.yielded} problems so far)",
                 where=f"task {self.name}",
                 remedy="Fix problems(), or give the class a larger `patience`.",
             ) from None

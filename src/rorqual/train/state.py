@@ -78,7 +78,7 @@ def check_context(run: Run) -> None:
         raise ConfigError(
             f"rows have {run.source.row} tokens, but the model's context is {context}",
             where="source.row",
-            remedy=f"Set row={context} or less, or start a model with a longer context (row= without from=).",
+            remedy=f"Set row={context} or less, or train a new model with a longer context (row= without from=).",
         )
 
 
@@ -153,7 +153,7 @@ def extended(run: Run, out: RunDir) -> Run:
         raise ConfigError(
             f"steps={run.steps} is smaller than the run's {stored.steps}",
             where=str(out.config_file),
-            remedy=f"Set steps={stored.steps} to resume, more to extend the run, or give another out=.",
+            remedy=f"Set steps={stored.steps} to resume the run, set a larger number to extend it, or give another out=.",
         )
     extension = Extension(from_step=out.newest_complete()[0] or 0, old_steps=stored.steps, new_steps=run.steps)
     earlier = stored.extensions

@@ -244,7 +244,7 @@ def _gradient(
     grads: Sequence[Tensor | None] = [None] * len(leaves or ())
     if loss.requires_grad and leaves is not None:
         grads = torch.autograd.grad(loss, leaves, allow_unused=True)
-    elif loss.requires_grad:  # otherwise no parameter is trained, which `checked` reports
+    elif loss.requires_grad:  # if the loss needs no gradient, no parameter is trained, which `checked` reports
         loss.backward()
     valid = batch.segments.flatten() >= 0
     update = Update([], float(loss.detach()))
@@ -270,7 +270,7 @@ def _forward(model: Decoder, objectives: Sequence[Objective], batch: TrainBatch)
 def _record_replay(update: Update, routing: Sequence[Routing], valid: Tensor) -> None:
     """Record how many tokens have replayed experts that differ from the trainer's own choice, and the largest score gap."""
     flips, tokens, gap = replayed(routing, valid).tolist()
-    if tokens:  # otherwise older weights sampled the whole batch
+    if tokens:  # there are none if older weights sampled the whole batch
         update.means["routing_flips"] = (flips, tokens)
         update.maxima["routing_gap"] = gap
 

@@ -19,7 +19,10 @@ Divergence = Literal["forward", "reverse", "skewed", "skewed_reverse"]
 Tail = Literal["bucket", "renormalise"]
 MOST_MASS = 1.001
 TAIL_FLOOR = 1e-7
-"""Smallest probability assigned to a teacher's tail. Below this value, rounding of fp32 log-probabilities dominates."""
+"""Smallest probability assigned to the tokens outside the teacher's top k.
+
+Below this value, rounding of fp32 log-probabilities dominates.
+"""
 
 
 class Distil(Objective):
@@ -29,10 +32,10 @@ class Distil(Objective):
 
     - 'forward': KL(p | q) (Hinton et al., 1503.02531), which covers all modes of the teacher.
     - 'reverse': KL(q | p) (MiniLLM, 2306.08543), which seeks the teacher's main modes.
-    - 'skewed': KL(p | a p + (1 - a) q) with a = `alpha` (DistiLLM, 2402.03898, eq. 3). Its gradient stays bounded where q is 0.
-    - 'skewed_reverse': KL(q | a q + (1 - a) p) (DistiLLM, eq. 4). Its gradient stays bounded where p is 0.
+    - 'skewed': KL(p | a p + (1 - a) q) with a = `alpha` (DistiLLM, 2402.03898, eq. 3). The gradient stays bounded where q is 0.
+    - 'skewed_reverse': KL(q | a q + (1 - a) p) (DistiLLM, eq. 4). The gradient stays bounded where p is 0.
 
-    On the student's own samples (source on_policy), this is generalized knowledge distillation (GKD, 2306.13649).
+    With the student's own samples (source on_policy), this objective is generalized knowledge distillation (GKD, 2306.13649).
 
     `temperature` T softens both distributions. The mean is multiplied by T^2 to keep the scale of the gradient
     (Hinton).
@@ -122,8 +125,8 @@ class Distil(Objective):
 def check_mass(mass: Tensor) -> None:
     """Raise NumericsError if the teacher's probabilities add up to more than `MOST_MASS` at a trained position.
 
-    Positions without a teacher distribution have log-probabilities of 0, which are probabilities of 1. A source that
-    stores distributions one position off would train on such positions.
+    Positions without a teacher distribution store log-probabilities of 0, that is, probabilities of 1. If a source
+    stores the distributions one position off, training reads such a position, and this check fails.
     """
     if len(mass) and not float(mass.max()) <= MOST_MASS:
         raise NumericsError(

@@ -137,7 +137,7 @@ class GRPO(Objective):
         return Term(total, means, compared.maxima, logprobs=logprobs)
 
     def _logits(self, model: Decoder, hidden: Tensor, kept: Tensor | None) -> Tensor:
-        """Return the logits at the sampling temperature, restricted to kept tokens.
+        """Return the logits at the sampling temperature. If `kept` is given, mask all other tokens.
 
         If the backend uses paged attention, the engine's operations are used, so that trainer and sampler round the
         same way.

@@ -13,7 +13,7 @@ from rorqual.train.optim.adamw import AdamW, AdamWConfig
 from rorqual.train.optim.base import OptimConfig, Optimizer, check_state
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Coefficients of the author's quintic Newton-Schulz iteration, which brings singular values into the range 0.7 to 1.2."""
+"""Coefficients of Jordan's quintic Newton-Schulz iteration, which brings singular values into the range 0.7 to 1.2."""
 
 
 class MuonConfig(OptimConfig):

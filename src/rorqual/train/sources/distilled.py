@@ -142,7 +142,7 @@ def check_teacher(file: DistilledFile, tokenizer: Tokenizer, config: DistilledCo
         raise DataError(
             f"objective distil needs the teacher's k most likely tokens at every position of every sample; stored: {stored}",
             where=config.data,
-            remedy="Sample with a run directory as teacher and top_k, such as 32, or use objective=sequence.",
+            remedy="Sample again with a run directory as teacher and a top_k such as 32, or use objective=sequence.",
         )
     for number, one in enumerate(file.rows, start=1):
         if not one.dropped:

@@ -260,7 +260,11 @@ def batch_of(scored: list[Scored], width: int, pad: int) -> TrainBatch:
 
 
 def pack_rollouts(packed: Packed, scored: list[Scored]) -> TrainBatch:
-    """Build a training batch from packed rows, with the advantage, log-probabilities, experts and kept tokens of each sample."""
+    """Build a training batch from packed rows.
+
+    The batch includes the advantage, log-probabilities, expert choices and `kept` (the tokens that top-p and top-k
+    allowed) of each sample.
+    """
     batch = TrainBatch.from_packed(packed.batch)
     shape = batch.tokens.shape
     advantages, logprobs, lengths = (torch.zeros(shape) for _ in range(3))

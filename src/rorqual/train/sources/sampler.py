@@ -45,19 +45,23 @@ class RolloutSampler:
         self.engine.update(self.model, self.version)
 
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
-        """Sample completions for each request. Raises ConfigError if completions lack expert choices or kept tokens that training needs."""
+        """Sample completions for each request.
+
+        Raises ConfigError if completions lack expert choices or `kept` (the tokens that top-p and top-k allowed) that
+        training needs.
+        """
         rows = gather(self.engine, requests, version=self.version, max_age=self.max_age)
         routes = any(ffn.experts_per_token() for ffn in self.model.config.ffns)
         for completion in (completion for row in rows for completion in row):
             for name, missing in (
                 ("experts", routes and completion.experts is None),
-                ("kept sets", self.record_kept and completion.kept is None),
+                ("record of allowed tokens", self.record_kept and completion.kept is None),
             ):
                 if missing:
                     raise ConfigError(
                         f"the samples have no {name}, which training replays",
                         where="rollout engine",
-                        remedy="Configure the engine to record them; for kept sets, start rorqual serve with record_kept=true.",
+                        remedy="Configure the engine to record them. With rorqual serve, set record_kept=true for allowed tokens.",
                     )
         return rows
 

@@ -21,7 +21,7 @@ from rorqual.train.sources.base import Materials, Source, SourceConfig, Step
 
 PROBE = 64
 DRY = 10_000
-"""Largest number of consecutive problems that do not fit a row. After this many, the source raises an error."""
+"""Number of consecutive problems longer than a row after which the source raises an error."""
 
 
 class WorkedConfig(SourceConfig):

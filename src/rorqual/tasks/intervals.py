@@ -21,7 +21,7 @@ _SET = re.compile(r"\\\{\s*[a-z]\s*(?:\\in[^:|]{0,40})?(?::|\||\\mid)\s*(.{1,200
 
 
 def inequality(text: str) -> str | None:
-    """Return the plain inequality at the end of `text` (`x > 3`, `-1 < x ≤ 5`, `from -1 to 5, inclusive`), or None."""
+    """Return the inequality at the end of plain `text` (`x > 3`, `-1 < x ≤ 5`, `from -1 to 5, inclusive`), or None."""
     if match := _INCLUSIVE.search(text[-100:].rstrip(". ")):
         return f"{match[1]} <= x <= {match[2]}"
     if match := _THAN.search(text[-100:].rstrip(". ")):

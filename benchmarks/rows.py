@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rorqual.ops.layout import laid_out, times
+from rorqual.ops.layout import prepack, times
 from rorqual.ops.rows import cancelling
 
 COUNTS = (
@@ -69,7 +69,7 @@ def main() -> None:
         for width in (16, 32, 64, 96, 128, 256, 512, 576, 1024, 1536):
             for out in (48, 64, 192, 576, 1536):
                 x, weight = cancelling(max(COUNTS), out, width, dtype)
-                opaque = laid_out(weight)
+                opaque = prepack(weight)
                 kinds: dict[str, Callable[[Tensor], Tensor]] = {
                     "as it lies": lambda rows, w=weight: F.linear(rows, w),
                     "laid out": lambda rows, o=opaque: times(rows, o),

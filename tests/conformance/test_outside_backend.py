@@ -281,7 +281,7 @@ def test_the_packages_own_refuse_nothing_and_say_what_they_promise() -> None:
 # ---- what would go wrong without a word
 
 
-@pytest.mark.parametrize("method", ["plan", "shape", "as_blocks", "lay_out", "read", "fill", "write"])
+@pytest.mark.parametrize("method", ["plan", "shape", "as_blocks", "prepack_blocks", "read", "fill", "write"])
 def test_a_layout_of_which_one_method_is_left_as_it_was_is_refused(method: str) -> None:
     assert fault_of(Permuted()) is None
     half = type("Half", (Permuted,), {method: getattr(PagedAttention, method)})
@@ -309,10 +309,10 @@ def test_a_numbering_that_moves_block_0_or_the_slot_of_nobody_is_refused() -> No
         assert fault_of(Nearsighted()) is not None, dropped
 
     class NoGradient(Permuted):
-        def lay_out(self, blocks: Tensor) -> Tensor:
-            return super().lay_out(blocks.detach())
+        def prepack_blocks(self, blocks: Tensor) -> Tensor:
+            return super().prepack_blocks(blocks.detach())
 
-    assert fault_of(NoGradient()) == "`lay_out` passes no gradient"
+    assert fault_of(NoGradient()) == "`prepack_blocks` passes no gradient"
 
 
 MINE = """

@@ -182,7 +182,7 @@ def test_a_block_is_filled_with_what_was_read(attention: PagedAttention) -> None
         attention.fill(pool, others, contents)
         assert torch.equal(attention.read(pool, others), contents)
         assert torch.equal(attention.read(pool, blocks.flip(0)), contents.flip(0))
-    pool = attention.lay_out(attention.read(world.k, blocks))
+    pool = attention.prepack_blocks(attention.read(world.k, blocks))
     for place in range(3):
         assert torch.equal(
             attention.read(pool, torch.tensor([place])), attention.read(world.k, blocks[place : place + 1])
@@ -200,7 +200,7 @@ def test_with_gradients_the_bits_are_the_same(attention: PagedAttention) -> None
     metadata = AttentionMetadata(loc, lens, table, slots)
     k, v = (torch.randn(int(first[-1]), HEADS, BLOCK, WIDTH, generator=generator, requires_grad=True) for _ in "kv")
     q = torch.randn(int(lens.sum()), HEADS, REPEAT, WIDTH, generator=generator, requires_grad=True)
-    pools = attention.lay_out(k), attention.lay_out(v)
+    pools = attention.prepack_blocks(k), attention.prepack_blocks(v)
     whole = attention.attend(q, *pools, attention.plan(metadata, CPU), 0.4, WIDTH)
     with torch.no_grad():
         parts = attention.attend(q, *pools, attention.plan(metadata, CPU), 0.4, WIDTH)

@@ -52,7 +52,7 @@ class Permuted(PagedAttention):
     def as_blocks(self, pool: Tensor) -> Tensor:
         return pool.transpose(1, 2)
 
-    def lay_out(self, blocks: Tensor) -> Tensor:
+    def prepack_blocks(self, blocks: Tensor) -> Tensor:
         pool = blocks.new_zeros(self.shape(*blocks.shape))
         pool[swapped(np.arange(len(blocks)))] = blocks.transpose(1, 2)
         return pool

@@ -183,14 +183,14 @@ def test_fp8_weights_are_dequantised_on_their_way(tmp_path: Path, dtype: str) ->
     state = model.state_dict()
     kept, wide = {}, {}
     for entry in deepseek_v3.name_map(config).entries:
-        ours = state[entry.ours]
-        if ours.dim() == 1 or entry.ours.endswith(("ffn.router.gate", "embed_tokens.weight", "lm_head.weight")):
-            kept[entry.ours] = wide[entry.ours] = ours
+        ours = state[entry.internal]
+        if ours.dim() == 1 or entry.internal.endswith(("ffn.router.gate", "embed_tokens.weight", "lm_head.weight")):
+            kept[entry.internal] = wide[entry.internal] = ours
             continue
-        pieces = [quantize_blocks(entry.piece(ours, index)) for index in range(len(entry.theirs))]
-        kept[entry.ours] = entry.join([values for values, _ in pieces])
-        kept[entry.scales().ours] = entry.scales().join([scales for _, scales in pieces])
-        wide[entry.ours] = entry.join([dequantize_blocks(*piece) for piece in pieces])
+        pieces = [quantize_blocks(entry.piece(ours, index)) for index in range(len(entry.published))]
+        kept[entry.internal] = entry.join([values for values, _ in pieces])
+        kept[entry.scales().internal] = entry.scales().join([scales for _, scales in pieces])
+        wide[entry.internal] = entry.join([dequantize_blocks(*piece) for piece in pieces])
     for name, tensors in (("fp8", kept), ("wide", wide)):
         run = write_run(tmp_path / name, model, stored=tensors)
         export_gguf(run, tmp_path / f"{name}.gguf", dtype=dtype, progress=silent)

@@ -18,7 +18,7 @@ from rorqual.core.records import Message
 from rorqual.data.chat import KINDS, DeepSeekChat, chat_format
 from rorqual.data.chat.deepseek import DeepSeekR1Chat
 from rorqual.data.distilled import SCHEMA, Distilled, read_distilled, write_distilled
-from rorqual.data.pack import Batch, Sample, lay_out, pack
+from rorqual.data.pack import Batch, Sample, pack, pack_rows
 from rorqual.data.render import render_samples
 from rorqual.data.source.conversations import read_conversations
 from rorqual.data.source.text import read_text
@@ -221,10 +221,10 @@ def test_a_finished_epoch_is_counted_in_whole_steps() -> None:
 
 
 def test_one_sample_twice_in_a_batch_lies_in_each_of_its_places() -> None:
-    """Two epochs may meet in a batch; `lay_out` knows samples by their number."""
+    """Two epochs may meet in a batch; `pack_rows` knows samples by their number."""
     stream = ConversationStream([Sample([7, 8, 9], [True] * 3)], 4, 3, 0)
     assert stream.batch(0).tokens.tolist() == [[7, 8, 9]] * 4 == stream.batch(5).tokens.tolist()
-    packed = lay_out([Sample([1, 2], [True] * 2), Sample([3, 4, 5], [True] * 3)], [[1], [0]], 4)
+    packed = pack_rows([Sample([1, 2], [True] * 2), Sample([3, 4, 5], [True] * 3)], [[1], [0]], 4)
     assert packed.places == [(1, 0, 2), (0, 0, 3)]
 
 
@@ -300,6 +300,6 @@ def test_every_format_by_its_name_and_none_is_no_chat() -> None:
     assert chat_format(ours).name == "deepseek"
     none = chat_format(ours, "none")
     assert (none.stop_ids, none.pad, none.thinks, none.bos) == ((ours.eos,), ours.eos, False, None)
-    assert none.choice("on") == [] and none.n_thought([ours.end_think, 9]) == 0 and not none.takes_tools
-    assert none.kept(Message("assistant", " a ", "b")) == Message("assistant", " a ")
+    assert none.thinking_suffix("on") == [] and none.n_thought([ours.end_think, 9]) == 0 and not none.takes_tools
+    assert none.normalized(Message("assistant", " a ", "b")) == Message("assistant", " a ")
     assert none.parse([*ours.encode("a</think>b"), ours.eos, 40]) == Message("assistant", "a</think>b")

@@ -14,7 +14,7 @@ from rorqual.core.errors import DataError
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.grammar import compiler as room
 from rorqual.engine.grammar.compiler import Grammars
-from rorqual.engine.grammar.queue import Build, Turns
+from rorqual.engine.grammar.queue import CompileQueue, CompileTask
 from rorqual.engine.request import Grammar
 
 SECONDS = 60.0
@@ -24,10 +24,10 @@ class Desk:
     """One thread, held up until it may go; `ran`: what it ran, in order."""
 
     def __init__(self) -> None:
-        self.turns: Turns[str] = Turns(1, "test")
+        self.turns: CompileQueue[str] = CompileQueue(1, "test")
         self.ran: list[str] = []
         self.go, self.held = threading.Event(), threading.Event()
-        self.first = Build(self._hold)
+        self.first = CompileTask(self._hold)
         self.turns.add("first", self.first)
         assert self.held.wait(SECONDS)
 
@@ -36,14 +36,14 @@ class Desk:
         assert self.go.wait(SECONDS)
         return "first"
 
-    def build(self, name: str) -> Build[str]:
+    def build(self, name: str) -> CompileTask[str]:
         def work() -> str:
             self.ran.append(name)
             return name
 
-        return Build(work)
+        return CompileTask(work)
 
-    def add(self, tenant: str, name: str) -> Build[str]:
+    def add(self, tenant: str, name: str) -> CompileTask[str]:
         build = self.build(name)
         self.turns.add(tenant, build)
         return build
@@ -106,7 +106,7 @@ def test_an_error_is_told_to_whoever_waits_and_the_next_runs(desk: Desk) -> None
     def fails() -> str:
         raise DataError("no")
 
-    poison = Build(fails)
+    poison = CompileTask(fails)
     desk.turns.add("a", poison)
     twin = desk.add("a", "twin")
     desk.go.set()

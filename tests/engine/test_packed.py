@@ -17,7 +17,7 @@ from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.ops.backends import TORCH, TORCH_INVARIANT
 from rorqual.ops.backends.base import PreparedExperts
-from rorqual.ops.layout import laid_out
+from rorqual.ops.layout import prepack
 
 STEPS = TORCH.fit(nn.Linear(1, 1), cache_shapes=(), threads=1).backend
 MLA = MLAConfig(
@@ -100,9 +100,9 @@ def test_a_model_that_is_taken_apart_leaves_nothing_behind(monkeypatch: pytest.M
 
     def counted(weight: Tensor) -> Tensor:
         alive.append((sum(ref() is not None for ref in first), sum(ref() is not None for ref in second)))
-        return laid_out(weight)
+        return prepack(weight)
 
-    monkeypatch.setattr("rorqual.ops.backends.packed.laid_out", counted)
+    monkeypatch.setattr("rorqual.ops.backends.packed.prepack", counted)
     other = TORCH.prepare(model, take=True)
     assert all(one == 0 for one, other in alive if other < len(second)), "the first layer went before the second"
     assert alive[-1] == (0, 0), "both went before the head's"

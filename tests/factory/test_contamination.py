@@ -89,7 +89,7 @@ def test_words_in_a_row_wherever_they_stand() -> None:
     assert meeting is not None and meeting.where == "eval:1" and meeting.how == " ".join(inside).lower()
     assert found.holds(" ".join(inside[:12])) is None
     assert found.holds(" ".join([*inside[:6], "other", *inside[6:12]])) is None
-    assert found.meets(STORY) and found.meets(STORY + "?")
+    assert found.match_problem(STORY) and found.match_problem(STORY + "?")
 
 
 def test_an_instruction_that_many_items_share_gives_nothing_away() -> None:
@@ -98,9 +98,9 @@ def test_an_instruction_that_many_items_share_gives_nothing_away() -> None:
 
     few = Evaluations([EvalItem(about(i), f"e:{i}") for i in range(COMMON)], 13)
     many = Evaluations([EvalItem(about(i), f"e:{i}") for i in range(COMMON + 1)], 13)
-    assert few.meets(about(77)) and not many.meets(about(77)) and many.meets(about(3))
+    assert few.match_problem(about(77)) and not many.match_problem(about(77)) and many.match_problem(about(3))
     few.leave_out_common(about(i) for i in range(100, 100 + COMMON + 1))
-    assert not few.meets(about(77)) and few.meets(about(3))
+    assert not few.match_problem(about(77)) and few.match_problem(about(3))
 
 
 @given(st.lists(st.sampled_from("abcde"), min_size=2, max_size=30), st.lists(st.sampled_from("abcde"), max_size=30))

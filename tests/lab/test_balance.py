@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
-from rorqual.data.pack import Sample, lay_out, pack
+from rorqual.data.pack import Sample, pack, pack_rows
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.lab.balance import BalanceExperiment, BalanceWorked, Balancing, read
 from rorqual.lab.balance_data import ORDER, SAMPLE, endless_text, entropy, text_blocks, worked_blocks
@@ -78,7 +78,7 @@ def test_the_auxiliary_loss_is_that_of_the_papers() -> None:
                 affinity[expert] += score / sum(scores)
     slow = 16 * sum(f / tokens * p / tokens for f, p in zip(chosen, affinity))
     assert slow > 1.05, "a router with preferences costs more than an even one"
-    for batch in (packed(), TrainBatch.from_packed(lay_out(documents(), [[i] for i in range(4)], 40).batch)):
+    for batch in (packed(), TrainBatch.from_packed(pack_rows(documents(), [[i] for i in range(4)], 40).batch)):
         term = AuxBalance().term(net, batch, net(batch.tokens, batch.positions, segments=batch.segments))
         assert float(term.sum.detach()) / AuxBalance().weight(batch) == pytest.approx(slow, rel=1e-5)
 

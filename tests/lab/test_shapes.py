@@ -105,7 +105,7 @@ def test_mtp_is_dropped_for_the_loss() -> None:
 
 
 def test_the_dense_rival_is_dense() -> None:
-    assert [half.rival for half in MoEVsDense.halves] == [DENSE_FLOPS, DENSE_CLOCK]
+    assert [half.rival for half in MoEVsDense.parts] == [DENSE_FLOPS, DENSE_CLOCK]
     assert all(stage.ffn.kind == "dense" for stage in ARMS[DENSE_FLOPS].model().stages)
 
 
@@ -172,8 +172,8 @@ def test_end_to_end(out: Path, experiment: ShapeExperiment) -> None:
     finding = Finding.load(out / f"{experiment.name}.json")
     assert finding.seeds == (3, 4) and all(len(c.by_seed) == 2 for c in finding.contrasts)
     assert set(finding.costs) == {f"{arm}{job}" for arm in experiment.arms for job in ("", "-loss", "-on")}
-    assert len(finding.words) >= len(experiment.halves)
-    for half, words in zip(experiment.halves, finding.words, strict=False):
+    assert len(finding.words) >= len(experiment.parts)
+    for half, words in zip(experiment.parts, finding.words, strict=False):
         again = judge(half, {seed: out / f"seed-{seed}" for seed in finding.seeds})
         assert f"{again.loss.a:.4f}" in words and f"{again.loss.b:.4f}" in words
     [kept] = finding.verdicts

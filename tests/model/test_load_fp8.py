@@ -104,8 +104,8 @@ def test_pieces_in_their_order_are_the_bytes_of_the_whole(published: dict[str, T
     """What streams: theirs written one after another in `order` are ours; `piece` is theirs, by a view of ours."""
     ours = NAMES.from_hf(published)
     for entry in NAMES.scaled(published).entries:
-        whole = ours[entry.ours]
-        parts = [published[name] for name in entry.theirs]
+        whole = ours[entry.internal]
+        parts = [published[name] for name in entry.published]
         raw = b"".join(parts[index].contiguous().view(torch.uint8).numpy().tobytes() for index in entry.order())
         assert raw == whole.contiguous().view(torch.uint8).numpy().tobytes()
         assert entry.shape([tuple(part.shape) for part in parts]) == tuple(whole.shape)

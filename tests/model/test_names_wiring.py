@@ -44,7 +44,7 @@ def test_published_tensors_that_are_made_of_one_of_ours_or_copied_have_memory_of
     config = deepseek(tied=tied)
     names, state = family_for(config).name_map(config), build(config, seed=0).state_dict()
     hub = names.to_hf(state)
-    made = [name for entry in names.entries if entry.kind != "alone" for name in entry.theirs] + list(names.copies)
+    made = [name for entry in names.entries if entry.kind != "alone" for name in entry.published] + list(names.copies)
     assert len(made) == 3 * 4 * 3 + 2 * 2 + tied
     places = {tensor.untyped_storage().data_ptr() for tensor in hub.values()}
     assert len(places) == len(hub)
@@ -72,8 +72,8 @@ def test_the_names_of_a_family_are_every_tensor_of_the_model_once(name: str, tie
     stage = Stage(layers=2, attention=OTHERS[name][0], ffn=OTHERS[name][1])
     config = ModelConfig(vocab_size=40, hidden_size=16, stages=(stage,), tie_word_embeddings=tied)
     names = family_for(config).name_map(config)
-    assert sorted(entry.ours for entry in names.entries) == sorted(build(config, seed=0).state_dict())
-    theirs = [part for entry in names.entries for part in entry.theirs]
+    assert sorted(entry.internal for entry in names.entries) == sorted(build(config, seed=0).state_dict())
+    theirs = [part for entry in names.entries for part in entry.published]
     assert len(set(theirs)) == len(theirs) and names.copies.keys() == ({"lm_head.weight"} if tied else set())
 
 

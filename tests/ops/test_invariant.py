@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rorqual.ops import moe, norm
 from rorqual.ops.invariant import LANES, experts, rms_norm, sigmoid, silu
-from rorqual.ops.layout import laid_out
+from rorqual.ops.layout import prepack
 from rorqual.ops.losses import token_logprobs
 from rorqual.ops.moe import Routing
 
@@ -105,7 +105,7 @@ def test_a_tokens_experts_are_its_own(packed: bool, d: int, i: int, k: int, dtyp
         reference = moe.experts(x.float(), routing, gate_up.float(), down.float())
         if packed:
             stacked = whole
-            gate_up, down = ([laid_out(matrix) for matrix in stack] for stack in (gate_up, down))
+            gate_up, down = ([prepack(matrix) for matrix in stack] for stack in (gate_up, down))
             whole = experts(x, routing, gate_up, down)
             assert dtype == "fp32" or torch.equal(whole, stacked), (
                 "docs/explanation/engine.md says that in bf16 packing changes no bit"

@@ -19,7 +19,7 @@ from rorqual.ops import grouped, invariant
 from rorqual.ops.backends import REFERENCE, TORCH, TORCH_INVARIANT, Backend, TorchInvariant, backend
 from rorqual.ops.backends.torch import Torch
 from rorqual.ops.devices import check_device
-from rorqual.ops.layout import laid_out, plain, times
+from rorqual.ops.layout import plain, prepack, times
 from rorqual.ops.losses import keep_only, reverse_kl, token_logprobs
 from rorqual.ops.moe import Routing, affinity, route, sequence_balance
 from rorqual.ops.paged import BLOCK, attend, tiles_of
@@ -176,7 +176,7 @@ def test_experts_laid_out_each_by_itself_give_the_same(tokens: int) -> None:
     x, routing = normal(tokens, 32), routing_of(tokens, 6, 2, 6)
     with torch.no_grad():
         for ops in (TORCH_INVARIANT, STEPS):
-            found = ops.experts(x, routing, [laid_out(w) for w in gate_up], [laid_out(w) for w in down])
+            found = ops.experts(x, routing, [prepack(w) for w in gate_up], [prepack(w) for w in down])
             assert relative(found, slow_experts(x, routing, gate_up, down)) < 1e-5
 
 
@@ -296,7 +296,7 @@ def test_log_probabilities_and_the_estimate_of_the_divergence() -> None:
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_weight_laid_out_is_the_weight(bias: bool) -> None:
     weight, x, added = normal(24, 40), normal(2, 7, 40, seed=1), normal(24, seed=2)
-    opaque = laid_out(weight)
+    opaque = prepack(weight)
     assert torch.equal(plain(opaque), weight)
     expected = x.double() @ weight.double().T + (added.double() if bias else 0)
     assert relative(times(x, opaque, added if bias else None), expected) < 1e-6

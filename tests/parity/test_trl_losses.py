@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rorqual.data.pack import Sample, lay_out, pack
+from rorqual.data.pack import Sample, pack, prepack_blocks
 from rorqual.model import Decoder
 from rorqual.model.decoder import Output
 from rorqual.recipes.models import v3_like
@@ -53,12 +53,14 @@ def speller() -> Decoder:
     return model
 
 
-def laid_out(answers: list[int], layout: str) -> tuple[TrainBatch, Tensor, list[tuple[int, int, int]]]:
+def arranged(answers: list[int], layout: str) -> tuple[TrainBatch, Tensor, list[tuple[int, int, int]]]:
     """The batch of these answers behind prompts of one token, its logits, and where each answer's predictions lie."""
     numbers = {name: torch.tensor(value) for name, value in GOLDEN["numbers"].items()}
     lengths = [GOLDEN["lengths"][i] for i in answers]
     samples = [Sample([0, *numbers["targets"][i, :n].tolist()], [False] + [True] * n) for i, n in zip(answers, lengths)]
-    packed = pack(samples, 16) if layout == "packed" else lay_out(samples, [[i] for i in range(len(samples))], 16)
+    packed = (
+        pack(samples, 16) if layout == "packed" else prepack_blocks(samples, [[i] for i in range(len(samples))], 16)
+    )
     batch = TrainBatch.from_packed(packed.batch)
     shape = batch.tokens.shape
     fields = {name: torch.zeros(shape) for name in ("advantages", "lengths")}
@@ -82,7 +84,7 @@ def test_loss_and_gradient(name: str, layout: str) -> None:
     case = GOLDEN["cases"][name]
     cut_off = case["settings"].get("truncated", [])
     answers = [i for i in range(len(GOLDEN["lengths"])) if i not in cut_off]
-    batch, logits, places = laid_out(answers, layout)
+    batch, logits, places = arranged(answers, layout)
     objective = GRPO(**OURS[name])
     loss = objective.term(speller(), batch, Output(logits, ())).sum / objective.weight(batch)
     assert float(loss.detach()) == pytest.approx(case["loss"], abs=1e-6)

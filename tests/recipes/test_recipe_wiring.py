@@ -19,7 +19,7 @@ from rorqual.recipes import make_run
 from rorqual.recipes.quickstart import QuickstartPaths
 from rorqual.recipes.quickstart.stages import describe, routed
 from rorqual.recipes.quickstart.summary import TRAININGS, model_facts, tells, trained_cost
-from rorqual.recipes.start import beginning, supervised
+from rorqual.recipes.start import start_settings, supervised
 from rorqual.train.loop import fit
 from rorqual.train.objectives import MultiToken, NextToken, SequenceBalance
 from rorqual.train.run import FLOAT32, Run
@@ -100,10 +100,10 @@ def test_a_fresh_run_speaks_what_its_tokenizer_has_marks_for(tmp_path: Path) -> 
     ours.renamed(names).save(tmp_path / "chatml.json")
     for file, chat in (("ours", "deepseek"), ("chatml", "chatml-plain")):
         path = str(tmp_path / f"{file}.json")
-        begin, model, found = beginning("", path, "tiny", 40)
+        begin, model, found = start_settings("", path, "tiny", 40)
         assert (begin.tokenizer, model.vocab_size, model.max_position_embeddings, found) == (path, 266, 40, chat)
         assert make_run("sft", LITTLE | {"tokenizer": path}).chat == chat
-    assert beginning("", "bpe:270", "tiny", 40)[1].vocab_size == 270
+    assert start_settings("", "bpe:270", "tiny", 40)[1].vocab_size == 270
 
 
 def test_what_supervised_recipes_train(start: Path) -> None:

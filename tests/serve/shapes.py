@@ -14,7 +14,7 @@ from rorqual.serve.routes.chat import ChatShape
 from rorqual.serve.routes.completions import TextShape
 from rorqual.serve.schemas import ChatRequest, TextRequest, read
 from rorqual.serve.service import Service
-from rorqual.serve.wire import Placed, Ready
+from rorqual.serve.wire import EngineArguments, Ready
 
 MAX_LEN = 1000
 CHAT = chat_format(Tokenizer.byte_level())
@@ -23,7 +23,7 @@ HELLO = {"role": "user", "content": "hello"}
 
 def service_of(chat: ChatFormat = CHAT, max_len: int = MAX_LEN, **fields: Any) -> Service:
     """A service whose engine has said that it is ready."""
-    bridge = Bridge(Placed("nowhere"))
+    bridge = Bridge(EngineArguments("nowhere"))
     bridge.info = Ready(max_len, chat.tokenizer.vocab_size)
     return Service("m", 0, chat, bridge, Keys(Path("none"), {}), 2**20, **fields)
 

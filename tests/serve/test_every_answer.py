@@ -25,7 +25,7 @@ from rorqual.serve.keys import Keys
 from rorqual.serve.metrics import Metrics, Now
 from rorqual.serve.replies import Reply
 from rorqual.serve.service import Service
-from rorqual.serve.wire import EngineRequest, Placed, Ready, SampledToken, Score, line, pack
+from rorqual.serve.wire import EngineArguments, EngineRequest, Ready, SampledToken, Score, line, pack
 
 ONE, THREE = pack(EngineRequest((5,))), pack(EngineRequest((5, 6, 7)))
 TEXT, TALK = "/v1/completions", "/v1/chat/completions"
@@ -62,7 +62,7 @@ async def says(bridge: Bridge, *messages: bytes) -> None:
 
 
 def alive(**fields: Any) -> Bridge:
-    bridge = Bridge(Placed("nowhere"), **fields)
+    bridge = Bridge(EngineArguments("nowhere"), **fields)
     bridge._ready(Ready(MAX_LEN, 264))
     return bridge
 
@@ -108,7 +108,9 @@ def test_what_the_engine_says_of_one_request_is_not_heard_by_another() -> None:
         assert [[choice.content for choice in reply.choices] for reply in (one, other)] == [["c", "e", "b"], ["d", "a"]]
         owners = [[choice.scores[0][0] for choice in reply.choices] for reply in (one, other)]
         assert owners == [[-0.5, -1.5, -1.5], [-2.5, -3.5]]
-        logprobs = [[(one.logprob, [*map(tuple, one.top)]) for one in choice.told] for choice in one.choices]
+        logprobs = [
+            [(one.logprob, [*map(tuple, one.top)]) for one in choice.pending_logprobs] for choice in one.choices
+        ]
         assert logprobs == [[(-2.0, [(2, -0.25)])], [(-4.0, [(4, -0.25)])], [(-1.0, [(1, -0.25)])]]
         assert bridge.stats == {"slots": 4}
         usage = one.usage()

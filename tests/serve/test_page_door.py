@@ -19,7 +19,7 @@ from rorqual.serve.bridge import Bridge
 from rorqual.serve.keys import Keys
 from rorqual.serve.service import Service
 from rorqual.serve.ui import LIFETIME, MOST_LOGINS, Page, Sessions
-from rorqual.serve.wire import Placed
+from rorqual.serve.wire import EngineArguments
 
 HTML = {"accept": "text/html,*/*;q=0.8"}
 BASE = "http://127.0.0.1:8000"
@@ -35,7 +35,7 @@ def page_of(folder: Path, wanted: bool | None = None) -> tuple[Page, str]:
     assert key is not None
     service = Service(
         name=SECRET_NAME, created=0, chat=chat_format(Tokenizer.byte_level(), "deepseek"),
-        bridge=Bridge(Placed(run="nowhere")), keys=keys, max_body=2**16,
+        bridge=Bridge(EngineArguments(run="nowhere")), keys=keys, max_body=2**16,
     )  # fmt: skip
     return Page(create_app(service), service, wanted), key
 

@@ -25,7 +25,7 @@ from rorqual.serve.keys import Keys
 from rorqual.serve.metrics import Metrics
 from rorqual.serve.replies import Choice, Reply
 from rorqual.serve.service import Service
-from rorqual.serve.wire import EngineRequest, Placed, SampledToken, ask_of, pack, submit
+from rorqual.serve.wire import EngineArguments, EngineRequest, SampledToken, ask_of, pack, submit
 
 CHAT = chat_format(Tokenizer.byte_level())
 ASK = EngineRequest((0, 3, 4), SamplingParams(max_tokens=9))
@@ -89,7 +89,7 @@ def test_a_cancellation_that_comes_together_with_a_token_is_not_lost() -> None:
 
 def test_more_requests_than_the_queue_takes_are_refused_until_one_has_left() -> None:
     async def taken() -> None:
-        bridge = Bridge(Placed("nowhere"), queue=1)
+        bridge = Bridge(EngineArguments("nowhere"), queue=1)
         with bridge.job([PACKED], "a"):
             with pytest.raises(ApiError) as caught, bridge.job([PACKED], "a"):
                 pass
@@ -106,7 +106,7 @@ def test_more_requests_than_the_queue_takes_are_refused_until_one_has_left() -> 
 
 def test_a_tenant_that_floods_leaves_each_other_its_share() -> None:
     async def taken() -> list[str]:
-        bridge, found = Bridge(Placed("nowhere"), queue=6, tenants=3), []
+        bridge, found = Bridge(EngineArguments("nowhere"), queue=6, tenants=3), []
         with ExitStack() as held:
             for tenant in [*["flood"] * 7, *["a"] * 3, *["b"] * 3]:  # alone, it may have every place
                 try:
@@ -123,7 +123,7 @@ def test_a_tenant_that_floods_leaves_each_other_its_share() -> None:
 
 def test_a_request_on_its_way_has_a_place() -> None:
     async def taken() -> None:
-        bridge = Bridge(Placed("nowhere"), queue=2)
+        bridge = Bridge(EngineArguments("nowhere"), queue=2)
         with bridge.place("a"), bridge.job([PACKED], "a"), pytest.raises(ApiError), bridge.job([PACKED], "a"):
             pass
         with bridge.job([PACKED], "a"), bridge.job([PACKED], "a"):
@@ -134,7 +134,7 @@ def test_a_request_on_its_way_has_a_place() -> None:
 
 def test_long_texts_are_cut_beside_the_loop_and_none_for_who_has_left() -> None:
     """One after another for each tenant, and no tenant behind another."""
-    service = Service("m", 0, CHAT, Bridge(Placed("nowhere")), Keys(Path("none"), {}), 1)
+    service = Service("m", 0, CHAT, Bridge(EngineArguments("nowhere")), Keys(Path("none"), {}), 1)
     began, go = threading.Event(), threading.Event()
     done: list[str] = []
 
@@ -149,11 +149,11 @@ def test_long_texts_are_cut_beside_the_loop_and_none_for_who_has_left() -> None:
         return work
 
     async def told() -> None:
-        first = asyncio.ensure_future(service.beside("a", cut("first", wait=True)))
-        gone = asyncio.ensure_future(service.beside("a", cut("gone")))
-        last = asyncio.ensure_future(service.beside("a", cut("last")))
+        first = asyncio.ensure_future(service.run_in_thread("a", cut("first", wait=True)))
+        gone = asyncio.ensure_future(service.run_in_thread("a", cut("gone")))
+        last = asyncio.ensure_future(service.run_in_thread("a", cut("last")))
         await asyncio.to_thread(began.wait, 60)
-        assert await service.beside("b", cut("other")) == "other", "and the loop goes on meanwhile"
+        assert await service.run_in_thread("b", cut("other")) == "other", "and the loop goes on meanwhile"
         gone.cancel()
         await asyncio.sleep(0)
         go.set()
@@ -182,7 +182,7 @@ def test_a_request_crosses_the_pipe_and_reaches_the_engine_as_it_was(ask: Engine
 
 def test_several_prompts_are_one_request_whose_samples_are_counted_through() -> None:
     async def told() -> tuple[Reply, int]:
-        bridge = Bridge(Placed("nowhere"))
+        bridge = Bridge(EngineArguments("nowhere"))
         with bridge.job([replace(PACKED, n=2), PACKED], "a") as job:
             reply = reply_to(job)
             first, second = job.numbers
@@ -201,7 +201,7 @@ def test_several_prompts_are_one_request_whose_samples_are_counted_through() -> 
 
 def test_what_was_drawn_and_not_read_is_billed() -> None:
     async def told() -> Reply:
-        bridge = Bridge(Placed("nowhere"))
+        bridge = Bridge(EngineArguments("nowhere"))
         with bridge.job([replace(PACKED, n=2)], "a", streamed=True) as job:
             reply = reply_to(job)
             [letter] = CHAT.tokenizer.encode("a")
@@ -221,7 +221,7 @@ def test_a_stream_whose_tokens_nobody_takes_ends(streamed: bool, top: int) -> No
     """A whole answer takes its tokens as they come, whether its client reads or not."""
 
     async def told() -> tuple[int, bool, int]:
-        bridge = Bridge(Placed("nowhere"))
+        bridge = Bridge(EngineArguments("nowhere"))
         with bridge.job([PACKED], "a", streamed=streamed) as job:
             most = BEHIND // (1 + top)
             for _ in range(2 * most):
@@ -265,7 +265,7 @@ def test_calls_end_a_reply_at_the_first_where_one_is_allowed(one_call: bool, cal
     assert (choice.content.strip(), choice.reason) == ("so", "tool_calls")
     assert [(call.name, call.arguments) for call in choice.calls] == [("add", "{}")] * calls
     assert len({call.id for call in choice.calls}) == calls
-    assert (choice.n_drawn < len(ids)) == one_call
+    assert (choice.n_sampled < len(ids)) == one_call
 
 
 def test_log_probabilities_name_every_token_and_their_bytes_are_the_text() -> None:

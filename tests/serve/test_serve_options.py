@@ -32,7 +32,7 @@ from rorqual.serve.descriptors import AT_ONCE
 from rorqual.serve.keys import Keys
 from rorqual.serve.run import Address
 from rorqual.serve.ui import Page
-from rorqual.serve.wire import Placed
+from rorqual.serve.wire import EngineArguments
 
 TEXT = "/v1/completions"
 ORIGINS = ("https://app.example", "http://localhost:3000")
@@ -61,11 +61,11 @@ def told(run: Path, words: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[
 
 
 def of_process(name: str) -> Callable[[Page, dict[str, Any]], Any]:
-    return lambda page, _: getattr(page.service.bridge.placed, name)
+    return lambda page, _: getattr(page.service.bridge.arguments, name)
 
 
 def of_engine(name: str) -> Callable[[Page, dict[str, Any]], Any]:
-    return lambda page, _: getattr(EngineConfig(**page.service.bridge.placed.engine), name)
+    return lambda page, _: getattr(EngineConfig(**page.service.bridge.arguments.engine), name)
 
 
 def of_bridge(name: str) -> Callable[[Page, dict[str, Any]], Any]:
@@ -120,7 +120,7 @@ def test_every_option_arrives_and_so_does_every_default(
     assert (tmp_path / ("KEYS" if chosen else "config/rorqual/keys.json")).is_file()
     assert (tmp_path / "CACHE").is_dir() == (tmp_path / "WEIGHTS" / "rollout-key.json").is_file() == chosen
     assert (page.service.uploads is not None) == chosen
-    assert page.service.bridge.placed.run == str(run)
+    assert page.service.bridge.arguments.run == str(run)
     assert page.service.bridge.share == page.service.bridge.queue, "one tenant may have every place"
     lobby = settings["http"].keywords["lobby"]
     assert settings["backlog"] <= AT_ONCE and lobby.most > settings["backlog"]
@@ -128,7 +128,7 @@ def test_every_option_arrives_and_so_does_every_default(
 
 def test_no_option_is_forgotten_here() -> None:
     assert set(ServeSettings.model_fields) == {"host", "port", *OPTIONS}
-    given = {field.name for kind in (Placed, Address) for field in fields(kind)} - {"run", "engine"}
+    given = {field.name for kind in (EngineArguments, Address) for field in fields(kind)} - {"run", "engine"}
     assert given | {*ENGINE} == set(ServeSettings.model_fields)
     values = [str(there) for _, _, there, _ in OPTIONS.values() if not isinstance(there, bool)]
     assert len(set(values)) == len(values), "a swap of two would not be seen"
@@ -162,7 +162,7 @@ def test_a_run_is_named_after_its_folder_and_dated_by_its_checkpoint(
 # ---- the engine's process
 
 
-def engine_of(placed: Placed) -> tuple[dict[str, Any], str]:
+def engine_of(placed: EngineArguments) -> tuple[dict[str, Any], str]:
     """The first message of an engine that gets no requests, and how many threads it used for a product."""
     code = "import sys, torch; from rorqual.serve.worker import main; main(); print(torch.get_num_threads(), file=sys.stderr)"
     done = subprocess.run(
@@ -173,12 +173,12 @@ def engine_of(placed: Placed) -> tuple[dict[str, Any], str]:
 
 
 def test_threads_and_device_are_the_engines_own(run: Path) -> None:
-    message, errors = engine_of(Placed(str(run), threads=3, engine={"max_len": 99}))
+    message, errors = engine_of(EngineArguments(str(run), threads=3, engine={"max_len": 99}))
     most = message.pop("weights_bytes")
     assert message == {"kind": "ready", "max_len": 99, "vocab_size": 264} and errors.split()[-1] == "3"
     size = next(run.rglob("model.safetensors")).stat().st_size
     assert size <= most <= size + 64 * 1024, "what a file of the weights may take, and little more"
-    message, _ = engine_of(Placed(str(run), device="nowhere"))
+    message, _ = engine_of(EngineArguments(str(run), device="nowhere"))
     assert message["kind"] == "fatal" and "nowhere" in message["what"]
 
 

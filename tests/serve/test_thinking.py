@@ -22,7 +22,7 @@ from rorqual.serve.routes.chat import ChatShape
 from rorqual.serve.schemas import ChatRequest, read
 from rorqual.serve.service import Service
 from rorqual.serve.ui_turn import Turn, Wanted
-from rorqual.serve.wire import Placed, Ready, SampledToken
+from rorqual.serve.wire import EngineArguments, Ready, SampledToken
 
 TOKENIZERS = Path(__file__).parents[1] / "data" / "chat" / "golden"
 FAMILIES = {
@@ -65,7 +65,7 @@ FORMATS: dict[str, ChatFormat] = {name: chat_format(tokenizer(family), name) for
 
 
 def shape_of(chat: ChatFormat, **fields: Any) -> ChatShape:
-    bridge = Bridge(Placed("nowhere"))
+    bridge = Bridge(EngineArguments("nowhere"))
     bridge.info = Ready(4096, chat.tokenizer.vocab_size)
     service = Service("plain", 0, chat, bridge, Keys(Path("none"), {}), 2**20)
     return ChatShape(service, read(ChatRequest, json.dumps(BODY | fields).encode())[0])

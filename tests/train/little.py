@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
-from rorqual.data.pack import Sample, lay_out, pack
+from rorqual.data.pack import Sample, pack, pack_rows
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.engine import Completion, Engine, Request, SamplingParams
 from rorqual.model import Decoder, ModelConfig
@@ -82,7 +82,7 @@ def packed(samples: Sequence[Sample], row: int = ROW) -> TrainBatch:
 
 def padded(samples: Sequence[Sample], row: int = ROW) -> TrainBatch:
     """One document in a row, the rest of it padding."""
-    return TrainBatch.from_packed(lay_out(samples, [[i] for i in range(len(samples))], row).batch)
+    return TrainBatch.from_packed(pack_rows(samples, [[i] for i in range(len(samples))], row).batch)
 
 
 def tokenizer() -> Tokenizer:
@@ -119,7 +119,7 @@ def rollouts(scored: list[Scored], *, pad: bool = False, row: int = ROW) -> Trai
     """The batch of these samples, packed, or one in a row."""
     samples = samples_of(scored)
     return pack_rollouts(
-        lay_out(samples, [[i] for i in range(len(samples))], row) if pad else pack(samples, row), scored
+        pack_rows(samples, [[i] for i in range(len(samples))], row) if pad else pack(samples, row), scored
     )
 
 

@@ -12,7 +12,7 @@ from little import ROW, TASK, documents, loud, packed, padded, records, sft_run,
 from rorqual.core.errors import DataError, NumericsError
 from rorqual.core.records import Message, RunDir
 from rorqual.data.chat import chat_format
-from rorqual.data.pack import Sample, lay_out, pack
+from rorqual.data.pack import Sample, pack, pack_rows
 from rorqual.model import Decoder
 from rorqual.recipes.pretrain import pretrain
 from rorqual.recipes.sft import sft
@@ -131,7 +131,7 @@ def test_the_end_of_the_turn_is_trained(think: bool) -> None:
     ids = tokenizer()
     problem = next(iter(load_task(TASK).problems("train", 0)))
     sample = worked_sample(problem, chat_format(ids, "deepseek"), think=think)
-    batch = TrainBatch.from_packed(lay_out([sample], [[0]], ROW).batch)
+    batch = TrainBatch.from_packed(pack_rows([sample], [[0]], ROW).batch)
     trained = batch.targets[0][batch.loss_mask[0] > 0].tolist()
     assert trained[-1] == ids.eos, "a model that never learns to stop"
     assert trained[0] == (ids.think if think else ids.end_think), "the choice to think is the model's own"

@@ -339,8 +339,8 @@ def test_a_teacher_reads_each_row_of_a_large_batch(top_k: int, base: Path) -> No
     teacher = OnPolicyTeacher(str(base), replace(given, threads=2), ROW, top_k)
     batch = packed(random_documents(6, count=110))
     assert len(batch.tokens) > 17
-    whole = teacher.beside(batch)
-    alone = [teacher.beside(row) for row in batch.split(len(batch.tokens))]
+    whole = teacher.add_distributions(batch)
+    alone = [teacher.add_distributions(row) for row in batch.split(len(batch.tokens))]
     assert whole.teacher_logprobs is not None and (whole.teacher_ids is not None) is (top_k > 0)
     assert torch.allclose(whole.teacher_logprobs, torch.cat([one.teacher_logprobs for one in alone]), atol=1e-4)  # type: ignore[misc]
     assert not whole.teacher_logprobs[batch.loss_mask == 0].any()

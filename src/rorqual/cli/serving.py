@@ -13,7 +13,7 @@ from rorqual.core.config import Bytes, Natural
 from rorqual.serve.cors import origins
 from rorqual.serve.keys import default_file
 from rorqual.serve.run import Address, serve
-from rorqual.serve.wire import Placed
+from rorqual.serve.wire import EngineArguments
 
 ENGINE = ("slots", "max_len", "record_kept", "cache_dir", "disk_bytes", "cache_bytes", "step_tokens", "backend")
 """Settings that are passed to the engine under the same name. A value of 0 or an empty string selects the engine's default."""
@@ -70,7 +70,7 @@ class ServeSettings(Placement):
 def start(run: Path, arguments: Sequence[str] | None) -> None:
     """Serve `run` until the process is stopped."""
     chosen = read(ServeSettings, arguments)
-    placed = Placed(
+    engine = EngineArguments(
         run=str(run),
         device=chosen.device,
         dtype=chosen.dtype,
@@ -94,4 +94,4 @@ def start(run: Path, arguments: Sequence[str] | None) -> None:
         stall=chosen.stall,
         cors=origins(chosen.cors),
     )
-    serve(placed, address)
+    serve(engine, address)

@@ -90,12 +90,12 @@ def _plan(file: GGUFFile, dequantised: torch.dtype) -> _Plan:
     joined = any(name.endswith("attn_kv_b.weight") for name in shapes)
     layout_ = layout(config, family.name_map(config), architecture, joined_kv=joined)
     check_tensors({name: shape for name, shape in shapes.items() if name != FREQS}, layout_.gguf, file.where)
-    pieces = layout_.of_theirs()
+    pieces = layout_.of_published()
     types = {}
     for entry in layout_.entries:
-        formats = {file.tensors[piece.gguf].format for name in entry.theirs for piece in pieces[name]}
-        types[entry.ours] = _type(formats, dequantised)
-    specs = tuple(Spec(name, _NAMES[kind], layout_.ours[name]) for name, kind in types.items())
+        formats = {file.tensors[piece.gguf].format for name in entry.published for piece in pieces[name]}
+        types[entry.internal] = _type(formats, dequantised)
+    specs = tuple(Spec(name, _NAMES[kind], layout_.internal[name]) for name, kind in types.items())
     return _Plan(architecture, data["model_type"], config.model_dump(mode="json"), layout_, specs, types)
 
 
@@ -132,15 +132,15 @@ class _TensorReader:
 
     def __init__(self, file: GGUFFile, plan: _Plan, progress: Progress) -> None:
         self._file, self._plan, self._progress = file, plan, progress
-        self._pieces = plan.layout.of_theirs()
-        self._entries: dict[str, NameEntry] = {entry.ours: entry for entry in plan.layout.entries}
+        self._pieces = plan.layout.of_published()
+        self._entries: dict[str, NameEntry] = {entry.internal: entry for entry in plan.layout.entries}
         self._done, self._total = 0, sum(spec.size for spec in plan.specs)
 
     def chunks(self, spec: Spec) -> Iterator[bytes]:
         """Yield the bytes of the run tensor `spec` in order."""
         entry, kind = self._entries[spec.name], self._plan.types[spec.name]
         for index in entry.order():
-            for values in self._values(entry.theirs[index]):
+            for values in self._values(entry.published[index]):
                 data = values.to(kind).contiguous().view(torch.uint8).numpy()
                 self._progress(self._done, self._total, spec.name)
                 self._done += data.nbytes

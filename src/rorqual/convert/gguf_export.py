@@ -63,26 +63,28 @@ class _Source:
         A vector is returned as one column. FP8 is dequantised to fp32.
         """
         entry, _ = self.places[published]
-        if entry.ours + SCALE in self.stored:
+        if entry.internal + SCALE in self.stored:
             begin, end = start // BLOCK * BLOCK, -(-stop // BLOCK) * BLOCK
             scales = self._slice(published, begin // BLOCK, end // BLOCK, SCALE)
-            quantised = self._slice(published, begin, min(end, self.layout.theirs[published][0]))
+            quantised = self._slice(published, begin, min(end, self.layout.published[published][0]))
             values = dequantize_blocks(quantised, scales)[start - begin : stop - begin]
         else:
             values = self._slice(published, start, stop)
         if not bool(values.isfinite().all()):
             raise CheckpointError(
-                f"tensor '{entry.ours}' holds NaN or infinity", where=self.where, remedy="Export an earlier checkpoint."
+                f"tensor '{entry.internal}' holds NaN or infinity",
+                where=self.where,
+                remedy="Export an earlier checkpoint.",
             )
         return values
 
     def _slice(self, published: str, start: int, stop: int, suffix: str = "") -> Tensor:
         """Return rows of a Hugging Face tensor as stored, or rows of its FP8 scales if `suffix` is `SCALE`."""
         entry, position = self.places[published]
-        shape = self.layout.theirs[published]
+        shape = self.layout.published[published]
         if suffix:
             shape = tuple(-(-size // BLOCK) for size in shape)
-        part = self.stored[entry.ours + suffix].part(position, len(entry.theirs), shape)
+        part = self.stored[entry.internal + suffix].part(position, len(entry.published), shape)
         size = part.size // shape[0]
         rows = replace(part, shape=(stop - start, *shape[1:]), begin=part.begin + start * size)
         data = bytearray().join(rows.chunks())
@@ -110,7 +112,7 @@ def export_gguf(run: RunDir, dst: Path, *, dtype: str, progress: Progress) -> tu
     weights = whole_weights(run)
     stored = _exported(our_tensors(weights, config), layout_, str(weights))
     places = {
-        entry.theirs[index]: (entry, position)
+        entry.published[index]: (entry, position)
         for entry in layout_.entries
         for position, index in enumerate(entry.order())
     }
@@ -145,11 +147,11 @@ def _exported(stored: Mapping[str, Stored], layout_: GGUFLayout, where: str) -> 
     """Return the run tensors to export, without prediction modules. Raises CheckpointError for a wrong name, shape or dtype."""
     tensors = {name: tensor for name, tensor in stored.items() if not name.startswith("mtp.")}
     scaled = [name for name, tensor in tensors.items() if tensor.dtype == FP8]
-    entries = {entry.ours: entry.scales() for entry in layout_.entries}
-    wanted = dict(layout_.ours)
+    entries = {entry.internal: entry.scales() for entry in layout_.entries}
+    wanted = dict(layout_.internal)
     for name in scaled:
         if name in entries:
-            shapes = [tuple(-(-n // BLOCK) for n in layout_.theirs[part]) for part in _published(layout_, name)]
+            shapes = [tuple(-(-n // BLOCK) for n in layout_.published[part]) for part in _published(layout_, name)]
             wanted[name + SCALE] = entries[name].shape(shapes)
     check_tensors({name: tensor.shape for name, tensor in tensors.items()}, wanted, where)
     unsupported = [name for name, tensor in tensors.items() if tensor.dtype not in _TYPES]
@@ -164,7 +166,7 @@ def _exported(stored: Mapping[str, Stored], layout_: GGUFLayout, where: str) -> 
 
 
 def _published(layout_: GGUFLayout, name: str) -> tuple[str, ...]:
-    return next(entry.theirs for entry in layout_.entries if entry.ours == name)
+    return next(entry.published for entry in layout_.entries if entry.internal == name)
 
 
 def _format(name: str, shape: tuple[int, ...], wanted: Format) -> Format:
@@ -225,13 +227,13 @@ def _write(
 
 def _encoded(source: _Source, piece: RowRange, format_: Format) -> Iterator[Bytes]:
     """Yield the encoded bytes of a range of rows in slices."""
-    columns = int(np.prod(source.layout.theirs[piece.theirs][1:], dtype=np.int64))
+    columns = int(np.prod(source.layout.published[piece.published][1:], dtype=np.int64))
     for begin, end in piece.steps(max(CHUNK // (4 * columns), 1)):
-        values = piece.to_gguf(source.rows(piece.theirs, piece.start + begin, piece.start + end))
+        values = piece.to_gguf(source.rows(piece.published, piece.start + begin, piece.start + end))
         limit = _LARGEST.get(format_.name)
         if limit is not None and float(values.abs().max()) > limit:
             raise CheckpointError(
-                f"tensor '{piece.theirs}' has a value of {float(values.abs().max()):.3g}, "
+                f"tensor '{piece.published}' has a value of {float(values.abs().max()):.3g}, "
                 f"more than {format_.name} can represent",
                 where=source.where,
                 remedy="Export the run with dtype=bfloat16 or dtype=float32.",

@@ -66,12 +66,12 @@ _EXPERT_NAME = re.compile(r"mlp\.experts\.(\d+)\.(gate|up|down)_proj\.weight")
 class RowRange:
     """A mapping between a range of rows of a Hugging Face tensor and a range of rows of a GGUF tensor.
 
-    Rows `start` to `start + rows - 1` of the Hugging Face tensor `theirs` correspond to `gguf_rows` rows of the tensor `gguf`,
+    Rows `start` to `start + rows - 1` of the Hugging Face tensor `published` correspond to `gguf_rows` rows of the tensor `gguf`,
     starting at row `gguf_start`. The form "permuted" interleaves the two halves of each head, which has `head` rows. The form
     "transposed" swaps rows and columns, so `gguf_rows` differs from `rows`. A vector is treated as one column.
     """
 
-    theirs: str
+    published: str
     start: int
     rows: int
     gguf: str
@@ -107,19 +107,19 @@ class RowRange:
 class GGUFLayout:
     """The tensors of a model under three naming schemes, with their shapes.
 
-    `ours` are the tensors of a run, `theirs` the Hugging Face tensors, and `gguf` the tensors of GGUF. `entries` maps `ours` to
-    `theirs`, and `pieces` maps `theirs` to `gguf`.
+    `internal` are the tensors of a run, `published` the Hugging Face tensors, and `gguf` the tensors of GGUF. `entries` maps `internal` to
+    `published`, and `pieces` maps `published` to `gguf`.
     """
 
     entries: tuple[NameEntry, ...]
-    ours: Mapping[str, Shape]
-    theirs: Mapping[str, Shape]
+    internal: Mapping[str, Shape]
+    published: Mapping[str, Shape]
     pieces: tuple[RowRange, ...]
     gguf: Mapping[str, Shape]
 
-    def of_theirs(self) -> dict[str, list[RowRange]]:
+    def of_published(self) -> dict[str, list[RowRange]]:
         """Return the row ranges of each Hugging Face tensor, in row order."""
-        return _grouped((piece.theirs, piece.start, piece) for piece in self.pieces)
+        return _grouped((piece.published, piece.start, piece) for piece in self.pieces)
 
     def of_gguf(self) -> dict[str, list[RowRange]]:
         """Return the row ranges of each GGUF tensor, in row order."""
@@ -140,8 +140,8 @@ def layout(config: ModelConfig, names: NameMap, architecture: str, *, joined_kv:
     """
     state = skeleton(config.model_copy(update={"num_nextn_predict_layers": 0})).state_dict()
     ours = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    entries = tuple(entry for entry in names.entries if entry.ours in ours)
-    theirs = {name: _published_shape(entry, ours[entry.ours]) for entry in entries for name in entry.theirs}
+    entries = tuple(entry for entry in names.entries if entry.internal in ours)
+    theirs = {name: _published_shape(entry, ours[entry.internal]) for entry in entries for name in entry.published}
     pieces: list[RowRange] = []
     for name, shape in theirs.items():
         pieces += _pieces(config, name, shape, architecture, joined_kv)
@@ -196,7 +196,7 @@ def _gguf_shapes(pieces: list[RowRange], theirs: Mapping[str, Shape]) -> dict[st
     """Return the shapes of the GGUF tensors, outermost dimension first. Stacks are [experts or heads, rows, columns]."""
     shapes: dict[str, Shape] = {}
     for piece in pieces:
-        columns = (piece.rows,) if piece.form == "transposed" else theirs[piece.theirs][1:]
+        columns = (piece.rows,) if piece.form == "transposed" else theirs[piece.published][1:]
         if re.search(r"_exps\.|attn_[kv]_b\.", piece.gguf):
             count = shapes.get(piece.gguf, (0,))[0]
             shapes[piece.gguf] = (count + 1, piece.gguf_rows, *columns)

@@ -104,7 +104,7 @@ def read_peft(src: Path, base: RunDir, out: Path) -> Path:
     settings = read_config(src)
     checkpoint, config = base.checkpoint(), read_model_config(base)
     model = skeleton(config)
-    tensors = ours_of(read_tensors(src), {t: o for o, t in published(model).items()}, str(src / WEIGHTS))
+    tensors = internal_names(read_tensors(src), {t: o for o, t in published(model).items()}, str(src / WEIGHTS))
     modules = sorted({name.rpartition(".lora_")[0] for name in tensors})
     tune = LoRA(targets=tuple(shortest(modules, [name for name, _ in linears(model)])), **settings)
     check_trained(tensors, tune.shapes(model), where=str(src / WEIGHTS))
@@ -130,9 +130,11 @@ def read_peft(src: Path, base: RunDir, out: Path) -> Path:
 
 def published(model: Decoder) -> dict[str, str]:
     """Map the name of each linear module of the main layers (without MTP) to its name in the Hugging Face model."""
-    names = {entry.ours: entry for entry in family_for(model.config).name_map(model.config).entries}
+    names = {entry.internal: entry for entry in family_for(model.config).name_map(model.config).entries}
     entries = {name: names[f"{name}.weight"] for name, _ in linears(model) if f"{name}.weight" in names}
-    return {name: entry.theirs[0].removesuffix(".weight") for name, entry in entries.items() if entry.kind == "alone"}
+    return {
+        name: entry.published[0].removesuffix(".weight") for name, entry in entries.items() if entry.kind == "alone"
+    }
 
 
 def refuse_beside_experts(model: Decoder, modules: Iterable[str], where: str) -> None:
@@ -205,7 +207,7 @@ def read_tensors(src: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"cannot read: {error}", where=str(file), remedy="Download the file again.") from None
 
 
-def ours_of(tensors: Mapping[str, Tensor], ours: Mapping[str, str], where: str) -> dict[str, Tensor]:
+def internal_names(tensors: Mapping[str, Tensor], ours: Mapping[str, str], where: str) -> dict[str, Tensor]:
     """Rename PEFT tensors to the names of a run. `ours` maps published module names to module names of the run.
 
     Raises CheckpointError that lists the tensors that adapt no linear module.

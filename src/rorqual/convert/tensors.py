@@ -98,13 +98,15 @@ def import_jobs(
     jobs: list[TensorJob] = []
     problems: list[str] = []
     for entry in names.entries:
-        parts = [tensors[name] for name in entry.theirs]
-        scales = [tensors.get(name) for name in entry.scales().theirs]
+        parts = [tensors[name] for name in entry.published]
+        scales = [tensors.get(name) for name in entry.scales().published]
         for part, scale in zip(parts, scales):
             _check_type(part, scale)
         shape = _shape(entry, parts, where)
-        if shape != wanted[entry.ours]:
-            problems.append(f"{entry.theirs[0]} {parts[0].shape} makes {entry.ours} {shape}, not {wanted[entry.ours]}")
+        if shape != wanted[entry.internal]:
+            problems.append(
+                f"{entry.published[0]} {parts[0].shape} makes {entry.internal} {shape}, not {wanted[entry.internal]}"
+            )
             continue
         jobs += _import_entry(entry, shape, dtype, parts, scales)
     if problems:
@@ -116,7 +118,7 @@ def _check_names(names: NameMap, tensors: Collection[str], where: str) -> None:
     try:
         names.check(tensors)
     except CheckpointError as error:
-        mtp = {entry.theirs[0] for entry in names.entries if entry.ours.startswith("mtp.")}
+        mtp = {entry.published[0] for entry in names.entries if entry.internal.startswith("mtp.")}
         remedy = NO_MTP if mtp and not mtp.intersection(tensors) else error.remedy
         raise CheckpointError(error.what, where=where, remedy=remedy) from None
 
@@ -151,7 +153,7 @@ def _import_entry(
     kinds = sorted({target(part.name, dtype, part.dtype) for part in parts})
     if len(kinds) > 1:
         raise CheckpointError(
-            f"{entry.theirs[0]} and the tensors it is stacked with have the types {', '.join(kinds)}, but must have one type",
+            f"{entry.published[0]} and the tensors it is stacked with have the types {', '.join(kinds)}, but must have one type",
             where=str(parts[0].file),
             remedy="Convert them to one type: dtype=bfloat16 or dtype=float32.",
         )
@@ -159,18 +161,18 @@ def _import_entry(
     ordered = [scales[index] for index in order]
     kept = [scale for scale in ordered if scale is not None and dtype == "keep"]
     if not kept:
-        yield TensorJob(Spec(entry.ours, kinds[0], shape), tuple(TensorPiece(parts[i], scales[i]) for i in order))
+        yield TensorJob(Spec(entry.internal, kinds[0], shape), tuple(TensorPiece(parts[i], scales[i]) for i in order))
         return
-    yield TensorJob(Spec(entry.ours, kinds[0], shape), tuple(TensorPiece(parts[i]) for i in order))
+    yield TensorJob(Spec(entry.internal, kinds[0], shape), tuple(TensorPiece(parts[i]) for i in order))
     scale_entry = entry.scales()
     scale_shape = scale_entry.shape([scale.shape for scale in scales if scale is not None])
     if len({scale.dtype for scale in kept}) > 1:
         raise CheckpointError(
-            f"{scale_entry.theirs[0]} and the scales it is stacked with have different types",
+            f"{scale_entry.published[0]} and the scales it is stacked with have different types",
             where=str(kept[0].file),
             remedy="Convert the weights to one type: dtype=bfloat16 or dtype=float32.",
         )
-    yield TensorJob(Spec(scale_entry.ours, kept[0].dtype, scale_shape), tuple(TensorPiece(scale) for scale in kept))
+    yield TensorJob(Spec(scale_entry.internal, kept[0].dtype, scale_shape), tuple(TensorPiece(scale) for scale in kept))
 
 
 def check_copies(names: NameMap, tensors: Mapping[str, Stored], where: str) -> list[str]:
@@ -178,7 +180,7 @@ def check_copies(names: NameMap, tensors: Mapping[str, Stored], where: str) -> l
 
     All copies are read and compared with their originals. Raises CheckpointError if a copy differs from its original.
     """
-    original = {entry.ours: entry.theirs[0] for entry in names.entries}
+    original = {entry.internal: entry.published[0] for entry in names.entries}
     present = [name for name in names.copies if name in tensors]
     for name in present:
         copy, first = tensors[name], tensors[original[names.copies[name]]]
@@ -205,7 +207,7 @@ def export_jobs(
     Raises CheckpointError for missing tensors, unexpected tensors and wrong shapes.
     """
     wanted = shapes_of(config)
-    scaled = {entry.ours: entry.scales().ours for entry in names.entries if entry.scales().ours in tensors}
+    scaled = {entry.internal: entry.scales().internal for entry in names.entries if entry.scales().internal in tensors}
     missing = [name for name in wanted if name not in tensors]
     extra = [name for name in tensors if name not in wanted and name not in scaled.values()]
     wrong = [
@@ -222,13 +224,13 @@ def export_jobs(
         )
     jobs: list[TensorJob] = []
     for entry in names.entries:
-        scale = tensors.get(scaled.get(entry.ours, ""))
+        scale = tensors.get(scaled.get(entry.internal, ""))
         for place, index in enumerate(entry.order()):
-            part = _part(tensors[entry.ours], entry, place)
+            part = _part(tensors[entry.internal], entry, place)
             part_scale = None if scale is None else _part(scale, entry, place)
             _check_type(part, part_scale)
-            jobs += _export_tensor(entry.theirs[index], part, part_scale, dtype)
-    entries = {entry.ours: entry for entry in names.entries}
+            jobs += _export_tensor(entry.published[index], part, part_scale, dtype)
+    entries = {entry.internal: entry for entry in names.entries}
     for name in copies:
         jobs += _export_tensor(name, _part(tensors[names.copies[name]], entries[names.copies[name]], 0), None, dtype)
     return jobs
@@ -241,7 +243,7 @@ def _part(stored: Stored, entry: NameEntry, place: int) -> Stored:
         shape = shape[1:]
     elif entry.kind == "pairs":
         shape = (shape[1] // 2, *shape[2:])
-    return stored.part(place, len(entry.theirs), shape)
+    return stored.part(place, len(entry.published), shape)
 
 
 def _export_tensor(name: str, part: Stored, scale: Stored | None, dtype: DType) -> Iterator[TensorJob]:

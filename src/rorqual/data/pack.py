@@ -154,10 +154,12 @@ def pack(
     if truncate:
         samples = [sample.cut(row_length) for sample in samples]
     check_lengths(samples, row_length)
-    return lay_out(samples, first_fit([len(s) for s in samples], row_length, open_rows=open_rows), row_length, pad=pad)
+    return pack_rows(
+        samples, first_fit([len(s) for s in samples], row_length, open_rows=open_rows), row_length, pad=pad
+    )
 
 
-def lay_out(samples: Sequence[Sample], rows: Sequence[Sequence[int]], row_length: int, *, pad: int = 0) -> Packed:
+def pack_rows(samples: Sequence[Sample], rows: Sequence[Sequence[int]], row_length: int, *, pad: int = 0) -> Packed:
     """Build a batch from packed rows. `rows[r]` lists the samples of row r by index; together they must fit `row_length` tokens."""
     shape = (len(rows), row_length)
     batch = Batch(

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from rorqual.core.errors import DataError
-from rorqual.data.pack import OPEN_ROWS, Batch, Ints, Sample, check_lengths, first_fit, lay_out
+from rorqual.data.pack import OPEN_ROWS, Batch, Ints, Sample, check_lengths, first_fit, pack_rows
 
 
 class Stream(ABC):
@@ -95,7 +95,7 @@ class ConversationStream(Stream):
         ):  # renumber the samples, because a batch that spans two epochs may hold a sample twice
             rows.append(list(range(len(samples), len(samples) + len(numbers))))
             samples += [self._samples[number] for number in numbers]
-        return lay_out(samples, rows, self.row_length, pad=self._pad).batch
+        return pack_rows(samples, rows, self.row_length, pad=self._pad).batch
 
 
 class TextStream(Stream):
@@ -199,4 +199,4 @@ class GeneratedStream(Stream):
             rows[row].append(len(samples))
             room[row] -= len(sample)
             samples.append(sample)
-        return lay_out(samples, rows, self.row_length, pad=self._pad).batch
+        return pack_rows(samples, rows, self.row_length, pad=self._pad).batch

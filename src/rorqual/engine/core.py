@@ -34,7 +34,7 @@ class Finished:
     stopped: bool
     """True if a stop token, a stop string or the grammar ended the sequence. False if the sequence reached its length
     limit."""
-    lost: bool = False
+    has_non_finite: bool = False
     """Whether a logit was NaN or infinite. If so, the last token is meaningless."""
 
 
@@ -109,7 +109,7 @@ class EngineCore:
             size.slots, self.kv_cache, self.runner, step_tokens=size.step_tokens, patience=size.patience
         )
         self.stop_ids = np.array(sorted(stop_ids), np.int64)
-        self.drawn: list[SampledToken] = []
+        self.sampled: list[SampledToken] = []
         """The tokens that the last step sampled."""
 
     @property
@@ -128,7 +128,7 @@ class EngineCore:
 
         If `step` raises, including KeyboardInterrupt, the step is incomplete and the caller must `reset` the core.
         """
-        self.drawn, self._weights_checked = [], False
+        self.sampled, self._weights_checked = [], False
         scheduler, runner = self.scheduler, self.runner
         plan = scheduler.schedule()
         for sequence in plan.admitted:
@@ -146,12 +146,12 @@ class EngineCore:
         lengths = (scheduler.rows.position[: len(tokens)] + 1).tolist()
         logprobs, best = runner.newest(scheduler)
         for row, sequence in enumerate(scheduler.running):
-            if sequence.scores is not None and sequence.scores.lost:
+            if sequence.scores is not None and sequence.scores.has_non_finite:
                 logprobs[row] = math.nan
         lost = [row for row, logprob in enumerate(logprobs) if not math.isfinite(logprob)]
         if lost:
             done = np.union1d(done, np.array(lost, np.int64))
-        self.drawn = list(zip(scheduler.running, tokens.tolist(), logprobs, best))
+        self.sampled = list(zip(scheduler.running, tokens.tolist(), logprobs, best))
         if not len(done):
             return []
         finished = []
@@ -181,7 +181,7 @@ class EngineCore:
         """Drop all running and queued sequences and all cached blocks in memory. `reset` works in any state, including
         after a failed step."""
         self.scheduler.reset()
-        self.drawn = []
+        self.sampled = []
         if self.runner.holds_non_finite:
             self.kv_cache.clear = self.runner.cache.clear
 

@@ -175,7 +175,7 @@ class Engine:
     def invariant(self) -> bool:
         """Whether results are bitwise independent of the batch. True if the backend guarantees it and a probe of this
         machine's matrix products confirms it."""
-        return self._numerics.fit.held
+        return self._numerics.fit.is_invariant
 
     # ---- whole batches
 
@@ -223,7 +223,7 @@ class Engine:
                     for item in core.step():
                         number = item.sequence.request_id
                         completion = self._processor.completion(jobs[number], item)
-                        if item.lost:
+                        if item.has_non_finite:
                             raise NumericsError(completion.error, where=f"request {number}", remedy=NAN_REMEDY)
                         results.add(number, item.sequence.sample, completion)
             except BaseException:
@@ -301,7 +301,7 @@ class Engine:
                 self._jobs[item.sequence.request_id], item
             )
         deltas = list[Delta]()
-        for sequence, token, logprob, best in core.drawn:
+        for sequence, token, logprob, best in core.sampled:
             completion = completed.get((sequence.request_id, sequence.sample))
             hit = max(sequence.hit, 0)
             deltas.append(

@@ -48,7 +48,7 @@ def request_of(prompt: Request | Prompt, params: SamplingParams, number: int) ->
 def _fault(finished: Finished) -> str:
     """Return the reason why a finished sample is invalid, or "" if it is valid."""
     sequence = finished.sequence
-    if finished.lost:
+    if finished.has_non_finite:
         return f"the model computed a logit that is not a number, for a prompt of {len(sequence.prompt)} tokens"
     return "" if sequence.constraint is None else sequence.constraint.error
 

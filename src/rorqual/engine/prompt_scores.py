@@ -41,7 +41,7 @@ class PromptScores:
         self.best += best
 
     @property
-    def lost(self) -> bool:
+    def has_non_finite(self) -> bool:
         """Whether a log-probability is NaN."""
         return any(math.isnan(value) for value in self.logprobs)
 

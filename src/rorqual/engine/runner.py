@@ -253,7 +253,7 @@ class Runner:
             chosen = self._check_expert_ids(output.experts).to(self.cache.experts.dtype)
             self.cache.experts.flatten(0, 1).index_copy_(0, self._tensor(slot_mapping.clip(min=0)), chosen)
         self._score(output.hidden, scored)
-        new = np.zeros(0, np.int64) if output.drawn is None else self._keep(output.drawn, scheduler)
+        new = np.zeros(0, np.int64) if output.sampled is None else self._keep(output.sampled, scheduler)
         if plan.copies:
             self.cache.copy(*zip(*plan.copies))
         return new
@@ -267,7 +267,7 @@ class Runner:
 
     def _checked(self, output: StepOutput, step_input: StepInput) -> StepOutput:
         """Return the output of a step. Raises ValueError if the backend left out a tensor or a shape is wrong."""
-        sampled, tokens, rows = output.drawn, step_input.ids.shape[1], len(step_input.last)
+        sampled, tokens, rows = output.sampled, step_input.ids.shape[1], len(step_input.last)
         shapes: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
             "hidden states": (output.hidden, (tokens, self.model.config.hidden_size))
         }

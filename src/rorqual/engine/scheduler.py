@@ -154,7 +154,7 @@ class Scheduler:
         else:
             row = self.running.index(sequence)
             length = int(self.rows.position[row]) + 1
-            self.waiting.charge(sequence.tenant, 0, self._drawn(row))
+            self.waiting.charge(sequence.tenant, 0, self._n_sampled(row))
             sequence.tokens, sequence.num_computed_tokens = self.history.tokens(sequence.slot, length), length - 1
             sequence.saved = self.history.save(sequence.slot, len(sequence.prompt), length)
         # Cache the blocks before releasing them: if they are not evicted, resuming costs almost nothing.
@@ -248,9 +248,9 @@ class Scheduler:
             return None
         tenants = self.waiting.owing(sequence.tenant, slots, self._served())
         candidates = [
-            (slots[s.tenant], self._drawn(row), row)
+            (slots[s.tenant], self._n_sampled(row), row)
             for row, s in enumerate(self.running)
-            if s.tenant in tenants and s.priority == sequence.priority and self._drawn(row) >= QUANTUM
+            if s.tenant in tenants and s.priority == sequence.priority and self._n_sampled(row) >= QUANTUM
         ]
         return self.running[max(candidates)[2]] if candidates else None
 
@@ -259,7 +259,7 @@ class Scheduler:
         rows."""
         served = dict.fromkeys((s.tenant for s in self._admitted()), 0.0)
         for row, sequence in enumerate(self.running):
-            served[sequence.tenant] += self._drawn(row)
+            served[sequence.tenant] += self._n_sampled(row)
         return served
 
     def _prefill(self, plan: SchedulerOutput) -> None:
@@ -345,7 +345,7 @@ class Scheduler:
         for row in rows.tolist():
             sequence = self.running[row]
             computed = int(self.rows.position[row])
-            self.waiting.charge(sequence.tenant, len(sequence.prompt) - sequence.hit, self._drawn(row))
+            self.waiting.charge(sequence.tenant, len(sequence.prompt) - sequence.hit, self._n_sampled(row))
             if sequence.reuse:
                 sequence.tokens = self.history.tokens(sequence.slot, computed)
                 self.kv_cache.cache_blocks(sequence, computed)
@@ -368,7 +368,7 @@ class Scheduler:
             self.running[hole] = self.running[mover]
         del self.running[keep:]
 
-    def _drawn(self, row: int) -> int:
+    def _n_sampled(self, row: int) -> int:
         """Return the number of tokens that a sequence has decoded in its current row."""
         return int(self.rows.position[row]) + 1 - len(self.running[row].tokens)
 

@@ -56,7 +56,7 @@ class EvalItem:
 
 
 @dataclass(frozen=True)
-class Meeting:
+class Match:
     """A match with an evaluation item. `where`: location of the item. `how`: "key", "whole prompt" or the matching words."""
 
     where: str
@@ -111,19 +111,19 @@ class Evaluations:
             if count > COMMON:
                 self._grams.pop(gram, None)
 
-    def meets(self, text: str, key: str = "") -> Meeting | None:
+    def match_problem(self, text: str, key: str = "") -> Match | None:
         """Return how a problem with this prompt and key matches an evaluation item (by key, whole prompt or consecutive words), or None."""
         if key and key in self._keys:
-            return Meeting(self._keys[key].where, "key")
+            return Match(self._keys[key].where, "key")
         text_words = bare(text)
         if text_words in self._whole:
-            return Meeting(self._whole[text_words].where, "whole prompt")
+            return Match(self._whole[text_words].where, "whole prompt")
         return self.holds(text)
 
-    def holds(self, text: str) -> Meeting | None:
+    def holds(self, text: str) -> Match | None:
         """Return how a text, such as a sample, matches an evaluation item by consecutive words, or None."""
         for gram in sorted(self._all(text) & self._grams.keys()):
-            return Meeting(self._grams[gram].where, " ".join(gram).strip())
+            return Match(self._grams[gram].where, " ".join(gram).strip())
         return None
 
 

@@ -85,7 +85,7 @@ def duplicates(texts: Sequence[str], shingle: int, similar: float) -> list[bool]
     return flags
 
 
-def said(row: Distilled) -> str:
+def reply_text(row: Distilled) -> str:
     """Return the text that the teacher generated: its reasoning and its answer."""
     reply = row.messages[-1]
     return f"{reply.reasoning or ''}\n{reply.text}".strip("\n")
@@ -99,7 +99,7 @@ def verdict_filter(verdict: str, keep: Keep) -> str:
 
 def reason_alone(row: Distilled, cut_off: bool, contaminated: bool, filters: FilterConfig, keep: Keep) -> str:
     """Return the first reason to drop a sample, or an empty string. Duplicates are checked separately, in `reasons`."""
-    text = said(row)
+    text = reply_text(row)
     enabled = set(filters.names)
     if "length" in enabled and is_too_long_or_short(row.completion_tokens, cut_off, filters):
         return "length"
@@ -138,7 +138,7 @@ def reasons(
         if not reason:
             groups.setdefault(row.key, []).append(index)
     for indices in groups.values():
-        texts = [said(rows[index]) for index in indices]
+        texts = [reply_text(rows[index]) for index in indices]
         for index, is_duplicate in zip(indices, duplicates(texts, filters.shingle, filters.similar), strict=True):
             if is_duplicate:
                 results[index] = "duplicate"

@@ -11,7 +11,7 @@ from typing import Any
 from rorqual.core.errors import DataError
 from rorqual.evals.run import pick
 from rorqual.factory.config import FactoryConfig
-from rorqual.factory.contamination import Evaluations, Meeting, evaluation_items, own_test
+from rorqual.factory.contamination import Evaluations, Match, evaluation_items, own_test
 from rorqual.tasks.base import Problem, Split, Task, Verdict
 from rorqual.tasks.find import load_task, safe_grade, safe_problems
 
@@ -26,7 +26,7 @@ class Chosen:
     task: Task
     problems: list[Problem]
     evaluations: Evaluations
-    met: list[tuple[Problem, Meeting]]
+    met: list[tuple[Problem, Match]]
     notes: list[str]
 
     def listed(self) -> Iterator[dict[str, Any]]:
@@ -76,7 +76,7 @@ def choose(config: FactoryConfig) -> Chosen:
         pool = pick(counted_task, config.split, n_wanted, config.seed, config.per_family)
         index = Evaluations(items, config.filters.overlap)
         index.leave_out_common(problem.prompt for problem in pool)
-        met = [(problem, meeting) for problem in pool if (meeting := index.meets(problem.prompt, problem.key))]
+        met = [(problem, meeting) for problem in pool if (meeting := index.match_problem(problem.prompt, problem.key))]
         excluded = {problem.key for problem, _ in met}
         clean = _take([problem for problem in pool if problem.key not in excluded], config)
         evaluations = index

@@ -24,7 +24,7 @@ from rorqual.factory.budget import reached
 from rorqual.factory.card import CardFindings, write_card
 from rorqual.factory.config import FactoryConfig
 from rorqual.factory.entries import Entry, QuickstartPaths, read_entry, row_of
-from rorqual.factory.filters import reasons, said
+from rorqual.factory.filters import reasons, reply_text
 from rorqual.factory.problems import Chosen, choose
 from rorqual.factory.teacher import LocalTeacher, RemoteTeacher, Teacher
 from rorqual.tasks.base import Problem
@@ -260,7 +260,7 @@ class Work:
             if (place := (key, number)) in samples
         ]
         rows = [self._row(entry, self.problems[entry.key]) for entry in entries]
-        matches = [self.chosen.evaluations.holds(said(row)) for row in rows]
+        matches = [self.chosen.evaluations.holds(reply_text(row)) for row in rows]
         cut_off = [entry.finish == "length" for entry in entries]
         failed = [bool(entry.error) for entry in entries]
         drop_reasons = reasons(

@@ -13,7 +13,7 @@ from rorqual.evals.passk import mean_pass_at_k
 from rorqual.evals.verdict import Verdict
 from rorqual.factory.config import FactoryConfig
 from rorqual.lab.experiment import Experiment, amount
-from rorqual.lab.finding import Chart, Contrast, Finding, Series, Table, contrasts, mean_by_seed, percent, said
+from rorqual.lab.finding import Chart, Contrast, Finding, Series, Table, contrast_text, contrasts, mean_by_seed, percent
 from rorqual.lab.job import ExperimentJob, JobCost, SampleJob, Train, evaluation, run_cost
 from rorqual.lab.student import (
     BASE,
@@ -249,7 +249,7 @@ def _verdict(
     ]
     others = [ratio for branch in (GOLD, MORE, ON_POLICY) for ratio in _ratios(costs, branch)]
     words = [
-        f"Distilled against reinforced, with their own choice to think: {said(main)}. A verdict needs both intervals and five seeds.",
+        f"Distilled against reinforced, with their own choice to think: {contrast_text(main)}. A verdict needs both intervals and five seeds.",
         f"Sampling and fine-tuning took {min(ratios):.2f} to {max(ratios):.2f} times the core-seconds of reinforcement, by seed"
         f"{'' if fair else f'; this is not equal within {EQUAL:.0%}, so there is no verdict'}. With the teacher's own training they took "
         f"{sum(with_teacher) / len(with_teacher):.1f} times as many. The controls took {min(others):.2f} to {max(others):.2f} times.",
@@ -265,7 +265,9 @@ def _ratios(costs: Sequence[dict[str, JobCost]], branch: str) -> list[float]:
 
 
 def _controls(further: Sequence[Contrast]) -> list[str]:
-    return [f"{contrast.question.capitalize()}: {said(contrast)}." for contrast in further if contrast.of == "all"]
+    return [
+        f"{contrast.question.capitalize()}: {contrast_text(contrast)}." for contrast in further if contrast.of == "all"
+    ]
 
 
 def _accuracies(by_branch: Mapping[str, Sequence[Evaluation]], seeds: Sequence[int]) -> Table:

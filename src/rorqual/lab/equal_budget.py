@@ -149,20 +149,20 @@ def measured(equal: Equal, run: Path) -> float:
 
 
 class ShapeExperiment(Experiment):
-    """Base class of experiments on a model's shape. `halves` lists the parts of the claim."""
+    """Base class of experiments on a model's shape. `parts` lists the parts of the claim."""
 
-    halves: ClassVar[tuple[EqualBudgetClaim, ...]]
+    parts: ClassVar[tuple[EqualBudgetClaim, ...]]
 
     @property
     def arms(self) -> tuple[str, ...]:
         """The distinct arms of all parts."""
-        return tuple(dict.fromkeys(name for half in self.halves for name in (half.favoured, half.rival)))
+        return tuple(dict.fromkeys(name for half in self.parts for name in (half.favoured, half.rival)))
 
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         return shape_jobs(self.arms, seed, share)
 
     def conclude(self, places: Places) -> Finding:
-        judged = [judge(half, places) for half in self.halves]
+        judged = [judge(half, places) for half in self.parts]
         also, words = self.also(places)
         return self.found(
             places,

@@ -12,7 +12,7 @@ import torch
 
 from rorqual.core.records import RunDir
 from rorqual.data.chat import ChatFormat, chat_format
-from rorqual.data.pack import Sample, lay_out
+from rorqual.data.pack import Sample, pack_rows
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import SamplingParams
@@ -203,7 +203,7 @@ def losses(model: Decoder, samples: Sequence[Sample]) -> list[float]:
     result = []
     for start in range(0, len(samples), 64):
         part = samples[start : start + 64]
-        batch = TrainBatch.from_packed(lay_out(part, [[i] for i in range(len(part))], FULL.row).batch)
+        batch = TrainBatch.from_packed(pack_rows(part, [[i] for i in range(len(part))], FULL.row).batch)
         hidden = model(batch.tokens, batch.positions, segments=batch.segments).hidden
         logprobs = token_logprobs(model.logits(hidden).flatten(0, 1), batch.targets.flatten()).view_as(batch.loss_mask)
         result += (-(logprobs * batch.loss_mask).sum(1) / batch.loss_mask.sum(1)).tolist()

@@ -239,7 +239,7 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
-def said(contrast: Contrast) -> str:
+def contrast_text(contrast: Contrast) -> str:
     """Return a contrast as text: a, b, difference and both intervals. Shares are in percentage points."""
     scale, digits = (100, 1) if contrast.unit == "points" else (1, 4)
     a, b, d, low, high = (scale * v for v in (contrast.a, contrast.b, contrast.difference, contrast.low, contrast.high))

@@ -20,7 +20,7 @@ class LatentVsFull(ShapeExperiment):
     title = "Latent attention against full attention"
     claim = "latent attention is better than multi-head attention, with a fraction of the KV cache"
     source = "DeepSeek-V2, 2405.04434, section 2.1 and appendix D.2"
-    halves: ClassVar = (EqualBudgetClaim("parameters", MOE, FULL),)
+    parts: ClassVar = (EqualBudgetClaim("parameters", MOE, FULL),)
 
     def also(self, places: Places) -> tuple[tuple[Verdict, ...], tuple[str, ...]]:
         first = next(iter(places.values()))

@@ -19,7 +19,7 @@ class MoEVsDense(ShapeExperiment):
     title = "A mixture of experts against a dense model"
     claim = "a mixture of experts is better than a dense model at equal FLOPs, and also at equal time"
     source = "first part: DeepSeekMoE, 2401.06066, section 4.2; nanochat tried the second twice, without success"
-    halves: ClassVar = (
+    parts: ClassVar = (
         EqualBudgetClaim("active FLOPs", MOE, DENSE_FLOPS),
         EqualBudgetClaim("core-seconds", MOE, DENSE_CLOCK),
     )

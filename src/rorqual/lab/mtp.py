@@ -19,4 +19,4 @@ class MultiTokenPrediction(ShapeExperiment):
     title = "Multi-token prediction as a training signal"
     claim = "predicting one more token makes the main model better, at equal steps and at equal time"
     source = "first part: DeepSeek-V3, 2412.19437, table 4"
-    halves: ClassVar = (EqualBudgetClaim("steps", MTP, MOE), EqualBudgetClaim("core-seconds", MTP, PLAIN_CLOCK))
+    parts: ClassVar = (EqualBudgetClaim("steps", MTP, MOE), EqualBudgetClaim("core-seconds", MTP, PLAIN_CLOCK))

@@ -15,7 +15,7 @@ from rorqual.evals.compare import did_think
 from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.verdict import Verdict
 from rorqual.lab.experiment import Experiment, amount
-from rorqual.lab.finding import Chart, Contrast, Finding, Series, contrasts, mean_by_seed, percent, said
+from rorqual.lab.finding import Chart, Contrast, Finding, Series, contrast_text, contrasts, mean_by_seed, percent
 from rorqual.lab.job import ExperimentJob, Train, evaluation
 from rorqual.lab.student import BASE, FAMILIES, RL, base_jobs, fresh, measures, reinforce, reinforced_job
 
@@ -129,9 +129,9 @@ def _verdict(choice: Contrast, right: Contrast, ability: Contrast) -> tuple[Verd
     With a single seed, the verdict is always `open`.
     """
     words = [
-        f"Accuracy by its own choice to think: {said(right)}.",
-        f"It chose to think on {percent(choice.a)} % of the problems before and on {percent(choice.b)} % after: {said(choice)}.",
-        f"Accuracy when made to think: {said(ability)}.",
+        f"Accuracy by its own choice to think: {contrast_text(right)}.",
+        f"It chose to think on {percent(choice.a)} % of the problems before and on {percent(choice.b)} % after: {contrast_text(choice)}.",
+        f"Accuracy when made to think: {contrast_text(ability)}.",
     ]
     return ability.sign, words
 

@@ -221,5 +221,5 @@ class _PackedLayerCache(BlockedLayerCache):
             rows, every = self._rows[name], self._layout.parts[name].every
             padded = torch.cat((rows, rows.new_zeros(1, *rows.shape[1:])))
             blocks = padded.index_select(0, self._packed.rows(every)[1]).unflatten(0, (-1, BLOCK // every))
-            self._blocks[name] = self._attention.lay_out(blocks.transpose(1, 2).contiguous())
+            self._blocks[name] = self._attention.prepack_blocks(blocks.transpose(1, 2).contiguous())
         return self._blocks[name]

@@ -12,7 +12,7 @@ ROWS = 16
 _NOTHING: list[Any] = []
 
 
-def laid_out(weight: Tensor) -> Tensor:
+def prepack(weight: Tensor) -> Tensor:
     """Return a prepacked copy of weight [out, in]. The weight must be on the CPU, in fp32 or bf16."""
     opaque: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), ROWS)
     return opaque

@@ -20,7 +20,7 @@ from torch import Tensor
 from rorqual.core.sampling import SamplingParams
 
 Ints = npt.NDArray[np.int64]
-Seen = tuple[Ints, npt.NDArray[np.float32]]
+TokenHistory = tuple[Ints, npt.NDArray[np.float32]]
 """The token history of each row with penalties: token ids of prompt and reply, and their counts in the reply [rows, tokens]."""
 
 CANDIDATES = 256
@@ -69,7 +69,7 @@ class Penalties:
         bias = torch.tensor([bias for *_, bias in biases], dtype=torch.float32, device=device)
         return cls(np.array(rows, np.int64), repetition, presence, frequency, biased, bias)
 
-    def apply(self, logits: Tensor, seen: Seen | None) -> Tensor:
+    def apply(self, logits: Tensor, seen: TokenHistory | None) -> Tensor:
         """Return the logits [rows, vocab] with penalties and biases applied, as a new fp32 tensor.
 
         `seen` is the token history of `rows`, or None if `rows` is empty. The repetition penalty is applied first
@@ -283,7 +283,7 @@ class SamplingMetadata:
 
     settings: Settings
     uniform: npt.NDArray[np.float64]
-    seen: Seen | None = None
+    seen: TokenHistory | None = None
     allowed: tuple[Ints, npt.NDArray[np.bool_]] | None = None
 
 
@@ -307,10 +307,10 @@ def sample(logits: Tensor, metadata: SamplingMetadata) -> SamplerOutput:
         masked[:, : allowed.shape[1]].masked_fill_(~allowed, -torch.inf)
         logits.index_copy_(0, rows, masked)
     logprobs = distribution(logits, settings)
-    return SamplerOutput(*draw_from(logprobs, logits, settings, metadata.uniform), logprobs)
+    return SamplerOutput(*sample_from(logprobs, logits, settings, metadata.uniform), logprobs)
 
 
-def draw_from(
+def sample_from(
     logprobs: Tensor, logits: Tensor, settings: Settings, u: npt.NDArray[np.float64]
 ) -> tuple[Tensor, Tensor]:
     """Sample tokens [rows] by inverse transform sampling, and return them with their log-probabilities [rows].

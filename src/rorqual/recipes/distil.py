@@ -8,7 +8,7 @@ from rorqual.core.config import Count, Natural, NonNegative, Positive, RowLength
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import Thinking
 from rorqual.recipes.models import Size
-from rorqual.recipes.start import beginning, nudged, supervised, tuned
+from rorqual.recipes.start import finetune_optim, start_settings, supervised, tuned
 from rorqual.train.balance import Balance
 from rorqual.train.objectives import Distil, NextToken, Objective
 from rorqual.train.objectives.distil import Divergence, Tail
@@ -40,7 +40,7 @@ def distil(
     skewed_reverse, the loss is the named KL divergence between the student's distribution and the teacher's stored
     log-probabilities. `next_token` times the next-token loss is added.
     """
-    begin, model, chat = beginning(start, tokenizer, size, row)
+    begin, model, chat = start_settings(start, tokenizer, size, row)
     if objective == "sequence":
         objectives = supervised(model)
     else:
@@ -93,7 +93,7 @@ def on_policy(
     vocabulary. With `top_k`, the divergence is computed over the teacher's `top_k` most likely tokens, and all other
     tokens count as one bucket.
     """
-    begin, model, chat = beginning(start, "bytes", "student", row)
+    begin, model, chat = start_settings(start, "bytes", "student", row)
     return Run(
         recipe="on_policy",
         dtype=dtype,
@@ -117,7 +117,7 @@ def on_policy(
             row=row,
         ),
         objectives=(Distil(divergence=divergence, alpha=alpha, sampling_temperature=temperature),),
-        optim=nudged(lr),
+        optim=finetune_optim(lr),
         balance=Balance(gamma=0.0),
     )
 

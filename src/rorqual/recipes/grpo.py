@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from rorqual.core.config import Count, NonNegative, Positive, RowLength, Seed, Temperature
 from rorqual.core.records import Thinking
-from rorqual.recipes.start import beginning, nudged
+from rorqual.recipes.start import finetune_optim, start_settings
 from rorqual.train.balance import Balance
 from rorqual.train.objectives import GRPO
 from rorqual.train.run import Dtype, Run, agreement
@@ -68,7 +68,7 @@ def grpo(
     (docs/how-to/grpo.md). `beta` is the coefficient of the KL divergence from the run `reference`, by default the run
     that training starts from.
     """
-    begin, model, chat = beginning(start, "bytes", "small", row)
+    begin, model, chat = start_settings(start, "bytes", "small", row)
     objective, source = variant_settings(variant, max_tokens)
     if beta is not None:
         objective = {**objective, "beta": beta}
@@ -95,6 +95,6 @@ def grpo(
             **source,
         ),
         objectives=(GRPO(temperature=temperature, tis_cap=tis_cap, **objective),),
-        optim=nudged(lr),
+        optim=finetune_optim(lr),
         balance=Balance(gamma=0.0),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rorqual.core.config import Count, NonNegative, RowLength, Rows, Seed
 from rorqual.recipes.models import Size
-from rorqual.recipes.start import beginning, supervised
+from rorqual.recipes.start import start_settings, supervised
 from rorqual.train.balance import Balance
 from rorqual.train.optim import AdamWConfig, MuonConfig
 from rorqual.train.run import Run
@@ -24,7 +24,7 @@ def pretrain(
     seed: Seed = 0,
 ) -> Run:
     """Pretrain on a text file by next-token prediction. The last tenth of the file is held out."""
-    begin, model, chat = beginning(start, tokenizer, size, row)
+    begin, model, chat = start_settings(start, tokenizer, size, row)
     return Run(
         recipe="pretrain",
         seed=seed,

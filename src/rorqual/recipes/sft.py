@@ -7,7 +7,7 @@ from typing import Any
 from rorqual.core.config import Count, NonNegative, RowLength, Rows, Seed, Share
 from rorqual.core.errors import ConfigError
 from rorqual.recipes.models import Size
-from rorqual.recipes.start import beginning, supervised, tuned
+from rorqual.recipes.start import start_settings, supervised, tuned
 from rorqual.train.balance import Balance
 from rorqual.train.run import Run
 from rorqual.train.sources import ConversationsConfig, SourceConfig, WorkedConfig
@@ -39,7 +39,7 @@ def sft(
     """
     if not data and not task:
         raise ConfigError("sft requires data=FILE or task=NAME", where="train sft", remedy="Add data= or task=.")
-    begin, model, chat = beginning(start, tokenizer, size, row)
+    begin, model, chat = start_settings(start, tokenizer, size, row)
     source: SourceConfig = (
         WorkedConfig(task=task, data=data, options=options or {}, think=think, rows=rows, row=row)
         if task

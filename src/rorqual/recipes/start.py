@@ -17,7 +17,7 @@ from rorqual.train.run import Start
 from rorqual.train.schedule import Schedule
 
 
-def beginning(start: str, tokenizer: str, size: Size, context: int) -> tuple[Start, ModelConfig, str]:
+def start_settings(start: str, tokenizer: str, size: Size, context: int) -> tuple[Start, ModelConfig, str]:
     """Return the settings `start`, `model` and `chat` of a run.
 
     With `start`, the model and the chat format are those of the run `start`. Otherwise the run starts from a new model
@@ -58,10 +58,10 @@ def tuned(lr: float = 0.0) -> OptimConfig:
     AdamW trains all parameters at the rate `lr`.
     """
     if lr:
-        return nudged(lr)
+        return finetune_optim(lr)
     return MuonConfig(lr=0.012, adamw=AdamWConfig(lr=4e-3, betas=(0.9, 0.98)), schedule=Schedule(warmup=50, decay=0.4))
 
 
-def nudged(lr: float) -> AdamWConfig:
+def finetune_optim(lr: float) -> AdamWConfig:
     """Return AdamW with the learning rate `lr`, for a model that is already trained."""
     return AdamWConfig(lr=lr, betas=(0.9, 0.95), schedule=Schedule(warmup=3, decay=0.5, final=0.1))

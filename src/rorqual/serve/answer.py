@@ -94,7 +94,7 @@ class Shape(ABC, Generic[W]):
     def size(self, index: int, piece: Piece, choice: Choice) -> int:
         """Return the approximate length of the events for one piece of text, in characters."""
         text = len(piece.content) + len(piece.reasoning) + sum(len(call.arguments) for call in piece.tools)
-        return text + ENTRY * len(choice.told) * (1 + (self.wanted.top or 0))
+        return text + ENTRY * len(choice.pending_logprobs) * (1 + (self.wanted.top or 0))
 
     def envelope(self, kind: str) -> dict[str, Any]:
         """Return the response fields besides the choices: id, object, created and model."""
@@ -158,7 +158,7 @@ async def answer(request: Request, schema: type[W], kind: type[Shape[W]]) -> Res
     with service.bridge.place(tenant):
         async with body_of(request, service.max_body, service.bodies, tenant) as parts:
             work = partial(_prepare, service, schema, kind, parts)
-            prepared = await unless_gone(request, service.beside(tenant, work))
+            prepared = await unless_gone(request, service.run_in_thread(tenant, work))
     if isinstance(prepared, ApiError):
         raise prepared
     headers = header_of(prepared.ignored)
@@ -169,7 +169,9 @@ async def answer(request: Request, schema: type[W], kind: type[Shape[W]]) -> Res
 
 def _reply(shape: Shape[W], job: Any) -> Reply:
     service = shape.service
-    return Reply(job, service.chat, shape.new, service.metrics, beside=partial(service.beside, job.tenant))
+    return Reply(
+        job, service.chat, shape.new, service.metrics, run_in_thread=partial(service.run_in_thread, job.tenant)
+    )
 
 
 async def _complete(prepared: Prepared[W], tenant: str) -> bytes:
@@ -177,7 +179,7 @@ async def _complete(prepared: Prepared[W], tenant: str) -> bytes:
     with shape.service.bridge.job(prepared.asks, tenant, prepared.bound) as job:
         reply = _reply(shape, job)
         await reply.whole()
-    return await shape.service.beside(tenant, partial(_body, shape, reply))
+    return await shape.service.run_in_thread(tenant, partial(_body, shape, reply))
 
 
 def _body(shape: Shape[W], reply: Reply) -> bytes:
@@ -207,9 +209,9 @@ async def _events(request: Request, prepared: Prepared[W], tenant: str) -> Async
                 job.sent = True
                 work = partial(events, index, piece, reply.choices[index])
                 long = shape.size(index, piece, reply.choices[index]) > LONG
-                for data in await service.beside(tenant, work) if long else work():
+                for data in await service.run_in_thread(tenant, work) if long else work():
                     yield data
     if with_usage:
-        usage = await service.beside(tenant, reply.usage)
+        usage = await service.run_in_thread(tenant, reply.usage)
         yield event({**envelope, "choices": [], "usage": usage})
     yield DONE

@@ -19,7 +19,7 @@ from rorqual.core.errors import RorqualError
 from rorqual.serve import wire
 from rorqual.serve.errors import ApiError
 from rorqual.serve.limits import SLICE
-from rorqual.serve.wire import PackedRequest, Placed, Ready, Recorded, SampledToken, ScoredPrompt
+from rorqual.serve.wire import EngineArguments, PackedRequest, Ready, Recorded, SampledToken, ScoredPrompt
 
 TRIES = 2
 """A request fails after the engine died this many times during the request, because the request may be the cause."""
@@ -97,9 +97,15 @@ class Bridge:
     """
 
     def __init__(
-        self, placed: Placed, *, queue: int = 256, tenants: int = 1, hang: float = 120.0, load: float = 3600.0
+        self,
+        arguments: EngineArguments,
+        *,
+        queue: int = 256,
+        tenants: int = 1,
+        hang: float = 120.0,
+        load: float = 3600.0,
     ) -> None:
-        self.placed, self.queue, self.hang, self.load = placed, queue, hang, load
+        self.arguments, self.queue, self.hang, self.load = arguments, queue, hang, load
         self.share = max(1, queue // tenants)
         self.info: Ready | None = None
         self.alive = False
@@ -248,7 +254,7 @@ class Bridge:
                 # OpenMP threads sleep, because busy-waiting threads would take cores from working threads on a shared
                 # machine.
                 process = await asyncio.create_subprocess_exec(
-                    sys.executable, "-m", "rorqual.serve.worker", json.dumps(asdict(self.placed)),
+                    sys.executable, "-m", "rorqual.serve.worker", json.dumps(asdict(self.arguments)),
                     stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
                     limit=wire.LONGEST_LINE, start_new_session=True, env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
                 )  # fmt: skip

@@ -43,7 +43,7 @@ class Choice:
     - `tell`: collect tokens in `told` until `take` returns them for log-probabilities.
     - `scores`: log-probabilities of the prompt's tokens, starting with the second token.
     - `recorded`: data that a rollout returns in addition to its tokens.
-    - `n_drawn`: number of generated tokens, including the token that ended the sample.
+    - `n_sampled`: number of generated tokens, including the token that ended the sample.
     - `hit`: number of prompt tokens from the prefix cache.
     """
 
@@ -57,9 +57,9 @@ class Choice:
     scores: list[Score] = field(default_factory=list)
     reason: str | None = None
     calls: list[StreamedCall] = field(default_factory=list)
-    told: list[SampledToken] = field(default_factory=list)
+    pending_logprobs: list[SampledToken] = field(default_factory=list)
     recorded: Recorded | None = None
-    n_drawn: int = 0
+    n_sampled: int = 0
     hit: int = 0
     _reasoning: list[str] = field(default_factory=list)
     _content: list[str] = field(default_factory=list)
@@ -83,8 +83,8 @@ class Choice:
     def count(self, sampled: SampledToken) -> None:
         """Count a generated token for billing. Tokens after the sample's end are ignored."""
         if self.reason is None:
-            self.hit = self.hit if self.n_drawn else sampled.hit
-            self.n_drawn += 1
+            self.hit = self.hit if self.n_sampled else sampled.hit
+            self.n_sampled += 1
 
     def add(self, sampled: SampledToken) -> Piece:
         """Add a generated token and return the new text. For a token after the sample's end, the returned piece is empty."""
@@ -95,7 +95,7 @@ class Choice:
             self.reason = "length"
             return Piece()
         if self.tell:
-            self.told.append(sampled)
+            self.pending_logprobs.append(sampled)
         fresh = Piece() if sampled.token in self.ends else self._cut(self.reader.feed(sampled.token))
         if sampled.reason is not None and not self.stops.hit:
             last = self._cut(self.reader.finish(), last=True)
@@ -115,11 +115,11 @@ class Choice:
 
     def take(self) -> list[SampledToken]:
         """Return the tokens that were added since the last call, for log-probabilities."""
-        fresh, self.told = self.told, []
+        fresh, self.pending_logprobs = self.pending_logprobs, []
         return fresh
 
     def _cut(self, piece: Piece, *, last: bool = False) -> Piece:
-        shown = self.stops.feed(piece.content, last=last, heard=self.n_drawn > self.least)
+        shown = self.stops.feed(piece.content, last=last, heard=self.n_sampled > self.least)
         return Piece(piece.reasoning, shown, () if self.stops.hit else piece.tools)
 
     def _call(self, delta: ToolDelta) -> None:
@@ -134,14 +134,14 @@ class Choice:
 class Reply:
     """The samples of a request. After `pieces` has run the job, `choices` and `usage()` are complete.
 
-    `beside`: a function that runs slow work outside of the event loop.
+    `run_in_thread`: a function that runs slow work outside of the event loop.
     """
 
     job: ServerJob
     chat: ChatFormat
     new_choice: Callable[[], Choice]
     metrics: Metrics
-    beside: Callable[[Callable[[], Piece]], Awaitable[Piece]] | None = None
+    run_in_thread: Callable[[Callable[[], Piece]], Awaitable[Piece]] | None = None
     began: float = field(default_factory=time.monotonic)
     choices: list[Choice] = field(default_factory=list)
     _is_timed: bool = False
@@ -176,7 +176,7 @@ class Reply:
 
     async def _add(self, choice: Choice, sampled: SampledToken) -> Piece:
         add = partial(choice.add, sampled)
-        return await self.beside(add) if self.beside is not None and choice.heavy else add()
+        return await self.run_in_thread(add) if self.run_in_thread is not None and choice.heavy else add()
 
     async def pieces(
         self, keep_alive: float | None = None, hurried: Callable[[], bool] = bool
@@ -249,7 +249,7 @@ class Reply:
         """Return the total number of tokens of the prompts for which a token was generated."""
         total, before = 0, 0
         for ask in self.job.asks:
-            total += ask.prompt_tokens * any(choice.n_drawn for choice in self.choices[before : before + ask.n])
+            total += ask.prompt_tokens * any(choice.n_sampled for choice in self.choices[before : before + ask.n])
             before += ask.n
         return total
 
@@ -261,13 +261,13 @@ class Reply:
         """
         total, before = 0, 0
         for ask in self.job.asks:
-            hits = [choice.hit for choice in self.choices[before : before + ask.n] if choice.n_drawn]
+            hits = [choice.hit for choice in self.choices[before : before + ask.n] if choice.n_sampled]
             total += min(hits, default=0)
             before += ask.n
         return total
 
     def _generated(self) -> int:
-        return sum(choice.n_drawn for choice in self.choices if not choice.mute)
+        return sum(choice.n_sampled for choice in self.choices if not choice.mute)
 
     def _reasoning_tokens(self, choice: Choice) -> int:
         ids = choice.reader.ids

@@ -32,7 +32,7 @@ from rorqual.serve.logs import WINDOW, RateLimitFilter
 from rorqual.serve.service import Service, read_defaults
 from rorqual.serve.ui import Page
 from rorqual.serve.uploads import WeightUploads
-from rorqual.serve.wire import Placed
+from rorqual.serve.wire import EngineArguments
 
 BACKLOG = 2048
 UNREAD = 131_072
@@ -130,23 +130,25 @@ def check_folder(folder: Path) -> None:
         ) from None
 
 
-def serve(placed: Placed, address: Address) -> None:
+def serve(arguments: EngineArguments, address: Address) -> None:
     """Serve a run until a signal stops the server. Raises RorqualError if the server cannot start."""
-    run = RunDir(Path(placed.run))
+    run = RunDir(Path(arguments.run))
     checkpoint = run.checkpoint()
     chat = load_chat(run, Tokenizer.load(run.tokenizer_file))
-    if cache_dir := placed.engine.get("cache_dir"):
+    if cache_dir := arguments.engine.get("cache_dir"):
         check_folder(Path(cache_dir))
     with listen(address.host, address.port) as sock:
         keys = Keys.load(address.keys)
         key = keys.ensure(address.tenant)
-        uploads, rollout_key = WeightUploads.begin(Path(placed.rollout_dir)) if placed.rollout_dir else (None, None)
+        uploads, rollout_key = (
+            WeightUploads.begin(Path(arguments.rollout_dir)) if arguments.rollout_dir else (None, None)
+        )
         service = Service(
             name=address.name or run.path.resolve().name,
             created=int(checkpoint.stat().st_mtime),
             chat=chat,
             bridge=Bridge(
-                placed,
+                arguments,
                 queue=address.queue,
                 tenants=len({*keys.tenants.values()}),
                 hang=address.hang,

@@ -82,7 +82,7 @@ class Service:
     bodies: Bodies = field(default_factory=Bodies)
     cutters: dict[str, ThreadPoolExecutor] = field(default_factory=dict)
 
-    async def beside(self, tenant: str, work: Callable[[], T]) -> T:
+    async def run_in_thread(self, tenant: str, work: Callable[[], T]) -> T:
         """Run `work` in the tenant's thread and return its result.
 
         Each tenant has one thread, so the work of one tenant does not delay other tenants. Work that has not started is

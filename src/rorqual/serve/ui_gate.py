@@ -74,9 +74,9 @@ class Pages:
         if path == JOIN:
             _check_method(method, "POST")
             async with body_of(Request(scope, receive), service.max_body, service.bodies, tenant) as parts:
-                event = await service.beside(tenant, partial(_event, b"".join(parts)))
+                event = await service.run_in_thread(tenant, partial(_event, b"".join(parts)))
             event["session_hash"] = self.claim(tenant, event["session_hash"])
-            return _with_body(scope, receive, await service.beside(tenant, lambda: json.dumps(event).encode()))
+            return _with_body(scope, receive, await service.run_in_thread(tenant, lambda: json.dumps(event).encode()))
         if path == DATA:
             _check_method(method, "GET")
             name = self.claim(tenant, _session_hash(scope["query_string"]))

@@ -15,7 +15,7 @@ TENANT = "rollout-key"
 
 
 @dataclass(frozen=True)
-class Placed:
+class EngineArguments:
     """Arguments of the engine process.
 
     `threads`: number of torch threads. `rollout_dir`: folder for weights that a trainer sends, or empty. `engine`:

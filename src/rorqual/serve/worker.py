@@ -1,4 +1,4 @@
-"""The engine process: `python -m rorqual.serve.worker PLACED`, where PLACED is a `Placed` in JSON.
+"""The engine process: `python -m rorqual.serve.worker ARGUMENTS`, where ARGUMENTS are `EngineArguments` as JSON.
 
 The process reads requests from standard input and writes tokens to standard output. The process exits when standard input
 closes, which also happens when the server dies.
@@ -30,14 +30,14 @@ from rorqual.engine.deltas import Delta
 from rorqual.engine.engine import Engine
 from rorqual.engine.grammar.check import MISMATCH
 from rorqual.engine.grammar.compiler import COMPILE_SECONDS, Compiled
-from rorqual.engine.grammar.queue import Build
+from rorqual.engine.grammar.queue import CompileTask
 from rorqual.engine.request import Request
 from rorqual.model.load.run import check_names
 from rorqual.ops.backends import backend
 from rorqual.ops.backends.torch_invariant import NOT_HELD
 from rorqual.ops.devices import check_device
 from rorqual.ops.paged import BLOCK
-from rorqual.serve.wire import LONGEST_LINE, TENANT, Placed, ask_of, line, scored
+from rorqual.serve.wire import LONGEST_LINE, TENANT, EngineArguments, ask_of, line, scored
 
 BEAT = 0.5
 """Seconds between heartbeats. A heartbeat contains the engine's statistics."""
@@ -54,7 +54,7 @@ class Compiling:
     """
 
     message: dict[str, Any]
-    ready: Build[Compiled]
+    ready: CompileTask[Compiled]
 
 
 @dataclass
@@ -305,7 +305,7 @@ def array_of(array: Any) -> dict[str, Any] | None:
     return {"dtype": str(found.dtype), "shape": found.shape, "data": base64.b64encode(found.tobytes()).decode()}
 
 
-def _late(build: Build[Compiled], now: float) -> bool:
+def _late(build: CompileTask[Compiled], now: float) -> bool:
     """Return whether a grammar has been compiling for more than `COMPILE_SECONDS`. The time before compilation starts
     does not count."""
     return build.began is not None and not build.done() and now - build.began > COMPILE_SECONDS
@@ -323,17 +323,17 @@ def main() -> None:
     # Messages go to a copy of standard output. Text that libraries print goes to standard error instead.
     sink = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    placed = Placed(**json.loads(sys.argv[1]))
-    torch.set_num_threads(placed.threads)
+    arguments = EngineArguments(**json.loads(sys.argv[1]))
+    torch.set_num_threads(arguments.threads)
     try:
-        check_device(placed.device)
+        check_device(arguments.device)
         engine = Engine(
-            Path(placed.run),
-            device=placed.device,
-            dtype=placed.dtype,
-            record_experts=bool(placed.rollout_dir),
-            pack=not placed.rollout_dir,  # prepacked weights cannot be updated
-            **placed.engine,
+            Path(arguments.run),
+            device=arguments.device,
+            dtype=arguments.dtype,
+            record_experts=bool(arguments.rollout_dir),
+            pack=not arguments.rollout_dir,  # prepacked weights cannot be updated
+            **arguments.engine,
         )
     except RorqualError as error:
         sink.write(line("fatal", what=error.what, where=error.where, remedy=error.remedy))

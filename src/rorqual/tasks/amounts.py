@@ -36,7 +36,7 @@ from rorqual.tasks.clauses import (
 )
 from rorqual.tasks.numbers import Number, numbers, plain, spelled
 from rorqual.tasks.remarks import closes
-from rorqual.tasks.reply import BESIDE, NOTHING, Reading, Said, settle
+from rorqual.tasks.reply import BESIDE, NOTHING, FinalAnswer, Reading, resolve_answer
 from rorqual.tasks.sentences import SENTENCE, with_options
 from rorqual.tasks.units import unit_of
 
@@ -177,9 +177,9 @@ def final_amount(reply: str, *, strict: bool = False) -> Amount | None:
     return candidates[0] if len(candidates) == 1 else None
 
 
-def read_final_amounts(reply: str, *, strict: bool = False) -> Said:
+def read_final_amounts(reply: str, *, strict: bool = False) -> FinalAnswer:
     """Return the final numbers of `reply`, and the other numbers in its last sentence."""
-    return settle(with_options(reply), read_amount, strict=strict)
+    return resolve_answer(with_options(reply), read_amount, strict=strict)
 
 
 def read_amount(segment: str, marked: bool) -> Reading:

@@ -15,7 +15,7 @@ from rorqual.tasks.clauses import denied, governed, leads_on, main_part, plain_t
 from rorqual.tasks.intervals import inequality
 from rorqual.tasks.numbers import numbers, plain, spelled
 from rorqual.tasks.parts import parts, split
-from rorqual.tasks.reply import BESIDE, NOTHING, Reading, Said, settle
+from rorqual.tasks.reply import BESIDE, NOTHING, FinalAnswer, Reading, resolve_answer
 from rorqual.tasks.sentences import SENTENCE
 from rorqual.tasks.units import unit_of
 
@@ -122,7 +122,7 @@ _STEP = re.compile(r"[^=({_]*(?:[0-9][a-z]|[-+*/^])[^=]*=")
 Found = tuple[int, int, str]
 
 
-def read_final_expressions(reply: str, gold: str) -> Said:
+def read_final_expressions(reply: str, gold: str) -> FinalAnswer:
     """Return the final LaTeX expression or words of `reply`, and the other values in its last sentence.
 
     The form of `gold` decides whether the reader looks for words, for a number in a base, or for several parts.
@@ -138,7 +138,7 @@ def read_final_expressions(reply: str, gold: str) -> Said:
         if several
         else reply
     )
-    return settle(_BOLD.sub(r"\1", reply), lambda segment, marked: _read(segment, marked, words, base, several))
+    return resolve_answer(_BOLD.sub(r"\1", reply), lambda segment, marked: _read(segment, marked, words, base, several))
 
 
 def gold_words(gold: str) -> str | None:

@@ -23,7 +23,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 from rorqual.tasks.clauses import plain_text
-from rorqual.tasks.reply import NOTHING, Reading, settle
+from rorqual.tasks.reply import NOTHING, Reading, resolve_answer
 from rorqual.tasks.sentences import SENTENCE, sentences, spoken, with_options
 
 _BOLD = re.compile(r"\*\*([^*\n]{1,80})\*\*")
@@ -196,7 +196,9 @@ def final_labels(text: str, labels: Collection[str]) -> tuple[str, ...]:
     def read(segment: str, marked: bool) -> Reading:
         return _read(segment, marked, pattern)
 
-    return tuple(known.get(name, name) for name in settle(_without_conditions(with_options(text), pattern), read).final)
+    return tuple(
+        known.get(name, name) for name in resolve_answer(_without_conditions(with_options(text), pattern), read).final
+    )
 
 
 def _without_conditions(text: str, pattern: re.Pattern[str]) -> str:

@@ -24,7 +24,7 @@ The rules, in order:
    ("13 were eaten, leaving 2").
    The reply stays wrong if the sentence denies the right value, computes with it or continues from it ("18, so she has 16").
 
-A `Reader` parses one segment of a reply as numbers, labels or mathematics, and returns a `Reading`. `settle` applies the rules.
+A `Reader` parses one segment of a reply as numbers, labels or mathematics, and returns a `Reading`. `resolve_answer` applies the rules.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Said:
+class FinalAnswer:
     """The answer of a reply. `final` holds no value, one value, or two values that look equally final.
 
     `beside` holds the other values in the last sentence of a reply without an answer marker (rule 8).
@@ -98,7 +98,7 @@ Reader = Callable[[str, bool], Reading]
 """Maps (segment, whether the segment is a marked answer) to a `Reading`."""
 
 
-def settle(reply: str, reader: Reader, *, strict: bool = False) -> Said:
+def resolve_answer(reply: str, reader: Reader, *, strict: bool = False) -> FinalAnswer:
     """Return the final values of `reply`. With `strict`, only marked answers count."""
 
     def read(segment: str, marked: bool) -> Reading:
@@ -116,24 +116,24 @@ def settle(reply: str, reader: Reader, *, strict: bool = False) -> Said:
         if corrected is not None:
             _, reading = _last_said(sentences(corrected[0]), read, denied)
             if reading.value is not None or reading.refused or corrected[1]:
-                return Said(_values(reading))
+                return FinalAnswer(_values(reading))
         reading = read(mark.text, True)
         denied |= reading.denied
         if reading.refused:
-            return Said()
+            return FinalAnswer()
         if reading.value is not None:
-            return Said(() if reading.value in denied else _values(reading, _concluded_after(tail, read)))
+            return FinalAnswer(() if reading.value in denied else _values(reading, _concluded_after(tail, read)))
         if not strict and (reading := _last_said(sentences(tail), read, denied)[1]).value is not None:
-            return Said(_values(reading))
+            return FinalAnswer(_values(reading))
     if strict or ((refusal := _REFUSAL.search(text)) and not _CONCLUDES.search(text, refusal.end())):
-        return Said()
+        return FinalAnswer()
     final = _unmarked(text, read, denied)
     beside = {value for last in final for value in last.beside}
-    return Said(_values(*final), tuple(beside - denied))
+    return FinalAnswer(_values(*final), tuple(beside - denied))
 
 
 def verdict(final: Iterable[bool], beside: Iterable[bool] = ()) -> Verdict:
-    """Return the verdict by rules 7 and 8 of the module docstring. The arguments say for each value of a `Said` whether it is right."""
+    """Return the verdict by rules 7 and 8 of the module docstring. The arguments say for each value of a `FinalAnswer` whether it is right."""
     grades = set(final)
     if grades == {False} and any(beside):
         return Verdict.UNGRADED

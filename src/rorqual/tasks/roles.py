@@ -142,7 +142,7 @@ _EITHER_WAY = re.compile(
     re.IGNORECASE,
 )
 
-Said = tuple[int, int, dict[int, bool | None]]
+Statement = tuple[int, int, dict[int, bool | None]]
 """A statement as (paragraph index, sentence index, role of each person). A role is True for a knight, False for a knave and None if open."""
 
 
@@ -182,14 +182,14 @@ def _finish(known: dict[int, bool | None], names: Sequence[str]) -> tuple[bool, 
     return tuple(role for role in ordered if role is not None) if None not in ordered else None
 
 
-def _in_one_passage(statements: list[Said], sources: list[str], place: int, who: int) -> bool:
+def _in_one_passage(statements: list[Statement], sources: list[str], place: int, who: int) -> bool:
     """Return whether statement `place` and the next statement about `who` share a paragraph, without a conclusion between them."""
     later = next(i for i in range(place + 1, len(statements)) if who in statements[i][2])
     between = " ".join(sources[statements[place][1] + 1 : statements[later][1] + 1])
     return statements[place][0] == statements[later][0] and not _CONCLUDES.search(between)
 
 
-def _contradicted(statements: list[Said], sources: list[str], place: int, known: dict[int, bool | None]) -> bool:
+def _contradicted(statements: list[Statement], sources: list[str], place: int, known: dict[int, bool | None]) -> bool:
     """Return whether a statement before `place` in its paragraph contradicts the roles `known`, with no conclusion in between."""
     for i in range(place - 1, -1, -1):
         between = " ".join(sources[statements[i][1] + 1 : statements[place][1] + 1])
@@ -200,9 +200,9 @@ def _contradicted(statements: list[Said], sources: list[str], place: int, known:
     return False
 
 
-def _statements(text: str, names: Sequence[str]) -> tuple[list[Said], list[str]]:
+def _statements(text: str, names: Sequence[str]) -> tuple[list[Statement], list[str]]:
     """Return every statement of `text` in order, and its sentences with names as `⟦number⟧`."""
-    statements: list[Said] = []
+    statements: list[Statement] = []
     sources: list[str] = []
     heading: bool | None = None
     subject: int | None = None
@@ -237,7 +237,7 @@ def _statements(text: str, names: Sequence[str]) -> tuple[list[Said], list[str]]
     return statements, sources
 
 
-def _complete(statements: list[Said], count: int) -> bool:
+def _complete(statements: list[Statement], count: int) -> bool:
     """Return whether the first `count` statements name all `count` people in one paragraph.
 
     This holds for a reply that begins with its answer.

@@ -66,7 +66,7 @@ def test_a_prompt_is_a_prefix_and_the_mask_is_the_rest(
 
 
 def _told(chat: ChatFormat, thinking: Thinking) -> Thinking:
-    return thinking if chat.choice(thinking) else "auto"
+    return thinking if chat.thinking_suffix(thinking) else "auto"
 
 
 @EVERY
@@ -75,7 +75,7 @@ def _told(chat: ChatFormat, thinking: Thinking) -> Thinking:
 def test_a_reply_reads_back(name: str, message: Message, thinking: Thinking) -> None:
     chat = made(name)
     reply = drawn_reply(chat, [USER], message, thinking)
-    assert chat.parse(reply, thinking) == chat.kept(normal(chat, message), thinking)
+    assert chat.parse(reply, thinking) == chat.normalized(normal(chat, message), thinking)
 
 
 @EVERY
@@ -88,7 +88,7 @@ def test_an_ordinary_reply_survives_whole(name: str, reasoning: str | None, cont
     stripped = Message("assistant", content.strip(), reasoning)
     expected = stripped if name.startswith("llama3") else message
     for thinking in ("auto", "off" if reasoning is None else "on"):
-        assert chat.kept(message, thinking) == expected  # type: ignore[arg-type]
+        assert chat.normalized(message, thinking) == expected  # type: ignore[arg-type]
         assert chat.parse(reply_of(chat, [USER], message, thinking), thinking) == expected  # type: ignore[arg-type]
 
 
@@ -146,7 +146,7 @@ def test_samples_train_every_reply_once_as_it_was_written(name: str, messages: l
         assume("as text" not in str(error))
         raise
     trained = [chat.parse(turn) for sample in samples for turn in turns(sample.ids, sample.mask)]
-    assert trained == [chat.kept(normal(chat, m)) for m in [*messages, last] if m.role == "assistant"]
+    assert trained == [chat.normalized(normal(chat, m)) for m in [*messages, last] if m.role == "assistant"]
 
 
 @pytest.mark.parametrize("name", ["qwen3", "deepseek-r1"])

@@ -18,7 +18,7 @@ MUTANTS = (
         "Pai#451 #640, litgpt#1871",
         "convert/tensors.py",
         "        for place, index in enumerate(entry.order()):\n",
-        "        for place, index in enumerate(range(len(entry.theirs))):\n",
+        "        for place, index in enumerate(range(len(entry.published))):\n",
         "tests/convert/test_hf.py::test_three_trips_change_nothing",
         "tests/convert/test_hf.py::test_what_transformers_saves_comes_back_with_the_same_bytes_and_the_same_logits",
     ),

@@ -17,7 +17,7 @@ MUTANTS = (
         "thinking that the prompt opened is read as the answer",
         "vllm#13125",
         "data/chat/block.py",
-        '"thought" if self.choice(thinking) else "late"',
+        '"thought" if self.thinking_suffix(thinking) else "late"',
         '"late"',
         "tests/data/chat/test_laws.py::test_a_thought_that_the_prompt_opened_is_read_from_inside",
     ),

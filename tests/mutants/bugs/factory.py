@@ -137,8 +137,8 @@ MUTANTS = (
         "a training row with a test row's key is asked",
         "issue 14: third bug trial",
         "factory/problems.py",
-        "index.meets(problem.prompt, problem.key)",
-        "index.meets(problem.prompt)",
+        "index.match_problem(problem.prompt, problem.key)",
+        "index.match_problem(problem.prompt)",
         "tests/factory/test_contamination.py::test_a_problem_of_the_test_split_is_not_asked_and_named",
     ),
     one(

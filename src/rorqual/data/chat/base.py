@@ -108,7 +108,7 @@ class ChatFormat(ABC):
         return True
 
     @property
-    def spoken(self) -> bool:
+    def tags_as_text(self) -> bool:
         """Whether thinking tags are also recognised if a reply spells them with ordinary tokens."""
         return False
 
@@ -137,7 +137,7 @@ class ChatFormat(ABC):
     def reply_marks(self, calls: CallForm | None, *, plain: bool = False) -> SpecialTokenText:
         """Return the special tokens to recognise in a reply: the thinking tags and the tokens of the call syntax `calls`."""
         names = [] if plain else ["<think>", "</think>", *(calls.marks if calls else ())]
-        return SpecialTokenText(self.tokenizer, names, spoken=names if self.spoken else ())
+        return SpecialTokenText(self.tokenizer, names, spoken=names if self.tags_as_text else ())
 
     @property
     def takes_tools(self) -> bool:
@@ -152,7 +152,7 @@ class ChatFormat(ABC):
         return thinking
 
     @abstractmethod
-    def kept(self, message: Message, thinking: Thinking = "auto") -> Message:
+    def normalized(self, message: Message, thinking: Thinking = "auto") -> Message:
         """Return the assistant message that `parse` returns for the rendered ids of `message`.
 
         The result differs from `message` if the template strips newlines or white space.
@@ -163,7 +163,7 @@ class ChatFormat(ABC):
         """Return the number of ids before the tag that ends thinking, or the number of all ids if the tag is missing."""
 
     @abstractmethod
-    def choice(self, thinking: Thinking) -> list[int]:
+    def thinking_suffix(self, thinking: Thinking) -> list[int]:
         """Return the ids at the end of a prompt that force or prevent thinking, or an empty list if the model chooses."""
 
     @property
@@ -177,7 +177,7 @@ class ChatFormat(ABC):
         """Return the thinking mode of a prompt, given its last ids: `on`, `off`, or `auto` if the model chooses."""
         modes: tuple[Thinking, Thinking] = ("off", "on")
         for mode in modes:
-            ids = self.choice(mode)
+            ids = self.thinking_suffix(mode)
             if ids and list(prompt[-len(ids) :]) == ids:
                 return mode
         return "auto"

@@ -31,7 +31,7 @@ class MarkedBlock(TurnChat):
         self._think, self._end_think = tokenizer.special(THINK), tokenizer.special(END_THINK)
         self._newline, self._blank_line = tokenizer.encode("\n"), tokenizer.encode("\n\n")
 
-    def choice(self, thinking: Thinking) -> list[int]:
+    def thinking_suffix(self, thinking: Thinking) -> list[int]:
         """Return the ids of an open thinking block for `on`, of an empty thinking block for `off`, and no ids for `auto`."""
         if thinking == "off":
             return [self._think, *self._blank_line, self._end_think, *self._blank_line]
@@ -40,22 +40,22 @@ class MarkedBlock(TurnChat):
     def as_written(self, message: Message) -> bool:
         return False
 
-    def kept(self, message: Message, thinking: Thinking = "auto") -> Message:
+    def normalized(self, message: Message, thinking: Thinking = "auto") -> Message:
         reasoning = (message.reasoning or "").strip("\n")
         content = message.text.lstrip("\n")
         return Message("assistant", content, reasoning if reasoning or thinking == "on" else None)
 
     def _reply(self, message: Message, thinking: Thinking, *, closed: bool) -> list[int]:
-        encode, kept = self.tokenizer.encode, self.kept(message, thinking)
+        encode, kept = self.tokenizer.encode, self.normalized(message, thinking)
         if thinking == "off":
-            return [*self.choice("off"), *encode(kept.text)]
+            return [*self.thinking_suffix("off"), *encode(kept.text)]
         if not closed and message.reasoning is not None and not message.text:
             return [self._think, *self._newline, *encode(message.reasoning.lstrip("\n"))]  # no `</think>` yet
         after = [self._end_think, *encode("\n\n" + kept.text)]
         if kept.reasoning:
             return [self._think, *self._newline, *encode(kept.reasoning + "\n"), *after]
         # "\n\n" is one token, but if the prompt ends with the first newline, the reply must begin with a single "\n".
-        return [self._think, *(self._newline * 2 if self.choice(thinking) else self._blank_line), *after]
+        return [self._think, *(self._newline * 2 if self.thinking_suffix(thinking) else self._blank_line), *after]
 
     def reply_form(self, thinking: Thinking) -> ReplyForm:
         """Return rules that parse the text before the first `</think>` as reasoning, even if `<think>` is missing.
@@ -63,7 +63,7 @@ class MarkedBlock(TurnChat):
         If thinking was opened and the reply ends before `</think>`, the whole reply is reasoning and the content is empty. An
         empty thinking block counts as no reasoning (None), unless `thinking` is `on`. With `off`, the whole reply is content.
         """
-        begins: Begins = "answer" if thinking == "off" else "thought" if self.choice(thinking) else "late"
+        begins: Begins = "answer" if thinking == "off" else "thought" if self.thinking_suffix(thinking) else "late"
         empty: Literal["kept", "none"] = "kept" if thinking == "on" else "none"
         return ReplyForm(begins, "\n", Trim("\n"), Trim("\n"), empty=empty)
 
@@ -86,7 +86,7 @@ class SpokenBlock(TurnChat):
         known = {THINK, END_THINK} <= tokenizer.special_names
         self._marks = (tokenizer.special(THINK), tokenizer.special(END_THINK)) if known else None
 
-    def choice(self, thinking: Thinking) -> list[int]:
+    def thinking_suffix(self, thinking: Thinking) -> list[int]:
         """Return the ids of an open thinking block for `on`. Return no ids for `auto` and `off`: the family does not think by default."""
         if thinking != "on":
             return []
@@ -104,7 +104,7 @@ class SpokenBlock(TurnChat):
         """
         return message.reasoning is None and not message.text.lstrip().startswith(THINK)
 
-    def kept(self, message: Message, thinking: Thinking = "auto") -> Message:
+    def normalized(self, message: Message, thinking: Thinking = "auto") -> Message:
         if message.reasoning is None:
             return Message("assistant", message.text)
         reasoning = message.reasoning.strip("\n")
@@ -116,7 +116,7 @@ class SpokenBlock(TurnChat):
             self._refuse(THINK, message.text.startswith(THINK), "content that begins with")
             return encode(message.text)
         self._refuse(END_THINK, END_THINK in message.reasoning, "reasoning that contains")
-        opened = self.choice("on")
+        opened = self.thinking_suffix("on")
         if not closed and not message.text:
             return [*opened, *encode(message.reasoning.lstrip("\n"))]
         before, after = message.reasoning.strip("\n") + "\n", "\n\n" + message.text.lstrip("\n")
@@ -137,7 +137,7 @@ class SpokenBlock(TurnChat):
         return False
 
     @property
-    def spoken(self) -> bool:
+    def tags_as_text(self) -> bool:
         return True
 
     def reply_form(self, thinking: Thinking) -> ReplyForm:

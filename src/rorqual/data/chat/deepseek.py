@@ -169,8 +169,8 @@ class DeepSeekR1Chat(DeepSeekTurns, MarkedBlock):
     name = "deepseek-r1"
     marks: ClassVar[tuple[str, ...]] = (*MARKS, Special.THINK, Special.END_THINK)
 
-    def choice(self, thinking: Thinking) -> list[int]:
-        return super().choice("on" if thinking == "auto" else thinking)
+    def thinking_suffix(self, thinking: Thinking) -> list[int]:
+        return super().thinking_suffix("on" if thinking == "auto" else thinking)
 
     @property
     def template(self) -> str:
@@ -205,11 +205,11 @@ class DeepSeekChat(DeepSeekTurns):
         )
         return written("</think>", mark)
 
-    def choice(self, thinking: Thinking) -> list[int]:
+    def thinking_suffix(self, thinking: Thinking) -> list[int]:
         """Return `<think>` for `on`, `</think>` for `off`, and no ids for `auto`, where the model chooses."""
         return {"auto": [], "on": [self._think], "off": [self._end_think]}[thinking]
 
-    def kept(self, message: Message, thinking: Thinking = "auto") -> Message:
+    def normalized(self, message: Message, thinking: Thinking = "auto") -> Message:
         return message
 
     def _earlier_reply(self, message: Message) -> list[int]:

@@ -79,8 +79,8 @@ class Llama3Chat(SpokenBlock):
         content = message.text.strip() if closed else message.text.lstrip()
         return super()._reply(replace(message, content=content), thinking, closed=closed)
 
-    def kept(self, message: Message, thinking: Thinking = "auto") -> Message:
-        return super().kept(replace(message, content=message.text.strip()), thinking)
+    def normalized(self, message: Message, thinking: Thinking = "auto") -> Message:
+        return super().normalized(replace(message, content=message.text.strip()), thinking)
 
     def reply_form(self, thinking: Thinking) -> ReplyForm:
         trim = Trim(WHITE, WHITE)

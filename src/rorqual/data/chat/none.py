@@ -49,13 +49,13 @@ class NoChat(ChatFormat):
     def reply_form(self, thinking: Thinking) -> ReplyForm:
         return ReplyForm("answer")
 
-    def kept(self, message: Message, thinking: Thinking = "auto") -> Message:
+    def normalized(self, message: Message, thinking: Thinking = "auto") -> Message:
         return Message("assistant", message.text)
 
     def n_thought(self, ids: Sequence[int]) -> int:
         return 0
 
-    def choice(self, thinking: Thinking) -> list[int]:
+    def thinking_suffix(self, thinking: Thinking) -> list[int]:
         return []
 
     @property

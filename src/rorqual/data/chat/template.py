@@ -104,11 +104,11 @@ class TemplateChat(ChatFormat):
         """The source of the template."""
         return self._source
 
-    def choice(self, thinking: Thinking) -> list[int]:
+    def thinking_suffix(self, thinking: Thinking) -> list[int]:
         """Return no ids, because it is unknown how the template turns thinking on or off."""
         return []
 
-    def kept(self, message: Message, thinking: Thinking = "auto") -> Message:
+    def normalized(self, message: Message, thinking: Thinking = "auto") -> Message:
         """Return the message without white space around reasoning and content.
 
         If there is no reasoning, the content is unchanged.
@@ -155,7 +155,7 @@ class TemplateChat(ChatFormat):
         return re.search(r"\b(enable_)?thinking\b", self._source) is not None
 
     @property
-    def spoken(self) -> bool:
+    def tags_as_text(self) -> bool:
         return True
 
     @property

@@ -114,7 +114,7 @@ class TurnChat(ChatFormat):
         check_turns(messages, ROLES)
         if messages[-1].role == "assistant":
             raise DataError("the last turn is an assistant turn", where="messages", remedy="End with a user turn.")
-        return [*self._conversation(messages).ids, *self._gap(), *self._header(), *self.choice(thinking)]
+        return [*self._conversation(messages).ids, *self._gap(), *self._header(), *self.thinking_suffix(thinking)]
 
     def render(
         self,
@@ -141,7 +141,7 @@ class TurnChat(ChatFormat):
             raise DataError(
                 f"the last turn {fault} with thinking={thinking}", where="messages", remedy="Use thinking='auto'."
             )
-        choice = self.choice(thinking)
+        choice = self.thinking_suffix(thinking)
         reply = self._reply(last, thinking, closed=not continue_)[len(choice) :]
         reply += [] if continue_ else self._stops[:1]
         history = self._conversation(messages[:-1], train_from)
@@ -176,7 +176,7 @@ class TurnChat(ChatFormat):
 
     def _reply_opening(self, before: str, thinking: Thinking) -> list[int]:
         """Return the ids that open the reply in a conversation with tools. `before` is the role of the last turn."""
-        return [*self._gap(), *self._header(), *self.choice(thinking)]
+        return [*self._gap(), *self._header(), *self.thinking_suffix(thinking)]
 
     def _conversation(self, messages: Sequence[Message], train_from: int = 0) -> Rendered:
         """Render complete turns as the context of later turns."""

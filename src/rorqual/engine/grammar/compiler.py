@@ -30,7 +30,7 @@ from rorqual.engine.grammar.calls import CallsValidator, CallSyntax, blame, read
 from rorqual.engine.grammar.check import SchemaValidator
 from rorqual.engine.grammar.constraint import Checked, Constraint, Delayed, ForbiddenTexts, Lexicon, Matched, Thought
 from rorqual.engine.grammar.prune import loosened, pruned
-from rorqual.engine.grammar.queue import Build, Turns
+from rorqual.engine.grammar.queue import CompileQueue, CompileTask
 from rorqual.engine.grammar.refusal import KINDS, NOTHING, Unusable, refusal
 from rorqual.engine.grammar.source import MAX_LOOSE, check_pattern, choice_pattern, parse_schema, rewrite
 from rorqual.engine.request import Grammar
@@ -137,10 +137,10 @@ class Grammars:
         self._spelling = spelling
         self._tokenizer, self._vocab_size, self._stop_ids = tokenizer, vocab_size, sorted(set(stop_ids))
         # All builds to which a caller or `_kept` still holds a reference.
-        self._known: WeakValueDictionary[Grammar, Build[Compiled]] = WeakValueDictionary()
-        self._kept: OrderedDict[Grammar, Build[Compiled]] = OrderedDict()
+        self._known: WeakValueDictionary[Grammar, CompileTask[Compiled]] = WeakValueDictionary()
+        self._kept: OrderedDict[Grammar, CompileTask[Compiled]] = OrderedDict()
         self._lock, self._building = threading.Lock(), threading.Lock()
-        self._turns: Turns[Compiled] = Turns(WORKERS, "grammar")
+        self._queue: CompileQueue[Compiled] = CompileQueue(WORKERS, "grammar")
 
     def compile(self, grammar: Grammar, *, where: str = "grammar", seconds: float = COMPILE_SECONDS) -> Compiled:
         """Compile a grammar and wait for the result.
@@ -159,7 +159,7 @@ class Grammars:
         except DataError as error:
             raise DataError(error.what, where=where, remedy=error.remedy) from None
 
-    def submit(self, grammar: Grammar, tenant: str = "") -> Build[Compiled]:
+    def submit(self, grammar: Grammar, tenant: str = "") -> CompileTask[Compiled]:
         """Queue a grammar for compilation in the background, and return the future.
 
         Workers serve the tenants round-robin. The future raises the errors of `compile`. As long as the caller keeps
@@ -169,11 +169,11 @@ class Grammars:
         with self._lock:
             build = self._known.get(grammar)
             if build is None or build.cancelled() or (build.done() and build.exception()):
-                build = self._known[grammar] = Build(lambda: self._kept_build(grammar))
+                build = self._known[grammar] = CompileTask(lambda: self._kept_build(grammar))
         if build.done():
             self._keep(grammar, build)
         else:
-            self._turns.add(tenant, build)
+            self._queue.add(tenant, build)
         return build
 
     def _kept_build(self, grammar: Grammar) -> Compiled:
@@ -181,7 +181,7 @@ class Grammars:
         self._keep(grammar, self._known[grammar])
         return compiled
 
-    def _keep(self, grammar: Grammar, build: Build[Compiled]) -> None:
+    def _keep(self, grammar: Grammar, build: CompileTask[Compiled]) -> None:
         with self._lock:
             self._kept[grammar] = build
             self._kept.move_to_end(grammar)
@@ -190,7 +190,7 @@ class Grammars:
 
     def close(self) -> None:
         """Cancel all queued compilations."""
-        self._turns.close()
+        self._queue.close()
 
     @cached_property
     def lexicon(self) -> Lexicon:

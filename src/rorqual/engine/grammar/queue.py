@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Build(Future[T]):
+class CompileTask(Future[T]):
     """A queued task and the future of its result.
 
     `began` is the start time of the task (`time.monotonic`), or None before the start, while the task can still be
@@ -56,7 +56,7 @@ class Build(Future[T]):
         return self.result(seconds)
 
 
-class Turns(Generic[T]):
+class CompileQueue(Generic[T]):
     """Worker threads that run builds, round-robin over tenants.
 
     The builds of one tenant run in the order in which they were added.
@@ -65,10 +65,10 @@ class Turns(Generic[T]):
     def __init__(self, workers: int, name: str) -> None:
         self._workers = ThreadPoolExecutor(workers, thread_name_prefix=name)
         # The next build to run is from the first tenant.
-        self._waiting: OrderedDict[str, deque[Build[T]]] = OrderedDict()
+        self._waiting: OrderedDict[str, deque[CompileTask[T]]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def add(self, tenant: str, build: Build[T]) -> None:
+    def add(self, tenant: str, build: CompileTask[T]) -> None:
         """Queue `build` for `tenant`.
 
         If several tenants add the same build, it runs only once, as soon as one of these tenants is next.
@@ -94,7 +94,7 @@ class Turns(Generic[T]):
         if build is not None:
             build.run()
 
-    def _next(self) -> Build[T] | None:
+    def _next(self) -> CompileTask[T] | None:
         with self._lock:
             while self._waiting:
                 tenant, builds = self._waiting.popitem(last=False)

@@ -23,79 +23,79 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class NameEntry:
-    """A Rorqual tensor `ours` and the published tensors `theirs` with the same values.
+    """A Rorqual tensor `internal` and the published tensors `published` with the same values.
 
-    `kind` describes how `ours` is composed of `theirs`:
+    `kind` describes how `internal` is composed of `published`:
 
-    - "alone": `ours` equals the only published tensor in `theirs`.
-    - "stack": `ours` [n, ...] stacks n published tensors.
-    - "pairs": `theirs` lists n first tensors and then n second tensors, such as gate and up projections. `ours[i]` [2
+    - "alone": `internal` equals the only published tensor in `published`.
+    - "stack": `internal` [n, ...] stacks n published tensors.
+    - "pairs": `published` lists n first tensors and then n second tensors, such as gate and up projections. `internal[i]` [2
       rows, ...] holds the rows of first tensor i, followed by the rows of second tensor i.
     """
 
-    ours: str
-    theirs: tuple[str, ...]
+    internal: str
+    published: tuple[str, ...]
     kind: Literal["alone", "stack", "pairs"] = "alone"
 
     def order(self) -> tuple[int, ...]:
-        """Return the indices of `theirs` in the order in which their concatenated bytes give the bytes of `ours`."""
+        """Return the indices of `published` in the order in which their concatenated bytes give the bytes of `internal`."""
         if self.kind != "pairs":
-            return tuple(range(len(self.theirs)))
-        n = len(self.theirs) // 2
+            return tuple(range(len(self.published)))
+        n = len(self.published) // 2
         return tuple(index + half for index in range(n) for half in (0, n))
 
     def piece(self, tensor: Tensor, index: int) -> Tensor:
-        """Return the view of Rorqual's `tensor` that equals the published tensor `theirs[index]`."""
+        """Return the view of Rorqual's `tensor` that equals the published tensor `published[index]`."""
         if self.kind == "alone":
             return tensor
         if self.kind == "stack":
             return tensor[index]
-        half, row = divmod(index, len(self.theirs) // 2)
+        half, row = divmod(index, len(self.published) // 2)
         return tensor[row].chunk(2, dim=0)[half]
 
     def shape(self, published: Sequence[Shape]) -> Shape:
-        """Return the shape of `ours`, given the shapes of `theirs`. Raises CheckpointError if these shapes differ."""
+        """Return the shape of `internal`, given the shapes of `published`. Raises CheckpointError if these shapes differ."""
         first = tuple(published[0])
         unequal = [
             f"{name} {tuple(shape)}"
-            for name, shape in zip(self.theirs, published, strict=True)
+            for name, shape in zip(self.published, published, strict=True)
             if tuple(shape) != first
         ]
         if unequal:
             raise CheckpointError(
-                f"{self.theirs[0]} {first} cannot be stacked with tensors of other shapes: {shown(unequal)}",
+                f"{self.published[0]} {first} cannot be stacked with tensors of other shapes: {shown(unequal)}",
                 remedy="The checkpoint is damaged; download it again.",
             )
         if self.kind == "alone":
             return first
         if self.kind == "stack":
-            return (len(self.theirs), *first)
-        return (len(self.theirs) // 2, 2 * first[0], *first[1:])
+            return (len(self.published), *first)
+        return (len(self.published) // 2, 2 * first[0], *first[1:])
 
     def scales(self) -> NameEntry:
-        """Return the `NameEntry` of the FP8 scales of `ours` and `theirs`.
+        """Return the `NameEntry` of the FP8 scales of `internal` and `published`.
 
         In kind "pairs", first and second tensors have separate scales.
         """
-        return NameEntry(self.ours + SCALE, tuple(name + SCALE for name in self.theirs), self.kind)
+        return NameEntry(self.internal + SCALE, tuple(name + SCALE for name in self.published), self.kind)
 
     def scale_shape(self, shape: Shape) -> Shape:
-        """Return the shape of the FP8 scales of `ours`, whose own shape is `shape`."""
+        """Return the shape of the FP8 scales of `internal`, whose own shape is `shape`."""
         if len(shape) < 2:
             raise CheckpointError(
-                f"{self.ours} {shape} has scales, but only matrices can be scaled",
+                f"{self.internal} {shape} has scales, but only matrices can be scaled",
                 remedy="Download the checkpoint again.",
             )
         rows, columns = shape[-2:]
         rows = rows // 2 if self.kind == "pairs" else rows
-        return self.scales().shape([blocks((rows, columns))] * len(self.theirs))
+        return self.scales().shape([blocks((rows, columns))] * len(self.published))
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
-        """Join published tensors, in the order of `theirs`, into Rorqual's tensor."""
-        unequal = [name for name, part in zip(self.theirs, parts, strict=True) if part.dtype != parts[0].dtype]
+        """Join published tensors, in the order of `published`, into Rorqual's tensor."""
+        unequal = [name for name, part in zip(self.published, parts, strict=True) if part.dtype != parts[0].dtype]
         if unequal:
             raise CheckpointError(
-                f"{shown(unequal)} and {self.theirs[0]} have different types, but must be stacked into one tensor",
+                f"{shown(unequal)} and {self.published[0]} have different types, but must be stacked into one tensor",
                 remedy="Convert the checkpoint to one type.",
             )
         shape = self.shape([tuple(part.shape) for part in parts])
@@ -107,20 +107,20 @@ class NameEntry:
         return out
 
     def split(self, tensor: Tensor) -> list[Tensor]:
-        """Split Rorqual's tensor into published tensors, in the order of `theirs`. Each published tensor has its own memory."""
+        """Split Rorqual's tensor into published tensors, in the order of `published`. Each published tensor has its own memory."""
         if self.kind == "alone":
             return [tensor]
-        return [self.piece(tensor, index).clone() for index in range(len(self.theirs))]
+        return [self.piece(tensor, index).clone() for index in range(len(self.published))]
 
 
-def stacked(ours: str, theirs: Iterable[str]) -> NameEntry:
-    """Return an entry of kind "stack": `ours` [n, ...] stacks the tensors `theirs`."""
-    return NameEntry(ours, tuple(theirs), "stack")
+def stacked(internal: str, published: Iterable[str]) -> NameEntry:
+    """Return an entry of kind "stack": `internal` [n, ...] stacks the tensors `published`."""
+    return NameEntry(internal, tuple(published), "stack")
 
 
-def stacked_pairs(ours: str, first: Iterable[str], second: Iterable[str]) -> NameEntry:
-    """Return an entry of kind "pairs": `ours[i]` [2 rows, ...] holds the rows of `first[i]`, then the rows of `second[i]`."""
-    return NameEntry(ours, (*first, *second), "pairs")
+def stacked_pairs(internal: str, first: Iterable[str], second: Iterable[str]) -> NameEntry:
+    """Return an entry of kind "pairs": `internal[i]` [2 rows, ...] holds the rows of `first[i]`, then the rows of `second[i]`."""
+    return NameEntry(internal, (*first, *second), "pairs")
 
 
 @dataclass(frozen=True)
@@ -141,25 +141,25 @@ class NameMap:
         """
         present = set(names)
         scaled = [entry.scales() for entry in self.entries]
-        optional = [name for entry in scaled if present.intersection(entry.theirs) for name in entry.theirs]
-        required = [name for entry in self.entries for name in entry.theirs] + optional
+        optional = [name for entry in scaled if present.intersection(entry.published) for name in entry.published]
+        required = [name for entry in self.entries for name in entry.published] + optional
         _check_names(names, present, required, self.copies)
 
     def scaled(self, names: Collection[str]) -> NameMap:
         """Return this map plus entries for the FP8 scales in `names`. `names` may be Rorqual's names or published names."""
         present = set(names)
         extra = (entry.scales() for entry in self.entries)
-        scales = [entry for entry in extra if entry.ours in present or entry.theirs[0] in present]
+        scales = [entry for entry in extra if entry.internal in present or entry.published[0] in present]
         return NameMap((*self.entries, *scales), self.copies)
 
     def to_hf(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Convert Rorqual's tensors to published tensors. Raises CheckpointError listing missing and unexpected names."""
         entries = self.scaled(state).entries
-        _check_names(state, set(state), [entry.ours for entry in entries], ())
+        _check_names(state, set(state), [entry.internal for entry in entries], ())
         out: dict[str, Tensor] = {}
         for entry in entries:
-            out |= zip(entry.theirs, entry.split(state[entry.ours]), strict=True)
-        return out | {name: state[ours].clone() for name, ours in self.copies.items()}
+            out |= zip(entry.published, entry.split(state[entry.internal]), strict=True)
+        return out | {name: state[internal].clone() for name, internal in self.copies.items()}
 
     def from_hf(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Convert published tensors to Rorqual's tensors.
@@ -169,17 +169,17 @@ class NameMap:
         """
         self.check(state)
         entries = self.scaled(state).entries
-        out = {entry.ours: entry.join([state[name] for name in entry.theirs]) for entry in entries}
+        out = {entry.internal: entry.join([state[name] for name in entry.published]) for entry in entries}
         for name, tensor in out.items():
             if (tensor.dtype == torch.float8_e4m3fn) != (name + SCALE in out):
                 raise CheckpointError(
                     f"{name} is {tensor.dtype} {'with' if name + SCALE in out else 'without'} scales (weight{SCALE})",
                     remedy="FP8 tensors, and no others, must have scales. Download the checkpoint again.",
                 )
-        for name, ours in self.copies.items():
-            if name in state and not torch.equal(state[name], out[ours]):
+        for name, internal in self.copies.items():
+            if name in state and not torch.equal(state[name], out[internal]):
                 raise CheckpointError(
-                    f"{name} must be a copy of the main model's {ours}, but differs",
+                    f"{name} must be a copy of the main model's {internal}, but differs",
                     remedy="This model shares embedding and head. A checkpoint with separate tensors is not supported.",
                 )
         return out

@@ -88,7 +88,7 @@ def _check_headers(
     entries: dict[str, NameEntry] = {}
     expected = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
     if scales:
-        entries = {entry.ours: entry for entry in family_for(config).name_map(config).entries}
+        entries = {entry.internal: entry for entry in family_for(config).name_map(config).entries}
         entries = {name: entries[name] for name in (scale.removesuffix(SCALE) for scale in scales)}
         expected |= {name + SCALE: entry.scale_shape(expected[name]) for name, entry in entries.items()}
     _check_shapes(shapes, expected, where)
@@ -104,7 +104,7 @@ def _check_headers(
 
 def _dequantize(entry: NameEntry, weight: Tensor, scale: Tensor, out: Tensor) -> None:
     scales = entry.scales()
-    for index in range(len(entry.theirs)):
+    for index in range(len(entry.published)):
         values = dequantize_blocks(entry.piece(weight, index), scales.piece(scale, index))
         entry.piece(out, index).copy_(values)
 

@@ -43,7 +43,7 @@ def backend(name: str) -> Backend:
         raise ConfigError(
             f"the attention methods of {cls.__qualname__} disagree about the block layout: {fault}",
             where=f"backend={name}",
-            remedy="Override shape, as_blocks, lay_out, read, fill and write of PagedAttention together.",
+            remedy="Override shape, as_blocks, prepack_blocks, read, fill and write of PagedAttention together.",
         )
     return cls()
 

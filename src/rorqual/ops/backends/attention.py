@@ -121,10 +121,10 @@ class PagedAttention:
     A pool stores one cached part of all sequences. In this class, a pool is a tensor [blocks, heads, rows per block,
     width]. Callers must not depend on this layout.
 
-    A subclass with another layout overrides `shape`, `as_blocks`, `lay_out` and `write`. A subclass that renumbers
-    blocks overrides `plan`, `read`, `fill` and `lay_out`. `plan` must renumber `block_table` and `slot_mapping` in the
-    same way, and leave `PAD` unchanged. `read`, `fill` and `lay_out` receive the engine's block numbers. Padding is
-    written to block 0 (`NOBODY`) after renumbering, so block 0 must keep its number. In `lay_out`, block 0 has no
+    A subclass with another layout overrides `shape`, `as_blocks`, `prepack_blocks` and `write`. A subclass that renumbers
+    blocks overrides `plan`, `read`, `fill` and `prepack_blocks`. `plan` must renumber `block_table` and `slot_mapping` in the
+    same way, and leave `PAD` unchanged. `read`, `fill` and `prepack_blocks` receive the engine's block numbers. Padding is
+    written to block 0 (`NOBODY`) after renumbering, so block 0 must keep its number. In `prepack_blocks`, block 0 has no
     special role.
 
     The new numbers must not depend on the number of blocks, but `shape` may add blocks. `rorqual.ops.backends.backend`
@@ -186,7 +186,7 @@ class PagedAttention:
         """View a pool as [blocks, heads, rows, width]. Blocks are in the order in which the pool stores them."""
         return pool
 
-    def lay_out(self, blocks: Tensor) -> Tensor:
+    def prepack_blocks(self, blocks: Tensor) -> Tensor:
         """Convert blocks [blocks, heads, rows, width], numbered from 0, to a pool.
 
         The conversion must be differentiable if the backend supports training.

@@ -29,11 +29,11 @@ Matrices = Tensor | Sequence[Tensor]
 class Fit:
     """A backend that is configured for one model on this machine.
 
-    `held` is True if results are guaranteed to be batch-invariant with at most `threads` threads.
+    `is_invariant` is True if results are guaranteed to be batch-invariant with at most `threads` threads.
     """
 
     backend: Backend
-    held: bool
+    is_invariant: bool
     threads: int
 
 

@@ -27,8 +27,11 @@ def fault_of(attention: PagedAttention) -> str | None:
             ):
                 return f"the result of {name} differs from PagedAttention's"
         blocks = _random(1, BLOCKS, HEADS, BLOCK, WIDTH)
-        if attention.lay_out(blocks.requires_grad_()).grad_fn is None and attention.lay_out(blocks) is not blocks:
-            return "`lay_out` passes no gradient"
+        if (
+            attention.prepack_blocks(blocks.requires_grad_()).grad_fn is None
+            and attention.prepack_blocks(blocks) is not blocks
+        ):
+            return "`prepack_blocks` passes no gradient"
     except (RuntimeError, ValueError, IndexError, TypeError, ArithmeticError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
     return None
@@ -60,7 +63,7 @@ def _results(attention: PagedAttention) -> dict[str, Tensor]:
     q = _random(4, len(slots), HEADS, 3, WIDTH)
     chosen = attention.select(q, q[..., 0], entries, plan, 5).rows
     out, lse = attention.attend_with_lse(q, entries, entries, plan, 0.3, 8, selected=chosen, window=90)
-    laid = attention.lay_out(_random(5, BLOCKS, HEADS, BLOCK, WIDTH))
+    laid = attention.prepack_blocks(_random(5, BLOCKS, HEADS, BLOCK, WIDTH))
     return {
         "fill or read": filled,
         "copy of blocks (fill or read)": copied,
@@ -72,5 +75,5 @@ def _results(attention: PagedAttention) -> dict[str, Tensor]:
         "attend_with_lse": out[:real],
         "log-sum-exp": lse[:real],
         "gather": attention.gather(entries, plan, chosen)[:real],
-        "lay_out": attention.read(laid, torch.arange(BLOCKS)),
+        "prepack_blocks": attention.read(laid, torch.arange(BLOCKS)),
     }

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rorqual.ops.backends.base import Backend, Matrices
 from rorqual.ops.layer import LinearMap
-from rorqual.ops.layout import laid_out, plain, times
+from rorqual.ops.layout import plain, prepack, times
 from rorqual.ops.rows import in_tiles
 
 SMALLEST = 1 << 16
@@ -42,7 +42,7 @@ class Packing(Backend):
     def prepare_experts(self, gate_up: Tensor, down: Tensor) -> tuple[Matrices, Matrices] | None:
         if down[0].numel() < SMALLEST:
             return None
-        return [laid_out(weight) for weight in gate_up], [laid_out(weight) for weight in down]
+        return [prepack(weight) for weight in gate_up], [prepack(weight) for weight in down]
 
 
 class PackedLinear(LinearMap):
@@ -57,7 +57,7 @@ class PackedLinear(LinearMap):
         super().__init__()
         self.shape, self.dtype, self.most = tuple(weight.shape), weight.dtype, 0
         self._bias = None if bias is None else bias.detach()
-        self._packed = laid_out(weight)
+        self._packed = prepack(weight)
 
     @property
     def weight(self) -> Tensor:

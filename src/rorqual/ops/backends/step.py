@@ -56,7 +56,7 @@ class StepOutput:
 
     hidden: Tensor
     experts: Tensor | None
-    drawn: SamplerOutput | None
+    sampled: SamplerOutput | None
 
 
 class StepFunction(Protocol):

@@ -21,7 +21,7 @@ from rorqual.ops.backends.base import Fit, M, Matrices, PreparedExperts
 from rorqual.ops.backends.packed import PackedLinear, Packing
 from rorqual.ops.invariant import LANES
 from rorqual.ops.layer import Layer, LinearMap
-from rorqual.ops.layout import laid_out, times
+from rorqual.ops.layout import prepack, times
 from rorqual.ops.moe import Routing
 from rorqual.ops.rows import ENOUGH, Rows, bmm, cancelling, in_tiles
 
@@ -225,6 +225,6 @@ def _product(kind: Kind, matrix: Tensor, most: int) -> Callable[[Tensor], Tensor
     if kind == "map":
         return partial(in_tiles, partial(F.linear, weight=matrix), most=most)
     if kind == "packed":
-        return partial(in_tiles, partial(times, opaque=laid_out(matrix)), most=most)
+        return partial(in_tiles, partial(times, opaque=prepack(matrix)), most=most)
     right = matrix.t() if kind == "transposed" else matrix.t().contiguous()
     return lambda x: bmm(x[None], right[None], most)[0]

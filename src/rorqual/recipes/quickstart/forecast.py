@@ -31,7 +31,7 @@ from rorqual.factory import FactoryConfig, FilterConfig, sample_teacher
 from rorqual.recipes.quickstart.place import BRANCHES, MODES, WHEN
 from rorqual.recipes.quickstart.scale import STUDENT_TASK, TASK, Scale
 from rorqual.recipes.sft import sft
-from rorqual.recipes.start import nudged
+from rorqual.recipes.start import finetune_optim
 from rorqual.tasks.base import Problem
 from rorqual.tasks.find import load_task
 from rorqual.train.loop import fit
@@ -251,7 +251,9 @@ def exam(task: str, hard: float, count: int, seed: int) -> EvaluationSet:
 def probe(run: Run, solutions: Sequence[SolutionLength], share: float, scale: Scale, threads: int) -> ShapeCost:
     """Measure the costs of a model shape with a few fine-tuning steps, GRPO-like updates, rollouts and answers."""
     state, step, wall, tokens = paced(run, threads)
-    adam = run.model_copy(update={"optim": nudged(1e-4), "source": run.source.model_copy(update={"rows": BATCH})})
+    adam = run.model_copy(
+        update={"optim": finetune_optim(1e-4), "source": run.source.model_copy(update={"rows": BATCH})}
+    )
     _, update, _, learned = paced(adam, threads)
     rollout_params = SamplingParams(n=scale.grpo_samples, temperature=1.0, ignore_eos=True)
     eval_params = SamplingParams(temperature=scale.temperature, top_p=scale.top_p, ignore_eos=True)

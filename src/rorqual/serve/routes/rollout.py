@@ -109,5 +109,5 @@ def _state(service: Service, uploads: WeightUploads) -> dict[str, Any]:
         "sha256": uploads.digest.hex(),
         "tokenizer": service.chat.tokenizer.fingerprint,
         "chat": service.chat.name,
-        "slots": service.bridge.placed.engine["slots"],
+        "slots": service.bridge.arguments.engine["slots"],
     }

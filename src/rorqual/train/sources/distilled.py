@@ -14,7 +14,7 @@ from rorqual.core.config import RowLength, Rows
 from rorqual.core.errors import DataError
 from rorqual.core.records import says_nothing
 from rorqual.data.distilled import Distilled, DistilledFile, read_distilled
-from rorqual.data.pack import Packed, Sample, lay_out
+from rorqual.data.pack import Packed, Sample, pack_rows
 from rorqual.data.source.conversations import refuse_empty_prompt
 from rorqual.data.stream import ConversationStream
 from rorqual.data.tokenizer import Tokenizer
@@ -91,7 +91,7 @@ class DistilledSamples(Source):
         for row in numbers:  # renumber, because a batch that spans two epochs may contain a sample twice
             rows.append(list(range(begun, begun + len(row))))
             begun += len(row)
-        packed = lay_out([self.samples[n] for n in flat], rows, self.config.row, pad=self.pad)
+        packed = pack_rows([self.samples[n] for n in flat], rows, self.config.row, pad=self.pad)
         notes, self.notes = self.notes, []
         if self.config.logits:
             return Step([pack_teacher(packed, [self.rows[n] for n in flat])], notes=notes)

@@ -131,7 +131,7 @@ class OnPolicy(Source):
 
     def _batch(self, scored: list[Scored]) -> TrainBatch:
         batch = batch_of(scored, self.config.row, self.chat.pad)
-        return self.teacher.beside(replace(batch, advantages=None, lengths=None))
+        return self.teacher.add_distributions(replace(batch, advantages=None, lengths=None))
 
 
 class OnPolicyTeacher:
@@ -164,7 +164,7 @@ class OnPolicyTeacher:
         self.top_k, self.threads = top_k, materials.threads
         self.flops = account(config, context=row).flops
 
-    def beside(self, batch: TrainBatch) -> TrainBatch:
+    def add_distributions(self, batch: TrainBatch) -> TrainBatch:
         """Add the teacher's distribution at each trained position of the batch."""
         parts = batch.split(-(-len(batch.tokens) // ROWS))
         with ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:

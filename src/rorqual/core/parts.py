@@ -18,7 +18,7 @@ def _reject_surrogates(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:  # a JSON escape such as "\ud83d" can contain a lone surrogate
-        raise ValueError("contains half of a surrogate pair") from None
+        raise ValueError("contains a lone surrogate") from None
     return text
 
 

@@ -49,7 +49,7 @@ def _fault(finished: Finished) -> str:
     """Return the reason why a finished sample is invalid, or "" if it is valid."""
     sequence = finished.sequence
     if finished.has_non_finite:
-        return f"the model computed a logit that is not a number, for a prompt of {len(sequence.prompt)} tokens"
+        return f"the model computed a NaN or infinite logit, for a prompt of {len(sequence.prompt)} tokens"
     return "" if sequence.constraint is None else sequence.constraint.error
 
 

@@ -34,7 +34,7 @@ def next_logprobs(model: Decoder, tokens: Tensor, positions: Tensor, segments: T
     logprobs = model.logits(hidden[wanted.nonzero(as_tuple=True)]).log_softmax(-1)
     if not bool(logprobs.isfinite().all()):
         raise NumericsError(
-            "the model computed a logit that is not a number",
+            "the model computed a NaN or infinite logit",
             where="engine.score",
             remedy="The weights contain NaN or infinity. Load an earlier checkpoint.",
         )

@@ -180,7 +180,7 @@ def fault_of(row: RowRequest, samples: Sequence[Completion]) -> Refused | None:
             "",
             "Check the server. Then repeat the command with a new out=, because this file keeps its answers.",
         )
-    elif "not a number" in what:
+    elif "NaN or infinite logit" in what:
         key, remedy = "", "The weights are damaged, or the dtype overflows: try dtype=float32."
     return Refused(row.line, key, f"sample {number} is incomplete: {what}", remedy, row.carried)
 

@@ -150,7 +150,9 @@ def _object(raw: bytes, line: int) -> dict[str, Any] | Refused:
     except ValueError as error:
         return Refused(line, "", f"not JSON: {error}", "Write one JSON object per line.")
     if not isinstance(row, dict):
-        return Refused(line, "", f"a JSON {type(row).__name__}, not an object", "Write one JSON object per line.")
+        return Refused(
+            line, "", f"the line is a JSON {type(row).__name__}, not an object", "Write one JSON object per line."
+        )
     return row
 
 
@@ -158,7 +160,7 @@ def _object(raw: bytes, line: int) -> dict[str, Any] | Refused:
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any] | Refused]]:
-    import pyarrow  # imported here because the import takes a third of a second and JSONL files do not need it
+    import pyarrow  # imported here because the import takes 0.3 s and JSONL files do not need it
     import pyarrow.parquet
 
     number = 0

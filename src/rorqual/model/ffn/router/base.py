@@ -62,7 +62,8 @@ class RouterConfig(Kind):
 
 
 class Router(Layer, ABC):
-    """A router module: x [tokens, hidden] -> `Routing`. `replay` [tokens, k] fixes the chosen experts, except in entries equal to `CHOOSE`.
+    """A router module: x [tokens, hidden] -> `Routing`. `replay` [tokens, k] fixes the chosen experts. Negative entries
+    let the router choose.
 
     Gates are recomputed in every forward pass, even for replayed choices, so the router receives a gradient. A router
     that can choose `SKIP` or identity experts sets `Routing.skips`. Buffers keep their dtype when the model is cast.

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from rorqual.model import Decoder, ModelConfig, Stage
-from rorqual.model.attention import GQAConfig, MLAConfig
+from rorqual.model.attention import DSAConfig, GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.ops.backends import REFERENCE, Backend
 from rorqual.ops.rope import Llama3, Rope, Yarn
 
-BATCH, SEQ = 2, 24
+BATCH, SEQ, LONG = 2, 24, 80
 PEAK = 5.0
 """Standard deviation of attention scores before the softmax, roughly."""
 
@@ -67,6 +67,23 @@ def deepseek_config(seed: int) -> ModelConfig:
         stages=(Stage(layers=1, attention=attention, ffn=dense), Stage(layers=2, attention=attention, ffn=moe)),
         max_position_embeddings=4096,
         tie_word_embeddings=seed % 4 == 0,
+    )
+
+
+def deepseek_v32_config(seed: int) -> ModelConfig:
+    """V3's, with an indexer that keeps a sixth to two thirds of the positions; its heads are wider than what rotates, but for one."""
+    config = deepseek_config(6000 + seed * 3 + 2)
+    rng = random.Random(6000 + seed)
+    attention = config.stages[0].attention
+    assert isinstance(attention, MLAConfig)
+    sparse = DSAConfig(
+        **dict(attention) | {"kind": "dsa", "q_lora_rank": attention.q_lora_rank or 12},
+        index_n_heads=rng.choice([12, 16, 24]),
+        index_head_dim=attention.qk_rope_head_dim + (0 if seed == 0 else rng.choice([4, 10])),
+        index_topk=rng.choice([4, 7, 16]),
+    )
+    return config.model_copy(
+        update={"stages": tuple(s.model_copy(update={"attention": sparse}) for s in config.stages)}
     )
 
 
@@ -198,8 +215,12 @@ def changed(config: ModelConfig, part: Literal["attention", "router"], **fields:
 
 def inputs(config: ModelConfig, seed: int) -> tuple[Tensor, Tensor]:
     """tokens and positions [batch, seq]; where the context was extended (YaRN from 16, Llama 3 from 64) rows start beyond it,
-    far beyond in row 1."""
+    far beyond in row 1. Rows of sparse attention are whole, and longer than one block of its cache."""
     generator = torch.Generator().manual_seed(seed)
+    if isinstance(config.stages[0].attention, DSAConfig):
+        return torch.randint(config.vocab_size, (BATCH, LONG), generator=generator), torch.arange(LONG).expand(
+            BATCH, LONG
+        )
     tokens = torch.randint(config.vocab_size, (BATCH, SEQ), generator=generator)
     rope: Rope = config.stages[0].attention.rope  # type: ignore[attr-defined]
     start = [10, 150] if rope.yarn else [60, 600] if rope.llama3 else [10, 150] if rope.linear != 1.0 else [0, 0]

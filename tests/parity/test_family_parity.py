@@ -11,6 +11,7 @@ from random_models import (
     changed,
     deepseek_config,
     deepseek_v2_config,
+    deepseek_v32_config,
     inputs,
     llama_config,
     loud,
@@ -27,6 +28,7 @@ TOLERANCE = 1e-4
 FAMILIES: dict[str, Callable[[int], ModelConfig]] = {
     "deepseek_v2": deepseek_v2_config,
     "deepseek_v3": deepseek_config,
+    "deepseek_v32": deepseek_v32_config,
     "llama": llama_config,
     "qwen2": qwen2_config,
     "qwen3": qwen3_config,

@@ -8,7 +8,7 @@ different norm epsilon.
 from __future__ import annotations
 
 from rorqual.core.errors import ConfigError, nearest
-from rorqual.model.attention import GQAConfig, MLAConfig
+from rorqual.model.attention import DSAConfig, GQAConfig, MLAConfig
 from rorqual.model.config import ModelConfig, Stage
 from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.model.ffn.router import GroupedTopKConfig
@@ -61,7 +61,7 @@ _LLAMA3 = {
 
 def preset_names() -> tuple[str, ...]:
     """Return every name that `preset` accepts."""
-    deepseek = ("deepseek-v2-lite", "deepseek-v2", *_V3_NAMES)
+    deepseek = ("deepseek-v2-lite", "deepseek-v2", *_V3_NAMES, "deepseek-v3.2")
     return (*deepseek, *_QWEN3, *_QWEN3_MOE, *_QWEN2, *_LLAMA3, "smollm2-135m")
 
 
@@ -70,6 +70,7 @@ def preset(name: str) -> ModelConfig:
     alone = {
         "deepseek-v2-lite": _v2_lite,
         "deepseek-v2": _v2,
+        "deepseek-v3.2": _v32,
         "smollm2-135m": _smollm2,
         **dict.fromkeys(_V3_NAMES, _v3),
     }
@@ -153,7 +154,15 @@ def _v2() -> ModelConfig:
 
 
 def _v3() -> ModelConfig:
-    attention = _mla(128, 1536, 1.0)
+    return _v3_with(_mla(128, 1536, 1.0))
+
+
+def _v32() -> ModelConfig:
+    fields = {"kind": "dsa", "index_n_heads": 64, "index_head_dim": 128, "index_topk": 2048}
+    return _v3_with(DSAConfig(**(dict(_mla(128, 1536, 1.0)) | fields)))
+
+
+def _v3_with(attention: MLAConfig) -> ModelConfig:
     moe = MoEConfig(
         router=GroupedTopKConfig(
             n_routed_experts=256, num_experts_per_tok=8, n_group=8, topk_group=4, routed_scaling_factor=2.5

@@ -10,16 +10,19 @@ from rorqual.model.attention.base import (
     RMSNorm,
     Selection,
 )
+from rorqual.model.attention.dsa import DSA, DSAConfig
 from rorqual.model.attention.gqa import GQAConfig
 from rorqual.model.attention.mla import MLA, MLAConfig
 
 __all__ = [
+    "DSA",
     "MLA",
     "Attention",
     "AttentionConfig",
     "AttentionContext",
     "CacheLayout",
     "CachePart",
+    "DSAConfig",
     "GQAConfig",
     "LayerCache",
     "MLAConfig",

@@ -17,6 +17,7 @@ from rorqual.core.config import MOST, Count, Natural
 from rorqual.model.attention.base import Attention, AttentionConfig, AttentionContext, CachePart, LayerCache, RMSNorm
 from rorqual.model.cost import Cost, linear, vector
 from rorqual.ops.backends import Backend
+from rorqual.ops.paged import Selection
 from rorqual.ops.rope import Rope, softmax_factor
 
 
@@ -97,19 +98,36 @@ class MLA(Attention):
         self.scale = c.qk_head_dim**-0.5 * softmax_factor(c.rope)
 
     def forward(self, x: Tensor, context: AttentionContext, cache: LayerCache | None) -> Tensor:
+        _, q_nope, q_rope, latent, k_rope = self.project(x, context)
+        if cache is None:
+            return self._naive(q_nope, q_rope, latent, k_rope, context)
+        cache.write({"latent": self.rows(latent, k_rope)})
+        return self.absorbed(q_nope, q_rope, cache, context.ops)
+
+    def project(self, x: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return the inputs of attention for x [batch, seq, hidden], after norms and RoPE.
+
+        These are c^Q [batch, seq, q_lora_rank] (without `q_lora_rank`: all queries [batch, seq, heads * qk_head_dim]), the
+        two parts of the queries [batch, seq, heads, nope] and [batch, seq, heads, rope], c^KV [batch, seq, kv_lora_rank]
+        and k^R [batch, seq, rope].
+        """
         c, ops = self.config, context.ops
         q_input, kv = self.shared(x)
-        q = self.q_b_proj(self.q_a_layernorm(q_input, ops)) if c.q_lora_rank else q_input
+        if c.q_lora_rank:
+            q_input = self.q_a_layernorm(q_input, ops)
+        q = self.q_b_proj(q_input) if c.q_lora_rank else q_input
         q = q.unflatten(-1, (c.num_attention_heads, c.qk_head_dim))  # [batch, seq, heads, qk_head_dim]
         q_nope, q_rope = q.split((c.qk_nope_head_dim, c.qk_rope_head_dim), dim=-1)
         latent, k_rope = kv.split((c.kv_lora_rank, c.qk_rope_head_dim), dim=-1)
         latent = self.kv_a_layernorm(latent, ops)  # [batch, seq, kv_lora_rank]
         cos, sin = context.rope(c.rope, c.qk_rope_head_dim, interleaved=True)
         rotated = ops.rope(torch.cat((q_rope, k_rope.unsqueeze(2)), dim=2), cos, sin, interleaved=True)
-        q_rope, k_rope = rotated[:, :, :-1], rotated[:, :, -1]  # [batch, seq, heads, rope], [batch, seq, rope]
-        if cache is None:
-            return self._naive(q_nope, q_rope, latent, k_rope, context)
-        return self._absorbed(q_nope, q_rope, torch.cat((latent, k_rope), dim=-1), cache, ops)
+        return q_input, q_nope, rotated[:, :, :-1], latent, rotated[:, :, -1]
+
+    @staticmethod
+    def rows(latent: Tensor, k_rope: Tensor) -> Tensor:
+        """Return the rows of the cached part `latent` [tokens, 1, kv_lora_rank + rope]."""
+        return torch.cat((latent, k_rope), dim=-1).flatten(0, 1).unsqueeze(1)
 
     def _naive(
         self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, context: AttentionContext
@@ -134,13 +152,17 @@ class MLA(Attention):
         w_uk, w_uv = weight.split((c.qk_nope_head_dim, c.v_head_dim), dim=1)
         return w_uk, w_uv.transpose(1, 2)
 
-    def _absorbed(self, q_nope: Tensor, q_rope: Tensor, new: Tensor, cache: LayerCache, ops: Backend) -> Tensor:
+    def absorbed(
+        self, q_nope: Tensor, q_rope: Tensor, cache: LayerCache, ops: Backend, selected: Selection | None = None
+    ) -> Tensor:
+        """Attend to the cached latents, or only to the rows that `selected` contains. Returns [batch, seq, hidden]."""
         c = self.config
         w_uk, w_uv = self.tensors("up_maps")
         flat = q_nope.flatten(0, 1).transpose(0, 1)  # [heads, tokens, nope]
         q_latent = ops.bmm(flat, w_uk).transpose(0, 1)
         q = torch.cat((q_latent, q_rope.flatten(0, 1)), dim=-1).unsqueeze(1)  # [tokens, 1, heads, kv_lora_rank + rope]
-        cache.write({"latent": new.flatten(0, 1).unsqueeze(1)})
-        mixed = cache.attend(q, "latent", "latent", self.scale, value_width=c.kv_lora_rank).squeeze(1)
+        mixed = cache.attend(q, "latent", "latent", self.scale, value_width=c.kv_lora_rank, selected=selected).squeeze(
+            1
+        )
         out = ops.bmm(mixed.transpose(0, 1), w_uv).transpose(0, 1)  # [tokens, heads, v_head_dim]
         return self.o_proj(out.flatten(1).view(*q_nope.shape[:2], -1))

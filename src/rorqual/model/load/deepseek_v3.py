@@ -1,6 +1,6 @@
-"""DeepSeek-V2, V3, R1 and V3.1: convert `config.json` and tensor names in both directions.
+"""DeepSeek-V2, V3, R1, V3.1 and V3.2: convert `config.json` and tensor names in both directions.
 
-V2 has the tensor names of V3, but no router bias.
+V2 has the tensor names of V3, but no router bias. V3.2 is V3 with an indexer in each attention.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from rorqual.core.errors import ConfigError
-from rorqual.model.attention import MLAConfig
+from rorqual.model.attention import DSAConfig, MLAConfig
 from rorqual.model.block import PreNormConfig
 from rorqual.model.config import ModelConfig, Stage
 from rorqual.model.ffn import DenseConfig, MoEConfig
@@ -21,6 +21,12 @@ from rorqual.model.load.layers import ends, norms, routed, swiglu, tied_head
 from rorqual.model.load.names import NameEntry, NameMap
 
 EPSILON = 1e-6
+_CLASSES = {
+    "deepseek_v3": "DeepseekV3ForCausalLM",
+    "deepseek_v2": "DeepseekV2ForCausalLM",
+    "deepseek_v32": "DeepseekV32ForCausalLM",
+}
+_INDEX = ("index_n_heads", "index_head_dim", "index_topk")
 _METHODS: Mapping[str, tuple[Literal["top2", "max"], bool]] = {
     "noaux_tc": ("top2", True),
     "group_limited_greedy": ("max", False),
@@ -31,8 +37,10 @@ _METHODS: Mapping[str, tuple[Literal["top2", "max"], bool]] = {
 def config_from_hf(data: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
     """Convert a `config.json` to a ModelConfig. Raises ConfigError naming the first unsupported key."""
     keys = ConfigKeys(data, where)
-    v3 = keys.take("model_type") != "deepseek_v2"
-    keys.family(*(("deepseek_v3", "DeepseekV3ForCausalLM") if v3 else ("deepseek_v2", "DeepseekV2ForCausalLM")))
+    model_type = keys.take("model_type")
+    model_type = model_type if model_type in _CLASSES else "deepseek_v3"
+    v3, sparse = model_type != "deepseek_v2", model_type == "deepseek_v32"
+    keys.family(model_type, _CLASSES[model_type])
     heads, hidden, layers = keys.integer("num_attention_heads"), keys.integer("hidden_size"), keys.layers()
     rope_dim = keys.integer("qk_rope_head_dim")
     keys.expect("hidden_act", "silu")
@@ -47,8 +55,9 @@ def config_from_hf(data: Mapping[str, Any], where: str = "config.json") -> Model
     keys.expect("rms_norm_eps", EPSILON)
     nope = keys.integer("qk_nope_head_dim")
     keys.expect("qk_head_dim", nope + rope_dim, None)
+    index = {name: keys.take(name) for name in _INDEX} if sparse else {}
     attention = keys.build(
-        MLAConfig,
+        DSAConfig if sparse else MLAConfig,
         num_attention_heads=heads,
         q_lora_rank=keys.take("q_lora_rank") or 0,
         kv_lora_rank=keys.take("kv_lora_rank"),
@@ -56,7 +65,10 @@ def config_from_hf(data: Mapping[str, Any], where: str = "config.json") -> Model
         qk_rope_head_dim=rope_dim,
         v_head_dim=keys.take("v_head_dim"),
         rope=keys.rope(10000.0, ("yarn",), without=("attention_factor",)),
+        **index,
     )
+    if sparse:
+        keys.expect("layer_types", ["indexed_attention"] * layers, None)
     config = keys.build(
         ModelConfig,
         vocab_size=keys.take("vocab_size"),
@@ -77,6 +89,7 @@ def _stages(keys: ConfigKeys, attention: MLAConfig, layers: int, *, v3: bool) ->
         raise ConfigError(
             f"key 'first_k_dense_replace' is {dense}, but the model has {layers} layers", where=keys.where
         )
+    keys.expect("mlp_layer_types", ["dense"] * dense + ["sparse"] * (layers - dense), None)
     wide, moe = keys.build(DenseConfig, intermediate_size=keys.take("intermediate_size")), _moe_from_hf(keys, v3=v3)
     parts = ((dense, wide), (layers - dense, moe))
     return tuple(keys.build(Stage, layers=count, attention=attention, ffn=ffn) for count, ffn in parts if count)
@@ -141,6 +154,7 @@ def _parts(config: ModelConfig) -> tuple[MLAConfig, DenseConfig | None, MoEConfi
     problems = {
         f"rms_norm_eps {config.rms_norm_eps} is not {EPSILON}": config.rms_norm_eps != EPSILON,
         "V2 has no multi-token prediction modules": config.num_nextn_predict_layers and not router.score_bias,
+        "V2 has no indexer": isinstance(attention, DSAConfig) and not router.score_bias,
         "RoPE scaling must be YaRN without attention_factor, or none": rope.llama3 is not None
         or rope.linear != 1.0
         or (rope.yarn is not None and rope.yarn.attention_factor),
@@ -169,9 +183,11 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
             remedy="V3 uses sigmoid, top2 and a bias; V2 uses softmax, max and no bias.",
         )
     mtp = {"num_nextn_predict_layers": config.num_nextn_predict_layers} if v3 else {}
+    sparse = isinstance(attention, DSAConfig)
+    model_type = "deepseek_v32" if sparse else "deepseek_v3" if v3 else "deepseek_v2"
     return {
-        "architectures": ["DeepseekV3ForCausalLM" if v3 else "DeepseekV2ForCausalLM"],
-        "model_type": "deepseek_v3" if v3 else "deepseek_v2",
+        "architectures": [_CLASSES[model_type]],
+        "model_type": model_type,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "num_hidden_layers": len(config.layers),
@@ -181,6 +197,7 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
         "num_key_value_heads": attention.num_attention_heads,
         "q_lora_rank": attention.q_lora_rank or None,
         **attention.model_dump(include={"kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"}),
+        **attention.model_dump(include=set(_INDEX)),
         **moe.model_dump(exclude={"kind", "router"}),
         **router.model_dump(exclude={"kind", "group_score", "score_bias"}),
         "topk_method": method,
@@ -245,6 +262,9 @@ def _block(stage: Stage, prefix: str, hf_prefix: str) -> Iterator[NameEntry]:
     query = ["q_a_proj", "q_a_layernorm", "q_b_proj"] if attention.q_lora_rank else ["q_proj"]
     for name in [*query, "kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj", "o_proj"]:
         yield NameEntry(f"{prefix}.attention.{name}.weight", (f"{hf_prefix}.self_attn.{name}.weight",))
+    if isinstance(attention, DSAConfig):
+        for name in ("wq_b.weight", "wk.weight", "k_norm.weight", "k_norm.bias", "weights_proj.weight"):
+            yield NameEntry(f"{prefix}.attention.indexer.{name}", (f"{hf_prefix}.self_attn.indexer.{name}",))
     if isinstance(ffn, DenseConfig):
         yield from swiglu(f"{prefix}.ffn", f"{hf_prefix}.mlp")
         return

@@ -29,7 +29,10 @@ class CheckpointFamily:
 
 FAMILIES = (
     CheckpointFamily(
-        ("deepseek_v3", "deepseek_v2"), deepseek_v3.config_from_hf, deepseek_v3.config_to_hf, deepseek_v3.name_map
+        ("deepseek_v3", "deepseek_v2", "deepseek_v32"),
+        deepseek_v3.config_from_hf,
+        deepseek_v3.config_to_hf,
+        deepseek_v3.name_map,
     ),
     CheckpointFamily(("qwen3",), qwen3.config_from_hf, qwen3.config_to_hf, qwen3.name_map),
     CheckpointFamily(("qwen3_moe",), qwen3_moe.config_from_hf, qwen3_moe.config_to_hf, qwen3_moe.name_map),

@@ -1,0 +1,120 @@
+"""DeepSeek Sparse Attention (DeepSeek-V3.2-Exp, section 2.1): MLA over the positions that a lightning indexer selects.
+
+The index score of query t and position s is I_{t,s} = sum_j w_{t,j} ReLU(q_{t,j} . k_s), over the indexer's heads j (eq.
+1). Attention sees the `index_topk` positions with the highest scores; ties go to the earlier position. Attention is
+dense while a sequence has at most `index_topk` positions.
+
+RoPE rotates the first `qk_rope_head_dim` values of index queries and keys in the half-split layout, while MLA's own RoPE
+is interleaved. The Hadamard transform of the reference code is left out: it preserves the products and only helps FP8.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rorqual.core.config import Count
+from rorqual.model.attention.base import Attention, AttentionContext, CachePart, LayerCache
+from rorqual.model.attention.mla import MLA, MLAConfig
+from rorqual.model.cost import Cost, linear, vector
+
+NORM_EPS = 1e-6
+
+
+class DSAConfig(MLAConfig):
+    """MLA with a lightning indexer of `index_n_heads` heads of width `index_head_dim`, which share one key per position."""
+
+    kind: Literal["dsa"] = "dsa"  # type: ignore[assignment]
+    q_lora_rank: Count  # type: ignore[assignment]
+    index_n_heads: Count
+    index_head_dim: Count
+    index_topk: Count
+
+    def build(self, hidden_size: int, eps: float) -> Attention:
+        return DSA(self, hidden_size, eps)
+
+    def cost(self, hidden_size: int, context: int) -> Cost:
+        width = self.index_n_heads * self.index_head_dim
+        index = linear(self.q_lora_rank, width) + linear(hidden_size, self.index_head_dim)
+        index += vector(2 * self.index_head_dim) + linear(hidden_size, self.index_n_heads)
+        attended = self.decode_flops(hidden_size, context)
+        return super().cost(hidden_size, 0) + index + Cost(flops=round(attended))
+
+    def decode_flops(self, hidden_size: int, context: float) -> float:
+        scored = 2 * self.index_n_heads * self.index_head_dim * context
+        return scored + super().decode_flops(hidden_size, min(context, self.index_topk))
+
+    def saved_values(self, hidden_size: int, *, everything: bool) -> int:
+        queries, keys = self.index_n_heads * self.index_head_dim, self.index_head_dim
+        index = queries + keys + self.index_n_heads if everything else 0
+        return super().saved_values(hidden_size, everything=everything) + index
+
+    def cache_spec(self) -> tuple[CachePart, ...]:
+        return (*super().cache_spec(), CachePart("index_key", 1, self.index_head_dim))
+
+    def check(self) -> None:
+        super().check()
+        if self.index_head_dim < self.qk_rope_head_dim:
+            raise ValueError(
+                f"index_head_dim {self.index_head_dim} is smaller than qk_rope_head_dim {self.qk_rope_head_dim}, the part "
+                "of an index key that RoPE rotates"
+            )
+
+
+class Indexer(nn.Module):
+    """The lightning indexer. It computes index queries, one index key per position, and the weights of its heads."""
+
+    def __init__(self, config: DSAConfig, hidden_size: int) -> None:
+        super().__init__()
+        self.config = c = config
+        self.wq_b = nn.Linear(c.q_lora_rank, c.index_n_heads * c.index_head_dim, bias=False)
+        self.wk = nn.Linear(hidden_size, c.index_head_dim, bias=False)
+        self.k_norm = nn.LayerNorm(c.index_head_dim, eps=NORM_EPS)
+        self.weights_proj = nn.Linear(hidden_size, c.index_n_heads, bias=False)
+
+    def forward(self, x: Tensor, q_latent: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor, Tensor]:
+        """Map x [batch, seq, hidden] and c^Q [batch, seq, q_lora_rank] to queries, keys and weights.
+
+        Returns queries [tokens, 1, index_n_heads, d], keys [tokens, 1, d] and weights [tokens, 1, index_n_heads] in fp32. The
+        weights contain the factors index_n_heads^-0.5 and d^-0.5.
+        """
+        c, ops = self.config, context.ops
+        q = self.wq_b(q_latent).unflatten(-1, (c.index_n_heads, c.index_head_dim))
+        key = self.wk(x)
+        key = F.layer_norm(
+            key.float(), self.k_norm.normalized_shape, self.k_norm.weight.float(), self.k_norm.bias.float(), NORM_EPS
+        )
+        both = torch.cat((q, key.to(q.dtype).unsqueeze(2)), dim=2)  # [batch, seq, index_n_heads + 1, d]
+        rope, rest = both.split((c.qk_rope_head_dim, c.index_head_dim - c.qk_rope_head_dim), dim=-1)
+        cos, sin = context.rope(c.rope, c.qk_rope_head_dim, interleaved=False)
+        both = torch.cat((ops.rope(rope, cos, sin, interleaved=False), rest), dim=-1).flatten(0, 1)
+        weights = self.weights_proj(x).float() * (c.index_n_heads * c.index_head_dim) ** -0.5
+        return both[:, :-1].unsqueeze(1), both[:, -1:], weights.flatten(0, 1).unsqueeze(1)
+
+
+class DSA(MLA):
+    """MLA over the positions that the indexer selects. Always runs on a cache, in the absorbed form.
+
+    The indexer receives its inputs detached: it learns only from its own loss, which therefore reaches no other
+    parameter. Records `selected` [tokens, k] (positions, -1: none) and `index_scores` [tokens, k].
+    """
+
+    config: DSAConfig
+    needs_cache = True
+
+    def __init__(self, config: DSAConfig, hidden_size: int, eps: float) -> None:
+        super().__init__(config, hidden_size, eps)
+        self.indexer = Indexer(config, hidden_size)
+
+    def forward(self, x: Tensor, context: AttentionContext, cache: LayerCache | None) -> Tensor:
+        assert cache is not None
+        q_latent, q_nope, q_rope, latent, k_rope = self.project(x, context)
+        query, key, weights = self.indexer(x.detach(), q_latent.detach(), context)
+        cache.write({"latent": self.rows(latent, k_rope), "index_key": key})
+        selected = cache.select(query, weights, "index_key", self.config.index_topk)
+        context.record("selected", selected.rows)
+        context.record("index_scores", selected.scores)
+        return self.absorbed(q_nope, q_rope, cache, context.ops, selected)

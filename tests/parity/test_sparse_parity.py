@@ -1,0 +1,172 @@
+"""DeepSeek-V3.2's selected positions equal transformers', and each known mistake in the indexer moves them.
+
+Parity of logits is in test_family_parity. There, too, `index_topk` is below the length, or a wrong indexer could not show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from random_models import BATCH, LONG, deepseek_v32_config, inputs, loud
+from theirs import their_model
+from torch import Tensor
+
+from rorqual.model import Decoder
+from rorqual.model.attention import DSA, DSAConfig
+from rorqual.ops.backends import REFERENCE, TORCH
+
+SEEDS = range(10)
+TIE = 1e-6
+MOST_TIES = 1e-3
+
+
+def chosen(model: Decoder, seed: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Of each layer, which positions each query selects [batch, queries, positions], and the scores of the selected, elsewhere -inf."""
+    tokens, positions = inputs(model.config, seed)
+    recorded = model(tokens, positions, record=("selected", "index_scores")).recorded
+    masks, scores = [], []
+    for rows, values in zip(recorded["selected"], recorded["index_scores"], strict=True):
+        at = rows.where(rows >= 0, LONG)
+        masks.append(torch.zeros(BATCH * LONG, LONG + 1).scatter_(1, at, 1)[:, :LONG].bool().view(BATCH, LONG, LONG))
+        scores.append(
+            torch.full((BATCH * LONG, LONG + 1), -torch.inf).scatter_(1, at, values)[:, :LONG].view(BATCH, LONG, LONG)
+        )
+    return masks, scores
+
+
+def theirs_of(model: Decoder, seed: int) -> list[Tensor]:
+    """What transformers selects, in the form of `chosen`. It fills the budget of early queries with positions after them: left out."""
+    _, theirs = their_model(model)
+    found: list[Tensor] = []
+    for layer in theirs.model.layers:
+        layer.self_attn.indexer.register_forward_hook(lambda _module, _given, rows: found.append(rows.long()))
+    tokens, positions = inputs(model.config, seed)
+    theirs(tokens, position_ids=positions, use_cache=False)
+    causal = torch.ones(LONG, LONG, dtype=torch.bool).tril()
+    return [torch.zeros(BATCH, LONG, LONG).scatter_(2, rows, 1).bool() & causal for rows in found]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@torch.no_grad()
+def test_selected_sets_equal_transformers(seed: int) -> None:
+    ours = loud(deepseek_v32_config(seed), seed, ops=(REFERENCE, TORCH)[seed % 2])
+    masks, scores = chosen(ours, seed)
+    ties = 0
+    for mine, values, expected in zip(masks, scores, theirs_of(ours, seed), strict=True):
+        budget = ours.config.stages[0].attention.index_topk  # type: ignore[attr-defined]
+        assert torch.equal(mine.sum(2), torch.arange(1, LONG + 1).clamp(max=budget).expand(BATCH, LONG))
+        last = values.masked_fill(~mine, torch.inf).amin(2)  # the lowest score that was selected
+        for b, t in (mine != expected).any(2).nonzero().tolist():
+            swapped = values[b, t][mine[b, t] & ~expected[b, t]]
+            assert bool((swapped - last[b, t] <= TIE * values[b, t][mine[b, t]].abs().amax()).all())
+            ties += len(swapped)
+    assert ties <= MOST_TIES * sum(int(mine.sum()) for mine in masks)
+
+
+def indexers(model: Decoder) -> Iterator[Any]:
+    return (layer.attention.indexer for layer in model.layers if isinstance(layer.attention, DSA))
+
+
+def interleaved(model: Decoder) -> None:
+    """Pairs of neighbours rotate, as in MLA."""
+    for indexer in indexers(model):
+        rope = model.config.stages[0].attention.qk_rope_head_dim  # type: ignore[attr-defined]
+        order = (
+            torch.arange(rope).view(-1, 2).T.flatten()
+        )  # half-split over this order is interleaved over the given one
+        for linear, width in (
+            (indexer.wq_b, indexer.config.index_head_dim),
+            (indexer.wk, indexer.config.index_head_dim),
+        ):
+            rows = linear.weight.view(-1, width, linear.weight.shape[1])
+            rows[:, :rope] = rows[:, order].clone()
+        for weight in (indexer.k_norm.weight, indexer.k_norm.bias):
+            weight[:rope] = weight[order].clone()
+
+
+def without_norm_bias(model: Decoder) -> None:
+    for indexer in indexers(model):
+        indexer.k_norm.bias.zero_()
+
+
+def heads_alike(model: Decoder) -> None:
+    for indexer in indexers(model):
+        indexer.weights_proj.weight.copy_(indexer.weights_proj.weight[:1].expand_as(indexer.weights_proj.weight))
+
+
+MISTAKES: dict[str, Callable[[Decoder], None]] = {
+    "interleaved rope": interleaved,
+    "no bias of the norm": without_norm_bias,
+    "heads weigh alike": heads_alike,
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+@torch.no_grad()
+def test_a_mistake_moves_the_selection(mistake: str) -> None:
+    model = loud(deepseek_v32_config(3), 3)
+    right = chosen(model, 3)[0]
+    MISTAKES[mistake](model)
+    wrong = chosen(model, 3)[0]
+    moved = [float((a != b).float().sum() / a.float().sum()) for a, b in zip(right, wrong, strict=True)]
+    assert min(moved) > 100 * MOST_TIES
+
+
+@torch.no_grad()
+def test_attention_is_dense_up_to_the_budget_and_sparse_beyond() -> None:
+    """MLA with the same weights gives the same hidden states while all positions are selected, and others after."""
+    config = deepseek_v32_config(1)
+    sparse = loud(config, 1)
+    budget = config.stages[0].attention.index_topk  # type: ignore[attr-defined]
+    wide = Decoder(
+        config.model_copy(
+            update={
+                "stages": tuple(
+                    s.model_copy(update={"attention": s.attention.model_copy(update={"index_topk": LONG})})
+                    for s in config.stages
+                )
+            }
+        ),
+        REFERENCE,
+    )
+    wide.load_state_dict(sparse.state_dict())
+    tokens, positions = inputs(config, 1)
+    one, two = sparse(tokens, positions).hidden, wide(tokens, positions).hidden
+    assert torch.equal(one[:, :budget], two[:, :budget])
+    assert float((one[:, budget:] - two[:, budget:]).abs().amax(-1).min()) > 1e-4
+
+
+def test_a_tie_goes_to_the_earlier_position() -> None:
+    """Where every head's products are negative all scores are 0, and the first `index_topk` positions are selected."""
+    config = deepseek_v32_config(2)
+    model = loud(config, 2)
+    for indexer in indexers(model):
+        with torch.no_grad():
+            indexer.weights_proj.weight.zero_()
+    masks, _ = chosen(model, 2)
+    budget = config.stages[0].attention.index_topk  # type: ignore[attr-defined]
+    expected = torch.ones(LONG, LONG, dtype=torch.bool).tril()
+    expected[:, budget:] = False
+    assert all(torch.equal(mask, expected.expand_as(mask)) for mask in masks)
+
+
+def test_the_indexer_reaches_nothing_else_and_is_reached_by_nothing_else() -> None:
+    model = loud(deepseek_v32_config(4), 4)
+    tokens, positions = inputs(model.config, 4)
+    output = model(tokens, positions, record=("index_scores",))
+    scores = torch.cat([s[s > -torch.inf] for s in output.recorded["index_scores"]])
+    (scores * torch.randn(scores.shape, generator=torch.Generator().manual_seed(0))).sum().backward(retain_graph=True)
+    reached = {name for name, p in model.named_parameters() if p.grad is not None and bool(p.grad.abs().max() > 0)}
+    assert reached == {name for name, _ in model.named_parameters() if ".indexer." in name}
+    model.zero_grad()
+    model.logits(output.hidden).sum().backward()
+    assert not [name for name, p in model.named_parameters() if ".indexer." in name and p.grad is not None]
+
+
+def test_an_index_key_must_hold_what_rotates() -> None:
+    fields = dict(deepseek_v32_config(0).stages[0].attention)
+    with pytest.raises(ValueError, match="index_head_dim 2 is smaller than qk_rope_head_dim"):
+        DSAConfig(**fields | {"index_head_dim": 2}).check()

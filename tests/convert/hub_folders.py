@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.model import Decoder, ModelConfig, Stage
-from rorqual.model.attention import GQAConfig, MLAConfig
+from rorqual.model.attention import DSAConfig, GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.model.load.find import family_for
 from rorqual.ops.backends import REFERENCE
@@ -24,12 +24,16 @@ from rorqual.ops.backends import REFERENCE
 BLOCK = 128
 
 
-def deepseek(mtp: int = 1, *, whole_blocks: bool = False, **fields: Any) -> ModelConfig:
-    """A tiny V3 whose matrices are no multiples of 128; with `whole_blocks` each side is one, or is shorter than a block."""
+def deepseek(mtp: int = 1, *, whole_blocks: bool = False, sparse: bool = False, **fields: Any) -> ModelConfig:
+    """A tiny V3 whose matrices are no multiples of 128; with `whole_blocks` each side is one, or is shorter than a block.
+    With `sparse` it is a V3.2, which selects 5 positions."""
     hidden, experts, nope, v = (256, 128, 60, 4) if whole_blocks else (136, 136, 68, 6)
     attention = MLAConfig(
         num_attention_heads=2, q_lora_rank=12, kv_lora_rank=20, qk_nope_head_dim=nope, qk_rope_head_dim=4, v_head_dim=v
     )
+    if sparse:
+        index = {"kind": "dsa", "index_n_heads": 16, "index_head_dim": 10, "index_topk": 5}
+        attention = DSAConfig(**dict(attention) | index)
     moe = MoEConfig(
         n_routed_experts=4,
         num_experts_per_tok=2,
@@ -77,8 +81,10 @@ def in_fp8(hub: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """As DeepSeek publishes V3: projections in FP8 with a scale for each 128 x 128 values; written out block by block."""
     out: dict[str, Tensor] = {}
     for name, tensor in hub.items():
-        if "_proj" not in name or "eh_proj" in name:
-            out[name] = tensor.clone() if name.endswith("bias") else tensor.bfloat16()
+        if not any(part in name for part in ("_proj", ".indexer.w")) or any(
+            part in name for part in ("eh_proj", "weights_proj")
+        ):
+            out[name] = tensor.clone() if name.endswith("correction_bias") else tensor.bfloat16()
             continue
         rows, columns = tensor.shape
         value = torch.empty(rows, columns, dtype=torch.float8_e4m3fn)

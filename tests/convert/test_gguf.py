@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from gguf_models import HIDDEN, configs, filled, silent, weights_of, with_router, write_run
+from hub_folders import deepseek
 
 from rorqual.convert.gguf import export_gguf, import_gguf
 from rorqual.core.errors import CheckpointError, ConfigError, DataError, RorqualError
@@ -223,6 +224,7 @@ def test_a_run_that_gguf_cannot_hold_is_refused_and_its_twin_is_not(tmp_path: Pa
         (_with_attention(deep, q_lora_rank=0), "q_lora_rank"),
         (mixed, "has dense layers"),
         (_with_attention(CONFIGS["qwen2"], qk_norm=True), "no published family"),
+        (deepseek(sparse=True), "deepseek_v32"),
     ):
         run = write_run(tmp_path / match, filled(config))
         with pytest.raises(ConfigError, match=match):

@@ -44,13 +44,15 @@ FP8 = {
 BIAS = "model.layers.1.mlp.gate.e_score_correction_bias"
 
 
-def fp8_folder(folder: Path, **how: Any) -> Path:
-    return write_folder(folder, deepseek(), in_fp8(published(deepseek())), quantization_config=FP8, **how)
+def fp8_folder(folder: Path, *, sparse: bool = False, **how: Any) -> Path:
+    config = deepseek(sparse=sparse)
+    return write_folder(folder, config, in_fp8(published(config)), quantization_config=FP8, **how)
 
 
 FOLDERS = {
     "deepseek_v3 with a prediction module": lambda f: write_folder(f, deepseek(), published(deepseek())),
     "deepseek_v3 in FP8, in shards": lambda f: fp8_folder(f, shards=3),
+    "deepseek_v32 in FP8, in shards": lambda f: fp8_folder(f, sparse=True, shards=2),
     "deepseek_v3, tied": lambda f: write_folder(
         f, deepseek(tie_word_embeddings=True), published(deepseek(tie_word_embeddings=True))
     ),
@@ -236,10 +238,12 @@ def test_fp8_kept_reads_as_its_values(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, plain[name]) for name, tensor in kept.items())
 
 
-def test_an_export_in_fp8_is_what_deepseek_publishes_and_stays_what_it_is(tmp_path: Path) -> None:
-    import_hf(write_folder(tmp_path / "hub", deepseek(), published(deepseek())), tmp_path / "run")
+@pytest.mark.parametrize("sparse", [False, True])
+def test_an_export_in_fp8_is_what_deepseek_publishes_and_stays_what_it_is(sparse: bool, tmp_path: Path) -> None:
+    config = deepseek(sparse=sparse)
+    import_hf(write_folder(tmp_path / "hub", config, published(config)), tmp_path / "run")
     export_hf(RunDir(tmp_path / "run"), tmp_path / "out", dtype="fp8")
-    hub, got = published(deepseek()), values(tmp_path / "out")
+    hub, got = published(config), values(tmp_path / "out")
     names = in_fp8(hub)
     assert {name: tensor.dtype for name, tensor in got.items()} == {
         name: tensor.dtype for name, tensor in names.items()

@@ -182,7 +182,9 @@ def test_dense_layers_among_experts_are_stages() -> None:
 
 
 def test_an_unknown_architecture_names_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="supported: deepseek_v2, deepseek_v3, llama, qwen2, qwen3, qwen3_moe"):
+    with pytest.raises(
+        ConfigError, match="supported: deepseek_v2, deepseek_v3, deepseek_v32, llama, qwen2, qwen3, qwen3_moe"
+    ):
         family_of("mamba", "there")
     assert set(known_types()) == {name for family in FAMILIES for name in family.model_types}
 

@@ -59,6 +59,7 @@ V3 = DEEPSEEK | yarn(1.0) | {
     "topk_group": 4, "topk_method": "noaux_tc", "scoring_func": "sigmoid", "norm_topk_prob": True, "routed_scaling_factor": 2.5,
     "num_nextn_predict_layers": 1,
 }  # fmt: skip
+V32 = V3 | {"model_type": "deepseek_v32", "index_n_heads": 64, "index_head_dim": 128, "index_topk": 2048}
 V2 = DEEPSEEK | yarn(0.707) | {
     "model_type": "deepseek_v2", "vocab_size": 102400, "hidden_size": 5120, "intermediate_size": 12288, "num_hidden_layers": 60,
     "first_k_dense_replace": 1, "num_attention_heads": 128, "num_key_value_heads": 128, "q_lora_rank": 1536,
@@ -74,7 +75,7 @@ LITE = V2 | {
 R1_SMALL = {"max_position_embeddings": 131072, "rope_theta": 1e4}
 R1_LARGE = {"max_position_embeddings": 131072, "rms_norm_eps": 1e-5}
 PUBLISHED: dict[str, dict[str, Any]] = {
-    "deepseek-v3": V3, "deepseek-r1": V3, "deepseek-v3.1": V3, "deepseek-v2": V2, "deepseek-v2-lite": LITE,
+    "deepseek-v3": V3, "deepseek-r1": V3, "deepseek-v3.1": V3, "deepseek-v3.2": V32, "deepseek-v2": V2, "deepseek-v2-lite": LITE,
     "qwen2.5-0.5b": qwen2(2, 151936) | dense(896, 4864, 24, 14, True),
     "qwen2.5-1.5b": qwen2(2, 151936) | dense(1536, 8960, 28, 12, True),
     "qwen2.5-3b": qwen2(2, 151936) | dense(2048, 11008, 36, 16, True),

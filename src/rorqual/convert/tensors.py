@@ -24,10 +24,10 @@ DType = Literal["keep", "float32", "bfloat16", "float16", "fp8"]
 STORED_AS: Mapping[str, str] = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 ALWAYS_FP32 = ("e_score_correction_bias",)
 """Suffixes of tensors that always stay fp32. A router bias in bf16 would select different experts (transformers#42580)."""
-_PROJECTION = re.compile(r"(?<!eh)_proj(_with_mqa)?\.weight$")
-"""The tensors that are FP8 in the published DeepSeek-V3: all projections of attention, dense FFNs and experts.
+_PROJECTION = re.compile(r"(?<!eh)(?<!weights)_proj(_with_mqa)?\.weight$|\.indexer\.(wq_b|wk)\.weight$")
+"""The tensors that are FP8 in the published DeepSeek-V3 and V3.2: all projections of attention, dense FFNs and experts.
 
-Embedding, head, gate, norms and eh_proj are not FP8.
+Embedding, head, gate, norms, eh_proj and the indexer's weights_proj are not FP8.
 """
 MISMATCH = "The config does not belong to these weights, or a file is damaged: download both again."
 

@@ -68,6 +68,7 @@ def config_from_hf(data: Mapping[str, Any], where: str = "config.json") -> Model
         **index,
     )
     if sparse:
+        keys.expect("indexer_rope_interleave", False)  # GLM's indexers interleave RoPE
         keys.expect("layer_types", ["indexed_attention"] * layers, None)
     config = keys.build(
         ModelConfig,

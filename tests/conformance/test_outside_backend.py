@@ -369,7 +369,7 @@ def test_two_backends_of_one_name_are_refused_and_one_defined_again_is_the_newes
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"drawn": None}, r"must return ids of shape \[1\] for a step, but returned none"),
+        ({"sampled": None}, r"must return ids of shape \[1\] for a step, but returned none"),
         ({"experts": None}, r"must return experts of shape \[.*\] for a step, but returned none"),
         (
             {"hidden": torch.zeros(1, 32)},
@@ -392,8 +392,8 @@ def test_an_id_that_is_none_is_an_error_by_name(monkeypatch: pytest.MonkeyPatch)
 
     def far(self: Whole, given: StepInput) -> StepOutput:
         found = whole(self, given)
-        assert found.drawn is not None
-        return replace(found, drawn=replace(found.drawn, ids=found.drawn.ids + 100_000))
+        assert found.sampled is not None
+        return replace(found, sampled=replace(found.sampled, ids=found.sampled.ids + 100_000))
 
     monkeypatch.setattr(Whole, "__call__", far)
     with pytest.raises(ValueError, match=r"backend 'fused' sampled token ids \[1\d+\] from a vocabulary of \d+"):

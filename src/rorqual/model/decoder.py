@@ -124,6 +124,7 @@ class Decoder(Layer):
         positions: Tensor | None = None,
         segments: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        record: Collection[str] = (),
     ) -> list[Output]:
         """Run the MTP modules over whole sequences. The hidden state at position i of module k predicts token t_{i+2+k}.
 
@@ -138,7 +139,7 @@ class Decoder(Layer):
         for module in self.mtp:
             tokens, hidden = tokens[:, 1:], hidden[:, :-1]
             positions, segments = positions[:, :-1], segments[:, :-1]
-            context = AttentionContext(positions, document_mask(segments), self.ops)
+            context = AttentionContext(positions, document_mask(segments), self.ops, wanted=record)
             inputs_embeds = None if inputs_embeds is None else inputs_embeds[:, 1:]
             attentions = self.config.stages[-1].attentions
             caches: list[LayerCache | None] = [None] * len(attentions)
@@ -147,7 +148,8 @@ class Decoder(Layer):
                 context.mask, context.table = None, packed.table
                 caches = [packed.layer(index) for index in range(len(attentions))]
             hidden, routing = module(hidden, self._embedded(tokens, inputs_embeds), context, caches)
-            outputs.append(Output(hidden, tuple(entry for entry in routing if entry is not None)))
+            recorded = {name: tuple(tensors) for name, tensors in context.recorded.items()}
+            outputs.append(Output(hidden, tuple(entry for entry in routing if entry is not None), recorded))
         return outputs
 
     def _packed_cache(

@@ -115,6 +115,25 @@ class BlockedLayerCache(LayerCache, ABC):
             )
         return self._attention.select(q, weights, self._pool(part), self._plan, budget)
 
+    def index_kl(
+        self,
+        q: Tensor,
+        keys: str,
+        scale: float,
+        index_q: Tensor,
+        weights: Tensor,
+        index_keys: str,
+        selected: Selection | None = None,
+    ) -> Tensor:
+        """See `LayerCache`."""
+        if self._written_part(keys).every != self._written_part(index_keys).every:
+            raise ValueError(
+                f"attention kind '{self._layout.kind}' compares the parts '{keys}' and '{index_keys}', which must have the same `every`"
+            )
+        rows = None if selected is None else selected.rows
+        pools = self._pool(keys), self._pool(index_keys)
+        return self._attention.index_kl(q, pools[0], scale, index_q, weights, pools[1], self._plan, rows)
+
     def gather(self, part: str, selected: Selection) -> Tensor:
         """See `LayerCache`."""
         self._written_part(part)

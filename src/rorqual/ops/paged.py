@@ -268,10 +268,25 @@ def restricted(tiles: Tiles, every: int, window: int | None, selected: Tensor | 
 
 
 def select(q: Tensor, weights: Tensor, keys: Tensor, tiles: Tiles, budget: int) -> Selection:
-    """Select the `budget` visible rows with the highest sum_j w_{t,j} ReLU(q_{t,j} . k_s) for each token.
+    """Select the `budget` visible rows with the highest `index_scores` for each token. Ties go to the earlier row."""
+    scores = index_scores(q, weights, keys, tiles)
+    queries, size = scores.shape[1:]
+    number, places = tiles.counts[0], len(tiles.counts)
+    whole = scores.new_full((places * number, queries, size), -torch.inf)
+    whole = whole.index_copy(0, tiles.place * number + tiles.tile, scores)
+    whole = whole.view(places, number, queries, size).permute(1, 2, 0, 3).reshape(number * queries, places * size)
+    scores, rows = (t[:, :budget] for t in whole.sort(dim=-1, descending=True, stable=True))
+    rows = rows.masked_fill(scores == -torch.inf, -1)
+    if tiles.slot is not None:
+        scores, rows = scores.index_select(0, tiles.slot), rows.index_select(0, tiles.slot)
+    return Selection(rows, scores)
 
-    This is the lightning indexer (DeepSeek-V3.2-Exp, eq. 1 and 2). Ties go to the earlier row. `q` is [tokens, heads,
-    repeat, d], `weights` [tokens, heads, repeat] and `keys` [blocks, heads, BLOCK / every, d]. Scores are fp32.
+
+def index_scores(q: Tensor, weights: Tensor, keys: Tensor, tiles: Tiles) -> Tensor:
+    """Return sum_j w_{t,j} ReLU(q_{t,j} . k_s) for each pair of tile and block [pairs, queries, BLOCK / every], in fp32.
+
+    This is the lightning indexer (DeepSeek-V3.2-Exp, eq. 1). The score of an invisible row is -inf. `q` is [tokens, heads,
+    repeat, d], `weights` [tokens, heads, repeat] and `keys` [blocks, heads, BLOCK / every, d].
     """
     _, heads, repeat, _ = q.shape
     queries, size = tiles.queries, keys.shape[2]
@@ -286,17 +301,42 @@ def select(q: Tensor, weights: Tensor, keys: Tensor, tiles: Tiles, budget: int) 
     each = each.transpose(1, 2).flatten(2, 3)  # [pairs, queries, heads * repeat, size]
     scores = (each.relu() * gates).sum(2) + 0.0  # turn -0 into 0, because some sorts place -0 after 0
     scores = scores.masked_fill(tiles.mask_of(BLOCK // size, None) < 0, -torch.inf)
-    if tiles.back is not None:
-        scores = scores.index_select(0, tiles.back)
-    number, places = tiles.counts[0], len(tiles.counts)
-    whole = scores.new_full((places * number, queries, size), -torch.inf)
-    whole = whole.index_copy(0, tiles.place * number + tiles.tile, scores)
-    whole = whole.view(places, number, queries, size).permute(1, 2, 0, 3).reshape(number * queries, places * size)
-    scores, rows = (t[:, :budget] for t in whole.sort(dim=-1, descending=True, stable=True))
-    rows = rows.masked_fill(scores == -torch.inf, -1)
-    if tiles.slot is not None:
-        scores, rows = scores.index_select(0, tiles.slot), rows.index_select(0, tiles.slot)
-    return Selection(rows, scores)
+    return scores if tiles.back is None else scores.index_select(0, tiles.back)
+
+
+@torch.no_grad()
+def attention_mass(q: Tensor, keys: Tensor, tiles: Tiles, scale: float, mask: Tensor) -> Tensor:
+    """Return the attention weights, averaged over all heads, of each pair of tile and block [pairs, queries, BLOCK / every].
+
+    The arguments are those of `attend_within`. The weights of a query add up to 1 over the rows that `mask` leaves visible.
+    """
+    _, heads, repeat, _ = q.shape
+    queries, size = mask.shape[1:]
+    k = _blocks(keys, tiles).to(q.dtype)
+    scores, weights = _block_weights(_in_tiles(q, tiles), k, tiles, scale, mask)
+    share, _ = _shares(scores, weights, tiles)
+    share = share / _sum_blocks(share, tiles).index_select(0, tiles.tile)
+    weights = weights if tiles.back is None else weights.index_select(0, tiles.back)
+    each = (weights.float() * share)[:, :, : queries * repeat]
+    return each.view(-1, heads, queries, repeat, size).mean((1, 3))
+
+
+def index_kl(scores: Tensor, mass: Tensor, tiles: Tiles, mask: Tensor) -> Tensor:
+    """Return KL(p || softmax(I)) of each token [tokens], over the rows that `mask` leaves visible, in nats.
+
+    This is the loss of the lightning indexer (DeepSeek-V3.2-Exp, eq. 3 and 4). `scores` are I, from `index_scores`, and
+    `mass` is p, from `attention_mass` with the same mask. Only `scores` receives a gradient.
+    """
+    hidden = (mask if tiles.back is None else mask.index_select(0, tiles.back)) < 0
+    scores = scores.masked_fill(hidden, float(HIDDEN)).unsqueeze(1)  # one head: [pairs, 1, queries, size]
+    lse = scores.logsumexp(-1, keepdim=True)
+    highest = _max_blocks(lse.detach(), tiles)
+    total = _sum_blocks((lse - highest.index_select(0, tiles.tile)).exp(), tiles).log() + highest
+    log_q = (scores - total.index_select(0, tiles.tile)).masked_fill(hidden.unsqueeze(1), 0)
+    p = mass.unsqueeze(1)
+    terms = (torch.special.xlogy(p, p) - p * log_q).sum(-1, keepdim=True)
+    kl = _sum_blocks(terms, tiles).flatten()
+    return kl if tiles.slot is None else kl.index_select(0, tiles.slot)
 
 
 def gather(pool: Tensor, tiles: Tiles, rows: Tensor) -> Tensor:
@@ -340,17 +380,25 @@ def _attend_blocks(
     Returns scores and weights [blocks, heads, rows, keys] in the order of `mask`, and weighted means of the values
     [pairs, heads, rows, d_v].
     """
-    _, heads, rows, _ = q.shape
-    queries, size = mask.shape[1:]
     k = _blocks(keys, tiles).to(q.dtype)  # [blocks, heads, size, d]
     v = k[..., :values] if isinstance(values, int) else _blocks(values, tiles).to(q.dtype)
+    scores, weights = _block_weights(q, k, tiles, scale, mask)
+    mixed = torch.bmm(weights.to(v.dtype).flatten(0, 1), v.flatten(0, 1)).view(*weights.shape[:3], -1)
+    return scores, weights, mixed if tiles.back is None else mixed.index_select(0, tiles.back)
+
+
+def _block_weights(q: Tensor, k: Tensor, tiles: Tiles, scale: float, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Return scores and softmax weights [blocks, heads, rows, keys] in the order of `mask`, given the keys of each block.
+
+    Each block has its own softmax.
+    """
+    _, heads, rows, _ = q.shape
+    queries, size = mask.shape[1:]
     met = q if tiles.met is None else q.index_select(0, tiles.met)
     scores = bmm(met.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), tiles.rows.most)
     wide = scores.view(len(k), heads, queries, -1, size)  # in decode, all rows of a tile belong to its single query
     scores = torch.add(mask.view(-1, 1, queries, 1, size), wide, alpha=scale).view(len(k), heads, rows, size)
-    weights = scores.softmax(-1)  # fp32, separately for each block
-    mixed = torch.bmm(weights.to(v.dtype).flatten(0, 1), v.flatten(0, 1)).view(len(k), heads, rows, -1)
-    return scores, weights, mixed if tiles.back is None else mixed.index_select(0, tiles.back)
+    return scores, scores.softmax(-1)
 
 
 def _shares(scores: Tensor, weights: Tensor, tiles: Tiles) -> tuple[Tensor, Tensor]:

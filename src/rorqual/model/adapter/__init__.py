@@ -1,4 +1,4 @@
-"""Kinds of fine-tuning: full, LoRA and ESFT.
+"""Kinds of fine-tuning: full, LoRA, ESFT, and the indexers of sparse attention.
 
 The kind of fine-tuning decides which parameters a run trains. Importing this package registers all kinds.
 """
@@ -6,6 +6,7 @@ The kind of fine-tuning decides which parameters a run trains. Importing this pa
 from rorqual.model.adapter.base import Full, HoldsParts, Selection, Tune, trained
 from rorqual.model.adapter.esft import ESFT
 from rorqual.model.adapter.files import Adapter, adapter_of, fingerprint, unfold
+from rorqual.model.adapter.indexer import TuneIndexer
 from rorqual.model.adapter.lora import LoRA, whole_weights
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "LoRA",
     "Selection",
     "Tune",
+    "TuneIndexer",
     "adapter_of",
     "fingerprint",
     "trained",

@@ -158,6 +158,23 @@ class LayerCache(Protocol):
         The returned scores have gradients; the choice of rows has none.
         """
 
+    def index_kl(
+        self,
+        q: Tensor,
+        keys: str,
+        scale: float,
+        index_q: Tensor,
+        weights: Tensor,
+        index_keys: str,
+        selected: Selection | None = None,
+    ) -> Tensor:
+        """Return KL(attention weights || softmax of the index scores) of each token [tokens], in nats.
+
+        This is the loss of the lightning indexer (DeepSeek-V3.2-Exp, eq. 3 and 4). `q`, `keys` and `scale` are those of
+        `attend`; `index_q`, `weights` and `index_keys` those of `select`. Attention weights are averaged over heads and
+        receive no gradient. `selected` restricts both distributions to the selected rows.
+        """
+
     def gather(self, part: str, selected: Selection) -> Tensor:
         """Return the selected rows of `part` [tokens, k, heads, width], with gradients. Row -1 (none) returns zeros."""
 

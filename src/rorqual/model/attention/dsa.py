@@ -99,7 +99,11 @@ class DSA(MLA):
     """MLA over the positions that the indexer selects. Always runs on a cache, in the absorbed form.
 
     The indexer receives its inputs detached: it learns only from its own loss, which therefore reaches no other
-    parameter. Records `selected` [tokens, k] (positions, -1: none) and `index_scores` [tokens, k].
+    parameter.
+
+    Records `selected` [tokens, k] (positions, -1: none), `index_scores` [tokens, k], and the losses of the indexer [tokens]
+    (`LayerCache.index_kl`). `index_kl` is the loss over the selected positions. `dense_index_kl` is the loss over all
+    positions. Attention is dense while `dense_index_kl` is recorded.
     """
 
     config: DSAConfig
@@ -114,7 +118,14 @@ class DSA(MLA):
         q_latent, q_nope, q_rope, latent, k_rope = self.project(x, context)
         query, key, weights = self.indexer(x.detach(), q_latent.detach(), context)
         cache.write({"latent": self.rows(latent, k_rope), "index_key": key})
+        q = self.latent_queries(q_nope, q_rope, context.ops)
+        index = (q.detach(), "latent", self.scale, query, weights, "index_key")
+        if "dense_index_kl" in context.wanted:
+            context.record("dense_index_kl", cache.index_kl(*index))
+            return self.absorbed(q, cache, context)
         selected = cache.select(query, weights, "index_key", self.config.index_topk)
         context.record("selected", selected.rows)
         context.record("index_scores", selected.scores)
-        return self.absorbed(q_nope, q_rope, cache, context.ops, selected)
+        if "index_kl" in context.wanted:
+            context.record("index_kl", cache.index_kl(*index, selected))
+        return self.absorbed(q, cache, context, selected)

@@ -102,7 +102,7 @@ class MLA(Attention):
         if cache is None:
             return self._naive(q_nope, q_rope, latent, k_rope, context)
         cache.write({"latent": self.rows(latent, k_rope)})
-        return self.absorbed(q_nope, q_rope, cache, context.ops)
+        return self.absorbed(self.latent_queries(q_nope, q_rope, context.ops), cache, context)
 
     def project(self, x: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return the inputs of attention for x [batch, seq, hidden], after norms and RoPE.
@@ -152,17 +152,19 @@ class MLA(Attention):
         w_uk, w_uv = weight.split((c.qk_nope_head_dim, c.v_head_dim), dim=1)
         return w_uk, w_uv.transpose(1, 2)
 
-    def absorbed(
-        self, q_nope: Tensor, q_rope: Tensor, cache: LayerCache, ops: Backend, selected: Selection | None = None
-    ) -> Tensor:
-        """Attend to the cached latents, or only to the rows that `selected` contains. Returns [batch, seq, hidden]."""
-        c = self.config
-        w_uk, w_uv = self.tensors("up_maps")
+    def latent_queries(self, q_nope: Tensor, q_rope: Tensor, ops: Backend) -> Tensor:
+        """Return the queries of the absorbed form, with W^UK moved into them [tokens, 1, heads, kv_lora_rank + rope]."""
+        w_uk, _ = self.tensors("up_maps")
         flat = q_nope.flatten(0, 1).transpose(0, 1)  # [heads, tokens, nope]
         q_latent = ops.bmm(flat, w_uk).transpose(0, 1)
-        q = torch.cat((q_latent, q_rope.flatten(0, 1)), dim=-1).unsqueeze(1)  # [tokens, 1, heads, kv_lora_rank + rope]
-        mixed = cache.attend(q, "latent", "latent", self.scale, value_width=c.kv_lora_rank, selected=selected).squeeze(
-            1
-        )
-        out = ops.bmm(mixed.transpose(0, 1), w_uv).transpose(0, 1)  # [tokens, heads, v_head_dim]
-        return self.o_proj(out.flatten(1).view(*q_nope.shape[:2], -1))
+        return torch.cat((q_latent, q_rope.flatten(0, 1)), dim=-1).unsqueeze(1)
+
+    def absorbed(
+        self, q: Tensor, cache: LayerCache, context: AttentionContext, selected: Selection | None = None
+    ) -> Tensor:
+        """Attend from `latent_queries` to the cached latents, or only to the selected rows. Returns [batch, seq, hidden]."""
+        c = self.config
+        _, w_uv = self.tensors("up_maps")
+        mixed = cache.attend(q, "latent", "latent", self.scale, value_width=c.kv_lora_rank, selected=selected)
+        out = context.ops.bmm(mixed.squeeze(1).transpose(0, 1), w_uv).transpose(0, 1)  # [tokens, heads, v_head_dim]
+        return self.o_proj(out.flatten(1).view(*context.positions.shape, -1))

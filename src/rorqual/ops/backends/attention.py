@@ -273,6 +273,31 @@ class PagedAttention:
             _joined([_widened(part.scores, most, -torch.inf) for part in parts], len(q)),
         )
 
+    def index_kl(
+        self,
+        q: Tensor,
+        keys: Tensor,
+        scale: float,
+        index_q: Tensor,
+        weights: Tensor,
+        index_keys: Tensor,
+        plan: Plan,
+        selected: Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss of the indexer of each token [tokens]: KL(attention || softmax of the index scores), in nats.
+
+        Attention weights are averaged over heads and receive no gradient. `selected` [tokens, k] restricts both
+        distributions to these rows (-1: no row). See `ops.paged.index_kl`.
+        """
+        k, index_k = self.as_blocks(keys), self.as_blocks(index_keys)
+        parts = []
+        for tokens, tiles in plan.pieces:
+            mask = paged.restricted(tiles, BLOCK // k.shape[2], None, None if selected is None else selected[tokens])
+            mass = paged.attention_mass(q[tokens], k, tiles, scale, mask)
+            scores = paged.index_scores(index_q[tokens], weights[tokens], index_k, tiles)
+            parts.append(paged.index_kl(scores, mass, tiles, mask))
+        return _joined(parts, len(q))
+
     def gather(self, pool: Tensor, plan: Plan, rows: Tensor) -> Tensor:
         """Return cached rows [tokens, k, heads, width], given row numbers [tokens, k] in each token's sequence. Row -1 returns zeros."""
         blocks = self.as_blocks(pool)

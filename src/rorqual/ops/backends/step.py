@@ -51,7 +51,7 @@ class StepOutput:
 
     - `hidden` [tokens, hidden]: the hidden states after the final norm. Prompt log-probabilities are computed from `hidden`.
     - `experts` [tokens, routers, k]: the chosen experts, in the order of `Output.routing`. None for models without routing.
-    - `drawn`: the sampled tokens, one per row. None if `StepInput.sampling` is None.
+    - `sampled`: the sampled tokens, one per row. None if `StepInput.sampling` is None.
     """
 
     hidden: Tensor

@@ -5,7 +5,19 @@ from rorqual.train.objectives.balance import SequenceBalance
 from rorqual.train.objectives.base import Objective, Term
 from rorqual.train.objectives.distil import Distil
 from rorqual.train.objectives.grpo import GRPO
+from rorqual.train.objectives.indexer import IndexerWarmup, Sparse
 from rorqual.train.objectives.mtp import MultiToken
 from rorqual.train.objectives.next_token import NextToken
 
-__all__ = ["GRPO", "AuxBalance", "Distil", "MultiToken", "NextToken", "Objective", "SequenceBalance", "Term"]
+__all__ = [
+    "GRPO",
+    "AuxBalance",
+    "Distil",
+    "IndexerWarmup",
+    "MultiToken",
+    "NextToken",
+    "Objective",
+    "SequenceBalance",
+    "Sparse",
+    "Term",
+]

@@ -1,0 +1,51 @@
+"""Train only the indexers of sparse attention (DeepSeek-V3.2-Exp, section 2.1.1: the dense warm-up)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from rorqual.core.errors import ConfigError
+from rorqual.model.adapter.base import Selection, Shapes, Tune
+from rorqual.model.attention.dsa import Indexer
+from rorqual.model.decoder import Decoder
+
+
+class TuneIndexer(Tune):
+    """Train the indexers of all `dsa` attentions, including those of MTP modules. All other weights are frozen."""
+
+    kind: Literal["indexer"] = "indexer"
+
+    def attach(self, model: Decoder, *, seed: int, experts: Selection = ()) -> None:
+        found = indexers(model)
+        model.requires_grad_(False)
+        for indexer in found.values():
+            indexer.requires_grad_(True)
+
+    def shapes(self, model: Decoder, experts: Selection = ()) -> Shapes:
+        return {
+            f"{name}.{part}": tuple(p.shape)
+            for name, indexer in indexers(model).items()
+            for part, p in indexer.named_parameters()
+        }
+
+    @torch.no_grad()
+    def merge(self, model: Decoder, tensors: Mapping[str, Tensor]) -> None:
+        parameters = dict(model.named_parameters())
+        for name, tensor in tensors.items():
+            parameters[name].copy_(tensor)
+
+
+def indexers(model: nn.Module) -> dict[str, Indexer]:
+    """Return the indexers of a model by name. Raises ConfigError if the model has none."""
+    found = {name: module for name, module in model.named_modules() if isinstance(module, Indexer)}
+    if not found:
+        raise ConfigError(
+            "the model has no indexer",
+            where="tune.kind=indexer",
+            remedy="Only attention of kind dsa has one. `rorqual train sparsify from=RUN` adds indexers to a model with mla.",
+        )
+    return found

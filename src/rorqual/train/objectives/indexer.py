@@ -1,0 +1,52 @@
+"""The losses of the lightning indexer (DeepSeek-V3.2-Exp, section 2.1.1, eq. 3 and 4).
+
+The index scores of a query, as a softmax over positions, are trained to match the attention weights averaged over heads.
+The loss is the KL divergence KL(attention || indexer). Only the indexer receives its gradient.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from rorqual.model.decoder import Decoder, Output
+from rorqual.train.batch import TrainBatch
+from rorqual.train.objectives.base import Objective, Term
+
+
+class IndexerWarmup(Objective):
+    """KL over all positions, in nats per token and layer. Attention is dense while this objective is trained.
+
+    Combine it with `tune.kind=indexer`, which freezes all other weights, as V3.2's warm-up does.
+    """
+
+    kind: Literal["indexer_warmup"] = "indexer_warmup"
+    reads_hidden: ClassVar[bool] = False
+    name: ClassVar[str] = "dense_index_kl"
+
+    def records(self) -> frozenset[str]:
+        return frozenset({self.name})
+
+    def weight(self, batch: TrainBatch) -> float:
+        return float((batch.segments >= 0).sum())
+
+    def term(self, model: Decoder, batch: TrainBatch, output: Output) -> Term:
+        further = model.predict_further(
+            output.hidden.detach(), batch.tokens, batch.positions, batch.segments, record=self.records()
+        )
+        total, layers = output.hidden.new_zeros(()), 0
+        for depth, out in enumerate((output, *further)):
+            valid = batch.segments[:, : batch.segments.shape[1] - depth].flatten() >= 0
+            for loss in out.recorded[self.name]:
+                total, layers = total + loss[valid].sum(), layers + 1
+        return Term(total / layers)
+
+
+class Sparse(IndexerWarmup):
+    """KL over the selected positions, in nats per token and layer.
+
+    Combine it with the model's own objective, such as `next_token`: the model then learns to attend sparsely while its indexer
+    keeps following it.
+    """
+
+    kind: Literal["sparse"] = "sparse"  # type: ignore[assignment]
+    name: ClassVar[str] = "index_kl"

@@ -31,6 +31,7 @@ from rorqual.cli.verbs.plan import plan
 from rorqual.cli.verbs.quickstart import quickstart
 from rorqual.cli.verbs.report import report
 from rorqual.cli.verbs.serve import serve
+from rorqual.cli.verbs.sparsify import sparsify
 from rorqual.cli.verbs.trace import trace
 from rorqual.cli.verbs.train import train
 from rorqual.core.errors import RorqualError
@@ -134,6 +135,12 @@ MERGE = (
     "rorqual merge runs/lora runs/merged"
 )
 _add("merge", merge, MERGE, context_settings=PAIRS)
+_add(
+    "sparsify",
+    sparsify,
+    "rorqual sparsify runs/tiny runs/tiny-sparse index_topk=16 warmup=5 steps=5",
+    context_settings=PAIRS,
+)
 _add("peft", peft, "rorqual peft runs/lora exports/lora", context_settings=PAIRS)
 _add("inspect", inspect, "rorqual inspect deepseek-v3", context_settings=PAIRS)
 _add("plan", plan, "rorqual plan deepseek-v3 --train tokens=14.8T hardware=h800 n=2048", context_settings=PAIRS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from rorqual.core.errors import CheckpointError, ConfigError
 from rorqual.core.records import CONFIG_FILE, MANIFEST_FILE, RunDir, write_json
 from rorqual.model.adapter import adapter_of
 from rorqual.model.adapter.files import WEIGHTS_FILE
+from rorqual.model.decoder import Decoder
 from rorqual.model.load.run import load_run, read_section
 
 
@@ -48,15 +50,23 @@ def merge_run(run: RunDir, dst: Path, *, dtype: Literal["float32", "bfloat16"] =
             remedy="Use the run directly, or export it for other engines with `rorqual export`.",
         )
     model = load_run(run, dtype=getattr(torch, dtype))
-    data: dict[str, Any] = {"recipe": "merge", "chat": read_section(run, "chat")}
-    data["model"] = model.config.model_dump(mode="json")
-    data["merged"] = {"run": str(run.path), "dtype": dtype, **adapter.model_dump(mode="json", exclude={"experts"})}
+    merged = {"run": str(run.path), "dtype": dtype, **adapter.model_dump(mode="json", exclude={"experts"})}
+    return write_model(dst, model, run, {"recipe": "merge", "merged": merged})
+
+
+def write_model(dst: Path, model: Decoder, source: RunDir, data: Mapping[str, Any]) -> Path:
+    """Write `model` as the run directory `dst`, with the tokenizer and the chat format of `source`, and return its checkpoint.
+
+    `data` is added to `run.yaml`.
+    """
+    step_name = source.checkpoint().name
+    config = {**data, "chat": read_section(source, "chat"), "model": model.config.model_dump(mode="json")}
     size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     with atomic_folder(dst, needs=size) as folder:
-        step = folder / checkpoint.name
+        step = folder / step_name
         step.mkdir()
         save_file({name: t.contiguous() for name, t in model.state_dict().items()}, step / WEIGHTS_FILE)
         write_json(step / MANIFEST_FILE, {WEIGHTS_FILE: (step / WEIGHTS_FILE).stat().st_size})
-        (folder / CONFIG_FILE).write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")
-        shutil.copyfile(run.tokenizer_file, RunDir(folder).tokenizer_file)
-    return dst / checkpoint.name
+        (folder / CONFIG_FILE).write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        shutil.copyfile(source.tokenizer_file, RunDir(folder).tokenizer_file)
+    return dst / step_name

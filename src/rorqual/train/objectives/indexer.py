@@ -38,7 +38,8 @@ class IndexerWarmup(Objective):
             valid = batch.segments[:, : batch.segments.shape[1] - depth].flatten() >= 0
             for loss in out.recorded[self.name]:
                 total, layers = total + loss[valid].sum(), layers + 1
-        return Term(total / layers)
+        loss = total / layers
+        return Term(loss, {self.name: (float(loss.detach()), self.weight(batch))})
 
 
 class Sparse(IndexerWarmup):

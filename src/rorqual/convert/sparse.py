@@ -1,0 +1,54 @@
+"""Conversion of a model with latent attention to sparse attention: the same weights, and a new indexer in each attention."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from rorqual.convert.files import refuse_target
+from rorqual.convert.merge import write_model
+from rorqual.core.config import parse
+from rorqual.core.errors import ConfigError
+from rorqual.core.records import RunDir
+from rorqual.model.attention import AttentionConfig, DSAConfig, MLAConfig
+from rorqual.model.config import ModelConfig
+from rorqual.model.init import build
+from rorqual.model.load.run import load_run
+
+
+def sparse_config(
+    model: ModelConfig, *, index_n_heads: int, index_head_dim: int, index_topk: int, where: str = ""
+) -> ModelConfig:
+    """Return `model` with an indexer in each attention. Raises ConfigError if an attention is not MLA with `q_lora_rank`."""
+    index = {"kind": "dsa", "index_n_heads": index_n_heads, "index_head_dim": index_head_dim, "index_topk": index_topk}
+
+    def converted(attention: AttentionConfig) -> DSAConfig:
+        if type(attention) is not MLAConfig or not attention.q_lora_rank:
+            reason = "has no q_lora_rank" if isinstance(attention, MLAConfig) else f"is of kind {attention.kind}"
+            raise ConfigError(
+                f"an indexer needs attention of kind mla with q_lora_rank, but this model's attention {reason}",
+                where=where,
+                remedy="Start from a model with mla, such as a teacher of `rorqual quickstart` or an imported DeepSeek-V3.",
+            )
+        return parse(DSAConfig, {**attention.model_dump(mode="json"), **index}, where=where)
+
+    stages = tuple(s.model_copy(update={"attention": converted(s.attention)}) for s in model.stages)
+    return parse(
+        ModelConfig,
+        {**model.model_dump(mode="json"), "stages": [s.model_dump(mode="json") for s in stages]},
+        where=where,
+    )
+
+
+@torch.no_grad()
+def add_indexers(run: RunDir, dst: Path, config: ModelConfig, *, seed: int = 0) -> Path:
+    """Write the model of `run` with newly initialized indexers as the run directory `dst`, and return its checkpoint.
+
+    `config` is the `sparse_config` of the model. While a sequence has at most `index_topk` tokens, the new model computes the
+    same as `run`.
+    """
+    refuse_target(dst)
+    dense, model = load_run(run), build(config, seed=seed)
+    model.load_state_dict(dense.state_dict(), strict=False)  # `build` has initialized the indexers
+    return write_model(dst, model, run, {"recipe": "sparsify", "dense": {"run": str(run.path), "seed": seed}})

@@ -1,0 +1,123 @@
+"""Turn a model with latent attention into one with sparse attention (DeepSeek-V3.2-Exp, section 2.1.1).
+
+The stages are: add an indexer to each attention, train only the indexers while attention is dense (warm-up), and train the whole
+model with sparse attention. A stage is skipped if its folder shows that it is complete.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rorqual.convert.sparse import add_indexers, sparse_config
+from rorqual.core.config import Config, Count, Natural, Positive, RowLength, Rows, Seed, read_yaml
+from rorqual.core.errors import ConfigError
+from rorqual.core.records import RunDir
+from rorqual.data.chat.find import read_chat
+from rorqual.model.adapter import TuneIndexer
+from rorqual.model.load.run import read_model_config
+from rorqual.recipes.sft import sft
+from rorqual.recipes.start import finetune_optim, supervised
+from rorqual.train.loop import fit
+from rorqual.train.objectives import IndexerWarmup, Sparse
+from rorqual.train.optim import AdamWConfig
+from rorqual.train.run import Run, Start
+from rorqual.train.schedule import Schedule
+from rorqual.train.sources import SourceConfig
+
+
+class SparsifyConfig(Config):
+    """Settings of `sparsify`.
+
+    - `index_topk`: the number of positions that each query attends to.
+    - `index_n_heads`, `index_head_dim`: the number and the width of the indexer's heads. 0: `qk_rope_head_dim`, at least 32.
+    - `warmup`, `warmup_lr`: steps and learning rate of the warm-up. `steps`, `lr`: those of sparse training.
+    - `data`, `task`, `options`: the training data, as for the recipe `sft`. By default, the data that the model was trained on.
+    - `rows`, `row`: rows per batch and tokens per row. 0: those of the model's own run.
+    """
+
+    index_topk: Count
+    index_n_heads: Count = 4
+    index_head_dim: Natural = 0
+    warmup: Count = 100
+    warmup_lr: Positive = 1e-3
+    steps: Count = 400
+    lr: Positive = 3e-4
+    data: str = ""
+    task: str = ""
+    options: dict[str, Any] = {}
+    rows: Rows | None = None
+    row: RowLength | None = None
+    seed: Seed = 0
+
+
+def sparsify(start: RunDir, out: Path, config: SparsifyConfig, *, threads: int = 1, quiet: bool = False) -> RunDir:
+    """Run all stages in the folder `out`, skip complete stages, and return the run with sparse attention.
+
+    Raises ConfigError if the attention of `start` cannot have an indexer, or if no training data is known.
+    """
+    source, dense = source_of(start, config), read_model_config(start)
+    added, warm, sparse = RunDir(out / "indexers"), RunDir(out / "warmup"), RunDir(out / "sparse")
+    rope = max(getattr(stage.attention, "qk_rope_head_dim", 0) for stage in dense.stages)
+    width = config.index_head_dim or max(rope, 32)
+    model = sparse_config(
+        dense,
+        index_n_heads=config.index_n_heads,
+        index_head_dim=width,
+        index_topk=config.index_topk,
+        where=str(start.path),
+    )
+    if not added.config_file.is_file():
+        add_indexers(start, added.path, model, seed=config.seed)
+    elif read_model_config(added) != model or added.config().get("dense") != {
+        "run": str(start.path),
+        "seed": config.seed,
+    }:
+        raise ConfigError(
+            "this folder holds the indexers of another model, seed, index_topk=, index_n_heads= or index_head_dim=",
+            where=str(added.config_file),
+            remedy="Give another OUT, or the settings that the first command had.",
+        )
+    chat = read_chat(added)
+    if not quiet and config.index_topk >= source.row:
+        print(
+            f"index_topk={config.index_topk} is not below the row length {source.row}: attention stays dense in training"
+        )
+    shared: dict[str, Any] = {"recipe": "sparsify", "seed": config.seed, "chat": chat, "model": model, "source": source}
+    warmup = Run(
+        steps=config.warmup,
+        start=Start(run=str(added.path)),
+        objectives=(IndexerWarmup(),),
+        optim=AdamWConfig(lr=config.warmup_lr, schedule=Schedule(warmup=min(10, config.warmup))),
+        tune=TuneIndexer(),
+        **shared,
+    )
+    train = Run(
+        steps=config.steps,
+        start=Start(run=str(warm.path)),
+        objectives=(*supervised(model), Sparse()),
+        optim=finetune_optim(config.lr),
+        **shared,
+    )
+    for name, run, place in (("warm up the indexers", warmup, warm), ("train with sparse attention", train, sparse)):
+        if not quiet:
+            print(f"{name}: {run.steps} steps")
+        fit(run, place, threads=threads, quiet=quiet, extend=False)
+    return sparse
+
+
+def source_of(start: RunDir, config: SparsifyConfig) -> SourceConfig:
+    """Return the source of the training data: `data` or `task` of `config`, or else the source that `start` was trained on."""
+    sizes = {name: value for name in ("rows", "row") if (value := getattr(config, name)) is not None}
+    if config.data or config.task:
+        return sft(data=config.data, task=config.task, start=str(start.path), options=config.options, **sizes).source
+    if "source" not in start.config():
+        raise ConfigError("the run names no training data", where=str(start.path), remedy="Add data=FILE or task=NAME.")
+    source = read_yaml(Run, start.config_file).source
+    if source.samples_itself:
+        raise ConfigError(
+            f"the run was trained on samples of its own (source {source.kind})",
+            where=str(start.path),
+            remedy="Add data=FILE or task=NAME with worked solutions.",
+        )
+    return source.model_copy(update=sizes)

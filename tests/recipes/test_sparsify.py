@@ -1,0 +1,149 @@
+"""A dense model becomes sparse: each stage trains what it should, on the data that it should, and a complete stage is not repeated."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rorqual.core.config import read_yaml
+from rorqual.core.errors import ConfigError, RorqualError
+from rorqual.core.records import RunDir
+from rorqual.model.load.run import load_run
+from rorqual.recipes import make_run
+from rorqual.recipes.sparsify import SparsifyConfig, sparsify
+from rorqual.train.loop import fit
+from rorqual.train.run import Run
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    run = make_run("sft", {"task": "families", "size": "tiny", "steps": "12", "rows": "4", "seed": "3"})
+    place = RunDir(tmp_path_factory.mktemp("dense") / "run")
+    fit(run, place, quiet=True)
+    return place
+
+
+@pytest.fixture(scope="module")
+def done(dense: RunDir) -> Path:
+    out = dense.path.parent / "out"
+    config = SparsifyConfig(index_topk=9, index_n_heads=3, warmup=10, warmup_lr=2e-3, steps=6, lr=2e-4, seed=5)
+    assert sparsify(dense, out, config, quiet=True).path == out / "sparse"
+    return out
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return dict(load_run(RunDir(run)).state_dict())
+
+
+def test_the_new_model_is_the_dense_one_while_all_positions_fit(dense: RunDir, done: Path) -> None:
+    one, two = load_run(dense), load_run(RunDir(done / "indexers"))
+    tokens = torch.randint(200, (2, 40), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        a, b = (model.logits(model(tokens).hidden) for model in (one, two))
+    size = float(a.abs().max())
+    assert float((a - b)[:, :9].abs().max()) < 1e-5 * size
+    assert float((a - b)[:, 20:].abs().amax()) > 1e-3 * size
+    attention = two.config.stages[0].attention.model_dump()
+    assert (attention["index_topk"], attention["index_n_heads"], attention["index_head_dim"]) == (9, 3, 32)
+
+
+def test_the_warmup_trains_indexers_alone_and_sparse_training_everything(done: Path) -> None:
+    added, warm, sparse = (weights(done / name) for name in ("indexers", "warmup", "sparse"))
+    for name, tensor in added.items():
+        assert torch.equal(warm[name], tensor) == (".indexer." not in name), name
+    still = [name for name in warm if torch.equal(sparse[name], warm[name]) and not name.endswith("correction_bias")]
+    assert not [name for name in still if ".experts." not in name]
+    assert set(load_file(next(iter(sorted((done / "warmup").glob("step-*")))) / "adapter.safetensors")) == {
+        name for name in added if ".indexer." in name
+    }
+
+
+def test_the_indexer_learns_what_attention_does(done: Path) -> None:
+    losses = [line["dense_index_kl"] for line in lines(done / "warmup")]
+    assert losses[-1] < 0.8 * losses[0]
+    kept = [line["index_kl"] for line in lines(done / "sparse")]
+    assert all(0 < value < losses[0] for value in kept)
+
+
+def test_each_stage_gets_its_settings_and_the_data_of_the_dense_run(dense: RunDir, done: Path) -> None:
+    first, warm, sparse = (read_yaml(Run, path / "run.yaml") for path in (dense.path, done / "warmup", done / "sparse"))
+    assert warm.source == sparse.source == first.source
+    assert [(run.steps, run.optim.lr, run.seed) for run in (warm, sparse)] == [(10, 2e-3, 5), (6, 2e-4, 5)]  # type: ignore[attr-defined]
+    assert [run.start.run for run in (warm, sparse)] == [str(done / "indexers"), str(done / "warmup")]
+    assert [o.kind for o in warm.objectives] == ["indexer_warmup"] and warm.tune.kind == "indexer"
+    assert [o.kind for o in sparse.objectives] == ["next_token", "mtp", "sparse"] and sparse.tune.kind == "full"
+
+
+def test_other_data_may_be_named(dense: RunDir, tmp_path: Path) -> None:
+    config = SparsifyConfig(index_topk=9, warmup=1, steps=1, task="gsm8k", data="nowhere", rows=2, row=64)
+    with pytest.raises(RorqualError, match="nowhere"):
+        sparsify(dense, tmp_path / "out", config, quiet=True)
+
+
+def test_complete_stages_are_not_repeated_and_other_settings_are_refused(dense: RunDir, done: Path) -> None:
+    config = SparsifyConfig(index_topk=9, index_n_heads=3, warmup=10, warmup_lr=2e-3, steps=6, lr=2e-4, seed=5)
+    before = {path: path.read_bytes() for path in done.rglob("*") if path.is_file()}
+    sparsify(dense, done, config, quiet=True)
+    after = {path: path.read_bytes() for path in done.rglob("*") if path.is_file()}
+    assert before == after
+    with pytest.raises(ConfigError, match="another run"):
+        sparsify(dense, done, config.model_copy(update={"warmup_lr": 1e-3}), quiet=True)
+    for change in ({"index_topk": 10}, {"index_n_heads": 2}, {"index_head_dim": 40}, {"seed": 6}):
+        with pytest.raises(ConfigError, match="the indexers of another model, seed, index_topk="):
+            sparsify(dense, done, config.model_copy(update=change), quiet=True)
+
+
+def test_a_budget_of_the_whole_row_is_dense_and_said(
+    dense: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = SparsifyConfig(index_topk=128, warmup=1, steps=1, rows=2)
+    sparsify(dense, tmp_path / "out", config)
+    assert (
+        "index_topk=128 is not below the row length 128: attention stays dense in training" in capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "match"),
+    [
+        ({"size": "tiny-student"}, "attention is of kind gqa"),
+        ({"size": "tiny", "model.stages": "no"}, "q_lora_rank"),
+    ],
+)
+def test_a_model_that_can_have_no_indexer_is_refused(values: dict[str, str], match: str, tmp_path: Path) -> None:
+    run = make_run("sft", {"task": "families", "steps": "1", "rows": "2", "size": values["size"]})
+    if "model.stages" in values:
+        stages = tuple(
+            s.model_copy(update={"attention": s.attention.model_copy(update={"q_lora_rank": 0})})
+            for s in run.model.stages
+        )
+        run = run.model_copy(update={"model": run.model.model_copy(update={"stages": stages})})
+    place = RunDir(tmp_path / "run")
+    fit(run, place, quiet=True)
+    with pytest.raises(ConfigError, match=match):
+        sparsify(place, tmp_path / "out", SparsifyConfig(index_topk=4), quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_sampled_its_own_data_needs_other_data(dense: RunDir, tmp_path: Path) -> None:
+    values = {
+        "task": "families",
+        "from": str(dense.path),
+        "steps": "1",
+        "problems": "2",
+        "samples": "2",
+        "max_tokens": "4",
+    }
+    fit(make_run("grpo", values), tmp_path / "rl", quiet=True)
+    with pytest.raises(ConfigError, match="samples of its own"):
+        sparsify(RunDir(tmp_path / "rl"), tmp_path / "out", SparsifyConfig(index_topk=4), quiet=True)
+    assert not (tmp_path / "out").exists()

@@ -31,7 +31,8 @@ from rorqual.cli.verbs.export import ExportConfig
 from rorqual.cli.verbs.import_ import ImportConfig
 from rorqual.cli.verbs.merge import MergeConfig
 from rorqual.cli.verbs.peft import PeftConfig
-from rorqual.core.config import Config
+from rorqual.cli.verbs.sparsify import SparsifyCommand
+from rorqual.core.config import Config, read_yaml
 from rorqual.core.records import RunDir
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Request, SamplingParams
@@ -41,6 +42,7 @@ from rorqual.evals.run import pick, seeded
 from rorqual.evals.table import comparison_table
 from rorqual.generate.schema import RowSampling
 from rorqual.recipes import make_run
+from rorqual.recipes.sparsify import SparsifyConfig
 from rorqual.tasks.find import load_task
 from rorqual.train.loop import fit
 from rorqual.train.run import Run
@@ -577,6 +579,36 @@ def test_peft_writes_the_name_and_reads_for_the_base_that_it_is_told(here: Path,
     assert "nowhere" in said("peft", "named", "again", "base=nowhere", code=2)
 
 
+# ---- sparsify
+
+
+def test_sparsify_gives_each_option_to_its_stage(here: Path) -> None:
+    lines = [
+        {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "a" * n}]}
+        for n in range(9, 30)
+    ]
+    (here / "d.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    words = (
+        "index_topk=7", "index_n_heads=3", "index_head_dim=20", "warmup=2", "warmup_lr=0.02", "steps=3", "lr=0.003", "seed=4",
+        "data=d.jsonl", "rows=5", "row=48", "dtype=bfloat16", "device=cpu", "threads=1",
+    )  # fmt: skip
+    assert "rorqual chat out" in said("sparsify", "run", "out", *words)
+    warm, sparse = (read_yaml(Run, here / "out" / name / "run.yaml") for name in ("warmup", "sparse"))
+    assert (warm.steps, warm.optim.lr, sparse.steps, sparse.optim.lr) == (2, 0.02, 3, 0.003)  # type: ignore[attr-defined]
+    for run in (warm, sparse):
+        source = run.source.model_dump(include={"kind", "data", "rows", "row"})
+        assert source == {"kind": "conversations", "data": "d.jsonl", "rows": 5, "row": 48}
+        assert (run.seed, run.dtype, run.device) == (4, "bfloat16", "cpu")
+        index = run.model.stages[0].attention.model_dump(include={"index_topk", "index_n_heads", "index_head_dim"})
+        assert index == {"index_topk": 7, "index_n_heads": 3, "index_head_dim": 20}
+    task = ("index_topk=7", "warmup=1", "steps=1", "rows=2", "task=families", "options={hard: 0.5}", "quiet=true")
+    assert said("sparsify", "run", "other", *task) == ""
+    source = read_yaml(Run, here / "other" / "sparse" / "run.yaml").source.model_dump()
+    assert (source["task"], source["options"], source["rows"]) == ("families", {"hard": 0.5}, 2)
+    assert "device 'gpu9' is not available" in said("sparsify", "run", "third", "index_topk=7", "device=gpu9", code=2)
+    assert "key 'index_topk' is missing" in said("sparsify", "run", "third", code=2)
+
+
 # ---- plan
 
 
@@ -687,6 +719,27 @@ DECLARED: dict[str, tuple[set[str], set[str]]] = {
     "import": (of(ImportConfig), {"dtype", "quiet"}),
     "export": (of(ExportConfig), {"format", "dtype", "shard_gb", "quiet"}),
     "merge": (of(MergeConfig), {"dtype", "quiet"}),
+    "sparsify": (
+        of(SparsifyConfig) | of(SparsifyCommand),
+        {
+            "index_topk",
+            "index_n_heads",
+            "index_head_dim",
+            "warmup",
+            "warmup_lr",
+            "steps",
+            "lr",
+            "seed",
+            "data",
+            "task",
+            "options",
+            "rows",
+            "row",
+            "threads",
+            "quiet",
+            *PLACED,
+        },
+    ),
     "peft": (of(PeftConfig), {"base", "name", "quiet"}),
     "trace": (PLACED, PLACED),
     "report": (PLACED, PLACED),
@@ -720,7 +773,7 @@ def test_every_verb_refuses_an_option_that_it_does_not_have(here: Path) -> None:
         "compare": lambda: ("a", "b"),
         "doctor": lambda: (),
         "plan": lambda: ("deepseek-v3", "--serve"),
-        **{verb: lambda: ("run", "new") for verb in ("import", "export", "merge", "peft")},
+        **{verb: lambda: ("run", "new") for verb in ("import", "export", "merge", "peft", "sparsify")},
     }
     for verb in DECLARED:
         assert "'nonsense'" in said(verb, *words.get(verb, lambda: ("run",))(), "nonsense=1", code=2), verb

@@ -21,7 +21,7 @@ from rorqual.recipes.start import finetune_optim, supervised
 from rorqual.train.loop import fit
 from rorqual.train.objectives import IndexerWarmup, Sparse
 from rorqual.train.optim import AdamWConfig
-from rorqual.train.run import Run, Start
+from rorqual.train.run import Dtype, Run, Start
 from rorqual.train.schedule import Schedule
 from rorqual.train.sources import SourceConfig
 
@@ -33,7 +33,8 @@ class SparsifyConfig(Config):
     - `index_n_heads`, `index_head_dim`: the number and the width of the indexer's heads. 0: `qk_rope_head_dim`, at least 32.
     - `warmup`, `warmup_lr`: steps and learning rate of the warm-up. `steps`, `lr`: those of sparse training.
     - `data`, `task`, `options`: the training data, as for the recipe `sft`. By default, the data that the model was trained on.
-    - `rows`, `row`: rows per batch and tokens per row. 0: those of the model's own run.
+    - `rows`, `row`: rows per batch and tokens per row. By default, those of the model's own run.
+    - `device`, `dtype`: device of the tensors and type of matrix products.
     """
 
     index_topk: Count
@@ -49,6 +50,8 @@ class SparsifyConfig(Config):
     rows: Rows | None = None
     row: RowLength | None = None
     seed: Seed = 0
+    device: str = "cpu"
+    dtype: Dtype = "float32"
 
 
 def sparsify(start: RunDir, out: Path, config: SparsifyConfig, *, threads: int = 1, quiet: bool = False) -> RunDir:
@@ -83,7 +86,8 @@ def sparsify(start: RunDir, out: Path, config: SparsifyConfig, *, threads: int =
         print(
             f"index_topk={config.index_topk} is not below the row length {source.row}: attention stays dense in training"
         )
-    shared: dict[str, Any] = {"recipe": "sparsify", "seed": config.seed, "chat": chat, "model": model, "source": source}
+    shared: dict[str, Any] = {"recipe": "sparsify", "chat": chat, "model": model, "source": source}
+    shared |= {name: getattr(config, name) for name in ("seed", "device", "dtype")}
     warmup = Run(
         steps=config.warmup,
         start=Start(run=str(added.path)),

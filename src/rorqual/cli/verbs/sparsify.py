@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rorqual.cli.machine import cores
-from rorqual.cli.settings import WHERE, Settings, pairs
+from rorqual.cli.settings import WHERE, Settings, check_device, pairs
 from rorqual.core.config import Config, Natural, parse, scalar
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
@@ -33,7 +33,7 @@ def sparsify(
 
     Keys: index_topk=N (required: the number of positions that each query attends to), index_n_heads=, index_head_dim=, warmup=STEPS,
     warmup_lr=, steps=, lr=, data=FILE or task=NAME (default: the data that the run was trained on), options=, rows=, row=, seed=,
-    threads=N, quiet=true.
+    device=, dtype=, threads=N, quiet=true.
     """
     values = pairs(settings)
     command = parse(
@@ -43,13 +43,15 @@ def sparsify(
     from rorqual.recipes.sparsify import SparsifyConfig
     from rorqual.recipes.sparsify import sparsify as run_stages
 
-    if "index_topk" not in values:
+    given = {key: scalar(value) for key, value in values.items()}
+    config = parse(SparsifyConfig, {"index_topk": 1, **given}, where=WHERE)
+    if "index_topk" not in given:
         raise ConfigError(
             "key 'index_topk' is missing",
             where=WHERE,
             remedy="Give the number of positions that each query attends to, such as a quarter of the row length: index_topk=64.",
         )
-    config = parse(SparsifyConfig, {key: scalar(value) for key, value in values.items()}, where=WHERE)
+    check_device(config.device)
     sparse = run_stages(RunDir(run), out, config, threads=command.threads or cores(), quiet=command.quiet)
     if not command.quiet:
         print(f"{sparse.path}\n  Next: rorqual chat {sparse.path}")

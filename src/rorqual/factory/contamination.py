@@ -214,8 +214,8 @@ def own_test(task: Task, seed: int) -> tuple[list[EvalItem], str]:
     """Return the evaluation items of the task's own test split, and a note if the split cannot be read.
 
     Items of a finite split match by key, whole text and consecutive words. Items of a `Task.patterned` task or of an endless
-    split match only by key and whole text. The splits of such tasks share a few sentence patterns, so consecutive words also
-    occur in unrelated problems. In endless tasks, a hash keeps the keys of the splits disjoint.
+    split match only by key and whole text. All problems of such a task share a few sentence patterns, so unrelated problems
+    also have the same consecutive words. In endless tasks, a hash keeps the keys of the splits disjoint.
     """
     test = _Test(task)
     try:

@@ -24,7 +24,7 @@ Value = dict[str, Any]
 
 
 def lost(ablation: Value, family: str, names: Iterable[str], what: str) -> np.ndarray:
-    """Return the damage to each problem of `family`, averaged over the ablations `names`.
+    """Return what the ablations `names` cost on each problem of `family`, averaged over these ablations.
 
     `what` selects lost accuracy ("right") or added loss in nats ("loss").
     """

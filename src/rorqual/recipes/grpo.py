@@ -17,7 +17,7 @@ Variant = Literal["none", "dapo", "dr_grpo", "gspo", "cispo", "v32"]
 
 
 def variant_settings(name: Variant, max_tokens: int) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Return the objective and source settings of a GRPO variant (docs/how-to/grpo.md gives the source of each number)."""
+    """Return the settings of the objective and of the rollout source for a GRPO variant. docs/how-to/grpo.md cites the papers."""
     presets: dict[Variant, tuple[dict[str, Any], dict[str, Any]]] = {
         "none": ({}, {}),
         "dapo": (

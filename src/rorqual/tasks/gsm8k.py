@@ -46,7 +46,8 @@ class Gsm8k(FileTask):
     - Numbers are exact: 0.333333 is not 1/3. 50% equals both 1/2 and 50. "None are left" is 0.
       `1e3`, `1\\,000`, `1 000`, `1.200,00`, `5.`, `70k`, `2.5 million`, `3 1/2`, `\\frac{7}{2}`, `-$5`, `5~\\mathrm{cm}`
       and spelled-out numbers are read.
-      `1 hour and 30 minutes` equals both 90 (minutes) and 1.5 (hours). A time and a number in another base have no value.
+      `1 hour and 30 minutes` equals both 90 (minutes) and 1.5 (hours). A clock time, or a number in a
+      base other than 10, is not read as a number.
     """
 
     name = "gsm8k"

@@ -50,7 +50,8 @@ from rorqual.tasks.sentences import (
 )
 
 BESIDE = 4
-"""Maximum number of values besides the answer to keep from a sentence, because comparing one formula may take seconds."""
+"""Maximum number of further values of a sentence that are compared with the gold answer. Each comparison of formulas may take
+seconds."""
 SENTENCES = 400
 """Maximum number of sentences to read, counted from the end of the reply."""
 _REFUSAL = re.compile(

@@ -105,11 +105,11 @@ class MLA(Attention):
         return self.absorbed(self.latent_queries(q_nope, q_rope, context.ops), cache, context)
 
     def project(self, x: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Return the inputs of attention for x [batch, seq, hidden], after norms and RoPE.
+        """Return five inputs of attention for x [batch, seq, hidden], after norms and RoPE.
 
-        These are c^Q [batch, seq, q_lora_rank] (without `q_lora_rank`: all queries [batch, seq, heads * qk_head_dim]), the
-        two parts of the queries [batch, seq, heads, nope] and [batch, seq, heads, rope], c^KV [batch, seq, kv_lora_rank]
-        and k^R [batch, seq, rope].
+        - c^Q [batch, seq, q_lora_rank]. Without `q_lora_rank`: all queries [batch, seq, heads * qk_head_dim].
+        - The queries' parts without and with RoPE, [batch, seq, heads, nope] and [batch, seq, heads, rope].
+        - c^KV [batch, seq, kv_lora_rank] and k^R [batch, seq, rope].
         """
         c, ops = self.config, context.ops
         q_input, kv = self.shared(x)

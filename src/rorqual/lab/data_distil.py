@@ -1,7 +1,7 @@
 """The experiment `data-distil`: does a small set, labelled or written by a teacher, train a student as well as the full original set?
 
-Each seed has one base student, one teacher and three simple tasks, called chores (`tasks.everyday`). All students of a
-chore start from the same base and take the same number of steps of the same size. Only their data differs. The teacher
+Each seed has one base student, one teacher and three simple tasks, called tasks (`tasks.everyday`). All students of a
+task start from the same base and take the same number of steps of the same size. Only their data differs. The teacher
 is trained on true answers to questions outside the original sets. The teacher thus resembles a large model, which has
 learned from other data than the students.
 """
@@ -82,13 +82,13 @@ LONGEST: Mapping[Form, int] = {"classification": 8, "regression": 8, "generation
 """Maximum tokens of a reply. An answer needs half of the limit, and question and reply always fit into a row."""
 
 
-def arms(chore: str) -> tuple[str, ...]:
-    """Return the names of a chore's training sets. Only classification has soft labels, because its answer is one of a few words."""
-    return (*HARD, SOFT) if EVERYDAY_TASKS[chore].form == "classification" else HARD
+def arms(task: str) -> tuple[str, ...]:
+    """Return the names of a task's training sets. Only classification has soft labels, because its answer is one of a few words."""
+    return (*HARD, SOFT) if EVERYDAY_TASKS[task].form == "classification" else HARD
 
 
 class DataDistil(Experiment):
-    """The experiment on distilled data sets, with one chore each for classification, regression and generation."""
+    """The experiment on distilled data sets, with one task each for classification, regression and generation."""
 
     name: ClassVar[str] = "data-distil"
     title: ClassVar[str] = "A small set from a teacher against the full original one"
@@ -110,10 +110,10 @@ class DataDistil(Experiment):
             Train(name=BASE, estimate=11 * share, needs=(TEXT,), make=lambda: base_run(place, seed, work)),
             Train(name=TEACHER, estimate=37 * share, needs=(READ,), make=lambda: teacher_run(place, seed, work)),
         ]
-        return [*shared, *(job for chore in EVERYDAY_TASKS for job in chore_jobs(chore, seed, place, work, share))]
+        return [*shared, *(job for task in EVERYDAY_TASKS for job in chore_jobs(task, seed, place, work, share))]
 
     def conclude(self, places: Mapping[int, Path]) -> Finding:
-        return conclusion(self, places, {chore: arms(chore) for chore in EVERYDAY_TASKS})
+        return conclusion(self, places, {task: arms(task) for task in EVERYDAY_TASKS})
 
 
 def text_run(place: Path, seed: int, work: Amounts) -> Run:
@@ -139,7 +139,7 @@ def base_run(place: Path, seed: int, work: Amounts) -> Run:
 
 
 def teacher_run(place: Path, seed: int, work: Amounts) -> Run:
-    """Return the run that trains the teacher, four times the student's size, on true answers to its half of all chores' problems."""
+    """Return the run that trains the teacher, four times the student's size, on true answers to its half of all tasks' problems."""
     return sft(
         task="everyday",
         options={"pool": "teacher"},
@@ -153,9 +153,9 @@ def teacher_run(place: Path, seed: int, work: Amounts) -> Run:
     )
 
 
-def student_run(place: Path, chore: str, arm: str, seed: int, work: Amounts) -> Run:
+def student_run(place: Path, task: str, arm: str, seed: int, work: Amounts) -> Run:
     """Return the run of a student on the training set `arm`. Steps, rows and tokens per row are the same for all sets."""
-    data = str(set_file(place, chore, arm))
+    data = str(set_file(place, task, arm))
     how: dict[str, Any] = {
         "start": str(place / BASE), "steps": work.student_steps, "rows": work.rows, "row": work.row, "seed": seed,
     }  # fmt: skip
@@ -166,22 +166,22 @@ def student_run(place: Path, chore: str, arm: str, seed: int, work: Amounts) -> 
     return run.model_copy(update={"source": run.source.model_copy(update={"longer": "cut"})})
 
 
-def factory(place: Path, chore: str, seed: int, work: Amounts) -> FactoryConfig:
-    """Return the factory config of a chore.
+def factory(place: Path, task: str, seed: int, work: Amounts) -> FactoryConfig:
+    """Return the factory config of a task.
 
     For classification and regression, the teacher labels greedily, and every label is kept. For generation, the teacher
     samples sentences, and only the sentences that the grader accepts are kept.
     """
-    writes = EVERYDAY_TASKS[chore].form == "generation"
+    writes = EVERYDAY_TASKS[task].form == "generation"
     return FactoryConfig(
         teacher=str(place / TEACHER),
         task="everyday",
-        options={"names": [chore], "pool": "original"},
+        options={"names": [task], "pool": "original"},
         problems=work.full,
         samples=2 if writes else 1,
         seed=seed,
         thinking="off",
-        max_tokens=LONGEST[EVERYDAY_TASKS[chore].form],
+        max_tokens=LONGEST[EVERYDAY_TASKS[task].form],
         temperature=1.0 if writes else 0.0,
         keep="right" if writes else "all",
         top_k=work.top_k,
@@ -189,70 +189,70 @@ def factory(place: Path, chore: str, seed: int, work: Amounts) -> FactoryConfig:
     )
 
 
-def chore_jobs(chore: str, seed: int, place: Path, work: Amounts, share: float) -> list[ExperimentJob]:
-    """Return the jobs of a chore: label, write the training sets, train a student on each set, evaluate students and teacher."""
-    labels, sets = f"data-{chore}-labels", f"data-{chore}-sets"
+def chore_jobs(task: str, seed: int, place: Path, work: Amounts, share: float) -> list[ExperimentJob]:
+    """Return the jobs of a task: label, write the training sets, train a student on each set, evaluate students and teacher."""
+    labels, sets = f"data-{task}-labels", f"data-{task}-sets"
     jobs: list[ExperimentJob] = [
-        SampleJob(name=labels, estimate=3 * share, needs=(TEACHER,), config=factory(place, chore, seed, work)),
-        Compute(name=sets, estimate=0.8 * share, needs=(labels,), function=partial(make_sets, chore, seed, work.small)),
+        SampleJob(name=labels, estimate=3 * share, needs=(TEACHER,), config=factory(place, task, seed, work)),
+        Compute(name=sets, estimate=0.8 * share, needs=(labels,), function=partial(make_sets, task, seed, work.small)),
     ]
-    models = {arm: f"data-{chore}-{arm}" for arm in arms(chore)}
+    models = {arm: f"data-{task}-{arm}" for arm in arms(task)}
     for arm, name in models.items():
-        make = partial(student_run, place, chore, arm, seed, work)
+        make = partial(student_run, place, task, arm, seed, work)
         jobs.append(Train(name=name, estimate=8 * share, needs=(BASE, sets), make=make))
     for model in (TEACHER, *models.values()):
-        jobs += measures(chore, model, seed, work, share)
+        jobs += measures(task, model, seed, work, share)
     return jobs
 
 
-def set_file(place: Path, chore: str, arm: str) -> Path:
+def set_file(place: Path, task: str, arm: str) -> Path:
     """Return the file with the training set of an arm. Soft labels are in the same file as the teacher's text."""
     source = "small-teacher" if arm == SOFT else arm
-    return place / f"data-{chore}-sets" / f"{source}.{'parquet' if source.endswith('teacher') else 'jsonl'}"
+    return place / f"data-{task}-sets" / f"{source}.{'parquet' if source.endswith('teacher') else 'jsonl'}"
 
 
-def make_sets(chore: str, seed: int, small: int, at: Path) -> dict[str, Any]:
-    """Write all training sets of a chore, and return their counts and the cost of the teacher's samples."""
-    labelled = read_distilled(at / f"data-{chore}-labels" / "data.parquet")
-    problems = original_set(chore, seed, labelled.rows)
+def make_sets(task: str, seed: int, small: int, at: Path) -> dict[str, Any]:
+    """Write all training sets of a task, and return their counts and the cost of the teacher's samples."""
+    labelled = read_distilled(at / f"data-{task}-labels" / "data.parquet")
+    problems = original_set(task, seed, labelled.rows)
     tokenizer = Tokenizer.load(at / READ / "tokenizer.json")
-    folder = at / f"data-{chore}-sets"
+    folder = at / f"data-{task}-sets"
     write_originals(folder, problems, small)
     costs = write_labelled(folder, labelled, {problem.key for problem in problems[:small]})
-    return costs | {arm: counted(set_file(at, chore, arm), problems, tokenizer) for arm in arms(chore)}
+    return costs | {arm: counted(set_file(at, task, arm), problems, tokenizer) for arm in arms(task)}
 
 
-def measures(chore: str, model: str, seed: int, work: Amounts, share: float) -> list[ExperimentJob]:
-    """Return the jobs that evaluate a model on a chore, with greedy answers to held-out questions.
+def measures(task: str, model: str, seed: int, work: Amounts, share: float) -> list[ExperimentJob]:
+    """Return the jobs that evaluate a model on a task, with greedy answers to held-out questions.
 
     For generation, further jobs sample one sentence per question at temperature 1 and measure the loss on true sentences.
     """
     shared: dict[str, Any] = {
-        "model": model, "seed": seed, "task": "everyday", "options": {"names": [chore]}, "count": work.count,
+        "model": model, "seed": seed, "task": "everyday", "options": {"names": [task]}, "count": work.count,
         "thinking": "off", "needs": (model,),
     }  # fmt: skip
-    name = measure_name(chore, model)
+    name = measure_name(task, model)
     jobs: list[ExperimentJob] = [
         Measure(
             name=name,
             estimate=0.15 * share,
-            params=SamplingParams(max_tokens=LONGEST[EVERYDAY_TASKS[chore].form]),
+            params=SamplingParams(max_tokens=LONGEST[EVERYDAY_TASKS[task].form]),
             **shared,
         )
     ]
-    if EVERYDAY_TASKS[chore].form == "generation":
-        free = SamplingParams(max_tokens=LONGEST[EVERYDAY_TASKS[chore].form], temperature=1.0, seed=seed)
-        loss = partial(losses_of, chore, model, seed, work.count)
+    if EVERYDAY_TASKS[task].form == "generation":
+        free = SamplingParams(max_tokens=LONGEST[EVERYDAY_TASKS[task].form], temperature=1.0, seed=seed)
+        loss = partial(losses_of, task, model, seed, work.count)
         jobs.append(Measure(name=f"{name}-free", estimate=0.15 * share, params=free, **shared))
         jobs.append(Compute(name=f"{name}-loss", estimate=0.4 * share, needs=(model,), function=loss))
     return jobs
 
 
-def losses_of(chore: str, model: str, seed: int, count: int, at: Path) -> list[float]:
+def losses_of(task: str, model: str, seed: int, count: int, at: Path) -> list[float]:
     """Return the losses on the true answers to the evaluation's questions."""
-    return answer_losses(at / model, held_out(chore, seed, count, "test"))
+    return answer_losses(at / model, held_out(task, seed, count, "test"))
 
 
-def measure_name(chore: str, model: str) -> str:
-    """Return the name of the evaluation of a model on a chore."""
-    return f"{model}-on-{chore}" if model == TEACHER else model + "-test"
+def measure_name(task: str, model: str) -> str:
+    """Return the name of the evaluation of a model on a task."""
+    return f"{model}-on-{task}" if model == TEACHER else model + "-test"

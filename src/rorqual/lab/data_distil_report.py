@@ -1,4 +1,4 @@
-"""Conclude `data-distil`: score each chore, apply the verdict rule, and build tables, charts and sentences."""
+"""Conclude `data-distil`: score each task, apply the verdict rule, and build tables, charts and sentences."""
 
 from __future__ import annotations
 
@@ -46,30 +46,30 @@ QUESTIONS = (
 
 
 def conclusion(experiment: Experiment, places: Mapping[int, Path], arms: Mapping[str, Sequence[str]]) -> Finding:
-    """Return the finding over all seeds. The claim holds if it holds for all chores, and fails if it fails for at least
-    one chore."""
+    """Return the finding over all seeds. The claim holds if it holds for all tasks, and fails if it fails for at least
+    one task."""
     all_rows: list[Contrast] = []
     tables: list[Table] = []
     charts: list[Chart] = []
     words: list[str] = []
     verdicts: list[Verdict] = []
-    for chore, sets in arms.items():
+    for task, sets in arms.items():
         evaluations = {
-            arm: [evaluation(place, f"data-{chore}-{arm}-test") for place in places.values()] for arm in sets
+            arm: [evaluation(place, f"data-{task}-{arm}-test") for place in places.values()] for arm in sets
         }
         scores = {arm: [scored(result) for result in results] for arm, results in evaluations.items()}
         rows = [
-            contrast_of_values(question, scores[a], scores[b], unit=unit_of(chore), of=named(chore))
+            contrast_of_values(question, scores[a], scores[b], unit=unit_of(task), of=named(task))
             for a, b, question in QUESTIONS
             if a in sets and b in sets
         ]
-        if EVERYDAY_TASKS[chore].form == "generation":
-            rows += writing(chore, places)
+        if EVERYDAY_TASKS[task].form == "generation":
+            rows += writing(task, places)
         all_rows += rows
         verdicts.append(as_good(rows[0]))
-        words.append(sentence(chore, rows, verdicts[-1], places))
-        tables.append(table(chore, evaluations, scores, places))
-        charts.append(chart(chore, scores))
+        words.append(sentence(task, rows, verdicts[-1], places))
+        tables.append(table(task, evaluations, scores, places))
+        charts.append(chart(task, scores))
     return experiment.found(
         places,
         verdict=together(verdicts),
@@ -81,7 +81,7 @@ def conclusion(experiment: Experiment, places: Mapping[int, Path], arms: Mapping
 
 
 def order(question: str) -> int:
-    """Return the position of a question on the page, so that all chores are listed together for each question."""
+    """Return the position of a question on the page, so that all tasks are listed together for each question."""
     known = [text for *_, text in QUESTIONS]
     return known.index(question) if question in known else len(known)
 
@@ -94,16 +94,16 @@ def as_good(contrast: Contrast) -> Verdict:
 def rule() -> str:
     """Return a text that states the verdict rule."""
     return (
-        "A chore's claim holds if both 99 % intervals of the difference (bootstrap, and Student's t over at least five seeds) lie above "
-        f"-{MARGIN:.2f} (accuracy or R²). It does not hold if both lie below. The whole claim holds if all three chores hold, and does not "
-        "hold if one does not. All students of a chore start from one base and take the same number of steps on batches of the same size."
+        "A task's claim holds if both 99 % intervals of the difference (bootstrap, and Student's t over at least five seeds) lie above "
+        f"-{MARGIN:.2f} (accuracy or R²). It does not hold if both lie below. The whole claim holds if all three tasks hold, and does not "
+        "hold if one does not. All students of a task start from one base and take the same number of steps on batches of the same size."
     )
 
 
 def scored(result: Evaluation) -> list[float]:
     """Return a score per problem: 1 for a right reply, 0 for a wrong reply.
 
-    For the regression chore, whose answers are prices, the score is 1 - error² / variance. The mean of these scores is
+    For the regression task, whose answers are prices, the score is 1 - error² / variance. The mean of these scores is
     R².
     """
     if result.samples[0].family != "prices":
@@ -127,39 +127,39 @@ def unreadable(result: Evaluation) -> int:
     return sum(price_of(sample.reply) is None for sample in result.samples)
 
 
-def unit_of(chore: str) -> Literal["points", "ratio"]:
-    """Return the unit of a chore's measure. R² is a ratio, not a share of problems."""
-    return "ratio" if EVERYDAY_TASKS[chore].form == "regression" else "points"
+def unit_of(task: str) -> Literal["points", "ratio"]:
+    """Return the unit of a task's measure. R² is a ratio, not a share of problems."""
+    return "ratio" if EVERYDAY_TASKS[task].form == "regression" else "points"
 
 
-def named(chore: str) -> str:
-    """Return a chore's label in the contrasts, with its measure if the measure is not a share."""
-    return f"{chore}, R²" if EVERYDAY_TASKS[chore].form == "regression" else chore
+def named(task: str) -> str:
+    """Return a task's label in the contrasts, with its measure if the measure is not a share."""
+    return f"{task}, R²" if EVERYDAY_TASKS[task].form == "regression" else task
 
 
-def writing(chore: str, places: Mapping[int, Path]) -> list[Contrast]:
-    """Return the extra contrasts of the generation chore: validity at temperature 1, and loss on true sentences."""
-    a, b = (f"data-{chore}-{arm}-test" for arm in ("full-original", "small-teacher"))
+def writing(task: str, places: Mapping[int, Path]) -> list[Contrast]:
+    """Return the extra contrasts of the generation task: validity at temperature 1, and loss on true sentences."""
+    a, b = (f"data-{task}-{arm}-test" for arm in ("full-original", "small-teacher"))
     free = [
         [[is_right(s) for s in evaluation(at, f"{name}-free").samples] for at in places.values()] for name in (a, b)
     ]
     loss: list[Values] = [[value(at, f"{name}-loss") for at in places.values()] for name in (a, b)]
     question = QUESTIONS[0][2]
     return [
-        contrast_of_values(question, *free, unit="points", of=f"{chore}, at temperature 1"),
-        contrast_of_values(f"{question}: loss on true sentences", *loss, unit="nats", of=chore),
+        contrast_of_values(question, *free, unit="points", of=f"{task}, at temperature 1"),
+        contrast_of_values(f"{question}: loss on true sentences", *loss, unit="nats", of=task),
     ]
 
 
-def sentence(chore: str, rows: Sequence[Contrast], verdict: Verdict, places: Mapping[int, Path]) -> str:
-    """Return sentences that state the result of a chore."""
+def sentence(task: str, rows: Sequence[Contrast], verdict: Verdict, places: Mapping[int, Path]) -> str:
+    """Return sentences that state the result of a task."""
     main, control = rows[0], rows[1]
-    what, unit = MEASURES[EVERYDAY_TASKS[chore].form], main.unit
+    what, unit = MEASURES[EVERYDAY_TASKS[task].form], main.unit
     sign = " %" if unit == "points" else ""
-    counts = [value(at, f"data-{chore}-sets") for at in places.values()]
+    counts = [value(at, f"data-{task}-sets") for at in places.values()]
     small, full = (np.mean([count[name]["rows"] for count in counts]) for name in ("small-teacher", "full-original"))
     return (
-        f"{EVERYDAY_TASKS[chore].form.capitalize()} ({chore}): {verdict}. {small:.0f} rows from the teacher: {what} "
+        f"{EVERYDAY_TASKS[task].form.capitalize()} ({task}): {verdict}. {small:.0f} rows from the teacher: {what} "
         f"{number(main.b, unit)}{sign}; all {full:.0f} original rows: {number(main.a, unit)}{sign}; difference "
         f"{number(main.difference, unit, signed=True)} [{number(main.low, unit, signed=True)}, "
         f"{number(main.high, unit, signed=True)}]. With true answers the tenth reaches {number(control.b, unit)}{sign}."
@@ -167,34 +167,34 @@ def sentence(chore: str, rows: Sequence[Contrast], verdict: Verdict, places: Map
 
 
 def table(
-    chore: str,
+    task: str,
     evaluations: Mapping[str, Sequence[Evaluation]],
     scores: Mapping[str, Values],
     places: Mapping[int, Path],
 ) -> Table:
-    """Return a table of a chore with one row per training set and one row for the teacher."""
-    form = EVERYDAY_TASKS[chore].form
-    counts = [value(at, f"data-{chore}-sets") for at in places.values()]
+    """Return a table of a task with one row per training set and one row for the teacher."""
+    form = EVERYDAY_TASKS[task].form
+    counts = [value(at, f"data-{task}-sets") for at in places.values()]
     heads = ["training set", "rows", "epochs", "core-seconds", "share true", MEASURES[form], *EXTRA[form], "each seed"]
     rows = []
     for arm, ones in evaluations.items():
-        trained = [run_cost(RunDir(at / f"data-{chore}-{arm}")) for at in places.values()]
+        trained = [run_cost(RunDir(at / f"data-{task}-{arm}")) for at in places.values()]
         size, true = (float(np.mean([count[arm][what] for count in counts])) for what in ("rows", "right"))
         epochs = float(
             np.mean([cost.tokens / count[arm]["tokens"] for cost, count in zip(trained, counts, strict=True)])
         )
         spent = float(np.mean([cost.core_seconds for cost in trained]))
         cells = (f"{size:.0f}", f"{epochs:.0f}", f"{spent:.1f}", f"{true:.0%}")
-        rows.append((SETS[arm], *cells, *measured(chore, f"data-{chore}-{arm}-test", ones, places)))
-    name = f"data-teacher-on-{chore}"
+        rows.append((SETS[arm], *cells, *measured(task, f"data-{task}-{arm}-test", ones, places)))
+    name = f"data-teacher-on-{task}"
     teacher = [evaluation(at, name) for at in places.values()]
-    rows.append(("teacher", "", "", "", "", *measured(chore, name, teacher, places)))
+    rows.append(("teacher", "", "", "", "", *measured(task, name, teacher, places)))
     tenth, full = (np.mean([count[f"{size}-teacher-core-seconds"] for count in counts]) for size in ("small", "full"))
     return Table(
-        title=f"{form.capitalize()}: {chore}",
+        title=f"{form.capitalize()}: {task}",
         heads=tuple(heads),
         rows=tuple(rows),
-        note=f"In the original set {EVERYDAY_TASKS[chore].noise}. The teacher took {tenth:.1f} core-seconds for a tenth and {full:.1f} for all. "
+        note=f"In the original set {EVERYDAY_TASKS[task].noise}. The teacher took {tenth:.1f} core-seconds for a tenth and {full:.1f} for all. "
         + NOTES[form],
     )
 
@@ -213,9 +213,9 @@ NOTES = {
 }
 
 
-def measured(chore: str, name: str, results: Sequence[Evaluation], places: Mapping[int, Path]) -> tuple[str, ...]:
-    """Return the measures of a model on a chore as table cells: means over seeds, then every seed."""
-    form, unit = EVERYDAY_TASKS[chore].form, unit_of(chore)
+def measured(task: str, name: str, results: Sequence[Evaluation], places: Mapping[int, Path]) -> tuple[str, ...]:
+    """Return the measures of a model on a task as table cells: means over seeds, then every seed."""
+    form, unit = EVERYDAY_TASKS[task].form, unit_of(task)
     means = [float(np.mean(scored(result))) for result in results]
     cells = [number(float(np.mean(means)), unit)]
     if form == "regression":
@@ -236,20 +236,20 @@ def voices(result: Evaluation) -> float:
     return -sum(p * log2(p) for p in (share, 1 - share) if p)
 
 
-def chart(chore: str, scores: Mapping[str, Values]) -> Chart:
+def chart(task: str, scores: Mapping[str, Values]) -> Chart:
     """Return a bar chart of the mean score of each training set, with a dot for each seed."""
-    form = EVERYDAY_TASKS[chore].form
+    form = EVERYDAY_TASKS[task].form
     means = {arm: [float(np.mean(values)) for values in by_seed] for arm, by_seed in scores.items()}
     seeds = zip(*means.values(), strict=True)
     points = tuple((float(x), float(np.mean(by_seed))) for x, by_seed in enumerate(means.values()))
     dots = tuple(tuple((float(x), y) for x, y in enumerate(line)) for line in seeds)
     return Chart(
-        name=f"data-{chore}",
-        title=f"{form.capitalize()}: {chore}, by training set",
+        name=f"data-{task}",
+        title=f"{form.capitalize()}: {task}, by training set",
         kind="bars",
         y=MEASURES[form],
         labels=tuple(SETS[arm].replace(", ", ",\n").replace("teacher's ", "teacher's\n") for arm in scores),
         series=(Series(label="held-out problems", points=points, by_seed=dots),),
-        percent=unit_of(chore) == "points",
+        percent=unit_of(task) == "points",
         caption="Bars are means over seeds, dots are seeds.",
     )

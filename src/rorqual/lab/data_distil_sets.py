@@ -26,11 +26,11 @@ from rorqual.tasks.everyday.base import ORIGINAL
 VOCABULARY = 512
 
 
-def original_set(chore: str, seed: int, rows: Sequence[Distilled]) -> list[Problem]:
+def original_set(task: str, seed: int, rows: Sequence[Distilled]) -> list[Problem]:
     """Return the problems that the teacher answered, in task order. These problems form the original set of the seed."""
     keys = {row.key for row in rows}
     problems: dict[str, Problem] = {}
-    for problem in Everyday([chore], "original").problems("train", seed):
+    for problem in Everyday([task], "original").problems("train", seed):
         if problem.key in keys:
             problems.setdefault(problem.key, problem)
         if len(problems) == len(keys):
@@ -38,15 +38,15 @@ def original_set(chore: str, seed: int, rows: Sequence[Distilled]) -> list[Probl
     return list(problems.values())
 
 
-def held_out(chore: str, seed: int, count: int, split: Split) -> list[Problem]:
+def held_out(task: str, seed: int, count: int, split: Split) -> list[Problem]:
     """Return the evaluation problems of a seed, in order."""
-    return pick(Everyday([chore]), split, count, seed, True)
+    return pick(Everyday([task]), split, count, seed, True)
 
 
 def write_base(folder: Path, seed: int, count: int) -> int:
     """Write `base.txt`, `words.jsonl`, and a `tokenizer.json` trained on both files and on the noisy original answers.
 
-    The base student learns no chore: `base.txt` has questions without answers and sentences without questions, and
+    The base student learns no task: `base.txt` has questions without answers and sentences without questions, and
     `words.jsonl` teaches the meaning of single words. All texts come from the teacher's half of the problems, so no student
     trains on them. Return the vocabulary size of the tokenizer.
     """
@@ -93,7 +93,7 @@ def write_labelled(folder: Path, labelled: DistilledFile, few: Collection[str]) 
 
 
 def counted(path: Path, problems: Sequence[Problem], tokenizer: Tokenizer) -> dict[str, float]:
-    """Return a training set's rows and tokens, and the share of its answers that the chore's grader calls right."""
+    """Return a training set's rows and tokens, and the share of its answers that the task's grader calls right."""
     chat, by_prompt = chat_format(tokenizer, "deepseek"), {problem.prompt: problem for problem in problems}
     rows = read_conversations(path).conversations
     right = sum(

@@ -2,8 +2,8 @@
 
 The difference of a part is the rival's loss minus the favoured arm's loss. The difference has two 99 % intervals: the bootstrap, and
 Student's t over the seeds. The part holds if both intervals lie above 0, and does not hold if both lie below 0. A part whose
-costs differ by more than its tolerance is open, regardless of the losses. The claim holds if all parts hold, and does not
-hold if one part does not hold.
+costs differ by more than its tolerance is open, regardless of the losses. The claim holds if all parts hold. If at least
+one part does not hold, the claim does not hold either.
 
 `rorqual.evals.verdict` defines the rule of two intervals and at least five seeds. An earlier rule used only the bootstrap.
 The conditions that were added after the results were known can only turn a verdict into open.

@@ -115,6 +115,11 @@ class BlockedLayerCache(LayerCache, ABC):
             )
         return self._attention.select(q, weights, self._pool(part), self._plan, budget)
 
+    def select_by_attention(self, q: Tensor, keys: str, scale: float, budget: int) -> Selection:
+        """See `LayerCache`."""
+        self._written_part(keys)
+        return self._attention.select_by_attention(q, self._pool(keys), self._plan, scale, budget)
+
     def index_kl(
         self,
         q: Tensor,

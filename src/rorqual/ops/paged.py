@@ -269,7 +269,14 @@ def restricted(tiles: Tiles, every: int, window: int | None, selected: Tensor | 
 
 def select(q: Tensor, weights: Tensor, keys: Tensor, tiles: Tiles, budget: int) -> Selection:
     """Select the `budget` visible rows with the highest `index_scores` for each token. Ties go to the earlier row."""
-    scores = index_scores(q, weights, keys, tiles)
+    return ranked(index_scores(q, weights, keys, tiles), tiles, budget)
+
+
+def ranked(scores: Tensor, tiles: Tiles, budget: int) -> Selection:
+    """Return the `budget` rows with the highest scores for each token, given scores [pairs, queries, BLOCK / every].
+
+    Ties go to the earlier row. A score of -inf means that the row is not visible.
+    """
     queries, size = scores.shape[1:]
     number, places = tiles.counts[0], len(tiles.counts)
     whole = scores.new_full((places * number, queries, size), -torch.inf)

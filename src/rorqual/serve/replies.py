@@ -77,7 +77,7 @@ class Choice:
 
     @property
     def heavy(self) -> bool:
-        """Whether the next token may be slow to parse, because many tokens have not become text yet, as in a long tool call."""
+        """Whether the next token may be slow to parse, because many tokens are not decoded to text yet, as in a long tool call."""
         return self._n_without_text > SILENT
 
     def count(self, sampled: SampledToken) -> None:

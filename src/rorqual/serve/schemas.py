@@ -197,7 +197,7 @@ class ChatRequest(Sampling, Tools):
         return None if self.offered() else super().bound
 
     def grammar(self) -> Grammar | None:
-        """Return the grammar of the reply: a response format, required tool calls, or either tool calls or a response format."""
+        """Return the grammar of the reply. It is a response format, required tool calls, or a choice between the two."""
         answer = super().grammar()
         if answer is None or not self.offered():
             return answer or self.forced()

@@ -77,8 +77,8 @@ class Answer:
     """A streaming parser of the answer after the thinking. The parser splits items into content and calls.
 
     White space next to calls is not part of the content. Before the first call, the parser removes only the white space that
-    models of the family write there. Rendering the message therefore restores the text. If the tokens that enclose calls
-    enclose no call, they are plain text. Separators are buffered until the next item shows whether they belong to the content
+    models of the family write there. Rendering the message therefore restores the text. If the delimiters of a call
+    section enclose no complete call, the section is plain text. Separators are buffered until the next item shows whether they belong to the content
     or to a call.
     """
 

@@ -108,8 +108,8 @@ class Compiled:
         self._lock = threading.Lock()
 
     def start(self, reply: Sequence[int] = (), thought: Thought | None = None) -> Constraint:
-        """Return the constraint of a sample that has sampled the tokens `reply` so far. Pass `thought` if the sample
-        may start with reasoning."""
+        """Return the constraint of a reply whose tokens so far are `reply`. Pass `thought` if the reply may start with
+        reasoning."""
         with self._lock:
             constraint: Constraint = Matched(self._matcher.deep_copy(), self._lexicon)
         if self._spelling is not None and self._spelling.unsaid:

@@ -158,6 +158,13 @@ class LayerCache(Protocol):
         The returned scores have gradients; the choice of rows has none.
         """
 
+    def select_by_attention(self, q: Tensor, keys: str, scale: float, budget: int) -> Selection:
+        """Select the `budget` rows with the largest attention weights, averaged over heads: what a perfect indexer selects.
+
+        `q`, `keys` and `scale` are those of `attend`. The returned scores are the averaged weights, without gradients. Ties
+        go to the earlier row.
+        """
+
     def index_kl(
         self,
         q: Tensor,

@@ -20,8 +20,11 @@ from rorqual.core.config import Count
 from rorqual.model.attention.base import Attention, AttentionContext, CachePart, LayerCache
 from rorqual.model.attention.mla import MLA, MLAConfig
 from rorqual.model.cost import Cost, linear, vector
+from rorqual.ops.paged import Selection
 
 NORM_EPS = 1e-6
+MISSED = frozenset({"mass_inside", "attention_rows", "attention_mass", "output_difference", "tied"})
+"""The names of the tensors that `DSA.missed` records."""
 
 
 class DSAConfig(MLAConfig):
@@ -104,6 +107,8 @@ class DSA(MLA):
     Records `selected` [tokens, k] (positions, -1: none), `index_scores` [tokens, k], and the losses of the indexer [tokens]
     (`LayerCache.index_kl`). `index_kl` is the loss over the selected positions. `dense_index_kl` is the loss over all
     positions. Attention is dense while `dense_index_kl` is recorded.
+
+    What the selection misses is recorded under `MISSED` (see `missed`), if a caller requests these names.
     """
 
     config: DSAConfig
@@ -128,4 +133,40 @@ class DSA(MLA):
         context.record("index_scores", selected.scores)
         if "index_kl" in context.wanted:
             context.record("index_kl", cache.index_kl(*index, selected))
-        return self.absorbed(q, cache, context, selected)
+        out = self.absorbed(q, cache, context, selected)
+        if MISSED & {*context.wanted}:
+            further = cache.select(query, weights, "index_key", self.config.index_topk + 1)
+            self.missed(q, cache, context, selected, further, out)
+        return out
+
+    def missed(
+        self,
+        q: Tensor,
+        cache: LayerCache,
+        context: AttentionContext,
+        selected: Selection,
+        further: Selection,
+        out: Tensor,
+    ) -> None:
+        """Record what dense attention would have seen besides the selected positions.
+
+        - `mass_inside` [tokens, heads]: the share of the dense attention weights that lies on the selected positions.
+        - `attention_rows`, `attention_mass` [tokens, length]: all visible positions by falling dense attention weight, averaged
+          over heads, and these weights.
+        - `output_difference` [tokens]: |sparse - dense| / |dense| of the module's output.
+        - `tied` [tokens]: the number of selected positions whose score equals that of the best position that is not selected.
+          `further` holds one position more than `selected`.
+        """
+        of = {"keys": "latent", "values": "latent", "scale": self.scale, "value_width": self.config.kv_lora_rank}
+        lses = [cache.attend_with_lse(q, **of, selected=part)[1].squeeze(1) for part in (selected, None)]  # type: ignore[arg-type]
+        context.record("mass_inside", (lses[0] - lses[1]).exp())
+        ranked = cache.select_by_attention(q, "latent", self.scale, int(context.positions.max()) + 1)
+        context.record("attention_rows", ranked.rows)
+        context.record("attention_mass", ranked.scores)
+        dense = self.absorbed(q, cache, context)
+        difference = (out - dense).norm(dim=-1) / dense.norm(dim=-1)
+        context.record("output_difference", difference.flatten())
+        next_best = further.scores[:, -1:]
+        tied = (selected.scores == next_best) & (selected.rows >= 0) & (further.rows[:, -1:] >= 0)
+        full = further.rows.shape[1] > selected.rows.shape[1]
+        context.record("tied", tied.sum(1) if full else torch.zeros_like(selected.rows[:, 0]))

@@ -267,11 +267,17 @@ class PagedAttention:
         """See `ops.paged.select`."""
         k = self.as_blocks(keys)
         parts = [paged.select(q[tokens], weights[tokens], k, tiles, budget) for tokens, tiles in plan.pieces]
-        most = max(part.rows.shape[1] for part in parts)
-        return Selection(
-            _joined([_widened(part.rows, most, -1) for part in parts], len(q)),
-            _joined([_widened(part.scores, most, -torch.inf) for part in parts], len(q)),
-        )
+        return _selection(parts, len(q))
+
+    def select_by_attention(self, q: Tensor, keys: Tensor, plan: Plan, scale: float, budget: int) -> Selection:
+        """Select the `budget` rows with the largest attention weights, averaged over heads. `scores` are these weights."""
+        k, parts = self.as_blocks(keys), []
+        for tokens, tiles in plan.pieces:
+            mask = paged.restricted(tiles, BLOCK // k.shape[2], None, None)
+            mass = paged.attention_mass(q[tokens], k, tiles, scale, mask)
+            hidden = (mask if tiles.back is None else mask.index_select(0, tiles.back)) < 0
+            parts.append(paged.ranked(mass.masked_fill(hidden, -torch.inf), tiles, budget))
+        return _selection(parts, len(q))
 
     def index_kl(
         self,
@@ -323,6 +329,15 @@ def _cut(first: Ints, count: Ints, most: int) -> Iterator[Ints]:
                 group.append([which, begin, stop - begin])
     if group:
         yield np.array(group).T
+
+
+def _selection(parts: list[Selection], tokens: int) -> Selection:
+    """Concatenate the selections of all slices. Shorter rows are filled with -1 (no row)."""
+    most = max(part.rows.shape[1] for part in parts)
+    return Selection(
+        _joined([_widened(part.rows, most, -1) for part in parts], tokens),
+        _joined([_widened(part.scores, most, -torch.inf) for part in parts], tokens),
+    )
 
 
 def _widened(rows: Tensor, most: int, value: float) -> Tensor:

@@ -13,7 +13,7 @@ from rorqual.tasks.everyday.prices import Prices
 from rorqual.tasks.everyday.reviews import Reviews
 from rorqual.tasks.everyday.sentences import Sentences
 
-EVERYDAY_TASKS: dict[str, EverydayTask] = {chore.name: chore for chore in (Reviews(), Prices(), Sentences())}
+EVERYDAY_TASKS: dict[str, EverydayTask] = {task.name: task for task in (Reviews(), Prices(), Sentences())}
 DEV, TEST = 0.05, 0.1
 """Fractions of the problems in `dev` and `test`. The fractions exceed those of other tasks, because only 9,000 price problems exist."""
 FRESH_TRIES = 50
@@ -46,25 +46,25 @@ class Everyday(Task):
             raise ConfigError("names is empty or repeats a task", where="everyday.names", remedy="Name each task once.")
         if pool not in ("any", "teacher", "original"):
             raise ConfigError(f"unknown pool '{pool}'", where="everyday.pool", remedy="Use any, teacher or original.")
-        self.chores = [EVERYDAY_TASKS[name] for name in names]
+        self.tasks = [EVERYDAY_TASKS[name] for name in names]
         self.pool = pool
 
     def problems(self, split: Split, seed: int) -> Iterator[Problem]:
         rng = random.Random(f"{seed} {split} {self.pool}")
         seen: set[str] = set()
         while True:
-            for chore in rng.sample(self.chores, len(self.chores)):
-                yield self._fresh(chore, split, rng, seen)
+            for task in rng.sample(self.tasks, len(self.tasks)):
+                yield self._fresh(task, split, rng, seen)
 
-    def _fresh(self, chore: EverydayTask, split: Split, rng: random.Random, seen: set[str]) -> Problem:
+    def _fresh(self, task: EverydayTask, split: Split, rng: random.Random, seen: set[str]) -> Problem:
         tries = 0
         while True:
-            problem = chore.sample(rng)
+            problem = task.sample(rng)
             if self._belongs(problem.key, split):
                 tries += 1
                 if problem.key not in seen or tries > FRESH_TRIES:
                     seen.add(problem.key)
-                    return chore.with_original(problem)
+                    return task.with_original(problem)
 
     def _belongs(self, key: str, split: Split) -> bool:
         if split_of(key, dev=DEV, test=TEST) != split:

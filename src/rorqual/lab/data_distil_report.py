@@ -54,9 +54,7 @@ def conclusion(experiment: Experiment, places: Mapping[int, Path], arms: Mapping
     words: list[str] = []
     verdicts: list[Verdict] = []
     for task, sets in arms.items():
-        evaluations = {
-            arm: [evaluation(place, f"data-{task}-{arm}-test") for place in places.values()] for arm in sets
-        }
+        evaluations = {arm: [evaluation(place, f"data-{task}-{arm}-test") for place in places.values()] for arm in sets}
         scores = {arm: [scored(result) for result in results] for arm, results in evaluations.items()}
         rows = [
             contrast_of_values(question, scores[a], scores[b], unit=unit_of(task), of=named(task))

@@ -26,6 +26,7 @@ from rorqual.cli.main import app
 from rorqual.cli.measure import EvalSettings
 from rorqual.cli.planning import QuickstartPlan, RunPlan, ServePlan, TrainPlan
 from rorqual.cli.settings import Placement
+from rorqual.cli.verbs.attention import AttentionSettings
 from rorqual.cli.verbs.compare import CompareSettings
 from rorqual.cli.verbs.export import ExportConfig
 from rorqual.cli.verbs.import_ import ImportConfig
@@ -741,6 +742,7 @@ DECLARED: dict[str, tuple[set[str], set[str]]] = {
         },
     ),
     "peft": (of(PeftConfig), {"base", "name", "quiet"}),
+    "attention": (of(AttentionSettings), {"data", "length", "windows", "min_recall", "out", "threads", *PLACED}),
     "trace": (PLACED, PLACED),
     "report": (PLACED, PLACED),
     "doctor": (PLACED, PLACED),

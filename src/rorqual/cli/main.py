@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 import rorqual
+from rorqual.cli.verbs.attention import attention
 from rorqual.cli.verbs.bench import bench
 from rorqual.cli.verbs.chat import chat
 from rorqual.cli.verbs.compare import compare
@@ -141,6 +142,7 @@ _add(
     "rorqual sparsify runs/tiny runs/tiny-sparse index_topk=16 warmup=5 steps=5",
     context_settings=PAIRS,
 )
+_add("attention", attention, "rorqual attention runs/tiny-sparse data=README.md length=64", context_settings=PAIRS)
 _add("peft", peft, "rorqual peft runs/lora exports/lora", context_settings=PAIRS)
 _add("inspect", inspect, "rorqual inspect deepseek-v3", context_settings=PAIRS)
 _add("plan", plan, "rorqual plan deepseek-v3 --train tokens=14.8T hardware=h800 n=2048", context_settings=PAIRS)

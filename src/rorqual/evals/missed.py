@@ -1,0 +1,214 @@
+"""What sparse attention misses: the dense attention outside the selected positions, and what that changes.
+
+At each layer, dense attention is computed on the same inputs as sparse attention. Queries that see at most `index_topk` positions
+cannot miss any. They are counted, but left out of all means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rorqual.core.errors import ConfigError, DataError
+from rorqual.model.attention.dsa import DSA, MISSED
+from rorqual.model.decoder import Decoder
+from rorqual.ops.losses import token_logprobs
+
+DISTANCES = (0, 1, 16, 64, 256, 1024, 4096, 16384, 65536, 1 << 20)
+"""Lower ends of the ranges of distance between a query and a position, in tokens. Distance 0 is the query's own position."""
+
+
+@dataclass(frozen=True)
+class DistanceRange:
+    """The attention at distances `first` to `last` tokens: its share of all attention, and how much of it was selected."""
+
+    first: int
+    last: int
+    share: float
+    inside: float
+
+
+@dataclass(frozen=True)
+class LayerMisses:
+    """What one attention misses, over all counted queries.
+
+    - `mass`: share of the dense attention weights on selected positions, averaged over heads. `mass_p1` is its first percentile
+      over queries, and `mass_min` its minimum. `heads` is the mean of each head.
+    - `recall`: share of the `index_topk` positions with the largest dense weights that are selected.
+    - `difference`: |sparse - dense| / |dense| of the module's output.
+    - `tied`: share of the selected positions whose score equals the best score that was not selected.
+    """
+
+    layer: int
+    mass: float
+    mass_p1: float
+    mass_min: float
+    recall: float
+    difference: float
+    tied: float
+    heads: tuple[float, ...]
+    distances: tuple[DistanceRange, ...]
+
+
+@dataclass(frozen=True)
+class Misses:
+    """What a model with sparse attention misses on some windows of tokens.
+
+    `queries` is the number of counted queries, and `dense` the number of queries that see all positions. `kl` is KL(dense ||
+    sparse) of the next-token distribution, in nats. `flips` is the share of queries whose most likely next token changes.
+    `loss_dense` and `loss_sparse` are the losses of both models on the next tokens, in nats.
+    """
+
+    budget: int
+    length: int
+    windows: int
+    queries: int
+    dense: int
+    kl: float
+    flips: float
+    loss_dense: float
+    loss_sparse: float
+    layers: tuple[LayerMisses, ...]
+
+    @property
+    def recall(self) -> float:
+        """The lowest recall of a layer."""
+        return min(layer.recall for layer in self.layers)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all values as JSON."""
+        return asdict(self) | {"recall": self.recall}
+
+
+def sparse_layers(model: Decoder, where: str = "") -> list[DSA]:
+    """Return the sparse attentions of the main model. Raises ConfigError if there are none, or if their budgets differ."""
+    found = [module for module in model.layers.modules() if isinstance(module, DSA)]
+    if not found:
+        kinds = ", ".join(sorted({attention.kind for attention in model.config.attentions}))
+        raise ConfigError(
+            f"no attention of this model selects positions (its kind is {kinds}), so nothing can be missed",
+            where=where,
+            remedy="Use a model with attention of kind dsa, such as the result of `rorqual sparsify`.",
+        )
+    return found
+
+
+@contextmanager
+def dense_attention(layers: Sequence[DSA], length: int) -> Iterator[None]:
+    """Let sparse attentions select all of `length` positions inside the `with` block."""
+    before = [layer.config for layer in layers]
+    for layer in layers:
+        layer.config = layer.config.model_copy(update={"index_topk": length})
+    try:
+        yield
+    finally:
+        for layer, config in zip(layers, before, strict=True):
+            layer.config = config
+
+
+@torch.no_grad()
+def measure_missed(model: Decoder, tokens: Tensor, where: str = "") -> Misses:
+    """Measure what sparse attention misses on `tokens` [windows, length + 1].
+
+    Each window is one sequence. Memory grows with the square of `length`. Raises ConfigError if the model has no sparse
+    attention, and DataError if the windows are not longer than `index_topk`.
+    """
+    layers = sparse_layers(model, where)
+    budget, length = max(layer.config.index_topk for layer in layers), tokens.shape[1] - 1
+    if length <= budget:
+        raise DataError(
+            f"windows of {length} tokens are not longer than index_topk={budget}, so nothing can be missed",
+            where=where,
+            remedy=f"Give windows of more than {budget} tokens (length=) and a text that fills them.",
+        )
+    collected = [_Collected(layer.config.index_topk) for layer in layers]
+    kl, flips, losses = 0.0, 0, np.zeros(2)
+    for window in tokens:
+        inputs, targets = window[None, :-1], window[1:]
+        output = model(inputs, record=(*MISSED, "selected"))
+        with dense_attention(layers, length):
+            dense = model(inputs).hidden[0]
+        sparse_logprobs, dense_logprobs = (
+            model.logits(hidden[budget:]).log_softmax(-1) for hidden in (output.hidden[0], dense)
+        )
+        kl += float((dense_logprobs.exp() * (dense_logprobs - sparse_logprobs)).sum())
+        flips += int((dense_logprobs.argmax(-1) != sparse_logprobs.argmax(-1)).sum())
+        for index, logits in enumerate((dense_logprobs, sparse_logprobs)):
+            losses[index] -= float(token_logprobs(logits, targets[budget:]).double().sum())
+        for layer, found in enumerate(collected):
+            found.add({name: output.recorded[name][layer] for name in (*MISSED, "selected")})
+    queries = len(tokens) * (length - budget)
+    return Misses(
+        budget=budget,
+        length=length,
+        windows=len(tokens),
+        queries=queries,
+        dense=len(tokens) * budget,
+        kl=kl / queries,
+        flips=flips / queries,
+        loss_dense=float(losses[0]) / queries,
+        loss_sparse=float(losses[1]) / queries,
+        layers=tuple(found.result(index) for index, found in enumerate(collected)),
+    )
+
+
+class _Collected:
+    """Sums and values of one layer over all windows."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.mass, self.recall, self.difference = list[Tensor](), list[Tensor](), list[Tensor]()
+        self.heads, self.tied = list[Tensor](), 0
+        self.share, self.inside = np.zeros(len(DISTANCES)), np.zeros(len(DISTANCES))
+
+    def add(self, recorded: dict[str, Tensor]) -> None:
+        """Add the records of one window, without the queries that see at most `budget` positions."""
+        k = self.budget
+        records = {name: tensor[k:] for name, tensor in recorded.items()}
+        rows, mass, selected = records["attention_rows"], records["attention_mass"], records["selected"]
+        length = recorded["attention_rows"].shape[1]
+        chosen = torch.zeros(len(rows), length + 1, dtype=torch.bool).scatter_(1, selected % (length + 1), True)
+        inside = chosen.gather(1, rows % (length + 1)) & (rows >= 0)  # row -1 (none) becomes the extra column
+        self.heads.append(records["mass_inside"])
+        self.mass.append(records["mass_inside"].mean(1))
+        self.recall.append(inside[:, :k].float().mean(1))
+        self.difference.append(records["output_difference"])
+        self.tied += int(records["tied"].sum())
+        distance = torch.arange(k, k + len(rows)).unsqueeze(1) - rows
+        mass = mass.masked_fill(rows < 0, 0).double()
+        place = torch.bucketize(distance.clamp(min=0), torch.tensor(DISTANCES), right=True) - 1
+        for total, values in ((self.share, mass), (self.inside, mass * inside)):
+            total += (
+                torch.zeros(len(DISTANCES), dtype=torch.double)
+                .scatter_add(0, place.flatten(), values.flatten())
+                .numpy()
+            )
+
+    def result(self, layer: int) -> LayerMisses:
+        """Return the layer's values."""
+        mass, recall, difference = (
+            torch.cat(part).float().numpy() for part in (self.mass, self.recall, self.difference)
+        )
+        ends = (*(first - 1 for first in DISTANCES[1:]), 1 << 30)
+        ranges = (
+            DistanceRange(first, last, float(share / len(mass)), float(inside / share))
+            for first, last, share, inside in zip(DISTANCES, ends, self.share, self.inside)
+            if share > 0
+        )
+        return LayerMisses(
+            layer=layer,
+            mass=float(mass.mean()),
+            mass_p1=float(np.percentile(mass, 1)),
+            mass_min=float(mass.min()),
+            recall=float(recall.mean()),
+            difference=float(difference.mean()),
+            tied=self.tied / (len(mass) * self.budget),
+            heads=tuple(torch.cat(self.heads).float().mean(0).tolist()),
+            distances=tuple(ranges),
+        )

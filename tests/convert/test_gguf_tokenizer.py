@@ -103,7 +103,7 @@ def test_a_tokenizer_that_gguf_cannot_say_is_refused(name: str) -> None:
         ("model", None, "the tokenizer is None"),
         ("pre", "viking", "pre-tokenizer 'viking'"),
         ("tokens", None, "'tokenizer.ggml.tokens' is not a list"),
-        ("tokens", ["a"], "1 tokens with 400 types"),
+        ("tokens", ["a"], "1 tokens, but 400 token types"),
         ("merges", ["a b c"], "is not a pair"),
         ("merges", ["zzz qqq"], "not a valid tokenizer"),
     ],

@@ -272,7 +272,7 @@ def _reset_peak() -> None:
 
 
 def _peak() -> int:
-    """Return this process's peak memory in bytes since the last reset, or since its start if the system cannot reset it."""
+    """Return this process's peak memory in bytes since `_reset_peak`, or since process start if the system cannot reset it."""
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):

@@ -23,7 +23,7 @@ from rorqual.tasks.base import Task
 
 T = TypeVar("T")
 NO_WEIGHTS = frozenset({"optim.safetensors", "state.json"})
-"""Checkpoint files without model weights, which only training reads. The fingerprint does not include these files."""
+"""Checkpoint files that only training reads. They contain no model weights, and the fingerprint does not include them."""
 
 
 def measure(

@@ -65,7 +65,7 @@ class GenerateSettings(Placement):
 
 
 def read_settings(arguments: Sequence[str] | None) -> tuple[GenerateSettings, RowSampling]:
-    """Split arguments into settings of the command and sampling parameters. A row of the prompt file may override sampling parameters.
+    """Split arguments into command settings and sampling parameters. A row of the prompt file may override sampling parameters.
 
     Raises ConfigError if a key is unknown, or if `run` or `out` is missing.
     """
@@ -91,8 +91,8 @@ def read_settings(arguments: Sequence[str] | None) -> tuple[GenerateSettings, Ro
 class Outcome:
     """The result of `rorqual generate`: line counts, the first lines with errors, and the speed.
 
-    `rows` and `errors` count the lines of the whole output file. `answered`, `tokens` and `seconds` cover only this
-    invocation.
+    `rows` counts all lines of the output file, and `errors` the lines with an error. `answered`, `tokens` and `seconds` cover
+    only this invocation.
     """
 
     rows: int

@@ -67,7 +67,7 @@ class EvalSettings(Placement):
 
 
 def generator(model: str, settings: EvalSettings) -> Any:
-    """Return an engine for a run folder, or a client for a server's address. The client's API key is RORQUAL_API_KEY."""
+    """Return an engine for a run folder, or a client for a server's address. The API key is read from RORQUAL_API_KEY."""
     if model.startswith(REMOTE):
         from rorqual.engine.remote.engine import RemoteEngine
 

@@ -250,14 +250,14 @@ def training_rows(model: ModelConfig, settings: TrainPlan, plan: Trained) -> Row
 
 
 def range_words(settings: TrainPlan, cost: TrainingCost) -> str:
-    """Return a text with the cost at the lowest utilisation that published training runs reached.
+    """Return a text with the cost at the lowest utilisation in `REACHED`, the utilisation of published training runs.
 
-    The default utilisation is DeepSeek-V3's, which is higher than that of each of these runs."""
+    The default, DeepSeek-V3's utilisation, is higher than all values in `REACHED`."""
     times = {name: settings.used() / share for name, share in REACHED.items()}
     shares = ", ".join(f"{name} {share:.2f}" for name, share in REACHED.items())
     return (
-        f"up to {short(cost.hours * max(times.values()))} device-hours and {money(cost.usd * max(times.values()))}: by their published "
-        f"hours, whole trainings reached a lower utilisation ({shares}). Give utilisation= if you know yours."
+        f"up to {short(cost.hours * max(times.values()))} device-hours and {money(cost.usd * max(times.values()))}: published "
+        f"hours of complete training runs imply a lower utilisation ({shares}). Give utilisation= if you know yours."
     )
 
 

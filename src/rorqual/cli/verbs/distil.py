@@ -82,7 +82,7 @@ def _next(dataset: Path) -> str:
 def _nested(values: dict[str, str]) -> dict[str, Any]:
     """Convert dotted keys to nested dictionaries.
 
-    Fields of `access` may be given without the prefix. Comma-separated values of tuple fields become lists.
+    Fields of `access` may be given without the prefix `access.`. Comma-separated values of tuple fields become lists.
     """
     from rorqual.factory import Access, FactoryConfig, FilterConfig
 

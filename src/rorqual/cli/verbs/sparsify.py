@@ -28,8 +28,8 @@ def sparsify(
 ) -> None:
     """Turn a model with latent attention into one with DeepSeek Sparse Attention.
 
-    The stages are: add an indexer to each attention, train only the indexers (OUT/warmup), and train the whole model with sparse
-    attention (OUT/sparse). After an interruption, the same command resumes.
+    The stages are: add an indexer to each attention layer, train only the indexers (OUT/warmup), and train the whole model with
+    sparse attention (OUT/sparse). After an interruption, the same command resumes.
 
     Keys: index_topk=N (required: the number of positions that each query attends to), index_n_heads=, index_head_dim=, warmup=STEPS,
     warmup_lr=, steps=, lr=, data=FILE or task=NAME (default: the data that the run was trained on), options=, rows=, row=, seed=,

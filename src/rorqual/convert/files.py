@@ -17,7 +17,8 @@ from rorqual.model.load.names import shown
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 MAX_TEXT = 100_000_000
-"""Maximum size of a JSON file in bytes. The largest tokenizers have 20 million bytes, DeepSeek-V3's index has 9 million."""
+"""Maximum size of a JSON file in bytes. The largest tokenizer files have 20 million bytes.
+The safetensors index of DeepSeek-V3 has 9 million bytes."""
 
 
 def beside(final: Path) -> Path:
@@ -51,7 +52,10 @@ def inside(folder: Path, name: str, where: str) -> Path:
 
 
 def read_text(folder: Path, name: str) -> bytes | None:
-    """Return the bytes of the file `name` in `folder`, or None if it does not exist. The limit is `MAX_TEXT` bytes."""
+    """Return the bytes of the file `name` in `folder`, or None if it does not exist.
+
+    Raises CheckpointError if the file has more than `MAX_TEXT` bytes or is not a regular file.
+    """
     if not (folder / name).exists() and not (folder / name).is_symlink():
         return None
     file = inside(folder, name, str(folder / name))

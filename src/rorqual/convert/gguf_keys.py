@@ -78,7 +78,7 @@ def config_from_keys(
         data["attention_bias"] = "blk.0.attn_q.bias" in shapes
     if architecture == "qwen3moe":
         data |= _qwen_experts(k)
-    # Qwen3 MoE has no dense layers, but some GGUF writers store their width anyway.
+    # Qwen3 MoE has no dense layers, but some GGUF writers store a width for dense FFNs anyway.
     data["intermediate_size"] = k.integer("feed_forward_length", *(() if architecture != "qwen3moe" else (0,)))
     if architecture == "qwen3moe" and not data["intermediate_size"]:
         data["intermediate_size"] = data["moe_intermediate_size"]
@@ -120,7 +120,7 @@ def _latent_attention(k: HeaderKeys, shapes: Mapping[str, tuple[int, ...]]) -> d
     rank, rope = k.integer("attention.kv_lora_rank"), k.integer("rope.dimension_count")
     split = "blk.0.attn_k_b.weight" in shapes
     key, value = k.integer("attention.key_length"), k.integer("attention.value_length")
-    k.take("attention.head_count_kv", None)  # unused; it is 1 for absorbed MLA: all heads share one latent
+    k.take("attention.head_count_kv", None)  # unused: 1 in absorbed MLA, where all heads share one latent
     if split:
         key, value = k.integer("attention.key_length_mla"), k.integer("attention.value_length_mla")
     return {
@@ -161,7 +161,7 @@ def _deepseek_experts(k: HeaderKeys, shapes: Mapping[str, tuple[int, ...]]) -> d
 def architecture_for(data: Mapping[str, Any]) -> str:
     """Return the GGUF architecture of a model, given its Hugging Face `config.json`.
 
-    Raises ConfigError if llama.cpp would not compute the same model.
+    Raises ConfigError if llama.cpp cannot reproduce the model's outputs.
     """
     kind = data["model_type"]
     name = next((name for name, types in ARCHITECTURES.items() if kind in types), None)

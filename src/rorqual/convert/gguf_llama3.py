@@ -1,8 +1,8 @@
 """Recovery of Llama 3.1's RoPE scaling from its frequency divisors. GGUF stores only the divisors, not the parameters.
 
 The divisor of a frequency is 1 / ((1 - k) / factor + k), where k = clamp((w - low) / (high - low), 0, 1).
-The number w counts the periods of the wave in the original context. Multiplying the context, `low` and `high` by the same
-number does not change the divisors. If the context is unknown, the search therefore assumes low = 1.
+Here w is the original context length divided by the wavelength. Multiplying the context length, `low` and `high` by the same
+number does not change the divisors. If the context length is unknown, the search therefore assumes low = 1.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ def find_llama3(theta: float, wanted: Sequence[float], original: int) -> Llama3 
 
 @dataclass(frozen=True)
 class Interpretation:
-    """A scaling that would explain the divisors of a file: its factor, and the waves that it scales fully, partly or not at all.
+    """A scaling that would explain the divisors of a file: its factor, and the frequencies that it scales fully, partly or not.
 
-    All frequencies are in periods per position. `between` holds (frequency, k) of the interpolated waves. `stretched` is the
-    highest frequency that is divided by the whole `factor`, and `kept` is the lowest unchanged frequency. A frequency times the
-    original context length is a number of periods. `low` and `high` are numbers of periods, too.
+    All frequencies are in periods per position. `between` holds (frequency, k) of the interpolated ones. `stretched` is the
+    highest frequency that is divided by the whole `factor`, and `kept` is the lowest unchanged frequency. `low` and
+    `high` (`low_freq_factor` and `high_freq_factor`) are frequencies multiplied by the original context length.
     """
 
     factor: float
@@ -82,8 +82,8 @@ def _candidates(theta: float, wanted: Sequence[float], original: int) -> Iterato
 def _interpretations(turns: Sequence[float], wanted: Sequence[float]) -> Iterator[Interpretation]:
     """Yield the possible interpretations of the divisors.
 
-    The divisor farthest from 1 is the factor. If only one wave has this divisor, the wave may also be interpolated, and the
-    factor is then still farther from 1. In that case, powers of two are tried as factors first.
+    The divisor farthest from 1 is the factor. If only one frequency has this divisor, that frequency may be interpolated, and
+    the factor is then even farther from 1. In that case, powers of two are tried as factors first.
     """
     farthest = max(wanted, key=lambda value: abs(math.log(value)))
     top = [turn for turn, value in zip(turns, wanted) if math.isclose(value, farthest, rel_tol=SAME)]
@@ -118,7 +118,7 @@ def _contexts(interpretation: Interpretation) -> list[int]:
 
 
 def _line(interpretation: Interpretation) -> tuple[float, float] | None:
-    """Return (low, high) in periods per position, or None if fewer than two interpolated waves determine them."""
+    """Return (low, high) in periods per position, or None unless two interpolated frequencies with different k exist."""
     if len(interpretation.between) < 2:
         return None
     (x, kx), (y, ky) = min(interpretation.between), max(interpretation.between)
@@ -131,7 +131,7 @@ def _line(interpretation: Interpretation) -> tuple[float, float] | None:
 def _bounds(interpretation: Interpretation, context: int) -> Iterator[tuple[float, float]]:
     """Yield candidates (low, high) for the context length `context`.
 
-    Two interpolated waves determine `low` and `high`. With fewer waves, the usual values are tried first, then numbers with few
+    Two interpolated frequencies determine `low` and `high`. With fewer, the usual values are tried first, then numbers with few
     digits.
     """
     line = _line(interpretation)
@@ -153,7 +153,7 @@ def _bounds(interpretation: Interpretation, context: int) -> Iterator[tuple[floa
 
 
 def _short(least: float, most: float) -> Iterator[float]:
-    """Yield numbers from `least` up to, but below, `most`: first 1, then numbers with few digits."""
+    """Yield numbers x with `least` <= x < `most`: first 1, if it is in this range, then numbers with few digits."""
     if least <= LOW < most:
         yield LOW
     for digits in range(DIGITS):

@@ -170,7 +170,7 @@ def _to_q8_0(blocks: Floats) -> Bytes:
 
 
 def _to_q4_0(blocks: Floats) -> Bytes:
-    # The value with the largest magnitude is stored as -8, whatever its sign, so only the fp16 rounding of the scale changes it.
+    # The value with the largest magnitude is stored as -8, whatever its sign. Its only error is the fp16 rounding of the scale.
     extreme = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=1)[:, None], axis=1)
     scale = extreme / np.float32(-8)
     quants = np.trunc(blocks * _inverse(scale) + np.float32(8.5)).astype(np.uint8).clip(0, 15)

@@ -44,7 +44,7 @@ _SCALARS: Mapping[int, str] = {
 class GGUFTensor:
     """A tensor in a GGUF file. `shape` has the outermost dimension first, as in torch.
 
-    `offset` is the position of the first byte in the file.
+    `offset` is the position of the tensor's first byte in the file.
     """
 
     name: str

@@ -50,7 +50,7 @@ def scaling_from_keys(k: HeaderKeys, theta: float, factors: Sequence[float], *, 
     scaling = {"type": "yarn", "factor": factor, "original_max_position_embeddings": original}
     scaling |= {"beta_fast": fast, "beta_slow": slow}
     if latent:
-        # The key holds 0.1 * mscale_all_dim. In DeepSeek's models mscale equals mscale_all_dim, so they cancel in the RoPE table.
+        # The key holds 0.1 * mscale_all_dim. In DeepSeek's models mscale equals mscale_all_dim, so the RoPE table is unscaled.
         mscale = round(log_multiplier * 10, 6)
         scaling |= {"mscale": mscale, "mscale_all_dim": mscale}
     return scaling

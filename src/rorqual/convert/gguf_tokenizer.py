@@ -51,8 +51,8 @@ PRE_TOKENIZERS: Mapping[str, tuple[dict[str, Any], ...]] = MappingProxyType(
 _ALIASES: Mapping[str, str] = MappingProxyType(
     {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "gpt2": "gpt-2", "deepseek-r1-qwen": "qwen2"}
 )
-_NFC = ("qwen2",)  # tokenizer.json then normalises text to NFC; llama.cpp does not (docs/how-to/gguf.md)
-_IGNORE_MERGES = ("llama-bpe",)  # llama.cpp encodes a word that is a token as this token, without applying merges
+_NFC = ("qwen2",)  # their tokenizer.json normalises text to NFC; llama.cpp does not (docs/how-to/gguf.md)
+_IGNORE_MERGES = ("llama-bpe",)  # llama.cpp encodes a word in the vocabulary as one token, without applying merges
 
 
 def pre_name(tokenizer: Tokenizer) -> str:
@@ -126,7 +126,7 @@ def tokenizer_keys(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
 
 
 def _looks_special(text: str) -> bool:
-    # DeepSeek's tokenizer.json does not mark <｜User｜> as special. If user text encoded to this token, it would end the turn.
+    # DeepSeek's tokenizer.json does not mark <｜User｜> as special. User text that encodes to this token would end the turn.
     return text.startswith(("<|", "<｜")) and text.endswith(("|>", "｜>"))
 
 
@@ -151,11 +151,11 @@ def tokenizer_from_keys(keys: Mapping[str, Any], where: str) -> Tokenizer:
         raise wrong("'tokenizer.ggml.tokens' is not a list of strings, or 'tokenizer.ggml.merges' is not a list")
     types = keys.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens))
     if not isinstance(types, list) or len(types) != len(tokens):
-        raise wrong(f"{len(tokens)} tokens with {len(types) if isinstance(types, list) else 'no'} types")
+        raise wrong(f"{len(tokens)} tokens, but {len(types) if isinstance(types, list) else 'no'} token types")
     pairs = [str(merge).split(" ") for merge in merges]
     if any(len(pair) != 2 for pair in pairs):
         raise wrong("an item of 'tokenizer.ggml.merges' is not a pair")
-    # Control tokens must also be in the vocabulary, because the library gives new ids to added tokens outside the vocabulary.
+    # Control tokens must also be in the vocabulary, because `tokenizers` gives new ids to added tokens outside the vocabulary.
     used = (NORMAL, CONTROL, USER_DEFINED)
     vocab = {text: id_ for id_, (text, kind) in enumerate(zip(tokens, types)) if kind in used}
     if len(vocab) < sum(kind in used for kind in types):

@@ -36,7 +36,7 @@ SHARD_BYTES = 5e9
 STATE_FILE = ".export.json"
 """Name of the file in which an unfinished export records its source and settings."""
 _DERIVED = ".rotary_emb.inv_freq"
-"""Suffix of tensors in older checkpoints that are not imported, because they can be computed from the config."""
+"""Name suffix of tensors in older checkpoints. Import skips these tensors, because they can be computed from the config."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def import_hf(src: Path, out: Path, *, dtype: DType = "keep", progress: Progress
     `out` must not exist or must be empty. `dtype="keep"` copies the bytes of every tensor, including FP8
     scales. "float32", "bfloat16" and "float16" convert all tensors and dequantise FP8; only the router bias is always fp32.
 
-    Raises ConfigError, CheckpointError or DataError before any tensor is read if the config, a header or a text file is invalid.
+    For an invalid config, header or text file, raises ConfigError, CheckpointError or DataError before any tensor is read.
     Raises NumericsError if a weight is not finite.
     """
     _check_dtype(dtype, ("keep", "float32", "bfloat16", "float16"))
@@ -169,7 +169,7 @@ def _copies(names: NameMap, imported: Mapping[str, Any]) -> list[str]:
 
 
 def _main_dtype(jobs: Iterable[TensorJob]) -> str:
-    """Return the torch name of the dtype with the most bytes, not counting FP8."""
+    """Return the torch name of the dtype whose tensors have the largest total size, ignoring FP8."""
     bytes_of: Counter[str] = Counter()
     for job in jobs:
         bytes_of[job.spec.dtype] += job.spec.size if job.spec.dtype != FP8 else 0
@@ -215,7 +215,7 @@ def _size(specs: list[Spec]) -> int:
 
 
 def _identity(file: Path) -> dict[str, Any]:
-    """Return path, size, modification time and a hash of the first MiB. These values identify the source file of an export."""
+    """Return the values that identify an export's source file: path, size, modification time, and a hash of the first MiB."""
     status = file.stat()
     with open(file, "rb") as stream:
         head = hashlib.sha256(stream.read(1 << 20)).hexdigest()

@@ -1,4 +1,4 @@
-"""Conversion of a model with latent attention to sparse attention: the same weights, and a new indexer in each attention."""
+"""Conversion of a model with latent attention to sparse attention: the same weights, and a new indexer per attention layer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rorqual.model.load.run import load_run
 def sparse_config(
     model: ModelConfig, *, index_n_heads: int, index_head_dim: int, index_topk: int, where: str = ""
 ) -> ModelConfig:
-    """Return `model` with an indexer in each attention. Raises ConfigError if an attention is not MLA with `q_lora_rank`."""
+    """Return `model` with an indexer in each attention layer. Raises ConfigError if a layer is not MLA with `q_lora_rank`."""
     index = {"kind": "dsa", "index_n_heads": index_n_heads, "index_head_dim": index_head_dim, "index_topk": index_topk}
 
     def converted(attention: AttentionConfig) -> DSAConfig:
@@ -45,8 +45,8 @@ def sparse_config(
 def add_indexers(run: RunDir, dst: Path, config: ModelConfig, *, seed: int = 0) -> Path:
     """Write the model of `run` with newly initialized indexers as the run directory `dst`, and return its checkpoint.
 
-    `config` is the `sparse_config` of the model. While a sequence has at most `index_topk` tokens, the new model computes the
-    same as `run`.
+    `config` is the `sparse_config` of the model. While a sequence has at most `index_topk` tokens, the outputs equal those of
+    `run`'s model.
     """
     refuse_target(dst)
     dense, model = load_run(run), build(config, seed=seed)

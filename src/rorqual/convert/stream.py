@@ -157,7 +157,9 @@ def _stored(name: str, entry: Any, file: Path, data: int) -> Stored:
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise wrong(f"type {dtype!r} is not one of {', '.join(ITEM_BYTES)}")
     if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2:
-        raise wrong(f"shape {shape!r} or data_offsets {offsets!r} are not non-negative integers")
+        raise wrong(
+            f"shape {shape!r} must be a list of non-negative integers, and data_offsets {offsets!r} two such integers"
+        )
     tensor = Stored(name, dtype, tuple(shape), file, data + offsets[0])
     if tensor.size != offsets[1] - offsets[0]:
         raise wrong(

@@ -94,7 +94,7 @@ def _read_tokenizer(folder: Path, model: ModelConfig) -> Tokenizer:
         raise CheckpointError(
             f"no {TOKENIZER_FILE}",
             where=str(folder),
-            remedy=f"Download {TOKENIZER_FILE} too. For an older tokenizer, create it with transformers' `save_pretrained`.",
+            remedy=f"Download {TOKENIZER_FILE} too. Convert an older tokenizer format with transformers' `save_pretrained`.",
         )
     try:
         tokenizer = Tokenizer(data.decode("utf-8"), where=where)

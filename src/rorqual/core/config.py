@@ -183,7 +183,7 @@ def override(config: C, assignments: Iterable[str], *, where: str = "command lin
 
 
 class _Unset:
-    """Placeholder for a required field without a value, after an assignment changed `kind`.
+    """Placeholder for a required field that has no value after an assignment changed `kind`.
 
     `parse` reports the field unless an assignment sets it.
     """

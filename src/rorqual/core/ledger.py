@@ -93,7 +93,7 @@ class Ledger:
         try:
             yield entry
         except BaseException:
-            with suppress(RorqualError):  # report the exception from the body instead
+            with suppress(RorqualError):  # report the exception of the `with` body, not a ledger error
                 self._end(entry, ended, writer)
             raise
         self._end(entry, ended, writer)

@@ -46,12 +46,12 @@ class Lock:
             ) from error
 
     def _take(self, where: Path, remedy: str) -> bool:
-        """Lock the file. Return False if the previous holder removed or replaced the file meanwhile; the caller then tries again."""
+        """Lock the file. Return False if the previous holder removed or replaced the file first; the caller then retries."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             before = os.stat(self.path.parent)
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except FileNotFoundError:  # the folder was removed too
+        except FileNotFoundError:  # another process removed the folder after mkdir
             return False
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -135,7 +135,7 @@ def _this_process() -> dict[str, object]:
 
 
 def named(raw: bytes) -> str:
-    """Describe the process in the lock file content `raw`: its id, its host if it is another machine, and when it took the lock."""
+    """Describe the process in the lock file content `raw`: its id, its host if not this machine, and when it took the lock."""
     try:
         holder = json.loads(raw)
         place = "" if holder["host"] == platform.node() else f" on {holder['host']}"

@@ -32,14 +32,14 @@ def keep_freed() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    # Set both thresholds: setting only one disables glibc's dynamic threshold, which is slower than the defaults.
+    # Set both thresholds: setting only one disables glibc's dynamic threshold and is slower than the defaults.
     return bool(mallopt(_MMAP_THRESHOLD, LARGE)) and bool(mallopt(_TRIM_THRESHOLD, KEPT))
 
 
 def give_back() -> None:
     """Return all free heap memory to the system, including free blocks below the top of the heap.
 
-    Call this function after freeing large temporary tensors, such as the originals of repacked weights.
+    Call this function after freeing large temporary tensors, such as unpacked weights after repacking.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:

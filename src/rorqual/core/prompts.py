@@ -8,12 +8,12 @@ from collections.abc import Sequence
 MOST, LONGEST = 64, 200
 """Maximum number of example prompts of a run, and of characters in each."""
 FEW = 16
-"""If the prompts have at most this many different first words, they are assumed to have fixed forms, such as `add 12+34`."""
+"""Prompts with at most this many different first words are assumed to have fixed forms, such as `add 12+34`."""
 _WORD = re.compile(r"[^\W\d_]+|\d+|[^\w\s]")
 
 
 def chosen(prompts: Sequence[str]) -> list[str]:
-    """Return up to `MOST` example prompts of a run: first one prompt per distinct first word, then the remaining prompts."""
+    """Return up to `MOST` example prompts of a run: one prompt for each distinct first word, and then the remaining prompts."""
     short = [prompt for prompt in dict.fromkeys(prompts) if prompt.strip() and len(prompt) <= LONGEST][:MOST]
     first = {prompt.split()[0]: prompt for prompt in reversed(short)}
     leading = [prompt for prompt in short if first[prompt.split()[0]] == prompt]
@@ -26,7 +26,7 @@ def unlike(text: str, prompts: Sequence[str]) -> bool:
     If the prompts have fixed forms (`add 12+34`), a text is similar under two conditions:
 
     - The first word of the text is also the first word of some prompts.
-    - The text contains all punctuation marks that these prompts share, and no mark that none of these prompts contains.
+    - The text contains all punctuation that these prompts share, and each of its punctuation characters is in one of them.
 
     If the prompts have no fixed forms, a text is similar if at least half of its words occur in the prompts.
     """

@@ -60,7 +60,7 @@ class Message:
 
     @property
     def text(self) -> str:
-        """The content as one string, with text parts concatenated. Raises DataError if the content has a part of another type."""
+        """The content as one string, with text parts concatenated. Raises DataError if a part is not text."""
         if isinstance(self.content, str):
             return self.content
         number = foreign_part(self.content, (TextPart,))
@@ -248,7 +248,7 @@ def write_atomic(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        with suppress(OSError):  # for example if a parent of the path is a file
+        with suppress(OSError):  # unlink also fails if, for example, a parent of the path is a file
             temporary.unlink(missing_ok=True)
         raise RorqualError(
             f"cannot write: {error.strerror}",

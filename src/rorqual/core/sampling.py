@@ -1,4 +1,4 @@
-"""The sampling parameters. A field of `SamplingParams` defines the name, type, range, default and description of a parameter.
+"""The sampling parameters. Each field of `SamplingParams` defines the name, type, range, default and description of one.
 
 `PARAMS` collects the definitions of all parameters. The following code is derived from `PARAMS`:
 

@@ -26,7 +26,7 @@ class Rendered:
 
     @property
     def n_trained(self) -> int:
-        """Number of tokens in the loss. The first token of a sequence is not predicted, so it does not count."""
+        """Number of tokens in the loss. The first token of a sequence is excluded, because it is not predicted."""
         return sum(self.mask[1:])
 
 
@@ -117,8 +117,8 @@ class ChatFormat(ABC):
     ) -> Reader:
         """Return a streaming parser for a reply to `prompt(..., thinking, tools)`.
 
-        The id of a tool call is `calls` plus its index. Without `tools`, text in the syntax of a call is content. With `plain`,
-        the whole reply is content.
+        A tool call's id is the prefix `calls` and the call's index. Without `tools`, text in the syntax of a call is content.
+        With `plain`, the whole reply is content.
         """
         syntax = self.call_form if tools and not plain else None
         form = ReplyForm("answer") if plain else self.reply_form(thinking)

@@ -60,7 +60,7 @@ class MarkedBlock(TurnChat):
     def reply_form(self, thinking: Thinking) -> ReplyForm:
         """Return rules that parse the text before the first `</think>` as reasoning, even if `<think>` is missing.
 
-        If thinking was opened and the reply ends before `</think>`, the whole reply is reasoning and the content is empty. An
+        If the prompt or the reply opens a block that is not closed, the whole reply is reasoning and the content is empty. An
         empty thinking block counts as no reasoning (None), unless `thinking` is `on`. With `off`, the whole reply is content.
         """
         begins: Begins = "answer" if thinking == "off" else "thought" if self.thinking_suffix(thinking) else "late"

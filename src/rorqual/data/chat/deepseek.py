@@ -1,4 +1,4 @@
-"""DeepSeek's chat formats. V3 does not think, R1 always thinks, and the first token of V3.1's reply decides whether it thinks.
+"""DeepSeek's chat formats. V3 does not think, R1 always thinks, and V3.1 decides with the first token of its reply.
 
     V3    <bos>{system}<｜User｜>{user}<｜Assistant｜>{content}<eos>
     R1    <bos>{system}<｜User｜>{user}<｜Assistant｜><think>\\n{reasoning}\\n</think>\\n\\n{content}<eos>

@@ -1,4 +1,4 @@
-"""Rorqual: train, reinforce, distil, evaluate and serve DeepSeek-style reasoning models.
+"""Rorqual: pretrain, fine-tune (SFT and GRPO), distil, evaluate and serve DeepSeek-style reasoning models.
 
 The names below are the public interface (CONTRIBUTING.md documents its stability). Each name is imported on first use,
 so `import rorqual` is fast and does not load torch.

@@ -153,7 +153,7 @@ def _bounds(interpretation: Interpretation, context: int) -> Iterator[tuple[floa
 
 
 def _short(least: float, most: float) -> Iterator[float]:
-    """Yield numbers x with `least` <= x < `most`: first 1, if it is in this range, then numbers with few digits."""
+    """Yield numbers x with `least` <= x < `most`: 1 if it is in this range, numbers with few digits, and the midpoint."""
     if least <= LOW < most:
         yield LOW
     for digits in range(DIGITS):

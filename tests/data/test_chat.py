@@ -213,7 +213,7 @@ def test_every_form_of_a_reply_has_one_reading(
         ([USER, AT_ONCE, AT_ONCE], "message 3: an assistant turn follows assistant turn"),
         (
             [USER, Message("tool", "4")],
-            "message 2: (this chat format has no role 'tool'|a tool turn follows no tool call)",
+            "message 2: (this chat format has no role 'tool'|the tool turn does not follow an assistant turn with tool calls)",
         ),
         ([Message("user", "a", reasoning="b")], "message 1: a user turn has reasoning"),
     ],

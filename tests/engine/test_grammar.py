@@ -456,7 +456,11 @@ POISONS: dict[str, tuple[Grammar, Grammar, str]] = {
         schema(anyOf=[{"x-other": 1}]),
         "'x-guidance' at #/anyOf/0",
     ),
-    "a least length without end": (schema(minLength=10**9), schema(minLength=MAX_LEAST), "minLength above"),
+    "a least length without end": (
+        schema(minLength=10**9),
+        schema(minLength=MAX_LEAST),
+        "'minLength' at # .* is above",
+    ),
     "a least number of items": (schema(items={"minItems": 1e9}), schema(minItems=100), "at #/items"),
     "what contradicts itself": (schema(type="string", minLength=3, maxLength=2), schema(maxLength=2), "no reply"),
     "what can hold of nothing": (schema(**{"not": {}}), schema(**{"not": {"type": "null"}}), "no reply"),
@@ -502,7 +506,7 @@ POISONS: dict[str, tuple[Grammar, Grammar, str]] = {
     "repetition without end, in a schema": (
         schema(properties={"a": {"pattern": "a{2,99999999999}"}}),
         schema(properties={"a": {"pattern": "a{2,9999}"}}),
-        r"pattern at #/properties/a repeats something 99999999999 times",
+        r"pattern at #/properties/a repeats an element 99999999999 times",
     ),
     "brackets of a pattern": (Grammar("regex", "(" * 3000 + "a" + ")" * 3000), Grammar("regex", "((a))"), "nest"),
     "alternatives without end": (Grammar("regex", "(a|aa)+" * 500), Grammar("regex", "(a|aa)+" * 5), "too many"),

@@ -3,9 +3,9 @@
 A row holds a teacher's reply, its problem, the grader's verdict on the reply, and the filter that dropped the sample, if any.
 
 If any message has content parts, the file has format 2: each message has a key `parts` with its content as JSON, and `content`
-is a text label. All other files have format 1. The file metadata has the keys `rorqual.format`, `rorqual.tokenizer` (SHA-256
-of the teacher's tokenizer.json, or empty for a remote teacher that returns no token ids) and `rorqual.vocab` (vocabulary
-size).
+is the text of the message, with a label in place of each non-text part. All other files have format 1. The file metadata has
+the keys `rorqual.format`, `rorqual.tokenizer` (SHA-256 of the teacher's tokenizer.json, or empty for a remote teacher that
+returns no token ids) and `rorqual.vocab` (vocabulary size).
 
 For each position of `token_ids`, `top_ids` and `top_logprobs` hold the k most likely tokens of the teacher and their
 log-probabilities at temperature 1.
@@ -196,8 +196,9 @@ def read_distilled(path: Path) -> DistilledFile:
 
 
 def read_kept_messages(path: Path) -> tuple[dict[int, tuple[Message, ...]], int]:
-    """Return a dictionary from row number to messages, for the samples that no filter dropped, and the number of dropped
-    samples.
+    """Return the samples that no filter dropped, as a dictionary from row number to messages.
+
+    Also return the number of dropped samples.
     """
     kept: dict[int, tuple[Message, ...]] = {}
     dropped = 0

@@ -16,7 +16,7 @@ Floats = npt.NDArray[np.float32]
 OPEN_ROWS = 64
 """Default maximum number of rows that first-fit packing keeps open at a time."""
 PADDING = -1
-"""Segment id that marks padding positions."""
+"""Segment id of padding positions."""
 
 
 @dataclass(frozen=True)

@@ -159,7 +159,7 @@ class GeneratedStream(Stream):
 
     `make(rng)` returns a sample and must depend on `rng` only. Samples are packed by first fit. A sample that fits no row is
     dropped. The batch is complete when all rows are full or `misses` samples were dropped. A larger `misses` fills the rows
-    better but favours short samples. In a test, rows had 96 tokens and generated samples 8 to 60 tokens, 34.0 on average.
+    better but favours short samples. In a test, rows had 96 tokens. Samples had 8 to 60 tokens, 34.0 on average.
     `misses=1` filled 94.7 % of the positions with samples of 34.1 tokens on average. `misses=16` filled 96.3 % with samples of
     33.6 tokens on average.
     """

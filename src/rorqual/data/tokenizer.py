@@ -152,7 +152,7 @@ class Tokenizer:
         """Decode `ids`. Invalid UTF-8 and unknown ids become U+FFFD.
 
         Special tokens are omitted, or written by name if `specials` is true. Bytes before and after a special token are decoded
-        separately, so they never combine to one character.
+        separately, so they never combine into one character.
         """
         parts: list[str] = []
         run: list[int] = []

@@ -43,7 +43,7 @@ class EngineConfig:
     pack: bool = True
     """Repack the weights at load time, so that matrix products read them faster (`Backend.prepare`).
 
-    No other code may use the model.
+    After repacking, the engine ignores changes of the original weights, so no other code may change them.
     """
     backend: str = "torch-invariant"
     """Backend that runs the model. `torch` is faster than `torch-invariant`, but its results depend on the rest of the

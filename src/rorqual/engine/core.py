@@ -72,7 +72,7 @@ class CoreConfig:
 
 
 MOST_BLOCKS = 16384
-"""Maximum number of KV-cache blocks with prefix caching, if the running sequences can fill fewer blocks."""
+"""With prefix caching, the KV cache has at most this many blocks, unless the running sequences can fill more."""
 
 
 class EngineCore:
@@ -97,7 +97,7 @@ class EngineCore:
             record_experts=record_experts, record_kept=record_kept,
         )  # fmt: skip
         self.weights, fingerprint = weights, weights.look()
-        secret, store = secrets.token_bytes(SECRET_BYTES), None  # not numpy's generator, whose output is predictable
+        secret, store = secrets.token_bytes(SECRET_BYTES), None  # unpredictable, unlike numpy's random numbers
         if size.folder is not None:
             secret = load_secret(size.folder)
             store = DiskStore(size.folder, size.disk_bytes, secret, fingerprint)

@@ -78,6 +78,6 @@ class Embeds:
 
 
 def _digest(places: npt.NDArray[np.int64], rows: Rows) -> bytes:
-    shape = np.array(rows.shape, np.int64)  # different shapes can have the same bytes
+    shape = np.array(rows.shape, np.int64)  # arrays of different shapes can have the same bytes
     message = shape.tobytes() + places.tobytes() + rows.tobytes()
     return blake2b(message, digest_size=32, person=b"rorqual embeds").digest()

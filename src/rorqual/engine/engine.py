@@ -155,7 +155,7 @@ class Engine:
             self._numerics.renew()
             for core in self._cores:
                 core.renew(name, self._numerics.fit.backend)
-            self._name = name  # set last, so that an interrupted call is repeated by the next one
+            self._name = name  # set last, so that the next call repeats an interrupted call
 
     def weights_changed(self) -> None:
         """Tell the engine that the weights have changed, so that it invalidates all cached blocks.
@@ -317,7 +317,7 @@ class Engine:
 
         Unknown and finished ids are ignored.
         """
-        # Only append to the list here: garbage collection may close a stream during a step, which calls `cancel`.
+        # Only append to the list here: closing a stream calls `cancel`, and garbage collection may do so during a step.
         self._cancelled.append(request_id)
         if request_id in self._jobs and not self._lock.mine():
             with self._lock.lock:
@@ -343,7 +343,7 @@ class Engine:
                 while not deltas:
                     if request_id not in self._jobs:
                         raise RuntimeError(
-                            "this request was dropped, because a step that another stream or step() ran has failed"
+                            "this request was dropped: another stream or step() ran an engine step that failed"
                         )
                     self._advance()
                 unfinished -= deltas[0].completion is not None

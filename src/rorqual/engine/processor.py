@@ -217,7 +217,7 @@ class Processor:
         A stop string counts only if it ends after the first `min_tokens` tokens.
         """
         stops, start = job.request.params.stop, len(job.prompt)
-        # The window is in tokens: a character has at most 4 bytes, and a token has at least 1 byte.
+        # Number of tokens to search: a character has at most 4 bytes, and a token has at least 1 byte.
         window = 4 * max(map(len, stops)) + 16
 
         def halts(ids: list[int]) -> bool:

@@ -82,8 +82,11 @@ def test_answers_stand_in_the_order_of_the_calls(name: str) -> None:
 
 
 REFUSED: dict[str, tuple[list[Message], str]] = {
-    "an answer to no call": ([ASKED, Message("assistant", "a"), SAID], "a tool turn follows no tool call"),
-    "an answer first": ([SAID], "a tool turn follows no tool call"),
+    "an answer to no call": (
+        [ASKED, Message("assistant", "a"), SAID],
+        "the tool turn does not follow an assistant turn with tool calls",
+    ),
+    "an answer first": ([SAID], "the tool turn does not follow an assistant turn with tool calls"),
     "an answer to another call": (
         [ASKED, CALLED, replace(SAID, tool_call_id="call_9")],
         "a result for unknown call 'call_9'",

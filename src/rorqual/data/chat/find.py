@@ -64,7 +64,7 @@ def guess_chat(model_type: str, tokenizer: Tokenizer, template: str | None) -> s
 
     If the checkpoint has a template, return the format that writes the same prompts, or `template` if no format does. Without a
     template, choose the format by the special tokens and `model_type` (such as `qwen3`). Return `none` if the tokenizer has no
-    special tokens that mark chat turns.
+    special tokens that delimit chat turns.
     """
     if template is None:
         return _without_template(model_type, tokenizer)

@@ -33,7 +33,7 @@ class Lexer:
         self._at_start = True
 
     def feed(self, text: str, *, last: bool = False) -> list[Item]:
-        """Read the next chunk of text and return the items that are complete. `last` marks the last chunk."""
+        """Read the next chunk of text and return the items that are complete. `last` is true for the last chunk."""
         items: list[Item] = []
         pending = [text]
         while pending:
@@ -52,7 +52,10 @@ class Lexer:
         return items
 
     def _plain(self, text: str, items: list[Item]) -> str:
-        """Append the items before the next possible tool call. Open the call and return the text after its begin token, or ""."""
+        """Append the items before the next possible tool call.
+
+        If `text` contains such a call, open it and return the text after its begin token. Otherwise return "".
+        """
         form, at, start = self._form, 0, 0
         while match := _CANDIDATE.search(text, at):
             self._skip(text[at : match.start()])

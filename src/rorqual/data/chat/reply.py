@@ -92,7 +92,7 @@ class Answer:
     def feed(self, item: Item) -> list[Part]:
         """Read the next item and return the parts that are complete.
 
-        A thinking tag in the answer is plain text, except a `</think>` that ends thinking right after calls.
+        A thinking tag in the answer is plain text, except a `</think>` that ends thinking directly after calls.
         """
         if item.kind == "call":
             return self._call(item)

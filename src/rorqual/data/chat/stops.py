@@ -21,7 +21,7 @@ class Stops:
     def feed(self, text: str, *, last: bool = False, heard: bool = True) -> str:
         """Read the next chunk of text. Return the text that cannot be part of a stop string, or "" after a match.
 
-        If `heard` is false, stop strings that end in this chunk are ignored. `last` marks the last chunk.
+        If `heard` is false, stop strings that end in this chunk are ignored. `last` is true for the last chunk.
         """
         if self.hit or not self._stops:
             return "" if self.hit else text

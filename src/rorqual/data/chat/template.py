@@ -1,7 +1,7 @@
 """Chat templates of unknown model families, rendered in jinja2's sandbox. Such templates support chat, but not training.
 
-A loss mask must mark the tokens that the assistant wrote, and a template does not mark them. `render` therefore raises an
-error. To train a family, add a chat format for it in this folder.
+A loss mask selects the tokens that the assistant wrote, but a template's output does not show which tokens these are.
+`render` therefore raises an error. To train a family, add a chat format for it in this folder.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class TemplateChat(ChatFormat):
     ) -> Rendered:
         """Raise a DataError, because a template gives no loss mask."""
         raise DataError(
-            "a chat template does not mark the assistant's tokens, so there is no loss mask for training",
+            "a chat template does not show which tokens the assistant wrote, so there is no loss mask for training",
             where=self.where,
             remedy="Train with a known chat format (chat=deepseek), or add a format in rorqual/data/chat/.",
         )
@@ -167,7 +167,7 @@ class TemplateChat(ChatFormat):
 
     @property
     def call_frame(self) -> CallFrame | None:
-        """The template by which a reply with tool calls is written.
+        """The template for writing a reply with tool calls.
 
         In DeepSeek's syntax, the arguments are in a code fence if the chat template contains a code fence.
         """
@@ -221,7 +221,7 @@ class TemplateChat(ChatFormat):
 def _row(message: Message, as_text: bool) -> dict[str, Any]:
     """Return a message as a dict in the form that chat templates expect.
 
-    `as_text` passes the arguments of tool calls as JSON text.
+    If `as_text` is true, the arguments of tool calls are JSON text.
     """
     row: dict[str, Any] = {"role": str(message.role), "content": message.text}
     if message.reasoning is not None:

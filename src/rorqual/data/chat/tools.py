@@ -24,8 +24,9 @@ def turns(messages: Sequence[Message]) -> list[list[Message]]:
     matters, because templates write no call ids.
 
     Raises DataError for a result whose call is missing, belongs to another turn or already has a result. Also raises DataError
-    for an assistant turn that follows no user or tool turn, and for calls or reasoning in other roles. Also raises DataError
-    for lone surrogates, and for a conversation whose last turn, system turns aside, is not a user or tool turn.
+    for an assistant turn that does not follow a user or tool turn, and for calls or reasoning in other roles. Also raises
+    DataError for lone surrogates, and for a conversation that does not end with a user or tool turn; system turns at the end
+    are ignored.
     """
     grouped: list[list[Message]] = []
     before = ""
@@ -65,7 +66,7 @@ def _check_result(message: Message, grouped: Sequence[Sequence[Message]], where:
     ids = [call.id for assistant in caller for call in assistant.tool_calls]
     if not ids:
         raise DataError(
-            "a tool turn follows no tool call",
+            "the tool turn does not follow an assistant turn with tool calls",
             where=where,
             remedy="Put an assistant turn with tool calls before the tool turn.",
         )

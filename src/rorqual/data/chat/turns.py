@@ -101,7 +101,8 @@ class TurnChat(ChatFormat):
         raise NotImplementedError
 
     def _turn_with_tools(self, message: Message, number: int, tools: Sequence[Tool], *, first: bool) -> list[int]:
-        """Return the ids of a user or system turn. `number` is the index of the turn; `first` marks the first user turn."""
+        """Return the ids of a user or system turn. `number` is the index of the turn; `first` is true for the first user
+        turn."""
         return self._turn(message, number)
 
     # ---- common to all families

@@ -1,5 +1,5 @@
-"""Combine syntax-tree nodes of regular expressions. Adds intersections `("and", nodes)` and complements `("not", node)`
-to the kinds of nodes in `grammar.pattern`."""
+"""Combine syntax-tree nodes of regular expressions. Besides the kinds of nodes in `grammar.pattern`, this module has
+intersections `("and", nodes)` and complements `("not", node)`."""
 
 from __future__ import annotations
 

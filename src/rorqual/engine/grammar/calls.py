@@ -35,8 +35,8 @@ _MARK = re.compile("([\ud800-\udfff])")
 
 @dataclass(frozen=True)
 class FunctionSchema:
-    """A function that may be called. `schema` is the JSON schema of its arguments as text; its type is always
-    object."""
+    """A function that may be called. `schema` is the JSON schema of the arguments, as text. The schema always
+    has the type `object`."""
 
     name: str
     schema: str
@@ -96,7 +96,7 @@ class CallSyntax:
 
     @cached_property
     def frame(self) -> CallFrame:
-        """The template by which the chat format writes tool calls.
+        """The template for tool calls in the chat format.
 
         Raises DataError if the chat format has no tool calls.
         """

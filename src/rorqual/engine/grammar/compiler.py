@@ -146,7 +146,7 @@ class Grammars:
         """Compile a grammar and wait for the result.
 
         Raises DataError, with `where` as the location, if the grammar is invalid or cannot be enforced, or if
-        compilation takes more than `seconds`. Time in the queue does not count.
+        compilation takes more than `seconds`, not counting time in the queue.
         """
         try:
             return self.submit(grammar).within(seconds)
@@ -162,9 +162,9 @@ class Grammars:
     def submit(self, grammar: Grammar, tenant: str = "") -> CompileTask[Compiled]:
         """Queue a grammar for compilation in the background, and return the future.
 
-        Workers serve the tenants round-robin. The future raises the errors of `compile`. As long as the caller keeps
-        the future, `compile` returns its result, even if the cache has evicted the grammar. A caller may cancel the
-        future only if no other caller waits for the result.
+        Workers serve the tenants round-robin. The future raises the errors of `compile`, except the timeout. As long
+        as the caller keeps the future, `compile` returns its result, even if the cache has evicted the grammar. A
+        caller may cancel the future only if no other caller waits for the result.
         """
         with self._lock:
             build = self._known.get(grammar)
@@ -217,7 +217,7 @@ class Grammars:
     @cached_property
     def _vocabulary(self) -> Any:
         """The tokenizer in llguidance's format. All added tokens are marked as special. Otherwise the model could use
-        an added token, such as Qwen3's `<think>`, to write text of the grammar."""
+        an added token, such as Qwen3's `<think>`, to write text that the grammar requires."""
         data = json.loads(self._tokenizer.source)
         data["added_tokens"] = [token | {"special": True} for token in data["added_tokens"]]
         data |= {"truncation": None, "padding": None}

@@ -18,7 +18,7 @@ DIGITS, FINEST, WHOLE, LARGEST = 15, Decimal("1e-60"), 2**53 - 1, 2**63
 magnitude.
 
 If a bound had more digits, llguidance would get the last digit wrong. For a smaller or larger magnitude, llguidance
-cannot build an expression. Integers are exact up to 2^53 - 1, and so are the limits of 64-bit integers.
+cannot build an expression. Integers up to 2^53 - 1 are exact. The limits of 64-bit integers are exact, too.
 """
 STEP = Decimal("1e-9")
 """Offset that turns an exclusive bound at an integer into an inclusive bound, if the other bound is less than 1 away.

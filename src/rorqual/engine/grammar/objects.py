@@ -169,7 +169,7 @@ class Objects(Texts):
                 continue
             if key not in self.loose:
                 rewritten[key] = count
-            # llguidance may generate an unlisted name twice, so only the first unlisted property certainly counts.
+            # llguidance may generate the same unlisted name twice, so it guarantees only one distinct unlisted property.
             if key in self.loose or (key == "minProperties" and free and least > 1):
                 self._note(key, place)
 

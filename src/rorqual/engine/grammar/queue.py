@@ -51,7 +51,7 @@ class CompileTask(Future[T]):
 
     def within(self, seconds: float) -> T:
         """Wait for the result and return it. Raises `concurrent.futures.TimeoutError` if the task runs longer than
-        `seconds`. Time in the queue does not count."""
+        `seconds`, not counting time in the queue."""
         self._turn.wait()
         return self.result(seconds)
 

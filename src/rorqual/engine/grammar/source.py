@@ -38,9 +38,11 @@ def parse_schema(source: str) -> dict[str, Any]:
     if schema is True:
         return {}
     if schema is False:
-        raise _refuse("no reply can match the JSON schema: it is false", "Allow at least one reply.")
+        raise _refuse("no reply can match the JSON schema 'false'", "Allow at least one reply.")
     if not isinstance(schema, dict):
-        raise _refuse(f"a JSON schema is an object, not {_name(schema)}", 'Give an object such as {"type": "object"}.')
+        raise _refuse(
+            f"the JSON schema must be an object, not {_name(schema)}", 'Give an object such as {"type": "object"}.'
+        )
     for count, (place, part) in enumerate(parts(schema)):
         if count >= MAX_NODES:
             raise _refuse(f"the JSON schema has more than {MAX_NODES} subschemas", "Make it smaller.")
@@ -93,8 +95,8 @@ def _check_values(place: str, part: dict[str, Any]) -> None:
     # `-LARGEST`, the lowest 64-bit integer, crashes llguidance.
     if not all(exact(value) and value != -LARGEST for value in _leaves(values)):
         raise _refuse(
-            f"the {'const' if 'const' in part else 'enum'!r} at {place} in the JSON schema has a number of more than {DIGITS} digits or out "
-            "of range, which cannot be written exactly",
+            f"the {'const' if 'const' in part else 'enum'!r} at {place} in the JSON schema has a number that cannot be "
+            f"written exactly: it has more than {DIGITS} digits or is out of range",
             "Round the number, or write it as a string.",
         )
 
@@ -164,7 +166,7 @@ def choice_pattern(source: str) -> str:
     if not isinstance(choices, list) or not choices or not all(isinstance(c, str) and c for c in choices):
         raise _refuse("the choices are not a list of non-empty strings", 'Give a list such as ["yes", "no"].')
     if len(choices) > MAX_CHOICES:
-        raise _refuse(f"there are too many choices: {len(choices)} choices", f"Give at most {MAX_CHOICES}.")
+        raise _refuse(f"the list has too many choices ({len(choices)} choices)", f"Give at most {MAX_CHOICES}.")
     return "(" + "|".join("".join(map(_literal, choice)) for choice in choices) + ")"
 
 
@@ -221,7 +223,7 @@ def _parse(source: str, kind: str, example: str) -> Any:
         parsed = json.loads(source, parse_constant=_not_json, parse_float=_finite)
         json.dumps(parsed, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise _refuse(f"the {kind} contains a lone surrogate", "Remove it: no text can match it.") from None
+        raise _refuse(f"the {kind} contains a lone surrogate", "Remove the surrogate: no text can match it.") from None
     except ValueError as error:
         raise _refuse(f"the {kind} is not JSON: {error}", f"Give JSON such as {example}.") from None
     return parsed
@@ -234,7 +236,7 @@ def _check_text(source: str, kind: str, example: str, most: int, *, empty: bool 
     try:
         size = len(source) if len(source) > most else len(source.encode())
     except UnicodeEncodeError:
-        raise _refuse(f"the {kind} contains a lone surrogate", "Remove it: no text can match it.") from None
+        raise _refuse(f"the {kind} contains a lone surrogate", "Remove the surrogate: no text can match it.") from None
     if size > most:
         raise _refuse(f"the {kind} is longer than {most} bytes", "Make it shorter.")
 
@@ -242,7 +244,7 @@ def _check_text(source: str, kind: str, example: str, most: int, *, empty: bool 
 def _check_counts(pattern: str, place: str) -> None:
     for count in _COUNT.findall(pattern):
         if len(count) > 9 or int(count) > MAX_LEAST:
-            raise _refuse(f"the {place} repeats something {shown(count)} times", f"Repeat at most {MAX_LEAST} times.")
+            raise _refuse(f"the {place} repeats an element {shown(count)} times", f"Repeat at most {MAX_LEAST} times.")
 
 
 def _depth(source: str) -> int:

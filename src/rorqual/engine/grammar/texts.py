@@ -182,5 +182,7 @@ def count_of(value: Any, keyword: str, place: str) -> int:
             remedy="Give a whole number, 0 or more.",
         )
     if keyword.startswith("min") and value > MAX_LEAST:
-        raise DataError(f"the JSON schema sets {keyword} above {MAX_LEAST} at {place}", remedy="Lower the value.")
+        raise DataError(
+            f"the '{keyword}' at {place} in the JSON schema is above {MAX_LEAST}", remedy="Lower the value."
+        )
     return int(value)

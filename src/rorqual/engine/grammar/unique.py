@@ -10,7 +10,7 @@ MAX_VALUES, MAX_LISTS, MAX_DEPTH = 12, 400, 16
 
 
 def values_of(part: Any, resolve: Callable[[str], Any], depth: int = 0) -> list[Any] | None:
-    """Return all values that a subschema allows, or None if the values cannot be enumerated or are too many."""
+    """Return all values that a subschema allows, or None if there are too many values or they cannot be enumerated."""
     if not isinstance(part, dict) or depth > MAX_DEPTH:
         return [] if part is False else None
     bound = {

@@ -2,8 +2,8 @@
 before them are equal.
 
 A key is a keyed hash of the parent block's key, the block's tokens and its extra keys. An extra key is, for example,
-the digest of embeddings that replace the embeddings of placeholder tokens. The parent key of a first block is a root
-key, which covers everything that affects all blocks: tenant, weights, adapter and arithmetic.
+the digest of embeddings that replace the embeddings of placeholder tokens. The parent key of a prompt's first block is
+the root key, which covers everything that affects all blocks: tenant, weights, adapter and floating-point arithmetic.
 
 The hash is keyed with a secret. Without the secret, an attacker cannot construct a collision, and cannot learn another
 tenant's prompts from cache-hit timing or file names.
@@ -32,7 +32,7 @@ def chain(secret: bytes, fingerprint: bytes, tenant: str, tokens: Sequence[int] 
 
 
 def root(secret: bytes, fingerprint: bytes, tenant: str, block: int) -> bytes:
-    """Return the root key of a tenant, which is the parent key of every first block."""
+    """Return the root key of a tenant, which is the parent key of the first block of every prompt."""
     if not 16 <= len(secret) <= 64:
         raise ValueError(f"the secret has {len(secret)} bytes; it must have 16 to 64")
     if block < 1:
@@ -49,8 +49,8 @@ def extend(
     block: int,
     extra_keys: Callable[[int], Sequence[bytes]] = lambda _: (),
 ) -> list[bytes]:
-    """Return the keys of the full blocks of `tokens`, which come after the block with the key `parent`. For a first
-    block, `parent` is the root key.
+    """Return the keys of the full blocks of `tokens`, which come after the block with the key `parent`. For the
+    first block of a prompt, `parent` is the root key.
 
     So a growing sequence hashes only its new blocks. `extra_keys(i)` returns the extra keys of the i-th new block.
     """
@@ -83,8 +83,8 @@ def matchable(length: int, block: int) -> int:
 
 
 def fingerprint_of(parts: Mapping[str, str]) -> bytes:
-    """Return a 32-byte hash of everything that affects the contents of all blocks: weights, adapter, dtype, arithmetic,
-    layout."""
+    """Return a 32-byte hash of everything that affects the contents of all blocks: weights, adapter, dtype,
+    floating-point arithmetic, layout."""
     fields = [field.encode("utf-8", "surrogatepass") for item in sorted(parts.items()) for field in item]
     return blake2b(b"".join(map(_prefixed, fields)), digest_size=32, person=b"rorqual print").digest()
 

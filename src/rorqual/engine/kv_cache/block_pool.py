@@ -17,8 +17,8 @@ OnEvict = Callable[[int, bytes], None]
 class BlockPool:
     """A pool of `n_blocks` blocks with ids 0 to `n_blocks` - 1.
 
-    An operation takes constant time per block. Adding a block to the free blocks, or taking a block from them, takes
-    logarithmic time. `on_evict(id, key)` is called when a cached block is evicted, before its contents are overwritten,
+    Adding a block to the free blocks, or taking a block from them, takes logarithmic time. All other operations take
+    constant time per block. `on_evict(id, key)` is called when a cached block is evicted, before its contents are overwritten,
     so that the caller can save them. `on_evict` must not call the pool.
 
     Raises RuntimeError on misuse: a double release, an unknown id, or a key for a block without references. Undetected
@@ -35,7 +35,7 @@ class BlockPool:
         self._keys: list[bytes | None] = [None] * n_blocks
         self._tenants = [""] * n_blocks
         self._known: dict[bytes, int] = {}
-        # A heap, so that blocks with low ids are used first. Used blocks then lie close together in the memory that
+        # A heap, so that blocks with low ids are used first. Used blocks are then close together in the memory that
         # attention reads.
         self._free = list(range(n_blocks))
         # The least recently used block comes first. An OrderedDict, because finding the first entry of a plain dict

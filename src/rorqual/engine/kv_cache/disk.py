@@ -149,8 +149,10 @@ class DiskStore:
         self.close()
 
     def stats(self) -> dict[str, int]:
-        """Return the numbers of files `written`, `read`, `damaged` and `evicted`, of `dropped` payloads, and of `files`
-        and `bytes` on disk.
+        """Return counters by name.
+
+        `written`, `read`, `damaged` and `evicted` count files, and `dropped` counts payloads. `files` and `bytes` are the
+        number and the total size of the files on disk.
         """
         with self._changed:
             return {**self._counts, "files": len(self._sizes), "bytes": self._total}

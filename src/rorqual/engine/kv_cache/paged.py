@@ -134,7 +134,7 @@ class StepCache:
         self.cache, self.plan, self.pools = cache, plan, cache.layers
 
     def layer(self, index: int) -> LayerCache:
-        """Return the cache of the attention module number `index` of the whole model."""
+        """Return the cache of attention module `index`, counted over the whole model."""
         return _Layer(self, self.cache.layouts[index], self.cache.layers[index])
 
     def table(self, rope: Rope, dim: int) -> tuple[Tensor, Tensor]:

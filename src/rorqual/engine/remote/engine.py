@@ -408,7 +408,7 @@ class RemoteEngine(RemoteClient):
 
         Raises the error of the first request that fails in spite of its retries.
         """
-        # Validate first, because the list of samples would be huge for a huge `n`.
+        # Validate before `wanted` is built, because an invalid `n` may be huge.
         self._check([(request, 0) for request in requests])
         wanted = [(request, sample) for request in requests for sample in range(request.params.n)]
         completions: dict[int, Completion] = {}

@@ -7,7 +7,7 @@ is the text of the message, with a label in place of each non-text part. All oth
 the keys `rorqual.format`, `rorqual.tokenizer` (SHA-256 of the teacher's tokenizer.json, or empty for a remote teacher that
 returns no token ids) and `rorqual.vocab` (vocabulary size).
 
-For each position of `token_ids`, `top_ids` and `top_logprobs` hold the k most likely tokens of the teacher and their
+`top_ids` and `top_logprobs` hold the teacher's k most likely tokens at each position of `token_ids`, and their
 log-probabilities at temperature 1.
 """
 

@@ -280,7 +280,7 @@ def _encode(built: tokenizers.Tokenizer, text: str, where: str) -> list[int]:
         raise DataError(
             f"the lone surrogate at character {error.start} cannot be encoded as UTF-8",
             where=where,
-            remedy="Remove this character. It is often half of an emoji that was cut in JSON.",
+            remedy="Remove this character. It is often half of an emoji's surrogate pair that was split in JSON.",
         ) from None
     return list(_encoding(built, text).ids)
 

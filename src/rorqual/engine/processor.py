@@ -192,7 +192,7 @@ class Processor:
     def _constraint(self, job: Job) -> Constraint | None:
         """Return the grammar constraint of one sample.
 
-        The constraint applies only to the answer, which follows the reasoning, if there is any.
+        The constraint applies only to the answer. Reasoning before the answer is not constrained.
         """
         compiled, form = job.compiled, self.chat.reply_form(job.thinking)
         if compiled is None:

@@ -1,6 +1,8 @@
-r"""The chat formats of Llama 3. Each turn begins with a header. Since 3.1, the system turn states the knowledge cutoff and the date.
+r"""The chat formats of Llama 3. Each turn begins with a header.
 
     <bos><|start_header_id|>user<|end_header_id|>\n\n{user}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n{content}<|eot_id|>
+
+Since Llama 3.1, the system turn states the knowledge cutoff and the date.
 
 Sources: the chat templates of Llama-3 and Llama-3.1. As in these templates, white space around the content of each message is
 stripped. White space is also stripped when a reply is parsed.

@@ -30,7 +30,7 @@ OPEN, CLOSE = "<think>", "</think>"
 class Loaded:
     """Conversations in file order. `skipped` counts the conversations that cannot be trained on.
 
-    A conversation is skipped if it has no assistant turn or an empty assistant turn, or if a filter dropped it.
+    A conversation is skipped if it has no assistant turn, if an assistant turn is empty, or if a filter dropped it.
     """
 
     conversations: list[Conversation]

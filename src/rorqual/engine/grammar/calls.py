@@ -172,7 +172,7 @@ class CallSyntax:
         return " ".join([*parts, *([_string(plain)] if plain else [])])
 
     def read(self, reply: Sequence[int], names: Iterable[str]) -> Message:
-        """Parse a reply without its reasoning as calls of the functions `names` or as text."""
+        """Parse a reply, from which the reasoning was removed, as calls of the functions `names` or as text."""
         return self._chat.parse(reply, thinking="off", tools=[Tool(name, "", {}) for name in names])
 
     def closing(self, tail: bytes) -> Bools:

@@ -1,5 +1,5 @@
-"""Compile grammars with the optional package llguidance: a JSON schema, a regular expression, a choice, any JSON object
-or tool calls.
+"""Compile grammars with the optional package llguidance. A grammar is a JSON schema, a regular expression, a choice, any
+JSON object or tool calls.
 
 `Grammars.compile` compiles a grammar once in a background thread. Compilation takes milliseconds. It fails after
 `COMPILE_SECONDS`. Each sample has its own copy of the compiled grammar. The copy masks tokens before each sampling

@@ -108,7 +108,7 @@ class PatternReader:
     def _alternatives(self) -> Node:
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            raise Unreadable(f"groups are nested deeper than {MAX_DEPTH}")
+            raise Unreadable(f"groups are nested deeper than {MAX_DEPTH} levels")
         branches = [self._sequence()]
         while self._next("|"):
             branches.append(self._sequence())
@@ -145,7 +145,7 @@ class PatternReader:
         self.at = end + 1
         least, most = int(low), (int(low) if not comma else int(high) if high else None)
         if max(least, most or 0) > MAX_REPEAT or (most is not None and most < least):
-            raise Unreadable(f"a repetition of {low}{comma}{high} times is not possible")
+            raise Unreadable(f"the repetition count {low}{comma}{high} is too large or out of order")
         return least, most
 
     def _atom(self) -> Node:

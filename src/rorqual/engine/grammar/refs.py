@@ -152,7 +152,7 @@ def _target(schema: Any, target: str, base: str, addresses: dict[str, Any]) -> A
 def _missing(place: str, keyword: str, target: str) -> None:
     if not target.startswith("#"):
         raise DataError(
-            f"the JSON schema refers to another document at {place}: {shown(target)}, which is not fetched",
+            f"the reference at {place} in the JSON schema is to another document, {shown(target)}, which is not fetched",
             remedy="Put the target under $defs, and refer to it as #/$defs/NAME.",
         )
     raise DataError(

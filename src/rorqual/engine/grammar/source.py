@@ -218,7 +218,7 @@ def find_cause(source: str, error: str) -> tuple[str, str] | None:
 def _parse(source: str, kind: str, example: str) -> Any:
     _check_text(source, kind, example, MAX_BYTES)
     if _depth(source) > MAX_DEPTH:
-        raise _refuse(f"the {kind} is nested deeper than {MAX_DEPTH}", "Flatten it, or use $defs.")
+        raise _refuse(f"the {kind} is nested deeper than {MAX_DEPTH} levels", "Flatten it, or use $defs.")
     try:
         parsed = json.loads(source, parse_constant=_not_json, parse_float=_finite)
         json.dumps(parsed, ensure_ascii=False).encode()

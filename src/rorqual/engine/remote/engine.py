@@ -177,7 +177,7 @@ def _recording(faults: list[BaseException], stop: threading.Event) -> Iterator[N
 
 @dataclass(frozen=True)
 class _Gate:
-    """State that all attempts of one request share: the budget, the request's index, and an event that stops all
+    """The shared state of all attempts of one request: the budget, the request's index, and an event that stops all
     requests.
     """
 

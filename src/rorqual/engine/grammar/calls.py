@@ -2,8 +2,8 @@
 schema.
 
 `core.sampling.Grammar` documents the source of a grammar of kind `calls`. If the tokenizer has the special tokens
-around calls, the grammar contains their token ids, otherwise their text. The grammar uses the same call syntax as the
-chat format, so the chat format can parse every complete reply.
+that delimit calls, the grammar contains their token ids, otherwise their text. The grammar uses the same call syntax
+as the chat format, so the chat format can parse every complete reply.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class SchemaValidator:
             import jsonschema_rs
         except ImportError:
             raise ConfigError(
-                "this JSON schema needs jsonschema-rs to check finished answers, but it is not installed",
+                "finished answers must be checked against this JSON schema with jsonschema-rs, which is not installed",
                 where="engine",
                 remedy='Run: pip install "rorqual[serve]"',
             ) from None

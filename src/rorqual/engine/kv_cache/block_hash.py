@@ -1,5 +1,5 @@
-"""Block hashes: one key per full block of a prompt. Two blocks have the same key only if their tokens and all tokens
-before them are equal.
+"""Block hashes: one key per full block of a prompt. Two blocks have the same key only if their tokens and all earlier
+tokens are equal.
 
 A key is a keyed hash of the parent block's key, the block's tokens and its extra keys. An extra key is, for example,
 the digest of embeddings that replace the embeddings of placeholder tokens. The parent key of a prompt's first block is

@@ -42,7 +42,7 @@ A request with `n` samples becomes n HTTP requests, each with its own seed.
 
 
 def fields_of(params: SamplingParams) -> dict[str, Any]:
-    """Return sampling parameters under their names in OpenAI's API or its extensions in vLLM and SGLang.
+    """Return sampling parameters under their names in OpenAI's API, or in vLLM's and SGLang's extensions of it.
 
     Parameters at their default value are left out, except those in `ALWAYS`.
     """

@@ -21,7 +21,7 @@ class Request:
     params: SamplingParams = field(default_factory=SamplingParams)
     thinking: Thinking = "auto"
     prompt_ids: tuple[int, ...] | None = None
-    """Token ids of the prompt. If given, `messages` is not used."""
+    """Token ids of the prompt. If this field is set, `messages` is not used."""
     tenant: str = ""
     """Owner of the request. Tenants share no cached blocks, and the scheduler treats them fairly."""
     priority: int = 0
@@ -55,7 +55,7 @@ class Completion:
     top_logprobs: list[list[tuple[int, float]]] | None = None
     """Most likely tokens at each reply position, if `SamplingParams.top_logprobs` is set."""
     usage: dict[str, int] = field(default_factory=dict)
-    """Counts `prompt_tokens` and `completion_tokens`. A local engine adds `prompt_cache_hit_tokens` and
+    """Token counts `prompt_tokens` and `completion_tokens`. A local engine adds `prompt_cache_hit_tokens` and
     `prompt_cache_miss_tokens`."""
     error: str = ""
     """The reason why this sample is invalid, or "". Possible reasons: the grammar reached a dead end, the reply

@@ -70,7 +70,7 @@ class RequestQueue(Generic[W]):
         self.push_back(sequence)
 
     def push_back(self, sequence: W) -> None:
-        """Requeue a preempted sequence at the position of its original arrival."""
+        """Requeue a preempted sequence. The queue is ordered by priority, then by time of arrival."""
         queue = self._queues.setdefault(sequence.tenant, [])
         heapq.heappush(queue, (-sequence.priority, sequence.arrival, sequence))
         self._length += 1

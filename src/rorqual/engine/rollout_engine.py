@@ -13,7 +13,7 @@ from rorqual.engine.seeds import sample_seed
 from rorqual.model import Decoder
 
 TRIES = 3
-"""Maximum number of times that the trainer requests a sample from a rollout engine."""
+"""Maximum number of times that the trainer requests the same sample from a rollout engine."""
 
 
 class RolloutEngine(Protocol):

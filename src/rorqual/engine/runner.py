@@ -106,7 +106,7 @@ class Runner:
         self.layers, self.k, self._choices = routed_layers(model) if record_experts else (0, 0, 0)
         weight = model.embed_tokens.weight
         self.device, self.dtype = weight.device, weight.dtype
-        expert_dtype = torch.int8 if self._choices <= 128 else torch.int16  # signed: -1 marks a skipped choice
+        expert_dtype = torch.int8 if self._choices <= 128 else torch.int16  # signed: -1 means a skipped choice
         self.cache = PagedCache(
             backend.attention,
             model.config,
@@ -135,7 +135,7 @@ class Runner:
         """Whether a NaN or infinity was ever written to the KV cache."""
 
     def renew(self, backend: Backend) -> None:
-        """Bind the model to `backend` again, after its modules or weights have changed."""
+        """Bind the model to `backend` again, after the model's modules or weights have changed."""
         self.backend, self.model = backend, backend.bind(self._source)
         self._step: StepFunction = backend.compile(self.model) or EagerStep(self.model)
 
@@ -385,7 +385,7 @@ class Runner:
             raise ValueError(
                 f"backend '{self.backend.name}' sampled token ids {new.tolist()} from a vocabulary of {self.vocab}"
             )
-        new = new.clip(max=self.vocab - 1)  # if logits are NaN, the sample may be a padding column
+        new = new.clip(max=self.vocab - 1)  # if logits are NaN, the sampled id may belong to a padding column
         self.ids[slot, position + 1] = new
         self.logprobs[slot, position + 1] = drawn.logprobs.cpu().numpy()
         if self._settings is not None and self._settings.penalties is not None:

@@ -236,10 +236,10 @@ class Scheduler:
     def _victim(self, sequence: Sequence) -> Sequence | None:
         """Return the sequence to preempt in favour of the queued `sequence`, or None.
 
-        If a sequence of lower priority is running, the victim is the sequence that ranks last (`_last`). Otherwise the
-        victim belongs to a tenant that owes a slot (`RequestQueue.owing`). Only sequences that have decoded at least
-        `QUANTUM` tokens in their rows are candidates. The tenant with the most slots loses its candidate with the most
-        decoded tokens.
+        If a sequence of lower priority has a slot, the victim is the sequence that ranks last (`_last`). Otherwise the
+        candidates belong to tenants that may lose a slot (`RequestQueue.owing`). A candidate has the same priority as
+        `sequence` and has decoded at least `QUANTUM` tokens in its row. The tenant with the most slots loses its
+        candidate with the most decoded tokens.
         """
         if min(s.priority for s in (*self.running, *self.prefilling)) < sequence.priority:
             return self._last()
@@ -303,7 +303,7 @@ class Scheduler:
         followers, sequence.followers = sequence.followers, []
         self._row(sequence, chunk, plan)
         for follower in followers:
-            follower.scores = sequence.scores  # share the object, because this step still adds the last scores
+            follower.scores = sequence.scores  # share one object: this step still adds the last scores to it
             copied = self.kv_cache.fork(sequence, follower, len(sequence.tokens))
             if copied is None:
                 self._requeue([follower], plan)

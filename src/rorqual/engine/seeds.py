@@ -65,5 +65,5 @@ def _unmix(value: int) -> int:
 
 
 def _unshift(value: int, by: int) -> int:
-    """Invert `value ^= value >> by`. Correct for `by` >= 22."""
+    """Invert `value ^= value >> by`. The result is correct only if `by` is at least 22."""
     return value ^ (value >> by) ^ (value >> 2 * by)

@@ -43,7 +43,7 @@ class Sequence:
     blocks: list[int] = field(default_factory=list)
     num_cached_blocks: int = 0
     keys: list[bytes] = field(default_factory=list)
-    """Hashes of the leading full blocks that have been computed so far."""
+    """Hashes of the leading full blocks, extended on demand."""
     followers: list[Sequence] = field(default_factory=list)
     """Sequences with the same tokens to prefill, which wait for this sequence's prefill and share its blocks."""
     saved: object = None

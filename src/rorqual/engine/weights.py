@@ -93,7 +93,8 @@ def fingerprint(model: Decoder, *, arithmetic: str = "") -> bytes:
 
 
 def _processor_model() -> str:
-    """Return the processor model. Two processors with the same capability may round differently (docs/explanation/engine.md)."""
+    """Return the processor model. Two processors with the same torch CPU capability may round differently
+    (docs/explanation/engine.md)."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].split("\n")
     except (OSError, UnicodeDecodeError):

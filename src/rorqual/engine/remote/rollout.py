@@ -47,13 +47,15 @@ class RemoteRolloutEngine(RemoteClient):
             server_formats = (state["tokenizer"], state["chat"])
         except (KeyError, TypeError, ValueError):
             raise ConfigError(
-                "the server does not report its weights", where=self.weights_url, remedy=SERVER_REMEDY
+                "the server's reply lacks the model, weight version, slots, tokenizer or chat format",
+                where=self.weights_url,
+                remedy=SERVER_REMEDY,
             ) from None
         if server_formats != (chat.tokenizer.fingerprint, chat.name):
             raise ConfigError(
                 f"the server's tokenizer or chat format ({server_formats[1]}) differs from the trainer's ({chat.name})",
                 where=self.weights_url,
-                remedy="Serve the run that training starts from.",
+                remedy="Start the server with the run that training starts from.",
             )
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:

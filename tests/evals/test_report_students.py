@@ -92,8 +92,7 @@ def test_costs_are_sums_of_stages_and_called_equal_only_where_they_are(folder, r
     findings = read_findings(folder)
     words = cost_words(findings)
     assert (
-        "took 100 core-seconds, including the teacher's samples, and reinforcement 95. The ratio is 1.05, about equal."
-        in words
+        "took 100 core-seconds, including the teacher's samples, and GRPO 95. The ratio is 1.05, about equal." in words
     )
     assert escape(words) in section(report, "students")
     dear = [

@@ -99,13 +99,14 @@ def training(
                     lacking.remove(cell)
             if not lacking or drawn >= DRAWS * fit * len(known):
                 break
-    except RorqualError:  # a task for evaluation may lack a train split
+    except RorqualError:  # an evaluation-only task may lack a train split
         return {cell: [] for cell in known}
     return known
 
 
 def scores(task: Task, train: Sequence[Problem], problems: Sequence[Problem]) -> dict[str, list[float]]:
-    """Return the score of each rule, and of `uniform`, on each problem. A rule scores 1 on a problem that it answers right, else 0."""
+    """Return the score of each rule, and of `uniform`, on each problem. A rule scores 1 on a problem that it answers
+    correctly, else 0."""
     result = {UNIFORM: [1 / len(set(map(task.label, train)))] * len(problems)}
     for rule, fitted in RULES.items():
         guess = fitted(task, train)

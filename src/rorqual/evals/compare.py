@@ -16,7 +16,7 @@ Measure = Callable[[GradedSample], float]
 
 
 def is_right(sample: GradedSample) -> float:
-    """Return 1.0 if the answer is right, else 0.0."""
+    """Return 1.0 if the answer is correct, else 0.0."""
     return float(sample.verdict is Verdict.RIGHT)
 
 
@@ -30,10 +30,10 @@ class Comparison:
     """The difference between two evaluations in one cell (family and level). `before` and `after` are means over the
     same problems.
 
-    `gained` and `lost` count the problems whose value rose and fell. `left_out` counts problems that are
-    ungraded in either evaluation. `p_value` is from McNemar's exact test over the pairs of one seed. `p_value` is None for
-    several seeds, because their pairs are not independent. `p_value` is also None if a problem has several samples,
-    because their mean is not binary.
+    `gained` counts the problems whose value rose, and `lost` the problems whose value fell. `left_out` counts problems
+    that are ungraded in either evaluation. `p_value` is from McNemar's exact test over the pairs of one seed. `p_value`
+    is None for several seeds, because their pairs are not independent. `p_value` is also None if a problem has several
+    samples, because their mean is not binary.
     """
 
     family: str

@@ -20,14 +20,14 @@ from rorqual.tasks.families import FAMILIES, Families
 Grain = Literal["level", "family", "all"]
 ALL = "all"
 CLAIMED = "chance, claimed"
-"""The name of the baseline in files written before baselines were measured."""
+"""The name of the baseline in older files, which contain no measured baselines."""
 
 
 class GradedSample(Config):
     """A graded reply to a problem. `answer` is the gold answer. Lengths are in tokens.
 
-    `error` says why there is no reply. `chance` is the task's estimate of a guesser's accuracy. Only files written before
-    baselines were measured have `chance`.
+    `error` is the reason why there is no reply. `chance` is the task's estimate of a guesser's accuracy. Only older
+    files, which contain no measured baselines, have `chance`.
     """
 
     key: str

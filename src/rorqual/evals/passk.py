@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:
-    """Return the probability that at least one of `k` samples is right, if they are drawn without replacement.
+    """Return the probability that at least one of `k` samples, drawn without replacement, is correct.
 
-    Of the `samples` available samples, `right` are right. The estimate is 1 - C(n-c, k) / C(n, k), equation 1 of Chen et al.
-    2021 (Evaluating Large Language Models Trained on Code). Integer arithmetic avoids rounding. Raises ValueError if `k` exceeds `samples`.
+    `samples` is the number of available samples, and `right` is the number of correct samples among them. The estimate
+    is 1 - C(n-c, k) / C(n, k), equation 1 of Chen et al. 2021 (Evaluating Large Language Models Trained on Code).
+    Integer arithmetic avoids rounding. Raises ValueError if `k` exceeds `samples`.
     """
     if not 0 <= right <= samples:
         raise ValueError(f"{right} right out of {samples} samples is impossible")

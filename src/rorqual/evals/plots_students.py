@@ -120,7 +120,8 @@ def learning(findings: Findings) -> Picture:
 def accuracy_and_cost(findings: Findings) -> Picture:
     """Plot the accuracy of the students over their cost.
 
-    The teacher is not drawn as a point. A dotted line adds the teacher's cost to each student that sampled the teacher.
+    The teacher is not drawn as a point. For a student that sampled the teacher, a dotted line leads to the cost that
+    includes the teacher's training.
     """
     summary = findings.summary
     teacher = next((summary.cost_of(b).core_seconds for b in summary.branches if b.name == "teacher"), 0.0)
@@ -156,7 +157,7 @@ def accuracy_and_cost(findings: Findings) -> Picture:
         "Accuracy over cost by branch. The cost of distillation and of training on answers includes sampling the teacher. Hollow "
         "markers add the teacher's own training, which a second student would not pay again."
     )
-    return Picture(f"{CLOCK_PICTURE}-students", f"Accuracy beside cost: {results}.", caption, draw)
+    return Picture(f"{CLOCK_PICTURE}-students", f"Accuracy over cost: {results}.", caption, draw)
 
 
 def _own_cost(findings: Findings, branch: Branch) -> float:

@@ -1,4 +1,4 @@
-"""The quickstart's report: one HTML file that needs no network, with its pictures as PNG files beside it."""
+"""The quickstart's report: one HTML file that needs no network, and its pictures as PNG files in a subfolder."""
 
 from __future__ import annotations
 
@@ -25,11 +25,13 @@ REPORT_FILE, PICTURES = "report.html", "pictures"
 
 
 def build_report(folder: Path) -> Path:
-    """Write `folder/report.html` and `folder/pictures/*.png` (light, and `-dark`), and return the report's path.
+    """Write `folder/report.html` and `folder/pictures/*.png`, and return the report's path.
+
+    Each picture has a light version and a dark version, `NAME-dark.png`.
 
     The folder must contain these files:
     - `base/metrics.jsonl` has the records of stage `sft`, and `teacher/metrics.jsonl` those of stage `grpo`. The report shows
-      missing keys as not recorded.
+      a metric without records as "not recorded".
     - `evals/{before,after}-{auto,on,off}.json` are evaluations of the same problems, written by `Evaluation.save`.
     - `evals/experts.json` is `{"layers": [...], "families": [...], "share": [layer][family][expert], "load":
       [layer][expert]}`.

@@ -1,4 +1,4 @@
-"""The report's section on the student: distilled, reinforced, or trained on answers alone."""
+"""The report's section on the student: distilled, trained with GRPO, or trained on answers alone."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def students(findings: Findings, supported: Sequence[SupportedClaim], figures: M
 
 
 def main_claim(supported: Sequence[SupportedClaim]) -> SupportedClaim:
-    """Return the claim that the distilled student beats the reinforced student over all families."""
+    """Return the claim that the distilled student is more accurate than the GRPO student over all families."""
     return next(item for item in supported if item.topic is STUDENT_TOPICS[0])
 
 
@@ -70,7 +70,7 @@ def student_words(findings: Findings, supported: Sequence[SupportedClaim]) -> st
 
 
 def _controls(findings: Findings) -> str:
-    """State the accuracies of the base and the reinforced student when both are made to think. These accuracies exclude
+    """State the accuracies of the base student and the GRPO student when both are made to think. These accuracies exclude
     the effect of the choice to think."""
     shares = [_share(findings, name, "on") for name in ("student-base", "reinforced")]
     if None in shares:
@@ -96,8 +96,7 @@ def _share(findings: Findings, name: str, mode: Thinking) -> float | None:
 
 
 def cost_words(findings: Findings) -> str:
-    """State whether distillation and reinforcement cost the same, and how much the teacher's training costs in
-    addition."""
+    """State whether distillation and GRPO cost the same, and how much the teacher's training costs in addition."""
     costs = {branch.name: findings.summary.cost_of(branch) for branch in findings.summary.branches}
     own, rival, teacher = (costs[name].core_seconds for name in ("distilled", "reinforced", "teacher"))
     if rival <= 0 or own <= 0:
@@ -105,9 +104,9 @@ def cost_words(findings: Findings) -> str:
     ratio = own / rival
     judged = "about equal" if abs(ratio - 1) <= EQUAL else "not equal, so the comparison is not fair"
     return (
-        f"After the base, distillation took {own:.0f} core-seconds, including the teacher's samples, and reinforcement {rival:.0f}. "
+        f"After the base, distillation took {own:.0f} core-seconds, including the teacher's samples, and GRPO {rival:.0f}. "
         f"The ratio is {ratio:.2f}, {judged}. The teacher's own training took another {teacher:.0f}. With it, distilling one "
-        f"student cost {(own + teacher) / rival:.1f} times as much as reinforcing one."
+        f"student cost {(own + teacher) / rival:.1f} times as much as training one with GRPO."
     )
 
 

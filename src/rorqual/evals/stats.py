@@ -107,8 +107,8 @@ def mcnemar(
 ) -> float:
     """Return the p-value of the exact McNemar test of paired verdicts (McNemar 1947).
 
-    Under the null hypothesis, each pair that differs is a fair coin flip. `side="greater"` tests whether `after` is right more
-    often. The result is 1 if no pair differs.
+    Under the null hypothesis, each pair that differs is a fair coin flip. `side="greater"` tests whether `after` is
+    correct more often. The result is 1 if no pair differs.
     """
     old, new = np.asarray(before, bool), np.asarray(after, bool)
     if old.shape != new.shape:
@@ -122,7 +122,7 @@ def mcnemar(
 def paired_interval(gained: float, lost: float, pairs: float, confidence: float = 0.95) -> Interval:
     """Return the score interval of a difference of paired proportions (Tango 1998), with Edwards' correction of one pair.
 
-    Of `pairs` pairs, `gained` became right and `lost` became wrong. `gained` and `lost` may be sums of shares. The
+    Of `pairs` pairs, `gained` became correct and `lost` became wrong. `gained` and `lost` may be sums of shares. The
     interval always has positive width: 20 pairs without a change give -0.24 to 0.24 at 95 %. The interval contains 0
     exactly when McNemar's test with the correction of Edwards (1948) does not reject.
     """
@@ -210,7 +210,7 @@ def _changes(before: Sequence[NDArray[Any]], after: Sequence[NDArray[Any]]) -> l
     """Return `after - before` for every seed. Raises ValueError if the values cannot be paired."""
     if len(before) != len(after) or not before:
         raise ValueError(
-            f"{len(before)} seeds before and {len(after)} after: both must have the same number, at least one"
+            f"`before` has {len(before)} seeds and `after` has {len(after)}: give the same number, at least one"
         )
     changes = []
     for old, new in zip(before, after, strict=True):

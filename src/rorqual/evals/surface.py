@@ -23,7 +23,7 @@ def surface(prompt: str) -> dict[str, float]:
     """Return the features of a prompt: its lengths, second and last word, first and last number, and the count of each character.
 
     The first and last characters of words are given as code points. A number feature is -1 if the prompt has no number.
-    The second word is the first word after a family's name.
+    A prompt of a built-in family starts with the family's name, so the second word is the first word of the problem.
     """
     words, numbers, counts = prompt.split(), NUMBER.findall(prompt), Counter(prompt)
     second, last = words[min(1, len(words) - 1)], words[-1]

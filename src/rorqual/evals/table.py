@@ -79,7 +79,7 @@ def baseline(row: Row) -> str:
 
 
 def ungraded_note(evaluation: Evaluation) -> str:
-    """State how many answers are left out of the accuracy, and the accuracy if all of them were wrong or all right."""
+    """State how many answers are ungraded, and what the accuracy would be if all these answers were wrong, or all correct."""
     [row] = evaluation.rows("all")
     if not row.ungraded:
         return ""

@@ -11,7 +11,8 @@ from rorqual.tasks.base import Verdict
 
 
 def transcripts(findings: Findings) -> list[str]:
-    """Return HTML, one part per family. The right and the wrong answer are the first ones at the highest level."""
+    """Return HTML, one part per family. A part shows the first right answer of the highest level that has a right answer,
+    and likewise the first wrong answer."""
     after = findings.evaluations["after", "auto"].samples
     before = {sample.key: sample for sample in reversed(findings.evaluations["before", "auto"].samples)}
     parts = [

@@ -29,7 +29,8 @@ class Verdicts(Config):
     order: str = ORDER
 
     def values(self, name: str, seed: int, family: str = "all", *, thought: bool = False) -> list[float | None]:
-        """Return for each problem of a family how many samples are right, or with `thought` how many think. None means ungraded."""
+        """Return for each problem of a family the number of correct samples, or with `thought` the number of samples that
+        think. None means ungraded."""
         place = self.seeds.index(seed)
         line = (self.thought if thought else self.right)[name][place]
         groups = [group.rpartition(": ") for group in self.groups[place].split(" | ")]

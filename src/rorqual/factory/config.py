@@ -69,7 +69,7 @@ class FactoryConfig(Config):
     - `teacher`: a run's folder, or the address of an OpenAI-compatible server, which also needs the name of its `model`.
     - `problems`: number of problems, or with `per_family` the number per family and level.
     - `samples`: number of samples per problem.
-    - `keep`: whether to keep only right samples, all graded samples, or all samples.
+    - `keep`: whether to keep only correct samples, only graded samples, or all samples.
     - `top_k`: number of the teacher's most likely tokens to store at each position; 0 stores none.
     - `batch`: number of samples that a local teacher generates and saves together.
     - `decontaminate`: evaluation sets (files or tasks) to check against, in addition to the task's own test split.

@@ -33,8 +33,8 @@ SIGNS = frozenset("+-*/=<>^%×÷")
 FROM_FILES, FROM_ENDLESS = 100_000, 250
 """Maximum number of test problems to compare with, for tasks that read files and for tasks that generate problems endlessly.
 
-The limit for endless tasks is low, because a hash of a problem's key decides the split of the problem. Test problems are
-therefore rare, and finding one may take milliseconds.
+In endless tasks, a hash of the key assigns each problem to a split, and only few problems to the test split. Finding a test
+problem may therefore take milliseconds, so the limit for endless tasks is low.
 """
 TEXT_COLUMNS = ("prompt", "question", "problem", "text")
 
@@ -166,7 +166,7 @@ def evaluation_items(source: str, seed: int) -> list[EvalItem]:
 
 
 class _Test(Task):
-    """A wrapper around a task that reads the test split. `ended`: whether the split was read to its end."""
+    """A task wrapper that reads the test split. `ended`: whether the split was read to its end."""
 
     def __init__(self, inner: Task) -> None:
         self.inner, self.name, self.ended = inner, inner.name, False
@@ -214,8 +214,8 @@ def own_test(task: Task, seed: int) -> tuple[list[EvalItem], str]:
     """Return the evaluation items of the task's own test split, and a note if the split cannot be read.
 
     Items of a finite split match by key, whole text and consecutive words. Items of a `Task.patterned` task or of an endless
-    split match only by key and whole text. All problems of such a task share a few sentence patterns, so unrelated problems
-    also have the same consecutive words. In endless tasks, a hash keeps the keys of the splits disjoint.
+    split match only by key and whole text. All problems of such a task share a few sentence patterns, so even unrelated
+    problems would match by consecutive words. In endless tasks, a hash keeps the keys of the splits disjoint.
     """
     test = _Test(task)
     try:

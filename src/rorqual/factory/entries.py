@@ -26,7 +26,7 @@ class Entry:
 
     - `of`: hash of teacher, settings and seed.
     - `core_seconds`: processor time of the sample's batch, divided among its samples in proportion to their tokens.
-    - `attempt`: name in the ledger of the paid request that returned the sample.
+    - `attempt`: ledger name of the paid request that returned the sample.
     - `error`: why the sample has no answer, as in `Completion`.
     - `failed`: whether no completion arrived; a later call retries the request.
     - `model`: name of the model that answered, if it is not the requested model.

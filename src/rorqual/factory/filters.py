@@ -92,7 +92,7 @@ def reply_text(row: Distilled) -> str:
 
 
 def verdict_filter(verdict: str, keep: Keep) -> str:
-    """Return the verdict as the reason to drop a sample if `keep` excludes this verdict, else an empty string."""
+    """Return `verdict` as the reason to drop a sample, or an empty string if `keep` allows this verdict."""
     excluded = {"right": ("wrong", "ungraded"), "graded": ("ungraded",), "all": ()}[keep]
     return verdict if verdict in excluded else ""
 

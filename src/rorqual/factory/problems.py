@@ -43,7 +43,7 @@ class Chosen:
 
 
 class Counted(Task):
-    """A wrapper around a task that counts how many of the generated problems repeat an earlier problem."""
+    """A task wrapper that counts how many of the generated problems repeat an earlier problem."""
 
     def __init__(self, inner: Task) -> None:
         self.inner, self.name, self.repeated = inner, inner.name, 0
@@ -101,7 +101,7 @@ def choose(config: FactoryConfig) -> Chosen:
 
 
 def _take(problems: Sequence[Problem], config: FactoryConfig) -> list[Problem]:
-    """Return the first `config.problems` problems, or with `per_family` the first of each family and level."""
+    """Return the first `config.problems` problems, or with `per_family` this many of each family and level."""
     counts: Counter[tuple[str, str]] = Counter()
     first: list[Problem] = []
     for problem in problems:

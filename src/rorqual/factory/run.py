@@ -331,7 +331,7 @@ def _check_config(config: FactoryConfig, out: Path) -> None:
 
 
 def _is_finished(out: Path) -> bool:
-    """Return whether an earlier call finished, and its files still have the sizes that it recorded."""
+    """Return whether an earlier call finished and the files that it wrote still have the recorded sizes."""
     try:
         sizes = json.loads((out / FINISHED).read_bytes())
     except (FileNotFoundError, ValueError):

@@ -47,7 +47,7 @@ class Teacher(ABC):
 
     - `label`: name of the teacher in the resulting dataset.
     - `of`: identity of its samples, a hash of teacher, settings and seed.
-    - `tokenizer`, `vocab`: SHA-256 of the tokenizer and vocabulary size, stored in the metadata of the Parquet file.
+    - `tokenizer`, `vocab`: SHA-256 of the tokenizer, and the vocabulary size. The Parquet file stores both in its metadata.
     - `chosen`: number of tokens at the end of a prompt that force the teacher to think, or to answer without thinking.
     """
 

@@ -35,8 +35,8 @@ class Stepping(Protocol):
 def refused(row: RowRequest, error: RorqualError) -> Refused:
     """Return a rejected row for an error that the engine raised for its request.
 
-    The key of the rejected row is the sampling key that `error.where` or the first word of the message names. If neither names
-    a sampling key, the rejected row gets the key of the prompt.
+    The key of the rejected row is a sampling key: the key in `error.where`, or the first word of the error message. If
+    neither is a sampling key, the rejected row gets the key of the prompt.
     """
     first_word = LEADING.match(error.what)
     candidates = (error.where.rpartition(", ")[2], first_word.group() if first_word else "")

@@ -37,10 +37,10 @@ def to_line(record: Mapping[str, Any]) -> bytes:
 class Partial:
     """An output file in progress, which one process at a time may open.
 
-    `made` holds all settings that the answers depend on. The complete output has `rows` lines. `last` is the largest line
-    number of the prompts. `count` is the number of lines written so far, `errors` is the number of these lines with an error,
-    and `whole` tells whether the complete output exists. If a killed process or a full disk left an incomplete line, opening
-    removes this line and all lines after it.
+    `made` holds all settings that the answers depend on. The complete output has `rows` lines. `last` is the line
+    number of the last row in the prompt file. `count` is the number of lines written so far, `errors` is the number of
+    these lines with an error, and `whole` tells whether the complete output exists. If a killed process or a full disk
+    left an incomplete line, opening removes this line and all lines after it.
 
     Raises ConfigError if the existing files were written with a different input or settings, or if the output was changed.
     """

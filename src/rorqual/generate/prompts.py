@@ -29,8 +29,8 @@ TEXTS = frozenset({"prompt", *(name for name, param in PARAMS.items() if isinsta
 class Refused:
     """A row that cannot be answered.
 
-    `line` is the number of the line or table row, counted from 1, and `key` the invalid key. `what` describes the problem, and
-    `remedy` says what to do. `carried` holds the extra fields of the row, which the output repeats.
+    `line` is the number of the line or table row, counted from 1, and `key` is the invalid key. `what` describes the problem,
+    and `remedy` describes how to fix it. `carried` holds the extra fields of the row, which the output repeats.
     """
 
     line: int

@@ -26,7 +26,7 @@ LANES = 10_000
 
 
 def worked_blocks(chat: ChatFormat, seed: int, tokens: int, rows: int, problems: int = 500) -> Iterator[TrainBatch]:
-    """Yield blocks of packed worked solutions from the test split until they contain `tokens` tokens besides padding.
+    """Yield blocks of packed worked solutions from the test split until they contain `tokens` tokens, excluding padding.
 
     The solutions are mixed as in training. The generator restarts with a new seed after `problems` problems, because a long search for
     new problems slows down.

@@ -1,9 +1,9 @@
 """The experiment `data-distil`: does a small set, labelled or written by a teacher, train a student as well as the full original set?
 
-Each seed has one base student, one teacher and three simple tasks, called tasks (`tasks.everyday`). All students of a
-task start from the same base and take the same number of steps of the same size. Only their data differs. The teacher
-is trained on true answers to questions outside the original sets. The teacher thus resembles a large model, which has
-learned from other data than the students.
+Each seed has one base student, one teacher and three simple tasks (`tasks.everyday`). All students of a task start from
+the same base and take the same number of steps of the same size. Only their data differs. The teacher is trained on
+true answers to questions outside the original sets. The teacher thus resembles a large model, which has learned from
+other data than the students.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def student_run(place: Path, task: str, arm: str, seed: int, work: Amounts) -> R
     if arm == SOFT:
         return distil(data=data, objective="forward", **how)
     run = sft(data=data, **how)
-    # At a tiny budget a teacher's text can tokenize to more tokens than it was sampled with.
+    # At a tiny budget, tokenizing the teacher's text again can give more tokens than the teacher sampled.
     return run.model_copy(update={"source": run.source.model_copy(update={"longer": "cut"})})
 
 

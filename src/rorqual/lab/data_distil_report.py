@@ -212,7 +212,7 @@ NOTES = {
 
 
 def measured(task: str, name: str, results: Sequence[Evaluation], places: Mapping[int, Path]) -> tuple[str, ...]:
-    """Return the measures of a model on a task as table cells: means over seeds, then every seed."""
+    """Return the measures of a model on a task as table cells: means over seeds, then the score of every seed."""
     form, unit = EVERYDAY_TASKS[task].form, unit_of(task)
     means = [float(np.mean(scored(result))) for result in results]
     cells = [number(float(np.mean(means)), unit)]

@@ -81,8 +81,8 @@ def write_pairs(path: Path, rows: Iterable[tuple[str, str]]) -> None:
 def write_labelled(folder: Path, labelled: DistilledFile, few: Collection[str]) -> dict[str, float]:
     """Write all of the teacher's samples to `full-teacher.parquet`, and those with keys in `few` to `small-teacher.parquet`.
 
-    Return the core-seconds of both sets. If the filters dropped every sample of a set, all samples are used, because a set
-    needs at least one row. The report shows how many answers are true.
+    Return the core-seconds of both sets. If the filters dropped every sample of a set, all its samples are used, because a
+    set needs at least one row. The report shows how many answers are true.
     """
     sets = {"full-teacher": labelled.rows, "small-teacher": [row for row in labelled.rows if row.key in few]}
     for name, rows in sets.items():
@@ -93,7 +93,7 @@ def write_labelled(folder: Path, labelled: DistilledFile, few: Collection[str]) 
 
 
 def counted(path: Path, problems: Sequence[Problem], tokenizer: Tokenizer) -> dict[str, float]:
-    """Return a training set's rows and tokens, and the share of its answers that the task's grader calls right."""
+    """Return a training set's rows and tokens, and the share of its answers that the task's grader accepts."""
     chat, by_prompt = chat_format(tokenizer, "deepseek"), {problem.prompt: problem for problem in problems}
     rows = read_conversations(path).conversations
     right = sum(

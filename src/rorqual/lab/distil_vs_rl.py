@@ -1,4 +1,4 @@
-"""Compare distillation with reinforcement on a small model, from one base student at equal cost, with controls."""
+"""Compare distillation with RL (GRPO) on a small model, from one base student at equal cost, with controls."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ MODES: tuple[Thinking, ...] = ("auto", "on")
 """Thinking modes in which the teacher is evaluated. Mode "on" is included because the student learns from samples of a
 teacher that is made to think."""
 WINDOW = (0.05, 0.50)
-"""Required range of the base student's pass@8 in every family. Reinforcement needs some right answers and room to improve."""
+"""Required range of the base student's pass@8 in every family. GRPO needs some right answers and room to improve."""
 MOST = 0.8
 """Required fraction of (family, seed) pairs whose pass@8 lies in `WINDOW`.
 
@@ -65,9 +65,9 @@ RL_COST = {"tokens": 44e-6, "sampled_tokens": 28e-6}
 SUPERVISED, SAMPLING, SCORED = 0.096, 19.0, 0.95
 """Core-seconds of an SFT step, of sampling the teacher, and of an on-policy distillation step, measured on seeds 1 and 11.
 
-`RL_COST` has the core-seconds of a trained token and of a sampled token of reinforcement, including grading. The cost
-of reinforcement depends on the length of its answers. Every other branch of a seed gets as many steps as cost the same
-core-seconds. The number of steps therefore does not depend on measured time.
+`RL_COST` has the core-seconds of GRPO per trained token and per sampled token, including grading. The cost of GRPO
+depends on the length of the sampled answers. Every other branch of a seed takes as many steps as fit into the cost of GRPO.
+The number of steps is computed from token counts and these constants, so it does not depend on measured time.
 """
 
 
@@ -141,7 +141,7 @@ PROBLEMS = FULL.distil_problems
 
 
 def budget(place: Path) -> float:
-    """Return the cost of reinforcement in core-seconds, from its token counts and the costs per token in `RL_COST` (idle machine)."""
+    """Return the cost of GRPO in core-seconds, from its token counts and the costs per token in `RL_COST` (idle machine)."""
     records = list(RunDir(place / RL).metrics())
     return sum(price * record[kind] for record in records for kind, price in RL_COST.items())
 
@@ -174,7 +174,7 @@ def _on_policy(place: Path, seed: int) -> Run:
 
 
 TUNING = [f"optim.lr={FULL.student_lr}", f"optim.adamw.lr={FULL.student_adamw_lr}"]
-"""Learning rates for a trained model: half the rates of a fresh model."""
+"""Learning rates for training a trained model further: half the rates for a new model."""
 
 TRIED = Table(
     title="Settings tried, on seed 1 and the dev split",
@@ -327,7 +327,7 @@ def _bars(by_branch: Mapping[str, Sequence[Evaluation]]) -> Chart:
 
 
 def _reward(places: Sequence[Path]) -> Chart:
-    """Return a chart of the rollouts' reward, and of the share of rollouts that think, during reinforcement."""
+    """Return a chart of the rollouts' reward, and of the share of rollouts that think, during GRPO."""
 
     def series(label: str, key: str) -> Series:
         lines = [tuple((float(r["step"]), float(r[key])) for r in RunDir(place / RL).metrics()) for place in places]

@@ -1,9 +1,9 @@
 """Claims about a model's shape, split into parts. Each part compares two arms at equal steps, parameters, FLOPs or time.
 
-The difference of a part is the rival's loss minus the favoured arm's loss. The difference has two 99 % intervals: the bootstrap, and
-Student's t over the seeds. The part holds if both intervals lie above 0, and does not hold if both lie below 0. A part whose
-costs differ by more than its tolerance is open, regardless of the losses. The claim holds if all parts hold. If at least
-one part does not hold, the claim does not hold either.
+The difference of a part is the loss of the arm `rival` minus the loss of the arm `favoured`. The difference has two 99 %
+intervals: the bootstrap, and Student's t over the seeds. The part holds if both intervals lie above 0, and does not
+hold if both lie below 0. A part whose costs differ by more than its tolerance is open, regardless of the losses. The
+claim holds if all parts hold. If at least one part does not hold, the claim does not hold either.
 
 `rorqual.evals.verdict` defines the rule of two intervals and at least five seeds. An earlier rule used only the bootstrap.
 The conditions that were added after the results were known can only turn a verdict into open.
@@ -69,7 +69,7 @@ class Match:
 
 @dataclass(frozen=True)
 class JudgedClaim:
-    """A part of a claim with its evidence. Each contrast is the rival's value minus the favoured arm's value."""
+    """A part of a claim with its evidence. Each contrast is the value of the arm `rival` minus that of `favoured`."""
 
     half: EqualBudgetClaim
     match: Match
@@ -138,7 +138,7 @@ def judge(half: EqualBudgetClaim, places: Places) -> JudgedClaim:
 
 
 def measured(equal: Equal, run: Path) -> float:
-    """Return the amount of the quantity `equal` that a run has or used."""
+    """Return the value of the quantity `equal` of a run, such as its number of steps or its core-seconds."""
     out = RunDir(run)
     if equal == "core-seconds":
         return run_cost(out).core_seconds
@@ -268,7 +268,7 @@ def _curve(run: RunDir) -> Iterator[tuple[float, float]]:
 
 
 def differences(judged: Sequence[JudgedClaim]) -> Chart:
-    """Return a chart of the rival's excess loss for each part."""
+    """Return a chart of the loss difference of each part, `rival` minus `favoured`."""
     seeds = zip(*(part.loss.by_seed for part in judged), strict=True)
     return Chart(
         name="differences",

@@ -181,7 +181,7 @@ def labels(problems: Sequence[Problem]) -> tuple[np.ndarray, list[str]]:
 
 
 def answered(model: Decoder, chat: ChatFormat, problems: Sequence[Problem], seed: int, count: int) -> list[int]:
-    """Return 1 for each problem answered right, else 0. The model is made to think and decodes greedily."""
+    """Return 1 for each problem that is answered correctly, else 0. The model is made to think and decodes greedily."""
     result = evaluate(
         Engine.of(model, chat.tokenizer, chat, threads=1),
         load_task(TASK, options={"hard": 0.5}),

@@ -14,7 +14,7 @@ from rorqual.lab.finding import Chart, Contrast, Series, Table, contrast_of_valu
 from rorqual.recipes.quickstart import TASK
 
 GONE = 2
-"""Number of experts removed in each layer, which is the number of experts per token."""
+"""Number of experts removed in each layer, equal to the number of experts per token."""
 RANDOM = 6
 """Number of random sets of experts, each with `GONE` experts per layer."""
 WITHIN = {"any": "over all tokens", "token": "within one token id", "pair": "within one token id and the one before it"}
@@ -24,7 +24,7 @@ Value = dict[str, Any]
 
 
 def lost(ablation: Value, family: str, names: Iterable[str], what: str) -> np.ndarray:
-    """Return what the ablations `names` cost on each problem of `family`, averaged over these ablations.
+    """Return the effect of the ablations `names` on each problem of `family`, averaged over these ablations.
 
     `what` selects lost accuracy ("right") or added loss in nats ("loss").
     """
@@ -43,7 +43,7 @@ def rivals(ablation: Value, family: str) -> dict[str, list[str]]:
 
 
 def hurt_contrasts(ablations: Sequence[Value]) -> list[Contrast]:
-    """Compare the damage of removing another family's or random experts with that of removing a family's own experts.
+    """Compare the effect of removing another family's or random experts with that of removing a family's own experts.
 
     Lost accuracy is compared pooled and by family. Added loss in nats is compared pooled only.
     """
@@ -138,7 +138,7 @@ def words(information: Sequence[Value], hurt: Sequence[Contrast], ablations: Seq
 
 
 def sentence(contrast: Contrast) -> str:
-    """Return a sentence that describes the damage in one contrast."""
+    """Return a sentence that states the effects of the two ablations that a contrast compares."""
     scale, digits, unit = (100, 1, " points") if contrast.unit == "points" else (1, 3, " nats")
     own, rival_damage, more, low, high = (
         f"{scale * x:.{digits}f}" for x in (contrast.b, contrast.a, contrast.difference, contrast.low, contrast.high)

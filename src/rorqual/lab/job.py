@@ -1,7 +1,7 @@
 """Jobs: units of an experiment's work for one seed. A job is idempotent and resumable, and runs in its own process on one core.
 
-The jobs of a seed are in one folder and identified by name, so that experiments can share them. For example, the teacher of
-seed 100 is trained once for all experiments.
+All jobs of a seed write to one folder. Jobs are identified by name, so that experiments can share their results. For example,
+the teacher of seed 100 is trained once for all experiments.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class ExperimentJob(ABC):
         return True
 
     def cost_file(self, place: Path) -> Path:
-        """Return the file with the job's cost. The file is written last, so it marks a finished job."""
+        """Return the file with the job's cost. The file is written last, so its existence shows that the job is finished."""
         return place / "costs" / f"{self.name}.json"
 
     def cost(self, place: Path) -> JobCost:
@@ -110,7 +110,8 @@ class ExperimentJob(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Train(ExperimentJob):
-    """A training run in `place/NAME`. `make` is called after the jobs in `needs`, because a recipe reads its start checkpoint."""
+    """A training run in `place/NAME`. `make` is called when the jobs in `needs` have finished,
+    because a recipe reads its start checkpoint."""
 
     make: Callable[[], Run]
 

@@ -51,7 +51,7 @@ FLOPs of arms are compared at this context length.
 """
 MUON_RATE, ADAMW_RATE = 0.012, 4e-3
 DOCUMENTS, PROBLEMS = 600, 40
-"""Number of held-out solutions that measure the loss, and number of problems per family that measure accuracy."""
+"""Number of held-out solutions for measuring the loss, and number of problems per family for measuring accuracy."""
 GREEDY = SamplingParams(max_tokens=80)
 
 
@@ -178,7 +178,7 @@ DEV_SEEDS = (7, 8)
 
 
 def shape_run(name: str, seed: int, share: float = 1.0, factor: float = 0.0) -> Run:
-    """Return the training run of an arm. `factor=0` multiplies the learning rates by the arm's own factor.
+    """Return the training run of an arm. With `factor=0`, the learning rates are multiplied by the arm's own factor.
 
     The learning rate warms up over the first tenth of the steps and decays over the last two fifths.
     """

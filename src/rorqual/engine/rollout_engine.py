@@ -30,8 +30,8 @@ class RolloutEngine(Protocol):
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
         """Yield the samples of all requests as they finish, in any order.
 
-        `Completion.request` and `.sample` identify a sample, and `.policy_version` is the version of its weights. The
-        engine may leave out lost samples, which the trainer then requests again.
+        `Completion.request` and `.sample` identify a sample, and `.policy_version` is the version of the weights that
+        generated it. The engine may leave out lost samples, which the trainer then requests again.
         """
 
     def update(self, weights: Decoder, version: int) -> None:
@@ -69,9 +69,9 @@ def gather(
     """Generate all samples of the requests and return them in order. Missing samples are requested again with the same
     seed.
 
-    `version` is the version of the trainer's weights. Raises NumericsError if a sample's weights are newer than the
-    trainer's, or more than `max_age` versions older. Also raises NumericsError for a sample that was not requested, and
-    for samples that are missing after `TRIES` attempts.
+    `version` is the version of the trainer's weights. Raises NumericsError if a sample was generated with weights that
+    are newer than `version`, or more than `max_age` versions older. Also raises NumericsError for a sample that was not
+    requested, and for samples that are missing after `TRIES` attempts.
     """
     completions: dict[tuple[int, int], Completion] = {}
     places = [(number, sample) for number, request in enumerate(requests) for sample in range(request.params.n)]

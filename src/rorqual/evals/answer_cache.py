@@ -38,8 +38,8 @@ class AnswerCache:
 
     A request that the server rejects (HTTP 400, 413, 422) yields a completion with an `error`, and the other requests
     continue. The error is raised if the server rejects every request, or `IN_A_ROW` consecutive requests that no
-    earlier run recorded as rejected. If all these requests are rejected, the account may be out of credit. `refusals`
-    lists the rejections. A later run retries the rejected requests after all other requests. Completions with an
+    earlier run recorded as rejected. So many rejections may mean that the account is out of credit. `refusals` lists
+    the rejections. A later run retries the rejected requests after all other requests. Completions with an
     `error` are not cached. Cached completions have text, reasoning, finish reason and usage, but no token ids.
     """
 

@@ -177,7 +177,7 @@ def cell_name(family: str, level: str) -> str:
 
 
 def natural(level: str) -> tuple[int, float, str]:
-    """Return a sort key that orders numeric levels by value, before all other levels by name."""
+    """Return a sort key for levels: numeric levels first, in order of value, then all other levels, in order of name."""
     try:
         return (0, float(level), level)
     except ValueError:

@@ -107,7 +107,10 @@ def counts(experts: Ints, group: Ints, n_experts: int, n_groups: int) -> Floats:
 
 
 def information(table: NDArray[Any]) -> Floats:
-    """Return the plug-in mutual information in bits of counts [..., a, b]. The information is 0 if all rows have the same distribution."""
+    """Return the plug-in estimate of mutual information, in bits, from a table of counts [..., a, b].
+
+    The estimate is 0 if all rows have the same distribution.
+    """
     table = np.asarray(table, float)
     total = np.maximum(table.sum((-2, -1), keepdims=True), 1e-300)
     joint = table / total

@@ -87,7 +87,7 @@ class Summary(ForeignFile):
     command: str
 
     def cost_of(self, branch: Branch) -> StageCost:
-        """Return the total cost of the branch's own stages, with the branch's title as its name."""
+        """Return the total cost of the branch's own stages, as one `StageCost` that is named after the branch's title."""
         own = [stage for stage in self.stages if stage.name in branch.stages]
         names = ("tokens", "flops", "core_seconds", "seconds")
         return StageCost(name=branch.title, **{name: sum(getattr(s, name) for s in own) for name in names})

@@ -107,7 +107,7 @@ def _student_lede(supported: Sequence[SupportedClaim]) -> str:
 
 
 def _where_from(findings: Findings) -> str:
-    """Return sentences that compare GRPO's accuracy gain with the gain from making the model think before GRPO."""
+    """Return sentences that compare two gains in accuracy: from GRPO, and from forcing the model before GRPO to think."""
     gains = account(findings)
     if gains.gain <= 0:
         return "GRPO brought no gain over all families together."

@@ -14,7 +14,7 @@ from rorqual.factory.config import FilterConfig, Keep
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+|[^\w\s]|_")
 """Matches a word of letters and digits, a punctuation mark or symbol, or a character of a script without spaces."""
 FEW_LINES = 4
-"""Minimum number of lines of a text for which repeated lines are counted."""
+"""Repeated lines are counted only in texts with at least this many lines."""
 
 
 def words(text: str) -> list[str]:

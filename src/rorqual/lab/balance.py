@@ -118,7 +118,7 @@ class Balancing(Experiment):
         """Measure all arms on the same held-out tokens, without updating their biases.
 
         `load` [arm][layer][expert] counts the tokens that the expert processed. `loss` [arm][block] is summed over the
-        block's trained tokens, in nats. `trained` [block] is the number of trained tokens.
+        block's tokens in the loss mask, in nats. `trained` [block] is the number of these tokens.
         """
         runs = {arm: RunDir(place / self.folder(arm)) for arm in ARMS}
         models = {arm: load_run(run) for arm, run in runs.items()}
@@ -214,7 +214,7 @@ class BalanceWorked(Balancing):
 
 @torch.no_grad()
 def read(model: Decoder, batch: TrainBatch) -> tuple[float, list[Tensor]]:
-    """Return the summed loss of the trained tokens, and for each layer the number of tokens that each expert processed."""
+    """Return the loss summed over the tokens in the loss mask, and for each layer the number of tokens that each expert processed."""
     output = model(batch.tokens, batch.positions, segments=batch.segments)
     at = batch.loss_mask.nonzero(as_tuple=True)
     logprobs = token_logprobs(model.logits(output.hidden[at]), batch.targets[at])

@@ -199,7 +199,7 @@ def answered(model: Decoder, chat: ChatFormat, problems: Sequence[Problem], seed
 
 @torch.no_grad()
 def losses(model: Decoder, samples: Sequence[Sample]) -> list[float]:
-    """Return the loss of each sample in nats per trained token."""
+    """Return the loss of each sample, in nats per token in its loss mask."""
     result = []
     for start in range(0, len(samples), 64):
         part = samples[start : start + 64]

@@ -1,4 +1,4 @@
-"""Sample answers: for each family one right and one wrong answer after GRPO, and the answers before GRPO to the same problems."""
+"""Sample answers: one right and one wrong answer per family after GRPO, and the answers before GRPO to the same problems."""
 
 from __future__ import annotations
 

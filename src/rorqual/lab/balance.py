@@ -214,7 +214,8 @@ class BalanceWorked(Balancing):
 
 @torch.no_grad()
 def read(model: Decoder, batch: TrainBatch) -> tuple[float, list[Tensor]]:
-    """Return the loss summed over the tokens in the loss mask, and for each layer the number of tokens that each expert processed."""
+    """Return the loss summed over the tokens in the loss mask, and for each layer the number of tokens that each expert
+    processed."""
     output = model(batch.tokens, batch.positions, segments=batch.segments)
     at = batch.loss_mask.nonzero(as_tuple=True)
     logprobs = token_logprobs(model.logits(output.hidden[at]), batch.targets[at])

@@ -34,7 +34,8 @@ FLOOR = 0.05
 """Minimum accuracy of the better arm on a family. Families below `FLOOR` are left out, because accuracies near 0 show
 no difference between arms."""
 BINS, UNSHOWN = 40, 8
-"""Number of points per curve, and number of initial points that the chart omits because they are steep and similar in all arms."""
+"""Number of points per curve, and number of initial points that the chart omits because they are steep and similar in all
+arms."""
 Places = Mapping[int, Path]
 
 

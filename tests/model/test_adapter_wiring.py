@@ -350,7 +350,7 @@ def test_a_circle_of_adapters_is_refused(tmp_path: Path) -> None:
     for number in range(DEPTH):
         at = adapter_run(tmp_path / f"a{number}", at)
     assert len(unfold(at)[1]) == DEPTH
-    with pytest.raises(CheckpointError, match="the chain of bases is circular"):
+    with pytest.raises(CheckpointError, match="the chain of bases may be circular"):
         unfold(adapter_run(tmp_path / "last", at))
 
 

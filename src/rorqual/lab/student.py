@@ -19,7 +19,7 @@ from rorqual.recipes.sft import sft
 from rorqual.train.run import Run
 
 TASK = STUDENT_TASK
-"""Problem families in which a random guess is right with probability at most 1/120.
+"""Problem families in which a random guess is correct with probability at most 1/120.
 
 In the families count, mod and kk, guessing reaches a pass@8 above one half.
 """
@@ -105,7 +105,7 @@ def measured(
     count: int = PER_CELL,
     params: SamplingParams = SAMPLED,
 ) -> Measure:
-    """Return the job that evaluates the run `model` on `count` problems per family and level, scaled by `share`."""
+    """Return the job that evaluates the run `model` on `count` problems per family and level. `share` scales this number."""
     return Measure(
         name=name,
         model=model,

@@ -45,7 +45,7 @@ class Zero(Experiment):
 
 
 LONG_PARTS, LONG_STEPS = 4, 150
-"""Number of parts and steps per part, about 25 core-minutes in total. The model is measured after each part."""
+"""Number of parts, and of steps per part. All parts together take about 25 core-minutes. Each part ends with an evaluation."""
 
 
 class ZeroLong(Experiment):

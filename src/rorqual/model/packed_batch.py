@@ -1,6 +1,6 @@
 """Paged attention over a training batch.
 
-Attention adds the results of the same key blocks as the engine, so that trainer and engine round the same way.
+Trainer and engine add the results of key blocks in the same order, so that both round the same way.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ class PackedBatchCache:
         slots = np.repeat(first_block * BLOCK, count) + flat
         query_start_loc = np.append(start, len(flat))
         self.plan = attention.plan(AttentionMetadata(query_start_loc, count, block_table, slots), self.device)
-        token_of_slot = np.full(int(blocks.sum()) * BLOCK, len(flat))  # len(flat) marks an empty slot
+        token_of_slot = np.full(int(blocks.sum()) * BLOCK, len(flat))  # len(flat): empty slot
         token_of_slot[slots] = np.arange(len(flat))
         self._token_of_slot, self._positions = token_of_slot, flat
         self._rows_by_every: dict[int, tuple[Tensor, Tensor]] = {}
@@ -207,8 +207,8 @@ class PackedBatchCache:
         """Return two index tensors: from groups of `every` tokens to their last tokens, and from block rows to groups.
 
         The first tensor [groups] holds the last token of each group, with padding at the end (`ops.paged.fill`). The
-        second tensor [blocks * BLOCK / every] holds the group of each block row, or the number of groups for an empty
-        row.
+        second tensor [blocks * BLOCK / every] holds the group index of each block row. An empty row has the length of the
+        first tensor as its index.
         """
         if every not in self._rows_by_every:
             ends = np.flatnonzero(self._positions % every == every - 1)

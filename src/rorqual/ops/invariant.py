@@ -139,7 +139,7 @@ def _few_experts(x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices,
 
 
 FEW = 4
-"""For few tokens, the largest number of used experts for which `_few_experts` runs every used expert on all tokens."""
+"""Largest number of used experts for which `_few_experts` runs a small batch, with every used expert on all tokens."""
 Ints = npt.NDArray[np.int64]
 SMALL = 1 << 20
 """Largest number of elements of the stacked gate_up matrices that is assumed to fit in the processor's cache."""
@@ -163,7 +163,7 @@ def _sort_by_expert(indices: Tensor, n_experts: int, fill: tuple[int, ...]) -> t
     sizes = -(-counts // fill[-1]) * fill[-1]
     for few in fill[-2::-1]:
         sizes[(counts > 0) & (counts <= few)] = few
-    shift = (sizes.cumsum() - sizes) - (counts.cumsum() - counts)  # how far padding before an expert's rows shifts them
+    shift = (sizes.cumsum() - sizes) - (counts.cumsum() - counts)  # number of padding rows before each expert's rows
     return sizes, order, np.arange(len(flat)) + shift[flat[order]]
 
 

@@ -349,7 +349,7 @@ def index_kl(scores: Tensor, mass: Tensor, tiles: Tiles, mask: Tensor) -> Tensor
 def gather(pool: Tensor, tiles: Tiles, rows: Tensor) -> Tensor:
     """Return cached rows of each token's sequence, given row numbers [tokens, k] and a pool [blocks, heads, BLOCK / every, width].
 
-    The result is [tokens, k, heads, width]. Row -1 returns zeros.
+    The result is [tokens, k, heads, width], with zeros for row -1 (no row).
     """
     number, places, size = tiles.counts[0], len(tiles.counts), pool.shape[2]
     table = tiles.block.new_zeros(places * number)

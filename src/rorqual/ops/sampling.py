@@ -24,7 +24,7 @@ TokenHistory = tuple[Ints, npt.NDArray[np.float32]]
 """The token history of each row with penalties: token ids of prompt and reply, and their counts in the reply [rows, tokens]."""
 
 CANDIDATES = 256
-"""Number of top tokens in which the truncation threshold is searched first.
+"""Number of most likely tokens among which truncation first looks for its threshold.
 
 If the threshold is not among them, the whole row is sorted.
 """
@@ -176,8 +176,8 @@ def truncate(
     remaining tokens. Removed tokens get -inf. Among tokens with equal probability, those with the lowest ids stay. The
     most likely token always stays.
 
-    If the cumulative probability equals `top_p` up to rounding, recomputing it from slightly different logits may keep
-    one token more or less. This happens for about one token in a thousand. Policy gradients therefore use the recorded
+    If the cumulative probability equals `top_p` up to rounding, slightly different logits may keep one token more or
+    less. This happens for about one token in a thousand. Policy gradients therefore use the recorded
     set of kept tokens (`Completion.kept`).
     """
     vocab = logprobs.shape[-1]
@@ -251,7 +251,7 @@ def _threshold(
 
 
 def distribution(logits: Tensor, settings: Settings) -> Tensor:
-    """Return the log-probabilities [rows, vocab] of the sampling distribution. Greedy rows have the softmax of their logits."""
+    """Return the log-probabilities [rows, vocab] of the sampling distribution (greedy rows: the plain softmax)."""
     cut, logprobs = settings.cut, torch.empty_like(logits, dtype=torch.float32)
     for rows in _blocks(logits):
         block = logits[rows].float()

@@ -17,7 +17,7 @@ from rorqual.core.errors import ConfigError, nearest
 Dtype = Literal["fp32", "bf16", "fp8"]
 T, G = 1e12, 1e9
 V3_USED = 0.39
-"""Share of the bf16 peak that DeepSeek-V3's training reached on 2,048 H800, with causal attention: 38.94 % (ISCA 2025, table 4)."""
+"""Share of the bf16 peak that DeepSeek-V3's training reached on 2,048 H800: 38.94 % (ISCA 2025, table 4, causal MFU)."""
 REACHED: Mapping[str, float] = {"Llama-3.1-405B": 0.36, "Llama-3.1-70B": 0.27, "Llama-3.1-8B": 0.15}
 """Share of the H100's bf16 peak, computed from the published hours of complete training runs (Llama 3.1's model card,
 15.6T and "15T+" tokens).

@@ -91,8 +91,8 @@ def dividing(model: ModelConfig, room: Room, microbatches: tuple[int, ...] = (1,
 def distance(one: Layout, other: Layout) -> float:
     """Return the distance between two layouts.
 
-    A doubling of tp, pp or ep counts 1. A step of ZeRO or recomputation, or a doubling of the micro-batch, counts one
-    half.
+    A doubling of tp, pp or ep counts 1. One ZeRO stage, one level of recomputation, or a doubling of the micro-batch
+    counts one half.
     """
     degrees = sum(abs(math.log2(getattr(one, name) / getattr(other, name))) for name in ("tp", "pp", "ep"))
     modes = abs(MODES.index(one.recompute) - MODES.index(other.recompute))
@@ -121,7 +121,7 @@ def fitting(
     model: ModelConfig, room: Room, microbatches: tuple[int, ...], context: int, precision: Precision,
     rank: Callable[[Layout], float],
 ) -> tuple[Layout, Memory] | None:  # fmt: skip
-    """Among the valid layouts that fit in memory, return the layout with the lowest `rank` and its memory.
+    """Among the valid layouts that fit in memory, return the one with the lowest `rank`, and its memory use.
 
     Return None if no layout fits.
     """
@@ -137,7 +137,7 @@ def fitting(
 def choose(
     model: ModelConfig, room: Room, context: int, precision: Precision, microbatch: int = 1
 ) -> tuple[Layout, Memory]:
-    """Return the layout with the lowest `burden` that fits in memory, with its memory.
+    """Among the layouts that fit in memory, return the one with the lowest `burden`, and its memory use.
 
     Raises ConfigError if no layout fits. The error states the missing memory and a number of devices that would be
     enough.
@@ -151,7 +151,7 @@ def choose(
 def nearest_fitting(
     model: ModelConfig, layout: Layout, room: Room, context: int, precision: Precision
 ) -> tuple[Layout, Memory]:
-    """Return the layout nearest to `layout` that fits in memory, with its memory.
+    """Among the layouts that fit in memory, return the one nearest to `layout`, and its memory use.
 
     Raises ConfigError if no layout fits.
     """

@@ -72,7 +72,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Memory:
-    """Memory in bytes of the device that needs most. This device holds the pipeline stage `stage` with `layers` layers."""
+    """Training memory of one device, in bytes. The device holds the pipeline stage `stage` with `layers` layers."""
 
     weights: float
     gradients: float
@@ -133,7 +133,7 @@ def stage_sizes(layers: int, pp: int) -> list[int]:
 
 
 def device_memory(model: ModelConfig, layout: Layout, *, context: int, precision: Precision) -> Memory:
-    """Return the memory of the device that needs most, for training on rows of `context` tokens."""
+    """Return the memory of the device that needs the most memory, for training on rows of `context` tokens."""
     return max(_stages(model, layout, context, precision), key=lambda memory: memory.total)
 
 

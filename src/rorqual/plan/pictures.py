@@ -51,7 +51,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Line:
-    """The cost in USD per training token on one kind of hardware. `own` marks the requested hardware."""
+    """The cost in USD per training token on one kind of hardware. `own` is True for the requested hardware."""
 
     name: str
     usd_per_token: float

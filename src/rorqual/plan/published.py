@@ -68,7 +68,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Quote:
-    """A published figure that cannot be computed from public information. `counts` says what the figure includes."""
+    """A published figure that cannot be computed from public information. `counts` states what the figure includes."""
 
     name: str
     usd: float

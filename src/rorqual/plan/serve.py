@@ -24,7 +24,7 @@ CHUNK = 8192
 """Number of prompt tokens that prefill computes each time it reads the weights."""
 DAY_PREFILL, DAY_DECODE = 0.19, 0.33
 """Shares of this module's roofline that DeepSeek's service reached on H800 in February 2025, for prefill and decode.
-`published.py` derives both shares, and a test compares its results with these values."""
+`published.py` derives both shares, and a test compares the derived shares with these values."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def prefill_rate(model: ModelConfig, replica: Replica, prompt: float, hit_rate: 
 def largest_batch(model: ModelConfig, replica: Replica, mix: Mix) -> int:
     """Return how many full-length sequences fit in the memory of a group, together with its weights.
 
-    Raises ConfigError that states the missing memory if no sequence fits.
+    If no sequence fits, raises ConfigError stating how much memory is missing.
     """
     free = replica.device.memory * (1 - RESERVE) - weights_per_device(model, replica)
     sequence_size = sequence_bytes(model, replica, mix)
@@ -251,7 +251,7 @@ def serving(model: ModelConfig, replica: Replica, mix: Mix, batch: int = 0) -> S
 
 
 def check(model: ModelConfig, replica: Replica) -> None:
-    """Raise ConfigError unless the tensor-parallel degree divides the number of devices and of query heads.
+    """Raise ConfigError unless the tensor-parallel degree divides the numbers of devices and of query heads.
 
     The error names the nearest valid degree.
     """

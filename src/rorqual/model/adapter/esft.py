@@ -100,7 +100,7 @@ def check_selection(layers: Mapping[str, FFN], experts: Selection) -> None:
     """Raise ConfigError unless `experts` lists existing experts for every layer, in ascending order."""
     if len(experts) != len(layers):
         raise ConfigError(
-            f"the selection covers {len(experts)} layers, but the model has {len(layers)} with experts",
+            f"the selection covers {len(experts)} layers, but the model has {len(layers)} MoE layers",
             where="tune.kind=esft",
         )
     for (name, ffn), chosen in zip(layers.items(), experts):
@@ -147,10 +147,10 @@ def relevance(
 ) -> list[Tensor]:
     """For each layer, return the relevance of each expert [experts] in fp64, summed over documents.
 
-    A document contributes the mean over its tokens of the expert's gate value, or of its share of the routed choices.
-    `routing` holds the routing of n tokens in each layer. `document` [n] holds the document number of each token, or -1
-    for padding. Each document must be passed with all of its tokens. A `SKIP` choice (no expert) is not counted for any
-    expert.
+    Each document contributes the expert's mean gate value over the document's tokens (`gate`), or the expert's share of
+    their routed choices (`token`). `routing` holds the routing of n tokens in each layer. `document` [n] holds the
+    document number of each token, or -1 for padding. Each document must be passed with all of its tokens. A `SKIP`
+    choice (no expert) is not counted for any expert.
     """
     is_token = document >= 0
     number = document[is_token]

@@ -30,7 +30,7 @@ from rorqual.model.decoder import Decoder
 WEIGHTS_FILE = "model.safetensors"
 ADAPTER_FILE, ADAPTER_INFO = "adapter.safetensors", "adapter.json"
 DEPTH = 16
-"""Largest number of stacked adapters. Loading refuses a longer chain of adapters, because it must be circular."""
+"""Largest number of stacked adapters. Loading rejects longer chains, because a chain of bases could be circular."""
 
 
 class Base(Config):
@@ -136,7 +136,7 @@ def fingerprint(checkpoint: Path) -> str:
 def base_of(checkpoint: Path, *, named: str, seen_from: Path) -> Base:
     """Return the `Base` record of `checkpoint` for an adapter in run directory `seen_from`.
 
-    `named` is the base's run as the user wrote it.
+    `named` is the run directory of the base as the user wrote it.
     """
     run = checkpoint.parent.resolve()
     beside = Path(os.path.relpath(run, seen_from.resolve())).as_posix()
@@ -152,7 +152,7 @@ def find_base(checkpoint: Path, base: Base) -> Path:
         raise CheckpointError(
             f"the base of this adapter was not found: {places[0]}",
             where=str(checkpoint / ADAPTER_INFO),
-            remedy="Restore its run directory, or run the command from the directory where it was first run.",
+            remedy="Restore the base's run directory, or run the command from the directory in which you trained the adapter.",
         )
     for place in existing:
         found = RunDir(place).step_dir(base.step)
@@ -172,7 +172,7 @@ def unfold(checkpoint: Path) -> tuple[Path, list[OpenedAdapter]]:
         adapters.insert(0, OpenedAdapter(checkpoint, info))
         if len(adapters) > DEPTH:
             raise CheckpointError(
-                f"more than {DEPTH} adapters are stacked, so the chain of bases is circular", where=str(checkpoint)
+                f"more than {DEPTH} adapters are stacked; the chain of bases may be circular", where=str(checkpoint)
             )
         checkpoint = find_base(checkpoint, info.base)
     return checkpoint, adapters

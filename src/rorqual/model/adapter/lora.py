@@ -68,7 +68,7 @@ class LoRA(Tune):
                 remedy=f"{nearest(unmatched[0], last)} Valid targets: {', '.join(sorted(last))}, {ALL_LINEAR}.",
             )
         found = {n: m for n, m in known.items() if any(t == ALL_LINEAR or _matches(n, t) for t in self.targets)}
-        # A larger r adds parameters without adding expressiveness, and could exhaust memory.
+        # An r above the largest possible rank adds parameters without adding expressiveness, and could exhaust memory.
         limit = max(min(m.in_features, m.out_features) for m in found.values())
         if self.r > limit:
             raise ConfigError(

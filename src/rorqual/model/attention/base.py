@@ -38,7 +38,7 @@ class CachePart:
 
     @property
     def values(self) -> float:
-        """Number of cached values per token. The float is exact, because `every` is a power of two."""
+        """Number of cached values per token, as an exact float: `every` is a power of two."""
         return self.heads * self.width / self.every
 
 
@@ -102,13 +102,15 @@ class LayerCache(Protocol):
         """
 
     def groups(self, part: str, every: int) -> tuple[Tensor, Tensor]:
-        """Return the groups of `every` tokens that this forward pass completes. A group's earlier tokens are read from the cache.
+        """Return the groups of `every` tokens that this forward pass completes.
+
+        Rows of tokens from earlier forward passes are read from the cache.
 
         The first tensor [groups, every, heads, width] holds the rows of `part`, which must have one row per token. The
         second tensor [groups] holds the index of each group's last token among the tokens of this forward pass.
 
-        The number of groups is padded, so that a row's rounding does not depend on other rows (`ops.rows`). `write`
-        ignores padding groups.
+        Both tensors end with padding groups, so that a row's rounding does not depend on other rows (`ops.rows`).
+        `write` ignores padding groups.
         """
 
     def attend(
@@ -183,16 +185,16 @@ class LayerCache(Protocol):
         """
 
     def gather(self, part: str, selected: Selection) -> Tensor:
-        """Return the selected rows of `part` [tokens, k, heads, width], with gradients. Row -1 (none) returns zeros."""
+        """Return the selected rows of `part` [tokens, k, heads, width], with gradients. Row -1 (no row) gives zeros."""
 
 
 @dataclass
 class AttentionContext:
     """State shared by all layers of one forward pass.
 
-    `positions` is [batch, seq]. `mask` [batch, 1, queries, keys] is None in a forward pass with a cache, which then
-    decides which keys are visible. `ops` is the backend. `table(rope, dim)` returns precomputed cos and sin [positions,
-    dim / 2]. Without `table`, the forward pass computes cos and sin. `wanted` contains the names of the tensors to
+    `positions` is [batch, seq]. `mask` is [batch, 1, queries, keys], or None in a forward pass with a cache: the cache
+    then decides which keys are visible. `ops` is the backend. `table(rope, dim)` returns precomputed cos and sin
+    [positions, dim / 2]. Without `table`, the forward pass computes cos and sin. `wanted` contains the names of the tensors to
     record, and `recorded` the tensors recorded so far, by name.
     """
 

@@ -101,14 +101,13 @@ class Indexer(nn.Module):
 class DSA(MLA):
     """MLA over the positions that the indexer selects. Always runs on a cache, in the absorbed form.
 
-    The indexer receives its inputs detached: it learns only from its own loss, which therefore reaches no other
-    parameter.
+    The indexer's inputs are detached, so its loss reaches no other parameter. The indexer learns from no other loss.
 
     Records `selected` [tokens, k] (positions, -1: none), `index_scores` [tokens, k], and the losses of the indexer [tokens]
     (`LayerCache.index_kl`). `index_kl` is the loss over the selected positions. `dense_index_kl` is the loss over all
     positions. Attention is dense while `dense_index_kl` is recorded.
 
-    What the selection misses is recorded under `MISSED` (see `missed`), if a caller requests these names.
+    If a caller requests names in `MISSED`, `missed` compares this attention with dense attention.
     """
 
     config: DSAConfig
@@ -148,11 +147,11 @@ class DSA(MLA):
         further: Selection,
         out: Tensor,
     ) -> None:
-        """Record what dense attention would have seen besides the selected positions.
+        """Record how attention to the selected positions differs from dense attention.
 
         - `mass_inside` [tokens, heads]: the share of the dense attention weights that lies on the selected positions.
-        - `attention_rows`, `attention_mass` [tokens, length]: all visible positions by falling dense attention weight, averaged
-          over heads, and these weights.
+        - `attention_rows`, `attention_mass` [tokens, length]: all visible positions by descending dense attention weight (averaged
+          over heads), and these weights.
         - `output_difference` [tokens]: |sparse - dense| / |dense| of the module's output.
         - `tied` [tokens]: the number of selected positions whose score equals that of the best position that is not selected.
           `further` holds one position more than `selected`.

@@ -18,7 +18,7 @@ from rorqual.model.load.names import NameEntry, NameMap
 def attention_from_hf(keys: ConfigKeys, *, head_dim: int = 0, **kind: bool) -> GQAConfig:
     """Build the attention config of a `config.json`.
 
-    `head_dim` is the default if the key is absent; 0 means `hidden_size` / `num_attention_heads`. `kind` holds the
+    `head_dim` is the default for an absent key `head_dim`; 0 means `hidden_size` / `num_attention_heads`. `kind` holds the
     values that this family sets for the norm and bias fields of `GQAConfig`.
     """
     heads, hidden = keys.integer("num_attention_heads"), keys.integer("hidden_size")
@@ -66,7 +66,10 @@ def no_sliding_window(keys: ConfigKeys, layers: int) -> None:
 
 
 def model_from_hf(keys: ConfigKeys, stages: Sequence[Stage]) -> ModelConfig:
-    """Build the ModelConfig from `stages` and the keys outside the layers. Raises ConfigError for keys that were never read."""
+    """Build the ModelConfig from `stages` and the keys that do not describe layers.
+
+    Raises ConfigError for keys that were never read.
+    """
     config = keys.build(
         ModelConfig,
         vocab_size=keys.take("vocab_size"),

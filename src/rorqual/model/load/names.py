@@ -1,4 +1,4 @@
-"""Two-way maps between the tensors of Rorqual and of published checkpoints.
+"""Two-way maps between Rorqual's tensors and the tensors of published checkpoints.
 
 Tensors can be converted one at a time.
 """
@@ -38,7 +38,7 @@ class NameEntry:
     kind: Literal["alone", "stack", "pairs"] = "alone"
 
     def order(self) -> tuple[int, ...]:
-        """Return the indices of `published` in the order in which their concatenated bytes give the bytes of `internal`."""
+        """Return the order, as indices, in which to concatenate the bytes of `published` to get the bytes of `internal`."""
         if self.kind != "pairs":
             return tuple(range(len(self.published)))
         n = len(self.published) // 2
@@ -127,8 +127,8 @@ def stacked_pairs(internal: str, first: Iterable[str], second: Iterable[str]) ->
 class NameMap:
     """The `NameEntry` of every tensor of a model.
 
-    `copies` maps the names of duplicate published tensors to the Rorqual name of the original. Export writes these
-    duplicates. Import accepts a checkpoint without them, and otherwise requires that they equal the original.
+    `copies` maps the name of each duplicate published tensor to the name of the Rorqual tensor with the same values.
+    Export writes these duplicates. Import accepts a checkpoint without them, and otherwise requires equal values.
     """
 
     entries: tuple[NameEntry, ...]
@@ -164,8 +164,8 @@ class NameMap:
     def from_hf(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Convert published tensors to Rorqual's tensors.
 
-        Raises CheckpointError for missing or unexpected names, unequal shapes, and copies that differ from the
-        original.
+        Raises CheckpointError for missing or unexpected names, unequal shapes, and duplicates (`copies`) with different
+        values.
         """
         self.check(state)
         entries = self.scaled(state).entries

@@ -47,7 +47,7 @@ def read_model_config(run: RunDir) -> ModelConfig:
 
 @torch.no_grad()
 def load_weights(model: Decoder, checkpoint: Path) -> None:
-    """Fill `model` from a checkpoint folder, one tensor at a time. Each tensor is cast to the model's type.
+    """Fill `model` from a checkpoint folder, one tensor at a time. Each tensor is cast to the model's dtype.
 
     FP8 tensors are dequantized. Tensor names of older Rorqual versions are accepted (`older_names`). Raises
     CheckpointError listing missing names, unexpected names and wrong shapes. If `checkpoint` is an adapter, its base is
@@ -135,7 +135,7 @@ def _check_shapes(shapes: Mapping[str, Shape], wanted: Mapping[str, Shape], wher
 def load_run(run: RunDir, *, device: str = "cpu", dtype: torch.dtype = torch.float32, ops: Backend = TORCH) -> Decoder:
     """Load the model of a run's newest complete checkpoint.
 
-    The model is returned in `dtype`, whatever type the weights are stored in.
+    The model is returned in `dtype`, whatever the dtype of the stored weights.
     """
     checkpoint = run.checkpoint()
     model = skeleton(read_model_config(run), ops)

@@ -16,7 +16,7 @@ from rorqual.ops.paged import BLOCK, QUERIES, Ints, Selection, Tiles, tiles_of
 from rorqual.ops.rows import LOOSE, Rows
 
 PAD = -1
-"""Slot number of padding tokens, which are not cached."""
+"""Slot number of padding tokens. Their rows are written to block `NOBODY`."""
 NOBODY = 0
 """The block that padding tokens write to. This block belongs to no sequence."""
 PAIRS = 48
@@ -137,8 +137,8 @@ class PagedAttention:
     def plan(self, metadata: AttentionMetadata, device: torch.device, last: Plan | None = None) -> Plan:
         """Build the plan of a forward pass, which all layers share.
 
-        `last` is the plan of the previous step, which is no longer used. The new plan may reuse and modify the contents
-        of `last`.
+        `last` is the plan of the previous step. The caller must not use it again: the new plan may reuse and modify its
+        contents.
         """
         first, count = metadata.first, metadata.query_lens
         decoding = int((np.cumsum(count != 1) == 0).sum())  # number of leading sequences with one token each
@@ -216,7 +216,7 @@ class PagedAttention:
     def groups(self, pool: Tensor, plan: Plan, every: int) -> tuple[Tensor, Tensor]:
         """Return the rows of the groups of `every` tokens that this forward pass completes, and the last token of each group.
 
-        The rows are [groups, every, heads, width], and the tokens [groups]. The number of groups is padded.
+        The rows are [groups, every, heads, width], and the tokens [groups]. Both end with padding groups.
         """
         block, offset, last = plan.groups(every)
         return self.as_blocks(pool).transpose(1, 2)[block, offset], last
@@ -305,7 +305,10 @@ class PagedAttention:
         return _joined(parts, len(q))
 
     def gather(self, pool: Tensor, plan: Plan, rows: Tensor) -> Tensor:
-        """Return cached rows [tokens, k, heads, width], given row numbers [tokens, k] in each token's sequence. Row -1 returns zeros."""
+        """Return cached rows [tokens, k, heads, width], given row numbers [tokens, k] in each token's sequence.
+
+        For row -1 (no row), the result is zeros.
+        """
         blocks = self.as_blocks(pool)
         return _joined([paged.gather(blocks, tiles, rows[tokens]) for tokens, tiles in plan.pieces], len(rows))
 

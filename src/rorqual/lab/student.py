@@ -105,7 +105,7 @@ def measured(
     count: int = PER_CELL,
     params: SamplingParams = SAMPLED,
 ) -> Measure:
-    """Return the job that evaluates the run `model` on `count` problems per family and level. `share` scales this number."""
+    """Return the job that evaluates the run `model` on `count` problems per family and level. `share` scales `count`."""
     return Measure(
         name=name,
         model=model,

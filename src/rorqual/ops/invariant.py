@@ -139,7 +139,7 @@ def _few_experts(x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices,
 
 
 FEW = 4
-"""Largest number of used experts for which `_few_experts` runs a small batch, with every used expert on all tokens."""
+"""Largest number of used experts for which a small batch is computed by `_few_experts`."""
 Ints = npt.NDArray[np.int64]
 SMALL = 1 << 20
 """Largest number of elements of the stacked gate_up matrices that is assumed to fit in the processor's cache."""

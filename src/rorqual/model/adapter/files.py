@@ -30,7 +30,7 @@ from rorqual.model.decoder import Decoder
 WEIGHTS_FILE = "model.safetensors"
 ADAPTER_FILE, ADAPTER_INFO = "adapter.safetensors", "adapter.json"
 DEPTH = 16
-"""Largest number of stacked adapters. Loading rejects longer chains, because a chain of bases could be circular."""
+"""Largest number of stacked adapters. Loading rejects longer chains, because they could be circular."""
 
 
 class Base(Config):

@@ -109,7 +109,7 @@ class LayerCache(Protocol):
         The first tensor [groups, every, heads, width] holds the rows of `part`, which must have one row per token. The
         second tensor [groups] holds the index of each group's last token among the tokens of this forward pass.
 
-        Both tensors end with padding groups, so that a row's rounding does not depend on other rows (`ops.rows`).
+        Both tensors may end with padding groups, so that a row's rounding does not depend on other rows (`ops.rows`).
         `write` ignores padding groups.
         """
 

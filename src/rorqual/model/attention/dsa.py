@@ -150,8 +150,8 @@ class DSA(MLA):
         """Record how attention to the selected positions differs from dense attention.
 
         - `mass_inside` [tokens, heads]: the share of the dense attention weights that lies on the selected positions.
-        - `attention_rows`, `attention_mass` [tokens, length]: all visible positions by descending dense attention weight (averaged
-          over heads), and these weights.
+        - `attention_rows`, `attention_mass` [tokens, length]: all visible positions by descending dense attention weight
+          (averaged over heads), and these weights.
         - `output_difference` [tokens]: |sparse - dense| / |dense| of the module's output.
         - `tied` [tokens]: the number of selected positions whose score equals that of the best position that is not selected.
           `further` holds one position more than `selected`.

@@ -1,6 +1,6 @@
 """DeepSeek-V2, V3, R1, V3.1 and V3.2: convert `config.json` and tensor names in both directions.
 
-V2 has the tensor names of V3, but no router bias. V3.2 is V3 with an indexer in each attention.
+V2 has the tensor names of V3, but no router bias. V3.2 is V3 with an indexer in each attention module.
 """
 
 from __future__ import annotations

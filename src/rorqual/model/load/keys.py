@@ -83,7 +83,7 @@ class ConfigKeys:
         return value
 
     def layers(self) -> int:
-        """Return `num_hidden_layers`. Raises ConfigError unless it is 1 to `MOST_LAYERS`: more could exhaust memory."""
+        """Return `num_hidden_layers`. Raises ConfigError unless it is 1 to `MOST_LAYERS`: more layers could exhaust memory."""
         value = self.integer("num_hidden_layers")
         if not 1 <= value <= MOST_LAYERS:
             raise ConfigError(f"key 'num_hidden_layers' is {value}; it must be 1 to {MOST_LAYERS}", where=self.where)

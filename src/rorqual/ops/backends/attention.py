@@ -216,7 +216,7 @@ class PagedAttention:
     def groups(self, pool: Tensor, plan: Plan, every: int) -> tuple[Tensor, Tensor]:
         """Return the rows of the groups of `every` tokens that this forward pass completes, and the last token of each group.
 
-        The rows are [groups, every, heads, width], and the tokens [groups]. Both end with padding groups.
+        The rows are [groups, every, heads, width], and the tokens [groups]. Both may end with padding groups.
         """
         block, offset, last = plan.groups(every)
         return self.as_blocks(pool).transpose(1, 2)[block, offset], last
@@ -335,7 +335,7 @@ def _cut(first: Ints, count: Ints, most: int) -> Iterator[Ints]:
 
 
 def _selection(parts: list[Selection], tokens: int) -> Selection:
-    """Concatenate the selections of all slices. Shorter rows are filled with -1 (no row)."""
+    """Concatenate the selections of all slices. Selections of fewer rows are padded with -1 (no row)."""
     most = max(part.rows.shape[1] for part in parts)
     return Selection(
         _joined([_widened(part.rows, most, -1) for part in parts], tokens),

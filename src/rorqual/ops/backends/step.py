@@ -13,7 +13,7 @@ from rorqual.ops.sampling import SamplerOutput, SamplingMetadata
 
 
 class Pools(Protocol):
-    """The KV cache of a step: the attention plan, and the pools of each attention by part name."""
+    """The KV cache of a step: the attention plan, and the pools of each attention module by part name."""
 
     plan: Plan
 

@@ -251,7 +251,7 @@ def _threshold(
 
 
 def distribution(logits: Tensor, settings: Settings) -> Tensor:
-    """Return the log-probabilities [rows, vocab] of the sampling distribution: for greedy rows, the log-softmax of the logits."""
+    """Return the log-probabilities [rows, vocab] of the sampling distribution: for greedy rows, log_softmax(logits)."""
     cut, logprobs = settings.cut, torch.empty_like(logits, dtype=torch.float32)
     for rows in _blocks(logits):
         block = logits[rows].float()

@@ -144,6 +144,6 @@ def test_a_model_that_sampled_its_own_data_needs_other_data(dense: RunDir, tmp_p
         "max_tokens": "4",
     }
     fit(make_run("grpo", values), tmp_path / "rl", quiet=True)
-    with pytest.raises(ConfigError, match="samples of its own"):
+    with pytest.raises(ConfigError, match="samples that it generated"):
         sparsify(RunDir(tmp_path / "rl"), tmp_path / "out", SparsifyConfig(index_topk=4), quiet=True)
     assert not (tmp_path / "out").exists()

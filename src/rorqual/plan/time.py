@@ -36,7 +36,7 @@ def training_flops(model: ModelConfig, context: int, *, causal: bool = True, mtp
 def training_cost(
     flops_per_token: float, tokens: float, *, n: int, peak: float, utilisation: float, price: float
 ) -> TrainingCost:
-    """Return the cost on `n` devices that reach `utilisation` of `peak` FLOP/s, at `price` USD per hour each.
+    """Return the cost on `n` devices that reach `utilisation` of `peak` FLOP/s, at `price` USD per device-hour.
 
     Restarts, evaluations and earlier trials are not included.
     """

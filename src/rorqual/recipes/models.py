@@ -74,9 +74,9 @@ def student_like(teacher: ModelConfig, *, share: float = 0.25, layers: int = 0) 
     (2505.09388, table 1): grouped-query attention with two heads per key-value head, norms on q and k, tied embeddings.
     The SwiGLU layer is about three times as wide as the hidden state.
 
-    If `layers` is 0, the student has as many layers as the teacher. Widths are multiples of 8. Of all models within 3 %
-    of the target size, the function returns the best match of SwiGLU width and size. Raises ConfigError if no model has
-    the right size.
+    If `layers` is 0, the student has as many layers as the teacher. Widths are multiples of 8. The function considers
+    models within 3 % of the target size. It returns the model that best matches the target size and a SwiGLU width of
+    three times the hidden size. Raises ConfigError if no model is within 3 %.
     """
     target = share * account(teacher).active
     depth = layers or len(teacher.layers)

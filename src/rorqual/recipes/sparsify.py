@@ -1,7 +1,7 @@
 """Turn a model with latent attention into one with sparse attention (DeepSeek-V3.2-Exp, section 2.1.1).
 
-The stages are: add an indexer to each attention, train only the indexers while attention is dense (warm-up), and train the whole
-model with sparse attention. A stage is skipped if its folder shows that it is complete.
+The stages are: add an indexer to each attention layer, train only the indexers while attention is dense (warm-up), and
+train the whole model with sparse attention. A stage is skipped if its folder shows that it is complete.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ class SparsifyConfig(Config):
     """Settings of `sparsify`.
 
     - `index_topk`: the number of positions that each query attends to.
-    - `index_n_heads`, `index_head_dim`: the number and the width of the indexer's heads. 0: `qk_rope_head_dim`, at least 32.
-    - `warmup`, `warmup_lr`: steps and learning rate of the warm-up. `steps`, `lr`: those of sparse training.
+    - `index_n_heads`, `index_head_dim`: the number and the width of the indexer's heads.
+      With `index_head_dim` 0, the width is `qk_rope_head_dim`, at least 32.
+    - `warmup`, `warmup_lr`: steps and learning rate of the warm-up.
+    - `steps`, `lr`: steps and learning rate of the training with sparse attention.
     - `data`, `task`, `options`: the training data, as for the recipe `sft`. By default, the data that the model was trained on.
-    - `rows`, `row`: rows per batch and tokens per row. By default, those of the model's own run.
-    - `device`, `dtype`: device of the tensors and type of matrix products.
+    - `rows`, `row`: rows per batch and tokens per row. By default, the values of the run that trained the model.
+    - `device`, `dtype`: device of the tensors, and dtype of matrix products.
     """
 
     index_topk: Count
@@ -77,9 +79,9 @@ def sparsify(start: RunDir, out: Path, config: SparsifyConfig, *, threads: int =
         "seed": config.seed,
     }:
         raise ConfigError(
-            "this folder holds the indexers of another model, seed, index_topk=, index_n_heads= or index_head_dim=",
+            "this folder has indexers of another model, seed, index_topk=, index_n_heads= or index_head_dim=",
             where=str(added.config_file),
-            remedy="Give another OUT, or the settings that the first command had.",
+            remedy="Give another folder OUT, or use the settings of the first command.",
         )
     chat = read_chat(added)
     if not quiet and config.index_topk >= source.row:
@@ -120,7 +122,7 @@ def source_of(start: RunDir, config: SparsifyConfig) -> SourceConfig:
     source = read_yaml(Run, start.config_file).source
     if source.samples_itself:
         raise ConfigError(
-            f"the run was trained on samples of its own (source {source.kind})",
+            f"the run was trained on samples that it generated (source {source.kind})",
             where=str(start.path),
             remedy="Add data=FILE or task=NAME with worked solutions.",
         )

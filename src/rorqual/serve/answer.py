@@ -97,7 +97,7 @@ class Shape(ABC, Generic[W]):
         return text + ENTRY * len(choice.pending_logprobs) * (1 + (self.wanted.top or 0))
 
     def envelope(self, kind: str) -> dict[str, Any]:
-        """Return the response fields besides the choices: id, object, created and model."""
+        """Return the response fields other than `choices`: id, object, created and model."""
         return {
             "id": f"{self.prefix}-{secrets.token_hex(12)}",
             "object": kind,

@@ -70,8 +70,8 @@ def _check_kind(request: Request) -> None:
 async def body_of(request: Request, limit: int, bodies: Bodies, tenant: str) -> AsyncIterator[list[bytes]]:
     """Read a request body and yield it as a list of parts, each of at most `SLICE` bytes.
 
-    A large body counts in `bodies` until the `async with` block ends. Raises ApiError if the body is longer than
-    `limit`, compressed, not declared as JSON, or takes more than `BODY_SECONDS` seconds.
+    A large body counts toward the limits of `bodies` until the `async with` block ends. Raises ApiError if the body is
+    longer than `limit`, compressed, not declared as JSON, or takes more than `BODY_SECONDS` seconds.
     """
     _check_kind(request)
     loop, parts, size, is_waiting = asyncio.get_running_loop(), list[bytes](), 0, False

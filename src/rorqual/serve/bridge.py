@@ -33,7 +33,7 @@ client's request fails."""
 
 
 class Restarted:
-    """The event that the engine was restarted. The client has received no text yet, so the reply starts over."""
+    """An event: the engine was restarted. The client has received no text yet, so the reply starts over."""
 
 
 @dataclass(eq=False)
@@ -116,7 +116,7 @@ class Bridge:
         self._updating: tuple[int, asyncio.Future[None]] | None = None
         self._parts: dict[
             int, tuple[ServerJob, int]
-        ] = {}  # request number -> (job, samples of the job's earlier prompts)
+        ] = {}  # request number -> (job, number of samples of the job's earlier prompts)
         self._last_message = 0.0  # time of the engine's last message
         self._loading: float | None = None  # time when loading began, or None if the engine is not loading
         self._late = False  # whether the engine was killed because loading took too long

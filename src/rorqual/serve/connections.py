@@ -17,8 +17,8 @@ from rorqual.serve.exchange import PROBE
 
 HEAD_SECONDS = 20.0
 RECEIVED = 8192
-"""Maximum bytes per read from a socket. If a body arrives in one-byte chunks, these bytes contain 1,400 h11 events, which take
-about 20 ms to process."""
+"""Maximum bytes per read from a socket. If a body arrives in one-byte chunks, one read contains 1,400 h11 events, which
+take about 20 ms to process."""
 
 
 class ConnectionLimit:
@@ -40,10 +40,10 @@ class ConnectionLimit:
 class TimedProtocol(H11Protocol):
     """Uvicorn's HTTP/1.1 protocol with time limits.
 
-    The request headers must be complete `head_seconds` after the connection opened, or on a kept-alive connection after
-    their first byte. Further header bytes do not extend this time limit. `body_of` limits the time that the body takes
-    to arrive. Uvicorn's `timeout_keep_alive` limits the time between requests. `stall` limits the seconds in which a
-    client reads nothing.
+    The first request's headers must be complete `head_seconds` after the connection opened. Headers of later requests
+    must be complete `head_seconds` after their first byte. Further header bytes do not extend this time limit. `body_of`
+    limits the time that the body takes to arrive. Uvicorn's `timeout_keep_alive` limits the time between requests. A
+    connection is aborted if the client reads nothing for `stall` seconds.
 
     A client that closes its sending side after a request still gets its response, unless the application sets
     `leaves_at_eof` in the scope's state. The server writes to such a client repeatedly, because only a failed write shows

@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 MOST_FILES = 8192
-"""Maximum to which the descriptor limit is raised, because each idle connection also takes memory."""
+"""The server raises the descriptor limit to at most this value, because each idle connection also takes memory."""
 QUIET = 60.0
 """Minimum number of seconds between two log lines about exhausted file descriptors."""
 AT_ONCE = 128

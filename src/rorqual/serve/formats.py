@@ -51,8 +51,8 @@ class ResponseFormat(Schema):
     def grammar(self) -> Grammar | None:
         """Return the grammar of the reply, or None for plain text.
 
-        Raises ApiError if `type` is `json_schema` but the field `json_schema` is missing, or if the field is set with
-        another type.
+        Raises ApiError if `type` is `json_schema` but the field `json_schema` is missing, or if `json_schema` is set but
+        `type` has another value.
         """
         if (self.type == "json_schema") != (self.json_schema is not None):
             raise refuse(

@@ -184,8 +184,8 @@ class Reply:
         """Yield (sample number, new text) as tokens arrive.
 
         None is yielded after `keep_alive` seconds without a token, or after `PROBE` seconds if `hurried()` is True. When the
-        last piece of a sample is yielded, which may be empty, the choice's finish reason is set. Other tasks can run after each
-        token.
+        last piece of a sample is yielded, the choice's finish reason is set. The last piece may be empty. Other tasks can run
+        after each token.
         """
         try:
             while not self.done:

@@ -116,8 +116,8 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def check_folder(folder: Path) -> None:
-    """Create the folder of the on-disk prefix cache. Raises ConfigError if the folder is not writable, before the model
-    is loaded."""
+    """Create the folder of the on-disk prefix cache. Raises ConfigError if the folder is not writable. The server calls
+    this function before it loads the model."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:

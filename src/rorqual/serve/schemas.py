@@ -187,7 +187,7 @@ class ChatRequest(Sampling, Tools):
 
     @property
     def bound(self) -> str | None:
-        """The request field that constrains the reply, which grammar errors report as `param`.
+        """The request field that constrains the reply, or None. Grammar errors report this field as `param`.
 
         The value is None if tools are optional, because the grammar may then combine tools and `response_format`. In
         that case the message of a grammar error names the field.
@@ -197,7 +197,7 @@ class ChatRequest(Sampling, Tools):
         return None if self.offered() else super().bound
 
     def grammar(self) -> Grammar | None:
-        """Return the grammar of the reply. It is a response format, required tool calls, or a choice between the two."""
+        """Return the grammar of the reply: a response format, required tool calls, or a choice between the two."""
         answer = super().grammar()
         if answer is None or not self.offered():
             return answer or self.forced()

@@ -206,7 +206,7 @@ class Service:
             max_tokens=limit,
             top_k=max(0, params.top_k),  # vLLM's API also accepts -1 to disable top-k
             seed=secrets.randbits(SEED_BITS) if seed is None else seed & MASK,
-            # The engine would also match a stop string inside a tool call, where it must not apply.
+            # The engine would also match stop strings inside tool calls, where stop strings must not apply.
             stop=() if tools else params.stop,
             top_logprobs=request.top or 0,
             grammar=request.grammar(),

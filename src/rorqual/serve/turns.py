@@ -132,7 +132,7 @@ class NamedTool(Schema):
 
 
 class Tools(Schema):
-    """The fields of a request about tools. With `tool_choice: none`, the prompt contains no tools, and calls are not parsed."""
+    """The request fields that concern tools. With `tool_choice: none`, the prompt has no tools, and calls are not parsed."""
 
     tools: Annotated[list[ToolSpec], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None

@@ -94,7 +94,7 @@ def build(
 ) -> tuple[FastAPI, Any]:
     """Build the page and return (application, Gradio blocks). Gradio must be installed.
 
-    `temperature`: initial value of the setting. `thinks`: whether to show the thinking switch. `prompts`: example
+    `temperature`: initial temperature. `thinks`: whether to show the thinking switch. `prompts`: example
     prompts from the problems that the model was trained on.
     """
     # Gradio reads this variable when it is imported and before it sends analytics.
@@ -159,7 +159,7 @@ class Chat:
     ) -> Pictures:
         """Generate a reply and yield updates.
 
-        `ask` returns the conversation with the question to answer as its last row. If `ask` returns no rows, no request is sent.
+        `ask` returns the conversation. Its last row is the question to answer. If `ask` returns no rows, no request is sent.
         """
         async with self._turn(session) as event:
             rows = [] if event.replaced else ask(conversation)

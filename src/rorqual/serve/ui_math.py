@@ -37,8 +37,8 @@ def shown(text: str) -> str:
 
 
 def typed(text: str, before: str) -> str:
-    """Convert an edited display text back to its source. A formula that has dollar delimiters in the source before the edit,
-    `before`, gets dollar delimiters again."""
+    """Convert an edited display text back to its source. `before` is the source before the edit. A formula that
+    has dollar delimiters in `before` gets them again."""
     for match in PARTS.finditer(before):
         if (rendered := _shown(match)) != match.group():
             text = text.replace(rendered, match.group(), 1)

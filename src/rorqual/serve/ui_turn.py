@@ -10,7 +10,7 @@ from typing import Any, Literal
 from rorqual.serve.ui_math import shown, typed
 
 Row = dict[str, Any]
-"""A message of Gradio's chatbot with role, content and metadata. A title in the metadata marks the message as reasoning."""
+"""A message of Gradio's chatbot with role, content and metadata. A message with a title in its metadata is reasoning."""
 THINKING = {"on": True, "off": False}
 
 

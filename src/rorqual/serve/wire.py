@@ -116,7 +116,7 @@ class PackedRequest:
 
 
 def pack(ask: EngineRequest) -> PackedRequest:
-    """Serialize an `EngineRequest`. A long prompt takes time, so do not call this function in the event loop."""
+    """Serialize an `EngineRequest`. Serializing a long prompt takes time, so do not call this function in the event loop."""
     fields = {"prompt": ask.prompt, "params": to_json(ask.params), "priority": ask.priority}
     text = json.dumps({"kind": "submit", **fields}, separators=(",", ":"))
     return PackedRequest(text[:-1].encode(), ask.params.n, len(ask.prompt))

@@ -56,7 +56,7 @@ TYPES: Mapping[str, str] = {
 class Fault:
     """An explained validation error.
 
-    `path`: the invalid field, for example `messages[2].content[0]`. `unknown`: whether the schema has no such field.
+    `path`: the invalid field, for example `messages[2].content[0]`. `unknown`: whether the schema lacks this field.
     """
 
     path: str
@@ -152,7 +152,7 @@ def _path(item: Mapping[str, Any], data: Any) -> list[str | int]:
 
 
 def _describe(item: Mapping[str, Any]) -> tuple[str, str]:
-    """Return a description of the invalid value, and the violated limit, or an empty string if no limit was violated."""
+    """Return (description of the invalid value, violated limit). The limit is "" if there is none."""
     value, limits = item["input"], item.get("ctx") or {}
     if item["type"] in ("too_long", "too_short", "string_too_long", "string_too_short"):
         low, high = limits.get("min_length"), limits.get("max_length")

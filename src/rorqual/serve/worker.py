@@ -74,7 +74,7 @@ class Worker:
         self.engine, self.source, self.sink = engine, source, sink
         self.inbox: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self.numbers: dict[int, int] = {}  # request_id -> the server's request number
-        self.left: dict[int, int] = {}  # request_id -> unfinished samples
+        self.left: dict[int, int] = {}  # request_id -> number of unfinished samples
         self.scored: set[int] = set()  # request_ids whose prompt's log-probabilities were sent
         self.compiling: dict[int, Compiling] = {}  # the server's request number -> request
         self.recorded: set[int] = set()  # request_ids whose rollout data is recorded
@@ -166,7 +166,7 @@ class Worker:
         error = waiting.ready.exception()
         if error is None:
             self._submit(number, waiting.message)
-        elif isinstance(error, RorqualError):  # submitting compiles it again and blocks all requests
+        elif isinstance(error, RorqualError):  # `_submit` would compile the grammar again and block all requests
             self._refuse(number, _said(error))
         else:
             raise error

@@ -2,18 +2,18 @@ r"""Decide which number a sentence states as its answer.
 
 The following numbers are excluded:
 
-- Operands (`5 * 12`), left sides of equations, multiples of an unknown ("3x = 18") and ordinals are excluded.
-- A denied number ("not 18") is excluded.
-- A bound ("more than 18", "18, maybe more") or a range ("18 to 20") is excluded, but "rises from 18 to 20" states 20.
-- Two open alternatives ("18 or 19") are excluded, but a total with its share ("18 in all, or 6 each") is allowed.
-- A number in brackets or in a clause that gives a reason is excluded.
+- Operands (`5 * 12`), left sides of equations, multiples of an unknown ("3x = 18") and ordinals.
+- Denied numbers ("not 18").
+- Bounds ("more than 18", "18, maybe more") and ranges ("18 to 20"). "Rises from 18 to 20" is not a range and states 20.
+- Open alternatives ("18 or 19"). A total with its share ("18 in all, or 6 each") is allowed.
+- Numbers in brackets, and numbers in a clause that gives a reason.
 
 A sentence that guesses, lists cases ("if ..., 18; if ..., 19") or retracts its number has no answer. A quantity in two
 units ("1 hour and 30 minutes") is one number. A number after a preposition or article ("for 3 people", "the 5 days")
 counts only if no other number remains. In a marked answer (`\boxed{...}`) the first number counts. In a sentence the
-last number counts, because sentences end with their answer. In two joined clauses ("9 remain, and 6 are gone") both
-numbers look equally final. The first number is then returned as the `rival` of the second number (see
-`rorqual.tasks.reply`).
+last number counts, because a sentence usually ends with the answer. In two joined clauses ("9 remain, and 6 are gone")
+both numbers may be the answer. The second number is then the `value` of the reading, and the first number is its `rival`
+(see `rorqual.tasks.reply`).
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ _RATE = re.compile(
 )
 _OR_RATE = re.compile(r"^ [a-z][^0-9]{0,40}, (?:or )?[$£€]?$", re.IGNORECASE)
 _AND_OTHERS = re.compile(r"[^,;]{0,40}, [A-Z][a-z]+ [a-z]+ [$£€]?")
-"""Matches the text between the numbers of two people, as in "Tom gets 6 apples, Ann gets 4"."""
+"""Matches the text between the amounts of two people, as in "Tom gets 6 apples, Ann gets 4"."""
 _APPOSED = re.compile(r"^[^0-9]{0,40}?, (?:(?:for )?an? (?:\w+ ){1,3}of|i\.e\.,?|that is,?) [$£€]?$", re.IGNORECASE)
 _A_SAVING = re.compile(r"[^0-9,]{0,40}, an? (?!total|sum)(?:\w+ ){1,3}of [$£€]?", re.IGNORECASE)
 _IS = re.compile(r"\b(?:is|are|was|were)\b", re.IGNORECASE)
@@ -157,7 +157,7 @@ _TWO_UNITS = re.compile(r"\s([A-Za-z]+)(?:,|,? and)?\s$")
 
 @dataclass(frozen=True)
 class Amount:
-    """A number that a reply states as its answer. `others` holds the same quantity in other units, if the reply states them."""
+    """A number that a reply states as its answer. `others`: the same quantity in other units, if the reply states them."""
 
     value: Fraction
     percent: bool = False
@@ -240,8 +240,9 @@ def _compound(first: Number, second: Number, text: str) -> Number | None:
 def _in_words(text: str, candidates: list[Number]) -> list[Number]:
     """Return the spelled-out numbers that may be the answer.
 
-    A closing clause without digits ("making it twenty-one in total") supplies its spelled-out numbers. Otherwise, if every number
-    in digits is an operand or follows a preposition ("four boxes at $5"), the spelled-out numbers without a preposition are returned.
+    If the text ends with a clause without digits ("making it twenty-one in total"), the spelled-out numbers of this clause are
+    returned. Otherwise, if every number in digits is an operand or follows a preposition ("four boxes at $5"), the
+    spelled-out numbers without a preposition are returned.
     """
     closing = _CLOSING.search(text)
     if closing and (words := [item for item in spelled(text) if item.start >= closing.start()]):
@@ -472,7 +473,7 @@ def _first(text: str, candidates: list[Number], pool: list[int]) -> int:
 def _last(text: str, candidates: list[Number], before: list[str], pool: list[int]) -> int:
     """Return the index of the number that counts in prose.
 
-    In the last clause, the last right side of an equation counts, else the last number.
+    If the last clause has an equation, the right-hand side of its last equation counts, else the last number of the clause.
     """
     breaks = [m.end() for m in _CLAUSE.finditer(text) if m.end() <= candidates[pool[-1]].start]
     begin = breaks[-1] if breaks else 0
@@ -504,7 +505,7 @@ def _same_quantity(candidates: list[Number], i: int, after: list[str]) -> bool:
 
 
 def _base(number: Number, after: str) -> tuple[str, Fraction] | None:
-    """Return the kind of quantity (length, money, ...) and the value in the base unit. The kind is "" without a unit."""
+    """Return the kind of quantity (length, money, ...) and the value in the base unit. Without a unit, the kind is ""."""
     if number.value is None:
         return None
     word = _UNIT.match(after)

@@ -63,7 +63,7 @@ def math_verify() -> ModuleType:
 
 
 def final_answer(text: str) -> str:
-    """Return the marked answer, else the last line that is not empty, without `$` around it."""
+    """Return the last marked answer, else the last non-empty line, without surrounding `$`."""
     answer = marked(text)
     if answer is None:
         lines = [line.strip() for line in text.split("\n") if line.strip()]
@@ -78,7 +78,7 @@ def final_number(text: str) -> Fraction | None:
 
 
 def math_equal(gold: str, reply: str, *, timeout: int = 5) -> Verdict:
-    """Grade whether the final expression of `reply` equals the LaTeX `gold`, with math-verify.
+    """Use math-verify to grade whether the final expression of `reply` equals the LaTeX `gold`.
 
     The verdict is UNGRADED if `gold` does not parse, if parsing or comparing takes over `timeout` seconds, or if sympy fails.
     The timeout uses a signal handler, which only the main thread can set. Other threads therefore start a process for each comparison.
@@ -112,7 +112,7 @@ def _math_equal(gold: str, answer: str | None, timeout: int) -> Verdict:
 
 
 def parses(gold: str, *, timeout: int = 5) -> bool:
-    """Return whether `gold` is usable as a gold answer, that is, whether a reply that repeats it is right."""
+    """Return whether `gold` is usable as a gold answer, that is, whether a reply that repeats it is graded correct."""
     return math_equal(gold, f"\\boxed{{{gold}}}", timeout=timeout) is Verdict.RIGHT
 
 
@@ -128,7 +128,8 @@ def _compare(gold: str, answer: str | None, timeout: int) -> Verdict:
             return Verdict.UNGRADED
         if answer is None or not same_unit(gold, answer):
             return Verdict.WRONG
-        if re.search(r"\\circ|°", answer) and "=" not in gold:  # without degree signs, the sides may differ
+        # `tidy` removes degree signs. Without them, the sides of an equation such as `\pi = 180°` differ.
+        if re.search(r"\\circ|°", answer) and "=" not in gold:
             answer = answer.rpartition("=")[2]
         if tidy(gold) == tidy(answer) or _equal(tidy(gold), tidy(answer), timeout):
             return Verdict.RIGHT
@@ -167,7 +168,7 @@ def _equal(gold: str, answer: str, timeout: int) -> bool:
     ):
         return _equal_expressions(gold, answer, timeout)
     if gold_parts is None and answer_parts is not None and answer_parts.kind == "," and "pm" not in answer:
-        # `answer` lists several values; it is right if each of them equals `gold`.
+        # `answer` lists several values; it is correct if each value equals `gold`.
         return all(_equal(gold, item, timeout) for item in answer_parts.items)
     if gold_parts is None or answer_parts is None:
         return False
@@ -175,10 +176,10 @@ def _equal(gold: str, answer: str, timeout: int) -> bool:
 
 
 def _open(gold: str, answer: str, timeout: int) -> bool:
-    r"""Return whether only the question can decide whether `answer` is right.
+    r"""Return whether `answer` cannot be graded without the question.
 
-    Only the question can decide if `answer` omits the base of a number, labels its values (`x = 5, y = 7`) or lists the
-    entries of a column vector. The function also returns True for an unsupported notation such as `\setminus`.
+    The question is needed if `answer` omits the base of a number, labels its values (`x = 5, y = 7`) or lists the entries of
+    a column vector. The function also returns True for an unsupported notation such as `\setminus`.
     """
     if (base := base_of(gold)) is not None:
         return answer.replace(" ", "").upper() == base[0]
@@ -250,7 +251,7 @@ def _names(text: str) -> bool:
 
 
 def _number(text: str) -> Number | None:
-    r"""Return `text` as an exact number, or None. The result is None for `\frac` without a percent sign, which math-verify parses."""
+    r"""Return `text` as an exact number, or None. Return None for `\frac` without `%`: math-verify parses it."""
     return None if "frac" in text and "%" not in text else single(text)
 
 
@@ -300,7 +301,7 @@ def _as_set(expression: Any) -> Any:
 
 
 def _exactly(first: Any, second: Any) -> bool:
-    """Return whether two expressions agree to 25 digits, because math-verify rounds to 6 digits.
+    """Return whether two expressions agree to 25 digits. math-verify itself rounds to 6 digits.
 
     Expressions with variables are compared at the values in `POINTS`.
     """

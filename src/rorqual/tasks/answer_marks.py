@@ -1,4 +1,4 @@
-"""Find the marked answers of a reply: a box, a tag, `#### ...`, `answer is ...`, `I'll go with ...`."""
+"""Find answer markers in a reply, such as a box, a tag, `#### ...`, `answer is ...` or `I'll go with ...`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rorqual.tasks.sentences import SENTENCE, sentences, spans
 
 MARKS = 24
-"""Maximum number of marks of each kind to read, counted from the end of the reply."""
+"""Maximum number of answer markers of each kind to read, counted from the end of the reply."""
 BOXED = "\\boxed"
 _BRACE = re.compile(r"\\boxed\s?\{|\\.|[{}]", re.DOTALL)
 _AND = re.compile(r"[\s$,.]*(?:(?:\\text\s?\{)?\s*(?:and|or)\s*\}?|,)[\s$]*(?:[a-z]\s?=\s?)?[\s$]*", re.IGNORECASE)
@@ -50,9 +50,9 @@ _CHOICE = re.compile(
 
 @dataclass(frozen=True)
 class AnswerMark:
-    """An answer that the reply marks, for example with a box. `text` is the answer, and the text after the mark starts at `end`.
+    """An answer with an answer marker, such as a box. `text` is the answer, and the rest of the reply starts at `end`.
 
-    `phrase` is True for a mark in prose ("the answer is ..."), whose text may contain more than the answer.
+    `phrase` is True for a marker in prose ("the answer is ..."). In this case, `text` may contain more than the answer.
     """
 
     start: int
@@ -83,7 +83,7 @@ def boxed(text: str) -> str | None:
 
 
 def marks(text: str) -> list[AnswerMark]:
-    """Return the last answer marks of `text`, at most `MARKS` of each kind, ordered by start."""
+    """Return the last marked answers of `text`, at most `MARKS` of each kind, ordered by start."""
     result = [*_joined(text, boxes(text)), *_tags(text)][-MARKS:]
     explicit = result[:]
     for match in _lasts(_HASHES, text):
@@ -106,7 +106,7 @@ def _lasts(pattern: re.Pattern[str], text: str) -> deque[re.Match[str]]:
 
 
 def marked(text: str) -> str | None:
-    r"""Return the text of the last mark, or None if the reply has no mark."""
+    r"""Return the text of the last marked answer, or None if the reply has no answer marker."""
     result = marks(text)
     return result[-1].text.rstrip(".").strip() if result else None
 
@@ -131,7 +131,7 @@ def _tags(text: str) -> list[AnswerMark]:
 
 
 def _line(text: str, match: re.Match[str]) -> AnswerMark:
-    """Return a mark from the end of `match` to the end of the sentence that begins there."""
+    """Return the marked answer from the end of `match` to the end of the sentence that begins there."""
     following = text[match.end() : match.end() + SENTENCE]
     sentence = next(iter(sentences(following)), "")
     end = match.end() + max(following.find(sentence), 0) + len(sentence)

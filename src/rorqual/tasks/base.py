@@ -34,7 +34,7 @@ class Problem:
     `key` is the canonical form: a+b and b+a share one key and count as one problem. A hash of the key selects the split.
     `prompt` is never empty. `answer` is never empty in a training set.
     `steps` is a worked solution, the text between `<think>` and `</think>`, or None.
-    `version` is the version of the family. Results of different versions are not comparable.
+    `version` is the version of the problem family. Results of different versions are not comparable.
     """
 
     key: str

@@ -125,7 +125,7 @@ Found = tuple[int, int, str]
 def read_final_expressions(reply: str, gold: str) -> FinalAnswer:
     """Return the final LaTeX expression or words of `reply`, and the other values in its last sentence.
 
-    The form of `gold` decides whether the reader looks for words, for a number in a base, or for several parts.
+    The form of `gold` decides whether the function looks for words, for a number in a base, or for several parts.
     """
     words = gold_words(gold)
     base = base_of(gold.strip().strip("$")) is not None
@@ -370,7 +370,7 @@ def _joined(text: str, first: Found, second: Found) -> bool:
 
 
 def _read_prose(text: str, marked: bool, several: bool) -> Reading:
-    """Return a formula in plain letters (`2√3`, `p - q`), else the number that the sentence states."""
+    """Return a formula in plain text (`2√3`, `p - q`), else the number that the sentence states."""
     text = _PI.sub("π", text)
     copulas = [match.end() for match in _COPULA.finditer(text)]
     tail = text[copulas[0 if marked else -1] if copulas and not marked else 0 :].strip().rstrip(".").strip()

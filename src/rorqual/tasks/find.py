@@ -187,7 +187,7 @@ def place(task: Task, problem: Problem) -> str:
 
 
 def refuse_empty_answer(task: Task, problem: Problem) -> None:
-    """Raise DataError for a gold answer of only white space, because such an answer would train the model to reply nothing."""
+    """Raise DataError for a gold answer of only white space, because it would train the model to give empty replies."""
     if not problem.answer.strip():
         raise DataError(
             f"the problem {problem.key!r:.60} has an empty answer",

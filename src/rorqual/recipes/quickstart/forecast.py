@@ -5,7 +5,7 @@ The recipes and tasks determine the numbers of steps, problems and tokens. Secon
 on untrained models with the shapes of the quickstart's models. Answers are assumed to be as long as the solutions that
 the model is trained on. The benchmark generates samples of these lengths.
 
-Two values are unknown in advance: how often a reinforced model thinks, and how many groups give a gradient. The
+Two values are unknown in advance: how often a model thinks after GRPO, and how many groups give a gradient. The
 constants `GOES_OVER` and `TEACHES` are estimates of these two fractions. The forecast does not include the report and
 the start of the Python process.
 """
@@ -39,14 +39,14 @@ from rorqual.train.run import Run
 from rorqual.train.state import State
 
 GOES_OVER = 2 / 3
-"""How far GRPO moves the fraction of thinking replies from its initial value (0) to 100 % (1), averaged over the
-training."""
+"""Estimated effect of GRPO on the fraction of thinking replies, averaged over the training: 0 leaves the fraction at its
+initial value, 1 raises it to 100 %."""
 TEACHES = 0.8
-"""Share of samples that are in groups with both right and wrong answers.
+"""Share of samples that are in groups with both correct and wrong answers.
 
-In the quickstart with seed 0, the measured value of `TEACHES` was 0.94 for the teacher and 0.64 for the reinforced
-student. The measured value of `GOES_OVER` was 0.38 for the teacher and 0.71 for the student. `TEACHES` and `GOES_OVER`
-lie between the teacher's and the student's values. With other seeds, the values may differ.
+In the quickstart with seed 0, the measured value of `TEACHES` was 0.94 for the teacher and 0.64 for the student trained
+with GRPO. The measured value of `GOES_OVER` was 0.38 for the teacher and 0.71 for the student. `TEACHES` and
+`GOES_OVER` lie between the teacher's and the student's values. With other seeds, the values may differ.
 """
 WARM, STEPS, BATCH = 2, 8, 64
 DRAWN = 384
@@ -286,7 +286,7 @@ def paced(run: Run, threads: int) -> tuple[State, float, float, float]:
 def factory_pace(run: Run, scale: Scale, lengths: Lengths, threads: int) -> tuple[float, float]:
     """Return the data factory's costs in core-seconds: a fixed cost for the data card, and the cost per verified and saved sample."""
     spent = []
-    # An untrained model samples all tokens with about equal probability, including the end token. Choose max_tokens so
+    # An untrained model samples all tokens with about equal probability, including the EOS token. Choose max_tokens so
     # that the mean length is `lengths.thinking`.
     vocab = run.model.vocab_size
     room = round(math.log1p(-lengths.thinking / vocab) / math.log1p(-1 / vocab))

@@ -16,7 +16,7 @@ BRANCHES: dict[str, tuple[Thinking, ...]] = {
     "reinforced": ("auto", "on"),
     "answers-only": ("auto",),
 }
-"""The models compared at the end, by folder, and the thinking modes in which each is evaluated on the student's problems."""
+"""Map the folder of each compared model to the thinking modes in which the model is evaluated on the student's problems."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class QuickstartPaths:
 
     @property
     def answers_file(self) -> Path:
-        """The problems and answers of the teacher's samples without reasoning, to train the student `answers-only`."""
+        """The problems and final answers of the teacher's samples, without reasoning. They train the student `answers-only`."""
         return self.out / "answers.jsonl"
 
     @property

@@ -10,8 +10,8 @@ TASK = "families:add,sub,mod,swap,count,kk"
 """The teacher's task: six problem families of four kinds (arithmetic, step-by-step algorithms, text manipulation,
 logic)."""
 STUDENT_TASK = "families:add,sub,swap"
-"""The student's task: three problem families. A random guess is right in at most 1 of 120 cases, so right answers show
-learning."""
+"""The student's task: three problem families. A random guess is correct in at most 1 of 120 cases, so correct answers
+show learning."""
 
 
 class Scale(Config):
@@ -24,12 +24,12 @@ class Scale(Config):
     at the low learning rate `student_base_lr` then reduce this fraction to `student_think`. The base student can then
     solve some problems by thinking, but hardly ever thinks.
 
-    The distilled and the reinforced branch cost about the same number of core-seconds, as measured with other seeds.
-    The distilled branch samples the teacher on `distil_problems` problems and trains for `distil_steps` steps on the
-    right answers. The reinforced branch trains for `rival_steps` steps of GRPO.
+    The branches `distilled` and `reinforced` cost about the same number of core-seconds, as measured with other seeds.
+    The branch `distilled` samples the teacher on `distil_problems` problems and trains for `distil_steps` steps on the
+    correct answers. The branch `reinforced` trains for `rival_steps` steps of GRPO.
 
-    `student_lr` and `student_adamw_lr` are the learning rates for training an already trained student further, half as
-    high as for a new model.
+    `student_lr` and `student_adamw_lr` are the learning rates for further training of a student. They are half the
+    learning rates of a new model.
 
     `rival_agreement` is the largest allowed difference between the trainer's and the sampler's log-probability of a
     token during GRPO of the student. In half a million tokens, the largest difference was 1.5e-4 nats, for one very

@@ -106,8 +106,8 @@ class Quickstart:
         self.measure_teacher()
 
     def students(self) -> None:
-        """Train a base student, and from it three branches: distilled, answers only, reinforced. Evaluate all students
-        and the teacher."""
+        """Train a base student. From it, train three students: by distillation, on the answers only, and with GRPO.
+        Evaluate all students and the teacher."""
         s, place = self.scale, self.place
         thinking_student = sft(task=STUDENT_TASK, size=s.student, steps=s.student_able_steps, rows=s.sft_rows, row=s.row,
                    think=s.student_able_think, options={"hard": s.student_hard}, seed=self.seed)  # fmt: skip
@@ -139,7 +139,7 @@ class Quickstart:
                    max_tokens=s.max_tokens, row=s.row, lr=s.rival_lr, options={"hard": s.student_hard}, seed=self.seed,
                    dtype=self.dtype)  # fmt: skip
         run = override(run, [f"agreement.most={max(run.agreement.most, s.rival_agreement)}"])
-        print(f"\n7/9 reinforce a rival student: {run.steps} steps of GRPO from the same base")
+        print(f"\n7/9 train another student with GRPO: {run.steps} steps from the same base")
         self.train("reinforce the rival", run, place.run("reinforced"))
         print("\n8/9 evaluate all models on the student's held-out problems")
         self.measure_students()
@@ -162,7 +162,7 @@ class Quickstart:
     def learned(self) -> str:
         """Return a description of the teacher's samples that the student trains on."""
         words: dict[Keep, str] = {
-            "right": "the teacher's right answers",
+            "right": "the teacher's correct answers",
             "graded": "the teacher's graded answers",
             "all": "all of the teacher's samples",
         }

@@ -74,7 +74,7 @@ def model_facts(run: RunDir) -> dict[str, int]:
 
 
 def stages(place: QuickstartPaths) -> list[dict[str, Any]]:
-    """Return the tokens, FLOPs, right answers and time of each stage. The last entry is the time that belongs to no
+    """Return the tokens, FLOPs, correct answers and time of each stage. The last entry is the time that belongs to no
     stage. The report's own cost is not included."""
     amounts: dict[str, dict[str, int]] = {}
     for name, stage in TRAININGS.items():
@@ -99,7 +99,7 @@ def stages(place: QuickstartPaths) -> list[dict[str, Any]]:
 
 
 def trained_cost(run: RunDir) -> dict[str, int]:
-    """Return the total tokens and FLOPs of a run's metrics. `solved` counts right answers during training, for runs
+    """Return the total tokens and FLOPs of a run's metrics. `solved` counts correct answers during training, for runs
     that sample."""
     records = list(run.metrics())
     return {
@@ -110,7 +110,7 @@ def trained_cost(run: RunDir) -> dict[str, int]:
 
 
 def sampled_cost(place: QuickstartPaths) -> dict[str, int]:
-    """Return the cost of sampling the teacher. `solved` counts the right samples."""
+    """Return the cost of sampling the teacher. `solved` counts the correct samples."""
     rows = read_distilled(place.samples_file).rows
     tokens = sum(row.prompt_tokens + row.completion_tokens for row in rows)
     solved = sum(row.verdict == "right" for row in rows)
@@ -118,7 +118,7 @@ def sampled_cost(place: QuickstartPaths) -> dict[str, int]:
 
 
 def sample_counts(place: QuickstartPaths) -> dict[str, int]:
-    """Return three counts of the teacher's samples: all samples, right samples, and samples that the filters kept."""
+    """Return three counts of the teacher's samples: all samples, correct samples, and samples that the filters kept."""
     rows = read_distilled(place.samples_file).rows
     counts = {"sampled": len(rows), "right": sum(row.verdict == "right" for row in rows)}
     return counts | {"kept": sum(not row.dropped for row in rows)}

@@ -36,7 +36,7 @@ class TextShape(Shape[TextRequest]):
         self._prompts: list[Sequence[int]] = []
         self._n_characters: dict[
             int, int
-        ] = {}  # choice index -> characters of the tokens whose log-probabilities were sent
+        ] = {}  # choice index -> number of characters of the tokens whose log-probabilities were sent
 
     def texts(self) -> Iterator[tuple[str, list[str]]]:
         return (("prompt", [prompt]) for prompt in self.wanted.prompts if isinstance(prompt, str))

@@ -29,7 +29,7 @@ router = APIRouter()
 class RolloutRequest(TextRequest):
     """Body of `POST /rollout/generate`: one prompt as token ids, and sampling parameters.
 
-    The maximum temperature is that of training, which is higher than the maximum of the other routes.
+    Rollouts accept temperatures up to 1,000, the maximum in training. The maximum of the other routes is lower.
     """
 
     temperature: Annotated[float, Field(ge=0, le=1e3)] | None = None

@@ -10,8 +10,8 @@ from typing import ClassVar, Literal
 from rorqual.tasks.base import Problem, Verdict
 
 ORIGINAL = "original"
-"""Key of the noisy answer in `Problem.meta`. The noisy answer imitates an error in real data. `Problem.answer` always
-holds the true answer."""
+"""Key of the noisy answer in `Problem.meta`. The noisy answer imitates an error in real data. `Problem.answer` is
+always the true answer."""
 
 Form = Literal["classification", "regression", "generation"]
 
@@ -36,8 +36,8 @@ class EverydayTask(ABC):
         """Grade `reply` against the true answer. A reply in the wrong format is wrong, never ungraded."""
 
     def primer(self, problem: Problem) -> tuple[str, str] | None:
-        """Return a vocabulary question about `problem` and its answer, used to train a base model, or None if there is
-        none."""
+        """Return (vocabulary question about `problem`, answer), used to train a base model. Return None if there is no
+        question."""
         return None
 
     def problem(self, key: str, prompt: str, answer: str) -> Problem:

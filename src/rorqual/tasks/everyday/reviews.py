@@ -1,4 +1,4 @@
-"""Classification: decide whether a review has more positive or negative opinions."""
+"""Classification: decide whether a review has more positive opinions or more negative opinions."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ FAULTY = 0.3
 class Sentences(EverydayTask):
     """Sentence problems: `sentences: owl 2, see, ant 1` asks for `two owls see an ant` or `an ant is seen by two owls`.
 
-    A reply is right if it equals one of the two sentences, including number, agreement, article and participle.
+    A reply is correct if it equals one of the two sentences, including number, agreement, article and participle.
     """
 
     name: ClassVar[str] = "sentences"
@@ -31,7 +31,7 @@ class Sentences(EverydayTask):
         return self.problem(text, text, rng.choice(self.valid(text)))
 
     def valid(self, prompt: str) -> tuple[str, str]:
-        """Return the two right sentences, active and passive, for a prompt with or without the prefix `sentences: `."""
+        """Return the two correct sentences, active and passive, for a prompt with or without the prefix `sentences: `."""
         agent_fact, verb, patient_fact = prompt.removeprefix(f"{self.name}: ").split(", ")
         agent, patient = _phrase(agent_fact), _phrase(patient_fact)
         many, acted_on = agent_fact.split()[1] != "1", patient_fact.split()[1] != "1"

@@ -19,7 +19,7 @@ class Gcd(Family):
 
     The first number is 9 or 27, and `difficulty` numbers from 10 to 399 follow.
 
-    The divisors of each step are small, so a model can look up each step and needs no hidden computation. Pairs of
+    The divisors of each step are small, so a model can memorize each step and needs no hidden computation. Pairs of
     small numbers would give fewer than a million distinct problems. For each first number the answer is uniform over 1,
     3 and 9, and only the digit sums of the numbers reveal the answer.
 

@@ -24,8 +24,8 @@ NAMES = tuple(family.name for family in FAMILIES)
 ENOUGH = 30_000
 """Upper limit on the number of problems when the share of a difficulty is computed.
 
-Within a level, the shares of the difficulties are proportional to their numbers of problems up to `ENOUGH`, so that small
-difficulties do not run out of new problems first.
+Within a level, the shares of the difficulties are proportional to their numbers of problems up to `ENOUGH`, so that
+difficulties with few problems do not run out of new problems first.
 """
 REPEAT_TRIES = 200
 """After this many consecutive repeats, a difficulty of a held-out split counts as exhausted, and its problems may repeat."""

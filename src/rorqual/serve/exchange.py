@@ -22,7 +22,7 @@ DONE = b"data: [DONE]\n\n"
 COMMENT = b": still here\n\n"
 BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 """Escapes for characters that `str.splitlines`, and therefore httpx's `iter_lines`, treats as line ends. By the
-standard for server-sent events, the escaped characters do not end a line."""
+standard for server-sent events, these characters do not end a line."""
 HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 PROBE = 0.25
 """Seconds between writes to a client that closed its sending side. Only a failed write shows that the client disconnected."""

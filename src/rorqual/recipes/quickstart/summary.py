@@ -25,7 +25,7 @@ TRAININGS = {
     "answers-only": "train on answers alone",
     "reinforced": "reinforce the rival",
 }
-"""Map each run folder to the stage that trains it."""
+"""Map each run's folder to the stage that trains the run."""
 TITLES = {
     "teacher": "teacher",
     "student-base": "base student",

@@ -66,7 +66,7 @@ def problem(n: int, **changes: object) -> Problem:
         ("loops", r"task made: the generator used over 0.3 CPU seconds .*\(0 so far\)(?s:.)*patience"),
         ("stops yielding", r"task made: .*\(3 so far\)"),
         ("swallows", r"task made: .*\(0 so far\)"),
-        ("none", "task made: there are no problems in the train split"),
+        ("none", "task made: the train split is empty"),
         ("one again and again", "task made: the first 64 problems of the train split are all the same: '0'"),
     ],
 )
@@ -77,7 +77,7 @@ def test_a_generator_that_gives_too_little_is_named(how: str, said: str) -> None
 
 def test_few_problems_begin_again_and_none_end() -> None:
     assert [p.key for p in itertools.islice(repeat(Made("few"), 0), 5)][:3] == ["0", "1", "2"]
-    with pytest.raises(DataError, match="task made: there are no problems in the train split for seed 7919"):
+    with pytest.raises(DataError, match="task made: the train split is empty for seed 7919"):
         list(itertools.islice(repeat(Made("none after the first pass"), 0), 5))
 
 

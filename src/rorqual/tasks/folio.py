@@ -20,13 +20,15 @@ class Folio(FileTask):
 
     The test labels are not public. A reply is right if its final label is the gold label (see `rorqual.tasks.labels`):
 
-    - The last marked answer counts, else the last sentence about the conclusion.
+    - If the reply has answer markers (`Answer: True`), the last one counts. Otherwise the last sentence about the
+      conclusion counts.
     - A label that is denied ("not false"), open ("true or false"), hypothetical ("would be true") or about a premise does not count.
-      Sentences that only say when each label would hold are skipped.
+      Sentences that only state conditions for labels ("If ..., it is true; otherwise false") are skipped.
     - A guess ("I lean towards false", "probably true, though it might be uncertain") is not an answer.
     - "Cannot be determined" and "neither true nor false" mean Uncertain. "The negation of the conclusion is true" means False.
       "It cannot be shown that it is true" denies True.
-    - A reply that only denies a label ("The conclusion is not true") is wrong for that label and ungraded for the other labels.
+    - A reply that only denies a label ("The conclusion is not true") is wrong if that label is the gold label, and ungraded
+      otherwise.
     - If the reply lists options, "option B" means the text of option B.
       If two labels look equally final and one is right, the reply is ungraded.
 

@@ -28,7 +28,7 @@ class Gsm8k(FileTask):
       A later correction ("Wait, it is 8.") replaces the marked answer. Other text after the marked answer is ignored.
     - Without an answer marker, the last sentence that states a number counts.
       With `strict`, a reply without an answer marker is wrong.
-      Questions, checks, closing phrases, brackets and reasons do not count.
+      Numbers in questions, checks, closing phrases, brackets and reasons do not count.
       A number after a preposition or article ("12 apples for 3 people") counts only if no other number remains.
     - A conclusion ("So ...", "... in total", bold, `Total: ...`) outranks a later remark ("That is $4 a day.").
       An answer at the start of the reply ("**27**", "7 pencils.") outranks the explanation that follows.
@@ -40,8 +40,8 @@ class Gsm8k(FileTask):
     - An otherwise wrong reply without an answer marker is ungraded if its last sentence also states the gold number
       ("13 were eaten, leaving 2").
       The reply stays wrong if the sentence denies the gold number, computes with it or continues from it ("18, so she has 16").
-    - A reply is wrong if it denies its number ("not 18"), leaves the number open ("18 or 19", "18 to 20", "more than 18",
-      "over $18") or declines to answer.
+    - A reply is wrong if it denies its final number ("not 18"), leaves this number open ("18 or 19", "18 to 20",
+      "more than 18", "over $18") or declines to answer.
       "Rises from 18 to 20" states 20. Struck-out numbers (`~~18~~`) and numbers corrected midway ("18, no wait, 16") are ignored.
     - Numbers are exact: 0.333333 is not 1/3. 50% equals both 1/2 and 50. "None are left" is 0.
       `1e3`, `1\\,000`, `1 000`, `1.200,00`, `5.`, `70k`, `2.5 million`, `3 1/2`, `\\frac{7}{2}`, `-$5`, `5~\\mathrm{cm}`

@@ -15,15 +15,15 @@ PROBES = 8
 DRY = 20_000
 """Maximum number of consecutive samples without a problem of the requested split.
 
-If a dataset exceeds this number, it is too small to split.
+A dataset with more such samples in a row is too small to split.
 """
 
 
 class GymTask(Task):
     """The reasoning-gym dataset `dataset` as an endless task, split by a hash of the question.
 
-    `options` are the fields of the dataset's config. A reply is right if the whole reply, or its marked answer
-    (`The answer is 5.`), scores 1. A reply with a lower score is wrong.
+    `options` are the fields of the dataset's config. A reply is right if the whole reply, or its stated answer
+    (`5` in `The answer is 5.`), scores 1. A reply with a lower score is wrong.
 
     Raises RorqualError if reasoning-gym is not installed.
     Raises TaskError for an unknown name, an invalid option, or a dataset whose own gold answers do not score 1.
@@ -48,7 +48,7 @@ class GymTask(Task):
             score = None if gold is None else self._scorer.score_answer(gold, entry)
             if score is None or score < 1:
                 raise TaskError(
-                    f"the dataset's own gold answer {gold!r:.40} scores {score}, so its grader is unreliable",
+                    f"the gold answer {gold!r:.40} scores {score}, so the dataset's grader is unreliable",
                     where=self.name,
                     remedy="Use another dataset.",
                 )

@@ -16,9 +16,9 @@ class Knights(FileTask):
 
     A reply is right if it gives each person the right role (see `rorqual.tasks.roles`).
     The parser accepts sentences, `Name: role`, tables, JSON and bold text.
-    The parser skips what a person claims, questions, suppositions and the cases of a case analysis.
+    The parser skips questions, suppositions, claims by people in the puzzle, and the cases of a case analysis.
     The last statement about a person counts. The reply is wrong if a person has no role, two roles or an open role ("a knight or a knave").
-    The reply is ungraded if a role is missing and one sentence gives roles to both "he" and "she".
+    Such a reply is ungraded instead if one of its sentences gives roles to both "he" and "she".
 
     `data` is one file, or a folder with `*train*` and `*test*` files. If `data` is None, the packaged sample is used.
     `people` selects problems by their number of people. The key of a problem is the structure of the statements, without names.
@@ -57,7 +57,10 @@ class Knights(FileTask):
         )
 
     def grade(self, problem: Problem, reply: str) -> Verdict:
-        """Return RIGHT if the reply gives each person the right role. Numbering and order do not matter."""
+        """Return RIGHT if the reply gives each person the right role.
+
+        The numbering and the order of the people do not matter.
+        """
         solution = problem.meta["solution"]
         if solution is None:
             return Verdict.UNGRADED

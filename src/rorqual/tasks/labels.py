@@ -1,18 +1,18 @@
 """Decide which of a few labels (True, False, Uncertain) is the answer of a reply.
 
-- In a marked answer the first label counts. In an unmarked sentence the last label counts.
+- After an answer marker (`Answer: ...`), the first label counts. In a sentence without a marker, the last label counts.
 - A label does not count if it is denied ("not false"), open ("true or false") or hypothetical ("would be true", "whether it is true").
   A label of a premise or an assumption ("premise 2 is false", "true that") does not count, either.
 - A label that cannot be concluded ("we cannot conclude that it is true") or is doubted ("only partly true") counts as denied.
 - A sentence that only denies True may mean False or Uncertain. A sentence that only denies False may mean True or Uncertain.
   The reply is ungraded if the gold label is one of the two possible labels.
-- In a sentence, True and False count fully only directly after a copula or sign ("is true", "→ True").
+- In a sentence, True and False are certain only directly after a copula or sign ("is true", "→ True").
   In any other position, or after words that may invert the label ("no premise", "likely", "we reject that"), the label is
   doubtful. A reply with a doubtful label is ungraded if the label is the gold label, and wrong otherwise.
 - Reasons after the label ("true, since it is false that ...") are ignored. A guess is not an answer.
 - "Cannot be determined", "neither true nor false" and the like mean Uncertain. "The negation of the conclusion is true" means False.
 - Without a label, "follows from the premises" and "the conclusion holds" mean True, and "contradicts the premises" means False.
-- Sentences that only say when each label would hold ("If ..., it is true; otherwise false") are skipped.
+- Sentences that only state conditions for labels ("If ..., it is true; otherwise false") are skipped.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ def final_labels(text: str, labels: Collection[str]) -> tuple[str, ...]:
 
 
 def _without_conditions(text: str, pattern: re.Pattern[str]) -> str:
-    """Remove the sentences that only say when each label would hold, if together they name at least two labels."""
+    """Remove sentences that only state conditions for labels, if these sentences together name at least two labels."""
     every = sentences(spoken(text))
     conditional = {
         sentence

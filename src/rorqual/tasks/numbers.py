@@ -5,7 +5,7 @@ The supported forms, besides numbers in English words, are:
 - `1,234`, `1{,}234`, `1\,234`, `1 234`, `.5`, `5.`, `1e3`, `4.5 \times 10^3`, `2^3`, `3/4`, `\frac{3}{4}`, `3 1/2`, `2\frac14`, `½`
 - `$5`, `-2`, `minus 2`, `10%`, `70k`, `2.5 million`, `3 dozen`
 
-A time (`3:30`), a date (`3/4/2020`) and a number in another base (`101_2`) are found but have no value.
+The `value` of a time (`3:30`), a date (`3/4/2020`) or a number with a base (`101_2`) is None.
 Arabic, Persian, Hindi, Bengali, Thai and full-width digits are also read.
 """
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 LONGEST = 200
-"""Maximum number of digits. A longer number has no value, because parsing it would take too long."""
+"""Maximum number of digits. The `value` of a longer number is None, because parsing it would take too long."""
 GREATEST_EXPONENT = 60
 SCALES = {
     "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12,
@@ -103,8 +103,9 @@ MULTIPLIED = re.compile(r"(?:twice|thrice|half|double|triple|times) $", re.IGNOR
 
 @dataclass(frozen=True)
 class Number:
-    """A number found at `text[start:end]`. `value` is None for a time, a date, a number in another base, or a division by zero.
+    """A number found at `text[start:end]`.
 
+    `value` is None for a time, a date, a number with a base (`101_2`), or a division by zero.
     `also` is the value in another unit: 1.5 for `1 hour and 30 minutes`, whose `value` is 90.
     """
 
@@ -147,7 +148,7 @@ def spelled(text: str) -> list[Number]:
 
 
 def single(text: str) -> Number | None:
-    """Return `text` as one number, with optional math delimiters around it, or None if `text` contains anything else."""
+    """Return the number if `text` is a single number, with or without math delimiters. Return None for any other text."""
     bare = plain(text).strip().strip("$").strip()
     match = NUMBER.fullmatch(bare) or NUMBER.fullmatch(bare.removesuffix("."))
     return None if match is None or match["ordinal"] else _digits(match)
@@ -204,7 +205,7 @@ def _mixed(whole: str | None, top: str, bottom: str) -> Fraction | None:
 
 
 def _spelled(match: re.Match[str], text: str) -> Number | None:
-    """Return a spelled-out number, or None if `one` is a pronoun. A multiplied number (`twice nine`) has no value."""
+    """Return a spelled-out number, or None if `one` is a pronoun. The `value` of a multiplied number (`twice nine`) is None."""
     before, after = text[max(0, match.start() - 12) : match.start()], text[match.end() : match.end() + 12]
     word = match[0].lower()
     if word == "one" and (PRONOUN.search(before) or re.match(r" (?:of|another|can|must|could|who|that|by)\b", after)):

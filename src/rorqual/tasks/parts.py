@@ -25,7 +25,10 @@ class Parts:
 
 
 def side(text: str, equation: bool) -> list[str]:
-    """Return the sides of a chain of equations. The last side is the value. With `equation`, return the equation unsplit."""
+    """Return the sides of the chain of equations in `text`; the last side is the answer.
+
+    If `equation` is True, do not split at `=`.
+    """
     text = split(text, "\\implies")[-1]
     about = split(text, "\\approx")
     text = about[1 if len(about) > 1 and len(about[0]) == 1 else 0]
@@ -36,7 +39,10 @@ def side(text: str, equation: bool) -> list[str]:
 
 
 def split(text: str, separator: str) -> list[str]:
-    """Split `text` at each `separator` outside brackets and braces. A LaTeX command never matches inside a longer command."""
+    """Split `text` at each `separator` outside brackets and braces.
+
+    A LaTeX command as separator does not match inside a longer command.
+    """
     pieces, depth, begin, i = [], 0, 0, 0
     width = len(separator)
     while i < len(text):

@@ -4,7 +4,8 @@ r"""Classify sentences by their form: conclusions, additions to an answer, and a
   ("So ...", "Therefore ...", "... in total").
 - An addition to an answer restates, averages, extrapolates or compares, or gives a reason or a known fact. Examples: "That works out to ...",
   "Over 5 years ...", "Her goal was ...", "Because ...", "She started with ...", "The other 6 ...".
-- An answer at the start is the whole sentence ("**27**", "7 pencils."), or a statement of what is left, in total or per day.
+- An answer at the start is a sentence that contains only the answer ("**27**", "7 pencils."), or that states a quantity left,
+  in total or per day.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def contrasts(sentence: str) -> bool:
 
 
 def answers(sentence: str) -> bool:
-    """Return whether the sentence states a quantity that questions ask for: left, in total, needed, now, per day."""
+    """Return whether the sentence states an amount left, in total, needed, now or per day, because questions ask for these."""
     return _ANSWERS.search(sentence) is not None
 
 

@@ -7,9 +7,9 @@ The supported forms are:
 - Indirect statements: "a knight and a knave, respectively", "is not a knave", "which makes her a knave", "Zoey is honest, so a knight".
 - Short negations: "Zoey is a knight, and Ava is not", or "Ava is not." after "Zoey is a knight."
 - Groups: "all are knaves", "everyone but Zoey is a knight", "the others are knights".
-- Pronouns: "she is a knight", where "she" refers to the first name in the sentence.
+- Pronouns: "she is a knight", where "she" refers to the first person that the sentence names.
 
-What a person claims, questions, suppositions, doubts and exclusions are skipped.
+Questions, suppositions, doubts, exclusions and claims by people in the puzzle are skipped.
 A statement that the same sentence calls a contradiction is skipped, too.
 The last statement about each person counts. If one paragraph gives a person both roles, without a conclusion or correction between
 the two statements, the reply has no answer.
@@ -147,7 +147,7 @@ Statement = tuple[int, int, dict[int, bool | None]]
 
 
 def roles(reply: str, names: Sequence[str]) -> tuple[bool, ...] | None:
-    """Return, for each name, whether the reply calls it a knight, or None if a name has no role or two roles."""
+    """Return, for each person, whether the reply calls this person a knight. Return None if anyone has no role or two roles."""
     text = spoken(reply)
     for mark in reversed(marks(text)):
         if mark.phrase or mark.text.lower().count("kn") >= 1:
@@ -201,7 +201,7 @@ def _contradicted(statements: list[Statement], sources: list[str], place: int, k
 
 
 def _statements(text: str, names: Sequence[str]) -> tuple[list[Statement], list[str]]:
-    """Return every statement of `text` in order, and its sentences with names as `⟦number⟧`."""
+    """Return every statement of `text` in order, and the sentences of `text` with names as `⟦number⟧`."""
     statements: list[Statement] = []
     sources: list[str] = []
     heading: bool | None = None
@@ -313,7 +313,10 @@ def _in_sentence(sentence: str, count: int, subject: int | None, before: set[int
 
 
 def _of_pronouns(sentence: str, subject: int | None) -> Iterator[tuple[int, dict[int, bool | None]]]:
-    """Yield the roles of pronouns. `he` and `she` mean the sentence's subject; `her` in "makes her a knave" means the last name."""
+    """Yield the roles of pronouns.
+
+    `he` and `she` mean the subject; `her` in "makes her a knave" means the person named last.
+    """
     if subject is None:
         return
     for match in _PRONOUN.finditer(sentence):
@@ -335,7 +338,7 @@ def _role(match: re.Match[str]) -> bool | None:
 def _named(match: re.Match[str], count: int) -> dict[int, bool | None]:
     """Return the roles of the people that a statement names.
 
-    After a list, a singular verb refers to the last name ("unlike Zoey, Oliver is a knave").
+    After a list, a singular verb refers to the person named last ("unlike Zoey, Oliver is a knave").
     """
     people = [int(who) for who in re.findall(r"[0-9]+", match["names"])]
     role = _role(match)

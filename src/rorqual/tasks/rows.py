@@ -137,9 +137,7 @@ def carve(problems: list[tuple[str, Problem]], split: Split) -> list[Problem]:
 def shuffled(problems: list[Problem], split: Split, seed: int, where: str) -> Iterator[Problem]:
     """Return the problems shuffled by `seed`. Raises DataError if there are no problems."""
     if not problems:
-        raise DataError(
-            f"the split '{split}' has no problem", where=where, remedy="Check the file, or use another split."
-        )
+        raise DataError(f"the split '{split}' is empty", where=where, remedy="Check the file, or use another split.")
     random.Random(f"{seed} {split}").shuffle(problems)
     return iter(problems)
 

@@ -183,7 +183,10 @@ def passed_over(sentence: str) -> bool:
 
 
 def correction(tail: str) -> tuple[str, bool] | None:
-    """Return the text from the last correction in `tail` on, and whether that text retracts the answer, or None without a correction."""
+    """Return the end of `tail` that begins with its last correction, and whether this end retracts the answer.
+
+    Return None without a correction.
+    """
     if not tail.strip():
         return None
     parts = sentences(tail)

@@ -22,7 +22,7 @@ T = TypeVar("T")
 def watched(name: str, given: Iterator[T], patience: float, say: float = SAY_SECONDS) -> Iterator[T]:
     """Yield from `given`. If no item arrives for `say` seconds, print a line to stderr and continue.
 
-    Raises TaskError if one item takes over `patience` CPU seconds of this thread. Time spent waiting does not count.
+    Raises TaskError if one item takes more than `patience` CPU seconds of this thread. Time spent waiting does not count.
     The limit interrupts the generator with SIGINT, which requires the main thread and Python's default handler.
     Without these, `watched` only reports.
     """

@@ -29,8 +29,8 @@ class TrainBatch:
     - `ages`, the policy age: the trainer's policy version minus the version that sampled the document. None if all ages
       are 0.
 
-    Distillation adds `teacher_logprobs` [rows, seq, k], the teacher's log-probabilities at temperature 1 of k
-    candidates for the target. `teacher_ids` [rows, seq, k] are the token ids of the candidates. Without `teacher_ids`,
+    Distillation adds `teacher_logprobs` [rows, seq, k]: for k candidate targets, the teacher's log-probabilities at
+    temperature 1. `teacher_ids` [rows, seq, k] are the token ids of the candidates. Without `teacher_ids`,
     the candidates are the whole vocabulary in order. `teacher_logprobs` and `teacher_ids` are 0 where `loss_mask` is 0.
     """
 

@@ -18,7 +18,7 @@ class Lines:
     """A JSON-lines file of a run, opened for appending.
 
     Opening truncates the file to `size` bytes, because a resumed run repeats the steps that wrote later lines. The
-    first append creates the file. `size` is the current size in bytes, which checkpoints store.
+    first append creates the file. The attribute `size` is the current size in bytes, which checkpoints store.
     """
 
     def __init__(self, path: Path, size: int) -> None:

@@ -81,7 +81,7 @@ class Totals:
         out |= {f"{name}_max": value for name, value in self.maxima.items()}
         if self.counts:
             out["load_max_over_mean"] = load_ratio(self.counts, self.targets)
-        if self.zeros:  # largest number of parameters in an update whose gradient is all zeros
+        if self.zeros:  # parameters with an all-zero gradient, in the update that has most of them
             out["zero_gradients"] = self.zeros
         if self.checked:
             out["checked_tokens"] = self.checked
@@ -199,9 +199,9 @@ def step_flops(run: Run, record: dict[str, Any]) -> int:
     """Return the FLOPs of a step, computed from its token counts and the model's FLOPs per token.
 
     A trained token counts as three forward passes, which include the MTP modules if an objective trains them. A sampled
-    token counts as one forward pass. Checking the token against the trainer adds one forward pass, and so does scoring
-    by a reference model. The source adds the FLOPs of a teacher. If only part of the model is trained, the result is an
-    upper bound, because gradients of frozen weights are not computed.
+    token counts as one forward pass. Checking a sampled token against the trainer adds one forward pass, and so does
+    scoring it by a reference model. The source adds the FLOPs of a teacher. If only part of the model is trained, the
+    result is an upper bound, because gradients of frozen weights are not computed.
     """
     predicts = any(objective.kind == "mtp" for objective in run.objectives)
     model = run.model if predicts else run.model.model_copy(update={"num_nextn_predict_layers": 0})

@@ -103,7 +103,7 @@ def gradient(
         parameter.grad = None
     with modules_that_run(model) as ran:
         if pool.threads == 1 or (dist.is_available() and dist.is_initialized()):
-            # Also run in a pool thread, because pool threads do not inherit a grad mode set by the caller.
+            # Run in a pool thread here too, because pool threads do not inherit a grad mode set by the caller.
             results = (pool.submit(_gradient, model, objectives, part, totals, dtype, None).result() for part in micro)
             first, *others = [update for update, _ in results]
         else:
@@ -145,7 +145,7 @@ def modules_that_run(model: nn.Module) -> Iterator[set[nn.Module]]:
     for layer in [module for module in ran if isinstance(module, Layer)]:
         sources = [
             getattr(layer, source, None) for source in layer.derived.values()
-        ]  # the child is None in a copy with repacked weights
+        ]  # the submodule is None in a copy with repacked weights
         ran |= {source for source in sources if isinstance(source, nn.Module)}
 
 
@@ -244,7 +244,7 @@ def _gradient(
     grads: Sequence[Tensor | None] = [None] * len(leaves or ())
     if loss.requires_grad and leaves is not None:
         grads = torch.autograd.grad(loss, leaves, allow_unused=True)
-    elif loss.requires_grad:  # if the loss needs no gradient, no parameter is trained, which `checked` reports
+    elif loss.requires_grad:  # otherwise the loss depends on no trained parameter, which `checked` reports
         loss.backward()
     valid = batch.segments.flatten() >= 0
     update = Update([], float(loss.detach()))
@@ -270,7 +270,7 @@ def _forward(model: Decoder, objectives: Sequence[Objective], batch: TrainBatch)
 def _record_replay(update: Update, routing: Sequence[Routing], valid: Tensor) -> None:
     """Record how many tokens have replayed experts that differ from the trainer's own choice, and the largest score gap."""
     flips, tokens, gap = replayed(routing, valid).tolist()
-    if tokens:  # there are none if older weights sampled the whole batch
+    if tokens:  # `tokens` is 0 if older weights sampled the whole batch
         update.means["routing_flips"] = (flips, tokens)
         update.maxima["routing_gap"] = gap
 

@@ -36,7 +36,10 @@ class SequenceBalance(Objective):
 
 
 def documents(batch: TrainBatch) -> tuple[Tensor, Tensor]:
-    """Number the documents of a batch. Return each token's document number, in batch order without padding, and the list of documents."""
+    """Number the documents of a batch.
+
+    Return the document number of each token (without padding, in batch order) and the list of documents.
+    """
     rows, width = batch.segments.shape
     row = torch.arange(rows, device=batch.segments.device).unsqueeze(1).expand(rows, width)
     document = (row * (width + 1) + batch.segments)[batch.segments >= 0]

@@ -23,8 +23,8 @@ class Term:
     """The loss and the metrics of one objective on a batch. `sum` is the loss before division by the weight.
 
     `means` maps metric names to (sum, weight), and `maxima` maps metric names to largest values. `routing` is the
-    routing of layers that the objective ran itself, and `valid` the mask of tokens without padding for each of these
-    layers. `logprobs` [rows, seq] are the log-probabilities of the targets if the objective sets `wants_old`.
+    routing of layers that the objective ran itself, and `valid` the mask of non-padding tokens for each of these layers.
+    `logprobs` [rows, seq] are the log-probabilities of the targets if the objective sets `wants_old`.
     """
 
     sum: Tensor

@@ -19,7 +19,7 @@ Divergence = Literal["forward", "reverse", "skewed", "skewed_reverse"]
 Tail = Literal["bucket", "renormalise"]
 MOST_MASS = 1.001
 TAIL_FLOOR = 1e-7
-"""Smallest probability assigned to the tokens outside the teacher's top k.
+"""Lower bound for the teacher's total probability of all tokens outside its top k.
 
 Below this value, rounding of fp32 log-probabilities dominates.
 """

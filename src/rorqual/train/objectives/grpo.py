@@ -188,7 +188,8 @@ class DrawnTokens:
         if batch.advantages is None or batch.sampled_logprobs is None:
             raise NumericsError("grpo needs advantages and the sampler's log-probabilities", where="objectives.grpo")
         sampled = batch.sampled_logprobs[at]
-        # A required field may be missing when trainer and sampler are compared, which happens earlier and without gradients.
+        # A required field may be missing in the comparison of trainer and sampler, which precedes the updates and needs no
+        # gradients.
         old = _required(
             batch.old_logprobs, objective.wants_old, "the trainer's log-probabilities before the update", at
         )

@@ -14,7 +14,7 @@ from rorqual.train.objectives.base import Objective, Term
 
 
 class IndexerWarmup(Objective):
-    """KL over all positions, in nats per token and layer. Attention is dense while this objective is trained.
+    """KL over all positions, in nats per token and layer. Attention is dense while this objective is used.
 
     Combine it with `tune.kind=indexer`, which freezes all other weights, as V3.2's warm-up does.
     """
@@ -45,8 +45,8 @@ class IndexerWarmup(Objective):
 class Sparse(IndexerWarmup):
     """KL over the selected positions, in nats per token and layer.
 
-    Combine it with the model's own objective, such as `next_token`: the model then learns to attend sparsely while its indexer
-    keeps following it.
+    Combine it with the model's own objective, such as `next_token`: the model then learns to attend sparsely, while the
+    indexer continues to match the model's attention.
     """
 
     kind: Literal["sparse"] = "sparse"  # type: ignore[assignment]

@@ -66,7 +66,7 @@ class Muon(Optimizer):
         shapes: dict[tuple[int, int], list[str]] = {}
         for name, p in self.hidden.items():
             shapes.setdefault(matrix_shape(name, p), []).append(name)
-        # The largest groups come first, so that all threads finish at about the same time.
+        # The largest groups of matrices come first, so that all threads finish at about the same time.
         self.groups = sorted(
             shapes.items(), key=lambda item: -sum(self.hidden[n].numel() * min(item[0]) for n in item[1])
         )

@@ -18,7 +18,7 @@ from rorqual.train.sources.base import Materials, Source, SourceConfig, Step
 class ConversationsConfig(SourceConfig):
     """Train on a file of conversations.
 
-    `longer` says whether a conversation longer than `row` tokens raises an error, is cut, or is skipped and counted.
+    `longer` sets whether a conversation longer than `row` tokens raises an error, is cut, or is skipped and counted.
     """
 
     kind: Literal["conversations"] = "conversations"
@@ -41,7 +41,7 @@ class Conversations(Source):
 
     def __init__(self, config: ConversationsConfig, materials: Materials) -> None:
         loaded = read_conversations(Path(config.data))
-        # A turn with reasoning that is not the last turn gets a separate sample that ends with this turn.
+        # Each turn with reasoning, except the last turn, gets a separate sample that ends with this turn.
         rendered = [sample for messages in loaded.conversations for sample in materials.chat.samples(messages)]
         samples = [Sample(r.ids, r.mask) for r in rendered]
         too_long = [len(s) for s in samples if len(s) > config.row]

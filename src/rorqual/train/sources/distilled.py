@@ -26,7 +26,7 @@ class DistilledConfig(SourceConfig):
     """Train on `data`, a Parquet file written by `rorqual distil`, with every sample once per epoch.
 
     Samples that a filter dropped are not used. A step has `rows` rows of `row` tokens. `logits` adds the teacher's
-    stored log-probabilities, which objective distil needs. `longer` says whether a sample longer than a row is an error
+    stored log-probabilities, which objective distil needs. `longer` sets whether a sample longer than a row is an error
     or is skipped and counted.
     """
 
@@ -99,7 +99,10 @@ class DistilledSamples(Source):
 
 
 def empty(one: Distilled, stops: Collection[int]) -> bool:
-    """Return whether the teacher's answer is empty. A sample that was truncated while thinking is not empty: filters handle it."""
+    """Return whether the teacher's answer is empty.
+
+    A sample that was truncated while thinking does not count as empty, because filters handle such samples.
+    """
     cut_off = len(one.token_ids) and one.token_ids[-1] not in stops and one.messages[-1].reasoning
     return says_nothing(one.messages[-1]) and not cut_off
 

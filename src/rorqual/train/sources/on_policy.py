@@ -39,14 +39,14 @@ PROBE = 256
 
 
 class OnPolicyConfig(SourceConfig):
-    """Train on answers sampled from the student: `samples` answers to each of `problems` problems per step.
+    """Train on answers sampled from the student. A step has `problems` prompts with `samples` answers each.
 
     `teacher` is the run directory of the teacher. `top_k` keeps the teacher's most likely tokens at each position; 0
     keeps the whole vocabulary. `grade` grades the answers for metrics such as reward; grades do not affect training.
     `minibatches` is the number of optimizer updates per step, and `row` the number of tokens per training row.
 
-    `max_age` limits the policy age: the student's policy version minus the version that sampled the answer. Answers of
-    age 1 or more are not compared with the student. Importance ratios are not needed, because the divergence is
+    `max_age` limits the policy age: the student's policy version minus the version that sampled the answer. The check that
+    sampler and student agree skips answers of age 1 or more. Importance ratios are not needed, because the divergence is
     computed over the vocabulary instead of the sampled token.
     """
 

@@ -33,7 +33,7 @@ GOLD_PROBE = 256
 
 
 class RolloutConfig(SourceConfig):
-    """Train on answers sampled from the model: `samples` answers (the group size) to each of `problems` problems per step.
+    """Train on answers sampled from the model. A step has `problems` prompts with `samples` answers each (the group size).
 
     `data` is the file or folder for tasks that read files. `std` divides advantages by the group's standard deviation
     (R1). `minibatches` is the number of optimizer updates per step. `row` is the number of tokens per training row;
@@ -43,9 +43,9 @@ class RolloutConfig(SourceConfig):
     `top_p` and `top_k` restrict sampling. The trainer then normalizes its probabilities over the tokens that top-p and
     top-k allowed (keep sampling mask, V3.2, 2512.02556).
 
-    `max_num_gen_batches` enables dynamic sampling (DAPO, 2503.14476). The source draws `problems` problems up to
-    `max_num_gen_batches` times, until `problems` groups have both right and wrong answers. Only these groups are
-    trained on. The value 1 draws once and trains on all groups.
+    `max_num_gen_batches` enables dynamic sampling (DAPO, 2503.14476). A step then samples up to `max_num_gen_batches`
+    batches of `problems` prompts, until `problems` groups have both right and wrong answers. Only these groups are
+    trained on. The value 1 samples one batch and trains on all groups.
 
     `overlong_buffer` penalizes answers that are longer than max_tokens - overlong_buffer tokens, by up to
     `overlong_penalty` (DAPO's soft punishment, eq. 13). Rewards are 1 and -1 in DAPO and 1 and 0 here, so a penalty of
@@ -57,8 +57,8 @@ class RolloutConfig(SourceConfig):
     `reference` is a run whose model's log-probabilities are added to the batches, for a KL term. With `reference`,
     groups with equal rewards are trained on too.
 
-    `max_age` limits the policy age: the trainer's policy version minus the version that sampled the answer. Answers of
-    age 1 or more are not compared with the trainer. The objective weights these answers by importance ratios.
+    `max_age` limits the policy age: the trainer's policy version minus the version that sampled the answer. The check that
+    sampler and trainer agree skips answers of age 1 or more. The objective weights these answers by importance ratios.
     """
 
     kind: Literal["rollouts"] = "rollouts"
@@ -232,7 +232,7 @@ def mixed(group: list[Scored]) -> bool:
 
 
 def check_room(chat: ChatFormat, probe: list[Problem], thinking: Thinking, max_tokens: int, row: int) -> None:
-    """Raise DataError if the longest prompt of the problems `probe` plus `max_tokens` exceeds a row."""
+    """Raise DataError if the longest prompt in `probe` and an answer of `max_tokens` tokens do not fit into a row."""
     longest = max(len(chat.prompt(problem.messages, thinking)) for problem in probe)
     if longest + max_tokens > row:
         raise DataError(
@@ -271,7 +271,7 @@ def pack_rollouts(packed: Packed, scored: list[Scored]) -> TrainBatch:
     experts = scored[0].completion.experts
     replay: Tensor | None = None
     if experts is not None:
-        # Routers choose experts for padding and for the last token of each sample.
+        # Padding and the last token of each sample have no recorded experts, so the routers choose.
         replay = torch.full((*shape, *experts.shape[1:]), CHOOSE)
     sets = scored[0].completion.kept
     kept = None if sets is None else torch.full((*shape, sets.shape[-1]), 255, dtype=torch.uint8)

@@ -28,7 +28,7 @@ class WorkedConfig(SourceConfig):
     """Train on worked solutions of a task.
 
     A share `think` of the solutions includes the worked steps. The other solutions consist of the answer only. A step
-    has `rows` rows of `row` tokens. `data` is the file or folder for tasks that read files. `longer` says whether a
+    has `rows` rows of `row` tokens. `data` is the file or folder for tasks that read files. `longer` sets whether a
     solution longer than a row is an error or is skipped.
     """
 
@@ -110,14 +110,14 @@ class Worked(Source):
 def opening(task: Task, seed: int, count: int) -> list[Problem]:
     """Return the first `count` problems of the train split, after checking them.
 
-    Raises DataError if there is no problem, if all problems are the same, or if the grader rejects a gold answer. Also
+    Raises DataError if the train split is empty, if all problems are the same, or if the grader rejects a gold answer. Also
     raises DataError if the problems do not depend on the seed, because every step would then train on the same
     problems.
     """
     where = f"task {task.name}"
     probe = list(islice(safe_problems(task, "train", seed), count))
     if not probe:
-        raise DataError("there are no problems in the train split", where=where, remedy="Check problems().")
+        raise DataError("the train split is empty", where=where, remedy="Check problems().")
     check_gold(task, probe)
     if len(probe) == count and len({problem.key for problem in probe}) == 1:
         raise DataError(
@@ -145,7 +145,7 @@ def repeat(task: Task, seed: int) -> Iterator[Problem]:
             yield problem
         if not found:
             raise DataError(
-                f"there are no problems in the train split for seed {seed}",
+                f"the train split is empty for seed {seed}",
                 where=f"task {task.name}",
                 remedy="Check problems().",
             )

@@ -2,8 +2,8 @@
 
 A row holds a teacher's reply, its problem, the grader's verdict on the reply, and the filter that dropped the sample, if any.
 
-If any message has content parts, the file has format 2: each message has a key `parts` with its content as JSON, and `content`
-is the text of the message, with a label in place of each non-text part. All other files have format 1. The file metadata has
+If any message has content parts, the file has format 2. Each message then has a key `parts` with its content as JSON.
+`content` is then the text of the message, with a label in place of each non-text part. All other files have format 1. The file metadata has
 the keys `rorqual.format`, `rorqual.tokenizer` (SHA-256 of the teacher's tokenizer.json, or empty for a remote teacher that
 returns no token ids) and `rorqual.vocab` (vocabulary size).
 

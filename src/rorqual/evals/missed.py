@@ -125,7 +125,7 @@ def measure_missed(model: Decoder, tokens: Tensor, where: str = "") -> Misses:
         raise DataError(
             f"windows of {length} tokens are not longer than index_topk={budget}, so nothing can be missed",
             where=where,
-            remedy=f"Give windows of more than {budget} tokens (length=) and a text that fills them.",
+            remedy=f"Use a length= of more than {budget}, and a text that is long enough.",
         )
     collected = [_Collected(layer.config.index_topk) for layer in layers]
     kl, flips, losses = 0.0, 0, np.zeros(2)

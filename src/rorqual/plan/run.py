@@ -20,9 +20,9 @@ into which the steps after the warm-up are divided."""
 class Speed:
     """Mean cost per step of a run.
 
-    `core_seconds` is 0 if it was not recorded. `tokens` counts training tokens and sampled tokens. `blocks` has the
-    mean seconds per step of every `block` consecutive steps. The spread of these block means reflects slow drift and
-    short bursts of load. The run has completed `done` of the `asked` requested steps.
+    `core_seconds` is 0 if it was not recorded. `tokens` counts training tokens and sampled tokens. The steps are divided into
+    blocks of `block` consecutive steps, and `blocks` has the mean seconds per step of each block. The spread of
+    these means reflects slow drift and short bursts of load. The run has completed `done` of the `asked` requested steps.
     """
 
     seconds: float

@@ -148,7 +148,8 @@ def _values(*readings: Reading) -> tuple[Any, ...]:
 
 
 def _concluded_after(tail: str, read: Reader) -> Reading:
-    """Return the conclusion after a marked answer ("So it is 8."). If the marked value differs, both values count as final."""
+    """Return the conclusion after a marked answer ("So it is 8."). If the conclusion has another value than the marked
+    answer, both values count as final."""
     for sentence in reversed(sentences(tail)[-SENTENCES:]):
         if led(sentence) and not passed_over(sentence) and not adds(sentence):
             return read(sentence, False)

@@ -337,7 +337,7 @@ class DiskStore:
         return code.digest()
 
     def _now(self) -> tuple[int, int]:
-        """Return access and modification times in ns for a file.
+        """Return new access and modification times for a file, in ns.
 
         The times increase strictly, because after a restart the LRU order is read from the file times.
         """

@@ -20,7 +20,7 @@ class Materials:
     """The objects that a source is built from.
 
     `model` is the trained model, and `threads` the number of worker threads. `rollout_engine` samples completions. If
-    it is None, the source samples from the trained model itself.
+    `rollout_engine` is None, the source samples from the trained model itself.
     """
 
     model: Decoder

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from rorqual.core.config import read_yaml
@@ -83,6 +84,53 @@ def test_each_stage_gets_its_settings_and_the_data_of_the_dense_run(dense: RunDi
     assert [o.kind for o in sparse.objectives] == ["next_token", "mtp", "sparse"] and sparse.tune.kind == "full"
 
 
+@pytest.mark.parametrize("recipe", ["sft", "pretrain", "distil", "on_policy", "grpo"])
+def test_every_recipe_trains_the_indexers_of_a_sparse_model_and_of_no_other(
+    recipe: str, dense: RunDir, done: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("one two three " * 40, encoding="utf-8")
+    given = {
+        "sft": {"task": "families"}, "pretrain": {"data": str(text)}, "distil": {"data": str(text), "objective": "forward"},
+        "on_policy": {"teacher": str(dense.path), "task": "families"}, "grpo": {"task": "families"},
+    }[recipe]  # fmt: skip
+    kinds = [
+        [o.kind for o in make_run(recipe, {**given, "from": str(start)}).objectives]
+        for start in (dense.path, done / "sparse")
+    ]
+    assert kinds[1] == [*kinds[0], "sparse"]
+
+
+def test_a_sparse_model_that_samples_trains_its_indexers(dense: RunDir, done: Path, tmp_path: Path) -> None:
+    values = {"from": str(done / "sparse"), "teacher": str(dense.path), "task": "families", "steps": "1", "lr": "1e-2"}
+    fit(
+        make_run("on_policy", values | {"problems": "2", "samples": "2", "max_tokens": "12"}),
+        tmp_path / "run",
+        quiet=True,
+    )
+    before, after = weights(done / "sparse"), weights(tmp_path / "run")
+    name = "layers.0.attention.indexer.wq_b.weight"
+    assert not torch.equal(before[name], after[name]) and lines(tmp_path / "run")[0]["index_kl"] > 0
+
+
+def test_a_sparse_model_without_its_objective_and_the_objective_without_a_sparse_model_are_refused(
+    dense: RunDir, done: Path
+) -> None:
+    for start, objectives, match in (
+        (done / "sparse", [{"kind": "next_token"}, {"kind": "mtp"}], "needs the objective sparse"),
+        (dense.path, [{"kind": "next_token"}, {"kind": "sparse"}], "need attention of kind dsa"),
+        (done / "sparse", [{"kind": "next_token"}, {"kind": "sparse", "depth": 1}], "depth 1, but the run trains 0"),
+        (
+            done / "sparse",
+            [{"kind": "next_token"}, {"kind": "mtp"}, {"kind": "sparse"}],
+            "depth 0, but the run trains 1",
+        ),
+    ):
+        values = make_run("sft", {"task": "families", "from": str(start)}).model_dump()
+        with pytest.raises(ValidationError, match=match):
+            Run.model_validate({**values, "objectives": objectives})
+
+
 def test_other_data_may_be_named(dense: RunDir, tmp_path: Path) -> None:
     config = SparsifyConfig(index_topk=9, warmup=1, steps=1, task="gsm8k", data="nowhere", rows=2, row=64)
     with pytest.raises(RorqualError, match="nowhere"):
@@ -98,7 +146,7 @@ def test_complete_stages_are_not_repeated_and_other_settings_are_refused(dense: 
     with pytest.raises(ConfigError, match="another run"):
         sparsify(dense, done, config.model_copy(update={"warmup_lr": 1e-3}), quiet=True)
     for change in ({"index_topk": 10}, {"index_n_heads": 2}, {"index_head_dim": 40}, {"seed": 6}):
-        with pytest.raises(ConfigError, match="the indexers of another model, seed, index_topk="):
+        with pytest.raises(ConfigError, match="indexers of another model, seed, index_topk="):
             sparsify(dense, done, config.model_copy(update=change), quiet=True)
 
 

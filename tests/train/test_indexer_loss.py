@@ -116,7 +116,7 @@ def plain_loss(layer: DSA, x: Tensor, *, dense: bool) -> Tensor:
         )
         visible = list(range(t + 1))
         if not dense:
-            visible = sorted(visible, key=lambda s: (-float(scores[s]), s))[: c.index_topk]
+            visible = sorted(visible, key=lambda s: (-float(scores[s].detach()), s))[: c.index_topk]
         heads = [
             torch.stack([q[t, h] @ k[s, h] for s in visible]).mul(c.qk_head_dim**-0.5).softmax(0)
             for h in range(c.num_attention_heads)
@@ -183,7 +183,7 @@ def test_attention_is_dense_during_the_warmup_and_sparse_after() -> None:
 
 
 def test_one_gradient_however_the_batch_is_split() -> None:
-    objectives, found = (NextToken(), MultiToken(), Sparse(coefficient=2.0)), []
+    objectives, found = (NextToken(), MultiToken(), Sparse(coefficient=2.0, depth=1)), []
     for parts in (1, 2):
         model = model_of(mtp=1)
         with workers(1) as pool:
@@ -203,5 +203,5 @@ def test_only_indexers_are_trained() -> None:
         == {n for n, _ in model.named_parameters() if ".indexer." in n}
     )
     with workers(1) as pool:
-        update = gradient(model, (IndexerWarmup(),), batch, parts=2, pool=pool)
+        update = gradient(model, (IndexerWarmup(depth=1),), batch, parts=2, pool=pool)
     assert all(bool(grad.any()) for grad in update.grads) and update.loss > 0.05

@@ -8,7 +8,7 @@ from rorqual.core.config import Count, Natural, NonNegative, Positive, RowLength
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import Thinking
 from rorqual.recipes.models import Size
-from rorqual.recipes.start import finetune_optim, start_settings, supervised, tuned
+from rorqual.recipes.start import finetune_optim, indexer_objectives, start_settings, supervised, tuned
 from rorqual.train.balance import Balance
 from rorqual.train.objectives import Distil, NextToken, Objective
 from rorqual.train.objectives.distil import Divergence, Tail
@@ -50,9 +50,8 @@ def distil(
                 where="train distil",
                 remedy="Add tail=renormalise, or use temperature=1.",
             )
-        objectives = mixed_with(
-            Distil(divergence=objective, alpha=alpha, temperature=temperature, tail=tail), next_token
-        )
+        terms = mixed_with(Distil(divergence=objective, alpha=alpha, temperature=temperature, tail=tail), next_token)
+        objectives = (*terms, *indexer_objectives(model))
     return Run(
         recipe="distil",
         seed=seed,
@@ -116,7 +115,10 @@ def on_policy(
             top_k=top_k,
             row=row,
         ),
-        objectives=(Distil(divergence=divergence, alpha=alpha, sampling_temperature=temperature),),
+        objectives=(
+            Distil(divergence=divergence, alpha=alpha, sampling_temperature=temperature),
+            *indexer_objectives(model),
+        ),
         optim=finetune_optim(lr),
         balance=Balance(gamma=0.0),
     )

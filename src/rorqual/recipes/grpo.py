@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from rorqual.core.config import Count, NonNegative, Positive, RowLength, Seed, Temperature
 from rorqual.core.records import Thinking
-from rorqual.recipes.start import finetune_optim, start_settings
+from rorqual.recipes.start import finetune_optim, indexer_objectives, start_settings
 from rorqual.train.balance import Balance
 from rorqual.train.objectives import GRPO
 from rorqual.train.run import Dtype, Run, agreement
@@ -94,7 +94,7 @@ def grpo(
             reference=reference or (start if objective.get("beta") else ""),
             **source,
         ),
-        objectives=(GRPO(temperature=temperature, tis_cap=tis_cap, **objective),),
+        objectives=(GRPO(temperature=temperature, tis_cap=tis_cap, **objective), *indexer_objectives(model)),
         optim=finetune_optim(lr),
         balance=Balance(gamma=0.0),
     )

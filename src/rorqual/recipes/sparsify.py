@@ -19,7 +19,7 @@ from rorqual.model.load.run import read_model_config
 from rorqual.recipes.sft import sft
 from rorqual.recipes.start import finetune_optim, supervised
 from rorqual.train.loop import fit
-from rorqual.train.objectives import IndexerWarmup, Sparse
+from rorqual.train.objectives import IndexerWarmup
 from rorqual.train.optim import AdamWConfig
 from rorqual.train.run import Dtype, Run, Start
 from rorqual.train.schedule import Schedule
@@ -93,7 +93,7 @@ def sparsify(start: RunDir, out: Path, config: SparsifyConfig, *, threads: int =
     warmup = Run(
         steps=config.warmup,
         start=Start(run=str(added.path)),
-        objectives=(IndexerWarmup(),),
+        objectives=(IndexerWarmup(depth=model.num_nextn_predict_layers),),
         optim=AdamWConfig(lr=config.warmup_lr, schedule=Schedule(warmup=min(10, config.warmup))),
         tune=TuneIndexer(),
         **shared,
@@ -101,7 +101,7 @@ def sparsify(start: RunDir, out: Path, config: SparsifyConfig, *, threads: int =
     train = Run(
         steps=config.steps,
         start=Start(run=str(warm.path)),
-        objectives=(*supervised(model), Sparse()),
+        objectives=supervised(model),
         optim=finetune_optim(config.lr),
         **shared,
     )

@@ -8,10 +8,11 @@ from rorqual.core.records import RunDir
 from rorqual.data.chat import guess_chat, read_chat
 from rorqual.data.chat.find import DEFAULT
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
+from rorqual.model.attention import DSAConfig
 from rorqual.model.config import ModelConfig
 from rorqual.model.load.run import read_model_config
 from rorqual.recipes.models import Size, model_of
-from rorqual.train.objectives import MultiToken, NextToken, Objective, SequenceBalance
+from rorqual.train.objectives import MultiToken, NextToken, Objective, SequenceBalance, Sparse
 from rorqual.train.optim import AdamWConfig, MuonConfig, OptimConfig
 from rorqual.train.run import Start
 from rorqual.train.schedule import Schedule
@@ -40,14 +41,23 @@ def start_settings(start: str, tokenizer: str, size: Size, context: int) -> tupl
 
 
 def supervised(model: ModelConfig, sequence_balance: float = 0.0) -> tuple[Objective, ...]:
-    """Return the next-token loss, the MTP loss if the model has MTP modules, and V3's sequence-wise balance loss if requested."""
+    """Return the next-token loss, the MTP loss if the model has MTP modules, V3's sequence-wise balance loss if requested, and
+    the loss of the indexers if the model has sparse attention."""
     depth = model.num_nextn_predict_layers
     terms: list[Objective] = [NextToken()]
     if depth:
         terms.append(MultiToken(depth=depth))
     if sequence_balance:
         terms.append(SequenceBalance(coefficient=sequence_balance))
-    return tuple(terms)
+    return (*terms, *indexer_objectives(model, depth))
+
+
+def indexer_objectives(model: ModelConfig, depth: int = 0) -> tuple[Objective, ...]:
+    """Return the objective that trains the indexers, if the model has sparse attention. No other objective reaches them.
+
+    `depth` is the number of MTP modules that the run trains.
+    """
+    return (Sparse(depth=depth),) if any(isinstance(attention, DSAConfig) for attention in model.attentions) else ()
 
 
 def tuned(lr: float = 0.0) -> OptimConfig:

@@ -8,10 +8,11 @@ from pydantic import SerializeAsAny, model_validator
 
 from rorqual.core.config import Config, Count, Natural, NonNegative, Positive, Seed, one_of
 from rorqual.model.adapter import Full, Tune
+from rorqual.model.attention import DSAConfig
 from rorqual.model.config import ModelConfig
 from rorqual.ops.backends import backend, resolved
 from rorqual.train.balance import Balance
-from rorqual.train.objectives import AuxBalance, MultiToken, NextToken, Objective
+from rorqual.train.objectives import AuxBalance, IndexerWarmup, MultiToken, NextToken, Objective
 from rorqual.train.optim import AdamWConfig, OptimConfig
 from rorqual.train.sources import SourceConfig
 
@@ -134,10 +135,22 @@ class Run(Config):
             raise ValueError(
                 f"tune.kind={self.tune.kind} trains a part of an existing model; name the run of that model (from=RUN)"
             )
+        sparse = any(isinstance(attention, DSAConfig) for attention in self.model.attentions)
+        if sparse != any(isinstance(objective, IndexerWarmup) for objective in self.objectives):
+            raise ValueError(
+                "attention of kind dsa needs the objective sparse (or indexer_warmup), because no other objective trains its indexers"
+                if sparse
+                else "the objectives sparse and indexer_warmup need attention of kind dsa; `rorqual sparsify` adds indexers to a model"
+            )
         for objective in self.objectives:
             if isinstance(objective, MultiToken) and objective.depth != modules:
                 raise ValueError(
                     f"objective mtp has depth {objective.depth}, but the model has {modules} prediction modules"
+                )
+            mtp = any(isinstance(other, MultiToken) for other in self.objectives) or self.tune.kind == "indexer"
+            if isinstance(objective, IndexerWarmup) and objective.depth != (modules if mtp else 0):
+                raise ValueError(
+                    f"objective {objective.kind} has depth {objective.depth}, but the run trains {modules if mtp else 0} prediction modules"
                 )
             if missing := objective.needs() - self.source.gives():
                 raise ValueError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+from rorqual.core.config import Natural
 from rorqual.model.decoder import Decoder, Output
 from rorqual.train.batch import TrainBatch
 from rorqual.train.objectives.base import Objective, Term
@@ -16,10 +17,12 @@ from rorqual.train.objectives.base import Objective, Term
 class IndexerWarmup(Objective):
     """KL over all positions, in nats per token and layer. Attention is dense while this objective is used.
 
-    Combine it with `tune.kind=indexer`, which freezes all other weights, as V3.2's warm-up does.
+    `depth` is the number of MTP modules if these modules or their indexers are trained, and 0 otherwise. Combine the objective
+    with `tune.kind=indexer`, which freezes all other weights, as V3.2's warm-up does.
     """
 
     kind: Literal["indexer_warmup"] = "indexer_warmup"
+    depth: Natural = 0
     reads_hidden: ClassVar[bool] = False
     name: ClassVar[str] = "dense_index_kl"
 
@@ -30,12 +33,14 @@ class IndexerWarmup(Objective):
         return float((batch.segments >= 0).sum())
 
     def term(self, model: Decoder, batch: TrainBatch, output: Output) -> Term:
-        further = model.predict_further(
-            output.hidden.detach(), batch.tokens, batch.positions, batch.segments, record=self.records()
-        )
+        outputs = [output]
+        if self.depth:
+            outputs += model.predict_further(
+                output.hidden.detach(), batch.tokens, batch.positions, batch.segments, record=self.records()
+            )
         total, layers = output.hidden.new_zeros(()), 0
-        for depth, out in enumerate((output, *further)):
-            valid = batch.segments[:, : batch.segments.shape[1] - depth].flatten() >= 0
+        for shift, out in enumerate(outputs):
+            valid = batch.segments[:, : batch.segments.shape[1] - shift].flatten() >= 0
             for loss in out.recorded[self.name]:
                 total, layers = total + loss[valid].sum(), layers + 1
         loss = total / layers

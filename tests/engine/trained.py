@@ -1,5 +1,5 @@
 """Small models that were trained for some seconds, of each attention kind, with what makes rounding depend on a batch: widths that are no
-multiple of a vector, biases, norms on queries and keys, experts with few rows."""
+multiple of a vector, biases, norms on queries and keys, experts with few rows. The indexers of sparse attention are not trained."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ import torch.nn.functional as F
 
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.model import Decoder, ModelConfig, Stage, build
-from rorqual.model.attention import GQAConfig, MLAConfig
+from rorqual.model.attention import DSAConfig, GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
 
 CONTEXT = 512
-KINDS = ("mla", "gqa")
+KINDS = ("mla", "gqa", "dsa")
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _MLA = MLAConfig(
     num_attention_heads=4, q_lora_rank=40, kv_lora_rank=48, qk_nope_head_dim=24, qk_rope_head_dim=16, v_head_dim=24
 )
+_DSA = DSAConfig(**dict(_MLA) | {"kind": "dsa", "index_n_heads": 5, "index_head_dim": 24, "index_topk": 40})
 _GQA = GQAConfig(
     num_attention_heads=6, num_key_value_heads=2, head_dim=24, qk_norm=True, attention_bias=True, output_bias=True
 )
@@ -29,6 +30,7 @@ STAGES = {
         Stage(layers=1, attention=_MLA, ffn=DenseConfig(intermediate_size=192)),
         Stage(layers=2, attention=_MLA, ffn=_MOE),
     ),
+    "dsa": (Stage(layers=2, attention=_DSA, ffn=DenseConfig(intermediate_size=192)),),
     "gqa": (Stage(layers=3, attention=_GQA, ffn=DenseConfig(intermediate_size=200)),),
 }
 NAMES = ("Ada", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hal")

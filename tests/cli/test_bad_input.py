@@ -118,7 +118,7 @@ CASES = [
     Case(
         "task file that raises",
         ("train", "grpo", "task=./mine.py:Mine", "from=run", "out=out"),
-        ("mine.py:1", "NameError", "Fix that line"),
+        ("mine.py:1", "NameError", "Fix the line"),
         file("mine.py", "nonsense\n"),
     ),
     Case("no such run", ("eval", "nowhere", "task=families"), ("nowhere", "not a run directory", "rorqual train")),

@@ -120,8 +120,8 @@ def rows(config: ModelConfig, settings: InspectSettings, free_memory: int) -> li
 
 
 def notes(name: str, figures: Account) -> list[str]:
-    """Return the notes below the table: the FLOP convention and, for DeepSeek-V3, why its published count of active
-    parameters differs.
+    """Return the notes below the table: the FLOP convention and, for DeepSeek-V3, why the published count of active
+    parameters differs from the computed count.
 
     `figures`: the model's parameter and FLOP counts, for a context of 0 tokens.
     """

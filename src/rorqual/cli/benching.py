@@ -39,7 +39,7 @@ from rorqual.plan.serve import split_weights, touched
 SMALLEST_ARRAY, LARGEST_ARRAY = 256 * 2**20, 2**31
 """Minimum and maximum size in bytes of the array that the bandwidth test reads.
 
-Within these limits, the array is four times as large as the last-level cache, but at most a quarter of free memory."""
+The array is four times as large as the last-level cache if that is within both limits, and at most a quarter of free memory."""
 READS = 5
 """Number of times that the bandwidth test repeats each kind of read: a sum, and a matrix-vector product."""
 
@@ -70,7 +70,7 @@ class BenchSettings(Placement):
 
 @dataclass(frozen=True)
 class Timing:
-    """The measurements of one repeat.
+    """The measurements of one repeat of the benchmark.
 
     `prefill`, `decode`: throughput in tokens per second. `first`: median time to first token in seconds. `gaps`: all
     inter-token latencies in seconds. `peak`: peak memory in bytes.
@@ -162,7 +162,7 @@ def _row(
 def timing(engine: Engine, prompts: Sequence[tuple[int, ...]], new: int) -> Timing:
     """Submit all prompts together, generate `new` tokens for each, and return the measurements.
 
-    Prefill ends when every request has its first token. The remaining time counts as decode.
+    Prefill ends when every request has its first token. The time after prefill counts as decode.
     """
     params = SamplingParams(max_tokens=new, ignore_eos=True)
     _reset_peak()
@@ -225,7 +225,7 @@ def _source(engine: Engine, chosen: BenchSettings) -> Sequence[int]:
 def step_bytes(config: ModelConfig, batch: int, keys: float, size: int) -> float:
     """Return the number of bytes that a decode step must read from memory.
 
-    A step reads the KV cache of `keys` tokens per sequence. It also reads each weight once if at least one of the
+    A step reads the KV cache of `keys` tokens per sequence. A step reads a weight once if at least one of the
     `batch` tokens uses the weight. Of the embedding, only one row is counted. If each token selects k of n routed
     experts uniformly, a step reads the share 1 - (1 - k / n)^batch of the routed experts.
     """

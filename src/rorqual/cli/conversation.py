@@ -42,9 +42,8 @@ def pieces(ids: Iterable[int], chat: ChatFormat, thinking: Thinking) -> Iterator
     """Yield (is_reasoning, new text) as tokens arrive.
 
     The joined reasoning texts equal the reasoning that `chat.parse` returns for all tokens, and the joined answer texts
-    equal the answer that it returns. The exception is a reasoning section that the model closes but never opened: text that
-    was already yielded as answer is then yielded again as reasoning. A UTF-8 character is yielded when all its bytes have
-    arrived.
+    equal the answer that it returns. If the model closes a reasoning section that it never opened, text that was already
+    yielded as answer is yielded again as reasoning. A UTF-8 character is yielded when all its bytes have arrived.
     """
     reader, shown_early = chat.reader(thinking), ""  # shown_early: yielded answer text that may still become reasoning
     for id_ in chain(ids, (None,)):

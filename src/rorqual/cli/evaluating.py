@@ -23,7 +23,7 @@ from rorqual.tasks.base import Task
 
 T = TypeVar("T")
 NO_WEIGHTS = frozenset({"optim.safetensors", "state.json"})
-"""Checkpoint files that only training reads. They contain no model weights, and the fingerprint does not include them."""
+"""Checkpoint files that only training reads. The files contain no model weights, so the fingerprint ignores them."""
 
 
 def measure(
@@ -65,7 +65,7 @@ def _say(text: str) -> None:
 def _load(model: str, settings: EvalSettings) -> tuple[Any, dict[str, Any]]:
     """Return the engine, and the fields that identify it in the answer cache.
 
-    An answer depends only on these fields and its request.
+    An answer depends only on its request and on the fields that identify the engine.
     """
     if model.startswith(REMOTE):
         return generator(model, settings), {

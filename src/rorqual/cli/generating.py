@@ -189,7 +189,10 @@ def _write(output: Partial, answered: Iterator[list[Answered]], chosen: Generate
 
 
 def _engine(chosen: GenerateSettings) -> tuple[Engine | RemoteEngine, dict[str, Any]]:
-    """Return the engine, and the fields that identify its model. A command resumes only if these fields are unchanged."""
+    """Return the engine, and the fields that identify its model.
+
+    A command resumes only if the fields that identify the model are unchanged.
+    """
     if not chosen.run.startswith(REMOTE):
         local, fingerprint_ = loaded(RunDir(Path(chosen.run)), lambda: _local(chosen))
         return local, {"run": fingerprint_, **arithmetic()}

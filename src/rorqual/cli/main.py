@@ -50,7 +50,7 @@ INTERRUPTED, REFUSED = 130, 2
 def told(verb: Callable[[], str | None]) -> Iterator[None]:
     """Print user-fixable errors to standard error, and exit with an error code.
 
-    Other exceptions are bugs, so they propagate and show a traceback.
+    Exceptions that a user cannot fix are bugs, so they propagate and show a traceback.
     """
     try:
         yield
@@ -60,7 +60,7 @@ def told(verb: Callable[[], str | None]) -> Iterator[None]:
         resumes = verb() in RESUMES
         _stop("\nstopped; the same command resumes" if resumes else "\nstopped", INTERRUPTED)
     except BrokenPipeError:
-        # The reader of standard output closed the pipe. Without this line, Python fails to flush standard output at exit.
+        # The reader of standard output closed the pipe. Python would fail to flush standard output at exit.
         sys.stdout = None
         raise typer.Exit(0) from None
     except OSError as error:

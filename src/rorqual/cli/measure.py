@@ -110,7 +110,7 @@ def evaluation_file(model: str, settings: EvalSettings) -> Path | None:
 ROWS = (".jsonl", ".ndjson", ".json", ".parquet", ".csv")
 """File extensions of row data, such as conversations.
 
-If such a file were read as plain text, the loss would include its keys and braces.
+If row data were read as plain text, the loss would include keys and braces.
 """
 
 

@@ -50,7 +50,7 @@ def answer(
     ]
     if len(requested) > 1:
         raise ConfigError(
-            f"--{' and --'.join(requested)} are mutually exclusive", where="plan", remedy="Give only one of them."
+            f"--{' and --'.join(requested)} are mutually exclusive", where="plan", remedy="Give only one option."
         )
     if "=" in model or ((published or tables) and (model or settings)):
         raise ConfigError(f"'{model}' is not a model", where="plan", remedy=f"Write {ASK}")
@@ -113,7 +113,7 @@ def run_text(name: str, settings: RunPlan) -> str:
         ("speed", f"{speed.tokens / speed.seconds:,.0f} tokens/s, {short(speed.flops / speed.seconds)}FLOP/s"),
     ]  # fmt: skip
     if settings.steps and settings.tokens:
-        raise ConfigError("steps and tokens are mutually exclusive", where=WHERE, remedy="Give only one of them.")
+        raise ConfigError("steps and tokens are mutually exclusive", where=WHERE, remedy="Give steps= or tokens=.")
     steps = settings.steps or round(settings.tokens / speed.tokens)
     label = f"{steps:,} steps, {short(steps * speed.tokens)} tokens"
     if not steps:

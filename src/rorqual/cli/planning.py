@@ -75,7 +75,7 @@ class TrainPlan(Rented):
     - `dp`, `tp`, `pp`, `ep`: degrees of parallelism. If all four are 0, the planner chooses a layout. Otherwise, a
       `tp`, `pp` or `ep` of 0 means 1, and a `dp` of 0 means `n` / (`tp` * `pp`).
     - `utilisation`: share of the bf16 peak FLOP/s; 0 uses the value in the hardware table.
-    - `full_attention`: count the FLOPs of attention without a causal mask, which are twice as many.
+    - `full_attention`: count the FLOPs of attention without a causal mask, twice as many as with the mask.
     - `mtp`: count the multi-token prediction modules.
     """
 
@@ -189,7 +189,7 @@ class QuickstartPlan(Config):
 class Trained:
     """A training plan: cost, layout and memory per device.
 
-    `nearest`: the most similar layout that fits in memory, and its memory use. `nearest` is None if `layout` fits.
+    `nearest`: the layout most similar to `layout` that fits in memory, and its memory use. `nearest` is None if `layout` fits.
     """
 
     cost: TrainingCost
@@ -252,7 +252,7 @@ def training_rows(model: ModelConfig, settings: TrainPlan, plan: Trained) -> Row
 def range_words(settings: TrainPlan, cost: TrainingCost) -> str:
     """Return a text with the cost at the lowest utilisation in `REACHED`, the utilisation of published training runs.
 
-    The default, DeepSeek-V3's utilisation, is higher than all values in `REACHED`."""
+    The default utilisation, that of DeepSeek-V3, is higher than all values in `REACHED`."""
     times = {name: settings.used() / share for name, share in REACHED.items()}
     shares = ", ".join(f"{name} {share:.2f}" for name, share in REACHED.items())
     return (

@@ -22,7 +22,8 @@ ENGINE = ("slots", "max_len", "record_kept", "cache_dir", "disk_bytes", "cache_b
 class ServeSettings(Placement):
     """Settings of `rorqual serve`.
 
-    - `max_len`: context length in tokens; 0 uses the model's context length. A small KV cache may limit the context further.
+    - `max_len`: context length in tokens; 0 uses the model's context length. A small KV cache may limit the context
+      to less than `max_len`.
     - `threads`: number of threads of the engine process; 0 uses all cores.
     - `keys`: the file with the hashes of API keys.
     - `ui`: whether to serve the chat page; None serves the page if Gradio is installed.
@@ -31,8 +32,8 @@ class ServeSettings(Placement):
     - `cache_dir`: folder for the on-disk prefix cache, which survives restarts.
     - `disk_bytes`: maximum size of the on-disk prefix cache.
     - `cache_bytes`: size of the KV cache in memory; 0 uses the engine's default, 1 GiB.
-    - `step_tokens`: maximum number of tokens per engine step. A smaller number shortens the delay that a long prompt
-      causes for other requests.
+    - `step_tokens`: maximum number of tokens per engine step. Fewer tokens per step shorten the delay
+      that a long prompt causes for other requests.
     - `operator`: the tenant whose key may read the metrics of all tenants.
     - `stall`: disconnect a client that reads nothing for this many seconds.
     - `cors`: allowed origins, separated by commas.

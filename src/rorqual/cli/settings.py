@@ -41,7 +41,7 @@ def pairs(arguments: Sequence[str] | None) -> dict[str, str]:
                 remedy=f"Write {name}={text_value or 'VALUE'}, without dashes.",
             )
         if key in values:
-            raise ConfigError(f"'{key}' is given twice", where=WHERE, remedy="Give it once.")
+            raise ConfigError(f"'{key}' is given twice", where=WHERE, remedy="Give each key once.")
         values[key] = text_value
     return values
 
@@ -53,6 +53,6 @@ def read(cls: type[P], arguments: Sequence[str] | None) -> P:
 
 def check_device(name: str) -> None:
     """Raise ConfigError if torch cannot create tensors on the device."""
-    from rorqual.ops import devices  # imported here because it loads torch
+    from rorqual.ops import devices  # a local import, because `devices` loads torch
 
     devices.check_device(name)

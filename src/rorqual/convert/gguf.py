@@ -1,4 +1,7 @@
-"""Import of GGUF files, the checkpoint format of llama.cpp, as run directories. `gguf_export` converts back."""
+"""Import of GGUF files, the checkpoint format of llama.cpp, as run directories.
+
+The module `gguf_export` exports run directories as GGUF files.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +40,8 @@ def import_gguf(src: Path, out: Path, *, progress: Progress, dtype: str = "float
     """Import the GGUF file `src` as the run directory `out`, which must not exist or must be empty.
 
     F32, F16 and BF16 tensors keep their dtype. Quantised tensors are dequantised to `dtype`; float32 represents their values
-    exactly. A tensor that is assembled from GGUF tensors of different dtypes also gets `dtype`. Errors in the header are raised
-    before any tensor is read. `out` is created only when the import is complete.
+    exactly. A tensor that is assembled from GGUF tensors of different dtypes is converted to `dtype`. Errors in the header are
+    raised before any tensor is read. `out` is created only when the import is complete.
     """
     if dtype not in ("float32", "bfloat16"):
         raise ConfigError(f"cannot dequantise to '{dtype}'", where="dtype", remedy="Use float32 or bfloat16.")

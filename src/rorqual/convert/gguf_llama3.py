@@ -58,11 +58,12 @@ def find_llama3(theta: float, wanted: Sequence[float], original: int) -> Llama3 
 
 @dataclass(frozen=True)
 class Interpretation:
-    """A scaling that would explain the divisors of a file: its factor, and the frequencies that it scales fully, partly or not.
+    """A scaling that would explain the divisors of a file.
 
-    All frequencies are in periods per position. `between` holds (frequency, k) of the interpolated ones. `stretched` is the
-    highest frequency that is divided by the whole `factor`, and `kept` is the lowest unchanged frequency. `low` and
-    `high` (`low_freq_factor` and `high_freq_factor`) are frequencies multiplied by the original context length.
+    A scaling divides a frequency by the whole `factor`, interpolates it, or leaves it unchanged. All frequencies are in periods
+    per position. `between` holds (frequency, k) of the interpolated frequencies. `stretched` is the highest frequency that is
+    divided by the whole `factor`, and `kept` is the lowest unchanged frequency. `low` and `high` (`low_freq_factor` and
+    `high_freq_factor`) are frequencies multiplied by the original context length.
     """
 
     factor: float
@@ -82,8 +83,8 @@ def _candidates(theta: float, wanted: Sequence[float], original: int) -> Iterato
 def _interpretations(turns: Sequence[float], wanted: Sequence[float]) -> Iterator[Interpretation]:
     """Yield the possible interpretations of the divisors.
 
-    The divisor farthest from 1 is the factor. If only one frequency has this divisor, that frequency may be interpolated, and
-    the factor is then even farther from 1. In that case, powers of two are tried as factors first.
+    The divisor farthest from 1 is the factor. If only one frequency has the divisor farthest from 1, that frequency may be
+    interpolated, with a factor that is even farther from 1. Powers of two that are farther from 1 are therefore tried first.
     """
     farthest = max(wanted, key=lambda value: abs(math.log(value)))
     top = [turn for turn, value in zip(turns, wanted) if math.isclose(value, farthest, rel_tol=SAME)]
@@ -131,8 +132,8 @@ def _line(interpretation: Interpretation) -> tuple[float, float] | None:
 def _bounds(interpretation: Interpretation, context: int) -> Iterator[tuple[float, float]]:
     """Yield candidates (low, high) for the context length `context`.
 
-    Two interpolated frequencies determine `low` and `high`. With fewer, the usual values are tried first, then numbers with few
-    digits.
+    Two interpolated frequencies determine `low` and `high`. With fewer interpolated frequencies, the usual values are
+    tried first, then numbers with few digits.
     """
     line = _line(interpretation)
     if line is not None:

@@ -68,7 +68,7 @@ class RowRange:
 
     Rows `start` to `start + rows - 1` of the Hugging Face tensor `published` correspond to `gguf_rows` rows of the tensor `gguf`,
     starting at row `gguf_start`. The form "permuted" interleaves the two halves of each head, which has `head` rows. The form
-    "transposed" swaps rows and columns, so `gguf_rows` differs from `rows`. A vector is treated as one column.
+    "transposed" swaps rows and columns, so `gguf_rows` may differ from `rows`. A vector is treated as one column.
     """
 
     published: str
@@ -89,7 +89,7 @@ class RowRange:
         return values
 
     def from_gguf(self, values: Tensor) -> Tensor:
-        """Convert rows of the GGUF tensor to rows of the Hugging Face tensor. This is the inverse of `to_gguf`."""
+        """Convert rows of the GGUF tensor to rows of the Hugging Face tensor, the inverse of `to_gguf`."""
         if self.form == "transposed":
             return values.T
         if self.form == "permuted":

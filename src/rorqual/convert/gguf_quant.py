@@ -136,7 +136,7 @@ def _q4_k(blocks: Bytes) -> Floats:
     scale, minimum = _half(blocks[:, :2]), _half(blocks[:, 2:4])
     packed = blocks[:, 4:16]
     low, mid, high = packed[:, :4], packed[:, 4:8], packed[:, 8:]
-    # Groups 0-3 use the low 6 bits of the first 8 bytes. Groups 4-7 use 4 bits of the last 4 bytes and the 2 high bits of the first 8.
+    # Groups 0-3 use the low 6 bits of bytes 0-7. Groups 4-7 use 4 bits of bytes 8-11 and the 2 high bits of bytes 0-7.
     scales = np.concatenate((low & 63, (high & 15) | (low >> 6) << 4), axis=1).astype(np.float32)
     minima = np.concatenate((mid & 63, (high >> 4) | (mid >> 6) << 4), axis=1).astype(np.float32)
     quants = _nibbles(blocks[:, 16:].reshape(-1, 4, 32)).reshape(-1, 8, 32).astype(np.float32)
@@ -170,7 +170,7 @@ def _to_q8_0(blocks: Floats) -> Bytes:
 
 
 def _to_q4_0(blocks: Floats) -> Bytes:
-    # The value with the largest magnitude is stored as -8, whatever its sign. Its only error is the fp16 rounding of the scale.
+    # The value with the largest magnitude is stored as -8, whatever its sign, so its only error is the scale's fp16 rounding.
     extreme = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=1)[:, None], axis=1)
     scale = extreme / np.float32(-8)
     quants = np.trunc(blocks * _inverse(scale) + np.float32(8.5)).astype(np.uint8).clip(0, 15)

@@ -50,7 +50,8 @@ def scaling_from_keys(k: HeaderKeys, theta: float, factors: Sequence[float], *, 
     scaling = {"type": "yarn", "factor": factor, "original_max_position_embeddings": original}
     scaling |= {"beta_fast": fast, "beta_slow": slow}
     if latent:
-        # The key holds 0.1 * mscale_all_dim. In DeepSeek's models mscale equals mscale_all_dim, so the RoPE table is unscaled.
+        # The key `rope.scaling.yarn_log_multiplier` holds 0.1 * mscale_all_dim. In DeepSeek's models mscale equals
+        # mscale_all_dim, so the RoPE table is unscaled.
         mscale = round(log_multiplier * 10, 6)
         scaling |= {"mscale": mscale, "mscale_all_dim": mscale}
     return scaling
@@ -59,7 +60,7 @@ def scaling_from_keys(k: HeaderKeys, theta: float, factors: Sequence[float], *, 
 def _llama3(theta: float, factors: Sequence[float], stored: dict[str, Any], where: str) -> dict[str, Any] | None:
     """Return the `rope_scaling` whose divisors are `factors`, or None if all divisors are 1.
 
-    The parameters in `stored` are used if they give these divisors. If not, the parameters are recovered from the divisors.
+    The parameters in `stored` are used if their divisors are `factors`; otherwise, they are recovered from `factors`.
     Raises CheckpointError if the divisors are not those of a Llama 3.1 scaling.
     """
     if all(stored.values()):
@@ -85,7 +86,7 @@ def rope_factors(rope: Rope, dim: int) -> Tensor | None:
 
 
 def scaling_keys(scaling: Mapping[str, Any] | None, *, latent: bool) -> dict[str, Any]:
-    """Return the GGUF header keys for `rope_scaling`. Raises ConfigError if llama.cpp would compute a different RoPE."""
+    """Return the GGUF header keys for `rope_scaling`. Raises ConfigError if llama.cpp cannot reproduce the scaling."""
     kind = None if not scaling else scaling.get("type", scaling.get("rope_type"))
     if not scaling:
         return {}

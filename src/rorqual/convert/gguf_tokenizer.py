@@ -51,7 +51,7 @@ PRE_TOKENIZERS: Mapping[str, tuple[dict[str, Any], ...]] = MappingProxyType(
 _ALIASES: Mapping[str, str] = MappingProxyType(
     {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "gpt2": "gpt-2", "deepseek-r1-qwen": "qwen2"}
 )
-_NFC = ("qwen2",)  # their tokenizer.json normalises text to NFC; llama.cpp does not (docs/how-to/gguf.md)
+_NFC = ("qwen2",)  # Qwen2's tokenizer.json normalises text to NFC; llama.cpp does not (docs/how-to/gguf.md)
 _IGNORE_MERGES = ("llama-bpe",)  # llama.cpp encodes a word in the vocabulary as one token, without applying merges
 
 
@@ -126,13 +126,14 @@ def tokenizer_keys(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
 
 
 def _looks_special(text: str) -> bool:
-    # DeepSeek's tokenizer.json does not mark <｜User｜> as special. User text that encodes to this token would end the turn.
+    # DeepSeek's tokenizer.json does not mark <｜User｜> as special. User text that encodes to <｜User｜> would end the turn.
     return text.startswith(("<|", "<｜")) and text.endswith(("|>", "｜>"))
 
 
 def tokenizer_from_keys(keys: Mapping[str, Any], where: str) -> Tokenizer:
-    """Build a tokenizer from the keys of a GGUF header. The tokenizer encodes text to the same ids as llama.cpp.
+    """Build a tokenizer from the keys of a GGUF header.
 
+    The tokenizer encodes text to the same ids as llama.cpp, except that Qwen2's tokenizer normalises text to NFC.
     Raises DataError if the tokenizer is unsupported or damaged.
     """
 

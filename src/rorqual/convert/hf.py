@@ -32,11 +32,11 @@ from rorqual.model.load.names import NameMap
 from rorqual.model.load.run import WEIGHTS_FILE, read_model_config
 
 SHARD_BYTES = 5e9
-"""Maximum shard size in bytes. The value is the default of transformers."""
+"""Maximum shard size in bytes. The value is the default of transformers 4."""
 STATE_FILE = ".export.json"
 """Name of the file in which an unfinished export records its source and settings."""
 _DERIVED = ".rotary_emb.inv_freq"
-"""Name suffix of tensors in older checkpoints. Import skips these tensors, because they can be computed from the config."""
+"""Name suffix of tensors in older checkpoints that import skips, because they can be computed from the config."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Converted:
 
 
 def quiet(done: int, total: int, name: str) -> None:
-    """Do not report progress. This is the default progress callback."""
+    """Do nothing: the default progress callback, which reports no progress."""
 
 
 def import_hf(src: Path, out: Path, *, dtype: DType = "keep", progress: Progress = quiet) -> Converted:
@@ -115,7 +115,7 @@ def _write_texts(folder: Path, texts: StoredTexts, src: Path, dtype: DType, copi
 def export_hf(
     run: RunDir, dst: Path, *, dtype: DType = "keep", shard_bytes: float = SHARD_BYTES, progress: Progress = quiet
 ) -> Converted:
-    """Export the newest complete checkpoint of a run as a folder that transformers and other engines can load.
+    """Export the newest complete checkpoint of a run as a folder that transformers or an engine such as vLLM can load.
 
     `dtype` accepts the values of `import_hf` and also "fp8". With "fp8", all projections are FP8 (E4M3) with one scale per
     128 x 128 block, and all other tensors are bfloat16, as in the published DeepSeek-V3. A shard holds at most `shard_bytes`
@@ -160,8 +160,8 @@ def _imported(run: RunDir) -> Mapping[str, Any]:
 def _copies(names: NameMap, imported: Mapping[str, Any]) -> list[str]:
     """Return the Hugging Face names of tensors that the export writes as copies of other tensors.
 
-    For an imported run, these are the copies in the imported checkpoint. For other runs, these are all copies in `names` except
-    a tied head.
+    For an imported run, return the names of the copies in the imported checkpoint. For any other run, return all copies in
+    `names` except a tied head.
     """
     if isinstance(imported.get("copies"), list):
         return [name for name in names.copies if name in imported["copies"]]

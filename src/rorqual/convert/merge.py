@@ -27,7 +27,7 @@ def whole_weights(run: RunDir) -> Path:
         raise CheckpointError(
             "this run holds an adapter, not a whole model",
             where=str(checkpoint),
-            remedy=f"First merge the adapter into its base: rorqual merge {run.path} MERGED. Then use MERGED.",
+            remedy=f"Merge the adapter into its base, and use the merged run: rorqual merge {run.path} MERGED",
         )
     return checkpoint / WEIGHTS_FILE
 

@@ -32,25 +32,27 @@ KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<letter>[AB])\.wei
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "bias": ("none",),
     "fan_in_fan_out": (False,),
-    "init_lora_weights": (True, False, "gaussian"),  # other initialisations also change the base weights
+    "init_lora_weights": (True, False, "gaussian"),  # PiSSA and OLoRA, for example, change the base weights
     "peft_type": ("LORA",),
     "task_type": ("CAUSAL_LM", None),
 }
-"""Keys of `adapter_config.json` and their accepted values. Other values need features that Rorqual's LoRA lacks, such as trained biases."""
+"""Keys of `adapter_config.json` and their accepted values.
+
+Import rejects unlisted values, because they may need features that Rorqual's LoRA lacks, such as trained biases."""
 TAKEN = ("r", "lora_alpha", "use_rslora")
 """Keys of `adapter_config.json` that are imported."""
 WITHOUT_EFFECT = (
     "alora_invocation_tokens", "auto_mapping", "base_model_name_or_path", "exclude_modules", "inference_mode", "layers_pattern",
     "layers_to_transform", "lora_dropout", "megatron_core", "peft_version", "qalora_group_size", "revision", "target_modules",
 )  # fmt: skip
-"""Keys of `adapter_config.json` that import ignores. These keys describe the training, or modules that the tensor names
+"""Keys of `adapter_config.json` that import ignores, because they describe the training, or modules that the tensor names
 already define."""
 
 
 def write_peft(run: RunDir, dst: Path, *, base: str = "") -> Path:
     """Export the newest checkpoint of a LoRA run as a folder that `peft` can load onto the published model. Return `dst`.
 
-    `base` is the value of `base_model_name_or_path`. The default is the path of the base run.
+    `base` is the value of `base_model_name_or_path`; by default, the path of the base run.
 
     Raises ConfigError if the run is not a LoRA run, if no published family can express its model, or if peft would adapt
     different modules than the run.
@@ -172,7 +174,7 @@ def read_config(src: Path) -> dict[str, Any]:
         raise CheckpointError(f"no {CONFIG}", where=str(src), remedy="Give a folder that peft's save_pretrained wrote.")
     unsupported = [key for key, values in NEUTRAL.items() if key in data and data[key] not in values]
     known = {*NEUTRAL, *TAKEN, *WITHOUT_EFFECT}
-    # Ignore options that are None, false or empty. Newer versions of peft write many such options.
+    # Ignore options that are None, false or empty, because newer versions of peft write many of them.
     unsupported += [key for key, value in data.items() if key not in known and value not in (None, False, {}, [])]
     if unsupported:
         raise ConfigError(

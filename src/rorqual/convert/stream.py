@@ -1,7 +1,8 @@
 """A reader and a writer for safetensors files. Tensors are processed in slices, and the reader validates the header.
 
 A file starts with the length n of the header (eight bytes, little-endian) and n bytes of JSON,
-`{name: {dtype, shape, data_offsets}}`. The bytes of all tensors follow without gaps. Source: the safetensors format description.
+`{name: {dtype, shape, data_offsets}}`. The bytes of all tensors follow the JSON without gaps. Source: the safetensors
+format description.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ class Stored(Spec):
     def chunks(self, multiple: int = 8, size: int = CHUNK) -> Iterator[bytearray]:
         """Yield the bytes in order, in chunks of at most `size` bytes.
 
-        All chunks except the last are a multiple of `multiple` bytes. A chunk exceeds `size` only if `multiple` exceeds `size`.
+        The number of bytes in every chunk except the last is divisible by `multiple`. A chunk exceeds `size` only if `multiple`
+        exceeds `size`.
         """
         step = max(size // multiple, 1) * multiple
         with open(self.file, "rb", buffering=0) as file:
@@ -109,7 +111,7 @@ def read_header(file: Path) -> dict[str, Stored]:
     """Return the tensors of a safetensors file by name, in the order of their bytes. Only the header is read.
 
     Raises CheckpointError for a header that is longer than the file or than `MAX_HEADER`, for duplicate names, for an unknown
-    dtype, and for a size that does not match the shape. Also raises CheckpointError if tensors overlap or leave gaps, or if the
+    dtype, and for a size that does not match the shape. Raises CheckpointError if tensors overlap or leave gaps, or if the
     last tensor does not end at the end of the file.
     """
     where = str(file)

@@ -135,13 +135,13 @@ def _check_type(tensor: Stored, scale: Stored | None) -> None:
         raise CheckpointError(
             f"{tensor.name} has type {tensor.dtype}, not one of {', '.join(TYPES)}",
             where=str(tensor.file),
-            remedy="Use a checkpoint in one of these types. Other quantisations are not supported.",
+            remedy="Use an unquantised checkpoint, or one in FP8 (E4M3).",
         )
     if (tensor.dtype == FP8) != (scale is not None):
         raise CheckpointError(
             f"{tensor.name} is {tensor.dtype} {'without' if scale is None else 'with'} scales ({tensor.name}{SCALE})",
             where=str(tensor.file),
-            remedy="Only FP8 tensors have scales: download the checkpoint again.",
+            remedy="FP8 tensors need scales, and no other tensors have scales: download the checkpoint again.",
         )
     if scale is not None:
         check_scale(tensor, scale)
@@ -155,7 +155,7 @@ def _import_entry(
         raise CheckpointError(
             f"{entry.published[0]} and the tensors it is stacked with have the types {', '.join(kinds)}, but must have one type",
             where=str(parts[0].file),
-            remedy="Convert them to one type: dtype=bfloat16 or dtype=float32.",
+            remedy="Convert the weights to one type: dtype=bfloat16 or dtype=float32.",
         )
     order = entry.order()
     ordered = [scales[index] for index in order]
@@ -189,7 +189,7 @@ def check_copies(names: NameMap, tensors: Mapping[str, Stored], where: str) -> l
             raise CheckpointError(
                 f"{name} must be a copy of {first.name}, but differs from it",
                 where=where,
-                remedy="The config says that these weights are shared. Use the config that belongs to this checkpoint.",
+                remedy="The config declares shared weights. Use the config that belongs to this checkpoint.",
             )
     return present
 

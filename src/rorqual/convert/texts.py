@@ -130,7 +130,7 @@ def _template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
 def _check_generation(generation: Mapping[str, Any], model: ModelConfig, where: str) -> None:
     """Raise ConfigError for a token id outside the vocabulary, or a sampling setting that is not a number.
 
-    With such an id or setting, generation would never stop or would fail at the first request.
+    With an invalid id or setting, generation would never stop or would fail at the first request.
     """
     for key in IDS:
         value = generation.get(key)

@@ -1,8 +1,8 @@
 """Configuration: frozen pydantic models, strict parsing, dotted overrides, and YAML that round-trips.
 
 Each component defines its own config class, and a parent config contains that class instead of repeating its fields. A field
-that accepts several classes, such as the attention variants, is declared with `one_of(Base)`. The key `kind` of such a field
-selects the subclass of `Base`. Adding a kind takes one file and no registry entry.
+that accepts several classes, such as the attention variants, is declared with `one_of(Base)`. In the value of a
+field with `one_of(Base)`, the key `kind` selects the subclass of `Base`. Adding a kind takes one file and no registry entry.
 """
 
 from __future__ import annotations
@@ -159,15 +159,16 @@ def _fields_at(cls: Any, path: Iterable[Any]) -> list[str]:
 def override(config: C, assignments: Iterable[str], *, where: str = "command line") -> C:
     """Return a copy of `config` with dotted assignments such as `optim.lr=3e-4` applied. Values are YAML scalars or lists.
 
-    `tune.kind=lora` replaces `tune` with a config of the kind `lora`. Fields that both kinds inherit keep their values, and
-    all other fields take their defaults. Assignments to a `kind` are applied before all other assignments.
+    `tune.kind=lora` replaces `tune` with a config of the kind `lora`. Fields that the old and the new kind inherit
+    keep their values, and all other fields take their defaults. Assignments to a `kind` are applied before all other
+    assignments.
     """
     data = config.model_dump(mode="python")
     pairs: list[tuple[str, Any]] = []
     for text in assignments:
         key, equals, raw = text.partition("=")
         if not equals:
-            raise ConfigError(f"'{text}' is not key=value", where=where, remedy="Write it as key=value.")
+            raise ConfigError(f"'{text}' is not key=value", where=where, remedy="Write key=value.")
         pairs.append((key.strip(), scalar(raw)))
     for key, value in sorted(pairs, key=lambda pair: not pair[0].endswith(".kind")):
         *path, last = key.split(".")
@@ -190,7 +191,10 @@ class _Unset:
 
 
 def _fields_of_kind(kind: Any, current: Kind, key: str, where: str) -> dict[str, Any]:
-    """Return the fields of a config of the kind `kind`. Fields of the common base class keep the values that they have in `current`."""
+    """Return the fields of a config of the kind `kind`.
+
+    Fields of the base class of all kinds are copied from `current`.
+    """
     base: type[Kind] = next(cls for cls in type(current).__mro__ if issubclass(cls, Kind) and Kind in cls.__bases__)
     known = kinds(base)
     if not isinstance(kind, str) or kind not in known:
@@ -226,7 +230,7 @@ def scalar(raw: str) -> Any:
     """Parse the value of a `key=value` argument as YAML. Numbers such as `3e-4`, which YAML reads as strings, become floats.
 
     `on` and `off` stay strings because they are values of `thinking`; YAML would read them as booleans. For boolean fields,
-    pydantic converts the strings to booleans.
+    pydantic converts `on` and `off` to booleans.
     """
     if raw.strip().lower() in ("on", "off"):
         return raw.strip()

@@ -127,7 +127,7 @@ class Journal:
                 raise DataError(
                     "not a JSON object",
                     where=f"{self.path}:{number}",
-                    remedy="Delete this line. The command then requests the deleted sample again.",
+                    remedy="Delete this line, and repeat the command, which requests the deleted sample again.",
                 )
         if len(complete) < len(raw):
             os.ftruncate(self._file, len(complete))

@@ -34,8 +34,7 @@ class LedgerEntry:
     """The resources that a stage used.
 
     `Ledger` measures `seconds` and `core_seconds`, the CPU time of this process and of the child processes that it waited for.
-    The caller adds to the other fields: `tokens` and `flops` processed, problems `solved`, and `paid`, the USD paid to remote
-    providers.
+    The caller adds to `tokens` and `flops` (processed), `solved` (problems), and `paid` (USD paid to remote providers).
     """
 
     stage: str

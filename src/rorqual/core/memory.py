@@ -1,7 +1,7 @@
 """Settings of glibc's allocator that keep freed memory for reuse.
 
 By default glibc allocates each block above a threshold with `mmap`. Free memory at the top of the heap is returned to the
-kernel once it reaches twice the threshold. A model step allocates the same few megabytes again and again, and the
+kernel once it reaches twice the `mmap` threshold. A model step allocates the same few megabytes again and again, and the
 kernel must zero each new page. Zeroing took 7 to 45 % of prefill time, depending on the largest tensors, and about 6 % of
 training time (docs/log/speed.md).
 """
@@ -32,7 +32,7 @@ def keep_freed() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    # Set both thresholds: setting only one disables glibc's dynamic threshold and is slower than the defaults.
+    # Set the mmap and the trim threshold: setting only one disables glibc's dynamic threshold and is slower than the defaults.
     return bool(mallopt(_MMAP_THRESHOLD, LARGE)) and bool(mallopt(_TRIM_THRESHOLD, KEPT))
 
 

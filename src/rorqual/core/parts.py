@@ -103,7 +103,10 @@ def _read_part(value: Any, where: str) -> ContentPart:
 
 
 def _without_none(value: Any) -> Any:
-    """Return `value` without the keys whose value is None. Parquet adds such keys, because all rows of a file have the same keys."""
+    """Return `value` without the keys whose value is None.
+
+    Parquet adds keys with the value None, because all rows of a file have the same keys.
+    """
     if isinstance(value, dict):
         return {key: _without_none(item) for key, item in value.items() if item is not None}
     return value
@@ -115,7 +118,7 @@ def content_label(content: Content) -> str:
 
 
 def content_json(content: Content) -> str | list[dict[str, Any]]:
-    """Convert content to its JSON form. `read_content` parses that form back."""
+    """Convert content to the JSON form that `read_content` parses."""
     return content if isinstance(content, str) else [part.model_dump(exclude_none=True) for part in content]
 
 

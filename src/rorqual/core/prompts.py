@@ -26,7 +26,8 @@ def unlike(text: str, prompts: Sequence[str]) -> bool:
     If the prompts have fixed forms (`add 12+34`), a text is similar under two conditions:
 
     - The first word of the text is also the first word of some prompts.
-    - The text contains all punctuation that these prompts share, and each of its punctuation characters is in one of them.
+    - The text contains every punctuation character that all prompts with its first word share, and only punctuation characters
+      that occur in at least one prompt with its first word.
 
     If the prompts have no fixed forms, a text is similar if at least half of its words occur in the prompts.
     """

@@ -89,7 +89,7 @@ ROLLOUTS_FILE, PROMPTS_FILE = "rollouts.jsonl", "prompts.json"
 MANIFEST_FILE = "whole.json"
 """Name of the file that lists the size of every file of a checkpoint.
 
-This file is written last. A checkpoint is incomplete if this file is missing or a size differs.
+This file is written last. A checkpoint is incomplete if this file is missing, or if a file has another size than listed.
 """
 
 

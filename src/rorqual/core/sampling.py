@@ -1,4 +1,6 @@
-"""The sampling parameters. Each field of `SamplingParams` defines the name, type, range, default and description of one.
+"""The sampling parameters.
+
+Each field of `SamplingParams` defines the name, type, range, default and description of one parameter.
 
 `PARAMS` collects the definitions of all parameters. The following code is derived from `PARAMS`:
 
@@ -40,8 +42,8 @@ class Grammar:
     - "choice": a JSON list of strings; the reply must be one of them.
     - "json": empty; any JSON object matches.
     - "calls": `{"tools": [{"name": ..., "parameters": schema}], "many": bool}`. The reply must contain
-      exactly one call of these tools, or at least one if `many` is true, in the syntax of the chat format. With
-      `"answer": schema` the reply may instead be JSON that matches this schema.
+      exactly one call of the listed tools, or at least one call if `many` is true, in the syntax of the chat format. With
+      `"answer": schema`, the reply may be JSON that matches this schema instead of a call.
     """
 
     kind: GrammarKind
@@ -249,7 +251,7 @@ class TokenBiases(ParamType):
         try:
             return tuple((int(token), bias) for token, bias in value.items())
         except (TypeError, ValueError):
-            raise ValueError("its keys must be token ids") from None
+            raise ValueError("all keys must be token ids") from None
 
     def write(self, value: Any) -> Any:
         return {str(token): bias for token, bias in value}
@@ -277,7 +279,7 @@ class GrammarType(ParamType):
 
 @dataclass(frozen=True)
 class InFile:
-    """The range or default of a parameter in prompt files and on the command line, if it differs from the engine's."""
+    """The range or default of a parameter in prompt files and on the command line, if it differs from that of the engine."""
 
     type: ParamType | None = None
     default: Any = ...
@@ -285,7 +287,7 @@ class InFile:
 
 @dataclass(frozen=True)
 class OnServer:
-    """The range or default of a parameter in requests to the server, if it differs from the engine's."""
+    """The range or default of a parameter in requests to the server, if it differs from that of the engine."""
 
     type: ParamType | None = None
     default: Any = ...
@@ -342,7 +344,7 @@ class SamplingParams:
     ] = 0.0
     repetition_penalty: Annotated[
         float,
-        # With a penalty below 0.01, the divided logit can overflow.
+        # A logit that is divided by a penalty below 0.01 can overflow.
         FloatRange(0.01, 100),
         OnServer(FloatRange(0.01, 10)),
         "Divides the positive logits, and multiplies the negative logits, of tokens that occur in the prompt or the reply "

@@ -37,7 +37,7 @@ def import_file(path: Path, error: type[RorqualError]) -> ModuleType:
         lines = [frame.lineno for frame in frames if frame.filename == str(resolved)]
         line = line or (lines[-1] if lines else 1)
         what = f"importing it raised {type(raised).__name__}: {raised}"
-        raise error(what, where=f"{path}:{line}", remedy="Fix that line.") from raised
+        raise error(what, where=f"{path}:{line}", remedy="Fix the line with the error.") from raised
     finally:
         sys.dont_write_bytecode = before
     return module

@@ -39,8 +39,9 @@ def attention(
 ) -> None:
     """Measure what sparse attention misses on a text.
 
-    The last tenth of the text is split into windows. At each layer, dense attention is computed on the same inputs. The table shows
-    the share of dense attention on the selected positions, the recall of the positions with the largest weights, and the change of the output.
+    The last tenth of the text is split into windows. At each layer, dense attention is computed on the same inputs as sparse
+    attention. The table shows the share of dense attention on the selected positions, the recall of the positions with the
+    largest weights, and the change of the output.
 
     Keys: data=FILE (text), length=TOKENS, windows=8, min_recall=0.9 (exit with status 1 if a layer's recall is lower), out=FILE.json,
     device=, dtype=, threads=N.

@@ -19,7 +19,7 @@ def generate(
 
     After an interruption, the same command resumes and writes the same file. Each row has prompt (one user message), messages or
     prompt_ids. Rows may also have an id and their own sampling keys. Further fields are copied to the output. If a row cannot be
-    answered, its output line contains the error. The remaining rows still run, and the exit code is 1.
+    answered, its output line contains the error, the other rows still run, and the exit code is 1.
 
     Keys: run=RUN|http://..., out=FILE.jsonl, raw=false (true: continue each prompt as plain text), token_ids=false,
     logprobs=false, strict=false (true: stop at the first invalid row, before generation starts), slots=64, max_len=,

@@ -16,8 +16,8 @@ def trace(
 ) -> None:
     """Write an HTML page of a GRPO run's rollouts.
 
-    The page is one self-contained file. For each step, it shows groups, samples, rewards, advantages and lengths. It also
-    shows the problems whose result changed since they were last sampled.
+    The page is one self-contained file. For each step, the page shows groups, samples, rewards, advantages and
+    lengths, and the problems whose result changed since they were last sampled.
 
     Keys: device= and dtype= are accepted but have no effect, because the command only reads files.
     """

@@ -33,13 +33,13 @@ class Rendered:
 class ChatFormat(ABC):
     """The chat format of a model family. Each family has one file in this folder.
 
-    Only the chat format decides which special tokens start, end and pad sequences. Other code must get these tokens from the
-    format, not from the tokenizer.
+    Only the chat format decides which special tokens start, end and pad sequences. Other code must get the start, end and
+    padding tokens from the format, not from the tokenizer.
     """
 
     name: str
     parts: ClassVar[tuple[type[ContentPart], ...]] = (TextPart,)
-    """Classes of content parts that the format supports. `prompt` and `render` raise an error for other parts."""
+    """Classes of content parts that the format supports. `prompt` and `render` raise an error for parts of any other class."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
@@ -56,9 +56,9 @@ class ChatFormat(ABC):
         """Return the token ids and the loss mask of a whole conversation.
 
         `prompt(messages[:-1], thinking)` is always a prefix of `render(messages, thinking=thinking)`. The mask of the last turn
-        covers all tokens after that prefix, up to and including the end token of the turn. With `thinking="auto"` the model
-        chooses whether to think, so the tokens of this choice are in the loss. With `on` or `off` these tokens are part of the
-        prompt and are not in the loss. Text that a template writes after the end token belongs to the next turn.
+        covers all tokens after the prompt, up to and including the end token of the turn. With `thinking="auto"` the model
+        chooses whether to think, so the tokens of this choice are in the loss. With `on` or `off` the tokens of the choice are
+        part of the prompt and are not in the loss. Text that a template writes after the end token belongs to the next turn.
 
         `continue_` omits the end token of the last assistant turn, so that the model can continue the turn. Messages with an
         index below `train_from` are not in the loss.
@@ -141,7 +141,7 @@ class ChatFormat(ABC):
 
     @property
     def takes_tools(self) -> bool:
-        """Whether the format supports tools. If not, `prompt` raises an error for tools and tool calls."""
+        """Whether the format supports tools. Without tool support, `prompt` raises an error for tools and tool calls."""
         return self.call_form is not None
 
     def mode(self, messages: Sequence[Message], thinking: Thinking) -> Thinking:
@@ -183,8 +183,7 @@ class ChatFormat(ABC):
         return "auto"
 
     def as_written(self, message: Message) -> bool:
-        """Return whether an earlier turn is rendered exactly as the assistant wrote it. Only such turns may be
-        trained on."""
+        """Return whether an earlier turn is rendered exactly as the assistant wrote it, and so may be trained on."""
         return message.reasoning is None
 
     @property
@@ -211,8 +210,8 @@ class ChatFormat(ABC):
         """Return renderings in which each assistant turn is in the loss exactly once, as the assistant wrote it.
 
         A format may render an earlier assistant turn differently from the last turn, for example without its reasoning. Each
-        such turn gets a separate rendering that ends with this turn. A conversation without such turns gets one rendering. A
-        conversation without an assistant turn gets no rendering.
+        earlier turn for which `as_written` is false gets a separate rendering that ends with this turn. A conversation in which
+        `as_written` is true for all turns gets one rendering. A conversation without an assistant turn gets no rendering.
         """
         turns = [number for number, message in enumerate(messages) if message.role == "assistant"]
         ends = [number for number in turns if not self.as_written(messages[number]) or number == turns[-1]]

@@ -99,8 +99,8 @@ class SpokenBlock(TurnChat):
     def as_written(self, message: Message) -> bool:
         """Return whether an earlier turn may be trained on.
 
-        Such a turn must have no reasoning, and its content must not begin with `<think>`. In the last turn, content that begins
-        with `<think>` raises an error.
+        A turn that is trained on must have no reasoning, and its content must not begin with `<think>`. In the last turn,
+        content that begins with `<think>` raises an error.
         """
         return message.reasoning is None and not message.text.lstrip().startswith(THINK)
 

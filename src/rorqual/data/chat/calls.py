@@ -25,7 +25,7 @@ Kind = Literal["text", "think", "end", "call", "open", "close"]
 
 @dataclass(frozen=True)
 class Item:
-    """A lexical item of a reply: text, a thinking tag, a token that encloses all calls, or a call.
+    """A lexical item of a reply: text, a thinking tag, the begin or end token of the list of calls, or a call.
 
     `text` is the source of the item as marked text (see `special_tokens.py`).
     """
@@ -40,10 +40,10 @@ class Item:
 class CallForm:
     """The tool-call syntax of a model family. Special tokens are written as in marked text (see `special_tokens.py`).
 
-    `begin` opens a call, and `around` encloses all calls of a reply. If `bare` is true, an answer that begins with `{` is a
-    call even without `begin`. `named` parses the text between `begin` and the arguments. `named` returns the tool name, "" if
-    the name is in the JSON object, or None if the text is not a call. `inside` is the special token that the text between
-    `begin` and the arguments may contain. `tail` is a regular expression for the text between the arguments and `end`.
+    `begin` opens a call. `around` holds the begin and end token of the list of calls. If `bare` is true, an answer that begins
+    with `{` is a call even without `begin`. `named` parses the text between `begin` and the arguments. `named` returns the tool
+    name, "" if the name is in the JSON object, or None if the text is not a call. `inside` is the special token that the text
+    between `begin` and the arguments may contain. `tail` is a regular expression for the text between the arguments and `end`.
     """
 
     begin: str

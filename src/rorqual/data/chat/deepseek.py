@@ -163,7 +163,7 @@ class DeepSeekR1Chat(DeepSeekTurns, MarkedBlock):
     """The format of DeepSeek-R1 and its distilled models. The prompt opens the thinking block, so `auto` equals `on`.
 
     `off` adds an empty thinking block to the prompt, which is the method "NoThinking" of arXiv 2504.09858. The published
-    template has no such mode.
+    template has no mode without thinking.
     """
 
     name = "deepseek-r1"
@@ -226,10 +226,11 @@ class DeepSeekChat(DeepSeekTurns):
         """Return rules that strip no white space. The rules split a reply as follows:
 
         - If the reply begins with `<think>`, or `thinking` is `on`, the text up to `</think>` is reasoning and the text after it
-          is content. Without `</think>`, the whole reply is reasoning and the content is empty.
-        - If the reply begins with `</think>`, or `thinking` is `off`, the whole reply is content and the reasoning is None.
-        - In any other reply, the text before `</think>` is reasoning and the text after the tag is content. Without `</think>`,
-          the whole reply is content.
+          is content. If the thinking is not closed by `</think>`, the whole reply is reasoning and the content is empty.
+        - If the reply begins with `</think>`, the text after the tag is content and the reasoning is None.
+        - If `thinking` is `off`, the whole reply is content and the reasoning is None.
+        - In any other reply, the text before `</think>` is reasoning and the text after the tag is content. A reply without a
+          thinking tag is content.
         """
         begins: dict[Thinking, Begins] = {"auto": "late", "on": "thought", "off": "answer"}
         return ReplyForm(begins[thinking], empty="marked")

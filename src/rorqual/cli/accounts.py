@@ -39,7 +39,7 @@ class InspectSettings(Placement):
 def find_model(name: str) -> ModelConfig:
     """Return the model config of a published model, a run folder, a Hugging Face `config.json`, or a YAML file.
 
-    A YAML file contains a model config or a run config. Raises ConfigError if `name` is none of these.
+    A YAML file contains a model config or a run config. Raises ConfigError if `name` identifies no model config.
     """
     path = Path(name)
     if name in preset_names():

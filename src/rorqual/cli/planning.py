@@ -72,8 +72,8 @@ class TrainPlan(Rented):
     - `tokens`: number of training tokens.
     - `n`: number of devices.
     - `context`: sequence length in tokens.
-    - `dp`, `tp`, `pp`, `ep`: degrees of parallelism. If all four are 0, the planner chooses a layout. Otherwise, a
-      `tp`, `pp` or `ep` of 0 means 1, and a `dp` of 0 means `n` / (`tp` * `pp`).
+    - `dp`, `tp`, `pp`, `ep`: degrees of parallelism. If all four are 0, the planner chooses a layout. If any of
+      the four is set, a `tp`, `pp` or `ep` of 0 means 1, and a `dp` of 0 means `n` / (`tp` * `pp`).
     - `utilisation`: share of the bf16 peak FLOP/s; 0 uses the value in the hardware table.
     - `full_attention`: count the FLOPs of attention without a causal mask, twice as many as with the mask.
     - `mtp`: count the multi-token prediction modules.

@@ -48,8 +48,8 @@ def config_from_keys(
 ) -> dict[str, Any]:
     """Convert the keys of a GGUF header to the content of a Hugging Face `config.json`.
 
-    `shapes` maps tensor names to shapes. Settings without a GGUF key, such as tied embeddings and a router bias, follow from the
-    shapes. `factors` holds the values of the tensor `rope_freqs.weight`, if the file has it.
+    `shapes` maps tensor names to shapes. Settings without a GGUF key, such as tied embeddings and a router bias, follow from
+    the shapes. `factors` holds the values of the tensor `rope_freqs.weight`, if the file has it.
     """
     k = HeaderKeys(keys, architecture, where)
     heads, hidden = k.integer("attention.head_count"), k.integer("embedding_length")

@@ -2,10 +2,11 @@
 
 A row holds a teacher's reply, its problem, the grader's verdict on the reply, and the filter that dropped the sample, if any.
 
-If any message has content parts, the file has format 2. Each message then has a key `parts` with its content as JSON.
-`content` is then the text of the message, with a label in place of each non-text part. All other files have format 1. The file metadata has
-the keys `rorqual.format`, `rorqual.tokenizer` (SHA-256 of the teacher's tokenizer.json, or empty for a remote teacher that
-returns no token ids) and `rorqual.vocab` (vocabulary size).
+If any message has content parts, the file has format 2. In format 2, each message has a key `parts` with its content as
+JSON. `content` in format 2 is the text of the message, with a label in place of each non-text part. A file without
+content parts has format 1. The file metadata has the keys `rorqual.format`, `rorqual.tokenizer` (SHA-256 of the
+teacher's tokenizer.json, or empty for a remote teacher that returns no token ids) and `rorqual.vocab` (vocabulary
+size).
 
 `top_ids` and `top_logprobs` hold the teacher's k most likely tokens at each position of `token_ids`, and their
 log-probabilities at temperature 1.

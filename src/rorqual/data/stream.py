@@ -136,8 +136,8 @@ class TextStream(Stream):
         return self._batch_at([chunk * self.row_length for chunk in chunks])
 
     def _batch_at(self, begins: Sequence[int]) -> Batch:
-        # The last chunk would extend beyond the end of the text, so it starts earlier. The tokens that the previous chunk
-        # already predicts get no loss.
+        # The last chunk would extend beyond the end of the text, so it starts earlier. Tokens of the last chunk that
+        # the previous chunk already predicts get no loss.
         last = len(self._ids) - self.row_length - 1
         starts = np.minimum(np.asarray(begins, dtype=np.int64), last)
         window = starts[:, None] + np.arange(self.row_length + 1)
@@ -159,9 +159,9 @@ class GeneratedStream(Stream):
 
     `make(rng)` returns a sample and must depend on `rng` only. Samples are packed by first fit. A sample that fits no row is
     dropped. The batch is complete when all rows are full or `misses` samples were dropped. A larger `misses` fills the rows
-    better but favours short samples. In a test, rows had 96 tokens. Samples had 8 to 60 tokens, 34.0 on average.
-    `misses=1` filled 94.7 % of the positions with samples of 34.1 tokens on average. `misses=16` filled 96.3 % with samples of
-    33.6 tokens on average.
+    better but favours short samples. In a test with rows of 96 tokens, `make` returned samples of 8 to 60 tokens, on
+    average 34.0. With `misses=1`, 94.7 % of the positions were filled, and the packed samples had 34.1 tokens on
+    average. With `misses=16`, 96.3 % were filled, and the packed samples had 33.6 tokens on average.
     """
 
     def __init__(

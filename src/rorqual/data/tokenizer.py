@@ -1,4 +1,5 @@
-"""A byte-level BPE tokenizer, based on the `tokenizers` library. A tokenizer is trained here or loaded from a checkpoint.
+"""A byte-level BPE tokenizer, based on the `tokenizers` library. `Tokenizer.byte_level` trains a tokenizer, and
+`Tokenizer.load` reads one from a checkpoint.
 
 User text never encodes to a special token, because it is encoded with a copy of the tokenizer that has no special tokens.
 A chat format inserts special tokens by id.
@@ -48,7 +49,8 @@ _BYTE_OF: Mapping[str, int] = {chr(byte): byte for byte in _PRINTABLE} | {
 }
 """The byte that each character of byte-level BPE represents (GPT-2, Radford et al. 2019).
 
-A printable byte is represented by its own character. All other bytes are represented by the characters from U+0100 on.
+A printable byte is represented by its own character. Each non-printable byte is represented by a character from U+0100
+on.
 """
 
 
@@ -84,7 +86,7 @@ class Tokenizer:
             raise DataError(
                 f"vocab_size={vocab_size} is too small for {len(Special)} special tokens and {N_BYTES} bytes",
                 where="tokenizer",
-                remedy=f"Set it to {BASE_VOCAB} or more.",
+                remedy=f"Set vocab_size to {BASE_VOCAB} or more.",
             )
         built = tokenizers.Tokenizer(models.BPE())
         built.pre_tokenizer = pre_tokenizers.Sequence(
@@ -257,7 +259,8 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hexadecimal SHA-256 of the tokenizer's definition. It does not depend on the formatting of the JSON file."""
+        """Hexadecimal SHA-256 of the tokenizer's definition. The fingerprint does not depend on the formatting of the
+        JSON file."""
         return hashlib.sha256(self._with_specials.to_str().encode()).hexdigest()
 
     def __eq__(self, other: object) -> bool:
@@ -280,7 +283,7 @@ def _encode(built: tokenizers.Tokenizer, text: str, where: str) -> list[int]:
         raise DataError(
             f"the lone surrogate at character {error.start} cannot be encoded as UTF-8",
             where=where,
-            remedy="Remove this character. It is often half of an emoji's surrogate pair that was split in JSON.",
+            remedy="Remove this character. A lone surrogate is often half of an emoji that was split in JSON.",
         ) from None
     return list(_encoding(built, text).ids)
 
@@ -293,7 +296,8 @@ def _encoding(built: tokenizers.Tokenizer, text: str) -> tokenizers.Encoding:
 
 
 def _parse(source: str, where: str) -> dict[str, Any]:
-    """Parse the `tokenizer.json` of a byte-level BPE tokenizer. Raises DataError if `source` is not such a file."""
+    """Parse the `tokenizer.json` of a byte-level BPE tokenizer. Raises DataError if `source` is not the JSON of a
+    byte-level BPE tokenizer."""
     remedy = "Give a tokenizer.json of the `tokenizers` library."
     try:
         data = json.loads(source)

@@ -109,7 +109,7 @@ def _name(data: Mapping[str, Any], run: RunDir) -> str:
     name = data.get("chat", DEFAULT)
     if not isinstance(name, str):
         raise CheckpointError(
-            f"a chat format must be a name, not {name!r}", where=f"{run.config_file} (chat)", remedy="Restore the file."
+            f"a chat format must be a name, not {name!r}", where=f"{run.config_file} (chat)", remedy="Restore run.yaml."
         )
     return name
 
@@ -129,9 +129,9 @@ def _without_template(model_type: str, tokenizer: Tokenizer) -> str:
 def _equal(chat: ChatFormat, published: TemplateChat) -> bool:
     """Return whether a template writes the same prompts as `chat` in all thinking modes.
 
-    Three differences are accepted. For `auto`, a template may write the prompt of any mode; for example, V3.1's template turns
-    thinking off. For `on`, a template may write the prompt of `auto`. If the family always thinks, its template may write the
-    prompt of `on` for all modes.
+    Three differences between the prompts are accepted. For `auto`, a template may write the prompt of any mode; for
+    example, V3.1's template turns thinking off. For `on`, a template may write the prompt of `auto`. If the family
+    always thinks, its template may write the prompt of `on` for all modes.
     """
     for probe in PROBES:
         auto, on, off = (chat.prompt(probe, mode) for mode in ("auto", "on", "off"))
@@ -158,6 +158,6 @@ def _stops(tokenizer: Tokenizer, ids: Any, where: str) -> Sequence[str]:
         raise DataError(
             f"{ids} is not the id of a special token",
             where=f"{where} (generation.eos_token_id)",
-            remedy="Set it to the id of the token that ends the model's turns, or to a list of such ids.",
+            remedy="Set `eos_token_id` to the id of the token that ends the model's turns, or to a list of such ids.",
         )
     return [tokenizer.token(id_) for id_ in id_list]

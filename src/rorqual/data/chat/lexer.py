@@ -23,7 +23,8 @@ State = Literal["open", "complete", "broken"]
 class Lexer:
     """A streaming lexer that converts the marked text of a reply (see `special_tokens.py`) to a list of `calls.Item`.
 
-    Text that may become a call is buffered until the call is complete or impossible. All other text is returned immediately.
+    Text that may become a call is buffered until the call is complete or impossible. Text that cannot become a call is
+    returned immediately.
     """
 
     def __init__(self, form: CallForm | None, tools: Sequence[Tool]) -> None:
@@ -54,7 +55,8 @@ class Lexer:
     def _plain(self, text: str, items: list[Item]) -> str:
         """Append the items before the next possible tool call.
 
-        If `text` contains such a call, open it and return the text after its begin token. Otherwise return "".
+        If `text` contains the first character of a possible call, open the call and return the text after this
+        character. Without a possible call, return "".
         """
         form, at, start = self._form, 0, 0
         while match := _CANDIDATE.search(text, at):
@@ -79,7 +81,8 @@ class Lexer:
         self._at_start = self._at_start and self._form is not None and not text.strip(self._form.gap)
 
     def _finish_call(self, call: _Call, state: State, items: list[Item]) -> str:
-        """Append a call item if the call is valid, else its first character as text. Return the text that follows."""
+        """Append a call item if the call is valid, else its first character as text. Return the text after the appended
+        item."""
         text = "".join(call.parts)
         if state == "complete" and (read := call.read()) is not None:
             items.append(Item("call", text[: call.length], *read))

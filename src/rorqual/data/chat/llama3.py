@@ -4,8 +4,8 @@ r"""The chat formats of Llama 3. Each turn begins with a header.
 
 Since Llama 3.1, the system turn states the knowledge cutoff and the date.
 
-Sources: the chat templates of Llama-3 and Llama-3.1. As in these templates, white space around the content of each message is
-stripped. White space is also stripped when a reply is parsed.
+Sources: the chat templates of Llama-3 and Llama-3.1. As in the published templates, white space around the content of
+each message is stripped. The parser strips the same white space from replies.
 """
 
 from __future__ import annotations

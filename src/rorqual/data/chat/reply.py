@@ -58,7 +58,8 @@ class ReplyForm:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a reply. The kind `mark` is a special token or white space that belongs to no field of the message."""
+    """A part of a reply. A part of kind `mark` is a special token or white space that belongs to no field of the
+    message."""
 
     kind: Kind
     text: str
@@ -77,9 +78,9 @@ class Answer:
     """A streaming parser of the answer after the thinking. The parser splits items into content and calls.
 
     White space next to calls is not part of the content. Before the first call, the parser removes only the white space that
-    models of the family write there. Rendering the message therefore restores the text. If the delimiters of a call section
-    enclose no complete call, the section is plain text. Separators are buffered until the next item shows whether they
-    belong to the content or to a call.
+    models of the family write there. So rendering the parsed message gives the same text as the reply. If the
+    delimiters of a call section enclose no complete call, the section is plain text. Separators are buffered until the
+    next item shows whether they belong to the content or to a call.
     """
 
     def __init__(self, trim: Trim, calls: CallForm | None) -> None:

@@ -130,7 +130,7 @@ def check_text(texts: Iterable[str], where: str = "messages") -> None:
             raise DataError(
                 f"the lone surrogate {char!a} at character {at} cannot be encoded as UTF-8",
                 where=where,
-                remedy="Remove this character. It is often half of an emoji's surrogate pair that was split in JSON.",
+                remedy="Remove this character. A lone surrogate is often half of an emoji that was split in JSON.",
             )
 
 

@@ -85,7 +85,7 @@ class Reader:
         return self._read(self._text.finish(), last=True)
 
     def message(self) -> Message:
-        """Return the message parsed so far. After `finish`, it is the whole message."""
+        """Return the message parsed so far. After `finish`, the message is complete."""
         content = _joined(self.parts, "content")
         reasoning = _joined(self.parts, "reasoning") if self.thought else None
         return Message("assistant", content, reasoning, tuple(self._calls))

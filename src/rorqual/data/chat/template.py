@@ -1,4 +1,5 @@
-"""Chat templates of unknown model families, rendered in jinja2's sandbox. Such templates support chat, but not training.
+"""Chat templates of unknown model families, rendered in jinja2's sandbox. Templates of unknown families support chat,
+but not training.
 
 A loss mask selects the tokens that the assistant wrote, but a template's output does not show which tokens these are.
 `render` therefore raises an error. To train a family, add a chat format for it in this folder.
@@ -92,7 +93,7 @@ class TemplateChat(ChatFormat):
 
     @property
     def pad(self) -> int:
-        """The first end token. The padding id is never used, because templates are not used for training."""
+        """The id of the first end token. The padding id is never used, because templates are not used for training."""
         return self.stop_ids[0]
 
     @property
@@ -255,10 +256,12 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _hide(values: list[Any], tokenizer: Tokenizer, template: str) -> tuple[list[Any], dict[str, str]]:
-    """Replace the names of special tokens in `values` by private-use characters. Return the values and {character: name}.
+    """Replace the names of special tokens in `values` by private-use characters. Return the changed values and a
+    dictionary {character: name}.
 
-    When the template's output is encoded, names of special tokens in it become special tokens. Each private-use character is
-    encoded as the plain text of its name. Messages stay strings, so the template can cut, strip and compare them.
+    When the template's output is encoded, names of special tokens in it become special tokens. A private-use character
+    is encoded as the name that it replaced, as plain text. Messages stay strings, so the template can cut, strip and
+    compare them.
     """
     text = "\n".join(_strings(values))
     free = (chr(code) for code in range(0xF0000, 0xFFFFE) if chr(code) not in text + template)

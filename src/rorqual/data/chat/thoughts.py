@@ -16,8 +16,9 @@ class Thoughts:
     """A streaming parser that separates thinking from the answer.
 
     The states are `start` (before the first text), `in` (inside thinking), `out` (in the answer) and `late` (in text that a
-    later `</think>` would turn into thinking). Calls inside thinking are buffered. If text follows the calls, they are
-    reasoning. If thinking ends directly after the calls, they are tool calls.
+    later `</think>` would turn into thinking). Calls inside thinking are buffered. If text follows the buffered calls,
+    they become part of the reasoning. If the reply ends directly after the buffered calls, or after a `</think>` behind
+    them, they are returned as tool calls.
     """
 
     def __init__(self, form: ReplyForm, calls: CallForm | None) -> None:
@@ -25,7 +26,7 @@ class Thoughts:
         self.cut = False
         """Whether the next items are the last items of a truncated reply.
 
-        If so, and with `ReplyForm.halves`, an incomplete tag at the end of the reply is dropped.
+        With `ReplyForm.halves`, an incomplete thinking tag at the end of a truncated reply is dropped.
         """
         self._form, self._calls = form, calls
         self._gap = calls.gap if calls else WHITE

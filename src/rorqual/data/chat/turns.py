@@ -21,15 +21,16 @@ class TurnChat(ChatFormat):
 
     A prompt consists of an opening, such as the BOS token, and turns. An assistant turn consists of a header, the ids that
     force or prevent thinking (`choice`), a reply and an end token. The reply is encoded separately from the header, because a
-    model generates it separately. A published template encodes header and reply as one text; the ids differ only if the reply
-    begins with white space. Conversations with tools are supported as prompts only, because it is undecided which of their
-    tokens get a loss.
+    model generates it separately. A published template encodes header and reply as one text. This gives different ids
+    only if the reply begins with white space. Conversations with tools are supported as prompts only, because it is
+    undecided which of their tokens get a loss.
     """
 
     marks: ClassVar[tuple[str, ...]]
     """Special tokens that the format requires."""
     ends: ClassVar[tuple[str, ...]]
-    """Names of tokens that end a reply. Names that the tokenizer lacks are ignored. `render` writes the first of the remaining names."""
+    """Names of tokens that end a reply. Names that the tokenizer lacks are ignored. `render` writes the first name that
+    the tokenizer has."""
     pads: ClassVar[tuple[str, ...]]
     """Names of padding tokens in order of preference. The first of these names that is in the vocabulary is used."""
 
@@ -128,7 +129,8 @@ class TurnChat(ChatFormat):
         """Return the token ids and the loss mask of a whole conversation (see `ChatFormat.render`).
 
         Earlier turns that are rendered without their reasoning get no loss, because they would teach the model to answer
-        without thinking. `samples` also renders each of these turns as the last turn of its own sample, with a loss.
+        without thinking. `samples` renders each assistant turn without a loss again, as the last turn of its own
+        sample, with a loss.
         """
         self.check_parts(messages)
         check_turns(messages, ROLES)

@@ -175,7 +175,7 @@ def _text(row: dict[str, Any], key: str, where: str) -> str:
         raise DataError(
             f"key '{key}' contains a lone surrogate",
             where=where,
-            remedy="Remove it, or write the whole surrogate pair.",
+            remedy="Remove the surrogate, or write the whole surrogate pair.",
         )
     return value
 

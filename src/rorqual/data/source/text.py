@@ -20,7 +20,7 @@ class Text:
 def read_text(path: Path, *, validation: float = 0.1) -> Text:
     """Read UTF-8 text and hold out the last fraction `validation` of its characters.
 
-    The default of 0.1 is the same as in nanoGPT.
+    `validation` defaults to 0.1, as in nanoGPT.
     """
     path = Path(path)
     if not 0 <= validation < 1:

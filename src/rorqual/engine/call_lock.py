@@ -38,7 +38,7 @@ class CallLock:
             raise ConfigError(
                 f"{name} was called from within another call of the same engine",
                 where="engine",
-                remedy="Call it after the outer call has returned.",
+                remedy="Call this method after the outer call has returned.",
             )
         return self.lock
 

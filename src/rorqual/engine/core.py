@@ -35,7 +35,7 @@ class Finished:
     """True if a stop token, a stop string or the grammar ended the sequence. False if the sequence reached its length
     limit."""
     has_non_finite: bool = False
-    """Whether a logit was NaN or infinite. If so, the last token is meaningless."""
+    """Whether a logit was NaN or infinite. If True, the last token is meaningless."""
 
 
 SampledToken = tuple[Sequence, int, float, tuple[tuple[int, float], ...]]
@@ -97,7 +97,7 @@ class EngineCore:
             record_experts=record_experts, record_kept=record_kept,
         )  # fmt: skip
         self.weights, fingerprint = weights, weights.look()
-        secret, store = secrets.token_bytes(SECRET_BYTES), None  # unpredictable, unlike numpy's random numbers
+        secret, store = secrets.token_bytes(SECRET_BYTES), None  # numpy's random numbers would be predictable
         if size.folder is not None:
             secret = load_secret(size.folder)
             store = DiskStore(size.folder, size.disk_bytes, secret, fingerprint)

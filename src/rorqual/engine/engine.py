@@ -1,7 +1,8 @@
 """The inference engine: batched generation in one or more threads.
 
 Requests are distributed over engine cores. Each core has its own batch. In `generate`, each core computes with one
-torch thread. The distribution does not depend on the number of threads, so this number affects speed but not results.
+torch thread. The distribution of requests does not depend on the number of threads, so the thread count affects speed
+but not results.
 """
 
 from __future__ import annotations
@@ -113,8 +114,8 @@ class Engine:
         )
         self._name = weights_fingerprint
         record = {"record_experts": config.record_experts, "record_kept": config.record_kept}
-        # Only the first core has a prefix cache, because it runs submitted requests. The other cores only run batches
-        # of `generate`.
+        # Only the first core has a prefix cache, because it runs submitted requests. Every core except the first only
+        # runs batches of `generate`.
         stored = replace(size, folder=folder, disk_bytes=config.disk_bytes)
         first = EngineCore(model, stored, chat.stop_ids, self._weights, fit.backend, reuse=caches_prefixes, **record)
         self._cores = [first]
@@ -155,7 +156,7 @@ class Engine:
             self._numerics.renew()
             for core in self._cores:
                 core.renew(name, self._numerics.fit.backend)
-            self._name = name  # set last, so that the next call repeats an interrupted call
+            self._name = name  # set last, so that the next call of `_renew` repeats an interrupted one
 
     def weights_changed(self) -> None:
         """Tell the engine that the weights have changed, so that it invalidates all cached blocks.
@@ -173,8 +174,8 @@ class Engine:
 
     @property
     def invariant(self) -> bool:
-        """Whether results are bitwise independent of the batch. True if the backend guarantees it and a probe of this
-        machine's matrix products confirms it."""
+        """Whether results are bitwise independent of the batch. True if the backend guarantees batch invariance and a
+        probe of this machine's matrix products confirms it."""
         return self._numerics.fit.is_invariant
 
     # ---- whole batches

@@ -1,4 +1,5 @@
-"""Configure a backend for an engine's model with `Backend.fit`. Repeat this when the model's modules change."""
+"""Configure a backend for an engine's model with `Backend.fit`. Call `Backend.fit` again when the model's modules
+change."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from rorqual.ops.paged import BLOCK
 class NumericsProbe:
     """Configures a backend for a model.
 
-    `renew` configures it again if the modules changed, for example if an adapter was attached.
+    `renew` configures the backend again if the modules changed, for example if an adapter was attached.
     """
 
     def __init__(self, model: Decoder, backend: Backend) -> None:

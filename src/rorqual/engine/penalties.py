@@ -15,8 +15,8 @@ class Counts:
     token in the reply.
 
     A row is the index of a sequence, from 0 to `rows` - 1. A history depends only on the row's token ids. When a
-    preempted sequence resumes, its history is rebuilt from these ids. Counting a token takes constant time. A history
-    takes 4 bytes per vocabulary token, and 12 bytes per distinct token of the longest history.
+    preempted sequence resumes, its history is rebuilt from the sequence's token ids. Counting a token takes constant
+    time. A history takes 4 bytes per vocabulary token, and 12 bytes per distinct token of the longest history.
     """
 
     def __init__(self, rows: int, vocab_size: int) -> None:
@@ -71,7 +71,7 @@ class Counts:
     def move(self, to: int, from_: int) -> None:
         """Move the history of row `from_` to row `to`, and drop the previous history of row `to`.
 
-        Either row may lack a history.
+        `from_` and `to` may be rows without a history.
         """
         self.drop(to)
         self._place[to], self._place[from_] = self._place[from_], -1
@@ -85,8 +85,8 @@ class Counts:
     def of(self, rows: Ints) -> tuple[Ints, npt.NDArray[np.float32]]:
         """Return the distinct tokens of `rows` [n] and their counts in the reply, each [n, m].
 
-        m is the largest number of distinct tokens in a row. Shorter rows are padded by repeating their last token.
-        Raises KeyError for a row without a history.
+        m is the largest number of distinct tokens in a row. A row with fewer than m distinct tokens is padded by
+        repeating its last token. Raises KeyError for a row without a history.
         """
         places = self._place[rows]
         if (places < 0).any():

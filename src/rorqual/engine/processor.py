@@ -31,7 +31,7 @@ Prompt = str | Sequence[int] | Sequence[Message]
 
 
 def request_of(prompt: Request | Prompt, params: SamplingParams, number: int) -> Request:
-    """Convert prompt number `number` to a request with the seed `params.seed + number`.
+    """Convert the prompt with the index `number` to a request with the seed `params.seed + number`.
 
     A `Request` is returned unchanged.
     """
@@ -76,8 +76,8 @@ FIELDS: dict[str, tuple[tuple[type, ...], str]] = {
 
 
 def _non_text_parts(messages: Sequence[Message]) -> str:
-    """Return the plural names of the non-text parts in the messages, such as "images". Token ids cannot represent such
-    parts."""
+    """Return the plural names of the non-text parts in the messages, such as "images". Token ids cannot represent
+    non-text parts."""
     parts = (part for message in messages if not isinstance(message.content, str) for part in message.content)
     return ", ".join(sorted({part.plural for part in parts if not isinstance(part, TextPart)}))
 
@@ -135,7 +135,8 @@ class Processor:
             raise DataError(
                 f"the messages contain {non_text}, but the request has no embeddings for these parts",
                 where=where,
-                remedy="Set `embeds`, or leave out these parts. Without embeddings, the model sees only placeholder tokens.",
+                remedy="Set `embeds`, or remove the non-text parts. Without embeddings, the model sees only placeholder "
+                "tokens.",
             )
         if request.embeds is not None:
             self._check_embeds(request.embeds, len(prompt), where)

@@ -1,13 +1,13 @@
-"""Translate regular expressions of JSON schemas for llguidance. The result is anchored and has no look-around. Its
-character classes are adapted to the escapes of JSON strings.
+"""Translate regular expressions of JSON schemas for llguidance. The translated expressions are anchored and have no
+look-around. Their character classes are adapted to the escapes of JSON strings.
 
 A look-ahead becomes an intersection: the rest of the string must match both the look-ahead and the rest of the pattern.
 A negative look-ahead becomes an intersection with the complement (Brzozowski, Derivatives of regular expressions,
 1964).
 
 llguidance supports intersections but not complements. So a complement is converted to an automaton and back to an
-expression. A construct is dropped if it cannot be converted, or if the resulting expression would be very long. The
-translation then matches more strings than the pattern, so finished answers are validated.
+expression. A construct is dropped if it cannot be converted, or if the resulting expression would be very long. Without
+the dropped construct, the translation matches more strings than the pattern, so finished answers are validated.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class TooLarge(Exception):
 class Translated:
     """The translation of a pattern: expressions, all of which must match the whole string.
 
-    `exact` is True if the expressions together match exactly the strings that the pattern matches. Otherwise the
-    expressions match more strings.
+    `exact` is True if the expressions together match exactly the strings that the pattern matches. If False, the
+    expressions match more strings than the pattern.
     """
 
     expressions: tuple[str, ...]

@@ -29,7 +29,7 @@ from rorqual.engine.grammar.source import parse_calls
 Bools = npt.NDArray[np.bool_]
 THINKING = ("<think>", "</think>")
 _HOLE = "\0"
-"""Placeholder for the arguments in the text of a call. No function name can contain it."""
+"""Placeholder for the arguments in the text of a call. No function name can contain this character."""
 _MARK = re.compile("([\ud800-\udfff])")
 
 
@@ -47,7 +47,8 @@ class Calls:
     """The tool calls that a reply may contain: one call of a function in `functions`, or one or more calls if `many` is
     True.
 
-    `answer` is the JSON text of a schema. A reply without calls may match this schema instead.
+    `answer` is the JSON text of a schema: a reply may be JSON that matches `answer` instead of tool calls. If `answer`
+    is None, every reply must contain a call.
     """
 
     functions: tuple[FunctionSchema, ...]
@@ -84,8 +85,8 @@ class CallSyntax:
     """The syntax of tool calls in one chat format.
 
     `marks` are the ids of the special tokens in calls. `unsaid` are strings that a call must not contain, such as
-    `</think>` if the chat format also recognises it as plain text. The chat format treats these strings as the start or
-    end of reasoning anywhere in a reply, and so could not parse the call.
+    `</think>` if the chat format also recognises it as plain text. The chat format treats the `unsaid` strings as the
+    start or end of reasoning anywhere in a reply, so it could not parse a call that contains them.
     """
 
     def __init__(self, chat: ChatFormat, vocab_size: int) -> None:
@@ -123,8 +124,9 @@ class CallSyntax:
     ) -> str:
         """Return the grammar of a reply in llguidance's Lark dialect.
 
-        `functions` maps each name to the schema of its arguments, rewritten for llguidance. `answer` is rewritten too.
-        `Calls` documents `answer` and `many`. `options` are llguidance's options for JSON.
+        `functions` maps each name to the schema of its arguments, rewritten for llguidance. `answer` is the rewritten
+        schema of a JSON answer, or None. `Calls` documents `answer` and `many`. `options` are llguidance's options for
+        JSON.
         """
         frame, names = self.frame, [f"call_{number}" for number in range(len(functions))]
         more_calls = f" ({self._written(frame.gap)} call)*" if many else ""
@@ -222,7 +224,8 @@ class CallsValidator:
         self._spelling, self._functions, self._answer = spelling, functions, answer
 
     def fault(self, reply: Sequence[int]) -> str:
-        """Return the error of the first call that violates its schema, or "" if all calls match."""
+        """Return the error of the first call that violates its schema, or of a JSON answer that violates `answer`.
+        Return "" if the reply is valid."""
         message = self._spelling.read(reply, self._functions)
         if not message.tool_calls:
             return "" if self._answer is None else self._answer.fault(message.text)

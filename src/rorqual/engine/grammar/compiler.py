@@ -1,9 +1,9 @@
 """Compile grammars with the optional package llguidance. A grammar is a JSON schema, a regular expression, a choice, any
 JSON object or tool calls.
 
-`Grammars.compile` compiles a grammar once in a background thread. Compilation takes milliseconds. It fails after
-`COMPILE_SECONDS`. Each sample has its own copy of the compiled grammar. The copy masks tokens before each sampling
-step, and then advances its state with the sampled token.
+`Grammars.compile` compiles a grammar once in a background thread. Compilation takes milliseconds. `Grammars.compile`
+raises an error after `COMPILE_SECONDS`. Each sample has its own copy of the compiled grammar. A sample's copy masks
+tokens before each sampling step, and advances its state with each sampled token.
 
 The size of user-supplied grammars is limited before and during compilation. A keyword that can be neither enforced nor
 validated is an error. External references are never downloaded.
@@ -52,8 +52,8 @@ def options_of(*schemas: str) -> dict[str, Any]:
 
 
 def written(library: Any, grammar: Grammar) -> str:
-    """Return a grammar of kind `json`, `choice` or `regex` in llguidance's format. Raises DataError if its source is
-    invalid."""
+    """Return a grammar of kind `json`, `choice` or `regex` in llguidance's format. Raises DataError if the grammar's
+    source is invalid."""
     if grammar.kind == "json":
         return schema_text(library, {"type": "object"})
     pattern = choice_pattern(grammar.source) if grammar.kind == "choice" else check_pattern(grammar.source)
@@ -62,11 +62,11 @@ def written(library: Any, grammar: Grammar) -> str:
 
 def schema_text(library: Any, part: Mapping[str, Any]) -> str:
     """Return a schema from `grammar.source.rewrite` as a grammar in llguidance's format. Raises Unusable if llguidance
-    rejects it."""
+    rejects the schema."""
     text = json.dumps(part)
     try:
         return str(library.LLMatcher.grammar_from_json_schema(text, overrides=options_of(text)))
-    except ValueError as error:  # for example, if the schema has an integer of 400 digits
+    except ValueError as error:  # raised, for example, if the schema has an integer of 400 digits
         raise Unusable(str(error)) from None
 
 
@@ -126,9 +126,9 @@ class Compiled:
 class Grammars:
     """Compiles grammars for one tokenizer in background threads, and caches the `CACHED` most recently used grammars.
 
-    `vocab_size` is the size of the model's vocabulary. `stop_ids` are the tokens that end a reply. A matching reply
-    contains no special tokens except those of tool calls. `spelling` is the syntax of tool calls, for grammars of kind
-    `calls`.
+    `vocab_size` is the size of the model's vocabulary. `stop_ids` are the tokens that end a reply. A reply that matches
+    a grammar contains no special tokens except those of tool calls. `spelling` is the syntax of tool calls, for
+    grammars of kind `calls`.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class Grammars:
             raise DataError(
                 f"the {KINDS[grammar.kind]} was not compiled within {seconds:g} s",
                 where=where,
-                remedy="Simplify it: use fewer choices, smaller repetition counts or less nesting.",
+                remedy="Simplify the grammar: use fewer choices, smaller repetition counts or less nesting.",
             ) from None
         except DataError as error:
             raise DataError(error.what, where=where, remedy=error.remedy) from None
@@ -216,8 +216,8 @@ class Grammars:
 
     @cached_property
     def _vocabulary(self) -> Any:
-        """The tokenizer in llguidance's format. All added tokens are marked as special. Otherwise the model could use
-        an added token, such as Qwen3's `<think>`, to write text that the grammar requires."""
+        """The tokenizer in llguidance's format. All added tokens are marked as special, so that the model cannot use an
+        added token, such as Qwen3's `<think>`, to write text that the grammar requires."""
         data = json.loads(self._tokenizer.source)
         data["added_tokens"] = [token | {"special": True} for token in data["added_tokens"]]
         data |= {"truncation": None, "padding": None}

@@ -12,8 +12,8 @@ NEEDS = ("required", "minItems", "minProperties")
 Node = tuple[str, int, str]
 """A node of the dependency graph: (kind, id of the subschema, type). A node is true if a finite matching value exists.
 
-The kind `value` means a value of this type, and `any` means a value of any type. The kind `some` means a value that
-matches at least one of several subschemas.
+The kind `value` means a value of the node's type, and `any` means a value of any type. The kind `some` means a value
+that matches at least one of several subschemas.
 """
 
 
@@ -22,8 +22,8 @@ def find_endless(schema: dict[str, Any], resolve: Callable[[Any, str], Any]) -> 
     subschema).
 
     Subschemas with a keyword in `NEEDS` come first. `resolve(schema, pointer)` returns the target of a reference. Only
-    necessary conditions are checked, so no value matches a returned subschema. Subschemas that are impossible for other
-    reasons (`false`, contradicting types) are not returned.
+    necessary conditions are checked, so no value matches a returned subschema. Subschemas that are impossible without a
+    cycle (`false`, contradicting types) are not returned.
     """
     parts = dict(_reachable(schema, resolve))
     if not any("$ref" in part for part in parts.values()):

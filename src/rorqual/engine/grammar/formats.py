@@ -70,4 +70,5 @@ EXPRESSIONS["ipvanynetwork"] = f"(?:{EXPRESSIONS['ipv4network']}|{EXPRESSIONS['i
 LIBRARY = ("email", "hostname", "uri")
 """Formats that llguidance enforces itself."""
 CHECKED = ("idn-email", "idn-hostname", "uri-reference", "iri", "iri-reference", "uri-template", "regex")
-"""JSON Schema formats that have no regular expression of reasonable size. Finished answers are validated instead."""
+"""JSON Schema formats that have no regular expression of reasonable size. Finished answers are validated against these
+formats."""

@@ -17,13 +17,14 @@ DIGITS, FINEST, WHOLE, LARGEST = 15, Decimal("1e-60"), 2**53 - 1, 2**63
 """Limits of a bound that llguidance can enforce: number of digits, smallest magnitude, largest exact integer, largest
 magnitude.
 
-If a bound had more digits, llguidance would get the last digit wrong. For a smaller or larger magnitude, llguidance
-cannot build an expression. Integers up to 2^53 - 1 are exact. The limits of 64-bit integers are exact, too.
+If a bound had more than `DIGITS` digits, llguidance would get the last digit wrong. If the magnitude of a bound were
+below `FINEST` or above `LARGEST`, llguidance could not build an expression. Integers up to 2^53 - 1 are exact. The
+largest and the smallest 64-bit integer are exact, too.
 """
 STEP = Decimal("1e-9")
 """Offset that turns an exclusive bound at an integer into an inclusive bound, if the other bound is less than 1 away.
 
-For such bounds, llguidance would wrongly allow the exclusive bound itself.
+If two bounds are less than 1 apart, llguidance would wrongly allow an exclusive bound itself.
 """
 MOST_COEFFICIENT = 2**32 - 1
 
@@ -100,7 +101,9 @@ def _step(value: Any) -> Fraction | None:
     if not number(value):
         return None
     if value <= 0:
-        raise DataError(f"'multipleOf' is {value!r}, which is not above 0", remedy="Set it to a number above 0.")
+        raise DataError(
+            f"'multipleOf' is {value!r}, which is not above 0", remedy="Set multipleOf to a number above 0."
+        )
     return Fraction(Decimal(repr(value)))
 
 

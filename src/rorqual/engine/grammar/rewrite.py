@@ -1,9 +1,8 @@
 """Rewrite JSON schemas for llguidance.
 
 Every subschema is rebuilt from its constraining keywords, in their original order. A keyword that llguidance does not
-support is replaced by equivalent keywords, if there are any. Without an equivalent, the keyword is dropped and
-recorded, and finished answers are validated (`grammar.check`). Grammar and validation together enforce the whole
-schema.
+support is replaced by equivalent keywords, if there are any. A keyword without an equivalent is dropped and recorded,
+and finished answers are validated (`grammar.check`). Grammar and validation together enforce the whole schema.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ class Rewriter(Objects):
     """Rewrites one schema."""
 
     def whole(self) -> Part:
-        """Rewrite the whole schema with its definitions. Returns False if no value can match it."""
+        """Rewrite the whole schema with its definitions. Returns False if no value can match the schema."""
         defs: dict[str, dict[str, Any]] = {}
         for holder in ("$defs", "definitions"):
             definitions = self.root.get(holder)
@@ -55,7 +54,7 @@ class Rewriter(Objects):
         }
 
     def part(self, schema: Any, place: str) -> Part:
-        """Rewrite a subschema and everything below it. Returns False if no value can match it."""
+        """Rewrite a subschema and everything below it. Returns False if no value can match the subschema."""
         if not isinstance(schema, dict):
             if not isinstance(schema, bool):
                 raise DataError(
@@ -196,8 +195,8 @@ class Rewriter(Objects):
         return True
 
     def _unique(self, items: Any, place: str, rewritten: dict[str, Any], extra: list[Part]) -> None:
-        """Rewrite `uniqueItems`: enumerate all arrays if few values are allowed. Otherwise finished answers are
-        validated."""
+        """Rewrite `uniqueItems`: enumerate all arrays if few values are allowed. If the arrays cannot be enumerated,
+        finished answers are validated."""
         values = None if "prefixItems" in rewritten or "uniqueItems" in self.loose else values_of(items, self._resolve)
         if values is not None and len(values) <= MAX_VALUES:
             lists = arrangements(values, rewritten.get("minItems", 0), rewritten.get("maxItems", len(values)))

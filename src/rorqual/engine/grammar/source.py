@@ -45,9 +45,9 @@ def parse_schema(source: str) -> dict[str, Any]:
         )
     for count, (place, part) in enumerate(parts(schema)):
         if count >= MAX_NODES:
-            raise _refuse(f"the JSON schema has more than {MAX_NODES} subschemas", "Make it smaller.")
+            raise _refuse(f"the JSON schema has more than {MAX_NODES} subschemas", "Use fewer subschemas.")
         if isinstance(part, dict) and "x-guidance" in part:
-            raise _refuse(f"the JSON schema uses 'x-guidance' at {place}, which is not allowed", "Remove it.")
+            raise _refuse(f"the JSON schema uses 'x-guidance' at {place}, which is not allowed", "Remove 'x-guidance'.")
     settle(schema)
     for place, part in parts(schema):
         if not isinstance(part, dict):
@@ -68,7 +68,7 @@ def rewrite(
     """Rewrite a schema from `parse_schema` for llguidance.
 
     Returns the rewritten schema, and (keyword, place) of every constraint that the rewritten schema does not enforce.
-    If such constraints exist, finished answers must be validated.
+    If the rewritten schema does not enforce all constraints, finished answers must be validated.
     """
     cycles = find_endless(schema, resolve)
     if any(part is schema for _, _, part in cycles):
@@ -195,7 +195,7 @@ def parse_calls(source: str) -> dict[str, Any]:
 
 
 def check_pattern(source: str) -> str:
-    """Return a regular expression unchanged. Raises DataError if it is too large to compile."""
+    """Return a regular expression unchanged. Raises DataError if the expression is too large to compile."""
     _check_text(source, "regular expression", "[0-9]+", MAX_PATTERN)
     _check_counts(source, "regular expression")
     return source
@@ -218,7 +218,7 @@ def find_cause(source: str, error: str) -> tuple[str, str] | None:
 def _parse(source: str, kind: str, example: str) -> Any:
     _check_text(source, kind, example, MAX_BYTES)
     if _depth(source) > MAX_DEPTH:
-        raise _refuse(f"the {kind} is nested deeper than {MAX_DEPTH} levels", "Flatten it, or use $defs.")
+        raise _refuse(f"the {kind} is nested deeper than {MAX_DEPTH} levels", "Flatten the nesting, or use $defs.")
     try:
         parsed = json.loads(source, parse_constant=_not_json, parse_float=_finite)
         json.dumps(parsed, ensure_ascii=False).encode()
@@ -238,7 +238,7 @@ def _check_text(source: str, kind: str, example: str, most: int, *, empty: bool 
     except UnicodeEncodeError:
         raise _refuse(f"the {kind} contains a lone surrogate", "Remove the surrogate: no text can match it.") from None
     if size > most:
-        raise _refuse(f"the {kind} is longer than {most} bytes", "Make it shorter.")
+        raise _refuse(f"the {kind} is longer than {most} bytes", "Shorten the text.")
 
 
 def _check_counts(pattern: str, place: str) -> None:

@@ -16,7 +16,8 @@ from rorqual.engine.grammar.refs import resolve, shown
 
 MAX_BRANCHES, MAX_WAYS = 24, 32
 MAX_LEAST = 10_000
-"""Largest supported value of `minLength`, `minItems` and `minProperties`. Replies are shorter in practice."""
+"""Largest supported value of `minLength`, `minItems` and `minProperties`. Replies with so many characters or items do
+not occur in practice."""
 COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 STRINGS = ("pattern", "format", "minLength", "maxLength", "contentEncoding")
 NUMBERS = (*grammar_numbers.BOUNDS, "multipleOf")
@@ -54,8 +55,8 @@ class Texts:
     def _reserve_branches(self, count: int) -> bool:
         """Reserve `count` branches for a rewrite.
 
-        Returns False if the rewrite would give too many combinations. If so, the caller drops the keyword, and finished
-        answers are validated.
+        Returns False if the rewrite would give too many combinations. For a rewrite with too many combinations, the
+        caller drops the keyword, and finished answers are validated.
         """
         if "branches" in self.loose or self.ways * count > MAX_WAYS:
             return False
@@ -77,7 +78,7 @@ class Texts:
 
     @abstractmethod
     def part(self, schema: Any, place: str) -> Part:
-        """Rewrite a subschema and everything below it. Returns False if no value can match it."""
+        """Rewrite a subschema and everything below it. Returns False if no value can match the subschema."""
 
     def _note(self, keyword: str, place: str) -> None:
         self.checked.append((keyword, place))
@@ -127,7 +128,7 @@ class Texts:
         except Unreadable as error:
             raise DataError(
                 f"the {keyword!r} at {place} in the JSON schema cannot be read as an ECMA-262 regular expression: {error}",
-                remedy="Correct it. docs/how-to/serve.md lists the supported syntax.",
+                remedy="Correct the pattern. docs/how-to/serve.md lists the supported syntax.",
             ) from None
         if "pattern" in self.loose:
             self._note(keyword, place)

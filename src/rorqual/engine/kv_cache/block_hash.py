@@ -25,8 +25,8 @@ def chain(secret: bytes, fingerprint: bytes, tenant: str, tokens: Sequence[int] 
     """Return one 32-byte key for each full block of `tokens` ([length], a list or an array of integers).
 
     `secret` has 16 to 64 random bytes; `fingerprint` comes from `fingerprint_of`. A different secret, fingerprint,
-    tenant or block size always gives different keys. Raises ValueError for a secret of another length, token ids that
-    do not fit in int32, or `block` below 1.
+    tenant or block size always gives different keys. Raises ValueError if `secret` has fewer than 16 or more than 64
+    bytes, a token id does not fit in int32, or `block` is below 1.
     """
     return extend(secret, root(secret, fingerprint, tenant, block), tokens, block)
 
@@ -52,7 +52,8 @@ def extend(
     """Return the keys of the full blocks of `tokens`, which come after the block with the key `parent`. For the
     first block of a prompt, `parent` is the root key.
 
-    So a growing sequence hashes only its new blocks. `extra_keys(i)` returns the extra keys of the i-th new block.
+    With `parent`, a growing sequence hashes only its new blocks. `extra_keys(i)` returns the extra keys of the i-th new
+    block.
     """
     if len(parent) != KEY_BYTES:
         raise ValueError(f"the parent key has {len(parent)} bytes; it must have {KEY_BYTES}")
@@ -67,7 +68,7 @@ def extend(
 def block_hash(secret: bytes, parent: bytes, tokens: bytes, extra_keys: Sequence[bytes] = ()) -> bytes:
     """Return the key of the block of `tokens` (int32 bytes) after the block with the key `parent`.
 
-    `extra_keys` covers everything else that affects the block's contents.
+    `extra_keys` covers everything besides tokens and parent that affects the block's contents.
     """
     # The encoding is unambiguous: the parent and the tokens have fixed lengths, and each extra key is prefixed with its
     # length.

@@ -17,9 +17,9 @@ OnEvict = Callable[[int, bytes], None]
 class BlockPool:
     """A pool of `n_blocks` blocks with ids 0 to `n_blocks` - 1.
 
-    Adding a block to the free blocks, or taking a block from them, takes logarithmic time. All other operations take
-    constant time per block. `on_evict(id, key)` is called when a cached block is evicted, before its contents are overwritten,
-    so that the caller can save them. `on_evict` must not call the pool.
+    Adding a block to the free blocks, or taking a block from them, takes logarithmic time. Operations that leave the
+    free blocks unchanged take constant time per block. `on_evict(id, key)` is called when a cached block is evicted,
+    before its contents are overwritten, so that the caller can save them. `on_evict` must not call the pool.
 
     Raises RuntimeError on misuse: a double release, an unknown id, or a key for a block without references. Undetected
     misuse would give the keys and values of one sequence to another sequence.
@@ -35,8 +35,8 @@ class BlockPool:
         self._keys: list[bytes | None] = [None] * n_blocks
         self._tenants = [""] * n_blocks
         self._known: dict[bytes, int] = {}
-        # A heap, so that blocks with low ids are used first. Used blocks are then close together in the memory that
-        # attention reads.
+        # A heap, so that blocks with low ids are used first. Low ids keep the used blocks close together in the memory
+        # that attention reads.
         self._free = list(range(n_blocks))
         # The least recently used block comes first. An OrderedDict, because finding the first entry of a plain dict
         # walks over deleted entries.
@@ -66,7 +66,7 @@ class BlockPool:
     def allocate(self, count: int) -> list[int] | None:
         """Return `count` blocks without a key and with one reference each, evicting cached blocks if necessary.
 
-        Returns None and changes nothing if too few are available.
+        Returns None and changes nothing if too few blocks are available.
         """
         if count < 0:
             raise ValueError(f"cannot allocate {count} blocks")
@@ -145,10 +145,10 @@ class BlockPool:
                     self._cached[block] = None
 
     def register(self, block: int, key: bytes, tenant: str = "") -> bool:
-        """Give a key to a full block that the caller references. Other sequences can then `share` the block, so it must
-        not be written again.
+        """Give a key to a full block that the caller references. Other sequences can `share` a block with a key, so the
+        block must not be written again.
 
-        Returns False if another block already has the key. In that case, `block` gets no key and becomes free when it
+        If another block already has the key, `register` returns False, and `block` gets no key and becomes free when it
         is released. `tenant` is stored for `drop`, which can remove the keys of one tenant.
         """
         self._exists(block)

@@ -37,7 +37,7 @@ _BLOCK_FILE = re.compile(rf"[0-9a-f]{{{2 * KEY_BYTES}}}{re.escape(SUFFIX)}")
 _HEAD = struct.Struct(f"<8sIQ{KEY_BYTES}s")  # magic, version, payload length in bytes, key
 _MAC_BYTES = 32
 _OVERHEAD = _HEAD.size + _MAC_BYTES
-# Block size of nearly all file systems. `du` also counts whole blocks.
+# Block size of nearly all file systems. File sizes are rounded up to whole blocks, as `du` does.
 _PAGE = 4096
 _REMEDY = "Make the folder writable and free disk space, choose another folder, or leave out cache_dir."
 # Never follow a symbolic link, and never block on a named pipe.
@@ -48,8 +48,9 @@ def load_secret(folder: Path) -> bytes:
     """Return the 32-byte secret that authenticates the files in `folder`. The first call creates the secret, readable
     by the owner only.
 
-    If the secret has another length, for example after a power failure, a new secret replaces it. All existing files
-    then become cache misses. Raises ConfigError if the folder cannot be written or other users can read the secret.
+    If the stored secret does not have 32 bytes, for example after a power failure, a new secret replaces it. A new
+    secret turns all existing files into cache misses. Raises ConfigError if the folder cannot be written or other users
+    can read the secret.
     """
     with _as_config_error(folder):
         folder_fd = _open_folder(folder)
@@ -96,7 +97,7 @@ def _make_secret(folder_fd: int, folder: Path) -> bytes:
     secret = _read_secret(folder_fd, folder)
     if secret is None:
         raise ConfigError(
-            "this file does not contain a valid secret", where=str(folder / SECRET_FILE), remedy="Remove it."
+            "this file does not contain a valid secret", where=str(folder / SECRET_FILE), remedy="Remove the file."
         )
     return secret
 
@@ -196,7 +197,7 @@ class DiskStore:
                 # The file is missing, a symbolic link or a socket.
                 if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO):
                     self._remove_entry(key, damaged=error.errno != errno.ENOENT)
-                return None  # another error, such as too many open files, does not mean that the file is damaged
+                return None  # an error such as too many open files does not mean that the file is damaged
         try:
             payload = self._verified(file, key)
         finally:
@@ -253,8 +254,8 @@ class DiskStore:
     def _scan(self) -> None:
         """Build the index from the files in the folder, least recently used first.
 
-        A file with the name and size of a block is indexed. Any other file with the suffix `SUFFIX` is a leftover and
-        is removed. Files without the suffix are not touched.
+        A regular file with a block's name and a possible size is indexed. A file with the suffix `SUFFIX` that is not
+        indexed is a leftover and is removed. Files without the suffix are not touched.
         """
         blocks: list[tuple[int, bytes, int]] = []
         with os.scandir(self._folder_fd) as entries:
@@ -321,8 +322,8 @@ class DiskStore:
             with os.fdopen(file, "rb", closefd=False) as opened:
                 head, code = opened.read(_HEAD.size), opened.read(_MAC_BYTES)
                 payload = opened.read(length)
-            # The header must equal the expected header. No field of the file is used before the authentication code is
-            # checked.
+            # The header must equal the header for this key and length. No field of the file is used before the
+            # authentication code is checked.
             if head != _head(key, length) or not hmac.compare_digest(code, self._code(head, payload)):
                 return None
             with suppress(OSError):  # keep serving if the disk was remounted read-only

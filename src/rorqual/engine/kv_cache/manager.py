@@ -1,9 +1,9 @@
 """The KV-cache manager: assign blocks to sequences and maintain the prefix cache. This module uses no tensors.
 
-A block gets a key (`block_hash.py`) once all its positions are computed. The key covers the tenant and the weights. It
-also covers all tokens up to the end of the block, and the embeddings that replace token embeddings at these positions.
-Sequences with the same prefix share the block. A block that no sequence uses any more stays cached until it is evicted.
-With a disk store, the block is also written to disk.
+A block gets a key (`block_hash.py`) once all its positions are computed. The key covers the tenant and the weights. The
+key covers all tokens up to the end of the block, and the embeddings that replace the embeddings of these tokens.
+Sequences with the same prefix share its blocks. A block that no sequence uses any more stays cached until it is
+evicted. With a disk store, a block that gets a key is also written to disk.
 """
 
 from __future__ import annotations

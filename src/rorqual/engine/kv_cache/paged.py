@@ -2,9 +2,9 @@
 `BLOCK` positions of one sequence in every layer.
 
 The scheduler decides which blocks a sequence owns. In the last block of a sequence, rows beyond the end of the sequence
-get attention weight 0. These rows must still be finite, because 0 times NaN is NaN. So pools are initialized with
-zeros. The operating system allocates memory pages for a pool only when they are written. Once a NaN or infinity has
-been written, every block is cleared (`clear`) before a sequence gets it.
+get attention weight 0. Rows with weight 0 must still be finite, because 0 times NaN is NaN. So pools are initialized
+with zeros. The operating system allocates memory pages for a pool only when they are written. Once a NaN or infinity
+has been written, every block is cleared (`clear`) before a sequence gets it.
 """
 
 from __future__ import annotations

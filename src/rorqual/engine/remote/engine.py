@@ -86,8 +86,8 @@ FINAL = frozenset({501, 505})
 REFUSED = frozenset({400, 413, 422})
 """Status codes that mean that only this request is invalid, so other requests may succeed."""
 UNSURE = frozenset({408, 409, 425})
-"""Status codes below 500 after which the server may have done and billed work. Any other code below 500 means that the
-server did no work."""
+"""Status codes below 500 after which the server may have done and billed work. A code below 500 that is not in `UNSURE`
+means that the server did no work."""
 UNSENT = (ConnectionRefusedError, socket.gaierror, ssl.SSLCertVerificationError)
 """Exceptions raised before a request is sent."""
 LONGEST_WAIT = 60.0
@@ -97,9 +97,9 @@ class RemoteError(RorqualError):
     """Raised if a remote endpoint does not answer or answers with an error. `status` is the HTTP status if the server
     rejected the request, else 0.
 
-    `alone` means that only this request failed, after all its retries, and other requests may succeed. Examples are a
-    server error, a timeout, a broken connection and a reply without a completion. A wrong API key, model or address, a
-    rate limit or an unreachable server affects all requests, so `alone` is False.
+    `alone` means that only this request failed, after all its retries, and other requests may succeed. `alone` is True
+    after a server error, a timeout, a broken connection or a reply without a completion. A wrong API key, model or
+    address, a rate limit or an unreachable server affects all requests, so `alone` is False.
     """
 
     def __init__(self, what: str, *, where: str = "", remedy: str = "", status: int = 0, alone: bool = False) -> None:
@@ -130,7 +130,7 @@ class BudgetGuard(Protocol):
     def used(self, place: int, usage: Mapping[str, int]) -> None:
         """Record an attempt whose reply has no completion.
 
-        `usage` is the token usage that the server reports for it.
+        `usage` is the token usage that the server reports for this attempt.
         """
 
     def left(self, place: int) -> None:
@@ -165,7 +165,7 @@ class _OverBudget(RorqualError):
 def _recording(faults: list[BaseException], stop: threading.Event) -> Iterator[None]:
     """Record an exception in `faults` and tell the other threads to stop.
 
-    Later exceptions of other threads are only consequences of this stop.
+    Exceptions that other threads raise after the stop are only consequences of the stop.
     """
     try:
         yield
@@ -191,9 +191,10 @@ class RemoteClient(ABC):
     the body and parse the reply.
 
     `timeout` is in seconds per attempt. A request is retried up to `retries` times. Reasons for a retry are HTTP 408,
-    409, 425, 429 and 5xx (except 501 and 505), and a broken connection. Another reason is a reply without a completion,
-    such as an HTML page. The delay before a retry starts at `backoff` seconds and doubles after each retry. If the
-    server's `Retry-After` is longer, it is used instead. No delay exceeds `LONGEST_WAIT` seconds.
+    409, 425, 429 and 5xx (except 501 and 505), and a broken connection. A reply without a completion, such as an HTML
+    page, causes a retry. The delay before a retry starts at `backoff` seconds and doubles after each retry. If the
+    server's `Retry-After` is longer than the delay from `backoff`, the client waits for `Retry-After`. No delay exceeds
+    `LONGEST_WAIT` seconds.
     """
 
     def __init__(
@@ -258,9 +259,9 @@ class RemoteClient(ABC):
         before each attempt. If `toll.enter` returns False, no further request is sent, and `collect` returns False.
 
         If `refused` is given, `refused(place, error)` is called for a request that the server rejects for its content
-        (`REFUSED`), and the other requests continue. If `failed` is given, `failed(place, error)` is called for any
-        other error with `RemoteError.alone`, and the other requests continue too. With `first_alone`, the first request
-        must finish before all other requests are sent.
+        (`REFUSED`), and the other requests continue. If `failed` is given, `failed(place, error)` is called for an
+        error with `RemoteError.alone` that does not go to `refused`, and the other requests continue. With
+        `first_alone`, the first request must finish before all other requests are sent.
         """
         self._check(wanted)
         lock, stop = threading.Lock(), threading.Event()

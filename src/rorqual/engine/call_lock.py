@@ -32,7 +32,7 @@ class CallLock:
     def __call__(self, name: str) -> AbstractContextManager[bool]:
         """Return the lock, which the engine method `name` must hold while it runs.
 
-        Raises ConfigError if the calling thread already holds it.
+        Raises ConfigError if the calling thread already holds the lock.
         """
         if self.mine():
             raise ConfigError(

@@ -165,7 +165,7 @@ class EngineCore:
     def _check_weights(self) -> None:
         """Check the values of the weights for changes, at most once per step.
 
-        The KV-cache manager calls this before it reuses or hashes a block.
+        The KV-cache manager calls `_check_weights` before it reuses or hashes a block.
         """
         if not self._weights_checked:
             self._weights_checked = True

@@ -211,7 +211,7 @@ class Engine:
             raise ConfigError(
                 "generate() cannot run while submitted requests are unfinished",
                 where="engine",
-                remedy="Finish them with step(), or cancel them.",
+                remedy="Finish the submitted requests with step(), or cancel them.",
             )
         self._renew()
         jobs = [self._processor.job(request, f"request {number}") for number, request in enumerate(requests)]

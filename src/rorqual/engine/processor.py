@@ -233,8 +233,8 @@ class Processor:
         return halts
 
     def _min_tokens_length(self, reply: list[int], job: Job) -> int:
-        """Return the number of answer characters in the first `min_tokens` tokens. Stop strings that end within these
-        characters are ignored."""
+        """Return the number of answer characters in the first `min_tokens` tokens. A stop string that ends within the
+        returned number of characters is ignored."""
         least = job.request.params.min_tokens if job.request.params.stop else 0
         return len(self.chat.parse(reply[:least], job.thinking).text) if least else 0
 

@@ -32,7 +32,7 @@ class TurnChat(ChatFormat):
     """Names of tokens that end a reply. Names that the tokenizer lacks are ignored. `render` writes the first name that
     the tokenizer has."""
     pads: ClassVar[tuple[str, ...]]
-    """Names of padding tokens in order of preference. The first of these names that is in the vocabulary is used."""
+    """Names of padding tokens in order of preference. The first name that is in the vocabulary is used."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__(tokenizer)
@@ -87,7 +87,7 @@ class TurnChat(ChatFormat):
     # ---- each family with tools also defines
 
     def _opening_with_tools(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int]:
-        """Return the ids before the first turn of a conversation with tools. These ids include the first system turn, if any."""
+        """Return the ids that open a conversation with tools. The opening includes the first system turn, if any."""
         raise NotImplementedError
 
     def _earlier_assistant_turn(self, message: Message, before: str, *, current: bool) -> list[int]:

@@ -41,7 +41,7 @@ def read_conversations(path: Path) -> Loaded:
     """Read conversations from a `.parquet` file, or from a `.jsonl`, `.ndjson` or `.json` file with one object per line.
 
     A conversation without an assistant turn, or with an assistant turn that is empty or only white space, is skipped and
-    counted. Teacher samples (`data.distilled`) that a filter dropped are skipped, too.
+    counted. Teacher samples (`data.distilled`) that a filter dropped are skipped.
 
     Raises DataError that names the file and line (or row) if a row is invalid or has an empty prompt, and DataError if no
     conversation remains.

@@ -221,7 +221,8 @@ def _set(characters: Ranges) -> str:
 
     llguidance would wrongly allow `"` and `\\` in a class that contains all control characters but neither of these two
     characters. So control characters without a two-character escape are removed from each class that lacks `"` or `\\`.
-    The grammar usually allows no JSON string with these control characters anyway (see `compiler.ESCAPES`).
+    A JSON string of the grammar usually cannot contain control characters without a two-character escape (see
+    `compiler.ESCAPES`).
     """
     if characters == ANY:
         return "(?s:.)"

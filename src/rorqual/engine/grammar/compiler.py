@@ -225,7 +225,7 @@ class Grammars:
         return self._library.LLTokenizer(json.dumps(data), n_vocab=size, eos_token=self._stop_ids)
 
     def _build(self, grammar: Grammar) -> Compiled:
-        with self._building:  # the first thread computes these cached properties, and other threads wait
+        with self._building:  # the first thread computes the cached properties, and other threads wait
             library, lexicon, _ = self._library, self.lexicon, self._vocabulary
         try:
             match grammar.kind:
@@ -272,7 +272,8 @@ class Grammars:
     def _calls(self, grammar: Grammar, library: Any, lexicon: Lexicon) -> Compiled:
         if self._spelling is None:
             raise DataError(
-                "tool calls need a chat format with a tool-call syntax", remedy="Load a run with such a chat format."
+                "tool calls need a chat format with a tool-call syntax",
+                remedy="Load a run whose chat format has a tool-call syntax.",
             )
         calls = read_calls(grammar.source)
         parts, judges = dict[str, Mapping[str, Any]](), dict[str, SchemaValidator | None]()

@@ -1,5 +1,5 @@
-"""Find subschemas of a JSON schema that require themselves in a cycle. No finite value matches such a subschema, so
-generation would never end."""
+"""Find subschemas of a JSON schema that require themselves in a cycle. No finite value matches a subschema that
+requires itself, so generation would never end."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Numbers:
     steps: tuple[Any, ...] = ()
     """Alternative values of `multipleOf`: a number must be a multiple of at least one of these values."""
     checked: tuple[str, ...] = ()
-    """Keywords that llguidance cannot enforce. Finished answers are validated for these keywords."""
+    """Keywords that llguidance cannot enforce, and for which finished answers are validated."""
     none: bool = False
     """Whether no number is within the bounds."""
 

@@ -44,8 +44,8 @@ class Texts:
     """Keywords to leave out, because llguidance rejected them. The name `branches` disables rewrites that add branches
     to the schema."""
     checked: list[tuple[str, str]] = field(default_factory=list)
-    """(keyword, place) of every constraint that the grammar does not enforce. Finished answers are validated for these
-    constraints."""
+    """(keyword, place) of every constraint that the grammar does not enforce, and for which finished answers are
+    validated."""
 
     ways: int = 1
     """Number of branch combinations of the current subschema, including added branches. llguidance expands all

@@ -1,8 +1,8 @@
 """The on-disk prefix cache: one authenticated file per block, written by a background thread. Blocks survive restarts
 and killed processes.
 
-If a file was damaged or changed after it was written, reading it is a cache miss. The store removes the file and counts
-it as damaged.
+If a file was damaged or changed after it was written, reading it is a cache miss. The store removes a damaged file and
+counts it.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class DiskStore:
         self.folder, self.budget, self.queue_bytes = folder, budget_bytes, queue_bytes
         self._mac_key = blake2b(fingerprint, key=secret, digest_size=32, person=b"rorqual store").digest()
         self._sizes: OrderedDict[bytes, int] = OrderedDict()  # sizes of files on disk, least recently used first
-        # Payloads to write. The writer thread may be writing the first of these payloads.
+        # Payloads to write. The writer thread may be writing the first pending payload.
         self._pending: OrderedDict[bytes, bytes] = OrderedDict()
         self._pending_bytes = 0
         self._total = 2 * _PAGE  # disk space of the secret file and the lock file

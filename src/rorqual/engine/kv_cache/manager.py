@@ -129,8 +129,8 @@ class KVCacheManager:
         return True
 
     def cache_blocks(self, owner: Owner, length: int) -> None:
-        """Add the full blocks within the first `length` positions of `owner` to the prefix cache. All of these
-        positions must be computed."""
+        """Add the full blocks within the first `length` positions of `owner` to the prefix cache. The first `length`
+        positions must already be computed."""
         full = length // BLOCK
         if not owner.reuse or full <= owner.num_cached_blocks:
             return

@@ -97,9 +97,9 @@ class RemoteError(RorqualError):
     """Raised if a remote endpoint does not answer or answers with an error. `status` is the HTTP status if the server
     rejected the request, else 0.
 
-    `alone` means that only this request failed, after all its retries, and other requests may succeed. `alone` is True
-    after a server error, a timeout, a broken connection or a reply without a completion. A wrong API key, model or
-    address, a rate limit or an unreachable server affects all requests, so `alone` is False.
+    `alone` means that only this request failed, after all its retries, and other requests may succeed. `alone` is True,
+    for example, after HTTP 500, a timeout, a broken connection or a reply without a completion. A wrong API key, model
+    or address, a rate limit or an unreachable server affects all requests, so `alone` is False.
     """
 
     def __init__(self, what: str, *, where: str = "", remedy: str = "", status: int = 0, alone: bool = False) -> None:

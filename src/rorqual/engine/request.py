@@ -48,7 +48,7 @@ class Completion:
     """The reasoning before `</think>`. None means that the model did not think."""
     experts: Any = None
     """Expert ids of each computed position [len(prompt_ids) + len(token_ids) - 1, MoE layers, top-k], int8 or int16. -1
-    means that the router skipped this choice. The field is None for a dense or remote model."""
+    means that the router chose no expert. The field is None for a dense or remote model."""
     kept: Any = None
     """Tokens that remained after top-k and top-p filtering at each reply position [len(token_ids), ceil(vocab / 8)],
     uint8 in the format of `numpy.packbits`. The field is None unless `EngineConfig.record_kept` is set."""

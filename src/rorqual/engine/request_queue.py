@@ -97,8 +97,8 @@ class RequestQueue(Generic[W]):
         meaning as in `next`.
 
         If `tenant` has no slot, every tenant that has several slots or received more service than `tenant` may lose a
-        slot. Otherwise another tenant may lose a slot if it received more service than `tenant` and still keeps at
-        least as many slots.
+        slot. If `tenant` has slots, another tenant may lose a slot if it received more service and has at least two
+        more slots than `tenant`.
         """
         own_slots, own_usage = held.get(tenant, 0), self.usage(tenant, running)
         return {

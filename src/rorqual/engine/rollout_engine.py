@@ -20,7 +20,7 @@ class RolloutEngine(Protocol):
     """An engine that generates samples for a trainer, with the weights of the last `update`.
 
     A completion must depend only on the weights and its request: prompt, sampling parameters, seed and sample index. So
-    another engine, or a second attempt, returns the same completion.
+    a repeated request returns the same completion, even from another engine.
     """
 
     @property
@@ -56,8 +56,8 @@ class InlineRolloutEngine:
                 yield replace(completion, request=number, sample=sample, policy_version=version)
 
     def update(self, weights: Decoder, version: int) -> None:
-        """Set the version of the weights. If `weights` is not the engine's own model, copy its weights into that
-        model."""
+        """Set the version of the weights. If `weights` is not the engine's own model, copy the tensors of `weights`
+        into the engine's model."""
         if weights is not self.engine.model:
             self.engine.load_weights(weights)
         self.version = version
@@ -70,7 +70,7 @@ def gather(
     seed.
 
     `version` is the version of the trainer's weights. Raises NumericsError if a sample was generated with weights that
-    are newer than `version`, or more than `max_age` versions older. Also raises NumericsError for a sample that was not
+    are newer than `version`, or more than `max_age` versions older. Raises NumericsError for a sample that was not
     requested, and for samples that are missing after `TRIES` attempts.
     """
     completions: dict[tuple[int, int], Completion] = {}

@@ -106,7 +106,7 @@ class Runner:
         self.layers, self.k, self._choices = routed_layers(model) if record_experts else (0, 0, 0)
         weight = model.embed_tokens.weight
         self.device, self.dtype = weight.device, weight.dtype
-        expert_dtype = torch.int8 if self._choices <= 128 else torch.int16  # signed: -1 means a skipped choice
+        expert_dtype = torch.int8 if self._choices <= 128 else torch.int16  # signed: -1 means that no expert was chosen
         self.cache = PagedCache(
             backend.attention,
             model.config,
@@ -193,7 +193,8 @@ class Runner:
         return logprobs, best
 
     def take(self, sequence: Sequence, length: int) -> Sampled:
-        """Return the reply of a finished sequence. `length` is its number of tokens, prompt and reply together."""
+        """Return the reply of a finished sequence. `length` is the sequence's number of tokens, prompt and reply
+        together."""
         start, slot = len(sequence.prompt), sequence.slot
         logprobs = self.logprobs[slot, start:length]
         experts = None

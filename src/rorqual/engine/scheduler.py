@@ -3,8 +3,8 @@
 This module uses only Python and numpy, and neither torch tensors nor the model.
 
 A sequence is queued, gets a slot, is prefilled in chunks, decodes in a row of the batch until it stops, and is
-released. B decoding sequences use rows 0 to B - 1: when sequences finish, the last rows move into the gaps. The
-runner's state of a sequence is indexed by its slot, which does not change.
+released. B decoding sequences use rows 0 to B - 1: when sequences finish, the last rows move into the gaps. The runner
+stores its state of a sequence by slot, which does not change until the sequence finishes or is preempted.
 
 Keys and values are stored in blocks (`KVCacheManager`). When no block is available, the scheduler preempts the sequence
 that ranks last. The preempted sequence releases its blocks and is queued again. When it resumes, tokens whose blocks
@@ -286,8 +286,8 @@ class Scheduler:
     def _grow(self, sequence: Sequence, stop: int, later: list[Sequence], plan: SchedulerOutput) -> bool:
         """Allocate the blocks of a chunk. Returns False if too few blocks are available.
 
-        If no sequence is decoding, no sequence will finish and free its blocks. In that case, sequences in `later` are
-        preempted, starting from the end.
+        If no sequence is decoding, no sequence will finish and free its blocks. So if no sequence is decoding,
+        sequences in `later` are preempted, starting from the end.
         """
         while not self.kv_cache.grow(sequence, stop):
             with_slot = [other for other in later if other.slot >= 0]
@@ -303,7 +303,7 @@ class Scheduler:
         followers, sequence.followers = sequence.followers, []
         self._row(sequence, chunk, plan)
         for follower in followers:
-            follower.scores = sequence.scores  # share one object: this step still adds the last scores to it
+            follower.scores = sequence.scores  # one shared object: this step still adds log-probabilities
             copied = self.kv_cache.fork(sequence, follower, len(sequence.tokens))
             if copied is None:
                 self._requeue([follower], plan)

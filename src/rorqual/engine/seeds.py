@@ -39,9 +39,9 @@ def uniform(keys: npt.NDArray[np.uint64], positions: npt.NDArray[np.int64]) -> n
 def sample_seed(seed: int, sample: int, bits: Bits = 64) -> int:
     """Return the seed to send to a server for sample number `sample` of a request with `seed`.
 
-    With 64 bits the result is signed, as in OpenAI's API, and equals `seed` for sample 0. `sample_key(result, 0)` then
-    equals `sample_key(seed, sample)`, so a server that runs this engine draws the same sample. With 31 bits the result
-    is a non-negative hash of `seed` and `sample`.
+    With 64 bits the result is signed, as in OpenAI's API, and equals `seed` for sample 0. With 64 bits,
+    `sample_key(result, 0)` equals `sample_key(seed, sample)`, so a Rorqual server draws the same sample as a local
+    engine. With 31 bits the result is a non-negative hash of `seed` and `sample`.
     """
     mixed = _mix(seed) ^ (sample & _MASK)
     if bits == 31:

@@ -41,7 +41,7 @@ FUNCTIONS = (FunctionType, BuiltinFunctionType)
 class Weights:
     """A fingerprint of a model's weights that changes when any weight or module attribute changes.
 
-    `name` is the initial fingerprint. With `contents`, tensor values are compared too. `watched=False` turns the
+    `name` is the initial fingerprint. `contents` lets `look` compare tensor values. `watched=False` turns the
     detection off, for weights that no other code can reach. Thread-safe.
     """
 
@@ -52,8 +52,8 @@ class Weights:
         self._digest = digest(tensors) if self._contents else b""
 
     def look(self, *, contents: bool = False) -> bytes:
-        """Return the 32-byte fingerprint of the current weights. With `contents`, tensor values are compared too, which
-        reads all weights."""
+        """Return the 32-byte fingerprint of the current weights. With `contents` in both this call and the
+        constructor, the comparison reads all tensor values."""
         if self._watched:
             with self._lock:
                 state, tensors = _state_of(self._model)
@@ -103,7 +103,8 @@ def _processor_model() -> str:
 
 
 def _state_of(model: Decoder) -> tuple[list[object], list[Tensor]]:
-    """Return the state of a model that can be compared without reading tensor values, and its tensors."""
+    """Return the module attributes and tensor metadata, which show changes without reading tensor values, and the
+    tensors."""
     leaves: list[object] = []
     tensors: list[Tensor] = []
     _walk(model, leaves, tensors, set())

@@ -22,7 +22,8 @@ from rorqual.engine.request import Completion, Request
 
 SYNC_SECONDS = 5.0
 IN_A_ROW = 32
-"""Number of consecutive newly rejected requests after which the evaluation stops."""
+"""Number of consecutive rejections after which the evaluation stops, not counting requests that an earlier run recorded
+as rejected."""
 Progress = Callable[[int, int], None]
 QuickstartPaths = tuple[int, int]
 """(Index of a request, index of a sample of that request)."""
@@ -37,10 +38,11 @@ class AnswerCache:
     evaluation generates only the new samples. One process at a time may use the file. If `out` is None, nothing is written.
 
     A request that the server rejects (HTTP 400, 413, 422) yields a completion with an `error`, and the other requests
-    continue. The error is raised if the server rejects every request, or `IN_A_ROW` consecutive requests that no
-    earlier run recorded as rejected. So many rejections may mean that the account is out of credit. `refusals` lists
-    the rejections. A later run retries the rejected requests after all other requests. Completions with an
-    `error` are not cached. Cached completions have text, reasoning, finish reason and usage, but no token ids.
+    continue. A rejection is raised as an error if the server rejects every request, or `IN_A_ROW` consecutive requests
+    that no earlier run recorded as rejected. `IN_A_ROW` consecutive rejections may mean that the account is out of
+    credit. `refusals` lists the rejections. A later run retries the rejected requests after all other requests.
+    Completions with an `error` are not cached. Cached completions have text, reasoning, finish reason and usage, but no
+    token ids.
     """
 
     def __init__(self, generator: Engine | RemoteEngine, out: Path | None, made: Mapping[str, Any]) -> None:

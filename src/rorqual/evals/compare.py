@@ -32,7 +32,7 @@ class Comparison:
 
     `gained` counts the problems whose value rose, and `lost` the problems whose value fell. `left_out` counts problems
     that are ungraded in either evaluation. `p_value` is from McNemar's exact test over the pairs of one seed. `p_value`
-    is None for several seeds, because their pairs are not independent. `p_value` is also None if a problem has several
+    is None for several seeds, because their pairs are not independent. `p_value` is None if a problem has several
     samples, because their mean is not binary.
     """
 

@@ -26,7 +26,8 @@ def expert_use(
     """Count how often each expert processes the greedy answers to `count` dev problems of each family and level.
 
     The counts cover every position of prompt and answer that the model processed. `share` [layer][family][expert] is
-    the fraction of a family's router choices that go to the expert. `load` [layer][expert] is the fraction over all families.
+    the fraction of a family's router choices that go to the expert. `load` [layer][expert] is the fraction of all
+    families' router choices that go to the expert.
     """
     problems = pick(task, "dev", count, seed, True)
     answers = generator.generate([Request(p.messages, params) for p in problems])
@@ -121,7 +122,8 @@ def information(table: NDArray[Any]) -> Floats:
 
 @dataclass(frozen=True)
 class Dependence:
-    """Mutual information (`bits`), with the values for shuffled labels (`shuffled`). A plug-in estimate exceeds 0 even by chance."""
+    """Mutual information (`bits`), with the values for shuffled labels (`shuffled`). The plug-in estimate is usually
+    above 0 even if expert and label are independent."""
 
     bits: float
     shuffled: Floats
@@ -177,8 +179,7 @@ def lift(table: NDArray[Any]) -> Floats:
 def without_experts(model: Decoder, gone: Sequence[Sequence[int]]) -> Decoder:
     """Return a copy of `model` whose routers never choose the experts in `gone`.
 
-    `gone` has one list for each MoE layer outside the MTP modules. Each token goes to the best of the remaining experts
-    instead.
+    `gone` has one list for each MoE layer outside the MTP modules. Each token goes to the best remaining experts.
 
     Raises ConfigError if a router cannot exclude experts, or if fewer experts remain than a token needs.
     """

@@ -1,7 +1,7 @@
-"""What sparse attention misses: the dense attention outside the selected positions, and what that changes.
+"""What sparse attention misses: the dense attention outside the selected positions, and its effect on the output.
 
 At each layer, dense attention is computed on the same inputs as sparse attention. Queries that see at most `index_topk` positions
-cannot miss any. They are counted, but left out of all means.
+cannot miss any. `Misses.dense` counts these queries, but all means leave them out.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class DistanceRange:
 
 @dataclass(frozen=True)
 class LayerMisses:
-    """What one attention misses, over all counted queries.
+    """What the sparse attention of one layer misses, over all queries that see more than `index_topk` positions.
 
-    - `mass`: share of the dense attention weights on selected positions, averaged over heads. `mass_p1` is its first percentile
-      over queries, and `mass_min` its minimum. `heads` is the mean of each head.
+    - `mass`: share of the dense attention weights on selected positions, averaged over heads. `mass_p1` is the first
+      percentile of `mass` over queries, and `mass_min` the minimum. `heads` is the mean `mass` of each head.
     - `recall`: share of the `index_topk` positions with the largest dense weights that are selected.
     - `difference`: |sparse - dense| / |dense| of the module's output.
     - `tied`: share of the selected positions whose score equals the best score that was not selected.
@@ -60,9 +60,10 @@ class LayerMisses:
 class Misses:
     """What a model with sparse attention misses on some windows of tokens.
 
-    `queries` is the number of counted queries, and `dense` the number of queries that see all positions. `kl` is KL(dense ||
-    sparse) of the next-token distribution, in nats. `flips` is the share of queries whose most likely next token changes.
-    `loss_dense` and `loss_sparse` are the losses of both models on the next tokens, in nats.
+    `queries` is the number of queries that see more than `index_topk` positions, and `dense` the number of all other
+    queries. `kl` is KL(dense || sparse) of the next-token distribution, in nats. `flips` is the share of queries whose
+    most likely next token changes. `loss_dense` and `loss_sparse` are the next-token losses with dense and with sparse
+    attention, in nats.
     """
 
     budget: int
@@ -78,7 +79,7 @@ class Misses:
 
     @property
     def recall(self) -> float:
-        """The lowest recall of a layer."""
+        """The lowest `recall` among the layers."""
         return min(layer.recall for layer in self.layers)
 
     def to_json(self) -> dict[str, Any]:
@@ -87,7 +88,7 @@ class Misses:
 
 
 def sparse_layers(model: Decoder, where: str = "") -> list[DSA]:
-    """Return the sparse attentions of the main model. Raises ConfigError if there are none, or if their budgets differ."""
+    """Return the sparse attentions of the main model. Raises ConfigError if there are none."""
     found = [module for module in model.layers.modules() if isinstance(module, DSA)]
     if not found:
         kinds = ", ".join(sorted({attention.kind for attention in model.config.attentions}))
@@ -174,7 +175,7 @@ class _Collected:
         rows, mass, selected = records["attention_rows"], records["attention_mass"], records["selected"]
         length = recorded["attention_rows"].shape[1]
         chosen = torch.zeros(len(rows), length + 1, dtype=torch.bool).scatter_(1, selected % (length + 1), True)
-        inside = chosen.gather(1, rows % (length + 1)) & (rows >= 0)  # row -1 (none) becomes the extra column
+        inside = chosen.gather(1, rows % (length + 1)) & (rows >= 0)  # -1 (no position) maps to the extra last column
         self.heads.append(records["mass_inside"])
         self.mass.append(records["mass_inside"].mean(1))
         self.recall.append(inside[:, :k].float().mean(1))

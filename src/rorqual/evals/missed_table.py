@@ -6,7 +6,7 @@ from rorqual.evals.missed import Misses
 
 
 def missed_table(missed: Misses, model: str, data: str) -> str:
-    """Return what sparse attention misses as text, one row per layer."""
+    """Return a text table of what sparse attention misses, one row per layer."""
     left_out = f"{missed.dense:,} further queries see all their positions and are left out"
     lines = [
         f"{model} on the last tenth of {data}: {missed.windows} windows of {missed.length} tokens, index_topk={missed.budget}.",

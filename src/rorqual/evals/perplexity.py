@@ -14,7 +14,8 @@ from rorqual.model.decoder import Decoder
 from rorqual.ops.losses import token_logprobs
 
 FORWARD_TOKENS, LOGIT_TOKENS = 8192, 1024
-"""Tokens per forward pass and per logits computation, because the logits of a whole context may need gigabytes."""
+"""Maximum tokens per forward pass and per logits computation. Both are limited, because the logits of a whole context
+may need gigabytes."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 
 @dataclass(frozen=True)
 class Theme:
-    """The colours of a light or dark theme. Series also differ by marker, for readers who cannot distinguish the hues."""
+    """The colours of a light or dark theme. Series differ by colour and by marker, for readers who cannot distinguish
+    the hues."""
 
     name: str
     ground: str

@@ -28,7 +28,8 @@ SETTINGS: tuple[tuple[str, Thinking, str], ...] = (
 BASELINE = "best baseline"
 MARKERS = ("o", "^", "o", "s", "^")
 HOLLOW = 2
-"""Number of `SETTINGS` that describe the model before GRPO. These first settings are drawn with hollow markers."""
+"""Number of `SETTINGS` that describe the model before GRPO. The first `HOLLOW` settings are drawn with hollow
+markers."""
 
 
 def pictures(findings: Findings) -> dict[str, Picture]:

@@ -26,8 +26,8 @@ def pick(task: Task, split: Split, count: int, seed: int, per_family: bool) -> l
 
     With `per_family` the result has `count` problems of each stratum (family, level), otherwise `count` problems in
     total. A task may generate problems endlessly, and its strata are not known in advance. The search therefore stops
-    after many draws that add no problem. The limit on these draws is higher if an unfinished stratum is rare. A stratum
-    in which the search finds fewer than `count` distinct problems contains every problem that was found.
+    after many draws that add no problem. The limit on draws without a new problem is higher if an unfinished stratum is
+    rare. A stratum with fewer than `count` distinct problems gets every problem that the search found.
 
     Raises DataError if `count` is below 1 or the split contains no problems.
     """
@@ -159,9 +159,9 @@ def _sample(task: Task, problem: Problem, completion: Completion) -> GradedSampl
 def thinking_tokens(completion: Completion, tokens: int) -> int:
     """Return the number of tokens of `completion` before `</think>`.
 
-    The generator may report this number as `usage["reasoning_tokens"]`. Otherwise the number is estimated, because
-    evaluations have no tokenizer: `tokens` times the fraction of characters before `</think>`, rounded. The estimate is
-    exact for a character tokenizer and for a completion that is all thinking.
+    The generator may report the number of thinking tokens as `usage["reasoning_tokens"]`. Without a report, the number
+    is estimated, because evaluations have no tokenizer: `tokens` times the fraction of characters before `</think>`,
+    rounded. The estimate is exact for a character tokenizer and for a completion that is all thinking.
     """
     counted = completion.usage.get("reasoning_tokens")
     if counted is not None:

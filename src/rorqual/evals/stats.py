@@ -60,8 +60,8 @@ def wilson(right: float, total: int, confidence: float = 0.95) -> Interval:
     rate = right / total
     middle = (rate + z * z / (2 * total)) / (1 + z * z / total)
     half = z / (1 + z * z / total) * math.sqrt(rate * (1 - rate) / total + z * z / (4 * total * total))
-    # At rate 0 the exact lower end is 0, and at rate 1 the exact upper end is 1. Set them exactly, because rounding
-    # could exclude the rate from its own interval.
+    # At rate 0 the exact lower end is 0, and at rate 1 the exact upper end is 1. Set these two ends exactly, because
+    # rounding could exclude the rate from its own interval.
     low = 0.0 if right == 0 else max(0.0, middle - half)
     high = 1.0 if right == total else min(1.0, middle + half)
     return Interval(low, high, confidence)
@@ -108,7 +108,7 @@ def mcnemar(
     """Return the p-value of the exact McNemar test of paired verdicts (McNemar 1947).
 
     Under the null hypothesis, each pair that differs is a fair coin flip. `side="greater"` tests whether `after` is
-    correct more often. The result is 1 if no pair differs.
+    correct more often than `before`. The result is 1 if no pair differs.
     """
     old, new = np.asarray(before, bool), np.asarray(after, bool)
     if old.shape != new.shape:
@@ -194,9 +194,10 @@ def hierarchical_difference(
     `before[s][i]` and `after[s][i]` are the values of seed `s` on item `i`. The mean gives all seeds equal weight.
     Resampling only items would understate the spread between runs.
 
-    A percentile bootstrap (Efron 1979) of few seeds is too narrow. For 5 seeds with a standard deviation of ten points, a nominal
-    99 % interval covers the true mean in 97.5 % of cases. If each seed is an outlier with probability 0.2, the interval
-    covers the true mean in 76 % of cases (docs/results/coverage.json). A verdict therefore also needs Student's t interval.
+    The interval of a percentile bootstrap (Efron 1979) over few seeds is too narrow. For 5 seeds with a standard
+    deviation of ten points, a nominal 99 % interval covers the true mean in 97.5 % of cases. If each seed is an outlier
+    with probability 0.2, the nominal 99 % interval covers the true mean in 76 % of cases (docs/results/coverage.json).
+    A verdict therefore needs the bootstrap interval and Student's t interval.
     """
     changes = _changes(before, after)
     drawn = _resampled_means(changes, samples, np.random.default_rng(seed))

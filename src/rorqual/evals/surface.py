@@ -107,8 +107,8 @@ class _Growth:
     def _scores(self, bins: Integers, codes: Integers, counts: Integers, cuts: int) -> Floats:
         """Return the purity of each cut [cuts].
 
-        For each side, the sum of squared label counts is divided by the number of problems there. The purity is the sum
-        of the two quotients.
+        For each side of a cut, the sum of squared label counts is divided by the side's number of problems. The purity
+        is the sum of the quotients of both sides.
 
         A cut that leaves fewer than `LEAF` problems on a side scores -1.
         """

@@ -17,8 +17,8 @@ from rorqual.evals.trace_page import SCRIPT, STYLE
 
 TRACE_FILE = "trace.html"
 TEXT_STEPS = 200
-"""Maximum number of steps whose prompts and replies are on the page. For a longer run, the page has the texts of this
-many evenly spaced steps.
+"""Maximum number of steps whose prompts and replies are on the page. For a longer run, the page has the texts of
+`TEXT_STEPS` evenly spaced steps.
 
 Steps without texts show verdicts, advantages and lengths only.
 """

@@ -1,7 +1,7 @@
 """The rule for a verdict on a method: at least five seeds, and two 99 % intervals that agree.
 
 The bootstrap over seeds is too narrow for few seeds, and Student's t interval ignores the problems within each seed
-(docs/results/coverage.json). A verdict therefore needs both intervals.
+(docs/results/coverage.json). A verdict therefore needs the bootstrap interval and Student's t interval.
 """
 
 from __future__ import annotations

@@ -395,8 +395,8 @@ class Scheduler:
     def renew(self, fingerprint: bytes) -> None:
         """Invalidate all blocks cached under the old weights.
 
-        Running sequences continue. Their blocks mix old and new weights, so these blocks are neither cached nor shared
-        with later requests.
+        Running sequences continue. Blocks of running sequences were computed with old and new weights, so these blocks
+        are neither cached nor shared with later requests.
         """
         self.kv_cache.renew(fingerprint)
         for sequence in self._admitted():

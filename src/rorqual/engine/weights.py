@@ -1,11 +1,11 @@
 """Detect weight changes, so that KV-cache blocks computed with other weights are never reused.
 
 Before each step, `Weights` compares the data pointer and torch's version counter of every tensor. `Weights` also
-compares every attribute of every module, such as an adapter's scale, an eps or a RoPE base. Both comparisons take
-microseconds per module.
+compares every attribute of every module, such as an adapter's scale, an eps or a RoPE base. Comparing version counters
+and attributes takes microseconds per module.
 
 The version counter misses writes by fused optimizers, numpy, `tensor.data`, DLPack and mapped files, and writes to
-inference tensors. So tensor values are also compared before a cached block is reused and before a new block is hashed.
+inference tensors. So tensor values are compared before a cached block is reused and before a new block is hashed.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from rorqual.evals.stats import Interval, t_interval
 
 Verdict = Literal["holds", "does not hold", "open"]
 SEEDS = 5
-"""With fewer seeds, every verdict is open."""
+"""With fewer than `SEEDS` seeds, every verdict is open."""
 CONFIDENCE = 0.99
 
 

@@ -1,21 +1,22 @@
 """Budget control for a remote teacher. The maximum cost of a request is reserved in a ledger before the request is sent.
 
-The reserve is an upper bound of the cost: the maximum number of tokens that the prompt can have, plus `max_tokens`. If the
-server billed more than this bound for an earlier request, later reserves include the difference. The actual cost of an
-answer replaces its reserve. A request costs nothing if it was never sent, or if the server rejected it (HTTP 3xx or 4xx).
+The reserve is an upper bound of the cost: the maximum number of tokens that the prompt can have, plus `max_tokens`. If
+the server billed more than the reserve of an earlier request, later reserves include the difference. The actual cost of
+an answer replaces its reserve. A request costs nothing if it was never sent, or if the server rejected it (HTTP 3xx or
+4xx).
 
 The reserve counts as spent if the answer never arrived (server error, timeout, broken connection, no completion),
-because the server may have billed the request. The reserve also counts as spent if the server reports no token usage,
-or fewer tokens than the answer's text must have. After an impossible report, later usage reports of that server are not
-trusted.
+because the server may have billed the request. The reserve counts as spent if the server reports no token usage, or
+fewer tokens than the answer's text must have. After a report of too few tokens, later usage reports of that server are
+not trusted.
 
 The guarantee: if a server bills no request more than its reserve, the total bill never exceeds the budget. A server may
-bill and report more tokens than were reserved, because it ignores `max_tokens` or adds its own prompt. The budget may
-then be exceeded, but at most by the excess cost of the requests in flight at the first such report. Once the budget is
-exceeded, no further request is sent. With a budget, the first request must finish before other requests are sent.
-Therefore, if the server treats all requests alike, only one request can exceed its reserve. In any case, at most
-`concurrency` requests can exceed their reserves. If a server bills more tokens than it reports, the budget may be
-exceeded by any amount.
+bill and report more tokens than were reserved, because it ignores `max_tokens` or adds its own prompt. If a server
+reports more tokens than were reserved, the budget may be exceeded, but at most by the excess cost of the requests in
+flight at the first such report. Once the budget is exceeded, no further request is sent. With a budget, the first
+request must finish before other requests are sent. Therefore, if the server treats all requests alike, only one request
+can exceed its reserve. In any case, at most `concurrency` requests can exceed their reserves. If a server bills more
+tokens than it reports, the budget may be exceeded by any amount.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ NOTHING = Spending()
 
 @dataclass
 class _Try:
-    """A request in flight. `name`: its name in the ledger. `written`: its reserve in the ledger."""
+    """A request in flight. `name`: the request's name in the ledger. `written`: the request's reserve in the ledger."""
 
     name: str
     request: Request
@@ -147,8 +148,8 @@ class Budget:
         return self.paid + self.lost
 
     def enter(self, place: int) -> bool:
-        """Reserve the maximum cost of a request. If the remaining budget does not cover this cost, wait for requests in
-        flight to finish.
+        """Reserve the maximum cost of a request. If the remaining budget does not cover the request's maximum cost,
+        wait for requests in flight to finish.
 
         Return False if the budget does not cover the request even when no other request is in flight.
         """

@@ -44,8 +44,8 @@ class FilterConfig(Config):
 class Access(Config):
     """Settings of access to a remote server. These settings do not affect samples, so they may change when a run resumes.
 
-    `price_in`, `price_out`: price per million prompt tokens, and price per million reply tokens. `budget`: spending limit in
-    the same currency; 0 means no limit.
+    `price_in`, `price_out`: price per million prompt tokens, and price per million reply tokens. `budget`: spending
+    limit in the currency of the prices; 0 means no limit.
     """
 
     concurrency: Count = 8
@@ -105,7 +105,9 @@ class FactoryConfig(Config):
         if self.remote and not self.model:
             raise ValueError("a remote teacher needs model=NAME, because a server may have several models")
         if self.remote and self.top_k:
-            raise ValueError("top_k needs a local run as teacher, because a server does not return its top tokens")
+            raise ValueError(
+                "top_k needs a local run as teacher, because a server does not return the ids of its top tokens"
+            )
         if not self.remote and (self.model or self.access.budget):
             raise ValueError("model= and budget= apply only to a server as teacher, not to a local run")
         if self.split == "test":

@@ -1,10 +1,10 @@
 """Contamination check: find problems and samples that match an evaluation item as a whole or by consecutive words.
 
 Matching ignores case and punctuation. Texts are compared twice: with numbers and operators, and with words only. The
-second comparison finds problems whose numbers were changed. `overlap` consecutive words count as a match. The default
-is 8; GPT-3 used 8 to 13 (Brown et al. 2020, appendix C). An item with fewer than `overlap` words, but at least `SHORT`
-words, matches if a text contains the whole item. An item with fewer than `SHORT` words matches only a text that is
-equal to it.
+comparison of words only finds problems whose numbers were changed. `overlap` consecutive words count as a match.
+`overlap` is 8 by default; GPT-3 used 8 to 13 (Brown et al. 2020, appendix C). An item with fewer than `overlap` words,
+but at least `SHORT` words, matches if a text contains the whole item. An item with fewer than `SHORT` words matches
+only a text that is equal to it.
 
 As in GPT-3, common sequences such as instructions do not count as matches. A sequence is common if more than `COMMON`
 evaluation items or more than `COMMON` problems to sample contain it. The check does not find paraphrases, or texts in
@@ -131,7 +131,7 @@ def bare(text: str) -> Gram:
     """Split a text into words, numbers and arithmetic operators, without punctuation.
 
     A sign counts as an operator if it is between two words, at least one of which is a number or a single letter. A
-    minus sign before a number is also kept.
+    minus sign before a number is not removed.
     """
     tokens = ["", *words(text), ""]
     kept = []
@@ -213,9 +213,10 @@ def _content_text(content: Any, where: str) -> str:
 def own_test(task: Task, seed: int) -> tuple[list[EvalItem], str]:
     """Return the evaluation items of the task's own test split, and a note if the split cannot be read.
 
-    Items of a finite split match by key, whole text and consecutive words. Items of a `Task.patterned` task or of an endless
-    split match only by key and whole text. All problems of such a task share a few sentence patterns, so even unrelated
-    problems would match by consecutive words. In endless tasks, a hash keeps the keys of the splits disjoint.
+    Items of a finite split match by key, whole text and consecutive words. Items of a `Task.patterned` task or of an
+    endless split match only by key and whole text. All problems of a patterned or endless task share a few sentence
+    patterns, so even unrelated problems would match by consecutive words. In endless tasks, a hash keeps the keys of
+    the splits disjoint.
     """
     test = _Test(task)
     try:

@@ -127,8 +127,8 @@ def sampling(config: FactoryConfig) -> dict[str, Any]:
     """Return the settings that a sample depends on, in addition to its teacher, problem and index."""
     names = ("temperature", "top_p", "max_tokens", "thinking", "seed", "samples", "model")
     settings = {name: getattr(config, name) for name in names}
-    # Older runs used 31 bits and had no field `seed_bits`. Leave the field out for 31 bits, so that the identity of these runs
-    # stays the same.
+    # Older runs used 31 bits and had no field `seed_bits`. Leave `seed_bits` out for 31 bits, so that the identity of
+    # older runs does not change.
     has_field = config.remote and config.seed_bits != 31
     return settings | {"seed_bits": config.seed_bits} if has_field else settings
 
@@ -144,8 +144,8 @@ def row_of(
 ) -> Distilled:
     """Convert a sample to a row of the dataset, before filtering.
 
-    `chosen`: number of tokens at the prompt's end that forced the teacher to think or not to think. The row moves these tokens
-    to the start of the reply, so that a student learns to generate `<think>` itself.
+    `chosen`: number of tokens at the prompt's end that forced the teacher to think or not to think. The row moves the
+    `chosen` tokens to the start of the reply, so that a student learns to generate `<think>` itself.
     """
     n_prompt = len(entry.prompt_ids) - chosen if entry.prompt_ids else 0
     return Distilled(

@@ -122,8 +122,9 @@ def reasons(
 ) -> list[str]:
     """Return for each row the reason to drop it, or an empty string to keep it.
 
-    Duplicates are searched among the rows of a problem that no other filter drops. `failed`: whether each row lacks an answer,
-    or an empty sequence if all rows have an answer. Failed rows are dropped as `error`, regardless of `filters` and `keep`.
+    The search for duplicates covers only rows of a problem that no other filter drops. `failed`: whether each row lacks
+    an answer, or an empty sequence if all rows have an answer. Failed rows are dropped as `error`, regardless of
+    `filters` and `keep`.
     """
     results = [
         "error" if has_failed else reason_alone(row, is_cut, matches, filters, keep)

@@ -39,11 +39,11 @@ CLOCK_SECONDS = 1.0
 
 
 def sample_teacher(config: FactoryConfig, out: Path, *, threads: int, quiet: bool, api_key: str = "") -> Path:
-    """Sample the teacher of `config` and write the dataset to the folder `out`. Return its Parquet file.
+    """Sample the teacher of `config` and write the dataset to the folder `out`. Return the path of the Parquet file.
 
     Every sample is synced to `samples.jsonl` before it is used. If the process is killed, the disk is full, or the
-    server or the grader fails, the same call can be repeated. It resumes without requesting saved samples again.
-    `data.distilled` reads the Parquet file.
+    server or the grader fails, the same call can be repeated. The repeated call resumes without requesting saved
+    samples again. `data.distilled` reads the Parquet file.
 
     Raises ConfigError without changing any file if the folder has samples of another config (`access` may differ). Raises
     RorqualError if another process uses the folder. Raises BudgetReached if the budget is reached, after writing the dataset
@@ -212,7 +212,7 @@ class Work:
             raise self.told(error) from error
 
     def told(self, error: RorqualError) -> RorqualError:
-        """Return a copy of the error whose remedy also gives the number of saved samples."""
+        """Return a copy of the error with the number of saved samples added to its remedy."""
         progress = (
             f"{len(self.have)} of {self.total} samples are saved in {self.journal.path}; the same command resumes."
         )
@@ -244,7 +244,8 @@ class Work:
     def verify(self, entries: Sequence[Entry]) -> None:
         """Grade samples with the task's grader. A sample without an answer gets the verdict `ungraded`.
 
-        Raises TaskError with the task's name if the grader raises an error. Saved samples are not lost.
+        Raises TaskError with the task's name if the grader raises an error. An error of the grader loses no saved
+        samples.
         """
         for entry in entries:
             verdict = None if entry.error else safe_grade(self.chosen.task, self.problems[entry.key], entry.text)
@@ -295,9 +296,10 @@ def with_top(rows: Sequence[Distilled], teacher: Teacher, k: int) -> list[Distil
 
 
 def certain(token: int, others: Ids) -> tuple[Ids, Logprobs]:
-    """Return a distribution with all mass on `token`, as token ids [k] and log-probabilities [k]. The other ids come from `others` [k].
+    """Return a distribution with all mass on `token`, as token ids [k] and log-probabilities [k]. The remaining k - 1
+    ids come from `others` [k].
 
-    The other ids have probability `TAIL_FLOOR`, because the logarithm of 0 is not finite.
+    Each id other than `token` has probability `TAIL_FLOOR`, because the logarithm of 0 is not finite.
     """
     other_ids = others[others != token][: len(others) - 1]
     logprobs = np.full(len(others), np.log(TAIL_FLOOR), np.float32)

@@ -28,8 +28,8 @@ Keep = Callable[[Sequence[Entry], Callable[[], None]], None]
 UnderWay = Callable[[int], None]
 """A progress callback that receives the number of samples that are generated but not saved yet."""
 FAILURES_IN_A_ROW = 5
-"""Number of consecutive requests that may fail despite retries before sampling stops. So many failures in a row
-indicate a problem with the server, not with a single request."""
+"""Number of consecutive requests that may fail despite retries before sampling stops. `FAILURES_IN_A_ROW` failures in a
+row indicate a problem with the server, not with a single request."""
 
 
 EngineRequest = tuple[Problem, int, Request]
@@ -39,7 +39,7 @@ ANY = (Message("user", "?"),)
 
 
 def nothing() -> None:
-    """A callback for saved samples that cost no money. It does nothing."""
+    """A callback that does nothing, for saved samples that cost no money."""
 
 
 class Teacher(ABC):
@@ -47,7 +47,8 @@ class Teacher(ABC):
 
     - `label`: name of the teacher in the resulting dataset.
     - `of`: identity of its samples, a hash of teacher, settings and seed.
-    - `tokenizer`, `vocab`: SHA-256 of the tokenizer, and the vocabulary size. The Parquet file stores both in its metadata.
+    - `tokenizer`, `vocab`: SHA-256 of the tokenizer, and the vocabulary size. The metadata of the Parquet file stores
+      `tokenizer` and `vocab`.
     - `chosen`: number of tokens at the end of a prompt that force the teacher to think, or to answer without thinking.
     """
 
@@ -150,9 +151,10 @@ class RemoteTeacher(Teacher):
 
     If there are prices or a ledger of an earlier call, the cost of each answer is recorded in the ledger.
 
-    A request that fails despite retries is saved as a failure, and the other requests continue. The error is raised if the
-    server answered no request, after `FAILURES_IN_A_ROW` consecutive failures, or after `IN_A_ROW` consecutive rejections.
-    Requests that failed in an earlier call are sent last and are not counted, so that a repeated call makes progress.
+    A request that fails despite retries is saved as a failure, and the other requests continue. A request's error is
+    raised if the server answered no request, after `FAILURES_IN_A_ROW` consecutive failures, or after `IN_A_ROW`
+    consecutive rejections. Requests that failed in an earlier call are sent last and are not counted, so that a
+    repeated call makes progress.
     """
 
     def __init__(self, config: FactoryConfig, out: Path, api_key: str) -> None:

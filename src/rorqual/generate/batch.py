@@ -36,7 +36,7 @@ def refused(row: RowRequest, error: RorqualError) -> Refused:
     """Return a rejected row for an error that the engine raised for its request.
 
     The key of the rejected row is a sampling key: the key in `error.where`, or the first word of the error message. If
-    neither is a sampling key, the rejected row gets the key of the prompt.
+    the error names no sampling key, the rejected row gets the key of the prompt.
     """
     first_word = LEADING.match(error.what)
     candidates = (error.where.rpartition(", ")[2], first_word.group() if first_word else "")
@@ -48,7 +48,7 @@ def answers(engine: Stepping, rows: Iterable[RowRequest | Refused], *, room: int
     """Answer all rows with a local engine. Yield the answered rows in small lists, in the order in which they finish.
 
     New rows are submitted while fewer than `room` samples are running. A row that the engine rejects is yielded as `Refused`.
-    Any other error of the engine is raised after the running requests are cancelled.
+    An engine error other than a rejection is raised after the running requests are cancelled.
     """
     pending, running = iter(rows), dict[int, tuple[RowRequest, dict[int, Completion]]]()
     samples, more = 0, True
@@ -89,8 +89,8 @@ def remote_answers(
     """Answer all rows with a remote endpoint, `concurrency` rows at a time. Yield the answered rows in the same form as
     `answers`.
 
-    If the server rejects a row with a status in `REFUSED`, the row is yielded as `Refused`. Any other error is raised after the
-    running requests have finished.
+    If the server rejects a row with a status in `REFUSED`, the row is yielded as `Refused`. An error other than a
+    rejection is raised after the running requests have finished.
     """
     pending, running = iter(rows), dict[Future[list[list[Completion]]], RowRequest]()
     more, fatal = True, list[RorqualError]()

@@ -120,8 +120,8 @@ class Partial:
         """Open or create the files, and index the lines that exist."""
         finished, begun = self.out.exists(), self.path.exists()
         old = self._read_made()
-        # A process that is killed while it creates the files leaves an empty OUT.partial without OUT.made. In that
-        # case, start from the beginning.
+        # A process that is killed while it creates the files leaves an empty OUT.partial without OUT.made. Without
+        # OUT.made, an empty OUT.partial is ignored.
         begun = begun and bool(old or self.path.stat().st_size)
         if finished or begun:
             self._check(old, made)

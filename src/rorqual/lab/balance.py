@@ -70,7 +70,7 @@ class Balancing(Experiment):
     gamma: ClassVar[float]
     alpha: ClassVar[float]
     tried: ClassVar[str]
-    """A sentence that states which other values of gamma and alpha were tried, and on which seeds."""
+    """A sentence that states which values besides `gamma` and `alpha` were tried, and on which seeds."""
     took: ClassVar[tuple[float, float]]
     """Estimated core-seconds of one training run, and of measuring all three runs."""
 
@@ -110,7 +110,7 @@ class Balancing(Experiment):
                 "model": run.model.model_copy(update={"num_nextn_predict_layers": 0}),
                 "objectives": objectives,
                 "balance": balance.Balance(gamma=self.gamma if arm == "bias" else 0.0),
-                "micro_batches": 1,  # the auxiliary loss is computed per micro-batch, so all arms use one micro-batch
+                "micro_batches": 1,  # the auxiliary loss is computed per micro-batch, so every step has exactly one
             }
         )
 
@@ -118,7 +118,7 @@ class Balancing(Experiment):
         """Measure all arms on the same held-out tokens, without updating their biases.
 
         `load` [arm][layer][expert] counts the tokens that the expert processed. `loss` [arm][block] is summed over the
-        block's tokens in the loss mask, in nats. `trained` [block] is the number of these tokens.
+        block's tokens in the loss mask, in nats. `trained` [block] is the number of tokens in the block's loss mask.
         """
         runs = {arm: RunDir(place / self.folder(arm)) for arm in ARMS}
         models = {arm: load_run(run) for arm, run in runs.items()}

@@ -65,9 +65,9 @@ def loss_contrast(arm: Arm, measurements: Sequence[Mapping[str, Any]]) -> Contra
 def decide(third: Contrast, losses: Mapping[Arm, Contrast]) -> Verdict:
     """Return the verdict of the experiment. Every comparison follows the rule of `rorqual.evals.verdict`.
 
-    The claim holds if two things are shown. The router bias has less than a third of the excess load without balancing.
-    The loss of its arm is less than half a percent above the loss of each other arm. The claim does not hold if one
-    comparison fails. Otherwise the verdict is open.
+    The claim holds if the router bias passes both comparisons. First, its excess load is less than a third of the
+    excess load without balancing. Second, its loss is less than half a percent above the loss of each other arm. The
+    claim does not hold if one comparison fails. If no comparison fails but one is open, the verdict is open.
     """
     return together([third.judge(0.0, "below"), *(loss.judge(HALF_PERCENT, "below") for loss in losses.values())])
 

@@ -1,9 +1,9 @@
 """The experiment `data-distil`: does a small set, labelled or written by a teacher, train a student as well as the full original set?
 
 Each seed has one base student, one teacher and three simple tasks (`tasks.everyday`). All students of a task start from
-the same base and take the same number of steps of the same size. Only their data differs. The teacher is trained on
-true answers to questions outside the original sets. The teacher thus resembles a large model, which has learned from
-other data than the students.
+the same base and take the same number of steps of the same size. Only the training data of the students differs. The
+teacher is trained on true answers to questions outside the original sets. The teacher thus resembles a large model,
+which has learned from other data than the students.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Amounts(Config):
     """Amounts of work, chosen on seed 0 and the dev split before any seed of the published result was run.
 
     Short training favours the small set, and long training the full set (docs/log/experiments.md). The number of steps
-    is the maximum that fits into twenty core-minutes. If this number is too small, the result is biased in favour of
-    the claim.
+    is the maximum that fits into twenty core-minutes. If the number of steps is too small, the result is biased in
+    favour of the claim.
     """
 
     questions: Count = 4000
@@ -79,7 +79,8 @@ class Amounts(Config):
 
 AMOUNTS = Amounts()
 LONGEST: Mapping[Form, int] = {"classification": 8, "regression": 8, "generation": 24}
-"""Maximum tokens of a reply. An answer needs half of the limit, and question and reply always fit into a row."""
+"""Maximum tokens of a reply. True answers need at most half of the maximum, and question and reply together always fit
+into a row."""
 
 
 def arms(task: str) -> tuple[str, ...]:

@@ -81,8 +81,8 @@ def write_pairs(path: Path, rows: Iterable[tuple[str, str]]) -> None:
 def write_labelled(folder: Path, labelled: DistilledFile, few: Collection[str]) -> dict[str, float]:
     """Write all of the teacher's samples to `full-teacher.parquet`, and those with keys in `few` to `small-teacher.parquet`.
 
-    Return the core-seconds of both sets. If the filters dropped every sample of a set, all its samples are used, because a
-    set needs at least one row. The report shows how many answers are true.
+    Return the core-seconds of the full and of the small set. If the filters dropped every sample of a set, all its
+    samples are used, because a set needs at least one row. The report shows how many answers are true.
     """
     sets = {"full-teacher": labelled.rows, "small-teacher": [row for row in labelled.rows if row.key in few]}
     for name, rows in sets.items():

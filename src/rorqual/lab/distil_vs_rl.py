@@ -57,7 +57,7 @@ WINDOW = (0.05, 0.50)
 MOST = 0.8
 """Required fraction of (family, seed) pairs whose pass@8 lies in `WINDOW`.
 
-The mean over seeds must lie in `WINDOW` for every family. Each pass@8 is measured on 60 problems.
+The mean pass@8 over seeds must lie in `WINDOW` for every family. Each pass@8 is measured on 60 problems.
 """
 EQUAL = 0.15
 """Costs that differ by at most this fraction in every seed count as equal."""
@@ -66,8 +66,9 @@ SUPERVISED, SAMPLING, SCORED = 0.096, 19.0, 0.95
 """Core-seconds of an SFT step, of sampling the teacher, and of an on-policy distillation step, measured on seeds 1 and 11.
 
 `RL_COST` has the core-seconds of GRPO per trained token and per sampled token, including grading. The cost of GRPO
-depends on the length of the sampled answers. Every other branch of a seed takes as many steps as fit into the cost of GRPO.
-The number of steps is computed from token counts and these constants, so it does not depend on measured time.
+depends on the length of the sampled answers. Every other branch of a seed takes as many steps as fit into the cost of
+GRPO. The number of steps is computed from token counts and fixed costs, so it does not depend on time measured during
+the run.
 """
 
 

@@ -51,7 +51,7 @@ class EqualBudgetClaim:
 
 @dataclass(frozen=True)
 class Match:
-    """Measured amounts of the quantity that should be equal, as means over the seeds."""
+    """Measured amounts of the quantity that should be equal in the two arms, as means over the seeds."""
 
     equal: Equal
     favoured: float
@@ -79,7 +79,7 @@ class JudgedClaim:
 
     @property
     def verdict(self) -> Verdict:
-        """The verdict: open if the compared amounts differ too much, else the result of both intervals."""
+        """The verdict: open if the compared amounts differ too much, else the result of the two 99 % intervals."""
         return self.loss.sign if self.match.fair else "open"
 
     def words(self) -> str:

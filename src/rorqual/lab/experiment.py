@@ -26,7 +26,8 @@ class Experiment(ABC):
     seeds: ClassVar[int] = SEEDS
     """Number of seeds of the published result."""
     first_seed: ClassVar[int] = FIRST_SEED
-    """First seed of the evidence. The seed exceeds `FIRST_SEED` if later seeds were inspected while settings were chosen."""
+    """First seed of the evidence. The seed exceeds `FIRST_SEED` if seeds from `FIRST_SEED` on were inspected while
+    settings were chosen."""
 
     @abstractmethod
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:

@@ -105,8 +105,8 @@ def decide(bits: Iterable[Contrast], hurt: Iterable[Contrast]) -> Verdict:
     """Return the verdict of the experiment. Every comparison follows the rule of `rorqual.evals.verdict`.
 
     The claim holds if the mutual information in every layer is higher for true labels than for shuffled labels, both
-    over all tokens and for a fixed token id. In addition, a family must lose more accuracy without its own experts than
-    without another family's experts and than without random experts.
+    over all tokens and for a fixed token id. A further condition of the claim is that a family loses more accuracy
+    without its own experts than without another family's experts, and than without random experts.
     """
     pair = WITHIN["pair"]
     parts = [contrast for contrast in bits if pair not in contrast.question]

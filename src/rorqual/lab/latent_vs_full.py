@@ -13,8 +13,8 @@ from rorqual.model.load.run import read_model_config
 
 
 class LatentVsFull(ShapeExperiment):
-    """The experiment on latent attention. The multi-head attention that it is compared with has equally many heads and
-    about equally many parameters."""
+    """The experiment on latent attention. The baseline, multi-head attention, has as many heads as the latent attention
+    and about as many parameters."""
 
     name = "latent-vs-full"
     title = "Latent attention against full attention"

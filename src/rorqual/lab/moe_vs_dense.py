@@ -11,8 +11,8 @@ from rorqual.lab.shapes import DENSE_CLOCK, DENSE_FLOPS, MOE
 class MoEVsDense(ShapeExperiment):
     """The experiment on mixtures of experts. The dense model's width is chosen for equal FLOPs per token.
 
-    The dense model needs less time per FLOP. For equal time, the dense model is therefore trained for more steps. These
-    steps take as many core-seconds as training the mixture took on other seeds.
+    The dense model needs less time per FLOP. For equal time, the dense model is therefore trained for more steps. The
+    number of steps is chosen so that training both models takes equally many core-seconds, as measured on other seeds.
     """
 
     name = "moe-vs-dense"

@@ -136,7 +136,7 @@ def picture_of(chart: Chart) -> Picture:
 
 
 def colours(theme: Theme) -> Sequence[str]:
-    """Return the colours of the series, in order. Series also differ by marker."""
+    """Return the colours of the series, in order. Series differ by colour and by marker."""
     return (theme.after, theme.off, theme.on, theme.before, theme.ink, theme.faint)
 
 

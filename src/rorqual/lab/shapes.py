@@ -89,7 +89,7 @@ def baseline() -> ModelConfig:
 def dense_like(model: ModelConfig) -> ModelConfig:
     """Return `model` with a dense feed-forward network in place of each MoE.
 
-    Its width is chosen to preserve the FLOPs per token.
+    The width of the dense network is chosen to preserve the FLOPs per token.
     """
 
     def build(width: int) -> ModelConfig:
@@ -128,8 +128,8 @@ def _stages(model: ModelConfig, change: Callable[[Stage], dict[str, Any]]) -> Mo
 class Arm:
     """One training run of a comparison. `core_seconds` is the time of the full run on the reference machine.
 
-    `tried` maps a factor on both learning rates to {dev seed: loss on the dev split}. The factor with the lowest mean
-    loss is used.
+    `tried` maps a factor on the learning rates of Muon and AdamW to {dev seed: loss on the dev split}. The factor with
+    the lowest mean loss is used.
     """
 
     label: str

@@ -1,4 +1,5 @@
-"""The base student: a dense model with a quarter of the teacher's active parameters. It can think, but mostly does not.
+"""The base student: a dense model with a quarter of the teacher's active parameters. The student can think, but mostly
+answers without thinking.
 
 The experiments `distil-vs-rl` and `zero` start from the base student and share its evaluations.
 """
@@ -25,7 +26,8 @@ In the families count, mod and kk, guessing reaches a pass@8 above one half.
 """
 FAMILIES = ("add", "sub", "swap")
 HARD = FULL.student_hard
-"""Share of hard problems. It is 1: on two-digit sums, which need no thinking, RL would favour answers without thinking."""
+"""Share of hard problems. All problems are hard, because on two-digit sums, which need no thinking, RL would favour
+answers without thinking."""
 ABLE, BASE = "student-able", "student-base"
 ABLE_STEPS, ABLE_THINK = FULL.student_able_steps, FULL.student_able_think
 BASE_STEPS, BASE_THINK, BASE_RATE = FULL.student_base_steps, FULL.student_think, FULL.student_base_lr

@@ -1,4 +1,4 @@
-"""The quickstart's teacher, trained once per seed. All experiments with this seed share it."""
+"""The quickstart's teacher, trained once per seed. All experiments with one seed share one teacher."""
 
 from __future__ import annotations
 

@@ -13,9 +13,9 @@ from rorqual.model.cost import Cost, linear, vector
 class Account:
     """The parameter, FLOP and KV-cache counts of a model.
 
-    `total` counts all parameters of the main model, and `active` counts the parameters used for one token. Both counts
-    include the embedding and the head. `active_lookup` is `active`, but counts only one row of an untied embedding
-    matrix. `mtp` counts the parameters of the multi-token prediction modules, which `total` does not include.
+    `total` counts all parameters of the main model, and `active` counts the parameters used for one token. `total` and
+    `active` include the embedding and the head. `active_lookup` is `active`, but counts only one row of an untied
+    embedding matrix. `mtp` counts the parameters of the multi-token prediction modules, which `total` does not include.
 
     `flops` is the forward FLOPs of one token that attends to `context` keys in the main model. Only matrix products
     count, with 2 FLOPs per multiply-add. `training_flops` is three times the forward FLOPs of the main model and the

@@ -44,8 +44,8 @@ class Stage(Config):
     def build(self, hidden_size: int, eps: float) -> Block:
         """Build one block.
 
-        Raises ValueError if the number of attention modules or the routers differ from the block's config. Without this
-        check, replay could use recorded expert choices in the wrong layers.
+        Raises ValueError if the number of attention modules or the routers differ from the block's config, because
+        replay could otherwise use recorded expert choices in the wrong layers.
         """
         block = self.block.build(self.attention, self.ffn, hidden_size, eps)
         declared = len(self.attentions), [ffn.experts_per_token() for ffn in self.ffns]

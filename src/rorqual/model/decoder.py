@@ -38,8 +38,8 @@ class Output:
     """The result of a forward pass.
 
     `hidden` [batch, seq, d] is the hidden state after the final norm. `routing` has one entry per feed-forward network
-    that routes tokens. Each entry covers all batch * seq tokens. `recorded` maps each requested name to the tensors
-    that attention modules recorded, in layer order.
+    that routes tokens. Each entry of `routing` covers all batch * seq tokens. `recorded` maps each requested name to
+    the tensors that attention modules recorded, in layer order.
     """
 
     hidden: Tensor
@@ -64,8 +64,8 @@ class Decoder(Layer):
         head = None if self.tied else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.register_module("lm_head", head)  # a plain None attribute would hide the head that `Backend.prepare` adds
         self.mtp = nn.ModuleList(MTP(config) for _ in range(config.num_nextn_predict_layers))
-        # The engine rounds cached values to `CachePart.dtype`. The trainer needs a cache in its forward pass to round
-        # the same way.
+        # The engine rounds cached values to `CachePart.dtype`. The trainer's forward pass needs a cache to round values
+        # as the engine does.
         rounded = any(part.dtype is not None for kind in config.attentions for part in kind.cache_spec())
         self.needs_cache = rounded or any(isinstance(m, Attention) and m.needs_cache for m in self.modules())
 

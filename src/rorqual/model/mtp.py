@@ -16,7 +16,7 @@ class MTP(nn.Module):
     """One multi-token prediction module. The module shares the embedding and the head with the main model.
 
     The input is the embedding followed by the hidden state, as in the published checkpoint. The hidden state is taken
-    after the main model's final norm. Inference engines that reach the published acceptance rate do the same.
+    after the main model's final norm, as in inference engines that reach the published acceptance rate.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -39,7 +39,7 @@ class MTP(nn.Module):
         embedding of the token at i + 1.
         """
         joined = torch.cat((self.enorm(embedded, context.ops), self.hnorm(hidden, context.ops)), dim=-1)
-        # The conversion keeps the residual stream in fp32 under autocast.
+        # `.to(joined.dtype)` keeps the residual stream in fp32 under autocast.
         x = self.expand(self.eh_proj(joined).to(joined.dtype), context.ops)
         x, routing = self.block(x, context, caches, [None] * len(self.block.ffns))
         return self.norm(self.collapse(x, context.ops), context.ops), routing

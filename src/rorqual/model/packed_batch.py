@@ -207,8 +207,8 @@ class PackedBatchCache:
         """Return two index tensors: from groups of `every` tokens to their last tokens, and from block rows to groups.
 
         The first tensor [groups] holds the last token of each group, with padding at the end (`ops.paged.fill`). The
-        second tensor [blocks * BLOCK / every] holds the group index of each block row. An empty row has the length of the
-        first tensor as its index.
+        second tensor [blocks * BLOCK / every] holds the group index of each block row. The index of an empty row is the
+        length of the first tensor.
         """
         if every not in self._rows_by_every:
             ends = np.flatnonzero(self._positions % every == every - 1)

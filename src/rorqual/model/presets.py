@@ -1,8 +1,8 @@
 """Configurations of published models.
 
 All values come from the `config.json` of each model. The dimensions agree with the V2, V3, Qwen2.5, Qwen3 and Llama 3
-reports. Qwen2.5 presets follow the Instruct models. The base models have a different context length, and some have a
-different norm epsilon.
+reports. Qwen2.5 presets follow the Instruct models. Some Qwen2.5 base models differ from the Instruct models in context
+length or norm epsilon.
 """
 
 from __future__ import annotations

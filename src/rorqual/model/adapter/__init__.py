@@ -1,4 +1,4 @@
-"""Kinds of fine-tuning: full, LoRA, ESFT, and the indexers of sparse attention.
+"""Kinds of fine-tuning: full, LoRA, ESFT, and training only the indexers of sparse attention.
 
 The kind of fine-tuning decides which parameters a run trains. Importing this package registers all kinds.
 """

@@ -18,7 +18,7 @@ Shapes = dict[str, tuple[int, ...]]
 class Tune(Kind):
     """Base class of the kinds of fine-tuning.
 
-    If `whole` is True, a checkpoint holds the complete model. Otherwise the checkpoint holds only the trained
+    If `whole` is True, a checkpoint holds the complete model. If `whole` is False, a checkpoint holds only the trained
     tensors and refers to its base model.
     """
 
@@ -71,7 +71,7 @@ class Full(Tune):
 class HoldsParts(Protocol):
     """A module that trains slices of its tensors.
 
-    `parts` yields the slices as parameters. These parameters share memory with the module's tensors and are not
+    `parts` yields the slices as parameters. The yielded parameters share memory with the module's tensors and are not
     registered in the module.
     """
 

@@ -2,8 +2,8 @@
 
 The router sends most tokens of a given task to a few experts. An expert's relevance is its mean gate value (eq. 7) or
 its share of the routed choices (eq. 8). The relevance is averaged over the tokens of each document and then over a
-sample of documents. Each layer selects its most relevant experts until their relevances sum to p. Only the matrices of
-the selected experts are trained. All other parameters are frozen.
+sample of documents. Each layer selects its most relevant experts until their relevances sum to p. The matrices of the
+selected experts are trained, and all other parameters are frozen.
 """
 
 from __future__ import annotations

@@ -40,12 +40,12 @@ class TuneIndexer(Tune):
 
 
 def indexers(model: nn.Module) -> dict[str, Indexer]:
-    """Return the indexers of a model by name. Raises ConfigError if the model has none."""
+    """Return the indexers of a model by name. Raises ConfigError if the model has no indexer."""
     found = {name: module for name, module in model.named_modules() if isinstance(module, Indexer)}
     if not found:
         raise ConfigError(
             "the model has no indexer",
             where="tune.kind=indexer",
-            remedy="Only attention of kind dsa has one. `rorqual train sparsify from=RUN` adds indexers to a model with mla.",
+            remedy="Only attention of kind dsa has an indexer. `rorqual train sparsify from=RUN` adds indexers to a model with mla.",
         )
     return found

@@ -27,7 +27,7 @@ class CachePart:
     rows to `dtype`, so it computes with the values that the engine caches.
 
     `every=1` stores one row per token. `every=n` stores one row per complete group of n tokens: positions i * n to
-    i * n + n - 1 of a sequence. The block size `BLOCK` must be a multiple of n.
+    i * n + n - 1 of a sequence. The block size `BLOCK` must be a multiple of `every`.
     """
 
     name: str
@@ -109,8 +109,8 @@ class LayerCache(Protocol):
         The first tensor [groups, every, heads, width] holds the rows of `part`, which must have one row per token. The
         second tensor [groups] holds the index of each group's last token among the tokens of this forward pass.
 
-        Both tensors may end with padding groups, so that a row's rounding does not depend on other rows (`ops.rows`).
-        `write` ignores padding groups.
+        The returned tensors may end with padding groups, so that a row's rounding does not depend on other rows
+        (`ops.rows`). `write` ignores padding groups.
         """
 
     def attend(
@@ -180,8 +180,9 @@ class LayerCache(Protocol):
         """Return KL(attention weights || softmax of the index scores) of each token [tokens], in nats.
 
         This is the loss of the lightning indexer (DeepSeek-V3.2-Exp, eq. 3 and 4). `q`, `keys` and `scale` are those of
-        `attend`; `index_q`, `weights` and `index_keys` those of `select`. Attention weights are averaged over heads and
-        receive no gradient. `selected` restricts both distributions to the selected rows.
+        `attend`; `index_q`, `weights` and `index_keys` are the arguments `q`, `weights` and `part` of `select`.
+        Attention weights are averaged over heads and receive no gradient. `selected` restricts attention and index
+        scores to the selected rows.
         """
 
     def gather(self, part: str, selected: Selection) -> Tensor:
@@ -231,7 +232,7 @@ class AttentionContext:
 class Attention(Layer, ABC):
     """An attention module: x [batch, seq, hidden] -> [batch, seq, hidden].
 
-    A module that sets `needs_cache` always receives a `LayerCache`. In training, `Decoder` builds this cache.
+    A module that sets `needs_cache` always receives a `LayerCache`. In training, `Decoder` builds the `LayerCache`.
     """
 
     needs_cache = False

@@ -101,13 +101,14 @@ class Indexer(nn.Module):
 class DSA(MLA):
     """MLA over the positions that the indexer selects. Always runs on a cache, in the absorbed form.
 
-    The indexer's inputs are detached, so its loss reaches no other parameter. The indexer learns from no other loss.
+    The indexer's inputs are detached, so the indexer's loss trains only the indexer. The indexer is trained only by its
+    own loss.
 
     Records `selected` [tokens, k] (positions, -1: none), `index_scores` [tokens, k], and the losses of the indexer [tokens]
     (`LayerCache.index_kl`). `index_kl` is the loss over the selected positions. `dense_index_kl` is the loss over all
     positions. Attention is dense while `dense_index_kl` is recorded.
 
-    If a caller requests names in `MISSED`, `missed` compares this attention with dense attention.
+    If a caller requests names in `MISSED`, `missed` compares sparse with dense attention.
     """
 
     config: DSAConfig

@@ -58,9 +58,9 @@ class BlockConfig(Kind):
 
     A kind with several attention modules or feed-forward networks per block overrides `attentions` or `ffns`.
 
-    The residual stream between blocks may be wider than the hidden state. The stream then consists of `streams` parts
-    of width `hidden_size`. `expand` creates the parts from the embedding, and `collapse` combines them before the final
-    norm. All stages of a model must have the same number of streams.
+    The residual stream between blocks may be wider than the hidden state. The residual stream consists of `streams`
+    parts of width `hidden_size`. `expand` creates the parts from the embedding, and `collapse` combines them before the
+    final norm. All stages of a model must have the same number of streams.
     """
 
     def build(self, attention: AttentionConfig, ffn: FFNConfig, hidden_size: int, eps: float) -> Block:

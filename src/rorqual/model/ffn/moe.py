@@ -19,7 +19,7 @@ from rorqual.ops.moe import Routing
 
 
 class MoEConfig(FFNConfig):
-    """A mixture of experts. The router's config sets the number of routed experts. Every token also uses all shared experts."""
+    """A mixture of experts. The router's config sets the number of routed experts. Every token uses all shared experts."""
 
     kind: Literal["moe"] = "moe"
     router: Annotated[SerializeAsAny[RouterConfig], one_of(RouterConfig)]

@@ -51,7 +51,7 @@ def config_from_hf(data: Mapping[str, Any], where: str = "config.json") -> Model
     keys.expect("num_key_value_heads", heads, None)
     keys.expect("head_dim", rope_dim, None)
     # DeepSeek's code and transformers normalize the latents with an epsilon of 1e-6, whatever rms_norm_eps is. Rorqual
-    # has one epsilon for all norms, so it refuses any other rms_norm_eps.
+    # has one epsilon for all norms, so it refuses an rms_norm_eps other than 1e-6.
     keys.expect("rms_norm_eps", EPSILON)
     nope = keys.integer("qk_nope_head_dim")
     keys.expect("qk_head_dim", nope + rope_dim, None)

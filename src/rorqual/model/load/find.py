@@ -17,8 +17,8 @@ class CheckpointFamily:
     """The checkpoint format of one model family: its `model_types`, and conversions in both directions.
 
     `config_from_hf(data, where)` converts a `config.json` to a ModelConfig, and `config_to_hf(config)` converts it
-    back. `name_map(config)` covers every tensor. All three functions raise ConfigError if the format does not support
-    the model.
+    back. `name_map(config)` covers every tensor. `config_from_hf`, `config_to_hf` and `name_map` raise ConfigError if
+    the format does not support the model.
     """
 
     model_types: tuple[str, ...]

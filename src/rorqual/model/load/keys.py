@@ -83,7 +83,8 @@ class ConfigKeys:
         return value
 
     def layers(self) -> int:
-        """Return `num_hidden_layers`. Raises ConfigError unless it is 1 to `MOST_LAYERS`: more layers could exhaust memory."""
+        """Return `num_hidden_layers`. Raises ConfigError unless `num_hidden_layers` is 1 to `MOST_LAYERS`: more layers
+        could exhaust memory."""
         value = self.integer("num_hidden_layers")
         if not 1 <= value <= MOST_LAYERS:
             raise ConfigError(f"key 'num_hidden_layers' is {value}; it must be 1 to {MOST_LAYERS}", where=self.where)
@@ -192,8 +193,8 @@ def quantization(data: Mapping[str, Any], where: str) -> bool:
 
     An empty `quantization_config` means no quantization.
 
-    Raises ConfigError for other quantization. A tensor is FP8 if the checkpoint stores scales for it, whatever
-    `quantization_config` says.
+    Raises ConfigError for quantization other than FP8 in 128 x 128 blocks. A tensor is FP8 if the checkpoint stores
+    scales for it, whatever `quantization_config` says.
     """
     if not data:
         return False

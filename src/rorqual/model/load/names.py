@@ -54,7 +54,8 @@ class NameEntry:
         return tensor[row].chunk(2, dim=0)[half]
 
     def shape(self, published: Sequence[Shape]) -> Shape:
-        """Return the shape of `internal`, given the shapes of `published`. Raises CheckpointError if these shapes differ."""
+        """Return the shape of `internal`, given the shapes of `published`. Raises CheckpointError if the shapes of
+        `published` differ."""
         first = tuple(published[0])
         unequal = [
             f"{name} {tuple(shape)}"
@@ -128,7 +129,8 @@ class NameMap:
     """The `NameEntry` of every tensor of a model.
 
     `copies` maps the name of each duplicate published tensor to the name of the Rorqual tensor with the same values.
-    Export writes these duplicates. Import accepts a checkpoint without them, and otherwise requires equal values.
+    Export writes all duplicates in `copies`. Import accepts missing duplicates, but raises CheckpointError if a
+    duplicate's values differ.
     """
 
     entries: tuple[NameEntry, ...]
@@ -180,7 +182,7 @@ class NameMap:
             if name in state and not torch.equal(state[name], out[internal]):
                 raise CheckpointError(
                     f"{name} must be a copy of the main model's {internal}, but differs",
-                    remedy="This model shares embedding and head. A checkpoint with separate tensors is not supported.",
+                    remedy="Rorqual stores copied tensors once, so it cannot load a checkpoint whose copies differ.",
                 )
         return out
 

@@ -1,6 +1,6 @@
 """Qwen2, Qwen2.5 and R1-Distill-Qwen: convert `config.json` and tensor names in both directions.
 
-These models have biases on q, k and v.
+Qwen2 models have biases on q, k and v.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     attention, ffn = grouped.attention_of(config, LAYOUT, _is_supported), grouped.dense_of(config, LAYOUT)
     common = grouped.common_to_hf(config, attention, "qwen2", "Qwen2ForCausalLM")
     if attention.head_dim * attention.num_attention_heads == config.hidden_size:
-        del common["head_dim"]  # published files omit this key
+        del common["head_dim"]  # published files omit head_dim
     return common | {"intermediate_size": ffn.intermediate_size, "use_sliding_window": False}
 
 

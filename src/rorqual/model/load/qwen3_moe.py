@@ -36,7 +36,7 @@ def config_from_hf(data: Mapping[str, Any], where: str = "config.json") -> Model
     grouped.no_sliding_window(keys, layers)
     attention = grouped.attention_from_hf(keys, qk_norm=True)
     experts = keys.take("num_experts", None)
-    local = keys.take("num_local_experts", None)  # transformers 5 writes this key instead of num_experts
+    local = keys.take("num_local_experts", None)  # transformers 5 writes num_local_experts instead of num_experts
     if None not in (experts, local) and experts != local:
         raise ConfigError(f"key 'num_experts' is {experts}, but 'num_local_experts' is {local}", where=where)
     router = keys.build(

@@ -1,4 +1,5 @@
-"""Base classes of the router kinds. The config builds the module and reports its cost; the module chooses experts for tokens."""
+"""Base classes of the router kinds. `RouterConfig` builds the `Router` and reports its cost; the `Router` chooses
+experts for tokens."""
 
 from __future__ import annotations
 
@@ -63,7 +64,7 @@ class RouterConfig(Kind):
 
 class Router(Layer, ABC):
     """A router module: x [tokens, hidden] -> `Routing`. `replay` [tokens, k] fixes the chosen experts. Negative entries
-    let the router choose.
+    of `replay` let the router choose.
 
     Gates are recomputed in every forward pass, even for replayed choices, so the router receives a gradient. A router
     that can choose `SKIP` or identity experts sets `Routing.skips`. Buffers keep their dtype when the model is cast.

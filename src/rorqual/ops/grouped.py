@@ -1,7 +1,7 @@
 """Mixture of experts with grouped matrix products. No shape depends on the routing, so the host never waits for the GPU.
 
-In torch 2.10, `grouped_mm` supports bf16, and runs as one kernel on CUDA GPUs from sm90 on. For other dtypes, backends
-loop over experts. The loop synchronizes host and device in each layer.
+In torch 2.10, `grouped_mm` supports bf16, and runs as one kernel on CUDA GPUs from sm90 on. For dtypes other than bf16,
+backends loop over experts. The loop synchronizes host and device in each layer.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ Without these operations, three effects make a row's bits depend on other rows:
 
 - Libraries use different kernels for different numbers of rows. This module pads rows (`ops.rows`).
 - The order of a sum over keys varies with the number of keys. `ops.paged` fixes the order.
-- torch uses a different exponential function for up to 31 elements at the end of a contiguous tensor. This module pads
-  tensors so that no such elements remain.
+- torch applies a scalar exponential function to up to 31 elements at the end of a contiguous tensor, and a vectorized
+  one to the rest. This module pads tensors so that torch uses only the vectorized function.
 """
 
 from __future__ import annotations

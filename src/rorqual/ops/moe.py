@@ -38,7 +38,8 @@ class Routing:
     """False if `indices` contains only experts with weights, so that kernels need no mask."""
 
     def served(self, n_experts: int) -> Routing:
-        """Return the routing with only experts 0 to `n_experts` - 1, for kernels. Other choices become expert 0 with gate 0."""
+        """Return the routing with only experts 0 to `n_experts` - 1, for kernels. `SKIP` and identity experts become
+        expert 0 with gate 0."""
         if not self.skips:
             return self
         absent = (self.indices < 0) | (self.indices >= n_experts)
@@ -74,8 +75,8 @@ def _group_scores(groups: Tensor, group_by: Literal["top2", "max"]) -> Tensor:
 def choose(biased: Tensor, *, k: int, n_group: int, topk_group: int, group_by: Literal["top2", "max"]) -> Tensor:
     """Choose the k experts with the highest biased scores in the `topk_group` best of `n_group` groups: [tokens, k].
 
-    Other groups are masked with -inf, because a mask of 0 would beat negative biased scores. For equal scores,
-    torch.topk does not guarantee the lowest index, but equal scores do not occur in trained routers.
+    Groups that are not chosen are masked with -inf, because a mask of 0 would beat negative biased scores. For equal
+    scores, torch.topk does not guarantee the lowest index, but equal scores do not occur in trained routers.
     """
     if n_group > 1:
         groups = biased.unflatten(-1, (n_group, -1))  # [tokens, groups, experts per group]
@@ -99,8 +100,8 @@ def _shortfall(
     """Return how far the biased score of the choice `other` [tokens, k] is below that of the best choice `own`: [tokens].
 
     The result is the larger of two shortfalls: of the chosen groups, and of the experts chosen within these groups.
-    Comparing only experts would be misleading: a near tie between groups would look like a large error. A wrong group
-    with better experts would look like no error. If both choices have the same experts, the result is exactly 0.
+    Comparing only experts would be misleading: a near tie between groups would look like a large error, and a wrong
+    group with better experts like no error. If `own` and `other` contain the same experts, the result is exactly 0.
     """
     own, other = own.sort(-1).values, other.sort(-1).values  # sorted, so that equal sets have bit-identical sums
     if n_group == 1:
@@ -131,8 +132,8 @@ def route(
 ) -> Routing:
     """Choose experts by affinity plus `bias` [experts] (None: no bias). Gates use the affinity without bias (V3 eq. 13-16).
 
-    `replay` [tokens, k] fixes the choice. Negative entries let the router choose. Gates are computed even for replayed
-    choices, so the router receives a gradient.
+    `replay` [tokens, k] fixes the choice. Negative entries of `replay` let the router choose. Gates are computed even
+    for replayed choices, so the router receives a gradient.
     """
     scores = affinity(logits.float(), score, sigmoid)  # [tokens, experts]
     biased = scores.detach() if bias is None else scores.detach() + bias
@@ -166,8 +167,8 @@ def experts_tuned(
 ) -> Tensor:
     """Compute `experts` with gradients only for the matrices of the experts `tuned`.
 
-    `parts` lists the matrices of each tuned expert: gate_up [2 i, d], then down [d, i]. These matrices equal slices of
-    the stacked tensors.
+    `parts` lists the matrices of each tuned expert: gate_up [2 i, d], then down [d, i]. The matrices in `parts` equal
+    slices of the stacked tensors.
     """
     return experts(x, routing, *with_tuned(gate_up, down, tuned, parts))
 
@@ -177,7 +178,7 @@ def with_tuned(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Return the gate_up and down matrices of each expert.
 
-    The matrices of the experts `tuned` come from `parts`. All other matrices are detached slices.
+    The matrices of the experts `tuned` come from `parts`. The matrices of experts outside `tuned` are detached slices.
     """
     gate_ups, downs = list(gate_up.detach().unbind(0)), list(down.detach().unbind(0))
     for place, expert in enumerate(tuned):
@@ -199,7 +200,7 @@ def sequence_balance(scores: Tensor, indices: Tensor, sequence: Tensor, n_sequen
     """Compute V3's sequence-wise balance loss without the factor alpha (eq. 17-20), summed over sequences.
 
     - `scores` [tokens, experts]: affinities without bias.
-    - `indices` [tokens, k]: the choices counted in f. The report counts the top k of the scores without bias
+    - `indices` [tokens, k]: the choices counted in f. The V3 report counts the top k of the scores without bias
       (`scores.topk(k).indices`).
     - `sequence` [tokens]: the index of each token's sequence.
 

@@ -40,14 +40,14 @@ class Tiles:
     - `tile` [pairs]: the tile of each pair.
     - `block` [pairs]: the block's number in the pool.
     - `place` [pairs]: the block's index in its sequence.
-    - `mask` [pairs, queries, BLOCK]: added to scores. The added value is `HIDDEN` for an invisible key, otherwise 0.
+    - `mask` [pairs, queries, BLOCK]: added to scores; `HIDDEN` for an invisible key, otherwise 0.
     - `gather` [tiles * queries]: the token of each query. A partial tile repeats its last token.
     - `slot` [tokens]: the query of each token. `gather` and `slot` are None if query i is token i.
     - `rows`: row limits of matrix products (`ops.rows`).
-    - `span`: a slice of the pool that contains all blocks, if they are close together. The slice is then read without
-      gathering blocks, and `met` and `mask` have one entry per block of the slice, in pool order.
-    - `met`: the tile of each entry of `mask`. None: entry i belongs to tile i.
-    - `back` [pairs]: the entry of `mask` for each pair. None: entry i belongs to pair i.
+    - `span`: a slice of the pool that contains all blocks, if they are close together. A slice in `span` is read
+      without gathering blocks, and `met` and `mask` have one entry per block of the slice, in pool order.
+    - `met`: the tile of each entry of `mask`, or None if entry i belongs to tile i.
+    - `back` [pairs]: the entry of `mask` for each pair, or None if entry i belongs to pair i.
     - `last` [tokens]: for tiles of one query, the entry of `mask` for the block that contains the token.
     - `position` [tokens]: the position of each token in its sequence.
     """
@@ -82,8 +82,8 @@ class Tiles:
     def mask_of(self, every: int, window: int | None) -> Tensor:
         """Return `mask` for a part with one row per `every` tokens: [pairs, queries, BLOCK / every].
 
-        A row is visible to queries at or after the last token of its group. With `window`, this last token must also be
-        among the query's last `window` tokens.
+        A row is visible to queries at or after the last token of its group. With `window`, the last token of the row's
+        group must be among the query's last `window` tokens.
         """
         if (every, window) not in self._masks:
             mask = self.mask
@@ -180,8 +180,8 @@ def tiles_of(
 
 
 def _pool_slice(block: Ints) -> slice | None:
-    """Return a slice of the pool that contains these blocks, or None if the slice would contain too many unneeded
-    blocks, or if a block occurs twice."""
+    """Return a slice of the pool that contains all blocks in `block`, or None if the slice would contain too many
+    unneeded blocks, or if a block occurs twice."""
     low, high = int(block.min()), int(block.max()) + 1
     if high - low > DENSE * len(block) or np.bincount(block - low).max() > 1:
         return None
@@ -253,8 +253,8 @@ def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> Tensor:
 def restricted(tiles: Tiles, every: int, window: int | None, selected: Tensor | None) -> Tensor:
     """Return the mask [pairs, queries, BLOCK / every] for `attend_within`.
 
-    `window` limits visible rows to the token's last `window` tokens. `selected` [tokens, k] limits them to the listed
-    rows; the entry -1 means no row. None means no limit.
+    `window` limits visible rows to the token's last `window` tokens. `selected` [tokens, k] limits visible rows to the
+    listed rows; the entry -1 means no row. If `window` or `selected` is None, it sets no limit.
     """
     mask = tiles.mask_of(every, window)
     if selected is None:
@@ -415,7 +415,7 @@ def _shares(scores: Tensor, weights: Tensor, tiles: Tiles) -> tuple[Tensor, Tens
     is computed from the largest weight of the block, which is exp(block maximum) divided by the sum of exponentials.
 
     A block without visible keys has a share of exactly 0, and a tile's only visible block has a normalized share of
-    exactly 1. Hidden blocks therefore do not change the rounding of a query.
+    exactly 1. Blocks without visible keys therefore do not change the rounding of a query.
     """
     top, most = scores.detach().amax(-1, keepdim=True), weights.detach().amax(-1, keepdim=True)
     whole = scores.logsumexp(-1, keepdim=True) if torch.is_grad_enabled() else None

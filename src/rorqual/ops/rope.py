@@ -3,7 +3,7 @@
 The extensions are YaRN (Peng et al. 2023, section 3; DeepSeek-V2 and V3, Qwen2.5), Llama 3.1's scaling by wavelength,
 and linear position scaling.
 
-There are two layouts, and using the wrong one corrupts attention without an error. MLA rotates adjacent pairs of
+RoPE has two layouts, and using the wrong layout corrupts attention without an error. MLA rotates adjacent pairs of
 dimensions (interleaved). Llama, Qwen and V3.2's indexer rotate dimension i with dimension i + d/2 (half-split).
 """
 
@@ -39,7 +39,8 @@ class Llama3(Config):
     """Llama 3.1's context extension (`apply_scaling` in its reference code).
 
     Frequencies that complete fewer than `low_freq_factor` rotations over the original context are divided by `factor`.
-    Frequencies with more than `high_freq_factor` rotations are unchanged. Frequencies in between are interpolated.
+    Frequencies with more than `high_freq_factor` rotations are unchanged. Frequencies with a number of rotations
+    between `low_freq_factor` and `high_freq_factor` are interpolated.
     """
 
     factor: Positive
@@ -57,7 +58,7 @@ class Llama3(Config):
 class Rope(Config):
     """RoPE with base `theta` and at most one context extension: `yarn`, `llama3` or `linear`.
 
-    `linear` divides all positions by this factor; 1 means no scaling.
+    `linear` is the factor by which all positions are divided; 1 means no scaling.
     """
 
     theta: float = Field(default=10000.0, gt=1, le=LARGEST, allow_inf_nan=False)
@@ -108,7 +109,7 @@ def _by_yarn(yarn: Yarn, theta: float, plain: Tensor) -> Tensor:
     half = plain.shape[0]
 
     def dimension(rotations: float) -> float:
-        # Return the dimension that completes this number of rotations over the original context.
+        # Return the dimension that completes `rotations` rotations over the original context.
         length = yarn.original_max_position_embeddings
         return half * math.log(length / (rotations * 2 * math.pi)) / math.log(theta)
 

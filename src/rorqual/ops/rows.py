@@ -1,4 +1,4 @@
-"""Limits on the number of rows of a matrix product. With these limits, the rounding of a row does not depend on the other rows.
+"""Limits on the number of rows of a matrix product, with which the rounding of a row does not depend on the other rows.
 
 Libraries choose a kernel by the number of rows. If two kernels split the sum over columns differently, the last bits of
 a row depend on the number of rows. The processor determines which row counts are affected (docs/log/same-bits.md, 'two
@@ -42,8 +42,9 @@ ENOUGH = Rows(16)
 def cancelling(rows: int, out: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return x [rows, width] and w [out, width] such that x w^T consists only of rounding errors.
 
-    Every term of a sum occurs a second time with the opposite sign, so the exact sum is 0. A different summation order
-    then changes the result visibly. With plain random numbers, rounding to bf16 would hide most of these changes.
+    Every term of a sum occurs a second time with the opposite sign, so the exact sum is 0. A change of the summation
+    order therefore changes the result visibly. With plain random numbers, rounding to bf16 would hide most changes of
+    the summation order.
     """
     generator = torch.Generator().manual_seed(width)
     half = width // 2

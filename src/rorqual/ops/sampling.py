@@ -26,7 +26,7 @@ TokenHistory = tuple[Ints, npt.NDArray[np.float32]]
 CANDIDATES = 256
 """Number of most likely tokens among which truncation first looks for its threshold.
 
-If the threshold is not among them, the whole row is sorted.
+If the threshold is not among these candidates, the whole row is sorted.
 """
 BLOCK = 1 << 16
 """Number of logits processed at once on a CPU.
@@ -34,16 +34,16 @@ BLOCK = 1 << 16
 Logits in the processor's cache are processed ten times as fast as logits in newly allocated memory.
 """
 COLDEST, HOTTEST = 1e-20, 1e20
-"""Limits to which temperatures are clipped. Division by a lower temperature would overflow fp32 and give NaN."""
+"""Limits to which temperatures are clipped. Division by a temperature below `COLDEST` would overflow fp32 and give NaN."""
 
 
 @dataclass(frozen=True)
 class Penalties:
     """Penalties and logit biases of the rows that have any.
 
-    `rows` [penalized rows] are the indices of rows with repetition, presence or frequency penalties. Each of these
-    penalties is [penalized rows, 1]. `biased` [2, biases] are the rows and tokens of logit biases, and `bias` [biases]
-    their values.
+    `rows` [penalized rows] are the indices of rows with repetition, presence or frequency penalties. Each penalty is a
+    tensor [penalized rows, 1]. `biased` [2, biases] are the rows and tokens of logit biases, and `bias` [biases] their
+    values.
     """
 
     rows: Ints
@@ -177,8 +177,8 @@ def truncate(
     most likely token always stays.
 
     If the cumulative probability equals `top_p` up to rounding, slightly different logits may keep one token more or
-    less. This happens for about one token in a thousand. Policy gradients therefore use the recorded
-    set of kept tokens (`Completion.kept`).
+    less, as happens for about one token in a thousand. Policy gradients therefore use the recorded set of kept tokens
+    (`Completion.kept`).
     """
     vocab = logprobs.shape[-1]
     top_k = torch.where(top_k < vocab, top_k, 0)
@@ -216,16 +216,16 @@ def _threshold(
     Returns four tensors [rows, 1]:
 
     - the threshold, which is the smallest log-probability that stays,
-    - how many tokens with this log-probability stay,
-    - whether more tokens have this log-probability,
-    - whether the threshold may lie beyond the candidates. In such rows, the first three tensors are not valid.
+    - how many tokens at the threshold stay,
+    - whether some tokens at the threshold are removed,
+    - whether the threshold may lie beyond the candidates. Where the fourth tensor is True, the first three are not valid.
     """
     candidates = ordered.shape[-1]
     rank = torch.arange(candidates, device=ordered.device)
     allowed = torch.where(top_k > 0, top_k, candidates)
     mass = ordered.double().exp()
     reached = mass.cumsum(-1)
-    # Without top-k, the total probability is 1. With top-k, it is the sum of the k highest probabilities.
+    # Without top-k, the total probability is 1. With top-k, the total is the sum of the k highest probabilities.
     total = torch.where(top_k > 0, reached.gather(-1, allowed.clamp(max=candidates) - 1), 1.0)
     unlikely = None if log_min_p is None else ordered < ordered[:, :1] + log_min_p
     open_ = torch.zeros_like(top_k, dtype=torch.bool)  # whether tokens beyond the candidates may pass min-p
@@ -265,7 +265,8 @@ def distribution(logits: Tensor, settings: Settings) -> Tensor:
 
 
 def _blocks(logits: Tensor) -> list[slice]:
-    """Split the rows into slices that are processed at once. On a CPU a slice fits in the cache; otherwise there is one slice."""
+    """Split the rows into slices that are processed at once. On a CPU, a slice fits in the processor's cache; on a GPU,
+    one slice contains all rows."""
     rows, vocab = logits.shape
     step = max(1, BLOCK // vocab) if logits.device.type == "cpu" else max(1, rows)
     return [slice(start, start + step) for start in range(0, rows, step)]

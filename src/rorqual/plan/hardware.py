@@ -1,6 +1,6 @@
 """The table of hardware, one row per device, with sources. To add a device, add a row.
 
-Peak FLOP/s are for dense matrix products. Data sheets often give twice as much, because they assume structured
+Peak FLOP/s are for dense matrix products. Data sheets often give twice the dense peak, because they assume structured
 sparsity. Memory is in decimal bytes, as in data sheets. `link` is a device's one-way bandwidth to other devices of its
 machine. Prices are rental prices on the given date. Providers differ by a factor of two for the same card, so pass
 `price=` if you know your price.
@@ -22,8 +22,8 @@ REACHED: Mapping[str, float] = {"Llama-3.1-405B": 0.36, "Llama-3.1-70B": 0.27, "
 """Share of the H100's bf16 peak, computed from the published hours of complete training runs (Llama 3.1's model card,
 15.6T and "15T+" tokens).
 
-These hours include restarts, evaluations, training on long rows and later training stages. A plan that assumes V3's
-share of the peak (`V3_USED`) therefore underestimates the published hours. A test recomputes these values.
+The published hours include restarts, evaluations, training on long rows and later training stages. A plan that assumes
+V3's share of the peak (`V3_USED`) therefore underestimates the published hours. A test recomputes these values.
 """
 MARKET = "middle of specialist clouds' prices, mercatus-ai.com/blog/cloud-gpu-pricing, May 2026"
 

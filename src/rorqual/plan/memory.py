@@ -43,8 +43,8 @@ class Layout:
     split across devices.
 
     `zero` is the ZeRO stage (Rajbhandari et al. 2020). Stage 1 shards the optimizer state over data-parallel devices,
-    stage 2 also the gradients, and stage 3 also the weights. ZeRO 3 fetches one layer's weights at a time. The estimate
-    leaves out this temporary copy of the weights.
+    stage 2 also the gradients, and stage 3 also the weights. ZeRO 3 fetches a temporary copy of one layer's weights at
+    a time, which the estimate leaves out.
 
     `recompute="selective"` recomputes norms, MLA's up-projections and SwiGLU's product (V3, section 3.2.3).
     `recompute="full"` saves only the input of each layer. `microbatch` is the number of rows per micro-batch. The
@@ -126,7 +126,8 @@ def layer_values(stage: Stage, hidden: int, recompute: Recompute) -> Values:
 def stage_sizes(layers: int, pp: int) -> list[int]:
     """Return the number of layers of each pipeline stage, as even as possible.
 
-    Stages after the first take the remaining layers, one each, because the first stage holds the most micro-batches.
+    If the layers do not divide evenly, stages after the first take one extra layer each, because the first stage holds
+    the most micro-batches.
     """
     base, remainder = divmod(layers, pp)
     return [base + (1 if 1 <= index <= remainder else 0) for index in range(pp)]

@@ -12,7 +12,8 @@ POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "b": 3, "t": 4}
 
 
 def amount(text: Any, *, thousand: int = 1000) -> float:
-    """Parse `14.8T`, `2.788M`, `4k`, `1_000` or `3e8`; `B` and `G` both mean 10^9. Raises ValueError for anything else."""
+    """Parse `14.8T`, `2.788M`, `4k`, `1_000` or `3e8`; `B` and `G` both mean 10^9. Raises ValueError for text that is
+    not such an amount."""
     if isinstance(text, int | float) and not isinstance(text, bool):
         return float(text)
     match = WRITTEN.fullmatch(str(text).strip())

@@ -20,9 +20,10 @@ into which the steps after the warm-up are divided."""
 class Speed:
     """Mean cost per step of a run.
 
-    `core_seconds` is 0 if it was not recorded. `tokens` counts training tokens and sampled tokens. The steps are divided into
-    blocks of `block` consecutive steps, and `blocks` has the mean seconds per step of each block. The spread of
-    these means reflects slow drift and short bursts of load. The run has completed `done` of the `asked` requested steps.
+    `core_seconds` is 0 if it was not recorded. `tokens` counts training tokens and sampled tokens. The steps are
+    divided into blocks of `block` consecutive steps, and `blocks` has the mean seconds per step of each block. The
+    spread of `blocks` reflects slow drift and short bursts of load. The run has completed `done` of the `asked`
+    requested steps.
     """
 
     seconds: float
@@ -37,8 +38,8 @@ class Speed:
     def interval(self, steps: float, level: float = 0.95) -> tuple[float, float]:
         """Return the lower and upper bound of the seconds that the next `steps` steps will take.
 
-        The bounds account for the uncertainty of the mean and the spread of future steps. They assume independent
-        blocks. They ignore other load on the machine and growing answer lengths.
+        The bounds account for the uncertainty of the mean and the spread of future steps. The bounds assume independent
+        blocks, and ignore other load on the machine and growing answer lengths.
         """
         count = len(self.blocks)
         spread = stdev(self.blocks) * math.sqrt(1 / count + self.block / steps)

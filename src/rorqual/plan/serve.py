@@ -24,7 +24,7 @@ CHUNK = 8192
 """Number of prompt tokens that prefill computes each time it reads the weights."""
 DAY_PREFILL, DAY_DECODE = 0.19, 0.33
 """Shares of this module's roofline that DeepSeek's service reached on H800 in February 2025, for prefill and decode.
-`published.py` derives both shares, and a test compares the derived shares with these values."""
+`published.py` derives the prefill and decode shares, and a test compares the derived shares with these constants."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class Mix:
 class Replica:
     """`n` devices that hold one copy of a model.
 
-    Experts are sharded over all devices, and all other weights over each group of `tp` devices. Each group serves its
-    own sequences. `value_bytes` is the size of a cached value. `prefill_used` and `decode_used` are the assumed
-    utilisations: achieved shares of the roofline.
+    Experts are sharded over all devices, and all other weights over each group of `tp` devices. Each tensor-parallel
+    group serves its own sequences. `value_bytes` is the size of a cached value. `prefill_used` and `decode_used` are
+    the assumed utilisations: achieved shares of the roofline.
     """
 
     device: Device

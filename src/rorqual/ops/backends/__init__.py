@@ -49,7 +49,8 @@ def backend(name: str) -> Backend:
 
 
 def in_file(name: str) -> tuple[Path, str] | None:
-    """Parse a name of the form `./mine.py:Class`. Return the absolute path and the class name, or None for other names."""
+    """Parse a name of the form `./mine.py:Class`. Return the absolute path and the class name, or None for a backend
+    name without a file."""
     path, _, cls = name.rpartition(":")
     return (Path(path).resolve(), cls) if path.endswith(".py") else None
 

@@ -16,7 +16,7 @@ from rorqual.ops.paged import BLOCK, QUERIES, Ints, Selection, Tiles, tiles_of
 from rorqual.ops.rows import LOOSE, Rows
 
 PAD = -1
-"""Slot number of padding tokens. Their rows are written to block `NOBODY`."""
+"""Slot number of padding tokens. Rows of padding tokens are written to block `NOBODY`."""
 NOBODY = 0
 """The block that padding tokens write to. This block belongs to no sequence."""
 PAIRS = 48
@@ -58,7 +58,7 @@ class Plan:
 
     - `pieces`: consecutive slices of the tokens, with the query tiles of each slice. Tokens after the last slice are
       padding.
-    - `decode`: the block table of the decode slice, whose sequences have one token each. None if no sequence decodes.
+    - `decode`: the block table of the decode slice, whose sequences have one token each, or None if no sequence decodes.
     - `rows`: row limits of matrix products (`ops.rows`).
     """
 
@@ -119,7 +119,7 @@ class PagedAttention:
     """Differentiable paged attention, implemented by `ops.paged`.
 
     A pool stores one cached part of all sequences. In this class, a pool is a tensor [blocks, heads, rows per block,
-    width]. Callers must not depend on this layout.
+    width]. Callers must not depend on the layout of a pool.
 
     A subclass with another layout overrides `shape`, `as_blocks`, `prepack_blocks` and `write`. A subclass that renumbers
     blocks overrides `plan`, `read`, `fill` and `prepack_blocks`. `plan` must renumber `block_table` and `slot_mapping` in the
@@ -127,8 +127,9 @@ class PagedAttention:
     written to block 0 (`NOBODY`) after renumbering, so block 0 must keep its number. In `prepack_blocks`, block 0 has no
     special role.
 
-    The new numbers must not depend on the number of blocks, but `shape` may add blocks. `rorqual.ops.backends.backend`
-    tests a subclass on a small cache and refuses it if its methods use different layouts.
+    Renumbered blocks must have the same numbers in a pool of any size, but `shape` may add blocks.
+    `rorqual.ops.backends.backend` tests a subclass on a small cache and refuses it if its methods use different
+    layouts.
     """
 
     def __init__(self, rows: Rows = LOOSE) -> None:
@@ -137,8 +138,8 @@ class PagedAttention:
     def plan(self, metadata: AttentionMetadata, device: torch.device, last: Plan | None = None) -> Plan:
         """Build the plan of a forward pass, which all layers share.
 
-        `last` is the plan of the previous step. The caller must not use it again: the new plan may reuse and modify its
-        contents.
+        `last` is the plan of the previous step. The caller must not use `last` again: the new plan may reuse and modify
+        its contents.
         """
         first, count = metadata.first, metadata.query_lens
         decoding = int((np.cumsum(count != 1) == 0).sum())  # number of leading sequences with one token each
@@ -162,7 +163,7 @@ class PagedAttention:
     ) -> tuple[Tiles, Ints]:
         """Return the tiles of the first `n` sequences, which have one token each.
 
-        If only positions changed, reuse the last step's tiles.
+        If only positions changed since the last step, reuse the tiles of `last`.
         """
         position = metadata.first[:n]
         table = metadata.block_table[:n, : int(position.max()) // BLOCK + 1]
@@ -216,7 +217,7 @@ class PagedAttention:
     def groups(self, pool: Tensor, plan: Plan, every: int) -> tuple[Tensor, Tensor]:
         """Return the rows of the groups of `every` tokens that this forward pass completes, and the last token of each group.
 
-        The rows are [groups, every, heads, width], and the tokens [groups]. Both may end with padding groups.
+        The rows are [groups, every, heads, width], and the tokens [groups]. Rows and tokens may end with padding groups.
         """
         block, offset, last = plan.groups(every)
         return self.as_blocks(pool).transpose(1, 2)[block, offset], last
@@ -270,7 +271,8 @@ class PagedAttention:
         return _selection(parts, len(q))
 
     def select_by_attention(self, q: Tensor, keys: Tensor, plan: Plan, scale: float, budget: int) -> Selection:
-        """Select the `budget` rows with the largest attention weights, averaged over heads. `scores` are these weights."""
+        """Select the `budget` rows with the largest attention weights, averaged over heads. `Selection.scores` are the
+        averaged attention weights."""
         k, parts = self.as_blocks(keys), []
         for tokens, tiles in plan.pieces:
             mask = paged.restricted(tiles, BLOCK // k.shape[2], None, None)
@@ -292,8 +294,8 @@ class PagedAttention:
     ) -> Tensor:
         """Return the loss of the indexer of each token [tokens]: KL(attention || softmax of the index scores), in nats.
 
-        Attention weights are averaged over heads and receive no gradient. `selected` [tokens, k] restricts both
-        distributions to these rows (-1: no row). See `ops.paged.index_kl`.
+        Attention weights are averaged over heads and receive no gradient. `selected` [tokens, k] restricts attention
+        and index scores to the listed rows (-1: no row). See `ops.paged.index_kl`.
         """
         k, index_k = self.as_blocks(keys), self.as_blocks(index_keys)
         parts = []

@@ -58,10 +58,7 @@ class Backend:
     def supports(
         self, device: torch.device, dtype: torch.dtype, model: nn.Module | None = None, *, training: bool = False
     ) -> str | None:
-        """Return None if this backend can run `model` on `device` in `dtype`.
-
-        Otherwise return the reason, for the error message.
-        """
+        """Return None if this backend can run `model` on `device` in `dtype`, otherwise the reason for the error message."""
         return None
 
     @property
@@ -280,7 +277,7 @@ class PreparedExperts(nn.Module):
 def _dense(tensor: Tensor) -> Tensor:
     """Make a tensor contiguous but keep the memory order of its last two dimensions.
 
-    Otherwise, bf16 matrix products would copy strided tensors in every call.
+    bf16 matrix products would copy a tensor with gaps in memory in every call.
     """
     if tensor.ndim < 2 or tensor.stride(-1) <= tensor.stride(-2):
         return tensor.contiguous()

@@ -50,8 +50,8 @@ class StepOutput:
     """The output of a step.
 
     - `hidden` [tokens, hidden]: the hidden states after the final norm. Prompt log-probabilities are computed from `hidden`.
-    - `experts` [tokens, routers, k]: the chosen experts, in the order of `Output.routing`. None for models without routing.
-    - `sampled`: the sampled tokens, one per row. None if `StepInput.sampling` is None.
+    - `experts` [tokens, routers, k]: the chosen experts, in the order of `Output.routing`, or None for models without routing.
+    - `sampled`: the sampled tokens, one per row, or None if `StepInput.sampling` is None.
     """
 
     hidden: Tensor
@@ -62,8 +62,8 @@ class StepOutput:
 class StepFunction(Protocol):
     """A function that runs steps of one model.
 
-    The function must read the weights in every step, because training changes them in place. A backend that cannot do
-    this must refuse the model in `Backend.supports`.
+    The function must read the weights in every step, because training changes them in place. A backend that cannot read
+    the weights in every step must refuse the model in `Backend.supports`.
     """
 
     def __call__(self, step: StepInput, /) -> StepOutput: ...

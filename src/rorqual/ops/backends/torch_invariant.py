@@ -159,7 +159,7 @@ def rows_of(model: nn.Module, cache_shapes: Iterable[tuple[int, int]], threads: 
     shapes = sorted(set(cache_shapes))
     weight = next(model.parameters())
     if weight.device.type != "cpu":
-        return Rows(4), False, threads  # invariance was not measured on other devices
+        return Rows(4), False, threads  # invariance was measured only on CPUs
     if any(width % EVEN for width, _ in shapes):
         # Attention with keys of width 18 and values of width 10 is not invariant, although each of its products is.
         return ENOUGH, False, threads

@@ -4,8 +4,8 @@ The reference backend loops over experts with autograd, which runs about forty s
 sorts the tokens once, so the tokens of an expert are a slice. Products write into one preallocated tensor, and the
 backward pass is hand-written.
 
-In bf16, the rows of each expert are padded to a multiple of 64. Otherwise oneDNN would build a primitive for every new
-row count, which makes the product three times as slow (docs/log/speed.md).
+In bf16, the rows of each expert are padded to a multiple of 64. Without padding, oneDNN would build a primitive for
+every new row count, which makes the product three times as slow (docs/log/speed.md).
 """
 
 from __future__ import annotations

@@ -126,8 +126,8 @@ def layer_values(stage: Stage, hidden: int, recompute: Recompute) -> Values:
 def stage_sizes(layers: int, pp: int) -> list[int]:
     """Return the number of layers of each pipeline stage, as even as possible.
 
-    If the layers do not divide evenly, stages after the first take one extra layer each, because the first stage holds
-    the most micro-batches.
+    If the layers do not divide evenly, the stages directly after the first take one extra layer each, because the first
+    stage holds the most micro-batches.
     """
     base, remainder = divmod(layers, pp)
     return [base + (1 if 1 <= index <= remainder else 0) for index in range(pp)]

@@ -24,9 +24,9 @@ def training_flops(model: ModelConfig, context: int, *, causal: bool = True, mtp
     three times the FLOPs of the forward pass.
 
     With `causal`, a token attends to itself and the tokens before it, on average half of the sequence. DeepSeek counts
-    training FLOPs in this way (250 GFLOPs per token for V3, ISCA 2025, table 2). Without `causal`, every token attends
-    to the whole sequence; some other publications count FLOPs in this way. `mtp` includes V3's MTP modules, which
-    published counts leave out.
+    the training FLOPs of causal attention (250 GFLOPs per token for V3, ISCA 2025, table 2). Without `causal`, every
+    token attends to the whole sequence; some other publications count FLOPs in this way. `mtp` includes V3's MTP
+    modules, which published counts leave out.
     """
     counted = model if mtp else model.model_copy(update={"num_nextn_predict_layers": 0})
     no_context, full_context = (account(counted, context=keys).training_flops for keys in (0, context))

@@ -38,7 +38,7 @@ def distil(
     data=FILE.parquet is a file that `rorqual distil` wrote. With objective=sequence, the student is trained with the
     next-token loss on the samples, like DeepSeek-R1's students. With objective=forward, reverse, skewed or
     skewed_reverse, the loss is the named KL divergence between the student's distribution and the teacher's stored
-    log-probabilities. `next_token` times the next-token loss is added.
+    log-probabilities. The next-token loss, multiplied by `next_token`, is added to the KL divergence.
     """
     begin, model, chat = start_settings(start, tokenizer, size, row)
     if objective == "sequence":

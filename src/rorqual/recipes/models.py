@@ -75,8 +75,8 @@ def student_like(teacher: ModelConfig, *, share: float = 0.25, layers: int = 0) 
     The SwiGLU layer is about three times as wide as the hidden state.
 
     If `layers` is 0, the student has as many layers as the teacher. Widths are multiples of 8. The function considers
-    models within 3 % of the target size. It returns the model that best matches the target size and a SwiGLU width of
-    three times the hidden size. Raises ConfigError if no model is within 3 %.
+    models within 3 % of the target size. The function returns the model that best matches the target size and a SwiGLU
+    width of three times the hidden size. Raises ConfigError if no model is within 3 % of the target size.
     """
     target = share * account(teacher).active
     depth = layers or len(teacher.layers)

@@ -34,8 +34,10 @@ class SparsifyConfig(Config):
       With `index_head_dim` 0, the width is `qk_rope_head_dim`, at least 32.
     - `warmup`, `warmup_lr`: steps and learning rate of the warm-up.
     - `steps`, `lr`: steps and learning rate of the training with sparse attention.
-    - `data`, `task`, `options`: the training data, as for the recipe `sft`. By default, the data that the model was trained on.
-    - `rows`, `row`: rows per batch and tokens per row. By default, the values of the run that trained the model.
+    - `data`, `task`, `options`: the training data, as for the recipe `sft`. Without `data` and `task`, the data of the
+      run `start` is used.
+    - `rows`, `row`: rows per batch and tokens per row. The default is the value of the run `start`, or of the recipe
+      `sft` if `data` or `task` is set.
     - `device`, `dtype`: device of the tensors, and dtype of matrix products.
     """
 

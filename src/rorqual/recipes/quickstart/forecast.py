@@ -3,11 +3,11 @@ the speed.
 
 The recipes and tasks determine the numbers of steps, problems and tokens. Seconds per step and per answer are measured
 on untrained models with the shapes of the quickstart's models. Answers are assumed to be as long as the solutions that
-the model is trained on. The benchmark generates samples of these lengths.
+the model is trained on. The benchmark generates samples that are as long as the training solutions.
 
 Two values are unknown in advance: how often a model thinks after GRPO, and how many groups give a gradient. The
-constants `GOES_OVER` and `TEACHES` are estimates of these two fractions. The forecast does not include the report and
-the start of the Python process.
+constant `GOES_OVER` estimates the effect of GRPO on thinking, and `TEACHES` the share of samples in groups that give a
+gradient. The forecast does not include the report and the start of the Python process.
 """
 
 from __future__ import annotations
@@ -178,8 +178,8 @@ def stages(
 
 
 def branches(s: Scale, teacher: ShapeCost, student: ShapeCost) -> list[tuple[ShapeCost, list[float], int]]:
-    """For each branch, return its measured costs, the fraction of thinking replies in each evaluation, and its number
-    of models."""
+    """For each branch, return the measured costs of its model, the fraction of thinking replies in each evaluation, and
+    1, the number of models."""
     habits = {"teacher": over(s.think, 1.0), "student-base": s.student_think, "answers-only": 0.0}
     return [
         (teacher if name == "teacher" else student, [thinks(mode, habits.get(name, 1.0)) for mode in modes], 1)

@@ -52,7 +52,8 @@ class QuickstartPaths:
 
     @property
     def answers_file(self) -> Path:
-        """The problems and final answers of the teacher's samples, without reasoning. They train the student `answers-only`."""
+        """The training data of the student `answers-only`: problems and final answers of the teacher's samples, without
+        reasoning."""
         return self.out / "answers.jsonl"
 
     @property

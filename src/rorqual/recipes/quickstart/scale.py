@@ -15,28 +15,29 @@ show learning."""
 
 
 class Scale(Config):
-    """The numbers of steps and samples of a quickstart, chosen on problems of the dev split with other seeds.
+    """The numbers of steps and samples of a quickstart, chosen on problems of the dev split with seeds other than the
+    default 0.
 
     Evaluations sample at temperature 0.6 and top-p 0.95, as for DeepSeek-R1 (R1, section 3). With greedy decoding, a
     model that starts to think with probability 0.4 would never think.
 
-    The base student is first trained with reasoning on the fraction `student_able_think` of its problems. A few steps
-    at the low learning rate `student_base_lr` then reduce this fraction to `student_think`. The base student can then
-    solve some problems by thinking, but hardly ever thinks.
+    The base student is first trained with reasoning on the fraction `student_able_think` of its problems. A few final
+    steps at the low learning rate `student_base_lr` use reasoning on the fraction `student_think`. The trained base
+    student can solve some problems by thinking, but hardly ever thinks.
 
-    The branches `distilled` and `reinforced` cost about the same number of core-seconds, as measured with other seeds.
-    The branch `distilled` samples the teacher on `distil_problems` problems and trains for `distil_steps` steps on the
-    correct answers. The branch `reinforced` trains for `rival_steps` steps of GRPO.
+    The branches `distilled` and `reinforced` cost about the same number of core-seconds, as measured with seeds other
+    than the default 0. The branch `distilled` samples the teacher on `distil_problems` problems and trains for
+    `distil_steps` steps on the correct answers. The branch `reinforced` trains for `rival_steps` steps of GRPO.
 
-    `student_lr` and `student_adamw_lr` are the learning rates for further training of a student. They are half the
-    learning rates of a new model.
+    `student_lr` and `student_adamw_lr`, the learning rates for further training of a student, are half those of a new
+    model.
 
     `rival_agreement` is the largest allowed difference between the trainer's and the sampler's log-probability of a
-    token during GRPO of the student. In half a million tokens, the largest difference was 1.5e-4 nats, for one very
-    unlikely token.
+    token during GRPO of the student. In half a million tokens, the log-probabilities of trainer and sampler differed by
+    at most 1.5e-4 nats, for one very unlikely token.
 
-    `distil_keep` selects the teacher's samples to train on. `all` also disables the filters, for a teacher with too
-    little training to answer correctly.
+    `distil_keep` selects the teacher's samples to train on. The value `all` of `distil_keep` also disables the filters,
+    for a teacher with too little training to answer correctly.
     """
 
     model: Size

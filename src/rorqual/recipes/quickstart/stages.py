@@ -106,8 +106,8 @@ class Quickstart:
         self.measure_teacher()
 
     def students(self) -> None:
-        """Train a base student. From it, train three students: by distillation, on the answers only, and with GRPO.
-        Evaluate all students and the teacher."""
+        """Train a base student. From the base student, train three students: by distillation, on the answers only, and
+        with GRPO. Evaluate all students and the teacher."""
         s, place = self.scale, self.place
         thinking_student = sft(task=STUDENT_TASK, size=s.student, steps=s.student_able_steps, rows=s.sft_rows, row=s.row,
                    think=s.student_able_think, options={"hard": s.student_hard}, seed=self.seed)  # fmt: skip

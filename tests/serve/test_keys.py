@@ -48,7 +48,7 @@ def test_a_file_of_another_shape_is_named_with_what_is_wrong_and_the_remedy(tmp_
     with pytest.raises(ConfigError) as caught:
         Keys.load(file)
     assert said in caught.value.what and caught.value.where == str(file)
-    assert "Restore it or remove it" in caught.value.remedy
+    assert "Restore or remove the file" in caught.value.remedy
     file.write_text(rows({"sha256": DIGEST, "tenant": "a"}, {"sha256": DIGEST[::-1], "tenant": "a"}), encoding="utf-8")
     assert Keys.load(file).tenants == {DIGEST: "a", DIGEST[::-1]: "a"}
 

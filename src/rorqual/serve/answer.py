@@ -123,7 +123,7 @@ class Prepared(Generic[W]):
 def _prepare(service: Service, schema: type[W], kind: type[Shape[W]], parts: list[bytes]) -> Prepared[W] | ApiError:
     """Parse a request body, in the tenant's thread.
 
-    An ApiError is returned, because the traceback of a raised error would keep the body in memory.
+    An ApiError is returned instead of raised, because the traceback of a raised error would keep the body in memory.
     """
     try:
         body = b"".join(parts)

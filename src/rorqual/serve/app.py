@@ -56,7 +56,7 @@ class Edge:
         try:
             await self._respond(scope, origin)(scope, receive, counted)
         except Exception as error:
-            say(f"request {req_id} raised {type(error).__name__}, a bug")  # uvicorn then logs the traceback
+            say(f"request {req_id} raised {type(error).__name__}, a bug")  # uvicorn logs the re-raised error
             raise
         finally:
             self.service.metrics.requests[_route(scope), status] += 1
@@ -97,7 +97,8 @@ def framed_twice(scope: Scope) -> bool:
     """Return whether a request has both Content-Length and Transfer-Encoding.
 
     If a proxy trusts one header and this server trusts the other, part of the body can pass as a second request
-    (request smuggling; RFC 9112, section 6.1). The caller therefore refuses the request and closes the connection.
+    (request smuggling; RFC 9112, section 6.1). The caller refuses a request with both headers and closes the
+    connection.
     """
     return {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}
 

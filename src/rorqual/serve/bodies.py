@@ -100,6 +100,9 @@ async def body_of(request: Request, limit: int, bodies: Bodies, tenant: str) -> 
                 raise ApiError(429, problem, code="large_bodies") from None
             raise ApiError(408, f"The body did not arrive within {BODY_SECONDS:.0f} seconds.") from None
         if size > limit:
-            problem = f"The body is longer than the limit of {limit} bytes. Shorten it, or start the server with a larger max_body=."
+            problem = (
+                f"The body is longer than the limit of {limit} bytes. "
+                "Shorten the body, or start the server with a larger max_body=."
+            )
             raise ApiError(413, problem, code="body_too_large")
         yield parts

@@ -88,12 +88,13 @@ class ServerJob:
 class Bridge:
     """Supervisor that starts and restarts the engine process, and passes requests to it.
 
-    - `queue`: maximum number of running and waiting requests. Beyond this number, a request is refused unless its
+    - `queue`: maximum number of running and waiting requests. Beyond `queue` requests, a request is refused unless its
       tenant has fewer than `share` requests. Therefore one tenant cannot block other tenants.
     - `hang`: kill a busy engine after this many seconds without a heartbeat.
     - `load`: kill an engine that is not ready after this many seconds.
     - `stats`: the latest statistics of the engine.
-    - `weights`: file and version of the latest weight update, or None. A restarted engine loads this file first.
+    - `weights`: file and version of the latest weight update, or None. A restarted engine first loads the file in
+      `weights`.
     """
 
     def __init__(
@@ -181,7 +182,8 @@ class Bridge:
     ) -> Iterator[ServerJob]:
         """Submit a request. If the request is unfinished when the `with` block ends, cancel it.
 
-        `bound`: the request parameter that constrains the replies by a grammar, if any. Grammar errors name this parameter.
+        `bound`: the request parameter that constrains the replies by a grammar, if any. Grammar errors name the
+        parameter in `bound`.
         """
         self.check_room(tenant)
         if not self.jobs:

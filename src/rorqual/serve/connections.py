@@ -30,8 +30,8 @@ class ConnectionLimit:
         self.idle: OrderedDict[TimedProtocol, None] = OrderedDict()
 
     def enter(self, connection: TimedProtocol) -> None:
-        """Add a connection. If there are then more than `most`, close the longest idle connection, so that new clients
-        can connect."""
+        """Add a connection. If more than `most` connections are then open, close the connection that has been idle
+        longest, so that new clients can connect."""
         self.idle[connection] = None
         if len(connection.connections) > self.most:
             self.idle.popitem(last=False)[0].transport.abort()
@@ -41,13 +41,13 @@ class TimedProtocol(H11Protocol):
     """Uvicorn's HTTP/1.1 protocol with time limits.
 
     The first request's headers must be complete `head_seconds` after the connection opened. Headers of later requests
-    must be complete `head_seconds` after their first byte. Further header bytes do not extend this time limit. `body_of`
-    limits the time that the body takes to arrive. Uvicorn's `timeout_keep_alive` limits the time between requests. A
-    connection is aborted if the client reads nothing for `stall` seconds.
+    must be complete `head_seconds` after their first byte. Further header bytes do not extend the limit of
+    `head_seconds`. `body_of` limits the time that the body takes to arrive. Uvicorn's `timeout_keep_alive` limits the
+    time between requests. A connection is aborted if the client reads nothing for `stall` seconds.
 
     A client that closes its sending side after a request still gets its response, unless the application sets
-    `leaves_at_eof` in the scope's state. The server writes to such a client repeatedly, because only a failed write shows
-    that the client disconnected.
+    `leaves_at_eof` in the scope's state. The server writes repeatedly to a client that closed its sending side, because
+    only a failed write shows that the client disconnected.
     """
 
     head_seconds = HEAD_SECONDS
@@ -125,8 +125,8 @@ class TimedProtocol(H11Protocol):
     # ---- a client that closed its sending side
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Return whether the connection stays open. It stays open while a completely received request still needs a
-        response."""
+        """Return whether the connection stays open. The connection stays open while a completely received request still
+        needs a response."""
         cycle: Any = self.cycle
         if not self._busy() or cycle.more_body or self.scope["state"].get("leaves_at_eof"):
             return False
@@ -139,8 +139,8 @@ class TimedProtocol(H11Protocol):
     def _probe_client(self) -> None:
         """Send 100 Continue to find out whether the client is still connected.
 
-        Once the response has started, no `100 Continue` is sent. Event streams probe the client with SSE comments
-        instead.
+        Once the response has started, no `100 Continue` is sent. Event streams probe the client with SSE comments, not
+        with `100 Continue`.
         """
         cycle: Any = self.cycle
         if self.transport.is_closing():

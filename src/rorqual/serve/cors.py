@@ -1,8 +1,8 @@
 """CORS headers, which allow scripts of other origins to call the API (CORS protocol of the Fetch standard).
 
-Browsers send preflight requests without an API key, as the standard demands. The response depends only on the request's
-headers and the allowed origins, and is the same for every path. Therefore the response reveals nothing about the
-server. The request that follows the preflight needs a key. Cookies are not used.
+Browsers send preflight requests without an API key, as the standard demands. The response to a preflight request
+depends only on the request's headers and the allowed origins, not on the path. Therefore the preflight response reveals
+nothing about the server. The request that follows the preflight needs a key. Cookies are not used.
 """
 
 from __future__ import annotations

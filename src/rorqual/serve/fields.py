@@ -203,7 +203,8 @@ PASSAGES = frozenset(
     for end in range(1, len(place) + 1)
     if place[end : end + 1] in ("", ".", "[")
 )
-"""All prefixes of the paths above. Only objects and lists at the paths in this set can contain fields with rules."""
+"""All prefixes of the paths in `INSIDE` and `IGNORED_INSIDE`. Only objects and lists at the paths in `PASSAGES` can
+contain fields with rules."""
 
 TEXT_ONLY = "Send parts of type text."
 _PARTS: Mapping[str, str] = {

@@ -1,7 +1,7 @@
 """Size limits of a request's parts, which bound the memory and time that a body takes.
 
-The checks run in the tenant's thread. A long C call in this thread would still block the event loop, because it holds the GIL.
-Therefore the values of a body are counted in slices before the body is parsed.
+The checks run in the tenant's thread. A long C call in the tenant's thread would still block the event loop, because
+the call holds the GIL. Therefore the values of a body are counted in slices before the body is parsed.
 """
 
 from __future__ import annotations

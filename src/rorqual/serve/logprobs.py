@@ -1,8 +1,8 @@
 """Log-probabilities in OpenAI's formats of chat completions and of text completions.
 
 Log-probabilities are those of the sampling distribution, after temperature, top-p and other sampling parameters. At
-temperature 0, they are those of temperature 1 without top-k, top-p and min-p. Each sampled token has an entry, including
-reasoning, special tokens, and the token that ended the reply.
+temperature 0, the log-probabilities are those of temperature 1 without top-k, top-p and min-p. Each sampled token has
+an entry, including reasoning, special tokens, and the token that ended the reply.
 """
 
 from __future__ import annotations

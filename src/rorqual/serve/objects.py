@@ -1,4 +1,4 @@
-"""Schemas of the API responses, from which `/openapi.json` is generated. Tests validate every response against that
+"""Schemas of the API responses, from which `/openapi.json` is generated. Tests validate every response against the
 OpenAPI document."""
 
 from __future__ import annotations

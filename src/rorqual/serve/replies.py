@@ -39,7 +39,8 @@ class Choice:
     - `ends`: stop token ids, whose text is omitted.
     - `one_call`: end the sample before a second tool call.
     - `least`: minimum number of tokens before a stop string takes effect.
-    - `mute`: the client wants only the prompt. The first generated token ends the sample; it is not returned and not billed.
+    - `mute`: the client wants only the prompt. With `mute`, the first generated token ends the sample and is neither
+      returned nor billed.
     - `tell`: collect tokens in `told` until `take` returns them for log-probabilities.
     - `scores`: log-probabilities of the prompt's tokens, starting with the second token.
     - `recorded`: data that a rollout returns in addition to its tokens.

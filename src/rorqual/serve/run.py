@@ -79,8 +79,8 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start the server, then raise the listen backlog to `BACKLOG`.
 
-        asyncio uses its `backlog` argument both for `listen` and for the number of connections accepted per iteration. The
-        config therefore sets a small value, which is too low for `listen`.
+        asyncio uses its `backlog` argument both for `listen` and for the number of connections accepted per iteration.
+        The uvicorn config therefore sets a small `backlog`, which is too low for `listen`.
         """
         await super().startup(sockets)
         for sock in sockets or ():

@@ -59,8 +59,8 @@ class StreamOptions(Schema):
 
 
 class TemplateOptions(Schema):
-    """Chat template options that turn reasoning on or off. Published chat templates use one of these two names. If the
-    request sets neither option, the model decides whether to reason."""
+    """Chat template options that turn reasoning on or off. Published chat templates name this option `thinking` or
+    `enable_thinking`. If the request sets neither option, the model decides whether to reason."""
 
     thinking: bool | None = None
     enable_thinking: bool | None = None
@@ -149,8 +149,8 @@ class ChatRequest(Sampling, Tools):
     """Body of `POST /v1/chat/completions`.
 
     `reasoning_effort`: `none` turns reasoning off; any other value turns it on, without a limit. `thinking` (DeepSeek's
-    API) and `chat_template_kwargs` (vLLM's API) also turn reasoning on or off. All three fields are ignored if the
-    model's chat format has no reasoning.
+    API) and `chat_template_kwargs` (vLLM's API) also turn reasoning on or off. `reasoning_effort`, `thinking` and
+    `chat_template_kwargs` are ignored if the model's chat format has no reasoning.
     """
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
@@ -187,10 +187,11 @@ class ChatRequest(Sampling, Tools):
 
     @property
     def bound(self) -> str | None:
-        """The request field that constrains the reply, or None. Grammar errors report this field as `param`.
+        """The request field that constrains the reply, or None. Grammar errors report the constraining field as
+        `param`.
 
-        The value is None if tools are optional, because the grammar may then combine tools and `response_format`. In
-        that case the message of a grammar error names the field.
+        The value is None if tools are optional, because the grammar may then combine tools and `response_format`. If
+        tools are optional, the message of a grammar error names the field.
         """
         if self.forced() is not None:
             return "tools"
@@ -299,8 +300,8 @@ def _parsed(body: bytes) -> dict[str, Any]:
     try:
         # pydantic's parser limits the nesting depth, and rejects NaN and lone surrogates.
         data = pydantic_core.from_json(body, allow_inf_nan=False)
-        # pydantic's parser accepts duplicate keys. The second parser refuses duplicate keys, because parsers disagree
-        # on which value counts.
+        # pydantic's parser accepts duplicate keys. `json.loads` with `_unique` refuses duplicate keys, because parsers
+        # disagree on which value counts.
         json.loads(body, object_pairs_hook=_unique)
     except ValueError as error:
         raise refuse(f"The body is not JSON: {str(error)[:200]}. Send one JSON object.") from None

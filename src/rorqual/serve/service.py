@@ -132,7 +132,8 @@ class Service:
             least = self._count_tokens(texts, info.max_len)
         if least >= info.max_len:
             raise refuse(
-                f"`{param}` has at least {least} tokens, but must fit with a reply in the context of {info.max_len} tokens. Shorten it.",
+                f"`{param}` has at least {least} tokens, but must fit with a reply in the context of {info.max_len} tokens. "
+                "Shorten this field.",
                 param,
                 "context_length_exceeded",
             )
@@ -200,7 +201,7 @@ class Service:
             )
         if top is not None and len(prompt) * (1 + top) > MAX_SCORES:
             problem = f"`{param}` has {len(prompt)} tokens, each with {top} top log-probabilities: more than {MAX_SCORES} in total"
-            raise refuse(f"{problem}. Request fewer, or shorten the prompt.", param)
+            raise refuse(f"{problem}. Request fewer log-probabilities, or shorten the prompt.", param)
         params = replace(
             params,
             max_tokens=limit,
@@ -227,7 +228,8 @@ class Service:
             raise refuse(f"`{param}` {problem}.", param)
         if len(prompt) >= info.max_len:
             raise refuse(
-                f"`{param}` has {len(prompt)} tokens, but must fit with a reply in the context of {info.max_len} tokens. Shorten it.",
+                f"`{param}` has {len(prompt)} tokens, but must fit with a reply in the context of {info.max_len} tokens. "
+                "Shorten this field.",
                 param,
                 "context_length_exceeded",
             )

@@ -154,7 +154,8 @@ class Tools(Schema):
 
     def called_or(self, answer: dict[str, Any]) -> Grammar:
         """Return the grammar of a reply that is either tool calls or JSON that follows the schema `answer`."""
-        source_of(answer, "response_format.json_schema.schema")  # checks the size, so that the error names this field
+        # This call checks the size of `answer`, so that an error names the schema and not `tools`.
+        source_of(answer, "response_format.json_schema.schema")
         return Grammar("calls", source_of({**self._calls(), "answer": answer}, "tools"))
 
     def _calls(self) -> dict[str, Any]:

@@ -98,8 +98,8 @@ class Sessions:
 class Page:
     """ASGI middleware that serves the chat page. API requests and all requests with a key are passed on to `edge`.
 
-    `wanted`: None serves the page if Gradio is installed, and otherwise a page that explains how to install it. True raises
-    ConfigError if Gradio is not installed. False turns the page off.
+    `wanted`: None serves the page if Gradio is installed, and otherwise a page that explains how to install Gradio.
+    With `wanted` True, ConfigError is raised if Gradio is not installed. With `wanted` False, the page is off.
     """
 
     def __init__(self, edge: Edge, service: Service, wanted: bool | None = None) -> None:

@@ -1,10 +1,10 @@
 """The chat page's Gradio interface. The session state stores the conversation as raw text; the browser gets messages
 with formulas converted for display.
 
-Gradio runs the event handlers of a session concurrently, so their updates can overlap. When a handler ends, Gradio also
-sends its last update again. Therefore this module runs the events of a session one after another. Each event ends with an
-update that changes nothing, after all other updates were sent. The session state is a list, which the running event changes
-in place.
+Gradio runs the event handlers of a session concurrently, so their updates can overlap. When a handler ends, Gradio
+sends the handler's last update a second time. Therefore this module runs the events of a session one after another.
+Each event ends with an update that changes nothing, after all other updates were sent. The session state is a list,
+which the running event changes in place.
 
 Gradio evaluates the annotations of handlers, but it is imported only when the page is built. Therefore this file does not
 use `from __future__ import annotations`.
@@ -36,7 +36,8 @@ SETTLED = 0.4
 """Seconds between an event's last update with content and the empty update that ends the event.
 
 Without this pause, the buttons of the input box had the wrong state in one of ten tries under load. The reason is that
-Gradio's frontend applies the empty update to the same object, before it has rendered the real update."""
+Gradio's frontend applies the empty update to the object of the last update with content, before that update is
+rendered."""
 FORMULAS = [("\\[", "\\]", True), ("\\(", "\\)", False)]
 """Formula delimiters (left, right, display). `ui_math` converts dollar delimiters to the delimiters in this list."""
 Pictures = AsyncGenerator[tuple[Any, ...], None]
@@ -97,7 +98,7 @@ def build(
     `temperature`: initial temperature. `thinks`: whether to show the thinking switch. `prompts`: example
     prompts from the problems that the model was trained on.
     """
-    # Gradio reads this variable when it is imported and before it sends analytics.
+    # Gradio reads GRADIO_ANALYTICS_ENABLED when it is imported and before it sends analytics.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     import gradio as gr
 
@@ -123,8 +124,8 @@ def _tenant(request: HttpRequest) -> str | None:
 class PageEvent:
     """A running or waiting user event of a session. `replaced`: a newer event exists, so this event sends no more updates.
 
-    `heirs`: later events that were closed while they waited for this event. They count as finished only when this event
-    ends, so that events after them wait, too.
+    `heirs`: later events that were closed while they waited for this event. The `heirs` count as finished only when
+    this event ends, so that events after the `heirs` wait for it.
     """
 
     def __init__(self) -> None:
@@ -159,7 +160,8 @@ class Chat:
     ) -> Pictures:
         """Generate a reply and yield updates.
 
-        `ask` returns the conversation. Its last row is the question to answer. If `ask` returns no rows, no request is sent.
+        `ask` returns the conversation. The conversation's last row is the question to answer. If `ask` returns no rows,
+        no request is sent.
         """
         async with self._turn(session) as event:
             rows = [] if event.replaced else ask(conversation)

@@ -101,7 +101,7 @@ def _serialize(body: Mapping[str, Any]) -> bytes:
 
 
 def _parse_event(text: str) -> Any:
-    """Parse a server-sent event. Return its chunk, None for a comment, or `_DONE` for the last event."""
+    """Parse a server-sent event. Return the event's chunk, None for a comment, or `_DONE` for the last event."""
     if not text.startswith(_DATA):
         return None
     data = text.removeprefix(_DATA)

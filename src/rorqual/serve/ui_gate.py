@@ -30,8 +30,8 @@ OPEN = re.compile(
     r"/|/(config|theme\.css|favicon\.ico|manifest\.json|gradio_api/startup-events)|/(assets|static|svelte)/[\w./-]+",
     re.ASCII,
 )
-"""Gradio's routes without session state. All routes except these and the three queue and heartbeat routes below are
-blocked, because Gradio's other routes serve files or act as a proxy."""
+"""Gradio's routes without session state. All routes except those in `OPEN` and the routes `JOIN`, `DATA` and
+`HEARTBEAT` are blocked, because Gradio's other routes serve files or act as a proxy."""
 JOIN, DATA = "/gradio_api/queue/join", "/gradio_api/queue/data"
 HEARTBEAT = "/gradio_api/heartbeat/"
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")

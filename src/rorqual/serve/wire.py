@@ -78,8 +78,8 @@ class Recorded:
     """Data that a rollout returns in addition to its tokens. The engine sends this message before the sample's last token.
 
     `policy_version`: version of the weights that generated the rollout. `experts`: routed experts. `kept`: the tokens
-    that remained after top-p and top-k filtering. `array_of` encodes both arrays. An array that was not recorded is
-    None.
+    that remained after top-p and top-k filtering. `array_of` encodes `experts` and `kept`. An array that was not
+    recorded is None.
     """
 
     sample: int

@@ -67,7 +67,7 @@ class Fault:
 def explain(error: ValidationError, data: Any, names: Mapping[str, Collection[str]]) -> Fault:
     """Explain the most relevant error that pydantic found in `data`.
 
-    `names`: the known fields of each object, by the object's path without list indices. "" is the top level.
+    `names`: the known fields of each object, by the object's path without list indices. The path "" is the top level.
     """
     paths = [(_path(item, data), item) for item in error.errors(include_url=False)]
     # pydantic reports errors of every alternative of a union. Choose the most deeply nested error, and prefer an alternative

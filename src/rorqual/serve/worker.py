@@ -320,7 +320,7 @@ def main() -> None:
     whether loading succeeded."""
     # Ctrl-C may reach the whole process group, but the server decides when the engine stops.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Messages go to a copy of standard output. Text that libraries print goes to standard error instead.
+    # Messages go to a copy of standard output. Text that libraries print to standard output goes to standard error.
     sink = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     arguments = EngineArguments(**json.loads(sys.argv[1]))

@@ -103,7 +103,8 @@ class ChatShape(Shape[ChatRequest]):
             yield _part(index, {}, logprobs_, choice.reason)
 
     def _logprobs(self, choice: Choice) -> dict[str, Any] | None:
-        """Return the `logprobs` of the tokens since the last call, or None if there are none."""
+        """Return the `logprobs` of the tokens since the last call, or None if there are no new tokens or `logprobs` is
+        not set."""
         if self.wanted.top is None:
             return None
         fresh = choice.take()

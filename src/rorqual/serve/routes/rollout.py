@@ -29,7 +29,7 @@ router = APIRouter()
 class RolloutRequest(TextRequest):
     """Body of `POST /rollout/generate`: one prompt as token ids, and sampling parameters.
 
-    Rollouts accept temperatures up to 1,000, the maximum in training. The maximum of the other routes is 2.
+    Rollouts accept temperatures up to 1,000, the maximum in training; all other routes accept temperatures up to 2.
     """
 
     temperature: Annotated[float, Field(ge=0, le=1e3)] | None = None

@@ -5,14 +5,14 @@ The following numbers are excluded:
 - Operands (`5 * 12`), left sides of equations, multiples of an unknown ("3x = 18") and ordinals.
 - Denied numbers ("not 18").
 - Bounds ("more than 18", "18, maybe more") and ranges ("18 to 20"). "Rises from 18 to 20" is not a range and states 20.
-- Open alternatives ("18 or 19"). A total with its share ("18 in all, or 6 each") is allowed.
+- Open alternatives ("18 or 19"), but not a total with its share ("18 in all, or 6 each").
 - Numbers in brackets, and numbers in a clause that gives a reason.
 
 A sentence that guesses, lists cases ("if ..., 18; if ..., 19") or retracts its number has no answer. A quantity in two
 units ("1 hour and 30 minutes") is one number. A number after a preposition or article ("for 3 people", "the 5 days")
 counts only if no other number remains. In a marked answer (`\boxed{...}`) the first number counts. In a sentence the
 last number counts, because a sentence usually ends with the answer. In two joined clauses ("9 remain, and 6 are gone")
-both numbers may be the answer. The second number is then the `value` of the reading, and the first number is its `rival`
+both numbers may be the answer: the second number is the `value` of the reading, and the first number is its `rival`
 (see `rorqual.tasks.reply`).
 """
 

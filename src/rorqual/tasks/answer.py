@@ -81,7 +81,8 @@ def math_equal(gold: str, reply: str, *, timeout: int = 5) -> Verdict:
     """Use math-verify to grade whether the final expression of `reply` equals the LaTeX `gold`.
 
     The verdict is UNGRADED if `gold` does not parse, if parsing or comparing takes over `timeout` seconds, or if sympy fails.
-    The timeout uses a signal handler, which only the main thread can set. Other threads therefore start a process for each comparison.
+    The timeout uses a signal handler, which only the main thread can set. Threads other than the main thread start a
+    process for each comparison.
     """
     stated = read_final_expressions(reply, gold)
     verdicts = [_math_equal(gold, expression, timeout) for expression in stated.final or (None,)]
@@ -128,7 +129,7 @@ def _compare(gold: str, answer: str | None, timeout: int) -> Verdict:
             return Verdict.UNGRADED
         if answer is None or not same_unit(gold, answer):
             return Verdict.WRONG
-        # `tidy` removes degree signs. Without them, the sides of an equation such as `\pi = 180°` differ.
+        # `tidy` removes degree signs. Without degree signs, the sides of an equation such as `\pi = 180°` differ.
         if re.search(r"\\circ|°", answer) and "=" not in gold:
             answer = answer.rpartition("=")[2]
         if tidy(gold) == tidy(answer) or _equal(tidy(gold), tidy(answer), timeout):
@@ -339,9 +340,10 @@ def _parsed(text: str, timeout: int) -> list[Any] | None:
 def _clock(seconds: float) -> Iterator[None]:
     """Raise TimeoutException if the block takes longer than `seconds`. `_clock` works in the main thread only.
 
-    math-verify's own timeout fires once. If that timeout fires inside a finalizer during garbage collection, Python prints the error and
-    continues without a timeout. `_clock` therefore fires again every `STRIKES_AGAIN` seconds, and also raises if the block ends late.
-    A signal timer that the caller has set still fires on time, or at the end of the block.
+    math-verify's own timeout fires once. If math-verify's timeout fires inside a finalizer during garbage collection,
+    Python prints the error and continues without a timeout. `_clock` therefore fires again every `STRIKES_AGAIN`
+    seconds, and also raises if the block ends late. A signal timer that the caller has set still fires on time, or at
+    the end of the block.
     """
     expired = math_verify().errors.TimeoutException
     struck = over = False

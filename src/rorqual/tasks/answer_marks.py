@@ -52,7 +52,8 @@ _CHOICE = re.compile(
 class AnswerMark:
     """An answer with an answer marker, such as a box. `text` is the answer, and the rest of the reply starts at `end`.
 
-    `phrase` is True for a marker in prose ("the answer is ..."). In this case, `text` may contain more than the answer.
+    `phrase` is True for a marker in prose ("the answer is ..."). If `phrase` is True, `text` may contain more than the
+    answer.
     """
 
     start: int

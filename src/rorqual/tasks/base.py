@@ -64,7 +64,8 @@ class Task(ABC):
 
     @property
     def versions(self) -> dict[str, int]:
-        """The version of each problem family, by family name. A run can be resumed only with the same versions."""
+        """The version of each problem family, by family name. A run can be resumed only with the versions that it
+        started with."""
         return {}
 
     @abstractmethod

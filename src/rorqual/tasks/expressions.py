@@ -1,7 +1,8 @@
 r"""Find the final expression of a reply: an equation, list, set, tuple, interval, number in a base, or words.
 
 In a sentence, the last formula or number that follows no preposition counts. In a marked answer, the first formula or number counts.
-In a chain `a = b = c` the last side counts. In `a \approx 0.3` the left side counts. `rorqual.tasks.answer` compares the results.
+In a chain `a = b = c` the last side counts. In `a \approx 0.3` the left side counts. `rorqual.tasks.answer` compares
+the final expression with the gold answer.
 """
 
 from __future__ import annotations

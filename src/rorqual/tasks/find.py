@@ -145,7 +145,8 @@ def safe_grade(task: Task, problem: Problem, reply: str) -> Verdict:
 def safe_problems(task: Task, split: Split, seed: int) -> Iterator[Problem]:
     """Yield from `task.problems`. Raises TaskError with the task's name if the generator raises; a RorqualError passes through.
 
-    Raises TaskError, too, for a problem with a field of the wrong type or an empty prompt. `tasks.watch` reports a generator that stalls.
+    Raises TaskError for a problem with a field of the wrong type or an empty prompt. `tasks.watch` reports a generator
+    that stalls.
     """
     try:
         for problem in watched(task.name, iter(task.problems(split, seed)), task.patience):

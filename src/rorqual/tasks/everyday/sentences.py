@@ -17,7 +17,8 @@ FAULTY = 0.3
 class Sentences(EverydayTask):
     """Sentence problems: `sentences: owl 2, see, ant 1` asks for `two owls see an ant` or `an ant is seen by two owls`.
 
-    A reply is correct if it equals one of the two sentences, including number, agreement, article and participle.
+    A reply is correct if it equals the active or the passive sentence, including number, agreement, article and
+    participle.
     """
 
     name: ClassVar[str] = "sentences"
@@ -74,7 +75,8 @@ def _phrase(fact: str) -> str:
 
 
 def _alike(word: str) -> tuple[str, ...]:
-    """Return words that are easily confused with `word`, or `word` itself if none exist. The caller then samples another error."""
+    """Return words that are easily confused with `word`, or `word` itself if none exist. A caller that gets `word`
+    itself samples another error."""
     stem = word.removesuffix("s")
     if stem in NOUNS or stem in VERBS:
         return (stem if word != stem else f"{word}s",)

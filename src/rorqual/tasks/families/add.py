@@ -36,7 +36,8 @@ class Add(Family):
 def _steps(a: int, b: int) -> str:
     """Write the column additions from right to left.
 
-    Each step adds two digits and the carry. The two digits of its result are the next carry and a digit of the sum.
+    Each step adds two digits and the carry. The two digits of a step's result are the next carry and a digit of the
+    sum.
     """
     words, carry, total = [], 0, ""
     for x, y in zip(reversed(str(a)), reversed(str(b)), strict=True):

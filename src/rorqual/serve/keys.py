@@ -89,7 +89,8 @@ class Keys:
             raise ConfigError(
                 f"not a valid key file: {error}",
                 where=str(file),
-                remedy="Restore or remove the file. After removal, the next start creates a new key, and old keys become invalid.",
+                remedy="Restore or remove the file. "
+                "After removal, the next start creates a new key, and old keys become invalid.",
             ) from None
 
     def ensure(self, tenant: str) -> str | None:

@@ -16,7 +16,7 @@ CALCULATOR = re.compile(r"<<[^>]*>>")
 
 
 class Gsm8k(FileTask):
-    """GSM8K problems from rows with `question` and `answer`. The steps come first in `answer`, then the line `#### NUMBER`.
+    """GSM8K problems from rows with `question` and `answer`. `answer` holds the solution steps and then the line `#### NUMBER`.
 
     `data` is one file, or a folder with `train.jsonl` and `test.jsonl`. If `data` is None, the packaged sample is used.
     A gold answer that is not a number raises DataError in training and is ungraded in evaluation.
@@ -25,7 +25,8 @@ class Gsm8k(FileTask):
 
     - The last answer marker counts: `#### 7`, `the answer is 7`, `\\boxed{7}`, `<answer>7</answer>`.
       The first number in the marked text is the answer.
-      A later correction ("Wait, it is 8.") replaces the marked answer. Other text after the marked answer is ignored.
+      A later correction ("Wait, it is 8.") replaces the marked answer. Text that neither corrects nor concludes is
+      ignored after the marked answer.
     - Without an answer marker, the last sentence that states a number counts.
       With `strict`, a reply without an answer marker is wrong.
       Numbers in questions, checks, closing phrases, brackets and reasons do not count.
@@ -36,10 +37,12 @@ class Gsm8k(FileTask):
       If the reply lists options ("A) 40", "B) 44"), "option B" means 44.
     - If two numbers look equally final and one is right, the reply is ungraded, because only the question can decide
       which of the two is meant.
-      Examples: "9 remain, and 6 are gone", "$40, i.e. $8 a month", "to $48, a saving of $12", "18 eggs for $36".
+      Examples of two final numbers: "9 remain, and 6 are gone", "$40, i.e. $8 a month", "to $48, a saving of $12", "18
+      eggs for $36".
     - An otherwise wrong reply without an answer marker is ungraded if its last sentence also states the gold number
       ("13 were eaten, leaving 2").
-      The reply stays wrong if the sentence denies the gold number, computes with it or continues from it ("18, so she has 16").
+      The reply is wrong, not ungraded, if its last sentence denies the gold number, computes with it or continues from
+      it ("18, so she has 16").
     - A reply is wrong if it denies its final number ("not 18"), leaves this number open ("18 or 19", "18 to 20",
       "more than 18", "over $18") or declines to answer.
       "Rises from 18 to 20" states 20. Struck-out numbers (`~~18~~`) and numbers corrected midway ("18, no wait, 16") are ignored.

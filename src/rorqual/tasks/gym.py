@@ -15,7 +15,7 @@ PROBES = 8
 DRY = 20_000
 """Maximum number of consecutive samples without a problem of the requested split.
 
-A dataset with more such samples in a row is too small to split.
+A dataset that exceeds this number is too small to split.
 """
 
 
@@ -23,7 +23,7 @@ class GymTask(Task):
     """The reasoning-gym dataset `dataset` as an endless task, split by a hash of the question.
 
     `options` are the fields of the dataset's config. A reply is right if the whole reply, or its stated answer
-    (`5` in `The answer is 5.`), scores 1. A reply with a lower score is wrong.
+    (`5` in `The answer is 5.`), scores 1. A reply that scores below 1 is wrong.
 
     Raises RorqualError if reasoning-gym is not installed.
     Raises TaskError for an unknown name, an invalid option, or a dataset whose own gold answers do not score 1.

@@ -48,7 +48,7 @@ def interval(text: str) -> str | None:
 
 
 def set_condition(text: str) -> str:
-    r"""Return the condition of a set: `x > 3` for `\{x : x > 3\}`. Return any other text unchanged."""
+    r"""Return the condition of a set: `x > 3` for `\{x : x > 3\}`. Return `text` unchanged if it is not a set."""
     match = _SET.fullmatch(text.strip())
     return match[1] if match else text
 

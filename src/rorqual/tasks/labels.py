@@ -2,12 +2,12 @@
 
 - After an answer marker (`Answer: ...`), the first label counts. In a sentence without a marker, the last label counts.
 - A label does not count if it is denied ("not false"), open ("true or false") or hypothetical ("would be true", "whether it is true").
-  A label of a premise or an assumption ("premise 2 is false", "true that") does not count, either.
+  A label of a premise or an assumption ("premise 2 is false", "true that") does not count.
 - A label that cannot be concluded ("we cannot conclude that it is true") or is doubted ("only partly true") counts as denied.
 - A sentence that only denies True may mean False or Uncertain. A sentence that only denies False may mean True or Uncertain.
-  The reply is ungraded if the gold label is one of the two possible labels.
+  A reply that leaves two labels possible is ungraded if one of them is the gold label.
 - In a sentence, True and False are certain only directly after a copula or sign ("is true", "→ True").
-  In any other position, or after words that may invert the label ("no premise", "likely", "we reject that"), the label is
+  True or False in any other place, or after words that may invert it ("no premise", "likely", "we reject that"), is
   doubtful. A reply with a doubtful label is ungraded if the label is the gold label, and wrong otherwise.
 - Reasons after the label ("true, since it is false that ...") are ignored. A guess is not an answer.
 - "Cannot be determined", "neither true nor false" and the like mean Uncertain. "The negation of the conclusion is true" means False.
@@ -108,9 +108,9 @@ _TURNED = re.compile(
     r"|\w+ (?:answer|option|label|conclusion|possibility)|answer|option|label|conclusion|possibility)\b))\b[^,;:]*$",
     re.IGNORECASE,
 )
-"""Matches words before a label that may invert its meaning. The parser does not interpret these words.
+"""Matches words before a label that may invert its meaning.
 
-The label is therefore doubtful.
+The parser does not interpret such words, so a label after them is doubtful.
 """
 _PLAIN_BEFORE = re.compile(
     r"(?:^|[^\w\s,;\"'*_`]|\bmakes? (?:it|this|(?:the|this) (?:conclusion|statement|claim))"

@@ -18,18 +18,19 @@ class Math500(FileTask):
     - In `a = b = c` the last side counts. In `a \\approx 0.3` the left side counts. A chain of different constants (`3 = 4`) is wrong.
     - Sets and lists match in any order. Tuples and intervals match in order and with the same brackets. A set never equals a tuple.
     - An inequality in one variable is an interval: `2 \\le x < 5` is `[2, 5)`. `x < 2 or x > 3` is a union of intervals.
-    - A number in base 8 equals only the same digits in base 8. A reply with these digits but no base is ungraded.
-      "315 in base eight" and "in octal: 315" are supported. Units are compared only if reply and gold answer both have units.
+    - A number in base 8 equals only the same digits in base 8. A reply with the same digits as the gold answer, but no
+      base, is ungraded. "315 in base eight" and "in octal: 315" are supported. Units are compared only if reply and
+      gold answer both have units.
     - If a reply states a count and the items ("5 such integers, namely ..."), the form of the gold answer decides which of
       the two is compared.
       "1 in 4", "5 out of 8", "a ratio of 1:4" and "11 times the square root of 2" are supported.
     - Decimals are exact: 0.333333 is not 1/3, and 3.14 is not pi. If the gold answer is a word or a letter, the reply must
       assert it, not deny it.
     - If two values look equally final and one is right, the reply is ungraded.
-      Examples: "the center is $(3, -2)$ and the radius is $5$", `x = 5, y = 7`.
+      Examples of two final values: "the center is $(3, -2)$ and the radius is $5$", `x = 5, y = 7`.
     - A reply with the right parts in another form is ungraded if only the question can tell whether that form is allowed.
-      Examples: `A = 6, B = 31` for `(6, 31)`, or a tuple for a column vector.
-      A reply in unsupported notation (`\\setminus`) is ungraded, too.
+      Examples of another form: `A = 6, B = 31` for `(6, 31)`, or a tuple for a column vector.
+      A reply in unsupported notation (`\\setminus`) is ungraded.
     - An otherwise wrong reply without an answer marker is ungraded if its last sentence also states the gold answer
       (rule 8 of `reply`).
     - math-verify compares all answers except single numbers and words. A second comparison checks 25 digits, because

@@ -32,7 +32,7 @@ class Messages(FileTask):
     A row has `messages`, or `prompt` and `completion`, or `question` and `answer`.
     A reply is right if its final answer equals the final answer of the gold reply. The final answer is the text at an
     answer marker (`\boxed{}`, `####`, `answer:`) or, without a marker, the last line. Numbers are compared by value.
-    Other answers are compared without regard to case and white space.
+    Answers that are not numbers are compared without regard to case and white space.
     `data` is a file, or a folder with `*train*` and `*test*` files.
     """
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 LONGEST = 200
-"""Maximum number of digits. The `value` of a longer number is None, because parsing it would take too long."""
+"""Maximum number of digits. The `value` of a number with more digits is None, because parsing it would take too long."""
 GREATEST_EXPONENT = 60
 SCALES = {
     "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12,
@@ -121,7 +121,7 @@ class Number:
 
 
 def plain(text: str) -> str:
-    """Return `text` with uniform minus signs, spaces and quotation marks. Fraction characters (`½`) and superscripts are written out."""
+    """Return `text` with uniform minus signs, spaces and quotation marks. `½` becomes `1/2`, and `²` becomes `^2`."""
     text = _EUROPEAN.sub(lambda match: f"{match[1].replace('.', '')}.{match[2]}", text.translate(UNICODE))
     for sign, fraction in VULGAR.items():
         if sign in text:
@@ -148,7 +148,7 @@ def spelled(text: str) -> list[Number]:
 
 
 def single(text: str) -> Number | None:
-    """Return the number if `text` is a single number, with or without math delimiters. Return None for any other text."""
+    """Return the number if `text` is a single number, with or without math delimiters, or None if it is not."""
     bare = plain(text).strip().strip("$").strip()
     match = NUMBER.fullmatch(bare) or NUMBER.fullmatch(bare.removesuffix("."))
     return None if match is None or match["ordinal"] else _digits(match)
@@ -224,7 +224,7 @@ def _spelled(match: re.Match[str], text: str) -> Number | None:
     if match["minus"]:
         value = -value
     if match["alone"] and re.search(r"\b(?:that|this|it)(?:'s| is) $", before, re.IGNORECASE):
-        return None  # "That's half a ton!" is only a restatement
+        return None  # "That's half a ton!" restates an amount and is not a new number
     also = 60 * value if match["hour"] else None
     number = Number(match.start(), match.end(), value, percent=bool(match["percent"]), spelled=True, also=also)
     return replace(number, value=None) if MULTIPLIED.search(before) else number

@@ -2,8 +2,9 @@ r"""Classify sentences by their form: conclusions, additions to an answer, and a
 
 - A conclusion is marked by layout (bold text with a number, `Total: ...`, a displayed formula) or by words
   ("So ...", "Therefore ...", "... in total").
-- An addition to an answer restates, averages, extrapolates or compares, or gives a reason or a known fact. Examples: "That works out to ...",
-  "Over 5 years ...", "Her goal was ...", "Because ...", "She started with ...", "The other 6 ...".
+- An addition to an answer restates, averages, extrapolates or compares, or gives a reason or a known fact. Examples of
+  additions: "That works out to ...", "Over 5 years ...", "Her goal was ...", "Because ...", "She started with ...",
+  "The other 6 ...".
 - An answer at the start is a sentence that contains only the answer ("**27**", "7 pencils."), or that states a quantity left,
   in total or per day.
 """

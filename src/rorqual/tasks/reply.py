@@ -2,7 +2,7 @@ r"""Decide which words of a reply are its answer.
 
 The rules, in order:
 
-1. Text up to `</think>` is not the answer. Text after an unclosed `<think>` is not the answer, either.
+1. Text up to `</think>` is not the answer. Text after an unclosed `<think>` is not the answer.
    A further "Question: ... Answer: ..." that the model makes up does not count.
 2. The last answer marker counts (see `rorqual.tasks.answer_marks`): `\boxed{...}`, `<answer>...</answer>`, `#### ...`,
    `answer is ...`, `Answer: ...`, `... is the answer`, `I'll go with ...`.
@@ -11,18 +11,20 @@ The rules, in order:
    A correction after the marked answer ("Wait, ...", "Correction: ...", "That is wrong.") replaces the answer.
    A correction without a new value removes the answer.
    A conclusion after the marked answer ("So it is 8.") is as final as the marked answer.
-   Other text after the marked answer ("That took 2 steps.") is ignored.
+   Text after the marked answer that neither corrects nor concludes ("That took 2 steps.") is ignored.
 4. Without an answer marker, the last sentence that states an answer counts.
    Questions, closing phrases ("I hope it is correct."), checks ("Check: ...") and suppositions are skipped.
-   A line that only introduces the next line ("The total is:") is skipped, too.
+   A line that only introduces the next line ("The total is:") is skipped.
    A reply has no answer if it stops in the middle of a sentence or ends with work left to do ("Next, we have to add the tip.").
-5. An earlier conclusion ("So ...", "... in total", bold, `Total: ...`) counts instead if only remarks follow it ("That is $4 a day.").
-   An answer at the start ("**27**", "7 pencils.", "7 are left.") counts if reasons, explanations or given facts follow it.
+5. A conclusion ("So ...", "... in total", bold, `Total: ...`) outranks the last sentence if only remarks follow it
+   ("That is $4 a day."). An answer at the start ("**27**", "7 pencils.", "7 are left.") counts if reasons, explanations
+   or given facts follow it.
 6. A denied value ("not 18") is not the answer. Open alternatives ("18 or 19") leave the reply without an answer.
 7. If two values look final by these rules, one right and one wrong, the reply is ungraded.
 8. An otherwise wrong reply without an answer marker is ungraded if its last sentence also states the right value
    ("13 were eaten, leaving 2").
-   The reply stays wrong if the sentence denies the right value, computes with it or continues from it ("18, so she has 16").
+   The reply is wrong, not ungraded, if its last sentence denies the right value, computes with it or continues from it
+   ("18, so she has 16").
 
 A `Reader` parses one segment of a reply as numbers, labels or mathematics, and returns a `Reading`. `resolve_answer` applies the rules.
 """
@@ -50,8 +52,8 @@ from rorqual.tasks.sentences import (
 )
 
 BESIDE = 4
-"""Maximum number of further values of a sentence that are compared with the gold answer. Each comparison of formulas may take
-seconds."""
+"""Maximum number of values of a sentence, besides its answer, that are compared with the gold answer. Each
+comparison of formulas may take seconds."""
 SENTENCES = 400
 """Maximum number of sentences to read, counted from the end of the reply."""
 _REFUSAL = re.compile(

@@ -10,7 +10,7 @@ The supported forms are:
 - Pronouns: "she is a knight", where "she" refers to the first person that the sentence names.
 
 Questions, suppositions, doubts, exclusions and claims by people in the puzzle are skipped.
-A statement that the same sentence calls a contradiction is skipped, too.
+A statement that its own sentence calls a contradiction is skipped.
 The last statement about each person counts. If one paragraph gives a person both roles, without a conclusion or correction between
 the two statements, the reply has no answer.
 """
@@ -158,7 +158,7 @@ def roles(reply: str, names: Sequence[str]) -> tuple[bool, ...] | None:
 
 
 def by_pronoun(reply: str, names: Sequence[str]) -> bool:
-    """Return whether a sentence gives roles to both `he` and `she`. The parser cannot resolve these pronouns."""
+    """Return whether a sentence gives roles to both `he` and `she`. The parser cannot tell whom `he` and `she` mean."""
     pronouns = (_PRONOUN.finditer(sentence) for sentence in sentences(named_text(spoken(reply), names)))
     return any({"he", "she"} <= {match[0].split()[0].lower() for match in matches} for matches in pronouns)
 
@@ -238,10 +238,7 @@ def _statements(text: str, names: Sequence[str]) -> tuple[list[Statement], list[
 
 
 def _complete(statements: list[Statement], count: int) -> bool:
-    """Return whether the first `count` statements name all `count` people in one paragraph.
-
-    This holds for a reply that begins with its answer.
-    """
+    """Return whether the reply begins with its answer: the first `count` statements name all `count` people in one paragraph."""
     first = [
         who
         for paragraph, _, stated_roles in statements[:count]

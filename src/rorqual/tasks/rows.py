@@ -42,7 +42,7 @@ class DataRow:
         return value
 
     def texts(self, name: str) -> list[str]:
-        """Return the value of column `name`, a list of strings. Raises DataError for any other value."""
+        """Return the value of column `name`. Raises DataError if the value is not a list of strings."""
         value: list[str] = self.get(name, list)
         for item in value:
             if not isinstance(item, str):
@@ -85,7 +85,7 @@ def read(path: Path) -> Iterator[DataRow]:
 
 
 def files(data: Path, name: str) -> list[Path]:
-    """Return the sorted files of folder `data` whose name contains `name`. If `data` is a file, return it.
+    """Return the sorted files of folder `data` whose name contains `name`. If `data` is a file, return only this file.
 
     Raises DataError if no file matches.
     """
@@ -106,7 +106,8 @@ def held_out(data: Path, split: Split, names: dict[str, str]) -> list[Path]:
     """Return the files for `split`. `names` maps "train" and "test" to the word that file names contain.
 
     The training files also supply `dev` (see `carve`). A single file is a training file only if its name contains the
-    word for "train". Any other single file is for evaluation, so that test data is never used for training by mistake.
+    word for "train". A single file without that word is for evaluation, so that test data is never used for training by
+    mistake.
 
     Raises DataError if `data` is a single file that is not for `split`.
     """
@@ -123,9 +124,10 @@ def held_out(data: Path, split: Split, names: dict[str, str]) -> list[Path]:
 
 
 def carve(problems: list[tuple[str, Problem]], split: Split) -> list[Problem]:
-    """Divide training rows into train and dev by a hash of each pair's first element. Test rows are returned unchanged.
+    """Divide training problems into train and dev by a hash of the first element of each (group, problem) pair.
 
-    The first element names a group of related problems, such as questions about one text. A group stays in one split.
+    Test problems are returned unchanged. A group holds related problems, such as questions about one text, and stays in
+    one split.
     """
     if split == "test":
         return [problem for _, problem in problems]

@@ -24,7 +24,7 @@ def watched(name: str, given: Iterator[T], patience: float, say: float = SAY_SEC
 
     Raises TaskError if one item takes more than `patience` CPU seconds of this thread. Time spent waiting does not count.
     The limit interrupts the generator with SIGINT, which requires the main thread and Python's default handler.
-    Without these, `watched` only reports.
+    Without the main thread and the default handler, `watched` only reports.
     """
     watch = Watch(name, patience, say)
     threading.Thread(target=watch.run, daemon=True).start()
@@ -43,7 +43,7 @@ def watched(name: str, given: Iterator[T], patience: float, say: float = SAY_SEC
 class Watch:
     """The watchdog of one generator.
 
-    `since` is the start time of the current item, None between items. `used` is the thread's CPU seconds at that time.
+    `since` is the start time of the current item, None between items. `used` is the thread's CPU seconds at `since`.
     """
 
     def __init__(self, name: str, patience: float, say: float) -> None:

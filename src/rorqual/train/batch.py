@@ -26,8 +26,8 @@ class TrainBatch:
     - `old_logprobs`, the trainer's log-probabilities of the targets before the first update of the step.
     - `reference_logprobs`, the reference model's log-probabilities of the targets.
     - `kept` [rows, seq, ceil(vocab / 8)], the tokens that top-p and top-k allowed, as bits (`ops.losses.keep_only`).
-    - `ages`, the policy age: the trainer's policy version minus the version that sampled the document. None if all ages
-      are 0.
+    - `ages`, the policy age: the trainer's policy version minus the version that sampled the document. `ages` is None
+      if all ages are 0.
 
     Distillation adds `teacher_logprobs` [rows, seq, k]: for k candidate targets, the teacher's log-probabilities at
     temperature 1. `teacher_ids` [rows, seq, k] are the token ids of the candidates. Without `teacher_ids`,

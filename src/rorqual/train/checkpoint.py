@@ -84,7 +84,7 @@ def check_finite(model: Decoder, step: int) -> None:
         raise NumericsError(
             f"after step {step}, {len(bad)} tensors contain NaN or infinity, such as {bad[0]}",
             where="train",
-            remedy="Lower optim.lr. The newest checkpoint, if there is one, has earlier weights.",
+            remedy="Lower optim.lr. The newest checkpoint, if there is one, has finite weights.",
         )
 
 
@@ -110,7 +110,10 @@ def load_checkpoint(
 
 
 def _rename_state(state: dict[str, Tensor], model: Decoder) -> dict[str, Tensor]:
-    """Replace parameter names of older versions in the keys of an optimizer state. Each key ends in a parameter name."""
+    """Replace parameter names of older Rorqual versions in the keys of an optimizer state.
+
+    Each key ends in a parameter name.
+    """
     older = older_names(trained(model))
     parts = {key: key.rpartition("/") for key in state}
     return {f"{head}{slash}{older.get(name, name)}": state[key] for key, (head, slash, name) in parts.items()}

@@ -113,7 +113,7 @@ def fit(
         raise ConfigError(
             f"source {run.source.kind} does not use a rollout engine",
             where="rollout",
-            remedy="Remove rollout_engine. Only the recipes grpo and on_policy sample.",
+            remedy="Remove rollout_engine. Only the recipes grpo and on_policy use a rollout engine.",
         )
     if not isinstance(out, RunDir):
         out = RunDir(Path(out))
@@ -241,7 +241,7 @@ def _iterate(run: Run, state: State, work: Step, pool: ThreadPoolExecutor, where
         totals.targets = [router.target_load() for router in routers]
         if update.counts and run.tune.whole:
             move_bias(routers, update.counts, run.balance.gamma)
-        if work.fresh:  # drop these comparisons: after an update the trainer's weights differ from the sampler's
+        if work.fresh:  # drop the sampler comparisons: after an update the trainer's weights differ from the sampler's
             update.means = {name: value for name, value in update.means.items() if name not in CHECKED}
             update.maxima = {name: value for name, value in update.maxima.items() if name not in CHECKED}
         totals.add(update, norm, batch.n_tokens)
@@ -255,7 +255,7 @@ def clip(grads: Sequence[Tensor], limit: float, where: str = "") -> float:
         raise NumericsError(
             f"the gradient norm is {norm}",
             where=where,
-            remedy="Lower optim.lr. The newest checkpoint, if there is one, has earlier weights.",
+            remedy="Lower optim.lr. The newest checkpoint, if there is one, has finite weights.",
         )
     if limit and norm > limit:
         torch._foreach_mul_(list(grads), limit / (norm + 1e-6))

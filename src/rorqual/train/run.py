@@ -85,9 +85,9 @@ class Run(Config):
     is a setting because it determines the order of sums and thus the rounding of gradients. The number of threads does
     not affect results.
 
-    `backend=torch-invariant` makes the trainer round like the engine (docs/explanation/engine.md). In float32, the
-    trainer's log-probabilities of new samples are then bit-identical to the sampler's. This backend is slower than the
-    default.
+    `backend=torch-invariant` makes the trainer round like the engine (docs/explanation/engine.md). With
+    `torch-invariant` in float32, the trainer's log-probabilities of new samples are bit-identical to the sampler's.
+    `torch-invariant` is slower than the default backend.
 
     `tune` selects the weights to train (docs/how-to/adapters.md). Unless `tune` trains the whole model, routers and their
     biases are frozen, and `balance` has no effect.

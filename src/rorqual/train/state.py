@@ -72,7 +72,7 @@ def check_vocabulary(run: Run, tokenizer: Tokenizer) -> None:
 
 
 def check_context(run: Run) -> None:
-    """Raise ConfigError if rows are longer than the model's context, because the model could not use the later positions."""
+    """Raise ConfigError if rows are longer than the model's context, because the model cannot use positions beyond it."""
     context = run.model.max_position_embeddings
     if run.source.row > context:
         raise ConfigError(
@@ -115,7 +115,8 @@ def same_run(run: Run, out: RunDir) -> None:
     if out.path.exists() and not out.path.is_dir():
         raise ConfigError("not a folder", where=str(out.path), remedy="Give another out=.")
     if not out.config_file.is_file():
-        # A process killed while writing run.yaml leaves a hidden temporary file. Such a folder counts as empty.
+        # A process killed while writing run.yaml leaves a hidden temporary file. A folder with only hidden files counts
+        # as empty.
         if out.path.exists() and any(not entry.name.startswith(".") for entry in out.path.iterdir()):
             raise ConfigError(
                 "the folder is not empty and holds no run", where=str(out.path), remedy="Give another out=."
@@ -157,7 +158,7 @@ def extended(run: Run, out: RunDir) -> Run:
         )
     extension = Extension(from_step=out.newest_complete()[0] or 0, old_steps=stored.steps, new_steps=run.steps)
     earlier = stored.extensions
-    # If there was no step since the last extension, merge the two extensions.
+    # If no step was trained since the last extension, merge the last and the new extension.
     if earlier and earlier[-1].from_step == extension.from_step:
         earlier, extension = earlier[:-1], extension.model_copy(update={"old_steps": earlier[-1].old_steps})
     return run.model_copy(update={"extensions": (*earlier, extension)})

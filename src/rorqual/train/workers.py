@@ -120,7 +120,7 @@ def gradient(
         raise NumericsError(
             f"the loss is {first.loss}",
             where=where,
-            remedy="Lower optim.lr or optim.clip. The newest checkpoint, if there is one, has earlier weights.",
+            remedy="Lower optim.lr or optim.clip. The newest checkpoint, if there is one, has finite weights.",
         )
     if not any(objective.reads_hidden for objective in objectives):
         ran.clear()
@@ -154,9 +154,9 @@ def checked(
 ) -> tuple[list[Tensor], int]:
     """Return the gradient of each parameter, and the number of computed gradients that are all zeros.
 
-    A missing gradient is an error if the parameter's module is in `ran`. Otherwise the missing gradient is replaced by
-    zeros and not counted. Parameters of `HoldsParts` modules may always lack a gradient, because the router decides
-    which experts run.
+    A missing gradient is an error if the parameter's module is in `ran`. If the module is not in `ran`, the missing
+    gradient is replaced by zeros and not counted. Parameters of `HoldsParts` modules may always lack a gradient,
+    because the router decides which experts run.
     """
     modules = dict(model.named_modules())
     grads, computed, missing = list[Tensor](), list[Tensor](), list[str]()
@@ -233,7 +233,10 @@ def _gradient(
     dtype: torch.dtype,
     leaves: Sequence[nn.Parameter] | None,
 ) -> tuple[Update, Sequence[Tensor | None]]:
-    """Return the metrics of a micro-batch and the gradients with respect to `leaves`. Without `leaves`, add to `.grad` instead."""
+    """Return the metrics of a micro-batch and the gradients with respect to `leaves`.
+
+    Without `leaves`, add the gradients to `.grad`.
+    """
     with torch.autocast(batch.tokens.device.type, dtype=dtype, enabled=dtype != torch.float32):
         output = _forward(model, objectives, batch)
         terms = [objective.term(model, batch, output) for objective in objectives]
@@ -244,7 +247,7 @@ def _gradient(
     grads: Sequence[Tensor | None] = [None] * len(leaves or ())
     if loss.requires_grad and leaves is not None:
         grads = torch.autograd.grad(loss, leaves, allow_unused=True)
-    elif loss.requires_grad:  # otherwise the loss depends on no trained parameter, which `checked` reports
+    elif loss.requires_grad:  # a loss without grad depends on no trained parameter, which `checked` reports
         loss.backward()
     valid = batch.segments.flatten() >= 0
     update = Update([], float(loss.detach()))

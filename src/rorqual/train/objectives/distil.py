@@ -37,13 +37,12 @@ class Distil(Objective):
 
     With the student's own samples (source on_policy), this objective is generalized knowledge distillation (GKD, 2306.13649).
 
-    `temperature` T softens both distributions. The mean is multiplied by T^2 to keep the scale of the gradient
-    (Hinton).
+    `temperature` T softens p and q. The mean is multiplied by T^2 to keep the scale of the gradient (Hinton).
 
-    `tail` applies if only the teacher's k most likely tokens are stored. 'bucket' treats all other tokens as one
-    additional event. 'renormalise' renormalizes p and q over the k tokens and ignores q's probability of other tokens.
-    If k is the size of the vocabulary, both settings give the full divergence. Otherwise 'bucket' requires T = 1,
-    because the probabilities of the other tokens are unknown.
+    `tail` applies if only the teacher's k most likely tokens are stored. 'bucket' treats all tokens outside the stored
+    k as one additional event. 'renormalise' renormalizes p and q over the k tokens and ignores q's probability of other tokens.
+    If k is the size of the vocabulary, 'bucket' and 'renormalise' both give the full divergence. If k is smaller,
+    'bucket' requires T = 1, because the teacher's probabilities outside the stored k are unknown.
 
     `sampling_temperature` is the sampler's temperature, at which trainer and sampler are compared.
     """
@@ -126,7 +125,7 @@ def check_mass(mass: Tensor) -> None:
     """Raise NumericsError if the teacher's probabilities add up to more than `MOST_MASS` at a trained position.
 
     Positions without a teacher distribution store log-probabilities of 0, that is, probabilities of 1. If a source
-    stores the distributions one position off, training reads such a position, and this check fails.
+    stores the distributions one position off, a trained position has none, and the check fails.
     """
     if len(mass) and not float(mass.max()) <= MOST_MASS:
         raise NumericsError(

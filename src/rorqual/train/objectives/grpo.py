@@ -28,9 +28,9 @@ class GRPO(Objective):
 
     r is the probability of a token under the trainer divided by its probability under the sampler. A is the advantage.
 
-    `temperature` must equal the sampler's, because r compares both distributions. If a batch has `kept` (the tokens
-    that top-p and top-k allowed), the trainer's distribution is renormalized over these tokens (keep sampling mask,
-    V3.2, 2512.02556).
+    `temperature` must equal the sampler's, because r compares the trainer's distribution with the sampler's. If a batch
+    has `kept` (the tokens that top-p and top-k allowed), the trainer's distribution is renormalized over these tokens
+    (keep sampling mask, V3.2, 2512.02556).
 
     `per` sets how the loss is averaged:
 
@@ -45,19 +45,20 @@ class GRPO(Objective):
     - 'sequence_token': the value of 'sequence' with the gradient of each token's own probability (GSPO-token, eq. 13-14).
 
     `loss_type` is 'clip' (the loss above) or 'cispo' (CISPO, MiniMax-M1, 2506.13585, eq. 4-5): clip(r) without
-    gradient, times A log p, so that every token has a gradient. To remove the lower bound as in the paper, set
-    `clip_low` to 1.
+    gradient, times A log p, so that every token has a gradient. To remove the lower bound of the clip range, as the
+    CISPO paper does, set `clip_low` to 1.
 
     `tis_cap` C enables truncated importance sampling (Yao et al. 2025), and 0 disables it. With C above 0, the
     denominator of r is p_old, the trainer's probability before the first update of the step. The loss is multiplied by
     min(p_old / p_sampler, C).
 
     `beta` is the weight of the KL divergence from the batch's `reference_logprobs`. `kl` is 'k3' (R1, eq. 2) or
-    'unbiased' (V3.2, section 3.1), which multiplies k3 by the ratio p / p_sampler. The gradient also flows through this
-    ratio. The KL term is neither clipped nor masked.
+    'unbiased' (V3.2, section 3.1), which multiplies k3 by the ratio p / p_sampler. With 'unbiased', the gradient also
+    flows through the ratio. The KL term is neither clipped nor masked.
 
     `off_policy_delta` drops answers with a negative advantage if the sampler's log-probability exceeds the trainer's by
-    more than this value, averaged over the answer's tokens (V3.2, section 3.1). The value 0 drops no answer.
+    more than this value, averaged over the answer's tokens (V3.2, section 3.1). With `off_policy_delta` 0, no answer is
+    dropped.
     """
 
     kind: Literal["grpo"] = "grpo"
@@ -137,7 +138,7 @@ class GRPO(Objective):
         return Term(total, means, compared.maxima, logprobs=logprobs)
 
     def _logits(self, model: Decoder, hidden: Tensor, kept: Tensor | None) -> Tensor:
-        """Return the logits at the sampling temperature. If `kept` is given, mask all other tokens.
+        """Return the logits at the sampling temperature. If `kept` is given, mask all tokens outside it.
 
         If the backend uses paged attention, the engine's operations are used, so that trainer and sampler round the
         same way.

@@ -1,7 +1,7 @@
 """The losses of the lightning indexer (DeepSeek-V3.2-Exp, section 2.1.1, eq. 3 and 4).
 
 The index scores of a query, as a softmax over positions, are trained to match the attention weights averaged over heads.
-The loss is the KL divergence KL(attention || indexer). Only the indexer receives its gradient.
+The loss is the KL divergence KL(attention || indexer). Only the indexer receives the gradient of this loss.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Muon (Jordan et al. 2024): orthogonalize the momentum of each hidden matrix. AdamW updates all other parameters."""
+"""Muon (Jordan et al. 2024): orthogonalize the momentum of each hidden matrix.
+
+AdamW updates all parameters that are not hidden matrices.
+"""
 
 from __future__ import annotations
 

@@ -35,9 +35,9 @@ class Materials:
 class Step:
     """The data of one step: one batch per optimizer update, and metrics.
 
-    `fresh` is True if the batches were sampled for this step. The loop then checks before the first update that trainer
-    and sampler agree on samples of the current weights. `unlearned` holds samples that are checked but not trained on.
-    `notes` are messages for the user. `trace` holds lines of `rollouts.jsonl`, which `rorqual trace` shows.
+    `fresh` is True if the batches were sampled for this step. If `fresh` is True, the loop checks before the first
+    update that trainer and sampler agree on samples of the current weights. `unlearned` holds samples that are checked
+    but not trained on. `notes` are messages for the user. `trace` holds lines of `rollouts.jsonl`, which `rorqual trace` shows.
     """
 
     batches: list[TrainBatch]

@@ -50,7 +50,10 @@ class DistilledConfig(SourceConfig):
 
 
 class DistilledSamples(Source):
-    """A source of the teacher's token ids, exactly as sampled. If the file has no ids, the messages are rendered instead."""
+    """A source of the teacher's token ids, exactly as sampled.
+
+    If the file has no token ids, its messages are rendered and tokenized.
+    """
 
     def __init__(self, config: DistilledConfig, materials: Materials) -> None:
         self.config, self.pad = config, materials.chat.pad
@@ -110,8 +113,8 @@ def empty(one: Distilled, stops: Collection[int]) -> bool:
 def pack_teacher(packed: Packed, rows: Sequence[Distilled]) -> TrainBatch:
     """Build a training batch with the teacher's most likely tokens and their log-probabilities.
 
-    Row i of `top_ids` is the distribution of reply token i. This distribution is stored at the position that predicts
-    reply token i.
+    Row i of `top_ids` is the distribution of reply token i. The distribution of reply token i is stored at the position
+    that predicts this token.
     """
     batch = TrainBatch.from_packed(packed.batch)
     shape = (*batch.tokens.shape, rows[0].top_ids.shape[1])

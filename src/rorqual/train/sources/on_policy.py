@@ -1,8 +1,8 @@
 """On-policy distillation: the student samples answers, and the teacher scores every position of these answers.
 
-This is GKD (Agarwal et al. 2306.13649) with only the student's samples, or MiniLLM (Gu et al. 2306.08543) without its
-sequence-level term. The divergence at each position is computed over the vocabulary. No gradient flows through
-sampling, and no reward is needed.
+On-policy distillation is GKD (Agarwal et al. 2306.13649) with only the student's samples, or MiniLLM (Gu et al.
+2306.08543) without its sequence-level term. The divergence at each position is computed over the vocabulary. No
+gradient flows through sampling, and no reward is needed.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class OnPolicy(Source):
         return graded_as(self.task, problem, completion) if self.config.grade else Verdict.UNGRADED
 
     def _measure(self, problems: list[Problem], groups: list[list[Scored]]) -> dict[str, Any]:
-        """Return the metrics of the rollouts, without metrics of groups. Without `grade`, leave out metrics of grades too."""
+        """Return the metrics of the rollouts, without metrics of groups. Without `grade`, leave out the metrics of grades."""
         metrics = measure(problems, groups, self.chat)
         verdicts = () if self.config.grade else ("reward", "right", "ungraded")
         return {name: value for name, value in metrics.items() if not name.startswith(("groups_", *verdicts))}

@@ -21,7 +21,10 @@ ROWS = 16
 
 
 def frozen(run: RunDir, device: str, ops: Backend) -> Decoder:
-    """Load the newest checkpoint of `run` as a frozen fp32 model on backend `ops`. Raises ConfigError if `ops` cannot run it."""
+    """Load the newest checkpoint of `run` as a frozen fp32 model on backend `ops`.
+
+    Raises ConfigError if `ops` cannot run the model.
+    """
     model = load_run(run, device=device).requires_grad_(False)
     if (reason := ops.supports(torch.device(device), torch.float32, model)) is not None:
         raise ConfigError(

@@ -40,12 +40,12 @@ class RolloutConfig(SourceConfig):
     prompt and answer must fit into a row. `trace` is the number of groups per step whose texts are stored for `rorqual
     trace`: the groups with the most varied rewards.
 
-    `top_p` and `top_k` restrict sampling. The trainer then normalizes its probabilities over the tokens that top-p and
-    top-k allowed (keep sampling mask, V3.2, 2512.02556).
+    `top_p` and `top_k` restrict sampling. The trainer normalizes its probabilities over the tokens that top-p and top-k
+    allowed (keep sampling mask, V3.2, 2512.02556).
 
-    `max_num_gen_batches` enables dynamic sampling (DAPO, 2503.14476). A step then samples up to `max_num_gen_batches`
-    batches of `problems` prompts, until `problems` groups have both right and wrong answers. Only these groups are
-    trained on. The value 1 samples one batch and trains on all groups.
+    `max_num_gen_batches` enables dynamic sampling (DAPO, 2503.14476). With dynamic sampling, a step samples up to
+    `max_num_gen_batches` batches of `problems` prompts, until `problems` groups have both right and wrong answers. Only
+    groups with both right and wrong answers are trained on. `max_num_gen_batches=1` samples one batch and keeps all groups.
 
     `overlong_buffer` penalizes answers that are longer than max_tokens - overlong_buffer tokens, by up to
     `overlong_penalty` (DAPO's soft punishment, eq. 13). Rewards are 1 and -1 in DAPO and 1 and 0 here, so a penalty of
@@ -58,7 +58,8 @@ class RolloutConfig(SourceConfig):
     groups with equal rewards are trained on too.
 
     `max_age` limits the policy age: the trainer's policy version minus the version that sampled the answer. The check that
-    sampler and trainer agree skips answers of age 1 or more. The objective weights these answers by importance ratios.
+    sampler and trainer agree skips answers of age 1 or more. The objective weights answers of age 1 or more by
+    importance ratios.
     """
 
     kind: Literal["rollouts"] = "rollouts"
@@ -155,7 +156,7 @@ class Rollouts(Source):
         return Step(batches, metrics, fresh=True, unlearned=unlearned, notes=notes, trace=trace)
 
     def _draw(self, step: int) -> tuple[list[Problem], list[list[Scored]]]:
-        """Draw problems and sample answers, once or until enough groups have different rewards (DAPO's dynamic sampling)."""
+        """Draw problems and sample answers, once or until enough groups are `mixed` (DAPO's dynamic sampling)."""
         c = self.config
         stream = repeat(self.task, self.seed * 1_000_003 + step)
         problems: list[Problem] = []

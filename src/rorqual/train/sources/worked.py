@@ -27,9 +27,9 @@ DRY = 10_000
 class WorkedConfig(SourceConfig):
     """Train on worked solutions of a task.
 
-    A share `think` of the solutions includes the worked steps. The other solutions consist of the answer only. A step
-    has `rows` rows of `row` tokens. `data` is the file or folder for tasks that read files. `longer` sets whether a
-    solution longer than a row is an error or is skipped.
+    A share `think` of the solutions includes the worked steps. A share 1 - `think` of the solutions consists of the
+    answer only. A step has `rows` rows of `row` tokens. `data` is the file or folder for tasks that read files.
+    `longer` sets whether a solution longer than a row is an error or is skipped.
     """
 
     kind: Literal["worked"] = "worked"

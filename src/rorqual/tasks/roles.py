@@ -238,7 +238,7 @@ def _statements(text: str, names: Sequence[str]) -> tuple[list[Statement], list[
 
 
 def _complete(statements: list[Statement], count: int) -> bool:
-    """Return whether the reply begins with its answer: the first `count` statements name all `count` people in one paragraph."""
+    """Return whether the reply begins with its answer: its first `count` statements name all people in one paragraph."""
     first = [
         who
         for paragraph, _, stated_roles in statements[:count]

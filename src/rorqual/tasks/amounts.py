@@ -12,7 +12,7 @@ A sentence that guesses, lists cases ("if ..., 18; if ..., 19") or retracts its 
 units ("1 hour and 30 minutes") is one number. A number after a preposition or article ("for 3 people", "the 5 days")
 counts only if no other number remains. In a marked answer (`\boxed{...}`) the first number counts. In a sentence the
 last number counts, because a sentence usually ends with the answer. In two joined clauses ("9 remain, and 6 are gone")
-both numbers may be the answer: the second number is the `value` of the reading, and the first number is its `rival`
+both numbers may be the answer. The second number is the `value` of the reading, and the first number is its `rival`
 (see `rorqual.tasks.reply`).
 """
 

@@ -9,7 +9,7 @@ The supported forms are:
 - Groups: "all are knaves", "everyone but Zoey is a knight", "the others are knights".
 - Pronouns: "she is a knight", where "she" refers to the first person that the sentence names.
 
-Questions, suppositions, doubts, exclusions and claims by people in the puzzle are skipped.
+Questions, suppositions, doubts, ruled-out cases, and claims that people in the puzzle make are skipped.
 A statement that its own sentence calls a contradiction is skipped.
 The last statement about each person counts. If one paragraph gives a person both roles, without a conclusion or correction between
 the two statements, the reply has no answer.

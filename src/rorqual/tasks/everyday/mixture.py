@@ -45,7 +45,9 @@ class Everyday(Task):
         if not names or len(set(names)) != len(names):
             raise ConfigError("names is empty or repeats a task", where="everyday.names", remedy="Name each task once.")
         if pool not in ("any", "teacher", "original"):
-            raise ConfigError(f"unknown pool '{pool}'", where="everyday.pool", remedy="Use any, teacher or original.")
+            raise ConfigError(
+                f"unknown pool '{pool}'", where="everyday.pool", remedy="Use pool=any, pool=teacher or pool=original."
+            )
         self.tasks = [EVERYDAY_TASKS[name] for name in names]
         self.pool = pool
 

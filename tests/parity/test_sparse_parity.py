@@ -14,8 +14,12 @@ from random_models import BATCH, LONG, deepseek_v32_config, inputs, loud
 from theirs import their_model
 from torch import Tensor
 
+from rorqual.core.errors import ConfigError
 from rorqual.model import Decoder
 from rorqual.model.attention import DSA, DSAConfig
+from rorqual.model.load import deepseek_v3
+from rorqual.model.load.find import family_for
+from rorqual.model.presets import preset
 from rorqual.ops.backends import REFERENCE, TORCH
 
 SEEDS = range(10)
@@ -164,6 +168,42 @@ def test_the_indexer_reaches_nothing_else_and_is_reached_by_nothing_else() -> No
     model.zero_grad()
     model.logits(output.hidden).sum().backward()
     assert not [name for name, p in model.named_parameters() if ".indexer." in name and p.grad is not None]
+
+
+def test_the_cost_of_a_decoded_token_counts_the_indexer_and_the_selected_positions() -> None:
+    """V3.2 (section 2.3): the indexer reads every position, attention at most 2,048. Its work is 5.9 % of absorbed attention's."""
+    sparse, dense = (preset(name).stages[0].attention for name in ("deepseek-v3.2", "deepseek-v3"))
+    index, attended = 2 * 64 * 128, 2 * 128 * (576 + 512)
+    for context in (1, 2048, 131072):
+        assert dense.decode_flops(7168, context) == attended * context
+        assert sparse.decode_flops(7168, context) == index * context + attended * min(context, 2048)
+        more = sparse.cost(7168, context).flops - sparse.cost(7168, 0).flops
+        assert more == index * context + attended * min(context, 2048)
+    assert round(index / attended, 3) == 0.059
+    added = sparse.cost(7168, 0).params - dense.cost(7168, 0).params
+    assert added == 1536 * 64 * 128 + 7168 * 128 + 2 * 128 + 7168 * 64
+    assert sparse.cache_width() == 576 + 128 and sparse.split_by_tp() == {"num_attention_heads": 128}
+    assert sparse.saved_values(7168, everything=True) - dense.saved_values(7168, everything=True) == 64 * 128 + 128 + 64
+    assert sparse.saved_values(7168, everything=False) == dense.saved_values(7168, everything=False)
+
+
+def test_v2_has_no_indexer() -> None:
+    v2 = preset("deepseek-v2")
+    index = {"kind": "dsa", "index_n_heads": 2, "index_head_dim": 64, "index_topk": 4}
+    stages = tuple(s.model_copy(update={"attention": DSAConfig(**dict(s.attention) | index)}) for s in v2.stages)
+    with pytest.raises(ConfigError, match="V2 has no indexer"):
+        family_for(v2.model_copy(update={"stages": stages}))
+    family_for(v2)
+
+
+def test_an_interleaved_indexer_is_refused_as_is_another_kind_of_layer() -> None:
+    data = deepseek_v3.config_to_hf(preset("deepseek-v3.2"))
+    assert deepseek_v3.config_from_hf(data | {"indexer_rope_interleave": False}) == preset("deepseek-v3.2")
+    for key, value in (("indexer_rope_interleave", True), ("layer_types", ["full_attention"] * 61), ("index_topk", 0)):
+        with pytest.raises(ConfigError, match=key):
+            deepseek_v3.config_from_hf(data | {key: value})
+    with pytest.raises(ConfigError, match="'index_n_heads' is missing"):
+        deepseek_v3.config_from_hf({name: value for name, value in data.items() if name != "index_n_heads"})
 
 
 def test_an_index_key_must_hold_what_rotates() -> None:

@@ -11,10 +11,11 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
+from rorqual.convert.sparse import add_indexers, sparse_config
 from rorqual.core.config import read_yaml
 from rorqual.core.errors import ConfigError, RorqualError
 from rorqual.core.records import RunDir
-from rorqual.model.load.run import load_run
+from rorqual.model.load.run import load_run, read_model_config
 from rorqual.recipes import make_run
 from rorqual.recipes.sparsify import SparsifyConfig, sparsify
 from rorqual.train.loop import fit
@@ -55,6 +56,15 @@ def test_the_new_model_is_the_dense_one_while_all_positions_fit(dense: RunDir, d
     assert float((a - b)[:, 20:].abs().amax()) > 1e-3 * size
     attention = two.config.stages[0].attention.model_dump()
     assert (attention["index_topk"], attention["index_n_heads"], attention["index_head_dim"]) == (9, 3, 32)
+
+
+def test_the_seed_draws_the_indexers(dense: RunDir, done: Path, tmp_path: Path) -> None:
+    name = "layers.0.attention.indexer.wk.weight"
+    for seed in (5, 6):
+        config = sparse_config(read_model_config(dense), index_n_heads=3, index_head_dim=32, index_topk=9)
+        add_indexers(dense, tmp_path / str(seed), config, seed=seed)
+    drawn = [weights(place)[name] for place in (done / "indexers", tmp_path / "5", tmp_path / "6")]
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[1], drawn[2])
 
 
 def test_the_warmup_trains_indexers_alone_and_sparse_training_everything(done: Path) -> None:

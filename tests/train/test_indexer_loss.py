@@ -171,6 +171,24 @@ def test_value_and_gradient_equal_a_plain_loop(dense: bool) -> None:
             assert float((found[name] - parameter.grad).abs().max()) < 1e-4 * size, name
 
 
+@torch.no_grad()
+def test_prediction_modules_count_with_their_own_documents() -> None:
+    """A module reads one position less of each row: the last document of row 0 is shorter by one there, and padding stays left out."""
+    model, batch = model_of(mtp=1), batch_of()
+    objective = IndexerWarmup(depth=1)
+    caught: list[Tensor] = []
+    attention = model.mtp[0].block.attention  # type: ignore[union-attr]
+    hook = attention.register_forward_pre_hook(lambda _module, given: caught.append(given[0]))  # type: ignore[union-attr]
+    output = model(batch.tokens, batch.positions, segments=batch.segments, record=objective.records())
+    found = objective.term(model, batch, output).sum
+    hook.remove()
+    expected = IndexerWarmup().term(model, batch, output).sum * len(model.layers)
+    for row, lengths in enumerate(((70, 8), (30, 40))):
+        for piece in caught[0][row, : sum(lengths)].split(list(lengths)):
+            expected = expected + plain_loss(attention, piece, dense=True)  # type: ignore[arg-type]
+    assert float(found) == pytest.approx(float(expected / (len(model.layers) + 1)), rel=1e-5)
+
+
 def test_attention_is_dense_during_the_warmup_and_sparse_after() -> None:
     model, batch = model_of(), batch_of()
     full = model(batch.tokens, batch.positions, segments=batch.segments, record=IndexerWarmup().records()).hidden

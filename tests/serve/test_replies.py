@@ -53,6 +53,30 @@ def test_silence_is_told_while_a_request_waits_and_changes_nothing() -> None:
     assert (reply.choices[0].content, reply.choices[0].reason, reply.usage()["completion_tokens"]) == ("ab", "stop", 3)
 
 
+@pytest.mark.parametrize(("keep_alive", "hurried"), [(600.0, True), (0.05, False)])
+def test_silence_is_told_while_tokens_come_that_have_no_text(keep_alive: float, hurried: bool) -> None:
+    """Only a write shows that a client has left, which has closed its sending side; and a proxy closes a connection without writes."""
+
+    async def told() -> object:
+        job = ServerJob((PACKED,), "default")
+        reply, silent = reply_to(job), 204  # a first byte of two: repeated, it never completes a character
+
+        async def sample() -> None:
+            while True:
+                job.events.put_nowait(SampledToken(0, silent))
+                await asyncio.sleep(0.001)
+
+        sampling = asyncio.create_task(sample())
+        try:
+            async with aclosing(reply.pieces(keep_alive, lambda: hurried)) as pieces:
+                async with asyncio.timeout(60):
+                    return await anext(pieces)
+        finally:
+            sampling.cancel()
+
+    assert asyncio.run(told()) is None
+
+
 def test_a_reply_that_begins_again_keeps_nothing_of_the_first() -> None:
     async def told() -> Reply:
         job = ServerJob((PACKED,), "default")

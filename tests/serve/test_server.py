@@ -281,10 +281,9 @@ def test_what_was_refused_or_had_no_token_yet_is_not_billed(server: Server) -> N
             found = re.search(r'tokens_total\{tenant="default",kind="prompt_miss"\} (\d+)', client.get("/metrics").text)
         return float(found.group(1)) if found else 0.0
 
-    lines, engine = [], server.engine()
+    lines = []
     before, cancelled, failed = misses(), server.metric("cancelled_total"), server.metric("failed_total")
     with server.client as client, ExitStack() as held:
-        held.callback(os.kill, engine, signal.SIGCONT)  # after all streams are closed
         refused = client.post("/v1/chat/completions", json=chat_body(guided_regex="(a|b)(?=c)"))
         assert refused.status_code == 400 and refused.json()["error"]["param"] == "guided_regex"
         assert misses() == before and server.metric("failed_total") == failed + 1
@@ -295,7 +294,6 @@ def test_what_was_refused_or_had_no_token_yet_is_not_billed(server: Server) -> N
             other = held.enter_context(client.stream("POST", "/v1/chat/completions", json=body))
             lines.append(other.iter_lines())  # whose end would close the stream
             assert any("content" in line for line in lines[-1])
-        os.kill(engine, signal.SIGSTOP)  # or a reply could end by itself on a slow machine
         with socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1])), timeout=60) as door:
             body = json.dumps(LONG)
             head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {server.key}\r\n"

@@ -184,15 +184,17 @@ class Reply:
     ) -> AsyncGenerator[tuple[int, Piece] | None, None]:
         """Yield (sample number, new text) as tokens arrive.
 
-        None is yielded after `keep_alive` seconds without a token, or after `PROBE` seconds if `hurried()` is True. When the
+        None is yielded after `keep_alive` seconds without new text, or after `PROBE` seconds if `hurried()` is True. When the
         last piece of a sample is yielded, the choice's finish reason is set. The last piece may be empty. Other tasks can run
         after each token.
         """
+        written = time.monotonic()
         try:
             while not self.done:
                 event = await self._next(keep_alive, hurried)
                 if event is None:
                     yield None
+                    written = time.monotonic()
                 elif isinstance(event, SampledToken):
                     self._time_first_token()
                     choice = self.choices[event.sample]
@@ -200,6 +202,10 @@ class Reply:
                     piece = await self._add(choice, event)
                     if piece or (choice.reason is not None and not was_done):
                         yield event.sample, piece
+                        written = time.monotonic()
+                    elif keep_alive is not None and time.monotonic() - written >= (PROBE if hurried() else keep_alive):
+                        yield None  # tokens arrive, but have no text yet
+                        written = time.monotonic()
                     await asyncio.sleep(0)
                 elif isinstance(event, Recorded):
                     self.choices[event.sample].recorded = event

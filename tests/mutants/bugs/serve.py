@@ -6,6 +6,14 @@ from mutant import one
 
 MUTANTS = (
     one(
+        "a client that has left is not noticed while tokens come that have no text",
+        "our own suite beside four spinning processes",
+        "serve/replies.py",
+        "time.monotonic() - written >= (PROBE if hurried() else keep_alive)",
+        "False",
+        "tests/serve/test_replies.py::test_silence_is_told_while_tokens_come_that_have_no_text",
+    ),
+    one(
         "an engine that never gets ready is waited for",
         "a server that starts for ever",
         "serve/bridge.py",

@@ -393,7 +393,7 @@ def base_model(place: Path) -> None:
 WHOLE: list[tuple[str, tuple[str, ...], tuple[str, ...], Any]] = [
     ("missing", ("nowhere.jsonl", "run=run", "out=o"), ("nowhere.jsonl", "no such file"), None),
     ("a folder", ("run", "run=run", "out=o"), ("run", "Give a .jsonl"), None),
-    ("a folder called so", ("d.jsonl", "run=run", "out=o"), ("not a regular file",), lambda p: (p / "d.jsonl").mkdir()),
+    ("a folder called so", ("d.jsonl", "run=run", "out=o"), ("in a regular file",), lambda p: (p / "d.jsonl").mkdir()),
     ("empty", ("e.jsonl", "run=run", "out=o"), ("e.jsonl", "empty"), lambda p: (p / "e.jsonl").touch()),
     ("blank", ("e.jsonl", "run=run", "out=o"), ("empty",), lambda p: (p / "e.jsonl").write_bytes(b"\n \n\n")),
     ("gzip", ("z.jsonl", "run=run", "out=o"), ("binary", "UTF-8"), lambda p: (p / "z.jsonl").write_bytes(b"\x1f\x8b\x08\x00" * 9)),

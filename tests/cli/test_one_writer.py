@@ -68,14 +68,18 @@ def test_a_training_is_read_while_it_goes_on_and_a_kill_gives_the_folder_back(
     with forked_commands(tmp_path_factory.mktemp("door")) as door:
         words = [str(door / "rorqual"), *TRAIN, "steps=100000", "save_seconds=0.001", "threads=1"]
         with subprocess.Popen(words, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as training:
-            while run.newest_complete()[0] in (None, 3):
-                assert training.poll() is None
-                time.sleep(0.01)
-            refused = typed(place, *TRAIN, "steps=100000")
-            assert refused.code == 2 and "another process is writing to this path: process" in refused.err
-            pid = int(refused.err.split("it: process ")[1].split(",")[0])
-            for words_ in (("eval", "run", "task=families", "count=1", "max_tokens=2"), ("inspect", "run")):
-                read = typed(place, *words_)
-                assert read.code == 0, read.err
-            os.kill(pid, signal.SIGKILL)
+            try:
+                while run.newest_complete()[0] in (None, 3):
+                    assert training.poll() is None
+                    time.sleep(0.01)
+                refused = typed(place, *TRAIN, "steps=100000")
+                assert refused.code == 2 and "another process is writing to this path: process" in refused.err
+                pid = int(refused.err.split("path: process ")[1].split(",")[0])
+                for words_ in (("eval", "run", "task=families", "count=1", "max_tokens=2"), ("inspect", "run")):
+                    read = typed(place, *words_)
+                    assert read.code == 0, read.err
+                os.kill(pid, signal.SIGKILL)
+            except BaseException:
+                training.kill()  # or a failure above would wait for the end of the training
+                raise
     own_run(run.path).close()

@@ -114,7 +114,7 @@ REFUSED = {
     "a replica too small": (("deepseek-v3", "--serve", "n=8"), ("exceed the usable memory", "It fits on n=16")),
     "no rent known": ((*V3[:3], "hardware=ascend910c", "n=2048"), ("has no rent", "price=")),
     "no such type there": (("qwen3-8b", "--serve", "hardware=a100"), ("does not support fp8", "bf16")),
-    "two plans": (("deepseek-v3", "--train", "--serve"), ("--train and --serve", "only one of them")),
+    "two plans": (("deepseek-v3", "--train", "--serve"), ("--train and --serve are mutually exclusive", "only one option")),
     "no plan": (("deepseek-v3",), ("kind of plan is missing", "--train")),
     "no model": ((), ("model is missing", "--train")),
     "a key for a model": (("tokens=1T", "--train"), ("'tokens=1T' is not a model",)),

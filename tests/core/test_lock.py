@@ -81,8 +81,8 @@ def test_another_machine_is_named_and_a_holder_that_has_not_said_its_name_is_not
         assert (told["process"], told["host"]) == (os.getpid(), platform.node())
         for raw, said in (
             (json.dumps(told | {"host": "far"}), f"{os.getpid()} on far, since"),
-            ("", "writing it\n"),
-            ("[]", "writing it\n"),
+            ("", "writing to this path\n"),
+            ("[]", "writing to this path\n"),
         ):
             file.write_text(raw, "utf-8")
             with pytest.raises(RorqualError, match=said):

@@ -428,7 +428,7 @@ POISONS: dict[str, tuple[Grammar, Grammar, str]] = {
     "a reference to itself": (
         schema(**{"$ref": "#"}),
         schema(type="object", properties={"a": {"$ref": "#"}}),
-        r"'\$ref' at # .* no reply can match",
+        r"'\$ref' at # .* circular or too long",
     ),
     "references in a ring": (
         schema(

@@ -107,7 +107,7 @@ def test_a_ring_without_an_end_is_refused_by_its_keyword_and_its_twin_ends(
     name: str, grammars: Grammars, tokenizer: Tokenizer
 ) -> None:
     poison, twin, keyword = POISONS[name]
-    with pytest.raises(DataError, match=f"'{re.escape(keyword)}' at #.* without end") as caught:
+    with pytest.raises(DataError, match=f"'{re.escape(keyword)}' at #.* endlessly") as caught:
         grammars.compile(Grammar("json_schema", json.dumps(poison)))
     assert caught.value.remedy
     compiled = grammars.compile(Grammar("json_schema", json.dumps(twin)))
@@ -186,5 +186,5 @@ def test_thousands_of_references_are_looked_through_in_time() -> None:
     began = time.thread_time()
     rewrite(parse_schema(json.dumps(has(**names) | {"$defs": links})))
     assert time.thread_time() - began < 5
-    with pytest.raises(DataError, match="without end"):
+    with pytest.raises(DataError, match="endlessly"):
         rewrite(parse_schema(json.dumps(has(**names) | {"$defs": links | {"p249": has(x=ref("p0"))}})))

@@ -84,9 +84,8 @@ def test_a_result_that_changed_is_written_into_the_pages(copy: Path) -> None:
     for page in figures.PAGES:
         (copy / page).write_text(figures.rewritten(copy, page), encoding="utf-8")
     assert list(figures.problems(copy)) == []
-    assert "rose from 50.2 to 87.6 %" in (copy / "docs/explanation/quickstart.md").read_text(encoding="utf-8").replace(
-        "87.7", "87.6"
-    )
+    page = " ".join((copy / "docs/explanation/quickstart.md").read_text(encoding="utf-8").split())
+    assert "rose from 50.2 to 87.6 %" in page.replace("87.7", "87.6")
 
 
 @pytest.mark.parametrize(

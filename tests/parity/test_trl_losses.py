@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rorqual.data.pack import Sample, pack, prepack_blocks
+from rorqual.data.pack import Sample, pack, pack_rows
 from rorqual.model import Decoder
 from rorqual.model.decoder import Output
 from rorqual.recipes.models import v3_like
@@ -58,9 +58,7 @@ def arranged(answers: list[int], layout: str) -> tuple[TrainBatch, Tensor, list[
     numbers = {name: torch.tensor(value) for name, value in GOLDEN["numbers"].items()}
     lengths = [GOLDEN["lengths"][i] for i in answers]
     samples = [Sample([0, *numbers["targets"][i, :n].tolist()], [False] + [True] * n) for i, n in zip(answers, lengths)]
-    packed = (
-        pack(samples, 16) if layout == "packed" else prepack_blocks(samples, [[i] for i in range(len(samples))], 16)
-    )
+    packed = pack(samples, 16) if layout == "packed" else pack_rows(samples, [[i] for i in range(len(samples))], 16)
     batch = TrainBatch.from_packed(packed.batch)
     shape = batch.tokens.shape
     fields = {name: torch.zeros(shape) for name in ("advantages", "lengths")}

@@ -206,7 +206,7 @@ def test_math500_without_a_usable_gold_is_ungraded(tmp_path: Path) -> None:
         ('{"question": 5, "answer": "#### 5"}\n', "column 'question' is not str"),
         ('{"question": "a"\n', r"test\.jsonl:1: the line is not JSON"),
         ("[1]\n", "the line is not a JSON object"),
-        ("", "no problem"),
+        ("", "is empty"),
     ],
 )
 def test_rows_that_cannot_be_read(text: str, said: str, tmp_path: Path) -> None:

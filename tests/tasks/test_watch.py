@@ -63,9 +63,9 @@ def problem(n: int, **changes: object) -> Problem:
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ("loops", r"task made: the generator used over 0.3 CPU seconds .*\(0 so far\)(?s:.)*patience"),
-        ("stops yielding", r"task made: .*\(3 so far\)"),
-        ("swallows", r"task made: .*\(0 so far\)"),
+        ("loops", r"task made: the generator used over 0.3 CPU seconds .*\(0 problems so far\)(?s:.)*patience"),
+        ("stops yielding", r"task made: .*\(3 problems so far\)"),
+        ("swallows", r"task made: .*\(0 problems so far\)"),
         ("none", "task made: the train split is empty"),
         ("one again and again", "task made: the first 64 problems of the train split are all the same: '0'"),
     ],

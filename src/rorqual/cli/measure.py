@@ -114,6 +114,19 @@ If row data were read as plain text, the loss would include keys and braces.
 """
 
 
+def held_out_text(path: str) -> str:
+    """Return the last tenth of a text file, which training holds out. Raises ConfigError if the file has rows."""
+    from rorqual.data.source.text import read_text
+
+    if Path(path).suffix.lower() in ROWS:
+        raise ConfigError(
+            "this file holds rows, but this command reads plain text",
+            where=path,
+            remedy="Give a text file. `rorqual eval` grades rows with task=NAME or task=./mine.py:Class.",
+        )
+    return read_text(Path(path)).validation
+
+
 def loss_on_text(model: str, settings: EvalSettings) -> str:
     """Compute the model's loss on the last tenth of a text file, which training holds out. Return the results as text.
 
@@ -121,7 +134,6 @@ def loss_on_text(model: str, settings: EvalSettings) -> str:
     """
     import torch
 
-    from rorqual.data.source.text import read_text
     from rorqual.engine.engine import Engine
     from rorqual.evals.perplexity import text_loss
 
@@ -129,13 +141,7 @@ def loss_on_text(model: str, settings: EvalSettings) -> str:
         raise ConfigError(
             "a server cannot compute the loss of a text", where="command line", remedy="Give a run's folder."
         )
-    if Path(settings.data).suffix.lower() in ROWS:
-        raise ConfigError(
-            "this file holds rows, but the loss is computed only on plain text",
-            where=settings.data,
-            remedy="Add task=NAME or task=./mine.py:Class to grade answers, or give a text file.",
-        )
-    text = read_text(Path(settings.data)).validation
+    text = held_out_text(settings.data)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     engine = generator(model, settings)

@@ -171,7 +171,7 @@ class _Collected:
     def add(self, recorded: dict[str, Tensor]) -> None:
         """Add the records of one window, without the queries that see at most `budget` positions."""
         k = self.budget
-        records = {name: tensor[k:] for name, tensor in recorded.items()}
+        records = {name: tensor[k:].cpu() for name, tensor in recorded.items()}
         rows, mass, selected = records["attention_rows"], records["attention_mass"], records["selected"]
         length = recorded["attention_rows"].shape[1]
         chosen = torch.zeros(len(rows), length + 1, dtype=torch.bool).scatter_(1, selected % (length + 1), True)

@@ -53,7 +53,7 @@ def attention(
 
     import torch
 
-    from rorqual.data.source.text import read_text
+    from rorqual.cli.measure import held_out_text
     from rorqual.data.tokenizer import Tokenizer
     from rorqual.evals.missed import measure_missed
     from rorqual.evals.missed_table import missed_table
@@ -61,8 +61,15 @@ def attention(
 
     torch.set_num_threads(chosen.threads or cores())
     model = load_run(RunDir(run), device=chosen.device, dtype=getattr(torch, chosen.dtype))
-    length = chosen.length or min(model.config.max_position_embeddings, MOST)
-    ids = Tokenizer.load(RunDir(run).tokenizer_file).encode(read_text(Path(chosen.data)).validation)
+    context = model.config.max_position_embeddings
+    if chosen.length > context:
+        raise ConfigError(
+            f"length={chosen.length} exceeds the model's context of {context}",
+            where=WHERE,
+            remedy=f"Use length={context} or less.",
+        )
+    length = chosen.length or min(context, MOST)
+    ids = Tokenizer.load(RunDir(run).tokenizer_file).encode(held_out_text(chosen.data))
     count = min(chosen.windows, (len(ids) - 1) // length)
     if count < 1:
         raise ConfigError(

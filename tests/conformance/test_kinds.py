@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ from rorqual.model import Decoder, ModelConfig, Stage, account, build
 from rorqual.model.attention import (
     AttentionConfig,
     AttentionContext,
+    BlockSelectionConfig,
     CacheLayout,
     CachePart,
     DSAConfig,
@@ -38,6 +40,7 @@ from rorqual.model.attention import (
     LayerCache,
     MLAConfig,
     Selection,
+    WindowConfig,
 )
 from rorqual.model.block import BlockConfig, PreNormConfig
 from rorqual.model.ffn import DenseConfig, FFNConfig, MoEConfig
@@ -54,27 +57,25 @@ from rorqual.plan.memory import PRECISIONS, Layout, device_memory
 HIDDEN, BATCH, SEQ, EPS = 24, 2, 10, 1e-6
 LONG = 2 * BLOCK + 9
 YARN = Rope(yarn=Yarn(factor=4.0, original_max_position_embeddings=8, mscale=0.7, mscale_all_dim=0.7))
+LATENT: dict[str, Any] = {
+    "num_attention_heads": 2,
+    "q_lora_rank": 10,
+    "kv_lora_rank": 8,
+    "qk_nope_head_dim": 6,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 5,
+}
 
 ATTENTION: list[AttentionConfig] = [
     GQAConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=8, qk_norm=True),
     GQAConfig(num_attention_heads=2, num_key_value_heads=2, head_dim=6, attention_bias=True, rope=YARN),
     GQAConfig(num_attention_heads=3, num_key_value_heads=1, head_dim=8),
-    MLAConfig(
-        num_attention_heads=2, q_lora_rank=10, kv_lora_rank=8, qk_nope_head_dim=6, qk_rope_head_dim=4, v_head_dim=5
-    ),
+    MLAConfig(**LATENT),
     MLAConfig(num_attention_heads=3, kv_lora_rank=8, qk_nope_head_dim=4, qk_rope_head_dim=4, v_head_dim=6, rope=YARN),
-    DSAConfig(
-        num_attention_heads=2,
-        q_lora_rank=10,
-        kv_lora_rank=8,
-        qk_nope_head_dim=6,
-        qk_rope_head_dim=4,
-        v_head_dim=5,
-        index_n_heads=3,
-        index_head_dim=10,
-        index_topk=7,
-        rope=YARN,
-    ),
+    DSAConfig(**LATENT, index_n_heads=3, index_head_dim=10, index_topk=7, rope=YARN),
+    DSAConfig(**LATENT, index_n_heads=3, index_head_dim=10, index_topk=9, index_top_p=0.9),
+    WindowConfig(**LATENT, window=5, sinks=2),
+    BlockSelectionConfig(**LATENT, block_size=4, block_topk=2),
     TwoKeysConfig(),
     IndexedConfig(),
     CompressedConfig(),
@@ -199,6 +200,16 @@ class Kept(LayerCache):
         k = self.parts[part].double()
         products = torch.einsum("bshrd,bkhd->bshrk", q.unflatten(0, (self.batch, -1)).double(), k).relu()
         scores = (products * weights.unflatten(0, (self.batch, -1)).double().unsqueeze(-1)).sum((2, 3))
+        return self._best(scores, part, budget)
+
+    def select_by_attention(self, q: Tensor, keys: str, scale: float, budget: int) -> Selection:
+        k, seen = self.parts[keys].double(), self._seen(keys, None)
+        scores = torch.einsum("bshrd,bkhd->bshrk", q.unflatten(0, (self.batch, -1)).double(), k) * scale
+        weights = scores.masked_fill(~seen[None, :, None, None], -1e30).softmax(-1).masked_fill(~seen[:, None, None], 0)
+        return self._best(weights.mean((2, 3)), keys, budget)
+
+    def _best(self, scores: Tensor, part: str, budget: int) -> Selection:
+        """The best of `scores` [batch, seq, rows], the earlier of equals first."""
         found = []
         for row, seen in zip(
             scores.detach().flatten(0, 1), self._seen(part, None).repeat(self.batch, 1, 1).flatten(0, 1)
@@ -206,6 +217,8 @@ class Kept(LayerCache):
             best = sorted((i for i in range(len(row)) if seen[i]), key=lambda i: (-row[i].item(), i))[:budget]
             found.append([*best, *[-1] * (budget - len(best))])
         rows = torch.tensor(found)
+        if not scores.shape[-1]:
+            return Selection(rows, torch.full(rows.shape, -torch.inf))
         picked = scores.flatten(0, 1).gather(1, rows.clamp(min=0)).masked_fill(rows < 0, -torch.inf)
         return Selection(rows, picked.float())
 

@@ -7,13 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from rorqual.ops import paged
 from rorqual.ops.attention import attend as plain
+from rorqual.ops.backends.attention import AttentionMetadata, PagedAttention
 from rorqual.ops.paged import (
     BLOCK,
     HIDDEN,
     QUERIES,
     Tiles,
     attend,
+    attend_selected,
     attend_within,
     gather,
     merge,
@@ -21,6 +24,7 @@ from rorqual.ops.paged import (
     select,
     tiles_of,
 )
+from rorqual.ops.rows import ENOUGH
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SHAPES = [(1, 3, 40, 24), (2, 3, 24, 24), (3, 1, 16, 16), (1, 6, 64, 48), (4, 5, 20, 12)]
@@ -161,13 +165,20 @@ def test_gradients_are_those_of_plain_attention() -> None:
 
 BUDGET, WINDOW = 9, 70
 EVERY = (1, 4, 16)
+GATHERS = pytest.mark.parametrize("gathers", [True, False], ids=["gathered", "masked"])
 
 
 class Sparse(Case):
-    """The rows that an indexer of `repeat` heads chooses, attention to those within a window, and its log-sum-exp."""
+    """The rows that an indexer of `repeat` heads chooses, attention to those within a window, and its log-sum-exp.
 
-    def __init__(self, seed: int, shape: tuple[int, int, int, int], dtype: torch.dtype, lengths: list[int]) -> None:
+    With `gathers`, attention gathers the chosen rows, as in inference. Otherwise it masks all others, as in training.
+    """
+
+    def __init__(
+        self, seed: int, shape: tuple[int, int, int, int], dtype: torch.dtype, lengths: list[int], gathers: bool
+    ) -> None:
         super().__init__(seed, shape, dtype, lengths)
+        self.gathers = gathers
         self.weights = [self.some(n, self.heads, self.repeat) for n in lengths]
 
     def found(
@@ -187,8 +198,11 @@ class Sparse(Case):
         weights = torch.cat([self.weights[i][f : f + c] for i, f, c in zip(who, first, count)])
         with torch.no_grad():
             chosen = select(q, weights, keys, tiles, budget or 10**6)
-            mask = restricted(tiles, every, window, None if budget is None else chosen.rows)
-            out, lse = attend_within(q, keys, values, tiles, self.d**-0.5, mask)
+            if budget is None or not self.gathers:
+                mask = restricted(tiles, every, window, None if budget is None else chosen.rows)
+                out, lse = attend_within(q, keys, values, tiles, self.d**-0.5, mask)
+            else:
+                out, lse = attend_selected(q, keys, values, tiles, self.d**-0.5, chosen.rows, window)
             least = min(chosen.rows.shape[1], BUDGET)
             rows = torch.nn.functional.pad(chosen.rows[:, :least], (0, BUDGET - least), value=-1)
             scores = torch.nn.functional.pad(chosen.scores[:, :least], (0, BUDGET - least), value=-torch.inf)
@@ -197,8 +211,11 @@ class Sparse(Case):
 
 @pytest.mark.parametrize("every", EVERY)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_selection_and_window_are_what_a_plain_sum_says(shape: tuple[int, int, int, int], every: int) -> None:
-    case = Sparse(0, shape, torch.float32, [1, 63, 64, 65, 200, 7])
+@GATHERS
+def test_selection_and_window_are_what_a_plain_sum_says(
+    gathers: bool, shape: tuple[int, int, int, int], every: int
+) -> None:
+    case = Sparse(0, shape, torch.float32, [1, 63, 64, 65, 200, 7], gathers)
     whole = case.found(list(range(6)), [0] * 6, case.lengths, QUERIES, every)
     last = [n - 1 for n in case.lengths]
     for i, (rows, scores, out, lse, keys) in enumerate(whole):
@@ -226,14 +243,16 @@ def test_selection_and_window_are_what_a_plain_sum_says(shape: tuple[int, int, i
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("every", EVERY)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
+@GATHERS
 def test_each_query_has_a_selection_and_bits_of_its_own(
-    shape: tuple[int, int, int, int], every: int, dtype: str
+    gathers: bool, shape: tuple[int, int, int, int], every: int, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Alone, among others, in any order, in any chunk, decoded or fed."""
+    """Alone, among others, in any order, in any chunk, decoded or fed, and computed in small parts."""
     rng = np.random.default_rng(1)
     lengths = rng.integers(1, 400, 9).tolist()
-    case = Sparse(1, shape, TYPES[dtype], lengths)
+    case = Sparse(1, shape, TYPES[dtype], lengths, gathers)
     alone = [case.found([i], [0], [n], QUERIES, every)[0] for i, n in enumerate(lengths)]
+    monkeypatch.setattr(paged, "CHUNK", 1 << 12)
     for _ in range(6):
         who = rng.permutation(9)[: rng.integers(2, 9)].tolist()
         first = [int(rng.integers(0, lengths[i])) for i in who]
@@ -244,8 +263,9 @@ def test_each_query_has_a_selection_and_bits_of_its_own(
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-def test_a_budget_and_a_window_for_all_change_no_bit(dtype: str) -> None:
-    case = Sparse(3, SHAPES[1], TYPES[dtype], [1, 64, 65, 300])
+@GATHERS
+def test_a_budget_and_a_window_for_all_change_no_bit(gathers: bool, dtype: str) -> None:
+    case = Sparse(3, SHAPES[1], TYPES[dtype], [1, 64, 65, 300], gathers)
     dense = case.attended([0, 1, 2, 3], [0] * 4, case.lengths, QUERIES)
     for budget, window in ((None, None), (300, None), (None, 300), (10**6, 10**6)):
         found = case.found([0, 1, 2, 3], [0] * 4, case.lengths, QUERIES, 1, budget, window)
@@ -272,9 +292,10 @@ def test_what_selects_nothing_sees_nothing() -> None:
     tiles = tiles_of(np.array([0]), np.array([70]), np.array([[0, 1]]), QUERIES)
     rows = torch.full((70, 2), -1)
     rows[69, 0] = 5
-    out, lse = attend_within(q, k, k, tiles, 1.0, restricted(tiles, 1, None, rows))
-    assert not out[:69].any() and (lse[:69] == float(HIDDEN)).all()
-    assert out[69].tolist() == [[[1.0] * 4]] and lse[69].tolist() == [[4.0]]
+    masked = attend_within(q, k, k, tiles, 1.0, restricted(tiles, 1, None, rows))
+    for out, lse in (masked, attend_selected(q, k, k, tiles, 1.0, rows)):
+        assert not out[:69].any() and (lse[:69] == float(HIDDEN)).all()
+        assert out[69].tolist() == [[[1.0] * 4]] and lse[69].tolist() == [[4.0]]
 
 
 def test_tiles_that_move_on_move_their_window() -> None:
@@ -343,3 +364,21 @@ def test_merged_queries_have_bits_of_their_own() -> None:
     whole = merge(outs, lses)
     for count in range(1, 100):
         assert torch.equal(merge([o[:count] for o in outs], [one[:count] for one in lses]), whole[:count])
+
+
+@pytest.mark.parametrize(("every", "window"), [(1, None), (1, 9), (4, None), (4, 70)])
+def test_inference_and_training_see_the_same_rows(every: int, window: int | None) -> None:
+    """Inference gathers the selected rows, training masks the others; the backend passes both the window."""
+    attention, generator = PagedAttention(ENOUGH), torch.Generator().manual_seed(4)
+    loc, lens = np.array([0, 1, 2, 42]), np.array([150, 3, 100])
+    table = np.array([[4, 1, 2], [5, 0, 0], [3, 6, 0]])
+    plan = attention.plan(AttentionMetadata(loc, lens, table, np.zeros(42, np.int64)), torch.device("cpu"))
+    pool = torch.randn(7, 2, BLOCK // every, 12, generator=generator)
+    q = torch.randn(42, 2, 3, 12, generator=generator)
+    rows = attention.select(q, q[..., 0], pool, plan, 6).rows
+    with torch.enable_grad():
+        masked = attention.attend_with_lse(q, pool, pool, plan, 0.5, 8, selected=rows, window=window)
+    with torch.no_grad():
+        gathered = attention.attend_with_lse(q, pool, pool, plan, 0.5, 8, selected=rows, window=window)
+    for one, other in zip(gathered, masked):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rorqual.core.errors import ConfigError
 from rorqual.model import Decoder
-from rorqual.model.attention import DSA, DSAConfig
+from rorqual.model.attention import DSA, AttentionConfig, BlockSelectionConfig, DSAConfig, MLAConfig, WindowConfig
 from rorqual.model.load import deepseek_v3
 from rorqual.model.load.find import family_for
 from rorqual.model.presets import preset
@@ -210,3 +210,21 @@ def test_an_index_key_must_hold_what_rotates() -> None:
     fields = dict(deepseek_v32_config(0).stages[0].attention)
     with pytest.raises(ValueError, match="index_head_dim 2 is smaller than qk_rope_head_dim"):
         DSAConfig(**fields | {"index_head_dim": 2}).check()
+
+
+def test_kinds_that_share_the_weights_of_mla_are_not_written_as_mla() -> None:
+    config = deepseek_v32_config(1)
+    sparse = config.stages[0].attention
+    fields = {name: value for name, value in dict(sparse).items() if "index" not in name and name != "kind"}
+    mla = MLAConfig(**fields)
+
+    def exported(attention: AttentionConfig) -> str:
+        stages = tuple(s.model_copy(update={"attention": attention}) for s in config.stages)
+        return str(deepseek_v3.config_to_hf(config.model_copy(update={"stages": stages}))["model_type"])
+
+    assert exported(mla) == "deepseek_v3" and exported(sparse) == "deepseek_v32"
+    for attention in (WindowConfig(**fields, window=4), BlockSelectionConfig(**fields, block_topk=1)):
+        with pytest.raises(ConfigError, match="does not have DeepSeek-V3's layout"):
+            exported(attention)
+    with pytest.raises(ConfigError, match="deepseek_v32 has no index_top_p"):
+        exported(sparse.model_copy(update={"index_top_p": 0.9}))

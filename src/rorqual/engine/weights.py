@@ -29,7 +29,7 @@ from rorqual.engine.kv_cache.block_hash import fingerprint_of
 from rorqual.model import Decoder
 from rorqual.ops.backends import Backend
 
-ROUNDING = 4
+ROUNDING = 5
 """Version of the engine's floating-point arithmetic. Increment it when the order of additions or multiplications
 changes, so that old disk caches miss."""
 WORDS, ROWS = 1024, 128

@@ -24,6 +24,8 @@ BLOCK = 64
 """Number of keys per block. The block is the unit of KV-cache allocation, of prefix sharing and of sums over keys."""
 QUERIES = 32
 """Number of queries per tile in prefill. The queries of a tile belong to one sequence and read each block together."""
+CHUNK = 1 << 20
+"""Number of values that index scores and gathered rows may take at once, so that they fit in the processor's cache."""
 HIDDEN = np.float32(-1e30)
 """Added to the scores of invisible keys to make their weights 0. With -inf, a block without visible keys would give NaN."""
 
@@ -192,12 +194,22 @@ def _pool_slice(block: Ints) -> slice | None:
 class Selection:
     """The rows of a cached part that were selected for each token.
 
-    `rows` [tokens, k] are row numbers within the token's sequence, best first. Row -1 means no row. `scores` [tokens,
-    k] are the selection scores, or -inf for no row. The scores have gradients if autograd is enabled.
+    `rows` [tokens, k] are row numbers within the token's sequence, best first. A token's rows do not repeat. Row -1 means
+    no row. `scores` [tokens, k] are the selection scores, or -inf for no row. The scores have gradients if autograd is enabled.
     """
 
     rows: Tensor
     scores: Tensor
+
+    def top_p(self, p: float) -> Selection:
+        """Keep the fewest best rows whose softmax over the scores of all selected rows adds up to at least `p` (0 to 1).
+
+        Twilight (2502.02770) prunes a top-k selection in this way. How many rows a token keeps depends only on its own scores.
+        """
+        share = (self.scores.detach() - self.scores.detach()[:, :1]).double().exp().cumsum(1)
+        before = F.pad(share[:, :-1], (1, 0))
+        kept = (before < p * share[:, -1:]) & (self.rows >= 0)
+        return Selection(self.rows.where(kept, -1), self.scores.where(kept, -torch.inf))
 
 
 def attend(q: Tensor, keys: Tensor, values: Tensor | int, tiles: Tiles, scale: float) -> Tensor:
@@ -250,6 +262,58 @@ def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> Tensor:
     return total.to(outs[0].dtype)
 
 
+@torch.no_grad()
+def attend_selected(
+    q: Tensor, keys: Tensor, values: Tensor | int, tiles: Tiles, scale: float, rows: Tensor, window: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attend from each token to its rows [tokens, k] (-1: no row). The work is proportional to k, not to the sequence length.
+
+    Arguments and results are those of `attend_within` with a mask from `restricted`, but results may differ in rounding.
+    The rows of each token are gathered in ascending order and form blocks of `BLOCK / every` rows. Results therefore do
+    not depend on other tokens, and a token that selects all visible rows gets the same bits as from `attend`.
+    """
+    heads, size, places = keys.shape[1], keys.shape[2], len(tiles.counts)
+    every, end = BLOCK // size, places * size
+    position = torch.from_numpy(tiles.position).to(rows.device).unsqueeze(1)
+    last = rows * every + every - 1  # the last token of each row's group
+    visible = (rows >= 0) & (last <= position)
+    if window is not None:
+        visible &= last > position - window
+    rows = rows.where(visible, end).sort(dim=1).values
+    if rows.device.type == "cpu":  # elsewhere, the host would wait for the device
+        rows = rows[:, : max(1, int((rows < end).sum(1).max()))]
+    rows = F.pad(rows, (0, -rows.shape[1] % size), value=end)
+    blocks, tokens = rows.shape[1] // size, max(1, CHUNK // (rows.shape[1] * heads * keys.shape[3]))
+    pools = [t.reshape(-1, t.shape[3]) for t in (keys, values) if not isinstance(t, int)]  # views of usual pools
+    outs = []
+    for part in torch.arange(len(rows), device=rows.device).split(tokens):
+        chosen = rows[part].view(len(part), blocks, size).transpose(0, 1)  # [blocks, tokens, size]
+        block, offset = _locate(tiles, chosen.clamp(max=end - 1), part.view(1, -1, 1), size)
+        at = (block.unsqueeze(2) * heads + torch.arange(heads, device=rows.device).view(1, 1, -1, 1)) * size
+        at = (at + offset.unsqueeze(2)).flatten()
+        gathered = [pool.index_select(0, at).view(blocks * len(part), heads, size, -1) for pool in pools]
+        pairs = torch.arange(blocks * len(part), device=rows.device)
+        mask = torch.where(chosen.reshape(-1, 1, size) == end, float(HIDDEN), 0.0)
+        own = Tiles(
+            queries=1,
+            tile=pairs % len(part),
+            block=pairs,
+            place=pairs // len(part),
+            counts=(len(part),) * blocks,
+            mask=mask,
+            gather=None,
+            slot=None,
+            rows=tiles.rows,
+            span=slice(None),
+            met=None if blocks == 1 else pairs % len(part),
+            position=tiles.position,
+        )
+        v = values if isinstance(values, int) else gathered[1]
+        outs.append(attend_within(q.index_select(0, part), gathered[0], v, own, scale, mask))
+    out, lse = (torch.cat(each) for each in zip(*outs))
+    return out, lse
+
+
 def restricted(tiles: Tiles, every: int, window: int | None, selected: Tensor | None) -> Tensor:
     """Return the mask [pairs, queries, BLOCK / every] for `attend_within`.
 
@@ -282,11 +346,25 @@ def ranked(scores: Tensor, tiles: Tiles, budget: int) -> Selection:
     whole = scores.new_full((places * number, queries, size), -torch.inf)
     whole = whole.index_copy(0, tiles.place * number + tiles.tile, scores)
     whole = whole.view(places, number, queries, size).permute(1, 2, 0, 3).reshape(number * queries, places * size)
-    scores, rows = (t[:, :budget] for t in whole.sort(dim=-1, descending=True, stable=True))
-    rows = rows.masked_fill(scores == -torch.inf, -1)
+    rows = _highest(whole.detach(), budget)
+    scores = whole.gather(1, rows)
+    scores, order = scores.sort(dim=-1, descending=True, stable=True)
+    rows = rows.gather(1, order).masked_fill(scores == -torch.inf, -1)
     if tiles.slot is not None:
         scores, rows = scores.index_select(0, tiles.slot), rows.index_select(0, tiles.slot)
     return Selection(rows, scores)
+
+
+def _highest(scores: Tensor, budget: int) -> Tensor:
+    """Return the columns of the `budget` highest scores of each row, in ascending order. Ties go to the earlier column."""
+    columns = scores.shape[1]
+    if budget >= columns:
+        return torch.arange(columns, device=scores.device).expand(len(scores), -1)
+    lowest = scores.topk(budget, sorted=False).values.amin(1, keepdim=True)
+    above, equal = scores > lowest, scores == lowest
+    chosen = above | (equal & (equal.cumsum(1) <= budget - above.sum(1, keepdim=True)))
+    backwards = torch.arange(columns, 0, -1, dtype=torch.int32, device=scores.device)
+    return columns - torch.where(chosen, backwards, 1).topk(budget).values.long()
 
 
 def index_scores(q: Tensor, weights: Tensor, keys: Tensor, tiles: Tiles) -> Tensor:
@@ -300,13 +378,16 @@ def index_scores(q: Tensor, weights: Tensor, keys: Tensor, tiles: Tiles) -> Tens
     met = _in_tiles(q, tiles)
     gates = weights if tiles.gather is None else weights.index_select(0, tiles.gather)
     gates = gates.float().view(len(met), queries, heads * repeat, 1)
-    if tiles.met is not None:
-        met, gates = met.index_select(0, tiles.met), gates.index_select(0, tiles.met)
     k = _blocks(keys, tiles).to(q.dtype)
-    products = bmm(met.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), tiles.rows.most).float()
-    each = products.view(len(k), heads, -1, size)[:, :, : queries * repeat].unflatten(2, (queries, repeat))
-    each = each.transpose(1, 2).flatten(2, 3)  # [pairs, queries, heads * repeat, size]
-    scores = (each.relu() * gates).sum(2) + 0.0  # turn -0 into 0, because some sorts place -0 after 0
+    parts = []
+    for part in torch.arange(len(k), device=k.device).split(max(1, CHUNK // (met[0, ..., 0].numel() * size))):
+        tile = part if tiles.met is None else tiles.met[part]
+        own = met.index_select(0, tile).flatten(0, 1)
+        products = bmm(own, k[part].flatten(0, 1).transpose(1, 2), tiles.rows.most).float()
+        each = products.view(len(part), heads, -1, size)[:, :, : queries * repeat].unflatten(2, (queries, repeat))
+        each = each.transpose(1, 2).flatten(2, 3)  # [pairs, queries, heads * repeat, size]
+        parts.append((each.relu() * gates.index_select(0, tile)).sum(2))
+    scores = torch.cat(parts) + 0.0  # turn -0 into 0, because some sorts place -0 after 0
     scores = scores.masked_fill(tiles.mask_of(BLOCK // size, None) < 0, -torch.inf)
     return scores if tiles.back is None else scores.index_select(0, tiles.back)
 
@@ -351,14 +432,18 @@ def gather(pool: Tensor, tiles: Tiles, rows: Tensor) -> Tensor:
 
     The result is [tokens, k, heads, width], with zeros for row -1 (no row).
     """
-    number, places, size = tiles.counts[0], len(tiles.counts), pool.shape[2]
+    token = torch.arange(len(rows), device=rows.device).unsqueeze(1)
+    values = pool.transpose(1, 2)[_locate(tiles, rows.clamp(min=0), token, pool.shape[2])]
+    return values.masked_fill((rows < 0).view(*rows.shape, 1, 1), 0)
+
+
+def _locate(tiles: Tiles, rows: Tensor, token: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Return the block numbers and the offsets of rows of the sequences of `token`, which broadcasts with `rows`."""
+    number, places = tiles.counts[0], len(tiles.counts)
     table = tiles.block.new_zeros(places * number)
     table[tiles.place * number + tiles.tile] = tiles.block
-    query = torch.arange(len(rows), device=rows.device) if tiles.slot is None else tiles.slot
-    at = rows.clamp(min=0)
-    block = table.view(places, number)[at // size, (query // tiles.queries).unsqueeze(1)]
-    values = pool.transpose(1, 2)[block, at % size]
-    return values.masked_fill((rows < 0).view(*rows.shape, 1, 1), 0)
+    query = token if tiles.slot is None else tiles.slot[token]
+    return table.view(places, number)[rows // size, query // tiles.queries], rows % size
 
 
 def _in_tiles(q: Tensor, tiles: Tiles) -> Tensor:
@@ -401,7 +486,10 @@ def _block_weights(q: Tensor, k: Tensor, tiles: Tiles, scale: float, mask: Tenso
     """
     _, heads, rows, _ = q.shape
     queries, size = mask.shape[1:]
-    met = q if tiles.met is None else q.index_select(0, tiles.met)
+    if len(q) == 1:
+        met = q.expand(len(k), -1, -1, -1)  # no copy
+    else:
+        met = q if tiles.met is None else q.index_select(0, tiles.met)
     scores = bmm(met.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), tiles.rows.most)
     wide = scores.view(len(k), heads, queries, -1, size)  # in decode, all rows of a tile belong to its single query
     scores = torch.add(mask.view(-1, 1, queries, 1, size), wide, alpha=scale).view(len(k), heads, rows, size)

@@ -10,9 +10,11 @@ from rorqual.model.attention.base import (
     RMSNorm,
     Selection,
 )
+from rorqual.model.attention.block import BlockSelectionConfig
 from rorqual.model.attention.dsa import DSA, DSAConfig
 from rorqual.model.attention.gqa import GQAConfig
 from rorqual.model.attention.mla import MLA, MLAConfig
+from rorqual.model.attention.window import WindowConfig
 
 __all__ = [
     "DSA",
@@ -20,6 +22,7 @@ __all__ = [
     "Attention",
     "AttentionConfig",
     "AttentionContext",
+    "BlockSelectionConfig",
     "CacheLayout",
     "CachePart",
     "DSAConfig",
@@ -28,4 +31,5 @@ __all__ = [
     "MLAConfig",
     "RMSNorm",
     "Selection",
+    "WindowConfig",
 ]

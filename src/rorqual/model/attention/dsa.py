@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rorqual.core.config import Count
+from rorqual.core.config import Count, Part
 from rorqual.model.attention.base import Attention, AttentionContext, CachePart, LayerCache
 from rorqual.model.attention.mla import MLA, MLAConfig
 from rorqual.model.cost import Cost, linear, vector
@@ -28,13 +28,18 @@ MISSED = frozenset({"mass_inside", "attention_rows", "attention_mass", "output_d
 
 
 class DSAConfig(MLAConfig):
-    """MLA with a lightning indexer of `index_n_heads` heads of width `index_head_dim`, which share one key per position."""
+    """MLA with a lightning indexer of `index_n_heads` heads of width `index_head_dim`, which share one key per position.
+
+    With `index_top_p` below 1, a query attends to the fewest of its `index_topk` positions on which the softmax of their
+    index scores adds up to `index_top_p`.
+    """
 
     kind: Literal["dsa"] = "dsa"  # type: ignore[assignment]
     q_lora_rank: Count  # type: ignore[assignment]
     index_n_heads: Count
     index_head_dim: Count
     index_topk: Count
+    index_top_p: Part = 1.0
 
     def build(self, hidden_size: int, eps: float) -> Attention:
         return DSA(self, hidden_size, eps)
@@ -129,6 +134,8 @@ class DSA(MLA):
             context.record("dense_index_kl", cache.index_kl(*index))
             return self.absorbed(q, cache, context)
         selected = cache.select(query, weights, "index_key", self.config.index_topk)
+        if self.config.index_top_p < 1:
+            selected = selected.top_p(self.config.index_top_p)
         context.record("selected", selected.rows)
         context.record("index_scores", selected.scores)
         if "index_kl" in context.wanted:

@@ -26,6 +26,8 @@ _CLASSES = {
     "deepseek_v2": "DeepseekV2ForCausalLM",
     "deepseek_v32": "DeepseekV32ForCausalLM",
 }
+LATENT = (MLAConfig, DSAConfig)
+"""The attention kinds of the layout. Their subclasses have the same weights, but compute something else."""
 _INDEX = ("index_n_heads", "index_head_dim", "index_topk")
 _METHODS: Mapping[str, tuple[Literal["top2", "max"], bool]] = {
     "noaux_tc": ("top2", True),
@@ -141,6 +143,7 @@ def _parts(config: ModelConfig) -> tuple[MLAConfig, DenseConfig | None, MoEConfi
     attention, wide, moe = config.stages[0].attention, kinds[0], kinds[-1]
     if (
         not isinstance(attention, MLAConfig)
+        or type(attention) not in LATENT
         or not isinstance(moe, MoEConfig)
         or not isinstance(router := moe.router, GroupedTopKConfig)
         or any(stage.attention != attention or stage.block != PreNormConfig() for stage in config.stages)
@@ -156,6 +159,7 @@ def _parts(config: ModelConfig) -> tuple[MLAConfig, DenseConfig | None, MoEConfi
         f"rms_norm_eps {config.rms_norm_eps} is not {EPSILON}": config.rms_norm_eps != EPSILON,
         "V2 has no multi-token prediction modules": config.num_nextn_predict_layers and not router.score_bias,
         "V2 has no indexer": isinstance(attention, DSAConfig) and not router.score_bias,
+        "deepseek_v32 has no index_top_p": isinstance(attention, DSAConfig) and attention.index_top_p < 1,
         "RoPE scaling must be YaRN without attention_factor, or none": rope.llama3 is not None
         or rope.linear != 1.0
         or (rope.yarn is not None and rope.yarn.attention_factor),
@@ -250,7 +254,11 @@ def name_map(config: ModelConfig) -> NameMap:
 
 def _block(stage: Stage, prefix: str, hf_prefix: str) -> Iterator[NameEntry]:
     attention, ffn = stage.attention, stage.ffn
-    if not isinstance(attention, MLAConfig) or not isinstance(ffn, DenseConfig | MoEConfig):
+    if (
+        not isinstance(attention, MLAConfig)
+        or type(attention) not in LATENT
+        or not isinstance(ffn, DenseConfig | MoEConfig)
+    ):
         raise ConfigError(
             f"{prefix} has attention '{attention.kind}' and network '{ffn.kind}', which DeepSeek's layout does not have",
             where="config",

@@ -253,8 +253,12 @@ class PagedAttention:
         k, v = self._both(keys, values, width)
         outs, lses = [], []
         for tokens, tiles in plan.pieces:
-            mask = paged.restricted(tiles, BLOCK // k.shape[2], window, None if selected is None else selected[tokens])
-            out, lse = paged.attend_within(q[tokens], k, v, tiles, scale, mask)
+            if selected is not None and not torch.is_grad_enabled():
+                out, lse = paged.attend_selected(q[tokens], k, v, tiles, scale, selected[tokens], window)
+            else:
+                rows = None if selected is None else selected[tokens]
+                mask = paged.restricted(tiles, BLOCK // k.shape[2], window, rows)
+                out, lse = paged.attend_within(q[tokens], k, v, tiles, scale, mask)
             outs.append(out)
             lses.append(lse)
         return _joined(outs, len(q)), _joined(lses, len(q))

@@ -1,0 +1,86 @@
+"""Block selection: MLA over the blocks of positions whose mean key gets most attention (after Quest, 2406.10774).
+
+Quest bounds the products of a query with a block's keys by each channel's minimum and maximum. This kind uses the mean of the
+keys, as the compressed attention of NSA (2502.11089, eq. 7 to 9) does. All heads of a query select the same blocks.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rorqual.core.config import Count
+from rorqual.model.attention.base import Attention, AttentionContext, CachePart, LayerCache
+from rorqual.model.attention.mla import MLA, MLAConfig
+from rorqual.model.cost import Cost
+from rorqual.ops.paged import BLOCK, Selection
+
+
+class BlockSelectionConfig(MLAConfig):
+    """MLA over the query's own block of `block_size` positions and the `block_topk` best of the earlier blocks.
+
+    The weights are those of kind `mla`.
+    """
+
+    kind: Literal["block"] = "block"  # type: ignore[assignment]
+    block_size: Count = 16
+    block_topk: Count
+
+    def build(self, hidden_size: int, eps: float) -> Attention:
+        return BlockSelection(self, hidden_size, eps)
+
+    def cost(self, hidden_size: int, context: int) -> Cost:
+        return super().cost(hidden_size, 0) + Cost(flops=round(self.decode_flops(hidden_size, context)))
+
+    def decode_flops(self, hidden_size: int, context: float) -> float:
+        scored = 2 * self.num_attention_heads * (self.kv_lora_rank + self.qk_rope_head_dim) * context / self.block_size
+        return scored + super().decode_flops(hidden_size, min(context, (self.block_topk + 1) * self.block_size))
+
+    def cache_spec(self) -> tuple[CachePart, ...]:
+        width = self.kv_lora_rank + self.qk_rope_head_dim
+        return (*super().cache_spec(), CachePart("block_mean", 1, width, every=self.block_size))
+
+    def check(self) -> None:
+        super().check()
+        if BLOCK % self.block_size or self.block_size < 2:
+            raise ValueError(f"block_size {self.block_size} must be at least 2 and divide {BLOCK}")
+
+
+class BlockSelection(MLA):
+    """MLA over selected blocks. Always runs on a cache, in the absorbed form.
+
+    Records `selected` [tokens, (block_topk + 1) * block_size]. Ties between blocks go to the earlier block.
+    """
+
+    config: BlockSelectionConfig
+    needs_cache = True
+
+    def forward(self, x: Tensor, context: AttentionContext, cache: LayerCache | None) -> Tensor:
+        assert cache is not None
+        size = self.config.block_size
+        _, q_nope, q_rope, latent, k_rope = self.project(x, context)
+        cache.write({"latent": self.rows(latent, k_rope)})
+        complete, _ = cache.groups("latent", size)
+        cache.write({"block_mean": complete.mean(1)})
+        q = self.latent_queries(q_nope, q_rope, context.ops)
+        best = cache.select_by_attention(q.detach(), "block_mean", self.scale, self.config.block_topk + 1)
+        rows = self.positions(context.positions.flatten(), best.rows)
+        context.record("selected", rows)
+        return self.absorbed(q, cache, context, Selection(rows, torch.zeros_like(rows, dtype=torch.float32)))
+
+    def positions(self, own: Tensor, blocks: Tensor) -> Tensor:
+        """Return the positions that queries at positions `own` [tokens] see, or -1 for none.
+
+        `blocks` [tokens, block_topk + 1] are the best complete blocks, best first. A complete block can be the query's own,
+        which is visible without being selected.
+        """
+        c = self.config
+        within, current = torch.arange(c.block_size, device=own.device), (own // c.block_size).unsqueeze(1)
+        wanted = (blocks >= 0) & (blocks != current)
+        wanted &= wanted.cumsum(1) <= c.block_topk
+        earlier = blocks.where(wanted, -1).unsqueeze(2)
+        rows = (earlier * c.block_size + within).where(earlier >= 0, -1).flatten(1)
+        local = current * c.block_size + within
+        return torch.cat((rows, local.where(local <= own.unsqueeze(1), -1)), dim=1)

@@ -1,0 +1,58 @@
+"""Sliding-window attention with attention sinks (StreamingLLM, 2309.17453): MLA over the last and the first positions."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rorqual.core.config import Count, Natural
+from rorqual.model.attention.base import Attention, AttentionContext, LayerCache
+from rorqual.model.attention.mla import MLA, MLAConfig
+from rorqual.model.cost import Cost
+from rorqual.ops.paged import Selection
+
+
+class WindowConfig(MLAConfig):
+    """MLA over the last `window` positions, including the query's own, and the first `sinks` positions of the sequence.
+
+    The weights are those of kind `mla`. The cache keeps all positions.
+    """
+
+    kind: Literal["window"] = "window"  # type: ignore[assignment]
+    window: Count
+    sinks: Natural = 4
+
+    def build(self, hidden_size: int, eps: float) -> Attention:
+        return Window(self, hidden_size, eps)
+
+    def cost(self, hidden_size: int, context: int) -> Cost:
+        return super().cost(hidden_size, 0) + Cost(flops=round(self.decode_flops(hidden_size, context)))
+
+    def decode_flops(self, hidden_size: int, context: float) -> float:
+        return super().decode_flops(hidden_size, min(context, self.window + self.sinks))
+
+
+class Window(MLA):
+    """MLA over a window and sinks. Always runs on a cache, in the absorbed form. Records `selected` [tokens, window + sinks]."""
+
+    config: WindowConfig
+    needs_cache = True
+
+    def forward(self, x: Tensor, context: AttentionContext, cache: LayerCache | None) -> Tensor:
+        assert cache is not None
+        _, q_nope, q_rope, latent, k_rope = self.project(x, context)
+        cache.write({"latent": self.rows(latent, k_rope)})
+        rows = self.positions(context.positions.flatten())
+        context.record("selected", rows)
+        selected = Selection(rows, torch.zeros_like(rows, dtype=torch.float32))
+        return self.absorbed(self.latent_queries(q_nope, q_rope, context.ops), cache, context, selected)
+
+    def positions(self, own: Tensor) -> Tensor:
+        """Return the positions [tokens, window + sinks] that queries at positions `own` [tokens] see, or -1 for none."""
+        c, own = self.config, own.unsqueeze(1)
+        near = own - torch.arange(c.window, device=own.device)
+        first = torch.arange(c.sinks, device=own.device).expand(len(own), -1)
+        near, first = near.where(near >= c.sinks, -1), first.where(first <= own, -1)
+        return torch.cat((near, first), dim=1)

@@ -24,7 +24,7 @@ BLOCK = 64
 """Number of keys per block. The block is the unit of KV-cache allocation, of prefix sharing and of sums over keys."""
 QUERIES = 32
 """Number of queries per tile in prefill. The queries of a tile belong to one sequence and read each block together."""
-CHUNK = 1 << 20
+CHUNK = 1 << 18
 """Number of values that index scores and gathered rows may take at once, so that they fit in the processor's cache."""
 HIDDEN = np.float32(-1e30)
 """Added to the scores of invisible keys to make their weights 0. With -inf, a block without visible keys would give NaN."""
@@ -225,7 +225,7 @@ def attend(q: Tensor, keys: Tensor, values: Tensor | int, tiles: Tiles, scale: f
     if len(tiles.counts) > 1:
         share, _ = _shares(scores, weights, tiles)
         share = share / _sum_blocks(share, tiles).index_select(0, tiles.tile)
-        mixed = _sum_blocks(mixed.float() * share, tiles).to(q.dtype)
+        mixed = _sum_blocks(_scaled(mixed, share), tiles).to(q.dtype)
     return _in_tokens(mixed, tiles, q.shape[2])
 
 
@@ -241,7 +241,7 @@ def attend_within(
     scores, weights, mixed = _attend_blocks(_in_tiles(q, tiles), keys, values, tiles, scale, mask)
     share, highest = _shares(scores, weights, tiles)
     total = _sum_blocks(share, tiles)
-    mixed = _sum_blocks(mixed.float() * (share / total.index_select(0, tiles.tile)), tiles).to(q.dtype)
+    mixed = _sum_blocks(_scaled(mixed, share / total.index_select(0, tiles.tile)), tiles).to(q.dtype)
     seen = highest > float(HIDDEN) / 2
     lse = torch.where(seen, highest + total.log(), float(HIDDEN))
     out = torch.where(seen, mixed, 0)
@@ -379,14 +379,14 @@ def index_scores(q: Tensor, weights: Tensor, keys: Tensor, tiles: Tiles) -> Tens
     gates = weights if tiles.gather is None else weights.index_select(0, tiles.gather)
     gates = gates.float().view(len(met), queries, heads * repeat, 1)
     k = _blocks(keys, tiles).to(q.dtype)
-    parts = []
-    for part in torch.arange(len(k), device=k.device).split(max(1, CHUNK // (met[0, ..., 0].numel() * size))):
-        tile = part if tiles.met is None else tiles.met[part]
-        own = met.index_select(0, tile).flatten(0, 1)
-        products = bmm(own, k[part].flatten(0, 1).transpose(1, 2), tiles.rows.most).float()
-        each = products.view(len(part), heads, -1, size)[:, :, : queries * repeat].unflatten(2, (queries, repeat))
+    each_pair, parts = met[0, ..., 0].numel() * size, []
+    for start in range(0, len(k), step := max(1, CHUNK // each_pair)):
+        here = k[start : start + step].flatten(0, 1).transpose(1, 2)
+        own, gate = (_by_pair(t, tiles, start, start + step, len(k)) for t in (met, gates))
+        products = bmm(own.flatten(0, 1), here, tiles.rows.most).float().relu_()
+        each = products.view(len(own), heads, -1, size)[:, :, : queries * repeat].unflatten(2, (queries, repeat))
         each = each.transpose(1, 2).flatten(2, 3)  # [pairs, queries, heads * repeat, size]
-        parts.append((each.relu() * gates.index_select(0, tile)).sum(2))
+        parts.append(_scaled(each, gate).sum(2))
     scores = torch.cat(parts) + 0.0  # turn -0 into 0, because some sorts place -0 after 0
     scores = scores.masked_fill(tiles.mask_of(BLOCK // size, None) < 0, -torch.inf)
     return scores if tiles.back is None else scores.index_select(0, tiles.back)
@@ -486,14 +486,23 @@ def _block_weights(q: Tensor, k: Tensor, tiles: Tiles, scale: float, mask: Tenso
     """
     _, heads, rows, _ = q.shape
     queries, size = mask.shape[1:]
-    if len(q) == 1:
-        met = q.expand(len(k), -1, -1, -1)  # no copy
-    else:
-        met = q if tiles.met is None else q.index_select(0, tiles.met)
+    met = _by_pair(q, tiles, 0, len(k), len(k))
     scores = bmm(met.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), tiles.rows.most)
     wide = scores.view(len(k), heads, queries, -1, size)  # in decode, all rows of a tile belong to its single query
     scores = torch.add(mask.view(-1, 1, queries, 1, size), wide, alpha=scale).view(len(k), heads, rows, size)
     return scores, scores.softmax(-1)
+
+
+def _by_pair(of_tiles: Tensor, tiles: Tiles, start: int, stop: int, entries: int) -> Tensor:
+    """Return the value [tiles, ...] of each entry's tile for entries `start` to `stop` - 1 of `entries`, in the order of `mask`."""
+    if len(of_tiles) == 1:
+        return of_tiles.expand(min(stop, entries) - start, *of_tiles.shape[1:])  # no copy
+    return of_tiles[start:stop] if tiles.met is None else of_tiles.index_select(0, tiles.met[start:stop])
+
+
+def _scaled(values: Tensor, factor: Tensor) -> Tensor:
+    """Return the product in fp32. Without autograd, it replaces `values` of fp32 in place."""
+    return values.float() * factor if torch.is_grad_enabled() else values.float().mul_(factor)
 
 
 def _shares(scores: Tensor, weights: Tensor, tiles: Tiles) -> tuple[Tensor, Tensor]:

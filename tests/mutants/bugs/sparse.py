@@ -110,14 +110,6 @@ MUTANTS = (
         "tests/train/test_indexer_loss.py::test_only_indexers_are_trained",
     ),
     one(
-        "predict_further shifts the segments like the tokens instead of like the positions",
-        "issue 18: sparse attention",
-        "model/decoder.py",
-        "positions, segments = positions[:, :-1], segments[:, :-1]",
-        "positions, segments = positions[:, :-1], segments[:, 1:]",
-        "tests/train/test_indexer_loss.py::test_one_gradient_however_the_batch_is_split",
-    ),
-    one(
         "export of a model with an indexer and a V2 router is not refused",
         "issue 18: sparse attention",
         "model/load/deepseek_v3.py",

@@ -120,8 +120,8 @@ MUTANTS = (
         "seen in our own second version: a query that meets a block in vain is rounded twice",
         "ops/paged.py",
         "        share = share / _sum_blocks(share, tiles).index_select(0, tiles.tile)\n"
-        "        mixed = _sum_blocks(mixed.float() * share, tiles).to(q.dtype)\n",
-        "        mixed = (_sum_blocks(mixed.float() * share, tiles) / _sum_blocks(share, tiles)).to(q.dtype)\n",
+        "        mixed = _sum_blocks(_scaled(mixed, share), tiles).to(q.dtype)\n",
+        "        mixed = (_sum_blocks(_scaled(mixed, share), tiles) / _sum_blocks(share, tiles)).to(q.dtype)\n",
         "tests/ops/test_paged.py::test_each_query_has_bits_of_its_own",
     ),
     one(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from scaled import make_model
-from trained import KINDS, trained
+from trained import trained
 
 from rorqual.data.chat import ChatFormat, chat_format
 from rorqual.data.tokenizer import Tokenizer
@@ -38,11 +38,17 @@ def engine(mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> Engine:
     return Engine.of(mla, tokenizer, chat, slots=8)
 
 
+class Trained(dict[str, Decoder]):
+    """Trained models by kind of attention. Each is trained when a test first needs it."""
+
+    def __missing__(self, kind: str) -> Decoder:
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        self[kind] = trained(kind)
+        torch.set_num_threads(before)
+        return self[kind]
+
+
 @pytest.fixture(scope="session")
 def models() -> dict[str, Decoder]:
-    """Trained ones, by kind of attention."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    made = {kind: trained(kind) for kind in KINDS}
-    torch.set_num_threads(before)
-    return made
+    return Trained()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from trained import CONTEXT, KINDS, TYPES, in_type
+from trained import CONTEXT, TESTED, in_type
 
 from rorqual.core.errors import NumericsError
 from rorqual.data.chat import ChatFormat
@@ -25,7 +25,7 @@ TEXTS = ("Ada has 12 apples and Ben gives 5 more: 12 + 5 = 17.\n" * 4, "7 + 9 = 
 ASKED = SamplingParams(max_tokens=3, prompt_logprobs=4, ignore_eos=True)
 
 
-@pytest.fixture(scope="module", params=[(kind, dtype) for kind in KINDS for dtype in TYPES], ids="-".join)
+@pytest.fixture(scope="module", params=TESTED, ids="-".join)
 def trained(request: pytest.FixtureRequest, models: dict[str, Decoder]) -> Decoder:
     kind, dtype = request.param
     return in_type(models[kind], dtype)

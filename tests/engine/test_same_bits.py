@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from schedules import FORCED, LONG, Pool, Wrong, differences, make_pool, run_schedule
-from trained import CONTEXT, KINDS, TYPES, in_type
+from trained import CONTEXT, TESTED, TYPES, in_type
 
 from rorqual.data.pack import Sample, pack
 from rorqual.engine import Completion, Embeds, Request, SamplingParams
@@ -26,7 +26,7 @@ from rorqual.ops.paged import BLOCK
 from rorqual.ops.rows import Rows
 
 
-@pytest.fixture(scope="module", params=[(kind, dtype) for kind in KINDS for dtype in TYPES], ids="-".join)
+@pytest.fixture(scope="module", params=TESTED, ids="-".join)
 def model(request: pytest.FixtureRequest, models: dict[str, Decoder]) -> Decoder:
     kind, dtype = request.param
     return in_type(models[kind], dtype)

@@ -11,19 +11,32 @@ import torch.nn.functional as F
 
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.model import Decoder, ModelConfig, Stage, build
-from rorqual.model.attention import DSAConfig, GQAConfig, MLAConfig
+from rorqual.model.attention import BlockSelectionConfig, DSAConfig, GQAConfig, MLAConfig, NSAConfig, WindowConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
 
 CONTEXT = 512
-KINDS = ("mla", "gqa", "dsa")
+KINDS = ("mla", "gqa", "dsa", "nsa", "window", "block")
+TESTED = [
+    *((kind, dtype) for kind in ("mla", "gqa", "dsa") for dtype in ("fp32", "bf16")),
+    ("nsa", "fp32"),
+    ("window", "bf16"),
+    ("block", "fp32"),
+]
+"""Kinds and types of the tests of an engine. scripts/same_bits.py runs all kinds in both types."""
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _MLA = MLAConfig(
     num_attention_heads=4, q_lora_rank=40, kv_lora_rank=48, qk_nope_head_dim=24, qk_rope_head_dim=16, v_head_dim=24
 )
 _DSA = DSAConfig(**dict(_MLA) | {"kind": "dsa", "index_n_heads": 5, "index_head_dim": 24, "index_topk": 40})
+_WINDOW = WindowConfig(**dict(_MLA) | {"kind": "window", "window": 30, "sinks": 3})
+_BLOCK = BlockSelectionConfig(**dict(_MLA) | {"kind": "block", "block_size": 8, "block_topk": 4})
 _GQA = GQAConfig(
     num_attention_heads=6, num_key_value_heads=2, head_dim=24, qk_norm=True, attention_bias=True, output_bias=True
 )
+_NSA = NSAConfig(
+    num_attention_heads=6, num_key_value_heads=2, head_dim=24, compress_block=8, select_block=16, num_selected_blocks=4,
+    window_size=24,
+)  # fmt: skip
 _MOE = MoEConfig(n_routed_experts=8, num_experts_per_tok=3, moe_intermediate_size=48, n_shared_experts=1)
 STAGES = {
     "mla": (
@@ -31,6 +44,9 @@ STAGES = {
         Stage(layers=2, attention=_MLA, ffn=_MOE),
     ),
     "dsa": (Stage(layers=2, attention=_DSA, ffn=DenseConfig(intermediate_size=192)),),
+    "window": (Stage(layers=2, attention=_WINDOW, ffn=DenseConfig(intermediate_size=192)),),
+    "block": (Stage(layers=2, attention=_BLOCK, ffn=DenseConfig(intermediate_size=192)),),
+    "nsa": (Stage(layers=2, attention=_NSA, ffn=DenseConfig(intermediate_size=192)),),
     "gqa": (Stage(layers=3, attention=_GQA, ffn=DenseConfig(intermediate_size=200)),),
 }
 NAMES = ("Ada", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hal")

@@ -14,11 +14,13 @@ from rorqual.model.attention.block import BlockSelectionConfig
 from rorqual.model.attention.dsa import DSA, DSAConfig
 from rorqual.model.attention.gqa import GQAConfig
 from rorqual.model.attention.mla import MLA, MLAConfig
+from rorqual.model.attention.nsa import NSA, NSAConfig
 from rorqual.model.attention.window import WindowConfig
 
 __all__ = [
     "DSA",
     "MLA",
+    "NSA",
     "Attention",
     "AttentionConfig",
     "AttentionContext",
@@ -29,6 +31,7 @@ __all__ = [
     "GQAConfig",
     "LayerCache",
     "MLAConfig",
+    "NSAConfig",
     "RMSNorm",
     "Selection",
     "WindowConfig",

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from schedules import FORCED, LONG, Pool, Wrong, differences, make_pool, run_schedule
-from trained import CONTEXT, TESTED, TYPES, in_type
+from trained import CONTEXT, FURTHER, TESTED, TYPES, in_type
 
 from rorqual.data.pack import Sample, pack
 from rorqual.engine import Completion, Embeds, Request, SamplingParams
@@ -57,6 +57,14 @@ def run_all(pool: Pool, seeds: range, folder: Path) -> None:
 def test_random_schedules_change_no_bit(model: Decoder, tmp_path: Path) -> None:
     """Each forces a preemption, a hit in part, a cancellation and a restore from disk, and counts them from outside."""
     run_all(make_pool(model, seed=1), range(2), tmp_path)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(("kind", "dtype"), FURTHER)
+def test_random_schedules_change_no_bit_of_further_kinds(
+    kind: str, dtype: str, models: dict[str, Decoder], tmp_path: Path
+) -> None:
+    run_all(make_pool(in_type(models[kind], dtype), seed=1), range(2), tmp_path)
 
 
 @pytest.mark.usefixtures("one_thread")

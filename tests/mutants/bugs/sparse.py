@@ -228,6 +228,8 @@ MUTANTS = (
         "        or type(attention) not in LATENT\n        or not isinstance(moe",
         "        or not isinstance(moe",
         "tests/parity/test_sparse_parity.py::test_kinds_that_share_the_weights_of_mla_are_not_written_as_mla",
+    ),
+    one(
         "NSA always selects the query's own block, but not the other local blocks",
         "issue 18: sparse attention",
         "model/attention/nsa.py",

@@ -32,8 +32,11 @@ FAMILY = {
     "deepseek": "deepseek",
     "deepseek-v3": "deepseek",
     "deepseek-r1": "deepseek",
+    "deepseek-v3.2": "deepseek",
 }
 """The tokenizer of each format."""
+NO_TEMPLATE = ("chatml-plain", "deepseek-v3.2")
+"""Formats without a published template. Of V3.2, code was published: see `v32_golden.py`."""
 
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -127,7 +130,7 @@ def write(elsewhere: Path) -> None:
     for family in SPECIALS:
         (GOLDEN / f"tokenizer-{family}.json").write_text(build(family), encoding="utf-8")
     for name, family in FAMILY.items():
-        if name == "chatml-plain":
+        if name in NO_TEMPLATE:
             continue
         file = TEMPLATES / f"{PUBLISHED.get(name, name)}.jinja"
         template = (file if file.is_file() else elsewhere / file.name).read_text(encoding="utf-8")

@@ -175,10 +175,130 @@ def llama() -> Iterator[tuple[str, str, Expected]]:
     yield "braces in a thought", f"<think>\n{a} {{ no\n</think>\n\nYes.", (f"{a} {{ no", "Yes.", ())
 
 
+TAG, END_TAG = "<｜DSML｜", "</｜DSML｜"
+OPEN, CLOSE = f"{TAG}function_calls>\n", f"\n{END_TAG}function_calls>"
+
+
+def _argument(key: str, value: str, string: str = "true") -> str:
+    return f'{TAG}parameter name="{key}" string="{string}">{value}{END_TAG}parameter>'
+
+
+def _invoke(name: str, *arguments: str) -> str:
+    return f'{TAG}invoke name="{name}">\n' + "\n".join(arguments) + f"\n{END_TAG}invoke>"
+
+
+def _around(*calls: str) -> str:
+    return OPEN + "\n".join(calls) + CLOSE
+
+
+def dsml() -> Iterator[tuple[str, str, Expected]]:
+    """DeepSeek-V3.2's calls: each argument stands between tags."""
+    t, city = f"<think>{PLAN}</think>", _argument("city", "Zürich")
+    a = _invoke("get_weather", city)
+    b = _invoke("add", _argument("a", "1", "false"), _argument("b", '[2.50, {"c": "}"}]', "false"))
+
+    def one(*arguments: str) -> str:
+        return _around(_invoke("add", *arguments))
+
+    def read(text: str, arguments: str) -> tuple[str, Expected]:
+        return f"{t}\n\n{text}", (PLAN, "", (("add", arguments),))
+
+    def kept(text: str) -> tuple[str, Expected]:
+        return f"{t}\n\n{text}", (PLAN, f"\n\n{text}", ())
+
+    yield "an answer", t + "It is 20.\n\nWarm.", (PLAN, "It is 20.\n\nWarm.", ())
+    yield "an answer at once", "</think>It is < 20 and </b>.", (None, "It is < 20 and </b>.", ())
+    yield "a call", f"{t}\n\n{_around(a)}", (PLAN, "", (A,))
+    yield "text and a call", f"{t}{LOOK}\n\n{_around(a)}", (PLAN, LOOK, (A,))
+    yield "two calls", f"{t}\n\n{_around(a, b)}", (PLAN, "", (A, B))
+    yield "text and two calls", f"{t}{LOOK}\n\n{_around(a, b)}", (PLAN, LOOK, (A, B))
+    yield "two lists of calls", f"{t}\n\n{_around(a)}\n\n{_around(b)}\n", (PLAN, "", (A, B))
+    yield "white space between tags", *read(f"{OPEN}\n \n" + b.replace("\n", " \n\t\n ") + f"\n\n{CLOSE}\n", B[1])
+    yield "no white space between tags", *read((OPEN + b + CLOSE).replace("\n", ""), B[1])
+    odd = 'a "b" \\n\n</parameter> <b> {"c": 1} '
+    yield "a string is plain text", *read(one(_argument("a", odd)), json.dumps({"a": odd}))
+    yield (
+        "a string that is empty, or a number",
+        *read(one(_argument("a", ""), _argument("b", "12")), '{"a": "", "b": "12"}'),
+    )
+    yield (
+        "values of other types",
+        *read(
+            one(
+                *(
+                    _argument(key, text, "false")
+                    for key, text in zip("abcde", ("-1.50", "true", "null", "[]", ' {"é": 1}\n'))
+                )
+            ),
+            '{"a": -1.50, "b": true, "c": null, "d": [], "e":  {"é": 1}\n}',
+        ),
+    )
+    yield "JSON of a string", *read(one(_argument("a", '"b\\n"', "false")), '{"a": "b\\n"}')
+    yield "an odd key", *read(one(_argument('a "b" > é', "c")), '{"a \\"b\\" > é": "c"}')
+    yield "no arguments", *read(one(), "{}")
+    yield "no arguments and no empty line", *read(one().replace("\n\n", "\n"), "{}")
+    yield "calls without tags around them", f"{t}\n\n{b}", (PLAN, "", (B,))
+    yield "no end of the calls", f"{t}\n\n{OPEN}{b}", (PLAN, "", (B,))
+    yield "half an end of the calls", f"{t}\n\n{OPEN}{b}\n{END_TAG}func", (PLAN, f"\n{END_TAG}func", (B,))
+    yield "text after a call", f"{t}\n\n{_around(a)}\n\nDone.", (PLAN, "\n\nDone.", (A,))
+    yield "text before and after a call", f"{t}{LOOK}\n\n{_around(a)}\n\nDone.", (PLAN, f"{LOOK}\n\nDone.", (A,))
+
+    yield (
+        "an argument that never ends",
+        *kept(f'{OPEN}{TAG}invoke name="add">\n{TAG}parameter name="a" string="true">Zürich'),
+    )
+    yield "a call that never ends", *kept(OPEN + b.removesuffix(f"\n{END_TAG}invoke>"))
+    yield "half an end of a call", *kept(OPEN + b.removesuffix("oke>"))
+    yield "an argument without an end", *kept(_around(b.replace(f"{END_TAG}parameter>\n", "\n", 1)))
+    yield "a call without an end", *kept(_around(b.removesuffix(f"\n{END_TAG}invoke>")))
+    yield (
+        "a call without an end before another",
+        f"{t}\n\n" + _around(b.removesuffix(f"{END_TAG}invoke>"), a),
+        (PLAN, "\n\n" + OPEN + b.removesuffix(f"\n{END_TAG}invoke>"), (A,)),
+    )
+    yield (
+        "a broken call and a whole one",
+        f"{t}\n\n{TAG}invoke name=\n\n{_around(a)}",
+        (PLAN, f"\n\n{TAG}invoke name=", (A,)),
+    )
+    yield (
+        "nested calls",
+        f"{t}\n\n" + _around(f'{TAG}invoke name="add">\n{a}'),
+        (PLAN, f'\n\n{OPEN}{TAG}invoke name="add">\n', (A,)),
+    )
+    yield "an unknown name", *kept(_around(_invoke("divide", city)))
+    yield "no name", *kept(_around(_invoke("", city)))
+    yield "a name without quotes", *kept(one(city).replace('"add"', "add"))
+    yield "an argument without a type", *kept(one(city.replace(' string="true"', "")))
+    yield "an argument of another type", *kept(one(_argument("a", "1", "maybe")))
+    yield "one name for two arguments", *kept(one(_argument("a", "1"), _argument("a", "2", "false")))
+    for value in ("Bern", "NaN", "", "'1'", '1, "b": 2', "1]", '"\n"', "[" * 120 + "]" * 120, "1" * 4400):
+        yield f"JSON that is none: {value[:9]!r} {len(value)}", *kept(one(_argument("a", value, "false")))
+    yield "text between tags", *kept(one(_argument("a", "1") + " so."))
+    yield "a JSON object instead of tags", *kept(one('{"a": 1}'))
+    yield "a tag that is too long", *kept(one(_argument("a" * 241, "1")))
+    yield "a longest tag", *read(one(_argument("a" * 240, "1")), json.dumps({"a" * 240: "1"}))
+    yield "a tag in an argument", *kept(one(_argument("a", f"b {TAG}invoke")))
+    yield "a thinking mark in an argument", *kept(one(_argument("a", "b</think>")))
+    yield "an argument outside a call", *kept(f"{OPEN}{city}{CLOSE}")
+    yield "tags around no calls", *kept(f"{OPEN}Hm.{CLOSE}")
+    yield "an end tag alone", *kept(f"Use {END_TAG}invoke> and {END_TAG}function_calls> for that.")
+    yield "the mark alone", *kept("｜DSML｜ and <｜DSML｜> and < ｜DSML｜invoke")
+
+    yield "a call before the end of a thought", f"<think>{PLAN}{_around(a)}</think>", (PLAN, "", (A,))
+    yield "calls in a thought that never ends", f"<think>{PLAN}\n\n{_around(a, b)}", (f"{PLAN}\n\n", "", (A, B))
+    inside = f"{PLAN} {_around(a)} No."
+    yield "a call inside a thought", f"<think>{inside}</think>It is 20.", (inside, "It is 20.", ())
+    quoted = f"{PLAN} {_around(a)}"
+    yield "a call at the end of a thought, and another", f"<think>{quoted}</think>\n\n{_around(b)}", (quoted, "", (B,))
+    yield "a thought that never ends", f"<think>{PLAN}\n\n{OPEN}", (f"{PLAN}\n\n{OPEN}", "", ())
+
+
 def files() -> dict[str, list[dict[str, Any]]]:
     """The fixtures of each format."""
     cases = {style.name: [*whole(style), *broken(style)] for style in STYLES} | {"llama3.1": [*llama()]}
-    stops = {style.name: style.stop for style in STYLES} | {"llama3.1": "<|eot_id|>"}
+    cases["deepseek-v3.2"] = [*dsml()]
+    stops = {style.name: style.stop for style in STYLES} | {"llama3.1": "<|eot_id|>", "deepseek-v3.2": EOS}
     ended = {
         name: [(case, text + stops[name], expected) for case, text, expected in rows] for name, rows in cases.items()
     }

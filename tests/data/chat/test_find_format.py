@@ -56,6 +56,7 @@ def test_what_we_export_is_recognised_when_it_comes_back(name: str) -> None:
         ("llama", "smollm2", "chatml-plain"),
         ("llama", "llama3", "llama3"),
         ("deepseek_v3", "deepseek", "deepseek"),
+        ("deepseek_v32", "deepseek", "deepseek-v3.2"),
     ],
 )
 def test_without_a_template_the_special_tokens_say_it(model_type: str, family: str, name: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import jinja2
 import pytest
-from chat_families import CASES, FAMILY, GOLDEN, PUBLISHED, TEMPLATES, conversations, made, tokenizer
+from chat_families import CASES, FAMILY, GOLDEN, NO_TEMPLATE, PUBLISHED, TEMPLATES, conversations, made, tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +15,9 @@ from rorqual.core.records import Message
 from rorqual.data.chat import TemplateChat
 
 GOLD = {
-    name: json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8")) for name in FAMILY if name != "chatml-plain"
+    name: json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))
+    for name in FAMILY
+    if name not in NO_TEMPLATE
 }
 EACH = [(name, case) for name, cases in GOLD.items() for case in cases]
 

@@ -14,10 +14,10 @@ from rorqual.data.tokenizer import Tokenizer
 
 EVERY = pytest.mark.parametrize("name", FAMILY)
 LAW = settings(deadline=None, max_examples=12)
-"""For each of ten formats."""
+"""For each of eleven formats."""
 MODES = st.sampled_from(["auto", "on", "off"])
 USER = Message("user", "?")
-THINKS_BY_IDS = ("qwen3", "deepseek", "deepseek-r1")
+THINKS_BY_IDS = ("qwen3", "deepseek", "deepseek-r1", "deepseek-v3.2")
 
 
 def read_back(chat: ChatFormat, text: str) -> str:

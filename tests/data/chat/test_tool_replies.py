@@ -24,7 +24,7 @@ from rorqual.data.chat.stream import Piece, Reader
 FIXTURES = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(FOLDER.glob("*.json"))}
 EACH = [(name, case["case"]) for name, cases in FIXTURES.items() for case in cases]
 MODES: tuple[Thinking, ...] = ("auto", "on", "off")
-DROPPED = re.compile("|".join([*map(re.escape, CHARS), r"[\s;]"]))
+DROPPED = re.compile("|".join(["</?｜DSML｜function_calls>", *map(re.escape, CHARS), r"[\s;]"]))
 """What may go nowhere."""
 
 

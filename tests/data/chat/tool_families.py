@@ -23,10 +23,10 @@ MARKS: dict[str, tuple[str, ...]] = {
     "qwen": ("<tool_response>", "</tool_response>"),
     "llama3": ("<|python_tag|>",),
     "smollm2": (),
-    "deepseek": tuple(
+    "deepseek": (*(
         f"<｜tool▁{name}｜>"
         for name in ("calls▁begin", "calls▁end", "call▁begin", "call▁end", "sep", "outputs▁begin", "outputs▁end", "output▁begin", "output▁end")
-    ),
+    ), "｜DSML｜"),
 }  # fmt: skip
 """Added tokens that a family has for tools, beyond those of the small tokenizers in `golden/`."""
 NAMES = tuple(name for name in FAMILY if name != "llama3")

@@ -12,12 +12,17 @@ from dataclasses import dataclass
 
 from rorqual.core.records import Message, Thinking, Tool, ToolCall
 from rorqual.data.chat import ChatFormat
-from rorqual.data.chat.calls import MAX_HEAD, WHITE, CallForm, Item, ending, kind_of
+from rorqual.data.chat.calls import MAX_HEAD, WHITE, CallForm, Item, JsonForm, ending, kind_of
+from rorqual.data.chat.dsml import DsmlForm
 from rorqual.data.chat.reply import LATE, Answer, Part, ReplyForm, Trim, half
-from rorqual.data.chat.special_tokens import END_THINK, NAME_OF, THINK, SpecialTokenText, raw
+from rorqual.data.chat.special_tokens import CHARS, END_THINK, NAME_OF, THINK, SpecialTokenText, raw
 
 _JSON = json.JSONDecoder(parse_constant=lambda name: float("no JSON: " + name))
-_SOMETHING = re.compile("[{\ud800-\udfff]")
+_SOMETHING = re.compile("[<{\ud800-\udfff]")
+_D, _PLAIN = CHARS["｜DSML｜"], "[^\ud800-\udfff]"
+_PARAMETER = f'(<{_D}parameter name="({_PLAIN}*?)" string="(true|false)">)({_PLAIN}*)</{_D}parameter>'
+_INVOKE = re.compile(f'(<{_D}invoke name="({_PLAIN}*?)">)((?:\\s*{_PARAMETER})*)\\s*</{_D}invoke>')
+_AROUND = re.compile(f"<(/?){_D}function_calls>")
 
 
 @dataclass(frozen=True)
@@ -70,9 +75,11 @@ def lex(text: str, form: CallForm | None, tools: Sequence[Tool]) -> list[Item]:
         fresh = fresh and form is not None and not text[at : found.start()].strip(form.gap)
         at, char = found.start(), found.group()
         item: Item | None = None
-        if form is not None and (char == form.begin or (form.bare and fresh and char == "{")):
+        if isinstance(form, DsmlForm):
+            item = _dsml(text, at, names)
+        elif isinstance(form, JsonForm) and (char == form.begin or (form.bare and fresh and char == "{")):
             item = _match(text, at, form, names)
-        elif (kind := kind_of(char, form)) != "text":
+        if item is None and (kind := kind_of(char, form)) != "text":
             item = Item(kind, char)
         if item is None:
             fresh = False
@@ -85,7 +92,40 @@ def lex(text: str, form: CallForm | None, tools: Sequence[Tool]) -> list[Item]:
     return [*items, *([Item("text", text[start:])] if start < len(text) else [])]
 
 
-def _match(text: str, at: int, form: CallForm, names: Collection[str]) -> Item | None:
+def _dsml(text: str, at: int, names: Collection[str]) -> Item | None:
+    """The DSML tag around calls, or the DSML call, that begins at a place of a text."""
+    if around := _AROUND.match(text, at):
+        return Item("close" if around.group(1) else "open", around.group())
+    call = _INVOKE.match(text, at)
+    if call is None or call.group(2) not in names:
+        return None
+    parameters = re.findall(_PARAMETER, call.group(3))
+    tags = [call.group(1), *(tag for tag, *_ in parameters)]
+    if len({key for _, key, *_ in parameters}) < len(parameters) or max(map(len, tags)) > MAX_HEAD + 18:
+        return None
+    try:
+        for _, _, string, value in parameters:
+            if string == "false":
+                _JSON.decode(value)
+    except (ValueError, RecursionError):
+        return None
+    members = [
+        f"{_quoted(key)}: {_quoted(value) if string == 'true' else value}" for _, key, string, value in parameters
+    ]
+    arguments = "{" + ", ".join(members) + "}"
+    return None if _depth(json.loads(arguments)) > 100 else Item("call", call.group(), call.group(2), arguments)
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _depth(value: object) -> int:
+    below = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if below is None else 1 + max(map(_depth, below), default=0)
+
+
+def _match(text: str, at: int, form: JsonForm, names: Collection[str]) -> Item | None:
     """The call that begins at a place of a text."""
     begin = at + (text[at] == form.begin)
     brace = text.find("{", begin, begin + MAX_HEAD + 1)

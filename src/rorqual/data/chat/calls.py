@@ -1,13 +1,15 @@
-"""The tool-call syntax of each model family, and the parser of a single call.
+"""The tool-call syntax of each model family, and the parser of a single call with JSON arguments.
 
 A complete call has a begin token, the name of a tool in the request, a JSON object of arguments, and an end token. The begin
 token of an incomplete call is treated as plain text, and parsing continues after this token. See docs/how-to/tools.md.
+`dsml.py` has the syntax of DeepSeek-V3.2, which writes each argument between tags.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,6 +23,8 @@ MAX_DEPTH = 100
 """Maximum nesting depth of arguments. Deeper arguments are not parsed as a call."""
 
 Kind = Literal["text", "think", "end", "call", "open", "close"]
+State = Literal["open", "complete", "broken"]
+"""The state of an item that is being read: more text is needed, the item is complete, or the text is no such item."""
 
 
 @dataclass(frozen=True)
@@ -36,34 +40,51 @@ class Item:
     arguments: str = ""
 
 
-@dataclass(frozen=True)
-class CallForm:
+@dataclass(frozen=True, kw_only=True)
+class CallForm(ABC):
     """The tool-call syntax of a model family. Special tokens are written as in marked text (see `special_tokens.py`).
 
-    `begin` opens a call. `around` holds the begin and end token of the list of calls. If `bare` is true, an answer that begins
-    with `{` is a call even without `begin`. `named` parses the text between `begin` and the arguments. `named` returns the tool
-    name, "" if the name is in the JSON object, or None if the text is not a call. `inside` is the special token that the text
-    between `begin` and the arguments may contain. `tail` is a regular expression for the text between the arguments and `end`.
+    `before` is the text that models of the family write between the content and the first call. `around` holds the begin and
+    end of the list of calls.
+    """
+
+    before: str = ""
+    around: tuple[str, str] | None = None
+
+    @property
+    def gap(self) -> str:
+        """Characters that may separate calls."""
+        return WHITE
+
+    @property
+    @abstractmethod
+    def marks(self) -> tuple[str, ...]:
+        """The names of all special tokens that the syntax uses."""
+
+
+@dataclass(frozen=True)
+class JsonForm(CallForm):
+    """A syntax in which the arguments of a call are one JSON object.
+
+    `begin` opens a call. If `bare` is true, an answer that begins with `{` is a call even without `begin`. `named` parses the
+    text between `begin` and the arguments. `named` returns the tool name, "" if the name is in the JSON object, or None if the
+    text is not a call. `inside` is the special token that the text between `begin` and the arguments may contain. `tail` is a
+    regular expression for the text between the arguments and `end`.
     """
 
     begin: str
     end: str | None
     named: Callable[[str], str | None]
     inside: str = ""
-    around: tuple[str, str] | None = None
     tail: str = r"\s*"
     bare: bool = False
-    before: str = ""
-    """Text that models of the family write between the content and the first call."""
 
     @property
     def gap(self) -> str:
-        """Characters that may separate calls."""
         return WHITE + (";" if self.bare else "")
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """The names of all special tokens that the syntax uses."""
         chars = self.begin + (self.end or "") + self.inside + "".join(self.around or ())
         return tuple(NAME_OF[char] for char in chars)
 
@@ -76,15 +97,15 @@ class CallForm:
         if name is None or THINK in body or END_THINK in body:
             return None
         if name:
-            return (name, text) if name in names and _object(text) is not None else None
-        members = _object(text)
+            return (name, text) if name in names and json_object(text) is not None else None
+        members = json_object(text)
         if members is None or "name" not in members:
             return None
         key = "parameters" if "parameters" in members and "arguments" not in members else "arguments"
         name, arguments = _string(members["name"]), members.get(key, "{}")
-        if _object(arguments) is None:
+        if json_object(arguments) is None:
             arguments = _string(arguments)  # some models write the arguments as a JSON string that contains JSON
-        return (name, arguments) if name in names and _object(arguments) is not None else None
+        return (name, arguments) if name in names and json_object(arguments) is not None else None
 
 
 def _no_head(head: str) -> str | None:
@@ -102,11 +123,11 @@ def _deepseek_head(head: str) -> str | None:
     return (match.group(2) or match.group(1)) if match else None
 
 
-HERMES = CallForm(CHARS["<tool_call>"], CHARS["</tool_call>"], _no_head, before="\n")
+HERMES = JsonForm(CHARS["<tool_call>"], CHARS["</tool_call>"], _no_head, before="\n")
 """The syntax of Hermes and Qwen: `<tool_call>\\n{"name": ..., "arguments": {...}}\\n</tool_call>`."""
-LLAMA = CallForm(CHARS["<|python_tag|>"], None, _no_head, bare=True)
+LLAMA = JsonForm(CHARS["<|python_tag|>"], None, _no_head, bare=True)
 """The syntax of Llama: a reply that consists of `{"name": ..., "parameters": {...}}`."""
-DEEPSEEK = CallForm(
+DEEPSEEK = JsonForm(
     CHARS["<｜tool▁call▁begin｜>"],
     CHARS["<｜tool▁call▁end｜>"],
     _deepseek_head,
@@ -124,7 +145,8 @@ DEEPSEEK = CallForm(
 class CallFrame:
     """The template of a reply that consists of tool calls, as marked text.
 
-    `call(name, arguments)` formats one call. The reply is `begin`, the calls joined by `gap`, and `end`.
+    `call(name, arguments)` formats one call; `arguments` is a JSON object. The reply is `begin`, the calls joined by `gap`, and
+    `end`.
     """
 
     call: Callable[[str, str], str]
@@ -169,7 +191,7 @@ _JSON = json.JSONDecoder(parse_constant=_refuse)
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
-def _object(text: str) -> dict[str, str] | None:
+def json_object(text: str) -> dict[str, str] | None:
     """Return the members of a JSON object, with each value as JSON text.
 
     Return None if `text` is not a JSON object or is nested deeper than `MAX_DEPTH`.
@@ -201,6 +223,16 @@ def _space(text: str, at: int) -> int:
     return match.end() if match else at
 
 
+def is_json(text: str) -> bool:
+    """Return whether `text` is JSON that a strict parser accepts, nested at most `MAX_DEPTH` deep."""
+    try:
+        text.encode()
+        _JSON.decode(text)
+    except (ValueError, RecursionError):
+        return False
+    return not too_deep(text)
+
+
 def too_deep(text: str) -> bool:
     """Return whether the JSON in `text` is nested deeper than `MAX_DEPTH`."""
     depth = deepest = 0
@@ -228,7 +260,7 @@ def kind_of(char: str, form: CallForm | None) -> Kind:
     return "text"
 
 
-def ending(text: str, form: CallForm) -> int | None:
+def ending(text: str, form: JsonForm) -> int | None:
     """Return the length of the text that closes a call, or None if the call is not closed. `text` is the reply after
     the arguments.
 

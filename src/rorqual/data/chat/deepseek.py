@@ -132,13 +132,16 @@ class DeepSeekTurns(TurnChat):
         return TOOLS.format(listed=listed, call=f"{frame.begin}{call}{{additional_tool_calls}}{frame.end}")
 
     def _earlier_assistant_turn(self, message: Message, before: str, *, current: bool) -> list[int]:
-        text = message.text
-        if message.tool_calls:
-            frame = self.call_frame
-            calls = (frame.call(call.name, call.arguments) for call in message.tool_calls)
-            text += frame.begin + frame.gap.join(calls) + frame.end
         opening = [] if before == "tool" else [*self._header(), *self._special_text.ids(self.answer_begins)]
-        return [*opening, *self._special_text.ids(text), self._stops[0]]
+        return [*opening, *self._special_text.ids(self._spoken(message)), self._stops[0]]
+
+    def _spoken(self, message: Message) -> str:
+        """Return the content and the calls of an assistant turn as marked text."""
+        if not message.tool_calls:
+            return message.text
+        frame = self.call_frame
+        calls = (frame.call(call.name, call.arguments) for call in message.tool_calls)
+        return message.text + frame.begin + frame.gap.join(calls) + frame.end
 
     def _tool_results(self, turn: Sequence[Message]) -> list[int]:
         results = self.outputs_gap.join(f"{OUTPUT}{message.text}{OUTPUT_END}" for message in turn)

@@ -10,6 +10,7 @@ from rorqual.core.records import Message, RunDir
 from rorqual.data.chat.base import ChatFormat
 from rorqual.data.chat.chatml import START, ChatML, PlainChatML, Qwen2Chat, Qwen3Chat, SmolLM2Chat
 from rorqual.data.chat.deepseek import DeepSeekChat, DeepSeekR1Chat, DeepSeekV3Chat
+from rorqual.data.chat.deepseek_v32 import DeepSeekV32Chat
 from rorqual.data.chat.llama3 import START_HEADER, Llama3Chat, Llama31Chat
 from rorqual.data.chat.none import NoChat
 from rorqual.data.chat.template import TemplateChat
@@ -17,6 +18,7 @@ from rorqual.data.chat.turns import TurnChat
 from rorqual.data.tokenizer import Special, Tokenizer
 
 KINDS: tuple[type[TurnChat], ...] = (
+    DeepSeekV32Chat,
     DeepSeekChat,
     DeepSeekR1Chat,
     DeepSeekV3Chat,
@@ -32,6 +34,8 @@ DEFAULT = "deepseek"
 """The chat format of a run whose `run.yaml` does not set `chat`."""
 TEMPLATE_FILE = "chat_template.jinja"
 """Name of the template file in the run directory of a run with `chat: template`."""
+DSML_TOKEN = "｜DSML｜"
+"""Special token of tool calls that DeepSeek-V3.2 introduced."""
 
 PROBES = (
     (Message("user", "A?"),),
@@ -118,6 +122,8 @@ def _without_template(model_type: str, tokenizer: Tokenizer) -> str:
     names = tokenizer.special_names
     thinks = {Special.THINK, Special.END_THINK} <= names
     if Special.USER in names:
+        if thinks and (model_type == "deepseek_v32" or DSML_TOKEN in names):
+            return DeepSeekV32Chat.name
         return DeepSeekChat.name if thinks else DeepSeekV3Chat.name
     if START in names:
         if model_type.startswith("qwen3") and thinks:
@@ -126,14 +132,14 @@ def _without_template(model_type: str, tokenizer: Tokenizer) -> str:
     return Llama3Chat.name if START_HEADER in names else NoChat.name
 
 
-def _equal(chat: ChatFormat, published: TemplateChat) -> bool:
+def _equal(chat: TurnChat, published: TemplateChat) -> bool:
     """Return whether a template writes the same prompts as `chat` in all thinking modes.
 
     Three differences between the prompts are accepted. For `auto`, a template may write the prompt of any mode; for
     example, V3.1's template turns thinking off. For `on`, a template may write the prompt of `auto`. If the family
     always thinks, its template may write the prompt of `on` for all modes.
     """
-    for probe in PROBES:
+    for probe in (*PROBES, *chat.probes):
         auto, on, off = (chat.prompt(probe, mode) for mode in ("auto", "on", "off"))
         try:
             their_auto, their_on, their_off = (published.prompt(probe, mode) for mode in ("auto", "on", "off"))

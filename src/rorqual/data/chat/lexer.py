@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from typing import Literal
 
 from rorqual.core.records import Tool
-from rorqual.data.chat.calls import MAX_HEAD, CallForm, Item, ending, kind_of
+from rorqual.data.chat.calls import MAX_HEAD, CallForm, Item, JsonForm, State, ending, kind_of
+from rorqual.data.chat.dsml import DSML, DsmlForm, DsmlItem
 from rorqual.data.chat.special_tokens import END_THINK, NAME_OF, THINK
 
 _CANDIDATE = re.compile("[{\ud800-\udfff]")
+_DSML_CANDIDATE = re.compile(rf"[\ud800-\udfff]|<(?=/?(?:{DSML}|\Z))")
 _IN_STRING = re.compile(f'["\\\\{THINK}{END_THINK}]')
 _OUTSIDE = re.compile('["{}\\[\\]\ud800-\udfff]')
-
-State = Literal["open", "complete", "broken"]
 
 
 class Lexer:
@@ -30,7 +30,8 @@ class Lexer:
     def __init__(self, form: CallForm | None, tools: Sequence[Tool]) -> None:
         self._form = form
         self._names = frozenset(tool.name for tool in tools)
-        self._call: _Call | None = None
+        self._candidate = _DSML_CANDIDATE if isinstance(form, DsmlForm) else _CANDIDATE
+        self._call: _Call | DsmlItem | None = None
         self._at_start = True
 
     def feed(self, text: str, *, last: bool = False) -> list[Item]:
@@ -59,12 +60,12 @@ class Lexer:
         character. Without a possible call, return "".
         """
         form, at, start = self._form, 0, 0
-        while match := _CANDIDATE.search(text, at):
+        while match := self._candidate.search(text, at):
             self._skip(text[at : match.start()])
             at, char = match.start(), match.group()
-            if form is not None and (char == form.begin or (form.bare and self._at_start and char == "{")):
+            self._call = self._open_call(char)
+            if self._call is not None:
                 items += [Item("text", text[start:at])] if start < at else []
-                self._call = _Call(form, self._names, char)
                 return text[at + 1 :]
             kind = kind_of(char, form)
             self._at_start = kind in ("think", "end")
@@ -77,17 +78,25 @@ class Lexer:
         items += [Item("text", text[start:])] if start < len(text) else []
         return ""
 
+    def _open_call(self, char: str) -> _Call | DsmlItem | None:
+        """Return a new call if `char` may begin one, else None."""
+        form = self._form
+        if isinstance(form, DsmlForm):
+            return DsmlItem(self._names) if char == "<" else None
+        if isinstance(form, JsonForm) and (char == form.begin or (form.bare and self._at_start and char == "{")):
+            return _Call(form, self._names, char)
+        return None
+
     def _skip(self, text: str) -> None:
         self._at_start = self._at_start and self._form is not None and not text.strip(self._form.gap)
 
-    def _finish_call(self, call: _Call, state: State, items: list[Item]) -> str:
-        """Append a call item if the call is valid, else its first character as text. Return the text after the appended
-        item."""
+    def _finish_call(self, call: _Call | DsmlItem, state: State, items: list[Item]) -> str:
+        """Append the item if it is valid, else its first character as text. Return the text after the appended item."""
         text = "".join(call.parts)
-        if state == "complete" and (read := call.read()) is not None:
-            items.append(Item("call", text[: call.length], *read))
+        if state == "complete" and (item := call.item()) is not None:
+            items.append(item)
             self._at_start = True
-            return text[call.length :]
+            return text[len(item.text) :]
         items.append(Item("text", text[0]))
         self._at_start = False
         return text[1:]
@@ -96,9 +105,9 @@ class Lexer:
 class _Call:
     """A tool call that is being read. A call consists of a head, a JSON object and a tail."""
 
-    def __init__(self, form: CallForm, names: frozenset[str], first: str) -> None:
+    def __init__(self, form: JsonForm, names: frozenset[str], first: str) -> None:
         self.parts = [first]
-        self.length = 0
+        self._length = 0
         self._form, self._names = form, names
         self._head, self._json, self._tail = "", [""], ""
         self._phase: Literal["head", "json", "tail"] = "head"
@@ -132,8 +141,10 @@ class _Call:
             return "broken"
         return self._complete(ending(self._tail, self._form))
 
-    def read(self) -> tuple[str, str] | None:
-        return self._form.read(self._head, "".join(self._json), self._names)
+    def item(self) -> Item | None:
+        """Return the complete call, or None if its name or its arguments are not valid."""
+        read = self._form.read(self._head, "".join(self._json), self._names)
+        return None if read is None else Item("call", "".join(self.parts)[: self._length], *read)
 
     def _may_be_head(self) -> bool:
         head = self._head
@@ -175,5 +186,5 @@ class _Call:
     def _complete(self, tail: int | None) -> State:
         if tail is None:
             return "broken"
-        self.length = sum(map(len, self.parts)) - len(self._tail) + tail
+        self._length = sum(map(len, self.parts)) - len(self._tail) + tail
         return "complete"

@@ -152,11 +152,12 @@ class Answer:
         return [Part("mark", raw(item.text)) for item in pending]
 
     def _flush(self) -> list[Part]:
-        """Return the buffered items as content, except tokens that close the calls before them."""
+        """Return the buffered items as content, except tokens that close the calls before them, and white space before these tokens."""
         pending, self._pending = self._pending, []
         parts: list[Part] = []
-        for item in pending:
-            closes = item.kind == "close" or (item.kind == "end" and item.name == LATE)
+        closed = max((number for number, item in enumerate(pending) if item.kind == "close"), default=-1)
+        for number, item in enumerate(pending):
+            closes = number <= closed or (item.kind == "end" and item.name == LATE)
             parts += [Part("mark", raw(item.text))] if closes else self._content(raw(item.text))
         return parts
 

@@ -31,8 +31,9 @@ NAMES = (
     "<｜tool▁outputs▁end｜>",
     "<｜tool▁output▁begin｜>",
     "<｜tool▁output▁end｜>",
+    "｜DSML｜",
 )
-"""Names of the special tokens. `<` occurs only as the first character, so a text can end with at most one incomplete name."""
+"""Names of the special tokens. `IncrementalDecoder` holds back a text that ends like the beginning of a name."""
 CHARS: Mapping[str, str] = {name: chr(0xD800 + place) for place, name in enumerate(NAMES)}
 NAME_OF: Mapping[str, str] = {char: name for name, char in CHARS.items()}
 THINK, END_THINK = CHARS["<think>"], CHARS["</think>"]
@@ -79,10 +80,12 @@ class SpecialTokenText:
         return self._texts.sub(lambda match: CHARS[match.group()], text) if self._texts else text
 
     def unfinished(self, text: str) -> int:
-        """Return the length of the incomplete special-token name at the end of `text`, or 0."""
-        at = text.rfind("<")
-        tail = text[at:] if at >= 0 else ""
-        return len(tail) if tail and any(name.startswith(tail) for name in self.by_text) else 0
+        """Return the length of the incomplete special-token name at the end of `text`, or 0.
+
+        An incomplete name contains its first character, `<` or `｜`, only once.
+        """
+        tails = [text[at:] for at in (text.rfind("<"), text.rfind("｜")) if at >= 0]
+        return max((len(tail) for tail in tails if any(name.startswith(tail) for name in self.by_text)), default=0)
 
 
 class IncrementalDecoder:

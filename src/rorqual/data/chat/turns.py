@@ -33,6 +33,8 @@ class TurnChat(ChatFormat):
     the tokenizer has."""
     pads: ClassVar[tuple[str, ...]]
     """Names of padding tokens in order of preference. The first name that is in the vocabulary is used."""
+    probes: ClassVar[tuple[tuple[Message, ...], ...]] = ()
+    """Further conversations that tell a chat template of this format from a template of another format (see `find.py`)."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__(tokenizer)
@@ -82,6 +84,11 @@ class TurnChat(ChatFormat):
 
     def _gap(self) -> list[int]:
         """Return the ids between two turns."""
+        return []
+
+    def _no_reply(self, before: str) -> list[int]:
+        """Return the ids between a turn without a reply and the next user turn. `before` is the role of the first turn, `user` or
+        `tool`."""
         return []
 
     # ---- each family with tools also defines
@@ -173,6 +180,8 @@ class TurnChat(ChatFormat):
                 turn_ids = self._tool_results(turn)
             else:
                 turn_ids = self._turn_with_tools(message, number, tools, first=message.role == "user" and not before)
+                if message.role == "user" and before in ("user", "tool"):
+                    turn_ids = [*self._no_reply(before), *turn_ids]
             ids += [*(self._gap() if ids and turn_ids else ()), *turn_ids]
             before = message.role if message.role != "system" else before
         return [*ids, *self._reply_opening(before, thinking)]
@@ -185,11 +194,15 @@ class TurnChat(ChatFormat):
         """Render complete turns as the context of later turns."""
         ids = self._opening(messages)
         mask = [False] * len(ids)
+        before = ""
         for number, message in enumerate(messages):
             if message.role == "assistant":
                 context, reply = self._header(), [*self._earlier_reply(message), *self._stops[:1]]
             else:
                 context, reply = self._turn(message, number), []
+                if message.role == before == "user":
+                    context = [*self._no_reply(before), *context]
+            before = message.role if message.role != "system" else before
             if ids and context:
                 context = [*self._gap(), *context]
             trained = self.as_written(message) and number >= train_from

@@ -1,0 +1,185 @@
+"""DSML, the tool-call syntax of DeepSeek-V3.2: each argument stands between tags, strings as plain text, other values as JSON.
+
+    <｜DSML｜function_calls>
+    <｜DSML｜invoke name="get_weather">
+    <｜DSML｜parameter name="city" string="true">Zürich</｜DSML｜parameter>
+    <｜DSML｜parameter name="days" string="false">3</｜DSML｜parameter>
+    </｜DSML｜invoke>
+    </｜DSML｜function_calls>
+
+If the tokenizer has the special token `｜DSML｜`, only this token marks a tag, and a string may spell tags. Otherwise tags are
+recognised by their text, as in the published parser, so a string that spells a tag ends its parameter or makes the call invalid.
+
+Source: `encoding/encoding_dsv32.py` of deepseek-ai/DeepSeek-V3.2 (see `deepseek_v32.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rorqual.core.errors import DataError
+from rorqual.data.chat.calls import MAX_HEAD, WHITE, CallForm, CallFrame, Item, State, is_json, json_object
+from rorqual.data.chat.special_tokens import CHARS, check_text
+from rorqual.data.chat.tools import spelt
+
+DSML = CHARS["｜DSML｜"]
+OPEN, CLOSE = f"<{DSML}function_calls>", f"</{DSML}function_calls>"
+CALL, END_CALL = f'<{DSML}invoke name="', f"</{DSML}invoke>"
+PARAMETER, END_PARAMETER = f'<{DSML}parameter name="', f"</{DSML}parameter>"
+MAX_TAG = MAX_HEAD + len(PARAMETER)
+"""Maximum number of characters in a tag. A longer tag belongs to no call."""
+_MARK = re.compile("[\ud800-\udfff]")
+_REST = {CALL: '([^\ud800-\udfff]*?)">', PARAMETER: '([^\ud800-\udfff]*?)" string="(true|false)">'}
+_TAG = {tag: re.compile(tag + _REST.get(tag, "")) for tag in (OPEN, CLOSE, CALL, END_CALL, PARAMETER, END_PARAMETER)}
+
+
+@dataclass(frozen=True)
+class DsmlForm(CallForm):
+    """The syntax of DSML calls."""
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        return ("｜DSML｜",)
+
+
+DSML_FORM = DsmlForm(before="\n\n", around=(OPEN, CLOSE))
+
+
+# ---- how a call is written
+
+
+def parameter(key: str, value: str, string: str) -> str:
+    """Return one argument as marked text. `value` is the text of a string (`string` is "true"), or JSON (`string` is "false")."""
+    return f'{PARAMETER}{key}" string="{string}">{value}{END_PARAMETER}'
+
+
+def invoke(name: str, parameters: str) -> str:
+    """Return a call as marked text. `parameters` are the arguments, joined by newlines."""
+    return f'{CALL}{name}">\n{parameters}\n{END_CALL}'
+
+
+def dsml_call(name: str, arguments: str) -> str:
+    """Return a call as marked text. Numbers, lists and objects are written as `json.dumps` does.
+
+    Raises DataError if `arguments` is not a JSON object, or if a string in it contains a lone surrogate.
+    """
+    members = json_object(arguments)
+    if members is None:
+        raise DataError(
+            f"the arguments of a call of {name!r} are not a JSON object",
+            where="messages",
+            remedy='Give the arguments as a JSON object, such as {"city": "Bern"}.',
+        )
+    written: list[str] = []
+    for key, text in members.items():
+        value = json.loads(text)
+        string = isinstance(value, str)
+        texts = key, value if string else spelt(value)
+        check_text(texts)
+        written.append(parameter(*texts, "true" if string else "false"))
+    return invoke(name, "\n".join(written))
+
+
+DSML_FRAME = CallFrame(dsml_call, "\n", f"\n\n{OPEN}\n", f"\n{CLOSE}")
+
+
+# ---- how a call is read
+
+
+Phase = Literal["first", "inside", "value", "end"]
+_ALLOWED: Mapping[Phase, Sequence[str]] = {
+    "first": (OPEN, CLOSE, CALL),
+    "inside": (PARAMETER, END_CALL),
+    "end": (END_PARAMETER,),
+}
+"""The tags that may come next, by phase. In the phase `value`, the text up to the next special token is an argument."""
+
+
+class DsmlItem:
+    """An item that begins with `<` and is being read: the begin or end tag of a list of calls, or a call.
+
+    White space may separate the tags of a call. The tags themselves must be exact, as the published parser requires. The end tag
+    of a call must not be missing, because only the end tag shows that no argument is missing.
+    """
+
+    def __init__(self, names: frozenset[str]) -> None:
+        self.parts = ["<"]
+        self._names = names
+        self._phase: Phase = "first"
+        self._tag, self._value = "<", list[str]()
+        self._kind: Literal["open", "close", "call"] = "call"
+        self._length = 0
+        self._name, self._key, self._string = "", "", False
+        self._arguments: dict[str, str] = {}
+
+    def feed(self, text: str) -> State:
+        self.parts.append(text)
+        state: State | None = None
+        while state is None:
+            state, text = self._read_value(text) if self._phase == "value" else self._read_tag(text)
+        self._length = sum(map(len, self.parts)) - len(text)
+        return state
+
+    def close(self) -> State:
+        """Return the final state of the item, after the reply has ended."""
+        return "broken"
+
+    def item(self) -> Item | None:
+        """Return the complete item, or None if its arguments are nested too deep."""
+        text = "".join(self.parts)[: self._length]
+        if self._kind != "call":
+            return Item(self._kind, text)
+        arguments = "{" + ", ".join(f"{spelt(key)}: {value}" for key, value in self._arguments.items()) + "}"
+        return None if json_object(arguments) is None else Item("call", text, self._name, arguments)
+
+    def _read_value(self, text: str) -> tuple[State | None, str]:
+        """Read the text of an argument up to the next special token. Return the new state, if any, and the unread text."""
+        mark = _MARK.search(text)
+        self._value.append(text[: mark.start()] if mark else text)
+        if mark is None:
+            return "open", ""
+        value = "".join(self._value)
+        if not value.endswith("</"):
+            return "broken", ""
+        value = value.removesuffix("</")
+        if not self._string and not is_json(value):
+            return "broken", ""
+        self._arguments[self._key] = spelt(value) if self._string else value
+        self._phase, self._tag = "end", "</"
+        return None, text[mark.start() :]
+
+    def _read_tag(self, text: str) -> tuple[State | None, str]:
+        """Read a tag. Return the new state, if any, and the unread text."""
+        self._tag += text
+        if self._phase == "inside":
+            self._tag = self._tag.lstrip(WHITE)
+        for tag in _ALLOWED[self._phase]:
+            match = _TAG[tag].match(self._tag)
+            if match and match.end() <= MAX_TAG:
+                rest, self._tag = self._tag[match.end() :], ""
+                return self._enter(tag, match), rest
+        return "open" if any(map(self._begins, _ALLOWED[self._phase])) else "broken", ""
+
+    def _begins(self, tag: str) -> bool:
+        """Return whether the text read so far may become `tag`."""
+        text = self._tag
+        if len(text) < len(tag):
+            return tag.startswith(text)
+        return tag in _REST and text.startswith(tag) and len(text) < MAX_TAG and not _MARK.search(text, len(tag))
+
+    def _enter(self, tag: str, match: re.Match[str]) -> State | None:
+        """Change the phase after a complete tag. Return the new state, or None if the item goes on."""
+        if tag in (OPEN, CLOSE, END_CALL):
+            self._kind = "open" if tag == OPEN else "close" if tag == CLOSE else "call"
+            return "complete"
+        if tag == CALL:
+            self._name = match.group(1)
+        if tag == PARAMETER:
+            self._key, self._string, self._value = match.group(1), match.group(2) == "true", []
+        known = self._name in self._names and (tag != PARAMETER or self._key not in self._arguments)
+        self._phase = "value" if tag == PARAMETER else "inside"
+        return None if known else "broken"

@@ -45,11 +45,12 @@ PUBLISHED = """{{- '<｜begin▁of▁sentence｜>' -}}
 {%- if enable_thinking is defined or thinking is defined -%}
 {{- '<think>' if enable_thinking is true or thinking is true else '</think>' -}}{%- endif -%}{%- endif -%}
 """
+_EXAMPLE = invoke("$FUNCTION_NAME", parameter("$PARAMETER_NAME", "$PARAMETER_VALUE", "true|false") + "\n...")
 TOOLS = f"""## Tools
 You have access to a set of tools you can use to answer the user's question.
 You can invoke functions by writing a "{OPEN}" block like the following as part of your reply to the user:
 {OPEN}
-{invoke("$FUNCTION_NAME", parameter("$PARAMETER_NAME", "$PARAMETER_VALUE", "true|false") + chr(10) + "...")}
+{_EXAMPLE}
 {invoke("$FUNCTION_NAME2", "...")}
 {CLOSE}
 String and scalar parameters should be specified as is without any escaping or quotes, while lists and objects should use JSON format. \

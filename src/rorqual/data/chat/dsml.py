@@ -63,7 +63,7 @@ def invoke(name: str, parameters: str) -> str:
 
 
 def dsml_call(name: str, arguments: str) -> str:
-    """Return a call as marked text. Numbers, lists and objects are written as `json.dumps` does.
+    """Return a line break and a call as marked text. Numbers, lists and objects are written as `json.dumps` does.
 
     Raises DataError if `arguments` is not a JSON object, or if a string in it contains a lone surrogate.
     """
@@ -81,10 +81,10 @@ def dsml_call(name: str, arguments: str) -> str:
         texts = key, value if string else spelt(value)
         check_text(texts)
         written.append(parameter(*texts, "true" if string else "false"))
-    return invoke(name, "\n".join(written))
+    return "\n" + invoke(name, "\n".join(written))
 
 
-DSML_FRAME = CallFrame(dsml_call, "\n", f"\n\n{OPEN}\n", f"\n{CLOSE}")
+DSML_FRAME = CallFrame(dsml_call, "", f"\n\n{OPEN}", f"\n{CLOSE}")
 
 
 # ---- how a call is read

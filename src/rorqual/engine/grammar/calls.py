@@ -22,8 +22,10 @@ from rorqual.core.errors import DataError
 from rorqual.core.records import Message, Tool
 from rorqual.data.chat import ChatFormat
 from rorqual.data.chat.calls import CallFrame
+from rorqual.data.chat.dsml import DSML_FRAME
 from rorqual.data.chat.special_tokens import NAME_OF
 from rorqual.engine.grammar.check import SchemaValidator
+from rorqual.engine.grammar.dsml import DsmlRules
 from rorqual.engine.grammar.source import parse_calls
 
 Bools = npt.NDArray[np.bool_]
@@ -108,11 +110,16 @@ class CallSyntax:
             )
         return self._frame
 
+    @property
+    def checked(self) -> bool:
+        """Whether every call must be validated, because the grammar of its arguments does not enforce the whole schema."""
+        return self.frame is DSML_FRAME
+
     @cached_property
     def marks(self) -> list[int]:
         """Ids of the special tokens in calls."""
         frame = self.frame
-        names = {NAME_OF[char] for char in frame.begin + frame.end + frame.call("", "") if char in NAME_OF}
+        names = {NAME_OF[char] for char in frame.begin + frame.end + frame.call("", "{}") if char in NAME_OF}
         return [self._tokenizer.special(name) for name in names if name in self._tokenizer.special_names]
 
     def lark(
@@ -139,6 +146,9 @@ class CallSyntax:
             self._check_apart(frame)
             rules.append(f"answer: %json {_json(answer, options)}")
         for name, (function, schema) in zip(names, functions.items(), strict=True):
+            if self.checked:
+                rules += DsmlRules(self._spelled, options, bool(self.marks)).call(name, function, schema)
+                continue
             before, _, after = frame.call(function, _HOLE).partition(_HOLE)
             rules += [
                 f"{name}: {self._written(before)} arguments_{name} {self._written(after)}",
@@ -149,7 +159,7 @@ class CallSyntax:
     def _check_apart(self, frame: CallFrame) -> None:
         """Raise DataError if calls do not start with a special token, because a string in a JSON answer could then look
         like a call."""
-        first = (frame.begin + frame.call("", ""))[:1]
+        first = next((char for char in frame.begin + frame.call("", "{}") if char in NAME_OF), "")
         if NAME_OF.get(first, "") not in self._tokenizer.special_names:
             raise DataError(
                 f"chat format '{self._name}' starts calls without a special token, so a JSON answer could be mistaken for a call",
@@ -157,6 +167,9 @@ class CallSyntax:
             )
 
     def _written(self, text: str) -> str:
+        return " ".join(self._spelled(text))
+
+    def _spelled(self, text: str) -> list[str]:
         """Convert a marked text to Lark terminals.
 
         A surrogate character stands for a special token (`NAME_OF`). A special token that the tokenizer has becomes a
@@ -171,7 +184,7 @@ class CallSyntax:
                 plain = ""
             else:
                 plain += name or part
-        return " ".join([*parts, *([_string(plain)] if plain else [])])
+        return [*parts, *([_string(plain)] if plain else [])]
 
     def read(self, reply: Sequence[int], names: Iterable[str]) -> Message:
         """Parse a reply, from which the reasoning was removed, as calls of the functions `names` or as text."""

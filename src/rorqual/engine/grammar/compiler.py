@@ -283,6 +283,8 @@ class Grammars:
             except DataError as error:
                 raise blame(function.name, error) from None
             parts[function.name] = compiled.schema or {}
+            if self._spelling.checked and judges[function.name] is None:
+                judges[function.name] = SchemaValidator(parse_schema(function.schema))
         answer, answers = None, None
         if calls.answer is not None:
             compiled, answers = self._alone(calls.answer, library, lexicon)

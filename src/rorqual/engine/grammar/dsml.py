@@ -1,0 +1,128 @@
+"""Grammar rules for the arguments of DSML calls (see `data/chat/dsml.py`).
+
+Each declared parameter has a rule, in the order of the schema; optional parameters may be left out. Strings are plain text, and other
+values follow their subschema. The rules do not enforce everything: undeclared parameters are not allowed, and patterns, formats
+and keywords between parameters are validated when the call is complete.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rorqual.data.chat.dsml import CALL, DSML, END_CALL, END_PARAMETER, PARAMETER
+from rorqual.data.chat.special_tokens import raw
+from rorqual.engine.grammar.refs import HOLDERS, resolve
+from rorqual.engine.grammar.texts import MAX_LEAST, binds
+
+_VALUE_TYPES = ("null", "boolean", "integer", "number", "array", "object")
+
+
+@dataclass(frozen=True)
+class DsmlRules:
+    """Writes the rules of the functions of one grammar.
+
+    `spelled` converts marked text to Lark terminals, with an id for each special token of the tokenizer. `options` are
+    llguidance's options for JSON.
+    """
+
+    spelled: Callable[[str], Sequence[str]]
+    options: Mapping[str, Any]
+    has_token: bool
+    """Whether the tokenizer has the special token of the tags. Otherwise, text must not spell it."""
+
+    def call(self, rule: str, function: str, schema: Mapping[str, Any]) -> Iterator[str]:
+        """Yield the rules of a call of `function`, whose arguments have the rewritten schema `schema`. `rule` is the name of the
+        first rule."""
+        properties, required = _parameters(schema, schema, set())
+        properties |= {key: True for key in sorted(required) if key not in properties}
+        names = [key for key, part in properties.items() if part is not False]
+        rules = [f"{rule}_{number}" for number in range(len(names))]
+        body = " ".join(one + ("" if key in required else "?") for one, key in zip(rules, names)) or r'"\n"'
+        begin, end = "\n" + CALL + function + '">', "\n" + END_CALL
+        yield f"{rule}: {self._written(begin)} {body} {self._written(end)}"
+        for one, key in zip(rules, names):
+            more: list[str] = []
+            values = [
+                self._value(f"{one}_{number}", kind, value, schema, more)
+                for number, (kind, value) in enumerate(_values(properties[key], schema, set()))
+            ]
+            tag = "\n" + PARAMETER + key + '" string="'
+            yield f"{one}: {self._written(tag)} ({' | '.join(values)})"
+            yield from more
+
+    def _value(self, rule: str, kind: str, value: Any, root: Mapping[str, Any], more: list[str]) -> str:
+        """Return the terminals of one kind of value, up to the end tag. Further rules are appended to `more`."""
+        if kind == "one":
+            string = "true" if isinstance(value, str) else "false"
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            if raw(DSML) not in text:
+                return self._written(f'{string}">{text}{END_PARAMETER}')
+            # llguidance would require the special token for this text, so any value is allowed until the validation.
+            kind, value = ("text" if string == "true" else "json"), {}
+        if kind == "json":
+            schema = {**value, **{holder: root[holder] for holder in HOLDERS if holder in root}}
+            more.append(f"{rule}: %json {json.dumps({**schema, 'x-guidance': dict(self.options)})}")
+            return " ".join([self._written('false">'), rule, self._written(END_PARAMETER)])
+        # The regular expression includes the text before the next special token, because the lexer is greedy.
+        close, *rest = self.spelled(END_PARAMETER)
+        most = value.get("maxLength", MAX_LEAST + 1)
+        length = f"{{{value.get('minLength', 0)},{most if most <= MAX_LEAST else ''}}}"
+        text = f"/(?s:.{length})/" + ("" if self.has_token else f" & ~/(?s:.*){raw(DSML)}(?s:.*)/")
+        terminal = f"TEXT_{rule}".upper()
+        more.append(f"{terminal}: ({text}) {close}")
+        return " ".join([self._written('true">'), terminal, *rest])
+
+    def _written(self, text: str) -> str:
+        return " ".join(self.spelled(text))
+
+
+def _parameters(part: Any, root: Mapping[str, Any], seen: set[str]) -> tuple[dict[str, Any], set[str]]:
+    """Return the declared parameters of a function with their subschemas, and the names of the required ones.
+
+    `seen` are the references that were followed already.
+    """
+    if not isinstance(part, dict):
+        return {}, set()
+    properties, required = dict(part.get("properties", {})), set(part.get("required", ()))
+    for same, branch in _below(part, root, seen):
+        more, needed = _parameters(branch, root, seen)
+        properties |= {key: value for key, value in more.items() if key not in properties}
+        required |= needed if same else set()
+    return properties, required
+
+
+def _below(part: Mapping[str, Any], root: Mapping[str, Any], seen: set[str]) -> Iterator[tuple[bool, Any]]:
+    """Yield the subschemas that apply to the same value as `part`, and whether they always apply. Each reference is followed once."""
+    pointer = part.get("$ref")
+    if pointer is not None and pointer not in seen:
+        seen.add(pointer)
+        yield True, resolve(root, pointer)
+    for keyword in ("allOf", "anyOf", "oneOf"):
+        yield from ((keyword == "allOf", branch) for branch in part.get(keyword, ()) if branch is not False)
+
+
+def _values(part: Any, root: Mapping[str, Any], seen: set[str]) -> Iterator[tuple[str, Any]]:
+    """Yield the kinds of values that a subschema allows: ("one", value), ("text", schema of strings) or ("json", schema).
+
+    `seen` are the references that were followed already.
+    """
+    if not isinstance(part, dict):
+        part = {}
+    only = next((one for one in ("$ref", "anyOf", "oneOf") if one in part and not binds(part, one)), None)
+    if "const" in part:
+        yield "one", part["const"]
+    elif "enum" in part:
+        yield from (("one", value) for value in part["enum"])
+    elif only is not None:
+        for _, branch in _below(part, root, seen):
+            yield from _values(branch, root, seen)
+    else:
+        named = part.get("type", ["string", *_VALUE_TYPES])
+        types = [named] if isinstance(named, str) else named
+        if "string" in types:
+            yield "text", part
+        if others := [kind for kind in types if kind != "string"]:
+            yield "json", {**part, "type": others} if '"$ref": "#"' not in json.dumps(part) else {"type": others}

@@ -1,0 +1,169 @@
+"""Forced calls in DSML: what the format writes of arguments that fit is allowed, and what ends fits and is read."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from typing import Any
+
+import jsonschema
+import pytest
+from test_grammar_calls import FORMATS, allows, calls, grammars, sampled
+
+from rorqual.core.errors import DataError
+from rorqual.core.records import Tool
+from rorqual.data.chat.special_tokens import SpecialTokenText
+
+NAMES = [name for name in FORMATS if name.startswith("deepseek-v3.2")]
+EITHER = pytest.mark.parametrize("name", NAMES)
+WIDE: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "minLength": 2, "maxLength": 6},
+        "kind": {"$ref": "#/$defs/Kind"},
+        "days": {"type": ["integer", "string", "null"], "maximum": 9},
+        "maybe": {"anyOf": [{"type": "string", "pattern": "^[a-z]*$"}, {"type": "null"}]},
+        "list": {"type": "array", "items": {"$ref": "#/$defs/Kind"}, "maxItems": 2},
+        "any": {},
+        "never": False,
+    },
+    "required": ["city", "kind"],
+    "$defs": {"Kind": {"type": "string", "enum": ["a b", "</", '"}']}},
+}
+FIT: list[dict[str, Any]] = [
+    {"city": "Zü", "kind": "a b"},
+    {"city": "<b>\n\"\"", "kind": "</"},
+    {"city": "</</</", "kind": '"}', "days": 9},
+    {"city": "Bern", "kind": "a b", "days": "</para", "maybe": "", "list": ["</", "a b"], "any": {"a": [1.5, "</"]}},
+    {"city": "Bern", "kind": "a b", "days": None, "maybe": None, "list": [], "any": "{}"},
+]  # fmt: skip
+MISFIT: list[dict[str, Any]] = [
+    {"city": "Z", "kind": "a b"},
+    {"city": "Zuerich", "kind": "a b"},
+    {"city": 12, "kind": "a b"},
+    {"city": "Bern"},
+    {"city": "Bern", "kind": "c"},
+    {"city": "Bern", "kind": "a b", "days": 10},
+    {"city": "Bern", "kind": "a b", "days": 1.5},
+    {"city": "Bern", "kind": "a b", "maybe": 1},
+    {"city": "Bern", "kind": "a b", "list": ["c"]},
+    {"city": "Bern", "kind": "a b", "never": 1},
+]
+
+
+def said(name: str, arguments: dict[str, Any]) -> list[int]:
+    chat = FORMATS[name]
+    frame = chat.call_frame
+    assert frame is not None
+    text = frame.begin + frame.call("wide", json.dumps(arguments, ensure_ascii=False)) + frame.end
+    return [*SpecialTokenText(chat.tokenizer, ()).ids(text), chat.stop_ids[0]]
+
+
+@EITHER
+def test_arguments_that_fit_are_allowed_and_others_are_not(name: str) -> None:
+    compiled = grammars(name).compile(calls(wide=WIDE))
+    for arguments in FIT:
+        jsonschema.validate(arguments, WIDE)
+        ids = said(name, arguments)
+        assert allows(compiled.start(), ids), arguments
+        assert json.loads(FORMATS[name].parse(ids, "off", [Tool("wide")]).tool_calls[0].arguments) == arguments
+    for arguments in MISFIT:
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(arguments, WIDE)
+        assert not allows(compiled.start(), said(name, arguments)), arguments
+
+
+@EITHER
+def test_what_ends_fits_or_is_an_error_that_names_the_keyword(name: str) -> None:
+    chat, compiled, ended = FORMATS[name], grammars(name).compile(calls(many=False, wide=WIDE)), 0
+    for seed in range(12):
+        constraint = compiled.start()
+        reply, whole = sampled(constraint, chat, seed)
+        if not whole:
+            continue
+        ended += 1
+        (call,) = chat.parse(reply, "off", [Tool("wide")]).tool_calls
+        if constraint.error:
+            assert "'pattern' at" in constraint.error and "the parameters of 'wide'" in constraint.error
+        else:
+            jsonschema.validate(json.loads(call.arguments), WIDE)
+    assert ended >= 6
+
+
+@EITHER
+def test_a_pattern_is_checked_when_the_call_is_whole(name: str) -> None:
+    compiled = grammars(name).compile(calls(wide=WIDE))
+    for text, fits in (("abc", True), ("ABC", False)):
+        constraint = compiled.start()
+        assert allows(constraint, said(name, {"city": "Bern", "kind": "a b", "maybe": text}))
+        assert bool(constraint.error) != fits
+
+
+def test_a_string_spells_tags_only_where_they_are_told_by_a_token() -> None:
+    for name in NAMES:
+        compiled = grammars(name).compile(
+            calls(wide={"properties": {"text": {"type": "string"}, "what": {"const": "｜DSML｜"}}})
+        )
+        assert allows(compiled.start(), said(name, {"text": "</｜DSML|parameter>"}))
+        for arguments in ({"text": "a</｜DSML｜parameter>b"}, {"text": "｜DSML｜"}, {"what": "｜DSML｜"}):
+            chat, ids = FORMATS[name], said(name, arguments)
+            read = chat.parse(ids, "off", [Tool("wide")]).tool_calls
+            exact = bool(read) and json.loads(read[0].arguments) == arguments
+            assert allows(compiled.start(), ids) == exact == ("text" not in name)
+
+
+@EITHER
+def test_parameters_behind_references_and_alternatives_are_found(name: str) -> None:
+    args = {"properties": {"a": {"type": "string"}, "b": {"type": "integer"}}, "required": ["a"]}
+    more = {"properties": {"c": {"type": "boolean"}}, "required": ["c"]}
+    other = {"properties": {"d": {"type": "null"}}, "required": ["d"]}
+    for schema in (
+        {"$ref": "#/$defs/more", **args, "$defs": {"more": more}},
+        {"allOf": [args, {"$ref": "#/$defs/more"}], "$defs": {"more": more}},
+        {**args, "anyOf": [more, other]},
+    ):  # fmt: skip
+        compiled = grammars(name).compile(calls(wide=schema))
+        assert allows(compiled.start(), said(name, {"a": "x", "b": 1, "c": True}))
+        assert not allows(compiled.start(), said(name, {"b": 1, "c": True})), "a is required"
+        constraint = compiled.start()
+        assert not allows(constraint, said(name, {"a": "x"})) or "does not hold" in constraint.error
+
+
+@EITHER
+def test_a_schema_of_many_paths_is_read_once(name: str) -> None:
+    names = [f"d{number}" for number in range(40)]
+    defs: dict[str, Any] = {
+        one: {"anyOf": [{"$ref": f"#/$defs/{two}"}, {"$ref": f"#/$defs/{two}"}]}
+        for one, two in itertools.pairwise(names)
+    }
+    began = time.process_time()
+    compiled = grammars(name).compile(
+        calls(wide={"properties": {"a": {"$ref": "#/$defs/d35"}}, "$defs": defs | {"d39": {"type": "string"}}})
+    )
+    assert allows(compiled.start(), said(name, {"a": "x"}))
+    assert time.process_time() - began < 5
+
+
+@EITHER
+def test_a_schema_that_refers_to_itself_is_followed(name: str) -> None:
+    tree = {
+        "type": "object",
+        "properties": {"left": {"$ref": "#"}, "name": {"type": "string"}},
+        "additionalProperties": False,
+    }
+    loop = {
+        "properties": {"a": {"$ref": "#/$defs/a"}},
+        "$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}, {"type": "null"}]}},
+    }
+    for schema, arguments in ((tree, {"left": {"left": {"name": "b"}}, "name": "a"}), (loop, {"a": None})):
+        assert allows(grammars(name).compile(calls(wide=schema)).start(), said(name, arguments))
+
+
+@EITHER
+def test_arguments_that_cannot_be_are_refused_and_their_twin_runs(name: str) -> None:
+    poison = {"required": ["a"], "properties": {"a": False}}
+    with pytest.raises(DataError, match=r"the parameters of 'wide': .*no reply can match"):
+        grammars(name).compile(calls(wide=poison))
+    twin = {"required": ["b"], "properties": {"a": False}}
+    assert allows(grammars(name).compile(calls(wide=twin)).start(), said(name, {"b": [1]}))

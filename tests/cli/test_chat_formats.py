@@ -20,7 +20,10 @@ from rorqual.engine.engine import Engine
 from rorqual.engine.request import Request, SamplingParams
 
 GOLDEN = Path(__file__).parents[1] / "data" / "chat" / "golden"
-FORMATS = {"chatml": "qwen", "qwen3": "qwen", "llama3": "llama3", "deepseek-r1": "deepseek", "deepseek-v3": "deepseek"}
+FORMATS = {
+    "chatml": "qwen", "qwen3": "qwen", "llama3": "llama3", "deepseek-r1": "deepseek", "deepseek-v3": "deepseek",
+    "deepseek-v3.2": "deepseek",
+}  # fmt: skip
 
 
 def ids_of(family: str) -> Tokenizer:

@@ -27,7 +27,7 @@ from rorqual.data.tokenizer import Tokenizer
 TOKENIZER = Tokenizer.byte_level()
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}{% if thinking %}<think>{% endif %}"
 CHATS: dict[str, ChatFormat] = {
-    name: chat_format(TOKENIZER, name) for name in ("deepseek", "deepseek-r1", "deepseek-v3", "none")
+    name: chat_format(TOKENIZER, name) for name in ("deepseek", "deepseek-r1", "deepseek-v3", "deepseek-v3.2", "none")
 }
 CHATS["template"] = TemplateChat(TOKENIZER, TEMPLATE)
 MODES: tuple[Thinking, ...] = ("auto", "on", "off")

@@ -86,7 +86,7 @@ def answer(shape: ChatShape, text: str) -> tuple[dict[str, Any], str, str]:
 
 def test_every_family_is_known_to_think_or_not() -> None:
     thinking = {kind.name for kind in KINDS} - set(FAMILIES)
-    assert thinking == {"deepseek", "deepseek-r1", "qwen3"} and NoChat.name not in thinking
+    assert thinking == {"deepseek", "deepseek-r1", "deepseek-v3.2", "qwen3"} and NoChat.name not in thinking
     assert not any(chat.thinks for chat in FORMATS.values()) and not NoChat(tokenizer("qwen")).thinks
     assert all(chat_format(tokenizer("qwen" if name == "qwen3" else "deepseek"), name).thinks for name in thinking)
     assert not of_template(TEMPLATE).thinks and of_template(TEMPLATE + SWITCH).thinks

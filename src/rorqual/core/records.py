@@ -33,7 +33,10 @@ class Tool:
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A tool call in a reply. `arguments` is a JSON object as text, exactly as the model generated it."""
+    """A tool call in a reply. `arguments` is a JSON object as text, exactly as the model generated it.
+
+    A model that writes DSML generates no object. There, `arguments` is built from the parameters of the call.
+    """
 
     id: str
     name: str

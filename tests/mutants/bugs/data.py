@@ -149,4 +149,28 @@ MUTANTS = (
         'self._form.empty == "marked"',
         "tests/serve/test_reading.py::test_each_fixture_cut_off_anywhere_reads_as_the_format_says",
     ),
+    one(
+        "a value that closes its own JSON adds an argument",
+        "DSML: the published parser joins values unread",
+        "data/chat/dsml.py",
+        "        if not self._string and not is_json(value):\n",
+        "        if False:\n",
+        "tests/data/chat/test_tool_replies.py::test_a_reply_is_read_as_its_rule_says",
+    ),
+    one(
+        "an answer that may not think is shown its thoughts",
+        "DeepSeek-V3.2's encoder drops them in chat mode",
+        "data/chat/deepseek_v32.py",
+        'None if thinking == "off" else message.reasoning or ""',
+        'message.reasoning or ""',
+        "tests/data/chat/test_deepseek_v32.py::test_text_and_ids_are_those_of_the_published_encoder",
+    ),
+    one(
+        "a line break before the end of the calls is an answer",
+        "DSML: text behind calls begins with what closes them",
+        "data/chat/reply.py",
+        'closes = number <= closed or (item.kind == "end" and item.name == LATE)',
+        'closes = item.kind == "close" or (item.kind == "end" and item.name == LATE)',
+        "tests/data/chat/test_tool_replies.py::test_a_reply_is_read_as_its_rule_says",
+    ),
 )

@@ -1455,4 +1455,12 @@ MUTANTS = (
         "self.top[active[row].slot].append(best)",
         "tests/engine/test_every_field.py::test_each_request_of_a_batch_has_as_many_alternatives_as_it_asked_for",
     ),
+    one(
+        "a forced string may spell the mark that would end it",
+        "DSML without a token for its tags",
+        "engine/grammar/dsml.py",
+        '("" if self.has_token else f" & ~/(?s:.*){raw(DSML)}(?s:.*)/")',
+        '""',
+        "tests/engine/test_grammar_dsml.py::test_a_string_spells_tags_only_where_they_are_told_by_a_token",
+    ),
 )

@@ -742,7 +742,10 @@ DECLARED: dict[str, tuple[set[str], set[str]]] = {
         },
     ),
     "peft": (of(PeftConfig), {"base", "name", "quiet"}),
-    "attention": (of(AttentionSettings), {"data", "length", "windows", "min_recall", "out", "threads", *PLACED}),
+    "attention": (
+        of(AttentionSettings),
+        {"data", "length", "windows", "budgets", "min_recall", "out", "page", "threads", *PLACED},
+    ),
     "trace": (PLACED, PLACED),
     "report": (PLACED, PLACED),
     "doctor": (PLACED, PLACED),

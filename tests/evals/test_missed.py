@@ -3,65 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from sparse_model import BUDGET, VOCAB, attention_inputs, dense_weights, model_of, write_run
 from torch import Tensor
 from typer.testing import CliRunner
 
 from rorqual.cli.main import app
 from rorqual.core.errors import ConfigError, DataError
-from rorqual.core.records import RunDir
 from rorqual.evals.missed import DISTANCES, Misses, measure_missed
-from rorqual.model import Decoder, ModelConfig, Stage
-from rorqual.model.attention import DSA, DSAConfig, MLAConfig
-from rorqual.model.ffn import DenseConfig
-from rorqual.ops.backends import REFERENCE
-from rorqual.recipes import make_run
-from rorqual.recipes.sparsify import SparsifyConfig, sparsify
-from rorqual.train.loop import fit
 
-LENGTH, BUDGET, VOCAB = 90, 8, 30
-
-
-def model_of(budget: int = BUDGET, *, kind: str = "dsa") -> Decoder:
-    """Peaked attention, and an indexer that has learnt nothing."""
-    mla = MLAConfig(
-        num_attention_heads=3, q_lora_rank=10, kv_lora_rank=8, qk_nope_head_dim=6, qk_rope_head_dim=4, v_head_dim=5
-    )
-    index = {"kind": "dsa", "index_n_heads": 16, "index_head_dim": 10, "index_topk": budget}
-    attention = DSAConfig(**dict(mla) | index) if kind == "dsa" else mla
-    stage = Stage(layers=2, attention=attention, ffn=DenseConfig(intermediate_size=20))
-    model = Decoder(ModelConfig(vocab_size=VOCAB, hidden_size=16, stages=(stage,)), REFERENCE)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, tensor in sorted(model.named_parameters()):
-            scale = 4.0 if "q_b_proj" in name else 1.0
-            noise = torch.randn(tensor.shape, generator=generator) * scale
-            tensor.copy_(noise * tensor.shape[-1] ** -0.5 if tensor.dim() > 1 else 1 + 0.2 * noise)
-    return model
+LENGTH = 90
 
 
 def windows(count: int = 2, length: int = LENGTH) -> Tensor:
     return torch.randint(VOCAB, (count, length + 1), generator=torch.Generator().manual_seed(2))
-
-
-def dense_weights(layer: DSA, x: Tensor, model: Decoder) -> tuple[Tensor, Tensor]:
-    """The dense attention weights of x [n, hidden], [heads, n, n], and the module's dense output [n, hidden]."""
-    from rorqual.model.attention import AttentionContext
-
-    context = AttentionContext(torch.arange(len(x))[None], None, model.ops)
-    _, q_nope, q_rope, latent, k_rope = (t[0] for t in layer.project(x[None], context))
-    kv = (latent @ layer.kv_b_proj.weight.T).view(len(x), 3, 11)
-    k = torch.cat((kv[..., :6], k_rope.unsqueeze(1).expand(-1, 3, -1)), -1)
-    scores = torch.einsum("thd,shd->hts", torch.cat((q_nope, q_rope), -1), k) * 10**-0.5
-    scores = scores.masked_fill(~torch.ones(len(x), len(x), dtype=torch.bool).tril(), -torch.inf)
-    weights = scores.softmax(-1)
-    out = torch.einsum("hts,shd->thd", weights, kv[..., 6:]).flatten(1) @ layer.o_proj.weight.T
-    return weights, out
 
 
 @torch.no_grad()
@@ -69,30 +30,24 @@ def test_it_equals_a_plain_computation() -> None:
     model, tokens = model_of(), windows()
     found = measure_missed(model, tokens)
     assert (found.queries, found.dense, found.windows) == (2 * (LENGTH - BUDGET), 2 * BUDGET, 2)
-    inputs: dict[int, list[Tensor]] = {0: [], 1: []}
-    outputs: dict[int, list[Tensor]] = {0: [], 1: []}
-    hooks = []
-    for index, layer in enumerate(model.layers):
-        hooks.append(
-            layer.attention.register_forward_hook(  # type: ignore[union-attr]
-                lambda _m, given, out, i=index: (inputs[i].append(given[0][0]), outputs[i].append(out[0]), None)[-1]
-            )
-        )
-    selected = [model(window[None, :-1], record=("selected",)).recorded["selected"] for window in tokens]
-    for hook in hooks:
-        hook.remove()
+    seen = [attention_inputs(model, window[:-1]) for window in tokens]
+    inputs, outputs, selected = ([[parts[which][layer] for parts in seen] for layer in range(2)] for which in range(3))
+    lowest = []
     for index, layer in enumerate(found.layers):
         mass, recall, difference = [], [], []
         share, inside = np.zeros(len(DISTANCES)), np.zeros(len(DISTANCES))
         for w in range(2):
             weights, dense = dense_weights(model.layers[index].attention, inputs[index][w], model)  # type: ignore[arg-type]
             for t in range(BUDGET, LENGTH):
-                rows = selected[w][index][t].tolist()
+                rows = selected[index][w][t].tolist()
                 assert len(set(rows)) == BUDGET and max(rows) <= t
                 mass.append(weights[:, t, rows].sum(-1).numpy())
                 mean = weights[:, t].mean(0)
                 best = sorted(range(t + 1), key=lambda s: -float(mean[s]))[:BUDGET]
                 recall.append(len({*best} & {*rows}) / BUDGET)
+                lowest.append(
+                    (float(mean[rows].sum()), index, w, t, mean[: t + 1], sorted(rows), sorted({*best} - {*rows}))
+                )
                 difference.append(float((outputs[index][w][t] - dense[t]).norm() / dense[t].norm()))
                 for s in range(t + 1):
                     place = max(i for i, first in enumerate(DISTANCES) if t - s >= first)
@@ -113,6 +68,11 @@ def test_it_equals_a_plain_computation() -> None:
                 b / a, abs=1e-5
             )
         assert sum(part.share for part in layer.distances) == pytest.approx(1, abs=1e-5)
+    mass, index, w, t, weights, rows, left = min(lowest, key=lambda one: one[0])
+    low = found.lowest
+    assert (low.layer, low.window, low.mass) == (index, w, pytest.approx(mass, abs=1e-5))
+    assert (low.tokens, low.selected, low.missed) == (tuple(tokens[w, : t + 1].tolist()), tuple(rows), tuple(left))
+    assert low.weights == pytest.approx(weights.numpy(), abs=1e-5) and left
     logprobs = []
     for budget in (LENGTH, BUDGET):
         other = model_of(budget)
@@ -127,6 +87,15 @@ def test_it_equals_a_plain_computation() -> None:
     )
     for value, part in ((found.loss_dense, dense), (found.loss_sparse, sparse)):
         assert value == pytest.approx(-float(part.gather(2, tokens[:, BUDGET + 1 :, None]).mean()), rel=1e-4)
+
+
+@torch.no_grad()
+def test_another_budget_measures_what_a_model_of_that_index_topk_misses() -> None:
+    model, tokens = model_of(), windows()
+    for budget in (3, 2 * BUDGET):
+        assert measure_missed(model, tokens, budget=budget) == measure_missed(model_of(budget), tokens)
+    assert measure_missed(model, tokens, budget=BUDGET) == measure_missed(model, tokens)
+    assert [layer.attention.config.index_topk for layer in model.layers] == [BUDGET, BUDGET]  # type: ignore[union-attr]
 
 
 @torch.no_grad()
@@ -171,36 +140,44 @@ def test_a_window_within_the_budget_and_a_model_without_selection_are_refused() 
 @pytest.fixture(scope="module")
 def sparse(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("missed")
-    run = make_run("sft", {"task": "families", "size": "tiny", "steps": "3", "rows": "2"})
-    fit(run, place / "dense", quiet=True)
-    sparsify(
-        RunDir(place / "dense"), place / "out", SparsifyConfig(index_topk=9, warmup=1, steps=1, rows=2), quiet=True
-    )
+    write_run(place / "dense", model_of(vocab=263, context=128, kind="mla"))
+    write_run(place / "sparse", model_of(9, vocab=263, context=128))
     (place / "text.txt").write_text("".join(f"{n} eggs and {n * 7} owls. " for n in range(400)), encoding="utf-8")
     return place
 
 
 def said(*words: Any, code: int = 0) -> str:
+    words = words if "threads=1" in words else (*words, "threads=1")
     done = CliRunner().invoke(app, ["attention", *map(str, words)], catch_exceptions=False)
     assert done.exit_code == code, done.output
     return done.output
 
 
 def test_the_command_gives_its_options_on(sparse: Path, tmp_path: Path) -> None:
-    run, data, out = sparse / "out" / "sparse", f"data={sparse / 'text.txt'}", tmp_path / "a.json"
+    run, data, out = sparse / "sparse", f"data={sparse / 'text.txt'}", tmp_path / "a.json"
     text = said(run, data, "length=60", "windows=3", f"out={out}", "threads=1", "device=cpu", "dtype=float32")
     values = json.loads(out.read_text(encoding="utf-8"))
-    assert (values["length"], values["windows"], values["budget"], values["queries"]) == (60, 3, 9, 3 * 51)
-    assert "3 windows of 60 tokens, index_topk=9" in text and "153 queries; 27 further queries" in text
-    for layer in values["layers"]:
-        assert f"{layer['mass']:>6.3f}  {layer['mass_p1']:>7.3f}  {layer['recall']:>6.3f}" in text
-    said(run, data, f"out={tmp_path / 'b.json'}", "dtype=bfloat16")
+    assert (values["length"], values["index_topk"], values["budgets"]) == (60, 9, [2, 4, 9, 18])
+    assert [(one["text"], one["windows"], one["budget"]) for one in values["texts"]] == [
+        (str(sparse / "text.txt"), 3, budget) for budget in (2, 4, 9, 18)
+    ]
+    assert "3 windows of 60 tokens, 153 queries." in text and "27 further queries" in text
+    own = values["texts"][2]
+    assert own["queries"] == 3 * 51
+    for layer in own["layers"]:
+        assert f"{layer['layer']:<5}  {layer['mass']:.3f}  {layer['mass_p1']:>7.3f}  {layer['recall']:>6.3f}" in text
+    recalls = [[one["layers"][0]["recall"] for one in values["texts"]]]
+    assert re.search(r"\n0 +" + " +".join(f"{value:.3f}" for value in recalls[0]) + r"\n", text)
+    said(run, data, f"out={tmp_path / 'b.json'}", "dtype=bfloat16", "budgets=9")
     other = json.loads((tmp_path / "b.json").read_text(encoding="utf-8"))
-    assert (other["length"], other["windows"]) == (128, min(8, (int(other["windows"])))) and other["kl"] != values["kl"]
+    assert (other["length"], other["budgets"], len(other["texts"])) == (128, [9], 1) and other["texts"][0][
+        "windows"
+    ] <= 8
+    assert other["texts"][0]["kl"] != own["kl"]
 
 
 def test_the_gate_fails_below_its_limit_and_passes_at_it(sparse: Path) -> None:
-    run, data = sparse / "out" / "sparse", f"data={sparse / 'text.txt'}"
+    run, data = sparse / "sparse", f"data={sparse / 'text.txt'}"
     assert "is below min_recall=0.999" in said(run, data, "length=60", "min_recall=0.999", code=1)
     assert "min_recall" not in said(run, data, "length=60", "min_recall=0.01")
 
@@ -210,7 +187,7 @@ def test_the_gate_fails_below_its_limit_and_passes_at_it(sparse: Path) -> None:
     [
         ((), "key 'data' is missing"),
         (("data=nowhere.txt",), "nowhere.txt"),
-        (("length=9",), "not longer than index_topk=9"),
+        (("length=9",), "a length of 9 tokens is not above index_topk=9"),
         (("length=129",), "length=129 exceeds the model's context of 128"),
         (("data=rows.jsonl",), "this file holds rows"),
         (("min_recall=2",), "min_recall"),
@@ -220,7 +197,7 @@ def test_the_gate_fails_below_its_limit_and_passes_at_it(sparse: Path) -> None:
 )
 def test_bad_input_is_refused(words: tuple[str, ...], match: str, sparse: Path) -> None:
     given = words if not words or words[0].startswith("data") else (f"data={sparse / 'text.txt'}", *words)
-    assert match in said(sparse / "out" / "sparse", *given, code=2)
+    assert match in said(sparse / "sparse", *given, code=2)
 
 
 def test_a_dense_run_is_refused(sparse: Path) -> None:

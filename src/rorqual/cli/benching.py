@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -25,7 +25,7 @@ import rorqual
 from rorqual.cli.accounts import BYTES, count, memory_text
 from rorqual.cli.machine import cores, load, memory, processor
 from rorqual.cli.measure import REMOTE
-from rorqual.cli.settings import Placement, check_device, read
+from rorqual.cli.settings import Counts, Placement, check_device, read
 from rorqual.core.config import Natural, Seed
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import write_json
@@ -42,13 +42,6 @@ SMALLEST_ARRAY, LARGEST_ARRAY = 256 * 2**20, 2**31
 The array is four times as large as the last-level cache if that is within both limits, and at most a quarter of free memory."""
 READS = 5
 """Number of times that the bandwidth test repeats each kind of read: a sum, and a matrix-vector product."""
-
-
-def _split(value: Any) -> Any:
-    return tuple(value.split(",")) if isinstance(value, str) else value
-
-
-Counts = Annotated[tuple[Annotated[int, Field(ge=1, le=2**20)], ...], BeforeValidator(_split), Field(min_length=1)]
 
 
 class BenchSettings(Placement):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
+from pydantic import BeforeValidator, Field
 
 from rorqual.core.config import Config, parse
 from rorqual.core.errors import ConfigError
@@ -13,6 +14,14 @@ from rorqual.core.errors import ConfigError
 WHERE = "command line"
 Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", show_default=False)]
 DType = Literal["float32", "bfloat16"]
+
+
+def _split(value: Any) -> Any:
+    return tuple(value.split(",")) if isinstance(value, str) else value
+
+
+Counts = Annotated[tuple[Annotated[int, Field(ge=1, le=2**20)], ...], BeforeValidator(_split), Field(min_length=1)]
+"""Positive integers, separated by commas on the command line."""
 
 
 class Placement(Config):

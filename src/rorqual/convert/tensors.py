@@ -16,7 +16,7 @@ from rorqual.convert.stream import Progress, Spec, Stored, read_header
 from rorqual.core.errors import CheckpointError, ConfigError
 from rorqual.model.config import ModelConfig
 from rorqual.model.ffn import older_names
-from rorqual.model.load.names import SCALE, NameEntry, NameMap, shown
+from rorqual.model.load.names import INDEXER, SCALE, NameEntry, NameMap, shown
 from rorqual.model.skeleton import skeleton
 from rorqual.ops.quant import BLOCK, blocks
 
@@ -32,6 +32,7 @@ Embedding, head, gate, norms, eh_proj and the indexer's weights_proj are not FP8
 MISMATCH = "The config does not belong to these weights, or a file is damaged: download both again."
 
 NO_MTP = "These weights have no MTP module (transformers does not save it): set num_nextn_predict_layers to 0 in config.json."
+NO_INDEXER = "These weights have no indexer: set model_type to deepseek_v3 in config.json, and add indexers with `rorqual sparsify`."
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,9 @@ def _check_names(names: NameMap, tensors: Collection[str], where: str) -> None:
         names.check(tensors)
     except CheckpointError as error:
         mtp = {entry.published[0] for entry in names.entries if entry.internal.startswith("mtp.")}
-        remedy = NO_MTP if mtp and not mtp.intersection(tensors) else error.remedy
+        indexer = {entry.published[0] for entry in names.entries if INDEXER in entry.internal}
+        remedy = NO_INDEXER if indexer and not indexer.intersection(tensors) else error.remedy
+        remedy = NO_MTP if mtp and not mtp.intersection(tensors) else remedy
         raise CheckpointError(error.what, where=where, remedy=remedy) from None
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -57,10 +57,28 @@ class LayerMisses:
 
 
 @dataclass(frozen=True)
-class Misses:
-    """What a model with sparse attention misses on some windows of tokens.
+class LowestQuery:
+    """The query with the lowest share of dense attention on selected positions (`mass`, averaged over heads).
 
-    `queries` is the number of queries that see more than `index_topk` positions, and `dense` the number of all other
+    `layer` and `window` are indices. `tokens` are the ids of the positions that the query sees, the last one is its own.
+    `weights` are the dense attention weights of these positions, averaged over heads. `selected` are the selected
+    positions. `missed` are the positions that are not selected although their weights are among the `index_topk` largest.
+    """
+
+    layer: int
+    window: int
+    mass: float
+    tokens: tuple[int, ...]
+    weights: tuple[float, ...]
+    selected: tuple[int, ...]
+    missed: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Misses:
+    """What a model with sparse attention misses on some windows of tokens, at a budget of `budget` positions.
+
+    `queries` is the number of queries that see more than `budget` positions, and `dense` the number of all other
     queries. `kl` is KL(dense || sparse) of the next-token distribution, in nats. `flips` is the share of queries whose
     most likely next token changes. `loss_dense` and `loss_sparse` are the next-token losses with dense and with sparse
     attention, in nats.
@@ -76,6 +94,12 @@ class Misses:
     loss_dense: float
     loss_sparse: float
     layers: tuple[LayerMisses, ...]
+    lowest: LowestQuery
+
+    @property
+    def mass(self) -> float:
+        """The mean `mass` of the layers."""
+        return sum(layer.mass for layer in self.layers) / len(self.layers)
 
     @property
     def recall(self) -> float:
@@ -100,12 +124,23 @@ def sparse_layers(model: Decoder, where: str = "") -> list[DSA]:
     return found
 
 
+def trained_budget(layers: Sequence[DSA]) -> int:
+    """Return the `index_topk` of the model's sparse attentions. Raises ConfigError if they differ."""
+    budgets = sorted({layer.config.index_topk for layer in layers})
+    if len(budgets) > 1:
+        raise ConfigError(
+            f"the layers have different values of index_topk: {', '.join(map(str, budgets))}",
+            remedy="Measure a model whose layers share one index_topk.",
+        )
+    return budgets[0]
+
+
 @contextmanager
-def dense_attention(layers: Sequence[DSA], length: int) -> Iterator[None]:
-    """Let sparse attentions select all of `length` positions inside the `with` block."""
+def budget_of(layers: Sequence[DSA], budget: int) -> Iterator[None]:
+    """Let sparse attentions select `budget` positions inside the `with` block. Attention to at most `budget` positions is dense."""
     before = [layer.config for layer in layers]
     for layer in layers:
-        layer.config = layer.config.model_copy(update={"index_topk": length})
+        layer.config = layer.config.model_copy(update={"index_topk": budget})
     try:
         yield
     finally:
@@ -114,26 +149,27 @@ def dense_attention(layers: Sequence[DSA], length: int) -> Iterator[None]:
 
 
 @torch.no_grad()
-def measure_missed(model: Decoder, tokens: Tensor, where: str = "") -> Misses:
-    """Measure what sparse attention misses on `tokens` [windows, length + 1].
+def measure_missed(model: Decoder, tokens: Tensor, where: str = "", budget: int = 0) -> Misses:
+    """Measure what sparse attention misses on `tokens` [windows, length + 1] at `budget` positions (0: the model's index_topk).
 
     Each window is one sequence. Memory grows with the square of `length`. Raises ConfigError if the model has no sparse
-    attention, and DataError if the windows are not longer than `index_topk`.
+    attention, and DataError if the windows are not longer than the budget.
     """
-    layers = sparse_layers(model, where)
-    budget, length = max(layer.config.index_topk for layer in layers), tokens.shape[1] - 1
+    layers, length = sparse_layers(model, where), tokens.shape[1] - 1
+    budget = budget or trained_budget(layers)
     if length <= budget:
         raise DataError(
             f"windows of {length} tokens are not longer than index_topk={budget}, so nothing can be missed",
             where=where,
             remedy=f"Use a length= of more than {budget}, and a text that is long enough.",
         )
-    collected = [_Collected(layer.config.index_topk) for layer in layers]
+    collected = [_Collected(budget) for _ in layers]
     kl, flips, losses = 0.0, 0, np.zeros(2)
     for window in tokens:
         inputs, targets = window[None, :-1], window[1:]
-        output = model(inputs, record=(*MISSED, "selected"))
-        with dense_attention(layers, length):
+        with budget_of(layers, budget):
+            output = model(inputs, record=(*MISSED, "selected"))
+        with budget_of(layers, length):
             dense = model(inputs).hidden[0]
         sparse_logprobs, dense_logprobs = (
             model.logits(hidden[budget:]).log_softmax(-1) for hidden in (output.hidden[0], dense)
@@ -156,7 +192,15 @@ def measure_missed(model: Decoder, tokens: Tensor, where: str = "") -> Misses:
         loss_dense=float(losses[0]) / queries,
         loss_sparse=float(losses[1]) / queries,
         layers=tuple(found.result(index) for index, found in enumerate(collected)),
+        lowest=_lowest(collected, tokens),
     )
+
+
+def _lowest(collected: Sequence[_Collected], tokens: Tensor) -> LowestQuery:
+    """Return the query with the lowest mass over all layers and windows [windows, length + 1]."""
+    layer = min(range(len(collected)), key=lambda index: collected[index].lowest.mass)
+    found = collected[layer].lowest
+    return replace(found, layer=layer, tokens=tuple(tokens[found.window, : len(found.weights)].tolist()))
 
 
 class _Collected:
@@ -167,6 +211,8 @@ class _Collected:
         self.mass, self.recall, self.difference = list[Tensor](), list[Tensor](), list[Tensor]()
         self.heads, self.tied = list[Tensor](), 0
         self.share, self.inside = np.zeros(len(DISTANCES)), np.zeros(len(DISTANCES))
+        self.windows = 0
+        self.lowest = LowestQuery(0, 0, np.inf, (), (), (), ())
 
     def add(self, recorded: dict[str, Tensor]) -> None:
         """Add the records of one window, without the queries that see at most `budget` positions."""
@@ -190,6 +236,16 @@ class _Collected:
                 .scatter_add(0, place.flatten(), values.flatten())
                 .numpy()
             )
+        worst = int(self.mass[-1].argmin())
+        if (share_inside := float(self.mass[-1][worst])) < self.lowest.mass:
+            visible = k + worst + 1
+            weights = torch.zeros(visible, dtype=torch.double).index_put(
+                (rows[worst, :visible],), mass[worst, :visible]
+            )
+            missed = rows[worst, :k][~inside[worst, :k]]
+            positions = (tuple(sorted(part.tolist())) for part in (selected[worst], missed))
+            self.lowest = LowestQuery(0, self.windows, share_inside, (), tuple(weights.tolist()), *positions)
+        self.windows += 1
 
     def result(self, layer: int) -> LayerMisses:
         """Return the layer's values."""

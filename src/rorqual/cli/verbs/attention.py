@@ -8,24 +8,28 @@ from typing import Annotated
 import typer
 
 from rorqual.cli.machine import cores
-from rorqual.cli.settings import WHERE, Placement, Settings, check_device, read
+from rorqual.cli.settings import WHERE, Counts, Placement, Settings, check_device, read
 from rorqual.core.config import Count, Natural, Share
 from rorqual.core.errors import ConfigError
-from rorqual.core.records import RunDir, write_json
+from rorqual.core.records import RunDir, write_atomic, write_json
 
 
 class AttentionSettings(Placement):
     """Settings of `rorqual attention`.
 
-    `length`: tokens per window; 0: the context of the model, at most 1,024. `windows`: number of windows. `min_recall`: lowest
-    recall of a layer at which the command succeeds. `out`: JSON file for all values.
+    `data`: text files, `kinds`, `needle` and `copy`, separated by commas. `length`: tokens per window; 0: the context of the
+    model, at most 1,024. `windows`: number of windows per text, and of needles or copied lines per length and depth.
+    `budgets`: values of index_topk to measure besides the model's own. `min_recall`: lowest recall of a layer at which
+    the command succeeds. `out`: JSON file for all values. `page`: HTML file.
     """
 
     data: str = ""
     length: Natural = 0
     windows: Count = 8
+    budgets: Counts | None = None
     min_recall: Share = 0.0
     out: str = ""
+    page: str = ""
     threads: Natural = 0
 
 
@@ -37,28 +41,39 @@ def attention(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run of a model with sparse attention (kind dsa).")],
     settings: Settings = None,
 ) -> None:
-    """Measure what sparse attention misses on a text.
+    """Measure what sparse attention misses.
 
-    The last tenth of the text is split into windows. At each layer, dense attention is computed on the same inputs as sparse
-    attention. The table shows the share of dense attention on the selected positions, the recall of the positions with the
-    largest weights, and the change of the output.
+    At each layer, dense attention is computed on the same inputs as sparse attention. The tables show the share of dense
+    attention on the selected positions, the recall of the positions with the largest weights, and the change of the output.
 
-    Keys: data=FILE (text), length=TOKENS, windows=8, min_recall=0.9 (exit with status 1 if a layer's recall is lower), out=FILE.json,
+    data= names what is read, separated by commas. FILE: the last tenth of a text file. kinds: passages of prose, code,
+    tables, repeats, names and Chinese. needle: a key and its value at several depths and lengths. copy: a repeated line at
+    several distances.
+
+    Keys: data=FILE,kinds,needle,copy, length=TOKENS, windows=8, budgets=16,64 (index_topk to try; default: a quarter, half
+    and twice the model's), min_recall=0.9 (exit with status 1 if a layer's recall is lower), out=FILE.json, page=FILE.html,
     device=, dtype=, threads=N.
     """
     chosen = read(AttentionSettings, settings)
     check_device(chosen.device)
     if not chosen.data:
-        raise ConfigError("key 'data' is missing", where=WHERE, remedy="Give a text file: data=FILE.")
+        raise ConfigError(
+            "key 'data' is missing", where=WHERE, remedy="Give a text file: data=FILE. Or give data=kinds,needle,copy."
+        )
 
     import torch
 
     from rorqual.cli.measure import held_out_text
+    from rorqual.data.passages import KINDS, passage
     from rorqual.data.tokenizer import Tokenizer
-    from rorqual.evals.missed import measure_missed
+    from rorqual.evals.missed_report import Named, measure_report
     from rorqual.evals.missed_table import missed_table
+    from rorqual.evals.planted import PLANTED
     from rorqual.model.load.run import load_run
 
+    names = chosen.data.split(",")
+    texts = [Named(name, held_out_text(name)) for name in names if name not in ("kinds", *PLANTED)]
+    texts += [Named(kind, passage(kind)) for kind in KINDS if "kinds" in names]
     torch.set_num_threads(chosen.threads or cores())
     model = load_run(RunDir(run), device=chosen.device, dtype=getattr(torch, chosen.dtype))
     context = model.config.max_position_embeddings
@@ -68,21 +83,25 @@ def attention(
             where=WHERE,
             remedy=f"Use length={context} or less.",
         )
-    length = chosen.length or min(context, MOST)
-    ids = Tokenizer.load(RunDir(run).tokenizer_file).encode(held_out_text(chosen.data))
-    count = min(chosen.windows, (len(ids) - 1) // length)
-    if count < 1:
-        raise ConfigError(
-            f"the last tenth of the text has {len(ids)} tokens, which do not fill a window of {length}",
-            where=chosen.data,
-            remedy="Give a longer text, or a smaller length=.",
-        )
-    tokens = torch.tensor([ids[i * length : (i + 1) * length + 1] for i in range(count)], device=chosen.device)
-    missed = measure_missed(model, tokens, where=str(run))
-    print(missed_table(missed, str(run), chosen.data))
+    report = measure_report(
+        model,
+        Tokenizer.load(RunDir(run).tokenizer_file),
+        texts,
+        [kind for kind in PLANTED if kind in names],
+        name=str(run),
+        length=chosen.length or min(context, MOST),
+        windows=chosen.windows,
+        budgets=chosen.budgets or (),
+    )
+    print(missed_table(report))
     if chosen.out:
-        write_json(Path(chosen.out), {"run": str(run), "data": chosen.data, **missed.to_json()})
+        write_json(Path(chosen.out), report.to_json())
         print(f"{chosen.out}: all values, by layer, head and distance")
-    if missed.recall < chosen.min_recall:
-        print(f"recall {missed.recall:.3f} is below min_recall={chosen.min_recall:g}")
+    if chosen.page:
+        from rorqual.evals.missed_page import missed_page
+
+        write_atomic(Path(chosen.page), missed_page(report, Tokenizer.load(RunDir(run).tokenizer_file)).encode())
+        print(f"{chosen.page}: pictures, and the queries that miss most")
+    if chosen.min_recall and report.recall < chosen.min_recall:
+        print(f"recall {report.recall:.3f} is below min_recall={chosen.min_recall:g}")
         raise typer.Exit(1)

@@ -17,6 +17,8 @@ from rorqual.ops.quant import blocks
 
 SCALE = "_scale_inv"
 """Name suffix of the scales of an FP8 tensor, which has one scale per 128 x 128 block."""
+INDEXER = ".indexer."
+"""Part of the name of every weight of a lightning indexer."""
 
 Shape = tuple[int, ...]
 

@@ -21,7 +21,7 @@ from rorqual.model.config import ModelConfig
 from rorqual.model.decoder import Decoder
 from rorqual.model.ffn import older_names
 from rorqual.model.load.find import family_for
-from rorqual.model.load.names import SCALE, NameEntry, Shape
+from rorqual.model.load.names import INDEXER, SCALE, NameEntry, Shape
 from rorqual.model.skeleton import skeleton
 from rorqual.ops.backends import TORCH, Backend
 from rorqual.ops.quant import dequantize_blocks
@@ -125,10 +125,12 @@ def _check_shapes(shapes: Mapping[str, Shape], wanted: Mapping[str, Shape], wher
     ]
     if problems:
         shown = "; ".join(problems[:12]) + (f"; and {len(problems) - 12} more" if len(problems) > 12 else "")
+        no_indexer = all(problem.startswith("missing ") and INDEXER in problem for problem in problems)
+        remedy = "Use the dense model (kind mla), and add indexers with `rorqual sparsify`." if no_indexer else ""
         raise CheckpointError(
             f"the checkpoint does not match the model: {shown}",
             where=where,
-            remedy="Use the config that the weights were trained with.",
+            remedy=remedy or "Use the config that the weights were trained with.",
         )
 
 

@@ -1,0 +1,165 @@
+"""The measurement of `rorqual attention`: what a model's selection misses on several texts, at several budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from rorqual.core.errors import ConfigError, DataError
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.evals.missed import Misses, measure_missed, sparse_layers, trained_budget
+from rorqual.evals.planted import (
+    DEPTHS,
+    LENGTHS,
+    Parts,
+    PlantedKind,
+    PlantedMisses,
+    copies,
+    measure_planted,
+    needles,
+    plant,
+)
+from rorqual.model.decoder import Decoder
+
+
+class Named(NamedTuple):
+    """A text and its name, such as its file."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class TextMisses:
+    """What is missed on one text, by budget in ascending order."""
+
+    name: str
+    budgets: tuple[Misses, ...]
+
+    def at(self, budget: int) -> Misses:
+        """Return the values at a budget."""
+        return next(missed for missed in self.budgets if missed.budget == budget)
+
+
+@dataclass(frozen=True)
+class MissedReport:
+    """What a model's selection misses on windows and passages of at most `length` tokens.
+
+    `trained` is the model's index_topk. All other budgets are untrained: index_topk is changed for the measurement only.
+    `budgets` are the measured budgets. At the budgets in `dense`, attention is dense.
+    """
+
+    model: str
+    length: int
+    trained: int
+    budgets: tuple[int, ...]
+    dense: tuple[int, ...]
+    texts: tuple[TextMisses, ...]
+    planted: tuple[PlantedMisses, ...]
+
+    @property
+    def shown(self) -> int:
+        """The budget of the tables that show one budget: the trained one, or the largest if attention is dense there."""
+        return self.trained if self.trained in self.budgets else self.budgets[-1]
+
+    @property
+    def recall(self) -> float:
+        """The lowest recall of a layer on a text, at the trained budget. Raises ConfigError if there is none."""
+        if not self.texts or self.trained not in self.budgets:
+            reason = "data= names no text" if not self.texts else f"attention is dense at index_topk={self.trained}"
+            raise ConfigError(
+                f"min_recall= has nothing to compare: {reason}",
+                remedy="Give data=FILE or data=kinds, and a length= of more than index_topk.",
+            )
+        return min(text.at(self.trained).recall for text in self.texts)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all values as JSON, with one entry in `texts` per text and budget."""
+        return {
+            "model": self.model,
+            "length": self.length,
+            "index_topk": self.trained,
+            "budgets": list(self.budgets),
+            "dense_budgets": list(self.dense),
+            "texts": [{"text": text.name, **missed.to_json()} for text in self.texts for missed in text.budgets],
+            "planted": [missed.to_json() for missed in self.planted],
+        }
+
+
+def measure_report(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    texts: Sequence[Named],
+    planted: Collection[PlantedKind] = (),
+    *,
+    name: str,
+    length: int,
+    windows: int = 8,
+    budgets: Sequence[int] = (),
+) -> MissedReport:
+    """Measure what the selection of `model` misses, at the trained budget and at `budgets`.
+
+    - `texts`: the first `windows` windows of `length` tokens of each text.
+    - `planted`: `windows` needles or copied lines per length and depth, in passages of at most `length` tokens.
+    - `budgets`: by default a quarter, half and twice the trained budget, where the length is above them.
+
+    Raises ConfigError if the model has no sparse attention, and DataError if a text or a passage is too short.
+    """
+    trained = trained_budget(sparse_layers(model, name))
+    wanted = sorted({trained, *(budgets or (trained // 4, trained // 2, 2 * trained))} - {0})
+    measured = tuple(budget for budget in wanted if budget < length)
+    if not measured or (trained not in measured and not budgets):
+        raise DataError(
+            f"a length of {length} tokens is not above index_topk={trained}, so attention is dense and nothing can be missed",
+            where=name,
+            remedy=f"Use a length= of more than {trained}, or smaller budgets=.",
+        )
+    device = next(model.parameters()).device
+    found = []
+    for text in texts:
+        tokens = _windows(tokenizer, text, length, windows).to(device)
+        found.append(TextMisses(text.name, tuple(measure_missed(model, tokens, name, budget) for budget in measured)))
+    kinds: dict[PlantedKind, Callable[[Tokenizer, int], list[Parts]]] = {"needle": needles, "copy": copies}
+    lengths = {"needle": LENGTHS, "copy": (1.0,)}
+    cells: list[PlantedMisses] = []
+    for kind in planted:
+        before = len(cells)
+        parts = kinds[kind](tokenizer, windows)
+        sizes = [round(share * length) for share in lengths[kind]]
+        for size in [size for size in sizes if size >= max(part.size for part in parts)] or [length]:
+            for depth in DEPTHS:
+                passages = plant(tokenizer, parts, size, depth)
+                by_budget = (measure_planted(model, kind, passages, depth, budget) for budget in measured)
+                cells += [cell for cell in by_budget if cell is not None]
+        if len(cells) == before:
+            asked = max(len(part.question) + len(part.answer) for part in parts)
+            raise DataError(
+                f"a passage of {length} tokens is too short for {kind}: attention is dense, because no query sees more than {measured[0]}",
+                where=f"data={kind}",
+                remedy=f"Use length={measured[0] + asked - 1} or more, or smaller budgets=.",
+            )
+    return MissedReport(
+        model=name,
+        length=length,
+        trained=trained,
+        budgets=measured,
+        dense=tuple(budget for budget in wanted if budget >= length and budget in {trained, *budgets}),
+        texts=tuple(found),
+        planted=tuple(cells),
+    )
+
+
+def _windows(tokenizer: Tokenizer, text: Named, length: int, windows: int) -> torch.Tensor:
+    """Return at most `windows` windows [windows, length + 1] of a text."""
+    ids = tokenizer.encode(text.text)
+    count = min(windows, (len(ids) - 1) // length)
+    if count < 1:
+        raise DataError(
+            f"the text has {len(ids)} tokens, which do not fill a window of {length}",
+            where=text.name,
+            remedy="Give a longer text, of which the last tenth is used, or a smaller length=.",
+        )
+    return torch.tensor([ids[i * length : (i + 1) * length + 1] for i in range(count)])

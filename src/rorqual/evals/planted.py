@@ -1,0 +1,202 @@
+"""Passages with a planted text that later tokens should read: a key with its value (needle), or a line that is copied.
+
+The measures do not need a model that can answer. They compare the dense attention from the question and the answer to
+the planted text with the selected positions. If the model answers, the right answers are counted as well.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+
+from rorqual.core.errors import DataError
+from rorqual.data.passages import passage
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.evals.missed import MISSED, budget_of, sparse_layers, trained_budget
+from rorqual.model.decoder import Decoder
+
+PlantedKind = Literal["needle", "copy"]
+PLANTED: tuple[PlantedKind, ...] = get_args(PlantedKind)
+DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Shares of the filler that precede the planted text."""
+LENGTHS = (0.25, 0.5, 0.75, 1.0)
+"""Lengths of needle passages, as shares of the whole length."""
+OWNERS = ("Ada", "Bo", "Cem", "Dora", "Eli", "Fay", "Gus", "Hal")
+COPIED, CUE = 24, 6
+"""Number of tokens of a copied line, and number of its first tokens that are not predicted, because they name the line."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The token ids of a planted text, of the question that ends the passage, and of the answer."""
+
+    planted: tuple[int, ...]
+    question: tuple[int, ...]
+    answer: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """The number of tokens of all parts."""
+        return len(self.planted) + len(self.question) + len(self.answer)
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A passage of n tokens that ends with an answer, as n + 1 ids: the last one is only predicted.
+
+    `planted` are the positions of the planted text. `queries` are the positions of the question and of the answer, which
+    should read the planted text. `answers` are the queries whose next token is part of the answer.
+    """
+
+    tokens: tuple[int, ...]
+    planted: range
+    queries: range
+    answers: range
+
+
+@dataclass(frozen=True)
+class PlantedMisses:
+    """What sparse attention with `budget` positions misses of a planted text, over `passages` passages of `length` tokens.
+
+    - `depth`: share of the filler before the planted text. `distance`: mean number of tokens from the start of the planted
+      text to the start of the question (of a copy: to the start of the second copy).
+    - `recall`, one value per layer: share of the planted positions that are selected, averaged over queries.
+    - `attention`, per layer: share of the dense attention weights on planted positions, averaged over queries and heads.
+    - `inside`, per layer: share of `attention` that lies on selected positions.
+    - `right_sparse`, `right_dense`: share of the `answers` answer tokens that are the most likely next token.
+    - `loss_sparse`, `loss_dense`: loss per answer token, in nats.
+    """
+
+    kind: PlantedKind
+    budget: int
+    length: int
+    depth: float
+    distance: int
+    passages: int
+    answers: int
+    recall: tuple[float, ...]
+    attention: tuple[float, ...]
+    inside: tuple[float, ...]
+    right_sparse: float
+    right_dense: float
+    loss_sparse: float
+    loss_dense: float
+
+    @property
+    def kept(self) -> float:
+        """Share of the attention to the planted text that lies on selected positions, over all layers."""
+        total = sum(self.attention)
+        return sum(a * b for a, b in zip(self.attention, self.inside, strict=True)) / total if total else 1.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all values as JSON."""
+        return asdict(self) | {"kept": self.kept}
+
+
+def needles(tokenizer: Tokenizer, count: int) -> list[Parts]:
+    """Return `count` keys with their values. The question asks for the value of the key."""
+    found = []
+    for index in range(count):
+        owner = OWNERS[index % len(OWNERS)]
+        value = tokenizer.encode(f"{random.Random(index).randrange(1000, 10000)}")
+        planted = [*tokenizer.encode(f"\n{owner}'s key="), *value, *tokenizer.encode(".\n")]
+        question = tokenizer.encode(f"\nWhat is {owner}'s key? {owner}'s key=")
+        found.append(Parts(tuple(planted), tuple(question), tuple(value)))
+    return found
+
+
+def copies(tokenizer: Tokenizer, count: int) -> list[Parts]:
+    """Return `count` lines to copy: the first `COPIED` tokens of lines of the passage "names". `CUE` tokens are the question."""
+    lines = [line for line in passage("names").splitlines() if ";" in line]
+    cut = [tokenizer.encode("\n" + lines[index % len(lines)])[:COPIED] for index in range(count)]
+    return [Parts(tuple(line), tuple(line[:CUE]), tuple(line[CUE:])) for line in cut]
+
+
+def plant(tokenizer: Tokenizer, parts: Sequence[Parts], length: int, depth: float) -> list[Planted]:
+    """Return a passage of `length` tokens for each of `parts`, with the planted text at `depth` and the answer at the end.
+
+    The filler is the passage "prose", repeated as needed. Each passage starts at another place of it. Raises DataError if
+    the passages are too short.
+    """
+    needed = max(part.size for part in parts)
+    if length < needed:
+        raise DataError(
+            f"a passage of {length} tokens is too short: planted text, question and answer take {needed} tokens",
+            where=f"length={length}",
+            remedy=f"Use length={needed} or more.",
+        )
+    text = tokenizer.encode(passage("prose"))
+    found = []
+    for index, part in enumerate(parts):
+        room = length + 1 - part.size
+        start, before = index * len(text) // len(parts), round(depth * room)
+        filler = [text[(start + place) % len(text)] for place in range(room)]
+        tokens = (*filler[:before], *part.planted, *filler[before:], *part.question, *part.answer)
+        planted = range(before, before + len(part.planted))
+        queries = range(room + len(part.planted), length)
+        found.append(Planted(tokens, planted, queries, range(length - len(part.answer), length)))
+    return found
+
+
+@torch.no_grad()
+def measure_planted(
+    model: Decoder, kind: PlantedKind, passages: Sequence[Planted], depth: float, budget: int = 0
+) -> PlantedMisses | None:
+    """Measure what sparse attention misses of the planted texts at `budget` positions (0: the model's index_topk).
+
+    Returns None if a query sees at most `budget` positions, because attention is then dense. The passages must have equal
+    lengths. Raises ConfigError if the model has no sparse attention.
+    """
+    layers = sparse_layers(model)
+    budget = budget or trained_budget(layers)
+    if min(one.queries.start for one in passages) < budget:
+        return None
+    device = next(model.parameters()).device
+    length = len(passages[0].tokens) - 1
+    recall, attention, inside = (np.zeros(len(layers)) for _ in range(3))
+    right, losses, queries, answers = np.zeros(2), np.zeros(2), 0, 0
+    for one in passages:
+        tokens = torch.tensor([one.tokens], device=device)
+        with budget_of(layers, budget):
+            output = model(tokens[:, :-1], record=(*MISSED, "selected"))
+        with budget_of(layers, length):
+            dense = model(tokens[:, :-1]).hidden
+        at, targets = slice(one.answers.start, one.answers.stop), tokens[0, one.answers.start + 1 :]
+        for index, hidden in enumerate((output.hidden, dense)):
+            logprobs = model.logits(hidden[0, at]).log_softmax(-1)
+            right[index] += int((logprobs.argmax(-1) == targets).sum())
+            losses[index] -= float(logprobs.gather(1, targets[:, None]).double().sum())
+        queries, answers = queries + len(one.queries), answers + len(targets)
+        for layer in range(len(layers)):
+            recorded = (output.recorded[name][layer] for name in ("attention_rows", "attention_mass", "selected"))
+            rows, mass, selected = (tensor[one.queries.start : one.queries.stop].cpu() for tensor in recorded)
+            weights = torch.zeros(
+                len(rows), length + 1, dtype=torch.double
+            )  # -1 (no position) is the extra last column
+            weights.scatter_(1, rows % (length + 1), mass.double().masked_fill(rows < 0, 0))
+            chosen = torch.zeros_like(weights, dtype=torch.bool).scatter_(1, selected % (length + 1), True)
+            place = slice(one.planted.start, one.planted.stop)
+            recall[layer] += float(chosen[:, place].double().mean(1).sum())
+            attention[layer] += float(weights[:, place].sum())
+            inside[layer] += float((weights * chosen)[:, place].sum())
+    return PlantedMisses(
+        kind=kind,
+        budget=budget,
+        length=length,
+        depth=depth,
+        distance=round(sum(one.queries.start - one.planted.start for one in passages) / len(passages)),
+        passages=len(passages),
+        answers=answers,
+        recall=tuple((recall / queries).tolist()),
+        attention=tuple((attention / queries).tolist()),
+        inside=tuple(np.divide(inside, attention, out=np.ones_like(inside), where=attention > 0).tolist()),
+        right_sparse=float(right[0]) / answers,
+        right_dense=float(right[1]) / answers,
+        loss_sparse=float(losses[0]) / answers,
+        loss_dense=float(losses[1]) / answers,
+    )

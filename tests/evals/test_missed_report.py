@@ -1,0 +1,188 @@
+"""`rorqual attention` over several texts, needles and copied lines: each option has its effect, and bad input is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sparse_model import BYTES, model_of, write_run
+from typer.testing import CliRunner
+
+from rorqual.cli.main import app
+from rorqual.core.errors import DataError
+from rorqual.core.records import RunDir, write_json
+from rorqual.data.passages import KINDS, passage
+from rorqual.evals.missed import measure_missed
+from rorqual.evals.missed_report import MissedReport, Named, measure_report
+from rorqual.evals.missed_table import distances, missed_table, recall_by_layer
+from rorqual.evals.planted import DEPTHS, measure_planted, needles, plant
+
+BUDGET, LENGTH = 12, 100
+
+
+def report_of(texts: list[Named], planted: Any = (), **settings: Any) -> MissedReport:
+    given = {"name": "m", "length": LENGTH, "windows": 1, "budgets": (BUDGET,)} | settings
+    return measure_report(model_of(BUDGET, vocab=263), BYTES, texts, planted, **given)
+
+
+@torch.no_grad()
+def test_each_text_is_measured_by_itself_at_each_budget() -> None:
+    texts = [Named(kind, passage(kind)) for kind in ("prose", "chinese")]
+    report = report_of(texts, budgets=(5, 30), windows=2)
+    assert [text.name for text in report.texts] == ["prose", "chinese"] and report.budgets == (5, BUDGET, 30)
+    for text, found in zip(texts, report.texts, strict=True):
+        ids = BYTES.encode(text.text)
+        tokens = torch.tensor([ids[i * LENGTH : (i + 1) * LENGTH + 1] for i in range(2)])
+        for budget in (5, BUDGET, 30):
+            assert found.at(budget) == measure_missed(model_of(budget, vocab=263), tokens)
+    by_layer = [[text.at(30).layers[layer].recall for text in report.texts] for layer in range(2)]
+    assert recall_by_layer(report, 30) == pytest.approx([sum(pair) / 2 for pair in by_layer])
+    assert report.recall == min(text.at(BUDGET).recall for text in report.texts)
+    layers = [layer for text in report.texts for layer in text.at(BUDGET).layers]
+    for index, part in enumerate(distances(report)):
+        shares = [layer.distances[index].share for layer in layers]
+        kept = [layer.distances[index].share * layer.distances[index].inside for layer in layers]
+        assert (part.share, part.inside) == (pytest.approx(sum(shares) / 4), pytest.approx(sum(kept) / sum(shares)))
+    assert [part.name for part in distances(report)] == ["0", "1-15", "16-63", "64-99"]
+
+
+@torch.no_grad()
+def test_needles_are_measured_at_each_depth_and_length_that_can_miss_any() -> None:
+    report = report_of([], ["needle"], length=200, windows=2, budgets=(80,))
+    cells = {(one.budget, one.length, one.depth) for one in report.planted}
+    # 50 tokens are too short, and at a budget of 80 the questions of a passage of 100 tokens see all positions.
+    assert cells == {(b, n, d) for b, n in ((12, 100), (12, 150), (12, 200), (80, 150), (80, 200)) for d in DEPTHS}
+    passages = plant(BYTES, needles(BYTES, 2), 150, 0.75)
+    expected = measure_planted(model_of(80, vocab=263), "needle", passages, 0.75)
+    assert next(one for one in report.planted if (one.budget, one.length, one.depth) == (80, 150, 0.75)) == expected
+    text = missed_table(report)
+    row = [one for one in report.planted if (one.budget, one.length) == (80, 150)]
+    assert re.search(r"\n80 +150 +" + " +".join(f"{one.kept:.1%}" for one in row), text)
+
+
+def test_default_budgets_are_a_quarter_half_and_twice_the_trained_one() -> None:
+    texts = [Named("prose", passage("prose"))]
+    assert report_of(texts, budgets=()).budgets == (3, 6, 12, 24)
+    assert report_of(texts, budgets=(), length=20).budgets == (3, 6, 12) and not report_of(texts, length=20).dense
+
+
+def test_a_budget_not_below_the_length_is_dense_and_said() -> None:
+    texts = [Named("prose", passage("prose"))]
+    report = report_of(texts, budgets=(LENGTH - 1, LENGTH))
+    assert (report.budgets, report.dense) == ((BUDGET, LENGTH - 1), (LENGTH,))
+    assert f"At a budget of {LENGTH}, attention is dense" in missed_table(report)
+    assert "attention is dense:" not in missed_table(report_of(texts, budgets=(LENGTH - 1,)))
+    small = report_of(texts, budgets=(5,), length=BUDGET)
+    assert (small.budgets, small.dense, small.shown) == ((5,), (BUDGET,), 5)
+    with pytest.raises(DataError, match=rf"a length of {BUDGET} tokens is not above index_topk={BUDGET}"):
+        report_of(texts, budgets=(), length=BUDGET)
+    with pytest.raises(DataError, match="is not above"):
+        report_of(texts, budgets=(50,), length=BUDGET)
+
+
+def test_a_text_that_does_not_fill_a_window_is_refused() -> None:
+    assert report_of([Named("a", "x" * (LENGTH + 1))]).texts[0].budgets[0].windows == 1
+    with pytest.raises(DataError, match=rf"a: the text has {LENGTH} tokens, which do not fill a window of {LENGTH}"):
+        report_of([Named("a", "x" * LENGTH)])
+
+
+def test_a_needle_whose_queries_see_all_positions_is_refused() -> None:
+    part = needles(BYTES, 1)[0]
+    shortest = part.size + len(part.question) + len(part.answer) - 1
+    model = model_of(part.size, vocab=263)  # the budget
+
+    def lengths(length: int) -> set[int]:
+        given = {"name": "m", "windows": 1, "budgets": (part.size,), "length": length}
+        return {one.length for one in measure_report(model, BYTES, [], ["needle"], **given).planted}  # type: ignore[arg-type]
+
+    with pytest.raises(DataError, match=rf"data=needle.*too short for needle.*\n.*length={shortest} or more"):
+        lengths(shortest - 1)
+    assert lengths(shortest) == {shortest}
+
+
+# ---- the command
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("runs")
+    write_run(place / "dense", model_of(vocab=263, context=128, kind="mla"))
+    write_run(place / "sparse", model_of(BUDGET, vocab=263, context=128))
+    for name in "ab":
+        (place / f"{name}.txt").write_text(f"{name} and 7 owls. " * 200, encoding="utf-8")
+    return place
+
+
+def said(*words: Any, code: int = 0) -> str:
+    done = CliRunner().invoke(app, ["attention", *map(str, words), "threads=1"], catch_exceptions=False)
+    assert done.exit_code == code, done.output
+    return done.output
+
+
+def test_the_command_passes_its_options_on(runs: Path, tmp_path: Path) -> None:
+    out, page = tmp_path / "a.json", tmp_path / "a.html"
+    data = f"data={runs / 'a.txt'},kinds,needle,copy,{runs / 'b.txt'}"
+    text = said(runs / "sparse", data, "windows=1", "length=110", "budgets=6,110", f"out={out}", f"page={page}")
+    values = json.loads(out.read_text(encoding="utf-8"))
+    assert [one["text"] for one in values["texts"][::2]] == [str(runs / "a.txt"), str(runs / "b.txt"), *KINDS]
+    assert {(one["budget"], one["length"], one["windows"]) for one in values["texts"]} == {(6, 110, 1), (12, 110, 1)}
+    assert (values["model"], values["index_topk"], values["budgets"]) == (str(runs / "sparse"), 12, [6, 12])
+    assert values["dense_budgets"] == [110] and "At a budget of 110, attention is dense" in text
+    planted = [(one["kind"], one["passages"]) for one in values["planted"]]
+    assert {*planted} == {("needle", 1), ("copy", 1)}
+    assert f"{page}: pictures" in text and "Copied lines" in page.read_text(encoding="utf-8")
+    only = said(runs / "sparse", f"data={runs / 'a.txt'}", "budgets=6", "windows=1")
+    assert "needles:" not in only and "copied lines" not in only and "prose" not in only and "html" not in only
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (("budgets=0",), "'budgets.0': Input should be greater than or equal to 1"),
+        (("budgets=8,many",), "'budgets.1': Input should be a valid integer"),
+        (("budgets=",), "'budgets.0': Input should be a valid integer"),
+        (("budgets=4.5",), "'budgets.0': Input should be a valid integer"),
+        (("data=needle", "length=40"), "a passage of 40 tokens is too short: .* Use length=51 or more."),
+        (("data=needle", "min_recall=0.5", "length=100"), "min_recall= has nothing to compare: data= names no text"),
+        (("data=needles",), "needles: no such file"),
+        (("data=kinds,",), "no such file|cannot read"),
+    ],
+)
+def test_bad_input_is_refused(words: tuple[str, ...], match: str, runs: Path) -> None:
+    given = words if words[0].startswith("data") else (f"data={runs / 'a.txt'}", *words)
+    output = said(runs / "sparse", "windows=1", *given, code=2)
+    assert re.search(match, " ".join(output.split())), output
+
+
+def test_the_nearest_valid_input_is_measured(runs: Path) -> None:
+    said(runs / "sparse", f"data={runs / 'a.txt'}", "windows=1", "budgets=1")
+    said(runs / "sparse", "data=needle", "windows=1", "length=51", "budgets=12")
+    said(runs / "sparse", "data=kinds,needle", "windows=1", "length=100", "budgets=12", "min_recall=0.01")
+
+
+def test_a_model_without_selection_is_told_what_to_use(runs: Path) -> None:
+    for data in ("needle", "copy", "kinds"):
+        assert "Use a model with attention of kind dsa" in said(runs / "dense", f"data={data}", code=2)
+
+
+def test_weights_without_an_indexer_are_named_with_the_remedy(runs: Path, tmp_path: Path) -> None:
+    run = RunDir(write_run(tmp_path / "run", model_of(BUDGET, vocab=263, context=128)))
+    file = run.checkpoint() / "model.safetensors"
+    whole = load_file(file)
+
+    def attempt(keep: Any, code: int) -> str:
+        save_file({name: tensor for name, tensor in whole.items() if keep(name)}, file)
+        write_json(file.parent / "whole.json", {file.name: file.stat().st_size})
+        return " ".join(said(run.path, "data=copy", "windows=1", "budgets=12", code=code).split())
+
+    text = attempt(lambda name: "indexer" not in name, 2)
+    assert "missing layers.0.attention.indexer.wq_b.weight" in text
+    assert "Use the dense model (kind mla), and add indexers with `rorqual sparsify`." in text
+    other = attempt(lambda name: name != "norm.weight", 2)
+    assert "missing norm.weight" in other and "Use the config that the weights were trained with." in other
+    assert "copied lines" in attempt(lambda name: True, 0)

@@ -98,6 +98,19 @@ def test_a_later_request_holds_the_call_letter_for_letter_and_the_thought_goes_o
         assert (reply.reasoning, reply.content) == ("Warm." if thinking else "", "It is.")
 
 
+def test_the_schema_of_an_answer_stands_in_the_prompt() -> None:
+    schema = {"type": "object", "properties": {"temp": {"type": "integer"}}}
+    wanted = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    for fields in ({}, {"tools": None}):
+        prompts = [
+            CHAT.tokenizer.decode(shape(**fields, **more).asks()[0].prompt, specials=True)
+            for more in ({}, {"response_format": {"type": "json_object"}}, {"response_format": wanted})
+        ]
+        before, after = prompts[0].split("<｜User｜>")
+        section = f"\n\n## Response Format:\n\nYou MUST strictly adhere to the following schema to reply:\n{json.dumps(schema)}"
+        assert prompts[1:] == [prompts[0], f"{before}{section}<｜User｜>{after}"]
+
+
 @pytest.mark.parametrize("poison", ["city", '["city"]', '{"city": NaN}', ""])
 def test_a_call_in_a_request_that_is_no_object_is_refused(poison: str) -> None:
     """Other formats write any text; DSML has no place for it."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -159,8 +159,17 @@ class Service:
             path = f"messages[{number}].content[{place}]"
             raise unsupported(path, part.type, f"this model does not accept {part.plural}", TEXT_ONLY)
 
-    def prompt_of(self, messages: Sequence[Message], thinking: Thinking, tools: Sequence[Tool] = ()) -> list[int]:
-        """Return the token ids of a conversation. Raises ApiError if the chat format cannot represent the conversation."""
+    def prompt_of(
+        self,
+        messages: Sequence[Message],
+        thinking: Thinking,
+        tools: Sequence[Tool] = (),
+        schema: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """Return the token ids of a conversation. `schema` is the JSON schema that the answer must match, if any.
+
+        Raises ApiError if the chat format cannot represent the conversation.
+        """
         if tools and not self.chat.takes_tools:
             raise refuse(
                 f"`tools` is not supported by this model's chat format, '{self.chat.name}'. Leave `tools` out.",
@@ -168,6 +177,8 @@ class Service:
                 "no_tools_here",
             )
         try:
+            if schema is not None:
+                return self.chat.prompt_with_schema(messages, thinking, tools, schema)
             return self.chat.prompt(messages, thinking, tools)
         except RorqualError as error:
             raise refuse(

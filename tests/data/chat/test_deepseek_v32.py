@@ -11,7 +11,7 @@ from chat_families import made
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tool_families import ADDED, ASKED, BOTH, CALLED, SAID, TOOLS, with_marks, without_marks
-from v32_golden import CASES, FILE, SHORT, Row
+from v32_golden import CASES, FILE, SCHEMA, SHORT, WITH_SCHEMA, Row
 
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message, Tool, ToolCall
@@ -32,35 +32,40 @@ def message_of(row: Row) -> Message:
     return Message(row["role"], row["content"], row.get("reasoning_content"), calls, row.get("tool_call_id"))
 
 
-def ids_of(chat: ChatFormat, case: str, thinking: Any) -> list[int]:
-    rows, tools = CASES[case]
+def ids_of(chat: ChatFormat, case: str, thinking: Any, *, schema: bool = False) -> list[int]:
+    rows, tools = CASES[case][0], [Tool(**tool["function"]) for tool in CASES[case][1]]
     messages = [message_of(row) for row in rows]
+    if schema:
+        return chat.prompt_with_schema(messages, thinking, tools, SCHEMA)
     if messages[-1].role != "assistant":
-        return chat.prompt(messages, thinking, [Tool(**tool["function"]) for tool in tools])
+        return chat.prompt(messages, thinking, tools)
     last = messages[-1] if thinking == "on" else replace(messages[-1], reasoning=None)
     return chat.render([*messages[:-1], last], thinking=thinking).ids
 
 
 @BOTH_TOKENIZERS
-@pytest.mark.parametrize("gold", GOLD["written"], ids=[f"{g['case']}, {g['thinking']}" for g in GOLD["written"]])
-def test_text_and_ids_are_those_of_the_published_encoder(chat: ChatFormat, gold: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "gold", GOLD["written"], ids=[f"{g['case']}, {g['thinking']}, {g['schema']}" for g in GOLD["written"]]
+)
+def test_text_and_ids_are_those_of_the_published_encoder(chat: ChatFormat, gold: dict[str, Any]) -> None:
     text = gold["text"].replace(SHORT, GOLD["instructions"])
-    ids = ids_of(chat, gold["case"], gold["thinking"])
+    ids = ids_of(chat, gold["case"], gold["thinking"], schema=gold["schema"])
     assert chat.tokenizer.decode(ids, specials=True) == text
     assert ids == chat.tokenizer.encode_trusted(text)
 
 
 def test_every_case_was_asked() -> None:
-    assert {(gold["case"], gold["thinking"]) for gold in GOLD["written"]} == {
-        (c, t) for c in CASES for t in ("on", "off")
-    }
-    assert len({gold["text"] for gold in GOLD["written"]}) == 2 * len(CASES)
+    asked = {(gold["case"], gold["thinking"], gold["schema"]) for gold in GOLD["written"]}
+    cases = [*((case, False) for case in CASES), *((case, True) for case in WITH_SCHEMA)]
+    assert asked == {(case, thinking, schema) for case, schema in cases for thinking in ("on", "off")}
+    assert len({gold["text"] for gold in GOLD["written"]}) == len(asked)
 
 
 def test_our_own_tokenizer_writes_the_same_text() -> None:
     chat = chat_format(Tokenizer.byte_level(), NAME)
     for gold in GOLD["written"]:
-        text = chat.tokenizer.decode(ids_of(chat, gold["case"], gold["thinking"]), specials=True)
+        ids = ids_of(chat, gold["case"], gold["thinking"], schema=gold["schema"])
+        text = chat.tokenizer.decode(ids, specials=True)
         assert text == gold["text"].replace(SHORT, GOLD["instructions"])
 
 
@@ -89,6 +94,16 @@ def test_where_the_published_encoder_fails_the_prompt_is_still_whole(case: str) 
         "a call without a result": "<result>3.5</result>\n</function_results>\n\n<think>",
     }[case]
     assert chat.tokenizer.decode(chat.prompt(messages, "on"), specials=True).endswith(end)
+
+
+def test_a_schema_that_is_no_text_is_refused() -> None:
+    chat = with_marks(NAME)
+    with pytest.raises(DataError, match="lone surrogate"):
+        chat.prompt_with_schema([ASKED], "on", (), {"const": "\ud800"})
+    assert chat.prompt_with_schema([ASKED], "on", (), {"const": "🐋"})
+    assert with_marks("deepseek").prompt_with_schema([ASKED], "on", (), SCHEMA) == with_marks("deepseek").prompt(
+        [ASKED], "on"
+    )
 
 
 # ---- calls that are written and read

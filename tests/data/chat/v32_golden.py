@@ -123,6 +123,9 @@ CASES: dict[str, tuple[list[Row], list[Row]]] = {
 """(messages, tools) of each case, in the form of OpenAI's API."""
 SHORT = "{instructions}"
 """Stands in the file for the instructions before the tools, which the file holds once."""
+SCHEMA = {"type": "object", "properties": {"天": {"enum": ["a", 1, None]}}, "required": ["天"]}
+WITH_SCHEMA = ("a question", "tools after a system turn", "two calls")
+"""Cases that are written a second time, with a schema that the answer must match."""
 MODES = {"on": "thinking", "off": "chat"}
 
 
@@ -141,9 +144,14 @@ def write(elsewhere: Path) -> None:
         if tools:
             rows = rows if rows[0]["role"] == "system" else [_system(""), *rows]
             rows[0]["tools"] = tools
-        for thinking, mode in MODES.items():
-            text = published.encode_messages(rows, thinking_mode=mode).replace(instructions, SHORT)
-            lines.append(json.dumps({"case": case, "thinking": thinking, "text": text}, ensure_ascii=False))
+        formats = [None, SCHEMA] if case in WITH_SCHEMA else [None]
+        for thinking, mode, schema in ((*one, schema) for one in MODES.items() for schema in formats):
+            first = rows[0] if rows[0]["role"] == "system" else _system("")
+            rest = rows if first is not rows[0] else rows[1:]
+            given = rows if schema is None else [first | {"response_format": schema}, *rest]
+            text = published.encode_messages(given, thinking_mode=mode).replace(instructions, SHORT)
+            line = {"case": case, "thinking": thinking, "schema": schema is not None, "text": text}
+            lines.append(json.dumps(line, ensure_ascii=False))
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     said = json.dumps(instructions, ensure_ascii=False)
     head = f'"source": {json.dumps(SOURCE)},\n"sha256": "{digest}",\n"instructions": {said}'

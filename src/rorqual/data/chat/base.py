@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from rorqual.core.errors import DataError
 from rorqual.core.parts import ContentPart, TextPart, foreign_part
@@ -67,6 +67,15 @@ class ChatFormat(ABC):
     @abstractmethod
     def prompt(self, messages: Sequence[Message], thinking: Thinking = "auto", tools: Sequence[Tool] = ()) -> list[int]:
         """Return the token ids of the prompt, up to the first token of the reply. `tools` are the tools the model may call."""
+
+    def prompt_with_schema(
+        self, messages: Sequence[Message], thinking: Thinking, tools: Sequence[Tool], schema: Mapping[str, Any]
+    ) -> list[int]:
+        """Return the token ids of a prompt whose answer must match a JSON schema.
+
+        Most formats have no place for the schema and return `prompt(messages, thinking, tools)`.
+        """
+        return self.prompt(messages, thinking, tools)
 
     @abstractmethod
     def reply_form(self, thinking: Thinking) -> ReplyForm:

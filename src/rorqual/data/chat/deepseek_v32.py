@@ -19,16 +19,16 @@ The published role `developer` is reserved for search agents and is not supporte
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from rorqual.core.records import Message, Thinking, Tool
 from rorqual.data.chat.base import ChatFormat
 from rorqual.data.chat.calls import CallForm, CallFrame
 from rorqual.data.chat.deepseek import DeepSeekChat
 from rorqual.data.chat.dsml import CLOSE, DSML_FORM, DSML_FRAME, OPEN, invoke, parameter
-from rorqual.data.chat.special_tokens import END_THINK, THINK
+from rorqual.data.chat.special_tokens import END_THINK, THINK, check_text
 from rorqual.data.chat.tools import schema, spelt
 
 PUBLISHED = """{{- '<｜begin▁of▁sentence｜>' -}}
@@ -69,6 +69,8 @@ Here are the functions available in JSONSchema format:
 </functions>
 """
 """The tool instructions of the published encoder, as marked text (see `special_tokens.py`)."""
+SCHEMA = "\n\n## Response Format:\n\nYou MUST strictly adhere to the following schema to reply:\n"
+"""The text before a JSON schema that the answer must match."""
 
 
 class DeepSeekV32Chat(DeepSeekChat):
@@ -89,6 +91,16 @@ class DeepSeekV32Chat(DeepSeekChat):
     def template(self) -> str:
         """A template of conversations without tools. DeepSeek published no template."""
         return PUBLISHED
+
+    def prompt_with_schema(
+        self, messages: Sequence[Message], thinking: Thinking, tools: Sequence[Tool], schema: Mapping[str, Any]
+    ) -> list[int]:
+        """Return the token ids of a prompt whose system turn ends with the schema."""
+        self.check_parts(messages)
+        check_text([written := spelt(dict(schema))], "schema")
+        ids = self._prompt_with_tools(messages, thinking, tools)
+        after = ids[len(self._opening_with_tools(messages, tools)) :]
+        return [self._bos, *self._special_text.ids(_system(messages, tools) + SCHEMA + written), *after]
 
     def mode(self, messages: Sequence[Message], thinking: Thinking) -> Thinking:
         """Return `thinking`, because this model also thinks after a tool turn."""
@@ -114,8 +126,7 @@ class DeepSeekV32Chat(DeepSeekChat):
         return super()._prompt_with_tools(messages, thinking, tools)
 
     def _opening_with_tools(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int]:
-        listed = "\n".join(spelt(schema(tool)["function"]) for tool in tools)
-        return [self._bos, *self._special_text.ids(_system(messages) + ("\n\n" + TOOLS % listed if tools else ""))]
+        return [self._bos, *self._special_text.ids(_system(messages, tools))]
 
     def _earlier_assistant_turn(self, message: Message, before: str, *, current: bool) -> list[int]:
         reasoning = THINK + message.reasoning if current and message.reasoning is not None else ""
@@ -130,9 +141,11 @@ class DeepSeekV32Chat(DeepSeekChat):
         return [*([] if before == "tool" else self._header()), *self.thinking_suffix(thinking)]
 
 
-def _system(messages: Sequence[Message]) -> str:
-    """Return the text of the system turn that begins a conversation, or ""."""
-    return messages[0].text if messages[0].role == "system" else ""
+def _system(messages: Sequence[Message], tools: Sequence[Tool] = ()) -> str:
+    """Return the text of the system turn that begins a conversation, and of the tools, as marked text."""
+    text = messages[0].text if messages[0].role == "system" else ""
+    listed = "\n".join(spelt(schema(tool)["function"]) for tool in tools)
+    return text + ("\n\n" + TOOLS % listed if tools else "")
 
 
 def _in_mode(message: Message, thinking: Thinking) -> Message:

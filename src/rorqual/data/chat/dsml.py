@@ -121,7 +121,8 @@ class DsmlItem:
         state: State | None = None
         while state is None:
             state, text = self._read_value(text) if self._phase == "value" else self._read_tag(text)
-        self._length = sum(map(len, self.parts)) - len(text)
+        if state == "complete":
+            self._length = sum(map(len, self.parts)) - len(text)
         return state
 
     def close(self) -> State:

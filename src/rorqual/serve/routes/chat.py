@@ -65,7 +65,9 @@ class ChatShape(Shape[ChatRequest]):
         self.wanted = self.wanted.model_copy(update={"messages": [], **dict.fromkeys(cleared)})
 
     def asks(self) -> list[EngineRequest]:
-        prompt = self._prompt = self.service.prompt_of(self._messages, self._thinking, self._tools)
+        answer = self.wanted.response_format.json_schema if self.wanted.response_format else None
+        schema = None if answer is None else answer.schema_
+        prompt = self._prompt = self.service.prompt_of(self._messages, self._thinking, self._tools, schema)
         return [self.service.ask(self.wanted, prompt, "messages", tools=bool(self._tools))]
 
     def new(self) -> Choice:

@@ -25,6 +25,7 @@ from rorqual.convert.hf import export_hf, import_hf
 from rorqual.core.errors import CheckpointError, ConfigError, NumericsError, RorqualError
 from rorqual.core.records import RunDir
 from rorqual.model.load.find import known_types
+from rorqual.model.load.run import read_model_config
 
 INDEX, FIRST, SECOND = (
     "model.safetensors.index.json",
@@ -286,6 +287,24 @@ def test_what_transformers_saves_of_a_v3_without_its_prediction_module_is_told_t
         import_hf(folder, tmp_path / "run")
     edit("config.json", num_nextn_predict_layers=0)(folder)
     import_hf(folder, tmp_path / "run")
+
+
+def test_weights_without_an_indexer_are_named_with_the_remedy(tmp_path: Path) -> None:
+    sparse, dense = deepseek(sparse=True), deepseek()
+    whole = published(sparse)
+    plain = {name: tensor for name, tensor in whole.items() if ".indexer." not in name}
+    folder = write_folder(tmp_path / "hub", sparse, plain)
+    with pytest.raises(CheckpointError, match=r"missing model\.layers\.0\.self_attn\.indexer\.wq_b\.weight") as error:
+        import_hf(folder, tmp_path / "run")
+    assert "use the config.json of the dense model" in str(error.value) and "rorqual sparsify" in str(error.value)
+    import_hf(write_folder(tmp_path / "dense", dense, plain), tmp_path / "run")
+    assert read_model_config(RunDir(tmp_path / "run")) == dense
+    one = next(name for name in whole if ".indexer." in name)
+    folder = write_folder(tmp_path / "torn", sparse, {name: whole[name] for name in whole if name != one})
+    with pytest.raises(CheckpointError, match="indexer") as error:
+        import_hf(folder, tmp_path / "torn-run")
+    assert "dense model" not in str(error.value), "one weight is lost: the file is damaged"
+    import_hf(write_folder(tmp_path / "whole", sparse, whole), tmp_path / "whole-run")
 
 
 # ---- killed, full, twice at once

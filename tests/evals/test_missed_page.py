@@ -122,8 +122,11 @@ def test_a_browser_shows_it_wide_and_narrow_in_light_and_dark(page: str, tmp_pat
                     assert box is not None and box["x"] >= 0 and box["x"] + box["width"] <= width
                     assert drawn.nth(place).evaluate("image => image.complete && image.naturalWidth > 400")
                 grounds.add(tab.evaluate("getComputedStyle(document.body).backgroundColor"))
-                strongest = tab.locator("details[open] .marks i").first
-                assert strongest.is_visible()
+                colour = "e => getComputedStyle(e).backgroundColor"
+                key = [tab.locator(f"p.marks .{kind}").evaluate(colour) for kind in "sn"]
+                assert len({*key}) == 2 and "rgba(0, 0, 0, 0)" not in key
+                framed = tab.locator("details[open] .marks .m").first
+                assert framed.is_visible() and framed.evaluate("e => getComputedStyle(e).outlineStyle") == "solid"
                 context.close()
         browser.close()
     assert len(grounds) == 2

@@ -32,7 +32,10 @@ Embedding, head, gate, norms, eh_proj and the indexer's weights_proj are not FP8
 MISMATCH = "The config does not belong to these weights, or a file is damaged: download both again."
 
 NO_MTP = "These weights have no MTP module (transformers does not save it): set num_nextn_predict_layers to 0 in config.json."
-NO_INDEXER = "These weights have no indexer: set model_type to deepseek_v3 in config.json, and add indexers with `rorqual sparsify`."
+NO_INDEXER = (
+    "These weights have no indexer: use the config.json of the dense model (model_type deepseek_v3, no index_ keys), "
+    "and add indexers with `rorqual sparsify`."
+)
 
 
 @dataclass(frozen=True)

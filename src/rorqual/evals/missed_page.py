@@ -15,6 +15,8 @@ from rorqual.evals.missed_table import mean, notes, planted, shown, tables
 from rorqual.evals.pictures import THEMES, png
 
 STYLE = """
+:root{--missed:#bf6f14}
+@media (prefers-color-scheme:dark){:root{--missed:#e2a14e}}
 dl.facts{grid-template-columns:repeat(auto-fit,minmax(9.5rem,1fr))}
 img{min-width:0;max-width:40rem}
 h1,summary,th.prose{overflow-wrap:anywhere}

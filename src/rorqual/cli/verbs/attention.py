@@ -46,9 +46,9 @@ def attention(
     At each layer, dense attention is computed on the same inputs as sparse attention. The tables show the share of dense
     attention on the selected positions, the recall of the positions with the largest weights, and the change of the output.
 
-    data= names what is read, separated by commas. FILE: the last tenth of a text file. kinds: passages of prose, code,
-    tables, repeats, names and Chinese. needle: a key and its value at several depths and lengths. copy: a repeated line at
-    several distances.
+    data= lists what is read, separated by commas. Of a text FILE, the last tenth is read. The name kinds stands for passages of
+    prose, code, tables, repeats, names and Chinese. The name needle stands for a key and its value at several depths and
+    lengths. The name copy stands for a repeated line at several distances.
 
     Keys: data=FILE,kinds,needle,copy, length=TOKENS, windows=8, budgets=16,64 (index_topk to try; default: a quarter, half
     and twice the model's), min_recall=0.9 (exit with status 1 if a layer's recall is lower), out=FILE.json, page=FILE.html,

@@ -14,7 +14,7 @@ from sparse_model import BYTES, model_of, write_run
 from typer.testing import CliRunner
 
 from rorqual.cli.main import app
-from rorqual.core.errors import DataError
+from rorqual.core.errors import ConfigError, DataError
 from rorqual.core.records import RunDir, write_json
 from rorqual.data.passages import KINDS, passage
 from rorqual.evals.missed import measure_missed
@@ -38,6 +38,7 @@ def test_each_text_is_measured_by_itself_at_each_budget() -> None:
     for text, found in zip(texts, report.texts, strict=True):
         ids = BYTES.encode(text.text)
         tokens = torch.tensor([ids[i * LENGTH : (i + 1) * LENGTH + 1] for i in range(2)])
+        assert [missed.budget for missed in found.budgets] == [5, BUDGET, 30]
         for budget in (5, BUDGET, 30):
             assert found.at(budget) == measure_missed(model_of(budget, vocab=263), tokens)
     by_layer = [[text.at(30).layers[layer].recall for text in report.texts] for layer in range(2)]
@@ -148,7 +149,8 @@ def test_the_command_passes_its_options_on(runs: Path, tmp_path: Path) -> None:
         (("budgets=",), "'budgets.0': Input should be a valid integer"),
         (("budgets=4.5",), "'budgets.0': Input should be a valid integer"),
         (("data=needle", "length=40"), "a passage of 40 tokens is too short: .* Use length=51 or more."),
-        (("data=needle", "min_recall=0.5", "length=100"), "min_recall= has nothing to compare: data= names no text"),
+        (("data=copy", "min_recall=0.5", "budgets=12"), "min_recall= has nothing to compare: data= names no text"),
+        (("min_recall=0.5", "budgets=4", "length=12"), "nothing to compare: attention is dense at index_topk=12"),
         (("data=needles",), "needles: no such file"),
         (("data=kinds,",), "no such file|cannot read"),
     ],
@@ -162,12 +164,21 @@ def test_bad_input_is_refused(words: tuple[str, ...], match: str, runs: Path) ->
 def test_the_nearest_valid_input_is_measured(runs: Path) -> None:
     said(runs / "sparse", f"data={runs / 'a.txt'}", "windows=1", "budgets=1")
     said(runs / "sparse", "data=needle", "windows=1", "length=51", "budgets=12")
-    said(runs / "sparse", "data=kinds,needle", "windows=1", "length=100", "budgets=12", "min_recall=0.01")
+    said(runs / "sparse", "data=kinds,copy", "windows=1", "length=100", "budgets=12", "min_recall=0.01")
+    said(runs / "sparse", f"data={runs / 'a.txt'}", "windows=1", "budgets=4", "length=13", "min_recall=0.01")
 
 
 def test_a_model_without_selection_is_told_what_to_use(runs: Path) -> None:
     for data in ("needle", "copy", "kinds"):
         assert "Use a model with attention of kind dsa" in said(runs / "dense", f"data={data}", code=2)
+
+
+def test_layers_with_different_budgets_are_refused() -> None:
+    model = model_of(BUDGET, vocab=263)
+    layer = model.layers[1].attention
+    layer.config = layer.config.model_copy(update={"index_topk": 5})  # type: ignore[union-attr,operator,assignment]
+    with pytest.raises(ConfigError, match="different values of index_topk: 5, 12"):
+        measure_report(model, BYTES, [Named("a", "x" * 200)], name="m", length=50)
 
 
 def test_weights_without_an_indexer_are_named_with_the_remedy(runs: Path, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def recalls(report: MissedReport) -> Picture:
         axis.set(xlabel="layer", ylabel="recall", ylim=(0, 1.03), xlim=(-0.3, len(values) - 0.7))
         axis.yaxis.set_major_formatter(PERCENT)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        figure.legend(loc="outside upper right", ncols=len(report.budgets), title="budget")
+        figure.legend(loc="outside upper right", ncols=min(4, len(report.budgets)), title="budget")
         return figure
 
     ends = "; ".join(
@@ -78,9 +78,10 @@ def by_distance(report: MissedReport) -> Picture:
         axis.set(xlabel="distance in tokens", ylabel="share of attention")
         axis.margins(y=0.12)
         axis.set_xticks(places, [part.name for part in parts])
+        axis.tick_params(axis="x", labelrotation=35 if len(parts) > 5 else 0)
         axis.yaxis.set_major_formatter(PERCENT)
         figure.legend(loc="outside upper right", ncols=3)
-        return figure  # fmt: skip
+        return figure
 
     values = "; ".join(
         f"{part.name}: {part.share:.0%} of attention, {part.inside:.0%} of it selected" for part in parts
@@ -120,7 +121,7 @@ def needle_maps(report: MissedReport) -> Picture:
             axis.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths])
             axis.set_yticks(range(len(DEPTHS)), [f"{depth:.0%}" for depth in DEPTHS])
             axis.grid(visible=False)
-        return figure  # fmt: skip
+        return figure
 
     cells = [one for one in report.planted if one.kind == "needle"]
     lowest = min(cells, key=lambda one: one.kept)
@@ -160,7 +161,7 @@ def copied(report: MissedReport) -> Picture:
         axis.set(xlabel="distance to the first copy in tokens", ylabel="share", ylim=(-0.02, 1.05))
         axis.yaxis.set_major_formatter(PERCENT)
         figure.legend(loc="outside upper right", ncols=3)
-        return figure  # fmt: skip
+        return figure
 
     values = "; ".join(
         f"{one.distance} tokens: {one.right_sparse:.0%} right with sparse, {one.right_dense:.0%} with dense attention"

@@ -45,7 +45,7 @@ class SparsifyConfig(Config):
     index_n_heads: Count = 4
     index_head_dim: Natural = 0
     warmup: Count = 100
-    warmup_lr: Positive = 1e-3
+    warmup_lr: Positive = 1e-2
     steps: Count = 400
     lr: Positive = 3e-4
     data: str = ""

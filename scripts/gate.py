@@ -1,0 +1,58 @@
+"""Measure the recall of sparse runs with a sound indexer and with broken ones (tests/evals/broken_indexers.py).
+
+    python scripts/gate.py runs/fixtures/imported runs/fixtures-1/imported
+
+The runs are those of `scripts/fixtures.py --seed 0` and `--seed 1`. A release gate `min_recall=` fails for each fault if it lies
+between the recall of the sound indexer and that of the fault. The result is written to docs/results/gate.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+
+from rorqual.core.records import RunDir, write_json
+from rorqual.data.source.text import read_text
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.evals.missed import measure_missed
+from rorqual.model.load.run import load_run
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tests" / "evals"))
+
+from broken_indexers import FAULTS  # noqa: E402
+
+TEXT = ROOT / "src" / "rorqual" / "data" / "samples" / "tinyshakespeare-64k.txt"
+LENGTH, WINDOWS = 512, 8
+
+
+def recalls(run: RunDir) -> dict[str, float]:
+    """Return the lowest recall of a layer on held-out text, for the sound indexer and for each fault."""
+    model, ids = load_run(run), Tokenizer.load(run.tokenizer_file).encode(read_text(TEXT).validation)
+    windows = torch.tensor([ids[i * LENGTH : (i + 1) * LENGTH + 1] for i in range(WINDOWS)])
+    found = {}
+    for name, fault in {"sound": nullcontext, **FAULTS}.items():
+        with fault():
+            found[name] = round(measure_missed(model, windows).recall, 4)
+        print(f"{run.path}  {name}: {found[name]}", flush=True)
+    return found
+
+
+def main() -> int:
+    """Measure all runs, and exit with 1 if a broken indexer has the recall of the sound one or more."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--result", type=Path, default=ROOT / "docs" / "results" / "gate.json")
+    a = parser.parse_args()
+    torch.set_num_threads(1)
+    found = [recalls(RunDir(run)) for run in a.runs]
+    write_json(a.result, {"command": "python scripts/gate.py " + " ".join(map(str, a.runs)), "recall": found})
+    return int(any(one[name] >= one["sound"] for one in found for name in FAULTS))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

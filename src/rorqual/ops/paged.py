@@ -221,12 +221,12 @@ def attend(q: Tensor, keys: Tensor, values: Tensor | int, tiles: Tiles, scale: f
 
     The result is differentiable.
     """
-    scores, weights, mixed = _attend_blocks(_in_tiles(q, tiles), keys, values, tiles, scale, tiles.mask)
+    k, v = _keys_and_values(keys, values, tiles, q.dtype)
+    scores, weights = _block_weights(_in_tiles(q, tiles), k, tiles, scale, tiles.mask)
     if len(tiles.counts) > 1:
         share, _ = _shares(scores, weights, tiles)
-        share = share / _sum_blocks(share, tiles).index_select(0, tiles.tile)
-        mixed = _sum_blocks(_scaled(mixed, share), tiles).to(q.dtype)
-    return _in_tokens(mixed, tiles, q.shape[2])
+        weights = _scaled(weights, tiles.in_span(share / _sum_blocks(share, tiles).index_select(0, tiles.tile)))
+    return _in_tokens(_mixed(weights, v, tiles), tiles, q.shape[2])
 
 
 def attend_within(
@@ -238,13 +238,14 @@ def attend_within(
     visible keys has output 0 and log-sum-exp `HIDDEN`. With an unrestricted mask, outputs are bit-identical to
     `attend`.
     """
-    scores, weights, mixed = _attend_blocks(_in_tiles(q, tiles), keys, values, tiles, scale, mask)
+    k, v = _keys_and_values(keys, values, tiles, q.dtype)
+    scores, weights = _block_weights(_in_tiles(q, tiles), k, tiles, scale, mask)
     share, highest = _shares(scores, weights, tiles)
     total = _sum_blocks(share, tiles)
-    mixed = _sum_blocks(_scaled(mixed, share / total.index_select(0, tiles.tile)), tiles).to(q.dtype)
+    weights = _scaled(weights, tiles.in_span(share / total.index_select(0, tiles.tile)))
     seen = highest > float(HIDDEN) / 2
     lse = torch.where(seen, highest + total.log(), float(HIDDEN))
-    out = torch.where(seen, mixed, 0)
+    out = torch.where(seen, _mixed(weights, v, tiles), 0)
     return _in_tokens(out, tiles, q.shape[2]), _in_tokens(lse, tiles, q.shape[2]).squeeze(-1)
 
 
@@ -464,19 +465,17 @@ def _in_tokens(out: Tensor, tiles: Tiles, repeat: int) -> Tensor:
     return out if tiles.slot is None else out.index_select(0, tiles.slot)
 
 
-def _attend_blocks(
-    q: Tensor, keys: Tensor, values: Tensor | int, tiles: Tiles, scale: float, mask: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Attend to each block separately, with a softmax over the keys of that block.
+def _keys_and_values(keys: Tensor, values: Tensor | int, tiles: Tiles, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return the keys and values of each block [blocks, heads, size, d], in the order of `mask`."""
+    k = _blocks(keys, tiles).to(dtype)
+    return k, k[..., :values] if isinstance(values, int) else _blocks(values, tiles).to(dtype)
 
-    Returns scores and weights [blocks, heads, rows, keys] in the order of `mask`, and weighted means of the values
-    [pairs, heads, rows, d_v].
-    """
-    k = _blocks(keys, tiles).to(q.dtype)  # [blocks, heads, size, d]
-    v = k[..., :values] if isinstance(values, int) else _blocks(values, tiles).to(q.dtype)
-    scores, weights = _block_weights(q, k, tiles, scale, mask)
+
+def _mixed(weights: Tensor, v: Tensor, tiles: Tiles) -> Tensor:
+    """Return the weighted sums of the values [tiles, heads, rows, d_v]: one product per block, added from first to last block."""
     mixed = torch.bmm(weights.to(v.dtype).flatten(0, 1), v.flatten(0, 1)).view(*weights.shape[:3], -1)
-    return scores, weights, mixed if tiles.back is None else mixed.index_select(0, tiles.back)
+    mixed = mixed if tiles.back is None else mixed.index_select(0, tiles.back)
+    return mixed if len(tiles.counts) == 1 else _sum_blocks(mixed.float(), tiles).to(v.dtype)
 
 
 def _block_weights(q: Tensor, k: Tensor, tiles: Tiles, scale: float, mask: Tensor) -> tuple[Tensor, Tensor]:

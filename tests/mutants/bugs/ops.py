@@ -119,9 +119,12 @@ MUTANTS = (
         "blocks are divided by the sum of their shares after they are added",
         "seen in our own second version: a query that meets a block in vain is rounded twice",
         "ops/paged.py",
-        "        share = share / _sum_blocks(share, tiles).index_select(0, tiles.tile)\n"
-        "        mixed = _sum_blocks(_scaled(mixed, share), tiles).to(q.dtype)\n",
-        "        mixed = (_sum_blocks(_scaled(mixed, share), tiles) / _sum_blocks(share, tiles)).to(q.dtype)\n",
+        "        weights = _scaled(weights, tiles.in_span(share / _sum_blocks(share, tiles).index_select(0, tiles.tile)))\n"
+        "    return _in_tokens(_mixed(weights, v, tiles), tiles, q.shape[2])\n",
+        "        total = _sum_blocks(share, tiles)\n"
+        "        weights = _scaled(weights, tiles.in_span(share))\n"
+        "        return _in_tokens(_mixed(weights, v, tiles) / total, tiles, q.shape[2])\n"
+        "    return _in_tokens(_mixed(weights, v, tiles), tiles, q.shape[2])\n",
         "tests/ops/test_paged.py::test_each_query_has_bits_of_its_own",
     ),
     one(

@@ -33,7 +33,9 @@ def report_of(texts: list[Named], planted: Any = (), **settings: Any) -> MissedR
 @torch.no_grad()
 def test_each_text_is_measured_by_itself_at_each_budget() -> None:
     texts = [Named(kind, passage(kind)) for kind in ("prose", "chinese")]
-    report = report_of(texts, budgets=(5, 30), windows=2)
+    steps: list[tuple[int, int]] = []
+    report = report_of(texts, budgets=(5, 30), windows=2, progress=lambda *step: steps.append(step))
+    assert steps == [(done, 6) for done in range(1, 7)]
     assert [text.name for text in report.texts] == ["prose", "chinese"] and report.budgets == (5, BUDGET, 30)
     for text, found in zip(texts, report.texts, strict=True):
         ids = BYTES.encode(text.text)
@@ -54,7 +56,10 @@ def test_each_text_is_measured_by_itself_at_each_budget() -> None:
 
 @torch.no_grad()
 def test_needles_are_measured_at_each_depth_and_length_that_can_miss_any() -> None:
-    report = report_of([], ["needle"], length=200, windows=2, budgets=(80,))
+    steps: list[tuple[int, int]] = []
+    given: dict[str, Any] = {"length": 200, "windows": 2, "budgets": (80,)}
+    report = report_of([], ["needle"], progress=lambda *step: steps.append(step), **given)
+    assert steps[-1] == (30, 30), "three lengths, five depths, two budgets"
     cells = {(one.budget, one.length, one.depth) for one in report.planted}
     # 50 tokens are too short, and at a budget of 80 the questions of a passage of 100 tokens see all positions.
     assert cells == {(b, n, d) for b, n in ((12, 100), (12, 150), (12, 200), (80, 150), (80, 200)) for d in DEPTHS}
@@ -133,6 +138,7 @@ def test_the_command_passes_its_options_on(runs: Path, tmp_path: Path) -> None:
     assert [one["text"] for one in values["texts"][::2]] == [str(runs / "a.txt"), str(runs / "b.txt"), *KINDS]
     assert {(one["budget"], one["length"], one["windows"]) for one in values["texts"]} == {(6, 110, 1), (12, 110, 1)}
     assert (values["model"], values["index_topk"], values["budgets"]) == (str(runs / "sparse"), 12, [6, 12])
+    assert re.search(r"attention  (\d+)/\1 ", text), "progress is reported"
     assert values["dense_budgets"] == [110] and "At a budget of 110, attention is dense" in text
     planted = [(one["kind"], one["passages"]) for one in values["planted"]]
     assert {*planted} == {("needle", 1), ("copy", 1)}

@@ -117,7 +117,7 @@ def sparse_layers(model: Decoder, where: str = "") -> list[DSA]:
     if not found:
         kinds = ", ".join(sorted({attention.kind for attention in model.config.attentions}))
         raise ConfigError(
-            f"no attention of this model selects positions (its kind is {kinds}), so nothing can be missed",
+            f"this model has no indexer whose selection can be measured (its kind is {kinds})",
             where=where,
             remedy="Use a model with attention of kind dsa, such as the result of `rorqual sparsify`.",
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from rorqual.evals.planted import (
     DEPTHS,
     LENGTHS,
     Parts,
+    Planted,
     PlantedKind,
     PlantedMisses,
     copies,
@@ -99,12 +101,14 @@ def measure_report(
     length: int,
     windows: int = 8,
     budgets: Sequence[int] = (),
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> MissedReport:
     """Measure what the selection of `model` misses, at the trained budget and at `budgets`.
 
     - `texts`: the first `windows` windows of `length` tokens of each text.
     - `planted`: `windows` needles or copied lines per length and depth, in passages of at most `length` tokens.
     - `budgets`: by default a quarter, half and twice the trained budget, where the length is above them.
+    - `progress(done, total)` is called after each text, or each length and depth of a planted kind, at each budget.
 
     Raises ConfigError if the model has no sparse attention, and DataError if a text or a passage is too short.
     """
@@ -118,48 +122,71 @@ def measure_report(
             remedy=f"Use a length= of more than {trained}, or smaller budgets=.",
         )
     device = next(model.parameters()).device
-    found = []
-    for text in texts:
-        tokens = _windows(tokenizer, text, length, windows).to(device)
-        found.append(TextMisses(text.name, tuple(measure_missed(model, tokens, name, budget) for budget in measured)))
-    kinds: dict[PlantedKind, Callable[[Tokenizer, int], list[Parts]]] = {"needle": needles, "copy": copies}
-    lengths = {"needle": LENGTHS, "copy": (1.0,)}
-    cells: list[PlantedMisses] = []
-    for kind in planted:
-        before = len(cells)
-        parts = kinds[kind](tokenizer, windows)
-        sizes = [round(share * length) for share in lengths[kind]]
-        for size in [size for size in sizes if size >= max(part.size for part in parts)] or [length]:
-            for depth in DEPTHS:
-                passages = plant(tokenizer, parts, size, depth)
-                by_budget = (measure_planted(model, kind, passages, depth, budget) for budget in measured)
-                cells += [cell for cell in by_budget if cell is not None]
-        if len(cells) == before:
-            asked = max(len(part.question) + len(part.answer) for part in parts)
-            raise DataError(
-                f"a passage of {length} tokens is too short for {kind}: attention is dense, because no query sees more than {measured[0]}",
-                where=f"data={kind}",
-                remedy=f"Use length={measured[0] + asked - 1} or more, or smaller budgets=.",
-            )
+    tokens = [_windows(tokenizer, text, length, windows).to(device) for text in texts]
+    cells = [cell for kind in planted for cell in _cells(tokenizer, kind, length, windows, measured[0])]
+    total, done = (len(tokens) + len(cells)) * len(measured), count(1)
+    by_text: list[list[Misses]] = [[] for _ in texts]
+    for found, rows in zip(by_text, tokens, strict=True):
+        for budget in measured:
+            found.append(measure_missed(model, rows, name, budget))
+            progress(next(done), total)
+    by_cell: list[PlantedMisses | None] = []
+    for cell in cells:
+        for budget in measured:
+            by_cell.append(measure_planted(model, cell.kind, cell.passages, cell.depth, budget))
+            progress(next(done), total)
     return MissedReport(
         model=name,
         length=length,
         trained=trained,
         budgets=measured,
         dense=tuple(budget for budget in wanted if budget >= length and budget in {trained, *budgets}),
-        texts=tuple(found),
-        planted=tuple(cells),
+        texts=tuple(TextMisses(text.name, tuple(found)) for text, found in zip(texts, by_text, strict=True)),
+        planted=tuple(found for found in by_cell if found is not None),
     )
+
+
+class _Cell(NamedTuple):
+    """Passages of one length with a text planted at one depth."""
+
+    kind: PlantedKind
+    depth: float
+    passages: list[Planted]
+
+
+KINDS: dict[PlantedKind, tuple[Callable[[Tokenizer, int], list[Parts]], Sequence[float]]] = {
+    "needle": (needles, LENGTHS),
+    "copy": (copies, (1.0,)),
+}
+"""How the planted texts of a kind are made, and the lengths of the passages as shares of the whole length."""
+
+
+def _cells(tokenizer: Tokenizer, kind: PlantedKind, length: int, number: int, budget: int) -> list[_Cell]:
+    """Return the passages of all lengths at which a query sees more than `budget` positions, at each depth."""
+    make, shares = KINDS[kind]
+    parts = make(tokenizer, number)
+    needed = max(part.size for part in parts)
+    sizes = [size for share in shares if (size := round(share * length)) >= needed] or [length]
+    found = [_Cell(kind, depth, plant(tokenizer, parts, size, depth)) for size in sizes for depth in DEPTHS]
+    found = [cell for cell in found if min(one.queries.start for one in cell.passages) >= budget]
+    if not found:
+        asked = max(len(part.question) + len(part.answer) for part in parts)
+        raise DataError(
+            f"a passage of {length} tokens is too short for {kind}: attention is dense, because no query sees more than {budget}",
+            where=f"data={kind}",
+            remedy=f"Use length={budget + asked - 1} or more, or smaller budgets=.",
+        )
+    return found
 
 
 def _windows(tokenizer: Tokenizer, text: Named, length: int, windows: int) -> torch.Tensor:
     """Return at most `windows` windows [windows, length + 1] of a text."""
     ids = tokenizer.encode(text.text)
-    count = min(windows, (len(ids) - 1) // length)
-    if count < 1:
+    number = min(windows, (len(ids) - 1) // length)
+    if number < 1:
         raise DataError(
             f"the text has {len(ids)} tokens, which do not fill a window of {length}",
             where=text.name,
             remedy="Give a longer text, of which the last tenth is used, or a smaller length=.",
         )
-    return torch.tensor([ids[i * length : (i + 1) * length + 1] for i in range(count)])
+    return torch.tensor([ids[i * length : (i + 1) * length + 1] for i in range(number)])

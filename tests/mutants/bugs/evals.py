@@ -314,8 +314,8 @@ MUTANTS = (
         "the report measures every budget at the model's index_topk",
         "issue 18: what attention misses",
         "evals/missed_report.py",
-        "measure_missed(model, tokens, name, budget)",
-        "measure_missed(model, tokens, name)",
+        "measure_missed(model, rows, name, budget)",
+        "measure_missed(model, rows, name)",
         "tests/evals/test_missed_report.py::test_each_text_is_measured_by_itself_at_each_budget",
     ),
     one(

@@ -13,6 +13,7 @@ from test_grammar_calls import FORMATS, allows, calls, grammars, sampled
 
 from rorqual.core.errors import DataError
 from rorqual.core.records import Tool
+from rorqual.data.chat.dsml import invoke, parameter
 from rorqual.data.chat.special_tokens import SpecialTokenText
 
 NAMES = [name for name in FORMATS if name.startswith("deepseek-v3.2")]
@@ -89,6 +90,27 @@ def test_what_ends_fits_or_is_an_error_that_names_the_keyword(name: str) -> None
         else:
             jsonschema.validate(json.loads(call.arguments), WIDE)
     assert ended >= 6
+
+
+@EITHER
+def test_json_is_spelled_as_the_format_spells_it(name: str) -> None:
+    """A list is compact and without \\u escapes, also where it is one of an enumeration."""
+    chat = FORMATS[name]
+    lists = {"list": {"type": "array", "items": {"type": "string"}}, "one": {"enum": [["Zü", 1]]}}
+    compiled = grammars(name).compile(calls(wide={"properties": lists}))
+    for key, text, fits in (
+        ("list", '["a b"]', True),
+        ("list", '["\\u0061 b"]', False),
+        ("list", '["a", "b"]', True),
+        ("list", '["a",   "b"]', False),
+        ("one", '["Zü", 1]', True),
+        ("one", '["Z\\u00fc", 1]', False),
+    ):
+        frame = chat.call_frame
+        assert frame is not None
+        written = frame.begin + "\n" + invoke("wide", parameter(key, text, "false")) + frame.end
+        ids = [*SpecialTokenText(chat.tokenizer, ()).ids(written), chat.stop_ids[0]]
+        assert allows(compiled.start(), ids) == fits, text
 
 
 @EITHER

@@ -174,6 +174,20 @@ def test_the_command_gives_its_options_on(sparse: Path, tmp_path: Path) -> None:
         "windows"
     ] <= 8
     assert other["texts"][0]["kl"] != own["kl"]
+    said(run, data, "length=60", "windows=3", f"out={tmp_path / 'c.json'}", "dtype=bfloat16", "budgets=9")
+    rounded = json.loads((tmp_path / "c.json").read_text(encoding="utf-8"))["texts"][0]
+    assert rounded["budget"] == 9 and rounded["loss_dense"] != own["loss_dense"]
+    assert rounded["loss_dense"] == pytest.approx(own["loss_dense"], rel=0.05)
+
+
+@torch.no_grad()
+def test_the_dense_weights_of_a_query_are_those_of_all_its_positions() -> None:
+    model, (window,) = model_of(), windows(1)
+    recorded = model(window[None, :-1], record=("attention_rows", "attention_mass")).recorded
+    for rows, mass in zip(recorded["attention_rows"], recorded["attention_mass"], strict=True):
+        for t in (0, 5, LENGTH - 1):
+            assert sorted(row for row in rows[t].tolist() if row >= 0) == list(range(t + 1))
+            assert float(mass[t][rows[t] >= 0].sum()) == pytest.approx(1, abs=1e-5)
 
 
 def test_the_gate_fails_below_its_limit_and_passes_at_it(sparse: Path) -> None:

@@ -382,3 +382,42 @@ def test_inference_and_training_see_the_same_rows(every: int, window: int | None
         gathered = attention.attend_with_lse(q, pool, pool, plan, 0.5, 8, selected=rows, window=window)
     for one, other in zip(gathered, masked):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_sequences_of_different_lengths_select_and_lose_as_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch is computed in several slices. Each has its own selected rows, and as many as its longest sequence can have."""
+    monkeypatch.setattr("rorqual.ops.backends.attention.PAIRS", 2)
+    attention, generator = PagedAttention(ENOUGH), torch.Generator().manual_seed(8)
+    counts, lens = np.array([1, 1, 70, 40]), np.array([5, 130, 200, 240])
+    table = np.array([[12, 0, 0, 0], [1, 2, 3, 0], [4, 5, 6, 7], [8, 9, 10, 11]])
+    pool, index = (torch.randn(13, 1, BLOCK, 12, generator=generator) for _ in range(2))
+    q, iq = (2 * torch.randn(112, 1, 3, 12, generator=generator) for _ in range(2))
+    weights = torch.rand(112, 1, 3, generator=generator)
+
+    @torch.no_grad()
+    def found(which: list[int], tokens: slice) -> tuple[Tensor, ...]:
+        loc = np.append(0, np.cumsum(counts[which]))
+        metadata = AttentionMetadata(loc, lens[which], table[which], np.zeros(loc[-1], np.int64))
+        plan = attention.plan(metadata, torch.device("cpu"))
+        selection = attention.select(iq[tokens], weights[tokens], index, plan, 150)
+        assert torch.equal(selection.rows >= 0, selection.scores > -torch.inf)
+        loss = attention.index_kl(q[tokens], pool, 0.3, iq[tokens], weights[tokens], index, plan, selection.rows)
+        return loss, (selection.rows >= 0).sum(1), (selection.top_p(0.5).rows >= 0).sum(1)
+
+    whole = found([0, 1, 2, 3], slice(0, 112))
+    for which, tokens in ((0, slice(0, 1)), (1, slice(1, 2)), (2, slice(2, 72)), (3, slice(72, 112))):
+        for one, other in zip(found([which], tokens), whole, strict=True):
+            assert torch.equal(one, other[tokens])
+    assert whole[1].tolist() == [5, 130, *(min(150, t + 1) for t in range(130, 200)), *[150] * 40]
+
+
+def test_rows_that_a_short_sequence_lacks_have_no_score() -> None:
+    attention, generator = PagedAttention(ENOUGH), torch.Generator().manual_seed(9)
+    metadata = AttentionMetadata(
+        np.array([0, 1, 41]), np.array([130, 40]), np.array([[1, 2, 3], [4, 0, 0]]), np.zeros(41, np.int64)
+    )
+    plan = attention.plan(metadata, torch.device("cpu"))
+    q, keys = torch.randn(41, 1, 3, 12, generator=generator), torch.randn(5, 1, BLOCK, 12, generator=generator)
+    found = attention.select(q, torch.rand(41, 1, 3, generator=generator), keys, plan, 100)
+    assert found.rows.shape == (41, 100) and torch.equal(found.rows >= 0, found.scores > -torch.inf)
+    assert (found.rows >= 0).sum(1).tolist() == [100, *range(1, 41)]

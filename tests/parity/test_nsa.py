@@ -357,7 +357,8 @@ def test_costs_by_hand() -> None:
             assert c.decode_flops(100, context) == 4 * 48 * attended_keys
             assert c.cost(100, context).flops - cost.flops == 4 * 48 * attended_keys
         names = 6 if separate_kv else 3 if compress == "mlp" else 2
-        assert c.cache_width() == 16 * (names + 2 / 4)
+        assert c.cache_width() == sum(part.values for part in c.cache_spec()) == 16 * (names + 2 / 4)
+        assert ("raw_key.0" in {part.name for part in c.cache_spec()}) == (compress == "mlp" and not separate_kv)
         saved = 5 * 48 + 18 + 16 * names + 8
         assert c.saved_values(100, everything=False) == saved
         assert c.saved_values(100, everything=True) == saved + 100 + (2 * 2 * (8 + 2 * 16 / 4) if phi else 0)

@@ -16,6 +16,7 @@ from v32_golden import CASES, FILE, SCHEMA, SHORT, WITH_SCHEMA, Row
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message, Tool, ToolCall
 from rorqual.data.chat import ChatFormat, chat_format, guess_chat
+from rorqual.data.chat.dsml import CLOSE, OPEN, invoke, parameter
 from rorqual.data.chat.special_tokens import raw
 from rorqual.data.tokenizer import Tokenizer
 
@@ -172,6 +173,15 @@ def test_a_reply_cut_in_two_anywhere_is_the_whole_reply() -> None:
             pieces = [reader.feed(*ids[:cut]), reader.feed(*ids[cut:]), reader.finish()]
             assert reader.message() == whole
             assert [delta.arguments for piece in pieces for delta in piece.tools] == [whole.tool_calls[0].arguments]
+
+
+def test_a_parameter_that_is_written_twice_is_no_call() -> None:
+    chat = with_marks(NAME)
+    for keys, count in ((("a", "b"), 1), (("a", "a"), 0)):
+        given = "\n".join(parameter(key, "1", "false") for key in keys)
+        ids = chat._special_text.ids(f"{OPEN}\n{invoke('add', given)}\n{CLOSE}")  # type: ignore[attr-defined]
+        message = chat.parse(ids, "off", TOOLS)
+        assert len(message.tool_calls) == count and bool(message.content) == (not count)
 
 
 def test_a_tag_that_a_string_spells_ends_nothing_where_the_mark_is_a_token() -> None:

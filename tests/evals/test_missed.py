@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from rorqual.cli.main import app
 from rorqual.core.errors import ConfigError, DataError
 from rorqual.evals.missed import DISTANCES, Misses, measure_missed
+from rorqual.model.attention import DSA
 
 LENGTH = 90
 
@@ -188,6 +189,30 @@ def test_the_dense_weights_of_a_query_are_those_of_all_its_positions() -> None:
         for t in (0, 5, LENGTH - 1):
             assert sorted(row for row in rows[t].tolist() if row >= 0) == list(range(t + 1))
             assert float(mass[t][rows[t] >= 0].sum()) == pytest.approx(1, abs=1e-5)
+
+
+def test_the_dense_reference_ignores_the_adaptive_budget() -> None:
+    """The same weights with another `index_top_p` have the same dense loss, and miss more."""
+    model, tokens = model_of(), windows()
+    fixed = measure_missed(model, tokens)
+    for layer in model.layers:
+        assert isinstance(layer.attention, DSA)
+        layer.attention.config = layer.attention.config.model_copy(update={"index_top_p": 0.5})
+    adaptive = measure_missed(model, tokens)
+    assert adaptive.loss_dense == pytest.approx(fixed.loss_dense, rel=1e-6)
+    assert all(a.mass < f.mass for a, f in zip(adaptive.layers, fixed.layers, strict=True))
+    assert all(position >= 0 for position in adaptive.lowest.selected)
+    assert [layer.attention.config.index_top_p for layer in model.layers] == [0.5, 0.5]  # type: ignore[union-attr]
+
+
+def test_the_default_length_is_the_context_up_to_a_limit(
+    sparse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, data, out = sparse / "sparse", f"data={sparse / 'text.txt'}", tmp_path / "a.json"
+    for most, length in ((64, 64), (1024, 128)):
+        monkeypatch.setattr("rorqual.cli.verbs.attention.MOST", most)
+        said(run, data, "windows=1", "budgets=9", f"out={out}")
+        assert json.loads(out.read_text(encoding="utf-8"))["length"] == length
 
 
 def test_the_gate_fails_below_its_limit_and_passes_at_it(sparse: Path) -> None:

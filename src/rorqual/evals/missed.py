@@ -136,11 +136,15 @@ def trained_budget(layers: Sequence[DSA]) -> int:
 
 
 @contextmanager
-def budget_of(layers: Sequence[DSA], budget: int) -> Iterator[None]:
-    """Let sparse attentions select `budget` positions inside the `with` block. Attention to at most `budget` positions is dense."""
+def budget_of(layers: Sequence[DSA], budget: int, *, dense: bool = False) -> Iterator[None]:
+    """Let sparse attentions select up to `budget` positions inside the `with` block.
+
+    With `dense`, they ignore `index_top_p`: attention to at most `budget` positions is then dense.
+    """
     before = [layer.config for layer in layers]
     for layer in layers:
-        layer.config = layer.config.model_copy(update={"index_topk": budget})
+        top_p = 1.0 if dense else layer.config.index_top_p
+        layer.config = layer.config.model_copy(update={"index_topk": budget, "index_top_p": top_p})
     try:
         yield
     finally:
@@ -169,7 +173,7 @@ def measure_missed(model: Decoder, tokens: Tensor, where: str = "", budget: int 
         inputs, targets = window[None, :-1], window[1:]
         with budget_of(layers, budget):
             output = model(inputs, record=(*MISSED, "selected"))
-        with budget_of(layers, length):
+        with budget_of(layers, length, dense=True):
             dense = model(inputs).hidden[0]
         sparse_logprobs, dense_logprobs = (
             model.logits(hidden[budget:]).log_softmax(-1) for hidden in (output.hidden[0], dense)
@@ -243,7 +247,7 @@ class _Collected:
                 (rows[worst, :visible],), mass[worst, :visible]
             )
             missed = rows[worst, :k][~inside[worst, :k]]
-            positions = (tuple(sorted(part.tolist())) for part in (selected[worst], missed))
+            positions = (tuple(sorted(p for p in part.tolist() if p >= 0)) for part in (selected[worst], missed))
             self.lowest = LowestQuery(0, self.windows, share_inside, (), tuple(weights.tolist()), *positions)
         self.windows += 1
 

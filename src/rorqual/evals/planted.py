@@ -164,7 +164,7 @@ def measure_planted(
         tokens = torch.tensor([one.tokens], device=device)
         with budget_of(layers, budget):
             output = model(tokens[:, :-1], record=(*MISSED, "selected"))
-        with budget_of(layers, length):
+        with budget_of(layers, length, dense=True):
             dense = model(tokens[:, :-1]).hidden
         at, targets = slice(one.answers.start, one.answers.stop), tokens[0, one.answers.start + 1 :]
         for index, hidden in enumerate((output.hidden, dense)):

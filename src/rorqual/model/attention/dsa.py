@@ -173,7 +173,6 @@ class DSA(MLA):
         dense = self.absorbed(q, cache, context)
         difference = (out - dense).norm(dim=-1) / dense.norm(dim=-1)
         context.record("output_difference", difference.flatten())
-        next_best = further.scores[:, -1:]
-        tied = (selected.scores == next_best) & (selected.rows >= 0) & (further.rows[:, -1:] >= 0)
-        full = further.rows.shape[1] > selected.rows.shape[1]
-        context.record("tied", tied.sum(1) if full else torch.zeros_like(selected.rows[:, 0]))
+        count = (selected.rows >= 0).sum(1, keepdim=True)
+        next_best = F.pad(further.scores, (0, 1), value=-torch.inf).gather(1, count)
+        context.record("tied", ((selected.scores == next_best) & (selected.rows >= 0)).sum(1))

@@ -17,12 +17,13 @@ from rorqual.tasks.folio import Folio
 from rorqual.tasks.gsm8k import Gsm8k
 from rorqual.tasks.gym import GymTask
 from rorqual.tasks.knights import Knights
+from rorqual.tasks.long import Long
 from rorqual.tasks.math500 import Math500
 from rorqual.tasks.messages import Messages
 from rorqual.tasks.watch import watched
 
 NAMED: Mapping[str, Callable[..., Task]] = {
-    "families": Families, "gsm8k": Gsm8k, "math500": Math500, "folio": Folio, "knights": Knights,
+    "families": Families, "long": Long, "gsm8k": Gsm8k, "math500": Math500, "folio": Folio, "knights": Knights,
     "messages": Messages, "everyday": Everyday,
 }  # fmt: skip
 
@@ -42,7 +43,7 @@ def load_task(spec: str, *, data: Path | None = None, options: Mapping[str, Any]
     kind, _, argument = spec.partition(":")
     if kind == "gym" and argument:
         return _build(GymTask, spec, {"dataset": argument, **given}, data)
-    if kind not in NAMED or (argument and kind != "families"):
+    if kind not in NAMED or (argument and kind not in ("families", "long")):
         raise ConfigError(
             f"unknown task '{spec}'",
             where="task",

@@ -21,7 +21,7 @@ def evaluate(
 
     Shows the accuracy with its 95 % interval, and the accuracy of the best baseline. After an interruption, the same command resumes.
 
-    Keys: task=NAME (families, families:add,gcd, gsm8k, math500, folio, knights, messages, everyday, gym:NAME, ./mine.py:Class),
+    Keys: task=NAME (families, families:add,gcd, gsm8k, math500, folio, knights, messages, everyday, long, gym:NAME, ./mine.py:Class),
     data=FILE, split=test, count=100, seed=0, thinking=auto|on|off, temperature=0, samples=1, max_tokens=1024, per_family=false,
     options={...}, out=FILE.json (default: evals/ in the run's folder; answers of a server are saved only with out=), threads=,
     device=, dtype=, backend=torch-invariant|torch.

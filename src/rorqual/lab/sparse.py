@@ -1,0 +1,348 @@
+"""Test whether sparse attention keeps the quality of dense attention on long problems (DeepSeek-V3.2-Exp, section 2.1).
+
+Each seed trains one dense model with latent attention in stages of growing length. The recipe `sparsify` turns it into a model with
+an indexer. Two rivals select positions without an indexer: a window with sinks, and random positions. The rivals train as
+many steps as the indexer and the sparse model together. All runs train at one budget and are measured at three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rorqual.core.records import RunDir
+from rorqual.data.chat import chat_format
+from rorqual.data.pack import Sample, pack_rows
+from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
+from rorqual.lab.experiment import Experiment, amount
+from rorqual.lab.finding import Finding
+from rorqual.lab.job import Compute, ExperimentJob, JobCost, Train, run_cost
+from rorqual.lab.sparse_kinds import AttentionSelectionConfig, RandomSelectionConfig
+from rorqual.lab.sparse_report import ARMS, BUDGETS, KINDS, RIVALS, TRAINED, Arm, measured_by, report
+from rorqual.model.attention import (
+    AttentionConfig,
+    BlockSelectionConfig,
+    MLAConfig,
+    Selection,
+    WindowConfig,
+)
+from rorqual.model.config import ModelConfig, Stage
+from rorqual.model.decoder import Decoder
+from rorqual.model.ffn import DenseConfig
+from rorqual.model.init import build
+from rorqual.model.load.run import load_run, read_model_config
+from rorqual.ops.losses import token_logprobs
+from rorqual.recipes.sparsify import SparsifyConfig, sparsify
+from rorqual.recipes.start import finetune_optim
+from rorqual.tasks.base import Split
+from rorqual.tasks.find import load_task, safe_problems
+from rorqual.train.batch import TrainBatch
+from rorqual.train.optim import AdamWConfig, MuonConfig
+from rorqual.train.run import Run, Start
+from rorqual.train.schedule import Schedule
+from rorqual.train.sources import WorkedConfig
+from rorqual.train.sources.worked import worked_sample
+
+LENGTH = 1024
+"""Number of characters of a prompt. Each character is a token."""
+REPLY = 76
+"""Number of tokens of the longest reply and the special tokens."""
+MUON_RATE, ADAMW_RATE = 0.006, 2e-3
+WARMUP, SPARSE, ROWS = 50, 18, 4
+"""Steps of the warm-up and of the training with sparse attention, and rows per step."""
+WARMUP_RATE, SPARSE_RATE = 1e-2, 5e-4
+MEASURED: Mapping[str, int] = {"needle": 32, "copy": 16, "count": 16}
+"""Number of held-out problems of each kind."""
+MORE: tuple[Arm, ...] = ("dense", "dsa", "adaptive")
+"""Arms that are measured on twice as many needles, because the claim bounds their differences."""
+SINKS, BLOCK_SIZE, CAP = 4, 16, 2
+"""Sinks of the window, positions per block of block selection, and the adaptive budget's limit as a multiple of its mean."""
+
+
+@dataclass(frozen=True)
+class TrainingStage:
+    """A stage of the dense training: the options of the task `long`, and the amounts of work."""
+
+    name: str
+    options: Mapping[str, Any]
+    steps: int
+    rows: int
+    row: int
+    core_seconds: float
+    decay: float = 0.0
+
+
+DENSE = "sparse-dense"
+
+
+def stages(length: int) -> tuple[TrainingStage, ...]:
+    """Return the stages of the dense training, which ends with texts of up to `length` characters.
+
+    Retrieval is learned within 1,000 steps from short texts with few pairs. It is not learned in as many steps from longer texts.
+    """
+    few = {"names": ["needle"], "length": 50, "shortest": 30, "pairs": 4, "questions": 4}
+    short = {"names": list(KINDS), "length": length // 4, "shortest": 64, "questions": 8}
+    long = {"names": list(KINDS), "length": length, "shortest": max(64, length // 8), "questions": 8}
+    return (
+        TrainingStage("sparse-pairs", few, 1000, 8, 148, 50),
+        TrainingStage("sparse-short", short, 600, 8, length // 4 + REPLY, 65),
+        TrainingStage(DENSE, long, 1200, 4, length + REPLY, 440, 0.5),
+    )
+
+
+def dense_model(length: int) -> ModelConfig:
+    """Return the dense model: two layers with latent attention and dense feed-forward networks."""
+    mla = MLAConfig(
+        num_attention_heads=4,
+        q_lora_rank=32,
+        kv_lora_rank=32,
+        qk_nope_head_dim=16,
+        qk_rope_head_dim=16,
+        v_head_dim=32,
+    )
+    return ModelConfig(
+        vocab_size=BASE_VOCAB,
+        hidden_size=64,
+        stages=(Stage(layers=2, attention=mla, ffn=DenseConfig(intermediate_size=128)),),
+        max_position_embeddings=2 * length,
+        initializer_range=0.1,
+    )
+
+
+def training(number: int, place: Path, seed: int, share: float, length: int = LENGTH) -> Run:
+    """Return the training run of stage `number`, which starts from the stage before."""
+    before, stage = stages(length)[number - 1], stages(length)[number]
+    steps = amount(stage.steps, share)
+    return Run(
+        recipe="sft",
+        seed=seed,
+        steps=steps,
+        start=Start(run=str(place / before.name)) if number else Start(),
+        model=dense_model(length),
+        source=WorkedConfig(task="long", options=dict(stage.options), rows=stage.rows, row=stage.row),
+        optim=MuonConfig(
+            lr=MUON_RATE,
+            adamw=AdamWConfig(lr=ADAMW_RATE, betas=(0.9, 0.98)),
+            schedule=Schedule(warmup=max(1, min(20, steps // 10)), decay=stage.decay),
+        ),
+        micro_batches=1,
+        save_seconds=20.0,
+    )
+
+
+DSA = "sparse-dsa"
+RUNS: Mapping[Arm, str] = {
+    "dense": DENSE,
+    "dsa": f"{DSA}/sparse",
+    "adaptive": f"{DSA}/sparse",
+    "window": "sparse-window",
+    "random": "sparse-random",
+    "block": DENSE,
+    "oracle": f"{DSA}/sparse",
+}
+"""The run whose weights each arm uses."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sparsify(ExperimentJob):
+    """The recipe `sparsify`, from the dense run in the seed's folder. The result is the run `place/NAME/sparse`."""
+
+    seed: int
+    share: float
+    length: int
+
+    def work(self, place: Path) -> JobCost:
+        source = long_problems(self.length)
+        config = SparsifyConfig(
+            index_topk=self.length // TRAINED,
+            warmup=amount(WARMUP, self.share),
+            warmup_lr=WARMUP_RATE,
+            steps=amount(SPARSE, self.share),
+            lr=SPARSE_RATE,
+            task=source.task,
+            options=source.options,
+            rows=source.rows,
+            row=source.row,
+            seed=self.seed,
+        )
+        out = place / self.name
+        sparsify(RunDir(place / DENSE), out, config, quiet=True)
+        return run_cost(RunDir(out / "warmup")) + run_cost(RunDir(out / "sparse"))
+
+
+def long_problems(length: int) -> WorkedConfig:
+    """Return the data of all training with sparse attention: problems of up to the full length.
+
+    Short texts contain more replies in as many tokens. With texts of the full length alone, the indexer learns what the text
+    attends to, and not what the replies attend to, because a reply has a hundredth of the tokens.
+    """
+    options = {"names": list(KINDS), "length": length, "shortest": 64, "questions": 8}
+    return WorkedConfig(task="long", options=options, rows=ROWS, row=length + REPLY)
+
+
+def rival(arm: Arm, place: Path, seed: int, share: float, length: int = LENGTH) -> Run:
+    """Return the training run of a rival: as many steps on the same data as the indexer and the sparse model together."""
+    dense = RunDir(place / DENSE)
+    return Run(
+        recipe="sft",
+        seed=seed,
+        steps=amount(WARMUP, share) + amount(SPARSE, share),
+        start=Start(run=str(dense.path)),
+        model=selecting(arm, read_model_config(dense), length // TRAINED, seed=seed),
+        source=long_problems(length),
+        optim=finetune_optim(SPARSE_RATE),
+        save_seconds=20.0,
+    )
+
+
+def selecting(arm: Arm, model: ModelConfig, budget: int, *, seed: int = 0, top_p: float = 1.0) -> ModelConfig:
+    """Return `model` with the attention of `arm`, in which each query attends to `budget` positions."""
+
+    def attention(layer: int, given: AttentionConfig) -> AttentionConfig:
+        assert isinstance(given, MLAConfig)
+        mla = {name: getattr(given, name) for name in MLAConfig.model_fields if name != "kind"}
+        if arm in ("dsa", "adaptive"):
+            cap = budget if arm == "dsa" else CAP * budget
+            return given.model_copy(update={"index_topk": cap, "index_top_p": top_p})
+        if arm == "window":
+            return WindowConfig(**mla, window=budget - SINKS, sinks=SINKS)
+        if arm == "random":
+            return RandomSelectionConfig(**mla, topk=budget, seed=seed, layer=layer)
+        if arm == "block":
+            return BlockSelectionConfig(**mla, block_size=BLOCK_SIZE, block_topk=budget // BLOCK_SIZE - 1)
+        return AttentionSelectionConfig(**mla, topk=budget) if arm == "oracle" else given
+
+    layers = tuple(
+        stage.model_copy(update={"layers": 1, "attention": attention(layer, stage.attention)})
+        for layer, stage in enumerate(model.layers)
+    )
+    return model.model_copy(update={"stages": layers})
+
+
+def load(arm: Arm, place: Path, budget: int, *, seed: int, top_p: float = 1.0) -> Decoder:
+    """Return the model of `arm` with another budget. Weights of an indexer that the arm does not use are left out."""
+    trained = load_run(RunDir(place / RUNS[arm]))
+    model = build(selecting(arm, trained.config, budget, seed=seed, top_p=top_p), seed=0)
+    weights = trained.state_dict()
+    model.load_state_dict({name: weights[name] for name in model.state_dict()})
+    return model
+
+
+def solutions(place: Path, seed: int, kind: str, count: int, split: Split, length: int = LENGTH) -> list[Sample]:
+    """Return `count` worked solutions of one kind of problem. All arms of a seed use the same problems."""
+    chat = chat_format(Tokenizer.load(RunDir(place / DENSE).tokenizer_file))
+    task = load_task("long", options={"names": [kind], "length": length})
+    return [worked_sample(problem, chat, think=True) for problem in islice(safe_problems(task, split, seed), count)]
+
+
+@torch.no_grad()
+def read(model: Decoder, samples: Sequence[Sample], rows: int = 8) -> dict[str, Any]:
+    """Return, for each solution, the mean loss of its trained tokens, and whether each of these tokens is the most likely one.
+
+    If every token is the most likely one, the model writes exactly this solution at temperature 0. `picked` is the mean
+    number of selected positions per query and layer, or 0 for dense attention.
+    """
+    losses: list[float] = []
+    right: list[bool] = []
+    picked, queries = 0, 0
+    for start in range(0, len(samples), rows):
+        part = samples[start : start + rows]
+        packed = pack_rows(part, [[number] for number in range(len(part))], max(map(len, part)))
+        batch = TrainBatch.from_packed(packed.batch)
+        record = ("selected",) if model.needs_cache else ()
+        output = model(batch.tokens, batch.positions, segments=batch.segments, record=record)
+        valid = (batch.segments >= 0).flatten()
+        for selected in output.recorded.get("selected", ()):
+            picked += int((selected[valid] >= 0).sum())
+            queries += int(valid.sum())
+        for row in range(len(part)):
+            at = batch.loss_mask[row] > 0
+            logits, targets = model.logits(output.hidden[row, at]), batch.targets[row, at]
+            losses.append(-float(token_logprobs(logits, targets).double().mean()))
+            right.append(bool((logits.argmax(-1) == targets).all()))
+    return {"loss": losses, "right": right, "picked": picked / max(queries, 1)}
+
+
+@torch.no_grad()
+def matching_top_p(model: Decoder, samples: Sequence[Sample], budget: int) -> float:
+    """Return the `index_top_p` at which `model` selects as many positions on average as with `index_topk=budget`.
+
+    `model` selects up to its limit, and its scores are cut afterwards. Deeper layers then see the inputs of the uncut model.
+    """
+    found: list[Selection] = []
+    for sample in samples:
+        output = model(torch.tensor([sample.ids]), record=("selected", "index_scores"))
+        found += map(Selection, output.recorded["selected"], output.recorded["index_scores"])
+    wanted = sum(int((selection.rows[:, :budget] >= 0).sum()) for selection in found)
+    low, high = 0.0, 1.0
+    for _ in range(20):
+        middle = (low + high) / 2
+        picked = sum(int((selection.top_p(middle).rows >= 0).sum()) for selection in found)
+        low, high = (middle, high) if picked < wanted else (low, middle)
+    return high
+
+
+def measure(place: Path, *, arm: Arm, seed: int, share: float, length: int = LENGTH) -> dict[str, Any]:
+    """Measure `arm` on held-out problems: at every budget, or once if its attention is dense.
+
+    The result is [divisor][kind of problem] of `read`, where the budget is `length` over the divisor. For the adaptive budget,
+    [divisor]["top_p"] is the `index_top_p`, which is set on problems of the dev split.
+    """
+    counts = {
+        kind: amount(count * (2 if arm in MORE and kind == "needle" else 1), share) for kind, count in MEASURED.items()
+    }
+    problems = {kind: solutions(place, seed, kind, count, "test", length) for kind, count in counts.items()}
+    results: dict[str, Any] = {}
+    for divisor in BUDGETS.values() if arm != "dense" else (1,):
+        budget, cut = length // divisor, dict[str, float]()
+        model = load(arm, place, budget, seed=seed)
+        if arm == "adaptive":
+            chosen = [sample for kind in KINDS for sample in solutions(place, seed, kind, 2, "dev", length)]
+            cut["top_p"] = matching_top_p(model, chosen, budget)
+            model = load(arm, place, budget, seed=seed, top_p=cut["top_p"])
+        results[str(divisor)] = {kind: read(model, samples) for kind, samples in problems.items()} | cut
+    return results
+
+
+class SparseExperiment(Experiment):
+    """Train and measure all arms on texts of `length` characters, and judge them at the budget that they were trained at."""
+
+    name = "sparse"
+    title = "Sparse attention on long problems"
+    claim = (
+        "attention to a quarter of the positions, chosen by an indexer, is as good as dense attention: the loss is at most 1 % "
+        "higher and the needle accuracy at most 2 points lower. A window and random positions are worse"
+    )
+    source = "DeepSeek-V3.2-Exp, section 2.1"
+
+    def __init__(self, length: int = LENGTH) -> None:
+        self.length = length
+
+    def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
+        jobs: list[ExperimentJob] = []
+        made = stages(self.length)
+        for number, stage in enumerate(made):
+            needs = (made[number - 1].name,) if number else ()
+            make = partial(training, number, place, seed, share, self.length)
+            jobs.append(Train(name=stage.name, estimate=stage.core_seconds * share, needs=needs, make=make))
+        jobs.append(
+            Sparsify(name=DSA, estimate=110 * share, needs=(DENSE,), seed=seed, share=share, length=self.length)
+        )
+        for arm in RIVALS:
+            make = partial(rival, arm, place, seed, share, self.length)
+            jobs.append(Train(name=RUNS[arm], estimate=110 * share, needs=(DENSE,), make=make))
+        for arm in ARMS:
+            function = partial(measure, arm=arm, seed=seed, share=share, length=self.length)
+            needs = (RUNS[arm].split("/")[0],)
+            estimate = (3 if arm == "dense" else 60) * share
+            jobs.append(Compute(name=measured_by(arm), estimate=estimate, needs=needs, function=function))
+        return jobs
+
+    def conclude(self, places: Mapping[int, Path]) -> Finding:
+        return report(self, places)

@@ -1,0 +1,89 @@
+"""Attention kinds that only the experiment `sparse` uses: MLA over random positions, and over the most attended positions."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rorqual.core.config import Count, Natural, Seed
+from rorqual.model.attention import MLA, Attention, AttentionContext, LayerCache, MLAConfig, Selection
+
+
+class RandomSelectionConfig(MLAConfig):
+    """MLA over the query's own position and `topk` - 1 random earlier positions. The weights are those of kind `mla`.
+
+    The choice depends only on `seed`, `layer` and the query's position.
+    """
+
+    kind: Literal["random_selection"] = "random_selection"  # type: ignore[assignment]
+    topk: Count
+    seed: Seed = 0
+    layer: Natural = 0
+
+    def build(self, hidden_size: int, eps: float) -> Attention:
+        return RandomSelection(self, hidden_size, eps)
+
+
+class RandomSelection(MLA):
+    """MLA over random positions. Always runs on a cache, in the absorbed form. Records `selected` [tokens, topk]."""
+
+    config: RandomSelectionConfig
+    needs_cache = True
+
+    def forward(self, x: Tensor, context: AttentionContext, cache: LayerCache | None) -> Tensor:
+        assert cache is not None
+        _, q_nope, q_rope, latent, k_rope = self.project(x, context)
+        cache.write({"latent": self.rows(latent, k_rope)})
+        rows = self.positions(context.positions.flatten())
+        context.record("selected", rows)
+        selected = Selection(rows, torch.zeros_like(rows, dtype=torch.float32))
+        return self.absorbed(self.latent_queries(q_nope, q_rope, context.ops), cache, context, selected)
+
+    def positions(self, own: Tensor) -> Tensor:
+        """Return the positions [tokens, topk] that queries at positions `own` [tokens] see, or -1 for none."""
+        c = self.config
+        queries, which = own.unique(return_inverse=True)
+        keys = torch.arange(int(queries.max()) + 1, device=own.device)
+        ranks = _mixed(_mixed(queries.unsqueeze(1) + (c.seed * 1009 + c.layer) * 1_000_003) + keys).double()
+        ranks = ranks.masked_fill(keys == queries.unsqueeze(1), 2.0**32).masked_fill(keys > queries.unsqueeze(1), -1.0)
+        best, rows = ranks.topk(min(c.topk, len(keys)), dim=1)
+        return rows.masked_fill(best < 0, -1)[which]
+
+
+def _mixed(values: Tensor) -> Tensor:
+    """Hash integers to 32 bits (the finalizer of MurmurHash3)."""
+    x = values & 0xFFFFFFFF
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        x = ((x ^ (x >> shift)) * factor) & 0xFFFFFFFF
+    return x ^ (x >> 16)
+
+
+class AttentionSelectionConfig(MLAConfig):
+    """MLA over the `topk` positions with the largest attention weights, averaged over heads. The weights are those of kind `mla`.
+
+    A perfect indexer selects these positions. The kind saves no time, because it computes dense attention first.
+    """
+
+    kind: Literal["attention_selection"] = "attention_selection"  # type: ignore[assignment]
+    topk: Count
+
+    def build(self, hidden_size: int, eps: float) -> Attention:
+        return AttentionSelection(self, hidden_size, eps)
+
+
+class AttentionSelection(MLA):
+    """MLA over the most attended positions. Always runs on a cache, in the absorbed form. Records `selected` [tokens, topk]."""
+
+    config: AttentionSelectionConfig
+    needs_cache = True
+
+    def forward(self, x: Tensor, context: AttentionContext, cache: LayerCache | None) -> Tensor:
+        assert cache is not None
+        _, q_nope, q_rope, latent, k_rope = self.project(x, context)
+        cache.write({"latent": self.rows(latent, k_rope)})
+        q = self.latent_queries(q_nope, q_rope, context.ops)
+        selected = cache.select_by_attention(q.detach(), "latent", self.scale, self.config.topk)
+        context.record("selected", selected.rows)
+        return self.absorbed(q, cache, context, selected)

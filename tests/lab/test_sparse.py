@@ -1,0 +1,311 @@
+"""Random and most attended positions against other code, the adaptive budget, the rule of the verdict, and the experiment in small."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rorqual.core.config import read_yaml
+from rorqual.core.records import RunDir, write_json
+from rorqual.data.chat import chat_format
+from rorqual.data.pack import Sample
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.evals.verdict import Verdict
+from rorqual.lab.job import value, value_file
+from rorqual.lab.page import page_text
+from rorqual.lab.sparse import DENSE, DSA, RUNS, SparseExperiment, dense_model, load, matching_top_p, read, selecting
+from rorqual.lab.sparse_kinds import AttentionSelectionConfig, RandomSelection, RandomSelectionConfig
+from rorqual.lab.sparse_report import ARMS, BUDGETS, KINDS, Arm, goals, measured_by
+from rorqual.model.attention import AttentionContext, CacheLayout, DSAConfig, MLAConfig
+from rorqual.model.init import build, init_weights
+from rorqual.model.load.run import load_run, read_model_config
+from rorqual.model.packed_batch import PackedBatchCache
+from rorqual.ops.backends import REFERENCE
+from rorqual.tasks.base import split_of
+from rorqual.tasks.find import load_task
+from rorqual.train.run import Run
+from rorqual.train.sources.worked import worked_sample
+
+LENGTH, TOKENS, WIDTH = 256, 150, 64
+MLA = {name: value for name, value in dense_model(LENGTH).attentions[0] if name != "kind"}
+
+
+def attended(config: MLAConfig, visible: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """The output and the selected positions of a module with fixed weights, or of dense attention to `visible` [queries, keys]."""
+    module = config.build(WIDTH, 1e-6)
+    init_weights(module, 0.3, seed=4)
+    x = torch.randn(1, TOKENS, WIDTH, generator=torch.Generator().manual_seed(5))
+    positions = torch.arange(TOKENS)[None]
+    context = AttentionContext(
+        positions, None if visible is None else visible[None, None], REFERENCE, wanted=("selected",)
+    )
+    cache = None
+    if visible is None:
+        cache = PackedBatchCache(positions, None, [CacheLayout.of(config)], REFERENCE.attention).layer(0)
+    return module(x, context, cache), next(iter(context.recorded.get("selected", [])), None)
+
+
+def mask_of(selected: Tensor) -> Tensor:
+    visible = torch.zeros(TOKENS, TOKENS, dtype=torch.bool)
+    for query, rows in enumerate(selected.tolist()):
+        visible[query, [row for row in rows if row >= 0]] = True
+    return visible
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "config",
+    [RandomSelectionConfig(**MLA, topk=20, seed=3), AttentionSelectionConfig(**MLA, topk=20)],
+    ids=["random", "most"],
+)
+def test_attention_is_that_of_a_dense_layer_which_sees_only_the_selected_positions(config: MLAConfig) -> None:
+    out, selected = attended(config)
+    assert selected is not None
+    expected, _ = attended(MLAConfig(**MLA), mask_of(selected))
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+    causal = torch.ones(TOKENS, TOKENS, dtype=torch.bool).tril()
+    assert (expected - attended(MLAConfig(**MLA), causal)[0]).abs().max() > 0.01, "the selection matters"
+    assert (mask_of(selected) & ~causal).sum() == 0
+    assert mask_of(selected).sum(1).tolist() == [min(query + 1, 20) for query in range(TOKENS)]
+
+
+@torch.no_grad()
+def test_the_most_attended_positions_hold_the_largest_weights() -> None:
+    """Attention that sees all but one position changes most if that position has the largest weight; here by the weights themselves."""
+    selected = attended(AttentionSelectionConfig(**MLA, topk=5))[1]
+    assert selected is not None
+    module = MLAConfig(**MLA).build(WIDTH, 1e-6)
+    init_weights(module, 0.3, seed=4)
+    x = torch.randn(1, TOKENS, WIDTH, generator=torch.Generator().manual_seed(5))
+    context = AttentionContext(torch.arange(TOKENS)[None], None, REFERENCE)
+    _, q_nope, q_rope, latent, k_rope = module.project(x, context)  # type: ignore[operator]
+    kv = module.kv_b_proj(latent).unflatten(-1, (4, -1))  # type: ignore[operator]
+    scores = torch.einsum("bthd,bshd->bhts", q_nope, kv[..., : MLA["qk_nope_head_dim"]])
+    scores = (scores + torch.einsum("bthd,bsd->bhts", q_rope, k_rope)) / math.sqrt(32)
+    hidden = torch.ones(TOKENS, TOKENS, dtype=torch.bool).triu(1)
+    weights = scores.masked_fill(hidden, -torch.inf).softmax(-1).mean(1)[0]
+    for query in range(5, TOKENS):
+        assert set(selected[query].tolist()) == set(weights[query].topk(5).indices.tolist())
+
+
+def test_random_positions_depend_on_seed_layer_and_position_alone() -> None:
+    def picks(own: Tensor, **options: int) -> Tensor:
+        return RandomSelection(RandomSelectionConfig(**MLA, topk=16, **options), WIDTH, 1e-6).positions(own)
+
+    own = torch.arange(400)
+    base = picks(own)
+    assert torch.equal(picks(own[:90]), base[:90]), "a longer text does not change them"
+    assert torch.equal(picks(torch.tensor([7, 300, 7])), base[[7, 300, 7]])
+    assert (base == own[:, None]).sum(1).tolist() == [1] * 400, "the query's own position, once"
+    for options in ({"seed": 1}, {"layer": 1}):
+        other = picks(own, **options)
+        shared = [len({*a} & {*b}) for a, b in zip(base[200:].tolist(), other[200:].tolist(), strict=True)]
+        assert sum(shared) / len(shared) < 4, "of 16 positions, chance and the own position share about 2"
+    spread = (base[200:].float() / own[200:, None]).flatten()
+    assert abs(float(spread.mean()) - 0.53) < 0.02, "uniform over the text before the query"
+
+
+@torch.no_grad()
+def test_the_adaptive_budget_selects_as_many_positions_on_average() -> None:
+    dense = build(dense_model(LENGTH), seed=1).config
+    attention = DSAConfig(**MLA, index_n_heads=2, index_head_dim=32, index_topk=48)
+    sparse = dense.model_copy(update={"stages": (dense.stages[0].model_copy(update={"attention": attention}),)})
+    chat = chat_format(Tokenizer.byte_level())
+    task = load_task("long:needle", options={"length": LENGTH})
+    samples = [worked_sample(problem, chat, think=True) for problem, _ in zip(task.problems("dev", 0), range(3))]
+    capped = selecting("adaptive", sparse, 24)
+    assert {(a.index_topk, a.index_top_p) for a in capped.attentions if isinstance(a, DSAConfig)} == {(48, 1.0)}
+    top_p = matching_top_p(build(capped, seed=1), samples, 24)
+    assert 0 < top_p < 1
+    picked = read(build(selecting("adaptive", sparse, 24, top_p=top_p), seed=1), samples)["picked"]
+    fixed = read(build(selecting("dsa", sparse, 24), seed=1), samples)["picked"]
+    assert picked == pytest.approx(fixed, rel=0.03)
+    assert fixed == pytest.approx(sum(min(i + 1, 24) for s in samples for i in range(len(s))) / sum(map(len, samples)))
+
+
+@torch.no_grad()
+def test_loss_and_exact_solutions_are_a_slow_recomputation() -> None:
+    model = build(dense_model(LENGTH), seed=1)
+    chat = chat_format(Tokenizer.byte_level())
+    task = load_task("long:needle,copy", options={"length": 100, "shortest": 60})
+    samples = [worked_sample(problem, chat, think=True) for problem, _ in zip(task.problems("dev", 0), range(5))]
+    found = read(model, samples, rows=2)
+    for number, sample in enumerate(samples):
+        logprobs = model.logits(model(torch.tensor([sample.ids])).hidden)[0].log_softmax(-1)
+        trained = [at for at in range(1, len(sample)) if sample.mask[at]]
+        loss = -sum(float(logprobs[at - 1, sample.ids[at]]) for at in trained) / len(trained)
+        assert found["loss"][number] == pytest.approx(loss, rel=1e-4)
+        assert found["right"][number] == all(int(logprobs[at - 1].argmax()) == sample.ids[at] for at in trained)
+    sample = samples[0]
+    only = [at for at in range(len(sample)) if sample.mask[at]]
+    with (
+        torch.no_grad()
+    ):  # a head that says the next token of a solution whatever it reads is right on a solution of one token
+        said = Sample(sample.ids[: only[0] + 1], sample.mask[: only[0] + 1])
+        best = int(model.logits(model(torch.tensor([said.ids])).hidden)[0, -2].argmax())
+    assert read(model, [Sample([*said.ids[:-1], best], said.mask)])["right"] == [True]
+    assert read(model, [Sample([*said.ids[:-1], (best + 1) % 263], said.mask)])["right"] == [False]
+
+
+def made_up(**changed: float) -> dict[Arm, list[dict[str, Any]]]:
+    """Measurements of five seeds. A changed value is the accuracy of ARM_DIVISOR, or the loss of loss_ARM_DIVISOR."""
+    accuracy = {"window": 0.3, "random": 0.3}
+    measured: dict[Arm, list[dict[str, Any]]] = {}
+    for arm in ARMS:
+        measured[arm] = []
+        for seed in range(5):
+            result: dict[str, Any] = {}
+            for divisor in BUDGETS.values() if arm != "dense" else (1,):
+                share = changed.get(f"{arm}_{divisor}", accuracy.get(arm, 0.9))
+                loss = changed.get(f"loss_{arm}_{divisor}", 1.0)
+                n = 100 if arm in ("dense", "dsa") else 50
+                right = [i % 50 * 7 % 50 < round(50 * share) for i in range(n)]
+                kind = {"loss": [loss + 0.001 * seed] * n, "right": right, "picked": LENGTH / divisor}
+                result[str(divisor)] = dict.fromkeys(KINDS, kind)
+            measured[arm].append(result)
+    return measured
+
+
+def verdicts(**changed: float) -> list[Verdict]:
+    return [verdict for *_, verdict in goals(made_up(**changed))]
+
+
+def test_each_goal_is_decided_by_its_own_measurements() -> None:
+    """Loss, needle, window, random, and the adaptive budget at a half, a quarter and an eighth."""
+    assert verdicts(loss_dsa_4=1.009) == ["holds"] * 7
+    assert verdicts(loss_dsa_4=1.02, adaptive_2=0.5) == [
+        "does not hold",
+        *["holds"] * 3,
+        "does not hold",
+        "holds",
+        "holds",
+    ]
+    assert verdicts(dsa_4=0.5, adaptive_4=0.6, random_4=0.5) == [
+        "holds",
+        "does not hold",
+        "holds",
+        "open",
+        *["holds"] * 3,
+    ]
+    assert verdicts(window_4=1.0, adaptive_8=0.5) == [
+        "holds",
+        "holds",
+        "does not hold",
+        *["holds"] * 3,
+        "does not hold",
+    ]
+    elsewhere = {"dsa_2": 0.1, "dsa_8": 0.1, "loss_dsa_2": 9.0, "window_2": 1.0, "random_8": 1.0}
+    assert verdicts(**elsewhere) == ["holds"] * 7, "only a quarter is judged"
+
+
+def written(places: Mapping[int, Path], measured: Mapping[Arm, list[dict[str, Any]]]) -> None:
+    for number, place in enumerate(places.values()):
+        for arm, seeds in measured.items():
+            value_file(place, measured_by(arm)).parent.mkdir(parents=True, exist_ok=True)
+            write_json(value_file(place, measured_by(arm)), seeds[number])
+
+
+def test_the_finding_says_what_held_and_what_did_not(tmp_path: Path) -> None:
+    places = {seed: tmp_path / str(seed) for seed in range(5)}
+    written(places, made_up())
+    finding = SparseExperiment().conclude(places)
+    assert finding.verdict == "holds" and len(finding.words) == 9 and finding.seeds == tuple(range(5))
+    assert "90.0 % (needle)" in finding.words[0] and "not trained" in finding.words[-1]
+    written(places, made_up(loss_dsa_4=1.02, adaptive_2=0.9 - 0.02))
+    finding = SparseExperiment().conclude(places)
+    assert finding.verdict == "does not hold"
+    assert [": does not hold." in line for line in finding.words] == [False, True, *[False] * 7]
+    assert ": open." in finding.words[5]
+    assert "+2.00 %" in finding.words[1] and "-2.0 points" in finding.words[5]
+    rows = {row[:2]: row[2:] for row in finding.tables[0].rows}
+    assert rows["a half", ARMS["adaptive"]] == ("128.0", "1.0020", "88.0", "88.0", "88.0")
+    assert rows["a quarter", ARMS["dsa"]] == ("64.0", "1.0220", "90.0", "90.0", "90.0")
+    assert len(rows) == len(ARMS) * len(BUDGETS) and "needle" in page_text(finding)
+
+
+def test_every_arm_has_its_own_attention_at_each_budget() -> None:
+    dense = dense_model(LENGTH)
+    window, rand, block, most = (
+        selecting(arm, dense, 64, seed=9).attentions for arm in ("window", "random", "block", "oracle")
+    )
+    assert selecting("dense", dense, 64).attentions == dense.attentions
+    assert [(a.kind, a.window + a.sinks) for a in window] == [("window", 64)] * 2  # type: ignore[attr-defined]
+    assert [(a.topk, a.seed, a.layer) for a in rand] == [(64, 9, 0), (64, 9, 1)]  # type: ignore[attr-defined]
+    assert [a.block_size * (a.block_topk + 1) for a in block] == [64, 64]  # type: ignore[attr-defined]
+    assert [(a.kind, a.topk) for a in most] == [("attention_selection", 64)] * 2  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    share, out = 0.003, tmp_path_factory.mktemp("lab")
+    experiment = SparseExperiment(LENGTH)
+    found = {seed: out / f"seed-{seed}" for seed in (1, 2)}
+    for seed, place in found.items():
+        for job in experiment.jobs(seed, place, share):
+            job.finish(place, share)
+    return found
+
+
+def test_the_whole_of_it_in_small(places: dict[int, Path]) -> None:
+    experiment = SparseExperiment(LENGTH)
+    finding = experiment.conclude(places)
+    assert finding.verdict == "open"
+    picked = {
+        arm: {d: part["needle"]["picked"] for d, part in value(places[1], measured_by(arm)).items()} for arm in ARMS
+    }
+    assert picked["dense"] == {"1": 0} and set(picked["dsa"]) == {"2", "4", "8"}
+    for arm in ("dsa", "random", "oracle"):
+        assert LENGTH / 8 > picked[arm]["8"] > LENGTH / 10 and picked[arm]["2"] < LENGTH / 2
+        assert picked[arm] == picked["dsa"], "every query sees as many positions"
+    for divisor, most in picked["dsa"].items():
+        assert picked["window"][divisor] == pytest.approx(most) and picked["block"][divisor] < most
+        assert picked["adaptive"][divisor] == pytest.approx(most, rel=0.1)
+    cuts = [value(places[1], measured_by("adaptive"))[str(divisor)]["top_p"] for divisor in BUDGETS.values()]
+    assert all(0 < cut <= 1 for cut in cuts) and "needle" in page_text(finding)
+
+
+def test_rivals_train_as_long_as_the_indexer_on_the_same_data(places: dict[int, Path]) -> None:
+    runs = {name: read_yaml(Run, RunDir(places[1] / name).config_file)
+            for name in (DENSE, RUNS["window"], RUNS["random"], f"{DSA}/warmup", f"{DSA}/sparse")}  # fmt: skip
+    warmup, sparse = runs[f"{DSA}/warmup"], runs[f"{DSA}/sparse"]
+    assert warmup.model == sparse.model and {
+        a.index_topk for a in sparse.model.attentions if isinstance(a, DSAConfig)
+    } == {64}
+    for arm in ("window", "random"):
+        run = runs[RUNS[arm]]  # type: ignore[index]
+        assert run.steps == warmup.steps + sparse.steps and run.source == sparse.source == warmup.source
+        assert run.optim == sparse.optim and run.start.run == str(places[1] / DENSE)
+        assert run.model == selecting(arm, dense_model(LENGTH), 64, seed=1)  # type: ignore[arg-type]
+    assert runs[DENSE].model == dense_model(LENGTH) and runs[DENSE].seed == 1
+    assert runs[DENSE].source.options["length"] == LENGTH  # type: ignore[attr-defined]
+
+
+def test_arms_share_problems_and_use_the_weights_that_they_name(places: dict[int, Path]) -> None:
+    from rorqual.lab.sparse import solutions
+
+    samples = solutions(places[1], 1, "needle", 4, "test", LENGTH)
+    assert (
+        samples
+        == solutions(places[1], 1, "needle", 4, "test", LENGTH)
+        != solutions(places[1], 2, "needle", 4, "test", LENGTH)
+    )
+    problems = load_task("long:needle", options={"length": LENGTH}).problems("test", 1)
+    assert split_of(next(problems).key) == "test"
+    for arm in ARMS:
+        trained, model = (
+            load_run(RunDir(places[1] / RUNS[arm])).state_dict(),
+            load(arm, places[1], 64, seed=1).state_dict(),
+        )
+        assert all(torch.equal(trained[name], tensor) for name, tensor in model.items())
+        assert any("indexer" in name for name in model) == (arm in ("dsa", "adaptive"))
+    assert not torch.equal(
+        load("window", places[1], 64, seed=1).lm_head.weight,
+        load("random", places[1], 64, seed=1).lm_head.weight,  # type: ignore[union-attr, arg-type]
+    )
+    assert read_model_config(RunDir(places[1] / DENSE)) == dense_model(LENGTH)

@@ -8,8 +8,8 @@ import math
 import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
-from types import NoneType
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
@@ -70,6 +70,8 @@ def fields() -> dict[str, Any]:
 def shaped(kind: Any, value: Any) -> Any:
     """The value where a number stands: a tuple of pairs takes pairs of it."""
     plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+    if get_origin(plain) in (Union, UnionType):
+        return shaped(next(part for part in get_args(plain) if part is not NoneType), value)
     if get_origin(plain) is tuple:
         return tuple(shaped(part, value) for part in get_args(plain) if part is not Ellipsis)
     return value

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from rorqual.evals.verdict import Verdict, together
+from rorqual.lab.experiment import Experiment
 from rorqual.lab.finding import Chart, Contrast, Finding, Series, Table, contrast_of_values, percent
 from rorqual.lab.job import value
-
-if TYPE_CHECKING:
-    from rorqual.lab.experiment import Experiment
 
 Arm = Literal["dense", "dsa", "adaptive", "window", "random", "block", "oracle"]
 ARMS: Mapping[Arm, str] = {

@@ -89,6 +89,7 @@ def test_each_stage_gets_its_settings_and_the_data_of_the_dense_run(dense: RunDi
     first, warm, sparse = (read_yaml(Run, path / "run.yaml") for path in (dense.path, done / "warmup", done / "sparse"))
     assert warm.source == sparse.source == first.source
     assert [(run.steps, run.optim.lr, run.seed) for run in (warm, sparse)] == [(10, 2e-3, 5), (6, 2e-4, 5)]  # type: ignore[attr-defined]
+    assert warm.optim.schedule.warmup == 10 and warm.objectives[0].depth == 1  # type: ignore[attr-defined]
     assert [run.start.run for run in (warm, sparse)] == [str(done / "indexers"), str(done / "warmup")]
     assert [o.kind for o in warm.objectives] == ["indexer_warmup"] and warm.tune.kind == "indexer"
     assert [o.kind for o in sparse.objectives] == ["next_token", "mtp", "sparse"] and sparse.tune.kind == "full"

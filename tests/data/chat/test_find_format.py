@@ -116,12 +116,12 @@ def test_a_run_that_names_none_is_ours(tmp_path: Path) -> None:
 def test_an_unknown_template_travels_with_its_run_and_never_trains(tmp_path: Path) -> None:
     ids = tokenizer("qwen")
     assert guess_chat("llama", ids, UNKNOWN) == "template"
-    end = ids.special("<|im_end|>")
-    there = run(tmp_path, f"chat: template\ngeneration: {{eos_token_id: [{end}]}}\n")
+    end, other = ids.special("<|im_end|>"), ids.special("<|im_start|>")
+    there = run(tmp_path, f"chat: template\ngeneration: {{eos_token_id: [{end}, {other}]}}\n")
     (tmp_path / TEMPLATE_FILE).write_text(UNKNOWN, encoding="utf-8")
     chat = load_chat(there, ids)
     assert ids.decode(chat.prompt([USER]), specials=True) == "<|im_start|>user:Hello?<|im_end|><|im_start|>assistant:"
-    assert chat.stop_ids == (end,) and chat.template == UNKNOWN
+    assert chat.stop_ids == (end, other) and chat.template == UNKNOWN
     assert chat.parse([*ids.encode("Hi."), end, *ids.encode("no")]) == Message("assistant", "Hi.")
     with pytest.raises(DataError, match="no loss mask"):
         chat.render([USER, Message("assistant", "a")])

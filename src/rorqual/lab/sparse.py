@@ -1,7 +1,7 @@
 """Test whether sparse attention keeps the quality of dense attention on long problems (DeepSeek-V3.2-Exp, section 2.1).
 
 Each seed trains one dense model with latent attention in stages of growing length. The recipe `sparsify` turns it into a model with
-an indexer. Two rivals select positions without an indexer: a window with sinks, and random positions. The rivals train as
+an indexer. Two baselines select positions without an indexer: a window with sinks, and random positions. The baselines train as
 many steps as the indexer and the sparse model together. All runs train at one budget and are measured at three.
 """
 
@@ -24,7 +24,7 @@ from rorqual.lab.experiment import Experiment, amount
 from rorqual.lab.finding import Finding
 from rorqual.lab.job import Compute, ExperimentJob, JobCost, Train, run_cost
 from rorqual.lab.sparse_kinds import AttentionSelectionConfig, RandomSelectionConfig
-from rorqual.lab.sparse_report import ARMS, BUDGETS, KINDS, RIVALS, TRAINED, Arm, measured_by, report
+from rorqual.lab.sparse_report import ARMS, BASELINES, BUDGETS, KINDS, TRAINED, Arm, measured_by, report
 from rorqual.model.attention import (
     AttentionConfig,
     BlockSelectionConfig,
@@ -186,8 +186,8 @@ def long_problems(length: int) -> WorkedConfig:
     return WorkedConfig(task="long", options=options, rows=ROWS, row=length + REPLY)
 
 
-def rival(arm: Arm, place: Path, seed: int, share: float, length: int = LENGTH) -> Run:
-    """Return the training run of a rival: as many steps on the same data as the indexer and the sparse model together."""
+def baseline(arm: Arm, place: Path, seed: int, share: float, length: int = LENGTH) -> Run:
+    """Return the training run of a baseline: as many steps on the same data as the indexer and the sparse model together."""
     dense = RunDir(place / DENSE)
     return Run(
         recipe="sft",
@@ -334,8 +334,8 @@ class SparseExperiment(Experiment):
         jobs.append(
             Sparsify(name=DSA, estimate=110 * share, needs=(DENSE,), seed=seed, share=share, length=self.length)
         )
-        for arm in RIVALS:
-            make = partial(rival, arm, place, seed, share, self.length)
+        for arm in BASELINES:
+            make = partial(baseline, arm, place, seed, share, self.length)
             jobs.append(Train(name=RUNS[arm], estimate=110 * share, needs=(DENSE,), make=make))
         for arm in ARMS:
             function = partial(measure, arm=arm, seed=seed, share=share, length=self.length)

@@ -22,7 +22,7 @@ ARMS: Mapping[Arm, str] = {
     "block": "block means",
     "oracle": "most attended positions",
 }
-RIVALS: tuple[Arm, ...] = ("window", "random")
+BASELINES: tuple[Arm, ...] = ("window", "random")
 BUDGETS: Mapping[str, int] = {"a half": 2, "a quarter": 4, "an eighth": 8}
 """The divisor of each budget: a query attends to the text's length over the divisor."""
 LABELS = {divisor: label for label, divisor in BUDGETS.items()}
@@ -93,7 +93,7 @@ def goals(measured: Measured) -> list[tuple[str, Contrast, Verdict]]:
     goal("The indexer's loss is at most 1 % above that of dense attention", loss, loss.judge(PERCENT, "below"))
     needle = right_contrast(measured, "dense", "dsa", TRAINED, "needle")
     goal("The indexer finds at most 2 points fewer needles than dense attention", needle, needle.judge(-POINTS))
-    for arm in RIVALS:
+    for arm in BASELINES:
         contrast = right_contrast(measured, arm, "dsa", TRAINED, "needle")
         goal(f"The indexer finds more needles than {ARMS[arm]}", contrast, contrast.sign)
     for budget in BUDGETS.values():

@@ -286,15 +286,18 @@ def attend_selected(
     rows = F.pad(rows, (0, -rows.shape[1] % size), value=end)
     blocks, tokens = rows.shape[1] // size, max(1, CHUNK // (rows.shape[1] * heads * keys.shape[3]))
     pools = [t.reshape(-1, t.shape[3]) for t in (keys, values) if not isinstance(t, int)]  # views of usual pools
+    token = torch.arange(len(rows), device=rows.device).unsqueeze(1)
+    block, offset = _locate(tiles, rows.clamp(max=end - 1), token, size)
+    first = (block.unsqueeze(1) * heads + torch.arange(heads, device=rows.device).view(1, -1, 1)) * size
+    at = (first + offset.unsqueeze(1)).unflatten(2, (blocks, size)).permute(2, 0, 1, 3)  # [blocks, tokens, heads, size]
+    hidden = (rows == end).view(-1, blocks, size).transpose(0, 1)
     outs = []
-    for part in torch.arange(len(rows), device=rows.device).split(tokens):
-        chosen = rows[part].view(len(part), blocks, size).transpose(0, 1)  # [blocks, tokens, size]
-        block, offset = _locate(tiles, chosen.clamp(max=end - 1), part.view(1, -1, 1), size)
-        at = (block.unsqueeze(2) * heads + torch.arange(heads, device=rows.device).view(1, 1, -1, 1)) * size
-        at = (at + offset.unsqueeze(2)).flatten()
-        gathered = [pool.index_select(0, at).view(blocks * len(part), heads, size, -1) for pool in pools]
+    for part in token.flatten().split(tokens):
+        gathered = [
+            pool.index_select(0, at[:, part].flatten()).view(blocks * len(part), heads, size, -1) for pool in pools
+        ]
         pairs = torch.arange(blocks * len(part), device=rows.device)
-        mask = torch.where(chosen.reshape(-1, 1, size) == end, float(HIDDEN), 0.0)
+        mask = torch.where(hidden[:, part].reshape(-1, 1, size), float(HIDDEN), 0.0)
         own = Tiles(
             queries=1,
             tile=pairs % len(part),

@@ -253,7 +253,7 @@ class PagedAttention:
         k, v = self._both(keys, values, width)
         outs, lses = [], []
         for tokens, tiles in plan.pieces:
-            if selected is not None and not torch.is_grad_enabled():
+            if selected is not None and not torch.is_grad_enabled():  # `attend_selected` has no gradient
                 out, lse = paged.attend_selected(q[tokens], k, v, tiles, scale, selected[tokens], window)
             else:
                 rows = None if selected is None else selected[tokens]

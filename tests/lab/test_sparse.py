@@ -96,7 +96,7 @@ def test_the_most_attended_positions_hold_the_largest_weights() -> None:
 
 def test_random_positions_depend_on_seed_layer_and_position_alone() -> None:
     def picks(own: Tensor, **options: int) -> Tensor:
-        return RandomSelection(RandomSelectionConfig(**MLA, topk=16, **options), WIDTH, 1e-6).positions(own)
+        return RandomSelection(RandomSelectionConfig(**MLA, topk=16, **options), WIDTH, 1e-6).select(own, own, None)  # type: ignore[arg-type]
 
     own = torch.arange(400)
     base = picks(own)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rorqual.core.config import Count, Natural, Seed
-from rorqual.model.attention import MLA, Attention, AttentionContext, LayerCache, MLAConfig, Selection
+from rorqual.model.attention import Attention, LayerCache, MLAConfig, SelectingMLA
 
 
 class RandomSelectionConfig(MLAConfig):
@@ -26,26 +26,16 @@ class RandomSelectionConfig(MLAConfig):
         return RandomSelection(self, hidden_size, eps)
 
 
-class RandomSelection(MLA):
-    """MLA over random positions. Always runs on a cache, in the absorbed form. Records `selected` [tokens, topk]."""
+class RandomSelection(SelectingMLA):
+    """MLA over random positions."""
 
     config: RandomSelectionConfig
-    needs_cache = True
 
-    def forward(self, x: Tensor, context: AttentionContext, cache: LayerCache | None) -> Tensor:
-        assert cache is not None
-        _, q_nope, q_rope, latent, k_rope = self.project(x, context)
-        cache.write({"latent": self.rows(latent, k_rope)})
-        rows = self.positions(context.positions.flatten())
-        context.record("selected", rows)
-        selected = Selection(rows, torch.zeros_like(rows, dtype=torch.float32))
-        return self.absorbed(self.latent_queries(q_nope, q_rope, context.ops), cache, context, selected)
-
-    def positions(self, own: Tensor) -> Tensor:
-        """Return the positions [tokens, topk] that queries at positions `own` [tokens] see, or -1 for none."""
+    def select(self, q: Tensor, positions: Tensor, cache: LayerCache) -> Tensor:
+        """Return the positions [tokens, topk] that each query sees, or -1 for none."""
         c = self.config
-        queries, which = own.unique(return_inverse=True)
-        keys = torch.arange(int(queries.max()) + 1, device=own.device)
+        queries, which = positions.unique(return_inverse=True)
+        keys = torch.arange(int(queries.max()) + 1, device=positions.device)
         ranks = _mixed(_mixed(queries.unsqueeze(1) + (c.seed * 1009 + c.layer) * 1_000_003) + keys).double()
         ranks = ranks.masked_fill(keys == queries.unsqueeze(1), 2.0**32).masked_fill(keys > queries.unsqueeze(1), -1.0)
         best, rows = ranks.topk(min(c.topk, len(keys)), dim=1)
@@ -73,17 +63,11 @@ class AttentionSelectionConfig(MLAConfig):
         return AttentionSelection(self, hidden_size, eps)
 
 
-class AttentionSelection(MLA):
-    """MLA over the most attended positions. Always runs on a cache, in the absorbed form. Records `selected` [tokens, topk]."""
+class AttentionSelection(SelectingMLA):
+    """MLA over the most attended positions."""
 
     config: AttentionSelectionConfig
-    needs_cache = True
 
-    def forward(self, x: Tensor, context: AttentionContext, cache: LayerCache | None) -> Tensor:
-        assert cache is not None
-        _, q_nope, q_rope, latent, k_rope = self.project(x, context)
-        cache.write({"latent": self.rows(latent, k_rope)})
-        q = self.latent_queries(q_nope, q_rope, context.ops)
-        selected = cache.select_by_attention(q.detach(), "latent", self.scale, self.config.topk)
-        context.record("selected", selected.rows)
-        return self.absorbed(q, cache, context, selected)
+    def select(self, q: Tensor, positions: Tensor, cache: LayerCache) -> Tensor:
+        """Return the positions [tokens, topk] that each query sees, best first, or -1 for none."""
+        return cache.select_by_attention(q, "latent", self.scale, self.config.topk).rows

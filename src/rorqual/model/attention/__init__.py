@@ -13,7 +13,7 @@ from rorqual.model.attention.base import (
 from rorqual.model.attention.block import BlockSelectionConfig
 from rorqual.model.attention.dsa import DSA, DSAConfig
 from rorqual.model.attention.gqa import GQAConfig
-from rorqual.model.attention.mla import MLA, MLAConfig
+from rorqual.model.attention.mla import MLA, MLAConfig, SelectingMLA
 from rorqual.model.attention.nsa import NSA, NSAConfig
 from rorqual.model.attention.window import WindowConfig
 
@@ -33,6 +33,7 @@ __all__ = [
     "MLAConfig",
     "NSAConfig",
     "RMSNorm",
+    "SelectingMLA",
     "Selection",
     "WindowConfig",
 ]

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from rorqual.core.config import Count
-from rorqual.model.attention.base import Attention, AttentionContext, CachePart, LayerCache
-from rorqual.model.attention.mla import MLA, MLAConfig
+from rorqual.model.attention.base import Attention, CachePart, LayerCache
+from rorqual.model.attention.mla import MLAConfig, SelectingMLA
 from rorqual.model.cost import Cost
-from rorqual.ops.paged import BLOCK, Selection
+from rorqual.ops.paged import BLOCK
 
 
 class BlockSelectionConfig(MLAConfig):
@@ -48,39 +48,24 @@ class BlockSelectionConfig(MLAConfig):
             raise ValueError(f"block_size {self.block_size} must be at least 2 and divide {BLOCK}")
 
 
-class BlockSelection(MLA):
-    """MLA over selected blocks. Always runs on a cache, in the absorbed form.
-
-    Records `selected` [tokens, (block_topk + 1) * block_size]. Ties between blocks go to the earlier block.
-    """
+class BlockSelection(SelectingMLA):
+    """MLA over selected blocks. Ties between blocks go to the earlier block."""
 
     config: BlockSelectionConfig
-    needs_cache = True
 
-    def forward(self, x: Tensor, context: AttentionContext, cache: LayerCache | None) -> Tensor:
-        assert cache is not None
-        size = self.config.block_size
-        _, q_nope, q_rope, latent, k_rope = self.project(x, context)
-        cache.write({"latent": self.rows(latent, k_rope)})
-        complete, _ = cache.groups("latent", size)
-        cache.write({"block_mean": complete.mean(1)})
-        q = self.latent_queries(q_nope, q_rope, context.ops)
-        best = cache.select_by_attention(q.detach(), "block_mean", self.scale, self.config.block_topk + 1)
-        rows = self.positions(context.positions.flatten(), best.rows)
-        context.record("selected", rows)
-        return self.absorbed(q, cache, context, Selection(rows, torch.zeros_like(rows, dtype=torch.float32)))
+    def select(self, q: Tensor, positions: Tensor, cache: LayerCache) -> Tensor:
+        """Return the positions [tokens, (block_topk + 1) * block_size] that each query sees, or -1 for none.
 
-    def positions(self, own: Tensor, blocks: Tensor) -> Tensor:
-        """Return the positions that queries at positions `own` [tokens] see, or -1 for none.
-
-        `blocks` [tokens, block_topk + 1] are the best complete blocks, best first. A complete block can be the query's own,
-        which is visible without being selected.
+        A complete block can be the query's own, which is visible without being selected.
         """
         c = self.config
-        within, current = torch.arange(c.block_size, device=own.device), (own // c.block_size).unsqueeze(1)
+        complete, _ = cache.groups("latent", c.block_size)
+        cache.write({"block_mean": complete.mean(1)})
+        blocks = cache.select_by_attention(q, "block_mean", self.scale, c.block_topk + 1).rows
+        within, current = torch.arange(c.block_size, device=q.device), (positions // c.block_size).unsqueeze(1)
         wanted = (blocks >= 0) & (blocks != current)
         wanted &= wanted.cumsum(1) <= c.block_topk
         earlier = blocks.where(wanted, -1).unsqueeze(2)
         rows = (earlier * c.block_size + within).where(earlier >= 0, -1).flatten(1)
         local = current * c.block_size + within
-        return torch.cat((rows, local.where(local <= own.unsqueeze(1), -1)), dim=1)
+        return torch.cat((rows, local.where(local <= positions.unsqueeze(1), -1)), dim=1)

@@ -7,6 +7,7 @@ the cached latents. Prefill also uses the absorbed form, so that a token gets th
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Literal
 
 import torch
@@ -168,3 +169,28 @@ class MLA(Attention):
         mixed = cache.attend(q, "latent", "latent", self.scale, value_width=c.kv_lora_rank, selected=selected)
         out = context.ops.bmm(mixed.squeeze(1).transpose(0, 1), w_uv).transpose(0, 1)  # [tokens, heads, v_head_dim]
         return self.o_proj(out.flatten(1).view(*context.positions.shape, -1))
+
+
+class SelectingMLA(MLA):
+    """MLA over the positions that `select` returns. Always runs on a cache, in the absorbed form.
+
+    Records `selected` [tokens, k]: positions, or -1 for none.
+    """
+
+    needs_cache = True
+
+    def forward(self, x: Tensor, context: AttentionContext, cache: LayerCache | None) -> Tensor:
+        assert cache is not None
+        _, q_nope, q_rope, latent, k_rope = self.project(x, context)
+        cache.write({"latent": self.rows(latent, k_rope)})
+        q = self.latent_queries(q_nope, q_rope, context.ops)
+        rows = self.select(q.detach(), context.positions.flatten(), cache)
+        context.record("selected", rows)
+        return self.absorbed(q, cache, context, Selection(rows, torch.zeros_like(rows, dtype=torch.float32)))
+
+    @abstractmethod
+    def select(self, q: Tensor, positions: Tensor, cache: LayerCache) -> Tensor:
+        """Return the positions [tokens, k] that each query sees, or -1 for none, given `latent_queries` and positions [tokens].
+
+        The new rows of the part `latent` have been written.
+        """

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from rorqual.core.config import Count, Natural
-from rorqual.model.attention.base import Attention, AttentionContext, LayerCache
-from rorqual.model.attention.mla import MLA, MLAConfig
+from rorqual.model.attention.base import Attention, LayerCache
+from rorqual.model.attention.mla import MLAConfig, SelectingMLA
 from rorqual.model.cost import Cost
-from rorqual.ops.paged import Selection
 
 
 class WindowConfig(MLAConfig):
@@ -34,24 +33,14 @@ class WindowConfig(MLAConfig):
         return super().decode_flops(hidden_size, min(context, self.window + self.sinks))
 
 
-class Window(MLA):
-    """MLA over a window and sinks. Always runs on a cache, in the absorbed form. Records `selected` [tokens, window + sinks]."""
+class Window(SelectingMLA):
+    """MLA over a window and sinks."""
 
     config: WindowConfig
-    needs_cache = True
 
-    def forward(self, x: Tensor, context: AttentionContext, cache: LayerCache | None) -> Tensor:
-        assert cache is not None
-        _, q_nope, q_rope, latent, k_rope = self.project(x, context)
-        cache.write({"latent": self.rows(latent, k_rope)})
-        rows = self.positions(context.positions.flatten())
-        context.record("selected", rows)
-        selected = Selection(rows, torch.zeros_like(rows, dtype=torch.float32))
-        return self.absorbed(self.latent_queries(q_nope, q_rope, context.ops), cache, context, selected)
-
-    def positions(self, own: Tensor) -> Tensor:
-        """Return the positions [tokens, window + sinks] that queries at positions `own` [tokens] see, or -1 for none."""
-        c, own = self.config, own.unsqueeze(1)
+    def select(self, q: Tensor, positions: Tensor, cache: LayerCache) -> Tensor:
+        """Return the positions [tokens, window + sinks] that each query sees, or -1 for none."""
+        c, own = self.config, positions.unsqueeze(1)
         near = own - torch.arange(c.window, device=own.device)
         first = torch.arange(c.sinks, device=own.device).expand(len(own), -1)
         near, first = near.where(near >= c.sinks, -1), first.where(first <= own, -1)

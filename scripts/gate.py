@@ -19,6 +19,7 @@ from rorqual.core.records import RunDir, write_json
 from rorqual.data.source.text import read_text
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.evals.missed import measure_missed
+from rorqual.model import Decoder, build
 from rorqual.model.load.run import load_run
 
 ROOT = Path(__file__).parent.parent
@@ -30,11 +31,25 @@ TEXT = ROOT / "src" / "rorqual" / "data" / "samples" / "tinyshakespeare-64k.txt"
 LENGTH, WINDOWS = 512, 8
 
 
+def in_fp8(model: Decoder) -> Decoder:
+    """Return the model with index keys that are cached in FP8."""
+    stages = (
+        stage.model_copy(update={"attention": stage.attention.model_copy(update={"index_dtype": "float8_e4m3fn"})})
+        for stage in model.config.stages
+    )
+    narrow = build(model.config.model_copy(update={"stages": tuple(stages)}), seed=0)
+    narrow.load_state_dict(model.state_dict())
+    return narrow
+
+
 def recalls(run: RunDir) -> dict[str, float]:
-    """Return the lowest recall of a layer on held-out text, for the sound indexer and for each fault."""
-    model, ids = load_run(run), Tokenizer.load(run.tokenizer_file).encode(read_text(TEXT).validation)
+    """Return the lowest recall of a layer on held-out text, for the sound indexer and for each fault.
+
+    Index keys are cached in FP8.
+    """
+    model, ids = in_fp8(load_run(run)), Tokenizer.load(run.tokenizer_file).encode(read_text(TEXT).validation)
     windows = torch.tensor([ids[i * LENGTH : (i + 1) * LENGTH + 1] for i in range(WINDOWS)])
-    found = {}
+    found = {"sound, keys not in FP8": round(measure_missed(load_run(run), windows).recall, 4)}
     for name, fault in {"sound": nullcontext, **FAULTS}.items():
         with fault():
             found[name] = round(measure_missed(model, windows).recall, 4)

@@ -75,6 +75,7 @@ ATTENTION: list[AttentionConfig] = [
     MLAConfig(num_attention_heads=3, kv_lora_rank=8, qk_nope_head_dim=4, qk_rope_head_dim=4, v_head_dim=6, rope=YARN),
     DSAConfig(**LATENT, index_n_heads=3, index_head_dim=10, index_topk=7, rope=YARN),
     DSAConfig(**LATENT, index_n_heads=3, index_head_dim=10, index_topk=9, index_top_p=0.9),
+    DSAConfig(**LATENT, index_n_heads=3, index_head_dim=10, index_topk=7, index_dtype="float8_e4m3fn"),
     WindowConfig(**LATENT, window=5, sinks=2),
     BlockSelectionConfig(**LATENT, block_size=4, block_topk=2),
     NSAConfig(
@@ -224,8 +225,8 @@ class Kept(LayerCache):
         lse = scores.logsumexp(-1).masked_fill(blind, -1e30)
         return out.masked_fill(blind.unsqueeze(-1), 0).flatten(0, 1).to(q.dtype), lse.flatten(0, 1).float()
 
-    def select(self, q: Tensor, weights: Tensor, part: str, budget: int) -> Selection:
-        k = self.parts[part].double()
+    def select(self, q: Tensor, weights: Tensor, part: str, budget: int, scales: str | None = None) -> Selection:
+        k = self.parts[part].double() * (1 if scales is None else self.parts[scales].double())
         products = torch.einsum("bshrd,bkhd->bshrk", q.unflatten(0, (self.batch, -1)).double(), k).relu()
         scores = (products * weights.unflatten(0, (self.batch, -1)).double().unsqueeze(-1)).sum((2, 3))
         return self._best(scores, part, budget)

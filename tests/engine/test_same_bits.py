@@ -64,13 +64,13 @@ def test_random_schedules_change_no_bit(model: Decoder, tmp_path: Path) -> None:
 def test_random_schedules_change_no_bit_of_further_kinds(
     kind: str, dtype: str, models: dict[str, Decoder], tmp_path: Path
 ) -> None:
-    run_all(make_pool(in_type(models[kind], dtype), seed=1), range(2), tmp_path)
+    run_all(make_pool(in_type(models[kind], dtype), seed=1), range(1), tmp_path)
 
 
 @pytest.mark.usefixtures("one_thread")
 def test_random_schedules_change_no_bit_of_packed_weights(model: Decoder, tmp_path: Path) -> None:
     """Weights laid out anew round in another way, and in one way."""
-    run_all(make_pool(model, seed=4, pack=True), range(3, 5), tmp_path)
+    run_all(make_pool(model, seed=4, pack=True), range(3, 4), tmp_path)
 
 
 def pictured(pool: Pool, seed: int) -> Pool:
@@ -94,9 +94,9 @@ def test_pictures_in_random_schedules_change_no_bit(model: Decoder, tmp_path: Pa
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("pack", [False, True], ids=["plain", "packed"])
+@pytest.mark.parametrize(("kind", "pack"), [("mla", False), ("gqa", True)], ids=["plain", "packed"])
 def test_rows_in_tiles_change_no_bit(
-    model: Decoder, pack: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    models: dict[str, Decoder], kind: str, pack: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What wide layers of bf16 need on processors with AMX, on any: here everything of 16 columns or more is wide."""
     monkeypatch.setattr("rorqual.ops.rows.WIDE", 16)
@@ -104,7 +104,7 @@ def test_rows_in_tiles_change_no_bit(
     cut: list[int] = []
     whole = torch.Tensor.split
     monkeypatch.setattr(torch.Tensor, "split", lambda x, size, dim=0: cut.append(1) or whole(x, size, dim))
-    run_all(make_pool(model, seed=6, pack=pack), range(8, 9), tmp_path)
+    run_all(make_pool(in_type(models[kind], "bf16"), seed=6, pack=pack), range(8, 9), tmp_path)
     assert len(cut) > 1000
 
 

@@ -15,8 +15,12 @@ from rorqual.model.attention import BlockSelectionConfig, DSAConfig, GQAConfig, 
 from rorqual.model.ffn import DenseConfig, MoEConfig
 
 CONTEXT = 512
-KINDS = ("mla", "gqa", "dsa", "nsa", "window", "block")
-TESTED = [(kind, dtype) for kind in ("mla", "gqa", "dsa") for dtype in ("fp32", "bf16")]
+KINDS = ("mla", "gqa", "dsa", "dsa-fp8", "nsa", "window", "block")
+TESTED = [
+    *((kind, dtype) for kind in ("mla", "gqa") for dtype in ("fp32", "bf16")),
+    ("dsa", "fp32"),
+    ("dsa-fp8", "bf16"),
+]
 FURTHER = [("nsa", "fp32"), ("window", "bf16"), ("block", "fp32")]
 """Kinds and types that the suite runs less. scripts/same_bits.py runs all kinds in both types."""
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -40,6 +44,13 @@ STAGES = {
         Stage(layers=2, attention=_MLA, ffn=_MOE),
     ),
     "dsa": (Stage(layers=2, attention=_DSA, ffn=DenseConfig(intermediate_size=192)),),
+    "dsa-fp8": (
+        Stage(
+            layers=2,
+            attention=_DSA.model_copy(update={"index_dtype": "float8_e4m3fn"}),
+            ffn=DenseConfig(intermediate_size=192),
+        ),
+    ),
     "window": (Stage(layers=2, attention=_WINDOW, ffn=DenseConfig(intermediate_size=192)),),
     "block": (Stage(layers=2, attention=_BLOCK, ffn=DenseConfig(intermediate_size=192)),),
     "nsa": (Stage(layers=2, attention=_NSA, ffn=DenseConfig(intermediate_size=192)),),

@@ -1,4 +1,7 @@
-"""Faults of an indexer that other engines have had. Each is put into the running code for a `with` block."""
+"""Faults of an indexer that other engines have had. Each is put into the running code for a `with` block.
+
+The last one needs a model that caches index keys in FP8.
+"""
 
 from __future__ import annotations
 
@@ -47,8 +50,8 @@ def scores(change: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Iterator[None]
     """Change index scores. `change` gets scores, query positions and key positions, [pairs, queries, rows] each."""
     original = paged.index_scores
 
-    def wrong(q: Tensor, weights: Tensor, keys: Tensor, tiles: Tiles) -> Tensor:
-        found = original(q, weights, keys, tiles)
+    def wrong(q: Tensor, weights: Tensor, keys: Tensor, tiles: Tiles, scales: Tensor | None) -> Tensor:
+        found = original(q, weights, keys, tiles, scales)
         at = torch.from_numpy(tiles.position)
         at = (at if tiles.gather is None else at[tiles.gather]).view(-1, tiles.queries)[tiles.tile].unsqueeze(2)
         key = (tiles.place.unsqueeze(1) * BLOCK + torch.arange(BLOCK)).unsqueeze(1)
@@ -73,9 +76,16 @@ def late_mask() -> Any:
     return scores(lambda found, at, key: found.masked_fill(key == at, -torch.inf))
 
 
+def key_scales() -> Any:
+    """The scales of FP8 index keys are dropped."""
+    original = paged.index_scores
+    return patch.object(paged, "index_scores", lambda q, weights, keys, tiles, _: original(q, weights, keys, tiles))
+
+
 FAULTS: Mapping[str, Callable[[], Any]] = {
     "wrong RoPE layout": rope_layout,
     "head sum zeroed": head_sum,
     "chunk history lost": chunk_history,
     "causal mask late by one": late_mask,
+    "FP8 key scales dropped": key_scales,
 }

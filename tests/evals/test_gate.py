@@ -4,6 +4,7 @@ a broken indexer fails."""
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     folder = tmp_path_factory.mktemp("fixture") / "run"
     import_hf(FIXTURE, folder)
     return RunDir(folder)
+
+
+@pytest.fixture(scope="module")
+def fp8_run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """The same model, which caches its index keys in FP8."""
+    folder = tmp_path_factory.mktemp("fp8")
+    shutil.copytree(FIXTURE, folder / "hf")
+    file = folder / "hf" / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(config | {"index_dtype": "float8_e4m3fn"}), encoding="utf-8")
+    import_hf(folder / "hf", folder / "run")
+    return RunDir(folder / "run")
 
 
 def test_it_is_small_and_says_what_it_is() -> None:
@@ -73,11 +86,11 @@ def gate(run: RunDir) -> int:
     return result.exit_code
 
 
-def test_a_sound_indexer_passes_the_gate(run: RunDir) -> None:
-    assert gate(run) == 0
+def test_a_sound_indexer_passes_the_gate(run: RunDir, fp8_run: RunDir) -> None:
+    assert gate(run) == gate(fp8_run) == 0
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_broken_indexer_fails_the_gate(fault: str, run: RunDir) -> None:
+def test_a_broken_indexer_fails_the_gate(fault: str, fp8_run: RunDir) -> None:
     with FAULTS[fault]():
-        assert gate(run) == 1
+        assert gate(fp8_run) == 1

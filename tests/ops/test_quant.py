@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rorqual.ops.quant import blocks, dequantize_blocks, quantize_blocks
+from rorqual.ops.quant import blocks, dequantize_blocks, quantize_blocks, row_scales
 
 SHAPES = [(128, 128), (1, 1), (130, 257), (256, 128), (127, 129), (300, 50)]
 
@@ -105,3 +105,17 @@ def test_a_scale_is_the_least_power_of_two_that_holds_the_block() -> None:
             quantized, scale = quantize_blocks(weight, power_of_two=True)
             assert scale.item() == 2.0 ** (exponent + more), (exponent, times)
             assert torch.allclose(quantized.float() * scale.item(), weight, rtol=0.07)
+
+
+@given(st.lists(st.lists(st.floats(-1e6, 1e6, width=32), min_size=3, max_size=3), min_size=1, max_size=5))
+def test_a_row_has_the_least_power_of_two_as_its_scale(rows: list[list[float]]) -> None:
+    scales = row_scales(torch.tensor(rows))
+    assert scales.shape == (len(rows), 1) and scales.dtype == torch.float32
+    for row, scale in zip(rows, scales.flatten().tolist()):
+        largest = max(map(abs, row))
+        if largest == 0:
+            assert scale == 1
+        elif largest > 1e-30:  # below, the scale is no normal number
+            assert math.frexp(scale)[0] == 0.5
+            assert largest / scale <= 448 * (1 + 2**-23) and largest / scale > 224
+            assert torch.isfinite((torch.tensor(row) / scale).to(torch.float8_e4m3fn).float()).all()

@@ -156,8 +156,14 @@ def test_complete_stages_are_not_repeated_and_other_settings_are_refused(dense: 
     assert before == after
     with pytest.raises(ConfigError, match="another run"):
         sparsify(dense, done, config.model_copy(update={"warmup_lr": 1e-3}), quiet=True)
-    for change in ({"index_topk": 10}, {"index_n_heads": 2}, {"index_head_dim": 40}, {"seed": 6}):
-        with pytest.raises(ConfigError, match="indexers of another model, seed, index_topk="):
+    for change in (
+        {"index_topk": 10},
+        {"index_n_heads": 2},
+        {"index_head_dim": 40},
+        {"index_dtype": "float8_e4m3fn"},
+        {"seed": 6},
+    ):
+        with pytest.raises(ConfigError, match="other settings of the index"):
             sparsify(dense, done, config.model_copy(update=change), quiet=True)
 
 

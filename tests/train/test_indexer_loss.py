@@ -23,19 +23,20 @@ LENGTHS = ((70, 9), (30, 40))
 ROW = 79
 
 
-def config(*, mtp: int = 0, **fields: Any) -> ModelConfig:
+def config(*, mtp: int = 0, index: dict[str, Any] | None = None) -> ModelConfig:
     attention = DSAConfig(
         num_attention_heads=3, q_lora_rank=10, kv_lora_rank=8, qk_nope_head_dim=6, qk_rope_head_dim=4, v_head_dim=5,
         index_n_heads=4, index_head_dim=10, index_topk=6, rope=Rope(theta=100.0),
+        **(index or {}),
     )  # fmt: skip
     stage = Stage(layers=2, attention=attention, ffn=DenseConfig(intermediate_size=20))
-    return ModelConfig(vocab_size=30, hidden_size=16, stages=(stage,), num_nextn_predict_layers=mtp, **fields)
+    return ModelConfig(vocab_size=30, hidden_size=16, stages=(stage,), num_nextn_predict_layers=mtp)
 
 
-def model_of(*, mtp: int = 0) -> Decoder:
+def model_of(*, mtp: int = 0, index: dict[str, Any] | None = None) -> Decoder:
     """Weights under which attention is peaked and index scores differ: with fresh ones all distributions are uniform."""
     generator = torch.Generator().manual_seed(7)
-    model = Decoder(config(mtp=mtp), REFERENCE)
+    model = Decoder(config(mtp=mtp, index=index), REFERENCE)
     with torch.no_grad():
         for name, tensor in sorted(model.named_parameters()):
             scale = 3.0 if "q_b_proj" in name else 2.0 if "indexer.wq_b" in name else 1.0
@@ -100,6 +101,9 @@ def plain_loss(layer: DSA, x: Tensor, *, dense: bool) -> Tensor:
         torch.cat((turned(t[..., :rope], positions, 100.0, interleaved=False), t[..., rope:]), -1)
         for t in (index_q, index_k)
     )
+    if c.index_dtype is not None:  # the value is rounded, and the gradient is that of the value before
+        scale = 2 ** (index_k.detach().abs().amax(-1, keepdim=True) / 448).log2().ceil()
+        index_k = index_k + ((index_k / scale).to(torch.float8_e4m3fn).float() * scale - index_k).detach()
     weights = x @ index.weights_proj.weight.T
     total = x.new_zeros(())
     for t in range(n):
@@ -141,9 +145,10 @@ def inputs_of(model: Decoder, batch: TrainBatch, objective: Objective) -> list[T
     return caught
 
 
+@pytest.mark.parametrize("index_dtype", [None, "float8_e4m3fn"])
 @pytest.mark.parametrize("dense", [True, False])
-def test_value_and_gradient_equal_a_plain_loop(dense: bool) -> None:
-    model, batch = model_of(), batch_of()
+def test_value_and_gradient_equal_a_plain_loop(dense: bool, index_dtype: str | None) -> None:
+    model, batch = model_of(index={"index_dtype": index_dtype}), batch_of()
     objective: Objective = IndexerWarmup() if dense else Sparse()
     output = model(batch.tokens, batch.positions, segments=batch.segments, record=objective.records())
     ours = objective.term(model, batch, output).sum / objective.weight(batch)

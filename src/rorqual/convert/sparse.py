@@ -18,10 +18,17 @@ from rorqual.model.load.run import load_run
 
 
 def sparse_config(
-    model: ModelConfig, *, index_n_heads: int, index_head_dim: int, index_topk: int, where: str = ""
+    model: ModelConfig,
+    *,
+    index_n_heads: int,
+    index_head_dim: int,
+    index_topk: int,
+    index_dtype: str | None = None,
+    where: str = "",
 ) -> ModelConfig:
     """Return `model` with an indexer in each attention layer. Raises ConfigError if a layer is not MLA with `q_lora_rank`."""
     index = {"kind": "dsa", "index_n_heads": index_n_heads, "index_head_dim": index_head_dim, "index_topk": index_topk}
+    index |= {"index_dtype": index_dtype}
 
     def converted(attention: AttentionConfig) -> DSAConfig:
         if type(attention) is not MLAConfig or not attention.q_lora_rank:

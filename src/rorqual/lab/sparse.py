@@ -125,7 +125,13 @@ def training(number: int, place: Path, seed: int, share: float, length: int = LE
         steps=steps,
         start=Start(run=str(place / before.name)) if number else Start(),
         model=dense_model(length),
-        source=WorkedConfig(task="long", options=dict(stage.options), rows=stage.rows, row=stage.row),
+        source=WorkedConfig(
+            task="long",
+            options=dict(stage.options),
+            think=float("count" in stage.options["names"]),
+            rows=stage.rows,
+            row=stage.row,
+        ),
         optim=MuonConfig(
             lr=MUON_RATE,
             adamw=AdamWConfig(lr=ADAMW_RATE, betas=(0.9, 0.98)),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ def angles(rope: Rope, dim: int, positions: int, device: torch.device | str) -> 
 class BlockedLayerCache(LayerCache, ABC):
     """A `LayerCache` whose parts are stored in blocks.
 
-    `_store` stores new rows of a part, `_pool` returns a part as a block pool in the layout of the backend's
+    `_store` rounds new rows of a part to its dtype and stores them, `_pool` returns a part as a block pool in the layout of the backend's
     `attention`, and `_groups` returns the rows of completed groups.
     """
 
@@ -56,8 +57,7 @@ class BlockedLayerCache(LayerCache, ABC):
         """See `LayerCache`."""
         self._layout.check_write(parts)
         for name, rows in parts.items():
-            part = self._layout.parts[name]
-            self._store(part, rows.to(part.dtype or rows.dtype))
+            self._store(self._layout.parts[name], rows)
             self._written[name] = rows.dtype
 
     def groups(self, part: str, every: int) -> tuple[Tensor, Tensor]:
@@ -107,13 +107,13 @@ class BlockedLayerCache(LayerCache, ABC):
         rows = None if selected is None else selected.rows
         return self._attention.attend_with_lse(q, *pools, self._plan, scale, width, selected=rows, window=window)
 
-    def select(self, q: Tensor, weights: Tensor, part: str, budget: int) -> Selection:
+    def select(self, q: Tensor, weights: Tensor, part: str, budget: int, scales: str | None = None) -> Selection:
         """See `LayerCache`."""
         if self._written_part(part) and budget < 1:
             raise ValueError(
                 f"attention kind '{self._layout.kind}' requests budget={budget} for the cached part '{part}'; it must be at least 1"
             )
-        return self._attention.select(q, weights, self._pool(part), self._plan, budget)
+        return self._attention.select(q, weights, self._pool(part), self._plan, budget, self._scales(scales))
 
     def select_by_attention(self, q: Tensor, keys: str, scale: float, budget: int) -> Selection:
         """See `LayerCache`."""
@@ -129,6 +129,7 @@ class BlockedLayerCache(LayerCache, ABC):
         weights: Tensor,
         index_keys: str,
         selected: Selection | None = None,
+        scales: str | None = None,
     ) -> Tensor:
         """See `LayerCache`."""
         if self._written_part(keys).every != self._written_part(index_keys).every:
@@ -137,12 +138,17 @@ class BlockedLayerCache(LayerCache, ABC):
             )
         rows = None if selected is None else selected.rows
         pools = self._pool(keys), self._pool(index_keys)
-        return self._attention.index_kl(q, pools[0], scale, index_q, weights, pools[1], self._plan, rows)
+        return self._attention.index_kl(
+            q, pools[0], scale, index_q, weights, pools[1], self._plan, rows, self._scales(scales)
+        )
 
     def gather(self, part: str, selected: Selection) -> Tensor:
         """See `LayerCache`."""
         self._written_part(part)
         return self._attention.gather(self._pool(part), self._plan, selected.rows).to(self._written[part])
+
+    def _scales(self, name: str | None) -> Tensor | None:
+        return self._pool(name) if name is not None and self._written_part(name) else None
 
     def _written_part(self, name: str) -> CachePart:
         if name not in self._written:
@@ -224,6 +230,18 @@ class PackedBatchCache:
         return self._rows_by_every[every]
 
 
+class _Rounded(torch.autograd.Function):
+    """Round values to another dtype, and return them in their own. The gradient is passed on as it is, in its own dtype."""
+
+    @staticmethod
+    def forward(context: Any, values: Tensor, dtype: torch.dtype) -> Tensor:
+        return values.to(dtype).to(values.dtype)
+
+    @staticmethod
+    def backward(context: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
 class _PackedLayerCache(BlockedLayerCache):
     def __init__(self, packed: PackedBatchCache, layout: CacheLayout) -> None:
         super().__init__(layout, packed.attention, packed.plan)
@@ -232,7 +250,7 @@ class _PackedLayerCache(BlockedLayerCache):
         self._blocks: dict[str, Tensor] = {}
 
     def _store(self, part: CachePart, rows: Tensor) -> None:
-        self._rows[part.name] = rows
+        self._rows[part.name] = rows if part.dtype is None else _Rounded.apply(rows, part.dtype)
 
     def _groups(self, name: str, every: int) -> tuple[Tensor, Tensor]:
         last, _ = self._packed.rows(every)

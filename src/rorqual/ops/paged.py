@@ -335,9 +335,11 @@ def restricted(tiles: Tiles, every: int, window: int | None, selected: Tensor | 
     return mask.masked_fill(~tiles.in_span(chosen), float(HIDDEN))
 
 
-def select(q: Tensor, weights: Tensor, keys: Tensor, tiles: Tiles, budget: int) -> Selection:
+def select(
+    q: Tensor, weights: Tensor, keys: Tensor, tiles: Tiles, budget: int, scales: Tensor | None = None
+) -> Selection:
     """Select the `budget` visible rows with the highest `index_scores` for each token. Ties go to the earlier row."""
-    return ranked(index_scores(q, weights, keys, tiles), tiles, budget)
+    return ranked(index_scores(q, weights, keys, tiles, scales), tiles, budget)
 
 
 def ranked(scores: Tensor, tiles: Tiles, budget: int) -> Selection:
@@ -371,11 +373,12 @@ def _highest(scores: Tensor, budget: int) -> Tensor:
     return columns - torch.where(chosen, backwards, 1).topk(budget).values.long()
 
 
-def index_scores(q: Tensor, weights: Tensor, keys: Tensor, tiles: Tiles) -> Tensor:
+def index_scores(q: Tensor, weights: Tensor, keys: Tensor, tiles: Tiles, scales: Tensor | None = None) -> Tensor:
     """Return sum_j w_{t,j} ReLU(q_{t,j} . k_s) for each pair of tile and block [pairs, queries, BLOCK / every], in fp32.
 
     This is the lightning indexer (DeepSeek-V3.2-Exp, eq. 1). The score of an invisible row is -inf. `q` is [tokens, heads,
-    repeat, d], `weights` [tokens, heads, repeat] and `keys` [blocks, heads, BLOCK / every, d].
+    repeat, d], `weights` [tokens, heads, repeat], `keys` [blocks, heads, BLOCK / every, d] and `scales` [blocks, heads,
+    BLOCK / every, 1]. Keys are multiplied by their scales.
     """
     _, heads, repeat, _ = q.shape
     queries, size = tiles.queries, keys.shape[2]
@@ -383,6 +386,7 @@ def index_scores(q: Tensor, weights: Tensor, keys: Tensor, tiles: Tiles) -> Tens
     gates = weights if tiles.gather is None else weights.index_select(0, tiles.gather)
     gates = gates.float().view(len(met), queries, heads * repeat, 1)
     k = _blocks(keys, tiles).to(q.dtype)
+    k = k if scales is None else k * _blocks(scales, tiles).to(q.dtype)
     each_pair, parts = met[0, ..., 0].numel() * size, []
     for start in range(0, len(k), step := max(1, CHUNK // each_pair)):
         here = k[start : start + step].flatten(0, 1).transpose(1, 2)

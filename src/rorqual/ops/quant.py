@@ -1,4 +1,4 @@
-"""Block-wise FP8 quantization (DeepSeek-V3 report, section 3.3): e4m3 values with one fp32 scale per 128 x 128 block.
+"""FP8 quantization (DeepSeek-V3 report, section 3.3): e4m3 values with one fp32 scale per 128 x 128 block, or per row.
 
 Checkpoints call the scale `scale_inv`, because it is the inverse of the factor applied before quantization: weight =
 value * scale_inv. The last block of a row or column may be smaller than 128. V3.1's scales are powers of two.
@@ -36,13 +36,27 @@ def quantize_blocks(weight: Tensor, block: int = BLOCK, *, power_of_two: bool = 
     """
     wide = weight.float()
     largest = _pad(wide.abs(), block).amax((1, 3))
+    scale = _scale(largest, power_of_two=power_of_two)
+    # Rounding can push a quotient above 448, which e4m3 would turn into NaN.
+    values = (wide / _spread(wide, scale, block)).clamp_(-LARGEST, LARGEST)
+    return values.to(torch.float8_e4m3fn), scale
+
+
+def row_scales(rows: Tensor) -> Tensor:
+    """Return one scale per row [..., 1] in fp32 for rows [..., width]: the least power of two that fits the row into e4m3.
+
+    This is V3.2's scale of an index key (ue8m0). A row divided by its scale, rounded to e4m3 and multiplied by its scale again is
+    exact in bf16 but for the rounding to e4m3. A row of zeros has scale 1.
+    """
+    return _scale(rows.float().abs().amax(-1, keepdim=True), power_of_two=True)
+
+
+def _scale(largest: Tensor, *, power_of_two: bool) -> Tensor:
     scale = torch.where(largest == 0, 1.0, largest / LARGEST)
     if power_of_two:
         mantissa, exponent = torch.frexp(scale)  # scale = mantissa 2^exponent, mantissa in [0.5, 1)
         scale = torch.ldexp(torch.ones_like(scale), exponent - (mantissa == 0.5).int())
-    # Rounding can push a quotient above 448, which e4m3 would turn into NaN.
-    values = (wide / _spread(wide, scale, block)).clamp_(-LARGEST, LARGEST)
-    return values.to(torch.float8_e4m3fn), scale
+    return scale
 
 
 def _pad(weight: Tensor, block: int) -> Tensor:

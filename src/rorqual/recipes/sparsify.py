@@ -7,7 +7,7 @@ train the whole model with sparse attention. A stage is skipped if its folder sh
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rorqual.convert.sparse import add_indexers, sparse_config
 from rorqual.core.config import Config, Count, Natural, Positive, RowLength, Rows, Seed, read_yaml
@@ -32,6 +32,7 @@ class SparsifyConfig(Config):
     - `index_topk`: the number of positions that each query attends to.
     - `index_n_heads`, `index_head_dim`: the number and the width of the indexer's heads.
       With `index_head_dim` 0, the width is `qk_rope_head_dim`, at least 32.
+    - `index_dtype`: the type of cached index keys (`DSAConfig`).
     - `warmup`, `warmup_lr`: steps and learning rate of the warm-up.
     - `steps`, `lr`: steps and learning rate of the training with sparse attention.
     - `data`, `task`, `options`: the training data, as for the recipe `sft`. Without `data` and `task`, the data of the
@@ -44,6 +45,7 @@ class SparsifyConfig(Config):
     index_topk: Count
     index_n_heads: Count = 4
     index_head_dim: Natural = 0
+    index_dtype: Literal["float8_e4m3fn"] | None = None
     warmup: Count = 100
     warmup_lr: Positive = 1e-2
     steps: Count = 400
@@ -72,6 +74,7 @@ def sparsify(start: RunDir, out: Path, config: SparsifyConfig, *, threads: int =
         index_n_heads=config.index_n_heads,
         index_head_dim=width,
         index_topk=config.index_topk,
+        index_dtype=config.index_dtype,
         where=str(start.path),
     )
     if not added.config_file.is_file():
@@ -81,7 +84,7 @@ def sparsify(start: RunDir, out: Path, config: SparsifyConfig, *, threads: int =
         "seed": config.seed,
     }:
         raise ConfigError(
-            "this folder has indexers of another model, seed, index_topk=, index_n_heads= or index_head_dim=",
+            "this folder has indexers of another model or seed, or other settings of the index",
             where=str(added.config_file),
             remedy="Give another folder OUT, or use the settings of the first command.",
         )

@@ -21,14 +21,14 @@ VERSION = 1
 class Long(Task):
     """An endless mixture of the problems in `names`, with equal shares. A prompt has `length` characters.
 
-    - `needle`: `pairs` pairs such as `(kv)` are spread evenly over the text. The question names a key. The steps repeat its
-      pair, and the answer is its value. Keys, values and the rest of the text use the same 62 characters.
+    - `needle`: `pairs` pairs such as `(kv)` are spread evenly over the text. The question names a key, and the answer is its
+      pair. Keys, values and the rest of the text use the same 62 characters.
     - `copy`: the answer is the number in brackets. The rest of the text consists of letters.
     - The name of a family of the task `families`: one of its problems follows the text. `hard` is the fraction of hard
       problems.
 
-    Two options are for training. With `questions` above 1, a question names 1 to `questions` keys, and the answer is the
-    value of the last key. With `shortest`, the lengths vary from `shortest` to `length`, uniformly in their logarithm.
+    Two options are for training. With `questions` above 1, a question names 1 to `questions` keys, and the answer is their
+    pairs. With `shortest`, the lengths vary from `shortest` to `length`, uniformly in their logarithm.
 
     Raises ConfigError for an unknown or repeated name, and for a text without room for its problem.
     """
@@ -108,9 +108,8 @@ class Long(Task):
         return Problem(
             key=prompt,
             prompt=prompt,
-            answer=values[asked[-1]],
+            answer="".join(pairs[number] for number in asked),
             family="needle",
-            steps="".join(pairs[number] for number in asked),
             meta={"depth": asked[-1] / self.pairs},
             version=VERSION,
         )
@@ -133,4 +132,4 @@ def _after_text(problem: Problem, rng: random.Random, length: int) -> Problem:
 def _least(name: str, pairs: int, questions: int) -> int:
     """Return the smallest length of a prompt. For a family, it leaves room for a text before most of its problems."""
     needle = len("(kv)") * pairs + len("\nneedle ") + questions
-    return {"needle": needle, "copy": DIGITS + len("[]\ncopy")}.get(name, 64)
+    return {"needle": needle, "copy": DIGITS + len("[]\ncopy")}.get(name, 24)

@@ -1347,8 +1347,8 @@ MUTANTS = (
         "a cached part's type is ignored in training",
         "issue 16: found by an audit",
         "model/packed_batch.py",
-        "self._store(part, rows.to(part.dtype or rows.dtype))",
-        "self._store(part, rows)",
+        "self._rows[part.name] = rows if part.dtype is None else _Rounded.apply(rows, part.dtype)",
+        "self._rows[part.name] = rows",
         "tests/conformance/test_outside_attention.py::test_rows_are_rounded_to_the_type_of_their_part",
     ),
     one(

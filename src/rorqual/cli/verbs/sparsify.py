@@ -31,9 +31,9 @@ def sparsify(
     The stages are: add an indexer to each attention layer, train only the indexers (OUT/warmup), and train the whole model with
     sparse attention (OUT/sparse). After an interruption, the same command resumes.
 
-    Keys: index_topk=N (required: the number of positions that each query attends to), index_n_heads=, index_head_dim=, warmup=STEPS,
-    warmup_lr=, steps=, lr=, data=FILE or task=NAME (default: the data that the run was trained on), options=, rows=, row=, seed=,
-    device=, dtype=, threads=N, quiet=true.
+    Keys: index_topk=N (required: the number of positions that each query attends to), index_n_heads=, index_head_dim=,
+    index_dtype=float8_e4m3fn (index keys are cached in FP8), warmup=STEPS, warmup_lr=, steps=, lr=, data=FILE or task=NAME
+    (default: the data that the run was trained on), options=, rows=, row=, seed=, device=, dtype=, threads=N, quiet=true.
     """
     values = pairs(settings)
     command = parse(

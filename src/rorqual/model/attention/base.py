@@ -24,7 +24,7 @@ class CachePart:
     """A named tensor of the KV cache. Each row has `heads` vectors of `width` values, stored as `dtype` (None: the model's dtype).
 
     A write rounds rows to `dtype`, and a read converts the rows back to their original dtype. The trainer also rounds
-    rows to `dtype`, so it computes with the values that the engine caches.
+    rows to `dtype`, so it computes with the values that the engine caches. Gradients pass the rounding unchanged.
 
     `every=1` stores one row per token. `every=n` stores one row per complete group of n tokens: positions i * n to
     i * n + n - 1 of a sequence. The block size `BLOCK` must be a multiple of `every`.
@@ -152,12 +152,13 @@ class LayerCache(Protocol):
         disjoint sets of keys.
         """
 
-    def select(self, q: Tensor, weights: Tensor, part: str, budget: int) -> Selection:
+    def select(self, q: Tensor, weights: Tensor, part: str, budget: int, scales: str | None = None) -> Selection:
         """Select for each token t the `budget` visible rows s of `part` with the highest sum_j w_{t,j} ReLU(q_{t,j} . k_s).
 
         This is the lightning indexer of DeepSeek-V3.2-Exp. Ties go to the earlier row. `q` is [tokens, heads, queries
         per head, d] and `weights` [tokens, heads, queries per head]. The index j runs over heads and queries per head.
-        The returned scores have gradients; the choice of rows has none.
+        `scales` names a part of width 1 by which the rows of `part` are multiplied. The returned scores have gradients; the
+        choice of rows has none.
         """
 
     def select_by_attention(self, q: Tensor, keys: str, scale: float, budget: int) -> Selection:
@@ -176,11 +177,12 @@ class LayerCache(Protocol):
         weights: Tensor,
         index_keys: str,
         selected: Selection | None = None,
+        scales: str | None = None,
     ) -> Tensor:
         """Return KL(attention weights || softmax of the index scores) of each token [tokens], in nats.
 
         This is the loss of the lightning indexer (DeepSeek-V3.2-Exp, eq. 3 and 4). `q`, `keys` and `scale` are those of
-        `attend`; `index_q`, `weights` and `index_keys` are the arguments `q`, `weights` and `part` of `select`.
+        `attend`; `index_q`, `weights`, `index_keys` and `scales` are the arguments `q`, `weights`, `part` and `scales` of `select`.
         Attention weights are averaged over heads and receive no gradient. `selected` restricts attention and index
         scores to the selected rows.
         """

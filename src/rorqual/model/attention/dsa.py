@@ -5,7 +5,10 @@ The index score of query t and position s is I_{t,s} = sum_j w_{t,j} ReLU(q_{t,j
 dense while a sequence has at most `index_topk` positions.
 
 RoPE rotates the first `qk_rope_head_dim` values of index queries and keys in the half-split layout, while MLA's own RoPE
-is interleaved. The Hadamard transform of the reference code is left out: it preserves the products and only helps FP8.
+is interleaved.
+
+With `index_dtype`, the cache holds index keys in FP8, with a power of two as the scale of each key. DeepSeek's code also rounds index
+queries to FP8, and multiplies both by a Hadamard matrix first, which preserves their products. Neither is done here.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from rorqual.model.attention.base import Attention, AttentionContext, CachePart,
 from rorqual.model.attention.mla import MLA, MLAConfig
 from rorqual.model.cost import Cost, linear, vector
 from rorqual.ops.paged import Selection
+from rorqual.ops.quant import row_scales
 
 NORM_EPS = 1e-6
 MISSED = frozenset({"mass_inside", "attention_rows", "attention_mass", "output_difference", "tied"})
@@ -32,6 +36,8 @@ class DSAConfig(MLAConfig):
 
     With `index_top_p` below 1, a query attends to the fewest of its `index_topk` positions on which the softmax of their
     index scores adds up to `index_top_p`.
+
+    `index_dtype` is the type of cached index keys. With "float8_e4m3fn", a key takes `index_head_dim` + 4 bytes.
     """
 
     kind: Literal["dsa"] = "dsa"  # type: ignore[assignment]
@@ -40,6 +46,7 @@ class DSAConfig(MLAConfig):
     index_head_dim: Count
     index_topk: Count
     index_top_p: Part = 1.0
+    index_dtype: Literal["float8_e4m3fn"] | None = None
 
     def build(self, hidden_size: int, eps: float) -> Attention:
         return DSA(self, hidden_size, eps)
@@ -61,7 +68,10 @@ class DSAConfig(MLAConfig):
         return super().saved_values(hidden_size, everything=everything) + index
 
     def cache_spec(self) -> tuple[CachePart, ...]:
-        return (*super().cache_spec(), CachePart("index_key", 1, self.index_head_dim))
+        if self.index_dtype is None:
+            return (*super().cache_spec(), CachePart("index_key", 1, self.index_head_dim))
+        keys = CachePart("index_key", 1, self.index_head_dim, getattr(torch, self.index_dtype))
+        return (*super().cache_spec(), keys, CachePart("index_scale", 1, 1, torch.float32))
 
     def check(self) -> None:
         super().check()
@@ -127,22 +137,26 @@ class DSA(MLA):
         assert cache is not None
         q_latent, q_nope, q_rope, latent, k_rope = self.project(x, context)
         query, key, weights = self.indexer(x.detach(), q_latent.detach(), context)
-        cache.write({"latent": self.rows(latent, k_rope), "index_key": key})
+        parts, scales = {"latent": self.rows(latent, k_rope), "index_key": key}, None
+        if self.config.index_dtype is not None:
+            scale, scales = row_scales(key.detach()), "index_scale"
+            parts |= {"index_key": key / scale.to(key.dtype), scales: scale}
+        cache.write(parts)
         q = self.latent_queries(q_nope, q_rope, context.ops)
         index = (q.detach(), "latent", self.scale, query, weights, "index_key")
         if "dense_index_kl" in context.wanted:
-            context.record("dense_index_kl", cache.index_kl(*index))
+            context.record("dense_index_kl", cache.index_kl(*index, scales=scales))
             return self.absorbed(q, cache, context)
-        selected = cache.select(query, weights, "index_key", self.config.index_topk)
+        selected = cache.select(query, weights, "index_key", self.config.index_topk, scales)
         if self.config.index_top_p < 1:
             selected = selected.top_p(self.config.index_top_p)
         context.record("selected", selected.rows)
         context.record("index_scores", selected.scores)
         if "index_kl" in context.wanted:
-            context.record("index_kl", cache.index_kl(*index, selected))
+            context.record("index_kl", cache.index_kl(*index, selected, scales))
         out = self.absorbed(q, cache, context, selected)
         if MISSED & {*context.wanted}:
-            further = cache.select(query, weights, "index_key", self.config.index_topk + 1)
+            further = cache.select(query, weights, "index_key", self.config.index_topk + 1, scales)
             self.missed(q, cache, context, selected, further, out)
         return out
 

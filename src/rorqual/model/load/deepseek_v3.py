@@ -57,7 +57,10 @@ def config_from_hf(data: Mapping[str, Any], where: str = "config.json") -> Model
     keys.expect("rms_norm_eps", EPSILON)
     nope = keys.integer("qk_nope_head_dim")
     keys.expect("qk_head_dim", nope + rope_dim, None)
-    index = {name: keys.take(name) for name in _INDEX} if sparse else {}
+    # `index_dtype` is Rorqual's own key. Other readers of config.json ignore it.
+    index = (
+        {name: keys.take(name) for name in _INDEX} | {"index_dtype": keys.take("index_dtype", None)} if sparse else {}
+    )
     attention = keys.build(
         DSAConfig if sparse else MLAConfig,
         num_attention_heads=heads,
@@ -202,7 +205,7 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
         "num_key_value_heads": attention.num_attention_heads,
         "q_lora_rank": attention.q_lora_rank or None,
         **attention.model_dump(include={"kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"}),
-        **attention.model_dump(include=set(_INDEX)),
+        **attention.model_dump(include={*_INDEX, "index_dtype"}, exclude_none=True),
         **moe.model_dump(exclude={"kind", "router"}),
         **router.model_dump(exclude={"kind", "group_score", "score_bias"}),
         "topk_method": method,

@@ -199,7 +199,10 @@ class PagedAttention:
         return self.as_blocks(pool).index_select(0, blocks)
 
     def fill(self, pool: Tensor, blocks: Tensor, contents: Tensor) -> None:
-        """Overwrite the blocks with numbers `blocks` [n] by `contents` [n, heads, rows, width]."""
+        """Overwrite the blocks with numbers `blocks` [n] by `contents` [n, heads, rows, width].
+
+        `contents` has the dtype of the pool. Both are bytes if the part is cached in FP8.
+        """
         self.as_blocks(pool).index_copy_(0, blocks, contents)
 
     # ---- operations of a layer
@@ -207,12 +210,14 @@ class PagedAttention:
     def write(self, pool: Tensor, rows: Tensor, plan: Plan) -> None:
         """Store rows [tokens, heads, width] at the slots of their tokens.
 
+        `rows` has the dtype of the pool. Both are bytes if the part is cached in FP8.
+
         For a part with one row per group, `rows` has one row for each group that `groups` returned. `plan.places(heads,
         every)` gives the indices of the rows in a pool viewed as [blocks * heads * rows per block, width].
         """
         flat = pool.view(-1, pool.shape[-1])
         places = plan.places(pool.shape[1], BLOCK // pool.shape[2])
-        flat.index_copy_(0, places, rows.reshape(-1, pool.shape[-1]).to(flat.dtype))
+        flat.index_copy_(0, places, rows.reshape(-1, pool.shape[-1]))
 
     def groups(self, pool: Tensor, plan: Plan, every: int) -> tuple[Tensor, Tensor]:
         """Return the rows of the groups of `every` tokens that this forward pass completes, and the last token of each group.
@@ -268,10 +273,12 @@ class PagedAttention:
         k = self.as_blocks(keys)
         return (k, width) if values is keys else (k, self.as_blocks(values)[..., :width])
 
-    def select(self, q: Tensor, weights: Tensor, keys: Tensor, plan: Plan, budget: int) -> Selection:
-        """See `ops.paged.select`."""
-        k = self.as_blocks(keys)
-        parts = [paged.select(q[tokens], weights[tokens], k, tiles, budget) for tokens, tiles in plan.pieces]
+    def select(
+        self, q: Tensor, weights: Tensor, keys: Tensor, plan: Plan, budget: int, scales: Tensor | None = None
+    ) -> Selection:
+        """See `ops.paged.select`. `scales` is the pool of the keys' scales."""
+        k, s = self.as_blocks(keys), None if scales is None else self.as_blocks(scales)
+        parts = [paged.select(q[tokens], weights[tokens], k, tiles, budget, s) for tokens, tiles in plan.pieces]
         return _selection(parts, len(q))
 
     def select_by_attention(self, q: Tensor, keys: Tensor, plan: Plan, scale: float, budget: int) -> Selection:
@@ -295,18 +302,20 @@ class PagedAttention:
         index_keys: Tensor,
         plan: Plan,
         selected: Tensor | None = None,
+        scales: Tensor | None = None,
     ) -> Tensor:
         """Return the loss of the indexer of each token [tokens]: KL(attention || softmax of the index scores), in nats.
 
         Attention weights are averaged over heads and receive no gradient. `selected` [tokens, k] restricts attention
-        and index scores to the listed rows (-1: no row). See `ops.paged.index_kl`.
+        and index scores to the listed rows (-1: no row). `scales` is the pool of the index keys' scales. See
+        `ops.paged.index_kl`.
         """
         k, index_k = self.as_blocks(keys), self.as_blocks(index_keys)
-        parts = []
+        s, parts = None if scales is None else self.as_blocks(scales), []
         for tokens, tiles in plan.pieces:
             mask = paged.restricted(tiles, BLOCK // k.shape[2], None, None if selected is None else selected[tokens])
             mass = paged.attention_mass(q[tokens], k, tiles, scale, mask)
-            scores = paged.index_scores(index_q[tokens], weights[tokens], index_k, tiles)
+            scores = paged.index_scores(index_q[tokens], weights[tokens], index_k, tiles, s)
             parts.append(paged.index_kl(scores, mass, tiles, mask))
         return _joined(parts, len(q))
 

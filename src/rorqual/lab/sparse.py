@@ -54,7 +54,7 @@ LENGTH = 1024
 REPLY = 76
 """Number of tokens of the longest reply and the special tokens."""
 MUON_RATE, ADAMW_RATE = 0.006, 2e-3
-WARMUP, SPARSE, ROWS = 50, 18, 4
+WARMUP, SPARSE, ROWS = 60, 24, 4
 """Steps of the warm-up and of the training with sparse attention, and rows per step."""
 WARMUP_RATE, SPARSE_RATE = 1e-2, 5e-4
 MEASURED: Mapping[str, int] = {"needle": 32, "copy": 16, "count": 16}
@@ -84,15 +84,16 @@ DENSE = "sparse-dense"
 def stages(length: int) -> tuple[TrainingStage, ...]:
     """Return the stages of the dense training, which ends with texts of up to `length` characters.
 
-    Retrieval is learned within 1,000 steps from short texts with few pairs. It is not learned in as many steps from longer texts.
+    Retrieval and counting are learned within 1,500 steps from short texts with few pairs. They are not learned in as many steps
+    from longer texts.
     """
-    few = {"names": ["needle"], "length": 50, "shortest": 30, "pairs": 4, "questions": 4}
+    few = {"names": list(KINDS), "length": 50, "shortest": 30, "pairs": 4, "questions": 4}
     short = {"names": list(KINDS), "length": length // 4, "shortest": 64, "questions": 8}
     long = {"names": list(KINDS), "length": length, "shortest": max(64, length // 8), "questions": 8}
     return (
-        TrainingStage("sparse-pairs", few, 1000, 8, 148, 50),
-        TrainingStage("sparse-short", short, 600, 8, length // 4 + REPLY, 65),
-        TrainingStage(DENSE, long, 1200, 4, length + REPLY, 440, 0.5),
+        TrainingStage("sparse-pairs", few, 1500, 16, 148, 105),
+        TrainingStage("sparse-short", short, 800, 8, length // 4 + REPLY, 90),
+        TrainingStage(DENSE, long, 1200, 4, length + REPLY, 450, 0.5),
     )
 
 
@@ -125,13 +126,7 @@ def training(number: int, place: Path, seed: int, share: float, length: int = LE
         steps=steps,
         start=Start(run=str(place / before.name)) if number else Start(),
         model=dense_model(length),
-        source=WorkedConfig(
-            task="long",
-            options=dict(stage.options),
-            think=float("count" in stage.options["names"]),
-            rows=stage.rows,
-            row=stage.row,
-        ),
+        source=WorkedConfig(task="long", options=dict(stage.options), rows=stage.rows, row=stage.row),
         optim=MuonConfig(
             lr=MUON_RATE,
             adamw=AdamWConfig(lr=ADAMW_RATE, betas=(0.9, 0.98)),

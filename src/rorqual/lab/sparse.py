@@ -54,10 +54,10 @@ LENGTH = 1024
 REPLY = 76
 """Number of tokens of the longest reply and the special tokens."""
 MUON_RATE, ADAMW_RATE = 0.006, 2e-3
-WARMUP, SPARSE, ROWS = 60, 24, 4
+WARMUP, SPARSE, ROWS = 90, 30, 4
 """Steps of the warm-up and of the training with sparse attention, and rows per step."""
 WARMUP_RATE, SPARSE_RATE = 1e-2, 5e-4
-MEASURED: Mapping[str, int] = {"needle": 32, "copy": 16, "count": 16}
+MEASURED: Mapping[str, int] = {"needle": 64, "copy": 16, "count": 16}
 """Number of held-out problems of each kind."""
 MORE: tuple[Arm, ...] = ("dense", "dsa", "adaptive")
 """Arms that are measured on twice as many needles, because the claim bounds their differences."""
@@ -333,11 +333,11 @@ class SparseExperiment(Experiment):
             make = partial(training, number, place, seed, share, self.length)
             jobs.append(Train(name=stage.name, estimate=stage.core_seconds * share, needs=needs, make=make))
         jobs.append(
-            Sparsify(name=DSA, estimate=110 * share, needs=(DENSE,), seed=seed, share=share, length=self.length)
+            Sparsify(name=DSA, estimate=115 * share, needs=(DENSE,), seed=seed, share=share, length=self.length)
         )
         for arm in BASELINES:
             make = partial(baseline, arm, place, seed, share, self.length)
-            jobs.append(Train(name=RUNS[arm], estimate=110 * share, needs=(DENSE,), make=make))
+            jobs.append(Train(name=RUNS[arm], estimate=95 * share, needs=(DENSE,), make=make))
         for arm in ARMS:
             function = partial(measure, arm=arm, seed=seed, share=share, length=self.length)
             needs = (RUNS[arm].split("/")[0],)

@@ -15,7 +15,7 @@ CHARACTERS = string.ascii_letters + string.digits
 DIGITS = 8
 """Number of digits of the number to copy."""
 OWN = ("needle", "copy")
-VERSION = 1
+VERSION = 2
 
 
 class Long(Task):

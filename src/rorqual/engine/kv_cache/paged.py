@@ -31,7 +31,7 @@ def zeros(shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Ten
     return torch.from_numpy(np.zeros((*shape[:-1], shape[-1] * size), np.uint8)).view(dtype)
 
 
-def _movable(tensor: Tensor) -> Tensor:
+def _as_bytes(tensor: Tensor) -> Tensor:
     """View 8-bit floats as bytes, because torch cannot copy them by index on a CPU. Return other tensors unchanged."""
     return tensor.view(torch.uint8) if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
 
@@ -120,7 +120,7 @@ class PagedCache:
     def _fill(self, blocks: Sequence[int], contents: Sequence[Tensor]) -> None:
         index = torch.tensor(blocks, device=self.device)
         for pool, tensor in zip(self.pools(), contents):
-            self.attention.fill(_movable(pool), index, _movable(tensor))
+            self.attention.fill(_as_bytes(pool), index, _as_bytes(tensor))
         if self.experts.numel():
             self.experts.index_copy_(0, index, contents[-1])
 
@@ -154,7 +154,7 @@ class _Layer(BlockedLayerCache):
 
     def _store(self, part: CachePart, rows: Tensor) -> None:
         pool = self._tensors[part.name]
-        self._attention.write(_movable(pool), _movable(rows.to(pool.dtype)), self._plan)
+        self._attention.write(_as_bytes(pool), _as_bytes(rows.to(pool.dtype)), self._plan)
 
     def _groups(self, name: str, every: int) -> tuple[Tensor, Tensor]:
         return self._attention.groups(self._tensors[name], self._plan, every)

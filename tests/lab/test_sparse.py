@@ -19,7 +19,18 @@ from rorqual.data.tokenizer import Tokenizer
 from rorqual.evals.verdict import Verdict
 from rorqual.lab.job import value, value_file
 from rorqual.lab.page import page_text
-from rorqual.lab.sparse import DENSE, DSA, RUNS, SparseExperiment, dense_model, load, matching_top_p, read, selecting
+from rorqual.lab.sparse import (
+    DENSE,
+    DSA,
+    RUNS,
+    SparseExperiment,
+    dense_model,
+    load,
+    matching_top_p,
+    read,
+    selecting,
+    solutions,
+)
 from rorqual.lab.sparse_kinds import AttentionSelectionConfig, RandomSelection, RandomSelectionConfig
 from rorqual.lab.sparse_report import ARMS, BUDGETS, KINDS, Arm, goals, measured_by
 from rorqual.model.attention import AttentionContext, CacheLayout, DSAConfig, MLAConfig
@@ -286,9 +297,19 @@ def test_rivals_train_as_long_as_the_indexer_on_the_same_data(places: dict[int, 
     assert runs[DENSE].source.options["length"] == LENGTH  # type: ignore[attr-defined]
 
 
-def test_arms_share_problems_and_use_the_weights_that_they_name(places: dict[int, Path]) -> None:
-    from rorqual.lab.sparse import solutions
+@torch.no_grad()
+def test_an_arm_is_measured_on_held_out_problems_at_each_budget(places: dict[int, Path]) -> None:
+    for arm, divisors in (("dense", ["1"]), ("window", ["2", "4", "8"])):
+        stored = value(places[2], measured_by(arm))  # type: ignore[arg-type]
+        assert [*stored] == divisors
+        for divisor, kinds in stored.items():
+            model = load(arm, places[2], LENGTH // int(divisor), seed=2)  # type: ignore[arg-type]
+            for kind in KINDS:
+                problems = solutions(places[2], 2, kind, len(kinds[kind]["loss"]), "test", LENGTH)
+                assert read(model, problems)["loss"] == pytest.approx(kinds[kind]["loss"], rel=1e-4)
 
+
+def test_arms_share_problems_and_use_the_weights_that_they_name(places: dict[int, Path]) -> None:
     samples = solutions(places[1], 1, "needle", 4, "test", LENGTH)
     assert (
         samples

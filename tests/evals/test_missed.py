@@ -131,7 +131,7 @@ def test_a_window_within_the_budget_and_a_model_without_selection_are_refused() 
     with pytest.raises(DataError, match="windows of 8 tokens are not longer than index_topk=8"):
         measure_missed(model_of(), windows(length=8))
     measure_missed(model_of(), windows(length=9))
-    with pytest.raises(ConfigError, match="its kind is mla"):
+    with pytest.raises(ConfigError, match="its attention is of kind mla"):
         measure_missed(model_of(kind="mla"), windows())
 
 

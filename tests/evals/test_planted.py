@@ -109,5 +109,5 @@ def test_queries_that_see_all_positions_give_no_values() -> None:
 
 
 def test_a_model_without_selection_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"its kind is mla.*\n.*rorqual sparsify"):
+    with pytest.raises(ConfigError, match=r"its attention is of kind mla.*\n.*rorqual sparsify"):
         measure_planted(model_of(kind="mla", vocab=VOCAB), "needle", plant(BYTES, needles(BYTES, 1), 99, 1.0), 1.0)

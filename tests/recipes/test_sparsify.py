@@ -163,7 +163,7 @@ def test_complete_stages_are_not_repeated_and_other_settings_are_refused(dense: 
         {"index_dtype": "float8_e4m3fn"},
         {"seed": 6},
     ):
-        with pytest.raises(ConfigError, match="other settings of the index"):
+        with pytest.raises(ConfigError, match="another model or seed, or have other settings"):
             sparsify(dense, done, config.model_copy(update=change), quiet=True)
 
 

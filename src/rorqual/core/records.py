@@ -35,7 +35,7 @@ class Tool:
 class ToolCall:
     """A tool call in a reply. `arguments` is a JSON object as text, exactly as the model generated it.
 
-    A model that writes DSML generates no object. There, `arguments` is built from the parameters of the call.
+    If the model writes calls in DSML, `arguments` is built from the parameters of the call instead.
     """
 
     id: str

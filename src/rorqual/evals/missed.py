@@ -60,7 +60,7 @@ class LayerMisses:
 class LowestQuery:
     """The query with the lowest share of dense attention on selected positions (`mass`, averaged over heads).
 
-    `layer` and `window` are indices. `tokens` are the ids of the positions that the query sees, the last one is its own.
+    `layer` and `window` are indices. `tokens` are the token ids at the positions that the query sees; the last is its own.
     `weights` are the dense attention weights of these positions, averaged over heads. `selected` are the selected
     positions. `missed` are the positions that are not selected although their weights are among the `index_topk` largest.
     """
@@ -112,12 +112,12 @@ class Misses:
 
 
 def sparse_layers(model: Decoder, where: str = "") -> list[DSA]:
-    """Return the sparse attentions of the main model. Raises ConfigError if there are none."""
+    """Return the DSA modules of the main model, without those of MTP modules. Raises ConfigError if there are none."""
     found = [module for module in model.layers.modules() if isinstance(module, DSA)]
     if not found:
         kinds = ", ".join(sorted({attention.kind for attention in model.config.attentions}))
         raise ConfigError(
-            f"this model has no indexer whose selection can be measured (its kind is {kinds})",
+            f"this model has no indexer whose selection can be measured (its attention is of kind {kinds})",
             where=where,
             remedy="Use a model with attention of kind dsa, such as the result of `rorqual sparsify`.",
         )
@@ -125,7 +125,7 @@ def sparse_layers(model: Decoder, where: str = "") -> list[DSA]:
 
 
 def trained_budget(layers: Sequence[DSA]) -> int:
-    """Return the `index_topk` of the model's sparse attentions. Raises ConfigError if they differ."""
+    """Return the `index_topk` that all DSA modules share. Raises ConfigError if their values differ."""
     budgets = sorted({layer.config.index_topk for layer in layers})
     if len(budgets) > 1:
         raise ConfigError(
@@ -137,9 +137,9 @@ def trained_budget(layers: Sequence[DSA]) -> int:
 
 @contextmanager
 def budget_of(layers: Sequence[DSA], budget: int, *, dense: bool = False) -> Iterator[None]:
-    """Let sparse attentions select up to `budget` positions inside the `with` block.
+    """Let DSA modules select up to `budget` positions inside the `with` block.
 
-    With `dense`, they ignore `index_top_p`: attention to at most `budget` positions is then dense.
+    With `dense`, `index_top_p` is ignored, so attention is dense for each query that sees at most `budget` positions.
     """
     before = [layer.config for layer in layers]
     for layer in layers:

@@ -90,7 +90,7 @@ def _queries(report: MissedReport, tokenizer: Tokenizer) -> Iterator[str]:
         "<p class=marks>For each text, the query with the lowest share of dense attention on selected positions. Colours: "
         '<i class="s" style="--w:50%">selected</i>, <i class="n" style="--w:50%">not selected</i>, <i class="m">missed</i> '
         f"(among the {report.shown} largest weights, but not selected), <i class=q>the query</i>. "
-        "A stronger colour is a larger dense weight (square root), averaged over heads.</p>"
+        "A stronger colour means a larger dense weight, averaged over heads (its strength is the square root).</p>"
     )
     found = sorted(((text.name, text.at(report.shown).lowest) for text in report.texts), key=lambda pair: pair[1].mass)
     for place, (name, query) in enumerate(found):

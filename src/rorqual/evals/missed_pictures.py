@@ -47,7 +47,7 @@ def recalls(report: MissedReport) -> Picture:
         for budget in report.budgets
         for values in [recall_by_layer(report, budget)]
     )
-    caption = "Recall: the share of the positions with the largest dense weights that are selected, as many as the budget allows."
+    caption = "Recall at a budget of k: the share of the k positions with the largest dense weights that are selected."
     if len(report.budgets) > 1:
         caption += f" Budgets other than {report.trained} are untrained."
     return Picture("recall", f"Recall of the layers. {ends}.", caption, draw)
@@ -88,13 +88,13 @@ def by_distance(report: MissedReport) -> Picture:
     )
     caption = (
         f"Dense attention by distance to the query, at {report.shown} positions, mean of all layers and texts. "
-        "The number above a bar is the selected share of it."
+        "The number above a bar is the share of the bar's attention that was selected."
     )
     return Picture("distance", f"Attention by distance. {values}.", caption, draw)
 
 
 def needle_maps(report: MissedReport) -> Picture:
-    """Draw a heat map of the attention to needles that is kept, depth by length, for each budget."""
+    """Draw a heat map for each budget: the share of the attention to needles that is kept, by depth and length."""
     budgets = [budget for budget in report.budgets if planted(report, "needle", budget)]
     lengths = sorted({one.length for one in report.planted if one.kind == "needle"})
 
@@ -137,7 +137,7 @@ def _cell(one: PlantedMisses) -> str:
 
 
 def copied(report: MissedReport) -> Picture:
-    """Draw right tokens of copied lines by distance, and the attention to the first copy that is kept."""
+    """Draw two shares by distance: copied tokens that are predicted right, and kept attention to the first copy."""
     cells = planted(report, "copy", report.shown)
 
     def draw(theme: Theme) -> Figure:
@@ -167,5 +167,8 @@ def copied(report: MissedReport) -> Picture:
         f"{one.distance} tokens: {one.right_sparse:.0%} right with sparse, {one.right_dense:.0%} with dense attention"
         for one in reversed(cells)
     )
-    caption = f"Tokens of a copied line that are predicted right, at {report.shown} positions, and the attention to the first copy that is kept."
+    caption = (
+        f"At {report.shown} positions: the share of a copied line's tokens that are predicted right, and the share of the "
+        "attention to the first copy that is kept."
+    )
     return Picture("copies", f"Copied lines. {values}.", caption, draw)

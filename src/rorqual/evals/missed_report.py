@@ -107,7 +107,7 @@ def measure_report(
 
     - `texts`: the first `windows` windows of `length` tokens of each text.
     - `planted`: `windows` needles or copied lines per length and depth, in passages of at most `length` tokens.
-    - `budgets`: by default a quarter, half and twice the trained budget, where the length is above them.
+    - `budgets`: by default a quarter, half and twice the trained budget. Budgets that are not below the length are left out.
     - `progress(done, total)` is called after each text, or each length and depth of a planted kind, at each budget.
 
     Raises ConfigError if the model has no sparse attention, and DataError if a text or a passage is too short.
@@ -158,11 +158,14 @@ KINDS: dict[PlantedKind, tuple[Callable[[Tokenizer, int], list[Parts]], Sequence
     "needle": (needles, LENGTHS),
     "copy": (copies, (1.0,)),
 }
-"""How the planted texts of a kind are made, and the lengths of the passages as shares of the whole length."""
+"""The function that makes a kind's planted texts, and the lengths of its passages as shares of the largest length."""
 
 
 def _cells(tokenizer: Tokenizer, kind: PlantedKind, length: int, number: int, budget: int) -> list[_Cell]:
-    """Return the passages of all lengths at which a query sees more than `budget` positions, at each depth."""
+    """Return passages for each length and depth at which every query sees more than `budget` positions.
+
+    The queries are the tokens of question and answer.
+    """
     make, shares = KINDS[kind]
     parts = make(tokenizer, number)
     needed = max(part.size for part in parts)
@@ -172,7 +175,7 @@ def _cells(tokenizer: Tokenizer, kind: PlantedKind, length: int, number: int, bu
     if not found:
         asked = max(len(part.question) + len(part.answer) for part in parts)
         raise DataError(
-            f"a passage of {length} tokens is too short for {kind}: attention is dense, because no query sees more than {budget}",
+            f"a passage of {length} tokens is too short for {kind}: a query sees at most {budget} positions and attends to all",
             where=f"data={kind}",
             remedy=f"Use length={budget + asked - 1} or more, or smaller budgets=.",
         )
@@ -187,6 +190,6 @@ def _windows(tokenizer: Tokenizer, text: Named, length: int, windows: int) -> to
         raise DataError(
             f"the text has {len(ids)} tokens, which do not fill a window of {length}",
             where=text.name,
-            remedy="Give a longer text, of which the last tenth is used, or a smaller length=.",
+            remedy="Give a longer text (only its last tenth is read), or a smaller length=.",
         )
     return torch.tensor([ids[i * length : (i + 1) * length + 1] for i in range(number)])

@@ -54,7 +54,7 @@ def distances(report: MissedReport) -> list[Distance]:
 
 
 def planted(report: MissedReport, kind: PlantedKind, budget: int, length: int = 0) -> list[PlantedMisses]:
-    """Return the values of a planted kind at a budget, and at a length unless it is 0, by depth."""
+    """Return the values of a planted kind at a budget and a length (0: all lengths), by depth."""
     return [one for one in report.planted if (one.kind, one.budget) == (kind, budget) and length in (0, one.length)]
 
 
@@ -69,7 +69,7 @@ def notes(report: MissedReport) -> list[str]:
     if report.texts:
         found += [
             "mass: share of dense attention on selected positions (p1: first percentile over queries)",
-            f"recall: share of the {report.shown} positions with the largest dense weights that are selected; by text, of the lowest layer",
+            f"recall: share of the {report.shown} positions with the largest dense weights that are selected; by text, the lowest layer's",
             "output: |sparse - dense| / |dense|. tied: selected positions whose score equals the best that is not selected",
             "KL: KL(dense || sparse) of the next token in nats. changed: queries whose most likely token changes. loss: in nats",
         ]
@@ -77,7 +77,7 @@ def notes(report: MissedReport) -> list[str]:
         found.append(
             "kept: share of the dense attention from question and answer to the planted text that is on selected positions"
         )
-        found.append("right: share of the answer's tokens that are the most likely ones")
+        found.append("right: share of the answer's tokens that the model ranks first")
         found.append("Lengths that are too short, or at which attention is dense, are left out.")
     if len(report.budgets) > 1 or report.trained not in report.budgets:
         found.append(
@@ -115,7 +115,7 @@ def missed_table(report: MissedReport) -> str:
 
 
 def _layers(texts: Sequence[Misses]) -> list[tuple[LayerMisses, ...]]:
-    """Return for each layer its values on each text."""
+    """Return, for each layer, the values of all texts."""
     return list(zip(*(missed.layers for missed in texts), strict=True))
 
 

@@ -1,7 +1,7 @@
 """Passages with a planted text that later tokens should read: a key with its value (needle), or a line that is copied.
 
-The measures do not need a model that can answer. They compare the dense attention from the question and the answer to
-the planted text with the selected positions. If the model answers, the right answers are counted as well.
+The module measures how much of the dense attention to the planted text, from the question and the answer, lies on selected
+positions. This share has a meaning even if the model cannot answer. The right answer tokens are counted as well.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LENGTHS = (0.25, 0.5, 0.75, 1.0)
 """Lengths of needle passages, as shares of the whole length."""
 OWNERS = ("Ada", "Bo", "Cem", "Dora", "Eli", "Fay", "Gus", "Hal")
 COPIED, CUE = 24, 6
-"""Number of tokens of a copied line, and number of its first tokens that are not predicted, because they name the line."""
+"""Number of tokens of a copied line, and number of its first tokens that form the question and are not scored."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Planted:
-    """A passage of n tokens that ends with an answer, as n + 1 ids: the last one is only predicted.
+    """A passage of n tokens that ends with an answer, as n + 1 ids: the last id is only a target.
 
     `planted` are the positions of the planted text. `queries` are the positions of the question and of the answer, which
     should read the planted text. `answers` are the queries whose next token is part of the answer.
@@ -111,7 +111,10 @@ def needles(tokenizer: Tokenizer, count: int) -> list[Parts]:
 
 
 def copies(tokenizer: Tokenizer, count: int) -> list[Parts]:
-    """Return `count` lines to copy: the first `COPIED` tokens of lines of the passage "names". `CUE` tokens are the question."""
+    """Return `count` lines to copy: the first `COPIED` tokens of lines of the passage "names".
+
+    The first `CUE` tokens of a line are the question, and the others the answer.
+    """
     lines = [line for line in passage("names").splitlines() if ";" in line]
     cut = [tokenizer.encode("\n" + lines[index % len(lines)])[:COPIED] for index in range(count)]
     return [Parts(tuple(line), tuple(line[:CUE]), tuple(line[CUE:])) for line in cut]
@@ -120,8 +123,8 @@ def copies(tokenizer: Tokenizer, count: int) -> list[Parts]:
 def plant(tokenizer: Tokenizer, parts: Sequence[Parts], length: int, depth: float) -> list[Planted]:
     """Return a passage of `length` tokens for each of `parts`, with the planted text at `depth` and the answer at the end.
 
-    The filler is the passage "prose", repeated as needed. Each passage starts at another place of it. Raises DataError if
-    the passages are too short.
+    The filler is the passage "prose", repeated as needed. Each passage starts at a different place in the filler. Raises
+    DataError if `length` is too small.
     """
     needed = max(part.size for part in parts)
     if length < needed:
@@ -149,7 +152,7 @@ def measure_planted(
 ) -> PlantedMisses | None:
     """Measure what sparse attention misses of the planted texts at `budget` positions (0: the model's index_topk).
 
-    Returns None if a query sees at most `budget` positions, because attention is then dense. The passages must have equal
+    Returns None if a query sees at most `budget` positions, because its attention is then dense. The passages must have equal
     lengths. Raises ConfigError if the model has no sparse attention.
     """
     layers = sparse_layers(model)

@@ -82,7 +82,7 @@ def words(
         f"On {tokens:,} held-out tokens of each seed, the most loaded expert of a layer carries {1 + mean(excess['bias']):.2f} times "
         f"the mean load with the router bias. It is {1 + mean(excess['aux']):.2f} times with the auxiliary loss, and "
         f"{1 + mean(excess['none']):.2f} times without balancing (means over layers and seeds).",
-        f"The excess load with the bias is {min(parts):.0%} to {max(parts):.0%} of that without; the claim is a third.",
+        f"The bias leaves {min(parts):.0%} to {max(parts):.0%} of the excess load without balancing; the claim is a third.",
     ]
     for arm, contrast in losses.items():
         ends = contrast.ends

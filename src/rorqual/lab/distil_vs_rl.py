@@ -255,8 +255,8 @@ def _verdict(
         f"{'' if fair else f'; this is not equal within {EQUAL:.0%}, so there is no verdict'}. With the teacher's own training they took "
         f"{sum(with_teacher) / len(with_teacher):.1f} times as many. The controls took {min(others):.2f} to {max(others):.2f} times.",
         f"In eight tries, the base student solved {percent(min(min(t.values()) for t in tries))} to "
-        f"{percent(max(max(t.values()) for t in tries))} % of a family's problems; {sum(inside)} of {len(inside)} families "
-        f"and seeds lie within {percent(WINDOW[0])} to {percent(WINDOW[1])} %{'' if room else '. These are too few for a verdict'}.",
+        f"{percent(max(max(t.values()) for t in tries))} % of a family's problems; {sum(inside)} of {len(inside)} pairs of "
+        f"family and seed lie within {percent(WINDOW[0])} to {percent(WINDOW[1])} %{'' if room else '. These are too few for a verdict'}.",
     ]
     return (main.sign if fair and room else "open"), words
 

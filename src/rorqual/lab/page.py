@@ -62,8 +62,9 @@ def _contrasts(finding: Finding) -> list[str]:
     heads = ["", "first", "second", "difference", f"{level} interval", "", f"{level}, t over seeds", "each seed"]
     groups = [(question, [_contrast_row(contrast) for contrast in rows]) for question, rows in questions.items()]
     note = (
-        "Intervals resample seeds first, then items within them. With five seeds their coverage is below nominal "
-        "(docs/results/coverage.json). Student's t over the seeds' differences has nominal coverage if these are normal, and is wide. "
+        "Bootstrap intervals resample seeds first, then the items of each seed. With five seeds, their coverage is below "
+        "nominal (docs/results/coverage.json). Student's t has nominal coverage if the seeds' differences are normally "
+        "distributed, and is wide. "
         f"A row is higher or lower if both intervals agree and there are at least {SEEDS} seeds. Points are shares in percent. There is no "
         "correction for the number of rows."
     )

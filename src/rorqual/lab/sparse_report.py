@@ -24,7 +24,7 @@ ARMS: Mapping[Arm, str] = {
 }
 BASELINES: tuple[Arm, ...] = ("window", "random")
 BUDGETS: Mapping[str, int] = {"a half": 2, "a quarter": 4, "an eighth": 8}
-"""The divisor of each budget: a query attends to the text's length over the divisor."""
+"""The divisor of each budget: a query attends to (text length / divisor) positions."""
 LABELS = {divisor: label for label, divisor in BUDGETS.items()}
 TRAINED = BUDGETS["a quarter"]
 """The budget of the training. Other budgets are measured without further training."""

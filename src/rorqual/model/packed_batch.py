@@ -36,7 +36,7 @@ def angles(rope: Rope, dim: int, positions: int, device: torch.device | str) -> 
 class BlockedLayerCache(LayerCache, ABC):
     """A `LayerCache` whose parts are stored in blocks.
 
-    `_store` rounds new rows of a part to its dtype and stores them, `_pool` returns a part as a block pool in the layout of the backend's
+    `_store` rounds new rows of a part to its dtype and stores them. `_pool` returns a part as a block pool in the layout of the backend's
     `attention`, and `_groups` returns the rows of completed groups.
     """
 
@@ -231,7 +231,7 @@ class PackedBatchCache:
 
 
 class _Rounded(torch.autograd.Function):
-    """Round values to another dtype, and return them in their own. The gradient is passed on as it is, in its own dtype."""
+    """Round values to another dtype, and convert them back to their original dtype. The backward pass does not round."""
 
     @staticmethod
     def forward(context: Any, values: Tensor, dtype: torch.dtype) -> Tensor:

@@ -46,8 +46,8 @@ class Tiles:
     - `gather` [tiles * queries]: the token of each query. A partial tile repeats its last token.
     - `slot` [tokens]: the query of each token. `gather` and `slot` are None if query i is token i.
     - `rows`: row limits of matrix products (`ops.rows`).
-    - `span`: a slice of the pool that contains all blocks, if they are close together. A slice in `span` is read
-      without gathering blocks, and `met` and `mask` have one entry per block of the slice, in pool order.
+    - `span`: a slice of the pool that contains all blocks, or None if they are far apart. With `span`, attention reads the
+      slice instead of gathering blocks, and `met` and `mask` have one entry per block of the slice, in pool order.
     - `met`: the tile of each entry of `mask`, or None if entry i belongs to tile i.
     - `back` [pairs]: the entry of `mask` for each pair, or None if entry i belongs to pair i.
     - `last` [tokens]: for tiles of one query, the entry of `mask` for the block that contains the token.
@@ -285,7 +285,7 @@ def attend_selected(
         rows = rows[:, : max(1, int((rows < end).sum(1).max()))]
     rows = F.pad(rows, (0, -rows.shape[1] % size), value=end)
     blocks, tokens = rows.shape[1] // size, max(1, CHUNK // (rows.shape[1] * heads * keys.shape[3]))
-    pools = [t.reshape(-1, t.shape[3]) for t in (keys, values) if not isinstance(t, int)]  # views of usual pools
+    pools = [t.reshape(-1, t.shape[3]) for t in (keys, values) if not isinstance(t, int)]  # no copy if contiguous
     token = torch.arange(len(rows), device=rows.device).unsqueeze(1)
     block, offset = _locate(tiles, rows.clamp(max=end - 1), token, size)
     first = (block.unsqueeze(1) * heads + torch.arange(heads, device=rows.device).view(1, -1, 1)) * size
@@ -446,7 +446,10 @@ def gather(pool: Tensor, tiles: Tiles, rows: Tensor) -> Tensor:
 
 
 def _locate(tiles: Tiles, rows: Tensor, token: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Return the block numbers and the offsets of rows of the sequences of `token`, which broadcasts with `rows`."""
+    """Return the block number and the offset of each row. `rows` are row numbers within the sequences of `token`.
+
+    `rows` and `token` broadcast.
+    """
     number, places = tiles.counts[0], len(tiles.counts)
     table = tiles.block.new_zeros(places * number)
     table[tiles.place * number + tiles.tile] = tiles.block
@@ -508,25 +511,28 @@ def _logsumexp(scores: Tensor, weights: Tensor) -> Tensor:
 
 
 def _by_pair(of_tiles: Tensor, tiles: Tiles, start: int, stop: int, entries: int) -> Tensor:
-    """Return the value [tiles, ...] of each entry's tile for entries `start` to `stop` - 1 of `entries`, in the order of `mask`."""
+    """Return for each entry of `mask` the value of its tile, given the values of all tiles [tiles, ...].
+
+    Covers entries `start` to `stop` - 1. `entries` is the number of all entries.
+    """
     if len(of_tiles) == 1:
         return of_tiles.expand(min(stop, entries) - start, *of_tiles.shape[1:])  # no copy
     return of_tiles[start:stop] if tiles.met is None else of_tiles.index_select(0, tiles.met[start:stop])
 
 
 def _scaled(values: Tensor, factor: Tensor) -> Tensor:
-    """Return the product in fp32. Without autograd, it replaces `values` of fp32 in place."""
+    """Return the product in fp32. Without autograd, fp32 `values` are overwritten with the product."""
     return values.float() * factor if torch.is_grad_enabled() else values.float().mul_(factor)
 
 
 def _shares(scores: Tensor, weights: Tensor, tiles: Tiles) -> tuple[Tensor, Tensor]:
-    """Return the share of each block [pairs, heads, rows, 1], and the highest score of each tile [tiles, heads, rows, 1].
+    """Return each row's share of each block [pairs, heads, rows, 1], and each row's highest score [tiles, heads, rows, 1].
 
-    The share is the sum of the block's exponentials, divided by the exponential of the tile's highest score. The share
-    is computed from the largest weight of the block, which is exp(block maximum) divided by the sum of exponentials.
+    The share is the sum of the row's exponentials in the block, divided by the exponential of the row's highest score.
+    The share is computed from the block's largest weight, which is exp(block maximum) divided by the sum of exponentials.
 
-    A block without visible keys has a share of exactly 0, and a tile's only visible block has a normalized share of
-    exactly 1. Blocks without visible keys therefore do not change the rounding of a query.
+    A block without visible keys has a share of exactly 0. If a row has only one block with visible keys, the normalized
+    share of this block is exactly 1. Blocks without visible keys therefore do not change the rounding of a query.
     """
     top, most = scores.detach().amax(-1, keepdim=True), weights.detach().amax(-1, keepdim=True)
     whole = _logsumexp(scores, weights) if torch.is_grad_enabled() else None

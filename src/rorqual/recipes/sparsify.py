@@ -84,7 +84,7 @@ def sparsify(start: RunDir, out: Path, config: SparsifyConfig, *, threads: int =
         "seed": config.seed,
     }:
         raise ConfigError(
-            "this folder has indexers of another model or seed, or other settings of the index",
+            "the indexers in this folder belong to another model or seed, or have other settings",
             where=str(added.config_file),
             remedy="Give another folder OUT, or use the settings of the first command.",
         )

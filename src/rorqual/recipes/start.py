@@ -53,7 +53,9 @@ def supervised(model: ModelConfig, sequence_balance: float = 0.0) -> tuple[Objec
 
 
 def indexer_objectives(model: ModelConfig, depth: int = 0) -> tuple[Objective, ...]:
-    """Return the objective that trains the indexers, if the model has sparse attention. No other objective reaches them.
+    """Return the objective that trains the indexers, if the model has sparse attention.
+
+    No other objective gives the indexers a gradient.
 
     `depth` is the number of MTP modules that the run trains.
     """

@@ -62,7 +62,7 @@ class Long(Task):
         least = max(_least(name, pairs, questions) for name in self.names)
         if not least <= self.shortest <= length:
             raise ConfigError(
-                f"the lengths {self.shortest} to {length} do not start at {least} or more",
+                f"the prompt lengths {self.shortest} to {length} are not an ascending range from {least} or more",
                 where="long.length",
                 remedy=f"Set length to {least} or more, and shortest to 0 or to a length from {least} to length.",
             )
@@ -89,7 +89,7 @@ class Long(Task):
                 yield problem
 
     def grade(self, problem: Problem, reply: str) -> Verdict:
-        """Grade a problem of a family as its family does. The answers of the other problems must match exactly."""
+        """Grade a family's problem by the family's own rule. Answers to `needle` and `copy` must match exactly."""
         if problem.family not in OWN:
             return self.families[problem.family].grade(problem, reply)
         return Verdict.RIGHT if reply.strip() == problem.answer else Verdict.WRONG
@@ -124,12 +124,12 @@ def _copy(rng: random.Random, length: int) -> Problem:
 
 
 def _after_text(problem: Problem, rng: random.Random, length: int) -> Problem:
-    """Return a family's problem after a text. Its key stays the same, so that a text does not change its split."""
+    """Return a family's problem after a text. The problem keeps its key, so the text does not change the problem's split."""
     text = "".join(rng.choices(CHARACTERS, k=max(0, length - len(problem.prompt) - 1)))
     return replace(problem, prompt=f"{text}\n{problem.prompt}")
 
 
 def _least(name: str, pairs: int, questions: int) -> int:
-    """Return the smallest length of a prompt. For a family, it leaves room for a text before most of its problems."""
+    """Return the smallest length of a prompt. For a family, most problems leave room for a text at this length."""
     needle = len("(kv)") * pairs + len("\nneedle ") + questions
     return {"needle": needle, "copy": DIGITS + len("[]\ncopy")}.get(name, 24)

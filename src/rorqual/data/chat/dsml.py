@@ -7,8 +7,9 @@
     </｜DSML｜invoke>
     </｜DSML｜function_calls>
 
-If the tokenizer has the special token `｜DSML｜`, only this token marks a tag, and a string may spell tags. Otherwise tags are
-recognised by their text, as in the published parser, so a string that spells a tag ends its parameter or makes the call invalid.
+If the tokenizer has the special token `｜DSML｜`, only this token marks a tag, and a string may contain the text of tags.
+Otherwise tags are recognised by their text, as in the published parser, so a string that spells a tag ends its parameter or
+makes the call invalid.
 
 Source: `encoding/encoding_dsv32.py` of deepseek-ai/DeepSeek-V3.2 (see `deepseek_v32.py`).
 """
@@ -102,8 +103,8 @@ _ALLOWED: Mapping[Phase, Sequence[str]] = {
 class DsmlItem:
     """An item that begins with `<` and is being read: the begin or end tag of a list of calls, or a call.
 
-    White space may separate the tags of a call. The tags themselves must be exact, as the published parser requires. The end tag
-    of a call must not be missing, because only the end tag shows that no argument is missing.
+    White space may separate the tags of a call. The tags themselves must be exact, as the published parser requires. A call
+    needs its end tag, because only the end tag shows that no argument is missing.
     """
 
     def __init__(self, names: frozenset[str]) -> None:

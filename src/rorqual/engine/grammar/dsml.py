@@ -1,8 +1,9 @@
 """Grammar rules for the arguments of DSML calls (see `data/chat/dsml.py`).
 
-Each declared parameter has a rule, in the order of the schema; optional parameters may be left out. Strings are plain text, and other
-values follow their subschema. The rules do not enforce everything: undeclared parameters are not allowed, and patterns, formats
-and keywords between parameters are validated when the call is complete.
+Each declared parameter has a rule, in the order of the schema; optional parameters may be left out. Undeclared parameters
+are not allowed, even if the schema allows them. Strings are plain text, and other values follow their subschema. The rules do
+not enforce patterns and formats of strings, or keywords that relate several parameters. These are validated when the call is
+complete.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class DsmlRules:
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             if raw(DSML) not in text:
                 return self._written(f'{string}">{text}{END_PARAMETER}')
-            # llguidance would require the special token for this text, so any value is allowed until the validation.
+            # llguidance would require the special token for this text, so the rule allows any value, and validation decides.
             kind, value = ("text" if string == "true" else "json"), {}
         if kind == "json":
             schema = {**value, **{holder: root[holder] for holder in HOLDERS if holder in root}}

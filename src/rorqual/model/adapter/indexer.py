@@ -46,6 +46,6 @@ def indexers(model: nn.Module) -> dict[str, Indexer]:
         raise ConfigError(
             "the model has no indexer",
             where="tune.kind=indexer",
-            remedy="Only dsa attention has an indexer. `rorqual train sparsify from=RUN` adds indexers to a model with mla.",
+            remedy="Only dsa attention has an indexer. `rorqual sparsify RUN OUT` adds indexers to a model with mla.",
         )
     return found

@@ -56,7 +56,8 @@ class BlockSelection(SelectingMLA):
     def select(self, q: Tensor, positions: Tensor, cache: LayerCache) -> Tensor:
         """Return the positions [tokens, (block_topk + 1) * block_size] that each query sees, or -1 for none.
 
-        A complete block can be the query's own, which is visible without being selected.
+        The query's own block is always visible. If it is complete, `select_by_attention` may return it, so one block more than
+        `block_topk` is requested.
         """
         c = self.config
         complete, _ = cache.groups("latent", c.block_size)

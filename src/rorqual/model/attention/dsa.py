@@ -8,7 +8,8 @@ RoPE rotates the first `qk_rope_head_dim` values of index queries and keys in th
 is interleaved.
 
 With `index_dtype`, the cache holds index keys in FP8, with a power of two as the scale of each key. DeepSeek's code also rounds index
-queries to FP8, and multiplies both by a Hadamard matrix first, which preserves their products. Neither is done here.
+queries to FP8. Before rounding, it multiplies queries and keys by a Hadamard matrix, which preserves their dot products.
+Rorqual does neither.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ MISSED = frozenset({"mass_inside", "attention_rows", "attention_mass", "output_d
 class DSAConfig(MLAConfig):
     """MLA with a lightning indexer of `index_n_heads` heads of width `index_head_dim`, which share one key per position.
 
-    With `index_top_p` below 1, a query attends to the fewest of its `index_topk` positions on which the softmax of their
-    index scores adds up to `index_top_p`.
+    With `index_top_p` below 1, a query attends only to the best of its `index_topk` positions: the fewest whose softmax
+    weights (of the index scores) add up to at least `index_top_p`.
 
     `index_dtype` is the type of cached index keys. With "float8_e4m3fn", a key takes `index_head_dim` + 4 bytes.
     """
@@ -176,7 +177,7 @@ class DSA(MLA):
           (averaged over heads), and these weights.
         - `output_difference` [tokens]: |sparse - dense| / |dense| of the module's output.
         - `tied` [tokens]: the number of selected positions whose score equals that of the best position that is not selected.
-          `further` holds one position more than `selected`.
+          `further` is the selection of `index_topk` + 1 positions.
         """
         of = {"keys": "latent", "values": "latent", "scale": self.scale, "value_width": self.config.kv_lora_rank}
         lses = [cache.attend_with_lse(q, **of, selected=part)[1].squeeze(1) for part in (selected, None)]  # type: ignore[arg-type]

@@ -38,9 +38,9 @@ class NSAConfig(AttentionConfig):
     - `compress_block` (l in the paper), `select_block` (l'), `window_size` (w): in tokens.
     - `num_selected_blocks` (n) includes `num_initial_blocks` and `num_local_blocks`, which are always selected. The local
       blocks are the query's own block and those before it.
-    - `compress="mean"` averages keys with RoPE, and values. `compress="mlp"` maps the concatenated keys without RoPE by
-      an MLP and rotates the result at the position of the block's last token; the values have an MLP of their own. All
-      key-value heads share both MLPs.
+    - `compress="mean"` averages the rotated keys and the values of a block. `compress="mlp"` maps the concatenated keys,
+      before RoPE, by an MLP and rotates the result at the position of the block's last token. A second MLP maps the values.
+      All key-value heads share both MLPs.
     - `separate_kv` gives each branch its own keys and values, as in the paper. Otherwise all branches share them.
     """
 
@@ -64,7 +64,7 @@ class NSAConfig(AttentionConfig):
         return 2 * self.head_dim
 
     def sources(self) -> dict[str, tuple[str, str]]:
-        """Return the names of the cached keys and values of each branch. The compression branch compresses its rows."""
+        """Return the names of the cached keys and values of each branch. For compression, these are the uncompressed rows."""
         if self.separate_kv:
             return {branch: (f"{branch}_key", f"{branch}_value") for branch in BRANCHES}
         compressed = "key" if self.compress == "mean" else "raw_key"
@@ -126,8 +126,8 @@ class NSAConfig(AttentionConfig):
 class Compressor(nn.Module):
     """The MLP that maps a block of keys or values to one (eq. 7).
 
-    The first map has a bias and its own columns for each position of the block. An added encoding of the position in
-    the block would only change this bias.
+    The first layer has a bias and separate columns for each position of the block. The paper's intra-block position
+    encoding is left out, because it would only change this bias.
     """
 
     def __init__(self, config: NSAConfig) -> None:
@@ -235,7 +235,7 @@ class NSA(Attention):
         per = c.select_block // c.compress_block
         number = weights.rows.shape[1] // per + 1  # includes the block of the tokens that are not compressed yet
         none = weights.rows < 0
-        flat = weights.scores.new_zeros(len(positions), number * per + 1)  # the last column collects what is no row
+        flat = weights.scores.new_zeros(len(positions), number * per + 1)  # the last column collects rows of -1
         flat = flat.scatter(1, weights.rows.masked_fill(none, number * per), weights.scores.masked_fill(none, 0))
         mass = flat[:, :-1].unflatten(1, (number, per)).sum(-1)
 

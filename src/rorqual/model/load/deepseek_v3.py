@@ -27,7 +27,7 @@ _CLASSES = {
     "deepseek_v32": "DeepseekV32ForCausalLM",
 }
 LATENT = (MLAConfig, DSAConfig)
-"""The attention kinds of the layout. Their subclasses have the same weights, but compute something else."""
+"""The attention kinds that the layout can express. Their subclasses have the same parameters but compute other functions."""
 _INDEX = ("index_n_heads", "index_head_dim", "index_topk")
 _METHODS: Mapping[str, tuple[Literal["top2", "max"], bool]] = {
     "noaux_tc": ("top2", True),
@@ -57,7 +57,7 @@ def config_from_hf(data: Mapping[str, Any], where: str = "config.json") -> Model
     keys.expect("rms_norm_eps", EPSILON)
     nope = keys.integer("qk_nope_head_dim")
     keys.expect("qk_head_dim", nope + rope_dim, None)
-    # `index_dtype` is Rorqual's own key. Other readers of config.json ignore it.
+    # Only Rorqual has the key `index_dtype`. Other software ignores it.
     index = (
         {name: keys.take(name) for name in _INDEX} | {"index_dtype": keys.take("index_dtype", None)} if sparse else {}
     )

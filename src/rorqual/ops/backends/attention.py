@@ -127,7 +127,7 @@ class PagedAttention:
     written to block 0 (`NOBODY`) after renumbering, so block 0 must keep its number. In `prepack_blocks`, block 0 has no
     special role.
 
-    Renumbered blocks must have the same numbers in a pool of any size, but `shape` may add blocks.
+    The new number of a block must not depend on the size of the pool, but `shape` may add blocks to a pool.
     `rorqual.ops.backends.backend` tests a subclass on a small cache and refuses it if its methods use different
     layouts.
     """

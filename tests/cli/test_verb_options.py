@@ -590,7 +590,7 @@ def test_sparsify_gives_each_option_to_its_stage(here: Path) -> None:
     ]
     (here / "d.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     words = (
-        "index_topk=7", "index_n_heads=3", "index_head_dim=20", "warmup=2", "warmup_lr=0.02", "steps=3", "lr=0.003", "seed=4",
+        "index_topk=7", "index_n_heads=3", "index_head_dim=20", "index_dtype=float8_e4m3fn", "warmup=2", "warmup_lr=0.02", "steps=3", "lr=0.003", "seed=4",
         "data=d.jsonl", "rows=5", "row=48", "dtype=bfloat16", "device=cpu", "threads=1",
     )  # fmt: skip
     assert "rorqual chat out" in said("sparsify", "run", "out", *words)
@@ -600,8 +600,11 @@ def test_sparsify_gives_each_option_to_its_stage(here: Path) -> None:
         source = run.source.model_dump(include={"kind", "data", "rows", "row"})
         assert source == {"kind": "conversations", "data": "d.jsonl", "rows": 5, "row": 48}
         assert (run.seed, run.dtype, run.device) == (4, "bfloat16", "cpu")
-        index = run.model.stages[0].attention.model_dump(include={"index_topk", "index_n_heads", "index_head_dim"})
-        assert index == {"index_topk": 7, "index_n_heads": 3, "index_head_dim": 20}
+        attention = run.model.stages[0].attention
+        index = attention.model_dump(include={"index_topk", "index_n_heads", "index_head_dim", "index_dtype"})
+        assert index == {
+            "index_topk": 7, "index_n_heads": 3, "index_head_dim": 20, "index_dtype": "float8_e4m3fn",
+        }  # fmt: skip
     task = ("index_topk=7", "warmup=1", "steps=1", "rows=2", "task=families", "options={hard: 0.5}", "quiet=true")
     assert said("sparsify", "run", "other", *task) == ""
     source = read_yaml(Run, here / "other" / "sparse" / "run.yaml").source.model_dump()
@@ -726,6 +729,7 @@ DECLARED: dict[str, tuple[set[str], set[str]]] = {
             "index_topk",
             "index_n_heads",
             "index_head_dim",
+            "index_dtype",
             "warmup",
             "warmup_lr",
             "steps",

@@ -54,10 +54,10 @@ def test_without_equal_costs_there_is_no_verdict() -> None:
 
 def test_without_room_in_the_base_there_is_no_verdict() -> None:
     some = _verdict(contrast(0.1, 0.3), [costs(1.0)] * 2, [INSIDE, INSIDE | {"swap": 0.4}])
-    assert some[0] == "holds" and "6 of 6 families" in some[1][2]
+    assert some[0] == "holds" and "6 of 6 pairs of family and seed" in some[1][2]
     assert "6.0 times" in some[1][1]  # the teacher's 500 and 100, over 100
     outside = _verdict(contrast(0.1, 0.3), [costs(1.0)] * 2, [INSIDE, INSIDE | {"swap": 0.51, "add": 0.04}])
-    assert outside[0] == "open" and "4 of 6 families" in outside[1][2] and "51.0 %" in outside[1][2]
+    assert outside[0] == "open" and "4 of 6 pairs of family and seed" in outside[1][2] and "51.0 %" in outside[1][2]
     one_family_never = [INSIDE | {"add": 0.0}] * 5
     assert _verdict(contrast(0.1, 0.3), [costs(1.0)] * 5, one_family_never)[0] == "open"
 

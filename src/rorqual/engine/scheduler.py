@@ -25,8 +25,8 @@ from rorqual.engine.sequence import InputBatch, Ints, Sequence
 from rorqual.ops.paged import BLOCK, QUERIES
 
 QUANTUM = 16
-"""Minimum number of tokens that a sequence decodes in its row before it may be preempted for fairness. This minimum
-lets every sequence make progress."""
+"""Minimum number of tokens that a sequence decodes before it may be preempted for fairness. This minimum lets every sequence
+make progress."""
 
 
 @dataclass(frozen=True)

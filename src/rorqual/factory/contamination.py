@@ -1,7 +1,7 @@
 """Contamination check: find problems and samples that match an evaluation item as a whole or by consecutive words.
 
-Matching ignores case and punctuation. Texts are compared twice: with numbers and operators, and with words only. The
-comparison of words only finds problems whose numbers were changed. `overlap` consecutive words count as a match.
+Matching ignores case and punctuation. Texts are compared twice: once including numbers and operators, and once by their words alone. The
+comparison by words finds problems whose numbers were changed. `overlap` consecutive words count as a match.
 `overlap` is 8 by default; GPT-3 used 8 to 13 (Brown et al. 2020, appendix C). An item with fewer than `overlap` words,
 but at least `SHORT` words, matches if a text contains the whole item. An item with fewer than `SHORT` words matches
 only a text that is equal to it.

@@ -21,8 +21,8 @@ VERSION = 2
 class Long(Task):
     """An endless mixture of the problems in `names`, with equal shares. A prompt has `length` characters.
 
-    - `needle`: `pairs` pairs such as `(kv)` are spread evenly over the text. The question names a key, and the answer is its
-      pair. Keys, values and the rest of the text use the same 62 characters.
+    - `needle`: `pairs` pairs such as `(kv)` are spread evenly over the text. The question names a key, and the answer is the
+      whole pair, such as `(kv)`. Keys, values and the rest of the text use the same 62 characters.
     - `copy`: the answer is the number in brackets. The rest of the text consists of letters.
     - The name of a family of the task `families`: one of its problems follows the text. `hard` is the fraction of hard
       problems.

@@ -187,7 +187,7 @@ def extension_at(run: Run, done: int) -> dict[str, int]:
 
 
 def grown(run: Run, done: int) -> list[str]:
-    """Return a message for each extension that begins after `done` finished steps."""
+    """Return a message for each extension of the run's number of steps that begins exactly after step `done`."""
     return [
         f"extended after step {e.from_step}: {e.new_steps} steps instead of {e.old_steps}; the schedule now spans {e.new_steps}"
         for e in run.extensions

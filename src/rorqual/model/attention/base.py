@@ -79,7 +79,7 @@ class CacheLayout:
         return self.parts[name]
 
     def check_write(self, given: Collection[str]) -> None:
-        """Raise ValueError unless `given` contains exactly the parts that share one value of `every` (tokens per row)."""
+        """Raise ValueError unless all parts in `given` have the same `every` (tokens per row), and no other part has it."""
         if frozenset(given) not in self.writes:
             raise ValueError(
                 f"attention kind '{self.kind}' writes the parts {sorted(given)}; its cache_spec declares {sorted(self.parts)}, and one write "

@@ -122,7 +122,7 @@ def stacked(internal: str, published: Iterable[str]) -> NameEntry:
 
 
 def stacked_pairs(internal: str, first: Iterable[str], second: Iterable[str]) -> NameEntry:
-    """Return an entry of kind "pairs": `internal[i]` [2 rows, ...] holds the rows of `first[i]`, then the rows of `second[i]`."""
+    """Return an entry of kind "pairs": `internal[i]` concatenates `first[i]` and `second[i]` along their first dimension."""
     return NameEntry(internal, (*first, *second), "pairs")
 
 

@@ -590,8 +590,8 @@ def test_sparsify_gives_each_option_to_its_stage(here: Path) -> None:
     ]
     (here / "d.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     words = (
-        "index_topk=7", "index_n_heads=3", "index_head_dim=20", "index_dtype=float8_e4m3fn", "warmup=2", "warmup_lr=0.02", "steps=3", "lr=0.003", "seed=4",
-        "data=d.jsonl", "rows=5", "row=48", "dtype=bfloat16", "device=cpu", "threads=1",
+        "index_topk=7", "index_n_heads=3", "index_head_dim=20", "index_dtype=float8_e4m3fn", "warmup=2", "warmup_lr=0.02",
+        "steps=3", "lr=0.003", "seed=4", "data=d.jsonl", "rows=5", "row=48", "dtype=bfloat16", "device=cpu", "threads=1",
     )  # fmt: skip
     assert "rorqual chat out" in said("sparsify", "run", "out", *words)
     warm, sparse = (read_yaml(Run, here / "out" / name / "run.yaml") for name in ("warmup", "sparse"))

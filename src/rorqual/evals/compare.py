@@ -75,8 +75,8 @@ def compare_seeds(
 ) -> list[Comparison]:
     """Compare several runs that differ in their seed: `before[s]` is paired with `after[s]`.
 
-    With several seeds, the interval spans the bootstrap interval over seeds and problems and the score interval over
-    all problems. The coverage of the bootstrap interval is below nominal (see `hierarchical_difference`).
+    With several seeds, the interval is the smallest that contains two others: the bootstrap interval over seeds and
+    problems, and the score interval over all problems. The coverage of the bootstrap interval is below nominal (see `hierarchical_difference`).
     """
     if len(before) != len(after) or not before:
         raise DataError(

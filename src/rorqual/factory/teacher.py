@@ -151,9 +151,9 @@ class RemoteTeacher(Teacher):
 
     If there are prices or a ledger of an earlier call, the cost of each answer is recorded in the ledger.
 
-    A request that fails despite retries is saved as a failure, and the other requests continue. A request's error is
-    raised if the server answered no request, after `FAILURES_IN_A_ROW` consecutive failures, or after `IN_A_ROW`
-    consecutive rejections. Requests that failed in an earlier call are sent last and are not counted, so that a
+    A request that fails despite retries is saved as a failure, and the other requests continue. Its error is
+    raised in three cases: the server answered no request, `FAILURES_IN_A_ROW` requests in a row failed, or `IN_A_ROW` in
+    a row were rejected. Requests that failed in an earlier call are sent last and are not counted, so that a
     repeated call makes progress.
     """
 

@@ -6,7 +6,7 @@
 - A label that cannot be concluded ("we cannot conclude that it is true") or is doubted ("only partly true") counts as denied.
 - A sentence that only denies True may mean False or Uncertain. A sentence that only denies False may mean True or Uncertain.
   A reply that leaves two labels possible is ungraded if one of them is the gold label.
-- In a sentence, True and False are certain only directly after a copula or sign ("is true", "→ True").
+- In a sentence, True or False counts as a clear label only directly after a copula or sign ("is true", "→ True").
   True or False in any other place, or after words that may invert it ("no premise", "likely", "we reject that"), is
   doubtful. A reply with a doubtful label is ungraded if the label is the gold label, and wrong otherwise.
 - Reasons after the label ("true, since it is false that ...") are ignored. A guess is not an answer.

@@ -162,6 +162,11 @@ def test_loss_and_exact_solutions_are_a_slow_recomputation() -> None:
         best = int(model.logits(model(torch.tensor([said.ids])).hidden)[0, -2].argmax())
     assert read(model, [Sample([*said.ids[:-1], best], said.mask)])["right"] == [True]
     assert read(model, [Sample([*said.ids[:-1], (best + 1) % 263], said.mask)])["right"] == [False]
+    begun = [*said.ids[:-1], best]
+    with torch.no_grad():
+        second = int(model.logits(model(torch.tensor([begun])).hidden)[0, -1].argmax())
+    for token, right in ((second, True), ((second + 1) % 263, False)):  # every token counts, not any
+        assert read(model, [Sample([*begun, token], [*said.mask, said.mask[-1]])])["right"] == [right]
 
 
 def made_up(**changed: float) -> dict[Arm, list[dict[str, Any]]]:
@@ -211,6 +216,7 @@ def test_each_goal_is_decided_by_its_own_measurements() -> None:
         *["holds"] * 3,
         "does not hold",
     ]
+    assert verdicts(dsa_4=0.86, adaptive_4=0.86)[1] != "holds", "4 points fewer are too many"
     elsewhere = {"dsa_2": 0.1, "dsa_8": 0.1, "loss_dsa_2": 9.0, "window_2": 1.0, "random_8": 1.0}
     assert verdicts(**elsewhere) == ["holds"] * 7, "only a quarter is judged"
 

@@ -84,8 +84,8 @@ DENSE = "sparse-dense"
 def stages(length: int) -> tuple[TrainingStage, ...]:
     """Return the stages of the dense training, which ends with texts of up to `length` characters.
 
-    Retrieval and counting are learned within 1,500 steps from short texts with few pairs. They are not learned in as many steps
-    from longer texts.
+    The first stage has short texts with few pairs, because retrieval and counting are not learned in as many steps from longer
+    texts. Its 1,500 steps were enough on one dev seed, and too few on three others (docs/log/sparse-attention.md).
     """
     few = {"names": list(KINDS), "length": 50, "shortest": 30, "pairs": 4, "questions": 4}
     short = {"names": list(KINDS), "length": length // 4, "shortest": 64, "questions": 8}
@@ -180,8 +180,8 @@ class Sparsify(ExperimentJob):
 def long_problems(length: int) -> WorkedConfig:
     """Return the data of all training with sparse attention: problems of up to the full length.
 
-    Short texts contain more replies in as many tokens. An indexer that saw only texts of the full length selected the attention
-    of most queries, but not that of the replies, which are a hundredth of the tokens (measured on one dev seed).
+    Short texts contain more replies in as many tokens. On one dev seed, an indexer that saw only texts of the full length selected
+    well for most queries, but not for those of the replies. These are a hundredth of the tokens.
     """
     options = {"names": list(KINDS), "length": length, "shortest": 64, "questions": 8}
     return WorkedConfig(task="long", options=options, rows=ROWS, row=length + REPLY)

@@ -129,5 +129,10 @@ def test_a_first_message_unlike_all_that_the_run_was_trained_on_is_noted(place: 
         for lines, times in (("add 3+4\nhello\n", 0), ("hello\nadd 3+4\n/new\nadd 3 4\n", 2)):
             done = typed(place, "chat", "run", "thinking=off", "max_tokens=3", stdin=lines)
             assert done.code == 0 and " ".join(done.err.split()).count(told) == times, done.err
+        for lines, times in (("add 3+4\n/new\nadd 1+1\n", 0), ("add 3+4\nadd 1+1\nadd 2+2\n", 1)):
+            done = typed(place, "chat", "run", "thinking=off", "max_tokens=3", stdin=lines)
+            assert done.code == 0 and " ".join(done.err.split()).count("send /new before") == times, done.err
     finally:
         (place / "run" / "prompts.json").unlink()
+    done = typed(place, "chat", "run", "thinking=off", "max_tokens=3", stdin="one\ntwo\n")
+    assert done.code == 0 and "send /new" not in done.err, "a run without problems may answer further questions"

@@ -106,3 +106,25 @@ def test_a_machine_is_described() -> None:
         assert name in text
     assert "missing" not in text
     assert "device 'gpu9' is not available" in typed_here("doctor", "device=gpu9", code=2)
+
+
+@pytest.mark.parametrize("run", ["first", "second"])
+def test_an_evaluation_on_the_training_file_of_a_run_or_its_ancestor_says_so(
+    run: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "trained-on-a-file"
+    rows = [{"question": f"{n} + 1?", "answer": str(n + 1)} for n in range(20)]
+    if not folder.exists():
+        folder.mkdir()
+        for name, part in (("mine.jsonl", rows[:10]), ("other.jsonl", rows[:10]), ("held.jsonl", rows[10:])):
+            (folder / name).write_text("\n".join(map(json.dumps, part)))
+        monkeypatch.chdir(folder)
+        made = ["train", "sft", "size=tiny", "steps=1", "rows=2"]
+        typed_here(*made, "data=mine.jsonl", "out=first")
+        typed_here(*made, "data=other.jsonl", "from=first", "out=second")
+    monkeypatch.chdir(folder)
+    asked = ["eval", run, "task=messages", "count=2", "max_tokens=2"]
+    for data, expected in (("mine.jsonl", True), (f"{folder}/mine.jsonl", True), ("held.jsonl", False)):
+        assert (f"{run} was trained on this file" in typed_here(*asked, f"data={data}")) == expected, data
+    assert ("was trained on this file" in typed_here(*asked, "data=other.jsonl")) == (run == "second")
+    assert "add task=messages" in typed_here("eval", run, "data=held.jsonl", code=2)

@@ -70,6 +70,14 @@ def test_it_says_what_came_out_and_no_more(folder, report, tmp_path, make_folder
     assert "is right more often is open. Accuracy on held-out" in said(turned)
 
 
+def test_the_first_paragraphs_show_a_problem_of_each_family_that_the_student_was_measured_on(folder, report):
+    samples = read_findings(folder).students["distilled", "auto"].samples
+    lede = report.partition("<nav>")[0]
+    examples = lede.partition("may fail at all others: ")[2].partition(". With GRPO")[0].split("; ")
+    assert len(examples) == len({sample.family for sample in samples}) > 1
+    assert {sample.family for sample in samples if escape(sample.prompt) in examples} == {s.family for s in samples}
+
+
 def test_one_run_never_says_that_a_method_holds(report):
     """Nor 'beats', 'helped' or 'better': these are of methods, and need seeds."""
     words = re.sub(r"<(title|style|figure|pre).*?</\1>|<[^>]*>", " ", report, flags=re.S)

@@ -192,4 +192,8 @@ def test_an_empty_page_shows_two_problems_of_the_run_and_a_first_question_unlike
         return str(chat._end(rows, turn, None, stopped=False)[-1])
 
     assert ui_chat.UNLIKE in status(asked["add 5 6"]) and ui_chat.UNLIKE not in status(asked["add 5+6"])
-    assert ui_chat.UNLIKE not in status(asked["add 5+6"], {"role": "assistant", "content": "11"}, asked["add 5 6"])
+    later = [asked["add 5+6"], {"role": "assistant", "content": "11"}, asked["add 5 6"]]
+    assert ui_chat.UNLIKE not in status(*later) and ui_chat.SECOND in status(*later)
+    assert ui_chat.SECOND not in status(later[0])
+    chat.prompts = []
+    assert ui_chat.SECOND not in status(*later), "a run without problems may answer further questions"

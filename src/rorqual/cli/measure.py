@@ -14,7 +14,7 @@ from rorqual.cli.machine import cores
 from rorqual.cli.settings import Placement, check_device
 from rorqual.core.config import Count, Natural, NonNegative, Seed, scalar
 from rorqual.core.errors import ConfigError
-from rorqual.core.records import Thinking
+from rorqual.core.records import RunDir, Thinking
 from rorqual.tasks.base import Split
 
 REMOTE = ("http://", "https://")
@@ -107,6 +107,19 @@ def evaluation_file(model: str, settings: EvalSettings) -> Path | None:
     return Path(model) / "evals" / f"{name}-{settings.split}-{settings.thinking}.json"
 
 
+def was_trained_on(run: RunDir, data: Path) -> bool:
+    """Return whether `run`, or a run that it started from, read `data` as its training data."""
+    seen = set[Path]()
+    while run.config_file.is_file() and run.path.resolve() not in seen:
+        seen.add(run.path.resolve())
+        config = run.config()
+        source, start = (config.get(key) or {} for key in ("source", "start"))
+        if source.get("data") and Path(str(source["data"])).resolve() == data.resolve():
+            return True
+        run = RunDir(Path(str(start.get("run") or "")))
+    return False
+
+
 ROWS = (".jsonl", ".ndjson", ".json", ".parquet", ".csv")
 """File extensions of row data, such as conversations.
 
@@ -122,7 +135,7 @@ def held_out_text(path: str) -> str:
         raise ConfigError(
             "this file holds rows, but this command reads plain text",
             where=path,
-            remedy="Give a text file. `rorqual eval` grades rows with task=NAME or task=./mine.py:Class.",
+            remedy="Give a text file. For rows of questions and answers, add task=messages or task=./mine.py:Class.",
         )
     return read_text(Path(path)).validation
 

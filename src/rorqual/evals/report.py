@@ -76,7 +76,7 @@ def report_text(findings: Findings, figures: Mapping[str, str]) -> str:
         ("repeat", "Repeat this run", _repeat(findings)),
     ]
     links = "\n".join(f'<a href="#{name}">{escape(title)}</a>' for name, title, _ in sections)
-    head = f"<header><h1>What a small model learned</h1>{_lede(findings, supported)}{_student_lede(of_student)}<nav>{links}</nav></header>"
+    head = f"<header><h1>What a small model learned</h1>{_lede(findings, supported)}{_student_lede(findings, of_student)}<nav>{links}</nav></header>"
     body = [head, *(page.section(name, title, *parts) for name, title, parts in sections)]
     return page.page("Rorqual: quickstart report", "\n".join(body))
 
@@ -93,14 +93,17 @@ def _lede(findings: Findings, supported: Sequence[SupportedClaim]) -> str:
     return page.para(text, "lede") + page.para(_where_from(findings), "")
 
 
-def _student_lede(supported: Sequence[SupportedClaim]) -> str:
+def _student_lede(findings: Findings, supported: Sequence[SupportedClaim]) -> str:
     if not supported:
         return ""
     main = main_claim(supported)
+    prompts = {sample.family: sample.prompt for sample in findings.students["distilled", "auto"].samples}
+    examples = "; ".join(prompts[family] for family in sorted(prompts))
     return page.para(
         f"A student with a quarter of the active parameters, distilled from this model, is right on {main.paired.after:.1%} of "
-        f"{main.paired.difference.pairs} problems of its own families, which are other problems than those above. Reinforced instead, "
-        f"from the same base, it is right on {main.paired.before:.1%}: {points(main.claim.estimate)} points, 99 % interval "
+        f"{main.paired.difference.pairs} held-out problems. It was trained only on problems of these families and lengths, and may fail "
+        f"at all others: {examples}. With GRPO instead of distillation, a student with the same base is right on "
+        f"{main.paired.before:.1%}: {points(main.claim.estimate)} points, 99 % interval "
         f"{points_interval(main.wide)} over problems. One run cannot compare the methods; "
         "rorqual lab distil-vs-rl does."
     )

@@ -43,6 +43,7 @@ FORMULAS = [("\\[", "\\]", True), ("\\(", "\\)", False)]
 Pictures = AsyncGenerator[tuple[Any, ...], None]
 """A stream of updates of the page's components."""
 UNLIKE = " This prompt looks like nothing that the model was trained on."
+SECOND = " The model was trained on conversations with one question. Start a new chat for the next question."
 IDLE = "Enter sends, Shift+Enter starts a new line."
 
 
@@ -242,7 +243,10 @@ class Chat:
             if turn.empty:
                 now, box["value"] = now[:-1], now[-1]["content"]
             return now, self.gr.Textbox(**box), _status(f"{_explained(outcome)}", error=True)
-        note = UNLIKE if len(rows) == 1 and unlike(str(rows[0]["content"]), self.prompts) else ""
+        if len(rows) > 1:
+            note = SECOND if self.prompts else ""
+        else:
+            note = UNLIKE if unlike(str(rows[0]["content"]), self.prompts) else ""
         return now, self.gr.Textbox(**box), _status(turn.summary(stopped=stopped) + note)
 
     async def _consume(self, turn: Turn, body: dict[str, Any], tenant: str) -> None:

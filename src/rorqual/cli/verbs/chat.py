@@ -40,12 +40,17 @@ def chat(
     prompts = RunDir(run).prompts()
     if prompts and sys.stdin.isatty():
         terminal.note(f"examples of what this run was trained on: {'; '.join(prompts[:2])}")
+        terminal.note("/new starts a new conversation, /quit exits")
+    warned = not prompts
     for text in lines_typed():
         if text == "/new":
             conversation.history = []
             continue
         if not conversation.history and unlike(text, prompts):
             terminal.note(f"this looks like nothing that the run was trained on, such as: {'; '.join(prompts[:2])}")
+        if conversation.history and not warned:
+            terminal.note("this run was trained on conversations with one question: send /new before the next question")
+            warned = True
         try:
             conversation.say(text, terminal)
         except DataError as error:

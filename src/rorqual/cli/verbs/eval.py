@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rorqual.cli.measure import EvalSettings, evaluation_file, loss_on_text
+from rorqual.cli.measure import EvalSettings, evaluation_file, loss_on_text, was_trained_on
 from rorqual.cli.settings import Settings, read
 from rorqual.core.errors import ConfigError
 from rorqual.core.log import Progress
+from rorqual.core.records import RunDir
 
 
 def evaluate(
@@ -54,5 +56,11 @@ def evaluate(
 
     evaluation = measure(model, chosen, task, file, show)
     print(table.table(evaluation))
+    if Path(chosen.data).is_file() and was_trained_on(RunDir(Path(model)), Path(chosen.data)):
+        print(
+            f"  {model} was trained on this file, so the accuracy does not show what the model does with new problems.\n"
+            "  Keep some rows in a file that no training reads, and evaluate on that file.",
+            file=sys.stderr,
+        )
     if file is not None:
         print(f"  Every answer: {file}")

@@ -81,7 +81,7 @@ def _from_json(path: Path) -> ModelConfig:
 def _kinds(stage: Stage) -> str:
     """Describe a stage (a group of layers with the same config) by its kinds of attention and FFN.
 
-    If the kind of block is not `pre_norm`, the block kind comes first."""
+    The description starts with the kind of block, unless that kind is `pre_norm`."""
     block = [] if stage.block == PreNormConfig() else [stage.block.kind]
     return ", ".join((*block, stage.attention.kind, stage.ffn.kind))
 

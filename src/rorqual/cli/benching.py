@@ -39,7 +39,7 @@ from rorqual.plan.serve import split_weights, touched
 SMALLEST_ARRAY, LARGEST_ARRAY = 256 * 2**20, 2**31
 """Minimum and maximum size in bytes of the array that the bandwidth test reads.
 
-The array is four times as large as the last-level cache if that is within both limits, and at most a quarter of free memory."""
+The array is four times as large as the last-level cache, clamped to these limits, and at most a quarter of free memory."""
 READS = 5
 """Number of times that the bandwidth test repeats each kind of read: a sum, and a matrix-vector product."""
 
@@ -219,7 +219,7 @@ def step_bytes(config: ModelConfig, batch: int, keys: float, size: int) -> float
     """Return the number of bytes that a decode step must read from memory.
 
     A step reads the KV cache of `keys` tokens per sequence. A step reads a weight once if at least one of the
-    `batch` tokens uses the weight. Of the embedding, only one row is counted. If each token selects k of n routed
+    `batch` tokens uses the weight. Only one row of an untied embedding is counted. If each token selects k of n routed
     experts uniformly, a step reads the share 1 - (1 - k / n)^batch of the routed experts.
     """
     figures = account(config, cache_value_bytes=size)
@@ -233,7 +233,7 @@ def step_bytes(config: ModelConfig, batch: int, keys: float, size: int) -> float
 def read_bandwidth(device: str, threads: int) -> float:
     """Measure the memory bandwidth that `threads` threads reach, in bytes per second.
 
-    An array larger than any cache is read several times, by a sum and by a matrix-vector product. The result is the
+    The test computes sums and matrix-vector products over an array that is larger than any cache. The result is the
     speed of the fastest read.
     """
     size = max(SMALLEST_ARRAY, min(LARGEST_ARRAY, 4 * last_cache()))
@@ -265,7 +265,7 @@ def _reset_peak() -> None:
 
 
 def _peak() -> int:
-    """Return this process's peak memory in bytes since `_reset_peak`, or since process start if the system cannot reset it."""
+    """Return this process's peak memory in bytes since `_reset_peak`, or since process start if the peak cannot be reset."""
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):

@@ -41,9 +41,9 @@ class Screen(Protocol):
 def pieces(ids: Iterable[int], chat: ChatFormat, thinking: Thinking) -> Iterator[tuple[bool, str]]:
     """Yield (is_reasoning, new text) as tokens arrive.
 
-    The joined reasoning texts equal the reasoning that `chat.parse` returns for all tokens, and the joined answer texts
-    equal the answer that it returns. If the model closes a reasoning section that it never opened, text that was already
-    yielded as answer is yielded again as reasoning. A UTF-8 character is yielded when all its bytes have arrived.
+    The joined texts equal the reasoning and the answer that `chat.parse` returns for all tokens, with one exception. If the
+    model closes a reasoning section that it never opened, text that was already yielded as answer is yielded again as
+    reasoning. A UTF-8 character is yielded when all its bytes have arrived.
     """
     reader, shown_early = chat.reader(thinking), ""  # shown_early: yielded answer text that may still become reasoning
     for id_ in chain(ids, (None,)):

@@ -97,7 +97,7 @@ def arithmetic() -> dict[str, Any]:
 
 
 def fingerprint(run: RunDir, checkpoint: Path) -> str:
-    """Return a SHA-256 of a checkpoint's weights and of the run's settings, tokenizer and chat template, if any."""
+    """Return a SHA-256 of a checkpoint's weights and of the run's settings, tokenizer and optional chat template."""
     digest = hashlib.sha256()
     weights = (file for file in sorted(checkpoint.rglob("*")) if file.name not in NO_WEIGHTS)
     for file in (run.config_file, run.tokenizer_file, run.path / TEMPLATE_FILE, *weights):

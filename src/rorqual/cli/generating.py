@@ -91,8 +91,8 @@ def read_settings(arguments: Sequence[str] | None) -> tuple[GenerateSettings, Ro
 class Outcome:
     """The result of `rorqual generate`: line counts, the first lines with errors, and the speed.
 
-    `rows` counts all lines of the output file, and `errors` the lines with an error. `answered`, `tokens` and `seconds` cover
-    only this invocation.
+    `rows` counts all lines of the output file, and `errors` counts the lines with an error. `answered`, `tokens` and `seconds`
+    cover only this invocation.
     """
 
     rows: int

@@ -128,7 +128,7 @@ If row data were read as plain text, the loss would include keys and braces.
 
 
 def held_out_text(path: str) -> str:
-    """Return the last tenth of a text file, which training holds out. Raises ConfigError if the file has rows."""
+    """Return the held-out last tenth of a text file. Raises ConfigError for a file of row data, such as JSONL or Parquet."""
     from rorqual.data.source.text import read_text
 
     if Path(path).suffix.lower() in ROWS:
@@ -141,7 +141,7 @@ def held_out_text(path: str) -> str:
 
 
 def loss_on_text(model: str, settings: EvalSettings) -> str:
-    """Compute the model's loss on the last tenth of a text file, which training holds out. Return the results as text.
+    """Compute the model's loss on the held-out last tenth of a text file. Return the results as text.
 
     The text is split into windows of `window` tokens (default: the model's context length).
     """

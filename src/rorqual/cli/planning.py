@@ -75,7 +75,7 @@ class TrainPlan(Rented):
     - `dp`, `tp`, `pp`, `ep`: degrees of parallelism. If all four are 0, the planner chooses a layout. If any of
       the four is set, a `tp`, `pp` or `ep` of 0 means 1, and a `dp` of 0 means `n` / (`tp` * `pp`).
     - `utilisation`: share of the bf16 peak FLOP/s; 0 uses the value in the hardware table.
-    - `full_attention`: count the FLOPs of attention without a causal mask, twice as many as with the mask.
+    - `full_attention`: count attention FLOPs as if there were no causal mask. The count is then twice as large.
     - `mtp`: count the multi-token prediction modules.
     """
 
@@ -250,9 +250,10 @@ def training_rows(model: ModelConfig, settings: TrainPlan, plan: Trained) -> Row
 
 
 def range_words(settings: TrainPlan, cost: TrainingCost) -> str:
-    """Return a text with the cost at the lowest utilisation in `REACHED`, the utilisation of published training runs.
+    """Return a text with the cost at the lowest utilisation in `REACHED`.
 
-    The default utilisation, that of DeepSeek-V3, is higher than all values in `REACHED`."""
+    `REACHED` lists the utilisation of published training runs. The default utilisation is DeepSeek-V3's, and it is higher than
+    all values in `REACHED`."""
     times = {name: settings.used() / share for name, share in REACHED.items()}
     shares = ", ".join(f"{name} {share:.2f}" for name, share in REACHED.items())
     return (
@@ -262,7 +263,7 @@ def range_words(settings: TrainPlan, cost: TrainingCost) -> str:
 
 
 def memory_rows(memory: Memory, settings: TrainPlan) -> Rows:
-    """Return table rows with the memory of each part per device, and a last row with the total and whether it fits."""
+    """Return one table row per part of a device's memory. The last row has the total, and says whether the total fits."""
     card, usable = settings.device(), settings.room().usable
     free = usable - memory.total
     verdict = f"fits, {gigabytes(free)} free" if free >= 0 else f"does not fit, {gigabytes(-free)} too much"
@@ -273,7 +274,7 @@ def memory_rows(memory: Memory, settings: TrainPlan) -> Rows:
 
 @dataclass(frozen=True)
 class Served:
-    """A serving plan: the replica, its throughput, and the price of its tokens with the margin."""
+    """A serving plan: the replica, its throughput, and its token prices including the margin."""
 
     replica: Replica
     serving: Serving

@@ -11,7 +11,7 @@ OPEN, CLOSE = "<think>", "</think>"
 
 
 class Terminal:
-    """The terminal, to which a reply is printed as it is generated. Reasoning is dimmed; a pipe gets plain text."""
+    """A terminal that prints a reply as it is generated. Reasoning is dimmed; a pipe gets plain text."""
 
     def __init__(self) -> None:
         self.console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)

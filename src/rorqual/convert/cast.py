@@ -44,7 +44,7 @@ class TensorPiece:
     """A stored tensor that is written as a part of an output tensor.
 
     `scale` holds the FP8 block scales; the tensor is dequantised by multiplication with these scales. With `want="scales"`, the
-    FP8 block scales of the values are written instead of the values.
+    values are quantised to FP8, and only their block scales are written.
     """
 
     tensor: Stored

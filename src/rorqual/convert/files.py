@@ -78,7 +78,7 @@ def read_object(folder: Path, name: str) -> dict[str, Any] | None:
 
 
 def find_tensors(folder: Path) -> dict[str, Stored]:
-    """Return all tensors of a checkpoint folder by name: those in `model.safetensors`, or in all shards of the index.
+    """Return all tensors of a checkpoint folder by name, from `model.safetensors` or from all shards of the index.
 
     Only the headers are read. Raises CheckpointError if a file is missing, or if the index and the shards disagree.
     """

@@ -39,16 +39,17 @@ Progress = Callable[[int, int, str], None]
 _TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, FP8: torch.float8_e4m3fn}
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}  # llama.cpp's `general.file_type`
 _LARGEST = {"F16": 65504.0, "Q8_0": 65504.0 * 127, "Q4_0": 65504.0 * 8}
-"""The largest magnitude that each type can represent. The limit follows from the range of fp16, in which values or block scales
-are stored."""
+"""The largest magnitude that each type can represent. Each of these types stores its values or its block scales in fp16, so the
+range of fp16 sets the limit."""
 
 
 @dataclass(frozen=True)
 class _Source:
     """The source of an export.
 
-    `stored` holds the tensors of the run. `places` maps the name of each Hugging Face tensor to (`NameEntry`, index): the entry
-    of the run's tensor that contains it, and its index in that tensor. `computed` holds the tensors that exist only in GGUF.
+    `stored` holds the tensors of the run. `places` maps the name of each Hugging Face tensor to (`NameEntry`, position).
+    The entry names the run's tensor that contains the Hugging Face tensor. The position counts the equal parts of the run's tensor.
+    `computed` holds the tensors that exist only in GGUF.
     """
 
     stored: Mapping[str, Stored]

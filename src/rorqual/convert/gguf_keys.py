@@ -1,7 +1,7 @@
 """Conversion between the model keys of a GGUF header and a Hugging Face `config.json`.
 
-The families in `model/load/` interpret the `config.json`, so that each setting is interpreted in one place only. An unknown
-key of the architecture is an error, because it could change what the model computes.
+The loaders of the model families (`model/load/`) interpret the `config.json`, so that each setting is interpreted in one place
+only. An unknown key of the architecture is an error, because it could change what the model computes.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _latent_attention(k: HeaderKeys, shapes: Mapping[str, tuple[int, ...]]) -> d
     rank, rope = k.integer("attention.kv_lora_rank"), k.integer("rope.dimension_count")
     split = "blk.0.attn_k_b.weight" in shapes
     key, value = k.integer("attention.key_length"), k.integer("attention.value_length")
-    k.take("attention.head_count_kv", None)  # unused: 1 in absorbed MLA, where all heads share one latent
+    k.take("attention.head_count_kv", None)  # not needed; it is 1 in absorbed MLA, where all heads share one latent
     if split:
         key, value = k.integer("attention.key_length_mla"), k.integer("attention.value_length_mla")
     return {
@@ -173,7 +173,7 @@ def architecture_for(data: Mapping[str, Any]) -> str:
         )
     if data.get("topk_method") == "group_limited_greedy":
         raise ConfigError(
-            "GGUF cannot express this router: llama.cpp scores a group by its two best experts, DeepSeek-V2 by the best expert",
+            "GGUF cannot express this router: llama.cpp scores a group by its two best experts, but DeepSeek-V2 uses only the best",
             where="config",
             remedy="Export the run as a Hugging Face folder.",
         )
@@ -242,7 +242,7 @@ def _latent_keys(data: Mapping[str, Any]) -> dict[str, Any]:
     rank, rope = data["kv_lora_rank"], data["qk_rope_head_dim"]
     query = {"attention.q_lora_rank": data["q_lora_rank"]} if data.get("q_lora_rank") else {}
     return query | {
-        # In the absorbed form, all heads share one key of size rank + rope, and its first `rank` entries are the value.
+        # In the absorbed form, all heads share one key of size rank + rope. The value is the first `rank` entries of this key.
         "attention.head_count_kv": 1,
         "attention.key_length": rank + rope,
         "attention.value_length": rank,

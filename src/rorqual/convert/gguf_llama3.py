@@ -60,10 +60,10 @@ def find_llama3(theta: float, wanted: Sequence[float], original: int) -> Llama3 
 class Interpretation:
     """A scaling that would explain the divisors of a file.
 
-    A scaling divides a frequency by the whole `factor`, interpolates it, or leaves it unchanged. All frequencies are in periods
-    per position. `between` holds (frequency, k) of the interpolated frequencies. `stretched` is the highest frequency that is
-    divided by the whole `factor`, and `kept` is the lowest unchanged frequency. `low` and `high` (`low_freq_factor` and
-    `high_freq_factor`) are frequencies multiplied by the original context length.
+    A scaling divides a frequency by `factor`, leaves it unchanged, or interpolates between the divided and the unchanged
+    frequency. All frequencies are in periods per position. `between` holds (frequency, k) of the interpolated frequencies.
+    `stretched` is the highest frequency that is divided by `factor`, and `kept` is the lowest unchanged frequency. `low` and
+    `high` (`low_freq_factor` and `high_freq_factor`) are frequencies multiplied by the original context length.
     """
 
     factor: float
@@ -83,8 +83,9 @@ def _candidates(theta: float, wanted: Sequence[float], original: int) -> Iterato
 def _interpretations(turns: Sequence[float], wanted: Sequence[float]) -> Iterator[Interpretation]:
     """Yield the possible interpretations of the divisors.
 
-    The divisor farthest from 1 is the factor. If only one frequency has the divisor farthest from 1, that frequency may be
-    interpolated, with a factor that is even farther from 1. Powers of two that are farther from 1 are therefore tried first.
+    `factor` is usually the divisor farthest from 1. But if only one frequency has this divisor, the frequency may be
+    interpolated, and `factor` is then even farther from 1. In this case, powers of two beyond the divisor are tried as `factor`
+    first.
     """
     farthest = max(wanted, key=lambda value: abs(math.log(value)))
     top = [turn for turn, value in zip(turns, wanted) if math.isclose(value, farthest, rel_tol=SAME)]
@@ -105,7 +106,11 @@ def _interpretations(turns: Sequence[float], wanted: Sequence[float]) -> Iterato
 
 
 def _contexts(interpretation: Interpretation) -> list[int]:
-    """Return original context lengths to try if the file states none: first the length for low = 1, then powers of two."""
+    """Return original context lengths to try if the file states none.
+
+    If the divisors determine the length for low = 1, return this length if it is an integer, and the nearest power of two.
+    Otherwise, return powers of two.
+    """
     line = _line(interpretation)
     powers = [1 << exponent for exponent in range(5, 21)]
     if line is None:
@@ -119,7 +124,7 @@ def _contexts(interpretation: Interpretation) -> list[int]:
 
 
 def _line(interpretation: Interpretation) -> tuple[float, float] | None:
-    """Return (low, high) in periods per position, or None unless two interpolated frequencies with different k exist."""
+    """Return (low, high) in periods per position. Return None if no two interpolated frequencies have different k."""
     if len(interpretation.between) < 2:
         return None
     (x, kx), (y, ky) = min(interpretation.between), max(interpretation.between)

@@ -107,8 +107,8 @@ class RowRange:
 class GGUFLayout:
     """The tensors of a model under three naming schemes, with their shapes.
 
-    `internal` are the tensors of a run, `published` the Hugging Face tensors, and `gguf` the tensors of GGUF. `entries` maps `internal` to
-    `published`, and `pieces` maps `published` to `gguf`.
+    `internal` holds the tensors of a run, `published` holds the Hugging Face tensors, and `gguf` holds the GGUF tensors.
+    `entries` maps `internal` to `published`, and `pieces` maps `published` to `gguf`.
     """
 
     entries: tuple[NameEntry, ...]
@@ -206,7 +206,7 @@ def _gguf_shapes(pieces: list[RowRange], theirs: Mapping[str, Shape]) -> dict[st
 
 
 def check_tensors(found: Mapping[str, Shape], wanted: Mapping[str, Shape], where: str) -> None:
-    """Raise CheckpointError that lists missing tensors, unexpected tensors and wrong shapes, if there are any."""
+    """Raise a CheckpointError that lists missing tensors, unexpected tensors and wrong shapes, if there are any."""
     missing, extra = [n for n in wanted if n not in found], [n for n in found if n not in wanted]
     wrong = [f"{n} is {found[n]}, the model has {wanted[n]}" for n in wanted if n in found and found[n] != wanted[n]]
     problems = [f"missing {shown(missing)}"] * bool(missing) + [f"unexpected {shown(extra)}"] * bool(extra)

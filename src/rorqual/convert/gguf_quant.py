@@ -40,7 +40,7 @@ class Format:
         return int(GGMLQuantizationType[self.name])
 
     def row_bytes(self, columns: int) -> int:
-        """Return the size in bytes of a row of `columns` values, a multiple of `block`."""
+        """Return the size in bytes of a row of `columns` values. `columns` must be a multiple of `block`."""
         return columns // self.block * self.size
 
 
@@ -68,7 +68,7 @@ def written_format(name: str) -> Format:
 
 
 def read_format(code: int, tensor: str, where: str) -> Format:
-    """Return the tensor type with the number `code`. Raises CheckpointError that names the type if import does not support it."""
+    """Return the tensor type with the number `code`. Raises a CheckpointError that names the type if import does not support it."""
     known = {format_.code: format_ for format_ in FORMATS.values()}
     if code not in known:
         names = {int(kind): kind.name for kind in GGMLQuantizationType}

@@ -88,8 +88,8 @@ class GGUFFile:
     def rows(self, tensor: GGUFTensor, start: int, stop: int) -> Tensor:
         """Return the values of the rows `start` to `stop - 1`, shape [rows, columns].
 
-        F32, F16 and BF16 keep their dtype. Quantised types are dequantised to fp32. Raises CheckpointError that names the tensor
-        if a value or a block scale is NaN or infinity.
+        F32, F16 and BF16 keep their dtype. Quantised types are dequantised to fp32. Raises a CheckpointError that names the
+        tensor if a value or a block scale is NaN or infinity.
         """
         values = decode(self.raw(tensor, start, stop), tensor.format)
         if not bool(values.isfinite().all()):

@@ -81,7 +81,7 @@ def _llama3(theta: float, factors: Sequence[float], stored: dict[str, Any], wher
 
 
 def rope_factors(rope: Rope, dim: int) -> Tensor | None:
-    """Return the tensor `rope_freqs.weight`, shape [dim / 2], of a model with Llama 3.1's scaling, else None."""
+    """Return the tensor `rope_freqs.weight`, shape [dim / 2], if the model has Llama 3.1's scaling. Otherwise, return None."""
     return None if rope.llama3 is None else divisors(rope, dim)
 
 
@@ -99,9 +99,10 @@ def scaling_keys(scaling: Mapping[str, Any] | None, *, latent: bool) -> dict[str
     expressible = mscale == all_dim and all_dim if latent else math.isclose(mscale, 1.0) and not all_dim
     if kind != "yarn" or not expressible or scaling.get("attention_factor"):
         raise ConfigError(
-            f"GGUF cannot express the rope scaling {dict(scaling)} for llama.cpp",
+            f"llama.cpp cannot reproduce the rope scaling {dict(scaling)}",
             where="config",
-            remedy="Only YaRN is supported: with mscale equal to mscale_all_dim for DeepSeek, else without mscale_all_dim.",
+            remedy="Supported: llama3, linear, and yarn without attention_factor. In yarn, MLA needs a nonzero mscale "
+            "equal to mscale_all_dim, and other models need mscale 1 and no mscale_all_dim.",
         )
     extra = {"rope.scaling.yarn_log_multiplier": 0.1 * all_dim} if latent else {}
     return extra | {

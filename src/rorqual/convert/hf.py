@@ -36,7 +36,7 @@ SHARD_BYTES = 5e9
 STATE_FILE = ".export.json"
 """Name of the file in which an unfinished export records its source and settings."""
 _DERIVED = ".rotary_emb.inv_freq"
-"""Name suffix of tensors in older checkpoints that import skips, because they can be computed from the config."""
+"""Name suffix of tensors that import skips. Older checkpoints contain these tensors, but the config determines their values."""
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,10 @@ def is_hub_id(name: str) -> bool:
 
 
 def fetch(name: str) -> Path:
-    """Download the files of the hub repository `name` (ORG/NAME) that an import needs. Return the folder of the files in the hub cache.
+    """Download the files that an import needs from the hub repository `name` (ORG/NAME).
 
-    Files in the cache are not downloaded again. Raises ConfigError if `huggingface_hub` is not installed, and CheckpointError if
-    the download fails.
+    Return the folder of the files in the hub cache. Files in the cache are not downloaded again. Raises ConfigError if
+    `huggingface_hub` is not installed, and CheckpointError if the download fails.
     """
     try:
         from huggingface_hub import snapshot_download

@@ -55,9 +55,9 @@ def merge_run(run: RunDir, dst: Path, *, dtype: Literal["float32", "bfloat16"] =
 
 
 def write_model(dst: Path, model: Decoder, source: RunDir, data: Mapping[str, Any]) -> Path:
-    """Write `model` as the run directory `dst`, with the tokenizer and the chat format of `source`, and return its checkpoint.
+    """Write `model` as the run directory `dst`, with the tokenizer and the chat format of `source`.
 
-    `data` is added to `run.yaml`.
+    `data` is added to `run.yaml`. Return the checkpoint folder of `dst`.
     """
     step_name = source.checkpoint().name
     config = {**data, "chat": read_section(source, "chat"), "model": model.config.model_dump(mode="json")}

@@ -45,8 +45,8 @@ WITHOUT_EFFECT = (
     "alora_invocation_tokens", "auto_mapping", "base_model_name_or_path", "exclude_modules", "inference_mode", "layers_pattern",
     "layers_to_transform", "lora_dropout", "megatron_core", "peft_version", "qalora_group_size", "revision", "target_modules",
 )  # fmt: skip
-"""Keys of `adapter_config.json` that import ignores, because they describe the training, or modules that the tensor names
-already define."""
+"""Keys of `adapter_config.json` that import ignores. These keys describe the training, or select modules. The tensor names
+already determine the modules."""
 
 
 def write_peft(run: RunDir, dst: Path, *, base: str = "") -> Path:
@@ -54,7 +54,7 @@ def write_peft(run: RunDir, dst: Path, *, base: str = "") -> Path:
 
     `base` is the value of `base_model_name_or_path`; by default, the path of the base run.
 
-    Raises ConfigError if the run is not a LoRA run, if no published family can express its model, or if peft would adapt
+    Raises ConfigError if the run is not a LoRA run, if its model fits no model family of Hugging Face, or if peft would adapt
     different modules than the run.
     """
     refuse_target(dst)
@@ -99,8 +99,8 @@ def read_peft(src: Path, base: RunDir, out: Path) -> Path:
 
     The new run holds only the adapter, like the checkpoints of a LoRA run.
 
-    Raises ConfigError that names unsupported LoRA options. Raises CheckpointError for tensors that do not fit the model, and for
-    a pickle, which is never opened.
+    Raises a ConfigError that names unsupported LoRA options. Raises CheckpointError for tensors that do not fit the model, and
+    for a pickle, which is never opened.
     """
     refuse_target(out)
     settings = read_config(src)
@@ -166,7 +166,7 @@ def shortest(chosen: list[str], every: list[str]) -> list[str]:
 def read_config(src: Path) -> dict[str, Any]:
     """Return `r`, `alpha` and `use_rslora` of an `adapter_config.json`.
 
-    Raises ConfigError that names all other options that would change the model.
+    Raises a ConfigError that names all other options that would change the model.
     """
     where = str(src / CONFIG)
     data = read_object(src, CONFIG)
@@ -212,7 +212,7 @@ def read_tensors(src: Path) -> dict[str, Tensor]:
 def internal_names(tensors: Mapping[str, Tensor], ours: Mapping[str, str], where: str) -> dict[str, Tensor]:
     """Rename PEFT tensors to the names of a run. `ours` maps published module names to module names of the run.
 
-    Raises CheckpointError that lists the tensors that adapt no linear module.
+    Raises a CheckpointError that lists the tensors that adapt no linear module.
     """
     renamed: dict[str, Tensor] = {}
     unknown: list[str] = []

@@ -50,10 +50,10 @@ def sparse_config(
 
 @torch.no_grad()
 def add_indexers(run: RunDir, dst: Path, config: ModelConfig, *, seed: int = 0) -> Path:
-    """Write the model of `run` with newly initialized indexers as the run directory `dst`, and return its checkpoint.
+    """Add newly initialized indexers to the model of `run`, and write the model as the run directory `dst`.
 
-    `config` is the `sparse_config` of the model. While a sequence has at most `index_topk` tokens, the outputs equal those of
-    `run`'s model.
+    Return the checkpoint folder of `dst`. `config` is the `sparse_config` of the model. While a sequence has at most
+    `index_topk` tokens, the outputs equal those of `run`'s model.
     """
     refuse_target(dst)
     dense, model = load_run(run), build(config, seed=seed)

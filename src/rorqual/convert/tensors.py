@@ -243,7 +243,7 @@ def export_jobs(
 
 
 def _part(stored: Stored, entry: NameEntry, place: int) -> Stored:
-    """Return the part of the run's tensor `stored` that is the Hugging Face tensor at position `place` of `entry.order()`."""
+    """Return one part of `stored`, a tensor of a run. The part is the Hugging Face tensor at position `place` of `entry.order()`."""
     shape = stored.shape
     if entry.kind == "stack":
         shape = shape[1:]

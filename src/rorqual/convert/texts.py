@@ -32,7 +32,7 @@ CODE = "auto_map"
 class StoredTexts:
     """The contents of the small files of a checkpoint.
 
-    `originals` holds the files to store in the run, and `notes` the messages to the user.
+    `originals` holds the files to store in the run, and `notes` holds the messages to the user.
     """
 
     family: CheckpointFamily
@@ -50,7 +50,7 @@ class StoredTexts:
 def read_texts(folder: Path) -> StoredTexts:
     """Read and validate the small files of a checkpoint folder.
 
-    Raises ConfigError, DataError or CheckpointError that names the file and, if known, the key.
+    Raises ConfigError, DataError or CheckpointError. The error names the file and, if known, the key.
     """
     where = str(folder / CONFIG)
     config = read_object(folder, CONFIG)
@@ -169,7 +169,7 @@ def written_texts(
 ) -> dict[str, bytes]:
     """Return the small files of an export by name. Imported files are restored; config.json is always rewritten.
 
-    `dtype` is the value of `torch_dtype`, the torch name of the dtype of most weights. `quantization` is the value of
+    `dtype` is the value of `torch_dtype`: the torch name of the dtype that most weights have. `quantization` is the value of
     `quantization_config`, or None.
     """
     tokenizer = Tokenizer.load(run.tokenizer_file)

@@ -74,10 +74,10 @@ def with_fields(fields: Mapping[str, Any]) -> Callable[[type[M]], type[M]]:
 
 
 def kinds(base: type[Kind]) -> dict[str, type[Kind]]:
-    """Return the subclasses of `base` in imported modules, keyed by the `kind` that each class declares itself.
+    """Return the subclasses of `base` in imported modules, keyed by `kind`.
 
-    Raises ConfigError if two classes declare the same `kind`. If a class was defined again, as in a notebook, the newest
-    definition is returned.
+    A subclass that inherits its `kind` is left out. Raises ConfigError if two classes declare the same `kind`. If a class was
+    defined again, as in a notebook, the newest definition is returned.
     """
     by_kind: dict[str, type[Kind]] = {}
     classes: list[type[Kind]] = [base]
@@ -104,7 +104,7 @@ def import_plugins() -> None:
 
 
 def one_of(base: type[Kind]) -> BeforeValidator:
-    """Return a validator that parses a mapping as the subclass of `base` that its key `kind` names.
+    """Return a validator that parses a mapping as a subclass of `base`. The key `kind` of the mapping selects the subclass.
 
     Use the validator in the type of a field: `Annotated[SerializeAsAny[Base], one_of(Base)]`.
     """
@@ -127,7 +127,7 @@ def one_of(base: type[Kind]) -> BeforeValidator:
 def parse(cls: type[C], data: Any, *, where: str) -> C:
     """Parse `data` as the config class `cls`.
 
-    Raises ConfigError that names `where`, the invalid key and, if the key is unknown, the closest valid key.
+    Raises a ConfigError that names `where`, the invalid key and, if the key is unknown, the closest valid key.
     """
     try:
         return cls.model_validate(data)
@@ -276,7 +276,7 @@ def load_yaml(text: str) -> Any:
 def read_yaml(cls: type[C], path: Path) -> C:
     """Parse the YAML file `path` as the config class `cls`.
 
-    Raises ConfigError that names the file if the file is missing, is not YAML, or does not fit `cls`.
+    Raises a ConfigError that names the file if the file is missing, is not YAML, or does not fit `cls`.
     """
     try:
         data = load_yaml(path.read_text(encoding="utf-8"))

@@ -34,7 +34,8 @@ class LedgerEntry:
     """The resources that a stage used.
 
     `Ledger` measures `seconds` and `core_seconds`, the CPU time of this process and of the child processes that it waited for.
-    The caller adds to `tokens` and `flops` (processed), `solved` (problems), and `paid` (USD paid to remote providers).
+    The caller adds the processed tokens and FLOPs (`tokens`, `flops`), the number of solved problems (`solved`), and the USD
+    paid to remote providers (`paid`).
     """
 
     stage: str

@@ -30,7 +30,7 @@ class Lock:
     folder was created or removed, `close` restores the folder's modification time. Resuming a finished job thus changes no
     modification time.
 
-    Raises RorqualError that names `where` and the process that holds the lock.
+    Raises a RorqualError that names `where` and the process that holds the lock.
     """
 
     def __init__(self, path: Path, where: Path, remedy: str) -> None:
@@ -135,7 +135,7 @@ def _this_process() -> dict[str, object]:
 
 
 def named(raw: bytes) -> str:
-    """Describe the process in the lock file content `raw`: its id, its host if not this machine, and when it took the lock."""
+    """Describe the process that the lock file content `raw` names: its id, the time of the lock, and its host if remote."""
     try:
         holder = json.loads(raw)
         place = "" if holder["host"] == platform.node() else f" on {holder['host']}"

@@ -79,7 +79,7 @@ _READER: TypeAdapter[Any] = TypeAdapter(AnyPart)
 def read_content(value: Any, where: str) -> Content:
     """Parse the content of a message from JSON or Parquet. A string is returned as is, and a list becomes a tuple of parts.
 
-    Raises DataError that names `where`, or `where[1]` for the part with index 1, if the value is invalid.
+    Raises a DataError that names `where`, or `where[1]` for the part with index 1, if the value is invalid.
     """
     if isinstance(value, str):
         return value

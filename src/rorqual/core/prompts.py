@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 MOST, LONGEST = 64, 200
-"""Maximum number of example prompts of a run, and of characters in each."""
+"""Maximum number of example prompts of a run, and maximum number of characters in each prompt."""
 FEW = 16
 """Prompts with at most this many different first words are assumed to have fixed forms, such as `add 12+34`."""
 _WORD = re.compile(r"[^\W\d_]+|\d+|[^\w\s]")
@@ -23,11 +23,11 @@ def chosen(prompts: Sequence[str]) -> list[str]:
 def unlike(text: str, prompts: Sequence[str]) -> bool:
     """Return whether `text` is unlike all `prompts` that a run was trained on.
 
-    If the prompts have fixed forms (`add 12+34`), a text is similar under two conditions:
+    If the prompts have fixed forms (`add 12+34`), a text is similar under three conditions:
 
-    - The first word of the text is also the first word of some prompts.
-    - The text contains every punctuation character that all prompts with its first word share, and only punctuation characters
-      that occur in at least one prompt with its first word.
+    - Some prompts have the same first word as the text.
+    - The text contains the punctuation characters that all of these prompts share.
+    - Each punctuation character of the text occurs in at least one of these prompts.
 
     If the prompts have no fixed forms, a text is similar if at least half of its words occur in the prompts.
     """

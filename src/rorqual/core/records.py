@@ -58,7 +58,7 @@ class Message:
     tool_call_id: str | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.content, list):  # a list never equals a tuple of the same parts, and it is not hashable
+        if isinstance(self.content, list):  # a list is not hashable, and never equals a tuple of the same parts
             object.__setattr__(self, "content", tuple(self.content))
 
     @property
@@ -161,7 +161,10 @@ class RunDir:
         return None
 
     def newest_complete(self) -> tuple[int | None, list[str]]:
-        """Return the step of the newest complete checkpoint, or None, and one message per newer incomplete checkpoint."""
+        """Return (step, messages). `step` is the step of the newest complete checkpoint, or None if there is none.
+
+        `messages` has one message for each newer checkpoint that is incomplete.
+        """
         skipped: list[str] = []
         for step in reversed(self.steps()):
             reason = self.incomplete_reason(step)
@@ -197,7 +200,7 @@ class RunDir:
     def config(self) -> dict[str, Any]:
         """Return the content of `run.yaml`.
 
-        Raises CheckpointError that names the file if the file is missing or is not a YAML mapping.
+        Raises a CheckpointError that names the file if the file is missing or is not a YAML mapping.
         """
         where = str(self.config_file)
         try:

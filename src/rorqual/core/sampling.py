@@ -297,8 +297,8 @@ class OnServer:
 class SamplingParams:
     """The sampling parameters of a request. Repeating a request with the same `seed` gives the same reply.
 
-    Each annotation holds the type, the range in the engine, ranges or defaults that differ elsewhere (`InFile`, `OnServer`),
-    and the description. The filters apply in the order top_k, top_p, min_p, as in transformers.
+    Each annotation holds the type, the range in the engine, and the description. `InFile` and `OnServer` give ranges or defaults
+    that differ in prompt files or on the server. The filters apply in the order top_k, top_p, min_p, as in transformers.
     """
 
     max_tokens: Annotated[
@@ -413,7 +413,8 @@ class SamplingParams:
 class Param:
     """The definition of one sampling parameter.
 
-    `type` is the range in the engine, `in_file` the range in prompt files, and `served` the range in requests to the server.
+    `type` is the range in the engine, `in_file` is the range in prompt files, and `served` is the range in requests to the
+    server.
     """
 
     name: str
@@ -456,8 +457,8 @@ SERVER_DEFAULTS = SamplingParams(**{name: param.served_default for name, param i
 def check_params(params: SamplingParams, *, vocab_size: int, where: str) -> None:
     """Check all parameters. `vocab_size` is the number of token ids of the model; `where` names the request in errors.
 
-    Raises DataError that names the first invalid parameter, its value and its range. NaN and values of a wrong type, such as a
-    bool for a number, are invalid.
+    Raises a DataError that names the first invalid parameter, its value and its range. NaN and values of a wrong type, such as
+    a bool for a number, are invalid.
     """
     limits = Limits(vocab_size, params.max_tokens)
     for name, param in PARAMS.items():

@@ -19,9 +19,9 @@ class AttentionSettings(Placement):
     """Settings of `rorqual attention`.
 
     `data`: text files, `kinds`, `needle` and `copy`, separated by commas. `length`: tokens per window; 0: the context of the
-    model, at most 1,024. `windows`: number of windows per text, and of needles or copied lines per length and depth.
-    `budgets`: values of index_topk to measure besides the model's own. `min_recall`: lowest recall of a layer at which
-    the command succeeds. `out`: JSON file for all values. `page`: HTML file.
+    model, at most 1,024. `windows`: number of windows per text, and number of needles or copied lines per length and depth.
+    `budgets`: values of index_topk to measure besides the model's own. `min_recall`: the command fails if the recall of a
+    layer is lower. `out`: JSON file for all values. `page`: HTML file.
     """
 
     data: str = ""
@@ -44,12 +44,13 @@ def attention(
 ) -> None:
     """Measure what sparse attention misses.
 
-    At each layer, dense attention is computed on the same inputs as sparse attention. The tables show the share of dense
-    attention on the selected positions, the recall of the positions with the largest weights, and the change of the output.
+    At each layer, dense attention is computed on the same inputs as sparse attention. The tables show how much of the dense
+    attention is on the selected positions, the recall of the positions with the largest weights, and how much the output
+    changes.
 
-    data= lists what is read, separated by commas. Of a text FILE, the last tenth is read. The name kinds stands for passages of
-    prose, code, tables, repeats, names and Chinese. The name needle stands for a key and its value at several depths and
-    lengths. The name copy stands for a repeated line at several distances.
+    data= lists what is read, separated by commas. FILE is a text file, and its last tenth is read. The name kinds stands for
+    passages of prose, code, tables, repeats, names and Chinese. The name needle stands for a planted key and value, at several
+    depths and lengths. The name copy stands for a repeated line at several distances.
 
     Keys: data=FILE,kinds,needle,copy, length=TOKENS, windows=8, budgets=16,64 (index_topk to try; default: a quarter, half
     and twice the model's), min_recall=0.9 (exit with status 1 if a layer's recall is lower), out=FILE.json, page=FILE.html,

@@ -30,8 +30,8 @@ def evaluate(
 
     Keys for a server: model=NAME, concurrency=8, seed_bits=64|31.
 
-    Without a task, data=FILE.txt is a plain text, and the command reports the loss per token and per character. The loss covers
-    the last tenth of the text, in windows of window= tokens (default: the model's context length).
+    Without a task, data=FILE.txt names a plain text file, and the command reports the loss per token and per character. The loss
+    covers the last tenth of the text, in windows of window= tokens (default: the model's context length).
     """
     chosen = read(EvalSettings, settings)
     if not chosen.task and not chosen.data:

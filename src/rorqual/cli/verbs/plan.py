@@ -35,7 +35,7 @@ def plan(
     Keys for serving: hardware, n, tp, dtype, cache_bytes, prompt, reply, hit_rate, batch, price, margin, busy, prefill_used,
     decode_used.
 
-    For a run, the command shows its measured speed and the cost of further training. Keys: steps, tokens, model, core_hour.
+    For a run, the command shows the run's measured speed and the cost of further training. Keys: steps, tokens, model, core_hour.
 
     Keys for quickstart: size, seed, threads.
     """

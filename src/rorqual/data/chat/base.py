@@ -126,7 +126,7 @@ class ChatFormat(ABC):
     ) -> Reader:
         """Return a streaming parser for a reply to `prompt(..., thinking, tools)`.
 
-        A tool call's id is the prefix `calls` and the call's index. Without `tools`, text in the syntax of a call is content.
+        The id of a tool call is its index, with the prefix `calls`. Without `tools`, text in the syntax of a call is content.
         With `plain`, the whole reply is content.
         """
         syntax = self.call_form if tools and not plain else None
@@ -192,7 +192,7 @@ class ChatFormat(ABC):
         return "auto"
 
     def as_written(self, message: Message) -> bool:
-        """Return whether an earlier turn is rendered exactly as the assistant wrote it, and so may be trained on."""
+        """Return whether an earlier turn is rendered exactly as the assistant wrote it. Only such a turn may be trained on."""
         return message.reasoning is None
 
     @property
@@ -231,8 +231,8 @@ class ChatFormat(ABC):
 def check_turns(messages: Sequence[Message], roles: Sequence[str]) -> None:
     """Raise a DataError for a conversation that cannot be rendered.
 
-    Errors are a role that is not in `roles`, a conversation without a user turn, and an assistant turn that does not follow a
-    user turn. Tool calls, and reasoning outside assistant turns, are errors too.
+    The errors are: a role that is not in `roles`, no user turn, an assistant turn that does not follow a user turn, tool calls,
+    and reasoning outside assistant turns.
     """
     before = ""
     for number, message in enumerate(messages, start=1):

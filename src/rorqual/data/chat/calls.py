@@ -18,13 +18,13 @@ from rorqual.data.chat.special_tokens import CHARS, END_THINK, NAME_OF, THINK, r
 
 WHITE = "".join(char for char in map(chr, range(0x3001)) if char.isspace())
 MAX_HEAD = 256
-"""Maximum number of characters between the begin token and the arguments, where some families write the tool name."""
+"""Maximum number of characters between the begin token and the arguments. Some families write the tool name there."""
 MAX_DEPTH = 100
 """Maximum nesting depth of arguments. Deeper arguments are not parsed as a call."""
 
 Kind = Literal["text", "think", "end", "call", "open", "close"]
 State = Literal["open", "complete", "broken"]
-"""The state of an item that is being read: more text is needed, the item is complete, or the text is no such item."""
+"""The state of an item that is being read: it needs more text (open), is complete, or cannot become valid (broken)."""
 
 
 @dataclass(frozen=True)
@@ -264,7 +264,7 @@ def ending(text: str, form: JsonForm) -> int | None:
     """Return the length of the text that closes a call, or None if the call is not closed. `text` is the reply after
     the arguments.
 
-    The end token may be missing before another special token. At the end of the reply, the end token may be missing or incomplete.
+    If another special token follows, the end token may be missing. At the end of the reply, it may be missing or incomplete.
     """
     if form.end is None:
         return 0

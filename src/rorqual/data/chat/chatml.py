@@ -43,7 +43,7 @@ For each function call, return a json object with function name and arguments wi
 {CALL}
 {{"name": <function-name>, "arguments": <args-json-object>}}
 {END_CALL}"""
-"""End of the tool instructions in the templates of Qwen2.5 and Qwen3, on which these models were trained."""
+"""End of the tool instructions in the templates of Qwen2.5 and Qwen3. These models were trained with this text."""
 
 
 class ImTurns(TurnChat):

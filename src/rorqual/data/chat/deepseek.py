@@ -5,9 +5,9 @@
     V3.1  <bos>{system}<｜User｜>{user}<｜Assistant｜><think>{reasoning}</think>{content}<eos>
           <bos>{system}<｜User｜>{user}<｜Assistant｜></think>{content}<eos>
 
-Sources: the chat templates of DeepSeek-V3, -R1 and -V3.1. As in these templates, all system messages are joined by blank lines
-at the start. (The templates of R1's distilled models use only the last system message.) The reasoning of earlier turns is
-dropped: an earlier reply is rendered as `{content}<eos>`, or in V3.1 as `</think>{content}<eos>`.
+Sources: the chat templates of DeepSeek-V3, -R1 and -V3.1. As in these templates, a prompt starts with all system messages,
+joined by blank lines. (The templates of R1's distilled models use only the last system message.) The reasoning of earlier turns
+is dropped: an earlier reply is rendered as `{content}<eos>`, or in V3.1 as `</think>{content}<eos>`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ Where:
 def written(past: str, choice: str) -> str:
     """Return the jinja2 template of a DeepSeek format.
 
-    `past` is the text at the start of earlier replies, and `choice` the template code at the end of the prompt.
+    `past` is the text at the start of earlier replies, and `choice` is the template code at the end of the prompt.
     """
     return PUBLISHED.replace("PAST", past).replace("CHOICE", choice)
 

@@ -1,4 +1,4 @@
-"""The chat format of DeepSeek-V3.2. Turns and thinking are those of V3.1, and tool calls are written in DSML (`dsml.py`).
+"""The chat format of DeepSeek-V3.2. Turns and thinking have V3.1's format, and tool calls are written in DSML (`dsml.py`).
 
     <bos>{system}\\n\\n## Tools ...<｜User｜>{user}<｜Assistant｜><think>{reasoning}</think>{content}\\n\\n<｜DSML｜function_calls>...<eos>
     \\n\\n<function_results>\\n<result>{result}</result>\\n</function_results>\\n\\n<think>{reasoning}</think>{content}<eos>
@@ -142,14 +142,14 @@ class DeepSeekV32Chat(DeepSeekChat):
 
 
 def _system(messages: Sequence[Message], tools: Sequence[Tool] = ()) -> str:
-    """Return the text of the system turn that begins a conversation, and of the tools, as marked text."""
+    """Return the text of the system turn at the start, followed by the tool instructions, as marked text."""
     text = messages[0].text if messages[0].role == "system" else ""
     listed = "\n".join(spelt(schema(tool)["function"]) for tool in tools)
     return text + ("\n\n" + TOOLS % listed if tools else "")
 
 
 def _in_mode(message: Message, thinking: Thinking) -> Message:
-    """Return an assistant turn as it is written if the model always thinks (`on`) or never thinks (`off`)."""
+    """Adapt an assistant turn to a fixed thinking mode. `on` adds empty reasoning if the turn has none; `off` removes reasoning."""
     if message.role != "assistant":
         return message
     return replace(message, reasoning=None if thinking == "off" else message.reasoning or "")

@@ -1,4 +1,4 @@
-"""DSML, the tool-call syntax of DeepSeek-V3.2: each argument stands between tags, strings as plain text, other values as JSON.
+"""DSML, the tool-call syntax of DeepSeek-V3.2. Each argument has its own tags: strings are plain text, other values are JSON.
 
     <｜DSML｜function_calls>
     <｜DSML｜invoke name="get_weather">
@@ -54,7 +54,7 @@ DSML_FORM = DsmlForm(before="\n\n", around=(OPEN, CLOSE))
 
 
 def parameter(key: str, value: str, string: str) -> str:
-    """Return one argument as marked text. `value` is the text of a string (`string` is "true"), or JSON (`string` is "false")."""
+    """Return one argument as marked text. `value` is plain text if `string` is "true", and JSON if `string` is "false"."""
     return f'{PARAMETER}{key}" string="{string}">{value}{END_PARAMETER}'
 
 
@@ -174,7 +174,7 @@ class DsmlItem:
         return tag in _REST and text.startswith(tag) and len(text) < MAX_TAG and not _MARK.search(text, len(tag))
 
     def _enter(self, tag: str, match: re.Match[str]) -> State | None:
-        """Change the phase after a complete tag. Return the new state, or None if the item goes on."""
+        """Change the phase after a complete tag. Return the new state, or None if the item continues."""
         if tag in (OPEN, CLOSE, END_CALL):
             self._kind = "open" if tag == OPEN else "close" if tag == CLOSE else "call"
             return "complete"

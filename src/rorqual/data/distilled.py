@@ -4,9 +4,11 @@ A row holds a teacher's reply, its problem, the grader's verdict on the reply, a
 
 If any message has content parts, the file has format 2. In format 2, each message has a key `parts` with its content as
 JSON. `content` in format 2 is the text of the message, with a label in place of each non-text part. A file without
-content parts has format 1. The file metadata has the keys `rorqual.format`, `rorqual.tokenizer` (SHA-256 of the
-teacher's tokenizer.json, or empty for a remote teacher that returns no token ids) and `rorqual.vocab` (vocabulary
-size).
+content parts has format 1.
+
+The file metadata has the keys `rorqual.format`, `rorqual.tokenizer` and `rorqual.vocab` (vocabulary size).
+`rorqual.tokenizer` is the SHA-256 of the teacher's tokenizer.json. It is empty if the teacher is remote and returns no
+token ids.
 
 `top_ids` and `top_logprobs` hold the teacher's k most likely tokens at each position of `token_ids`, and their
 log-probabilities at temperature 1.

@@ -21,7 +21,7 @@ PADDING = -1
 
 @dataclass(frozen=True)
 class Sample:
-    """A document: its token ids, a mask of the tokens that get a loss, and one loss weight for all of these tokens."""
+    """A document: its token ids, a mask that selects the tokens with a loss, and one loss weight for the document."""
 
     ids: Sequence[int]
     mask: Sequence[bool]

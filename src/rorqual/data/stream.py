@@ -101,9 +101,9 @@ class ConversationStream(Stream):
 class TextStream(Stream):
     """A stream of windows of one long text, in which each position predicts the next token.
 
-    `ids` is an array or a memory map. `windows="chunks"` splits the text into adjacent windows and shuffles them in each epoch,
-    so that each epoch predicts every token except the first exactly once. `windows="random"` draws random start positions, as
-    nanoGPT does.
+    `ids` is an array or a memory map. `windows="chunks"` splits the text into adjacent windows and shuffles them in each
+    epoch. In an epoch, every token after the first is predicted exactly once. `windows="random"` draws random start
+    positions, as nanoGPT does.
     """
 
     def __init__(

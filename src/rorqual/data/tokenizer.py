@@ -79,8 +79,9 @@ class Tokenizer:
     def byte_level(cls, merges_from: Iterable[str] = (), vocab_size: int = BASE_VOCAB) -> Tokenizer:
         """Train a tokenizer of seven special tokens, 256 bytes and the merges learned from the texts in `merges_from`.
 
-        Each digit is a separate token, so that every number has only one tokenization. The pre-tokenizer splits digits, then
-        words as GPT-2 does; GGUF calls it `smollm`. Short texts may yield fewer than `vocab_size` tokens.
+        Each digit is a separate token, so that every number has only one tokenization. The pre-tokenizer splits off
+        digits, then splits words as GPT-2 does. GGUF calls this pre-tokenizer `smollm`. Short texts may yield
+        fewer than `vocab_size` tokens.
         """
         if vocab_size < BASE_VOCAB:
             raise DataError(
@@ -121,7 +122,7 @@ class Tokenizer:
     def renamed(self, names: Mapping[str, str]) -> Tokenizer:
         """Return a copy in which special tokens are renamed but keep their ids. `names` maps old names to new names.
 
-        This example gives the tokenizer of DeepSeek-V3 the thinking tokens of R1 in place of two placeholders:
+        This example renames two placeholders of DeepSeek-V3's tokenizer to the thinking tokens of R1:
         `renamed({"<｜place▁holder▁no▁798｜>": "<think>", "<｜place▁holder▁no▁799｜>": "</think>"})`.
         """
         data = _parse(self.source, self.where)
@@ -179,7 +180,8 @@ class Tokenizer:
     def token_bytes(self, id_: int) -> bytes:
         """Return the bytes of one token, which may be an incomplete UTF-8 character. For a special token, return its name.
 
-        A vocabulary entry with a character outside the alphabet of byte-level BPE is returned as UTF-8, as `decode` does.
+        If a vocabulary entry has a character outside the alphabet of byte-level BPE, its bytes are its UTF-8 encoding.
+        `decode` treats such an entry in the same way.
         """
         if id_ not in self._ordinary:
             return self._special_text.get(id_, "").encode()
@@ -329,8 +331,8 @@ def _types(part: Any) -> list[str]:
 
 
 def _without_specials(data: dict[str, Any], specials: Mapping[int, str]) -> dict[str, Any]:
-    # With the library's `encode_special_tokens`, text still encodes to added tokens that are not marked `special`, such as
-    # DeepSeek's <｜User｜>. Therefore all added tokens are removed.
+    # The library's option `encode_special_tokens` does not suffice: it covers only added tokens with `special: true`.
+    # Text would still encode to other added tokens, such as DeepSeek's <｜User｜>. Therefore all added tokens are removed.
     vocab = {text: id_ for text, id_ in data["model"]["vocab"].items() if id_ not in specials}
     return data | {"added_tokens": [], "post_processor": None, "model": data["model"] | {"vocab": vocab}}
 

@@ -52,8 +52,8 @@ class EngineConfig:
     def check(self, model: Decoder, tokenizer: Tokenizer) -> None:
         """Validate these settings for a model and its tokenizer.
 
-        Raises ConfigError if a setting is out of range or the backend does not support the model, and DataError if the
-        tokenizer has more tokens than the model.
+        Raises ConfigError if a setting is out of range or the backend does not support the model. Raises DataError if the
+        tokenizer has more tokens than the model's vocabulary.
         """
         context = model.config.max_position_embeddings
         if self.max_len is not None and not 2 <= self.max_len <= context:

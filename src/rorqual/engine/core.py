@@ -72,7 +72,8 @@ class CoreConfig:
 
 
 MOST_BLOCKS = 16384
-"""With prefix caching, the KV cache has at most this many blocks, unless the running sequences can fill more."""
+"""Maximum number of blocks in a KV cache with prefix caching. If all slots together can fill more blocks, that larger number
+is the maximum."""
 
 
 class EngineCore:

@@ -12,7 +12,7 @@ from rorqual.engine.request import Completion
 
 @dataclass(frozen=True)
 class Delta:
-    """The token that one `Engine.step` sampled for one sequence, with the completion if it was the last token."""
+    """The token that one `Engine.step` sampled for one sequence. The delta of the last token also has the completion."""
 
     request_id: int
     sample: int

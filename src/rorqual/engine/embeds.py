@@ -1,4 +1,4 @@
-"""Embeddings, for example of an image, that replace the embeddings of a prompt's placeholder tokens.
+"""Embeddings for the placeholder tokens of a prompt, for example the embeddings of an image.
 
 This module does not import torch.
 """

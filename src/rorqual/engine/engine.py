@@ -114,8 +114,8 @@ class Engine:
         )
         self._name = weights_fingerprint
         record = {"record_experts": config.record_experts, "record_kept": config.record_kept}
-        # Only the first core has a prefix cache, because it runs submitted requests. Every core except the first only
-        # runs batches of `generate`.
+        # Only the first core has a prefix cache, because it runs submitted requests. The other cores
+        # are used by `generate` alone.
         stored = replace(size, folder=folder, disk_bytes=config.disk_bytes)
         first = EngineCore(model, stored, chat.stop_ids, self._weights, fit.backend, reuse=caches_prefixes, **record)
         self._cores = [first]
@@ -156,7 +156,7 @@ class Engine:
             self._numerics.renew()
             for core in self._cores:
                 core.renew(name, self._numerics.fit.backend)
-            self._name = name  # set last, so that the next call of `_renew` repeats an interrupted one
+            self._name = name  # set last: if `_renew` is interrupted, its next call starts again
 
     def weights_changed(self) -> None:
         """Tell the engine that the weights have changed, so that it invalidates all cached blocks.
@@ -274,7 +274,7 @@ class Engine:
     def step(self) -> list[Delta]:
         """Run one engine step over all submitted requests in the calling thread, and return the deltas.
 
-        The iterator of `stream`, not `step`, returns the deltas of a request that `stream` submitted.
+        Requests that `stream` submitted are excluded: the iterator of `stream` yields their deltas.
         """
         self._advance()
         return self._outbox.take()
@@ -318,7 +318,7 @@ class Engine:
 
         Unknown and finished ids are ignored.
         """
-        # Only append to the list here: closing a stream calls `cancel`, and garbage collection may do so during a step.
+        # During a step, only record the id. Garbage collection may close a stream during a step, and this calls `cancel`.
         self._cancelled.append(request_id)
         if request_id in self._jobs and not self._lock.mine():
             with self._lock.lock:

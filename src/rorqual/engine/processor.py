@@ -213,7 +213,7 @@ class Processor:
         return tuple({*chat_stop_ids, *params.stop_token_ids}) if params.min_tokens else ()
 
     def _halts(self, job: Job) -> Callable[[list[int]], bool]:
-        """Return a predicate on all ids of a sequence: whether its answer contains a stop string.
+        """Return a function that takes all ids of a sequence and returns whether the answer contains a stop string.
 
         A stop string counts only if it ends after the first `min_tokens` tokens.
         """

@@ -135,9 +135,9 @@ def _without_template(model_type: str, tokenizer: Tokenizer) -> str:
 def _equal(chat: TurnChat, published: TemplateChat) -> bool:
     """Return whether a template writes the same prompts as `chat` in all thinking modes.
 
-    Three differences between the prompts are accepted. For `auto`, a template may write the prompt of any mode; for
-    example, V3.1's template turns thinking off. For `on`, a template may write the prompt of `auto`. If the family
-    always thinks, its template may write the prompt of `on` for all modes.
+    Three differences are accepted. In mode `auto`, the template may write the prompt that `chat` writes in any mode; for
+    example, V3.1's template turns thinking off. In mode `on`, the template may write the `auto` prompt of `chat`. In all
+    modes, the template of a family that always thinks may write the `on` prompt.
     """
     for probe in (*PROBES, *chat.probes):
         auto, on, off = (chat.prompt(probe, mode) for mode in ("auto", "on", "off"))

@@ -13,7 +13,7 @@ from rorqual.data.chat.calls import WHITE, CallForm, Item
 from rorqual.data.chat.special_tokens import NAME_OF, raw
 
 Begins = Literal["thought", "answer", "mark", "late"]
-"""The part of a reply, thinking or answer, to which its first tokens belong:
+"""Whether a reply begins with thinking or with the answer:
 
 - `thought`: the reply begins inside thinking that the prompt opened.
 - `answer`: the whole reply is an answer.
@@ -37,13 +37,13 @@ class Trim:
 class ReplyForm:
     """The rules by which a format parses a reply.
 
-    - `begins`: the part to which the first tokens of the reply belong.
+    - `begins`: whether the reply begins with thinking or with the answer.
     - `trim`: characters to strip around the reasoning.
     - `answer`, `plain`: characters to strip around the content after thinking, and around the content of a reply without
       thinking.
     - `indented`: accept white space before `<think>`, and a `<think>` that repeats the one in the prompt.
-    - `empty`: how to parse an empty thinking block: as reasoning "" (`kept`), as no reasoning (`none`), or as reasoning "" if
-      the block was opened by `<think>` or by the prompt (`marked`).
+    - `empty`: how to parse an empty thinking block. `kept`: as reasoning "". `none`: as no reasoning. `marked`: as
+      reasoning "" if `<think>` or the prompt opened the block, else as no reasoning.
     - `halves`: drop an incomplete thinking tag at the end of a truncated reply.
     """
 
@@ -152,7 +152,10 @@ class Answer:
         return [Part("mark", raw(item.text)) for item in pending]
 
     def _flush(self) -> list[Part]:
-        """Return the buffered items as content, except tokens that close the calls before them, and white space before these tokens."""
+        """Return the buffered items as content.
+
+        Tokens that close the preceding calls, and white space before these tokens, are returned as separators.
+        """
         pending, self._pending = self._pending, []
         parts: list[Part] = []
         closed = max((number for number, item in enumerate(pending) if item.kind == "close"), default=-1)

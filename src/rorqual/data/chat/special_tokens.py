@@ -33,7 +33,7 @@ NAMES = (
     "<｜tool▁output▁end｜>",
     "｜DSML｜",
 )
-"""Names of the special tokens. `IncrementalDecoder` holds back a text that ends like the beginning of a name."""
+"""Names of the special tokens. `IncrementalDecoder` buffers text that may be the beginning of a name."""
 CHARS: Mapping[str, str] = {name: chr(0xD800 + place) for place, name in enumerate(NAMES)}
 NAME_OF: Mapping[str, str] = {char: name for name, char in CHARS.items()}
 THINK, END_THINK = CHARS["<think>"], CHARS["</think>"]
@@ -48,8 +48,8 @@ def raw(text: str) -> str:
 class SpecialTokenText:
     """Converts between marked text and the token ids of one tokenizer.
 
-    A special token that the tokenizer lacks is written as text. When parsing, a name in `names` is recognised as a token if the
-    tokenizer has this token, else as text. The names in `spoken` are recognised both as tokens and as text.
+    A special token that the tokenizer lacks is written as text. When parsing, a name in `names` is recognised only as a
+    token if the tokenizer has the token, and otherwise only as text. A name in `spoken` is recognised in both forms.
     """
 
     def __init__(self, tokenizer: Tokenizer, names: Iterable[str], *, spoken: Iterable[str] = ()) -> None:
@@ -82,7 +82,7 @@ class SpecialTokenText:
     def unfinished(self, text: str) -> int:
         """Return the length of the incomplete special-token name at the end of `text`, or 0.
 
-        An incomplete name contains its first character, `<` or `｜`, only once.
+        The incomplete name starts at the last `<` or `｜`, because no incomplete name repeats its first character.
         """
         tails = [text[at:] for at in (text.rfind("<"), text.rfind("｜")) if at >= 0]
         return max((len(tail) for tail in tails if any(name.startswith(tail) for name in self.by_text)), default=0)

@@ -179,8 +179,8 @@ class TemplateChat(ChatFormat):
     def reply_form(self, thinking: Thinking) -> ReplyForm:
         """Return rules that parse the text before the first `</think>` as reasoning.
 
-        If neither the template nor the tokenizer has a `</think>` tag, only a reply that begins with `<think>` has reasoning;
-        the text of other replies can then be streamed without delay. If the prompt opened thinking and the reply has no
+        If neither the template nor the tokenizer has a `</think>` tag, only a reply that begins with `<think>` has reasoning.
+        Any other reply can then be streamed without buffering. If the prompt opened thinking and the reply has no
         `</think>`, the whole reply is reasoning and the content is empty.
         """
         known = Special.END_THINK in self._source or Special.END_THINK in self.tokenizer.special_names
@@ -259,9 +259,9 @@ def _hide(values: list[Any], tokenizer: Tokenizer, template: str) -> tuple[list[
     """Replace the names of special tokens in `values` by private-use characters. Return the changed values and a
     dictionary {character: name}.
 
-    When the template's output is encoded, names of special tokens in it become special tokens. A private-use character
-    is encoded as the name that it replaced, as plain text. Messages stay strings, so the template can cut, strip and
-    compare them.
+    When the template's output is encoded, names of special tokens in it become special tokens. Each private-use
+    character is turned back into its name, which is encoded as plain text. Messages stay strings, so the template can
+    cut, strip and compare them.
     """
     text = "\n".join(_strings(values))
     free = (chr(code) for code in range(0xF0000, 0xFFFFE) if chr(code) not in text + template)

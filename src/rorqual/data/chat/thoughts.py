@@ -17,8 +17,8 @@ class Thoughts:
 
     The states are `start` (before the first text), `in` (inside thinking), `out` (in the answer) and `late` (in text that a
     later `</think>` would turn into thinking). Calls inside thinking are buffered. If text follows the buffered calls,
-    they become part of the reasoning. If the reply ends directly after the buffered calls, or after a `</think>` behind
-    them, they are returned as tool calls.
+    they become part of the reasoning. If the reply ends directly after the buffered calls, or after a `</think>` that
+    follows the calls, the calls are returned as tool calls.
     """
 
     def __init__(self, form: ReplyForm, calls: CallForm | None) -> None:

@@ -59,7 +59,7 @@ def turns(messages: Sequence[Message]) -> list[list[Message]]:
 
 
 def _check_result(message: Message, grouped: Sequence[Sequence[Message]], where: str) -> None:
-    """Raise a DataError unless the tool turn `message` is the first result of a call in the assistant turn before it."""
+    """Raise a DataError unless the tool turn `message` is the first result for a call of the preceding assistant turn."""
     turn = list(grouped[-1]) if grouped else []
     answered = [result.tool_call_id for result in turn if result.role == "tool"]
     caller = (grouped[-2] if answered and len(grouped) > 1 else turn)[-1:]

@@ -34,7 +34,7 @@ class TurnChat(ChatFormat):
     pads: ClassVar[tuple[str, ...]]
     """Names of padding tokens in order of preference. The first name that is in the vocabulary is used."""
     probes: ClassVar[tuple[tuple[Message, ...], ...]] = ()
-    """Further conversations that tell a chat template of this format from a template of another format (see `find.py`)."""
+    """Further conversations, by which `find.py` distinguishes chat templates of this format from those of other formats."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__(tokenizer)
@@ -87,8 +87,8 @@ class TurnChat(ChatFormat):
         return []
 
     def _no_reply(self, before: str) -> list[int]:
-        """Return the ids between a turn without a reply and the next user turn. `before` is the role of the first turn, `user` or
-        `tool`."""
+        """Return the ids between a turn without a reply and the next user turn. `before` is the role of the turn without a
+        reply: `user` or `tool`."""
         return []
 
     # ---- each family with tools also defines
@@ -136,8 +136,7 @@ class TurnChat(ChatFormat):
         """Return the token ids and the loss mask of a whole conversation (see `ChatFormat.render`).
 
         Earlier turns that are rendered without their reasoning get no loss, because they would teach the model to answer
-        without thinking. `samples` renders each assistant turn without a loss again, as the last turn of its own
-        sample, with a loss.
+        without thinking. For each such turn, `samples` adds a rendering that ends with this turn and trains on it.
         """
         self.check_parts(messages)
         check_turns(messages, ROLES)

@@ -43,8 +43,8 @@ def read_conversations(path: Path) -> Loaded:
     A conversation without an assistant turn, or with an assistant turn that is empty or only white space, is skipped and
     counted. Teacher samples (`data.distilled`) that a filter dropped are skipped.
 
-    Raises DataError that names the file and line (or row) if a row is invalid or has an empty prompt, and DataError if no
-    conversation remains.
+    Raises DataError if no conversation remains, or if a row is invalid or has an empty prompt. The error for a row names
+    the file and the line or row number.
     """
     path = Path(path)
     if path.suffix.lower() == ".parquet" and is_distilled(path):

@@ -33,7 +33,7 @@ class TooLarge(Exception):
 
 @dataclass(frozen=True)
 class Translated:
-    """The translation of a pattern: expressions, all of which must match the whole string.
+    """The translation of a pattern into expressions. Each expression must match the whole string.
 
     `exact` is True if the expressions together match exactly the strings that the pattern matches. If False, the
     expressions match more strings than the pattern.
@@ -219,10 +219,9 @@ def _grouped(node: Node) -> str:
 def _set(characters: Ranges) -> str:
     """Return a character class in llguidance's syntax.
 
-    llguidance would wrongly allow `"` and `\\` in a class that contains all control characters but neither of these two
-    characters. So control characters without a two-character escape are removed from each class that lacks `"` or `\\`.
-    A JSON string of the grammar usually cannot contain control characters without a two-character escape (see
-    `compiler.ESCAPES`).
+    If a class contains all control characters, but neither `"` nor `\\`, llguidance wrongly allows `"` and `\\`. So
+    control characters without a two-character escape are removed from each class that lacks `"` or `\\`. The grammar
+    usually allows no such control characters in a JSON string (see `compiler.ESCAPES`).
     """
     if characters == ANY:
         return "(?s:.)"

@@ -49,8 +49,8 @@ class Calls:
     """The tool calls that a reply may contain: one call of a function in `functions`, or one or more calls if `many` is
     True.
 
-    `answer` is the JSON text of a schema: a reply may be JSON that matches `answer` instead of tool calls. If `answer`
-    is None, every reply must contain a call.
+    `answer` is the JSON text of a schema: instead of tool calls, a reply may be a JSON answer that matches this schema. If
+    `answer` is None, every reply must contain a call.
     """
 
     functions: tuple[FunctionSchema, ...]
@@ -86,9 +86,10 @@ def blame(name: str, error: DataError) -> DataError:
 class CallSyntax:
     """The syntax of tool calls in one chat format.
 
-    `marks` are the ids of the special tokens in calls. `unsaid` are strings that a call must not contain, such as
-    `</think>` if the chat format also recognises it as plain text. The chat format treats the `unsaid` strings as the
-    start or end of reasoning anywhere in a reply, so it could not parse a call that contains them.
+    `marks` are the ids of the special tokens in calls. `unsaid` are strings that a call must not contain. An
+    example is `</think>`, if the chat format recognises this tag in plain text. The chat format treats
+    the `unsaid` strings as the start or end of reasoning anywhere in a reply, so it could not parse a call that contains
+    them.
     """
 
     def __init__(self, chat: ChatFormat, vocab_size: int) -> None:
@@ -187,7 +188,7 @@ class CallSyntax:
         return [*parts, *([_string(plain)] if plain else [])]
 
     def read(self, reply: Sequence[int], names: Iterable[str]) -> Message:
-        """Parse a reply, from which the reasoning was removed, as calls of the functions `names` or as text."""
+        """Parse a reply whose reasoning was removed: either text, or calls of the functions `names`."""
         return self._chat.parse(reply, thinking="off", tools=[Tool(name, "", {}) for name in names])
 
     def closing(self, tail: bytes) -> Bools:
@@ -212,7 +213,7 @@ class CallSyntax:
         return tables
 
     def warm(self) -> None:
-        """Precompute the tables of `closing`, which takes a pass over the vocabulary."""
+        """Precompute the tables of `closing`. This takes one pass over the vocabulary."""
         if self.unsaid:
             self.closing(b"")
 

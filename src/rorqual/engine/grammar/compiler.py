@@ -145,8 +145,8 @@ class Grammars:
     def compile(self, grammar: Grammar, *, where: str = "grammar", seconds: float = COMPILE_SECONDS) -> Compiled:
         """Compile a grammar and wait for the result.
 
-        Raises DataError, with `where` as the location, if the grammar is invalid or cannot be enforced, or if
-        compilation takes more than `seconds`, not counting time in the queue.
+        Raises DataError, with `where` as the location, if the grammar is invalid or cannot be enforced. Compilation for
+        more than `seconds` raises DataError too; time in the queue does not count.
         """
         try:
             return self.submit(grammar).within(seconds)
@@ -216,8 +216,8 @@ class Grammars:
 
     @cached_property
     def _vocabulary(self) -> Any:
-        """The tokenizer in llguidance's format. All added tokens are marked as special, so that the model cannot use an
-        added token, such as Qwen3's `<think>`, to write text that the grammar requires."""
+        """The tokenizer in llguidance's format. All added tokens are marked as special. Otherwise the model could write
+        text of the grammar with an added token, such as Qwen3's `<think>`."""
         data = json.loads(self._tokenizer.source)
         data["added_tokens"] = [token | {"special": True} for token in data["added_tokens"]]
         data |= {"truncation": None, "padding": None}
@@ -316,7 +316,7 @@ class Grammars:
 def _rehearse(compiled: Compiled) -> None:
     """Test a grammar by generating up to `REHEARSED` tokens.
 
-    Raises Unusable if no reply can match the grammar or if it exceeds a limit.
+    Raises Unusable if no reply can match the grammar, or if the grammar exceeds a limit.
     """
     constraint = compiled.start()
     for _ in range(REHEARSED):

@@ -32,7 +32,7 @@ class DsmlRules:
     spelled: Callable[[str], Sequence[str]]
     options: Mapping[str, Any]
     has_token: bool
-    """Whether the tokenizer has the special token of the tags. Otherwise, text must not spell it."""
+    """Whether the tokenizer has the special token `｜DSML｜`. If False, string arguments must not contain the text `｜DSML｜`."""
 
     def call(self, rule: str, function: str, schema: Mapping[str, Any]) -> Iterator[str]:
         """Yield the rules of a call of `function`, whose arguments have the rewritten schema `schema`. `rule` is the name of the

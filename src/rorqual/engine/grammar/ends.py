@@ -21,9 +21,10 @@ def find_endless(schema: dict[str, Any], resolve: Callable[[Any, str], Any]) -> 
     """Return the reachable subschemas that require themselves and so have no finite value, as (keyword, place,
     subschema).
 
-    Subschemas with a keyword in `NEEDS` come first. `resolve(schema, pointer)` returns the target of a reference. Only
-    necessary conditions are checked, so no value matches a returned subschema. Subschemas that are impossible without a
-    cycle (`false`, contradicting types) are not returned.
+    Subschemas with a keyword in `NEEDS` come first. `resolve(schema, pointer)` returns the target of a reference. The
+    check uses only some of the conditions that a matching value must meet. So it may miss a subschema, but no value
+    matches a returned subschema. Subschemas that are impossible without a cycle (`false`, contradicting types) are not
+    returned.
     """
     parts = dict(_reachable(schema, resolve))
     if not any("$ref" in part for part in parts.values()):

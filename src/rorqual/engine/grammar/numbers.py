@@ -22,9 +22,10 @@ below `FINEST` or above `LARGEST`, llguidance could not build an expression. Int
 largest and the smallest 64-bit integer are exact, too.
 """
 STEP = Decimal("1e-9")
-"""Offset that turns an exclusive bound at an integer into an inclusive bound, if the other bound is less than 1 away.
+"""Distance by which an exclusive integer bound is moved, so that an inclusive bound can replace it.
 
-If two bounds are less than 1 apart, llguidance would wrongly allow an exclusive bound itself.
+This is done if the two bounds of a number are less than 1 apart: llguidance would then allow the value of an
+exclusive bound.
 """
 MOST_COEFFICIENT = 2**32 - 1
 
@@ -108,7 +109,7 @@ def _step(value: Any) -> Fraction | None:
 
 
 def _whole(bound: _Bound | None, sign: int) -> _Bound | None:
-    """Convert the bound to an inclusive bound at the nearest integer that the bound allows."""
+    """Return the inclusive bound at the nearest integer that `bound` allows."""
     if bound is None:
         return None
     value = Fraction(bound.value)
@@ -150,7 +151,7 @@ def _enforceable(bound: _Bound, opposite: _Bound | None, sign: int, integer: boo
 
 
 def _steps(step: Fraction) -> tuple[Any, ...]:
-    """Return `step` and the multiples of it that have fewer decimals, or () if llguidance cannot read the step.
+    """Return `step` and its smallest multiples with fewer decimals, or () if llguidance cannot read the step.
 
     llguidance writes every multiple with as many decimals as the step: 0.50 for 2 * 0.25.
     """

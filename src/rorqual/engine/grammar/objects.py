@@ -81,8 +81,8 @@ class Objects(Texts):
     def _evaluated(self, part: Any, depth: int) -> tuple[list[str] | None, bool]:
         """Return the property names that a subschema evaluates, and whether it always evaluates all of them.
 
-        Subschemas that a keyword such as `allOf` applies to the same value are included. None instead of a list means
-        that any property may be evaluated.
+        Names from nested subschemas for the same object, such as those in `allOf`, are included. None instead of a list
+        means that any property may be evaluated.
         """
         if not isinstance(part, dict) or depth > MAX_BRANCHES:
             return ([], True) if isinstance(part, bool) else (None, False)
@@ -174,7 +174,7 @@ class Objects(Texts):
                 self._note(key, place)
 
     def _chosen(self, optional: list[str], least: int, most: int | None) -> list[Part] | None:
-        """Return subschemas that require `least` to `most` of the `optional` properties, or None if they need too many
+        """Return subschemas that require `least` to `most` of the `optional` properties, or None if this needs too many
         branches. The caller must ensure that the object allows no other properties.
         """
         if len(optional) > MAX_BRANCHES:

@@ -39,10 +39,10 @@ def loosened(error: str, loose: frozenset[str]) -> frozenset[str] | None:
 
 
 def pruned(part: dict[str, Any], error: str, impossible: Callable[[Mapping[str, Any]], bool]) -> dict[str, Any]:
-    """Remove branches and definitions that no value matches from a schema that llguidance rejected with `error`.
+    """Remove the impossible branches and definitions of a schema that llguidance rejected with `error`.
 
-    `impossible` returns whether no value matches a schema. Raises Unusable with the message `error` if no branch can be
-    removed.
+    `impossible(schema)` is true if no value matches the schema. Raises Unusable with the message `error` if no branch can
+    be removed.
     """
     if not matches_nothing(error):
         raise Unusable(error)

@@ -1,4 +1,4 @@
-"""Validate user-supplied grammars before compilation: size, nesting, JSON syntax, and no external references."""
+"""Validate user-supplied grammars before compilation: check size, nesting and JSON syntax, and reject external references."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class Texts:
     def _each(self, schema: Mapping[Any, Any], place: str) -> dict[Any, Part]:
         """Rewrite sibling subschemas.
 
-        `ways` becomes the largest number of branch combinations among the siblings, not their product.
+        `ways` becomes the largest number of branch combinations of any sibling. The numbers are not multiplied.
         """
         before, most, rewritten = self.ways, self.ways, dict[Any, Part]()
         for name, subschema in schema.items():
@@ -103,7 +103,7 @@ class Texts:
         return True
 
     def _expressions(self, schema: Mapping[str, Any], place: str) -> list[str]:
-        """Return regular expressions, all of which a string must match."""
+        """Return regular expressions for a string schema. A string must match each of them."""
         expressions = list[str]()
         if "pattern" in schema:
             expressions += self._pattern(schema["pattern"], "pattern", place)

@@ -81,8 +81,8 @@ def _different(values: list[Any]) -> list[Any]:
 def arrangements(values: list[Any], least: int, most: int) -> list[list[Any]] | None:
     """Return all lists of `least` to `most` distinct values, or None if there are more than `MAX_LISTS`.
 
-    Each set of values is returned in all orders if this gives at most `MAX_LISTS` lists. If all orders are too many,
-    the values of each set are returned only in the order of `values`.
+    Each set of values is returned in all orders if this gives at most `MAX_LISTS` lists. Otherwise each set is returned
+    once, in the order of `values`.
     """
     for choose in (permutations, combinations):
         lists = list(

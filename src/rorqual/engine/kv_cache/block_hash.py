@@ -2,8 +2,8 @@
 tokens are equal.
 
 A key is a keyed hash of the parent block's key, the block's tokens and its extra keys. An extra key is, for example,
-the digest of embeddings that replace the embeddings of placeholder tokens. The parent key of a prompt's first block is
-the root key, which covers everything that affects all blocks: tenant, weights, adapter and floating-point arithmetic.
+the digest of the image embeddings for placeholder tokens. The parent key of a prompt's first block is the root key,
+which covers everything that affects all blocks: tenant, weights, adapter and floating-point arithmetic.
 
 The hash is keyed with a secret. Without the secret, an attacker cannot construct a collision, and cannot learn another
 tenant's prompts from cache-hit timing or file names.
@@ -49,8 +49,8 @@ def extend(
     block: int,
     extra_keys: Callable[[int], Sequence[bytes]] = lambda _: (),
 ) -> list[bytes]:
-    """Return the keys of the full blocks of `tokens`, which come after the block with the key `parent`. For the
-    first block of a prompt, `parent` is the root key.
+    """Return the keys of the full blocks of `tokens`. The first of these blocks follows the block with the key `parent`.
+    For the first block of a prompt, `parent` is the root key.
 
     With `parent`, a growing sequence hashes only its new blocks. `extra_keys(i)` returns the extra keys of the i-th new
     block.
@@ -66,7 +66,7 @@ def extend(
 
 
 def block_hash(secret: bytes, parent: bytes, tokens: bytes, extra_keys: Sequence[bytes] = ()) -> bytes:
-    """Return the key of the block of `tokens` (int32 bytes) after the block with the key `parent`.
+    """Return the key of a block that holds `tokens` (int32 bytes) and follows the block with the key `parent`.
 
     `extra_keys` covers everything besides tokens and parent that affects the block's contents.
     """

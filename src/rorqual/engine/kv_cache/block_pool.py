@@ -1,8 +1,8 @@
 """Ownership of the KV-cache blocks: reference counts, hash keys and eviction. This module uses no tensors.
 
 A block is in one of three states. A *used* block is referenced by at least one sequence. A *cached* block has no
-references, but it has a key, by which a prompt with the same prefix finds and reuses the block. A *free* block has
-neither references nor a key.
+references but still has a key: a later prompt with the same prefix can reuse the block. A *free* block has neither
+references nor a key.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ OnEvict = Callable[[int, bytes], None]
 class BlockPool:
     """A pool of `n_blocks` blocks with ids 0 to `n_blocks` - 1.
 
-    Adding a block to the free blocks, or taking a block from them, takes logarithmic time. Operations that leave the
-    free blocks unchanged take constant time per block. `on_evict(id, key)` is called when a cached block is evicted,
+    An operation that adds or removes a free block takes logarithmic time. Operations that leave the free blocks
+    unchanged take constant time per block. `on_evict(id, key)` is called when a cached block is evicted,
     before its contents are overwritten, so that the caller can save them. `on_evict` must not call the pool.
 
     Raises RuntimeError on misuse: a double release, an unknown id, or a key for a block without references. Undetected
@@ -148,8 +148,8 @@ class BlockPool:
         """Give a key to a full block that the caller references. Other sequences can `share` a block with a key, so the
         block must not be written again.
 
-        If another block already has the key, `register` returns False, and `block` gets no key and becomes free when it
-        is released. `tenant` is stored for `drop`, which can remove the keys of one tenant.
+        If another block already has the key, `register` returns False. `block` then gets no key, so it becomes free when
+        it is released. `tenant` is stored for `drop`, which can remove the keys of one tenant.
         """
         self._exists(block)
         if self._references[block] == 0:

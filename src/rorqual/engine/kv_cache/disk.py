@@ -87,8 +87,8 @@ def _make_secret(folder_fd: int, folder: Path) -> bytes:
     temporary = f"{SECRET_FILE}.{secrets.token_hex(8)}.part{SUFFIX}"
     try:
         _write_new(folder_fd, temporary, secrets.token_bytes(SECRET_BYTES), lasting=True)
-        # FileNotFoundError: another process opened a store meanwhile and removed the file as a leftover, so a secret
-        # already exists.
+        # FileNotFoundError: another process has removed our temporary file as a leftover. It had opened a store, so a
+        # secret already exists.
         with suppress(FileExistsError, FileNotFoundError):
             os.link(temporary, SECRET_FILE, src_dir_fd=folder_fd, dst_dir_fd=folder_fd, follow_symlinks=False)
     finally:
@@ -191,7 +191,7 @@ class DiskStore:
                 return None if self._closing else self._pending.get(key)
             self._sizes.move_to_end(key)
             try:
-                # Open inside the lock, so that the writer cannot evict the file first.
+                # Open the file while holding the lock, so that the writer cannot evict the file first.
                 file = os.open(_name(key), os.O_RDONLY | _PLAIN, dir_fd=self._folder_fd)
             except OSError as error:
                 # The file is missing, a symbolic link or a socket.
@@ -254,8 +254,8 @@ class DiskStore:
     def _scan(self) -> None:
         """Build the index from the files in the folder, least recently used first.
 
-        A regular file with a block's name and a possible size is indexed. A file with the suffix `SUFFIX` that is not
-        indexed is a leftover and is removed. Files without the suffix are not touched.
+        A regular file with a block's name and a possible size is indexed. Any other file with the suffix `SUFFIX` is a
+        leftover and is removed. Files without the suffix are not touched.
         """
         blocks: list[tuple[int, bytes, int]] = []
         with os.scandir(self._folder_fd) as entries:
@@ -322,7 +322,7 @@ class DiskStore:
             with os.fdopen(file, "rb", closefd=False) as opened:
                 head, code = opened.read(_HEAD.size), opened.read(_MAC_BYTES)
                 payload = opened.read(length)
-            # The header must equal the header for this key and length. No field of the file is used before the
+            # The header must be the expected one for this key and length. No field of the file is used before the
             # authentication code is checked.
             if head != _head(key, length) or not hmac.compare_digest(code, self._code(head, payload)):
                 return None

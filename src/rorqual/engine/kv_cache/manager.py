@@ -1,7 +1,7 @@
 """The KV-cache manager: assign blocks to sequences and maintain the prefix cache. This module uses no tensors.
 
-A block gets a key (`block_hash.py`) once all its positions are computed. The key covers the tenant and the weights. The
-key covers all tokens up to the end of the block, and the embeddings that replace the embeddings of these tokens.
+A block gets a key (`block_hash.py`) once all its positions are computed. The key covers the
+tenant, the weights, all tokens up to the end of the block, and any given embeddings (`Embeds`) for these tokens.
 Sequences with the same prefix share its blocks. A block that no sequence uses any more stays cached until it is
 evicted. With a disk store, a block that gets a key is also written to disk.
 """
@@ -152,7 +152,7 @@ class KVCacheManager:
 
     def fork(self, owner: Owner, other: Owner, length: int) -> list[tuple[int, int]] | None:
         """Give `other` the first `length` positions of `owner`. Full blocks are shared. If the last block is partial,
-        `other` gets a new block, into which the caller must copy the contents.
+        `other` gets a new block, and the caller must copy the contents of the partial block into the new block.
 
         Returns [(target block, source block)], or [] if no block is partial, or None if no block is available.
         """

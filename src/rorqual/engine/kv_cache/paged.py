@@ -47,9 +47,9 @@ def token_bytes(config: ModelConfig, dtype: torch.dtype) -> float:
 class PagedCache:
     """The block pools of all layers.
 
-    `layers[i]` maps the name of each tensor that attention module i caches (`layouts[i].parts`) to its pool. The
-    backend's `attention` decides the memory layout of a pool. `experts` [blocks, BLOCK, routers, k] holds the routers'
-    choices for each cached position.
+    `layers[i]` holds the pools of attention module i by name: one pool per tensor that the module caches
+    (`layouts[i].parts`). The backend's `attention` decides the memory layout of a pool. `experts` [blocks, BLOCK, routers,
+    k] holds the routers' choices for each cached position.
     """
 
     def __init__(
@@ -132,8 +132,8 @@ class PagedCache:
 
 
 class StepCache:
-    """The `rorqual.model.Cache` of one forward pass. `plan` gives the cache slot of each token and the positions that
-    it attends to."""
+    """The `rorqual.model.Cache` of one forward pass. `plan` gives the cache slot of each token, and the positions to
+    which the token attends."""
 
     def __init__(self, cache: PagedCache, plan: Plan) -> None:
         self.cache, self.plan, self.pools = cache, plan, cache.layers

@@ -35,14 +35,14 @@ from rorqual.engine.seeds import Bits, sample_seed
 ALWAYS = ("max_tokens", "temperature", "top_p")
 """Parameters that are always sent, because servers have different defaults."""
 OWN_FORMS = ("seed", "n", "top_logprobs", "grammar")
-"""Parameters that are not sent as a field of the same name.
+"""Parameters that `fields_of` does not simply copy to a field of the same name.
 
 A request with `n` samples becomes n HTTP requests, each with its own seed.
 """
 
 
 def fields_of(params: SamplingParams) -> dict[str, Any]:
-    """Return sampling parameters under their names in OpenAI's API, or in vLLM's and SGLang's extensions of it.
+    """Return sampling parameters as fields of OpenAI's API, or of the extensions in vLLM and SGLang.
 
     Parameters at their default value are left out, except those in `ALWAYS`.
     """
@@ -84,10 +84,10 @@ RETRIED = frozenset({408, 409, 425, 429})
 FINAL = frozenset({501, 505})
 """Server errors that a retry cannot fix."""
 REFUSED = frozenset({400, 413, 422})
-"""Status codes that mean that only this request is invalid, so other requests may succeed."""
+"""Status codes after which only this request has failed. Other requests may succeed."""
 UNSURE = frozenset({408, 409, 425})
-"""Status codes below 500 after which the server may have done and billed work. A code below 500 that is not in `UNSURE`
-means that the server did no work."""
+"""Status codes that leave it open whether the server did and billed work. Any other code below 500 means that the server did
+no work."""
 UNSENT = (ConnectionRefusedError, socket.gaierror, ssl.SSLCertVerificationError)
 """Exceptions raised before a request is sent."""
 LONGEST_WAIT = 60.0
@@ -254,14 +254,14 @@ class RemoteClient(ABC):
         """Send a request for each (request, sample number) in `wanted`, and call `arrived(place, completion)` for each
         completion.
 
-        Calls of `arrived` are serialized. After the first request or call of `arrived` that fails, no further request
-        is sent. Requests in flight are completed and delivered, then the failure is raised. `toll.enter` is called
-        before each attempt. If `toll.enter` returns False, no further request is sent, and `collect` returns False.
+        Calls of `arrived` are serialized. If a request or a call of `arrived` fails, no further request is sent. Requests
+        in flight are completed and delivered, then the first error is raised. `toll.enter` is called before each
+        attempt. If `toll.enter` returns False, no further request is sent, and `collect` returns False.
 
-        If `refused` is given, `refused(place, error)` is called for a request that the server rejects for its content
-        (`REFUSED`), and the other requests continue. If `failed` is given, `failed(place, error)` is called for an
-        error with `RemoteError.alone` that does not go to `refused`, and the other requests continue. With
-        `first_alone`, the first request must finish before all other requests are sent.
+        If `refused` is given, it handles requests that the server rejects for their content (`REFUSED`): `collect` calls
+        `refused(place, error)` and continues with the other requests. In the same way, `failed` handles every error with
+        `RemoteError.alone` that `refused` does not handle. With `first_alone`, the first request must finish before all
+        other requests are sent.
         """
         self._check(wanted)
         lock, stop = threading.Lock(), threading.Event()
@@ -384,7 +384,7 @@ class RemoteClient(ABC):
 class RemoteEngine(RemoteClient):
     """An engine that sends `POST {base_url}/chat/completions` to any OpenAI-compatible server.
 
-    Thinking `on` and `off` are sent as `chat_template_kwargs`, as vLLM and SGLang expect them; `auto` sends nothing.
+    Thinking `on` and `off` are sent as `chat_template_kwargs`, which vLLM and SGLang accept. For `auto`, nothing is sent.
     `extra` is merged into each request body. Seeds have `seed_bits` bits: 64 as in OpenAI's API, or 31 for a server
     that rejects larger seeds. `settings` are passed to `RemoteClient`.
     """
@@ -571,7 +571,7 @@ def shorten(text: str) -> str:
 def read_until(reply: Any, end: float) -> bytes:
     """Read a reply body until it ends, or until it has at least `LARGEST_REPLY` bytes.
 
-    Raises TimeoutError after the monotonic time `end`, because a socket timeout limits only each single read.
+    Raises TimeoutError after the monotonic time `end`. A socket timeout would limit the time per read, not the total time.
     """
     raw = bytearray()
     while len(raw) < LARGEST_REPLY and (piece := reply.read1(1 << 16)):

@@ -1,5 +1,5 @@
-"""A rollout engine that uses a remote `rorqual serve` started with `rollout_dir=`. The trainer uploads weights and
-receives token ids."""
+"""A rollout engine that samples on a remote server, which runs `rorqual serve` with `rollout_dir=`. The trainer uploads
+weights and receives token ids."""
 
 from __future__ import annotations
 

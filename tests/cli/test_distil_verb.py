@@ -64,7 +64,7 @@ def test_a_server_teaches_within_a_budget(address: str, tmp_path: Path) -> None:
         (("http://127.0.0.1:9/v1", "task=families"), ("model=NAME",)),
         (("http://127.0.0.1:9/v1", "model=m", "task=families", "top_k=4"), ("top_k", "a local run")),
         (("http://127.0.0.1:9/v1", "model=m", "task=families", "budget=1"), ("price_in",)),
-        (("run", "task=families", "budget=1", "price_in=1"), ("apply only to a server",)),
+        (("run", "task=families", "budget=1", "price_in=1"), ("need a remote server as teacher",)),
         (("run", "task=famlies"), ("'famlies'", "'families'")),
         (("run", "task=families", "decontaminate=none.jsonl"), ("none.jsonl", "no such file")),
     ],

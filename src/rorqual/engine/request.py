@@ -40,7 +40,7 @@ class Completion:
     token_ids: list[int]
     logprobs: list[float]
     """`logprobs[i]` is the log-probability of `token_ids[i]` under the sampling distribution, after temperature, top-k
-    and top-p. At temperature 0, the log-probability is that of temperature 1 without top-k and top-p."""
+    and top-p. At temperature 0, `logprobs[i]` is computed at temperature 1, without top-k and top-p."""
     finish_reason: Literal["stop", "length"]
     text: str
     """The reply after `</think>`."""

@@ -78,7 +78,8 @@ class RequestQueue(Generic[W]):
     def next(self, running: Mapping[str, float]) -> W:
         """Return the sequence to run next, without removing it.
 
-        `running` maps each tenant with running sequences to its number of sampled tokens that are not charged yet.
+        `running` has one entry per tenant with running sequences: the number of sampled tokens that the tenant was not
+        charged for yet.
         """
         best = min(
             (queue[0][0], tenant in running, self.usage(tenant, running), queue[0][1], tenant)
@@ -96,9 +97,9 @@ class RequestQueue(Generic[W]):
         """Return the tenants that may lose a slot to `tenant`. `held` counts slots per tenant; `running` has the same
         meaning as in `next`.
 
-        If `tenant` has no slot, every tenant that has several slots or received more service than `tenant` may lose a
-        slot. If `tenant` has slots, another tenant may lose a slot if it received more service and has at least two
-        more slots than `tenant`.
+        If `tenant` has no slot, another tenant may lose a slot in two cases: it has several slots, or it received more
+        service than `tenant`. If `tenant` has slots, both conditions must hold: the other tenant received more service
+        than `tenant`, and has at least two slots more.
         """
         own_slots, own_usage = held.get(tenant, 0), self.usage(tenant, running)
         return {

@@ -44,7 +44,8 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Saved:
-    """Per-token results of a preempted sequence, which are saved because a second prefill does not recompute them."""
+    """Per-token results of a preempted sequence. A second prefill does not recompute these results, so they are
+    saved."""
 
     logprobs: npt.NDArray[np.float32]
     kept: npt.NDArray[np.uint8]
@@ -85,7 +86,8 @@ def filled(tokens: int, rows: int) -> int:
 
 
 class Runner:
-    """Runs the model on a batch. Stores the KV cache of `blocks` blocks and the token histories of `slots` sequences.
+    """Runs the model on a batch, and stores two things: a KV cache with `blocks` blocks, and the token histories of
+    `slots` sequences.
 
     A sequence has at most `max_len` token ids. Histories are indexed by slot.
     """
@@ -308,8 +310,8 @@ class Runner:
     def _score(self, hidden: Tensor, scored: list[tuple[Sequence, int, range]]) -> None:
         """Compute prompt log-probabilities from the hidden states [tokens, d] of a step.
 
-        `scored` lists (sequence, index of the sequence's position 0 among the step's tokens, positions to score). The
-        index is negative if an earlier step computed position 0.
+        `scored` lists (sequence, offset, positions to score). Position p of the sequence is token offset + p of the
+        step. The offset is negative if an earlier step computed position 0.
         """
         for sequence, first, positions in scored:
             assert sequence.scores is not None

@@ -1,10 +1,10 @@
 """The scheduler: decides which sequences decode, are prefilled, wait or are preempted in the next step.
 
-This module uses only Python and numpy, and neither torch tensors nor the model.
+This module uses only Python and numpy. It has no torch tensors and does not call the model.
 
 A sequence is queued, gets a slot, is prefilled in chunks, decodes in a row of the batch until it stops, and is
 released. B decoding sequences use rows 0 to B - 1: when sequences finish, the last rows move into the gaps. The runner
-stores its state of a sequence by slot, which does not change until the sequence finishes or is preempted.
+stores the state of a sequence under its slot. A sequence keeps its slot until it finishes or is preempted.
 
 Keys and values are stored in blocks (`KVCacheManager`). When no block is available, the scheduler preempts the sequence
 that ranks last. The preempted sequence releases its blocks and is queued again. When it resumes, tokens whose blocks
@@ -47,8 +47,8 @@ class SchedulerOutput:
     chunks: list[Chunk]
     """Prefill chunks. Chunks that complete a prompt come last."""
     joined: list[tuple[Sequence, int]]
-    """Sequences that start to decode in this step, in row order, each with the index of the chunk that completes its
-    prompt. The chunk's last position gives the logits of the first token."""
+    """(Sequence, index of a chunk) for each sequence that starts to decode in this step, in row order. The chunk
+    completes the sequence's prompt, and its last position gives the logits of the first token."""
     copies: list[tuple[int, int]]
     """Blocks to copy after the forward pass, as (target block, source block)."""
     admitted: list[Sequence]
@@ -118,7 +118,7 @@ class Scheduler:
         return plan
 
     def _allocate_for_decode(self, plan: SchedulerOutput) -> bool:
-        """Allocate a block for every row whose next position begins a new block, preempting sequences if necessary.
+        """Allocate a block for every row whose next position begins a new block. Preempt sequences if no block is free.
 
         Returns False if a sequence was preempted.
         """
@@ -188,7 +188,7 @@ class Scheduler:
             if not self._free:
                 if not self._preempt_for(sequence, plan):
                     return
-                continue  # the preemption may change which sequence comes first
+                continue  # after the preemption, another sequence may come first
             key = sequence.prefill_key
             leader = leaders.get(key)
             if leader is not None and leader.slot >= 0:
@@ -238,8 +238,8 @@ class Scheduler:
 
         If a sequence of lower priority has a slot, the victim is the sequence that ranks last (`_last`). Otherwise the
         candidates belong to tenants that may lose a slot (`RequestQueue.owing`). A candidate has the same priority as
-        `sequence` and has decoded at least `QUANTUM` tokens in its row. The tenant with the most slots loses its
-        candidate with the most decoded tokens.
+        `sequence` and has decoded at least `QUANTUM` tokens in its row. The victim is the candidate whose tenant has
+        the most slots. Ties go to the candidate with the most decoded tokens.
         """
         if min(s.priority for s in (*self.running, *self.prefilling)) < sequence.priority:
             return self._last()
@@ -286,8 +286,8 @@ class Scheduler:
     def _grow(self, sequence: Sequence, stop: int, later: list[Sequence], plan: SchedulerOutput) -> bool:
         """Allocate the blocks of a chunk. Returns False if too few blocks are available.
 
-        If no sequence is decoding, no sequence will finish and free its blocks. So if no sequence is decoding,
-        sequences in `later` are preempted, starting from the end.
+        If sequences are decoding, the chunk waits until one of them finishes and frees its blocks. If no sequence is
+        decoding, sequences in `later` are preempted, starting from the end.
         """
         while not self.kv_cache.grow(sequence, stop):
             with_slot = [other for other in later if other.slot >= 0]
@@ -395,8 +395,8 @@ class Scheduler:
     def renew(self, fingerprint: bytes) -> None:
         """Invalidate all blocks cached under the old weights.
 
-        Running sequences continue. Blocks of running sequences were computed with old and new weights, so these blocks
-        are neither cached nor shared with later requests.
+        Running sequences continue. Their blocks mix keys and values of the old and the new weights. These blocks are
+        therefore not cached, and later requests do not share them.
         """
         self.kv_cache.renew(fingerprint)
         for sequence in self._admitted():
@@ -405,7 +405,7 @@ class Scheduler:
             sequence.keys = []
 
     def reset(self) -> None:
-        """Drop all running and queued sequences and all cached blocks in memory, after a step that failed."""
+        """Recover from a failed step: drop all running and queued sequences, and all cached blocks in memory."""
         for sequence in (*self._admitted(), *self.waiting):
             sequence.slot, sequence.blocks, sequence.followers = -1, [], []
         self.running, self.prefilling, self.waiting = [], [], RequestQueue()

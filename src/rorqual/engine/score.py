@@ -49,7 +49,7 @@ def score(
 
     Each result is a pair: token ids [len(reply), k] int32, most likely first, and their log-probabilities [len(reply),
     k] fp32 at temperature 1. Row i is the model's distribution of reply[i], given all tokens before it. Samples are
-    packed into rows of `row` tokens, or of the longest sample's length if that is greater.
+    packed into rows of `row` tokens. If a sample is longer than `row`, the rows are as long as the longest sample.
 
     Raises DataError if `k` exceeds the vocabulary, a prompt or reply is empty, or a sample is longer than the context.
     """

@@ -1,5 +1,5 @@
-"""Random numbers for sampling, and the seeds with which a remote server draws the same random numbers as a local
-engine.
+"""Random numbers for sampling, and seeds for remote servers. With a 64-bit seed, a Rorqual server draws the same random
+numbers as a local engine.
 
 A random number is a function of (seed, sample, position) and does not depend on the batch, the slot or the number of
 threads. The generator is SplitMix64 (Steele, Lea and Flood 2014). Each row uses one random number per step.

@@ -35,7 +35,7 @@ class Sequence:
     slot: int = -1
     """Index of the sequence's state in the runner, or -1 if the sequence has no slot."""
     tokens: list[int] = field(default_factory=list)
-    """The tokens to prefill: the prompt and, after a preemption, the reply tokens sampled before it."""
+    """The tokens to prefill: the prompt, and the reply tokens that were sampled before a preemption."""
     num_computed_tokens: int = 0
     """How many of `tokens` are in the KV cache."""
     hit: int = -1
@@ -45,7 +45,7 @@ class Sequence:
     keys: list[bytes] = field(default_factory=list)
     """Hashes of the leading full blocks, extended on demand."""
     followers: list[Sequence] = field(default_factory=list)
-    """Sequences with the same tokens to prefill, which wait for this sequence's prefill and share its blocks."""
+    """Sequences with the same tokens to prefill. They wait for this sequence's prefill and then share its blocks."""
     saved: object = None
     """Per-token results that the runner restores after a preemption (`History.save`)."""
     halts: Callable[[list[int]], bool] | None = None

@@ -4,8 +4,9 @@ Before each step, `Weights` compares the data pointer and torch's version counte
 compares every attribute of every module, such as an adapter's scale, an eps or a RoPE base. Comparing version counters
 and attributes takes microseconds per module.
 
-The version counter misses writes by fused optimizers, numpy, `tensor.data`, DLPack and mapped files, and writes to
-inference tensors. So tensor values are compared before a cached block is reused and before a new block is hashed.
+The version counter misses two kinds of writes: writes by fused optimizers, numpy, `tensor.data`, DLPack and mapped
+files, and all writes to inference tensors. So tensor values are compared before a cached block is reused and before a
+new block is hashed.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ class Weights:
         self._digest = digest(tensors) if self._contents else b""
 
     def look(self, *, contents: bool = False) -> bytes:
-        """Return the 32-byte fingerprint of the current weights. With `contents` in both this call and the
-        constructor, the comparison reads all tensor values."""
+        """Return the 32-byte fingerprint of the current weights. The comparison reads all tensor values if both this
+        call and the constructor set `contents`."""
         if self._watched:
             with self._lock:
                 state, tensors = _state_of(self._model)
@@ -103,8 +104,8 @@ def _processor_model() -> str:
 
 
 def _state_of(model: Decoder) -> tuple[list[object], list[Tensor]]:
-    """Return the module attributes and tensor metadata, which show changes without reading tensor values, and the
-    tensors."""
+    """Return two lists: module attributes with tensor metadata, and the tensors. The first list shows most changes
+    without reading tensor values."""
     leaves: list[object] = []
     tensors: list[Tensor] = []
     _walk(model, leaves, tensors, set())
@@ -116,8 +117,8 @@ def _state_of(model: Decoder) -> tuple[list[object], list[Tensor]]:
 
 
 def _walk(value: object, leaves: list[object], tensors: list[Tensor], seen: set[int]) -> None:
-    """Append the tensors inside `value` to `tensors`, and its plain values to `leaves`. `seen` has the ids of the
-    enclosing objects, to detect cycles."""
+    """Append the tensors inside `value` to `tensors`, and the plain values inside it to `leaves`. `seen` has the ids of
+    the enclosing objects, to detect cycles."""
     if isinstance(value, PLAIN):
         leaves.append(value)
     elif isinstance(value, Tensor):
@@ -163,8 +164,8 @@ def _parts(value: object, leaves: list[object]) -> list[object]:
 
 
 def _stable_text(leaf: object) -> str:
-    """Return a string for a value in `leaves`. The string is the same in every process, except that a local function or
-    class gets a random string."""
+    """Return a string for a value in `leaves`. The string is the same in every process. Only a local function or class
+    gets a random string."""
     if isinstance(leaf, type | Callable):  # type: ignore[arg-type]
         name = f"{leaf.__module__}.{leaf.__qualname__}"  # type: ignore[attr-defined]
         return secrets.token_hex(32) if "<" in name else name
@@ -182,9 +183,10 @@ def _keys(device: torch.device) -> Tensor:
 def digest(tensors: list[Tensor]) -> bytes:
     """Return a 32-byte hash of the values of `tensors`. Different values collide with a probability of at most 2**-32.
 
-    Each row of `WORDS` 64-bit words gives two dot products with random keys modulo 2**64: one for the words, one for
-    their upper 32 bits. The two dot products are the multilinear hash of Lemire & Kaser (arXiv 1202.4961) over 32-bit
-    characters with 64-bit keys. This hash reads about 7 GB/s per core; BLAKE2 reads 0.9 GB/s.
+    The tensors are read in rows of `WORDS` 64-bit words. For each row, two dot products with random keys are computed
+    modulo 2**64: one of the words, and one of their upper 32 bits. The two dot products are the multilinear hash of
+    Lemire & Kaser (arXiv 1202.4961) over 32-bit characters with 64-bit keys. This hash reads about 7 GB/s per core;
+    BLAKE2 reads 0.9 GB/s.
     """
     hash_ = blake2b(digest_size=32)
     for tensor in tensors:

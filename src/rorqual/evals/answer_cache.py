@@ -22,8 +22,8 @@ from rorqual.engine.request import Completion, Request
 
 SYNC_SECONDS = 5.0
 IN_A_ROW = 32
-"""Number of consecutive rejections after which the evaluation stops, not counting requests that an earlier run recorded
-as rejected."""
+"""Number of consecutive rejections after which the evaluation stops. Requests that an earlier run recorded as rejected
+do not count."""
 Progress = Callable[[int, int], None]
 QuickstartPaths = tuple[int, int]
 """(Index of a request, index of a sample of that request)."""
@@ -38,18 +38,18 @@ class AnswerCache:
     evaluation generates only the new samples. One process at a time may use the file. If `out` is None, nothing is written.
 
     A request that the server rejects (HTTP 400, 413, 422) yields a completion with an `error`, and the other requests
-    continue. A rejection is raised as an error if the server rejects every request, or `IN_A_ROW` consecutive requests
-    that no earlier run recorded as rejected. `IN_A_ROW` consecutive rejections may mean that the account is out of
-    credit. `refusals` lists the rejections. A later run retries the rejected requests after all other requests.
-    Completions with an `error` are not cached. Cached completions have text, reasoning, finish reason and usage, but no
-    token ids.
+    continue. A rejection is raised as an error in two cases: the server rejects every request, or it rejects `IN_A_ROW`
+    consecutive requests. The second case may mean that the account is out of credit. Requests that an earlier run
+    recorded as rejected do not count. `refusals` lists the rejections. A later run retries the rejected requests after
+    all other requests. Completions with an `error` are not cached. Cached completions have text, reasoning, finish
+    reason and usage, but no token ids.
     """
 
     def __init__(self, generator: Engine | RemoteEngine, out: Path | None, made: Mapping[str, Any]) -> None:
         self.generator = generator
         self.refusals: list[RemoteError] = []
         self.answered = 0
-        """Number of answers generated in this run, without the cached answers."""
+        """Number of answers generated in this run. Cached answers do not count."""
         self._asked: set[str] = set()
         self.path: Path | None = None
         if out is not None:
@@ -147,9 +147,9 @@ class AnswerCache:
 class _CacheFile:
     """The cache file with answers and the keys of rejected requests. If `path` is None, the cache exists in memory only.
 
-    With `paid`, each answer is synced to disk before the next answer is added. Disk space reserved in advance lets the
-    last answer be written even if the disk becomes full. Without `paid`, answers are only flushed to the operating
-    system, so they are not lost if this process is killed.
+    With `paid`, each answer is synced to disk before the next answer is added. Disk space is reserved in advance, so
+    the last answer can be written even if the disk becomes full. Without `paid`, answers are only flushed to the
+    operating system, so they are not lost if this process is killed.
     """
 
     def __init__(self, path: Path | None, *, paid: bool) -> None:

@@ -15,8 +15,8 @@ from rorqual.tasks.find import safe_grade, safe_problems
 FIT = 500
 """Maximum number of train problems per family and level on which the rules are fitted."""
 DRAWS = 4
-"""Maximum number of draws, as a multiple of the train problems needed. Because of this maximum, rare families may get
-fewer than `FIT` problems."""
+"""The maximum number of draws is `DRAWS` times the number of train problems needed. Because of this maximum, rare
+families may get fewer than `FIT` problems."""
 UNIFORM = "uniform"
 
 Guess = Callable[[Problem], str]
@@ -30,8 +30,8 @@ def majority(task: Task, train: Sequence[Problem]) -> Guess:
 
 
 def by_length(task: Task, train: Sequence[Problem]) -> Guess:
-    """Return a rule that guesses the most frequent label among train prompts with as many characters and words as the
-    problem's prompt.
+    """Return a rule that guesses the most frequent label among the train prompts of the same length, in characters and
+    in words.
 
     The rule guesses the majority label for lengths that do not occur in `train`.
     """
@@ -59,9 +59,10 @@ RULES: dict[str, Callable[[Task, Sequence[Problem]], Guess]] = {
 def baselines(task: Task, problems: Sequence[Problem], seed: int, fit: int = FIT) -> dict[str, dict[str, float]]:
     """Return the share of `problems` that each rule gets right, keyed by `family`, `family/level` or `all`, then by rule.
 
-    The rules of a cell (family and level) are fitted on up to `fit` train problems of the cell, drawn with `seed` and
-    disjoint from `problems`. `uniform` is one divided by the number of distinct answers in the fitting set. A cell
-    without train problems has no baselines. Pooled results that include a cell without train problems are left out.
+    A cell is a family and level. The rules of a cell are fitted on up to `fit` train problems of the cell. These train
+    problems are drawn with `seed` and are not among `problems`. `uniform` is one divided by the number of distinct
+    answers in the fitting set. A cell without train problems has no baselines. Pooled results that include a cell
+    without train problems are left out.
     """
     by_cell: dict[Cell, list[Problem]] = {}
     for problem in problems:

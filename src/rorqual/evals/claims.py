@@ -124,8 +124,8 @@ def student_claims(findings: Findings) -> list[SupportedClaim]:
 def ask(
     topics: Sequence[Topic], evaluations: Mapping[tuple[str, Thinking], Evaluation], grains: Sequence[Grain]
 ) -> list[SupportedClaim]:
-    """Test every topic at each of `grains` (pooled or by family) with a one-sided exact McNemar test, Holm-corrected
-    over all tests."""
+    """Test every topic with one-sided exact McNemar tests, pooled or by family as `grains` says. The p-values are
+    Holm-corrected over all tests."""
     supported: list[SupportedClaim] = []
     for topic in topics:
         before, after = evaluations[topic.before], evaluations[topic.after]
@@ -159,7 +159,7 @@ class GainAccount:
 
     @property
     def by_choice(self) -> float:
-        """The accuracy that the model before GRPO gains when it is made to think."""
+        """The gain in accuracy from making the model think, before GRPO."""
         return self.before_made_to_think - self.before
 
 

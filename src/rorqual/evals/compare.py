@@ -31,9 +31,9 @@ class Comparison:
     same problems.
 
     `gained` counts the problems whose value rose, and `lost` the problems whose value fell. `left_out` counts problems
-    that are ungraded in either evaluation. `p_value` is from McNemar's exact test over the pairs of one seed. `p_value`
-    is None for several seeds, because their pairs are not independent. `p_value` is None if a problem has several
-    samples, because their mean is not binary.
+    that are ungraded in either evaluation. For one seed, `p_value` is the p-value of McNemar's exact test. `p_value` is
+    None for several seeds, because the pairs are then not independent. `p_value` is None if a problem has several
+    samples, because the mean of its samples is not binary.
     """
 
     family: str
@@ -75,8 +75,9 @@ def compare_seeds(
 ) -> list[Comparison]:
     """Compare several runs that differ in their seed: `before[s]` is paired with `after[s]`.
 
-    With several seeds, the interval is the smallest that contains two others: the bootstrap interval over seeds and
-    problems, and the score interval over all problems. The coverage of the bootstrap interval is below nominal (see `hierarchical_difference`).
+    With several seeds, two intervals are computed: the bootstrap interval over seeds and problems, and the score
+    interval over all problems. The result is the smallest interval that contains both. The coverage of the bootstrap
+    interval is below nominal (see `hierarchical_difference`).
     """
     if len(before) != len(after) or not before:
         raise DataError(

@@ -20,14 +20,14 @@ from rorqual.tasks.families import FAMILIES, Families
 Grain = Literal["level", "family", "all"]
 ALL = "all"
 CLAIMED = "chance, claimed"
-"""The name of the baseline in older files, which contain no measured baselines."""
+"""The name of the baseline in older files. These files contain no measured baselines."""
 
 
 class GradedSample(Config):
     """A graded reply to a problem. `answer` is the gold answer. Lengths are in tokens.
 
     `error` is the reason why there is no reply. `chance` is the task's estimate of a guesser's accuracy. Only older
-    files, which contain no measured baselines, have `chance`.
+    files have `chance`, because they contain no measured baselines.
     """
 
     key: str
@@ -78,9 +78,9 @@ class Evaluation(Config):
     """Graded samples with the settings that produced them. One evaluation is one JSON file.
 
     `baselines` maps `family`, `family/level` and `all` to the accuracy of rules that use only surface features of a
-    prompt (evals/baselines.py). `versions` maps families to the version of their problems; a missing family has version
-    1. `usage` sums the generator's token counts. `seconds` is the wall-clock time. For a resumed evaluation, `seconds`
-    covers only the time since the last resumption.
+    prompt (evals/baselines.py). `versions` maps each family to the version of its problems; a family that is not in
+    `versions` has version 1. `usage` sums the generator's token counts. `seconds` is the wall-clock time. For a resumed
+    evaluation, `seconds` covers only the time since the last resumption.
     """
 
     task: str

@@ -137,12 +137,12 @@ class Dependence:
 def dependence(
     experts: Ints, document: Ints, label: Ints, within: Ints, *, n_experts: int, shuffles: int, seed: int
 ) -> Dependence:
-    """Return the mutual information of expert and document label given `within`: sum over w of p(w) I(expert; label | w).
+    """Return the mutual information of expert and document label given `within`: the sum over its values w of p(w)
+    I(expert; label | w).
 
     experts [n, k], document [n], within [n]; label [documents]. Labels are shuffled among documents, not among tokens,
-    because the tokens of one document tend to choose the same experts. For each value of `within`, labels are shuffled
-    only among the documents that contain the value. Shuffling within each value preserves the joint distribution of
-    labels and values.
+    because the tokens of one document tend to choose the same experts. For each w, labels are shuffled only among the
+    documents with a token whose `within` is w. This preserves the joint distribution of labels and w.
     """
     rng = np.random.default_rng(seed)
     n_labels = int(label.max()) + 1
@@ -168,7 +168,7 @@ def _by_label(labels: Ints, each: Floats, n_labels: int) -> Floats:
 
 
 def lift(table: NDArray[Any]) -> Floats:
-    """Return each expert's share of a family's tokens, divided by its mean share over all families.
+    """Return each expert's share of a family's tokens, divided by the expert's mean share over all families.
 
     table [families, experts] holds token counts.
     """

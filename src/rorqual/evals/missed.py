@@ -1,7 +1,8 @@
-"""What sparse attention misses: the dense attention outside the selected positions, and its effect on the output.
+"""What sparse attention misses: how much dense attention lies outside the selected positions, and how the output
+changes.
 
-At each layer, dense attention is computed on the same inputs as sparse attention. Queries that see at most `index_topk` positions
-cannot miss any. `Misses.dense` counts these queries, but all means leave them out.
+At each layer, dense attention is computed on the same inputs as sparse attention. Queries that see at most `index_topk`
+positions cannot miss any. `Misses.dense` counts these queries, but no average includes them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ DISTANCES = (0, 1, 16, 64, 256, 1024, 4096, 16384, 65536, 1 << 20)
 
 @dataclass(frozen=True)
 class DistanceRange:
-    """The attention at distances `first` to `last` tokens: its share of all attention, and how much of it was selected."""
+    """The dense attention at distances from `first` to `last` tokens. `share` is the part of all dense attention at
+    these distances, and `inside` is the fraction of `share` on selected positions."""
 
     first: int
     last: int
@@ -38,11 +40,11 @@ class DistanceRange:
 class LayerMisses:
     """What the sparse attention of one layer misses, over all queries that see more than `index_topk` positions.
 
-    - `mass`: share of the dense attention weights on selected positions, averaged over heads. `mass_p1` is the first
+    - `mass`: share of the dense attention that lies on selected positions, averaged over heads. `mass_p1` is the first
       percentile of `mass` over queries, and `mass_min` the minimum. `heads` is the mean `mass` of each head.
-    - `recall`: share of the `index_topk` positions with the largest dense weights that are selected.
+    - `recall`: fraction of the top `index_topk` positions (by dense attention weight) that sparse attention selects.
     - `difference`: |sparse - dense| / |dense| of the module's output.
-    - `tied`: share of the selected positions whose score equals the best score that was not selected.
+    - `tied`: share of the selected positions whose score equals the best score among the other positions.
     """
 
     layer: int
@@ -60,9 +62,10 @@ class LayerMisses:
 class LowestQuery:
     """The query with the lowest share of dense attention on selected positions (`mass`, averaged over heads).
 
-    `layer` and `window` are indices. `tokens` are the token ids at the positions that the query sees; the last is its own.
-    `weights` are the dense attention weights of these positions, averaged over heads. `selected` are the selected
-    positions. `missed` are the positions that are not selected although their weights are among the `index_topk` largest.
+    `layer` and `window` are indices. `tokens` are the token ids at the positions that the query sees; the last one is
+    the query's own token. `weights` are the dense attention weights of these positions, averaged over heads. `selected`
+    are the selected positions. `missed` are the positions that are not selected although their weights are among the
+    `index_topk` largest.
     """
 
     layer: int
@@ -125,7 +128,7 @@ def sparse_layers(model: Decoder, where: str = "") -> list[DSA]:
 
 
 def trained_budget(layers: Sequence[DSA]) -> int:
-    """Return the `index_topk` that all DSA modules share. Raises ConfigError if their values differ."""
+    """Return the `index_topk` that all DSA modules share. Raises ConfigError if they have different values."""
     budgets = sorted({layer.config.index_topk for layer in layers})
     if len(budgets) > 1:
         raise ConfigError(

@@ -1,4 +1,5 @@
-"""The page of `rorqual attention`: tables, pictures, and the queries that miss most, in one HTML file that needs no network."""
+"""The page of `rorqual attention`: tables, pictures, and the queries that miss the most attention. It is one HTML file
+that needs no network."""
 
 from __future__ import annotations
 
@@ -30,11 +31,11 @@ pre.marks{background:none;border-left:3px solid var(--rule);border-radius:0;padd
 p.marks i{padding:0 .3em}
 """
 FULL = 0.75
-"""Strength of the colour of the largest weight. The text must remain readable on it."""
+"""Strength of the colour of the largest weight. The text must remain readable on this colour."""
 
 
 def missed_page(report: MissedReport, tokenizer: Tokenizer) -> str:
-    """Return the HTML page. The tokenizer decodes the texts of the queries that miss most."""
+    """Return the HTML page. The tokenizer decodes the texts of the queries on the page."""
     drawn = {name: html.figure(one, *(png(one, theme) for theme in THEMES)) for name, one in pictures(report).items()}
     by_title = {table.title.partition(",")[0]: table for table in tables(report)}
     sections = [
@@ -102,7 +103,7 @@ def _queries(report: MissedReport, tokenizer: Tokenizer) -> Iterator[str]:
 
 
 def marked(query: LowestQuery, tokenizer: Tokenizer) -> str:
-    """Return the text that a query sees as HTML. Tokens that share a character are joined."""
+    """Return HTML with the text that a query sees. Tokens that share a character are joined."""
     selected, missed, largest = {*query.selected}, {*query.missed}, max(query.weights)
     parts = []
     for positions, text in characters(query.tokens, tokenizer):
@@ -117,7 +118,8 @@ def marked(query: LowestQuery, tokenizer: Tokenizer) -> str:
 
 
 def characters(tokens: tuple[int, ...], tokenizer: Tokenizer) -> Iterator[tuple[list[int], str]]:
-    """Yield positions of consecutive tokens, and their text. Tokens are joined until their bytes end with a whole character."""
+    """Yield (positions, text) for groups of consecutive tokens. Tokens are joined until their bytes end with a whole
+    character."""
     positions, data = list[int](), b""
     for position, token in enumerate(tokens):
         positions.append(position)
@@ -126,7 +128,7 @@ def characters(tokens: tuple[int, ...], tokenizer: Tokenizer) -> Iterator[tuple[
             text = data.decode()
         except UnicodeDecodeError as error:
             if error.reason == "unexpected end of data" and position < len(tokens) - 1:
-                continue  # the character may go on in the next token
+                continue  # the next token may complete the character
             text = data.decode(errors="replace")
         yield positions, text
         positions, data = [], b""

@@ -94,7 +94,8 @@ def by_distance(report: MissedReport) -> Picture:
 
 
 def needle_maps(report: MissedReport) -> Picture:
-    """Draw a heat map for each budget: the share of the attention to needles that is kept, by depth and length."""
+    """Draw a heat map for each budget: how much of the dense attention to needles lies on selected positions, by depth
+    and length."""
     budgets = [budget for budget in report.budgets if planted(report, "needle", budget)]
     lengths = sorted({one.length for one in report.planted if one.kind == "needle"})
 

@@ -64,12 +64,14 @@ class MissedReport:
 
     @property
     def shown(self) -> int:
-        """The budget of the tables that show one budget: the trained one, or the largest if attention is dense there."""
+        """The budget of the tables that show one budget: the trained budget, or the largest measured budget if the
+        trained budget was not measured."""
         return self.trained if self.trained in self.budgets else self.budgets[-1]
 
     @property
     def recall(self) -> float:
-        """The lowest recall of a layer on a text, at the trained budget. Raises ConfigError if there is none."""
+        """The lowest recall over all layers and texts, at the trained budget. Raises ConfigError if no text was
+        measured at this budget."""
         if not self.texts or self.trained not in self.budgets:
             reason = "data= names no text" if not self.texts else f"attention is dense at index_topk={self.trained}"
             raise ConfigError(
@@ -108,7 +110,8 @@ def measure_report(
     - `texts`: the first `windows` windows of `length` tokens of each text.
     - `planted`: `windows` needles or copied lines per length and depth, in passages of at most `length` tokens.
     - `budgets`: by default a quarter, half and twice the trained budget. Budgets that are not below the length are left out.
-    - `progress(done, total)` is called after each text, or each length and depth of a planted kind, at each budget.
+    - `progress(done, total)` is called after each measurement: one text, or one length and depth of a planted kind, at
+      one budget.
 
     Raises ConfigError if the model has no sparse attention, and DataError if a text or a passage is too short.
     """
@@ -158,11 +161,13 @@ KINDS: dict[PlantedKind, tuple[Callable[[Tokenizer, int], list[Parts]], Sequence
     "needle": (needles, LENGTHS),
     "copy": (copies, (1.0,)),
 }
-"""The function that makes a kind's planted texts, and the lengths of its passages as shares of the largest length."""
+"""For each kind: the function that makes the planted texts, and the passage lengths as fractions of the largest
+length."""
 
 
 def _cells(tokenizer: Tokenizer, kind: PlantedKind, length: int, number: int, budget: int) -> list[_Cell]:
-    """Return passages for each length and depth at which every query sees more than `budget` positions.
+    """Return passages for each length and depth. Leave out a length and depth if one of its queries sees at most
+    `budget` positions.
 
     The queries are the tokens of question and answer.
     """

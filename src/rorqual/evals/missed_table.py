@@ -11,7 +11,7 @@ from rorqual.evals.planted import DEPTHS, PlantedKind, PlantedMisses
 
 
 class Table(NamedTuple):
-    """A table with a title. The first column holds names, the others numbers."""
+    """A table with a title. The first column holds names, and the other columns hold numbers."""
 
     title: str
     heads: Sequence[str]
@@ -54,7 +54,7 @@ def distances(report: MissedReport) -> list[Distance]:
 
 
 def planted(report: MissedReport, kind: PlantedKind, budget: int, length: int = 0) -> list[PlantedMisses]:
-    """Return the values of a planted kind at a budget and a length (0: all lengths), by depth."""
+    """Return the results for a planted kind at one budget and one length (0: all lengths), by depth."""
     return [one for one in report.planted if (one.kind, one.budget) == (kind, budget) and length in (0, one.length)]
 
 

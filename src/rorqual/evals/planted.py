@@ -1,7 +1,8 @@
 """Passages with a planted text that later tokens should read: a key with its value (needle), or a line that is copied.
 
-The module measures how much of the dense attention to the planted text, from the question and the answer, lies on selected
-positions. This share has a meaning even if the model cannot answer. The right answer tokens are counted as well.
+The tokens of question and answer attend to the planted text. The module measures how much of this dense attention lies
+on selected positions. This measure is meaningful even if the model cannot answer. The module also counts the answer
+tokens that the model predicts correctly.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ LENGTHS = (0.25, 0.5, 0.75, 1.0)
 """Lengths of needle passages, as shares of the whole length."""
 OWNERS = ("Ada", "Bo", "Cem", "Dora", "Eli", "Fay", "Gus", "Hal")
 COPIED, CUE = 24, 6
-"""Number of tokens of a copied line, and number of its first tokens that form the question and are not scored."""
+"""A copied line has `COPIED` tokens. Its first `CUE` tokens form the question and are not scored."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +62,16 @@ class Planted:
 
 @dataclass(frozen=True)
 class PlantedMisses:
-    """What sparse attention with `budget` positions misses of a planted text, over `passages` passages of `length` tokens.
+    """How much of the attention to a planted text is missed with `budget` positions, over `passages` passages of
+    `length` tokens.
 
     - `depth`: share of the filler before the planted text. `distance`: mean number of tokens from the start of the planted
       text to the start of the question (of a copy: to the start of the second copy).
     - `recall`, one value per layer: share of the planted positions that are selected, averaged over queries.
     - `attention`, per layer: share of the dense attention weights on planted positions, averaged over queries and heads.
     - `inside`, per layer: share of `attention` that lies on selected positions.
-    - `right_sparse`, `right_dense`: share of the `answers` answer tokens that are the most likely next token.
+    - `right_sparse`, `right_dense`: share of answer tokens that the model ranks first. There are `answers` answer
+      tokens in all.
     - `loss_sparse`, `loss_dense`: loss per answer token, in nats.
     """
 
@@ -113,7 +116,7 @@ def needles(tokenizer: Tokenizer, count: int) -> list[Parts]:
 def copies(tokenizer: Tokenizer, count: int) -> list[Parts]:
     """Return `count` lines to copy: the first `COPIED` tokens of lines of the passage "names".
 
-    The first `CUE` tokens of a line are the question, and the others the answer.
+    The first `CUE` tokens of a line are the question, and its other tokens are the answer.
     """
     lines = [line for line in passage("names").splitlines() if ";" in line]
     cut = [tokenizer.encode("\n" + lines[index % len(lines)])[:COPIED] for index in range(count)]
@@ -150,7 +153,8 @@ def plant(tokenizer: Tokenizer, parts: Sequence[Parts], length: int, depth: floa
 def measure_planted(
     model: Decoder, kind: PlantedKind, passages: Sequence[Planted], depth: float, budget: int = 0
 ) -> PlantedMisses | None:
-    """Measure what sparse attention misses of the planted texts at `budget` positions (0: the model's index_topk).
+    """Measure how much of the attention to the planted texts is missed with `budget` positions (0: the model's
+    index_topk).
 
     Returns None if a query sees at most `budget` positions, because its attention is then dense. The passages must have equal
     lengths. Raises ConfigError if the model has no sparse attention.

@@ -28,8 +28,7 @@ SETTINGS: tuple[tuple[str, Thinking, str], ...] = (
 BASELINE = "best baseline"
 MARKERS = ("o", "^", "o", "s", "^")
 HOLLOW = 2
-"""Number of `SETTINGS` that describe the model before GRPO. The first `HOLLOW` settings are drawn with hollow
-markers."""
+"""The first `HOLLOW` of the `SETTINGS` describe the model before GRPO. They are drawn with hollow markers."""
 
 
 def pictures(findings: Findings) -> dict[str, Picture]:
@@ -182,8 +181,8 @@ def _draw_levels(axis: Axes, theme: Theme, family: str, tables: Sequence[Sequenc
 
 
 def what_changed(findings: Findings) -> Picture:
-    """Plot the frequency and length of thinking and the accuracy of the model when it is made to think, before and
-    after GRPO."""
+    """Plot three values before and after GRPO: how often the model thinks, how long it thinks, and its accuracy when it
+    is made to think."""
     families = findings.families
     auto = {when: _by_family(findings.evaluations[when, "auto"]) for when in ("before", "after")}
     forced = {when: _by_family(findings.evaluations[when, "on"]) for when in ("before", "after")}
@@ -269,7 +268,7 @@ def thinking_over_training(findings: Findings) -> Picture:
 
 
 def experts(findings: Findings) -> Picture:
-    """Plot heat maps of the share of each family's tokens per expert, one per MoE layer."""
+    """Plot one heat map per MoE layer: how each family's tokens are distributed over the experts."""
     use = findings.experts
     share = np.asarray(use.share)  # [layers, families, experts]
 

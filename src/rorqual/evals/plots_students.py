@@ -1,4 +1,4 @@
-"""Pictures of the student and the branches that it is compared with."""
+"""Pictures that compare the student with the other branches."""
 
 from __future__ import annotations
 
@@ -120,8 +120,8 @@ def learning(findings: Findings) -> Picture:
 def accuracy_and_cost(findings: Findings) -> Picture:
     """Plot the accuracy of the students over their cost.
 
-    The teacher is not drawn as a point. For a student trained on the teacher's samples, a dotted line leads to the cost
-    that includes the teacher's training.
+    The teacher is not drawn as a point. A student trained on the teacher's samples has a second, hollow marker at the
+    cost that includes the teacher's training. A dotted line joins the two markers.
     """
     summary = findings.summary
     teacher = next((summary.cost_of(b).core_seconds for b in summary.branches if b.name == "teacher"), 0.0)

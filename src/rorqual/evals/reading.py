@@ -1,4 +1,4 @@
-"""Read the files of a quickstart folder that the report needs. Errors name the missing or invalid file."""
+"""Read the files that the report needs from a quickstart folder. Errors name the missing or invalid file."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class ExpertsReport(ForeignFile):
 class StageCost(ForeignFile):
     """The cost of one stage: `seconds` of wall-clock time and `core_seconds` of processor time.
 
-    `solved` counts the right answers that the stage produced. `spent_tokens` includes tokens that were processed again
-    after the process was killed.
+    `solved` counts the right answers that the stage produced. `spent_tokens` also counts tokens that were processed
+    twice, because the process was killed and resumed.
     """
 
     name: str
@@ -59,7 +59,8 @@ class StageCost(ForeignFile):
 
 
 class Branch(ForeignFile):
-    """A model in the student comparison: how it was measured, and the stages that make up its cost.
+    """A model in the student comparison, with the thinking modes of its evaluations and the stages that make up its
+    cost.
 
     The cost of a student excludes the training of the base student, which all branches share.
     """
@@ -71,7 +72,8 @@ class Branch(ForeignFile):
 
 
 class Summary(ForeignFile):
-    """Sizes of teacher (`model`) and `student`, the cost of each stage, and the `command` and `seed` that repeat the run.
+    """Sizes of teacher (`model`) and `student`, the cost of each stage, and the `command` and `seed` with which the run
+    can be repeated.
 
     `branches` is empty if the run has no student. `samples` counts the teacher's samples. `core_hour` is USD per
     core-hour.
@@ -87,7 +89,7 @@ class Summary(ForeignFile):
     command: str
 
     def cost_of(self, branch: Branch) -> StageCost:
-        """Return the total cost of the branch's own stages, as one `StageCost` that is named after the branch's title."""
+        """Return the total cost of the branch's own stages as one `StageCost`. Its name is the branch's title."""
         own = [stage for stage in self.stages if stage.name in branch.stages]
         names = ("tokens", "flops", "core_seconds", "seconds")
         return StageCost(name=branch.title, **{name: sum(getattr(s, name) for s in own) for name in names})

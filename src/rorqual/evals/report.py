@@ -30,8 +30,8 @@ def build_report(folder: Path) -> Path:
     Each picture has a light version and a dark version, `NAME-dark.png`.
 
     The folder must contain these files:
-    - `base/metrics.jsonl` has the records of stage `sft`, and `teacher/metrics.jsonl` those of stage `grpo`. The report shows
-      a metric without records as "not recorded".
+    - `base/metrics.jsonl` has the records of stage `sft`, and `teacher/metrics.jsonl` has the records of stage `grpo`.
+      The report shows a metric without records as "not recorded".
     - `evals/{before,after}-{auto,on,off}.json` are evaluations of the same problems, written by `Evaluation.save`.
     - `evals/experts.json` is `{"layers": [...], "families": [...], "share": [layer][family][expert], "load":
       [layer][expert]}`.

@@ -79,7 +79,7 @@ def _controls(findings: Findings) -> str:
 
 
 def _teacher_words(findings: Findings) -> str:
-    """Compare student and teacher when they choose whether to think and when they are made to think. The student
+    """Compare student and teacher in two modes: both choose whether to think, or both are made to think. The student
     learned from a teacher that was made to think."""
     modes: dict[Thinking, str] = {"auto": "with their own choice to think", "on": "made to think"}
     shares = [

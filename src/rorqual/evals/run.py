@@ -18,7 +18,8 @@ from rorqual.tasks.find import load_task, safe_grade, safe_problems
 
 GREEDY = SamplingParams()
 PATIENCE = 20
-"""Number of draws without a new problem that `pick` allows, as a multiple of the mean draws per problem of the rarest stratum."""
+"""`pick` stops after too many consecutive draws without a new problem. The limit is `PATIENCE` times the mean number of
+draws per problem of the rarest unfinished stratum, or more (`_patience`)."""
 
 
 def pick(task: Task, split: Split, count: int, seed: int, per_family: bool) -> list[Problem]:
@@ -63,7 +64,8 @@ def pick(task: Task, split: Split, count: int, seed: int, per_family: bool) -> l
 
 
 def _patience(taken: Counter[tuple[str, str]], count: int, drawn: int) -> int:
-    """Return the allowed number of draws without a new problem, given the strata and the rarest unfinished stratum."""
+    """Return how many consecutive draws without a new problem are allowed. The number grows with the strata and with
+    the rarity of the rarest unfinished stratum."""
     rarest = min((number for number in taken.values() if number < count), default=drawn)
     return PATIENCE * max(5, len(taken), drawn // rarest)
 
@@ -87,9 +89,10 @@ def evaluate(
 
     `task` is a task object or a task name such as `families:add`.
 
-    `params.n` is the number of samples per problem. The seed of a problem is derived from `params.seed` and its key,
-    so an answer does not depend on which other problems are in the evaluation. `model` is a label for tables. Pass
-    `problems` (from `pick` with the same settings) and `measured` (their baselines) to share them among evaluations.
+    `params.n` is the number of samples per problem. The seed of a problem is derived from `params.seed` and the
+    problem's key, so an answer does not depend on the other problems in the evaluation. `model` is a label for tables.
+    Several evaluations can share `problems` (from `pick` with the same settings) and `measured` (the baselines of these
+    problems).
 
     Raises RorqualError if the generator does not return `params.n` samples for each request.
     """
@@ -159,9 +162,9 @@ def _sample(task: Task, problem: Problem, completion: Completion) -> GradedSampl
 def thinking_tokens(completion: Completion, tokens: int) -> int:
     """Return the number of tokens of `completion` before `</think>`.
 
-    The generator may report the number of thinking tokens as `usage["reasoning_tokens"]`. Without a report, the number
-    is estimated, because evaluations have no tokenizer: `tokens` times the fraction of characters before `</think>`,
-    rounded. The estimate is exact for a character tokenizer and for a completion that is all thinking.
+    The generator may report the number of thinking tokens as `usage["reasoning_tokens"]`. Otherwise, the number is
+    estimated, because evaluations have no tokenizer. The estimate is `tokens` times the fraction of characters before
+    `</think>`, rounded. It is exact for a character tokenizer, and if the whole completion is thinking.
     """
     counted = completion.usage.get("reasoning_tokens")
     if counted is not None:

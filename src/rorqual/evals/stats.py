@@ -19,8 +19,8 @@ Side = Literal["two-sided", "greater", "less"]
 Sign = Literal["higher", "lower", "open"]
 """The result of a claim about one run. A verdict on a method needs several seeds (see `rorqual.evals.verdict`)."""
 EDWARDS = 1.0
-"""Edwards' continuity correction, in pairs. Without this correction, the nominal 95 % score interval covers only 86 to
-94 % for 3 to 100 pairs."""
+"""Size of Edwards' continuity correction, as a number of pairs. Without this correction, the nominal 95 % score
+interval covers only 86 to 94 % for 3 to 100 pairs."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ def wilson(right: float, total: int, confidence: float = 0.95) -> Interval:
     """Return the score interval of a proportion (Wilson 1927). The interval stays within [0, 1] and is also valid if
     `right` is 0 or `total`.
 
-    `right` may be a sum of shares between 0 and 1, one per problem, because the mean of shares varies at most as much as the
-    mean of 0s and 1s. The coverage is nominal on average over rates, but lower at rates below 1 / `total`
-    (docs/results/coverage.json).
+    `right` may also be a sum of one share between 0 and 1 per problem. This is valid because shares vary at most as
+    much as 0s and 1s with the same mean. The coverage is nominal on average over rates, but lower at rates below 1 /
+    `total` (docs/results/coverage.json).
     """
     if not 0 <= right <= total:
         raise ValueError(f"{right} right out of {total} is impossible")
@@ -120,11 +120,12 @@ def mcnemar(
 
 
 def paired_interval(gained: float, lost: float, pairs: float, confidence: float = 0.95) -> Interval:
-    """Return the score interval of a difference of paired proportions (Tango 1998), with Edwards' correction of one pair.
+    """Return the score interval of a difference of paired proportions (Tango 1998), with a continuity correction of one
+    pair (Edwards).
 
     Of `pairs` pairs, `gained` became correct and `lost` became wrong. `gained` and `lost` may be sums of shares. The
     interval always has positive width: 20 pairs without a change give -0.24 to 0.24 at 95 %. The interval contains 0
-    exactly when McNemar's test with the correction of Edwards (1948) does not reject.
+    exactly when McNemar's test with the correction of Edwards (1948) does not reject equality.
     """
     if gained < 0 or lost < 0 or gained + lost > pairs or pairs <= 0:
         raise ValueError(f"{gained} gained and {lost} lost of {pairs} pairs is impossible")
@@ -152,8 +153,8 @@ def paired_difference(
     """Return the mean of `after - before`, with the score interval over problems. `before` and `after` have one share
     from 0 to 1 per problem.
 
-    Fractional shares, such as means of several samples, vary at most as much as 0s and 1s with the same sums. The
-    interval for fractional shares is therefore wider than necessary.
+    Shares may be fractional, such as the mean of several samples. Fractional shares have at most the variance of 0s and
+    1s with the same mean, so their interval is wider than necessary.
     """
     return difference_over_seeds([np.asarray(before, float)], [np.asarray(after, float)], confidence)
 
@@ -239,8 +240,9 @@ def _resampled_means(values: Sequence[Floats], samples: int, random: np.random.G
 class Claim:
     """The claim that a value of one run lies above a bound, and its evidence.
 
-    `sign` is "higher" if `interval` lies wholly above the bound, "lower" if wholly below it, else "open". `p_value` tests the
-    null hypothesis that the value is not above the bound, or is None without a test. `how` names the test.
+    `sign` is "higher" if `interval` lies wholly above the bound, "lower" if wholly below it, else "open". `p_value` is
+    for the null hypothesis that the value is at most the bound. Without a test, `p_value` is None. `how` names the
+    test.
     """
 
     text: str
@@ -273,7 +275,8 @@ def holm(claims: Iterable[Claim]) -> list[Claim]:
     """Return the claims with p-values adjusted for the number of tests. Claims without a p-value are not counted as
     tests.
 
-    The verdict "higher" changes to "open" (undecided) if its adjusted p-value exceeds one minus the confidence of its interval.
+    A claim with the sign "higher" gets the sign "open" (undecided) if its adjusted p-value exceeds one minus
+    `interval.confidence`.
     """
     result = list(claims)
     tested = [(index, claim.p_value) for index, claim in enumerate(result) if claim.p_value is not None]

@@ -1,4 +1,4 @@
-"""A small decision tree on surface features of a prompt, which can be computed without solving the problem."""
+"""A small decision tree on surface features of a prompt. These features can be computed without solving the problem."""
 
 from __future__ import annotations
 
@@ -107,8 +107,8 @@ class _Growth:
     def _scores(self, bins: Integers, codes: Integers, counts: Integers, cuts: int) -> Floats:
         """Return the purity of each cut [cuts].
 
-        For each side of a cut, the sum of squared label counts is divided by the side's number of problems. The purity
-        is the sum of the quotients of both sides.
+        For each side of a cut, divide the sum of squared label counts by the number of problems on that side. The
+        purity is the sum of the two quotients.
 
         A cut that leaves fewer than `LEAF` problems on a side scores -1.
         """

@@ -116,8 +116,8 @@ def turns(
 ) -> tuple[list[dict[str, Any]], int]:
     """Return the problems whose majority verdict changed since their last occurrence, and the number of repeated problems.
 
-    `seen` maps a problem's key to its last step and the share of right samples in that step. The function updates
-    `seen`.
+    `seen` maps a problem's key to (step, share): the last step with this problem, and the share of its graded samples
+    that were right. The function updates `seen`.
     """
     turned, again = [], 0
     for line in groups:

@@ -1,4 +1,5 @@
-"""Sample answers: one right and one wrong answer per family after GRPO, and the answers before GRPO to the same problems."""
+"""Sample answers: one right and one wrong answer per family after GRPO. The answers to the same problems before GRPO
+are shown as well."""
 
 from __future__ import annotations
 
@@ -11,8 +12,8 @@ from rorqual.tasks.base import Verdict
 
 
 def transcripts(findings: Findings) -> list[str]:
-    """Return HTML, one part per family. A part shows the first right answer of the highest level that has a right answer,
-    and likewise the first wrong answer."""
+    """Return HTML, one part per family. A part shows one right and one wrong answer. Each is the first such answer at
+    the highest level that has one."""
     after = findings.evaluations["after", "auto"].samples
     before = {sample.key: sample for sample in reversed(findings.evaluations["before", "auto"].samples)}
     parts = [

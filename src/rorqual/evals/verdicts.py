@@ -29,8 +29,8 @@ class Verdicts(Config):
     order: str = ORDER
 
     def values(self, name: str, seed: int, family: str = "all", *, thought: bool = False) -> list[float | None]:
-        """Return for each problem of a family the number of correct samples, or with `thought` the number of samples that
-        think. None means ungraded."""
+        """Return one number for each problem of a family: how many samples are correct, or with `thought` how many
+        samples think. None means ungraded."""
         place = self.seeds.index(seed)
         line = (self.thought if thought else self.right)[name][place]
         groups = [group.rpartition(": ") for group in self.groups[place].split(" | ")]
@@ -40,7 +40,7 @@ class Verdicts(Config):
 
 
 def compact(by_name: Mapping[str, Sequence[Evaluation]], seeds: Sequence[int]) -> tuple[Verdicts, ...]:
-    """Return the verdicts of evaluations by name, one evaluation per seed.
+    """Return the compact verdicts of the evaluations in `by_name`. Each name has one evaluation per seed.
 
     Evaluations with the same groups of problems share one `Verdicts`.
     """

@@ -1,9 +1,9 @@
 """Budget control for a remote teacher. The maximum cost of a request is reserved in a ledger before the request is sent.
 
-The reserve is an upper bound of the cost: the maximum number of tokens that the prompt can have, plus `max_tokens`. If
-the server billed more than the reserve of an earlier request, later reserves include the difference. The actual cost of
-an answer replaces its reserve. A request costs nothing if it was never sent, or if the server rejected it (HTTP 3xx or
-4xx).
+The reserve is an upper bound of the cost: the price of the maximum number of tokens that the prompt can have, and of
+`max_tokens` reply tokens. If the server billed more than the reserve of an earlier request, later reserves include the
+difference. The actual cost of an answer replaces its reserve. A request costs nothing if it was never sent, or if the
+server rejected it (HTTP 3xx or 4xx).
 
 The reserve counts as spent if the answer never arrived (server error, timeout, broken connection, no completion),
 because the server may have billed the request. The reserve counts as spent if the server reports no token usage, or
@@ -12,11 +12,11 @@ not trusted.
 
 The guarantee: if a server bills no request more than its reserve, the total bill never exceeds the budget. A server may
 bill and report more tokens than were reserved, because it ignores `max_tokens` or adds its own prompt. If a server
-reports more tokens than were reserved, the budget may be exceeded, but at most by the excess cost of the requests in
-flight at the first such report. Once the budget is exceeded, no further request is sent. With a budget, the first
-request must finish before other requests are sent. Therefore, if the server treats all requests alike, only one request
-can exceed its reserve. In any case, at most `concurrency` requests can exceed their reserves. If a server bills more
-tokens than it reports, the budget may be exceeded by any amount.
+reports more tokens than were reserved, the budget may be exceeded. The amount above the budget is at most the excess
+cost of the requests that are in flight at the first such report. Once the budget is exceeded, no further request is
+sent. With a budget, the first request must finish before other requests are sent. Therefore, if the server treats all
+requests alike, only one request can exceed its reserve. In any case, at most `concurrency` requests can exceed their
+reserves. If a server bills more tokens than it reports, the budget may be exceeded by any amount.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class _Try:
 
 
 class Budget:
-    """The account of paid and reserved money, which implements the `BudgetGuard` interface of the remote engine.
+    """The account of paid and reserved money. This class implements the `BudgetGuard` interface of the remote engine.
 
     `asks`: (name in the ledger, request) for each request index. `bought`: the samples of earlier calls. As a context manager,
     a `Budget` owns the ledger file.
@@ -155,7 +155,7 @@ class Budget:
         """
         identity, request = self._asks[place]
         with self._condition:
-            self._count_lost(place)  # if an earlier try is open, its answer never arrived
+            self._count_lost(place)  # an earlier attempt that is still open never got an answer
             while self.access.budget and self._exceeds(self._max_cost(request)):
                 if not self._open:
                     return False
@@ -174,17 +174,19 @@ class Budget:
         self._journal.append([{"refused": attempt.name}])
 
     def used(self, place: int, usage: Mapping[str, int]) -> None:
-        """Raise later reserves if the server billed more tokens than were reserved, although it returned no completion."""
+        """Handle a response that reports usage but has no completion: raise later reserves if the server billed more
+        tokens than were reserved."""
         if "prompt_tokens" in usage and "completion_tokens" in usage:
             self._learn(self._open[place].request, usage["prompt_tokens"], usage["completion_tokens"])
 
     def left(self, place: int) -> None:
-        """Count the reserve as spent, because the last try returned no answer or its answer could not be saved."""
+        """Count the reserve as spent, because the last attempt returned no answer, or because the answer could not be
+        saved."""
         with self._condition:
             self._count_lost(place)
 
     def bill(self, place: int, completion: Completion) -> tuple[str, float]:
-        """Return the name of the try that returned an answer, and the cost of the answer.
+        """Return the name of the attempt that returned the answer, and the cost of the answer.
 
         The cost is computed from the reported usage. If the usage is missing or not trusted, the cost is the reserve.
         """
@@ -203,7 +205,7 @@ class Budget:
         return attempt.name, self._max_cost(attempt.request)
 
     def settle(self, place: int, money: float) -> None:
-        """Replace the reserve of a saved answer by its cost."""
+        """Replace the reserve of a saved answer with the answer's cost."""
         with self._condition:
             self._open.pop(place)
             self.paid += money
@@ -216,7 +218,8 @@ class Budget:
         return (prompt_tokens * self.access.price_in + completion_tokens * self.access.price_out) / 1e6
 
     def _max_cost(self, request: Request) -> float:
-        """Return the maximum cost of a request, given the largest usage that the server has reported."""
+        """Return the maximum cost of a request. If the server ever reported a higher usage than was reserved, the cost
+        includes this excess."""
         prompt = prompt_bound(request.messages) + self._beyond
         return self.price(prompt, max(request.params.max_tokens, self._longest))
 
@@ -272,7 +275,7 @@ def fewest(text: str) -> int:
 
 
 def reached(spending: Spending, have: int, total: int, out: Path) -> BudgetReached:
-    """Return the error for a reached budget, with the money spent and how to continue."""
+    """Return the error to raise when the budget is reached. It states the money spent and how to continue."""
     state = f"is exceeded by {spending.over:.4g}" if spending.over else "is reached"
     note = f" Note: {spending.raised}." if spending.raised else ""
     return BudgetReached(

@@ -22,8 +22,8 @@ class FilterConfig(Config):
 
     - `names`: the filters to run.
     - `shortest`, `longest`: limits on the length in tokens; 0 means no limit. A truncated reply counts as too long.
-    - `ngram`, `repeated`: `repeated` is the maximum share of repeated lines, and of words inside repeated n-grams of
-      `ngram` words.
+    - `ngram`, `repeated`: `repeated` is a limit on two shares: the share of repeated lines, and the share of words in
+      repeated n-grams. An n-gram has `ngram` words.
     - `foreign`: maximum share of letters outside the sample's most frequent script.
     - `shingle`, `similar`: two samples of a problem are duplicates if the Jaccard similarity of their sequences of
       `shingle` words is at least `similar`.
@@ -42,7 +42,8 @@ class FilterConfig(Config):
 
 
 class Access(Config):
-    """Settings of access to a remote server. These settings do not affect samples, so they may change when a run resumes.
+    """Settings for access to a remote server. These settings do not affect samples, so they may change when a run
+    resumes.
 
     `price_in`, `price_out`: price per million prompt tokens, and price per million reply tokens. `budget`: spending
     limit in the currency of the prices; 0 means no limit.
@@ -66,7 +67,7 @@ class Access(Config):
 class FactoryConfig(Config):
     """Settings of a run that samples a teacher on a task.
 
-    - `teacher`: a run's folder, or the address of an OpenAI-compatible server, which also needs the name of its `model`.
+    - `teacher`: a run's folder, or the address of an OpenAI-compatible server. With a server, `model` is required.
     - `problems`: number of problems, or with `per_family` the number per family and level.
     - `samples`: number of samples per problem.
     - `keep`: whether to keep only correct samples, only graded samples, or all samples.
@@ -109,7 +110,7 @@ class FactoryConfig(Config):
                 "top_k needs a local run as teacher, because a server does not return the ids of its top tokens"
             )
         if not self.remote and (self.model or self.access.budget):
-            raise ValueError("model= and budget= apply only to a server as teacher, not to a local run")
+            raise ValueError("model= and budget= need a remote server as teacher, not a local run")
         if self.split == "test":
             raise ValueError("split=test is held out for evaluation and cannot be used for training: use train or dev")
         return self
@@ -121,7 +122,7 @@ class FactoryConfig(Config):
 
     @property
     def params(self) -> SamplingParams:
-        """The sampling parameters of all problems. `request_of` replaces the seed by a seed for each problem."""
+        """The sampling parameters of all problems. `request_of` replaces the seed with one seed per problem."""
         return SamplingParams(
             max_tokens=self.max_tokens, temperature=self.temperature, top_p=self.top_p, seed=self.seed, n=self.samples
         )

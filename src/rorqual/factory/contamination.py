@@ -1,4 +1,4 @@
-"""Contamination check: find problems and samples that match an evaluation item as a whole or by consecutive words.
+"""Contamination check: find problems and samples that equal an evaluation item or share consecutive words with it.
 
 Matching ignores case and punctuation. Texts are compared twice: once including numbers and operators, and once by their words alone. The
 comparison by words finds problems whose numbers were changed. `overlap` consecutive words count as a match.
@@ -6,9 +6,10 @@ comparison by words finds problems whose numbers were changed. `overlap` consecu
 but at least `SHORT` words, matches if a text contains the whole item. An item with fewer than `SHORT` words matches
 only a text that is equal to it.
 
-As in GPT-3, common sequences such as instructions do not count as matches. A sequence is common if more than `COMMON`
-evaluation items or more than `COMMON` problems to sample contain it. The check does not find paraphrases, or texts in
-which every eighth word was changed. A character of a script without spaces counts as a word.
+As in GPT-3, common sequences such as instructions do not count as matches. A sequence is common if it occurs in more
+than `COMMON` evaluation items, or in more than `COMMON` of the problems that the teacher will answer. The check does
+not find paraphrases, or texts in which every eighth word was changed. A character of a script without spaces counts as
+a word.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ COMMON = 10
 SHORT = 4
 SIGNS = frozenset("+-*/=<>^%×÷")
 FROM_FILES, FROM_ENDLESS = 100_000, 250
-"""Maximum number of test problems to compare with, for tasks that read files and for tasks that generate problems endlessly.
+"""Maximum number of test problems to compare with: for tasks that read files, and for endless tasks, which generate
+their problems.
 
-In endless tasks, a hash of the key assigns each problem to a split, and only few problems to the test split. Finding a test
-problem may therefore take milliseconds, so the limit for endless tasks is low.
+In endless tasks, a hash of the key assigns each problem to a split, and the test split gets only few problems. Finding
+a test problem may therefore take milliseconds, so the limit for endless tasks is low.
 """
 TEXT_COLUMNS = ("prompt", "question", "problem", "text")
 
@@ -90,7 +92,7 @@ class Evaluations:
     def _distinctive(self, text_words: Gram) -> set[Gram]:
         """Return all sequences of `overlap` words, with and without numbers and operators.
 
-        Sequences without numbers and operators start with an empty string, to distinguish them.
+        An empty string at the start marks the sequences without numbers and operators.
         """
         words_only = tuple(word for word in text_words if word[0].isalpha())
         return grams(text_words, self.overlap) | {("", *gram) for gram in grams(words_only, self.overlap)}
@@ -100,7 +102,7 @@ class Evaluations:
         return self._distinctive(text_words).union(*(grams(text_words, size) for size in range(SHORT, self.overlap)))
 
     def leave_out_common(self, texts: Iterable[str]) -> None:
-        """Remove sequences from the index that more than `COMMON` of `texts` contain."""
+        """Remove from the index the sequences that occur in more than `COMMON` of `texts`."""
         counts: Counter[Gram] = Counter()
         for text in texts:
             counts.update(self._all(text) & self._grams.keys())

@@ -25,7 +25,7 @@ class Entry:
     """A sample of a teacher.
 
     - `of`: hash of teacher, settings and seed.
-    - `core_seconds`: processor time of the sample's batch, divided among its samples in proportion to their tokens.
+    - `core_seconds`: the sample's part of the processor time of its batch, in proportion to its number of tokens.
     - `attempt`: ledger name of the paid request that returned the sample.
     - `error`: why the sample has no answer, as in `Completion`.
     - `failed`: whether no completion arrived; a later call retries the request.

@@ -28,7 +28,8 @@ def is_too_long_or_short(tokens: int, cut_off: bool, filters: FilterConfig) -> b
 
 
 def repeated_share(text: str, ngram: int) -> float:
-    """Return the share of repeated text: words in an n-gram that occurred before, or repeated lines, whichever is larger."""
+    """Return the larger of two shares: the share of words in n-grams that occurred earlier in the text, and the share
+    of repeated lines."""
     tokens = words(text)
     seen: set[tuple[str, ...]] = set()
     covered = [False] * len(tokens)
@@ -69,7 +70,8 @@ def jaccard(first: frozenset[tuple[str, ...]], second: frozenset[tuple[str, ...]
 
 
 def duplicates(texts: Sequence[str], shingle: int, similar: float) -> list[bool]:
-    """Return for each text whether it duplicates an earlier text that is not a duplicate itself.
+    """Return for each text whether it is a duplicate of an earlier text. Only texts that are not duplicates themselves
+    are compared with later texts.
 
     Texts are duplicates if they are identical, or if the Jaccard similarity of their shingles is at least `similar`. The
     comparison is exact, without hashing or sketches, because a problem has few samples.
@@ -92,7 +94,8 @@ def reply_text(row: Distilled) -> str:
 
 
 def verdict_filter(verdict: str, keep: Keep) -> str:
-    """Return `verdict` as the reason to drop a sample, or an empty string if `keep` allows this verdict."""
+    """Return an empty string if `keep` allows this verdict. Otherwise return the verdict, which is the reason to drop
+    the sample."""
     excluded = {"right": ("wrong", "ungraded"), "graded": ("ungraded",), "all": ()}[keep]
     return verdict if verdict in excluded else ""
 
@@ -122,9 +125,9 @@ def reasons(
 ) -> list[str]:
     """Return for each row the reason to drop it, or an empty string to keep it.
 
-    The search for duplicates covers only rows of a problem that no other filter drops. `failed`: whether each row lacks
-    an answer, or an empty sequence if all rows have an answer. Failed rows are dropped as `error`, regardless of
-    `filters` and `keep`.
+    Duplicates are searched only among rows of one problem, without rows that another filter drops. `failed` tells for
+    each row whether it lacks an answer; an empty sequence means that all rows have answers. Failed rows are dropped as
+    `error`, regardless of `filters` and `keep`.
     """
     results = [
         "error" if has_failed else reason_alone(row, is_cut, matches, filters, keep)

@@ -101,7 +101,8 @@ def choose(config: FactoryConfig) -> Chosen:
 
 
 def _take(problems: Sequence[Problem], config: FactoryConfig) -> list[Problem]:
-    """Return the first `config.problems` problems, or with `per_family` this many of each family and level."""
+    """Return the first `config.problems` problems. With `per_family`, return the first `config.problems` problems of
+    each family and level."""
     counts: Counter[tuple[str, str]] = Counter()
     first: list[Problem] = []
     for problem in problems:

@@ -33,21 +33,23 @@ from rorqual.tasks.find import safe_grade
 CONFIG, SAMPLES, FAILED, DATA = "factory.yaml", "samples.jsonl", "failed.jsonl", "data.parquet"
 CONTAMINATED, CLOCK, FINISHED = "contaminated.jsonl", "clock.json", "finished.json"
 TAIL_FLOOR = 1e-7
-"""Minimum total probability of the tokens outside of the teacher's top k. The objective `distil` assumes the same minimum."""
+"""Minimum total probability of all tokens outside the teacher's top k. The objective `distil` assumes the same
+minimum."""
 CLOCK_SECONDS = 1.0
 """Minimum number of seconds between two writes of the clock file."""
 
 
 def sample_teacher(config: FactoryConfig, out: Path, *, threads: int, quiet: bool, api_key: str = "") -> Path:
-    """Sample the teacher of `config` and write the dataset to the folder `out`. Return the path of the Parquet file.
+    """Sample from the teacher that `config` names, and write the dataset to the folder `out`. Return the path of the
+    Parquet file.
 
     Every sample is synced to `samples.jsonl` before it is used. If the process is killed, the disk is full, or the
     server or the grader fails, the same call can be repeated. The repeated call resumes without requesting saved
     samples again. `data.distilled` reads the Parquet file.
 
-    Raises ConfigError without changing any file if the folder has samples of another config (`access` may differ). Raises
-    RorqualError if another process uses the folder. Raises BudgetReached if the budget is reached, after writing the dataset
-    and its card with the samples so far.
+    Raises ConfigError without changing any file if the folder has samples of another config (`access` may differ).
+    Raises RorqualError if another process uses the folder. Raises BudgetReached if the budget is reached. In this case,
+    the dataset and its card contain the samples so far.
     """
     out = Path(out)
     _check_config(config, out)
@@ -212,7 +214,7 @@ class Work:
             raise self.told(error) from error
 
     def told(self, error: RorqualError) -> RorqualError:
-        """Return a copy of the error with the number of saved samples added to its remedy."""
+        """Return a copy of the error whose remedy also states the number of saved samples."""
         progress = (
             f"{len(self.have)} of {self.total} samples are saved in {self.journal.path}; the same command resumes."
         )
@@ -244,8 +246,8 @@ class Work:
     def verify(self, entries: Sequence[Entry]) -> None:
         """Grade samples with the task's grader. A sample without an answer gets the verdict `ungraded`.
 
-        Raises TaskError with the task's name if the grader raises an error. An error of the grader loses no saved
-        samples.
+        Raises TaskError with the task's name if the grader raises an error. Saved samples are not lost if the grader
+        raises an error.
         """
         for entry in entries:
             verdict = None if entry.error else safe_grade(self.chosen.task, self.problems[entry.key], entry.text)
@@ -279,7 +281,7 @@ class Work:
 
 
 def with_top(rows: Sequence[Distilled], teacher: Teacher, k: int) -> list[Distilled]:
-    """Add the teacher's `k` most likely tokens at each position to the rows that are kept.
+    """Add the teacher's `k` most likely tokens at each position to every row that was not dropped.
 
     The first `teacher.chosen` tokens of a reply were forced, not sampled, so the distribution at each of these positions has
     all mass on the forced token.
@@ -333,7 +335,7 @@ def _check_config(config: FactoryConfig, out: Path) -> None:
 
 
 def _is_finished(out: Path) -> bool:
-    """Return whether an earlier call finished and the files that it wrote still have the recorded sizes."""
+    """Return whether an earlier call finished, and all files that it wrote still have their recorded sizes."""
     try:
         sizes = json.loads((out / FINISHED).read_bytes())
     except (FileNotFoundError, ValueError):

@@ -24,7 +24,8 @@ from rorqual.model.adapter import fingerprint
 from rorqual.tasks.base import Problem
 
 Keep = Callable[[Sequence[Entry], Callable[[], None]], None]
-"""A callback that saves new samples, calls its second argument when the samples are on disk, and grades them."""
+"""A callback (samples, on_saved) that saves new samples, calls `on_saved` when they are on disk, and then grades
+them."""
 UnderWay = Callable[[int], None]
 """A progress callback that receives the number of samples that are generated but not saved yet."""
 FAILURES_IN_A_ROW = 5
@@ -35,11 +36,11 @@ row indicate a problem with the server, not with a single request."""
 EngineRequest = tuple[Problem, int, Request]
 """(problem, index of the sample, request): one sample to generate."""
 ANY = (Message("user", "?"),)
-"""An arbitrary conversation, to count the prompt tokens that a thinking mode adds."""
+"""An arbitrary conversation. It is rendered to count the prompt tokens that a thinking mode adds."""
 
 
 def nothing() -> None:
-    """A callback that does nothing, for saved samples that cost no money."""
+    """Do nothing: the `on_saved` callback for samples that cost no money."""
 
 
 class Teacher(ABC):
@@ -67,7 +68,8 @@ class Teacher(ABC):
         under_way: UnderWay,
         failed: Collection[QuickstartPaths] = (),
     ) -> bool:
-        """Generate the samples that are missing in `have`, and pass them to `keep`. Return False if the budget was reached.
+        """Generate the samples that `have` does not contain, and pass them to `keep`. Return False if the budget was
+        reached.
 
         `failed`: samples that failed in an earlier call.
         """
@@ -151,10 +153,10 @@ class RemoteTeacher(Teacher):
 
     If there are prices or a ledger of an earlier call, the cost of each answer is recorded in the ledger.
 
-    A request that fails despite retries is saved as a failure, and the other requests continue. Its error is
-    raised in three cases: the server answered no request, `FAILURES_IN_A_ROW` requests in a row failed, or `IN_A_ROW` in
-    a row were rejected. Requests that failed in an earlier call are sent last and are not counted, so that a
-    repeated call makes progress.
+    A request that fails despite retries is saved as a failure, and the other requests continue. An error is raised in
+    three cases: the server never answered a request, it rejected `IN_A_ROW` requests in a row, or `FAILURES_IN_A_ROW`
+    requests in a row failed for another reason. Requests that failed in an earlier call are sent last and are not
+    counted, so that a repeated call makes progress.
     """
 
     def __init__(self, config: FactoryConfig, out: Path, api_key: str) -> None:

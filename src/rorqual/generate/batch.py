@@ -17,13 +17,13 @@ from rorqual.generate.schema import KEYS, RowRequest
 
 LEADING = re.compile(r"\w+")
 BURST = 256
-"""Maximum number of rejected rows that are collected before they are yielded."""
+"""Maximum number of rejected rows to collect before yielding them."""
 Answered = tuple[RowRequest | Refused, list[Completion]]
 """A row and its samples. A rejected row has no samples."""
 
 
 class Stepping(Protocol):
-    """The interface of the engine that `answers` uses."""
+    """The engine interface that `answers` needs."""
 
     def submit(self, request: Request) -> int: ...
 
@@ -35,8 +35,8 @@ class Stepping(Protocol):
 def refused(row: RowRequest, error: RorqualError) -> Refused:
     """Return a rejected row for an error that the engine raised for its request.
 
-    The key of the rejected row is a sampling key: the key in `error.where`, or the first word of the error message. If
-    the error names no sampling key, the rejected row gets the key of the prompt.
+    The invalid key is the sampling key that the error names: in `error.where`, or as the first word of the message. If
+    the error names no sampling key, the invalid key is the key of the prompt.
     """
     first_word = LEADING.match(error.what)
     candidates = (error.where.rpartition(", ")[2], first_word.group() if first_word else "")

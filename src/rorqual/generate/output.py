@@ -1,8 +1,8 @@
 """A resumable JSONL output file. A killed process loses no answers.
 
-There are three files. `OUT.partial` collects the lines in the order in which they are answered. `OUT.made` records the input
-and the settings. `OUT` is written when all lines exist, in the order of the input. A command that is repeated with the same
-input and settings resumes. With a different input or settings, the command raises an error.
+There are three files. `OUT.partial` collects the output lines in the order in which the answers finish. `OUT.made`
+records the input and the settings. `OUT` is written when all lines exist, in the order of the input. A command that is
+repeated with the same input and settings resumes. With a different input or settings, the command raises an error.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def to_line(record: Mapping[str, Any]) -> bytes:
 
 
 class Partial:
-    """An output file in progress, which one process at a time may open.
+    """An output file in progress. Only one process at a time may open it.
 
     `made` holds all settings that the answers depend on. The complete output has `rows` lines. `last` is the line
     number of the last row in the prompt file. `count` is the number of lines written so far, `errors` is the number of
@@ -81,8 +81,8 @@ class Partial:
         return self._places[line] != NONE
 
     def add(self, lines: Mapping[int, Mapping[str, Any]]) -> None:
-        """Append records, given by line number, in one write. After `add` returns, the records are not lost if the
-        process is killed."""
+        """Append records in one write. `lines` maps line numbers to records. After `add` returns, the records are not
+        lost if the process is killed."""
         raw = {line: to_line(record) for line, record in lines.items()}
         try:
             view = memoryview(b"".join(raw.values()))
@@ -120,8 +120,8 @@ class Partial:
         """Open or create the files, and index the lines that exist."""
         finished, begun = self.out.exists(), self.path.exists()
         old = self._read_made()
-        # A process that is killed while it creates the files leaves an empty OUT.partial without OUT.made. Without
-        # OUT.made, an empty OUT.partial is ignored.
+        # A process that was killed while it created the files may leave an empty OUT.partial and no OUT.made. In this
+        # case, OUT.partial is ignored.
         begun = begun and bool(old or self.path.stat().st_size)
         if finished or begun:
             self._check(old, made)

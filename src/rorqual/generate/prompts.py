@@ -18,7 +18,8 @@ from rorqual.core.sampling import PARAMS, TextList
 
 BOM = b"\xef\xbb\xbf"
 LONGEST_LINE = 64 * 2**20
-"""Maximum number of bytes in a line. A longer line is rejected and read in pieces, so it never fills the memory."""
+"""Maximum number of bytes in a line. A longer line is rejected. It is read in pieces, so that it cannot fill the
+memory."""
 HEAD, CHUNK = 4096, 2**16
 LINES, TABLES = (".jsonl", ".ndjson", ".json"), (".parquet", ".csv")
 TEXTS = frozenset({"prompt", *(name for name, param in PARAMS.items() if isinstance(param.type, TextList))})
@@ -200,7 +201,8 @@ def _csv_rows(file: TextIO) -> Iterator[tuple[int, dict[str, Any] | Refused]]:
 
 
 def typed_cells(row: dict[str, Any], keys: frozenset[str]) -> dict[str, Any]:
-    """Parse the cells of a CSV row in the columns `keys` as numbers, lists or booleans. Columns in `TEXTS` stay strings."""
+    """Convert cells of a CSV row from strings to numbers, lists or booleans. Only columns in `keys` are converted, and
+    columns in `TEXTS` stay strings."""
     return {
         name: scalar(value) if name in keys - TEXTS and isinstance(value, str) else value for name, value in row.items()
     }

@@ -43,7 +43,8 @@ ELSEWHERE: Mapping[str, str] = {
 }
 """Sampling keys of other programs, mapped to the Rorqual keys that error messages suggest."""
 ALIKE = 0.9
-"""Minimum similarity at which an extra field is reported as a misspelt key: `temprature` is reported, `speed` is not."""
+"""If an extra field is at least this similar to a known key, it is reported as misspelt: `temprature` is reported,
+`speed` is not."""
 
 
 def _grammar(value: Any) -> Any:
@@ -59,7 +60,8 @@ Token = Annotated[int, Field(strict=True, ge=0, le=INT32)]
 
 
 def _field(param: Param) -> tuple[Any, Any]:
-    """Return the type and the pydantic field of a sampling parameter in a row, with its range and default."""
+    """Return the type and the pydantic field of a sampling parameter in a row. The field has the parameter's range and
+    default."""
     kind, type_ = param.in_file, param.annotation
     limits: dict[str, Any] = {}
     match kind:
@@ -96,7 +98,8 @@ KEYS = frozenset(RowSampling.model_fields)
 
 
 def line_seed(seed: int, line: int, name: str | int | None) -> int:
-    """Derive the seed of a row from the `seed` of the command and the row's id `name`, or the line number if it has no id.
+    """Derive the seed of a row from the command's `seed` and the row's id `name`. A row without an id uses its line
+    number instead.
 
     A row with an id thus keeps its answer if rows are reordered or removed.
     """

@@ -70,7 +70,7 @@ class Balancing(Experiment):
     gamma: ClassVar[float]
     alpha: ClassVar[float]
     tried: ClassVar[str]
-    """A sentence that states which values besides `gamma` and `alpha` were tried, and on which seeds."""
+    """A sentence that lists the values that were tried but not chosen for `gamma` and `alpha`, with the seeds."""
     took: ClassVar[tuple[float, float]]
     """Estimated core-seconds of one training run, and of measuring all three runs."""
 
@@ -110,12 +110,12 @@ class Balancing(Experiment):
                 "model": run.model.model_copy(update={"num_nextn_predict_layers": 0}),
                 "objectives": objectives,
                 "balance": balance.Balance(gamma=self.gamma if arm == "bias" else 0.0),
-                "micro_batches": 1,  # the auxiliary loss is computed per micro-batch, so every step has exactly one
+                "micro_batches": 1,  # the auxiliary loss is per micro-batch, so a step has exactly one micro-batch
             }
         )
 
     def measure(self, place: Path, *, seed: int, tokens: int) -> dict[str, Any]:
-        """Measure all arms on the same held-out tokens, without updating their biases.
+        """Measure all arms on the same held-out tokens. The router biases are not updated.
 
         `load` [arm][layer][expert] counts the tokens that the expert processed. `loss` [arm][block] is summed over the
         block's tokens in the loss mask, in nats. `trained` [block] is the number of tokens in the block's loss mask.
@@ -192,7 +192,8 @@ class BalanceExperiment(Balancing):
 
 
 class BalanceWorked(Balancing):
-    """The balance experiment with SFT on worked solutions, half of them without thinking, as for the quickstart's teacher."""
+    """The balance experiment with SFT on worked solutions. As for the quickstart's teacher, half of the solutions have
+    no thinking."""
 
     name = "balance-worked"
     title = "Balance without an auxiliary loss, on worked solutions"
@@ -214,8 +215,8 @@ class BalanceWorked(Balancing):
 
 @torch.no_grad()
 def read(model: Decoder, batch: TrainBatch) -> tuple[float, list[Tensor]]:
-    """Return the loss summed over the tokens in the loss mask, and for each layer the number of tokens that each expert
-    processed."""
+    """Return two values: the loss, summed over the tokens in the loss mask, and the number of tokens that each expert
+    processed in each layer."""
     output = model(batch.tokens, batch.positions, segments=batch.segments)
     at = batch.loss_mask.nonzero(as_tuple=True)
     logprobs = token_logprobs(model.logits(output.hidden[at]), batch.targets[at])

@@ -26,10 +26,11 @@ LANES = 10_000
 
 
 def worked_blocks(chat: ChatFormat, seed: int, tokens: int, rows: int, problems: int = 500) -> Iterator[TrainBatch]:
-    """Yield blocks of packed worked solutions from the test split until they contain `tokens` tokens, excluding padding.
+    """Yield blocks of packed worked solutions from the test split. Stop when the blocks contain `tokens` tokens,
+    excluding padding.
 
-    The solutions are mixed as in training. The generator restarts with a new seed after `problems` problems, because a long search for
-    new problems slows down.
+    The solutions are mixed as in training. The problem generator restarts with a new seed after `problems` problems,
+    because it finds new problems more and more slowly.
     """
     task = load_task(TASK, options={"hard": FULL.sft_hard})
     rng = random.Random(f"{seed} held out")
@@ -61,9 +62,9 @@ def text_blocks(tokenizer: Tokenizer, text: str, row: int, rows: int) -> Iterato
 def endless_text(characters: int, seed: int) -> str:
     """Return `characters` characters of third-order Markov text, based on the package's sample of Shakespeare.
 
-    Each character follows its three predecessors with the same frequency as in the sample. The text can be arbitrarily
-    long and does not repeat itself, so a model cannot memorise it. The training loss falls smoothly, and the entropy is
-    known.
+    Each character is drawn given the three characters before it, with the frequencies of the sample. The text can be
+    arbitrarily long and does not repeat itself, so a model cannot memorise it. The training loss falls smoothly, and
+    the entropy is known.
     """
     contexts, following = chain()
     rng = np.random.default_rng(seed)
@@ -87,7 +88,8 @@ def entropy() -> float:
 
 
 def chain() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return every three-byte context of the sample as a number, sorted, and the byte that follows each context.
+    """Return two arrays: the sorted three-byte contexts of the sample, each as one number, and the byte that follows
+    each context.
 
     The sample is circular: its first byte follows its last byte.
     """

@@ -37,7 +37,8 @@ def load_contrast(arm: Arm, excess: Mapping[Arm, Sequence[float]]) -> Contrast:
 
 
 def third_contrast(excess: Mapping[Arm, Sequence[float]]) -> Contrast:
-    """Compare the claimed bound, a third of the excess load without balancing, with the excess load of the router bias."""
+    """Compare the excess load of the router bias with the claimed bound. The bound is a third of the excess load
+    without balancing."""
     return contrast_of_values(
         "largest load over mean less one: a third of that with nothing, then router bias",
         [[THIRD * x] for x in excess["none"]],
@@ -47,7 +48,8 @@ def third_contrast(excess: Mapping[Arm, Sequence[float]]) -> Contrast:
 
 
 def loss_contrast(arm: Arm, measurements: Sequence[Mapping[str, Any]]) -> Contrast:
-    """Compare the losses of an arm and the router bias, both divided by the arm's loss, so that 0.005 is half a percent."""
+    """Compare the losses of an arm and the router bias. Both losses are divided by the arm's mean loss, so a difference
+    of 0.005 is half a percent."""
     scaled: dict[Arm, list[np.ndarray]] = {arm: [], "bias": []}
     for measurement in measurements:
         for side in scaled:

@@ -1,4 +1,5 @@
-"""The experiment `data-distil`: does a small set, labelled or written by a teacher, train a student as well as the full original set?
+"""The experiment `data-distil`: can a small training set replace the full original set if a teacher labels or writes
+the small set?
 
 Each seed has one base student, one teacher and three simple tasks (`tasks.everyday`). All students of a task start from
 the same base and take the same number of steps of the same size. Only the training data of the students differs. The
@@ -44,7 +45,7 @@ SOFT = "small-soft"
 
 
 class Amounts(Config):
-    """Amounts of work, chosen on seed 0 and the dev split before any seed of the published result was run.
+    """Amounts of work. They were chosen on seed 0 and the dev split, before the runs of the published result.
 
     Short training favours the small set, and long training the full set (docs/log/experiments.md). The number of steps
     is the maximum that fits into twenty core-minutes. If the number of steps is too small, the result is biased in
@@ -140,7 +141,8 @@ def base_run(place: Path, seed: int, work: Amounts) -> Run:
 
 
 def teacher_run(place: Path, seed: int, work: Amounts) -> Run:
-    """Return the run that trains the teacher, four times the student's size, on true answers to its half of all tasks' problems."""
+    """Return the run that trains the teacher on true answers to half of the problems of all tasks. The teacher is four
+    times as large as a student."""
     return sft(
         task="everyday",
         options={"pool": "teacher"},
@@ -170,8 +172,8 @@ def student_run(place: Path, task: str, arm: str, seed: int, work: Amounts) -> R
 def factory(place: Path, task: str, seed: int, work: Amounts) -> FactoryConfig:
     """Return the factory config of a task.
 
-    For classification and regression, the teacher labels greedily, and every label is kept. For generation, the teacher
-    samples sentences, and only the sentences that the grader accepts are kept.
+    For classification and regression, the teacher labels with greedy decoding, and every label is kept. For generation,
+    the teacher samples sentences, and only the sentences that the grader accepts are kept.
     """
     writes = EVERYDAY_TASKS[task].form == "generation"
     return FactoryConfig(

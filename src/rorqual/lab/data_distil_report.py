@@ -24,8 +24,8 @@ Values = list[list[float]]
 """One list per seed, with one value for each held-out problem."""
 
 MARGIN = 0.02
-"""Non-inferiority margin below the full set, in accuracy or R². The margin was set before any seed of the published
-result was run."""
+"""Non-inferiority margin, in accuracy or R²: how much lower than the full set's score the small set's score may be. The
+margin was set before the runs of the published result."""
 SETS = {
     "full-original": "all, original",
     "small-original": "a tenth, original",
@@ -79,7 +79,8 @@ def conclusion(experiment: Experiment, places: Mapping[int, Path], arms: Mapping
 
 
 def order(question: str) -> int:
-    """Return the position of a question on the page, so that all tasks are listed together for each question."""
+    """Return the position of a question on the page. Contrasts are sorted by this position, so that each question lists
+    all tasks together."""
     known = [text for *_, text in QUESTIONS]
     return known.index(question) if question in known else len(known)
 
@@ -228,7 +229,8 @@ def measured(task: str, name: str, results: Sequence[Evaluation], places: Mappin
 
 
 def voices(result: Evaluation) -> float:
-    """Return the entropy, in bits, of active versus passive voice among the valid sentences, or 0 if no sentence is valid."""
+    """Return the entropy, in bits, of the choice between active and passive voice in the valid sentences. Return 0 if
+    no sentence is valid."""
     passive = [" by " in sample.reply for sample in result.samples if is_right(sample)]
     share = sum(passive) / len(passive) if passive else 0.0
     return -sum(p * log2(p) for p in (share, 1 - share) if p)

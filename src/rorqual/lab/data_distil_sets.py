@@ -79,10 +79,11 @@ def write_pairs(path: Path, rows: Iterable[tuple[str, str]]) -> None:
 
 
 def write_labelled(folder: Path, labelled: DistilledFile, few: Collection[str]) -> dict[str, float]:
-    """Write all of the teacher's samples to `full-teacher.parquet`, and those with keys in `few` to `small-teacher.parquet`.
+    """Write all samples of the teacher to `full-teacher.parquet`, and the samples with keys in `few` to
+    `small-teacher.parquet`.
 
-    Return the core-seconds of the full and of the small set. If the filters dropped every sample of a set, all its
-    samples are used, because a set needs at least one row. The report shows how many answers are true.
+    Return the core-seconds of the full and of the small set. A set needs at least one row. If the filters dropped every
+    sample of a set, the set therefore keeps all of them. The report shows how many answers are true.
     """
     sets = {"full-teacher": labelled.rows, "small-teacher": [row for row in labelled.rows if row.key in few]}
     for name, rows in sets.items():
@@ -93,7 +94,8 @@ def write_labelled(folder: Path, labelled: DistilledFile, few: Collection[str]) 
 
 
 def counted(path: Path, problems: Sequence[Problem], tokenizer: Tokenizer) -> dict[str, float]:
-    """Return a training set's rows and tokens, and the share of its answers that the task's grader accepts."""
+    """Return three figures for a training set: its number of rows, its number of tokens, and the share of answers that
+    the grader accepts."""
     chat, by_prompt = chat_format(tokenizer, "deepseek"), {problem.prompt: problem for problem in problems}
     rows = read_conversations(path).conversations
     right = sum(
@@ -106,7 +108,7 @@ def counted(path: Path, problems: Sequence[Problem], tokenizer: Tokenizer) -> di
 
 @torch.no_grad()
 def answer_losses(run: Path, problems: Sequence[Problem]) -> list[float]:
-    """Return the model's loss on each problem's true answer, in nats per token that the assistant writes."""
+    """Return the model's loss on the true answer to each problem, in nats per token of the assistant's turn."""
     model = load_run(RunDir(run))
     chat = chat_format(Tokenizer.load(RunDir(run).tokenizer_file), "deepseek")
     losses = []

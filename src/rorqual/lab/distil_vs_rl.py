@@ -50,8 +50,8 @@ BRANCHES = {
 }
 BUDGETED = (RL, DISTIL, GOLD, MORE, ON_POLICY)
 MODES: tuple[Thinking, ...] = ("auto", "on")
-"""Thinking modes in which the teacher is evaluated. Mode "on" is included because the student learns from samples of a
-teacher that is made to think."""
+"""Thinking modes in which the teacher is evaluated. Mode "on" is included because the teacher is made to think when it
+writes the student's training samples."""
 WINDOW = (0.05, 0.50)
 """Required range of the base student's pass@8 in every family. GRPO needs some right answers and room to improve."""
 MOST = 0.8
@@ -142,7 +142,8 @@ PROBLEMS = FULL.distil_problems
 
 
 def budget(place: Path) -> float:
-    """Return the cost of GRPO in core-seconds, from its token counts and the costs per token in `RL_COST` (idle machine)."""
+    """Return the cost of GRPO in core-seconds. The cost is computed from the run's token counts and the costs per token
+    in `RL_COST`, as on an idle machine."""
     records = list(RunDir(place / RL).metrics())
     return sum(price * record[kind] for record in records for kind, price in RL_COST.items())
 
@@ -175,7 +176,7 @@ def _on_policy(place: Path, seed: int) -> Run:
 
 
 TUNING = [f"optim.lr={FULL.student_lr}", f"optim.adamw.lr={FULL.student_adamw_lr}"]
-"""Learning rates for training a trained model further: half the rates for a new model."""
+"""Learning rates for a model that is already trained: half the rates for a new model."""
 
 TRIED = Table(
     title="Settings tried, on seed 1 and the dev split",
@@ -236,7 +237,8 @@ def _costs(place: Path) -> dict[str, JobCost]:
 def _verdict(
     main: Contrast, costs: Sequence[dict[str, JobCost]], tries: Sequence[dict[str, float]]
 ) -> tuple[Verdict, list[str]]:
-    """Return the verdict of the intervals if the comparison is valid, else open.
+    """Return the verdict and sentences that explain it. If the comparison is not valid, the verdict is open; otherwise
+    the intervals decide.
 
     The comparison is valid if costs are equal in every seed, and if the base student can improve in every family.
     """

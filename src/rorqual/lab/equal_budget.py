@@ -5,8 +5,8 @@ intervals: the bootstrap, and Student's t over the seeds. The part holds if both
 hold if both lie below 0. A part whose costs differ by more than its tolerance is open, regardless of the losses. The
 claim holds if all parts hold. If at least one part does not hold, the claim does not hold either.
 
-`rorqual.evals.verdict` defines the rule of two intervals and at least five seeds. An earlier rule used only the bootstrap.
-The conditions that were added after the results were known can only turn a verdict into open.
+`rorqual.evals.verdict` defines the rule of two intervals and at least five seeds. An earlier rule used only the
+bootstrap. Some conditions were added after the results were known. These conditions can only change a verdict to open.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ FLOOR = 0.05
 """Minimum accuracy of the better arm on a family. Families below `FLOOR` are left out, because accuracies near 0 show
 no difference between arms."""
 BINS, UNSHOWN = 40, 8
-"""Number of points per curve, and number of initial points that the chart omits because they are steep and similar in all
-arms."""
+"""Number of points per curve, and number of first points that the chart omits. At the omitted points, the curves are
+steep and similar in all arms."""
 Places = Mapping[int, Path]
 
 
@@ -51,7 +51,7 @@ class EqualBudgetClaim:
 
 @dataclass(frozen=True)
 class Match:
-    """Measured amounts of the quantity that should be equal in the two arms, as means over the seeds."""
+    """The quantity that should be equal in the two arms, with its measured mean over the seeds in each arm."""
 
     equal: Equal
     favoured: float
@@ -70,7 +70,8 @@ class Match:
 
 @dataclass(frozen=True)
 class JudgedClaim:
-    """A part of a claim with its evidence. Each contrast is the value of the arm `rival` minus that of `favoured`."""
+    """A part of a claim with its evidence. Each contrast is the value of the arm `rival` minus the value of the arm
+    `favoured`."""
 
     half: EqualBudgetClaim
     match: Match
@@ -139,7 +140,7 @@ def judge(half: EqualBudgetClaim, places: Places) -> JudgedClaim:
 
 
 def measured(equal: Equal, run: Path) -> float:
-    """Return the value of the quantity `equal` of a run, such as its number of steps or its core-seconds."""
+    """Return how much a run has of the quantity `equal`, such as its number of steps or its core-seconds."""
     out = RunDir(run)
     if equal == "core-seconds":
         return run_cost(out).core_seconds

@@ -26,8 +26,8 @@ class Experiment(ABC):
     seeds: ClassVar[int] = SEEDS
     """Number of seeds of the published result."""
     first_seed: ClassVar[int] = FIRST_SEED
-    """First seed of the evidence. The seed exceeds `FIRST_SEED` if seeds from `FIRST_SEED` on were inspected while
-    settings were chosen."""
+    """First seed of the evidence. It is higher than `FIRST_SEED` if results of seed `FIRST_SEED` or later seeds were
+    seen before the settings were final."""
 
     @abstractmethod
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:

@@ -102,8 +102,8 @@ class ExpertsExperiment(Experiment):
 def informed(place: Path, *, seed: int, count: int, shuffles: int) -> Value:
     """Measure the mutual information of expert and family on held-out worked solutions.
 
-    For each condition of `WITHIN` and each layer, the result has the mutual information in bits, the mean and maximum
-    of shuffled labels, and the p-value.
+    For each condition of `WITHIN` and each layer, the result has the mutual information in bits, its mean and maximum
+    with shuffled labels, and the p-value.
     """
     model, chat = teacher(place)
     problems, samples = worked(chat, "test", seed, count)
@@ -124,8 +124,8 @@ def informed(place: Path, *, seed: int, count: int, shuffles: int) -> Value:
 
 
 def ablated(place: Path, *, seed: int, count: int) -> Value:
-    """For each removed set of experts, measure on each problem the greedy answer's accuracy and the loss of the worked
-    solution. The model is made to think.
+    """Remove one set of experts at a time. Measure on each problem whether the greedy answer is correct, and the loss
+    of the worked solution. The model is made to think.
 
     The experts of a family are the `GONE` experts of each layer with the highest lift on dev problems.
     """

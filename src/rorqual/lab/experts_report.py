@@ -35,7 +35,7 @@ def lost(ablation: Value, family: str, names: Iterable[str], what: str) -> np.nd
 
 
 def rivals(ablation: Value, family: str) -> dict[str, list[str]]:
-    """Return the names of the ablations that are compared with the ablation of a family's own experts, by kind."""
+    """Return the ablations to compare with the ablation of a family's own experts: a list of names for each kind."""
     return {
         "another family's": [name for name in ablation["families"] if name != family],
         "random": [name for name in ablation["gone"] if name not in ablation["families"]],
@@ -43,7 +43,8 @@ def rivals(ablation: Value, family: str) -> dict[str, list[str]]:
 
 
 def hurt_contrasts(ablations: Sequence[Value]) -> list[Contrast]:
-    """Compare the effect of removing another family's or random experts with that of removing a family's own experts.
+    """Compare ablations: the effect of removing a family's own experts against the effect of removing another family's
+    experts, or random experts.
 
     Lost accuracy is compared pooled and by family. Added loss in nats is compared pooled only.
     """
@@ -105,8 +106,8 @@ def decide(bits: Iterable[Contrast], hurt: Iterable[Contrast]) -> Verdict:
     """Return the verdict of the experiment. Every comparison follows the rule of `rorqual.evals.verdict`.
 
     The claim holds if the mutual information in every layer is higher for true labels than for shuffled labels, both
-    over all tokens and for a fixed token id. A further condition of the claim is that a family loses more accuracy
-    without its own experts than without another family's experts, and than without random experts.
+    over all tokens and among tokens with the same id. A further condition: removing a family's own experts costs more
+    accuracy than removing another family's experts, and more than removing random experts.
     """
     pair = WITHIN["pair"]
     parts = [contrast for contrast in bits if pair not in contrast.question]
@@ -152,7 +153,8 @@ def sentence(contrast: Contrast) -> str:
 
 
 def matrix_table(ablations: Sequence[Value]) -> Table:
-    """Return a table of the accuracy lost by family and removed experts, in points, as means over seeds."""
+    """Return a table of lost accuracy, in points. It has one column per family and one row per set of removed experts,
+    with means over seeds."""
     families = ablations[0]["families"]
     intact = [
         mean(
@@ -242,8 +244,8 @@ def information_chart(information: Sequence[Value]) -> Chart:
 
 
 def hurt_chart(hurt: Sequence[Contrast]) -> Chart:
-    """Return a bar chart of the accuracy that each family loses if its own, another family's or random experts are
-    removed."""
+    """Return a bar chart of each family's lost accuracy, for three ablations: its own experts, another family's
+    experts, and random experts."""
     rows = [contrast for contrast in hurt if contrast.unit == "points"]
     labels_ = tuple(dict.fromkeys(contrast.of for contrast in rows))
     series = []

@@ -72,7 +72,7 @@ class Table(Config):
 class Series(Config):
     """One series of a chart: points (x, y), with optional bounds `low` and `high` of y.
 
-    `by_seed` holds one line per seed, which is drawn faint behind the series.
+    `by_seed` has one line per seed. These lines are drawn faint behind the series.
     """
 
     label: str
@@ -153,7 +153,8 @@ def contrasts(
     measure: Measure = is_right,
     confidence: float = CONFIDENCE,
 ) -> list[Contrast]:
-    """Compare `b` with `a`, which hold one evaluation per seed: first over all problems, then by family (or level)."""
+    """Compare `b` with `a`, first over all problems, then by family (or level). `a` and `b` have one evaluation per
+    seed."""
     result = []
     for fineness in dict.fromkeys(("all", grain)):
         rows = compare_seeds(a, b, grain=fineness, measure=measure, confidence=confidence, samples=20_000)
@@ -209,7 +210,7 @@ def contrast_of_values(
 def mean_by_seed(
     evaluations: Sequence[Evaluation], label: str, groups: Sequence[str], measure: Measure = is_right
 ) -> Series:
-    """Return a series of bars: for each family of `groups`, the mean over seeds with its interval.
+    """Return a series of bars, one per family in `groups`. Each bar is the mean over seeds, with its interval.
 
     The group `all` covers every problem.
     """

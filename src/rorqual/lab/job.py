@@ -1,7 +1,7 @@
 """Jobs: units of an experiment's work for one seed. A job is idempotent and resumable, and runs in its own process on one core.
 
-All jobs of a seed write to one folder. Jobs are identified by name, so that experiments can share their results. For example,
-the teacher of seed 100 is trained once for all experiments.
+All jobs of a seed write to one folder. Jobs are identified by name, so that experiments can share the results of jobs.
+For example, the teacher of seed 100 is trained once for all experiments.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SAMPLED = SamplingParams(max_tokens=80, temperature=0.6, top_p=0.95)
 class JobCost(Config):
     """The cost of a job. Equal-cost rules compare `core_seconds` of processor time, because jobs may share a machine.
 
-    `share` is the fraction of the full amounts of work that the job did.
+    `share` is the fraction of the full work that the job did.
     """
 
     seconds: float
@@ -82,7 +82,7 @@ class ExperimentJob(ABC):
         done_share = self.cost(place).share
         if done_share != share:
             raise ConfigError(
-                f"job {self.name} was done with {done_share:.2%} of the full amounts of work, but {share:.2%} is requested",
+                f"job {self.name} was done with {done_share:.2%} of the full work, but {share:.2%} is requested",
                 where=str(place),
                 remedy="Give another --out, or the same --seeds and --budget as before.",
             )
@@ -222,7 +222,8 @@ def value(place: Path, name: str) -> Any:
 
 @contextmanager
 def spent() -> Iterator[list[JobCost]]:
-    """Measure the cost of a `with` block. The yielded list contains the cost after the block."""
+    """Measure the cost of a `with` block. The block gets an empty list, to which the cost is appended when the block
+    ends."""
     wall, cpu = time.monotonic(), time.process_time()
     costs: list[JobCost] = []
     yield costs

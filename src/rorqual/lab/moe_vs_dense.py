@@ -12,7 +12,7 @@ class MoEVsDense(ShapeExperiment):
     """The experiment on mixtures of experts. The dense model's width is chosen for equal FLOPs per token.
 
     The dense model needs less time per FLOP. For equal time, the dense model is therefore trained for more steps. The
-    number of steps is chosen so that training both models takes equally many core-seconds, as measured on other seeds.
+    number of steps was chosen on other seeds, so that both models train for the same number of core-seconds.
     """
 
     name = "moe-vs-dense"

@@ -9,7 +9,7 @@ from rorqual.lab.shapes import MOE, MTP, PLAIN_CLOCK
 
 
 class MultiTokenPrediction(ShapeExperiment):
-    """The experiment on multi-token prediction. The MTP module is dropped for every measurement.
+    """The experiment on multi-token prediction. Every measurement is made without the MTP module.
 
     The module makes a training step more expensive. For equal time, the model without the module is therefore trained for
     more steps.

@@ -112,7 +112,7 @@ def _costs(finding: Finding) -> list[str]:
 
 
 def _made(finding: Finding) -> str:
-    share = "" if finding.share == 1 else f"; at {finding.share:.2%} of the full amounts of work"
+    share = "" if finding.share == 1 else f"; at {finding.share:.2%} of the full work"
     return ", ".join(f"{key} {value}" for key, value in finding.made.items()) + share
 
 
@@ -142,7 +142,7 @@ def colours(theme: Theme) -> Sequence[str]:
 
 
 def draw_lines(axis: Axes, chart: Chart, theme: Theme) -> None:
-    """Draw the means with their interval bands, and each seed's line faint behind the means."""
+    """Draw the means with their interval bands. Behind the means, draw a faint line for each seed."""
     for place, series in enumerate(chart.series):
         colour = colours(theme)[place % 6]
         for line in series.by_seed:

@@ -52,7 +52,7 @@ class LabPlan:
                 missing = [need for need in job.needs if (seed, need) not in self.jobs]
                 if (seed, job.name) in self.jobs or missing:
                     raise ValueError(
-                        f"{self.experiment.name}: job {job.name} occurs twice, or needs jobs that do not precede it: {missing}"
+                        f"{self.experiment.name}: job {job.name} occurs twice, or needs jobs that are not listed before it: {missing}"
                     )
                 self.jobs[seed, job.name] = job
 
@@ -70,7 +70,8 @@ def run_lab(
 ) -> Path:
     """Run the experiment `name` over `seeds` into `out`, and return the page's path.
 
-    `budget` is in core-minutes: the amounts of work are scaled down until the estimate fits. 0 means the full amounts.
+    `budget` is in core-minutes. The work is scaled down until its estimated time fits the budget. 0 means the full
+    work.
     """
     plan = planned(find_experiment(name), out, seeds, budget)
     todo = plan.left()
@@ -183,7 +184,8 @@ def _do(plan: LabPlan, todo: dict[tuple[int, str], ExperimentJob], workers: int)
 def _ready(
     plan: LabPlan, todo: Mapping[tuple[int, str], ExperimentJob], busy: list[JobProcess]
 ) -> tuple[int, str] | None:
-    """Return the key of the first job whose needed jobs are done, or None."""
+    """Return the key of the first job that can start, because all jobs that it needs are done. Return None if there is
+    none."""
     under_way = {worker.key for worker in busy}
     for (seed, name), job in todo.items():
         if all((seed, need) not in todo and (seed, need) not in under_way for need in job.needs):
@@ -232,7 +234,7 @@ def _work(name: str, out: Path, seeds: tuple[int, ...], share: float, key: tuple
 
 
 def _die_with_parent() -> None:
-    """Exit when the parent dies, because an orphaned job would write to the same files as the job that replaces it."""
+    """Exit when the parent dies. Otherwise, an orphaned job and its replacement would write to the same files."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])

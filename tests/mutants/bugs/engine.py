@@ -340,7 +340,7 @@ MUTANTS = (
         "who stood behind one that stepped back is passed over",
         "seen in our own first version",
         "engine/scheduler.py",
-        "                continue  # the preemption may change which sequence comes first\n",
+        "                continue  # after the preemption, another sequence may come first\n",
         "                pass\n",
         "tests/engine/test_scheduler.py::test_one_of_high_priority_behind_one_of_low_that_steps_back_goes_first",
     ),

@@ -2,7 +2,7 @@
 
 Each seed trains one dense model with latent attention in stages of growing length. The recipe `sparsify` turns it into a model with
 an indexer. Two baselines select positions without an indexer: a window with sinks, and random positions. The baselines train as
-many steps as the indexer and the sparse model together. All runs train at one budget and are measured at three.
+many steps as the indexer and the sparse model together. All sparse runs train at one budget and are measured at three.
 """
 
 from __future__ import annotations
@@ -52,17 +52,17 @@ from rorqual.train.sources.worked import worked_sample
 LENGTH = 1024
 """Number of characters of a prompt. Each character is a token."""
 REPLY = 76
-"""Number of tokens of the longest reply and the special tokens."""
+"""Number of tokens of a row besides the prompt: the longest reply and the special tokens."""
 MUON_RATE, ADAMW_RATE = 0.006, 2e-3
 WARMUP, SPARSE, ROWS = 90, 30, 4
-"""Steps of the warm-up and of the training with sparse attention, and rows per step."""
+"""Number of warm-up steps, number of steps with sparse attention, and rows per step."""
 WARMUP_RATE, SPARSE_RATE = 1e-2, 5e-4
 MEASURED: Mapping[str, int] = {"needle": 64, "copy": 16, "count": 16}
 """Number of held-out problems of each kind."""
 MORE: tuple[Arm, ...] = ("dense", "dsa", "adaptive")
-"""Arms that are measured on twice as many needles, because the claim bounds their differences."""
+"""Arms that are measured on twice as many needles, because the goals limit the accuracy differences between them."""
 SINKS, BLOCK_SIZE, CAP = 4, 16, 2
-"""Sinks of the window, positions per block of block selection, and the adaptive budget's limit as a multiple of its mean."""
+"""Sinks of arm `window`, positions per block of arm `block`, and `index_topk` of arm `adaptive` as a multiple of its budget."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,9 @@ DENSE = "sparse-dense"
 def stages(length: int) -> tuple[TrainingStage, ...]:
     """Return the stages of the dense training, which ends with texts of up to `length` characters.
 
-    The first stage has short texts with few pairs, because retrieval and counting are not learned in as many steps from longer
-    texts. Its 1,500 steps were enough on one dev seed, and too few on three others (docs/log/sparse-attention.md).
+    The first stage has short texts with few pairs. The model does not learn retrieval and counting from longer texts in the
+    same number of steps. The 1,500 steps of the first stage were enough on one dev seed, and too few on three others
+    (docs/log/sparse-attention.md).
     """
     few = {"names": list(KINDS), "length": 50, "shortest": 30, "pairs": 4, "questions": 4}
     short = {"names": list(KINDS), "length": length // 4, "shortest": 64, "questions": 8}
@@ -180,8 +181,8 @@ class Sparsify(ExperimentJob):
 def long_problems(length: int) -> WorkedConfig:
     """Return the data of all training with sparse attention: problems of up to the full length.
 
-    Short texts contain more replies in as many tokens. On one dev seed, an indexer that saw only texts of the full length selected
-    well for most queries, but not for those of the replies. These are a hundredth of the tokens.
+    Short texts contain more replies per token. On one dev seed, an indexer trained only on texts of the full length selected
+    well for most queries, but not for the queries of reply tokens. Reply tokens are a hundredth of all tokens.
     """
     options = {"names": list(KINDS), "length": length, "shortest": 64, "questions": 8}
     return WorkedConfig(task="long", options=options, rows=ROWS, row=length + REPLY)
@@ -274,7 +275,8 @@ def read(model: Decoder, samples: Sequence[Sample], rows: int = 8) -> dict[str, 
 def matching_top_p(model: Decoder, samples: Sequence[Sample], budget: int) -> float:
     """Return the `index_top_p` at which `model` selects as many positions on average as with `index_topk=budget`.
 
-    `model` selects up to its limit, and its scores are cut afterwards. Deeper layers then see the inputs of the uncut model.
+    The model runs once per sample, without `index_top_p`, and each candidate value is applied to the recorded scores. Deeper
+    layers therefore receive inputs to which no `index_top_p` was applied.
     """
     found: list[Selection] = []
     for sample in samples:
@@ -292,8 +294,8 @@ def matching_top_p(model: Decoder, samples: Sequence[Sample], budget: int) -> fl
 def measure(place: Path, *, arm: Arm, seed: int, share: float, length: int = LENGTH) -> dict[str, Any]:
     """Measure `arm` on held-out problems: at every budget, or once if its attention is dense.
 
-    The result is [divisor][kind of problem] of `read`, where the budget is `length` over the divisor. For the adaptive budget,
-    [divisor]["top_p"] is the `index_top_p`, which is set on problems of the dev split.
+    `result[divisor][kind]` is the result of `read` on one kind of problem, at a budget of `length` / `divisor`. For the
+    adaptive budget, `result[divisor]["top_p"]` is the `index_top_p`, which is chosen on problems of the dev split.
     """
     counts = {
         kind: amount(count * (2 if arm in MORE and kind == "needle" else 1), share) for kind, count in MEASURED.items()
@@ -312,7 +314,7 @@ def measure(place: Path, *, arm: Arm, seed: int, share: float, length: int = LEN
 
 
 class SparseExperiment(Experiment):
-    """Train and measure all arms on texts of `length` characters, and judge them at the budget that they were trained at."""
+    """Train the runs on texts of up to `length` characters, measure all arms, and judge the goals."""
 
     name = "sparse"
     title = "Sparse attention on long problems"

@@ -53,7 +53,7 @@ def _mixed(values: Tensor) -> Tensor:
 class AttentionSelectionConfig(MLAConfig):
     """MLA over the `topk` positions with the largest attention weights, averaged over heads. The weights are those of kind `mla`.
 
-    A perfect indexer selects these positions. The kind saves no time, because it computes dense attention first.
+    A perfect indexer selects these positions. This selection saves no time, because it computes dense attention first.
     """
 
     kind: Literal["attention_selection"] = "attention_selection"  # type: ignore[assignment]

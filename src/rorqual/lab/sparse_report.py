@@ -30,7 +30,7 @@ TRAINED = BUDGETS["a quarter"]
 """The budget of the training. Other budgets are measured without further training."""
 KINDS: Mapping[str, str] = {"needle": "needle", "copy": "copied number", "count": "counting after the text"}
 PERCENT, POINTS = 0.01, 0.02
-"""Largest relative excess of the loss, and largest loss of accuracy, that the claim allows."""
+"""The largest relative increase of the loss, and the largest drop in accuracy, that the claim allows."""
 Measured = Mapping[Arm, Sequence[Mapping[str, Any]]]
 """The measurements of all arms, one per seed."""
 
@@ -47,7 +47,7 @@ def part(measurement: Mapping[str, Any], arm: Arm, budget: int) -> Mapping[str, 
 
 
 def paired(measured: Measured, a: Arm, b: Arm, budget: int, kind: str, of: str) -> tuple[list[Any], list[Any]]:
-    """Return the values `of` ("loss" or "right") of two arms, one list per seed, on the problems that both were measured on."""
+    """Return the metric `of` ("loss" or "right") for two arms, one list per seed, on the problems that both were measured on."""
     both = [[part(seed, arm, budget)[kind][of] for seed in measured[arm]] for arm in (a, b)]
     count = min(len(values) for arm in both for values in arm)
     first, second = ([values[:count] for values in arm] for arm in both)
@@ -175,7 +175,7 @@ def results_table(measured: Measured) -> Table:
 
 
 def chart(measured: Measured, kind: str) -> Chart:
-    """Return a chart of the accuracy on a kind of problem over the budget."""
+    """Return a chart that plots the accuracy on one kind of problem against the budget."""
     series = []
     for arm, label in ARMS.items():
         lines = [

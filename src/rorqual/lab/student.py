@@ -26,8 +26,8 @@ In the families count, mod and kk, guessing reaches a pass@8 above one half.
 """
 FAMILIES = ("add", "sub", "swap")
 HARD = FULL.student_hard
-"""Share of hard problems. All problems are hard, because on two-digit sums, which need no thinking, RL would favour
-answers without thinking."""
+"""Share of hard problems. All problems are hard. Two-digit sums need no thinking, so RL on them would favour answers
+without thinking."""
 ABLE, BASE = "student-able", "student-base"
 ABLE_STEPS, ABLE_THINK = FULL.student_able_steps, FULL.student_able_think
 BASE_STEPS, BASE_THINK, BASE_RATE = FULL.student_base_steps, FULL.student_think, FULL.student_base_lr

@@ -35,7 +35,9 @@ class Account:
 
 
 def account(config: ModelConfig, *, context: int = 0, cache_value_bytes: int = 2) -> Account:
-    """Count the parameters, FLOPs and KV-cache bytes of `config`. A cached value without its own dtype takes `cache_value_bytes` bytes.
+    """Count the parameters, FLOPs and KV-cache bytes of `config`.
+
+    `cache_value_bytes` is the number of bytes per cached value, unless the cache part has its own dtype.
 
     The counts are exact: tests compare them with real modules on the meta device and with torch's FLOP counter.
     """

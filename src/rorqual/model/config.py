@@ -44,8 +44,8 @@ class Stage(Config):
     def build(self, hidden_size: int, eps: float) -> Block:
         """Build one block.
 
-        Raises ValueError if the number of attention modules or the routers differ from the block's config, because
-        replay could otherwise use recorded expert choices in the wrong layers.
+        Raises ValueError if the number of attention modules, or the experts per token of the feed-forward networks, differ
+        from the block's config. Replay could otherwise use recorded expert choices in the wrong layers.
         """
         block = self.block.build(self.attention, self.ffn, hidden_size, eps)
         declared = len(self.attentions), [ffn.experts_per_token() for ffn in self.ffns]
@@ -53,7 +53,7 @@ class Stage(Config):
         if declared != built:
             raise ValueError(
                 f"block kind '{self.block.kind}' built {built[0]} attention modules and feed-forward networks with {built[1]} "
-                f"experts per token; its config declares {declared[0]} and {declared[1]}"
+                f"experts per token; its config declares {declared[0]} attention modules and {declared[1]} experts per token"
             )
         return block
 

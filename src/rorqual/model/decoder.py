@@ -30,7 +30,7 @@ class Cache(Protocol):
         """Return the cache of attention module `index`, in the order of `ModelConfig.attentions`."""
 
     def table(self, rope: Rope, dim: int) -> tuple[Tensor, Tensor]:
-        """Return cos and sin [positions, dim / 2] of `rope_table` for positions 0, 1, ... up to the highest position in use."""
+        """Return the result of `rope_table`, cos and sin [positions, dim / 2], for positions 0 to the highest position in use."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Decoder(Layer):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.tied = {"lm_head": "embed_tokens"} if config.tie_word_embeddings else {}
         head = None if self.tied else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.register_module("lm_head", head)  # a plain None attribute would hide the head that `Backend.prepare` adds
+        self.register_module("lm_head", head)  # `self.lm_head = None` would shadow the head that `Backend.prepare` adds
         self.mtp = nn.ModuleList(MTP(config) for _ in range(config.num_nextn_predict_layers))
         # The engine rounds cached values to `CachePart.dtype`. The trainer's forward pass needs a cache to round values
         # as the engine does.
@@ -174,7 +174,7 @@ class Decoder(Layer):
         return scores.float()
 
     def routers(self) -> list[FFN]:
-        """Return every feed-forward network that routes tokens, in layer order, first of the main model and then of the
-        MTP modules."""
+        """Return every feed-forward network that routes tokens, in layer order. Networks of the main model come first,
+        and networks of the MTP modules last."""
         blocks = [*self.layers, *(module.block for module in self.mtp)]
         return [ffn for block in blocks for ffn in block.ffns if ffn.experts_per_token]

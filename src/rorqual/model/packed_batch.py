@@ -1,6 +1,6 @@
 """Paged attention over a training batch.
 
-Trainer and engine add the results of key blocks in the same order, so that both round the same way.
+For each query, the trainer and the engine sum over blocks of keys in the same order, so that both round the same way.
 """
 
 from __future__ import annotations
@@ -210,11 +210,11 @@ class PackedBatchCache:
         return angles(rope, dim, int(self._positions.max()) + 1, self.device)
 
     def rows(self, every: int) -> tuple[Tensor, Tensor]:
-        """Return two index tensors: from groups of `every` tokens to their last tokens, and from block rows to groups.
+        """Return two index tensors: the last token of each group of `every` tokens, and the group of each row of the blocks.
 
         The first tensor [groups] holds the last token of each group, with padding at the end (`ops.paged.fill`). The
-        second tensor [blocks * BLOCK / every] holds the group index of each block row. The index of an empty row is the
-        length of the first tensor.
+        second tensor [blocks * BLOCK / every] holds the group index of each row. The index of an empty row is the length
+        of the first tensor.
         """
         if every not in self._rows_by_every:
             ends = np.flatnonzero(self._positions % every == every - 1)

@@ -28,7 +28,9 @@ LANES = 32
 GRAIN = 32768
 """Largest number of elements that torch processes in one thread. torch splits larger tensors into equal parts."""
 ROWS = {torch.bfloat16: (4, 8, 16)}
-"""Row counts to which an expert's rows are padded, by dtype: the smallest sufficient count, or a multiple of the largest.
+"""Row counts to which an expert's rows are padded, by dtype.
+
+The rows are padded to the smallest sufficient count, or else to a multiple of the largest count.
 
 The list is short because oneDNN builds a new primitive for every row count. Matrix products in fp32 do not use oneDNN,
 so their rows are padded to a multiple of `Rows.least`.
@@ -81,7 +83,7 @@ Matrices = Tensor | Sequence[Tensor]
 
 
 def loose_experts(x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices) -> Tensor:
-    """Compute `experts` without padding, so that results are not batch-invariant."""
+    """Compute `experts` without padding. The results are not batch-invariant."""
     return experts(x, routing, gate_up, down, Rows(1))
 
 

@@ -25,8 +25,8 @@ class Routing:
     - `weights` [tokens, k]: the gates of the chosen experts, with gradient.
     - `scores` [tokens, choices]: the affinities, without bias.
     - `own` [tokens, k]: the router's own choice. `own` differs from `indices` only if choices are replayed.
-    - `gap` [tokens]: how far the biased score of the replayed choice is below that of the router's own choice. `gap` is
-      0 without replay.
+    - `gap` [tokens]: how much lower the replayed choice scores than the router's own choice, with bias (`_shortfall`). `gap`
+      is 0 without replay.
     """
 
     indices: Tensor
@@ -48,8 +48,8 @@ class Routing:
         )
 
     def returned(self, n_experts: int) -> Tensor:
-        """Return the sum of the gates of each token's identity experts [tokens, 1], which have expert numbers from
-        `n_experts` on."""
+        """Return, for each token, the sum of the gates of its identity experts [tokens, 1]. The numbers of identity experts
+        start at `n_experts`."""
         return self.weights.masked_fill(self.indices < n_experts, 0).sum(-1, keepdim=True)
 
 
@@ -97,11 +97,13 @@ def _shortfall(
     topk_group: int,
     group_by: Literal["top2", "max"],
 ) -> Tensor:
-    """Return how far the biased score of the choice `other` [tokens, k] is below that of the best choice `own`: [tokens].
+    """Return how much lower the choice `other` [tokens, k] scores than the best choice `own`, with bias: [tokens].
 
-    The result is the larger of two shortfalls: of the chosen groups, and of the experts chosen within these groups.
-    Comparing only experts would be misleading: a near tie between groups would look like a large error, and a wrong
-    group with better experts like no error. If `own` and `other` contain the same experts, the result is exactly 0.
+    The result is the larger of two differences. The first compares the best groups with the best set of groups that
+    contains the experts of `other`. The second compares the best experts in that set with the experts of `other`.
+
+    Comparing only experts would be misleading: a near tie between groups would look like a large error, and a wrong group
+    with better experts would look correct. If `own` and `other` contain the same experts, the result is exactly 0.
     """
     own, other = own.sort(-1).values, other.sort(-1).values  # sorted, so that equal sets have bit-identical sums
     if n_group == 1:

@@ -25,7 +25,7 @@ BLOCK = 64
 QUERIES = 32
 """Number of queries per tile in prefill. The queries of a tile belong to one sequence and read each block together."""
 CHUNK = 1 << 18
-"""Number of values that index scores and gathered rows may take at once, so that they fit in the processor's cache."""
+"""Number of index scores or gathered values that are processed at once, so that they fit in the processor's cache."""
 HIDDEN = np.float32(-1e30)
 """Added to the scores of invisible keys to make their weights 0. With -inf, a block without visible keys would give NaN."""
 
@@ -37,7 +37,7 @@ class Tiles:
     """The query tiles of a forward pass, and the (tile, key block) pairs that attention computes.
 
     A tile has `queries` queries of one sequence. Tiles are sorted by descending number of blocks. Pairs are sorted by
-    the block's index in its sequence, then by tile, so the tiles with a block of index b are 0 to counts[b] - 1.
+    the block's index in its sequence, then by tile. Tiles 0 to counts[b] - 1 therefore have a block with index b.
 
     - `tile` [pairs]: the tile of each pair.
     - `block` [pairs]: the block's number in the pool.
@@ -45,12 +45,12 @@ class Tiles:
     - `mask` [pairs, queries, BLOCK]: added to scores; `HIDDEN` for an invisible key, otherwise 0.
     - `gather` [tiles * queries]: the token of each query. A partial tile repeats its last token.
     - `slot` [tokens]: the query of each token. `gather` and `slot` are None if query i is token i.
-    - `rows`: row limits of matrix products (`ops.rows`).
+    - `rows`: limits on the number of rows of matrix products (`ops.rows`).
     - `span`: a slice of the pool that contains all blocks, or None if they are far apart. With `span`, attention reads the
       slice instead of gathering blocks, and `met` and `mask` have one entry per block of the slice, in pool order.
     - `met`: the tile of each entry of `mask`, or None if entry i belongs to tile i.
     - `back` [pairs]: the entry of `mask` for each pair, or None if entry i belongs to pair i.
-    - `last` [tokens]: for tiles of one query, the entry of `mask` for the block that contains the token.
+    - `last` [tokens]: the entry of `mask` for the block that contains the token. None if tiles have several queries.
     - `position` [tokens]: the position of each token in its sequence.
     """
 
@@ -202,9 +202,10 @@ class Selection:
     scores: Tensor
 
     def top_p(self, p: float) -> Selection:
-        """Keep the fewest best rows whose softmax over the scores of all selected rows adds up to at least `p` (0 to 1).
+        """Keep the best rows: the fewest whose weights add up to at least `p` (0 to 1).
 
-        Twilight (2502.02770) prunes a top-k selection in this way. How many rows a token keeps depends only on its own scores.
+        The weights are the softmax over the scores of all selected rows. Twilight (2502.02770) prunes a top-k selection in
+        this way. How many rows a token keeps depends only on its own scores.
         """
         share = (self.scores.detach() - self.scores.detach()[:, :1]).double().exp().cumsum(1)
         before = F.pad(share[:, :-1], (1, 0))
@@ -250,9 +251,9 @@ def attend_within(
 
 
 def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> Tensor:
-    """Combine attention outputs over disjoint sets of keys into attention over all of these keys.
+    """Combine attention outputs over disjoint sets of keys into attention over all keys of these sets.
 
-    `outs` are [..., d_v], and `lses` their log-sum-exps [...]. An extra log-sum-exp without an output acts as an
+    `outs` are [..., d_v]. `lses` [...] are the log-sum-exps of the same sets. An extra log-sum-exp without an output acts as an
     attention sink. A query's rounding does not depend on other queries.
     """
     shares = torch.stack(tuple(lses), dim=-1).float().softmax(-1)
@@ -281,7 +282,7 @@ def attend_selected(
     if window is not None:
         visible &= last > position - window
     rows = rows.where(visible, end).sort(dim=1).values
-    if rows.device.type == "cpu":  # elsewhere, the host would wait for the device
+    if rows.device.type == "cpu":  # on a GPU, `int` would make the host wait for the device
         rows = rows[:, : max(1, int((rows < end).sum(1).max()))]
     rows = F.pad(rows, (0, -rows.shape[1] % size), value=end)
     blocks, tokens = rows.shape[1] // size, max(1, CHUNK // (rows.shape[1] * heads * keys.shape[3]))
@@ -446,7 +447,7 @@ def gather(pool: Tensor, tiles: Tiles, rows: Tensor) -> Tensor:
 
 
 def _locate(tiles: Tiles, rows: Tensor, token: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Return the block number and the offset of each row. `rows` are row numbers within the sequences of `token`.
+    """Return the block number and the offset of each row. `rows` are row numbers in the sequence of each `token`.
 
     `rows` and `token` broadcast.
     """
@@ -505,13 +506,14 @@ def _block_weights(q: Tensor, k: Tensor, tiles: Tiles, scale: float, mask: Tenso
 def _logsumexp(scores: Tensor, weights: Tensor) -> Tensor:
     """Return the log-sum-exp over the last dimension, given `weights = scores.softmax(-1)`. The dimension is kept, with size 1.
 
-    `Tensor.logsumexp` calls torch's `exp`, which takes 15 to 100 times as long where its result underflows, as for `HIDDEN`.
+    `Tensor.logsumexp` calls torch's `exp`, which takes 15 to 100 times as long if its result underflows. This
+    happens for invisible keys (`HIDDEN`).
     """
     return scores.amax(-1, keepdim=True) - weights.amax(-1, keepdim=True).log()
 
 
 def _by_pair(of_tiles: Tensor, tiles: Tiles, start: int, stop: int, entries: int) -> Tensor:
-    """Return for each entry of `mask` the value of its tile, given the values of all tiles [tiles, ...].
+    """Expand the values of all tiles [tiles, ...] to entries of `mask`: each entry gets the value of its tile.
 
     Covers entries `start` to `stop` - 1. `entries` is the number of all entries.
     """
@@ -526,9 +528,11 @@ def _scaled(values: Tensor, factor: Tensor) -> Tensor:
 
 
 def _shares(scores: Tensor, weights: Tensor, tiles: Tiles) -> tuple[Tensor, Tensor]:
-    """Return each row's share of each block [pairs, heads, rows, 1], and each row's highest score [tiles, heads, rows, 1].
+    """Return each block's share of each row's softmax [pairs, heads, rows, 1], and each row's highest score [tiles, heads,
+    rows, 1].
 
-    The share is the sum of the row's exponentials in the block, divided by the exponential of the row's highest score.
+    The share is not normalized. It is the sum of the row's exponentials in the block, divided by the exponential of the
+    row's highest score.
     The share is computed from the block's largest weight, which is exp(block maximum) divided by the sum of exponentials.
 
     A block without visible keys has a share of exactly 0. If a row has only one block with visible keys, the normalized

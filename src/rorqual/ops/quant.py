@@ -45,8 +45,8 @@ def quantize_blocks(weight: Tensor, block: int = BLOCK, *, power_of_two: bool = 
 def row_scales(rows: Tensor) -> Tensor:
     """Return one scale per row [..., 1] in fp32 for rows [..., width]: the least power of two that fits the row into e4m3.
 
-    This is V3.2's scale of an index key (ue8m0). Dividing a bf16 row by its scale and multiplying it again is exact, so
-    only the rounding to e4m3 changes the row. A row of zeros has scale 1.
+    This is V3.2's scale of an index key (ue8m0). Dividing a bf16 row by its scale and multiplying by the scale again is
+    exact, so only the rounding to e4m3 changes the row. A row of zeros has scale 1.
     """
     return _scale(rows.float().abs().amax(-1, keepdim=True), power_of_two=True)
 

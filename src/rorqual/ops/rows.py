@@ -1,4 +1,4 @@
-"""Limits on the number of rows of a matrix product, with which the rounding of a row does not depend on the other rows.
+"""Limits on the number of rows of a matrix product. With suitable limits, the rounding of a row does not depend on other rows.
 
 Libraries choose a kernel by the number of rows. If two kernels split the sum over columns differently, the last bits of
 a row depend on the number of rows. The processor determines which row counts are affected (docs/log/same-bits.md, 'two
@@ -19,7 +19,7 @@ WIDE = 512
 
 @dataclass(frozen=True)
 class Rows:
-    """Row limits of matrix products.
+    """Limits on the number of rows of matrix products, called row limits.
 
     The number of rows is padded to a multiple of `least`. Products with at least `WIDE` columns are split into parts of
     at most `most` rows; 0 means no limit.

@@ -24,7 +24,7 @@ TokenHistory = tuple[Ints, npt.NDArray[np.float32]]
 """The token history of each row with penalties: token ids of prompt and reply, and their counts in the reply [rows, tokens]."""
 
 CANDIDATES = 256
-"""Number of most likely tokens among which truncation first looks for its threshold.
+"""Number of most likely tokens that are searched first for the threshold of top-k, top-p and min-p.
 
 If the threshold is not among these candidates, the whole row is sorted.
 """
@@ -177,7 +177,7 @@ def truncate(
     most likely token always stays.
 
     If the cumulative probability equals `top_p` up to rounding, slightly different logits may keep one token more or
-    less, as happens for about one token in a thousand. Policy gradients therefore use the recorded set of kept tokens
+    less. This happens for about one token in a thousand. Policy gradients therefore use the recorded set of kept tokens
     (`Completion.kept`).
     """
     vocab = logprobs.shape[-1]

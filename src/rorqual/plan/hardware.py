@@ -19,8 +19,8 @@ T, G = 1e12, 1e9
 V3_USED = 0.39
 """Share of the bf16 peak that DeepSeek-V3's training reached on 2,048 H800: 38.94 % (ISCA 2025, table 4, causal MFU)."""
 REACHED: Mapping[str, float] = {"Llama-3.1-405B": 0.36, "Llama-3.1-70B": 0.27, "Llama-3.1-8B": 0.15}
-"""Share of the H100's bf16 peak, computed from the published hours of complete training runs (Llama 3.1's model card,
-15.6T and "15T+" tokens).
+"""Share of the H100's bf16 peak that complete training runs reached, computed from their published hours (Llama 3.1's
+model card, 15.6T and "15T+" tokens).
 
 The published hours include restarts, evaluations, training on long rows and later training stages. A plan that assumes
 V3's share of the peak (`V3_USED`) therefore underestimates the published hours. A test recomputes these values.

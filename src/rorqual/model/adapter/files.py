@@ -36,8 +36,8 @@ DEPTH = 16
 class Base(Config):
     """The base checkpoint of an adapter.
 
-    `run` is the run directory of the base as the user wrote it, and `beside` its path relative to the adapter's run
-    directory. `step` is the step of the checkpoint, and `sha256` is the result of `fingerprint`.
+    `run` is the run directory of the base as the user wrote it. `beside` is the path of this directory relative to the
+    adapter's run directory. `step` is the step of the checkpoint, and `sha256` is the result of `fingerprint`.
     """
 
     run: str

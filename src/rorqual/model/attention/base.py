@@ -49,7 +49,7 @@ class CacheLayout:
     kind: str
     parts: Mapping[str, CachePart]
     writes: frozenset[frozenset[str]]
-    """The sets of part names that one `write` may contain.
+    """The sets of part names that `write` accepts.
 
     Each set contains all parts that share one value of `every` (tokens per row).
     """
@@ -79,7 +79,7 @@ class CacheLayout:
         return self.parts[name]
 
     def check_write(self, given: Collection[str]) -> None:
-        """Raise ValueError unless all parts in `given` have the same `every` (tokens per row), and no other part has it."""
+        """Raise ValueError unless `given` contains exactly the parts that share one value of `every` (tokens per row)."""
         if frozenset(given) not in self.writes:
             raise ValueError(
                 f"attention kind '{self.kind}' writes the parts {sorted(given)}; its cache_spec declares {sorted(self.parts)}, and one write "
@@ -162,7 +162,7 @@ class LayerCache(Protocol):
         """
 
     def select_by_attention(self, q: Tensor, keys: str, scale: float, budget: int) -> Selection:
-        """Select the `budget` rows with the largest attention weights, averaged over heads: what a perfect indexer selects.
+        """Select the `budget` rows with the largest attention weights, averaged over heads. A perfect indexer selects these rows.
 
         `q`, `keys` and `scale` are those of `attend`. The returned scores are the averaged weights, without gradients. Ties
         go to the earlier row.

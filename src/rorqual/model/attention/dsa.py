@@ -35,8 +35,8 @@ MISSED = frozenset({"mass_inside", "attention_rows", "attention_mass", "output_d
 class DSAConfig(MLAConfig):
     """MLA with a lightning indexer of `index_n_heads` heads of width `index_head_dim`, which share one key per position.
 
-    With `index_top_p` below 1, a query attends only to the best of its `index_topk` positions: the fewest whose softmax
-    weights (of the index scores) add up to at least `index_top_p`.
+    With `index_top_p` below 1, the softmax of the index scores gives each of a query's `index_topk` positions a weight. The
+    query attends only to the fewest positions whose weights add up to at least `index_top_p`.
 
     `index_dtype` is the type of cached index keys. With "float8_e4m3fn", a key takes `index_head_dim` + 4 bytes.
     """
@@ -173,11 +173,11 @@ class DSA(MLA):
         """Record how attention to the selected positions differs from dense attention.
 
         - `mass_inside` [tokens, heads]: the share of the dense attention weights that lies on the selected positions.
-        - `attention_rows`, `attention_mass` [tokens, length]: all visible positions by descending dense attention weight
-          (averaged over heads), and these weights.
+        - `attention_mass` [tokens, length]: the dense attention weights of all visible positions, averaged over heads, in
+          descending order. `attention_rows` [tokens, length] holds the positions in the same order.
         - `output_difference` [tokens]: |sparse - dense| / |dense| of the module's output.
-        - `tied` [tokens]: the number of selected positions whose score equals that of the best position that is not selected.
-          `further` is the selection of `index_topk` + 1 positions.
+        - `tied` [tokens]: the number of selected positions with the same score as the best unselected position. The argument
+          `further` selects `index_topk` + 1 positions.
         """
         of = {"keys": "latent", "values": "latent", "scale": self.scale, "value_width": self.config.kv_lora_rank}
         lses = [cache.attend_with_lse(q, **of, selected=part)[1].squeeze(1) for part in (selected, None)]  # type: ignore[arg-type]

@@ -192,5 +192,5 @@ class SelectingMLA(MLA):
     def select(self, q: Tensor, positions: Tensor, cache: LayerCache) -> Tensor:
         """Return the positions [tokens, k] that each query sees, or -1 for none, given `latent_queries` and positions [tokens].
 
-        The new rows of the part `latent` have been written.
+        The cache already contains the new rows of the part `latent`.
         """

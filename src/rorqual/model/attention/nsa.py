@@ -8,7 +8,7 @@
 - Sliding window: attention to the last `window_size` tokens.
 
 The output of a query head is sum_c g_c o_c over the branches c (eq. 5), with gates g = sigmoid(x W_g). The selection has
-no gradient. A branch in which a query sees nothing gives 0.
+no gradient. If a query sees no key in a branch, the output of this branch is 0.
 
 Compressed blocks do not overlap: the stride d of the paper equals the block length l. The paper itself uses d = l / 2.
 """
@@ -37,9 +37,9 @@ class NSAConfig(AttentionConfig):
 
     - `compress_block` (l in the paper), `select_block` (l'), `window_size` (w): in tokens.
     - `num_selected_blocks` (n) includes `num_initial_blocks` and `num_local_blocks`, which are always selected. The local
-      blocks are the query's own block and those before it.
-    - `compress="mean"` averages the rotated keys and the values of a block. `compress="mlp"` maps the concatenated keys,
-      before RoPE, by an MLP and rotates the result at the position of the block's last token. A second MLP maps the values.
+      blocks are the query's own block and the `num_local_blocks` - 1 blocks before it.
+    - `compress="mean"` averages the rotated keys and the values of a block. `compress="mlp"` applies an MLP to
+      the concatenated keys without RoPE, and then RoPE at the position of the block's last token. A second MLP maps the values.
       All key-value heads share both MLPs.
     - `separate_kv` gives each branch its own keys and values, as in the paper. Otherwise all branches share them.
     """
@@ -124,7 +124,7 @@ class NSAConfig(AttentionConfig):
 
 
 class Compressor(nn.Module):
-    """The MLP that maps a block of keys or values to one (eq. 7).
+    """The MLP that maps the keys or values of a block to one key or value (eq. 7).
 
     The first layer has a bias and separate columns for each position of the block. The paper's intra-block position
     encoding is left out, because it would only change this bias.
@@ -233,9 +233,9 @@ class NSA(Attention):
         """
         c = self.config
         per = c.select_block // c.compress_block
-        number = weights.rows.shape[1] // per + 1  # includes the block of the tokens that are not compressed yet
+        number = weights.rows.shape[1] // per + 1  # one more block for tokens that are not compressed yet
         none = weights.rows < 0
-        flat = weights.scores.new_zeros(len(positions), number * per + 1)  # the last column collects rows of -1
+        flat = weights.scores.new_zeros(len(positions), number * per + 1)  # the last column is for row -1 (no row)
         flat = flat.scatter(1, weights.rows.masked_fill(none, number * per), weights.scores.masked_fill(none, 0))
         mass = flat[:, :-1].unflatten(1, (number, per)).sum(-1)
 

@@ -115,7 +115,7 @@ class ConfigKeys:
         names = self.take("architectures", None) or [architecture]
         if names != [architecture]:
             raise ConfigError(
-                f"key 'architectures' is {names}; the causal language model of '{model_type}' is {architecture}",
+                f"key 'architectures' is {names}; the only supported architecture of '{model_type}' is {architecture}",
                 where=self.where,
                 remedy="Models with other heads are not supported.",
             )
@@ -129,8 +129,8 @@ class ConfigKeys:
     ) -> Rope:
         """Read RoPE from `rope_theta` and `rope_scaling` (published files) or `rope_parameters` (transformers 5).
 
-        `allowed` lists the kinds of RoPE scaling that the family supports, and `without` the scaling keys that it does
-        not support.
+        `allowed` lists the kinds of RoPE scaling that the family supports. `without` lists the scaling keys that the
+        family does not support.
         """
         self.expect("partial_rotary_factor", 1.0, None)
         scaling: dict[str, Any] = {}

@@ -31,8 +31,8 @@ class NameEntry:
 
     - "alone": `internal` equals the only published tensor in `published`.
     - "stack": `internal` [n, ...] stacks n published tensors.
-    - "pairs": `published` lists n first tensors and then n second tensors, such as gate and up projections. `internal[i]` [2
-      rows, ...] holds the rows of first tensor i, followed by the rows of second tensor i.
+    - "pairs": `published` lists 2 n tensors, such as n gate projections and then n up projections. `internal[i]` [2 rows,
+      ...] holds the rows of `published[i]`, followed by the rows of `published[n + i]`.
     """
 
     internal: str
@@ -40,7 +40,7 @@ class NameEntry:
     kind: Literal["alone", "stack", "pairs"] = "alone"
 
     def order(self) -> tuple[int, ...]:
-        """Return the order, as indices, in which to concatenate the bytes of `published` to get the bytes of `internal`."""
+        """Return the indices of the tensors in `published`, in the order in which `internal` stores their bytes."""
         if self.kind != "pairs":
             return tuple(range(len(self.published)))
         n = len(self.published) // 2
@@ -78,12 +78,12 @@ class NameEntry:
     def scales(self) -> NameEntry:
         """Return the `NameEntry` of the FP8 scales of `internal` and `published`.
 
-        In kind "pairs", first and second tensors have separate scales.
+        In kind "pairs", the two tensors of a pair have separate scales.
         """
         return NameEntry(self.internal + SCALE, tuple(name + SCALE for name in self.published), self.kind)
 
     def scale_shape(self, shape: Shape) -> Shape:
-        """Return the shape of the FP8 scales of `internal`, whose own shape is `shape`."""
+        """Return the shape of the FP8 scales of `internal`. `shape` is the shape of `internal`."""
         if len(shape) < 2:
             raise CheckpointError(
                 f"{self.internal} {shape} has scales, but only matrices can be scaled",

@@ -59,7 +59,7 @@ class Plan:
     - `pieces`: consecutive slices of the tokens, with the query tiles of each slice. Tokens after the last slice are
       padding.
     - `decode`: the block table of the decode slice, whose sequences have one token each, or None if no sequence decodes.
-    - `rows`: row limits of matrix products (`ops.rows`).
+    - `rows`: limits on the number of rows of matrix products (`ops.rows`).
     """
 
     metadata: AttentionMetadata
@@ -127,8 +127,8 @@ class PagedAttention:
     written to block 0 (`NOBODY`) after renumbering, so block 0 must keep its number. In `prepack_blocks`, block 0 has no
     special role.
 
-    The new number of a block must not depend on the size of the pool, but `shape` may add blocks to a pool.
-    `rorqual.ops.backends.backend` tests a subclass on a small cache and refuses it if its methods use different
+    The new number of a block must not depend on the size of the pool. `shape` may return a pool with extra blocks.
+    `rorqual.ops.backends.backend` tests a subclass on a small cache. It refuses a subclass whose methods use different
     layouts.
     """
 
@@ -269,7 +269,10 @@ class PagedAttention:
         return _joined(outs, len(q)), _joined(lses, len(q))
 
     def _both(self, keys: Tensor, values: Tensor, width: int) -> tuple[Tensor, Tensor | int]:
-        """Convert pools to the arguments of `ops.paged.attend`. If keys and values are the same pool, return `width` for the values."""
+        """Convert pools to the arguments `keys` and `values` of `ops.paged.attend`.
+
+        If keys and values are the same pool, the second argument is `width`.
+        """
         k = self.as_blocks(keys)
         return (k, width) if values is keys else (k, self.as_blocks(values)[..., :width])
 
@@ -304,7 +307,7 @@ class PagedAttention:
         selected: Tensor | None = None,
         scales: Tensor | None = None,
     ) -> Tensor:
-        """Return the loss of the indexer of each token [tokens]: KL(attention || softmax of the index scores), in nats.
+        """Return the indexer's loss for each token [tokens]: KL(attention || softmax of the index scores), in nats.
 
         Attention weights are averaged over heads and receive no gradient. `selected` [tokens, k] restricts attention
         and index scores to the listed rows (-1: no row). `scales` is the pool of the index keys' scales. See
@@ -331,7 +334,7 @@ class PagedAttention:
 def _cut(first: Ints, count: Ints, most: int) -> Iterator[Ints]:
     """Split sequences into groups of about `most` (query tile, key block) pairs. Long sequences are split at tile boundaries.
 
-    Each group is an array [3, n]: sequence index, first position and number of tokens of n sequences.
+    Each group is an array [3, n] of n sequences: their indices, first positions and numbers of tokens.
     """
     group, pairs = list[list[int]](), 0
     for which, (start, size) in enumerate(zip(first.tolist(), count.tolist(), strict=True)):
@@ -350,7 +353,7 @@ def _cut(first: Ints, count: Ints, most: int) -> Iterator[Ints]:
 
 
 def _selection(parts: list[Selection], tokens: int) -> Selection:
-    """Concatenate the selections of all slices. Selections of fewer rows are padded with -1 (no row)."""
+    """Concatenate the selections of all slices. Selections with fewer rows per token are padded with -1 (no row)."""
     most = max(part.rows.shape[1] for part in parts)
     return Selection(
         _joined([_widened(part.rows, most, -1) for part in parts], tokens),

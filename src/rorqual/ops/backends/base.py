@@ -40,8 +40,8 @@ class Fit:
 class Backend:
     """The reference backend: plain, slow, differentiable implementations of all operations. Subclasses override operations.
 
-    `rorqual.ops.backends.backend` finds a subclass by its `name`. A backend has no state except its settings. All
-    versions of a backend that keep its name must compute bit-identical results, because the name is part of the key of
+    `rorqual.ops.backends.backend` finds a subclass by its `name`. A backend has no state except its settings. If
+    the results of a backend change by a single bit, its name must change too, because the name is part of the key of
     KV-cache blocks on disk.
     """
 
@@ -58,7 +58,10 @@ class Backend:
     def supports(
         self, device: torch.device, dtype: torch.dtype, model: nn.Module | None = None, *, training: bool = False
     ) -> str | None:
-        """Return None if this backend can run `model` on `device` in `dtype`, otherwise the reason for the error message."""
+        """Return None if this backend can run `model` on `device` in `dtype`. Otherwise return the reason.
+
+        The error message shows this reason.
+        """
         return None
 
     @property
@@ -135,8 +138,8 @@ class Backend:
     def prepare(self, model: M, *, take: bool = False) -> M:
         """Return an inference-only copy of `model` with repacked weights, fused linear maps and precomputed derived tensors.
 
-        All other parameters are shared with `model`. `take=True` removes the layers of `model` as they are copied, so
-        that only one layer at a time has its weights in memory twice. A tied embedding stays in memory twice, for
+        All other parameters are shared with `model`. With `take=True`, each layer is removed from `model` when it is
+        copied, so only one layer at a time has its weights in memory twice. A tied embedding stays in memory twice, for
         lookup and for the head.
         """
         with torch.inference_mode(False), torch.no_grad():

@@ -42,7 +42,7 @@ def _random(seed: int, *shape: int) -> Tensor:
 
 
 def _results(attention: PagedAttention) -> dict[str, Tensor]:
-    """Run all methods of `attention` on a small batch. Return the results by the name of the tested method."""
+    """Run all methods of `attention` on a small batch. Return {tested method: result}."""
     pool, entries = (torch.zeros(attention.shape(BLOCKS, HEADS, BLOCK // n, WIDTH)) for n in (1, EVERY))
     blocks = torch.arange(1, BLOCKS)
     attention.fill(pool, blocks, _random(2, BLOCKS - 1, HEADS, BLOCK, WIDTH))

@@ -28,7 +28,7 @@ class StepInput:
     - `ids` and `positions`: [1, tokens].
     - `embeds` [1, tokens, hidden]: replaces the embeddings of `ids` if it is not None.
     - `cache`: the `Cache` that the forward pass writes to and reads from.
-    - `last` [rows]: the index of the token whose logits each row samples from.
+    - `last` [rows]: for each row to sample, the index of the token that provides the logits.
     - `sampling`: the sampling inputs, or None if no row samples.
     - `record_experts`: True if the caller reads `StepOutput.experts`.
 

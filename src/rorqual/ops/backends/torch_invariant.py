@@ -28,7 +28,7 @@ from rorqual.ops.rows import ENOUGH, Rows, bmm, cancelling, in_tiles
 Kind = Literal["map", "packed", "transposed", "straight"]
 """The kind of matrix product: `map` (plain), `packed` (prepacked), or batched (`transposed` or `straight`).
 
-Batched products have a matrix [out, width] (`transposed`) or [width, out] (`straight`).
+The right-hand matrices of a batched product are stored as [out, width] (`transposed`) or [width, out] (`straight`).
 """
 Product = tuple[Kind, int, int, torch.dtype]
 """A matrix product: kind, number of input columns (width), number of output columns (out) and dtype."""
@@ -153,8 +153,8 @@ class TiledLinear(LinearMap):
 def rows_of(model: nn.Module, cache_shapes: Iterable[tuple[int, int]], threads: int) -> tuple[Rows, bool, int]:
     """Return row limits for the model's products, whether the products are invariant with them, and the number of threads.
 
-    The limits are the first of `CHOICES` with which a row's bits do not depend on the number of rows or threads, in
-    products of every shape. If no choice passes with `threads` threads, all choices are tested with one thread.
+    The limits are the first of `CHOICES` that makes products of every shape invariant: a row's bits then do not depend on
+    the number of rows or threads. If no choice passes with `threads` threads, all choices are tested with one thread.
     """
     shapes = sorted(set(cache_shapes))
     weight = next(model.parameters())
@@ -174,7 +174,7 @@ def rows_of(model: nn.Module, cache_shapes: Iterable[tuple[int, int]], threads: 
 def products_of(model: nn.Module, cache_shapes: Iterable[tuple[int, int]]) -> Iterator[Product]:
     """Yield the matrix products of a model: with parameters, prepacked weights, derived tensors and cached keys and values."""
     dtype = next(model.parameters()).dtype
-    for width, keys in cache_shapes:  # scores, and weighted sums of values, over one block
+    for width, keys in cache_shapes:  # for one block: the scores, then the weighted sums of values
         yield "transposed", width, keys, dtype
         yield "straight", keys, width, dtype
     for module in model.modules():
@@ -196,9 +196,9 @@ def products_of(model: nn.Module, cache_shapes: Iterable[tuple[int, int]]) -> It
         for name, parameter in module._parameters.items():
             if parameter is None or name in replaced:
                 continue
-            if parameter.ndim == 2:  # a linear map, an adapter, or an embedding, which has the shape of the head
+            if parameter.ndim == 2:  # a linear map, an adapter, or an embedding (same shape as the head)
                 yield "map", parameter.shape[1], parameter.shape[0], parameter.dtype
-            if parameter.ndim == 3:  # experts, in one product each or in one batched product
+            if parameter.ndim == 3:  # experts: one product per expert, or one batched product
                 yield "map", parameter.shape[2], parameter.shape[1], parameter.dtype
                 yield "transposed", parameter.shape[2], parameter.shape[1], parameter.dtype
 

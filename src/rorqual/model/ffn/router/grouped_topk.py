@@ -21,7 +21,7 @@ from rorqual.ops.moe import Routing, route, router_logits
 class GroupedTopKConfig(RouterConfig):
     """A grouped top-k router, with DeepSeek's field names.
 
-    `group_score` scores a group by the sum of its two best experts (`top2`, V3) or by its best expert (`max`, V2).
+    The score of a group is the sum of its two highest expert scores (`group_score="top2"`, V3) or the highest one (`"max"`, V2).
     """
 
     kind: Literal["grouped_topk"] = "grouped_topk"

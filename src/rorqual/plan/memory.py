@@ -15,7 +15,7 @@ PrecisionName = Literal["fp32", "bf16", "fp8"]
 
 @dataclass(frozen=True)
 class Precision:
-    """Bytes per parameter of weights, gradients and optimizer state, and bytes per saved activation.
+    """The size in bytes of a parameter's weight, gradient and optimizer state, and of a saved activation.
 
     A saved value of the residual stream takes `residual` bytes.
     """
@@ -39,8 +39,8 @@ PRECISIONS: dict[PrecisionName, Precision] = {
 class Layout:
     """A parallel layout: `dp` x `tp` x `pp` devices, with experts sharded over `ep` of the `dp` x `tp` devices of a pipeline stage.
 
-    `tp` splits attention, dense networks, embeddings and, as sequence parallelism, saved activations. An expert is not
-    split across devices.
+    `tp` splits attention, dense networks and embeddings, and also saved activations (sequence parallelism). An expert
+    is not split across devices.
 
     `zero` is the ZeRO stage (Rajbhandari et al. 2020). Stage 1 shards the optimizer state over data-parallel devices,
     stage 2 also the gradients, and stage 3 also the weights. ZeRO 3 fetches a temporary copy of one layer's weights at
@@ -96,7 +96,7 @@ class Values:
     """Sizes of one layer.
 
     `shared` and `experts` are the numbers of parameters outside and inside routed experts. `residual` is the number of
-    values of the residual stream that are saved per token for the backward pass, and `saved` the number of all other
+    values of the residual stream that are saved per token for the backward pass. `saved` is the number of all other
     saved values. `whole` is the value of `saved` without recomputation.
     """
 

@@ -69,7 +69,7 @@ def money(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Format seconds in the largest unit of which there are at least two, such as `54.2 days`."""
+    """Format a duration in the largest unit in which its value is at least 2, such as `54.2 days`."""
     for size, unit in ((365.25 * 86400, "years"), (86400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= 2 * size:
             return f"{seconds / size:,.1f} {unit}"
@@ -77,7 +77,7 @@ def duration(seconds: float) -> str:
 
 
 def gigabytes(size: float) -> str:
-    """Format bytes in decimal units (1 GB = 10^9), as device memory is sold."""
+    """Format bytes in decimal units (1 GB = 10^9 bytes), as in data sheets of devices."""
     for power, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if abs(size) >= power:
             return f"{size / power:,.3g} {unit}" if abs(size) < power * 100 else f"{size / power:,.0f} {unit}"

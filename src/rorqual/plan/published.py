@@ -206,10 +206,10 @@ def _day() -> list[Figure]:
 
 
 def shares_of_roofline() -> tuple[float, float]:
-    """Return the shares of this planner's roofline that DeepSeek's service reached on the published day, for prefill
-    and decode.
+    """Return the utilisation that DeepSeek's service reached, for prefill and for decode.
 
-    These shares are the defaults of a serving plan. Prefill ran on 32 cards and decode on 144, in fp8, with attention
+    DeepSeek published the figures of one day. Utilisation is the achieved share of this planner's roofline. The two
+    values are the defaults of a serving plan. Prefill ran on 32 cards and decode on 144, in fp8, with attention
     replicated on each card. The rates of 21 tokens per second per user (20 to 22 are published) and 14.8k tokens per
     second per machine imply 88 sequences per card. Each sequence attends to 4,989 keys on average.
     """

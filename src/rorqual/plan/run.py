@@ -12,8 +12,8 @@ from rorqual.core.errors import DataError
 from rorqual.core.records import RunDir
 
 WARM, FEWEST, BLOCKS = 2, 12, 20
-"""Number of steps to skip as warm-up of buffers and kernels, minimum number of steps of the run, and number of blocks
-into which the steps after the warm-up are divided."""
+"""The first `WARM` steps are skipped, because buffers and kernels warm up. A run needs at least `FEWEST` steps. The other
+steps form at least `BLOCKS` blocks, or one block per step if there are fewer steps."""
 
 
 @dataclass(frozen=True)

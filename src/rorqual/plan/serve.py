@@ -192,9 +192,9 @@ def sequence_bytes(model: ModelConfig, replica: Replica, mix: Mix) -> float:
 
 
 def smallest_replica(model: ModelConfig, replica: Replica, mix: Mix) -> tuple[int, int]:
-    """Return the smallest `n` and `tp`, both powers of two, with which the model and one sequence fit in memory.
+    """Return the smallest `n` and `tp`, both powers of two, for which the model and one sequence fit in memory.
 
-    Raises ConfigError if 4,096 devices are not enough.
+    Raises ConfigError if no allowed replica of up to 4,096 devices is large enough.
     """
     dense = split_weights(model)[1] == 0
     usable = replica.device.memory * (1 - RESERVE)
@@ -213,7 +213,7 @@ def smallest_replica(model: ModelConfig, replica: Replica, mix: Mix) -> tuple[in
             if needed <= usable:
                 return n, tp
     raise ConfigError(
-        f"the model does not fit on any replica of {replica.device.title} in {replica.dtype}: the best replica needs "
+        f"no replica of {replica.device.title} can hold the model in {replica.dtype}: the best replica needs "
         f"{gigabytes(best)} per device, {gigabytes(best - usable)} more than the usable {gigabytes(usable)}",
         where="hardware",
         remedy="Use a smaller dtype=, fewer tokens (prompt=, reply=), or devices with more memory.",
@@ -221,7 +221,7 @@ def smallest_replica(model: ModelConfig, replica: Replica, mix: Mix) -> tuple[in
 
 
 def query_heads(model: ModelConfig) -> set[int]:
-    """Return the numbers of query heads, which the tensor-parallel degree must divide."""
+    """Return the query-head counts of the attention layers. The tensor-parallel degree must divide each count."""
     return {int(getattr(attention, "num_attention_heads", 1)) for attention in model.attentions}
 
 

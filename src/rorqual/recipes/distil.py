@@ -46,7 +46,7 @@ def distil(
     else:
         if temperature != 1 and tail == "bucket":
             raise ConfigError(
-                f"temperature={temperature} needs the log-probability of every token, but tail=bucket merges all tokens not stored",
+                f"temperature={temperature} needs the log-probability of every token, but tail=bucket merges the tokens that are not stored",
                 where="train distil",
                 remedy="Add tail=renormalise, or use temperature=1.",
             )

@@ -123,7 +123,9 @@ def source_of(start: RunDir, config: SparsifyConfig) -> SourceConfig:
     if config.data or config.task:
         return sft(data=config.data, task=config.task, start=str(start.path), options=config.options, **sizes).source
     if "source" not in start.config():
-        raise ConfigError("the run names no training data", where=str(start.path), remedy="Add data=FILE or task=NAME.")
+        raise ConfigError(
+            "the run does not state its training data", where=str(start.path), remedy="Add data=FILE or task=NAME."
+        )
     source = read_yaml(Run, start.config_file).source
     if source.samples_itself:
         raise ConfigError(

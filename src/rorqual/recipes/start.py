@@ -22,8 +22,8 @@ def start_settings(start: str, tokenizer: str, size: Size, context: int) -> tupl
     """Return the settings `start`, `model` and `chat` of a run.
 
     With `start`, the model and the chat format are those of the run `start`. Otherwise the run starts from a new model
-    of the named `size`. The model's vocabulary comes from the tokenizer, and its chat format is the one whose special
-    tokens the tokenizer has.
+    of the named `size`. The tokenizer determines the model's vocabulary, and the tokenizer's special tokens
+    determine the chat format.
     """
     if start:
         run = RunDir(Path(start))

@@ -110,8 +110,8 @@ class Shape(ABC, Generic[W]):
 class Prepared(Generic[W]):
     """A parsed request, ready for the engine.
 
-    `bound`: the request parameter that constrains the reply by a grammar, if any. `ignored`: names of fields that have no
-    effect.
+    `bound`: the request parameter that constrains the reply with a grammar, if any. `ignored`: names of fields that have
+    no effect.
     """
 
     shape: Shape[W]
@@ -148,7 +148,7 @@ def _check_logprobs(wanted: Sampling, asks: list[EngineRequest]) -> None:
     count = sum(ask.params.n * ask.params.max_tokens for ask in asks) * (1 + (wanted.top or 0))
     if wanted.top is not None and not wanted.stream and count > MAX_VALUES:
         unit = "log-probabilities in one response (n * max_tokens * (1 + top_logprobs))"
-        raise too_large("logprobs", count, unit, MAX_VALUES, "Set a smaller max_tokens or stream: true.")
+        raise too_large("logprobs", count, unit, MAX_VALUES, "Lower max_tokens, or set stream: true.")
 
 
 async def answer(request: Request, schema: type[W], kind: type[Shape[W]]) -> Response:

@@ -88,8 +88,8 @@ class ServerJob:
 class Bridge:
     """Supervisor that starts and restarts the engine process, and passes requests to it.
 
-    - `queue`: maximum number of running and waiting requests. Beyond `queue` requests, a request is refused unless its
-      tenant has fewer than `share` requests. Therefore one tenant cannot block other tenants.
+    - `queue`: maximum number of running and waiting requests. When the queue is full, only tenants with
+      fewer than `share` requests can add a request. Therefore one tenant cannot block other tenants.
     - `hang`: kill a busy engine after this many seconds without a heartbeat.
     - `load`: kill an engine that is not ready after this many seconds.
     - `stats`: the latest statistics of the engine.
@@ -182,7 +182,7 @@ class Bridge:
     ) -> Iterator[ServerJob]:
         """Submit a request. If the request is unfinished when the `with` block ends, cancel it.
 
-        `bound`: the request parameter that constrains the replies by a grammar, if any. Grammar errors name the
+        `bound`: the request parameter that constrains the replies with a grammar, if any. Grammar errors name the
         parameter in `bound`.
         """
         self.check_room(tenant)

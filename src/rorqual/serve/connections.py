@@ -40,9 +40,9 @@ class ConnectionLimit:
 class TimedProtocol(H11Protocol):
     """Uvicorn's HTTP/1.1 protocol with time limits.
 
-    The first request's headers must be complete `head_seconds` after the connection opened. Headers of later requests
-    must be complete `head_seconds` after their first byte. Further header bytes do not extend the limit of
-    `head_seconds`. `body_of` limits the time that the body takes to arrive. Uvicorn's `timeout_keep_alive` limits the
+    The first request's headers must be complete within `head_seconds` after the connection opened. Headers of later
+    requests must be complete within `head_seconds` after their first byte. Further header bytes do not extend this
+    limit. `body_of` limits the time that the body takes to arrive. Uvicorn's `timeout_keep_alive` limits the
     time between requests. A connection is aborted if the client reads nothing for `stall` seconds.
 
     A client that closes its sending side after a request still gets its response, unless the application sets
@@ -83,7 +83,7 @@ class TimedProtocol(H11Protocol):
         super().handle_events()
         cycle: Any = self.cycle
         if self._busy() and cycle.body and cycle.more_body:
-            self.flow.pause_reading()  # until the application consumed the buffered body
+            self.flow.pause_reading()  # until the application has consumed the buffered body
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

@@ -1,4 +1,4 @@
-"""CORS headers, which allow scripts of other origins to call the API (CORS protocol of the Fetch standard).
+"""CORS headers, which allow scripts from other origins to call the API (CORS protocol of the Fetch standard).
 
 Browsers send preflight requests without an API key, as the standard demands. The response to a preflight request
 depends only on the request's headers and the allowed origins, not on the path. Therefore the preflight response reveals

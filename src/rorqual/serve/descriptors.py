@@ -10,7 +10,8 @@ import time
 from typing import Any
 
 MOST_FILES = 8192
-"""The server raises the descriptor limit to at most this value, because each idle connection also takes memory."""
+"""The highest descriptor limit that the server sets. More descriptors would allow more idle connections, and each idle
+connection takes memory."""
 QUIET = 60.0
 """Minimum number of seconds between two log lines about exhausted file descriptors."""
 AT_ONCE = 128

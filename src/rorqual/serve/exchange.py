@@ -102,7 +102,7 @@ class Sliced(Response):
 
 
 class EventStream(StreamingResponse):
-    """A response of server-sent events. At the end, `events` is always closed, which cancels an unfinished engine request.
+    """A response of server-sent events. `events` is closed at the end, so an unfinished engine request is cancelled.
 
     The HTTP status is sent with the first event. An error before the first event becomes an error response with its own
     status.

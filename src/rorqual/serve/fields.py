@@ -1,7 +1,8 @@
 """Fields of the APIs of OpenAI, vLLM and llama.cpp that this server does not implement.
 
 A field is ignored if its value would not change the reply; otherwise it is refused with a reason. Fields are identified by
-paths without list indices. `messages[].content[]` stands for the content parts of every message, "" for the request itself.
+paths without list indices. `messages[].content[]` stands for the content parts of every message, and
+"" stands for the request itself.
 """
 
 from __future__ import annotations
@@ -236,8 +237,8 @@ KINDS: Mapping[str, tuple[str, Mapping[str, str]]] = {
         },
     ),
 }
-"""Map the path of an object to (remedy, reasons). `reasons` has the reason to refuse each value of `type` that only other
-servers accept."""
+"""Map the path of an object to (remedy, reasons). `reasons` maps each value of `type` that only other servers accept to
+the reason for refusing it."""
 
 
 def sift(data: Mapping[str, Any], route: Route) -> tuple[dict[str, Any], set[str]]:

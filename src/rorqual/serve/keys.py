@@ -71,8 +71,8 @@ def _locked(file: Path) -> Iterator[None]:
 class Keys:
     """The hashes of API keys, each with its tenant.
 
-    The keys themselves are not stored, so a lost key cannot be recovered. To replace a lost key, create a key for a tenant with
-    another name.
+    The keys themselves are not stored, so a lost key cannot be recovered. To replace a lost key, create
+    a key under a new tenant name.
     """
 
     file: Path

@@ -1,4 +1,4 @@
-"""Size limits of a request's parts, which bound the memory and time that a body takes.
+"""Size limits of a request's parts. The limits bound the memory and the time that a body takes.
 
 The checks run in the tenant's thread. A long C call in the tenant's thread would still block the event loop, because
 the call holds the GIL. Therefore the values of a body are counted in slices before the body is parsed.
@@ -35,13 +35,13 @@ ENTRIES: Mapping[str, tuple[int, str]] = {
     },
     "guided_choice": (1024, "Give fewer choices."),
 }
-"""Maximum number of entries of each list or object field, and the advice in the error for a field that has more."""
+"""Maximum number of entries of each list or object field, and the remedy in the error if a field has more entries."""
 _TOKEN = re.compile(rb'"([^"\\]*(?:\\.[^"\\]*)*)"(\s*:)?|[\[\]{}]', re.DOTALL)
 FEWER = "Make it smaller or leave it out."
 
 
 def too_large(part: str, size: int, unit: str, limit: int, remedy: str) -> ApiError:
-    """Return the error for a part of a request that is too large."""
+    """Return the error for an oversized part of a request."""
     part = part[:256]
     return refuse(f"`{part}` has {size:,} {unit}; at most {limit:,} are allowed. {remedy}", part, "too_large")
 
@@ -53,7 +53,7 @@ def check_values(body: bytes) -> None:
         chunk = split_escape + body[start : start + SLICE]
         split_escape = b"\\" if (len(chunk) - len(chunk.rstrip(b"\\"))) % 2 else b""
         chunk = chunk[: len(chunk) - len(split_escape)]
-        # After removing escaped quotes, splitting at quotes gives pieces that alternate between outside and inside strings.
+        # Without escaped quotes, the pieces between quotes lie alternately outside and inside strings.
         segments = chunk.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
         outside = b"".join(segments[in_string::2])
         in_string = (in_string + len(segments) - 1) % 2

@@ -20,7 +20,8 @@ LEAST = -9999.0
 def of_chat(tokenizer: Tokenizer, tokens: Sequence[SampledToken]) -> dict[str, Any]:
     """Return the `logprobs` of a chat choice.
 
-    Clients can join the `bytes` of the entries to get the exact text, because a token may end inside a UTF-8 character.
+    The text of a token is not exact if the token ends inside a UTF-8 character. Clients can join the `bytes` of the
+    entries to get the exact text.
     """
 
     def entry(id_: int, logprob: float) -> dict[str, Any]:
@@ -56,7 +57,7 @@ def of_text(tokenizer: Tokenizer, sampled_tokens: Sequence[SampledToken], before
 def of_echo(tokenizer: Tokenizer, ids: Sequence[int], scores: Sequence[Score], top: int, added: int) -> dict[str, Any]:
     """Return the `logprobs` of a prompt that is echoed. The first token has no log-probability.
 
-    `added`: number of leading tokens that the echoed text does not contain: 1 if the server added a BOS token, else 0.
+    `added`: number of leading tokens that are not in the echoed text. It is 1 if the server added a BOS token, else 0.
     """
     tokens = [tokenizer.token(id_) for id_ in ids]
     offsets, place = [], 0
@@ -94,8 +95,8 @@ def of_prompt(
 
 
 def _by_text(tokenizer: Tokenizer, top: Sequence[tuple[int, float]]) -> dict[str, float]:
-    # Different tokens that contain only a part of a UTF-8 character may have the same text. Of tokens with the same
-    # text, the likeliest token gets the entry.
+    # Different tokens that contain only a part of a UTF-8 character may have the same text. The entry of a
+    # text has the log-probability of its likeliest token.
     logprobs: dict[str, float] = {}
     for id_, value in top:
         logprobs.setdefault(tokenizer.token(id_), max(value, LEAST))

@@ -31,13 +31,13 @@ class Error(_Object):
 
 
 class PromptDetails(_Object):
-    """OpenAI's count of the prompt tokens that were read from the prefix cache."""
+    """The number of prompt tokens that were read from the prefix cache, in OpenAI's format."""
 
     cached_tokens: int = Field(ge=0)
 
 
 class CompletionDetails(_Object):
-    """OpenAI's count of reasoning tokens, up to the special token that ends the reasoning."""
+    """The number of tokens up to the special token that ends the reasoning, in OpenAI's format."""
 
     reasoning_tokens: int = Field(ge=0)
 

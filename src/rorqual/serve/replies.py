@@ -263,8 +263,8 @@ class Reply:
     def _hit(self) -> int:
         """Return the number of prompt tokens from the prefix cache.
 
-        Later samples reuse the cached prompt of the first sample. Therefore, for each prompt, the sample with the
-        fewest cached tokens counts.
+        Later samples reuse the cached prompt of the first sample. Therefore a prompt's number is the smallest
+        number of cached tokens among its samples.
         """
         total, before = 0, 0
         for ask in self.job.asks:

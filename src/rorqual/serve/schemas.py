@@ -148,8 +148,8 @@ class Sampling(Guided):
 class ChatRequest(Sampling, Tools):
     """Body of `POST /v1/chat/completions`.
 
-    `reasoning_effort`: `none` turns reasoning off; any other value turns it on, without a limit. `thinking` (DeepSeek's
-    API) and `chat_template_kwargs` (vLLM's API) also turn reasoning on or off. `reasoning_effort`, `thinking` and
+    `reasoning_effort`: `none` turns reasoning off; any other value turns it on, with no limit on its length. `thinking`
+    (DeepSeek's API) and `chat_template_kwargs` (vLLM's API) also turn reasoning on or off. `reasoning_effort`, `thinking` and
     `chat_template_kwargs` are ignored if the model's chat format has no reasoning.
     """
 

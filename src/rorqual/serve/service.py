@@ -33,7 +33,7 @@ SEED_BITS = 63
 GENERATION = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 """Keys of a published model's generation config that the server uses as defaults."""
 MAX_SCORES = 1 << 18
-"""Maximum number of prompt log-probabilities in a response, which take about 20 MB."""
+"""Maximum number of prompt log-probabilities in a response. The maximum takes about 20 MB."""
 COUNTED = 200_000
 """Texts longer than this many bytes are first tokenized in slices, to refuse a text early if it exceeds the context."""
 
@@ -132,7 +132,7 @@ class Service:
             least = self._count_tokens(texts, info.max_len)
         if least >= info.max_len:
             raise refuse(
-                f"`{param}` has at least {least} tokens, but must fit with a reply in the context of {info.max_len} tokens. "
+                f"`{param}` has at least {least} tokens, but it and the reply must fit in the context of {info.max_len} tokens. "
                 "Shorten this field.",
                 param,
                 "context_length_exceeded",
@@ -239,7 +239,7 @@ class Service:
             raise refuse(f"`{param}` {problem}.", param)
         if len(prompt) >= info.max_len:
             raise refuse(
-                f"`{param}` has {len(prompt)} tokens, but must fit with a reply in the context of {info.max_len} tokens. "
+                f"`{param}` has {len(prompt)} tokens, but it and the reply must fit in the context of {info.max_len} tokens. "
                 "Shorten this field.",
                 param,
                 "context_length_exceeded",

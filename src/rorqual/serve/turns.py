@@ -125,7 +125,7 @@ class NamedFunction(Schema):
 
 
 class NamedTool(Schema):
-    """A `tool_choice` that requires a call of one function."""
+    """A `tool_choice` that requires a call to one function."""
 
     type: Literal["function"]
     function: NamedFunction
@@ -145,15 +145,16 @@ class Tools(Schema):
     def forced(self) -> Grammar | None:
         """Return the grammar of required tool calls, or None if calls are optional.
 
-        `tool_choice: required` allows one or more calls of any tools. A named function must be called exactly once. A
-        function without `parameters` takes no arguments.
+        `tool_choice: required` allows one or more calls to any tools, or exactly one call with
+        `parallel_tool_calls: false`. A named function must be called exactly once. A function without `parameters` takes
+        no arguments.
         """
         if self.tool_choice in (None, "none", "auto"):
             return None
         return Grammar("calls", source_of(self._calls(), "tools"))
 
     def called_or(self, answer: dict[str, Any]) -> Grammar:
-        """Return the grammar of a reply that is either tool calls or JSON that follows the schema `answer`."""
+        """Return the grammar of a reply: either tool calls, or JSON that follows the schema `answer`."""
         # This call checks the size of `answer`, so that an error names the schema and not `tools`.
         source_of(answer, "response_format.json_schema.schema")
         return Grammar("calls", source_of({**self._calls(), "answer": answer}, "tools"))

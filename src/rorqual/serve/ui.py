@@ -58,7 +58,10 @@ HEADERS = {
 
 @dataclass(frozen=True)
 class Login:
-    """A tenant's login to the chat page. The login expires at `until`, in seconds of the session clock, or when `ended` is set."""
+    """A tenant's login to the chat page. It expires at `until`, in seconds of the clock of `Sessions`.
+
+    `ended` is set when the login is closed.
+    """
 
     tenant: str
     until: float

@@ -6,8 +6,8 @@ sends the handler's last update a second time. Therefore this module runs the ev
 Each event ends with an update that changes nothing, after all other updates were sent. The session state is a list,
 which the running event changes in place.
 
-Gradio evaluates the annotations of handlers, but it is imported only when the page is built. Therefore this file does not
-use `from __future__ import annotations`.
+Gradio evaluates the annotations of handlers, but this module imports Gradio only when it builds the page. Therefore this
+file does not use `from __future__ import annotations`.
 """
 
 import asyncio
@@ -126,7 +126,7 @@ class PageEvent:
     """A running or waiting user event of a session. `replaced`: a newer event exists, so this event sends no more updates.
 
     `heirs`: later events that were closed while they waited for this event. The `heirs` count as finished only when
-    this event ends, so that events after the `heirs` wait for it.
+    this event ends, so that the events after the `heirs` wait for this event.
     """
 
     def __init__(self) -> None:
@@ -185,7 +185,7 @@ class Chat:
 
     @asynccontextmanager
     async def _turn(self, session: str) -> AsyncIterator[PageEvent]:
-        """Run as the session's current event, after the previous event was stopped and has sent its last update.
+        """Run the `with` block as the session's current event, after the previous event has sent its last update.
 
         The wait needs no timeout, because Gradio always resumes or closes the previous event's generator.
         """
@@ -354,7 +354,7 @@ def _wire(gr: Any, chat: Chat, parts: Sequence[Any], settings: Sequence[Any], re
 
     common: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
     running = {"outputs": list(parts), **common}
-    # A second Enter must not send the same text again, so it is ignored. A second Retry replaces the first Retry.
+    # Gradio ignores a second Enter, so that the same text is not sent again. A second Retry replaces the first Retry.
     box.submit(ask, [box, rows, *settings], trigger_mode="once", **running)
     retry.click(retry_last, [rows, *settings], trigger_mode="multiple", **running)
     shown.retry(retry_last, [rows, *settings], trigger_mode="multiple", **running)

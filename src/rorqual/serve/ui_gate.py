@@ -1,9 +1,9 @@
-"""Access control for Gradio, which restricts the reachable routes and gives each page session one owner.
+"""Access control for Gradio: restrict the reachable routes, and give each page session one owner.
 
 Gradio stores a page's state (conversation, running events, event stream) under a `session_hash` that the browser
 generates. Gradio does not check who uses the hash, and the hash is not secret, because URLs contain it. Therefore the
-first tenant that uses a hash owns the session, and requests of other tenants with this hash are refused. Gradio
-receives a hash of tenant and session, so that two tenants never share state.
+first tenant that uses a hash owns the session, and other tenants cannot use this hash. Gradio receives a hash of tenant
+and session, so that two tenants never share state.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 r"""Formula delimiters on the chat page. Gradio would render any text between two `$` as a formula, even in "$5 and $6".
 
-Therefore Gradio is configured with `\( \)` and `\[ \]` only. This module gives formulas between dollar signs the
-delimiters `\( \)` or `\[ \]`, and keeps all other dollar signs. Only the displayed text changes. The stored
+Therefore Gradio is configured with `\( \)` and `\[ \]` only. This module replaces the dollar signs around formulas
+by `\( \)` or `\[ \]`, and keeps all other dollar signs. Only the displayed text changes. The stored
 conversation keeps its dollar signs.
 """
 

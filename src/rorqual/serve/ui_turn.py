@@ -134,11 +134,11 @@ class Turn:
 
     @property
     def phase(self) -> str:
-        """The current phase of the reply in one word, which changes rarely because screen readers announce every change."""
+        """The current phase of the reply, in one word. It changes rarely, as screen readers announce every change."""
         return "Answering" if self.content else "Thinking" if self.reasoning.strip() else "Waiting"
 
     def rows(self) -> list[Row]:
-        """Return the rows for the text received so far: reasoning and answer, each if present."""
+        """Return a row for the reasoning so far and a row for the answer so far. An empty row is left out."""
         rows: list[Row] = []
         if self.reasoning.strip():
             rows.append({"role": "assistant", "content": self.reasoning.strip("\n"), "metadata": self._title()})

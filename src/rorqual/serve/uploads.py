@@ -70,7 +70,7 @@ class WeightUploads:
         key = keys.ensure(OWNER)
         if other_tenants := {*keys.tenants.values()} - {OWNER}:
             raise ConfigError(
-                f"the file contains keys of tenants ({', '.join(sorted(other_tenants))}), which must not send weights",
+                f"the file contains keys of tenants that must not send weights: {', '.join(sorted(other_tenants))}",
                 where=str(keys.file),
                 remedy="Use another file for keys= or another folder for rollout_dir=.",
             )

@@ -28,7 +28,7 @@ FORMS: Mapping[str, str] = {
     **{name: "a string or a list of strings" for name, param in PARAMS.items() if isinstance(param.served, TextList)},
     **{name: BIASES for name, param in PARAMS.items() if isinstance(param.served, TokenBiases)},
 }
-"""Descriptions of the accepted values of fields that accept several types. Keys are field paths without list indices."""
+"""Descriptions of the accepted values, for fields that accept several types. Keys are field paths without list indices."""
 PATTERNS: Mapping[str, str] = {
     "^(0|[1-9][0-9]{0,9})$": 'a token id, such as "42"',
     "^[a-zA-Z0-9_.-]{1,64}$": "a name of 1 to 64 letters, digits, dots, dashes and underscores",

@@ -59,7 +59,7 @@ class Compiling:
 
 @dataclass
 class PendingWeights:
-    """A weight update. Once `file` is read, `tensors` is set, or `refusal` if the tensors do not fit the model."""
+    """A weight update. Reading `file` sets `tensors`, or sets `refusal` if the tensors do not fit the model."""
 
     file: Path
     version: int

@@ -12,8 +12,8 @@ A sentence that guesses, lists cases ("if ..., 18; if ..., 19") or retracts its 
 units ("1 hour and 30 minutes") is one number. A number after a preposition or article ("for 3 people", "the 5 days")
 counts only if no other number remains. In a marked answer (`\boxed{...}`) the first number counts. In a sentence the
 last number counts, because a sentence usually ends with the answer. In two joined clauses ("9 remain, and 6 are gone")
-both numbers may be the answer. The second number is the `value` of the reading, and the first number is its `rival`
-(see `rorqual.tasks.reply`).
+both numbers may be the answer. The second number becomes the `value` of the `Reading`, and the first number becomes
+its `rival` (see `rorqual.tasks.reply`).
 """
 
 from __future__ import annotations
@@ -240,9 +240,10 @@ def _compound(first: Number, second: Number, text: str) -> Number | None:
 def _in_words(text: str, candidates: list[Number]) -> list[Number]:
     """Return the spelled-out numbers that may be the answer.
 
-    If the text ends with a clause without digits ("making it twenty-one in total"), the spelled-out numbers of this clause are
-    returned. Otherwise, if every number in digits is an operand or follows a preposition ("four boxes at $5"), the
-    spelled-out numbers without a preposition are returned.
+    If the text ends with a clause without digits ("making it twenty-one in total"), return the spelled-out numbers of
+    this clause. Otherwise, a number in digits cannot be the answer if it is an operand or an ordinal, or if it follows
+    a preposition ("four boxes at $5"). If no number in digits can be the answer, return the spelled-out numbers that
+    follow no preposition.
     """
     closing = _CLOSING.search(text)
     if closing and (words := [item for item in spelled(text) if item.start >= closing.start()]):
@@ -435,7 +436,7 @@ def _same_kind(candidates: list[Number], i: int, after: list[str]) -> bool:
 def number_list(text: str, *, counted: bool) -> list[str]:
     """Return the last numbers of `text` if at least two of them are separated only by commas, `and` or `or`, else an empty list.
 
-    Without `counted`, also return an empty list if the number before the list states its length ("2 roots: 3, 4").
+    Without `counted`, also return an empty list if the text before the list states the list's length ("2 roots: 3, 4").
     """
     candidates = numbers(text)
     begin = len(candidates) - 1
@@ -473,7 +474,8 @@ def _first(text: str, candidates: list[Number], pool: list[int]) -> int:
 def _last(text: str, candidates: list[Number], before: list[str], pool: list[int]) -> int:
     """Return the index of the number that counts in prose.
 
-    If the last clause has an equation, the right-hand side of its last equation counts, else the last number of the clause.
+    If the last clause has an equation, the right-hand side of its last equation counts. Otherwise the last number of the
+    clause counts.
     """
     breaks = [m.end() for m in _CLAUSE.finditer(text) if m.end() <= candidates[pool[-1]].start]
     begin = breaks[-1] if breaks else 0

@@ -1,4 +1,4 @@
-"""Find the answer in a reply (a number, LaTeX or a label), and compare LaTeX with the gold answer by math-verify."""
+"""Find the answer in a reply (a number, LaTeX or a label), and use math-verify to compare LaTeX with the gold answer."""
 
 from __future__ import annotations
 

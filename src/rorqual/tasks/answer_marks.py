@@ -132,7 +132,7 @@ def _tags(text: str) -> list[AnswerMark]:
 
 
 def _line(text: str, match: re.Match[str]) -> AnswerMark:
-    """Return the marked answer from the end of `match` to the end of the sentence that begins there."""
+    """Return the first sentence after `match` as a marked answer."""
     following = text[match.end() : match.end() + SENTENCE]
     sentence = next(iter(sentences(following)), "")
     end = match.end() + max(following.find(sentence), 0) + len(sentence)

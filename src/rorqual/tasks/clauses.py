@@ -152,7 +152,7 @@ def leads_on(text: str, end: int, start: int) -> bool:
 
 
 def denied(before: str, after: str) -> bool:
-    """Return whether the text before or after a value says that it is not the answer."""
+    """Return whether the text before or after a value denies that the value is the answer."""
     return bool(_DENIES.search(before) or _DENIED_AFTER.search(after))
 
 

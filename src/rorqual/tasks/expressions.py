@@ -174,7 +174,7 @@ def _read(segment: str, marked: bool, words: str | None, base: bool, several: bo
 
 
 def _read_words(text: str, marked: bool, words: str) -> Reading:
-    """Return `words` if the clause that states the answer asserts these words, else the words of the clause."""
+    """Find the clause that states the answer. Return `words` if the clause asserts them, else the clause's own words."""
     bold = re.findall(r"\*\*([^*\n]{1,80})\*\*", text)
     if bold and not marked:
         text, marked = bold[-1], True
@@ -206,7 +206,7 @@ def _read_words(text: str, marked: bool, words: str) -> Reading:
 
 
 def _asserts(clause: str, pattern: re.Pattern[str]) -> bool:
-    """Return whether a clause states the words of `pattern` without denying them or leaving them open."""
+    """Return whether a clause asserts the words of `pattern`, without a denial or an alternative ("or")."""
     for match in pattern.finditer(clause):
         before, after = clause[: match.start()].rstrip("( "), clause[match.end() : match.end() + 20]
         if (
@@ -317,7 +317,7 @@ def _choose_formula(text: str, formulas: list[tuple[int, int, str]], marked: boo
 
 
 def _is_free(text: str, formula: Found, restated: list[int]) -> bool:
-    """Return whether a formula may be the answer: no preposition precedes it, it is an inequality, or it follows `that is`."""
+    """Return whether a formula may be the answer: it follows no preposition, is an inequality, or follows `that is`."""
     again = any(0 <= formula[0] - end <= len("in the ") for end in restated)
     return again or _ORDER.search(formula[2]) is not None or not governed(text[max(0, formula[0] - 60) : formula[0]])
 
@@ -398,7 +398,7 @@ def _formula(amount: Amount) -> str:
 
 
 def tidy(text: str) -> str:
-    """Return LaTeX without spacing, units and degree signs, and with one command for each symbol."""
+    """Normalise LaTeX: remove spacing, units and degree signs, and write each symbol with one command."""
     text = _BOLD.sub(r"\1", text.strip().strip("$").strip().removesuffix(".").strip())
     text = plain(text) if "\\begin" not in text else text
     text = re.sub(
@@ -420,7 +420,7 @@ def tidy(text: str) -> str:
 
 
 def same_unit(gold: str, answer: str) -> bool:
-    """Return whether two answers have the same unit, or a unit is missing or unknown. 5 km and 5 cm have different units."""
+    """Return whether the units of two answers agree. 5 km and 5 cm differ. A missing or unknown unit agrees with any unit."""
     units = [
         re.search(r"(?:\\(?:text|mathrm|textrm|mbox)\s?\{\s*|(?<=[0-9\s~]))([A-Za-z]{1,11})\}?\.?\$?$", text.strip())
         for text in (gold, answer)

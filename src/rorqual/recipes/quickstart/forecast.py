@@ -6,8 +6,8 @@ on untrained models with the shapes of the quickstart's models. Answers are assu
 the model is trained on. The benchmark generates samples that are as long as the training solutions.
 
 Two values are unknown in advance: how often a model thinks after GRPO, and how many groups give a gradient. The
-constant `GOES_OVER` estimates the effect of GRPO on thinking, and `TEACHES` the share of samples in groups that give a
-gradient. The forecast does not include the report and the start of the Python process.
+constant `GOES_OVER` estimates the effect of GRPO on thinking. The constant `TEACHES` estimates the share of samples in
+groups that give a gradient. The forecast does not include the report and the start of the Python process.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ with GRPO. The measured value of `GOES_OVER` was 0.38 for the teacher and 0.71 f
 WARM, STEPS, BATCH = 2, 8, 64
 DRAWN = 384
 FACTORY = (2, 8, 520)
-"""Numbers of samples of the three probe runs of the data factory. The first run is a warm-up. The difference between
-the second and the third run gives the cost per sample."""
+"""Numbers of samples that the data factory generates in its three probe runs. The first run is a warm-up. The
+difference between the second and the third run gives the cost per sample."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ class Lengths:
 class ShapeCost:
     """Measured costs of a model shape, in core-seconds.
 
-    `step` is the cost of a fine-tuning step of `tokens` tokens, `update` the cost of one token of a GRPO update, and
-    `rollout` the cost of one rollout. `on` and `off` are the costs of an answer in an evaluation, with and without
+    `step` is the cost of a fine-tuning step of `tokens` tokens. `update` is the cost per token of a GRPO update.
+    `rollout` is the cost of one rollout. `on` and `off` are the costs of an answer in an evaluation, with and without
     thinking. `cores` is the mean number of busy cores.
     """
 
@@ -155,7 +155,7 @@ def stages(
 ) -> list[StageForecast]:
     """Return the forecast of each stage: its work times the measured costs.
 
-    `wide` is the evaluation set of the teacher, and `narrow` that of the students. `factory` is the result of
+    `wide` has problems of the teacher's task, and `narrow` has problems of the student's task. `factory` is the result of
     `factory_pace`.
     """
     habits = {"before": s.think, "after": over(s.think, 1.0)}
@@ -178,8 +178,8 @@ def stages(
 
 
 def branches(s: Scale, teacher: ShapeCost, student: ShapeCost) -> list[tuple[ShapeCost, list[float], int]]:
-    """For each branch, return the measured costs of its model, the fraction of thinking replies in each evaluation, and
-    1, the number of models."""
+    """For each branch, return (costs of its model, fractions of thinking replies in its evaluations, 1). The last entry
+    is the number of models."""
     habits = {"teacher": over(s.think, 1.0), "student-base": s.student_think, "answers-only": 0.0}
     return [
         (teacher if name == "teacher" else student, [thinks(mode, habits.get(name, 1.0)) for mode in modes], 1)
@@ -213,7 +213,7 @@ def thinks(mode: str, habit: float) -> float:
 
 
 def over(share: float, goes: float = GOES_OVER) -> float:
-    """Return the share of thinking replies after GRPO has moved it from `share` toward 1 by the fraction `goes`."""
+    """Return the share of thinking replies after GRPO. GRPO closes the fraction `goes` of the gap from `share` to 1."""
     return share + (1 - share) * goes
 
 
@@ -311,7 +311,7 @@ def sampling(
 
     A sample has the token count of the problem's solution, with or without thinking.
 
-    The longest sample of a batch sets its number of decoding steps, so the lengths must vary as in real batches.
+    The longest sample determines how many decoding steps its batch takes, so the lengths must vary as in real batches.
     """
     tokenizer = Tokenizer.byte_level()
     engine = Engine.of(state.model, tokenizer, chat_format(tokenizer), threads=threads)

@@ -29,8 +29,8 @@ class Scale(Config):
     than the default 0. The branch `distilled` samples the teacher on `distil_problems` problems and trains for
     `distil_steps` steps on the correct answers. The branch `reinforced` trains for `rival_steps` steps of GRPO.
 
-    `student_lr` and `student_adamw_lr`, the learning rates for further training of a student, are half those of a new
-    model.
+    `student_lr` and `student_adamw_lr` are the learning rates for further training of a student. Both are half of the
+    learning rates for a new model.
 
     `rival_agreement` is the largest allowed difference between the trainer's and the sampler's log-probability of a
     token during GRPO of the student. In half a million tokens, the log-probabilities of trainer and sampler differed by

@@ -1,4 +1,4 @@
-"""`POST /rollout/generate`, `GET /rollout/weights` and `POST /rollout/weights`, with which a trainer uses the server.
+"""The routes for a trainer: `POST /rollout/generate`, `GET /rollout/weights` and `POST /rollout/weights`.
 
 The option `rollout_dir=` enables the rollout routes.
 """
@@ -86,7 +86,10 @@ async def generate(request: Request) -> Response:
 
 @router.get("/rollout/weights")
 async def weights(request: Request) -> Response:
-    """Return the version of the engine's weights, and the tokenizer and chat format, which must match the trainer's."""
+    """Return the version of the engine's weights, the tokenizer and the chat format.
+
+    The trainer must use the same tokenizer and chat format.
+    """
     uploads, service = _uploads(request), request.app.state.service
     return JSONResponse(_state(service, uploads))
 

@@ -19,7 +19,7 @@ MIXED = tuple(case for case in CASES if 0 < sum(case) < 3)
 
 
 class Literal(NamedTuple):
-    """An atomic statement: `A` states that A is a knight, and `-A` that A is a knave."""
+    """An atomic statement: `A` states that A is a knight, and `-A` states that A is a knave."""
 
     person: int
     knight: bool
@@ -78,13 +78,13 @@ class KnightsKnaves(Family):
 
     In `kk A:B|-C B:-A C:A=B`, A says "B is a knight or C is a knave", B says "A is a knave", and C says "A and B have
     the same role". The steps are `111:10x110:10x101:0x100:100 =100`. In this example, the steps try the cases `111`,
-    `110`, `101` and `100`. After each case come the truth values of the statements. `x` ends a case in which a
+    `110`, `101` and `100`. The truth values of the statements follow each case. `x` ends a case in which a
     statement contradicts its speaker. `STATEMENTS` gives the number of statements for each difficulty. Each person
     makes at least one statement. Exactly one case fits all statements, and it has both knights and knaves. Problems
     that differ only in the names of people or the order of statements share one key.
 
-    Version 1 also had the solutions 111 and 000, recognizable by fewer minus signs. In version 1, statements of knights
-    had fewer `&`, and A always spoke first.
+    Version 1 also had the solutions 111 and 000, and fewer minus signs revealed these solutions. In version 1,
+    statements of knights had fewer `&`, and A always spoke first.
     """
 
     name: ClassVar[str] = "kk"
@@ -168,7 +168,10 @@ def _steps(statements: list[Statement]) -> str:
 
 
 def _masks(speaker: int, paired: bool, count: int) -> Counter[int]:
-    """Count the sets of `count` statements by `speaker`, keyed by a mask of the cases that fit all of them (bit i for case i)."""
+    """Count the sets of `count` statements by `speaker`, by the mask of the cases that fit all statements of the set.
+
+    Bit i of a mask stands for case i.
+    """
     forms = [Statement(speaker, *form) for form in (PAIRED if paired else SIMPLE)]
     if not paired:
         forms = [form for form in forms if form.parts[0].person != speaker]

@@ -24,7 +24,7 @@ NAMES = tuple(family.name for family in FAMILIES)
 ENOUGH = 30_000
 """Upper limit on the number of problems when the share of a difficulty is computed.
 
-Within a level, the shares of the difficulties are proportional to their numbers of problems up to `ENOUGH`, so that
+Within a level, the share of a difficulty is proportional to min(number of its problems, `ENOUGH`). Therefore
 difficulties with few problems do not run out of new problems first.
 """
 REPEAT_TRIES = 200

@@ -189,7 +189,7 @@ def place(task: Task, problem: Problem) -> str:
 
 
 def refuse_empty_answer(task: Task, problem: Problem) -> None:
-    """Raise DataError for a gold answer of only white space, because it would train the model to give empty replies."""
+    """Raise DataError for a gold answer of only white space. Such an answer would train the model to give empty replies."""
     if not problem.answer.strip():
         raise DataError(
             f"the problem {problem.key!r:.60} has an empty answer",
@@ -199,7 +199,7 @@ def refuse_empty_answer(task: Task, problem: Problem) -> None:
 
 
 def check_gold(task: Task, problems: Iterable[Problem]) -> None:
-    """Raise DataError if the grader rejects a gold answer as a reply, because no model could learn such a problem."""
+    """Raise DataError if the grader does not accept a problem's own gold answer. No model could learn such a problem."""
     for problem in problems:
         refuse_empty_answer(task, problem)
         verdict = safe_grade(task, problem, problem.answer)

@@ -22,7 +22,8 @@ class Folio(FileTask):
 
     - If the reply has answer markers (`Answer: True`), the last one counts. Otherwise the last sentence about the
       conclusion counts.
-    - A label that is denied ("not false"), open ("true or false"), hypothetical ("would be true") or about a premise does not count.
+    - A label does not count if it is denied ("not false"), open ("true or false") or hypothetical ("would be true").
+      The label of a premise does not count either.
       Sentences that only state conditions for labels ("If ..., it is true; otherwise false") are skipped.
     - A guess ("I lean towards false", "probably true, though it might be uncertain") is not an answer.
     - "Cannot be determined" and "neither true nor false" mean Uncertain. "The negation of the conclusion is true" means False.

@@ -25,11 +25,11 @@ class Gsm8k(FileTask):
 
     - The last answer marker counts: `#### 7`, `the answer is 7`, `\\boxed{7}`, `<answer>7</answer>`.
       The first number in the marked text is the answer.
-      A later correction ("Wait, it is 8.") replaces the marked answer. Text that neither corrects nor concludes is
-      ignored after the marked answer.
+      A later correction ("Wait, it is 8.") replaces the marked answer. Other text after the
+      marked answer is ignored, unless it states a conclusion.
     - Without an answer marker, the last sentence that states a number counts.
       With `strict`, a reply without an answer marker is wrong.
-      Numbers in questions, checks, closing phrases, brackets and reasons do not count.
+      Numbers in questions, checks ("Check: ..."), closing phrases, brackets and reasons do not count.
       A number after a preposition or article ("12 apples for 3 people") counts only if no other number remains.
     - A conclusion ("So ...", "... in total", bold, `Total: ...`) outranks a later remark ("That is $4 a day.").
       An answer at the start of the reply ("**27**", "7 pencils.") outranks the explanation that follows.
@@ -47,8 +47,8 @@ class Gsm8k(FileTask):
       "more than 18", "over $18") or declines to answer.
       "Rises from 18 to 20" states 20. Struck-out numbers (`~~18~~`) and numbers corrected midway ("18, no wait, 16") are ignored.
     - Numbers are exact: 0.333333 is not 1/3. 50% equals both 1/2 and 50. "None are left" is 0.
-      `1e3`, `1\\,000`, `1 000`, `1.200,00`, `5.`, `70k`, `2.5 million`, `3 1/2`, `\\frac{7}{2}`, `-$5`, `5~\\mathrm{cm}`
-      and spelled-out numbers are read.
+      The supported forms are spelled-out numbers and `1e3`, `1\\,000`, `1 000`, `1.200,00`, `5.`, `70k`, `2.5 million`,
+      `3 1/2`, `\\frac{7}{2}`, `-$5`, `5~\\mathrm{cm}`.
       `1 hour and 30 minutes` equals both 90 (minutes) and 1.5 (hours). A clock time, or a number in a
       base other than 10, is not read as a number.
     """

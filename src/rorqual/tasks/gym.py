@@ -15,7 +15,7 @@ PROBES = 8
 DRY = 20_000
 """Maximum number of consecutive samples without a problem of the requested split.
 
-A dataset with more than `DRY` consecutive samples of other splits is too small to split.
+A dataset is too small to split if more than `DRY` consecutive samples belong to other splits.
 """
 
 

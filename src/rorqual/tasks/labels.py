@@ -7,8 +7,8 @@
 - A sentence that only denies True may mean False or Uncertain. A sentence that only denies False may mean True or Uncertain.
   A reply that leaves two labels possible is ungraded if one of them is the gold label.
 - In a sentence, True or False counts as a clear label only directly after a copula or sign ("is true", "→ True").
-  True or False in any other place, or after words that may invert it ("no premise", "likely", "we reject that"), is
-  doubtful. A reply with a doubtful label is ungraded if the label is the gold label, and wrong otherwise.
+  True or False is doubtful in any other place, and after words that may invert the label ("no premise", "likely",
+  "we reject that"). A reply with a doubtful label is ungraded if the label is the gold label, and wrong otherwise.
 - Reasons after the label ("true, since it is false that ...") are ignored. A guess is not an answer.
 - "Cannot be determined", "neither true nor false" and the like mean Uncertain. "The negation of the conclusion is true" means False.
 - Without a label, "follows from the premises" and "the conclusion holds" mean True, and "contradicts the premises" means False.
@@ -108,7 +108,7 @@ _TURNED = re.compile(
     r"|\w+ (?:answer|option|label|conclusion|possibility)|answer|option|label|conclusion|possibility)\b))\b[^,;:]*$",
     re.IGNORECASE,
 )
-"""Matches words before a label that may invert its meaning.
+"""Matches words that may invert the meaning of the label after them.
 
 The parser does not interpret such words, so a label after them is doubtful.
 """
@@ -183,7 +183,7 @@ _SUBJECT = re.compile(
 
 
 def label(text: str, labels: Collection[str]) -> str | None:
-    """Return the final label of `text`, spelled as in `labels`, or None if `text` has no final label or several."""
+    """Return the final label of `text`, spelled as in `labels`. Return None if `text` has no final label or more than one."""
     labels_found = final_labels(text, labels)
     return labels_found[0] if len(labels_found) == 1 else None
 
@@ -245,7 +245,7 @@ def _read(segment: str, marked: bool, pattern: re.Pattern[str]) -> Reading:
 
 
 def _one_of(names: set[str]) -> Reading:
-    """Return the reading of a sentence that only denies a label ("It is not true."): the opposite label or Uncertain."""
+    """Return the two labels that a sentence leaves possible if it only denies a label ("It is not true.")."""
     return Reading(min(names), rival="uncertain", weak=True)
 
 

@@ -24,8 +24,8 @@ class Long(Task):
     - `needle`: `pairs` pairs such as `(kv)` are spread evenly over the text. The question names a key, and the answer is the
       whole pair, such as `(kv)`. Keys, values and the rest of the text use the same 62 characters.
     - `copy`: the answer is the number in brackets. The rest of the text consists of letters.
-    - The name of a family of the task `families`: one of its problems follows the text. `hard` is the fraction of hard
-      problems.
+    - The name of a family, such as `count`: a problem of this family (see the task `families`) follows the text. `hard`
+      is the fraction of hard problems.
 
     Two options are for training. With `questions` above 1, a question names 1 to `questions` keys, and the answer is their
     pairs. With `shortest`, the lengths vary from `shortest` to `length`, uniformly in their logarithm.
@@ -54,7 +54,7 @@ class Long(Task):
             raise ConfigError(
                 f"a question cannot name {questions} of {pairs} keys",
                 where="long.questions",
-                remedy=f"Set questions to 1 or more, and pairs to at least questions and at most {len(CHARACTERS)}.",
+                remedy=f"Set questions to 1 or more. Set pairs to a number from questions to {len(CHARACTERS)}.",
             )
         self.length, self.shortest = length, shortest or length
         self.pairs, self.questions = pairs, questions
@@ -62,9 +62,9 @@ class Long(Task):
         least = max(_least(name, pairs, questions) for name in self.names)
         if not least <= self.shortest <= length:
             raise ConfigError(
-                f"the prompt lengths {self.shortest} to {length} are not an ascending range from {least} or more",
+                f"shortest={self.shortest} and length={length} do not satisfy {least} <= shortest <= length",
                 where="long.length",
-                remedy=f"Set length to {least} or more, and shortest to 0 or to a length from {least} to length.",
+                remedy=f"Set length to {least} or more. Set shortest to 0, or to a number from {least} to length.",
             )
 
     @property
@@ -130,6 +130,6 @@ def _after_text(problem: Problem, rng: random.Random, length: int) -> Problem:
 
 
 def _least(name: str, pairs: int, questions: int) -> int:
-    """Return the smallest length of a prompt. For a family, most problems leave room for a text at this length."""
+    """Return the smallest allowed length of a prompt. In a family, most problems are shorter and leave room for a text."""
     needle = len("(kv)") * pairs + len("\nneedle ") + questions
     return {"needle": needle, "copy": DIGITS + len("[]\ncopy")}.get(name, 24)

@@ -2,11 +2,11 @@ r"""Classify sentences by their form: conclusions, additions to an answer, and a
 
 - A conclusion is marked by layout (bold text with a number, `Total: ...`, a displayed formula) or by words
   ("So ...", "Therefore ...", "... in total").
-- An addition to an answer restates, averages, extrapolates or compares, or gives a reason or a known fact. Examples of
+- An addition to an answer is a restatement, average, extrapolation, comparison, reason or known fact. Examples of
   additions: "That works out to ...", "Over 5 years ...", "Her goal was ...", "Because ...", "She started with ...",
   "The other 6 ...".
-- An answer at the start is a sentence that contains only the answer ("**27**", "7 pencils."), or that states a quantity left,
-  in total or per day.
+- An answer at the start is a sentence that contains only the answer ("**27**", "7 pencils."), or that states a remainder,
+  a total or an amount per day.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def contrasts(sentence: str) -> bool:
 
 
 def answers(sentence: str) -> bool:
-    """Return whether the sentence states an amount left, in total, needed, now or per day, because questions ask for these."""
+    """Return whether the sentence states a remainder, a total, a need, a current amount or an amount per day."""
     return _ANSWERS.search(sentence) is not None
 
 

@@ -11,7 +11,7 @@ The rules, in order:
    A correction after the marked answer ("Wait, ...", "Correction: ...", "That is wrong.") replaces the answer.
    A correction without a new value removes the answer.
    A conclusion after the marked answer ("So it is 8.") is as final as the marked answer.
-   Text after the marked answer that neither corrects nor concludes ("That took 2 steps.") is ignored.
+   Other text after the marked answer ("That took 2 steps.") is ignored.
 4. Without an answer marker, the last sentence that states an answer counts.
    Questions, closing phrases ("I hope it is correct."), checks ("Check: ...") and suppositions are skipped.
    A line that only introduces the next line ("The total is:") is skipped.
@@ -52,7 +52,7 @@ from rorqual.tasks.sentences import (
 )
 
 BESIDE = 4
-"""Maximum number of values of a sentence, besides its answer, that are compared with the gold answer. Each
+"""Maximum number of a sentence's other values that are compared with the gold answer, besides the sentence's answer. Each
 comparison of formulas may take seconds."""
 SENTENCES = 400
 """Maximum number of sentences to read, counted from the end of the reply."""
@@ -98,7 +98,7 @@ class FinalAnswer:
 
 NOTHING = Reading()
 Reader = Callable[[str, bool], Reading]
-"""Maps (segment, whether the segment is a marked answer) to a `Reading`."""
+"""Maps (segment, marked) to a `Reading`. `marked` is True if the segment is a marked answer."""
 
 
 def resolve_answer(reply: str, reader: Reader, *, strict: bool = False) -> FinalAnswer:
@@ -176,7 +176,7 @@ def _unmarked(text: str, read: Reader, denied: set[Any]) -> tuple[Reading, ...]:
 
 
 def _conclusion(parts: list[str], place: int, last: Reading, read: Reader) -> tuple[Reading, ...]:
-    """Return the reading of the last sentence with an answer (index `place`), of an earlier conclusion, or both readings."""
+    """Return the final readings: of the last sentence with an answer (index `place`), of an earlier conclusion, or of both."""
     if concludes(parts[place]) and not adds(parts[place]):
         return (last,)
     for earlier in range(place - 1, -1, -1):

@@ -9,8 +9,8 @@ The supported forms are:
 - Groups: "all are knaves", "everyone but Zoey is a knight", "the others are knights".
 - Pronouns: "she is a knight", where "she" refers to the first person that the sentence names.
 
-Questions, suppositions, doubts, ruled-out cases, and claims that people in the puzzle make are skipped.
-A statement that its own sentence calls a contradiction is skipped.
+The parser skips questions, suppositions, doubts, ruled-out cases, and claims by people in the puzzle.
+The parser also skips a statement if the same sentence calls it a contradiction.
 The last statement about each person counts. If one paragraph gives a person both roles, without a conclusion or correction between
 the two statements, the reply has no answer.
 """
@@ -190,7 +190,10 @@ def _in_one_passage(statements: list[Statement], sources: list[str], place: int,
 
 
 def _contradicted(statements: list[Statement], sources: list[str], place: int, known: dict[int, bool | None]) -> bool:
-    """Return whether a statement before `place` in its paragraph contradicts the roles `known`, with no conclusion in between."""
+    """Return whether an earlier statement in the paragraph of statement `place` contradicts the roles `known`.
+
+    Statements before a conclusion do not count.
+    """
     for i in range(place - 1, -1, -1):
         between = " ".join(sources[statements[i][1] + 1 : statements[place][1] + 1])
         if statements[i][0] != statements[place][0] or _CONCLUDES.search(between):
@@ -252,7 +255,7 @@ def _in_sentence(sentence: str, count: int, subject: int | None, before: set[int
     """Yield the roles that a sentence states, in order.
 
     "The others" means the people that the sentence does not name. In a sentence without names,
-    "the others" means the people outside `before`, which holds the people of the previous statement.
+    "the others" means the people who are not in `before`, the people of the previous statement.
     """
     stated: list[tuple[int, dict[int, bool | None]]] = []
     taken: set[int] = set()

@@ -6,7 +6,10 @@ import re
 from collections.abc import Iterator
 
 SENTENCE = 4000
-"""Maximum characters to read from the end of a sentence. The limit bounds the work on text without sentence breaks."""
+"""Maximum number of characters of a sentence. Only the end of a longer sentence, or the start of a longer marked answer, is read.
+
+The limit bounds the work on text without sentence breaks.
+"""
 _ABBREVIATION = re.compile(
     r"(?:\b(?:i\.e|e\.g|a\.m|p\.m|[ap]\.|rs|no|nr|vs|approx|mr|mrs|ms|dr|st|cf|resp|ca|fig|eq|ft|in|lb|oz|hr|min"
     r"|sec|\d)|^\W*\(?\w{1,2})\.$",
@@ -183,9 +186,9 @@ def passed_over(sentence: str) -> bool:
 
 
 def correction(tail: str) -> tuple[str, bool] | None:
-    """Return the end of `tail` that begins with its last correction, and whether this end retracts the answer.
+    """Return the text of `tail` from the last correction on, and whether this text retracts the answer.
 
-    Return None without a correction.
+    Return None if there is no correction.
     """
     if not tail.strip():
         return None

@@ -81,7 +81,7 @@ class Totals:
         out |= {f"{name}_max": value for name, value in self.maxima.items()}
         if self.counts:
             out["load_max_over_mean"] = load_ratio(self.counts, self.targets)
-        if self.zeros:  # parameters with an all-zero gradient, in the update that has most of them
+        if self.zeros:  # the largest number of all-zero gradients in one update
             out["zero_gradients"] = self.zeros
         if self.checked:
             out["checked_tokens"] = self.checked
@@ -187,7 +187,7 @@ def extension_at(run: Run, done: int) -> dict[str, int]:
 
 
 def grown(run: Run, done: int) -> list[str]:
-    """Return a message for each extension of the run's number of steps that begins exactly after step `done`."""
+    """Return one message for each extension of the run that begins right after step `done`."""
     return [
         f"extended after step {e.from_step}: {e.new_steps} steps instead of {e.old_steps}; the schedule now spans {e.new_steps}"
         for e in run.extensions
@@ -199,9 +199,9 @@ def step_flops(run: Run, record: dict[str, Any]) -> int:
     """Return the FLOPs of a step, computed from its token counts and the model's FLOPs per token.
 
     A trained token counts as three forward passes, which include the MTP modules if an objective trains them. A sampled
-    token counts as one forward pass. Checking a sampled token against the trainer adds one forward pass, and so does
-    scoring it by a reference model. The source adds the FLOPs of a teacher. If only part of the model is trained, the
-    result is an upper bound, because gradients of frozen weights are not computed.
+    token counts as one forward pass. Checking a sampled token against the trainer adds one forward pass.
+    Scoring a sampled token by a reference model adds another. The source adds the FLOPs of a teacher. If only part of the
+    model is trained, the result is an upper bound, because gradients of frozen weights are not computed.
     """
     predicts = any(objective.kind == "mtp" for objective in run.objectives)
     model = run.model if predicts else run.model.model_copy(update={"num_nextn_predict_layers": 0})

@@ -72,7 +72,7 @@ def check_vocabulary(run: Run, tokenizer: Tokenizer) -> None:
 
 
 def check_context(run: Run) -> None:
-    """Raise ConfigError if rows are longer than the model's context, because the model cannot use positions beyond it."""
+    """Raise ConfigError if rows are longer than the model's context, because the model cannot use later positions."""
     context = run.model.max_position_embeddings
     if run.source.row > context:
         raise ConfigError(
@@ -142,9 +142,10 @@ def differing(stored: Run, run: Run) -> set[str]:
 
 
 def extended(run: Run, out: RunDir) -> Run:
-    """Return `run` with the extensions stored in its folder, plus a new extension if only `steps` has increased.
+    """Return `run` with the extensions stored in its folder.
 
-    A new extension starts at the newest complete checkpoint. Raises ConfigError if `steps` has decreased.
+    If `steps` has increased and no other setting differs, a new extension is added. A new extension starts at the newest
+    complete checkpoint. Raises ConfigError if `steps` has decreased.
     """
     stored = read_yaml(Run, out.config_file) if out.config_file.is_file() else run.model_copy(update={"extensions": ()})
     run = run.model_copy(update={"extensions": stored.extensions})

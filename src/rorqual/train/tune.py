@@ -36,7 +36,7 @@ def begin(run: Run, out: RunDir, base: Path, model: Decoder, tokenizer: Tokenize
 def find_experts(run: Run, model: Decoder, tokenizer: Tokenizer, threads: int) -> Selection:
     """Select the experts that ESFT trains, by how `model` routes the batches of the first steps. Return () without ESFT.
 
-    The selection counts the tokens of all samples, even of samples that the source excludes from training, but no padding.
+    The selection counts the tokens of all samples, even if the source excludes a sample from training. Padding is not counted.
     """
     tune = run.tune
     if not isinstance(tune, ESFT):

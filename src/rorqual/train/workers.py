@@ -4,7 +4,7 @@ torch releases the GIL while an operation runs, so two threads keep two cores bu
 one core. The gradients of micro-batches are added in a fixed order, so the result is bit-identical for any number of
 threads.
 
-With one thread, `backward()` accumulates into each parameter's `.grad`, which runs the hooks of FSDP2 and DDP. With
+With one thread, `backward()` accumulates into each parameter's `.grad` and runs the hooks of FSDP2 and DDP. With
 several threads, accumulation order would vary. Each thread therefore returns the gradient of its micro-batch, and the
 caller adds the gradients. With a torch.distributed process group, one thread is used.
 """
@@ -155,8 +155,8 @@ def checked(
     """Return the gradient of each parameter, and the number of computed gradients that are all zeros.
 
     A missing gradient is an error if the parameter's module is in `ran`. If the module is not in `ran`, the missing
-    gradient is replaced by zeros and not counted. Parameters of `HoldsParts` modules may always lack a gradient,
-    because the router decides which experts run.
+    gradient is replaced by zeros and not counted. For parameters of `HoldsParts` modules, a missing gradient is
+    never an error, because the router decides which experts run.
     """
     modules = dict(model.named_modules())
     grads, computed, missing = list[Tensor](), list[Tensor](), list[str]()
@@ -247,7 +247,7 @@ def _gradient(
     grads: Sequence[Tensor | None] = [None] * len(leaves or ())
     if loss.requires_grad and leaves is not None:
         grads = torch.autograd.grad(loss, leaves, allow_unused=True)
-    elif loss.requires_grad:  # a loss without grad depends on no trained parameter, which `checked` reports
+    elif loss.requires_grad:  # otherwise no parameter gets a gradient; `checked` reports this
         loss.backward()
     valid = batch.segments.flatten() >= 0
     update = Update([], float(loss.detach()))

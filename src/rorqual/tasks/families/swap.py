@@ -56,7 +56,7 @@ class Swap(Family):
 
 
 def _canonical(pairs: list[str]) -> list[str]:
-    """Return the lexicographically smallest order of `pairs` that repeated swaps of adjacent disjoint pairs can reach.
+    """Return the lexicographically smallest order of `pairs`, where adjacent disjoint pairs may trade places.
 
     The loop repeatedly takes the smallest pair that can move to the front.
     """

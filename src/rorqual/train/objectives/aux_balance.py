@@ -1,4 +1,4 @@
-"""The auxiliary load-balancing loss (GShard, 2006.16668; Switch, 2101.03961, eq. 4-6), which V3's router bias replaces."""
+"""The auxiliary load-balancing loss (GShard, 2006.16668; Switch, 2101.03961, eq. 4-6). V3 uses a router bias instead."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class Term:
     """The loss and the metrics of one objective on a batch. `sum` is the loss before division by the weight.
 
     `means` maps metric names to (sum, weight), and `maxima` maps metric names to largest values. `routing` is the
-    routing of layers that the objective ran itself, and `valid` the mask of non-padding tokens for each of these layers.
+    routing of the layers that the objective ran itself. `valid` holds a mask of non-padding tokens for each of these layers.
     `logprobs` [rows, seq] are the log-probabilities of the targets if the objective sets `wants_old`.
     """
 
@@ -40,7 +40,7 @@ def sampler_difference(now: Tensor, batch: TrainBatch, at: tuple[Tensor, ...]) -
     """Return a Term that has only metrics: the difference between the trainer's log-probabilities `now` [n] and the sampler's.
 
     `at` holds the indices of the n tokens in the batch. `logprob_diff` covers tokens sampled with the trainer's current
-    weights, and `stale_logprob_diff` tokens sampled with older weights. `policy_age` is the mean age of all tokens.
+    weights. `stale_logprob_diff` covers tokens sampled with older weights. `policy_age` is the mean age of all tokens.
     """
     assert batch.sampled_logprobs is not None
     difference = (now - batch.sampled_logprobs[at]).abs().double()
@@ -76,7 +76,7 @@ class Objective(Kind):
         return frozenset()
 
     def records(self) -> frozenset[str]:
-        """Return the names of the tensors that attention must record, which `term` reads from `output.recorded`."""
+        """Return the names of the tensors that attention must record. `term` reads these tensors from `output.recorded`."""
         return frozenset()
 
     def weight(self, batch: TrainBatch) -> float:

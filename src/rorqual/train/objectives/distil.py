@@ -125,7 +125,7 @@ def check_mass(mass: Tensor) -> None:
     """Raise NumericsError if the teacher's probabilities add up to more than `MOST_MASS` at a trained position.
 
     Positions without a teacher distribution store log-probabilities of 0, that is, probabilities of 1. If a source
-    stores the distributions one position off, a trained position has none, and the check fails.
+    stores the distributions one position off, a trained position has no distribution, and the check fails.
     """
     if len(mass) and not float(mass.max()) <= MOST_MASS:
         raise NumericsError(

@@ -36,7 +36,7 @@ class GRPO(Objective):
 
     - 'token': over all tokens (DAPO, 2503.14476).
     - 'sequence': over the tokens of each answer, then over answers (R1).
-    - 'constant': the sum over the tokens of each answer divided by `max_tokens`, then over answers (Dr.GRPO, 2503.20783).
+    - 'constant': over answers. The loss of an answer is the sum over its tokens divided by `max_tokens` (Dr.GRPO, 2503.20783).
 
     `importance_sampling_level` sets the level at which r is computed:
 
@@ -44,9 +44,9 @@ class GRPO(Objective):
     - 'sequence': the geometric mean over the tokens of an answer (GSPO, 2507.18071, eq. 5-7).
     - 'sequence_token': the value of 'sequence' with the gradient of each token's own probability (GSPO-token, eq. 13-14).
 
-    `loss_type` is 'clip' (the loss above) or 'cispo' (CISPO, MiniMax-M1, 2506.13585, eq. 4-5): clip(r) without
-    gradient, times A log p, so that every token has a gradient. To remove the lower bound of the clip range, as the
-    CISPO paper does, set `clip_low` to 1.
+    `loss_type` is 'clip' (the loss above) or 'cispo' (CISPO, MiniMax-M1, 2506.13585, eq. 4-5). The 'cispo' loss is
+    -clip(r) A log p, with no gradient through clip(r), so every token has a gradient. To remove the lower bound of the
+    clip range, as the CISPO paper does, set `clip_low` to 1.
 
     `tis_cap` C enables truncated importance sampling (Yao et al. 2025), and 0 disables it. With C above 0, the
     denominator of r is p_old, the trainer's probability before the first update of the step. The loss is multiplied by
@@ -56,9 +56,9 @@ class GRPO(Objective):
     'unbiased' (V3.2, section 3.1), which multiplies k3 by the ratio p / p_sampler. With 'unbiased', the gradient also
     flows through the ratio. The KL term is neither clipped nor masked.
 
-    `off_policy_delta` drops answers with a negative advantage if the sampler's log-probability exceeds the trainer's by
-    more than this value, averaged over the answer's tokens (V3.2, section 3.1). With `off_policy_delta` 0, no answer is
-    dropped.
+    `off_policy_delta` limits how far the sampler's mean log-probability of an answer's tokens may exceed the trainer's.
+    An answer with a negative advantage is dropped above this limit (V3.2, section 3.1). With `off_policy_delta` 0, no
+    answer is dropped.
     """
 
     kind: Literal["grpo"] = "grpo"

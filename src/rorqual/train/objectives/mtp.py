@@ -45,7 +45,7 @@ class MultiToken(Objective):
 
 
 def _within(batch: TrainBatch, k: int) -> Tensor:
-    """Return a mask of positions i that is True if token i + k, the input at depth k, is in the document of token i."""
+    """Return a mask of positions. Position i is True if token i + k, the input at depth k, is in the document of token i."""
     return (batch.segments[:, k:] >= 0) & (batch.segments[:, k:] == batch.segments[:, :-k])
 
 

@@ -45,7 +45,7 @@ def matrix_shape(name: str, parameter: Tensor) -> tuple[int, int]:
 
 
 def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
-    """Approximate the nearest semi-orthogonal matrix of each matrix [..., rows, columns] by Newton-Schulz iteration."""
+    """Approximate the semi-orthogonal matrix nearest to each matrix [..., rows, columns] by Newton-Schulz iteration."""
     a, b, c = COEFFICIENTS
     x = matrix.transpose(-1, -2) if matrix.shape[-2] > matrix.shape[-1] else matrix
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)

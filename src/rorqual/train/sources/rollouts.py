@@ -38,7 +38,7 @@ class RolloutConfig(SourceConfig):
     `data` is the file or folder for tasks that read files. `std` divides advantages by the group's standard deviation
     (R1). `minibatches` is the number of optimizer updates per step. `row` is the number of tokens per training row;
     prompt and answer must fit into a row. `trace` is the number of groups per step whose texts are stored for `rorqual
-    trace`: the groups with the most varied rewards.
+    trace`. The groups with the most varied rewards are chosen.
 
     `top_p` and `top_k` restrict sampling. The trainer normalizes its probabilities over the tokens that top-p and top-k
     allowed (keep sampling mask, V3.2, 2512.02556).
@@ -48,8 +48,8 @@ class RolloutConfig(SourceConfig):
     groups with both right and wrong answers are trained on. `max_num_gen_batches=1` samples one batch and keeps all groups.
 
     `overlong_buffer` penalizes answers that are longer than max_tokens - overlong_buffer tokens, by up to
-    `overlong_penalty` (DAPO's soft punishment, eq. 13). Rewards are 1 and -1 in DAPO and 1 and 0 here, so a penalty of
-    0.5 corresponds to a penalty of 1 in DAPO.
+    `overlong_penalty` (DAPO's soft punishment, eq. 13). DAPO's rewards are 1 and -1; the rewards here are 1 and 0.
+    A penalty of 0.5 here therefore corresponds to a penalty of 1 in DAPO.
 
     `mask_truncated` excludes truncated answers from training (DAPO's overlong filtering). Truncated answers still count
     in the mean reward of their group.

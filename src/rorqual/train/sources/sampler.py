@@ -47,8 +47,8 @@ class RolloutSampler:
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
         """Sample completions for each request.
 
-        Raises ConfigError if completions lack expert choices or `kept` (the tokens that top-p and top-k allowed) that
-        training needs.
+        Raises ConfigError if training needs expert choices or `kept` (the tokens that top-p and top-k allowed), and a
+        completion has none.
         """
         rows = gather(self.engine, requests, version=self.version, max_age=self.max_age)
         routes = any(ffn.experts_per_token() for ffn in self.model.config.ffns)
@@ -59,7 +59,7 @@ class RolloutSampler:
             ):
                 if missing:
                     raise ConfigError(
-                        f"the samples have no {name}, which training replays",
+                        f"the samples have no {name}, but training needs this data",
                         where="rollout engine",
                         remedy="Configure the engine to record them. With rorqual serve, set record_kept=true for allowed tokens.",
                     )

@@ -21,7 +21,7 @@ from rorqual.train.sources.base import Materials, Source, SourceConfig, Step
 
 PROBE = 64
 DRY = 10_000
-"""Number of consecutive problems longer than a row after which the source raises an error."""
+"""The source raises an error after this many consecutive problems that are longer than a row."""
 
 
 class WorkedConfig(SourceConfig):

@@ -76,7 +76,8 @@ def report_text(findings: Findings, figures: Mapping[str, str]) -> str:
         ("repeat", "Repeat this run", _repeat(findings)),
     ]
     links = "\n".join(f'<a href="#{name}">{escape(title)}</a>' for name, title, _ in sections)
-    head = f"<header><h1>What a small model learned</h1>{_lede(findings, supported)}{_student_lede(findings, of_student)}<nav>{links}</nav></header>"
+    ledes = _lede(findings, supported) + _student_lede(findings, of_student)
+    head = f"<header><h1>What a small model learned</h1>{ledes}<nav>{links}</nav></header>"
     body = [head, *(page.section(name, title, *parts) for name, title, parts in sections)]
     return page.page("Rorqual: quickstart report", "\n".join(body))
 

@@ -46,7 +46,7 @@ def hurt_contrasts(ablations: Sequence[Value]) -> list[Contrast]:
     """Compare ablations: the effect of removing a family's own experts against the effect of removing another family's
     experts, or random experts.
 
-    Lost accuracy is compared pooled and by family. Added loss in nats is compared pooled only.
+    The lost accuracy is compared over all families together and by family, the added loss in nats only over all together.
     """
     families = ablations[0]["families"]
     result = []

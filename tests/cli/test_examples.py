@@ -124,6 +124,9 @@ def show_blocks(workshop: Path, programs: Path) -> None:
             assert text.count("\n") < SCRIPT_LINES
             (workshop / "script.py").write_text(text, encoding="utf-8")
             assert "95 % interval" in shell("python script.py", workshop).stdout
+    [answers] = (workshop / "runs/support/evals").glob("support*.json")
+    samples = json.loads(answers.read_bytes())["samples"]
+    assert sum(sample["verdict"] == "right" for sample in samples) >= 18, "the page shows 20 of 20"
 
 
 def test_the_tutorial(workshop: Path, tmp_path: Path) -> None:

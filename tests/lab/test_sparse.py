@@ -252,10 +252,10 @@ def test_every_arm_has_its_own_attention_at_each_budget() -> None:
         selecting(arm, dense, 64, seed=9).attentions for arm in ("window", "random", "block", "oracle")
     )
     assert selecting("dense", dense, 64).attentions == dense.attentions
-    assert [(a.kind, a.window + a.sinks) for a in window] == [("window", 64)] * 2  # type: ignore[attr-defined]
-    assert [(a.topk, a.seed, a.layer) for a in rand] == [(64, 9, 0), (64, 9, 1)]  # type: ignore[attr-defined]
-    assert [a.block_size * (a.block_topk + 1) for a in block] == [64, 64]  # type: ignore[attr-defined]
-    assert [(a.kind, a.topk) for a in most] == [("attention_selection", 64)] * 2  # type: ignore[attr-defined]
+    assert [(a.kind, a.window + a.sinks) for a in window] == [("window", 64)] * 3  # type: ignore[attr-defined]
+    assert [(a.topk, a.seed, a.layer) for a in rand] == [(64, 9, 0), (64, 9, 1), (64, 9, 2)]  # type: ignore[attr-defined]
+    assert [a.block_size * (a.block_topk + 1) for a in block] == [64] * 3  # type: ignore[attr-defined]
+    assert [(a.kind, a.topk) for a in most] == [("attention_selection", 64)] * 3  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="module")

@@ -97,7 +97,7 @@ def needs_history(params: SamplingParams) -> bool:
 
 @dataclass(frozen=True)
 class Cut:
-    """The truncation settings `top_p`, `top_k`, log of `min_p` and `min_p_first`, each [truncated rows, 1].
+    """The truncation settings `top_p`, `top_k`, `min_p` (as a logarithm) and `min_p_first`, each [truncated rows, 1].
 
     `rows` [truncated rows] are the indices of the rows with truncation, ascending.
     """

@@ -171,7 +171,7 @@ class ChatRequest(Sampling, Tools):
         return next(iter(self.modes().values()), "auto")
 
     def modes(self) -> dict[str, Thinking]:
-        """Map each request field that sets a reasoning mode to its mode."""
+        """Return the request fields that set a reasoning mode, each with the mode that it sets."""
         modes: dict[str, Thinking] = {}
         if self.chat_template_kwargs is not None and self.chat_template_kwargs.mode != "auto":
             modes["chat_template_kwargs"] = self.chat_template_kwargs.mode

@@ -52,8 +52,8 @@ from rorqual.tasks.sentences import (
 )
 
 BESIDE = 4
-"""Maximum number of a sentence's other values that are compared with the gold answer, besides the sentence's answer. Each
-comparison of formulas may take seconds."""
+"""Maximum number of values in a sentence, apart from its answer, that are compared with the gold answer. Each comparison
+of formulas may take seconds."""
 SENTENCES = 400
 """Maximum number of sentences to read, counted from the end of the reply."""
 _REFUSAL = re.compile(

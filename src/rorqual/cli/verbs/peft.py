@@ -33,8 +33,8 @@ def peft(
     With base=RUN, a PEFT folder is imported as an adapter run. Pickle files are not read. A PEFT option that Rorqual cannot
     represent is an error.
 
-    Keys: base=RUN (import, for this base), name=ORG/MODEL (the base model's name in adapter_config.json; default: its path),
-    quiet=.
+    Keys: base=RUN (imports an adapter of this base model), name=ORG/MODEL (the base model's name in adapter_config.json;
+    default: its path), quiet=.
     """
     config = read(PeftConfig, settings)
 

@@ -38,7 +38,7 @@ def quickstart(
 ) -> None:
     """Train a small DeepSeek-style reasoning model from scratch.
 
-    The stages are pretraining, SFT, GRPO, distillation of a student, evaluation of all models, and a report. After an
+    The stages are SFT, GRPO, distillation of a student, evaluation of all models, and a report. After an
     interruption, the same command resumes.
     """
     from rorqual.recipes.quickstart import run_quickstart

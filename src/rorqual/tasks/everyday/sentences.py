@@ -75,8 +75,8 @@ def _phrase(fact: str) -> str:
 
 
 def _alike(word: str) -> tuple[str, ...]:
-    """Return words that are easily confused with `word`, or `word` itself if none exist. A caller that gets `word`
-    itself samples another error."""
+    """Return words that are easily confused with `word`, or `word` if no such word exists. If the result is `word`, the caller
+    samples another error."""
     stem = word.removesuffix("s")
     if stem in NOUNS or stem in VERBS:
         return (stem if word != stem else f"{word}s",)

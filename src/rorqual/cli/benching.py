@@ -39,7 +39,8 @@ from rorqual.plan.serve import split_weights, touched
 SMALLEST_ARRAY, LARGEST_ARRAY = 256 * 2**20, 2**31
 """Minimum and maximum size in bytes of the array that the bandwidth test reads.
 
-The array is four times as large as the last-level cache, clamped to these limits, and at most a quarter of free memory."""
+The array is four times as large as the last-level cache, within these limits. The array never takes more than a quarter of
+free memory."""
 READS = 5
 """Number of times that the bandwidth test repeats each kind of read: a sum, and a matrix-vector product."""
 

@@ -14,7 +14,7 @@ from rorqual.engine.engine import Engine
 from rorqual.engine.request import Request, SamplingParams
 
 ROOM = 8
-"""Number of tokens of the context that are reserved for the reply."""
+"""Number of context tokens that are reserved for the reply."""
 
 
 class ChatSettings(Placement):

@@ -34,7 +34,7 @@ from rorqual.ops.backends import arithmetic_of, backend
 from rorqual.ops.backends.torch_invariant import NOT_HELD
 
 SHOWN = 3
-"""Maximum number of lines with errors that the summary lists."""
+"""The summary lists at most this many lines with errors."""
 
 
 class GenerateSettings(Placement):

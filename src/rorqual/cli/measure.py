@@ -26,7 +26,7 @@ SeedBits = Annotated[Literal[31, 64], Typed]
 class EvalSettings(Placement):
     """Settings of `rorqual eval`.
 
-    - `count`: number of problems, or with `per_family` the number per family and level.
+    - `count`: number of problems. With `per_family`, it is the number per family and level.
     - `samples`: number of samples per problem.
     - `window`: tokens per window of a text; 0 uses the model's context length.
     """
@@ -95,9 +95,10 @@ def generator(model: str, settings: EvalSettings) -> Any:
 
 
 def evaluation_file(model: str, settings: EvalSettings) -> Path | None:
-    """Return the path for the evaluation's result, or None for a server if `out` is not set.
+    """Return the path of the evaluation's result: `out` if it is set.
 
-    The default for a run is a file in its `evals/` folder, named by task, split and thinking mode.
+    The default for a run is a file in the run's `evals/` folder, named by task, split and thinking mode. The default for a
+    server is None.
     """
     if settings.out:
         return Path(settings.out)
@@ -108,7 +109,7 @@ def evaluation_file(model: str, settings: EvalSettings) -> Path | None:
 
 
 def was_trained_on(run: RunDir, data: Path) -> bool:
-    """Return whether `run`, or a run that it started from, read `data` as its training data."""
+    """Return whether `data` is the training data of `run`, of the run that it started from, or of an earlier run."""
     seen = set[Path]()
     while run.config_file.is_file() and run.path.resolve() not in seen:
         seen.add(run.path.resolve())

@@ -33,9 +33,9 @@ _EXPONENT: Mapping[str, tuple[type[np.unsignedinteger], int]] = {
     "BF16": (np.uint16, 0x7F80),
     FP8: (np.uint8, 0x7F),  # E4M3 has no infinity, and one NaN for each sign
 }
-"""Per dtype, the unsigned integer type of the same size and the mask of the exponent bits.
+"""Per dtype, the unsigned integer type of the same size, and a bit mask: only NaN and infinity have all bits of the mask set.
 
-All exponent bits are set only in NaN and infinity.
+The mask covers the exponent. For FP8, it also covers the mantissa.
 """
 
 

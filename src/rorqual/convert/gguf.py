@@ -37,11 +37,11 @@ _NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 def import_gguf(src: Path, out: Path, *, progress: Progress, dtype: str = "float32") -> None:
-    """Import the GGUF file `src` as the run directory `out`, which must not exist or must be empty.
+    """Import the GGUF file `src` as the run directory `out`.
 
-    F32, F16 and BF16 tensors keep their dtype. Quantised tensors are dequantised to `dtype`; float32 represents their values
-    exactly. A tensor that is assembled from GGUF tensors of different dtypes is converted to `dtype`. Errors in the header are
-    raised before any tensor is read. `out` is created only when the import is complete.
+    `out` must be new or an empty folder. Its files appear only when the import is complete. F32, F16 and BF16 tensors keep their
+    dtype. Quantised tensors are dequantised to `dtype`; float32 represents their values exactly. A tensor that is assembled
+    from GGUF tensors of different dtypes is converted to `dtype`. Errors in the header are raised before any tensor is read.
     """
     if dtype not in ("float32", "bfloat16"):
         raise ConfigError(f"cannot dequantise to '{dtype}'", where="dtype", remedy="Use float32 or bfloat16.")

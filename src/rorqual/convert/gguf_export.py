@@ -48,7 +48,7 @@ class _Source:
     """The source of an export.
 
     `stored` holds the tensors of the run. `places` maps the name of each Hugging Face tensor to (`NameEntry`, position).
-    The entry names the run's tensor that contains the Hugging Face tensor. The position counts the equal parts of the run's tensor.
+    The run's tensor that the entry names consists of equal parts. The part at this position is the Hugging Face tensor.
     `computed` holds the tensors that exist only in GGUF.
     """
 

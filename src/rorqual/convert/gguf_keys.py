@@ -191,7 +191,7 @@ def architecture_for(data: Mapping[str, Any]) -> str:
         )
     if name == "deepseek2" and not data.get("q_lora_rank") and data["num_hidden_layers"] not in _LITE_LAYERS:
         raise ConfigError(
-            f"llama.cpp reads deepseek2 without q_lora_rank only with {_LITE_LAYERS} layers, as in DeepSeek-V2-Lite",
+            f"without q_lora_rank, llama.cpp requires {_LITE_LAYERS[0]} or {_LITE_LAYERS[1]} layers, as in DeepSeek-V2-Lite",
             where="config",
             remedy="Export the run as a Hugging Face folder.",
         )

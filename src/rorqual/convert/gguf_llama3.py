@@ -84,8 +84,8 @@ def _interpretations(turns: Sequence[float], wanted: Sequence[float]) -> Iterato
     """Yield the possible interpretations of the divisors.
 
     `factor` is usually the divisor farthest from 1. But if only one frequency has this divisor, the frequency may be
-    interpolated, and `factor` is then even farther from 1. In this case, powers of two beyond the divisor are tried as `factor`
-    first.
+    interpolated, and `factor` is then even farther from 1. In this case, the function first tries powers of two
+    beyond the divisor as `factor`.
     """
     farthest = max(wanted, key=lambda value: abs(math.log(value)))
     top = [turn for turn, value in zip(turns, wanted) if math.isclose(value, farthest, rel_tol=SAME)]
@@ -108,8 +108,9 @@ def _interpretations(turns: Sequence[float], wanted: Sequence[float]) -> Iterato
 def _contexts(interpretation: Interpretation) -> list[int]:
     """Return original context lengths to try if the file states none.
 
-    If the divisors determine the length for low = 1, return this length if it is an integer, and the nearest power of two.
-    Otherwise, return powers of two.
+    The divisors may determine the length for low = 1. In this case, return the power of two nearest to this length; if the
+    length is an integer, put it first. If the length would not be positive, return 8192. If the divisors do not determine the
+    length, return powers of two.
     """
     line = _line(interpretation)
     powers = [1 << exponent for exponent in range(5, 21)]

@@ -23,7 +23,7 @@ from rorqual.core.errors import CheckpointError
 
 MAGIC = b"GGUF"
 HEADER_LIMIT = 1 << 27
-"""Maximum header size in bytes, ten times the header with the largest known vocabulary."""
+"""Maximum header size in bytes. The header of the model with the largest known vocabulary has a tenth of this size."""
 
 _SCALARS: Mapping[int, str] = {
     GGUFValueType.UINT8: "<u1",
@@ -124,7 +124,7 @@ class _Header:
         version = self._number("<I", "version")
         if version not in (2, 3):
             raise self._error(
-                f"GGUF version {version} is not supported, only versions 2 and 3 in little endian",
+                f"GGUF version {version} is not supported: the file must have version 2 or 3 and be little-endian",
                 "Convert the model with a newer llama.cpp.",
             )
         n_tensors, n_keys = self._number("<Q", "count of tensors"), self._number("<Q", "count of keys")

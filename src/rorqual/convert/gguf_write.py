@@ -17,7 +17,7 @@ from rorqual.convert.gguf_quant import Format
 from rorqual.convert.gguf_read import MAGIC
 
 ALIGNMENT = 32
-"""Alignment of tensors in bytes, the default of the format."""
+"""Alignment of tensors in bytes. GGUF's default has the same value."""
 
 
 @dataclass(frozen=True)

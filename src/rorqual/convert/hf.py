@@ -56,10 +56,10 @@ def quiet(done: int, total: int, name: str) -> None:
 def import_hf(src: Path, out: Path, *, dtype: DType = "keep", progress: Progress = quiet) -> Converted:
     """Import a folder with config.json, tokenizer.json and safetensors as the run directory `out`.
 
-    `out` must not exist or must be empty. `dtype="keep"` copies the bytes of every tensor, including FP8
+    `out` must be new or an empty folder. `dtype="keep"` copies the bytes of every tensor, including FP8
     scales. "float32", "bfloat16" and "float16" convert all tensors and dequantise FP8; only the router bias is always fp32.
 
-    For an invalid config, header or text file, raises ConfigError, CheckpointError or DataError before any tensor is read.
+    Raises ConfigError, CheckpointError or DataError for an invalid config, header or text file, before any tensor is read.
     Raises NumericsError if a weight is not finite.
     """
     _check_dtype(dtype, ("keep", "float32", "bfloat16", "float16"))
@@ -169,7 +169,7 @@ def _copies(names: NameMap, imported: Mapping[str, Any]) -> list[str]:
 
 
 def _main_dtype(jobs: Iterable[TensorJob]) -> str:
-    """Return the torch name of the dtype whose tensors have the largest total size, ignoring FP8."""
+    """Return the torch name of the dtype, other than FP8, whose tensors have the largest total size."""
     bytes_of: Counter[str] = Counter()
     for job in jobs:
         bytes_of[job.spec.dtype] += job.spec.size if job.spec.dtype != FP8 else 0
@@ -177,7 +177,10 @@ def _main_dtype(jobs: Iterable[TensorJob]) -> str:
 
 
 def _quantization(jobs: Iterable[TensorJob], imported: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the `quantization_config` of an export: the imported config or a new config, or None if no tensor is FP8."""
+    """Return the `quantization_config` of an export, or None if no tensor is FP8.
+
+    If the run was imported with a `quantization_config`, that config is returned; otherwise, a new one is built.
+    """
     specs = [job.spec for job in jobs]
     if all(spec.dtype != FP8 for spec in specs):
         return None

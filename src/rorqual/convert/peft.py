@@ -54,8 +54,8 @@ def write_peft(run: RunDir, dst: Path, *, base: str = "") -> Path:
 
     `base` is the value of `base_model_name_or_path`; by default, the path of the base run.
 
-    Raises ConfigError if the run is not a LoRA run, if its model fits no model family of Hugging Face, or if peft would adapt
-    different modules than the run.
+    Raises ConfigError if the run is not a LoRA run, if its model fits no model family of Hugging Face, or if peft would not
+    adapt the same modules.
     """
     refuse_target(dst)
     checkpoint = run.checkpoint()
@@ -154,7 +154,7 @@ def refuse_beside_experts(model: Decoder, modules: Iterable[str], where: str) ->
 
 
 def shortest(chosen: list[str], every: list[str]) -> list[str]:
-    """Return a short list for `target_modules` that selects exactly the modules `chosen` among `every`.
+    """Return a short list for `target_modules` that selects the modules `chosen` and no other module of `every`.
 
     If all modules with the same last component are chosen, this component replaces their full names.
     """

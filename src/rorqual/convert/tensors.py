@@ -159,7 +159,7 @@ def _import_entry(
     kinds = sorted({target(part.name, dtype, part.dtype) for part in parts})
     if len(kinds) > 1:
         raise CheckpointError(
-            f"{entry.published[0]} and the tensors it is stacked with have the types {', '.join(kinds)}, but must have one type",
+            f"{entry.published[0]} and the tensors stacked with it must have one type, but they have {', '.join(kinds)}",
             where=str(parts[0].file),
             remedy="Convert the weights to one type: dtype=bfloat16 or dtype=float32.",
         )
@@ -174,7 +174,7 @@ def _import_entry(
     scale_shape = scale_entry.shape([scale.shape for scale in scales if scale is not None])
     if len({scale.dtype for scale in kept}) > 1:
         raise CheckpointError(
-            f"{scale_entry.published[0]} and the scales it is stacked with have different types",
+            f"{scale_entry.published[0]} and the scales stacked with it must have one type, but their types differ",
             where=str(kept[0].file),
             remedy="Convert the weights to one type: dtype=bfloat16 or dtype=float32.",
         )

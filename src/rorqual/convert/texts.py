@@ -110,9 +110,10 @@ def _read_tokenizer(folder: Path, model: ModelConfig) -> Tokenizer:
 
 
 def _template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
-    """Return the chat template from its own file or from tokenizer_config.json, or None.
+    """Return the chat template of a checkpoint folder, or None if it has none.
 
-    If there are several named templates, the template named `default` is returned.
+    The template's own file takes precedence over tokenizer_config.json. If there are several named templates, the template
+    named `default` is returned.
     """
     data = read_text(folder, TEMPLATE)
     try:
@@ -160,7 +161,7 @@ def _notes(folder: Path, objects: list[dict[str, Any] | None], kind: str) -> lis
 
 
 def json_bytes(value: Mapping[str, Any]) -> bytes:
-    """Serialise `value` as JSON formatted like the files of transformers. The order of the keys is kept."""
+    """Serialise `value` as JSON in the layout that transformers writes. The order of the keys is kept."""
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 

@@ -157,7 +157,7 @@ def _fields_at(cls: Any, path: Iterable[Any]) -> list[str]:
 
 
 def override(config: C, assignments: Iterable[str], *, where: str = "command line") -> C:
-    """Return a copy of `config` with dotted assignments such as `optim.lr=3e-4` applied. Values are YAML scalars or lists.
+    """Apply dotted assignments such as `optim.lr=3e-4` to a copy of `config`. Values are YAML scalars or lists.
 
     `tune.kind=lora` replaces `tune` with a config of the kind `lora`. Fields that the old and the new kind inherit
     keep their values, and all other fields take their defaults. Assignments to a `kind` are applied before all other
@@ -269,7 +269,10 @@ def _assign(data: dict[str, Any], key: str, value: Any, where: str) -> None:
 
 
 def load_yaml(text: str) -> Any:
-    """Parse YAML. Uses PyYAML's C loader if available, which reads a run.yaml eight times as fast as the Python loader."""
+    """Parse YAML with PyYAML's C loader, or with the Python loader if the C loader is missing.
+
+    The C loader reads a run.yaml eight times as fast.
+    """
     return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 

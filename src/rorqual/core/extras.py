@@ -10,7 +10,10 @@ from rorqual.core.errors import ConfigError
 
 @contextmanager
 def extra(name: str, *modules: str) -> Iterator[None]:
-    """Raise a ConfigError that names the pip extra `name` if the `with` block imports a module of `modules` that is not installed."""
+    """Raise a ConfigError if an import in the `with` block fails because one of `modules` is not installed.
+
+    The error names `name`, the pip extra that installs the modules.
+    """
     try:
         yield
     except ModuleNotFoundError as error:

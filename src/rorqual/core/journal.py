@@ -33,8 +33,8 @@ class Journal:
     power failure.
 
     Opening the file removes an incomplete last line, which a killed process or a full disk can leave behind. `spare` reserves
-    `SPARE_BYTES` of disk space in a hidden file in the folder of the journal. Raises DataError if a line before the last is not
-    a JSON object, and RorqualError if another process has locked the file.
+    `SPARE_BYTES` of disk space in a hidden file in the folder of the journal. Raises DataError if any line but the last is
+    not a JSON object, and RorqualError if another process has locked the file.
     """
 
     def __init__(self, path: Path, *, spare: bool = False, patience: float = 0.0) -> None:

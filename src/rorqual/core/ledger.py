@@ -33,7 +33,8 @@ BEAT = 2.0
 class LedgerEntry:
     """The resources that a stage used.
 
-    `Ledger` measures `seconds` and `core_seconds`, the CPU time of this process and of the child processes that it waited for.
+    `Ledger` measures the wall-clock time (`seconds`) and the CPU time (`core_seconds`). The CPU time includes child processes
+    that this process waited for.
     The caller adds the processed tokens and FLOPs (`tokens`, `flops`), the number of solved problems (`solved`), and the USD
     paid to remote providers (`paid`).
     """
@@ -200,5 +201,5 @@ def read_ledger(path: Path) -> list[LedgerEntry]:
 
 
 def total(entries: Iterable[LedgerEntry], name: str = "all") -> LedgerEntry:
-    """Return the sum of `entries` as an entry named `name`. The seconds of parallel processes are added, too."""
+    """Return the sum of `entries` as an entry named `name`. The sum includes the seconds of every parallel process."""
     return sum(entries, LedgerEntry(name))

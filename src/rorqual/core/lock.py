@@ -135,7 +135,10 @@ def _this_process() -> dict[str, object]:
 
 
 def named(raw: bytes) -> str:
-    """Describe the process that the lock file content `raw` names: its id, the time of the lock, and its host if remote."""
+    """Return a text about the process that holds a lock: its id, its host unless it is this host, and the time of the lock.
+
+    `raw` is the content of the lock file.
+    """
     try:
         holder = json.loads(raw)
         place = "" if holder["host"] == platform.node() else f" on {holder['host']}"

@@ -2,8 +2,8 @@
 
 By default glibc allocates each block above a threshold with `mmap`. Free memory at the top of the heap is returned to the
 kernel once it reaches twice the `mmap` threshold. A model step allocates the same few megabytes again and again, and the
-kernel must zero each new page. Zeroing took 7 to 45 % of prefill time, depending on the largest tensors, and about 6 % of
-training time (docs/log/speed.md).
+kernel must zero each new page. Zeroing took about 6 % of training time. It took 7 to 45 % of prefill time, depending on
+the size of the largest tensors (docs/log/speed.md).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def keep_freed() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    # Set the mmap and the trim threshold: setting only one disables glibc's dynamic threshold and is slower than the defaults.
+    # Set both thresholds: a single one disables glibc's dynamic threshold, and allocation is then slower than with the defaults.
     return bool(mallopt(_MMAP_THRESHOLD, LARGE)) and bool(mallopt(_TRIM_THRESHOLD, KEPT))
 
 

@@ -1,4 +1,4 @@
-"""Content parts of a message, text and images, in the format of OpenAI's API.
+"""Content parts of a message (text and images) in the format of OpenAI's API.
 
 To add a type of part, define its class here and add the class to `AnyPart`.
 """
@@ -79,7 +79,7 @@ _READER: TypeAdapter[Any] = TypeAdapter(AnyPart)
 def read_content(value: Any, where: str) -> Content:
     """Parse the content of a message from JSON or Parquet. A string is returned as is, and a list becomes a tuple of parts.
 
-    Raises a DataError that names `where`, or `where[1]` for the part with index 1, if the value is invalid.
+    Raises DataError if the value is invalid. The error names `where`, or `where[1]` if the part with index 1 is invalid.
     """
     if isinstance(value, str):
         return value

@@ -24,7 +24,7 @@ Thinking = Literal["auto", "on", "off"]
 
 @dataclass(frozen=True)
 class Tool:
-    """A function that a model may call. `parameters` is the JSON schema of its arguments, which are a JSON object."""
+    """A function that a model may call. A JSON object holds its arguments, and `parameters` is the schema of this object."""
 
     name: str
     description: str = ""
@@ -92,7 +92,7 @@ ROLLOUTS_FILE, PROMPTS_FILE = "rollouts.jsonl", "prompts.json"
 MANIFEST_FILE = "whole.json"
 """Name of the file that lists the size of every file of a checkpoint.
 
-This file is written last. A checkpoint is incomplete if this file is missing, or if a file has another size than listed.
+This file is written last. A checkpoint is incomplete if this file is missing, or if the size of a file is not the listed size.
 """
 
 

@@ -279,7 +279,7 @@ class GrammarType(ParamType):
 
 @dataclass(frozen=True)
 class InFile:
-    """The range or default of a parameter in prompt files and on the command line, if it differs from that of the engine."""
+    """A range or default that a parameter has in prompt files and on the command line, but not in the engine."""
 
     type: ParamType | None = None
     default: Any = ...
@@ -287,7 +287,7 @@ class InFile:
 
 @dataclass(frozen=True)
 class OnServer:
-    """The range or default of a parameter in requests to the server, if it differs from that of the engine."""
+    """A range or default that a parameter has in requests to the server, but not in the engine."""
 
     type: ParamType | None = None
     default: Any = ...

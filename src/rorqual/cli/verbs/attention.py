@@ -18,10 +18,13 @@ from rorqual.core.records import RunDir, write_atomic, write_json
 class AttentionSettings(Placement):
     """Settings of `rorqual attention`.
 
-    `data`: text files, `kinds`, `needle` and `copy`, separated by commas. `length`: tokens per window; 0: the context of the
-    model, at most 1,024. `windows`: number of windows per text, and number of needles or copied lines per length and depth.
-    `budgets`: values of index_topk to measure besides the model's own. `min_recall`: the command fails if the recall of a
-    layer is lower. `out`: JSON file for all values. `page`: HTML file.
+    - `data`: text files, `kinds`, `needle` and `copy`, separated by commas.
+    - `length`: tokens per window. 0 uses the model's context length, but at most 1,024 tokens.
+    - `windows`: number of windows per text. For each length and depth, it is also the number of needles or copied lines.
+    - `budgets`: further values of index_topk to measure. The model's own value is always measured.
+    - `min_recall`: the command fails if the recall of a layer is lower.
+    - `out`: JSON file for all values.
+    - `page`: HTML file.
     """
 
     data: str = ""
@@ -48,13 +51,13 @@ def attention(
     attention is on the selected positions, the recall of the positions with the largest weights, and how much the output
     changes.
 
-    data= lists what is read, separated by commas. FILE is a text file, and its last tenth is read. The name kinds stands for
-    passages of prose, code, tables, repeats, names and Chinese. The name needle stands for a planted key and value, at several
-    depths and lengths. The name copy stands for a repeated line at several distances.
+    data= lists what is read, separated by commas. FILE is a text file, and its last tenth is read. With 'kinds', the command
+    reads passages of prose, code, tables, repeats, names and Chinese. With 'needle', a key and its value are planted at several
+    depths and lengths. With 'copy', a line is repeated at several distances.
 
-    Keys: data=FILE,kinds,needle,copy, length=TOKENS, windows=8, budgets=16,64 (index_topk to try; default: a quarter, half
-    and twice the model's), min_recall=0.9 (exit with status 1 if a layer's recall is lower), out=FILE.json, page=FILE.html,
-    device=, dtype=, threads=N.
+    Keys: data=FILE,kinds,needle,copy, length=TOKENS, windows=8, budgets=16,64 (further values of index_topk; default: a quarter
+    of the model's value, half of it and twice it), min_recall=0.9 (exit with status 1 if a layer's recall is lower),
+    out=FILE.json, page=FILE.html, device=, dtype=, threads=N.
     """
     chosen = read(AttentionSettings, settings)
     check_device(chosen.device)

@@ -37,7 +37,7 @@ def generate(
 
 
 def _default_text(param: Param) -> str:
-    """Return the default value of a sampling parameter, or its format if it has no default, for the help text."""
+    """Return the value that the help shows for a sampling parameter: its format if it is a list, map or grammar, else its default."""
     match param.in_file:
         case TextList():
             return "TEXT|[...]"

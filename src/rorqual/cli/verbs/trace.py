@@ -17,7 +17,7 @@ def trace(
     """Write an HTML page of a GRPO run's rollouts.
 
     The page is one self-contained file. For each step, the page shows groups, samples, rewards, advantages and
-    lengths, and the problems whose result changed since they were last sampled.
+    lengths. It also lists the problems whose result differs from the result at their previous occurrence.
 
     Keys: device= and dtype= are accepted but have no effect, because the command only reads files.
     """

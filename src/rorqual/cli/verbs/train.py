@@ -33,9 +33,9 @@ def train(
 
     Keys: out=FOLDER (default: runs/RECIPE), threads=N, quiet=true, device=, dtype=, arguments of the recipe (data=FILE,
     task=NAME, from=RUN, seed=, steps=, size=, ...) and any field of the run by its dotted name, such as optim.lr=3e-4.
-    tune.kind=lora or tune.kind=esft trains a part of the model from=RUN (docs/how-to/adapters.md). By default, grpo and on_policy sample
-    rollouts in this process. With rollout=http://HOST:PORT, a server that was started with rollout_dir= samples the
-    rollouts (docs/how-to/serve.md). The server's rollout key is read from RORQUAL_ROLLOUT_KEY.
+    tune.kind=lora or tune.kind=esft trains a part of the model from=RUN (docs/how-to/adapters.md). By default, grpo and
+    on_policy sample rollouts in this process. With rollout=http://HOST:PORT, the server at this address samples the rollouts;
+    start that server with rollout_dir= (docs/how-to/serve.md). The server's rollout key is read from RORQUAL_ROLLOUT_KEY.
     """
     values = pairs(settings)
     command = parse(

@@ -107,13 +107,15 @@ class ChatFormat(ABC):
 
     @property
     def call_frame(self) -> CallFrame | None:
-        """The template of a reply that consists of tool calls, in the syntax that `parse` reads, or None if the format has no
-        tool calls."""
+        """The template of a reply that consists of tool calls. `parse` reads replies in this template.
+
+        It is None if the format has no tool calls.
+        """
         return None
 
     @property
     def thinks(self) -> bool:
-        """Whether models of this family were trained to think if the prompt requests thinking."""
+        """Whether training taught models of this family to think when a prompt requests it."""
         return True
 
     @property
@@ -126,8 +128,8 @@ class ChatFormat(ABC):
     ) -> Reader:
         """Return a streaming parser for a reply to `prompt(..., thinking, tools)`.
 
-        The id of a tool call is its index, with the prefix `calls`. Without `tools`, text in the syntax of a call is content.
-        With `plain`, the whole reply is content.
+        The id of a tool call consists of the prefix `calls` and the index of the call. Without `tools`, text in the syntax of
+        a call is content. With `plain`, the whole reply is content.
         """
         syntax = self.call_form if tools and not plain else None
         form = ReplyForm("answer") if plain else self.reply_form(thinking)

@@ -32,7 +32,7 @@ class MarkedBlock(TurnChat):
         self._newline, self._blank_line = tokenizer.encode("\n"), tokenizer.encode("\n\n")
 
     def thinking_suffix(self, thinking: Thinking) -> list[int]:
-        """Return the ids of an open thinking block for `on`, of an empty thinking block for `off`, and no ids for `auto`."""
+        """Return the ids of a thinking block: open for `on`, empty for `off`. Return no ids for `auto`."""
         if thinking == "off":
             return [self._think, *self._blank_line, self._end_think, *self._blank_line]
         return [self._think, *self._newline] if thinking == "on" else []

@@ -224,7 +224,7 @@ def _space(text: str, at: int) -> int:
 
 
 def is_json(text: str) -> bool:
-    """Return whether `text` is JSON that a strict parser accepts, nested at most `MAX_DEPTH` deep."""
+    """Return whether `text` is valid JSON for a strict parser and has a nesting depth of at most `MAX_DEPTH`."""
     try:
         text.encode()
         _JSON.decode(text)

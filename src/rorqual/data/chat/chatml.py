@@ -49,7 +49,7 @@ For each function call, return a json object with function name and arguments wi
 class ImTurns(TurnChat):
     """Base class of formats with turns between `<|im_start|>` and `<|im_end|>`.
 
-    `default_system` is the content of the system turn that is added to a conversation without one; "" adds none.
+    A conversation without a system turn gets one with the content `default_system`, unless `default_system` is empty.
     """
 
     marks: ClassVar[tuple[str, ...]] = (START, END)

@@ -6,9 +6,11 @@
 After tool results, the model thinks again, if it thinks at all. The reasoning since the last user turn stays in the prompt, and
 earlier reasoning is dropped. With `off`, all reasoning is dropped.
 
-Source: `encoding/encoding_dsv32.py` of the model repository deepseek-ai/DeepSeek-V3.2, which has no chat template. It was read in
-sgl-project/sglang, `python/sglang/srt/entrypoints/openai/encoding_dsv32.py` at commit 008b79d2, and in vllm-project/vllm,
-`vllm/tokenizers/deepseek_v32_encoding.py` at commit 026ddf88. Prompts equal those of the published encoder, except in these cases:
+Source: `encoding/encoding_dsv32.py` of the model repository deepseek-ai/DeepSeek-V3.2, which has no chat template. This
+module is based on two copies of that file: sgl-project/sglang, `python/sglang/srt/entrypoints/openai/encoding_dsv32.py` at
+commit 008b79d2; and vllm-project/vllm, `vllm/tokenizers/deepseek_v32_encoding.py` at commit 026ddf88.
+
+Prompts equal those of the published encoder, except in these cases:
 
 - With `auto`, which the published encoder does not have, the model chooses with its first token, as in V3.1.
 - A system turn directly after a user turn is written before `<｜Assistant｜>`, not inside the reply.
@@ -142,7 +144,7 @@ class DeepSeekV32Chat(DeepSeekChat):
 
 
 def _system(messages: Sequence[Message], tools: Sequence[Tool] = ()) -> str:
-    """Return the text of the system turn at the start, followed by the tool instructions, as marked text."""
+    """Return the text of a leading system turn and then the tool instructions. The result is marked text."""
     text = messages[0].text if messages[0].role == "system" else ""
     listed = "\n".join(spelt(schema(tool)["function"]) for tool in tools)
     return text + ("\n\n" + TOOLS % listed if tools else "")

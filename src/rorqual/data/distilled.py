@@ -1,6 +1,7 @@
 """The Parquet format of teacher samples, with one row per sample.
 
-A row holds a teacher's reply, its problem, the grader's verdict on the reply, and the filter that dropped the sample, if any.
+A row holds the problem, the teacher's reply, the grader's verdict on the reply, and the name of the filter that dropped
+the sample, if any.
 
 If any message has content parts, the file has format 2. In format 2, each message has a key `parts` with its content as
 JSON. `content` in format 2 is the text of the message, with a label in place of each non-text part. A file without
@@ -10,8 +11,8 @@ The file metadata has the keys `rorqual.format`, `rorqual.tokenizer` and `rorqua
 `rorqual.tokenizer` is the SHA-256 of the teacher's tokenizer.json. It is empty if the teacher is remote and returns no
 token ids.
 
-`top_ids` and `top_logprobs` hold the teacher's k most likely tokens at each position of `token_ids`, and their
-log-probabilities at temperature 1.
+At each position of `token_ids`, `top_ids` holds the teacher's k most likely tokens, and `top_logprobs` holds the
+log-probabilities of these tokens at temperature 1.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ class Distilled:
 
 @dataclass(frozen=True)
 class DistilledFile:
-    """All samples of a file, with the fingerprint and vocabulary size of the teacher's tokenizer.
+    """All samples of a file, and the fingerprint and vocabulary size of the teacher's tokenizer.
 
     If the teacher returned no token ids, `tokenizer` is "" and `vocab` is 0.
     """
@@ -161,7 +162,8 @@ def _message_row(message: Message) -> dict[str, Any]:
 
 
 def _lists(arrays: Sequence[npt.NDArray[Any]], kind: pa.DataType) -> pa.Array:
-    """Convert arrays of shape [tokens, k] to an Arrow column of nested lists without creating a Python object per number."""
+    """Convert arrays of shape [tokens, k] to an Arrow column of nested lists, without a Python object for each
+    number."""
     widths = np.concatenate([np.full(a.shape[0], a.shape[1], np.int32) for a in arrays] or [np.zeros(0, np.int32)])
     values = np.concatenate([a.reshape(-1) for a in arrays] or [np.zeros(0)])
     inner = pa.ListArray.from_arrays(_offsets(widths), pa.array(values, kind))
@@ -183,7 +185,7 @@ def is_distilled(path: Path) -> bool:
 def read_distilled(path: Path) -> DistilledFile:
     """Read all samples of a file that `write_distilled` wrote.
 
-    Raises DataError that names the file if it is missing, corrupt or empty, or has an unknown format.
+    If the file is missing, corrupt or empty, or has an unknown format, raises a DataError that names the file.
     """
     file = _open(path)
     rows = [row for first, batch in _batches(file, path, None) for row in _rows(batch, path, first)]

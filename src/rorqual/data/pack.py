@@ -1,4 +1,5 @@
-"""Sequence packing: several documents share a row, and segment ids keep them from attending to or predicting each other."""
+"""Sequence packing: several documents share a row, and segment ids prevent attention and prediction across
+documents."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ class Sample:
 
     @property
     def n_trained(self) -> int:
-        """Number of tokens that get a loss. The first token of a document is not predicted, so it does not count."""
+        """Number of tokens that get a loss. The first token of a document is never predicted and so never counted."""
         return int(np.count_nonzero(np.asarray(self.mask, dtype=bool)[1:])) if self.weight else 0
 
     def cut(self, length: int) -> Sample:
@@ -148,8 +149,8 @@ def pack(
 ) -> Packed:
     """Pack samples into rows of `row_length` tokens by first fit.
 
-    With `truncate`, samples longer than `row_length` are truncated; without it, such a sample raises DataError. `pad` is the
-    token id at padding positions.
+    With `truncate`, samples longer than `row_length` are truncated. Otherwise, a sample longer than `row_length` raises
+    DataError. `pad` is the token id at padding positions.
     """
     if truncate:
         samples = [sample.cut(row_length) for sample in samples]

@@ -28,8 +28,8 @@ def render_samples(
 ) -> RenderedSet:
     """Render conversations to samples of at most `context` tokens. Each assistant turn gets a loss in exactly one sample.
 
-    With `truncate`, samples longer than `context` are truncated; without it, a DataError names the first conversation that is
-    too long. A conversation is skipped and counted if, after truncation, none of its samples has a token that gets a loss.
+    With `truncate`, samples longer than `context` are truncated. Otherwise, a DataError names the first conversation
+    that is too long. A conversation is skipped and counted if no token of its samples gets a loss after truncation.
     Raises DataError if no sample remains.
     """
     samples: list[Sample] = []
@@ -43,7 +43,7 @@ def render_samples(
                     raise DataError(
                         f"{len(sample)} tokens do not fit a context of {context}",
                         where=where,
-                        remedy=f"Set context={len(sample)} or more, or truncate=true to truncate it.",
+                        remedy=f"Set context={len(sample)} or more, or set truncate=true to truncate the conversation.",
                     )
                 sample = sample.cut(context)
                 cut += 1

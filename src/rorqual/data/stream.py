@@ -42,7 +42,7 @@ class ConversationStream(Stream):
     """A stream of packed samples. Each epoch contains every sample once, in a new random order.
 
     If an epoch ends within a batch, the batch is filled with the first rows of the next epoch. All batches thus have the same
-    size, and no sample is dropped. Samples without any token that gets a loss are left out and counted in `skipped`.
+    size, and no sample is dropped. Samples in which no token gets a loss are left out and counted in `skipped`.
     """
 
     def __init__(self, samples: Sequence[Sample], rows: int, row_length: int, seed: int, *, pad: int = 0) -> None:
@@ -99,11 +99,11 @@ class ConversationStream(Stream):
 
 
 class TextStream(Stream):
-    """A stream of windows of one long text, in which each position predicts the next token.
+    """A stream of windows of one long text. Each position in a window predicts the next token.
 
-    `ids` is an array or a memory map. `windows="chunks"` splits the text into adjacent windows and shuffles them in each
-    epoch. In an epoch, every token after the first is predicted exactly once. `windows="random"` draws random start
-    positions, as nanoGPT does.
+    `ids` is an array or a memory map. `windows="chunks"` splits the text into adjacent windows, and shuffles the
+    windows in each epoch. In an epoch, every token after the first is predicted exactly once. `windows="random"` draws
+    random start positions, as nanoGPT does.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class TextStream(Stream):
         return self._batch_at([chunk * self.row_length for chunk in chunks])
 
     def _batch_at(self, begins: Sequence[int]) -> Batch:
-        # The last chunk would extend beyond the end of the text, so it starts earlier. Tokens of the last chunk that
+        # The last chunk would extend beyond the end of the text, so it starts earlier. In the last chunk, tokens that
         # the previous chunk already predicts get no loss.
         last = len(self._ids) - self.row_length - 1
         starts = np.minimum(np.asarray(begins, dtype=np.int64), last)
@@ -158,10 +158,10 @@ class GeneratedStream(Stream):
     """A stream of samples that are generated on demand. The random state of a step depends only on the seed and the step.
 
     `make(rng)` returns a sample and must depend on `rng` only. Samples are packed by first fit. A sample that fits no row is
-    dropped. The batch is complete when all rows are full or `misses` samples were dropped. A larger `misses` fills the rows
-    better but favours short samples. In a test with rows of 96 tokens, `make` returned samples of 8 to 60 tokens, on
-    average 34.0. With `misses=1`, 94.7 % of the positions were filled, and the packed samples had 34.1 tokens on
-    average. With `misses=16`, 96.3 % were filled, and the packed samples had 33.6 tokens on average.
+    dropped. The batch is complete when all rows are full, or when `misses` samples were dropped. A larger `misses`
+    fills the rows better but favours short samples. In a test with rows of 96 tokens, `make` returned samples of 8 to
+    60 tokens, with a mean of 34.0 tokens. With `misses=1`, 94.7 % of the positions were filled, and the packed samples
+    had 34.1 tokens on average. With `misses=16`, 96.3 % were filled, and the packed samples had 33.6 tokens on average.
     """
 
     def __init__(

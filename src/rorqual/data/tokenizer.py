@@ -1,8 +1,8 @@
 """A byte-level BPE tokenizer, based on the `tokenizers` library. `Tokenizer.byte_level` trains a tokenizer, and
 `Tokenizer.load` reads one from a checkpoint.
 
-User text never encodes to a special token, because it is encoded with a copy of the tokenizer that has no special tokens.
-A chat format inserts special tokens by id.
+User text is encoded with a copy of the tokenizer that has no special tokens, so user text never becomes a special
+token. A chat format inserts special tokens by id.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from rorqual.core.records import write_atomic
 
 
 class Special(StrEnum):
-    """The special tokens of tokenizers trained with `Tokenizer.byte_level`, named as in DeepSeek's tokenizer."""
+    """The special tokens of a tokenizer that `Tokenizer.byte_level` trains. The names are those of DeepSeek's
+    tokenizer."""
 
     BOS = "<｜begin▁of▁sentence｜>"
     EOS = "<｜end▁of▁sentence｜>"
@@ -47,10 +48,10 @@ _UNPRINTABLE = [byte for byte in range(N_BYTES) if byte not in set(_PRINTABLE)]
 _BYTE_OF: Mapping[str, int] = {chr(byte): byte for byte in _PRINTABLE} | {
     chr(N_BYTES + place): byte for place, byte in enumerate(_UNPRINTABLE)
 }
-"""The byte that each character of byte-level BPE represents (GPT-2, Radford et al. 2019).
+"""Dictionary from each character of byte-level BPE to its byte (GPT-2, Radford et al. 2019).
 
-A printable byte is represented by its own character. Each non-printable byte is represented by a character from U+0100
-on.
+A printable byte is represented by its own character. The non-printable bytes are represented by consecutive characters
+from U+0100.
 """
 
 
@@ -58,8 +59,8 @@ class Tokenizer:
     """A byte-level BPE tokenizer.
 
     `source` is the content of a `tokenizer.json`. The content is stored unchanged, so `save` writes exactly the bytes that
-    `load` read. Tokenizers with equal fingerprints are equal, even if the JSON of their files is formatted differently. `where` names the
-    file in errors.
+    `load` read. Tokenizers with equal fingerprints are equal, even if the JSON of their files is formatted differently.
+    `where` names the file in errors.
     """
 
     def __init__(self, source: str, *, where: str = "tokenizer") -> None:
@@ -77,7 +78,8 @@ class Tokenizer:
 
     @classmethod
     def byte_level(cls, merges_from: Iterable[str] = (), vocab_size: int = BASE_VOCAB) -> Tokenizer:
-        """Train a tokenizer of seven special tokens, 256 bytes and the merges learned from the texts in `merges_from`.
+        """Train a tokenizer on the texts in `merges_from`. The vocabulary has seven special tokens, 256 bytes and the
+        learned merges.
 
         Each digit is a separate token, so that every number has only one tokenization. The pre-tokenizer splits off
         digits, then splits words as GPT-2 does. GGUF calls this pre-tokenizer `smollm`. Short texts may yield
@@ -180,8 +182,8 @@ class Tokenizer:
     def token_bytes(self, id_: int) -> bytes:
         """Return the bytes of one token, which may be an incomplete UTF-8 character. For a special token, return its name.
 
-        If a vocabulary entry has a character outside the alphabet of byte-level BPE, its bytes are its UTF-8 encoding.
-        `decode` treats such an entry in the same way.
+        If a vocabulary entry has a character outside the alphabet of byte-level BPE, return the UTF-8 encoding of the
+        entry. `decode` treats such an entry in the same way.
         """
         if id_ not in self._ordinary:
             return self._special_text.get(id_, "").encode()
@@ -201,7 +203,7 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """The largest token id plus one, which is the minimum number of embedding rows."""
+        """The largest token id plus one. The embedding matrix needs at least this number of rows."""
         return self._vocab_size
 
     @property
@@ -218,7 +220,7 @@ class Tokenizer:
     def special(self, name: str) -> int:
         """Return the id of the special token `name`.
 
-        Raises DataError, which suggests the closest name, if the token does not exist.
+        If the token does not exist, raises a DataError that suggests the closest name.
         """
         try:
             return self._special_id[name]
@@ -323,7 +325,7 @@ def _parse(source: str, where: str) -> dict[str, Any]:
 
 
 def _types(part: Any) -> list[str]:
-    """Return the type of a decoder and, if it is a sequence, also the types of its elements."""
+    """Return the type of a decoder. For a sequence of decoders, also return the types of the elements."""
     if not isinstance(part, dict):
         return []
     elements: Sequence[Any] = part.get("decoders") or ()

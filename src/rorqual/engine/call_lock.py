@@ -30,7 +30,7 @@ class CallLock:
         """Thread ids of the helper threads of the call that holds the lock."""
 
     def __call__(self, name: str) -> AbstractContextManager[bool]:
-        """Return the lock, which the engine method `name` must hold while it runs.
+        """Return the lock. The engine method `name` holds this lock while the method runs.
 
         Raises ConfigError if the calling thread already holds the lock.
         """
@@ -44,7 +44,7 @@ class CallLock:
 
     @contextmanager
     def helping(self) -> Iterator[None]:
-        """Register the calling thread as a helper of the call that holds the lock, and limit torch to one thread in the
+        """Register the calling thread as a helper of the call that holds the lock. Limit torch to one thread in the
         calling thread."""
         torch.set_num_threads(1)
         self.helpers.add(threading.get_ident())

@@ -24,12 +24,12 @@ class EngineConfig:
     threads: int = 1
     """Maximum number of engine cores that run at the same time, each in its own thread."""
     engine_cores: int = 2
-    """Maximum number of engine cores over which one `generate` call distributes its requests."""
+    """Maximum number of engine cores that share the requests of one `generate` call."""
     record_experts: bool = True
     """Record the experts to which the router sent each token (`Completion.experts`)."""
     record_kept: bool = False
-    """Record which tokens remain after top-k and top-p filtering at each sampling step, one bit per vocabulary token
-    (`Completion.kept`)."""
+    """At each sampling step, record which tokens remain after top-k and top-p filtering (`Completion.kept`). A record
+    has one bit per vocabulary token."""
     reuse: bool = True
     """Enable prefix caching: later prompts with the same prefix reuse the KV-cache blocks of finished sequences."""
     cache_dir: Path | str | None = None

@@ -39,7 +39,7 @@ class Finished:
 
 
 SampledToken = tuple[Sequence, int, float, tuple[tuple[int, float], ...]]
-"""A sequence, its new token, the log-probability of this token, and the most likely tokens if the request sets
+"""A sequence, its new token, the token's log-probability, and the most likely tokens if the request sets
 `top_logprobs`.
 """
 
@@ -72,8 +72,8 @@ class CoreConfig:
 
 
 MOST_BLOCKS = 16384
-"""Maximum number of blocks in a KV cache with prefix caching. If all slots together can fill more blocks, that larger number
-is the maximum."""
+"""Maximum number of blocks in a KV cache with prefix caching. The maximum is larger if all slots together can fill more
+blocks."""
 
 
 class EngineCore:
@@ -98,7 +98,7 @@ class EngineCore:
             record_experts=record_experts, record_kept=record_kept,
         )  # fmt: skip
         self.weights, fingerprint = weights, weights.look()
-        secret, store = secrets.token_bytes(SECRET_BYTES), None  # numpy's random numbers would be predictable
+        secret, store = secrets.token_bytes(SECRET_BYTES), None  # numpy's random numbers are predictable
         if size.folder is not None:
             secret = load_secret(size.folder)
             store = DiskStore(size.folder, size.disk_bytes, secret, fingerprint)
@@ -204,6 +204,6 @@ class EngineCore:
         return self.scheduler.request_ids()
 
     def close(self) -> None:
-        """Write the pending blocks to the disk cache and close it."""
+        """Write the pending blocks to the disk cache, then close the disk cache."""
         if self.kv_cache.store is not None:
             self.kv_cache.store.close()

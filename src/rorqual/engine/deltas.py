@@ -1,4 +1,4 @@
-"""Queues of sampled tokens, from which `Engine.step` and `Engine.stream` deliver them."""
+"""Queues that hold sampled tokens until `Engine.step` or `Engine.stream` returns the tokens."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Delta:
     sample: int
     token: int
     completion: Completion | None = None
-    """The finished sample if `token` is its last token, else None."""
+    """The finished sample, if `token` is the last token of the sample. Otherwise None."""
     logprob: float = 0.0
     """Log-probability of `token`."""
     top: tuple[tuple[int, float], ...] = ()

@@ -62,13 +62,14 @@ class Embeds:
         return _digest(self._places, self.rows)
 
     def within(self, start: int, stop: int) -> tuple[npt.NDArray[np.int64], Rows]:
-        """Return the positions in [start, stop), relative to `start`, and the embeddings at these positions."""
+        """Return the positions in [start, stop) and the embeddings at these positions. The positions are relative to
+        `start`."""
         first, last = np.searchsorted(self._places, (start, stop))
         return self._places[first:last] - start, self.rows[first:last]
 
     def extra_keys(self, start: int, stop: int) -> tuple[bytes, ...]:
-        """Return the extra keys for the block hash of positions [start, stop): one digest of the rows in this range, or
-        () if the range has no rows."""
+        """Return the extra keys for the block hash of positions [start, stop). The only extra key is a digest of the
+        rows in this range. Return () if the range has no rows."""
         places, rows = self.within(start, stop)
         return (_digest(places, rows),) if len(places) else ()
 

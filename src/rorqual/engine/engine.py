@@ -48,11 +48,13 @@ little work, two engine cores took up to twice as long as one core (docs/log/spe
 class Engine:
     """Batched generation with a KV cache. The engine records the log-probability and the chosen experts of each token.
 
-    With the default backend, a completion is a bitwise deterministic function of its request and the weights. A
-    completion does not depend on other requests, their order, prefill chunking or cache hits (docs/explanation/engine.md).
+    With the default backend, a completion is a bitwise deterministic function of its request and the weights. Other
+    requests, the order of requests, prefill chunking and cache hits do not change a completion
+    (docs/explanation/engine.md).
 
     `Engine(run)` loads a run directory. `Engine.of(model, ...)` uses a model that other code owns, such as a trainer's.
-    Both constructors take the fields of `EngineConfig` as keywords. In `of`, `reuse` and `pack` default to False.
+    Both constructors take the fields of `EngineConfig` as keywords. For `Engine.of`, the defaults of `reuse` and `pack`
+    are False.
 
     `Engine.of` does not copy the model. After an in-place weight update, the next step uses the new weights and
     invalidates the prefix cache (docs/explanation/engine.md).
@@ -114,8 +116,8 @@ class Engine:
         )
         self._name = weights_fingerprint
         record = {"record_experts": config.record_experts, "record_kept": config.record_kept}
-        # Only the first core has a prefix cache, because it runs submitted requests. The other cores
-        # are used by `generate` alone.
+        # Only the first core has a prefix cache, because it runs submitted requests. Only `generate` uses the other
+        # cores.
         stored = replace(size, folder=folder, disk_bytes=config.disk_bytes)
         first = EngineCore(model, stored, chat.stop_ids, self._weights, fit.backend, reuse=caches_prefixes, **record)
         self._cores = [first]
@@ -156,7 +158,7 @@ class Engine:
             self._numerics.renew()
             for core in self._cores:
                 core.renew(name, self._numerics.fit.backend)
-            self._name = name  # set last: if `_renew` is interrupted, its next call starts again
+            self._name = name  # set last: if `_renew` is interrupted, the next call starts again
 
     def weights_changed(self) -> None:
         """Tell the engine that the weights have changed, so that it invalidates all cached blocks.
@@ -169,7 +171,7 @@ class Engine:
 
     @property
     def scorer(self) -> Decoder:
-        """The model with the engine's backend, to pass to `score` and `text_loss`."""
+        """The model with the engine's backend. Pass this model to `score` and `text_loss`."""
         return self._cores[0].runner.model
 
     @property
@@ -190,7 +192,7 @@ class Engine:
     ) -> list[list[Completion]]:
         """Generate all samples of each request. Return one list of completions per request, in request order.
 
-        A prompt that is not a `Request` is converted to one with `params`. A string is a user message, a list of
+        A prompt that is not a `Request` becomes a `Request` with `params`. A string is a user message, a list of
         `Message` is a conversation, and a list of integers is a tokenized prompt. Prompt i uses the seed `params.seed +
         i`, so equal prompts get independent samples.
 
@@ -240,9 +242,9 @@ class Engine:
         return results.rows()
 
     def _divide(self, jobs: list[Job]) -> list[EngineCore]:
-        """Distribute the requests over engine cores and return the cores that received any.
+        """Distribute the requests over engine cores and return the cores that received requests.
 
-        The number of cores grows with the work (`CORE_WORK`) and with the number of slots that the samples need.
+        The number of cores grows with the work (`CORE_WORK`), and with the ratio of samples to slots per core.
         """
         total = sum(job.request.params.n for job in jobs)
         cores = self._cores[: max(1, int(total * self._row_work) // CORE_WORK, -(-total // self._slots))]
@@ -318,7 +320,8 @@ class Engine:
 
         Unknown and finished ids are ignored.
         """
-        # During a step, only record the id. Garbage collection may close a stream during a step, and this calls `cancel`.
+        # During a step, only record the id: garbage collection may close a stream during a step, and closing a stream
+        # calls `cancel`.
         self._cancelled.append(request_id)
         if request_id in self._jobs and not self._lock.mine():
             with self._lock.lock:
@@ -382,6 +385,6 @@ class Engine:
         }
 
     def close(self) -> None:
-        """Write pending blocks to the disk cache and close it. The engine must not be used afterwards."""
+        """Write pending blocks to the disk cache, then close the disk cache. The engine must not be used afterwards."""
         for core in self._cores:
             core.close()

@@ -34,7 +34,7 @@ class NumericsProbe:
 
 
 def _parts(model: nn.Module) -> tuple[object, ...]:
-    """Return the module types and parameter shapes, which determine the shapes of all matrix products."""
+    """Return the module types and parameter shapes. Both determine the shapes of all matrix products."""
     return tuple(
         (type(module), *(p.shape for p in module._parameters.values() if p is not None)) for module in model.modules()
     )

@@ -50,7 +50,7 @@ class Counts:
         self._used[place] = len(ids)
 
     def tally(self, rows: Ints, tokens: Ints) -> None:
-        """Add the new token of each row to its history.
+        """For each row, add the new token to the row's history.
 
         `tokens` [n] are the new tokens of the distinct `rows` [n]. Rows without a history are skipped.
         """
@@ -83,10 +83,11 @@ class Counts:
             self._place[row] = -1
 
     def of(self, rows: Ints) -> tuple[Ints, npt.NDArray[np.float32]]:
-        """Return the distinct tokens of `rows` [n] and their counts in the reply, each [n, m].
+        """Return two arrays [n, m] for `rows` [n]: the distinct tokens of each row, and the count of each token in the
+        reply.
 
-        m is the largest number of distinct tokens in a row. A row with fewer than m distinct tokens is padded by
-        repeating its last token. Raises KeyError for a row without a history.
+        m is the largest number of distinct tokens in a row. A row with fewer than m distinct tokens is padded with
+        copies of its last token. Raises KeyError for a row without a history.
         """
         places = self._place[rows]
         if (places < 0).any():

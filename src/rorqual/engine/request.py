@@ -23,7 +23,7 @@ class Request:
     prompt_ids: tuple[int, ...] | None = None
     """Token ids of the prompt. If this field is set, `messages` is not used."""
     tenant: str = ""
-    """Owner of the request. Tenants share no cached blocks, and the scheduler treats them fairly."""
+    """Owner of the request. Tenants share no cached blocks, and scheduling is fair between tenants."""
     priority: int = 0
     """The queued request with the highest priority runs first."""
     reuse: bool = True
@@ -39,8 +39,8 @@ class Completion:
     prompt_ids: tuple[int, ...]
     token_ids: list[int]
     logprobs: list[float]
-    """`logprobs[i]` is the log-probability of `token_ids[i]` under the sampling distribution, after temperature, top-k
-    and top-p. At temperature 0, `logprobs[i]` is computed at temperature 1, without top-k and top-p."""
+    """`logprobs[i]` is the log-probability of `token_ids[i]` in the distribution after temperature, top-k and top-p. At
+    temperature 0, `logprobs[i]` is computed at temperature 1, without top-k and top-p."""
     finish_reason: Literal["stop", "length"]
     text: str
     """The reply after `</think>`."""
@@ -50,8 +50,8 @@ class Completion:
     """Expert ids of each computed position [len(prompt_ids) + len(token_ids) - 1, MoE layers, top-k], int8 or int16. -1
     means that the router chose no expert. The field is None for a dense or remote model."""
     kept: Any = None
-    """Tokens that remained after top-k and top-p filtering at each reply position [len(token_ids), ceil(vocab / 8)],
-    uint8 in the format of `numpy.packbits`. The field is None unless `EngineConfig.record_kept` is set."""
+    """The tokens that remained after top-k and top-p filtering at each reply position. The uint8 array [len(token_ids),
+    ceil(vocab / 8)] has the format of `numpy.packbits`. The field is None unless `EngineConfig.record_kept` is set."""
     top_logprobs: list[list[tuple[int, float]]] | None = None
     """Most likely tokens at each reply position, if `SamplingParams.top_logprobs` is set."""
     usage: dict[str, int] = field(default_factory=dict)

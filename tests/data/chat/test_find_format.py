@@ -125,7 +125,7 @@ def test_an_unknown_template_travels_with_its_run_and_never_trains(tmp_path: Pat
     assert chat.parse([*ids.encode("Hi."), end, *ids.encode("no")]) == Message("assistant", "Hi.")
     with pytest.raises(DataError, match="no loss mask"):
         chat.render([USER, Message("assistant", "a")])
-    with pytest.raises(DataError, match="cannot be trained: a template gives no loss mask") as caught:
+    with pytest.raises(DataError, match="unknown model family, so there is no loss mask") as caught:
         chat_format(ids, "template")
     assert all(kind.name in caught.value.remedy for kind in KINDS)
 

@@ -52,7 +52,7 @@ def chat_format(tokenizer: Tokenizer, name: str = DEFAULT) -> ChatFormat:
     known: dict[str, type[TurnChat]] = {kind.name: kind for kind in KINDS}
     if name == TemplateChat.name:
         raise DataError(
-            "a run whose chat template belongs to no known model family cannot be trained: a template gives no loss mask",
+            "the run's chat template belongs to an unknown model family, so there is no loss mask for training",
             where="chat",
             remedy=f"To train, set chat to the format of the model: {', '.join(known)}.",
         )

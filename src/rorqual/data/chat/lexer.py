@@ -91,7 +91,8 @@ class Lexer:
         self._at_start = self._at_start and self._form is not None and not text.strip(self._form.gap)
 
     def _finish_call(self, call: _Call | DsmlItem, state: State, items: list[Item]) -> str:
-        """Append the item if it is valid, else its first character as text. Return the text after the appended item."""
+        """If the call is valid, append its item. Otherwise append only the first character of the call, as text. Return
+        the remaining text."""
         text = "".join(call.parts)
         if state == "complete" and (item := call.item()) is not None:
             items.append(item)

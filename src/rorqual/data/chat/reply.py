@@ -58,8 +58,8 @@ class ReplyForm:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a reply. A part of kind `mark` is a special token or white space that belongs to no field of the
-    message."""
+    """A part of a reply. A part of kind `mark` belongs to no field of the message: it is a special token or white
+    space."""
 
     kind: Kind
     text: str
@@ -93,7 +93,7 @@ class Answer:
     def feed(self, item: Item) -> list[Part]:
         """Read the next item and return the parts that are complete.
 
-        A thinking tag in the answer is plain text, except a `</think>` that ends thinking directly after calls.
+        A `</think>` directly after tool calls ends thinking. Any other thinking tag in the answer is plain text.
         """
         if item.kind == "call":
             return self._call(item)

@@ -48,8 +48,9 @@ def raw(text: str) -> str:
 class SpecialTokenText:
     """Converts between marked text and the token ids of one tokenizer.
 
-    A special token that the tokenizer lacks is written as text. When parsing, a name in `names` is recognised only as a
-    token if the tokenizer has the token, and otherwise only as text. A name in `spoken` is recognised in both forms.
+    A special token that the tokenizer lacks is written as text. If the tokenizer has a token in `names`, the parser
+    recognises the token, but not text that spells its name. If the tokenizer lacks the token, the parser recognises the
+    text. A name in `spoken` is recognised in both forms.
     """
 
     def __init__(self, tokenizer: Tokenizer, names: Iterable[str], *, spoken: Iterable[str] = ()) -> None:
@@ -82,7 +83,8 @@ class SpecialTokenText:
     def unfinished(self, text: str) -> int:
         """Return the length of the incomplete special-token name at the end of `text`, or 0.
 
-        The incomplete name starts at the last `<` or `｜`, because no incomplete name repeats its first character.
+        An incomplete name begins with `<` or `｜` and does not repeat this character. So it begins at the last `<` or
+        the last `｜`.
         """
         tails = [text[at:] for at in (text.rfind("<"), text.rfind("｜")) if at >= 0]
         return max((len(tail) for tail in tails if any(name.startswith(tail) for name in self.by_text)), default=0)

@@ -1,7 +1,7 @@
 """A streaming parser of replies. The parser splits the token ids of a reply into reasoning, content and tool calls.
 
-Text is buffered until later tokens can no longer change whether it is reasoning, content or a tool call. The message therefore
-does not depend on how the ids are split into calls of `feed`. Each token is decoded only once.
+Text is buffered until it is certain whether the text is reasoning, content or a tool call. The message therefore does
+not depend on how the ids are split into calls of `feed`. Each token is decoded only once.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ class TemplateChat(ChatFormat):
         return self._source
 
     def thinking_suffix(self, thinking: Thinking) -> list[int]:
-        """Return no ids, because it is unknown how the template turns thinking on or off."""
+        """Return an empty list, because this class does not know which ids turn thinking on or off."""
         return []
 
     def normalized(self, message: Message, thinking: Thinking = "auto") -> Message:
@@ -161,7 +161,8 @@ class TemplateChat(ChatFormat):
 
     @property
     def call_form(self) -> CallForm | None:
-        """The call syntax whose begin token occurs in the template, if the template also mentions `tools`; else None."""
+        """The call syntax whose begin token occurs in the template. None if there is no begin token or the template
+        does not mention `tools`."""
         if not re.search(r"\btools\b", self._source):
             return None
         return next((form for form in (HERMES, DEEPSEEK) if NAME_OF[form.begin] in self._source), None)
@@ -170,7 +171,7 @@ class TemplateChat(ChatFormat):
     def call_frame(self) -> CallFrame | None:
         """The template for writing a reply with tool calls.
 
-        In DeepSeek's syntax, the arguments are in a code fence if the chat template contains a code fence.
+        If the chat template contains a code fence, calls in DeepSeek's syntax have a code fence around their arguments.
         """
         if self.call_form is DEEPSEEK:
             return FENCED_FRAME if "```json" in self._source else DEEPSEEK_FRAME
@@ -179,9 +180,9 @@ class TemplateChat(ChatFormat):
     def reply_form(self, thinking: Thinking) -> ReplyForm:
         """Return rules that parse the text before the first `</think>` as reasoning.
 
-        If neither the template nor the tokenizer has a `</think>` tag, only a reply that begins with `<think>` has reasoning.
-        Any other reply can then be streamed without buffering. If the prompt opened thinking and the reply has no
-        `</think>`, the whole reply is reasoning and the content is empty.
+        If the template and the tokenizer both lack a `</think>` tag, a reply has reasoning only if it begins with
+        `<think>`. All other replies are then streamed without buffering. If the prompt opened thinking and the reply
+        has no `</think>`, the whole reply is reasoning and the content is empty.
         """
         known = Special.END_THINK in self._source or Special.END_THINK in self.tokenizer.special_names
         begins: Begins = "thought" if self._opened(thinking) else "late" if known else "mark"

@@ -17,8 +17,8 @@ class Thoughts:
 
     The states are `start` (before the first text), `in` (inside thinking), `out` (in the answer) and `late` (in text that a
     later `</think>` would turn into thinking). Calls inside thinking are buffered. If text follows the buffered calls,
-    they become part of the reasoning. If the reply ends directly after the buffered calls, or after a `</think>` that
-    follows the calls, the calls are returned as tool calls.
+    they become part of the reasoning. If the reply ends after the buffered calls, with or without a `</think>`, the
+    calls are returned as tool calls.
     """
 
     def __init__(self, form: ReplyForm, calls: CallForm | None) -> None:
@@ -38,7 +38,7 @@ class Thoughts:
         self._pending: list[Item] = []
         self._after_end: list[Item] | None = None  # items after a `</think>` that follows buffered calls
         self._trailing = self._partial_tag = (
-            ""  # white space and incomplete tag at the end of the thinking, dropped if thinking ends
+            ""  # white space and an incomplete tag at the end of the thinking; both are dropped if thinking ends
         )
         self._opened = form.begins == "thought"  # whether the prompt or a `<think>` opened thinking
         self._begun = self._closed = False

@@ -24,9 +24,9 @@ def turns(messages: Sequence[Message]) -> list[list[Message]]:
     matters, because templates write no call ids.
 
     Raises DataError for a result whose call is missing, belongs to another turn or already has a result. Also raises DataError
-    for an assistant turn that does not follow a user or tool turn, and for calls or reasoning in other roles. Also raises
-    DataError for lone surrogates, and for a conversation that does not end with a user or tool turn; system turns at the end
-    are ignored.
+    for an assistant turn that does not follow a user or tool turn, and for calls or reasoning in a turn of another
+    role. Also raises DataError for lone surrogates, and for a conversation that does not end with a user or tool turn;
+    system turns at the end are ignored.
     """
     grouped: list[list[Message]] = []
     before = ""

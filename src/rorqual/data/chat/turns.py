@@ -22,8 +22,8 @@ class TurnChat(ChatFormat):
     A prompt consists of an opening, such as the BOS token, and turns. An assistant turn consists of a header, the ids that
     force or prevent thinking (`choice`), a reply and an end token. The reply is encoded separately from the header, because a
     model generates it separately. A published template encodes header and reply as one text. This gives different ids
-    only if the reply begins with white space. Conversations with tools are supported as prompts only, because it is
-    undecided which of their tokens get a loss.
+    only if the reply begins with white space. Conversations with tools are supported as prompts only, because their
+    loss mask is not defined.
     """
 
     marks: ClassVar[tuple[str, ...]]
@@ -34,7 +34,7 @@ class TurnChat(ChatFormat):
     pads: ClassVar[tuple[str, ...]]
     """Names of padding tokens in order of preference. The first name that is in the vocabulary is used."""
     probes: ClassVar[tuple[tuple[Message, ...], ...]] = ()
-    """Further conversations, by which `find.py` distinguishes chat templates of this format from those of other formats."""
+    """Additional conversations. `find.py` renders them to recognise the chat templates of this format."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__(tokenizer)
@@ -75,7 +75,7 @@ class TurnChat(ChatFormat):
     def _reply(self, message: Message, thinking: Thinking, *, closed: bool) -> list[int]:
         """Return the ids of the last reply, including the ids of `choice`, without the end token.
 
-        If `closed` is false, the reply may be incomplete, and the model continues it.
+        If `closed` is false, the model continues the reply, which may be incomplete.
         """
 
     def _earlier_reply(self, message: Message) -> list[int]:
@@ -135,8 +135,9 @@ class TurnChat(ChatFormat):
     ) -> Rendered:
         """Return the token ids and the loss mask of a whole conversation (see `ChatFormat.render`).
 
-        Earlier turns that are rendered without their reasoning get no loss, because they would teach the model to answer
-        without thinking. For each such turn, `samples` adds a rendering that ends with this turn and trains on it.
+        Earlier turns that are rendered without their reasoning get no loss: a loss would teach the model to answer
+        without thinking. For each such turn, `samples` adds a rendering that ends with this turn, and there the turn
+        gets a loss.
         """
         self.check_parts(messages)
         check_turns(messages, ROLES)

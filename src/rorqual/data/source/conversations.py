@@ -40,11 +40,11 @@ class Loaded:
 def read_conversations(path: Path) -> Loaded:
     """Read conversations from a `.parquet` file, or from a `.jsonl`, `.ndjson` or `.json` file with one object per line.
 
-    A conversation without an assistant turn, or with an assistant turn that is empty or only white space, is skipped and
-    counted. Teacher samples (`data.distilled`) that a filter dropped are skipped.
+    A conversation is skipped and counted if it has no assistant turn, or if an assistant turn is empty or only white
+    space. Teacher samples (`data.distilled`) that a filter dropped are skipped.
 
-    Raises DataError if no conversation remains, or if a row is invalid or has an empty prompt. The error for a row names
-    the file and the line or row number.
+    Raises DataError if no conversation remains, if a row is invalid, or if a row has an empty prompt. The error for a
+    row names the file and the line or row number.
     """
     path = Path(path)
     if path.suffix.lower() == ".parquet" and is_distilled(path):
@@ -193,7 +193,7 @@ def is_unicode(text: str) -> bool:
 
 
 def _reasoning(row: dict[str, Any], where: str) -> str | None:
-    # In Parquet, every row has every column: the value is None if only other rows set the key.
+    # In Parquet, every row has every column: the value is None if the row does not set the key.
     keys = [key for key in REASONING if row.get(key) is not None]
     return _text(row, keys[0], where) if keys else None
 

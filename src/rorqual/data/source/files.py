@@ -27,7 +27,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def decode(data: bytes, where: str) -> str:
-    """Decode UTF-8. `where` names the file, and the line if known, in errors."""
+    """Decode UTF-8. `where` is the location in errors: the file, and the line if known."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

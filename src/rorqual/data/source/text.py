@@ -18,9 +18,9 @@ class Text:
 
 
 def read_text(path: Path, *, validation: float = 0.1) -> Text:
-    """Read UTF-8 text and hold out the last fraction `validation` of its characters.
+    """Read UTF-8 text and hold out the end of the text for validation.
 
-    `validation` defaults to 0.1, as in nanoGPT.
+    `validation` is the fraction of characters to hold out. The default is 0.1, as in nanoGPT.
     """
     path = Path(path)
     if not 0 <= validation < 1:

@@ -1,4 +1,4 @@
-"""Combine syntax-tree nodes of regular expressions. Besides the kinds of nodes in `grammar.pattern`, this module has
+"""Combine syntax-tree nodes of regular expressions. This module adds two kinds of nodes to those of `grammar.pattern`:
 intersections `("and", nodes)` and complements `("not", node)`."""
 
 from __future__ import annotations

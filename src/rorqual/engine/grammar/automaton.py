@@ -6,8 +6,8 @@ A negative look-ahead becomes an intersection with the complement (Brzozowski, D
 1964).
 
 llguidance supports intersections but not complements. So a complement is converted to an automaton and back to an
-expression. A construct is dropped if it cannot be converted, or if the resulting expression would be very long. Without
-the dropped construct, the translation matches more strings than the pattern, so finished answers are validated.
+expression. A construct is dropped if it cannot be converted, or if the resulting expression would be very long. If a
+construct was dropped, the translation matches more strings than the pattern, and finished answers are validated.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ZERO_WIDTH = ("begin", "end", "look", "drop")
 
 
 class TooLarge(Exception):
-    """Raised if a translation needs too many states or its expression would be too long."""
+    """Raised if a translation needs too many states or would be too long."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Translated:
 
 
 def translate(pattern: str) -> Translated:
-    """Translate the regular expression of a JSON schema, which may match anywhere in a string.
+    """Translate a regular expression of a JSON schema. Such an expression may match anywhere in a string.
 
     Raises Unreadable if the expression cannot be parsed.
     """
@@ -172,7 +172,8 @@ def _begins(node: Node) -> bool:
 
 
 def _bare(node: Node) -> Node:
-    """Return the node without its assertions. The result may match more strings than the node."""
+    """Return the node without its assertions. The result matches all strings that the node matches, and possibly other
+    strings."""
     match node[0]:
         case "cat":
             return cat(*map(_bare, node[1]))
@@ -219,9 +220,9 @@ def _grouped(node: Node) -> str:
 def _set(characters: Ranges) -> str:
     """Return a character class in llguidance's syntax.
 
-    If a class contains all control characters, but neither `"` nor `\\`, llguidance wrongly allows `"` and `\\`. So
-    control characters without a two-character escape are removed from each class that lacks `"` or `\\`. The grammar
-    usually allows no such control characters in a JSON string (see `compiler.ESCAPES`).
+    If a class contains all control characters but excludes `"` and `\\`, llguidance wrongly allows these two
+    characters. So control characters without a two-character escape are removed from each class that lacks `"` or `\\`.
+    The grammar usually allows no such control characters in a JSON string (see `compiler.ESCAPES`).
     """
     if characters == ANY:
         return "(?s:.)"
@@ -304,8 +305,8 @@ class _Automaton:
         return alt(derivative, self._derivative(rest, code)) if nullable(first) else derivative
 
     def expression(self) -> str:
-        """Convert the automaton to an expression by state elimination, starting with the states that have the fewest
-        paths through them."""
+        """Convert the automaton to an expression by state elimination. Each step eliminates the state with the fewest
+        paths through it."""
         begin, end = -1, -2
         edges: dict[tuple[int, int], str] = {edge: _set(members) for edge, members in self._steps.items()}
         edges[begin, 0] = ""

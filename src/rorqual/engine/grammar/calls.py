@@ -1,9 +1,9 @@
 """Grammars for tool calls: calls in the syntax of the chat format, with arguments that match each function's JSON
 schema.
 
-`core.sampling.Grammar` documents the source of a grammar of kind `calls`. If the tokenizer has the special tokens
-that delimit calls, the grammar contains their token ids, otherwise their text. The grammar uses the same call syntax
-as the chat format, so the chat format can parse every complete reply.
+`core.sampling.Grammar` documents the source of a grammar of kind `calls`. A special token that delimits calls is
+written as a token id if the tokenizer has the token, and otherwise as text. The grammar uses the same call syntax as
+the chat format, so the chat format can parse every complete reply.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class FunctionSchema:
 
 @dataclass(frozen=True)
 class Calls:
-    """The tool calls that a reply may contain: one call of a function in `functions`, or one or more calls if `many` is
-    True.
+    """The tool calls that a reply may contain. Each call names a function in `functions`. If `many` is True, a reply
+    may contain several calls, otherwise only one.
 
     `answer` is the JSON text of a schema: instead of tool calls, a reply may be a JSON answer that matches this schema. If
     `answer` is None, every reply must contain a call.
@@ -59,8 +59,8 @@ class Calls:
 
 
 def read_calls(source: str) -> Calls:
-    """Parse the source of a grammar of kind `calls`. Raises DataError, which names the function if its parameters are
-    invalid."""
+    """Parse the source of a grammar of kind `calls`. Raises DataError if the source is invalid. For invalid parameters,
+    the error names the function."""
     data = parse_calls(source)
     functions = tuple(FunctionSchema(tool["name"], _object(**tool)) for tool in data["tools"])
     answer = json.dumps(data["answer"], ensure_ascii=False) if "answer" in data else None
@@ -79,7 +79,7 @@ def _object(name: str, parameters: Mapping[str, Any]) -> str:
 
 
 def blame(name: str, error: DataError) -> DataError:
-    """Return a copy of `error`, an error in a function's schema, with the function's name in the message."""
+    """Return a copy of `error` whose message names the function. `error` is an error in the function's schema."""
     return DataError(f"the parameters of {name!r}: {error.what}", remedy=error.remedy)
 
 
@@ -87,9 +87,9 @@ class CallSyntax:
     """The syntax of tool calls in one chat format.
 
     `marks` are the ids of the special tokens in calls. `unsaid` are strings that a call must not contain. An
-    example is `</think>`, if the chat format recognises this tag in plain text. The chat format treats
-    the `unsaid` strings as the start or end of reasoning anywhere in a reply, so it could not parse a call that contains
-    them.
+    example is `</think>`, if the chat format recognises this tag in plain text. Anywhere in a reply, the chat format
+    treats an `unsaid` string as the start or end of reasoning. So the format could not parse a call that contains such
+    a string.
     """
 
     def __init__(self, chat: ChatFormat, vocab_size: int) -> None:
@@ -188,7 +188,8 @@ class CallSyntax:
         return [*parts, *([_string(plain)] if plain else [])]
 
     def read(self, reply: Sequence[int], names: Iterable[str]) -> Message:
-        """Parse a reply whose reasoning was removed: either text, or calls of the functions `names`."""
+        """Parse a reply from which the reasoning was removed. The reply is text or has calls of the functions
+        `names`."""
         return self._chat.parse(reply, thinking="off", tools=[Tool(name, "", {}) for name in names])
 
     def closing(self, tail: bytes) -> Bools:
@@ -238,8 +239,8 @@ class CallsValidator:
         self._spelling, self._functions, self._answer = spelling, functions, answer
 
     def fault(self, reply: Sequence[int]) -> str:
-        """Return the error of the first call that violates its schema, or of a JSON answer that violates `answer`.
-        Return "" if the reply is valid."""
+        """Return the error of the first call that violates its schema. For a reply without calls, return the error of a
+        JSON answer that violates `answer`. Return "" if the reply is valid."""
         message = self._spelling.read(reply, self._functions)
         if not message.tool_calls:
             return "" if self._answer is None else self._answer.fault(message.text)

@@ -22,14 +22,14 @@ _DROPPED = ("$id", "$anchor", "$dynamicAnchor", "$schema", "$vocabulary", "depen
 
 
 class SchemaValidator:
-    """Validates answers against one schema, whose references are pointers (`grammar.refs.settle`)."""
+    """Validates answers against one schema. All references in the schema are pointers (`grammar.refs.settle`)."""
 
     def __init__(self, schema: dict[str, Any]) -> None:
         try:
             import jsonschema_rs
         except ImportError:
             raise ConfigError(
-                "finished answers must be checked against this JSON schema with jsonschema-rs, which is not installed",
+                "checking finished answers against this JSON schema needs jsonschema-rs, which is not installed",
                 where="engine",
                 remedy='Run: pip install "rorqual[serve]"',
             ) from None
@@ -67,7 +67,7 @@ class SchemaValidator:
 
 
 def _readable(library: Any, pattern: str) -> str:
-    """Return a regular expression that the validator can parse: the pattern itself, or its translation if the
+    """Return a regular expression that the validator can parse: `pattern`, or the translation of `pattern` if the
     translation is exact."""
     try:
         library.Draft202012Validator({"pattern": pattern})

@@ -40,14 +40,14 @@ WHITESPACE = r"\n[ ]{0,16}|[ ]"
 model may repeat spaces forever."""
 JSON: Mapping[str, Any] = {"whitespace_pattern": WHITESPACE, "lenient": False, "coerce_one_of": False}
 ESCAPES = 'nrbtf"\\'
-"""Characters that may follow a backslash in a string. `u` is excluded: the grammar would not recognise a property name
-that is written with `\\u`, so the property's value could violate the schema."""
+"""Characters that may follow a backslash in a string. `u` is excluded, because the grammar would not recognise a
+property name with a `\\u` escape. The value of this property could then violate the schema."""
 CONTROL = re.compile(r"\\u00(?:[01]|7[fF])|\x7f")
 
 
 def options_of(*schemas: str) -> dict[str, Any]:
-    """Return llguidance's options for JSON. `\\u` escapes are allowed only if a schema contains a control character,
-    which cannot be written otherwise."""
+    """Return llguidance's options for JSON. `\\u` escapes are allowed only if a schema contains a control character
+    that cannot be written without a `\\u` escape."""
     return dict(JSON) if any(map(CONTROL.search, schemas)) else {**JSON, "json_allowed_escapes": ESCAPES}
 
 
@@ -136,7 +136,7 @@ class Grammars:
     ) -> None:
         self._spelling = spelling
         self._tokenizer, self._vocab_size, self._stop_ids = tokenizer, vocab_size, sorted(set(stop_ids))
-        # All builds to which a caller or `_kept` still holds a reference.
+        # All builds that a caller or `_kept` still references.
         self._known: WeakValueDictionary[Grammar, CompileTask[Compiled]] = WeakValueDictionary()
         self._kept: OrderedDict[Grammar, CompileTask[Compiled]] = OrderedDict()
         self._lock, self._building = threading.Lock(), threading.Lock()
@@ -145,8 +145,8 @@ class Grammars:
     def compile(self, grammar: Grammar, *, where: str = "grammar", seconds: float = COMPILE_SECONDS) -> Compiled:
         """Compile a grammar and wait for the result.
 
-        Raises DataError, with `where` as the location, if the grammar is invalid or cannot be enforced. Compilation for
-        more than `seconds` raises DataError too; time in the queue does not count.
+        Raises DataError, with `where` as the location, if the grammar is invalid or cannot be enforced. Also raises
+        DataError if compilation takes more than `seconds`, not counting time in the queue.
         """
         try:
             return self.submit(grammar).within(seconds)
@@ -216,8 +216,8 @@ class Grammars:
 
     @cached_property
     def _vocabulary(self) -> Any:
-        """The tokenizer in llguidance's format. All added tokens are marked as special. Otherwise the model could write
-        text of the grammar with an added token, such as Qwen3's `<think>`."""
+        """The tokenizer in llguidance's format. All added tokens are marked as special. Otherwise an added token, such
+        as Qwen3's `<think>`, could match plain text in the grammar."""
         data = json.loads(self._tokenizer.source)
         data["added_tokens"] = [token | {"special": True} for token in data["added_tokens"]]
         data |= {"truncation": None, "padding": None}

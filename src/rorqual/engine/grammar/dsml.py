@@ -1,9 +1,9 @@
 """Grammar rules for the arguments of DSML calls (see `data/chat/dsml.py`).
 
 Each declared parameter has a rule, in the order of the schema; optional parameters may be left out. Undeclared parameters
-are not allowed, even if the schema allows them. Strings are plain text, and other values follow their subschema. The rules do
-not enforce patterns and formats of strings, or keywords that relate several parameters. These are validated when the call is
-complete.
+are not allowed, even if the schema allows them. Strings are plain text, and other values follow their subschema. The
+rules do not enforce string patterns, string formats or keywords that relate several parameters. These constraints are
+validated when the call is complete.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ def _parameters(part: Any, root: Mapping[str, Any], seen: set[str]) -> tuple[dic
 
 
 def _below(part: Mapping[str, Any], root: Mapping[str, Any], seen: set[str]) -> Iterator[tuple[bool, Any]]:
-    """Yield the subschemas that apply to the same value as `part`, and whether they always apply. Each reference is followed once."""
+    """Yield (always, subschema) for each subschema that applies to the same value as `part`. `always` is False for
+    branches of `anyOf` and `oneOf`. Each reference is followed once."""
     pointer = part.get("$ref")
     if pointer is not None and pointer not in seen:
         seen.add(pointer)

@@ -18,13 +18,11 @@ that matches at least one of several subschemas.
 
 
 def find_endless(schema: dict[str, Any], resolve: Callable[[Any, str], Any]) -> list[tuple[str, str, dict[str, Any]]]:
-    """Return the reachable subschemas that require themselves and so have no finite value, as (keyword, place,
-    subschema).
+    """Return (keyword, place, subschema) for each reachable subschema that requires itself and so has no finite value.
 
     Subschemas with a keyword in `NEEDS` come first. `resolve(schema, pointer)` returns the target of a reference. The
-    check uses only some of the conditions that a matching value must meet. So it may miss a subschema, but no value
-    matches a returned subschema. Subschemas that are impossible without a cycle (`false`, contradicting types) are not
-    returned.
+    check ignores some conditions that a matching value must meet. So it may miss a subschema, but no value matches a
+    returned subschema. Subschemas that are impossible without a cycle (`false`, contradicting types) are not returned.
     """
     parts = dict(_reachable(schema, resolve))
     if not any("$ref" in part for part in parts.values()):
@@ -119,7 +117,8 @@ class _Graph:
         ]
 
     def settle(self, kind: str) -> set[Node]:
-        """Return the nodes that are provably true (`kind` "and") or provably false (`kind` "or").
+        """If `kind` is "and", return the nodes that are provably true. If `kind` is "or", return the nodes that are
+        provably false.
 
         A node in a cycle may be neither provably true nor provably false.
         """

@@ -1,7 +1,7 @@
 """Regular expressions for the string formats of JSON Schema and for the formats that pydantic writes.
 
 `date`, `time` and `date-time` accept only valid dates and times (no 2023-02-29, no second 60), and `uuid4` requires
-version 4. Unknown formats (`binary`, `password`, `int32`, ...) are annotations according to the specification and
+version 4. According to the specification, unknown formats (`binary`, `password`, `int32`, ...) are annotations and
 constrain nothing.
 """
 

@@ -101,7 +101,8 @@ def _other_types(value: Any) -> Part:
 
 
 def _other_values(values: list[Any]) -> Part:
-    """Return a schema that matches all values except the given strings, booleans, nulls and numbers."""
+    """Return a schema that matches everything except the given values. The values must be strings, booleans,
+    nulls or numbers."""
     if any(isinstance(value, dict | list) for value in values):
         raise NotExpressible
     texts = [value for value in values if isinstance(value, str)]

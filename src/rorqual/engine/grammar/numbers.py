@@ -1,4 +1,4 @@
-"""Rewrite numeric bounds in JSON schemas for llguidance, which computes in float64 and writes numbers without
+"""Rewrite numeric bounds in JSON schemas for llguidance. llguidance computes in float64 and writes numbers without
 exponents.
 """
 
@@ -24,8 +24,8 @@ largest and the smallest 64-bit integer are exact, too.
 STEP = Decimal("1e-9")
 """Distance by which an exclusive integer bound is moved, so that an inclusive bound can replace it.
 
-This is done if the two bounds of a number are less than 1 apart: llguidance would then allow the value of an
-exclusive bound.
+A bound is moved if the two bounds of a number are less than 1 apart. In this case, llguidance would allow the value
+that an exclusive bound excludes.
 """
 MOST_COEFFICIENT = 2**32 - 1
 
@@ -39,7 +39,7 @@ class Numbers:
     steps: tuple[Any, ...] = ()
     """Alternative values of `multipleOf`: a number must be a multiple of at least one of these values."""
     checked: tuple[str, ...] = ()
-    """Keywords that llguidance cannot enforce, and for which finished answers are validated."""
+    """Keywords that llguidance cannot enforce. Finished answers are validated against these keywords."""
     none: bool = False
     """Whether no number is within the bounds."""
 
@@ -151,7 +151,8 @@ def _enforceable(bound: _Bound, opposite: _Bound | None, sign: int, integer: boo
 
 
 def _steps(step: Fraction) -> tuple[Any, ...]:
-    """Return `step` and its smallest multiples with fewer decimals, or () if llguidance cannot read the step.
+    """Return `step` and its smallest multiple for each smaller number of decimals. Return () if llguidance cannot read
+    the step.
 
     llguidance writes every multiple with as many decimals as the step: 0.50 for 2 * 0.25.
     """

@@ -79,7 +79,8 @@ class Objects(Texts):
         return False
 
     def _evaluated(self, part: Any, depth: int) -> tuple[list[str] | None, bool]:
-        """Return the property names that a subschema evaluates, and whether it always evaluates all of them.
+        """Return the names of the properties that a subschema evaluates. The second value is True if the subschema
+        always evaluates all these properties.
 
         Names from nested subschemas for the same object, such as those in `allOf`, are included. None instead of a list
         means that any property may be evaluated.
@@ -174,8 +175,8 @@ class Objects(Texts):
                 self._note(key, place)
 
     def _chosen(self, optional: list[str], least: int, most: int | None) -> list[Part] | None:
-        """Return subschemas that require `least` to `most` of the `optional` properties, or None if this needs too many
-        branches. The caller must ensure that the object allows no other properties.
+        """Return subschemas that together require `least` to `most` of the `optional` properties. Return None if this
+        needs too many branches. The caller must ensure that the object allows no other properties.
         """
         if len(optional) > MAX_BRANCHES:
             return None

@@ -18,8 +18,7 @@ Node = tuple[Any, ...]
 
 The kinds of nodes are `("set", Ranges)`, `("cat", nodes)`, `("alt", nodes)`, `("rep", node, least, most)`,
 `("begin",)`, `("end",)`, `("look", negative, node)`, `("raw", text)` and `("drop",)`. `("raw", text)` is a Unicode
-class in Rust syntax. `("drop",)` replaces a construct that was dropped, so that the tree matches more strings than the
-pattern.
+class in Rust syntax. `("drop",)` replaces a dropped construct. The tree then matches more strings than the pattern.
 """
 
 TOP, SURROGATES = 0x10FFFF, (0xD800, 0xDFFF)
@@ -72,7 +71,7 @@ CONTROLS = {"n": 10, "t": 9, "r": 13, "f": 12, "v": 11, "a": 7, "e": 27}
 class PatternReader:
     """Parses one pattern.
 
-    `inexact` is True if a construct was dropped or widened, so that the tree matches more strings than the pattern.
+    `inexact` is True if a construct was dropped or widened. The tree then matches more strings than the pattern.
     """
 
     text: str

@@ -29,7 +29,7 @@ SAYS: Mapping[str, tuple[str, ...]] = {
 def loosened(error: str, loose: frozenset[str]) -> frozenset[str] | None:
     """Return `loose` (see `grammar.texts.Texts`) plus the keywords that an error names.
 
-    Return None if the error names no keyword, or only keywords that are already in `loose`.
+    Return None if the error names no keyword, or if `loose` already contains all named keywords.
     """
     if matches_nothing(error):
         return None

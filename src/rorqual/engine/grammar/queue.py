@@ -15,7 +15,7 @@ T = TypeVar("T")
 class CompileTask(Future[T]):
     """A queued task and the future of its result.
 
-    `began` is the start time of the task (`time.monotonic`), or None before the start, while the task can still be
+    `began` is the start time of the task (`time.monotonic`). Before the start, `began` is None and the task can be
     cancelled.
     """
 
@@ -64,7 +64,7 @@ class CompileQueue(Generic[T]):
 
     def __init__(self, workers: int, name: str) -> None:
         self._workers = ThreadPoolExecutor(workers, thread_name_prefix=name)
-        # The next build to run is from the first tenant.
+        # The first tenant's build runs next.
         self._waiting: OrderedDict[str, deque[CompileTask[T]]] = OrderedDict()
         self._lock = threading.Lock()
 

@@ -23,7 +23,8 @@ HOLDERS = ("$defs", "definitions")
 
 
 def resolve(schema: Any, pointer: str) -> Any:
-    """Return the target of a pointer such as `#/$defs/a`, or None if it does not exist or the reference is an anchor."""
+    """Return the target of a pointer such as `#/$defs/a`. Return None if the target does not exist, or if `pointer` is
+    an anchor."""
     for step in pointer.split("/")[1:]:
         step = unquote(step).replace("~1", "/").replace("~0", "~")
         if isinstance(schema, list) and step.isdecimal() and int(step) < len(schema):

@@ -53,8 +53,8 @@ def refusal(grammar: Grammar, error: str) -> DataError:
 
 
 def first_line(error: str) -> str:
-    """Return the message of an llguidance error without parser state, grammar text and position markers, cut to 200
-    characters."""
+    """Return the message of an llguidance error, cut to 200 characters. Parser state, grammar text and position markers
+    are removed."""
     lines = [line.strip() for line in re.split("<state>|<non-verbose/>", error)[0].splitlines()]
     message = " ".join(line for line in lines if line.strip("^|") and not re.match(r"\d+ \|", line))
     if "invalid regex" in message:

@@ -1,8 +1,9 @@
 """Rewrite JSON schemas for llguidance.
 
 Every subschema is rebuilt from its constraining keywords, in their original order. A keyword that llguidance does not
-support is replaced by equivalent keywords, if there are any. A keyword without an equivalent is dropped and recorded,
-and finished answers are validated (`grammar.check`). Grammar and validation together enforce the whole schema.
+support is replaced by equivalent keywords, if such keywords exist. A keyword without an equivalent is dropped and
+recorded, and finished answers are validated (`grammar.check`). Grammar and validation together enforce the whole
+schema.
 """
 
 from __future__ import annotations
@@ -195,7 +196,7 @@ class Rewriter(Objects):
         return True
 
     def _unique(self, items: Any, place: str, rewritten: dict[str, Any], extra: list[Part]) -> None:
-        """Rewrite `uniqueItems`: enumerate all arrays if few values are allowed. If the arrays cannot be enumerated,
+        """Rewrite `uniqueItems`. If few values are allowed, enumerate all arrays. If the arrays cannot be enumerated,
         finished answers are validated."""
         values = None if "prefixItems" in rewritten or "uniqueItems" in self.loose else values_of(items, self._resolve)
         if values is not None and len(values) <= MAX_VALUES:

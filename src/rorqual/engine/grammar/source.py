@@ -20,8 +20,8 @@ MAX_PATTERN = 1 << 13
 MAX_DEPTH = 64
 MAX_NODES = 20_000
 MAX_REACH = 1000
-"""Maximum of the summed nesting depths of all referenced subschemas. llguidance handled a reference chain of depth
-1,300; depth 3,000 crashed the process.
+"""Maximum sum of the nesting depths of all referenced subschemas. llguidance handled a reference chain of depth 1,300;
+depth 3,000 crashed the process.
 """
 MAX_CHOICES = 1024
 MAX_LOOSE = 8
@@ -67,8 +67,8 @@ def rewrite(
 ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """Rewrite a schema from `parse_schema` for llguidance.
 
-    Returns the rewritten schema, and (keyword, place) of every constraint that the rewritten schema does not enforce.
-    If the rewritten schema does not enforce all constraints, finished answers must be validated.
+    Returns the rewritten schema and a list with (keyword, place) for every constraint that the rewritten schema does
+    not enforce. If the rewritten schema does not enforce all constraints, finished answers must be validated.
     """
     cycles = find_endless(schema, resolve)
     if any(part is schema for _, _, part in cycles):
@@ -202,8 +202,8 @@ def check_pattern(source: str) -> str:
 
 
 def find_cause(source: str, error: str) -> tuple[str, str] | None:
-    """Guess which keyword of a JSON schema caused an llguidance error that names no keyword. Returns (keyword, place),
-    or None."""
+    """Guess which keyword of a JSON schema caused `error`. Call this function if llguidance's error names no keyword.
+    Returns (keyword, place), or None."""
     patterns = list[tuple[str, str]]()
     for place, part in parts(json.loads(source)):
         if not isinstance(part, dict):

@@ -16,8 +16,8 @@ from rorqual.engine.grammar.refs import resolve, shown
 
 MAX_BRANCHES, MAX_WAYS = 24, 32
 MAX_LEAST = 10_000
-"""Largest supported value of `minLength`, `minItems` and `minProperties`. Replies with so many characters or items do
-not occur in practice."""
+"""Largest supported value of `minLength`, `minItems` and `minProperties`. In practice, replies have fewer characters
+and items."""
 COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 STRINGS = ("pattern", "format", "minLength", "maxLength", "contentEncoding")
 NUMBERS = (*grammar_numbers.BOUNDS, "multipleOf")
@@ -44,8 +44,8 @@ class Texts:
     """Keywords to leave out, because llguidance rejected them. The name `branches` disables rewrites that add branches
     to the schema."""
     checked: list[tuple[str, str]] = field(default_factory=list)
-    """(keyword, place) of every constraint that the grammar does not enforce, and for which finished answers are
-    validated."""
+    """(keyword, place) of every constraint that the grammar does not enforce. Finished answers are validated against
+    these constraints."""
 
     ways: int = 1
     """Number of branch combinations of the current subschema, including added branches. llguidance expands all
@@ -66,7 +66,8 @@ class Texts:
     def _each(self, schema: Mapping[Any, Any], place: str) -> dict[Any, Part]:
         """Rewrite sibling subschemas.
 
-        `ways` becomes the largest number of branch combinations of any sibling. The numbers are not multiplied.
+        Each sibling has its own number of branch combinations. `ways` becomes the largest of these numbers, not their
+        product.
         """
         before, most, rewritten = self.ways, self.ways, dict[Any, Part]()
         for name, subschema in schema.items():
@@ -168,7 +169,7 @@ def applies(schema: dict[str, Any]) -> bool:
 
 
 def binds(part: dict[str, Any], *but: str) -> bool:
-    """Return whether a subschema has a keyword that constrains values, other than those in `but`."""
+    """Return whether a subschema has a constraining keyword that is not in `but`."""
     return any(keyword in BINDING and keyword not in but for keyword in part)
 
 

@@ -1,8 +1,8 @@
 """Block hashes: one key per full block of a prompt. Two blocks have the same key only if their tokens and all earlier
 tokens are equal.
 
-A key is a keyed hash of the parent block's key, the block's tokens and its extra keys. An extra key is, for example,
-the digest of the image embeddings for placeholder tokens. The parent key of a prompt's first block is the root key,
+A block's key is a keyed hash of the parent block's key, the block's tokens and the block's extra keys. For placeholder
+tokens, the digest of the image embeddings is an extra key. The parent key of a prompt's first block is the root key,
 which covers everything that affects all blocks: tenant, weights, adapter and floating-point arithmetic.
 
 The hash is keyed with a secret. Without the secret, an attacker cannot construct a collision, and cannot learn another
@@ -22,7 +22,7 @@ _INT32 = np.iinfo(np.int32)
 
 
 def chain(secret: bytes, fingerprint: bytes, tenant: str, tokens: Sequence[int] | Any, block: int) -> list[bytes]:
-    """Return one 32-byte key for each full block of `tokens` ([length], a list or an array of integers).
+    """Return one 32-byte key for each full block of `tokens`, a list or one-dimensional array of integers.
 
     `secret` has 16 to 64 random bytes; `fingerprint` comes from `fingerprint_of`. A different secret, fingerprint,
     tenant or block size always gives different keys. Raises ValueError if `secret` has fewer than 16 or more than 64
@@ -52,8 +52,8 @@ def extend(
     """Return the keys of the full blocks of `tokens`. The first of these blocks follows the block with the key `parent`.
     For the first block of a prompt, `parent` is the root key.
 
-    With `parent`, a growing sequence hashes only its new blocks. `extra_keys(i)` returns the extra keys of the i-th new
-    block.
+    A growing sequence passes the key of its last full block as `parent`, and so hashes only its new blocks.
+    `extra_keys(i)` returns the extra keys of the i-th new block.
     """
     if len(parent) != KEY_BYTES:
         raise ValueError(f"the parent key has {len(parent)} bytes; it must have {KEY_BYTES}")
@@ -68,7 +68,7 @@ def extend(
 def block_hash(secret: bytes, parent: bytes, tokens: bytes, extra_keys: Sequence[bytes] = ()) -> bytes:
     """Return the key of a block that holds `tokens` (int32 bytes) and follows the block with the key `parent`.
 
-    `extra_keys` covers everything besides tokens and parent that affects the block's contents.
+    Everything that affects the block's contents, except the tokens and the parent, must be in `extra_keys`.
     """
     # The encoding is unambiguous: the parent and the tokens have fixed lengths, and each extra key is prefixed with its
     # length.

@@ -18,8 +18,8 @@ class BlockPool:
     """A pool of `n_blocks` blocks with ids 0 to `n_blocks` - 1.
 
     An operation that adds or removes a free block takes logarithmic time. Operations that leave the free blocks
-    unchanged take constant time per block. `on_evict(id, key)` is called when a cached block is evicted,
-    before its contents are overwritten, so that the caller can save them. `on_evict` must not call the pool.
+    unchanged take constant time per block. `on_evict(id, key)` is called when a cached block is evicted, before the
+    block is overwritten. So the caller can save the block's contents. `on_evict` must not call the pool.
 
     Raises RuntimeError on misuse: a double release, an unknown id, or a key for a block without references. Undetected
     misuse would give the keys and values of one sequence to another sequence.
@@ -38,8 +38,8 @@ class BlockPool:
         # A heap, so that blocks with low ids are used first. Low ids keep the used blocks close together in the memory
         # that attention reads.
         self._free = list(range(n_blocks))
-        # The least recently used block comes first. An OrderedDict, because finding the first entry of a plain dict
-        # walks over deleted entries.
+        # The least recently used block comes first. This is an OrderedDict, because a plain dict walks over deleted
+        # entries to find its first entry.
         self._cached: OrderedDict[int, None] = OrderedDict()
         self._used = 0
 
@@ -64,7 +64,7 @@ class BlockPool:
         return len(self._free) + len(self._cached)
 
     def allocate(self, count: int) -> list[int] | None:
-        """Return `count` blocks without a key and with one reference each, evicting cached blocks if necessary.
+        """Return `count` blocks, evicting cached blocks if necessary. Each returned block has one reference and no key.
 
         Returns None and changes nothing if too few blocks are available.
         """
@@ -126,7 +126,7 @@ class BlockPool:
         self._references[block] += 1
 
     def release(self, blocks: Sequence[int]) -> None:
-        """Remove a reference from each of `blocks`, the blocks of a sequence in order.
+        """Remove one reference from each block of a sequence. `blocks` has the order of the sequence.
 
         A block whose last reference is removed becomes cached if it has a key, else free. The last block of the
         sequence will be evicted first, because a block is useless without the blocks before it.

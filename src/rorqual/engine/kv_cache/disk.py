@@ -1,8 +1,7 @@
 """The on-disk prefix cache: one authenticated file per block, written by a background thread. Blocks survive restarts
 and killed processes.
 
-If a file was damaged or changed after it was written, reading it is a cache miss. The store removes a damaged file and
-counts it.
+A read of a damaged or changed file is a cache miss. The store removes and counts such files.
 """
 
 from __future__ import annotations
@@ -87,8 +86,8 @@ def _make_secret(folder_fd: int, folder: Path) -> bytes:
     temporary = f"{SECRET_FILE}.{secrets.token_hex(8)}.part{SUFFIX}"
     try:
         _write_new(folder_fd, temporary, secrets.token_bytes(SECRET_BYTES), lasting=True)
-        # FileNotFoundError: another process has removed our temporary file as a leftover. It had opened a store, so a
-        # secret already exists.
+        # FileNotFoundError: another process has removed our temporary file as a leftover. The other process had opened
+        # a store, so a secret already exists.
         with suppress(FileExistsError, FileNotFoundError):
             os.link(temporary, SECRET_FILE, src_dir_fd=folder_fd, dst_dir_fd=folder_fd, follow_symlinks=False)
     finally:
@@ -185,7 +184,7 @@ class DiskStore:
             return True
 
     def get(self, key: bytes) -> bytes | None:
-        """Return the payload of `key`, or None if it is not stored or its file is damaged."""
+        """Return the payload of `key`. Return None if no payload is stored, or if the file is damaged."""
         with self._changed:
             if self._closing or key not in self._sizes:
                 return None if self._closing else self._pending.get(key)
@@ -231,7 +230,7 @@ class DiskStore:
             self._closing = True
             self._changed.notify_all()
         self._writer.join()
-        # Unlock explicitly: a forked process shares the lock, so closing the file would not release it.
+        # Unlock explicitly: closing the file does not release the lock while a forked process shares it.
         with suppress(OSError):
             fcntl.flock(self._lock, fcntl.LOCK_UN)
         os.close(self._lock)
@@ -254,8 +253,8 @@ class DiskStore:
     def _scan(self) -> None:
         """Build the index from the files in the folder, least recently used first.
 
-        A regular file with a block's name and a possible size is indexed. Any other file with the suffix `SUFFIX` is a
-        leftover and is removed. Files without the suffix are not touched.
+        A regular file is indexed if its name and size can be those of a block. Any other file with the suffix `SUFFIX`
+        is a leftover and is removed. Files without the suffix are not touched.
         """
         blocks: list[tuple[int, bytes, int]] = []
         with os.scandir(self._folder_fd) as entries:
@@ -313,7 +312,7 @@ class DiskStore:
         return None
 
     def _verified(self, file: int, key: bytes) -> bytes | None:
-        """Return the payload of an open file, or None if the file was changed or damaged after it was written."""
+        """Return the payload of an open file, or None if the file is damaged or was changed."""
         try:
             status = os.fstat(file)
             length = status.st_size - _OVERHEAD
@@ -322,7 +321,7 @@ class DiskStore:
             with os.fdopen(file, "rb", closefd=False) as opened:
                 head, code = opened.read(_HEAD.size), opened.read(_MAC_BYTES)
                 payload = opened.read(length)
-            # The header must be the expected one for this key and length. No field of the file is used before the
+            # The header must equal the expected header for this key and length. No field of the file is used before the
             # authentication code is checked.
             if head != _head(key, length) or not hmac.compare_digest(code, self._code(head, payload)):
                 return None

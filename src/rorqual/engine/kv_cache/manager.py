@@ -2,8 +2,8 @@
 
 A block gets a key (`block_hash.py`) once all its positions are computed. The key covers the
 tenant, the weights, all tokens up to the end of the block, and any given embeddings (`Embeds`) for these tokens.
-Sequences with the same prefix share its blocks. A block that no sequence uses any more stays cached until it is
-evicted. With a disk store, a block that gets a key is also written to disk.
+Sequences with a common prefix share the blocks of this prefix. A block that no sequence uses any more stays cached
+until it is evicted. With a disk store, a block that gets a key is also written to disk.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class KVCacheManager:
     store: DiskStore | None = None
     """The disk cache, or None."""
     clear: Callable[[list[int]], None] | None = None
-    """If set, called with newly allocated blocks to fill them with zeros before a sequence gets the blocks."""
+    """A callback that fills newly allocated blocks with zeros before a sequence gets the blocks, or None."""
     look: Callable[[], None] = lambda: None
     """Called before a cached block is reused and before a block gets its key. Must call `renew` if the weights have
     changed."""
@@ -77,8 +77,8 @@ class KVCacheManager:
     def match(self, owner: Owner, most: int | None = None) -> int:
         """Assign the blocks of the longest cached prefix to `owner`, and return the number of tokens in these blocks.
 
-        `owner` must have no blocks yet. The matched prefix leaves at least one token to compute, and has at most `most`
-        tokens.
+        `owner` must have no blocks yet. The prefix has at most `most` tokens and is shorter than the sequence, so that
+        at least one token is computed.
         """
         if not owner.reuse:
             return 0
@@ -183,7 +183,8 @@ class KVCacheManager:
         return owner.keys[:blocks]
 
     def stats(self) -> dict[str, float]:
-        """Return the number of blocks by state, and the numbers of prompt tokens that hit and missed the prefix cache."""
+        """Return the number of blocks by state, and the numbers of prompt tokens that were found and not found in the
+        prefix cache."""
         return {
             "blocks_total": self.capacity,
             "blocks_used": self.pool.used - 1,

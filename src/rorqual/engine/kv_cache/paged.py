@@ -3,8 +3,8 @@
 
 The scheduler decides which blocks a sequence owns. In the last block of a sequence, rows beyond the end of the sequence
 get attention weight 0. Rows with weight 0 must still be finite, because 0 times NaN is NaN. So pools are initialized
-with zeros. The operating system allocates memory pages for a pool only when they are written. Once a NaN or infinity
-has been written, every block is cleared (`clear`) before a sequence gets it.
+with zeros. The operating system allocates a memory page of a pool only when the page is first written. After a NaN or
+infinity was written to a pool, `clear` fills each newly allocated block with zeros.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _as_bytes(tensor: Tensor) -> Tensor:
 
 
 def token_bytes(config: ModelConfig, dtype: torch.dtype) -> float:
-    """Return the KV-cache size of one token position in bytes, summed over all layers.
+    """Return the number of KV-cache bytes per token position, summed over all layers.
 
     The size is fractional if attention caches one row per group of tokens. The size of a whole block is an integer.
     """
@@ -139,7 +139,7 @@ class StepCache:
         self.cache, self.plan, self.pools = cache, plan, cache.layers
 
     def layer(self, index: int) -> LayerCache:
-        """Return the cache of attention module `index`, counted over the whole model."""
+        """Return the cache of the attention module with the index `index` in the whole model."""
         return _Layer(self, self.cache.layouts[index], self.cache.layers[index])
 
     def table(self, rope: Rope, dim: int) -> tuple[Tensor, Tensor]:

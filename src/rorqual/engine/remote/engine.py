@@ -1,5 +1,5 @@
-"""A client for OpenAI-compatible endpoints with the engine's interface, to evaluate a served model or to use it as
-teacher or judge.
+"""A client for OpenAI-compatible endpoints. The client has the engine's interface, and can evaluate a served model or
+use it as teacher or judge.
 
 The client uses only the standard library. A remote endpoint does not return the experts of each token, and its
 log-probabilities may differ from the trainer's. So samples of a remote endpoint can be graded but not used for policy
@@ -35,7 +35,7 @@ from rorqual.engine.seeds import Bits, sample_seed
 ALWAYS = ("max_tokens", "temperature", "top_p")
 """Parameters that are always sent, because servers have different defaults."""
 OWN_FORMS = ("seed", "n", "top_logprobs", "grammar")
-"""Parameters that `fields_of` does not simply copy to a field of the same name.
+"""Parameters that `fields_of` does not copy unchanged to a field of the same name.
 
 A request with `n` samples becomes n HTTP requests, each with its own seed.
 """
@@ -84,9 +84,9 @@ RETRIED = frozenset({408, 409, 425, 429})
 FINAL = frozenset({501, 505})
 """Server errors that a retry cannot fix."""
 REFUSED = frozenset({400, 413, 422})
-"""Status codes after which only this request has failed. Other requests may succeed."""
+"""Status codes that mean that only this request failed. Other requests may succeed."""
 UNSURE = frozenset({408, 409, 425})
-"""Status codes that leave it open whether the server did and billed work. Any other code below 500 means that the server did
+"""Status codes after which the server may have done and billed work. Any other code below 500 means that the server did
 no work."""
 UNSENT = (ConnectionRefusedError, socket.gaierror, ssl.SSLCertVerificationError)
 """Exceptions raised before a request is sent."""
@@ -98,8 +98,8 @@ class RemoteError(RorqualError):
     rejected the request, else 0.
 
     `alone` means that only this request failed, after all its retries, and other requests may succeed. `alone` is True,
-    for example, after HTTP 500, a timeout, a broken connection or a reply without a completion. A wrong API key, model
-    or address, a rate limit or an unreachable server affects all requests, so `alone` is False.
+    for example, after HTTP 500, a timeout, a broken connection or a reply without a completion. `alone` is False for an
+    error that affects all requests: a wrong API key, model or address, a rate limit, or an unreachable server.
     """
 
     def __init__(self, what: str, *, where: str = "", remedy: str = "", status: int = 0, alone: bool = False) -> None:
@@ -123,8 +123,8 @@ class BudgetGuard(Protocol):
         """
 
     def refused(self, place: int) -> None:
-        """Record an attempt that is not billed: it was not sent, or the server rejected it with HTTP 3xx or 4xx other
-        than `UNSURE`.
+        """Record an attempt that is not billed. The attempt was not sent, or the server rejected it with a 3xx or 4xx
+        status that is not in `UNSURE`.
         """
 
     def used(self, place: int, usage: Mapping[str, int]) -> None:
@@ -193,7 +193,7 @@ class RemoteClient(ABC):
     `timeout` is in seconds per attempt. A request is retried up to `retries` times. Reasons for a retry are HTTP 408,
     409, 425, 429 and 5xx (except 501 and 505), and a broken connection. A reply without a completion, such as an HTML
     page, causes a retry. The delay before a retry starts at `backoff` seconds and doubles after each retry. If the
-    server's `Retry-After` is longer than the delay from `backoff`, the client waits for `Retry-After`. No delay exceeds
+    server's `Retry-After` is longer than this delay, the client waits for the time in `Retry-After`. No delay exceeds
     `LONGEST_WAIT` seconds.
     """
 
@@ -259,9 +259,9 @@ class RemoteClient(ABC):
         attempt. If `toll.enter` returns False, no further request is sent, and `collect` returns False.
 
         If `refused` is given, it handles requests that the server rejects for their content (`REFUSED`): `collect` calls
-        `refused(place, error)` and continues with the other requests. In the same way, `failed` handles every error with
-        `RemoteError.alone` that `refused` does not handle. With `first_alone`, the first request must finish before all
-        other requests are sent.
+        `refused(place, error)` and continues with the other requests. In the same way, `failed` handles all remaining
+        errors with `RemoteError.alone`. With `first_alone`, the first request must finish before any other request is
+        sent.
         """
         self._check(wanted)
         lock, stop = threading.Lock(), threading.Event()
@@ -385,8 +385,8 @@ class RemoteEngine(RemoteClient):
     """An engine that sends `POST {base_url}/chat/completions` to any OpenAI-compatible server.
 
     Thinking `on` and `off` are sent as `chat_template_kwargs`, which vLLM and SGLang accept. For `auto`, nothing is sent.
-    `extra` is merged into each request body. Seeds have `seed_bits` bits: 64 as in OpenAI's API, or 31 for a server
-    that rejects larger seeds. `settings` are passed to `RemoteClient`.
+    `extra` is merged into each request body. `seed_bits` is the number of bits in a seed: 64 as in OpenAI's API, or 31
+    for a server that rejects larger seeds. `settings` are passed to `RemoteClient`.
     """
 
     def __init__(
@@ -407,7 +407,7 @@ class RemoteEngine(RemoteClient):
     ) -> list[list[Completion]]:
         """Return the `n` samples of each request.
 
-        Raises the error of the first request that fails in spite of its retries.
+        Raises the first error that persists after all retries.
         """
         # Validate before `wanted` is built, because an invalid `n` may be huge.
         self._check([(request, 0) for request in requests])
@@ -554,7 +554,7 @@ def completion_of(data: Any, prompt_logprobs: int | None) -> Completion:
 
 
 def usage_of(data: Any) -> dict[str, int]:
-    """Return the integers of a reply's `usage`, or {} if it has none."""
+    """Return the integers in a reply's `usage`, or {} if the reply has no `usage`."""
     usage = data.get("usage") if isinstance(data, dict) else None
     return {name: value for name, value in usage.items() if type(value) is int} if isinstance(usage, dict) else {}
 
@@ -616,9 +616,9 @@ def prompt_scores(data: Any, top: int | None) -> Scores | None:
 def split_reasoning(content: str) -> tuple[str, str | None]:
     """Split a reply into answer and reasoning.
 
-    `<think>` may be missing from the reply, because the prompt may end with it. A reply that is cut off during the
-    reasoning has no answer. A reply without `<think>` and `</think>` is an answer without reasoning: the server removed
-    the reasoning, or the model did not think.
+    The reply may lack `<think>`, because the prompt may end with this tag. A reply that is cut off during the reasoning
+    has no answer. A reply without `<think>` and `</think>` is an answer without reasoning: the server removed the
+    reasoning, or the model did not think.
     """
     head, mark, tail = content.partition(END_THINK)
     if mark:

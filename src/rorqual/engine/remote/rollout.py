@@ -1,5 +1,5 @@
-"""A rollout engine that samples on a remote server, which runs `rorqual serve` with `rollout_dir=`. The trainer uploads
-weights and receives token ids."""
+"""A rollout engine for a remote server that runs `rorqual serve` with `rollout_dir=`. The trainer uploads weights and
+receives token ids."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ class RemoteRolloutEngine(RemoteClient):
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
         """Yield samples as they finish.
 
-        Raises the first error that persists after all retries. Closing the iterator cancels the requests that are not
-        sent yet.
+        Raises the first error that persists after all retries. Closing the iterator cancels the requests that have not
+        been sent yet.
         """
         places = [(number, sample) for number, request in enumerate(requests) for sample in range(request.params.n)]
         finished = queue.SimpleQueue[Completion | None]()

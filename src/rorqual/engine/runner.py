@@ -76,8 +76,10 @@ SCORED = 64
 
 
 def filled(tokens: int, rows: int) -> int:
-    """Return the padded number of tokens of a step: rounded up to a multiple of `rows`, or of 16 or 64 for larger
-    steps.
+    """Return the number of tokens of a step, rounded up to a multiple of `rows`.
+
+    Steps above 32 tokens are rounded up to a multiple of 16, or of `rows` if it is larger than 16. Steps above 256
+    tokens are rounded up to a multiple of 64.
 
     Padding keeps the number of distinct sizes small, because oneDNN builds primitives for each size.
     """
@@ -186,8 +188,10 @@ class Runner:
         return Saved(self.logprobs[slot, part].copy(), self.kept[slot, part].copy(), self.top[slot])
 
     def newest(self, scheduler: Scheduler) -> tuple[list[float], list[tuple[tuple[int, float], ...]]]:
-        """Return the log-probability of each row's newest token, and the most likely tokens if its request sets
-        `top_logprobs`."""
+        """Return two lists with one entry per row: the log-probability of the newest token, and the most likely tokens.
+
+        A row's most likely tokens are () unless its request sets `top_logprobs`.
+        """
         n = len(scheduler.running)
         slot = scheduler.rows.slot[:n]
         logprobs: list[float] = self.logprobs[slot, scheduler.rows.position[:n]].tolist()

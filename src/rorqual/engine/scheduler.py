@@ -236,7 +236,7 @@ class Scheduler:
     def _victim(self, sequence: Sequence) -> Sequence | None:
         """Return the sequence to preempt in favour of the queued `sequence`, or None.
 
-        If a sequence of lower priority has a slot, the victim is the sequence that ranks last (`_last`). Otherwise the
+        If a sequence of lower priority has a slot, the victim is the sequence that `_last` returns. Otherwise the
         candidates belong to tenants that may lose a slot (`RequestQueue.owing`). A candidate has the same priority as
         `sequence` and has decoded at least `QUANTUM` tokens in its row. The victim is the candidate whose tenant has
         the most slots. Ties go to the candidate with the most decoded tokens.
@@ -286,8 +286,8 @@ class Scheduler:
     def _grow(self, sequence: Sequence, stop: int, later: list[Sequence], plan: SchedulerOutput) -> bool:
         """Allocate the blocks of a chunk. Returns False if too few blocks are available.
 
-        If sequences are decoding, the chunk waits until one of them finishes and frees its blocks. If no sequence is
-        decoding, sequences in `later` are preempted, starting from the end.
+        If sequences are decoding, the chunk waits for a decoding sequence to finish and free its blocks. If no sequence
+        is decoding, sequences in `later` are preempted, starting from the end.
         """
         while not self.kv_cache.grow(sequence, stop):
             with_slot = [other for other in later if other.slot >= 0]
@@ -303,7 +303,7 @@ class Scheduler:
         followers, sequence.followers = sequence.followers, []
         self._row(sequence, chunk, plan)
         for follower in followers:
-            follower.scores = sequence.scores  # one shared object: this step still adds log-probabilities
+            follower.scores = sequence.scores  # one object for both: this step adds to it
             copied = self.kv_cache.fork(sequence, follower, len(sequence.tokens))
             if copied is None:
                 self._requeue([follower], plan)

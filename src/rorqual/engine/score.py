@@ -44,12 +44,12 @@ def next_logprobs(model: Decoder, tokens: Tensor, positions: Tensor, segments: T
 def score(
     model: Decoder, samples: Sequence[tuple[Sequence[int], Sequence[int]]], k: int, *, row: int = 0, threads: int = 1
 ) -> list[Scored]:
-    """Return the `k` most likely tokens at each reply position of each sample (prompt ids, reply ids), with
-    log-probabilities.
+    """Return the `k` most likely tokens, with log-probabilities, at each reply position of each sample.
 
-    Each result is a pair: token ids [len(reply), k] int32, most likely first, and their log-probabilities [len(reply),
-    k] fp32 at temperature 1. Row i is the model's distribution of reply[i], given all tokens before it. Samples are
-    packed into rows of `row` tokens. If a sample is longer than `row`, the rows are as long as the longest sample.
+    A sample is (prompt ids, reply ids). Each result is a pair: token ids [len(reply), k] int32, most likely first, and
+    their log-probabilities [len(reply), k] fp32 at temperature 1. Row i is the model's distribution of reply[i], given
+    all tokens before it. Samples are packed into rows of `row` tokens. If a sample is longer than `row`, the rows are as
+    long as the longest sample.
 
     Raises DataError if `k` exceeds the vocabulary, a prompt or reply is empty, or a sample is longer than the context.
     """
@@ -82,7 +82,7 @@ def score(
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         top_parts = list(pool.map(top_of_rows, range(0, batch.n_rows, ROWS)))
     ids, logprobs = (torch.cat(parts).numpy() for parts in zip(*top_parts))
-    # Index of each scored position in `ids` and `logprobs`.
+    # For each scored position of the batch: its index in `ids` and `logprobs`.
     flat_index = np.cumsum(batch.loss_mask.reshape(-1) > 0).reshape(batch.loss_mask.shape) - 1
     scored: list[Scored] = []
     for (packed_row, start, _), (prompt, reply) in zip(packed.places, samples, strict=True):

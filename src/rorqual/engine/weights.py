@@ -4,9 +4,9 @@ Before each step, `Weights` compares the data pointer and torch's version counte
 compares every attribute of every module, such as an adapter's scale, an eps or a RoPE base. Comparing version counters
 and attributes takes microseconds per module.
 
-The version counter misses two kinds of writes: writes by fused optimizers, numpy, `tensor.data`, DLPack and mapped
-files, and all writes to inference tensors. So tensor values are compared before a cached block is reused and before a
-new block is hashed.
+The version counter misses writes by fused optimizers, numpy, `tensor.data`, DLPack and mapped files. For inference
+tensors, it misses all writes. So tensor values are compared before a cached block is reused and before a new block is
+hashed.
 """
 
 from __future__ import annotations
@@ -104,8 +104,8 @@ def _processor_model() -> str:
 
 
 def _state_of(model: Decoder) -> tuple[list[object], list[Tensor]]:
-    """Return two lists: module attributes with tensor metadata, and the tensors. The first list shows most changes
-    without reading tensor values."""
+    """Return two lists: first the module attributes and the metadata of all tensors, then the tensors. The first list
+    shows most changes without reading tensor values."""
     leaves: list[object] = []
     tensors: list[Tensor] = []
     _walk(model, leaves, tensors, set())
@@ -141,7 +141,8 @@ def _walk(value: object, leaves: list[object], tensors: list[Tensor], seen: set[
 
 
 def _parts(value: object, leaves: list[object]) -> list[object]:
-    """Return the objects inside `value`. Dictionary keys, sizes and functions are appended to `leaves` instead."""
+    """Return the objects inside `value`. Dictionary keys, sizes and functions are not returned, but appended
+    to `leaves`."""
     if isinstance(value, nn.Module):
         # Skip empty dicts for speed: most modules have no hooks.
         value = {key: part for key, part in vars(value).items() if type(part) not in DICTS or part}
@@ -184,9 +185,9 @@ def digest(tensors: list[Tensor]) -> bytes:
     """Return a 32-byte hash of the values of `tensors`. Different values collide with a probability of at most 2**-32.
 
     The tensors are read in rows of `WORDS` 64-bit words. For each row, two dot products with random keys are computed
-    modulo 2**64: one of the words, and one of their upper 32 bits. The two dot products are the multilinear hash of
-    Lemire & Kaser (arXiv 1202.4961) over 32-bit characters with 64-bit keys. This hash reads about 7 GB/s per core;
-    BLAKE2 reads 0.9 GB/s.
+    modulo 2**64: first of the words and the keys, then of the words' upper 32 bits and the keys. The two dot products are
+    the multilinear hash of Lemire & Kaser (arXiv 1202.4961) over 32-bit characters with 64-bit keys. This hash reads
+    about 7 GB/s per core; BLAKE2 reads 0.9 GB/s.
     """
     hash_ = blake2b(digest_size=32)
     for tensor in tensors:

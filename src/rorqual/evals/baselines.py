@@ -30,10 +30,10 @@ def majority(task: Task, train: Sequence[Problem]) -> Guess:
 
 
 def by_length(task: Task, train: Sequence[Problem]) -> Guess:
-    """Return a rule that guesses the most frequent label among the train prompts of the same length, in characters and
-    in words.
+    """Return a rule that guesses the most frequent label among the train prompts with the same number of characters and
+    words.
 
-    The rule guesses the majority label for lengths that do not occur in `train`.
+    If no train prompt has the same numbers, the rule guesses the majority label.
     """
     labels: dict[tuple[int, int], Counter[str]] = {}
     for problem in train:

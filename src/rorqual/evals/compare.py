@@ -56,7 +56,9 @@ def compare(
     side: Side = "two-sided",
     confidence: float = 0.95,
 ) -> list[Comparison]:
-    """Return `after - before` for each family (or level, or pooled), with the score interval over problems.
+    """Return `after - before` for each cell of `grain`, with the score interval over problems.
+
+    A cell is one family, one family and level, or all problems.
 
     Raises DataError if the evaluations have different problems.
     """

@@ -104,7 +104,7 @@ class Evaluation(Config):
 
     @property
     def old_versions(self) -> dict[str, int]:
-        """Map each family with outdated problems to the version of the problems in this evaluation."""
+        """The outdated problem versions in this evaluation, by family."""
         if self.task != Families.name:
             return {}
         used = {sample.family: self.versions.get(sample.family, 1) for sample in self.samples}
@@ -196,7 +196,7 @@ def accuracy_interval(graded: list[GradedSample], confidence: float) -> Interval
 
 
 def per_problem(samples: Iterable[GradedSample], value: Callable[[GradedSample], float]) -> dict[str, float]:
-    """Return the mean of `value` over the samples of each problem, by key."""
+    """Return, for each problem key, the mean of `value` over the problem's samples."""
     by_key: dict[str, list[float]] = {}
     for sample in samples:
         by_key.setdefault(sample.key, []).append(value(sample))

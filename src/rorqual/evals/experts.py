@@ -1,4 +1,4 @@
-"""Expert specialisation by family: counts, mutual information against shuffled labels, and ablation of experts."""
+"""Expert specialisation by family: counts, mutual information compared with shuffled labels, and ablation of experts."""
 
 from __future__ import annotations
 
@@ -137,8 +137,8 @@ class Dependence:
 def dependence(
     experts: Ints, document: Ints, label: Ints, within: Ints, *, n_experts: int, shuffles: int, seed: int
 ) -> Dependence:
-    """Return the mutual information of expert and document label given `within`: the sum over its values w of p(w)
-    I(expert; label | w).
+    """Return the mutual information of expert and document label given `within`: the sum of
+    p(w) I(expert; label | w) over the values w of `within`.
 
     experts [n, k], document [n], within [n]; label [documents]. Labels are shuffled among documents, not among tokens,
     because the tokens of one document tend to choose the same experts. For each w, labels are shuffled only among the
@@ -160,7 +160,10 @@ def dependence(
 
 
 def _by_label(labels: Ints, each: Floats, n_labels: int) -> Floats:
-    """Sum the expert counts by label: labels [shuffles, documents], each [documents, experts] -> [shuffles, labels, experts]."""
+    """Sum the expert counts by label.
+
+    Shapes: `labels` [shuffles, documents], `each` [documents, experts], and the result [shuffles, labels, experts].
+    """
     return np.stack([(labels == value).astype(float) @ each for value in range(n_labels)], axis=1)
 
 

@@ -44,7 +44,7 @@ class LayerMisses:
       percentile of `mass` over queries, and `mass_min` the minimum. `heads` is the mean `mass` of each head.
     - `recall`: fraction of the top `index_topk` positions (by dense attention weight) that sparse attention selects.
     - `difference`: |sparse - dense| / |dense| of the module's output.
-    - `tied`: share of the selected positions whose score equals the best score among the other positions.
+    - `tied`: share of the selected positions with the same score as the best unselected position.
     """
 
     layer: int
@@ -222,7 +222,7 @@ class _Collected:
         self.lowest = LowestQuery(0, 0, np.inf, (), (), (), ())
 
     def add(self, recorded: dict[str, Tensor]) -> None:
-        """Add the records of one window, without the queries that see at most `budget` positions."""
+        """Add the records of one window. Queries that see at most `budget` positions are left out."""
         k = self.budget
         records = {name: tensor[k:].cpu() for name, tensor in recorded.items()}
         rows, mass, selected = records["attention_rows"], records["attention_mass"], records["selected"]

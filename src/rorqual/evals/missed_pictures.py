@@ -18,7 +18,7 @@ WIDTH = 4.6
 
 
 def pictures(report: MissedReport) -> dict[str, Picture]:
-    """Return the pictures that the report has values for, by name."""
+    """Return the report's pictures by name. Pictures without values are left out."""
     found = [recalls(report), by_distance(report)] if report.texts else []
     found += [needle_maps(report)] if any(planted(report, "needle", budget) for budget in report.budgets) else []
     found += [copied(report)] if planted(report, "copy", report.shown) else []
@@ -138,7 +138,8 @@ def _cell(one: PlantedMisses) -> str:
 
 
 def copied(report: MissedReport) -> Picture:
-    """Draw two shares by distance: copied tokens that are predicted right, and kept attention to the first copy."""
+    """Draw by distance: the share of copied tokens that are predicted right, and the share of the attention to the first
+    copy that lies on selected positions."""
     cells = planted(report, "copy", report.shown)
 
     def draw(theme: Theme) -> Figure:

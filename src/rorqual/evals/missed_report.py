@@ -64,8 +64,8 @@ class MissedReport:
 
     @property
     def shown(self) -> int:
-        """The budget of the tables that show one budget: the trained budget, or the largest measured budget if the
-        trained budget was not measured."""
+        """The budget in tables of a single budget. It is the trained budget, or the largest measured budget if the trained
+        budget was not measured."""
         return self.trained if self.trained in self.budgets else self.budgets[-1]
 
     @property
@@ -108,10 +108,11 @@ def measure_report(
     """Measure what the selection of `model` misses, at the trained budget and at `budgets`.
 
     - `texts`: the first `windows` windows of `length` tokens of each text.
-    - `planted`: `windows` needles or copied lines per length and depth, in passages of at most `length` tokens.
+    - `planted`: kinds of planted text. Each kind has `windows` passages for each depth and each passage length up to
+      `length` tokens.
     - `budgets`: by default a quarter, half and twice the trained budget. Budgets that are not below the length are left out.
-    - `progress(done, total)` is called after each measurement: one text, or one length and depth of a planted kind, at
-      one budget.
+    - `progress(done, total)` is called after each measurement. A measurement covers one budget, and either one
+      text or the passages of one kind, length and depth.
 
     Raises ConfigError if the model has no sparse attention, and DataError if a text or a passage is too short.
     """
@@ -166,8 +167,8 @@ length."""
 
 
 def _cells(tokenizer: Tokenizer, kind: PlantedKind, length: int, number: int, budget: int) -> list[_Cell]:
-    """Return passages for each length and depth. Leave out a length and depth if one of its queries sees at most
-    `budget` positions.
+    """Return the passages for each length and depth. A pair of length and depth is left out if a query in its passages
+    sees at most `budget` positions.
 
     The queries are the tokens of question and answer.
     """

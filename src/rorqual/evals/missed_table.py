@@ -155,7 +155,7 @@ LAYER = {
     "output": ("difference", ".3f"),
     "tied": ("tied", ".1%"),
 }
-"""Column of the table by layer: field of `LayerMisses`, and format."""
+"""The columns of the table by layer: heading -> (field of `LayerMisses`, format)."""
 
 
 def _needles(report: MissedReport) -> Table:

@@ -34,7 +34,7 @@ COPIED, CUE = 24, 6
 
 @dataclass(frozen=True)
 class Parts:
-    """The token ids of a planted text, of the question that ends the passage, and of the answer."""
+    """The token ids of a planted text, its question and its answer. A passage ends with the question and the answer."""
 
     planted: tuple[int, ...]
     question: tuple[int, ...]
@@ -65,8 +65,9 @@ class PlantedMisses:
     """How much of the attention to a planted text is missed with `budget` positions, over `passages` passages of
     `length` tokens.
 
-    - `depth`: share of the filler before the planted text. `distance`: mean number of tokens from the start of the planted
-      text to the start of the question (of a copy: to the start of the second copy).
+    - `depth`: share of the filler before the planted text.
+    - `distance`: mean number of tokens from the start of the planted text to the start of the question. The question of
+      a copied line is the start of the second copy.
     - `recall`, one value per layer: share of the planted positions that are selected, averaged over queries.
     - `attention`, per layer: share of the dense attention weights on planted positions, averaged over queries and heads.
     - `inside`, per layer: share of `attention` that lies on selected positions.
@@ -114,7 +115,7 @@ def needles(tokenizer: Tokenizer, count: int) -> list[Parts]:
 
 
 def copies(tokenizer: Tokenizer, count: int) -> list[Parts]:
-    """Return `count` lines to copy: the first `COPIED` tokens of lines of the passage "names".
+    """Return `count` lines to copy. Each is the first `COPIED` tokens of a line from the passage "names".
 
     The first `CUE` tokens of a line are the question, and its other tokens are the answer.
     """

@@ -92,7 +92,7 @@ def _legend(figure: Figure, axis: Axes, columns: int) -> None:
 
 
 def accuracy(findings: Findings) -> Picture:
-    """Plot held-out accuracy by family in the five `SETTINGS` (before or after GRPO, and thinking mode)."""
+    """Plot held-out accuracy by family in the five `SETTINGS`. A setting is a thinking mode before or after GRPO."""
     families = findings.families
     tables = [{row.family: row for row in findings.evaluations[w, m].rows("family")} for w, m, _ in SETTINGS]
 

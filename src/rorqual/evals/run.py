@@ -18,8 +18,8 @@ from rorqual.tasks.find import load_task, safe_grade, safe_problems
 
 GREEDY = SamplingParams()
 PATIENCE = 20
-"""`pick` stops after too many consecutive draws without a new problem. The limit is `PATIENCE` times the mean number of
-draws per problem of the rarest unfinished stratum, or more (`_patience`)."""
+"""`pick` stops after too many consecutive draws without a new problem. The limit is at least `PATIENCE` times
+the mean number of draws per problem in the rarest unfinished stratum (`_patience`)."""
 
 
 def pick(task: Task, split: Split, count: int, seed: int, per_family: bool) -> list[Problem]:
@@ -64,8 +64,8 @@ def pick(task: Task, split: Split, count: int, seed: int, per_family: bool) -> l
 
 
 def _patience(taken: Counter[tuple[str, str]], count: int, drawn: int) -> int:
-    """Return how many consecutive draws without a new problem are allowed. The number grows with the strata and with
-    the rarity of the rarest unfinished stratum."""
+    """Return how many consecutive draws without a new problem are allowed. The number is higher if
+    there are more strata, or if an unfinished stratum is rarer."""
     rarest = min((number for number in taken.values() if number < count), default=drawn)
     return PATIENCE * max(5, len(taken), drawn // rarest)
 

@@ -48,9 +48,9 @@ def wilson(right: float, total: int, confidence: float = 0.95) -> Interval:
     """Return the score interval of a proportion (Wilson 1927). The interval stays within [0, 1] and is also valid if
     `right` is 0 or `total`.
 
-    `right` may also be a sum of one share between 0 and 1 per problem. This is valid because shares vary at most as
-    much as 0s and 1s with the same mean. The coverage is nominal on average over rates, but lower at rates below 1 /
-    `total` (docs/results/coverage.json).
+    `right` may also be a sum of shares, with one share between 0 and 1 for each problem. This is valid because shares
+    vary at most as much as 0s and 1s with the same mean. The coverage is nominal on average over rates, but lower at
+    rates below 1 / `total` (docs/results/coverage.json).
     """
     if not 0 <= right <= total:
         raise ValueError(f"{right} right out of {total} is impossible")
@@ -190,7 +190,9 @@ def hierarchical_difference(
     samples: int = 4000,
     seed: int = 0,
 ) -> Difference:
-    """Return the paired difference of any values over runs. Each resample draws seeds first, then items within each drawn seed.
+    """Return the paired difference over runs, for values that need not be shares.
+
+    Each resample draws seeds first, then items within each drawn seed.
 
     `before[s][i]` and `after[s][i]` are the values of seed `s` on item `i`. The mean gives all seeds equal weight.
     Resampling only items would understate the spread between runs.

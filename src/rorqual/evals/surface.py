@@ -20,9 +20,10 @@ Integers = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def surface(prompt: str) -> dict[str, float]:
-    """Return the features of a prompt: its lengths, second and last word, first and last number, and the count of each character.
+    """Return the features of a prompt: lengths, character counts, and features of two words and two numbers.
 
-    The first and last characters of words are given as code points. A number feature is -1 if the prompt has no number.
+    The words are the second and the last word, and the numbers are the first and the last number. The features of a word
+    are its length and the code points of its first and last character. A number feature is -1 if the prompt has no number.
     A prompt of a built-in family starts with the family's name, so the second word is the first word of the problem.
     """
     words, numbers, counts = prompt.split(), NUMBER.findall(prompt), Counter(prompt)

@@ -1,4 +1,5 @@
-"""Style and script of the trace page. The script draws from the embedded JSON and inserts model output as text only."""
+"""Style and script of the trace page. The script builds the page from the embedded JSON, and inserts model
+output as text only."""
 
 from __future__ import annotations
 

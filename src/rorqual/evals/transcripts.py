@@ -12,8 +12,11 @@ from rorqual.tasks.base import Verdict
 
 
 def transcripts(findings: Findings) -> list[str]:
-    """Return HTML, one part per family. A part shows one right and one wrong answer. Each is the first such answer at
-    the highest level that has one."""
+    """Return HTML, one part per family.
+
+    A part shows the first right answer at the highest level with a right answer, and the first wrong answer at the
+    highest level with a wrong answer.
+    """
     after = findings.evaluations["after", "auto"].samples
     before = {sample.key: sample for sample in reversed(findings.evaluations["before", "auto"].samples)}
     parts = [

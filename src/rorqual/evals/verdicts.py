@@ -29,8 +29,8 @@ class Verdicts(Config):
     order: str = ORDER
 
     def values(self, name: str, seed: int, family: str = "all", *, thought: bool = False) -> list[float | None]:
-        """Return one number for each problem of a family: how many samples are correct, or with `thought` how many
-        samples think. None means ungraded."""
+        """Return one number for each problem of a family: the number of correct samples. With `thought`, it is the number
+        of samples that think. None means ungraded."""
         place = self.seeds.index(seed)
         line = (self.thought if thought else self.right)[name][place]
         groups = [group.rpartition(": ") for group in self.groups[place].split(" | ")]
@@ -62,7 +62,7 @@ def compact(by_name: Mapping[str, Sequence[Evaluation]], seeds: Sequence[int]) -
 
 
 def _grouped(evaluation: Evaluation) -> dict[tuple[str, str], dict[str, Samples]]:
-    """Return the samples grouped by (family, level), sorted, and within each group by problem key."""
+    """Return the samples by (family, level), then by problem key. The (family, level) pairs are sorted."""
     groups: dict[tuple[str, str], dict[str, Samples]] = {}
     for sample in evaluation.samples:
         groups.setdefault(cell(sample, "level"), {}).setdefault(sample.key, []).append(sample)

@@ -1,7 +1,7 @@
 """Budget control for a remote teacher. The maximum cost of a request is reserved in a ledger before the request is sent.
 
-The reserve is an upper bound of the cost: the price of the maximum number of tokens that the prompt can have, and of
-`max_tokens` reply tokens. If the server billed more than the reserve of an earlier request, later reserves include the
+The reserve is an upper bound of the cost. It is the price of the maximum number of prompt tokens, plus the price
+of `max_tokens` reply tokens. If the server billed more than the reserve of an earlier request, later reserves include the
 difference. The actual cost of an answer replaces its reserve. A request costs nothing if it was never sent, or if the
 server rejected it (HTTP 3xx or 4xx).
 
@@ -12,11 +12,11 @@ not trusted.
 
 The guarantee: if a server bills no request more than its reserve, the total bill never exceeds the budget. A server may
 bill and report more tokens than were reserved, because it ignores `max_tokens` or adds its own prompt. If a server
-reports more tokens than were reserved, the budget may be exceeded. The amount above the budget is at most the excess
-cost of the requests that are in flight at the first such report. Once the budget is exceeded, no further request is
-sent. With a budget, the first request must finish before other requests are sent. Therefore, if the server treats all
-requests alike, only one request can exceed its reserve. In any case, at most `concurrency` requests can exceed their
-reserves. If a server bills more tokens than it reports, the budget may be exceeded by any amount.
+reports more tokens than were reserved, the budget may be exceeded. The budget is then exceeded by at most the
+excess cost of the requests that were in flight when the first such report arrived. Once the budget is exceeded, no
+further request is sent. With a budget, the first request must finish before other requests are sent. Therefore, if the
+server treats all requests alike, only one request can exceed its reserve. In any case, at most `concurrency` requests
+can exceed their reserves. If a server bills more tokens than it reports, the budget may be exceeded by any amount.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Spending:
     """The money spent so far, and the number of requests.
 
     - `paid`, `kept`: cost and number of requests that returned an answer.
-    - `lost`, `lost_requests`: total reserve and number of requests without an answer, which may have been billed.
+    - `lost`, `lost_requests`: total reserve and number of requests without an answer. The server may have billed them.
     - `raised`: a warning that the server billed more tokens than were reserved, or empty.
     - `unbelieved`: a warning that the server reported an impossible usage, or empty.
     """
@@ -155,7 +155,7 @@ class Budget:
         """
         identity, request = self._asks[place]
         with self._condition:
-            self._count_lost(place)  # an earlier attempt that is still open never got an answer
+            self._count_lost(place)  # if an earlier attempt is still open, it got no answer
             while self.access.budget and self._exceeds(self._max_cost(request)):
                 if not self._open:
                     return False

@@ -32,8 +32,8 @@ COMMON = 10
 SHORT = 4
 SIGNS = frozenset("+-*/=<>^%×÷")
 FROM_FILES, FROM_ENDLESS = 100_000, 250
-"""Maximum number of test problems to compare with: for tasks that read files, and for endless tasks, which generate
-their problems.
+"""Maximum number of test problems to compare with. `FROM_FILES` applies to tasks that read files, and `FROM_ENDLESS` to
+endless tasks, which generate their problems.
 
 In endless tasks, a hash of the key assigns each problem to a split, and the test split gets only few problems. Finding
 a test problem may therefore take milliseconds, so the limit for endless tasks is low.
@@ -90,9 +90,9 @@ class Evaluations:
         self._drop_common(counts)
 
     def _distinctive(self, text_words: Gram) -> set[Gram]:
-        """Return all sequences of `overlap` words, with and without numbers and operators.
+        """Return all sequences of `overlap` words of the text, and of the text without numbers and operators.
 
-        An empty string at the start marks the sequences without numbers and operators.
+        An empty string at the start marks the sequences of the text without numbers and operators.
         """
         words_only = tuple(word for word in text_words if word[0].isalpha())
         return grams(text_words, self.overlap) | {("", *gram) for gram in grams(words_only, self.overlap)}

@@ -70,8 +70,8 @@ def jaccard(first: frozenset[tuple[str, ...]], second: frozenset[tuple[str, ...]
 
 
 def duplicates(texts: Sequence[str], shingle: int, similar: float) -> list[bool]:
-    """Return for each text whether it is a duplicate of an earlier text. Only texts that are not duplicates themselves
-    are compared with later texts.
+    """Return for each text whether it duplicates an earlier text. A text is compared only with earlier texts that are not
+    duplicates.
 
     Texts are duplicates if they are identical, or if the Jaccard similarity of their shingles is at least `similar`. The
     comparison is exact, without hashing or sketches, because a problem has few samples.
@@ -125,9 +125,9 @@ def reasons(
 ) -> list[str]:
     """Return for each row the reason to drop it, or an empty string to keep it.
 
-    Duplicates are searched only among rows of one problem, without rows that another filter drops. `failed` tells for
-    each row whether it lacks an answer; an empty sequence means that all rows have answers. Failed rows are dropped as
-    `error`, regardless of `filters` and `keep`.
+    A row can be a duplicate only of a row of the same problem that no other filter drops. `failed` tells for each row
+    whether it lacks an answer; an empty sequence means that all rows have answers. Failed rows are dropped as `error`,
+    regardless of `filters` and `keep`.
     """
     results = [
         "error" if has_failed else reason_alone(row, is_cut, matches, filters, keep)

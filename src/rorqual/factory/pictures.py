@@ -22,7 +22,10 @@ def pictures(rows: Sequence[Distilled]) -> Iterator[Picture]:
 
 
 def _parts(rows: Sequence[Distilled], theme: Theme) -> list[tuple[str, str, list[Distilled]]]:
-    """Group rows into kept, right but dropped, and other dropped samples. Return (label, colour, rows) of non-empty groups."""
+    """Return (label, colour, rows) of each non-empty group of samples.
+
+    The three groups are: kept samples, right samples that were dropped, and all other dropped samples.
+    """
     kept = [row for row in rows if not row.dropped]
     right = [row for row in rows if row.dropped and row.verdict == "right"]
     other = [row for row in rows if row.dropped and row.verdict != "right"]
@@ -59,7 +62,7 @@ def lengths(rows: Sequence[Distilled]) -> Picture:
 
 
 def families(rows: Sequence[Distilled]) -> Picture:
-    """Return a plot with a stacked bar for each family: kept, right but dropped, and other dropped samples."""
+    """Return a plot with one bar for each family. A bar stacks the groups of `_parts`."""
     names = list(dict.fromkeys(row.family for row in rows))
 
     def draw(theme: Theme) -> Figure:

@@ -35,8 +35,8 @@ class Stepping(Protocol):
 def refused(row: RowRequest, error: RorqualError) -> Refused:
     """Return a rejected row for an error that the engine raised for its request.
 
-    The invalid key is the sampling key that the error names: in `error.where`, or as the first word of the message. If
-    the error names no sampling key, the invalid key is the key of the prompt.
+    The invalid key is the last part of `error.where` or the first word of the message, if one of them is a sampling key.
+    Otherwise, the invalid key is the key of the prompt.
     """
     first_word = LEADING.match(error.what)
     candidates = (error.where.rpartition(", ")[2], first_word.group() if first_word else "")

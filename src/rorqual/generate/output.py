@@ -1,8 +1,9 @@
 """A resumable JSONL output file. A killed process loses no answers.
 
 There are three files. `OUT.partial` collects the output lines in the order in which the answers finish. `OUT.made`
-records the input and the settings. `OUT` is written when all lines exist, in the order of the input. A command that is
-repeated with the same input and settings resumes. With a different input or settings, the command raises an error.
+records the input and the settings. When all lines exist, they are written to `OUT` in the order of the input. A command
+that is repeated with the same input and settings resumes. With a different input or settings,
+the command raises an error.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class Balancing(Experiment):
     gamma: ClassVar[float]
     alpha: ClassVar[float]
     tried: ClassVar[str]
-    """A sentence that lists the values that were tried but not chosen for `gamma` and `alpha`, with the seeds."""
+    """A sentence with the values of `gamma` and `alpha` that were tried but not chosen, and with the seeds of these trials."""
     took: ClassVar[tuple[float, float]]
     """Estimated core-seconds of one training run, and of measuring all three runs."""
 
@@ -192,8 +192,8 @@ class BalanceExperiment(Balancing):
 
 
 class BalanceWorked(Balancing):
-    """The balance experiment with SFT on worked solutions. As for the quickstart's teacher, half of the solutions have
-    no thinking."""
+    """The balance experiment with SFT on worked solutions. Half of the solutions have no thinking, as in the
+    training data of the quickstart's teacher."""
 
     name = "balance-worked"
     title = "Balance without an auxiliary loss, on worked solutions"

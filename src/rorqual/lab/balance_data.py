@@ -62,9 +62,9 @@ def text_blocks(tokenizer: Tokenizer, text: str, row: int, rows: int) -> Iterato
 def endless_text(characters: int, seed: int) -> str:
     """Return `characters` characters of third-order Markov text, based on the package's sample of Shakespeare.
 
-    Each character is drawn given the three characters before it, with the frequencies of the sample. The text can be
-    arbitrarily long and does not repeat itself, so a model cannot memorise it. The training loss falls smoothly, and
-    the entropy is known.
+    The probability of a character depends on the three characters before it, and equals its frequency after them in the
+    sample. The text can be arbitrarily long and does not repeat itself, so a model cannot memorise it. The training loss
+    falls smoothly, and the entropy is known.
     """
     contexts, following = chain()
     rng = np.random.default_rng(seed)

@@ -122,7 +122,7 @@ def arms_table(
 
 
 def experts_table(measurements: Sequence[Mapping[str, Any]]) -> Table:
-    """Return a table of the experts' loads relative to the mean load, sorted, for the first seed."""
+    """Return a table of each expert's load divided by the mean load, for the first seed. The loads are sorted."""
     rows = []
     for arm, label in ARMS.items():
         for number, layer in enumerate(measurements[0]["load"][arm], start=1):

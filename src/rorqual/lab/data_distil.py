@@ -119,7 +119,7 @@ class DataDistil(Experiment):
 
 
 def text_run(place: Path, seed: int, work: Amounts) -> Run:
-    """Return the run that pretrains the students' base on questions without answers and sentences without questions."""
+    """Return the run that pretrains the students' base on two kinds of lines: questions alone, and sentences alone."""
     return pretrain(
         data=str(place / READ / "base.txt"),
         tokenizer=str(place / READ / "tokenizer.json"),

@@ -24,8 +24,8 @@ Values = list[list[float]]
 """One list per seed, with one value for each held-out problem."""
 
 MARGIN = 0.02
-"""Non-inferiority margin, in accuracy or R²: how much lower than the full set's score the small set's score may be. The
-margin was set before the runs of the published result."""
+"""Non-inferiority margin, in accuracy or R²: the small set's score may be at most this much lower than the
+full set's score. The margin was set before the runs of the published result."""
 SETS = {
     "full-original": "all, original",
     "small-original": "a tenth, original",

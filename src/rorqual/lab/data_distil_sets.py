@@ -46,9 +46,9 @@ def held_out(task: str, seed: int, count: int, split: Split) -> list[Problem]:
 def write_base(folder: Path, seed: int, count: int) -> int:
     """Write `base.txt`, `words.jsonl`, and a `tokenizer.json` trained on both files and on the noisy original answers.
 
-    The base student learns no task: `base.txt` has questions without answers and sentences without questions, and
-    `words.jsonl` teaches the meaning of single words. All texts come from the teacher's half of the problems, so no student
-    trains on them. Return the vocabulary size of the tokenizer.
+    The base student learns no task. The lines of `base.txt` are questions alone or sentences alone, and `words.jsonl`
+    teaches the meaning of single words. All texts come from the teacher's half of the problems, so no student trains on
+    them. Return the vocabulary size of the tokenizer.
     """
     problems = list(islice(Everyday(pool="teacher").problems("train", seed), count))
     lines = [problem.prompt for problem in problems]
@@ -82,8 +82,8 @@ def write_labelled(folder: Path, labelled: DistilledFile, few: Collection[str]) 
     """Write all samples of the teacher to `full-teacher.parquet`, and the samples with keys in `few` to
     `small-teacher.parquet`.
 
-    Return the core-seconds of the full and of the small set. A set needs at least one row. If the filters dropped every
-    sample of a set, the set therefore keeps all of them. The report shows how many answers are true.
+    Return the core-seconds of the full and of the small set. If the filters dropped every sample of a set, all
+    samples of the set are written, because a set needs at least one row. The report shows how many answers are true.
     """
     sets = {"full-teacher": labelled.rows, "small-teacher": [row for row in labelled.rows if row.key in few]}
     for name, rows in sets.items():

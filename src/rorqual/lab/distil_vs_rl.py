@@ -1,4 +1,7 @@
-"""Compare distillation with RL (GRPO) on a small model, from one base student at equal cost, with controls."""
+"""Compare distillation with RL (GRPO) and with controls on a small model.
+
+All compared branches start from one base student and have about the same cost.
+"""
 
 from __future__ import annotations
 
@@ -143,7 +146,7 @@ PROBLEMS = FULL.distil_problems
 
 def budget(place: Path) -> float:
     """Return the cost of GRPO in core-seconds. The cost is computed from the run's token counts and the costs per token
-    in `RL_COST`, as on an idle machine."""
+    in `RL_COST`, so other load on the machine does not change it."""
     records = list(RunDir(place / RL).metrics())
     return sum(price * record[kind] for record in records for kind, price in RL_COST.items())
 

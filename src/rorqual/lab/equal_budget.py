@@ -34,7 +34,7 @@ FLOOR = 0.05
 """Minimum accuracy of the better arm on a family. Families below `FLOOR` are left out, because accuracies near 0 show
 no difference between arms."""
 BINS, UNSHOWN = 40, 8
-"""Number of points per curve, and number of first points that the chart omits. At the omitted points, the curves are
+"""Number of points per curve, and how many of them the chart omits at the start. At the omitted points, the curves are
 steep and similar in all arms."""
 Places = Mapping[int, Path]
 
@@ -51,7 +51,7 @@ class EqualBudgetClaim:
 
 @dataclass(frozen=True)
 class Match:
-    """The quantity that should be equal in the two arms, with its measured mean over the seeds in each arm."""
+    """The quantity that should be equal in the two arms. `favoured` and `rival` are its measured means over the seeds."""
 
     equal: Equal
     favoured: float

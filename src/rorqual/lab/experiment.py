@@ -31,7 +31,10 @@ class Experiment(ABC):
 
     @abstractmethod
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
-        """Return the jobs of one seed in the folder `place`, in dependency order, at `share` (0 to 1) of the full work."""
+        """Return the jobs of one seed in dependency order.
+
+        The jobs write to the folder `place`, and do the fraction `share` (0 to 1) of the full work.
+        """
 
     @abstractmethod
     def conclude(self, places: Mapping[int, Path]) -> Finding:

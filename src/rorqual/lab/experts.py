@@ -127,7 +127,7 @@ def ablated(place: Path, *, seed: int, count: int) -> Value:
     """Remove one set of experts at a time. Measure on each problem whether the greedy answer is correct, and the loss
     of the worked solution. The model is made to think.
 
-    The experts of a family are the `GONE` experts of each layer with the highest lift on dev problems.
+    In each layer, the experts of a family are the `GONE` experts with the highest lift on dev problems.
     """
     model, chat = teacher(place)
     dev_problems, dev_samples = worked(chat, "dev", seed, count)

@@ -46,7 +46,8 @@ def hurt_contrasts(ablations: Sequence[Value]) -> list[Contrast]:
     """Compare ablations: the effect of removing a family's own experts against the effect of removing another family's
     experts, or random experts.
 
-    The lost accuracy is compared over all families together and by family, the added loss in nats only over all together.
+    The lost accuracy is compared over all families together and by family. The added loss, in nats, is compared only over
+    all families together.
     """
     families = ablations[0]["families"]
     result = []
@@ -75,7 +76,8 @@ def hurt_contrasts(ablations: Sequence[Value]) -> list[Contrast]:
 
 
 def ablation_verdicts(ablations: Sequence[Value], seeds: Sequence[int]) -> Verdicts:
-    """Return every problem's verdict, with all experts and without each set of experts. Problems are ordered by family."""
+    """Return the verdicts of all problems for each ablation, and for the model with all experts. Problems are ordered by
+    family."""
     families = sorted(ablations[0]["families"])
     orders = [[i for f in families for i, own in enumerate(ablation["family"]) if own == f] for ablation in ablations]
     counts = [" | ".join(f"{f}: {ablation['family'].count(f)}" for f in families) for ablation in ablations]

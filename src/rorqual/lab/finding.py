@@ -190,7 +190,7 @@ def contrast_of_values(
     confidence: float = CONFIDENCE,
     summary: Callable[[np.ndarray], float] = lambda values: float(values.mean()),
 ) -> Contrast:
-    """Compare values other than verdicts, such as losses of documents. `a` and `b` hold one sequence per seed, paired by item."""
+    """Compare any values, such as the losses of documents. `a` and `b` hold one sequence per seed, paired by item."""
     olds, news = [np.asarray(x, float) for x in a], [np.asarray(x, float) for x in b]
     difference = hierarchical_difference(olds, news, confidence, 20_000)
     return Contrast(

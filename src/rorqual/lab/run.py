@@ -106,7 +106,8 @@ def planned(experiment: Experiment, out: Path, seeds: tuple[int, ...], budget: f
     share = budget / estimate
     if share < 1e-3:
         raise ConfigError(
-            f"{budget:g} core-minutes are {share:.2%} of the full experiment ({estimate:.0f} core-minutes)",
+            f"a budget of {budget:g} core-minutes covers only {share:.2%} of the full experiment, "
+            f"which needs {estimate:.0f} core-minutes",
             where="budget",
             remedy=f"Give at least {estimate / 1000:.1g} core-minutes, or fewer seeds.",
         )

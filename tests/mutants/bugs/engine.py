@@ -584,7 +584,7 @@ MUTANTS = (
         "samples of one prompt lack the log-probabilities of its last chunk",
         "issue 14",
         "engine/scheduler.py",
-        "            follower.scores = sequence.scores  # one shared object: this step still adds log-probabilities\n",
+        "            follower.scores = sequence.scores  # one object for both: this step adds to it\n",
         "",
         "tests/engine/test_prompt_logprobs.py::test_who_asks_for_none_feeds_nobody_who_does",
     ),

@@ -49,8 +49,8 @@ MUTANTS = (
         "a try that timed out is not counted as spent",
         "issue 14: first bug trial",
         "factory/budget.py",
-        "self._count_lost(place)  # an earlier attempt that is still open",
-        "self._open.pop(place, None)  # an earlier attempt that is still open",
+        "self._count_lost(place)  # if an earlier attempt is still open",
+        "self._open.pop(place, None)  # if an earlier attempt is still open",
         "tests/factory/test_remote_teacher.py::test_answers_that_get_lost_count_against_the_budget",
     ),
     one(

@@ -60,7 +60,7 @@ WARMUP_RATE, SPARSE_RATE = 1e-2, 5e-4
 MEASURED: Mapping[str, int] = {"needle": 64, "copy": 16, "count": 16}
 """Number of held-out problems of each kind."""
 MORE: tuple[Arm, ...] = ("dense", "dsa", "adaptive")
-"""Arms that are measured on twice as many needles, because the goals limit the accuracy differences between them."""
+"""Arms with twice as many problems of kind `needle`, because the goals limit how much their accuracies may differ."""
 SINKS, BLOCK_SIZE, CAP = 4, 16, 2
 """Sinks of arm `window`, positions per block of arm `block`, and `index_topk` of arm `adaptive` as a multiple of its budget."""
 

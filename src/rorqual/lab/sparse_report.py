@@ -47,7 +47,10 @@ def part(measurement: Mapping[str, Any], arm: Arm, budget: int) -> Mapping[str, 
 
 
 def paired(measured: Measured, a: Arm, b: Arm, budget: int, kind: str, of: str) -> tuple[list[Any], list[Any]]:
-    """Return the metric `of` ("loss" or "right") for two arms, one list per seed, on the problems that both were measured on."""
+    """Return the metric named `of` ("loss" or "right") for two arms, as one list per seed.
+
+    Only problems that both arms were measured on are included.
+    """
     both = [[part(seed, arm, budget)[kind][of] for seed in measured[arm]] for arm in (a, b)]
     count = min(len(values) for arm in both for values in arm)
     first, second = ([values[:count] for values in arm] for arm in both)
@@ -73,7 +76,7 @@ def loss_contrast(measured: Measured, a: Arm, b: Arm, budget: int) -> Contrast:
 
 
 def right_contrast(measured: Measured, a: Arm, b: Arm, budget: int, kind: str) -> Contrast:
-    """Compare the shares of exactly written solutions of two arms."""
+    """Compare two arms by their shares of exactly written solutions."""
     return contrast_of_values(
         f"exact solutions, {LABELS[budget]}: {ARMS[a]}, then {ARMS[b]}",
         *paired(measured, a, b, budget, kind, "right"),

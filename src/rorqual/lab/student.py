@@ -33,8 +33,8 @@ ABLE_STEPS, ABLE_THINK = FULL.student_able_steps, FULL.student_able_think
 BASE_STEPS, BASE_THINK, BASE_RATE = FULL.student_base_steps, FULL.student_think, FULL.student_base_lr
 """Settings of the base student, as in the quickstart.
 
-The student first learns to think on 40 % of its problems, and then, in a few steps, to think rarely. The base student can therefore
-think, but seldom does.
+The student first learns to think on 40 % of its problems. A few further steps teach it to think rarely. The base student can
+therefore think, but seldom does.
 """
 ROUNDING = [f"agreement.most={FULL.rival_agreement}"]
 """Largest allowed difference in log-probability between trainer and sampler.

@@ -44,8 +44,8 @@ class Stage(Config):
     def build(self, hidden_size: int, eps: float) -> Block:
         """Build one block.
 
-        Raises ValueError if the number of attention modules, or the experts per token of the feed-forward networks, differ
-        from the block's config. Replay could otherwise use recorded expert choices in the wrong layers.
+        Raises ValueError if the built block and its config differ in the number of attention modules or in the experts per
+        token. Replay could otherwise use recorded expert choices in the wrong layers.
         """
         block = self.block.build(self.attention, self.ffn, hidden_size, eps)
         declared = len(self.attentions), [ffn.experts_per_token() for ffn in self.ffns]

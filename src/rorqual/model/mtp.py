@@ -35,7 +35,7 @@ class MTP(nn.Module):
     ) -> tuple[Tensor, tuple[Routing | None, ...]]:
         """Return the hidden states [batch, seq, d] after the module's norm, and the routing of its networks.
 
-        For position i, `hidden` [batch, seq, d] holds the hidden state at i, and `embedded` [batch, seq, d] the
+        For position i, `hidden` [batch, seq, d] holds the hidden state at i, and `embedded` [batch, seq, d] holds the
         embedding of the token at i + 1.
         """
         joined = torch.cat((self.enorm(embedded, context.ops), self.hnorm(hidden, context.ops)), dim=-1)

@@ -24,7 +24,10 @@ ANGLE_CHUNK = 4096
 
 
 def angles(rope: Rope, dim: int, positions: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """Return cos and sin [at least `positions`, dim / 2] of the RoPE angles of positions 0, 1, 2, ..."""
+    """Return cos and sin of the RoPE angles of positions 0, 1, 2, ...
+
+    Each is [n, dim / 2], with n at least `positions`.
+    """
     parts = [
         rope_table(rope, dim, torch.arange(start, start + ANGLE_CHUNK, device=device))
         for start in range(0, positions, ANGLE_CHUNK)

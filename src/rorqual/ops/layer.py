@@ -13,9 +13,9 @@ class Layer(nn.Module):
     """A module that describes its matrix products to `Backend.prepare`. Training does not use the description.
 
     - `shared_input`: groups of names of linear maps that have the same input. `shared(x)` applies all maps in `shared_input`.
-    - `derived`: maps the name of a method to the submodule or parameter that the method's result replaces in
-      `Backend.prepare`. The method has no arguments and computes tensors [.., in, out] or [out, in] from weights. `tensors(name)`
-      returns the tensors of the method `name`.
+    - `derived`: maps the name of a method to the name of a submodule or parameter. `Backend.prepare` stores the method's
+      result and removes the submodule or parameter. The method has no arguments and computes tensors [.., in, out] or
+      [out, in] from weights. `tensors(name)` returns the tensors of the method `name`.
     - `tied`: maps the name of a linear map to the submodule that provides its `weight` [out, in].
     """
 

@@ -25,8 +25,8 @@ class Routing:
     - `weights` [tokens, k]: the gates of the chosen experts, with gradient.
     - `scores` [tokens, choices]: the affinities, without bias.
     - `own` [tokens, k]: the router's own choice. `own` differs from `indices` only if choices are replayed.
-    - `gap` [tokens]: how much lower the replayed choice scores than the router's own choice, with bias (`_shortfall`). `gap`
-      is 0 without replay.
+    - `gap` [tokens]: how much lower the biased score of the replayed choice is than that of the router's own choice
+      (`_shortfall`). `gap` is 0 without replay.
     """
 
     indices: Tensor
@@ -97,10 +97,10 @@ def _shortfall(
     topk_group: int,
     group_by: Literal["top2", "max"],
 ) -> Tensor:
-    """Return how much lower the choice `other` [tokens, k] scores than the best choice `own`, with bias: [tokens].
+    """Return, for each token, how much lower the biased score of `other` [tokens, k] is than that of the best choice `own`.
 
-    The result is the larger of two differences. The first compares the best groups with the best set of groups that
-    contains the experts of `other`. The second compares the best experts in that set with the experts of `other`.
+    Let G be the best set of groups that contains all experts of `other`. The result is the larger of two differences: the
+    score of the best groups minus the score of G, and the score of the best experts in G minus the score of `other`.
 
     Comparing only experts would be misleading: a near tie between groups would look like a large error, and a wrong group
     with better experts would look correct. If `own` and `other` contain the same experts, the result is exactly 0.
@@ -189,7 +189,10 @@ def with_tuned(
 
 
 def expected_load(load: Tensor, target: Tensor | None) -> Tensor:
-    """Return the target count of each choice [choices], from counts `load` [choices] and float64 shares `target` [choices] (None: even)."""
+    """Return the target count of each choice [choices], from counts `load` [choices] and float64 shares `target` [choices].
+
+    If `target` is None, all choices have the same target count.
+    """
     mean = load.float().mean()
     if target is None:
         return mean.expand(load.shape)

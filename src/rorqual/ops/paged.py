@@ -447,9 +447,9 @@ def gather(pool: Tensor, tiles: Tiles, rows: Tensor) -> Tensor:
 
 
 def _locate(tiles: Tiles, rows: Tensor, token: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Return the block number and the offset of each row. `rows` are row numbers in the sequence of each `token`.
+    """Return the block number of each row, and the row's offset in the block.
 
-    `rows` and `token` broadcast.
+    `rows` and `token` broadcast. Each entry of `rows` is a row number in the sequence of the token in `token`.
     """
     number, places = tiles.counts[0], len(tiles.counts)
     table = tiles.block.new_zeros(places * number)

@@ -79,8 +79,8 @@ def mscale(factor: float, scale: float) -> float:
 
 
 def softmax_factor(rope: Rope) -> float:
-    """Return the factor on the softmax scale: mscale(factor, mscale_all_dim)^2 with YaRN and mscale_all_dim (DeepSeek),
-    otherwise 1."""
+    """Return the factor on the softmax scale: mscale(factor, mscale_all_dim)^2 if YaRN sets mscale_all_dim, as in
+    DeepSeek's models, and 1 otherwise."""
     if rope.yarn is None or rope.yarn.mscale_all_dim == 0:
         return 1.0
     return mscale(rope.yarn.factor, rope.yarn.mscale_all_dim) ** 2

@@ -57,9 +57,10 @@ def cancelling(rows: int, out: int, width: int, dtype: torch.dtype) -> tuple[Ten
 
 
 def in_tiles(product: Callable[[Tensor], Tensor], x: Tensor, most: int, within: int = 0) -> Tensor:
-    """Apply `product`, a map of rows [..., d] -> [..., out], to at most `most` rows at a time if d or `within` is at least `WIDE`.
+    """Apply `product`, which maps rows [..., d] to [..., out].
 
-    `within` is the largest number of columns of a matrix product inside `product`.
+    If d or `within` is at least `WIDE`, `product` is applied to at most `most` rows at a time (0: no limit). `within` is
+    the largest number of columns of a matrix product inside `product`.
     """
     if not most or max(within, x.shape[-1]) < WIDE or x.numel() <= most * x.shape[-1]:
         return product(x)

@@ -21,7 +21,7 @@ from rorqual.core.sampling import SamplingParams
 
 Ints = npt.NDArray[np.int64]
 TokenHistory = tuple[Ints, npt.NDArray[np.float32]]
-"""The token history of each row with penalties: token ids of prompt and reply, and their counts in the reply [rows, tokens]."""
+"""The token history of each row with penalties: prompt and reply token ids, and each id's count in the reply, both [rows, tokens]."""
 
 CANDIDATES = 256
 """Number of most likely tokens that are searched first for the threshold of top-k, top-p and min-p.
@@ -42,8 +42,8 @@ class Penalties:
     """Penalties and logit biases of the rows that have any.
 
     `rows` [penalized rows] are the indices of rows with repetition, presence or frequency penalties. Each penalty is a
-    tensor [penalized rows, 1]. `biased` [2, biases] are the rows and tokens of logit biases, and `bias` [biases] their
-    values.
+    tensor [penalized rows, 1]. `biased` [2, biases] holds the rows and tokens of the logit biases, and `bias`
+    [biases] holds their values.
     """
 
     rows: Ints
@@ -211,7 +211,9 @@ def _threshold(
     log_min_p: Tensor | None = None,
     min_p_first: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Find the truncation threshold of each row from its highest log-probabilities, in descending order [rows, candidates].
+    """Find the truncation threshold of each row.
+
+    `ordered` [rows, candidates] holds the highest log-probabilities of each row, in descending order.
 
     Returns four tensors [rows, 1]:
 
@@ -251,7 +253,7 @@ def _threshold(
 
 
 def distribution(logits: Tensor, settings: Settings) -> Tensor:
-    """Return the log-probabilities [rows, vocab] of the sampling distribution: for greedy rows, log_softmax(logits)."""
+    """Return the log-probabilities [rows, vocab] of the sampling distribution. For greedy rows, they are log_softmax(logits)."""
     cut, logprobs = settings.cut, torch.empty_like(logits, dtype=torch.float32)
     for rows in _blocks(logits):
         block = logits[rows].float()

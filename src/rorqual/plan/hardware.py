@@ -19,8 +19,10 @@ T, G = 1e12, 1e9
 V3_USED = 0.39
 """Share of the bf16 peak that DeepSeek-V3's training reached on 2,048 H800: 38.94 % (ISCA 2025, table 4, causal MFU)."""
 REACHED: Mapping[str, float] = {"Llama-3.1-405B": 0.36, "Llama-3.1-70B": 0.27, "Llama-3.1-8B": 0.15}
-"""Share of the H100's bf16 peak that complete training runs reached, computed from their published hours (Llama 3.1's
-model card, 15.6T and "15T+" tokens).
+"""Share of the H100's bf16 peak that complete training runs reached.
+
+The shares are computed from the hours in Llama 3.1's model card. The 405B model is counted with 15.6T tokens, and the other two
+with 15T, because the card gives "15T+" for them.
 
 The published hours include restarts, evaluations, training on long rows and later training stages. A plan that assumes
 V3's share of the peak (`V3_USED`) therefore underestimates the published hours. A test recomputes these values.

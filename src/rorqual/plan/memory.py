@@ -15,7 +15,7 @@ PrecisionName = Literal["fp32", "bf16", "fp8"]
 
 @dataclass(frozen=True)
 class Precision:
-    """The size in bytes of a parameter's weight, gradient and optimizer state, and of a saved activation.
+    """The bytes per parameter of weights, gradients and optimizer state, and the bytes per saved activation.
 
     A saved value of the residual stream takes `residual` bytes.
     """
@@ -183,7 +183,7 @@ def _sharded(
 ) -> Memory:
     """Return the memory of a device.
 
-    Parameters are divided over tensor- or expert-parallel devices, and ZeRO shards them over their replicas.
+    Tensor or expert parallelism divides the parameters over devices. ZeRO shards each part over the devices with a copy of it.
     """
     groups = ((shared / layout.tp, layout.dp), (experts / layout.ep, layout.dp * layout.tp / layout.ep))
     weights, gradients, optimizer = (

@@ -147,10 +147,10 @@ def relevance(
 ) -> list[Tensor]:
     """For each layer, return the relevance of each expert [experts] in fp64, summed over documents.
 
-    Each document contributes the expert's mean gate value over the document's tokens (`gate`), or the expert's share of
-    their routed choices (`token`). `routing` holds the routing of n tokens in each layer. `document` [n] holds the
-    document number of each token, or -1 for padding. Each document must be passed with all of its tokens. A `SKIP`
-    choice (no expert) is not counted for any expert.
+    Each document contributes one number per expert. With `gate`, it is the expert's mean gate value over the document's
+    tokens. With `token`, it is the expert's share of the choices that the router made for these tokens. `routing` holds
+    the routing of n tokens in each layer. `document` [n] holds the document number of each token, or -1 for padding. Each
+    document must be passed with all of its tokens. A `SKIP` choice (no expert) is not counted for any expert.
     """
     is_token = document >= 0
     number = document[is_token]

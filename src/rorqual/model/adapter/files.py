@@ -134,9 +134,9 @@ def fingerprint(checkpoint: Path) -> str:
 
 
 def base_of(checkpoint: Path, *, named: str, seen_from: Path) -> Base:
-    """Return the `Base` record of `checkpoint` for an adapter in run directory `seen_from`.
+    """Return the `Base` record of an adapter that was trained on `checkpoint`.
 
-    `named` is the run directory of the base as the user wrote it.
+    `named` is the run directory of the base as the user wrote it. `seen_from` is the adapter's run directory.
     """
     run = checkpoint.parent.resolve()
     beside = Path(os.path.relpath(run, seen_from.resolve())).as_posix()
@@ -166,7 +166,7 @@ def find_base(checkpoint: Path, base: Base) -> Path:
 
 
 def unfold(checkpoint: Path) -> tuple[Path, list[OpenedAdapter]]:
-    """Return the checkpoint of the complete base model and the adapters stacked on it, in the order of merging."""
+    """Return the complete base model's checkpoint, and the adapters stacked on it in the order of merging."""
     adapters: list[OpenedAdapter] = []
     while (info := adapter_of(checkpoint)) is not None:
         adapters.insert(0, OpenedAdapter(checkpoint, info))

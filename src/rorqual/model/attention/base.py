@@ -38,7 +38,7 @@ class CachePart:
 
     @property
     def values(self) -> float:
-        """Number of cached values per token, as an exact float: `every` is a power of two."""
+        """Number of cached values per token. The float is exact, because `every` is a power of two."""
         return self.heads * self.width / self.every
 
 
@@ -182,9 +182,9 @@ class LayerCache(Protocol):
         """Return KL(attention weights || softmax of the index scores) of each token [tokens], in nats.
 
         This is the loss of the lightning indexer (DeepSeek-V3.2-Exp, eq. 3 and 4). `q`, `keys` and `scale` are those of
-        `attend`; `index_q`, `weights`, `index_keys` and `scales` are the arguments `q`, `weights`, `part` and `scales` of `select`.
-        Attention weights are averaged over heads and receive no gradient. `selected` restricts attention and index
-        scores to the selected rows.
+        `attend`. `index_q` and `index_keys` are the arguments `q` and `part` of `select`. `weights` and `scales` are those
+        of `select`. Attention weights are averaged over heads and receive no gradient. `selected` restricts attention and
+        index scores to the selected rows.
         """
 
     def gather(self, part: str, selected: Selection) -> Tensor:
@@ -268,7 +268,7 @@ class AttentionConfig(Kind):
         raise ConfigError(
             f"attention kind '{self.kind}' does not report the values it saves for the backward pass",
             where="plan",
-            remedy="Plan serving only, or implement `saved_values` in its config.",
+            remedy="Plan serving without training, or implement `saved_values` in its config.",
         )
 
     def split_by_tp(self) -> dict[str, int]:

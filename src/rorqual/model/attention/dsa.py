@@ -120,9 +120,9 @@ class DSA(MLA):
     The indexer's inputs are detached, so the indexer's loss trains only the indexer. The indexer is trained only by its
     own loss.
 
-    Records `selected` [tokens, k] (positions, -1: none), `index_scores` [tokens, k], and the losses of the indexer [tokens]
-    (`LayerCache.index_kl`). `index_kl` is the loss over the selected positions. `dense_index_kl` is the loss over all
-    positions. Attention is dense while `dense_index_kl` is recorded.
+    Records `selected` [tokens, k]: positions, or -1 for none. Records `index_scores` [tokens, k], and the indexer's losses
+    `index_kl` and `dense_index_kl` [tokens] (see `LayerCache.index_kl`). `index_kl` is the loss over the selected
+    positions. `dense_index_kl` is the loss over all positions. Attention is dense while `dense_index_kl` is recorded.
 
     If a caller requests names in `MISSED`, `missed` compares sparse with dense attention.
     """

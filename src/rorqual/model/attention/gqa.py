@@ -50,7 +50,7 @@ class GQAConfig(AttentionConfig):
 
     def check(self) -> None:
         if self.num_attention_heads % self.num_key_value_heads or self.head_dim % 2:
-            raise ValueError("num_attention_heads must be a multiple of num_key_value_heads, and head_dim even")
+            raise ValueError("num_attention_heads must be a multiple of num_key_value_heads, and head_dim must be even")
 
 
 class GQA(Attention):

@@ -154,7 +154,10 @@ class MLA(Attention):
         return w_uk, w_uv.transpose(1, 2)
 
     def latent_queries(self, q_nope: Tensor, q_rope: Tensor, ops: Backend) -> Tensor:
-        """Return the queries of the absorbed form, with W^UK applied [tokens, 1, heads, kv_lora_rank + rope]."""
+        """Return the queries of the absorbed form [tokens, 1, heads, kv_lora_rank + rope].
+
+        W^UK is applied to the part without RoPE.
+        """
         w_uk, _ = self.tensors("up_maps")
         flat = q_nope.flatten(0, 1).transpose(0, 1)  # [heads, tokens, nope]
         q_latent = ops.bmm(flat, w_uk).transpose(0, 1)

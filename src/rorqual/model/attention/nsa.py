@@ -1,4 +1,4 @@
-"""Native Sparse Attention (Yuan et al. 2025, arXiv 2502.11089): three branches of grouped-query attention, added with learned gates.
+"""Native Sparse Attention (Yuan et al. 2025, arXiv 2502.11089): the gated sum of three branches of grouped-query attention.
 
 - Compression: each block of `compress_block` tokens is reduced to one key and one value (eq. 7). A block is visible to
   its last token and to later tokens.
@@ -35,12 +35,12 @@ BRANCHES = ("cmp", "slc", "win")
 class NSAConfig(AttentionConfig):
     """Native Sparse Attention with half-split RoPE on the whole head.
 
-    - `compress_block` (l in the paper), `select_block` (l'), `window_size` (w): in tokens.
+    - `compress_block` (l in the paper), `select_block` (l') and `window_size` (w) are numbers of tokens.
     - `num_selected_blocks` (n) includes `num_initial_blocks` and `num_local_blocks`, which are always selected. The local
       blocks are the query's own block and the `num_local_blocks` - 1 blocks before it.
-    - `compress="mean"` averages the rotated keys and the values of a block. `compress="mlp"` applies an MLP to
-      the concatenated keys without RoPE, and then RoPE at the position of the block's last token. A second MLP maps the values.
-      All key-value heads share both MLPs.
+    - `compress="mean"` averages the rotated keys and the values of a block. `compress="mlp"` concatenates
+      the keys before RoPE and applies an MLP. RoPE is applied to the result, at the position of the block's last token. A
+      second MLP maps the values. All key-value heads share both MLPs.
     - `separate_kv` gives each branch its own keys and values, as in the paper. Otherwise all branches share them.
     """
 
@@ -107,7 +107,7 @@ class NSAConfig(AttentionConfig):
 
     def check(self) -> None:
         if self.num_attention_heads % self.num_key_value_heads or self.head_dim % 2:
-            raise ValueError("num_attention_heads must be a multiple of num_key_value_heads, and head_dim even")
+            raise ValueError("num_attention_heads must be a multiple of num_key_value_heads, and head_dim must be even")
         if BLOCK % self.compress_block:
             raise ValueError(f"compress_block {self.compress_block} does not divide {BLOCK}, the cache's block size")
         if self.select_block % self.compress_block:

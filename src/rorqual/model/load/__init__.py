@@ -1,1 +1,1 @@
-"""Load model weights: from run directories, and from published checkpoints with one module per family."""
+"""Load model weights from run directories and published checkpoints. Each checkpoint family has its own module."""

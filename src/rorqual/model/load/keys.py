@@ -174,7 +174,7 @@ class ConfigKeys:
 
 
 def rope_to_hf(rope: Rope) -> dict[str, Any]:
-    """Return the `config.json` keys `rope_theta` and `rope_scaling` of `rope`."""
+    """Convert `rope` to the `config.json` keys `rope_theta` and `rope_scaling`."""
     scaling: dict[str, Any] | None = None
     if rope.yarn is not None:
         # In Rorqual, an attention_factor of 0 means "not set", but other programs that read the file would multiply by

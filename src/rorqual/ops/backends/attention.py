@@ -199,7 +199,7 @@ class PagedAttention:
         return self.as_blocks(pool).index_select(0, blocks)
 
     def fill(self, pool: Tensor, blocks: Tensor, contents: Tensor) -> None:
-        """Overwrite the blocks with numbers `blocks` [n] by `contents` [n, heads, rows, width].
+        """Copy `contents` [n, heads, rows, width] into the blocks with numbers `blocks` [n].
 
         `contents` has the dtype of the pool. Both are bytes if the part is cached in FP8.
         """
@@ -222,7 +222,7 @@ class PagedAttention:
     def groups(self, pool: Tensor, plan: Plan, every: int) -> tuple[Tensor, Tensor]:
         """Return the rows of the groups of `every` tokens that this forward pass completes, and the last token of each group.
 
-        The rows are [groups, every, heads, width], and the tokens [groups]. Rows and tokens may end with padding groups.
+        The rows are [groups, every, heads, width], and the tokens are [groups]. Rows and tokens may end with padding groups.
         """
         block, offset, last = plan.groups(every)
         return self.as_blocks(pool).transpose(1, 2)[block, offset], last
@@ -249,11 +249,10 @@ class PagedAttention:
         selected: Tensor | None = None,
         window: int | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return the result of `attend` and the log-sum-exp [tokens, heads, repeat] in fp32, optionally over a subset
-        of the rows.
+        """Return the result of `attend` and the log-sum-exp [tokens, heads, repeat] in fp32.
 
-        `window` restricts attention to rows of the last `window` tokens, and `selected` [tokens, k] to the listed rows
-        (-1: no row). A token without visible rows has output 0 and log-sum-exp -1e30.
+        `window` restricts attention to rows of the last `window` tokens. `selected` [tokens, k] restricts attention to the
+        listed rows (-1: no row). A token without visible rows has output 0 and log-sum-exp -1e30.
         """
         k, v = self._both(keys, values, width)
         outs, lses = [], []

@@ -128,7 +128,7 @@ class Backend:
         return (cls.prepare_linear, cls.prepare_experts) != (Backend.prepare_linear, Backend.prepare_experts)
 
     def prepare_linear(self, weight: Tensor, bias: Tensor | None) -> nn.Module | None:
-        """Return a `LinearMap` with weight [out, in] and bias [out] repacked, or None if repacking does not help."""
+        """Repack weight [out, in] and return a `LinearMap` with bias [out], or None if repacking does not help."""
         return None
 
     def prepare_experts(self, gate_up: Tensor, down: Tensor) -> tuple[Matrices, Matrices] | None:
@@ -251,8 +251,8 @@ def _routed(module: nn.Module, ops: Backend) -> nn.Module:
 class Experts(nn.Module):
     """The stacked routed experts.
 
-    The weights are gate_up_proj [experts, 2 * intermediate, hidden], gate first, and down_proj [experts, hidden,
-    intermediate].
+    The weights are gate_up_proj [experts, 2 * intermediate, hidden] and down_proj [experts, hidden, intermediate]. In
+    gate_up_proj, the gate projection comes first.
     """
 
     def __init__(self, n: int, hidden_size: int, intermediate_size: int) -> None:

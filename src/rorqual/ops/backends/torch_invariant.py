@@ -153,8 +153,8 @@ class TiledLinear(LinearMap):
 def rows_of(model: nn.Module, cache_shapes: Iterable[tuple[int, int]], threads: int) -> tuple[Rows, bool, int]:
     """Return row limits for the model's products, whether the products are invariant with them, and the number of threads.
 
-    The limits are the first of `CHOICES` that makes products of every shape invariant: a row's bits then do not depend on
-    the number of rows or threads. If no choice passes with `threads` threads, all choices are tested with one thread.
+    The limits are the first entry of `CHOICES` that makes products of every shape invariant: a row's bits then do not
+    depend on the number of rows or threads. If no choice passes with `threads` threads, all choices are tested with one thread.
     """
     shapes = sorted(set(cache_shapes))
     weight = next(model.parameters())

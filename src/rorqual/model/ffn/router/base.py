@@ -86,7 +86,7 @@ class Router(Layer, ABC):
         return self
 
     def load_error(self, load: Tensor) -> Tensor:
-        """Return the target token count minus the actual count of each choice [choices]. `load` [choices] holds the actual counts."""
+        """Return the load error of each choice [choices]: its target token count minus its actual token count in `load` [choices]."""
         return expected_load(load, self.config.target_load()) - load.float()
 
     def balance(self, load: Tensor, gamma: float) -> None:

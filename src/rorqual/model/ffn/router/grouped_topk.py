@@ -54,7 +54,7 @@ class GroupedTopKConfig(RouterConfig):
             raise ValueError("n_routed_experts must be a multiple of n_group")
         if self.topk_group > self.n_group or self.num_experts_per_tok > per_group * self.topk_group:
             raise ValueError(
-                "topk_group must be at most n_group, and topk_group groups must have at least num_experts_per_tok experts"
+                "topk_group must be at most n_group, and num_experts_per_tok must be at most the number of experts in topk_group groups"
             )
         if self.n_group > 1 and self.group_score == "top2" and per_group < 2:
             raise ValueError("group_score 'top2' needs at least two experts per group")

@@ -27,7 +27,7 @@ V3_PRETRAINING, V3_EXTENSION, V3_AFTER = 2.664e6, 119e3, 5e3
 LLAMA_TOKENS, LLAMA_CARDS, LLAMA_FLOPS = 15.6e12, 16384, 400e12
 """Llama 3.1 405B's training tokens, number of cards, and FLOP/s per card.
 
-Cards and FLOP/s describe most of the training, which used rows of 8,192 tokens (table 4).
+The number of cards and the FLOP/s apply to most of the training. This part used rows of 8,192 tokens (table 4).
 """
 LLAMA_HOURS = {
     "Llama-3.1-405B": (LLAMA_TOKENS, 30.84e6),
@@ -159,7 +159,8 @@ def _whole_training(name: str, tokens: float, hours: float) -> Figure:
 
 
 def reached(name: str) -> float:
-    """Return the share of the H100's bf16 peak implied by the published hours of a whole Llama 3.1 training run."""
+    """Return the share of the H100's bf16 peak that a whole Llama 3.1 training run reached, according to its published
+    hours."""
     tokens, hours = LLAMA_HOURS[name]
     return training_flops(preset(name.lower()), 8192) * tokens / (hours * 3600 * device("h100").flops("bf16"))
 
@@ -210,8 +211,8 @@ def shares_of_roofline() -> tuple[float, float]:
 
     DeepSeek published the figures of one day. Utilisation is the achieved share of this planner's roofline. The two
     values are the defaults of a serving plan. Prefill ran on 32 cards and decode on 144, in fp8, with attention
-    replicated on each card. The rates of 21 tokens per second per user (20 to 22 are published) and 14.8k tokens per
-    second per machine imply 88 sequences per card. Each sequence attends to 4,989 keys on average.
+    replicated on each card. Decode produced 21 tokens per second per user (20 to 22 are published) and 14.8k tokens per
+    second per machine. These rates imply 88 sequences per card. Each sequence attends to 4,989 keys on average.
     """
     model, card = preset("deepseek-v3"), device("h800")
     hit_rate = DAY_HIT / (DAY_HIT + DAY_MISS)

@@ -12,8 +12,8 @@ from rorqual.core.errors import DataError
 from rorqual.core.records import RunDir
 
 WARM, FEWEST, BLOCKS = 2, 12, 20
-"""The first `WARM` steps are skipped, because buffers and kernels warm up. A run needs at least `FEWEST` steps. The other
-steps form at least `BLOCKS` blocks, or one block per step if there are fewer steps."""
+"""The first `WARM` steps are skipped, because buffers and kernels warm up. A run needs at least `FEWEST` steps. The
+steps after the first `WARM` form at least `BLOCKS` blocks. If they are fewer than `BLOCKS`, each step is a block."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Speed:
         """Return the lower and upper bound of the seconds that the next `steps` steps will take.
 
         The bounds account for the uncertainty of the mean and the spread of future steps. The bounds assume independent
-        blocks, and ignore other load on the machine and growing answer lengths.
+        blocks. They ignore other load on the machine and growth of the answer lengths.
         """
         count = len(self.blocks)
         spread = stdev(self.blocks) * math.sqrt(1 / count + self.block / steps)

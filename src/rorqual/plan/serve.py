@@ -167,7 +167,7 @@ def prefill_rate(model: ModelConfig, replica: Replica, prompt: float, hit_rate: 
 
 
 def largest_batch(model: ModelConfig, replica: Replica, mix: Mix) -> int:
-    """Return how many full-length sequences fit in the memory of a group, together with its weights.
+    """Return how many full-length sequences fit in a group's memory, in addition to the weights.
 
     If no sequence fits, raises ConfigError stating how much memory is missing.
     """

@@ -20,7 +20,8 @@ TeacherSize = Literal["tiny", "small", "medium"]
 """Size of a teacher. `tiny` is for tests and trains in a second. `small` is the quickstart's teacher, with 0.7M
 parameters. `medium` has 57M parameters."""
 Size = Literal[TeacherSize, "student", "tiny-student"]
-"""Size of a model: a teacher's size, or `student` or `tiny-student` for the student of a small or tiny teacher."""
+"""Size of a model: a teacher's size, `student` for the student of a small teacher, or `tiny-student` for the student of
+a tiny teacher."""
 
 HIDDEN: dict[TeacherSize, int] = {"tiny": 32, "small": 96, "medium": 384}
 STUDENT_OF: dict[Size, TeacherSize] = {"student": "small", "tiny-student": "tiny"}
@@ -75,8 +76,8 @@ def student_like(teacher: ModelConfig, *, share: float = 0.25, layers: int = 0) 
     The SwiGLU layer is about three times as wide as the hidden state.
 
     If `layers` is 0, the student has as many layers as the teacher. Widths are multiples of 8. The function considers
-    models within 3 % of the target size. The function returns the model that best matches the target size and a SwiGLU
-    width of three times the hidden size. Raises ConfigError if no model is within 3 % of the target size.
+    models within 3 % of the target size. It minimizes a weighted sum of two deviations: from the target size, and from
+    a SwiGLU width of three times the hidden size. Raises ConfigError if no model is within 3 % of the target size.
     """
     target = share * account(teacher).active
     depth = layers or len(teacher.layers)
@@ -100,8 +101,8 @@ def student_like(teacher: ModelConfig, *, share: float = 0.25, layers: int = 0) 
 
 
 def _qwen3_like(teacher: ModelConfig, hidden: int, layers: int, inner: int) -> ModelConfig:
-    """Return a dense model with an even number of heads. The heads together are at least `hidden` wide. Up to `hidden`
-    512, there are at most four heads. Wider models have more heads, each 128 wide."""
+    """Return a dense model with an even number of heads. The heads together are at least `hidden` wide. If `hidden` is
+    at most 512, there are at most four heads. Wider models have more heads, each 128 wide."""
     head_dim = min(max(8, 2 ** math.ceil(math.log2(hidden / 4))), 128)
     heads = 2 * math.ceil(hidden / head_dim / 2)
     attention = GQAConfig(

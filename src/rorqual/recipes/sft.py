@@ -33,9 +33,9 @@ def sft(
     If both `task` and `data` are given, `data` is the file or folder that the task reads, as for task=gsm8k. The loss
     covers the assistant's tokens: thinking, answer and end of turn.
 
-    By default, Muon trains hidden matrices and AdamW trains all other parameters, at learning rates for new small
-    models. For a pretrained model, set `lr`, such as 1e-3 with tune.kind=lora. With `lr`, AdamW trains all parameters
-    at that learning rate.
+    By default, Muon trains hidden matrices and AdamW trains all other parameters. The default learning rates suit new
+    small models. For a pretrained model, set `lr` (for example, 1e-3 with tune.kind=lora). With `lr`, AdamW trains all
+    parameters at that learning rate.
     """
     if not data and not task:
         raise ConfigError("sft requires data=FILE or task=NAME", where="train sft", remedy="Add data= or task=.")

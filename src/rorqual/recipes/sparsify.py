@@ -37,8 +37,8 @@ class SparsifyConfig(Config):
     - `steps`, `lr`: steps and learning rate of the training with sparse attention.
     - `data`, `task`, `options`: the training data, as for the recipe `sft`. Without `data` and `task`, the data of the
       run `start` is used.
-    - `rows`, `row`: rows per batch and tokens per row. The default is the value of the run `start`, or of the recipe
-      `sft` if `data` or `task` is set.
+    - `rows`, `row`: rows per batch and tokens per row. By default, the values of the run `start` are used. If `data` or
+      `task` is set, the defaults of the recipe `sft` are used.
     - `device`, `dtype`: device of the tensors, and dtype of matrix products.
     """
 
@@ -118,7 +118,8 @@ def sparsify(start: RunDir, out: Path, config: SparsifyConfig, *, threads: int =
 
 
 def source_of(start: RunDir, config: SparsifyConfig) -> SourceConfig:
-    """Return the source of the training data: `data` or `task` of `config`, or else the source that `start` was trained on."""
+    """Return the source of the training data. If `config` has neither `data` nor `task`, return the source that `start`
+    was trained on."""
     sizes = {name: value for name in ("rows", "row") if (value := getattr(config, name)) is not None}
     if config.data or config.task:
         return sft(data=config.data, task=config.task, start=str(start.path), options=config.options, **sizes).source

@@ -41,8 +41,8 @@ def start_settings(start: str, tokenizer: str, size: Size, context: int) -> tupl
 
 
 def supervised(model: ModelConfig, sequence_balance: float = 0.0) -> tuple[Objective, ...]:
-    """Return the next-token loss, the MTP loss if the model has MTP modules, V3's sequence-wise balance loss if requested, and
-    the loss of the indexers if the model has sparse attention."""
+    """Return the next-token loss and further losses: the MTP loss (with MTP modules), V3's sequence-wise balance loss
+    (if requested), and the loss of the indexers (with sparse attention)."""
     depth = model.num_nextn_predict_layers
     terms: list[Objective] = [NextToken()]
     if depth:

@@ -77,7 +77,7 @@ class Shape(ABC, Generic[W]):
 
     @abstractmethod
     def new(self) -> Choice:
-        """Return an empty choice, to which generated tokens are added."""
+        """Return an empty choice that collects generated tokens."""
 
     @abstractmethod
     def choice(self, index: int, choice: Choice) -> dict[str, Any]:

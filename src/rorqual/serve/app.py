@@ -23,7 +23,7 @@ from rorqual.serve.wire import TENANT
 LONGEST_PATH = 200
 """Maximum length of a path in an error message."""
 GONE = 499
-"""HTTP status in the metrics for a client that disconnected before the response. nginx uses the same code."""
+"""HTTP status that the metrics record if a client disconnects before the response. nginx uses the same code."""
 OTHER = "other"
 """Metrics label of requests to unknown routes."""
 LIVEZ = "/livez"
@@ -34,7 +34,7 @@ ROLLOUT = "/rollout/"
 
 
 class Edge:
-    """Middleware that checks the API key before routing, for every path and method, including unknown ones."""
+    """Middleware that checks the API key before routing, for all paths and methods, known or unknown."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self.app, self.service = app, service

@@ -18,11 +18,11 @@ from rorqual.serve.limits import SLICE
 BODY_SECONDS = 60.0
 """Maximum seconds that a body may take to arrive."""
 DISCARDED = 2**28
-"""Maximum number of bytes that are read and discarded from a body over the size limit, so that the client finishes sending and
-reads the error."""
+"""If a body exceeds the size limit, up to this many bytes are read and discarded, so that the client finishes sending
+and reads the error."""
 LARGE_AT_ONCE, LARGE_OF_ONE = 8, 2
-"""Maximum number of bodies above `SLICE` bytes in memory while they are received, parsed and tokenized: in total, and per
-tenant."""
+"""Maximum number of bodies above `SLICE` bytes that are received, parsed or tokenized at the same time: in total, and
+per tenant."""
 KINDS = ("application/json", "application/octet-stream", "text/plain", "")
 """Content types that are read as JSON. Some clients send no content type or a generic type."""
 

@@ -22,7 +22,7 @@ from rorqual.serve.limits import SLICE
 from rorqual.serve.wire import EngineArguments, PackedRequest, Ready, Recorded, SampledToken, ScoredPrompt
 
 TRIES = 2
-"""A request fails after the engine died this many times during the request, because the request may be the cause."""
+"""If the engine dies this many times during a request, the request fails, because it may be the cause."""
 LAST_WORDS = 5.0
 """Seconds that the engine may take to exit before it is killed."""
 LONGEST_PAUSE = 30.0
@@ -41,7 +41,8 @@ class ServerJob:
     """A submitted request with one or more prompts.
 
     - `numbers`: the engine's request number of each prompt. Samples are numbered across all prompts of the job.
-    - `sent`: whether text was sent to the client, set by the caller. A job that has sent text fails when the engine dies.
+    - `sent`: whether text was sent to the client. The caller sets this field. If text was sent, the job fails when the
+      engine dies.
     - `streamed`: whether the client reads a stream. The event queue of a stream has a maximum length.
     - `tries`: how often the engine died during this job.
     - `left`: number of unfinished samples.
@@ -408,7 +409,8 @@ class Bridge:
 
 
 async def _write_messages(outbox: asyncio.Queue[bytes], process: asyncio.subprocess.Process) -> None:
-    """Write messages to the engine in slices, so that a long prompt does not block the event loop and is not copied as a whole."""
+    """Write messages to the engine in slices. A long prompt then neither blocks the event loop nor is copied as a
+    whole."""
     assert process.stdin is not None
     with suppress(ConnectionError):  # the engine exited, which `_listen` handles
         while True:

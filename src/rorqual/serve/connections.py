@@ -1,7 +1,7 @@
 """Limits on connections: their number, the time to send the request headers, and the time to read a response.
 
-Uvicorn itself limits neither the time to send request headers nor the time to read a response. Uvicorn also drops clients that
-closed only their sending side, and reads up to 256 KiB from a socket at a time.
+Uvicorn itself limits neither of these times. Uvicorn also drops clients that closed only their sending side, and reads
+up to 256 KiB from a socket at a time.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ class TimedProtocol(H11Protocol):
         return cycle is not None and not cycle.response_complete
 
     def _time_headers(self) -> None:
-        """Start the time limit of the request headers, or stop it if a request is running."""
+        """Start the time limit of the request headers. If a request is running, stop the time limit instead."""
         if self._busy():
             self._stop_header_timer()
             self._limit.idle.pop(self, None)

@@ -22,7 +22,8 @@ descriptor is free, `accept` fails `AT_ONCE` times per iteration."""
 
 
 def raise_limit() -> int:
-    """Raise this process's open-file limit to `MOST_FILES`, or to the hard limit if it is lower. Return the limit in effect."""
+    """Raise this process's open-file limit to `MOST_FILES` or the hard limit, whichever is lower. Return the limit in
+    effect."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
     if soft != resource.RLIM_INFINITY and soft < most:

@@ -1,4 +1,4 @@
-"""HTTP responses as event streams or as JSON in slices, and detection of clients that disconnect."""
+"""Send HTTP responses as event streams or as slices of JSON, and detect clients that disconnect."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 DONE = b"data: [DONE]\n\n"
 COMMENT = b": still here\n\n"
 BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
-"""Escapes for characters that `str.splitlines`, and therefore httpx's `iter_lines`, treats as line ends. By the
+"""Escapes for characters that `str.splitlines` treats as line ends; httpx's `iter_lines` uses `splitlines`. By the
 standard for server-sent events, these characters do not end a line."""
 HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 PROBE = 0.25
@@ -104,8 +104,8 @@ class Sliced(Response):
 class EventStream(StreamingResponse):
     """A response of server-sent events. `events` is closed at the end, so an unfinished engine request is cancelled.
 
-    The HTTP status is sent with the first event. An error before the first event becomes an error response with its own
-    status.
+    The HTTP status is sent with the first event. An error before the first event becomes an error response with the
+    status of the error.
     """
 
     def __init__(self, events: AsyncGenerator[bytes, None], headers: Mapping[str, str]) -> None:
@@ -137,5 +137,5 @@ class EventStream(StreamingResponse):
 
 
 def header_of(ignored: list[str]) -> dict[str, str]:
-    """Return the response header that lists ignored request fields, if any."""
+    """Return the response header that lists ignored request fields. If no field is ignored, return no header."""
     return {"x-rorqual-ignored": ",".join(ignored)} if ignored else {}

@@ -19,8 +19,8 @@ Rule = tuple[str, tuple[Any, ...]]
 Route = Literal["chat", "completions"]
 
 OWN_NAMES = ("top_logprobs", "grammar")
-"""Sampling parameters that clients set through other fields of OpenAI's API (logprobs, response_format). Clients set all
-other sampling parameters through fields of the same name."""
+"""Sampling parameters whose field in OpenAI's API has another name (logprobs, response_format). Every other sampling
+parameter has a request field of the same name."""
 OUR_OWN = frozenset(PARAMS) - {*OWN_NAMES}
 """Request fields that are sampling parameters of this server. The rules for unsupported fields below do not apply to
 the sampling parameters in `OUR_OWN`."""
@@ -40,17 +40,17 @@ IGNORED = frozenset(
     }
     | {"mm_processor_kwargs", "media_io_kwargs", "guided_decoding_backend", "return_token_offsets"}
     | {"return_assistant_tokens_mask"}
-    # llama.cpp: options of slots, the cache, context shifting and speculative decoding, and parameters of samplers that other
-    # fields enable.
+    # llama.cpp: options of slots, the cache, context shifting and speculative decoding, and parameters of samplers.
+    # Other fields enable these samplers.
     | {"cache_prompt", "id_slot", "slot_id", "n_cache_reuse", "n_keep", "n_discard", "backend_sampling"}
     | {f"speculative.{name}" for name in ("n_max", "n_min", "p_min", "type")}
     | {f"speculative.ngram_{name}" for name in ("size_n", "size_m", "m_hits")}
     | {"xtc_threshold", "dynatemp_exponent", "mirostat_tau", "mirostat_eta", "adaptive_decay"}
     | {"dry_base", "dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers"}
 ) - {*OUR_OWN}
-"""Top-level fields that are ignored whatever their value, because they never change a reply."""
+"""Top-level fields that are always ignored, because they never change a reply."""
 IGNORED_INSIDE = frozenset({"messages[].content[].prompt_cache_breakpoint"})
-"""Paths of nested fields that are ignored whatever their value."""
+"""Paths of nested fields that are always ignored."""
 
 _MODEL_TEMPLATE = "the server always uses the model's own chat template"
 _NO_IMAGES = "this model reads and writes only text"
@@ -196,8 +196,8 @@ INSIDE: Mapping[str, Mapping[str, Rule]] = {
     "chat_template_kwargs": {"add_generation_prompt": (_MODEL_TEMPLATE, (True,))},
     "thinking": {"budget_tokens": ("reasoning has no separate budget; use max_tokens", ())},
 }
-"""Rules of nested fields, by the path of the enclosing object. If the reason is empty, the request schema checks values that
-the rule does not list."""
+"""Rules of nested fields, by the path of the enclosing object. A rule with an empty reason only lists values to ignore;
+the request schema checks all other values."""
 PASSAGES = frozenset(
     place[:end]
     for place in (*INSIDE, *IGNORED_INSIDE)
@@ -237,8 +237,8 @@ KINDS: Mapping[str, tuple[str, Mapping[str, str]]] = {
         },
     ),
 }
-"""Map the path of an object to (remedy, reasons). `reasons` maps each value of `type` that only other servers accept to
-the reason for refusing it."""
+"""(remedy, reasons), by the path of an object. `reasons` has the `type` values that only other servers accept, each
+with the reason why this server refuses it."""
 
 
 def sift(data: Mapping[str, Any], route: Route) -> tuple[dict[str, Any], set[str]]:
@@ -308,6 +308,5 @@ def _refused(path: str, reason: str) -> ApiError:
 
 
 def is_one_of(value: Any, neutral: Iterable[Any]) -> bool:
-    """Return whether `value` is in `neutral`. Unlike in Python, True does not equal 1. The numbers 0 and 0.0 are
-    equal."""
+    """Return whether `value` is in `neutral`. Here True and 1 differ, but 0 and 0.0 are equal."""
     return any(value == known and isinstance(value, bool) == isinstance(known, bool) for known in neutral)

@@ -1,4 +1,4 @@
-"""Structured output: conversion of OpenAI's `response_format` and vLLM's `guided_*` fields to a grammar.
+"""Structured output: convert OpenAI's `response_format` and vLLM's `guided_*` fields to a grammar.
 
 This module checks sizes. It also checks whether a request sets more than one structured-output field. The engine
 checks whether a schema or a regular expression compiles.

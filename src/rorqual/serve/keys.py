@@ -34,7 +34,7 @@ def _hash(key: str) -> str:
 
 
 def _tenants(data: Any) -> dict[str, str]:
-    """Map each key hash in a parsed key file to its tenant. Raises ValueError if the file's structure is wrong."""
+    """Return the tenant of each key hash in a parsed key file. Raises ValueError if the file's structure is wrong."""
     rows = data.get("keys") if isinstance(data, dict) else None
     if not isinstance(rows, list):
         raise ValueError("the list 'keys' is missing")
@@ -118,8 +118,8 @@ class Keys:
         return key
 
     def tenant(self, key: str) -> str | None:
-        """Return the tenant of a key, or None if the key is unknown. The key is compared with all hashes, so that the
-        lookup takes constant time."""
+        """Return the tenant of a key, or None if the key is unknown. The lookup compares the key's hash with every
+        stored hash, to take constant time."""
         key_hash, tenant = _hash(key), None
         for digest, name in self.tenants.items():
             if hmac.compare_digest(digest, key_hash):

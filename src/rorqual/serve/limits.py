@@ -35,7 +35,7 @@ ENTRIES: Mapping[str, tuple[int, str]] = {
     },
     "guided_choice": (1024, "Give fewer choices."),
 }
-"""Maximum number of entries of each list or object field, and the remedy in the error if a field has more entries."""
+"""For each list or object field: the maximum number of entries, and the remedy that the error gives."""
 _TOKEN = re.compile(rb'"([^"\\]*(?:\\.[^"\\]*)*)"(\s*:)?|[\[\]{}]', re.DOTALL)
 FEWER = "Make it smaller or leave it out."
 
@@ -130,7 +130,7 @@ def _check_size(part: str, value: Any, most: int, remedy: str = FEWER) -> None:
 
 
 def _sizes(value: Any) -> Iterator[int]:
-    """Yield the approximate JSON size in bytes of `value` and each nested value. Numbers count as eight bytes."""
+    """Yield the approximate JSON sizes of `value` and of all nested values, in bytes. Numbers count as eight bytes."""
     todo = [value]
     while todo:
         value = todo.pop()

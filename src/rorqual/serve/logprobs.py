@@ -1,8 +1,8 @@
-"""Log-probabilities in OpenAI's formats of chat completions and of text completions.
+"""Log-probabilities in OpenAI's formats for chat completions and text completions.
 
 Log-probabilities are those of the sampling distribution, after temperature, top-p and other sampling parameters. At
 temperature 0, the log-probabilities are those of temperature 1 without top-k, top-p and min-p. Each sampled token has
-an entry, including reasoning, special tokens, and the token that ended the reply.
+an entry. These include tokens of the reasoning, special tokens, and the token that ended the reply.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ def of_echo(tokenizer: Tokenizer, ids: Sequence[int], scores: Sequence[Score], t
 def of_prompt(
     tokenizer: Tokenizer, ids: Sequence[int], scores: Sequence[Score], top: int
 ) -> list[dict[str, Any] | None]:
-    """Return vLLM's `prompt_logprobs`. Each position has the entries of the prompt's token and the `top` likeliest tokens.
+    """Return vLLM's `prompt_logprobs`. Each position has an entry for the prompt's token, and one for each of the `top`
+    likeliest tokens.
 
     Entries are keyed by token id. The first position is None. `rank` is 1 for the likeliest token, and null if the
     token is not among the likeliest tokens that the engine returned.
@@ -95,8 +96,8 @@ def of_prompt(
 
 
 def _by_text(tokenizer: Tokenizer, top: Sequence[tuple[int, float]]) -> dict[str, float]:
-    # Different tokens that contain only a part of a UTF-8 character may have the same text. The entry of a
-    # text has the log-probability of its likeliest token.
+    # Different tokens that contain only a part of a UTF-8 character may have the same text. Such a text gets the
+    # log-probability of the likeliest of these tokens.
     logprobs: dict[str, float] = {}
     for id_, value in top:
         logprobs.setdefault(tokenizer.token(id_), max(value, LEAST))

@@ -30,8 +30,9 @@ class _Kind:
 class RateLimitFilter(logging.Filter):
     """A logging filter that passes at most `MOST` records of each kind per `WINDOW` seconds.
 
-    Records are of the same kind if their logger and the first line of their message agree, apart from numbers. The limit is
-    needed because clients without an API key can cause records, for example by sending invalid HTTP.
+    Records are of the same kind if they come from the same logger and the first lines of their messages differ only in
+    numbers. The limit is needed because clients without an API key can cause log lines, for example by sending invalid
+    HTTP.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

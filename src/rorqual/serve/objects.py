@@ -188,6 +188,6 @@ class Cards(_Object):
 
 
 class Health(_Object):
-    """The engine's state: `ok` with status 200, `loading` with status 503."""
+    """The engine's state: `ok` (status 200) or `loading` (status 503)."""
 
     status: Literal["ok", "loading"]

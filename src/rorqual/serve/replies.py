@@ -19,8 +19,8 @@ from rorqual.serve.metrics import Metrics
 from rorqual.serve.wire import Recorded, SampledToken, Score, ScoredPrompt
 
 SILENT = 256
-"""After this many tokens without new text, the next token is parsed outside of the event loop, because parsing may then
-be slow."""
+"""After this many tokens without new text, parsing may be slow, so the next token is parsed outside of the event
+loop."""
 
 
 @dataclass
@@ -115,7 +115,7 @@ class Choice:
         return fresh
 
     def take(self) -> list[SampledToken]:
-        """Return the tokens that were added since the last call, for log-probabilities."""
+        """Return the tokens that were added since the last call. Callers need them for log-probabilities."""
         fresh, self.pending_logprobs = self.pending_logprobs, []
         return fresh
 
@@ -184,9 +184,9 @@ class Reply:
     ) -> AsyncGenerator[tuple[int, Piece] | None, None]:
         """Yield (sample number, new text) as tokens arrive.
 
-        None is yielded after `keep_alive` seconds without new text, or after `PROBE` seconds if `hurried()` is True. When the
-        last piece of a sample is yielded, the choice's finish reason is set. The last piece may be empty. Other tasks can run
-        after each token.
+        None is yielded after `keep_alive` seconds without new text. If `hurried()` is True, it is yielded after `PROBE`
+        seconds. The choice's finish reason is set before the last piece of a sample is yielded. The last piece may be
+        empty. Other tasks can run after each token.
         """
         written = time.monotonic()
         try:
@@ -226,7 +226,7 @@ class Reply:
             self.metrics.used(self.job.tenant, hit, self._prefilled() - hit, self._generated())
 
     def _count_unread(self) -> None:
-        """Count the tokens that are still in the queue, because the engine generated them."""
+        """Count the tokens that are still in the queue. The engine generated them, so they are billed."""
         while not self.job.events.empty():
             if isinstance(event := self.job.events.get_nowait(), SampledToken):
                 self.choices[event.sample].count(event)
@@ -263,8 +263,8 @@ class Reply:
     def _hit(self) -> int:
         """Return the number of prompt tokens from the prefix cache.
 
-        Later samples reuse the cached prompt of the first sample. Therefore a prompt's number is the smallest
-        number of cached tokens among its samples.
+        Later samples reuse the cached prompt of the first sample. Therefore the smallest number of cached tokens among
+        a prompt's samples counts for this prompt.
         """
         total, before = 0, 0
         for ask in self.job.asks:

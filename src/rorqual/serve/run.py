@@ -46,7 +46,7 @@ class Address:
     - `queue`: maximum number of running and waiting requests.
     - `max_body`: maximum bytes of a request body.
     - `grace`: seconds that running requests may take to finish after a shutdown signal.
-    - `ui`: whether to serve the chat page; see `wanted` of `Page`.
+    - `ui`: whether to serve the chat page, as for the argument `wanted` of `Page`.
     - `hang`: restart a busy engine after this many seconds without a heartbeat.
     - `load`: maximum seconds that the engine may take to load.
     - `operator`: the tenant that may read the metrics of all tenants.
@@ -73,7 +73,8 @@ class Address:
 class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Do not install uvicorn's signal handlers, because `_until_stopped` handles signals from the start of loading."""
+        """Do not install uvicorn's signal handlers, because `_until_stopped` already handles signals while the engine
+        loads."""
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -190,14 +191,14 @@ async def _until_stopped(service: Service, page: Page, sock: socket.socket, addr
     stopped = asyncio.Event()
 
     def stop() -> None:
-        server.force_exit = stopped.is_set()  # a second signal stops without waiting for running requests
+        server.force_exit = stopped.is_set()  # after a second signal, stop without waiting for running requests
         server.should_exit = True
         page.close()
         stopped.set()
 
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(DescriptorErrorHandler())
-    # SIGHUP means that the terminal closed. Under `nohup`, the process ignores SIGHUP and must continue to do so.
+    # SIGHUP means that the terminal closed. Under `nohup`, the process must keep ignoring SIGHUP.
     hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
     for number in (signal.SIGINT, signal.SIGTERM, *hangup):
         loop.add_signal_handler(number, stop)

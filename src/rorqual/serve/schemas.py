@@ -59,8 +59,8 @@ class StreamOptions(Schema):
 
 
 class TemplateOptions(Schema):
-    """Chat template options that turn reasoning on or off. Published chat templates name this option `thinking` or
-    `enable_thinking`. If the request sets neither option, the model decides whether to reason."""
+    """Chat template options that turn reasoning on or off. In published chat templates, the option is called `thinking`
+    or `enable_thinking`. If the request sets neither option, the model decides whether to reason."""
 
     thinking: bool | None = None
     enable_thinking: bool | None = None
@@ -79,7 +79,7 @@ class ThinkingSwitch(Schema):
 
 
 def _field(param: Param) -> tuple[Any, Any]:
-    """Return the annotation and pydantic Field of a sampling parameter, as an optional request field."""
+    """Return the annotation and the pydantic Field of the optional request field that sets a sampling parameter."""
     kind, type_ = param.served, param.annotation
     limits: dict[str, Any] = {}
     match kind:
@@ -102,7 +102,7 @@ class Sampling(Guided):
     """Fields that chat and text requests share: the sampling parameters and the fields below.
 
     `seed`: random if it is not set. `priority`: as in vLLM, the lowest number runs first. Negative priorities are not
-    allowed, because a tenant could use them to delay other tenants' requests.
+    allowed, because with them a tenant could delay the requests of other tenants.
     """
 
     model: Annotated[Text, Field(min_length=1, max_length=MAX_NAME)]
@@ -121,7 +121,8 @@ class Sampling(Guided):
 
     @property
     def limit(self) -> int:
-        """The maximum number of reply tokens, or INT32 if the request sets no limit; the context then limits the reply."""
+        """The maximum number of reply tokens. If the request sets no limit, the value is INT32, and only the context
+        limits the reply."""
         return self.given().get("max_tokens") or INT32
 
     @property
@@ -148,9 +149,9 @@ class Sampling(Guided):
 class ChatRequest(Sampling, Tools):
     """Body of `POST /v1/chat/completions`.
 
-    `reasoning_effort`: `none` turns reasoning off; any other value turns it on, with no limit on its length. `thinking`
-    (DeepSeek's API) and `chat_template_kwargs` (vLLM's API) also turn reasoning on or off. `reasoning_effort`, `thinking` and
-    `chat_template_kwargs` are ignored if the model's chat format has no reasoning.
+    `reasoning_effort`: `none` turns reasoning off; any other value turns reasoning on. No value limits the length of
+    the reasoning. `thinking` (DeepSeek's API) and `chat_template_kwargs` (vLLM's API) also turn reasoning on or off.
+    `reasoning_effort`, `thinking` and `chat_template_kwargs` are ignored if the model's chat format has no reasoning.
     """
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
@@ -171,7 +172,7 @@ class ChatRequest(Sampling, Tools):
         return next(iter(self.modes().values()), "auto")
 
     def modes(self) -> dict[str, Thinking]:
-        """Return the request fields that set a reasoning mode, each with the mode that it sets."""
+        """Return the request fields that set a reasoning mode, each with the mode."""
         modes: dict[str, Thinking] = {}
         if self.chat_template_kwargs is not None and self.chat_template_kwargs.mode != "auto":
             modes["chat_template_kwargs"] = self.chat_template_kwargs.mode
@@ -301,7 +302,7 @@ def _parsed(body: bytes) -> dict[str, Any]:
         # pydantic's parser limits the nesting depth, and rejects NaN and lone surrogates.
         data = pydantic_core.from_json(body, allow_inf_nan=False)
         # pydantic's parser accepts duplicate keys. `json.loads` with `_unique` refuses duplicate keys, because parsers
-        # disagree on which value counts.
+        # disagree on which of the values to use.
         json.loads(body, object_pairs_hook=_unique)
     except ValueError as error:
         raise refuse(f"The body is not JSON: {str(error)[:200]}. Send one JSON object.") from None

@@ -31,11 +31,12 @@ T = TypeVar("T")
 MASK = 2**64 - 1
 SEED_BITS = 63
 GENERATION = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-"""Keys of a published model's generation config that the server uses as defaults."""
+"""Keys of a published model's generation config. The server uses their values as defaults."""
 MAX_SCORES = 1 << 18
 """Maximum number of prompt log-probabilities in a response. The maximum takes about 20 MB."""
 COUNTED = 200_000
-"""Texts longer than this many bytes are first tokenized in slices, to refuse a text early if it exceeds the context."""
+"""Texts longer than this many bytes are first tokenized in slices. The server can then refuse a text early if it
+exceeds the context."""
 
 
 def read_defaults(run: RunDir) -> SamplingParams:

@@ -46,9 +46,9 @@ class Call(Schema):
 class ChatMessage(Schema):
     """A message of a conversation.
 
-    `refusal`: used as the text of an assistant message without content. `name` is ignored. Clients may send a response
+    `refusal`: the text of an assistant message that has no content. `name` is ignored. Clients may send a response
     message back, with the fields that OpenAI's client adds (`parsed`). Only assistant messages may contain NUL, because
-    models may generate it.
+    models may generate NUL.
     """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -145,9 +145,8 @@ class Tools(Schema):
     def forced(self) -> Grammar | None:
         """Return the grammar of required tool calls, or None if calls are optional.
 
-        `tool_choice: required` allows one or more calls to any tools, or exactly one call with
-        `parallel_tool_calls: false`. A named function must be called exactly once. A function without `parameters` takes
-        no arguments.
+        With `tool_choice: required`, the reply has one or more calls, or exactly one call if `parallel_tool_calls` is
+        false. A named function must be called exactly once. A function without `parameters` takes no arguments.
         """
         if self.tool_choice in (None, "none", "auto"):
             return None
@@ -155,7 +154,8 @@ class Tools(Schema):
 
     def called_or(self, answer: dict[str, Any]) -> Grammar:
         """Return the grammar of a reply: either tool calls, or JSON that follows the schema `answer`."""
-        # This call checks the size of `answer`, so that an error names the schema and not `tools`.
+        # This call checks the size of `answer` first. If `answer` is too large, the error then names the schema instead
+        # of `tools`.
         source_of(answer, "response_format.json_schema.schema")
         return Grammar("calls", source_of({**self._calls(), "answer": answer}, "tools"))
 

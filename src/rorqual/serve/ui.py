@@ -40,7 +40,8 @@ LIFETIME = 12 * 3600.0
 MOST_LOGINS = 64
 """Maximum number of logins per tenant. Beyond this number, a new login ends the oldest login."""
 MOST_ASKED = 262_144
-"""Maximum bytes of a request from the page, because Gradio parses requests in the event loop, which all requests share."""
+"""Maximum bytes of a request from the page. Gradio parses requests in the event loop, so a large request would delay
+all others."""
 LOGIN_BYTES, LOGIN_SECONDS = 4096, 10.0
 API = re.compile(r"/(v1(/.*)?|health|metrics|livez)", re.DOTALL)
 HEADERS = {
@@ -58,7 +59,7 @@ HEADERS = {
 
 @dataclass(frozen=True)
 class Login:
-    """A tenant's login to the chat page. It expires at `until`, in seconds of the clock of `Sessions`.
+    """A tenant's login to the chat page. The login expires when the clock of `Sessions` reaches `until`.
 
     `ended` is set when the login is closed.
     """
@@ -69,7 +70,7 @@ class Login:
 
 
 class Sessions:
-    """The current logins by session token. `clock` returns the time in seconds."""
+    """The current logins, each stored under its session token. `clock` returns the time in seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -101,8 +102,9 @@ class Sessions:
 class Page:
     """ASGI middleware that serves the chat page. API requests and all requests with a key are passed on to `edge`.
 
-    `wanted`: None serves the page if Gradio is installed, and otherwise a page that explains how to install Gradio.
-    With `wanted` True, ConfigError is raised if Gradio is not installed. With `wanted` False, the page is off.
+    `wanted`: with None, the page is served if Gradio is installed. Otherwise, a page that explains how to install
+    Gradio is served. With `wanted` True, ConfigError is raised if Gradio is not installed. With `wanted` False, the
+    page is off.
     """
 
     def __init__(self, edge: Edge, service: Service, wanted: bool | None = None) -> None:

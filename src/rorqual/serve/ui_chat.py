@@ -1,10 +1,10 @@
-"""The chat page's Gradio interface. The session state stores the conversation as raw text; the browser gets messages
-with formulas converted for display.
+"""The chat page's Gradio interface. The session state stores the conversation as raw text. Formulas are converted only
+in the messages that the browser displays.
 
 Gradio runs the event handlers of a session concurrently, so their updates can overlap. When a handler ends, Gradio
 sends the handler's last update a second time. Therefore this module runs the events of a session one after another.
-Each event ends with an update that changes nothing, after all other updates were sent. The session state is a list,
-which the running event changes in place.
+After all other updates of an event, an update that changes nothing ends the event. The session state is a list. The
+running event changes this list in place.
 
 Gradio evaluates the annotations of handlers, but this module imports Gradio only when it builds the page. Therefore this
 file does not use `from __future__ import annotations`.
@@ -35,9 +35,8 @@ TICK = 0.1
 SETTLED = 0.4
 """Seconds between an event's last update with content and the empty update that ends the event.
 
-Without this pause, the buttons of the input box had the wrong state in one of ten tries under load. The reason is that
-Gradio's frontend applies the empty update to the object of the last update with content, before that update is
-rendered."""
+Without this pause, the buttons of the input box had the wrong state in one of ten tries under load. The reason: before
+Gradio's frontend renders the last update with content, it applies the empty update to the same object."""
 FORMULAS = [("\\[", "\\]", True), ("\\(", "\\)", False)]
 """Formula delimiters (left, right, display). `ui_math` converts dollar delimiters to the delimiters in this list."""
 Pictures = AsyncGenerator[tuple[Any, ...], None]
@@ -144,7 +143,7 @@ class PageEvent:
 class Chat:
     """The page's event handlers, which yield updates of four components: chat, conversation, input box, status.
 
-    `conversation` is the session's list of rows, which only the running event reads or changes.
+    `conversation` is the session's list of rows. Only the running event reads or changes this list.
     """
 
     def __init__(self, gr: Any, api: ASGIApp, model: str, prompts: Sequence[str] = ()) -> None:
@@ -185,7 +184,8 @@ class Chat:
 
     @asynccontextmanager
     async def _turn(self, session: str) -> AsyncIterator[PageEvent]:
-        """Run the `with` block as the session's current event, after the previous event has sent its last update.
+        """Wait until the previous event of the session has sent its last update. Then run the `with` block as the
+        current event.
 
         The wait needs no timeout, because Gradio always resumes or closes the previous event's generator.
         """
@@ -231,7 +231,8 @@ class Chat:
     def _unchanged(self) -> tuple[Any, ...]:
         """Return an update that changes nothing.
 
-        Every event ends with this update, because Gradio may send the last update again after the next event started.
+        Every event ends with this update, because Gradio may send the last update again when the next event has already
+        started.
         """
         return (self.gr.skip(),) * 4
 
@@ -354,7 +355,7 @@ def _wire(gr: Any, chat: Chat, parts: Sequence[Any], settings: Sequence[Any], re
 
     common: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
     running = {"outputs": list(parts), **common}
-    # Gradio ignores a second Enter, so that the same text is not sent again. A second Retry replaces the first Retry.
+    # Gradio ignores a second Enter, so the same text is not sent twice. A second Retry replaces the first Retry.
     box.submit(ask, [box, rows, *settings], trigger_mode="once", **running)
     retry.click(retry_last, [rows, *settings], trigger_mode="multiple", **running)
     shown.retry(retry_last, [rows, *settings], trigger_mode="multiple", **running)

@@ -30,13 +30,13 @@ OPEN = re.compile(
     r"/|/(config|theme\.css|favicon\.ico|manifest\.json|gradio_api/startup-events)|/(assets|static|svelte)/[\w./-]+",
     re.ASCII,
 )
-"""Gradio's routes without session state. All routes except those in `OPEN` and the routes `JOIN`, `DATA` and
-`HEARTBEAT` are blocked, because Gradio's other routes serve files or act as a proxy."""
+"""Gradio's routes without session state. Only the routes in `OPEN` and the routes `JOIN`, `DATA` and `HEARTBEAT` are
+allowed, because Gradio's other routes serve files or act as a proxy."""
 JOIN, DATA = "/gradio_api/queue/join", "/gradio_api/queue/data"
 HEARTBEAT = "/gradio_api/heartbeat/"
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 FIELDS = ("data", "event_data", "fn_index", "trigger_id")
-"""Fields of an event that are passed on to Gradio, in addition to `session_hash`."""
+"""Fields of an event that are passed on to Gradio. `session_hash` is also passed on."""
 
 
 class Pages:
@@ -52,7 +52,8 @@ class Pages:
         return len(self._tenants)
 
     def claim(self, tenant: str, name: str) -> str:
-        """Assign a session to `tenant`, and return its hash for Gradio. Raises ApiError if another tenant owns the session."""
+        """Assign a session to `tenant`, and return the hash that Gradio uses for the session. Raises ApiError if
+        another tenant owns the session."""
         if not NAME.fullmatch(name):
             raise refuse("`session_hash` must be 1 to 64 letters, digits, - and _.", "session_hash")
         if self._tenants.setdefault(name, tenant) != tenant:
@@ -69,7 +70,8 @@ class Pages:
         return _gradio_hash(tenant, name)
 
     async def bind(self, scope: Scope, receive: Receive, tenant: str, service: Service) -> tuple[Scope, Receive]:
-        """Return the request with the session hash for Gradio. Raises ApiError if the request is not allowed."""
+        """Return the request that Gradio receives. It contains the session hash from `claim`. Raises ApiError if the
+        request is not allowed."""
         path, method = scope["path"], scope["method"]
         if path == JOIN:
             _check_method(method, "POST")

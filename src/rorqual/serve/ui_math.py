@@ -28,7 +28,7 @@ digit follows the closing dollar sign."""
 COMMANDS = re.compile(r"\\[A-Za-z]+(?:\{[^{}]*\})?")
 AMOUNT = re.compile(r"\s*\d")
 WORDS = re.compile(r"(?<=\s)[^\W\d_]{2,}(?=\s)|(?<!\w)[^\W\d_]{3,}(?!\w)|[^\W\d_A-Za-z\u0370-\u03ff]")
-"""Matches text that occurs in sentences but not in formulas: words, and letters that are neither Latin nor Greek."""
+"""Matches text that occurs in sentences but not in formulas: a word, or a letter that is neither Latin nor Greek."""
 
 
 def shown(text: str) -> str:

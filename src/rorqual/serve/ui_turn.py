@@ -1,4 +1,5 @@
-"""The chat page's conversation: its rows, the API request, and the streamed reply with reasoning in a separate timed row."""
+"""The chat page's conversation: its rows, the API request, and the streamed reply. Reasoning has its own row with a
+timer."""
 
 from __future__ import annotations
 
@@ -39,7 +40,7 @@ class Wanted:
 
 
 def text_of(row: Row) -> str:
-    """Return the text of a row, whose content is a string or a list of parts."""
+    """Return the text of a row. The row's content is a string or a list of parts."""
     content = row.get("content") or ""
     if isinstance(content, str):
         return content
@@ -73,7 +74,7 @@ def question(text: str) -> Row:
 
 
 def pictured(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows with formulas converted for display."""
+    """Return copies of the rows in which formulas are converted for display."""
     return [{**row, "content": shown(text_of(row))} for row in rows]
 
 

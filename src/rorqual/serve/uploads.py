@@ -53,7 +53,7 @@ class WeightUploads:
     def begin(cls, folder: Path) -> tuple[WeightUploads, str | None]:
         """Lock `folder`, delete weights of an earlier server, and create a rollout key if the folder has none.
 
-        Return (uploads, new key), or (uploads, None) if the folder already has a key.
+        Return (uploads, new key). The new key is None if the folder already has a key.
         """
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -175,7 +175,7 @@ def _write(out: BinaryIO, sha256: hashlib._Hash, data: bytes) -> None:
 
 
 async def _discard_body(request: Request, bridge: Bridge) -> None:
-    """Read and discard a refused body, up to a limit, so that the client finishes sending and reads the error."""
+    """Read and discard a refused body (up to a limit). The client then finishes sending and reads the error."""
     size, most = 0, DISCARDED + (bridge.info.weights_bytes if bridge.info else 0)
     try:
         async with asyncio.timeout(BODY_SECONDS):

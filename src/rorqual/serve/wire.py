@@ -41,9 +41,10 @@ class EngineRequest:
 
 
 Score = tuple[float, list[tuple[int, float]]]
-"""(logprob, top): a prompt token's log-probability, and the likeliest token ids at its position with their log-probabilities."""
+"""(logprob, top): the log-probability of a prompt token, and the likeliest tokens at this position as (id,
+log-probability)."""
 SCORES = 2048
-"""Maximum number of log-probabilities in one message, so that a long prompt does not block the event loop."""
+"""Maximum number of log-probabilities in one message. Without this limit, a long prompt would block the event loop."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Ready:
-    """The engine's limits, which it sends when it is ready.
+    """The engine's limits. The engine sends this message when it is ready.
 
     `max_len`: maximum number of tokens in prompt and reply together. `weights_bytes`: maximum size of a weight update file.
     """
@@ -107,8 +108,8 @@ def line(kind: str, **fields: Any) -> bytes:
 
 @dataclass(frozen=True)
 class PackedRequest:
-    """A serialized `EngineRequest` and the fields that the server needs later, stored in a fifth of the memory that an
-    `EngineRequest` takes."""
+    """A serialized `EngineRequest`, and the fields that the server needs later. It takes a fifth of the memory of an
+    `EngineRequest`."""
 
     data: bytes
     n: int
@@ -123,7 +124,7 @@ def pack(ask: EngineRequest) -> PackedRequest:
 
 
 def submit(number: int, ask: PackedRequest, tenant: str) -> tuple[bytes, bytes]:
-    """Return a `submit` message as two byte strings, so that the long prompt is not copied.
+    """Return a `submit` message as two byte strings, to avoid copying the prompt, which may be long.
 
     `number`: identifies the request in the engine's replies.
     """
@@ -141,7 +142,7 @@ def update(file: str, version: int) -> bytes:
 
 
 def scored(number: int, logprobs: list[float], best: list[list[tuple[int, float]]], top: int) -> Iterator[bytes]:
-    """Yield messages with the log-probabilities of a prompt's tokens, at most `SCORES` values per message."""
+    """Yield messages with the log-probabilities of a prompt's tokens. Each message has at most `SCORES` values."""
     step = max(1, SCORES // (1 + top))
     rows = list(zip(logprobs, best))
     for start in range(0, len(rows), step):

@@ -130,7 +130,8 @@ def _order(parts: list[str | int]) -> list[int]:
 
 
 def _path(item: Mapping[str, Any], data: Any) -> list[str | int]:
-    """Return the path of the invalid value in `data`. pydantic's `loc` also names union alternatives, which are removed."""
+    """Return the path of the invalid value in `data`. pydantic's `loc` also names union alternatives; the returned path
+    omits them."""
     node, path, tag = data, list[str | int](), False
     *parts, last = item["loc"] or ("",)
     for part in (*parts, last):

@@ -1,7 +1,7 @@
 """The engine process: `python -m rorqual.serve.worker ARGUMENTS`, where ARGUMENTS are `EngineArguments` as JSON.
 
-The process reads requests from standard input and writes tokens to standard output. The process exits when standard input
-closes, which also happens when the server dies.
+The process reads requests from standard input and writes tokens to standard output. The process exits when standard
+input closes. Standard input also closes when the server dies.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from rorqual.serve.wire import LONGEST_LINE, TENANT, EngineArguments, ask_of, li
 BEAT = 0.5
 """Seconds between heartbeats. A heartbeat contains the engine's statistics."""
 HEADER = 1024
-"""Maximum bytes that the entry of one tensor takes in a safetensors header."""
+"""Maximum bytes of one tensor's entry in a safetensors header."""
 LONGEST_RECORD = LONGEST_LINE // 2
 
 
@@ -75,7 +75,7 @@ class Worker:
         self.inbox: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self.numbers: dict[int, int] = {}  # request_id -> the server's request number
         self.left: dict[int, int] = {}  # request_id -> number of unfinished samples
-        self.scored: set[int] = set()  # request_ids whose prompt's log-probabilities were sent
+        self.scored: set[int] = set()  # request_ids for which the log-probabilities of the prompt were sent
         self.compiling: dict[int, Compiling] = {}  # the server's request number -> request
         self.recorded: set[int] = set()  # request_ids whose rollout data is recorded
         self.version = 0  # version of the current weights
@@ -186,7 +186,7 @@ class Worker:
         self.inbox.put({"kind": "read"})
 
     def _install(self) -> None:
-        """Load new weights when no request is running. After the last update, submit the requests that waited for the updates."""
+        """Load new weights when no request is running. After the last update, submit the waiting requests."""
         while self.updates and not self.numbers and (self.updates[0].tensors is not None or self.updates[0].refusal):
             update = self.updates.pop(0)
             if update.tensors is not None:

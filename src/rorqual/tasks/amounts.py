@@ -5,15 +5,15 @@ The following numbers are excluded:
 - Operands (`5 * 12`), left sides of equations, multiples of an unknown ("3x = 18") and ordinals.
 - Denied numbers ("not 18").
 - Bounds ("more than 18", "18, maybe more") and ranges ("18 to 20"). "Rises from 18 to 20" is not a range and states 20.
-- Open alternatives ("18 or 19"), but not a total with its share ("18 in all, or 6 each").
+- Open alternatives ("18 or 19"). "18 in all, or 6 each" is a total and its share, not an open alternative.
 - Numbers in brackets, and numbers in a clause that gives a reason.
 
 A sentence that guesses, lists cases ("if ..., 18; if ..., 19") or retracts its number has no answer. A quantity in two
 units ("1 hour and 30 minutes") is one number. A number after a preposition or article ("for 3 people", "the 5 days")
 counts only if no other number remains. In a marked answer (`\boxed{...}`) the first number counts. In a sentence the
 last number counts, because a sentence usually ends with the answer. In two joined clauses ("9 remain, and 6 are gone")
-both numbers may be the answer. The second number becomes the `value` of the `Reading`, and the first number becomes
-its `rival` (see `rorqual.tasks.reply`).
+both numbers may be the answer. In the `Reading` (see `rorqual.tasks.reply`), the second number is the `value` and the
+first number is the `rival`.
 """
 
 from __future__ import annotations
@@ -303,8 +303,8 @@ def _choose(text: str, candidates: list[Number], marked: bool, asides: list[str]
 
 
 def _apposed(candidates: list[Number], place: int, remaining: list[int], after: list[str]) -> Amount | None:
-    """Return the number in an apposition after the chosen number: "to $48, a saving of $12", "350, i.e. 50 more than
-    planned"."""
+    """Return the number in the apposition that follows the chosen number: "to $48, a saving of $12", "350, i.e. 50 more
+    than planned"."""
     i = place + 1
     value = candidates[i].value if i in remaining and _APPOSED.match(after[place]) else None
     return None if value is None else Amount(value, candidates[i].percent)
@@ -434,7 +434,8 @@ def _same_kind(candidates: list[Number], i: int, after: list[str]) -> bool:
 
 
 def number_list(text: str, *, counted: bool) -> list[str]:
-    """Return the last numbers of `text` if at least two of them are separated only by commas, `and` or `or`, else an empty list.
+    """Return the list of numbers at the end of `text`, such as `1, 4 and 9`. Return an empty list if there are fewer
+    than two numbers.
 
     Without `counted`, also return an empty list if the text before the list states the list's length ("2 roots: 3, 4").
     """
@@ -474,7 +475,7 @@ def _first(text: str, candidates: list[Number], pool: list[int]) -> int:
 def _last(text: str, candidates: list[Number], before: list[str], pool: list[int]) -> int:
     """Return the index of the number that counts in prose.
 
-    If the last clause has an equation, the right-hand side of its last equation counts. Otherwise the last number of the
+    If the last clause has equations, the right-hand side of the last equation counts. Otherwise the last number of the
     clause counts.
     """
     breaks = [m.end() for m in _CLAUSE.finditer(text) if m.end() <= candidates[pool[-1]].start]

@@ -42,13 +42,14 @@ FAILURES = (
 """Exceptions that sympy raises on expressions that it cannot compare. A reply with such an expression is ungraded, not wrong."""
 _INEQUALITY = re.compile(r"[<>]|\\[lg]eq?(?![a-z])")
 POINTS = (Rational(7, 3), Rational(11, 5), Rational(23, 9))
-"""Values of the variables at which two expressions are compared."""
+"""Values that the variables take when two expressions are compared."""
 LONGER, LONGEST = 10, 400
-"""An answer longer than ten times the gold answer plus 400 characters is wrong and is not parsed."""
+"""The longest answer that is parsed has 400 characters plus ten times the length of the gold answer. A longer answer is
+wrong."""
 STRIKES_AGAIN = 0.5
 """Seconds between repeated alarms after a timeout."""
 
-# `_clock` enforces the timeout, so silence math-verify's warning that its own timeout is off.
+# `_clock` enforces the timeout. Therefore silence the warning that math-verify's own timeout is off.
 for _name in ("math_verify.parser", "math_verify.grader"):
     logging.getLogger(_name).addFilter(lambda record: not record.getMessage().startswith("Timeout is disabled"))
 
@@ -247,12 +248,13 @@ def _value(text: str, timeout: int) -> Expr | None:
 
 
 def _names(text: str) -> bool:
-    """Return whether the left side of an equation is a name for the right side: a letter, a function or words."""
+    """Return whether the left side of an equation only names the right side, with a letter, a function or words."""
     return re.search(r"[A-Za-z]", re.sub(r"\\(?:[dt]?frac|sqrt|cdot|times|pi|div)", "", text)) is not None
 
 
 def _number(text: str) -> Number | None:
-    r"""Return `text` as an exact number, or None. Return None for `\frac` without `%`: math-verify parses it."""
+    r"""Return `text` as an exact number, or None. Return None for `\frac` without `%`, because math-verify parses
+    `\frac`."""
     return None if "frac" in text and "%" not in text else single(text)
 
 
@@ -327,7 +329,7 @@ def _rational(expression: Expr) -> Expr:
 
 
 def _parsed(text: str, timeout: int) -> list[Any] | None:
-    """Return the parsed expressions, without math-verify's fallback strings, or None after a timeout."""
+    """Parse `text`, and return the expressions without math-verify's fallback strings. Return None after a timeout."""
     try:
         with _clock(timeout):
             results = math_verify().parse(f"\\boxed{{{text}}}", parsing_timeout=None)
@@ -338,12 +340,12 @@ def _parsed(text: str, timeout: int) -> list[Any] | None:
 
 @contextmanager
 def _clock(seconds: float) -> Iterator[None]:
-    """Raise TimeoutException if the block takes longer than `seconds`. `_clock` works in the main thread only.
+    """Raise TimeoutException if the block takes longer than `seconds`. `_clock` works only in the main thread.
 
     math-verify's own timeout fires once. If math-verify's timeout fires inside a finalizer during garbage collection,
     Python prints the error and continues without a timeout. `_clock` therefore fires again every `STRIKES_AGAIN`
-    seconds, and also raises if the block ends late. A signal timer that the caller has set still fires on time, or at
-    the end of the block.
+    seconds. If the block ends late, `_clock` also raises the exception. A signal timer that the caller has set still
+    fires on time, or at the end of the block.
     """
     expired = math_verify().errors.TimeoutException
     struck = over = False

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rorqual.tasks.sentences import SENTENCE, sentences, spans
 
 MARKS = 24
-"""Maximum number of answer markers of each kind to read, counted from the end of the reply."""
+"""For each kind of answer marker, only the last `MARKS` markers of a reply are read."""
 BOXED = "\\boxed"
 _BRACE = re.compile(r"\\boxed\s?\{|\\.|[{}]", re.DOTALL)
 _AND = re.compile(r"[\s$,.]*(?:(?:\\text\s?\{)?\s*(?:and|or)\s*\}?|,)[\s$]*(?:[a-z]\s?=\s?)?[\s$]*", re.IGNORECASE)
@@ -50,7 +50,7 @@ _CHOICE = re.compile(
 
 @dataclass(frozen=True)
 class AnswerMark:
-    """An answer with an answer marker, such as a box. `text` is the answer, and the rest of the reply starts at `end`.
+    """A marked answer, such as the content of a box. `text` is the answer, and the rest of the reply starts at `end`.
 
     `phrase` is True for a marker in prose ("the answer is ..."). If `phrase` is True, `text` may contain more than the
     answer.

@@ -59,13 +59,12 @@ class Task(ABC):
     patience: float = 300.0
     """Maximum CPU seconds that `problems` may use for one problem. If a problem needs more time, a `TaskError` stops the run."""
     patterned: bool = False
-    """Whether the problems share template sentences. If the problems share template sentences, matching word sequences
-    are no evidence of contamination."""
+    """True if the problems share template sentences. Matching word sequences are then no evidence of contamination."""
 
     @property
     def versions(self) -> dict[str, int]:
-        """The version of each problem family, by family name. A run can be resumed only with the versions that it
-        started with."""
+        """The version of each problem family, by family name. A run can be resumed only if these versions have not
+        changed."""
         return {}
 
     @abstractmethod

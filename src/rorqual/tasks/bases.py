@@ -31,7 +31,8 @@ def base_of(text: str) -> tuple[str, str] | None:
 
 
 def value_of(text: str) -> int | None:
-    """Return the value of a number that names its base, or None for any other text or an invalid digit."""
+    """Return the value of a number that names its base. Return None for any other text, and for a number with an
+    invalid digit."""
     number = base_of(text)
     if number is None or not number[1].isdecimal() or not 2 <= int(number[1]) <= 16:
         return None

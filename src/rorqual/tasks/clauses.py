@@ -1,4 +1,4 @@
-r"""Reduce a sentence to the clause that states its answer, and detect values that the text denies or that follow a
+r"""Reduce a sentence to the clause that states its answer. Detect values that the text denies, and values after a
 preposition.
 
 `main_part` and `without_dashes` apply each step below only if a number remains afterwards:
@@ -121,7 +121,8 @@ def plain_text(text: str) -> str:
 
 
 def without_dashes(text: str) -> str:
-    """Replace dashes by commas. Remove an addition after a dash if it is not a clause ("56 seats — 7 rows of 8")."""
+    """Replace dashes by commas. Remove an addition after a dash ("56 seats — 7 rows of 8"), unless the addition is a
+    clause."""
     dash = _DASH.search(text)
     if dash and numbers(plain(text[: dash.start()])) and not _VERB.search(text, dash.end()):
         return text[: dash.start()]

@@ -206,7 +206,8 @@ def _read_words(text: str, marked: bool, words: str) -> Reading:
 
 
 def _asserts(clause: str, pattern: re.Pattern[str]) -> bool:
-    """Return whether a clause asserts the words of `pattern`, without a denial or an alternative ("or")."""
+    """Return whether a clause asserts the words of `pattern`, and neither denies them nor offers an alternative
+    ("or")."""
     for match in pattern.finditer(clause):
         before, after = clause[: match.start()].rstrip("( "), clause[match.end() : match.end() + 20]
         if (

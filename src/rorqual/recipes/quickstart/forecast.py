@@ -45,8 +45,8 @@ TEACHES = 0.8
 """Share of samples that are in groups with both correct and wrong answers.
 
 In the quickstart with seed 0, the measured value of `TEACHES` was 0.94 for the teacher and 0.64 for the student trained
-with GRPO. The measured value of `GOES_OVER` was 0.38 for the teacher and 0.71 for the student. `TEACHES` and
-`GOES_OVER` lie between the teacher's and the student's values. With other seeds, the values may differ.
+with GRPO. The measured value of `GOES_OVER` was 0.38 for the teacher and 0.71 for the student. The constants `TEACHES`
+and `GOES_OVER` lie between the measured values of teacher and student. With other seeds, the values may differ.
 """
 WARM, STEPS, BATCH = 2, 8, 64
 DRAWN = 384
@@ -153,7 +153,7 @@ def stages(
     narrow: EvaluationSet,
     factory: tuple[float, float],
 ) -> list[StageForecast]:
-    """Return the forecast of each stage: its work times the measured costs.
+    """Return the forecast of each stage: the amount of work, multiplied by the measured costs.
 
     `wide` has problems of the teacher's task, and `narrow` has problems of the student's task. `factory` is the result of
     `factory_pace`.
@@ -178,8 +178,8 @@ def stages(
 
 
 def branches(s: Scale, teacher: ShapeCost, student: ShapeCost) -> list[tuple[ShapeCost, list[float], int]]:
-    """For each branch, return (costs of its model, fractions of thinking replies in its evaluations, 1). The last entry
-    is the number of models."""
+    """Return one entry for each branch: the costs of its model, the fractions of thinking replies in its evaluations,
+    and the number of models (1)."""
     habits = {"teacher": over(s.think, 1.0), "student-base": s.student_think, "answers-only": 0.0}
     return [
         (teacher if name == "teacher" else student, [thinks(mode, habits.get(name, 1.0)) for mode in modes], 1)
@@ -207,8 +207,7 @@ def reinforced(name: str, steps: int, samples: int, pace: ShapeCost, lengths: Le
 
 
 def thinks(mode: str, habit: float) -> float:
-    """Return the share of problems on which a model thinks in `mode`. `habit` is the share of problems on which the
-    model thinks in mode `auto`."""
+    """Return the share of thinking replies in the thinking mode `mode`. `habit` is the share in the mode `auto`."""
     return {"on": 1.0, "off": 0.0}.get(mode, habit)
 
 
@@ -311,7 +310,7 @@ def sampling(
 
     A sample has the token count of the problem's solution, with or without thinking.
 
-    The longest sample determines how many decoding steps its batch takes, so the lengths must vary as in real batches.
+    The longest sample of a batch determines the number of decoding steps, so the lengths must vary as in real batches.
     """
     tokenizer = Tokenizer.byte_level()
     engine = Engine.of(state.model, tokenizer, chat_format(tokenizer), threads=threads)

@@ -16,7 +16,7 @@ BRANCHES: dict[str, tuple[Thinking, ...]] = {
     "reinforced": ("auto", "on"),
     "answers-only": ("auto",),
 }
-"""Map the folder of each compared model to the thinking modes in which the model is evaluated on the student's problems."""
+"""The thinking modes in which each model is evaluated on the student's problems, by the folder of the model."""
 
 
 @dataclass(frozen=True)

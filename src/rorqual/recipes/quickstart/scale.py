@@ -15,7 +15,7 @@ show learning."""
 
 
 class Scale(Config):
-    """The numbers of steps and samples of a quickstart, chosen on problems of the dev split with seeds other than the
+    """The numbers of steps and samples of a quickstart. They were chosen on the dev split, with seeds other than the
     default 0.
 
     Evaluations sample at temperature 0.6 and top-p 0.95, as for DeepSeek-R1 (R1, section 3). With greedy decoding, a
@@ -34,10 +34,10 @@ class Scale(Config):
 
     `rival_agreement` is the largest allowed difference between the trainer's and the sampler's log-probability of a
     token during GRPO of the student. In half a million tokens, the log-probabilities of trainer and sampler differed by
-    at most 1.5e-4 nats, for one very unlikely token.
+    at most 1.5e-4 nats. This maximum occurred at a very unlikely token.
 
-    `distil_keep` selects the teacher's samples to train on. The value `all` of `distil_keep` also disables the filters,
-    for a teacher with too little training to answer correctly.
+    `distil_keep` selects the teacher's samples to train on. The value `all` also turns off the filters. It is meant for
+    a teacher that is trained too little to answer correctly.
     """
 
     model: Size

@@ -88,7 +88,7 @@ class Quickstart:
     ledger: Ledger
 
     def teacher(self) -> None:
-        """Train the teacher on worked solutions, then with GRPO that rewards correct answers. Evaluate the teacher
+        """Train the teacher on worked solutions, then with GRPO. GRPO rewards correct answers. Evaluate the teacher
         before and after GRPO."""
         s, place = self.scale, self.place
         base = sft(task=TASK, size=s.model, steps=s.sft_steps, rows=s.sft_rows, row=s.row, think=s.think,
@@ -160,7 +160,7 @@ class Quickstart:
         return override(run, [f"optim.lr={self.scale.student_lr}", f"optim.adamw.lr={self.scale.student_adamw_lr}"])
 
     def learned(self) -> str:
-        """Return a description of the teacher's samples that the student trains on."""
+        """Describe which of the teacher's samples the student trains on."""
         words: dict[Keep, str] = {
             "right": "the teacher's correct answers",
             "graded": "the teacher's graded answers",
@@ -202,7 +202,7 @@ class Quickstart:
             write_atomic(place.answers_file, text.encode())
 
     def measure_teacher(self) -> None:
-        """Evaluate the teacher before and after GRPO in all thinking modes, and record which experts it uses."""
+        """Evaluate the teacher before and after GRPO, in all thinking modes. Record which experts the teacher uses."""
         task, place = load_task(TASK, options={"hard": 0.5}), self.place
         for when, run in zip(WHEN, (place.base, place.teacher)):
             paths = [(mode, place.evaluation(f"{when}-{mode}")) for mode in MODES]

@@ -25,7 +25,7 @@ TRAININGS = {
     "answers-only": "train on answers alone",
     "reinforced": "reinforce the rival",
 }
-"""Map each run's folder to the stage that trains the run."""
+"""The stage that trains each run, by the run's folder."""
 TITLES = {
     "teacher": "teacher",
     "student-base": "base student",
@@ -40,8 +40,8 @@ PAID_FOR = {
     "reinforced": ("reinforce the rival",),
     "answers-only": ("sample the teacher", "train on answers alone"),
 }
-"""Map each branch to the stages whose cost it includes. Only the branch `student-base` includes the cost of the base
-student, which the student branches share."""
+"""For each branch: the stages whose costs count for the branch. All student branches share the base student, but its
+cost counts only for the branch `student-base`."""
 CLOCK_KEYS = ("seconds", "core_seconds", "spent_tokens")
 
 
@@ -143,7 +143,7 @@ def forward_flops(run: RunDir) -> int:
 
 
 def without_clock(facts: dict[str, Any]) -> dict[str, Any]:
-    """Return a summary without the values that differ between repeated or interrupted runs."""
+    """Return a summary without the values in `CLOCK_KEYS`. These values change if a run is repeated or interrupted."""
     steady = [{k: v for k, v in stage.items() if k not in CLOCK_KEYS} for stage in facts.get("stages", ())]
     return facts | {"stages": steady}
 

@@ -105,8 +105,8 @@ class ChatShape(Shape[ChatRequest]):
             yield _part(index, {}, logprobs_, choice.reason)
 
     def _logprobs(self, choice: Choice) -> dict[str, Any] | None:
-        """Return the `logprobs` of the tokens since the last call, or None if there are no new tokens or `logprobs` is
-        not set."""
+        """Return the `logprobs` of the tokens since the last call. Return None if `logprobs` is not set, or if there
+        are no new tokens."""
         if self.wanted.top is None:
             return None
         fresh = choice.take()

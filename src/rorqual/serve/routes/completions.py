@@ -34,9 +34,7 @@ class TextShape(Shape[TextRequest]):
         super().__init__(service, wanted)
         self._started: set[int] = set()
         self._prompts: list[Sequence[int]] = []
-        self._n_characters: dict[
-            int, int
-        ] = {}  # choice index -> number of characters of the tokens whose log-probabilities were sent
+        self._n_characters: dict[int, int] = {}  # choice index -> length of the text whose log-probabilities were sent
 
     def texts(self) -> Iterator[tuple[str, list[str]]]:
         return (("prompt", [prompt]) for prompt in self.wanted.prompts if isinstance(prompt, str))

@@ -86,7 +86,7 @@ async def generate(request: Request) -> Response:
 
 @router.get("/rollout/weights")
 async def weights(request: Request) -> Response:
-    """Return the version of the engine's weights, the tokenizer and the chat format.
+    """Return the server's tokenizer and chat format, and the version of the engine's weights.
 
     The trainer must use the same tokenizer and chat format.
     """

@@ -1,5 +1,5 @@
-"""Three everyday tasks (classification, regression, generation) with true answers and with noisy answers as in a real
-data set."""
+"""Three everyday tasks: classification, regression and generation. Each problem has a true answer and a noisy answer,
+as in a real data set."""
 
 from rorqual.tasks.everyday.base import EverydayTask
 from rorqual.tasks.everyday.mixture import EVERYDAY_TASKS, Everyday

@@ -1,4 +1,5 @@
-"""Base class of the everyday tasks: a rule computes the true answer, and random errors turn it into a noisy answer as in real data."""
+"""Base class of the everyday tasks. A rule computes the true answers. Noisy answers are true answers with random
+errors."""
 
 from __future__ import annotations
 
@@ -36,8 +37,8 @@ class EverydayTask(ABC):
         """Grade `reply` against the true answer. A reply in the wrong format is wrong, never ungraded."""
 
     def primer(self, problem: Problem) -> tuple[str, str] | None:
-        """Return (vocabulary question about `problem`, answer), used to train a base model. Return None if there is no
-        question."""
+        """Return a vocabulary question about `problem` and the answer to this question, to train a base model. Return
+        None if there is no question."""
         return None
 
     def problem(self, key: str, prompt: str, answer: str) -> Problem:

@@ -26,8 +26,8 @@ class Everyday(Task):
     """An endless mixture of the everyday tasks in `names`, with equal shares. Problems repeat only when unseen problems
     become rare.
 
-    `pool` selects one half of the train split, `teacher` or `original`, or the whole split (`any`). A teacher trains on the `teacher` half
-    and labels the `original` half, so that a teacher cannot label from memory.
+    `pool` selects problems of the train split: the half `teacher`, the half `original`, or the whole split (`any`). A
+    teacher trains on the `teacher` half and labels the `original` half, so that a teacher cannot label from memory.
     `Problem.meta["original"]` is the noisy answer.
 
     Raises ConfigError for an unknown or repeated name, or an unknown pool.

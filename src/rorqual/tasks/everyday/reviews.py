@@ -22,7 +22,8 @@ class Reviews(EverydayTask):
     """Review problems such as `reviews: plot good, cast not dull, end bad`, which is positive because two of its three
     opinions are positive.
 
-    The opinions of one review tend to agree, as in real reviews, so that even unlabelled text shows which words are similar.
+    The opinions of one review tend to agree, as in real reviews. Therefore even reviews without labels show which words
+    are similar.
     """
 
     name: ClassVar[str] = "reviews"
@@ -41,7 +42,8 @@ class Reviews(EverydayTask):
         return self.problem(", ".join(sorted(opinions)), ", ".join(opinions), LABELS[balance > 0])
 
     def primer(self, problem: Problem) -> tuple[str, str]:
-        """Return one opinion of the review and its meaning, for example `words: cast not dull` and `good`."""
+        """Return one opinion of the review and the meaning of this opinion, for example `words: cast not dull` and
+        `good`."""
         opinion = problem.prompt.removeprefix(f"{self.name}: ").split(", ")[0]
         good = (opinion.split()[-1] in GOOD) != (" not " in opinion)
         return f"words: {opinion}", GOOD[0] if good else BAD[0]

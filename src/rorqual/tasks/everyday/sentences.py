@@ -42,8 +42,8 @@ class Sentences(EverydayTask):
         )
 
     def primer(self, problem: Problem) -> tuple[str, str]:
-        """Return a prompt with the sentence's facts and an answer with its phrases and verb forms: `words: owl 2, see,
-        ant 1` and `two owls, sees, seen, an ant`."""
+        """Return a prompt that states the sentence's facts, and an answer that lists the sentence's phrases and verb
+        forms: `words: owl 2, see, ant 1` and `two owls, sees, seen, an ant`."""
         facts = problem.prompt.removeprefix(f"{self.name}: ")
         agent, verb, patient = facts.split(", ")
         return f"words: {facts}", f"{_phrase(agent)}, {verb}s, {VERBS[verb]}, {_phrase(patient)}"
@@ -75,8 +75,8 @@ def _phrase(fact: str) -> str:
 
 
 def _alike(word: str) -> tuple[str, ...]:
-    """Return words that are easily confused with `word`, or `word` if no such word exists. If the result is `word`, the caller
-    samples another error."""
+    """Return words that are easily confused with `word`. If there are none, return only `word`; the caller then samples
+    another error."""
     stem = word.removesuffix("s")
     if stem in NOUNS or stem in VERBS:
         return (stem if word != stem else f"{word}s",)

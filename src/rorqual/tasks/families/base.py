@@ -14,8 +14,8 @@ INTEGER = re.compile(r"-?[0-9]+")
 
 
 class Family(ABC):
-    """A generator of problems of one kind. The steps end with `=` and the answer, so after thinking a model only copies
-    the answer."""
+    """A generator of problems of one kind. The steps end with `=` and the answer. A model that has written the steps
+    only copies the answer."""
 
     name: ClassVar[str]
     kind: ClassVar[FamilyKind]

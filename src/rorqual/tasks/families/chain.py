@@ -9,7 +9,8 @@ from rorqual.tasks.base import Problem
 from rorqual.tasks.families.base import Family, FamilyKind
 
 OPERATIONS = (*((op, n) for op in "+-" for n in range(1, 10)), ("*", 3), ("*", 7), ("*", 9))
-"""The multipliers are invertible modulo ten, so no step loses information and the answer is uniform over ten digits."""
+"""The multipliers are invertible modulo ten, so no step loses information, and the answer is uniform over the ten
+digits."""
 
 
 class Chain(Family):

@@ -19,8 +19,8 @@ class Count(Family):
     Each step consists of the counted letter, the next letter of the string and the count so far.
 
     `difficulty` is the length of the string. The count is uniform over 0 to 2 in easy strings and over 0 to 4 in hard
-    strings. Besides the counted letter, a string has a fixed number of distinct letters, `difficulty` minus the highest
-    count. Therefore their number does not reveal the count.
+    strings. The number of distinct letters, without the counted letter, is always `difficulty` minus the highest count.
+    Therefore this number does not reveal the count.
 
     Version 1 filled the string with random letters, so the number of distinct letters revealed the count.
     The steps of version 1 did not repeat the counted letter, and a small model learned only the shortcut.
@@ -48,7 +48,8 @@ class Count(Family):
         )
 
     def size(self, difficulty: int) -> int:
-        """Return a lower bound: the number of keys with the highest count, in which all other letters differ."""
+        """Return a lower bound: the number of keys with the highest count. In these keys, each other letter occurs
+        once."""
         others = difficulty - self._most(difficulty)
         return len(LETTERS) * math.comb(len(LETTERS) - 1, others) * math.perm(difficulty, others)
 

@@ -51,7 +51,7 @@ class Statement(NamedTuple):
         return f"{names[self.speaker]}:" + self.op.join(("" if p.knight else "-") + names[p.person] for p in self.parts)
 
     def renamed(self, order: tuple[int, ...]) -> Statement:
-        """Return the statement with each person p renamed to `order[p]` and the parts sorted, since A&B equals B&A."""
+        """Rename each person p to `order[p]`, and sort the parts of the statement, because A&B equals B&A."""
         parts = sorted(Literal(order[part.person], part.knight) for part in self.parts)
         return Statement(order[self.speaker], self.op, tuple(parts))
 
@@ -67,9 +67,9 @@ PAIRED = tuple(
 
 
 STATEMENTS = {1: (3, 2), 2: (4, 2), 3: (4, 4), 4: (5, 5)}
-"""Map a difficulty to the number of statements and the number of statements with two parts.
+"""For each difficulty: the number of statements, and how many of them have two parts.
 
-Single literals alone never give a unique solution, because flipping every role gives another solution.
+If all statements have one part, no solution is unique, because flipping every role gives another solution.
 """
 
 
@@ -83,8 +83,8 @@ class KnightsKnaves(Family):
     makes at least one statement. Exactly one case fits all statements, and it has both knights and knaves. Problems
     that differ only in the names of people or the order of statements share one key.
 
-    Version 1 also had the solutions 111 and 000, and fewer minus signs revealed these solutions. In version 1,
-    statements of knights had fewer `&`, and A always spoke first.
+    Version 1 also had the solutions 111 and 000. A low number of minus signs revealed these solutions. In version 1,
+    knights made fewer statements with `&` than knaves, and A always spoke first.
     """
 
     name: ClassVar[str] = "kk"
@@ -168,7 +168,7 @@ def _steps(statements: list[Statement]) -> str:
 
 
 def _masks(speaker: int, paired: bool, count: int) -> Counter[int]:
-    """Count the sets of `count` statements by `speaker`, by the mask of the cases that fit all statements of the set.
+    """For each mask of cases, count the sets of `count` statements by `speaker` that fit exactly these cases.
 
     Bit i of a mask stands for case i.
     """

@@ -22,7 +22,7 @@ from rorqual.tasks.families.swap import Swap
 FAMILIES: tuple[Family, ...] = (Add(), Sub(), Chain(), Gcd(), Mod(), Swap(), Count(), KnightsKnaves())
 NAMES = tuple(family.name for family in FAMILIES)
 ENOUGH = 30_000
-"""Upper limit on the number of problems when the share of a difficulty is computed.
+"""Maximum number of problems that count toward the share of a difficulty.
 
 Within a level, the share of a difficulty is proportional to min(number of its problems, `ENOUGH`). Therefore
 difficulties with few problems do not run out of new problems first.
@@ -34,9 +34,9 @@ REPEAT_TRIES = 200
 class Families(Task):
     """An endless mixture of the families in `names`, with equal shares. `hard` is the fraction of hard problems.
 
-    Held-out splits do not repeat a problem while its difficulty has new problems. The shares of difficulties stay constant
-    as more problems are drawn. A difficulty with few problems gets a smaller share. For example, only 4,095 two-digit sums
-    exist, and 4 % of them are in the test split.
+    In a held-out split, problems of a difficulty repeat only after this difficulty has no new problems left. The shares
+    of difficulties stay constant as more problems are drawn. A difficulty with few problems gets a smaller share. For
+    example, only 4,095 two-digit sums exist, and 4 % of them are in the test split.
 
     Raises ConfigError for an unknown or repeated name, or a share outside 0 to 1.
     """

@@ -44,7 +44,8 @@ class Swap(Family):
         )
 
     def size(self, difficulty: int) -> int:
-        """Return the number of start strings times the number of pair sequences, up to swaps of adjacent disjoint pairs.
+        """Return the number of start strings times the number of pair sequences. Sequences that differ only by swaps of
+        adjacent disjoint pairs count once.
 
         The generating function of the sequences is 1 / (1 - 10 t + 15 t^2) (Cartier and Foata, 1969).
         The ten letter pairs are the edges of the complete graph K5, which has 15 pairs of disjoint edges.
@@ -56,7 +57,7 @@ class Swap(Family):
 
 
 def _canonical(pairs: list[str]) -> list[str]:
-    """Return the lexicographically smallest order of `pairs`, where adjacent disjoint pairs may trade places.
+    """Return the lexicographically smallest order of `pairs` that swaps of adjacent disjoint pairs can reach.
 
     The loop repeatedly takes the smallest pair that can move to the front.
     """

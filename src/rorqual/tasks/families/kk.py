@@ -84,7 +84,7 @@ class KnightsKnaves(Family):
     that differ only in the names of people or the order of statements share one key.
 
     Version 1 also had the solutions 111 and 000. A low number of minus signs revealed these solutions. In version 1,
-    knights made fewer statements with `&` than knaves, and A always spoke first.
+    knights made fewer statements with `&`, and A always spoke first.
     """
 
     name: ClassVar[str] = "kk"

@@ -99,8 +99,9 @@ def _shortfall(
 ) -> Tensor:
     """Return, for each token, how much lower the biased score of `other` [tokens, k] is than that of the best choice `own`.
 
-    Let G be the best set of groups that contains all experts of `other`. The result is the larger of two differences: the
-    score of the best groups minus the score of G, and the score of the best experts in G minus the score of `other`.
+    Let G be the best set of groups that contains all experts of `other`. The first difference is the
+    score of the best groups minus the score of G. The second is the score of the best experts in G minus the score of `other`.
+    The result is the larger of the two.
 
     Comparing only experts would be misleading: a near tie between groups would look like a large error, and a wrong group
     with better experts would look correct. If `own` and `other` contain the same experts, the result is exactly 0.

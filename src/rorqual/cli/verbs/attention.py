@@ -55,8 +55,8 @@ def attention(
     reads passages of prose, code, tables, repeats, names and Chinese. With 'needle', a key and its value are planted at several
     depths and lengths. With 'copy', a line is repeated at several distances.
 
-    Keys: data=FILE,kinds,needle,copy, length=TOKENS, windows=8, budgets=16,64 (further values of index_topk; default: a quarter
-    of the model's value, half of it and twice it), min_recall=0.9 (exit with status 1 if a layer's recall is lower),
+    Keys: data=FILE,kinds,needle,copy, length=TOKENS, windows=8, budgets=16,64 (index_topk to measure; default: a
+    quarter, half and twice the model's value), min_recall=0.9 (exit with status 1 if a layer's recall is lower),
     out=FILE.json, page=FILE.html, device=, dtype=, threads=N.
     """
     chosen = read(AttentionSettings, settings)

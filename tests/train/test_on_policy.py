@@ -137,7 +137,7 @@ def test_a_teacher_of_another_vocabulary_is_refused_with_what_to_do(base: Path, 
     ):
         fit(own_run(tmp_path / "teacher", student), RunDir(tmp_path / "run"), quiet=True)
     assert not (tmp_path / "run").exists()
-    with pytest.raises(ConfigError, match="top_k=264 is more than the vocabulary of 263"):
+    with pytest.raises(ConfigError, match="top_k=264 is more than the vocabulary's 263 tokens"):
         fit(own_run(base, student, top_k=264), RunDir(tmp_path / "run"), quiet=True)
 
 

@@ -328,7 +328,7 @@ def test_a_teacher_reads_rows_of_its_context_and_no_longer(base: Path) -> None:
     assert not any(p.requires_grad for p in teacher.model.parameters())
     with pytest.raises(ConfigError, match=f"rows have {context + 1} tokens, but the teacher's context is {context}"):
         OnPolicyTeacher(str(base), given, context + 1, 0)
-    with pytest.raises(ConfigError, match=f"top_k={vocab + 1} is more than the vocabulary of {vocab}"):
+    with pytest.raises(ConfigError, match=f"top_k={vocab + 1} is more than the vocabulary's {vocab} tokens"):
         OnPolicyTeacher(str(base), given, context, vocab + 1)
 
 

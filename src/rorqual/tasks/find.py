@@ -31,7 +31,7 @@ NAMED: Mapping[str, Callable[..., Task]] = {
 def load_task(spec: str, *, data: Path | None = None, options: Mapping[str, Any] | None = None) -> Task:
     """Return the task that `spec` names: `families`, `families:add,sub`, `gsm8k`, `messages`, `gym:NAME`, or `./mine.py:Class`.
 
-    `data` is the file or folder for a task that reads files. `options` are the task's other arguments.
+    If the task reads files, `data` is its file or folder. `options` are the other arguments of the task.
 
     Raises ConfigError for an unknown name or option, and DataError for bad files.
     Raises TaskError, with file and line, if a user's file cannot be loaded.

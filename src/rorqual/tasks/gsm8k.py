@@ -29,7 +29,7 @@ class Gsm8k(FileTask):
       marked answer is ignored, unless it states a conclusion.
     - Without an answer marker, the last sentence that states a number counts.
       With `strict`, a reply without an answer marker is wrong.
-      Numbers in questions, checks ("Check: ..."), closing phrases, brackets and reasons do not count.
+      Numbers do not count in questions, in checks ("Check: ..."), in closing phrases, in brackets and in reasons.
       A number after a preposition or article ("12 apples for 3 people") counts only if no other number remains.
     - A conclusion ("So ...", "... in total", bold, `Total: ...`) outranks a later remark ("That is $4 a day.").
       An answer at the start of the reply ("**27**", "7 pencils.") outranks the explanation that follows.
@@ -43,11 +43,11 @@ class Gsm8k(FileTask):
       ("13 were eaten, leaving 2").
       The reply is wrong, not ungraded, if its last sentence denies the gold number, computes with it or continues from
       it ("18, so she has 16").
-    - A reply is wrong if it denies its final number ("not 18"), leaves this number open ("18 or 19", "18 to 20",
-      "more than 18", "over $18") or declines to answer.
-      "Rises from 18 to 20" states 20. Struck-out numbers (`~~18~~`) and numbers corrected midway ("18, no wait, 16") are ignored.
+    - A reply is wrong if it declines to answer, denies its final number ("not 18") or leaves this number open
+      ("18 or 19", "18 to 20", "more than 18", "over $18"). "Rises from 18 to 20" states 20. Struck-out numbers
+      (`~~18~~`) and numbers corrected midway ("18, no wait, 16") are ignored.
     - Numbers are exact: 0.333333 is not 1/3. 50% equals both 1/2 and 50. "None are left" is 0.
-      The supported forms are spelled-out numbers and `1e3`, `1\\,000`, `1 000`, `1.200,00`, `5.`, `70k`, `2.5 million`,
+      Numbers in words are supported, and so are `1e3`, `1\\,000`, `1 000`, `1.200,00`, `5.`, `70k`, `2.5 million`,
       `3 1/2`, `\\frac{7}{2}`, `-$5`, `5~\\mathrm{cm}`.
       `1 hour and 30 minutes` equals both 90 (minutes) and 1.5 (hours). A clock time, or a number in a
       base other than 10, is not read as a number.

@@ -15,7 +15,7 @@ PROBES = 8
 DRY = 20_000
 """Maximum number of consecutive samples without a problem of the requested split.
 
-A dataset is too small to split if more than `DRY` consecutive samples belong to other splits.
+If more consecutive samples contain no such problem, the dataset is too small to split.
 """
 
 
@@ -64,7 +64,7 @@ class GymTask(Task):
     def problems(self, split: Split, seed: int) -> Iterator[Problem]:
         dry = 0
         for block in itertools.count():
-            # reasoning-gym samples item i of a block with seed + i.
+            # In a block, reasoning-gym draws item i with the seed `seed + i`.
             for entry in self._block((seed + 1) * 1_000_003 + block * BLOCK):
                 problem = self._problem(entry)
                 if split_of(problem.key) == split:

@@ -54,7 +54,8 @@ def set_condition(text: str) -> str:
 
 
 def union(items: Sequence[str]) -> str | None:
-    r"""Return the union of the intervals of several inequalities, joined by `\cup`, or None if any item is not an inequality."""
+    r"""Convert each inequality to an interval and join the intervals by `\cup`. Return None if an item is not an
+    inequality."""
     intervals = [interval(item) for item in items]
     return (
         None

@@ -18,7 +18,7 @@ class Knights(FileTask):
     The parser accepts sentences, `Name: role`, tables, JSON and bold text.
     The parser skips questions, suppositions, claims by people in the puzzle, and the cases of a case analysis.
     The last statement about a person counts. The reply is wrong if a person has no role, two roles or an open role ("a knight or a knave").
-    If a sentence gives roles to both "he" and "she", a reply without exactly one role per person is ungraded.
+    Such a reply is ungraded, not wrong, if one of its sentences gives roles to both "he" and "she".
 
     `data` is one file, or a folder with `*train*` and `*test*` files. If `data` is None, the packaged sample is used.
     `people` selects problems by their number of people. The key of a problem is the structure of the statements, without names.

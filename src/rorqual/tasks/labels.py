@@ -3,12 +3,13 @@
 - After an answer marker (`Answer: ...`), the first label counts. In a sentence without a marker, the last label counts.
 - A label does not count if it is denied ("not false"), open ("true or false") or hypothetical ("would be true", "whether it is true").
   A label of a premise or an assumption ("premise 2 is false", "true that") does not count.
-- A label that cannot be concluded ("we cannot conclude that it is true") or is doubted ("only partly true") counts as denied.
+- A label also counts as denied in phrases such as "we cannot conclude that it is true" and "only partly true".
 - A sentence that only denies True may mean False or Uncertain. A sentence that only denies False may mean True or Uncertain.
   A reply that leaves two labels possible is ungraded if one of them is the gold label.
-- In a sentence, True or False counts as a clear label only directly after a copula or sign ("is true", "→ True").
-  True or False is doubtful in any other place, and after words that may invert the label ("no premise", "likely",
-  "we reject that"). A reply with a doubtful label is ungraded if the label is the gold label, and wrong otherwise.
+- In a sentence, True or False counts as a clear label only directly after a copula ("is true") or a sign ("→ True").
+  In any other place, the label is doubtful. It is also doubtful after words that may invert its meaning ("no premise",
+  "likely", "we reject that"). A reply with a doubtful label is ungraded if the label is the gold label, and wrong
+  otherwise.
 - Reasons after the label ("true, since it is false that ...") are ignored. A guess is not an answer.
 - "Cannot be determined", "neither true nor false" and the like mean Uncertain. "The negation of the conclusion is true" means False.
 - Without a label, "follows from the premises" and "the conclusion holds" mean True, and "contradicts the premises" means False.
@@ -202,7 +203,8 @@ def final_labels(text: str, labels: Collection[str]) -> tuple[str, ...]:
 
 
 def _without_conditions(text: str, pattern: re.Pattern[str]) -> str:
-    """Remove sentences that only state conditions for labels, if these sentences together name at least two labels."""
+    """Remove the sentences that only state conditions for labels. If they name fewer than two labels in total, keep
+    them."""
     every = sentences(spoken(text))
     conditional = {
         sentence
@@ -289,7 +291,7 @@ def _choose(text: str, matches: list[re.Match[str]], marked: bool) -> Reading:
 
 
 def _undecided(text: str, pattern: re.Pattern[str]) -> str:
-    """Replace phrases for "cannot be decided" by the label Uncertain, if `pattern` contains this label."""
+    """If `pattern` matches the label Uncertain, replace phrases such as "cannot be determined" by "uncertain"."""
     return _UNDECIDED.sub("uncertain ", text) if pattern.fullmatch("uncertain") else text
 
 

@@ -21,14 +21,15 @@ VERSION = 2
 class Long(Task):
     """An endless mixture of the problems in `names`, with equal shares. A prompt has `length` characters.
 
-    - `needle`: `pairs` pairs such as `(kv)` are spread evenly over the text. The question names a key, and the answer is the
-      whole pair, such as `(kv)`. Keys, values and the rest of the text use the same 62 characters.
+    - `needle`: the text contains `pairs` pairs such as `(kv)`, spread evenly. The question names a key, and the answer
+      is the whole pair, such as `(kv)`. Keys, values and the rest of the text use the same 62 characters.
     - `copy`: the answer is the number in brackets. The rest of the text consists of letters.
-    - The name of a family, such as `count`: a problem of this family (see the task `families`) follows the text. `hard`
+    - `count` or the name of another family: a problem of this family (see the task `families`) follows the text. `hard`
       is the fraction of hard problems.
 
-    Two options are for training. With `questions` above 1, a question names 1 to `questions` keys, and the answer is their
-    pairs. With `shortest`, the lengths vary from `shortest` to `length`, uniformly in their logarithm.
+    Two options are for training. With `questions` above 1, a question names up to `questions` keys, and the answer is
+    the pairs of these keys. With `shortest`, the lengths vary from `shortest` to `length`, uniformly in their
+    logarithm.
 
     Raises ConfigError for an unknown or repeated name, and for a text without room for its problem.
     """
@@ -124,7 +125,8 @@ def _copy(rng: random.Random, length: int) -> Problem:
 
 
 def _after_text(problem: Problem, rng: random.Random, length: int) -> Problem:
-    """Return a family's problem after a text. The problem keeps its key, so the text does not change the problem's split."""
+    """Put a text before the prompt of a family's problem. `Problem.key` stays the same, so the problem stays in its
+    split."""
     text = "".join(rng.choices(CHARACTERS, k=max(0, length - len(problem.prompt) - 1)))
     return replace(problem, prompt=f"{text}\n{problem.prompt}")
 

@@ -18,9 +18,9 @@ class Math500(FileTask):
     - In `a = b = c` the last side counts. In `a \\approx 0.3` the left side counts. A chain of different constants (`3 = 4`) is wrong.
     - Sets and lists match in any order. Tuples and intervals match in order and with the same brackets. A set never equals a tuple.
     - An inequality in one variable is an interval: `2 \\le x < 5` is `[2, 5)`. `x < 2 or x > 3` is a union of intervals.
-    - A number in base 8 equals only the same digits in base 8. A reply with the same digits as the gold answer, but no
-      base, is ungraded. "315 in base eight" and "in octal: 315" are supported. Units are compared only if reply and
-      gold answer both have units.
+    - A number in base 8 equals only the same digits in base 8. If a reply gives the right digits without a base, it is
+      ungraded. "315 in base eight" and "in octal: 315" are supported. Units are compared only if reply and gold answer
+      both have units.
     - If a reply states a count and the items ("5 such integers, namely ..."), the form of the gold answer decides which of
       the two is compared.
       "1 in 4", "5 out of 8", "a ratio of 1:4" and "11 times the square root of 2" are supported.

@@ -1,6 +1,6 @@
 r"""Read numbers in running text as exact fractions.
 
-The supported forms, besides numbers in English words, are:
+Numbers in English words are supported, and so are these forms:
 
 - `1,234`, `1{,}234`, `1\,234`, `1 234`, `.5`, `5.`, `1e3`, `4.5 \times 10^3`, `2^3`, `3/4`, `\frac{3}{4}`, `3 1/2`, `2\frac14`, `½`
 - `$5`, `-2`, `minus 2`, `10%`, `70k`, `2.5 million`, `3 dozen`
@@ -148,14 +148,14 @@ def spelled(text: str) -> list[Number]:
 
 
 def single(text: str) -> Number | None:
-    """Return the number if `text` is a single number, with or without math delimiters, or None if it is not."""
+    """Return `text` as a number, or None if `text` is not a single number. Math delimiters are ignored."""
     bare = plain(text).strip().strip("$").strip()
     match = NUMBER.fullmatch(bare) or NUMBER.fullmatch(bare.removesuffix("."))
     return None if match is None or match["ordinal"] else _digits(match)
 
 
 def whole_number(text: str) -> Fraction | None:
-    """Return the value of `text` if it is a single number, or None for other text and percentages."""
+    """Return the value of `text` if it is a single number. Return None for a percentage or other text."""
     number = single(text)
     return None if number is None or number.percent else number.value
 

@@ -25,7 +25,7 @@ class Parts:
 
 
 def side(text: str, equation: bool) -> list[str]:
-    """Return the sides of the chain of equations in `text`; the last side is the answer.
+    """Return the sides of the equation in `text` (`a = b = c`). The last side is the answer.
 
     If `equation` is True, do not split at `=`.
     """
@@ -41,7 +41,7 @@ def side(text: str, equation: bool) -> list[str]:
 def split(text: str, separator: str) -> list[str]:
     """Split `text` at each `separator` outside brackets and braces.
 
-    A LaTeX command as separator does not match inside a longer command.
+    If `separator` is a LaTeX command, it does not match the start of a longer command.
     """
     pieces, depth, begin, i = [], 0, 0, 0
     width = len(separator)
@@ -60,7 +60,7 @@ def split(text: str, separator: str) -> list[str]:
 
 
 def _parts_here(text: str, separator: str, at: int) -> bool:
-    r"""Return whether the separator at index `at` stands alone, and is not part of `\infty`, `<=` or `\=`."""
+    r"""Return False if the separator at index `at` is only part of a longer symbol (`\infty`, `<=`, `\=`)."""
     if separator[0] == "\\":
         return not text[at + len(separator) : at + len(separator) + 1].isalpha()
     return separator != "=" or text[at - 1 : at] not in ("<", ">", "!", "\\")
@@ -86,7 +86,7 @@ def parts(text: str) -> Parts | None:
     opening, closing = ("{", "}") if brace else (text[:1], text[-1:])
     if plus or opening not in OPENINGS or closing not in CLOSINGS or not _one_bracket(text):
         return None
-    items = tuple(piece for piece in split(inner, ",") if piece)  # inside brackets `12,102` is a pair
+    items = tuple(piece for piece in split(inner, ",") if piece)  # inside brackets, `12,102` is a pair
     if brace or len(items) > 1:
         return Parts(opening + closing, items)
     return None
@@ -103,7 +103,7 @@ def _commas(text: str) -> tuple[str, ...]:
 
 
 def _one_bracket(text: str) -> bool:
-    """Return whether the bracket at the start of `text` closes at its end."""
+    """Return whether the bracket that opens `text` closes at the end of `text`."""
     depth = 0
     bare = text.replace("\\{", "{").replace("\\}", "}")
     for i, letter in enumerate(bare):

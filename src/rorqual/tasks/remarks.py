@@ -5,8 +5,8 @@ r"""Classify sentences by their form: conclusions, additions to an answer, and a
 - An addition to an answer is a restatement, average, extrapolation, comparison, reason or known fact. Examples of
   additions: "That works out to ...", "Over 5 years ...", "Her goal was ...", "Because ...", "She started with ...",
   "The other 6 ...".
-- An answer at the start is a sentence that contains only the answer ("**27**", "7 pencils."), or that states a remainder,
-  a total or an amount per day.
+- An answer at the start is a sentence with only the answer ("**27**", "7 pencils.") or with a remainder, a total or an
+  amount per day.
 """
 
 from __future__ import annotations
@@ -105,10 +105,11 @@ def closes(sentence: str) -> bool:
 
 
 def bare_answer(sentences: Sequence[str]) -> bool:
-    """Return whether the first of several sentences is only an answer (`**27**`, `7 pencils.`)."""
+    """Return whether the first sentence consists of only an answer (`**27**`, `7 pencils.`) and others follow it."""
     return len(sentences) > 1 and not _STEP.match(sentences[0]) and _BARE.match(sentences[0].strip()) is not None
 
 
 def heading(sentences: Sequence[str]) -> int:
-    """Return the index of the first heading of reasons, checks or takeaways ("Explanation:", "Here is why:"), or 0 if there is none."""
+    """Return the index of the first heading that introduces reasons, checks or takeaways ("Explanation:"), or 0 without
+    one."""
     return next((place for place, sentence in enumerate(sentences) if place and _HEADING.match(sentence)), 0)

@@ -16,11 +16,11 @@ The rules, in order:
    Questions, closing phrases ("I hope it is correct."), checks ("Check: ...") and suppositions are skipped.
    A line that only introduces the next line ("The total is:") is skipped.
    A reply has no answer if it stops in the middle of a sentence or ends with work left to do ("Next, we have to add the tip.").
-5. A conclusion ("So ...", "... in total", bold, `Total: ...`) outranks the last sentence if only remarks follow it
-   ("That is $4 a day."). An answer at the start ("**27**", "7 pencils.", "7 are left.") counts if reasons, explanations
-   or given facts follow it.
+5. A conclusion ("So ...", "... in total", bold, `Total: ...`) counts instead of the last sentence if only remarks
+   ("That is $4 a day.") follow the conclusion. An answer at the start ("**27**", "7 pencils.", "7 are left.") counts if
+   reasons, explanations or given facts follow it.
 6. A denied value ("not 18") is not the answer. Open alternatives ("18 or 19") leave the reply without an answer.
-7. If two values look final by these rules, one right and one wrong, the reply is ungraded.
+7. If a right and a wrong value both look final by these rules, the reply is ungraded.
 8. An otherwise wrong reply without an answer marker is ungraded if its last sentence also states the right value
    ("13 were eaten, leaving 2").
    The reply is wrong, not ungraded, if its last sentence denies the right value, computes with it or continues from it
@@ -55,7 +55,7 @@ BESIDE = 4
 """Maximum number of values in a sentence, apart from its answer, that are compared with the gold answer. Each comparison
 of formulas may take seconds."""
 SENTENCES = 400
-"""Maximum number of sentences to read, counted from the end of the reply."""
+"""Only this many sentences at the end of a reply are read."""
 _REFUSAL = re.compile(
     r"\b(?:not enough|insufficient|too little) (?:information|data)\b[^.]{0,80}\b(?:answer|solve|compute|calculate|say how)"
     r"|\b(?:cannot|can't) be (?:answered|solved|computed|calculated)\b|\bI (?:cannot|can't|am unable to"
@@ -136,7 +136,8 @@ def resolve_answer(reply: str, reader: Reader, *, strict: bool = False) -> Final
 
 
 def verdict(final: Iterable[bool], beside: Iterable[bool] = ()) -> Verdict:
-    """Return the verdict by rules 7 and 8 of the module docstring. The arguments say for each value of a `FinalAnswer` whether it is right."""
+    """Return the verdict by rules 7 and 8 of the module docstring. In `final` and `beside`, True stands for a right
+    value of the `FinalAnswer`, and False for a wrong one."""
     grades = set(final)
     if grades == {False} and any(beside):
         return Verdict.UNGRADED
@@ -150,8 +151,8 @@ def _values(*readings: Reading) -> tuple[Any, ...]:
 
 
 def _concluded_after(tail: str, read: Reader) -> Reading:
-    """Return the conclusion after a marked answer ("So it is 8."). If the conclusion has another value than the marked
-    answer, both values count as final."""
+    """Return the conclusion after a marked answer ("So it is 8."). If the conclusion's value differs from the marked
+    value, both values count as final."""
     for sentence in reversed(sentences(tail)[-SENTENCES:]):
         if led(sentence) and not passed_over(sentence) and not adds(sentence):
             return read(sentence, False)
@@ -176,7 +177,8 @@ def _unmarked(text: str, read: Reader, denied: set[Any]) -> tuple[Reading, ...]:
 
 
 def _conclusion(parts: list[str], place: int, last: Reading, read: Reader) -> tuple[Reading, ...]:
-    """Return the final readings: of the last sentence with an answer (index `place`), of an earlier conclusion, or of both."""
+    """Return the final readings. They come from the last sentence with an answer (index `place`), an earlier
+    conclusion, or both."""
     if concludes(parts[place]) and not adds(parts[place]):
         return (last,)
     for earlier in range(place - 1, -1, -1):

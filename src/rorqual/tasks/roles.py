@@ -183,14 +183,16 @@ def _finish(known: dict[int, bool | None], names: Sequence[str]) -> tuple[bool, 
 
 
 def _in_one_passage(statements: list[Statement], sources: list[str], place: int, who: int) -> bool:
-    """Return whether statement `place` and the next statement about `who` share a paragraph, without a conclusion between them."""
+    """Return whether the statement at index `place` and the next one about `who` are in one paragraph, with no
+    conclusion between."""
     later = next(i for i in range(place + 1, len(statements)) if who in statements[i][2])
     between = " ".join(sources[statements[place][1] + 1 : statements[later][1] + 1])
     return statements[place][0] == statements[later][0] and not _CONCLUDES.search(between)
 
 
 def _contradicted(statements: list[Statement], sources: list[str], place: int, known: dict[int, bool | None]) -> bool:
-    """Return whether an earlier statement in the paragraph of statement `place` contradicts the roles `known`.
+    """Return whether the roles `known` contradict an earlier statement in the paragraph of the statement at index
+    `place`.
 
     Statements before a conclusion do not count.
     """
@@ -204,7 +206,8 @@ def _contradicted(statements: list[Statement], sources: list[str], place: int, k
 
 
 def _statements(text: str, names: Sequence[str]) -> tuple[list[Statement], list[str]]:
-    """Return every statement of `text` in order, and the sentences of `text` with names as `⟦number⟧`."""
+    """Return the statements and the sentences of `text`, both in order. The sentences contain `⟦number⟧` instead of
+    names."""
     statements: list[Statement] = []
     sources: list[str] = []
     heading: bool | None = None
@@ -254,8 +257,8 @@ def _complete(statements: list[Statement], count: int) -> bool:
 def _in_sentence(sentence: str, count: int, subject: int | None, before: set[int]) -> Iterator[dict[int, bool | None]]:
     """Yield the roles that a sentence states, in order.
 
-    "The others" means the people that the sentence does not name. In a sentence without names,
-    "the others" means the people who are not in `before`, the people of the previous statement.
+    "The others" means the people that the sentence does not name. `before` holds the people of the previous statement.
+    In a sentence without names, "the others" means the people who are not in `before`.
     """
     stated: list[tuple[int, dict[int, bool | None]]] = []
     taken: set[int] = set()

@@ -27,7 +27,7 @@ class DataRow:
     where: str
 
     def get(self, name: str, *types: type) -> Any:
-        """Return the value of column `name`, a string unless `types` is given.
+        """Return the value of column `name`. It must have one of `types`; without `types`, it must be a string.
 
         Raises DataError, with file, line and column, for a missing column or a value of another type.
         """
@@ -124,7 +124,7 @@ def held_out(data: Path, split: Split, names: dict[str, str]) -> list[Path]:
 
 
 def carve(problems: list[tuple[str, Problem]], split: Split) -> list[Problem]:
-    """Divide training problems into train and dev by a hash of the first element of each (group, problem) pair.
+    """Divide (group, problem) pairs for training into train and dev by a hash of the group.
 
     Test problems are returned unchanged. A group holds related problems, such as questions about one text, and stays in
     one split.

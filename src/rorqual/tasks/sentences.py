@@ -98,7 +98,7 @@ _UNFINISHED = re.compile(
 
 
 _FURTHER = re.compile(r"\n[ \t]{0,9}\n[^\w\n]{0,9}(?:question|q|problem)(?: [0-9]{1,4})?:", re.IGNORECASE)
-"""Matches a further example in prompt form, which models without chat training often generate after their answer."""
+"""Matches the start of a further question. Models without chat training often generate one after their answer."""
 _ITS_ANSWER = re.compile(r"\n[^\w\n]{0,9}(?:answer|a|solution):", re.IGNORECASE)
 _STRUCK = re.compile(r"~~[^~\n]{1,200}~~")
 _MIDWAY = re.compile(
@@ -186,7 +186,7 @@ def passed_over(sentence: str) -> bool:
 
 
 def correction(tail: str) -> tuple[str, bool] | None:
-    """Return the text of `tail` from the last correction on, and whether this text retracts the answer.
+    """Return the part of `tail` that begins with the last correction, and whether this part retracts the answer.
 
     Return None if there is no correction.
     """

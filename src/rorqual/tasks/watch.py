@@ -22,8 +22,8 @@ T = TypeVar("T")
 def watched(name: str, given: Iterator[T], patience: float, say: float = SAY_SECONDS) -> Iterator[T]:
     """Yield from `given`. If no item arrives for `say` seconds, print a line to stderr and continue.
 
-    Raises TaskError if one item takes more than `patience` CPU seconds of this thread. Time spent waiting does not count.
-    The limit interrupts the generator with SIGINT, which requires the main thread and Python's default handler.
+    Raises TaskError if this thread spends more than `patience` CPU seconds on one item. Time spent waiting does not
+    count. The limit interrupts the generator with SIGINT, which requires the main thread and Python's default handler.
     Without the main thread and the default handler, `watched` only reports.
     """
     watch = Watch(name, patience, say)

@@ -20,13 +20,14 @@ class Balance(Config):
 
 def count(routing: Routing, valid: Tensor, n_choices: int) -> Tensor:
     """Return the number of tokens routed to each expert [n_choices]. `valid` [tokens] is False for padding."""
-    served = routing.indices + 1  # SKIP (-1) is counted at index 0, which is dropped
+    served = routing.indices + 1  # index 0 counts SKIP (-1); `[1:]` drops this count
     counts = valid.new_zeros(n_choices + 1, dtype=torch.long)
     return counts.scatter_add_(0, served.flatten(), valid.long().unsqueeze(-1).expand_as(served).flatten())[1:]
 
 
 def move_bias(routers: Sequence[FFN], counts: Sequence[Tensor], gamma: float) -> None:
-    """Update the bias of every router once. `counts` holds the tokens per expert of each router over the whole update."""
+    """Update the bias of every router once. For each router, `counts` holds the number of tokens per expert in the
+    update."""
     for router, load in zip(routers, counts, strict=True):
         router.balance(load, gamma)
 

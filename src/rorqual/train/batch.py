@@ -29,9 +29,9 @@ class TrainBatch:
     - `ages`, the policy age: the trainer's policy version minus the version that sampled the document. `ages` is None
       if all ages are 0.
 
-    Distillation adds `teacher_logprobs` [rows, seq, k]: for k candidate targets, the teacher's log-probabilities at
-    temperature 1. `teacher_ids` [rows, seq, k] are the token ids of the candidates. Without `teacher_ids`,
-    the candidates are the whole vocabulary in order. `teacher_logprobs` and `teacher_ids` are 0 where `loss_mask` is 0.
+    Distillation adds `teacher_logprobs` [rows, seq, k], the teacher's log-probabilities of k candidate targets at
+    temperature 1. `teacher_ids` [rows, seq, k] are the token ids of the candidates. Without `teacher_ids`, the
+    candidates are the whole vocabulary in order. `teacher_logprobs` and `teacher_ids` are 0 where `loss_mask` is 0.
     """
 
     tokens: Tensor

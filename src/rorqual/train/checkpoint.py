@@ -36,7 +36,8 @@ def save_checkpoint(
     rollouts_bytes: int = 0,
     adapter: Adapter | None = None,
 ) -> None:
-    """Write the checkpoint `step-NNNNNN/`, then delete all but the two newest. If writing fails, older checkpoints are unchanged.
+    """Write the checkpoint `step-NNNNNN/`, then delete all checkpoints except the two newest. If writing fails, older
+    checkpoints are unchanged.
 
     `metrics_bytes` and `rollouts_bytes` are the sizes of `metrics.jsonl` and `rollouts.jsonl` at this step. With an
     `adapter`, only the trained weights are saved, because the frozen weights are in the base checkpoint.
@@ -110,7 +111,7 @@ def load_checkpoint(
 
 
 def _rename_state(state: dict[str, Tensor], model: Decoder) -> dict[str, Tensor]:
-    """Replace parameter names of older Rorqual versions in the keys of an optimizer state.
+    """Convert an optimizer state of an older Rorqual version: replace the old parameter names in its keys.
 
     Each key ends in a parameter name.
     """

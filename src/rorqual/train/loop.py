@@ -76,12 +76,12 @@ class Totals:
         out |= {name: total / weight for name, (total, weight) in self.means.items() if weight}
         if (
             "routing_flips" in out
-        ):  # tokens whose replayed experts differ from the router's own choice, as a count and as a share
+        ):  # report the number and the share of tokens whose replayed experts differ from the router's own choice
             out["routing_flips"], out["routing_flip_share"] = self.means["routing_flips"][0], out["routing_flips"]
         out |= {f"{name}_max": value for name, value in self.maxima.items()}
         if self.counts:
             out["load_max_over_mean"] = load_ratio(self.counts, self.targets)
-        if self.zeros:  # the largest number of all-zero gradients in one update
+        if self.zeros:  # the number of all-zero gradients, in the update with the most of them
             out["zero_gradients"] = self.zeros
         if self.checked:
             out["checked_tokens"] = self.checked
@@ -100,10 +100,11 @@ def fit(
 ) -> State:
     """Train `run` in the folder `out`, resuming from its newest checkpoint if there is one. Return the final state.
 
-    Only one process may train in a folder. Bad data, settings or folders are refused before anything is written. The
-    result is bit-identical for any number of `threads`. If the folder holds the same run with fewer `steps`,
-    `extend=True` extends that run, and `extend=False` raises an error. `observe` receives the metrics record of each
-    finished step. If the process is killed, steps after the last checkpoint are repeated and reported again.
+    Only one process may train in a folder. If the data, a setting or the folder is invalid, an error is raised before
+    anything is written. The result is bit-identical for any number of `threads`. If the folder holds the same run with
+    fewer `steps`, `extend=True` extends that run, and `extend=False` raises an error. `observe` receives the metrics
+    record of each finished step. If the process is killed, steps after the last checkpoint are repeated and reported
+    again.
 
     `rollout_engine` receives the run's chat format and builds the engine that samples. The default engine uses the
     trained tensors directly. The engine is not a setting of the run, because any engine gives the same samples for the
@@ -198,10 +199,11 @@ def grown(run: Run, done: int) -> list[str]:
 def step_flops(run: Run, record: dict[str, Any]) -> int:
     """Return the FLOPs of a step, computed from its token counts and the model's FLOPs per token.
 
-    A trained token counts as three forward passes, which include the MTP modules if an objective trains them. A sampled
-    token counts as one forward pass. Checking a sampled token against the trainer adds one forward pass.
-    Scoring a sampled token by a reference model adds another. The source adds the FLOPs of a teacher. If only part of the
-    model is trained, the result is an upper bound, because gradients of frozen weights are not computed.
+    A trained token counts as three forward passes. If an objective trains the MTP modules, their FLOPs are included. A
+    sampled token counts as one forward pass. Checking a sampled token against the trainer adds one forward pass.
+    Scoring a sampled token with a reference model also adds one forward pass. The source adds the FLOPs of a teacher.
+    If only part of the model is trained, the result is an upper bound, because gradients of frozen weights are not
+    computed.
     """
     predicts = any(objective.kind == "mtp" for objective in run.objectives)
     model = run.model if predicts else run.model.model_copy(update={"num_nextn_predict_layers": 0})

@@ -75,7 +75,7 @@ class Extension(Config):
 
 
 BACKENDS = {"fast": "torch", "invariant": "torch-invariant"}
-"""The backend for each value of `arithmetic`, a setting of older versions."""
+"""Maps each value of `arithmetic`, a setting of older versions, to a backend."""
 
 
 class Run(Config):
@@ -119,7 +119,7 @@ class Run(Config):
     @model_validator(mode="before")
     @classmethod
     def _renamed(cls, value: Any) -> Any:
-        """Convert the setting `arithmetic` of older versions, and resolve a backend given as a file."""
+        """Convert the setting `arithmetic` of older versions. If `backend` contains a path, make the path absolute."""
         if isinstance(value, dict) and value.get("arithmetic") in BACKENDS:
             value = {**value, "backend": BACKENDS[value["arithmetic"]]}
             del value["arithmetic"]

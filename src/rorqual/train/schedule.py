@@ -8,7 +8,8 @@ from rorqual.core.config import Config, Natural, NonNegative, Share
 class Schedule(Config):
     """The schedule of the learning-rate factor.
 
-    The factor rises to 1 over `warmup` steps and falls linearly to `final` over the last fraction `decay` of all steps.
+    The factor rises to 1 over `warmup` steps. In the last part of the run, a fraction `decay` of all steps, it falls
+    linearly to `final`.
     """
 
     warmup: Natural = 0
@@ -16,7 +17,7 @@ class Schedule(Config):
     final: NonNegative = 0.0
 
     def at(self, step: int, steps: int) -> float:
-        """Return the learning-rate factor at `step`, counted from 0, of `steps` steps."""
+        """Return the learning-rate factor at `step` (counted from 0) in a run of `steps` steps."""
         factor = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
         start = steps * (1 - self.decay)
         if self.decay and step >= start:

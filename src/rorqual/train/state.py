@@ -78,7 +78,7 @@ def check_context(run: Run) -> None:
         raise ConfigError(
             f"rows have {run.source.row} tokens, but the model's context is {context}",
             where="source.row",
-            remedy=f"Set row={context} or less, or train a new model with a longer context (row= without from=).",
+            remedy=f"Set row={context} or less, or train a new model with a longer context (set row=, and leave out from=).",
         )
 
 
@@ -111,7 +111,7 @@ def restore(run: Run, out: RunDir, tokenizer: Tokenizer, ops: Backend | None = N
 
 
 def same_run(run: Run, out: RunDir) -> None:
-    """Raise ConfigError listing the differences if the folder holds another run."""
+    """If the folder holds another run, raise a ConfigError that lists the differences."""
     if out.path.exists() and not out.path.is_dir():
         raise ConfigError("not a folder", where=str(out.path), remedy="Give another out=.")
     if not out.config_file.is_file():
@@ -136,7 +136,7 @@ def same_run(run: Run, out: RunDir) -> None:
 
 
 def differing(stored: Run, run: Run) -> set[str]:
-    """Return the names of the settings in which two runs differ, except settings that do not change results."""
+    """Return the names of the settings that differ between two runs. Leave out settings that do not change results."""
     stored_values, values = stored.model_dump(mode="json"), run.model_dump(mode="json")
     return {key for key in values if key not in LIVE_KEYS and stored_values[key] != values[key]}
 
@@ -159,7 +159,7 @@ def extended(run: Run, out: RunDir) -> Run:
         )
     extension = Extension(from_step=out.newest_complete()[0] or 0, old_steps=stored.steps, new_steps=run.steps)
     earlier = stored.extensions
-    # If no step was trained since the last extension, merge the last and the new extension.
+    # If no step was trained since the last extension, merge the new extension into the last one.
     if earlier and earlier[-1].from_step == extension.from_step:
         earlier, extension = earlier[:-1], extension.model_copy(update={"old_steps": earlier[-1].old_steps})
     return run.model_copy(update={"extensions": (*earlier, extension)})

@@ -34,7 +34,8 @@ def begin(run: Run, out: RunDir, base: Path, model: Decoder, tokenizer: Tokenize
 
 
 def find_experts(run: Run, model: Decoder, tokenizer: Tokenizer, threads: int) -> Selection:
-    """Select the experts that ESFT trains, by how `model` routes the batches of the first steps. Return () without ESFT.
+    """Select the experts that ESFT trains. The choice depends on how `model` routes the batches of the first steps.
+    Return () without ESFT.
 
     The selection counts the tokens of all samples, even if the source excludes a sample from training. Padding is not counted.
     """
@@ -51,7 +52,7 @@ def find_experts(run: Run, model: Decoder, tokenizer: Tokenizer, threads: int) -
             work = source.step(step)
             parts = [part for batch in (*work.batches, *work.unlearned) for part in _parts(batch)]
             for scores in pool.map(lambda part: _relevance(model, part, tune, run.device), parts):
-                # Identity experts are numbered after the stacked experts and have no weights to train.
+                # `[:n]` leaves out the identity experts, which come last and have no weights to train.
                 totals = [total + score[:n] for total, score, n in zip(totals, scores, experts, strict=True)]
     return select(totals, tune.p)
 

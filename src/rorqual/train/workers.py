@@ -90,7 +90,7 @@ def gradient(
     dtype: torch.dtype = torch.float32,
     where: str = "",
 ) -> Update:
-    """Compute the gradient of the objectives' means over `batch` for the trained parameters, in `parts` micro-batches.
+    """Compute the gradient of the loss on `batch` with respect to the trained parameters, in `parts` micro-batches.
 
     Raises NumericsError if the loss is not finite, if no trained parameter has a gradient, or if a parameter has no
     gradient although its module ran.
@@ -103,7 +103,7 @@ def gradient(
         parameter.grad = None
     with modules_that_run(model) as ran:
         if pool.threads == 1 or (dist.is_available() and dist.is_initialized()):
-            # Run in a pool thread here too, because pool threads do not inherit a grad mode set by the caller.
+            # Use a pool thread here too, because a pool thread does not inherit the caller's grad mode.
             results = (pool.submit(_gradient, model, objectives, part, totals, dtype, None).result() for part in micro)
             first, *others = [update for update, _ in results]
         else:
@@ -145,7 +145,7 @@ def modules_that_run(model: nn.Module) -> Iterator[set[nn.Module]]:
     for layer in [module for module in ran if isinstance(module, Layer)]:
         sources = [
             getattr(layer, source, None) for source in layer.derived.values()
-        ]  # the submodule is None in a copy with repacked weights
+        ]  # a copy with repacked weights has None instead of the submodule
         ran |= {source for source in sources if isinstance(source, nn.Module)}
 
 
@@ -155,7 +155,7 @@ def checked(
     """Return the gradient of each parameter, and the number of computed gradients that are all zeros.
 
     A missing gradient is an error if the parameter's module is in `ran`. If the module is not in `ran`, the missing
-    gradient is replaced by zeros and not counted. For parameters of `HoldsParts` modules, a missing gradient is
+    gradient is replaced by zeros, which are not counted. For parameters of `HoldsParts` modules, a missing gradient is
     never an error, because the router decides which experts run.
     """
     modules = dict(model.named_modules())
@@ -194,8 +194,8 @@ def compare(
 ) -> tuple[Update, list[Tensor | None]]:
     """Compare trainer and sampler on new samples, before any update and without gradients. Return the metrics.
 
-    For each batch, also return the trainer's log-probabilities of the targets [rows, seq] if an objective sets
-    `wants_old`, otherwise None.
+    If an objective sets `wants_old`, also return the trainer's log-probabilities of the targets [rows, seq] for each
+    batch. Otherwise, return None for each batch.
     """
     model = model.ops.route(model)
     jobs = [[pool.submit(_compare, model, objectives, part, dtype) for part in batch.split(parts)] for batch in batches]
@@ -271,7 +271,8 @@ def _forward(model: Decoder, objectives: Sequence[Objective], batch: TrainBatch)
 
 
 def _record_replay(update: Update, routing: Sequence[Routing], valid: Tensor) -> None:
-    """Record how many tokens have replayed experts that differ from the trainer's own choice, and the largest score gap."""
+    """Record the largest score gap, and the number of tokens whose replayed experts differ from the trainer's own
+    choice."""
     flips, tokens, gap = replayed(routing, valid).tolist()
     if tokens:  # `tokens` is 0 if older weights sampled the whole batch
         update.means["routing_flips"] = (flips, tokens)

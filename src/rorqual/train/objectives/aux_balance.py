@@ -16,9 +16,9 @@ from rorqual.train.objectives.base import Objective, Term
 class AuxBalance(Objective):
     """The auxiliary balance loss E sum_i f_i P_i over a batch, summed over the layers of the main model.
 
-    E is the number of experts, f_i the share of choices for expert i, and P_i the mean affinity for expert i,
-    normalized over the experts. The loss of a layer with an even load is 1. `coefficient` is the Switch paper's alpha
-    (0.01).
+    E is the number of experts, and f_i is the share of choices for expert i. P_i is the mean of the tokens' affinities
+    for expert i, after each token's affinities are normalized to sum to 1. The loss of a layer with an even load is 1.
+    `coefficient` is the Switch paper's alpha (0.01).
 
     The loss multiplies two means over the whole batch, so a run with this objective must have one micro-batch.
     """

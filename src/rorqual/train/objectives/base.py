@@ -1,4 +1,4 @@
-"""Base class of the objectives. An objective returns a loss summed over tokens, and the weight that divides this sum.
+"""Base class of the objectives. An objective returns the sum of its loss over tokens, and a weight.
 
 The loop divides the sum by the weight of the whole update, so that micro-batches, padding and packing do not change the
 gradient (transformers#34191, trl#2175).
@@ -22,9 +22,9 @@ from rorqual.train.batch import TrainBatch
 class Term:
     """The loss and the metrics of one objective on a batch. `sum` is the loss before division by the weight.
 
-    `means` maps metric names to (sum, weight), and `maxima` maps metric names to largest values. `routing` is the
-    routing of the layers that the objective ran itself. `valid` holds a mask of non-padding tokens for each of these layers.
-    `logprobs` [rows, seq] are the log-probabilities of the targets if the objective sets `wants_old`.
+    `means` maps metric names to (sum, weight), and `maxima` maps metric names to maxima. `routing` holds the
+    router outputs of the layers that the objective itself runs. `valid` holds a mask of non-padding tokens for each of
+    these layers. `logprobs` [rows, seq] are the log-probabilities of the targets if the objective sets `wants_old`.
     """
 
     sum: Tensor
@@ -68,7 +68,8 @@ class Objective(Kind):
 
     @property
     def wants_old(self) -> bool:
-        """Whether the objective needs the trainer's log-probabilities from before the first update of a step (`old_logprobs`)."""
+        """Whether the objective needs `old_logprobs`, the trainer's log-probabilities before the first update of a
+        step."""
         return False
 
     def needs(self) -> frozenset[str]:

@@ -26,7 +26,8 @@ Below this value, rounding of fp32 log-probabilities dominates.
 
 
 class Distil(Objective):
-    """The mean divergence between the teacher's distribution p and the student's distribution q over trained tokens, in nats.
+    """The divergence between the teacher's distribution p and the student's distribution q, averaged over trained
+    tokens, in nats.
 
     `divergence` is one of:
 
@@ -44,7 +45,7 @@ class Distil(Objective):
     If k is the size of the vocabulary, 'bucket' and 'renormalise' both give the full divergence. If k is smaller,
     'bucket' requires T = 1, because the teacher's probabilities outside the stored k are unknown.
 
-    `sampling_temperature` is the sampler's temperature, at which trainer and sampler are compared.
+    `sampling_temperature` is the sampler's temperature. Trainer and sampler are compared at this temperature.
     """
 
     kind: Literal["distil"] = "distil"
@@ -90,7 +91,8 @@ class Distil(Objective):
         return Term((divergences * batch.loss_mask[at]).sum() * self.temperature**2, means, maxima)
 
     def _aligned(self, logits: Tensor, stored: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return log-probabilities of teacher and student for k tokens, or for k tokens and a bucket of all others [n, k or k + 1].
+        """Return the log-probabilities of teacher and student. Both are [n, k], or [n, k + 1] with a bucket for all
+        other tokens.
 
         `logits` [n, vocab] are the student's logits. `stored` [n, k] are the teacher's log-probabilities.
         """

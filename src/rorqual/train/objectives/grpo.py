@@ -1,7 +1,7 @@
 """Group relative policy optimization (DeepSeekMath, eq. 3; R1, eq. 1-3), with variants from later papers as options.
 
-docs/how-to/grpo.md lists the options with their papers. By default, only DAPO's asymmetric clip range and its mean over
-tokens are used.
+docs/how-to/grpo.md lists the options with their papers. By default, only two variants are used, both from DAPO: the
+asymmetric clip range and the mean over tokens.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ class GRPO(Objective):
     min(p_old / p_sampler, C).
 
     `beta` is the weight of the KL divergence from the batch's `reference_logprobs`. `kl` is 'k3' (R1, eq. 2) or
-    'unbiased' (V3.2, section 3.1), which multiplies k3 by the ratio p / p_sampler. With 'unbiased', the gradient also
-    flows through the ratio. The KL term is neither clipped nor masked.
+    'unbiased' (V3.2, section 3.1). 'unbiased' multiplies k3 by the ratio p / p_sampler, and the gradient also flows
+    through this ratio. The KL term is neither clipped nor masked.
 
     `off_policy_delta` limits how far the sampler's mean log-probability of an answer's tokens may exceed the trainer's.
-    An answer with a negative advantage is dropped above this limit (V3.2, section 3.1). With `off_policy_delta` 0, no
-    answer is dropped.
+    An answer that exceeds this limit is dropped if its advantage is negative (V3.2, section 3.1). With
+    `off_policy_delta` 0, no answer is dropped.
     """
 
     kind: Literal["grpo"] = "grpo"
@@ -92,7 +92,8 @@ class GRPO(Objective):
         return float(self._weights(batch).sum())
 
     def _weights(self, batch: TrainBatch) -> Tensor:
-        """Return each token's weight in the denominator of the mean: 1, or 1 per answer divided evenly among its tokens."""
+        """Return each token's weight in the denominator of the mean: 1, or 1 divided by the number of trained tokens in
+        its answer."""
         if self.per == "token" or batch.lengths is None:
             return batch.loss_mask
         return batch.loss_mask / batch.lengths.clamp_min(1)

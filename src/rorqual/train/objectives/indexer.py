@@ -1,7 +1,8 @@
 """The losses of the lightning indexer (DeepSeek-V3.2-Exp, section 2.1.1, eq. 3 and 4).
 
-The index scores of a query, as a softmax over positions, are trained to match the attention weights averaged over heads.
-The loss is the KL divergence KL(attention || indexer). Only the indexer receives the gradient of this loss.
+A softmax over positions turns a query's index scores into a distribution. The indexer is trained so that this
+distribution matches the attention weights averaged over heads. The loss is the KL divergence KL(attention || indexer).
+Only the indexer receives the gradient of this loss.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from rorqual.train.objectives.base import Objective, Term
 class IndexerWarmup(Objective):
     """KL over all positions, in nats per token and layer. Attention is dense while this objective is used.
 
-    `depth` is the number of MTP modules if these modules or their indexers are trained, and 0 otherwise. Combine the objective
-    with `tune.kind=indexer`, which freezes all other weights, as V3.2's warm-up does.
+    `depth` is the number of MTP modules. If neither these modules nor their indexers are trained, `depth` is 0. Combine
+    the objective with `tune.kind=indexer`, which freezes all other weights, as V3.2's warm-up does.
     """
 
     kind: Literal["indexer_warmup"] = "indexer_warmup"

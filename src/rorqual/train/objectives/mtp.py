@@ -50,5 +50,6 @@ def _within(batch: TrainBatch, k: int) -> Tensor:
 
 
 def _mask(batch: TrainBatch, k: int) -> Tensor:
-    """Return the loss mask of depth k. Position i predicts the target of position i + k if both are in the same document."""
+    """Return the loss mask of depth k. Position i predicts the target of position i + k if both positions are in the
+    same document."""
     return batch.loss_mask[:, k:] * _within(batch, k)

@@ -53,5 +53,5 @@ class OptimConfig(Kind):
     clip: NonNegative = 1.0
 
     def build(self, params: dict[str, nn.Parameter]) -> Optimizer:
-        """Build the optimizer. `params` maps names to the parameters that it updates."""
+        """Build the optimizer of `params`, which maps names to parameters."""
         raise NotImplementedError

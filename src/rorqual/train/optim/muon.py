@@ -33,7 +33,8 @@ class MuonConfig(OptimConfig):
 
 
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
-    """Return whether Muon updates a parameter: a matrix or a stack of matrices, except embedding, head and routers."""
+    """Return whether Muon updates a parameter. Muon updates matrices and stacks of matrices, except embedding, head and
+    routers."""
     excluded = name.endswith(("embed_tokens.weight", "lm_head.weight")) or ".router." in name
     return parameter.dim() >= 2 and not excluded
 

@@ -36,8 +36,9 @@ class Step:
     """The data of one step: one batch per optimizer update, and metrics.
 
     `fresh` is True if the batches were sampled for this step. If `fresh` is True, the loop checks before the first
-    update that trainer and sampler agree on samples of the current weights. `unlearned` holds samples that are checked
-    but not trained on. `notes` are messages for the user. `trace` holds lines of `rollouts.jsonl`, which `rorqual trace` shows.
+    update that trainer and sampler agree on the samples from the current weights. `unlearned` holds samples that are
+    checked but not trained on. `notes` are messages for the user. `trace` holds lines for `rollouts.jsonl`; `rorqual
+    trace` shows them.
     """
 
     batches: list[TrainBatch]
@@ -54,7 +55,8 @@ class Source(ABC):
     versions: dict[str, int] = {}
     """The version of each generated problem family that the source uses."""
     prompts: Sequence[str] = ()
-    """Examples of the generated problems that the source trains on. Prompts from a file may be private, so they are left out."""
+    """Examples of the generated problems that the source trains on. Prompts from a file are left out, because they may
+    be private."""
 
     @abstractmethod
     def step(self, step: int) -> Step:

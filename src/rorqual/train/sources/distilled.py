@@ -23,7 +23,7 @@ from rorqual.train.sources.base import Materials, Source, SourceConfig, Step
 
 
 class DistilledConfig(SourceConfig):
-    """Train on `data`, a Parquet file written by `rorqual distil`, with every sample once per epoch.
+    """Train on `data`, a Parquet file written by `rorqual distil`. Each epoch uses every sample once.
 
     Samples that a filter dropped are not used. A step has `rows` rows of `row` tokens. `logits` adds the teacher's
     stored log-probabilities, which objective distil needs. `longer` sets whether a sample longer than a row is an error
@@ -50,7 +50,7 @@ class DistilledConfig(SourceConfig):
 
 
 class DistilledSamples(Source):
-    """A source of the teacher's token ids, exactly as sampled.
+    """A source that trains on the teacher's token ids exactly as they were sampled.
 
     If the file has no token ids, its messages are rendered and tokenized.
     """

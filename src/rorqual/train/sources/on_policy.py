@@ -46,8 +46,8 @@ class OnPolicyConfig(SourceConfig):
     `minibatches` is the number of optimizer updates per step, and `row` the number of tokens per training row.
 
     `max_age` limits the policy age: the student's policy version minus the version that sampled the answer. The check that
-    sampler and student agree skips answers of age 1 or more. Importance ratios are not needed, because the divergence is
-    computed over the vocabulary instead of the sampled token.
+    sampler and student agree skips answers of age 1 or more. Importance ratios are not needed, because the divergence
+    is computed over the vocabulary, not for the sampled token alone.
     """
 
     kind: Literal["on_policy"] = "on_policy"
@@ -124,7 +124,8 @@ class OnPolicy(Source):
         return graded_as(self.task, problem, completion) if self.config.grade else Verdict.UNGRADED
 
     def _measure(self, problems: list[Problem], groups: list[list[Scored]]) -> dict[str, Any]:
-        """Return the metrics of the rollouts, without metrics of groups. Without `grade`, leave out the metrics of grades."""
+        """Return the metrics of the rollouts, except those of groups. If `grade` is off, also leave out those of
+        grades."""
         metrics = measure(problems, groups, self.chat)
         verdicts = () if self.config.grade else ("reward", "right", "ungraded")
         return {name: value for name, value in metrics.items() if not name.startswith(("groups_", *verdicts))}
@@ -157,7 +158,7 @@ class OnPolicyTeacher:
             )
         if top_k > config.vocab_size:
             raise ConfigError(
-                f"top_k={top_k} is more than the vocabulary of {config.vocab_size}",
+                f"top_k={top_k} is more than the vocabulary's {config.vocab_size} tokens",
                 where="source.top_k",
                 remedy="Use 0 for the whole vocabulary.",
             )
@@ -175,7 +176,7 @@ class OnPolicyTeacher:
         return replace(batch, teacher_logprobs=logprobs, teacher_ids=torch.cat([ids for _, ids in scored]))
 
     def _score(self, part: TrainBatch) -> tuple[Tensor, Tensor]:
-        """Return the teacher's log-probabilities and token ids [rows, seq, k], 0 at untrained positions.
+        """Return the teacher's log-probabilities and token ids, both [rows, seq, k]. Untrained positions are 0.
 
         If `top_k` is 0 (the whole vocabulary), the ids are empty.
         """

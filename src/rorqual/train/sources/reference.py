@@ -45,8 +45,8 @@ class Reference:
         self.model = frozen(RunDir(Path(path)), self.device, trained.ops)
         if self.model.config.vocab_size != trained.config.vocab_size:
             raise ConfigError(
-                f"the reference has a vocabulary of {self.model.config.vocab_size} tokens,"
-                f" but the trained model has one of {trained.config.vocab_size}",
+                f"the reference's vocabulary has {self.model.config.vocab_size} tokens,"
+                f" but the trained model's has {trained.config.vocab_size}",
                 where="source.reference",
                 remedy="Use a reference with the same tokenizer, such as the run that training starts from.",
             )

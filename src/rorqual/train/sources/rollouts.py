@@ -43,19 +43,20 @@ class RolloutConfig(SourceConfig):
     `top_p` and `top_k` restrict sampling. The trainer normalizes its probabilities over the tokens that top-p and top-k
     allowed (keep sampling mask, V3.2, 2512.02556).
 
-    `max_num_gen_batches` enables dynamic sampling (DAPO, 2503.14476). With dynamic sampling, a step samples up to
-    `max_num_gen_batches` batches of `problems` prompts, until `problems` groups have both right and wrong answers. Only
-    groups with both right and wrong answers are trained on. `max_num_gen_batches=1` samples one batch and keeps all groups.
+    `max_num_gen_batches` enables dynamic sampling (DAPO, 2503.14476). With dynamic sampling, a step samples batches of
+    `problems` prompts until `problems` groups have both right and wrong answers. It samples at most
+    `max_num_gen_batches` batches. Only groups with both right and wrong answers are trained on. `max_num_gen_batches=1`
+    samples one batch and keeps all groups.
 
-    `overlong_buffer` penalizes answers that are longer than max_tokens - overlong_buffer tokens, by up to
-    `overlong_penalty` (DAPO's soft punishment, eq. 13). DAPO's rewards are 1 and -1; the rewards here are 1 and 0.
-    A penalty of 0.5 here therefore corresponds to a penalty of 1 in DAPO.
+    With `overlong_buffer`, answers longer than max_tokens - overlong_buffer tokens are penalized (DAPO's soft
+    punishment, eq. 13). The largest penalty is `overlong_penalty`. DAPO's rewards are 1 and -1; the rewards here are 1
+    and 0. A penalty of 0.5 here therefore corresponds to a penalty of 1 in DAPO.
 
     `mask_truncated` excludes truncated answers from training (DAPO's overlong filtering). Truncated answers still count
     in the mean reward of their group.
 
-    `reference` is a run whose model's log-probabilities are added to the batches, for a KL term. With `reference`,
-    groups with equal rewards are trained on too.
+    `reference` is the run of a reference model. The model's log-probabilities are added to the batches for a KL term.
+    With `reference`, groups with equal rewards are trained on too.
 
     `max_age` limits the policy age: the trainer's policy version minus the version that sampled the answer. The check that
     sampler and trainer agree skips answers of age 1 or more. The objective weights answers of age 1 or more by
@@ -237,7 +238,7 @@ def check_room(chat: ChatFormat, probe: list[Problem], thinking: Thinking, max_t
     longest = max(len(chat.prompt(problem.messages, thinking)) for problem in probe)
     if longest + max_tokens > row:
         raise DataError(
-            f"a prompt of {longest} tokens and an answer of {max_tokens} do not fit a row of {row}",
+            f"a prompt of {longest} tokens and an answer of {max_tokens} tokens do not fit into a row of {row}",
             where="row",
             remedy=f"Set row={longest + max_tokens} or a smaller max_tokens.",
         )
@@ -263,8 +264,8 @@ def batch_of(scored: list[Scored], width: int, pad: int) -> TrainBatch:
 def pack_rollouts(packed: Packed, scored: list[Scored]) -> TrainBatch:
     """Build a training batch from packed rows.
 
-    The batch includes the advantage, log-probabilities, expert choices and `kept` (the tokens that top-p and top-k
-    allowed) of each sample.
+    For each sample, the batch includes the advantage, the log-probabilities, the expert choices and `kept` (the tokens
+    that top-p and top-k allowed).
     """
     batch = TrainBatch.from_packed(packed.batch)
     shape = batch.tokens.shape
@@ -272,7 +273,7 @@ def pack_rollouts(packed: Packed, scored: list[Scored]) -> TrainBatch:
     experts = scored[0].completion.experts
     replay: Tensor | None = None
     if experts is not None:
-        # Padding and the last token of each sample have no recorded experts, so the routers choose.
+        # Padding and the last token of each sample have no recorded experts. There, the routers choose.
         replay = torch.full((*shape, *experts.shape[1:]), CHOOSE)
     sets = scored[0].completion.kept
     kept = None if sets is None else torch.full((*shape, sets.shape[-1]), 255, dtype=torch.uint8)
@@ -306,7 +307,8 @@ def pack_rollouts(packed: Packed, scored: list[Scored]) -> TrainBatch:
 
 
 def measure(problems: list[Problem], groups: list[list[Scored]], chat: ChatFormat) -> dict[str, Any]:
-    """Return the metrics of a step: reward, groups with equal rewards, share and length of thinking, accuracy with and without thinking."""
+    """Return the metrics of a step: rewards, lengths, how often the model thinks, and accuracy with and without
+    thinking."""
     every = [s for group in groups for s in group]
     with_thinking = [s for s in every if s.completion.reasoning]
     right = [s for s in every if s.verdict is Verdict.RIGHT]
@@ -340,7 +342,8 @@ def trace_lines(
 ) -> list[dict[str, Any]]:
     """Return one record per group for `rollouts.jsonl`, with the verdict, advantage and lengths of each sample.
 
-    The `count` groups with the most varied rewards also include prompt, answer and sampled texts.
+    The records of the `count` groups with the most varied rewards also contain the prompt, the gold answer and the
+    sampled texts.
     """
     if not count:
         return []

@@ -61,7 +61,7 @@ class RolloutSampler:
                     raise ConfigError(
                         f"the samples have no {name}, but training needs this data",
                         where="rollout engine",
-                        remedy="Configure the engine to record them. With rorqual serve, set record_kept=true for allowed tokens.",
+                        remedy="Configure the engine to record this data. With rorqual serve, set record_kept=true to record allowed tokens.",
                     )
         return rows
 

@@ -21,15 +21,15 @@ from rorqual.train.sources.base import Materials, Source, SourceConfig, Step
 
 PROBE = 64
 DRY = 10_000
-"""The source raises an error after this many consecutive problems that are longer than a row."""
+"""If this many consecutive problems are longer than a row, the source raises an error."""
 
 
 class WorkedConfig(SourceConfig):
     """Train on worked solutions of a task.
 
-    A share `think` of the solutions includes the worked steps. A share 1 - `think` of the solutions consists of the
-    answer only. A step has `rows` rows of `row` tokens. `data` is the file or folder for tasks that read files.
-    `longer` sets whether a solution longer than a row is an error or is skipped.
+    `think` is the share of solutions that include the worked steps. The other solutions consist of only the answer. A
+    step has `rows` rows of `row` tokens. `data` is the file or folder for tasks that read files. `longer` sets whether
+    a solution longer than a row is an error or is skipped.
     """
 
     kind: Literal["worked"] = "worked"

@@ -2,8 +2,9 @@
 
 The difference of a part is the loss of the arm `rival` minus the loss of the arm `favoured`. The difference has two 99 %
 intervals: the bootstrap, and Student's t over the seeds. The part holds if both intervals lie above 0, and does not
-hold if both lie below 0. A part whose costs differ by more than its tolerance is open, regardless of the losses. The
-claim holds if all parts hold. If at least one part does not hold, the claim does not hold either.
+hold if both lie below 0. If the costs of the two arms differ by more than the tolerance, the part's verdict is "open",
+regardless of the losses. The claim holds if all parts hold. If at least one part does not hold, the claim does not hold
+either.
 
 `rorqual.evals.verdict` defines the rule of two intervals and at least five seeds. An earlier rule used only the
 bootstrap. Some conditions were added after the results were known. These conditions can only change a verdict to open.

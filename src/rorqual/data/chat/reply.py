@@ -42,8 +42,8 @@ class ReplyForm:
     - `answer`, `plain`: characters to strip around the content after thinking, and around the content of a reply without
       thinking.
     - `indented`: accept white space before `<think>`, and a `<think>` that repeats the one in the prompt.
-    - `empty`: how to parse an empty thinking block. `kept`: as reasoning "". `none`: as no reasoning. `marked`: as
-      reasoning "" if `<think>` or the prompt opened the block, else as no reasoning.
+    - `empty`: how to parse an empty thinking block. With `kept`, the reasoning is "". With `none`, the reply has no
+      reasoning. `marked` is `kept` if `<think>` or the prompt opened the block, and otherwise `none`.
     - `halves`: drop an incomplete thinking tag at the end of a truncated reply.
     """
 

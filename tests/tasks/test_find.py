@@ -136,6 +136,17 @@ def test_a_grader_that_raises_stops_the_run_by_name() -> None:
         safe_grade(Odd(), problem, "number")
 
 
+def test_an_error_below_a_library_call_names_the_users_line(tmp_path: Path) -> None:
+    lines = [
+        "from pathlib import Path", "from rorqual.tasks.base import Task",
+        "class Mine(Task):", "    name = 'mine'", "    def problems(self, split, seed):", "        yield Path('no.txt').read_text()",
+        "    def grade(self, problem, reply): ...",
+    ]  # fmt: skip
+    (tmp_path / "mine.py").write_text("\n".join(lines))
+    with pytest.raises(TaskError, match=r"FileNotFoundError.* at .*mine\.py:6\n"):
+        next(safe_problems(load_task(f"{tmp_path}/mine.py:Mine"), "train", 0))
+
+
 def test_a_generator_that_raises_is_named_after_what_it_gave() -> None:
     stream = safe_problems(Odd(), "train", 0)
     assert next(stream).key == "1"

@@ -125,7 +125,7 @@ def _contexts(interpretation: Interpretation) -> list[int]:
 
 
 def _line(interpretation: Interpretation) -> tuple[float, float] | None:
-    """Return (low, high) in periods per position. Return None if no two interpolated frequencies have different k."""
+    """Return (low, high) in periods per position. Return None if all interpolated frequencies have the same k."""
     if len(interpretation.between) < 2:
         return None
     (x, kx), (y, ky) = min(interpretation.between), max(interpretation.between)

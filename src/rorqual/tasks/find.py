@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -118,9 +119,11 @@ def _line_of(value: Any) -> int:
 
 
 def _task_error(error: Exception, task: str, doing: str) -> TaskError:
-    """Wrap an exception from a task's code in a TaskError that names the innermost file and line."""
+    """Wrap an exception from a task's code in a TaskError that names the innermost file and line outside Python and its packages."""
     frames = traceback.extract_tb(error.__traceback__)
-    place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    installed = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+    own = [frame for frame in frames if not frame.filename.startswith(installed)]
+    place = "".join(f" at {frame.filename}:{frame.lineno}" for frame in (own or frames)[-1:])
     return TaskError(
         f"{doing} raised {type(error).__name__}: {error}{place}",
         where=f"task {task}",

@@ -118,8 +118,8 @@ class Plan:
 class PagedAttention:
     """Differentiable paged attention, implemented by `ops.paged`.
 
-    A pool stores one cached part of all sequences. In this class, a pool is a tensor [blocks, heads, rows per block,
-    width]. Callers must not depend on the layout of a pool.
+    A pool stores one `CachePart`, such as the keys of a layer, for all sequences. In this class, a pool is a tensor [blocks,
+    heads, rows per block, width]. Callers must not depend on the layout of a pool.
 
     A subclass with another layout overrides `shape`, `as_blocks`, `prepack_blocks` and `write`. A subclass that renumbers
     blocks overrides `plan`, `read`, `fill` and `prepack_blocks`. `plan` must renumber `block_table` and `slot_mapping` in the

@@ -17,6 +17,7 @@ from rorqual.data.chat import chat_format
 from rorqual.data.pack import Sample
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.evals.verdict import Verdict
+from rorqual.lab import sparse
 from rorqual.lab.job import value, value_file
 from rorqual.lab.page import page_text
 from rorqual.lab.sparse import (
@@ -24,12 +25,14 @@ from rorqual.lab.sparse import (
     DSA,
     RUNS,
     SparseExperiment,
+    TrainUntilLearned,
     dense_model,
     load,
     matching_top_p,
     read,
     selecting,
     solutions,
+    training,
 )
 from rorqual.lab.sparse_kinds import AttentionSelectionConfig, RandomSelection, RandomSelectionConfig
 from rorqual.lab.sparse_report import ARMS, BUDGETS, KINDS, Arm, goals, measured_by
@@ -290,17 +293,43 @@ def test_the_whole_of_it_in_small(places: dict[int, Path]) -> None:
 def test_rivals_train_as_long_as_the_indexer_on_the_same_data(places: dict[int, Path]) -> None:
     runs = {name: read_yaml(Run, RunDir(places[1] / name).config_file)
             for name in (DENSE, RUNS["window"], RUNS["random"], f"{DSA}/warmup", f"{DSA}/sparse")}  # fmt: skip
-    warmup, sparse = runs[f"{DSA}/warmup"], runs[f"{DSA}/sparse"]
-    assert warmup.model == sparse.model and {
-        a.index_topk for a in sparse.model.attentions if isinstance(a, DSAConfig)
+    warmup, trained = runs[f"{DSA}/warmup"], runs[f"{DSA}/sparse"]
+    assert warmup.model == trained.model and {
+        a.index_topk for a in trained.model.attentions if isinstance(a, DSAConfig)
     } == {64}
     for arm in ("window", "random"):
         run = runs[RUNS[arm]]  # type: ignore[index]
-        assert run.steps == warmup.steps + sparse.steps and run.source == sparse.source == warmup.source
-        assert run.optim == sparse.optim and run.start.run == str(places[1] / DENSE)
+        assert run.steps == warmup.steps + trained.steps and run.source == trained.source == warmup.source
+        assert run.optim == trained.optim and run.start.run == str(places[1] / DENSE)
         assert run.model == selecting(arm, dense_model(LENGTH), 64, seed=1)  # type: ignore[arg-type]
     assert runs[DENSE].model == dense_model(LENGTH) and runs[DENSE].seed == 1
     assert runs[DENSE].source.options["length"] == LENGTH  # type: ignore[attr-defined]
+
+
+def test_the_first_stage_ends_when_retrieval_is_learned_or_at_its_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its losses below the limit are those of the last 50 steps; a stage that is killed and repeated ends at the same step."""
+
+    def steps(place: Path, learned: float, most: int) -> int:
+        monkeypatch.setattr(sparse, "LEARNED", learned)
+        job = TrainUntilLearned(name="pairs", estimate=1, make=lambda: training(0, place, 3, 0.008, LENGTH), most=most)
+        cost = job.work(place)
+        records = list(RunDir(place / "pairs").metrics())
+        assert cost.tokens == sum(record["tokens"] for record in records)
+        assert len(records) == read_yaml(Run, RunDir(place / "pairs").config_file).steps
+        return len(records)
+
+    assert steps(tmp_path / "never", 0.0, 10) == 10, "4, 8 and then the limit"
+    assert steps(tmp_path / "at once", 100.0, 10) == 4
+    losses = [record["loss"] for record in RunDir(tmp_path / "never" / "pairs").metrics()]
+    assert sum(losses[:8]) / 8 < sum(losses[:4]) / 4
+    between = (sum(losses[:8]) / 8 + sum(losses[:4]) / 4) / 2
+    assert steps(tmp_path / "between", between, 10) == 8
+    assert steps(tmp_path / "between", between, 10) == 8, "a repeated job trains no further"
+    assert steps(tmp_path / "between", 0.0, 10) == 10
+    [first, *_] = SparseExperiment(LENGTH).jobs(1, tmp_path, 0.1)
+    assert isinstance(first, TrainUntilLearned) and first.most == 300
 
 
 @torch.no_grad()

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 
+from rorqual.core.config import read_yaml
 from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
 from rorqual.data.pack import Sample, pack_rows
@@ -43,6 +45,7 @@ from rorqual.recipes.start import finetune_optim
 from rorqual.tasks.base import Split
 from rorqual.tasks.find import load_task, safe_problems
 from rorqual.train.batch import TrainBatch
+from rorqual.train.loop import fit
 from rorqual.train.optim import AdamWConfig, MuonConfig
 from rorqual.train.run import Run, Start
 from rorqual.train.schedule import Schedule
@@ -79,21 +82,27 @@ class TrainingStage:
 
 
 DENSE = "sparse-dense"
+PAIRS = "sparse-pairs"
+LEARNED, MOST_STEPS = 0.1, 3000
+"""The stage `PAIRS` ends when the mean loss of 50 steps is below `LEARNED`, or after `MOST_STEPS` steps.
+
+A model that writes one of the values at random has a loss of about 0.4.
+"""
 
 
 def stages(length: int) -> tuple[TrainingStage, ...]:
     """Return the stages of the dense training, which ends with texts of up to `length` characters.
 
-    Retrieval is learned first, from short texts with few pairs and no other problems. Counting is then learned from short texts
-    too. Neither is learned in as many steps from longer texts, nor retrieval beside the other problems
+    The model first learns retrieval, from short texts with few pairs and without other problems. It then learns counting, also
+    from short texts. Longer texts need more steps for both, and retrieval needs more steps beside other problems
     (docs/log/sparse-attention.md).
     """
     few = {"length": 50, "shortest": 30, "pairs": 4, "questions": 4}
     short = {"names": list(KINDS), "length": length // 4, "shortest": 64, "questions": 8}
     long = {"names": list(KINDS), "length": length, "shortest": max(64, length // 8), "questions": 8}
     return (
-        TrainingStage("sparse-pairs", {"names": ["needle"]} | few, 1000, 16, 148, 100),
-        TrainingStage("sparse-mixed", {"names": list(KINDS)} | few, 1000, 16, 148, 100),
+        TrainingStage(PAIRS, {"names": ["needle"]} | few, 500, 32, 148, 200),
+        TrainingStage("sparse-mixed", {"names": list(KINDS)} | few, 1000, 32, 148, 200),
         TrainingStage("sparse-short", short, 800, 8, length // 4 + REPLY, 130),
         TrainingStage(DENSE, long, 1200, 4, length + REPLY, 650, 0.5),
     )
@@ -116,6 +125,26 @@ def dense_model(length: int) -> ModelConfig:
         max_position_embeddings=2 * length,
         initializer_range=0.1,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainUntilLearned(Train):
+    """A training run that is extended by its own number of steps until the mean loss of the last 50 steps is below `LEARNED`.
+
+    `most` limits the number of steps. The seeds differ in when retrieval is learned: after 300 to 2,000 steps, within some
+    hundred steps each time. The stage's learning rate does not decay, so an extended run equals a longer run.
+    """
+
+    most: int
+
+    def work(self, place: Path) -> JobCost:
+        run, out = self.make(), RunDir(place / self.name)
+        steps = max(run.steps, read_yaml(Run, out.config_file).steps if out.config_file.is_file() else 0)
+        while True:
+            fit(run.model_copy(update={"steps": steps}), out, threads=1, quiet=True)
+            if steps >= self.most or fmean([record["loss"] for record in out.metrics()][-50:]) < LEARNED:
+                return run_cost(out)
+            steps = min(steps + run.steps, self.most)
 
 
 def training(number: int, place: Path, seed: int, share: float, length: int = LENGTH) -> Run:
@@ -336,7 +365,12 @@ class SparseExperiment(Experiment):
         for number, stage in enumerate(made):
             needs = (made[number - 1].name,) if number else ()
             make = partial(training, number, place, seed, share, self.length)
-            jobs.append(Train(name=stage.name, estimate=stage.core_seconds * share, needs=needs, make=make))
+            estimate = stage.core_seconds * share
+            if stage.name == PAIRS:
+                most = amount(MOST_STEPS, share)
+                jobs.append(TrainUntilLearned(name=PAIRS, estimate=estimate, needs=needs, make=make, most=most))
+            else:
+                jobs.append(Train(name=stage.name, estimate=estimate, needs=needs, make=make))
         jobs.append(
             Sparsify(name=DSA, estimate=115 * share, needs=(DENSE,), seed=seed, share=share, length=self.length)
         )

@@ -34,7 +34,7 @@ docs:
 
 mutants:
 	@scripts/setup.sh test
-	@OMP_NUM_THREADS=1 .venv/bin/python scripts/mutants.py
+	@OMP_NUM_THREADS=1 .venv/bin/python scripts/mutants.py --workers 2
 
 fixtures:
 	@scripts/setup.sh test

@@ -18,7 +18,7 @@ from rorqual.data.pack import Sample
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.evals.verdict import Verdict
 from rorqual.lab import sparse
-from rorqual.lab.job import value, value_file
+from rorqual.lab.job import JobCost, value, value_file
 from rorqual.lab.page import page_text
 from rorqual.lab.sparse import (
     DENSE,
@@ -306,30 +306,38 @@ def test_rivals_train_as_long_as_the_indexer_on_the_same_data(places: dict[int, 
     assert runs[DENSE].source.options["length"] == LENGTH  # type: ignore[attr-defined]
 
 
-def test_the_first_stage_ends_when_retrieval_is_learned_or_at_its_limit(
+def test_the_first_stage_begins_again_until_retrieval_is_learned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its losses below the limit are those of the last 50 steps; a stage that is killed and repeated ends at the same step."""
+    monkeypatch.setattr(sparse, "STARTS", 3)
+    made: list[int] = []
 
-    def steps(place: Path, learned: float, most: int) -> int:
-        monkeypatch.setattr(sparse, "LEARNED", learned)
-        job = TrainUntilLearned(name="pairs", estimate=1, make=lambda: training(0, place, 3, 0.008, LENGTH), most=most)
-        cost = job.work(place)
-        records = list(RunDir(place / "pairs").metrics())
-        assert cost.tokens == sum(record["tokens"] for record in records)
-        assert len(records) == read_yaml(Run, RunDir(place / "pairs").config_file).steps
-        return len(records)
+    def job(place: Path) -> tuple[list[Path], JobCost]:
+        def make() -> Run:
+            made.append(1)
+            return training(0, place, 3, 0.004, LENGTH)
 
-    assert steps(tmp_path / "never", 0.0, 10) == 10, "4, 8 and then the limit"
-    assert steps(tmp_path / "at once", 100.0, 10) == 4
-    losses = [record["loss"] for record in RunDir(tmp_path / "never" / "pairs").metrics()]
-    assert sum(losses[:8]) / 8 < sum(losses[:4]) / 4
-    between = (sum(losses[:8]) / 8 + sum(losses[:4]) / 4) / 2
-    assert steps(tmp_path / "between", between, 10) == 8
-    assert steps(tmp_path / "between", between, 10) == 8, "a repeated job trains no further"
-    assert steps(tmp_path / "between", 0.0, 10) == 10
-    [first, *_] = SparseExperiment(LENGTH).jobs(1, tmp_path, 0.1)
-    assert isinstance(first, TrainUntilLearned) and first.most == 300
+        cost = TrainUntilLearned(name="pairs", estimate=1, make=make).work(place)
+        return sorted(place.glob("pairs*")), cost
+
+    def losses(run: Path) -> list[float]:
+        return [record["loss"] for record in RunDir(run).metrics()]
+
+    monkeypatch.setattr(sparse, "LEARNED", 0.0)
+    runs, cost = job(tmp_path / "never")
+    assert [run.name for run in runs] == ["pairs", "pairs-0", "pairs-1"], "the last start stays, learned or not"
+    configs = [read_yaml(Run, RunDir(run).config_file) for run in runs]
+    assert [config.seed for config in configs] == [2003, 3, 1003] and len({config.steps for config in configs}) == 1
+    assert cost.tokens == sum(record["tokens"] for run in runs for record in RunDir(run).metrics())
+    assert job(tmp_path / "never")[1].tokens == cost.tokens, "a repeated job trains no further"
+    last, first, second = (sum(losses(run)) / len(losses(run)) for run in runs)
+    assert len({last, first, second}) == 3
+
+    monkeypatch.setattr(sparse, "LEARNED", first + 1e-6)
+    assert [run.name for run in job(tmp_path / "at once")[0]] == ["pairs"]
+    assert losses(tmp_path / "at once" / "pairs") == losses(runs[1])
+    trains = SparseExperiment(LENGTH).jobs(1, tmp_path, 0.1)
+    assert [train.name for train in trains if isinstance(train, TrainUntilLearned)] == ["sparse-pairs"]
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ def transcripts(findings: Findings) -> list[str]:
     parts = [
         page.para(
             "For each family, the hardest problem answered right after GRPO and the hardest answered wrong. Of several equally "
-            "hard problems it is the first. Nothing else affects the choice.",
+            "hard problems it is the first. Nothing else affects the choice. Only the answer is graded, not the reasoning.",
             "note",
         )
     ]

@@ -22,6 +22,22 @@ MUTANTS = (
         "tests/lab/test_sparse.py::test_rivals_train_as_long_as_the_indexer_on_the_same_data",
     ),
     one(
+        "the sparse experiment begins again from the weights that did not learn",
+        "issue 18: sparse attention",
+        "lab/sparse.py",
+        '"seed": run.seed + 1000 * start',
+        '"seed": run.seed',
+        "tests/lab/test_sparse.py::test_the_first_stage_begins_again_until_retrieval_is_learned",
+    ),
+    one(
+        "the cost of failed starts of the sparse experiment is not counted",
+        "issue 18: sparse attention",
+        "lab/sparse.py",
+        "            cost += run_cost(failed)\n",
+        "",
+        "tests/lab/test_sparse.py::test_the_first_stage_begins_again_until_retrieval_is_learned",
+    ),
+    one(
         "the arms of the sparse experiment are measured on problems of training",
         "issue 18: sparse attention",
         "lab/sparse.py",

@@ -38,6 +38,8 @@ POLICY_OF_THE_ENGINE = {
 }
 WHERE_FOREIGN_CODE_RUNS = {"tasks/sandbox.py", "tasks/find.py", "serve/app.py"}
 """A user's task file may raise anything, and is then named; a request must never take the server down."""
+SHARED_CLASS_NAMES = {"ToolCall"}
+"""docs/explanation/house.md says why two classes have this name."""
 LEFTOVERS = {"utils", "utils.py", "helpers", "helpers.py", "misc.py", "common.py"}
 
 
@@ -205,3 +207,13 @@ def test_core_and_tasks_load_without_torch() -> None:
     code = f"import importlib, sys\nfor m in {names!r}: importlib.import_module(m)\nsys.exit('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+def test_no_two_classes_share_a_name() -> None:
+    names = [
+        node.name
+        for module in MODULES
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    ]
+    assert {name for name in names if names.count(name) > 1} == SHARED_CLASS_NAMES

@@ -16,7 +16,7 @@ from rorqual.data.pack import Sample
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.evals.stats import Interval
 from rorqual.evals.verdict import together
-from rorqual.lab.equal_budget import EqualBudgetClaim, JudgedClaim, Match, ShapeExperiment, judge
+from rorqual.lab.equal_budget import EqualBudgetClaim, EqualQuantity, JudgedClaim, ShapeExperiment, judge
 from rorqual.lab.finding import Contrast, Finding
 from rorqual.lab.job import evaluation
 from rorqual.lab.latent_vs_full import LatentVsFull
@@ -114,7 +114,7 @@ def judged(low: float, high: float, favoured: float, rival: float) -> JudgedClai
     seeds = tuple((1.0, 1.0 + middle + off) for off in (-0.002, -0.001, 0.0, 0.001, 0.002))
     loss = Contrast(question="", a=1, b=1 + middle, difference=middle, low=low, high=high, by_seed=seeds, unit="nats")
     return JudgedClaim(
-        EqualBudgetClaim("core-seconds", MOE, DENSE_CLOCK), Match("core-seconds", favoured, rival), loss, ()
+        EqualBudgetClaim("core-seconds", MOE, DENSE_CLOCK), EqualQuantity("core-seconds", favoured, rival), loss, ()
     )
 
 
@@ -125,8 +125,8 @@ def test_the_rule_refuses_costs_that_are_not_equal() -> None:
     for cheap, dear in ((30.0, 34.6), (34.6, 30.0)):
         unfair = judged(0.1, 0.2, cheap, dear)
         assert unfair.verdict == "open" and "no verdict" in unfair.words() and "15%" in unfair.words()
-    assert not Match("active FLOPs", 100, 104).fair and Match("active FLOPs", 100, 102).fair
-    assert not Match("steps", 100, 101).fair and Match("steps", 100, 100).fair
+    assert not EqualQuantity("active FLOPs", 100, 104).fair and EqualQuantity("active FLOPs", 100, 102).fair
+    assert not EqualQuantity("steps", 100, 101).fair and EqualQuantity("steps", 100, 100).fair
 
 
 def test_a_verdict_needs_both_intervals() -> None:

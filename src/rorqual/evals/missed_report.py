@@ -15,10 +15,10 @@ from rorqual.evals.missed import Misses, measure_missed, sparse_layers, trained_
 from rorqual.evals.planted import (
     DEPTHS,
     LENGTHS,
-    Parts,
     Planted,
     PlantedKind,
     PlantedMisses,
+    PlantedTokens,
     copies,
     measure_planted,
     needles,
@@ -158,7 +158,7 @@ class _Cell(NamedTuple):
     passages: list[Planted]
 
 
-KINDS: dict[PlantedKind, tuple[Callable[[Tokenizer, int], list[Parts]], Sequence[float]]] = {
+KINDS: dict[PlantedKind, tuple[Callable[[Tokenizer, int], list[PlantedTokens]], Sequence[float]]] = {
     "needle": (needles, LENGTHS),
     "copy": (copies, (1.0,)),
 }

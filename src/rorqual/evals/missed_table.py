@@ -10,7 +10,7 @@ from rorqual.evals.missed_report import MissedReport
 from rorqual.evals.planted import DEPTHS, PlantedKind, PlantedMisses
 
 
-class Table(NamedTuple):
+class TitledTable(NamedTuple):
     """A table with a title. The first column holds names, and the other columns hold numbers."""
 
     title: str
@@ -58,7 +58,7 @@ def planted(report: MissedReport, kind: PlantedKind, budget: int, length: int = 
     return [one for one in report.planted if (one.kind, one.budget) == (kind, budget) and length in (0, one.length)]
 
 
-def tables(report: MissedReport) -> list[Table]:
+def tables(report: MissedReport) -> list[TitledTable]:
     """Return all tables. Tables without rows are left out."""
     return [table for table in (*_text_tables(report), _needles(report), _copies(report)) if table.rows]
 
@@ -119,7 +119,7 @@ def _layers(texts: Sequence[Misses]) -> list[tuple[LayerMisses, ...]]:
     return list(zip(*(missed.layers for missed in texts), strict=True))
 
 
-def _text_tables(report: MissedReport) -> list[Table]:
+def _text_tables(report: MissedReport) -> list[TitledTable]:
     texts = shown(report)
     by_text = [
         [text.name, f"{m.windows}", f"{m.queries:,}", f"{m.mass:.3f}", f"{m.recall:.3f}", f"{m.kl:.4f}", f"{m.flips:.1%}",
@@ -141,10 +141,10 @@ def _text_tables(report: MissedReport) -> list[Table]:
     far = [[part.name, f"{part.share:.1%}", f"{part.inside:.1%}"] for part in distances(report)]
     several = ", mean of all texts" if len(texts) > 1 else ""
     return [
-        Table("by text", ["text", "windows", "queries", "mass", "recall", "KL", "changed", "loss sparse", "loss dense"], by_text),
-        Table(f"by layer{several}", ["layer", *LAYER], by_layer),
-        Table(f"recall by layer and budget{several}", ["layer", *names], by_budget if len(report.budgets) > 1 else []),
-        Table(f"by distance, mean of all layers{several and ' and texts'}", ["distance", "attention", "selected"], far),
+        TitledTable("by text", ["text", "windows", "queries", "mass", "recall", "KL", "changed", "loss sparse", "loss dense"], by_text),
+        TitledTable(f"by layer{several}", ["layer", *LAYER], by_layer),
+        TitledTable(f"recall by layer and budget{several}", ["layer", *names], by_budget if len(report.budgets) > 1 else []),
+        TitledTable(f"by distance, mean of all layers{several and ' and texts'}", ["distance", "attention", "selected"], far),
     ]  # fmt: skip
 
 
@@ -158,7 +158,7 @@ LAYER = {
 """The columns of the table by layer: heading -> (field of `LayerMisses`, format)."""
 
 
-def _needles(report: MissedReport) -> Table:
+def _needles(report: MissedReport) -> TitledTable:
     rows = []
     for budget in report.budgets:
         for length in sorted({one.length for one in planted(report, "needle", budget)}):
@@ -169,15 +169,15 @@ def _needles(report: MissedReport) -> Table:
             )
     depths = [f"depth {depth:.0%}" for depth in DEPTHS]
     heads = ["budget", "length", *depths, "right sparse", "right dense"]
-    return Table("needles: attention kept by depth, and right answers", heads, rows)
+    return TitledTable("needles: attention kept by depth, and right answers", heads, rows)
 
 
-def _copies(report: MissedReport) -> Table:
+def _copies(report: MissedReport) -> TitledTable:
     rows = [
         [f"{budget}", f"{one.distance:,}", f"{one.kept:.1%}", f"{one.right_sparse:.1%}", f"{one.right_dense:.1%}"]
         for budget in report.budgets
         for one in reversed(planted(report, "copy", budget))
     ]
-    return Table(
+    return TitledTable(
         "copied lines, by distance in tokens", ["budget", "distance", "kept", "right sparse", "right dense"], rows
     )

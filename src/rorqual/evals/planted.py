@@ -33,7 +33,7 @@ COPIED, CUE = 24, 6
 
 
 @dataclass(frozen=True)
-class Parts:
+class PlantedTokens:
     """The token ids of a planted text, its question and its answer. A passage ends with the question and the answer."""
 
     planted: tuple[int, ...]
@@ -102,7 +102,7 @@ class PlantedMisses:
         return asdict(self) | {"kept": self.kept}
 
 
-def needles(tokenizer: Tokenizer, count: int) -> list[Parts]:
+def needles(tokenizer: Tokenizer, count: int) -> list[PlantedTokens]:
     """Return `count` keys with their values. The question asks for the value of the key."""
     found = []
     for index in range(count):
@@ -110,21 +110,21 @@ def needles(tokenizer: Tokenizer, count: int) -> list[Parts]:
         value = tokenizer.encode(f"{random.Random(index).randrange(1000, 10000)}")
         planted = [*tokenizer.encode(f"\n{owner}'s key="), *value, *tokenizer.encode(".\n")]
         question = tokenizer.encode(f"\nWhat is {owner}'s key? {owner}'s key=")
-        found.append(Parts(tuple(planted), tuple(question), tuple(value)))
+        found.append(PlantedTokens(tuple(planted), tuple(question), tuple(value)))
     return found
 
 
-def copies(tokenizer: Tokenizer, count: int) -> list[Parts]:
+def copies(tokenizer: Tokenizer, count: int) -> list[PlantedTokens]:
     """Return `count` lines to copy. Each is the first `COPIED` tokens of a line from the passage "names".
 
     The first `CUE` tokens of a line are the question, and its other tokens are the answer.
     """
     lines = [line for line in passage("names").splitlines() if ";" in line]
     cut = [tokenizer.encode("\n" + lines[index % len(lines)])[:COPIED] for index in range(count)]
-    return [Parts(tuple(line), tuple(line[:CUE]), tuple(line[CUE:])) for line in cut]
+    return [PlantedTokens(tuple(line), tuple(line[:CUE]), tuple(line[CUE:])) for line in cut]
 
 
-def plant(tokenizer: Tokenizer, parts: Sequence[Parts], length: int, depth: float) -> list[Planted]:
+def plant(tokenizer: Tokenizer, parts: Sequence[PlantedTokens], length: int, depth: float) -> list[Planted]:
     """Return a passage of `length` tokens for each of `parts`, with the planted text at `depth` and the answer at the end.
 
     The filler is the passage "prose", repeated as needed. Each passage starts at a different place in the filler. Raises

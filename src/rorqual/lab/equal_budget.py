@@ -51,7 +51,7 @@ class EqualBudgetClaim:
 
 
 @dataclass(frozen=True)
-class Match:
+class EqualQuantity:
     """The quantity that should be equal in the two arms. `favoured` and `rival` are its measured means over the seeds."""
 
     equal: Equal
@@ -75,7 +75,7 @@ class JudgedClaim:
     `favoured`."""
 
     half: EqualBudgetClaim
-    match: Match
+    match: EqualQuantity
     loss: Contrast
     accuracy: tuple[Contrast, ...]
 
@@ -129,7 +129,9 @@ def judge(half: EqualBudgetClaim, places: Places) -> JudgedClaim:
     )
     return JudgedClaim(
         half,
-        Match(half.equal, *(float(np.mean([measured(half.equal, place / name) for place in where])) for name in names)),
+        EqualQuantity(
+            half.equal, *(float(np.mean([measured(half.equal, place / name) for place in where])) for name in names)
+        ),
         contrast_of_values(
             f"held-out loss, equal {half.equal}: {ARMS[half.favoured].label}, then {ARMS[half.rival].label}",
             favoured_losses,

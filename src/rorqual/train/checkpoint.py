@@ -85,7 +85,8 @@ def check_finite(model: Decoder, step: int) -> None:
         raise NumericsError(
             f"after step {step}, {len(bad)} tensors contain NaN or infinity, such as {bad[0]}",
             where="train",
-            remedy="Lower optim.lr. The newest checkpoint, if there is one, has finite weights.",
+            remedy="Lower optim.lr, and give another out=. The newest checkpoint, if there is one, has finite weights: "
+            "from=RUN continues from it.",
         )
 
 

@@ -120,7 +120,8 @@ def gradient(
         raise NumericsError(
             f"the loss is {first.loss}",
             where=where,
-            remedy="Lower optim.lr or optim.clip. The newest checkpoint, if there is one, has finite weights.",
+            remedy="Lower optim.lr or optim.clip, and give another out=. The newest checkpoint, if there is one, has finite weights: "
+            "from=RUN continues from it.",
         )
     if not any(objective.reads_hidden for objective in objectives):
         ran.clear()

@@ -6,6 +6,7 @@ import json
 import random
 import re
 import time
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -127,8 +128,10 @@ SPARED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", SPARED)
 def test_a_ring_that_nothing_needs_is_left_out(name: str, grammars: Grammars, tokenizer: Tokenizer) -> None:
-    compiled = grammars.compile(Grammar("json_schema", json.dumps(SPARED[name])))
-    assert all(ends(compiled, tokenizer, seed) for seed in range(8))
+    compiled = None
+    with suppress(DataError):
+        compiled = grammars.compile(Grammar("json_schema", json.dumps(SPARED[name])))
+    assert compiled is not None and all(ends(compiled, tokenizer, seed) for seed in range(8))
 
 
 def ends(compiled: Compiled, tokenizer: Tokenizer, seed: int) -> bool:

@@ -33,7 +33,10 @@ def grammars(tokenizer: Tokenizer) -> Grammars:
 
 def told(grammars: Grammars, tokenizer: Tokenizer, grammar: Grammar, text: str) -> str:
     """What comes of a reply: empty where it is taken, `NO` where a token of it is masked, else its error."""
-    constraint = grammars.compile(grammar).start()
+    try:
+        constraint = grammars.compile(grammar).start()
+    except DataError as error:
+        return f"refused: {error}"
     for token in [*tokenizer.encode(text), EOS]:
         mask = constraint.mask()
         if mask is None or not mask[token]:
@@ -78,6 +81,11 @@ SCHEMAS: dict[str, tuple[Any, list[str], list[str], list[str]]] = {
     "an anyOf with an impossible branch": (
         {"anyOf": [{"type": "string", "pattern": "^a$", "const": "b"}, {"$ref": "#/$defs/x"}, {"type": "null"}], "$defs": {"x": False}},
         ["null"], ['"a"', '"b"'], [],
+    ),
+    "a reference to an impossible definition": (
+        {"anyOf": [{"$ref": "#/$defs/x"}, {"type": "null"}],
+         "$defs": {"x": {"type": "object", "required": ["b"], "additionalProperties": False}}},
+        ["null"], ["{}", '{"b":1}'], [],
     ),
     "an impossible property": (
         {"type": "object", "properties": {"a": {"type": "integer", "minimum": 2, "maximum": 1}, "b": {}}}, ['{"b":1}'], ['{"a":1}'], [],
@@ -175,6 +183,12 @@ def test_an_error_of_an_answer_names_the_keyword_and_its_place(grammars: Grammar
     assert told(grammars, tokenizer, Grammar("json_schema", json.dumps(schema)), '{"tags":["x","x"]}') == (
         f'{MISMATCH}: \'uniqueItems\' at #/properties/tags does not hold for ["x", "x"]'
     )
+
+
+def test_only_a_known_format_that_no_grammar_can_hold_is_checked_afterwards(grammars: Grammars) -> None:
+    for name, checked in (("iri", True), ("date", False), ("of a kind that nobody knows", False)):
+        grammar = Grammar("json_schema", json.dumps({"type": "string", "format": name}))
+        assert (grammars.compile(grammar).fault is not None) == checked, name
 
 
 def test_properties_come_in_the_order_of_the_schema(grammars: Grammars, tokenizer: Tokenizer) -> None:

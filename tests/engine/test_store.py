@@ -275,7 +275,7 @@ def test_the_budget_holds_as_seen_from_outside_and_the_least_recently_used_goes(
 
 
 def test_while_a_file_is_being_written_the_budget_holds_and_no_half_of_it_has_its_name(folder: Path) -> None:
-    budget, seen, torn, stop = 2 * MIB, [0], set[int](), threading.Event()
+    budget, seen, torn, stop = 12 * MIB, [0], set[int](), threading.Event()
 
     def watch() -> None:
         while not stop.is_set():
@@ -293,14 +293,16 @@ def test_while_a_file_is_being_written_the_budget_holds_and_no_half_of_it_has_it
     with open_store(folder, budget) as store:
         watcher = threading.Thread(target=watch)
         watcher.start()
-        for number in range(60):
-            store.put(key(number), payload(number, 700_000))
+        for number in range(40):
+            store.put(
+                key(number), payload(number, 4_000_000)
+            )  # so large that its write takes longer than a look at the folder
             store.flush()
         stop.set()
         watcher.join()
     # Another's listing is no snapshot: what it saw first may be gone while it counts what came since. One file at the most.
-    assert MIB < seen[0] <= budget + 704_512
-    assert len(torn) == 1 and torn.pop() > 700_000, "under its name a file is whole"
+    assert 8 * MIB < seen[0] <= budget + 4_005_888
+    assert len(torn) == 1 and torn.pop() > 4_000_000, "under its name a file is whole"
 
 
 def test_use_is_remembered_over_a_restart_and_a_smaller_budget_takes_the_oldest(folder: Path) -> None:

@@ -176,7 +176,8 @@ def test_end_to_end(out: Path, experiment: ShapeExperiment) -> None:
     for half, words in zip(experiment.parts, finding.words, strict=False):
         again = judge(half, {seed: out / f"seed-{seed}" for seed in finding.seeds})
         assert f"{again.loss.a:.4f}" in words and f"{again.loss.b:.4f}" in words
-    [kept] = finding.verdicts
+    assert len(finding.verdicts) == 1
+    kept = finding.verdicts[0]
     for arm in experiment.arms:
         for seed in finding.seeds:
             right = kept.values(f"{arm}-on", seed)

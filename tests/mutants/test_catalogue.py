@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -31,6 +33,31 @@ def faults_of(mutant: Mutant) -> Iterator[str]:
 
 def test_each_applies_and_names_tests_that_exist() -> None:
     assert [fault for mutant in MUTANTS for fault in faults_of(mutant)] == []
+
+
+def test_no_mutant_uses_a_name_that_is_not_defined(tmp_path: Path) -> None:
+    """A test would then stop with a NameError, whatever it asserts."""
+    for number, mutant in enumerate(MUTANTS):
+        for file in {change.file for change in mutant.changes if change.file.endswith(".py")}:
+            text = text_of(file)
+            for change in mutant.changes:
+                text = text.replace(change.old, change.new) if change.file == file else text
+            (tmp_path / f"{number}.py").write_text(text, encoding="utf-8")
+    command = [
+        sys.executable,
+        "-m",
+        "ruff",
+        "check",
+        "--isolated",
+        "--select",
+        "F821,E9",
+        "--output-format",
+        "concise",
+        ".",
+    ]
+    done = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True)
+    faults = re.findall(r"^(\d+)\.py:(.*)", done.stdout, re.MULTILINE)
+    assert [f"{MUTANTS[int(number)].name}: {fault}" for number, fault in faults] == []
 
 
 def test_there_are_at_least_ten_of_different_names() -> None:

@@ -182,7 +182,7 @@ class Scheduler:
         scarce = len(self._free) < min(len(self.waiting), max(1, int(self.slots * self.patience)))
         if scarce and self._victim(self.waiting.next(self._served())) is None:
             return
-        leaders = {s.prefill_key: s for s in self.prefilling if not s.stale}
+        leaders = {s.prefill_key: s for s in self.prefilling}
         while self.waiting:
             sequence = self.waiting.next(self._served())
             if not self._free:

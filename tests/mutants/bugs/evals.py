@@ -42,7 +42,7 @@ MUTANTS = (
         "a review: a mutant that survived",
         "evals/answer_cache.py",
         "    fields = asdict(replace(request, params=replace(request.params, n=1), embeds=None))\n",
-        "    fields = [[m.content for m in request.messages], request.params.seed]\n",
+        "    fields = {'embeds': 0, 'seed': request.params.seed, 'asked': [m.content for m in request.messages]}\n",
         "tests/cli/test_eval_kept.py::test_what_is_kept_answers_the_very_question_alone",
     ),
     one(

@@ -170,7 +170,7 @@ MUTANTS = (
         "issue 15",
         "factory/budget.py",
         "        excess = prompt_tokens - prompt_bound(request.messages)\n",
-        "        return\n",
+        "        excess = completion_tokens = 0\n",
         "tests/factory/test_bad_servers.py::test_what_is_billed_outside_stays_within_the_promise",
     ),
     one(

@@ -110,7 +110,7 @@ MUTANTS = (
         "where a sequence's blocks are depends on who was there",
         "ops/paged.py",
         "    mask = np.where(place[:, None, None] * BLOCK",
-        "    place = np.array([np.argsort(tables[sequence[t], : blocks[t]])[b] for b, t in zip(place, tile)])\n"
+        "    place = np.array([np.argsort(block_table[sequence[t], : blocks[t]])[b] for b, t in zip(place, tile)])\n"
         "    mask = np.where(place[:, None, None] * BLOCK",
         "tests/engine/test_same_bits.py::test_random_schedules_change_no_bit",
         "tests/ops/test_paged.py::test_each_query_has_bits_of_its_own",
@@ -158,7 +158,7 @@ MUTANTS = (
         "issue 14",
         "ops/backends/training.py",
         "            routing.weights,\n            routing.indices,\n",
-        "            routing.weights.to(kind),\n            routing.indices,\n",
+        "            routing.weights.to(dtype),\n            routing.indices,\n",
         "tests/model/test_bf16.py::test_the_gates_of_experts_have_a_gradient_in_fp32",
     ),
     one(

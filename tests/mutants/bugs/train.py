@@ -362,7 +362,7 @@ MUTANTS = (
         "issue 14",
         "train/state.py",
         "from_step=out.newest_complete()[0] or 0, old_steps",
-        "from_step=was.steps, old_steps",
+        "from_step=stored.steps, old_steps",
         "tests/train/test_resume.py::test_a_longer_run_that_kept_no_step_is_extended_once",
     ),
     one(
@@ -605,7 +605,7 @@ MUTANTS = (
             Change(
                 "src/rorqual/train/workers.py",
                 "len(computed) - int(torch.stack([grad.any() for grad in computed]).sum())",
-                "sum(not grad.any() for grad in found)",
+                "sum(not grad.any() for grad in grads)",
             ),
         ),
         ("tests/train/test_sharded.py::test_a_loss_without_any_gradient_stops_the_step",),

@@ -187,8 +187,9 @@ def test_a_budget_is_reached_and_never_exceeded(server: Adder, remote: Make, tmp
 def test_answers_that_get_lost_count_against_the_budget(server: Adder, remote: Make, tmp_path: Path) -> None:
     server.rule = lambda body, number: (200, b'{"choices": [', {})
     out, way = tmp_path / "out", {"budget": MOST * 3.5, "retries": 9, "concurrency": 1, **PRICES}
-    with pytest.raises(BudgetReached, match="0 of 12 samples"):
+    with pytest.raises((BudgetReached, RemoteError)) as caught:
         made(remote(way), out)
+    assert isinstance(caught.value, BudgetReached) and "0 of 12 samples" in str(caught.value)
     assert len(server.billed) == 3
     server.rule = lambda body, number: None
     with pytest.raises(BudgetReached):

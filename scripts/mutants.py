@@ -3,8 +3,8 @@
     python scripts/mutants.py [--only WORDS] [--workers 2] [--result FILE.json]
 
 tests/mutants/bugs/ lists the bugs and their tests, which must pass on the unchanged copy. A bug counts as caught if a test fails
-with an assertion or a missing exception (`pytest.raises`). The command fails for a change that no longer applies, a test that stops
-with an import, type or syntax error, and a bug that no test catches.
+with an assertion, a missing exception (`pytest.raises`) or an error that Rorqual's own checks raise. The command fails for a change
+that no longer applies, a test that stops with an import, type or syntax error, and a bug that no test catches.
 
 With --result, each answer is saved as it comes, and the same command on the same commit resumes. Bugs that were missed are tested
 again.
@@ -37,7 +37,7 @@ sys.path.insert(0, str(ROOT / "tests" / "mutants"))
 from catalogue import MUTANTS  # noqa: E402
 from mutant import Mutant  # noqa: E402
 
-ASSERTION = re.compile(r"\s*(AssertionError|assert |Failed: DID NOT RAISE)")
+ASSERTION = re.compile(r"\s*(AssertionError|assert |Failed: DID NOT RAISE|rorqual[\w.]*Error: )")
 
 
 def copy_tree(to: Path) -> None:

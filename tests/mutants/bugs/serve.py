@@ -284,7 +284,7 @@ MUTANTS = (
         "serve/service.py",
         "            prompt_logprobs=top,\n",
         "",
-        "tests/serve/test_echo.py::test_vllms_name_for_it",
+        "tests/serve/test_echo.py::test_an_echo_has_the_prompts_log_probabilities_before_the_answers",
     ),
     one(
         "a field that changes nothing is ignored at every value",

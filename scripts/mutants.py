@@ -124,7 +124,8 @@ def judge(mutant: Mutant, tree: Path) -> dict[str, Any]:
         words = f"{asserted[0].rpartition('.')[2]} ({len(asserted)} of {len(results)} fail)"
     elif died:
         words = f"stopped with an error: {died[0][0]}: {died[0][1]:.120}"
-    return {"caught": bool(asserted), "by": asserted, "words": words, "seconds": round(time.monotonic() - began, 1)}
+    by = sorted({name.partition("[")[0] for name in asserted})
+    return {"caught": bool(asserted), "by": by, "words": words, "seconds": round(time.monotonic() - began, 1)}
 
 
 def _work(mutants: list[Mutant], results: Any) -> None:

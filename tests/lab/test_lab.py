@@ -102,7 +102,7 @@ def test_what_was_done_with_less_work_is_not_taken_for_the_whole(tmp_path: Path)
     for job in experiment.jobs(1, tmp_path / "seed-1", 0.1):
         write_json(job.cost_file(tmp_path / "seed-1"), {"seconds": 1.0, "core_seconds": 1.0, "share": 0.1})
     assert LabPlan(experiment, tmp_path, (1,), 0.1).left() == {}
-    with pytest.raises(ConfigError, match=r"10.00% of the full amounts.*100.00%"):
+    with pytest.raises(ConfigError, match=r"10.00% of the full work.*100.00%"):
         LabPlan(experiment, tmp_path, (1,), 1.0).left()
 
 

@@ -383,7 +383,7 @@ def test_costs_by_hand() -> None:
         ({"num_local_blocks": 0}, {"num_initial_blocks": 0}, "num_local_blocks"),
         ({"window_size": 0}, {"window_size": 1}, "window_size"),
         ({"num_key_value_heads": 4}, {"num_key_value_heads": 3}, "multiple of num_key_value_heads"),
-        ({"head_dim": 7}, {"head_dim": 6}, "head_dim even"),
+        ({"head_dim": 7}, {"head_dim": 6}, "head_dim must be even"),
         ({"compress": "max"}, {"compress": "mlp"}, "'mean' or 'mlp'"),
         ({"compress_stride": 2}, {}, "unknown key 'stages.0.attention.compress_stride'"),
     ],

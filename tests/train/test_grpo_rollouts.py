@@ -265,7 +265,7 @@ def test_a_kl_without_a_reference_and_a_foreign_reference_are_refused(base: Path
         values = {"task": grpo_run(base).source.task, "from": str(base), "objectives.0.beta": "0.1"}  # type: ignore[attr-defined]
         make_run("grpo", values)
     other = tiny().model_copy(update={"vocab_size": 300})
-    with pytest.raises(ConfigError, match="the reference has"):
+    with pytest.raises(ConfigError, match="the reference's vocabulary has"):
         Reference(str(base), Decoder(other), temperature=1.0, threads=1)
 
 

@@ -102,8 +102,8 @@ def _student_lede(findings: Findings, supported: Sequence[SupportedClaim]) -> st
     examples = "; ".join(prompts[family] for family in sorted(prompts))
     return page.para(
         f"A student with a quarter of the active parameters, distilled from this model, is right on {main.paired.after:.1%} of "
-        f"{main.paired.difference.pairs} held-out problems. It was trained only on problems of these families and lengths, and may fail "
-        f"at all others: {examples}. With GRPO instead of distillation, a student with the same base is right on "
+        f"{main.paired.difference.pairs} held-out problems. It was trained only on problems such as: {examples}. At other families "
+        f"and lengths, it may fail. With GRPO instead of distillation, a student with the same base is right on "
         f"{main.paired.before:.1%}: {points(main.claim.estimate)} points, 99 % interval "
         f"{points_interval(main.wide)} over problems. One run cannot compare the methods; "
         "rorqual lab distil-vs-rl does."

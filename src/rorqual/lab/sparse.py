@@ -131,8 +131,9 @@ def dense_model(length: int) -> ModelConfig:
 class TrainUntilLearned(Train):
     """A training run that begins again from other initial weights until it has learned its problems.
 
-    From some initial weights, retrieval is learned within 300 to 700 steps. From others, the loss stays on a plateau for thousands
-    of steps. The choice uses only losses of the training, and all arms of a seed share the result. The cost includes all starts.
+    From some initial weights, retrieval is learned within 500 to 750 steps; from others, it was not learned within 1,250
+    (docs/log/sparse-attention.md). The choice uses only losses of the training, and all arms of a seed share the result. The
+    cost includes all starts.
     """
 
     def work(self, place: Path) -> JobCost:

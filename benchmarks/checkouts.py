@@ -64,7 +64,10 @@ def _training() -> Callable[[], object]:
     folder = Path(tempfile.mkdtemp())
     text = folder / "text.txt"
     text.write_text("".join(f"{a} and {b} make {a + b}. " for a in range(200) for b in range(20)), encoding="utf-8")
-    run = pretrain(data=str(text), size="small", steps=12, rows=8, row=256)
+    run = pretrain(data=str(text), size="small", steps=24, rows=8, row=256)
+    fit(
+        run.model_copy(update={"steps": 1}), RunDir(folder / "first"), quiet=True
+    )  # torch's optimizer imports its compiler
     return lambda: fit(run, RunDir(folder / "run"), quiet=True)
 
 

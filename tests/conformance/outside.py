@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +81,7 @@ class IndexedConfig(AttentionConfig):
     """Grouped-query attention to the `budget` tokens that score highest by an indexer of three heads, which has keys of its own."""
 
     kind: Literal["indexed"] = "indexed"
+    has_indexer: ClassVar[bool] = True
     budget: int = 6
 
     def build(self, hidden_size: int, eps: float) -> Attention:
@@ -104,19 +105,25 @@ class Indexed(Attention):
         self.config = config
         self.q_proj = nn.Linear(hidden_size, 4 * WIDTH, bias=False)
         self.kv_proj = nn.Linear(hidden_size, 4 * WIDTH, bias=False)
-        self.index_q = nn.Linear(hidden_size, 3 * WIDTH, bias=False)
-        self.index_k = nn.Linear(hidden_size, WIDTH, bias=False)
-        self.index_weight = nn.Linear(hidden_size, 3, bias=False)
+        widths = {"q": 3 * WIDTH, "k": WIDTH, "weight": 3}
+        self.indexer = nn.ModuleDict({n: nn.Linear(hidden_size, width, bias=False) for n, width in widths.items()})
         self.o_proj = nn.Linear(4 * WIDTH, hidden_size, bias=False)
 
     def forward(self, x: Tensor, context: AttentionContext, cache: LayerCache | None) -> Tensor:
         assert cache is not None
         q, key, value = projected(self, x, context)
         alone = x.detach()  # the indexer learns from its own loss alone, and nothing else from that
-        index_key = self.index_k(alone).view(-1, 1, WIDTH)
+        index_key = self.indexer["k"](alone).view(-1, 1, WIDTH)
         cache.write({"index_key": index_key, "key": key, "value": value})
-        index_q, weight = self.index_q(alone).view(-1, 1, 3, WIDTH), self.index_weight(alone).view(-1, 1, 3)
+        index_q = self.indexer["q"](alone).view(-1, 1, 3, WIDTH)
+        weight = self.indexer["weight"](alone).view(-1, 1, 3)
+        index = (q.detach(), "key", WIDTH**-0.5, index_q, weight, "index_key")
+        if "dense_index_kl" in context.wanted:
+            context.record("dense_index_kl", cache.index_kl(*index))
+            return self.o_proj(cache.attend(q, "key", "value", WIDTH**-0.5).flatten(1).view(*x.shape[:2], -1))
         chosen = cache.select(index_q, weight, "index_key", self.config.budget)
+        if "index_kl" in context.wanted:
+            context.record("index_kl", cache.index_kl(*index, chosen))
         out = cache.attend(q, "key", "value", WIDTH**-0.5, selected=chosen)
         context.record("selected", chosen.rows)
         context.record("index_scores", chosen.scores)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,7 +78,7 @@ def changed(replay: Tensor, here: int, other: int) -> Tensor:
     return torch.where(free, other, replay)
 
 
-def engine_of(model: Decoder, **settings: bool) -> Engine:
+def engine_of(model: Decoder, **settings: Any) -> Engine:
     tokenizer = Tokenizer.byte_level()
     return Engine.of(model, tokenizer, chat_format(tokenizer, "deepseek"), **settings)
 
@@ -95,6 +96,25 @@ def batch_of(found: list[Completion]) -> TrainBatch:
         Sample([*c.prompt_ids, *c.token_ids], [False] * len(c.prompt_ids) + [True] * len(c.token_ids)) for c in found
     ]
     return pack_rollouts(pack(samples, 128), [Scored(c, Verdict.RIGHT, 1.0) for c in found])
+
+
+@every_model
+def test_a_prefix_is_restored_from_disk_with_its_choices(name: str, tmp_path: Path) -> None:
+    model = build(MODELS[name], seed=2)
+    request = Request(
+        prompt_ids=tuple(range(40, 160)), params=SamplingParams(max_tokens=6, temperature=1.0, seed=4, ignore_eos=True)
+    )
+    found = []
+    for folder in (None, tmp_path, tmp_path):
+        engine = engine_of(model, cache_dir=folder)
+        [[completion]] = engine.generate([request])
+        engine.close()
+        found.append(completion)
+    alone, first, restored = found
+    assert [completion.usage["prompt_cache_hit_tokens"] for completion in found] == [0, 0, 64]
+    for completion in (first, restored):
+        assert completion.token_ids == alone.token_ids and completion.logprobs == alone.logprobs
+        assert torch.equal(completion.experts, alone.experts)
 
 
 @every_model

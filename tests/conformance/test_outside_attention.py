@@ -28,6 +28,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from rorqual.core.errors import NumericsError
+from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
 from rorqual.data.pack import Sample, pack
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
@@ -36,9 +37,11 @@ from rorqual.engine.kv_cache.paged import PagedCache, StepCache
 from rorqual.engine.runner import Runner
 from rorqual.engine.weights import fingerprint
 from rorqual.model import Decoder, ModelConfig, Stage, account, build
+from rorqual.model.adapter import TuneIndexer
 from rorqual.model.attention import AttentionConfig, AttentionContext, CacheLayout, CachePart, LayerCache, Selection
 from rorqual.model.ffn import DenseConfig
 from rorqual.model.init import init_weights
+from rorqual.model.load.run import load_run
 from rorqual.model.packed_batch import PackedBatchCache
 from rorqual.ops.backends import TORCH, TORCH_INVARIANT, Backend
 from rorqual.ops.backends.attention import AttentionMetadata
@@ -46,8 +49,12 @@ from rorqual.ops.losses import token_logprobs
 from rorqual.ops.paged import BLOCK
 from rorqual.plan.serve import cache_copies
 from rorqual.train.batch import TrainBatch
-from rorqual.train.objectives import NextToken
+from rorqual.train.loop import fit
+from rorqual.train.objectives import IndexerWarmup, NextToken, Sparse
 from rorqual.train.objectives.base import Objective
+from rorqual.train.optim import AdamWConfig
+from rorqual.train.run import Run, Start
+from rorqual.train.sources import WorkedConfig
 from rorqual.train.workers import gradient, workers
 
 WRITTEN_TWICE: list[AttentionConfig] = [IndexedConfig(), CompressedConfig()]
@@ -84,7 +91,7 @@ def qkv(m: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def indexed(m: Any, x: Tensor) -> tuple[Tensor, list[list[int]], list[Tensor]]:
     """What attention gives [tokens, hidden], whom each token sees, and its mean weights of those."""
     q, k, v = qkv(m, x)
-    index_q, index_k, weight = m.index_q(x).view(-1, 3, WIDTH), m.index_k(x), m.index_weight(x)
+    index_q, index_k, weight = m.indexer["q"](x).view(-1, 3, WIDTH), m.indexer["k"](x), m.indexer["weight"](x)
     outs, sets, weights = [], [], []
     for t in range(len(x)):
         scores = (weight[t, :, None] * (index_q[t] @ index_k[: t + 1].T).clamp(min=0)).sum(0)
@@ -269,16 +276,48 @@ def grads(model: Decoder, *objectives: Objective) -> dict[str, Tensor]:
 @pytest.mark.parametrize("ops", [TORCH, TORCH_INVARIANT], ids=lambda ops: ops.name)
 def test_the_indexer_learns_from_its_own_loss_alone(ops: Backend) -> None:
     model = build(config(IndexedConfig()), seed=1, ops=ops)
-    with pytest.raises(NumericsError, match=r"no gradient reaches .*index_"):
+    with pytest.raises(NumericsError, match=r"no gradient reaches .*indexer"):
         grads(model, NextToken())
     both = grads(model, NextToken(), IndexKL())
     kl, none = grads(model, IndexKL(coefficient=2.0), NextToken()), grads(model, IndexKL(coefficient=0.0), NextToken())
     for name, grad in both.items():
-        if ".index_" in name:
+        if ".indexer." in name:
             assert grad.abs().max() > 1e-6 and not none[name].any(), name
             assert relative(kl[name], 2 * grad.double()) < 1e-5
         else:
             assert grad.abs().max() > 1e-6 and torch.equal(none[name], grad), name
+
+
+@pytest.mark.parametrize("ops", [TORCH, TORCH_INVARIANT], ids=lambda ops: ops.name)
+def test_the_objective_of_the_package_trains_an_indexer_of_a_users_own(ops: Backend) -> None:
+    """To the same gradient as the loss that the user wrote: `Sparse` is the mean over layers, `IndexKL` the sum."""
+    model = build(config(IndexedConfig()), seed=1, ops=ops)
+    own, ours = grads(model, NextToken(), IndexKL(coefficient=0.5)), grads(model, NextToken(), Sparse())
+    for name, grad in ours.items():
+        assert relative(grad, own[name].double()) < 1e-5, name
+
+
+def test_the_stages_of_sparsify_train_an_indexer_of_a_users_own(tmp_path: Path) -> None:
+    def trained(name: str, **settings: Any) -> dict[str, Tensor]:
+        run = Run(
+            recipe="sft",
+            model=config(IndexedConfig()),
+            steps=2,
+            source=WorkedConfig(task="families", row=128),
+            optim=AdamWConfig(lr=0.02),
+            **settings,
+        )
+        fit(run, RunDir(tmp_path / name), quiet=True)
+        return dict(load_run(RunDir(tmp_path / name)).state_dict())
+
+    first = trained("sparse", objectives=[NextToken(), Sparse()])
+    second = trained(
+        "warmup", objectives=[IndexerWarmup()], start=Start(run=str(tmp_path / "sparse")), tune=TuneIndexer()
+    )
+    assert {name.split(".")[3] for name in first if not torch.equal(first[name], second[name])} == {"indexer"}
+    assert {name for name in first if ".indexer." in name and torch.equal(first[name], second[name])} == set()
+    with pytest.raises(ValidationError, match="attention with an indexer needs the objective sparse"):
+        trained("none", objectives=[NextToken()])
 
 
 @pytest.mark.parametrize("ops", [TORCH, TORCH_INVARIANT], ids=lambda ops: ops.name)

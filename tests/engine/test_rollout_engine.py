@@ -9,7 +9,7 @@ import pytest
 import torch
 from scaled import make_model
 
-from rorqual.core.errors import NumericsError
+from rorqual.core.errors import DataError, NumericsError
 from rorqual.data.chat import chat_format
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Completion, Engine, Request, SamplingParams
@@ -73,6 +73,34 @@ def test_each_sample_says_which_it_is_and_what_drew_it(inline: InlineRolloutEngi
     for one in found:
         assert one.token_ids == plain[one.request][one.sample].token_ids
     assert len({tuple(one.token_ids) for one in found}) == len(PLACES), "samples that are alike would show no swap"
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_a_finished_sample_arrives_while_the_engine_works_on_others_and_closing_stops_it(cores: int) -> None:
+    tokenizer = Tokenizer.byte_level()
+    model = make_model("mla", context=20000)
+    engine = Engine.of(model, tokenizer, chat_format(tokenizer, "deepseek"), engine_cores=cores, threads=cores)
+    short, *long = [
+        Request(prompt_ids=(40, 41), params=SamplingParams(max_tokens=n, temperature=1.0, ignore_eos=True, seed=n))
+        for n in (1, 19000, 18999)
+    ]
+    steps: list[object] = []
+    engine.scorer.register_forward_pre_hook(lambda *_: steps.append(None))
+    arriving = InlineRolloutEngine(engine).generate([long[0], short, long[1]])
+    first = next(arriving)
+    assert (first.request, first.sample, len(first.token_ids)) == (1, 0, 1)
+    assert engine.stats()["running"] > 0, "the first sample was held back until all were finished"
+    arriving.close()  # type: ignore[attr-defined]
+    assert engine.stats()["running"] == engine.stats()["waiting"] == 0
+    assert len(steps) < 18000, "the engine finished what nobody waits for"
+    [[again]] = engine.generate([short])
+    assert again.token_ids == first.token_ids, "the engine is usable again"
+
+
+def test_an_error_of_the_engine_reaches_who_waits_for_samples(inline: InlineRolloutEngine) -> None:
+    bad = Request(prompt_ids=(9999,))
+    with pytest.raises(DataError, match="request 1"):
+        list(inline.generate([REQUESTS[0], bad]))
 
 
 def test_a_request_for_one_sample_gives_that_sample(inline: InlineRolloutEngine) -> None:

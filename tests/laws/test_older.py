@@ -1,8 +1,9 @@
-"""What an earlier version wrote is read: runs, adapters, a GGUF file, keys, an evaluation. A folder of cached blocks of then is a miss."""
+"""What an earlier version wrote is read: runs, adapters, GGUF, keys, an evaluation, a report's files. A cache folder of then is a miss."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from rorqual.core.config import read_yaml
 from rorqual.core.records import RunDir
 from rorqual.engine import Engine, Request, SamplingParams
 from rorqual.evals.evaluation import Evaluation
+from rorqual.evals.report import build_report
 from rorqual.model.load.run import load_run
 from rorqual.serve.keys import Keys
 from rorqual.train.loop import fit
@@ -87,3 +89,14 @@ def test_keys_and_evaluations_of_then_are_read(place: Path) -> None:
     assert keys.tenant(EXPECTED["key"]) == "tenant" and keys.tenant(EXPECTED["key"][:-1]) is None
     found = Evaluation.load(place / "run" / "evals" / "families-add-test-auto.json")
     assert len(found.samples) == 3
+
+
+def test_the_files_of_a_report_of_then_give_its_accuracies(place: Path) -> None:
+    page = build_report(place / "quickstart").read_text("utf-8")
+    section = page[page.index('id="accuracy"') : page.index('id="reinforcement"')]
+    rows = re.findall(r"<tr.*?</tr>", section, flags=re.DOTALL)
+    found = [
+        [re.sub(r"<[^>]+>", "", cell) for cell in re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row, flags=re.DOTALL)]
+        for row in rows
+    ]
+    assert found == json.loads((place / "quickstart" / "accuracy.json").read_text("utf-8")) and len(found) == 25

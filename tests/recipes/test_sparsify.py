@@ -129,7 +129,7 @@ def test_a_sparse_model_without_its_objective_and_the_objective_without_a_sparse
 ) -> None:
     for start, objectives, match in (
         (done / "sparse", [{"kind": "next_token"}, {"kind": "mtp"}], "needs the objective sparse"),
-        (dense.path, [{"kind": "next_token"}, {"kind": "sparse"}], "need attention of kind dsa"),
+        (dense.path, [{"kind": "next_token"}, {"kind": "sparse"}], "need attention with an indexer, such as kind dsa"),
         (done / "sparse", [{"kind": "next_token"}, {"kind": "sparse", "depth": 1}], "depth 1, but the run trains 0"),
         (
             done / "sparse",

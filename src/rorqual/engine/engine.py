@@ -189,6 +189,7 @@ class Engine:
         *,
         progress: Progress | None = None,
         arrived: Arrived | None = None,
+        stop: threading.Event | None = None,
     ) -> list[list[Completion]]:
         """Generate all samples of each request. Return one list of completions per request, in request order.
 
@@ -197,16 +198,17 @@ class Engine:
         i`, so equal prompts get independent samples.
 
         All requests are validated before the first one runs. `arrived(request, sample, completion)` and `progress(done,
-        total)` are called after each finished sample, by one thread at a time.
+        total)` are called after each finished sample, by one thread at a time. Setting `stop` ends the call after the
+        current step, and the result lacks the unfinished samples.
 
         Raises DataError or ConfigError for a request that cannot run, and NumericsError if a logit is NaN or infinite.
         """
         requests = [request_of(prompt, params or SamplingParams(), number) for number, prompt in enumerate(prompts)]
         with self._lock("generate"):
-            return self._generate(requests, progress, arrived)
+            return self._generate(requests, progress, arrived, stop or threading.Event())
 
     def _generate(
-        self, requests: list[Request], progress: Progress | None, arrived: Arrived | None
+        self, requests: list[Request], progress: Progress | None, arrived: Arrived | None, stop: threading.Event
     ) -> list[list[Completion]]:
         self._drop_cancelled()
         if self._jobs:
@@ -218,11 +220,11 @@ class Engine:
         self._renew()
         jobs = [self._processor.job(request, f"request {number}") for number, request in enumerate(requests)]
         results = Results([job.request.params.n for job in jobs], progress, arrived)
-        stop = threading.Event()
+        failed = threading.Event()
 
         def run(core: EngineCore) -> None:
             try:
-                while not core.idle and not stop.is_set():
+                while not (core.idle or stop.is_set() or failed.is_set()):
                     for item in core.step():
                         number = item.sequence.request_id
                         completion = self._processor.completion(jobs[number], item)
@@ -230,15 +232,18 @@ class Engine:
                             raise NumericsError(completion.error, where=f"request {number}", remedy=NAN_REMEDY)
                         results.add(number, item.sequence.sample, completion)
             except BaseException:
-                stop.set()
+                failed.set()
                 raise
 
         try:
-            self._lock.share(self._divide(jobs), run, self.threads, stop)
+            self._lock.share(self._divide(jobs), run, self.threads, failed)
         except BaseException:
             for core in self._cores:
                 core.reset()
             raise
+        for core in self._cores:  # after `stop`
+            for request_id in core.request_ids():
+                core.cancel(request_id)
         return results.rows()
 
     def _divide(self, jobs: list[Job]) -> list[EngineCore]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Protocol
 
@@ -12,6 +15,7 @@ from rorqual.engine.request import Completion, Request
 from rorqual.engine.seeds import sample_seed
 from rorqual.model import Decoder
 
+Put = Callable[[Completion], None]
 TRIES = 3
 """Maximum number of times that the trainer requests the same sample from a rollout engine."""
 
@@ -42,18 +46,23 @@ class InlineRolloutEngine:
     """A rollout engine in the trainer's process. Its `Engine` shares the trained tensors, so weight updates need no
     copy.
 
-    `generate` runs in the trainer's thread and yields the first sample only after all samples are finished.
+    Shared weights must not change until `generate` has yielded all samples.
     """
 
     def __init__(self, engine: Engine, version: int = 0) -> None:
         self.engine, self.version = engine, version
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
-        """Run all requests, then yield their samples in order."""
+        """Yield samples as they finish. Closing the iterator stops the engine after its current step."""
         version = self.version  # the caller may update the weights between two samples
-        for number, samples in enumerate(self.engine.generate(requests)):
-            for sample, completion in enumerate(samples):
-                yield replace(completion, request=number, sample=sample, policy_version=version)
+
+        def collect(put: Put, closed: threading.Event) -> None:
+            def arrived(number: int, sample: int, completion: Completion) -> None:
+                put(replace(completion, request=number, sample=sample, policy_version=version))
+
+            self.engine.generate(requests, arrived=arrived, stop=closed)
+
+        return as_finished(collect)
 
     def update(self, weights: Decoder, version: int) -> None:
         """Set the version of the weights. If `weights` is not the engine's own model, copy the tensors of `weights`
@@ -61,6 +70,23 @@ class InlineRolloutEngine:
         if weights is not self.engine.model:
             self.engine.load_weights(weights)
         self.version = version
+
+
+def as_finished(collect: Callable[[Put, threading.Event], object]) -> Iterator[Completion]:
+    """Run `collect(put, closed)` in a thread, and yield the samples that it gives to `put`.
+
+    If `collect` raises, the error is raised after the samples. Closing the iterator sets `closed` and waits for `collect` to return.
+    """
+    finished, closed = queue.SimpleQueue[Completion | None](), threading.Event()
+    with ThreadPoolExecutor(1, thread_name_prefix="rollout") as pool:
+        collecting = pool.submit(collect, finished.put, closed)
+        collecting.add_done_callback(lambda _: finished.put(None))
+        try:
+            while (completion := finished.get()) is not None:
+                yield completion
+            collecting.result()
+        finally:
+            closed.set()
 
 
 def gather(

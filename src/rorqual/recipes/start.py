@@ -8,7 +8,6 @@ from rorqual.core.records import RunDir
 from rorqual.data.chat import guess_chat, read_chat
 from rorqual.data.chat.find import DEFAULT
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
-from rorqual.model.attention import DSAConfig
 from rorqual.model.config import ModelConfig
 from rorqual.model.load.run import read_model_config
 from rorqual.recipes.models import Size, model_of
@@ -59,7 +58,7 @@ def indexer_objectives(model: ModelConfig, depth: int = 0) -> tuple[Objective, .
 
     `depth` is the number of MTP modules that the run trains.
     """
-    return (Sparse(depth=depth),) if any(isinstance(attention, DSAConfig) for attention in model.attentions) else ()
+    return (Sparse(depth=depth),) if any(attention.has_indexer for attention in model.attentions) else ()
 
 
 def tuned(lr: float = 0.0) -> OptimConfig:

@@ -220,7 +220,7 @@ CHECKED = ("logprob_diff", "routing_flips", "routing_gap", "stale_logprob_diff",
 def _iterate(run: Run, state: State, work: Step, pool: ThreadPoolExecutor, where: str) -> Totals:
     """Run one step: compare trainer and sampler on all new samples, then make one optimizer update per batch."""
     totals = Totals()
-    names = list(trained(state.model))
+    parameters = trained(state.model)
     factor = run.optim.schedule.at(state.step, run.steps)
     options: Any = {"parts": run.micro_batches, "pool": pool, "dtype": DTYPES[run.dtype]}
     batches = [batch.to(run.device) for batch in work.batches]
@@ -235,9 +235,9 @@ def _iterate(run: Run, state: State, work: Step, pool: ThreadPoolExecutor, where
     for batch in batches:
         update = gradient(state.model, run.objectives, batch, where=where, **options)
         norm = clip(update.grads, run.optim.clip, where)
-        state.optimizer.step(dict(zip(names, update.grads)), factor, pool)
+        state.optimizer.step(dict(zip(parameters, update.grads)), factor, pool)
         update.grads = []
-        for parameter in trained(state.model).values():  # free the memory before the next batch is sampled
+        for parameter in parameters.values():  # free the memory before the next batch is sampled
             parameter.grad = None
         routers = state.model.routers()[: len(update.counts)]
         totals.targets = [router.target_load() for router in routers]

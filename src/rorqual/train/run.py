@@ -8,7 +8,6 @@ from pydantic import SerializeAsAny, model_validator
 
 from rorqual.core.config import Config, Count, Natural, NonNegative, Positive, Seed, one_of
 from rorqual.model.adapter import Full, Tune
-from rorqual.model.attention import DSAConfig
 from rorqual.model.config import ModelConfig
 from rorqual.ops.backends import backend, resolved
 from rorqual.train.balance import Balance
@@ -135,12 +134,13 @@ class Run(Config):
             raise ValueError(
                 f"tune.kind={self.tune.kind} trains a part of an existing model; name the run of that model (from=RUN)"
             )
-        sparse = any(isinstance(attention, DSAConfig) for attention in self.model.attentions)
+        sparse = any(attention.has_indexer for attention in self.model.attentions)
         if sparse != any(isinstance(objective, IndexerWarmup) for objective in self.objectives):
             raise ValueError(
-                "attention of kind dsa needs the objective sparse (or indexer_warmup), because no other objective trains its indexers"
+                "attention with an indexer needs the objective sparse (or indexer_warmup), because no other objective trains its indexers"
                 if sparse
-                else "the objectives sparse and indexer_warmup need attention of kind dsa; `rorqual sparsify` adds indexers to a model"
+                else "the objectives sparse and indexer_warmup need attention with an indexer, such as kind dsa "
+                "(`rorqual sparsify` adds indexers to a model)"
             )
         for objective in self.objectives:
             if isinstance(objective, MultiToken) and objective.depth != modules:

@@ -12,7 +12,7 @@ caller adds the gradients. With a torch.distributed process group, one thread is
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -101,7 +101,8 @@ def gradient(
     params = trained(model)
     for parameter in params.values():
         parameter.grad = None
-    with modules_that_run(model) as ran:
+    modules = dict(model.named_modules())
+    with modules_that_run(modules.values()) as ran:
         if pool.threads == 1 or (dist.is_available() and dist.is_initialized()):
             # Use a pool thread here too, because a pool thread does not inherit the caller's grad mode.
             results = (pool.submit(_gradient, model, objectives, part, totals, dtype, None).result() for part in micro)
@@ -125,19 +126,19 @@ def gradient(
         )
     if not any(objective.reads_hidden for objective in objectives):
         ran.clear()
-    first.grads, first.zeros = checked(model, params, ran, where)
+    first.grads, first.zeros = checked(modules, params, ran, where)
     return first
 
 
 @contextmanager
-def modules_that_run(model: nn.Module) -> Iterator[set[nn.Module]]:
-    """Collect the modules of `model` that run inside the `with` block, in any thread.
+def modules_that_run(modules: Iterable[nn.Module]) -> Iterator[set[nn.Module]]:
+    """Collect those of `modules` that run inside the `with` block, in any thread.
 
     A module runs if its `forward` is called, or if the `forward` of a `Layer` reads its weights through
     `Layer.derived`.
     """
     ran = set[nn.Module]()
-    hooks = [module.register_forward_pre_hook(lambda module, _: ran.add(module)) for module in model.modules()]
+    hooks = [module.register_forward_pre_hook(lambda module, _: ran.add(module)) for module in modules]
     try:
         yield ran
     finally:
@@ -151,15 +152,14 @@ def modules_that_run(model: nn.Module) -> Iterator[set[nn.Module]]:
 
 
 def checked(
-    model: nn.Module, params: dict[str, nn.Parameter], ran: set[nn.Module], where: str = ""
+    modules: Mapping[str, nn.Module], params: Mapping[str, nn.Parameter], ran: set[nn.Module], where: str = ""
 ) -> tuple[list[Tensor], int]:
-    """Return the gradient of each parameter, and the number of computed gradients that are all zeros.
+    """Return the gradient of each parameter of `modules`, and the number of computed gradients that are all zeros.
 
     A missing gradient is an error if the parameter's module is in `ran`. If the module is not in `ran`, the missing
     gradient is replaced by zeros, which are not counted. For parameters of `HoldsParts` modules, a missing gradient is
     never an error, because the router decides which experts run.
     """
-    modules = dict(model.named_modules())
     grads, computed, missing = list[Tensor](), list[Tensor](), list[str]()
     for name, parameter in params.items():
         owner = name

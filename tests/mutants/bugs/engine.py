@@ -1464,4 +1464,28 @@ MUTANTS = (
         '""',
         "tests/engine/test_grammar_dsml.py::test_a_string_spells_tags_only_where_they_are_told_by_a_token",
     ),
+    one(
+        "the samples of an engine in the trainer's process wait for each other",
+        "issue 16: the refuter's findings",
+        "engine/rollout_engine.py",
+        "self.engine.generate(requests, arrived=arrived, stop=closed)",
+        "[arrived(n, i, c) for n, row in enumerate(self.engine.generate(requests, stop=closed)) for i, c in enumerate(row)]",
+        "tests/engine/test_rollout_engine.py::test_a_finished_sample_arrives_while_the_engine_works_on_others_and_closing_stops_it",
+    ),
+    one(
+        "an engine finishes samples that nobody waits for",
+        "issue 16: the refuter's findings",
+        "engine/rollout_engine.py",
+        "arrived=arrived, stop=closed)",
+        "arrived=arrived)",
+        "tests/engine/test_rollout_engine.py::test_a_finished_sample_arrives_while_the_engine_works_on_others_and_closing_stops_it",
+    ),
+    one(
+        "requests that were stopped remain in the engine",
+        "issue 16: the refuter's findings",
+        "engine/engine.py",
+        "            for request_id in core.request_ids():\n                core.cancel(request_id)\n",
+        "            pass\n",
+        "tests/engine/test_rollout_engine.py::test_a_finished_sample_arrives_while_the_engine_works_on_others_and_closing_stops_it",
+    ),
 )

@@ -373,4 +373,12 @@ MUTANTS = (
         "include=set(_INDEX)",
         "tests/model/test_index_dtype.py::test_a_checkpoint_says_it_and_others_do_not_have_the_key",
     ),
+    one(
+        "a user's own indexer is not trained by the objectives of the package",
+        "issue 16: the refuter's findings",
+        "train/run.py",
+        "any(attention.has_indexer for",
+        "any(attention.kind == 'dsa' for",
+        "tests/conformance/test_outside_attention.py::test_the_stages_of_sparsify_train_an_indexer_of_a_users_own",
+    ),
 )

@@ -6,10 +6,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -21,6 +19,7 @@ from rorqual.core.sampling import PARAMS
 from rorqual.data.chat import ChatFormat
 from rorqual.engine.remote.engine import NoCompletion, RemoteClient, check_requests, usage_of
 from rorqual.engine.request import Completion, Request, SamplingParams
+from rorqual.engine.rollout_engine import Put, as_finished
 from rorqual.engine.seeds import sample_seed
 from rorqual.model import Decoder
 from rorqual.model.adapter import whole_weights
@@ -65,24 +64,17 @@ class RemoteRolloutEngine(RemoteClient):
         been sent yet.
         """
         places = [(number, sample) for number, request in enumerate(requests) for sample in range(request.params.n)]
-        finished = queue.SimpleQueue[Completion | None]()
-        closed = threading.Event()
 
-        def arrived(place: int, completion: Completion) -> None:
-            if closed.is_set():
-                raise ConfigError("the caller stopped waiting for these samples", where=self.url)
-            completion.request, completion.sample = places[place]
-            finished.put(completion)
+        def collect(put: Put, closed: threading.Event) -> None:
+            def arrived(place: int, completion: Completion) -> None:
+                if closed.is_set():
+                    raise ConfigError("the caller stopped waiting for these samples", where=self.url)
+                completion.request, completion.sample = places[place]
+                put(completion)
 
-        with ThreadPoolExecutor(1, thread_name_prefix="rollout") as pool:
-            collecting = pool.submit(self.collect, [(requests[number], sample) for number, sample in places], arrived)
-            collecting.add_done_callback(lambda _: finished.put(None))
-            try:
-                while (completed := finished.get()) is not None:
-                    yield completed
-                collecting.result()
-            finally:
-                closed.set()
+            self.collect([(requests[number], sample) for number, sample in places], arrived)
+
+        return as_finished(collect)
 
     def update(self, weights: Decoder, version: int) -> None:
         """Upload the weights, with any adapter merged, and wait until the server samples with them."""

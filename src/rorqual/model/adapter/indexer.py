@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from rorqual.core.errors import ConfigError
 from rorqual.model.adapter.base import Selection, Shapes, Tune
-from rorqual.model.attention.dsa import Indexer
 from rorqual.model.decoder import Decoder
 
 
 class TuneIndexer(Tune):
-    """Train the indexers of all `dsa` attentions, including those of MTP modules. All other weights are frozen."""
+    """Train the indexers of all attention layers, including those of MTP modules. All other weights are frozen."""
 
     kind: Literal["indexer"] = "indexer"
 
@@ -39,13 +38,13 @@ class TuneIndexer(Tune):
             parameters[name].copy_(tensor)
 
 
-def indexers(model: nn.Module) -> dict[str, Indexer]:
+def indexers(model: nn.Module) -> dict[str, nn.Module]:
     """Return the indexers of a model by name. Raises ConfigError if the model has no indexer."""
-    found = {name: module for name, module in model.named_modules() if isinstance(module, Indexer)}
+    found = {name: module for name, module in model.named_modules() if name.endswith(".indexer")}
     if not found:
         raise ConfigError(
             "the model has no indexer",
             where="tune.kind=indexer",
-            remedy="Only dsa attention has an indexer. `rorqual sparsify RUN OUT` adds indexers to a model with mla.",
+            remedy="Use attention with an indexer, such as kind dsa. `rorqual sparsify RUN OUT` adds indexers to a model with mla.",
         )
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -244,7 +244,14 @@ class Attention(Layer, ABC):
 
 
 class AttentionConfig(Kind):
-    """Base class of the attention kinds' configs."""
+    """Base class of the attention kinds' configs.
+
+    The objectives `sparse` and `indexer_warmup`, and `tune.kind=indexer`, train kinds with `has_indexer`. The module of such a
+    kind has a submodule `indexer`, and records `index_kl` and `dense_index_kl` (see `LayerCache.index_kl`). While
+    `dense_index_kl` is recorded, attention is dense. A kind with an objective of its own needs no `has_indexer`.
+    """
+
+    has_indexer: ClassVar[bool] = False
 
     def build(self, hidden_size: int, eps: float) -> Attention:
         """Build the module."""

@@ -14,7 +14,7 @@ Rorqual does neither.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,7 @@ class DSAConfig(MLAConfig):
     """
 
     kind: Literal["dsa"] = "dsa"  # type: ignore[assignment]
+    has_indexer: ClassVar[bool] = True
     q_lora_rank: Count  # type: ignore[assignment]
     index_n_heads: Count
     index_head_dim: Count

@@ -310,14 +310,14 @@ def test_the_stages_of_sparsify_train_an_indexer_of_a_users_own(tmp_path: Path) 
         fit(run, RunDir(tmp_path / name), quiet=True)
         return dict(load_run(RunDir(tmp_path / name)).state_dict())
 
+    with pytest.raises(ValidationError, match="attention with an indexer needs the objective sparse"):
+        trained("none", objectives=[NextToken()])
     first = trained("sparse", objectives=[NextToken(), Sparse()])
     second = trained(
         "warmup", objectives=[IndexerWarmup()], start=Start(run=str(tmp_path / "sparse")), tune=TuneIndexer()
     )
     assert {name.split(".")[3] for name in first if not torch.equal(first[name], second[name])} == {"indexer"}
     assert {name for name in first if ".indexer." in name and torch.equal(first[name], second[name])} == set()
-    with pytest.raises(ValidationError, match="attention with an indexer needs the objective sparse"):
-        trained("none", objectives=[NextToken()])
 
 
 @pytest.mark.parametrize("ops", [TORCH, TORCH_INVARIANT], ids=lambda ops: ops.name)

@@ -373,7 +373,17 @@ def test_prompts_that_are_no_requests_share_the_params_and_have_seeds_of_their_o
     counts, samples = told[1::2], told[::2]
     assert counts == [(done, 6) for done in range(1, 7)]
     assert sorted(samples) == [(r, s, results[r][s].token_ids) for r in range(3) for s in range(2)]
-    named = {"self", "prompts", "params", "progress", "arrived"}
+    stop, done = threading.Event(), list[int]()
+
+    def stopping(*which: Any) -> None:
+        done.append(which[1])
+        stop.set()
+
+    cut = engine.generate(
+        [replace(requests[1], params=replace(params, n=1, max_tokens=m)) for m in (2, 60)], arrived=stopping, stop=stop
+    )  # type: ignore[arg-type]
+    assert [len(row) for row in cut] == [1, 0] and len(done) == 1
+    named = {"self", "prompts", "params", "progress", "arrived", "stop"}
     assert set(inspect.signature(Engine.generate).parameters) == named
 
 

@@ -13,6 +13,7 @@ from rorqual.lab.experts import ExpertsExperiment
 from rorqual.lab.latent_vs_full import LatentVsFull
 from rorqual.lab.moe_vs_dense import MoEVsDense
 from rorqual.lab.mtp import MultiTokenPrediction
+from rorqual.lab.nsa import NSAExperiment
 from rorqual.lab.sparse import SparseExperiment
 from rorqual.lab.zero import Zero, ZeroLong
 
@@ -30,6 +31,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         LatentVsFull(),
         MultiTokenPrediction(),
         SparseExperiment(),
+        NSAExperiment(),
     )
 }
 

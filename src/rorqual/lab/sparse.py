@@ -69,7 +69,7 @@ SINKS, BLOCK_SIZE, CAP = 4, 16, 2
 
 @dataclass(frozen=True)
 class TrainingStage:
-    """A stage of the dense training: the options of the task `long`, and the amounts of work."""
+    """A stage of the training: the options of the task `long`, and the amounts of work."""
 
     name: str
     options: Mapping[str, Any]
@@ -81,7 +81,7 @@ class TrainingStage:
 
 
 DENSE = "sparse-dense"
-PAIRS = "sparse-pairs"
+PAIRS = "pairs"
 LEARNED, STARTS = 0.1, 8
 """Retrieval counts as learned if the mean loss of the last 50 steps of the stage `PAIRS` is below `LEARNED`. Otherwise, the stage
 begins again with other initial weights, at most `STARTS` times in all.
@@ -102,9 +102,9 @@ def stages(length: int) -> tuple[TrainingStage, ...]:
     long = {"names": list(KINDS), "length": length, "shortest": max(64, length // 8), "questions": 8}
     return (
         TrainingStage(PAIRS, {"names": ["needle"]} | few, 600, 32, 148, 180),
-        TrainingStage("sparse-mixed", {"names": list(KINDS)} | few, 1000, 32, 148, 200),
-        TrainingStage("sparse-short", short, 800, 8, length // 4 + REPLY, 130),
-        TrainingStage(DENSE, long, 1200, 4, length + REPLY, 650, 0.5),
+        TrainingStage("mixed", {"names": list(KINDS)} | few, 1000, 32, 148, 200),
+        TrainingStage("short", short, 800, 8, length // 4 + REPLY, 130),
+        TrainingStage("dense", long, 1200, 4, length + REPLY, 650, 0.5),
     )
 
 
@@ -150,16 +150,24 @@ class TrainUntilLearned(Train):
         return cost + run_cost(out)
 
 
-def training(number: int, place: Path, seed: int, share: float, length: int = LENGTH) -> Run:
-    """Return the training run of stage `number`, which starts from the stage before."""
+def training(
+    number: int,
+    place: Path,
+    seed: int,
+    share: float,
+    length: int = LENGTH,
+    model: ModelConfig | None = None,
+    arm: str = "sparse",
+) -> Run:
+    """Return the training run of stage `number` of an arm, which starts from the stage before. The default model is `dense_model`."""
     before, stage = stages(length)[number - 1], stages(length)[number]
     steps = amount(stage.steps, share)
     return Run(
         recipe="sft",
         seed=seed,
         steps=steps,
-        start=Start(run=str(place / before.name)) if number else Start(),
-        model=dense_model(length),
+        start=Start(run=str(place / f"{arm}-{before.name}")) if number else Start(),
+        model=model or dense_model(length),
         source=WorkedConfig(
             task="long", options=dict(stage.options), think=float(number > 0), rows=stage.rows, row=stage.row
         ),
@@ -171,6 +179,28 @@ def training(number: int, place: Path, seed: int, share: float, length: int = LE
         micro_batches=1,
         save_seconds=20.0,
     )
+
+
+def training_jobs(
+    seed: int,
+    place: Path,
+    share: float,
+    length: int,
+    *,
+    upto: int,
+    model: ModelConfig | None = None,
+    arm: str = "sparse",
+    slower: float = 1.0,
+) -> list[ExperimentJob]:
+    """Return the jobs of the first `upto` stages of an arm. A step takes `slower` times as long as with `dense_model`."""
+    jobs: list[ExperimentJob] = []
+    for number, stage in enumerate(stages(length)[:upto]):
+        needs = (jobs[-1].name,) if jobs else ()
+        make = partial(training, number, place, seed, share, length, model, arm)
+        train = TrainUntilLearned if stage.name == PAIRS else Train
+        estimate = stage.core_seconds * slower * share
+        jobs.append(train(name=f"{arm}-{stage.name}", estimate=estimate, needs=needs, make=make))
+    return jobs
 
 
 DSA = "sparse-dsa"
@@ -271,19 +301,23 @@ def load(arm: Arm, place: Path, budget: int, *, seed: int, top_p: float = 1.0) -
     return model
 
 
-def solutions(place: Path, seed: int, kind: str, count: int, split: Split, length: int = LENGTH) -> list[Sample]:
+def solutions(
+    place: Path, seed: int, kind: str, count: int, split: Split, length: int = LENGTH, run: str = DENSE
+) -> list[Sample]:
     """Return `count` worked solutions of one kind of problem. All arms of a seed use the same problems."""
-    chat = chat_format(Tokenizer.load(RunDir(place / DENSE).tokenizer_file))
+    chat = chat_format(Tokenizer.load(RunDir(place / run).tokenizer_file))
     task = load_task("long", options={"names": [kind], "length": length})
     return [worked_sample(problem, chat, think=True) for problem in islice(safe_problems(task, split, seed), count)]
 
 
 @torch.no_grad()
-def read(model: Decoder, samples: Sequence[Sample], rows: int = 8) -> dict[str, Any]:
+def read(
+    model: Decoder, samples: Sequence[Sample], rows: int = 8, record: Sequence[str] = ("selected",)
+) -> dict[str, Any]:
     """Return, for each solution, the mean loss of its trained tokens, and whether each of these tokens is the most likely one.
 
     If every token is the most likely one, the model writes exactly this solution at temperature 0. `picked` is the mean
-    number of selected positions per query and layer, or 0 for dense attention.
+    number of selected positions per query and layer, or 0 for dense attention. `record` names what sparse attention records.
     """
     losses: list[float] = []
     right: list[bool] = []
@@ -292,8 +326,8 @@ def read(model: Decoder, samples: Sequence[Sample], rows: int = 8) -> dict[str, 
         part = samples[start : start + rows]
         packed = pack_rows(part, [[number] for number in range(len(part))], max(map(len, part)))
         batch = TrainBatch.from_packed(packed.batch)
-        record = ("selected",) if model.needs_cache else ()
-        output = model(batch.tokens, batch.positions, segments=batch.segments, record=record)
+        names = record if model.needs_cache else ()
+        output = model(batch.tokens, batch.positions, segments=batch.segments, record=names)
         valid = (batch.segments >= 0).flatten()
         for selected in output.recorded.get("selected", ()):
             picked += int((selected[valid] >= 0).sum())
@@ -363,13 +397,7 @@ class SparseExperiment(Experiment):
         self.length = length
 
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
-        jobs: list[ExperimentJob] = []
-        made = stages(self.length)
-        for number, stage in enumerate(made):
-            needs = (made[number - 1].name,) if number else ()
-            make = partial(training, number, place, seed, share, self.length)
-            train = TrainUntilLearned if stage.name == PAIRS else Train
-            jobs.append(train(name=stage.name, estimate=stage.core_seconds * share, needs=needs, make=make))
+        jobs = training_jobs(seed, place, share, self.length, upto=4)
         jobs.append(
             Sparsify(name=DSA, estimate=115 * share, needs=(DENSE,), seed=seed, share=share, length=self.length)
         )

@@ -1,0 +1,150 @@
+"""Test whether Native Sparse Attention, trained from scratch, is as good as dense attention (Yuan et al. 2025, arXiv 2502.11089).
+
+Each seed trains two models from scratch on the same tokens, in the first three stages of the experiment `sparse`. One model has
+grouped-query attention. The other has Native Sparse Attention (kind `nsa`) with the same heads. Its queries attend to a quarter of
+the longest texts: compressed blocks, selected blocks and a window together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from rorqual.core.records import RunDir
+from rorqual.evals.verdict import together
+from rorqual.lab.experiment import Experiment, amount
+from rorqual.lab.finding import Contrast, Finding, Table, contrast_of_values, percent
+from rorqual.lab.job import Compute, ExperimentJob, value
+from rorqual.lab.sparse import dense_model, read, solutions, training_jobs
+from rorqual.lab.sparse_report import KINDS, PERCENT, POINTS
+from rorqual.model.attention import AttentionConfig, GQAConfig, NSAConfig
+from rorqual.model.config import ModelConfig
+from rorqual.model.load.run import load_run
+
+LENGTH = 256
+"""Number of characters of the longest prompt. Each character is a token."""
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 32}
+ATTENTION: Mapping[str, AttentionConfig] = {
+    "dense": GQAConfig(**HEADS),
+    "nsa": NSAConfig(
+        **HEADS,
+        compress_block=8,
+        select_block=8,
+        num_selected_blocks=3,
+        num_initial_blocks=0,
+        num_local_blocks=1,
+        window_size=8,
+    ),
+}
+"""At `LENGTH`, a query of `nsa` attends to 32 compressed blocks, 3 blocks of 8 tokens and the last 8 tokens: 64 keys."""
+MEASURED: Mapping[str, int] = {"needle": 128, "copy": 32, "count": 32}
+"""Number of held-out problems of each kind."""
+SLOWER = {"dense": 1.0, "nsa": 5.0}
+"""Core-seconds of a training step as a multiple of those of the latent attention of the experiment `sparse` (rough)."""
+
+
+def last_run(arm: str) -> str:
+    """Return the name of the run that is measured."""
+    return f"nsa-{arm}-short"
+
+
+def model_of(arm: str) -> ModelConfig:
+    """Return the model of an arm: that of the experiment `sparse`, with the arm's attention."""
+    model = dense_model(LENGTH)
+    stages = tuple(stage.model_copy(update={"attention": ATTENTION[arm]}) for stage in model.stages)
+    return model.model_copy(update={"stages": stages})
+
+
+def measure(place: Path, *, arm: str, seed: int, share: float) -> dict[str, Any]:
+    """Measure a trained model on held-out problems. `result[kind]` is the result of `sparse.read` on one kind of problem."""
+    run = last_run(arm)
+    model = load_run(RunDir(place / run))
+    return {
+        kind: read(model, solutions(place, seed, kind, amount(count, share), "test", LENGTH, run), record=())
+        for kind, count in MEASURED.items()
+    }
+
+
+class NSAExperiment(Experiment):
+    """Train both models, measure them, and judge the goals."""
+
+    name = "nsa"
+    title = "Native Sparse Attention from scratch"
+    claim = (
+        "Native Sparse Attention, trained from scratch on the same tokens, is as good as dense attention: the loss is at most 1 % "
+        "higher and the needle accuracy at most 2 points lower"
+    )
+    source = "Yuan et al. 2025, 2502.11089, section 4"
+
+    def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
+        jobs: list[ExperimentJob] = []
+        for arm in ATTENTION:
+            # The row length of a stage follows from `length`: the third stage of `4 * LENGTH` has texts of up to `LENGTH`.
+            jobs += training_jobs(
+                seed, place, share, 4 * LENGTH, upto=3, model=model_of(arm), arm=f"nsa-{arm}", slower=SLOWER[arm]
+            )
+            function = partial(measure, arm=arm, seed=seed, share=share)
+            estimate = 5 * SLOWER[arm] * share
+            jobs.append(
+                Compute(name=f"nsa-measure-{arm}", estimate=estimate, needs=(last_run(arm),), function=function)
+            )
+        return jobs
+
+    def conclude(self, places: Mapping[int, Path]) -> Finding:
+        measured = {arm: [value(place, f"nsa-measure-{arm}") for place in places.values()] for arm in ATTENTION}
+        loss, *right = contrasts(measured)
+        judged = (loss.judge(PERCENT, "below"), right[0].judge(-POINTS))
+        texts = (
+            f"Its loss is at most 1 % above that of dense attention: {judged[0]}. {_difference(loss)}",
+            f"It finds at most 2 points fewer needles: {judged[1]}. {_difference(right[0])}",
+        )
+        rows = [
+            (
+                arm,
+                *(percent(mean(mean(one[kind]["right"]) for one in measured[arm])) for kind in KINDS),
+                _seconds(places, arm),
+            )
+            for arm in ATTENTION
+        ]
+        heads = ("attention", *(f"{label}, %" for label in KINDS.values()), "core-seconds of training")
+        note = "Means over seeds. Accuracy: share of solutions of which every token is the most likely one. Core-seconds include all starts."
+        return self.found(
+            places,
+            verdict=together(list(judged)),
+            words=texts,
+            contrasts=(loss, *right),
+            tables=(Table(title="Both models", heads=heads, rows=tuple(rows), note=note),),
+        )
+
+
+def contrasts(measured: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Contrast]:
+    """Compare `nsa` with `dense`: the loss divided by the mean loss of dense attention, then the accuracy on each kind of problem."""
+    sides: list[list[list[float]]] = [[], []]
+    count = min(MEASURED.values())
+    for seed in range(len(measured["dense"])):
+        both = [measured[arm][seed] for arm in ATTENTION]
+        scale = mean(mean(both[0][kind]["loss"][:count]) for kind in KINDS)
+        for side, one in zip(sides, both, strict=True):
+            side.append([loss / scale for kind in KINDS for loss in one[kind]["loss"][:count]])
+    found = [contrast_of_values("loss over that of dense attention: dense, then nsa", *sides, unit="ratio")]
+    for kind in KINDS:
+        right = [[one[kind]["right"] for one in measured[arm]] for arm in ATTENTION]
+        found.append(contrast_of_values("exact solutions: dense, then nsa", *right, unit="points", of=kind))
+    return found
+
+
+def _difference(contrast: Contrast) -> str:
+    unit = "points" if contrast.unit == "points" else "%"
+    ends = contrast.ends
+    return (
+        f"The difference is {100 * contrast.difference:+.1f} {unit}, {100 * ends.low:+.1f} to {100 * ends.high:+.1f} by the wider of "
+        f"both {contrast.confidence:.0%} intervals."
+    )
+
+
+def _seconds(places: Mapping[int, Path], arm: str) -> str:
+    jobs = {place: training_jobs(0, place, 1.0, 4 * LENGTH, upto=3, arm=f"nsa-{arm}") for place in places.values()}
+    return f"{mean(sum(job.cost(place).core_seconds for job in some) for place, some in jobs.items()):.0f}"

@@ -275,6 +275,8 @@ def test_what_is_only_denied_or_doubted_is_not_accepted(reply: str, said: set[st
         ('First I thought that Zoey is a knave. That is wrong. Zoey is a knight, Oliver is a knave, Ava is a knight.', '101'),
         ('Oliver cannot be a knight, so Oliver is a knave. Zoey and Ava can only be knights.', '101'),
         ('Zoey - Knight, Oliver - Knave, Ava - Knight. I hope it is correct.', '101'),
+        ('Suppose Zoey lies. Zoey is a knave, Oliver is a knight and Ava is a knave, which contradicts Ava. Then Zoey is a '
+        'knight, Oliver is a knave, and Ava is a knight.', '101'),
         ('$\\boxed{\\text{Zoey: knight, Oliver: knave, Ava: knight}}$', '101'),
         ('\\[\\boxed{\\text{Zoey = knight},\\ \\text{Oliver = knave},\\ \\text{Ava = knight}}\\]', '101'),
     ],

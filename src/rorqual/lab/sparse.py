@@ -392,6 +392,7 @@ class SparseExperiment(Experiment):
         "higher and the needle accuracy at most 2 points lower. A window and random positions are worse"
     )
     source = "DeepSeek-V3.2-Exp, section 2.1"
+    first_seed = 200
 
     def __init__(self, length: int = LENGTH) -> None:
         self.length = length

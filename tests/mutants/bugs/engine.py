@@ -949,15 +949,6 @@ MUTANTS = (
         "tests/engine/test_request_queue.py::test_whose_requests_all_run_is_busy",
     ),
     one(
-        "two samples extend one list of block names",
-        "issue 14: second bug trial",
-        "engine/kv_cache/manager.py",
-        "other.keys = list(owner.keys)",
-        "other.keys = owner.keys",
-        "tests/engine/test_scheduler.py::test_every_sequence_ends_with_the_answer_it_has_alone",
-        "tests/engine/test_scheduler.py::test_what_the_random_drives_are_for_does_occur",
-    ),
-    one(
         "all rows are sent after an address refused the key",
         "issue 14: second bug trial",
         "generate/batch.py",

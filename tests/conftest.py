@@ -46,3 +46,15 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         if file := os.environ.get("RORQUAL_CORE_SECONDS"):
             with open(file, "a", encoding="utf-8") as out:
                 out.write(f"{sum(os.times()[:4]) - before:.3f} {item.nodeid}\n")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, object, object]:
+    """Restore the number of threads: a command with `threads=2` sets it for the whole process, and it changes the last bits."""
+    import torch  # the other tests of a process have imported it
+
+    before = torch.get_num_threads()
+    try:
+        return (yield)
+    finally:
+        torch.set_num_threads(before)

@@ -53,10 +53,10 @@ def test_both_arms_train_on_the_same_tokens_and_differ_in_attention_alone(places
         assert dense.source.options["length"] == LENGTH  # type: ignore[attr-defined]
 
 
-def test_the_sparse_model_attends_to_a_quarter() -> None:
+def test_the_sparse_model_attends_to_half() -> None:
     c: Any = ATTENTION["nsa"]
     keys = LENGTH // c.compress_block + c.num_selected_blocks * c.select_block + c.window_size
-    assert keys == LENGTH // 4
+    assert keys == LENGTH // 2
 
 
 def test_both_arms_are_measured_on_the_same_held_out_problems(places: dict[int, Path]) -> None:

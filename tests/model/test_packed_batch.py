@@ -105,3 +105,14 @@ def test_angles_do_not_depend_on_how_many_there_are() -> None:
     )
     at = torch.from_numpy(np.array([0, 1, 77, ANGLE_CHUNK + 5]))
     torch.testing.assert_close(more[0][at], rope_table(rope, 24, at)[0], rtol=0, atol=2e-7)
+
+
+def test_padding_fills_blocks_together() -> None:
+    """Also between documents: 70 padding tokens are documents of 64 and 6 tokens, and the documents keep their places."""
+    positions = torch.tensor([[*range(5), *[0] * 70, *range(3), *[0] * 2]])
+    segments = torch.tensor([[0] * 5 + [-1] * 70 + [1] * 3 + [-1] * 2])
+    packed = PackedBatchCache(positions, segments, [], TORCH_INVARIANT.attention)
+    last, blocks = packed.rows(1)
+    assert len(blocks) == 5 * BLOCK
+    assert [int((one < 80).sum()) for one in blocks.split(BLOCK)] == [5, 64, 6, 3, 2]
+    assert blocks.view(5, BLOCK)[3, :3].tolist() == [75, 76, 77]

@@ -298,6 +298,15 @@ def test_what_selects_nothing_sees_nothing() -> None:
         assert out[69].tolist() == [[[1.0] * 4]] and lse[69].tolist() == [[4.0]]
 
 
+def test_what_selects_nothing_has_no_gradient() -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(shape, requires_grad=True) for shape in ((70, 1, 1, 4), (2, 1, BLOCK, 4), (2, 1, BLOCK, 4)))
+    tiles = tiles_of(np.array([0]), np.array([70]), np.array([[0, 1]]), QUERIES)
+    out, lse = attend_within(q, k, v, tiles, 1.0, restricted(tiles, 1, None, torch.full((70, 2), -1)))
+    for grad in torch.autograd.grad(out.sum() + lse.clamp(max=0).sum(), (q, k, v)):
+        assert not grad.any()
+
+
 def test_tiles_that_move_on_move_their_window() -> None:
     """A decode step after another, without new tiles, sees what new tiles would show."""
     tables = np.array([[3, 1], [0, 2]])
@@ -354,6 +363,52 @@ def test_gradients_of_a_part_of_the_keys_are_those_of_plain_attention(every: int
     theirs = (expected * mix).sum() + index.masked_fill(~seen, 0).square().sum()
     for one, other in zip(got, torch.autograd.grad(theirs, (q, k, v, sink, weights))):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * float(other.abs().max()))
+
+
+@pytest.mark.parametrize("table", [[[2, 4, 1], [0, 3, 3]], [[0, 2, 4], [1, 3, 3]], [[7, 9, 30], [20, 3, 3]]], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_gradients_of_a_step_are_those_of_plain_attention_wherever_its_blocks_lie(
+    table: list[list[int]], dtype: torch.dtype
+) -> None:
+    """One query for each of two sequences: blocks out of order in a slice of the pool, in order, and gathered."""
+    generator = torch.Generator().manual_seed(0)
+    lengths, heads, repeat, d, window = (140, 70), 2, 3, 16, 75
+    q, k, v = (
+        torch.randn(*shape, generator=generator).to(dtype).float().requires_grad_()
+        for shape in ((2, heads, repeat, d), (32, heads, BLOCK, d), (32, heads, BLOCK, d))
+    )
+    tiles = tiles_of(np.array(lengths) - 1, np.ones(2, np.int64), np.array(table), 1)
+    assert (tiles.span is None) == (table[0][2] == 30) and (tiles.back is None) == (table[0][0] != 2)
+    mask = restricted(tiles, 1, window, None)
+    out, lse = attend_within(q.to(dtype), k.to(dtype), v.to(dtype), tiles, d**-0.5, mask)
+    assert out.dtype == dtype and lse.dtype == torch.float32
+    pulls = torch.randn(out.shape, generator=generator), torch.randn(lse.shape, generator=generator)
+    got = torch.autograd.grad((out * pulls[0]).sum() + (lse * pulls[1]).sum(), (q, k, v))
+    loss = torch.zeros(())
+    for i, length in enumerate(lengths):
+        keys, values = (t[table[i]].transpose(1, 2).flatten(0, 1)[max(0, length - window) : length] for t in (k, v))
+        scores = torch.einsum("hrd,shd->hrs", q[i], keys) * d**-0.5
+        plain_out = torch.einsum("hrs,shd->hrd", scores.softmax(-1), values)
+        loss = loss + (plain_out * pulls[0][i]).sum() + (scores.logsumexp(-1) * pulls[1][i]).sum()
+    most = 1e-5 if dtype == torch.float32 else 2e-2
+    for one, other in zip(got, torch.autograd.grad(loss, (q, k, v))):
+        assert (one - other).abs().max() < most * other.abs().max()
+
+
+def test_under_autocast_products_round_and_gradients_keep_their_dtype() -> None:
+    torch.manual_seed(0)
+    q, k, v = (
+        torch.randn(shape, requires_grad=True) for shape in ((64, 1, 2, 16), (1, 1, BLOCK, 16), (1, 1, BLOCK, 16))
+    )
+    tiles = tiles_of(np.array([0]), np.array([64]), np.array([[0]]), QUERIES)
+    found = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            out = attend(q, k, v, tiles, 0.25)
+        found.append((out, *torch.autograd.grad(out.float().square().sum(), (q, k, v))))
+    for exact, rounded in zip(*found):
+        wrong = (exact - rounded).abs().max() / exact.abs().max()
+        assert 1e-4 < wrong < 3e-2 and (rounded.dtype == torch.float32 or rounded is found[1][0])
 
 
 def test_merged_queries_have_bits_of_their_own() -> None:

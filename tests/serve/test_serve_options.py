@@ -169,6 +169,7 @@ def engine_of(placed: EngineArguments) -> tuple[dict[str, Any], str]:
         [sys.executable, "-c", code, json.dumps(asdict(placed))],
         stdin=subprocess.DEVNULL, capture_output=True, text=True, encoding="utf-8", check=False,
     )  # fmt: skip
+    assert done.stdout, done.stderr
     return json.loads(done.stdout.splitlines()[0]), done.stderr
 
 

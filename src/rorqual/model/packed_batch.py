@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from rorqual.core.errors import DataError
 from rorqual.model.attention import CacheLayout, CachePart, LayerCache, Selection
 from rorqual.ops.backends.attention import AttentionMetadata, PagedAttention, Plan
-from rorqual.ops.paged import BLOCK, fill
+from rorqual.ops.paged import BLOCK, Ints, fill
 from rorqual.ops.rope import Rope, rope_table
 
 ANGLE_CHUNK = 4096
@@ -171,8 +172,8 @@ class BlockedLayerCache(LayerCache, ABC):
 class PackedBatchCache:
     """A `Cache` for a training batch. The cache is used for one forward pass and is differentiable.
 
-    `positions` [batch, seq] must begin at 0 in each document. `segments` [batch, seq] are document numbers; None means
-    one document per row. `layouts` has the cache layout of each attention module. `attention` is the backend's paged
+    `positions` [batch, seq] must begin at 0 in each document. `segments` [batch, seq] are document numbers, or -1 for padding;
+    None means one document per row. `layouts` has the cache layout of each attention module. `attention` is the backend's paged
     attention.
     """
 
@@ -180,11 +181,10 @@ class PackedBatchCache:
         self, positions: Tensor, segments: Tensor | None, layouts: Sequence[CacheLayout], attention: PagedAttention
     ) -> None:
         rows = positions.cpu().numpy()
+        documents = np.zeros_like(rows) if segments is None else segments.cpu().numpy()
+        rows = _with_padding(rows, documents < 0)
         starts = np.ones(rows.shape, bool)  # the first token of each document
-        starts[:, 1:] = rows[:, 1:] != rows[:, :-1] + 1
-        if segments is not None:
-            documents = segments.cpu().numpy()
-            starts[:, 1:] |= documents[:, 1:] != documents[:, :-1]
+        starts[:, 1:] = (rows[:, 1:] != rows[:, :-1] + 1) | (documents[:, 1:] != documents[:, :-1])
         start = np.flatnonzero(starts)
         flat = rows.reshape(-1)
         if flat[start].any():
@@ -231,6 +231,18 @@ class PackedBatchCache:
                 torch.from_numpy(places).to(self.device),
             )
         return self._rows_by_every[every]
+
+
+def _with_padding(positions: Ints, padding: npt.NDArray[np.bool_]) -> Ints:
+    """Number padding tokens [batch, seq] from 0 to BLOCK - 1, again and again, so that each document of padding fills a block.
+
+    A batch gives them position 0, which would make each of them a document with a block of its own.
+    """
+    column = np.arange(positions.shape[1])
+    begins = padding.copy()
+    begins[:, 1:] &= ~padding[:, :-1]
+    first = np.maximum.accumulate(np.where(begins, column, 0), axis=1)
+    return np.where(padding, (column - first) % BLOCK, positions)
 
 
 class _Rounded(torch.autograd.Function):

@@ -222,11 +222,13 @@ def attend(q: Tensor, keys: Tensor, values: Tensor | int, tiles: Tiles, scale: f
 
     The result is differentiable.
     """
+    if torch.is_grad_enabled():
+        return attend_within(q, keys, values, tiles, scale, tiles.mask)[0]
     k, v = _keys_and_values(keys, values, tiles, q.dtype)
     scores, weights = _block_weights(_in_tiles(q, tiles), k, tiles, scale, tiles.mask)
     if len(tiles.counts) > 1:
         share, _ = _shares(scores, weights, tiles)
-        weights = _scaled(weights, tiles.in_span(share / _sum_blocks(share, tiles).index_select(0, tiles.tile)))
+        weights = weights.float().mul_(tiles.in_span(share / _sum_blocks(share, tiles).index_select(0, tiles.tile)))
     return _in_tokens(_mixed(weights, v, tiles), tiles, q.shape[2])
 
 
@@ -240,14 +242,61 @@ def attend_within(
     `attend`.
     """
     k, v = _keys_and_values(keys, values, tiles, q.dtype)
-    scores, weights = _block_weights(_in_tiles(q, tiles), k, tiles, scale, mask)
+    if torch.is_grad_enabled():
+        device = q.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else q.dtype
+        with torch.autocast(device, enabled=False):
+            out, lse = _Attend.apply(_in_tiles(q, tiles).to(dtype), k.to(dtype), v.to(dtype), tiles, scale, mask)
+    else:
+        out, lse, _ = _attend(_in_tiles(q, tiles), k, v, tiles, scale, mask)
+    return _in_tokens(out, tiles, q.shape[2]), _in_tokens(lse, tiles, q.shape[2]).squeeze(-1)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Attend from tiles [tiles, heads, rows, d] to blocks [blocks, heads, size, d or d_v] in the order of `mask`.
+
+    Returns the output [tiles, heads, rows, d_v], the log-sum-exp [tiles, heads, rows, 1] and the weights [blocks, heads, rows, size].
+    """
+    scores, weights = _block_weights(q, k, tiles, scale, mask)
     share, highest = _shares(scores, weights, tiles)
     total = _sum_blocks(share, tiles)
-    weights = _scaled(weights, tiles.in_span(share / total.index_select(0, tiles.tile)))
+    weights = weights.float().mul_(tiles.in_span(share / total.index_select(0, tiles.tile)))
     seen = highest > float(HIDDEN) / 2
     lse = torch.where(seen, highest + total.log(), float(HIDDEN))
-    out = torch.where(seen, _mixed(weights, v, tiles), 0)
-    return _in_tokens(out, tiles, q.shape[2]), _in_tokens(lse, tiles, q.shape[2]).squeeze(-1)
+    return torch.where(seen, _mixed(weights, v, tiles), 0), lse, weights
+
+
+class _Attend(torch.autograd.Function):
+    """`_attend` with the backward pass of attention (Dao et al. 2022, 2205.14135, appendix B.2), and the gradient of the log-sum-exp.
+
+    Autograd's backward pass would be a chain of some thirty operations.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float, mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        out, lse, weights = _attend(q, k, v, tiles, scale, mask)
+        ctx.save_for_backward(q, k, v, weights, out, lse)
+        ctx.tiles, ctx.scale = tiles, scale
+        return out, lse
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, weights, out, lse = ctx.saved_tensors
+        tiles: Tiles = ctx.tiles
+        seen = lse > float(HIDDEN) / 2  # other outputs are constant
+        dout, dlse = (torch.where(seen, grad, 0) for grad in grads)
+        both = (dout.float() * out.float()).sum(-1, keepdim=True) - dlse
+        queries, each, both = (_by_pair(t, tiles, 0, len(k), len(k)) for t in (q, dout, both))
+        queries, each, keys = queries.flatten(0, 1), each.flatten(0, 1), k.flatten(0, 1)
+        dv = torch.bmm(weights.to(v.dtype).flatten(0, 1).transpose(1, 2), each)
+        dweights = torch.bmm(each, v.flatten(0, 1).transpose(1, 2)).view_as(weights)
+        dscores = (dweights.float() - both).mul_(weights).mul_(ctx.scale).to(q.dtype).flatten(0, 1)
+        dk = torch.bmm(dscores.transpose(1, 2), queries)
+        dq = torch.bmm(dscores, keys).view(*weights.shape[:3], -1)
+        dq = _sum_blocks((dq if tiles.back is None else dq.index_select(0, tiles.back)).float(), tiles)
+        return dq.to(q.dtype), dk.view_as(k), dv.view_as(v), None, None, None
 
 
 def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> Tensor:
@@ -395,7 +444,8 @@ def index_scores(q: Tensor, weights: Tensor, keys: Tensor, tiles: Tiles, scales:
         products = bmm(own.flatten(0, 1), here, tiles.rows.most).float().relu_()
         each = products.view(len(own), heads, -1, size)[:, :, : queries * repeat].unflatten(2, (queries, repeat))
         each = each.transpose(1, 2).flatten(2, 3)  # [pairs, queries, heads * repeat, size]
-        parts.append(_scaled(each, gate).sum(2))
+        each = each.float() * gate if torch.is_grad_enabled() else each.float().mul_(gate)
+        parts.append(each.sum(2))
     scores = torch.cat(parts) + 0.0  # turn -0 into 0, because some sorts place -0 after 0
     scores = scores.masked_fill(tiles.mask_of(BLOCK // size, None) < 0, -torch.inf)
     return scores if tiles.back is None else scores.index_select(0, tiles.back)
@@ -522,11 +572,6 @@ def _by_pair(of_tiles: Tensor, tiles: Tiles, start: int, stop: int, entries: int
     return of_tiles[start:stop] if tiles.met is None else of_tiles.index_select(0, tiles.met[start:stop])
 
 
-def _scaled(values: Tensor, factor: Tensor) -> Tensor:
-    """Return the product in fp32. Without autograd, fp32 `values` are overwritten with the product."""
-    return values.float() * factor if torch.is_grad_enabled() else values.float().mul_(factor)
-
-
 def _shares(scores: Tensor, weights: Tensor, tiles: Tiles) -> tuple[Tensor, Tensor]:
     """Return each block's share of each row's softmax [pairs, heads, rows, 1], and each row's highest score [tiles, heads,
     rows, 1].
@@ -538,15 +583,11 @@ def _shares(scores: Tensor, weights: Tensor, tiles: Tiles) -> tuple[Tensor, Tens
     A block without visible keys has a share of exactly 0. If a row has only one block with visible keys, the normalized
     share of this block is exactly 1. Blocks without visible keys therefore do not change the rounding of a query.
     """
-    top, most = scores.detach().amax(-1, keepdim=True), weights.detach().amax(-1, keepdim=True)
-    whole = _logsumexp(scores, weights) if torch.is_grad_enabled() else None
+    top, most = scores.amax(-1, keepdim=True), weights.amax(-1, keepdim=True)
     if tiles.back is not None:
         top, most = top.index_select(0, tiles.back), most.index_select(0, tiles.back)
-        whole = None if whole is None else whole.index_select(0, tiles.back)
     highest = _max_blocks(top, tiles)
-    share = (top - highest.index_select(0, tiles.tile)).exp() / most
-    # In training, multiply by a factor that equals 1 and has the gradient of the block's log-sum-exp.
-    return share if whole is None else share * (whole - whole.detach()).exp(), highest
+    return (top - highest.index_select(0, tiles.tile)).exp() / most, highest
 
 
 def _blocks(pool: Tensor, tiles: Tiles) -> Tensor:

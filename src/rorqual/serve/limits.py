@@ -36,7 +36,9 @@ ENTRIES: Mapping[str, tuple[int, str]] = {
     "guided_choice": (1024, "Give fewer choices."),
 }
 """For each list or object field: the maximum number of entries, and the remedy that the error gives."""
-_TOKEN = re.compile(rb'"([^"\\]*(?:\\.[^"\\]*)*)"(\s*:)?|[\[\]{}]', re.DOTALL)
+_TOKEN = re.compile(rb'"([^"\\]*(?:\\.[^"\\]*)*)(?:"(\s*:)?|\\?\Z)|[\[\]{}]', re.DOTALL)
+"""A bracket, or a string with the colon after it. A string that the end cuts off matches too: otherwise, each escaped quote in it
+would be tried as a beginning, in quadratic time."""
 FEWER = "Make it smaller or leave it out."
 
 

@@ -336,4 +336,12 @@ MUTANTS = (
         "hidden, routing = module(hidden, self._embedded(tokens, inputs_embeds), context, [None] * len(caches))",
         "tests/conformance/test_kinds.py::test_gradients_reach_every_parameter",
     ),
+    one(
+        "each padding token is a document with a block",
+        "training with padding took twice as long",
+        "model/packed_batch.py",
+        "np.where(padding, (column - first) % BLOCK, positions)",
+        "np.where(padding, 0, positions)",
+        "tests/model/test_packed_batch.py::test_padding_fills_blocks_together",
+    ),
 )

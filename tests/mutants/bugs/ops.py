@@ -119,10 +119,10 @@ MUTANTS = (
         "blocks are divided by the sum of their shares after they are added",
         "seen in our own second version: a query that meets a block in vain is rounded twice",
         "ops/paged.py",
-        "        weights = _scaled(weights, tiles.in_span(share / _sum_blocks(share, tiles).index_select(0, tiles.tile)))\n"
+        "        weights = weights.float().mul_(tiles.in_span(share / _sum_blocks(share, tiles).index_select(0, tiles.tile)))\n"
         "    return _in_tokens(_mixed(weights, v, tiles), tiles, q.shape[2])\n",
         "        total = _sum_blocks(share, tiles)\n"
-        "        weights = _scaled(weights, tiles.in_span(share))\n"
+        "        weights = weights.float().mul_(tiles.in_span(share))\n"
         "        return _in_tokens(_mixed(weights, v, tiles) / total, tiles, q.shape[2])\n"
         "    return _in_tokens(_mixed(weights, v, tiles), tiles, q.shape[2])\n",
         "tests/ops/test_paged.py::test_each_query_has_bits_of_its_own",
@@ -226,11 +226,11 @@ MUTANTS = (
         "tests/ops/test_ops_wiring.py::test_angles_are_those_of_transformers",
     ),
     one(
-        "a block's share of the softmax has no gradient",
+        "the sum of the softmax has no gradient",
         "issue 14: fourth bug trial",
         "ops/paged.py",
-        "return share if whole is None else share * (whole - whole.detach()).exp()",
-        "return share",
+        "(dweights.float() - both).mul_(weights)",
+        "dweights.float().mul_(weights)",
         "tests/ops/test_paged.py::test_gradients_are_those_of_plain_attention",
     ),
     one(

@@ -79,6 +79,7 @@ class NSAExperiment(Experiment):
         "higher and the needle accuracy at most 2 points lower"
     )
     source = "Yuan et al. 2025, 2502.11089, section 4"
+    first_seed = 200
 
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         jobs: list[ExperimentJob] = []

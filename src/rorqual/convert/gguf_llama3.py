@@ -34,8 +34,19 @@ def divisors(rope: Rope, dim: int) -> Tensor:
 
 def agree(scaling: Llama3, theta: float, wanted: Sequence[float]) -> bool:
     """Return whether the divisors of `scaling` equal `wanted` up to rounding."""
-    computed = divisors(Rope(theta=theta, llama3=scaling), 2 * len(wanted))
-    return torch.allclose(computed, torch.tensor(wanted), rtol=AGREE, atol=0.0)
+    return _agree(divisors(Rope(theta=theta, llama3=scaling), 2 * len(wanted)), torch.tensor(wanted), scaling)
+
+
+def _agree(computed: Tensor, wanted: Tensor, scaling: Llama3) -> bool:
+    """Compare divisors, given the scaling of `computed`.
+
+    An interpolated frequency has a larger tolerance: fp32 rounds w, and (w - low) / (high - low) is then wrong by about
+    2^-23 high / (high - low). The relative error of a divisor is this error times the divisor.
+    """
+    factor, low, high = scaling.factor, scaling.low_freq_factor, scaling.high_freq_factor
+    between = ((computed - 1).abs() > SAME) & ((computed / factor - 1).abs() > SAME)
+    rounding = torch.where(between, computed * 2.0**-23 * high / (high - low), 0)
+    return bool(((computed / wanted - 1).abs() <= AGREE + rounding).all())
 
 
 def find_llama3(theta: float, wanted: Sequence[float], original: int) -> Llama3 | None:
@@ -51,7 +62,7 @@ def find_llama3(theta: float, wanted: Sequence[float], original: int) -> Llama3 
         computed = divisors(Rope(theta=theta, llama3=candidate), 2 * len(wanted))
         if torch.equal(computed, target):
             return candidate
-        if best is None and torch.allclose(computed, target, rtol=AGREE, atol=0.0):
+        if best is None and _agree(computed, target, candidate):
             best = candidate
     return best
 

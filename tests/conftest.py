@@ -50,7 +50,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call() -> Generator[None, object, object]:
-    """Restore the number of threads: a command with `threads=2` sets it for the whole process, and it changes the last bits."""
+    """Restore the number of threads after a test: a command with `threads=2` sets it for the process, and it changes the last bits."""
     import torch  # the other tests of a process have imported it
 
     before = torch.get_num_threads()

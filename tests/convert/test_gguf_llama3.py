@@ -73,6 +73,9 @@ numbers = st.integers(1, 40).map(lambda n: n / 4) | st.floats(0.02, 12.0)
 @example(32.0, 1.0, 0.001, 8192, 64, 1e6)  # no wave between the bounds
 @example(0.5, 1.0, 3.0, 8192, 128, 5e5)
 @example(32.0, 4.3359375, 2.0, 32768, 96, 1429569.0)  # 4.36 - 4.34 in fp32, in a divisor of 22.8
+@example(28.866879312334333, 3.7707819034946506, 1.0, 138160, 64, 5e5)  # a narrower band agrees within its own rounding
+@example(32.0, 8.75, 1.75, 112321, 128, 5e5)
+@example(0.05, 5.315583605539458, 2.0029748019887648, 144640, 96, 1e4)
 @example(16.0, 0.02, 12.0, 8, 8, 100.0)  # every wave between the bounds
 @given(
     st.sampled_from([1.5, 2.0, 4.0, 8.0, 32.0]) | st.floats(1.01, 64.0), numbers, st.floats(0.001, 20.0) | numbers,

@@ -411,6 +411,31 @@ def test_under_autocast_products_round_and_gradients_keep_their_dtype() -> None:
         assert 1e-4 < wrong < 3e-2 and (rounded.dtype == torch.float32 or rounded is found[1][0])
 
 
+@pytest.mark.parametrize("length", [64, 150])
+def test_under_autocast_the_output_is_the_same_with_and_without_gradients(length: int) -> None:
+    torch.manual_seed(0)
+    blocks = -(-length // BLOCK)
+    q = torch.randn(length, 1, 2, 16, requires_grad=True)
+    k, v = (torch.randn(blocks, 1, BLOCK, 16) for _ in range(2))
+    tiles = tiles_of(np.array([0]), np.array([length]), np.arange(blocks)[None], QUERIES)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        trained = attend(q, k, v, tiles, 0.25)
+        with torch.no_grad():
+            sampled = attend(q, k, v, tiles, 0.25)
+        assert attend(q.double(), k.double(), v.double(), tiles, 0.25).dtype == torch.float64
+    assert trained.dtype == sampled.dtype == torch.bfloat16 and torch.equal(trained, sampled)
+
+
+def test_a_second_derivative_is_refused() -> None:
+    """The backward pass is written by hand, and would be taken for a constant."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(shape, requires_grad=True) for shape in ((64, 1, 1, 4), (1, 1, BLOCK, 4), (1, 1, BLOCK, 4)))
+    tiles = tiles_of(np.array([0]), np.array([64]), np.array([[0]]), QUERIES)
+    (grad,) = torch.autograd.grad(attend(q, k, v, tiles, 1.0).square().sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
 def test_merged_queries_have_bits_of_their_own() -> None:
     """However many there are: no exponential of a last element is another."""
     generator = torch.Generator().manual_seed(0)

@@ -19,6 +19,8 @@ from rorqual.ops.rope import Llama3, Rope, inverse_frequencies
 
 SAME, AGREE = 1e-6, 3e-6
 """Relative tolerances: `SAME` to compare the divisors of a file with each other, `AGREE` to compare them with recomputed divisors."""
+MOST = 1e-3
+"""Largest additional tolerance of an interpolated frequency."""
 LOW, HIGH = 1.0, 4.0
 """The values of `low_freq_factor` and `high_freq_factor` in all published models."""
 DIGITS = 8
@@ -40,21 +42,24 @@ def agree(scaling: Llama3, theta: float, wanted: Sequence[float]) -> bool:
 def _agree(computed: Tensor, wanted: Tensor, scaling: Llama3) -> bool:
     """Compare divisors, given the scaling of `computed`.
 
-    An interpolated frequency has a larger tolerance: fp32 rounds w, and (w - low) / (high - low) is then wrong by about
-    2^-23 high / (high - low). The relative error of a divisor is this error times the divisor.
+    An interpolated frequency has a larger tolerance: fp32 rounds w, and k = (w - low) / (high - low) is then wrong by about
+    2^-23 high / (high - low). The relative error of a divisor d is this error times d |1 - 1 / factor|.
     """
     factor, low, high = scaling.factor, scaling.low_freq_factor, scaling.high_freq_factor
     between = ((computed - 1).abs() > SAME) & ((computed / factor - 1).abs() > SAME)
-    rounding = torch.where(between, computed * 2.0**-23 * high / (high - low), 0)
-    return bool(((computed / wanted - 1).abs() <= AGREE + rounding).all())
+    rounding = computed * abs(1 - 1 / factor) * 2.0**-23 * high / (high - low)
+    tolerance = AGREE + torch.where(between, rounding.clamp(max=MOST), 0)
+    return bool(((computed / wanted - 1).abs() <= tolerance).all())
 
 
 def find_llama3(theta: float, wanted: Sequence[float], original: int) -> Llama3 | None:
     """Return a scaling whose divisors are `wanted`, or None. Candidates are tried in order of increasing number of digits.
 
-    `original` is the original context length, or 0 if it is unknown. The divisors of each candidate are computed and compared.
+    `original` is the original context length, or 0 if it is unknown. The divisors of each candidate are computed and compared. If none
+    is equal to the last bit, the candidate with the smallest error is returned.
     """
     target, best, remaining = torch.tensor(wanted), None, MORE
+    smallest = math.inf
     for candidate in _candidates(theta, wanted, original):
         remaining -= best is not None
         if not remaining:
@@ -62,8 +67,9 @@ def find_llama3(theta: float, wanted: Sequence[float], original: int) -> Llama3 
         computed = divisors(Rope(theta=theta, llama3=candidate), 2 * len(wanted))
         if torch.equal(computed, target):
             return candidate
-        if best is None and _agree(computed, target, candidate):
-            best = candidate
+        error = float((computed / target - 1).abs().max())
+        if error < smallest and _agree(computed, target, candidate):
+            best, smallest = candidate, error
     return best
 
 

@@ -23,6 +23,9 @@ from rorqual.ops.rope import Rope, rope_table
 ANGLE_CHUNK = 4096
 """Number of positions per `rope_table` call. The number is fixed so that the angles do not depend on the table length."""
 
+PADDING = -1
+"""Document number of padding tokens."""
+
 
 def angles(rope: Rope, dim: int, positions: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
     """Return cos and sin of the RoPE angles of positions 0, 1, 2, ...
@@ -182,7 +185,7 @@ class PackedBatchCache:
     ) -> None:
         rows = positions.cpu().numpy()
         documents = np.zeros_like(rows) if segments is None else segments.cpu().numpy()
-        rows = _with_padding(rows, documents < 0)
+        rows = _with_padding(rows, documents == PADDING)
         starts = np.ones(rows.shape, bool)  # the first token of each document
         starts[:, 1:] = (rows[:, 1:] != rows[:, :-1] + 1) | (documents[:, 1:] != documents[:, :-1])
         start = np.flatnonzero(starts)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from rorqual.ops.rows import ENOUGH, Rows, bmm
 
@@ -224,6 +225,7 @@ def attend(q: Tensor, keys: Tensor, values: Tensor | int, tiles: Tiles, scale: f
     """
     if torch.is_grad_enabled():
         return attend_within(q, keys, values, tiles, scale, tiles.mask)[0]
+    q = q.to(_product_dtype(q))
     k, v = _keys_and_values(keys, values, tiles, q.dtype)
     scores, weights = _block_weights(_in_tiles(q, tiles), k, tiles, scale, tiles.mask)
     if len(tiles.counts) > 1:
@@ -241,12 +243,10 @@ def attend_within(
     visible keys has output 0 and log-sum-exp `HIDDEN`. With an unrestricted mask, outputs are bit-identical to
     `attend`.
     """
+    q = q.to(_product_dtype(q))
     k, v = _keys_and_values(keys, values, tiles, q.dtype)
     if torch.is_grad_enabled():
-        device = q.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else q.dtype
-        with torch.autocast(device, enabled=False):
-            out, lse = _Attend.apply(_in_tiles(q, tiles).to(dtype), k.to(dtype), v.to(dtype), tiles, scale, mask)
+        out, lse = _Attend.apply(_in_tiles(q, tiles), k, v, tiles, scale, mask)
     else:
         out, lse, _ = _attend(_in_tiles(q, tiles), k, v, tiles, scale, mask)
     return _in_tokens(out, tiles, q.shape[2]), _in_tokens(lse, tiles, q.shape[2]).squeeze(-1)
@@ -282,6 +282,7 @@ class _Attend(torch.autograd.Function):
         return out, lse
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, weights, out, lse = ctx.saved_tensors
         tiles: Tiles = ctx.tiles
@@ -297,6 +298,13 @@ class _Attend(torch.autograd.Function):
         dq = torch.bmm(dscores, keys).view(*weights.shape[:3], -1)
         dq = _sum_blocks((dq if tiles.back is None else dq.index_select(0, tiles.back)).float(), tiles)
         return dq.to(q.dtype), dk.view_as(k), dv.view_as(v), None, None, None
+
+
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype in which `torch.bmm` multiplies `x`. Autocast leaves fp64 as it is."""
+    device = x.device.type
+    rounds = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if rounds and x.dtype != torch.float64 else x.dtype
 
 
 def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> Tensor:

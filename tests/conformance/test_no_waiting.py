@@ -1,4 +1,4 @@
-"""No layer waits for its device in bf16: on `meta`, whose tensors have no values, every attempt to read one is an error."""
+"""No layer waits for its device: on `meta`, whose tensors have no values, every attempt to read one is an error."""
 
 from __future__ import annotations
 
@@ -40,12 +40,16 @@ def what_was_read(step: Callable[[], object]) -> str:
 
 
 @every_stage
-@pytest.mark.parametrize("ops", [STEPS, TORCH_INVARIANT], ids=["torch", "torch-invariant"])
+@pytest.mark.parametrize(
+    ("ops", "dtype"),
+    [(STEPS, torch.bfloat16), (STEPS, torch.float16), (STEPS, torch.float32), (TORCH_INVARIANT, torch.bfloat16)],
+    ids=lambda value: str(getattr(value, "name", value)),
+)
 @torch.no_grad()
-def test_a_step_of_an_engine_reads_nothing_back(stage: Stage, ops: Backend) -> None:
-    model = model_of(stage).to(torch.bfloat16).to(META)
+def test_a_step_of_an_engine_reads_nothing_back(stage: Stage, ops: Backend, dtype: torch.dtype) -> None:
+    model = model_of(stage).to(dtype).to(META)
     model.ops = ops
-    cache = PagedCache(ops.attention, model.config, 8, META, torch.bfloat16, 2 * BLOCK)
+    cache = PagedCache(ops.attention, model.config, 8, META, dtype, 2 * BLOCK)
     counts, lens = np.array([1, 1, 70, 5]), np.array([70, 3, 70, 100])
     table = np.array([[1, 2], [3, 0], [4, 5], [6, 7]])
     metadata = AttentionMetadata(np.append(0, np.cumsum(counts)), lens, table, np.arange(BLOCK, BLOCK + 77))

@@ -1,7 +1,7 @@
-"""Mixture of experts with grouped matrix products. No shape depends on the routing, so the host never waits for the GPU.
+"""Mixture of experts on GPUs. No shape depends on the routing, so the host never waits for the GPU.
 
-In torch 2.10, `grouped_mm` supports bf16, and runs as one kernel on CUDA GPUs from sm90 on. For dtypes other than bf16,
-backends loop over experts. The loop synchronizes host and device in each layer.
+In torch 2.13, `grouped_mm` runs as one kernel for bf16 on CUDA GPUs from sm90 on. For other dtypes, the tokens of each expert
+are padded to blocks of equal size, and one batched product multiplies each block by a copy of its expert's matrix.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ ALIGNED = 8
 
 
 def fits(x: Tensor, gate_up: Tensor) -> bool:
-    """Return whether `experts` supports these tensors: bf16, aligned, and not on the CPU."""
+    """Return whether `grouped_mm` supports these tensors: bf16, aligned, and not on the CPU."""
+    return x.device.type != "cpu" and _is_aligned(_compute_dtype(x), gate_up)
+
+
+def _is_aligned(dtype: torch.dtype, gate_up: Tensor) -> bool:
     _, twice, width = gate_up.shape
-    aligned = width % ALIGNED == 0 and twice % (2 * ALIGNED) == 0
-    return x.device.type != "cpu" and aligned and _compute_dtype(x) == torch.bfloat16
+    return dtype == torch.bfloat16 and width % ALIGNED == 0 and twice % (2 * ALIGNED) == 0
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
@@ -29,20 +32,57 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
 
 
 def experts(x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor) -> Tensor:
-    """Compute sum_k weight_k SwiGLU_k(x) with two grouped products over tokens sorted by expert.
+    """Compute sum_k weight_k SwiGLU_k(x) with two products over tokens grouped by expert.
 
     x [tokens, d], gate_up [experts, 2 i, d] (gate first), down [experts, d, i] -> [tokens, d]. The outputs
     of a token's experts are added in the order of `routing.indices`.
     """
     tokens, k = routing.indices.shape
     x, gate_up, down = (tensor.to(_compute_dtype(x)) for tensor in (x, gate_up, down))
-    flat = routing.indices.reshape(-1)
-    order = flat.argsort(stable=True)
-    counts = torch.zeros(len(gate_up), dtype=torch.int32, device=x.device)
-    ends = counts.scatter_add(0, flat, torch.ones_like(flat, dtype=torch.int32)).cumsum(0, dtype=torch.int32)
-    sorted_x = x.index_select(0, order // k)
-    gate, up = F.grouped_mm(sorted_x, gate_up.transpose(1, 2), offs=ends).chunk(2, dim=-1)
-    out = F.grouped_mm(F.silu(gate) * up, down.transpose(1, 2), offs=ends)
-    unsort = torch.empty_like(order).scatter(0, order, torch.arange(tokens * k, device=x.device))
-    each = out.index_select(0, unsort).view(tokens, k, -1)
+    compute = _by_kernel if _is_aligned(x.dtype, gate_up) else _by_blocks
+    each = compute(x, routing.indices, gate_up.transpose(1, 2), down.transpose(1, 2)).view(tokens, k, down.shape[1])
     return torch.bmm(routing.weights.unsqueeze(1), each.to(routing.weights.dtype)).squeeze(1).to(x.dtype)
+
+
+def _by_kernel(x: Tensor, indices: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """Return SwiGLU_expert(x) [tokens * k, d] of each token and each of its experts, with `grouped_mm`."""
+    order, pairs = _sorted(indices)
+    ends = _counts(indices, len(gate_up)).cumsum(0, dtype=torch.int32)
+    gate, up = F.grouped_mm(x.index_select(0, order // indices.shape[1]), gate_up, offs=ends).chunk(2, dim=-1)
+    out = F.grouped_mm(F.silu(gate) * up, down, offs=ends)
+    return out.index_select(0, torch.empty_like(order).scatter(0, order, pairs))
+
+
+def _by_blocks(x: Tensor, indices: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """Return what `_by_kernel` returns, with batched products over blocks of rows that share an expert.
+
+    The number of blocks is the largest that any routing needs. It is at most twice the number of experts, so the products
+    use at most twice the rows and two copies of all matrices.
+    """
+    order, pairs = _sorted(indices)
+    n, n_experts = len(pairs), len(gate_up)
+    rows = max(1, -(-n // n_experts))
+    blocks = (n + min(n, n_experts) * (rows - 1)) // rows
+    counts = _counts(indices, n_experts)
+    needed = (counts + rows - 1) // rows
+    block_ends = needed.cumsum(0)
+    shift = (block_ends - needed) * rows - (
+        counts.cumsum(0) - counts
+    )  # from an expert's first sorted row to its first block
+    shift = shift.index_select(0, indices.reshape(-1).index_select(0, order))
+    place = torch.empty_like(order).scatter(0, order, pairs + shift)
+    used = torch.searchsorted(block_ends, torch.arange(blocks, device=x.device), right=True).clamp_max(n_experts - 1)
+    padded = x.new_zeros(blocks * rows, x.shape[1]).index_copy(0, place, x.repeat_interleave(indices.shape[1], dim=0))
+    gate, up = torch.bmm(padded.view(blocks, rows, x.shape[1]), gate_up.index_select(0, used)).chunk(2, dim=-1)
+    return torch.bmm(F.silu(gate) * up, down.index_select(0, used)).flatten(0, 1).index_select(0, place)
+
+
+def _sorted(indices: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the stable order of the (token, expert) pairs by expert, and 0, 1, ... for each place of that order."""
+    order = indices.reshape(-1).argsort(stable=True)
+    return order, torch.arange(len(order), device=order.device)
+
+
+def _counts(indices: Tensor, n_experts: int) -> Tensor:
+    flat = indices.reshape(-1)
+    return torch.zeros(n_experts, dtype=torch.int64, device=flat.device).scatter_add(0, flat, torch.ones_like(flat))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -23,6 +24,17 @@ settings.load_profile("default")
 TIERS = {
     mark: set(names) for mark, names in json.loads((Path(__file__).parent / "tiers.json").read_text())["tests"].items()
 }
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collect the 11,000 tests without garbage collection, and leave them out of every later one: three core-seconds a process."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

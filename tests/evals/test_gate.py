@@ -24,8 +24,8 @@ from rorqual.model.load.run import load_run
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "tiny-deepseek-v32"
 TEXT = Path(__file__).parents[2] / "src" / "rorqual" / "data" / "samples" / "tinyshakespeare-64k.txt"
 EXPECTED: dict[str, Any] = json.loads((FIXTURE / "expected.json").read_text(encoding="utf-8"))
-MIN_RECALL = 0.815
-"""Between the recall of the sound indexer, 0.818, and that of the fault that costs least, 0.810 (docs/results/gate.json)."""
+MIN_RECALL = 0.9
+"""Between the weighted recall of the sound indexer and that of the fault that costs least (docs/results/gate.json)."""
 
 
 @pytest.fixture(scope="module")

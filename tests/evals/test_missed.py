@@ -35,7 +35,7 @@ def test_it_equals_a_plain_computation() -> None:
     inputs, outputs, selected = ([[parts[which][layer] for parts in seen] for layer in range(2)] for which in range(3))
     lowest = []
     for index, layer in enumerate(found.layers):
-        mass, recall, difference = [], [], []
+        mass, recall, weighted, difference = [], [], [], []
         share, inside = np.zeros(len(DISTANCES)), np.zeros(len(DISTANCES))
         for w in range(2):
             weights, dense = dense_weights(model.layers[index].attention, inputs[index][w], model)  # type: ignore[arg-type]
@@ -46,6 +46,7 @@ def test_it_equals_a_plain_computation() -> None:
                 mean = weights[:, t].mean(0)
                 best = sorted(range(t + 1), key=lambda s: -float(mean[s]))[:BUDGET]
                 recall.append(len({*best} & {*rows}) / BUDGET)
+                weighted.append(float(mean[sorted({*best} & {*rows})].sum() / mean[best].sum()))
                 lowest.append(
                     (float(mean[rows].sum()), index, w, t, mean[: t + 1], sorted(rows), sorted({*best} - {*rows}))
                 )
@@ -62,6 +63,7 @@ def test_it_equals_a_plain_computation() -> None:
         )
         assert layer.mass_p1 == pytest.approx(np.percentile(each.mean(1), 1), abs=1e-5)
         assert layer.recall == pytest.approx(np.mean(recall), abs=1e-6)
+        assert layer.weighted_recall == pytest.approx(np.mean(weighted), abs=1e-5)
         assert layer.difference == pytest.approx(np.mean(difference), rel=1e-4)
         assert len(layer.distances) == 4
         for part, a, b in zip(layer.distances, share, inside, strict=False):
@@ -166,7 +168,8 @@ def test_the_command_gives_its_options_on(sparse: Path, tmp_path: Path) -> None:
     own = values["texts"][2]
     assert own["queries"] == 3 * 51
     for layer in own["layers"]:
-        assert f"{layer['layer']:<5}  {layer['mass']:.3f}  {layer['mass_p1']:>7.3f}  {layer['recall']:>6.3f}" in text
+        row = f"{layer['layer']:<5}  {layer['mass']:.3f}  {layer['mass_p1']:>7.3f}  {layer['recall']:>6.3f}"
+        assert f"{row}  {layer['weighted_recall']:>8.3f}" in text
     recalls = [[one["layers"][0]["recall"] for one in values["texts"]]]
     assert re.search(r"\n0 +" + " +".join(f"{value:.3f}" for value in recalls[0]) + r"\n", text)
     said(run, data, f"out={tmp_path / 'b.json'}", "dtype=bfloat16", "budgets=9")
@@ -218,7 +221,13 @@ def test_the_default_length_is_the_context_up_to_a_limit(
 def test_the_gate_fails_below_its_limit_and_passes_at_it(sparse: Path) -> None:
     run, data = sparse / "sparse", f"data={sparse / 'text.txt'}"
     assert "is below min_recall=0.999" in said(run, data, "length=60", "min_recall=0.999", code=1)
-    assert "min_recall" not in said(run, data, "length=60", "min_recall=0.01")
+    out = sparse / "gate.json"
+    assert "min_recall" not in said(run, data, "length=60", "min_recall=0.01", f"out={out}")
+    texts = json.loads(out.read_text(encoding="utf-8"))["texts"]
+    (own,) = (one["weighted_recall"] for one in texts if one["budget"] == 9)
+    assert "min_recall" not in said(run, data, "length=60", f"min_recall={own - 1e-4}")
+    text = said(run, data, "length=60", f"min_recall={own + 1e-4}", code=1)
+    assert f"weighted recall {own:.3f} is below min_recall={own + 1e-4:g}" in text
 
 
 @pytest.mark.parametrize(
@@ -247,4 +256,5 @@ def test_the_lowest_layer_decides() -> None:
     with torch.no_grad():
         found = measure_missed(model_of(), windows())
     assert isinstance(found, Misses) and found.recall == min(layer.recall for layer in found.layers)
-    assert found.recall == found.to_json()["recall"]
+    assert found.weighted_recall == min(layer.weighted_recall for layer in found.layers)
+    assert (found.recall, found.weighted_recall) == (found.to_json()["recall"], found.to_json()["weighted_recall"])

@@ -76,7 +76,7 @@ def test_the_page_needs_nothing_but_itself_and_shows_each_text(page: str, report
     query = queries[ascii_only]
     assert [place for place, mark in enumerate(marks) if "m" in mark] == list(query.missed)
     assert [place for place, mark in enumerate(marks) if "s" in mark] == list(query.selected)
-    lowest = min(text.at(12).recall for text in report.texts)
+    lowest = min(text.at(12).weighted_recall for text in report.texts)
     assert f"<dd>{lowest:.1%}<small>at 12 positions" in page
     assert "Budgets other than 12 are untrained" in page
 

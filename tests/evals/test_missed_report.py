@@ -45,7 +45,7 @@ def test_each_text_is_measured_by_itself_at_each_budget() -> None:
             assert found.at(budget) == measure_missed(model_of(budget, vocab=263), tokens)
     by_layer = [[text.at(30).layers[layer].recall for text in report.texts] for layer in range(2)]
     assert recall_by_layer(report, 30) == pytest.approx([sum(pair) / 2 for pair in by_layer])
-    assert report.recall == min(text.at(BUDGET).recall for text in report.texts)
+    assert report.weighted_recall == min(text.at(BUDGET).weighted_recall for text in report.texts)
     layers = [layer for text in report.texts for layer in text.at(BUDGET).layers]
     for index, part in enumerate(distances(report)):
         shares = [layer.distances[index].share for layer in layers]

@@ -43,6 +43,8 @@ class LayerMisses:
     - `mass`: share of the dense attention that lies on selected positions, averaged over heads. `mass_p1` is the first
       percentile of `mass` over queries, and `mass_min` the minimum. `heads` is the mean `mass` of each head.
     - `recall`: fraction of the top `index_topk` positions (by dense attention weight) that sparse attention selects.
+    - `weighted_recall`: fraction of the dense attention on these top positions that lies on selected positions. It is `mass`
+      relative to the best possible selection, except that it averages the heads first.
     - `difference`: |sparse - dense| / |dense| of the module's output.
     - `tied`: share of the selected positions with the same score as the best unselected position.
     """
@@ -52,6 +54,7 @@ class LayerMisses:
     mass_p1: float
     mass_min: float
     recall: float
+    weighted_recall: float
     difference: float
     tied: float
     heads: tuple[float, ...]
@@ -109,9 +112,14 @@ class Misses:
         """The lowest `recall` among the layers."""
         return min(layer.recall for layer in self.layers)
 
+    @property
+    def weighted_recall(self) -> float:
+        """The lowest `weighted_recall` among the layers."""
+        return min(layer.weighted_recall for layer in self.layers)
+
     def to_json(self) -> dict[str, Any]:
         """Return all values as JSON."""
-        return asdict(self) | {"recall": self.recall}
+        return asdict(self) | {"recall": self.recall, "weighted_recall": self.weighted_recall}
 
 
 def sparse_layers(model: Decoder, where: str = "") -> list[DSA]:
@@ -216,7 +224,7 @@ class _Collected:
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self.mass, self.recall, self.difference = list[Tensor](), list[Tensor](), list[Tensor]()
-        self.heads, self.tied = list[Tensor](), 0
+        self.weighted_recall, self.heads, self.tied = list[Tensor](), list[Tensor](), 0
         self.share, self.inside = np.zeros(len(DISTANCES)), np.zeros(len(DISTANCES))
         self.windows = 0
         self.lowest = LowestQuery(0, 0, np.inf, (), (), (), ())
@@ -236,6 +244,8 @@ class _Collected:
         self.tied += int(records["tied"].sum())
         distance = torch.arange(k, k + len(rows)).unsqueeze(1) - rows
         mass = mass.masked_fill(rows < 0, 0).double()
+        top = mass[:, :k]
+        self.weighted_recall.append((top * inside[:, :k]).sum(1) / top.sum(1))
         place = torch.bucketize(distance.clamp(min=0), torch.tensor(DISTANCES), right=True) - 1
         for total, values in ((self.share, mass), (self.inside, mass * inside)):
             total += (
@@ -256,8 +266,8 @@ class _Collected:
 
     def result(self, layer: int) -> LayerMisses:
         """Return the layer's values."""
-        mass, recall, difference = (
-            torch.cat(part).float().numpy() for part in (self.mass, self.recall, self.difference)
+        mass, recall, weighted_recall, difference = (
+            torch.cat(part).float().numpy() for part in (self.mass, self.recall, self.weighted_recall, self.difference)
         )
         ends = (*(first - 1 for first in DISTANCES[1:]), 1 << 30)
         ranges = (
@@ -271,6 +281,7 @@ class _Collected:
             mass_p1=float(np.percentile(mass, 1)),
             mass_min=float(mass.min()),
             recall=float(recall.mean()),
+            weighted_recall=float(weighted_recall.mean()),
             difference=float(difference.mean()),
             tied=self.tied / (len(mass) * self.budget),
             heads=tuple(torch.cat(self.heads).float().mean(0).tolist()),

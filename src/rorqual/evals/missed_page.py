@@ -71,8 +71,8 @@ def _facts(report: MissedReport) -> Iterator[tuple[str, str, str]]:
     if texts:
         queries = sum(missed.queries for missed in texts)
         yield (
-            "lowest recall of a layer",
-            f"{min(missed.recall for missed in texts):.1%}",
+            "lowest weighted recall of a layer",
+            f"{min(missed.weighted_recall for missed in texts):.1%}",
             f"at {report.shown} positions",
         )
         yield (

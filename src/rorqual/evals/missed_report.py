@@ -69,8 +69,8 @@ class MissedReport:
         return self.trained if self.trained in self.budgets else self.budgets[-1]
 
     @property
-    def recall(self) -> float:
-        """The lowest recall over all layers and texts, at the trained budget. Raises ConfigError if no text was
+    def weighted_recall(self) -> float:
+        """The lowest weighted recall over all layers and texts, at the trained budget. Raises ConfigError if no text was
         measured at this budget."""
         if not self.texts or self.trained not in self.budgets:
             reason = "data= names no text" if not self.texts else f"attention is dense at index_topk={self.trained}"
@@ -78,7 +78,7 @@ class MissedReport:
                 f"min_recall= has nothing to compare: {reason}",
                 remedy="Give data=FILE or data=kinds, and a length= of more than index_topk.",
             )
-        return min(text.at(self.trained).recall for text in self.texts)
+        return min(text.at(self.trained).weighted_recall for text in self.texts)
 
     def to_json(self) -> dict[str, Any]:
         """Return all values as JSON, with one entry in `texts` per text and budget."""

@@ -70,6 +70,7 @@ def notes(report: MissedReport) -> list[str]:
         found += [
             "mass: share of dense attention on selected positions (p1: first percentile over queries)",
             f"recall: share of the {report.shown} positions with the largest dense weights that are selected; by text, the lowest layer's",
+            "weighted: share of the dense attention on these positions that is on selected ones; by text, the lowest layer's",
             "output: |sparse - dense| / |dense|. tied: selected positions whose score equals the best that is not selected",
             "KL: KL(dense || sparse) of the next token in nats. changed: queries whose most likely token changes. loss: in nats",
         ]
@@ -122,8 +123,8 @@ def _layers(texts: Sequence[Misses]) -> list[tuple[LayerMisses, ...]]:
 def _text_tables(report: MissedReport) -> list[TitledTable]:
     texts = shown(report)
     by_text = [
-        [text.name, f"{m.windows}", f"{m.queries:,}", f"{m.mass:.3f}", f"{m.recall:.3f}", f"{m.kl:.4f}", f"{m.flips:.1%}",
-         f"{m.loss_sparse:.4f}", f"{m.loss_dense:.4f}"]
+        [text.name, f"{m.windows}", f"{m.queries:,}", f"{m.mass:.3f}", f"{m.recall:.3f}", f"{m.weighted_recall:.3f}",
+         f"{m.kl:.4f}", f"{m.flips:.1%}", f"{m.loss_sparse:.4f}", f"{m.loss_dense:.4f}"]
         for text, m in zip(report.texts, texts, strict=True)
     ]  # fmt: skip
     by_layer = [
@@ -141,7 +142,8 @@ def _text_tables(report: MissedReport) -> list[TitledTable]:
     far = [[part.name, f"{part.share:.1%}", f"{part.inside:.1%}"] for part in distances(report)]
     several = ", mean of all texts" if len(texts) > 1 else ""
     return [
-        TitledTable("by text", ["text", "windows", "queries", "mass", "recall", "KL", "changed", "loss sparse", "loss dense"], by_text),
+        TitledTable("by text", ["text", "windows", "queries", "mass", "recall", "weighted", "KL", "changed", "loss sparse",
+                                "loss dense"], by_text),
         TitledTable(f"by layer{several}", ["layer", *LAYER], by_layer),
         TitledTable(f"recall by layer and budget{several}", ["layer", *names], by_budget if len(report.budgets) > 1 else []),
         TitledTable(f"by distance, mean of all layers{several and ' and texts'}", ["distance", "attention", "selected"], far),
@@ -152,6 +154,7 @@ LAYER = {
     "mass": ("mass", ".3f"),
     "mass p1": ("mass_p1", ".3f"),
     "recall": ("recall", ".3f"),
+    "weighted": ("weighted_recall", ".3f"),
     "output": ("difference", ".3f"),
     "tied": ("tied", ".1%"),
 }

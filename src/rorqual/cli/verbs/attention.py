@@ -22,7 +22,7 @@ class AttentionSettings(Placement):
     - `length`: tokens per window. 0 uses the model's context length, but at most 1,024 tokens.
     - `windows`: number of windows per text. For each length and depth, it is also the number of needles or copied lines.
     - `budgets`: further values of index_topk to measure. The model's own value is always measured.
-    - `min_recall`: the command fails if the recall of a layer is lower.
+    - `min_recall`: the command fails if the weighted recall of a layer is lower.
     - `out`: JSON file for all values.
     - `page`: HTML file.
     """
@@ -56,7 +56,7 @@ def attention(
     depths and lengths. With 'copy', a line is repeated at several distances.
 
     Keys: data=FILE,kinds,needle,copy, length=TOKENS, windows=8, budgets=16,64 (index_topk to measure; default: a
-    quarter, half and twice the model's value), min_recall=0.9 (exit with status 1 if a layer's recall is lower),
+    quarter, half and twice the model's value), min_recall=0.9 (exit with status 1 if a layer's weighted recall is lower),
     out=FILE.json, page=FILE.html, device=, dtype=, threads=N.
     """
     chosen = read(AttentionSettings, settings)
@@ -114,6 +114,6 @@ def attention(
 
         write_atomic(Path(chosen.page), missed_page(report, Tokenizer.load(RunDir(run).tokenizer_file)).encode())
         print(f"{chosen.page}: pictures, and the queries that miss most")
-    if chosen.min_recall and report.recall < chosen.min_recall:
-        print(f"recall {report.recall:.3f} is below min_recall={chosen.min_recall:g}")
+    if chosen.min_recall and report.weighted_recall < chosen.min_recall:
+        print(f"weighted recall {report.weighted_recall:.3f} is below min_recall={chosen.min_recall:g}")
         raise typer.Exit(1)

@@ -360,7 +360,7 @@ MUTANTS = (
     ),
     one(
         "the gate compares the plain recall",
-        "issue 18: attention",
+        "issue 18: what attention misses",
         "evals/missed_report.py",
         "text.at(self.trained).weighted_recall for",
         "text.at(self.trained).recall for",
@@ -369,7 +369,7 @@ MUTANTS = (
     ),
     one(
         "weighted recall is a share of all attention",
-        "issue 18: attention",
+        "issue 18: what attention misses",
         "evals/missed.py",
         "top = mass[:, :k]\n        self.weighted_recall.append((top * inside[:, :k]).sum(1) / top.sum(1))",
         "top = mass[:, :k]\n        self.weighted_recall.append((top * inside[:, :k]).sum(1) / mass.sum(1))",

@@ -173,6 +173,21 @@ def test_the_page_has_no_switch_that_does_nothing(thinks: bool) -> None:
     assert switch["props"]["visible"] is thinks
 
 
+def test_a_second_retry_or_edit_replaces_the_first_and_a_second_enter_is_ignored() -> None:
+    async def api(*_: Any) -> None:
+        raise AssertionError
+
+    _, blocks = ui_chat.build(api, "model", 1.0, True)
+    kinds = {part["id"]: part["props"].get("value") or part["type"] for part in blocks.config["components"]}
+    modes = {
+        (kinds.get(where), event): one["trigger_mode"]
+        for one in blocks.config["dependencies"]
+        for where, event in one["targets"]
+    }
+    assert modes[("Retry", "click")] == modes[("chatbot", "retry")] == modes[("chatbot", "edit")] == "multiple"
+    assert modes[("textbox", "submit")] == "once", modes
+
+
 def test_an_empty_page_shows_two_problems_of_the_run_and_a_first_question_unlike_them_is_said() -> None:
     async def api(*_: Any) -> None:
         raise AssertionError

@@ -204,6 +204,7 @@ MUTANTS = (
         "serve/ui_chat.py",
         '    retry.click(retry_last, [rows, *settings], trigger_mode="multiple", **running)\n',
         '    retry.click(retry_last, [rows, *settings], trigger_mode="once", **running)\n',
+        "tests/serve/test_thinking.py::test_a_second_retry_or_edit_replaces_the_first_and_a_second_enter_is_ignored",
         "tests/serve/test_page.py::test_a_reply_under_way_gives_way_to_another_and_to_a_new_chat",
     ),
     one(

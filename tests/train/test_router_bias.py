@@ -1,4 +1,6 @@
-"""The router's bias moves once an update, by every real token of it, and by nothing else (V3, section 2.1.2)."""
+"""The router's bias moves once an update, by every real token of it, and by nothing else (V3, section 2.1.2).
+
+Of LongCat-Flash's router, only the biases of experts with weights move (2509.01322, section 2.1)."""
 
 from __future__ import annotations
 
@@ -11,16 +13,43 @@ from safetensors.torch import load_file
 
 from rorqual.core.records import RunDir
 from rorqual.engine import Request, SamplingParams
-from rorqual.model import Decoder
+from rorqual.model import Decoder, ModelConfig
+from rorqual.model.ffn import MoEConfig
+from rorqual.model.ffn.router import ZeroConfig
 from rorqual.model.load.run import load_run
 from rorqual.train.balance import load_ratio, move_bias
 from rorqual.train.batch import TrainBatch
 from rorqual.train.loop import fit
 from rorqual.train.objectives import MultiToken, NextToken, Objective
+from rorqual.train.run import Run
 from rorqual.train.sources import Source, Step
 
 BOTH: tuple[Objective, ...] = (NextToken(), MultiToken())
 GAMMA = 0.01
+ZERO = ZeroConfig(n_routed_experts=12, zero_expert_num=4, num_experts_per_tok=2, expected_experts=1.25)
+
+
+def with_zero_experts(config: ModelConfig) -> ModelConfig:
+    stages = []
+    for stage in config.stages:
+        ffn = stage.ffn
+        if isinstance(ffn, MoEConfig):
+            ffn = ffn.model_copy(update={"router": ZERO})
+        stages.append(stage.model_copy(update={"ffn": ffn}))
+    return config.model_copy(update={"stages": tuple(stages)})
+
+
+@pytest.fixture(params=["grouped_topk", "zero"])
+def config(request: pytest.FixtureRequest) -> ModelConfig:
+    return tiny() if request.param == "grouped_topk" else with_zero_experts(tiny())
+
+
+@pytest.fixture
+def run(config: ModelConfig) -> Run:
+    """Three steps of fine-tuning, of a model of either router."""
+    own = sft_run(4)
+    zero = any(isinstance(stage.ffn, MoEConfig) and stage.ffn.router == ZERO for stage in config.stages)
+    return own.model_copy(update={"model": with_zero_experts(own.model)}) if zero else own
 
 
 def slow_counts(model: Decoder, batch: TrainBatch) -> list[list[int]]:
@@ -41,8 +70,8 @@ def slow_counts(model: Decoder, batch: TrainBatch) -> list[list[int]]:
     return counts
 
 
-def test_padding_is_no_load() -> None:
-    model, samples = loud(tiny()), documents(5)
+def test_padding_is_no_load(config: ModelConfig) -> None:
+    model, samples = loud(config), documents(5)
     with_padding = update_of(model, BOTH, padded(samples, row=60), parts=2).counts
     without = update_of(model, BOTH, packed(samples)).counts
     assert [c.tolist() for c in with_padding] == [c.tolist() for c in without]
@@ -50,14 +79,14 @@ def test_padding_is_no_load() -> None:
     assert int(without[1].sum()) == 2 * sum(len(s) - 1 for s in samples), "the module reads one token less of each"
 
 
-def test_one_by_four_is_four_by_one() -> None:
-    model, samples = loud(tiny()), documents(6, count=8)
+def test_one_by_four_is_four_by_one(config: ModelConfig) -> None:
+    model, samples = loud(config), documents(6, count=8)
     whole, parts = (update_of(model, BOTH, padded(samples), parts=n).counts for n in (1, 4))
     assert [c.tolist() for c in whole] == [c.tolist() for c in parts]
 
 
-def test_ten_steps_against_a_slow_reference() -> None:
-    model = loud(tiny())
+def test_ten_steps_against_a_slow_reference(config: ModelConfig) -> None:
+    model = loud(config)
     slow = [[float(b) for b in router.router.e_score_correction_bias] for router in model.routers()]
     assert len(slow) == 2, "the prediction module has a router of its own"
     for step in range(10):
@@ -66,30 +95,32 @@ def test_ten_steps_against_a_slow_reference() -> None:
         counts = update_of(model, BOTH, batch, parts=2).counts
         assert [c.tolist() for c in counts] == expected
         move_bias(model.routers(), counts, GAMMA)
-        for bias, served in zip(slow, expected):
-            mean = sum(served) / len(served)
+        for router, bias, served in zip(model.routers(), slow, expected):
             for expert, load in enumerate(served):
-                bias[expert] += GAMMA if load < mean else -GAMMA if load > mean else 0.0
+                if router.router.config == ZERO:  # 1.25 of a token's two choices are shared by 12 experts
+                    bias[expert] += GAMMA * (1 - load / (sum(served) * 1.25 / 2 / 12)) if expert < 12 else 0.0
+                else:
+                    mean = sum(served) / len(served)
+                    bias[expert] += GAMMA if load < mean else -GAMMA if load > mean else 0.0
         for router, bias in zip(model.routers(), slow):
             assert router.router.e_score_correction_bias.tolist() == pytest.approx(bias, abs=1e-6)
 
 
-def test_it_evens_the_load() -> None:
-    model, batch = loud(tiny()), packed(documents(7, count=12))
+def test_it_evens_the_load(config: ModelConfig) -> None:
+    model, batch = loud(config), packed(documents(7, count=12))
     ratios = []
     for _ in range(40):
         counts = update_of(model, BOTH, batch).counts
-        ratios.append(load_ratio(counts))
+        ratios.append(load_ratio(counts, [router.target_load() for router in model.routers()]))
         move_bias(model.routers(), counts, GAMMA)
     assert ratios[-1] < 0.7 * ratios[0]
 
 
-def test_an_evaluation_between_two_steps_changes_nothing(tmp_path: Path) -> None:
+def test_an_evaluation_between_two_steps_changes_nothing(config: ModelConfig, run: Run, tmp_path: Path) -> None:
     """Steps 1-2, then an evaluation with the very model, then 3-4, against 1-4."""
-    run = sft_run(4)
     straight = fit(run, RunDir(tmp_path / "straight"), quiet=True).model
 
-    model = loud(tiny())
+    model = loud(config)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     engine_of(model).generate([Request(prompt_ids=(1, 2, 3), params=SamplingParams(max_tokens=5))])
     with torch.no_grad():
@@ -111,11 +142,11 @@ def test_an_evaluation_between_two_steps_changes_nothing(tmp_path: Path) -> None
         assert torch.equal(tensor, evaluated.state_dict()[name]), name
 
 
-def test_it_is_kept_in_fp32_through_save_load_and_bf16(tmp_path: Path) -> None:
+def test_it_is_kept_in_fp32_through_save_load_and_bf16(run: Run, tmp_path: Path) -> None:
     out = RunDir(tmp_path / "run")
-    model = fit(sft_run(3), out, quiet=True).model
+    model = fit(run, out, quiet=True).model
     biases = {n: t for n, t in model.state_dict().items() if n.endswith("e_score_correction_bias")}
-    assert len(biases) == 2 and all(bool(t.any()) for t in biases.values()), "three steps move every router's bias"
+    assert len(biases) == 2 and all(bool(t.any()) for t in biases.values()), "four steps move every router's bias"
     saved = load_file(out.checkpoint() / "model.safetensors")
     loaded = load_run(out, dtype=torch.bfloat16)
     assert loaded.embed_tokens.weight.dtype == torch.bfloat16
@@ -124,8 +155,34 @@ def test_it_is_kept_in_fp32_through_save_load_and_bf16(tmp_path: Path) -> None:
             assert kept.dtype == torch.float32 and torch.equal(kept, bias)
 
 
-def test_an_update_without_a_token_moves_nothing() -> None:
-    model = loud(tiny())
+def test_an_update_without_a_token_moves_nothing(config: ModelConfig) -> None:
+    model = loud(config)
     before = [router.router.e_score_correction_bias.clone() for router in model.routers()]
     move_bias(model.routers(), [torch.zeros(16, dtype=torch.long)] * 2, GAMMA)
     assert all(torch.equal(a, r.router.e_score_correction_bias) for a, r in zip(before, model.routers(), strict=True))
+
+
+def test_a_resumed_run_moves_the_bias_of_zero_experts_as_a_straight_one(tmp_path: Path) -> None:
+    run = sft_run(4)
+    run = run.model_copy(update={"model": with_zero_experts(run.model)})
+    straight = fit(run, RunDir(tmp_path / "straight"), quiet=True).model
+
+    class Stopped(Source):
+        def __init__(self, source: Source, model: Decoder) -> None:
+            self.source = source
+
+        def step(self, step: int) -> Step:
+            if step == 3:
+                raise KeyboardInterrupt
+            return self.source.step(step)
+
+    parts = RunDir(tmp_path / "parts")
+    with pytest.raises(KeyboardInterrupt):
+        train_with(run, parts, Stopped)
+    assert parts.steps()[-1] == 3
+    resumed = fit(run, parts, quiet=True).model
+    for name, tensor in straight.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+    for router in straight.routers():
+        bias = router.router.e_score_correction_bias
+        assert bias[:12].all() and not bias[12:].any()

@@ -176,6 +176,22 @@ MUTANTS = (
         "tests/model/test_bf16.py::test_the_router_is_computed_in_fp32",
     ),
     one(
+        "the biases of zero experts move, too",
+        "issue 19: zero experts",
+        "model/ffn/router/zero.py",
+        "self.e_score_correction_bias[:n].add_(gamma * (1 - load[:n] / target[:n]))",
+        "self.e_score_correction_bias.add_(gamma * (1 - load / target))",
+        "tests/train/test_router_bias.py::test_ten_steps_against_a_slow_reference",
+    ),
+    one(
+        "the gates of zero experts are normalised",
+        "issue 19: zero experts",
+        "model/ffn/router/zero.py",
+        "norm=False",
+        "norm=True",
+        "tests/parity/test_zero_experts.py::test_the_mixture_is_longcats",
+    ),
+    one(
         "a LoRA layer leaves the bias out",
         "issue 14: second bug trial",
         "model/adapter/lora.py",

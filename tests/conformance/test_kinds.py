@@ -45,7 +45,7 @@ from rorqual.model.attention import (
 )
 from rorqual.model.block import BlockConfig, PreNormConfig
 from rorqual.model.ffn import DenseConfig, FFNConfig, MoEConfig
-from rorqual.model.ffn.router import GroupedTopKConfig, RouterConfig, ZeroConfig
+from rorqual.model.ffn.router import GroupedTopKConfig, RouterConfig, ZeroExpertsConfig
 from rorqual.model.init import init_weights
 from rorqual.model.packed_batch import PackedBatchCache
 from rorqual.ops.attention import document_mask
@@ -120,7 +120,7 @@ ROUTERS: list[RouterConfig] = [
         score_bias=False,
         group_score="max",
     ),
-    ZeroConfig(
+    ZeroExpertsConfig(
         n_routed_experts=5, zero_expert_num=4, num_experts_per_tok=3, expected_experts=1.5, routed_scaling_factor=2.0
     ),
     ZeroComputationConfig(),

@@ -11,7 +11,7 @@ from transformers.models.longcat_flash.configuration_longcat_flash import Longca
 from transformers.models.longcat_flash.modeling_longcat_flash import LongcatFlashMoE
 
 from rorqual.model.ffn import MoEConfig
-from rorqual.model.ffn.router import ZeroConfig
+from rorqual.model.ffn.router import ZeroExpertsConfig
 from rorqual.ops.backends import REFERENCE, TORCH, TORCH_INVARIANT, Backend
 
 TOKENS = 64
@@ -25,7 +25,7 @@ def random_config(seed: int) -> tuple[int, MoEConfig]:
     rng = random.Random(seed)
     experts, zero = rng.randint(3, 9), rng.randint(1, 6)
     k = rng.randint(2, min(5, experts))
-    router = ZeroConfig(
+    router = ZeroExpertsConfig(
         n_routed_experts=experts,
         zero_expert_num=zero,
         num_experts_per_tok=k,
@@ -41,7 +41,7 @@ def random_config(seed: int) -> tuple[int, MoEConfig]:
 def test_the_mixture_is_longcats(seed: int, ops: Backend) -> None:
     hidden, config = random_config(seed)
     router = config.router
-    assert isinstance(router, ZeroConfig)
+    assert isinstance(router, ZeroExpertsConfig)
     theirs = LongcatFlashMoE(
         LongcatFlashConfig(
             hidden_size=hidden,

@@ -15,7 +15,7 @@ from rorqual.core.records import RunDir
 from rorqual.engine import Request, SamplingParams
 from rorqual.model import Decoder, ModelConfig
 from rorqual.model.ffn import MoEConfig
-from rorqual.model.ffn.router import ZeroConfig
+from rorqual.model.ffn.router import ZeroExpertsConfig
 from rorqual.model.load.run import load_run
 from rorqual.train.balance import load_ratio, move_bias
 from rorqual.train.batch import TrainBatch
@@ -26,7 +26,7 @@ from rorqual.train.sources import Source, Step
 
 BOTH: tuple[Objective, ...] = (NextToken(), MultiToken())
 GAMMA = 0.01
-ZERO = ZeroConfig(n_routed_experts=12, zero_expert_num=4, num_experts_per_tok=2, expected_experts=1.25)
+ZERO = ZeroExpertsConfig(n_routed_experts=12, zero_expert_num=4, num_experts_per_tok=2, expected_experts=1.25)
 
 
 def with_zero_experts(config: ModelConfig) -> ModelConfig:

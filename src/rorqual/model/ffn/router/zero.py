@@ -16,7 +16,7 @@ from rorqual.ops.backends import Backend
 from rorqual.ops.moe import Routing, expected_load, route, router_logits
 
 
-class ZeroConfig(RouterConfig):
+class ZeroExpertsConfig(RouterConfig):
     """A router with `zero_expert_num` identity experts beside `n_routed_experts` experts with weights, with LongCat-Flash's
     field names.
 
@@ -33,7 +33,7 @@ class ZeroConfig(RouterConfig):
     routed_scaling_factor: Positive = 1.0
 
     def build(self, hidden_size: int) -> Router:
-        return Zero(self, hidden_size)
+        return ZeroExperts(self, hidden_size)
 
     def cost(self, hidden_size: int) -> Cost:
         return linear(hidden_size, self.n_choices()) + vector(self.n_choices())
@@ -71,8 +71,8 @@ class ZeroConfig(RouterConfig):
             raise ValueError("num_experts_per_tok - expected_experts must be at most zero_expert_num")
 
 
-class Zero(Router):
-    """A module of the router `ZeroConfig`. It computes in fp32, whatever the dtype of its weight `gate` [choices, hidden].
+class ZeroExperts(Router):
+    """A module of the router `ZeroExpertsConfig`. It computes in fp32, whatever the dtype of its weight `gate` [choices, hidden].
 
     Load balancing updates the buffer `e_score_correction_bias` [choices], but only for experts with weights.
     """
@@ -80,9 +80,9 @@ class Zero(Router):
     derived = {"wide_gate": "gate"}
     e_score_correction_bias: Tensor
 
-    def __init__(self, config: ZeroConfig, hidden_size: int) -> None:
+    def __init__(self, config: ZeroExpertsConfig, hidden_size: int) -> None:
         super().__init__(config)
-        self.config: ZeroConfig = config
+        self.config: ZeroExpertsConfig = config
         self.gate = nn.Parameter(torch.empty(config.n_choices(), hidden_size))
         self.register_buffer("e_score_correction_bias", torch.zeros(config.n_choices()))
 

@@ -333,6 +333,7 @@ GENERATED: dict[str, tuple[str, Any]] = {
     "stop_token_ids": ("[4, 9]", [4, 9]),
     "top_logprobs": ("3", 3),
     "prompt_logprobs": ("2", 2),
+    "think_budget": ("3", 3),
     "min_tokens": ("1", 1),
     "min_p_first": ("true", True),
     "grammar": ("{kind: regex, source: '[0-9]+'}", {"kind": "regex", "source": "[0-9]+"}),

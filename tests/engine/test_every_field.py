@@ -29,8 +29,8 @@ from rorqual.generate.schema import RowParser, RowRequest, RowSampling, line_see
 from rorqual.model import Decoder
 from rorqual.ops.paged import BLOCK
 
-EOS, A, B = 1, 100, 101
-"""The end of a turn, and two tokens that the tests push."""
+EOS, THINK, A, B = 1, 5, 100, 101
+"""The end of a turn, the beginning of a thought, and two tokens that the tests push."""
 PROMPT = (0, 3, 40, 41, 42, 50, 50, 4)
 PLAIN = SamplingParams(max_tokens=24, temperature=1.0, seed=5)
 ENDS = {"logit_bias": ((EOS, 100.0),)}
@@ -57,6 +57,7 @@ SAMPLED: dict[str, tuple[dict[str, Any], Any]] = {
     "min_tokens": (ENDS, 4),
     "min_p_first": ({"min_p": 0.2, "top_p": 0.6}, True),
     "prompt_logprobs": ({}, 0),
+    "think_budget": ({"logit_bias": ((THINK, 100.0),)}, 4),
 }
 
 
@@ -627,6 +628,7 @@ ROWS: dict[str, tuple[Any, Any]] = {
     "stop_token_ids": ([4], (4,)),
     "top_logprobs": (6, 6),
     "prompt_logprobs": (8, 8),
+    "think_budget": (3, 3),
     "min_tokens": (1, 1),
     "min_p_first": (True, True),
     "grammar": ({"kind": "regex", "source": "a"}, Grammar("regex", "a")),

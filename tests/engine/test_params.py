@@ -31,6 +31,7 @@ POISONS: dict[str, tuple[list[Any], list[Any]]] = {
     "ignore_eos": ([1, 0, None, "yes"], [True, False]),
     "top_logprobs": ([-1, 21, True, 2.0, None], [0, 20]),
     "prompt_logprobs": ([-1, 21, True, 2.0, "1"], [None, 0, 20]),
+    "think_budget": ([0, -1, 65, True, 2.0, "1"], [None, 1, 64]),
     "min_tokens": ([-1, 65, True, 2.0, None], [0, 64]),
     "min_p_first": ([1, 0, None, "yes"], [True, False]),
     "logit_bias": (

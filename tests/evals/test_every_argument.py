@@ -622,6 +622,7 @@ PARAMS: dict[str, Any] = {
     "min_tokens": 1,
     "min_p_first": True,
     "prompt_logprobs": 0,
+    "think_budget": 3,
 }
 
 

@@ -16,7 +16,6 @@ SLOW, FULL = (set(NAMED["tests"][mark]) for mark in ("slow", "full"))
 BY_BROWSER = {
     "the trace page opens at the first step",
     "the trace page's steps stand at equal distances, whatever their numbers",
-    "a second Retry is not heard",
 }
 """Bugs in what a browser runs: only a browser sees them."""
 

@@ -48,6 +48,7 @@ SAMPLED: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "min_tokens": (2, {}, {"min_tokens": 2}),
     "min_p_first": (True, {}, {"min_p_first": True}),
     "prompt_logprobs": (4, {}, {"prompt_logprobs": 4}),
+    "think_budget": (5, {}, {"think_budget": 5}),
     "priority": (6, {}, {"priority": -6}),
     "response_format": ({"type": "json_object"}, {}, {"grammar": Grammar("json")}),
     "guided_json": (SCHEMA, {}, {"grammar": Grammar("json_schema", SCHEMA_TEXT)}),
@@ -61,7 +62,7 @@ OF_CHAT: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "tools": ([ADD], {"stop": ["x"]}, {"prompt": CHAT.prompt([Message("user", "hello")], "auto", [Tool("add", "a + b", SCHEMA)]), "stop": ()}),
     "messages": ([{**HELLO, "content": "b"}], {}, {"prompt": CHAT.prompt([Message("user", "b")])}),
     "chat_template_kwargs": ({"thinking": False}, {}, {"prompt": CHAT.prompt([Message("user", "hello")], "off")}),
-    "reasoning_effort": ("low", {}, {"prompt": CHAT.prompt([Message("user", "hello")], "on")}),
+    "reasoning_effort": ("low", {}, {"prompt": CHAT.prompt([Message("user", "hello")], "on"), "think_budget": 5}),
     "thinking": ({"type": "disabled"}, {}, {"prompt": CHAT.prompt([Message("user", "hello")], "off")}),
 }  # fmt: skip
 OF_TEXT: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
@@ -104,6 +105,49 @@ def test_all_fields_at_once_are_all_there() -> None:
     assert {field.name for field in fields(SamplingParams)} == {"top_logprobs", *there} - {"priority"}
     expected = {"prompt": found.prompt, **there, "grammar": Grammar("json"), "top_logprobs": 5}
     assert all_of(found) == expected
+
+
+@pytest.mark.parametrize(
+    ("server", "fields_", "budget"),
+    [
+        # No budget of the server: shares of the longest reply, here of 20 tokens.
+        (0, {}, None),
+        (0, {"reasoning_effort": "none"}, None),
+        (0, {"reasoning_effort": "minimal"}, 5),
+        (0, {"reasoning_effort": "low"}, 5),
+        (0, {"reasoning_effort": "medium"}, 10),
+        (0, {"reasoning_effort": "high"}, None),
+        # The server's budget is the whole of which the effort takes a share.
+        (12, {}, 12),
+        (12, {"reasoning_effort": "none"}, None),
+        (12, {"reasoning_effort": "low"}, 3),
+        (12, {"reasoning_effort": "medium"}, 6),
+        (12, {"reasoning_effort": "max"}, 12),
+        (1, {"reasoning_effort": "low"}, 1),
+        # It leaves room for `</think>` and an answer.
+        (19, {}, 18),
+        (1000, {}, 18),
+        (12, {"max_tokens": 2}, None),
+        # The request's own comes first.
+        (12, {"think_budget": 15, "reasoning_effort": "low"}, 15),
+        (12, {"think_budget": 18}, 18),
+        (12, {"think_budget": 15, "thinking": {"type": "disabled"}}, 15),
+        (12, {"thinking": {"type": "disabled"}}, None),
+        (12, {"thinking": {"type": "enabled"}}, 12),
+    ],
+)
+def test_the_budget_of_thinking(server: int, fields_: dict[str, Any], budget: int | None) -> None:
+    service = service_of(think_budget=server)
+    assert asked(chat_of(service, **{"max_tokens": 20} | fields_)).params.think_budget == budget
+    if "think_budget" not in fields_ and not {"reasoning_effort", "thinking"} & {*fields_}:
+        assert asked(text_of(service, max_tokens=20)).params.think_budget is None, "a text is not a conversation"
+
+
+def test_a_budget_without_room_for_an_answer_is_refused() -> None:
+    with pytest.raises(
+        ApiError, match=r"`think_budget` is 19, but the reply has at most 20 tokens.*Set `think_budget` to 18"
+    ):
+        asked(chat_of(max_tokens=20, think_budget=19))
 
 
 def known(schema: type[BaseModel]) -> set[str]:

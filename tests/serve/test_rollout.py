@@ -230,12 +230,14 @@ OTHERS: dict[str, Any] = {
     "ignore_eos": True,
     "min_tokens": 9,
     "min_p_first": True,
+    "think_budget": 2,
     "seed": 10,
     "n": 3,
     "logit_bias": ((101, 9.0),),
     "stop_token_ids": (6, 74, 79),
 }
 BESIDE: dict[str, dict[str, Any]] = {
+    "think_budget": {"logit_bias": ((5, 100.0),)},  # thinks, and thinks again
     "ignore_eos": {"max_tokens": 40},
     "min_p_first": {"temperature": 3.0, "min_p": 0.2, "top_p": 0.5},
     "stop_token_ids": {"ignore_eos": True},

@@ -96,6 +96,7 @@ OPTIONS: dict[str, tuple[str, Callable[[Page, dict[str, Any]], Any], Any, Any]] 
     "name": ("org/whale", of_service("name"), "org/whale", "tiny"),
     "max_body": ("20001", of_service("max_body"), 20001, 8 << 20),
     "operator": ("boss", of_service("operator"), "boss", "default"),
+    "think_budget": ("33", of_service("think_budget"), 33, 0),
     "cors": (",".join(ORIGINS), of_service("cors"), frozenset(ORIGINS), frozenset()),
     "tenant": ("ours", lambda page, _: [*page.service.keys.tenants.values()], ["ours"], ["default"]),
     "keys": ("KEYS", lambda page, _: page.service.keys.file.name, "KEYS", "keys.json"),

@@ -37,6 +37,7 @@ class ServeSettings(Placement):
     - `operator`: the tenant whose key may read the metrics of all tenants.
     - `stall`: disconnect a client that reads nothing for this many seconds.
     - `cors`: allowed origins, separated by commas.
+    - `think_budget`: maximum thinking tokens of a chat reply, unless the request sets its own; 0 sets no maximum.
     - `rollout_dir`: folder for weights that a trainer sends. If `rollout_dir` is set, the server also generates
       rollouts, which need a separate key.
     - `record_kept`: whether rollouts contain the sets of tokens that top-p and top-k kept.
@@ -64,6 +65,7 @@ class ServeSettings(Placement):
     operator: str = "default"
     stall: float = Field(30, ge=0.1, le=3600)
     cors: str = ""
+    think_budget: Natural = 0
     rollout_dir: str = ""
     record_kept: bool = False
 
@@ -94,5 +96,6 @@ def start(run: Path, arguments: Sequence[str] | None) -> None:
         operator=chosen.operator,
         stall=chosen.stall,
         cors=origins(chosen.cors),
+        think_budget=chosen.think_budget,
     )
     serve(engine, address)

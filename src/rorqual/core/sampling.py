@@ -407,6 +407,12 @@ class SamplingParams:
         "Return the log-probability of each prompt token and of this many most likely alternatives; None disables it. Penalties "
         "and temperature do not apply to them. The prefix cache is not used, because it stores no logits.",
     ] = None
+    think_budget: Annotated[
+        int | None,
+        IntRange(1, INT32, within="max_tokens"),
+        "Maximum number of thinking tokens. After this many, the engine writes `</think>`, so that the reply has an answer; "
+        "None disables the limit.",
+    ] = None
 
 
 @dataclass(frozen=True)

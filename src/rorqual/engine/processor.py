@@ -20,7 +20,7 @@ from rorqual.engine.core import Finished
 from rorqual.engine.embeds import Embeds
 from rorqual.engine.grammar.calls import CallSyntax
 from rorqual.engine.grammar.compiler import Compiled, Grammars
-from rorqual.engine.grammar.constraint import Constraint, Thought
+from rorqual.engine.grammar.constraint import Constraint, Delayed, Thought, Unconstrained
 from rorqual.engine.prompt_scores import PromptScores
 from rorqual.engine.request import Completion, Request, SamplingParams
 from rorqual.engine.seeds import sample_key
@@ -154,6 +154,7 @@ class Processor:
                 remedy="Lower max_tokens, or raise the engine's cache_bytes.",
             )
         thinking = request.thinking if prompt_ids is None else self.chat.chosen(prompt)
+        self._check_budget(params, thinking, where)
         grammar = params.grammar
         compiled = None if grammar is None else self.grammars.compile(grammar, where=f"{where}, grammar")
         return Job(request, prompt, thinking, compiled)
@@ -195,17 +196,43 @@ class Processor:
 
         The constraint applies only to the answer. Reasoning before the answer is not constrained.
         """
-        compiled, form = job.compiled, self.chat.reply_form(job.thinking)
-        if compiled is None:
+        compiled, form, budget = job.compiled, self.chat.reply_form(job.thinking), job.request.params.think_budget
+        if compiled is None and (budget is None or form.begins == "answer"):
             return None
-        if form.begins not in ("thought", "late"):
+        if compiled is not None and form.begins in ("answer", "mark"):
             return compiled.start()
         separator = self.tokenizer.encode("\n\n") if "\n" in form.answer.lead else []
-        thought_ids = self.chat.thought_ids
-        if thought_ids is None:
-            return compiled.start(thought=Thought(end_text=Special.END_THINK, gap_ids=separator))
-        opens = [thought_ids[0]] if form.begins == "late" else []
-        return compiled.start(thought=Thought([thought_ids[1]], open_ids=opens, gap_ids=separator))
+        thought = Thought(
+            gap_ids=separator, budget=budget, closing_ids=self.chat.closing_ids, may_stop=compiled is None
+        )
+        if (thought_ids := self.chat.thought_ids) is None:
+            thought = replace(thought, end_text=Special.END_THINK)
+        else:
+            opens = [] if form.begins == "thought" else [thought_ids[0]]
+            thought = replace(thought, end_ids=self.chat.closing_ids, open_ids=opens)
+        if compiled is None:
+            return Delayed(Unconstrained(), thought, self.grammars.lexicon)
+        return compiled.start(thought=thought)
+
+    def _check_budget(self, params: SamplingParams, thinking: Thinking, where: str) -> None:
+        """Raise DataError if `think_budget` has no effect, or leaves no token for the answer."""
+        budget = params.think_budget
+        if budget is None or thinking == "off":
+            return
+        where = f"{where}, think_budget"
+        if not self.chat.thinks:
+            raise DataError(
+                f"chat format '{self.chat.name}' has no thinking",
+                where=where,
+                remedy="Remove think_budget, or use a model that thinks.",
+            )
+        needed = budget + len(self.chat.closing_ids) + 1
+        if needed > params.max_tokens:
+            raise DataError(
+                f"{budget} tokens of thinking, `</think>` and an answer take at least {needed} tokens, but max_tokens is {params.max_tokens}",
+                where=where,
+                remedy=f"Raise max_tokens to {needed} or more, lower think_budget, or set thinking to off.",
+            )
 
     def _barred(self, params: SamplingParams) -> tuple[int, ...]:
         """Return the stop tokens that cannot be sampled until the reply has `min_tokens` tokens."""

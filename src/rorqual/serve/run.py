@@ -52,6 +52,7 @@ class Address:
     - `operator`: the tenant that may read the metrics of all tenants.
     - `stall`: disconnect a client that reads nothing for this many seconds.
     - `cors`: allowed origins.
+    - `think_budget`: see `Service`.
     """
 
     host: str
@@ -68,6 +69,7 @@ class Address:
     operator: str = "default"
     stall: float = 30.0
     cors: frozenset[str] = frozenset()
+    think_budget: int = 0
 
 
 class _Server(uvicorn.Server):
@@ -162,7 +164,14 @@ def serve(arguments: EngineArguments, address: Address) -> None:
             cors=address.cors,
             uploads=uploads,
             prompts=run.prompts(),
+            think_budget=address.think_budget,
         )
+        if address.think_budget and not chat.thinks:
+            raise ConfigError(
+                f"think_budget={address.think_budget}, but the model's chat format has no thinking",
+                where=f"{run.path}, chat format '{chat.name}'",
+                remedy="Leave think_budget out.",
+            )
         if key is not None:
             _say(f"API key of tenant '{address.tenant}', shown only once: {key}")
         if rollout_key is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -48,6 +49,8 @@ Id = Annotated[int, Field(ge=0, le=INT32)]
 Top = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)]
 Ids = Annotated[list[Id], Field(min_length=1, max_length=MAX_IDS, fail_fast=True)]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+EFFORT: Mapping[str, float] = {"minimal": 0.25, "low": 0.25, "medium": 0.5}
+"""Shares of the thinking budget, by `reasoning_effort`. All other values may use the whole budget."""
 
 
 class StreamOptions(Schema):
@@ -149,9 +152,11 @@ class Sampling(Guided):
 class ChatRequest(Sampling, Tools):
     """Body of `POST /v1/chat/completions`.
 
-    `reasoning_effort`: `none` turns reasoning off; any other value turns reasoning on. No value limits the length of
-    the reasoning. `thinking` (DeepSeek's API) and `chat_template_kwargs` (vLLM's API) also turn reasoning on or off.
-    `reasoning_effort`, `thinking` and `chat_template_kwargs` are ignored if the model's chat format has no reasoning.
+    `reasoning_effort`: `none` turns reasoning off; any other value turns reasoning on. `minimal` and `low` limit the
+    reasoning to 25 % of the server's `think_budget`, and `medium` to 50 %. Without a budget of the server, they are shares of the
+    longest possible reply. `think_budget` takes precedence. `thinking` (DeepSeek's API) and `chat_template_kwargs` (vLLM's
+    API) also turn reasoning on or off. `reasoning_effort`, `thinking` and `chat_template_kwargs` are ignored if the model's
+    chat format has no reasoning.
     """
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
@@ -181,6 +186,11 @@ class ChatRequest(Sampling, Tools):
         if self.reasoning_effort is not None:
             modes["reasoning_effort"] = "off" if self.reasoning_effort == "none" else "on"
         return modes
+
+    @property
+    def effort(self) -> float:
+        """The share of the thinking budget that the request may use."""
+        return EFFORT.get(self.reasoning_effort or "high", 1.0)
 
     @property
     def top(self) -> int | None:

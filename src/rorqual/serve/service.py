@@ -64,7 +64,8 @@ class Service:
     `created`: Unix time of the checkpoint in seconds. `keep_alive`: a stream sends a comment after this many seconds
     without a token. `operator`: the tenant that may read the metrics of all tenants. `cors`: allowed origins.
     `uploads`: weight updates from a trainer, or None if they are turned off. `prompts`: example prompts from the
-    problems that the model was trained on. `cutters`: the thread of each tenant.
+    problems that the model was trained on. `think_budget`: maximum thinking tokens of a chat reply, unless the request sets
+    its own; 0 sets no maximum. `cutters`: the thread of each tenant.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Service:
     cors: frozenset[str] = frozenset()
     uploads: WeightUploads | None = None
     prompts: Sequence[str] = ()
+    think_budget: int = 0
     bodies: Bodies = field(default_factory=Bodies)
     cutters: dict[str, ThreadPoolExecutor] = field(default_factory=dict)
 
@@ -195,8 +197,13 @@ class Service:
         except RorqualError as error:
             raise refuse(f"`prompt` cannot be tokenized: {error.what}. {error.remedy}".strip(), "prompt") from None
 
-    def ask(self, request: Sampling, prompt: Sequence[int], param: str, *, tools: bool = False) -> EngineRequest:
-        """Return the request for the engine. Raises ApiError if the model is not served or the prompt exceeds the context."""
+    def ask(
+        self, request: Sampling, prompt: Sequence[int], param: str, *, tools: bool = False, effort: float | None = None
+    ) -> EngineRequest:
+        """Return the request for the engine. Raises ApiError if the model is not served or the prompt exceeds the context.
+
+        `effort` is the share of the thinking budget that a chat request may use, or None if the reply has no thinking.
+        """
         info = self.check_model(request.model)
         self._check(prompt, param, info)
         params, seed = request.params(self.defaults), request.given().get("seed")
@@ -211,6 +218,7 @@ class Service:
                 f"`min_tokens` is {params.min_tokens}, but the reply may have at most {limit} tokens. Lower `min_tokens`.",
                 "min_tokens",
             )
+        params = replace(params, think_budget=self._budget(params.think_budget, limit, effort))
         if top is not None and len(prompt) * (1 + top) > MAX_SCORES:
             problem = f"`{param}` has {len(prompt)} tokens, each with {top} top log-probabilities: more than {MAX_SCORES} in total"
             raise refuse(f"{problem}. Request fewer log-probabilities, or shorten the prompt.", param)
@@ -228,6 +236,27 @@ class Service:
         # In vLLM's API, the request with the lowest priority number runs first. In the engine, the highest number runs
         # first.
         return EngineRequest(tuple(prompt), params, -(request.priority or 0))
+
+    def _budget(self, own: int | None, limit: int, effort: float | None) -> int | None:
+        """Return the thinking budget of a reply of at most `limit` tokens, or None if there is no maximum.
+
+        Raises ApiError if the request's `own` budget leaves no token for the answer, or if the model has no thinking.
+        """
+        room = limit - len(self.chat.closing_ids) - 1
+        if own is not None:
+            if not self.chat.thinks:
+                raise refuse("`think_budget` needs a model that thinks. Leave `think_budget` out.", "think_budget")
+            if own > room:
+                raise refuse(
+                    f"`think_budget` is {own}, but the reply has at most {limit} tokens, for thinking, `</think>` and answer. "
+                    f"Set `think_budget` to {room} or less, or raise `max_tokens`.",
+                    "think_budget",
+                )
+            return own
+        if effort is None or (effort == 1 and not self.think_budget):
+            return None
+        budget = min(room, int(effort * (self.think_budget or limit)))
+        return max(1, budget) if room > 0 else None
 
     @staticmethod
     def _check(prompt: Sequence[int], param: str, info: Ready) -> None:

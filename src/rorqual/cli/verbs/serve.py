@@ -27,7 +27,7 @@ def serve(
     all tenants).
 
     Keys for limits: queue=256, max_body=8388608, stall=30 (disconnect a client that reads nothing for this many seconds),
-    hang=120, load=3600.
+    hang=120, load=3600, think_budget=0 (maximum thinking tokens of a chat reply; 0: no maximum).
 
     Keys for the engine: slots=16, max_len=0 (0: the model's context length), step_tokens=256, cache_dir=, disk_bytes=,
     cache_bytes=, backend=torch-invariant, threads=, device=, dtype=.

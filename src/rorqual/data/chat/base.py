@@ -184,6 +184,11 @@ class ChatFormat(ABC):
             return None
         return self.tokenizer.think, self.tokenizer.end_think
 
+    @property
+    def closing_ids(self) -> list[int]:
+        """The ids of `</think>`, the tag that ends the reasoning: one id, or the tag's characters."""
+        return self.tokenizer.encode(Special.END_THINK) if self.thought_ids is None else [self.thought_ids[1]]
+
     def chosen(self, prompt: Sequence[int]) -> Thinking:
         """Return the thinking mode of a prompt, given its last ids: `on`, `off`, or `auto` if the model chooses."""
         modes: tuple[Thinking, Thinking] = ("off", "on")

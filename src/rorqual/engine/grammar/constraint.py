@@ -42,6 +42,21 @@ class Constraint(Protocol):
         """Return an independent copy in the same state."""
 
 
+class Unconstrained:
+    """The constraint of an answer that may have any tokens."""
+
+    done, error = False, ""
+
+    def mask(self) -> None:
+        return None
+
+    def accept(self, token: int) -> None:
+        pass
+
+    def copy(self) -> Unconstrained:
+        return self
+
+
 class Matched:
     """The constraint of a reply that must match the grammar from its first token."""
 
@@ -95,10 +110,17 @@ class Thought:
 
     The model may omit the separator or write only its beginning.
     """
+    budget: int | None = None
+    """Maximum number of tokens of reasoning. After this many, only `closing_ids` may follow, one after the other."""
+    closing_ids: Sequence[int] = ()
+    """Token ids that end the reasoning when the budget is used up: `end_ids`, or those of `end_text`."""
+    may_stop: bool = False
+    """Whether the reply may end within the reasoning."""
 
 
 class Delayed:
-    """A constraint that applies after the reasoning. During the reasoning, every token except the stop ids is allowed.
+    """A constraint that applies after the reasoning. Until the budget is used up, the reasoning may have every token except
+    the stop ids.
 
     So a reply either matches the grammar or is cut off by its length limit.
     """
@@ -109,13 +131,16 @@ class Delayed:
         self._constraint, self._thought, self._lexicon = constraint, thought, lexicon
         self._last: tuple[int, ...] = ()
         self._gap = 0  # number of tokens of `gap_ids` that were sampled so far
+        self._thoughts = 0  # number of tokens of reasoning that were sampled so far
         self._state: Literal["opening", "thinking", "gap", "bound"] = "opening" if thought.open_ids else "thinking"
 
     def mask(self) -> Bools | None:
         if self._state == "bound":
             return self._constraint.mask()
         if self._state == "thinking":
-            return self._lexicon.not_stops
+            if self._closing is not None:
+                return self._lexicon.only(self._closing)
+            return None if self._thought.may_stop else self._lexicon.not_stops
         allowed = self._constraint.mask()
         if allowed is None:
             return None
@@ -146,7 +171,14 @@ class Delayed:
             self._state = "bound"
             self._constraint.accept(token)
 
+    @property
+    def _closing(self) -> int | None:
+        """The token that must come next because the budget is used up, or None."""
+        budget = self._thought.budget
+        return None if budget is None or self._thoughts < budget else self._thought.closing_ids[self._thoughts - budget]
+
     def _think(self, token: int) -> None:
+        self._thoughts += 1
         ids, text = tuple(self._thought.end_ids), self._thought.end_text
         # A token has at least one byte, so the end text has at most as many tokens as bytes.
         self._last = (*self._last, token)[-(len(ids) or len(text.encode()) + 1) :]
@@ -166,7 +198,7 @@ class Delayed:
 
     def copy(self) -> Delayed:
         other = Delayed(self._constraint.copy(), self._thought, self._lexicon)
-        other._last, other._gap, other._state = self._last, self._gap, self._state
+        other._last, other._gap, other._state, other._thoughts = self._last, self._gap, self._state, self._thoughts
         return other
 
 
@@ -186,6 +218,12 @@ class Lexicon:
     def vocab_size(self) -> int:
         """Number of ids."""
         return len(self.stops)
+
+    def only(self, token: int) -> Bools:
+        """Return the mask that allows a single id."""
+        mask = np.zeros_like(self.stops)
+        mask[token] = True
+        return mask
 
 
 class ForbiddenTexts:

@@ -110,6 +110,8 @@ EVALUATED: dict[str, tuple[dict[str, str], str]] = {
     "thinking": ({}, "on"),
     "temperature": ({}, "1.5"),
     "samples": ({"temperature": "1.5"}, "2"),
+    "votes": ({"temperature": "1.5", "samples": "2"}, "2"),
+    "think_budget": ({"thinking": "on"}, "2"),
     "max_tokens": ({}, "3"),
     "per_family": ({"task": "families:add,sub"}, "true"),
     "options": ({}, "{hard: 1.0}"),
@@ -147,13 +149,15 @@ def test_eval_asks_and_records_what_it_was_told() -> None:
         "thinking": "on",
         "temperature": "0.5",
         "samples": "2",
+        "votes": "2",
+        "think_budget": "3",
         "max_tokens": "5",
         "per_family": "true",
         "options": "{hard: 0.5}",
         "out": "elsewhere.json",
     }
     found = Evaluation.model_validate(evaluated(told))
-    params = SamplingParams(max_tokens=5, temperature=0.5, seed=7, n=2)
+    params = SamplingParams(max_tokens=5, temperature=0.5, seed=7, n=2, think_budget=3)
     assert (found.split, found.count, found.seed, found.thinking) == ("dev", 3, 7, "on")
     assert (found.per_family, found.params, found.model) == (True, params, "run")
     task = load_task("families:add,sub", options={"hard": 0.5})
@@ -164,6 +168,8 @@ def test_eval_asks_and_records_what_it_was_told() -> None:
     assert [(s.reply, s.reasoning, s.tokens) for s in found.samples] == [
         (c.text, c.reasoning, len(c.token_ids)) for c in answers
     ]
+    assert [s.logprob for s in found.samples] == [sum(c.logprobs) / len(c.logprobs) for c in answers]
+    assert all(s.thinking_tokens <= 3 for s in found.samples)
 
 
 def test_a_text_is_read_in_windows_with_as_many_threads_as_told(here: Path) -> None:

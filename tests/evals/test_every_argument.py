@@ -76,6 +76,9 @@ class Words(Task):
     def grade(self, problem: Problem, reply: str) -> Verdict:
         return Verdict.RIGHT if reply == problem.answer else Verdict.WRONG
 
+    def canonical_answer(self, problem: Problem, reply: str) -> str | None:
+        return reply
+
 
 @dataclass
 class Says:
@@ -121,6 +124,7 @@ ASKED: dict[str, Any] = {
     "model": "mine",
     "problems": [Problem("k", "p", "a", "f")],
     "measured": {"all": {"rule": 0.5}},
+    "votes": True,
 }
 
 
@@ -179,7 +183,7 @@ def test_a_sample_has_each_of_its_fields_from_its_problem_and_its_completion() -
     class One(Says):
         def answer(self, request: Request, number: int) -> Completion:
             broken = {} if number == 0 else {"error": "gave up"}
-            return Completion((1,), [1] * 9, [0.0] * 9, "length", "gold", "so", usage=usage, **broken)
+            return Completion((1,), [1] * 9, [0.0, -0.5] * 4 + [-0.25], "length", "gold", "so", usage=usage, **broken)
 
     found = evaluate(One(), Words(), params=SamplingParams(n=2), problems=[problem])
     expected = {
@@ -197,6 +201,8 @@ def test_a_sample_has_each_of_its_fields_from_its_problem_and_its_completion() -
         "truncated": True,
         "chance": None,
         "error": "",
+        "answered": None,
+        "logprob": -0.25,
     }
     assert set(GradedSample.model_fields) == expected.keys()
     assert dict(found.samples[0]) == expected

@@ -18,12 +18,14 @@ ROOM = 8
 
 
 class ChatSettings(Placement):
-    """Settings of `rorqual chat`. `seed`: seed of the first turn. Each further turn increases the seed by one."""
+    """Settings of `rorqual chat`. `seed`: seed of the first turn. Each further turn increases the seed by one.
+    `think_budget`: maximum number of thinking tokens; 0 sets no maximum."""
 
     thinking: Thinking = "auto"
     system: str = ""
     temperature: NonNegative = 0.0
     max_tokens: Count = 1024
+    think_budget: Natural = 0
     seed: Seed = 0
     threads: Natural = 0
 
@@ -77,6 +79,7 @@ class Conversation:
             max_tokens=self.settings.max_tokens,
             temperature=self.settings.temperature,
             seed=self.settings.seed + self.turns,
+            think_budget=self.settings.think_budget or None,
         )
         request = Request(self._with_system(messages), params, self.settings.thinking)
         generated: list[int] = []

@@ -6,9 +6,9 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from rorqual.cli.machine import cores
 from rorqual.cli.settings import Placement, check_device
@@ -28,6 +28,8 @@ class EvalSettings(Placement):
 
     - `count`: number of problems. With `per_family`, it is the number per family and level.
     - `samples`: number of samples per problem.
+    - `votes`: the same, with an answer by majority; 0 counts no votes.
+    - `think_budget`: maximum number of thinking tokens; 0 sets no maximum.
     - `window`: tokens per window of a text; 0 uses the model's context length.
     """
 
@@ -39,6 +41,8 @@ class EvalSettings(Placement):
     thinking: Thinking = "auto"
     temperature: NonNegative = 0.0
     samples: Count = 1
+    votes: Natural = 0
+    think_budget: Natural = 0
     max_tokens: Count = 1024
     window: Natural = 0
     per_family: bool = False
@@ -60,10 +64,27 @@ class EvalSettings(Placement):
             "seed": self.seed,
             "thinking": self.thinking,
             "per_family": self.per_family,
+            "votes": self.votes > 0,
             "params": SamplingParams(
-                max_tokens=self.max_tokens, temperature=self.temperature, seed=self.seed, n=self.samples
+                max_tokens=self.max_tokens,
+                temperature=self.temperature,
+                seed=self.seed,
+                n=self.votes or self.samples,
+                think_budget=self.think_budget or None,
             ),
         }
+
+    @model_validator(mode="after")
+    def _check_votes(self) -> Self:
+        if not self.votes:
+            return self
+        if self.votes == 1:
+            raise ValueError("votes=1 is a single sample. Give votes=2 or more, or leave votes out.")
+        if self.samples not in (1, self.votes):
+            raise ValueError(f"votes={self.votes} and samples={self.samples} contradict each other. Leave samples out.")
+        if self.temperature == 0:
+            raise ValueError(f"with temperature=0, all {self.votes} votes are the same. Give temperature=1.")
+        return self
 
 
 def generator(model: str, settings: EvalSettings) -> Any:

@@ -289,5 +289,15 @@ class Processor:
                 "completion_tokens": len(sampled.token_ids),
                 "prompt_cache_hit_tokens": hit,
                 "prompt_cache_miss_tokens": len(job.prompt) - hit,
+                **self._reasoning_tokens(sampled.token_ids, message),
             },
         )
+
+    def _reasoning_tokens(self, reply: Sequence[int], message: Message) -> dict[str, int]:
+        """Return {"reasoning_tokens": number of tokens of reasoning, without its tags}, or {} if the tokenizer has no such tags or
+        the reply has no reasoning."""
+        if self.chat.thought_ids is None or message.reasoning is None:
+            return {}
+        start, end = self.chat.thought_ids
+        length = reply.index(end) if end in reply else len(reply)
+        return {"reasoning_tokens": length - (reply[0] == start)}

@@ -26,6 +26,9 @@ CLAIMED = "chance, claimed"
 class GradedSample(Config):
     """A graded reply to a problem. `answer` is the gold answer. Lengths are in tokens.
 
+    `answered` is the reply's answer in canonical form (`Task.canonical_answer`), if the evaluation counts votes. `logprob` is the mean
+    log-probability of the reply's tokens, if the generator returns it.
+
     `error` is the reason why there is no reply. `chance` is the task's estimate of a guesser's accuracy. Only older
     files have `chance`, because they contain no measured baselines.
     """
@@ -44,6 +47,8 @@ class GradedSample(Config):
     truncated: bool
     chance: float | None = None
     error: str = ""
+    answered: str | None = None
+    logprob: float | None = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from rorqual.core.errors import DataError, RorqualError
+from rorqual.core.errors import ConfigError, DataError, RorqualError
 from rorqual.core.records import Thinking
 from rorqual.engine.request import Completion, Generator, Request, SamplingParams
 from rorqual.evals.baselines import baselines
@@ -84,6 +84,7 @@ def evaluate(
     model: str = "",
     problems: Sequence[Problem] | None = None,
     measured: dict[str, dict[str, float]] | None = None,
+    votes: bool = False,
 ) -> Evaluation:
     """Answer the problems that `pick` returns, grade each reply, and return all samples.
 
@@ -92,12 +93,15 @@ def evaluate(
     `params.n` is the number of samples per problem. The seed of a problem is derived from `params.seed` and the
     problem's key, so an answer does not depend on the other problems in the evaluation. `model` is a label for tables.
     Several evaluations can share `problems` (from `pick` with the same settings) and `measured` (the baselines of these
-    problems).
+    problems). With `votes`, each sample has its canonical answer, so that `evals.votes` can count votes.
 
-    Raises RorqualError if the generator does not return `params.n` samples for each request.
+    Raises ConfigError if `votes` is set and the task has no canonical answers. Raises RorqualError if the generator does not
+    return `params.n` samples for each request.
     """
     if isinstance(task, str):
         task = load_task(task)
+    if votes:
+        check_votes(task)
     if problems is None:
         problems = pick(task, split, count, seed, per_family)
     requests = [Request(problem.messages, seeded(params, problem.key), thinking) for problem in problems]
@@ -114,7 +118,7 @@ def evaluate(
     samples = []
     for problem, group in zip(problems, answers, strict=True):
         for completion in group:
-            samples.append(_sample(task, problem, completion))
+            samples.append(_sample(task, problem, completion, votes))
             usage.update(completion.usage)
     return Evaluation(
         task=task.name,
@@ -139,7 +143,17 @@ def seeded(params: SamplingParams, key: str) -> SamplingParams:
     return replace(params, seed=int.from_bytes(digest[:4], "big") >> 1)
 
 
-def _sample(task: Task, problem: Problem, completion: Completion) -> GradedSample:
+def check_votes(task: Task) -> None:
+    """Raise ConfigError if the task does not define `canonical_answer`, so that votes cannot be counted."""
+    if type(task).canonical_answer is Task.canonical_answer:
+        raise ConfigError(
+            f"votes cannot be counted, because task '{task.name}' does not say which replies give the same answer",
+            where="votes",
+            remedy="Use samples= instead, or define `canonical_answer` in the task.",
+        )
+
+
+def _sample(task: Task, problem: Problem, completion: Completion, votes: bool) -> GradedSample:
     thought = completion.reasoning is not None and completion.reasoning.strip() != ""
     tokens = len(completion.token_ids) or completion.usage.get("completion_tokens", 0)
     return GradedSample(
@@ -156,6 +170,8 @@ def _sample(task: Task, problem: Problem, completion: Completion) -> GradedSampl
         thought=thought,
         truncated=completion.finish_reason == "length",
         error=completion.error,
+        answered=task.canonical_answer(problem, completion.text) if votes and not completion.error else None,
+        logprob=sum(completion.logprobs) / len(completion.logprobs) if completion.logprobs else None,
     )
 
 

@@ -14,6 +14,7 @@ from rich.text import Text
 from rorqual.evals.compare import Comparison
 from rorqual.evals.evaluation import ALL, Evaluation, Row
 from rorqual.evals.stats import Interval
+from rorqual.evals.votes import answered
 
 
 def percent(value: float) -> str:
@@ -70,6 +71,16 @@ def table(evaluation: Evaluation) -> str:
     )
     notes = (ungraded_note(evaluation), version_note(evaluation))
     return "\n".join(filter(None, [_render(title, heads, map(_cells, rows)), *notes]))
+
+
+def votes_table(evaluation: Evaluation) -> str:
+    """Return what each rule that makes one answer of several samples gets right, and what it costs in tokens."""
+    heads = ["answer", "samples", "accuracy %", "95 % interval", "tokens per problem"]
+    rows = (
+        [one.rule, str(one.samples), percent(one.accuracy), percent_interval(one.interval), f"{one.tokens:.1f}"]
+        for one in answered(evaluation)
+    )
+    return _render("one answer from several samples", heads, rows, text_columns=1)
 
 
 def baseline(row: Row) -> str:

@@ -75,6 +75,13 @@ class Task(ABC):
     def grade(self, problem: Problem, reply: str) -> Verdict:
         """Grade `reply`, the text after `</think>`. Do not raise exceptions: an exception stops the training run."""
 
+    def canonical_answer(self, problem: Problem, reply: str) -> str | None:
+        """Return the answer of `reply` in a form that is the same for all replies with this answer, or None if there is no answer.
+
+        Replies with the same canonical answer must have the same grade. Majority votes compare canonical answers.
+        """
+        raise NotImplementedError
+
     def label(self, problem: Problem) -> str:
         """Return the class that the guessing baselines predict. The default is the answer. Override this method if all answers differ."""
         return problem.answer

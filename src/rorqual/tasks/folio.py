@@ -61,6 +61,10 @@ class Folio(FileTask):
             meta={"where": row.where, "story": " ".join(sorted(map(normal, premises)))},
         )
 
+    def canonical_answer(self, problem: Problem, reply: str) -> str | None:
+        names = {SAME.get(name, name) for name in final_labels(reply, [*LABELS, *SAME])}
+        return names.pop() if len(names) == 1 else None
+
     def grade(self, problem: Problem, reply: str) -> Verdict:
         if problem.answer not in LABELS:
             return Verdict.UNGRADED

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from rorqual.core.errors import DataError
-from rorqual.tasks.amounts import read_final_amounts
+from rorqual.tasks.amounts import final_amount, read_final_amounts
 from rorqual.tasks.base import Problem, Split, Verdict
 from rorqual.tasks.numbers import whole_number
 from rorqual.tasks.reply import verdict
@@ -80,6 +80,10 @@ class Gsm8k(FileTask):
             steps=CALCULATOR.sub("", steps).strip() or None,
             meta={"where": row.where},
         )
+
+    def canonical_answer(self, problem: Problem, reply: str) -> str | None:
+        amount = final_amount(reply, strict=self.strict)
+        return None if amount is None else f"{amount.value}{'%' if amount.percent else ''}"
 
     def grade(self, problem: Problem, reply: str) -> Verdict:
         gold = whole_number(problem.answer)

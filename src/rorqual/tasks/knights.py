@@ -69,6 +69,10 @@ class Knights(FileTask):
             return Verdict.UNGRADED
         return Verdict.RIGHT if stated == tuple(solution) else Verdict.WRONG
 
+    def canonical_answer(self, problem: Problem, reply: str) -> str | None:
+        stated = roles(reply, problem.meta["names"])
+        return None if stated is None else str(stated)
+
     def label(self, problem: Problem) -> str:
         """Return the roles without the names, because the names differ between problems."""
         return str(problem.meta["solution"])

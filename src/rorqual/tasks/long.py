@@ -95,6 +95,11 @@ class Long(Task):
             return self.families[problem.family].grade(problem, reply)
         return Verdict.RIGHT if reply.strip() == problem.answer else Verdict.WRONG
 
+    def canonical_answer(self, problem: Problem, reply: str) -> str | None:
+        if problem.family in OWN:
+            return reply.strip() or None
+        return self.families[problem.family].canonical_answer(problem, reply)
+
     def _needle(self, rng: random.Random, length: int) -> Problem:
         keys, values = rng.sample(CHARACTERS, self.pairs), rng.choices(CHARACTERS, k=self.pairs)
         pairs = [f"({key}{value})" for key, value in zip(keys, values, strict=True)]

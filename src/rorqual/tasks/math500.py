@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rorqual.core.errors import DataError
-from rorqual.tasks.answer import math_equal, math_verify
+from rorqual.tasks.answer import final_answer, math_equal, math_verify
 from rorqual.tasks.base import Problem, Split, Verdict
 from rorqual.tasks.rows import SAMPLES, DataRow, FileTask, files, normal, read
 
@@ -67,6 +67,10 @@ class Math500(FileTask):
             steps=row.values.get("solution"),
             meta={"where": row.where},
         )
+
+    def canonical_answer(self, problem: Problem, reply: str) -> str | None:
+        """See `Task.canonical_answer`. Formulas are compared as text, so 1/2 and 0.5 are different votes."""
+        return "".join(final_answer(reply).split()) or None
 
     def grade(self, problem: Problem, reply: str) -> Verdict:
         return math_equal(problem.answer, reply, timeout=self.timeout)

@@ -64,6 +64,13 @@ class Messages(FileTask):
             meta={"where": row.where, "messages": tuple(before)},
         )
 
+    def canonical_answer(self, problem: Problem, reply: str) -> str | None:
+        """See `Task.canonical_answer`. The type of the gold answer decides whether replies are compared as numbers or as text."""
+        if whole_number(final_answer(problem.answer)) is None:
+            return normal(final_answer(reply)) or None
+        number = final_number(reply)
+        return None if number is None else str(number)
+
     def grade(self, problem: Problem, reply: str) -> Verdict:
         gold = final_answer(problem.answer)
         if not gold:

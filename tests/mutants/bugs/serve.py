@@ -208,6 +208,22 @@ MUTANTS = (
         "tests/serve/test_page.py::test_a_reply_under_way_gives_way_to_another_and_to_a_new_chat",
     ),
     one(
+        "every effort has the whole budget of thinking",
+        "issue 19: a budget for thinking",
+        "serve/routes/chat.py",
+        "tools=bool(self._tools), effort=effort)]",
+        "tools=bool(self._tools), effort=None if effort is None else 1.0)]",
+        "tests/serve/test_request_fields.py::test_the_budget_of_thinking",
+    ),
+    one(
+        "the server's budget leaves no token for the answer",
+        "issue 19: a budget for thinking",
+        "serve/service.py",
+        "room = limit - len(self.chat.closing_ids) - 1",
+        "room = limit - len(self.chat.closing_ids)",
+        "tests/serve/test_request_fields.py::test_the_budget_of_thinking",
+    ),
+    one(
         "seed 0 is taken for no seed",
         "issue 14: first bug trial",
         "serve/service.py",

@@ -23,7 +23,8 @@ def chat(
 
     /new starts a new conversation, /quit exits. With piped input, each line is one message.
 
-    Keys: thinking=auto|on|off, temperature=0, max_tokens=1024, seed=0, system=TEXT, threads=, device=, dtype=.
+    Keys: thinking=auto|on|off, temperature=0, max_tokens=1024, think_budget=0 (maximum thinking tokens; 0: no maximum), seed=0,
+    system=TEXT, threads=, device=, dtype=.
     """
     import torch
 

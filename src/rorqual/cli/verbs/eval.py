@@ -25,8 +25,8 @@ def evaluate(
 
     Keys: task=NAME (families, families:add,gcd, gsm8k, math500, folio, knights, messages, everyday, long, gym:NAME, ./mine.py:Class),
     data=FILE, split=test, count=100, seed=0, thinking=auto|on|off, temperature=0, samples=1, max_tokens=1024, per_family=false,
-    options={...}, out=FILE.json (default: evals/ in the run's folder; answers of a server are saved only with out=), threads=,
-    device=, dtype=, backend=torch-invariant|torch.
+    votes=N (N samples, and their majority), think_budget=N (maximum thinking tokens), options={...}, out=FILE.json (default: evals/
+    in the run's folder; answers of a server are saved only with out=), threads=, device=, dtype=, backend=torch-invariant|torch.
 
     Keys for a server: model=NAME, concurrency=8, seed_bits=64|31.
 
@@ -56,6 +56,8 @@ def evaluate(
 
     evaluation = measure(model, chosen, task, file, show)
     print(table.table(evaluation))
+    if chosen.votes:
+        print(table.votes_table(evaluation))
     if Path(chosen.data).is_file() and was_trained_on(RunDir(Path(model)), Path(chosen.data)):
         print(
             f"  {model} was trained on this file, so the accuracy does not show what the model does with new problems.\n"

@@ -36,6 +36,10 @@ class EverydayTask(ABC):
     def grade(self, problem: Problem, reply: str) -> Verdict:
         """Grade `reply` against the true answer. A reply in the wrong format is wrong, never ungraded."""
 
+    def canonical_answer(self, problem: Problem, reply: str) -> str | None:
+        """See `Task.canonical_answer`."""
+        return reply.strip() or None
+
     def primer(self, problem: Problem) -> tuple[str, str] | None:
         """Return a vocabulary question about `problem` and the answer to this question, to train a base model. Return
         None if there is no question."""

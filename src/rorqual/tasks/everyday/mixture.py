@@ -76,6 +76,9 @@ class Everyday(Task):
     def grade(self, problem: Problem, reply: str) -> Verdict:
         return EVERYDAY_TASKS[problem.family].grade(problem, reply)
 
+    def canonical_answer(self, problem: Problem, reply: str) -> str | None:
+        return EVERYDAY_TASKS[problem.family].canonical_answer(problem, reply)
+
 
 def pool_of(key: str) -> Pool:
     """Return the half of the train split that a problem belongs to."""

@@ -46,6 +46,10 @@ class Prices(EverydayTask):
     def corrupt(self, problem: Problem, rng: random.Random) -> str:
         return str(min(max(round(int(problem.answer) + rng.gauss(0, DEVIATION)), LOW), HIGH))
 
+    def canonical_answer(self, problem: Problem, reply: str) -> str | None:
+        price = price_of(reply)
+        return None if price is None else str(price)
+
     def grade(self, problem: Problem, reply: str) -> Verdict:
         price = price_of(reply)
         near = price is not None and abs(price - int(problem.answer)) <= TOLERANCE

@@ -56,9 +56,13 @@ class Family(ABC):
 
     def grade(self, problem: Problem, reply: str) -> Verdict:
         """Grade by exact match: compare numbers as integers and text by character. White space around the reply is ignored."""
+        answer = self.canonical_answer(problem, reply)
+        same = answer == problem.answer or (self.numeric and answer is not None and int(answer) == int(problem.answer))
+        return Verdict.RIGHT if same else Verdict.WRONG
+
+    def canonical_answer(self, problem: Problem, reply: str) -> str | None:
+        """See `Task.canonical_answer`. Only an integer answers a numeric problem."""
         text = reply.strip()
-        if self.numeric:
-            right = INTEGER.fullmatch(text) is not None and len(text) < 100 and int(text) == int(problem.answer)
-        else:
-            right = text == problem.answer
-        return Verdict.RIGHT if right else Verdict.WRONG
+        if not self.numeric:
+            return text or None
+        return str(int(text)) if INTEGER.fullmatch(text) is not None and len(text) < 100 else None

@@ -88,6 +88,9 @@ class Families(Task):
     def grade(self, problem: Problem, reply: str) -> Verdict:
         return _family(problem).grade(problem, reply)
 
+    def canonical_answer(self, problem: Problem, reply: str) -> str | None:
+        return _family(problem).canonical_answer(problem, reply)
+
 
 def _of_split(family: Family, difficulty: int, split: Split, rng: random.Random) -> Iterator[Problem]:
     while True:

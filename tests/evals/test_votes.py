@@ -1,0 +1,242 @@
+"""One answer from several samples: majority, early stopping, the most likely sample, and the bound."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from rorqual.cli.main import app
+from rorqual.core.errors import ConfigError
+from rorqual.engine.request import Completion, Request, SamplingParams
+from rorqual.evals import table
+from rorqual.evals.evaluation import Evaluation, GradedSample
+from rorqual.evals.passk import pass_at_k
+from rorqual.evals.run import evaluate
+from rorqual.evals.stats import wilson
+from rorqual.evals.votes import answered, any_right, likely_majority, majority, most_likely, needed, settled
+from rorqual.tasks.base import Problem, Task, Verdict
+from rorqual.tasks.find import load_task
+
+RIGHT, WRONG, UNGRADED = Verdict.RIGHT, Verdict.WRONG, Verdict.UNGRADED
+
+
+def sample(answer: str | None, *, key: str = "p", verdict: Verdict | None = None, **more: Any) -> GradedSample:
+    """A sample that answers `answer`; "r" is right."""
+    given = verdict or (RIGHT if answer == "r" else WRONG)
+    return GradedSample(
+        key=key, family="f", prompt="?", answer="r", reply=answer or "", reasoning=None, verdict=given, thinking_tokens=0,
+        thought=False, truncated=False, answered=answer, **{"tokens": 1} | more,
+    )  # fmt: skip
+
+
+def group(text: str) -> list[GradedSample]:
+    """One sample per letter; "-" gives no answer."""
+    return [sample(None if letter == "-" else letter) for letter in text]
+
+
+def evaluation(groups: Sequence[Sequence[GradedSample]]) -> Evaluation:
+    samples = [one.model_copy(update={"key": f"p{number}"}) for number, part in enumerate(groups) for one in part]
+    return Evaluation(
+        task="t", split="test", seed=0, count=len(groups), per_family=False, thinking="auto",
+        params=SamplingParams(n=len(groups[0]), temperature=1.0), samples=tuple(samples),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("votes", "right"),
+    [("r", 1), ("a", 0), ("rra", 1), ("raa", 0), ("ra", 1 / 2), ("ar", 1 / 2), ("rab", 1 / 3), ("rraabb-", 1 / 3), ("--r", 1), ("---", 0)],
+)  # fmt: skip
+def test_the_most_frequent_answer_counts_and_a_tie_counts_by_its_share(votes: str, right: float) -> None:
+    """Whatever the order of the samples."""
+    for order in set(itertools.permutations(votes)):
+        assert majority(group("".join(order))) == pytest.approx(right)
+
+
+def test_what_cannot_be_graded_is_neither_right_nor_wrong() -> None:
+    unknown = sample("a", verdict=UNGRADED)
+    assert majority([unknown, unknown, sample("r")]) is None
+    assert majority([unknown, sample("r"), sample("r")]) == 1
+    assert most_likely([sample("r", logprob=-2.0), unknown.model_copy(update={"logprob": -1.0})]) is None
+    assert any_right([unknown, unknown]) is None and any_right([unknown, sample("a")]) == 0.0
+
+
+def test_the_most_likely_sample_has_the_highest_mean_log_probability() -> None:
+    parts = [sample("a", logprob=-3.0), sample("r", logprob=-0.5), sample("b", logprob=-1.0)]
+    assert all(most_likely(list(order)) == 1 for order in itertools.permutations(parts))
+    assert most_likely([parts[0], parts[2]]) == 0
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 9])
+def test_a_majority_is_settled_exactly_if_no_further_votes_can_change_it(n: int) -> None:
+    """Against all continuations, with an answer that nobody gave before among them."""
+    rng = random.Random(n)
+    for _ in range(60):
+        votes: list[str | None] = [rng.choice(["r", "a", None]) for _ in range(rng.randint(0, n))]
+        rest = n - len(votes)
+
+        def leaders(more: Sequence[str | None], votes: list[str | None] = votes) -> tuple[str, ...]:
+            counts = Counter(one for one in (*votes, *more) if one is not None)
+            return tuple(sorted(one for one, count in counts.items() if count == max(counts.values())))
+
+        # Only the counts matter, so combinations are enough.
+        outcomes = {leaders(more) for more in itertools.combinations_with_replacement(["r", "a", "new", None], rest)}
+        certain = len(outcomes) == 1 and len(next(iter(outcomes))) == 1
+        assert settled(votes, n) == certain, votes
+
+
+def test_stopping_when_settled_never_changes_the_answer_and_saves_samples() -> None:
+    rng = random.Random(0)
+    for _ in range(200):
+        part = group("".join(rng.choices("rab-", weights=[4, 2, 1, 1], k=9)))
+        used = needed(part, lambda answers: settled(answers, 9))
+        assert majority(part[:used]) == majority(part)
+    assert needed(group("rrrrrrrrr"), lambda answers: settled(answers, 9)) == 5
+
+
+def test_the_beta_rule_is_an_integral() -> None:
+    """P(share > 1/2) under Beta(lead + 1, second + 1), by the midpoint rule."""
+    steps = 20_000
+    for lead, second in ((0, 0), (1, 0), (3, 0), (4, 0), (5, 2), (7, 1), (4, 4)):
+        points = [(i + 0.5) / steps for i in range(steps)]
+        density = [p**lead * (1 - p) ** second for p in points]
+        probability = sum(density[steps // 2 :]) / sum(density)
+        votes = ["r"] * lead + ["a"] * second + [None]
+        for threshold in (probability - 1e-4, probability + 1e-4):
+            assert likely_majority(votes, threshold) == (probability > threshold)
+
+
+def test_the_table_against_a_plain_count() -> None:
+    rng = random.Random(1)
+    groups = [
+        [sample(rng.choice(["r", "r", "a", None]), tokens=rng.randint(1, 9), logprob=-rng.random()) for _ in range(8)]
+        for _ in range(12)
+    ]
+    found = {(one.rule, one.samples): one for one in answered(evaluation(groups))}
+    assert [size for rule, size in found if rule == "majority"] == [2, 4, 8]
+    single = [one.verdict is RIGHT for part in groups for one in part]
+    assert found["one sample", 1].accuracy == pytest.approx(sum(single) / 96)
+    assert found["one sample", 1].tokens == pytest.approx(sum(one.tokens for part in groups for one in part) / 96)
+    by_four = [majority(part[i : i + 4]) for part in groups for i in (0, 4)]
+    assert found["majority", 4].accuracy == pytest.approx(sum(x or 0.0 for x in by_four) / 24)
+    assert found["majority", 4].tokens == pytest.approx(sum(one.tokens for part in groups for one in part) / 24)
+    whole = found["majority", 8]
+    assert whole.interval == wilson(whole.accuracy * 12, 12)
+    assert whole.accuracy == pytest.approx(sum(majority(part) or 0.0 for part in groups) / 12)
+    exact = found["majority, until settled", 8]
+    assert exact.accuracy == pytest.approx(whole.accuracy) and exact.tokens < whole.tokens
+    used = [needed(part, lambda answers: settled(answers, 8)) for part in groups]
+    assert exact.tokens == pytest.approx(sum(one.tokens for part, n in zip(groups, used) for one in part[:n]) / 12)
+    assert found["majority, until 95% sure", 8].tokens <= exact.tokens
+    assert found["most likely", 8].accuracy == pytest.approx(sum(most_likely(part) or 0.0 for part in groups) / 12)
+    bound = [pass_at_k(8, sum(one.verdict is RIGHT for one in part), 8) for part in groups]
+    assert found["any right (bound)", 8].accuracy == pytest.approx(sum(bound) / 12)
+    for (rule, size), one in found.items():
+        low, high = 100 * one.interval.low, 100 * one.interval.high
+        cells = rule, str(size), f"{100 * one.accuracy:.1f}", f"[{low:.1f}, {high:.1f}]", f"{one.tokens:.1f}"
+        row = r"\s+".join(map(re.escape, cells))
+        assert re.search(rf"^\s*{row}$", table.votes_table(evaluation(groups)), re.MULTILINE), cells
+
+
+def test_an_odd_number_of_samples_and_answers_of_a_server() -> None:
+    rows = answered(evaluation([group("rra"), group("raa")]))
+    assert [(one.rule, one.samples) for one in rows] == [
+        ("one sample", 1), ("majority", 2), ("majority", 3), ("majority, until settled", 3),
+        ("majority, until 95% sure", 3), ("any right (bound)", 2), ("any right (bound)", 3),
+    ]  # fmt: skip
+    assert rows[2].accuracy == 0.5 and math.isclose(rows[0].accuracy, 0.5)
+
+
+class Says:
+    """A generator that gives fixed replies."""
+
+    def __init__(self, replies: Sequence[str]) -> None:
+        self.replies = replies
+
+    def generate(self, requests: Sequence[Request], *, progress: Any = None) -> list[list[Completion]]:
+        return [[Completion((1,), [2, 3], [-1.0, -2.0], "stop", text, None) for text in self.replies] for _ in requests]
+
+
+def test_an_evaluation_keeps_canonical_answers_and_log_probabilities_only_if_votes_are_counted() -> None:
+    params = SamplingParams(n=4, temperature=1.0)
+    generator = Says(["12", " 012\n", "twelve", "13"])
+    for votes, answers in ((True, ["12", "12", None, "13"]), (False, [None] * 4)):
+        found = evaluate(generator, "families:add", count=2, params=params, votes=votes)  # type: ignore[arg-type]
+        assert [one.answered for one in found.samples] == answers * 2
+        assert {one.logprob for one in found.samples} == {-1.5}
+
+
+CANONICAL: list[tuple[str, dict[str, Any], list[tuple[str, str | None]]]] = [
+    ("gsm8k", {"answer": "18"}, [("She has 18.", "18"), ("The answer is 18 dollars", "18"), ("no idea", None), ("#### 1,018", "1018")]),
+    ("folio", {"answer": "True"}, [("The answer is True.", "True"), ("Answer: False", "False"), ("hm", None)]),
+    ("math500", {"answer": "2"}, [(r"\boxed{ \frac{1}{2} }", r"\frac{1}{2}"), (r"\boxed{x}", "x"), (r"\boxed{X}", "X")]),
+    ("messages", {"answer": "7"}, [("It is 7", "7"), ("none", None)]),
+    ("messages", {"answer": "blue whale"}, [("Blue  whale", "blue whale"), ("3 whales", "3 whales")]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "problem", "replies"), CANONICAL)
+def test_canonical_answers(
+    name: str, problem: dict[str, Any], replies: list[tuple[str, str | None]], tmp_path: Path
+) -> None:
+    data = tmp_path / "a.jsonl"
+    data.write_text("", encoding="utf-8")
+    task = load_task(name, data=data) if name == "messages" else load_task(name)
+    one = Problem(key="k", prompt="?", family=name, **problem)
+    for reply, answer in replies:
+        assert task.canonical_answer(one, reply) == answer, reply
+
+
+@pytest.mark.parametrize("name", ["families", "everyday", "long", "gsm8k", "folio", "knights"])
+def test_equal_canonical_answers_have_equal_grades(name: str) -> None:
+    """Of replies that state the gold answer, the answer of another problem, or nothing that is an answer."""
+    task = load_task(name)
+    problems = list(itertools.islice(task.problems("test", 0), 24))
+    replies = [
+        text
+        for problem in problems
+        for text in (problem.answer, f" {problem.answer}\n", f"The answer is {problem.answer}")
+    ]
+    for problem in problems:
+        grades: dict[str | None, set[Verdict]] = {}
+        for reply in (*replies, "", "hm", f"{problem.answer} or 3"):
+            grades.setdefault(task.canonical_answer(problem, reply), set()).add(task.grade(problem, reply))
+        clear = {answer: found - {UNGRADED} for answer, found in grades.items() if answer is not None}
+        assert all(len(found) <= 1 for found in clear.values()), (problem, clear)
+        assert {RIGHT} in clear.values(), "the gold answer is an answer"
+
+
+def test_a_task_without_comparable_answers_is_refused_before_anything_is_asked() -> None:
+    class Own(Task):
+        name = "own"
+
+        def problems(self, split: Any, seed: int) -> Any:
+            yield Problem("k", "?", "!", "f")
+
+        def grade(self, problem: Problem, reply: str) -> Verdict:
+            return RIGHT
+
+    with pytest.raises(ConfigError, match="task 'own' does not say which replies give the same answer"):
+        evaluate(Says(["x"]), Own(), count=1, votes=True)  # type: ignore[arg-type]
+    assert evaluate(Says(["x"]), Own(), count=1).samples[0].verdict is RIGHT  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (("votes=1", "temperature=1"), "votes=1 is a single sample"),
+        (("votes=4",), "with temperature=0, all 4 votes are the same"),
+        (("votes=4", "temperature=1", "samples=3"), "votes=4 and samples=3 contradict"),
+    ],
+)
+def test_bad_votes_are_refused(words: tuple[str, ...], what: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["eval", str(tmp_path), "task=families:add", *words])
+    assert done.exit_code == 2 and what in done.output.replace("\n", " ")

@@ -365,11 +365,11 @@ def test_a_router_brings_its_load_to_what_it_aims_at(config: RouterConfig) -> No
 
     def miss() -> float:
         load = torch.bincount(module(x, TORCH, None).indices.flatten(), minlength=config.n_choices())
-        module.balance(load, 0.002)
+        module.balance(load, 0.01 if config.kind == "zero" else 0.002)  # `zero` moves in proportion to its error
         return float((load / load.sum() - config.target_load())[: config.n_experts()].abs().max() / aimed.max())
 
     first = miss()
-    last = [miss() for _ in range(400)][-1]
+    last = [miss() for _ in range(200)][-1]
     assert first > 0.2 and (last < 0.1 if any(True for _ in module.buffers()) else last == first)
 
 
@@ -461,8 +461,8 @@ def test_packed_documents_equal_themselves_alone(stage: Stage) -> None:
     segments = (torch.arange(SEQ) >= cut).long().expand(BATCH, SEQ)
     positions = torch.cat((torch.arange(cut), torch.arange(SEQ - cut))).expand(BATCH, SEQ)
     packed = hidden(model, tokens, positions=positions, segments=segments)
-    near(packed[:, :cut], hidden(model, tokens[:, :cut]))
-    near(packed[:, cut:], hidden(model, tokens[:, cut:]))
+    near(packed[:, :cut], hidden(model, tokens[:, :cut]), coarse(stage))
+    near(packed[:, cut:], hidden(model, tokens[:, cut:]), coarse(stage))
     leaking = hidden(model, tokens)
     assert not torch.allclose(leaking[:, cut:], packed[:, cut:], atol=1e-2)
 
@@ -475,7 +475,7 @@ def test_padding_and_other_rows_change_nothing(stage: Stage) -> None:
     padded[:, 6:] = 0
     segments = (torch.arange(SEQ) >= 6).long().expand(BATCH, SEQ)
     positions = torch.cat((torch.arange(6), torch.zeros(SEQ - 6, dtype=torch.long))).expand(BATCH, SEQ)
-    near(hidden(model, padded, positions=positions, segments=segments)[:1, :6], alone)
+    near(hidden(model, padded, positions=positions, segments=segments)[:1, :6], alone, coarse(stage))
 
 
 @every_stage

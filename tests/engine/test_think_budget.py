@@ -131,9 +131,12 @@ def test_a_tag_of_several_tokens_is_written_whole(chat: ChatFormat, tokenizer: T
 def test_bad_budgets_are_refused_beside_the_least_good_one(engine: Engine) -> None:
     good = SamplingParams(max_tokens=10, think_budget=8)
     assert len(ask(engine, good)[0].token_ids) <= 10
-    with pytest.raises(DataError, match="take at least 11 tokens, but max_tokens is 10") as refused:
+    with pytest.raises(DataError, match="take at least 11 tokens, but the reply has at most 10") as refused:
         ask(engine, replace(good, think_budget=9))
-    assert "Raise max_tokens to 11" in refused.value.remedy and "think_budget" in refused.value.where
+    assert "Lower think_budget" in refused.value.remedy and "think_budget" in refused.value.where
+    room = engine.max_len - len(ask(engine, good)[0].prompt_ids)
+    with pytest.raises(DataError, match=f"but the reply has at most {room}"):
+        ask(engine, replace(good, max_tokens=10_000, think_budget=room - 1))
     for wrong in (0, -1, 1.5, True):
         with pytest.raises(DataError, match="think_budget"):
             ask(engine, replace(good, think_budget=wrong))  # type: ignore[arg-type]
@@ -142,5 +145,18 @@ def test_bad_budgets_are_refused_beside_the_least_good_one(engine: Engine) -> No
 
 def test_a_format_without_thinking_is_refused(tokenizer: Tokenizer) -> None:
     engine = Engine.of(make_model("gqa"), tokenizer, chat_format(tokenizer, "deepseek-v3"), slots=2)
-    with pytest.raises(DataError, match="'deepseek-v3' has no thinking"):
-        ask(engine, SamplingParams(max_tokens=10, think_budget=3))
+    for thinking in ("auto", "on", "off"):
+        with pytest.raises(DataError, match="'deepseek-v3' has no thinking"):
+            ask(engine, SamplingParams(max_tokens=10, think_budget=3), thinking)  # type: ignore[arg-type]
+
+
+def test_a_spelled_tag_ends_the_thought_where_the_format_reads_it_so(chat: ChatFormat, tokenizer: Tokenizer) -> None:
+    """A tokenizer with the token, in a format that also reads its characters."""
+    lexicon = Grammars(tokenizer, tokenizer.vocab_size, chat.stop_ids).lexicon
+    end = [tokenizer.end_think]
+    thought = Thought(end, "</think>", [tokenizer.think], budget=12, closing_ids=end, may_stop=True)
+    constraint = Delayed(Unconstrained(), thought, lexicon)
+    spelled = [first for letter in "ab</think>" for first in tokenizer.encode(letter)]
+    for token in (tokenizer.think, *spelled, *tokenizer.encode("an answer that is long")):
+        assert constraint.mask() is None
+        constraint.accept(token)

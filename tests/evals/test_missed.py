@@ -225,7 +225,7 @@ def test_the_gate_fails_below_its_limit_and_passes_at_it(sparse: Path) -> None:
     assert "min_recall" not in said(run, data, "length=60", "min_recall=0.01", f"out={out}")
     texts = json.loads(out.read_text(encoding="utf-8"))["texts"]
     (own,) = (one["weighted_recall"] for one in texts if one["budget"] == 9)
-    assert "min_recall" not in said(run, data, "length=60", f"min_recall={own - 1e-4}")
+    assert "min_recall" not in said(run, data, "length=60", f"min_recall={own!r}")
     text = said(run, data, "length=60", f"min_recall={own + 1e-4}", code=1)
     assert f"weighted recall {own:.3f} is below min_recall={own + 1e-4:g}" in text
 

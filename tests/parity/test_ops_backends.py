@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -59,6 +60,33 @@ def test_experts(dtype: torch.dtype, tokens: int, banned: int) -> None:
         assert torch.equal(results[-1][3].float().abs().amax((1, 2)) > 0, used)
     for found in results[:-1]:
         compare(found, results[-1], dtype)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_experts_in_blocks_for_any_routing(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even, skewed, and all tokens at one expert; one expert of one, and all experts for each token. On the CPU, an index out of
+    range is an error. The products use at most twice the rows and two copies of all matrices."""
+    rng = random.Random(seed)
+    n, tokens = rng.randint(1, 9), rng.randint(1, 40)
+    k = rng.choice([1, n, rng.randint(1, n)])
+    generator = torch.Generator().manual_seed(seed)
+    skew = rng.choice([0.0, 3.0, 100.0])
+    favour = torch.linspace(skew, 0, n).roll(rng.randrange(n))
+    logits = torch.randn(tokens, n, generator=generator) + favour
+    routing = route(logits, None, k=k)
+    x = torch.randn(tokens, 6, generator=generator)
+    weights = torch.randn(n, 10, 6, generator=generator), torch.randn(n, 6, 5, generator=generator)
+    bmm, sizes = torch.bmm, []
+
+    def counted(a: Tensor, b: Tensor) -> Tensor:
+        sizes.append(tuple(a.shape[:2]))
+        return bmm(a, b)
+
+    monkeypatch.setattr(torch, "bmm", counted)
+    found = grouped.experts(x, routing, *weights)
+    assert relative(found, REFERENCE.experts(x, routing, *weights)) < 1e-5
+    (blocks, rows), second, _ = sizes
+    assert second == (blocks, rows) and blocks <= 2 * n and blocks * rows <= 2 * max(tokens * k, n)
 
 
 def test_experts_of_no_token_at_all() -> None:

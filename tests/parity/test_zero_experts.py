@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -34,6 +35,28 @@ def random_config(seed: int) -> tuple[int, MoEConfig]:
     )
     router.check()
     return rng.choice([8, 24, 40]), MoEConfig(router=router, moe_intermediate_size=rng.choice([8, 12, 20]))
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"num_experts_per_tok": 8}, "num_experts_per_tok must be at most n_routed_experts \\+ zero_expert_num"),
+        ({"expected_experts": 3.0}, "expected_experts must be less than num_experts_per_tok"),
+        ({"expected_experts": 2.0, "n_routed_experts": 2}, ""),
+        ({"expected_experts": 2.5, "n_routed_experts": 2}, "expected_experts must be at most n_routed_experts"),
+        ({"zero_expert_num": 1}, ""),
+        ({"zero_expert_num": 1, "expected_experts": 1.9}, "num_experts_per_tok - expected_experts must be at most zero_expert_num"),
+        ({"num_experts_per_tok": 7, "expected_experts": 4.0}, ""),
+    ],
+)  # fmt: skip
+def test_contradictions_are_refused_beside_their_nearest_valid_twins(change: dict[str, Any], what: str) -> None:
+    good = {"n_routed_experts": 4, "zero_expert_num": 3, "num_experts_per_tok": 3, "expected_experts": 2.0}
+    config = ZeroExpertsConfig(**good | change)
+    if what:
+        with pytest.raises(ValueError, match=what):
+            config.check()
+    else:
+        config.check()
 
 
 @pytest.mark.parametrize("ops", [REFERENCE, TORCH, TORCH_INVARIANT], ids=lambda ops: ops.name)

@@ -131,7 +131,7 @@ def test_all_fields_at_once_are_all_there() -> None:
         # The request's own comes first.
         (12, {"think_budget": 15, "reasoning_effort": "low"}, 15),
         (12, {"think_budget": 18}, 18),
-        (12, {"think_budget": 15, "thinking": {"type": "disabled"}}, 15),
+        (12, {"think_budget": 19, "thinking": {"type": "disabled"}}, None),
         (12, {"thinking": {"type": "disabled"}}, None),
         (12, {"thinking": {"type": "enabled"}}, 12),
     ],
@@ -141,6 +141,17 @@ def test_the_budget_of_thinking(server: int, fields_: dict[str, Any], budget: in
     assert asked(chat_of(service, **{"max_tokens": 20} | fields_)).params.think_budget == budget
     if "think_budget" not in fields_ and not {"reasoning_effort", "thinking"} & {*fields_}:
         assert asked(text_of(service, max_tokens=20)).params.think_budget is None, "a text is not a conversation"
+
+
+def test_without_a_length_the_context_is_the_longest_reply() -> None:
+    ask = asked(chat_of(service_of(), reasoning_effort="medium"))
+    assert ask.params.think_budget == (MAX_LEN - len(ask.prompt)) // 2
+
+
+@pytest.mark.parametrize("tokens", [1, 2])
+def test_a_reply_too_short_for_any_budget_is_refused(tokens: int) -> None:
+    with pytest.raises(ApiError, match=rf"the reply has at most {tokens} tokens.*answer\. Raise `max_tokens`\."):
+        asked(chat_of(max_tokens=tokens, think_budget=1))
 
 
 def test_a_budget_without_room_for_an_answer_is_refused() -> None:

@@ -27,6 +27,7 @@ from served import CONTEXT, Server, start, stop, write_run
 from rorqual.cli.machine import cores
 from rorqual.cli.serving import ENGINE, ServeSettings
 from rorqual.cli.serving import start as start_here
+from rorqual.core.errors import ConfigError
 from rorqual.engine import Engine, EngineConfig, Request, SamplingParams
 from rorqual.serve.descriptors import AT_ONCE
 from rorqual.serve.keys import Keys
@@ -125,6 +126,18 @@ def test_every_option_arrives_and_so_does_every_default(
     assert page.service.bridge.share == page.service.bridge.queue, "one tenant may have every place"
     lobby = settings["http"].keywords["lobby"]
     assert settings["backlog"] <= AT_ONCE and lobby.most > settings["backlog"]
+
+
+def test_a_budget_of_thinking_for_a_model_without_is_refused_before_anything_is_written(
+    run: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    file = tmp_path / "run" / "run.yaml"
+    file.write_text(file.read_text(encoding="utf-8") + "\nchat: deepseek-v3\n", encoding="utf-8")
+    words = ["port=0", "think_budget=5", f"keys={tmp_path / 'keys.json'}", f"rollout_dir={tmp_path / 'weights'}"]
+    with pytest.raises(ConfigError, match="think_budget=5, but the model's chat format has no thinking"):
+        start_here(tmp_path / "run", words)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 
 def test_no_option_is_forgotten_here() -> None:

@@ -154,7 +154,7 @@ class Processor:
                 remedy="Lower max_tokens, or raise the engine's cache_bytes.",
             )
         thinking = request.thinking if prompt_ids is None else self.chat.chosen(prompt)
-        self._check_budget(params, thinking, where)
+        self._check_budget(params, thinking, longest - len(prompt), where)
         grammar = params.grammar
         compiled = None if grammar is None else self.grammars.compile(grammar, where=f"{where}, grammar")
         return Job(request, prompt, thinking, compiled)
@@ -192,12 +192,13 @@ class Processor:
         return Grammars(self.tokenizer, self.vocab_size, self.chat.stop_ids, CallSyntax(self.chat, self.vocab_size))
 
     def _constraint(self, job: Job) -> Constraint | None:
-        """Return the grammar constraint of one sample.
+        """Return the constraint of one sample by its grammar and its thinking budget.
 
-        The constraint applies only to the answer. Reasoning before the answer is not constrained.
+        The grammar applies only to the answer, and the budget only to the reasoning before the answer.
         """
-        compiled, form, budget = job.compiled, self.chat.reply_form(job.thinking), job.request.params.think_budget
-        if compiled is None and (budget is None or form.begins == "answer"):
+        compiled, form = job.compiled, self.chat.reply_form(job.thinking)
+        budget = None if job.thinking == "off" else job.request.params.think_budget
+        if compiled is None and budget is None:
             return None
         if compiled is not None and form.begins in ("answer", "mark"):
             return compiled.start()
@@ -205,19 +206,20 @@ class Processor:
         thought = Thought(
             gap_ids=separator, budget=budget, closing_ids=self.chat.closing_ids, may_stop=compiled is None
         )
-        if (thought_ids := self.chat.thought_ids) is None:
+        thought_ids = self.chat.thought_ids
+        if thought_ids is None or self.chat.tags_as_text:
             thought = replace(thought, end_text=Special.END_THINK)
-        else:
+        if thought_ids is not None:
             opens = [] if form.begins == "thought" else [thought_ids[0]]
             thought = replace(thought, end_ids=self.chat.closing_ids, open_ids=opens)
         if compiled is None:
             return Delayed(Unconstrained(), thought, self.grammars.lexicon)
         return compiled.start(thought=thought)
 
-    def _check_budget(self, params: SamplingParams, thinking: Thinking, where: str) -> None:
-        """Raise DataError if `think_budget` has no effect, or leaves no token for the answer."""
+    def _check_budget(self, params: SamplingParams, thinking: Thinking, longest: int, where: str) -> None:
+        """Raise DataError if `think_budget` has no effect, or leaves no token for the answer in a reply of `longest` tokens."""
         budget = params.think_budget
-        if budget is None or thinking == "off":
+        if budget is None:
             return
         where = f"{where}, think_budget"
         if not self.chat.thinks:
@@ -226,12 +228,20 @@ class Processor:
                 where=where,
                 remedy="Remove think_budget, or use a model that thinks.",
             )
-        needed = budget + len(self.chat.closing_ids) + 1
-        if needed > params.max_tokens:
+        if thinking == "off":
+            return
+        if not self.chat.limits_thinking(thinking):
             raise DataError(
-                f"{budget} tokens of thinking, `</think>` and an answer take at least {needed} tokens, but max_tokens is {params.max_tokens}",
+                "the tokenizer has no token for `<think>`, so the engine cannot see whether a reply thinks",
                 where=where,
-                remedy=f"Raise max_tokens to {needed} or more, lower think_budget, or set thinking to off.",
+                remedy="Set thinking to on, or remove think_budget.",
+            )
+        needed = budget + len(self.chat.closing_ids) + 1
+        if needed > longest:
+            raise DataError(
+                f"{budget} tokens of thinking, `</think>` and an answer take at least {needed} tokens, but the reply has at most {longest}",
+                where=where,
+                remedy="Lower think_budget, raise max_tokens if the context has room, or set thinking to off.",
             )
 
     def _barred(self, params: SamplingParams) -> tuple[int, ...]:

@@ -138,6 +138,12 @@ def serve(arguments: EngineArguments, address: Address) -> None:
     run = RunDir(Path(arguments.run))
     checkpoint = run.checkpoint()
     chat = load_chat(run, Tokenizer.load(run.tokenizer_file))
+    if address.think_budget and not chat.thinks:
+        raise ConfigError(
+            f"think_budget={address.think_budget}, but the model's chat format has no thinking",
+            where=f"{run.path}, chat format '{chat.name}'",
+            remedy="Leave think_budget out.",
+        )
     if cache_dir := arguments.engine.get("cache_dir"):
         check_folder(Path(cache_dir))
     with listen(address.host, address.port) as sock:
@@ -166,12 +172,6 @@ def serve(arguments: EngineArguments, address: Address) -> None:
             prompts=run.prompts(),
             think_budget=address.think_budget,
         )
-        if address.think_budget and not chat.thinks:
-            raise ConfigError(
-                f"think_budget={address.think_budget}, but the model's chat format has no thinking",
-                where=f"{run.path}, chat format '{chat.name}'",
-                remedy="Leave think_budget out.",
-            )
         if key is not None:
             _say(f"API key of tenant '{address.tenant}', shown only once: {key}")
         if rollout_key is not None:

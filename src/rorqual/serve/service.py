@@ -202,7 +202,7 @@ class Service:
     ) -> EngineRequest:
         """Return the request for the engine. Raises ApiError if the model is not served or the prompt exceeds the context.
 
-        `effort` is the share of the thinking budget that a chat request may use, or None if the reply has no thinking.
+        `effort` is the share of the server's thinking budget that a chat request may use, or None for a text request.
         """
         info = self.check_model(request.model)
         self._check(prompt, param, info)
@@ -218,7 +218,9 @@ class Service:
                 f"`min_tokens` is {params.min_tokens}, but the reply may have at most {limit} tokens. Lower `min_tokens`.",
                 "min_tokens",
             )
-        params = replace(params, think_budget=self._budget(params.think_budget, limit, effort))
+        params = replace(
+            params, think_budget=self._budget(params.think_budget, limit, self.chat.chosen(prompt), effort)
+        )
         if top is not None and len(prompt) * (1 + top) > MAX_SCORES:
             problem = f"`{param}` has {len(prompt)} tokens, each with {top} top log-probabilities: more than {MAX_SCORES} in total"
             raise refuse(f"{problem}. Request fewer log-probabilities, or shorten the prompt.", param)
@@ -237,23 +239,31 @@ class Service:
         # first.
         return EngineRequest(tuple(prompt), params, -(request.priority or 0))
 
-    def _budget(self, own: int | None, limit: int, effort: float | None) -> int | None:
+    def _budget(self, own: int | None, limit: int, thinking: Thinking, effort: float | None) -> int | None:
         """Return the thinking budget of a reply of at most `limit` tokens, or None if there is no maximum.
 
-        Raises ApiError if the request's `own` budget leaves no token for the answer, or if the model has no thinking.
+        Raises ApiError if the request's `own` budget has no effect or leaves no token for the answer.
         """
         room = limit - len(self.chat.closing_ids) - 1
-        if own is not None:
-            if not self.chat.thinks:
-                raise refuse("`think_budget` needs a model that thinks. Leave `think_budget` out.", "think_budget")
-            if own > room:
+        limits = self.chat.thinks and self.chat.limits_thinking(thinking)
+        if own is not None and thinking != "off":
+            if not limits:
                 raise refuse(
-                    f"`think_budget` is {own}, but the reply has at most {limit} tokens, for thinking, `</think>` and answer. "
-                    f"Set `think_budget` to {room} or less, or raise `max_tokens`.",
+                    "`think_budget` needs a model that thinks between tokens `<think>` and `</think>`. Leave `think_budget` out.",
+                    "think_budget",
+                )
+            if own > room:
+                lower = (
+                    f"Set `think_budget` to {room} or less, or raise `max_tokens`."
+                    if room > 0
+                    else "Raise `max_tokens`."
+                )
+                raise refuse(
+                    f"`think_budget` is {own}, but the reply has at most {limit} tokens, for thinking, `</think>` and answer. {lower}",
                     "think_budget",
                 )
             return own
-        if effort is None or (effort == 1 and not self.think_budget):
+        if thinking == "off" or not limits or effort is None or (effort == 1 and not self.think_budget):
             return None
         budget = min(room, int(effort * (self.think_budget or limit)))
         return max(1, budget) if room > 0 else None

@@ -211,8 +211,8 @@ MUTANTS = (
         "every effort has the whole budget of thinking",
         "issue 19: a budget for thinking",
         "serve/routes/chat.py",
-        "tools=bool(self._tools), effort=effort)]",
-        "tools=bool(self._tools), effort=None if effort is None else 1.0)]",
+        "        effort = self.wanted.effort\n",
+        "        effort = 1.0\n",
         "tests/serve/test_request_fields.py::test_the_budget_of_thinking",
     ),
     one(

@@ -189,6 +189,14 @@ class ChatFormat(ABC):
         """The ids of `</think>`, the tag that ends the reasoning: one id, or the tag's characters."""
         return self.tokenizer.encode(Special.END_THINK) if self.thought_ids is None else [self.thought_ids[1]]
 
+    def limits_thinking(self, thinking: Thinking) -> bool:
+        """Return whether an engine can end the reasoning of a reply in mode `thinking` after a number of tokens.
+
+        The engine must see where reasoning begins: in the prompt, or at a `<think>` token.
+        """
+        begins = self.reply_form(thinking).begins
+        return begins == "thought" or (begins != "answer" and self.thought_ids is not None)
+
     def chosen(self, prompt: Sequence[int]) -> Thinking:
         """Return the thinking mode of a prompt, given its last ids: `on`, `off`, or `auto` if the model chooses."""
         modes: tuple[Thinking, Thinking] = ("off", "on")

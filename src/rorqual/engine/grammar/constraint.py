@@ -99,7 +99,7 @@ class Thought:
     end_ids: Sequence[int] = ()
     """Token ids of the tag that ends the reasoning (`</think>`)."""
     end_text: str = ""
-    """Text that ends the reasoning, for a tokenizer without a `</think>` token."""
+    """Text that ends the reasoning, if the tag may be spelled with ordinary tokens."""
     open_ids: Sequence[int] = ()
     """Token ids of `<think>`, if the model may either start to think or answer directly.
 
@@ -119,10 +119,10 @@ class Thought:
 
 
 class Delayed:
-    """A constraint that applies after the reasoning. Until the budget is used up, the reasoning may have every token except
-    the stop ids.
+    """A constraint that applies after the reasoning. Until the budget is used up, the reasoning may have every token, and the
+    stop ids only if `Thought.may_stop`.
 
-    So a reply either matches the grammar or is cut off by its length limit.
+    So without `may_stop`, a reply either matches the constraint or is cut off by its length limit.
     """
 
     def __init__(self, constraint: Constraint, thought: Thought, lexicon: Lexicon) -> None:
@@ -140,7 +140,9 @@ class Delayed:
         if self._state == "thinking":
             if self._closing is not None:
                 return self._lexicon.only(self._closing)
-            return None if self._thought.may_stop else self._lexicon.not_stops
+            if self._thought.may_stop:
+                return None
+            return self._lexicon.not_stops
         allowed = self._constraint.mask()
         if allowed is None:
             return None
@@ -181,8 +183,8 @@ class Delayed:
         self._thoughts += 1
         ids, text = tuple(self._thought.end_ids), self._thought.end_text
         # A token has at least one byte, so the end text has at most as many tokens as bytes.
-        self._last = (*self._last, token)[-(len(ids) or len(text.encode()) + 1) :]
-        if self._last == ids or (text and text in self._lexicon.decode(self._last)):
+        self._last = (*self._last, token)[-max(len(ids), len(text.encode()) + 1) :]
+        if (ids and self._last[-len(ids) :] == ids) or (text and text in self._lexicon.decode(self._last)):
             self._state = "gap"
 
     def _next(self) -> list[int]:

@@ -68,7 +68,7 @@ class ChatShape(Shape[ChatRequest]):
         answer = self.wanted.response_format.json_schema if self.wanted.response_format else None
         schema = None if answer is None else answer.schema_
         prompt = self._prompt = self.service.prompt_of(self._messages, self._thinking, self._tools, schema)
-        effort = self.wanted.effort if self.service.chat.thinks and self._mode != "off" else None
+        effort = self.wanted.effort
         return [self.service.ask(self.wanted, prompt, "messages", tools=bool(self._tools), effort=effort)]
 
     def new(self) -> Choice:

@@ -28,6 +28,7 @@ from rorqual.cli.planning import QuickstartPlan, RunPlan, ServePlan, TrainPlan
 from rorqual.cli.settings import Placement
 from rorqual.cli.verbs.attention import AttentionSettings
 from rorqual.cli.verbs.compare import CompareSettings
+from rorqual.cli.verbs.compute import ComputeSettings
 from rorqual.cli.verbs.export import ExportConfig
 from rorqual.cli.verbs.import_ import ImportConfig
 from rorqual.cli.verbs.merge import MergeConfig
@@ -433,6 +434,7 @@ CHATTED = {
     "system": ({}, "Speak of whales."),
     "temperature": ({}, "1.5"),
     "max_tokens": ({}, "3"),
+    "think_budget": ({"thinking": "on"}, "2"),
     "seed": ({"temperature": "1.5"}, "1"),
 }
 CHAT_ALONE = {"threads", "device", "dtype"}
@@ -756,6 +758,25 @@ DECLARED: dict[str, tuple[set[str], set[str]]] = {
     "attention": (
         of(AttentionSettings),
         {"data", "length", "windows", "budgets", "min_recall", "out", "page", "threads", *PLACED},
+    ),
+    "compute": (
+        of(ComputeSettings),
+        {
+            "task",
+            "data",
+            "split",
+            "count",
+            "seed",
+            "thinking",
+            "temperature",
+            "max_tokens",
+            "per_family",
+            "options",
+            "out",
+            "page",
+            "threads",
+            *PLACED,
+        },
     ),
     "trace": (PLACED, PLACED),
     "report": (PLACED, PLACED),

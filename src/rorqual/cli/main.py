@@ -18,6 +18,7 @@ from rorqual.cli.verbs.attention import attention
 from rorqual.cli.verbs.bench import bench
 from rorqual.cli.verbs.chat import chat
 from rorqual.cli.verbs.compare import compare
+from rorqual.cli.verbs.compute import compute
 from rorqual.cli.verbs.distil import distil
 from rorqual.cli.verbs.doctor import doctor
 from rorqual.cli.verbs.eval import evaluate
@@ -143,6 +144,12 @@ _add(
     context_settings=PAIRS,
 )
 _add("attention", attention, "rorqual attention runs/tiny-sparse data=README.md length=64", context_settings=PAIRS)
+COMPUTE = (
+    'rorqual train sft task=families size=tiny steps=5 "model.stages.1.ffn.router={kind: zero, n_routed_experts: 12, '
+    'zero_expert_num: 4, num_experts_per_tok: 2, expected_experts: 1.5}" out=runs/zero && '
+    "rorqual compute runs/zero task=families count=8 max_tokens=40"
+)
+_add("compute", compute, COMPUTE, context_settings=PAIRS)
 _add("peft", peft, "rorqual peft runs/lora exports/lora", context_settings=PAIRS)
 _add("inspect", inspect, "rorqual inspect deepseek-v3", context_settings=PAIRS)
 _add("plan", plan, "rorqual plan deepseek-v3 --train tokens=14.8T hardware=h800 n=2048", context_settings=PAIRS)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from statistics import NormalDist
 from typing import Any, Literal
 
@@ -299,6 +300,7 @@ def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
     return Interval(middle - reach, middle + reach, confidence)
 
 
+@cache
 def t_quantile(probability: float, degrees: int) -> float:
     """Return the quantile of Student's t distribution with `degrees` of freedom, by integrating its density.
 

@@ -359,6 +359,22 @@ MUTANTS = (
         "tests/evals/test_missed_page.py::test_a_passage_shows_weight_selection_and_what_was_missed",
     ),
     one(
+        "identity experts count as computation",
+        "issue 19: the experts of each token",
+        "evals/compute.py",
+        "used = (chosen >= 0) & (chosen < counts[:, None])",
+        "used = chosen >= 0",
+        "tests/evals/test_compute.py::test_identity_experts_and_no_expert_do_not_count",
+    ),
+    one(
+        "a token has the experts of the token after it",
+        "issue 19: the experts of each token",
+        "evals/compute.py",
+        "tuple(used.tolist())",
+        "tuple(used.roll(-1).tolist())",
+        "tests/evals/test_compute.py::test_each_token_has_the_experts_of_a_plain_forward_pass",
+    ),
+    one(
         "a tie of votes goes to the answer that came first",
         "issue 19: votes",
         "evals/votes.py",

@@ -1,0 +1,97 @@
+"""The command `rorqual compute RUN`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import BeforeValidator
+
+from rorqual.cli.machine import cores
+from rorqual.cli.settings import Placement, Settings, check_device, read
+from rorqual.core.config import Count, Natural, NonNegative, Seed, scalar
+from rorqual.core.errors import ConfigError
+from rorqual.core.log import Progress
+from rorqual.core.records import Thinking, write_atomic, write_json
+from rorqual.tasks.base import Split
+
+
+class ComputeSettings(Placement):
+    """Settings of `rorqual compute`, with the meaning that they have in `rorqual eval`.
+
+    - `out`: JSON file for all values.
+    - `page`: HTML file.
+    """
+
+    task: str = ""
+    data: str = ""
+    split: Split = "test"
+    count: Count = 100
+    seed: Seed = 0
+    thinking: Thinking = "auto"
+    temperature: NonNegative = 0.0
+    max_tokens: Count = 1024
+    per_family: bool = False
+    options: Annotated[dict[str, Any], BeforeValidator(lambda raw: scalar(raw) if isinstance(raw, str) else raw)] = {}
+    out: str = ""
+    page: str = ""
+    threads: Natural = 0
+
+
+def compute(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Run of a model with a router that may choose identity experts.")
+    ],
+    settings: Settings = None,
+) -> None:
+    """Show how much computation each token takes.
+
+    For models whose router chooses a different number of experts for each token (kind zero). The command answers problems of a
+    task, and prints the experts per token by part of the text, family, difficulty, verdict, position and token.
+
+    Keys: task=NAME (required), data=FILE, split=test, count=100, seed=0, thinking=auto|on|off, temperature=0, max_tokens=1024,
+    per_family=false, options={...}, out=FILE.json, page=FILE.html, device=, dtype=, threads=N.
+    """
+    chosen = read(ComputeSettings, settings)
+    check_device(chosen.device)
+    if not chosen.task:
+        raise ConfigError(
+            "key 'task' is missing", where="command line", remedy="Give task=NAME, such as task=families."
+        )
+
+    from rorqual.engine.engine import Engine
+    from rorqual.engine.request import SamplingParams
+    from rorqual.evals.compute import compute_table, measure_compute
+    from rorqual.evals.run import pick
+    from rorqual.tasks.find import load_task
+
+    task = load_task(chosen.task, data=Path(chosen.data) if chosen.data else None, options=chosen.options)
+    problems = pick(task, chosen.split, chosen.count, chosen.seed, chosen.per_family)
+    engine = Engine(
+        run, device=chosen.device, dtype=chosen.dtype, threads=chosen.threads or cores(), record_experts=True
+    )
+    bar = Progress(f"compute {task.name}", len(problems), unit="answer")
+
+    def show(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done)
+
+    report = measure_compute(
+        engine,
+        task,
+        problems,
+        model=str(run),
+        thinking=chosen.thinking,
+        params=SamplingParams(max_tokens=chosen.max_tokens, temperature=chosen.temperature, seed=chosen.seed),
+        progress=show,
+    )
+    print(compute_table(report))
+    if chosen.out:
+        write_json(Path(chosen.out), report.to_json())
+        print(f"{chosen.out}: all values")
+    if chosen.page:
+        from rorqual.evals.compute_page import compute_page
+
+        write_atomic(Path(chosen.page), compute_page(report, engine.tokenizer).encode())
+        print(f"{chosen.page}: the tables, and replies coloured by experts")

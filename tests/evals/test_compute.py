@@ -1,0 +1,243 @@
+"""`rorqual compute`: the experts of each token against a plain forward pass, their groups, the table and the page."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from rorqual.cli.main import app
+from rorqual.cli.verbs.compute import ComputeSettings
+from rorqual.core.errors import ConfigError
+from rorqual.data.chat import chat_format
+from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
+from rorqual.engine import Engine, SamplingParams
+from rorqual.evals.compute import (
+    LEAST,
+    ComputeReport,
+    Reply,
+    compute_table,
+    experts_used,
+    measure_compute,
+    ratio_interval,
+)
+from rorqual.evals.compute_page import coloured, compute_page
+from rorqual.evals.run import pick
+from rorqual.evals.stats import t_interval
+from rorqual.model import Decoder, ModelConfig, Stage
+from rorqual.model.ffn import DenseConfig, MoEConfig
+from rorqual.model.ffn.router import GroupedTopKConfig, ZeroExpertsConfig
+from rorqual.recipes.models import v3_like
+from rorqual.tasks.base import Verdict
+from rorqual.tasks.find import load_task
+
+TOKENIZER = Tokenizer.byte_level()
+TASK = load_task("families:add,count")
+ZERO = ZeroExpertsConfig(n_routed_experts=6, zero_expert_num=4, num_experts_per_tok=3, expected_experts=1.5)
+
+
+def model_of(*routers: Any) -> Decoder:
+    """One layer with each router, loud enough that choices differ; a router of None is a dense layer."""
+    config = v3_like("tiny", vocab_size=BASE_VOCAB, context=256)
+    attention = config.stages[0].attention
+    stages = tuple(
+        Stage(
+            layers=1,
+            attention=attention,
+            ffn=DenseConfig(intermediate_size=32)
+            if router is None
+            else MoEConfig(router=router, moe_intermediate_size=16),
+        )
+        for router in routers
+    )
+    config = ModelConfig(**dict(config) | {"stages": stages, "num_nextn_predict_layers": 0})
+    model, generator = Decoder(config), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for _, tensor in sorted(model.state_dict().items()):
+            if tensor.dim() > 1:
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) / tensor.shape[-1] ** 0.5)
+    return model
+
+
+def engine_of(model: Decoder) -> Engine:
+    return Engine.of(model, TOKENIZER, chat_format(TOKENIZER), slots=4, record_experts=True)
+
+
+@pytest.fixture(scope="module")
+def model() -> Decoder:
+    other = ZeroExpertsConfig(n_routed_experts=9, zero_expert_num=2, num_experts_per_tok=3, expected_experts=2.5)
+    return model_of(None, ZERO, other)
+
+
+@pytest.fixture(scope="module")
+def report(model: Decoder) -> ComputeReport:
+    problems = pick(TASK, "test", 6, 0, False)
+    params = SamplingParams(max_tokens=40, temperature=1.0, seed=1)
+    return measure_compute(engine_of(model), TASK, problems, model="mine", thinking="on", params=params)
+
+
+@torch.no_grad()
+def test_each_token_has_the_experts_of_a_plain_forward_pass(report: ComputeReport, model: Decoder) -> None:
+    assert (report.layers, report.chosen, len(report.replies)) == (2, 3, 6)
+    for reply in report.replies:
+        routing = model(torch.tensor([reply.tokens])).routing
+        counts = [(one.indices < experts).sum(-1).float() for one, experts in zip(routing, (6, 9), strict=True)]
+        assert list(reply.experts) == pytest.approx((sum(counts) / 2).tolist())  # type: ignore[attr-defined]
+        assert len(reply.parts) == len(reply.tokens)
+    assert len({value for reply in report.replies for value in reply.experts}) > 3
+
+
+def test_identity_experts_and_no_expert_do_not_count() -> None:
+    config = model_of(ZERO, None, ZERO.model_copy(update={"n_routed_experts": 4, "zero_expert_num": 6})).config
+    chosen = torch.tensor([[[0, 5, 6], [0, 4, 9]], [[-1, -1, -1], [3, 2, 1]]])
+    assert experts_used(chosen, config).tolist() == [(2 + 1) / 2, (0 + 3) / 2]
+
+
+def test_parts_are_prompt_thinking_and_answer(report: ComputeReport) -> None:
+    think, end = TOKENIZER.think, TOKENIZER.end_think
+    for reply in report.replies:
+        start = reply.parts.count("prompt")
+        assert reply.parts[:start] == ("prompt",) * start and "prompt" not in reply.parts[start:]
+        written = reply.tokens[start:]
+        closed = written.index(end) + 1 if end in written else len(written)
+        assert reply.parts[start:] == ("thinking",) * closed + ("answer",) * (len(written) - closed)
+        assert TOKENIZER.decode(list(reply.tokens[:start]), specials=True).count(reply.problem.prompt) == 1
+        assert think in reply.tokens[:start], "in mode `on`, the prompt opens the thought"
+
+
+def test_groups_are_plain_means_with_intervals_over_problems(report: ComputeReport) -> None:
+    found: dict[tuple[str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for number, reply in enumerate(report.replies):
+        start = reply.parts.count("prompt")
+        n = len(reply.tokens) - start
+        for place, used in enumerate(reply.experts):
+            found["part", "all"][number].append(used)
+            found["part", reply.parts[place]][number].append(used)
+            found["token", TOKENIZER.decode([reply.tokens[place]], specials=True)][number].append(used)
+            if place >= start:
+                found["family", reply.problem.family][number].append(used)
+                found["level", f"{reply.problem.family}, {reply.problem.level}"][number].append(used)
+                found["verdict", reply.verdict.value][number].append(used)
+                found["position", f"quarter {1 + (place - start) * 4 // n}"][number].append(used)
+    expected = {
+        key: parts for key, parts in found.items() if key[0] != "token" or sum(map(len, parts.values())) >= LEAST
+    }
+    assert {(group.kind, group.name) for group in report.groups} == expected.keys()
+    for group in report.groups:
+        parts = expected[group.kind, group.name]
+        values = [value for part in parts.values() for value in part]
+        assert (group.tokens, group.problems) == (len(values), len(parts))
+        assert group.experts == pytest.approx(sum(values) / len(values))
+        if len(parts) == 1:
+            assert group.interval is None
+        else:
+            assert group.interval == ratio_interval(list(parts.values()))
+            assert group.interval.low <= group.experts <= group.interval.high
+    assert {group.name for group in report.groups if group.kind == "verdict"} <= {one.value for one in Verdict}
+    assert len([group for group in report.groups if group.kind == "position"]) == 4
+    there = {part for reply in report.replies for part in reply.parts}
+    order = [name for name in ("all", "prompt", "thinking", "answer") if name in {"all", *there}]
+    assert [group.name for group in report.groups][: len(order)] == order
+
+
+def test_the_interval_is_students_for_equal_sizes_and_covers_for_unequal_ones() -> None:
+    equal = [[1.0, 3.0], [2.0, 6.0], [5.0, 2.0]]
+    ends = t_interval([2.0, 4.0, 3.5])
+    assert (ratio_interval(equal).low, ratio_interval(equal).high) == pytest.approx((ends.low, ends.high))
+    random = np.random.default_rng(0)
+    covered = 0
+    for _ in range(2000):  # problems have 1 to 20 tokens; long problems have larger values
+        sizes = random.integers(1, 21, 40)
+        levels = random.normal(0, 1, 40) + sizes / 10
+        problems = [(level + random.normal(0, 0.5, size)).tolist() for level, size in zip(levels, sizes, strict=True)]
+        found = ratio_interval(problems)
+        covered += found.low <= 1.3667 <= found.high  # E[size * size / 10] / E[size]
+    assert 0.92 < covered / 2000 < 0.97
+
+
+def test_the_table_shows_each_group(report: ComputeReport) -> None:
+    text = compute_table(report)
+    for group in report.groups:
+        if group.kind != "token":
+            assert re.search(rf"^{re.escape(group.name)} +{group.tokens:,} +{group.experts:.3f}", text, re.MULTILINE), (
+                group
+            )
+    tokens = sorted((g for g in report.groups if g.kind == "token"), key=lambda g: g.experts)
+    most, fewest = text.index("tokens with the most"), text.index("tokens with the fewest")
+    assert text.index(repr(tokens[-1].name), most) < fewest < text.index(repr(tokens[0].name), fewest)
+    assert "of 3 choices in 2 layers (families)" in text and json.dumps(report.to_json())
+
+
+def test_the_page_colours_each_token_by_its_experts(report: ComputeReport) -> None:
+    problem = report.replies[0].problem
+    tokens = (*TOKENIZER.encode("a<"), *TOKENIZER.encode("é\n"))
+    reply = Reply(problem, Verdict.RIGHT, tokens, ("prompt", "prompt", *["answer"] * 3), (0.0, 1.5, 3.0, 2.0, 1.0))
+    assert coloured(reply, 3, TOKENIZER) == (
+        '<pre class="words"><i class="p" style="--w:0%" title="0.00">a</i><i class="p" style="--w:38%" title="1.50">&lt;</i>'
+        '<i style="--w:62%" title="2.50">é</i><i style="--w:25%" title="1.00"><span class="e">↵</span>\n</i></pre>'
+    )
+    page = compute_page(report, TOKENIZER)
+    assert all(coloured(one, 3, TOKENIZER) in page for one in report.replies) and "<script" not in page
+    for group in report.groups:
+        if group.kind in ("family", "level", "verdict", "position"):
+            assert (
+                f'<th scope="row" class="text">{html.escape(group.name)}</th><td>{group.tokens:,}</td><td>{group.experts:.3f}</td>'
+                in page
+            )
+        if group.kind == "part":
+            assert f"<dt>{group.name}</dt><dd>{group.experts:.2f}<small>{group.tokens:,} tokens" in page
+
+
+@pytest.mark.parametrize(
+    ("routers", "what"),
+    [
+        ((None, None), "this model has no router, so all tokens take the same computation"),
+        ((GroupedTopKConfig(n_routed_experts=4, num_experts_per_tok=2),), "all tokens use 2 experts per layer"),
+    ],
+)
+def test_a_model_whose_tokens_take_the_same_computation_is_refused(routers: Any, what: str) -> None:
+    problems = pick(TASK, "test", 2, 0, False)
+    with pytest.raises(ConfigError, match=what) as refused:
+        measure_compute(engine_of(model_of(*routers)), TASK, problems, params=SamplingParams(max_tokens=4))
+    assert "kind zero" in refused.value.remedy
+
+
+def test_the_command_gives_its_options_on(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    router = "model.stages.1.ffn.router={kind: zero, n_routed_experts: 6, zero_expert_num: 4, num_experts_per_tok: 3, expected_experts: 1.5}"
+    words = ["train", "sft", "task=families:add", "size=tiny", "steps=2", f"out={run}", router, "quiet=true"]
+    assert CliRunner().invoke(app, words).exit_code == 0
+
+    def said(code: int = 0, **more: str) -> dict[str, Any]:
+        out, page = tmp_path / "c.json", tmp_path / "c.html"
+        given = {"count": "3", "max_tokens": "9", "threads": "1", "out": str(out), "page": str(page)} | more
+        done = CliRunner().invoke(app, ["compute", str(run), *(f"{key}={value}" for key, value in given.items())])
+        assert done.exit_code == code, done.output
+        if code:
+            return {"text": done.output}
+        assert "experts with weights per token and layer, of 3 choices in 1 layers" in done.output
+        assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+        return json.loads(out.read_text(encoding="utf-8"))
+
+    plain = said(task="families:add")
+    assert plain == said(task="families:add") and plain["model"] == str(run)
+    changes = {
+        "task": "families:sub", "split": "dev", "count": "4", "seed": "1", "thinking": "off", "temperature": "1.5", "max_tokens": "5",
+        "options": "{hard: 1.0}", "dtype": "bfloat16", "per_family": "true",
+    }  # fmt: skip
+    for key, value in changes.items():
+        assert said(**{"task": "families:add", key: value}) != plain, key
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(f'{{"question": "{n}+1?", "answer": "{n + 1}"}}\n' for n in range(80)), encoding="utf-8")
+    assert said(task="messages", data=str(data))["task"] == "messages"
+    assert {*changes, "data", "out", "page", "threads", "device"} == set(ComputeSettings.model_fields)
+    assert "key 'task' is missing" in said(2)["text"]
+    assert "device 'gpu9' is not available" in said(2, task="families:add", device="gpu9")["text"]

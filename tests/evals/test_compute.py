@@ -23,7 +23,7 @@ from rorqual.engine import Engine, SamplingParams
 from rorqual.evals.compute import (
     LEAST,
     ComputeReport,
-    Reply,
+    CountedReply,
     compute_table,
     experts_used,
     measure_compute,
@@ -179,7 +179,9 @@ def test_the_table_shows_each_group(report: ComputeReport) -> None:
 def test_the_page_colours_each_token_by_its_experts(report: ComputeReport) -> None:
     problem = report.replies[0].problem
     tokens = (*TOKENIZER.encode("a<"), *TOKENIZER.encode("é\n"))
-    reply = Reply(problem, Verdict.RIGHT, tokens, ("prompt", "prompt", *["answer"] * 3), (0.0, 1.5, 3.0, 2.0, 1.0))
+    reply = CountedReply(
+        problem, Verdict.RIGHT, tokens, ("prompt", "prompt", *["answer"] * 3), (0.0, 1.5, 3.0, 2.0, 1.0)
+    )
     assert coloured(reply, 3, TOKENIZER) == (
         '<pre class="words"><i class="p" style="--w:0%" title="0.00">a</i><i class="p" style="--w:38%" title="1.50">&lt;</i>'
         '<i style="--w:62%" title="2.50">é</i><i style="--w:25%" title="1.00"><span class="e">↵</span>\n</i></pre>'

@@ -43,7 +43,7 @@ LISTED = 12
 
 
 @dataclass(frozen=True)
-class Reply:
+class CountedReply:
     """A problem and its reply, token by token. The last token of a reply is never fed to the model, so it is left out.
 
     `experts` [tokens] holds the experts per layer of each token, and `parts` the part of the text that it belongs to.
@@ -80,7 +80,7 @@ class ComputeReport:
     layers: int
     chosen: int
     groups: tuple[Group, ...]
-    replies: tuple[Reply, ...]
+    replies: tuple[CountedReply, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Return all values as JSON, without the texts."""
@@ -133,7 +133,7 @@ def measure_compute(
     return ComputeReport(model, task.name, len(routed), chosen, tuple(_groups(replies, engine)), replies)
 
 
-def _reply(engine: Engine, task: Task, problem: Problem, completion: Completion, config: ModelConfig) -> Reply:
+def _reply(engine: Engine, task: Task, problem: Problem, completion: Completion, config: ModelConfig) -> CountedReply:
     assert completion.experts is not None
     tokens = (*completion.prompt_ids, *completion.token_ids)[:-1]
     used = experts_used(completion.experts, config)
@@ -150,10 +150,10 @@ def _reply(engine: Engine, task: Task, problem: Problem, completion: Completion,
     )
     parts = tuple(part for part, length in lengths for _ in range(length))
     verdict = safe_grade(task, problem, completion.text)
-    return Reply(problem, verdict, tokens, parts[:-1], tuple(used.tolist()))
+    return CountedReply(problem, verdict, tokens, parts[:-1], tuple(used.tolist()))
 
 
-def _groups(replies: Sequence[Reply], engine: Engine) -> Iterator[Group]:
+def _groups(replies: Sequence[CountedReply], engine: Engine) -> Iterator[Group]:
     """Yield the groups of all kinds. Families, levels and verdicts count the tokens of replies only, because a prompt's tokens
     are read and not written."""
     found: dict[tuple[str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))

@@ -6,7 +6,7 @@ from html import escape
 
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.evals import page as html
-from rorqual.evals.compute import ComputeReport, Reply, tables
+from rorqual.evals.compute import ComputeReport, CountedReply, tables
 from rorqual.evals.missed_page import characters
 
 STYLE = """
@@ -60,7 +60,7 @@ def _texts(report: ComputeReport, tokenizer: Tokenizer) -> list[str]:
         f'<i style="--w:{round(FULL * used / report.chosen)}%">{used}</i> ' for used in range(report.chosen + 1)
     )
     found = [f"<p class=words>Experts per layer: {legend} The prompt is underlined.</p>"]
-    families: dict[str, list[Reply]] = {}
+    families: dict[str, list[CountedReply]] = {}
     for reply in report.replies:
         families.setdefault(reply.problem.family, []).append(reply)
     longest = max(map(len, families.values()))
@@ -72,7 +72,7 @@ def _texts(report: ComputeReport, tokenizer: Tokenizer) -> list[str]:
     return found
 
 
-def coloured(reply: Reply, chosen: int, tokenizer: Tokenizer) -> str:
+def coloured(reply: CountedReply, chosen: int, tokenizer: Tokenizer) -> str:
     """Return HTML with the text of a reply, coloured by experts. Tokens that share a character are joined."""
     parts = []
     for positions, text in characters(reply.tokens, tokenizer):

@@ -111,7 +111,7 @@ EVALUATED: dict[str, tuple[dict[str, str], str]] = {
     "thinking": ({}, "on"),
     "temperature": ({}, "1.5"),
     "samples": ({"temperature": "1.5"}, "2"),
-    "votes": ({"temperature": "1.5", "samples": "2"}, "2"),
+    "votes": ({"temperature": "1.5"}, "2"),
     "think_budget": ({"thinking": "on"}, "2"),
     "max_tokens": ({}, "3"),
     "per_family": ({"task": "families:add,sub"}, "true"),
@@ -171,6 +171,9 @@ def test_eval_asks_and_records_what_it_was_told() -> None:
     ]
     assert [s.logprob for s in found.samples] == [sum(c.logprobs) / len(c.logprobs) for c in answers]
     assert all(s.thinking_tokens <= 3 for s in found.samples)
+    words = [f"{key}={value}" for key, value in told.items()]
+    assert "majority, until settled" in said("eval", "run", *words)
+    assert "until settled" not in said("eval", "run", *(word for word in words if not word.startswith("votes")))
 
 
 def test_a_text_is_read_in_windows_with_as_many_threads_as_told(here: Path) -> None:

@@ -478,5 +478,5 @@ def test_our_own_eval_finds_the_same_over_the_address_and_in_the_run(run: Path, 
 
 
 def without_counts(sample: dict[str, Any]) -> dict[str, Any]:
-    """What was asked, said, and judged: a client does not see tokens, and counts another way."""
-    return {name: value for name, value in sample.items() if "tokens" not in name}
+    """What was asked, said, and judged: a client does not see tokens and log-probabilities, and counts another way."""
+    return {name: value for name, value in sample.items() if "tokens" not in name and name != "logprob"}

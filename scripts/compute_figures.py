@@ -21,7 +21,7 @@ from PIL import Image
 
 from rorqual.core.records import write_json
 from rorqual.evals.evaluation import Evaluation
-from rorqual.evals.votes import answered
+from rorqual.evals.votes import rule_results
 
 ROOT = Path(__file__).parent.parent
 TASK = "task=families:add,gcd,mod,swap"
@@ -42,7 +42,7 @@ COMMANDS = {
 
 def figures(folder: Path) -> dict[str, Any]:
     """Return the figures of the page."""
-    votes = answered(Evaluation.load(folder / "votes.json"))
+    votes = rule_results(Evaluation.load(folder / "votes.json"))
     budgets = []
     for budget in BUDGETS:
         [row] = Evaluation.load(folder / f"budget-{budget}.json").rows("all")

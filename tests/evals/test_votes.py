@@ -22,7 +22,7 @@ from rorqual.evals.evaluation import Evaluation, GradedSample
 from rorqual.evals.passk import pass_at_k
 from rorqual.evals.run import evaluate
 from rorqual.evals.stats import wilson
-from rorqual.evals.votes import answered, any_right, likely_majority, majority, most_likely, needed, settled
+from rorqual.evals.votes import any_right, likely_majority, majority, most_likely, needed, rule_results, settled
 from rorqual.tasks.base import Problem, Task, Verdict
 from rorqual.tasks.find import load_task
 
@@ -65,6 +65,8 @@ def test_what_cannot_be_graded_is_neither_right_nor_wrong() -> None:
     unknown = sample("a", verdict=UNGRADED)
     assert majority([unknown, unknown, sample("r")]) is None
     assert majority([unknown, sample("r"), sample("r")]) == 1
+    unread = sample(None, verdict=UNGRADED)
+    assert majority([unread, unread]) is None and majority([unread, sample(None)]) == 0
     assert most_likely([sample("r", logprob=-2.0), unknown.model_copy(update={"logprob": -1.0})]) is None
     assert any_right([unknown, unknown]) is None and any_right([unknown, sample("a")]) == 0.0
 
@@ -120,7 +122,7 @@ def test_the_table_against_a_plain_count() -> None:
         [sample(rng.choice(["r", "r", "a", None]), tokens=rng.randint(1, 9), logprob=-rng.random()) for _ in range(8)]
         for _ in range(12)
     ]
-    found = {(one.rule, one.samples): one for one in answered(evaluation(groups))}
+    found = {(one.rule, one.samples): one for one in rule_results(evaluation(groups))}
     assert [size for rule, size in found if rule == "majority"] == [2, 4, 8]
     single = [one.verdict is RIGHT for part in groups for one in part]
     assert found["one sample", 1].accuracy == pytest.approx(sum(single) / 96)
@@ -147,7 +149,7 @@ def test_the_table_against_a_plain_count() -> None:
 
 
 def test_an_odd_number_of_samples_and_answers_of_a_server() -> None:
-    rows = answered(evaluation([group("rra"), group("raa")]))
+    rows = rule_results(evaluation([group("rra"), group("raa")]))
     assert [(one.rule, one.samples) for one in rows] == [
         ("one sample", 1), ("majority", 2), ("majority", 3), ("majority, until settled", 3),
         ("majority, until 95% sure", 3), ("any right (bound)", 2), ("any right (bound)", 3),

@@ -14,7 +14,7 @@ from rich.text import Text
 from rorqual.evals.compare import Comparison
 from rorqual.evals.evaluation import ALL, Evaluation, Row
 from rorqual.evals.stats import Interval
-from rorqual.evals.votes import answered
+from rorqual.evals.votes import rule_results
 
 
 def percent(value: float) -> str:
@@ -78,7 +78,7 @@ def votes_table(evaluation: Evaluation) -> str:
     heads = ["answer", "samples", "accuracy %", "95 % interval", "tokens per problem"]
     rows = (
         [one.rule, str(one.samples), percent(one.accuracy), percent_interval(one.interval), f"{one.tokens:.1f}"]
-        for one in answered(evaluation)
+        for one in rule_results(evaluation)
     )
     return _render("one answer from several samples", heads, rows, text_columns=1)
 

@@ -22,7 +22,7 @@ Group = Sequence[GradedSample]
 
 
 @dataclass(frozen=True)
-class Answered:
+class RuleResult:
     """The result of one rule on all problems.
 
     - `samples`: number of samples per problem; for rules that stop early, the largest number.
@@ -41,11 +41,11 @@ def majority(group: Group) -> float | None:
     """Return the probability that the majority answer is right, or None if its replies are ungraded.
 
     A tie is broken at random, so several leading answers count by their mean. Samples without an answer do not vote. Without any
-    vote, the result is 0.
+    vote, the result is 0, or None if all replies are ungraded.
     """
     counts = Counter(sample.answered for sample in group if sample.answered is not None)
     if not counts:
-        return 0.0
+        return None if all(sample.verdict is Verdict.UNGRADED for sample in group) else 0.0
     most = max(counts.values())
     shares = []
     for answer in (answer for answer, count in counts.items() if count == most):
@@ -91,7 +91,7 @@ def needed(group: Group, sure: Callable[[Sequence[str | None]], bool]) -> int:
     return next((count for count in range(1, len(group)) if sure(answers[:count])), len(group))
 
 
-def answered(evaluation: Evaluation) -> list[Answered]:
+def rule_results(evaluation: Evaluation) -> list[RuleResult]:
     """Return the results of all rules, for 1, 2, 4, ... samples and for all samples of each problem.
 
     Without log-probabilities (as of a server), there are no rows for the most likely sample.
@@ -114,7 +114,7 @@ def answered(evaluation: Evaluation) -> list[Answered]:
     return [*rows, *(_row("any right (bound)", size, problems, any_right) for size in sizes)]
 
 
-def _row(name: str, size: int, problems: Sequence[Group], rule: Callable[[Group], float | None]) -> Answered:
+def _row(name: str, size: int, problems: Sequence[Group], rule: Callable[[Group], float | None]) -> RuleResult:
     values, tokens = [], []
     for group in problems:
         parts = [group[start : start + size] for start in range(0, len(group) - size + 1, size)]
@@ -124,11 +124,11 @@ def _row(name: str, size: int, problems: Sequence[Group], rule: Callable[[Group]
     return _summary(name, size, values, tokens)
 
 
-def _summary(rule: str, size: int, values: Sequence[float | None], tokens: Sequence[float]) -> Answered:
+def _summary(rule: str, size: int, values: Sequence[float | None], tokens: Sequence[float]) -> RuleResult:
     graded = [value for value in values if value is not None]
     right = min(math.fsum(graded), len(graded))
     accuracy = right / len(graded) if graded else math.nan
-    return Answered(rule, size, accuracy, wilson(right, len(graded)), math.fsum(tokens) / len(tokens))
+    return RuleResult(rule, size, accuracy, wilson(right, len(graded)), math.fsum(tokens) / len(tokens))
 
 
 def _right(graded: Group) -> float:

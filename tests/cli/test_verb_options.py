@@ -176,6 +176,16 @@ def test_eval_asks_and_records_what_it_was_told() -> None:
     assert "until settled" not in said("eval", "run", *(word for word in words if not word.startswith("votes")))
 
 
+@pytest.mark.usefixtures("here")
+def test_eval_keeps_canonical_answers_if_votes_are_counted() -> None:
+    """The answer of a swap is its whole text, so each reply has one."""
+    given = EVAL | {"task": "families:swap", "temperature": "1.5"}
+    voted = evaluated(given | {"votes": "2"})["samples"]
+    assert any(one["answered"] for one in voted)
+    assert [one["answered"] for one in voted] == [one["reply"].strip() or None for one in voted]
+    assert {one["answered"] for one in evaluated(given | {"samples": "2"})["samples"]} == {None}
+
+
 def test_a_text_is_read_in_windows_with_as_many_threads_as_told(here: Path) -> None:
     for name, text in (("one.txt", "one two three " * 60), ("two.txt", "seven eight " * 60)):
         (here / name).write_text(text, encoding="utf-8")

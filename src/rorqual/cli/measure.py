@@ -23,14 +23,10 @@ SeedBits = Annotated[Literal[31, 64], Typed]
 """Number of bits of the random seeds that are sent to a server."""
 
 
-class EvalSettings(Placement):
-    """Settings of `rorqual eval`.
+class ProblemSettings(Placement):
+    """Settings of commands that answer problems of a task.
 
     - `count`: number of problems. With `per_family`, it is the number per family and level.
-    - `samples`: number of samples per problem.
-    - `votes`: the same, with an answer by majority; 0 counts no votes.
-    - `think_budget`: maximum number of thinking tokens; 0 sets no maximum.
-    - `window`: tokens per window of a text; 0 uses the model's context length.
     """
 
     task: str = ""
@@ -40,15 +36,26 @@ class EvalSettings(Placement):
     seed: Seed = 0
     thinking: Thinking = "auto"
     temperature: NonNegative = 0.0
-    samples: Count = 1
-    votes: Natural = 0
-    think_budget: Natural = 0
     max_tokens: Count = 1024
-    window: Natural = 0
     per_family: bool = False
     options: Annotated[dict[str, Any], Typed] = {}
     out: str = ""
     threads: Natural = 0
+
+
+class EvalSettings(ProblemSettings):
+    """Settings of `rorqual eval`.
+
+    - `samples`: number of samples per problem.
+    - `votes`: the same, with an answer by majority; 0 counts no votes.
+    - `think_budget`: maximum number of thinking tokens; 0 sets no maximum.
+    - `window`: tokens per window of a text; 0 uses the model's context length.
+    """
+
+    samples: Count = 1
+    votes: Natural = 0
+    think_budget: Natural = 0
+    window: Natural = 0
     model: str = ""
     seed_bits: SeedBits = 64
     concurrency: int = Field(8, ge=1, le=1024)

@@ -70,7 +70,7 @@ def any_right(group: Group) -> float | None:
 
 def settled(answers: Sequence[str | None], most: int) -> bool:
     """Return whether the majority of `most` votes is known after the first votes `answers`."""
-    (_, lead), (_, second) = [*Counter(a for a in answers if a is not None).most_common(2), ("", 0), ("", 0)][:2]
+    lead, second = _leading(answers)
     return lead - second > most - len(answers)
 
 
@@ -80,9 +80,16 @@ def likely_majority(answers: Sequence[str | None], threshold: float = SURE) -> b
     The probability is that of a share above 1/2 under a uniform prior (the Beta rule of Adaptive-Consistency, Aggarwal et al. 2023,
     2305.11860, section 3).
     """
-    (_, lead), (_, second) = [*Counter(a for a in answers if a is not None).most_common(2), ("", 0), ("", 0)][:2]
+    lead, second = _leading(answers)
     trials = lead + second + 1
     return sum(math.comb(trials, count) for count in range(lead + 1)) / 2**trials > threshold
+
+
+def _leading(answers: Sequence[str | None]) -> tuple[int, int]:
+    """Return the number of votes for the leading answer and for the second one."""
+    counts = [count for _, count in Counter(answer for answer in answers if answer is not None).most_common(2)]
+    lead, second, *_ = *counts, 0, 0
+    return lead, second
 
 
 def needed(group: Group, sure: Callable[[Sequence[str | None]], bool]) -> int:

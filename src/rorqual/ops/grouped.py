@@ -1,6 +1,6 @@
 """Mixture of experts on GPUs. No shape depends on the routing, so the host never waits for the GPU.
 
-In torch 2.13, `grouped_mm` runs as one kernel for bf16 on CUDA GPUs from sm90 on. For other dtypes, the tokens of each expert
+In torch 2.10, `grouped_mm` runs as one kernel for bf16 on CUDA GPUs from sm90 on. For other dtypes, the tokens of each expert
 are padded to blocks of equal size, and one batched product multiplies each block by a copy of its expert's matrix.
 """
 

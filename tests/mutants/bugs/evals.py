@@ -375,6 +375,14 @@ MUTANTS = (
         "tests/evals/test_compute.py::test_each_token_has_the_experts_of_a_plain_forward_pass",
     ),
     one(
+        "votes= counts no votes",
+        "issue 19: votes",
+        "cli/measure.py",
+        '"votes": self.votes > 0,',
+        '"votes": False,',
+        "tests/cli/test_verb_options.py::test_eval_keeps_canonical_answers_if_votes_are_counted",
+    ),
+    one(
         "a tie of votes goes to the answer that came first",
         "issue 19: votes",
         "evals/votes.py",

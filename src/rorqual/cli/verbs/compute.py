@@ -3,40 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from pydantic import BeforeValidator
 
 from rorqual.cli.machine import cores
-from rorqual.cli.settings import Placement, Settings, check_device, read
-from rorqual.core.config import Count, Natural, NonNegative, Seed, scalar
+from rorqual.cli.measure import ProblemSettings
+from rorqual.cli.settings import Settings, check_device, read
 from rorqual.core.errors import ConfigError
 from rorqual.core.log import Progress
-from rorqual.core.records import Thinking, write_atomic, write_json
-from rorqual.tasks.base import Split
+from rorqual.core.records import write_atomic, write_json
 
 
-class ComputeSettings(Placement):
-    """Settings of `rorqual compute`, with the meaning that they have in `rorqual eval`.
+class ComputeSettings(ProblemSettings):
+    """Settings of `rorqual compute`.
 
     - `out`: JSON file for all values.
     - `page`: HTML file.
     """
 
-    task: str = ""
-    data: str = ""
-    split: Split = "test"
-    count: Count = 100
-    seed: Seed = 0
-    thinking: Thinking = "auto"
-    temperature: NonNegative = 0.0
-    max_tokens: Count = 1024
-    per_family: bool = False
-    options: Annotated[dict[str, Any], BeforeValidator(lambda raw: scalar(raw) if isinstance(raw, str) else raw)] = {}
-    out: str = ""
     page: str = ""
-    threads: Natural = 0
 
 
 def compute(

@@ -49,14 +49,8 @@ class ZeroExpertsConfig(RouterConfig):
 
     def target_load(self) -> Tensor:
         """See `RouterConfig`. Experts with weights share K_e / K of the load, and identity experts the rest."""
-        share = self.expected_experts / self.num_experts_per_tok
-        counts = (self.n_routed_experts, self.zero_expert_num)
-        return torch.cat(
-            [
-                torch.full((n,), part / n, dtype=torch.float64)
-                for n, part in zip(counts, (share, 1 - share), strict=True)
-            ]
-        )
+        n, zero, share = self.n_routed_experts, self.zero_expert_num, self.expected_experts / self.num_experts_per_tok
+        return torch.tensor([share / n] * n + [(1 - share) / zero] * zero, dtype=torch.float64)
 
     def check(self) -> None:
         if self.num_experts_per_tok > self.n_choices():

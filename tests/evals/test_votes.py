@@ -241,4 +241,4 @@ def test_a_task_without_comparable_answers_is_refused_before_anything_is_asked()
 )
 def test_bad_votes_are_refused(words: tuple[str, ...], what: str, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["eval", str(tmp_path), "task=families:add", *words])
-    assert done.exit_code == 2 and what in done.output.replace("\n", " ")
+    assert done.exit_code == 2 and f"key 'votes': {what}" in done.output.replace("\n", " ")

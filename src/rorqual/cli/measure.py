@@ -6,9 +6,9 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from rorqual.cli.machine import cores
 from rorqual.cli.settings import Placement, check_device
@@ -81,17 +81,17 @@ class EvalSettings(ProblemSettings):
             ),
         }
 
-    @model_validator(mode="after")
-    def _check_votes(self) -> Self:
-        if not self.votes:
-            return self
-        if self.votes == 1:
+    @field_validator("votes")
+    @classmethod
+    def _check_votes(cls, votes: int, info: ValidationInfo) -> int:
+        samples, temperature = info.data.get("samples", 1), info.data.get("temperature", 1.0)
+        if votes == 1:
             raise ValueError("votes=1 is a single sample. Give votes=2 or more, or leave votes out.")
-        if self.samples not in (1, self.votes):
-            raise ValueError(f"votes={self.votes} and samples={self.samples} contradict each other. Leave samples out.")
-        if self.temperature == 0:
-            raise ValueError(f"with temperature=0, all {self.votes} votes are the same. Give temperature=1.")
-        return self
+        if votes and samples not in (1, votes):
+            raise ValueError(f"votes={votes} and samples={samples} contradict each other. Leave samples out.")
+        if votes and temperature == 0:
+            raise ValueError(f"with temperature=0, all {votes} votes are the same. Give temperature=1.")
+        return votes
 
 
 def generator(model: str, settings: EvalSettings) -> Any:

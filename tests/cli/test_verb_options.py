@@ -35,7 +35,7 @@ from rorqual.cli.verbs.merge import MergeConfig
 from rorqual.cli.verbs.peft import PeftConfig
 from rorqual.cli.verbs.sparsify import SparsifyCommand
 from rorqual.core.config import Config, read_yaml
-from rorqual.core.records import RunDir
+from rorqual.core.records import Message, RunDir
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Request, SamplingParams
 from rorqual.engine.seeds import sample_seed
@@ -112,6 +112,10 @@ EVALUATED: dict[str, tuple[dict[str, str], str]] = {
     "temperature": ({}, "1.5"),
     "samples": ({"temperature": "1.5"}, "2"),
     "votes": ({"temperature": "1.5"}, "2"),
+    "best_of": ({"temperature": "1.5"}, "2"),
+    "stop_when": ({"task": "families:swap", "temperature": "0.01", "votes": "5"}, "settled"),
+    "refine": ({}, "1"),
+    "system": ({}, "Be brief."),
     "think_budget": ({"thinking": "on"}, "2"),
     "max_tokens": ({}, "3"),
     "per_family": ({"task": "families:add,sub"}, "true"),
@@ -120,6 +124,7 @@ EVALUATED: dict[str, tuple[dict[str, str], str]] = {
 }
 """Those that another evaluation shows; the others are tested one by one below."""
 EVAL_ALONE = {"data", "window", "out", "threads", "device", "model", "seed_bits", "concurrency", "backend"}
+EVAL_ALONE |= {"verifier", "verifier_data", "sure", "page"}
 
 
 def evaluated(words: dict[str, str], model: str = "run") -> dict[str, Any]:
@@ -152,6 +157,7 @@ def test_eval_asks_and_records_what_it_was_told() -> None:
         "samples": "2",
         "votes": "2",
         "think_budget": "3",
+        "system": "Be brief.",
         "max_tokens": "5",
         "per_family": "true",
         "options": "{hard: 0.5}",
@@ -164,7 +170,8 @@ def test_eval_asks_and_records_what_it_was_told() -> None:
     task = load_task("families:add,sub", options={"hard": 0.5})
     problems = pick(task, "dev", 3, 7, True)
     assert found.keys == [problem.key for problem in problems]
-    requests = [Request(problem.messages, seeded(params, problem.key), "on") for problem in problems]
+    system = Message("system", "Be brief.")
+    requests = [Request((system, *problem.messages), seeded(params, problem.key), "on") for problem in problems]
     answers = [c for group in Engine("run", record_experts=False).generate(requests) for c in group]
     assert [(s.reply, s.reasoning, s.tokens) for s in found.samples] == [
         (c.text, c.reasoning, len(c.token_ids)) for c in answers

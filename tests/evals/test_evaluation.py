@@ -208,7 +208,7 @@ def test_a_generator_that_loses_samples_is_refused():
         def generate(self, requests, *, progress=None):
             return super().generate(requests)[:-1]
 
-    with pytest.raises(RorqualError, match="expected 1 samples for each of 7 problems, got 6 in all"):
+    with pytest.raises(RorqualError, match="expected 7 samples of 7 requests, got 6"):
         evaluate(Loses(), Few(), count=7)
 
 

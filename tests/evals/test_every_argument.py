@@ -125,6 +125,9 @@ ASKED: dict[str, Any] = {
     "problems": [Problem("k", "p", "a", "f")],
     "measured": {"all": {"rule": 0.5}},
     "votes": True,
+    "stop_when": "settled",
+    "refine": 1,
+    "system": "Be brief.",
 }
 
 
@@ -140,6 +143,7 @@ def test_no_argument_of_evaluate_is_forgotten_here() -> None:
 
 def test_an_evaluation_records_its_settings_each_under_its_name() -> None:
     generator, params = Says(), SamplingParams(max_tokens=9, temperature=0.5, seed=11, n=2)
+    shown: list[tuple[int, int]] = []
     found = evaluate(
         generator,
         Words(),
@@ -149,15 +153,20 @@ def test_an_evaluation_records_its_settings_each_under_its_name() -> None:
         thinking="off",
         params=params,
         per_family=True,
-        progress=tell,
+        progress=lambda *of: shown.append(of),
         model="mine",
+        system="Be brief.",
     )
     assert (found.task, found.model, found.split, found.seed, found.count) == ("words", "mine", "train", 7, 3)
     assert (found.per_family, found.thinking, found.params) == (True, "off", params)
     picked = pick(Words(), "train", 3, 7, True)
-    assert len(picked) == 12 and generator.progress is tell
+    generator.progress(5, 24)
+    assert len(picked) == 12 and shown == [(5, 24)]
+    assert (found.system, found.stop_when) == ("Be brief.", "never")
     assert found.keys == [problem.key for problem in picked]
-    assert generator.seen == [Request(p.messages, seeded(params, p.key), "off") for p in picked]
+    assert generator.seen == [
+        Request((Message("system", "Be brief."), *p.messages), seeded(params, p.key), "off") for p in picked
+    ]
     assert found.baselines == baselines(Words(), picked, 7)
 
 
@@ -203,6 +212,8 @@ def test_a_sample_has_each_of_its_fields_from_its_problem_and_its_completion() -
         "error": "",
         "answered": None,
         "logprob": -0.25,
+        "score": None,
+        "earlier": (),
     }
     assert set(GradedSample.model_fields) == expected.keys()
     assert dict(found.samples[0]) == expected

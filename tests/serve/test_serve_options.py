@@ -53,7 +53,7 @@ def told(run: Path, words: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         with pytest.raises(Told) as caught:
-            start_here(run, ["port=0", *words])
+            start_here(str(run), ["port=0", *words])
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         gc.unfreeze()
@@ -107,6 +107,10 @@ OPTIONS: dict[str, tuple[str, Callable[[Page, dict[str, Any]], Any], Any, Any]] 
 }
 
 
+CASCADE_OPTIONS = {"calibration", "sure"}
+"""Tested in test_cascade_server.py."""
+
+
 @pytest.mark.parametrize("chosen", [True, False])
 def test_every_option_arrives_and_so_does_every_default(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: bool
@@ -136,14 +140,14 @@ def test_a_budget_of_thinking_for_a_model_without_is_refused_before_anything_is_
     file.write_text(file.read_text(encoding="utf-8") + "\nchat: deepseek-v3\n", encoding="utf-8")
     words = ["port=0", "think_budget=5", f"keys={tmp_path / 'keys.json'}", f"rollout_dir={tmp_path / 'weights'}"]
     with pytest.raises(ConfigError, match="think_budget=5, but the model's chat format has no thinking"):
-        start_here(tmp_path / "run", words)
+        start_here(str(tmp_path / "run"), words)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 
 def test_no_option_is_forgotten_here() -> None:
-    assert set(ServeSettings.model_fields) == {"host", "port", *OPTIONS}
+    assert set(ServeSettings.model_fields) == {"host", "port", *OPTIONS, *CASCADE_OPTIONS}
     given = {field.name for kind in (EngineArguments, Address) for field in fields(kind)} - {"run", "engine"}
-    assert given | {*ENGINE} == set(ServeSettings.model_fields)
+    assert given | {*ENGINE, *CASCADE_OPTIONS} == set(ServeSettings.model_fields)
     values = [str(there) for _, _, there, _ in OPTIONS.values() if not isinstance(there, bool)]
     assert len(set(values)) == len(values), "a swap of two would not be seen"
     assert all(there != default for _, _, there, default in OPTIONS.values())

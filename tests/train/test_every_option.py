@@ -74,6 +74,7 @@ ROLLOUTS: dict[str, tuple[dict[str, Any], Any]] = {
     "max_num_gen_batches": ({"problems": 8, "samples": 2}, 3),
     "overlong_buffer": ({}, 10),
     "overlong_penalty": ({"overlong_buffer": 10}, 0.25),
+    "length_penalty": ({}, {"efforts": [20, 80], "tokens": 12}),
     "mask_truncated": ({"max_tokens": 4}, True),
     "reference": ({}, "BASE"),
 }

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 from little import engine_of, grpo_run, loud, records, rollouts, sampled, tiny, train_with, update_of
+from pydantic import ValidationError
 from torch import Tensor
 
-from rorqual.core.errors import ConfigError, NumericsError
+from rorqual.core.errors import ConfigError, DataError, NumericsError
 from rorqual.core.records import RunDir
+from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Completion, Request, SamplingParams
 from rorqual.model import Decoder
 from rorqual.ops.losses import keep_only
@@ -26,7 +28,7 @@ from rorqual.train.objectives import GRPO
 from rorqual.train.run import BFLOAT16, Agreement, Run
 from rorqual.train.sources import Source, Step
 from rorqual.train.sources.reference import Reference
-from rorqual.train.sources.rollouts import Scored
+from rorqual.train.sources.rollouts import RolloutConfig, Scored
 from rorqual.train.sources.shaping import group_advantages, overlong_penalty
 
 
@@ -120,6 +122,61 @@ def test_overlong_punishment_is_in_the_reward_once(base: Path, tmp_path: Path) -
         mean = sum(rewards) / len(rewards)
         assert [sample["advantage"] for sample in those] == pytest.approx([r - mean for r in rewards])
     assert punished and step.metrics["overlong_penalty"] < 0
+
+
+def test_each_effort_has_its_own_groups_its_own_penalty_and_its_own_prompt(base: Path, tmp_path: Path) -> None:
+    """V4.1's r_len = -min(C_max, k_0 exp(-(b - b_min) / tau) length / L_norm), in the reward once."""
+    penalty = {"efforts": [80, 20], "strength": 0.7, "decay": 30.0, "limit": 0.2, "tokens": 12}
+    run = run_with(base, 1, problems=3, length_penalty=penalty, std=False)
+    (step,) = watch(run, tmp_path / "run")
+    assert [line["effort"] for line in step.trace] == [80, 20] * 3
+    keys = [line["key"] for line in step.trace]
+    assert keys[::2] == keys[1::2] and len({*keys}) == 3
+    cut = set()
+    for line in step.trace:
+        those, factor = line["samples"], 0.7 * math.exp(-(line["effort"] - 20) / 30)
+        for sample in those:
+            cut.add(factor * sample["tokens"] / 12 > 0.2)
+        rewards = [(s["verdict"] == "right") - min(0.2, factor * s["tokens"] / 12) for s in those]
+        mean = sum(rewards) / len(rewards)
+        assert [s["advantage"] for s in those] == pytest.approx([r - mean for r in rewards])
+    assert cut == {True, False}, "the limit must matter somewhere"
+    ids_of = Tokenizer.load(RunDir(base).tokenizer_file)
+    texts = [ids_of.decode(list(ids), specials=True) for ids in documents([*step.batches, *step.unlearned])]
+    for effort in (20, 80):
+        own = [line for line in step.trace if line["effort"] == effort]
+        lengths = [sample["tokens"] for line in own for sample in line["samples"]]
+        assert step.metrics[f"reply_length/effort {effort}"] == pytest.approx(sum(lengths) / len(lengths))
+        rights = [sample["verdict"] == "right" for line in own for sample in line["samples"]]
+        assert step.metrics[f"reward/effort {effort}"] == pytest.approx(sum(rights) / len(rights))
+        asked = [text for text in texts if f"Reasoning effort: {effort}" in text]
+        assert len(asked) == sum(len(line["samples"]) for line in own)
+
+
+def test_dynamic_sampling_wants_as_many_groups_as_there_are_problems_and_efforts(base: Path, tmp_path: Path) -> None:
+    penalty = {"efforts": [20, 80], "tokens": 12}
+    run = run_with(base, 1, problems=30, samples=2, max_num_gen_batches=2, length_penalty=penalty)
+    (short,) = watch(run, tmp_path / "short")
+    assert "of 120 groups in 2 draws have both rewards; 60 were requested" in short.notes[0]
+    assert short.metrics["gen_batches"] == 2
+
+
+@pytest.mark.parametrize(
+    ("efforts", "good"), [([20, 20], False), ([101], False), ([0], False), ([], False), ([1, 100], True)]
+)
+def test_efforts_are_different_numbers_up_to_100(efforts: list[int], good: bool) -> None:
+    given = {"task": "families:add", "length_penalty": {"efforts": efforts}}
+    if good:
+        assert RolloutConfig.model_validate(given).efforts == (1, 100)
+        return
+    with pytest.raises(ValidationError, match="efforts"):
+        RolloutConfig.model_validate(given)
+
+
+def test_a_prompt_with_its_effort_must_fit_into_a_row(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="do not fit into a row"):
+        watch(run_with(base, 1, max_tokens=30, length_penalty={"efforts": [50], "tokens": 12}), tmp_path / "run")
+    watch(run_with(base, 1, max_tokens=30), tmp_path / "other")
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,12 @@ import rorqual
 from rorqual.cli.measure import REMOTE, EvalSettings, generator
 from rorqual.core.records import RunDir
 from rorqual.data.chat.find import TEMPLATE_FILE
+from rorqual.engine.engine import Engine
 from rorqual.engine.weights import ROUNDING
 from rorqual.evals import run
 from rorqual.evals.answer_cache import AnswerCache
 from rorqual.evals.evaluation import Evaluation
+from rorqual.evals.verify import scored, write_training_rows
 from rorqual.ops.backends import arithmetic_of
 from rorqual.tasks.base import Task
 
@@ -29,18 +31,41 @@ NO_WEIGHTS = frozenset({"optim.safetensors", "state.json"})
 def measure(
     model: str, settings: EvalSettings, task: Task, file: Path | None, progress: Callable[[int, int], None]
 ) -> Evaluation:
-    """Evaluate `model` on `task` and save the result in `file`.
+    """Evaluate `model` on `task` and save the result in `file`."""
+    judge = verifier(settings) if settings.verifier else None
+    evaluation = answers(model, settings, task, file, progress, settings.asked(), judge)
+    if settings.verifier_data:
+        rows = write_training_rows(evaluation, Path(settings.verifier_data))
+        _say(f"{rows:,} graded samples, to train a verifier on: {settings.verifier_data}")
+    return evaluation
+
+
+def answers(
+    model: str,
+    settings: EvalSettings,
+    task: Task,
+    file: Path | None,
+    progress: Callable[[int, int], None],
+    asked: dict[str, Any],
+    judge: Engine | None = None,
+    kept: set[Path] | None = None,
+) -> Evaluation:
+    """Evaluate `model` on `task` with the arguments `asked` of `evals.run.evaluate`, let `judge` score the samples, and save the result
+    in `file`.
 
     During the evaluation, answers are saved in an answer cache next to `file`. After an interruption, the same command
-    continues with the cached answers.
+    continues with the cached answers. With `kept`, nothing is saved in `file`: the answers stay in the cache, whose path is added to
+    `kept`.
     """
     engine, identity = _load(model, settings)
     with AnswerCache(engine, file, identity) as cache:
-        if cache.count:
+        if cache.count and (kept is None or cache.path not in kept):
             _say(f"Reusing {cache.count:,} answers from {cache.path}. Remove this file to start over.")
         try:
-            evaluation = run.evaluate(cache, task, progress=progress, model=model, **settings.asked())
-            if file is not None:
+            evaluation = run.evaluate(cache, task, progress=progress, model=model, **asked)
+            if judge is not None:
+                evaluation = scored(evaluation, judge, settings.verifier)
+            if file is not None and kept is None:
                 evaluation.save(file)
         except BaseException:
             if file is not None and cache.count:
@@ -53,9 +78,22 @@ def measure(
             _say(
                 f"{len(cache.refusals):,} requests failed and are ungraded.{retry_note} The first: {cache.refusals[0]}"
             )
-        else:
+        elif kept is None:
             cache.forget()
+        elif cache.path is not None:
+            kept.add(cache.path)
     return evaluation
+
+
+def verifier(settings: EvalSettings) -> Engine:
+    """Load the verifier on the same device as the model."""
+    return Engine(
+        Path(settings.verifier),
+        device=settings.device,
+        dtype=settings.dtype,
+        record_experts=False,
+        backend=settings.backend,
+    )
 
 
 def _say(text: str) -> None:

@@ -6,18 +6,21 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from rorqual.cli.machine import cores
 from rorqual.cli.settings import Placement, check_device
-from rorqual.core.config import Count, Natural, NonNegative, Seed, scalar
+from rorqual.core.config import Count, Natural, NonNegative, Seed, Share, scalar
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir, Thinking
+from rorqual.evals.evaluation import StopWhen
 from rorqual.tasks.base import Split
 
 REMOTE = ("http://", "https://")
+CASCADE = "cascade="
+"""Start of the name of a cascade: cascade=STUDENT,TEACHER."""
 Typed = BeforeValidator(lambda raw: scalar(raw) if isinstance(raw, str) else raw)
 SeedBits = Annotated[Literal[31, 64], Typed]
 """Number of bits of the random seeds that are sent to a server."""
@@ -48,13 +51,29 @@ class EvalSettings(ProblemSettings):
 
     - `samples`: number of samples per problem.
     - `votes`: the same, with an answer by majority; 0 counts no votes.
+    - `best_of`: the same, with the best sample as the answer; 0 chooses none.
+    - `verifier`: run of the verifier that scores the samples.
+    - `verifier_data`: file for the graded samples, from which a verifier can be trained.
+    - `stop_when`: rule by which sampling of votes stops early.
+    - `system`: system message before each problem.
+    - `refine`: number of rounds in which the model is asked to check its reply.
     - `think_budget`: maximum number of thinking tokens; 0 sets no maximum.
+    - `sure`: confidence from which on the student's answer is kept, for a cascade.
+    - `page`: file for the page of a cascade.
     - `window`: tokens per window of a text; 0 uses the model's context length.
     """
 
     samples: Count = 1
     votes: Natural = 0
+    best_of: Natural = 0
+    stop_when: StopWhen = "never"
+    verifier: str = ""
+    verifier_data: str = ""
+    refine: Natural = 0
+    system: str = ""
     think_budget: Natural = 0
+    sure: Share = 0.8
+    page: str = ""
     window: Natural = 0
     model: str = ""
     seed_bits: SeedBits = 64
@@ -72,26 +91,39 @@ class EvalSettings(ProblemSettings):
             "thinking": self.thinking,
             "per_family": self.per_family,
             "votes": self.votes > 0,
+            "stop_when": self.stop_when,
+            "refine": self.refine,
+            "system": self.system,
             "params": SamplingParams(
                 max_tokens=self.max_tokens,
                 temperature=self.temperature,
                 seed=self.seed,
-                n=self.votes or self.samples,
+                n=max(self.samples, self.votes, self.best_of),
                 think_budget=self.think_budget or None,
             ),
         }
 
-    @field_validator("votes")
-    @classmethod
-    def _check_votes(cls, votes: int, info: ValidationInfo) -> int:
-        samples, temperature = info.data.get("samples", 1), info.data.get("temperature", 1.0)
-        if votes == 1:
-            raise ValueError("votes=1 is a single sample. Give votes=2 or more, or leave votes out.")
-        if votes and samples not in (1, votes):
-            raise ValueError(f"votes={votes} and samples={samples} contradict each other. Leave samples out.")
-        if votes and temperature == 0:
-            raise ValueError(f"with temperature=0, all {votes} votes are the same. Give temperature=1.")
-        return votes
+    @model_validator(mode="after")
+    def _check_samples(self) -> Self:
+        counts = {name: count for name in ("votes", "best_of") if (count := getattr(self, name))}
+        for name, count in counts.items():
+            if count == 1:
+                raise ValueError(f"{name}=1 is a single sample. Give {name}=2 or more, or leave {name} out.")
+            if self.samples not in (1, count) or len(set(counts.values())) > 1:
+                raise ValueError(
+                    f"samples={self.samples}, votes={self.votes} and best_of={self.best_of} contradict each other. Give one of them."
+                )
+            if self.temperature == 0:
+                raise ValueError(
+                    f"with temperature=0, all {count} samples of {name}={count} are the same. Give temperature=1."
+                )
+        if self.stop_when != "never" and (not self.votes or self.best_of or self.verifier):
+            raise ValueError(
+                f"stop_when={self.stop_when} stops sampling for a majority. Give votes=N with it, and neither best_of nor verifier."
+            )
+        if self.verifier and not counts:
+            raise ValueError("a verifier chooses among several samples. Give best_of=N or votes=N with it.")
+        return self
 
 
 def generator(model: str, settings: EvalSettings) -> Any:
@@ -126,11 +158,11 @@ def evaluation_file(model: str, settings: EvalSettings) -> Path | None:
     """Return the path of the evaluation's result: `out` if it is set.
 
     The default for a run is a file in the run's `evals/` folder, named by task, split and thinking mode. The default for a
-    server is None.
+    server or a cascade is None.
     """
     if settings.out:
         return Path(settings.out)
-    if model.startswith(REMOTE):
+    if model.startswith((*REMOTE, CASCADE)):
         return None
     name = re.sub(r"[^\w.]+", "-", settings.task).strip("-.")
     return Path(model) / "evals" / f"{name}-{settings.split}-{settings.thinking}.json"

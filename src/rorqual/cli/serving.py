@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import Field
 
+from rorqual.cli.cascading import models_of
 from rorqual.cli.machine import cores
+from rorqual.cli.measure import CASCADE
 from rorqual.cli.settings import Placement, read
-from rorqual.core.config import Bytes, Natural
+from rorqual.core.config import Bytes, Natural, Share
+from rorqual.core.errors import ConfigError
+from rorqual.evals.cascade import Cascade
 from rorqual.serve.cors import origins
 from rorqual.serve.keys import default_file
-from rorqual.serve.run import Address, serve
+from rorqual.serve.run import Address, CascadeArguments, serve
 from rorqual.serve.wire import EngineArguments
 
 ENGINE = ("slots", "max_len", "record_kept", "cache_dir", "disk_bytes", "cache_bytes", "step_tokens", "backend")
@@ -38,6 +43,8 @@ class ServeSettings(Placement):
     - `stall`: disconnect a client that reads nothing for this many seconds.
     - `cors`: allowed origins, separated by commas.
     - `think_budget`: maximum thinking tokens of a chat reply, unless the request sets its own; 0 sets no maximum.
+    - `calibration`: result file of `rorqual eval cascade=STUDENT,TEACHER`, for a cascade.
+    - `sure`: confidence from which on the student's answer is kept; None uses that of the calibration.
     - `rollout_dir`: folder for weights that a trainer sends. If `rollout_dir` is set, the server also generates
       rollouts, which need a separate key.
     - `record_kept`: whether rollouts contain the sets of tokens that top-p and top-k kept.
@@ -66,15 +73,25 @@ class ServeSettings(Placement):
     stall: float = Field(30, ge=0.1, le=3600)
     cors: str = ""
     think_budget: Natural = 0
+    calibration: str = ""
+    sure: Share | None = None
     rollout_dir: str = ""
     record_kept: bool = False
 
 
-def start(run: Path, arguments: Sequence[str] | None) -> None:
-    """Serve `run` until the process is stopped."""
+def start(model: str, arguments: Sequence[str] | None) -> None:
+    """Serve a run, or cascade=STUDENT,TEACHER, until the process is stopped."""
     chosen = read(ServeSettings, arguments)
+    student, *teacher = models_of(model.removeprefix(CASCADE)) if model.startswith(CASCADE) else (model,)
+    cascade = cascade_of(student, teacher[0], chosen) if teacher else None
+    if cascade is None and (chosen.calibration or chosen.sure is not None):
+        raise ConfigError(
+            "only a cascade has a calibration",
+            where=f"key '{'calibration' if chosen.calibration else 'sure'}'",
+            remedy="Leave it out, or serve cascade=STUDENT,TEACHER.",
+        )
     engine = EngineArguments(
-        run=str(run),
+        run=student,
         device=chosen.device,
         dtype=chosen.dtype,
         threads=chosen.threads or cores(),
@@ -98,4 +115,35 @@ def start(run: Path, arguments: Sequence[str] | None) -> None:
         cors=origins(chosen.cors),
         think_budget=chosen.think_budget,
     )
-    serve(engine, address)
+    if cascade is None:
+        serve(engine, address)
+        return
+    folder = {"cache_dir": str(Path(chosen.cache_dir) / "teacher")} if chosen.cache_dir else {}
+    other = replace(engine, run=teacher[0], engine=engine.engine | folder)
+    serve(
+        engine,
+        address,
+        CascadeArguments(other, cascade.calibration, cascade.sure if chosen.sure is None else chosen.sure),
+    )
+
+
+def cascade_of(student: str, teacher: str, chosen: ServeSettings) -> Cascade:
+    """Read the calibration of a cascade. Raises ConfigError if it is missing, or of other models, or not by log-probability."""
+    remedy = f"Run rorqual eval {CASCADE}{student},{teacher} task=... out=FILE.json, and give calibration=FILE.json."
+    if not chosen.calibration:
+        raise ConfigError("a cascade needs a calibration", where="key 'calibration'", remedy=remedy)
+    if chosen.rollout_dir:
+        raise ConfigError("a cascade gives no rollouts", where="key 'rollout_dir'", remedy="Serve one run.")
+    cascade = Cascade.load(Path(chosen.calibration))
+    measured = [cascade.student.model, cascade.teacher.model]
+    if [Path(model).resolve().name for model in measured] != [Path(run).resolve().name for run in (student, teacher)]:
+        raise ConfigError(
+            f"the calibration is for {CASCADE}{','.join(measured)}", where=chosen.calibration, remedy=remedy
+        )
+    if cascade.calibration.signal != "logprob":
+        raise ConfigError(
+            "the calibration is by votes, but a server draws one sample",
+            where=chosen.calibration,
+            remedy="Evaluate the cascade without votes.",
+        )
+    return cascade

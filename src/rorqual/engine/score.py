@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rorqual.core.errors import DataError, NumericsError
-from rorqual.data.pack import Sample, pack
+from rorqual.data.pack import Sample, pack, pack_rows
 from rorqual.model import Decoder
 
 ROWS = 16
@@ -89,6 +89,33 @@ def score(
         first = int(flat_index[packed_row, start + len(prompt) - 1])
         scored.append((ids[first : first + len(reply)], logprobs[first : first + len(reply)]))
     return scored
+
+
+@torch.no_grad()
+def first_token_logprobs(model: Decoder, prompts: Sequence[Sequence[int]], ids: Sequence[int]) -> Logprobs:
+    """Return the log-probability [prompts, ids] fp32 of each of the tokens `ids` as the first token after each prompt.
+
+    Raises DataError if a prompt is empty or longer than the context minus one token.
+    """
+    context, device = model.config.max_position_embeddings, model.embed_tokens.weight.device
+    documents = [_document(number, prompt, ids[:1]) for number, prompt in enumerate(prompts, start=1)]
+    longest = max(map(len, documents), default=0)
+    if longest > context:
+        raise DataError(
+            f"a prompt has {longest - 1} tokens, but the model's context is {context}",
+            where="score",
+            remedy="Use a model with a longer context.",
+        )
+    found = []
+    for start in range(0, len(documents), ROWS):
+        part = documents[start : start + ROWS]
+        batch = pack_rows(part, [[i] for i in range(len(part))], max(map(len, part))).batch
+        tokens, positions, segments, wanted = (
+            torch.from_numpy(array).to(device)
+            for array in (batch.tokens, batch.positions, batch.segments, batch.loss_mask)
+        )
+        found.append(next_logprobs(model, tokens, positions, segments, wanted)[:, list(ids)].cpu())
+    return torch.cat(found).numpy() if found else np.zeros((0, len(ids)), np.float32)
 
 
 def _document(number: int, prompt: Sequence[int], reply: Sequence[int]) -> Sample:

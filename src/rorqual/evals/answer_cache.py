@@ -42,7 +42,7 @@ class AnswerCache:
     consecutive requests. The second case may mean that the account is out of credit. Requests that an earlier run
     recorded as rejected do not count. `refusals` lists the rejections. A later run retries the rejected requests after
     all other requests. Completions with an `error` are not cached. Cached completions have text, reasoning, finish
-    reason and usage, but no token ids.
+    reason, usage and log-probabilities, but no token ids.
     """
 
     def __init__(self, generator: Engine | RemoteEngine, out: Path | None, made: Mapping[str, Any]) -> None:
@@ -96,7 +96,7 @@ class AnswerCache:
         missing = {place: name for place, name in names.items() if place not in found}
         if isinstance(self.generator, RemoteEngine):
             self._ask_address(self.generator, requests, missing, arrived)
-            if self.refusals and all(completion.error for completion in found.values()):
+            if self.refusals and not self.answered and all(completion.error for completion in found.values()):
                 raise self.refusals[0]
         elif missing:
             # Generate all samples of a request, because they share one prefill. Samples that are already cached are
@@ -240,7 +240,7 @@ def _plain(value: object) -> object:
 
 
 def _line(name: str, completion: Completion) -> dict[str, Any]:
-    answer = {key: getattr(completion, key) for key in ("text", "reasoning", "finish_reason", "usage")}
+    answer = {key: getattr(completion, key) for key in ("text", "reasoning", "finish_reason", "usage", "logprobs")}
     return {"asked": name, "answer": answer}
 
 
@@ -248,7 +248,7 @@ def _read(answer: Mapping[str, Any]) -> Completion:
     return Completion(
         prompt_ids=(),
         token_ids=[],
-        logprobs=[],
+        logprobs=answer.get("logprobs", []),
         finish_reason=answer["finish_reason"],
         text=answer["text"],
         reasoning=answer["reasoning"],

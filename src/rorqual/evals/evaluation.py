@@ -18,6 +18,7 @@ from rorqual.tasks.base import Split, Verdict
 from rorqual.tasks.families import FAMILIES, Families
 
 Grain = Literal["level", "family", "all"]
+StopWhen = Literal["never", "settled", "sure"]
 ALL = "all"
 CLAIMED = "chance, claimed"
 """The name of the baseline in older files. These files contain no measured baselines."""
@@ -27,7 +28,8 @@ class GradedSample(Config):
     """A graded reply to a problem. `answer` is the gold answer. Lengths are in tokens.
 
     `answered` is the reply's answer in canonical form (`Task.canonical_answer`), if the evaluation counts votes. `logprob` is the mean
-    log-probability of the reply's tokens, if the generator returns it.
+    log-probability of the reply's tokens, if the generator returns it. `score` is a verifier's log-odds that the reply is right
+    (`evals.verify`). `earlier` are the replies that the model was asked to check before this one, oldest first (`refine`).
 
     `error` is the reason why there is no reply. `chance` is the task's estimate of a guesser's accuracy. Only older
     files have `chance`, because they contain no measured baselines.
@@ -49,6 +51,13 @@ class GradedSample(Config):
     error: str = ""
     answered: str | None = None
     logprob: float | None = None
+    score: float | None = None
+    earlier: tuple[GradedSample, ...] = ()
+
+    @property
+    def total_tokens(self) -> int:
+        """Number of generated tokens, earlier replies included."""
+        return self.tokens + sum(sample.tokens for sample in self.earlier)
 
 
 @dataclass(frozen=True)
@@ -84,7 +93,8 @@ class Evaluation(Config):
 
     `baselines` maps `family`, `family/level` and `all` to the accuracy of rules that use only surface features of a
     prompt (evals/baselines.py). `versions` maps each family to the version of its problems; a family that is not in
-    `versions` has version 1. `usage` sums the generator's token counts. `seconds` is the wall-clock time. For a resumed
+    `versions` has version 1. If `stop_when` is not "never", sampling ended
+    early where `evals.votes.stop_rule` allowed it. `usage` sums the generator's token counts. `seconds` is the wall-clock time. For a resumed
     evaluation, `seconds` covers only the time since the last resumption.
     """
 
@@ -96,6 +106,8 @@ class Evaluation(Config):
     per_family: bool
     thinking: Thinking
     params: SamplingParams
+    stop_when: StopWhen = "never"
+    system: str = ""
     samples: tuple[GradedSample, ...]
     baselines: dict[str, dict[str, float]] = {}
     versions: dict[str, int] = {}

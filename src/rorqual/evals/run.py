@@ -9,14 +9,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from rorqual.core.errors import ConfigError, DataError, RorqualError
-from rorqual.core.records import Thinking
+from rorqual.core.records import Message, Thinking
 from rorqual.engine.request import Completion, Generator, Request, SamplingParams
+from rorqual.engine.seeds import sample_seed
 from rorqual.evals.baselines import baselines
-from rorqual.evals.evaluation import ALL, Evaluation, GradedSample
+from rorqual.evals.evaluation import ALL, Evaluation, GradedSample, StopWhen
+from rorqual.evals.votes import Sure, stop_rule
 from rorqual.tasks.base import Problem, Split, Task, Verdict
 from rorqual.tasks.find import load_task, safe_grade, safe_problems
 
 GREEDY = SamplingParams()
+CHECK = "Check your answer. If it is wrong, give the right one."
+"""The message that asks a model to refine its reply."""
 PATIENCE = 20
 """`pick` stops after too many consecutive draws without a new problem. The limit is at least `PATIENCE` times
 the mean number of draws per problem in the rarest unfinished stratum (`_patience`)."""
@@ -85,6 +89,9 @@ def evaluate(
     problems: Sequence[Problem] | None = None,
     measured: dict[str, dict[str, float]] | None = None,
     votes: bool = False,
+    stop_when: StopWhen = "never",
+    refine: int = 0,
+    system: str = "",
 ) -> Evaluation:
     """Answer the problems that `pick` returns, grade each reply, and return all samples.
 
@@ -95,31 +102,28 @@ def evaluate(
     Several evaluations can share `problems` (from `pick` with the same settings) and `measured` (the baselines of these
     problems). With `votes`, each sample has its canonical answer, so that `evals.votes` can count votes.
 
-    Raises ConfigError if `votes` is set and the task has no canonical answers. Raises RorqualError if the generator does not
-    return `params.n` samples for each request.
+    With `stop_when`, the samples of a problem are generated one after another, until the rule holds or there are `params.n`. They
+    equal the first of the `params.n` samples without `stop_when`. With `refine`, the model is asked that many times to check its
+    reply, in the same conversation. A sample's earlier replies are in `GradedSample.earlier`. `system` is the system message, if any.
+
+    Raises ConfigError if `votes` or `stop_when` is set and the task has no canonical answers. Raises RorqualError if the generator
+    does not return all samples of each request.
     """
     if isinstance(task, str):
         task = load_task(task)
-    if votes:
+    if votes or stop_when != "never":
         check_votes(task)
+        votes = True
     if problems is None:
         problems = pick(task, split, count, seed, per_family)
-    requests = [Request(problem.messages, seeded(params, problem.key), thinking) for problem in problems]
+    opening = (Message("system", system),) if system else ()
+    requests = [Request((*opening, *problem.messages), seeded(params, problem.key), thinking) for problem in problems]
+    sampler = _Sampler(generator, task, problems, requests, votes, progress, rounds=1 + refine)
     start = time.monotonic()
-    answers = generator.generate(requests, progress=progress)
+    groups = sampler.all_samples() if stop_when == "never" else sampler.until(stop_rule(stop_when, params.n))
+    for _ in range(refine):
+        groups = sampler.refined(groups)
     seconds = time.monotonic() - start
-    if len(answers) != len(problems) or any(len(group) != params.n for group in answers):
-        raise RorqualError(
-            f"expected {params.n} samples for each of {len(problems)} problems, got {sum(map(len, answers))} in all",
-            where=f"task {task.name}",
-            remedy="The generator must return n samples for each request, in order.",
-        )
-    usage: Counter[str] = Counter()
-    samples = []
-    for problem, group in zip(problems, answers, strict=True):
-        for completion in group:
-            samples.append(_sample(task, problem, completion, votes))
-            usage.update(completion.usage)
     return Evaluation(
         task=task.name,
         model=model,
@@ -129,12 +133,109 @@ def evaluate(
         per_family=per_family,
         thinking=thinking,
         params=params,
-        samples=tuple(samples),
+        stop_when=stop_when,
+        system=system,
+        samples=tuple(sample for group in groups for sample in group),
         baselines=baselines(task, problems, seed) if measured is None else measured,
         versions={problem.family: problem.version for problem in problems},
-        usage=dict(usage),
+        usage=dict(sampler.usage),
         seconds=seconds,
     )
+
+
+class _Sampler:
+    """Generates and grades the samples of an evaluation, and sums their usage.
+
+    `progress` counts samples over all `rounds` of `refine`. If sampling stops early, the total is the largest number that is still
+    possible.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        task: Task,
+        problems: Sequence[Problem],
+        requests: Sequence[Request],
+        votes: bool,
+        progress: Callable[[int, int], None] | None,
+        *,
+        rounds: int,
+    ) -> None:
+        self.generator, self.task, self.problems, self.requests = generator, task, problems, requests
+        self.votes, self.progress, self.rounds = votes, progress, rounds
+        self.most = requests[0].params.n
+        self.usage: Counter[str] = Counter()
+        self._done = 0
+
+    def all_samples(self) -> list[list[GradedSample]]:
+        """Return all samples of each problem."""
+        return self._graded(range(len(self.problems)), self.requests, len(self.problems) * self.most * self.rounds)
+
+    def until(self, sure: Sure) -> list[list[GradedSample]]:
+        """Return the samples of each problem up to the first at which `sure` holds."""
+        groups: list[list[GradedSample]] = [[] for _ in self.problems]
+        unsure = list(range(len(groups)))
+        for sample in range(self.most):
+            wave = [_one_of(self.requests[number], sample) for number in unsure]
+            largest = (self._done + len(unsure) * (self.most - sample)) * self.rounds
+            for number, group in zip(unsure, self._graded(unsure, wave, largest), strict=True):
+                groups[number] += group
+            unsure = [
+                number
+                for number in unsure
+                if not groups[number][-1].error and not sure([one.answered for one in groups[number]])
+            ]
+            if not unsure:
+                break
+        return groups
+
+    def refined(self, groups: Sequence[Sequence[GradedSample]]) -> list[list[GradedSample]]:
+        """Return the samples after one more round, in which the model is asked to check each reply."""
+        numbers = [number for number, group in enumerate(groups) for _ in group]
+        before = [sample for group in groups for sample in group]
+        places = [place for group in groups for place in range(len(group))]
+        wave = []
+        for number, place, sample in zip(numbers, places, before, strict=True):
+            request = _one_of(self.requests[number], place)
+            request = replace(request, params=seeded(request.params, f"round {1 + len(sample.earlier)}"))
+            talk = [*request.messages]
+            for reply in (*sample.earlier, sample):
+                talk += [Message("assistant", reply.reply, reasoning=reply.reasoning), Message("user", CHECK)]
+            wave.append(replace(request, messages=tuple(talk)))
+        found = self._graded(numbers, wave, len(before) * self.rounds)
+        result: list[list[GradedSample]] = [[] for _ in groups]
+        for number, sample, [new] in zip(numbers, before, found, strict=True):
+            alone = sample.model_copy(update={"earlier": ()})
+            result[number].append(new.model_copy(update={"earlier": (*sample.earlier, alone)}))
+        return result
+
+    def _graded(self, numbers: Sequence[int], requests: Sequence[Request], total: int) -> list[list[GradedSample]]:
+        """Generate and grade the samples of the requests. Request i belongs to problem `numbers[i]`."""
+        before = self._done
+        show = self.progress
+        answers = self.generator.generate(
+            requests, progress=None if show is None else lambda done, _: show(before + done, total)
+        )
+        wanted = [request.params.n for request in requests]
+        if list(map(len, answers)) != wanted:
+            raise RorqualError(
+                f"expected {sum(wanted)} samples of {len(requests)} requests, got {sum(map(len, answers))}",
+                where=f"task {self.task.name}",
+                remedy="The generator must return n samples for each request, in order.",
+            )
+        self._done += sum(wanted)
+        for completion in (completion for group in answers for completion in group):
+            self.usage.update(completion.usage)
+        return [
+            [_sample(self.task, self.problems[number], completion, self.votes) for completion in group]
+            for number, group in zip(numbers, answers, strict=True)
+        ]
+
+
+def _one_of(request: Request, sample: int) -> Request:
+    """Return the request that generates only sample number `sample` of `request`."""
+    params = request.params
+    return replace(request, params=replace(params, n=1, seed=sample_seed(params.seed, sample)))
 
 
 def seeded(params: SamplingParams, key: str) -> SamplingParams:

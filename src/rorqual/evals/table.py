@@ -14,7 +14,7 @@ from rich.text import Text
 from rorqual.evals.compare import Comparison
 from rorqual.evals.evaluation import ALL, Evaluation, Row
 from rorqual.evals.stats import Interval
-from rorqual.evals.votes import rule_results
+from rorqual.evals.votes import RuleResult
 
 
 def percent(value: float) -> str:
@@ -34,7 +34,8 @@ def p_text(p_value: float | None) -> str:
     return f"{p_value:.3f}" if p_value >= 0.001 else "<0.001" if p_value >= 1e-6 else "<1e-6"
 
 
-def _render(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]], *, text_columns: int = 2) -> str:
+def render(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]], *, text_columns: int = 2) -> str:
+    """Return a table as text, with the first `text_columns` columns aligned to the left."""
     drawn = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for place, head in enumerate(heads):
         drawn.add_column(head, justify="left" if place < text_columns else "right", no_wrap=True)
@@ -70,17 +71,17 @@ def table(evaluation: Evaluation) -> str:
         f"{evaluation.model or evaluation.task}: {evaluation.task}, {evaluation.split}, thinking {evaluation.thinking}"
     )
     notes = (ungraded_note(evaluation), version_note(evaluation))
-    return "\n".join(filter(None, [_render(title, heads, map(_cells, rows)), *notes]))
+    return "\n".join(filter(None, [render(title, heads, map(_cells, rows)), *notes]))
 
 
-def votes_table(evaluation: Evaluation) -> str:
-    """Return what each rule that makes one answer of several samples gets right, and what it costs in tokens."""
+def rules_table(title: str, rules: Iterable[RuleResult]) -> str:
+    """Return what each way to get one answer gets right, and what it costs in tokens."""
     heads = ["answer", "samples", "accuracy %", "95 % interval", "tokens per problem"]
     rows = (
         [one.rule, str(one.samples), percent(one.accuracy), percent_interval(one.interval), f"{one.tokens:.1f}"]
-        for one in rule_results(evaluation)
+        for one in rules
     )
-    return _render("one answer from several samples", heads, rows, text_columns=1)
+    return render(title, heads, rows, text_columns=1)
 
 
 def baseline(row: Row) -> str:
@@ -157,4 +158,4 @@ def comparison_table(rows: Sequence[Comparison], title: str = "after - before, p
         ]
         for row in rows
     )
-    return _render(title, heads, cells)
+    return render(title, heads, cells)

@@ -1,5 +1,5 @@
-"""Several samples of a problem become one answer: majority votes (self-consistency, Wang et al. 2022, 2203.11171), the most
-likely sample, and the best sample by the grader as an upper bound.
+"""Several samples of a problem become one answer: by majority (self-consistency, Wang et al. 2022, 2203.11171), or as the most
+likely sample, the best by a verifier, or the best by the grader (an upper bound).
 
 All rules reuse the samples of one evaluation. The rule for fewer samples than the evaluation has averages over disjoint groups of
 consecutive samples.
@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rorqual.evals.evaluation import Evaluation, GradedSample
+from rorqual.evals.evaluation import Evaluation, GradedSample, StopWhen
 from rorqual.evals.stats import Interval, wilson
 from rorqual.tasks.base import Verdict
 
@@ -26,15 +26,40 @@ class RuleResult:
     """The result of one rule on all problems.
 
     - `samples`: number of samples per problem; for rules that stop early, the largest number.
-    - `accuracy`: share of right answers over graded problems, with its Wilson interval over problems.
-    - `tokens`: mean number of generated tokens per problem.
+    - `values`, `costs`: of each problem, the probability that the answer is right (None: ungraded), and the number of tokens.
     """
 
     rule: str
     samples: int
-    accuracy: float
-    interval: Interval
-    tokens: float
+    values: tuple[float | None, ...]
+    costs: tuple[float, ...]
+
+    @property
+    def _right(self) -> tuple[float, int]:
+        graded = [value for value in self.values if value is not None]
+        return min(math.fsum(graded), len(graded)), len(graded)
+
+    @property
+    def accuracy(self) -> float:
+        """The mean over graded problems, or NaN if there are none."""
+        right, graded = self._right
+        return right / graded if graded else math.nan
+
+    @property
+    def interval(self) -> Interval:
+        """Wilson's 95 % interval of the accuracy."""
+        return wilson(*self._right)
+
+    @property
+    def tokens(self) -> float:
+        """The mean number of tokens per problem."""
+        return math.fsum(self.costs) / len(self.costs)
+
+
+def single(group: Group) -> float | None:
+    """Return the share of right samples, or None if all are ungraded."""
+    graded = [sample for sample in group if sample.verdict is not Verdict.UNGRADED]
+    return _right(graded) if graded else None
 
 
 def majority(group: Group) -> float | None:
@@ -58,8 +83,31 @@ def majority(group: Group) -> float | None:
 
 def most_likely(group: Group) -> float | None:
     """Return whether the sample with the highest mean log-probability per token is right, or None if it is ungraded."""
-    best = max(group, key=lambda sample: -math.inf if sample.logprob is None else sample.logprob)
-    return None if best.verdict is Verdict.UNGRADED else float(best.verdict is Verdict.RIGHT)
+    return _best(group, [sample.logprob for sample in group])
+
+
+def best_scored(group: Group) -> float | None:
+    """Return whether the sample with the verifier's highest score is right, or None if it is ungraded."""
+    return _best(group, [sample.score for sample in group])
+
+
+def weighted_majority(group: Group) -> float | None:
+    """Return whether the answer with the highest sum of the verifier's probabilities is right (weighted self-consistency, Li et al.
+    2022, 2206.02336, section 3.3), or None if its replies are ungraded."""
+    weights: dict[str, float] = {}
+    for sample in group:
+        if sample.answered is not None and sample.score is not None:
+            weights[sample.answered] = weights.get(sample.answered, 0.0) + 1 / (1 + math.exp(-sample.score))
+    if not weights:
+        return majority(group)
+    best = max(weights, key=weights.__getitem__)
+    return majority([sample for sample in group if sample.answered == best])
+
+
+def _best(group: Group, values: Sequence[float | None]) -> float | None:
+    """Return whether the sample with the highest value is right, or None if it is ungraded. Equal values count by their mean."""
+    known = [-math.inf if value is None else value for value in values]
+    return single([sample for sample, value in zip(group, known, strict=True) if value == max(known)])
 
 
 def any_right(group: Group) -> float | None:
@@ -92,7 +140,24 @@ def _leading(answers: Sequence[str | None]) -> tuple[int, int]:
     return lead, second
 
 
-def needed(group: Group, sure: Callable[[Sequence[str | None]], bool]) -> int:
+Sure = Callable[[Sequence[str | None]], bool]
+"""Whether the votes so far are enough."""
+
+
+def stop_rule(stop_when: StopWhen, most: int) -> Sure:
+    """Return the rule by which sampling stops before `most` votes."""
+    if stop_when == "settled":
+        return lambda answers: settled(answers, most)
+    if stop_when == "sure":
+        return lambda answers: settled(answers, most) or likely_majority(answers)
+    return lambda answers: False
+
+
+STOPPED: dict[StopWhen, str] = {"settled": "majority, until settled", "sure": f"majority, until {SURE:.0%} sure"}
+"""Names of the rows of the rules that stop early."""
+
+
+def needed(group: Group, sure: Sure) -> int:
     """Return after how many samples `sure` first holds, and the number of samples if it never does."""
     answers = [sample.answered for sample in group]
     return next((count for count in range(1, len(group)) if sure(answers[:count])), len(group))
@@ -101,24 +166,54 @@ def needed(group: Group, sure: Callable[[Sequence[str | None]], bool]) -> int:
 def rule_results(evaluation: Evaluation) -> list[RuleResult]:
     """Return the results of all rules, for 1, 2, 4, ... samples and for all samples of each problem.
 
-    Without log-probabilities (as of a server), there are no rows for the most likely sample.
+    There are rows of majorities if the evaluation counts votes, of the most likely sample if the generator returns log-probabilities,
+    and of the verifier if the samples have scores. If sampling stopped early, there are only rows of the first sample and of the
+    majority.
     """
     groups: dict[str, list[GradedSample]] = {}
     for sample in evaluation.samples:
         groups.setdefault(sample.key, []).append(sample)
     problems, n = list(groups.values()), evaluation.params.n
+    if evaluation.stop_when != "never":
+        first = [group[:1] for group in problems]
+        return [_row("one sample", 1, first, single), _by_rule(STOPPED[evaluation.stop_when], n, problems)]
     sizes = sorted({n, *(2**power for power in range(1, n.bit_length()) if 2**power <= n)})
-    rows = [_row("one sample", 1, problems, majority)]
-    rows += [_row("majority", size, problems, majority) for size in sizes]
-    for name, sure in (
-        ("majority, until settled", lambda answers: settled(answers, n)),
-        (f"majority, until {SURE:.0%} sure", lambda answers: settled(answers, n) or likely_majority(answers)),
-    ):
-        parts = [group[: needed(group, sure)] for group in problems]
-        rows.append(_summary(name, n, [majority(part) for part in parts], [_tokens(part) for part in parts]))
+    voted = any(sample.answered is not None for sample in evaluation.samples)
+    rules: list[tuple[str, Callable[[Group], float | None]]] = []
+    rows = [_row("one sample", 1, problems, single)]
+    if voted:
+        rows += [_row("majority", size, problems, majority) for size in sizes]
+        for stop_when, name in STOPPED.items():
+            sure = stop_rule(stop_when, n)
+            rows.append(_by_rule(name, n, [group[: needed(group, sure)] for group in problems]))
     if all(sample.logprob is not None for sample in evaluation.samples):
-        rows += [_row("most likely", size, problems, most_likely) for size in sizes]
-    return [*rows, *(_row("any right (bound)", size, problems, any_right) for size in sizes)]
+        rules.append(("most likely", most_likely))
+    if any(sample.score is not None for sample in evaluation.samples):
+        rules.append(("best by verifier", best_scored))
+        if voted:
+            rules.append(("majority weighted by verifier", weighted_majority))
+    rules.append(("any right (bound)", any_right))
+    return [*rows, *(_row(name, size, problems, rule) for name, rule in rules for size in sizes)]
+
+
+def refine_results(evaluation: Evaluation) -> list[RuleResult]:
+    """Return the results of the first replies and of each later round of `refine`. Tokens include those of all earlier rounds."""
+    rounds = [(*sample.earlier, sample) for sample in evaluation.samples]
+    found = []
+    for last in range(max(map(len, rounds))):
+        groups: dict[str, list[GradedSample]] = {}
+        for replies in rounds:
+            shown = replies[last].model_copy(update={"earlier": replies[:last]})
+            groups.setdefault(shown.key, []).append(shown)
+        name = "first reply" if not last else f"refined {last} time{'s' * (last > 1)}"
+        values = list(map(single, groups.values()))
+        tokens = [_tokens(group) / len(group) for group in groups.values()]
+        found.append(RuleResult(name, 1, tuple(values), tuple(tokens)))
+    return found
+
+
+def _by_rule(name: str, size: int, problems: Sequence[Group]) -> RuleResult:
+    return RuleResult(name, size, tuple(map(majority, problems)), tuple(map(_tokens, problems)))
 
 
 def _row(name: str, size: int, problems: Sequence[Group], rule: Callable[[Group], float | None]) -> RuleResult:
@@ -128,14 +223,7 @@ def _row(name: str, size: int, problems: Sequence[Group], rule: Callable[[Group]
         found = [value for part in parts if (value := rule(part)) is not None]
         values.append(math.fsum(found) / len(found) if found else None)
         tokens.append(sum(map(_tokens, parts)) / len(parts))
-    return _summary(name, size, values, tokens)
-
-
-def _summary(rule: str, size: int, values: Sequence[float | None], tokens: Sequence[float]) -> RuleResult:
-    graded = [value for value in values if value is not None]
-    right = min(math.fsum(graded), len(graded))
-    accuracy = right / len(graded) if graded else math.nan
-    return RuleResult(rule, size, accuracy, wilson(right, len(graded)), math.fsum(tokens) / len(tokens))
+    return RuleResult(name, size, tuple(values), tuple(tokens))
 
 
 def _right(graded: Group) -> float:
@@ -143,4 +231,4 @@ def _right(graded: Group) -> float:
 
 
 def _tokens(group: Group) -> int:
-    return sum(sample.tokens for sample in group)
+    return sum(sample.total_tokens for sample in group)

@@ -29,8 +29,14 @@ from rorqual.lab.shapes import ADAMW_RATE, ARMS, CONTEXT, DEV_SEEDS, MUON_RATE, 
 from rorqual.model.account import account
 from rorqual.model.load.run import read_model_config
 
-Equal = Literal["active FLOPs", "parameters", "steps", "core-seconds"]
-TOLERANCE: Mapping[Equal, float] = {"active FLOPs": 0.03, "parameters": 0.03, "steps": 0.0, "core-seconds": 0.15}
+Equal = Literal["active FLOPs", "parameters", "steps", "core-seconds", "experts per token"]
+TOLERANCE: Mapping[Equal, float] = {
+    "active FLOPs": 0.03,
+    "parameters": 0.03,
+    "steps": 0.0,
+    "core-seconds": 0.15,
+    "experts per token": 0.03,
+}
 FLOOR = 0.05
 """Minimum accuracy of the better arm on a family. Families below `FLOOR` are left out, because accuracies near 0 show
 no difference between arms."""
@@ -116,7 +122,7 @@ class JudgedClaim:
 
 
 def _shown(value: float) -> str:
-    return f"{value:,.0f}" if value == round(value) else f"{value:.1f}"
+    return f"{value:,.0f}" if value == round(value) else f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
 def judge(half: EqualBudgetClaim, places: Places) -> JudgedClaim:
@@ -149,6 +155,8 @@ def measured(equal: Equal, run: Path) -> float:
         return run_cost(out).core_seconds
     if equal == "steps":
         return sum(1 for _ in out.metrics())
+    if equal == "experts per token":
+        return float(value(run.parent, f"{run.name}-experts")["mean"])
     size = account(read_model_config(out), context=CONTEXT)
     return size.flops if equal == "active FLOPs" else size.total
 

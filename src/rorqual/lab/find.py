@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rorqual.core.errors import ConfigError, nearest
+from rorqual.lab.answers import AnswersExperiment
 from rorqual.lab.balance import BalanceExperiment, BalanceWorked
+from rorqual.lab.compute import ComputeExperiment
 from rorqual.lab.data_distil import DataDistil
 from rorqual.lab.distil_vs_rl import DistilVsRl
 from rorqual.lab.experiment import Experiment
@@ -32,6 +34,8 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         MultiTokenPrediction(),
         SparseExperiment(),
         NSAExperiment(),
+        ComputeExperiment(),
+        AnswersExperiment(),
     )
 }
 

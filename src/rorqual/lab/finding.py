@@ -33,7 +33,7 @@ class Contrast(Config):
     high: float
     confidence: float = CONFIDENCE
     by_seed: tuple[tuple[float, float], ...]
-    unit: Literal["points", "nats", "ratio", "bits"] = "points"
+    unit: Literal["points", "nats", "ratio", "bits", "experts"] = "points"
 
     @property
     def bootstrap(self) -> Interval:
@@ -185,7 +185,7 @@ def contrast_of_values(
     a: Sequence[Sequence[float]],
     b: Sequence[Sequence[float]],
     *,
-    unit: Literal["points", "nats", "ratio", "bits"],
+    unit: Literal["points", "nats", "ratio", "bits", "experts"],
     of: str = "all",
     confidence: float = CONFIDENCE,
     summary: Callable[[np.ndarray], float] = lambda values: float(values.mean()),

@@ -10,9 +10,9 @@ import fcntl
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +153,7 @@ class Measure(ExperimentJob):
     """An evaluation of the run `place/MODEL` on held-out problems, saved in `place/evals/NAME.json`.
 
     The evaluation has `count` problems of each family and level. The default `params` are the sampling parameters of
-    the quickstart.
+    the quickstart. `more` are further arguments of `evaluate`.
     """
 
     model: str
@@ -164,6 +164,7 @@ class Measure(ExperimentJob):
     split: Split = "test"
     thinking: Thinking = "auto"
     params: SamplingParams = SAMPLED
+    more: Mapping[str, Any] = field(default_factory=dict)
 
     def work(self, place: Path) -> JobCost:
         run = RunDir(place / self.model)
@@ -178,6 +179,7 @@ class Measure(ExperimentJob):
                 params=self.params,
                 per_family=True,
                 model=self.model,
+                **self.more,
             )
             result.save(evaluation_file(place, self.name))
         tokens = sum(result.usage.values())

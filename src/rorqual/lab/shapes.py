@@ -6,7 +6,7 @@ The baseline is a small DeepSeek-V3 without MTP. All arms of a seed train on the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -27,7 +27,7 @@ from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.config import ModelConfig, Stage
 from rorqual.model.decoder import Decoder
 from rorqual.model.ffn import DenseConfig, MoEConfig
-from rorqual.model.ffn.router import GroupedTopKConfig
+from rorqual.model.ffn.router import GroupedTopKConfig, RouterConfig, ZeroExpertsConfig
 from rorqual.model.load.run import load_run
 from rorqual.ops.losses import token_logprobs
 from rorqual.recipes.start import supervised
@@ -86,6 +86,11 @@ def baseline() -> ModelConfig:
     )
 
 
+def routed_by(model: ModelConfig, router: RouterConfig) -> ModelConfig:
+    """Return `model` with another router in each MoE layer."""
+    return _stages(model, lambda s: {"ffn": s.ffn.model_copy(update={"router": router})} if s.ffn.kind == "moe" else {})
+
+
 def dense_like(model: ModelConfig) -> ModelConfig:
     """Return `model` with a dense feed-forward network in place of each MoE.
 
@@ -128,8 +133,8 @@ def _stages(model: ModelConfig, change: Callable[[Stage], dict[str, Any]]) -> Mo
 class Arm:
     """One training run of a comparison. `core_seconds` is the time of the full run on the reference machine.
 
-    `tried` maps a factor on the learning rates of Muon and AdamW to {dev seed: loss on the dev split}. The factor with
-    the lowest mean loss is used.
+    `options` are the options of the task. `tried` maps a factor on the learning rates of Muon and AdamW to {dev seed: loss on the
+    dev split}. The factor with the lowest mean loss is used.
     """
 
     label: str
@@ -137,6 +142,7 @@ class Arm:
     steps: int
     core_seconds: float
     tried: Mapping[float, Mapping[int, float]]
+    options: Mapping[str, Any] = field(default_factory=lambda: OPTIONS)
 
     @property
     def factor(self) -> float:
@@ -150,7 +156,8 @@ def _full() -> ModelConfig:
 
 MOE, DENSE_FLOPS, DENSE_CLOCK = "shape-moe", "shape-dense-flops", "shape-dense-clock"
 FULL, MTP, PLAIN_CLOCK = "shape-full", "shape-mtp", "shape-plain-clock"
-STEPS = 300
+ZERO, FIXED, FIXED_CLOCK = "shape-zero", "shape-fixed", "shape-fixed-clock"
+STEPS, ROUTED_STEPS = 300, 1000
 DENSE_STEP, MTP_STEP = 0.83, 1.33
 """Core-seconds per step of the dense and the MTP model, relative to the baseline.
 
@@ -164,6 +171,22 @@ MTP_TRIED = {0.5: {7: 0.3222, 8: 0.2934}, 1.0: {7: 0.2703, 8: 0.2356}, 2.0: {8: 
 
 Arms with the same model but more steps reuse these losses.
 """
+ZERO_STEP = 1.05
+"""Core-seconds per step of the model with identity experts, relative to the model with two experts, as measured on `DEV_SEEDS`."""
+ZERO_TRIED = {0.25: {7: 0.0946, 8: 0.1207}, 0.5: {7: 0.0680, 8: 0.1190}, 1.0: {7: 0.1201, 8: 0.1803}}
+FIXED_TRIED = {0.25: {7: 0.0854, 8: 0.1106}, 0.5: {7: 0.0921, 8: 0.0714}, 1.0: {7: 0.1275, 8: 0.1065}}
+"""The router of DeepSeek-V3 (sigmoid, normalised) was tried as well: 0.1070 and 0.0967 at its best factor, 0.5."""
+HARD: Mapping[str, Any] = {"hard": 0.5}
+ZERO_ROUTER = ZeroExpertsConfig(
+    n_routed_experts=16, zero_expert_num=8, num_experts_per_tok=3, expected_experts=2.0, routed_scaling_factor=3.0
+)
+FIXED_ROUTER = GroupedTopKConfig(
+    n_routed_experts=16,
+    num_experts_per_tok=2,
+    scoring_func="softmax",
+    norm_topk_prob=False,
+    routed_scaling_factor=3.0,
+)
 ARMS: Mapping[str, Arm] = {
     MOE: Arm("experts + latent", baseline, STEPS, 25, MOE_TRIED),
     DENSE_FLOPS: Arm("dense + latent", lambda: dense_like(baseline()), STEPS, 21, DENSE_TRIED),
@@ -172,6 +195,16 @@ ARMS: Mapping[str, Arm] = {
     ),
     FULL: Arm("experts + full", _full, STEPS, 24, FULL_TRIED),
     MTP: Arm("experts + latent + MTP", lambda: with_mtp(baseline()), STEPS, 33, MTP_TRIED),
+    ZERO: Arm("identity experts", lambda: routed_by(baseline(), ZERO_ROUTER), ROUTED_STEPS, 79, ZERO_TRIED, HARD),
+    FIXED: Arm("two experts", lambda: routed_by(baseline(), FIXED_ROUTER), ROUTED_STEPS, 75, FIXED_TRIED, HARD),
+    FIXED_CLOCK: Arm(
+        "two experts (more steps)",
+        lambda: routed_by(baseline(), FIXED_ROUTER),
+        round(ROUTED_STEPS * ZERO_STEP),
+        79,
+        FIXED_TRIED,
+        HARD,
+    ),
     PLAIN_CLOCK: Arm("experts + latent (more steps)", baseline, round(STEPS * MTP_STEP), 34, MOE_TRIED),
 }
 DEV_SEEDS = (7, 8)
@@ -190,7 +223,7 @@ def shape_run(name: str, seed: int, share: float = 1.0, factor: float = 0.0) -> 
         seed=seed,
         steps=steps,
         model=model,
-        source=WorkedConfig(task=TASK, options=dict(OPTIONS), rows=ROWS, row=ROW),
+        source=WorkedConfig(task=TASK, options=dict(arm.options), rows=ROWS, row=ROW),
         objectives=supervised(model),
         optim=MuonConfig(
             lr=MUON_RATE * factor,
@@ -214,7 +247,7 @@ def shape_jobs(names: Iterable[str], seed: int, share: float) -> list[Experiment
             model=name,
             seed=seed,
             task=TASK,
-            options=dict(OPTIONS),
+            options=dict(ARMS[name].options),
             count=amount(PROBLEMS, share, 1),
             thinking="on",
             params=GREEDY,
@@ -234,12 +267,15 @@ def held_out(place: Path, *, name: str, seed: int, count: int, split: Split = "t
     """Return the loss of the run `place/name` on each of `count` held-out solutions. All arms of a seed use the same solutions."""
     run = RunDir(place / name)
     chat = chat_format(Tokenizer.load(run.tokenizer_file), "deepseek")
-    return document_losses(load_run(run), solutions(chat, seed, count, split), row=ROW)
+    samples = solutions(chat, seed, count, split, ARMS[name].options)
+    return document_losses(load_run(run), samples, row=ROW)
 
 
-def solutions(chat: ChatFormat, seed: int, count: int, split: Split) -> list[Sample]:
+def solutions(
+    chat: ChatFormat, seed: int, count: int, split: Split, options: Mapping[str, Any] = OPTIONS
+) -> list[Sample]:
     """Return `count` worked solutions of `split`."""
-    problems = safe_problems(load_task(TASK, options=dict(OPTIONS)), split, seed)
+    problems = safe_problems(load_task(TASK, options=dict(options)), split, seed)
     return [worked_sample(problem, chat, think=True) for problem in islice(problems, count)]
 
 
@@ -252,7 +288,7 @@ def document_losses(model: Decoder, samples: Sequence[Sample], *, row: int, rows
     packed = pack(samples, row)
     batch = TrainBatch.from_packed(packed.batch)
     parts = batch.split(max(1, len(batch.tokens) // rows))
-    losses = torch.cat([_losses(model, part) for part in parts])  # [rows, row]
+    losses = torch.cat([token_losses(model, part) for part in parts])  # [rows, row]
     means = []
     for line, start, length in packed.places:
         counted = batch.loss_mask[line, start : start + length].double()
@@ -260,7 +296,8 @@ def document_losses(model: Decoder, samples: Sequence[Sample], *, row: int, rows
     return means
 
 
-def _losses(model: Decoder, batch: TrainBatch) -> torch.Tensor:
+def token_losses(model: Decoder, batch: TrainBatch) -> torch.Tensor:
+    """Return the loss [rows, row] in nats of each position in the loss mask, and 0 elsewhere."""
     hidden = model(batch.tokens, batch.positions, segments=batch.segments).hidden
     at = batch.loss_mask.nonzero(as_tuple=True)
     losses = torch.zeros(batch.tokens.shape, dtype=torch.float64)

@@ -34,7 +34,7 @@ from rorqual.serve.exchange import (
 from rorqual.serve.limits import MAX_VALUES, too_large
 from rorqual.serve.replies import Choice, Reply
 from rorqual.serve.schemas import Sampling, read
-from rorqual.serve.service import Service
+from rorqual.serve.service import CascadeTeacher, Service
 from rorqual.serve.wire import EngineRequest, PackedRequest, pack
 
 LONG = 1 << 14
@@ -48,12 +48,13 @@ class Shape(ABC, Generic[W]):
     """Builder of a route's response objects for one request.
 
     `prefix`: start of the response id. `whole`: the `object` type of a complete response. `part`: the `object` type of a stream
-    chunk.
+    chunk. `cascades`: whether the teacher of a cascade may answer requests of this route.
     """
 
     prefix: ClassVar[str]
     whole: ClassVar[str]
     part: ClassVar[str]
+    cascades: ClassVar[bool] = False
 
     def __init__(self, service: Service, wanted: W) -> None:
         self.service, self.wanted = service, wanted
@@ -155,63 +156,150 @@ async def answer(request: Request, schema: type[W], kind: type[Shape[W]]) -> Res
     """Parse a request, generate, and return the response. All generating routes use this function."""
     tenant: str = request.state.tenant
     service: Service = request.app.state.service
+    teacher = service.teacher if kind.cascades else None
+    body = b""
     with service.bridge.place(tenant):
         async with body_of(request, service.max_body, service.bodies, tenant) as parts:
+            if teacher is not None:
+                body = b"".join(parts)  # the teacher has another chat format, so it needs the request again
             work = partial(_prepare, service, schema, kind, parts)
             prepared = await unless_gone(request, service.run_in_thread(tenant, work))
     if isinstance(prepared, ApiError):
         raise prepared
     headers = header_of(prepared.ignored)
-    if prepared.shape.wanted.stream:
-        return EventStream(_events(request, prepared, tenant), headers)
-    return Sliced(await unless_gone(request, _complete(prepared, tenant)), headers=headers)
-
-
-def _reply(shape: Shape[W], job: Any) -> Reply:
-    service = shape.service
-    return Reply(
-        job, service.chat, shape.new, service.metrics, run_in_thread=partial(service.run_in_thread, job.tenant)
+    source = (
+        _Source(request, prepared, tenant)
+        if teacher is None
+        else _CascadeSource(request, prepared, tenant, teacher, schema, kind, body)
     )
+    if prepared.shape.wanted.stream:
+        return EventStream(source.events(), headers)
+    return Sliced(await unless_gone(request, source.complete()), headers=headers)
 
 
-async def _complete(prepared: Prepared[W], tenant: str) -> bytes:
-    shape = prepared.shape
-    with shape.service.bridge.job(prepared.asks, tenant, prepared.bound) as job:
-        reply = _reply(shape, job)
-        await reply.whole()
-    return await shape.service.run_in_thread(tenant, partial(_body, shape, reply))
+class _Source(Generic[W]):
+    """The response to one request, complete or as events. `_cascade` is the entry `cascade` of the usage, or None."""
+
+    def __init__(self, request: Request, prepared: Prepared[W], tenant: str) -> None:
+        self.request, self.prepared, self.tenant = request, prepared, tenant
+        self.shape = prepared.shape
+        self._reply: Reply | None = None
+        self._cascade: dict[str, Any] | None = None
+
+    async def complete(self) -> bytes:
+        """Return the complete response as JSON."""
+        await self._run()
+        return await self.shape.service.run_in_thread(self.tenant, self._body)
+
+    async def _run(self) -> None:
+        with self.shape.service.bridge.job(self.prepared.asks, self.tenant, self.prepared.bound) as job:
+            self._reply = self._reply_of(job)
+            await self._reply.whole()
+
+    async def events(self) -> AsyncGenerator[bytes, None]:
+        """Yield the response as server-sent events."""
+        wanted, service = self.shape.wanted, self.shape.service
+        envelope = self.shape.envelope(self.shape.part)
+        with_usage = wanted.stream_options is not None and wanted.stream_options.include_usage
+        async with aclosing(self._chunks(envelope, {"usage": None} if with_usage else {})) as chunks:
+            async for data in chunks:
+                yield data
+        if with_usage:
+            usage = await service.run_in_thread(self.tenant, self._usage)
+            yield event({**envelope, "choices": [], "usage": usage})
+        yield DONE
+
+    async def _chunks(self, envelope: dict[str, Any], usage_field: dict[str, Any]) -> AsyncGenerator[bytes, None]:
+        """Yield the events with text, and comments where there is none for a while."""
+        shape, service = self.shape, self.shape.service
+
+        def events(index: int, piece: Piece, choice: Choice) -> list[bytes]:
+            return [event({**envelope, "choices": [part], **usage_field}) for part in shape.parts(index, piece, choice)]
+
+        with service.bridge.job(self.prepared.asks, self.tenant, self.prepared.bound, streamed=True) as job:
+            reply = self._reply = self._reply_of(job)
+            hurried = partial(half_closed, self.request.scope)
+            async with aclosing(reply.pieces(service.keep_alive, hurried)) as pieces:
+                async for step in pieces:
+                    if step is None:
+                        yield COMMENT
+                        continue
+                    index, piece = step
+                    job.sent = True
+                    work = partial(events, index, piece, reply.choices[index])
+                    long = shape.size(index, piece, reply.choices[index]) > LONG
+                    for data in await service.run_in_thread(self.tenant, work) if long else work():
+                        yield data
+
+    def _reply_of(self, job: Any) -> Reply:
+        service = self.shape.service
+        run_in_thread = partial(service.run_in_thread, job.tenant)
+        return Reply(job, service.chat, self.shape.new, service.metrics, run_in_thread=run_in_thread)
+
+    def _usage(self) -> dict[str, Any]:
+        assert self._reply is not None
+        return self._reply.usage() | ({} if self._cascade is None else {"cascade": self._cascade})
+
+    def _body(self) -> bytes:
+        assert self._reply is not None
+        choices = [self.shape.choice(index, choice) for index, choice in enumerate(self._reply.choices)]
+        envelope, more = self.shape.envelope(self.shape.whole), self.shape.more(self._reply.choices)
+        return written({**envelope, "choices": choices, "usage": self._usage(), **more})
 
 
-def _body(shape: Shape[W], reply: Reply) -> bytes:
-    choices = [shape.choice(index, choice) for index, choice in enumerate(reply.choices)]
-    envelope = shape.envelope(shape.whole)
-    return written({**envelope, "choices": choices, "usage": reply.usage(), **shape.more(reply.choices)})
+class _CascadeSource(_Source[W]):
+    """The response of a cascade. The student's reply is held back until it is complete, because the teacher may replace it."""
 
+    def __init__(
+        self,
+        request: Request,
+        prepared: Prepared[W],
+        tenant: str,
+        teacher: CascadeTeacher,
+        schema: type[W],
+        kind: type[Shape[W]],
+        body: bytes,
+    ) -> None:
+        super().__init__(request, prepared, tenant)
+        self._teacher, self._again = teacher, partial(_prepare, teacher.service, schema, kind, [body])
 
-async def _events(request: Request, prepared: Prepared[W], tenant: str) -> AsyncGenerator[bytes, None]:
-    shape, wanted = prepared.shape, prepared.shape.wanted
-    service = shape.service
-    envelope = shape.envelope(shape.part)
-    with_usage = wanted.stream_options is not None and wanted.stream_options.include_usage
-    usage_field: dict[str, Any] = {"usage": None} if with_usage else {}
+    async def _run(self) -> None:
+        await super()._run()
+        if not self._is_sure():
+            await self._ask_teacher()
+            await super()._run()
 
-    def events(index: int, piece: Piece, choice: Choice) -> list[bytes]:
-        return [event({**envelope, "choices": [part], **usage_field}) for part in shape.parts(index, piece, choice)]
-
-    with service.bridge.job(prepared.asks, tenant, prepared.bound, streamed=True) as job:
-        reply = _reply(shape, job)
-        async with aclosing(reply.pieces(service.keep_alive, partial(half_closed, request.scope))) as pieces:
-            async for step in pieces:
-                if step is None:
-                    yield COMMENT
-                    continue
-                index, piece = step
-                job.sent = True
-                work = partial(events, index, piece, reply.choices[index])
-                long = shape.size(index, piece, reply.choices[index]) > LONG
-                for data in await service.run_in_thread(tenant, work) if long else work():
+    async def _chunks(self, envelope: dict[str, Any], usage_field: dict[str, Any]) -> AsyncGenerator[bytes, None]:
+        held = []
+        async with aclosing(super()._chunks(envelope, usage_field)) as chunks:
+            async for data in chunks:
+                if data is COMMENT:
                     yield data
-    if with_usage:
-        usage = await service.run_in_thread(tenant, reply.usage)
-        yield event({**envelope, "choices": [], "usage": usage})
-    yield DONE
+                else:
+                    held.append(data)
+        if self._is_sure():
+            for data in held:
+                yield data
+            return
+        await self._ask_teacher()
+        async with aclosing(super()._chunks(envelope, usage_field)) as chunks:
+            async for data in chunks:
+                yield data
+
+    def _is_sure(self) -> bool:
+        """Decide whether the student's reply is kept, and note the decision for the usage."""
+        assert self._reply is not None
+        choice, teacher = self._reply.choices[0], self._teacher
+        confidence = teacher.confidence(choice.logprob, choice.n_sampled)
+        sure = confidence >= teacher.sure
+        self._cascade = {"answered_by": teacher.student if sure else teacher.name, "confidence": confidence}
+        if not sure:
+            self._cascade["student_usage"] = self._reply.usage()
+        return sure
+
+    async def _ask_teacher(self) -> None:
+        """Prepare the request for the teacher."""
+        prepared = await self.shape.service.run_in_thread(self.tenant, self._again)
+        if isinstance(prepared, ApiError):
+            raise prepared
+        self.prepared, self.shape = prepared, prepared.shape

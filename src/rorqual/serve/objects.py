@@ -42,7 +42,7 @@ class CompletionDetails(_Object):
     reasoning_tokens: int = Field(ge=0)
 
 
-class Usage(_Object):
+class ModelUsage(_Object):
     """The token counts of a request. Cache hits and misses add up to `prompt_tokens`."""
 
     prompt_tokens: int = Field(ge=0)
@@ -52,6 +52,21 @@ class Usage(_Object):
     completion_tokens_details: CompletionDetails
     prompt_cache_hit_tokens: int = Field(ge=0)
     prompt_cache_miss_tokens: int = Field(ge=0)
+
+
+class CascadeUsage(_Object):
+    """Which model of a cascade answered, and the student's calibrated confidence. `student_usage`: the token counts of the student, if
+    the teacher answered. The other token counts are then the teacher's."""
+
+    answered_by: str
+    confidence: float = Field(ge=0, le=1)
+    student_usage: ModelUsage | None = None
+
+
+class Usage(ModelUsage):
+    """The token counts of a request, with `cascade` if the server runs a cascade of two models."""
+
+    cascade: CascadeUsage | None = None
 
 
 class TopToken(_Object):

@@ -45,6 +45,7 @@ class Choice:
     - `scores`: log-probabilities of the prompt's tokens, starting with the second token.
     - `recorded`: data that a rollout returns in addition to its tokens.
     - `n_sampled`: number of generated tokens, including the token that ended the sample.
+    - `logprob`: sum of their log-probabilities.
     - `hit`: number of prompt tokens from the prefix cache.
     """
 
@@ -61,6 +62,7 @@ class Choice:
     pending_logprobs: list[SampledToken] = field(default_factory=list)
     recorded: Recorded | None = None
     n_sampled: int = 0
+    logprob: float = 0.0
     hit: int = 0
     _reasoning: list[str] = field(default_factory=list)
     _content: list[str] = field(default_factory=list)
@@ -86,6 +88,7 @@ class Choice:
         if self.reason is None:
             self.hit = self.hit if self.n_sampled else sampled.hit
             self.n_sampled += 1
+            self.logprob += sampled.logprob
 
     def add(self, sampled: SampledToken) -> Piece:
         """Add a generated token and return the new text. For a token after the sample's end, the returned piece is empty."""

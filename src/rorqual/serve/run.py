@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -21,19 +21,22 @@ import uvicorn
 
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
-from rorqual.data.chat import load_chat
+from rorqual.data.chat import ChatFormat, load_chat
 from rorqual.data.tokenizer import Tokenizer
+from rorqual.evals.cascade import Calibration
 from rorqual.serve.app import create_app
 from rorqual.serve.bridge import Bridge
 from rorqual.serve.connections import ConnectionLimit, TimedProtocol
 from rorqual.serve.descriptors import AT_ONCE, DescriptorErrorHandler, raise_limit
 from rorqual.serve.keys import Keys
 from rorqual.serve.logs import WINDOW, RateLimitFilter
-from rorqual.serve.service import Service, read_defaults
+from rorqual.serve.service import CascadeTeacher, Service, read_defaults
 from rorqual.serve.ui import Page
 from rorqual.serve.uploads import WeightUploads
 from rorqual.serve.wire import EngineArguments
 
+CASCADE_NAME = "cascade"
+"""Default name of a served cascade."""
 BACKLOG = 2048
 UNREAD = 131_072
 """Size of a socket's send buffer in bytes. For a client that does not read, uvicorn buffers another 64 KiB."""
@@ -133,10 +136,16 @@ def check_folder(folder: Path) -> None:
         ) from None
 
 
-def serve(arguments: EngineArguments, address: Address) -> None:
-    """Serve a run until a signal stops the server. Raises RorqualError if the server cannot start."""
-    run = RunDir(Path(arguments.run))
-    checkpoint = run.checkpoint()
+@dataclass(frozen=True)
+class CascadeArguments:
+    """The teacher's engine, and the rule by which the teacher answers (`CascadeTeacher`)."""
+
+    teacher: EngineArguments
+    calibration: Calibration
+    sure: float
+
+
+def _chat_of(run: RunDir, address: Address) -> ChatFormat:
     chat = load_chat(run, Tokenizer.load(run.tokenizer_file))
     if address.think_budget and not chat.thinks:
         raise ConfigError(
@@ -144,6 +153,19 @@ def serve(arguments: EngineArguments, address: Address) -> None:
             where=f"{run.path}, chat format '{chat.name}'",
             remedy="Leave think_budget out.",
         )
+    return chat
+
+
+def serve(arguments: EngineArguments, address: Address, cascade: CascadeArguments | None = None) -> None:
+    """Serve a run, or a cascade of two runs, until a signal stops the server. Raises RorqualError if the server cannot start."""
+    run = RunDir(Path(arguments.run))
+    checkpoint = run.checkpoint()
+    chat = _chat_of(run, address)
+    second = None
+    if cascade is not None:
+        second = RunDir(Path(cascade.teacher.run))
+        second.checkpoint()
+        second_chat = _chat_of(second, address)
     if cache_dir := arguments.engine.get("cache_dir"):
         check_folder(Path(cache_dir))
     with listen(address.host, address.port) as sock:
@@ -153,16 +175,10 @@ def serve(arguments: EngineArguments, address: Address) -> None:
             WeightUploads.begin(Path(arguments.rollout_dir)) if arguments.rollout_dir else (None, None)
         )
         service = Service(
-            name=address.name or run.path.resolve().name,
+            name=address.name or (run.path.resolve().name if cascade is None else CASCADE_NAME),
             created=int(checkpoint.stat().st_mtime),
             chat=chat,
-            bridge=Bridge(
-                arguments,
-                queue=address.queue,
-                tenants=len({*keys.tenants.values()}),
-                hang=address.hang,
-                load=address.load,
-            ),
+            bridge=_bridge(arguments, address, keys),
             keys=keys,
             operator=address.operator,
             max_body=address.max_body,
@@ -172,12 +188,26 @@ def serve(arguments: EngineArguments, address: Address) -> None:
             prompts=run.prompts(),
             think_budget=address.think_budget,
         )
+        if cascade is not None and second is not None:
+            other = replace(
+                service,
+                chat=second_chat,
+                bridge=_bridge(cascade.teacher, address, keys),
+                defaults=read_defaults(second),
+            )
+            names = second.path.resolve().name, run.path.resolve().name
+            service = replace(service, teacher=CascadeTeacher(other, *names, cascade.calibration, cascade.sure))
         if key is not None:
             _say(f"API key of tenant '{address.tenant}', shown only once: {key}")
         if rollout_key is not None:
             _say(f"rollout key, shown only once: {rollout_key}")
         page = Page(create_app(service), service, address.ui)
         asyncio.run(_until_stopped(service, page, sock, address))
+
+
+def _bridge(arguments: EngineArguments, address: Address, keys: Keys) -> Bridge:
+    tenants = len({*keys.tenants.values()})
+    return Bridge(arguments, queue=address.queue, tenants=tenants, hang=address.hang, load=address.load)
 
 
 async def _until_stopped(service: Service, page: Page, sock: socket.socket, address: Address) -> None:
@@ -211,7 +241,7 @@ async def _until_stopped(service: Service, page: Page, sock: socket.socket, addr
     hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
     for number in (signal.SIGINT, signal.SIGTERM, *hangup):
         loop.add_signal_handler(number, stop)
-    loading = asyncio.create_task(service.bridge.start())
+    loading = asyncio.gather(*(bridge.start() for bridge in service.bridges))
     stopping = asyncio.create_task(stopped.wait())
     flushing = asyncio.create_task(_flush_regularly(log_filter))
     try:
@@ -224,7 +254,8 @@ async def _until_stopped(service: Service, page: Page, sock: socket.socket, addr
     finally:
         for task in (loading, stopping, flushing):
             task.cancel()
-        await service.bridge.stop()
+        for bridge in service.bridges:
+            await bridge.stop()
         service.close()
         log_filter.flush()
     _say("stopped")

@@ -15,6 +15,7 @@ from rorqual.core.errors import ConfigError, RorqualError
 from rorqual.core.records import Message, RunDir, Thinking, Tool
 from rorqual.core.sampling import SERVER_DEFAULTS, SamplingParams
 from rorqual.data.chat import ChatFormat
+from rorqual.evals.cascade import Calibration
 from rorqual.serve.bodies import Bodies
 from rorqual.serve.bridge import Bridge
 from rorqual.serve.errors import ApiError, refuse
@@ -58,6 +59,24 @@ def read_defaults(run: RunDir) -> SamplingParams:
 
 
 @dataclass(frozen=True)
+class CascadeTeacher:
+    """The second model of a cascade. `student` and `name` are the names of both models in the usage.
+
+    The student's answer is kept if its calibrated confidence is at least `sure` (`evals.cascade`).
+    """
+
+    service: Service
+    name: str
+    student: str
+    calibration: Calibration
+    sure: float
+
+    def confidence(self, logprob: float, tokens: int) -> float:
+        """Return the calibrated probability that the student's reply is right. `logprob` is the sum over its `tokens`."""
+        return self.calibration.probability(logprob / tokens)
+
+
+@dataclass(frozen=True)
 class Service:
     """The server's shared state, created once at the start.
 
@@ -65,7 +84,8 @@ class Service:
     without a token. `operator`: the tenant that may read the metrics of all tenants. `cors`: allowed origins.
     `uploads`: weight updates from a trainer, or None if they are turned off. `prompts`: example prompts from the
     problems that the model was trained on. `think_budget`: maximum thinking tokens of a chat reply, unless the request sets
-    its own; 0 sets no maximum. `cutters`: the thread of each tenant.
+    its own; 0 sets no maximum. `teacher`: the model that answers chat requests if this one is not sure, or None.
+    `cutters`: the thread of each tenant.
     """
 
     name: str
@@ -82,8 +102,14 @@ class Service:
     uploads: WeightUploads | None = None
     prompts: Sequence[str] = ()
     think_budget: int = 0
+    teacher: CascadeTeacher | None = None
     bodies: Bodies = field(default_factory=Bodies)
     cutters: dict[str, ThreadPoolExecutor] = field(default_factory=dict)
+
+    @property
+    def bridges(self) -> tuple[Bridge, ...]:
+        """The connections to the engines of all models."""
+        return (self.bridge,) if self.teacher is None else (self.bridge, self.teacher.service.bridge)
 
     async def run_in_thread(self, tenant: str, work: Callable[[], T]) -> T:
         """Run `work` in the tenant's thread and return its result.

@@ -1,4 +1,4 @@
-"""The command `rorqual eval RUN|http://ADDRESS task=NAME`."""
+"""The command `rorqual eval MODEL task=NAME`."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from typing import Annotated
 
 import typer
 
-from rorqual.cli.measure import EvalSettings, evaluation_file, loss_on_text, was_trained_on
+from rorqual.cli.measure import CASCADE, EvalSettings, evaluation_file, loss_on_text, was_trained_on
 from rorqual.cli.settings import Settings, read
 from rorqual.core.errors import ConfigError
 from rorqual.core.log import Progress
-from rorqual.core.records import RunDir
+from rorqual.core.records import RunDir, write_atomic
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(metavar="RUN|ADDRESS", help="Run folder, or a server's http://... address.")],
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="Run folder, a server's http://... address, or cascade=STUDENT,TEACHER."),
+    ],
     settings: Settings = None,
 ) -> None:
     """Evaluate a model on a task.
@@ -25,8 +28,13 @@ def evaluate(
 
     Keys: task=NAME (families, families:add,gcd, gsm8k, math500, folio, knights, messages, everyday, long, gym:NAME, ./mine.py:Class),
     data=FILE, split=test, count=100, seed=0, thinking=auto|on|off, temperature=0, samples=1, max_tokens=1024, per_family=false,
-    votes=N (N samples, and their majority), think_budget=N (maximum thinking tokens), options={...}, out=FILE.json (default: evals/
+    votes=N (N samples, and their majority), stop_when=settled|sure (fewer votes where they suffice), best_of=N (N samples, and the best),
+    verifier=RUN (scores the samples), verifier_data=FILE.jsonl (graded samples to train a verifier on), refine=N (the model checks its
+    reply N times), think_budget=N (maximum thinking tokens), system=TEXT, options={...}, out=FILE.json (default: evals/
     in the run's folder; answers of a server are saved only with out=), threads=, device=, dtype=, backend=torch-invariant|torch.
+
+    Keys for cascade=STUDENT,TEACHER (the teacher answers where the student is not sure): sure=0.8 (smallest confidence of the
+    student), votes=N (confidence by votes instead of log-probability), page=FILE.html, out=FILE.json (for serve).
 
     Keys for a server: model=NAME, concurrency=8, seed_bits=64|31.
 
@@ -40,13 +48,24 @@ def evaluate(
         print(loss_on_text(model, chosen))
         return
 
+    from rorqual.cli.cascading import measure_cascade, models_of
     from rorqual.cli.evaluating import measure
     from rorqual.evals import table
+    from rorqual.evals.cascade_page import cascade_page, cascade_table
+    from rorqual.evals.votes import refine_results, rule_results
     from rorqual.generate.output import check_place
     from rorqual.tasks.find import load_task
 
-    if (file := evaluation_file(model, chosen)) is not None:
-        check_place(file)
+    if chosen.page and not model.startswith(CASCADE):
+        raise ConfigError(
+            "only a cascade has a page",
+            where="key 'page'",
+            remedy="Leave page out, or evaluate cascade=STUDENT,TEACHER.",
+        )
+    models = models_of(model.removeprefix(CASCADE)) if model.startswith(CASCADE) else (model,)
+    file = evaluation_file(model, chosen)
+    for place in filter(None, (file, Path(chosen.page) if chosen.page else None)):
+        check_place(place)
     task = load_task(chosen.task, data=Path(chosen.data) if chosen.data else None, options=chosen.options)
     bar = Progress(f"eval {task.name}", chosen.count, unit="answer")
 
@@ -54,15 +73,26 @@ def evaluate(
         bar.total = total
         bar.update(done)
 
-    evaluation = measure(model, chosen, task, file, show)
-    print(table.table(evaluation))
-    if chosen.votes:
-        print(table.votes_table(evaluation))
-    if Path(chosen.data).is_file() and was_trained_on(RunDir(Path(model)), Path(chosen.data)):
-        print(
-            f"  {model} was trained on this file, so the accuracy does not show what the model does with new problems.\n"
-            "  Keep some rows in a file that no training reads, and evaluate on that file.",
-            file=sys.stderr,
-        )
+    if len(models) == 2:
+        cascade = measure_cascade(models, chosen, task, file, show)
+        print(cascade_table(cascade))
+        if chosen.page:
+            write_atomic(Path(chosen.page), cascade_page(cascade).encode())
+            print(f"  {chosen.page}: accuracy over cost, and the calibration")
+    else:
+        evaluation = measure(model, chosen, task, file, show)
+        if chosen.stop_when == "never":  # a mean over samples would count hard problems more often
+            print(table.table(evaluation))
+        if chosen.votes or chosen.best_of:
+            print(table.rules_table("one answer from several samples", rule_results(evaluation)))
+        if chosen.refine:
+            print(table.rules_table("replies before and after checking", refine_results(evaluation)))
+    for name in models:
+        if Path(chosen.data).is_file() and was_trained_on(RunDir(Path(name)), Path(chosen.data)):
+            print(
+                f"  {name} was trained on this file, so the accuracy does not show what the model does with new problems.\n"
+                "  Keep some rows in a file that no training reads, and evaluate on that file.",
+                file=sys.stderr,
+            )
     if file is not None:
         print(f"  Every answer: {file}")

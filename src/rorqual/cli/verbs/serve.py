@@ -1,8 +1,7 @@
-"""The command `rorqual serve RUN`."""
+"""The command `rorqual serve MODEL`."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,7 +11,7 @@ from rorqual.core.extras import extra
 
 
 def serve(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Run folder, or cascade=STUDENT,TEACHER.")],
     settings: Settings = None,
 ) -> None:
     """Serve a run through an OpenAI-compatible API.
@@ -32,8 +31,11 @@ def serve(
     Keys for the engine: slots=16, max_len=0 (0: the model's context length), step_tokens=256, cache_dir=, disk_bytes=,
     cache_bytes=, backend=torch-invariant, threads=, device=, dtype=.
 
+    Keys for cascade=STUDENT,TEACHER (the teacher answers chat requests where the student is not sure): calibration=FILE (result of
+    `rorqual eval cascade=STUDENT,TEACHER`), sure= (smallest confidence of the student).
+
     Keys for rollouts: rollout_dir= (accept weights from `rorqual train ... rollout=` into this folder), record_kept=false.
     """
     with extra("serve", "fastapi", "uvicorn", "starlette"):
         from rorqual.cli.serving import start
-    start(run, settings)
+    start(model, settings)

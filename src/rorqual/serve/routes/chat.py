@@ -14,6 +14,7 @@ from rorqual.data.chat.stream import Piece
 from rorqual.data.chat.tools import spelt
 from rorqual.serve import logprobs
 from rorqual.serve.answer import Shape, answer
+from rorqual.serve.errors import refuse
 from rorqual.serve.replies import Choice
 from rorqual.serve.schemas import ChatRequest
 from rorqual.serve.service import Service
@@ -31,10 +32,12 @@ async def chat_completions(request: Request) -> Response:
 class ChatShape(Shape[ChatRequest]):
     """Builder of chat completion objects. Reasoning is in `reasoning_content`."""
 
-    prefix, whole, part = "chatcmpl", "chat.completion", "chat.completion.chunk"
+    prefix, whole, part, cascades = "chatcmpl", "chat.completion", "chat.completion.chunk", True
 
     def __init__(self, service: Service, wanted: ChatRequest) -> None:
         super().__init__(service, wanted)
+        if service.teacher is not None and wanted.params().n > 1:
+            raise refuse("`n` is above 1, but a cascade gives one reply. Leave `n` out.", "n")
         self._started: set[int] = set()
         self._prompt: list[int] = []
         # A model that was not trained to reason would write its answer after `<think>` and never write `</think>`.

@@ -44,7 +44,7 @@ async def model(request: Request, name: str) -> Response:
 @router.get("/health")
 async def health(request: Request) -> Response:
     """Return status 200 if the engine is ready, or 503 while it is loading or restarting."""
-    alive = request.app.state.service.bridge.alive
+    alive = all(bridge.alive for bridge in request.app.state.service.bridges)
     return JSONResponse({"status": "ok" if alive else "loading"}, status_code=200 if alive else 503)
 
 
@@ -58,14 +58,17 @@ async def openapi(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """Return metrics for Prometheus. A tenant sees its own metrics; the operator sees the metrics of all tenants."""
     service: Service = request.app.state.service
-    bridge = service.bridge
-    jobs = bridge.jobs.values()
+    bridges = service.bridges
+    jobs = [job for bridge in bridges for job in bridge.jobs.values()]
+    stats = {
+        f"{name}{key}": one for name, bridge in zip(("", "teacher_"), bridges) for key, one in bridge.stats.items()
+    }
     now = Now(
-        alive=bridge.alive,
-        restarts=bridge.restarts,
+        alive=all(bridge.alive for bridge in bridges),
+        restarts=sum(bridge.restarts for bridge in bridges),
         running=Counter(job.tenant for job in jobs if job.started),
         waiting=Counter(job.tenant for job in jobs if not job.started),
-        stats=bridge.stats,
+        stats=stats,
     )
     tenant: str = request.state.tenant
     only = None if tenant == service.operator or len({*service.keys.tenants.values()}) == 1 else tenant

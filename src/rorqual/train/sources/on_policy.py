@@ -93,7 +93,7 @@ class OnPolicy(Source):
         self.sampler = RolloutSampler(materials, max_age=config.max_age)
         probe = opening(self.task, self.seed, PROBE)
         self.prompts = [] if config.data else [problem.prompt for problem in probe]
-        check_room(self.chat, probe, config.thinking, config.max_tokens, config.row)
+        check_room(self.chat, [problem.messages for problem in probe], config.thinking, config.max_tokens, config.row)
 
     def step(self, step: int) -> Step:
         c = self.config

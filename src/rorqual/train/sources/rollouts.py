@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -13,9 +13,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from rorqual.core.config import MOST, Count, Natural, NonNegative, Part, RowLength, Temperature
+from rorqual.core.config import MOST, Config, Count, Natural, NonNegative, Part, Positive, RowLength, Temperature
 from rorqual.core.errors import DataError
-from rorqual.core.records import Thinking
+from rorqual.core.records import Message, Thinking
 from rorqual.data.chat import ChatFormat
 from rorqual.data.pack import Packed, Sample, pack
 from rorqual.engine.request import Completion, Request, SamplingParams
@@ -26,10 +26,46 @@ from rorqual.train.batch import TrainBatch
 from rorqual.train.sources.base import Materials, Source, SourceConfig, Step
 from rorqual.train.sources.reference import Reference
 from rorqual.train.sources.sampler import RolloutSampler
-from rorqual.train.sources.shaping import group_advantages, overlong_penalty
+from rorqual.train.sources.shaping import effort_penalty, group_advantages, overlong_penalty
 from rorqual.train.sources.worked import opening, repeat
 
 GOLD_PROBE = 256
+
+
+class LengthPenaltyConfig(Config):
+    """Sample each problem once per effort in `efforts` (1 to 100), and penalize length less at a higher effort (`effort_penalty`).
+
+    The prompt begins with the system message `effort_message(effort)`. The samples of one problem and effort are one group.
+    """
+
+    efforts: tuple[Count, ...] = Field((50, 75, 100), min_length=1)
+    strength: NonNegative = 0.5
+    decay: Positive = 25.0
+    limit: NonNegative = 0.5
+    tokens: Count = 1024
+
+    @model_validator(mode="after")
+    def _check_efforts(self) -> Self:
+        if len(set(self.efforts)) < len(self.efforts) or max(self.efforts) > 100:
+            raise ValueError(f"efforts={list(self.efforts)} must be different numbers from 1 to 100")
+        return self
+
+    def reward(self, length: int, effort: int) -> float:
+        """Return the penalty of an answer of `length` tokens."""
+        return effort_penalty(
+            length,
+            effort,
+            lowest=min(self.efforts),
+            strength=self.strength,
+            decay=self.decay,
+            limit=self.limit,
+            tokens=self.tokens,
+        )
+
+
+def effort_message(effort: int) -> Message:
+    """Return the system message that asks for an effort."""
+    return Message("system", f"Reasoning effort: {effort}")
 
 
 class RolloutConfig(SourceConfig):
@@ -51,6 +87,8 @@ class RolloutConfig(SourceConfig):
     With `overlong_buffer`, answers longer than max_tokens - overlong_buffer tokens are penalized (DAPO's soft
     punishment, eq. 13). The largest penalty is `overlong_penalty`. DAPO's rewards are 1 and -1; the rewards here are 1
     and 0. A penalty of 0.5 here therefore corresponds to a penalty of 1 in DAPO.
+
+    `length_penalty` trains several reasoning efforts at once (`LengthPenaltyConfig`). A step then has `problems` groups per effort.
 
     `mask_truncated` excludes truncated answers from training (DAPO's overlong filtering). Truncated answers still count
     in the mean reward of their group.
@@ -81,6 +119,7 @@ class RolloutConfig(SourceConfig):
     max_num_gen_batches: Count = 1
     overlong_buffer: Natural = 0
     overlong_penalty: NonNegative = 1.0
+    length_penalty: LengthPenaltyConfig | None = None
     mask_truncated: bool = False
     reference: str = ""
     max_age: Natural = 0
@@ -88,6 +127,11 @@ class RolloutConfig(SourceConfig):
     @property
     def samples_itself(self) -> bool:
         return True
+
+    @property
+    def efforts(self) -> tuple[int | None, ...]:
+        """The efforts at which each problem is sampled: those of `length_penalty`, or None alone."""
+        return (None,) if self.length_penalty is None else self.length_penalty.efforts
 
     @model_validator(mode="after")
     def _check_buffer(self) -> Self:
@@ -105,12 +149,14 @@ class RolloutConfig(SourceConfig):
 
 @dataclass(frozen=True)
 class Scored:
-    """A graded completion. `age` is the trainer's policy version minus the version that sampled the completion."""
+    """A graded completion. `age` is the trainer's policy version minus the version that sampled the completion. `effort` is the
+    effort that the prompt asked for, or None."""
 
     completion: Completion
     verdict: Verdict
     advantage: float
     age: int = 0
+    effort: int | None = None
 
     @property
     def cut_off(self) -> bool:
@@ -135,13 +181,14 @@ class Rollouts(Source):
         )
         probe = opening(self.task, self.seed, GOLD_PROBE)
         self.prompts = [] if config.data else [problem.prompt for problem in probe]
-        check_room(self.chat, probe, config.thinking, config.max_tokens, config.row)
+        longest = [asked(problem, effort) for problem in probe for effort in config.efforts]
+        check_room(self.chat, longest, config.thinking, config.max_tokens, config.row)
 
     def step(self, step: int) -> Step:
         c = self.config
         self.sampler.update()
         problems, groups = self._draw(step)
-        chosen = [g for g in groups if mixed(g)][: c.problems] if c.max_num_gen_batches > 1 else groups
+        chosen = [g for g in groups if mixed(g)][: self._n_groups] if c.max_num_gen_batches > 1 else groups
         learn = [one for group in chosen for one in group if self._trains(one)]
         metrics = measure(problems, groups, self.chat) | self._measure_options(groups, chosen)
         order = np.random.default_rng([self.seed, step, 1]).permutation(len(learn)).tolist()
@@ -163,15 +210,20 @@ class Rollouts(Source):
         problems: list[Problem] = []
         groups: list[list[Scored]] = []
         for draw in range(c.max_num_gen_batches):
-            fresh = list(islice(stream, c.problems))
+            fresh = [(problem, effort) for problem in islice(stream, c.problems) for effort in c.efforts]
             generator = np.random.default_rng([self.seed, step, 1 + draw] if draw else [self.seed, step])
             seeds = generator.integers(0, 2**31, size=len(fresh)).tolist()
-            requests = [Request(p.messages, self._sampling(seed), c.thinking) for p, seed in zip(fresh, seeds)]
-            problems += fresh
-            groups += [self._score(p, completions) for p, completions in zip(fresh, self.sampler.generate(requests))]
-            if sum(map(mixed, groups)) >= c.problems:
+            requests = [Request(asked(*one), self._sampling(seed), c.thinking) for one, seed in zip(fresh, seeds)]
+            problems += [problem for problem, _ in fresh]
+            groups += [self._score(*one, found) for one, found in zip(fresh, self.sampler.generate(requests))]
+            if sum(map(mixed, groups)) >= self._n_groups:
                 break
         return problems, groups
+
+    @property
+    def _n_groups(self) -> int:
+        """Number of groups in a step."""
+        return self.config.problems * len(self.config.efforts)
 
     def _sampling(self, seed: int) -> SamplingParams:
         c = self.config
@@ -190,10 +242,14 @@ class Rollouts(Source):
         every = [one.completion for group in groups for one in group]
         out: dict[str, Any] = {}
         if c.max_num_gen_batches > 1:
-            out |= {"gen_batches": len(groups) // c.problems, "groups_trained": len(chosen)}
+            out |= {"gen_batches": len(groups) // self._n_groups, "groups_trained": len(chosen)}
         if c.overlong_buffer:
             lengths = [len(one.token_ids) for one in every]
-            out["overlong_penalty"] = float(np.mean([self._penalty(length) for length in lengths]))
+            out["overlong_penalty"] = float(np.mean([self._penalty(length, None) for length in lengths]))
+        for effort in c.efforts if c.length_penalty is not None else ():
+            own = [one for group in groups for one in group if one.effort == effort]
+            out[f"reward/effort {effort}"] = share(own)
+            out[f"reply_length/effort {effort}"] = float(np.mean([len(one.completion.token_ids) for one in own]))
         return out
 
     def _notes(
@@ -202,24 +258,28 @@ class Rollouts(Source):
         c = self.config
         if not learn:
             yield f"step {step + 1}: every group has equal rewards, so the weights were not updated"
-        elif c.max_num_gen_batches > 1 and len(chosen) < c.problems:
+        elif c.max_num_gen_batches > 1 and len(chosen) < self._n_groups:
             yield (
                 f"step {step + 1}: only {len(chosen)} of {len(groups)} groups in {c.max_num_gen_batches} draws have both "
-                f"rewards; {c.problems} were requested"
+                f"rewards; {self._n_groups} were requested"
             )
 
-    def _penalty(self, length: int) -> float:
+    def _penalty(self, length: int, effort: int | None) -> float:
         c = self.config
-        return c.overlong_penalty * overlong_penalty(length, c.max_tokens, c.overlong_buffer)
+        penalty = c.overlong_penalty * overlong_penalty(length, c.max_tokens, c.overlong_buffer)
+        if c.length_penalty is not None and effort is not None:
+            penalty += c.length_penalty.reward(length, effort)
+        return penalty
 
-    def _score(self, problem: Problem, completions: list[Completion]) -> list[Scored]:
+    def _score(self, problem: Problem, effort: int | None, completions: list[Completion]) -> list[Scored]:
         """Grade the answers of a group and compute their advantages (`group_advantages`)."""
         verdicts = [graded_as(self.task, problem, c) for c in completions]
         graded = [v is not Verdict.UNGRADED for v in verdicts]
-        rewards = [float(v is Verdict.RIGHT) + self._penalty(len(c.token_ids)) for v, c in zip(verdicts, completions)]
+        penalties = [self._penalty(len(c.token_ids), effort) for c in completions]
+        rewards = [float(v is Verdict.RIGHT) + penalty for v, penalty in zip(verdicts, penalties)]
         advantages = group_advantages(rewards, graded, std=self.config.std)
         ages = map(self.sampler.age, completions)
-        return [Scored(c, v, float(a), age) for c, v, a, age in zip(completions, verdicts, advantages, ages)]
+        return [Scored(c, v, float(a), age, effort) for c, v, a, age in zip(completions, verdicts, advantages, ages)]
 
     def _batch(self, scored: list[Scored], *, learned: bool = False) -> TrainBatch:
         batch = batch_of(scored, self.config.row, self.chat.pad)
@@ -233,9 +293,16 @@ def mixed(group: list[Scored]) -> bool:
     return {Verdict.RIGHT, Verdict.WRONG} <= {one.verdict for one in group}
 
 
-def check_room(chat: ChatFormat, probe: list[Problem], thinking: Thinking, max_tokens: int, row: int) -> None:
+def asked(problem: Problem, effort: int | None) -> tuple[Message, ...]:
+    """Return the prompt of a problem, with its system message if there is an effort."""
+    return problem.messages if effort is None else (effort_message(effort), *problem.messages)
+
+
+def check_room(
+    chat: ChatFormat, probe: Sequence[tuple[Message, ...]], thinking: Thinking, max_tokens: int, row: int
+) -> None:
     """Raise DataError if the longest prompt in `probe` and an answer of `max_tokens` tokens do not fit into a row."""
-    longest = max(len(chat.prompt(problem.messages, thinking)) for problem in probe)
+    longest = max(len(chat.prompt(messages, thinking)) for messages in probe)
     if longest + max_tokens > row:
         raise DataError(
             f"a prompt of {longest} tokens and an answer of {max_tokens} tokens do not fit into a row of {row}",
@@ -352,6 +419,7 @@ def trace_lines(
     lines = []
     for number, (problem, group) in enumerate(zip(problems, groups)):
         line: dict[str, Any] = {"key": problem.key, "family": problem.family, "level": problem.level}
+        line |= {"effort": group[0].effort} if group[0].effort is not None else {}
         line |= {"prompt": problem.prompt, "answer": problem.answer} if number in with_texts else {}
         samples = []
         for s in group:

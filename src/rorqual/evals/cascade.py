@@ -1,0 +1,254 @@
+"""A cascade of two models: a small student answers, and a teacher answers if the student's confidence is too low (FrugalGPT, Chen et
+al. 2023, 2305.05176, section 3).
+
+The confidence is the calibrated probability that the student's answer is right. Its signal is the share of votes for the student's
+majority answer, or the mean log-probability of the reply's tokens. The calibration is a logistic regression on problems of the dev
+split (Platt 1999).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from rorqual.core.config import Config, parse
+from rorqual.core.errors import ConfigError, DataError
+from rorqual.core.records import write_json
+from rorqual.evals.evaluation import Evaluation, GradedSample
+from rorqual.evals.stats import Interval, wilson
+from rorqual.evals.votes import Group, majority
+
+Signal = Literal["votes", "logprob"]
+BINS = 5
+"""Number of bins of a calibration table, with equally many problems each."""
+
+
+class Calibration(Config):
+    """The probability that an answer is right, as a function of the student's signal: 1 / (1 + exp(-(slope x + intercept)))."""
+
+    signal: Signal
+    slope: float
+    intercept: float
+
+    def probability(self, x: float) -> float:
+        """Return the probability that an answer with signal `x` is right."""
+        z = self.slope * x + self.intercept
+        return 1 / (1 + math.exp(-z)) if z >= 0 else math.exp(z) / (1 + math.exp(z))
+
+
+@dataclass(frozen=True)
+class CascadeChoice:
+    """One problem of a cascade: the student's confidence, whether student and teacher are right (0 to 1, because of ties), and the
+    tokens that each generated."""
+
+    key: str
+    confidence: float
+    student: float
+    teacher: float
+    student_tokens: int
+    teacher_tokens: int
+
+
+@dataclass(frozen=True)
+class CascadePoint:
+    """The cascade at one threshold. `asked` is the share of problems that the teacher answers.
+
+    `tokens` is the mean number of generated tokens per problem, of both models together. `flops` is the mean number of FLOPs per
+    problem, or None if they are unknown. `at_random` is the accuracy if as many problems, chosen at random, went to the teacher.
+    """
+
+    asked: float
+    accuracy: float
+    interval: Interval
+    at_random: float
+    tokens: float
+    flops: float | None
+
+
+@dataclass(frozen=True)
+class CalibrationBin:
+    """Problems of similar confidence: their mean confidence, and the share of right answers with its interval."""
+
+    problems: int
+    confidence: float
+    accuracy: float
+    interval: Interval
+
+
+class Cascade(Config):
+    """The evaluations of student and teacher on the same problems, and the calibration. `sure` is the confidence from which on the
+    student's answer is kept. `flops` holds the FLOPs per generated token of student and teacher, if both are known."""
+
+    student: Evaluation
+    teacher: Evaluation
+    calibration: Calibration
+    sure: float
+    flops: tuple[float, float] | None = None
+
+    def save(self, path: Path) -> None:
+        """Write the cascade as JSON, atomically."""
+        write_json(path, self.model_dump(mode="json"))
+
+    @classmethod
+    def load(cls, path: Path) -> Cascade:
+        """Read a file written by `save`. Raises DataError with path and key if the file is missing or invalid."""
+        remedy = "Run `rorqual eval cascade=STUDENT,TEACHER out=FILE.json` to create it."
+        try:
+            data = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            raise DataError("the file does not exist", where=str(path), remedy=remedy) from None
+        except ValueError as error:
+            raise DataError(f"the file is not valid JSON: {error}", where=str(path), remedy=remedy) from None
+        return parse(cls, data, where=str(path))
+
+    def choices(self) -> list[CascadeChoice]:
+        """Return all problems that both models answered and that were graded, from the lowest to the highest confidence."""
+        teacher = grouped(self.teacher)
+        found = []
+        for key, group in grouped(self.student).items():
+            student, other = accuracy(group), accuracy(teacher[key])
+            if student is not None and other is not None:
+                confidence = self.calibration.probability(signal_of(group, self.calibration.signal))
+                found.append(CascadeChoice(key, confidence, student, other, _tokens(group), _tokens(teacher[key])))
+        return sorted(found, key=lambda choice: choice.confidence)
+
+    def point(self, asked: int, choices: Sequence[CascadeChoice]) -> CascadePoint:
+        """Return the result if the teacher answers the `asked` problems of the lowest confidence."""
+        right = sum(choice.teacher for choice in choices[:asked]) + sum(choice.student for choice in choices[asked:])
+        count, share = len(choices), asked / len(choices)
+        student, teacher = (sum(getattr(choice, name) for choice in choices) / count for name in ("student", "teacher"))
+        tokens = (
+            sum(choice.student_tokens for choice in choices) / count,
+            sum(choice.teacher_tokens for choice in choices[:asked]) / count,
+        )
+        flops = None if self.flops is None else sum(a * b for a, b in zip(tokens, self.flops, strict=True))
+        at_random = (1 - share) * student + share * teacher
+        return CascadePoint(share, right / count, wilson(min(right, count), count), at_random, sum(tokens), flops)
+
+    def curve(self) -> list[CascadePoint]:
+        """Return the points for all numbers of problems that the teacher answers, from none to all."""
+        choices = self.choices()
+        return [self.point(asked, choices) for asked in range(len(choices) + 1)]
+
+    def chosen(self) -> CascadePoint:
+        """Return the point at the threshold `sure`."""
+        choices = self.choices()
+        return self.point(sum(choice.confidence < self.sure for choice in choices), choices)
+
+    def teacher_alone(self) -> CascadePoint:
+        """Return the result of the teacher alone, whose cost does not include the student's."""
+        choices = self.choices()
+        point, tokens = self.point(len(choices), choices), sum(c.teacher_tokens for c in choices) / len(choices)
+        return CascadePoint(
+            1.0,
+            point.accuracy,
+            point.interval,
+            point.at_random,
+            tokens,
+            None if self.flops is None else tokens * self.flops[1],
+        )
+
+    def bins(self) -> list[CalibrationBin]:
+        """Return the calibration on these problems, in `BINS` bins of confidence."""
+        choices = self.choices()
+        parts = [choices[i * len(choices) // BINS : (i + 1) * len(choices) // BINS] for i in range(BINS)]
+        return [
+            CalibrationBin(
+                len(part),
+                sum(choice.confidence for choice in part) / len(part),
+                (right := sum(choice.student for choice in part)) / len(part),
+                wilson(min(right, len(part)), len(part)),
+            )
+            for part in parts
+            if part
+        ]
+
+
+def grouped(evaluation: Evaluation) -> dict[str, list[GradedSample]]:
+    """Return the samples of each problem, by key."""
+    groups: dict[str, list[GradedSample]] = {}
+    for sample in evaluation.samples:
+        groups.setdefault(sample.key, []).append(sample)
+    return groups
+
+
+def accuracy(group: Group) -> float | None:
+    """Return the probability that the answer of the group is right: of the majority if there are votes, else of the first sample."""
+    return majority(group) if len(group) > 1 else majority([group[0].model_copy(update={"answered": "-"})])
+
+
+def signal_of(group: Group, signal: Signal) -> float:
+    """Return the share of votes for the leading answer (0 without answers), or the mean log-probability of the first sample.
+
+    A sample without a reply, because of an error, has the lowest signal. Raises ConfigError if the generator returned no
+    log-probabilities.
+    """
+    if signal == "votes":
+        answers = [sample.answered for sample in group if sample.answered is not None]
+        return max((answers.count(answer) for answer in answers), default=0) / len(group)
+    if group[0].logprob is None:
+        if group[0].error:
+            return -1e6
+        raise ConfigError(
+            "the student's replies have no log-probabilities, so there is no confidence",
+            where="cascade",
+            remedy="Give votes=N and temperature=1 to use the share of votes instead.",
+        )
+    return group[0].logprob
+
+
+def calibrate(evaluation: Evaluation) -> Calibration:
+    """Fit the calibration on the student's graded answers, with Platt's targets (N+ + 1) / (N+ + 2) and 1 / (N- + 2).
+
+    Raises ConfigError if there are fewer than ten graded answers, or if all signals are equal.
+    """
+    signal: Signal = "votes" if evaluation.params.n > 1 else "logprob"
+    pairs = [
+        (signal_of(group, signal), right)
+        for group in grouped(evaluation).values()
+        if (right := accuracy(group)) is not None and not group[0].error
+    ]
+    x, y = np.array(pairs, float).reshape(-1, 2).T
+    if len(x) < 10 or np.ptp(x) == 0:
+        raise ConfigError(
+            f"{len(x)} graded answers of the dev split, with {len(np.unique(x))} different signals, do not give a calibration",
+            where="cascade",
+            remedy="Use a task with more problems in its dev split, or raise count.",
+        )
+    positive = y.sum()
+    targets = y * (positive + 1) / (positive + 2) + (1 - y) / (len(y) - positive + 2)
+    mean, scale = x.mean(), x.std()
+    slope, intercept = _logistic((x - mean) / scale, targets)
+    return Calibration(signal=signal, slope=slope / scale, intercept=intercept - slope * mean / scale)
+
+
+def _logistic(x: np.ndarray, targets: np.ndarray) -> tuple[float, float]:
+    """Return slope and intercept of the logistic regression, by Newton's method with halved steps."""
+
+    def loss(w: np.ndarray) -> float:
+        z = features @ w
+        return float((np.logaddexp(0, z) - targets * z).sum())
+
+    features = np.stack([x, np.ones_like(x)], 1)
+    weights = np.zeros(2)
+    for _ in range(100):
+        p = 1 / (1 + np.exp(-features @ weights))
+        gradient = features.T @ (p - targets)
+        hessian = features.T @ (features * (p * (1 - p))[:, None]) + 1e-9 * np.eye(2)
+        step = np.linalg.solve(hessian, gradient)
+        while loss(weights - step) > loss(weights) and np.abs(step).max() > 1e-12:
+            step = step / 2
+        weights = weights - step
+        if np.abs(step).max() < 1e-10:
+            break
+    return float(weights[0]), float(weights[1])
+
+
+def _tokens(group: Group) -> int:
+    return sum(sample.total_tokens for sample in group)

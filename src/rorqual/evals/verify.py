@@ -1,0 +1,83 @@
+"""A trained verifier: a model that answers "yes" or "no" to the question whether a reply is right (generative verifiers, Zhang et al.
+2024, 2408.15240, section 3.1).
+
+A verifier is a run that was fine-tuned on graded replies to training problems. It reads text, so its tokenizer may be another than
+that of the model whose replies it judges.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rorqual.core.errors import ConfigError
+from rorqual.core.records import Message, write_atomic
+from rorqual.engine.engine import Engine
+from rorqual.engine.score import first_token_logprobs
+from rorqual.evals.evaluation import Evaluation, GradedSample
+from rorqual.tasks.base import Verdict
+
+ANSWERS = ("yes", "no")
+KNOWN = 0.5
+"""Smallest mean probability that a verifier gives to "yes" and "no" together. Below it, the run was not trained as a verifier."""
+
+
+def question(sample: GradedSample) -> str:
+    """Return the verifier's prompt: the problem, the reply with its reasoning, and the question whether it is right."""
+    parts = (sample.prompt, sample.reasoning or "", sample.reply, "Right?")
+    return "\n".join(part.strip() for part in parts if part.strip())
+
+
+def training_rows(evaluation: Evaluation) -> Iterator[dict[str, list[dict[str, str]]]]:
+    """Yield one conversation for each graded sample, for `rorqual train sft data=`."""
+    for sample in evaluation.samples:
+        if sample.verdict is not Verdict.UNGRADED:
+            answer = ANSWERS[0] if sample.verdict is Verdict.RIGHT else ANSWERS[1]
+            yield {
+                "messages": [{"role": "user", "content": question(sample)}, {"role": "assistant", "content": answer}]
+            }
+
+
+def write_training_rows(evaluation: Evaluation, file: Path) -> int:
+    """Write `training_rows` as JSON lines and return their number."""
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in training_rows(evaluation)]
+    write_atomic(file, "".join(lines).encode())
+    return len(lines)
+
+
+def scored(evaluation: Evaluation, verifier: Engine, name: str = "") -> Evaluation:
+    """Return the evaluation with the verifier's log-odds log P(yes) - log P(no) as each sample's `score`.
+
+    Samples without a reply have no score. Raises ConfigError if the verifier cannot tell "yes" and "no" apart by their first token,
+    or does not answer with either of them. Raises DataError if a question does not fit into its context.
+    """
+    first = [verifier.tokenizer.encode(answer)[0] for answer in ANSWERS]
+    remedy = "Train a verifier on graded replies: eval ... split=train verifier_data=FILE.jsonl, then train sft data=FILE.jsonl."
+    if first[0] == first[1]:
+        raise ConfigError(
+            "'yes' and 'no' begin with the same token", where=f"verifier={name}", remedy="Use another model."
+        )
+    asked = [sample for sample in evaluation.samples if not sample.error]
+    odds = iter(_log_odds(verifier, asked, first, name, remedy))
+    samples = tuple(
+        sample if sample.error else sample.model_copy(update={"score": float(next(odds))})
+        for sample in evaluation.samples
+    )
+    return evaluation.model_copy(update={"samples": samples})
+
+
+def _log_odds(
+    verifier: Engine, asked: Sequence[GradedSample], first: Sequence[int], name: str, remedy: str
+) -> list[float]:
+    prompts = [verifier.chat.prompt((Message("user", question(sample)),), "off") for sample in asked]
+    logprobs = first_token_logprobs(verifier.scorer, prompts, first)
+    if len(logprobs) and (known := float(np.exp(logprobs).sum(1).mean())) < KNOWN:
+        raise ConfigError(
+            f"this run answers 'yes' or 'no' with a probability of {known:.0%} only, so it is not a verifier",
+            where=f"verifier={name}",
+            remedy=remedy,
+        )
+    return (logprobs[:, 0].astype(float) - logprobs[:, 1]).tolist()

@@ -1,0 +1,231 @@
+"""The experiment `compute`: does a router with identity experts spend more experts on what is difficult, and is it better than a
+fixed number of experts?
+
+The difficulty of a token is the loss of the arm with a fixed number of experts when it predicts the next token of a held-out worked
+solution. The difficulty of a problem is its level. Each difference is compared with a control whose difficulties are permuted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rorqual.core.records import RunDir
+from rorqual.data.chat import chat_format
+from rorqual.data.pack import PADDING, pack_rows
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.evals.compute import experts_used
+from rorqual.evals.verdict import Verdict
+from rorqual.lab.equal_budget import EqualBudgetClaim, Places, ShapeExperiment
+from rorqual.lab.experiment import amount
+from rorqual.lab.finding import Chart, Contrast, Finding, Series, contrast_of_values
+from rorqual.lab.job import Compute, ExperimentJob, value
+from rorqual.lab.shapes import ARMS, DOCUMENTS, FIXED, FIXED_CLOCK, ROW, TASK, ZERO, token_losses
+from rorqual.model.decoder import Decoder
+from rorqual.model.load.run import load_run
+from rorqual.tasks.find import load_task, safe_problems
+from rorqual.train.batch import TrainBatch
+from rorqual.train.sources.worked import worked_sample
+
+HARD_SHARE = 0.25
+"""The share of tokens, or of the occurrences of a token id, with the highest losses is hard. All others are easy."""
+LEAST = 20
+"""The occurrences of a token id are compared with each other if there are at least this many."""
+SHUFFLES = 20
+"""Number of permutations of the control. The control is their mean."""
+PARTS = {
+    "tokens": "hard tokens minus easy tokens",
+    "same token": "hard minus easy occurrences of the same token",
+    "problems": "hard minus easy problems of the same family",
+}
+Array = NDArray[Any]
+
+
+class ComputeExperiment(ShapeExperiment):
+    """The experiment on identity experts. Both arms have 16 experts with weights and use two of them per token: one always, the
+    other on average."""
+
+    name = "compute"
+    title = "Computation by difficulty"
+    claim = (
+        "a router that may choose identity experts spends more experts on hard tokens, also among occurrences of the same token, and on "
+        "hard problems. It is better than a fixed number of experts at an equal mean number, and also at equal time"
+    )
+    source = "LongCat-Flash, 2509.01322, section 2.1"
+    parts: ClassVar = (
+        EqualBudgetClaim("experts per token", ZERO, FIXED),
+        EqualBudgetClaim("core-seconds", ZERO, FIXED_CLOCK),
+    )
+
+    def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
+        counted = [
+            Compute(
+                name=f"{name}-experts",
+                estimate=3 * share,
+                needs=tuple({name, FIXED}),
+                function=partial(spent, name=name, seed=seed, count=amount(DOCUMENTS, share)),
+            )
+            for name in (ZERO, FIXED)
+        ]
+        return [*super().jobs(seed, place, share), *counted]
+
+    def also(self, places: Places) -> tuple[tuple[Verdict, ...], tuple[str, ...]]:
+        found = spent_contrasts(places)
+        return tuple(contrast.sign for contrast in found), tuple(map(_words, found))
+
+    def conclude(self, places: Places) -> Finding:
+        finding = super().conclude(places)
+        update = {
+            "contrasts": (*finding.contrasts, *spent_contrasts(places)),
+            "charts": (*finding.charts, deciles_chart(places)),
+        }
+        return finding.model_copy(update=update)
+
+
+def spent(place: Path, *, name: str, seed: int, count: int) -> dict[str, Any]:
+    """Count the experts that the run `name` spends on each token of `count` held-out solutions, and compare hard with easy parts.
+
+    `mean` is the mean over all tokens. `deciles` has the means over the tenths of the written tokens, from the smallest to the largest
+    loss. Each part in `PARTS` has the differences `real` and `shuffled` in experts per token and layer, one per document (one per pair
+    of problems for the last part).
+    """
+    problems = list(islice(safe_problems(load_task(TASK, options=dict(ARMS[ZERO].options)), "test", seed), count))
+    chat = chat_format(Tokenizer.load(RunDir(place / name).tokenizer_file), "deepseek")
+    samples = [worked_sample(problem, chat, think=True) for problem in problems]
+    batch = TrainBatch.from_packed(pack_rows(samples, [[i] for i in range(count)], ROW).batch)  # row i is problem i
+    model, rival = (load_run(RunDir(place / run)) for run in (name, FIXED))
+    used = _experts(model, batch)
+    with torch.no_grad():
+        losses = torch.cat([token_losses(rival, part) for part in batch.split(max(1, count // 32))]).numpy()
+    document, at = np.nonzero(batch.loss_mask.numpy())
+    written, loss, ids = used[document, at], losses[document, at], batch.tokens.numpy()[document, at]
+    rng = np.random.default_rng(seed)
+    order = np.argsort(loss, kind="stable")
+    result: dict[str, Any] = {
+        "mean": float(used[batch.segments.numpy() != PADDING].mean()),
+        "deciles": [float(part.mean()) for part in np.array_split(written[order], 10)],
+    }
+    same = _residuals(written, ids)
+    for part, experts, groups in (("tokens", written, np.zeros_like(ids)), ("same token", same, ids)):
+        result[part] = _both(lambda d, e=experts, g=groups: by_document(e, hardest(d, g), document), loss, groups, rng)
+    replies = np.bincount(document, written, count) / np.bincount(document, minlength=count)
+    levels = np.array([problem.level == "hard" for problem in problems], float)
+    families = np.unique([problem.family for problem in problems], return_inverse=True)[1]
+    result["problems"] = _both(lambda d: by_pair(replies, d, families), levels, families, rng)
+    return result
+
+
+def _experts(model: Decoder, batch: TrainBatch) -> Array:
+    """Return the mean number of experts with weights per layer [rows, row]."""
+    found = []
+    with torch.no_grad():
+        for part in batch.split(max(1, len(batch.tokens) // 32)):
+            routing = model(part.tokens, part.positions, segments=part.segments).routing
+            chosen = torch.stack([layer.indices for layer in routing], dim=1)  # [tokens, layers, k]
+            found.append(experts_used(chosen, model.config).view(part.tokens.shape))
+    return torch.cat(found).numpy()
+
+
+def _residuals(values: Array, ids: Array) -> Array:
+    """Return each value minus the mean over its id, and NaN for ids with fewer than `LEAST` values."""
+    counts = np.bincount(ids)
+    means = np.bincount(ids, values) / np.maximum(counts, 1)
+    return np.where(counts[ids] >= LEAST, values - means[ids], np.nan)
+
+
+def hardest(difficulty: Array, groups: Array) -> NDArray[np.bool_]:
+    """Return whether each value [n] is among the highest `HARD_SHARE` of its group. Equal values count in their order."""
+    hard = np.zeros(len(difficulty), bool)
+    for group in np.unique(groups):
+        members = np.flatnonzero(groups == group)
+        order = members[np.argsort(difficulty[members], kind="stable")]
+        hard[order[len(order) - round(HARD_SHARE * len(order)) :]] = True
+    return hard
+
+
+def by_document(values: Array, hard: NDArray[np.bool_], document: Array) -> Array:
+    """Return the mean over the hard tokens of each document minus the mean over its easy tokens, and NaN without either. NaN values do
+    not count."""
+    counted, length = ~np.isnan(values), int(document.max()) + 1
+    means = []
+    for side in (hard, ~hard):
+        chosen = side & counted
+        with np.errstate(invalid="ignore"):
+            means.append(
+                np.bincount(document[chosen], values[chosen], length) / np.bincount(document[chosen], minlength=length)
+            )
+    return means[0] - means[1]
+
+
+def by_pair(values: Array, hard: Array, families: Array) -> Array:
+    """Return the value of the i-th hard problem of each family minus that of its i-th easy problem, and NaN for problems without
+    a partner."""
+    differences = np.full(len(values), np.nan)
+    for family in np.unique(families):
+        sides = [np.flatnonzero((families == family) & (hard == level)) for level in (1, 0)]
+        pairs = min(map(len, sides))
+        differences[sides[0][:pairs]] = values[sides[0][:pairs]] - values[sides[1][:pairs]]
+    return differences
+
+
+def _both(compare: Any, difficulty: Array, groups: Array, rng: np.random.Generator) -> dict[str, list[float]]:
+    """Return the differences with the real difficulties, and their means over `SHUFFLES` permutations within the groups."""
+    real = compare(difficulty)
+    total, found = np.zeros(len(real)), np.zeros(len(real))
+    for _ in range(SHUFFLES):
+        permuted = difficulty.copy()
+        for group in np.unique(groups):
+            members = np.flatnonzero(groups == group)
+            permuted[members] = difficulty[rng.permutation(members)]
+        control = compare(permuted)
+        total, found = total + np.nan_to_num(control), found + ~np.isnan(control)
+    kept = ~np.isnan(real) & (found > 0)
+    return {"real": real[kept].tolist(), "shuffled": (total[kept] / found[kept]).tolist()}
+
+
+def spent_contrasts(places: Places) -> list[Contrast]:
+    """Compare the difference between hard and easy parts with the difference of the control."""
+    measured = [value(place, f"{ZERO}-experts") for place in places.values()]
+    return [
+        contrast_of_values(
+            f"experts on {text}: permuted, then real difficulty",
+            [one[part]["shuffled"] for one in measured],
+            [one[part]["real"] for one in measured],
+            unit="experts",
+        )
+        for part, text in PARTS.items()
+    ]
+
+
+def _words(contrast: Contrast) -> str:
+    ends = contrast.ends
+    what = contrast.question.removeprefix("experts on ").split(":")[0]
+    return (
+        f"Experts on {what}: {contrast.b:+.3f} per token and layer, and {contrast.a:+.3f} with permuted difficulties. The difference is "
+        f"{contrast.difference:+.3f}, {ends.low:+.3f} to {ends.high:+.3f} by the wider of both {contrast.confidence:.0%} intervals."
+    )
+
+
+def deciles_chart(places: Places) -> Chart:
+    """Return a chart of the experts per token over the tenths of tokens by loss."""
+    by_seed = [value(place, f"{ZERO}-experts")["deciles"] for place in places.values()]
+
+    def points(values: Sequence[float]) -> tuple[tuple[float, float], ...]:
+        return tuple((float(tenth), float(one)) for tenth, one in enumerate(values, 1))
+
+    mean = points(np.mean(by_seed, axis=0).tolist())
+    return Chart(
+        name="deciles",
+        title="Experts by difficulty",
+        x="tenth of the written tokens, from the smallest to the largest loss",
+        y="experts per token and layer",
+        series=(Series(label="identity experts", points=mean, by_seed=tuple(map(points, by_seed))),),
+        caption="The loss is that of the model with two experts for every token. Faint lines: each seed.",
+    )

@@ -1,0 +1,196 @@
+"""A cascade: the calibration against a minimum that a search finds, and the curve against a plain second writing."""
+
+from __future__ import annotations
+
+import math
+import random
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rorqual.core.errors import ConfigError, DataError
+from rorqual.engine.request import SamplingParams
+from rorqual.evals.cascade import Calibration, Cascade, calibrate, signal_of
+from rorqual.evals.cascade_page import cascade_page, cascade_table
+from rorqual.evals.evaluation import Evaluation, GradedSample
+from rorqual.evals.stats import wilson
+from rorqual.tasks.base import Verdict
+
+RIGHT, WRONG = Verdict.RIGHT, Verdict.WRONG
+
+
+def sample(key: str, verdict: Verdict, **more: Any) -> GradedSample:
+    fields = {"tokens": 5, "logprob": -1.0, "answered": None, **more}
+    return GradedSample(
+        key=key, family="f", prompt="?", answer="r", reply="", reasoning=None, verdict=verdict, thinking_tokens=0, thought=False,
+        truncated=False, **fields,
+    )  # fmt: skip
+
+
+def evaluation(samples: list[GradedSample], *, n: int = 1, model: str = "m") -> Evaluation:
+    return Evaluation(
+        task="t", model=model, split="test", seed=0, count=len(samples), per_family=False, thinking="auto",
+        params=SamplingParams(n=n, temperature=1.0), samples=tuple(samples),
+    )  # fmt: skip
+
+
+def drawn(seed: int, count: int = 60) -> Evaluation:
+    """Answers that are right more often if they are more likely."""
+    rng = random.Random(seed)
+    logprobs = [-rng.random() for _ in range(count)]
+    return evaluation(
+        [
+            sample(f"p{i}", RIGHT if rng.random() < math.exp(3 * x) else WRONG, logprob=x, tokens=rng.randint(1, 9))
+            for i, x in enumerate(logprobs)
+        ],
+        model="small",
+    )
+
+
+def cascade(sure: float = 0.6, flops: tuple[float, float] | None = (2.0, 10.0)) -> Cascade:
+    student, rng = drawn(1), random.Random(5)
+    teacher = [
+        sample(f"p{i}", RIGHT if rng.random() < 0.9 else WRONG, tokens=rng.randint(10, 20))
+        for i in rng.sample(range(60), 60)
+    ]
+    return Cascade(
+        student=student,
+        teacher=evaluation(teacher, model="large"),
+        calibration=calibrate(drawn(2)),
+        sure=sure,
+        flops=flops,
+    )
+
+
+def test_the_calibration_is_the_minimum_of_the_loss() -> None:
+    """With Platt's targets. No point around it has a smaller loss, and the loss is convex."""
+    dev = drawn(3)
+    found = calibrate(dev)
+    xs = [one.logprob or 0.0 for one in dev.samples]
+    positive = sum(one.verdict is RIGHT for one in dev.samples)
+    targets = [
+        (positive + 1) / (positive + 2) if one.verdict is RIGHT else 1 / (60 - positive + 2) for one in dev.samples
+    ]
+
+    def loss(slope: float, intercept: float) -> float:
+        chances = [1 / (1 + math.exp(-(slope * x + intercept))) for x in xs]
+        return -sum(t * math.log(p) + (1 - t) * math.log(1 - p) for p, t in zip(chances, targets, strict=True))
+
+    least = loss(found.slope, found.intercept)
+    for a, b in ((0.01, 0), (-0.01, 0), (0, 0.01), (0, -0.01), (0.5, 0.5), (-3, 1)):
+        assert loss(found.slope + a, found.intercept + b) > least
+    assert found.signal == "logprob" and found.slope > 0
+    for x in (-1000.0, -2.0, 0.0, 1000.0):
+        expected = 1 / (1 + math.exp(min(700, -(found.slope * x + found.intercept))))
+        assert found.probability(x) == pytest.approx(expected)
+
+
+def test_signals_that_separate_right_from_wrong_give_a_finite_calibration() -> None:
+    dev = evaluation([sample(f"p{i}", RIGHT if i > 5 else WRONG, logprob=i / 10) for i in range(12)])
+    found = calibrate(dev)
+    assert 0.5 < found.probability(1.1) < 1 and 0 < found.probability(0.0) < 0.5
+
+
+def test_the_curve_against_a_plain_count() -> None:
+    one = cascade()
+    student = {s.key: s for s in one.student.samples}
+    teacher = {s.key: s for s in one.teacher.samples}
+    order = sorted(student, key=lambda key: student[key].logprob or 0.0)
+    curve = one.curve()
+    assert len(curve) == 61
+    for asked, point in enumerate(curve):
+        there, kept = order[:asked], order[asked:]
+        right = sum(teacher[k].verdict is RIGHT for k in there) + sum(student[k].verdict is RIGHT for k in kept)
+        little = sum(s.tokens for s in student.values()) / 60
+        big = sum(teacher[k].tokens for k in there) / 60
+        assert point.accuracy == pytest.approx(right / 60) and point.interval == wilson(right, 60)
+        assert point.asked == asked / 60 and point.tokens == pytest.approx(little + big)
+        assert point.flops == pytest.approx(2 * little + 10 * big)
+    ends = curve[0].accuracy, curve[-1].accuracy
+    assert [p.at_random for p in curve] == pytest.approx(np.linspace(*ends, 61).tolist())
+    alone = one.teacher_alone()
+    assert alone.accuracy == ends[1] and alone.tokens == pytest.approx(sum(t.tokens for t in teacher.values()) / 60)
+    assert alone.flops == pytest.approx(10 * alone.tokens)
+    assert max(p.accuracy - p.at_random for p in curve) > 0.05, "a signal that tells nothing would show nothing"
+
+
+def test_the_student_keeps_what_it_is_sure_of() -> None:
+    shares = [cascade(sure).chosen().asked for sure in (0.0, 0.2, 0.4, 1.0)]
+    assert shares[0] == 0 and shares[-1] == 1 and all(a < b for a, b in pairwise(shares))
+    one = cascade(0.4)
+    kept = [choice for choice in one.choices() if choice.confidence >= 0.4]
+    assert one.chosen().asked == 1 - len(kept) / 60
+    [chance] = {one.calibration.probability(s.logprob or 0) for s in one.student.samples if s.key == kept[0].key}
+    assert chance == kept[0].confidence
+
+
+def test_votes_are_a_signal_too() -> None:
+    votes = [["r", "r", "r"], ["r", "a", "b"], ["r", "r", None], [None, None, None]]
+    groups = [[sample(f"p{i}", RIGHT if v == "r" else WRONG, answered=v) for v in some] for i, some in enumerate(votes)]
+    assert [signal_of(group, "votes") for group in groups] == pytest.approx([1, 1 / 3, 2 / 3, 0])
+    dev = evaluation(
+        [s for i in range(5) for g in groups for s in [x.model_copy(update={"key": f"{i} {x.key}"}) for x in g]], n=3
+    )
+    assert calibrate(dev).signal == "votes"
+
+
+def test_bins_are_fifths_of_the_problems() -> None:
+    one = cascade()
+    bins, choices = one.bins(), one.choices()
+    assert [b.problems for b in bins] == [12] * 5
+    for number, found in enumerate(bins):
+        part = choices[12 * number : 12 * number + 12]
+        assert found.confidence == pytest.approx(sum(c.confidence for c in part) / 12)
+        assert found.accuracy == pytest.approx(sum(c.student for c in part) / 12)
+
+
+def test_what_cannot_be_calibrated_is_refused() -> None:
+    for bad in (drawn(1, count=9), evaluation([sample(f"p{i}", RIGHT) for i in range(20)])):
+        with pytest.raises(ConfigError, match="do not give a calibration"):
+            calibrate(bad)
+    silent = evaluation([sample(f"p{i}", RIGHT, logprob=None) for i in range(20)])
+    with pytest.raises(ConfigError, match="no log-probabilities"):
+        calibrate(silent)
+    ungraded = [*drawn(1, 12).samples, sample("u", Verdict.UNGRADED, logprob=None, error="refused")]
+    assert calibrate(evaluation(ungraded)) == calibrate(drawn(1, 12))
+
+
+def test_a_cascade_reads_back_equal_and_a_bad_file_is_named(tmp_path: Path) -> None:
+    one = cascade()
+    one.save(tmp_path / "c.json")
+    assert Cascade.load(tmp_path / "c.json") == one
+    with pytest.raises(DataError, match=r"none.json: the file does not exist"):
+        Cascade.load(tmp_path / "none.json")
+    (tmp_path / "torn.json").write_text("{", encoding="utf-8")
+    with pytest.raises(DataError, match=r"torn.json: the file is not valid JSON"):
+        Cascade.load(tmp_path / "torn.json")
+    text = (tmp_path / "c.json").read_text(encoding="utf-8").replace('"signal": "logprob"', '"signal": "guess"')
+    (tmp_path / "bad.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"bad.json: key 'calibration"):
+        Cascade.load(tmp_path / "bad.json")
+
+
+def test_table_and_page_show_the_points() -> None:
+    for flops in ((2.0, 10.0), None):
+        one = cascade(0.7, flops)
+        text, page, chosen = cascade_table(one), cascade_page(one), one.chosen()
+        for cell in (f"{100 * chosen.asked:.1f}", f"{100 * chosen.accuracy:.1f}", f"{chosen.tokens:.1f}"):
+            assert cell in text and cell in page
+        assert (
+            "sure=0.7" in text and ("GFLOPs per problem" in page) and page.count("<img") + page.count("<picture") >= 2
+        )
+
+
+def test_the_order_of_problems_does_not_matter() -> None:
+    one = cascade()
+    turned = one.model_copy(update={"teacher": one.teacher.model_copy(update={"samples": one.teacher.samples[::-1]})})
+    assert turned.curve() == one.curve()
+
+
+def test_a_calibration_is_monotone() -> None:
+    found = Calibration(signal="logprob", slope=2.0, intercept=0.5)
+    values = [found.probability(x) for x in np.linspace(-9, 9, 50)]
+    assert values == sorted(values) and 0 < values[0] < values[-1] < 1

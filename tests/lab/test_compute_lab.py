@@ -1,0 +1,142 @@
+"""The experiment `compute`: what is hard, and differences against a plain second writing; the whole in small."""
+
+from __future__ import annotations
+
+import json
+import random
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rorqual.core.records import RunDir
+from rorqual.data.chat import chat_format
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.evals.verdict import together
+from rorqual.lab import compute as lab
+from rorqual.lab.compute import PARTS, ComputeExperiment, by_document, by_pair, hardest, spent, spent_contrasts
+from rorqual.lab.finding import Finding
+from rorqual.lab.job import value
+from rorqual.lab.page import page_text
+from rorqual.lab.run import concluded, planned
+from rorqual.lab.shapes import ARMS, FIXED, FIXED_CLOCK, TASK, ZERO, shape_run
+from rorqual.model.load.run import load_run
+from rorqual.tasks.find import load_task, safe_problems
+from rorqual.train.sources.worked import worked_sample
+
+SHARE = 0.02
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    folder = tmp_path_factory.mktemp("compute")
+    found = {seed: folder / f"seed-{seed}" for seed in (1, 2)}
+    for seed, place in found.items():
+        for job in ComputeExperiment().jobs(seed, place, SHARE):
+            job.finish(place, SHARE)
+    return found
+
+
+def test_the_arms_differ_in_the_router_alone() -> None:
+    zero, fixed, clock = (shape_run(name, 3, factor=1.0) for name in (ZERO, FIXED, FIXED_CLOCK))
+    assert zero.model_copy(update={"model": fixed.model}) == fixed and zero.model != fixed.model
+    assert clock.model == fixed.model and clock.source == fixed.source and clock.steps > fixed.steps
+    assert zero.source.options == {"hard": 0.5}  # type: ignore[attr-defined]
+    routers = [run.model.stages[1].ffn.router for run in (zero, fixed)]  # type: ignore[attr-defined]
+    assert [r.n_experts() for r in routers] == [16, 16] and routers[0].expected_experts == routers[
+        1
+    ].num_experts_per_tok == 2
+    assert routers[0].routed_scaling_factor == routers[1].routed_scaling_factor
+    assert {ARMS[name].factor for name in (ZERO, FIXED, FIXED_CLOCK)} == {0.5}
+
+
+def test_a_quarter_of_each_group_is_hard() -> None:
+    rng = np.random.default_rng(0)
+    difficulty, groups = rng.random(200), rng.integers(0, 3, 200)
+    hard = hardest(difficulty, groups)
+    for group in range(3):
+        own = sorted(difficulty[groups == group])
+        assert sorted(difficulty[hard & (groups == group)]) == own[len(own) - round(len(own) / 4) :]
+    assert not hardest(np.ones(1), np.zeros(1)).any()
+
+
+def test_differences_by_document_and_by_pair_against_plain_counts() -> None:
+    rng = random.Random(0)
+    document = np.array([*sorted(rng.randrange(9) for _ in range(80)), 9])
+    values = np.array([rng.random() if rng.random() < 0.9 else np.nan for _ in document])
+    hard = np.array([rng.random() < 0.3 for _ in document])
+    found = by_document(values, hard, document)
+    for number in range(10):
+        sides: list[list[float]] = [[], []]
+        for v, h, d in zip(values, hard, document, strict=True):
+            if d == number and not np.isnan(v):
+                sides[bool(h)].append(v)
+        if all(sides):
+            assert found[number] == pytest.approx(np.mean(sides[1]) - np.mean(sides[0]))
+        else:
+            assert np.isnan(found[number])
+    assert np.isnan(found[9]) and np.isfinite(found[:9]).any()
+    pairs = by_pair(np.array([1.0, 5.0, 7.0, 2.0, 9.0]), np.array([1, 0, 0, 1, 1]), np.array([0, 0, 0, 1, 1]))
+    assert pairs[0] == 1.0 - 5.0 and np.isnan(pairs[1:]).all(), "family 1 has no easy problem"
+
+
+def test_planted_computation_is_found_and_the_control_finds_none() -> None:
+    rng = np.random.default_rng(1)
+    document, ids, loss = np.repeat(np.arange(100), 40), rng.integers(0, 5, 4000), rng.random(4000)
+    experts = 2 + 0.5 * (loss > np.quantile(loss, 0.75)) + ids  # ids use more or less whatever their difficulty
+    same = lab._residuals(experts, ids)
+    for values, groups in ((experts, np.zeros(4000, int)), (same, ids)):
+        found = lab._both(lambda d, v=values, g=groups: by_document(v, hardest(d, g), document), loss, groups, rng)
+        assert np.mean(found["real"]) == pytest.approx(0.5, abs=0.08)
+        assert np.mean(found["shuffled"]) == pytest.approx(0, abs=0.05)
+    biased = np.where(ids == 4, 1.0, 0.0)  # an id that is always harder
+    by_id = lab._both(lambda d: by_document(same, hardest(d, ids), document), biased, ids, rng)
+    assert abs(np.mean(by_id["real"])) < 0.08, "among occurrences of the same token, an id's own experts do not count"
+    assert np.isnan(lab._residuals(np.ones(19), np.zeros(19, int))).all()
+
+
+def test_experts_are_counted_on_held_out_solutions(places: dict[int, Path]) -> None:
+    for seed, place in places.items():
+        found = value(place, f"{ZERO}-experts")
+        model = load_run(RunDir(place / ZERO))
+        chat = chat_format(Tokenizer.load(RunDir(place / ZERO).tokenizer_file), "deepseek")
+        problems = list(islice(safe_problems(load_task(TASK, options={"hard": 0.5}), "test", seed), 12))
+        total, tokens = 0, 0
+        for problem in problems:
+            ids = worked_sample(problem, chat, think=True).ids
+            for layer in model(torch.tensor([list(ids)])).routing:
+                total += int(((layer.indices >= 0) & (layer.indices < 16)).sum())
+            tokens += len(ids)
+        assert found["mean"] == pytest.approx(total / tokens / 2)
+        assert value(place, f"{FIXED}-experts")["mean"] == 2
+        assert len(found["deciles"]) == 10 and {*PARTS} < found.keys()
+        assert spent(place, name=ZERO, seed=seed, count=12) == found
+
+
+def test_the_conclusion_in_small(places: dict[int, Path], tmp_path: Path) -> None:
+    finding = ComputeExperiment().conclude(places)
+    found = spent_contrasts(places)
+    assert [c for c in finding.contrasts if c.unit == "experts"] == found and len(found) == 3
+    for part, contrast in zip(PARTS, found, strict=True):
+        values = [value(place, f"{ZERO}-experts")[part] for place in places.values()]
+        assert contrast.by_seed == tuple(
+            (pytest.approx(np.mean(v["shuffled"])), pytest.approx(np.mean(v["real"]))) for v in values
+        )
+    page = page_text(finding)
+    assert "Experts by difficulty" in page and "experts per token" in finding.words[0]
+    assert finding.verdict == "open", "two seeds"
+    plan = planned(ComputeExperiment(), next(iter(places.values())).parent, tuple(places), 0)
+    plan.share = SHARE
+    again: Any = Finding.model_validate(json.loads(json.dumps(concluded(plan, "x").model_dump(mode="json"))))
+    assert again.words == finding.words and set(again.costs) >= {ZERO, FIXED, FIXED_CLOCK, f"{ZERO}-experts"}
+
+
+def test_the_claim_needs_all_five_parts() -> None:
+    parts = ComputeExperiment.parts
+    assert [(p.equal, p.favoured, p.rival) for p in parts] == [
+        ("experts per token", ZERO, FIXED), ("core-seconds", ZERO, FIXED_CLOCK),
+    ]  # fmt: skip
+    assert together(["holds"] * 4 + ["open"]) == "open"

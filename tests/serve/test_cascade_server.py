@@ -1,0 +1,213 @@
+"""A served cascade: who answers, what is billed, and what is refused before the server starts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from served import Server, start, stop, write_run
+from test_serve_options import told
+
+from rorqual.cli.cascading import models_of
+from rorqual.cli.serving import start as start_here
+from rorqual.core.errors import ConfigError, RorqualError
+from rorqual.core.records import Message
+from rorqual.engine import Engine, Request, SamplingParams
+from rorqual.evals.cascade import Calibration, Cascade
+from rorqual.evals.evaluation import Evaluation
+
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+SLOPE, INTERCEPT = 2.0, 1.5
+PROMPTS = [f"{word} {number}" for word in ("add", "swap", "what is") for number in range(4)]
+PARAMS = SamplingParams(max_tokens=6)
+
+
+def calibration_file(path: Path, student: Path, teacher: Path, signal: Any = "logprob", sure: float = 0.5) -> Path:
+    """The result of an evaluation of a cascade, without answers, because a server reads none."""
+
+    def empty(model: Path) -> Evaluation:
+        return Evaluation(
+            task="t", model=str(model), split="test", seed=0, count=1, per_family=False, thinking="auto", params=PARAMS, samples=(),
+        )  # fmt: skip
+
+    calibration = Calibration(signal=signal, slope=SLOPE, intercept=INTERCEPT)
+    Cascade(student=empty(student), teacher=empty(teacher), calibration=calibration, sure=sure).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("cascade")
+    return write_run(folder / "little"), write_run(folder / "large", head_dim=16)
+
+
+@pytest.fixture(scope="module")
+def replies(runs: tuple[Path, Path]) -> dict[str, list[Any]]:
+    """The greedy replies of both models to all prompts."""
+    requests = [Request((Message("user", prompt),), PARAMS) for prompt in PROMPTS]
+    return {run.name: [c for [c] in Engine(run, record_experts=False, threads=1).generate(requests)] for run in runs}
+
+
+@pytest.fixture(scope="module")
+def chances(replies: dict[str, list[Any]]) -> list[float]:
+    calibration = Calibration(signal="logprob", slope=SLOPE, intercept=INTERCEPT)
+    return [calibration.probability(sum(c.logprobs) / len(c.logprobs)) for c in replies["little"]]
+
+
+@pytest.fixture(scope="module")
+def sure(chances: list[float]) -> float:
+    """Between the confidences of the sixth and the seventh prompt: each model answers a half."""
+    return sum(sorted(chances)[5:7]) / 2
+
+
+@pytest.fixture(scope="module")
+def server(runs: tuple[Path, Path], sure: float, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("server")
+    file = calibration_file(folder / "c.json", *runs)
+    model = Path(f"cascade={runs[0]},{runs[1]}")
+    running = start(
+        model,
+        folder / "keys.json",
+        folder / "log",
+        "port=0",
+        "slots=2",
+        f"calibration={file}",
+        f"sure={sure}",
+        "ui=false",
+    )
+    yield running
+    if running.process.poll() is None:
+        assert stop(running) == 0
+    assert "Traceback" not in running.log.read_text(encoding="utf-8")
+
+
+def ask(server: Server, prompt: str, **more: Any) -> dict[str, Any]:
+    body = {"model": "cascade", "messages": [{"role": "user", "content": prompt}], "temperature": 0, "max_tokens": 6}
+    with server.client as client:
+        found: dict[str, Any] = client.post(CHAT, json=body | more).json()
+    return found
+
+
+def test_the_teacher_answers_where_the_student_is_not_sure(
+    server: Server, replies: dict[str, list[Any]], chances: list[float], sure: float
+) -> None:
+    assert server.metric("engine_up") == 1
+    before = {kind: server.metric(rf'tokens_total\{{tenant="default",kind="{kind}"\}}', 0) for kind in ("completion",)}
+    spent, by = 0, []
+    for number, prompt in enumerate(PROMPTS):
+        little, large = (replies[name][number] for name in ("little", "large"))
+        found = ask(server, prompt)
+        usage = found["usage"]
+        cascade = usage["cascade"]
+        assert cascade["confidence"] == pytest.approx(chances[number], abs=1e-6)
+        kept = chances[number] >= sure
+        by.append(cascade["answered_by"])
+        assert by[-1] == ("little" if kept else "large")
+        expected = little if kept else large
+        message = found["choices"][0]["message"]
+        assert (message["content"], message.get("reasoning_content")) == (expected.text, expected.reasoning)
+        assert usage["completion_tokens"] == len(expected.token_ids)
+        assert ("student_usage" in cascade) == (not kept)
+        spent += usage["completion_tokens"]
+        if not kept:
+            assert cascade["student_usage"]["completion_tokens"] == len(little.token_ids)
+            spent += len(little.token_ids)
+    assert by.count("little") == by.count("large") == 6
+    now = server.metric(r'tokens_total\{tenant="default",kind="completion"\}')
+    assert now - before["completion"] == spent, "the tokens of both models are billed"
+
+
+def test_a_stream_gives_the_same_answer_and_usage(server: Server) -> None:
+    for prompt in PROMPTS:
+        whole = ask(server, prompt)
+        body = {
+            "model": "cascade",
+            "messages": [{"role": "user", "content": prompt}],
+            "temperature": 0,
+            "max_tokens": 6,
+        }
+        with server.client as client:
+            text = client.post(CHAT, json=body | {"stream": True, "stream_options": {"include_usage": True}}).text
+        events = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
+        deltas = [choice["delta"] for event in events for choice in event["choices"]]
+        message = whole["choices"][0]["message"]
+        for name in ("content", "reasoning_content"):
+            assert "".join(delta.get(name) or "" for delta in deltas) == (message.get(name) or "")
+        assert len({event["id"] for event in events}) == 1 and text.rstrip().endswith("data: [DONE]")
+        usage, expected = events[-1]["usage"], whole["usage"]
+        assert usage["cascade"]["answered_by"] == expected["cascade"]["answered_by"]
+        assert usage["completion_tokens"] == expected["completion_tokens"]
+        assert all(event["usage"] is None for event in events[:-1])
+
+
+def test_what_a_cascade_cannot_do(server: Server) -> None:
+    error = ask(server, "add 1", n=2)["error"]
+    assert error["param"] == "n" and "a cascade gives one reply" in error["message"]
+    assert ask(server, "add 1", n=1)["usage"]["cascade"]
+    with server.client as client:
+        text = client.post(TEXT, json={"model": "cascade", "prompt": "add", "max_tokens": 2}).json()
+        assert "cascade" not in text["usage"], "text is continued by the student alone"
+        [card] = client.get("/v1/models").json()["data"]
+        assert card["id"] == "cascade" and client.get("/health").json() == {"status": "ok"}
+        metrics = client.get("/metrics").text
+    for name in ("blocks_total", "teacher_blocks_total"):
+        assert f'engine{{what="{name}"}}' in metrics
+
+
+def test_options_reach_the_teacher(runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = calibration_file(tmp_path / "c.json", *runs, sure=0.7)
+    model = f"cascade={runs[0]},{runs[1]}"
+    words = [f"keys={tmp_path / 'k'}", f"calibration={file}", "slots=3", f"cache_dir={tmp_path / 'cache'}"]
+    for more, sure in (([], 0.7), (["sure=0.25"], 0.25), (["sure=0"], 0.0)):
+        page, _ = told(model, [*words, *more], monkeypatch)  # type: ignore[arg-type]
+        service, teacher = page.service, page.service.teacher
+        assert teacher is not None and teacher.sure == sure
+        assert teacher.calibration == Calibration(signal="logprob", slope=SLOPE, intercept=INTERCEPT)
+        arguments = [one.bridge.arguments for one in (service, teacher.service)]
+        assert [one.run for one in arguments] == [str(run) for run in runs]
+        assert [one.engine["slots"] for one in arguments] == [3, 3]
+        folders = [one.engine["cache_dir"] for one in arguments]
+        assert folders == [str(tmp_path / "cache"), str(tmp_path / "cache" / "teacher")]
+        assert (teacher.student, teacher.name, service.name) == ("little", "large", "cascade")
+        assert service.bridges == (service.bridge, teacher.service.bridge)
+        assert teacher.service.metrics is service.metrics and teacher.service.keys is service.keys
+    page, _ = told(str(runs[0]), [f"keys={tmp_path / 'k'}"], monkeypatch)  # type: ignore[arg-type]
+    assert page.service.teacher is None and page.service.bridges == (page.service.bridge,)
+
+
+def test_bad_cascades_are_refused_before_anything_starts(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    little, large = map(str, runs)
+    good = calibration_file(tmp_path / "good.json", *runs)
+    turned = calibration_file(tmp_path / "turned.json", *runs[::-1])
+    votes = calibration_file(tmp_path / "votes.json", *runs, signal="votes")
+    both = f"cascade={little},{large}"
+    bad: list[tuple[str, list[str], str]] = [
+        (both, [], "a cascade needs a calibration"),
+        (both, [f"calibration={tmp_path / 'none.json'}"], "the file does not exist"),
+        (both, [f"calibration={turned}"], "the calibration is for cascade="),
+        (both, [f"calibration={votes}"], "the calibration is by votes"),
+        (both, [f"calibration={good}", f"rollout_dir={tmp_path / 'w'}"], "a cascade gives no rollouts"),
+        (both, [f"calibration={good}", "sure=1.5"], "key 'sure'"),
+        (little, [f"calibration={good}"], "only a cascade has a calibration"),
+        (little, ["sure=0.5"], "only a cascade has a calibration"),
+        (f"cascade={little}", [f"calibration={good}"], "names 1 models"),
+        (f"cascade={little},{large},{large}", [f"calibration={good}"], "names 3 models"),
+    ]
+    for model, words, what in bad:
+        with pytest.raises(RorqualError, match=what):
+            start_here(model, ["port=0", f"keys={tmp_path / 'keys.json'}", *words])
+    assert not (tmp_path / "keys.json").exists() and not (tmp_path / "w").exists()
+    gone = calibration_file(tmp_path / "gone.json", runs[0], tmp_path / "missing")
+    with pytest.raises(RorqualError, match="missing"):
+        start_here(
+            f"cascade={little},{tmp_path / 'missing'}", [f"calibration={gone}", f"keys={tmp_path / 'keys.json'}"]
+        )
+
+
+def test_names_of_a_cascade() -> None:
+    assert models_of("a, http://b:1") == ("a", "http://b:1")
+    with pytest.raises(ConfigError, match="'a,' names 1 models"):
+        models_of("a,")

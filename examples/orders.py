@@ -30,3 +30,7 @@ class Orders(Task):
 
     def grade(self, problem, reply):
         return Verdict.RIGHT if final_number(reply) == final_number(problem.answer) else Verdict.WRONG
+
+    def canonical_answer(self, problem, reply):
+        answer = final_number(reply)
+        return None if answer is None else str(answer)

@@ -83,6 +83,21 @@ def test_differences_by_document_and_by_pair_against_plain_counts() -> None:
     assert pairs[0] == 1.0 - 5.0 and np.isnan(pairs[1:]).all(), "family 1 has no easy problem"
 
 
+def test_a_permutation_stays_within_its_group() -> None:
+    groups = np.array([0, 1] * 50)
+    seen: list[np.ndarray] = []
+
+    def compare(difficulty: np.ndarray) -> np.ndarray:
+        seen.append(difficulty)
+        return np.zeros(3)
+
+    lab._both(compare, np.arange(100.0), groups, np.random.default_rng(0))
+    assert len(seen) == 21 and seen[0].tolist() == list(range(100))
+    for permuted in seen[1:]:
+        assert permuted.tolist() != list(range(100))
+        assert all({*permuted[groups == g]} == {*range(g, 100, 2)} for g in (0, 1))
+
+
 def test_planted_computation_is_found_and_the_control_finds_none() -> None:
     rng = np.random.default_rng(1)
     document, ids, loss = np.repeat(np.arange(100), 40), rng.integers(0, 5, 4000), rng.random(4000)

@@ -53,6 +53,9 @@ def measure_cascade(
             where="command line",
             remedy="Leave it out. votes=N gives the student's confidence by votes.",
         )
+    for model in models:
+        if not model.startswith(REMOTE):
+            RunDir(Path(model)).checkpoint()  # a missing run is refused before the first answer
     asked = settings.asked()
     once = {"votes": False, "params": replace(asked["params"], n=1)}
     pick(

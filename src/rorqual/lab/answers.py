@@ -45,7 +45,7 @@ class AnswersExperiment(Experiment):
     task: ClassVar[str] = TASK
     options: ClassVar[Mapping[str, Any]] = {"hard": 0.5}
     count: ClassVar[int] = 25
-    graded: ClassVar[int] = 50
+    graded: ClassVar[int] = 100
     max_tokens: ClassVar[int] = 96
     rounds: ClassVar[int] = 2
     budgets: ClassVar[tuple[int, ...]] = (10, 20, 30, 40)
@@ -87,7 +87,7 @@ class AnswersExperiment(Experiment):
         return sft(
             data=str(place / VERIFIER_ROWS),
             start=str(place / BIG),
-            steps=amount(200, share),
+            steps=amount(120, share),
             rows=8,
             row=512,
             lr=1e-3,

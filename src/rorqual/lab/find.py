@@ -10,6 +10,7 @@ from rorqual.lab.balance import BalanceExperiment, BalanceWorked
 from rorqual.lab.compute import ComputeExperiment
 from rorqual.lab.data_distil import DataDistil
 from rorqual.lab.distil_vs_rl import DistilVsRl
+from rorqual.lab.effort import EffortExperiment
 from rorqual.lab.experiment import Experiment
 from rorqual.lab.experts import ExpertsExperiment
 from rorqual.lab.latent_vs_full import LatentVsFull
@@ -36,6 +37,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         NSAExperiment(),
         ComputeExperiment(),
         AnswersExperiment(),
+        EffortExperiment(),
     )
 }
 

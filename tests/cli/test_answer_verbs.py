@@ -1,0 +1,185 @@
+"""`rorqual eval` with a cascade or a verifier: what reaches the evaluation, what is written, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from rorqual.cli.main import app
+from rorqual.core.records import RunDir
+from rorqual.engine.engine import Engine
+from rorqual.engine.request import SamplingParams
+from rorqual.evals.cascade import Cascade, calibrate
+from rorqual.evals.evaluation import Evaluation
+from rorqual.evals.run import evaluate
+from rorqual.evals.verify import scored, training_rows
+from rorqual.model.account import account
+from rorqual.model.load.run import read_model_config
+from rorqual.recipes import make_run
+from rorqual.tasks.find import load_task
+from rorqual.train.loop import fit
+
+
+class Killed(Exception):
+    """Ends a command where a signal would."""
+
+
+ASKED = (
+    "task=families:add,sub",
+    "count=12",
+    "seed=3",
+    "threads=1",
+    "max_tokens=8",
+    "thinking=off",
+    "options={hard: 0.5}",
+)
+
+
+def said(*words: str, code: int = 0) -> str:
+    done = CliRunner().invoke(app, list(words), catch_exceptions=False)
+    assert done.exit_code == code, done.output
+    return done.output
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("large") / "large"
+    settings = {"task": "families", "size": "tiny", "steps": "4", "rows": "2", "seed": "8"}
+    fit(make_run("sft", settings), RunDir(out), quiet=True)
+    return out
+
+
+@pytest.fixture
+def here(place: Path, large: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(place)
+    shutil.copytree(large, place / "large")
+    return place
+
+
+def expected(run: str, split: Any, families: str = "families:add,sub", **params: Any) -> Evaluation:
+    task = load_task(families, options={"hard": 0.5})
+    sampling = SamplingParams(**{"max_tokens": 8, "seed": 3, **params})
+    return evaluate(
+        Engine(run, record_experts=False, threads=1), task, split=split, count=12, seed=3, thinking="off", params=sampling,
+        model=run, votes=sampling.n > 1,
+    )  # fmt: skip
+
+
+def same(a: Evaluation, b: Evaluation) -> bool:
+    return a.model_copy(update={"seconds": 0.0}) == b.model_copy(update={"seconds": 0.0})
+
+
+def test_a_cascade_evaluates_both_models_and_calibrates_on_dev(here: Path) -> None:
+    text = said("eval", "cascade=run,large", *ASKED, "sure=0.3", "out=c.json", "page=p.html")
+    found = Cascade.load(Path("c.json"))
+    assert same(found.student, expected("run", "test")) and same(found.teacher, expected("large", "test"))
+    assert found.calibration == calibrate(expected("run", "dev")) and found.sure == 0.3
+    flops = tuple(float(account(read_model_config(RunDir(Path(run)))).flops) for run in ("run", "large"))
+    assert found.flops == flops
+    assert "cascade, sure=0.3" in text and "calibrated on the dev" in text and "c.json" in text
+    assert "A cascade of two models" in Path("p.html").read_text(encoding="utf-8")
+    assert sorted(path.name for path in here.iterdir()) == ["c.json", "large", "p.html", "run"]
+    assert not (here / "run" / "evals").exists(), "the result of a cascade is no result of the student"
+
+
+def test_the_student_of_a_cascade_votes_and_the_teacher_answers_once(here: Path) -> None:
+    words = [word for word in ASKED if not word.startswith(("task", "max_tokens"))]
+    said(
+        "eval",
+        "cascade=run,large",
+        *words,
+        "task=families:swap",
+        "max_tokens=1",
+        "votes=3",
+        "temperature=0.3",
+        "out=c.json",
+    )
+    found, given = Cascade.load(Path("c.json")), {"families": "families:swap", "max_tokens": 1, "temperature": 0.3}
+    assert same(found.student, expected("run", "test", **given, n=3))
+    assert same(found.teacher, expected("large", "test", **given, n=1))
+    assert found.calibration == calibrate(expected("run", "dev", **given, n=3)) and found.calibration.signal == "votes"
+
+
+def test_a_killed_cascade_resumes_with_the_answers_that_it_has(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, asked = Engine.generate, list[int]()
+
+    def generate(self: Engine, requests: Any, *args: Any, **more: Any) -> Any:
+        asked.append(len(requests))
+        if len(asked) == 3:
+            raise Killed
+        return real(self, requests, *args, **more)
+
+    monkeypatch.setattr(Engine, "generate", generate)
+    with pytest.raises(Killed):
+        CliRunner().invoke(app, ["eval", "cascade=run,large", *ASKED, "out=c.json"], catch_exceptions=False)
+    assert asked == [12, 12, 12] and not Path("c.json").exists()
+    said("eval", "cascade=run,large", *ASKED, "out=c.json")
+    assert asked[3:] == [12], "the student's answers are there"
+    assert same(Cascade.load(Path("c.json")).teacher, expected("large", "test"))
+    assert not list(here.glob("*.kept"))
+
+
+@pytest.mark.parametrize(
+    ("model", "words", "what"),
+    [
+        ("cascade=run", (), "'run' names 1 models"),
+        ("cascade=run,large,run", (), "names 3 models"),
+        ("cascade=run,none", (), "none: not a run directory"),
+        ("cascade=run,large", ("split=dev",), "calibrated on the dev split"),
+        ("cascade=run,large", ("refine=1",), "a cascade does not use the key 'refine'"),
+        ("cascade=run,large", ("best_of=2", "temperature=1"), "a cascade does not use the key 'best_of'"),
+        (
+            "cascade=run,large",
+            ("votes=2", "temperature=1", "stop_when=sure"),
+            "a cascade does not use the key 'stop_when'",
+        ),
+        ("cascade=run,large", ("sure=2",), "key 'sure'"),
+        ("cascade=run,large", ("page=nowhere/p.html", "out=run/run.yaml/x"), "run/run.yaml"),
+    ],
+)
+def test_bad_cascades_are_refused(here: Path, model: str, words: tuple[str, ...], what: str) -> None:
+    assert what in said("eval", model, *ASKED, *words, code=2).replace("\n", " ")
+
+
+def test_verifier_data_and_verifier_reach_the_evaluation(here: Path) -> None:
+    words = [word for word in ASKED if "max_tokens" not in word] + ["max_tokens=3", "temperature=1"]
+    text = said("eval", "run", *words, "samples=4", "verifier_data=rows.jsonl", "out=graded.json")
+    graded = Evaluation.load(Path("graded.json"))
+    rows = [json.loads(line) for line in Path("rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert rows == list(training_rows(graded)) and "48 graded samples" in text
+    settings = {"data": "rows.jsonl", "size": "tiny", "steps": "80", "rows": "4", "lr": "0.01"}
+    fit(make_run("sft", settings), RunDir(Path("judge")), quiet=True)
+    text = said("eval", "run", *words, "best_of=4", "verifier=judge", "out=best.json")
+    found = Evaluation.load(Path("best.json"))
+    judge = Engine("judge", record_experts=False)
+    assert [s.score for s in found.samples] == pytest.approx([s.score for s in scored(found, judge).samples], abs=1e-5)
+    assert "best by verifier" in text and "majority" not in text.partition("one answer from")[2]
+    others = ["task=families:swap", *words[1:]]
+    assert "majority weighted by verifier" in said(
+        "eval", "run", *others, "votes=4", "verifier=judge", "out=votes.json"
+    )
+    refused = said("eval", "run", *words, "best_of=4", "verifier=large", "out=bad.json", code=2)
+    assert (
+        "verifier=large: this run answers 'yes' or 'no'" in refused.replace("\n", " ") and not Path("bad.json").exists()
+    )
+    assert "nothing: not a run directory" in said("eval", "run", *words, "best_of=4", "verifier=nothing", code=2)
+
+
+def test_answers_that_were_kept_have_their_log_probabilities(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = expected("run", "test", n=2, temperature=1.0)
+    real = Evaluation.save
+    monkeypatch.setattr(Evaluation, "save", lambda *_: (_ for _ in ()).throw(Killed()))
+    with pytest.raises(Killed):
+        CliRunner().invoke(
+            app, ["eval", "run", *ASKED, "votes=2", "temperature=1", "out=e.json"], catch_exceptions=False
+        )
+    monkeypatch.setattr(Evaluation, "save", real)
+    monkeypatch.setattr(Engine, "generate", None)
+    said("eval", "run", *ASKED, "votes=2", "temperature=1", "out=e.json")
+    found = Evaluation.load(Path("e.json"))
+    assert [s.logprob for s in found.samples] == [s.logprob for s in whole.samples] != [None] * 24

@@ -76,7 +76,7 @@ def same(a: Evaluation, b: Evaluation) -> bool:
 
 def test_a_cascade_evaluates_both_models_and_calibrates_on_dev(here: Path) -> None:
     text = said("eval", "cascade=run,large", *ASKED, "sure=0.3", "out=c.json", "page=p.html")
-    found = Cascade.load(Path("c.json"))
+    found = Cascade.model_validate_json(Path("c.json").read_bytes())
     assert same(found.student, expected("run", "test")) and same(found.teacher, expected("large", "test"))
     assert found.calibration == calibrate(expected("run", "dev")) and found.sure == 0.3
     flops = tuple(float(account(read_model_config(RunDir(Path(run)))).flops) for run in ("run", "large"))
@@ -99,7 +99,10 @@ def test_the_student_of_a_cascade_votes_and_the_teacher_answers_once(here: Path)
         "temperature=0.3",
         "out=c.json",
     )
-    found, given = Cascade.load(Path("c.json")), {"families": "families:swap", "max_tokens": 1, "temperature": 0.3}
+    found, given = (
+        Cascade.model_validate_json(Path("c.json").read_bytes()),
+        {"families": "families:swap", "max_tokens": 1, "temperature": 0.3},
+    )
     assert same(found.student, expected("run", "test", **given, n=3))
     assert same(found.teacher, expected("large", "test", **given, n=1))
     assert found.calibration == calibrate(expected("run", "dev", **given, n=3)) and found.calibration.signal == "votes"
@@ -120,7 +123,7 @@ def test_a_killed_cascade_resumes_with_the_answers_that_it_has(here: Path, monke
     assert asked == [12, 12, 12] and not Path("c.json").exists()
     said("eval", "cascade=run,large", *ASKED, "out=c.json")
     assert asked[3:] == [12], "the student's answers are there"
-    assert same(Cascade.load(Path("c.json")).teacher, expected("large", "test"))
+    assert same(Cascade.model_validate_json(Path("c.json").read_bytes()).teacher, expected("large", "test"))
     assert not list(here.glob("*.kept"))
 
 

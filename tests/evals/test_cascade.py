@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rorqual.core.errors import ConfigError, DataError
+from rorqual.core.errors import ConfigError, DataError, RorqualError
 from rorqual.engine.request import SamplingParams
-from rorqual.evals.cascade import Calibration, Cascade, calibrate, signal_of
+from rorqual.evals.calibration import Calibration, CascadeRule, read_rule
+from rorqual.evals.cascade import Cascade, calibrate, signal_of
 from rorqual.evals.cascade_page import cascade_page, cascade_table
 from rorqual.evals.evaluation import Evaluation, GradedSample
 from rorqual.evals.stats import wilson
@@ -158,19 +159,26 @@ def test_what_cannot_be_calibrated_is_refused() -> None:
     assert calibrate(evaluation(ungraded)) == calibrate(drawn(1, 12))
 
 
-def test_a_cascade_reads_back_equal_and_a_bad_file_is_named(tmp_path: Path) -> None:
+def test_a_servers_rule_is_read_from_the_file_and_a_bad_file_is_named(tmp_path: Path) -> None:
     one = cascade()
     one.save(tmp_path / "c.json")
-    assert Cascade.load(tmp_path / "c.json") == one
+    text = (tmp_path / "c.json").read_text(encoding="utf-8")
+    assert Cascade.model_validate_json(text) == one
+    assert read_rule(tmp_path / "c.json") == CascadeRule(
+        student="small", teacher="large", calibration=one.calibration, sure=one.sure
+    )
     with pytest.raises(DataError, match=r"none.json: the file does not exist"):
-        Cascade.load(tmp_path / "none.json")
-    (tmp_path / "torn.json").write_text("{", encoding="utf-8")
-    with pytest.raises(DataError, match=r"torn.json: the file is not valid JSON"):
-        Cascade.load(tmp_path / "torn.json")
-    text = (tmp_path / "c.json").read_text(encoding="utf-8").replace('"signal": "logprob"', '"signal": "guess"')
-    (tmp_path / "bad.json").write_text(text, encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"bad.json: key 'calibration"):
-        Cascade.load(tmp_path / "bad.json")
+        read_rule(tmp_path / "none.json")
+    bad = {
+        "torn": ("{", "the file is not valid JSON"),
+        "list": ("[]", "the file is not the result of a cascade"),
+        "evaluation": (one.student.model_dump_json(), "the file is not the result of a cascade"),
+        "signal": (text.replace('"signal": "logprob"', '"signal": "guess"'), "key 'calibration.signal'"),
+    }
+    for name, (content, what) in bad.items():
+        (tmp_path / f"{name}.json").write_text(content, encoding="utf-8")
+        with pytest.raises(RorqualError, match=f"{name}.json: {what}"):
+            read_rule(tmp_path / f"{name}.json")
 
 
 def test_table_and_page_show_the_points() -> None:

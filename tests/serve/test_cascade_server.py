@@ -11,12 +11,13 @@ import pytest
 from served import Server, start, stop, write_run
 from test_serve_options import told
 
-from rorqual.cli.cascading import models_of
+from rorqual.cli.measure import models_of
 from rorqual.cli.serving import start as start_here
 from rorqual.core.errors import ConfigError, RorqualError
 from rorqual.core.records import Message
 from rorqual.engine import Engine, Request, SamplingParams
-from rorqual.evals.cascade import Calibration, Cascade
+from rorqual.evals.calibration import Calibration
+from rorqual.evals.cascade import Cascade
 from rorqual.evals.evaluation import Evaluation
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -193,6 +194,7 @@ def test_bad_cascades_are_refused_before_anything_starts(runs: tuple[Path, Path]
         (both, [f"calibration={good}", "sure=1.5"], "key 'sure'"),
         (little, [f"calibration={good}"], "only a cascade has a calibration"),
         (little, ["sure=0.5"], "only a cascade has a calibration"),
+        (f"cascade={little},http://h/v1", [f"calibration={good}"], "a served cascade needs two runs"),
         (f"cascade={little}", [f"calibration={good}"], "names 1 models"),
         (f"cascade={little},{large},{large}", [f"calibration={good}"], "names 3 models"),
     ]

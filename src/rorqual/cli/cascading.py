@@ -22,18 +22,6 @@ OTHER_WAYS = ("best_of", "verifier", "verifier_data", "refine")
 """Settings of other ways to get an answer, which a cascade does not use."""
 
 
-def models_of(text: str) -> tuple[str, str]:
-    """Return student and teacher of `STUDENT,TEACHER`. Raises ConfigError for another number of names."""
-    names = [name.strip() for name in text.split(",")]
-    if len(names) != 2 or not all(names):
-        raise ConfigError(
-            f"'{text}' names {len([name for name in names if name])} models",
-            where="cascade",
-            remedy="Give two: cascade=STUDENT,TEACHER.",
-        )
-    return names[0], names[1]
-
-
 def measure_cascade(
     models: tuple[str, str], settings: EvalSettings, task: Task, file: Path | None, progress: Callable[[int, int], None]
 ) -> Cascade:

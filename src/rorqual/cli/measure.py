@@ -14,8 +14,7 @@ from rorqual.cli.machine import cores
 from rorqual.cli.settings import Placement, check_device
 from rorqual.core.config import Count, Natural, NonNegative, Seed, Share, scalar
 from rorqual.core.errors import ConfigError
-from rorqual.core.records import RunDir, Thinking
-from rorqual.evals.evaluation import StopWhen
+from rorqual.core.records import RunDir, StopWhen, Thinking
 from rorqual.tasks.base import Split
 
 REMOTE = ("http://", "https://")
@@ -124,6 +123,18 @@ class EvalSettings(ProblemSettings):
         if self.verifier and not counts:
             raise ValueError("a verifier chooses among several samples. Give best_of=N or votes=N with it.")
         return self
+
+
+def models_of(text: str) -> tuple[str, str]:
+    """Return student and teacher of `STUDENT,TEACHER`. Raises ConfigError for another number of names."""
+    names = [name.strip() for name in text.split(",")]
+    if len(names) != 2 or not all(names):
+        raise ConfigError(
+            f"'{text}' names {len([name for name in names if name])} models",
+            where="cascade",
+            remedy="Give two: cascade=STUDENT,TEACHER.",
+        )
+    return names[0], names[1]
 
 
 def generator(model: str, settings: EvalSettings) -> Any:

@@ -8,13 +8,12 @@ from pathlib import Path
 
 from pydantic import Field
 
-from rorqual.cli.cascading import models_of
 from rorqual.cli.machine import cores
-from rorqual.cli.measure import CASCADE
+from rorqual.cli.measure import CASCADE, REMOTE, models_of
 from rorqual.cli.settings import Placement, read
 from rorqual.core.config import Bytes, Natural, Share
 from rorqual.core.errors import ConfigError
-from rorqual.evals.cascade import Cascade
+from rorqual.evals.calibration import CascadeRule, read_rule
 from rorqual.serve.cors import origins
 from rorqual.serve.keys import default_file
 from rorqual.serve.run import Address, CascadeArguments, serve
@@ -127,15 +126,21 @@ def start(model: str, arguments: Sequence[str] | None) -> None:
     )
 
 
-def cascade_of(student: str, teacher: str, chosen: ServeSettings) -> Cascade:
+def cascade_of(student: str, teacher: str, chosen: ServeSettings) -> CascadeRule:
     """Read the calibration of a cascade. Raises ConfigError if it is missing, or of other models, or not by log-probability."""
     remedy = f"Run rorqual eval {CASCADE}{student},{teacher} task=... out=FILE.json, and give calibration=FILE.json."
     if not chosen.calibration:
         raise ConfigError("a cascade needs a calibration", where="key 'calibration'", remedy=remedy)
+    if remote := [model for model in (student, teacher) if model.startswith(REMOTE)]:
+        raise ConfigError(
+            "a served cascade needs two runs, because the server bills the tokens of both models",
+            where=remote[0],
+            remedy="Give the folder of a run.",
+        )
     if chosen.rollout_dir:
         raise ConfigError("a cascade gives no rollouts", where="key 'rollout_dir'", remedy="Serve one run.")
-    cascade = Cascade.load(Path(chosen.calibration))
-    measured = [cascade.student.model, cascade.teacher.model]
+    cascade = read_rule(Path(chosen.calibration))
+    measured = [cascade.student, cascade.teacher]
     if [Path(model).resolve().name for model in measured] != [Path(run).resolve().name for run in (student, teacher)]:
         raise ConfigError(
             f"the calibration is for {CASCADE}{','.join(measured)}", where=chosen.calibration, remedy=remedy

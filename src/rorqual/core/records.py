@@ -20,6 +20,8 @@ from rorqual.core.parts import Content, TextPart, content_label, foreign_part
 Role = Literal["system", "user", "assistant", "tool"]
 Thinking = Literal["auto", "on", "off"]
 """Thinking mode: the model decides (`auto`), must think first (`on`), or must answer without thinking (`off`)."""
+StopWhen = Literal["never", "settled", "sure"]
+"""When sampling of votes ends: after all votes, when the majority cannot change, or when it is probably known."""
 
 
 @dataclass(frozen=True)

@@ -8,38 +8,22 @@ split (Platt 1999).
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from rorqual.core.config import Config, parse
-from rorqual.core.errors import ConfigError, DataError
+from rorqual.core.config import Config
+from rorqual.core.errors import ConfigError
 from rorqual.core.records import write_json
+from rorqual.evals.calibration import Calibration, Signal
 from rorqual.evals.evaluation import Evaluation, GradedSample
 from rorqual.evals.stats import Interval, wilson
 from rorqual.evals.votes import Group, majority
 
-Signal = Literal["votes", "logprob"]
 BINS = 5
 """Number of bins of a calibration table, with equally many problems each."""
-
-
-class Calibration(Config):
-    """The probability that an answer is right, as a function of the student's signal: 1 / (1 + exp(-(slope x + intercept)))."""
-
-    signal: Signal
-    slope: float
-    intercept: float
-
-    def probability(self, x: float) -> float:
-        """Return the probability that an answer with signal `x` is right."""
-        z = self.slope * x + self.intercept
-        return 1 / (1 + math.exp(-z)) if z >= 0 else math.exp(z) / (1 + math.exp(z))
 
 
 @dataclass(frozen=True)
@@ -94,18 +78,6 @@ class Cascade(Config):
     def save(self, path: Path) -> None:
         """Write the cascade as JSON, atomically."""
         write_json(path, self.model_dump(mode="json"))
-
-    @classmethod
-    def load(cls, path: Path) -> Cascade:
-        """Read a file written by `save`. Raises DataError with path and key if the file is missing or invalid."""
-        remedy = "Run `rorqual eval cascade=STUDENT,TEACHER out=FILE.json` to create it."
-        try:
-            data = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            raise DataError("the file does not exist", where=str(path), remedy=remedy) from None
-        except ValueError as error:
-            raise DataError(f"the file is not valid JSON: {error}", where=str(path), remedy=remedy) from None
-        return parse(cls, data, where=str(path))
 
     def choices(self) -> list[CascadeChoice]:
         """Return all problems that both models answered and that were graded, from the lowest to the highest confidence."""

@@ -11,14 +11,13 @@ from typing import Literal
 
 from rorqual.core.config import Config, parse
 from rorqual.core.errors import DataError
-from rorqual.core.records import Thinking, write_json
+from rorqual.core.records import StopWhen, Thinking, write_json
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.stats import Interval, wilson
 from rorqual.tasks.base import Split, Verdict
 from rorqual.tasks.families import FAMILIES, Families
 
 Grain = Literal["level", "family", "all"]
-StopWhen = Literal["never", "settled", "sure"]
 ALL = "all"
 CLAIMED = "chance, claimed"
 """The name of the baseline in older files. These files contain no measured baselines."""

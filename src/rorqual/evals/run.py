@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from rorqual.core.errors import ConfigError, DataError, RorqualError
-from rorqual.core.records import Message, Thinking
+from rorqual.core.records import Message, StopWhen, Thinking
 from rorqual.engine.request import Completion, Generator, Request, SamplingParams
 from rorqual.engine.seeds import sample_seed
 from rorqual.evals.baselines import baselines
-from rorqual.evals.evaluation import ALL, Evaluation, GradedSample, StopWhen
+from rorqual.evals.evaluation import ALL, Evaluation, GradedSample
 from rorqual.evals.votes import Sure, stop_rule
 from rorqual.tasks.base import Problem, Split, Task, Verdict
 from rorqual.tasks.find import load_task, safe_grade, safe_problems

@@ -1,5 +1,6 @@
-"""Several samples of a problem become one answer: by majority (self-consistency, Wang et al. 2022, 2203.11171), or as the most
-likely sample, the best by a verifier, or the best by the grader (an upper bound).
+"""Several samples of a problem become one answer: by majority, or as the most likely sample or the best by a verifier.
+
+The majority is that of self-consistency (Wang et al. 2022, 2203.11171). The best sample by the grader is an upper bound.
 
 All rules reuse the samples of one evaluation. The rule for fewer samples than the evaluation has averages over disjoint groups of
 consecutive samples.
@@ -12,7 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rorqual.evals.evaluation import Evaluation, GradedSample, StopWhen
+from rorqual.core.records import StopWhen
+from rorqual.evals.evaluation import Evaluation, GradedSample
 from rorqual.evals.stats import Interval, wilson
 from rorqual.tasks.base import Verdict
 

@@ -1,7 +1,7 @@
 """The experiment `effort`: does a length penalty per reasoning effort give one model whose reasoning length follows the effort?
 
-The base thinks on 35, 50 and 65 % of its problems at the three efforts, so it hardly knows what an effort means. Two arms reinforce it at three efforts: with the length penalty of
-DeepSeek-V4.1-Flash, and without. All else is equal.
+The base thinks on 35, 50 and 65 % of its problems at the three efforts, so it hardly knows what an effort means. Two arms reinforce
+it at three efforts: with the length penalty of DeepSeek-V4.1-Flash, and without. All else is equal.
 """
 
 from __future__ import annotations
@@ -69,12 +69,12 @@ class EffortExperiment(Experiment):
 
         jobs: list[ExperimentJob] = [
             Compute(
-                name=ROWS, estimate=4 * share, function=partial(write_rows, seed=seed, count=amount(20_000, share))
+                name=ROWS, estimate=0.5 * share, function=partial(write_rows, seed=seed, count=amount(20_000, share))
             ),
             Train(name=BASE, estimate=65 * share, needs=(ROWS,), make=base),
         ]
         for name, strength in STRENGTHS.items():
-            jobs.append(Train(name=name, estimate=110 * share, needs=(BASE,), make=partial(reinforced, strength)))
+            jobs.append(Train(name=name, estimate=85 * share, needs=(BASE,), make=partial(reinforced, strength)))
         return [*jobs, *(self._measured(name, effort, seed, share) for name in LABELS for effort in EFFORTS)]
 
     def _measured(self, name: str, effort: int, seed: int, share: float) -> Measure:

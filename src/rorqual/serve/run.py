@@ -23,7 +23,7 @@ from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
 from rorqual.data.chat import ChatFormat, load_chat
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.evals.cascade import Calibration
+from rorqual.evals.calibration import Calibration
 from rorqual.serve.app import create_app
 from rorqual.serve.bridge import Bridge
 from rorqual.serve.connections import ConnectionLimit, TimedProtocol

@@ -15,7 +15,7 @@ from rorqual.core.errors import ConfigError, RorqualError
 from rorqual.core.records import Message, RunDir, Thinking, Tool
 from rorqual.core.sampling import SERVER_DEFAULTS, SamplingParams
 from rorqual.data.chat import ChatFormat
-from rorqual.evals.cascade import Calibration
+from rorqual.evals.calibration import Calibration
 from rorqual.serve.bodies import Bodies
 from rorqual.serve.bridge import Bridge
 from rorqual.serve.errors import ApiError, refuse

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rorqual.cli.measure import CASCADE, EvalSettings, evaluation_file, loss_on_text, was_trained_on
+from rorqual.cli.measure import CASCADE, EvalSettings, evaluation_file, loss_on_text, models_of, was_trained_on
 from rorqual.cli.settings import Settings, read
 from rorqual.core.errors import ConfigError
 from rorqual.core.log import Progress
@@ -48,7 +48,7 @@ def evaluate(
         print(loss_on_text(model, chosen))
         return
 
-    from rorqual.cli.cascading import measure_cascade, models_of
+    from rorqual.cli.cascading import measure_cascade
     from rorqual.cli.evaluating import measure
     from rorqual.evals import table
     from rorqual.evals.cascade_page import cascade_page, cascade_table

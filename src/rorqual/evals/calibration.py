@@ -1,0 +1,55 @@
+"""The rule of a cascade: from which confidence on a student's answer is kept. This module does not import torch, for the server.
+
+The calibration is fitted in `evals.cascade`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Literal
+
+from rorqual.core.config import Config, parse
+from rorqual.core.errors import DataError
+
+Signal = Literal["votes", "logprob"]
+
+
+class Calibration(Config):
+    """The probability that an answer is right, as a function of the student's signal: 1 / (1 + exp(-(slope x + intercept)))."""
+
+    signal: Signal
+    slope: float
+    intercept: float
+
+    def probability(self, x: float) -> float:
+        """Return the probability that an answer with signal `x` is right."""
+        z = self.slope * x + self.intercept
+        return 1 / (1 + math.exp(-z)) if z >= 0 else math.exp(z) / (1 + math.exp(z))
+
+
+class CascadeRule(Config):
+    """The parts of a cascade's result that a server needs: the names of both models, the calibration, and the smallest confidence at
+    which the student's answer is kept."""
+
+    student: str
+    teacher: str
+    calibration: Calibration
+    sure: float
+
+
+def read_rule(path: Path) -> CascadeRule:
+    """Read the rule from the result file of a cascade. Raises DataError with path and key if the file is missing or invalid."""
+    remedy = "Run `rorqual eval cascade=STUDENT,TEACHER out=FILE.json` to create it."
+    try:
+        data = json.loads(path.read_bytes())
+        student, teacher = data["student"]["model"], data["teacher"]["model"]
+        rule = {"student": student, "teacher": teacher, "calibration": data["calibration"], "sure": data["sure"]}
+    except FileNotFoundError:
+        raise DataError("the file does not exist", where=str(path), remedy=remedy) from None
+    except ValueError as error:
+        raise DataError(f"the file is not valid JSON: {error}", where=str(path), remedy=remedy) from None
+    except (KeyError, TypeError, IndexError):
+        raise DataError("the file is not the result of a cascade", where=str(path), remedy=remedy) from None
+    return parse(CascadeRule, rule, where=str(path))

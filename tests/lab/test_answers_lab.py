@@ -17,7 +17,7 @@ from rorqual.evals.evaluation import per_problem
 from rorqual.evals.verify import KNOWN
 from rorqual.evals.votes import majority, needed, stop_rule
 from rorqual.lab.answers import VERIFIER, VERIFIER_ROWS, AnswersExperiment
-from rorqual.lab.answers_report import BIG, BOUND, GREEDY, LITTLE, SCORED, STOP, VOTES, cascade_of, ways
+from rorqual.lab.answers_report import BIG, BOUND, GREEDY, LITTLE, SCORED, STOP, VOTES, Way, cascade_of, saving, ways
 from rorqual.lab.job import ExperimentJob, Train, evaluation
 from rorqual.lab.page import page_text
 from rorqual.model.load.run import read_model_config
@@ -118,6 +118,16 @@ def test_a_cascade_asks_the_least_sure_first_and_pays_for_both(places: dict[int,
         assert fmean(found["cascade, 25% at random"].values) == pytest.approx(point.at_random)
         little, big = (read_model_config(RunDir(place / name)) for name in (LITTLE, BIG))
         assert little != big and cascade.flops is not None and cascade.flops[0] < cascade.flops[1]
+
+
+def test_early_stopping_is_compared_with_all_votes() -> None:
+    def way(values: list[float], tokens: list[float]) -> Way:
+        return Way(tuple(values), tuple(tokens), tuple(tokens))
+
+    one = {GREEDY: way([0, 0], [9, 9]), VOTES: way([1, 1], [100, 300]), STOP: way([1, 0], [60, 40])}
+    tokens, right = saving([one, one])
+    assert tokens.by_seed == ((1, 0.25), (1, 0.25)) and tokens.difference == pytest.approx(-0.75)
+    assert right.by_seed == ((1, 0.5), (1, 0.5))
 
 
 def test_the_conclusion_in_small(places: dict[int, Path]) -> None:

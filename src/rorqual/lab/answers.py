@@ -17,7 +17,7 @@ from rorqual.core.records import RunDir
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.verify import scored, write_training_rows
-from rorqual.lab.answers_report import BIG, GREEDY, LITTLE, SCORED, conclusion
+from rorqual.lab.answers_report import BIG, GREEDY, LITTLE, SCORED, SIXTEEN, conclusion
 from rorqual.lab.experiment import Experiment, amount
 from rorqual.lab.finding import Finding
 from rorqual.lab.job import Compute, ExperimentJob, Measure, Train, evaluation, evaluation_file
@@ -27,7 +27,7 @@ from rorqual.tasks.base import Split
 from rorqual.train.run import Run
 
 VERIFIER = "answers-verifier"
-SIXTEEN, REFINED, GRADED = "sixteen", "refined", "graded"
+REFINED, GRADED = "refined", "graded"
 SAMPLES, GRADED_SAMPLES = 16, 4
 """Number of samples per problem for votes, and for the verifier's training data."""
 VERIFIER_ROWS = "verifier.jsonl"
@@ -47,6 +47,8 @@ class AnswersExperiment(Experiment):
     count: ClassVar[int] = 25
     graded: ClassVar[int] = 100
     max_tokens: ClassVar[int] = 96
+    verified: ClassVar[bool] = True
+    """Whether a verifier is trained."""
     rounds: ClassVar[int] = 2
     budgets: ClassVar[tuple[int, ...]] = (10, 20, 30, 40)
     seconds: ClassVar[float] = 3.0
@@ -120,19 +122,24 @@ class AnswersExperiment(Experiment):
                 more=more,
             )
 
-        return [
+        jobs = [
             *self.trained(seed, place, share),
             measured(GREEDY),
-            measured(SIXTEEN, params=several, votes=True),
+            measured("sixteen", params=several, votes=True),
             *(measured(f"budget-{budget}", params=replace(greedy, think_budget=budget)) for budget in self.budgets),
             measured(REFINED, refine=self.rounds),
             measured(GREEDY, LITTLE),
             measured(f"{GREEDY}-dev", LITTLE, "dev", count=2 * self.count),
+        ]
+        if not self.verified:
+            return jobs
+        return [
+            *jobs,
             measured(GRADED, split="train", params=replace(several, n=GRADED_SAMPLES), count=self.graded),
             Compute(name=VERIFIER_ROWS, estimate=0.1, needs=(f"{BIG}-{GRADED}",), function=write_rows),
             Train(name=VERIFIER, estimate=100 * share, needs=(VERIFIER_ROWS,),
                   make=partial(self.verifier, seed, place, share)),
-            Compute(name=SCORED, estimate=self.seconds * share, needs=(VERIFIER, f"{BIG}-{SIXTEEN}"), function=score_samples),
+            Compute(name=SCORED, estimate=self.seconds * share, needs=(VERIFIER, SIXTEEN), function=score_samples),
         ]  # fmt: skip
 
     def conclude(self, places: Mapping[int, Path]) -> Finding:
@@ -147,7 +154,7 @@ def write_rows(place: Path) -> int:
 def score_samples(place: Path) -> float:
     """Save the sixteen samples with the verifier's scores. Return the mean score."""
     verifier = Engine(RunDir(place / VERIFIER).path, threads=1, record_experts=False)
-    result = scored(evaluation(place, f"{BIG}-{SIXTEEN}"), verifier, VERIFIER)
+    result = scored(evaluation(place, SIXTEEN), verifier, VERIFIER)
     result.save(evaluation_file(place, SCORED))
     scores = [sample.score or 0.0 for sample in result.samples]
     return sum(scores) / len(scores)

@@ -15,11 +15,11 @@ from rorqual.evals.table import percent
 from rorqual.evals.verdict import together
 from rorqual.evals.votes import SURE, RuleResult, refine_results, rule_results
 from rorqual.lab.finding import Chart, Contrast, Series, Table, contrast_of_values
-from rorqual.lab.job import evaluation
+from rorqual.lab.job import evaluation, evaluation_file
 from rorqual.model.account import account
 from rorqual.model.load.run import read_model_config
 
-BIG, LITTLE, SCORED = "answers-model", "answers-little", "scored"
+BIG, LITTLE, SIXTEEN, SCORED = "answers-model", "answers-little", "answers-model-sixteen", "scored"
 GREEDY, VOTES, STOP, BOUND = "greedy", "majority of 16", f"majority of 16, until {SURE:.0%} sure", "any right"
 SAVED, POINTS = 0.3, 0.01
 """The goals of early stopping: the smallest share of tokens saved, and the largest loss of accuracy."""
@@ -42,7 +42,7 @@ Ways = Mapping[str, Way]
 def ways(place: Path, budgets: Sequence[int]) -> dict[str, Way]:
     """Return all ways of one seed, by name. The problems have the same order in all of them."""
     flops = _flops(place / BIG)
-    scored = evaluation(place, SCORED)
+    scored = sampled(place)
     keys = scored.keys
 
     def way(rule: RuleResult) -> Way:
@@ -62,6 +62,11 @@ def ways(place: Path, budgets: Sequence[int]) -> dict[str, Way]:
     for rule in refine_results(evaluation(place, f"{BIG}-refined"))[1:]:
         named[rule.rule] = way(rule)
     return named | cascade_ways(cascade_of(place), keys)
+
+
+def sampled(place: Path) -> Evaluation:
+    """Return the sixteen samples, with the verifier's scores if there is a verifier."""
+    return evaluation(place, SCORED if evaluation_file(place, SCORED).is_file() else SIXTEEN)
 
 
 def _name(rule: RuleResult) -> str:
@@ -210,7 +215,7 @@ def families_table(places: Mapping[int, Path], by_seed: Sequence[Ways]) -> Table
     shown = (GREEDY, VOTES, STOP, "best by verifier of 16", f"{BOUND} of 16")
     families: dict[str, list[list[int]]] = {}
     for number, place in enumerate(places.values()):
-        found: Evaluation = evaluation(place, SCORED)
+        found = sampled(place)
         family_of = {sample.key: sample.family for sample in found.samples}
         for index, key in enumerate(found.keys):
             families.setdefault(family_of[key], [[] for _ in by_seed])[number].append(index)

@@ -139,7 +139,7 @@ MUTANTS = (
         "lab/answers_report.py",
         "by_seed, VOTES, STOP",
         "by_seed, GREEDY, STOP",
-        "tests/lab/test_answers_lab.py::test_the_conclusion_in_small",
+        "tests/lab/test_answers_lab.py::test_early_stopping_is_compared_with_all_votes",
     ),
     one(
         "the arm without penalty is penalized",

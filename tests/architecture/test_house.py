@@ -22,7 +22,7 @@ FLOORS = [
     {"engine", "plan", "convert"},
     {"evals", "generate"},
     {"train", "factory"},
-    {"recipes", "serve"},
+    {"recipes", "serve", "teach"},
     {"lab"},
     {"cli"},
 ]

@@ -27,6 +27,7 @@ from rorqual.cli.measure import EvalSettings
 from rorqual.cli.planning import QuickstartPlan, RunPlan, ServePlan, TrainPlan
 from rorqual.cli.settings import Placement
 from rorqual.cli.verbs.attention import AttentionSettings
+from rorqual.cli.verbs.check import CheckSettings
 from rorqual.cli.verbs.compare import CompareSettings
 from rorqual.cli.verbs.compute import ComputeSettings
 from rorqual.cli.verbs.export import ExportConfig
@@ -744,6 +745,7 @@ NOT_TESTED = of(QuickstartPlan)
 DECLARED: dict[str, tuple[set[str], set[str]]] = {
     # verb: the options that it declares, and those that are tested here
     "eval": (of(EvalSettings), {*EVALUATED, *EVAL_ALONE}),
+    "check": (of(CheckSettings), {"prompt", "answer", "reasoning", "against", "base", "page", "out"}),  # tests/teach
     "compare": (of(CompareSettings), {"grain", *PLACED}),
     "generate": (of(GenerateSettings) | of(RowSampling), {*GENERATED, *GENERATE_ALONE}),
     "chat": (of(ChatSettings), {*CHATTED, *CHAT_ALONE}),

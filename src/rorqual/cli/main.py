@@ -17,6 +17,7 @@ import rorqual
 from rorqual.cli.verbs.attention import attention
 from rorqual.cli.verbs.bench import bench
 from rorqual.cli.verbs.chat import chat
+from rorqual.cli.verbs.check import check
 from rorqual.cli.verbs.compare import compare
 from rorqual.cli.verbs.compute import compute
 from rorqual.cli.verbs.distil import distil
@@ -116,6 +117,8 @@ def _add(name: str, verb: Any, example: str, **settings: Any) -> None:
 
 
 _add("quickstart", quickstart, "rorqual quickstart --size small --out runs/small")
+CHECK = """printf 'text,label\\nWhere is my card?,card\\nI lost my PIN,pin\\n' > questions.csv && rorqual check questions.csv"""
+_add("check", check, CHECK, context_settings=PAIRS)
 _add("train", train, "rorqual train sft task=families size=tiny steps=20 out=runs/tiny", context_settings=PAIRS)
 DISTIL = "rorqual distil runs/tiny task=families problems=20 samples=2 max_tokens=64 keep=all out=runs/sampled"
 _add("distil", distil, DISTIL, context_settings=PAIRS)

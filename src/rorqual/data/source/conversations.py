@@ -52,7 +52,7 @@ def read_conversations(path: Path) -> Loaded:
     conversations: list[Conversation] = []
     skipped = 0
     for where, row in _rows(path):
-        conversation = _conversation(row, where)
+        conversation = read_conversation(row, where)
         if teaches(conversation):
             conversations.append(conversation)
         else:
@@ -108,7 +108,8 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     raise DataError(f"unknown file type {kind!r}", where=str(path), remedy="Give a .jsonl or a .parquet file.")
 
 
-def _conversation(row: dict[str, Any], where: str) -> Conversation:
+def read_conversation(row: dict[str, Any], where: str) -> Conversation:
+    """Return the conversation of a row. Raises DataError if the row is invalid or its prompt is empty."""
     conversation = _read(row, where)
     refuse_empty_prompt(conversation, where)
     return conversation

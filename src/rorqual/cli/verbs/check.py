@@ -1,0 +1,87 @@
+"""The command `rorqual check FILE`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rorqual.cli.settings import Settings, read
+from rorqual.core.config import Config
+from rorqual.core.records import RunDir, write_atomic, write_json
+
+
+class CheckSettings(Config):
+    """Settings of `rorqual check`.
+
+    - `prompt`, `answer`, `reasoning`: columns; `prompt` may name several, separated by commas. By default, known names are found.
+    - `against`: test file whose prompts must not occur in FILE.
+    - `base`: run whose tokenizer counts lengths, and whose size gives the forecast. Without it, lengths are in bytes.
+    """
+
+    prompt: str = ""
+    answer: str = ""
+    reasoning: str = ""
+    against: str = ""
+    base: str = ""
+    page: str = ""
+    out: str = ""
+
+
+def check(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSONL, JSON, CSV, TSV or Parquet file of examples.")],
+    settings: Settings = None,
+) -> None:
+    """Check a file of examples before training.
+
+    All faults are listed with their lines: rows that cannot be read, empty prompts and answers, duplicates, near-duplicates, the same
+    prompt with different answers, answers that the prompt states, and rows of a test file. The command also shows the kind of answers,
+    the lengths, and how the rows would be split. It exits with status 1 if there are faults other than duplicates and their near forms.
+
+    Keys: prompt=, answer=, reasoning= (columns; default: known names such as question and answer, text and label, or messages),
+    against=FILE (test file), base=RUN (count tokens with its tokenizer, and forecast an epoch), page=FILE.html, out=FILE.json.
+    """
+    chosen = read(CheckSettings, settings)
+
+    from rorqual.generate.output import check_place
+    from rorqual.teach.check import check_file
+    from rorqual.teach.check_page import check_page, check_text, to_json
+
+    for place in filter(None, (chosen.page, chosen.out)):
+        check_place(Path(place))
+    count, unit = _counter(chosen.base)
+    result = check_file(
+        file,
+        count,
+        prompt=chosen.prompt,
+        answer=chosen.answer,
+        reasoning=chosen.reasoning,
+        against=Path(chosen.against) if chosen.against else None,
+    )
+    print(check_text(result, unit))
+    if chosen.base and result.lengths:
+        from rorqual.model.load.run import read_model_config
+        from rorqual.teach.check import forecast
+
+        print(f"  {forecast(read_model_config(RunDir(Path(chosen.base))), result.lengths)}")
+    if chosen.out:
+        write_json(Path(chosen.out), to_json(result))
+        print(f"  {chosen.out}: all faults")
+    if chosen.page:
+        write_atomic(Path(chosen.page), check_page(result, unit).encode())
+        print(f"  {chosen.page}: the same as a page")
+    if not result.passes:
+        raise typer.Exit(1)
+
+
+def _counter(base: str) -> tuple[Callable[[str], int], str]:
+    """Return a function that counts the tokens of a text, and the name of its unit."""
+    if not base:
+        return (lambda text: len(text.encode())), "bytes"
+    from rorqual.data.tokenizer import Tokenizer
+
+    run = RunDir(Path(base))
+    run.checkpoint()
+    return Tokenizer.load(run.tokenizer_file).count, "tokens"

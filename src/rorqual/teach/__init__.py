@@ -1,0 +1,1 @@
+"""From a file of examples to a trained model: read and check the examples."""

@@ -1,0 +1,181 @@
+"""Check a file of examples: unreadable rows, duplicates, contradictions, leaks, lengths, and how it would be split."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rorqual.model.config import ModelConfig
+from rorqual.plan.hardware import device
+from rorqual.plan.time import training_cost, training_flops
+from rorqual.tasks.base import Split, split_of
+from rorqual.teach.columns import Columns, find_columns
+from rorqual.teach.examples import AnswerKind, Example, answer_kind, canonical_answer, read_examples
+from rorqual.teach.near import near_duplicates
+from rorqual.teach.table import RowFault, read_table
+
+LEAK_SHARE = 0.9
+"""If so many prompts contain their label, and few contain another label, the label is in the prompt."""
+SPLITS: tuple[Split, ...] = ("train", "dev", "test")
+DEV, TEST = 0.1, 0.2
+"""Shares of the groups of examples that the dev and test splits get."""
+WARNINGS = frozenset({"duplicate", "near-duplicate", "near-contradiction"})
+"""Kinds of faults that do not make a file unusable."""
+MARKED = r"(?:label|answer|category|class|intent|target|solution|output)"
+
+
+@dataclass(frozen=True)
+class Check:
+    """The result of a check.
+
+    `rows` is the number of rows that were read, `lengths` has the tokens of prompt, reasoning and answer of each example, and `longest` is
+    the line of the longest example. `labels` counts the answers if they are labels. `splits` counts the examples of each split.
+    """
+
+    path: Path
+    columns: Columns
+    rows: int
+    examples: tuple[Example, ...]
+    kind: AnswerKind
+    faults: tuple[RowFault, ...]
+    lengths: tuple[int, ...]
+    labels: Mapping[str, int]
+    splits: Mapping[Split, int]
+
+    @property
+    def longest(self) -> int:
+        """The line of the longest example."""
+        return self.examples[max(range(len(self.lengths)), key=self.lengths.__getitem__)].line if self.lengths else 0
+
+    @property
+    def passes(self) -> bool:
+        """Whether all faults are warnings."""
+        return all(fault.kind in WARNINGS for fault in self.faults)
+
+    def counts(self) -> Mapping[str, int]:
+        """Return the number of faults of each kind, most frequent first."""
+        return dict(Counter(fault.kind for fault in self.faults).most_common())
+
+
+def check_file(
+    path: Path,
+    count_tokens: Callable[[str], int],
+    *,
+    prompt: str = "",
+    answer: str = "",
+    reasoning: str = "",
+    against: Path | None = None,
+) -> Check:
+    """Check the examples of a file. `against` is a test file whose prompts must not occur in it.
+
+    Raises DataError if the file as a whole cannot be read, and ConfigError if its columns are not known.
+    """
+    table = read_table(path)
+    columns = (
+        find_columns(table.columns, prompt=prompt, answer=answer, reasoning=reasoning) if table.rows else Columns()
+    )
+    examples, faults = read_examples(table, columns)
+    faults = [*table.faults, *faults]
+    kind = answer_kind(examples) if examples else "text"
+    earlier = near_duplicates([one.prompt for one in examples])
+    faults += _repeats(examples, kind, earlier)
+    faults += _labels_in_prompts(examples, kind)
+    if against is not None:
+        faults += _in_test(examples, against, prompt=prompt, answer=answer, reasoning=reasoning)
+    groups = groups_of(examples, earlier)
+    splits = Counter(split_of_group(group) for group in groups)
+    labels = Counter(one.answer for one in examples) if kind == "label" else Counter[str]()
+    return Check(
+        path,
+        columns,
+        len(table.rows) + len(table.faults),
+        tuple(examples),
+        kind,
+        tuple(sorted(faults, key=lambda fault: (fault.line, fault.kind))),
+        tuple(count_tokens("\n".join(filter(None, (one.prompt, one.reasoning, one.answer)))) for one in examples),
+        dict(labels.most_common()),
+        {split: splits[split] for split in SPLITS},
+    )
+
+
+def forecast(model: ModelConfig, lengths: Sequence[int]) -> str:
+    """Return the time of an epoch of full training on the examples, on the device `cpu` of `rorqual plan`, in words."""
+    tokens, laptop = sum(lengths), device("cpu")
+    flops = training_flops(model, max(lengths))
+    cost = training_cost(flops, tokens, n=1, peak=laptop.flops("fp32"), utilisation=laptop.utilisation, price=0.0)
+    return f"an epoch has {tokens:,} tokens: about {cost.seconds / 60:,.1f} minutes of training on {laptop.title}"
+
+
+def groups_of(examples: Sequence[Example], earlier: Mapping[int, int]) -> list[str]:
+    """Return the group of each example: the key of its first near-duplicate. Examples of a group stay in one split."""
+    return [examples[earlier.get(number, number)].key for number in range(len(examples))]
+
+
+def split_of_group(group: str) -> Split:
+    """Return the split of a group, by a hash of its key."""
+    return split_of(group, dev=DEV, test=TEST)
+
+
+def _repeats(examples: Sequence[Example], kind: AnswerKind, earlier: Mapping[int, int]) -> list[RowFault]:
+    """Return duplicates, contradictions and their near forms. Free texts do not contradict each other."""
+    first: dict[str, Example] = {}
+    faults = []
+    for number, one in enumerate(examples):
+        before, near = first.setdefault(one.key, one), False
+        if before is one and number in earlier:
+            before, near = examples[earlier[number]], True
+        if before is one:
+            continue
+        problem = f"{'nearly ' * near}the same prompt as line {before.line}"
+        same = kind == "text" or canonical_answer(before, kind) == canonical_answer(one, kind)
+        if not same:
+            problem += f", but another answer: {_short(one.answer)}, not {_short(before.answer)}"
+        name = "near-" * near + ("duplicate" if same else "contradiction")
+        faults.append(RowFault(one.line, name, problem, before.line))
+    return faults
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:37] + "...")
+
+
+def _labels_in_prompts(examples: Sequence[Example], kind: AnswerKind) -> list[RowFault]:
+    """Return the examples whose prompt states the answer: after a word such as "label:", or as the only label in nearly every prompt."""
+    leaks = []
+    for one in examples:
+        if len(one.answer) <= 200 and re.search(
+            rf"\b{MARKED}\s*[:=]\s*[\"'`]?{re.escape(one.answer)}\b", one.prompt, re.IGNORECASE
+        ):
+            leaks.append(one)
+    if kind == "label" and len(examples) >= 10:
+        labels = {one.answer.lower() for one in examples}
+        pattern = re.compile(r"(?<!\w)(" + "|".join(map(re.escape, sorted(labels, key=len, reverse=True))) + r")(?!\w)")
+        stated = [{*pattern.findall(one.prompt.lower())} for one in examples]
+        alone = sum(found == {one.answer.lower()} for one, found in zip(examples, stated, strict=True))
+        if alone >= LEAK_SHARE * len(examples):
+            leaks = [one for one, found in zip(examples, stated, strict=True) if one.answer.lower() in found]
+    return [
+        RowFault(one.line, "answer in prompt", f"the prompt states the answer {_short(one.answer)}") for one in leaks
+    ]
+
+
+def _in_test(examples: Sequence[Example], against: Path, **columns: str) -> list[RowFault]:
+    """Return the examples whose prompt equals, or nearly equals, a prompt of the test file."""
+    table = read_table(against)
+    tests, _ = read_examples(table, find_columns(table.columns, **columns))
+    known = {one.key: one for one in tests}
+    faults, rest = [], []
+    for one in examples:
+        if (same := known.get(one.key)) is not None:
+            faults.append(RowFault(one.line, "test row", f"the same prompt as {against}:{same.line}", same.line))
+        else:
+            rest.append(one)
+    earlier = near_duplicates([*(one.prompt for one in tests), *(one.prompt for one in rest)])
+    for number, one in enumerate(rest, len(tests)):
+        if earlier.get(number, len(tests)) < len(tests):
+            test = tests[earlier[number]]
+            faults.append(RowFault(one.line, "test row", f"nearly the same prompt as {against}:{test.line}", test.line))
+    return faults

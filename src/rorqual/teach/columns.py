@@ -1,0 +1,78 @@
+"""Find the columns of a table that hold the prompt, the answer and the reasoning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rorqual.core.errors import ConfigError, nearest
+
+MESSAGES = "messages"
+REASONING = ("reasoning", "reasoning_content", "thinking", "rationale", "solution", "explanation", "steps")
+SHAPES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+    (("prompt",), ("completion", "response", "answer", "output")),
+    (("instruction", "input"), ("output", "response", "answer")),
+    (("instruction",), ("output", "response", "answer")),
+    (("question",), ("answer", "response", "label")),
+    (("problem",), ("answer", "solution")),
+    (("query",), ("answer", "response")),
+    (("input",), ("output", "target", "label")),
+    (("text",), ("label", "category", "intent", "class", "target", "completion", "slots")),
+    (("sentence",), ("label", "category")),
+)
+"""Names of prompt columns, and of answer columns in order of preference."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a table. `messages` is the column of conversations, or "". Several prompt columns are joined by blank lines."""
+
+    prompt: tuple[str, ...] = ()
+    answer: str = ""
+    reasoning: str = ""
+    messages: str = ""
+
+    def describe(self) -> str:
+        """Return the choice in words."""
+        if self.messages:
+            return f"conversations in column '{self.messages}'"
+        reasoning = f", reasoning: '{self.reasoning}'" if self.reasoning else ""
+        return f"prompt: {' + '.join(map(repr, self.prompt))}, answer: {self.answer!r}{reasoning}"
+
+
+def find_columns(names: Sequence[str], *, prompt: str = "", answer: str = "", reasoning: str = "") -> Columns:
+    """Return the columns to use: those that are named, and the first known names for the others.
+
+    `prompt` may name several columns, separated by commas. Names are compared without regard to case. Raises ConfigError if a
+    named column does not exist, or if no known names are found.
+    """
+    by_name = {name.lower(): name for name in reversed(list(names))}
+    given = tuple(_known(name.strip(), by_name, "prompt") for name in prompt.split(",")) if prompt else ()
+    chosen = _known(answer, by_name, "answer") if answer else ""
+    if not given and not chosen and MESSAGES in by_name:
+        return Columns(messages=by_name[MESSAGES])
+    thought = _known(reasoning, by_name, "reasoning") if reasoning else ""
+    for asks, replies in SHAPES:
+        found = given or tuple(by_name[name] for name in asks if name in by_name)
+        reply = chosen or next(
+            (by_name[name] for name in replies if name in by_name and by_name[name] not in found), ""
+        )
+        if found and reply and (given or len(found) == len(asks)):
+            taken = {*found, reply}
+            thought = thought or next((by_name[n] for n in REASONING if n in by_name and by_name[n] not in taken), "")
+            return Columns(found, reply, thought)
+    raise ConfigError(
+        f"no columns of prompt and answer are known among {', '.join(map(repr, names)) or 'none'}",
+        where="columns",
+        remedy="Name them: prompt=COLUMN answer=COLUMN. Known without naming: messages; "
+        + "; ".join(f"{'+'.join(asks)} and {replies[0]}" for asks, replies in SHAPES)
+        + ".",
+    )
+
+
+def _known(name: str, by_name: dict[str, str], key: str) -> str:
+    if name.lower() not in by_name:
+        raise ConfigError(
+            f"the file has no column '{name}'", where=f"key '{key}'", remedy=nearest(name, by_name.values())
+        )
+    return by_name[name.lower()]

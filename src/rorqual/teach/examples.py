@@ -1,0 +1,143 @@
+"""Examples: a prompt, its answer and optional reasoning, read from the rows of a table."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rorqual.core.errors import DataError
+from rorqual.data.source.conversations import is_unicode, read_conversation
+from rorqual.tasks.answer import final_answer, whole_number
+from rorqual.tasks.rows import normal
+from rorqual.teach.columns import Columns
+from rorqual.teach.table import ExampleTable, RowFault, TableRow
+
+AnswerKind = Literal["label", "number", "JSON", "text"]
+LABELS_AT_MOST = 0.1
+"""Answers are labels if the file has at most this many different answers per row."""
+LABEL_LENGTH = 80
+"""Maximum length of a label in characters."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example. `prompt` holds all turns before the answer, as one text."""
+
+    line: int
+    prompt: str
+    answer: str
+    reasoning: str = ""
+
+    @property
+    def key(self) -> str:
+        """The canonical form of the prompt. Examples with one key are the same problem."""
+        return normal(self.prompt)
+
+
+def read_examples(table: ExampleTable, columns: Columns) -> tuple[list[Example], list[RowFault]]:
+    """Return the usable examples, and one fault for each other row."""
+    examples, faults = [], []
+    for row in table.rows:
+        try:
+            examples.append(_example(row, columns))
+        except DataError as error:
+            faults.append(RowFault(row.line, _kind_of(error.what), error.what))
+    return examples, faults
+
+
+def _kind_of(problem: str) -> str:
+    return "empty" if "empty" in problem else "missing or not text"
+
+
+def _example(row: TableRow, columns: Columns) -> Example:
+    if columns.messages:
+        return _from_conversation(row)
+    prompts = [_text(row.values, name, optional=len(columns.prompt) > 1) for name in columns.prompt]
+    prompt = "\n\n".join(text for text in prompts if text)
+    if not prompt:
+        raise DataError("the prompt is empty")
+    answer = _text(row.values, columns.answer)
+    if not answer:
+        raise DataError("the answer is empty")
+    return Example(
+        row.line, prompt, answer, _text(row.values, columns.reasoning, optional=True) if columns.reasoning else ""
+    )
+
+
+def _from_conversation(row: TableRow) -> Example:
+    *before, reply = read_conversation(dict(row.values), "")
+    if reply.role != "assistant" or not before:
+        raise DataError("the conversation does not end with an assistant turn after a user turn")
+    if not reply.label.strip():
+        raise DataError("the answer is empty")
+    prompt = before[0].label if len(before) == 1 else "\n\n".join(f"{turn.role}: {turn.label}" for turn in before)
+    if not prompt.strip():
+        raise DataError("the prompt is empty")
+    return Example(row.line, prompt.strip(), reply.label.strip(), reply.reasoning or "")
+
+
+def _text(values: Mapping[str, Any], name: str, *, optional: bool = False) -> str:
+    """Return a cell as text. Numbers and JSON values are written as text."""
+    value = values.get(name)
+    if value is None:
+        if optional:
+            return ""
+        raise DataError(f"column '{name}' is {'null' if name in values else 'missing'}")
+    if isinstance(value, bool | list | dict):
+        return json.dumps(value, ensure_ascii=False, sort_keys=True)
+    if isinstance(value, float) and (not math.isfinite(value) or value == int(value)):
+        if not math.isfinite(value):
+            raise DataError(f"column '{name}' is {value}, not a number")
+        value = int(value)
+    if not isinstance(value, str | int | float):
+        raise DataError(f"column '{name}' is a {type(value).__name__}, not text")
+    text = str(value)
+    if not is_unicode(text):
+        raise DataError(f"column '{name}' has a lone surrogate, which UTF-8 cannot encode")
+    return text.strip()
+
+
+def is_json(text: str) -> bool:
+    """Return whether the text is a JSON object or list."""
+    if text[:1] not in ("{", "["):
+        return False
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+NUMBER = re.compile(r"[-+$€£]?\s?\d[\d,]*(\.\d+)?\s?%?")
+
+
+def answer_kind(examples: list[Example]) -> AnswerKind:
+    """Return the kind of answers that nearly all examples (95 %) have: JSON, numbers, labels of a small set, or free text."""
+    enough = 0.95 * len(examples)
+    if sum(is_json(one.answer) for one in examples) >= enough:
+        return "JSON"
+    different = {normal(one.answer) for one in examples}
+    is_short = all(len(one.answer) <= LABEL_LENGTH for one in examples)
+    if is_short and len(different) <= max(2, LABELS_AT_MOST * len(examples)) and not _counts(different):
+        return "label"
+    if sum(NUMBER.fullmatch(final_answer(one.answer).strip()) is not None for one in examples) >= enough:
+        return "number"
+    return "label" if is_short and len(different) <= max(2, LABELS_AT_MOST * len(examples)) else "text"
+
+
+def _counts(answers: set[str]) -> bool:
+    """Return whether the answers are numbers with more than ten different values, so that they are no labels."""
+    return len(answers) > 10 and all(NUMBER.fullmatch(answer) for answer in answers)
+
+
+def canonical_answer(example: Example, kind: AnswerKind) -> str:
+    """Return the answer in a form that is the same for equal answers of its kind."""
+    if kind == "JSON" and is_json(example.answer):
+        return json.dumps(json.loads(example.answer), sort_keys=True)
+    if kind == "number" and (number := whole_number(final_answer(example.answer))) is not None:
+        return str(number)
+    return normal(example.answer)

@@ -1,0 +1,438 @@
+"""`rorqual check`: every fault of a broken file is named with its line, and its repaired twin passes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from rorqual.cli.main import app
+from rorqual.core.errors import ConfigError, DataError, RorqualError
+from rorqual.recipes.models import v3_like
+from rorqual.tasks.rows import normal
+from rorqual.teach.check import check_file, forecast, groups_of, split_of_group
+from rorqual.teach.check_page import _histogram, check_page, check_text, to_json
+from rorqual.teach.columns import Columns, find_columns
+from rorqual.teach.examples import Example, answer_kind, canonical_answer
+from rorqual.teach.near import near_duplicates, similar
+from rorqual.teach.table import read_table
+
+WORDS = (
+    "whale",
+    "otter",
+    "seal",
+    "heron",
+    "plover",
+    "gannet",
+    "puffin",
+    "tern",
+    "auk",
+    "skua",
+    "petrel",
+    "krill",
+    "squid",
+    "cod",
+)
+
+
+def question(number: int) -> str:
+    """A text that shares little with those of other numbers."""
+    rng = random.Random(number)
+    return " ".join(rng.choice(WORDS) + str(rng.randrange(100)) for _ in range(9)) + "?"
+
+
+def good(count: int = 12) -> list[dict[str, Any]]:
+    return [{"question": question(n), "answer": ("yes", "no")[n % 2]} for n in range(count)]
+
+
+def lines(rows: list[Any]) -> bytes:
+    return b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
+
+
+def jsonl(change: Callable[[list[dict[str, Any]]], Any]) -> bytes:
+    rows = good()
+    change(rows)
+    return lines(rows)
+
+
+def table(rows: list[dict[str, Any]], **form: Any) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n", **form)
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def put(line: int, **cells: Any) -> Callable[[list[dict[str, Any]]], None]:
+    """Change cells of the row at a line of a JSONL file."""
+    return lambda rows: rows[line - 1].update(cells)
+
+
+def drop(line: int, name: str) -> Callable[[list[dict[str, Any]]], None]:
+    return lambda rows: rows[line - 1].pop(name)
+
+
+def raw(line: int, data: bytes) -> bytes:
+    parts = lines(good()).split(b"\n")
+    parts[line - 1] = data
+    return b"\n".join(parts)
+
+
+@dataclass
+class Broken:
+    """A broken file: its name, its bytes, and the (line, kind) of each fault. `twin` has no fault."""
+
+    name: str
+    data: bytes
+    faults: list[tuple[int, str]]
+    twin: bytes = b""
+
+
+def talk(*turns: tuple[str, str]) -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+
+TALKS = [
+    talk(("user", question(n)), ("assistant", f"answer {n} is here and long enough to be free text {question(n + 50)}"))
+    for n in range(12)
+]
+NEAR = question(3)[:-1] + " !"
+JSON_ROWS = [{"text": question(n), "slots": {"n": n}} for n in range(12)]
+ORDERED = [{"text": question(n), "slots": {"a": 1, "b": n}} for n in range(12)]
+HALF = [{"text": f"{question(n)} label: {'ab'[n % 2]}x", "label": "ab"[n % 2] + "x"} for n in range(4)]
+CLEAN = [{"text": question(n), "label": "ab"[n % 2] + "x"} for n in range(4, 16)]
+STATED = [{"text": f"{question(n)} {('cats', 'dogs')[n % 2]}", "label": ("cats", "dogs")[n % 2]} for n in range(12)]
+UNSTATED = [{"text": question(n), "label": ("cats", "dogs")[n % 2]} for n in range(12)]
+CSV_ROWS = table(good())
+
+BROKEN = [
+    Broken("json.jsonl", raw(3, b'{"question": '), [(3, "not JSON")]),
+    Broken("two-json.jsonl", raw(3, b"{").replace(b'"no"}', b'"no",}', 1), [(2, "not JSON"), (3, "not JSON")]),
+    Broken("list.jsonl", raw(5, b"[1, 2]"), [(5, "not an object")]),
+    Broken("text.jsonl", raw(5, b'"hello"'), [(5, "not an object")]),
+    Broken("bytes.jsonl", raw(4, b'{"question": "\xff", "answer": "no"}'), [(4, "not UTF-8")]),
+    Broken("empty-prompt.jsonl", jsonl(put(2, question="")), [(2, "empty")]),
+    Broken("blank-prompt.jsonl", jsonl(put(2, question=" \n\t")), [(2, "empty")]),
+    Broken("empty-answer.jsonl", jsonl(put(7, answer="")), [(7, "empty")]),
+    Broken("null.jsonl", jsonl(put(7, answer=None)), [(7, "missing or not text")]),
+    Broken("missing.jsonl", jsonl(drop(9, "answer")), [(9, "missing or not text")]),
+    Broken("surrogate.jsonl", raw(6, b'{"question": "\\ud800 where?", "answer": "no"}'), [(6, "missing or not text")]),
+    Broken("nan.jsonl", raw(6, b'{"question": "how many?", "answer": NaN}'), [(6, "missing or not text")]),
+    Broken("twice.jsonl", jsonl(put(8, question=question(1))), [(8, "duplicate")]),
+    Broken("case.jsonl", jsonl(put(8, question=question(1).upper() + "  ")), [(8, "duplicate")]),
+    Broken("contradiction.jsonl", jsonl(put(8, question=question(0))), [(8, "contradiction")]),
+    Broken("near.jsonl", jsonl(put(10, question=NEAR)), [(10, "near-duplicate")]),
+    Broken("near-other.jsonl", jsonl(put(9, question=NEAR)), [(9, "near-contradiction")]),
+    Broken("all.jsonl", jsonl(lambda r: [put(2, question="")(r), put(5, question=question(2))(r), put(6, question=question(2))(r)]),
+           [(2, "empty"), (5, "duplicate"), (6, "contradiction")]),
+    Broken("numbers.jsonl", lines([{"question": question(n), "answer": n} for n in range(30)] + [{"question": question(0), "answer": "7.0"}]),
+           [(31, "contradiction")], lines([{"question": question(n), "answer": n} for n in range(31)])),
+    Broken("slots.jsonl", lines([*JSON_ROWS, {"text": question(2), "slots": {"n": 3}}]), [(13, "contradiction")], lines(JSON_ROWS)),
+    Broken("slots-order.jsonl", lines([*ORDERED, {"text": question(2), "slots": {"b": 2, "a": 1}}]),
+           [(13, "duplicate")], lines(JSON_ROWS)),
+    Broken("free.jsonl", lines([*TALKS, talk(("user", question(2)), ("assistant", "quite another reply"))]), [(13, "duplicate")], lines(TALKS)),
+    Broken("no-reply.jsonl", lines([*TALKS, talk(("user", question(77)))]), [(13, "missing or not text")], lines(TALKS)),
+    Broken("empty-reply.jsonl", lines([*TALKS, talk(("user", question(77)), ("assistant", " "))]), [(13, "empty")], lines(TALKS)),
+    Broken("role.jsonl", lines([*TALKS, talk(("human", question(77)), ("assistant", "x"))]), [(13, "missing or not text")], lines(TALKS)),
+    Broken("label.jsonl", lines([*CLEAN, *HALF]), [(n, "answer in prompt") for n in range(13, 17)], lines(CLEAN)),
+    Broken("stated.jsonl", lines(STATED), [(n, "answer in prompt") for n in range(1, 13)], lines(UNSTATED)),
+    Broken("cells.csv", CSV_ROWS + b"one,two,three\n", [(14, "wrong number of cells")], CSV_ROWS),
+    Broken("few.csv", CSV_ROWS + b"one\n", [(14, "wrong number of cells")], CSV_ROWS),
+    Broken("quote.csv", CSV_ROWS + b'"open,yes\n', [(14, "not CSV")], CSV_ROWS),
+    Broken("lines.csv", CSV_ROWS + b'"a cell\nof two lines",yes\n,no\n', [(16, "empty")], CSV_ROWS + b'"a cell\nof two lines",yes\nb,no\n'),
+    Broken("tabs.tsv", table(good(), delimiter="\t") + b"\tno\n", [(14, "empty")], table(good(), delimiter="\t")),
+    Broken("rows.json", json.dumps([*good(), 5]).encode(), [(13, "not an object")], json.dumps(good()).encode()),
+]  # fmt: skip
+
+
+def found(path: Path, **more: Any) -> list[tuple[int, str]]:
+    return [(fault.line, fault.kind) for fault in check_file(path, len, **more).faults]
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.name)
+def test_each_fault_is_named_with_its_line_and_the_repaired_twin_passes(broken: Broken, tmp_path: Path) -> None:
+    file, twin = tmp_path / broken.name, tmp_path / f"twin-{broken.name}"
+    file.write_bytes(broken.data)
+    twin.write_bytes(broken.twin or lines(good()))
+    assert found(file) == broken.faults
+    assert found(twin) == []
+    text = check_text(check_file(file, len), "bytes")
+    for line, kind in broken.faults[:5]:
+        assert kind in text and str(line) in text
+    assert "no faults" in check_text(check_file(twin, len), "bytes")
+
+
+def test_thirty_files_are_broken() -> None:
+    assert len(BROKEN) >= 30 and len({broken.name for broken in BROKEN}) == len(BROKEN)
+
+
+def test_a_parquet_file_counts_its_rows(tmp_path: Path) -> None:
+    rows = good()
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "good.parquet")
+    rows[4]["answer"] = None
+    rows[6]["question"] = rows[2]["question"]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "bad.parquet")
+    assert found(tmp_path / "good.parquet") == []
+    assert found(tmp_path / "bad.parquet") == [(5, "missing or not text"), (7, "duplicate")]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "what"),
+    [
+        ("a.txt", b"x", "unknown file type '.txt'"),
+        ("a", b"x", "the file has no extension"),
+        ("a.jsonl", b"\n \n", "the file is empty"),
+        ("a.csv", b"text,label\n", "the file has no rows"),
+        ("a.csv", b"text,text\na,b\n", "the header repeats a column: text, text"),
+        ("a.csv", b"text,label\n\0,b\n", "NUL characters"),
+        ("a.csv", b"text,label\n\xff,b\n", "not UTF-8"),
+        ("a.json", b"5", "a JSON int, not a list"),
+        ("a.json", b"[1,", "not JSON"),
+        ("a.parquet", b"PAR1", "not Parquet"),
+        ("a.csv", b"one,two\na,b\n", "no columns of prompt and answer are known among 'one', 'two'"),
+    ],
+)
+def test_a_file_that_is_no_table_is_refused(name: str, data: bytes, what: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(RorqualError, match=what) as refused:
+        check_file(tmp_path / name, len)
+    assert refused.value.remedy or "key" in str(refused.value)
+
+
+def test_forms_of_one_table_give_the_same_examples(tmp_path: Path) -> None:
+    rows = [{"text": f"{question(n)}; really, \"so\"", "label": "ab"[n % 2] * 2} for n in range(12)]  # fmt: skip
+    forms = {
+        "a.jsonl": lines(rows),
+        "b.json": json.dumps(rows).encode(),
+        "c.json": json.dumps({"version": 1, "data": rows}).encode(),
+        "d.json": lines(rows),
+        "e.csv": table(rows),
+        "f.csv": b"\xef\xbb\xbf" + table(rows, delimiter=";").replace(b"\n", b"\r\n"),
+        "g.tsv": table(rows, delimiter="\t"),
+    }
+    for name, data in forms.items():
+        (tmp_path / name).write_bytes(data)
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "h.parquet")
+    wanted = [(row["text"], row["label"]) for row in rows]
+    for name in (*forms, "h.parquet"):
+        result = check_file(tmp_path / name, len)
+        assert [(one.prompt, one.answer) for one in result.examples] == wanted, name
+        assert result.kind == "label" and result.labels == {"aa": 6, "bb": 6}
+
+
+# ---- columns
+
+
+@pytest.mark.parametrize(
+    ("names", "columns"),
+    [
+        (["messages", "id"], Columns(messages="messages")),
+        (["prompt", "completion"], Columns(("prompt",), "completion")),
+        (["id", "Question", "Answer"], Columns(("Question",), "Answer")),
+        (["instruction", "input", "output"], Columns(("instruction", "input"), "output")),
+        (["instruction", "output"], Columns(("instruction",), "output")),
+        (["question", "answer", "rationale"], Columns(("question",), "answer", "rationale")),
+        (["text", "category"], Columns(("text",), "category")),
+        (["text", "intent", "slots"], Columns(("text",), "intent")),
+        (["problem", "solution", "answer"], Columns(("problem",), "answer", "solution")),
+    ],
+)
+def test_known_columns_are_found(names: list[str], columns: Columns) -> None:
+    assert find_columns(names) == columns
+
+
+def test_columns_can_be_named() -> None:
+    names = ["text", "intent", "slots", "a", "b"]
+    assert find_columns(names, answer="slots") == Columns(("text",), "slots")
+    assert find_columns(names, prompt="a, b", answer="SLOTS", reasoning="intent") == Columns(
+        ("a", "b"), "slots", "intent"
+    )
+    assert find_columns(["messages", "a", "b"], prompt="a", answer="b") == Columns(("a",), "b")
+    for bad in ({"prompt": "c"}, {"answer": "slot"}, {"answer": "a", "reasoning": "x"}):
+        with pytest.raises(ConfigError, match=f"key '{[*bad][-1]}': the file has no column"):
+            find_columns(names, **bad)
+
+
+def test_the_optional_part_of_an_instruction_may_be_empty(tmp_path: Path) -> None:
+    rows = [{"instruction": question(n), "input": "" if n % 2 else "more", "output": f"o{n}"} for n in range(12)]
+    (tmp_path / "a.jsonl").write_bytes(lines(rows))
+    result = check_file(tmp_path / "a.jsonl", len)
+    assert not result.faults and result.examples[0].prompt == question(0) + "\n\nmore"
+    assert result.examples[1].prompt == question(1)
+
+
+# ---- answers, near-duplicates, splits
+
+
+@pytest.mark.parametrize(
+    ("answers", "kind"),
+    [
+        (["yes", "no"] * 20, "label"),
+        (["card lost", "card stolen", "other"] * 20, "label"),
+        ([str(n) for n in range(40)], "number"),
+        ([f"So it is 3.\n#### {n}" for n in range(40)], "number"),
+        (["1", "0"] * 20, "label"),
+        ([f"${n}.50" for n in range(30)] * 3, "number"),
+        (['{"a": 1}', "[]"] * 20, "JSON"),
+        ([f"a sentence number {n} that is free" for n in range(40)], "text"),
+        (["x" * 90, "y" * 90] * 20, "text"),
+    ],
+)
+def test_the_kind_of_answers(answers: list[str], kind: str) -> None:
+    assert answer_kind([Example(n, question(n), answer) for n, answer in enumerate(answers)]) == kind
+
+
+def test_equal_answers_have_one_canonical_form() -> None:
+    def same(a: str, b: str, kind: Any) -> bool:
+        return canonical_answer(Example(1, "", a), kind) == canonical_answer(Example(1, "", b), kind)
+
+    assert same("1,018", "1018.0", "number") and not same("1018", "1019", "number")
+    assert same('{"a": 1, "b": 2}', '{"b":2,"a":1}', "JSON") and not same('{"a": 1}', '{"a": 2}', "JSON")
+    assert same("Card  Lost", "card lost", "label") and not same("card", "cards", "label")
+
+
+def test_near_duplicates_are_those_of_a_comparison_of_all_pairs() -> None:
+    rng = random.Random(0)
+    texts = [question(n) for n in range(120)]
+    for n in range(60):  # changed a little, more, and a lot
+        words = texts[n].split()
+        for _ in range(rng.choice([0, 1, 2, 4])):
+            words[rng.randrange(len(words))] += rng.choice(["!", "s", " indeed"])
+        texts.append(" ".join(words))
+    rng.shuffle(texts)
+    shown = [normal(text) for text in texts]
+    wanted = {
+        later
+        for later in range(len(texts))
+        if any(similar(shown[first], shown[later]) and shown[first] != shown[later] for first in range(later))
+    }
+    found = near_duplicates(texts)
+    assert 15 < len(wanted) < 60 and len(wanted ^ found.keys()) <= 1
+    assert all(earlier < later for later, earlier in found.items())
+
+
+def test_other_numbers_make_another_problem() -> None:
+    a, b = (
+        "A shop sells 12 pens for $3 each and 14 books, how much in all?",
+        "A shop sells 12 pens for $4 each and 14 books, how much in all?",
+    )
+    assert not similar(a, b) and similar(a, a.replace("how", "so how")) and near_duplicates([a, b]) == {}
+    assert near_duplicates([]) == {} and near_duplicates(["", "a", "ab"]) == {}
+
+
+def test_groups_stay_in_one_split_and_splits_do_not_depend_on_the_order() -> None:
+    examples = [Example(n, question(n // 2) + ("" if n % 2 else " !"), "x") for n in range(600)]
+    groups = groups_of(examples, near_duplicates([one.prompt for one in examples]))
+    for first, second in zip(groups[::2], groups[1::2], strict=True):
+        assert split_of_group(first) == split_of_group(second)
+    shares = [sum(split_of_group(group) == split for group in groups) / 600 for split in ("train", "dev", "test")]
+    assert shares == pytest.approx([0.7, 0.1, 0.2], abs=0.06)
+    assert split_of_group(groups[5]) == split_of_group(Example(9, "  " + examples[4].prompt.upper(), "y").key)
+
+
+# ---- leaks and test files
+
+
+def test_rows_of_a_test_file_are_found(tmp_path: Path) -> None:
+    rows = good(30)
+    (tmp_path / "train.jsonl").write_bytes(lines(rows[:20]))
+    leaked = [
+        {"question": question(4).upper(), "answer": "no"},
+        {"question": question(7)[:-1] + " !", "answer": "no"},
+        *rows[20:],
+    ]
+    (tmp_path / "test.jsonl").write_bytes(lines(leaked))
+    (tmp_path / "clean.jsonl").write_bytes(lines(rows[20:]))
+    assert found(tmp_path / "train.jsonl", against=tmp_path / "test.jsonl") == [(5, "test row"), (8, "test row")]
+    assert found(tmp_path / "train.jsonl", against=tmp_path / "clean.jsonl") == []
+    with pytest.raises(DataError, match=r"none\.jsonl: no such file"):
+        check_file(tmp_path / "train.jsonl", len, against=tmp_path / "none.jsonl")
+
+
+def test_an_answer_that_occurs_by_nature_is_no_leak(tmp_path: Path) -> None:
+    """The word of a label in some prompts, a number of the text as the answer, and a label that other prompts contain as well."""
+    rows = [
+        {"text": f"{question(n)} {'cash' if n % 3 else 'card'}", "label": ("cash", "card")[n % 2]} for n in range(12)
+    ]
+    sums = [{"question": f"{question(n)} take {n}", "answer": str(n)} for n in range(20)]
+    both = [{"text": f"{question(n)} cats or dogs", "label": ("cats", "dogs")[n % 2]} for n in range(12)]
+    for name, some in (("a", rows), ("b", sums), ("c", both)):
+        (tmp_path / f"{name}.jsonl").write_bytes(lines(some))
+        assert found(tmp_path / f"{name}.jsonl") == [], name
+
+
+# ---- the command, the page and the forecast
+
+
+def said(*words: str, code: int = 0) -> str:
+    done = CliRunner().invoke(app, ["check", *words], catch_exceptions=False)
+    assert done.exit_code == code, done.output
+    return done.output
+
+
+def test_the_command_writes_what_it_was_told_and_its_status_tells(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(jsonl(put(8, question=question(0))))
+    page, out = tmp_path / "p.html", tmp_path / "o.json"
+    text = said(str(file), f"page={page}", f"out={out}", code=1)
+    assert "contradiction" in text and "12 rows, 12 usable" in text and "2 labels" in text
+    result = check_file(file, lambda text: len(text.encode()))
+    assert json.loads(out.read_text(encoding="utf-8")) == json.loads(json.dumps(to_json(result)))
+    assert page.read_text(encoding="utf-8") == check_page(result, "bytes")
+    file.write_bytes(jsonl(put(8, question=question(1))))
+    assert "duplicate" in said(str(file), code=0), "a duplicate is a warning"
+    named = [{"a": question(n), "b": "c", "question": "z", "answer": "z", "why": "so"} for n in range(3)]
+    file.write_bytes(lines(named))
+    assert "prompt: 'a', answer: 'b', reasoning: 'why'" in said(str(file), "prompt=a", "answer=b", "reasoning=why")
+    (tmp_path / "t.jsonl").write_bytes(lines([{"a": question(1), "b": "c"}]))
+    assert "test row" in said(str(file), "prompt=a", "answer=b", f"against={tmp_path / 't.jsonl'}", code=1)
+    assert "is not key=value" in said(str(file), "page", code=2)
+
+
+def test_lengths_are_counted_with_the_tokenizer_of_the_base(tmp_path: Path, tiny_run: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(lines(good()))
+    text = said(str(file), f"base={tiny_run}")
+    assert "length in tokens" in text and "an epoch has" in text
+    assert "none: not a run directory" in said(str(file), "base=none", code=2)
+
+
+def test_the_longest_row_and_the_epoch() -> None:
+    model = v3_like("tiny", vocab_size=264, context=128)
+    words = forecast(model, [100, 200, 300])
+    assert words.startswith("an epoch has 600 tokens")
+
+    def minutes(lengths: list[int]) -> float:
+        return float(forecast(model, lengths).split("about ")[1].split()[0].replace(",", ""))
+
+    many = [200] * 3_000_000
+    assert minutes(many * 2) == pytest.approx(2 * minutes(many), rel=0.02) and minutes(many) > 1
+
+
+def test_bars_count_each_example_once() -> None:
+    lengths = [3, 3, 4, 5, 9, 11, 12, 26]
+    bars = [line.split() for line in _histogram(lengths)]
+    assert [(int(bar[0]), int(bar[2]), int(bar[-1])) for bar in bars] == [
+        (3, 5, 4), (6, 8, 0), (9, 11, 2), (12, 14, 1), (15, 17, 0), (18, 20, 0), (21, 23, 0), (24, 26, 1),
+    ]  # fmt: skip
+    assert len(_histogram([7, 7])) == 1
+
+
+def test_lines_of_a_file_are_counted_from_one(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b"\n\n" + lines(good(2)))
+    assert [row.line for row in read_table(tmp_path / "a.jsonl").rows] == [3, 4]
+    rows = [{"question": question(n), "answer": "x" * (n + 1)} for n in range(4)]
+    rows[2]["answer"] = "x" * 99
+    (tmp_path / "b.jsonl").write_bytes(lines(rows))
+    result = check_file(tmp_path / "b.jsonl", len)
+    assert result.longest == 3 and result.lengths[2] == len(question(2)) + 1 + 99

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from rorqual.cli.main import app
 from rorqual.core.records import RunDir
+from rorqual.data.fingerprint import fingerprint
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.cascade import Cascade, calibrate
@@ -47,17 +48,27 @@ def said(*words: str, code: int = 0) -> str:
 
 
 @pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("large") / "large"
-    settings = {"task": "families", "size": "tiny", "steps": "4", "rows": "2", "seed": "8"}
-    fit(make_run("sft", settings), RunDir(out), quiet=True)
-    return out
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the runs `run` and `large`, whose answers end."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, seed in (("run", 0), ("large", 8)):
+        settings = {
+            "task": "families:add,sub,swap",
+            "size": "tiny",
+            "steps": "60",
+            "rows": "8",
+            "think": "0",
+            "seed": str(seed),
+        }
+        fit(make_run("sft", settings), RunDir(folder / name), quiet=True)
+    return folder
 
 
 @pytest.fixture
-def here(place: Path, large: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    place = tmp_path / "place"
+    shutil.copytree(runs, place)
     monkeypatch.chdir(place)
-    shutil.copytree(large, place / "large")
     return place
 
 
@@ -81,6 +92,9 @@ def test_a_cascade_evaluates_both_models_and_calibrates_on_dev(here: Path) -> No
     assert found.calibration == calibrate(expected("run", "dev")) and found.sure == 0.3
     flops = tuple(float(account(read_model_config(RunDir(Path(run)))).flops) for run in ("run", "large"))
     assert found.flops == flops
+    prints = tuple(fingerprint(run, run.checkpoint()) for run in map(RunDir, map(Path, ("run", "large"))))
+    assert found.fingerprints == prints and prints[0] != prints[1]
+    assert any(not sample.truncated for sample in found.student.samples), "a confidence of 0 everywhere shows nothing"
     assert "cascade, sure=0.3" in text and "calibrated on the dev" in text and "c.json" in text
     assert "A cascade of two models" in Path("p.html").read_text(encoding="utf-8")
     assert sorted(path.name for path in here.iterdir()) == ["c.json", "large", "p.html", "run"]
@@ -104,7 +118,7 @@ def test_the_student_of_a_cascade_votes_and_the_teacher_answers_once(here: Path)
         {"families": "families:swap", "max_tokens": 1, "temperature": 0.3},
     )
     assert same(found.student, expected("run", "test", **given, n=3))
-    assert same(found.teacher, expected("large", "test", **given, n=1))
+    assert same(found.teacher, expected("large", "test", **given | {"temperature": 0.0}, n=1)), "greedily"
     assert found.calibration == calibrate(expected("run", "dev", **given, n=3)) and found.calibration.signal == "votes"
 
 
@@ -142,16 +156,35 @@ def test_a_killed_cascade_resumes_with_the_answers_that_it_has(here: Path, monke
             "a cascade does not use the key 'stop_when'",
         ),
         ("cascade=run,large", ("sure=2",), "key 'sure'"),
-        ("cascade=run,large", ("page=nowhere/p.html", "out=run/run.yaml/x"), "run/run.yaml"),
+        ("cascade=http://a,run", (), "a server returns no log-probabilities"),
+        ("cascade=http://a,http://b", ("votes=2", "temperature=1"), "only one of the two models may be a server"),
+        ("run", ("sure=0.5",), "only a cascade has the key 'sure'"),
+        ("run", ("verifier_data=x.jsonl",), "would train a verifier on problems that measure it"),
+        ("run", ("split=train", "verifier_data=x.jsonl", "out=x.jsonl"), "verifier_data and out are the same file"),
+        ("run", ("split=train", "verifier_data=run.txt/x.jsonl"), "run.txt"),
+        ("cascade=run,large", ("page=p.html", "out=run/run.yaml/x"), "run/run.yaml"),
     ],
 )
 def test_bad_cascades_are_refused(here: Path, model: str, words: tuple[str, ...], what: str) -> None:
+    (here / "run.txt").write_text("a file, not a folder", encoding="utf-8")
     assert what in said("eval", model, *ASKED, *words, code=2).replace("\n", " ")
+
+
+def test_too_few_problems_and_a_missing_task_are_refused_before_the_first_answer(here: Path) -> None:
+    few = [word if not word.startswith("count") else "count=9" for word in ASKED]
+    assert "count=9 is too few for a calibration" in said("eval", "cascade=run,large", *few, code=2)
+    assert "a cascade answers problems" in said("eval", "cascade=run,large", "data=x.txt", code=2)
+    assert "the key 'votes' needs problems" in said("eval", "run", "data=x.txt", "votes=2", "temperature=1", code=2)
+
+
+def test_a_conversation_that_does_not_fit_is_named_with_its_round(here: Path) -> None:
+    text = said("eval", "run", *ASKED, "refine=4", code=2).replace("\n", " ")
+    assert "refine, round" in text and "trained with a larger row" in text
 
 
 def test_verifier_data_and_verifier_reach_the_evaluation(here: Path) -> None:
     words = [word for word in ASKED if "max_tokens" not in word] + ["max_tokens=3", "temperature=1"]
-    text = said("eval", "run", *words, "samples=4", "verifier_data=rows.jsonl", "out=graded.json")
+    text = said("eval", "run", *words, "samples=4", "verifier_data=rows.jsonl", "out=graded.json", "split=train")
     graded = Evaluation.load(Path("graded.json"))
     rows = [json.loads(line) for line in Path("rows.jsonl").read_text(encoding="utf-8").splitlines()]
     assert rows == list(training_rows(graded)) and "48 graded samples" in text

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import torch
 from rorqual.core.errors import ConfigError, DataError
 from rorqual.core.records import Message, RunDir
 from rorqual.engine.engine import Engine
-from rorqual.engine.request import Request, SamplingParams
+from rorqual.engine.request import Completion, Request, SamplingParams
 from rorqual.engine.score import first_token_logprobs
 from rorqual.engine.seeds import sample_seed
 from rorqual.evals.evaluation import Evaluation
@@ -139,6 +140,44 @@ def test_the_system_message_is_before_each_problem(engine: Engine) -> None:
     assert found.system == "Be brief."
 
 
+def test_progress_counts_all_rounds(engine: Engine) -> None:
+    seen: list[tuple[int, int]] = []
+    params = SamplingParams(max_tokens=2, temperature=1.0, n=2)
+    evaluate(engine, TASK, count=3, thinking="off", params=params, refine=2, progress=lambda *x: seen.append(x))
+    assert {total for _, total in seen} == {18} and seen[-1] == (18, 18) and (6, 18) in seen
+
+
+class Rejecting:
+    """A server that rejects one problem, and answers the others with one of two words."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Request, ...]] = []
+
+    def generate(self, requests: Sequence[Request], *, progress: Any = None) -> list[list[Completion]]:
+        self.asked.append(tuple(requests))
+        return [[self.answer(request)] for request in requests]
+
+    def answer(self, request: Request) -> Completion:
+        error = "rejected" if request.messages == self.asked[0][0].messages else ""
+        word = "1a" if request.params.seed % 2 else "ab"
+        return Completion((1,), [2], [-1.0], "stop", "" if error else word, "so I thought", error=error)
+
+
+def test_a_problem_that_is_rejected_is_not_asked_for_again() -> None:
+    server = Rejecting()
+    found = evaluate(server, Digits(), count=5, params=PARAMS, stop_when="settled")
+    rejected = found.keys[0]
+    assert [s.key for s in found.samples].count(rejected) == 1 and len(server.asked) > 2
+    assert all(len(wave) <= 4 for wave in server.asked[1:])
+
+
+def test_a_checked_reply_keeps_its_reasoning_in_the_conversation() -> None:
+    server = Rejecting()
+    evaluate(server, Digits(), count=2, params=SamplingParams(max_tokens=2), refine=1)
+    for request in server.asked[1]:
+        assert request.messages[1].reasoning == "so I thought" and request.messages[2].text == CHECK
+
+
 # ---- verifiers
 
 
@@ -213,6 +252,10 @@ def test_rows_of_a_verifier_choose_by_score(graded: Evaluation, verifier: Engine
     assert weighted_majority([two] * 8 + [one]) == 0, "0.88 against 8 * 0.12"
     even = two.model_copy(update={"score": 2.0})
     assert best_scored([one, even]) == 0.5, "equal scores count by their mean"
+    assert best_scored([one.model_copy(update={"score": None}), two]) == 0, "a score of -2 is better than none"
+    wide = [one.model_copy(update={"score": -2000.0}), two.model_copy(update={"score": -1999.0})]
+    assert best_scored(wide) == 0 and weighted_majority(wide) == 0.5, "both probabilities are 0"
+    assert weighted_majority([one, even]) == 0.5, "equal weights count by their mean"
     assert weighted_majority([one.model_copy(update={"score": None}), two.model_copy(update={"score": None})]) == 0.5
 
 

@@ -24,10 +24,10 @@ RIGHT, WRONG = Verdict.RIGHT, Verdict.WRONG
 
 
 def sample(key: str, verdict: Verdict, **more: Any) -> GradedSample:
-    fields = {"tokens": 5, "logprob": -1.0, "answered": None, **more}
+    fields = {"tokens": 5, "logprob": -1.0, "answered": None, "truncated": False, **more}
     return GradedSample(
         key=key, family="f", prompt="?", answer="r", reply="", reasoning=None, verdict=verdict, thinking_tokens=0, thought=False,
-        truncated=False, **fields,
+        **fields,
     )  # fmt: skip
 
 
@@ -63,6 +63,7 @@ def cascade(sure: float = 0.6, flops: tuple[float, float] | None = (2.0, 10.0)) 
         calibration=calibrate(drawn(2)),
         sure=sure,
         flops=flops,
+        fingerprints=("ab", "cd"),
     )
 
 
@@ -155,6 +156,8 @@ def test_what_cannot_be_calibrated_is_refused() -> None:
     silent = evaluation([sample(f"p{i}", RIGHT, logprob=None) for i in range(20)])
     with pytest.raises(ConfigError, match="no log-probabilities"):
         calibrate(silent)
+    cut = [*drawn(1, 12).samples, sample("c", WRONG, logprob=0.0, truncated=True)]
+    assert calibrate(evaluation(cut)) == calibrate(drawn(1, 12)), "a truncated reply has no confidence"
     ungraded = [*drawn(1, 12).samples, sample("u", Verdict.UNGRADED, logprob=None, error="refused")]
     assert calibrate(evaluation(ungraded)) == calibrate(drawn(1, 12))
 
@@ -165,7 +168,12 @@ def test_a_servers_rule_is_read_from_the_file_and_a_bad_file_is_named(tmp_path: 
     text = (tmp_path / "c.json").read_text(encoding="utf-8")
     assert Cascade.model_validate_json(text) == one
     assert read_rule(tmp_path / "c.json") == CascadeRule(
-        student="small", teacher="large", calibration=one.calibration, sure=one.sure
+        student="small",
+        teacher="large",
+        fingerprints=("ab", "cd"),
+        temperature=1.0,
+        calibration=one.calibration,
+        sure=one.sure,
     )
     with pytest.raises(DataError, match=r"none.json: the file does not exist"):
         read_rule(tmp_path / "none.json")
@@ -190,6 +198,42 @@ def test_table_and_page_show_the_points() -> None:
         assert (
             "sure=0.7" in text and ("GFLOPs per problem" in page) and page.count("<img") + page.count("<picture") >= 2
         )
+
+
+def test_failed_and_truncated_replies_go_to_the_teacher_and_ungraded_ones_are_counted() -> None:
+    one = cascade(sure=0.01)
+    changed = {
+        "p3": {"error": "refused", "verdict": Verdict.UNGRADED, "logprob": None},
+        "p4": {"truncated": True, "logprob": 0.0},
+    }
+    samples = [s.model_copy(update=changed.get(s.key, {})) for s in one.student.samples]
+    bad = one.model_copy(update={"student": one.student.model_copy(update={"samples": tuple(samples)})})
+    lowest = bad.choices()[:2]
+    assert {c.key for c in lowest} == {"p3", "p4"} and {c.confidence for c in lowest} == {0.0} and bad.ungraded == 0
+    [failed] = [c for c in lowest if c.key == "p3"]
+    assert failed.student == 0
+    lost = [s.model_copy(update={"verdict": Verdict.UNGRADED}) if s.key == "p5" else s for s in one.teacher.samples]
+    fewer = one.model_copy(update={"teacher": one.teacher.model_copy(update={"samples": tuple(lost)})})
+    assert fewer.ungraded == 1 and len(fewer.choices()) == 59
+    for text in (cascade_table(fewer), cascade_page(fewer)):
+        assert "1 of 60 problems are left out" in text
+    assert "left out" not in cascade_table(one)
+    none = [s.model_copy(update={"verdict": Verdict.UNGRADED}) for s in one.teacher.samples]
+    empty = one.model_copy(update={"teacher": one.teacher.model_copy(update={"samples": tuple(none)})})
+    with pytest.raises(DataError, match="no problem was graded for both models"):
+        empty.curve()
+
+
+def test_of_equal_confidences_none_is_first() -> None:
+    one = cascade()
+    equal = [s.model_copy(update={"logprob": -1.0 if i < 20 else -0.1}) for i, s in enumerate(one.student.samples)]
+    tied = one.model_copy(update={"student": one.student.model_copy(update={"samples": tuple(equal)})})
+    curve, choices = tied.curve(), tied.choices()
+    low = choices[:20]
+    assert len({c.confidence for c in low}) == 1
+    gain = sum(c.teacher - c.student for c in low)
+    for asked in (1, 7, 20):
+        assert curve[asked].accuracy == pytest.approx(curve[0].accuracy + asked / 20 * gain / 60)
 
 
 def test_the_order_of_problems_does_not_matter() -> None:

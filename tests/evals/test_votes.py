@@ -243,7 +243,7 @@ def test_a_task_without_comparable_answers_is_refused_before_anything_is_asked()
         (("samples=4", "temperature=1", "stop_when=sure"), "stop_when=sure stops sampling for a majority"),
         (("votes=4", "temperature=1", "stop_when=sure", "verifier=x"), "stop_when=sure stops sampling for a majority"),
         (("samples=4", "temperature=1", "verifier=x"), "a verifier chooses among several samples"),
-        (("votes=4", "temperature=1", "page=x.html"), "only a cascade has a page"),
+        (("votes=4", "temperature=1", "page=x.html"), "only a cascade has the key 'page'"),
     ],
 )
 def test_bad_votes_are_refused(words: tuple[str, ...], what: str, tmp_path: Path) -> None:

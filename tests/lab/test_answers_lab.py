@@ -17,7 +17,21 @@ from rorqual.evals.evaluation import per_problem
 from rorqual.evals.verify import KNOWN
 from rorqual.evals.votes import majority, needed, stop_rule
 from rorqual.lab.answers import VERIFIER, VERIFIER_ROWS, AnswersExperiment
-from rorqual.lab.answers_report import BIG, BOUND, GREEDY, LITTLE, SCORED, STOP, VOTES, Way, cascade_of, saving, ways
+from rorqual.lab.answers_report import (
+    BIG,
+    BOUND,
+    GREEDY,
+    LITTLE,
+    SCORED,
+    STOP,
+    VOTES,
+    Way,
+    cascade_of,
+    judged,
+    saving,
+    ways,
+)
+from rorqual.lab.finding import Contrast
 from rorqual.lab.job import ExperimentJob, Train, evaluation
 from rorqual.lab.page import page_text
 from rorqual.model.load.run import read_model_config
@@ -41,9 +55,10 @@ class Small(AnswersExperiment):
     def trained(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         given: dict[str, Any] = {
             "task": self.task,
-            "steps": 10,
+            "steps": 60,
             "rows": 4,
             "row": 128,
+            "think": 0.0,
             "options": self.options,
             "seed": seed,
         }
@@ -128,6 +143,28 @@ def test_early_stopping_is_compared_with_all_votes() -> None:
     tokens, right = saving([one, one])
     assert tokens.by_seed == ((1, 0.25), (1, 0.25)) and tokens.difference == pytest.approx(-0.75)
     assert right.by_seed == ((1, 0.5), (1, 0.5))
+
+
+def test_the_verdict_allows_a_point_and_wants_thirty_percent(monkeypatch: pytest.MonkeyPatch) -> None:
+    def contrast(difference: float) -> Contrast:
+        pairs = tuple((0.0, difference + jitter) for jitter in (-1e-3, -5e-4, 0.0, 5e-4, 1e-3))
+        return Contrast(
+            question="q",
+            a=0,
+            b=difference,
+            difference=difference,
+            low=difference - 1e-3,
+            high=difference + 1e-3,
+            by_seed=pairs,
+        )
+
+    for tokens, right, verdict in (
+        (-0.35, -0.004, "holds"),
+        (-0.25, 0.0, "does not hold"),
+        (-0.35, -0.03, "does not hold"),
+        (-0.3, 0.0, "open"),
+    ):
+        assert judged(contrast(tokens), contrast(right)) == verdict
 
 
 def test_the_conclusion_in_small(places: dict[int, Path]) -> None:

@@ -86,6 +86,7 @@ def test_the_conclusion_in_small(places: dict[int, Path]) -> None:
     assert [b for _, b in shorter(where).by_seed] == pytest.approx([a / b for a, b in zip(*means, strict=True)])
     plain = [fmean(map(is_right, evaluation(p, evaluated(PLAIN, EFFORTS[-1])).samples)) for p in where]
     assert [a for a, _ in accurate(where).by_seed] == pytest.approx(plain)
+    assert accurate(where).question == "right at effort 100: without, then with penalty"
     assert finding.verdict == "open" and len(finding.tables[0].rows) == 9
     assert "Accuracy over tokens" in page_text(finding)
     labels = [series.label for series in finding.charts[0].series]

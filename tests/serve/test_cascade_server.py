@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,9 @@ from test_serve_options import told
 from rorqual.cli.measure import models_of
 from rorqual.cli.serving import start as start_here
 from rorqual.core.errors import ConfigError, RorqualError
-from rorqual.core.records import Message
+from rorqual.core.records import Message, RunDir
+from rorqual.data.fingerprint import fingerprint
+from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Engine, Request, SamplingParams
 from rorqual.evals.calibration import Calibration
 from rorqual.evals.cascade import Cascade
@@ -23,19 +29,31 @@ from rorqual.evals.evaluation import Evaluation
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 SLOPE, INTERCEPT = 2.0, 1.5
 PROMPTS = [f"{word} {number}" for word in ("add", "swap", "what is") for number in range(4)]
-PARAMS = SamplingParams(max_tokens=6)
+STOPS = tuple(range(40, 264, 14))
+PARAMS = SamplingParams(max_tokens=60, stop_token_ids=STOPS)
 
 
-def calibration_file(path: Path, student: Path, teacher: Path, signal: Any = "logprob", sure: float = 0.5) -> Path:
+def calibration_file(
+    path: Path, student: Path, teacher: Path, signal: Any = "logprob", sure: float = 0.5, temperature: float = 0.0
+) -> Path:
     """The result of an evaluation of a cascade, without answers, because a server reads none."""
 
     def empty(model: Path) -> Evaluation:
+        sampling = SamplingParams(temperature=temperature)
         return Evaluation(
-            task="t", model=str(model), split="test", seed=0, count=1, per_family=False, thinking="auto", params=PARAMS, samples=(),
+            task="t", model=str(model), split="test", seed=0, count=1, per_family=False, thinking="auto", params=sampling, samples=(),
         )  # fmt: skip
 
     calibration = Calibration(signal=signal, slope=SLOPE, intercept=INTERCEPT)
-    Cascade(student=empty(student), teacher=empty(teacher), calibration=calibration, sure=sure).save(path)
+    found = [RunDir(run) for run in (student, teacher)]
+    prints = tuple(fingerprint(run, run.checkpoint()) if run.config_file.is_file() else "" for run in found)
+    Cascade(
+        student=empty(student),
+        teacher=empty(teacher),
+        calibration=calibration,
+        sure=sure,
+        fingerprints=(prints[0], prints[1]),
+    ).save(path)
     return path
 
 
@@ -55,7 +73,12 @@ def replies(runs: tuple[Path, Path]) -> dict[str, list[Any]]:
 @pytest.fixture(scope="module")
 def chances(replies: dict[str, list[Any]]) -> list[float]:
     calibration = Calibration(signal="logprob", slope=SLOPE, intercept=INTERCEPT)
-    return [calibration.probability(sum(c.logprobs) / len(c.logprobs)) for c in replies["little"]]
+    found = [
+        calibration.probability(sum(c.logprobs) / len(c.logprobs)) if c.finish_reason == "stop" else 0.0
+        for c in replies["little"]
+    ]
+    assert 0.0 in found, "a truncated reply is never kept"
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +108,15 @@ def server(runs: tuple[Path, Path], sure: float, tmp_path_factory: pytest.TempPa
     assert "Traceback" not in running.log.read_text(encoding="utf-8")
 
 
+def body(prompt: str) -> dict[str, Any]:
+    """A request with the sampling of the calibration, which is the default."""
+    messages = [{"role": "user", "content": prompt}]
+    return {"model": "cascade", "messages": messages, "max_tokens": 60, "stop_token_ids": STOPS}
+
+
 def ask(server: Server, prompt: str, **more: Any) -> dict[str, Any]:
-    body = {"model": "cascade", "messages": [{"role": "user", "content": prompt}], "temperature": 0, "max_tokens": 6}
     with server.client as client:
-        found: dict[str, Any] = client.post(CHAT, json=body | more).json()
+        found: dict[str, Any] = client.post(CHAT, json=body(prompt) | more).json()
     return found
 
 
@@ -109,7 +137,8 @@ def test_the_teacher_answers_where_the_student_is_not_sure(
         assert by[-1] == ("little" if kept else "large")
         expected = little if kept else large
         message = found["choices"][0]["message"]
-        assert (message["content"], message.get("reasoning_content")) == (expected.text, expected.reasoning)
+        ids = expected.token_ids[:-1] if expected.token_ids[-1] in STOPS else expected.token_ids
+        assert message["content"] == Tokenizer.byte_level().decode(ids) and not message.get("reasoning_content")
         assert usage["completion_tokens"] == len(expected.token_ids)
         assert ("student_usage" in cascade) == (not kept)
         spent += usage["completion_tokens"]
@@ -124,14 +153,10 @@ def test_the_teacher_answers_where_the_student_is_not_sure(
 def test_a_stream_gives_the_same_answer_and_usage(server: Server) -> None:
     for prompt in PROMPTS:
         whole = ask(server, prompt)
-        body = {
-            "model": "cascade",
-            "messages": [{"role": "user", "content": prompt}],
-            "temperature": 0,
-            "max_tokens": 6,
-        }
         with server.client as client:
-            text = client.post(CHAT, json=body | {"stream": True, "stream_options": {"include_usage": True}}).text
+            text = client.post(
+                CHAT, json=body(prompt) | {"stream": True, "stream_options": {"include_usage": True}}
+            ).text
         events = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
         deltas = [choice["delta"] for event in events for choice in event["choices"]]
         message = whole["choices"][0]["message"]
@@ -159,13 +184,15 @@ def test_what_a_cascade_cannot_do(server: Server) -> None:
 
 
 def test_options_reach_the_teacher(runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = calibration_file(tmp_path / "c.json", *runs, sure=0.7)
+    file = calibration_file(tmp_path / "c.json", *runs, sure=0.7, temperature=0.5)
     model = f"cascade={runs[0]},{runs[1]}"
     words = [f"keys={tmp_path / 'k'}", f"calibration={file}", "slots=3", f"cache_dir={tmp_path / 'cache'}"]
     for more, sure in (([], 0.7), (["sure=0.25"], 0.25), (["sure=0"], 0.0)):
         page, _ = told(model, [*words, *more], monkeypatch)  # type: ignore[arg-type]
         service, teacher = page.service, page.service.teacher
         assert teacher is not None and teacher.sure == sure
+        assert service.defaults.temperature == teacher.service.defaults.temperature == 0.5, "that of the evaluation"
+        assert teacher.service.chat is not service.chat
         assert teacher.calibration == Calibration(signal="logprob", slope=SLOPE, intercept=INTERCEPT)
         arguments = [one.bridge.arguments for one in (service, teacher.service)]
         assert [one.run for one in arguments] == [str(run) for run in runs]
@@ -188,7 +215,7 @@ def test_bad_cascades_are_refused_before_anything_starts(runs: tuple[Path, Path]
     bad: list[tuple[str, list[str], str]] = [
         (both, [], "a cascade needs a calibration"),
         (both, [f"calibration={tmp_path / 'none.json'}"], "the file does not exist"),
-        (both, [f"calibration={turned}"], "the calibration is for cascade="),
+        (both, [f"calibration={turned}"], "the calibration is for other checkpoints"),
         (both, [f"calibration={votes}"], "the calibration is by votes"),
         (both, [f"calibration={good}", f"rollout_dir={tmp_path / 'w'}"], "a cascade gives no rollouts"),
         (both, [f"calibration={good}", "sure=1.5"], "key 'sure'"),
@@ -213,3 +240,80 @@ def test_names_of_a_cascade() -> None:
     assert models_of("a, http://b:1") == ("a", "http://b:1")
     with pytest.raises(ConfigError, match="'a,' names 1 models"):
         models_of("a,")
+
+
+def test_both_engines_are_watched_and_stopped(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    """Of the two engines, whichever is dead makes the server unhealthy; both restart, and both end with the server."""
+    server = cascade_server(runs, tmp_path, "sure=1")
+    engines = children(server)
+    assert len(engines) == 2
+    for dead in engines:
+        os.kill(dead, signal.SIGKILL)
+        seen = set[int]()
+        end = time.monotonic() + 120
+        with server.client as client:
+            while time.monotonic() < end and not (503 in seen and client.get("/health").status_code == 200):
+                seen.add(client.get("/health").status_code)
+                time.sleep(0.02)
+        assert 503 in seen
+    assert server.metric("engine_restarts_total") == 2
+    now = children(server)
+    assert stop(server) == 0
+    assert not any(Path(f"/proc/{engine}/cmdline").exists() and alive(engine) for engine in now)
+
+
+def test_a_held_stream_shows_that_it_is_alive_and_survives_the_students_death(
+    runs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Until the student's reply is complete, comments are sent and no text; an engine that dies meanwhile starts again."""
+    server = cascade_server(runs, tmp_path, "sure=0")
+    student = server.engine()
+    os.kill(student, signal.SIGSTOP)
+    asked = body(PROMPTS[0]) | {"stream": True, "max_tokens": 4, "stop_token_ids": list(range(40, 56))}
+    text, killed = "", False
+    with server.client as client, client.stream("POST", CHAT, json=asked) as response:
+        for part in response.iter_text():
+            text += part
+            if not killed and ": still here" in text:
+                assert "data:" not in text
+                os.kill(student, signal.SIGKILL)
+                killed = True
+    assert killed and text.rstrip().endswith("data: [DONE]") and '"error"' not in text
+    assert stop(server) == 0
+
+
+def test_a_full_teacher_refuses_before_the_student_generates(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    server = cascade_server(runs, tmp_path, "sure=1", "queue=1", "hang=3600")
+    teacher = next(pid for pid in children(server) if pid != server.engine())
+    os.kill(teacher, signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(ask, server, PROMPTS[0])
+        try:
+            kind = r'tokens_total\{tenant="default",kind="completion"\}'
+            end = time.monotonic() + 60
+            while not server.metric(kind, 0) and time.monotonic() < end:
+                time.sleep(0.05)
+            spent = server.metric(kind, 0)
+            assert spent > 0, "the student has answered the first request"
+            for _ in range(3):
+                assert ask(server, PROMPTS[1])["error"]["code"] == "queue_full"
+            assert server.metric(kind, 0) == spent
+        finally:
+            os.kill(teacher, signal.SIGCONT)
+        assert first.result()["usage"]["cascade"]["answered_by"] == "large"
+    assert stop(server) == 0
+
+
+def cascade_server(runs: tuple[Path, Path], folder: Path, *words: str) -> Server:
+    file = calibration_file(folder / "c.json", *runs)
+    model = Path(f"cascade={runs[0]},{runs[1]}")
+    return start(model, folder / "keys.json", folder / "log", "port=0", f"calibration={file}", "ui=false", *words)
+
+
+def children(server: Server) -> list[int]:
+    text = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text(encoding="ascii")
+    return [int(pid) for pid in text.split()]
+
+
+def alive(pid: int) -> bool:
+    return "Z" not in Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0]

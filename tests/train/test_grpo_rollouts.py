@@ -153,12 +153,11 @@ def test_each_effort_has_its_own_groups_its_own_penalty_and_its_own_prompt(base:
         assert len(asked) == sum(len(line["samples"]) for line in own)
 
 
-def test_dynamic_sampling_wants_as_many_groups_as_there_are_problems_and_efforts(base: Path, tmp_path: Path) -> None:
-    penalty = {"efforts": [20, 80], "tokens": 12}
-    run = run_with(base, 1, problems=30, samples=2, max_num_gen_batches=2, length_penalty=penalty)
-    (short,) = watch(run, tmp_path / "short")
-    assert "of 120 groups in 2 draws have both rewards; 60 were requested" in short.notes[0]
-    assert short.metrics["gen_batches"] == 2
+def test_a_length_penalty_and_dynamic_sampling_exclude_each_other() -> None:
+    given = {"task": "families:add", "length_penalty": {"efforts": [20, 80]}}
+    with pytest.raises(ValidationError, match="length_penalty needs max_num_gen_batches=1"):
+        RolloutConfig.model_validate(given | {"max_num_gen_batches": 2})
+    assert RolloutConfig.model_validate({"task": "families:add", "max_num_gen_batches": 2}).efforts == (None,)
 
 
 @pytest.mark.parametrize(

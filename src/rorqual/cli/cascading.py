@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from rorqual.cli.evaluating import answers
+from rorqual.cli.evaluating import opened
 from rorqual.cli.measure import REMOTE, EvalSettings
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
-from rorqual.evals.cascade import Cascade, calibrate
-from rorqual.evals.evaluation import Evaluation
-from rorqual.evals.run import pick
+from rorqual.data.fingerprint import fingerprint
+from rorqual.evals.cascade import FEWEST, Cascade, calibrate
+from rorqual.evals.run import evaluate, pick
 from rorqual.model.account import account
 from rorqual.model.load.run import read_model_config
 from rorqual.tasks.base import Task
 
+DEFAULT_SURE = 0.8
 OTHER_WAYS = ("best_of", "verifier", "verifier_data", "refine")
 """Settings of other ways to get an answer, which a cascade does not use."""
 
@@ -28,8 +28,38 @@ def measure_cascade(
     """Evaluate the cascade and save it in `file`. Answers are kept next to `file` until then, so the same command resumes.
 
     The student answers `settings.count` problems of the dev split for the calibration, and then the problems of `settings.split`. The
-    teacher answers the latter once each.
+    teacher answers the latter once each, greedily if the student votes.
     """
+    _check(models, settings)
+    pick(
+        task, "dev", settings.count, settings.seed, settings.per_family
+    )  # an empty dev split is refused before the first answer
+    student, teacher = models
+    asked = settings.asked()
+    once = replace(asked["params"], n=1, temperature=0.0) if settings.votes else asked["params"]
+    prints = [fingerprint(RunDir(Path(one)), RunDir(Path(one)).checkpoint()) if is_run(one) else "" for one in models]
+    with opened(student, settings, file) as little, opened(teacher, settings, file) as large:
+        dev = evaluate(little, task, progress=progress, model=student, **asked | {"split": "dev"})
+        result = Cascade(
+            calibration=calibrate(dev),
+            student=evaluate(little, task, progress=progress, model=student, **asked),
+            teacher=evaluate(large, task, progress=progress, model=teacher, **asked | {"votes": False, "params": once}),
+            sure=DEFAULT_SURE if settings.sure is None else settings.sure,
+            flops=(_flops(student), _flops(teacher)) if all(map(is_run, models)) else None,
+            fingerprints=(prints[0], prints[1]),
+        )
+        if file is not None:
+            result.save(file)
+    return result
+
+
+def is_run(model: str) -> bool:
+    """Return whether the name of a model is a run's folder, not a server's address."""
+    return not model.startswith(REMOTE)
+
+
+def _check(models: tuple[str, str], settings: EvalSettings) -> None:
+    """Raise ConfigError for settings that a cascade cannot use, and for missing runs, before the first answer."""
     if settings.split == "dev":
         raise ConfigError(
             "the student's confidence is calibrated on the dev split", where="split=dev", remedy="Give split=test."
@@ -41,34 +71,26 @@ def measure_cascade(
             where="command line",
             remedy="Leave it out. votes=N gives the student's confidence by votes.",
         )
-    for model in models:
-        if not model.startswith(REMOTE):
-            RunDir(Path(model)).checkpoint()  # a missing run is refused before the first answer
-    asked = settings.asked()
-    once = {"votes": False, "params": replace(asked["params"], n=1)}
-    pick(
-        task, "dev", settings.count, settings.seed, settings.per_family
-    )  # an empty dev split is refused before the first answer
-    student, teacher = models
-    kept: set[Path] = set()
-
-    def evaluated(model: str, **changes: Any) -> Evaluation:
-        return answers(model, settings, task, file, progress, {**asked, **changes}, kept=kept)
-
-    dev = evaluated(student, split="dev")
-    calibration = calibrate(dev)
-    result = Cascade(
-        student=evaluated(student),
-        teacher=evaluated(teacher, **once),
-        calibration=calibration,
-        sure=settings.sure,
-        flops=None if any(model.startswith(REMOTE) for model in models) else (_flops(student), _flops(teacher)),
-    )
-    if file is not None:
-        result.save(file)
-        for path in kept:
-            path.unlink(missing_ok=True)
-    return result
+    if not is_run(models[0]) and (is_run(models[1]) and not settings.votes):
+        raise ConfigError(
+            "a server returns no log-probabilities, so there is no confidence",
+            where=models[0],
+            remedy="Give votes=N and temperature=1, or a run as the student.",
+        )
+    if not any(map(is_run, models)):
+        raise ConfigError(
+            "only one of the two models may be a server, because model= and the API key are for one server",
+            where=models[1],
+            remedy="Give a run's folder for the other.",
+        )
+    if settings.count < FEWEST:
+        raise ConfigError(
+            f"count={settings.count} is too few for a calibration",
+            where="key 'count'",
+            remedy=f"Give count={FEWEST} or more.",
+        )
+    for model in filter(is_run, models):
+        RunDir(Path(model)).checkpoint()
 
 
 def _flops(run: str) -> float:

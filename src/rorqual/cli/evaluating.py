@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 import rorqual
+from rorqual.cli.machine import cores
 from rorqual.cli.measure import REMOTE, EvalSettings, generator
 from rorqual.core.records import RunDir
-from rorqual.data.chat.find import TEMPLATE_FILE
+from rorqual.data.fingerprint import fingerprint
 from rorqual.engine.engine import Engine
 from rorqual.engine.weights import ROUNDING
 from rorqual.evals import run
@@ -24,49 +25,39 @@ from rorqual.ops.backends import arithmetic_of
 from rorqual.tasks.base import Task
 
 T = TypeVar("T")
-NO_WEIGHTS = frozenset({"optim.safetensors", "state.json"})
-"""Checkpoint files that only training reads. The files contain no model weights, so the fingerprint ignores them."""
 
 
 def measure(
     model: str, settings: EvalSettings, task: Task, file: Path | None, progress: Callable[[int, int], None]
 ) -> Evaluation:
-    """Evaluate `model` on `task` and save the result in `file`."""
+    """Evaluate `model` on `task` and save the result in `file`.
+
+    During the evaluation, answers are saved in an answer cache next to `file`. After an interruption, the same command
+    continues with the cached answers.
+    """
     judge = verifier(settings) if settings.verifier else None
-    evaluation = answers(model, settings, task, file, progress, settings.asked(), judge)
-    if settings.verifier_data:
-        rows = write_training_rows(evaluation, Path(settings.verifier_data))
-        _say(f"{rows:,} graded samples, to train a verifier on: {settings.verifier_data}")
+    with opened(model, settings, file) as cache:
+        evaluation = run.evaluate(cache, task, progress=progress, model=model, **settings.asked())
+        if judge is not None:
+            evaluation = scored(evaluation, judge, settings.verifier)
+        if settings.verifier_data:
+            rows = write_training_rows(evaluation, Path(settings.verifier_data))
+            _say(f"{rows:,} graded samples, to train a verifier on: {settings.verifier_data}")
+        if file is not None:
+            evaluation.save(file)
     return evaluation
 
 
-def answers(
-    model: str,
-    settings: EvalSettings,
-    task: Task,
-    file: Path | None,
-    progress: Callable[[int, int], None],
-    asked: dict[str, Any],
-    judge: Engine | None = None,
-    kept: set[Path] | None = None,
-) -> Evaluation:
-    """Evaluate `model` on `task` with the arguments `asked` of `evals.run.evaluate`, let `judge` score the samples, and save the result
-    in `file`.
-
-    During the evaluation, answers are saved in an answer cache next to `file`. After an interruption, the same command
-    continues with the cached answers. With `kept`, nothing is saved in `file`: the answers stay in the cache, whose path is added to
-    `kept`.
-    """
+@contextmanager
+def opened(model: str, settings: EvalSettings, file: Path | None) -> Iterator[AnswerCache]:
+    """Load `model` with an answer cache next to `file`. At the end, forget the answers, unless requests failed: then a later run retries
+    them. After an error, keep the answers and say where."""
     engine, identity = _load(model, settings)
     with AnswerCache(engine, file, identity) as cache:
-        if cache.count and (kept is None or cache.path not in kept):
+        if cache.count:
             _say(f"Reusing {cache.count:,} answers from {cache.path}. Remove this file to start over.")
         try:
-            evaluation = run.evaluate(cache, task, progress=progress, model=model, **asked)
-            if judge is not None:
-                evaluation = scored(evaluation, judge, settings.verifier)
-            if file is not None and kept is None:
-                evaluation.save(file)
+            yield cache
         except BaseException:
             if file is not None and cache.count:
                 _say(f"Saved {cache.count:,} answers in {cache.path}. The same command resumes from them.")
@@ -78,11 +69,8 @@ def answers(
             _say(
                 f"{len(cache.refusals):,} requests failed and are ungraded.{retry_note} The first: {cache.refusals[0]}"
             )
-        elif kept is None:
+        else:
             cache.forget()
-        elif cache.path is not None:
-            kept.add(cache.path)
-    return evaluation
 
 
 def verifier(settings: EvalSettings) -> Engine:
@@ -91,6 +79,7 @@ def verifier(settings: EvalSettings) -> Engine:
         Path(settings.verifier),
         device=settings.device,
         dtype=settings.dtype,
+        threads=settings.threads or cores(),
         record_experts=False,
         backend=settings.backend,
     )
@@ -132,15 +121,3 @@ def loaded(run: RunDir, load: Callable[[], T]) -> tuple[T, str]:
 def arithmetic() -> dict[str, Any]:
     """Return the software versions that the exact results of a local engine depend on."""
     return {"rorqual": rorqual.__version__, "torch": torch.__version__, "rounding": ROUNDING}
-
-
-def fingerprint(run: RunDir, checkpoint: Path) -> str:
-    """Return a SHA-256 of a checkpoint's weights and of the run's settings, tokenizer and optional chat template."""
-    digest = hashlib.sha256()
-    weights = (file for file in sorted(checkpoint.rglob("*")) if file.name not in NO_WEIGHTS)
-    for file in (run.config_file, run.tokenizer_file, run.path / TEMPLATE_FILE, *weights):
-        if file.is_file():
-            digest.update(f"{file.relative_to(run.path)} {file.stat().st_size}\n".encode())
-            with open(file, "rb") as opened:
-                digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()

@@ -20,6 +20,8 @@ from rorqual.tasks.base import Split
 REMOTE = ("http://", "https://")
 CASCADE = "cascade="
 """Start of the name of a cascade: cascade=STUDENT,TEACHER."""
+NEED_TASK = ("votes", "best_of", "refine", "verifier", "verifier_data", "system")
+"""Settings that have no meaning for the loss on a text."""
 Typed = BeforeValidator(lambda raw: scalar(raw) if isinstance(raw, str) else raw)
 SeedBits = Annotated[Literal[31, 64], Typed]
 """Number of bits of the random seeds that are sent to a server."""
@@ -57,7 +59,7 @@ class EvalSettings(ProblemSettings):
     - `system`: system message before each problem.
     - `refine`: number of rounds in which the model is asked to check its reply.
     - `think_budget`: maximum number of thinking tokens; 0 sets no maximum.
-    - `sure`: confidence from which on the student's answer is kept, for a cascade.
+    - `sure`: confidence from which on the student's answer is kept, for a cascade; None is 0.8.
     - `page`: file for the page of a cascade.
     - `window`: tokens per window of a text; 0 uses the model's context length.
     """
@@ -71,7 +73,7 @@ class EvalSettings(ProblemSettings):
     refine: Natural = 0
     system: str = ""
     think_budget: Natural = 0
-    sure: Share = 0.8
+    sure: Share | None = None
     page: str = ""
     window: Natural = 0
     model: str = ""
@@ -122,6 +124,14 @@ class EvalSettings(ProblemSettings):
             )
         if self.verifier and not counts:
             raise ValueError("a verifier chooses among several samples. Give best_of=N or votes=N with it.")
+        if self.verifier_data and self.split != "train":
+            raise ValueError(
+                f"verifier_data on split={self.split} would train a verifier on problems that measure it. Give split=train."
+            )
+        if self.verifier_data and self.verifier_data == self.out:
+            raise ValueError("verifier_data and out are the same file. Give two names.")
+        if not self.task and (others := [name for name in NEED_TASK if getattr(self, name)]):
+            raise ValueError(f"the key '{others[0]}' needs problems. Give task=NAME with it.")
         return self
 
 

@@ -13,6 +13,8 @@ from rorqual.cli.measure import CASCADE, REMOTE, models_of
 from rorqual.cli.settings import Placement, read
 from rorqual.core.config import Bytes, Natural, Share
 from rorqual.core.errors import ConfigError
+from rorqual.core.records import RunDir
+from rorqual.data.fingerprint import fingerprint
 from rorqual.evals.calibration import CascadeRule, read_rule
 from rorqual.serve.cors import origins
 from rorqual.serve.keys import default_file
@@ -122,7 +124,9 @@ def start(model: str, arguments: Sequence[str] | None) -> None:
     serve(
         engine,
         address,
-        CascadeArguments(other, cascade.calibration, cascade.sure if chosen.sure is None else chosen.sure),
+        CascadeArguments(
+            other, cascade.calibration, cascade.sure if chosen.sure is None else chosen.sure, cascade.temperature
+        ),
     )
 
 
@@ -141,9 +145,12 @@ def cascade_of(student: str, teacher: str, chosen: ServeSettings) -> CascadeRule
         raise ConfigError("a cascade gives no rollouts", where="key 'rollout_dir'", remedy="Serve one run.")
     cascade = read_rule(Path(chosen.calibration))
     measured = [cascade.student, cascade.teacher]
-    if [Path(model).resolve().name for model in measured] != [Path(run).resolve().name for run in (student, teacher)]:
+    prints = tuple(fingerprint(run, run.checkpoint()) for run in (RunDir(Path(student)), RunDir(Path(teacher))))
+    if prints != cascade.fingerprints:
         raise ConfigError(
-            f"the calibration is for {CASCADE}{','.join(measured)}", where=chosen.calibration, remedy=remedy
+            f"the calibration is for other checkpoints: those of {CASCADE}{','.join(measured)} at that time",
+            where=chosen.calibration,
+            remedy=remedy,
         )
     if cascade.calibration.signal != "logprob":
         raise ConfigError(

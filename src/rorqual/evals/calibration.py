@@ -16,6 +16,11 @@ from rorqual.core.errors import DataError
 Signal = Literal["votes", "logprob"]
 
 
+def sigmoid(z: float) -> float:
+    """Return 1 / (1 + exp(-z)), without an overflow for any z."""
+    return 1 / (1 + math.exp(-z)) if z >= 0 else math.exp(z) / (1 + math.exp(z))
+
+
 class Calibration(Config):
     """The probability that an answer is right, as a function of the student's signal: 1 / (1 + exp(-(slope x + intercept)))."""
 
@@ -25,16 +30,17 @@ class Calibration(Config):
 
     def probability(self, x: float) -> float:
         """Return the probability that an answer with signal `x` is right."""
-        z = self.slope * x + self.intercept
-        return 1 / (1 + math.exp(-z)) if z >= 0 else math.exp(z) / (1 + math.exp(z))
+        return sigmoid(self.slope * x + self.intercept)
 
 
 class CascadeRule(Config):
-    """The parts of a cascade's result that a server needs: the names of both models, the calibration, and the smallest confidence at
-    which the student's answer is kept."""
+    """The parts of a cascade's result that a server needs: the names and fingerprints of both models, the calibration, the smallest
+    confidence at which the student's answer is kept, and the temperature of the evaluation."""
 
     student: str
     teacher: str
+    fingerprints: tuple[str, str]
+    temperature: float
     calibration: Calibration
     sure: float
 
@@ -45,7 +51,14 @@ def read_rule(path: Path) -> CascadeRule:
     try:
         data = json.loads(path.read_bytes())
         student, teacher = data["student"]["model"], data["teacher"]["model"]
-        rule = {"student": student, "teacher": teacher, "calibration": data["calibration"], "sure": data["sure"]}
+        rule = {
+            "student": student,
+            "teacher": teacher,
+            "fingerprints": data["fingerprints"],
+            "temperature": data["student"]["params"]["temperature"],
+            "calibration": data["calibration"],
+            "sure": data["sure"],
+        }
     except FileNotFoundError:
         raise DataError("the file does not exist", where=str(path), remedy=remedy) from None
     except ValueError as error:

@@ -15,13 +15,15 @@ from pathlib import Path
 import numpy as np
 
 from rorqual.core.config import Config
-from rorqual.core.errors import ConfigError
+from rorqual.core.errors import ConfigError, DataError
 from rorqual.core.records import write_json
 from rorqual.evals.calibration import Calibration, Signal
 from rorqual.evals.evaluation import Evaluation, GradedSample
 from rorqual.evals.stats import Interval, wilson
 from rorqual.evals.votes import Group, majority
 
+FEWEST = 10
+"""Smallest number of graded answers for a calibration."""
 BINS = 5
 """Number of bins of a calibration table, with equally many problems each."""
 
@@ -29,7 +31,7 @@ BINS = 5
 @dataclass(frozen=True)
 class CascadeChoice:
     """One problem of a cascade: the student's confidence, whether student and teacher are right (0 to 1, because of ties), and the
-    tokens that each generated."""
+    tokens that each generated. A failed or truncated reply of the student has confidence 0."""
 
     key: str
     confidence: float
@@ -67,37 +69,53 @@ class CalibrationBin:
 
 class Cascade(Config):
     """The evaluations of student and teacher on the same problems, and the calibration. `sure` is the confidence from which on the
-    student's answer is kept. `flops` holds the FLOPs per generated token of student and teacher, if both are known."""
+    student's answer is kept. `flops` holds the FLOPs per generated token of student and teacher, if both are known. `fingerprints`
+    identify the checkpoints of both models; a server has "".
+    """
 
     student: Evaluation
     teacher: Evaluation
     calibration: Calibration
     sure: float
     flops: tuple[float, float] | None = None
+    fingerprints: tuple[str, str] = ("", "")
 
     def save(self, path: Path) -> None:
         """Write the cascade as JSON, atomically."""
         write_json(path, self.model_dump(mode="json"))
 
     def choices(self) -> list[CascadeChoice]:
-        """Return all problems that both models answered and that were graded, from the lowest to the highest confidence."""
+        """Return all problems that are graded, from the lowest to the highest confidence. Raises DataError if there are none."""
         teacher = grouped(self.teacher)
         found = []
         for key, group in grouped(self.student).items():
-            student, other = accuracy(group), accuracy(teacher[key])
+            failed = bool(group[0].error)
+            student, other = 0.0 if failed else accuracy(group), accuracy(teacher[key])
             if student is not None and other is not None:
-                confidence = self.calibration.probability(signal_of(group, self.calibration.signal))
+                unsure = failed or (self.calibration.signal == "logprob" and group[0].truncated)
+                confidence = 0.0 if unsure else self.calibration.probability(signal_of(group, self.calibration.signal))
                 found.append(CascadeChoice(key, confidence, student, other, _tokens(group), _tokens(teacher[key])))
+        if not found:
+            raise DataError(
+                "no problem was graded for both models", where="cascade", remedy="Look at the errors of the replies."
+            )
         return sorted(found, key=lambda choice: choice.confidence)
 
+    @property
+    def ungraded(self) -> int:
+        """Number of problems that are left out, because a reply of either model could not be graded."""
+        return len(self.student.keys) - len(self.choices())
+
     def point(self, asked: int, choices: Sequence[CascadeChoice]) -> CascadePoint:
-        """Return the result if the teacher answers the `asked` problems of the lowest confidence."""
-        right = sum(choice.teacher for choice in choices[:asked]) + sum(choice.student for choice in choices[asked:])
+        """Return the result if the teacher answers the `asked` problems of the lowest confidence. Of problems with equal confidence,
+        the expectation of a random choice counts."""
         count, share = len(choices), asked / len(choices)
+        shares = asked_shares(asked, choices)
+        right = sum(part * c.teacher + (1 - part) * c.student for c, part in zip(choices, shares, strict=True))
         student, teacher = (sum(getattr(choice, name) for choice in choices) / count for name in ("student", "teacher"))
         tokens = (
             sum(choice.student_tokens for choice in choices) / count,
-            sum(choice.teacher_tokens for choice in choices[:asked]) / count,
+            sum(part * choice.teacher_tokens for choice, part in zip(choices, shares, strict=True)) / count,
         )
         flops = None if self.flops is None else sum(a * b for a, b in zip(tokens, self.flops, strict=True))
         at_random = (1 - share) * student + share * teacher
@@ -142,6 +160,16 @@ class Cascade(Config):
         ]
 
 
+def asked_shares(asked: int, choices: Sequence[CascadeChoice]) -> list[float]:
+    """Return the probability that the teacher answers each problem, if it answers the `asked` of the lowest confidence."""
+    if not asked:
+        return [0.0] * len(choices)
+    last = choices[asked - 1].confidence
+    below = sum(choice.confidence < last for choice in choices)
+    level = sum(choice.confidence == last for choice in choices)
+    return [1.0 if c.confidence < last else (asked - below) / level if c.confidence == last else 0.0 for c in choices]
+
+
 def grouped(evaluation: Evaluation) -> dict[str, list[GradedSample]]:
     """Return the samples of each problem, by key."""
     groups: dict[str, list[GradedSample]] = {}
@@ -158,15 +186,12 @@ def accuracy(group: Group) -> float | None:
 def signal_of(group: Group, signal: Signal) -> float:
     """Return the share of votes for the leading answer (0 without answers), or the mean log-probability of the first sample.
 
-    A sample without a reply, because of an error, has the lowest signal. Raises ConfigError if the generator returned no
-    log-probabilities.
+    Raises ConfigError if the generator returned no log-probabilities.
     """
     if signal == "votes":
         answers = [sample.answered for sample in group if sample.answered is not None]
         return max((answers.count(answer) for answer in answers), default=0) / len(group)
     if group[0].logprob is None:
-        if group[0].error:
-            return -1e6
         raise ConfigError(
             "the student's replies have no log-probabilities, so there is no confidence",
             where="cascade",
@@ -178,16 +203,18 @@ def signal_of(group: Group, signal: Signal) -> float:
 def calibrate(evaluation: Evaluation) -> Calibration:
     """Fit the calibration on the student's graded answers, with Platt's targets (N+ + 1) / (N+ + 2) and 1 / (N- + 2).
 
-    Raises ConfigError if there are fewer than ten graded answers, or if all signals are equal.
+    Raises ConfigError if there are fewer than `FEWEST` graded answers, or if all signals are equal.
     """
     signal: Signal = "votes" if evaluation.params.n > 1 else "logprob"
     pairs = [
         (signal_of(group, signal), right)
         for group in grouped(evaluation).values()
-        if (right := accuracy(group)) is not None and not group[0].error
+        if (right := accuracy(group)) is not None
+        and not group[0].error
+        and not (signal == "logprob" and group[0].truncated)
     ]
     x, y = np.array(pairs, float).reshape(-1, 2).T
-    if len(x) < 10 or np.ptp(x) == 0:
+    if len(x) < FEWEST or np.ptp(x) == 0:
         raise ConfigError(
             f"{len(x)} graded answers of the dev split, with {len(np.unique(x))} different signals, do not give a calibration",
             where="cascade",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from html import escape
 
 from matplotlib.figure import Figure
 
@@ -64,10 +63,18 @@ def cascade_table(cascade: Cascade) -> str:
     """Return both tables as text."""
     title = f"cascade of {cascade.student.model} and {cascade.teacher.model}: {cascade.student.task}, {cascade.student.split}"
     calibration = f"confidence of the student, calibrated on the dev split by its {SIGNALS[cascade.calibration.signal]}"
+    parts = [
+        render(title, HEADS, rows(cascade), text_columns=1),
+        render(calibration, BIN_HEADS, bin_rows(cascade), text_columns=0),
+        *([ungraded_note(cascade)] if cascade.ungraded else []),
+    ]
+    return "\n".join(parts)
+
+
+def ungraded_note(cascade: Cascade) -> str:
+    """State how many problems are left out."""
     return (
-        render(title, HEADS, rows(cascade), text_columns=1)
-        + "\n"
-        + render(calibration, BIN_HEADS, bin_rows(cascade), text_columns=0)
+        f"{cascade.ungraded} of {len(cascade.student.keys)} problems are left out, because a reply could not be graded."
     )
 
 
@@ -86,6 +93,7 @@ def cascade_page(cascade: Cascade) -> str:
         ),
         "</header>",
         *(html.figure(picture, png(picture, LIGHT), png(picture, DARK)) for picture in pictures),
+        *([html.para(ungraded_note(cascade), "note")] if cascade.ungraded else []),
         html.section("points", "Accuracy and cost", html.table("points", HEADS, [("", rows(cascade))])),
         html.section(
             "calibration",
@@ -93,9 +101,7 @@ def cascade_page(cascade: Cascade) -> str:
             html.table("calibration", ("", *BIN_HEADS), [("", [("", *row) for row in bin_rows(cascade)])]),
         ),
     ]
-    return html.page(
-        f"Rorqual: cascade of {escape(cascade.student.model)} and {escape(cascade.teacher.model)}", "\n".join(body)
-    )
+    return html.page(f"Rorqual: cascade of {cascade.student.model} and {cascade.teacher.model}", "\n".join(body))
 
 
 def curve_picture(cascade: Cascade) -> Picture:

@@ -202,7 +202,15 @@ class _Sampler:
             for reply in (*sample.earlier, sample):
                 talk += [Message("assistant", reply.reply, reasoning=reply.reasoning), Message("user", CHECK)]
             wave.append(replace(request, messages=tuple(talk)))
-        found = self._graded(numbers, wave, len(before) * self.rounds)
+        try:
+            found = self._graded(numbers, wave, len(before) * self.rounds)
+        except DataError as error:
+            raise DataError(
+                f"a reply cannot be checked: {error.what}",
+                where=f"refine, round {1 + len(before[0].earlier)}",
+                remedy="A conversation must fit into the model's context. Use fewer rounds, a smaller max_tokens, or a model that was "
+                "trained with a larger row.",
+            ) from None
         result: list[list[GradedSample]] = [[] for _ in groups]
         for number, sample, [new] in zip(numbers, before, found, strict=True):
             alone = sample.model_copy(update={"earlier": ()})

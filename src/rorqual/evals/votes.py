@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rorqual.core.records import StopWhen
+from rorqual.evals.calibration import sigmoid
 from rorqual.evals.evaluation import Evaluation, GradedSample
 from rorqual.evals.stats import Interval, wilson
 from rorqual.tasks.base import Verdict
@@ -99,11 +100,14 @@ def weighted_majority(group: Group) -> float | None:
     weights: dict[str, float] = {}
     for sample in group:
         if sample.answered is not None and sample.score is not None:
-            weights[sample.answered] = weights.get(sample.answered, 0.0) + 1 / (1 + math.exp(-sample.score))
+            weights[sample.answered] = weights.get(sample.answered, 0.0) + sigmoid(sample.score)
     if not weights:
         return majority(group)
-    best = max(weights, key=weights.__getitem__)
-    return majority([sample for sample in group if sample.answered == best])
+    most = max(weights.values())
+    answers = [answer for answer, weight in weights.items() if weight == most]
+    found = [majority([sample for sample in group if sample.answered == answer]) for answer in answers]
+    known = [value for value in found if value is not None]
+    return math.fsum(known) / len(known) if known else None
 
 
 def _best(group: Group, values: Sequence[float | None]) -> float | None:

@@ -9,10 +9,10 @@ from statistics import fmean
 from typing import Any
 
 from rorqual.core.records import RunDir
-from rorqual.evals.cascade import Cascade, calibrate
+from rorqual.evals.cascade import Cascade, asked_shares, calibrate
 from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.table import percent
-from rorqual.evals.verdict import together
+from rorqual.evals.verdict import Verdict, together
 from rorqual.evals.votes import SURE, RuleResult, refine_results, rule_results
 from rorqual.lab.finding import Chart, Contrast, Series, Table, contrast_of_values
 from rorqual.lab.job import evaluation, evaluation_file
@@ -94,7 +94,8 @@ def cascade_of(place: Path) -> Cascade:
 def cascade_ways(cascade: Cascade, keys: Sequence[str]) -> dict[str, Way]:
     """Return the small model alone, and the cascade in which the teacher answers each share of `SHARES`, chosen by confidence or at
     random. A random choice counts by its expectation."""
-    choices = {choice.key: choice for choice in cascade.choices()}
+    ranked = cascade.choices()
+    choices = {choice.key: choice for choice in ranked}
     order = [choices[key] for key in keys]
     assert cascade.flops is not None
     little, big = cascade.flops
@@ -110,9 +111,10 @@ def cascade_ways(cascade: Cascade, keys: Sequence[str]) -> dict[str, Way]:
 
     found = {"small model": way({})}
     for share in SHARES:
-        least = list(choices)[: round(share * len(order))]
-        found[f"cascade, {share:.0%} to the large model"] = way(dict.fromkeys(least, 1.0))
-        found[f"cascade, {share:.0%} at random"] = way(dict.fromkeys(choices, len(least) / len(order)))
+        asked = round(share * len(order))
+        chosen = dict(zip(choices, asked_shares(asked, ranked), strict=True))
+        found[f"cascade, {share:.0%} to the large model"] = way(chosen)
+        found[f"cascade, {share:.0%} at random"] = way(dict.fromkeys(choices, asked / len(order)))
     return found
 
 
@@ -137,12 +139,17 @@ def conclusion(places: Mapping[int, Path], budgets: Sequence[int]) -> dict[str, 
         ),
     )
     return {
-        "verdict": together([saved.judge(-SAVED, "below"), kept.judge(-POINTS)]),
+        "verdict": judged(saved, kept),
         "words": texts,
         "contrasts": (saved, kept, *chosen, *against.values()),
         "tables": (ways_table(by_seed, against), families_table(places, by_seed), bins_table(places)),
         "charts": (chart(by_seed, budgets),),
     }
+
+
+def judged(saved: Contrast, kept: Contrast) -> Verdict:
+    """Return the verdict on early stopping, from the contrasts of tokens and of accuracy."""
+    return together([saved.judge(-SAVED, "below"), kept.judge(-POINTS)])
 
 
 def compared(by_seed: Sequence[Ways], a: str, b: str) -> Contrast:

@@ -165,14 +165,16 @@ def by_document(values: Array, hard: NDArray[np.bool_], document: Array) -> Arra
 
 
 def by_pair(values: Array, hard: Array, families: Array) -> Array:
-    """Return the value of the i-th hard problem of each family minus that of its i-th easy problem, and NaN for problems without
-    a partner."""
-    differences = np.full(len(values), np.nan)
+    """Return the value of the i-th hard problem of each family minus that of its i-th easy problem, family by family.
+
+    A permutation within families leaves the number of pairs as it is, so the pairs keep their places.
+    """
+    differences = []
     for family in np.unique(families):
         sides = [np.flatnonzero((families == family) & (hard == level)) for level in (1, 0)]
         pairs = min(map(len, sides))
-        differences[sides[0][:pairs]] = values[sides[0][:pairs]] - values[sides[1][:pairs]]
-    return differences
+        differences.append(values[sides[0][:pairs]] - values[sides[1][:pairs]])
+    return np.concatenate(differences)
 
 
 def _both(compare: Any, difficulty: Array, groups: Array, rng: np.random.Generator) -> dict[str, list[float]]:

@@ -6,23 +6,25 @@ or the reply runs in the tenant's thread, because all streams share the event lo
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Generic, TypeVar
 
 from fastapi import Request, Response
 
-from rorqual.data.chat.stream import Piece
+from rorqual.data.chat.stream import Piece, ToolDelta
 from rorqual.serve.bodies import body_of
 from rorqual.serve.errors import ApiError
 from rorqual.serve.exchange import (
     COMMENT,
     DONE,
+    PROBE,
     EventStream,
     Sliced,
     event,
@@ -136,7 +138,7 @@ def _prepare(service: Service, schema: type[W], kind: type[Shape[W]], parts: lis
             service.check_size(texts, param, info)
         asks = shape.asks()
         service.check_total(asks, "prompt")
-        _check_logprobs(wanted, asks)
+        _check_logprobs(wanted, asks, held=service.teacher is not None)
         prepared = Prepared(shape, [pack(ask) for ask in asks], wanted.bound, [*ignored, *shape.ignored()])
         shape.forget()
         return prepared
@@ -144,10 +146,10 @@ def _prepare(service: Service, schema: type[W], kind: type[Shape[W]], parts: lis
         return error.alone()
 
 
-def _check_logprobs(wanted: Sampling, asks: list[EngineRequest]) -> None:
-    """Raise ApiError if a complete response would have too many log-probabilities. Complete responses are held in memory."""
+def _check_logprobs(wanted: Sampling, asks: list[EngineRequest], *, held: bool) -> None:
+    """Raise ApiError if a response that is held in memory would have too many log-probabilities. Only a stream is not `held`."""
     count = sum(ask.params.n * ask.params.max_tokens for ask in asks) * (1 + (wanted.top or 0))
-    if wanted.top is not None and not wanted.stream and count > MAX_VALUES:
+    if wanted.top is not None and (held or not wanted.stream) and count > MAX_VALUES:
         unit = "log-probabilities in one response (n * max_tokens * (1 + top_logprobs))"
         raise too_large("logprobs", count, unit, MAX_VALUES, "Lower max_tokens, or set stream: true.")
 
@@ -157,24 +159,37 @@ async def answer(request: Request, schema: type[W], kind: type[Shape[W]]) -> Res
     tenant: str = request.state.tenant
     service: Service = request.app.state.service
     teacher = service.teacher if kind.cascades else None
-    body = b""
-    with service.bridge.place(tenant):
+    services = [service] if teacher is None else [service, teacher.service]
+    with ExitStack() as places:
+        for one in services:
+            places.enter_context(one.bridge.place(tenant))
         async with body_of(request, service.max_body, service.bodies, tenant) as parts:
-            if teacher is not None:
-                body = b"".join(parts)  # the teacher has another chat format, so it needs the request again
-            work = partial(_prepare, service, schema, kind, parts)
+            work = partial(_prepare_all, services, schema, kind, parts)
             prepared = await unless_gone(request, service.run_in_thread(tenant, work))
     if isinstance(prepared, ApiError):
         raise prepared
-    headers = header_of(prepared.ignored)
-    source = (
-        _Source(request, prepared, tenant)
-        if teacher is None
-        else _CascadeSource(request, prepared, tenant, teacher, schema, kind, body)
-    )
-    if prepared.shape.wanted.stream:
+    headers = header_of(prepared[0].ignored)
+    source = _Source(request, prepared[0], tenant)
+    if teacher is not None:
+        source = _CascadeSource(request, prepared[0], prepared[1], tenant, teacher)
+    if source.shape.wanted.stream:
         return EventStream(source.events(), headers)
     return Sliced(await unless_gone(request, source.complete()), headers=headers)
+
+
+def _prepare_all(
+    services: Sequence[Service], schema: type[W], kind: type[Shape[W]], parts: list[bytes]
+) -> list[Prepared[W]] | ApiError:
+    """Prepare the request for each service, because each model has its own chat format. The first error ends it."""
+    body = b"".join(parts)
+    parts.clear()
+    found = []
+    for service in services:
+        prepared = _prepare(service, schema, kind, [body])
+        if isinstance(prepared, ApiError):
+            return prepared
+        found.append(prepared)
+    return found
 
 
 class _Source(Generic[W]):
@@ -248,58 +263,70 @@ class _Source(Generic[W]):
 
 
 class _CascadeSource(_Source[W]):
-    """The response of a cascade. The student's reply is held back until it is complete, because the teacher may replace it."""
+    """The response of a cascade. The student's reply is held back until it is complete, because the teacher may replace it.
+
+    A place in the teacher's queue is reserved meanwhile, so that a reply of the student is never generated in vain.
+    """
 
     def __init__(
-        self,
-        request: Request,
-        prepared: Prepared[W],
-        tenant: str,
-        teacher: CascadeTeacher,
-        schema: type[W],
-        kind: type[Shape[W]],
-        body: bytes,
+        self, request: Request, student: Prepared[W], teacher: Prepared[W], tenant: str, rule: CascadeTeacher
     ) -> None:
-        super().__init__(request, prepared, tenant)
-        self._teacher, self._again = teacher, partial(_prepare, teacher.service, schema, kind, [body])
+        super().__init__(request, student, tenant)
+        self._rule, self._teacher = rule, teacher
 
     async def _run(self) -> None:
-        await super()._run()
-        if not self._is_sure():
-            await self._ask_teacher()
+        with ExitStack() as place:
+            place.enter_context(self._rule.service.bridge.place(self.tenant))
             await super()._run()
+            if self._is_sure():
+                return
+            self._turn_to_teacher()
+        await super()._run()
 
     async def _chunks(self, envelope: dict[str, Any], usage_field: dict[str, Any]) -> AsyncGenerator[bytes, None]:
-        held = []
-        async with aclosing(super()._chunks(envelope, usage_field)) as chunks:
-            async for data in chunks:
-                if data is COMMENT:
+        with ExitStack() as place:
+            place.enter_context(self._rule.service.bridge.place(self.tenant))
+            student = asyncio.ensure_future(super()._run())
+            try:
+                while not student.done():
+                    hurried = half_closed(self.request.scope)
+                    await asyncio.wait((student,), timeout=PROBE if hurried else self.shape.service.keep_alive)
+                    if not student.done():
+                        yield COMMENT
+                student.result()
+            finally:
+                student.cancel()
+                await asyncio.gather(student, return_exceptions=True)
+            if sure := self._is_sure():
+                for data in await self.shape.service.run_in_thread(
+                    self.tenant, partial(self._whole_events, envelope, usage_field)
+                ):
                     yield data
-                else:
-                    held.append(data)
-        if self._is_sure():
-            for data in held:
-                yield data
-            return
-        await self._ask_teacher()
-        async with aclosing(super()._chunks(envelope, usage_field)) as chunks:
-            async for data in chunks:
-                yield data
+            else:
+                self._turn_to_teacher()
+        if not sure:
+            async with aclosing(super()._chunks(envelope, usage_field)) as chunks:
+                async for data in chunks:
+                    yield data
+
+    def _whole_events(self, envelope: dict[str, Any], usage_field: dict[str, Any]) -> list[bytes]:
+        """Return the events of the student's complete reply."""
+        assert self._reply is not None
+        choice = self._reply.choices[0]
+        calls = (ToolDelta(n, call.id, call.name, call.arguments) for n, call in enumerate(choice.calls))
+        piece = Piece(choice.reasoning, choice.content, tuple(calls))
+        return [event({**envelope, "choices": [part], **usage_field}) for part in self.shape.parts(0, piece, choice)]
 
     def _is_sure(self) -> bool:
-        """Decide whether the student's reply is kept, and note the decision for the usage."""
+        """Decide whether the student's reply is kept, and note the decision for the usage. A truncated reply is never kept."""
         assert self._reply is not None
-        choice, teacher = self._reply.choices[0], self._teacher
-        confidence = teacher.confidence(choice.logprob, choice.n_sampled)
-        sure = confidence >= teacher.sure
-        self._cascade = {"answered_by": teacher.student if sure else teacher.name, "confidence": confidence}
+        choice, rule = self._reply.choices[0], self._rule
+        confidence = 0.0 if choice.reason == "length" else rule.confidence(choice.logprob, choice.n_sampled)
+        sure = confidence >= rule.sure
+        self._cascade = {"answered_by": rule.student if sure else rule.name, "confidence": confidence}
         if not sure:
             self._cascade["student_usage"] = self._reply.usage()
         return sure
 
-    async def _ask_teacher(self) -> None:
-        """Prepare the request for the teacher."""
-        prepared = await self.shape.service.run_in_thread(self.tenant, self._again)
-        if isinstance(prepared, ApiError):
-            raise prepared
-        self.prepared, self.shape = prepared, prepared.shape
+    def _turn_to_teacher(self) -> None:
+        self.prepared, self.shape = self._teacher, self._teacher.shape

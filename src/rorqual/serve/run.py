@@ -21,6 +21,7 @@ import uvicorn
 
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
+from rorqual.core.sampling import SamplingParams
 from rorqual.data.chat import ChatFormat, load_chat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.evals.calibration import Calibration
@@ -138,11 +139,15 @@ def check_folder(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class CascadeArguments:
-    """The teacher's engine, and the rule by which the teacher answers (`CascadeTeacher`)."""
+    """The teacher's engine, and the rule by which the teacher answers (`CascadeTeacher`).
+
+    `temperature` is that of the evaluation. It is the default of requests, because the calibration holds for it alone.
+    """
 
     teacher: EngineArguments
     calibration: Calibration
     sure: float
+    temperature: float
 
 
 def _chat_of(run: RunDir, address: Address) -> ChatFormat:
@@ -193,16 +198,24 @@ def serve(arguments: EngineArguments, address: Address, cascade: CascadeArgument
                 service,
                 chat=second_chat,
                 bridge=_bridge(cascade.teacher, address, keys),
-                defaults=read_defaults(second),
+                defaults=_calibrated(read_defaults(second), cascade),
             )
             names = second.path.resolve().name, run.path.resolve().name
-            service = replace(service, teacher=CascadeTeacher(other, *names, cascade.calibration, cascade.sure))
+            defaults = _calibrated(service.defaults, cascade)
+            service = replace(
+                service, defaults=defaults, teacher=CascadeTeacher(other, *names, cascade.calibration, cascade.sure)
+            )
         if key is not None:
             _say(f"API key of tenant '{address.tenant}', shown only once: {key}")
         if rollout_key is not None:
             _say(f"rollout key, shown only once: {rollout_key}")
         page = Page(create_app(service), service, address.ui)
         asyncio.run(_until_stopped(service, page, sock, address))
+
+
+def _calibrated(defaults: SamplingParams, cascade: CascadeArguments) -> SamplingParams:
+    """Return the defaults of a cascade's requests: the sampling of the evaluation that gave the calibration."""
+    return replace(defaults, temperature=cascade.temperature, top_p=1.0, top_k=0, min_p=0.0)
 
 
 def _bridge(arguments: EngineArguments, address: Address, keys: Keys) -> Bridge:

@@ -44,6 +44,8 @@ def evaluate(
     chosen = read(EvalSettings, settings)
     if not chosen.task and not chosen.data:
         raise ConfigError("no task and no data", where="command line", remedy="Give task=NAME or data=FILE.txt.")
+    if not chosen.task and model.startswith(CASCADE):
+        raise ConfigError("a cascade answers problems", where="command line", remedy="Give task=NAME.")
     if not chosen.task:
         print(loss_on_text(model, chosen))
         return
@@ -56,15 +58,16 @@ def evaluate(
     from rorqual.generate.output import check_place
     from rorqual.tasks.find import load_task
 
-    if chosen.page and not model.startswith(CASCADE):
-        raise ConfigError(
-            "only a cascade has a page",
-            where="key 'page'",
-            remedy="Leave page out, or evaluate cascade=STUDENT,TEACHER.",
-        )
+    for name in ("page", "sure"):
+        if getattr(chosen, name) not in ("", None) and not model.startswith(CASCADE):
+            raise ConfigError(
+                f"only a cascade has the key '{name}'",
+                where="command line",
+                remedy="Leave it out, or evaluate cascade=STUDENT,TEACHER.",
+            )
     models = models_of(model.removeprefix(CASCADE)) if model.startswith(CASCADE) else (model,)
     file = evaluation_file(model, chosen)
-    for place in filter(None, (file, Path(chosen.page) if chosen.page else None)):
+    for place in (*filter(None, [file]), *(Path(name) for name in (chosen.page, chosen.verifier_data) if name)):
         check_place(place)
     task = load_task(chosen.task, data=Path(chosen.data) if chosen.data else None, options=chosen.options)
     bar = Progress(f"eval {task.name}", chosen.count, unit="answer")

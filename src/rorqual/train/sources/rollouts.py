@@ -137,6 +137,10 @@ class RolloutConfig(SourceConfig):
     def _check_buffer(self) -> Self:
         if self.overlong_buffer > self.max_tokens:
             raise ValueError(f"overlong_buffer={self.overlong_buffer} exceeds max_tokens={self.max_tokens}")
+        if self.length_penalty is not None and self.max_num_gen_batches > 1:
+            raise ValueError(
+                "length_penalty needs max_num_gen_batches=1, because dynamic sampling drops groups that differ in length alone"
+            )
         return self
 
     def gives(self) -> frozenset[str]:
@@ -188,7 +192,7 @@ class Rollouts(Source):
         c = self.config
         self.sampler.update()
         problems, groups = self._draw(step)
-        chosen = [g for g in groups if mixed(g)][: self._n_groups] if c.max_num_gen_batches > 1 else groups
+        chosen = [g for g in groups if mixed(g)][: c.problems] if c.max_num_gen_batches > 1 else groups
         learn = [one for group in chosen for one in group if self._trains(one)]
         metrics = measure(problems, groups, self.chat) | self._measure_options(groups, chosen)
         order = np.random.default_rng([self.seed, step, 1]).permutation(len(learn)).tolist()
@@ -216,14 +220,9 @@ class Rollouts(Source):
             requests = [Request(asked(*one), self._sampling(seed), c.thinking) for one, seed in zip(fresh, seeds)]
             problems += [problem for problem, _ in fresh]
             groups += [self._score(*one, found) for one, found in zip(fresh, self.sampler.generate(requests))]
-            if sum(map(mixed, groups)) >= self._n_groups:
+            if sum(map(mixed, groups)) >= c.problems:
                 break
         return problems, groups
-
-    @property
-    def _n_groups(self) -> int:
-        """Number of groups in a step."""
-        return self.config.problems * len(self.config.efforts)
 
     def _sampling(self, seed: int) -> SamplingParams:
         c = self.config
@@ -242,7 +241,7 @@ class Rollouts(Source):
         every = [one.completion for group in groups for one in group]
         out: dict[str, Any] = {}
         if c.max_num_gen_batches > 1:
-            out |= {"gen_batches": len(groups) // self._n_groups, "groups_trained": len(chosen)}
+            out |= {"gen_batches": len(groups) // c.problems, "groups_trained": len(chosen)}
         if c.overlong_buffer:
             lengths = [len(one.token_ids) for one in every]
             out["overlong_penalty"] = float(np.mean([self._penalty(length, None) for length in lengths]))
@@ -258,10 +257,10 @@ class Rollouts(Source):
         c = self.config
         if not learn:
             yield f"step {step + 1}: every group has equal rewards, so the weights were not updated"
-        elif c.max_num_gen_batches > 1 and len(chosen) < self._n_groups:
+        elif c.max_num_gen_batches > 1 and len(chosen) < c.problems:
             yield (
                 f"step {step + 1}: only {len(chosen)} of {len(groups)} groups in {c.max_num_gen_batches} draws have both "
-                f"rewards; {self._n_groups} were requested"
+                f"rewards; {c.problems} were requested"
             )
 
     def _penalty(self, length: int, effort: int | None) -> float:

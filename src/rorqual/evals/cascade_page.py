@@ -20,7 +20,7 @@ HEADS = (
     "95 % interval",
     "at random %",
     "tokens per problem",
-    "GFLOPs per problem",
+    "MFLOPs per problem",
 )
 BIN_HEADS = ("problems", "confidence %", "right %", "95 % interval")
 
@@ -38,7 +38,7 @@ def rows(cascade: Cascade) -> list[tuple[str, ...]]:
 
 
 def _row(name: str, point: CascadePoint) -> tuple[str, ...]:
-    flops = "-" if point.flops is None else f"{point.flops / 1e9:.3g}"
+    flops = "-" if point.flops is None else f"{point.flops / 1e6:,.1f}"
     interval = percent_interval(point.interval)
     return (
         name,
@@ -110,7 +110,7 @@ def curve_picture(cascade: Cascade) -> Picture:
     by_flops = cascade.flops is not None
 
     def cost(point: CascadePoint) -> float:
-        return point.flops / 1e9 if point.flops is not None else point.tokens
+        return point.flops / 1e6 if point.flops is not None else point.tokens
 
     def draw(theme: Theme) -> Figure:
         figure, (axis,) = panels(1, 1, 6.6, 3.4)
@@ -148,7 +148,7 @@ def curve_picture(cascade: Cascade) -> Picture:
                 xytext=(6, 6 if name == "teacher alone" else -11),
                 fontsize=8,
             )
-        axis.set_xlabel("GFLOPs per problem" if by_flops else "generated tokens per problem")
+        axis.set_xlabel("MFLOPs per problem" if by_flops else "generated tokens per problem")
         axis.set_ylabel("accuracy")
         axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
         axis.margins(x=0.12)

@@ -77,6 +77,10 @@ def _labels(labels: Mapping[str, int]) -> list[tuple[str, str]]:
     return [(name if len(name) <= 60 else name[:57] + "...", f"{count:,}" if count else "") for name, count in shown]
 
 
+def _excerpt(text: str) -> str:
+    return text if len(text) <= 160 else text[:157] + "..."
+
+
 def _quantiles(lengths: Sequence[int]) -> str:
     low, middle, high, top = np.quantile(lengths, [0, 0.5, 0.95, 1]).astype(int).tolist()
     return f"{low:,} to {top:,}, half at most {middle:,}, 95 % at most {high:,}"
@@ -122,9 +126,10 @@ def check_page(check: Check, unit: str) -> str:
     if check.lengths:
         picture = lengths_picture(check.lengths, unit)
         body.append(html.figure(picture, png(picture, LIGHT), png(picture, DARK)))
-    for number, kind in enumerate(check.counts()):
+    prompts = {one.line: one.prompt for one in check.examples}
+    for number, kind in enumerate(sorted(check.counts(), key=lambda kind: kind in WARNINGS)):
         own = [fault for fault in check.faults if fault.kind == kind]
-        rows = [("", [(str(fault.line), fault.text) for fault in own[:SHOWN]])]
+        rows = [("", [(str(fault.line), fault.text, _excerpt(prompts.get(fault.line, ""))) for fault in own[:SHOWN]])]
         more = (
             [html.para(f"{len(own) - SHOWN:,} more rows are in the JSON file (out=).", "note")]
             if len(own) > SHOWN
@@ -134,13 +139,13 @@ def check_page(check: Check, unit: str) -> str:
             html.section(
                 f"fault-{number}",
                 f"{kind.capitalize()}: {len(own):,}",
-                html.table(kind, ("line", "fault"), rows),
+                html.table(kind, ("line", "fault", "prompt"), rows, text_columns=3),
                 *more,
             )
         )
     if check.labels:
-        rows = [("", [(name, f"{count:,}") for name, count in check.labels.items()])]
-        body.append(html.section("labels", "Labels", html.table("labels", ("label", "examples"), rows)))
+        labels = [("", [(name, f"{count:,}") for name, count in check.labels.items()])]
+        body.append(html.section("labels", "Labels", html.table("labels", ("label", "examples"), labels)))
     return html.page(f"Rorqual: check of {check.path.name}", "\n".join(body))
 
 

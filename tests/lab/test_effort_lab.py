@@ -78,6 +78,16 @@ def test_the_base_thinks_a_little_more_at_higher_efforts(tmp_path: Path) -> None
         )
 
 
+def test_each_goal_reads_its_own_evaluations(places: dict[int, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(lab, "evaluation", lambda place, name: seen.append(name) or evaluation(place, name))
+    accurate(list(places.values()))
+    assert [*dict.fromkeys(seen)] == ["effort-plain-100", "effort-penalty-100"]
+    seen.clear()
+    shorter(list(places.values()))
+    assert [*dict.fromkeys(seen)] == ["effort-penalty-25", "effort-penalty-100"]
+
+
 def test_the_conclusion_in_small(places: dict[int, Path]) -> None:
     finding = EffortExperiment().conclude(places)
     where = list(places.values())
@@ -86,7 +96,6 @@ def test_the_conclusion_in_small(places: dict[int, Path]) -> None:
     assert [b for _, b in shorter(where).by_seed] == pytest.approx([a / b for a, b in zip(*means, strict=True)])
     plain = [fmean(map(is_right, evaluation(p, evaluated(PLAIN, EFFORTS[-1])).samples)) for p in where]
     assert [a for a, _ in accurate(where).by_seed] == pytest.approx(plain)
-    assert accurate(where).question == "right at effort 100: without, then with penalty"
     assert finding.verdict == "open" and len(finding.tables[0].rows) == 9
     assert "Accuracy over tokens" in page_text(finding)
     labels = [series.label for series in finding.charts[0].series]

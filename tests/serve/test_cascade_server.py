@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from served import Server, start, stop, write_run
 from test_serve_options import told
@@ -283,24 +284,27 @@ def test_a_held_stream_shows_that_it_is_alive_and_survives_the_students_death(
 
 
 def test_a_full_teacher_refuses_before_the_student_generates(runs: tuple[Path, Path], tmp_path: Path) -> None:
-    server = cascade_server(runs, tmp_path, "sure=1", "queue=1", "hang=3600")
-    teacher = next(pid for pid in children(server) if pid != server.engine())
+    """The teacher has two places. One request has it, one is with the student and has reserved the other, so a third is refused."""
+    server = cascade_server(runs, tmp_path, "sure=1", "queue=2", "hang=3600")
+    student = server.engine()
+    teacher = next(pid for pid in children(server) if pid != student)
     os.kill(teacher, signal.SIGSTOP)
-    with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(ask, server, PROMPTS[0])
+    with ThreadPoolExecutor(2) as pool:
         try:
+            asked = [pool.submit(ask, server, PROMPTS[0])]
             kind = r'tokens_total\{tenant="default",kind="completion"\}'
-            end = time.monotonic() + 60
-            while not server.metric(kind, 0) and time.monotonic() < end:
+            while not server.metric(kind, 0):
                 time.sleep(0.05)
-            spent = server.metric(kind, 0)
-            assert spent > 0, "the student has answered the first request"
-            for _ in range(3):
-                assert ask(server, PROMPTS[1])["error"]["code"] == "queue_full"
-            assert server.metric(kind, 0) == spent
+            os.kill(student, signal.SIGSTOP)
+            asked.append(pool.submit(ask, server, PROMPTS[1]))
+            server.wait("waiting", 2)
+            with httpx.Client(headers={"authorization": f"Bearer {server.key}"}, timeout=20, trust_env=False) as client:
+                third = client.post(server.url + CHAT, json=body(PROMPTS[2]))
+            assert third.json()["error"]["code"] == "queue_full"
         finally:
+            os.kill(student, signal.SIGCONT)
             os.kill(teacher, signal.SIGCONT)
-        assert first.result()["usage"]["cascade"]["answered_by"] == "large"
+        assert [one.result()["usage"]["cascade"]["answered_by"] for one in asked] == ["large", "large"]
     assert stop(server) == 0
 
 

@@ -174,11 +174,11 @@ MUTANTS = (
         "tests/data/chat/test_tool_replies.py::test_a_reply_is_read_as_its_rule_says",
     ),
     one(
-        "a check stops at the first bad line",
+        "a check names only the last bad line",
         "issue 20: teach",
         "teach/table.py",
-        '        table.faults.append(RowFault(line, "not JSON", f"not JSON: {error}"))\n        return',
-        "        raise",
+        'table.faults.append(RowFault(line, "not JSON", f"not JSON: {error}"))',
+        'table.faults[:] = [RowFault(line, "not JSON", f"not JSON: {error}")]',
         "tests/teach/test_check_file.py::test_each_fault_is_named_with_its_line_and_the_repaired_twin_passes",
     ),
     one(

@@ -179,7 +179,7 @@ MUTANTS = (
         "lab/effort.py",
         "for name in (PLAIN, PENALTY)",
         "for name in (BASE, PENALTY)",
-        "tests/lab/test_effort_lab.py::test_the_conclusion_in_small",
+        "tests/lab/test_effort_lab.py::test_each_goal_reads_its_own_evaluations",
     ),
     one(
         "the control of problems keeps a part of the effect",

@@ -857,12 +857,4 @@ MUTANTS = (
         "alive = any(bridge.alive for bridge in request.app.state.service.bridges)",
         "tests/serve/test_cascade_server.py::test_both_engines_are_watched_and_stopped",
     ),
-    one(
-        "the teacher's engine is not stopped",
-        "issue 19: a review",
-        "serve/run.py",
-        "for bridge in service.bridges:\n            await bridge.stop()",
-        "await service.bridge.stop()",
-        "tests/serve/test_cascade_server.py::test_both_engines_are_watched_and_stopped",
-    ),
 )

@@ -299,8 +299,11 @@ def test_a_full_teacher_refuses_before_the_student_generates(runs: tuple[Path, P
             asked.append(pool.submit(ask, server, PROMPTS[1]))
             server.wait("waiting", 2)
             with httpx.Client(headers={"authorization": f"Bearer {server.key}"}, timeout=20, trust_env=False) as client:
-                third = client.post(server.url + CHAT, json=body(PROMPTS[2]))
-            assert third.json()["error"]["code"] == "queue_full"
+                try:
+                    code = client.post(server.url + CHAT, json=body(PROMPTS[2])).json()["error"]["code"]
+                except httpx.ReadTimeout:
+                    code = "the student generates"
+            assert code == "queue_full"
         finally:
             os.kill(student, signal.SIGCONT)
             os.kill(teacher, signal.SIGCONT)

@@ -34,8 +34,10 @@ class Calibration(Config):
 
 
 class CascadeRule(Config):
-    """The parts of a cascade's result that a server needs: the names and fingerprints of both models, the calibration, the smallest
-    confidence at which the student's answer is kept, and the temperature of the evaluation."""
+    """The parts of a cascade's result that a server needs: the names and fingerprints of both models, and the calibration.
+
+    `sure` is the smallest confidence at which the student's answer is kept. `temperature` is that of the evaluation.
+    """
 
     student: str
     teacher: str

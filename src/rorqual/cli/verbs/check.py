@@ -36,9 +36,9 @@ def check(
 ) -> None:
     """Check a file of examples before training.
 
-    All faults are listed with their lines: rows that cannot be read, empty prompts and answers, duplicates, near-duplicates, the same
-    prompt with different answers, answers that the prompt states, and rows of a test file. The command also shows the kind of answers,
-    the lengths, and how the rows would be split. It exits with status 1 if there are faults other than duplicates and their near forms.
+    All faults are listed with their lines: rows that cannot be read, empty prompts and answers, duplicates, near-duplicates, and
+    contradictions. Further faults are answers that the prompt states, and rows of a test file. The command also shows the kind of
+    answers, the lengths, and how the rows would be split. It exits with status 1 if there are faults other than duplicates and their near forms.
 
     Keys: prompt=, answer=, reasoning= (columns; default: known names such as question and answer, text and label, or messages),
     against=FILE (test file), base=RUN (count tokens with its tokenizer, and forecast an epoch), page=FILE.html, out=FILE.json.

@@ -29,11 +29,14 @@ from rorqual.lab.shapes import (
     CONTEXT,
     DENSE_CLOCK,
     DENSE_FLOPS,
+    FIXED,
+    FIXED_CLOCK,
     FULL,
     MOE,
     MTP,
     PLAIN_CLOCK,
     ROW,
+    ZERO,
     document_losses,
     held_out,
     shape_run,
@@ -63,11 +66,14 @@ def test_arms_differ_in_nothing_else() -> None:
     base = shape_run(MOE, seed=3, factor=1.0)
     for name in ARMS:
         run = shape_run(name, seed=3, factor=1.0)
-        assert run.source == base.source and run.seed == base.seed and run.balance == base.balance
+        source = base.source.model_copy(update={"options": dict(ARMS[name].options)})
+        assert run.source == source and run.seed == base.seed and run.balance == base.balance
         other = run.optim.model_copy(update={"schedule": base.optim.schedule})
         assert other == base.optim
         assert run.optim.schedule.warmup == run.steps // 10
     assert {shape_run(name, 3).steps for name in (MOE, DENSE_FLOPS, FULL, MTP)} == {base.steps}
+    apart = {name for name, arm in ARMS.items() if arm.options != ARMS[MOE].options}
+    assert apart == {ZERO, FIXED, FIXED_CLOCK} and len({str(ARMS[name].options) for name in apart}) == 1
     assert {arm.factor for arm in ARMS.values()} <= {factor for arm in ARMS.values() for factor in arm.tried}
 
 

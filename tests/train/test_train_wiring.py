@@ -130,7 +130,7 @@ def test_the_longest_prompt_and_answer_must_fit_a_row_and_may_fill_it() -> None:
     short, long = (Problem(str(n), "x" * n, "1", "f") for n in (3, 9))
     size = len(chat.prompt(long.messages, "on"))
     assert size == len(chat.prompt(short.messages, "on")) + 6 == len(chat.prompt(long.messages, "auto")) + 1
-    for probe in ([short, long], [long, short]):
+    for probe in ([short.messages, long.messages], [long.messages, short.messages]):
         check_room(chat, probe, "on", 20, size + 20)
         with pytest.raises(DataError, match=f"a prompt of {size} tokens and an answer of 20"):
             check_room(chat, probe, "on", 20, size + 19)

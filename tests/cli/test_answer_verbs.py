@@ -122,6 +122,13 @@ def test_the_student_of_a_cascade_votes_and_the_teacher_answers_once(here: Path)
     assert found.calibration == calibrate(expected("run", "dev", **given, n=3)) and found.calibration.signal == "votes"
 
 
+def test_both_models_of_a_cascade_may_be_the_same(here: Path) -> None:
+    said("eval", "cascade=run,run", *ASKED, "out=c.json")
+    found = Cascade.model_validate_json(Path("c.json").read_bytes())
+    assert same(found.student, found.teacher) and found.fingerprints[0] == found.fingerprints[1]
+    assert not list(here.glob("*.kept"))
+
+
 def test_a_killed_cascade_resumes_with_the_answers_that_it_has(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, asked = Engine.generate, list[int]()
 

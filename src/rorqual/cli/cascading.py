@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,7 +39,10 @@ def measure_cascade(
     asked = settings.asked()
     once = replace(asked["params"], n=1, temperature=0.0) if settings.votes else asked["params"]
     prints = [fingerprint(RunDir(Path(one)), RunDir(Path(one)).checkpoint()) if is_run(one) else "" for one in models]
-    with opened(student, settings, file) as little, opened(teacher, settings, file) as large:
+    with ExitStack() as caches:
+        little = caches.enter_context(opened(student, settings, file))
+        equal = is_run(student) and prints[0] == prints[1]  # two caches of one model would be one file
+        large = little if equal else caches.enter_context(opened(teacher, settings, file))
         dev = evaluate(little, task, progress=progress, model=student, **asked | {"split": "dev"})
         result = Cascade(
             calibration=calibrate(dev),

@@ -137,14 +137,14 @@ def parse(cls: type[C], data: Any, *, where: str) -> C:
 
 def _explain(cls: type[Config], error: ValidationError) -> Iterator[str]:
     for item in error.errors(include_url=False):
-        key = ".".join(str(part) for part in item["loc"])
+        key = ".".join(str(part) for part in item["loc"]) or "(whole)"
         if item["type"] == "extra_forbidden":
             fields = _fields_at(cls, item["loc"][:-1])
             yield f"unknown key '{key}'. {nearest(str(item['loc'][-1]), fields)}".strip()
         else:
             message = item["msg"].removeprefix("Value error, ")
             got = "" if isinstance(item.get("input"), Mapping | list) else f" (got {item.get('input')!r})"
-            yield f"key '{key}': {message}{got}" if key else message
+            yield f"key '{key}': {message}{got}"
 
 
 def _fields_at(cls: Any, path: Iterable[Any]) -> list[str]:

@@ -21,6 +21,7 @@ from rorqual.lab.answers_report import BIG, GREEDY, LITTLE, SCORED, SIXTEEN, con
 from rorqual.lab.experiment import Experiment, amount
 from rorqual.lab.finding import Finding
 from rorqual.lab.job import Compute, ExperimentJob, Measure, Train, evaluation, evaluation_file
+from rorqual.recipes.models import Size
 from rorqual.recipes.quickstart import TASK
 from rorqual.recipes.sft import sft
 from rorqual.tasks.base import Split
@@ -57,31 +58,15 @@ class AnswersExperiment(Experiment):
     def trained(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         """Return the jobs that train the model and the small model of the cascade."""
 
-        def big() -> Run:
+        def run(size: Size, steps: int) -> Run:
+            options = dict(self.options)
             return sft(
-                task=self.task,
-                size="small",
-                steps=amount(400, share),
-                rows=8,
-                row=512,
-                options=dict(self.options),
-                seed=seed,
-            )
-
-        def little() -> Run:
-            return sft(
-                task=self.task,
-                size="student",
-                steps=amount(300, share),
-                rows=8,
-                row=512,
-                options=dict(self.options),
-                seed=seed,
+                task=self.task, size=size, steps=amount(steps, share), rows=8, row=512, options=options, seed=seed
             )
 
         return [
-            Train(name=BIG, estimate=150 * share, make=big),
-            Train(name=LITTLE, estimate=80 * share, make=little),
+            Train(name=BIG, estimate=150 * share, make=partial(run, "small", 400)),
+            Train(name=LITTLE, estimate=60 * share, make=partial(run, "student", 300)),
         ]
 
     def verifier(self, seed: int, place: Path, share: float) -> Run:

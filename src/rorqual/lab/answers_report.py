@@ -14,7 +14,7 @@ from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.table import percent
 from rorqual.evals.verdict import Verdict, together
 from rorqual.evals.votes import SURE, RuleResult, refine_results, rule_results
-from rorqual.lab.finding import Chart, Contrast, Series, Table, contrast_of_values
+from rorqual.lab.finding import Chart, Contrast, Series, Table, contrast_of_values, ends_text
 from rorqual.lab.job import evaluation, evaluation_file
 from rorqual.model.account import account
 from rorqual.model.load.run import read_model_config
@@ -129,12 +129,12 @@ def conclusion(places: Mapping[int, Path], budgets: Sequence[int]) -> dict[str, 
         for share in SHARES
     ]
     texts = (
-        f"Stopping when {SURE:.0%} sure uses {-saved.difference:.1%} fewer tokens than all 16 votes ({_ends(saved)} as a difference "
-        f"in shares), and changes accuracy by {100 * kept.difference:+.1f} points ({_ends(kept)}).",
+        f"Stopping when {SURE:.0%} sure uses {-saved.difference:.1%} fewer tokens than all 16 votes ({ends_text(saved)} as a difference "
+        f"in shares), and changes accuracy by {100 * kept.difference:+.1f} points ({ends_text(kept)}).",
         *_grouped_words(against),
         *(
             f"A cascade whose confidence chooses the problems ({contrast.of}) is {100 * contrast.difference:+.1f} points better than "
-            f"one that chooses at random ({_ends(contrast)})."
+            f"one that chooses at random ({ends_text(contrast)})."
             for contrast in chosen
         ),
     )
@@ -168,11 +168,6 @@ def saving(by_seed: Sequence[Ways]) -> tuple[Contrast, Contrast]:
     return contrast_of_values(f"tokens: {VOTES}, then the way in the row", *sides, unit="ratio", of=STOP), compared(
         by_seed, VOTES, STOP
     )
-
-
-def _ends(contrast: Contrast) -> str:
-    ends = contrast.ends
-    return f"{100 * ends.low:+.1f} to {100 * ends.high:+.1f} by the wider of both {contrast.confidence:.0%} intervals"
 
 
 def _grouped_words(against: Mapping[str, Contrast]) -> list[str]:

@@ -22,7 +22,7 @@ from rorqual.evals.evaluation import Evaluation, per_problem
 from rorqual.evals.table import percent
 from rorqual.evals.verdict import together
 from rorqual.lab.experiment import Experiment, amount
-from rorqual.lab.finding import Chart, Contrast, Finding, Series, Table, contrast_of_values
+from rorqual.lab.finding import Chart, Contrast, Finding, Series, Table, contrast_of_values, ends_text
 from rorqual.lab.job import Compute, ExperimentJob, Measure, Train, evaluation
 from rorqual.recipes.grpo import grpo
 from rorqual.recipes.sft import sft
@@ -97,8 +97,8 @@ class EffortExperiment(Experiment):
         judged = tokens.judge(HALF - 1, "below"), right.judge(-POINTS)
         texts = (
             f"With the penalty, effort {EFFORTS[0]} uses {1 + tokens.difference:.0%} of the tokens of effort {EFFORTS[-1]} "
-            f"({_ends(tokens)} as a difference in shares): {judged[0]}.",
-            f"At effort {EFFORTS[-1]}, the penalty changes accuracy by {100 * right.difference:+.1f} points ({_ends(right)}): {judged[1]}.",
+            f"({ends_text(tokens)} as a difference in shares): {judged[0]}.",
+            f"At effort {EFFORTS[-1]}, the penalty changes accuracy by {100 * right.difference:+.1f} points ({ends_text(right)}): {judged[1]}.",
         )
         return self.found(
             places,
@@ -184,11 +184,6 @@ def chart(places: Sequence[Path]) -> Chart:
         percent=True,
         caption=f"Points of a line: efforts {efforts}. Means over seeds; faint lines: each seed.",
     )
-
-
-def _ends(contrast: Contrast) -> str:
-    ends = contrast.ends
-    return f"{100 * ends.low:+.1f} to {100 * ends.high:+.1f} by the wider of both {contrast.confidence:.0%} intervals"
 
 
 def _right(found: Evaluation) -> list[float]:

@@ -240,6 +240,12 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
+def ends_text(contrast: Contrast) -> str:
+    """Return the interval that contains both intervals of a contrast as text, in percent or percentage points."""
+    ends = contrast.ends
+    return f"{100 * ends.low:+.1f} to {100 * ends.high:+.1f} by the wider of both {contrast.confidence:.0%} intervals"
+
+
 def contrast_text(contrast: Contrast) -> str:
     """Return a contrast as text: a, b, difference and both intervals. Shares are in percentage points."""
     scale, digits = (100, 1) if contrast.unit == "points" else (1, 4)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ from rorqual.engine.engine import Engine
 from rorqual.engine.request import Completion, Request, SamplingParams
 from rorqual.engine.score import first_token_logprobs
 from rorqual.engine.seeds import sample_seed
+from rorqual.evals import verify
 from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.run import CHECK, evaluate, pick, seeded
 from rorqual.evals.stats import wilson
@@ -290,6 +292,28 @@ def test_a_question_longer_than_the_verifiers_context_is_refused(graded: Evaluat
     long = graded.samples[0].model_copy(update={"prompt": "x" * 300})
     with pytest.raises(DataError, match=r"a prompt has \d+ tokens, but the model's context is 192"):
         scored(graded.model_copy(update={"samples": (long,)}), verifier)
+
+
+def test_a_verifier_must_know_most_questions(
+    graded: Evaluation, verifier: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One sure answer among many that are neither yes nor no is no verifier."""
+
+    def logprobs(share: float) -> Any:
+        known = np.arange(len(graded.samples)) < share * len(graded.samples)
+        return lambda *_: np.log(np.where(known[:, None], [[0.9, 0.09]], [[0.01, 0.01]]))
+
+    monkeypatch.setattr(verify, "first_token_logprobs", logprobs(0.3))
+    with pytest.raises(ConfigError, match="so it is not a verifier"):
+        scored(graded, verifier)
+    monkeypatch.setattr(verify, "first_token_logprobs", logprobs(0.7))
+    assert scored(graded, verifier).samples[0].score == pytest.approx(np.log(10))
+
+
+def test_a_prompt_may_fill_the_context_but_for_one_token(verifier: Engine) -> None:
+    assert first_token_logprobs(verifier.scorer, [[9] * 191], [7]).shape == (1, 1)
+    with pytest.raises(DataError, match="a prompt has 192 tokens"):
+        first_token_logprobs(verifier.scorer, [[9] * 192], [7])
 
 
 def test_first_token_logprobs_are_those_of_each_prompt_alone(verifier: Engine) -> None:

@@ -32,9 +32,8 @@ def measure_cascade(
     teacher answers the latter once each, greedily if the student votes.
     """
     _check(models, settings)
-    pick(
-        task, "dev", settings.count, settings.seed, settings.per_family
-    )  # an empty dev split is refused before the first answer
+    # An empty dev split is refused before the first answer.
+    pick(task, "dev", settings.count, settings.seed, settings.per_family)
     student, teacher = models
     asked = settings.asked()
     once = replace(asked["params"], n=1, temperature=0.0) if settings.votes else asked["params"]
@@ -75,17 +74,17 @@ def _check(models: tuple[str, str], settings: EvalSettings) -> None:
             where="command line",
             remedy="Leave it out. votes=N gives the student's confidence by votes.",
         )
-    if not is_run(models[0]) and (is_run(models[1]) and not settings.votes):
-        raise ConfigError(
-            "a server returns no log-probabilities, so there is no confidence",
-            where=models[0],
-            remedy="Give votes=N and temperature=1, or a run as the student.",
-        )
     if not any(map(is_run, models)):
         raise ConfigError(
             "only one of the two models may be a server, because model= and the API key are for one server",
             where=models[1],
             remedy="Give a run's folder for the other.",
+        )
+    if not is_run(models[0]) and not settings.votes:
+        raise ConfigError(
+            "a server returns no log-probabilities, so there is no confidence",
+            where=models[0],
+            remedy="Give votes=N and temperature=1, or a run as the student.",
         )
     if settings.count < FEWEST:
         raise ConfigError(

@@ -228,6 +228,14 @@ def test_failed_and_truncated_replies_go_to_the_teacher_and_ungraded_ones_are_co
         empty.curve()
 
 
+def test_a_long_curve_has_evenly_spaced_points() -> None:
+    teacher = evaluation([sample(f"p{i}", RIGHT) for i in range(1000)])
+    long = cascade().model_copy(update={"student": drawn(4, 1000), "teacher": teacher})
+    curve, choices = long.curve(), long.choices()
+    assert [point.asked for point in curve] == pytest.approx(np.linspace(0, 1, 201).tolist())
+    assert curve[40] == long.point(200, choices) and curve[-1] == long.point(1000, choices)
+
+
 def test_of_equal_confidences_none_is_first() -> None:
     one = cascade()
     equal = [s.model_copy(update={"logprob": -1.0 if i < 20 else -0.1}) for i, s in enumerate(one.student.samples)]

@@ -24,6 +24,8 @@ from rorqual.evals.votes import Group, majority
 
 FEWEST = 10
 """Smallest number of graded answers for a calibration."""
+CURVE = 200
+"""Largest number of steps of a curve."""
 BINS = 5
 """Number of bins of a calibration table, with equally many problems each."""
 
@@ -122,9 +124,11 @@ class Cascade(Config):
         return CascadePoint(share, right / count, wilson(min(right, count), count), at_random, sum(tokens), flops)
 
     def curve(self) -> list[CascadePoint]:
-        """Return the points for all numbers of problems that the teacher answers, from none to all."""
+        """Return the points for all numbers of problems that the teacher answers, from none to all. Of more than `CURVE` problems,
+        evenly spaced numbers are taken."""
         choices = self.choices()
-        return [self.point(asked, choices) for asked in range(len(choices) + 1)]
+        steps = min(len(choices), CURVE)
+        return [self.point(round(step * len(choices) / steps), choices) for step in range(steps + 1)]
 
     def chosen(self) -> CascadePoint:
         """Return the point at the threshold `sure`."""

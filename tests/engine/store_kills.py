@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import random
 import time
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ def fill(folder: Path, seed: int, tell: Connection) -> None:
 
 
 def kill_writers(folder: Path, *, kills: int, seed: int) -> list[Kill]:
-    """Kills `kills` writers, one after another, and looks at every key after each."""
+    """Kills `kills` writers, one after another, every second one while it writes, and looks at every key after each."""
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["rorqual.engine.kv_cache.disk"])  # or each writer would import for seconds
     draw, found = random.Random(seed), []
@@ -66,10 +67,19 @@ def kill_writers(folder: Path, *, kills: int, seed: int) -> list[Kill]:
         tell.close()
         first = told.recv()
         time.sleep(draw.uniform(0, 0.25))
+        if number % 2:  # a random moment is rarely in the middle of a write
+            _wait_for_write(folder)
         writer.kill()
         writer.join()
         found.append(_look(folder, wrong=int(first != "ready" or _more(told))))
     return found
+
+
+def _wait_for_write(folder: Path, seconds: float = 1.0) -> None:
+    """Returns while a file is half-written, or after `seconds`."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not any(name.endswith(f".part{SUFFIX}") for name in os.listdir(folder)):
+        pass
 
 
 def _more(told: Connection) -> bool:

@@ -24,6 +24,7 @@ from rorqual.cli.verbs.distil import distil
 from rorqual.cli.verbs.doctor import doctor
 from rorqual.cli.verbs.eval import evaluate
 from rorqual.cli.verbs.export import export
+from rorqual.cli.verbs.failures import failures
 from rorqual.cli.verbs.generate import generate
 from rorqual.cli.verbs.import_ import import_
 from rorqual.cli.verbs.inspect import inspect
@@ -35,11 +36,12 @@ from rorqual.cli.verbs.quickstart import quickstart
 from rorqual.cli.verbs.report import report
 from rorqual.cli.verbs.serve import serve
 from rorqual.cli.verbs.sparsify import sparsify
+from rorqual.cli.verbs.teach import teach
 from rorqual.cli.verbs.trace import trace
 from rorqual.cli.verbs.train import train
 from rorqual.core.errors import RorqualError
 
-RESUMES = ("quickstart", "train", "distil", "distill", "lab", "export", "generate")
+RESUMES = ("quickstart", "teach", "train", "distil", "distill", "lab", "export", "generate")
 """Commands that resume their interrupted work when they are run again."""
 WRITE_REMEDY = {
     errno.ENOSPC: "Free disk space and repeat the command. Files that were written completely are kept.",
@@ -119,6 +121,8 @@ def _add(name: str, verb: Any, example: str, **settings: Any) -> None:
 _add("quickstart", quickstart, "rorqual quickstart --size small --out runs/small")
 CHECK = """printf 'text,label\\nWhere is my card?,card\\nI lost my PIN,pin\\n' > questions.csv && rorqual check questions.csv"""
 _add("check", check, CHECK, context_settings=PAIRS)
+_add("teach", teach, "rorqual teach questions.csv minutes=20 out=runs/questions", context_settings=PAIRS)
+_add("failures", failures, "rorqual failures runs/questions", context_settings=PAIRS)
 _add("train", train, "rorqual train sft task=families size=tiny steps=20 out=runs/tiny", context_settings=PAIRS)
 DISTIL = "rorqual distil runs/tiny task=families problems=20 samples=2 max_tokens=64 keep=all out=runs/sampled"
 _add("distil", distil, DISTIL, context_settings=PAIRS)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rorqual.core.errors import RorqualError
+from rorqual.core.records import append_line
 
 UNACCOUNTED = "unaccounted"
 """Name of the stage that collects the time outside all other stages, such as start-up and imports."""
@@ -140,7 +141,7 @@ class Ledger:
         line = {name: getattr(now, name) - getattr(written, name) for name in AMOUNTS}
         line = {name: value for name, value in line.items() if value}
         if line:
-            _append(self.path, {"stage": entry.stage} | line)
+            append_line(self.path, {"stage": entry.stage} | line)
             self._written[id(entry)] = now
 
 
@@ -158,30 +159,6 @@ def process_began() -> float:
         return time.monotonic() - (time.clock_gettime(time.CLOCK_BOOTTIME) - since_boot)
     except (OSError, ValueError, IndexError, AttributeError):
         return time.monotonic()
-
-
-def _append(path: Path, line: Mapping[str, Any]) -> None:
-    """Append one line with a single write, so that lines of parallel processes do not interleave.
-
-    If the file ends with an incomplete line, a newline is written first.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "ab", buffering=0) as file:
-            incomplete = file.tell() > 0 and not _ends_with_newline(path)
-            file.write((b"\n" if incomplete else b"") + json.dumps(line).encode() + b"\n")
-    except OSError as error:
-        raise RorqualError(
-            f"cannot write: {error.strerror}",
-            where=str(path),
-            remedy="Free disk space and repeat the command: it resumes where it stopped.",
-        ) from error
-
-
-def _ends_with_newline(path: Path) -> bool:
-    with open(path, "rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"
 
 
 def read_ledger(path: Path) -> list[LedgerEntry]:

@@ -238,6 +238,30 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             continue
 
 
+def append_line(path: Path, line: Mapping[str, Any]) -> None:
+    """Append one line with a single write, so that lines of parallel processes do not interleave.
+
+    If the file ends with an incomplete line, a newline is written first.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab", buffering=0) as file:
+            incomplete = file.tell() > 0 and not _ends_with_newline(path)
+            file.write((b"\n" if incomplete else b"") + json.dumps(line).encode() + b"\n")
+    except OSError as error:
+        raise RorqualError(
+            f"cannot write: {error.strerror}",
+            where=str(path),
+            remedy="Free disk space and repeat the command: it resumes where it stopped.",
+        ) from error
+
+
+def _ends_with_newline(path: Path) -> bool:
+    with open(path, "rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file atomically. Readers see either the old or the new file, even if the process is killed during the write.
 

@@ -58,6 +58,8 @@ class Task(ABC):
     name: str = "task"
     patience: float = 300.0
     """Maximum CPU seconds that `problems` may use for one problem. If a problem needs more time, a `TaskError` stops the run."""
+    checkpoint: str = ""
+    """Digest of the checkpoint that is being measured, or "". A task with a sealed test split records it."""
     patterned: bool = False
     """True if the problems share template sentences. Matching word sequences are then no evidence of contamination."""
 

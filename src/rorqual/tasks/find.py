@@ -13,6 +13,7 @@ from rorqual.core.errors import ConfigError, DataError, RorqualError, TaskError,
 from rorqual.core.user_code import import_file
 from rorqual.tasks.base import Problem, Split, Task, Verdict
 from rorqual.tasks.everyday import Everyday
+from rorqual.tasks.examples import Examples
 from rorqual.tasks.families import Families
 from rorqual.tasks.folio import Folio
 from rorqual.tasks.gsm8k import Gsm8k
@@ -25,7 +26,7 @@ from rorqual.tasks.watch import watched
 
 NAMED: Mapping[str, Callable[..., Task]] = {
     "families": Families, "long": Long, "gsm8k": Gsm8k, "math500": Math500, "folio": Folio, "knights": Knights,
-    "messages": Messages, "everyday": Everyday,
+    "messages": Messages, "everyday": Everyday, "examples": Examples,
 }  # fmt: skip
 
 

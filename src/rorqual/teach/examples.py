@@ -7,17 +7,17 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from rorqual.core.errors import DataError
 from rorqual.data.source.conversations import is_unicode, read_conversation
 from rorqual.tasks.answer import final_answer, whole_number
+from rorqual.tasks.examples import AnswerKind
 from rorqual.tasks.rows import normal
 from rorqual.teach.columns import Columns
 from rorqual.teach.table import ExampleTable, RowFault, TableRow
 
-AnswerKind = Literal["label", "number", "JSON", "text"]
-LABELS_AT_MOST = 0.1
+LABELS_AT_MOST = 0.25
 """Answers are labels if the file has at most this many different answers per row."""
 LABEL_LENGTH = 80
 """Maximum length of a label in characters."""

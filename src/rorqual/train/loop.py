@@ -97,6 +97,7 @@ def fit(
     observe: Callable[[Record], None] | None = None,
     extend: bool = True,
     rollout_engine: Callable[[ChatFormat], RolloutEngine] | None = None,
+    stop: Callable[[int], bool] | None = None,
 ) -> State:
     """Train `run` in the folder `out`, resuming from its newest checkpoint if there is one. Return the final state.
 
@@ -105,6 +106,9 @@ def fit(
     fewer `steps`, `extend=True` extends that run, and `extend=False` raises an error. `observe` receives the metrics
     record of each finished step. If the process is killed, steps after the last checkpoint are repeated and reported
     again.
+
+    `stop` receives the number of finished steps after each step. If it returns True, a checkpoint is written and `fit` returns; the
+    same call resumes there. The learning-rate schedule still spans `run.steps`.
 
     `rollout_engine` receives the run's chat format and builds the engine that samples. The default engine uses the
     trained tensors directly. The engine is not a setting of the run, because any engine gives the same samples for the
@@ -135,7 +139,7 @@ def fit(
         for message in [] if quiet else messages:
             print(message)
         if state.step < run.steps:
-            _train(run, out, state, source, threads, quiet, observe)
+            _train(run, out, state, source, threads, quiet, observe, stop)
         return state
 
 
@@ -147,6 +151,7 @@ def _train(
     threads: int,
     quiet: bool,
     observe: Callable[[Record], None] | None = None,
+    stop: Callable[[int], bool] | None = None,
 ) -> None:
     progress = None if quiet else Progress(f"{run.recipe}", run.steps, start=state.step)
     first, start, costs = time.monotonic(), state.step, cost(state.model, state.optimizer)
@@ -169,7 +174,8 @@ def _train(
             metrics.append(record)
             if observe is not None:
                 observe(record)
-            if state.step == run.steps or time.monotonic() - saved >= run.save_seconds:
+            stopped = stop is not None and stop(state.step)
+            if stopped or state.step == run.steps or time.monotonic() - saved >= run.save_seconds:
                 save_checkpoint(
                     out, state.step, state.model, state.optimizer, metrics.size, rollouts.size, state.adapter
                 )
@@ -178,6 +184,8 @@ def _train(
                 progress.update(state.step, _note(record))
                 for note in work.notes:
                     progress.say(note)
+            if stopped:
+                break
     if state.adapter is not None and not quiet:
         print(ended(costs, time.monotonic() - first, state.step - start))
 

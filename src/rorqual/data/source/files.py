@@ -92,3 +92,16 @@ def parquet_rows(path: Path, any_of: tuple[tuple[str, ...], ...]) -> Iterator[tu
         raise DataError(f"not Parquet: {error}", where=str(path), remedy="Write the file again.") from None
     if not number:
         raise DataError("the file is empty", where=str(path), remedy="Give a file that contains data.")
+
+
+def count_parquet_rows(path: Path) -> int:
+    """Return the number of rows of a Parquet file from its footer. Raises DataError if the file is not Parquet."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return int(pyarrow.parquet.ParquetFile(path).metadata.num_rows)
+    except FileNotFoundError:
+        raise DataError("no such file", where=str(path), remedy="Check the path.") from None
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"not Parquet: {error}", where=str(path), remedy="Write the file again.") from None

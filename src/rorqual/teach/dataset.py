@@ -1,0 +1,150 @@
+"""Make a data set of a checked file: leave out faulty rows, divide the rest into train, dev and test, and write it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rorqual.core.errors import DataError
+from rorqual.data.source.files import count_parquet_rows
+from rorqual.tasks.base import Split, split_of
+from rorqual.tasks.examples import AnswerKind
+from rorqual.teach.answer_format import derivation
+from rorqual.teach.check import DEV, WARNINGS, Check, groups_of, split_of_group
+from rorqual.teach.columns import find_columns
+from rorqual.teach.examples import Example, read_examples
+from rorqual.teach.near import near_duplicates
+from rorqual.teach.table import read_table
+
+MOST_ROWS = 200_000
+FEWEST = 50
+FEWEST_HELD_OUT: Mapping[Split, int] = {"dev": 3, "test": 5}
+MOST_FAULTY = 0.2
+"""If a larger share of the rows has faults, `teach` stops."""
+DERIVED = 0.5
+"""Worked solutions are derived if this share of the training examples has exactly one."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The examples of each split. `left_out` counts the rows that are in no split, by reason. `derived` is the number of worked solutions
+    that were derived from the numbers of the prompt."""
+
+    splits: Mapping[Split, Sequence[Example]]
+    kind: AnswerKind
+    left_out: Mapping[str, int]
+    derived: int = 0
+
+
+def refuse_size(path: Path) -> None:
+    """Raise DataError if the file has more rows than `teach` accepts, before it is read into memory."""
+    rows = count_parquet_rows(path) if path.suffix.lower() == ".parquet" else _count_lines(path)
+    if rows > MOST_ROWS:
+        raise DataError(
+            f"about {rows:,} rows, and at most {MOST_ROWS:,} are accepted",
+            where=str(path),
+            remedy=f"Draw a sample, for example: shuf -n {MOST_ROWS} {path.name} > sample{path.suffix}. A small model learns little from more.",
+        )
+
+
+def _count_lines(path: Path) -> int:
+    if not path.is_file():
+        return 0
+    with open(path, "rb") as file:
+        return sum(part.count(b"\n") for part in iter(lambda: file.read(1 << 20), b""))
+
+
+def divide(check: Check, test: Sequence[Example] | None, *, count: int) -> Dataset:
+    """Return the splits of a checked file. With `test`, the test split has these examples, else a part of the file.
+
+    Rows with a fault, repeated rows, and all rows that contradict each other are left out. At most `count` examples are in the test split.
+    Raises DataError if too many rows are faulty, or if too few remain.
+    """
+    kept, left_out = _usable(check)
+    if sum(left_out.values()) > MOST_FAULTY * check.rows:
+        most = ", ".join(f"{number:,} {reason}" for reason, number in Counter(left_out).most_common())
+        raise DataError(
+            f"{sum(left_out.values()):,} of {check.rows:,} rows cannot be used: {most}",
+            where=str(check.path),
+            remedy=f"See `rorqual check {check.path}`, and fix or remove these rows.",
+        )
+    splits: dict[Split, list[Example]] = {"train": [], "dev": [], "test": list(test or ())}
+    for one, group in zip(kept, groups_of(kept, near_duplicates([one.prompt for one in kept])), strict=True):
+        split = split_of_group(group) if test is None else split_of(group, dev=DEV, test=0.0)
+        splits[split].append(one)
+    splits["test"] = sorted(splits["test"], key=lambda one: hashlib.sha256(one.key.encode()).digest())[:count]
+    _refuse_few(check, kept, splits)
+    solutions = [derivation(one) for one in splits["train"]] if check.kind == "number" else []
+    derived = sum(map(bool, solutions))
+    if not any(one.reasoning for one in kept) and derived and derived >= DERIVED * len(splits["train"]):
+        splits["train"] = [
+            replace(one, reasoning=steps) for one, steps in zip(splits["train"], solutions, strict=True) if steps
+        ]
+        left_out["without one clear calculation"] = len(solutions) - derived
+        return Dataset(splits, check.kind, left_out, derived)
+    return Dataset(splits, check.kind, left_out)
+
+
+def _usable(check: Check) -> tuple[list[Example], dict[str, int]]:
+    """Return the examples to use, and the number of rows that are left out for each reason."""
+    reasons = {fault.line: fault.kind for fault in check.faults if fault.kind not in WARNINGS}
+    contradicted = {fault.other for fault in check.faults if fault.kind == "contradiction"}
+    seen: set[str] = set()
+    kept = []
+    for one in check.examples:
+        if one.line in contradicted:
+            reasons.setdefault(one.line, "contradiction")
+        elif one.line not in reasons and one.key in seen:
+            reasons[one.line] = "duplicate"
+        if one.line not in reasons:
+            seen.add(one.key)
+            kept.append(one)
+    return kept, dict(Counter(reasons.values()))
+
+
+def _refuse_few(check: Check, kept: Sequence[Example], splits: Mapping[Split, Sequence[Example]]) -> None:
+    few = next((split for split, fewest in FEWEST_HELD_OUT.items() if len(splits[split]) < fewest), None)
+    if len(kept) < FEWEST or few is not None:
+        problem = (
+            f"only {len(kept):,} usable examples" if len(kept) < FEWEST else f"the {few} split has too few examples"
+        )
+        raise DataError(
+            problem,
+            where=str(check.path),
+            remedy=f"Give at least {FEWEST} different examples; some hundred are better.",
+        )
+    if check.kind != "JSON" and len({one.answer for one in splits["train"]}) == 1:
+        raise DataError(
+            f"all answers are the same: {kept[0].answer!r:.60}",
+            where=str(check.path),
+            remedy="There is nothing to learn. Give examples with different answers.",
+        )
+
+
+def read_test(path: Path, *, prompt: str, answer: str, reasoning: str) -> list[Example]:
+    """Return the usable examples of a test file, one for each prompt."""
+    table = read_table(path)
+    examples, faults = read_examples(
+        table, find_columns(table.columns, prompt=prompt, answer=answer, reasoning=reasoning)
+    )
+    faults = [*table.faults, *faults]
+    if faults:
+        raise DataError(
+            f"{len(faults):,} rows cannot be read; the first: {faults[0].text}",
+            where=f"{path}:{faults[0].line}",
+            remedy="Fix or remove these rows: a test set must be whole.",
+        )
+    return list({one.key: one for one in examples}.values())
+
+
+def rows_of(examples: Sequence[Example]) -> list[dict[str, Any]]:
+    """Return the rows of a split's file."""
+    return [
+        {"line": one.line, "key": one.key, "prompt": one.prompt, "completion": one.answer}
+        | ({"reasoning": one.reasoning} if one.reasoning else {})
+        for one in examples
+    ]

@@ -1,0 +1,161 @@
+"""What a taught model still gets wrong, and what changed sides between two evaluations of the same examples."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rorqual.evals.evaluation import Evaluation, GradedSample
+from rorqual.evals.table import percent, render
+from rorqual.tasks.base import Verdict
+from rorqual.tasks.examples import AnswerKind, canonical
+from rorqual.tasks.rows import normal
+
+SHOWN_GROUPS = 15
+WIDEST = 70
+"""Characters of a text in a table."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The two replies to one example."""
+
+    before: GradedSample
+    after: GradedSample
+
+    @property
+    def change(self) -> str:
+        """`gained`, `lost`, `still wrong` or `still right`."""
+        was, is_ = (one.verdict is Verdict.RIGHT for one in (self.before, self.after))
+        if was == is_:
+            return "still right" if is_ else "still wrong"
+        return "gained" if is_ else "lost"
+
+
+@dataclass(frozen=True)
+class FailureGroup:
+    """Examples of one group: a label, a field of a JSON answer, or all. `answers` counts the wrong answers after training."""
+
+    name: str
+    count: int
+    before: int
+    after: int
+    gained: int
+    lost: int
+    answers: Mapping[str, int]
+
+
+def pairs_of(before: Evaluation, after: Evaluation) -> list[Pair]:
+    """Return the pairs of replies to the same example, in the order of `before`."""
+    by_key = {one.key: one for one in after.samples}
+    return [Pair(one, by_key[one.key]) for one in before.samples if one.key in by_key]
+
+
+def groups(pairs: Sequence[Pair], kind: AnswerKind) -> list[FailureGroup]:
+    """Return the groups with the most failures after training first. Labels are grouped by the right label, JSON answers by field."""
+    members: dict[str, list[tuple[bool, bool, str]]] = {}
+    for pair in pairs:
+        for name, was, is_, answer in _parts(pair, kind):
+            members.setdefault(name, []).append((was, is_, answer))
+    found = [
+        FailureGroup(
+            name,
+            len(rows),
+            sum(was for was, _, _ in rows),
+            sum(is_ for _, is_, _ in rows),
+            sum(is_ and not was for was, is_, _ in rows),
+            sum(was and not is_ for was, is_, _ in rows),
+            dict(Counter(answer for _, is_, answer in rows if not is_).most_common()),
+        )
+        for name, rows in members.items()
+    ]
+    return sorted(found, key=lambda group: (group.after - group.count, group.name))
+
+
+def _parts(pair: Pair, kind: AnswerKind) -> Iterator[tuple[str, bool, bool, str]]:
+    """Yield (group, right before, right after, answer after) of a pair: once, or once for each field of a JSON answer."""
+    was, is_ = (one.verdict is Verdict.RIGHT for one in (pair.before, pair.after))
+    if kind != "JSON":
+        name = pair.after.answer if kind == "label" else "no answer" if _unanswered(pair.after, kind) else "all"
+        yield name, was, is_, pair.after.reply.strip()
+        return
+    gold, old, new = (_fields(text) for text in (pair.after.answer, pair.before.reply, pair.after.reply))
+    for name in {**gold, **new}:
+        value = gold.get(name)
+        yield name, old.get(name) == value, new.get(name) == value, new.get(name, "(missing)")
+
+
+def _unanswered(sample: GradedSample, kind: AnswerKind) -> bool:
+    return canonical(sample.reply, kind) is None
+
+
+def _fields(text: str) -> dict[str, str]:
+    """Return the leaves of a JSON answer, by dotted name. The result is empty if the text is not JSON."""
+    try:
+        return dict(_leaves("", json.loads(text)))
+    except (ValueError, RecursionError):
+        return {}
+
+
+def _leaves(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(f"{name}.{key}" if name else key, inner)
+    else:
+        yield name, normal(value if isinstance(value, str) else json.dumps(value))
+
+
+def failures_text(before: Evaluation, after: Evaluation, kind: AnswerKind, *, count: int) -> str:
+    """Return the groups as a table, and up to `count` examples of each change as text."""
+    pairs = pairs_of(before, after)
+    by_change: dict[str, list[Pair]] = {"gained": [], "lost": [], "still wrong": [], "still right": []}
+    for pair in pairs:
+        by_change[pair.change].append(pair)
+    counts = ", ".join(f"{len(rows):,} {change}" for change, rows in by_change.items())
+    lines = [f"{len(pairs):,} examples, {before.model} and {after.model}: {counts}"]
+    heads = (
+        "field" if kind == "JSON" else "right answer",
+        "most frequent wrong answers",
+        "examples",
+        "before %",
+        "after %",
+    )
+    rows = [
+        (
+            short(group.name, 40),
+            wrong_answers(group),
+            str(group.count),
+            percent(group.before / group.count),
+            percent(group.after / group.count),
+        )
+        for group in groups(pairs, kind)[:SHOWN_GROUPS]
+    ]
+    lines.append(render("most failures first", heads, rows))
+    for change in ("lost", "still wrong", "gained"):
+        for pair in by_change[change][:count]:
+            lines += ["", f"{change}: {short(pair.after.prompt, 400)}"]
+            lines += [
+                f"  right   {short(pair.after.answer)}",
+                f"  before  {shown(pair.before)}",
+                f"  after   {shown(pair.after)}",
+            ]
+    return "\n".join(lines)
+
+
+def wrong_answers(group: FailureGroup) -> str:
+    """Return the two most frequent wrong answers with their counts."""
+    return ", ".join(f"{short(answer, 30)} ({count})" for answer, count in list(group.answers.items())[:2])
+
+
+def shown(sample: GradedSample) -> str:
+    """Return a reply in one line, with its reasoning."""
+    thought = f"{short(' '.join((sample.reasoning or '').split()))} => " if sample.reasoning else ""
+    return thought + (short(" ".join(sample.reply.split())) or "(nothing)")
+
+
+def short(text: str, most: int = WIDEST) -> str:
+    """Return the text, cut to `most` characters."""
+    return text if len(text) <= most else text[: most - 3] + "..."

@@ -1,0 +1,146 @@
+"""Measure the base model, the classical baselines and the taught model on the same test examples."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from rorqual.core.records import Message, RunDir
+from rorqual.data.chat import ChatFormat
+from rorqual.data.fingerprint import fingerprint
+from rorqual.engine.engine import Engine
+from rorqual.engine.request import Request, SamplingParams
+from rorqual.evals.evaluation import Evaluation, GradedSample
+from rorqual.evals.run import evaluate
+from rorqual.tasks.base import Problem, Verdict
+from rorqual.tasks.examples import AnswerKind, Examples
+from rorqual.tasks.find import safe_grade
+from rorqual.tasks.messages import Asked
+from rorqual.teach.answer_format import instruction
+from rorqual.teach.examples import Example
+from rorqual.teach.place import BEFORE
+from rorqual.teach.train import engine_of
+
+FEW = 4
+MOST_SHOTS = 256
+BASE_TOKENS = 192
+"""Tokens of a reply of the base model if its answer has no grammar: the model may calculate first."""
+Show = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class BaseMeasure:
+    """The base model's prompt for the task. `shots` are examples that precede the problem."""
+
+    name: str
+    shots: Sequence[Example]
+
+
+def base_measures(
+    train: Sequence[Example], chat: ChatFormat, kind: AnswerKind, *, context: int, room: int, seed: int
+) -> list[BaseMeasure]:
+    """Return the ways to ask the base model: without examples, with four, and with as many as fit into `context` tokens beside `room`
+    tokens for the problem and its reply."""
+    drawn = list(train)
+    random.Random(seed).shuffle(drawn)
+    opening = _opening(train, kind)
+    most: list[Example] = []
+    for one in drawn[:MOST_SHOTS]:
+        if len(chat.prompt((*opening, *_turns([*most, one]), Message("user", "?")), "auto")) > context - room:
+            break
+        most.append(one)
+    ways = [BaseMeasure(BEFORE, [])]
+    if len(most) >= FEW:
+        ways.append(BaseMeasure(f"base, {FEW} examples", most[:FEW]))
+    if len(most) > FEW:
+        ways.append(BaseMeasure(f"base, {len(most)} examples", most))
+    return ways
+
+
+def _opening(train: Sequence[Example], kind: AnswerKind) -> tuple[Message, ...]:
+    text = instruction(train, kind)
+    return (Message("system", text),) if text else ()
+
+
+def _turns(shots: Sequence[Example]) -> tuple[Message, ...]:
+    return tuple(
+        message
+        for one in shots
+        for message in (Message("user", one.prompt), Message("assistant", one.answer, one.reasoning or None))
+    )
+
+
+def measure_base(
+    run: RunDir, task: Examples, way: BaseMeasure, train: Sequence[Example], params: SamplingParams, *, show: Show
+) -> Evaluation:
+    """Measure the base model on the test split. All prompts begin with the same examples, so one engine core with a prefix cache is fastest."""
+    opening = (*_opening(train, task.kind), *_turns(way.shots))
+    problems = [
+        Asked(
+            key=one.key,
+            prompt=one.prompt,
+            answer=one.answer,
+            family=one.family,
+            meta={"messages": (*opening, Message("user", one.prompt))},
+        )
+        for one in test_problems(task)
+    ]
+    if params.grammar is None:
+        params = replace(params, max_tokens=max(params.max_tokens, BASE_TOKENS))
+    engine = engine_of(run, 1)
+    engine.generate(
+        [Request(problems[0].messages, replace(params, max_tokens=1, grammar=None))]
+    )  # fills the prefix cache
+    return measured(engine, task, problems, way.name, params, show=show)
+
+
+def measured(
+    engine: Engine, task: Examples, problems: Sequence[Problem], name: str, params: SamplingParams, *, show: Show
+) -> Evaluation:
+    """Measure a model on the problems."""
+    return evaluate(
+        engine, task, problems=problems, count=len(problems), params=params, measured={}, model=name, progress=show
+    )
+
+
+def test_problems(task: Examples) -> list[Problem]:
+    """Return the test problems, in the order of the file."""
+    return sorted(task.problems("test", 0), key=lambda problem: problem.key)
+
+
+def opened_for(task: Examples, run: RunDir) -> Examples:
+    """Note which checkpoint is measured, for the record of the test split's opening."""
+    task.checkpoint = fingerprint(run, run.checkpoint())
+    return task
+
+
+def predicted(name: str, task: Examples, problems: Sequence[Problem], replies: Sequence[str]) -> Evaluation:
+    """Return the evaluation of a baseline that is not a language model."""
+    return Evaluation(
+        task=task.name,
+        model=name,
+        split="test",
+        seed=0,
+        count=len(problems),
+        per_family=False,
+        thinking="off",
+        params=SamplingParams(),
+        samples=tuple(
+            GradedSample(
+                key=problem.key,
+                family=problem.family,
+                level=problem.level,
+                prompt=problem.prompt,
+                answer=problem.answer,
+                reply=reply,
+                reasoning=None,
+                verdict=safe_grade(task, problem, reply) if reply else Verdict.WRONG,
+                tokens=0,
+                thinking_tokens=0,
+                thought=False,
+                truncated=False,
+            )
+            for problem, reply in zip(problems, replies, strict=True)
+        ),
+    )

@@ -1,0 +1,165 @@
+"""Turn minutes into numbers of steps, once, from the speed that this machine has with this model and these examples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from tempfile import TemporaryDirectory
+
+from rorqual.core.config import Config, Count, Natural, NonNegative, Positive
+from rorqual.core.errors import DataError
+from rorqual.core.records import Message, RunDir
+from rorqual.data.chat import ChatFormat
+from rorqual.model.adapter import LoRA
+from rorqual.recipes.sft import sft
+from rorqual.teach.examples import Example
+from rorqual.train.loop import fit
+from rorqual.train.run import Run
+
+WARM, MEASURED = 1, 2
+"""Numbers of probe steps: the first ones are not timed."""
+STEP_TOKENS = 768
+"""Tokens per training step, padding included."""
+LONGEST_ROW = 1024
+"""Longer examples are left out of training."""
+FEWEST_STEPS, MOST_EPOCHS = 8, 12
+DEV_SHARES = (0.4, 0.6, 0.8, 1.0)
+"""Shares of the steps after which the model is measured on the dev split."""
+MEASURE = 0.12
+"""Share of the training time that dev and test evaluations take."""
+RESERVE = 15.0
+"""Seconds for loading, merging and writing."""
+OVERTIME = 1.3
+"""Training ends early if it takes this many times the planned time."""
+R, ALPHA, LR = 16, 32.0, 1e-3
+"""Rank, scale and learning rate of LoRA, chosen on the dev splits of three data sets (docs/log/teach.md)."""
+PLAIN = "chatml-plain"
+WITH_SYSTEM = frozenset({"smollm2", "chatml", "qwen2"})
+"""Chat formats that add a default system turn. A taught model needs none, and short rows train faster."""
+
+
+class TeachPlan(Config):
+    """The numbers that `minutes` determines.
+
+    `step_seconds` is the measured time of a training step, and `dev_steps` are the steps after which the model is measured on the dev
+    split. `max_tokens` is the largest number of tokens of a reply.
+    """
+
+    steps: Count
+    dev_steps: tuple[Count, ...]
+    rows: Count
+    row: Count
+    max_tokens: Count
+    epochs: Positive
+    step_seconds: Positive
+    train_seconds: NonNegative
+    grpo_seconds: NonNegative = 0.0
+    skipped: Natural = 0
+
+
+@dataclass(frozen=True)
+class ExampleLengths:
+    """Tokens of an example's prompt and of its reply."""
+
+    prompt: int
+    reply: int
+
+    @property
+    def total(self) -> int:
+        return self.prompt + self.reply
+
+
+def lengths_of(examples: Sequence[Example], chat: ChatFormat) -> list[ExampleLengths]:
+    """Return the tokens of each example in the chat format."""
+    result = []
+    for one in examples:
+        mask = chat.render((Message("user", one.prompt), Message("assistant", one.answer, one.reasoning or None))).mask
+        result.append(ExampleLengths(len(mask) - sum(mask), sum(mask)))
+    return result
+
+
+def sft_run(base: RunDir, data: Path, plan: TeachPlan, *, seed: int, threads: int) -> Run:
+    """Return the supervised run: LoRA on the examples of the train split."""
+    run = sft(
+        data=str(data / "train.jsonl"),
+        start=str(base.path),
+        steps=plan.steps,
+        rows=plan.rows,
+        row=plan.row,
+        lr=LR,
+        seed=seed,
+    )
+    return run.model_copy(
+        update={
+            "tune": LoRA(r=R, alpha=ALPHA),
+            "chat": PLAIN if run.chat in WITH_SYSTEM else run.chat,
+            "source": run.source.model_copy(update={"longer": "skip"}),
+            "micro_batches": min(2, plan.rows),
+            "save_seconds": 30.0,
+        }
+    )
+
+
+def make_plan(
+    base: RunDir,
+    data: Path,
+    lengths: Sequence[ExampleLengths],
+    *,
+    seconds: float,
+    reinforce: float,
+    seed: int,
+    threads: int,
+) -> TeachPlan:
+    """Measure the time of a training step, and return the plan for `seconds` of time that are left.
+
+    `reinforce` is the share of the time for reinforcement learning. Raises DataError if no example fits into a row.
+    """
+    fit_lengths = [one for one in lengths if one.total <= LONGEST_ROW]
+    if not fit_lengths:
+        raise DataError(
+            f"all examples are longer than {LONGEST_ROW} tokens",
+            where=str(data),
+            remedy="Shorten the prompts: a small model on a laptop cannot train on so long texts.",
+        )
+    longest = max(one.total for one in fit_lengths)
+    row = max(longest, min(STEP_TOKENS // 4, sum(one.total for one in fit_lengths)))
+    row = 8 * math.ceil(row / 8)
+    rows = max(2, STEP_TOKENS // row)
+    replies = max(one.reply for one in fit_lengths)
+    draft = TeachPlan(
+        steps=WARM + MEASURED,
+        dev_steps=(1,),
+        rows=rows,
+        row=row,
+        max_tokens=replies + max(16, replies // 2),
+        epochs=1,
+        step_seconds=1,
+        train_seconds=0,
+        skipped=len(lengths) - len(fit_lengths),
+    )
+    step_seconds = measure_step(sft_run(base, data, draft, seed=seed, threads=threads), threads)
+    free = max(0.0, seconds - RESERVE)
+    train_seconds = free * (1 - MEASURE) * (1 - reinforce)
+    per_epoch = sum(one.total for one in fit_lengths) / (rows * row)
+    steps = max(FEWEST_STEPS, min(int(train_seconds / step_seconds), math.ceil(MOST_EPOCHS * per_epoch)))
+    return draft.model_copy(
+        update={
+            "steps": steps,
+            "dev_steps": tuple(sorted({max(1, round(share * steps)) for share in DEV_SHARES})),
+            "epochs": steps / per_epoch,
+            "step_seconds": step_seconds,
+            "train_seconds": steps * step_seconds,
+            "grpo_seconds": free * (1 - MEASURE) * reinforce,
+        }
+    )
+
+
+def measure_step(run: Run, threads: int) -> float:
+    """Return the seconds of a training step, from a few steps in a temporary folder."""
+    records: list[dict[str, float]] = []
+    with TemporaryDirectory() as folder:
+        fit(run, RunDir(Path(folder) / "probe"), threads=threads, quiet=True, observe=records.append)
+    return fmean(record["seconds"] for record in records[WARM:])

@@ -1,0 +1,335 @@
+"""Teach a small model the task of a file of examples: check, divide, measure baselines, train, reinforce, measure, report.
+
+Each stage writes its files last, so the same command resumes where a killed one stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import islice
+from pathlib import Path
+
+from rorqual.convert.merge import merge_run
+from rorqual.convert.stream import Progress as BytesProgress
+from rorqual.core.config import to_yaml
+from rorqual.core.errors import ConfigError
+from rorqual.core.ledger import Ledger, read_ledger
+from rorqual.core.lock import own_run
+from rorqual.core.log import Progress, clock
+from rorqual.core.records import RunDir, write_atomic, write_json
+from rorqual.data.chat import ChatFormat, chat_format
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.engine.request import SamplingParams
+from rorqual.evals.evaluation import Evaluation
+from rorqual.evals.table import percent, render
+from rorqual.model.load.run import read_model_config
+from rorqual.tasks.examples import Examples, load_function, write_examples
+from rorqual.teach.answer_format import answer_grammar
+from rorqual.teach.base_model import Base, find_base
+from rorqual.teach.check import Check, check_file
+from rorqual.teach.check_page import check_page, check_text, to_json
+from rorqual.teach.classical import classical
+from rorqual.teach.config import TeachConfig
+from rorqual.teach.dataset import Dataset, divide, read_test, refuse_size, rows_of
+from rorqual.teach.examples import Example
+from rorqual.teach.measure import base_measures, measure_base, measured, opened_for, predicted, test_problems
+from rorqual.teach.place import AFTER, TeachPaths
+from rorqual.teach.plan import TeachPlan, lengths_of, make_plan, sft_run
+from rorqual.teach.report import write_report
+from rorqual.teach.train import MOST_DEV, Training, engine_of
+
+GRPO_SHARE = 0.3
+"""Share of the time for GRPO, if replies have reasoning or the user grades them."""
+STAGES = 7
+UNCOUNTED = "measure the baselines"
+"""The stage that `minutes` does not count."""
+
+
+def teach(config: TeachConfig, out: Path, *, threads: int, import_progress: BytesProgress) -> Path:
+    """Run all stages in the folder `out`, and return the path of the report. `threads` is the number of worker threads.
+
+    Raises DataError for an unusable file, and ConfigError if `out` belongs to other settings or another file.
+    """
+    began = time.monotonic()
+    for path in filter(None, (config.file, config.test)):
+        refuse_size(Path(path))
+    with own_run(out), closing(Ledger(TeachPaths(out).ledger, whole_process=True)) as ledger:
+        work = Teacher(config, TeachPaths(out), threads, ledger, import_progress)
+        work.check_settings()
+        work.prepare()
+        work.find_base()
+        work.baselines()
+        work.train()
+        work.reinforce()
+        work.measure()
+        report = work.report()
+    model = TeachPaths(out).model.path
+    print(f"\ndone in {clock(time.monotonic() - began)}; the report is {report}")
+    print(f"  try it     rorqual chat {model}\n  serve it   rorqual serve {model}")
+    print(f"  export it  rorqual export {model} {out / 'model.gguf'} format=gguf dtype=q8_0")
+    return report
+
+
+@dataclass
+class Teacher:
+    """The stages, and what they share."""
+
+    config: TeachConfig
+    paths: TeachPaths
+    threads: int
+    ledger: Ledger
+    import_progress: BytesProgress
+
+    def check_settings(self) -> None:
+        """Write the settings, or refuse to resume a folder of other settings or of another file. `threads` and `quiet` may change."""
+        files = [path for path in (self.config.file, self.config.test) if path]
+        digests = [
+            hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).is_file() else "" for path in files
+        ]
+        fixed = self.config.model_copy(update={"threads": 0, "quiet": False})
+        text = to_yaml(fixed) + "".join(
+            f"# sha256 {digest}  {path}\n" for digest, path in zip(digests, files, strict=True)
+        )
+        if not self.paths.settings.is_file():
+            write_atomic(self.paths.settings, text.encode())
+        elif self.paths.settings.read_text(encoding="utf-8") != text:
+            raise ConfigError(
+                "this folder was begun with other settings, or with another content of the file",
+                where=str(self.paths.settings),
+                remedy="Give the same settings to resume, or another out= to begin anew.",
+            )
+
+    # ---- data
+
+    @cached_property
+    def check(self) -> Check:
+        """The check of the file."""
+        c = self.config
+        return check_file(
+            Path(c.file),
+            lambda text: len(text.encode()),
+            prompt=c.prompt,
+            answer=c.answer,
+            reasoning=c.reasoning,
+            against=Path(c.test) if c.test else None,
+        )
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The examples of each split."""
+        c = self.config
+        test = read_test(Path(c.test), prompt=c.prompt, answer=c.answer, reasoning=c.reasoning) if c.test else None
+        return divide(self.check, test, count=c.count)
+
+    def prepare(self) -> None:
+        """Check the file, and write its splits."""
+        self._begin(1, "check and divide the examples")
+        data = self.dataset
+        self._say(check_text(self.check, "bytes"))
+        if not (self.paths.data / "task.json").is_file():
+            with self.ledger.of("check"):
+                write_json(self.paths.out / "check.json", to_json(self.check))
+                write_atomic(self.paths.out / "check.html", check_page(self.check, "bytes").encode())
+                facts = {"kind": data.kind, "labels": dict(self.check.labels), "left_out": dict(data.left_out)}
+                write_examples(self.paths.data, {split: rows_of(rows) for split, rows in data.splits.items()}, facts)
+        for reason, count in data.left_out.items():
+            self._say(f"  {count:,} rows are left out: {reason}")
+        if data.derived:
+            self._say(
+                f"  {data.derived:,} worked solutions derived: one calculation with two numbers of the prompt gives the answer"
+            )
+        splits = ", ".join(f"{len(rows):,} {split}" for split, rows in data.splits.items())
+        self._say(f"  {splits}; the test split stays sealed until a model is measured")
+
+    @property
+    def train_examples(self) -> Sequence[Example]:
+        return self.dataset.splits["train"]
+
+    @cached_property
+    def thinks(self) -> bool:
+        """Whether replies have reasoning before the answer."""
+        return any(one.reasoning for one in self.train_examples)
+
+    def task(self) -> Examples:
+        """Return the task of the data folder. Each object opens the test split once."""
+        return Examples(self.paths.data, grader=self.config.grader)
+
+    # ---- base and plan
+
+    def find_base(self) -> None:
+        """Find or import the base model, and turn minutes into steps."""
+        self._begin(2, "choose the base model, and plan")
+        with self.ledger.of("base"):
+            base = self.base
+            self._say(f"  {base.reason}")
+            if not self.paths.plan.is_file():
+                lengths = lengths_of(self.train_examples, self.chat)
+                left = 60 * self.config.minutes - self._spent()
+                plan = make_plan(
+                    base.run,
+                    self.paths.data,
+                    lengths,
+                    seconds=left,
+                    reinforce=GRPO_SHARE if self.thinks or self.config.grader else 0.0,
+                    seed=self.config.seed,
+                    threads=self.threads,
+                )
+                write_json(self.paths.plan, plan.model_dump(mode="json"))
+        plan = self.plan
+        self._say(
+            f"  {plan.steps:,} steps of {plan.rows} rows of {plan.row} tokens: {plan.epochs:.1f} epochs, {plan.step_seconds:.1f} seconds "
+            f"per step, about {clock(plan.train_seconds)}; {self.config.minutes:g} minutes in all, without the baselines"
+        )
+        if plan.skipped:
+            self._say(f"  {plan.skipped:,} examples are longer than a row, and are not trained on")
+
+    @cached_property
+    def base(self) -> Base:
+        return find_base(self.config.base, self.paths.base, self.import_progress)
+
+    @cached_property
+    def plan(self) -> TeachPlan:
+        return TeachPlan(**json.loads(self.paths.plan.read_bytes()))
+
+    @cached_property
+    def chat(self) -> ChatFormat:
+        """The chat format of the taught model."""
+        draft = TeachPlan(
+            steps=1, dev_steps=(1,), rows=2, row=64, max_tokens=1, epochs=1, step_seconds=1, train_seconds=0
+        )
+        name = sft_run(self.base.run, self.paths.data, draft, seed=0, threads=1).chat
+        return chat_format(Tokenizer.load(self.base.run.tokenizer_file), name)
+
+    @cached_property
+    def params(self) -> SamplingParams:
+        """The sampling parameters of a reply: greedy, and with the grammar of the answers."""
+        return SamplingParams(
+            max_tokens=self.plan.max_tokens, grammar=answer_grammar(self.train_examples, self.dataset.kind)
+        )
+
+    def _spent(self) -> float:
+        """Return the seconds that count, so far."""
+        return sum(entry.seconds for entry in read_ledger(self.paths.ledger) if entry.stage != UNCOUNTED)
+
+    # ---- baselines, training, measurement
+
+    def baselines(self) -> None:
+        """Measure the classical baselines and the base model on the test split."""
+        self._begin(3, "measure the baselines (not counted in the minutes)")
+        done = self.paths.baselines
+        if not done.is_file():
+            with self.ledger.of(UNCOUNTED):
+                write_json(done, {"names": list(self._measured_baselines())})
+        rows = [(name, percent(self._accuracy(name))) for name in self.baseline_names]
+        self._say(render("", ("on the test split", "right %"), rows, text_columns=1))
+
+    def _measured_baselines(self) -> Iterator[str]:
+        """Measure each baseline whose result is not there yet, and yield its name."""
+        base = self.base.run
+        context = read_model_config(base).max_position_embeddings
+        chat = chat_format(Tokenizer.load(base.tokenizer_file), RunDir(base.path).config().get("chat", "deepseek"))
+        room = max(one.total for one in lengths_of([*self.train_examples, *self.dataset.splits["test"]], chat)) + 256
+        ways = base_measures(
+            self.train_examples, chat, self.dataset.kind, context=context, room=room, seed=self.config.seed
+        )
+        task = opened_for(self.task(), base)
+        problems = test_problems(task)
+        tests = sorted(self.dataset.splits["test"], key=lambda one: one.key)
+        rule = load_function(self.config.rule, "rule") if self.config.rule else None
+        for name, replies in classical(self.train_examples, tests, self.dataset.kind, rule=rule).items():
+            self._save(name, partial(predicted, name, task, problems, replies))
+            yield name
+        for way in ways:
+            bar = self._bar(way.name, len(problems))
+            self._save(way.name, partial(measure_base, base, task, way, self.train_examples, self.params, show=bar))
+            yield way.name
+
+    @property
+    def baseline_names(self) -> list[str]:
+        names: list[str] = json.loads(self.paths.baselines.read_bytes())["names"]
+        return names
+
+    def _save(self, name: str, measure: Callable[[], Evaluation]) -> None:
+        path = self.paths.evaluation(name)
+        if not path.is_file():
+            measure().save(path)
+
+    def _accuracy(self, name: str) -> float:
+        [row] = Evaluation.load(self.paths.evaluation(name)).rows("all")
+        return row.accuracy
+
+    @cached_property
+    def training(self) -> Training:
+        task = self.task()
+        dev = list(islice(task.problems("dev", 0), MOST_DEV))
+        return Training(
+            self.paths,
+            self.plan,
+            task,
+            dev,
+            self.params,
+            self.chat,
+            self.config.seed,
+            self.threads,
+            self.config.quiet,
+            self._say,
+        )
+
+    def train(self) -> None:
+        """Train on the examples."""
+        self._begin(4, f"train on {len(self.train_examples):,} examples")
+        with self.ledger.of("train"):
+            self.training.supervised(self.base.run)
+
+    def reinforce(self) -> None:
+        """Reinforce the model where it can help, and write the taught model."""
+        self._begin(5, "reinforce")
+        with self.ledger.of("reinforce"):
+            result = self.training.reinforced(self.config.grader)
+            self._say(f"  {result.text}")
+            if not self.paths.model.path.exists():
+                merge_run(self.paths.run("grpo") if result.used else self.paths.best, self.paths.model.path)
+
+    def measure(self) -> None:
+        """Measure the taught model on the test split."""
+        self._begin(6, "measure the taught model")
+        if self.paths.evaluation(AFTER).is_file():
+            return
+        with self.ledger.of("measure"):
+            task = opened_for(self.task(), self.paths.model)
+            problems = test_problems(task)
+            bar = self._bar(AFTER, len(problems))
+            engine = engine_of(self.paths.model, self.threads)
+            self._save(AFTER, partial(measured, engine, task, problems, AFTER, self.params, show=bar))
+
+    def report(self) -> Path:
+        """Write the report, and print its first sentences."""
+        self._begin(7, "report")
+        with self.ledger.of("report"):
+            text = write_report(self.paths, self.config, self.baseline_names, self.dataset, self.plan)
+        print(f"\n{text}")
+        return self.paths.report
+
+    # ---- output
+
+    def _begin(self, number: int, title: str) -> None:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        known = json.loads(self.paths.memory.read_bytes())["peak_bytes"] if self.paths.memory.exists() else 0
+        write_json(self.paths.memory, {"peak_bytes": max(peak, known)})
+        self._say(f"\n{number}/{STAGES} {title}")
+
+    def _say(self, text: str) -> None:
+        if not self.config.quiet:
+            print(text, flush=True)
+
+    def _bar(self, name: str, total: int) -> Callable[[int, int], None]:
+        bar = None if self.config.quiet else Progress(name, total, unit="answer")
+        return lambda done, _: None if bar is None else bar.update(done)

@@ -1,0 +1,224 @@
+"""Train the model: LoRA on the examples, with the best checkpoint on the dev split, and GRPO where it can help."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+
+from rorqual.core.records import RunDir, append_line, read_lines, write_json
+from rorqual.data.chat import ChatFormat
+from rorqual.engine.engine import Engine
+from rorqual.engine.request import SamplingParams
+from rorqual.evals.run import evaluate
+from rorqual.model.adapter import LoRA
+from rorqual.recipes.grpo import grpo
+from rorqual.tasks.base import Problem, Task, Verdict
+from rorqual.teach.place import TeachPaths
+from rorqual.teach.plan import ALPHA, OVERTIME, R, TeachPlan, sft_run
+from rorqual.train.loop import fit
+from rorqual.train.run import Run
+
+MOST_DEV = 100
+GATE_PROBLEMS, GATE_SAMPLES = 16, 8
+"""The support gate samples so many answers to so many training problems."""
+GRPO_PROBLEMS, GRPO_SAMPLES, GRPO_LR = 8, 8, 3e-4
+FEWEST_GRPO = 3
+"""GRPO is skipped if there is time for fewer steps."""
+
+
+@dataclass(frozen=True)
+class DevResult:
+    """A checkpoint's result on the dev split."""
+
+    run: str
+    step: int
+    right: int
+    total: int
+
+    @property
+    def accuracy(self) -> float:
+        return self.right / self.total
+
+
+@dataclass(frozen=True)
+class GRPOResult:
+    """Whether the model of GRPO is used, and what was done as a sentence."""
+
+    used: bool
+    text: str
+
+
+@dataclass(frozen=True)
+class Training:
+    """What training needs. `params` are the sampling parameters of a reply, and `say` prints a line."""
+
+    paths: TeachPaths
+    plan: TeachPlan
+    task: Task
+    dev: Sequence[Problem]
+    params: SamplingParams
+    chat: ChatFormat
+    seed: int
+    threads: int
+    quiet: bool
+    say: Callable[[str], None]
+
+    # ---- supervised fine-tuning
+
+    def supervised(self, base: RunDir) -> None:
+        """Train on the examples, and keep the checkpoint that is best on the dev split, the later one if two are equal."""
+        out = self.paths.run("sft")
+        run = sft_run(base, self.paths.data, self.plan, seed=self.seed, threads=self.threads)
+        for step in self.plan.dev_steps:
+            done = {result.step for result in self.dev_results("sft")}
+            if step in done or self._ended_early():
+                continue
+            reached = self._fit(run, out, step)
+            result = self.measured(out, "sft", reached)
+            best = max((one.accuracy for one in self.dev_results("sft")), default=-1.0)
+            if result.accuracy >= best:
+                copy_run(out, self.paths.best)
+            append_line(self.paths.dev, vars(result))
+            self.say(f"  step {reached}: {result.right} of {result.total} right on dev")
+            if reached < step:
+                write_json(self.paths.ended_early, {"step": reached, "of": run.steps})
+                self.say(f"  ended after {reached} of {run.steps} steps, because this machine became slower")
+
+    def _ended_early(self) -> bool:
+        return self.paths.ended_early.exists()
+
+    def _fit(self, run: Run, out: RunDir, step: int) -> int:
+        """Train up to `step`, or until the hard cap. Return the step that was reached."""
+        spent = sum(float(record["seconds"]) for record in out.metrics())
+        reached = 0
+
+        def observe(record: dict[str, float]) -> None:
+            nonlocal spent
+            spent += record["seconds"]
+
+        def stop(finished: int) -> bool:
+            nonlocal reached
+            reached = finished
+            return finished >= step or spent > OVERTIME * self.plan.train_seconds
+
+        fit(run, out, threads=self.threads, quiet=self.quiet, observe=observe, stop=stop)
+        newest, _ = out.newest_complete()
+        return reached or newest or 0
+
+    # ---- the dev split
+
+    def dev_results(self, run: str) -> list[DevResult]:
+        """Return the results on the dev split so far."""
+        return [one for line in read_lines(self.paths.dev) if (one := DevResult(**line)).run == run]
+
+    def measured(self, run: RunDir, name: str, step: int) -> DevResult:
+        """Measure a run on the dev split."""
+        replies = evaluate(
+            engine_of(run, self.threads), self.task, problems=self.dev, params=self.params, measured={}
+        ).samples
+        return DevResult(name, step, sum(one.verdict is Verdict.RIGHT for one in replies), len(replies))
+
+    # ---- reinforcement learning
+
+    def reinforced(self, grader: str) -> GRPOResult:
+        """Improve the best checkpoint with GRPO, if it solves some training problems and not others, and if there is time."""
+        known, out = self.paths.grpo, self.paths.run("grpo")
+        if known.is_file():
+            return GRPOResult(**json.loads(known.read_bytes()))
+        run, reason = self._grpo_run(grader)
+        result = GRPOResult(used=False, text=reason)
+        if run is not None:
+            self.say(f"  {reason}")
+            fit(run, out, threads=self.threads, quiet=self.quiet)
+            before = max(one.accuracy for one in self.dev_results("sft"))
+            after = self.measured(out, "grpo", run.steps)
+            append_line(self.paths.dev, vars(after))
+            used = after.accuracy > before
+            text = f"{run.steps} steps of GRPO changed the accuracy on dev from {before:.0%} to {after.accuracy:.0%}"
+            result = GRPOResult(used, f"{text}, so its model {'is' if used else 'is not'} used")
+        write_json(known, vars(result))
+        return result
+
+    def _grpo_run(self, grader: str) -> tuple[Run | None, str]:
+        """Return the run, or None and the reason why GRPO is skipped. The support gate measures which training problems are solved."""
+        if not self.plan.grpo_seconds:
+            return (
+                None,
+                "GRPO is skipped: replies have no reasoning, and training on the answers already optimizes them",
+            )
+        began = time.monotonic()
+        problems = list(islice(self.task.problems("train", self.seed), GATE_PROBLEMS))
+        params = replace(self.params, n=GATE_SAMPLES, temperature=1.0, seed=self.seed)
+        samples = evaluate(
+            engine_of(self.paths.best, self.threads), self.task, problems=problems, params=params, measured={}
+        ).samples
+        seconds = time.monotonic() - began
+        rights = Counter(one.key for one in samples if one.verdict is Verdict.RIGHT)
+        mixed = sum(0 < rights[problem.key] < GATE_SAMPLES for problem in problems)
+        tried = f"{len(problems)} training problems, {GATE_SAMPLES} tries each"
+        if not rights:
+            return None, f"GRPO is skipped: the model solved none of {tried}"
+        if not mixed:
+            return (
+                None,
+                f"GRPO is skipped: of {tried}, the model solved {len(rights)} in every try and the others never",
+            )
+        length = max(self._prompt_length(problem) for problem in problems) + self.params.max_tokens
+        tokens = GRPO_PROBLEMS * GRPO_SAMPLES * (length / 2)
+        per_token = self.plan.step_seconds / (self.plan.rows * self.plan.row)
+        estimate = seconds * GRPO_PROBLEMS / GATE_PROBLEMS + tokens * per_token * (1 / 3 + mixed / len(problems))
+        steps = int(self.plan.grpo_seconds / estimate)
+        if steps < FEWEST_GRPO:
+            return (
+                None,
+                f"GRPO is skipped: there is time for {steps} steps of {estimate:.0f} seconds, and {FEWEST_GRPO} are the fewest",
+            )
+        row = 2 * max(length, self._longest_prompt() + self.params.max_tokens)
+        run = grpo(
+            task="examples",
+            data=str(self.paths.data),
+            options={"grader": grader} if grader else {},
+            start=str(self.paths.best.path),
+            steps=steps,
+            problems=GRPO_PROBLEMS,
+            samples=GRPO_SAMPLES,
+            max_tokens=self.params.max_tokens,
+            row=row,
+            lr=GRPO_LR,
+            seed=self.seed,
+        )
+        run = run.model_copy(update={"tune": LoRA(r=R, alpha=ALPHA), "micro_batches": 16})
+        return (
+            run,
+            f"GRPO, {steps} steps: of {tried}, the model solved {len(rights)} at least once and {mixed} not always",
+        )
+
+    def _prompt_length(self, problem: Problem) -> int:
+        return len(self.chat.prompt(problem.messages, "auto"))
+
+    def _longest_prompt(self) -> int:
+        return max(self._prompt_length(problem) for problem in self.task.problems("train", self.seed))
+
+
+def engine_of(run: RunDir, threads: int) -> Engine:
+    """Load a run for evaluation."""
+    return Engine(run.path, threads=threads, engine_cores=max(1, threads), record_experts=False, backend="torch")
+
+
+def copy_run(src: RunDir, dst: RunDir) -> None:
+    """Replace `dst` by a copy of a run's settings, tokenizer and newest checkpoint."""
+    step = src.checkpoint()
+    temporary = dst.path.with_name(f".{dst.path.name}.part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for file in (src.config_file, src.tokenizer_file):
+        shutil.copy2(file, temporary / file.name)
+    shutil.copytree(step, temporary / step.name)
+    shutil.rmtree(dst.path, ignore_errors=True)
+    os.replace(temporary, dst.path)

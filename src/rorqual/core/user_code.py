@@ -11,6 +11,9 @@ from types import ModuleType
 
 from rorqual.core.errors import RorqualError
 
+USER_MODULE = "rorqual_user_"
+"""Beginning of the names of modules that `import_file` imports."""
+
 
 def import_file(path: Path, error: type[RorqualError]) -> ModuleType:
     """Import the Python file `path` as a module. Each call executes the file again; no bytecode is written.
@@ -21,7 +24,7 @@ def import_file(path: Path, error: type[RorqualError]) -> ModuleType:
     if not path.is_file():
         raise error("no such file", where=str(path), remedy="Check the path; it is relative to the current folder.")
     resolved = path.resolve()
-    name = f"rorqual_user_{resolved.stem}_{hashlib.sha256(str(resolved).encode()).hexdigest()[:8]}"
+    name = f"{USER_MODULE}{resolved.stem}_{hashlib.sha256(str(resolved).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, resolved)
     if spec is None or spec.loader is None:
         raise error("not a Python file", where=str(path), remedy="Name a .py file.")

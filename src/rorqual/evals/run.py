@@ -16,7 +16,7 @@ from rorqual.evals.baselines import baselines
 from rorqual.evals.evaluation import ALL, Evaluation, GradedSample
 from rorqual.evals.votes import Sure, stop_rule
 from rorqual.tasks.base import Problem, Split, Task, Verdict
-from rorqual.tasks.find import load_task, safe_grade, safe_problems
+from rorqual.tasks.find import check_splits, load_task, safe_grade, safe_problems
 
 GREEDY = SamplingParams()
 CHECK = "Check your answer. If it is wrong, give the right one."
@@ -106,6 +106,7 @@ def evaluate(
     equal the first of the `params.n` samples without `stop_when`. With `refine`, the model is asked that many times to check its
     reply, in the same conversation. A sample's earlier replies are in `GradedSample.earlier`. `system` is the system message, if any.
 
+    Raises TaskError if a user's task has the same problems in its train and test split.
     Raises ConfigError if `votes` or `stop_when` is set and the task has no canonical answers. Raises RorqualError if the generator
     does not return all samples of each request.
     """
@@ -115,6 +116,7 @@ def evaluate(
         check_votes(task)
         votes = True
     if problems is None:
+        check_splits(task, seed)
         problems = pick(task, split, count, seed, per_family)
     opening = (Message("system", system),) if system else ()
     requests = [Request((*opening, *problem.messages), seeded(params, problem.key), thinking) for problem in problems]

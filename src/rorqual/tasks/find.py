@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 import sysconfig
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from rorqual.core.errors import ConfigError, DataError, RorqualError, TaskError, nearest
-from rorqual.core.user_code import import_file
+from rorqual.core.user_code import USER_MODULE, import_file
 from rorqual.tasks.base import Problem, Split, Task, Verdict
 from rorqual.tasks.everyday import Everyday
 from rorqual.tasks.examples import Examples
@@ -28,6 +30,7 @@ NAMED: Mapping[str, Callable[..., Task]] = {
     "families": Families, "long": Long, "gsm8k": Gsm8k, "math500": Math500, "folio": Folio, "knights": Knights,
     "messages": Messages, "everyday": Everyday, "examples": Examples,
 }  # fmt: skip
+SPLITS: tuple[Split, Split] = ("train", "test")
 
 
 def load_task(spec: str, *, data: Path | None = None, options: Mapping[str, Any] | None = None) -> Task:
@@ -161,6 +164,39 @@ def safe_problems(task: Task, split: Split, seed: int) -> Iterator[Problem]:
         raise
     except Exception as error:  # a user's generator may raise any exception
         raise _task_error(error, task.name, f"problems({split!r}, {seed})") from error
+
+
+KEYS, KEY_SECONDS = 1_000, 10.0
+"""Number of problems of each split whose keys `check_splits` compares, and the CPU seconds after which it stops to draw more."""
+
+
+def check_splits(task: Task, seed: int) -> None:
+    """Raise TaskError if a user's task yields the same problems in its train and test split, because it ignores its argument `split`.
+
+    Tasks of Rorqual are not checked. A task without one of the splits passes.
+    """
+    if not type(task).__module__.startswith(USER_MODULE):
+        return
+    train, test = (_some_keys(task, split, seed) for split in SPLITS)
+    if both := sorted(train & test):
+        raise TaskError(
+            f"{len(both):,} of the first {len(test):,} test problems are also in the train split, such as {both[0]!r:.60}",
+            where=f"task {task.name}",
+            remedy="Let problems(split, seed) yield only the problems of its split: if split_of(key) == split. "
+            "Otherwise the accuracy does not show what the model does with new problems.",
+        )
+
+
+def _some_keys(task: Task, split: Split, seed: int) -> set[str]:
+    began, keys = time.process_time(), set[str]()
+    try:
+        for problem in islice(safe_problems(task, split, seed), KEYS):
+            keys.add(problem.key)
+            if time.process_time() - began > KEY_SECONDS / 2:
+                break
+    except RorqualError:  # a task for evaluation only may lack a train split
+        return set()
+    return keys
 
 
 TEXTS = ("key", "prompt", "answer", "family", "level")

@@ -15,7 +15,7 @@ from rorqual.data.chat import ChatFormat
 from rorqual.data.pack import Sample
 from rorqual.data.stream import GeneratedStream
 from rorqual.tasks.base import Problem, Task
-from rorqual.tasks.find import check_gold, load_task, place, refuse_empty_answer, safe_problems
+from rorqual.tasks.find import check_gold, check_splits, load_task, place, refuse_empty_answer, safe_problems
 from rorqual.train.batch import TrainBatch
 from rorqual.train.sources.base import Materials, Source, SourceConfig, Step
 
@@ -110,15 +110,16 @@ class Worked(Source):
 def opening(task: Task, seed: int, count: int) -> list[Problem]:
     """Return the first `count` problems of the train split, after checking them.
 
-    Raises DataError if the train split is empty, if all problems are the same, or if the grader rejects a gold answer. Also
-    raises DataError if the problems do not depend on the seed, because every step would then train on the same
-    problems.
+    Raises TaskError if a user's task ignores its split. Raises DataError if the train split is empty, if all
+    problems are the same, or if the grader rejects a gold answer. Also raises DataError if the problems do not
+    depend on the seed, because every step would then train on the same problems.
     """
     where = f"task {task.name}"
     probe = list(islice(safe_problems(task, "train", seed), count))
     if not probe:
         raise DataError("the train split is empty", where=where, remedy="Check problems().")
     check_gold(task, probe)
+    check_splits(task, seed)
     if len(probe) == count and len({problem.key for problem in probe}) == 1:
         raise DataError(
             f"the first {count} problems of the train split are all the same: {probe[0].key!r:.60}",

@@ -474,6 +474,22 @@ def test_an_option_of_chat_changes_the_replies(name: str) -> None:
     assert one == chatted(given) != chatted(given | {name: value})
 
 
+def test_chat_has_the_defaults_of_the_run_and_a_given_key_replaces_one(here: Path) -> None:
+    """Each file gives the same replies as the keys that say the same."""
+    file, told = here / "run" / "defaults.json", {"thinking": "on", "max_tokens": "5"}
+    plain = {name: chatted(told | {name: value}) for name, value in (("thinking", "off"), ("max_tokens", "7"))}
+    with_all = chatted(told)
+    file.write_text('{"thinking": "on", "max_tokens": 5}', encoding="utf-8")
+    assert chatted({}) == with_all and len({with_all, *plain.values()}) == 3
+    assert chatted({"thinking": "off"}) == plain["thinking"] and chatted({"max_tokens": "7"}) == plain["max_tokens"]
+    grammar = {"kind": "choice", "source": '["card", "pin"]'}
+    file.write_text(json.dumps({"thinking": "off", "grammar": grammar}), encoding="utf-8")
+    found = [line for line in chatted({"temperature": "1.5"}).splitlines() if line and "this " not in line]
+    assert len(found) == 3 and {*found} <= {"card", "pin"}, "whole replies, which are not noted as cut off"
+    file.write_text('{"max_tokens": 0}', encoding="utf-8")
+    assert "defaults.json: key 'max_tokens'" in said("chat", "run", code=2)
+
+
 @pytest.mark.usefixtures("here")
 def test_chat_makes_its_engine_as_told(engines: list[dict[str, Any]]) -> None:
     given = {"max_tokens": "3", "threads": "2", "dtype": "bfloat16"}
@@ -595,6 +611,18 @@ def test_merge_writes_the_type_that_it_is_told(here: Path, lora: Path) -> None:
     assert "rorqual export whole" in said("merge", str(lora), "whole")
     assert said("merge", str(lora), "half", "dtype=bfloat16", "quiet=true") == ""
     assert "torch.bfloat16" in types(here / "half") - types(here / "whole")
+
+
+def test_merge_copies_the_defaults_of_the_task_and_training_from_the_run_does_not(here: Path, lora: Path) -> None:
+    shutil.copytree(lora, here / "taught")
+    defaults = b'{"thinking": "off", "max_tokens": 32}'
+    (here / "taught" / "defaults.json").write_bytes(defaults)
+    said("merge", "taught", "whole")
+    assert (here / "whole" / "defaults.json").read_bytes() == defaults
+    said("merge", str(lora), "plain")
+    assert not (here / "plain" / "defaults.json").exists()
+    said("train", "sft", "task=families", "from=whole", "steps=1", "rows=2", "out=trained")
+    assert not (here / "trained" / "defaults.json").exists() and (here / "trained" / "run.yaml").is_file()
 
 
 def test_peft_writes_the_name_and_reads_for_the_base_that_it_is_told(here: Path, lora: Path, tiny: Path) -> None:

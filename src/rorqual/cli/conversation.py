@@ -9,7 +9,9 @@ from typing import Protocol
 from rorqual.cli.settings import Placement
 from rorqual.core.config import Count, Natural, NonNegative, Seed
 from rorqual.core.records import Message, Thinking
+from rorqual.core.sampling import Grammar
 from rorqual.data.chat import ChatFormat
+from rorqual.engine.deltas import Delta
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Request, SamplingParams
 
@@ -62,10 +64,10 @@ def pieces(ids: Iterable[int], chat: ChatFormat, thinking: Thinking) -> Iterator
 
 
 class Conversation:
-    """A conversation with a model, and its history of messages."""
+    """A conversation with a model, and its history of messages. `grammar` constrains every reply."""
 
-    def __init__(self, engine: Engine, settings: ChatSettings) -> None:
-        self.engine, self.settings = engine, settings
+    def __init__(self, engine: Engine, settings: ChatSettings, grammar: Grammar | None = None) -> None:
+        self.engine, self.settings, self.grammar = engine, settings, grammar
         self.history: list[Message] = []
         self.turns = 0
 
@@ -80,21 +82,23 @@ class Conversation:
             temperature=self.settings.temperature,
             seed=self.settings.seed + self.turns,
             think_budget=self.settings.think_budget or None,
+            grammar=self.grammar,
         )
         request = Request(self._with_system(messages), params, self.settings.thinking)
-        generated: list[int] = []
+        generated: list[Delta] = []
         for is_reasoning, piece in pieces(self._tokens(request, generated), self.engine.chat, self.settings.thinking):
             (screen.reasoning if is_reasoning else screen.answer)(piece)
-        reply = self.engine.chat.parse(generated, self.settings.thinking)
-        if generated and generated[-1] not in self.engine.chat.stop_ids:
+        reply = self.engine.chat.parse((delta.token for delta in generated), self.settings.thinking)
+        last = generated[-1].completion if generated else None
+        if last is not None and last.finish_reason == "length":
             screen.note(f"reply cut off after {len(generated)} tokens")
         self.history = [*messages, reply]
         self.turns += 1
         return reply
 
-    def _tokens(self, request: Request, generated: list[int]) -> Iterator[int]:
+    def _tokens(self, request: Request, generated: list[Delta]) -> Iterator[int]:
         for delta in self.engine.stream(request):
-            generated.append(delta.token)
+            generated.append(delta)
             yield delta.token
 
     def _with_system(self, messages: list[Message]) -> tuple[Message, ...]:

@@ -21,10 +21,11 @@ from rorqual.convert.gguf_rope import FREQS, rope_factors
 from rorqual.convert.gguf_tokenizer import tokenizer_keys
 from rorqual.convert.gguf_write import Planned, header_bytes, padding
 from rorqual.convert.merge import whole_weights
+from rorqual.convert.modelfile import modelfile_of, modelfile_text
 from rorqual.convert.stream import CHUNK, Stored
 from rorqual.convert.tensors import our_tensors
 from rorqual.core.errors import CheckpointError, RorqualError
-from rorqual.core.records import RunDir
+from rorqual.core.records import RunDir, write_atomic
 from rorqual.data.chat import ChatFormat, load_chat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.model.attention import GQAConfig
@@ -97,14 +98,15 @@ def export_gguf(run: RunDir, dst: Path, *, dtype: str, progress: Progress) -> tu
 
     Vectors, the router, and tensors whose row length is not a multiple of 32 stay F32. With Q4_0, the embedding and the head
     are Q8_0. Prediction modules (MTP) are omitted, because llama.cpp does not use them. The file appears only when it is
-    complete. Returns notes on omitted MTP modules, on matrices that stay F32 because of their row length, and on Q8_0 tensors
-    in a Q4_0 file.
+    complete. A Modelfile for Ollama is written beside it. Returns notes on omitted MTP modules, on matrices that stay F32 because
+    of their row length, on Q8_0 tensors in a Q4_0 file, and on what the Modelfile leaves out.
     """
     format_ = written_format(dtype)
-    if dst.exists():
-        raise CheckpointError(
-            "the file already exists", where=str(dst), remedy="Choose another name, or delete the file."
-        )
+    for file in (dst, modelfile_of(dst)):
+        if file.exists():
+            raise CheckpointError(
+                "the file already exists", where=str(file), remedy="Choose another name, or delete the file."
+            )
     config, tokenizer = read_model_config(run), Tokenizer.load(run.tokenizer_file)
     family = family_for(config)
     data = family.config_to_hf(config)
@@ -118,7 +120,9 @@ def export_gguf(run: RunDir, dst: Path, *, dtype: str, progress: Progress) -> tu
         for position, index in enumerate(entry.order())
     }
     header = {f"{architecture}.{name}": value for name, value in keys_for(data, architecture).items()}
-    header |= tokenizer_keys(tokenizer, config.vocab_size) | _special_keys(load_chat(run, tokenizer))
+    chat = load_chat(run, tokenizer)
+    header |= tokenizer_keys(tokenizer, config.vocab_size) | _special_keys(chat)
+    modelfile, left_out = modelfile_text(run, chat, dst.name, config.max_position_embeddings)
     header |= {
         "general.architecture": architecture,
         "general.name": run.path.resolve().name,
@@ -130,7 +134,8 @@ def export_gguf(run: RunDir, dst: Path, *, dtype: str, progress: Progress) -> tu
     factors = rope_factors(attention.rope, attention.head_dim) if isinstance(attention, GQAConfig) else None
     computed = {} if factors is None else {FREQS: factors}
     _write(dst, header, formats, _Source(stored, places, layout_, str(weights), computed), progress)
-    return _notes(config.num_nextn_predict_layers, formats, layout_.gguf, format_)
+    write_atomic(modelfile_of(dst), modelfile.encode())
+    return _notes(config.num_nextn_predict_layers, formats, layout_.gguf, format_) + left_out
 
 
 def _notes(modules: int, formats: Mapping[str, Format], shapes: Mapping[str, Shape], wanted: Format) -> tuple[str, ...]:

@@ -55,7 +55,7 @@ def merge_run(run: RunDir, dst: Path, *, dtype: Literal["float32", "bfloat16"] =
 
 
 def write_model(dst: Path, model: Decoder, source: RunDir, data: Mapping[str, Any]) -> Path:
-    """Write `model` as the run directory `dst`, with the tokenizer and the chat format of `source`.
+    """Write `model` as the run directory `dst`, with the tokenizer, the chat format and the task defaults of `source`.
 
     `data` is added to `run.yaml`. Return the checkpoint folder of `dst`.
     """
@@ -69,4 +69,6 @@ def write_model(dst: Path, model: Decoder, source: RunDir, data: Mapping[str, An
         write_json(step / MANIFEST_FILE, {WEIGHTS_FILE: (step / WEIGHTS_FILE).stat().st_size})
         (folder / CONFIG_FILE).write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
         shutil.copyfile(source.tokenizer_file, RunDir(folder).tokenizer_file)
+        if source.defaults_file.is_file():
+            shutil.copyfile(source.defaults_file, RunDir(folder).defaults_file)
     return dst / step_name

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from pydantic import field_validator
 
-from rorqual.core.config import load_yaml
-from rorqual.core.errors import CheckpointError, DataError, RorqualError
+from rorqual.core.config import Config, Count, load_yaml, parse
+from rorqual.core.errors import CheckpointError, ConfigError, DataError, RorqualError
 from rorqual.core.parts import Content, TextPart, content_label, foreign_part
+from rorqual.core.sampling import Grammar
 
 Role = Literal["system", "user", "assistant", "tool"]
 Thinking = Literal["auto", "on", "off"]
@@ -90,12 +92,30 @@ def says_nothing(message: Message) -> bool:
 
 STEP = re.compile(r"step-(\d{6,})$")
 CONFIG_FILE, METRICS_FILE, TOKENIZER_FILE = "run.yaml", "metrics.jsonl", "tokenizer.json"
-ROLLOUTS_FILE, PROMPTS_FILE = "rollouts.jsonl", "prompts.json"
+ROLLOUTS_FILE, PROMPTS_FILE, DEFAULTS_FILE = "rollouts.jsonl", "prompts.json", "defaults.json"
 MANIFEST_FILE = "whole.json"
 """Name of the file that lists the size of every file of a checkpoint.
 
 This file is written last. A checkpoint is incomplete if this file is missing, or if the size of a file is not the listed size.
 """
+
+
+class TaskDefaults(Config):
+    """Defaults of chat requests to a model that was trained for one task. None means that the run has no such default."""
+
+    thinking: Thinking | None = None
+    max_tokens: Count | None = None
+    grammar: Grammar | None = None
+
+    @field_validator("grammar")
+    @classmethod
+    def _check_source(cls, grammar: Grammar | None) -> Grammar | None:
+        if grammar is not None and grammar.kind in ("json_schema", "choice", "calls"):
+            try:
+                json.loads(grammar.source)
+            except ValueError as error:
+                raise ValueError(f"the source of kind '{grammar.kind}' is not JSON: {error}") from None
+        return grammar
 
 
 @dataclass(frozen=True)
@@ -137,6 +157,26 @@ class RunDir:
         except (OSError, ValueError):
             return []
         return [prompt for prompt in found if isinstance(prompt, str)] if isinstance(found, list) else []
+
+    @property
+    def defaults_file(self) -> Path:
+        return self.path / DEFAULTS_FILE
+
+    def task_defaults(self) -> TaskDefaults:
+        """Return the content of `defaults.json`, or empty defaults if the file is missing.
+
+        Raises a ConfigError that names the file and the invalid key.
+        """
+        where = str(self.defaults_file)
+        try:
+            return parse(TaskDefaults, json.loads(self.defaults_file.read_text(encoding="utf-8")), where=where)
+        except (FileNotFoundError, NotADirectoryError):
+            return TaskDefaults()
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"not JSON: {error}", where=where, remedy="Restore or delete the file.") from None
+        except ConfigError as error:
+            remedy = "Correct or remove the key, or delete the file."
+            raise ConfigError(error.what, where=where, remedy=remedy) from None
 
     def step_dir(self, step: int) -> Path:
         """Return the folder of the checkpoint of `step`."""

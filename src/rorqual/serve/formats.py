@@ -96,6 +96,11 @@ class Guided(Schema):
         is_set |= {"guided_regex": self.guided_regex is not None, "guided_choice": self.guided_choice is not None}
         return next((name for name, set_ in is_set.items() if set_), None)
 
+    @property
+    def is_free(self) -> bool:
+        """Whether the request says nothing about the form of the reply. The default grammar of the run then applies."""
+        return self.response_format is None and self.bound is None
+
     def grammar(self) -> Grammar | None:
         """Return the grammar that the reply must match, or None. Raises ApiError if several fields constrain the reply."""
         grammars: dict[str, Grammar] = {}

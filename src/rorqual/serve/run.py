@@ -20,7 +20,7 @@ from typing import cast
 import uvicorn
 
 from rorqual.core.errors import ConfigError
-from rorqual.core.records import RunDir
+from rorqual.core.records import RunDir, TaskDefaults
 from rorqual.core.sampling import SamplingParams
 from rorqual.data.chat import ChatFormat, load_chat
 from rorqual.data.tokenizer import Tokenizer
@@ -166,6 +166,7 @@ def serve(arguments: EngineArguments, address: Address, cascade: CascadeArgument
     run = RunDir(Path(arguments.run))
     checkpoint = run.checkpoint()
     chat = _chat_of(run, address)
+    task = TaskDefaults() if cascade else run.task_defaults()
     second = None
     if cascade is not None:
         second = RunDir(Path(cascade.teacher.run))
@@ -192,6 +193,7 @@ def serve(arguments: EngineArguments, address: Address, cascade: CascadeArgument
             uploads=uploads,
             prompts=run.prompts(),
             think_budget=address.think_budget,
+            task=task,
         )
         if cascade is not None and second is not None:
             other = replace(

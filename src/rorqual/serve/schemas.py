@@ -123,10 +123,9 @@ class Sampling(Guided):
         return replace(defaults, **self.given())
 
     @property
-    def limit(self) -> int:
-        """The maximum number of reply tokens. If the request sets no limit, the value is INT32, and only the context
-        limits the reply."""
-        return self.given().get("max_tokens") or INT32
+    def limit(self) -> int | None:
+        """The maximum number of reply tokens, or None if the request sets no limit."""
+        return self.given().get("max_tokens")
 
     @property
     def top(self) -> int | None:
@@ -168,13 +167,13 @@ class ChatRequest(Sampling, Tools):
     top_logprobs: Top | None = None
 
     @property
-    def limit(self) -> int:
+    def limit(self) -> int | None:
         return self.max_completion_tokens or super().limit
 
     @property
-    def thinking(self) -> Thinking:
-        """The reasoning mode that the request sets, or `auto`."""
-        return next(iter(self.modes().values()), "auto")
+    def thinking(self) -> Thinking | None:
+        """The reasoning mode that the request sets, or None."""
+        return next(iter(self.modes().values()), None)
 
     def modes(self) -> dict[str, Thinking]:
         """Return the request fields that set a reasoning mode, each with the mode."""
@@ -207,6 +206,10 @@ class ChatRequest(Sampling, Tools):
         if self.forced() is not None:
             return "tools"
         return None if self.offered() else super().bound
+
+    @property
+    def is_free(self) -> bool:
+        return super().is_free and not self.tools
 
     def grammar(self) -> Grammar | None:
         """Return the grammar of the reply: a response format, required tool calls, or a choice between the two."""
@@ -262,7 +265,7 @@ class TextRequest(Sampling):
         return prompts or [[item for item in self.prompt if isinstance(item, int)]]
 
     @property
-    def limit(self) -> int:
+    def limit(self) -> int | None:
         return 1 if self.mute else super().limit
 
     @property

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from rorqual.core.errors import ConfigError, RorqualError
-from rorqual.core.records import Message, RunDir, Thinking, Tool
-from rorqual.core.sampling import SERVER_DEFAULTS, SamplingParams
+from rorqual.core.records import Message, RunDir, TaskDefaults, Thinking, Tool
+from rorqual.core.sampling import INT32, SERVER_DEFAULTS, SamplingParams
 from rorqual.data.chat import ChatFormat
 from rorqual.evals.calibration import Calibration
 from rorqual.serve.bodies import Bodies
@@ -29,6 +29,7 @@ from rorqual.serve.wire import EngineRequest, Ready
 from rorqual.serve.words import explain, shown
 
 T = TypeVar("T")
+NO_DEFAULTS = TaskDefaults()
 MASK = 2**64 - 1
 SEED_BITS = 63
 GENERATION = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -84,8 +85,8 @@ class Service:
     without a token. `operator`: the tenant that may read the metrics of all tenants. `cors`: allowed origins.
     `uploads`: weight updates from a trainer, or None if they are turned off. `prompts`: example prompts from the
     problems that the model was trained on. `think_budget`: maximum thinking tokens of a chat reply, unless the request sets
-    its own; 0 sets no maximum. `teacher`: the model that answers chat requests if this one is not sure, or None.
-    `cutters`: the thread of each tenant.
+    its own; 0 sets no maximum. `task`: defaults of chat requests, from the run's `defaults.json`. `teacher`: the model that
+    answers chat requests if this one is not sure, or None. `cutters`: the thread of each tenant.
     """
 
     name: str
@@ -102,6 +103,7 @@ class Service:
     uploads: WeightUploads | None = None
     prompts: Sequence[str] = ()
     think_budget: int = 0
+    task: TaskDefaults = NO_DEFAULTS
     teacher: CascadeTeacher | None = None
     bodies: Bodies = field(default_factory=Bodies)
     cutters: dict[str, ThreadPoolExecutor] = field(default_factory=dict)
@@ -224,11 +226,19 @@ class Service:
             raise refuse(f"`prompt` cannot be tokenized: {error.what}. {error.remedy}".strip(), "prompt") from None
 
     def ask(
-        self, request: Sampling, prompt: Sequence[int], param: str, *, tools: bool = False, effort: float | None = None
+        self,
+        request: Sampling,
+        prompt: Sequence[int],
+        param: str,
+        *,
+        tools: bool = False,
+        effort: float | None = None,
+        task: TaskDefaults = NO_DEFAULTS,
     ) -> EngineRequest:
         """Return the request for the engine. Raises ApiError if the model is not served or the prompt exceeds the context.
 
         `effort` is the share of the server's thinking budget that a chat request may use, or None for a text request.
+        `task` holds the defaults of a chat request.
         """
         info = self.check_model(request.model)
         self._check(prompt, param, info)
@@ -238,7 +248,7 @@ class Service:
                 f"`logit_bias` contains token id {out_of_range[0]}. Give ids from 0 to {info.vocab_size - 1}.",
                 "logit_bias",
             )
-        limit, top = min(request.limit, info.max_len - len(prompt)), request.scored
+        limit, top = min(request.limit or task.max_tokens or INT32, info.max_len - len(prompt)), request.scored
         if params.min_tokens > limit:
             raise refuse(
                 f"`min_tokens` is {params.min_tokens}, but the reply may have at most {limit} tokens. Lower `min_tokens`.",
@@ -258,7 +268,7 @@ class Service:
             # The engine would also match stop strings inside tool calls, where stop strings must not apply.
             stop=() if tools else params.stop,
             top_logprobs=request.top or 0,
-            grammar=request.grammar(),
+            grammar=task.grammar if request.is_free else request.grammar(),
             prompt_logprobs=top,
         )
         # In vLLM's API, the request with the lowest priority number runs first. In the engine, the highest number runs

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from rorqual.cli.machine import cores
-from rorqual.cli.settings import Settings, check_device, read
+from rorqual.cli.settings import WHERE, Settings, check_device, pairs
+from rorqual.core.config import parse
 from rorqual.core.errors import DataError
 from rorqual.core.prompts import unlike
 from rorqual.core.records import RunDir
@@ -20,6 +21,9 @@ def chat(
     settings: Settings = None,
 ) -> None:
     """Chat with a run's model in the terminal. Reasoning is dimmed.
+
+    A run that was trained for one task may have a file defaults.json. The replies then follow its grammar, and its thinking and
+    max_tokens replace the defaults below.
 
     /new starts a new conversation, /quit exits. With piped input, each line is one message.
 
@@ -32,12 +36,14 @@ def chat(
     from rorqual.cli.screen import Terminal, lines_typed
     from rorqual.engine.engine import Engine
 
-    chosen = read(ChatSettings, settings)
+    task = RunDir(run).task_defaults()
+    defaults = task.model_dump(include={"thinking", "max_tokens"}, exclude_none=True)
+    chosen = parse(ChatSettings, defaults | pairs(settings), where=WHERE)
     check_device(chosen.device)
     if chosen.threads:  # the engine runs in this thread, so it uses torch's thread count
         torch.set_num_threads(chosen.threads)
     engine = Engine(run, device=chosen.device, dtype=chosen.dtype, slots=1, threads=chosen.threads or cores())
-    conversation, terminal = Conversation(engine, chosen), Terminal()
+    conversation, terminal = Conversation(engine, chosen, task.grammar), Terminal()
     prompts = RunDir(run).prompts()
     if prompts and sys.stdin.isatty():
         terminal.note(f"examples of what this run was trained on: {'; '.join(prompts[:2])}")

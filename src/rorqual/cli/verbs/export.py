@@ -33,7 +33,8 @@ def export(
 ) -> None:
     """Export a run for transformers, vLLM or llama.cpp.
 
-    The run's newest checkpoint becomes a Hugging Face folder or a GGUF file.
+    The run's newest checkpoint becomes a Hugging Face folder or a GGUF file. Beside a GGUF file DST.gguf, the command writes
+    DST.Modelfile for Ollama.
 
     Keys: format=hf|gguf, dtype=, shard_gb=5, quiet=. For format=hf: dtype=keep (default; copies the bytes), float32, bfloat16,
     float16, fp8 (blocks of 128 x 128, as in DeepSeek-V3). After an interruption, the same command resumes. For format=gguf:

@@ -41,7 +41,7 @@ class ChatShape(Shape[ChatRequest]):
         self._started: set[int] = set()
         self._prompt: list[int] = []
         # A model that was not trained to reason would write its answer after `<think>` and never write `</think>`.
-        self._thinking = wanted.thinking if service.chat.thinks else "auto"
+        self._thinking = (wanted.thinking or service.task.thinking or "auto") if service.chat.thinks else "auto"
         self._messages = [turn.message() for turn in wanted.messages]
         service.check_parts(self._messages)
         self._tools = wanted.offered()
@@ -71,8 +71,9 @@ class ChatShape(Shape[ChatRequest]):
         answer = self.wanted.response_format.json_schema if self.wanted.response_format else None
         schema = None if answer is None else answer.schema_
         prompt = self._prompt = self.service.prompt_of(self._messages, self._thinking, self._tools, schema)
-        effort = self.wanted.effort
-        return [self.service.ask(self.wanted, prompt, "messages", tools=bool(self._tools), effort=effort)]
+        wanted, service = self.wanted, self.service
+        tools = bool(self._tools)
+        return [service.ask(wanted, prompt, "messages", tools=tools, effort=wanted.effort, task=service.task)]
 
     def new(self) -> Choice:
         wanted = self.wanted

@@ -1,0 +1,189 @@
+"""The defaults of a model that was trained for one task: what a chat request gets that sets nothing, and what it may set itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from served import Server, start, stop, write_run
+from test_cascade_server import calibration_file
+from test_serve_options import told
+
+from rorqual.cli.serving import start as start_here
+from rorqual.core.errors import ConfigError
+from rorqual.core.records import Message, RunDir, TaskDefaults, Thinking
+from rorqual.data.chat import load_chat
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.serve.routes.chat import ChatShape
+from rorqual.serve.schemas import ChatRequest, read
+from rorqual.serve.wire import Ready
+
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+CHOICES = ["card", "pin"]
+LENGTH = 7
+"""More tokens than a choice has, and fewer than a reply of the random model without a grammar."""
+TOOL = {"type": "function", "function": {"name": "size", "parameters": {"type": "object", "properties": {}}}}
+QUESTION = "where is my card"
+PERSON = {
+    "type": "object",
+    "properties": {"age": {"enum": [1, 2]}},
+    "required": ["age"],
+    "additionalProperties": False,
+}
+
+
+def write_defaults(run: Path, **data: Any) -> None:
+    RunDir(run).defaults_file.write_text(json.dumps(data), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = write_run(tmp_path_factory.mktemp("taught") / "taught")
+    grammar = {"kind": "choice", "source": json.dumps(CHOICES)}
+    write_defaults(run, thinking="off", max_tokens=LENGTH, grammar=grammar)
+    return run
+
+
+@pytest.fixture(scope="module")
+def http(taught: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    folder = tmp_path_factory.mktemp("server")
+    server: Server = start(taught, folder / "keys.json", folder / "log", "port=0", "slots=2", "ui=false")
+    with server.client as client:
+        yield client
+    assert stop(server) == 0
+
+
+def ask(http: httpx.Client, **fields: Any) -> dict[str, Any]:
+    """The reply's message, with its finish reason and its numbers of tokens."""
+    body = {"model": "taught", "messages": [{"role": "user", "content": QUESTION}], "seed": 3, **fields}
+    reply = http.post(CHAT, json=body)
+    assert reply.status_code == 200, reply.text
+    [choice] = reply.json()["choices"]
+    return {**choice["message"], **reply.json()["usage"], "finish_reason": choice["finish_reason"]}
+
+
+def n_prompt(run: Path, thinking: Thinking) -> int:
+    chat = load_chat(RunDir(run), Tokenizer.load(RunDir(run).tokenizer_file))
+    return len(chat.prompt([Message("user", QUESTION)], thinking))
+
+
+def test_the_grammar_of_the_run_applies_to_a_request_without_a_form(http: httpx.Client) -> None:
+    found = [
+        ask(http, seed=seed, **more) for seed in range(4) for more in ({}, {"tools": []}, {"response_format": None})
+    ]
+    assert {one["content"] for one in found} <= {*CHOICES}
+    assert {one["finish_reason"] for one in found} == {"stop"}
+    assert {one["content"] for one in (ask(http, seed=seed) for seed in range(8))} == {*CHOICES}
+
+
+def test_a_stream_has_the_same_defaults(http: httpx.Client) -> None:
+    body = {"model": "taught", "messages": [{"role": "user", "content": QUESTION}], "seed": 3, "stream": True}
+    with http.stream("POST", CHAT, json=body) as reply:
+        events = [json.loads(line[6:]) for line in reply.iter_lines() if line.startswith("data: {")]
+    text = "".join(event["choices"][0]["delta"].get("content") or "" for event in events)
+    assert text == ask(http)["content"] in CHOICES
+
+
+@pytest.mark.parametrize("free", [{"response_format": {"type": "text"}}, {"tools": [TOOL], "tool_choice": "none"}])
+def test_a_request_may_switch_the_grammar_off(http: httpx.Client, free: dict[str, Any]) -> None:
+    found = ask(http, **free)
+    assert found["content"] not in CHOICES and found["completion_tokens"] == LENGTH
+    assert found["finish_reason"] == "length", "the other defaults still apply"
+
+
+@pytest.mark.parametrize(
+    ("own", "content"),
+    [
+        ({"guided_choice": ["no"]}, "no"),
+        ({"guided_regex": "x{3}"}, "xxx"),
+        ({"guided_json": {"const": 5}}, "5"),
+    ],
+)
+def test_the_form_of_a_request_comes_first(http: httpx.Client, own: dict[str, Any], content: str) -> None:
+    assert ask(http, **own)["content"] == content
+
+
+def test_a_schema_of_a_request_comes_first(http: httpx.Client) -> None:
+    schema = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON}}
+    assert json.loads(ask(http, response_format=schema, max_tokens=400)["content"])["age"] in (1, 2)
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_the_length_of_a_request_comes_first(http: httpx.Client, name: str) -> None:
+    text = {"response_format": {"type": "text"}}
+    for length in (LENGTH - 2, LENGTH + 2):
+        found = ask(http, **text, **{name: length})
+        assert (found["completion_tokens"], found["finish_reason"]) == (length, "length")
+    assert ask(http, **text)["completion_tokens"] == LENGTH
+
+
+def test_the_thinking_of_a_request_comes_first(http: httpx.Client, taught: Path) -> None:
+    off, on = n_prompt(taught, "off"), n_prompt(taught, "on")
+    assert n_prompt(taught, "auto") < off == on
+    silent = ask(http)
+    assert silent["prompt_tokens"] == off and "reasoning_content" not in silent
+    for own in (
+        {"reasoning_effort": "high"},
+        {"thinking": {"type": "enabled"}},
+        {"chat_template_kwargs": {"thinking": True}},
+    ):
+        thought = ask(http, **own, max_tokens=40, think_budget=5)
+        assert thought["reasoning_content"] and thought["content"] in CHOICES, "the grammar applies after the thought"
+    assert ask(http, chat_template_kwargs={}) == silent, "this says nothing about thinking"
+
+
+def test_text_completions_have_no_defaults(http: httpx.Client) -> None:
+    body = {"model": "taught", "prompt": QUESTION, "seed": 3, "ignore_eos": True, "stream": True}
+    n_events = 0
+    with http.stream("POST", TEXT, json=body) as reply:  # a context of thousands of tokens is left early
+        text = ""
+        for line in reply.iter_lines():
+            if line.startswith("data: {"):
+                text += json.loads(line[6:])["choices"][0]["text"]
+                n_events += 1
+            if n_events > 3 * LENGTH:
+                break
+    assert n_events > 3 * LENGTH and text not in CHOICES
+
+
+@pytest.mark.parametrize("default", ["on", "off", "auto", None])
+def test_each_mode_of_the_run_is_the_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, default: Any) -> None:
+    """At the prompt that a request without a word on thinking gives."""
+    copy = write_run(tmp_path / "tiny")
+    write_defaults(copy, **({} if default is None else {"thinking": default}))
+    service = told(copy, [f"keys={tmp_path / 'keys'}"], monkeypatch)[0].service
+    service.bridge.info = Ready(4096, service.chat.tokenizer.vocab_size)
+    body: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": QUESTION}]}
+    for own, mode in (
+        ({}, default or "auto"),
+        ({"reasoning_effort": "none"}, "off"),
+        ({"reasoning_effort": "low"}, "on"),
+    ):
+        [asked] = ChatShape(service, read(ChatRequest, json.dumps(body | own).encode())[0]).asks()
+        assert list(asked.prompt) == service.chat.prompt([Message("user", QUESTION)], mode)
+
+
+def test_an_invalid_file_is_refused_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, keys = write_run(tmp_path / "tiny"), tmp_path / "keys.json"
+    write_defaults(run, max_tokens=0)
+    with pytest.raises(ConfigError, match=r"defaults\.json: key 'max_tokens'"):
+        start_here(str(run), ["port=0", f"keys={keys}"])
+    assert not keys.exists()
+    write_defaults(run, max_tokens=1)
+    assert told(run, [f"keys={keys}"], monkeypatch)[0].service.task == TaskDefaults(max_tokens=1)
+
+
+def test_a_cascade_has_the_defaults_of_neither_model(
+    taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = write_run(tmp_path / "other", head_dim=16)
+    write_defaults(other, max_tokens=3)
+    file = calibration_file(tmp_path / "c.json", taught, other)
+    words = [f"calibration={file}", f"keys={tmp_path / 'keys'}"]
+    service = told(Path(f"cascade={taught},{other}"), words, monkeypatch)[0].service
+    assert service.teacher is not None and service.task == service.teacher.service.task == TaskDefaults()
+    assert told(taught, words[1:], monkeypatch)[0].service.task.max_tokens == LENGTH

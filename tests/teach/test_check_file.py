@@ -237,14 +237,14 @@ def test_forms_of_one_table_give_the_same_examples(tmp_path: Path) -> None:
     ("names", "columns"),
     [
         (["messages", "id"], Columns(messages="messages")),
-        (["prompt", "completion"], Columns(("prompt",), "completion")),
-        (["id", "Question", "Answer"], Columns(("Question",), "Answer")),
-        (["instruction", "input", "output"], Columns(("instruction", "input"), "output")),
-        (["instruction", "output"], Columns(("instruction",), "output")),
-        (["question", "answer", "rationale"], Columns(("question",), "answer", "rationale")),
-        (["text", "category"], Columns(("text",), "category")),
-        (["text", "intent", "slots"], Columns(("text",), "intent")),
-        (["problem", "solution", "answer"], Columns(("problem",), "answer", "solution")),
+        (["prompt", "completion"], Columns(("prompt",), ("completion",))),
+        (["id", "Question", "Answer"], Columns(("Question",), ("Answer",))),
+        (["instruction", "input", "output"], Columns(("instruction", "input"), ("output",))),
+        (["instruction", "output"], Columns(("instruction",), ("output",))),
+        (["question", "answer", "rationale"], Columns(("question",), ("answer",), "rationale")),
+        (["text", "category"], Columns(("text",), ("category",))),
+        (["text", "intent", "slots"], Columns(("text",), ("intent",))),
+        (["problem", "solution", "answer"], Columns(("problem",), ("answer",), "solution")),
     ],
 )
 def test_known_columns_are_found(names: list[str], columns: Columns) -> None:
@@ -253,11 +253,11 @@ def test_known_columns_are_found(names: list[str], columns: Columns) -> None:
 
 def test_columns_can_be_named() -> None:
     names = ["text", "intent", "slots", "a", "b"]
-    assert find_columns(names, answer="slots") == Columns(("text",), "slots")
+    assert find_columns(names, answer="slots") == Columns(("text",), ("slots",))
     assert find_columns(names, prompt="a, b", answer="SLOTS", reasoning="intent") == Columns(
-        ("a", "b"), "slots", "intent"
+        ("a", "b"), ("slots",), "intent"
     )
-    assert find_columns(["messages", "a", "b"], prompt="a", answer="b") == Columns(("a",), "b")
+    assert find_columns(["messages", "a", "b"], prompt="a", answer="b") == Columns(("a",), ("b",))
     for bad in ({"prompt": "c"}, {"answer": "slot"}, {"answer": "a", "reasoning": "x"}):
         with pytest.raises(ConfigError, match=f"key '{[*bad][-1]}': the file has no column"):
             find_columns(names, **bad)

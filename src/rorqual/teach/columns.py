@@ -25,10 +25,11 @@ SHAPES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a table. `messages` is the column of conversations, or "". Several prompt columns are joined by blank lines."""
+    """The columns of a table. `messages` is the column of conversations, or "". Several prompt columns are joined by blank lines, and
+    several answer columns become a JSON object."""
 
     prompt: tuple[str, ...] = ()
-    answer: str = ""
+    answer: tuple[str, ...] = ()
     reasoning: str = ""
     messages: str = ""
 
@@ -37,28 +38,26 @@ class Columns:
         if self.messages:
             return f"conversations in column '{self.messages}'"
         reasoning = f", reasoning: '{self.reasoning}'" if self.reasoning else ""
-        return f"prompt: {' + '.join(map(repr, self.prompt))}, answer: {self.answer!r}{reasoning}"
+        names = (" + ".join(map(repr, columns)) for columns in (self.prompt, self.answer))
+        return "prompt: {}, answer: {}".format(*names) + reasoning
 
 
 def find_columns(names: Sequence[str], *, prompt: str = "", answer: str = "", reasoning: str = "") -> Columns:
     """Return the columns to use: those that are named, and the first known names for the others.
 
-    `prompt` may name several columns, separated by commas. Names are compared without regard to case. Raises ConfigError if a
+    `prompt` and `answer` may name several columns, separated by commas. Names are compared without regard to case. Raises ConfigError if a
     named column does not exist, or if no known names are found.
     """
     by_name = {name.lower(): name for name in reversed(list(names))}
-    given = tuple(_known(name.strip(), by_name, "prompt") for name in prompt.split(",")) if prompt else ()
-    chosen = _known(answer, by_name, "answer") if answer else ""
+    given, chosen = (_all_known(value, by_name, key) for value, key in ((prompt, "prompt"), (answer, "answer")))
     if not given and not chosen and MESSAGES in by_name:
         return Columns(messages=by_name[MESSAGES])
     thought = _known(reasoning, by_name, "reasoning") if reasoning else ""
     for asks, replies in SHAPES:
         found = given or tuple(by_name[name] for name in asks if name in by_name)
-        reply = chosen or next(
-            (by_name[name] for name in replies if name in by_name and by_name[name] not in found), ""
-        )
+        reply = chosen or tuple(by_name[name] for name in replies if name in by_name and by_name[name] not in found)[:1]
         if found and reply and (given or len(found) == len(asks)):
-            taken = {*found, reply}
+            taken = {*found, *reply}
             thought = thought or next((by_name[n] for n in REASONING if n in by_name and by_name[n] not in taken), "")
             return Columns(found, reply, thought)
     raise ConfigError(
@@ -68,6 +67,10 @@ def find_columns(names: Sequence[str], *, prompt: str = "", answer: str = "", re
         + "; ".join(f"{'+'.join(asks)} and {replies[0]}" for asks, replies in SHAPES)
         + ".",
     )
+
+
+def _all_known(names: str, by_name: dict[str, str], key: str) -> tuple[str, ...]:
+    return tuple(_known(name.strip(), by_name, key) for name in names.split(",")) if names else ()
 
 
 def _known(name: str, by_name: dict[str, str], key: str) -> str:

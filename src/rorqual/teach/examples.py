@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,12 +60,25 @@ def _example(row: TableRow, columns: Columns) -> Example:
     prompt = "\n\n".join(text for text in prompts if text)
     if not prompt:
         raise DataError("the prompt is empty")
-    answer = _text(row.values, columns.answer)
+    answer = _answer(row.values, columns.answer)
     if not answer:
         raise DataError("the answer is empty")
     return Example(
         row.line, prompt, answer, _text(row.values, columns.reasoning, optional=True) if columns.reasoning else ""
     )
+
+
+def _answer(values: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Return the answer. Several columns become a JSON object; empty cells are left out, and cells of JSON become JSON."""
+    if len(names) == 1:
+        return _text(values, names[0])
+    cells = {name: values.get(name) for name in names}
+    found = {
+        name: json.loads(value) if isinstance(value, str) and is_json(value) else value
+        for name, value in cells.items()
+        if value is not None and value != ""
+    }
+    return json.dumps(found, ensure_ascii=False) if found else ""
 
 
 def _from_conversation(row: TableRow) -> Example:

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from rorqual.core.records import Message, RunDir
+from rorqual.core.records import Message, RunDir, Thinking
 from rorqual.data.chat import ChatFormat
 from rorqual.data.fingerprint import fingerprint
 from rorqual.engine.engine import Engine
@@ -23,7 +23,8 @@ from rorqual.teach.place import BEFORE
 from rorqual.teach.train import engine_of
 
 FEW = 4
-MOST_SHOTS = 256
+MOST_SHOTS, SHOT_TOKENS = 256, 2048
+"""Most examples in a prompt of the base model, and most tokens that they take together."""
 BASE_TOKENS = 192
 """Tokens of a reply of the base model if its answer has no grammar: the model may calculate first."""
 Show = Callable[[int, int], None]
@@ -40,14 +41,18 @@ class BaseMeasure:
 def base_measures(
     train: Sequence[Example], chat: ChatFormat, kind: AnswerKind, *, context: int, room: int, seed: int
 ) -> list[BaseMeasure]:
-    """Return the ways to ask the base model: without examples, with four, and with as many as fit into `context` tokens beside `room`
+    """Return the ways to ask the base model: without examples, with four, and with as many as fit.
+
+    All examples take at most `SHOT_TOKENS` tokens, and leave `room`
     tokens for the problem and its reply."""
     drawn = list(train)
     random.Random(seed).shuffle(drawn)
     opening = _opening(train, kind)
     most: list[Example] = []
     for one in drawn[:MOST_SHOTS]:
-        if len(chat.prompt((*opening, *_turns([*most, one]), Message("user", "?")), "auto")) > context - room:
+        if len(chat.prompt((*opening, *_turns([*most, one]), Message("user", "?")), "auto")) > min(
+            SHOT_TOKENS, context - room
+        ):
             break
         most.append(one)
     ways = [BaseMeasure(BEFORE, [])]
@@ -92,15 +97,30 @@ def measure_base(
     engine.generate(
         [Request(problems[0].messages, replace(params, max_tokens=1, grammar=None))]
     )  # fills the prefix cache
-    return measured(engine, task, problems, way.name, params, show=show)
+    return measured(engine, task, problems, way.name, params, "auto", show=show)
 
 
 def measured(
-    engine: Engine, task: Examples, problems: Sequence[Problem], name: str, params: SamplingParams, *, show: Show
+    engine: Engine,
+    task: Examples,
+    problems: Sequence[Problem],
+    name: str,
+    params: SamplingParams,
+    thinking: Thinking,
+    *,
+    show: Show,
 ) -> Evaluation:
     """Measure a model on the problems."""
     return evaluate(
-        engine, task, problems=problems, count=len(problems), params=params, measured={}, model=name, progress=show
+        engine,
+        task,
+        problems=problems,
+        count=len(problems),
+        params=params,
+        thinking=thinking,
+        measured={},
+        model=name,
+        progress=show,
     )
 
 

@@ -26,6 +26,11 @@ class TeachPaths:
         return self.out / "data"
 
     @property
+    def teacher(self) -> Path:
+        """The teacher's samples and reasons."""
+        return self.out / "teacher"
+
+    @property
     def base(self) -> Path:
         """The imported base model, unless it is a run elsewhere."""
         return self.out / "base"
@@ -84,6 +89,11 @@ class TeachPaths:
     def memory(self) -> Path:
         """The largest memory of a process so far."""
         return self.out / "memory.json"
+
+    @property
+    def results(self) -> Path:
+        """All results as JSON."""
+        return self.out / "results.json"
 
     @property
     def report(self) -> Path:

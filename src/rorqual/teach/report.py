@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from rorqual.core.errors import ConfigError, nearest
 from rorqual.core.ledger import read_ledger
 from rorqual.core.log import clock
-from rorqual.core.records import read_lines, write_atomic
+from rorqual.core.records import read_lines, write_atomic, write_json
 from rorqual.evals import page as html
 from rorqual.evals.compare import Comparison, compare
 from rorqual.evals.evaluation import Evaluation, Row
@@ -98,6 +99,7 @@ def write_report(
     opened = openings(paths.data)
     sentences = found.sentences(len(opened))
     write_atomic(paths.report, _page(paths, config, found, sentences, dataset, plan).encode())
+    write_json(paths.results, _as_json(found, sentences, len(opened)))
     table = render("on the test split", HEADS, result_rows(found), text_columns=1)
     return "\n".join([*sentences, table])
 
@@ -113,6 +115,23 @@ def load_results(out: Path, than: str = "") -> tuple[AnswerKind, Evaluation, Eva
     if than and than not in names:
         raise ConfigError(f"no baseline '{than}'", where="key 'than'", remedy=nearest(than, names))
     return read_facts(paths.data)["kind"], Evaluation.load(paths.evaluation(than or BEFORE)), after
+
+
+def _as_json(found: TeachResults, sentences: Sequence[str], opened: int) -> dict[str, Any]:
+    """Return all results, for other programs. Differences are those of the taught model to each baseline, as shares."""
+    rows: list[dict[str, Any]] = []
+    for one in found.results:
+        row: dict[str, Any] = {
+            "name": one.name,
+            "right": one.row.right,
+            "of": one.row.graded,
+            "interval": vars(one.row.interval),
+        }
+        if one.ahead is not None:
+            row |= {"difference": one.ahead.difference.mean, "difference_interval": vars(one.ahead.difference.interval)}
+            row |= {"p": one.ahead.p_value, "gained": one.ahead.gained, "lost": one.ahead.lost}
+        rows.append(row)
+    return {"sentences": list(sentences), "results": rows, "test_openings": opened}
 
 
 HEADS = ("", "right %", "95 % interval", "taught model, points more", "95 % interval", "p", "gained", "lost")

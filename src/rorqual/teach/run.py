@@ -24,14 +24,14 @@ from rorqual.core.errors import ConfigError
 from rorqual.core.ledger import Ledger, read_ledger
 from rorqual.core.lock import own_run
 from rorqual.core.log import Progress, clock
-from rorqual.core.records import RunDir, write_atomic, write_json
+from rorqual.core.records import RunDir, TaskDefaults, Thinking, write_atomic, write_json
 from rorqual.data.chat import ChatFormat, chat_format
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.table import percent, render
 from rorqual.model.load.run import read_model_config
-from rorqual.tasks.examples import Examples, load_function, write_examples
+from rorqual.tasks.examples import Examples, load_function, read_facts, write_examples
 from rorqual.teach.answer_format import answer_grammar
 from rorqual.teach.base_model import Base, find_base
 from rorqual.teach.check import Check, check_file
@@ -43,18 +43,22 @@ from rorqual.teach.examples import Example
 from rorqual.teach.measure import base_measures, measure_base, measured, opened_for, predicted, test_problems
 from rorqual.teach.place import AFTER, TeachPaths
 from rorqual.teach.plan import TeachPlan, lengths_of, make_plan, sft_run
+from rorqual.teach.reasons import teacher_reasons
 from rorqual.teach.report import write_report
 from rorqual.teach.train import MOST_DEV, Training, engine_of
 
 GRPO_SHARE = 0.3
 """Share of the time for GRPO, if replies have reasoning or the user grades them."""
 STAGES = 7
-UNCOUNTED = "measure the baselines"
-"""The stage that `minutes` does not count."""
+BASELINES, TEACHER = "measure the baselines", "ask the teacher"
+UNCOUNTED = (BASELINES, TEACHER)
+"""The stages that `minutes` does not count."""
 
 
-def teach(config: TeachConfig, out: Path, *, threads: int, import_progress: BytesProgress) -> Path:
+def teach(config: TeachConfig, out: Path, *, threads: int, import_progress: BytesProgress, api_key: str = "") -> Path:
     """Run all stages in the folder `out`, and return the path of the report. `threads` is the number of worker threads.
+
+    `api_key` is the key of the teacher's server.
 
     Raises DataError for an unusable file, and ConfigError if `out` belongs to other settings or another file.
     """
@@ -62,7 +66,7 @@ def teach(config: TeachConfig, out: Path, *, threads: int, import_progress: Byte
     for path in filter(None, (config.file, config.test)):
         refuse_size(Path(path))
     with own_run(out), closing(Ledger(TeachPaths(out).ledger, whole_process=True)) as ledger:
-        work = Teacher(config, TeachPaths(out), threads, ledger, import_progress)
+        work = Teacher(config, TeachPaths(out), threads, ledger, import_progress, api_key)
         work.check_settings()
         work.prepare()
         work.find_base()
@@ -87,6 +91,7 @@ class Teacher:
     threads: int
     ledger: Ledger
     import_progress: BytesProgress
+    api_key: str
 
     def check_settings(self) -> None:
         """Write the settings, or refuse to resume a folder of other settings or of another file. `threads` and `quiet` may change."""
@@ -146,17 +151,43 @@ class Teacher:
             self._say(
                 f"  {data.derived:,} worked solutions derived: one calculation with two numbers of the prompt gives the answer"
             )
+        if self.config.teacher:
+            write_examples(self.paths.data, {"train": rows_of(self.train_examples)}, read_facts(self.paths.data))
         splits = ", ".join(f"{len(rows):,} {split}" for split, rows in data.splits.items())
         self._say(f"  {splits}; the test split stays sealed until a model is measured")
 
-    @property
+    @cached_property
     def train_examples(self) -> Sequence[Example]:
-        return self.dataset.splits["train"]
+        """The training examples, with the teacher's reasons if there is a teacher."""
+        train = self.dataset.splits["train"]
+        if not self.config.teacher:
+            return train
+        if any(one.reasoning for one in train):
+            self._say("  the teacher is not asked, because the examples have worked solutions")
+            return train
+        with self.ledger.of(TEACHER):
+            reasons = teacher_reasons(
+                self.config,
+                train,
+                self.dataset.kind,
+                self.paths.teacher,
+                threads=self.threads,
+                api_key=self.api_key,
+                say=self._say,
+            )
+        if reasons.stopped:
+            self._say(f"  {reasons.stopped}")
+        return reasons.applied(train)
 
     @cached_property
     def thinks(self) -> bool:
         """Whether replies have reasoning before the answer."""
         return any(one.reasoning for one in self.train_examples)
+
+    @property
+    def thinking(self) -> Thinking:
+        """The thinking mode of the taught model."""
+        return "auto" if self.thinks else "off"
 
     def task(self) -> Examples:
         """Return the task of the data folder. Each object opens the test split once."""
@@ -217,7 +248,7 @@ class Teacher:
 
     def _spent(self) -> float:
         """Return the seconds that count, so far."""
-        return sum(entry.seconds for entry in read_ledger(self.paths.ledger) if entry.stage != UNCOUNTED)
+        return sum(entry.seconds for entry in read_ledger(self.paths.ledger) if entry.stage not in UNCOUNTED)
 
     # ---- baselines, training, measurement
 
@@ -226,7 +257,7 @@ class Teacher:
         self._begin(3, "measure the baselines (not counted in the minutes)")
         done = self.paths.baselines
         if not done.is_file():
-            with self.ledger.of(UNCOUNTED):
+            with self.ledger.of(BASELINES):
                 write_json(done, {"names": list(self._measured_baselines())})
         rows = [(name, percent(self._accuracy(name))) for name in self.baseline_names]
         self._say(render("", ("on the test split", "right %"), rows, text_columns=1))
@@ -276,6 +307,7 @@ class Teacher:
             task,
             dev,
             self.params,
+            self.thinking,
             self.chat,
             self.config.seed,
             self.threads,
@@ -297,6 +329,10 @@ class Teacher:
             self._say(f"  {result.text}")
             if not self.paths.model.path.exists():
                 merge_run(self.paths.run("grpo") if result.used else self.paths.best, self.paths.model.path)
+            defaults = TaskDefaults(
+                thinking=self.thinking, max_tokens=self.params.max_tokens, grammar=self.params.grammar
+            )
+            write_json(self.paths.model.defaults_file, defaults.model_dump(mode="json", exclude_none=True))
 
     def measure(self) -> None:
         """Measure the taught model on the test split."""
@@ -308,7 +344,7 @@ class Teacher:
             problems = test_problems(task)
             bar = self._bar(AFTER, len(problems))
             engine = engine_of(self.paths.model, self.threads)
-            self._save(AFTER, partial(measured, engine, task, problems, AFTER, self.params, show=bar))
+            self._save(AFTER, partial(measured, engine, task, problems, AFTER, self.params, self.thinking, show=bar))
 
     def report(self) -> Path:
         """Write the report, and print its first sentences."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from rorqual.core.records import RunDir, append_line, read_lines, write_json
+from rorqual.core.records import RunDir, Thinking, append_line, read_lines, write_json
 from rorqual.data.chat import ChatFormat
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import SamplingParams
@@ -63,6 +63,7 @@ class Training:
     task: Task
     dev: Sequence[Problem]
     params: SamplingParams
+    thinking: Thinking
     chat: ChatFormat
     seed: int
     threads: int
@@ -120,7 +121,12 @@ class Training:
     def measured(self, run: RunDir, name: str, step: int) -> DevResult:
         """Measure a run on the dev split."""
         replies = evaluate(
-            engine_of(run, self.threads), self.task, problems=self.dev, params=self.params, measured={}
+            engine_of(run, self.threads),
+            self.task,
+            problems=self.dev,
+            params=self.params,
+            thinking=self.thinking,
+            measured={},
         ).samples
         return DevResult(name, step, sum(one.verdict is Verdict.RIGHT for one in replies), len(replies))
 
@@ -156,7 +162,12 @@ class Training:
         problems = list(islice(self.task.problems("train", self.seed), GATE_PROBLEMS))
         params = replace(self.params, n=GATE_SAMPLES, temperature=1.0, seed=self.seed)
         samples = evaluate(
-            engine_of(self.paths.best, self.threads), self.task, problems=problems, params=params, measured={}
+            engine_of(self.paths.best, self.threads),
+            self.task,
+            problems=problems,
+            params=params,
+            thinking=self.thinking,
+            measured={},
         ).samples
         seconds = time.monotonic() - began
         rights = Counter(one.key for one in samples if one.verdict is Verdict.RIGHT)
@@ -191,6 +202,7 @@ class Training:
             max_tokens=self.params.max_tokens,
             row=row,
             lr=GRPO_LR,
+            thinking=self.thinking,
             seed=self.seed,
         )
         run = run.model_copy(update={"tune": LoRA(r=R, alpha=ALPHA), "micro_batches": 16})
@@ -200,7 +212,7 @@ class Training:
         )
 
     def _prompt_length(self, problem: Problem) -> int:
-        return len(self.chat.prompt(problem.messages, "auto"))
+        return len(self.chat.prompt(problem.messages, self.thinking))
 
     def _longest_prompt(self) -> int:
         return max(self._prompt_length(problem) for problem in self.task.problems("train", self.seed))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -24,10 +25,11 @@ def teach(
     Keys: minutes=20 (from the start, without the baselines), base=RUN|FOLDER|FILE.gguf|ORG/NAME (default: SmolLM2-135M-Instruct),
     test=FILE (test examples; default: a part of FILE), prompt=, answer=, reasoning= (columns; several answer columns become JSON),
     grader=./mine.py:function (prompt, gold answer, reply -> bool), rule=./mine.py:function (prompt -> answer; a baseline of your own),
-    teacher=ADDRESS|RUN with model=, budget=, price_in=, price_out= (writes reasons), count=500 (most test examples), seed=0, threads=
-    (default: all cores), out=runs/NAME, quiet=.
+    teacher=ADDRESS|RUN (writes reasons), with model=, api_key= (or RORQUAL_API_KEY), budget=, price_in=, price_out=; count=500 (most
+    test examples), seed=0, threads= (default: all cores), out=runs/NAME, quiet=.
     """
     values = pairs(settings)
+    api_key = values.pop("api_key", "") or os.environ.get("RORQUAL_API_KEY", "")
     out = Path(values.pop("out", "") or Path("runs") / file.stem)
 
     from rorqual.cli.bytes_done import BytesDone
@@ -37,4 +39,10 @@ def teach(
 
     config = parse(TeachConfig, {"file": str(file), **values}, where="command line")
     refuse_memory(memory()[1])
-    run(config, out, threads=config.threads or cores(), import_progress=BytesDone("import", quiet=config.quiet))
+    run(
+        config,
+        out,
+        threads=config.threads or cores(),
+        import_progress=BytesDone("import", quiet=config.quiet),
+        api_key=api_key,
+    )

@@ -1,0 +1,123 @@
+"""Ask a teacher for reasons: worked solutions of training examples that have only an answer.
+
+The teacher answers each example. Its reply becomes the reasoning if its answer is right. For examples that it does not solve, it is
+told the answer and explains it; these reasons are counted separately, because an explanation of a known answer may be made up.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rorqual.core.records import write_json
+from rorqual.data.distilled import read_distilled
+from rorqual.factory import FactoryConfig, FilterConfig, sample_teacher
+from rorqual.factory.budget import BudgetReached
+from rorqual.factory.config import Access
+from rorqual.tasks.examples import AnswerKind, write_examples
+from rorqual.teach.answer_format import instruction
+from rorqual.teach.config import TeachConfig
+from rorqual.teach.dataset import rows_of
+from rorqual.teach.examples import Example
+
+TRIES = 2
+"""Samples of the teacher per example."""
+TEMPERATURE, MAX_TOKENS = 0.7, 512
+ENOUGH = 0.5
+"""Reasons are used if this share of the training examples has one; the other examples are then left out."""
+STEPS = "Think step by step, then state the answer on the last line."
+GIVEN = "The right answer is {answer}. Explain step by step how to find it, then state the answer on the last line."
+
+
+@dataclass(frozen=True)
+class Reasons:
+    """The reasons by key of the example. `solved` and `given` count those of solved examples and of examples with a given answer."""
+
+    texts: Mapping[str, str]
+    solved: int
+    given: int
+    stopped: str = ""
+
+    def applied(self, train: Sequence[Example]) -> list[Example]:
+        """Return the examples that have reasons, with them, or all examples without reasons if too few have one."""
+        found = [replace(one, reasoning=self.texts[one.key]) for one in train if one.key in self.texts]
+        return found if len(found) >= ENOUGH * len(train) else list(train)
+
+
+def teacher_reasons(
+    config: TeachConfig,
+    train: Sequence[Example],
+    kind: AnswerKind,
+    folder: Path,
+    *,
+    threads: int,
+    api_key: str,
+    say: Callable[[str], None],
+) -> Reasons:
+    """Sample the teacher within its budget, and return the reasons. An interrupted call resumes from the samples in `folder`."""
+    known = folder / "reasons.json"
+    if known.is_file():
+        return Reasons(**json.loads(known.read_bytes()))
+    opening = instruction(train, kind)
+    texts: dict[str, str] = {}
+    counts, stopped = list[int](), ""
+    for name, note in (("solved", STEPS), ("given", GIVEN)):
+        left = [one for one in train if one.key not in texts]
+        asked = [
+            replace(one, prompt="\n\n".join(filter(None, (opening, one.prompt, note.format(answer=one.answer)))))
+            for one in left
+        ]
+        found = {}
+        if asked and not stopped:
+            stopped = _sample(config, asked, kind, folder / name, threads=threads, api_key=api_key)
+            found = _right_replies(folder / name)
+        texts |= found
+        counts.append(len(found))
+        say(
+            f"  the teacher wrote reasons for {len(found):,} of {len(left):,} examples"
+            + " that it did not solve" * (name == "given")
+        )
+    reasons = Reasons(texts, counts[0], counts[1], stopped)
+    write_json(known, vars(reasons))
+    return reasons
+
+
+def _sample(
+    config: TeachConfig, examples: Sequence[Example], kind: AnswerKind, folder: Path, *, threads: int, api_key: str
+) -> str:
+    """Sample the teacher on the examples. Return why it stopped early, or ""."""
+    data = folder / "problems"
+    rows = [row | {"key": one.key} for row, one in zip(rows_of(examples), examples, strict=True)]
+    write_examples(data, {"train": rows, "dev": [], "test": []}, {"kind": kind})
+    factory = FactoryConfig(
+        teacher=config.teacher,
+        model=config.model,
+        task="examples",
+        data=str(data),
+        options={"grader": config.grader} if config.grader else {},
+        problems=len(rows),
+        samples=TRIES,
+        temperature=TEMPERATURE,
+        max_tokens=MAX_TOKENS,
+        seed=config.seed,
+        filters=FilterConfig(names=("length", "repetition")),
+        access=Access(budget=config.budget, price_in=config.price_in, price_out=config.price_out),
+    )
+    try:
+        sample_teacher(factory, folder, threads=threads, quiet=config.quiet, api_key=api_key)
+    except BudgetReached as error:
+        return error.what
+    return ""
+
+
+def _right_replies(folder: Path) -> dict[str, str]:
+    """Return the reasoning of the shortest right reply to each example, by key."""
+    found: dict[str, str] = {}
+    for row in read_distilled(folder / "data.parquet").kept:
+        reply = row.messages[-1]
+        text = (reply.reasoning or reply.text).strip()
+        if row.verdict == "right" and text and (row.key not in found or len(text) < len(found[row.key])):
+            found[row.key] = text
+    return found

@@ -47,7 +47,7 @@ def refuse_size(path: Path) -> None:
         raise DataError(
             f"about {rows:,} rows, and at most {MOST_ROWS:,} are accepted",
             where=str(path),
-            remedy=f"Draw a sample, for example: shuf -n {MOST_ROWS} {path.name} > sample{path.suffix}. A small model learns little from more.",
+            remedy="Give a random sample of the rows. A small model learns little from more.",
         )
 
 

@@ -26,7 +26,7 @@ FEW = 4
 MOST_SHOTS, SHOT_TOKENS = 256, 2048
 """Most examples in a prompt of the base model, and most tokens that they take together."""
 BASE_TOKENS = 192
-"""Tokens of a reply of the base model if its answer has no grammar: the model may calculate first."""
+"""Least number of tokens that a reply of the base model may have if its answer has no grammar."""
 Show = Callable[[int, int], None]
 
 
@@ -91,13 +91,17 @@ def measure_base(
         )
         for one in test_problems(task)
     ]
-    if params.grammar is None:
-        params = replace(params, max_tokens=max(params.max_tokens, BASE_TOKENS))
+    params = base_params(params)
     engine = engine_of(run, 1)
     engine.generate(
         [Request(problems[0].messages, replace(params, max_tokens=1, grammar=None))]
     )  # fills the prefix cache
     return measured(engine, task, problems, way.name, params, "auto", show=show)
+
+
+def base_params(params: SamplingParams) -> SamplingParams:
+    """Return the sampling parameters of the base model. Without a grammar, it may calculate before it answers."""
+    return params if params.grammar else replace(params, max_tokens=max(params.max_tokens, BASE_TOKENS))
 
 
 def measured(

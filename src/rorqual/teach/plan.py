@@ -32,8 +32,8 @@ MEASURE = 0.12
 """Share of the training time that dev and test evaluations take."""
 RESERVE = 15.0
 """Seconds for loading, merging and writing."""
-OVERTIME = 1.3
-"""Training ends early if it takes this many times the planned time."""
+OVERTIME, SLACK = 1.3, 60.0
+"""Training ends early if it takes so many times the planned time, and so many seconds more."""
 R, ALPHA, LR = 16, 32.0, 1e-3
 """Rank, scale and learning rate of LoRA, chosen on the dev splits of three data sets (docs/log/teach.md)."""
 PLAIN = "chatml-plain"

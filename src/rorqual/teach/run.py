@@ -40,7 +40,15 @@ from rorqual.teach.classical import classical
 from rorqual.teach.config import TeachConfig
 from rorqual.teach.dataset import Dataset, divide, read_test, refuse_size, rows_of
 from rorqual.teach.examples import Example
-from rorqual.teach.measure import base_measures, measure_base, measured, opened_for, predicted, test_problems
+from rorqual.teach.measure import (
+    base_measures,
+    base_params,
+    measure_base,
+    measured,
+    opened_for,
+    predicted,
+    test_problems,
+)
 from rorqual.teach.place import AFTER, TeachPaths
 from rorqual.teach.plan import TeachPlan, lengths_of, make_plan, sft_run
 from rorqual.teach.reasons import teacher_reasons
@@ -267,7 +275,8 @@ class Teacher:
         base = self.base.run
         context = read_model_config(base).max_position_embeddings
         chat = chat_format(Tokenizer.load(base.tokenizer_file), RunDir(base.path).config().get("chat", "deepseek"))
-        room = max(one.total for one in lengths_of([*self.train_examples, *self.dataset.splits["test"]], chat)) + 256
+        lengths = lengths_of([*self.train_examples, *self.dataset.splits["test"]], chat)
+        room = max(one.prompt for one in lengths) + base_params(self.params).max_tokens
         ways = base_measures(
             self.train_examples, chat, self.dataset.kind, context=context, room=room, seed=self.config.seed
         )

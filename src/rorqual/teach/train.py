@@ -20,7 +20,7 @@ from rorqual.model.adapter import LoRA
 from rorqual.recipes.grpo import grpo
 from rorqual.tasks.base import Problem, Task, Verdict
 from rorqual.teach.place import TeachPaths
-from rorqual.teach.plan import ALPHA, OVERTIME, R, TeachPlan, sft_run
+from rorqual.teach.plan import ALPHA, OVERTIME, SLACK, R, TeachPlan, sft_run
 from rorqual.train.loop import fit
 from rorqual.train.run import Run
 
@@ -97,7 +97,8 @@ class Training:
     def _fit(self, run: Run, out: RunDir, step: int) -> int:
         """Train up to `step`, or until the hard cap. Return the step that was reached."""
         spent = sum(float(record["seconds"]) for record in out.metrics())
-        reached = 0
+        reached, planned = 0, self.plan.train_seconds
+        most = max(OVERTIME * planned, planned + SLACK)
 
         def observe(record: dict[str, float]) -> None:
             nonlocal spent
@@ -106,7 +107,7 @@ class Training:
         def stop(finished: int) -> bool:
             nonlocal reached
             reached = finished
-            return finished >= step or spent > OVERTIME * self.plan.train_seconds
+            return finished >= step or spent > most
 
         fit(run, out, threads=self.threads, quiet=self.quiet, observe=observe, stop=stop)
         newest, _ = out.newest_complete()

@@ -1,0 +1,115 @@
+"""Grammars of answers, instructions, and worked solutions from numbers."""
+
+from __future__ import annotations
+
+import json
+import re
+from fractions import Fraction
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rorqual.tasks.rows import normal
+from rorqual.teach.answer_format import answer_grammar, derivation, instruction, schema_of
+from rorqual.teach.examples import Example
+
+LEAVES = st.one_of(st.none(), st.booleans(), st.integers(-5, 5), st.floats(-5, 5), st.text("ab é", max_size=3))
+VALUES = st.recursive(
+    LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc", max_size=2), inner, max_size=3)
+)
+
+
+def answers(*texts: str) -> list[Example]:
+    return [Example(n, f"prompt {n}", text) for n, text in enumerate(texts, 1)]
+
+
+@given(st.lists(VALUES, min_size=1, max_size=8))
+def test_every_value_matches_its_schema(values: list[Any]) -> None:
+    schema = schema_of(values)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    for value in values:
+        jsonschema.validate(value, schema)
+
+
+def test_a_schema_refuses_what_no_answer_has() -> None:
+    schema = schema_of(
+        [{"kind": "a", "n": 1, "list": list("xyz")}, {"kind": "b", "n": 2.5}] * 5
+        + [{"kind": "a", "n": 1, "list": list("abcdef")}]
+    )
+    jsonschema.validate({"kind": "b", "n": 7, "list": ["anything"]}, schema)
+    bad: list[dict[str, Any]] = [
+        {"n": 1},
+        {"kind": "c", "n": 1},
+        {"kind": "a", "n": "1"},
+        {"kind": "a", "n": 1, "more": 1},
+    ]
+    for value in (*bad, {"kind": "a", "n": 1, "list": [1]}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(value, schema)
+    rare = schema_of([f"name {n}" for n in range(10)] * 2)
+    assert rare == {"type": "string"}, "names that are seen twice are no enumeration"
+
+
+def test_labels_become_a_choice_in_their_most_frequent_spelling() -> None:
+    train = answers("Card", "card", "card", "PIN", "fee", "fee", "fee", "fee")
+    grammar = answer_grammar(train, "label")
+    assert grammar is not None and grammar.kind == "choice" and json.loads(grammar.source) == ["fee", "card", "PIN"]
+    assert instruction(train, "label") == "Answer with one of: fee, card, PIN."
+    many = answers(*(f"label {n}" for n in range(1001)))
+    assert answer_grammar(many, "label") is None and instruction(many, "label") == ""
+    assert answer_grammar(many[:1000], "label") is not None
+
+
+def test_json_answers_have_a_schema_and_numbers_and_texts_have_none() -> None:
+    train = answers('{"a": {"b": 1}, "c": "x"}', '{"a": {}}')
+    grammar = answer_grammar(train, "JSON")
+    assert grammar is not None and grammar.kind == "json_schema"
+    assert json.loads(grammar.source) == schema_of([json.loads(one.answer) for one in train])
+    assert instruction(train, "JSON") == "Answer with JSON that has these keys: a (b), c."
+    assert answer_grammar(train, "number") is None and answer_grammar(train, "text") is None
+    assert instruction(train, "number") and not instruction(train, "text")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "steps"),
+    [
+        ("8 birds, 3 fly away.", "5", "8 - 3 = 5"),
+        ("3 fly away of 8 birds.", "5", "8 - 3 = 5"),
+        ("3 bags of 8", "24", "3 * 8 = 24"),
+        ("1,200 shared by 8", "#### 150", "1,200 / 8 = 150"),
+        ("$2.50 and $0.25", "2.75", "2.50 + 0.25 = 2.75"),
+        ("2 and 2 more", "4", ""),  # a sum or a product
+        ("8 birds, 3 fly away, 5 come", "5", "8 - 3 = 5"),
+        ("8 birds, 5 stay", "13 birds", "8 + 5 = 13"),
+        ("7 birds", "7", ""),
+        ("8 birds, 3 fly away", "100", ""),
+        ("no numbers", "none", ""),
+        ("abc3 4th", "7", ""),
+        ("6 of 0", "6", ""),  # a sum or a difference
+    ],
+)
+def test_a_worked_solution_is_derived_if_exactly_one_calculation_fits(prompt: str, answer: str, steps: str) -> None:
+    assert derivation(Example(1, prompt, answer)) == steps
+
+
+@given(st.lists(st.integers(0, 30), min_size=2, max_size=4), st.integers(-30, 200))
+def test_a_derived_solution_is_right_and_the_only_one(numbers: list[int], answer: int) -> None:
+    steps = derivation(Example(1, " and ".join(map(str, numbers)), str(answer)))
+    ways = set()
+    for i, a in enumerate(numbers):
+        for j, b in enumerate(numbers):
+            if i != j:
+                ways |= {f"{a} - {b}"} if a - b == answer else set()
+                ways |= {f"{a} / {b}"} if b and Fraction(a, b) == answer else set()
+            if i < j:
+                ways |= {f"{a} + {b}"} if a + b == answer else set()
+                ways |= {f"{a} * {b}"} if a * b == answer else set()
+    assert steps == (f"{ways.pop()} = {answer}" if len(ways) == 1 else "")
+    assert not steps or re.fullmatch(r"\d+ [-+*/] \d+ = -?\d+", steps)
+
+
+def test_spellings_are_grouped_like_the_grader_groups_them() -> None:
+    assert normal("A  b") == normal("a B")

@@ -1,0 +1,142 @@
+"""Dividing a checked file: what is left out, what stays together, and which files are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from example_files import labelled, sums
+
+from conftest import Write
+from rorqual.core.errors import DataError
+from rorqual.teach import dataset
+from rorqual.teach.check import check_file, split_of_group
+from rorqual.teach.dataset import Dataset, divide, read_test, refuse_size, rows_of
+
+
+def divided(path: Path, *, count: int = 1_000, **keys: Any) -> Dataset:
+    return divide(check_file(path, len), None, count=count, **keys)
+
+
+def test_every_usable_row_is_in_the_split_of_its_key_and_nothing_else_is(write: Write) -> None:
+    rows = labelled(200)
+    found = divided(write("a.jsonl", rows))
+    lines = {split: {one.line for one in examples} for split, examples in found.splits.items()}
+    assert lines["train"] | lines["dev"] | lines["test"] == set(range(1, 201)) and found.left_out == {}
+    assert sum(map(len, lines.values())) == 200
+    assert all(split_of_group(one.key) == split for split, examples in found.splits.items() for one in examples)
+    assert 20 < len(lines["test"]) < 60 and 8 < len(lines["dev"]) < 35
+
+
+def test_faulty_repeated_and_contradicting_rows_are_left_out(write: Write) -> None:
+    rows = labelled(100)
+    bad = [{"text": "", "label": "pin"}, rows[3], rows[4] | {"text": rows[4]["text"].upper()}]
+    other = next(label for label in ("pin", "card") if label != rows[5]["label"])
+    found = divided(write("a.jsonl", [*rows, *bad, rows[5] | {"label": other}]))
+    kept = {one.line for examples in found.splits.values() for one in examples}
+    assert kept == set(range(1, 101)) - {6}
+    assert found.left_out == {"empty": 1, "duplicate": 2, "contradiction": 2}
+
+
+def test_near_duplicates_stay_in_one_split(write: Write) -> None:
+    rows = []
+    for row in labelled(120):
+        text = f"please tell me what happened to {row['text']}"
+        rows += [row | {"text": text}, row | {"text": f"{text}!!"}]
+    found = divided(write("a.jsonl", rows))
+    split_of_line = {one.line: split for split, examples in found.splits.items() for one in examples}
+    assert len(split_of_line) == 240
+    assert all(split_of_line[n] == split_of_line[n + 1] for n in range(1, 240, 2))
+    assert set(split_of_line.values()) == {"train", "dev", "test"}
+
+
+def test_a_test_file_is_the_test_split_and_its_rows_are_not_trained_on(write: Write) -> None:
+    rows, tests = labelled(150), labelled(80, seed=9)
+    path = write("a.jsonl", [*rows, tests[0], tests[1] | {"text": tests[1]["text"] + " "}])
+    test_file = write("b.jsonl", tests)
+    test = read_test(test_file, prompt="", answer="", reasoning="")
+    found = divide(check_file(path, len, against=test_file), test, count=70)
+    keys = {one.key for one in test}
+    assert len(found.splits["test"]) == 70 and {one.key for one in found.splits["test"]} < keys
+    assert found.left_out == {"test row": 2} and len(found.splits["train"]) + len(found.splits["dev"]) == 150
+    assert not any(one.key in keys for split in ("train", "dev") for one in found.splits[split])
+    write("b.jsonl", [*tests, {"text": "", "label": "x"}])
+    with pytest.raises(DataError, match=r"b\.jsonl:81.*1 rows cannot be read"):
+        read_test(test_file, prompt="", answer="", reasoning="")
+
+
+def test_the_test_split_has_at_most_count_examples_and_always_the_same(write: Write) -> None:
+    path = write("a.jsonl", labelled(200))
+    large, small = divided(path), divided(path, count=15)
+    assert [one.key for one in small.splits["test"]] == [one.key for one in large.splits["test"]][:15]
+    assert small.splits["train"] == large.splits["train"]
+
+
+def test_one_calculation_becomes_a_worked_solution(write: Write) -> None:
+    rows = sums(90)
+    found = divided(write("a.jsonl", [*rows, {"question": "5 and 5 and 9 more?", "answer": 33}]))
+    assert found.kind == "number" and found.derived == len(found.splits["train"]) > 40
+    for one in found.splits["train"]:
+        a, _, b, _ = one.prompt.split()
+        assert one.reasoning == f"{a} + {b} = {one.answer}"
+    assert not any(one.reasoning for split in ("dev", "test") for one in found.splits[split])
+    assert sum(found.left_out.values()) == (split_of_group("5 and 5 and 9 more?") == "train")
+
+
+def test_worked_solutions_of_the_user_stay(write: Write) -> None:
+    rows = [row | {"rationale": f"I add: {row['answer']}"} for row in sums(90)]
+    found = divided(write("a.jsonl", rows))
+    assert found.derived == 0 and all(one.reasoning == f"I add: {one.answer}" for one in found.splits["train"])
+
+
+def test_rows_of_a_split_name_their_line_and_have_reasoning_only_if_there_is_any(write: Write) -> None:
+    rows = [row | {"rationale": "so" if n % 2 else ""} for n, row in enumerate(labelled(60))]
+    examples = [one for split in divided(write("a.jsonl", rows)).splits.values() for one in split]
+    for one, row in zip(examples, rows_of(examples), strict=True):
+        source = rows[one.line - 1]
+        assert (row["prompt"], row["completion"]) == (source["text"], source["label"]) and row["key"] == one.key
+        assert row.get("reasoning", "") == source["rationale"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        (labelled(1), "only 1 usable examples"),
+        (labelled(3), "only 3 usable examples"),
+        (labelled(49), "only 49 usable examples"),
+        ([row | {"label": "same"} for row in labelled(60)], "all answers are the same: 'same'"),
+        ([*labelled(60), *[{"text": "", "label": "a"}] * 20], "20 of 80 rows cannot be used: 20 empty"),
+        ([row | {"text": f"label: {row['label']} {row['text']}"} for row in labelled(60)], "60 of 60 rows .* 60 answer in prompt"),
+    ],
+)  # fmt: skip
+def test_unusable_files_are_refused(write: Write, rows: list[dict[str, Any]], problem: str) -> None:
+    with pytest.raises(DataError, match=rf"a\.jsonl.*{problem}"):
+        divided(write("a.jsonl", rows))
+
+
+def test_their_nearest_usable_twins_are_accepted(write: Write) -> None:
+    for rows in (labelled(50), [*labelled(60), *[{"text": "", "label": "a"}] * 15]):
+        assert sum(map(len, divided(write("a.jsonl", rows)).splits.values())) in (50, 60)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_file_of_too_many_rows_is_refused_before_it_is_read(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset, "MOST_ROWS", 100)
+    path = tmp_path / f"a.{kind}"
+    for count, refused in ((100, False), (101, True)):
+        rows = labelled(count)
+        if kind == "parquet":
+            pq.write_table(pa.Table.from_pylist(rows), path)
+        else:
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        if refused:
+            with pytest.raises(DataError, match=r"about 101 rows, and at most 100"):
+                refuse_size(path)
+        else:
+            refuse_size(path)

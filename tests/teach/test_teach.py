@@ -1,0 +1,254 @@
+"""`rorqual teach`, from a file to a report, with a tiny base model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from example_files import labelled, sums
+
+from conftest import Write
+from rorqual.core.errors import ConfigError, DataError
+from rorqual.core.ledger import read_ledger
+from rorqual.core.records import RunDir, read_lines
+from rorqual.data.fingerprint import fingerprint
+from rorqual.engine.engine import Engine
+from rorqual.evals.evaluation import Evaluation
+from rorqual.tasks.examples import openings
+from rorqual.teach.config import TeachConfig
+from rorqual.teach.place import AFTER, BEFORE, TeachPaths
+from rorqual.teach.run import teach
+
+ROWS = 150
+
+
+def run(config: TeachConfig, out: Path) -> Path:
+    return teach(config, out, threads=1, import_progress=lambda *_: None)
+
+
+def settings(tiny: Path, example_file: Path, **keys: Any) -> TeachConfig:
+    return TeachConfig(**({"file": str(example_file), "base": str(tiny), "minutes": 0.05, "quiet": True} | keys))
+
+
+@pytest.fixture(scope="module")
+def taught(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[TeachConfig, TeachPaths]:
+    """A model that was taught to label short texts."""
+    folder = tmp_path_factory.mktemp("taught")
+    file = folder / "labels.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in labelled(ROWS)))
+    config = settings(tiny, file)
+    assert run(config, folder / "out") == folder / "out" / "report.html"
+    return config, TeachPaths(folder / "out")
+
+
+def test_every_model_and_baseline_is_measured_on_the_same_test_examples(
+    taught: tuple[TeachConfig, TeachPaths],
+) -> None:
+    _, paths = taught
+    names = json.loads(paths.baselines.read_bytes())["names"]
+    assert {"majority", "nearest neighbour", "logistic regression", BEFORE, "base, 4 examples"} < {*names}
+    evaluations = [Evaluation.load(paths.evaluation(name)) for name in (*names, AFTER)]
+    assert len({tuple(sorted(one.keys)) for one in evaluations}) == 1 and len(evaluations[0].keys) > 20
+    trained = {line["key"] for split in ("train", "dev") for line in read_lines(paths.data / f"{split}.jsonl")}
+    assert trained.isdisjoint(evaluations[0].keys)
+    labels = {"card", "pin", "fee"}
+    for one in evaluations:
+        assert {sample.reply for sample in one.samples} <= labels, "replies are constrained to the labels"
+
+
+def test_the_model_is_a_run_of_its_own_with_defaults(taught: tuple[TeachConfig, TeachPaths]) -> None:
+    _, paths = taught
+    defaults = paths.model.task_defaults()
+    assert defaults.thinking == "off" and defaults.grammar is not None and defaults.grammar.kind == "choice"
+    assert set(json.loads(defaults.grammar.source)) == {"card", "pin", "fee"}
+    plan = json.loads(paths.plan.read_bytes())
+    assert defaults.max_tokens == plan["max_tokens"]
+    assert paths.run("sft").config()["steps"] == plan["steps"] == max(plan["dev_steps"])
+    shutil.move(paths.out / "sft", paths.out / "sft-away")  # the model needs no other folder
+    Engine(paths.model.path)
+    shutil.move(paths.out / "sft-away", paths.out / "sft")
+
+
+def test_the_best_checkpoint_on_dev_is_the_model(taught: tuple[TeachConfig, TeachPaths]) -> None:
+    _, paths = taught
+    lines = [line for line in read_lines(paths.dev) if line["run"] == "sft"]
+    assert [line["step"] for line in lines] == json.loads(paths.plan.read_bytes())["dev_steps"]
+    best = max(lines, key=lambda line: (line["right"], line["step"]))
+    assert paths.best.steps() == [best["step"]]
+
+
+def test_the_test_split_is_opened_once_for_the_baselines_and_once_for_the_model(
+    taught: tuple[TeachConfig, TeachPaths], tiny: Path
+) -> None:
+    _, paths = taught
+    first, second = openings(paths.data)
+    assert first.checkpoint == fingerprint(RunDir(tiny), RunDir(tiny).checkpoint())
+    assert second.checkpoint == fingerprint(paths.model, paths.model.checkpoint())
+
+
+def test_the_same_command_again_changes_nothing(
+    taught: tuple[TeachConfig, TeachPaths], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, paths = taught
+    steady = ("ledger.jsonl", "memory.json", "report.html")
+
+    def state() -> dict[str, str]:
+        return {
+            str(file.relative_to(paths.out)): hashlib.sha256(file.read_bytes()).hexdigest()
+            for file in sorted(paths.out.rglob("*"))
+            if file.is_file() and file.name not in steady
+        }
+
+    before = state()
+    run(config.model_copy(update={"threads": 2}), paths.out)
+    assert state() == before
+    assert "rorqual serve" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"minutes": 1.0}, {"count": 30}, {"answer": "label"}])
+def test_other_settings_or_another_file_are_refused(
+    taught: tuple[TeachConfig, TeachPaths], change: dict[str, Any]
+) -> None:
+    config, paths = taught
+    with pytest.raises(ConfigError, match=r"teach\.yaml.*begun with other settings"):
+        run(config.model_copy(update=change), paths.out)
+    file = Path(config.file)
+    text = file.read_text()
+    file.write_text(text + text.splitlines()[0] + "\n")
+    try:
+        with pytest.raises(ConfigError, match="another content of the file"):
+            run(config, paths.out)
+    finally:
+        file.write_text(text)
+
+
+def test_the_report_says_what_the_results_say(taught: tuple[TeachConfig, TeachPaths]) -> None:
+    _, paths = taught
+    page = paths.report.read_text()
+    results = json.loads(paths.results.read_bytes())
+    assert len(results["sentences"]) == 3 and results["test_openings"] == 2
+    by_name = {row["name"]: row for row in results["results"]}
+    for name, row in by_name.items():
+        samples = Evaluation.load(paths.evaluation(name)).samples
+        right = sum(one.verdict.value == "right" for one in samples)
+        assert (row["right"], row["of"]) == (right, len(samples))
+        assert f"{100 * right / len(samples):.1f}" in page and name in page
+        if name != AFTER:
+            after = by_name[AFTER]
+            assert row["difference"] == pytest.approx((after["right"] - right) / len(samples))
+            assert row["gained"] - row["lost"] == after["right"] - right
+    best = max((row for row in results["results"] if row["name"] != AFTER), key=lambda row: row["right"])
+    leads = "is not better than" in results["sentences"][0]
+    assert leads == (best["difference_interval"]["low"] <= 0 and not best["name"].startswith("base"))
+    assert "opened 2 times" in results["sentences"][2]
+    first_screen = page.partition("</header>")[0]
+    assert first_screen.count('class="lede"') == 3 and first_screen.count("<figure>") == 1
+    assert first_screen.count('class="talk"') == 2
+
+
+def test_minutes_leave_out_the_baselines_and_are_planned_once(taught: tuple[TeachConfig, TeachPaths]) -> None:
+    _, paths = taught
+    stages = [entry.stage for entry in read_ledger(paths.ledger)]
+    assert {"check", "base", "measure the baselines", "train", "reinforce", "measure", "report"} <= {*stages}
+
+
+def rorqual(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    command = "from rorqual.cli.main import main; import sys; sys.argv[0] = 'rorqual'; main()"
+    return subprocess.Popen(
+        [sys.executable, "-c", command, *arguments], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_model_and_results(
+    taught: tuple[TeachConfig, TeachPaths], tmp_path: Path
+) -> None:
+    """The plan of steps is copied, because it is measured."""
+    config, paths = taught
+    shutil.copy(config.file, tmp_path / "labels.jsonl")
+    out = tmp_path / "out"
+    out.mkdir()
+    shutil.copy(paths.plan, out / "plan.json")
+    command = ("teach", config.file, f"base={config.base}", "minutes=0.05", "quiet=true", "threads=1", f"out={out}")
+    waits: Iterator[float] = iter([2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 7.0])
+    kills = 0
+    while True:
+        process = rorqual(*command, cwd=tmp_path)
+        try:
+            process.wait(next(waits))
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+        except StopIteration:
+            process.wait()
+            break
+    assert process.returncode == 0, process.stderr.read() if process.stderr else ""
+    assert kills >= 2
+    again = TeachPaths(out)
+    ours, theirs = (fingerprint(one.model, one.model.checkpoint()) for one in (again, paths))
+    weights = [(one.model.checkpoint() / "model.safetensors").read_bytes() for one in (again, paths)]
+    assert weights[0] == weights[1], (ours, theirs)
+    assert again.dev.read_bytes() == paths.dev.read_bytes()
+    for name in (*json.loads(paths.baselines.read_bytes())["names"], AFTER):
+        samples = [Evaluation.load(one.evaluation(name)).samples for one in (again, paths)]
+        assert samples[0] == samples[1], name
+
+
+def test_words_become_numbers_with_derived_solutions_and_reasoning(tiny: Path, write: Write, tmp_path: Path) -> None:
+    out = TeachPaths(tmp_path / "out")
+    run(settings(tiny, write("sums.jsonl", sums(110)), count=10), out.out)
+    rows = list(read_lines(out.data / "train.jsonl"))
+    assert all(re.fullmatch(r"\d+ \+ \d+ = \d+", row["reasoning"]) for row in rows)
+    assert out.model.task_defaults().thinking == "auto" and out.model.task_defaults().grammar is None
+    assert "GRPO is skipped" in json.loads(out.grpo.read_bytes())["text"]
+    names = json.loads(out.baselines.read_bytes())["names"]
+    assert "logistic regression" not in names and "nearest neighbour" in names
+
+
+def test_a_rule_and_a_grader_of_the_users_own_are_used(tiny: Path, write: Write, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "def rule(prompt):\n    return 'card' if 'card' in prompt else 'pin'\n\n"
+        "def grade(prompt, answer, reply):\n    return reply == 'fee'\n"
+    )
+    out = TeachPaths(tmp_path / "out")
+    config = settings(tiny, write("a.jsonl", labelled(ROWS)), rule=f"{mine}:rule", grader=f"{mine}:grade", count=20)
+    run(config, out.out)
+    rule = Evaluation.load(out.evaluation("rule"))
+    assert {(one.reply, one.verdict.value) for one in rule.samples} <= {("card", "wrong"), ("pin", "wrong")}
+    for name in ("majority", AFTER):
+        samples = Evaluation.load(out.evaluation(name)).samples
+        assert all((one.verdict.value == "right") == (one.reply == "fee") for one in samples)
+
+
+@pytest.mark.parametrize(
+    ("keys", "problem"),
+    [
+        ({"base": "nowhere"}, "no model 'nowhere'"),
+        ({"base": "nowhere.gguf"}, "no model 'nowhere.gguf'"),
+        ({"file": "nowhere.csv"}, "no such file"),
+        ({"test": "nowhere.csv"}, "no such file"),
+        ({"answer": "labels"}, "no column 'labels'"),
+        ({"rule": "x"}, "does not name a function"),
+        ({"grader": "./nowhere.py:f"}, "no such file"),
+    ],
+)
+def test_wrong_settings_are_refused_before_any_work(
+    tiny: Path, write: Write, tmp_path: Path, keys: dict[str, Any], problem: str
+) -> None:
+    config = settings(tiny, write("a.jsonl", labelled(60)), **keys)
+    began = time.monotonic()
+    with pytest.raises((ConfigError, DataError, Exception), match=problem):
+        run(config, tmp_path / "out")
+    assert time.monotonic() - began < 20 and not (tmp_path / "out" / "sft").exists()

@@ -10,7 +10,7 @@ import pytest
 
 WITHOUT = """
 import sys
-for name in ("gguf", "math_verify", "fastapi"):
+for name in ("gguf", "math_verify", "fastapi", "tensorboard"):
     sys.modules[name] = None  # as if it were not installed
 from rorqual.cli.main import main
 main()
@@ -48,6 +48,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["import", "run.gguf", "back"], "gguf", "gguf"),
         (["eval", "run", "task=math500", "count=1"], "math_verify", "math"),
         (["serve", "run"], "fastapi", "serve"),
+        (["train", "sft", "task=families:add", "out=back", "track=tensorboard"], "tensorboard", "tensorboard"),
     ],
     ids=lambda words: words[0] if isinstance(words, list) else "",
 )

@@ -17,11 +17,15 @@ from rorqual.core.records import RunDir
 
 
 class TrainCommand(Config):
-    """Settings of `rorqual train` that do not change results. `rollout`: address of a server that samples rollouts."""
+    """Settings of `rorqual train` that do not change results.
+
+    `rollout`: address of a server that samples rollouts. `track`: names of trackers, separated by commas.
+    """
 
     out: str = ""
     rollout: str = ""
     threads: Natural = 0
+    track: str = ""
     quiet: bool = False
 
 
@@ -36,6 +40,8 @@ def train(
     tune.kind=lora or tune.kind=esft trains a part of the model from=RUN (docs/how-to/adapters.md). By default, grpo and
     on_policy sample rollouts in this process. With rollout=http://HOST:PORT, the server at this address samples the rollouts;
     start that server with rollout_dir= (docs/how-to/serve.md). The server's rollout key is read from RORQUAL_ROLLOUT_KEY.
+    With track=tensorboard, wandb or trackio (or several, separated by commas), the metrics are also written for these
+    trackers, to a folder of that name in the run folder.
     """
     values = pairs(settings)
     command = parse(
@@ -47,17 +53,20 @@ def train(
     from rorqual.engine.remote.rollout import RemoteRolloutEngine
     from rorqual.recipes import make_run
     from rorqual.train.loop import fit
+    from rorqual.train.track import track
 
     run = make_run(recipe, values)
     check_device(run.device)
-    out = command.out or f"runs/{recipe}"
+    out = RunDir(Path(command.out or f"runs/{recipe}"))
     engine = partial(RemoteRolloutEngine, command.rollout, api_key=os.environ.get("RORQUAL_ROLLOUT_KEY", ""))
-    fit(
-        run,
-        RunDir(Path(out)),
-        threads=command.threads or cores(),
-        quiet=command.quiet,
-        rollout_engine=engine if command.rollout else None,
-    )
+    with track(command.track.split(",") if command.track else [], out) as observe:
+        fit(
+            run,
+            out,
+            threads=command.threads or cores(),
+            quiet=command.quiet,
+            observe=observe,
+            rollout_engine=engine if command.rollout else None,
+        )
     if not command.quiet:
-        print(f"{out}\n  Next: rorqual chat {out}")
+        print(f"{out.path}\n  Next: rorqual chat {out.path}")

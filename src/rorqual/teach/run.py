@@ -33,7 +33,7 @@ from rorqual.evals.table import percent, render
 from rorqual.model.load.run import read_model_config
 from rorqual.tasks.examples import Examples, load_function, read_facts, write_examples
 from rorqual.teach.answer_format import answer_grammar
-from rorqual.teach.base_model import Base, find_base
+from rorqual.teach.base_model import BaseChoice, find_base
 from rorqual.teach.check import Check, check_file
 from rorqual.teach.check_page import check_page, check_text, to_json
 from rorqual.teach.classical import classical
@@ -74,7 +74,7 @@ def teach(config: TeachConfig, out: Path, *, threads: int, import_progress: Byte
     for path in filter(None, (config.file, config.test)):
         refuse_size(Path(path))
     with own_run(out), closing(Ledger(TeachPaths(out).ledger, whole_process=True)) as ledger:
-        work = Teacher(config, TeachPaths(out), threads, ledger, import_progress, api_key)
+        work = TeachStages(config, TeachPaths(out), threads, ledger, import_progress, api_key)
         work.check_settings()
         work.prepare()
         work.find_base()
@@ -91,7 +91,7 @@ def teach(config: TeachConfig, out: Path, *, threads: int, import_progress: Byte
 
 
 @dataclass
-class Teacher:
+class TeachStages:
     """The stages, and what they share."""
 
     config: TeachConfig
@@ -231,7 +231,7 @@ class Teacher:
             self._say(f"  {plan.skipped:,} examples are longer than a row, and are not trained on")
 
     @cached_property
-    def base(self) -> Base:
+    def base(self) -> BaseChoice:
         return find_base(self.config.base, self.paths.base, self.import_progress)
 
     @cached_property

@@ -1,0 +1,163 @@
+"""Classical baselines: simple predictors that a taught model must beat. They are fitted on the train examples only."""
+
+from __future__ import annotations
+
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rorqual.core.errors import ConfigError, DataError, TaskError, nearest
+from rorqual.core.extras import extra
+from rorqual.core.user_code import import_file
+from rorqual.teach.examples import AnswerKind, Example, canonical_answer
+
+Rule = Callable[[str], str]
+PENALTIES = (10.0, 100.0, 1.0)
+"""Values of C, the inverse strength of the L2 penalty, that logistic regression chooses from. The first is taken if all are as good."""
+FOLDS, CHOICE_ROWS = 3, 1000
+"""Folds of the cross-validation, and the largest number of train examples that it uses."""
+CHUNK = 256
+"""Number of test prompts that are compared with all train prompts at once, which bounds the memory."""
+Integers = NDArray[np.int64]
+
+
+def classical(
+    train: Sequence[Example], test: Sequence[Example], kind: AnswerKind, *, rule: Rule | None = None
+) -> dict[str, list[str]]:
+    """Return the predicted answers of each baseline for the test examples, in order.
+
+    - "majority": the most frequent answer of `train`; the first in file order if several are equally frequent.
+    - "nearest neighbour": the answer of the train prompt with the highest cosine similarity of TF-IDF features.
+    - "logistic regression", only for labels: its features and penalty are chosen by cross-validation on `train`.
+    - "unchanged input", only for free text: the prompt itself.
+    - "rule", if given: the user's function from a prompt to an answer.
+
+    Answers with one canonical form count as the same answer, written as in its first train example.
+
+    Raises DataError if `train` or `test` is empty, ConfigError without scikit-learn, and TaskError if `rule` fails.
+    """
+    if not train or not test:
+        raise DataError("there are no examples", where="test" if train else "train", remedy="Give more examples.")
+    spelling: dict[str, str] = {}
+    for one in train:
+        spelling.setdefault(canonical_answer(one, kind), one.answer)
+    number = {form: place for place, form in enumerate(spelling)}
+    classes = np.array([number[canonical_answer(one, kind)] for one in train])
+    answers = list(spelling.values())
+    prompts = [one.prompt for one in train], [one.prompt for one in test]
+    features = _features(*prompts)
+    predicted = {"nearest neighbour": _nearest(*features["words and characters"], classes)}
+    if kind == "label":
+        predicted["logistic regression"] = _logistic(features, classes)
+    result = {"majority": [answers[Counter(classes.tolist()).most_common(1)[0][0]]] * len(test)}
+    result |= {name: [answers[place] for place in places] for name, places in predicted.items()}
+    if kind == "text":
+        result["unchanged input"] = prompts[1]
+    if rule is not None:
+        result["rule"] = [_apply(rule, prompt) for prompt in prompts[1]]
+    return result
+
+
+def load_rule(spec: str) -> Rule:
+    """Return the function that `spec` names: `./mine.py:function`.
+
+    Raises ConfigError for another form, and TaskError, with file and line, if the file cannot be loaded or lacks the function.
+    """
+    file, _, name = spec.rpartition(":")
+    if not file.endswith(".py") or not name:
+        raise ConfigError(f"'{spec}' names no function of a file", where="rule", remedy="Write ./mine.py:function.")
+    module = import_file(Path(file), TaskError)
+    rule = getattr(module, name, None)
+    if not callable(rule):
+        known = [key for key, value in vars(module).items() if callable(value) and value.__module__ == module.__name__]
+        remedy = nearest(name, known) or "Define the function in this file."
+        raise TaskError(f"the file has no function '{name}'", where=file, remedy=remedy)
+    function: Rule = rule
+    return function
+
+
+def _apply(rule: Rule, prompt: str) -> str:
+    """Return the rule's answer to a prompt. Raises TaskError, with the file and line, if the rule raises or returns no text."""
+    name, code = getattr(rule, "__name__", repr(rule)), getattr(rule, "__code__", None)
+    file, line = (code.co_filename, code.co_firstlineno) if code else (name, 0)
+    try:
+        answer = rule(prompt)
+    except Exception as error:  # a user's rule may raise any exception
+        frames = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+        raise TaskError(
+            f"the rule `{name}` raised {type(error).__name__}: {error}, for the prompt {prompt!r:.80}",
+            where=f"{file}:{frames[-1] if frames else line}",
+            remedy="Fix the line. A rule returns an answer for every prompt.",
+        ) from error
+    if not isinstance(answer, str):
+        raise TaskError(
+            f"the rule `{name}` returned {answer!r:.40}, not a string, for the prompt {prompt!r:.80}",
+            where=f"{file}:{line}",
+            remedy="Return the answer as a string.",
+        )
+    return answer
+
+
+def _features(train: list[str], test: list[str]) -> dict[str, tuple[Any, Any]]:
+    """Return TF-IDF features, fitted on `train`, of the train and test prompts: sparse matrices [prompts, features]."""
+    with extra("teach", "sklearn"):
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.pipeline import FeatureUnion
+    # Punctuation counts as words, so that no prompt is without features. Chinese is written without spaces; its characters count.
+    words = TfidfVectorizer(token_pattern=r"\w+|[^\w\s]", ngram_range=(1, 2), sublinear_tf=True, dtype=np.float32)
+    characters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True, dtype=np.float32)
+    choices = {
+        "words and characters": FeatureUnion([("words", words), ("characters", characters)]),
+        "characters": characters,
+    }
+    return {name: (choice.fit_transform(train).tocsr(), choice.transform(test).tocsr()) for name, choice in choices.items()}  # fmt: skip
+
+
+def _nearest(train: Any, test: Any, classes: Integers) -> list[int]:
+    """Return the class of each test row's most similar train row. Each train row has the same norm, so products rank as cosines."""
+    products = (test[start : start + CHUNK] @ train.T for start in range(0, test.shape[0], CHUNK))
+    return [int(classes[place]) for part in products for place in part.toarray().argmax(1)]
+
+
+def _logistic(features: dict[str, tuple[Any, Any]], classes: Integers) -> list[int]:
+    """Return the classes that logistic regression predicts, with the features and the C that cross-validation finds best."""
+    order = np.argsort(classes, kind="stable")
+    order = order[:: -(-len(order) // CHOICE_ROWS)]  # each class keeps its share
+    known, folds = classes[order], np.arange(len(order)) % FOLDS  # neighbours have one class, so folds share each class
+    right: dict[tuple[str, float], int] = {}
+    for name, (rows, _) in features.items():
+        compact = _compact(rows[order])
+        for penalty in PENALTIES:
+            right[name, penalty] = 0
+            for fold in range(FOLDS if len(order) >= FOLDS else 0):
+                held = folds == fold
+                predicted = _fit(compact[~held], known[~held], compact[held], penalty)
+                right[name, penalty] += int((predicted == known[held]).sum())
+    name, penalty = max(right, key=right.__getitem__)
+    return [int(place) for place in _fit(features[name][0], classes, features[name][1], penalty)]
+
+
+def _compact(rows: Any) -> Any:
+    """Return features [rows, rows] with the same inner products. Logistic regression with an L2 penalty depends on nothing else,
+    and is much faster with few columns."""
+    values, vectors = np.linalg.eigh((rows @ rows.T).toarray().astype(np.float64))
+    return vectors * np.sqrt(values.clip(0))
+
+
+def _fit(train: Any, classes: Integers, test: Any, penalty: float) -> Integers:
+    """Return the predicted class of each row of `test`. Logistic regression needs two classes; the only class is predicted as is."""
+    if (classes == classes[0]).all():
+        return np.full(test.shape[0], classes[0])
+    with extra("teach", "sklearn"):
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.linear_model import LogisticRegression
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # after 200 steps the predictions hardly change
+        predicted: Integers = LogisticRegression(C=penalty, max_iter=200).fit(train, classes).predict(test)
+    return predicted

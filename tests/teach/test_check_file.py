@@ -286,6 +286,13 @@ def test_the_optional_part_of_an_instruction_may_be_empty(tmp_path: Path) -> Non
         (['{"a": 1}', "[]"] * 20, "JSON"),
         ([f"a sentence number {n} that is free" for n in range(40)], "text"),
         (["x" * 90, "y" * 90] * 20, "text"),
+        ([f"label {n % 38}" for n in range(100)], "label"),
+        ([f"label {n % 41}" for n in range(100)], "text"),
+        ([f"label {n % 3}" for n in range(90)] + [f"rare {n}" for n in range(10)], "label"),
+        ([f"label {n % 3}" for n in range(89)] + [f"rare {n}" for n in range(11)], "text"),
+        ([str(n % 30) for n in range(97)] + ["none"] * 3, "number"),
+        ([str(n % 10) for n in range(100)], "label"),
+        ([str(n % 11) for n in range(100)], "number"),
     ],
 )
 def test_the_kind_of_answers(answers: list[str], kind: str) -> None:

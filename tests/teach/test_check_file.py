@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 
 from rorqual.cli.main import app
 from rorqual.core.errors import ConfigError, DataError, RorqualError
+from rorqual.model.account import account
 from rorqual.recipes.models import v3_like
 from rorqual.tasks.rows import normal
 from rorqual.teach.check import check_file, forecast, groups_of, split_of_group
@@ -424,6 +426,23 @@ def test_the_longest_row_and_the_epoch() -> None:
 
     many = [200] * 3_000_000
     assert minutes(many * 2) == pytest.approx(2 * minutes(many), rel=0.02) and minutes(many) > 1
+
+
+def test_the_forecast_of_memory_counts_what_is_trained() -> None:
+    model = v3_like("tiny", vocab_size=200_000, context=128)
+    counted = account(model)
+
+    def sizes(*lengths: int) -> list[float]:
+        """The bytes of full training, and with LoRA."""
+        found = re.findall(r"([\d,.]+) ([MG])B", forecast(model, lengths))
+        return [float(number.replace(",", "")) * {"M": 1e6, "G": 1e9}[unit] for number, unit in found]
+
+    full, lora = sizes(8)
+    params = counted.total + counted.mtp
+    assert full - lora == pytest.approx(12 * params, rel=0.02), "gradients, and two moments"
+    logits = 8 * 200_000 * (1 + model.num_nextn_predict_layers)  # per token, with their gradients
+    assert lora == pytest.approx(4 * params + 8 * logits, rel=0.02)
+    assert sizes(8, 8, 800)[0] == pytest.approx(sizes(800)[0]) and sizes(800)[0] > full + 700 * logits
 
 
 def test_bars_count_each_example_once() -> None:

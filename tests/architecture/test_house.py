@@ -36,8 +36,8 @@ POLICY_OF_THE_ENGINE = {
     "engine/kv_cache/block_hash.py",
     "engine/remote/engine.py",
 }
-WHERE_FOREIGN_CODE_RUNS = {"tasks/sandbox.py", "tasks/find.py", "serve/app.py"}
-"""A user's task file may raise anything, and is then named; a request must never take the server down."""
+WHERE_FOREIGN_CODE_RUNS = {"tasks/sandbox.py", "tasks/find.py", "teach/classical.py", "serve/app.py"}
+"""A user's task or rule file may raise anything, and is then named; a request must never take the server down."""
 SHARED_CLASS_NAMES = {"ToolCall"}
 """docs/explanation/house.md says why two classes have this name."""
 LEFTOVERS = {"utils", "utils.py", "helpers", "helpers.py", "misc.py", "common.py"}

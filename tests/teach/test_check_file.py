@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 
 from rorqual.cli.main import app
 from rorqual.core.errors import ConfigError, DataError, RorqualError
+from rorqual.model.account import account
 from rorqual.recipes.models import v3_like
 from rorqual.tasks.rows import normal
 from rorqual.teach.check import check_file, forecast, groups_of, split_of_group
@@ -286,6 +288,13 @@ def test_the_optional_part_of_an_instruction_may_be_empty(tmp_path: Path) -> Non
         (['{"a": 1}', "[]"] * 20, "JSON"),
         ([f"a sentence number {n} that is free" for n in range(40)], "text"),
         (["x" * 90, "y" * 90] * 20, "text"),
+        ([f"label {n % 38}" for n in range(100)], "label"),
+        ([f"label {n % 41}" for n in range(100)], "text"),
+        ([f"label {n % 3}" for n in range(90)] + [f"rare {n}" for n in range(10)], "label"),
+        ([f"label {n % 3}" for n in range(89)] + [f"rare {n}" for n in range(11)], "text"),
+        ([str(n % 30) for n in range(97)] + ["none"] * 3, "number"),
+        ([str(n % 10) for n in range(100)], "label"),
+        ([str(n % 11) for n in range(100)], "number"),
     ],
 )
 def test_the_kind_of_answers(answers: list[str], kind: str) -> None:
@@ -399,10 +408,10 @@ def test_the_command_writes_what_it_was_told_and_its_status_tells(tmp_path: Path
     assert "is not key=value" in said(str(file), "page", code=2)
 
 
-def test_lengths_are_counted_with_the_tokenizer_of_the_base(tmp_path: Path, tiny_run: Path) -> None:
+def test_lengths_are_counted_with_the_tokenizer_of_the_base(tmp_path: Path, tiny: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_bytes(lines(good()))
-    text = said(str(file), f"base={tiny_run}")
+    text = said(str(file), f"base={tiny}")
     assert "length in tokens" in text and "an epoch has" in text
     assert "none: not a run directory" in said(str(file), "base=none", code=2)
 
@@ -417,6 +426,23 @@ def test_the_longest_row_and_the_epoch() -> None:
 
     many = [200] * 3_000_000
     assert minutes(many * 2) == pytest.approx(2 * minutes(many), rel=0.02) and minutes(many) > 1
+
+
+def test_the_forecast_of_memory_counts_what_is_trained() -> None:
+    model = v3_like("tiny", vocab_size=200_000, context=128)
+    counted = account(model)
+
+    def sizes(*lengths: int) -> list[float]:
+        """The bytes of full training, and with LoRA."""
+        found = re.findall(r"([\d,.]+) ([MG])B", forecast(model, lengths))
+        return [float(number.replace(",", "")) * {"M": 1e6, "G": 1e9}[unit] for number, unit in found]
+
+    full, lora = sizes(8)
+    params = counted.total + counted.mtp
+    assert full - lora == pytest.approx(12 * params, rel=0.02), "gradients, and two moments"
+    logits = 8 * 200_000 * (1 + model.num_nextn_predict_layers)  # per token, with their gradients
+    assert lora == pytest.approx(4 * params + 8 * logits, rel=0.02)
+    assert sizes(8, 8, 800)[0] == pytest.approx(sizes(800)[0]) and sizes(800)[0] > full + 700 * logits
 
 
 def test_bars_count_each_example_once() -> None:

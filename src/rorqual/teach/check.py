@@ -10,7 +10,10 @@ from pathlib import Path
 
 from rorqual.model.config import ModelConfig
 from rorqual.plan.hardware import device
+from rorqual.plan.memory import PRECISIONS, Layout, device_memory
+from rorqual.plan.numbers import gigabytes
 from rorqual.plan.time import training_cost, training_flops
+from rorqual.tasks.answer import final_answer
 from rorqual.tasks.base import Split, split_of
 from rorqual.teach.columns import Columns, find_columns
 from rorqual.teach.examples import AnswerKind, Example, answer_kind, canonical_answer, read_examples
@@ -102,16 +105,27 @@ def check_file(
 
 
 def forecast(model: ModelConfig, lengths: Sequence[int]) -> str:
-    """Return the time of an epoch of full training on the examples, on the device `cpu` of `rorqual plan`, in words."""
+    """Return the time of an epoch of full training on the device `cpu` of `rorqual plan`, and the size of all tensors, in words.
+
+    The size is that of training in fp32 on one row at a time, which is as long as the longest example. With LoRA, it counts the weights
+    and the activations, because the gradients and moments of the adapter are small.
+    """
     tokens, laptop = sum(lengths), device("cpu")
     flops = training_flops(model, max(lengths))
     cost = training_cost(flops, tokens, n=1, peak=laptop.flops("fp32"), utilisation=laptop.utilisation, price=0.0)
-    return f"an epoch has {tokens:,} tokens: about {cost.seconds / 60:,.1f} minutes of training on {laptop.title}"
+    memory = device_memory(model, Layout(recompute="none"), context=max(lengths), precision=PRECISIONS["fp32"])
+    return (
+        f"an epoch has {tokens:,} tokens: about {cost.seconds / 60:,.1f} minutes of training on {laptop.title}; "
+        f"the tensors take about {gigabytes(memory.total)}, or {gigabytes(memory.weights + memory.activations)} with LoRA"
+    )
 
 
 def groups_of(examples: Sequence[Example], earlier: Mapping[int, int]) -> list[str]:
-    """Return the group of each example: the key of its first near-duplicate. Examples of a group stay in one split."""
-    return [examples[earlier.get(number, number)].key for number in range(len(examples))]
+    """Return the group of each example: the key of the first of its near-duplicates. Examples of a group stay in one split."""
+    groups: list[str] = []
+    for number, one in enumerate(examples):
+        groups.append(groups[earlier[number]] if number in earlier else one.key)
+    return groups
 
 
 def split_of_group(group: str) -> Split:
@@ -144,11 +158,12 @@ def _short(text: str) -> str:
 
 def _labels_in_prompts(examples: Sequence[Example], kind: AnswerKind) -> list[RowFault]:
     """Return the examples whose prompt states the answer: after a word such as "label:", or as the only label in nearly every prompt."""
+    answers = {one.line: final_answer(one.answer) if kind == "number" else one.answer for one in examples}
     leaks = []
     for one in examples:
-        if len(one.answer) <= 200 and re.search(
-            rf"\b{MARKED}\s*[:=]\s*[\"'`]?{re.escape(one.answer)}\b", one.prompt, re.IGNORECASE
-        ):
+        answer = answers[one.line]
+        marked = rf"\b{MARKED}\s*[:=]\s*[\"'`]?{re.escape(answer)}(?!\w|[.,]\d)"
+        if 0 < len(answer) <= 200 and re.search(marked, one.prompt, re.IGNORECASE):
             leaks.append(one)
     if kind == "label" and len(examples) >= 10:
         labels = {one.answer.lower() for one in examples}
@@ -157,9 +172,8 @@ def _labels_in_prompts(examples: Sequence[Example], kind: AnswerKind) -> list[Ro
         alone = sum(found == {one.answer.lower()} for one, found in zip(examples, stated, strict=True))
         if alone >= LEAK_SHARE * len(examples):
             leaks = [one for one, found in zip(examples, stated, strict=True) if one.answer.lower() in found]
-    return [
-        RowFault(one.line, "answer in prompt", f"the prompt states the answer {_short(one.answer)}") for one in leaks
-    ]
+    problem = "the prompt states the answer"
+    return [RowFault(one.line, "answer in prompt", f"{problem} {_short(answers[one.line])}") for one in leaks]
 
 
 def _in_test(examples: Sequence[Example], against: Path, **columns: str) -> list[RowFault]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +18,11 @@ from rorqual.tasks.rows import normal
 from rorqual.teach.columns import Columns
 from rorqual.teach.table import ExampleTable, RowFault, TableRow
 
-LABELS_AT_MOST = 0.25
-"""Answers are labels if the file has at most this many different answers per row."""
+LABELS_AT_MOST, UNIQUE_AT_MOST = 0.4, 0.1
+"""Answers are labels if the file has at most so many different answers per row, and at most so many that occur once. The share of answers
+that occur once estimates how many new rows have a new answer (Good 1953)."""
+NUMBERS_AT_MOST = 10
+"""If the answers are numbers, they are labels only if at most so many differ."""
 LABEL_LENGTH = 80
 """Maximum length of a label in characters."""
 
@@ -130,21 +134,20 @@ NUMBER = re.compile(r"[-+$€£]?\s?\d[\d,]*(\.\d+)?\s?%?")
 
 def answer_kind(examples: list[Example]) -> AnswerKind:
     """Return the kind of answers that nearly all examples (95 %) have: JSON, numbers, labels of a small set, or free text."""
+    texts = Counter(one.answer for one in examples)
     enough = 0.95 * len(examples)
-    if sum(is_json(one.answer) for one in examples) >= enough:
+    if sum(count for text, count in texts.items() if is_json(text)) >= enough:
         return "JSON"
-    different = {normal(one.answer) for one in examples}
-    is_short = all(len(one.answer) <= LABEL_LENGTH for one in examples)
-    if is_short and len(different) <= max(2, LABELS_AT_MOST * len(examples)) and not _counts(different):
+    is_number = sum(count for text, count in texts.items() if NUMBER.fullmatch(final_answer(text).strip())) >= enough
+    labels: Counter[str] = Counter()
+    for text, count in texts.items():
+        labels[normal(text)] += count
+    unique = sum(count == 1 for count in labels.values())
+    repeat = unique <= UNIQUE_AT_MOST * len(examples) and len(labels) <= LABELS_AT_MOST * len(examples)
+    is_label = max(map(len, texts)) <= LABEL_LENGTH and (repeat or len(labels) <= 2)
+    if is_label and not (is_number and len(labels) > NUMBERS_AT_MOST):
         return "label"
-    if sum(NUMBER.fullmatch(final_answer(one.answer).strip()) is not None for one in examples) >= enough:
-        return "number"
-    return "label" if is_short and len(different) <= max(2, LABELS_AT_MOST * len(examples)) else "text"
-
-
-def _counts(answers: set[str]) -> bool:
-    """Return whether the answers are numbers with more than ten different values, so that they are no labels."""
-    return len(answers) > 10 and all(NUMBER.fullmatch(answer) for answer in answers)
+    return "number" if is_number else "text"
 
 
 def canonical_answer(example: Example, kind: AnswerKind) -> str:

@@ -7,8 +7,7 @@ near-duplicates, because other numbers make another problem.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,30 +23,37 @@ CHUNK = 1 << 20
 """Number of bytes whose n-grams are hashed at once, which bounds the memory."""
 LIKELY = 0.6
 """Smallest share of equal hashes at which a candidate is checked exactly."""
+NEIGHBOURS = 4
+"""A text is compared with the first text of its bucket and with so many texts directly before it."""
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 Hashes = NDArray[np.uint64]
 
 
 def near_duplicates(texts: Sequence[str]) -> dict[int, int]:
-    """Return, for each text that is similar to an earlier one, the index of such an earlier text. Equal texts are not listed.
+    """Return, for each text that is similar to an earlier one, the index of the earliest such text that was found.
 
-    The earlier text of a pair is itself the first of its group if a similar first one is known.
+    Equal texts are not similar in this sense: a text that occurred before has the earlier text of its first occurrence, if there is one.
     """
     if not texts:
         return {}
-    shown = [normal(text) for text in texts]
+    normals = [normal(text) for text in texts]
+    first: dict[str, int] = {}
+    for number, text in enumerate(normals):
+        first.setdefault(text, number)
+    shown = [*first]
+    numbers: dict[str, int] = {}
+    ids = [numbers.setdefault(" ".join(NUMBER.findall(text)), len(numbers)) for text in shown]
     signatures = _signatures([text.encode("utf-8", "replace") for text in shown])
-    earlier: dict[int, int] = {}
+    earliest: dict[int, int] = {}
     seen: set[tuple[int, int]] = set()
-    for first, later in _candidates(signatures):
-        if later in earlier or (first, later) in seen or shown[first] == shown[later]:
+    for one, later in _candidates(signatures, np.array(ids, np.uint64)):
+        if earliest.get(later, later) <= one or (one, later) in seen:
             continue
-        seen.add((first, later))
-        if float((signatures[:, first] == signatures[:, later]).mean()) >= LIKELY and similar(
-            shown[first], shown[later]
-        ):
-            earlier[later] = earlier.get(first, first)
-    return earlier
+        seen.add((one, later))
+        if float((signatures[:, one] == signatures[:, later]).mean()) >= LIKELY and similar(shown[one], shown[later]):
+            earliest[later] = one
+    found = {shown[later]: first[shown[one]] for later, one in earliest.items()}
+    return {number: found[text] for number, text in enumerate(normals) if text in found}
 
 
 def similar(a: str, b: str) -> bool:
@@ -97,19 +103,24 @@ def _part(texts: Sequence[bytes], factors: Hashes) -> Hashes:
     return np.stack([np.minimum.reduceat(codes * factor, firsts) for factor in factors])
 
 
-def _candidates(signatures: Hashes) -> Any:
-    """Yield (earlier, later) pairs that share a band: each text with the first and with the previous text of its bucket."""
+def _candidates(signatures: Hashes, numbers: Hashes) -> Iterator[tuple[int, int]]:
+    """Yield (earlier, later) pairs that share a band: each text with the first and the previous texts of its bucket.
+
+    Texts with different `numbers` are in different buckets. Otherwise many texts of one template, with other numbers each, would
+    lie between two similar texts.
+    """
     for band in range(BANDS):
-        keys = np.zeros(signatures.shape[1], np.uint64)
+        keys = numbers.copy()
         for row in signatures[band * PER_BAND : (band + 1) * PER_BAND]:
             keys = (keys ^ row) * np.uint64(0x9E3779B97F4A7C15)
             keys ^= keys >> np.uint64(31)
         order = np.argsort(keys, kind="stable")
         ordered = keys[order]
-        bounds = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
-        for begin, end in zip(bounds.tolist(), [*bounds[1:].tolist(), len(order)], strict=True):
+        begins = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+        ends = np.append(begins[1:], len(order))
+        shared = ends - begins > 1
+        for begin, end in zip(begins[shared].tolist(), ends[shared].tolist(), strict=True):
             bucket = order[begin:end].tolist()
             for place in range(1, len(bucket)):
-                yield bucket[0], bucket[place]
-                if place > 1:
-                    yield bucket[place - 1], bucket[place]
+                for one in {bucket[0], *bucket[max(0, place - NEIGHBOURS) : place]}:
+                    yield one, bucket[place]

@@ -1,0 +1,256 @@
+"""The classical baselines: what each predicts, against plain computations, and on inputs where scikit-learn itself would fail."""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+import sys
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+
+from rorqual.core.errors import ConfigError, DataError, RorqualError, TaskError
+from rorqual.teach.classical import FOLDS, PENALTIES, _compact, _features, classical, load_rule
+from rorqual.teach.examples import AnswerKind, Example
+
+WORDS = [
+    "whale",
+    "otter",
+    "seal",
+    "heron",
+    "plover",
+    "gannet",
+    "puffin",
+    "tern",
+    "auk",
+    "skua",
+    "petrel",
+    "krill",
+    "squid",
+]
+
+
+def examples(*pairs: tuple[str, str]) -> list[Example]:
+    return [Example(line, prompt, answer) for line, (prompt, answer) in enumerate(pairs, start=1)]
+
+
+def ask(*prompts: str) -> list[Example]:
+    return examples(*((prompt, "?") for prompt in prompts))
+
+
+def sentences(count: int, seed: int = 0) -> list[str]:
+    rng = random.Random(seed)
+    return [" ".join(rng.choices(WORDS, k=6)) + rng.choice(".?!") for _ in range(count)]
+
+
+TRAIN = examples(
+    ("where is my card", "card"), ("my card is lost", "Card"), ("the pin is wrong", "pin"), ("what is a pin", "pin"),
+    ("send my card now", "card"), ("my pin please", "pin"), ("I owe a fee", "fee"),
+)  # fmt: skip
+
+
+def test_each_baseline_predicts_from_the_train_examples() -> None:
+    test = ask("a card is lost here", "is the pin wrong?", "I owe that fee")
+    found = classical(TRAIN, test, "label", rule=lambda prompt: prompt[-3:])
+    assert found == {
+        "majority": ["card"] * 3,
+        "nearest neighbour": ["card", "pin", "fee"],
+        "logistic regression": ["card", "pin", "fee"],
+        "rule": ["ere", "ng?", "fee"],
+    }
+    assert classical(TRAIN, test, "label") == {name: value for name, value in found.items() if name != "rule"}
+    assert classical([*TRAIN, *examples(("so", "pin"))], test, "label")["majority"] == ["pin"] * 3
+
+
+def test_the_kind_decides_the_baselines_and_which_answers_are_equal() -> None:
+    def names(kind: AnswerKind) -> list[str]:
+        return [*classical(TRAIN, ask("a card"), kind)]
+
+    assert names("label") == ["majority", "nearest neighbour", "logistic regression"]
+    assert names("text") == ["majority", "nearest neighbour", "unchanged input"]
+    assert names("number") == names("JSON") == ["majority", "nearest neighbour"]
+    assert classical(TRAIN, ask(" As  it is"), "text")["unchanged input"] == [" As  it is"]
+    sums = examples(("a", "7"), ("b", "1,018"), ("c", "7 8"), ("d", "so #### 1018.0"))
+    assert classical(sums, ask("d"), "number") == {"majority": ["1,018"], "nearest neighbour": ["1,018"]}
+    assert classical(sums, ask("d"), "text")["majority"] == ["7"], "as text, all differ, and the first is taken"
+
+
+def grams(prompt: str) -> list[list[str]]:
+    """Words with word bigrams, and the character 2- to 5-grams of each padded run of non-blanks."""
+    words = re.findall(r"\w+|[^\w\s]", prompt.lower())
+    parts = []
+    for run in prompt.lower().split():
+        padded = f" {run} "
+        for width in range(2, 6):
+            parts += [padded[i : i + width] for i in range(len(padded) - width + 1)] or [padded][: width <= len(padded)]
+    return [words + [f"{a} {b}" for a, b in pairwise(words)], parts]
+
+
+def tfidf(texts: list[list[str]], train: int) -> list[dict[str, float]]:
+    """TF-IDF vectors of length 1; the document frequencies are those of the first `train` texts."""
+    seen = Counter(gram for text in texts[:train] for gram in set(text))
+    vectors = []
+    for text in texts:
+        counts = Counter(gram for gram in text if gram in seen)
+        vector = {g: (1 + math.log(n)) * (math.log((1 + train) / (1 + seen[g])) + 1) for g, n in counts.items()}
+        norm = math.sqrt(sum(value**2 for value in vector.values())) or 1.0
+        vectors.append({gram: value / norm for gram, value in vector.items()})
+    return vectors
+
+
+def test_the_nearest_neighbour_is_that_of_a_plain_computation() -> None:
+    prompts = sentences(300)
+    train = examples(*((prompt, str(n)) for n, prompt in enumerate(prompts[:40])))
+    words, parts = (tfidf([grams(prompt)[block] for prompt in prompts], 40) for block in (0, 1))
+
+    def similarity(a: int, b: int) -> float:
+        return sum(v[a].get(gram, 0) * value for v in (words, parts) for gram, value in v[b].items())
+
+    wanted = [str(max(range(40), key=lambda a: similarity(a, b))) for b in range(40, 300)]
+    assert classical(train, ask(*prompts[40:]), "text")["nearest neighbour"] == wanted
+
+
+def noisy(count: int, seed: int) -> list[Example]:
+    """Prompts whose label depends on a word of four, and is wrong in a third of them."""
+    rng, rows = random.Random(seed), []
+    for _ in range(count):
+        prompt = rng.choices(WORDS, k=5)
+        label = "ab"[WORDS.index(prompt[0]) % 2] if rng.random() < 0.67 else rng.choice("abc")
+        rows.append((" ".join(prompt), label))
+    return examples(*rows)
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_logistic_regression_makes_the_choice_of_a_plain_cross_validation(
+    every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On all rows, and on each second row, where the choice may use only half of the rows."""
+    monkeypatch.setattr("rorqual.teach.classical.CHOICE_ROWS", 60 // every)
+    chosen = set()
+    for seed in (1, 2, 3):
+        train, test = noisy(60, seed), noisy(40, seed + 100)
+        labels = np.array([one.answer for one in train])
+        by_label = [n for label in dict.fromkeys(labels) for n in range(60) if labels[n] == label][::every]
+        features = _features([one.prompt for one in train], [one.prompt for one in test])
+        scores = {}
+        for name, (rows, _) in features.items():
+            for penalty in PENALTIES:
+                scores[name, penalty] = 0
+                for fold in range(FOLDS):
+                    held = by_label[fold::FOLDS]
+                    fitted = [n for n in by_label if n not in held]
+                    model = LogisticRegression(C=penalty, max_iter=200).fit(rows[fitted], labels[fitted])
+                    scores[name, penalty] += (model.predict(rows[held]) == labels[held]).sum()
+        name, penalty = max(scores, key=lambda choice: scores[choice])
+        chosen.add((name, penalty))
+        model = LogisticRegression(C=penalty, max_iter=200).fit(features[name][0], labels)
+        assert classical(train, test, "label")["logistic regression"] == [*model.predict(features[name][1])]
+    assert len(chosen) > 1, chosen
+
+
+def test_compact_features_have_the_same_inner_products() -> None:
+    rows = TfidfVectorizer().fit_transform(sentences(20))
+    compact = _compact(rows)
+    assert compact.shape == (20, 20) and np.allclose(compact @ compact.T, (rows @ rows.T).toarray())
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "wanted"),
+    [
+        ([("hello", "yes")], ["no"], "yes"),
+        ([("a b", "yes"), ("c d", "no")], ["c d e"], "no"),
+        ([(text, "yes") for text in sentences(20)], ["quite other"], "yes"),
+        ([*((text, "yes") for text in sentences(20)), ("a rare thing", "no")], ["a rare thing"], "no"),
+        ([("?", "q"), ("!", "x"), ("??", "q"), ("!!", "x"), ("-", "m")], ["!!!"], "x"),
+        ([("我的银行卡丢了", "卡"), ("银行卡在哪里", "卡"), ("密码错了", "密码"), ("忘记密码了", "密码")], ["密码是什么"], "密码"),
+        ([("\u200b", "zero"), ("\u200b\u200b", "zero"), ("x", "one")], ["\u200b"], "zero"),
+    ],
+    ids=["one row", "two rows", "one label", "a rare label", "punctuation", "Chinese", "zero width"],
+)  # fmt: skip
+def test_unusual_examples_are_predicted_as_well(train: list[tuple[str, str]], test: list[str], wanted: str) -> None:
+    found = classical(examples(*train), ask(*test), "label")
+    assert found["nearest neighbour"] == found["logistic regression"] == [wanted]
+    assert classical(examples(*train), ask("§"), "label").keys() == found.keys(), "no feature is known"
+
+
+def test_the_predictions_are_the_same_in_each_call() -> None:
+    train, test = noisy(90, 3), noisy(90, 4)
+    assert classical(train, test, "label") == classical(train, test, "label")
+
+
+def test_no_examples_are_refused() -> None:
+    with pytest.raises(DataError, match=r"^train: there are no examples"):
+        classical([], TRAIN, "label")
+    with pytest.raises(DataError, match=r"^test: there are no examples"):
+        classical(TRAIN, [], "label")
+
+
+def test_the_extra_is_named_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "sklearn"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "path", [])
+    with pytest.raises(ConfigError, match=r"teach: sklearn is not installed\n.*rorqual\[teach\]"):
+        classical(TRAIN, TRAIN, "label")
+
+
+# ---- rules of the user
+
+MINE = """
+import re
+
+def first(prompt):
+    return head(re.findall(r"[0-9]+", prompt))
+
+def head(items):
+    return items[0]
+
+def none(prompt):
+    pass
+
+LENGTH = 3
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    file = tmp_path / "mine.py"
+    file.write_text(MINE, encoding="utf-8")
+    return file
+
+
+def test_a_rule_of_a_file_answers_every_prompt(mine: Path) -> None:
+    rule = load_rule(f"{mine}:first")
+    assert classical(TRAIN, ask("12 and 5", "x7"), "number", rule=rule)["rule"] == ["12", "7"]
+    with pytest.raises(TaskError, match=rf"{mine}:8: the rule `first` raised IndexError: .*for the prompt 'none here'"):
+        classical(TRAIN, ask("12", "none here"), "number", rule=rule)
+    with pytest.raises(TaskError, match=rf"{mine}:10: the rule `none` returned None, not a string, for the prompt 'a'"):
+        classical(TRAIN, ask("a"), "number", rule=load_rule(f"{mine}:none"))
+
+
+@pytest.mark.parametrize(
+    ("spec", "what"),
+    [
+        ("{mine}", "names no function of a file"),
+        ("{mine}:", "names no function of a file"),
+        ("first", "names no function of a file"),
+        ("{mine}:firts", "the file has no function 'firts'\n  Did you mean 'first'"),
+        ("{mine}:LENGTH", "the file has no function 'LENGTH'\n  Known: first, head, none"),
+        ("{mine}x.py:first", "no such file"),
+    ],
+)
+def test_a_rule_that_is_not_found_is_refused(spec: str, what: str, mine: Path) -> None:
+    with pytest.raises(RorqualError, match=what) as refused:
+        load_rule(spec.format(mine=mine))
+    assert refused.value.remedy and refused.value.where
+
+
+def test_a_file_of_rules_with_an_error_names_its_line(mine: Path) -> None:
+    mine.write_text("x = 1\ny = z\n", encoding="utf-8")
+    with pytest.raises(TaskError, match=rf"{mine}:2: importing it raised NameError"):
+        load_rule(f"{mine}:first")

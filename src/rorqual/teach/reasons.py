@@ -88,7 +88,7 @@ def _sample(
     config: TeachConfig, examples: Sequence[Example], kind: AnswerKind, folder: Path, *, threads: int, api_key: str
 ) -> str:
     """Sample the teacher on the examples. Return why it stopped early, or ""."""
-    data = folder / "problems"
+    data = folder.with_name(f"{folder.name}-problems")
     rows = [row | {"key": one.key} for row, one in zip(rows_of(examples), examples, strict=True)]
     write_examples(data, {"train": rows, "dev": [], "test": []}, {"kind": kind})
     factory = FactoryConfig(

@@ -28,8 +28,8 @@ MOST_DEV = 100
 GATE_PROBLEMS, GATE_SAMPLES = 16, 8
 """The support gate samples so many answers to so many training problems."""
 GRPO_PROBLEMS, GRPO_SAMPLES, GRPO_LR = 8, 8, 3e-4
-FEWEST_GRPO = 3
-"""GRPO is skipped if there is time for fewer steps."""
+FEWEST_GRPO, MOST_GRPO = 3, 40
+"""GRPO is skipped if there is time for fewer steps than `FEWEST_GRPO`, and has at most `MOST_GRPO`."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class Training:
         tokens = GRPO_PROBLEMS * GRPO_SAMPLES * (length / 2)
         per_token = self.plan.step_seconds / (self.plan.rows * self.plan.row)
         estimate = seconds * GRPO_PROBLEMS / GATE_PROBLEMS + tokens * per_token * (1 / 3 + mixed / len(problems))
-        steps = int(self.plan.grpo_seconds / estimate)
+        steps = min(int(self.plan.grpo_seconds / estimate), MOST_GRPO)
         if steps < FEWEST_GRPO:
             return (
                 None,

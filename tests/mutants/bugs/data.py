@@ -193,8 +193,8 @@ MUTANTS = (
         "the first of two answer columns is any",
         "issue 20: teach",
         "teach/columns.py",
-        "reply = chosen or next(",
-        "reply = next(",
+        "reply = chosen or tuple(",
+        "reply = tuple(",
         "tests/teach/test_check_file.py::test_columns_can_be_named",
     ),
     one(
@@ -209,8 +209,8 @@ MUTANTS = (
         "a group is split by its own prompt",
         "issue 20: teach",
         "teach/check.py",
-        "return [examples[earlier.get(number, number)].key for number in range(len(examples))]",
-        "return [one.key for one in examples]",
+        "groups.append(groups[earlier[number]] if number in earlier else one.key)",
+        "groups.append(one.key)",
         "tests/teach/test_check_file.py::test_groups_stay_in_one_split_and_splits_do_not_depend_on_the_order",
     ),
     one(

@@ -211,8 +211,8 @@ MUTANTS = (
         "every effort has the whole budget of thinking",
         "issue 19: a budget for thinking",
         "serve/routes/chat.py",
-        "        effort = self.wanted.effort\n",
-        "        effort = 1.0\n",
+        "effort=wanted.effort, task=",
+        "effort=1.0, task=",
         "tests/serve/test_request_fields.py::test_the_budget_of_thinking",
     ),
     one(
@@ -396,8 +396,8 @@ MUTANTS = (
         "a model that does not think is made to",
         "issue 14: its whole answer was reasoning_content, and content empty",
         "serve/routes/chat.py",
-        '        self._thinking = wanted.thinking if service.chat.thinks else "auto"\n',
-        "        self._thinking = wanted.thinking\n",
+        '(wanted.thinking or service.task.thinking or "auto") if service.chat.thinks else "auto"',
+        'wanted.thinking or service.task.thinking or "auto"',
         "tests/serve/test_thinking.py::test_a_family_that_does_not_think_answers_in_content",
     ),
     one(

@@ -1,0 +1,384 @@
+"""The stages of `teach` one by one: plan, training with a stop, GRPO, a teacher's reasons, and failures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from example_files import labelled, sums
+
+from conftest import Write
+from rorqual.core.errors import ConfigError, DataError
+from rorqual.core.records import Message, RunDir, read_lines
+from rorqual.data.chat import chat_format
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.engine.request import SamplingParams
+from rorqual.evals.evaluation import Evaluation
+from rorqual.recipes.sft import sft
+from rorqual.tasks.examples import Examples, write_examples
+from rorqual.teach import plan as plans
+from rorqual.teach import train as training
+from rorqual.teach.answer_format import instruction
+from rorqual.teach.classical import classical
+from rorqual.teach.config import TeachConfig
+from rorqual.teach.dataset import rows_of
+from rorqual.teach.examples import Example
+from rorqual.teach.failures import failures_text, groups, pairs_of
+from rorqual.teach.measure import base_measures, predicted
+from rorqual.teach.place import TeachPaths
+from rorqual.teach.plan import ExampleLengths, TeachPlan, lengths_of, make_plan, sft_run
+from rorqual.teach.reasons import Reasons, teacher_reasons
+from rorqual.teach.train import Training, copy_run
+from rorqual.train.loop import fit
+from rorqual.train.run import Run
+
+
+def examples_of(rows: list[dict[str, object]]) -> list[Example]:
+    ask, answer = ("text", "label") if "text" in rows[0] else ("question", "answer")
+    return [Example(n, str(row[ask]), str(row[answer])) for n, row in enumerate(rows, 1)]
+
+
+def data_of(folder: Path, train: list[Example], dev: list[Example], kind: str) -> Path:
+    write_examples(folder, {"train": rows_of(train), "dev": rows_of(dev), "test": rows_of(dev)}, {"kind": kind})
+    return folder
+
+
+# ---- the plan
+
+
+@pytest.fixture
+def planned(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
+    """Plan with a known speed of 2 seconds a step, instead of a measured one."""
+    data = data_of(tmp_path / "data", examples_of(labelled(40)), [], "label")
+
+    def measured(run: Run, threads: int) -> float:
+        assert run.source.row >= 8 and threads == 1
+        return 2.0
+
+    monkeypatch.setattr(plans, "measure_step", measured)
+
+    def make(lengths: list[ExampleLengths], seconds: float, reinforce: float = 0.0) -> TeachPlan:
+        return make_plan(RunDir(tiny), data, lengths, seconds=seconds, reinforce=reinforce, seed=0, threads=1)
+
+    return make
+
+
+def test_minutes_become_steps_by_the_measured_speed(planned) -> None:  # type: ignore[no-untyped-def]
+    many = [ExampleLengths(30, 10)] * 2000
+    plan = planned(many, 615.0)
+    assert plan.steps == int(600 * 0.88 / 2) == 264 and plan.train_seconds == 528 and plan.grpo_seconds == 0
+    assert plan.dev_steps == (106, 158, 211, 264) and plan.step_seconds == 2.0
+    assert plan.epochs == pytest.approx(264 * plan.rows * plan.row / (2000 * 40))
+    shared = planned(many, 615.0, reinforce=0.25)
+    assert shared.steps == 198 and shared.grpo_seconds == pytest.approx(600 * 0.88 * 0.25)
+    assert planned(many, -5.0).steps == 8 and planned(many, -5.0).grpo_seconds == 0
+
+
+def test_few_examples_are_not_repeated_without_end(planned) -> None:  # type: ignore[no-untyped-def]
+    plan = planned([ExampleLengths(30, 10)] * 100, 1e6)
+    assert plan.steps == -(-12 * 100 * 40 // (plan.rows * plan.row)) and plan.epochs <= 13
+
+
+def test_rows_fit_the_longest_example_and_replies_have_room(planned) -> None:  # type: ignore[no-untyped-def]
+    plan = planned([ExampleLengths(30, 10)] * 500 + [ExampleLengths(500, 101)], 600.0)
+    assert plan.row == 608 and plan.rows == 2 and plan.max_tokens == 101 + 50
+    assert planned([ExampleLengths(30, 10)] * 500, 600.0).max_tokens == 26
+    long = planned([ExampleLengths(30, 10)] * 500 + [ExampleLengths(1000, 25)] * 3, 600.0)
+    assert long.skipped == 3 and long.row == 192 and long.rows == 4
+    with pytest.raises(DataError, match="all examples are longer than 1024 tokens"):
+        planned([ExampleLengths(1000, 25)], 600.0)
+
+
+def test_the_run_trains_what_the_plan_says(tiny: Path, tmp_path: Path) -> None:
+    data = data_of(tmp_path / "data", examples_of(labelled(40)), [], "label")
+    plan = TeachPlan(steps=7, dev_steps=(7,), rows=3, row=64, max_tokens=5, epochs=1, step_seconds=1, train_seconds=7)
+    run = sft_run(RunDir(tiny), data, plan, seed=5, threads=1)
+    assert (run.steps, run.seed, run.source.row, run.optim.lr, run.start.run) == (7, 5, 64, plans.LR, str(tiny))  # type: ignore[attr-defined]
+    source = run.source.model_dump()
+    assert source["rows"] == 3 and source["longer"] == "skip" and source["data"] == str(data / "train.jsonl")
+    assert run.tune.model_dump() == {
+        "kind": "lora",
+        "r": 16,
+        "alpha": 32.0,
+        "targets": ("all-linear",),
+        "use_rslora": False,
+    }
+
+
+def test_a_default_system_turn_is_left_out(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = data_of(tmp_path / "data", examples_of(labelled(40)), [], "label")
+    plan = TeachPlan(steps=1, dev_steps=(1,), rows=1, row=64, max_tokens=5, epochs=1, step_seconds=1, train_seconds=7)
+    assert sft_run(RunDir(tiny), data, plan, seed=0, threads=1).chat == "deepseek"
+    with_system = sft(data=str(data / "train.jsonl"), start=str(tiny)).model_copy(update={"chat": "smollm2"})
+    monkeypatch.setattr(plans, "sft", lambda **_: with_system)
+    assert sft_run(RunDir(tiny), data, plan, seed=0, threads=1).chat == "chatml-plain"
+
+
+def test_lengths_are_those_of_the_rendered_examples(tiny: Path) -> None:
+    chat = chat_format(Tokenizer.byte_level())
+    one, two = lengths_of([Example(1, "abcd", "xy"), Example(2, "abcd", "xy", "because")], chat)
+    assert one.prompt == two.prompt and one.reply == 4 < two.reply and one.total == one.prompt + 4
+
+
+# ---- training with a stop
+
+
+def test_a_stopped_run_resumes_with_the_schedule_of_all_steps(tmp_path: Path) -> None:
+    run = sft(task="families:add", size="tiny", steps=6, rows=2)
+    straight, parts = RunDir(tmp_path / "straight"), RunDir(tmp_path / "parts")
+    fit(run, straight, quiet=True)
+    asked: list[int] = []
+
+    def stop(finished: int) -> bool:
+        asked.append(finished)
+        return finished == 2
+
+    assert fit(run, parts, quiet=True, stop=stop).step == 2 and asked == [1, 2] and parts.steps() == [2]
+    fit(run, parts, quiet=True, stop=lambda finished: finished >= 4)
+    fit(run, parts, quiet=True)
+    weights = [(one.checkpoint() / "model.safetensors").read_bytes() for one in (straight, parts)]
+    assert weights[0] == weights[1]
+    losses = [[record["loss"] for record in one.metrics()] for one in (straight, parts)]
+    assert losses[0] == losses[1] and len(losses[0]) == 6
+
+
+# ---- supervised training and GRPO
+
+
+def trained(tiny: Path, tmp_path: Path, *, grader: str = "", steps: int = 4, **plan_keys: object) -> Training:
+    train, dev = examples_of(labelled(60)), examples_of(labelled(12, seed=3))
+    paths = TeachPaths(tmp_path / "out")
+    data_of(paths.data, train, dev, "label")
+    keys = {"train_seconds": 1000.0} | plan_keys
+    plan = TeachPlan(
+        steps=steps, dev_steps=(2, 3, steps), rows=2, row=96, max_tokens=8, epochs=1, step_seconds=0.1, **keys
+    )  # type: ignore[arg-type]
+    task = Examples(paths.data, grader=grader)
+    chat = chat_format(Tokenizer.byte_level())
+    return Training(
+        paths,
+        plan,
+        task,
+        list(task.problems("dev", 0)),
+        SamplingParams(max_tokens=8),
+        "off",
+        chat,
+        1,
+        1,
+        True,
+        lambda _: None,
+    )
+
+
+def test_each_dev_step_is_measured_once_and_the_best_one_is_kept(tiny: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text("def grade(prompt, answer, reply):\n    return True\n")
+    work = trained(tiny, tmp_path, grader=f"{mine}:grade")
+    work.supervised(RunDir(tiny))
+    assert [(one.step, one.right, one.total) for one in work.dev_results("sft")] == [
+        (2, 12, 12),
+        (3, 12, 12),
+        (4, 12, 12),
+    ]
+    assert work.paths.best.steps() == [4], "of equal checkpoints the last one is kept"
+    before = work.paths.dev.read_bytes()
+    work.supervised(RunDir(tiny))
+    assert work.paths.dev.read_bytes() == before and not work.paths.ended_early.exists()
+
+
+def test_the_hard_cap_ends_training_early_and_says_so(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "SLACK", 0.0)
+    said: list[str] = []
+    work = trained(tiny, tmp_path, steps=40, train_seconds=1e-9)
+    object.__setattr__(work, "say", said.append)
+    work.supervised(RunDir(tiny))
+    assert json.loads(work.paths.ended_early.read_bytes()) == {"step": 1, "of": 40}
+    assert [one.step for one in work.dev_results("sft")] == [1] and work.paths.best.steps() == [1]
+    assert any("ended after 1 of 40 steps" in line for line in said)
+    work.supervised(RunDir(tiny))
+    assert work.paths.run("sft").steps() == [1]
+
+
+def test_grpo_runs_after_the_support_gate_and_is_used_if_dev_improves(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "MOST_GRPO", 1)
+    monkeypatch.setattr(training, "FEWEST_GRPO", 1)
+    monkeypatch.setattr(training, "GRPO_PROBLEMS", 3)
+    monkeypatch.setattr(training, "GRPO_SAMPLES", 4)
+    mine = tmp_path / "mine.py"
+    mine.write_text("def grade(prompt, answer, reply):\n    return reply == answer or sum(reply.encode()) % 2 == 0\n")
+    work = trained(tiny, tmp_path, grader=f"{mine}:grade", grpo_seconds=1e6)
+    work.supervised(RunDir(tiny))
+    result = work.reinforced(f"{mine}:grade")
+    config = work.paths.run("grpo").config()
+    assert (config["steps"], config["source"]["problems"], config["source"]["samples"]) == (1, 3, 4)
+    assert config["source"]["data"] == str(work.paths.data) and config["source"]["options"] == {
+        "grader": f"{mine}:grade"
+    }
+    assert config["start"]["run"] == str(work.paths.best.path) and config["source"]["thinking"] == "off"
+    assert config["tune"]["kind"] == "lora" and config["source"]["max_tokens"] == 8 and config["seed"] == 1
+    [after] = work.dev_results("grpo")
+    before = max(one.accuracy for one in work.dev_results("sft"))
+    assert result.used == (after.accuracy > before) and ("is used" in result.text) == result.used
+    assert work.reinforced(f"{mine}:grade") == result and len(work.dev_results("grpo")) == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        ("return reply == answer + '!'", "solved none of"),
+        ("return True", r"solved 16 in every try and the others never"),
+    ],
+)
+def test_grpo_is_skipped_where_it_cannot_help(tiny: Path, tmp_path: Path, body: str, text: str) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text(f"def grade(prompt, answer, reply):\n    {body}\n")
+    work = trained(tiny, tmp_path, grader=f"{mine}:grade", grpo_seconds=1e6)
+    work.supervised(RunDir(tiny))
+    result = work.reinforced(f"{mine}:grade")
+    assert not result.used and text in result.text and not work.paths.run("grpo").path.exists()
+
+
+def test_a_copied_run_replaces_the_old_copy_and_keeps_nothing_of_it(tmp_path: Path) -> None:
+    run = sft(task="families:add", size="tiny", steps=2, rows=2)
+    src, dst = RunDir(tmp_path / "src"), RunDir(tmp_path / "dst")
+    fit(run, src, quiet=True, stop=lambda finished: finished == 1)
+    copy_run(src, dst)
+    fit(run, src, quiet=True)
+    copy_run(src, dst)
+    assert (
+        dst.steps() == [2]
+        and (dst.checkpoint() / "model.safetensors").read_bytes()
+        == (src.checkpoint() / "model.safetensors").read_bytes()
+    )
+
+
+# ---- the base model's prompts
+
+
+def test_the_base_is_asked_without_with_four_and_with_all_examples_that_fit() -> None:
+    chat = chat_format(Tokenizer.byte_level())
+    train = examples_of(labelled(300))
+    none, four, most = base_measures(train, chat, "label", context=3000, room=200, seed=0)
+    assert (none.name, none.shots, four.name) == ("base, no examples", [], "base, 4 examples")
+    assert most.name == f"base, {len(most.shots)} examples" and most.shots[:4] == four.shots and len(most.shots) > 30
+    turns = [Message("system", instruction(train, "label"))]
+    for one in most.shots:
+        turns += [Message("user", one.prompt), Message("assistant", one.answer)]
+    assert 1950 < len(chat.prompt((*turns, Message("user", "?")), "auto")) <= 2048
+    *_, fewer = base_measures(train, chat, "label", context=1000, room=200, seed=0)
+    assert 4 < len(fewer.shots) < len(most.shots) and fewer.shots == most.shots[: len(fewer.shots)]
+    assert [one.name for one in base_measures(train, chat, "label", context=300, room=200, seed=0)] == [none.name]
+    assert base_measures(train, chat, "label", context=3000, room=200, seed=1)[1].shots != four.shots
+
+
+# ---- failures
+
+
+def measured(tmp_path: Path, kind: str, rows: list[tuple[str, str, str]]) -> tuple[Evaluation, Evaluation]:
+    """Return evaluations of replies before and after. A row is (gold, before, after)."""
+    tests = [Example(n, f"prompt {n}", gold) for n, (gold, _, _) in enumerate(rows, 1)]
+    task = Examples(data_of(tmp_path / "data", tests, [], kind))
+    problems = sorted(task.problems("train", 0), key=lambda one: int(one.key.split()[1]))
+    before, after = ([row[place] for row in rows] for place in (1, 2))
+    return predicted("old", task, problems, before), predicted("new", task, problems, after)
+
+
+def test_labels_are_grouped_with_the_worst_first(tmp_path: Path) -> None:
+    before, after = measured(
+        tmp_path,
+        "label",
+        [("a", "b", "a"), ("a", "a", "a"), ("b", "b", "c"), ("b", "a", "c"), ("b", "a", "a"), ("c", "", "c")],
+    )
+    found = groups(pairs_of(before, after), "label")
+    assert [(one.name, one.count, one.before, one.after, one.gained, one.lost) for one in found] == [
+        ("b", 3, 1, 0, 0, 1),
+        ("a", 2, 1, 2, 1, 0),
+        ("c", 1, 0, 1, 1, 0),
+    ]
+    assert found[0].answers == {"c": 2, "a": 1}
+    text = failures_text(before, after, "label", count=1)
+    assert "6 examples, old and new: 2 gained, 1 lost, 2 still wrong, 1 still right" in text
+    assert "lost: prompt 3" in text and "still wrong: prompt 4" in text and "gained: prompt 1" in text
+    assert "gained: prompt 6" not in text and "prompt 2" not in text
+
+
+def test_json_answers_are_grouped_by_field(tmp_path: Path) -> None:
+    before, after = measured(
+        tmp_path,
+        "JSON",
+        [
+            ('{"a": 1, "b": {"c": "X"}}', "no JSON", '{"a": 1, "b": {"c": "y"}}'),
+            ('{"a": 2}', '{"a": 2}', '{"a": 2, "d": []}'),
+        ],
+    )
+    found = {
+        one.name: (one.count, one.before, one.after, one.answers) for one in groups(pairs_of(before, after), "JSON")
+    }
+    assert found == {"a": (2, 1, 2, {}), "b.c": (1, 0, 0, {"y": 1}), "d": (1, 1, 0, {"[]": 1})}
+
+
+def test_an_evaluation_of_a_baseline_grades_its_replies(tmp_path: Path) -> None:
+    before, after = measured(tmp_path, "number", [("5", "It is 5.", ""), ("6", "7", "6")])
+    assert [one.verdict.value for one in before.samples] == ["right", "wrong"]
+    assert [one.verdict.value for one in after.samples] == ["wrong", "right"]
+
+
+# ---- a teacher's reasons
+
+
+def test_reasons_are_used_only_if_enough_examples_have_one() -> None:
+    train = examples_of(labelled(10))
+    half = Reasons({one.key: "because" for one in train[:5]}, 5, 0)
+    assert [(one.key, one.reasoning) for one in half.applied(train)] == [(one.key, "because") for one in train[:5]]
+    few = Reasons({one.key: "because" for one in train[:4]}, 4, 0)
+    assert few.applied(train) == train
+
+
+def test_a_run_can_be_the_teacher_and_only_right_replies_become_reasons(
+    tiny: Path, tmp_path: Path, write: Write
+) -> None:
+    """The grader accepts some replies to the plain question, and all replies to the question with its answer."""
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "def grade(prompt, answer, reply):\n"
+        "    return 'The right answer is ' + answer in prompt or sum(prompt.encode()) % 3 == 0\n"
+    )
+    train = examples_of(sums(12))
+    config = TeachConfig(file="x", teacher=str(tiny), grader=f"{mine}:grade", quiet=True)
+    said: list[str] = []
+
+    def ask() -> Reasons:
+        return teacher_reasons(config, train, "number", tmp_path / "teacher", threads=1, api_key="", say=said.append)
+
+    reasons = ask()
+    solved = {row["key"] for row in read_lines(tmp_path / "teacher" / "solved-problems" / "train.jsonl")}
+    assert solved == {one.key for one in train}
+    assert 0 < reasons.solved < 12 and reasons.solved + reasons.given == len(reasons.texts) <= 12 and reasons.given
+    left = {row["key"] for row in read_lines(tmp_path / "teacher" / "given-problems" / "train.jsonl")}
+    assert len(left) == 12 - reasons.solved
+    assert "of 12 examples" in said[0] and f"of {len(left)} examples that it did not solve" in said[1]
+    said.clear()
+    assert ask() == reasons and not said
+
+
+def test_an_unknown_baseline_is_refused_with_the_known_ones(tmp_path: Path) -> None:
+    from rorqual.teach.report import load_results
+
+    before, after = measured(tmp_path, "label", [("a", "b", "a")])
+    paths = TeachPaths(tmp_path)
+    before.save(paths.evaluation("majority"))
+    after.save(paths.evaluation("taught model"))
+    paths.baselines.write_text('{"names": ["majority"]}')
+    assert load_results(tmp_path, "majority")[1] == before
+    with pytest.raises(ConfigError, match=r"no baseline 'majorty'.*\n.*majority"):
+        load_results(tmp_path, "majorty")
+
+
+def test_classical_and_model_baselines_answer_in_the_same_order() -> None:
+    train, test = examples_of(labelled(60)), examples_of(labelled(9, seed=5))
+    assert all(len(replies) == 9 for replies in classical(train, test, "label").values())

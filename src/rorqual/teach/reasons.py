@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rorqual.core.records import write_json
 from rorqual.data.distilled import read_distilled
@@ -65,13 +66,13 @@ def teacher_reasons(
     counts, stopped = list[int](), ""
     for name, note in (("solved", STEPS), ("given", GIVEN)):
         left = [one for one in train if one.key not in texts]
-        asked = [
-            replace(one, prompt="\n\n".join(filter(None, (opening, one.prompt, note.format(answer=one.answer)))))
-            for one in left
+        rows = [
+            row | {"prompt": "\n\n".join(filter(None, (opening, one.prompt, note.format(answer=one.answer))))}
+            for row, one in zip(rows_of(left), left, strict=True)
         ]
         found = {}
-        if asked and not stopped:
-            stopped = _sample(config, asked, kind, folder / name, threads=threads, api_key=api_key)
+        if rows and not stopped:
+            stopped = _sample(config, rows, kind, folder / name, threads=threads, api_key=api_key)
             found = _right_replies(folder / name)
         texts |= found
         counts.append(len(found))
@@ -85,11 +86,16 @@ def teacher_reasons(
 
 
 def _sample(
-    config: TeachConfig, examples: Sequence[Example], kind: AnswerKind, folder: Path, *, threads: int, api_key: str
+    config: TeachConfig,
+    rows: Sequence[Mapping[str, Any]],
+    kind: AnswerKind,
+    folder: Path,
+    *,
+    threads: int,
+    api_key: str,
 ) -> str:
-    """Sample the teacher on the examples. Return why it stopped early, or ""."""
+    """Sample the teacher on the rows of examples. Return why it stopped early, or ""."""
     data = folder.with_name(f"{folder.name}-problems")
-    rows = [row | {"key": one.key} for row, one in zip(rows_of(examples), examples, strict=True)]
     write_examples(data, {"train": rows, "dev": [], "test": []}, {"kind": kind})
     factory = FactoryConfig(
         teacher=config.teacher,

@@ -23,7 +23,7 @@ class Mine(Task):
     name = "mine"
 
     def problems(self, split, seed):
-        yield Problem(key="one", prompt="1?", answer="1", family="mine", steps="1")
+        yield Problem(key=split, prompt="1?", answer="1", family="mine", steps="1")
 
     def grade(self, problem, reply):
         {grade}

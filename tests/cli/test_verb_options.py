@@ -31,6 +31,7 @@ from rorqual.cli.verbs.check import CheckSettings
 from rorqual.cli.verbs.compare import CompareSettings
 from rorqual.cli.verbs.compute import ComputeSettings
 from rorqual.cli.verbs.export import ExportConfig
+from rorqual.cli.verbs.failures import FailuresSettings
 from rorqual.cli.verbs.import_ import ImportConfig
 from rorqual.cli.verbs.merge import MergeConfig
 from rorqual.cli.verbs.peft import PeftConfig
@@ -47,6 +48,7 @@ from rorqual.generate.schema import RowSampling
 from rorqual.recipes import make_run
 from rorqual.recipes.sparsify import SparsifyConfig
 from rorqual.tasks.find import load_task
+from rorqual.teach.config import TeachConfig
 from rorqual.train.loop import fit
 from rorqual.train.run import Run
 
@@ -769,11 +771,30 @@ def of(cls: type[Config]) -> set[str]:
 PLACED = of(Placement)
 """`device` and `dtype`, which every verb takes, and those that compute nothing pass over."""
 NOT_TESTED = of(QuickstartPlan)
+TAUGHT = {
+    *(
+        "test",
+        "prompt",
+        "answer",
+        "reasoning",
+        "base",
+        "grader",
+        "rule",
+        "teacher",
+        "model",
+        "budget",
+        "price_in",
+        "price_out",
+    ),
+    *("minutes", "count", "seed", "threads", "quiet"),
+}
 """`rorqual plan quickstart` probes the machine for some 20 seconds, too long for a test here."""
 DECLARED: dict[str, tuple[set[str], set[str]]] = {
     # verb: the options that it declares, and those that are tested here
     "eval": (of(EvalSettings), {*EVALUATED, *EVAL_ALONE}),
     "check": (of(CheckSettings), {"prompt", "answer", "reasoning", "against", "base", "page", "out"}),  # tests/teach
+    "teach": (of(TeachConfig) - {"file"}, TAUGHT),  # tests/teach
+    "failures": (of(FailuresSettings), {"than", "count"}),  # tests/teach
     "compare": (of(CompareSettings), {"grain", *PLACED}),
     "generate": (of(GenerateSettings) | of(RowSampling), {*GENERATED, *GENERATE_ALONE}),
     "chat": (of(ChatSettings), {*CHATTED, *CHAT_ALONE}),

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rorqual.tasks.rows import normal
-from rorqual.teach.answer_format import answer_grammar, derivation, instruction, schema_of
+from rorqual.teach.answer_format import answer_grammar, derivation, in_key_order, instruction, schema_of
 from rorqual.teach.examples import Example
 
 LEAVES = st.one_of(st.none(), st.booleans(), st.integers(-5, 5), st.floats(-5, 5), st.text("ab é", max_size=3))
@@ -51,6 +51,24 @@ def test_a_schema_refuses_what_no_answer_has() -> None:
             jsonschema.validate(value, schema)
     rare = schema_of([f"name {n}" for n in range(10)] * 2)
     assert rare == {"type": "string"}, "names that are seen twice are no enumeration"
+
+
+def test_the_keys_of_a_schema_are_in_an_order_that_agrees_with_every_value() -> None:
+    """A grammar accepts keys in the order of the schema alone."""
+    values = [{"a": 1, "d": 1}, {"c": 1, "d": 1}, {"a": 1, "b": {"y": 1}, "c": 1}, {"b": {"x": 1, "y": 2}}]
+    schema = schema_of(values)
+    assert [*schema["properties"]] == ["a", "b", "c", "d"] and [*schema["properties"]["b"]["properties"]] == ["x", "y"]
+    assert all([*in_key_order(value, schema)] == [*value] for value in values)
+    cyclic = [{"a": 1, "b": 2}, {"b": 3, "a": 4}]
+    ordered = [in_key_order(value, schema_of(cyclic)) for value in cyclic]
+    assert ordered == cyclic and [[*value] for value in ordered] == [["a", "b"], ["a", "b"]]
+
+
+@given(st.lists(VALUES, min_size=1, max_size=6))
+def test_the_order_of_keys_changes_no_value(values: list[Any]) -> None:
+    schema = schema_of(values)
+    for value in values:
+        assert in_key_order(value, schema) == value
 
 
 def test_labels_become_a_choice_in_their_most_frequent_spelling() -> None:

@@ -93,6 +93,18 @@ def test_worked_solutions_of_the_user_stay(write: Write) -> None:
     assert found.derived == 0 and all(one.reasoning == f"I add: {one.answer}" for one in found.splits["train"])
 
 
+def test_json_answers_are_written_in_one_order_of_keys_and_must_be_json(write: Write) -> None:
+    rows: list[dict[str, Any]] = [
+        {"text": f"item {n}", "label": {"b": n, "a": "é"} if n % 2 else {"a": "é", "b": n}} for n in range(80)
+    ]
+    found = divided(write("a.jsonl", [*rows, {"text": "odd one", "label": "no JSON"}]))
+    assert found.kind == "JSON"
+    train = found.splits["train"]
+    assert all(json.loads(one.answer) == rows[one.line - 1]["label"] and "é" in one.answer for one in train)
+    assert len({tuple(json.loads(one.answer)) for one in train}) == 1
+    assert found.left_out == ({"not JSON": 1} if split_of_group("odd one") == "train" else {})
+
+
 def test_rows_of_a_split_name_their_line_and_have_reasoning_only_if_there_is_any(write: Write) -> None:
     rows = [row | {"rationale": "so" if n % 2 else ""} for n, row in enumerate(labelled(60))]
     examples = [one for split in divided(write("a.jsonl", rows)).splits.values() for one in split]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,10 +14,10 @@ from rorqual.core.errors import DataError
 from rorqual.data.source.files import count_parquet_rows
 from rorqual.tasks.base import Split, split_of
 from rorqual.tasks.examples import AnswerKind
-from rorqual.teach.answer_format import derivation
+from rorqual.teach.answer_format import derivation, in_key_order, schema_of
 from rorqual.teach.check import DEV, WARNINGS, Check, groups_of, split_of_group
 from rorqual.teach.columns import find_columns
-from rorqual.teach.examples import Example, read_examples
+from rorqual.teach.examples import Example, is_json, read_examples
 from rorqual.teach.near import near_duplicates
 from rorqual.teach.table import read_table
 
@@ -78,6 +79,12 @@ def divide(check: Check, test: Sequence[Example] | None, *, count: int) -> Datas
         splits[split].append(one)
     splits["test"] = sorted(splits["test"], key=lambda one: hashlib.sha256(one.key.encode()).digest())[:count]
     _refuse_few(check, kept, splits)
+    if check.kind == "JSON":
+        usable = [one for one in splits["train"] if is_json(one.answer)]
+        if len(usable) < len(splits["train"]):
+            left_out["not JSON"] = len(splits["train"]) - len(usable)
+        schema = schema_of([json.loads(one.answer) for one in usable])
+        splits["train"] = [replace(one, answer=_ordered(one.answer, schema)) for one in usable]
     solutions = [derivation(one) for one in splits["train"]] if check.kind == "number" else []
     derived = sum(map(bool, solutions))
     if not any(one.reasoning for one in kept) and derived and derived >= DERIVED * len(splits["train"]):
@@ -87,6 +94,10 @@ def divide(check: Check, test: Sequence[Example] | None, *, count: int) -> Datas
         left_out["without one clear calculation"] = len(solutions) - derived
         return Dataset(splits, check.kind, left_out, derived)
     return Dataset(splits, check.kind, left_out)
+
+
+def _ordered(answer: str, schema: Mapping[str, Any]) -> str:
+    return json.dumps(in_key_order(json.loads(answer), schema), ensure_ascii=False)
 
 
 def _usable(check: Check) -> tuple[list[Example], dict[str, int]]:

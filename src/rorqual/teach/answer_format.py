@@ -21,7 +21,7 @@ from rorqual.teach.examples import Example
 MOST_LABELS = 1_000
 """Largest number of labels that a grammar lists."""
 ENUM_AT_MOST, ENUM_SEEN = 20, 5
-"""A JSON string field is an enumeration if it has at most `ENUM_AT_MOST` values, each seen at least `ENUM_SEEN` times on average."""
+"""A JSON string field is an enumeration if it has at most `ENUM_AT_MOST` values, each seen at least `ENUM_SEEN` times."""
 NUMBER = re.compile(r"(?<![\w.])\d+(?:,\d{3})*(?:\.\d+)?(?!\w)")
 ANSWER_IS = {"number": "Answer with a number.", "text": ""}
 
@@ -57,9 +57,9 @@ def schema_of(values: Sequence[Any]) -> dict[str, Any]:
         return {"type": "array"} | ({"items": schema_of(items)} if items else {})
     types = sorted({_type_of(value) for value in values})
     if types == ["string"]:
-        different = sorted(set(values))
-        if len(different) <= ENUM_AT_MOST and len(values) >= ENUM_SEEN * len(different):
-            return {"type": "string", "enum": different}
+        counts = Counter(values)
+        if 2 <= len(counts) <= ENUM_AT_MOST and min(counts.values()) >= ENUM_SEEN:
+            return {"type": "string", "enum": sorted(counts)}
     if types == ["integer", "number"]:
         types = ["number"]
     return {"type": types[0] if len(types) == 1 else types}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -203,6 +204,28 @@ def test_killed_at_any_moment_it_ends_with_the_same_model_and_results(
     for name in (*json.loads(paths.baselines.read_bytes())["names"], AFTER):
         samples = [Evaluation.load(one.evaluation(name)).samples for one in (again, paths)]
         assert samples[0] == samples[1], name
+
+
+def test_a_full_disk_is_said_and_nothing_is_lost(tiny: Path, write: Write, tmp_path: Path) -> None:
+    """The limit on file sizes stops the first checkpoint."""
+    write("a.jsonl", labelled(80))
+    command = ("teach", "a.jsonl", f"base={tiny}", "minutes=0.05", "quiet=true", "threads=1", "count=10")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limit[1]))
+    try:
+        process = rorqual(*command, cwd=tmp_path)
+        _, errors = process.communicate(timeout=200)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert process.returncode == 2 and "cannot write" in errors and "Traceback" not in errors, errors
+    process = rorqual(*command, cwd=tmp_path)
+    out, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    assert "rorqual chat runs/a/model" in out and (tmp_path / "runs" / "a" / "report.html").is_file()
+    shown = rorqual("failures", "runs/a", "count=1", cwd=tmp_path)
+    assert (
+        "10 examples, base, no examples and taught model" in shown.communicate(timeout=100)[0] and shown.returncode == 0
+    )
 
 
 def test_words_become_numbers_with_derived_solutions_and_reasoning(tiny: Path, write: Write, tmp_path: Path) -> None:

@@ -30,6 +30,9 @@ SHOWN = (
 VERBS = (
     "quickstart",
     "train",
+    "check",
+    "teach",
+    "failures",
     "distil",
     "eval",
     "lab",

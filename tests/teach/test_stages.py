@@ -81,13 +81,17 @@ def test_few_examples_are_not_repeated_without_end(planned) -> None:  # type: ig
 
 
 def test_rows_fit_the_longest_example_and_replies_have_room(planned) -> None:  # type: ignore[no-untyped-def]
-    plan = planned([ExampleLengths(30, 10)] * 500 + [ExampleLengths(500, 101)], 600.0)
-    assert plan.row == 608 and plan.rows == 2 and plan.max_tokens == 101 + 50
+    plan = planned([ExampleLengths(30, 10)] * 500 + [ExampleLengths(100, 101)], 600.0)
+    assert plan.row == 208 and plan.rows == 3 and plan.max_tokens == 101 + 50
     assert planned([ExampleLengths(30, 10)] * 500, 600.0).max_tokens == 26
-    long = planned([ExampleLengths(30, 10)] * 500 + [ExampleLengths(1000, 25)] * 3, 600.0)
+    long = planned([ExampleLengths(30, 10)] * 500 + [ExampleLengths(232, 25)] * 3, 600.0)
     assert long.skipped == 3 and long.row == 192 and long.rows == 4
-    with pytest.raises(DataError, match="all examples are longer than 1024 tokens"):
-        planned([ExampleLengths(1000, 25)], 600.0)
+    for length in (257, 1025):
+        with pytest.raises(DataError, match="all examples are longer than 256 tokens"):
+            planned([ExampleLengths(length - 25, 25)], 600.0)
+    assert planned([ExampleLengths(226, 30)] * 9, 600.0).model_dump()["max_tokens"] == 30, (
+        "the context bounds the reply"
+    )
 
 
 def test_the_run_trains_what_the_plan_says(tiny: Path, tmp_path: Path) -> None:
@@ -371,6 +375,8 @@ def test_an_unknown_baseline_is_refused_with_the_known_ones(tmp_path: Path) -> N
 
     before, after = measured(tmp_path, "label", [("a", "b", "a")])
     paths = TeachPaths(tmp_path)
+    with pytest.raises(DataError, match=r"no results of a taught model.*\n.*rorqual teach"):
+        load_results(tmp_path)
     before.save(paths.evaluation("majority"))
     after.save(paths.evaluation("taught model"))
     paths.baselines.write_text('{"names": ["majority"]}')

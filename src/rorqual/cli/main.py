@@ -121,8 +121,12 @@ def _add(name: str, verb: Any, example: str, **settings: Any) -> None:
 _add("quickstart", quickstart, "rorqual quickstart --size small --out runs/small")
 CHECK = """printf 'text,label\\nWhere is my card?,card\\nI lost my PIN,pin\\n' > questions.csv && rorqual check questions.csv"""
 _add("check", check, CHECK, context_settings=PAIRS)
-_add("teach", teach, "rorqual teach questions.csv minutes=20 out=runs/questions", context_settings=PAIRS)
-_add("failures", failures, "rorqual failures runs/questions", context_settings=PAIRS)
+TEACH = (
+    """for n in $(seq 60); do printf '{"text": "late parcel %s", "label": "delay"}\\n{"text": "lost parcel %s", "label": "loss"}\\n' $n $n; """
+    "done > parcels.jsonl && rorqual teach parcels.jsonl base=runs/tiny minutes=0.2"
+)
+_add("teach", teach, TEACH, context_settings=PAIRS)
+_add("failures", failures, "rorqual failures runs/parcels", context_settings=PAIRS)
 _add("train", train, "rorqual train sft task=families size=tiny steps=20 out=runs/tiny", context_settings=PAIRS)
 DISTIL = "rorqual distil runs/tiny task=families problems=20 samples=2 max_tokens=64 keep=all out=runs/sampled"
 _add("distil", distil, DISTIL, context_settings=PAIRS)

@@ -14,6 +14,7 @@ from rorqual.core.errors import DataError
 from rorqual.core.records import Message, RunDir
 from rorqual.data.chat import ChatFormat
 from rorqual.model.adapter import LoRA
+from rorqual.model.load.run import read_model_config
 from rorqual.recipes.sft import sft
 from rorqual.teach.examples import Example
 from rorqual.train.loop import fit
@@ -24,7 +25,7 @@ WARM, MEASURED = 1, 2
 STEP_TOKENS = 768
 """Tokens per training step, padding included."""
 LONGEST_ROW = 1024
-"""Longer examples are left out of training."""
+"""Longer examples are left out of training, and so are examples that are longer than the context of the base."""
 FEWEST_STEPS, MOST_EPOCHS = 8, 12
 DEV_SHARES = (0.4, 0.6, 0.8, 1.0)
 """Shares of the steps after which the model is measured on the dev split."""
@@ -35,7 +36,7 @@ RESERVE = 15.0
 OVERTIME, SLACK = 1.3, 60.0
 """Training ends early if it takes so many times the planned time, and so many seconds more."""
 R, ALPHA, LR = 16, 32.0, 2e-3
-"""Rank, scale and learning rate of LoRA, chosen on the dev splits of three data sets (docs/log/teach.md)."""
+"""Rank, scale and learning rate of LoRA, chosen on the dev splits of three data sets (docs/log/training-and-quickstart.md)."""
 PLAIN = "chatml-plain"
 WITH_SYSTEM = frozenset({"smollm2", "chatml", "qwen2"})
 """Chat formats that add a default system turn. A taught model needs none, and short rows train faster."""
@@ -117,16 +118,18 @@ def make_plan(
 
     `reinforce` is the share of the time for reinforcement learning. Raises DataError if no example fits into a row.
     """
-    fit_lengths = [one for one in lengths if one.total <= LONGEST_ROW]
+    context = read_model_config(base).max_position_embeddings
+    most = min(LONGEST_ROW, context)
+    fit_lengths = [one for one in lengths if one.total <= most]
     if not fit_lengths:
         raise DataError(
-            f"all examples are longer than {LONGEST_ROW} tokens",
+            f"all examples are longer than {most} tokens",
             where=str(data),
             remedy="Shorten the prompts: a small model on a laptop cannot train on so long texts.",
         )
     longest = max(one.total for one in fit_lengths)
     row = max(longest, min(STEP_TOKENS // 4, sum(one.total for one in fit_lengths)))
-    row = 8 * math.ceil(row / 8)
+    row = min(8 * math.ceil(row / 8), most)
     rows = max(2, STEP_TOKENS // row)
     replies = max(one.reply for one in fit_lengths)
     draft = TeachPlan(
@@ -134,7 +137,7 @@ def make_plan(
         dev_steps=(1,),
         rows=rows,
         row=row,
-        max_tokens=replies + max(16, replies // 2),
+        max_tokens=min(replies + max(16, replies // 2), context - max(one.prompt for one in fit_lengths)),
         epochs=1,
         step_seconds=1,
         train_seconds=0,

@@ -11,7 +11,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from rorqual.core.errors import ConfigError, nearest
+from rorqual.core.errors import ConfigError, DataError, nearest
 from rorqual.core.ledger import read_ledger
 from rorqual.core.log import clock
 from rorqual.core.records import read_lines, write_atomic, write_json
@@ -88,7 +88,8 @@ def gain(result: Result) -> str:
     """Return the taught model's gain over a baseline, in points."""
     assert result.ahead is not None
     ahead = result.ahead
-    return f"{100 * ahead.difference.mean:+.1f} points {percent_interval(ahead.difference.interval)}, p = {p_text(ahead.p_value)}"
+    p = p_text(ahead.p_value)
+    return f"{100 * ahead.difference.mean:+.1f} points {percent_interval(ahead.difference.interval)}, p {p if p.startswith('<') else f'= {p}'}"
 
 
 def write_report(
@@ -110,6 +111,12 @@ def load_results(out: Path, than: str = "") -> tuple[AnswerKind, Evaluation, Eva
     Raises DataError if the folder has no results, and ConfigError if it has no such baseline.
     """
     paths = TeachPaths(out)
+    if not paths.evaluation(AFTER).is_file():
+        raise DataError(
+            "no results of a taught model",
+            where=str(out),
+            remedy="Give the folder that `rorqual teach` wrote, or finish that command.",
+        )
     after = Evaluation.load(paths.evaluation(AFTER))
     names: list[str] = json.loads(paths.baselines.read_bytes())["names"]
     if than and than not in names:

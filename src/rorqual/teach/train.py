@@ -10,7 +10,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Any
 
+from rorqual.core.log import Progress
 from rorqual.core.records import RunDir, Thinking, append_line, read_lines, write_json
 from rorqual.data.chat import ChatFormat
 from rorqual.engine.engine import Engine
@@ -100,16 +102,20 @@ class Training:
         reached, planned = 0, self.plan.train_seconds
         most = max(OVERTIME * planned, planned + SLACK)
 
-        def observe(record: dict[str, float]) -> None:
+        bar = None if self.quiet else Progress("train", run.steps, start=out.newest_complete()[0] or 0)
+
+        def observe(record: dict[str, Any]) -> None:
             nonlocal spent
             spent += record["seconds"]
+            if bar is not None:
+                bar.update(record["step"], f"loss {record['loss']:.3g}")
 
         def stop(finished: int) -> bool:
             nonlocal reached
             reached = finished
             return finished >= step or spent > most
 
-        fit(run, out, threads=self.threads, quiet=self.quiet, observe=observe, stop=stop)
+        fit(run, out, threads=self.threads, quiet=True, observe=observe, stop=stop)
         newest, _ = out.newest_complete()
         return reached or newest or 0
 

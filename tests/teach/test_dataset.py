@@ -101,7 +101,7 @@ def test_json_answers_are_written_in_one_order_of_keys_and_must_be_json(write: W
     assert found.kind == "JSON"
     train = found.splits["train"]
     assert all(json.loads(one.answer) == rows[one.line - 1]["label"] and "é" in one.answer for one in train)
-    assert len({tuple(json.loads(one.answer)) for one in train}) == 1
+    assert len({tuple(json.loads(one.answer)) for one in train}) == 1 and not any(" " in one.answer for one in train)
     assert found.left_out == ({"not JSON": 1} if split_of_group("odd one") == "train" else {})
 
 

@@ -14,8 +14,9 @@ from rorqual.core.records import Message, RunDir, read_lines
 from rorqual.data.chat import chat_format
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.request import SamplingParams
-from rorqual.evals.evaluation import Evaluation
+from rorqual.evals.evaluation import Evaluation, GradedSample
 from rorqual.recipes.sft import sft
+from rorqual.tasks.base import Verdict
 from rorqual.tasks.examples import Examples, write_examples
 from rorqual.teach import plan as plans
 from rorqual.teach import train as training
@@ -26,9 +27,10 @@ from rorqual.teach.dataset import rows_of
 from rorqual.teach.examples import Example
 from rorqual.teach.failures import failures_text, groups, pairs_of
 from rorqual.teach.measure import base_measures, predicted
-from rorqual.teach.place import TeachPaths
+from rorqual.teach.place import AFTER, BEFORE, TeachPaths
 from rorqual.teach.plan import ExampleLengths, TeachPlan, lengths_of, make_plan, sft_run
 from rorqual.teach.reasons import Reasons, teacher_reasons
+from rorqual.teach.report import TeachResults, load_results
 from rorqual.teach.train import Training, copy_run
 from rorqual.train.loop import fit
 from rorqual.train.run import Run
@@ -191,6 +193,47 @@ def test_each_dev_step_is_measured_once_and_the_best_one_is_kept(tiny: Path, tmp
     assert work.paths.dev.read_bytes() == before and not work.paths.ended_early.exists()
 
 
+def test_a_kill_before_the_best_checkpoint_is_copied_loses_nothing(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = trained(tiny, tmp_path)
+    copied = training.copy_run
+
+    def killed(src: RunDir, dst: RunDir) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "copy_run", killed)
+    with pytest.raises(KeyboardInterrupt):
+        work.supervised(RunDir(tiny))
+    monkeypatch.setattr(training, "copy_run", copied)
+    work.supervised(RunDir(tiny))
+    results = work.dev_results("sft")
+    assert [one.step for one in results] == [2, 3, 4]
+    assert work.paths.best.steps() == [max(results, key=lambda one: (one.right, one.step)).step]
+
+
+def test_the_hard_cap_counts_what_a_killed_process_used(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "SLACK", 0.0)
+    work = trained(tiny, tmp_path, steps=40, train_seconds=100.0)
+    run = sft_run(RunDir(tiny), work.paths.data, work.plan, seed=1, threads=1)
+    fit(run, work.paths.run("sft"), quiet=True, stop=lambda finished: finished == 2)
+    metrics = work.paths.run("sft").metrics_file
+    lines = [json.loads(line) | {"seconds": 99.0} for line in metrics.read_text().splitlines()]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    metrics.write_text(text)
+    state = work.paths.run("sft").checkpoint() / "state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"metrics_bytes": len(text)}))
+    manifest = work.paths.run("sft").checkpoint() / "whole.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"state.json": state.stat().st_size}))
+    work.supervised(RunDir(tiny))
+    assert json.loads(work.paths.ended_early.read_bytes()) == {"step": 2, "of": 40} and work.paths.run(
+        "sft"
+    ).steps() == [2]
+    assert [one.step for one in work.dev_results("sft")] == [2]
+
+
 def test_the_hard_cap_ends_training_early_and_says_so(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,6 +272,20 @@ def test_grpo_runs_after_the_support_gate_and_is_used_if_dev_improves(
     before = max(one.accuracy for one in work.dev_results("sft"))
     assert result.used == (after.accuracy > before) and ("is used" in result.text) == result.used
     assert work.reinforced(f"{mine}:grade") == result and len(work.dev_results("grpo")) == 1
+
+
+def test_a_tie_on_dev_keeps_the_model_before_grpo(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("MOST_GRPO", 1), ("FEWEST_GRPO", 1), ("GRPO_PROBLEMS", 2), ("GRPO_SAMPLES", 2)):
+        monkeypatch.setattr(training, name, value)
+    dev = [row["text"] for row in labelled(12, seed=3)]
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        f"DEV = {dev!r}\ndef grade(prompt, answer, reply):\n    return prompt in DEV or reply == answer or sum(reply.encode()) % 2 == 0\n"
+    )
+    work = trained(tiny, tmp_path, grader=f"{mine}:grade", grpo_seconds=1e6)
+    work.supervised(RunDir(tiny))
+    result = work.reinforced(f"{mine}:grade")
+    assert [one.right for one in work.dev_results("grpo")] == [12] and not result.used and "is not used" in result.text
 
 
 @pytest.mark.parametrize(
@@ -278,6 +335,65 @@ def test_the_base_is_asked_without_with_four_and_with_all_examples_that_fit() ->
     assert 4 < len(fewer.shots) < len(most.shots) and fewer.shots == most.shots[: len(fewer.shots)]
     assert [one.name for one in base_measures(train, chat, "label", context=300, room=200, seed=0)] == [none.name]
     assert base_measures(train, chat, "label", context=3000, room=200, seed=1)[1].shots != four.shots
+
+
+# ---- the report's sentences
+
+
+def judged(name: str, right: int, *, first: int = 0, total: int = 200) -> Evaluation:
+    """Return results of `total` examples of which `right` are right, beginning with number `first`."""
+    task_free = [
+        GradedSample(key=f"{n:03}", family="examples", prompt="p", answer="a", reply="r", reasoning=None, tokens=0, thinking_tokens=0,
+                     thought=False, truncated=False, verdict=Verdict.RIGHT if first <= n < first + right else Verdict.WRONG)
+        for n in range(total)
+    ]  # fmt: skip
+    settings = {
+        "task": "examples",
+        "model": name,
+        "split": "test",
+        "seed": 0,
+        "count": total,
+        "per_family": False,
+        "thinking": "off",
+    }
+    return Evaluation.model_validate(settings | {"params": SamplingParams(), "samples": tuple(task_free)})
+
+
+def sentences(**right: int) -> list[str]:
+    names = {
+        "majority": "majority",
+        "regression": "logistic regression",
+        "base": BEFORE,
+        "many": "base, 9 examples",
+        "taught": AFTER,
+    }
+    return TeachResults({names[key]: judged(names[key], number) for key, number in right.items()}).sentences(2)
+
+
+def test_the_report_leads_with_the_gain_if_the_model_is_beyond_every_baseline() -> None:
+    first, second, third = sentences(majority=20, regression=120, base=30, many=40, taught=160)
+    assert first.startswith("The taught model is right on 80.0 % of 200 test examples") and "+65.0 points" in first
+    assert "on 15.0 %" in first and "p <1e-6" in first
+    assert second.startswith(
+        "The best baseline is logistic regression, with 60.0 %: the taught model gains +20.0 points"
+    )
+    assert "from 200 examples" in third and "opened 2 times" in third
+
+
+@pytest.mark.parametrize("taught", [118, 120, 124])
+def test_the_report_leads_with_a_classical_model_that_is_as_good(taught: int) -> None:
+    first, second, _ = sentences(majority=20, regression=120, base=30, many=40, taught=taught)
+    assert first.startswith("The taught model is not better than logistic regression, which is right on 60.0 %")
+    assert f"{(taught - 120) / 2:+.1f} points" in first and second.startswith(
+        f"The taught model is right on {taught / 2:.1f} %"
+    )
+
+
+def test_the_report_says_if_examples_in_the_prompt_are_as_good() -> None:
+    first, second, _ = sentences(majority=20, base=30, many=158, taught=160)
+    assert first.startswith("The taught model is right on 80.0 %")
+    assert second.startswith("The taught model is not clearly better than the base, 9 examples: 79.0 %")
+    assert "No other baseline is better" in sentences(majority=20, base=30, taught=160)[1]
 
 
 # ---- failures
@@ -371,8 +487,6 @@ def test_a_run_can_be_the_teacher_and_only_right_replies_become_reasons(
 
 
 def test_an_unknown_baseline_is_refused_with_the_known_ones(tmp_path: Path) -> None:
-    from rorqual.teach.report import load_results
-
     before, after = measured(tmp_path, "label", [("a", "b", "a")])
     paths = TeachPaths(tmp_path)
     with pytest.raises(DataError, match=r"no results of a taught model.*\n.*rorqual teach"):

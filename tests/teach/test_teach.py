@@ -19,16 +19,22 @@ import pytest
 from example_files import labelled, sums
 
 from conftest import Write
+from rorqual.convert.merge import merge_run
 from rorqual.core.errors import ConfigError, DataError
-from rorqual.core.ledger import read_ledger
-from rorqual.core.records import RunDir, read_lines
+from rorqual.core.ledger import Ledger, read_ledger
+from rorqual.core.records import RunDir, append_line, read_lines
 from rorqual.data.fingerprint import fingerprint
 from rorqual.engine.engine import Engine
 from rorqual.evals.evaluation import Evaluation
 from rorqual.tasks.examples import openings
+from rorqual.teach.check import split_of_group
+from rorqual.teach.classical import classical
 from rorqual.teach.config import TeachConfig
+from rorqual.teach.examples import Example
 from rorqual.teach.place import AFTER, BEFORE, TeachPaths
-from rorqual.teach.run import teach
+from rorqual.teach.plan import TeachPlan, sft_run
+from rorqual.teach.run import TeachStages, teach
+from rorqual.train.loop import fit
 
 ROWS = 150
 
@@ -43,10 +49,12 @@ def settings(tiny: Path, example_file: Path, **keys: Any) -> TeachConfig:
 
 @pytest.fixture(scope="module")
 def taught(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[TeachConfig, TeachPaths]:
-    """A model that was taught to label short texts."""
+    """A model that was taught to label short texts. One label is in the test split alone."""
     folder = tmp_path_factory.mktemp("taught")
     file = folder / "labels.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in labelled(ROWS)))
+    rare = next(f"odd thing {n}" for n in range(99) if split_of_group(f"odd thing {n}") == "test")
+    rows = [*labelled(ROWS), {"text": rare, "label": "rare"}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = settings(tiny, file)
     assert run(config, folder / "out") == folder / "out" / "report.html"
     return config, TeachPaths(folder / "out")
@@ -60,8 +68,11 @@ def test_every_model_and_baseline_is_measured_on_the_same_test_examples(
     assert {"majority", "nearest neighbour", "logistic regression", BEFORE, "base, 4 examples"} < {*names}
     evaluations = [Evaluation.load(paths.evaluation(name)) for name in (*names, AFTER)]
     assert len({tuple(sorted(one.keys)) for one in evaluations}) == 1 and len(evaluations[0].keys) > 20
-    trained = {line["key"] for split in ("train", "dev") for line in read_lines(paths.data / f"{split}.jsonl")}
-    assert trained.isdisjoint(evaluations[0].keys)
+    train, dev = (list(read_lines(paths.data / f"{split}.jsonl")) for split in ("train", "dev"))
+    assert {line["key"] for line in (*train, *dev)}.isdisjoint(evaluations[0].keys)
+    shots = json.loads(paths.baselines.read_bytes())["shots"]
+    assert {*shots} == {*names} and len(shots["base, 4 examples"]) == 4 and shots[BEFORE] == []
+    assert all(set(lines) <= {line["line"] for line in train} for lines in shots.values())
     labels = {"card", "pin", "fee"}
     for one in evaluations:
         assert {sample.reply for sample in one.samples} <= labels, "replies are constrained to the labels"
@@ -74,10 +85,22 @@ def test_the_model_is_a_run_of_its_own_with_defaults(taught: tuple[TeachConfig, 
     assert set(json.loads(defaults.grammar.source)) == {"card", "pin", "fee"}
     plan = json.loads(paths.plan.read_bytes())
     assert defaults.max_tokens == plan["max_tokens"]
+    assert Evaluation.load(paths.evaluation(AFTER)).thinking == "off"
     assert paths.run("sft").config()["steps"] == plan["steps"] == max(plan["dev_steps"])
     shutil.move(paths.out / "sft", paths.out / "sft-away")  # the model needs no other folder
     Engine(paths.model.path)
     shutil.move(paths.out / "sft-away", paths.out / "sft")
+
+
+def test_classical_predictions_stand_beside_their_own_examples(taught: tuple[TeachConfig, TeachPaths]) -> None:
+    _, paths = taught
+    train = [
+        Example(line["line"], line["prompt"], line["completion"]) for line in read_lines(paths.data / "train.jsonl")
+    ]
+    for name in ("nearest neighbour", "logistic regression"):
+        samples = Evaluation.load(paths.evaluation(name)).samples
+        alone = classical(train, [Example(1, one.prompt, one.answer) for one in samples], "label")[name]
+        assert [one.reply for one in samples] == alone
 
 
 def test_the_best_checkpoint_on_dev_is_the_model(taught: tuple[TeachConfig, TeachPaths]) -> None:
@@ -206,6 +229,52 @@ def test_killed_at_any_moment_it_ends_with_the_same_model_and_results(
         assert samples[0] == samples[1], name
 
 
+def test_the_model_is_made_of_the_best_checkpoint_and_not_of_the_last(
+    taught: tuple[TeachConfig, TeachPaths], tmp_path: Path
+) -> None:
+    """The best checkpoint is replaced by one of another run, as if an earlier one had been best."""
+    config, paths = taught
+    out = TeachPaths(tmp_path / "out")
+    shutil.copytree(paths.out, out.out)
+    for gone in (out.model.path, out.best.path):
+        shutil.rmtree(gone)
+    out.evaluation(AFTER).unlink()
+    plan = TeachPlan(**json.loads(paths.plan.read_bytes())).model_copy(update={"steps": 1})
+    fit(sft_run(RunDir(Path(config.base)), out.data, plan, seed=99, threads=1), out.best, quiet=True)
+    run(config, out.out)
+    merge_run(out.best, tmp_path / "merged")
+    weights = [
+        (one.checkpoint() / "model.safetensors").read_bytes() for one in (out.model, RunDir(tmp_path / "merged"))
+    ]
+    assert weights[0] == weights[1] != (paths.model.checkpoint() / "model.safetensors").read_bytes()
+
+
+def test_a_test_file_is_measured_and_nothing_of_it_is_trained_on(tiny: Path, write: Write, tmp_path: Path) -> None:
+    tests = labelled(30, seed=8)
+    file, test = write("a.jsonl", [*labelled(80), *tests[:3]]), write("b.jsonl", tests)
+    out = TeachPaths(tmp_path / "out")
+    run(settings(tiny, file, test=str(test), count=25), out.out)
+    measured = {one.prompt for one in Evaluation.load(out.evaluation(AFTER)).samples}
+    assert len(measured) == 25 and measured < {row["text"] for row in tests}
+    trained = {line["prompt"] for split in ("train", "dev") for line in read_lines(out.data / f"{split}.jsonl")}
+    assert trained.isdisjoint(row["text"] for row in tests) and len(trained) > 70
+
+
+def test_only_the_stages_that_count_are_counted(tiny: Path, write: Write, tmp_path: Path) -> None:
+    paths = TeachPaths(tmp_path)
+    for stage, seconds in (
+        ("check", 1),
+        ("train", 10),
+        ("measure the baselines", 100),
+        ("ask the teacher", 1000),
+        ("train", 5),
+    ):
+        append_line(paths.ledger, {"stage": stage, "seconds": seconds})
+    config = settings(tiny, write("a.jsonl", labelled(60)))
+    stages = TeachStages(config, paths, 1, Ledger(tmp_path / "other.jsonl"), lambda *_: None, "")
+    assert stages._spent() == 16
+
+
 def test_a_full_disk_is_said_and_nothing_is_lost(tiny: Path, write: Write, tmp_path: Path) -> None:
     """The limit on file sizes stops the first checkpoint."""
     write("a.jsonl", labelled(80))
@@ -233,6 +302,7 @@ def test_words_become_numbers_with_derived_solutions_and_reasoning(tiny: Path, w
     run(settings(tiny, write("sums.jsonl", sums(110)), count=10), out.out)
     rows = list(read_lines(out.data / "train.jsonl"))
     assert all(re.fullmatch(r"\d+ \+ \d+ = \d+", row["reasoning"]) for row in rows)
+    assert Evaluation.load(out.evaluation(AFTER)).thinking == "auto"
     assert out.model.task_defaults().thinking == "auto" and out.model.task_defaults().grammar is None
     assert "GRPO is skipped" in json.loads(out.grpo.read_bytes())["text"]
     names = json.loads(out.baselines.read_bytes())["names"]

@@ -97,7 +97,8 @@ def divide(check: Check, test: Sequence[Example] | None, *, count: int) -> Datas
 
 
 def _ordered(answer: str, schema: Mapping[str, Any]) -> str:
-    return json.dumps(in_key_order(json.loads(answer), schema), ensure_ascii=False)
+    """Return the answer in the order of keys of the schema, without spaces, which a model writes faster."""
+    return json.dumps(in_key_order(json.loads(answer), schema), ensure_ascii=False, separators=(",", ":"))
 
 
 def _usable(check: Check) -> tuple[list[Example], dict[str, int]]:

@@ -82,7 +82,7 @@ class TeachPaths:
 
     @property
     def baselines(self) -> Path:
-        """The names of the baselines, once all are measured."""
+        """The names of the baselines, and the lines of the examples in their prompts, once all are measured."""
         return self.out / "baselines.json"
 
     @property

@@ -266,12 +266,13 @@ class TeachStages:
         done = self.paths.baselines
         if not done.is_file():
             with self.ledger.of(BASELINES):
-                write_json(done, {"names": list(self._measured_baselines())})
+                shots = dict(self._measured_baselines())
+                write_json(done, {"names": [*shots], "shots": shots})
         rows = [(name, percent(self._accuracy(name))) for name in self.baseline_names]
         self._say(render("", ("on the test split", "right %"), rows, text_columns=1))
 
-    def _measured_baselines(self) -> Iterator[str]:
-        """Measure each baseline whose result is not there yet, and yield its name."""
+    def _measured_baselines(self) -> Iterator[tuple[str, list[int]]]:
+        """Measure each baseline whose result is not there yet. Yield its name, and the lines of the examples in its prompt."""
         base = self.base.run
         context = read_model_config(base).max_position_embeddings
         chat = chat_format(Tokenizer.load(base.tokenizer_file), RunDir(base.path).config().get("chat", "deepseek"))
@@ -286,11 +287,11 @@ class TeachStages:
         rule = load_function(self.config.rule, "rule") if self.config.rule else None
         for name, replies in classical(self.train_examples, tests, self.dataset.kind, rule=rule).items():
             self._save(name, partial(predicted, name, task, problems, replies))
-            yield name
+            yield name, []
         for way in ways:
             bar = self._bar(way.name, len(problems))
             self._save(way.name, partial(measure_base, base, task, way, self.train_examples, self.params, show=bar))
-            yield way.name
+            yield way.name, [one.line for one in way.shots]
 
     @property
     def baseline_names(self) -> list[str]:

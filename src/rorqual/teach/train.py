@@ -83,12 +83,12 @@ class Training:
             if step in done or self._ended_early():
                 continue
             reached = self._fit(run, out, step)
-            result = self.measured(out, "sft", reached)
-            best = max((one.accuracy for one in self.dev_results("sft")), default=-1.0)
-            if result.accuracy >= best:
-                copy_run(out, self.paths.best)
-            append_line(self.paths.dev, vars(result))
-            self.say(f"  step {reached}: {result.right} of {result.total} right on dev")
+            if reached not in done:
+                result = self.measured(out, "sft", reached)
+                if result.accuracy >= max((one.accuracy for one in self.dev_results("sft")), default=0.0):
+                    copy_run(out, self.paths.best)
+                append_line(self.paths.dev, vars(result))  # after the copy: a killed process measures and copies again
+                self.say(f"  step {reached}: {result.right} of {result.total} right on dev")
             if reached < step:
                 write_json(self.paths.ended_early, {"step": reached, "of": run.steps})
                 self.say(f"  ended after {reached} of {run.steps} steps, because this machine became slower")
@@ -99,10 +99,13 @@ class Training:
     def _fit(self, run: Run, out: RunDir, step: int) -> int:
         """Train up to `step`, or until the hard cap. Return the step that was reached."""
         spent = sum(float(record["seconds"]) for record in out.metrics())
-        reached, planned = 0, self.plan.train_seconds
+        planned = self.plan.train_seconds
         most = max(OVERTIME * planned, planned + SLACK)
+        reached = out.newest_complete()[0] or 0
+        if reached >= step or (reached and spent > most):
+            return reached
 
-        bar = None if self.quiet else Progress("train", run.steps, start=out.newest_complete()[0] or 0)
+        bar = None if self.quiet else Progress("train", run.steps, start=reached)
 
         def observe(record: dict[str, Any]) -> None:
             nonlocal spent
@@ -116,8 +119,7 @@ class Training:
             return finished >= step or spent > most
 
         fit(run, out, threads=self.threads, quiet=True, observe=observe, stop=stop)
-        newest, _ = out.newest_complete()
-        return reached or newest or 0
+        return reached
 
     # ---- the dev split
 
@@ -150,8 +152,10 @@ class Training:
             self.say(f"  {reason}")
             fit(run, out, threads=self.threads, quiet=self.quiet)
             before = max(one.accuracy for one in self.dev_results("sft"))
-            after = self.measured(out, "grpo", run.steps)
-            append_line(self.paths.dev, vars(after))
+            known_results = self.dev_results("grpo")
+            after = known_results[0] if known_results else self.measured(out, "grpo", run.steps)
+            if not known_results:
+                append_line(self.paths.dev, vars(after))
             used = after.accuracy > before
             text = f"{run.steps} steps of GRPO changed the accuracy on dev from {before:.0%} to {after.accuracy:.0%}"
             result = GRPOResult(used, f"{text}, so its model {'is' if used else 'is not'} used")

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from example_files import Write
 
 from rorqual.recipes.sft import sft
 from rorqual.train.loop import fit
-
-Write = Callable[[str, Sequence[dict[str, Any]]], Path]
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
+
+Write = Callable[[str, Sequence[dict[str, Any]]], Path]
 
 WORDS = {"card": ("card", "chip", "plastic"), "pin": ("pin", "code", "digits"), "fee": ("fee", "charge", "cost")}
 

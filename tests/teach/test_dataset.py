@@ -9,9 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from example_files import labelled, sums
+from example_files import Write, labelled, sums
 
-from conftest import Write
 from rorqual.core.errors import DataError
 from rorqual.teach import dataset
 from rorqual.teach.check import check_file, split_of_group

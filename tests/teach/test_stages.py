@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from example_files import labelled, sums
+from example_files import Write, labelled, sums
 
-from conftest import Write
 from rorqual.core.errors import ConfigError, DataError
 from rorqual.core.records import Message, RunDir, read_lines
 from rorqual.data.chat import chat_format

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from example_files import labelled, sums
+from example_files import Write, labelled, sums
 
-from conftest import Write
 from rorqual.convert.merge import merge_run
 from rorqual.core.errors import ConfigError, DataError
 from rorqual.core.ledger import Ledger, read_ledger

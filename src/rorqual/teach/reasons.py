@@ -108,6 +108,7 @@ def _sample(
         temperature=TEMPERATURE,
         max_tokens=MAX_TOKENS,
         seed=config.seed,
+        keep="right",
         filters=FilterConfig(names=("length", "repetition")),
         access=Access(budget=config.budget, price_in=config.price_in, price_out=config.price_out),
     )
@@ -124,6 +125,6 @@ def _right_replies(folder: Path) -> dict[str, str]:
     for row in read_distilled(folder / "data.parquet").kept:
         reply = row.messages[-1]
         text = (reply.reasoning or reply.text).strip()
-        if row.verdict == "right" and text and (row.key not in found or len(text) < len(found[row.key])):
+        if text and (row.key not in found or len(text) < len(found[row.key])):
             found[row.key] = text
     return found

@@ -169,8 +169,8 @@ MUTANTS = (
         "wrong replies of a teacher become reasons",
         "issue 20: teach",
         "teach/reasons.py",
-        'if row.verdict == "right" and text',
-        "if text",
+        'keep="right"',
+        'keep="all"',
         "tests/teach/test_stages.py::test_a_run_can_be_the_teacher_and_only_right_replies_become_reasons",
     ),
     one(

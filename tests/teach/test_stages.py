@@ -480,6 +480,8 @@ def test_a_run_can_be_the_teacher_and_only_right_replies_become_reasons(
     assert 0 < reasons.solved < 12 and reasons.solved + reasons.given == len(reasons.texts) <= 12 and reasons.given
     left = {row["key"] for row in read_lines(tmp_path / "teacher" / "given-problems" / "train.jsonl")}
     assert len(left) == 12 - reasons.solved
+    asked = {row["key"]: row["prompt"] for row in read_lines(tmp_path / "teacher" / "solved-problems" / "train.jsonl")}
+    assert all(sum(asked[key].encode()) % 3 == 0 for key in {*asked} - left), "only right replies are kept"
     assert "of 12 examples" in said[0] and f"of {len(left)} examples that it did not solve" in said[1]
     said.clear()
     assert ask() == reasons and not said

@@ -388,10 +388,15 @@ def test_the_report_leads_with_a_classical_model_that_is_as_good(taught: int) ->
     )
 
 
+def test_the_report_says_if_a_classical_model_is_clearly_better() -> None:
+    first, _, _ = sentences(majority=20, regression=160, base=30, taught=120)
+    assert first.startswith("The taught model is worse than logistic regression, which is right on 80.0 %")
+
+
 def test_the_report_says_if_examples_in_the_prompt_are_as_good() -> None:
     first, second, _ = sentences(majority=20, base=30, many=158, taught=160)
     assert first.startswith("The taught model is right on 80.0 %")
-    assert second.startswith("The taught model is not clearly better than the base, 9 examples: 79.0 %")
+    assert second.startswith("It is not clearly better than the base, 9 examples: 79.0 %, difference +1.0 points")
     assert "No other baseline is better" in sentences(majority=20, base=30, taught=160)[1]
 
 

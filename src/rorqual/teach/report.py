@@ -69,18 +69,19 @@ class TeachResults:
             second = "No other baseline is better than the base model without examples."
         elif best.ahead.difference.interval.low > 0:
             second = f"The best baseline is {best.name}, with {percent(best.row.accuracy)} %: the taught model gains {gain(best)}."
+        elif best.name.startswith("base"):
+            second = f"It is not clearly better than the {best.name}: {percent(best.row.accuracy)} %, difference {gain(best)}."
         else:
+            behind = "worse than" if best.ahead.difference.interval.high < 0 else "not better than"
             second = (
-                f"The taught model is not better than {best.name}, which is right on {percent(best.row.accuracy)} % and needs no "
-                f"language model (difference {gain(best)})."
-                if not best.name.startswith("base")
-                else f"The taught model is not clearly better than the {best.name}: {percent(best.row.accuracy)} %, difference {gain(best)}."
+                f"The taught model is {behind} {best.name}, which is right on {percent(best.row.accuracy)} % and needs no language model "
+                f"(difference {gain(best)})."
             )
         third = (
             f"The intervals (95 %) show the doubt from {total:,} examples, not from training again with another seed; the test split was "
             f"opened {openings} times."
         )
-        lead = [second, first] if "is not better than" in second else [first, second]
+        lead = [second, first] if "needs no language model" in second else [first, second]
         return [*lead, third]
 
 
@@ -170,10 +171,10 @@ def _page(
     picture = results_picture(found)
     pairs = pairs_of(found.evaluations[BEFORE], found.evaluations[AFTER])
     body = [
-        f"<header><h1>A model taught by {escape(config.file.rpartition('/')[2])}</h1>",
+        f"<header><h1>A model taught from {escape(config.file.rpartition('/')[2])}</h1>",
         *(html.para(sentence, "lede") for sentence in sentences),
         html.figure(picture, png(picture, LIGHT), png(picture, DARK)),
-        "".join(_talk(pair) for pair in two_examples(pairs)),
+        '<div class="two">' + "".join(_talk(pair) for pair in two_examples(pairs)) + "</div>",
         "</header>",
         html.section("results", "All baselines", html.table("results", HEADS, [("", result_rows(found))])),
         html.section("failures", "What it gets wrong", *_failures(pairs, dataset)),
@@ -181,10 +182,15 @@ def _page(
         html.section("data", "Examples", *_data(paths, dataset)),
         html.section("settings", "Settings", html.preformatted(paths.settings.read_text(encoding="utf-8"))),
     ]
-    return html.page(f"Rorqual: taught by {config.file.rpartition('/')[2]}", "\n".join(body), STYLE)
+    return html.page(f"Rorqual: taught from {config.file.rpartition('/')[2]}", "\n".join(body), STYLE)
 
 
-STYLE = "dl.talk{border-top:1px solid var(--rule);padding-top:.5rem}dl.talk dd.right{color:var(--good)}dl.talk dd.wrong{color:var(--bad)}"
+STYLE = (
+    "div.two{display:grid;grid-template-columns:repeat(auto-fit,minmax(20rem,1fr));gap:0 2rem}"
+    "dl.talk{display:grid;grid-template-columns:6.5rem 1fr;gap:.15rem .6rem;border-top:1px solid var(--rule);padding-top:.5rem;"
+    "font-size:.95rem;align-content:start}dl.talk dt{margin:0}dl.talk dd{overflow-wrap:anywhere}"
+    "dl.talk dd.right{color:var(--good)}dl.talk dd.wrong{color:var(--bad)}"
+)
 
 
 def two_examples(pairs: Sequence[Pair]) -> list[Pair]:
@@ -266,7 +272,7 @@ def results_picture(found: TeachResults) -> Picture:
     ordered = [*sorted(others, key=lambda one: one.row.accuracy), taught]
 
     def draw(theme: Theme) -> Figure:
-        figure, (axis,) = panels(1, 1, 6.6, 0.7 + 0.32 * len(ordered))
+        figure, (axis,) = panels(1, 1, 6.6, 0.6 + 0.25 * len(ordered))
         for place, one in enumerate(ordered):
             colour = theme.after if one is taught else theme.before
             value, interval = 100 * one.row.accuracy, one.row.interval

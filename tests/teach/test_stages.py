@@ -28,7 +28,7 @@ from rorqual.teach.failures import failures_text, groups, pairs_of
 from rorqual.teach.measure import base_measures, predicted
 from rorqual.teach.place import AFTER, BEFORE, TeachPaths
 from rorqual.teach.plan import ExampleLengths, TeachPlan, lengths_of, make_plan, sft_run
-from rorqual.teach.reasons import Reasons, teacher_reasons
+from rorqual.teach.reasons import Reasons, factory_config, teacher_reasons
 from rorqual.teach.report import TeachResults, load_results
 from rorqual.teach.train import Training, copy_run
 from rorqual.train.loop import fit
@@ -490,6 +490,34 @@ def test_a_run_can_be_the_teacher_and_only_right_replies_become_reasons(
     assert "of 12 examples" in said[0] and f"of {len(left)} examples that it did not solve" in said[1]
     said.clear()
     assert ask() == reasons and not said
+
+
+def test_a_server_is_asked_within_its_budget_with_the_users_settings(tmp_path: Path) -> None:
+    config = TeachConfig(
+        file="x",
+        teacher="http://127.0.0.1:9/v1",
+        model="large",
+        budget=2.0,
+        price_in=0.3,
+        price_out=1.2,
+        grader="./g.py:f",
+        seed=7,
+    )
+    found = factory_config(config, tmp_path / "data", 12)
+    assert (found.teacher, found.model, found.data, found.problems) == (
+        "http://127.0.0.1:9/v1",
+        "large",
+        str(tmp_path / "data"),
+        12,
+    )
+    assert (found.access.budget, found.access.price_in, found.access.price_out) == (2.0, 0.3, 1.2)
+    assert (
+        found.task == "examples"
+        and found.options == {"grader": "./g.py:f"}
+        and found.seed == 7
+        and found.keep == "right"
+    )
+    assert factory_config(config.model_copy(update={"grader": ""}), tmp_path, 1).options == {}
 
 
 def test_an_unknown_baseline_is_refused_with_the_known_ones(tmp_path: Path) -> None:

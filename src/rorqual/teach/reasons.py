@@ -97,13 +97,23 @@ def _sample(
     """Sample the teacher on the rows of examples. Return why it stopped early, or ""."""
     data = folder.with_name(f"{folder.name}-problems")
     write_examples(data, {"train": rows, "dev": [], "test": []}, {"kind": kind})
-    factory = FactoryConfig(
+    factory = factory_config(config, data, len(rows))
+    try:
+        sample_teacher(factory, folder, threads=threads, quiet=config.quiet, api_key=api_key)
+    except BudgetReached as error:
+        return error.what
+    return ""
+
+
+def factory_config(config: TeachConfig, data: Path, count: int) -> FactoryConfig:
+    """Return the settings of sampling the teacher on the `count` problems of the folder `data`."""
+    return FactoryConfig(
         teacher=config.teacher,
         model=config.model,
         task="examples",
         data=str(data),
         options={"grader": config.grader} if config.grader else {},
-        problems=len(rows),
+        problems=count,
         samples=TRIES,
         temperature=TEMPERATURE,
         max_tokens=MAX_TOKENS,
@@ -112,11 +122,6 @@ def _sample(
         filters=FilterConfig(names=("length", "repetition")),
         access=Access(budget=config.budget, price_in=config.price_in, price_out=config.price_out),
     )
-    try:
-        sample_teacher(factory, folder, threads=threads, quiet=config.quiet, api_key=api_key)
-    except BudgetReached as error:
-        return error.what
-    return ""
 
 
 def _right_replies(folder: Path) -> dict[str, str]:

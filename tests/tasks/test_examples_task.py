@@ -66,7 +66,7 @@ def test_the_test_split_is_no_text_file(tmp_path: Path) -> None:
         ("number", "1,200", ["1200", "It is 1200.", "$1,200.00", "#### 1200"], ["120", "twelve", "", "1201"]),
         ("JSON", '{"a": 1, "b": "X y"}', ['{"b": "x  Y", "a": 1.0}'], ['{"a": 1}', '{"a": 2, "b": "X y"}', "", '{"a": true, "b": "x y"}']),
         ("JSON", '{"a": [1, 2]}', ['{"a":[1,2]}'], ['{"a":[2,1]}', '{"a":"[1,2]"}']),
-        ("text", "Dear Sir.", ["dear sir"], ["dear", ""]),
+        ("text", "Dear Sir.", ["Dear  Sir.\n"], ["dear sir.", "Dear Sir", ""]),
     ],
 )  # fmt: skip
 def test_answers_are_compared_by_kind(tmp_path: Path, kind: str, gold: str, right: list[str], wrong: list[str]) -> None:

@@ -16,7 +16,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from rorqual.core.errors import ConfigError, DataError, RorqualError, TaskError
-from rorqual.teach.classical import FOLDS, PENALTIES, _compact, _features, classical, load_rule
+from rorqual.tasks.examples import load_function
+from rorqual.teach.classical import FOLDS, PENALTIES, _compact, _features, classical
 from rorqual.teach.examples import AnswerKind, Example
 
 WORDS = [
@@ -225,20 +226,20 @@ def mine(tmp_path: Path) -> Path:
 
 
 def test_a_rule_of_a_file_answers_every_prompt(mine: Path) -> None:
-    rule = load_rule(f"{mine}:first")
+    rule = load_function(f"{mine}:first", "rule")
     assert classical(TRAIN, ask("12 and 5", "x7"), "number", rule=rule)["rule"] == ["12", "7"]
     with pytest.raises(TaskError, match=rf"{mine}:8: the rule `first` raised IndexError: .*for the prompt 'none here'"):
         classical(TRAIN, ask("12", "none here"), "number", rule=rule)
     with pytest.raises(TaskError, match=rf"{mine}:10: the rule `none` returned None, not a string, for the prompt 'a'"):
-        classical(TRAIN, ask("a"), "number", rule=load_rule(f"{mine}:none"))
+        classical(TRAIN, ask("a"), "number", rule=load_function(f"{mine}:none", "rule"))
 
 
 @pytest.mark.parametrize(
     ("spec", "what"),
     [
-        ("{mine}", "names no function of a file"),
-        ("{mine}:", "names no function of a file"),
-        ("first", "names no function of a file"),
+        ("{mine}", "does not name a function"),
+        ("{mine}:", "does not name a function"),
+        ("first", "does not name a function"),
         ("{mine}:firts", "the file has no function 'firts'\n  Did you mean 'first'"),
         ("{mine}:LENGTH", "the file has no function 'LENGTH'\n  Known: first, head, none"),
         ("{mine}x.py:first", "no such file"),
@@ -246,11 +247,11 @@ def test_a_rule_of_a_file_answers_every_prompt(mine: Path) -> None:
 )
 def test_a_rule_that_is_not_found_is_refused(spec: str, what: str, mine: Path) -> None:
     with pytest.raises(RorqualError, match=what) as refused:
-        load_rule(spec.format(mine=mine))
+        load_function(spec.format(mine=mine), "rule")
     assert refused.value.remedy and refused.value.where
 
 
 def test_a_file_of_rules_with_an_error_names_its_line(mine: Path) -> None:
     mine.write_text("x = 1\ny = z\n", encoding="utf-8")
     with pytest.raises(TaskError, match=rf"{mine}:2: importing it raised NameError"):
-        load_rule(f"{mine}:first")
+        load_function(f"{mine}:first", "rule")

@@ -41,10 +41,46 @@ def test_faulty_repeated_and_contradicting_rows_are_left_out(write: Write) -> No
     assert found.left_out == {"empty": 1, "duplicate": 2, "contradiction": 2}
 
 
+def test_a_json_file_is_bounded_by_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(labelled(60), indent=1))
+    refuse_size(path)
+    monkeypatch.setattr(dataset, "MOST_BYTES", path.stat().st_size - 1)
+    with pytest.raises(DataError, match="MB, and at most"):
+        refuse_size(path)
+
+
+def test_of_contradicting_rows_none_stays(write: Write) -> None:
+    rows = labelled(60)
+    one = rows[0]
+    other = next(label for label in ("pin", "card") if label != one["label"])
+    found = divided(write("a.jsonl", [one, *rows, one | {"label": other}]))
+    kept = {line.line for examples in found.splits.values() for line in examples}
+    assert kept == set(range(3, 62)) and found.left_out == {"contradiction": 3}
+
+
+def test_examples_with_a_reason_against_them_are_in_no_split(write: Write) -> None:
+    path, test_rows = write("a.jsonl", labelled(150)), labelled(30, seed=9)
+    test = read_test(write("b.jsonl", test_rows), prompt="", answer="", reasoning="")
+    against = lambda one: "odd" if int(one.prompt.split()[-1]) % 9 == 0 else ""  # noqa: E731
+    found = divide(check_file(path, len), test, count=1_000, reason_against=against)
+    assert found.left_out["odd"] > 5 and found.left_out["unusable test row"] > 0
+    assert not any(against(one) for examples in found.splits.values() for one in examples)
+    assert sum(map(len, found.splits.values())) + sum(found.left_out.values()) == 180
+    with pytest.raises(DataError, match=r"150 of 150 rows cannot be used: 150 all"):
+        divide(check_file(path, len), None, count=1_000, reason_against=lambda _: "all")
+
+
+def test_a_small_test_file_is_named(write: Write) -> None:
+    test = read_test(write("b.jsonl", labelled(4, seed=9)), prompt="", answer="", reasoning="")
+    with pytest.raises(DataError, match=r"test: the test file has only 4 usable examples"):
+        divide(check_file(write("a.jsonl", labelled(150)), len), test, count=1_000)
+
+
 def test_near_duplicates_stay_in_one_split(write: Write) -> None:
     rows = []
-    for row in labelled(120):
-        text = f"please tell me what happened to {row['text']}"
+    for number, row in enumerate(labelled(120)):
+        text = f"{('please tell me', 'I ask you')[number % 2]} what happened to {row['text']}"
         rows += [row | {"text": text}, row | {"text": f"{text}!!"}]
     found = divided(write("a.jsonl", rows))
     split_of_line = {one.line: split for split, examples in found.splits.items() for one in examples}
@@ -134,7 +170,7 @@ def test_their_nearest_usable_twins_are_accepted(write: Write) -> None:
         assert sum(map(len, divided(write("a.jsonl", rows)).splits.values())) in (50, 60)
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "csv"])
 def test_a_file_of_too_many_rows_is_refused_before_it_is_read(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,10 +180,14 @@ def test_a_file_of_too_many_rows_is_refused_before_it_is_read(
         rows = labelled(count)
         if kind == "parquet":
             pq.write_table(pa.Table.from_pylist(rows), path)
+        elif kind == "csv":
+            path.write_text(
+                "text,label\n" + "".join(f'"{row["text"]}\nover two lines",{row["label"]}\n' for row in rows)
+            )
         else:
             path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         if refused:
-            with pytest.raises(DataError, match=r"about 101 rows, and at most 100"):
+            with pytest.raises(DataError, match=r"more than 100 rows"):
                 refuse_size(path)
         else:
             refuse_size(path)

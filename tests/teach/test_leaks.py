@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from rorqual.teach.check import check_file, groups_of
 from rorqual.teach.examples import Example
-from rorqual.teach.near import near_duplicates
+from rorqual.teach.near import near_duplicates, near_groups
 
 ROOT = Path(__file__).parents[2]
 
@@ -129,7 +129,7 @@ def test_equal_texts_have_one_earlier_text_and_one_group() -> None:
     texts = [a, f"{a}?", f"{a}??", f"{a}?", "a text of its own about a whale", f" {a.upper()} "]
     earlier = near_duplicates(texts)
     assert earlier == {1: 0, 2: 0, 3: 0}
-    groups = groups_of([Example(n, text, "x") for n, text in enumerate(texts)], earlier)
+    groups = groups_of([Example(n, text, "x") for n, text in enumerate(texts)])
     assert groups == [a] * 4 + [texts[4], a]
 
 
@@ -137,7 +137,19 @@ def test_a_chain_of_near_duplicates_is_one_group(leaks: Any) -> None:
     first = "a long question of a customer about the missing card that never arrived in the post of last week, with all details"
     texts = [first, first.replace("long", "wide"), first.replace("long", "wide").replace("week", "year")]
     assert near_duplicates(texts) == {1: 0, 2: 1}
-    assert groups_of([Example(n, text, "x") for n, text in enumerate(texts)], {1: 0, 2: 1}) == [first] * 3
+    for order in ((0, 1, 2), (0, 2, 1), (2, 0, 1), (1, 0, 2)):  # the last text connects the first two in some orders
+        shuffled = [texts[place] for place in order]
+        assert near_groups(shuffled) == [0] * 3
+        assert groups_of([Example(n, text, "x") for n, text in enumerate(shuffled)]) == [shuffled[0]] * 3
+
+
+def test_an_instruction_that_all_prompts_share_makes_no_near_duplicates() -> None:
+    opening = "read the message of a customer below and decide which of the departments of the bank must answer it. the message: "
+    closing = ". now name the department that must answer, with one word and without an explanation"
+    texts = [f"{opening}{one}{closing}" for one in ("my card is lost", "the fee is too high", "what is my pin")] * 7
+    assert near_duplicates(texts) == {} and near_groups(texts) == [0, 1, 2] * 7
+    assert near_groups([*texts, f"{opening}my card is  LOST{closing}", f"{opening}my card is lost!{closing}"])[-2] == 0
+    assert near_groups(texts[:3]) == [0, 1, 0], "of few texts nobody knows whether it is an instruction"
 
 
 WORDS = st.sampled_from(

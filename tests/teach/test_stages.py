@@ -267,6 +267,8 @@ def test_grpo_runs_after_the_support_gate_and_is_used_if_dev_improves(
     }
     assert config["start"]["run"] == str(work.paths.best.path) and config["source"]["thinking"] == "off"
     assert config["tune"]["kind"] == "lora" and config["source"]["max_tokens"] == 8 and config["seed"] == 1
+    stored = json.loads(work.paths.grpo_plan.read_bytes())
+    assert stored["run"]["steps"] == 1 and "of 16 training problems" in stored["text"]
     [after] = work.dev_results("grpo")
     before = max(one.accuracy for one in work.dev_results("sft"))
     assert result.used == (after.accuracy > before) and ("is used" in result.text) == result.used
@@ -391,6 +393,12 @@ def test_the_report_leads_with_a_classical_model_that_is_as_good(taught: int) ->
 def test_the_report_says_if_a_classical_model_is_clearly_better() -> None:
     first, _, _ = sentences(majority=20, regression=160, base=30, taught=120)
     assert first.startswith("The taught model is worse than logistic regression, which is right on 80.0 %")
+
+
+def test_the_report_leads_with_a_classical_model_even_if_the_base_is_better() -> None:
+    first, second, _ = sentences(majority=20, regression=158, base=30, many=162, taught=160)
+    assert first.startswith("The taught model is not better than logistic regression, which is right on 79.0 %")
+    assert second.startswith("The taught model is right on 80.0 %")
 
 
 def test_the_report_says_if_examples_in_the_prompt_are_as_good() -> None:

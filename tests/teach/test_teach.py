@@ -19,7 +19,7 @@ import pytest
 from example_files import Write, labelled, sums
 
 from rorqual.convert.merge import merge_run
-from rorqual.core.errors import ConfigError, DataError
+from rorqual.core.errors import ConfigError, DataError, TaskError
 from rorqual.core.ledger import Ledger, read_ledger
 from rorqual.core.records import RunDir, append_line, read_lines
 from rorqual.data.fingerprint import fingerprint
@@ -149,10 +149,41 @@ def test_other_settings_or_another_file_are_refused(
     text = file.read_text()
     file.write_text(text + text.splitlines()[0] + "\n")
     try:
-        with pytest.raises(ConfigError, match="another content of the file"):
+        with pytest.raises(ConfigError, match="another content of a file"):
             run(config, paths.out)
     finally:
         file.write_text(text)
+
+
+def test_a_wrong_setting_does_not_keep_the_folder(tiny: Path, write: Write, tmp_path: Path) -> None:
+    file, out = write("a.jsonl", labelled(80)), tmp_path / "out"
+    for wrong in ({"base": "nowhere"}, {"rule": "./nowhere.py:f"}, {"answer": "labels"}):
+        with pytest.raises((ConfigError, DataError, TaskError)):
+            run(settings(tiny, file, **wrong), out)
+        assert not TeachPaths(out).settings.exists()
+
+
+def test_another_grader_is_another_task(tiny: Path, write: Write, tmp_path: Path) -> None:
+    mine, out = tmp_path / "mine.py", tmp_path / "out"
+    mine.write_text("def grade(prompt, answer, reply):\n    return reply == answer\n")
+    config = settings(tiny, write("a.jsonl", labelled(80)), grader=f"{mine}:grade", count=10)
+    run(config, out)
+    mine.write_text("def grade(prompt, answer, reply):\n    return True\n")
+    with pytest.raises(ConfigError, match="another content of a file"):
+        run(config, out)
+
+
+def test_long_rows_and_answers_of_another_kind_are_left_out(
+    tiny: Path, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = {"question": f"{'word ' * 80} 5 and 7 more?", "answer": 12}
+    tests = [*sums(20, seed=4), long, {"question": "5 and what more?", "answer": "unknown"}]
+    file, test = write("a.jsonl", [*sums(100), long | {"question": f"9 {long['question']}"}]), write("b.jsonl", tests)
+    out = TeachPaths(tmp_path / "out")
+    run(settings(tiny, file, test=str(test), quiet=False), out.out)
+    assert len(Evaluation.load(out.evaluation(AFTER)).samples) == 20
+    said = capsys.readouterr().out
+    assert "1 rows are left out: longer than 256 tokens" in said and "2 rows are left out: unusable test row" in said
 
 
 def test_the_report_says_what_the_results_say(taught: tuple[TeachConfig, TeachPaths]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import rorqual
-from rorqual.core.errors import DataError, TaskError
+from rorqual.core.errors import DataError, TaskError, nearest
 from rorqual.core.records import append_line, read_lines, write_atomic, write_json
 from rorqual.core.user_code import import_file
 from rorqual.tasks.answer import final_number
@@ -43,8 +43,8 @@ class Examples(FileTask):
     """Problems from a folder that `rorqual teach` wrote: `train.jsonl`, `dev.jsonl`, `test.sealed` and `task.json`.
 
     `grader` is a function `./mine.py:function` of prompt, gold answer and reply. Without it, the kind of answers decides how they are
-    compared: labels and texts without regard to case, white space and a final full stop, numbers by value, JSON by value, and the
-    strings of JSON like texts.
+    compared: labels without regard to case, white space and a final full stop, numbers by value, JSON by value and its strings
+    without regard to case and white space, and texts without regard to white space.
     """
 
     name = "examples"
@@ -93,7 +93,9 @@ def canonical(text: str, kind: AnswerKind) -> str | None:
             return json.dumps(_normal_json(json.loads(text)), sort_keys=True)
         except (ValueError, RecursionError):
             return None
-    return normal(text).rstrip(".") or None
+    if kind == "text":
+        return " ".join(text.split()) or None
+    return normal(text).rstrip(".。") or None
 
 
 def _normal_json(value: Any) -> Any:
@@ -148,7 +150,9 @@ def _sealed_lines(folder: Path) -> list[bytes]:
 
 def record_opening(folder: Path, checkpoint: str) -> None:
     """Append a record of this reading of the test split."""
-    command = " ".join(["rorqual", *sys.argv[1:3]]) if sys.argv[0].endswith("rorqual") else "Python"
+    command = (
+        " ".join(["rorqual", *sys.argv[1:3]]) if sys.argv[0].endswith(("rorqual", "rorqual/__main__.py")) else "Python"
+    )
     append_line(
         folder / OPENINGS_FILE,
         {
@@ -172,7 +176,10 @@ def load_function(spec: str, what: str) -> Callable[..., Any]:
         raise TaskError(
             f"{spec!r} does not name a function", where=f"key '{what}'", remedy=f"Give {what}=./mine.py:function."
         )
-    function = getattr(import_file(Path(path), TaskError), name, None)
+    module = import_file(Path(path), TaskError)
+    function = getattr(module, name, None)
     if not callable(function):
-        raise TaskError(f"the file has no function '{name}'", where=path, remedy="Define the function in this file.")
+        known = [key for key, value in vars(module).items() if callable(value) and value.__module__ == module.__name__]
+        remedy = nearest(name, known) or "Define the function in this file."
+        raise TaskError(f"the file has no function '{name}'", where=path, remedy=remedy)
     return function  # type: ignore[no-any-return]

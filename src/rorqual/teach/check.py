@@ -17,7 +17,7 @@ from rorqual.tasks.answer import final_answer
 from rorqual.tasks.base import Split, split_of
 from rorqual.teach.columns import Columns, find_columns
 from rorqual.teach.examples import AnswerKind, Example, answer_kind, canonical_answer, read_examples
-from rorqual.teach.near import near_duplicates
+from rorqual.teach.near import near_duplicates, near_groups
 from rorqual.teach.table import RowFault, read_table
 
 LEAK_SHARE = 0.9
@@ -88,7 +88,7 @@ def check_file(
     faults += _labels_in_prompts(examples, kind)
     if against is not None:
         faults += _in_test(examples, against, prompt=prompt, answer=answer, reasoning=reasoning)
-    groups = groups_of(examples, earlier)
+    groups = groups_of(examples)
     splits = Counter(split_of_group(group) for group in groups)
     labels = Counter(one.answer for one in examples) if kind == "label" else Counter[str]()
     return Check(
@@ -120,12 +120,9 @@ def forecast(model: ModelConfig, lengths: Sequence[int]) -> str:
     )
 
 
-def groups_of(examples: Sequence[Example], earlier: Mapping[int, int]) -> list[str]:
-    """Return the group of each example: the key of the first of its near-duplicates. Examples of a group stay in one split."""
-    groups: list[str] = []
-    for number, one in enumerate(examples):
-        groups.append(groups[earlier[number]] if number in earlier else one.key)
-    return groups
+def groups_of(examples: Sequence[Example]) -> list[str]:
+    """Return the group of each example: the key of its first member. Near-duplicates, and theirs, are a group and stay in one split."""
+    return [examples[first].key for first in near_groups([one.prompt for one in examples])]
 
 
 def split_of_group(group: str) -> Split:

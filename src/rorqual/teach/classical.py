@@ -6,15 +6,13 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rorqual.core.errors import ConfigError, DataError, TaskError, nearest
+from rorqual.core.errors import DataError, TaskError
 from rorqual.core.extras import extra
-from rorqual.core.user_code import import_file
 from rorqual.teach.examples import AnswerKind, Example, canonical_answer
 
 Rule = Callable[[str], str]
@@ -62,24 +60,6 @@ def classical(
     if rule is not None:
         result["rule"] = [_apply(rule, prompt) for prompt in prompts[1]]
     return result
-
-
-def load_rule(spec: str) -> Rule:
-    """Return the function that `spec` names: `./mine.py:function`.
-
-    Raises ConfigError for another form, and TaskError, with file and line, if the file cannot be loaded or lacks the function.
-    """
-    file, _, name = spec.rpartition(":")
-    if not file.endswith(".py") or not name:
-        raise ConfigError(f"'{spec}' names no function of a file", where="rule", remedy="Write ./mine.py:function.")
-    module = import_file(Path(file), TaskError)
-    rule = getattr(module, name, None)
-    if not callable(rule):
-        known = [key for key, value in vars(module).items() if callable(value) and value.__module__ == module.__name__]
-        remedy = nearest(name, known) or "Define the function in this file."
-        raise TaskError(f"the file has no function '{name}'", where=file, remedy=remedy)
-    function: Rule = rule
-    return function
 
 
 def _apply(rule: Rule, prompt: str) -> str:

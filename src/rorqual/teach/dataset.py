@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +20,11 @@ from rorqual.tasks.examples import AnswerKind
 from rorqual.teach.answer_format import derivation, in_key_order, schema_of
 from rorqual.teach.check import DEV, WARNINGS, Check, groups_of, split_of_group
 from rorqual.teach.columns import find_columns
-from rorqual.teach.examples import Example, is_json, read_examples
-from rorqual.teach.near import near_duplicates
+from rorqual.teach.examples import Example, read_examples
 from rorqual.teach.table import read_table
 
-MOST_ROWS = 200_000
+MOST_ROWS, MOST_BYTES = 200_000, 200_000_000
+"""Most rows of a file, and most bytes of a JSON file, whose rows can only be counted by reading it."""
 FEWEST = 50
 FEWEST_HELD_OUT: Mapping[Split, int] = {"dev": 3, "test": 5}
 MOST_FAULTY = 0.2
@@ -33,39 +36,69 @@ DERIVED = 0.5
 @dataclass(frozen=True)
 class Dataset:
     """The examples of each split. `left_out` counts the rows that are in no split, by reason. `derived` is the number of worked solutions
-    that were derived from the numbers of the prompt."""
+    that were derived from the numbers of the prompt. `all_train` has the training examples without a derived solution as well, for the
+    classical baselines."""
 
     splits: Mapping[Split, Sequence[Example]]
     kind: AnswerKind
+    all_train: Sequence[Example]
     left_out: Mapping[str, int]
     derived: int = 0
 
 
 def refuse_size(path: Path) -> None:
-    """Raise DataError if the file has more rows than `teach` accepts, before it is read into memory."""
-    rows = count_parquet_rows(path) if path.suffix.lower() == ".parquet" else _count_lines(path)
-    if rows > MOST_ROWS:
-        raise DataError(
-            f"about {rows:,} rows, and at most {MOST_ROWS:,} are accepted",
-            where=str(path),
-            remedy="Give a random sample of the rows. A small model learns little from more.",
-        )
-
-
-def _count_lines(path: Path) -> int:
+    """Raise DataError if the file is too large for `teach`, before it is read into memory."""
     if not path.is_file():
-        return 0
-    with open(path, "rb") as file:
-        return sum(part.count(b"\n") for part in iter(lambda: file.read(1 << 20), b""))
+        return
+    kind = path.suffix.lower()
+    if kind == ".json":
+        size = path.stat().st_size
+        if size > MOST_BYTES:
+            raise _too_large(path, f"{size / 1e6:,.0f} MB, and at most {MOST_BYTES / 1e6:,.0f} are accepted")
+        return
+    rows = count_parquet_rows(path) if kind == ".parquet" else _count_rows(path, is_csv=kind in (".csv", ".tsv"))
+    if rows > MOST_ROWS:
+        raise _too_large(path, f"more than {MOST_ROWS:,} rows")
 
 
-def divide(check: Check, test: Sequence[Example] | None, *, count: int) -> Dataset:
+def _too_large(path: Path, problem: str) -> DataError:
+    remedy = "Give a random sample of the rows. A small model learns little from more."
+    return DataError(problem, where=str(path), remedy=remedy)
+
+
+def _count_rows(path: Path, *, is_csv: bool) -> int:
+    """Return the number of lines, or of records of a CSV file without its header. Counting ends above `MOST_ROWS`."""
+    if not is_csv:
+        with open(path, "rb") as file:
+            return sum(part.count(b"\n") for part in iter(lambda: file.read(1 << 20), b""))
+    with open(path, encoding="utf-8", errors="replace", newline="") as text, suppress(csv.Error):
+        return sum(1 for _ in islice(csv.reader(text), MOST_ROWS + 2)) - 1
+    return 0
+
+
+def divide(
+    check: Check,
+    test: Sequence[Example] | None,
+    *,
+    count: int,
+    reason_against: Callable[[Example], str] = lambda _: "",
+) -> Dataset:
     """Return the splits of a checked file. With `test`, the test split has these examples, else a part of the file.
 
-    Rows with a fault, repeated rows, and all rows that contradict each other are left out. At most `count` examples are in the test split.
+    Rows with a fault, repeated rows, and all rows that contradict each other are left out, and so are examples for which `reason_against`
+    returns a reason. At most `count` examples are in the test split.
+
     Raises DataError if too many rows are faulty, or if too few remain.
     """
     kept, left_out = _usable(check)
+    against = {one.line: reason for one in kept if (reason := reason_against(one))}
+    kept = [one for one in kept if one.line not in against]
+    left_out |= Counter(against.values())
+    if test is not None:
+        usable = [one for one in test if not reason_against(one)]
+        if len(usable) < len(test):
+            left_out["unusable test row"] = len(test) - len(usable)
+        test = usable
     if sum(left_out.values()) > MOST_FAULTY * check.rows:
         most = ", ".join(f"{number:,} {reason}" for reason, number in Counter(left_out).most_common())
         raise DataError(
@@ -74,17 +107,15 @@ def divide(check: Check, test: Sequence[Example] | None, *, count: int) -> Datas
             remedy=f"See `rorqual check {check.path}`, and fix or remove these rows.",
         )
     splits: dict[Split, list[Example]] = {"train": [], "dev": [], "test": list(test or ())}
-    for one, group in zip(kept, groups_of(kept, near_duplicates([one.prompt for one in kept])), strict=True):
+    for one, group in zip(kept, groups_of(kept), strict=True):
         split = split_of_group(group) if test is None else split_of(group, dev=DEV, test=0.0)
         splits[split].append(one)
     splits["test"] = sorted(splits["test"], key=lambda one: hashlib.sha256(one.key.encode()).digest())[:count]
-    _refuse_few(check, kept, splits)
+    _refuse_few(check, kept, splits, has_test_file=test is not None)
     if check.kind == "JSON":
-        usable = [one for one in splits["train"] if is_json(one.answer)]
-        if len(usable) < len(splits["train"]):
-            left_out["not JSON"] = len(splits["train"]) - len(usable)
-        schema = schema_of([json.loads(one.answer) for one in usable])
-        splits["train"] = [replace(one, answer=_ordered(one.answer, schema)) for one in usable]
+        schema = schema_of([json.loads(one.answer) for one in splits["train"]])
+        splits["train"] = [replace(one, answer=_ordered(one.answer, schema)) for one in splits["train"]]
+    everything = list(splits["train"])
     solutions = [derivation(one) for one in splits["train"]] if check.kind == "number" else []
     derived = sum(map(bool, solutions))
     if not any(one.reasoning for one in kept) and derived and derived >= DERIVED * len(splits["train"]):
@@ -92,8 +123,8 @@ def divide(check: Check, test: Sequence[Example] | None, *, count: int) -> Datas
             replace(one, reasoning=steps) for one, steps in zip(splits["train"], solutions, strict=True) if steps
         ]
         left_out["without one clear calculation"] = len(solutions) - derived
-        return Dataset(splits, check.kind, left_out, derived)
-    return Dataset(splits, check.kind, left_out)
+        return Dataset(splits, check.kind, everything, left_out, derived)
+    return Dataset(splits, check.kind, everything, left_out)
 
 
 def _ordered(answer: str, schema: Mapping[str, Any]) -> str:
@@ -104,11 +135,12 @@ def _ordered(answer: str, schema: Mapping[str, Any]) -> str:
 def _usable(check: Check) -> tuple[list[Example], dict[str, int]]:
     """Return the examples to use, and the number of rows that are left out for each reason."""
     reasons = {fault.line: fault.kind for fault in check.faults if fault.kind not in WARNINGS}
-    contradicted = {fault.other for fault in check.faults if fault.kind == "contradiction"}
+    at_fault = {line for fault in check.faults if fault.kind == "contradiction" for line in (fault.line, fault.other)}
+    contradicted = {one.key for one in check.examples if one.line in at_fault}
     seen: set[str] = set()
     kept = []
     for one in check.examples:
-        if one.line in contradicted:
+        if one.key in contradicted:
             reasons.setdefault(one.line, "contradiction")
         elif one.line not in reasons and one.key in seen:
             reasons[one.line] = "duplicate"
@@ -118,16 +150,24 @@ def _usable(check: Check) -> tuple[list[Example], dict[str, int]]:
     return kept, dict(Counter(reasons.values()))
 
 
-def _refuse_few(check: Check, kept: Sequence[Example], splits: Mapping[Split, Sequence[Example]]) -> None:
+def _refuse_few(
+    check: Check, kept: Sequence[Example], splits: Mapping[Split, Sequence[Example]], *, has_test_file: bool
+) -> None:
     few = next((split for split, fewest in FEWEST_HELD_OUT.items() if len(splits[split]) < fewest), None)
-    if len(kept) < FEWEST or few is not None:
-        problem = (
-            f"only {len(kept):,} usable examples" if len(kept) < FEWEST else f"the {few} split has too few examples"
-        )
+    remedy = f"Give at least {FEWEST} different examples; some hundred are better."
+    if len(kept) < FEWEST:
+        raise DataError(f"only {len(kept):,} usable examples", where=str(check.path), remedy=remedy)
+    if few == "test" and has_test_file:
         raise DataError(
-            problem,
+            f"the test file has only {len(splits['test'])} usable examples",
+            where="test",
+            remedy="Give more test examples.",
+        )
+    if few is not None:
+        raise DataError(
+            f"the {few} split has too few examples, because near-duplicates stay in one split",
             where=str(check.path),
-            remedy=f"Give at least {FEWEST} different examples; some hundred are better.",
+            remedy=f"{remedy} `rorqual check` lists the near-duplicates.",
         )
     if check.kind != "JSON" and len({one.answer for one in splits["train"]}) == 1:
         raise DataError(

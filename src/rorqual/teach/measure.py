@@ -53,7 +53,7 @@ def base_measures(
         if len(chat.prompt((*opening, *_turns([*most, one]), Message("user", "?")), "auto")) > min(
             SHOT_TOKENS, context - room
         ):
-            break
+            continue
         most.append(one)
     ways = [BaseMeasure(BEFORE, [])]
     if len(most) >= FEW:

@@ -7,7 +7,7 @@ near-duplicates, because other numbers make another problem.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,31 +29,84 @@ NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 Hashes = NDArray[np.uint64]
 
 
+COMMON, COMMON_TEXTS = 20, 20
+"""A beginning or an end that all of at least `COMMON_TEXTS` texts share is ignored if it has at least `COMMON` characters, because it is
+an instruction."""
+
+
 def near_duplicates(texts: Sequence[str]) -> dict[int, int]:
     """Return, for each text that is similar to an earlier one, the index of the earliest such text that was found.
 
     Equal texts are not similar in this sense: a text that occurred before has the earlier text of its first occurrence, if there is one.
     """
-    if not texts:
-        return {}
-    normals = [normal(text) for text in texts]
-    first: dict[str, int] = {}
-    for number, text in enumerate(normals):
-        first.setdefault(text, number)
+    first = _first_places(texts)
     shown = [*first]
+    earliest: dict[int, int] = {}
+    for one, later in _pairs(shown, lambda one, later: earliest.get(later, later) <= one):
+        earliest[later] = one
+    places = {text: number for number, text in enumerate(shown)}
+    found = ((number, earliest.get(places[text])) for number, text in enumerate(_normals(texts)))
+    return {number: first[shown[one]] for number, one in found if one is not None}
+
+
+def near_groups(texts: Sequence[str]) -> list[int]:
+    """Return for each text the index of the first text of its group. Equal and similar texts, and those similar to them, are a group."""
+    first = _first_places(texts)
+    shown = [*first]
+    parent = list(range(len(shown)))
+
+    def root(number: int) -> int:
+        while parent[number] != number:
+            parent[number] = number = parent[parent[number]]
+        return number
+
+    for one, later in _pairs(shown, lambda one, later: root(one) == root(later)):
+        a, b = root(one), root(later)
+        parent[max(a, b)] = min(a, b)
+    places = {text: number for number, text in enumerate(shown)}
+    return [first[shown[root(places[text])]] for text in _normals(texts)]
+
+
+def _normals(texts: Sequence[str]) -> list[str]:
+    """Return the texts in normal form, without a long beginning and end that all share."""
+    normals = [normal(text) for text in texts]
+    if len(texts) < COMMON_TEXTS:
+        return normals
+    start = _common(normals)
+    rest = [text[start:] for text in normals]
+    end = _common([text[::-1] for text in rest])
+    return [text[: len(text) - end] for text in rest]
+
+
+def _common(texts: Sequence[str]) -> int:
+    """Return the length of the beginning that all texts share, up to a space, or 0 if it is shorter than `COMMON`."""
+    least, most = min(texts), max(texts)
+    shared = next((place for place, (a, b) in enumerate(zip(least, most)) if a != b), min(len(least), len(most)))
+    length = len(least[:shared].rpartition(" ")[0])
+    return length if length >= COMMON else 0
+
+
+def _first_places(texts: Sequence[str]) -> dict[str, int]:
+    first: dict[str, int] = {}
+    for number, text in enumerate(_normals(texts)):
+        first.setdefault(text, number)
+    return first
+
+
+def _pairs(shown: Sequence[str], known: Callable[[int, int], bool]) -> Iterator[tuple[int, int]]:
+    """Yield the (earlier, later) pairs of similar texts that were found, without those that are `known` already."""
+    if not shown:
+        return
     numbers: dict[str, int] = {}
     ids = [numbers.setdefault(" ".join(NUMBER.findall(text)), len(numbers)) for text in shown]
     signatures = _signatures([text.encode("utf-8", "replace") for text in shown])
-    earliest: dict[int, int] = {}
     seen: set[tuple[int, int]] = set()
     for one, later in _candidates(signatures, np.array(ids, np.uint64)):
-        if earliest.get(later, later) <= one or (one, later) in seen:
+        if (one, later) in seen or known(one, later):
             continue
         seen.add((one, later))
         if float((signatures[:, one] == signatures[:, later]).mean()) >= LIKELY and similar(shown[one], shown[later]):
-            earliest[later] = one
-    found = {shown[later]: first[shown[one]] for later, one in earliest.items()}
-    return {number: found[text] for number, text in enumerate(normals) if text in found}
+            yield one, later
 
 
 def similar(a: str, b: str) -> bool:

@@ -31,6 +31,11 @@ class TeachPaths:
         return self.out / "teacher"
 
     @property
+    def reasons(self) -> Path:
+        """The teacher's reasons."""
+        return self.teacher / "reasons.json"
+
+    @property
     def base(self) -> Path:
         """The imported base model, unless it is a run elsewhere."""
         return self.out / "base"
@@ -75,6 +80,11 @@ class TeachPaths:
     def grpo(self) -> Path:
         """Whether GRPO was used, and why or why not."""
         return self.out / "grpo.json"
+
+    @property
+    def grpo_plan(self) -> Path:
+        """The run of GRPO, or why there is none."""
+        return self.out / "grpo-plan.json"
 
     @property
     def plan(self) -> Path:

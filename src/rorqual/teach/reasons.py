@@ -26,6 +26,8 @@ from rorqual.teach.examples import Example
 TRIES = 2
 """Samples of the teacher per example."""
 TEMPERATURE, MAX_TOKENS = 0.7, 512
+SMALLEST = 1e-9
+"""A budget that is spent. A budget of 0 would mean no limit."""
 ENOUGH = 0.5
 """Reasons are used if this share of the training examples has one; the other examples are then left out."""
 STEPS = "Think step by step, then state the answer on the last line."
@@ -72,7 +74,11 @@ def teacher_reasons(
         ]
         found = {}
         if rows and not stopped:
-            stopped = _sample(config, rows, kind, folder / name, threads=threads, api_key=api_key)
+            paid = _paid(config, folder / "solved") if name == "given" else 0.0
+            left_over = (
+                config.model_copy(update={"budget": max(config.budget - paid, SMALLEST)}) if config.budget else config
+            )
+            stopped = _sample(left_over, rows, kind, folder / name, threads=threads, api_key=api_key)
             found = _right_replies(folder / name)
         texts |= found
         counts.append(len(found))
@@ -122,6 +128,12 @@ def factory_config(config: TeachConfig, data: Path, count: int) -> FactoryConfig
         filters=FilterConfig(names=("length", "repetition")),
         access=Access(budget=config.budget, price_in=config.price_in, price_out=config.price_out),
     )
+
+
+def _paid(config: TeachConfig, folder: Path) -> float:
+    """Return what the samples of a folder cost."""
+    rows = read_distilled(folder / "data.parquet").rows
+    return sum(config.price_in * row.prompt_tokens + config.price_out * row.completion_tokens for row in rows) / 1e6
 
 
 def _right_replies(folder: Path) -> dict[str, str]:

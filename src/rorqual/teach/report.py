@@ -39,6 +39,17 @@ class Result:
     row: Row
     ahead: Comparison | None
 
+    @property
+    def is_base(self) -> bool:
+        """Whether this is the base model, with or without examples in its prompt."""
+        return self.name.startswith("base, ")
+
+    def ends(self, *, low: bool) -> float:
+        """Return an end of the interval of the taught model's gain."""
+        assert self.ahead is not None
+        interval = self.ahead.difference.interval
+        return interval.low if low else interval.high
+
 
 @dataclass(frozen=True)
 class TeachResults:
@@ -58,31 +69,33 @@ class TeachResults:
         """Return what was gained, over which baseline, and with what doubt."""
         *others, taught = self.results
         base = next(one for one in others if one.name == BEFORE)
-        best = max(others, key=lambda one: one.row.accuracy)
-        assert best.ahead is not None
         total = taught.row.graded
         first = (
             f"The taught model is right on {percent(taught.row.accuracy)} % of {total:,} test examples "
             f"{percent_interval(taught.row.interval)}, and the base model without examples on {percent(base.row.accuracy)} %: {gain(base)}."
         )
-        if best.name == BEFORE:
-            second = "No other baseline is better than the base model without examples."
-        elif best.ahead.difference.interval.low > 0:
-            second = f"The best baseline is {best.name}, with {percent(best.row.accuracy)} %: the taught model gains {gain(best)}."
-        elif best.name.startswith("base"):
-            second = f"It is not clearly better than the {best.name}: {percent(best.row.accuracy)} %, difference {gain(best)}."
-        else:
-            behind = "worse than" if best.ahead.difference.interval.high < 0 else "not better than"
-            second = (
-                f"The taught model is {behind} {best.name}, which is right on {percent(best.row.accuracy)} % and needs no language model "
-                f"(difference {gain(best)})."
+        classical = max((one for one in others if not one.is_base), key=lambda one: one.row.accuracy)
+        best = max(others, key=lambda one: one.row.accuracy)
+        if classical.ends(low=True) <= 0:
+            behind = "worse than" if classical.ends(low=False) < 0 else "not better than"
+            lead = (
+                f"The taught model is {behind} {classical.name}, which is right on {percent(classical.row.accuracy)} % and needs no "
+                f"language model (difference {gain(classical)})."
             )
+            sentences = [lead, first]
+        elif best.name == BEFORE:
+            sentences = [first, "No other baseline is better than the base model without examples."]
+        elif best.ends(low=True) > 0:
+            second = f"The best baseline is {best.name}, with {percent(best.row.accuracy)} %: the taught model gains {gain(best)}."
+            sentences = [first, second]
+        else:
+            second = f"It is not clearly better than the {best.name}: {percent(best.row.accuracy)} %, difference {gain(best)}."
+            sentences = [first, second]
         third = (
             f"The intervals (95 %) show the doubt from {total:,} examples, not from training again with another seed; the test split was "
             f"opened {openings} times."
         )
-        lead = [second, first] if "needs no language model" in second else [first, second]
-        return [*lead, third]
+        return [*sentences, third]
 
 
 def gain(result: Result) -> str:
@@ -94,13 +107,13 @@ def gain(result: Result) -> str:
 
 
 def write_report(
-    paths: TeachPaths, config: TeachConfig, baselines: Sequence[str], dataset: Dataset, plan: TeachPlan
+    paths: TeachPaths, config: TeachConfig, baselines: Sequence[str], dataset: Dataset, plan: TeachPlan, base: str
 ) -> str:
     """Write the page, and return its first sentences and the table as text."""
     found = TeachResults({name: Evaluation.load(paths.evaluation(name)) for name in (*baselines, AFTER)})
     opened = openings(paths.data)
     sentences = found.sentences(len(opened))
-    write_atomic(paths.report, _page(paths, config, found, sentences, dataset, plan).encode())
+    write_atomic(paths.report, _page(paths, config, found, sentences, dataset, plan, base).encode())
     write_json(paths.results, _as_json(found, sentences, len(opened)))
     table = render("on the test split", HEADS, result_rows(found), text_columns=1)
     return "\n".join([*sentences, table])
@@ -167,6 +180,7 @@ def _page(
     sentences: Sequence[str],
     dataset: Dataset,
     plan: TeachPlan,
+    base: str,
 ) -> str:
     picture = results_picture(found)
     pairs = pairs_of(found.evaluations[BEFORE], found.evaluations[AFTER])
@@ -178,7 +192,7 @@ def _page(
         "</header>",
         html.section("results", "All baselines", html.table("results", HEADS, [("", result_rows(found))])),
         html.section("failures", "What it gets wrong", *_failures(pairs, dataset)),
-        html.section("training", "Training", *_training(paths, plan)),
+        html.section("training", "Training", *_training(paths, plan, base)),
         html.section("data", "Examples", *_data(paths, dataset)),
         html.section("settings", "Settings", html.preformatted(paths.settings.read_text(encoding="utf-8"))),
     ]
@@ -232,11 +246,18 @@ def _failures(pairs: Sequence[Pair], dataset: Dataset) -> Iterator[str]:
             yield html.folded(f"{len(own):,} {change}", "".join(_talk(pair) for pair in own[:SHOWN]))
 
 
-def _training(paths: TeachPaths, plan: TeachPlan) -> Iterator[str]:
+def _training(paths: TeachPaths, plan: TeachPlan, base: str) -> Iterator[str]:
     early = json.loads(paths.ended_early.read_bytes()) if paths.ended_early.exists() else None
+    yield html.para(f"Base model: {base}.")
+    if paths.reasons.is_file():
+        reasons = json.loads(paths.reasons.read_bytes())
+        yield html.para(
+            f"A teacher wrote {reasons['solved']:,} reasons for answers that it found, and {reasons['given']:,} for answers that it was told. "
+            + reasons["stopped"]
+        )
     yield html.para(
         f"{plan.steps:,} steps of {plan.rows} rows of {plan.row} tokens ({plan.epochs:.1f} epochs)"
-        + (f", ended early after {early['step']}, because the machine became slower." if early else ".")
+        + (f", ended early after {early['step']}, because it took too long." if early else ".")
         + f" {json.loads(paths.grpo.read_bytes())['text']}."
     )
     dev = [

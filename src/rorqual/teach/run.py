@@ -31,7 +31,7 @@ from rorqual.engine.request import SamplingParams
 from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.table import percent, render
 from rorqual.model.load.run import read_model_config
-from rorqual.tasks.examples import Examples, load_function, read_facts, write_examples
+from rorqual.tasks.examples import FACTS_FILE, Examples, canonical, load_function, read_facts, write_examples
 from rorqual.teach.answer_format import answer_grammar
 from rorqual.teach.base_model import BaseChoice, find_base
 from rorqual.teach.check import Check, check_file
@@ -50,7 +50,7 @@ from rorqual.teach.measure import (
     test_problems,
 )
 from rorqual.teach.place import AFTER, TeachPaths
-from rorqual.teach.plan import TeachPlan, lengths_of, make_plan, sft_run
+from rorqual.teach.plan import LONGEST_ROW, TeachPlan, lengths_of, make_plan, sft_run
 from rorqual.teach.reasons import teacher_reasons
 from rorqual.teach.report import write_report
 from rorqual.teach.train import MOST_DEV, Training, engine_of
@@ -102,23 +102,24 @@ class TeachStages:
     api_key: str
 
     def check_settings(self) -> None:
-        """Write the settings, or refuse to resume a folder of other settings or of another file. `threads` and `quiet` may change."""
-        files = [path for path in (self.config.file, self.config.test) if path]
-        digests = [
-            hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).is_file() else "" for path in files
-        ]
-        fixed = self.config.model_copy(update={"threads": 0, "quiet": False})
-        text = to_yaml(fixed) + "".join(
-            f"# sha256 {digest}  {path}\n" for digest, path in zip(digests, files, strict=True)
-        )
-        if not self.paths.settings.is_file():
-            write_atomic(self.paths.settings, text.encode())
-        elif self.paths.settings.read_text(encoding="utf-8") != text:
+        """Refuse to resume a folder of other settings or of other files. `threads` and `quiet` may change."""
+        if self.paths.settings.is_file() and self.paths.settings.read_text(encoding="utf-8") != self._settings:
             raise ConfigError(
-                "this folder was begun with other settings, or with another content of the file",
+                "this folder was begun with other settings, or with another content of a file",
                 where=str(self.paths.settings),
                 remedy="Give the same settings to resume, or another out= to begin anew.",
             )
+
+    @cached_property
+    def _settings(self) -> str:
+        """The settings that decide the result, and the digests of all files that they name."""
+        c = self.config
+        fixed = c.model_copy(update={"threads": 0, "quiet": False})
+        named = [c.file, c.test, c.rule.rpartition(":")[0], c.grader.rpartition(":")[0]]
+        digests = {
+            name: hashlib.sha256(Path(name).read_bytes()).hexdigest() for name in named if name and Path(name).is_file()
+        }
+        return to_yaml(fixed) + "".join(f"# sha256 {digest}  {name}\n" for name, digest in digests.items())
 
     # ---- data
 
@@ -140,15 +141,32 @@ class TeachStages:
         """The examples of each split."""
         c = self.config
         test = read_test(Path(c.test), prompt=c.prompt, answer=c.answer, reasoning=c.reasoning) if c.test else None
-        return divide(self.check, test, count=c.count)
+        return divide(self.check, test, count=c.count, reason_against=self._reason_against)
+
+    @cached_property
+    def _longest(self) -> int:
+        """The largest number of tokens of an example."""
+        return min(LONGEST_ROW, read_model_config(self.base.run).max_position_embeddings)
+
+    def _reason_against(self, example: Example) -> str:
+        """Return why an example cannot be used, or ""."""
+        kind = self.check.kind
+        if not self.config.grader and canonical(example.answer, kind) is None:
+            return f"the answer is no {kind}"
+        [length] = lengths_of([example], self.chat)
+        return f"longer than {self._longest:,} tokens" if length.total > self._longest else ""
 
     def prepare(self) -> None:
-        """Check the file, and write its splits."""
+        """Check the file, and write its splits. Nothing is written before all settings were read."""
         self._begin(1, "check and divide the examples")
-        data = self.dataset
-        self._say(check_text(self.check, "bytes"))
-        if not (self.paths.data / "task.json").is_file():
-            with self.ledger.of("check"):
+        with self.ledger.of("check"):
+            for spec, what in ((self.config.rule, "rule"), (self.config.grader, "grader")):
+                if spec:
+                    load_function(spec, what)
+            self._say(check_text(self.check, "bytes"))
+            data = self.dataset
+            if not (self.paths.data / FACTS_FILE).is_file():
+                write_atomic(self.paths.settings, self._settings.encode())
                 write_json(self.paths.out / "check.json", to_json(self.check))
                 write_atomic(self.paths.out / "check.html", check_page(self.check, "bytes").encode())
                 facts = {"kind": data.kind, "labels": dict(self.check.labels), "left_out": dict(data.left_out)}
@@ -161,6 +179,9 @@ class TeachStages:
             )
         if self.config.teacher:
             write_examples(self.paths.data, {"train": rows_of(self.train_examples)}, read_facts(self.paths.data))
+        unseen = {one.answer for one in data.splits["test"]} - {one.answer for one in data.all_train}
+        if data.kind == "label" and unseen:
+            self._say(f"  labels of the test split that no training example has: {', '.join(sorted(unseen)[:5])}")
         splits = ", ".join(f"{len(rows):,} {split}" for split, rows in data.splits.items())
         self._say(f"  {splits}; the test split stays sealed until a model is measured")
 
@@ -285,7 +306,7 @@ class TeachStages:
         problems = test_problems(task)
         tests = sorted(self.dataset.splits["test"], key=lambda one: one.key)
         rule = load_function(self.config.rule, "rule") if self.config.rule else None
-        for name, replies in classical(self.train_examples, tests, self.dataset.kind, rule=rule).items():
+        for name, replies in classical(self.dataset.all_train, tests, self.dataset.kind, rule=rule).items():
             self._save(name, partial(predicted, name, task, problems, replies))
             yield name, []
         for way in ways:
@@ -360,7 +381,7 @@ class TeachStages:
         """Write the report, and print its first sentences."""
         self._begin(7, "report")
         with self.ledger.of("report"):
-            text = write_report(self.paths, self.config, self.baseline_names, self.dataset, self.plan)
+            text = write_report(self.paths, self.config, self.baseline_names, self.dataset, self.plan, self.base.reason)
         print(f"\n{text}")
         return self.paths.report
 

@@ -82,7 +82,7 @@ class Training:
             done = {result.step for result in self.dev_results("sft")}
             if step in done or self._ended_early():
                 continue
-            reached = self._fit(run, out, step)
+            reached = self._fit(run, out, step, self.plan.train_seconds)
             if reached not in done:
                 result = self.measured(out, "sft", reached)
                 if result.accuracy >= max((one.accuracy for one in self.dev_results("sft")), default=0.0):
@@ -91,21 +91,20 @@ class Training:
                 self.say(f"  step {reached}: {result.right} of {result.total} right on dev")
             if reached < step:
                 write_json(self.paths.ended_early, {"step": reached, "of": run.steps})
-                self.say(f"  ended after {reached} of {run.steps} steps, because this machine became slower")
+                self.say(f"  ended after {reached} of {run.steps} steps, because training took too long")
 
     def _ended_early(self) -> bool:
         return self.paths.ended_early.exists()
 
-    def _fit(self, run: Run, out: RunDir, step: int) -> int:
-        """Train up to `step`, or until the hard cap. Return the step that was reached."""
+    def _fit(self, run: Run, out: RunDir, step: int, planned: float) -> int:
+        """Train up to `step`, or until the hard cap after `planned` seconds and overtime. Return the step that was reached."""
         spent = sum(float(record["seconds"]) for record in out.metrics())
-        planned = self.plan.train_seconds
         most = max(OVERTIME * planned, planned + SLACK)
         reached = out.newest_complete()[0] or 0
         if reached >= step or (reached and spent > most):
             return reached
 
-        bar = None if self.quiet else Progress("train", run.steps, start=reached)
+        bar = None if self.quiet else Progress(run.recipe, run.steps, start=reached)
 
         def observe(record: dict[str, Any]) -> None:
             nonlocal spent
@@ -146,21 +145,30 @@ class Training:
         known, out = self.paths.grpo, self.paths.run("grpo")
         if known.is_file():
             return GRPOResult(**json.loads(known.read_bytes()))
-        run, reason = self._grpo_run(grader)
+        run, reason = self._grpo_planned(grader)
         result = GRPOResult(used=False, text=reason)
         if run is not None:
             self.say(f"  {reason}")
-            fit(run, out, threads=self.threads, quiet=self.quiet)
+            reached = self._fit(run, out, run.steps, self.plan.grpo_seconds)
             before = max(one.accuracy for one in self.dev_results("sft"))
             known_results = self.dev_results("grpo")
-            after = known_results[0] if known_results else self.measured(out, "grpo", run.steps)
+            after = known_results[0] if known_results else self.measured(out, "grpo", reached)
             if not known_results:
                 append_line(self.paths.dev, vars(after))
             used = after.accuracy > before
-            text = f"{run.steps} steps of GRPO changed the accuracy on dev from {before:.0%} to {after.accuracy:.0%}"
+            text = f"{reached} of {run.steps} steps of GRPO changed the accuracy on dev from {before:.0%} to {after.accuracy:.0%}"
             result = GRPOResult(used, f"{text}, so its model {'is' if used else 'is not'} used")
         write_json(known, vars(result))
         return result
+
+    def _grpo_planned(self, grader: str) -> tuple[Run | None, str]:
+        """Return the run and its reason. Both are stored once, because they depend on measured time."""
+        known = self.paths.grpo_plan
+        if not known.is_file():
+            run, reason = self._grpo_run(grader)
+            write_json(known, {"run": None if run is None else run.model_dump(mode="json"), "text": reason})
+        plan = json.loads(known.read_bytes())
+        return (None if plan["run"] is None else Run(**plan["run"])), plan["text"]
 
     def _grpo_run(self, grader: str) -> tuple[Run | None, str]:
         """Return the run, or None and the reason why GRPO is skipped. The support gate measures which training problems are solved."""

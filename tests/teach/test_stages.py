@@ -30,7 +30,7 @@ from rorqual.teach.place import AFTER, BEFORE, TeachPaths
 from rorqual.teach.plan import ExampleLengths, TeachPlan, lengths_of, make_plan, sft_run
 from rorqual.teach.reasons import Reasons, factory_config, teacher_reasons
 from rorqual.teach.report import TeachResults, load_results
-from rorqual.teach.train import Training, copy_run
+from rorqual.teach.train import DevResult, Training, copy_run
 from rorqual.train.loop import fit
 from rorqual.train.run import Run
 
@@ -273,6 +273,30 @@ def test_grpo_runs_after_the_support_gate_and_is_used_if_dev_improves(
     before = max(one.accuracy for one in work.dev_results("sft"))
     assert result.used == (after.accuracy > before) and ("is used" in result.text) == result.used
     assert work.reinforced(f"{mine}:grade") == result and len(work.dev_results("grpo")) == 1
+
+
+def test_a_killed_grpo_resumes_with_its_steps_and_not_with_newly_measured_ones(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("MOST_GRPO", 2), ("FEWEST_GRPO", 1), ("GRPO_PROBLEMS", 2), ("GRPO_SAMPLES", 2)):
+        monkeypatch.setattr(training, name, value)
+    mine = tmp_path / "mine.py"
+    mine.write_text("def grade(prompt, answer, reply):\n    return reply == answer or sum(reply.encode()) % 2 == 0\n")
+    work = trained(tiny, tmp_path, grader=f"{mine}:grade", grpo_seconds=1e6)
+    work.supervised(RunDir(tiny))
+    measured, calls = Training.measured, list[str]()
+
+    def killed(self: Training, run: RunDir, name: str, step: int) -> DevResult:
+        calls.append(name)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Training, "measured", killed)
+    with pytest.raises(KeyboardInterrupt):
+        work.reinforced(f"{mine}:grade")
+    monkeypatch.setattr(Training, "measured", measured)
+    monkeypatch.setattr(training, "MOST_GRPO", 7)
+    result = work.reinforced(f"{mine}:grade")
+    assert calls == ["grpo"] and work.paths.run("grpo").config()["steps"] == 2 and "2 of 2 steps" in result.text
 
 
 def test_a_tie_on_dev_keeps_the_model_before_grpo(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -343,16 +343,21 @@ def test_a_rule_and_a_grader_of_the_users_own_are_used(tiny: Path, write: Write,
     mine = tmp_path / "mine.py"
     mine.write_text(
         "def rule(prompt):\n    return 'card' if 'card' in prompt else 'pin'\n\n"
-        "def grade(prompt, answer, reply):\n    return reply == 'fee'\n"
+        "def grade(prompt, answer, reply):\n    return reply in (answer, 'fee') and prompt.startswith(('my', 'the', 'a'))\n"
     )
     out = TeachPaths(tmp_path / "out")
     config = settings(tiny, write("a.jsonl", labelled(ROWS)), rule=f"{mine}:rule", grader=f"{mine}:grade", count=20)
     run(config, out.out)
     rule = Evaluation.load(out.evaluation("rule"))
-    assert {(one.reply, one.verdict.value) for one in rule.samples} <= {("card", "wrong"), ("pin", "wrong")}
-    for name in ("majority", AFTER):
+    assert {one.reply for one in rule.samples} == {"card", "pin"}
+    for name in ("majority", "rule", AFTER):
         samples = Evaluation.load(out.evaluation(name)).samples
-        assert all((one.verdict.value == "right") == (one.reply == "fee") for one in samples)
+        assert all((one.verdict.value == "right") == (one.reply in (one.answer, "fee")) for one in samples)
+    mine.write_text("def grade(prompt, answer, reply):\n    return answer != 'pin' and reply == answer\n")
+    other = TeachPaths(tmp_path / "other")
+    config = settings(tiny, write("b.jsonl", labelled(300)), grader=f"{mine}:grade")
+    with pytest.raises(DataError, match=r"rows cannot be used: \d+ the grader rejects the answer"):
+        run(config, other.out)
 
 
 @pytest.mark.parametrize(

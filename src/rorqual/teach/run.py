@@ -31,7 +31,7 @@ from rorqual.engine.request import SamplingParams
 from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.table import percent, render
 from rorqual.model.load.run import read_model_config
-from rorqual.tasks.examples import FACTS_FILE, Examples, canonical, load_function, read_facts, write_examples
+from rorqual.tasks.examples import FACTS_FILE, Examples, Grader, canonical, load_function, read_facts, write_examples
 from rorqual.teach.answer_format import answer_grammar
 from rorqual.teach.base_model import BaseChoice, find_base
 from rorqual.teach.check import Check, check_file
@@ -144,6 +144,10 @@ class TeachStages:
         return divide(self.check, test, count=c.count, reason_against=self._reason_against)
 
     @cached_property
+    def _grader(self) -> Grader | None:
+        return load_function(self.config.grader, "grader") if self.config.grader else None
+
+    @cached_property
     def _longest(self) -> int:
         """The largest number of tokens of an example."""
         return min(LONGEST_ROW, read_model_config(self.base.run).max_position_embeddings)
@@ -151,7 +155,9 @@ class TeachStages:
     def _reason_against(self, example: Example) -> str:
         """Return why an example cannot be used, or ""."""
         kind = self.check.kind
-        if not self.config.grader and canonical(example.answer, kind) is None:
+        if self._grader is not None and not self._grader(example.prompt, example.answer, example.answer):
+            return "the grader rejects the answer"
+        if self._grader is None and canonical(example.answer, kind) is None:
             return f"the answer is no {kind}"
         [length] = lengths_of([example], self.chat)
         return f"longer than {self._longest:,} tokens" if length.total > self._longest else ""
@@ -160,9 +166,8 @@ class TeachStages:
         """Check the file, and write its splits. Nothing is written before all settings were read."""
         self._begin(1, "check and divide the examples")
         with self.ledger.of("check"):
-            for spec, what in ((self.config.rule, "rule"), (self.config.grader, "grader")):
-                if spec:
-                    load_function(spec, what)
+            if self.config.rule:
+                load_function(self.config.rule, "rule")
             self._say(check_text(self.check, "bytes"))
             data = self.dataset
             if not (self.paths.data / FACTS_FILE).is_file():

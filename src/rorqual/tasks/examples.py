@@ -43,8 +43,8 @@ class Examples(FileTask):
     """Problems from a folder that `rorqual teach` wrote: `train.jsonl`, `dev.jsonl`, `test.sealed` and `task.json`.
 
     `grader` is a function `./mine.py:function` of prompt, gold answer and reply. Without it, the kind of answers decides how they are
-    compared: labels without regard to case, white space and a final full stop, numbers by value, JSON by value and its strings
-    without regard to case and white space, and texts without regard to white space.
+    compared. Case, white space and a final full stop do not count in labels. Numbers and JSON are compared by value. Case and white space
+    do not count in the strings of JSON, and white space does not count in texts.
     """
 
     name = "examples"

@@ -98,7 +98,7 @@ def test_rows_fit_the_longest_example_and_replies_have_room(planned) -> None:  #
 def test_the_run_trains_what_the_plan_says(tiny: Path, tmp_path: Path) -> None:
     data = data_of(tmp_path / "data", examples_of(labelled(40)), [], "label")
     plan = TeachPlan(steps=7, dev_steps=(7,), rows=3, row=64, max_tokens=5, epochs=1, step_seconds=1, train_seconds=7)
-    run = sft_run(RunDir(tiny), data, plan, seed=5, threads=1)
+    run = sft_run(RunDir(tiny), data, plan, seed=5)
     assert (run.steps, run.seed, run.source.row, run.optim.lr, run.start.run) == (7, 5, 64, plans.LR, str(tiny))  # type: ignore[attr-defined]
     source = run.source.model_dump()
     assert source["rows"] == 3 and source["longer"] == "skip" and source["data"] == str(data / "train.jsonl")
@@ -114,10 +114,10 @@ def test_the_run_trains_what_the_plan_says(tiny: Path, tmp_path: Path) -> None:
 def test_a_default_system_turn_is_left_out(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = data_of(tmp_path / "data", examples_of(labelled(40)), [], "label")
     plan = TeachPlan(steps=1, dev_steps=(1,), rows=1, row=64, max_tokens=5, epochs=1, step_seconds=1, train_seconds=7)
-    assert sft_run(RunDir(tiny), data, plan, seed=0, threads=1).chat == "deepseek"
+    assert sft_run(RunDir(tiny), data, plan, seed=0).chat == "deepseek"
     with_system = sft(data=str(data / "train.jsonl"), start=str(tiny)).model_copy(update={"chat": "smollm2"})
     monkeypatch.setattr(plans, "sft", lambda **_: with_system)
-    assert sft_run(RunDir(tiny), data, plan, seed=0, threads=1).chat == "chatml-plain"
+    assert sft_run(RunDir(tiny), data, plan, seed=0).chat == "chatml-plain"
 
 
 def test_lengths_are_those_of_the_rendered_examples(tiny: Path) -> None:
@@ -216,7 +216,7 @@ def test_the_hard_cap_counts_what_a_killed_process_used(
 ) -> None:
     monkeypatch.setattr(training, "SLACK", 0.0)
     work = trained(tiny, tmp_path, steps=40, train_seconds=100.0)
-    run = sft_run(RunDir(tiny), work.paths.data, work.plan, seed=1, threads=1)
+    run = sft_run(RunDir(tiny), work.paths.data, work.plan, seed=1)
     fit(run, work.paths.run("sft"), quiet=True, stop=lambda finished: finished == 2)
     metrics = work.paths.run("sft").metrics_file
     lines = [json.loads(line) | {"seconds": 99.0} for line in metrics.read_text().splitlines()]

@@ -270,7 +270,7 @@ def test_the_model_is_made_of_the_best_checkpoint_and_not_of_the_last(
         shutil.rmtree(gone)
     out.evaluation(AFTER).unlink()
     plan = TeachPlan(**json.loads(paths.plan.read_bytes())).model_copy(update={"steps": 1})
-    fit(sft_run(RunDir(Path(config.base)), out.data, plan, seed=99, threads=1), out.best, quiet=True)
+    fit(sft_run(RunDir(Path(config.base)), out.data, plan, seed=99), out.best, quiet=True)
     run(config, out.out)
     merge_run(out.best, tmp_path / "merged")
     weights = [

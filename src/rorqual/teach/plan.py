@@ -82,7 +82,12 @@ def lengths_of(examples: Sequence[Example], chat: ChatFormat) -> list[ExampleLen
     return result
 
 
-def sft_run(base: RunDir, data: Path, plan: TeachPlan, *, seed: int, threads: int) -> Run:
+def taught_chat(name: str) -> str:
+    """Return the chat format of a taught model, given that of its base."""
+    return PLAIN if name in WITH_SYSTEM else name
+
+
+def sft_run(base: RunDir, data: Path, plan: TeachPlan, *, seed: int) -> Run:
     """Return the supervised run: LoRA on the examples of the train split."""
     run = sft(
         data=str(data / "train.jsonl"),
@@ -96,7 +101,7 @@ def sft_run(base: RunDir, data: Path, plan: TeachPlan, *, seed: int, threads: in
     return run.model_copy(
         update={
             "tune": LoRA(r=R, alpha=ALPHA),
-            "chat": PLAIN if run.chat in WITH_SYSTEM else run.chat,
+            "chat": taught_chat(run.chat),
             "source": run.source.model_copy(update={"longer": "skip"}),
             "micro_batches": min(2, plan.rows),
             "save_seconds": 30.0,
@@ -143,7 +148,7 @@ def make_plan(
         train_seconds=0,
         skipped=len(lengths) - len(fit_lengths),
     )
-    step_seconds = measure_step(sft_run(base, data, draft, seed=seed, threads=threads), threads)
+    step_seconds = measure_step(sft_run(base, data, draft, seed=seed), threads)
     free = max(0.0, seconds - RESERVE)
     train_seconds = free * (1 - MEASURE) * (1 - reinforce)
     per_epoch = sum(one.total for one in fit_lengths) / (rows * row)

@@ -24,8 +24,8 @@ from rorqual.core.errors import ConfigError
 from rorqual.core.ledger import Ledger, read_ledger
 from rorqual.core.lock import own_run
 from rorqual.core.log import Progress, clock
-from rorqual.core.records import RunDir, TaskDefaults, Thinking, write_atomic, write_json
-from rorqual.data.chat import ChatFormat, chat_format
+from rorqual.core.records import TaskDefaults, Thinking, write_atomic, write_json
+from rorqual.data.chat import ChatFormat, chat_format, load_chat, read_chat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.evaluation import Evaluation
@@ -50,7 +50,7 @@ from rorqual.teach.measure import (
     test_problems,
 )
 from rorqual.teach.place import AFTER, TeachPaths
-from rorqual.teach.plan import LONGEST_ROW, TeachPlan, lengths_of, make_plan, sft_run
+from rorqual.teach.plan import LONGEST_ROW, TeachPlan, lengths_of, make_plan, taught_chat
 from rorqual.teach.reasons import teacher_reasons
 from rorqual.teach.report import write_report
 from rorqual.teach.train import MOST_DEV, Training, engine_of
@@ -267,11 +267,8 @@ class TeachStages:
     @cached_property
     def chat(self) -> ChatFormat:
         """The chat format of the taught model."""
-        draft = TeachPlan(
-            steps=1, dev_steps=(1,), rows=2, row=64, max_tokens=1, epochs=1, step_seconds=1, train_seconds=0
-        )
-        name = sft_run(self.base.run, self.paths.data, draft, seed=0, threads=1).chat
-        return chat_format(Tokenizer.load(self.base.run.tokenizer_file), name)
+        tokenizer = Tokenizer.load(self.base.run.tokenizer_file)
+        return chat_format(tokenizer, taught_chat(read_chat(self.base.run)))
 
     @cached_property
     def params(self) -> SamplingParams:
@@ -301,7 +298,7 @@ class TeachStages:
         """Measure each baseline whose result is not there yet. Yield its name, and the lines of the examples in its prompt."""
         base = self.base.run
         context = read_model_config(base).max_position_embeddings
-        chat = chat_format(Tokenizer.load(base.tokenizer_file), RunDir(base.path).config().get("chat", "deepseek"))
+        chat = load_chat(base, Tokenizer.load(base.tokenizer_file))
         lengths = lengths_of([*self.train_examples, *self.dataset.splits["test"]], chat)
         room = max(one.prompt for one in lengths) + base_params(self.params).max_tokens
         ways = base_measures(

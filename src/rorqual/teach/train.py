@@ -77,10 +77,10 @@ class Training:
     def supervised(self, base: RunDir) -> None:
         """Train on the examples, and keep the checkpoint that is best on the dev split, the later one if two are equal."""
         out = self.paths.run("sft")
-        run = sft_run(base, self.paths.data, self.plan, seed=self.seed, threads=self.threads)
+        run = sft_run(base, self.paths.data, self.plan, seed=self.seed)
         for step in self.plan.dev_steps:
             done = {result.step for result in self.dev_results("sft")}
-            if step in done or self._ended_early():
+            if step in done or self.paths.ended_early.exists():
                 continue
             reached = self._fit(run, out, step, self.plan.train_seconds)
             if reached not in done:
@@ -92,9 +92,6 @@ class Training:
             if reached < step:
                 write_json(self.paths.ended_early, {"step": reached, "of": run.steps})
                 self.say(f"  ended after {reached} of {run.steps} steps, because training took too long")
-
-    def _ended_early(self) -> bool:
-        return self.paths.ended_early.exists()
 
     def _fit(self, run: Run, out: RunDir, step: int, planned: float) -> int:
         """Train up to `step`, or until the hard cap after `planned` seconds and overtime. Return the step that was reached."""

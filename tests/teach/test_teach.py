@@ -119,6 +119,20 @@ def test_the_test_split_is_opened_once_for_the_baselines_and_once_for_the_model(
     assert second.checkpoint == fingerprint(paths.model, paths.model.checkpoint())
 
 
+def test_an_evaluation_from_outside_is_recorded_with_its_checkpoint(
+    taught: tuple[TeachConfig, TeachPaths], tmp_path: Path
+) -> None:
+    _, paths = taught
+    data = shutil.copytree(paths.data, tmp_path / "data")
+    process = rorqual(
+        "eval", str(paths.model.path), "task=examples", f"data={data}", "count=5", "out=r.json", cwd=tmp_path
+    )
+    assert process.communicate(timeout=100) and process.returncode == 0
+    *before, last = openings(data)
+    assert len(before) == 2 and last.command == f"rorqual eval {paths.model.path}"
+    assert last.checkpoint == fingerprint(paths.model, paths.model.checkpoint())
+
+
 def test_the_same_command_again_changes_nothing(
     taught: tuple[TeachConfig, TeachPaths], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -37,6 +37,7 @@ def measure(
     """
     judge = verifier(settings) if settings.verifier else None
     with opened(model, settings, file) as cache:
+        task.checkpoint = str(cache.made.get("run", ""))
         evaluation = run.evaluate(cache, task, progress=progress, model=model, **settings.asked())
         if judge is not None:
             evaluation = scored(evaluation, judge, settings.verifier)

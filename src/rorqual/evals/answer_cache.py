@@ -46,7 +46,7 @@ class AnswerCache:
     """
 
     def __init__(self, generator: Engine | RemoteEngine, out: Path | None, made: Mapping[str, Any]) -> None:
-        self.generator = generator
+        self.generator, self.made = generator, made
         self.refusals: list[RemoteError] = []
         self.answered = 0
         """Number of answers generated in this run. Cached answers do not count."""

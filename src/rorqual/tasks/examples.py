@@ -24,8 +24,6 @@ from rorqual.tasks.base import Problem, Split, Verdict
 from rorqual.tasks.rows import FileTask, normal
 
 AnswerKind = Literal["label", "number", "JSON", "text"]
-Grader = Callable[[str, str, str], bool]
-"""A user's grader: (prompt, gold answer, reply) -> whether the reply is right."""
 FACTS_FILE, OPENINGS_FILE, SEALED_FILE = "task.json", "openings.jsonl", "test.sealed"
 
 
@@ -44,15 +42,14 @@ class Examples(FileTask):
 
     `grader` is a function `./mine.py:function` of prompt, gold answer and reply. Without it, the kind of answers decides how they are
     compared. Case, white space and a final full stop do not count in labels. Numbers and JSON are compared by value. Case and white space
-    do not count in the strings of JSON, and white space does not count in texts.
+    do not count in the strings of JSON, and white space does not count in texts. `kind` is that of `task.json` if it is not given.
     """
 
     name = "examples"
 
-    def __init__(self, data: Path, grader: str = "") -> None:
+    def __init__(self, data: Path, grader: str = "", kind: AnswerKind | None = None) -> None:
         super().__init__(data)
-        facts = read_facts(data)
-        self.kind: AnswerKind = facts["kind"]
+        self.kind: AnswerKind = kind or read_facts(data)["kind"]
         self.judge = load_function(grader, "grader") if grader else None
 
     def load(self, split: Split) -> list[Problem]:

@@ -31,7 +31,9 @@ from rorqual.engine.request import SamplingParams
 from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.table import percent, render
 from rorqual.model.load.run import read_model_config
-from rorqual.tasks.examples import FACTS_FILE, Examples, Grader, canonical, load_function, read_facts, write_examples
+from rorqual.tasks.base import Problem, Verdict
+from rorqual.tasks.examples import FACTS_FILE, Examples, load_function, read_facts, write_examples
+from rorqual.tasks.find import safe_grade
 from rorqual.teach.answer_format import answer_grammar
 from rorqual.teach.base_model import BaseChoice, find_base
 from rorqual.teach.check import Check, check_file
@@ -144,8 +146,9 @@ class TeachStages:
         return divide(self.check, test, count=c.count, reason_against=self._reason_against)
 
     @cached_property
-    def _grader(self) -> Grader | None:
-        return load_function(self.config.grader, "grader") if self.config.grader else None
+    def _gold_task(self) -> Examples:
+        """The task that grades the right answers, before its folder is written."""
+        return Examples(self.paths.data, grader=self.config.grader, kind=self.check.kind)
 
     @cached_property
     def _longest(self) -> int:
@@ -154,11 +157,9 @@ class TeachStages:
 
     def _reason_against(self, example: Example) -> str:
         """Return why an example cannot be used, or ""."""
-        kind = self.check.kind
-        if self._grader is not None and not self._grader(example.prompt, example.answer, example.answer):
-            return "the grader rejects the answer"
-        if self._grader is None and canonical(example.answer, kind) is None:
-            return f"the answer is no {kind}"
+        problem = Problem(example.key, example.prompt, example.answer, Examples.name)
+        if safe_grade(self._gold_task, problem, example.answer) is not Verdict.RIGHT:
+            return "the grader rejects the answer" if self.config.grader else f"the answer is no {self.check.kind}"
         [length] = lengths_of([example], self.chat)
         return f"longer than {self._longest:,} tokens" if length.total > self._longest else ""
 

@@ -50,12 +50,12 @@ def data_of(folder: Path, train: list[Example], dev: list[Example], kind: str) -
 
 @pytest.fixture
 def planned(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
-    """Plan with a known speed of 2 seconds a step, instead of a measured one."""
+    """Plan with a known speed of 2 seconds a step in bfloat16, and 3 in float32, instead of measured ones."""
     data = data_of(tmp_path / "data", examples_of(labelled(40)), [], "label")
 
     def measured(run: Run, threads: int) -> float:
         assert run.source.row >= 8 and threads == 1
-        return 2.0
+        return {"bfloat16": 2.0, "float32": 3.0}[run.dtype]
 
     monkeypatch.setattr(plans, "measure_step", measured)
 
@@ -70,6 +70,7 @@ def test_minutes_become_steps_by_the_measured_speed(planned) -> None:  # type: i
     plan = planned(many, 615.0)
     assert plan.steps == int(600 * 0.88 / 2) == 264 and plan.train_seconds == 528 and plan.grpo_seconds == 0
     assert plan.dev_steps == (106, 158, 211, 264) and plan.step_seconds == 2.0
+    assert plan.dtype == "bfloat16"
     assert plan.epochs == pytest.approx(264 * plan.rows * plan.row / (2000 * 40))
     shared = planned(many, 615.0, reinforce=0.25)
     assert shared.steps == 198 and shared.grpo_seconds == pytest.approx(600 * 0.88 * 0.25)
@@ -98,7 +99,9 @@ def test_rows_fit_the_longest_example_and_replies_have_room(planned) -> None:  #
 def test_the_run_trains_what_the_plan_says(tiny: Path, tmp_path: Path) -> None:
     data = data_of(tmp_path / "data", examples_of(labelled(40)), [], "label")
     plan = TeachPlan(steps=7, dev_steps=(7,), rows=3, row=64, max_tokens=5, epochs=1, step_seconds=1, train_seconds=7)
-    run = sft_run(RunDir(tiny), data, plan, seed=5)
+    assert sft_run(RunDir(tiny), data, plan, seed=5).dtype == "float32"
+    run = sft_run(RunDir(tiny), data, plan.model_copy(update={"dtype": "bfloat16"}), seed=5)
+    assert run.dtype == "bfloat16"
     assert (run.steps, run.seed, run.source.row, run.optim.lr, run.start.run) == (7, 5, 64, plans.LR, str(tiny))  # type: ignore[attr-defined]
     source = run.source.model_dump()
     assert source["rows"] == 3 and source["longer"] == "skip" and source["data"] == str(data / "train.jsonl")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
+from statistics import median
 from tempfile import TemporaryDirectory
 
 from rorqual.core.config import Config, Count, Natural, NonNegative, Positive
@@ -18,9 +18,9 @@ from rorqual.model.load.run import read_model_config
 from rorqual.recipes.sft import sft
 from rorqual.teach.examples import Example
 from rorqual.train.loop import fit
-from rorqual.train.run import Run
+from rorqual.train.run import Dtype, Run
 
-WARM, MEASURED = 1, 2
+WARM, MEASURED = 1, 3
 """Numbers of probe steps: the first ones are not timed."""
 STEP_TOKENS = 768
 """Tokens per training step, padding included."""
@@ -45,8 +45,9 @@ WITH_SYSTEM = frozenset({"smollm2", "chatml", "qwen2"})
 class TeachPlan(Config):
     """The numbers that `minutes` determines.
 
-    `step_seconds` is the measured time of a training step, and `dev_steps` are the steps after which the model is measured on the dev
-    split. `max_tokens` is the largest number of tokens of a reply.
+    `dtype` is the type of the matrix products: bfloat16 where this machine is faster with it. `step_seconds` is the measured time of a
+    training step, and `dev_steps` are the steps after which the model is measured on the dev split. `max_tokens` is the largest number of
+    tokens of a reply.
     """
 
     steps: Count
@@ -59,6 +60,7 @@ class TeachPlan(Config):
     train_seconds: NonNegative
     grpo_seconds: NonNegative = 0.0
     skipped: Natural = 0
+    dtype: Dtype = "float32"
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ def sft_run(base: RunDir, data: Path, plan: TeachPlan, *, seed: int) -> Run:
     )
     return run.model_copy(
         update={
+            "dtype": plan.dtype,
             "tune": LoRA(r=R, alpha=ALPHA),
             "chat": taught_chat(run.chat),
             "source": run.source.model_copy(update={"longer": "skip"}),
@@ -148,13 +151,14 @@ def make_plan(
         train_seconds=0,
         skipped=len(lengths) - len(fit_lengths),
     )
-    step_seconds = measure_step(sft_run(base, data, draft, seed=seed), threads)
+    dtype, step_seconds = faster_dtype(sft_run(base, data, draft, seed=seed), threads)
     free = max(0.0, seconds - RESERVE)
     train_seconds = free * (1 - MEASURE) * (1 - reinforce)
     per_epoch = sum(one.total for one in fit_lengths) / (rows * row)
     steps = max(FEWEST_STEPS, min(int(train_seconds / step_seconds), math.ceil(MOST_EPOCHS * per_epoch)))
     return draft.model_copy(
         update={
+            "dtype": dtype,
             "steps": steps,
             "dev_steps": tuple(sorted({max(1, round(share * steps)) for share in DEV_SHARES})),
             "epochs": steps / per_epoch,
@@ -165,9 +169,17 @@ def make_plan(
     )
 
 
+def faster_dtype(run: Run, threads: int) -> tuple[Dtype, float]:
+    """Return the dtype with which a training step of the run is faster, and the seconds of that step."""
+    choices: tuple[Dtype, ...] = ("float32", "bfloat16")
+    seconds = {dtype: measure_step(run.model_copy(update={"dtype": dtype}), threads) for dtype in choices}
+    dtype = min(choices, key=seconds.__getitem__)
+    return dtype, seconds[dtype]
+
+
 def measure_step(run: Run, threads: int) -> float:
-    """Return the seconds of a training step, from a few steps in a temporary folder."""
+    """Return the median seconds of a training step, from a few steps in a temporary folder."""
     records: list[dict[str, float]] = []
     with TemporaryDirectory() as folder:
         fit(run, RunDir(Path(folder) / "probe"), threads=threads, quiet=True, observe=records.append)
-    return fmean(record["seconds"] for record in records[WARM:])
+    return median(record["seconds"] for record in records[WARM:])

@@ -252,7 +252,7 @@ class TeachStages:
         plan = self.plan
         self._say(
             f"  {plan.steps:,} steps of {plan.rows} rows of {plan.row} tokens: {plan.epochs:.1f} epochs, {plan.step_seconds:.1f} seconds "
-            f"per step, about {clock(plan.train_seconds)}; {self.config.minutes:g} minutes in all, without the baselines"
+            f"per step in {plan.dtype}, about {clock(plan.train_seconds)}; {self.config.minutes:g} minutes in all, without the baselines"
         )
         if plan.skipped:
             self._say(f"  {plan.skipped:,} examples are longer than a row, and are not trained on")

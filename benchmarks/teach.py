@@ -30,7 +30,7 @@ from rorqual.core.records import write_json
 from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.stats import hierarchical_difference, t_interval
 from rorqual.tasks.base import Verdict
-from rorqual.teach.place import AFTER, BEFORE, TeachPaths
+from rorqual.teach.place import AFTER, ALONE, BEFORE, TeachPaths
 
 RESULT = Path(__file__).parent.parent / "docs" / "results" / "teach.json"
 TRAIN, TEST = 500, 200
@@ -113,7 +113,11 @@ def run(case: str, seed: int, data: Path, base: str, minutes: float, folder: Pat
     subprocess.run(command, cwd=folder, check=True, env=environment)
     paths = TeachPaths(folder / "run")
     stages = {entry.stage: [round(entry.seconds), round(entry.core_seconds)] for entry in read_ledger(paths.ledger)}
-    names = [*json.loads(paths.baselines.read_bytes())["names"], AFTER]
+    names = [
+        *json.loads(paths.baselines.read_bytes())["names"],
+        *([ALONE] if paths.evaluation(ALONE).is_file() else []),
+        AFTER,
+    ]
     return {
         "case": case,
         "seed": seed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,11 @@ from rich.console import Console
 from rorqual.cli.conversation import ROOM, ChatSettings, Conversation, pieces
 from rorqual.cli.screen import Terminal
 from rorqual.core.errors import DataError
-from rorqual.core.records import Message, Thinking
+from rorqual.core.records import Message, TaskDefaults, Thinking
 from rorqual.data.chat import DeepSeekChat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.engine import Engine
+from rorqual.engine.request import Grammar
 
 CHAT = DeepSeekChat(Tokenizer.byte_level())
 SPECIAL = st.sampled_from([CHAT.tokenizer.think, CHAT.tokenizer.end_think, CHAT.tokenizer.eos, CHAT.tokenizer.user])
@@ -88,6 +90,17 @@ def test_the_history_is_kept_and_its_oldest_turns_forgotten_where_the_context_en
     assert any(kind == "note" and text.startswith("dropped the oldest") for kind, text in screen.said)
     with pytest.raises(DataError, match="context of 128"):
         conversation.say("long " * 100, screen)
+
+
+@pytest.mark.parametrize("calculator", [True, False])
+def test_the_defaults_of_the_run_hold_in_every_turn(engine: Engine, calculator: bool) -> None:
+    task = TaskDefaults(grammar=Grammar("regex", r"1\+1=[0-9]"), calculator=calculator)
+    replies = set()
+    for seed in range(8):
+        conversation = Conversation(engine, ChatSettings(temperature=2.0, seed=10 * seed, thinking="off"), task)
+        replies |= {conversation.say("go", Notes()).content for _ in range(2)}
+    assert all(re.fullmatch(r"1\+1=[0-9]", reply) for reply in replies)
+    assert (replies == {"1+1=2"}) is calculator
 
 
 def test_a_seed_gives_one_conversation(engine: Engine) -> None:

@@ -127,7 +127,7 @@ EVALUATED: dict[str, tuple[dict[str, str], str]] = {
 }
 """Those that another evaluation shows; the others are tested one by one below."""
 EVAL_ALONE = {"data", "window", "out", "threads", "device", "model", "seed_bits", "concurrency", "backend"}
-EVAL_ALONE |= {"verifier", "verifier_data", "sure", "page"}
+EVAL_ALONE |= {"calculator", "verifier", "verifier_data", "sure", "page"}
 
 
 def evaluated(words: dict[str, str], model: str = "run") -> dict[str, Any]:
@@ -160,6 +160,7 @@ def test_eval_asks_and_records_what_it_was_told() -> None:
         "samples": "2",
         "votes": "2",
         "think_budget": "3",
+        "calculator": "true",
         "system": "Be brief.",
         "max_tokens": "5",
         "per_family": "true",
@@ -167,7 +168,7 @@ def test_eval_asks_and_records_what_it_was_told() -> None:
         "out": "elsewhere.json",
     }
     found = Evaluation.model_validate(evaluated(told))
-    params = SamplingParams(max_tokens=5, temperature=0.5, seed=7, n=2, think_budget=3)
+    params = SamplingParams(max_tokens=5, temperature=0.5, seed=7, n=2, think_budget=3, calculator=True)
     assert (found.split, found.count, found.seed, found.thinking) == ("dev", 3, 7, "on")
     assert (found.per_family, found.params, found.model) == (True, params, "run")
     task = load_task("families:add,sub", options={"hard": 0.5})
@@ -364,6 +365,7 @@ GENERATED: dict[str, tuple[str, Any]] = {
     "top_logprobs": ("3", 3),
     "prompt_logprobs": ("2", 2),
     "think_budget": ("3", 3),
+    "calculator": ("true", True),
     "min_tokens": ("1", 1),
     "min_p_first": ("true", True),
     "grammar": ("{kind: regex, source: '[0-9]+'}", {"kind": "regex", "source": "[0-9]+"}),

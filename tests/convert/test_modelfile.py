@@ -238,6 +238,8 @@ def test_the_file_names_the_model_its_stops_and_its_context(tmp_path: Path) -> N
         ({"max_tokens": 32}, {"temperature": 0, "num_predict": 32}),
         ({"grammar": {"kind": "regex", "source": "a+"}}, {"temperature": 0}),
         ({"max_tokens": 7, "grammar": {"kind": "json"}}, {"temperature": 0, "num_predict": 7}),
+        ({"calculator": True}, {}),
+        ({"calculator": False}, {}),
     ],
 )
 def test_the_defaults_of_the_run_become_parameters(
@@ -247,7 +249,10 @@ def test_the_defaults_of_the_run_become_parameters(
     found = [(name.split()[1], value) for name, value in instructions(file.with_suffix(".Modelfile")) if " " in name]
     typed = {name: TYPES[name](value) for name, value in found}
     assert {name: typed[name] for name in typed if name not in ("stop", "num_ctx")} == parameters
-    assert [("no grammar" in note) for note in notes] == [True] * ("grammar" in defaults)
+    assert [("no grammar" in note) for note in notes] == [True] * ("grammar" in defaults) + [False] * bool(
+        defaults.get("calculator")
+    )
+    assert any("no calculator" in note for note in notes) == bool(defaults.get("calculator"))
 
 
 @pytest.mark.parametrize("chat", WITHOUT)

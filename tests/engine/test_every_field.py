@@ -35,6 +35,8 @@ PROMPT = (0, 3, 40, 41, 42, 50, 50, 4)
 PLAIN = SamplingParams(max_tokens=24, temperature=1.0, seed=5)
 ENDS = {"logit_bias": ((EOS, 100.0),)}
 SAYS_A = {"logit_bias": ((A, 100.0),)}
+SAYS_SUMS = {"logit_bias": ((17, 99.0), (23, 100.0), (24, 100.0), (35, 99.0)), "max_tokens": 48, "n": 8}
+"""The tokens of `+`, `1`, `2` and `=`."""
 
 SAMPLED: dict[str, tuple[dict[str, Any], Any]] = {
     # field: what it needs beside it, and another value
@@ -58,6 +60,7 @@ SAMPLED: dict[str, tuple[dict[str, Any], Any]] = {
     "min_p_first": ({"min_p": 0.2, "top_p": 0.6}, True),
     "prompt_logprobs": ({}, 0),
     "think_budget": ({"logit_bias": ((THINK, 100.0),)}, 4),
+    "calculator": (SAYS_SUMS, True),
 }
 
 
@@ -629,6 +632,7 @@ ROWS: dict[str, tuple[Any, Any]] = {
     "top_logprobs": (6, 6),
     "prompt_logprobs": (8, 8),
     "think_budget": (3, 3),
+    "calculator": (True, True),
     "min_tokens": (1, 1),
     "min_p_first": (True, True),
     "grammar": ({"kind": "regex", "source": "a"}, Grammar("regex", "a")),

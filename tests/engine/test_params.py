@@ -34,6 +34,7 @@ POISONS: dict[str, tuple[list[Any], list[Any]]] = {
     "think_budget": ([0, -1, 65, True, 2.0, "1"], [None, 1, 64]),
     "min_tokens": ([-1, 65, True, 2.0, None], [0, 64]),
     "min_p_first": ([1, 0, None, "yes"], [True, False]),
+    "calculator": ([1, 0, None, "yes"], [True, False]),
     "logit_bias": (
         [
             ((VOCAB, 1.0),),

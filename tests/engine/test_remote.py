@@ -189,6 +189,7 @@ SENT: dict[str, tuple[Any, dict[str, Any]]] = {
     "min_p_first": (True, {"min_p_first": True}),
     "prompt_logprobs": (0, {"prompt_logprobs": 0}),
     "think_budget": (5, {"think_budget": 5}),
+    "calculator": (True, {"calculator": True}),
 }
 """What is asked by each sampling parameter, and what it alone changes in the body."""
 

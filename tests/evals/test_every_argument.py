@@ -640,6 +640,7 @@ PARAMS: dict[str, Any] = {
     "min_p_first": True,
     "prompt_logprobs": 0,
     "think_budget": 3,
+    "calculator": True,
 }
 
 

@@ -194,7 +194,7 @@ PARAMS = SamplingParams(
     max_tokens=3, temperature=0.5, top_p=0.25, top_k=4, seed=2**63, n=5, min_p=0.1, repetition_penalty=1.5,
     presence_penalty=-1.0, frequency_penalty=2.0, logit_bias=((6, -100.0), (7, 1.5)), stop=("a\n", "🐋"), stop_token_ids=(8,),
     ignore_eos=True, top_logprobs=9, grammar=Grammar("regex", "a|b"), min_tokens=2, min_p_first=True, prompt_logprobs=4,
-    think_budget=1,
+    think_budget=1, calculator=True,
 )  # fmt: skip
 FULL = EngineRequest((1, 2), PARAMS, priority=-2)
 

@@ -49,6 +49,7 @@ SAMPLED: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "min_p_first": (True, {}, {"min_p_first": True}),
     "prompt_logprobs": (4, {}, {"prompt_logprobs": 4}),
     "think_budget": (5, {}, {"think_budget": 5}),
+    "calculator": (True, {}, {"calculator": True}),
     "priority": (6, {}, {"priority": -6}),
     "response_format": ({"type": "json_object"}, {}, {"grammar": Grammar("json")}),
     "guided_json": (SCHEMA, {}, {"grammar": Grammar("json_schema", SCHEMA_TEXT)}),

@@ -231,6 +231,7 @@ OTHERS: dict[str, Any] = {
     "min_tokens": 9,
     "min_p_first": True,
     "think_budget": 2,
+    "calculator": True,
     "seed": 10,
     "n": 3,
     "logit_bias": ((101, 9.0),),
@@ -238,6 +239,9 @@ OTHERS: dict[str, Any] = {
 }
 BESIDE: dict[str, dict[str, Any]] = {
     "think_budget": {"logit_bias": ((5, 100.0),)},  # thinks, and thinks again
+    # writes only the characters `+`, `1`, `2` and `=`
+    "calculator": {"logit_bias": ((17, 99.0), (23, 100.0), (24, 100.0), (35, 99.0)), "max_tokens": 48, "n": 8},
+    # writes only `+`, `1` and `=`
     "ignore_eos": {"max_tokens": 40},
     "min_p_first": {"temperature": 3.0, "min_p": 0.2, "top_p": 0.5},
     "stop_token_ids": {"ignore_eos": True},

@@ -167,6 +167,20 @@ def test_each_mode_of_the_run_is_the_default(monkeypatch: pytest.MonkeyPatch, tm
         assert list(asked.prompt) == service.chat.prompt([Message("user", QUESTION)], mode)
 
 
+@pytest.mark.parametrize("default", [True, False, None])
+def test_the_calculator_of_the_run_is_the_default(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, default: Any
+) -> None:
+    copy = write_run(tmp_path / "tiny")
+    write_defaults(copy, **({} if default is None else {"calculator": default}))
+    service = told(copy, [f"keys={tmp_path / 'keys'}"], monkeypatch)[0].service
+    service.bridge.info = Ready(4096, service.chat.tokenizer.vocab_size)
+    body: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": QUESTION}]}
+    for own, expected in (({}, bool(default)), ({"calculator": True}, True), ({"calculator": False}, False)):
+        [asked] = ChatShape(service, read(ChatRequest, json.dumps(body | own).encode())[0]).asks()
+        assert asked.params.calculator is expected
+
+
 def test_an_invalid_file_is_refused_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, keys = write_run(tmp_path / "tiny"), tmp_path / "keys.json"
     write_defaults(run, max_tokens=0)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rorqual.tasks.rows import normal
-from rorqual.teach.answer_format import answer_grammar, derivation, in_key_order, instruction, schema_of
+from rorqual.teach.answer_format import answer_grammar, calculates, derivation, in_key_order, instruction, schema_of
 from rorqual.teach.examples import Example
 
 LEAVES = st.one_of(st.none(), st.booleans(), st.integers(-5, 5), st.floats(-5, 5), st.text("ab é", max_size=3))
@@ -133,3 +133,32 @@ def test_a_derived_solution_is_right_and_the_only_one(numbers: list[int], answer
 
 def test_spellings_are_grouped_like_the_grader_groups_them() -> None:
     assert normal("A  b") == normal("a B")
+
+
+@pytest.mark.parametrize(
+    ("solutions", "expected"),
+    [
+        (["8 - 3 = 5", "31 * 6 = 186"], True),
+        (["He sold <<48/2=24>>24 clips.", "They have 3 + 4 = 7, and 7 * 2 = 14 dollars."], True),
+        (["He sold 48/2 = <<48/2=24>>24 clips."] * 3, False),  # the engine would write 24 before `<<`
+        (["8 - 3 = 5", "", ""], True),  # those without a solution do not count
+        (["8 - 3 = 5", "so 5", "I count 5"], False),  # few of the solutions calculate
+        (["8 - 3 = 5", "so 5"], True),
+        (["8 - 3 = 6", "31 * 6 = 186"], False),  # results that the engine would not write
+        (["8 - 3 = 51"], False),
+        (["8 - 3 = 5.5"], False),
+        (["8 - 3 = 5. So 5."], True),
+        (["10 / 3 = 3.33", "2 + 2 = 4"], True),  # no result is written after the first
+        (["8 - 3 =5"], False),
+        (["so 5", "it is 6"], False),
+        (["", ""], False),
+        ([], False),
+    ],
+)
+def test_the_engine_calculates_if_worked_solutions_do(solutions: list[str], expected: bool) -> None:
+    assert calculates([Example(n, "q", "5", text) for n, text in enumerate(solutions, 1)]) is expected
+
+
+def test_few_results_may_differ() -> None:
+    right, wrong = Example(1, "q", "5", "8 - 3 = 5"), Example(1, "q", "5", "8 - 3 = 6")
+    assert calculates([*[right] * 95, *[wrong] * 5]) and not calculates([*[right] * 94, *[wrong] * 6])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -261,6 +262,7 @@ def test_grpo_runs_after_the_support_gate_and_is_used_if_dev_improves(
     mine = tmp_path / "mine.py"
     mine.write_text("def grade(prompt, answer, reply):\n    return reply == answer or sum(reply.encode()) % 2 == 0\n")
     work = trained(tiny, tmp_path, grader=f"{mine}:grade", grpo_seconds=1e6)
+    work = replace(work, params=replace(work.params, calculator=True))
     work.supervised(RunDir(tiny))
     result = work.reinforced(f"{mine}:grade")
     config = work.paths.run("grpo").config()
@@ -270,6 +272,7 @@ def test_grpo_runs_after_the_support_gate_and_is_used_if_dev_improves(
     }
     assert config["start"]["run"] == str(work.paths.best.path) and config["source"]["thinking"] == "off"
     assert config["tune"]["kind"] == "lora" and config["source"]["max_tokens"] == 8 and config["seed"] == 1
+    assert config["source"]["calculator"] is True
     stored = json.loads(work.paths.grpo_plan.read_bytes())
     assert stored["run"]["steps"] == 1 and "of 16 training problems" in stored["text"]
     [after] = work.dev_results("grpo")

@@ -30,7 +30,7 @@ from rorqual.teach.check import split_of_group
 from rorqual.teach.classical import classical
 from rorqual.teach.config import TeachConfig
 from rorqual.teach.examples import Example
-from rorqual.teach.place import AFTER, BEFORE, TeachPaths
+from rorqual.teach.place import AFTER, ALONE, BEFORE, TeachPaths
 from rorqual.teach.plan import TeachPlan, sft_run
 from rorqual.teach.run import TeachStages, teach
 from rorqual.train.loop import fit
@@ -348,8 +348,14 @@ def test_words_become_numbers_with_derived_solutions_and_reasoning(tiny: Path, w
     assert all(re.fullmatch(r"\d+ \+ \d+ = \d+", row["reasoning"]) for row in rows)
     assert Evaluation.load(out.evaluation(AFTER)).thinking == "auto"
     assert out.model.task_defaults().thinking == "auto" and out.model.task_defaults().grammar is None
-    assert "GRPO is skipped" in json.loads(out.grpo.read_bytes())["text"]
+    assert out.model.task_defaults().calculator is True
     names = json.loads(out.baselines.read_bytes())["names"]
+    calculated = {name: Evaluation.load(out.evaluation(name)).params.calculator for name in (*names, ALONE, AFTER)}
+    assert calculated == {name: name == AFTER or name.startswith("base, ") for name in calculated}
+    shown = json.loads(out.results.read_bytes())
+    assert [row["name"] for row in shown["results"]] == [*names, ALONE, AFTER]
+    assert ALONE in out.report.read_text() and not any(ALONE in sentence for sentence in shown["sentences"])
+    assert "GRPO is skipped" in json.loads(out.grpo.read_bytes())["text"]
     assert "logistic regression" not in names and "nearest neighbour" in names
 
 

@@ -8,8 +8,7 @@ from typing import Protocol
 
 from rorqual.cli.settings import Placement
 from rorqual.core.config import Count, Natural, NonNegative, Seed
-from rorqual.core.records import Message, Thinking
-from rorqual.core.sampling import Grammar
+from rorqual.core.records import Message, TaskDefaults, Thinking
 from rorqual.data.chat import ChatFormat
 from rorqual.engine.deltas import Delta
 from rorqual.engine.engine import Engine
@@ -64,10 +63,10 @@ def pieces(ids: Iterable[int], chat: ChatFormat, thinking: Thinking) -> Iterator
 
 
 class Conversation:
-    """A conversation with a model, and its history of messages. `grammar` constrains every reply."""
+    """A conversation with a model, and its history of messages. `task` holds the grammar of every reply, and whether the engine calculates."""
 
-    def __init__(self, engine: Engine, settings: ChatSettings, grammar: Grammar | None = None) -> None:
-        self.engine, self.settings, self.grammar = engine, settings, grammar
+    def __init__(self, engine: Engine, settings: ChatSettings, task: TaskDefaults | None = None) -> None:
+        self.engine, self.settings, self.task = engine, settings, task or TaskDefaults()
         self.history: list[Message] = []
         self.turns = 0
 
@@ -82,7 +81,8 @@ class Conversation:
             temperature=self.settings.temperature,
             seed=self.settings.seed + self.turns,
             think_budget=self.settings.think_budget or None,
-            grammar=self.grammar,
+            grammar=self.task.grammar,
+            calculator=bool(self.task.calculator),
         )
         request = Request(self._with_system(messages), params, self.settings.thinking)
         generated: list[Delta] = []

@@ -59,6 +59,7 @@ class EvalSettings(ProblemSettings):
     - `system`: system message before each problem.
     - `refine`: number of rounds in which the model is asked to check its reply.
     - `think_budget`: maximum number of thinking tokens; 0 sets no maximum.
+    - `calculator`: whether the engine writes the results of calculations.
     - `sure`: confidence from which on the student's answer is kept, for a cascade; None is 0.8.
     - `page`: file for the page of a cascade.
     - `window`: tokens per window of a text; 0 uses the model's context length.
@@ -73,6 +74,7 @@ class EvalSettings(ProblemSettings):
     refine: Natural = 0
     system: str = ""
     think_budget: Natural = 0
+    calculator: bool = False
     sure: Share | None = None
     page: str = ""
     window: Natural = 0
@@ -101,6 +103,7 @@ class EvalSettings(ProblemSettings):
                 seed=self.seed,
                 n=max(self.samples, self.votes, self.best_of),
                 think_budget=self.think_budget or None,
+                calculator=self.calculator,
             ),
         }
 

@@ -63,6 +63,10 @@ def modelfile_text(run: RunDir, chat: ChatFormat, name: str, context: int) -> tu
         notes.append(
             "no grammar in the Modelfile: send a JSON schema with each request to Ollama (`format`), or use rorqual serve"
         )
+    if task.calculator:
+        notes.append(
+            "Ollama has no calculator, so this model calculates by itself there, and makes more errors: use rorqual serve"
+        )
     return "\n".join(lines) + "\n", tuple(notes)
 
 

@@ -106,6 +106,7 @@ class TaskDefaults(Config):
     thinking: Thinking | None = None
     max_tokens: Count | None = None
     grammar: Grammar | None = None
+    calculator: bool | None = None
 
     @field_validator("grammar")
     @classmethod

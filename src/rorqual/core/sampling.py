@@ -413,6 +413,11 @@ class SamplingParams:
         "Maximum number of thinking tokens. After this many, the engine writes `</think>`, so that the reply has an answer; "
         "None disables the limit.",
     ] = None
+    calculator: Annotated[
+        bool,
+        Flag(),
+        "Whether the engine writes the result after each calculation, such as `12 * 3 =`.",
+    ] = False
 
 
 @dataclass(frozen=True)

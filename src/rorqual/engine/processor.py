@@ -18,6 +18,7 @@ from rorqual.data.chat.stops import Stops
 from rorqual.data.tokenizer import Special, Tokenizer
 from rorqual.engine.core import Finished
 from rorqual.engine.embeds import Embeds
+from rorqual.engine.grammar.calculator import Calculated
 from rorqual.engine.grammar.calls import CallSyntax
 from rorqual.engine.grammar.compiler import Compiled, Grammars
 from rorqual.engine.grammar.constraint import Constraint, Delayed, Thought, Unconstrained
@@ -179,7 +180,7 @@ class Processor:
             Sample(
                 request_id, sample, job.prompt, params, sample_key(params.seed, sample), limit,
                 tenant=request.tenant, priority=request.priority, reuse=request.reuse and self.reuse,
-                halts=self._halts(job) if params.stop else None, constraint=self._constraint(job), barred=self._barred(params),
+                halts=self._halts(job) if params.stop else None, constraint=self._calculated(job), barred=self._barred(params),
                 embeds=request.embeds,
                 scores=None if params.prompt_logprobs is None else PromptScores(len(job.prompt), params.prompt_logprobs),
             )
@@ -190,6 +191,13 @@ class Processor:
     def grammars(self) -> Grammars:
         """The grammar compiler for this tokenizer."""
         return Grammars(self.tokenizer, self.vocab_size, self.chat.stop_ids, CallSyntax(self.chat, self.vocab_size))
+
+    def _calculated(self, job: Job) -> Constraint | None:
+        """Return the constraint of one sample, with the results of its calculations if the request sets `calculator`."""
+        constraint = self._constraint(job)
+        if not job.request.params.calculator:
+            return constraint
+        return Calculated(constraint or Unconstrained(), self.tokenizer, self.grammars.lexicon)
 
     def _constraint(self, job: Job) -> Constraint | None:
         """Return the constraint of one sample by its grammar and its thinking budget.

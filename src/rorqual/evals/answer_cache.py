@@ -227,9 +227,10 @@ class _CacheFile:
 def _name(request: Request, sample: int) -> str:
     """Return the cache key of a sample: a digest of everything that determines the sample. The sample count `n` is excluded."""
     fields = asdict(replace(request, params=replace(request.params, n=1), embeds=None))
-    del fields["embeds"]  # cache keys in older files do not include `embeds` and `think_budget`
-    if request.params.think_budget is None:
-        del fields["params"]["think_budget"]
+    del fields["embeds"]  # cache keys in older files do not include `embeds`, `think_budget` and `calculator`
+    for name in ("think_budget", "calculator"):
+        if not fields["params"][name]:
+            del fields["params"][name]
     if request.embeds is not None:
         fields["embeds"] = request.embeds.digest.hex()
     return hashlib.sha256(json.dumps([fields, sample], sort_keys=True, default=_plain).encode()).hexdigest()

@@ -270,6 +270,7 @@ class Service:
             top_logprobs=request.top or 0,
             grammar=task.grammar if request.is_free else request.grammar(),
             prompt_logprobs=top,
+            calculator=params.calculator or bool(task.calculator and "calculator" not in request.given()),
         )
         # In vLLM's API, the request with the lowest priority number runs first. In the engine, the highest number runs
         # first.

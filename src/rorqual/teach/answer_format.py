@@ -1,5 +1,5 @@
-"""The form of the answers: a grammar that replies must match, an instruction for models that were not trained on the task, and worked
-solutions of one-step word problems."""
+"""The form of the answers: a grammar that replies must match, an instruction for models that were not trained on the task, worked
+solutions of one-step word problems, and whether the engine calculates in worked solutions."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from itertools import pairwise, permutations
 from typing import Any
 
 from rorqual.core.sampling import Grammar
+from rorqual.engine.grammar.calculator import result
 from rorqual.tasks.answer import final_answer, final_number
 from rorqual.tasks.examples import AnswerKind
 from rorqual.tasks.rows import normal
@@ -23,6 +24,9 @@ MOST_LABELS = 1_000
 ENUM_AT_MOST, ENUM_SEEN = 20, 5
 """A JSON string field is an enumeration if it has at most `ENUM_AT_MOST` values, each seen at least `ENUM_SEEN` times."""
 NUMBER = re.compile(r"(?<![\w.])\d+(?:,\d{3})*(?:\.\d+)?(?!\w)")
+CALCULATES, AGREES = 0.5, 0.95
+"""The engine calculates if at least so many worked solutions have a calculation whose result it can write, and so many of the results in
+the solutions are what it would write."""
 ANSWER_IS = {"number": "Answer with a number.", "text": ""}
 
 
@@ -148,3 +152,22 @@ def _written(value: Fraction | None) -> str:
     if value is None:
         return ""
     return str(value.numerator) if value.denominator == 1 else f"{float(value):g}"
+
+
+# ---- calculations
+
+
+def calculates(train: Sequence[Example]) -> bool:
+    """Return whether the engine should write the results of calculations, because the worked solutions have such results."""
+    counts = [_calculations_of(one.reasoning) for one in train if one.reasoning]
+    written, agree = sum(count for count, _ in counts), sum(agree for _, agree in counts)
+    return (
+        bool(counts) and sum(agree > 0 for _, agree in counts) >= CALCULATES * len(counts) and agree >= AGREES * written
+    )
+
+
+def _calculations_of(reasoning: str) -> tuple[int, int]:
+    """Return the number of calculations that the engine would complete, and in how many of them it would write what is there."""
+    ends = [match.end() for match in re.finditer("=", reasoning)]
+    pairs = [(reasoning[end:], written) for end in ends if (written := result(reasoning[:end]))]
+    return len(pairs), sum(bool(re.match(rf"{re.escape(written)}(?![.,]?\d)", rest)) for rest, written in pairs)

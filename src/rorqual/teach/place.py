@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rorqual.core.records import RunDir
 
-BEFORE, AFTER = "base, no examples", "taught model"
+BEFORE, AFTER, ALONE = "base, no examples", "taught model", "taught model without calculator"
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from rorqual.tasks.examples import AnswerKind, openings, read_facts
 from rorqual.teach.config import TeachConfig
 from rorqual.teach.dataset import Dataset
 from rorqual.teach.failures import Pair, groups, pairs_of, short, shown, wrong_answers
-from rorqual.teach.place import AFTER, BEFORE, TeachPaths
+from rorqual.teach.place import AFTER, ALONE, BEFORE, TeachPaths
 from rorqual.teach.plan import TeachPlan
 
 SHOWN = 30
@@ -67,7 +67,7 @@ class TeachResults:
 
     def sentences(self, openings: int) -> list[str]:
         """Return what was gained, over which baseline, and with what doubt."""
-        *others, taught = self.results
+        *others, taught = [one for one in self.results if one.name != ALONE]
         base = next(one for one in others if one.name == BEFORE)
         total = taught.row.graded
         first = (
@@ -110,7 +110,8 @@ def write_report(
     paths: TeachPaths, config: TeachConfig, baselines: Sequence[str], dataset: Dataset, plan: TeachPlan, base: str
 ) -> str:
     """Write the page, and return its first sentences and the table as text."""
-    found = TeachResults({name: Evaluation.load(paths.evaluation(name)) for name in (*baselines, AFTER)})
+    alone = [ALONE] if paths.evaluation(ALONE).is_file() else []
+    found = TeachResults({name: Evaluation.load(paths.evaluation(name)) for name in (*baselines, *alone, AFTER)})
     opened = openings(paths.data)
     sentences = found.sentences(len(opened))
     write_atomic(paths.report, _page(paths, config, found, sentences, dataset, plan, base).encode())
@@ -260,6 +261,11 @@ def _training(paths: TeachPaths, plan: TeachPlan, base: str) -> Iterator[str]:
         + (f", ended early after {early['step']}, because it took too long." if early else ".")
         + f" {json.loads(paths.grpo.read_bytes())['text']}."
     )
+    if paths.evaluation(ALONE).is_file():
+        yield html.para(
+            "The engine writes the result of each calculation in a reply, for the base model as well (calculator). Other programs that read "
+            f"an exported model have no calculator: there it is the row '{ALONE}'."
+        )
     dev = [
         (
             f"{line['run']}, step {line['step']}",

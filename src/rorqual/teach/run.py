@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
@@ -34,7 +34,7 @@ from rorqual.model.load.run import read_model_config
 from rorqual.tasks.base import Problem, Verdict
 from rorqual.tasks.examples import FACTS_FILE, Examples, load_function, read_facts, write_examples
 from rorqual.tasks.find import safe_grade
-from rorqual.teach.answer_format import answer_grammar
+from rorqual.teach.answer_format import answer_grammar, calculates
 from rorqual.teach.base_model import BaseChoice, find_base
 from rorqual.teach.check import Check, check_file
 from rorqual.teach.check_page import check_page, check_text, to_json
@@ -51,7 +51,7 @@ from rorqual.teach.measure import (
     predicted,
     test_problems,
 )
-from rorqual.teach.place import AFTER, TeachPaths
+from rorqual.teach.place import AFTER, ALONE, TeachPaths
 from rorqual.teach.plan import LONGEST_ROW, TeachPlan, lengths_of, make_plan, taught_chat
 from rorqual.teach.reasons import teacher_reasons
 from rorqual.teach.report import write_report
@@ -256,6 +256,10 @@ class TeachStages:
         )
         if plan.skipped:
             self._say(f"  {plan.skipped:,} examples are longer than a row, and are not trained on")
+        if self.params.calculator:
+            self._say(
+                "  the worked solutions have calculations, so the engine writes their results in every reply (calculator)"
+            )
 
     @cached_property
     def base(self) -> BaseChoice:
@@ -273,9 +277,11 @@ class TeachStages:
 
     @cached_property
     def params(self) -> SamplingParams:
-        """The sampling parameters of a reply: greedy, and with the grammar of the answers."""
+        """The sampling parameters of a reply: greedy, with the grammar of the answers, or with results that the engine calculates."""
         return SamplingParams(
-            max_tokens=self.plan.max_tokens, grammar=answer_grammar(self.train_examples, self.dataset.kind)
+            max_tokens=self.plan.max_tokens,
+            grammar=answer_grammar(self.train_examples, self.dataset.kind),
+            calculator=calculates(self.train_examples),
         )
 
     def _spent(self) -> float:
@@ -364,7 +370,10 @@ class TeachStages:
             if not self.paths.model.path.exists():
                 merge_run(self.paths.run("grpo") if result.used else self.paths.best, self.paths.model.path)
             defaults = TaskDefaults(
-                thinking=self.thinking, max_tokens=self.params.max_tokens, grammar=self.params.grammar
+                thinking=self.thinking,
+                max_tokens=self.params.max_tokens,
+                grammar=self.params.grammar,
+                calculator=self.params.calculator or None,
             )
             write_json(self.paths.model.defaults_file, defaults.model_dump(mode="json", exclude_none=True))
 
@@ -376,9 +385,13 @@ class TeachStages:
         with self.ledger.of("measure"):
             task = opened_for(self.task(), self.paths.model)
             problems = test_problems(task)
-            bar = self._bar(AFTER, len(problems))
             engine = engine_of(self.paths.model, self.threads)
-            self._save(AFTER, partial(measured, engine, task, problems, AFTER, self.params, self.thinking, show=bar))
+            ways = {AFTER: self.params}
+            if self.params.calculator:
+                ways = {ALONE: replace(self.params, calculator=False)} | ways
+            for name, params in ways.items():
+                bar = self._bar(name, len(problems))
+                self._save(name, partial(measured, engine, task, problems, name, params, self.thinking, show=bar))
 
     def report(self) -> Path:
         """Write the report, and print its first sentences."""

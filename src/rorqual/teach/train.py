@@ -221,7 +221,8 @@ class Training:
             thinking=self.thinking,
             seed=self.seed,
         )
-        run = run.model_copy(update={"tune": LoRA(r=R, alpha=ALPHA), "micro_batches": 16})
+        source = run.source.model_copy(update={"calculator": self.params.calculator})
+        run = run.model_copy(update={"tune": LoRA(r=R, alpha=ALPHA), "micro_batches": 16, "source": source})
         return (
             run,
             f"GRPO, {steps} steps: of {tried}, the model solved {len(rights)} at least once and {mixed} not always",

@@ -22,8 +22,8 @@ def chat(
 ) -> None:
     """Chat with a run's model in the terminal. Reasoning is dimmed.
 
-    A run that was trained for one task may have a file defaults.json. The replies then follow its grammar, and its thinking and
-    max_tokens replace the defaults below.
+    A run that was trained for one task may have a file defaults.json. The replies then follow its grammar, the engine calculates
+    if it says so, and its thinking and max_tokens replace the defaults below.
 
     /new starts a new conversation, /quit exits. With piped input, each line is one message.
 
@@ -43,7 +43,7 @@ def chat(
     if chosen.threads:  # the engine runs in this thread, so it uses torch's thread count
         torch.set_num_threads(chosen.threads)
     engine = Engine(run, device=chosen.device, dtype=chosen.dtype, slots=1, threads=chosen.threads or cores())
-    conversation, terminal = Conversation(engine, chosen, task.grammar), Terminal()
+    conversation, terminal = Conversation(engine, chosen, task), Terminal()
     prompts = RunDir(run).prompts()
     if prompts and sys.stdin.isatty():
         terminal.note(f"examples of what this run was trained on: {'; '.join(prompts[:2])}")

@@ -79,6 +79,8 @@ class RolloutConfig(SourceConfig):
     `top_p` and `top_k` restrict sampling. The trainer normalizes its probabilities over the tokens that top-p and top-k
     allowed (keep sampling mask, V3.2, 2512.02556).
 
+    With `calculator`, the engine writes the results of calculations, and the trainer learns nothing from these tokens.
+
     `max_num_gen_batches` enables dynamic sampling (DAPO, 2503.14476). With dynamic sampling, a step samples batches of
     `problems` prompts until `problems` groups have both right and wrong answers. It samples at most
     `max_num_gen_batches` batches. Only groups with both right and wrong answers are trained on. `max_num_gen_batches=1`
@@ -116,6 +118,7 @@ class RolloutConfig(SourceConfig):
     trace: Natural = 4
     top_p: Part = 1.0
     top_k: Natural = 0
+    calculator: bool = False
     max_num_gen_batches: Count = 1
     overlong_buffer: Natural = 0
     overlong_penalty: NonNegative = 1.0
@@ -176,7 +179,7 @@ class Rollouts(Source):
         self.task = load_task(config.task, data=Path(config.data) if config.data else None, options=config.options)
         self.versions = self.task.versions
         self.sampler = RolloutSampler(
-            materials, max_age=config.max_age, record_kept=config.top_p < 1 or config.top_k > 0
+            materials, max_age=config.max_age, record_kept=config.top_p < 1 or config.top_k > 0 or config.calculator
         )
         self.reference = (
             Reference(config.reference, materials.model, temperature=config.temperature, threads=materials.threads)
@@ -227,7 +230,13 @@ class Rollouts(Source):
     def _sampling(self, seed: int) -> SamplingParams:
         c = self.config
         return SamplingParams(
-            max_tokens=c.max_tokens, temperature=c.temperature, top_p=c.top_p, top_k=c.top_k, seed=seed, n=c.samples
+            max_tokens=c.max_tokens,
+            temperature=c.temperature,
+            top_p=c.top_p,
+            top_k=c.top_k,
+            seed=seed,
+            n=c.samples,
+            calculator=c.calculator,
         )
 
     def _trains(self, one: Scored) -> bool:

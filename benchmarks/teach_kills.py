@@ -1,0 +1,135 @@
+"""Kill `rorqual teach` ten times at random moments, and compare what it ends with to a run that was not killed.
+
+    python benchmarks/teach_kills.py BASE --work FOLDER [--case svamp] [--minutes 3] [--kills 10]
+
+BASE is the run of SmolLM2-135M-Instruct, or a GGUF file. CASE names a sample of examples/data. Both runs have one thread. The plans are
+copied from the first run, because they are measured. Compared are the bytes of the taught weights, the results on the dev split, and every
+reply of every model and baseline on the test split. The result is docs/results/teach-kills.json. The first run resumes; the second one is
+repeated from its start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from record import ROOT, made_by
+
+from rorqual.core.ledger import read_ledger
+from rorqual.core.records import write_json
+from rorqual.evals.evaluation import Evaluation
+from rorqual.teach.place import AFTER, ALONE, TeachPaths
+
+SAMPLES = ROOT / "examples" / "data"
+
+
+def start(a: argparse.Namespace, out: Path) -> subprocess.Popen[bytes]:
+    """Start the command in its own process group."""
+    file, test = (next(SAMPLES.glob(f"{a.case}{end}.*")) for end in ("", "-test"))
+    keys = (
+        f"test={test}",
+        f"base={a.base.absolute()}",
+        f"minutes={a.minutes:g}",
+        "threads=1",
+        f"count={a.count}",
+        f"out={out}",
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with open(out.with_suffix(".log"), "ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "rorqual", "teach", str(file), *keys],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+
+
+def stage_of(paths: TeachPaths) -> str:
+    """Return the last finished stage."""
+    return read_ledger(paths.ledger)[-1].stage if paths.ledger.exists() else "nothing"
+
+
+def ending(paths: TeachPaths) -> dict[str, Any]:
+    """Return what a finished run ends with."""
+    names = [
+        *json.loads(paths.baselines.read_bytes())["names"],
+        AFTER,
+        *([ALONE] if paths.evaluation(ALONE).is_file() else []),
+    ]
+    weights = sorted(paths.model.checkpoint().glob("*.safetensors"))
+    return {
+        "weights": [hashlib.sha256(path.read_bytes()).hexdigest() for path in weights],
+        "dev": [json.loads(line) for line in paths.dev.read_text().splitlines()],
+        "grpo": json.loads(paths.grpo.read_bytes()),
+        "replies": {
+            name: hashlib.sha256(repr(Evaluation.load(paths.evaluation(name)).samples).encode()).hexdigest()
+            for name in names
+        },
+        "sentences": json.loads(paths.results.read_bytes())["sentences"],
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("base", type=Path)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--case", default="svamp")
+    parser.add_argument("--minutes", type=float, default=3)
+    parser.add_argument("--count", type=int, default=40, help="number of test examples")
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--result", type=Path, default=ROOT / "docs" / "results" / "teach-kills.json")
+    a = parser.parse_args()
+    a.work.mkdir(parents=True, exist_ok=True)
+    straight, killed = (TeachPaths(a.work.absolute() / name) for name in ("straight", "killed"))
+    began = time.monotonic()
+    if not straight.results.is_file() and start(a, straight.out).wait():
+        sys.exit(f"the run failed, see {straight.out.with_suffix('.log')}")
+    entries = read_ledger(straight.ledger)
+    seconds = sum(one.seconds for one in entries)
+
+    shutil.rmtree(killed.out, ignore_errors=True)
+    killed.out.mkdir()
+    for of in (lambda paths: paths.plan, lambda paths: paths.grpo_plan):
+        if of(straight).is_file():
+            shutil.copy(of(straight), of(killed))
+    rng, kills = random.Random(a.seed), list[dict[str, Any]]()
+    while not killed.report.is_file():
+        process = start(a, killed.out)
+        wait = rng.uniform(5, seconds / 5) if len(kills) < a.kills else None
+        try:
+            if process.wait(wait):
+                sys.exit(f"the run failed, see {killed.out.with_suffix('.log')}")
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            kills.append({"after_seconds": round(wait or 0, 1), "last_finished": stage_of(killed)})
+            print(f"kill {len(kills)} after {wait:.0f} s; last finished: {kills[-1]['last_finished']}", flush=True)
+    ends = [ending(one) for one in (straight, killed)]
+    same = {key: ends[0][key] == ends[1][key] for key in ends[0]}
+    result = {
+        "made_by": made_by({a.base: "BASE", a.work: "FOLDER"}),
+        "straight_seconds": round(seconds),
+        "seconds": round(time.monotonic() - began),
+        "kills": kills,
+        "same": same,
+        "ending": ends[0],
+    }
+    write_json(a.result, result)
+    print(f"{len(kills)} kills; the same: {same}")
+    return 0 if all(same.values()) and len(kills) == a.kills else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,116 @@
+"""A calculator for small models: after a calculation such as `12 + 34 =`, the engine writes the result.
+
+Cobbe et al. use calculation annotations in the same way (2110.14168, appendix C).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.engine.grammar.constraint import Bools, Constraint, Lexicon
+
+LONGEST = 60
+"""The largest number of characters of a calculation."""
+WINDOW = 4 * LONGEST
+"""Tokens of the reply that are searched. A token has at least one byte, and a character at most four."""
+PLACES = 6
+"""Most decimal places of a result. A longer result is left to the model."""
+NUMBER = r"\d{1,15}(?:,\d{3})*(?:\.\d{1,9})?"
+OPERATORS = "-+*/−×÷"
+CALCULATION = re.compile(rf"(?<![\w.,]){NUMBER}(?:\s?[{OPERATORS}]\s?{NUMBER})+(?=\s?=$)")
+
+
+def result(text: str) -> str:
+    """Return what the engine writes after a text that ends with a calculation and `=`, or "".
+
+    A calculation has two or more numbers and the four operators. With a bracket, a variable or a power before it, it is only a part of an
+    expression, and its result is not written.
+
+    >>> result("First, 12 + 3 * 2 =")
+    ' 18'
+    """
+    found = CALCULATION.search(text, max(0, len(text) - LONGEST))
+    if found is None or text[: found.start()].rstrip()[-1:] in {*OPERATORS, "^", "("}:
+        return ""
+    value = _value(found.group())
+    written = "" if value is None else _written(value)
+    return " " + written if written and text[-2].isspace() else written
+
+
+def _value(calculation: str) -> Fraction | None:
+    """Return the value of a calculation without brackets, or None for a division by zero."""
+    first, *rest = re.findall(rf"{NUMBER}|[{OPERATORS}]", calculation)
+    terms = [_number(first)]
+    for sign, text in zip(rest[::2], rest[1::2], strict=True):
+        number = _number(text)
+        if sign in "/÷":
+            if not number:
+                return None
+            terms[-1] /= number
+        elif sign in "*×":
+            terms[-1] *= number
+        else:
+            terms.append(number if sign == "+" else -number)
+    return sum(terms, Fraction(0))
+
+
+def _number(text: str) -> Fraction:
+    return Fraction(text.replace(",", ""))
+
+
+def _written(value: Fraction) -> str:
+    """Return a number as a decimal fraction, or "" if it has more than `PLACES` places."""
+    scaled = value * 10**PLACES
+    if scaled.denominator != 1:
+        return ""
+    sign, digits = "-" if scaled < 0 else "", f"{abs(int(scaled)):0{PLACES + 1}d}"
+    return f"{sign}{digits[:-PLACES]}.{digits[-PLACES:]}".rstrip("0").rstrip(".")
+
+
+class Calculated:
+    """A wrapper of a constraint that also writes the result of each calculation, if the constraint allows it."""
+
+    def __init__(self, constraint: Constraint, tokenizer: Tokenizer, lexicon: Lexicon) -> None:
+        self._constraint, self._tokenizer, self._lexicon = constraint, tokenizer, lexicon
+        self._reply: tuple[int, ...] = ()  # its last tokens
+        self._result: Sequence[int] = ()  # the tokens of the result that are not written yet
+
+    def mask(self) -> Bools | None:
+        allowed = self._constraint.mask()
+        if self._result and (allowed is None or allowed[self._result[0]]):
+            return self._lexicon.only(self._result[0])
+        return allowed
+
+    def accept(self, token: int) -> None:
+        self._constraint.accept(token)
+        self._reply = (*self._reply, token)[-WINDOW:]
+        if self._result:
+            self._result = self._result[1:] if token == self._result[0] else ()
+            return
+        if not self._lexicon.usable[token]:
+            self._reply = ()  # a calculation does not reach over `</think>`
+        elif self._lexicon.decode((token,)).endswith("="):
+            text = self._lexicon.decode(self._reply)
+            if written := result(text):
+                self._result = self._ids(text[-2:], written)
+
+    def _ids(self, before: str, written: str) -> Sequence[int]:
+        """Return the tokens of a result, as they are in a text where it follows a calculation."""
+        head, whole = (self._tokenizer.encode(f"1{text}") for text in (before, before + written))
+        return whole[len(head) :] if whole[: len(head)] == head else self._tokenizer.encode(written)
+
+    @property
+    def done(self) -> bool:
+        return self._constraint.done
+
+    @property
+    def error(self) -> str:
+        return self._constraint.error
+
+    def copy(self) -> Calculated:
+        other = Calculated(self._constraint.copy(), self._tokenizer, self._lexicon)
+        other._reply, other._result = self._reply, self._result
+        return other

@@ -1,0 +1,218 @@
+"""`calculator`: the engine writes the result of each calculation in a reply, and nothing else changes."""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import replace
+from decimal import Decimal, localcontext
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import tokenizers
+
+from rorqual.core.records import Message
+from rorqual.data.chat import ChatFormat
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.engine import Completion, Engine, Request, SamplingParams
+from rorqual.engine.grammar.calculator import Calculated, result
+from rorqual.engine.grammar.compiler import Grammars
+from rorqual.engine.grammar.constraint import Unconstrained
+from rorqual.engine.request import Grammar
+from rorqual.model import Decoder
+
+ASKED = (Message("user", "2+2?"),)
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("12 + 34 =", " 46"),
+        ("12 +34 =", " 46"),
+        ("12+34=", "46"),
+        ("So he has 24 - 9 =", " 15"),
+        ("9 - 24 =", " -15"),
+        ("2 + 3 * 4 =", " 14"),
+        ("2 * 3 + 4 =", " 10"),
+        ("20 - 6 - 4 =", " 10"),
+        ("48 / 2 / 3 =", " 8"),
+        ("<<48/2=", "24"),
+        ("1,200 * 3 =", " 3600"),
+        ("0.5 * 3 =", " 1.5"),
+        ("7 / 4 =", " 1.75"),
+        ("2 × 3 =", " 6"),
+        ("6 ÷ 4 =", " 1.5"),
+        ("5 − 7 =", " -2"),
+        ("1 / 64 =", " 0.015625"),
+        ("0 * 5 =", " 0"),
+        ("100 * 10 =", " 1000"),
+        ("$3 * 4 =", " 12"),
+        ("3 + 4 = 7 + 2 =", " 9"),
+        ("123456789012345 + 1 =", " 123456789012346"),
+        # Nothing to calculate, or only a part of an expression.
+        ("12 =", ""),
+        ("12 + 34", ""),
+        ("12 + 34 = ", ""),
+        ("12 + 34 ==", ""),
+        ("x + 34 =", ""),
+        ("x + 3 * 4 =", ""),
+        ("2x + 3 * 4 =", ""),
+        ("(1 + 2) * 3 =", ""),
+        ("2 * (1 + 2 =", ""),
+        ("2 ^ 3 * 4 =", ""),
+        ("- 3 + 4 =", ""),
+        ("v1 + 2 =", ""),
+        ("3 hours * 4 =", ""),
+        ("5% * 3 =", ""),
+        ("1 / 0 =", ""),
+        ("10 / 3 =", ""),
+        ("1 / 128 =", ""),
+        ("1234567890123456 + 1 =", ""),
+        ("1.2.3 + 4 =", ""),
+        ("1 + 2  =", ""),
+        ("", ""),
+        ("=", ""),
+        ("1 +" * 40 + " 1 =", ""),
+    ],
+)
+def test_what_follows_a_text(text: str, written: str) -> None:
+    assert result(text) == written
+
+
+def test_random_calculations_have_the_values_of_python() -> None:
+    rng = random.Random(5)
+    written = 0
+    for _ in range(2000):
+        numbers = [
+            rng.choice([str(rng.randint(0, 999)), f"{rng.randint(0, 99)}.{rng.randint(0, 99):02d}"])
+            for _ in range(rng.randint(2, 4))
+        ]
+        signs = [rng.choice("+-*/") for _ in numbers[1:]]
+        text = numbers[0] + "".join(f" {sign} {number}" for sign, number in zip(signs, numbers[1:], strict=True))
+        try:
+            value = eval(re.sub(r"[\d.]+", r"Fraction('\g<0>')", text), {"Fraction": Fraction})
+        except ZeroDivisionError:
+            value = None
+        found = result(f"{text} =")
+        if value is None or (value * 10**6).denominator != 1:
+            assert found == "", text
+            continue
+        with localcontext(prec=60):
+            decimal = Decimal(value.numerator) / Decimal(value.denominator)
+        assert found == f" {decimal.normalize():f}", text
+        written += 1
+    assert written > 1000
+
+
+# ---- in a reply
+
+
+@pytest.fixture(scope="module")
+def sums(tokenizer: Tokenizer) -> SamplingParams:
+    """Parameters with which a random model writes only the characters `1`, `2`, `+` and `=`."""
+    [one, two, plus, equal] = tokenizer.encode("12+=")
+    bias = tuple((id_, 100.0) for id_ in (one, two, plus, equal))
+    return SamplingParams(max_tokens=60, temperature=1.0, seed=3, n=8, logit_bias=bias, calculator=True)
+
+
+def ask(engine: Engine, params: SamplingParams, thinking: str = "off") -> list[Completion]:
+    [group] = engine.generate([Request(ASKED, params, thinking)])  # type: ignore[arg-type]
+    return group
+
+
+def places(text: str) -> list[tuple[int, str]]:
+    """Where results are in a reply of one token per character, and what they are."""
+    found, end = [], 0
+    for place in range(len(text)):
+        if place >= end and text[place] == "=" and (written := result(text[: place + 1])):
+            found.append((place + 1, written))
+            end = place + 1 + len(written)
+    return found
+
+
+@pytest.mark.parametrize("thinking", ["off", "on"])
+def test_every_calculation_has_its_result_and_all_else_is_sampled(
+    engine: Engine, sums: SamplingParams, thinking: str
+) -> None:
+    total = 0
+    plain = ask(engine, replace(sums, calculator=False), thinking)
+    for one, without in zip(ask(engine, sums, thinking), plain, strict=True):
+        text = one.text if thinking == "off" else one.reasoning
+        assert text is not None and len(text) == len(one.token_ids) == 60
+        found = places(text)
+        total += len(found)
+        forced = {at + n for at, written in found for n in range(len(written))}
+        for at, written in found:
+            assert written.startswith(text[at : at + len(written)])
+        assert [place for place, logprob in enumerate(one.logprobs) if logprob == 0.0] == sorted(
+            p for p in forced if p < 60
+        )
+        first = found[0][0] if found else 60
+        assert one.token_ids[:first] == without.token_ids[:first] and one.logprobs[:first] == without.logprobs[:first]
+    assert total >= 8
+
+
+def test_a_grammar_takes_precedence(engine: Engine, sums: SamplingParams) -> None:
+    free = replace(sums, logit_bias=(), n=2)
+    for source, texts in ((r"1\+1=[0-9]", {"1+1=2"}), (r"1\+1=3", {"1+1=3"}), (r"9\+9=[0-9]", None)):
+        replies = {one.text for one in ask(engine, replace(free, grammar=Grammar("regex", source)))}
+        assert replies == texts if texts else all(re.fullmatch(source, text) for text in replies)
+    [one, *_] = ask(engine, replace(free, grammar=Grammar("regex", r"9\+9=[0-9]{2}; [0-9]")))
+    assert one.text.startswith("9+9=18; ")
+
+
+def test_a_calculation_does_not_reach_over_the_end_of_the_thought(tokenizer: Tokenizer, chat: ChatFormat) -> None:
+    grammars = Grammars(tokenizer, tokenizer.vocab_size, chat.stop_ids)
+    for ids, expected in (
+        (tokenizer.encode("7+1="), "8"),
+        ([*tokenizer.encode("7"), tokenizer.end_think, *tokenizer.encode("+1=")], None),
+        ([*tokenizer.encode("7"), tokenizer.end_think, *tokenizer.encode("8+1=")], "9"),
+    ):
+        state = Calculated(Unconstrained(), tokenizer, grammars.lexicon)
+        for id_ in ids:
+            assert state.mask() is None
+            state.accept(id_)
+        mask = state.mask()
+        assert (None if mask is None else tokenizer.decode(np.flatnonzero(mask).tolist())) == expected
+        twin = state.copy()
+        twin.accept(71)
+        assert twin.mask() is None and (state.mask() is None) == (expected is None), "a copy is independent"
+
+
+def test_a_budget_takes_precedence(engine: Engine, sums: SamplingParams, tokenizer: Tokenizer) -> None:
+    for budget in range(1, 20):
+        for one in ask(engine, replace(sums, think_budget=budget, n=2), "on"):
+            assert one.token_ids[budget] == tokenizer.end_think
+
+
+def test_the_tokens_of_a_result_are_those_of_the_text() -> None:
+    """A tokenizer whose tokens have several characters."""
+    trained = tokenizers.ByteLevelBPETokenizer()
+    trained.train_from_iterator([f"{n} + {n + 9} = {2 * n + 9}" for n in range(100)], vocab_size=400)
+    tokenizer = Tokenizer(trained.to_str())
+    assert len(tokenizer.encode(" 42")) < 3
+    lexicon = Grammars(tokenizer, tokenizer.vocab_size, [0]).lexicon
+    for text, whole in (("12 + 30 =", "12 + 30 = 42"), ("12+30=", "12+30=42")):
+        state, head = Calculated(Unconstrained(), tokenizer, lexicon), tokenizer.encode(text)
+        for id_ in head:
+            state.accept(id_)
+        said = []
+        while (mask := state.mask()) is not None:
+            [id_] = np.flatnonzero(mask).tolist()
+            state.accept(id_)
+            said.append(id_)
+        assert [*head, *said] == tokenizer.encode(whole)
+
+
+def test_the_trainer_learns_nothing_from_a_result(
+    mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat, sums: SamplingParams
+) -> None:
+    """The record of allowed tokens has one token at each place of a result."""
+    engine = Engine.of(mla, tokenizer, chat, slots=8, record_kept=True)
+    n_results = 0
+    for one in ask(engine, sums):
+        allowed = np.unpackbits(one.kept, axis=-1).sum(-1)
+        assert ((allowed == 1) == (np.array(one.logprobs) == 0.0)).all()
+        n_results += int((allowed == 1).sum())
+    assert n_results >= 8

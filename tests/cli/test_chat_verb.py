@@ -135,6 +135,19 @@ def test_each_line_of_a_pipe_is_a_message_up_to_quit(place: Path) -> None:
     assert done.err.count("cut off after 3 tokens") == 2
 
 
+def test_a_run_of_one_task_answers_each_message_alone(place: Path) -> None:
+    def replies(messages: str) -> str:
+        return typed(place, "chat", "run", "thinking=off", "max_tokens=8", stdin=messages).out
+
+    together, apart = replies("add 1 2\nadd 3 4\nadd 5 6\n"), replies("add 1 2\n/new\nadd 3 4\n/new\nadd 5 6\n")
+    assert together != apart, "the history changes these replies"
+    (place / "run" / "defaults.json").write_text('{"max_tokens": 8}')
+    try:
+        assert replies("add 1 2\nadd 3 4\nadd 5 6\n") == apart
+    finally:
+        (place / "run" / "defaults.json").unlink()
+
+
 def test_a_first_message_unlike_all_that_the_run_was_trained_on_is_noted(place: Path) -> None:
     told = "this looks like nothing that the run was trained on, such as: add 1+2; sub 9-3"
     (place / "run" / "prompts.json").write_text('["add 1+2", "sub 9-3", "add 7+8"]')

@@ -167,6 +167,29 @@ def test_each_mode_of_the_run_is_the_default(monkeypatch: pytest.MonkeyPatch, tm
         assert list(asked.prompt) == service.chat.prompt([Message("user", QUESTION)], mode)
 
 
+@pytest.mark.parametrize(("default", "expected"), [(0, 0.0), (0.5, 0.5), (None, 1.0)])
+def test_the_temperature_of_the_run_is_the_default(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, default: float | None, expected: float
+) -> None:
+    copy = write_run(tmp_path / "tiny")
+    write_defaults(copy, **({} if default is None else {"temperature": default}))
+    service = told(copy, [f"keys={tmp_path / 'keys'}"], monkeypatch)[0].service
+    service.bridge.info = Ready(4096, service.chat.tokenizer.vocab_size)
+    body: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": QUESTION}]}
+    for own, temperature in (
+        ({}, expected),
+        ({"temperature": 0.75}, 0.75),
+        ({"temperature": 0}, 0.0),
+        ({"top_p": 0.5}, expected),
+    ):
+        [asked] = ChatShape(service, read(ChatRequest, json.dumps(body | own).encode())[0]).asks()
+        assert asked.params.temperature == temperature
+    for wrong in (-0.1, 2.1):
+        write_defaults(copy, temperature=wrong)
+        with pytest.raises(ConfigError, match=r"defaults\.json: key 'temperature'"):
+            RunDir(copy).task_defaults()
+
+
 @pytest.mark.parametrize("default", [True, False, None])
 def test_the_calculator_of_the_run_is_the_default(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, default: Any

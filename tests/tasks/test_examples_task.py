@@ -12,7 +12,7 @@ from rorqual.core.errors import DataError, TaskError
 from rorqual.evals.run import evaluate
 from rorqual.tasks.base import Problem, Verdict
 from rorqual.tasks.examples import Examples, canonical, load_function, openings, write_examples
-from rorqual.tasks.find import load_task
+from rorqual.tasks.find import load_task, safe_grade
 
 ROW = {"line": 1, "key": "a", "prompt": "A", "completion": "x"}
 
@@ -91,6 +91,47 @@ def test_a_grader_of_the_users_own_gets_prompt_answer_and_reply(tmp_path: Path) 
     ):
         with pytest.raises(TaskError, match=problem):
             load_function(spec, "grader")
+
+
+GRADERS = """
+import numpy as np
+def text(prompt, answer, reply): return "no"
+def number(prompt, answer, reply): return 1
+def nothing(prompt, answer, reply): pass
+def array(prompt, answer, reply): return np.equal(len(answer), len(reply))
+def two(gold, reply): return gold == reply
+def more(prompt, answer, reply, strict=True): return answer == reply
+def fails(prompt, answer, reply): return float(reply)
+"""
+
+
+def test_a_grader_returns_true_or_false_for_three_arguments(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text(GRADERS)
+    problem = Problem("some key", "p", "a", "examples", meta={"where": "rows.csv:7"})
+
+    def graded(name: str) -> Verdict:
+        return safe_grade(Examples(folder(tmp_path), grader=f"{mine}:{name}"), problem, "b")
+
+    assert (graded("array"), graded("more")) == (Verdict.RIGHT, Verdict.WRONG)
+    for name, shown in (("text", "'no'"), ("number", "1"), ("nothing", "None")):
+        with pytest.raises(TaskError, match=f"the grader returned {shown}, not True or False"):
+            graded(name)
+    with pytest.raises(
+        TaskError, match=r"'two' cannot be called with 3 arguments(.|\n)*`def two\(prompt, answer, reply\)`"
+    ):
+        graded("two")
+    with pytest.raises(
+        TaskError, match=rf"the grader, on rows.csv:7, raised ValueError: could not convert .* at {mine}:9"
+    ):
+        graded("fails")
+
+
+def test_a_null_is_a_missing_key() -> None:
+    assert canonical('{"a": 1, "b": null, "c": {"d": null}}', "JSON") == canonical('{"a": 1, "c": {}}', "JSON")
+    assert canonical("[null]", "JSON") != canonical("[]", "JSON") and canonical('{"a": 0}', "JSON") != canonical(
+        "{}", "JSON"
+    )
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from rorqual.core.errors import ConfigError, DataError, RorqualError
 from rorqual.model.account import account
 from rorqual.recipes.models import v3_like
 from rorqual.tasks.rows import normal
-from rorqual.teach.check import check_file, forecast, groups_of, split_of_group
+from rorqual.teach.check import check_file, differing, forecast, groups_of, split_of_group
 from rorqual.teach.check_page import _histogram, check_page, check_text, to_json
 from rorqual.teach.columns import Columns, find_columns
 from rorqual.teach.examples import Example, answer_kind, canonical_answer
@@ -336,6 +336,7 @@ def test_other_numbers_make_another_problem() -> None:
         "A shop sells 12 pens for $4 each and 14 books, how much in all?",
     )
     assert not similar(a, b) and similar(a, a.replace("how", "so how")) and near_duplicates([a, b]) == {}
+    assert near_duplicates(["½ cup of cream, whipped", "¾ cup of cream, whipped"]) == {}
     assert near_duplicates([]) == {} and near_duplicates(["", "a", "ab"]) == {}
 
 
@@ -406,6 +407,50 @@ def test_the_command_writes_what_it_was_told_and_its_status_tells(tmp_path: Path
     (tmp_path / "t.jsonl").write_bytes(lines([{"a": question(1), "b": "c"}]))
     assert "test row" in said(str(file), "prompt=a", "answer=b", f"against={tmp_path / 't.jsonl'}", code=1)
     assert "is not key=value" in said(str(file), "page", code=2)
+
+
+def test_labels_that_may_be_errors_are_listed(tmp_path: Path) -> None:
+    labels = ["card"] * 20 + ["Card"] * 2 + ["pin"] * 20 + ["n/a"] + ["fee"] * 3
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(lines([{"text": question(n), "label": label} for n, label in enumerate(labels)]))
+    text = said(str(file))
+    assert "labels with fewer than 3 examples (typing errors?): 'n/a'\n" in text
+    assert "counted as one label: 'Card' as 'card'" in text
+    assert f"line 1: {question(0)!r} -> 'card'" in text
+    assert "needs at least 50" in text and "split by a hash" in text
+    assert "split by a hash" not in check_text(check_file(file, len), "bytes", splits=False)
+    file.write_bytes(lines([{"text": question(n), "label": "ab"[n % 2]} for n in range(50)]))
+    text = said(str(file))
+    assert "fewer than" not in text and "counted as" not in text and "needs at least" not in text
+
+
+def test_contradicting_json_shows_the_fields_that_differ(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    answers = ({"a": "x" * 60, "b": 1, "c": 2}, {"a": "x" * 60, "b": 1, "c": 3, "d": 4})
+    file.write_bytes(lines([{"prompt": "the same", "completion": json.dumps(answer)} for answer in answers]))
+    [fault] = check_file(file, len).faults
+    assert fault.text.endswith("""another answer: '{"c": 3, "d": 4}', not '{"c": 2}'""")
+    assert differing('{"a": 1}', "no JSON") == '{"a": 1}' and differing("[1]", "[2]") == "[1]"
+
+
+def test_a_system_turn_that_all_conversations_share_is_left_out(tmp_path: Path) -> None:
+    def conversation(n: int, system: str | None) -> dict[str, Any]:
+        start = [] if system is None else [{"role": "system", "content": system}]
+        turns = [{"role": "user", "content": question(n)}, {"role": "assistant", "content": "x"}]
+        return {"messages": [*start, *turns]}
+
+    file = tmp_path / "a.jsonl"
+    for systems, expected in (
+        (["Be brief."] * 3, question(0)),
+        (["Be brief.", "Be brief.", "Be long."], f"system: Be brief.\n\nuser: {question(0)}"),
+        (["Be brief.", None, "Be brief."], f"system: Be brief.\n\nuser: {question(0)}"),
+        ([None] * 3, question(0)),
+    ):
+        file.write_bytes(lines([conversation(n, system) for n, system in enumerate(systems)]))
+        assert next(one.prompt for one in check_file(file, len).examples) == expected
+    for broken in ([], "text", [None], [5], None):
+        file.write_bytes(lines([{"messages": broken}, conversation(1, "Be brief.")]))
+        assert len(check_file(file, len).faults) == 1
 
 
 def test_lengths_are_counted_with_the_tokenizer_of_the_base(tmp_path: Path, tiny: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import re
@@ -16,7 +17,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from rorqual.core.errors import ConfigError, DataError, RorqualError, TaskError
-from rorqual.tasks.examples import load_function
+from rorqual.tasks.examples import canonical, load_function
 from rorqual.teach.classical import FOLDS, PENALTIES, _compact, _features, classical
 from rorqual.teach.examples import AnswerKind, Example
 
@@ -230,8 +231,22 @@ def test_a_rule_of_a_file_answers_every_prompt(mine: Path) -> None:
     assert classical(TRAIN, ask("12 and 5", "x7"), "number", rule=rule)["rule"] == ["12", "7"]
     with pytest.raises(TaskError, match=rf"{mine}:8: the rule `first` raised IndexError: .*for the prompt 'none here'"):
         classical(TRAIN, ask("12", "none here"), "number", rule=rule)
-    with pytest.raises(TaskError, match=rf"{mine}:10: the rule `none` returned None, not a string, for the prompt 'a'"):
+    with pytest.raises(
+        TaskError, match=rf"{mine}:10: the rule `none` returned a NoneType, not a string or dict, for the"
+    ):
         classical(TRAIN, ask("a"), "number", rule=load_function(f"{mine}:none", "rule"))
+
+
+def test_a_rule_may_return_the_fields_of_a_json_answer(tmp_path: Path) -> None:
+    (tmp_path / "r.py").write_text(
+        "def fields(prompt):\n    return {'a': prompt, 'b': None}\ndef two(a, b):\n    return a\n"
+    )
+    train = [Example(n, f"q{n}", json.dumps({"a": f"q{n}"})) for n in range(3)]
+    rule = load_function(f"{tmp_path}/r.py:fields", "rule")
+    [reply] = classical(train, ask("é"), "JSON", rule=rule)["rule"]
+    assert json.loads(reply) == {"a": "é", "b": None} and canonical(reply, "JSON") == canonical('{"a": "É"}', "JSON")
+    with pytest.raises(TaskError, match=r"'two' cannot be called with 1 arguments(.|\n)*`def two\(prompt\)`"):
+        load_function(f"{tmp_path}/r.py:two", "rule")
 
 
 @pytest.mark.parametrize(

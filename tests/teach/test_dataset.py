@@ -14,7 +14,7 @@ from example_files import Write, labelled, sums
 from rorqual.core.errors import DataError
 from rorqual.teach import dataset
 from rorqual.teach.check import check_file, split_of_group
-from rorqual.teach.dataset import Dataset, divide, read_test, refuse_size, rows_of
+from rorqual.teach.dataset import Dataset, divide, read_test, refuse_size, refuse_unusable, rows_of
 
 
 def divided(path: Path, *, count: int = 1_000, **keys: Any) -> Dataset:
@@ -48,6 +48,28 @@ def test_a_json_file_is_bounded_by_its_size(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(dataset, "MOST_BYTES", path.stat().st_size - 1)
     with pytest.raises(DataError, match="MB, and at most"):
         refuse_size(path)
+
+
+def test_a_model_is_trained_on_one_spelling_of_a_label(write: Write) -> None:
+    rows = labelled(150)
+    for n in range(30):
+        rows[n]["label"] = rows[n]["label"].upper() + " "
+    found = divided(write("a.jsonl", rows))
+    assert {one.answer for one in found.splits["train"]} == {row["label"] for row in rows[30:]}
+
+
+def test_a_missing_file_is_refused_before_anything_else(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        refuse_size(tmp_path / "a.jsonl")
+
+
+def test_too_few_or_too_many_faulty_rows_are_refused_at_once(write: Write) -> None:
+    refuse_unusable(check_file(write("a.jsonl", labelled(60)), len))
+    with pytest.raises(DataError, match="only 49 usable examples"):
+        refuse_unusable(check_file(write("b.jsonl", labelled(49)), len))
+    empty = [row | {"label": ""} for row in labelled(60)[:20]]
+    with pytest.raises(DataError, match="20 of 80 rows cannot be used: 20 empty"):
+        refuse_unusable(check_file(write("c.jsonl", [*labelled(60), *empty]), len))
 
 
 def test_of_contradicting_rows_none_stays(write: Write) -> None:

@@ -27,7 +27,7 @@ from rorqual.teach.dataset import rows_of
 from rorqual.teach.examples import Example
 from rorqual.teach.failures import failures_text, groups, pairs_of
 from rorqual.teach.measure import base_measures, predicted
-from rorqual.teach.place import AFTER, BEFORE, TeachPaths
+from rorqual.teach.place import AFTER, ALONE, BEFORE, TeachPaths
 from rorqual.teach.plan import ExampleLengths, TeachPlan, lengths_of, make_plan, sft_run
 from rorqual.teach.reasons import Reasons, factory_config, teacher_reasons
 from rorqual.teach.report import TeachResults, load_results
@@ -405,16 +405,19 @@ def test_the_report_leads_with_the_gain_if_the_model_is_beyond_every_baseline() 
     first, second, third = sentences(majority=20, regression=120, base=30, many=40, taught=160)
     assert first.startswith("The taught model is right on 80.0 % of 200 test examples") and "+65.0 points" in first
     assert "on 15.0 %" in first and "p <1e-6" in first
+    assert "with examples in its prompt, the base model reaches 20.0 % (+60.0 points" in first
     assert second.startswith(
         "The best baseline is logistic regression, with 60.0 %: the taught model gains +20.0 points"
     )
-    assert "from 200 examples" in third and "opened 2 times" in third
+    assert "from 200 examples" in third and third.endswith("read twice, for the baselines and for the model.")
 
 
 @pytest.mark.parametrize("taught", [118, 120, 124])
 def test_the_report_leads_with_a_classical_model_that_is_as_good(taught: int) -> None:
     first, second, _ = sentences(majority=20, regression=120, base=30, many=40, taught=taught)
-    assert first.startswith("The taught model is not better than logistic regression, which is right on 60.0 %")
+    assert first.startswith(
+        "The taught model is not shown to be better than logistic regression, which is right on 60.0 %"
+    )
     assert f"{(taught - 120) / 2:+.1f} points" in first and second.startswith(
         f"The taught model is right on {taught / 2:.1f} %"
     )
@@ -427,15 +430,30 @@ def test_the_report_says_if_a_classical_model_is_clearly_better() -> None:
 
 def test_the_report_leads_with_a_classical_model_even_if_the_base_is_better() -> None:
     first, second, _ = sentences(majority=20, regression=158, base=30, many=162, taught=160)
-    assert first.startswith("The taught model is not better than logistic regression, which is right on 79.0 %")
+    assert first.startswith(
+        "The taught model is not shown to be better than logistic regression, which is right on 79.0 %"
+    )
     assert second.startswith("The taught model is right on 80.0 %")
 
 
 def test_the_report_says_if_examples_in_the_prompt_are_as_good() -> None:
     first, second, _ = sentences(majority=20, base=30, many=158, taught=160)
     assert first.startswith("The taught model is right on 80.0 %")
-    assert second.startswith("It is not clearly better than the base, 9 examples: 79.0 %, difference +1.0 points")
+    assert second.startswith(
+        "It is not shown to be better than the base model with 9 examples in its prompt: 79.0 %, difference +1.0 points"
+    )
+    assert first.endswith("with examples in its prompt, the base model reaches 79.0 %.")
     assert "No other baseline is better" in sentences(majority=20, base=30, taught=160)[1]
+    assert "examples in its prompt" not in sentences(majority=20, base=30, many=29, taught=160)[0]
+    three = TeachResults({name: judged(name, 9) for name in ("majority", BEFORE, AFTER)}).sentences(3)[2]
+    assert three.endswith("read 3 times instead of twice.")
+
+
+def test_the_users_rule_is_named_in_the_report() -> None:
+    rights = {"rule": 120, BEFORE: 10, AFTER: 122, ALONE: 180}
+    first, *rest = TeachResults({name: judged(name, right) for name, right in rights.items()}).sentences(2)
+    assert first.startswith("The taught model is not shown to be better than your rule, which is right on 60.0 %")
+    assert not any("90.0" in sentence for sentence in rest), "the model without calculator is no baseline"
 
 
 # ---- failures
@@ -467,6 +485,10 @@ def test_labels_are_grouped_with_the_worst_first(tmp_path: Path) -> None:
     assert "6 examples, old and new: 2 gained, 1 lost, 2 still wrong, 1 still right" in text
     assert "lost: prompt 3" in text and "still wrong: prompt 4" in text and "gained: prompt 1" in text
     assert "gained: prompt 6" not in text and "prompt 2" not in text
+    assert (
+        "old           a" in text and "right answer  b" in text and text.endswith("2 more examples: count=2 shows all")
+    )
+    assert "more examples" not in failures_text(before, after, "label", count=2)
 
 
 def test_json_answers_are_grouped_by_field(tmp_path: Path) -> None:

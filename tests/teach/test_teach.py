@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import pytest
 from example_files import Write, labelled, sums
 
 from rorqual.convert.merge import merge_run
-from rorqual.core.errors import ConfigError, DataError, TaskError
+from rorqual.core.errors import ConfigError, DataError, RorqualError, TaskError
 from rorqual.core.ledger import Ledger, read_ledger
 from rorqual.core.records import RunDir, append_line, read_lines
 from rorqual.data.fingerprint import fingerprint
@@ -157,13 +158,14 @@ def test_other_settings_or_another_file_are_refused(
     taught: tuple[TeachConfig, TeachPaths], change: dict[str, Any]
 ) -> None:
     config, paths = taught
-    with pytest.raises(ConfigError, match=r"teach\.yaml.*begun with other settings"):
+    [(name, value)] = change.items()
+    with pytest.raises(ConfigError, match=rf"teach\.yaml.*begun with other settings.*new are: {name}: {value}"):
         run(config.model_copy(update=change), paths.out)
     file = Path(config.file)
     text = file.read_text()
     file.write_text(text + text.splitlines()[0] + "\n")
     try:
-        with pytest.raises(ConfigError, match="another content of a file"):
+        with pytest.raises(ConfigError, match=f"another content of a file; new are: the content of {file}"):
             run(config, paths.out)
     finally:
         file.write_text(text)
@@ -218,7 +220,7 @@ def test_the_report_says_what_the_results_say(taught: tuple[TeachConfig, TeachPa
     best = max((row for row in results["results"] if row["name"] != AFTER), key=lambda row: row["right"])
     leads = "needs no language model" in results["sentences"][0]
     assert leads == (best["difference_interval"]["low"] <= 0 and not best["name"].startswith("base"))
-    assert "opened 2 times" in results["sentences"][2]
+    assert "read twice" in results["sentences"][2]
     first_screen = page.partition("</header>")[0]
     assert first_screen.count('class="lede"') == 3 and first_screen.count("<figure>") == 1
     assert first_screen.count('class="talk"') == 2
@@ -348,7 +350,7 @@ def test_words_become_numbers_with_derived_solutions_and_reasoning(tiny: Path, w
     assert all(re.fullmatch(r"\d+ \+ \d+ = \d+", row["reasoning"]) for row in rows)
     assert Evaluation.load(out.evaluation(AFTER)).thinking == "auto"
     assert out.model.task_defaults().thinking == "auto" and out.model.task_defaults().grammar is None
-    assert out.model.task_defaults().calculator is True
+    assert out.model.task_defaults().calculator is True and out.model.task_defaults().temperature == 0
     names = json.loads(out.baselines.read_bytes())["names"]
     calculated = {name: Evaluation.load(out.evaluation(name)).params.calculator for name in (*names, ALONE, AFTER)}
     assert calculated == {name: name == AFTER or name.startswith("base, ") for name in calculated}
@@ -357,6 +359,37 @@ def test_words_become_numbers_with_derived_solutions_and_reasoning(tiny: Path, w
     assert ALONE in out.report.read_text() and not any(ALONE in sentence for sentence in shown["sentences"])
     assert "GRPO is skipped" in json.loads(out.grpo.read_bytes())["text"]
     assert "logistic regression" not in names and "nearest neighbour" in names
+
+
+def test_errors_of_the_users_functions_come_before_the_base_is_loaded(tiny: Path, write: Write, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "def rule(prompt):\n    return {}['x']\n\ndef grade(prompt, answer, reply):\n    return True\n\n"
+        "def two(gold, reply):\n    return True\n"
+    )
+    out, file = tmp_path / "out", write("a.jsonl", labelled(ROWS))
+    for keys, error in (
+        ({"rule": f"{mine}:rule"}, "the rule `rule` raised KeyError"),
+        ({"rule": f"{mine}:two"}, "cannot be called with 1 arguments"),
+        ({"grader": f"{mine}:two"}, "cannot be called with 3 arguments"),
+    ):
+        with pytest.raises(RorqualError, match=error):
+            run(settings(tiny, file, **({"base": "no such model"} | keys)), out)
+    assert not (out / "base").exists()
+    with pytest.raises(RorqualError, match="no such file"):
+        run(settings(tiny, tmp_path / "gone.csv"), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("body", ["True", "reply == answer"])
+def test_a_grader_that_accepts_everything_is_noticed(
+    tiny: Path, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], body: str
+) -> None:
+    (tmp_path / "mine.py").write_text(f"def grade(prompt, answer, reply):\n    return {body}\n")
+    config = settings(tiny, write("a.jsonl", labelled(ROWS)), grader=f"{tmp_path}/mine.py:grade", quiet=False)
+    with closing(Ledger(tmp_path / "ledger.jsonl")) as ledger:
+        TeachStages(config, TeachPaths(tmp_path / "out"), 1, ledger, lambda *_: None, "").prepare()
+    assert ("the grader accepts the answer of another example in" in capsys.readouterr().out) == (body == "True")
 
 
 def test_a_rule_and_a_grader_of_the_users_own_are_used(tiny: Path, write: Write, tmp_path: Path) -> None:

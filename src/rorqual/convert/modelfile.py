@@ -55,8 +55,8 @@ def modelfile_text(run: RunDir, chat: ChatFormat, name: str, context: int) -> tu
         lines.append(f'TEMPLATE """{template}"""')
     lines += [f'PARAMETER stop "{chat.tokenizer.decode([id_], specials=True)}"' for id_ in chat.stop_ids]
     lines.append(f"PARAMETER num_ctx {context}")
-    if task.grammar is not None or task.max_tokens is not None:
-        lines.append("PARAMETER temperature 0")
+    if task.temperature is not None:
+        lines.append(f"PARAMETER temperature {task.temperature:g}")
     if task.max_tokens is not None:
         lines.append(f"PARAMETER num_predict {task.max_tokens}")
     if task.grammar is not None:

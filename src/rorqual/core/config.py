@@ -290,6 +290,6 @@ def read_yaml(cls: type[C], path: Path) -> C:
     return parse(cls, data, where=str(path))
 
 
-def to_yaml(config: Config) -> str:
-    """Serialise `config` as YAML. `read_yaml` parses the YAML back to an equal config."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+def to_yaml(config: Config, exclude: set[str] | None = None) -> str:
+    """Serialise `config` as YAML, without the keys `exclude`. `read_yaml` parses the YAML back to an equal config."""
+    return yaml.safe_dump(config.model_dump(mode="json", exclude=exclude), sort_keys=False, allow_unicode=True)

@@ -21,6 +21,10 @@ def clock(seconds: float) -> str:
     )
 
 
+EARLY, SLOW = 0.02, 0.2
+"""A progress report shows no remaining time before this share of the units, and below so many units per second the seconds per unit."""
+
+
 @dataclass
 class Progress:
     """A progress report, printed to `stream` as `label  done/total  note  speed  left m:ss`.
@@ -50,8 +54,10 @@ class Progress:
         self._shown = now
         spent = max(now - self._began, 1e-9)
         speed = (done - self.start) / spent
-        remaining = clock((self.total - done) / speed) if speed > 0 else "?"
-        text = f"{self.label}  {done}/{self.total}  {note}  {speed:.1f} {self.unit}/s  left {remaining}"
+        early = done - self.start < EARLY * (self.total - self.start)  # the first units of a batch say little
+        remaining = clock((self.total - done) / speed) if speed > 0 and not early else "?"
+        pace = f"{speed:.1f} {self.unit}/s" if speed >= SLOW or speed <= 0 else f"{1 / speed:.0f} s/{self.unit}"
+        text = f"{self.label}  {done}/{self.total}  {note}  {pace}  left {remaining}"
         end = "\n" if last or not self._live else ""
         self.stream.write(("\r\x1b[K" if self._live else "") + text + end)
         self.stream.flush()

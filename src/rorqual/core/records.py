@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from rorqual.core.config import Config, Count, load_yaml, parse
 from rorqual.core.errors import CheckpointError, ConfigError, DataError, RorqualError
@@ -105,6 +105,7 @@ class TaskDefaults(Config):
 
     thinking: Thinking | None = None
     max_tokens: Count | None = None
+    temperature: float | None = Field(None, ge=0, le=2)
     grammar: Grammar | None = None
     calculator: bool | None = None
 
@@ -218,10 +219,12 @@ class RunDir:
 
     def _no_run(self) -> CheckpointError:
         missing = f"it has no {CONFIG_FILE}" if self.path.is_dir() else "it does not exist"
+        inner = RunDir(self.path / "model")
+        hint = f" Did you mean {inner.path}?" if inner.config_file.is_file() else ""
         return CheckpointError(
             f"not a run directory: {missing}",
             where=str(self.path),
-            remedy="Name a folder that `rorqual train` or `rorqual import` wrote.",
+            remedy=f"Name a folder that `rorqual train` or `rorqual import` wrote.{hint}",
         )
 
     def checkpoint(self) -> Path:

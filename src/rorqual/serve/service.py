@@ -242,7 +242,8 @@ class Service:
         """
         info = self.check_model(request.model)
         self._check(prompt, param, info)
-        params, seed = request.params(self.defaults), request.given().get("seed")
+        defaults = self.defaults if task.temperature is None else replace(self.defaults, temperature=task.temperature)
+        params, seed = request.params(defaults), request.given().get("seed")
         if out_of_range := [id_ for id_, _ in params.logit_bias if id_ >= info.vocab_size]:
             raise refuse(
                 f"`logit_bias` contains token id {out_of_range[0]}. Give ids from 0 to {info.vocab_size - 1}.",

@@ -7,9 +7,11 @@ does with new problems.
 from __future__ import annotations
 
 import gzip
+import inspect
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,7 +44,8 @@ class Examples(FileTask):
 
     `grader` is a function `./mine.py:function` of prompt, gold answer and reply. Without it, the kind of answers decides how they are
     compared. Case, white space and a final full stop do not count in labels. Numbers and JSON are compared by value. Case and white space
-    do not count in the strings of JSON, and white space does not count in texts. `kind` is that of `task.json` if it is not given.
+    do not count in the strings of JSON, and a null is the same as a missing key. White space does not count in texts. `kind` is that of
+    `task.json` if it is not given.
     """
 
     name = "examples"
@@ -50,6 +53,7 @@ class Examples(FileTask):
     def __init__(self, data: Path, grader: str = "", kind: AnswerKind | None = None) -> None:
         super().__init__(data)
         self.kind: AnswerKind = kind or read_facts(data)["kind"]
+        self.grader = grader
         self.judge = load_function(grader, "grader") if grader else None
 
     def load(self, split: Split) -> list[Problem]:
@@ -72,7 +76,14 @@ class Examples(FileTask):
 
     def grade(self, problem: Problem, reply: str) -> Verdict:
         if self.judge is not None:
-            return Verdict.RIGHT if self.judge(problem.prompt, problem.answer, reply) else Verdict.WRONG
+            judged = self.judge(problem.prompt, problem.answer, reply)
+            if type(judged).__name__ not in ("bool", "bool_"):  # numpy's are bools, too
+                raise TaskError(
+                    f"the grader returned {judged!r:.40}, not True or False",
+                    where=self.grader,
+                    remedy="Return whether the reply is right, such as `return reply == answer`.",
+                )
+            return Verdict.RIGHT if judged else Verdict.WRONG
         gold = canonical(problem.answer, self.kind)
         return Verdict.RIGHT if gold is not None and canonical(reply, self.kind) == gold else Verdict.WRONG
 
@@ -101,7 +112,7 @@ def _normal_json(value: Any) -> Any:
     if isinstance(value, list):
         return [_normal_json(item) for item in value]
     if isinstance(value, dict):
-        return {name: _normal_json(item) for name, item in value.items()}
+        return {name: _normal_json(item) for name, item in value.items() if item is not None}
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
@@ -166,8 +177,12 @@ def openings(folder: Path) -> list[Opening]:
     return [Opening(**line) for line in read_lines(folder / OPENINGS_FILE)]
 
 
-def load_function(spec: str, what: str) -> Callable[..., Any]:
-    """Return the function that `spec` names, such as ./mine.py:function. Raises TaskError if there is none."""
+TAKES = {"grader": ("prompt", "answer", "reply"), "rule": ("prompt",)}
+"""The arguments of each kind of user's function."""
+
+
+def load_function(spec: str, what: Literal["grader", "rule"]) -> Callable[..., Any]:
+    """Return the function that `spec` names, such as ./mine.py:function. Raises TaskError if there is none, or if it takes other arguments."""
     path, _, name = spec.rpartition(":")
     if not path.endswith(".py") or not name:
         raise TaskError(
@@ -179,4 +194,13 @@ def load_function(spec: str, what: str) -> Callable[..., Any]:
         known = [key for key, value in vars(module).items() if callable(value) and value.__module__ == module.__name__]
         remedy = nearest(name, known) or "Define the function in this file."
         raise TaskError(f"the file has no function '{name}'", where=path, remedy=remedy)
+    with suppress(ValueError):  # a builtin function without a signature
+        try:
+            inspect.signature(function).bind(*TAKES[what])
+        except TypeError as error:
+            raise TaskError(
+                f"the function '{name}' cannot be called with {len(TAKES[what])} arguments: {error}",
+                where=path,
+                remedy=f"Define it as `def {name}({', '.join(TAKES[what])})`.",
+            ) from None
     return function  # type: ignore[no-any-return]

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from rorqual.core.errors import ConfigError, DataError, RorqualError, TaskError, nearest
@@ -139,8 +140,11 @@ def safe_grade(task: Task, problem: Problem, reply: str) -> Verdict:
     """Call `task.grade`. Raises TaskError with the task's name if the grader raises or does not return a `Verdict`."""
     try:
         verdict = task.grade(problem, reply)
+    except RorqualError:
+        raise
     except Exception as error:  # a failing grader must stop the run, never score 0
-        raise _task_error(error, task.name, f"the grader, on the problem {problem.key!r:.80},") from error
+        where = problem.meta.get("where") or f"problem {shorten(problem.key, 80, placeholder='...')!r}"
+        raise _task_error(error, task.name, f"the grader, on {where},") from error
     if not isinstance(verdict, Verdict):
         raise TaskError(
             f"the grader returned {verdict!r:.40}, not a Verdict",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,7 @@ from rorqual.plan.time import training_cost, training_flops
 from rorqual.tasks.answer import final_answer
 from rorqual.tasks.base import Split, split_of
 from rorqual.teach.columns import Columns, find_columns
-from rorqual.teach.examples import AnswerKind, Example, answer_kind, canonical_answer, read_examples
+from rorqual.teach.examples import AnswerKind, Example, answer_kind, canonical_answer, is_json, read_examples
 from rorqual.teach.near import near_duplicates, near_groups
 from rorqual.teach.table import RowFault, read_table
 
@@ -143,10 +144,26 @@ def _repeats(examples: Sequence[Example], kind: AnswerKind, earlier: Mapping[int
         problem = f"{'nearly ' * near}the same prompt as line {before.line}"
         same = kind == "text" or canonical_answer(before, kind) == canonical_answer(one, kind)
         if not same:
-            problem += f", but another answer: {_short(one.answer)}, not {_short(before.answer)}"
+            answers = one.answer, before.answer
+            if kind == "JSON":
+                answers = differing(*answers), differing(*reversed(answers))
+            problem += f", but another answer: {_short(answers[0])}, not {_short(answers[1])}"
         name = "near-" * near + ("duplicate" if same else "contradiction")
         faults.append(RowFault(one.line, name, problem, before.line))
     return faults
+
+
+def differing(answer: str, other: str) -> str:
+    """Return a JSON answer with only the fields that `other` has not or has with another value. Other texts are returned unchanged."""
+    if not (is_json(answer) and is_json(other)):
+        return answer
+    fields, others = json.loads(answer), json.loads(other)
+    if not isinstance(fields, dict) or not isinstance(others, dict):
+        return answer
+    return json.dumps(
+        {name: value for name, value in fields.items() if name not in others or others[name] != value},
+        ensure_ascii=False,
+    )
 
 
 def _short(text: str) -> str:

@@ -14,8 +14,12 @@ from matplotlib.figure import Figure
 from rorqual.evals import page as html
 from rorqual.evals.pictures import DARK, LIGHT, Picture, Theme, panels, png
 from rorqual.evals.table import render
+from rorqual.tasks.rows import normal
 from rorqual.teach.check import WARNINGS, Check
+from rorqual.teach.dataset import FEWEST
 
+FEW = 3
+"""Labels with fewer examples are listed."""
 FIRST = 5
 """Number of lines that the text table shows for each kind of fault."""
 SHOWN = 200
@@ -34,8 +38,8 @@ WHAT: Mapping[str, str] = {
 }
 
 
-def check_text(check: Check, unit: str) -> str:
-    """Return the result as text. `unit` names what lengths count, such as "bytes"."""
+def check_text(check: Check, unit: str, *, splits: bool = True) -> str:
+    """Return the result as text. `unit` names what lengths count, such as "bytes". `splits` adds the sizes of the splits."""
     kind = (
         f"{len(check.labels)} labels"
         if check.kind == "label"
@@ -45,6 +49,8 @@ def check_text(check: Check, unit: str) -> str:
         f"{check.path}: {check.rows:,} rows, {len(check.examples):,} usable",
         f"  {check.columns.describe()} ({kind})" if check.examples else "",
     ]
+    for one in check.examples[:1]:
+        lines.append(f"  line {one.line}: {_excerpt(one.prompt)!r} -> {_excerpt(one.answer)!r}")
     if check.faults:
         rows = [
             (name, f"{count:,}", _lines(check, name), WHAT.get(name, "the row cannot be read"))
@@ -55,14 +61,18 @@ def check_text(check: Check, unit: str) -> str:
         lines.append("  no faults")
     if check.labels:
         lines.append(render("labels", ("", "examples"), _labels(check.labels), text_columns=1))
+        lines += _doubtful_labels(check.labels)
     if check.lengths:
         lines += [
             "",
             f"length in {unit}: {_quantiles(check.lengths)}; the longest is line {check.longest}",
             *_histogram(check.lengths),
         ]
-        splits = ", ".join(f"{count:,} {split}" for split, count in check.splits.items())
-        lines += ["", f"split by a hash of the prompt, near-duplicates together: {splits}"]
+        if splits:
+            sizes = ", ".join(f"{count:,} {split}" for split, count in check.splits.items())
+            lines += ["", f"split by a hash of the prompt, near-duplicates together: {sizes}"]
+            if len(check.examples) < FEWEST:
+                lines.append(f"`rorqual teach` needs at least {FEWEST} different examples")
     return "\n".join(line for line in lines if line is not None)
 
 
@@ -75,6 +85,24 @@ def _labels(labels: Mapping[str, int]) -> list[tuple[str, str]]:
     items = list(labels.items())
     shown = items if len(items) <= 12 else [*items[:6], ("...", ""), *items[-5:]]
     return [(name if len(name) <= 60 else name[:57] + "...", f"{count:,}" if count else "") for name, count in shown]
+
+
+def _doubtful_labels(labels: Mapping[str, int]) -> list[str]:
+    """Return a line on labels that have few examples, and one on labels that differ only in case or white space."""
+    forms: dict[str, list[str]] = {}
+    for name in labels:
+        forms.setdefault(normal(name), []).append(name)
+    counts = {names[0]: sum(labels[name] for name in names) for names in forms.values()}
+    few = [name for name, count in counts.items() if count < FEW]
+    alike = [f"{' and '.join(map(repr, names[1:]))} as {names[0]!r}" for names in forms.values() if len(names) > 1]
+    return [
+        *(
+            [f"  labels with fewer than {FEW} examples (typing errors?): {', '.join(map(repr, few[:10]))}"]
+            if few
+            else []
+        ),
+        *([f"  counted as one label: {'; '.join(alike[:10])}"] if alike else []),
+    ]
 
 
 def _excerpt(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import traceback
 import warnings
 from collections import Counter
@@ -58,11 +59,11 @@ def classical(
     if kind == "text":
         result["unchanged input"] = prompts[1]
     if rule is not None:
-        result["rule"] = [_apply(rule, prompt) for prompt in prompts[1]]
+        result["rule"] = [apply_rule(rule, prompt) for prompt in prompts[1]]
     return result
 
 
-def _apply(rule: Rule, prompt: str) -> str:
+def apply_rule(rule: Rule, prompt: str) -> str:
     """Return the rule's answer to a prompt. Raises TaskError, with the file and line, if the rule raises or returns no text."""
     name, code = getattr(rule, "__name__", repr(rule)), getattr(rule, "__code__", None)
     file, line = (code.co_filename, code.co_firstlineno) if code else (name, 0)
@@ -75,11 +76,13 @@ def _apply(rule: Rule, prompt: str) -> str:
             where=f"{file}:{frames[-1] if frames else line}",
             remedy="Fix the line. A rule returns an answer for every prompt.",
         ) from error
+    if isinstance(answer, dict):
+        return json.dumps(answer, ensure_ascii=False)
     if not isinstance(answer, str):
         raise TaskError(
-            f"the rule `{name}` returned {answer!r:.40}, not a string, for the prompt {prompt!r:.80}",
+            f"the rule `{name}` returned a {type(answer).__name__}, not a string or dict, for the prompt {prompt!r:.80}",
             where=f"{file}:{line}",
-            remedy="Return the answer as a string.",
+            remedy="Return the answer as a string, or the fields of a JSON answer as a dict.",
         )
     return answer
 

@@ -17,7 +17,8 @@ from rorqual.core.errors import DataError
 from rorqual.data.source.files import count_parquet_rows
 from rorqual.tasks.base import Split, split_of
 from rorqual.tasks.examples import AnswerKind
-from rorqual.teach.answer_format import derivation, in_key_order, schema_of
+from rorqual.tasks.rows import normal
+from rorqual.teach.answer_format import derivation, in_key_order, schema_of, spelling
 from rorqual.teach.check import DEV, WARNINGS, Check, groups_of, split_of_group
 from rorqual.teach.columns import find_columns
 from rorqual.teach.examples import Example, read_examples
@@ -26,6 +27,7 @@ from rorqual.teach.table import read_table
 MOST_ROWS, MOST_BYTES = 200_000, 200_000_000
 """Most rows of a file, and most bytes of a JSON file, whose rows can only be counted by reading it."""
 FEWEST = 50
+REMEDY = f"Give at least {FEWEST} different examples; some hundred are better."
 FEWEST_HELD_OUT: Mapping[Split, int] = {"dev": 3, "test": 5}
 MOST_FAULTY = 0.2
 """If a larger share of the rows has faults, `teach` stops."""
@@ -47,9 +49,9 @@ class Dataset:
 
 
 def refuse_size(path: Path) -> None:
-    """Raise DataError if the file is too large for `teach`, before it is read into memory."""
+    """Raise DataError if the file does not exist or is too large for `teach`, before it is read into memory."""
     if not path.is_file():
-        return
+        raise DataError("no such file", where=str(path), remedy="Check the path.")
     kind = path.suffix.lower()
     if kind == ".json":
         size = path.stat().st_size
@@ -59,6 +61,28 @@ def refuse_size(path: Path) -> None:
     rows = count_parquet_rows(path) if kind == ".parquet" else _count_rows(path, is_csv=kind in (".csv", ".tsv"))
     if rows > MOST_ROWS:
         raise _too_large(path, f"more than {MOST_ROWS:,} rows")
+
+
+def refuse_unusable(check: Check) -> None:
+    """Raise DataError if too many rows are faulty or too few are left, before a base model is loaded to measure their lengths."""
+    kept, left_out = _usable(check)
+    _refuse_faulty(check, left_out)
+    _refuse_fewer(check, kept)
+
+
+def _refuse_faulty(check: Check, left_out: Mapping[str, int]) -> None:
+    if sum(left_out.values()) > MOST_FAULTY * check.rows:
+        most = ", ".join(f"{number:,} {reason}" for reason, number in Counter(left_out).most_common())
+        raise DataError(
+            f"{sum(left_out.values()):,} of {check.rows:,} rows cannot be used: {most}",
+            where=str(check.path),
+            remedy=f"See `rorqual check {check.path}`, and fix or remove these rows.",
+        )
+
+
+def _refuse_fewer(check: Check, kept: Sequence[Example]) -> None:
+    if len(kept) < FEWEST:
+        raise DataError(f"only {len(kept):,} usable examples", where=str(check.path), remedy=REMEDY)
 
 
 def _too_large(path: Path, problem: str) -> DataError:
@@ -99,19 +123,16 @@ def divide(
         if len(usable) < len(test):
             left_out["unusable test row"] = len(test) - len(usable)
         test = usable
-    if sum(left_out.values()) > MOST_FAULTY * check.rows:
-        most = ", ".join(f"{number:,} {reason}" for reason, number in Counter(left_out).most_common())
-        raise DataError(
-            f"{sum(left_out.values()):,} of {check.rows:,} rows cannot be used: {most}",
-            where=str(check.path),
-            remedy=f"See `rorqual check {check.path}`, and fix or remove these rows.",
-        )
+    _refuse_faulty(check, left_out)
     splits: dict[Split, list[Example]] = {"train": [], "dev": [], "test": list(test or ())}
     for one, group in zip(kept, groups_of(kept), strict=True):
         split = split_of_group(group) if test is None else split_of(group, dev=DEV, test=0.0)
         splits[split].append(one)
     splits["test"] = sorted(splits["test"], key=lambda one: hashlib.sha256(one.key.encode()).digest())[:count]
     _refuse_few(check, kept, splits, has_test_file=test is not None)
+    if check.kind == "label":
+        forms = spelling(splits["train"])
+        splits["train"] = [replace(one, answer=forms[normal(one.answer)]) for one in splits["train"]]
     if check.kind == "JSON":
         schema = schema_of([json.loads(one.answer) for one in splits["train"]])
         splits["train"] = [replace(one, answer=_ordered(one.answer, schema)) for one in splits["train"]]
@@ -154,9 +175,7 @@ def _refuse_few(
     check: Check, kept: Sequence[Example], splits: Mapping[Split, Sequence[Example]], *, has_test_file: bool
 ) -> None:
     few = next((split for split, fewest in FEWEST_HELD_OUT.items() if len(splits[split]) < fewest), None)
-    remedy = f"Give at least {FEWEST} different examples; some hundred are better."
-    if len(kept) < FEWEST:
-        raise DataError(f"only {len(kept):,} usable examples", where=str(check.path), remedy=remedy)
+    _refuse_fewer(check, kept)
     if few == "test" and has_test_file:
         raise DataError(
             f"the test file has only {len(splits['test'])} usable examples",
@@ -167,7 +186,7 @@ def _refuse_few(
         raise DataError(
             f"the {few} split has too few examples, because near-duplicates stay in one split",
             where=str(check.path),
-            remedy=f"{remedy} `rorqual check` lists the near-duplicates.",
+            remedy=f"{REMEDY} `rorqual check` lists the near-duplicates.",
         )
     if check.kind != "JSON" and len({one.answer for one in splits["train"]}) == 1:
         raise DataError(

@@ -15,7 +15,7 @@ from rorqual.data.source.conversations import is_unicode, read_conversation
 from rorqual.tasks.answer import final_answer, whole_number
 from rorqual.tasks.examples import AnswerKind
 from rorqual.tasks.rows import normal
-from rorqual.teach.columns import Columns
+from rorqual.teach.columns import MESSAGES, Columns
 from rorqual.teach.table import ExampleTable, RowFault, TableRow
 
 LABELS_AT_MOST, UNIQUE_AT_MOST = 0.4, 0.1
@@ -45,9 +45,10 @@ class Example:
 def read_examples(table: ExampleTable, columns: Columns) -> tuple[list[Example], list[RowFault]]:
     """Return the usable examples, and one fault for each other row."""
     examples, faults = [], []
+    common = _common_system(table) if columns.messages else None
     for row in table.rows:
         try:
-            examples.append(_example(row, columns))
+            examples.append(_example(row, columns, common))
         except DataError as error:
             faults.append(RowFault(row.line, _kind_of(error.what), error.what))
     return examples, faults
@@ -57,9 +58,22 @@ def _kind_of(problem: str) -> str:
     return "empty" if "empty" in problem else "missing or not text"
 
 
-def _example(row: TableRow, columns: Columns) -> Example:
+def _common_system(table: ExampleTable) -> Any:
+    """Return the system message that all conversations begin with, or None. It says the same for every example, so it is left out."""
+    turns = [row.values.get(MESSAGES) for row in table.rows]
+    first = [one[0] if isinstance(one, list) and one else None for one in turns]
+    is_same = (
+        first
+        and isinstance(first[0], dict)
+        and first[0].get("role") == "system"
+        and all(one == first[0] for one in first)
+    )
+    return first[0] if is_same else None
+
+
+def _example(row: TableRow, columns: Columns, common: Any) -> Example:
     if columns.messages:
-        return _from_conversation(row)
+        return _from_conversation(row, common)
     prompts = [_text(row.values, name, optional=len(columns.prompt) > 1) for name in columns.prompt]
     prompt = "\n\n".join(text for text in prompts if text)
     if not prompt:
@@ -85,8 +99,11 @@ def _answer(values: Mapping[str, Any], names: Sequence[str]) -> str:
     return json.dumps(found, ensure_ascii=False) if found else ""
 
 
-def _from_conversation(row: TableRow) -> Example:
-    *before, reply = read_conversation(dict(row.values), "")
+def _from_conversation(row: TableRow, common: Any) -> Example:
+    values = dict(row.values)
+    if common is not None:
+        values[MESSAGES] = values[MESSAGES][1:]
+    *before, reply = read_conversation(values, "")
     if reply.role != "assistant" or not before:
         raise DataError("the conversation does not end with an assistant turn after a user turn")
     if not reply.label.strip():

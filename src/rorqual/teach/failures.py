@@ -15,8 +15,8 @@ from rorqual.tasks.examples import AnswerKind, canonical
 from rorqual.tasks.rows import normal
 
 SHOWN_GROUPS = 15
-WIDEST = 70
-"""Characters of a text in a table."""
+WIDEST, LONG = 70, 300
+"""Characters of a text in a table, and of a reply in an example."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,8 @@ def failures_text(before: Evaluation, after: Evaluation, kind: AnswerKind, *, co
         "field" if kind == "JSON" else "right answer",
         "most frequent wrong answers",
         "examples",
-        "before %",
-        "after %",
+        f"{before.model} %",
+        f"{after.model} %",
     )
     rows = [
         (
@@ -134,14 +134,15 @@ def failures_text(before: Evaluation, after: Evaluation, kind: AnswerKind, *, co
         for group in groups(pairs, kind)[:SHOWN_GROUPS]
     ]
     lines.append(render("most failures first", heads, rows))
+    width = max(map(len, names := (before.model, after.model, "right answer")))
     for change in ("lost", "still wrong", "gained"):
         for pair in by_change[change][:count]:
             lines += ["", f"{change}: {short(pair.after.prompt, 400)}"]
-            lines += [
-                f"  right   {short(pair.after.answer)}",
-                f"  before  {shown(pair.before)}",
-                f"  after   {shown(pair.after)}",
-            ]
+            texts = shown(pair.before), shown(pair.after), short(pair.after.answer, LONG)
+            lines += [f"  {name:<{width}}  {text}" for name, text in zip(names, texts, strict=True)]
+    hidden = sum(max(0, len(by_change[change]) - count) for change in ("lost", "still wrong", "gained"))
+    if hidden:
+        lines += ["", f"{hidden:,} more examples: count={max(map(len, by_change.values()))} shows all"]
     return "\n".join(lines)
 
 
@@ -153,7 +154,7 @@ def wrong_answers(group: FailureGroup) -> str:
 def shown(sample: GradedSample) -> str:
     """Return a reply in one line, with its reasoning."""
     thought = f"{short(' '.join((sample.reasoning or '').split()))} => " if sample.reasoning else ""
-    return thought + (short(" ".join(sample.reply.split())) or "(nothing)")
+    return thought + (short(" ".join(sample.reply.split()), LONG) or "(nothing)")
 
 
 def short(text: str, most: int = WIDEST) -> str:

@@ -25,7 +25,7 @@ LIKELY = 0.6
 """Smallest share of equal hashes at which a candidate is checked exactly."""
 NEIGHBOURS = 4
 """A text is compared with the first text of its bucket and with so many texts directly before it."""
-NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+NUMBER = re.compile(r"\d+(?:[.,]\d+)*|[¼-¾⅐-⅞]")
 Hashes = NDArray[np.uint64]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from rorqual.core.errors import ConfigError, DataError, nearest
-from rorqual.core.ledger import read_ledger
+from rorqual.core.ledger import UNACCOUNTED, read_ledger
 from rorqual.core.log import clock
 from rorqual.core.records import read_lines, write_atomic, write_json
 from rorqual.evals import page as html
@@ -44,6 +44,13 @@ class Result:
         """Whether this is the base model, with or without examples in its prompt."""
         return self.name.startswith("base, ")
 
+    @property
+    def title(self) -> str:
+        """The name in a sentence."""
+        if self.is_base:
+            return f"the base model with {self.name.removeprefix('base, ')} in its prompt"
+        return "your rule" if self.name == "rule" else self.name
+
     def ends(self, *, low: bool) -> float:
         """Return an end of the interval of the taught model's gain."""
         assert self.ahead is not None
@@ -70,30 +77,36 @@ class TeachResults:
         *others, taught = [one for one in self.results if one.name != ALONE]
         base = next(one for one in others if one.name == BEFORE)
         total = taught.row.graded
+        helped = max((one for one in others if one.is_base), key=lambda one: one.row.accuracy)
         first = (
             f"The taught model is right on {percent(taught.row.accuracy)} % of {total:,} test examples "
-            f"{percent_interval(taught.row.interval)}, and the base model without examples on {percent(base.row.accuracy)} %: {gain(base)}."
+            f"{percent_interval(taught.row.interval)}, and the base model on {percent(base.row.accuracy)} %: {gain(base)}"
         )
+        if helped is not base:
+            first += f"; with examples in its prompt, the base model reaches {percent(helped.row.accuracy)} %"
+            first += f" ({gain(helped)})" if helped is not max(others, key=lambda one: one.row.accuracy) else ""
+        first += "."
         classical = max((one for one in others if not one.is_base), key=lambda one: one.row.accuracy)
         best = max(others, key=lambda one: one.row.accuracy)
         if classical.ends(low=True) <= 0:
-            behind = "worse than" if classical.ends(low=False) < 0 else "not better than"
+            behind = "worse than" if classical.ends(low=False) < 0 else "not shown to be better than"
             lead = (
-                f"The taught model is {behind} {classical.name}, which is right on {percent(classical.row.accuracy)} % and needs no "
+                f"The taught model is {behind} {classical.title}, which is right on {percent(classical.row.accuracy)} % and needs no "
                 f"language model (difference {gain(classical)})."
             )
             sentences = [lead, first]
         elif best.name == BEFORE:
             sentences = [first, "No other baseline is better than the base model without examples."]
         elif best.ends(low=True) > 0:
-            second = f"The best baseline is {best.name}, with {percent(best.row.accuracy)} %: the taught model gains {gain(best)}."
+            second = f"The best baseline is {best.title}, with {percent(best.row.accuracy)} %: the taught model gains {gain(best)}."
             sentences = [first, second]
         else:
-            second = f"It is not clearly better than the {best.name}: {percent(best.row.accuracy)} %, difference {gain(best)}."
+            second = f"It is not shown to be better than {best.title}: {percent(best.row.accuracy)} %, difference {gain(best)}."
             sentences = [first, second]
+        reads = "twice, for the baselines and for the model" if openings == 2 else f"{openings} times instead of twice"
         third = (
             f"The intervals (95 %) show the doubt from {total:,} examples, not from training again with another seed; the test split was "
-            f"opened {openings} times."
+            f"read {reads}."
         )
         return [*sentences, third]
 
@@ -244,7 +257,8 @@ def _failures(pairs: Sequence[Pair], dataset: Dataset) -> Iterator[str]:
     for change in ("lost", "still wrong", "gained"):
         own = [pair for pair in pairs if pair.change == change]
         if own:
-            yield html.folded(f"{len(own):,} {change}", "".join(_talk(pair) for pair in own[:SHOWN]))
+            some = f", the first {SHOWN}" if len(own) > SHOWN else ""
+            yield html.folded(f"{len(own):,} {change}{some}", "".join(_talk(pair) for pair in own[:SHOWN]))
 
 
 def _training(paths: TeachPaths, plan: TeachPlan, base: str) -> Iterator[str]:
@@ -275,7 +289,11 @@ def _training(paths: TeachPaths, plan: TeachPlan, base: str) -> Iterator[str]:
         for line in read_lines(paths.dev)
     ]
     yield html.table("dev", ("checkpoint", "right on dev", "%"), [("", dev)])
-    spent = [(entry.stage, clock(entry.seconds), clock(entry.core_seconds)) for entry in read_ledger(paths.ledger)]
+    stages = {UNACCOUNTED: "start and the rest"}
+    spent = [
+        (stages.get(entry.stage, entry.stage), clock(entry.seconds), clock(entry.core_seconds))
+        for entry in read_ledger(paths.ledger)
+    ]
     yield html.table("time", ("stage", "time", "core time"), [("", spent)])
     peak = json.loads(paths.memory.read_bytes())["peak_bytes"] if paths.memory.exists() else 0
     yield html.para(f"Peak memory: {peak / 1e9:.1f} GB.")

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 import resource
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 from rorqual.convert.merge import merge_run
@@ -29,7 +30,7 @@ from rorqual.data.chat import ChatFormat, chat_format, load_chat, read_chat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.evaluation import Evaluation
-from rorqual.evals.table import percent, render
+from rorqual.evals.table import percent
 from rorqual.model.load.run import read_model_config
 from rorqual.tasks.base import Problem, Verdict
 from rorqual.tasks.examples import FACTS_FILE, Examples, load_function, read_facts, write_examples
@@ -38,9 +39,9 @@ from rorqual.teach.answer_format import answer_grammar, calculates
 from rorqual.teach.base_model import BaseChoice, find_base
 from rorqual.teach.check import Check, check_file
 from rorqual.teach.check_page import check_page, check_text, to_json
-from rorqual.teach.classical import classical
+from rorqual.teach.classical import apply_rule, classical
 from rorqual.teach.config import TeachConfig
-from rorqual.teach.dataset import Dataset, divide, read_test, refuse_size, rows_of
+from rorqual.teach.dataset import Dataset, divide, read_test, refuse_size, refuse_unusable, rows_of
 from rorqual.teach.examples import Example
 from rorqual.teach.measure import (
     base_measures,
@@ -57,6 +58,12 @@ from rorqual.teach.reasons import teacher_reasons
 from rorqual.teach.report import write_report
 from rorqual.teach.train import MOST_DEV, Training, engine_of
 
+GRADER_TRIES, GRADER_LENIENT = 50, 0.5
+"""A grader that accepts the answers of other examples in more than this share of so many cases causes a warning."""
+RULE_TRIES = 20
+"""A rule is tried on so many examples before anything else is done."""
+ENOUGH = 2
+"""Below so many epochs, `teach` suggests more minutes."""
 GRPO_SHARE = 0.3
 """Share of the time for GRPO, if replies have reasoning or the user grades them."""
 STAGES = 7
@@ -72,7 +79,6 @@ def teach(config: TeachConfig, out: Path, *, threads: int, import_progress: Byte
 
     Raises DataError for an unusable file, and ConfigError if `out` belongs to other settings or another file.
     """
-    began = time.monotonic()
     for path in filter(None, (config.file, config.test)):
         refuse_size(Path(path))
     with own_run(out), closing(Ledger(TeachPaths(out).ledger, whole_process=True)) as ledger:
@@ -86,9 +92,11 @@ def teach(config: TeachConfig, out: Path, *, threads: int, import_progress: Byte
         work.measure()
         report = work.report()
     model = TeachPaths(out).model.path
-    print(f"\ndone in {clock(time.monotonic() - began)}; the report is {report}")
-    print(f"  try it     rorqual chat {model}\n  serve it   rorqual serve {model}")
+    seconds = sum(entry.seconds for entry in read_ledger(work.paths.ledger))
+    print(f"\ndone in {clock(seconds)}; the report is {report}")
+    print(f"  try it     rorqual chat {model}\n  serve it   rorqual serve {model} name={out.name}")
     print(f"  export it  rorqual export {model} {out / 'model.gguf'} format=gguf dtype=q8_0")
+    print(f"  see what it gets wrong: rorqual failures {out}")
     return report
 
 
@@ -105,23 +113,34 @@ class TeachStages:
 
     def check_settings(self) -> None:
         """Refuse to resume a folder of other settings or of other files. `threads` and `quiet` may change."""
-        if self.paths.settings.is_file() and self.paths.settings.read_text(encoding="utf-8") != self._settings:
-            raise ConfigError(
-                "this folder was begun with other settings, or with another content of a file",
-                where=str(self.paths.settings),
-                remedy="Give the same settings to resume, or another out= to begin anew.",
+        if self.paths.settings.is_file():
+            known, own = (
+                text.splitlines() for text in (self.paths.settings.read_text(encoding="utf-8"), self._settings)
             )
+            changed = "; ".join(
+                re.sub("# sha256 [0-9a-f]+  ", "the content of ", line) for line in own if line not in known
+            )
+            if known != own:
+                raise ConfigError(
+                    f"this folder was begun with other settings or another content of a file; new are: {changed or 'none, but some are gone'}",
+                    where=str(self.paths.settings),
+                    remedy="Give the same settings and files to resume, or another out= to begin anew.",
+                )
+        for what in ("grader", "rule"):
+            if spec := getattr(self.config, what):
+                load_function(spec, what)
 
     @cached_property
     def _settings(self) -> str:
         """The settings that decide the result, and the digests of all files that they name."""
         c = self.config
-        fixed = c.model_copy(update={"threads": 0, "quiet": False})
         named = [c.file, c.test, c.rule.rpartition(":")[0], c.grader.rpartition(":")[0]]
         digests = {
             name: hashlib.sha256(Path(name).read_bytes()).hexdigest() for name in named if name and Path(name).is_file()
         }
-        return to_yaml(fixed) + "".join(f"# sha256 {digest}  {name}\n" for name, digest in digests.items())
+        return to_yaml(c, exclude={"threads", "quiet"}) + "".join(
+            f"# sha256 {digest}  {name}\n" for name, digest in digests.items()
+        )
 
     # ---- data
 
@@ -157,8 +176,7 @@ class TeachStages:
 
     def _reason_against(self, example: Example) -> str:
         """Return why an example cannot be used, or ""."""
-        problem = Problem(example.key, example.prompt, example.answer, Examples.name)
-        if safe_grade(self._gold_task, problem, example.answer) is not Verdict.RIGHT:
+        if not self._is_right(example, example.answer):
             return "the grader rejects the answer" if self.config.grader else f"the answer is no {self.check.kind}"
         [length] = lengths_of([example], self.chat)
         return f"longer than {self._longest:,} tokens" if length.total > self._longest else ""
@@ -167,9 +185,11 @@ class TeachStages:
         """Check the file, and write its splits. Nothing is written before all settings were read."""
         self._begin(1, "check and divide the examples")
         with self.ledger.of("check"):
-            if self.config.rule:
-                load_function(self.config.rule, "rule")
-            self._say(check_text(self.check, "bytes"))
+            self._say(check_text(self.check, "bytes", splits=False))
+            refuse_unusable(self.check)
+            if self.config.rule:  # a rule with an error is found before the base model is loaded
+                for one in self.check.examples[:RULE_TRIES]:
+                    apply_rule(load_function(self.config.rule, "rule"), one.prompt)
             data = self.dataset
             if not (self.paths.data / FACTS_FILE).is_file():
                 write_atomic(self.paths.settings, self._settings.encode())
@@ -183,6 +203,7 @@ class TeachStages:
             self._say(
                 f"  {data.derived:,} worked solutions derived: one calculation with two numbers of the prompt gives the answer"
             )
+        self._say_if_all_is_right()
         if self.config.teacher:
             write_examples(self.paths.data, {"train": rows_of(self.train_examples)}, read_facts(self.paths.data))
         unseen = {one.answer for one in data.splits["test"]} - {one.answer for one in data.all_train}
@@ -190,6 +211,22 @@ class TeachStages:
             self._say(f"  labels of the test split that no training example has: {', '.join(sorted(unseen)[:5])}")
         splits = ", ".join(f"{len(rows):,} {split}" for split, rows in data.splits.items())
         self._say(f"  {splits}; the test split stays sealed until a model is measured")
+
+    def _say_if_all_is_right(self) -> None:
+        """Warn of a grader that accepts the answers of other examples."""
+        some = self.dataset.splits["train"][:GRADER_TRIES]
+        pairs = [(one, other) for one, other in pairwise(some) if one.answer != other.answer]
+        wrong = sum(self._is_right(one, other.answer) for one, other in pairs)
+        if self.config.grader and wrong > GRADER_LENIENT * len(pairs):
+            self._say(
+                f"  the grader accepts the answer of another example in {wrong} of {len(pairs)} cases: is it right?"
+            )
+
+    def _is_right(self, example: Example, reply: str) -> bool:
+        """Return whether the grader accepts a reply to an example. An error of a user's grader names the example's line."""
+        meta = {"where": f"{self.config.file}:{example.line}"}
+        problem = Problem(example.key, example.prompt, example.answer, Examples.name, meta=meta)
+        return safe_grade(self._gold_task, problem, reply) is Verdict.RIGHT
 
     @cached_property
     def train_examples(self) -> Sequence[Example]:
@@ -254,6 +291,9 @@ class TeachStages:
             f"  {plan.steps:,} steps of {plan.rows} rows of {plan.row} tokens: {plan.epochs:.1f} epochs, {plan.step_seconds:.1f} seconds "
             f"per step in {plan.dtype}, about {clock(plan.train_seconds)}; {self.config.minutes:g} minutes in all, without the baselines"
         )
+        if plan.epochs < ENOUGH:
+            minutes = math.ceil(self.config.minutes * 3 * ENOUGH / plan.epochs)
+            self._say(f"  so few epochs teach little; minutes={minutes} would give about {3 * ENOUGH}")
         if plan.skipped:
             self._say(f"  {plan.skipped:,} examples are longer than a row, and are not trained on")
         if self.params.calculator:
@@ -298,8 +338,6 @@ class TeachStages:
             with self.ledger.of(BASELINES):
                 shots = dict(self._measured_baselines())
                 write_json(done, {"names": [*shots], "shots": shots})
-        rows = [(name, percent(self._accuracy(name))) for name in self.baseline_names]
-        self._say(render("", ("on the test split", "right %"), rows, text_columns=1))
 
     def _measured_baselines(self) -> Iterator[tuple[str, list[int]]]:
         """Measure each baseline whose result is not there yet. Yield its name, and the lines of the examples in its prompt."""
@@ -332,6 +370,7 @@ class TeachStages:
         path = self.paths.evaluation(name)
         if not path.is_file():
             measure().save(path)
+        self._say(f"  {name}: {percent(self._accuracy(name))} % right")
 
     def _accuracy(self, name: str) -> float:
         [row] = Evaluation.load(self.paths.evaluation(name)).rows("all")
@@ -372,6 +411,7 @@ class TeachStages:
             defaults = TaskDefaults(
                 thinking=self.thinking,
                 max_tokens=self.params.max_tokens,
+                temperature=self.params.temperature,
                 grammar=self.params.grammar,
                 calculator=self.params.calculator or None,
             )

@@ -13,7 +13,7 @@ from rorqual.cli.settings import WHERE, Settings, check_device, pairs
 from rorqual.core.config import parse
 from rorqual.core.errors import DataError
 from rorqual.core.prompts import unlike
-from rorqual.core.records import RunDir
+from rorqual.core.records import RunDir, TaskDefaults
 
 
 def chat(
@@ -23,9 +23,10 @@ def chat(
     """Chat with a run's model in the terminal. Reasoning is dimmed.
 
     A run that was trained for one task may have a file defaults.json. The replies then follow its grammar, the engine calculates
-    if it says so, and its thinking and max_tokens replace the defaults below.
+    if it says so, and its thinking, max_tokens and temperature replace the defaults below.
 
-    /new starts a new conversation, /quit exits. With piped input, each line is one message.
+    Such a run answers each message alone, as in its training. For other runs, /new starts a new conversation. /quit exits. With piped
+    input, each line is one message.
 
     Keys: thinking=auto|on|off, temperature=0, max_tokens=1024, think_budget=0 (maximum thinking tokens; 0: no maximum), seed=0,
     system=TEXT, threads=, device=, dtype=.
@@ -37,21 +38,22 @@ def chat(
     from rorqual.engine.engine import Engine
 
     task = RunDir(run).task_defaults()
-    defaults = task.model_dump(include={"thinking", "max_tokens"}, exclude_none=True)
+    defaults = task.model_dump(include={"thinking", "max_tokens", "temperature"}, exclude_none=True)
     chosen = parse(ChatSettings, defaults | pairs(settings), where=WHERE)
     check_device(chosen.device)
     if chosen.threads:  # the engine runs in this thread, so it uses torch's thread count
         torch.set_num_threads(chosen.threads)
     engine = Engine(run, device=chosen.device, dtype=chosen.dtype, slots=1, threads=chosen.threads or cores())
     conversation, terminal = Conversation(engine, chosen, task), Terminal()
-    prompts = RunDir(run).prompts()
+    prompts, alone = RunDir(run).prompts(), task != TaskDefaults()
     if prompts and sys.stdin.isatty():
         terminal.note(f"examples of what this run was trained on: {'; '.join(prompts[:2])}")
         terminal.note("/new starts a new conversation, /quit exits")
     warned = not prompts
     for text in lines_typed():
-        if text == "/new":
+        if text == "/new" or alone:
             conversation.history = []
+        if text == "/new":
             continue
         if not conversation.history and unlike(text, prompts):
             terminal.note(f"this looks like nothing that the run was trained on, such as: {'; '.join(prompts[:2])}")

@@ -34,7 +34,7 @@ def decode(data: bytes, where: str) -> str:
         raise DataError(
             f"not UTF-8: byte 0x{data[error.start]:02x} at position {error.start}",
             where=where,
-            remedy="Convert the file to UTF-8.",
+            remedy="Convert the file to UTF-8, such as: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW.",
         ) from None
 
 

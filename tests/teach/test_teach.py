@@ -407,7 +407,7 @@ def test_a_rule_and_a_grader_of_the_users_own_are_used(tiny: Path, write: Write,
         samples = Evaluation.load(out.evaluation(name)).samples
         assert all((one.verdict.value == "right") == (one.reply in (one.answer, "fee")) for one in samples)
     mine.write_text("def grade(prompt, answer, reply):\n    return 1 / 0\n")
-    with pytest.raises(TaskError, match=r"the grader, on the problem .* raised ZeroDivisionError.*mine\.py:2"):
+    with pytest.raises(TaskError, match=r"the grader, on .*b\.jsonl:1, raised ZeroDivisionError.*mine\.py:2"):
         run(settings(tiny, write("b.jsonl", labelled(80)), grader=f"{mine}:grade"), tmp_path / "raises")
     mine.write_text("def grade(prompt, answer, reply):\n    return answer != 'pin' and reply == answer\n")
     other = TeachPaths(tmp_path / "other")

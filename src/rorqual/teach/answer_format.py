@@ -1,5 +1,7 @@
-"""The form of the answers: a grammar that replies must match, an instruction for models that were not trained on the task, worked
-solutions of one-step word problems, and whether the engine calculates in worked solutions."""
+"""The form of the answers: a grammar that replies must match, and an instruction for models that were not trained on the task.
+
+For numbers also worked solutions of one-step word problems, and whether the engine calculates.
+"""
 
 from __future__ import annotations
 

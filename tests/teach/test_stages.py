@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from example_files import Write, labelled, sums
@@ -16,7 +17,7 @@ from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.evaluation import Evaluation, GradedSample
 from rorqual.recipes.sft import sft
-from rorqual.tasks.base import Verdict
+from rorqual.tasks.base import Problem, Verdict
 from rorqual.tasks.examples import Examples, write_examples
 from rorqual.teach import plan as plans
 from rorqual.teach import train as training
@@ -176,6 +177,7 @@ def trained(tiny: Path, tmp_path: Path, *, grader: str = "", steps: int = 4, **p
         1,
         1,
         True,
+        "no time is planned",
         lambda _: None,
     )
 
@@ -261,7 +263,7 @@ def test_grpo_runs_after_the_support_gate_and_is_used_if_dev_improves(
     monkeypatch.setattr(training, "GRPO_SAMPLES", 4)
     mine = tmp_path / "mine.py"
     mine.write_text("def grade(prompt, answer, reply):\n    return reply == answer or sum(reply.encode()) % 2 == 0\n")
-    work = trained(tiny, tmp_path, grader=f"{mine}:grade", grpo_seconds=1e6)
+    work = trained(tiny, tmp_path, grader=f"{mine}:grade", grpo_seconds=1e6, dtype="bfloat16")
     work = replace(work, params=replace(work.params, calculator=True))
     work.supervised(RunDir(tiny))
     result = work.reinforced(f"{mine}:grade")
@@ -272,7 +274,7 @@ def test_grpo_runs_after_the_support_gate_and_is_used_if_dev_improves(
     }
     assert config["start"]["run"] == str(work.paths.best.path) and config["source"]["thinking"] == "off"
     assert config["tune"]["kind"] == "lora" and config["source"]["max_tokens"] == 8 and config["seed"] == 1
-    assert config["source"]["calculator"] is True
+    assert config["source"]["calculator"] is True and config["dtype"] == "bfloat16"
     stored = json.loads(work.paths.grpo_plan.read_bytes())
     assert stored["run"]["steps"] == 1 and "of 16 training problems" in stored["text"]
     [after] = work.dev_results("grpo")
@@ -317,6 +319,45 @@ def test_a_tie_on_dev_keeps_the_model_before_grpo(tiny: Path, tmp_path: Path, mo
     work.supervised(RunDir(tiny))
     result = work.reinforced(f"{mine}:grade")
     assert [one.right for one in work.dev_results("grpo")] == [12] and not result.used and "is not used" in result.text
+
+
+@pytest.mark.parametrize(("seconds", "steps"), [(90.0, 0), (120.0, 8), (1e6, 40)])
+def test_grpo_has_as_many_steps_as_its_time_suffices_for(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, steps: int
+) -> None:
+    """A step samples 64 replies, here in 4 seconds, compares them, and trains on the half whose problems are not always solved."""
+    graded = [
+        GradedSample(key=f"k{n}", family="f", prompt="p", answer="a", reply="a", reasoning=None, tokens=20, thinking_tokens=0,
+                     verdict=Verdict.RIGHT if n % 2 or sample else Verdict.WRONG, thought=False, truncated=False)
+        for n in range(16) for sample in range(8)
+    ]  # fmt: skip
+    problems = [Problem(f"k{n}", "12345678", "a", "f") for n in range(16)]
+    clock = iter([0.0, 8.0])
+    monkeypatch.setattr(training.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(training, "engine_of", lambda *_: None)
+    monkeypatch.setattr(training, "evaluate", lambda *_, **__: SimpleNamespace(samples=graded))
+    monkeypatch.setattr(training, "grpo", lambda **keys: (_ for _ in ()).throw(Planned(keys["steps"])))
+    work = trained(tiny, tmp_path, grpo_seconds=seconds)
+    monkeypatch.setattr(type(work.task), "problems", lambda *_: iter(problems))
+    per_token = work.plan.step_seconds / (work.plan.rows * work.plan.row)
+    tokens = 64 * (len(work.chat.prompt(problems[0].messages, "off")) + 20)
+    work = replace(
+        work,
+        plan=work.plan.model_copy(
+            update={"step_seconds": work.plan.step_seconds * 10 / (per_token * tokens * (1 / 3 + 0.5))}
+        ),
+    )
+    if steps == 0:
+        run, text = work._grpo_run("")
+        assert run is None and "there is time for 6 steps of 14 seconds, and 8 are the fewest" in text
+    else:
+        with pytest.raises(Planned) as planned:
+            work._grpo_run("")
+        assert planned.value.args == (steps,)
+
+
+class Planned(Exception):
+    """Stops before GRPO starts."""
 
 
 @pytest.mark.parametrize(

@@ -321,6 +321,31 @@ def test_only_the_stages_that_count_are_counted(tiny: Path, write: Write, tmp_pa
     assert stages._spent() == 16
 
 
+@pytest.mark.parametrize(
+    ("rows", "keys", "reason"),
+    [
+        (labelled(ROWS), {}, "replies have no reasoning"),
+        (labelled(ROWS), {"grader": True}, "below minutes=20"),
+        (labelled(ROWS), {"grader": True, "minutes": 20.0}, ""),
+        (sums(110), {"minutes": 19.9}, "below minutes=20"),
+        (sums(110), {"minutes": 20.0}, ""),
+    ],
+)
+def test_grpo_has_time_only_where_it_may_help(
+    tiny: Path, write: Write, tmp_path: Path, rows: list[dict[str, Any]], keys: dict[str, Any], reason: str
+) -> None:
+    (tmp_path / "mine.py").write_text("def grade(prompt, answer, reply):\n    return reply == answer\n")
+    if keys.get("grader"):
+        keys = keys | {"grader": f"{tmp_path}/mine.py:grade"}
+    paths = TeachPaths(tmp_path / "out")
+    with closing(Ledger(tmp_path / "ledger.jsonl")) as ledger:
+        work = TeachStages(settings(tiny, write("a.jsonl", rows), **keys), paths, 1, ledger, lambda *_: None, "")
+        work.prepare()
+        assert reason in work.no_grpo and bool(reason) == bool(work.no_grpo)
+        work.find_base()
+    assert (work.plan.grpo_seconds > 0) == (not reason)
+
+
 def test_a_full_disk_is_said_and_nothing_is_lost(tiny: Path, write: Write, tmp_path: Path) -> None:
     """The limit on file sizes stops the first checkpoint."""
     write("a.jsonl", labelled(80))

@@ -64,8 +64,8 @@ RULE_TRIES = 20
 """A rule is tried on so many examples before anything else is done."""
 ENOUGH = 2
 """Below so many epochs, `teach` suggests more minutes."""
-GRPO_SHARE = 0.3
-"""Share of the time for GRPO, if replies have reasoning or the user grades them."""
+GRPO_SHARE, GRPO_MINUTES = 0.3, 20
+"""Share of the time for GRPO, if replies have reasoning or the user grades them, and from so many minutes on. A few steps change nothing."""
 STAGES = 7
 BASELINES, TEACHER = "measure the baselines", "ask the teacher"
 UNCOUNTED = (BASELINES, TEACHER)
@@ -281,7 +281,7 @@ class TeachStages:
                     self.paths.data,
                     lengths,
                     seconds=left,
-                    reinforce=GRPO_SHARE if self.thinks or self.config.grader else 0.0,
+                    reinforce=0.0 if self.no_grpo else GRPO_SHARE,
                     seed=self.config.seed,
                     threads=self.threads,
                 )
@@ -391,8 +391,18 @@ class TeachStages:
             self.config.seed,
             self.threads,
             self.config.quiet,
+            self.no_grpo,
             self._say,
         )
+
+    @property
+    def no_grpo(self) -> str:
+        """Why no time is planned for GRPO, or ""."""
+        if not self.thinks and not self.config.grader:
+            return "GRPO is skipped: replies have no reasoning, and training on the answers already optimizes them"
+        if self.config.minutes < GRPO_MINUTES:
+            return f"GRPO is skipped: below minutes={GRPO_MINUTES}, all time goes to training on the examples"
+        return ""
 
     def train(self) -> None:
         """Train on the examples."""

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from statistics import fmean
 from typing import Any
 
 from rorqual.core.log import Progress
@@ -30,7 +31,7 @@ MOST_DEV = 100
 GATE_PROBLEMS, GATE_SAMPLES = 16, 8
 """The support gate samples so many answers to so many training problems."""
 GRPO_PROBLEMS, GRPO_SAMPLES, GRPO_LR = 8, 8, 3e-4
-FEWEST_GRPO, MOST_GRPO = 3, 40
+FEWEST_GRPO, MOST_GRPO = 8, 40
 """GRPO is skipped if there is time for fewer steps than `FEWEST_GRPO`, and has at most `MOST_GRPO`."""
 
 
@@ -58,7 +59,8 @@ class GRPOResult:
 
 @dataclass(frozen=True)
 class Training:
-    """What training needs. `params` are the sampling parameters of a reply, and `say` prints a line."""
+    """What training needs. `params` are the sampling parameters of a reply, `no_grpo` says why no time is planned for GRPO, and `say`
+    prints a line."""
 
     paths: TeachPaths
     plan: TeachPlan
@@ -70,6 +72,7 @@ class Training:
     seed: int
     threads: int
     quiet: bool
+    no_grpo: str
     say: Callable[[str], None]
 
     # ---- supervised fine-tuning
@@ -170,10 +173,7 @@ class Training:
     def _grpo_run(self, grader: str) -> tuple[Run | None, str]:
         """Return the run, or None and the reason why GRPO is skipped. The support gate measures which training problems are solved."""
         if not self.plan.grpo_seconds:
-            return (
-                None,
-                "GRPO is skipped: replies have no reasoning, and training on the answers already optimizes them",
-            )
+            return None, self.no_grpo
         began = time.monotonic()
         problems = list(islice(self.task.problems("train", self.seed), GATE_PROBLEMS))
         params = replace(self.params, n=GATE_SAMPLES, temperature=1.0, seed=self.seed)
@@ -197,7 +197,8 @@ class Training:
                 f"GRPO is skipped: of {tried}, the model solved {len(rights)} in every try and the others never",
             )
         length = max(self._prompt_length(problem) for problem in problems) + self.params.max_tokens
-        tokens = GRPO_PROBLEMS * GRPO_SAMPLES * (length / 2)
+        mean = fmean(self._prompt_length(problem) for problem in problems) + fmean(one.tokens for one in samples)
+        tokens = GRPO_PROBLEMS * GRPO_SAMPLES * mean
         per_token = self.plan.step_seconds / (self.plan.rows * self.plan.row)
         estimate = seconds * GRPO_PROBLEMS / GATE_PROBLEMS + tokens * per_token * (1 / 3 + mixed / len(problems))
         steps = min(int(self.plan.grpo_seconds / estimate), MOST_GRPO)
@@ -220,6 +221,7 @@ class Training:
             lr=GRPO_LR,
             thinking=self.thinking,
             seed=self.seed,
+            dtype=self.plan.dtype,
         )
         source = run.source.model_copy(update={"calculator": self.params.calculator})
         run = run.model_copy(update={"tune": LoRA(r=R, alpha=ALPHA), "micro_batches": 16, "source": source})

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from example_files import Write, labelled, sums
@@ -14,7 +16,8 @@ from rorqual.core.errors import ConfigError, DataError
 from rorqual.core.records import Message, RunDir, read_lines
 from rorqual.data.chat import chat_format
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.engine.request import SamplingParams
+from rorqual.engine.engine import Engine
+from rorqual.engine.request import Completion, SamplingParams
 from rorqual.evals.evaluation import Evaluation, GradedSample
 from rorqual.recipes.sft import sft
 from rorqual.tasks.base import Problem, Verdict
@@ -27,7 +30,7 @@ from rorqual.teach.config import TeachConfig
 from rorqual.teach.dataset import rows_of
 from rorqual.teach.examples import Example
 from rorqual.teach.failures import failures_text, groups, pairs_of
-from rorqual.teach.measure import base_measures, predicted
+from rorqual.teach.measure import base_measures, measure_base, predicted
 from rorqual.teach.place import AFTER, ALONE, BEFORE, TeachPaths
 from rorqual.teach.plan import ExampleLengths, TeachPlan, lengths_of, make_plan, sft_run
 from rorqual.teach.reasons import Reasons, factory_config, teacher_reasons
@@ -407,6 +410,33 @@ def test_the_base_is_asked_without_with_four_and_with_all_examples_that_fit() ->
     assert 4 < len(fewer.shots) < len(most.shots) and fewer.shots == most.shots[: len(fewer.shots)]
     assert [one.name for one in base_measures(train, chat, "label", context=300, room=200, seed=0)] == [none.name]
     assert base_measures(train, chat, "label", context=3000, room=200, seed=1)[1].shots != four.shots
+
+
+@pytest.mark.parametrize(
+    ("kind", "shown"), [("number", "8 - 3 = 5\n5"), ("text", "8 - 3 = 5\n5"), ("label", "5"), ("JSON", "5")]
+)
+def test_examples_in_a_prompt_show_their_worked_solutions(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, shown: str
+) -> None:
+    """Unless a grammar has no place for them. Chat formats leave out the reasoning of earlier turns."""
+    asked: list[tuple[Message, ...]] = []
+    heard = Engine.generate
+
+    def generate(self: Engine, requests: Sequence[Any], **keys: Any) -> list[list[Completion]]:
+        asked.extend(request.messages for request in requests)
+        return heard(self, requests, **keys)
+
+    monkeypatch.setattr(Engine, "generate", generate)
+    train = [Example(n, f"8 less 3, {n}", "5", "8 - 3 = 5") for n in range(1, 6)]
+    task = Examples(data_of(tmp_path / "data", train, train[:2], kind))
+    way = base_measures(train, chat_format(Tokenizer.byte_level()), kind, context=3000, room=60, seed=0)[1]  # type: ignore[arg-type]
+    measure_base(RunDir(tiny), task, way, train, SamplingParams(max_tokens=4, calculator=True), show=lambda *_: None)
+    for messages in asked:
+        replies = [message for message in messages if message.role == "assistant"]
+        assert [one.content for one in replies] == [shown] * len(way.shots) and not any(
+            one.reasoning for one in replies
+        )
+    assert len(asked) == 3
 
 
 # ---- the report's sentences

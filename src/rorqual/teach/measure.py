@@ -50,7 +50,7 @@ def base_measures(
     opening = _opening(train, kind)
     most: list[Example] = []
     for one in drawn[:MOST_SHOTS]:
-        if len(chat.prompt((*opening, *_turns([*most, one]), Message("user", "?")), "auto")) > min(
+        if len(chat.prompt((*opening, *_turns([*most, one], kind), Message("user", "?")), "auto")) > min(
             SHOT_TOKENS, context - room
         ):
             continue
@@ -68,11 +68,15 @@ def _opening(train: Sequence[Example], kind: AnswerKind) -> tuple[Message, ...]:
     return (Message("system", text),) if text else ()
 
 
-def _turns(shots: Sequence[Example]) -> tuple[Message, ...]:
+def _turns(shots: Sequence[Example], kind: AnswerKind) -> tuple[Message, ...]:
+    """Return the turns of examples in a prompt. A worked solution precedes its number or text. Labels and JSON stand alone, because the
+    grammar of the reply has no place for more."""
+    free = kind in ("number", "text")
+    answers = [f"{one.reasoning}\n{one.answer}" if free and one.reasoning else one.answer for one in shots]
     return tuple(
         message
-        for one in shots
-        for message in (Message("user", one.prompt), Message("assistant", one.answer, one.reasoning or None))
+        for one, answer in zip(shots, answers, strict=True)
+        for message in (Message("user", one.prompt), Message("assistant", answer))
     )
 
 
@@ -80,7 +84,7 @@ def measure_base(
     run: RunDir, task: Examples, way: BaseMeasure, train: Sequence[Example], params: SamplingParams, *, show: Show
 ) -> Evaluation:
     """Measure the base model on the test split. All prompts begin with the same examples, so one engine core with a prefix cache is fastest."""
-    opening = (*_opening(train, task.kind), *_turns(way.shots))
+    opening = (*_opening(train, task.kind), *_turns(way.shots, task.kind))
     problems = [
         Asked(
             key=one.key,

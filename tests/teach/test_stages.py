@@ -236,6 +236,7 @@ def test_the_hard_cap_counts_what_a_killed_process_used(
     manifest = work.paths.run("sft").checkpoint() / "whole.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"state.json": state.stat().st_size}))
     work.supervised(RunDir(tiny))
+    assert work.paths.ended_early.is_file()
     assert json.loads(work.paths.ended_early.read_bytes()) == {"step": 2, "of": 40} and work.paths.run(
         "sft"
     ).steps() == [2]

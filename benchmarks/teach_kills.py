@@ -1,4 +1,4 @@
-"""Kill `rorqual teach` ten times at random moments, and compare what it ends with to a run that was not killed.
+"""Kill `rorqual teach` ten times, at random moments of random stages, and compare what it ends with to a run that was not killed.
 
     python benchmarks/teach_kills.py BASE --work FOLDER [--case svamp] [--minutes 3] [--kills 10]
 
@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -31,6 +32,9 @@ from rorqual.evals.evaluation import Evaluation
 from rorqual.teach.place import AFTER, ALONE, TeachPaths
 
 SAMPLES = ROOT / "examples" / "data"
+STAGES = {2: "base", 3: "measure the baselines", 4: "train", 6: "measure"}
+WEIGHTS = (2, 3, 6, 2)
+"""The stages in which the command is killed, by their numbers, and how often."""
 
 
 def start(a: argparse.Namespace, out: Path) -> subprocess.Popen[bytes]:
@@ -55,9 +59,23 @@ def start(a: argparse.Namespace, out: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def stage_of(paths: TeachPaths) -> str:
-    """Return the last finished stage."""
-    return read_ledger(paths.ledger)[-1].stage if paths.ledger.exists() else "nothing"
+def killed_in(stage: int, wait: float, a: argparse.Namespace, paths: TeachPaths) -> bool:
+    """Start the command, and kill it `wait` seconds after it begins the stage or a later one. Return False if it ends before."""
+    log = paths.out.with_suffix(".log")
+    known = log.stat().st_size if log.exists() else 0
+    process = start(a, paths.out)
+    begins = re.compile(rf"^[{stage}-7]/7 ".encode(), re.M)
+    while process.poll() is None and not begins.search(log.read_bytes()[known:]):
+        time.sleep(0.05)
+    try:
+        code = process.wait(wait)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return True
+    if code:
+        sys.exit(f"the run failed, see {log}")
+    return False
 
 
 def ending(paths: TeachPaths) -> dict[str, Any]:
@@ -105,17 +123,15 @@ def main() -> int:
         if of(straight).is_file():
             shutil.copy(of(straight), of(killed))
     rng, kills = random.Random(a.seed), list[dict[str, Any]]()
-    while not killed.report.is_file():
-        process = start(a, killed.out)
-        wait = rng.uniform(5, seconds / 5) if len(kills) < a.kills else None
-        try:
-            if process.wait(wait):
-                sys.exit(f"the run failed, see {killed.out.with_suffix('.log')}")
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            kills.append({"after_seconds": round(wait or 0, 1), "last_finished": stage_of(killed)})
-            print(f"kill {len(kills)} after {wait:.0f} s; last finished: {kills[-1]['last_finished']}", flush=True)
+    lasting = {stage: sum(one.seconds for one in entries if one.stage == name) for stage, name in STAGES.items()}
+    for stage in sorted(rng.choices([*STAGES], WEIGHTS, k=a.kills)):
+        wait = rng.uniform(0, lasting[stage])
+        if not killed_in(stage, wait, a, killed):
+            break
+        kills.append({"stage": STAGES[stage], "after_seconds": round(wait, 1)})
+        print(f"kill {len(kills)}: {wait:.1f} s after the beginning of '{STAGES[stage]}'", flush=True)
+    if start(a, killed.out).wait():
+        sys.exit(f"the run failed, see {killed.out.with_suffix('.log')}")
     ends = [ending(one) for one in (straight, killed)]
     same = {key: ends[0][key] == ends[1][key] for key in ends[0]}
     result = {

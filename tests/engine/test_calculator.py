@@ -181,7 +181,7 @@ def test_a_calculation_does_not_reach_over_the_end_of_the_thought(tokenizer: Tok
 
 
 def test_a_budget_takes_precedence(engine: Engine, sums: SamplingParams, tokenizer: Tokenizer) -> None:
-    for budget in range(1, 20):
+    for budget in (1, 2, 3, 5, 8, 13):
         for one in ask(engine, replace(sums, think_budget=budget, n=2), "on"):
             assert one.token_ids[budget] == tokenizer.end_think
 

@@ -144,6 +144,8 @@ def test_a_run_of_one_task_answers_each_message_alone(place: Path) -> None:
     (place / "run" / "defaults.json").write_text('{"max_tokens": 8}')
     try:
         assert replies("add 1 2\nadd 3 4\nadd 5 6\n") == apart
+        (place / "run" / "defaults.json").write_text('{"temperature": 2}')
+        assert replies("add 1 2\nadd 3 4\nadd 5 6\n") != apart
     finally:
         (place / "run" / "defaults.json").unlink()
 

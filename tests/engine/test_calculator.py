@@ -50,7 +50,28 @@ ASKED = (Message("user", "2+2?"),)
         ("$3 * 4 =", " 12"),
         ("3 + 4 = 7 + 2 =", " 9"),
         ("123456789012345 + 1 =", " 123456789012346"),
+        ("It is: 3 + 4 =", " 7"),
+        ("x = 3 + 4 =", " 7"),
+        ("7\n3 + 4 =", " 7"),
+        ("\n 3 + 4 =", " 7"),
+        ("costs $3 * 4 =", " 12"),
+        ("Peter has 10, 5 + 3 =", " 8"),
         # Nothing to calculate, or only a part of an expression.
+        ("2 x 3 + 4 =", ""),
+        ("2 \\times 3 + 4 =", ""),
+        ("two times 3 + 4 =", ""),
+        ("10 MOD 3 + 1 =", ""),
+        ("2 ⋅ 3 + 4 =", ""),
+        ("5 – 3 + 1 =", ""),
+        ("10 % 3 + 1 =", ""),
+        ("√9 + 1 =", ""),
+        ("log 10 + 5 =", ""),
+        ("12 345 + 1 =", ""),
+        ("12:30 + 5 =", ""),
+        ("2024-01-05 =", ""),
+        ("2 * [3 + 4 =", ""),
+        ("|3 + 4 =", ""),
+        ("8 ÷ 0 =", ""),
         ("12 =", ""),
         ("12 + 34", ""),
         ("12 + 34 = ", ""),
@@ -175,9 +196,33 @@ def test_a_calculation_does_not_reach_over_the_end_of_the_thought(tokenizer: Tok
             state.accept(id_)
         mask = state.mask()
         assert (None if mask is None else tokenizer.decode(np.flatnonzero(mask).tolist())) == expected
-        twin = state.copy()
+        twin, other = state.copy(), state.copy()
+        assert (other.mask() is None) == (expected is None)
         twin.accept(71)
         assert twin.mask() is None and (state.mask() is None) == (expected is None), "a copy is independent"
+
+
+def test_no_digit_follows_a_result_and_a_cut_result_reaches_nowhere(tokenizer: Tokenizer, chat: ChatFormat) -> None:
+    lexicon = Grammars(tokenizer, tokenizer.vocab_size, chat.stop_ids).lexicon
+    state = Calculated(Unconstrained(), tokenizer, lexicon)
+    for id_ in tokenizer.encode("12*3=36"):
+        state.accept(id_)
+    mask = state.mask()
+    assert mask is not None and not any(mask[id_] for id_ in tokenizer.encode("0123456789"))
+    assert mask.sum() == len(mask) - 10 and all(mask[id_] for id_ in tokenizer.encode(" .-a"))
+    copied = state.copy().mask()
+    assert copied is not None and (copied == mask).all()
+    state.accept(tokenizer.encode(" ")[0])
+    assert state.mask() is None
+    cut = Calculated(Unconstrained(), tokenizer, lexicon)
+    for id_ in [*tokenizer.encode("12 + 3 = 1"), tokenizer.end_think, *tokenizer.encode("5 + 2 =")]:
+        cut.accept(id_)
+    said = []
+    for _ in range(2):
+        [id_] = np.flatnonzero(cut.mask()).tolist()
+        cut.accept(id_)
+        said.append(id_)
+    assert tokenizer.decode(said) == " 7"
 
 
 def test_a_budget_takes_precedence(engine: Engine, sums: SamplingParams, tokenizer: Tokenizer) -> None:
@@ -198,7 +243,7 @@ def test_the_tokens_of_a_result_are_those_of_the_text() -> None:
         for id_ in head:
             state.accept(id_)
         said = []
-        while (mask := state.mask()) is not None:
+        while (mask := state.mask()) is not None and mask.sum() == 1:
             [id_] = np.flatnonzero(mask).tolist()
             state.accept(id_)
             said.append(id_)

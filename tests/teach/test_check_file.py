@@ -25,6 +25,7 @@ from rorqual.tasks.rows import normal
 from rorqual.teach.check import check_file, differing, forecast, groups_of, split_of_group
 from rorqual.teach.check_page import _histogram, check_page, check_text, to_json
 from rorqual.teach.columns import Columns, find_columns
+from rorqual.teach.dataset import read_test
 from rorqual.teach.examples import Example, answer_kind, canonical_answer
 from rorqual.teach.near import near_duplicates, similar
 from rorqual.teach.table import read_table
@@ -429,7 +430,7 @@ def test_contradicting_json_shows_the_fields_that_differ(tmp_path: Path) -> None
     answers = ({"a": "x" * 60, "b": 1, "c": 2}, {"a": "x" * 60, "b": 1, "c": 3, "d": 4})
     file.write_bytes(lines([{"prompt": "the same", "completion": json.dumps(answer)} for answer in answers]))
     [fault] = check_file(file, len).faults
-    assert fault.text.endswith("""another answer: '{"c": 3, "d": 4}', not '{"c": 2}'""")
+    assert fault.text.endswith("""another answer: '{"c": 3, "d": 4}', not '{"c": 2, "d": null}'""")
     assert differing('{"a": 1}', "no JSON") == '{"a": 1}' and differing("[1]", "[2]") == "[1]"
 
 
@@ -450,7 +451,21 @@ def test_a_system_turn_that_all_conversations_share_is_left_out(tmp_path: Path) 
         assert next(one.prompt for one in check_file(file, len).examples) == expected
     for broken in ([], "text", [None], [5], None):
         file.write_bytes(lines([{"messages": broken}, conversation(1, "Be brief.")]))
-        assert len(check_file(file, len).faults) == 1
+        found = check_file(file, len)
+        assert len(found.faults) == 1 and [one.prompt for one in found.examples] == [question(1)]
+    test = tmp_path / "t.jsonl"
+    for system, prompt in (
+        ("Be brief.", question(1)),
+        ("Be long.", f"system: Be long.\n\nuser: {question(1)}"),
+        (None, question(1)),
+    ):
+        test.write_bytes(lines([conversation(1, system)]))
+        file.write_bytes(lines([conversation(n, "Be brief.") for n in range(3)]))
+        found = check_file(file, len, against=test)
+        assert found.columns.system == "Be brief." and "without the system turn" in found.columns.describe()
+        [read] = read_test(test, prompt="", answer="", reasoning="", system=found.columns.system)
+        assert read.prompt == prompt
+        assert [fault.line for fault in found.faults] == ([2] if prompt == question(1) else [])
 
 
 def test_lengths_are_counted_with_the_tokenizer_of_the_base(tmp_path: Path, tiny: Path) -> None:

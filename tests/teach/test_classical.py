@@ -232,7 +232,8 @@ def test_a_rule_of_a_file_answers_every_prompt(mine: Path) -> None:
     with pytest.raises(TaskError, match=rf"{mine}:8: the rule `first` raised IndexError: .*for the prompt 'none here'"):
         classical(TRAIN, ask("12", "none here"), "number", rule=rule)
     with pytest.raises(
-        TaskError, match=rf"{mine}:10: the rule `none` returned a NoneType, not a string or dict, for the"
+        TaskError,
+        match=rf"{mine}:10: the rule `none` returned a NoneType, not a string or a dict of JSON values, for the",
     ):
         classical(TRAIN, ask("a"), "number", rule=load_function(f"{mine}:none", "rule"))
 
@@ -245,6 +246,8 @@ def test_a_rule_may_return_the_fields_of_a_json_answer(tmp_path: Path) -> None:
     rule = load_function(f"{tmp_path}/r.py:fields", "rule")
     [reply] = classical(train, ask("é"), "JSON", rule=rule)["rule"]
     assert json.loads(reply) == {"a": "é", "b": None} and canonical(reply, "JSON") == canonical('{"a": "É"}', "JSON")
+    with pytest.raises(TaskError, match="returned a dict, not a string or a dict of JSON values"):
+        classical(train, ask("a"), "JSON", rule=lambda prompt: {"a": {prompt}})  # type: ignore[arg-type,return-value]
     with pytest.raises(TaskError, match=r"'two' cannot be called with 1 arguments(.|\n)*`def two\(prompt\)`"):
         load_function(f"{tmp_path}/r.py:two", "rule")
 

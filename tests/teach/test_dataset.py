@@ -15,6 +15,7 @@ from rorqual.core.errors import DataError
 from rorqual.teach import dataset
 from rorqual.teach.check import check_file, split_of_group
 from rorqual.teach.dataset import Dataset, divide, read_test, refuse_size, refuse_unusable, rows_of
+from rorqual.teach.examples import Example
 
 
 def divided(path: Path, *, count: int = 1_000, **keys: Any) -> Dataset:
@@ -55,7 +56,12 @@ def test_a_model_is_trained_on_one_spelling_of_a_label(write: Write) -> None:
     for n in range(30):
         rows[n]["label"] = rows[n]["label"].upper() + " "
     found = divided(write("a.jsonl", rows))
-    assert {one.answer for one in found.splits["train"]} == {row["label"] for row in rows[30:]}
+    labels = {row["label"] for row in rows[30:]}
+    assert all({one.answer for one in found.splits[split]} <= labels for split in found.splits)
+    assert {one.answer for one in found.all_train} == labels
+    test = [Example(1, "a", "CARD"), *(Example(n, f"b{n}", "New") for n in range(2, 8))]
+    given = divide(check_file(write("b.jsonl", rows), len), test, count=9)
+    assert {one.answer for one in given.splits["test"]} == {"card", "New"}
 
 
 def test_a_missing_file_is_refused_before_anything_else(tmp_path: Path) -> None:

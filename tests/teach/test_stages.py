@@ -65,7 +65,8 @@ def planned(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> obje
     monkeypatch.setattr(plans, "measure_step", measured)
 
     def make(lengths: list[ExampleLengths], seconds: float, reinforce: float = 0.0) -> TeachPlan:
-        return make_plan(RunDir(tiny), data, lengths, seconds=seconds, reinforce=reinforce, seed=0, threads=1)
+        probe = 4 * (2.0 + 3.0)
+        return make_plan(RunDir(tiny), data, lengths, seconds=seconds + probe, reinforce=reinforce, seed=0, threads=1)
 
     return make
 
@@ -80,6 +81,19 @@ def test_minutes_become_steps_by_the_measured_speed(planned) -> None:  # type: i
     shared = planned(many, 615.0, reinforce=0.25)
     assert shared.steps == 198 and shared.grpo_seconds == pytest.approx(600 * 0.88 * 0.25)
     assert planned(many, -5.0).steps == 8 and planned(many, -5.0).grpo_seconds == 0
+
+
+def test_the_first_step_is_not_timed(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = data_of(tmp_path / "data", examples_of(labelled(40)), [], "label")
+    plan = TeachPlan(steps=4, dev_steps=(4,), rows=1, row=64, max_tokens=5, epochs=1, step_seconds=1, train_seconds=7)
+    seen: list[float] = []
+
+    def fitted(run: Run, out: RunDir, *, observe: Any, **keys: Any) -> Any:
+        return fit(run, out, observe=lambda record: (seen.append(record["seconds"]), observe(record)), **keys)
+
+    monkeypatch.setattr(plans, "fit", fitted)
+    measured = plans.measure_step(sft_run(RunDir(tiny), data, plan, seed=0), 1)
+    assert len(seen) == 4 and measured == sorted(seen[1:])[1]
 
 
 def test_few_examples_are_not_repeated_without_end(planned) -> None:  # type: ignore[no-untyped-def]

@@ -406,7 +406,7 @@ def test_errors_of_the_users_functions_come_before_the_base_is_loaded(tiny: Path
     assert not (tmp_path / "other").exists()
 
 
-@pytest.mark.parametrize("body", ["True", "reply == answer"])
+@pytest.mark.parametrize("body", ["True", "reply == answer", "reply == answer or reply[0] == 'c'"])
 def test_a_grader_that_accepts_everything_is_noticed(
     tiny: Path, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], body: str
 ) -> None:

@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rorqual.model.config import ModelConfig
@@ -17,7 +17,15 @@ from rorqual.plan.time import training_cost, training_flops
 from rorqual.tasks.answer import final_answer
 from rorqual.tasks.base import Split, split_of
 from rorqual.teach.columns import Columns, find_columns
-from rorqual.teach.examples import AnswerKind, Example, answer_kind, canonical_answer, is_json, read_examples
+from rorqual.teach.examples import (
+    AnswerKind,
+    Example,
+    answer_kind,
+    canonical_answer,
+    common_system,
+    is_json,
+    read_examples,
+)
 from rorqual.teach.near import near_duplicates, near_groups
 from rorqual.teach.table import RowFault, read_table
 
@@ -81,6 +89,8 @@ def check_file(
     columns = (
         find_columns(table.columns, prompt=prompt, answer=answer, reasoning=reasoning) if table.rows else Columns()
     )
+    if columns.messages:
+        columns = replace(columns, system=common_system(table))
     examples, faults = read_examples(table, columns)
     faults = [*table.faults, *faults]
     kind = answer_kind(examples) if examples else "text"
@@ -88,7 +98,7 @@ def check_file(
     faults += _repeats(examples, kind, earlier)
     faults += _labels_in_prompts(examples, kind)
     if against is not None:
-        faults += _in_test(examples, against, prompt=prompt, answer=answer, reasoning=reasoning)
+        faults += _in_test(examples, against, columns.system, prompt=prompt, answer=answer, reasoning=reasoning)
     groups = groups_of(examples)
     splits = Counter(split_of_group(group) for group in groups)
     labels = Counter(one.answer for one in examples) if kind == "label" else Counter[str]()
@@ -154,16 +164,14 @@ def _repeats(examples: Sequence[Example], kind: AnswerKind, earlier: Mapping[int
 
 
 def differing(answer: str, other: str) -> str:
-    """Return a JSON answer with only the fields that `other` has not or has with another value. Other texts are returned unchanged."""
+    """Return a JSON answer with only the fields in which it differs from `other`. Other texts are returned unchanged."""
     if not (is_json(answer) and is_json(other)):
         return answer
     fields, others = json.loads(answer), json.loads(other)
     if not isinstance(fields, dict) or not isinstance(others, dict):
         return answer
-    return json.dumps(
-        {name: value for name, value in fields.items() if name not in others or others[name] != value},
-        ensure_ascii=False,
-    )
+    names = [name for name in {**fields, **others} if fields.get(name) != others.get(name)]
+    return json.dumps({name: fields.get(name) for name in names}, ensure_ascii=False)
 
 
 def _short(text: str) -> str:
@@ -190,10 +198,10 @@ def _labels_in_prompts(examples: Sequence[Example], kind: AnswerKind) -> list[Ro
     return [RowFault(one.line, "answer in prompt", f"{problem} {_short(answers[one.line])}") for one in leaks]
 
 
-def _in_test(examples: Sequence[Example], against: Path, **columns: str) -> list[RowFault]:
+def _in_test(examples: Sequence[Example], against: Path, system: str, **columns: str) -> list[RowFault]:
     """Return the examples whose prompt equals, or nearly equals, a prompt of the test file."""
     table = read_table(against)
-    tests, _ = read_examples(table, find_columns(table.columns, **columns))
+    tests, _ = read_examples(table, replace(find_columns(table.columns, **columns), system=system))
     known = {one.key: one for one in tests}
     faults, rest = [], []
     for one in examples:

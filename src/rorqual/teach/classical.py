@@ -7,6 +7,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -77,10 +78,11 @@ def apply_rule(rule: Rule, prompt: str) -> str:
             remedy="Fix the line. A rule returns an answer for every prompt.",
         ) from error
     if isinstance(answer, dict):
-        return json.dumps(answer, ensure_ascii=False)
+        with suppress(TypeError, ValueError):
+            return json.dumps(answer, ensure_ascii=False)
     if not isinstance(answer, str):
         raise TaskError(
-            f"the rule `{name}` returned a {type(answer).__name__}, not a string or dict, for the prompt {prompt!r:.80}",
+            f"the rule `{name}` returned a {type(answer).__name__}, not a string or a dict of JSON values, for the prompt {prompt!r:.80}",
             where=f"{file}:{line}",
             remedy="Return the answer as a string, or the fields of a JSON answer as a dict.",
         )

@@ -26,17 +26,20 @@ SHAPES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
 @dataclass(frozen=True)
 class Columns:
     """The columns of a table. `messages` is the column of conversations, or "". Several prompt columns are joined by blank lines, and
-    several answer columns become a JSON object."""
+    several answer columns become a JSON object. `system` is the system message with which all conversations begin, and which is left out."""
 
     prompt: tuple[str, ...] = ()
     answer: tuple[str, ...] = ()
     reasoning: str = ""
     messages: str = ""
+    system: str = ""
 
     def describe(self) -> str:
         """Return the choice in words."""
         if self.messages:
-            return f"conversations in column '{self.messages}'"
+            return f"conversations in column '{self.messages}'" + ", without the system turn that all have" * bool(
+                self.system
+            )
         reasoning = f", reasoning: '{self.reasoning}'" if self.reasoning else ""
         names = (" + ".join(map(repr, columns)) for columns in (self.prompt, self.answer))
         return "prompt: {}, answer: {}".format(*names) + reasoning

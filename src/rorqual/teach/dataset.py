@@ -115,6 +115,10 @@ def divide(
     Raises DataError if too many rows are faulty, or if too few remain.
     """
     kept, left_out = _usable(check)
+    if check.kind == "label":  # replies can have one spelling of each label
+        forms = spelling(kept)
+        kept = [_respelled(one, forms) for one in kept]
+        test = None if test is None else [_respelled(one, forms) for one in test]
     against = {one.line: reason for one in kept if (reason := reason_against(one))}
     kept = [one for one in kept if one.line not in against]
     left_out |= Counter(against.values())
@@ -130,9 +134,6 @@ def divide(
         splits[split].append(one)
     splits["test"] = sorted(splits["test"], key=lambda one: hashlib.sha256(one.key.encode()).digest())[:count]
     _refuse_few(check, kept, splits, has_test_file=test is not None)
-    if check.kind == "label":
-        forms = spelling(splits["train"])
-        splits["train"] = [replace(one, answer=forms[normal(one.answer)]) for one in splits["train"]]
     if check.kind == "JSON":
         schema = schema_of([json.loads(one.answer) for one in splits["train"]])
         splits["train"] = [replace(one, answer=_ordered(one.answer, schema)) for one in splits["train"]]
@@ -146,6 +147,10 @@ def divide(
         left_out["without one clear calculation"] = len(solutions) - derived
         return Dataset(splits, check.kind, everything, left_out, derived)
     return Dataset(splits, check.kind, everything, left_out)
+
+
+def _respelled(example: Example, forms: Mapping[str, str]) -> Example:
+    return replace(example, answer=forms.get(normal(example.answer), example.answer))
 
 
 def _ordered(answer: str, schema: Mapping[str, Any]) -> str:
@@ -196,11 +201,12 @@ def _refuse_few(
         )
 
 
-def read_test(path: Path, *, prompt: str, answer: str, reasoning: str) -> list[Example]:
-    """Return the usable examples of a test file, one for each prompt."""
+def read_test(path: Path, *, prompt: str, answer: str, reasoning: str, system: str = "") -> list[Example]:
+    """Return the usable examples of a test file, one for each prompt. `system` is the training file's common system message."""
     table = read_table(path)
     examples, faults = read_examples(
-        table, find_columns(table.columns, prompt=prompt, answer=answer, reasoning=reasoning)
+        table,
+        replace(find_columns(table.columns, prompt=prompt, answer=answer, reasoning=reasoning), system=system),
     )
     faults = [*table.faults, *faults]
     if faults:

@@ -45,10 +45,9 @@ class Example:
 def read_examples(table: ExampleTable, columns: Columns) -> tuple[list[Example], list[RowFault]]:
     """Return the usable examples, and one fault for each other row."""
     examples, faults = [], []
-    common = _common_system(table) if columns.messages else None
     for row in table.rows:
         try:
-            examples.append(_example(row, columns, common))
+            examples.append(_example(row, columns))
         except DataError as error:
             faults.append(RowFault(row.line, _kind_of(error.what), error.what))
     return examples, faults
@@ -58,22 +57,18 @@ def _kind_of(problem: str) -> str:
     return "empty" if "empty" in problem else "missing or not text"
 
 
-def _common_system(table: ExampleTable) -> Any:
-    """Return the system message that all conversations begin with, or None. It says the same for every example, so it is left out."""
-    turns = [row.values.get(MESSAGES) for row in table.rows]
-    first = [one[0] if isinstance(one, list) and one else None for one in turns]
-    is_same = (
-        first
-        and isinstance(first[0], dict)
-        and first[0].get("role") == "system"
-        and all(one == first[0] for one in first)
-    )
-    return first[0] if is_same else None
+def common_system(table: ExampleTable) -> str:
+    """Return the system message that all conversations begin with, or "". It says the same for every example, so it is left out."""
+    turns = (row.values.get(MESSAGES) for row in table.rows)
+    first = [one[0] for one in turns if isinstance(one, list) and one and isinstance(one[0], dict)]
+    texts = {one.get("content") if one.get("role") == "system" else None for one in first}
+    text = texts.pop() if len(texts) == 1 else None
+    return text if isinstance(text, str) else ""
 
 
-def _example(row: TableRow, columns: Columns, common: Any) -> Example:
+def _example(row: TableRow, columns: Columns) -> Example:
     if columns.messages:
-        return _from_conversation(row, common)
+        return _from_conversation(row, columns.system)
     prompts = [_text(row.values, name, optional=len(columns.prompt) > 1) for name in columns.prompt]
     prompt = "\n\n".join(text for text in prompts if text)
     if not prompt:
@@ -99,11 +94,10 @@ def _answer(values: Mapping[str, Any], names: Sequence[str]) -> str:
     return json.dumps(found, ensure_ascii=False) if found else ""
 
 
-def _from_conversation(row: TableRow, common: Any) -> Example:
-    values = dict(row.values)
-    if common is not None:
-        values[MESSAGES] = values[MESSAGES][1:]
-    *before, reply = read_conversation(values, "")
+def _from_conversation(row: TableRow, system: str) -> Example:
+    *before, reply = read_conversation(dict(row.values), "")
+    if system and before and before[0].role == "system" and before[0].label == system:
+        before = before[1:]
     if reply.role != "assistant" or not before:
         raise DataError("the conversation does not end with an assistant turn after a user turn")
     if not reply.label.strip():

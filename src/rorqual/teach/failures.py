@@ -103,6 +103,8 @@ def _fields(text: str) -> dict[str, str]:
 def _leaves(name: str, value: Any) -> Iterator[tuple[str, str]]:
     if isinstance(value, dict):
         for key, inner in value.items():
+            if inner is None:
+                continue  # the same as a missing key
             yield from _leaves(f"{name}.{key}" if name else key, inner)
     else:
         yield name, normal(value if isinstance(value, str) else json.dumps(value))

@@ -151,7 +151,9 @@ def make_plan(
         train_seconds=0,
         skipped=len(lengths) - len(fit_lengths),
     )
-    dtype, step_seconds = faster_dtype(sft_run(base, data, draft, seed=seed), threads)
+    speeds = step_speeds(sft_run(base, data, draft, seed=seed), threads)
+    dtype, step_seconds = min(speeds.items(), key=lambda one: one[1])
+    seconds -= (WARM + MEASURED) * sum(speeds.values())
     free = max(0.0, seconds - RESERVE)
     train_seconds = free * (1 - MEASURE) * (1 - reinforce)
     per_epoch = sum(one.total for one in fit_lengths) / (rows * row)
@@ -169,12 +171,10 @@ def make_plan(
     )
 
 
-def faster_dtype(run: Run, threads: int) -> tuple[Dtype, float]:
-    """Return the dtype with which a training step of the run is faster, and the seconds of that step."""
+def step_speeds(run: Run, threads: int) -> dict[Dtype, float]:
+    """Return the seconds of a training step of the run in each dtype."""
     choices: tuple[Dtype, ...] = ("float32", "bfloat16")
-    seconds = {dtype: measure_step(run.model_copy(update={"dtype": dtype}), threads) for dtype in choices}
-    dtype = min(choices, key=seconds.__getitem__)
-    return dtype, seconds[dtype]
+    return {dtype: measure_step(run.model_copy(update={"dtype": dtype}), threads) for dtype in choices}
 
 
 def measure_step(run: Run, threads: int) -> float:

@@ -161,7 +161,8 @@ class TeachStages:
     def dataset(self) -> Dataset:
         """The examples of each split."""
         c = self.config
-        test = read_test(Path(c.test), prompt=c.prompt, answer=c.answer, reasoning=c.reasoning) if c.test else None
+        named = {"prompt": c.prompt, "answer": c.answer, "reasoning": c.reasoning, "system": self.check.columns.system}
+        test = read_test(Path(c.test), **named) if c.test else None
         return divide(self.check, test, count=c.count, reason_against=self._reason_against)
 
     @cached_property
@@ -188,8 +189,9 @@ class TeachStages:
             self._say(check_text(self.check, "bytes", splits=False))
             refuse_unusable(self.check)
             if self.config.rule:  # a rule with an error is found before the base model is loaded
+                rule = load_function(self.config.rule, "rule")
                 for one in self.check.examples[:RULE_TRIES]:
-                    apply_rule(load_function(self.config.rule, "rule"), one.prompt)
+                    apply_rule(rule, one.prompt)
             data = self.dataset
             if not (self.paths.data / FACTS_FILE).is_file():
                 write_atomic(self.paths.settings, self._settings.encode())

@@ -13,6 +13,7 @@ from itertools import islice
 from statistics import fmean
 from typing import Any
 
+from rorqual.core.errors import NumericsError
 from rorqual.core.log import Progress
 from rorqual.core.records import RunDir, Thinking, append_line, read_lines, write_json
 from rorqual.data.chat import ChatFormat
@@ -149,7 +150,12 @@ class Training:
         result = GRPOResult(used=False, text=reason)
         if run is not None:
             self.say(f"  {reason}")
-            reached = self._fit(run, out, run.steps, self.plan.grpo_seconds)
+            try:
+                reached = self._fit(run, out, run.steps, self.plan.grpo_seconds)
+            except NumericsError as error:  # the model before GRPO is kept
+                result = GRPOResult(used=False, text=f"GRPO was stopped, and its model is not used: {error.what}")
+                write_json(known, vars(result))
+                return result
             before = max(one.accuracy for one in self.dev_results("sft"))
             known_results = self.dev_results("grpo")
             after = known_results[0] if known_results else self.measured(out, "grpo", reached)
@@ -173,7 +179,7 @@ class Training:
     def _grpo_run(self, grader: str) -> tuple[Run | None, str]:
         """Return the run, or None and the reason why GRPO is skipped. The support gate measures which training problems are solved."""
         if not self.plan.grpo_seconds:
-            return None, self.no_grpo
+            return None, self.no_grpo or "GRPO is skipped: no time is left for it"
         began = time.monotonic()
         problems = list(islice(self.task.problems("train", self.seed), GATE_PROBLEMS))
         params = replace(self.params, n=GATE_SAMPLES, temperature=1.0, seed=self.seed)

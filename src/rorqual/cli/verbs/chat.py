@@ -49,6 +49,8 @@ def chat(
     if prompts and sys.stdin.isatty():
         terminal.note(f"examples of what this run was trained on: {'; '.join(prompts[:2])}")
         terminal.note("/new starts a new conversation, /quit exits")
+    if alone and sys.stdin.isatty():
+        terminal.note("this run was trained for one task: each message is answered alone; /quit exits")
     warned = not prompts
     for text in lines_typed():
         if text == "/new" or alone:

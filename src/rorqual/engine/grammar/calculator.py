@@ -18,22 +18,27 @@ WINDOW = 4 * LONGEST
 """Tokens of the reply that are searched. A token has at least one byte, and a character at most four."""
 PLACES = 6
 """Most decimal places of a result. A longer result is left to the model."""
-NUMBER = r"\d{1,15}(?:,\d{3})*(?:\.\d{1,9})?"
+NUMBER = r"(?:0|[1-9]\d{0,14})(?:,\d{3})*(?:\.\d{1,9})?"
 OPERATORS = "-+*/−×÷"
 CALCULATION = re.compile(rf"(?<![\w.,]){NUMBER}(?:\s?[{OPERATORS}]\s?{NUMBER})+(?=\s?=$)")
+
+NO_WORD = "times|over|plus|minus|by|mod|modulo|per|log|ln|sqrt|root|sin|cos|tan|exp"
+PRECEDES = re.compile(
+    rf"(?:^\s*|\n\s*|[=<>]\s?|[.,:;!?]\s|(?<![^\W\d_])(?!(?:{NO_WORD})\s)[^\W\d_]{{2,}}\s)[$€£]?$", re.IGNORECASE
+)
+"""What may stand before a calculation. After anything else, such as an operator, a bracket or a variable, it may be a part of an expression."""
 
 
 def result(text: str) -> str:
     """Return what the engine writes after a text that ends with a calculation and `=`, or "".
 
-    A calculation has two or more numbers and the four operators. With a bracket, a variable or a power before it, it is only a part of an
-    expression, and its result is not written.
+    A calculation has two or more numbers and the four operators, and follows a word, a sentence mark, an equals sign or a line break.
 
     >>> result("First, 12 + 3 * 2 =")
     ' 18'
     """
     found = CALCULATION.search(text, max(0, len(text) - LONGEST))
-    if found is None or text[: found.start()].rstrip()[-1:] in {*OPERATORS, "^", "("}:
+    if found is None or not PRECEDES.search(text[: found.start()]):
         return ""
     value = _value(found.group())
     written = "" if value is None else _written(value)
@@ -77,22 +82,27 @@ class Calculated:
         self._constraint, self._tokenizer, self._lexicon = constraint, tokenizer, lexicon
         self._reply: tuple[int, ...] = ()  # its last tokens
         self._result: Sequence[int] = ()  # the tokens of the result that are not written yet
+        self._ends = False  # whether a result has just ended, so that no further digit may follow
 
     def mask(self) -> Bools | None:
         allowed = self._constraint.mask()
         if self._result and (allowed is None or allowed[self._result[0]]):
             return self._lexicon.only(self._result[0])
+        if self._ends:
+            further = self._lexicon.not_digits if allowed is None else allowed & self._lexicon.not_digits
+            return further if further.any() else allowed
         return allowed
 
     def accept(self, token: int) -> None:
         self._constraint.accept(token)
         self._reply = (*self._reply, token)[-WINDOW:]
-        if self._result:
-            self._result = self._result[1:] if token == self._result[0] else ()
-            return
+        was, self._ends = self._result, False
+        self._result = was[1:] if was and token == was[0] else ()
+        if was:
+            self._ends = token == was[0] and not self._result
         if not self._lexicon.usable[token]:
             self._reply = ()  # a calculation does not reach over `</think>`
-        elif self._lexicon.decode((token,)).endswith("="):
+        elif not was and self._lexicon.decode((token,)).endswith("="):
             text = self._lexicon.decode(self._reply)
             if written := result(text):
                 self._result = self._ids(text[-2:], written)
@@ -112,5 +122,5 @@ class Calculated:
 
     def copy(self) -> Calculated:
         other = Calculated(self._constraint.copy(), self._tokenizer, self._lexicon)
-        other._reply, other._result = self._reply, self._result
+        other._reply, other._result, other._ends = self._reply, self._result, self._ends
         return other

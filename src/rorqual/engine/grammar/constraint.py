@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -220,6 +221,11 @@ class Lexicon:
     def vocab_size(self) -> int:
         """Number of ids."""
         return len(self.stops)
+
+    @cached_property
+    def not_digits(self) -> Bools:
+        """Whether the text of the id does not begin with a digit."""
+        return np.array([not self.decode((id_,))[:1].isdigit() for id_ in range(self.vocab_size)], np.bool_)
 
     def only(self, token: int) -> Bools:
         """Return the mask that allows a single id."""

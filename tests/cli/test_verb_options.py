@@ -465,8 +465,9 @@ CHATTED = {
 CHAT_ALONE = {"threads", "device", "dtype"}
 
 
-def chatted(words: dict[str, str]) -> str:
-    return said("chat", "run", *(f"{k}={v}" for k, v in words.items()), stdin="add 1 2\n/new\nadd 3 4\nadd 5 6\n")
+def chatted(words: dict[str, str], between: str = "") -> str:
+    messages = f"add 1 2\n/new\nadd 3 4\n{between}add 5 6\n"
+    return said("chat", "run", *(f"{k}={v}" for k, v in words.items()), stdin=messages)
 
 
 @pytest.mark.parametrize("name", CHATTED)
@@ -479,10 +480,11 @@ def test_an_option_of_chat_changes_the_replies(name: str) -> None:
 
 
 def test_chat_has_the_defaults_of_the_run_and_a_given_key_replaces_one(here: Path) -> None:
-    """Each file gives the same replies as the keys that say the same."""
+    """Each file gives the same replies as the keys that say the same, to messages that are answered alone."""
     file, told = here / "run" / "defaults.json", {"thinking": "on", "max_tokens": "5"}
-    plain = {name: chatted(told | {name: value}) for name, value in (("thinking", "off"), ("max_tokens", "7"))}
-    with_all = chatted(told)
+    others = (("thinking", "off"), ("max_tokens", "7"))
+    plain = {name: chatted(told | {name: value}, "/new\n") for name, value in others}
+    with_all = chatted(told, "/new\n")
     file.write_text('{"thinking": "on", "max_tokens": 5}', encoding="utf-8")
     assert chatted({}) == with_all and len({with_all, *plain.values()}) == 3
     assert chatted({"thinking": "off"}) == plain["thinking"] and chatted({"max_tokens": "7"}) == plain["max_tokens"]

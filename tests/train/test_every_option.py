@@ -71,6 +71,7 @@ ROLLOUTS: dict[str, tuple[dict[str, Any], Any]] = {
     "trace": ({}, 1),
     "top_p": ({}, 0.7),
     "top_k": ({}, 3),
+    "calculator": ({}, True),
     "max_num_gen_batches": ({"problems": 8, "samples": 2}, 3),
     "overlong_buffer": ({}, 10),
     "overlong_penalty": ({"overlong_buffer": 10}, 0.25),

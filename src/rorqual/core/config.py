@@ -45,6 +45,8 @@ Part = Annotated[float, _NUMBER, Field(gt=0, le=1, allow_inf_nan=False)]
 Momentum = Annotated[float, _NUMBER, Field(ge=0, lt=1, allow_inf_nan=False)]
 Temperature = Annotated[float, _NUMBER, Field(ge=1e-3, le=1e3, allow_inf_nan=False)]
 """A temperature that divides logits or log-probabilities, so it must not be 0."""
+ReplyTemperature = Annotated[float, _NUMBER, Field(ge=0, le=2, allow_inf_nan=False)]
+"""The temperature of a request's reply. 0 means greedy decoding."""
 
 
 class Config(BaseModel):

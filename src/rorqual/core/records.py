@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
-from rorqual.core.config import Config, Count, load_yaml, parse
+from rorqual.core.config import Config, Count, ReplyTemperature, load_yaml, parse
 from rorqual.core.errors import CheckpointError, ConfigError, DataError, RorqualError
 from rorqual.core.parts import Content, TextPart, content_label, foreign_part
 from rorqual.core.sampling import Grammar
@@ -105,7 +105,7 @@ class TaskDefaults(Config):
 
     thinking: Thinking | None = None
     max_tokens: Count | None = None
-    temperature: float | None = Field(None, ge=0, le=2)
+    temperature: ReplyTemperature | None = None
     grammar: Grammar | None = None
     calculator: bool | None = None
 

@@ -393,8 +393,8 @@ MUTANTS = (
         "a system turn of the first conversation alone is left out",
         "issue 20: teach",
         "teach/examples.py",
-        "len(texts) == 1",
-        "len(texts) >= 1",
+        "texts.pop() if len(texts) == 1 else None",
+        'first[0].get("content") if first else None',
         "tests/teach/test_check_file.py::test_a_system_turn_that_all_conversations_share_is_left_out",
     ),
     one(

@@ -449,6 +449,9 @@ def test_a_system_turn_that_all_conversations_share_is_left_out(tmp_path: Path) 
     ):
         file.write_bytes(lines([conversation(n, system) for n, system in enumerate(systems)]))
         assert next(one.prompt for one in check_file(file, len).examples) == expected
+    parts = [{"role": "system", "content": [{"type": "text", "text": "Be brief."}]}]
+    file.write_bytes(lines([{"messages": [*parts, *conversation(n, None)["messages"]]} for n in range(2)]))
+    assert check_file(file, len).columns.system == "", "a system turn of parts is not text"
     for broken in ([], "text", [None], [5], None):
         file.write_bytes(lines([{"messages": broken}, conversation(1, "Be brief.")]))
         found = check_file(file, len)

@@ -61,9 +61,9 @@ def common_system(table: ExampleTable) -> str:
     """Return the system message that all conversations begin with, or "". It says the same for every example, so it is left out."""
     turns = (row.values.get(MESSAGES) for row in table.rows)
     first = [one[0] for one in turns if isinstance(one, list) and one and isinstance(one[0], dict)]
-    texts = {one.get("content") if one.get("role") == "system" else None for one in first}
-    text = texts.pop() if len(texts) == 1 else None
-    return text if isinstance(text, str) else ""
+    contents = [one.get("content") if one.get("role") == "system" else None for one in first]
+    texts = {text if isinstance(text, str) else "" for text in contents}
+    return texts.pop() if len(texts) == 1 else ""
 
 
 def _example(row: TableRow, columns: Columns) -> Example:

@@ -15,6 +15,7 @@ from rorqual.tasks.examples import AnswerKind, canonical
 from rorqual.tasks.rows import normal
 
 SHOWN_GROUPS = 15
+SHOWN_CHANGES = ("lost", "still wrong", "gained")
 WIDEST, LONG = 70, 300
 """Characters of a text in a table, and of a reply in an example."""
 
@@ -137,14 +138,14 @@ def failures_text(before: Evaluation, after: Evaluation, kind: AnswerKind, *, co
     ]
     lines.append(render("most failures first", heads, rows))
     width = max(map(len, names := (before.model, after.model, "right answer")))
-    for change in ("lost", "still wrong", "gained"):
+    for change in SHOWN_CHANGES:
         for pair in by_change[change][:count]:
             lines += ["", f"{change}: {short(pair.after.prompt, 400)}"]
             texts = shown(pair.before), shown(pair.after), short(pair.after.answer, LONG)
             lines += [f"  {name:<{width}}  {text}" for name, text in zip(names, texts, strict=True)]
-    hidden = sum(max(0, len(by_change[change]) - count) for change in ("lost", "still wrong", "gained"))
-    if hidden:
-        lines += ["", f"{hidden:,} more examples: count={max(map(len, by_change.values()))} shows all"]
+    sizes = [len(by_change[change]) for change in SHOWN_CHANGES]
+    if hidden := sum(max(0, size - count) for size in sizes):
+        lines += ["", f"{hidden:,} more examples: count={max(sizes)} shows all"]
     return "\n".join(lines)
 
 

@@ -216,12 +216,13 @@ class TeachStages:
 
     def _say_if_all_is_right(self) -> None:
         """Warn of a grader that accepts the answers of other examples."""
-        some = self.dataset.splits["train"][:GRADER_TRIES]
-        pairs = [(one, other) for one, other in pairwise(some) if one.answer != other.answer]
-        wrong = sum(self._is_right(one, other.answer) for one, other in pairs)
-        if self.config.grader and wrong > GRADER_LENIENT * len(pairs):
+        if not self.config.grader:
+            return
+        pairs = pairwise(self.dataset.splits["train"][:GRADER_TRIES])
+        accepted = [self._is_right(one, other.answer) for one, other in pairs if one.answer != other.answer]
+        if sum(accepted) > GRADER_LENIENT * len(accepted):
             self._say(
-                f"  the grader accepts the answer of another example in {wrong} of {len(pairs)} cases: is it right?"
+                f"  the grader accepts the answer of another example in {sum(accepted)} of {len(accepted)} cases: is it right?"
             )
 
     def _is_right(self, example: Example, reply: str) -> bool:

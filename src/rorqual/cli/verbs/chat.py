@@ -46,11 +46,13 @@ def chat(
     engine = Engine(run, device=chosen.device, dtype=chosen.dtype, slots=1, threads=chosen.threads or cores())
     conversation, terminal = Conversation(engine, chosen, task), Terminal()
     prompts, alone = RunDir(run).prompts(), task != TaskDefaults()
-    if prompts and sys.stdin.isatty():
-        terminal.note(f"examples of what this run was trained on: {'; '.join(prompts[:2])}")
-        terminal.note("/new starts a new conversation, /quit exits")
-    if alone and sys.stdin.isatty():
-        terminal.note("this run was trained for one task: each message is answered alone; /quit exits")
+    if sys.stdin.isatty():
+        if prompts:
+            terminal.note(f"examples of what this run was trained on: {'; '.join(prompts[:2])}")
+        if alone:
+            terminal.note("this run was trained for one task: each message is answered alone; /quit exits")
+        elif prompts:
+            terminal.note("/new starts a new conversation, /quit exits")
     warned = not prompts
     for text in lines_typed():
         if text == "/new" or alone:

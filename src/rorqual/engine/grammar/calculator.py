@@ -96,10 +96,9 @@ class Calculated:
     def accept(self, token: int) -> None:
         self._constraint.accept(token)
         self._reply = (*self._reply, token)[-WINDOW:]
-        was, self._ends = self._result, False
+        was = self._result
         self._result = was[1:] if was and token == was[0] else ()
-        if was:
-            self._ends = token == was[0] and not self._result
+        self._ends = [*was] == [token]
         if not self._lexicon.usable[token]:
             self._reply = ()  # a calculation does not reach over `</think>`
         elif not was and self._lexicon.decode((token,)).endswith("="):

@@ -28,7 +28,7 @@ import rorqual
 from rorqual.core.ledger import read_ledger
 from rorqual.core.records import write_json
 from rorqual.evals.evaluation import Evaluation
-from rorqual.evals.stats import hierarchical_difference, t_interval
+from rorqual.evals.stats import hierarchical_difference, mcnemar, t_interval
 from rorqual.tasks.base import Verdict
 from rorqual.teach.place import AFTER, ALONE, BEFORE, TeachPaths
 
@@ -149,7 +149,10 @@ def kind_of(name: str) -> str:
 
 
 def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return, for each case, the mean accuracy of each baseline, and the taught model's gain with both 99 % intervals."""
+    """Return, for each case, the mean accuracy of each baseline, and the taught model's gain with both 99 % intervals.
+
+    `p_by_seed` has the p-value of McNemar's exact test of each seed, whose replies are to the same test examples.
+    """
     found: dict[str, Any] = {}
     for case, minutes in sorted({(one["case"], one["minutes"]) for one in runs}):
         own = [one for one in runs if (one["case"], one["minutes"]) == (case, minutes)]
@@ -160,6 +163,8 @@ def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for name in Counter(name for one in values for name in one):
             pairs = [(one[name], one[AFTER]) for one in values if name in one]
             row: dict[str, Any] = {"right": float(np.mean([old.mean() for old, _ in pairs])), "seeds": len(pairs)}
+            if name != AFTER:
+                row["p_by_seed"] = [mcnemar(old, new) for old, new in pairs]
             if name != AFTER and len(pairs) > 1:
                 gains = [float(new.mean() - old.mean()) for old, new in pairs]
                 boot = hierarchical_difference([old for old, _ in pairs], [new for _, new in pairs], CONFIDENCE)

@@ -31,6 +31,7 @@ from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.stats import hierarchical_difference, mcnemar, t_interval
 from rorqual.tasks.base import Verdict
 from rorqual.teach.place import AFTER, ALONE, BEFORE, TeachPaths
+from rorqual.teach.run import BASELINES, UNCOUNTED
 
 RESULT = Path(__file__).parent.parent / "docs" / "results" / "teach.json"
 TRAIN, TEST = 500, 200
@@ -180,6 +181,24 @@ def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def costs(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return, for each case, the minutes to the end of training and of the baselines, and the memory, of each seed."""
+    found: dict[str, Any] = {}
+    for one in runs:
+        seconds = {stage: value for stage, [value, _] in one["stages"].items()}
+        training = sum(value for stage, value in seconds.items() if stage not in (*UNCOUNTED, "measure", "report"))
+        row = {
+            "minutes": training / 60,
+            "baselines_minutes": seconds[BASELINES] / 60,
+            "measure_minutes": seconds["measure"] / 60,
+            "peak_gib": one["peak_bytes"] / 2**30,
+        }
+        case = found.setdefault(f"{one['case']}, {one['minutes']:g} minutes", {name: [] for name in row})
+        for name, value in row.items():
+            case[name].append(value)
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
@@ -201,7 +220,8 @@ def main() -> int:
             known = json.loads(options.out.read_bytes())["runs"] if options.out.exists() else []
             runs = sorted([*known, result], key=lambda one: (one["case"], one["minutes"], one["seed"]))
             command = "python benchmarks/teach.py DATA BASE --keep FOLDER"
-            write_json(options.out, {"command": command, "summary": summary(runs), "runs": runs})
+            document = {"command": command, "summary": summary(runs), "costs": costs(runs), "runs": runs}
+            write_json(options.out, document)
     print(json.dumps(summary(json.loads(options.out.read_bytes())["runs"]), indent=1))
     return 0
 

@@ -50,6 +50,7 @@ PAGES = (
     "docs/how-to/experiments.md",
     "docs/how-to/your-task.md",
     "docs/explanation/claims.md",
+    "docs/explanation/teach-cases.md",
 )
 KINDS = ("!theirs", "!setting", "!inspect", "!bare")
 HIDDEN = re.compile(

@@ -1,11 +1,11 @@
-"""Kill `rorqual teach` ten times, at random moments of random stages, and compare what it ends with to a run that was not killed.
+"""Kill `rorqual teach` ten times, at random moments of its long stages, and compare what it ends with to a run that was not killed.
 
     python benchmarks/teach_kills.py BASE --work FOLDER [--case svamp] [--minutes 3] [--kills 10]
 
 BASE is the run of SmolLM2-135M-Instruct, or a GGUF file. CASE names a sample of examples/data. Both runs have one thread. The plans are
-copied from the first run, because they are measured. Compared are the bytes of the taught weights, the results on the dev split, and every
-reply of every model and baseline on the test split. The result is docs/results/teach-kills.json. The first run resumes; the second one is
-repeated from its start.
+copied from the first run, because they are measured. Compared are the bytes of the taught weights, the results on the dev split, every
+reply of every model and baseline on the test split, and the report's sentences except the last, which counts the openings of the test
+split. The result is docs/results/teach-kills.json. The first run resumes; the second one is repeated from its start.
 """
 
 from __future__ import annotations
@@ -94,7 +94,6 @@ def ending(paths: TeachPaths) -> dict[str, Any]:
             name: hashlib.sha256(repr(Evaluation.load(paths.evaluation(name)).samples).encode()).hexdigest()
             for name in names
         },
-        # The last sentence counts the openings of the test split, and each kill in a measurement adds one.
         "sentences": json.loads(paths.results.read_bytes())["sentences"][:-1],
     }
 
@@ -112,12 +111,12 @@ def main() -> int:
     a = parser.parse_args()
     a.work.mkdir(parents=True, exist_ok=True)
     straight, killed = (TeachPaths(a.work.absolute() / name) for name in ("straight", "killed"))
-    began = time.monotonic()
     if not straight.results.is_file() and start(a, straight.out).wait():
         sys.exit(f"the run failed, see {straight.out.with_suffix('.log')}")
     entries = read_ledger(straight.ledger)
     seconds = sum(one.seconds for one in entries)
 
+    began = time.monotonic()
     shutil.rmtree(killed.out, ignore_errors=True)
     killed.out.mkdir()
     for of in (lambda paths: paths.plan, lambda paths: paths.grpo_plan):

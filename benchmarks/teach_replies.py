@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,51 +24,62 @@ from rorqual.teach.examples import Example
 from rorqual.teach.place import AFTER, TeachPaths
 
 FEW, SOME = 3, 6
-"""Labels are grouped by their number of training examples: at most `FEW`, at most `SOME`, more."""
+"""Labels are grouped by their number of training examples: none, at most `FEW`, at most `SOME`, more."""
+Run = tuple[TeachPaths, Sequence[GradedSample]]
 
 
-def runs_of(folders: Sequence[Path], case: str) -> Iterator[tuple[TeachPaths, Sequence[GradedSample]]]:
-    """Yield each ten-minute run of a case, and the taught model's replies on the test split."""
-    for folder in folders:
-        for path in sorted(folder.glob(f"{case}-*-10/run")):
-            paths = TeachPaths(path)
-            yield paths, Evaluation.load(paths.evaluation(AFTER)).samples
+def runs_of(folders: Sequence[Path], case: str) -> dict[str, Run]:
+    """Return each ten-minute run of a case by its name, with the taught model's replies on the test split."""
+    found = {}
+    for path in (path for folder in folders for path in folder.glob(f"{case}-*-10/run")):
+        paths = TeachPaths(path)
+        found[path.parent.name] = paths, Evaluation.load(paths.evaluation(AFTER)).samples
+    if not found:
+        sys.exit(f"no run {case}-SEED-10 in {', '.join(map(str, folders))}")
+    return dict(sorted(found.items()))
 
 
-def shares(verdicts: dict[str, list[bool]]) -> dict[str, Any]:
-    return {name: {"right": sum(all_) / len(all_), "examples": len(all_)} for name, all_ in sorted(verdicts.items())}
+def shares(values: Mapping[str, Sequence[bool]]) -> dict[str, Any]:
+    """Return the share and the number of each group's values."""
+    return {name: {"share": sum(all_) / len(all_), "of": len(all_)} for name, all_ in sorted(values.items())}
 
 
-def labels(folders: Sequence[Path]) -> dict[str, Any]:
+def labels(runs: Iterable[Run]) -> dict[str, Any]:
     """Return the accuracy by the number of training examples of the right label."""
     verdicts = defaultdict(list)
-    for paths, samples in runs_of(folders, "banking77"):
+    for paths, samples in runs:
         counts = Counter(row["completion"] for row in read_lines(paths.data / "train.jsonl"))
         for one in samples:
             number = counts[one.answer]
-            group = f"at most {FEW}" if number <= FEW else f"{FEW + 1} to {SOME}" if number <= SOME else "more"
-            verdicts[group].append(one.verdict is Verdict.RIGHT)
+            group = f"1 to {FEW}" if number <= FEW else f"{FEW + 1} to {SOME}" if number <= SOME else "more"
+            verdicts[group if number else "none"].append(one.verdict is Verdict.RIGHT)
     return shares(verdicts)
 
 
-def fields(folders: Sequence[Path]) -> dict[str, Any]:
-    """Return the shares of right intents, of found slots, and of replies with a value that is not in the request."""
-    intents, slots, invented = [], [], []
-    for _, samples in runs_of(folders, "snips"):
+def fields(runs: Iterable[Run]) -> dict[str, Any]:
+    """Return the shares of right intents and slots, and of replies with each kind of error, which may have several."""
+    found = defaultdict(list)
+    for _, samples in runs:
         for one in samples:
             reply, gold = json.loads(one.reply), json.loads(one.answer)
-            values = {name: str(value).strip().lower() for name, value in reply.get("slots", {}).items()}
-            intents.append(reply.get("intent") == gold["intent"])
-            slots += [values.get(name) == str(value).lower() for name, value in gold["slots"].items()]
-            invented.append(any(value not in one.prompt.lower() for value in values.values()))
-    named = {"intents": intents, "slots": slots, "replies with a value that is not in the request": invented}
-    return {name: sum(all_) / len(all_) for name, all_ in named.items()}
+            own, right = (
+                {name: " ".join(str(value).lower().split()) for name, value in slots.items()}
+                for slots in (reply.get("slots", {}), gold["slots"])
+            )
+            found["right intents"].append(reply.get("intent") == gold["intent"])
+            found["right slots"] += [own.get(name) == value for name, value in right.items()]
+            found["replies with a slot too many"].append(bool(own.keys() - right.keys()))
+            found["replies with a missing slot"].append(bool(right.keys() - own.keys()))
+            found["replies with another value"].append(any(own[name] != right[name] for name in own.keys() & right))
+            prompt = " ".join(one.prompt.lower().split())
+            found["replies with a value that is not in the request"].append(any(v not in prompt for v in own.values()))
+    return shares(found)
 
 
-def problems(folders: Sequence[Path]) -> dict[str, Any]:
-    """Return the accuracy by whether one calculation with two numbers of the problem gives the answer."""
+def problems(runs: Iterable[Run]) -> dict[str, Any]:
+    """Return the accuracy by whether exactly one calculation with two numbers of the problem gives the answer."""
     verdicts = defaultdict(list)
-    for _, samples in runs_of(folders, "svamp"):
+    for _, samples in runs:
         for one in samples:
             single = derivation(Example(line=1, prompt=one.prompt, answer=one.answer))
             verdicts["one calculation" if single else "others"].append(one.verdict is Verdict.RIGHT)
@@ -79,11 +90,11 @@ def main() -> None:
     folders = [Path(word) for word in sys.argv[1:]]
     if not folders:
         sys.exit(__doc__)
-    found = {"banking77": labels(folders), "snips": fields(folders), "svamp": problems(folders)}
-    write_json(
-        ROOT / "docs" / "results" / "teach-replies.json",
-        {"command": "python benchmarks/teach_replies.py FOLDER", **found},
-    )
+    found: dict[str, Any] = {"command": "python benchmarks/teach_replies.py FOLDER"}
+    for case, look in (("banking77", labels), ("snips", fields), ("svamp", problems)):
+        runs = runs_of(folders, case)
+        found[case] = {"runs": [*runs], **look(runs.values())}
+    write_json(ROOT / "docs" / "results" / "teach-replies.json", found)
     print(json.dumps(found, indent=1))
 
 

@@ -220,8 +220,8 @@ class Peers:
 def read_config(folder: Path) -> TeachConfig:
     """Return the settings of a finished run, which benchmarks/teach.py started beside its files."""
     config = TeachConfig(**yaml.safe_load(TeachPaths(folder).settings.read_text(encoding="utf-8")))
-    files = {name: str(folder.resolve().parent / getattr(config, name)) for name in ("file", "test")}
-    return config.model_copy(update=files)
+    files = {name: value for name in ("file", "test") if (value := getattr(config, name))}
+    return config.model_copy(update={name: str(folder.resolve().parent / value) for name, value in files.items()})
 
 
 def row_of(stages: TeachStages, problem: Problem, *, answer: bool) -> dict[str, Any]:

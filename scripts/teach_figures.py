@@ -41,7 +41,7 @@ def points(runs: Sequence[Mapping[str, Any]], case: str) -> Points:
 def _title(name: str) -> str:
     if name.startswith("base, ") and name not in ("base, no examples", "base, 4 examples"):
         return MOST
-    return "regular expression" if name == "rule" else name
+    return "regular expressions" if name == "rule" else name
 
 
 def draw(cases: Mapping[str, Points], theme: Theme) -> Figure:
@@ -73,7 +73,7 @@ def _draw_case(axis: Axes, title: str, rows: Points, theme: Theme) -> None:
 
 def main() -> None:
     runs = json.loads(RESULT.read_bytes())["runs"]
-    cases = {case: points(runs, case) for case in TITLES if any(run["case"] == case for run in runs)}
+    cases = {case: rows for case in TITLES if (rows := points(runs, case))}
     picture = Picture("teach-cases", "", "", lambda theme: draw(cases, theme))
     Image.open(io.BytesIO(png(picture, LIGHT))).quantize(64).save(PICTURE, optimize=True)
 

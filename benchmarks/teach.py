@@ -164,7 +164,8 @@ def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         ]
         for name in Counter(name for one in values for name in one):
             pairs = [(one[name], one[AFTER]) for one in values if name in one]
-            row: dict[str, Any] = {"right": float(np.mean([old.mean() for old, _ in pairs])), "seeds": len(pairs)}
+            by_seed = [float(old.mean()) for old, _ in pairs]
+            row: dict[str, Any] = {"right": float(np.mean(by_seed)), "right_by_seed": by_seed, "seeds": len(pairs)}
             if name != AFTER:
                 row["p_by_seed"] = [mcnemar(old, new) for old, new in pairs]
             if name != AFTER and len(pairs) > 1:
@@ -221,8 +222,7 @@ def main() -> int:
             known = json.loads(options.out.read_bytes())["runs"] if options.out.exists() else []
             runs = sorted([*known, result], key=lambda one: (one["case"], one["minutes"], one["seed"]))
             command = "python benchmarks/teach.py DATA BASE --keep FOLDER"
-            document = {"command": command, "summary": summary(runs), "costs": costs(runs), "runs": runs}
-            write_json(options.out, document)
+            write_json(options.out, {"command": command, "summary": summary(runs), "costs": costs(runs), "runs": runs})
     print(json.dumps(summary(json.loads(options.out.read_bytes())["runs"]), indent=1))
     return 0
 

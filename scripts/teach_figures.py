@@ -17,31 +17,23 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from rorqual.evals.pictures import LIGHT, Picture, Theme, panels, png
+from rorqual.teach.place import AFTER, ALONE
 
 ROOT = Path(__file__).parent.parent
 RESULT, PICTURE = ROOT / "docs" / "results" / "teach.json", ROOT / "docs" / "pictures" / "teach-cases.png"
 TITLES = {"banking77": "77 labels", "snips": "Fields as JSON", "svamp": "Word problems"}
 MINUTES = 10
-TAUGHT, ALONE = "taught model", "taught model without calculator"
-MOST = "base, as many examples as fit"
 Points = Mapping[str, Sequence[float]]
 """The accuracies of a case in percent, by the name of what answered: one for each seed."""
 
 
-def points(runs: Sequence[Mapping[str, Any]], case: str) -> Points:
+def points(rows: Mapping[str, Any]) -> Points:
     """Return the accuracies of a case, the lowest mean first and the taught model last."""
-    found: dict[str, list[float]] = {}
-    for run in runs:
-        if (run["case"], run["minutes"]) == (case, MINUTES):
-            for name, right in run["right"].items():
-                found.setdefault(_title(name), []).append(100 * right.count("1") / len(right))
-    return dict(sorted(found.items(), key=lambda one: (one[0] == TAUGHT, fmean(one[1]))))
-
-
-def _title(name: str) -> str:
-    if name.startswith("base, ") and name not in ("base, no examples", "base, 4 examples"):
-        return MOST
-    return "regular expressions" if name == "rule" else name
+    ordered = sorted(rows.items(), key=lambda one: (one[0] == AFTER, one[1]["right"]))
+    return {
+        "regular expressions" if name == "rule" else name: [100 * share for share in row["right_by_seed"]]
+        for name, row in ordered
+    }
 
 
 def draw(cases: Mapping[str, Points], theme: Theme) -> Figure:
@@ -54,9 +46,9 @@ def draw(cases: Mapping[str, Points], theme: Theme) -> Figure:
 
 def _draw_case(axis: Axes, title: str, rows: Points, theme: Theme) -> None:
     for height, (name, values) in enumerate(rows.items()):
-        own = name in (TAUGHT, ALONE)
+        own = name in (AFTER, ALONE)
         colour = theme.after if own else theme.before
-        axis.barh(height, fmean(values), height=0.62, color=colour, alpha=0.25 if name != TAUGHT else 0.45)
+        axis.barh(height, fmean(values), height=0.62, color=colour, alpha=0.45 if name == AFTER else 0.25)
         axis.plot(values, [height] * len(values), "o", color=colour, markersize=3.5)
         axis.annotate(
             f"{fmean(values):.1f}",
@@ -72,8 +64,8 @@ def _draw_case(axis: Axes, title: str, rows: Points, theme: Theme) -> None:
 
 
 def main() -> None:
-    runs = json.loads(RESULT.read_bytes())["runs"]
-    cases = {case: rows for case in TITLES if (rows := points(runs, case))}
+    summary = json.loads(RESULT.read_bytes())["summary"]
+    cases = {case: points(summary[f"{case}, {MINUTES} minutes"]) for case in TITLES}
     picture = Picture("teach-cases", "", "", lambda theme: draw(cases, theme))
     Image.open(io.BytesIO(png(picture, LIGHT))).quantize(64).save(PICTURE, optimize=True)
 

@@ -28,7 +28,7 @@ from typer.testing import CliRunner
 from rorqual.cli.evaluating import fingerprint
 from rorqual.cli.main import app
 from rorqual.core.errors import ConfigError, RorqualError
-from rorqual.core.records import Message, RunDir
+from rorqual.core.records import Message, RunDir, TaskDefaults
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Request
 from rorqual.generate.batch import answers
@@ -36,7 +36,8 @@ from rorqual.generate.output import Partial, to_line
 from rorqual.generate.prompts import Prompts, Refused
 from rorqual.generate.schema import RowParser, RowRequest, RowSampling, line_seed
 
-Rows = list[dict[str, Any]]
+Row = dict[str, Any]
+Rows = list[Row]
 GENERATE = ("generate", "prompts.jsonl", "run=run", "out=out.jsonl", "threads=1")
 
 
@@ -512,6 +513,137 @@ def test_parquet_and_csv_are_read_as_the_same_prompts(place: Path) -> None:
         assert done.code == 1, done.err
         found.append((place / f"{kind}.jsonl").read_bytes())
     assert found[0] == found[1] == found[2]
+
+
+def test_columns_named_by_the_user_are_the_prompt(place: Path) -> None:
+    rows = [("Fee", " why 5? ", "fee"), ("", "7", "pin"), ("12", "", ""), ("", "", "none")]
+    with open(place / "mine.csv", "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("title", "body", "label"), *rows])
+    joined = ["Fee\n\nwhy 5?", "7", "12", ""]
+    write(place, [{"prompt": text, "title": t, "body": b, "label": label}
+                  for text, (t, b, label) in zip(joined, rows, strict=True)])  # fmt: skip
+    assert typed(place, *GENERATE, "max_tokens=6", "temperature=1").code == 1
+    words = ("run=run", "out=mine.jsonl", "max_tokens=6", "temperature=1", "threads=1")
+    assert typed(place, "generate", "mine.csv", "prompt=title, body", *words).code == 1
+    plain, mine = answers_in(place), answers_in(place, "mine.jsonl")
+    assert [row["choices"] for row in mine[:3]] == [row["choices"] for row in plain[:3]]
+    assert [row["usage"] for row in mine[:3]] == [row["usage"] for row in plain[:3]]
+    assert [row.get("label") for row in mine[:2]] == ["fee", "pin"] and mine[0]["body"] == " why 5? "
+    assert (mine[3]["error"]["key"], mine[3]["error"]["what"]) == ("title", "the prompt is empty")
+    assert mine[3]["label"] == "none"
+    assert typed(place, "generate", "mine.csv", "prompt=Title,BODY", *words).code == 1, "the same columns"
+    before = listing(place)
+    for columns, says in (
+        ("body", 'prompt was "title, body" and is "body"'),
+        ("title,bdoy", "no column 'bdoy'"),
+        (",", "no column ''"),
+    ):
+        done = typed(place, "generate", "mine.csv", f"prompt={columns}", *words)
+        assert done.code == 2 and says in done.err, done.err
+    assert listing(place) == before
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl"])
+def test_the_columns_of_each_kind_of_file(tmp_path: Path, kind: str) -> None:
+    rows: Rows = [{"a": "x", "b": "y"}, {"a": "z", "c": "w"}]
+    write(tmp_path, rows, "f.jsonl")
+    (tmp_path / "f.csv").write_text("a,b,c\nx,y,\nz,,w\n", encoding="utf-8-sig")
+    pq.write_table(
+        pa.Table.from_pylist(rows, pa.schema([(name, pa.string()) for name in "abc"])), tmp_path / "f.parquet"
+    )
+    assert Prompts.open(tmp_path / f"f.{kind}").columns() == ["a", "b", "c"]
+
+
+def encoded(text: str) -> list[int]:
+    return [*text.encode()]
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt"),
+    [
+        ({"text": " b\n"}, "b"),
+        ({"text": 3}, "3"),
+        ({"text": ["b", 1]}, '["b", 1]'),
+        ({"text": "b", "prompt": "a", "messages": [], "prompt_ids": "c"}, "b"),
+        ({"text": "b", "stop": None}, "b"),
+        ({"text": "b", "stop": 5}, "b\n\n5"),
+        ({"text": "", "stop": "c"}, "c"),
+        ({"stop": "c"}, "c"),
+    ],
+)
+def test_a_row_of_columns_is_one_prompt_and_keeps_its_fields(row: Row, prompt: str) -> None:
+    """`stop` is a column here, and no sampling key."""
+    task = TaskDefaults(max_tokens=7)
+    found = RowParser(RowSampling(), columns=("text", "stop"), task=task).ask(1, row)
+    assert isinstance(found, RowRequest) and found.request.messages == (Message("user", prompt),)
+    assert found.carried == row and found.request.params.max_tokens == 7 and not found.request.params.stop
+
+
+def test_a_plain_text_of_a_column_keeps_its_white_space_and_has_no_defaults_of_a_task() -> None:
+    parser = RowParser(RowSampling(), encoded, columns=("text",), task=TaskDefaults(max_tokens=7))
+    found = parser.ask(1, {"text": " b\n", "seed": 5})
+    assert isinstance(found, RowRequest) and found.request.prompt_ids == tuple(encoded(" b\n"))
+    assert found.request.params.max_tokens != 7 and found.request.params.seed == 5
+
+
+@pytest.mark.parametrize(
+    ("row", "key", "what"),
+    [
+        ({"body": "b"}, "text", "column 'text' is missing"),
+        ({"text": None}, "text", "column 'text' is null"),
+        ({"text": "  "}, "text", "the prompt is empty"),
+        ({"text": "a\0"}, "text", "NUL"),
+        ({"text": "b", "line": 1}, "line", "reserved"),
+        ({"text": "b", "temprature": 1}, "temprature", "unknown key"),
+    ],
+)
+def test_a_row_without_a_usable_column_is_refused(row: Row, key: str, what: str) -> None:
+    found = RowParser(RowSampling(), columns=("text",)).ask(1, row)
+    assert isinstance(found, Refused) and found.key == key and what in found.what
+
+
+def test_a_taught_run_answers_with_the_defaults_of_its_task(place: Path) -> None:
+    """Keys of the command and of a row come first; `raw` continues plain text, so no default applies."""
+    task = {"thinking": "off", "max_tokens": 9, "temperature": 0.5, "calculator": True,
+            "grammar": {"kind": "regex", "source": "[0-9]{4}"}}  # fmt: skip
+    own = {"prompt": "add 1 2", "grammar": {"kind": "regex", "source": "[a-f]{3}"}, "max_tokens": 30}
+    ids = {"prompt_ids": [3, 65, 66, 4], "max_tokens": 5, "temperature": 0}
+    turns = [{"role": "user", "content": "add 5 6"}]
+    rows: Rows = [{"prompt": "add 1 2"}, {"prompt": "add 3 4", "max_tokens": 2}, own, {"messages": turns}, ids]
+    write(place, rows)
+    named = [{"text" if key == "prompt" else key: value for key, value in row.items()} for row in rows[:3]]
+    write(place, named, "named.jsonl")
+    typed_keys = [
+        f"{key}={json.dumps(value) if isinstance(value, dict | bool) else value}" for key, value in task.items()
+    ]
+    for name, words in {"keys": typed_keys, "no": [], "raw": ["raw=true"]}.items():
+        assert typed(place, *GENERATE[:3], f"out={name}.jsonl", "threads=1", *words).code == 0
+    (place / "run" / "defaults.json").write_text(json.dumps(task), encoding="utf-8")
+    for name, words in {"task": [], "raw-task": ["raw=true"], "longer": ["max_tokens=3", "temperature=0"]}.items():
+        assert typed(place, *GENERATE[:3], f"out={name}.jsonl", "threads=1", *words).code == 0
+    words = ("run=run", "out=named.jsonl.out", "threads=1", "prompt=text")
+    assert typed(place, "generate", "named.jsonl", *words).code == 0
+    read = {name: answers_in(place, f"{name}.jsonl") for name in ("keys", "no", "raw", "task", "raw-task", "longer")}
+    assert (
+        read["task"][:4] == read["keys"][:4] != read["no"][:4] and read["task"][4] == read["no"][4] != read["keys"][4]
+    )
+    assert read["raw-task"] == read["raw"]
+    assert [len(row["choices"][0]["text"]) for row in read["task"][:3]] == [4, 2, 3]
+    assert read["task"][0]["choices"][0]["text"].isdigit() and set(read["task"][2]["choices"][0]["text"]) <= set(
+        "abcdef"
+    )
+    assert len(read["longer"][0]["choices"][0]["text"]) == 3
+    for row, of_prompt in zip(answers_in(place, "named.jsonl.out"), read["task"], strict=False):
+        assert row.pop("text") and row == of_prompt
+    again = typed(place, *GENERATE[:3], "out=task.jsonl", "threads=1", "max_tokens=1024")
+    assert again.code == 2 and "defaults.max_tokens was 9 and is null" in again.err, again.err
+    for changed, says in (
+        ({"max_tokens": 8}, "defaults.max_tokens was 9 and is 8"),
+        ({"max_tokens": "x"}, "defaults.json"),
+    ):
+        (place / "run" / "defaults.json").write_text(json.dumps(task | changed), encoding="utf-8")
+        assert says in typed(place, *GENERATE[:3], "out=task.jsonl", "threads=1").err
+        assert typed(place, *GENERATE[:3], "out=raw.jsonl", "threads=1", "raw=true").code == 0, "no default applies"
 
 
 def test_no_more_is_read_than_can_be_asked(engine: Engine) -> None:

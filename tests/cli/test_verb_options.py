@@ -371,7 +371,19 @@ GENERATED: dict[str, tuple[str, Any]] = {
     "grammar": ("{kind: regex, source: '[0-9]+'}", {"kind": "regex", "source": "[0-9]+"}),
     "thinking": ("off", "off"),
 }
-GENERATE_ALONE = {"run", "out", "raw", "token_ids", "logprobs", "strict", "quiet", "slots", "max_len", "threads"}
+GENERATE_ALONE = {
+    "run",
+    "out",
+    "prompt",
+    "raw",
+    "token_ids",
+    "logprobs",
+    "strict",
+    "quiet",
+    "slots",
+    "max_len",
+    "threads",
+}
 GENERATE_ALONE |= {"device", "dtype", "model", "concurrency", "seed_bits", "backend"}
 GENERATE = ("generate", "p.jsonl", "run=run", "quiet=true", "threads=1")
 

@@ -607,6 +607,9 @@ def test_reasons_are_used_only_if_enough_examples_have_one() -> None:
     assert [(one.key, one.reasoning) for one in half.applied(train)] == [(one.key, "because") for one in train[:5]]
     few = Reasons({one.key: "because" for one in train[:4]}, 4, 0)
     assert few.applied(train) == train
+    assert "5 examples without a reason are left out" in half.told(train)
+    assert "6 of 10 examples have no reason, so the reasons are not used" in few.told(train)
+    assert not Reasons({one.key: "because" for one in train}, 10, 0).told(train)
 
 
 def test_a_run_can_be_the_teacher_and_only_right_replies_become_reasons(

@@ -22,7 +22,7 @@ from example_files import Write, labelled, sums
 from rorqual.convert.merge import merge_run
 from rorqual.core.errors import ConfigError, DataError, RorqualError, TaskError
 from rorqual.core.ledger import Ledger, read_ledger
-from rorqual.core.records import RunDir, append_line, read_lines
+from rorqual.core.records import RunDir, append_line, read_lines, write_json
 from rorqual.data.fingerprint import fingerprint
 from rorqual.engine.engine import Engine
 from rorqual.evals.evaluation import Evaluation
@@ -404,6 +404,22 @@ def test_errors_of_the_users_functions_come_before_the_base_is_loaded(tiny: Path
     with pytest.raises(RorqualError, match="no such file"):
         run(settings(tiny, tmp_path / "gone.csv"), tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_examples_without_a_teachers_reason_are_counted(
+    tiny: Path, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = settings(tiny, write("a.jsonl", labelled(ROWS)), teacher=str(tiny), quiet=False)
+    paths = TeachPaths(tmp_path / "out")
+    with closing(Ledger(tmp_path / "ledger.jsonl")) as ledger:
+        work = TeachStages(config, paths, 1, ledger, lambda *_: None, "")
+        texts = {one.key: "because" for one in work.dataset.splits["train"][3:]}
+        write_json(paths.reasons, {"texts": texts, "solved": len(texts), "given": 0, "stopped": "the budget is spent"})
+        work.prepare()
+    said = capsys.readouterr().out
+    assert f"  {len(texts)} train, " in said
+    assert "  3 examples without a reason are left out\n" in said and "  the budget is spent\n" in said
+    assert {row["key"] for row in read_lines(paths.data / "train.jsonl")} == {*texts}
 
 
 @pytest.mark.parametrize("body", ["True", "reply == answer", "reply == answer or reply[0] == 'c'"])

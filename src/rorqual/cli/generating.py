@@ -23,7 +23,8 @@ from rorqual.cli.settings import WHERE, Placement, check_device, pairs
 from rorqual.core.config import Natural, parse, scalar
 from rorqual.core.errors import ConfigError, DataError, RorqualError, nearest
 from rorqual.core.log import Progress, clock
-from rorqual.core.records import RunDir
+from rorqual.core.records import RunDir, TaskDefaults
+from rorqual.data.source.cells import named_columns
 from rorqual.engine.engine import Engine
 from rorqual.engine.remote.engine import RemoteEngine
 from rorqual.generate.batch import Answered, answers, fault_of, record, refused, remote_answers
@@ -40,6 +41,7 @@ SHOWN = 3
 class GenerateSettings(Placement):
     """Settings of `rorqual generate` other than sampling parameters.
 
+    - `prompt`: the columns whose texts are the prompt, separated by commas.
     - `raw`: continue each prompt as plain text, without the chat template.
     - `token_ids`, `logprobs`: also write token ids or log-probabilities to the output.
     - `strict`: check all lines first, and stop at an invalid line before anything is generated.
@@ -50,6 +52,7 @@ class GenerateSettings(Placement):
 
     run: str = ""
     out: str = ""
+    prompt: str = ""
     raw: bool = False
     token_ids: bool = False
     logprobs: bool = False
@@ -127,14 +130,18 @@ def generate_file(file: Path, arguments: Sequence[str] | None) -> tuple[Outcome,
     if out.exists() and file.exists() and out.samefile(file):
         raise ConfigError("out= is the prompt file itself", where="out", remedy="Choose another out=.")
     prompts = Prompts.open(file)
+    columns = named_columns(chosen.prompt, prompts.columns(), "prompt") if chosen.prompt else ()
+    plain = chosen.raw or chosen.run.startswith(REMOTE)
+    task = TaskDefaults() if plain else RunDir(Path(chosen.run)).task_defaults()
     engine, model_identity = _engine(chosen)
     local = engine if isinstance(engine, Engine) else None
-    request_schema = RowParser(
-        sampling, _encoder(local) if chosen.raw and local else None, file.suffix.lower() == ".csv"
-    )
+    encode = _encoder(local) if chosen.raw and local else None
+    request_schema = RowParser(sampling, encode, file.suffix.lower() == ".csv", columns, task)
     if chosen.strict:
         _check_all(local, prompts, request_schema)
-    identity = _identity(chosen, sampling, prompts) | model_identity
+    identity = _identity(chosen, sampling, prompts) | model_identity | _applied(task, sampling)
+    if columns:
+        identity["prompt"] = ", ".join(columns)
     with Partial(out, identity, rows=prompts.rows, last=prompts.last) as output:
         if output.whole:
             return Outcome(prompts.rows, output.errors, (), 0, 0, 0.0), out
@@ -264,3 +271,9 @@ def _identity(chosen: GenerateSettings, sampling: RowSampling, prompts: Prompts)
     }
     values["backend"] = arithmetic_of(chosen.backend)
     return sampling.model_dump(mode="json") | values | {"file": prompts.sha256}
+
+
+def _applied(task: TaskDefaults, sampling: RowSampling) -> dict[str, Any]:
+    """Return the defaults of the task that apply, because the command line does not give their keys."""
+    defaults = task.model_dump(mode="json", exclude_none=True)
+    return {f"defaults.{key}": value for key, value in defaults.items() if key not in sampling.model_fields_set}

@@ -85,6 +85,18 @@ class Prompts:
             raise DataError("the file is empty", where=str(path), remedy="Give a file with one prompt per line.")
         return cls(path, rows, last, digest)
 
+    def columns(self) -> list[str]:
+        """Return the names of all fields. Of a table only the header is read, and of JSON lines every row."""
+        kind = self.path.suffix.lower()
+        if kind == ".csv":
+            with open(self.path, encoding="utf-8-sig", newline="") as file:
+                return next(csv.reader(file, strict=True), [])
+        if kind == ".parquet":
+            import pyarrow.parquet
+
+            return list(pyarrow.parquet.read_schema(self.path).names)
+        return [*dict.fromkeys(name for _, row in self.read() if isinstance(row, dict) for name in row)]
+
     def read(self) -> Iterator[tuple[int, dict[str, Any] | Refused]]:
         """Yield (line number, row) for each row. Blank lines are skipped, but counted in the line numbers."""
         return _read(self.path)

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Annotated, Any, get_args
 
 from pydantic import BeforeValidator, Field, ValidationError
@@ -13,7 +14,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from rorqual.core.config import Config, with_fields
 from rorqual.core.errors import DataError, RorqualError, nearest
 from rorqual.core.parts import Content, content_label, read_content
-from rorqual.core.records import Message, Role, Thinking
+from rorqual.core.records import Message, Role, TaskDefaults, Thinking
 from rorqual.core.sampling import (
     INT32,
     PARAMS,
@@ -27,6 +28,7 @@ from rorqual.core.sampling import (
     TokenBiases,
     TokenList,
 )
+from rorqual.data.source.cells import joined_prompt
 from rorqual.engine.request import Grammar, Request, SamplingParams
 from rorqual.generate.prompts import Refused, typed_cells
 
@@ -95,6 +97,7 @@ class RowSampling(Config):
 
 
 KEYS = frozenset(RowSampling.model_fields)
+NO_DEFAULTS = TaskDefaults()
 
 
 def line_seed(seed: int, line: int, name: str | int | None) -> int:
@@ -133,41 +136,49 @@ class RowParser:
 
     If `encode` is given, `prompt` is a text that the model continues; otherwise `prompt` is a user message. `cells` is true for
     the rows of a CSV file.
+
+    If `columns` are given, they are the prompt, as in `rorqual teach`, and `prompt`, `messages` and `prompt_ids` are extra fields. White
+    space around the texts is removed, unless the model continues the prompt.
+
+    `task` has the defaults of chat requests. They apply where neither `defaults` nor the row sets a key, and not to `prompt_ids` and
+    texts to continue.
     """
 
     defaults: RowSampling
     encode: Callable[[str], Sequence[int]] | None = None
     cells: bool = False
+    columns: tuple[str, ...] = ()
+    task: TaskDefaults = NO_DEFAULTS
+
+    @cached_property
+    def _chat_defaults(self) -> RowSampling:
+        task = {name: value for name, value in self.task if value is not None}
+        return RowSampling.model_validate(
+            task | {name: getattr(self.defaults, name) for name in self.defaults.model_fields_set}
+        )
 
     def ask(self, line: int, row: dict[str, Any] | Refused) -> RowRequest | Refused:
         """Convert a row to a request, or to `Refused` if the row is invalid."""
         if isinstance(row, Refused):
             return row
+        prompts = () if self.columns else PROMPTS
+        keys = KEYS - {*self.columns}
         if self.cells:
-            row = typed_cells(row, KEYS | {*PROMPTS})
-        carried = {key: value for key, value in row.items() if key not in KEYS and key not in PROMPTS}
+            row = typed_cells(row, keys | {*prompts})
+        carried = {key: value for key, value in row.items() if key not in keys and key not in prompts}
         try:
-            _check_carried(carried)
-            sampling = self._sampling(row)
-            key, messages, ids = self._prompt(row)
+            _check_carried(carried, self.columns)
+            given = {key: row[key] for key in keys & row.keys() if row[key] is not None}
+            is_chat = self.encode is None and ("prompt_ids" not in prompts or row.get("prompt_ids") is None)
+            sampling = _checked(given, self._chat_defaults if is_chat else self.defaults)
+            key, messages, ids = self._columns_prompt(row) if self.columns else self._prompt(row)
         except _Fault as fault:
             writable = {k: v for k, v in carried.items() if k not in RESERVED and _writable(v)}
             return Refused(line, fault.key, fault.what, fault.remedy, writable)
-        own = row.get("seed") is not None
         params = sampling.params()
-        if not own:
+        if "seed" not in given:
             params = replace(params, seed=line_seed(params.seed, line, carried.get("id")))
         return RowRequest(line, key, Request(messages, params, sampling.thinking, ids), carried)
-
-    def _sampling(self, row: dict[str, Any]) -> RowSampling:
-        given = {key: row[key] for key in KEYS & row.keys() if row[key] is not None}
-        try:
-            return RowSampling.model_validate({**dict(self.defaults), **given}) if given else self.defaults
-        except ValidationError as error:
-            item = error.errors(include_url=False)[0]
-            key = str(item["loc"][0])
-            what = item["msg"].removeprefix("Value error, ")
-            raise _Fault(key, f"{what} (got {_short(given.get(key))})", f"Valid values: {_range_text(key)}.") from None
 
     def _prompt(self, row: dict[str, Any]) -> tuple[str, tuple[Message, ...], tuple[int, ...] | None]:
         given = [key for key in PROMPTS if row.get(key) is not None]
@@ -184,6 +195,17 @@ class RowParser:
         text = _text(value, key)
         if not text:
             raise _Fault(key, "the prompt is empty", "Write a prompt, or delete the row.")
+        return self._text_prompt(key, text)
+
+    def _columns_prompt(self, row: dict[str, Any]) -> tuple[str, tuple[Message, ...], tuple[int, ...] | None]:
+        key = self.columns[0]
+        try:
+            text = joined_prompt(row, self.columns, strip=self.encode is None)
+        except DataError as error:
+            raise _Fault(key, error.what, "Fill the columns of prompt=, or delete the row.") from None
+        return self._text_prompt(key, _text(text, key))
+
+    def _text_prompt(self, key: str, text: str) -> tuple[str, tuple[Message, ...], tuple[int, ...] | None]:
         if self.encode is None:
             return key, (Message("user", text),), None
         try:
@@ -192,11 +214,23 @@ class RowParser:
             raise _Fault(key, error.what, error.remedy) from None
 
 
+def _checked(given: Mapping[str, Any], defaults: RowSampling) -> RowSampling:
+    """Return the sampling keys of a row: those that are given, and the defaults for all others."""
+    try:
+        return RowSampling.model_validate({**dict(defaults), **given}) if given else defaults
+    except ValidationError as error:
+        item = error.errors(include_url=False)[0]
+        key = str(item["loc"][0])
+        what = item["msg"].removeprefix("Value error, ")
+        raise _Fault(key, f"{what} (got {_short(given.get(key))})", f"Valid values: {_range_text(key)}.") from None
+
+
 def _range_text(key: str) -> str:
     return RowSampling.model_fields[key].description or "described in `rorqual generate --help`"
 
 
-def _check_carried(carried: dict[str, Any]) -> None:
+def _check_carried(carried: dict[str, Any], columns: Sequence[str]) -> None:
+    """Raise a fault for an extra field that cannot be written, or whose name looks like a mistyped key and is not in `columns`."""
     name = carried.get("id")
     if name is not None and (isinstance(name, bool) or not isinstance(name, str | int)):
         what = f"the id must be a string or a whole number, but has the type {type(name).__name__}"
@@ -204,9 +238,9 @@ def _check_carried(carried: dict[str, Any]) -> None:
     for key, value in carried.items():
         if key in RESERVED:
             raise _Fault(key, f"'{key}' is reserved for the output", "Rename the field.")
-        if key in ELSEWHERE:
+        if key in ELSEWHERE and key not in columns:
             raise _Fault(key, f"unknown key '{key}'", f"Use '{ELSEWHERE[key]}'.")
-        hint = nearest(key, KEYS)
+        hint = "" if key in columns else nearest(key, KEYS)
         if hint.startswith("Did") and _alike(key, hint.split("'")[1]):
             raise _Fault(key, f"unknown key '{key}'", f"{hint} If not, rename the field.")
         if not _writable(value):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rorqual.core.errors import ConfigError, nearest
+from rorqual.core.errors import ConfigError
+from rorqual.data.source.cells import named_columns
 
 MESSAGES = "messages"
 REASONING = ("reasoning", "reasoning_content", "thinking", "rationale", "solution", "explanation", "steps")
@@ -52,17 +53,19 @@ def find_columns(names: Sequence[str], *, prompt: str = "", answer: str = "", re
     named column does not exist, or if no known names are found.
     """
     by_name = {name.lower(): name for name in reversed(list(names))}
-    given, chosen = (_all_known(value, by_name, key) for value, key in ((prompt, "prompt"), (answer, "answer")))
+    keys = (("prompt", prompt), ("answer", answer), ("reasoning", reasoning))
+    given, chosen, thoughts = (named_columns(value, names, key) if value else () for key, value in keys)
+    if len(thoughts) > 1:
+        raise ConfigError("reasoning= names several columns", where="key 'reasoning'", remedy="Name one column.")
     if not given and not chosen and MESSAGES in by_name:
         return Columns(messages=by_name[MESSAGES])
-    thought = _known(reasoning, by_name, "reasoning") if reasoning else ""
     for asks, replies in SHAPES:
         found = given or tuple(by_name[name] for name in asks if name in by_name)
         reply = chosen or tuple(by_name[name] for name in replies if name in by_name and by_name[name] not in found)[:1]
         if found and reply and (given or len(found) == len(asks)):
             taken = {*found, *reply}
-            thought = thought or next((by_name[n] for n in REASONING if n in by_name and by_name[n] not in taken), "")
-            return Columns(found, reply, thought)
+            known = (by_name[name] for name in REASONING if name in by_name and by_name[name] not in taken)
+            return Columns(found, reply, next(iter(thoughts), "") or next(known, ""))
     raise ConfigError(
         f"no columns of prompt and answer are known among {', '.join(map(repr, names)) or 'none'}",
         where="columns",
@@ -70,15 +73,3 @@ def find_columns(names: Sequence[str], *, prompt: str = "", answer: str = "", re
         + "; ".join(f"{'+'.join(asks)} and {replies[0]}" for asks, replies in SHAPES)
         + ".",
     )
-
-
-def _all_known(names: str, by_name: dict[str, str], key: str) -> tuple[str, ...]:
-    return tuple(_known(name.strip(), by_name, key) for name in names.split(",")) if names else ()
-
-
-def _known(name: str, by_name: dict[str, str], key: str) -> str:
-    if name.lower() not in by_name:
-        raise ConfigError(
-            f"the file has no column '{name}'", where=f"key '{key}'", remedy=nearest(name, by_name.values())
-        )
-    return by_name[name.lower()]

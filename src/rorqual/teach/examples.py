@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rorqual.core.errors import DataError
-from rorqual.data.source.conversations import is_unicode, read_conversation
+from rorqual.data.source.cells import cell_text, joined_prompt
+from rorqual.data.source.conversations import read_conversation
 from rorqual.tasks.answer import final_answer, whole_number
 from rorqual.tasks.examples import AnswerKind
 from rorqual.tasks.rows import normal
@@ -69,22 +69,19 @@ def common_system(table: ExampleTable) -> str:
 def _example(row: TableRow, columns: Columns) -> Example:
     if columns.messages:
         return _from_conversation(row, columns.system)
-    prompts = [_text(row.values, name, optional=len(columns.prompt) > 1) for name in columns.prompt]
-    prompt = "\n\n".join(text for text in prompts if text)
-    if not prompt:
-        raise DataError("the prompt is empty")
+    prompt = joined_prompt(row.values, columns.prompt)
     answer = _answer(row.values, columns.answer)
     if not answer:
         raise DataError("the answer is empty")
     return Example(
-        row.line, prompt, answer, _text(row.values, columns.reasoning, optional=True) if columns.reasoning else ""
+        row.line, prompt, answer, cell_text(row.values, columns.reasoning, optional=True) if columns.reasoning else ""
     )
 
 
 def _answer(values: Mapping[str, Any], names: Sequence[str]) -> str:
     """Return the answer. Several columns become a JSON object; empty cells are left out, and cells of JSON become JSON."""
     if len(names) == 1:
-        return _text(values, names[0])
+        return cell_text(values, names[0])
     cells = {name: values.get(name) for name in names}
     found = {
         name: json.loads(value) if isinstance(value, str) and is_json(value) else value
@@ -106,27 +103,6 @@ def _from_conversation(row: TableRow, system: str) -> Example:
     if not prompt.strip():
         raise DataError("the prompt is empty")
     return Example(row.line, prompt.strip(), reply.label.strip(), reply.reasoning or "")
-
-
-def _text(values: Mapping[str, Any], name: str, *, optional: bool = False) -> str:
-    """Return a cell as text. Numbers and JSON values are written as text."""
-    value = values.get(name)
-    if value is None:
-        if optional:
-            return ""
-        raise DataError(f"column '{name}' is {'null' if name in values else 'missing'}")
-    if isinstance(value, bool | list | dict):
-        return json.dumps(value, ensure_ascii=False, sort_keys=True)
-    if isinstance(value, float) and (not math.isfinite(value) or value == int(value)):
-        if not math.isfinite(value):
-            raise DataError(f"column '{name}' is {value}, not a number")
-        value = int(value)
-    if not isinstance(value, str | int | float):
-        raise DataError(f"column '{name}' is a {type(value).__name__}, not text")
-    text = str(value)
-    if not is_unicode(text):
-        raise DataError(f"column '{name}' has a lone surrogate, which UTF-8 cannot encode")
-    return text.strip()
 
 
 def is_json(text: str) -> bool:

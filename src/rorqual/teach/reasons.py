@@ -46,7 +46,18 @@ class Reasons:
     def applied(self, train: Sequence[Example]) -> list[Example]:
         """Return the examples that have reasons, with them, or all examples without reasons if too few have one."""
         found = [replace(one, reasoning=self.texts[one.key]) for one in train if one.key in self.texts]
-        return found if len(found) >= ENOUGH * len(train) else list(train)
+        return found if self.enough(train) else list(train)
+
+    def enough(self, train: Sequence[Example]) -> bool:
+        """Return whether enough of the examples have a reason."""
+        return len(self.texts) >= ENOUGH * len(train)
+
+    def told(self, train: Sequence[Example]) -> str:
+        """Return what happens to the examples without a reason, or "" if all have one."""
+        missing = len(train) - len(self.texts)
+        if not self.enough(train):
+            return f"{missing:,} of {len(train):,} examples have no reason, so the reasons are not used, and the model learns only the answers"
+        return f"{missing:,} examples without a reason are left out" if missing else ""
 
 
 def teacher_reasons(

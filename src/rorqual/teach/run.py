@@ -211,7 +211,8 @@ class TeachStages:
         unseen = {one.answer for one in data.splits["test"]} - {one.answer for one in data.all_train}
         if data.kind == "label" and unseen:
             self._say(f"  labels of the test split that no training example has: {', '.join(sorted(unseen)[:5])}")
-        splits = ", ".join(f"{len(rows):,} {split}" for split, rows in data.splits.items())
+        counts = {split: len(rows) for split, rows in data.splits.items()} | {"train": len(self.train_examples)}
+        splits = ", ".join(f"{count:,} {split}" for split, count in counts.items())
         self._say(f"  {splits}; the test split stays sealed until a model is measured")
 
     def _say_if_all_is_right(self) -> None:
@@ -250,8 +251,8 @@ class TeachStages:
                 api_key=self.api_key,
                 say=self._say,
             )
-        if reasons.stopped:
-            self._say(f"  {reasons.stopped}")
+        for note in filter(None, (reasons.stopped, reasons.told(train))):
+            self._say(f"  {note}")
         return reasons.applied(train)
 
     @cached_property

@@ -1032,8 +1032,8 @@ MUTANTS = (
         "a null seed of a row is a seed",
         "issue 14: third bug trial",
         "generate/schema.py",
-        'own = row.get("seed") is not None',
-        'own = "seed" in row',
+        'if "seed" not in given:',
+        'if "seed" not in row:',
         "tests/engine/test_every_field.py::test_a_rows_seed_is_of_the_files_seed_and_its_id_else_its_line",
     ),
     one(

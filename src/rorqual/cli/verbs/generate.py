@@ -18,10 +18,12 @@ def generate(
     """Generate completions for a file of prompts.
 
     After an interruption, the same command resumes and writes the same file. Each row has prompt (one user message), messages or
-    prompt_ids. Rows may also have an id and their own sampling keys. Further fields are copied to the output. If a row cannot be
-    answered, its output line contains the error, the other rows still run, and the exit code is 1.
+    prompt_ids. With prompt=COLUMN, another column is the prompt; several (prompt=A,B) are joined by blank lines. Rows may also
+    have an id and their own sampling keys. Further fields are copied to the output. If a row cannot be answered, its output line
+    contains the error, the other rows still run, and the exit code is 1. In a run that `rorqual teach` made, prompts and messages
+    have the defaults of its task (defaults.json) for keys that are not given, except with raw=true.
 
-    Keys: run=RUN|http://..., out=FILE.jsonl, raw=false (true: continue each prompt as plain text), token_ids=false,
+    Keys: run=RUN|http://..., out=FILE.jsonl, prompt=, raw=false (true: continue each prompt as plain text), token_ids=false,
     logprobs=false, strict=false (true: stop at the first invalid row, before generation starts), slots=64, max_len=,
     threads=, device=, dtype=, backend=, quiet=false.
 

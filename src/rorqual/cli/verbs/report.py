@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from rorqual.cli.settings import Placement, Settings, read
+from rorqual.core.errors import ConfigError
+from rorqual.teach.place import TeachPaths
 
 
 def report(
@@ -30,6 +32,12 @@ def report(
         from rorqual.lab.run import judge_again
 
         print(judge_again(folder))
+    elif (taught := TeachPaths(folder)).settings.is_file():
+        raise ConfigError(
+            "this is a folder of rorqual teach",
+            where=str(folder),
+            remedy=f"The same rorqual teach command writes {taught.report.name} again.",
+        )
     else:
         from rorqual.evals.report import build_report
 

@@ -1,0 +1,60 @@
+"""Cells of a table as text, and columns that a user names. `rorqual teach` and `rorqual generate` read prompts in the same way."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rorqual.core.errors import ConfigError, DataError, nearest
+from rorqual.data.source.conversations import is_unicode
+
+
+def cell_text(values: Mapping[str, Any], name: str, *, optional: bool = False, strip: bool = True) -> str:
+    """Return a cell as text. Numbers and JSON values are written as text. Raises DataError if the cell is missing or has no text."""
+    value = values.get(name)
+    if value is None:
+        if optional:
+            return ""
+        raise DataError(f"column '{name}' is {'null' if name in values else 'missing'}")
+    if isinstance(value, bool | list | dict):
+        return json.dumps(value, ensure_ascii=False, sort_keys=True)
+    if isinstance(value, float) and (not math.isfinite(value) or value == int(value)):
+        if not math.isfinite(value):
+            raise DataError(f"column '{name}' is {value}, not a number")
+        value = int(value)
+    if not isinstance(value, str | int | float):
+        raise DataError(f"column '{name}' is a {type(value).__name__}, not text")
+    text = str(value)
+    if not is_unicode(text):
+        raise DataError(f"column '{name}' has a lone surrogate, which UTF-8 cannot encode")
+    return text.strip() if strip else text
+
+
+def joined_prompt(values: Mapping[str, Any], names: Sequence[str], *, strip: bool = True) -> str:
+    """Return the prompt of a row: the texts of its columns, joined by blank lines. Raises DataError if the prompt is empty.
+
+    Of several columns, some may be missing or empty. `strip` removes the white space around each text.
+    """
+    texts = [cell_text(values, name, optional=len(names) > 1, strip=strip) for name in names]
+    prompt = "\n\n".join(filter(None, texts))
+    if not prompt:
+        raise DataError("the prompt is empty")
+    return prompt
+
+
+def named_columns(names: str, columns: Iterable[str], key: str) -> tuple[str, ...]:
+    """Return the columns that a user names, separated by commas, without regard to case and white space. `key` is the setting.
+
+    Raises ConfigError if there is no such column.
+    """
+    by_name = {name.strip().lower(): name for name in reversed(list(columns))}
+    found = []
+    for name in (part.strip() for part in names.split(",")):
+        if name.lower() not in by_name:
+            raise ConfigError(
+                f"the file has no column '{name}'", where=f"key '{key}'", remedy=nearest(name, by_name.values())
+            )
+        found.append(by_name[name.lower()])
+    return tuple(found)

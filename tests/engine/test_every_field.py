@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from scaled import make_model, whole_forward
 
 from rorqual.core.errors import ConfigError, DataError, RorqualError
-from rorqual.core.records import Message, write_json
+from rorqual.core.records import Message, TaskDefaults, write_json
 from rorqual.data.chat import ChatFormat, chat_format
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Completion, Engine, EngineConfig, Request, SamplingParams
@@ -683,7 +683,14 @@ def test_a_row_is_read_as_its_file_and_the_command_say() -> None:
     assert isinstance(found, RowRequest)
     assert (found.line, found.key, found.carried) == (8, "prompt_ids", {"id": "x", "note": [1]})
     assert found.request.prompt_ids == (4, 5)
-    assert {f.name for f in fields(RowParser)} == {"defaults", "encode", "cells"}
+    assert request_of({"text": "b"}, columns=("text",)).messages == (Message("user", "b"),)
+    task = TaskDefaults(max_tokens=3)
+    assert (
+        request_of({}, task=task).params.max_tokens
+        == 3
+        != request_of({}, {"max_tokens": 4}, task=task).params.max_tokens
+    )
+    assert {f.name for f in fields(RowParser)} == {"defaults", "encode", "cells", "columns", "task"}
     assert {f.name for f in fields(RowRequest)} == {"line", "key", "request", "carried"}
 
 

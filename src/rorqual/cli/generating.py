@@ -23,7 +23,7 @@ from rorqual.cli.settings import WHERE, Placement, check_device, pairs
 from rorqual.core.config import Natural, parse, scalar
 from rorqual.core.errors import ConfigError, DataError, RorqualError, nearest
 from rorqual.core.log import Progress, clock
-from rorqual.core.records import RunDir, TaskDefaults
+from rorqual.core.records import NO_DEFAULTS, RunDir, TaskDefaults
 from rorqual.data.source.cells import named_columns
 from rorqual.engine.engine import Engine
 from rorqual.engine.remote.engine import RemoteEngine
@@ -132,7 +132,7 @@ def generate_file(file: Path, arguments: Sequence[str] | None) -> tuple[Outcome,
     prompts = Prompts.open(file)
     columns = named_columns(chosen.prompt, prompts.columns(), "prompt") if chosen.prompt else ()
     plain = chosen.raw or chosen.run.startswith(REMOTE)
-    task = TaskDefaults() if plain else RunDir(Path(chosen.run)).task_defaults()
+    task = NO_DEFAULTS if plain else RunDir(Path(chosen.run)).task_defaults()
     engine, model_identity = _engine(chosen)
     local = engine if isinstance(engine, Engine) else None
     encode = _encoder(local) if chosen.raw and local else None

@@ -120,6 +120,9 @@ class TaskDefaults(Config):
         return grammar
 
 
+NO_DEFAULTS = TaskDefaults()
+
+
 @dataclass(frozen=True)
 class RunDir:
     """A run directory with `run.yaml`, `metrics.jsonl`, `tokenizer.json` and checkpoints such as `step-000200/`.

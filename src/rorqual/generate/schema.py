@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from rorqual.core.config import Config, with_fields
 from rorqual.core.errors import DataError, RorqualError, nearest
 from rorqual.core.parts import Content, content_label, read_content
-from rorqual.core.records import Message, Role, TaskDefaults, Thinking
+from rorqual.core.records import NO_DEFAULTS, Message, Role, TaskDefaults, Thinking
 from rorqual.core.sampling import (
     INT32,
     PARAMS,
@@ -97,7 +97,6 @@ class RowSampling(Config):
 
 
 KEYS = frozenset(RowSampling.model_fields)
-NO_DEFAULTS = TaskDefaults()
 
 
 def line_seed(seed: int, line: int, name: str | int | None) -> int:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from rorqual.core.errors import ConfigError, RorqualError
-from rorqual.core.records import Message, RunDir, TaskDefaults, Thinking, Tool
+from rorqual.core.records import NO_DEFAULTS, Message, RunDir, TaskDefaults, Thinking, Tool
 from rorqual.core.sampling import INT32, SERVER_DEFAULTS, SamplingParams
 from rorqual.data.chat import ChatFormat
 from rorqual.evals.calibration import Calibration
@@ -29,7 +29,6 @@ from rorqual.serve.wire import EngineRequest, Ready
 from rorqual.serve.words import explain, shown
 
 T = TypeVar("T")
-NO_DEFAULTS = TaskDefaults()
 MASK = 2**64 - 1
 SEED_BITS = 63
 GENERATION = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")

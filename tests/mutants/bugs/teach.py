@@ -441,8 +441,8 @@ MUTANTS = (
         "generate ignores the defaults of the task",
         "issue 20: teach",
         "cli/generating.py",
-        "task = TaskDefaults() if plain else RunDir(Path(chosen.run)).task_defaults()",
-        "task = TaskDefaults()",
+        "task = NO_DEFAULTS if plain else RunDir(Path(chosen.run)).task_defaults()",
+        "task = NO_DEFAULTS",
         "tests/cli/test_generate.py::test_a_taught_run_answers_with_the_defaults_of_its_task",
     ),
     one(

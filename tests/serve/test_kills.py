@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -38,25 +39,32 @@ def test_each_tenant_is_seen_running_and_waiting_and_hits_its_own_prompts_alone(
 
     seen = threading.Event()
 
-    def waits() -> None:
-        """The one slot changes hands every 16 tokens, so what is waited for comes again until it was seen."""
-        headers = {"authorization": f"Bearer {secrets['other']}"}
+    def read(secret: str, ready: threading.Event) -> None:
+        """Both clients read on: a reply that nobody reads ends. The one slot changes hands every 16 tokens, so the state comes again."""
+        headers = {"authorization": f"Bearer {secret}"}
         there = httpx.Client(base_url=server.url, headers=headers, timeout=300, trust_env=False)
         with there as client, client.stream("POST", "/v1/completions", json=body) as answer:
             assert answer.status_code == 200
-            next(line for line in answer.iter_lines() if seen.is_set())
+            for line in answer.iter_lines():
+                if "text" in line:
+                    ready.set()
+                if seen.is_set():
+                    return
 
     try:
-        with server.client as client, client.stream("POST", "/v1/completions", json=body) as answer:
-            lines = answer.iter_lines()
-            assert any("text" in line for line in lines)
-            waiting = threading.Thread(target=waits)
-            waiting.start()
-            with server.client as watching:
-                while gauges(watching) != both:
-                    pass
-                seen.set()
-        waiting.join()
+        readers = []
+        for tenant in ("default", "other"):
+            ready = threading.Event()
+            readers.append(threading.Thread(target=read, args=(secrets[tenant], ready), daemon=True))
+            readers[-1].start()
+            assert ready.wait(100)
+        end = time.monotonic() + 100
+        with server.client as watching:
+            while (now := gauges(watching)) != both:
+                assert time.monotonic() < end, now
+        seen.set()
+        for reader in readers:
+            reader.join(100)
         server.wait("running", 0)
         with server.client as client:
             assert not any(gauges(client).values())

@@ -117,6 +117,9 @@ CLEAN = [{"text": question(n), "label": "ab"[n % 2] + "x"} for n in range(4, 16)
 STATED = [{"text": f"{question(n)} {('cats', 'dogs')[n % 2]}", "label": ("cats", "dogs")[n % 2]} for n in range(12)]
 UNSTATED = [{"text": question(n), "label": ("cats", "dogs")[n % 2]} for n in range(12)]
 CSV_ROWS = table(good())
+QUOTES = b'"open,yes\nb,no\n"say "hi" now",no\nc,yes\n,no\n"d,no\n', b'"open",yes\nb,no\n"say ""hi"" now",no\nc,yes\n'
+LONG, LONGEST = (b'"' + b"word " * count + b'",yes\nb,no\n' for count in (20_000, 40_000))
+NUMBERS = [{"question": question(n), "answer": n} for n in range(60)]
 
 BROKEN = [
     Broken("json.jsonl", raw(3, b'{"question": '), [(3, "not JSON")]),
@@ -152,6 +155,9 @@ BROKEN = [
     Broken("cells.csv", CSV_ROWS + b"one,two,three\n", [(14, "wrong number of cells")], CSV_ROWS),
     Broken("few.csv", CSV_ROWS + b"one\n", [(14, "wrong number of cells")], CSV_ROWS),
     Broken("quote.csv", CSV_ROWS + b'"open,yes\n', [(14, "not CSV")], CSV_ROWS),
+    Broken("quotes.csv", CSV_ROWS + QUOTES[0], [(14, "not CSV"), (16, "not CSV"), (18, "empty"), (19, "not CSV")], CSV_ROWS + QUOTES[1]),
+    Broken("long-cell.csv", CSV_ROWS + LONGEST + b",no\n", [(14, "not CSV"), (16, "empty")], CSV_ROWS + LONG),
+    Broken("number.jsonl", lines([*NUMBERS, {"question": "how?", "answer": "?"}]), [(61, "no number")], lines(NUMBERS)),
     Broken("lines.csv", CSV_ROWS + b'"a cell\nof two lines",yes\n,no\n', [(16, "empty")], CSV_ROWS + b'"a cell\nof two lines",yes\nb,no\n'),
     Broken("tabs.tsv", table(good(), delimiter="\t") + b"\tno\n", [(14, "empty")], table(good(), delimiter="\t")),
     Broken("rows.json", json.dumps([*good(), 5]).encode(), [(13, "not an object")], json.dumps(good()).encode()),
@@ -254,6 +260,42 @@ def test_known_columns_are_found(names: list[str], columns: Columns) -> None:
     assert find_columns(names) == columns
 
 
+@pytest.mark.parametrize(
+    "prompt", ["prompt", "instruction", "question", "problem", "query", "input", "text", "sentence"]
+)
+@pytest.mark.parametrize(
+    "answer", "completion response answer output target label category intent class slots solution".split()
+)
+def test_each_known_prompt_stands_with_each_known_answer(prompt: str, answer: str) -> None:
+    """docs/how-to/check.md lists them."""
+    assert find_columns(["id", answer, prompt.upper()]) == Columns((prompt.upper(),), (answer,))
+
+
+def test_conversations_may_have_a_column_of_another_case(tmp_path: Path) -> None:
+    named = [{"Messages": [{"role": "system", "content": "Be kind."}, *row["messages"]]} for row in TALKS]
+    (tmp_path / "a.jsonl").write_bytes(lines(named))
+    result = check_file(tmp_path / "a.jsonl", len)
+    assert not result.faults and [one.prompt for one in result.examples] == [question(n) for n in range(12)]
+    assert result.columns.messages == "Messages" and result.columns.system == "Be kind."
+
+
+@pytest.mark.parametrize(
+    ("asked", "labels"),
+    [
+        ("{}\nAnswer: positive or negative?", ("positive", "negative")),
+        ("Label: spam or ham\n{}", ("spam", "ham")),
+        ("{} Answer: A, B or C?", ("A", "B", "C")),
+    ],
+)
+def test_the_choices_in_a_prompt_are_no_answer(tmp_path: Path, asked: str, labels: tuple[str, ...]) -> None:
+    rows = [{"text": asked.format(question(n)), "label": labels[n % len(labels)]} for n in range(60)]
+    (tmp_path / "a.jsonl").write_bytes(lines(rows))
+    assert found(tmp_path / "a.jsonl") == []
+    rows[7]["text"] = f"{question(7)} Answer: {rows[7]['label']}."
+    (tmp_path / "a.jsonl").write_bytes(lines(rows))
+    assert found(tmp_path / "a.jsonl") == [(8, "answer in prompt")]
+
+
 def test_columns_can_be_named() -> None:
     names = ["text", "intent", "slots", "a", "b"]
     assert find_columns(names, answer="slots") == Columns(("text",), ("slots",))
@@ -289,6 +331,8 @@ def test_the_optional_part_of_an_instruction_may_be_empty(tmp_path: Path) -> Non
         (['{"a": 1}', "[]"] * 20, "JSON"),
         ([f"a sentence number {n} that is free" for n in range(40)], "text"),
         (["x" * 90, "y" * 90] * 20, "text"),
+        ([f"label {n % 3}" for n in range(95)] + ["x" * 90] * 5, "label"),
+        ([f"label {n % 3}" for n in range(94)] + ["x" * 90] * 6, "text"),
         ([f"label {n % 38}" for n in range(100)], "label"),
         ([f"label {n % 41}" for n in range(100)], "text"),
         ([f"label {n % 3}" for n in range(90)] + [f"rare {n}" for n in range(10)], "label"),
@@ -482,7 +526,7 @@ def test_lengths_are_counted_with_the_tokenizer_of_the_base(tmp_path: Path, tiny
 def test_the_longest_row_and_the_epoch() -> None:
     model = v3_like("tiny", vocab_size=264, context=128)
     words = forecast(model, [100, 200, 300])
-    assert words.startswith("an epoch has 600 tokens")
+    assert words.startswith("an epoch has 600 tokens, 50 % of them in the longest example: about ")
 
     def minutes(lengths: list[int]) -> float:
         return float(forecast(model, lengths).split("about ")[1].split()[0].replace(",", ""))

@@ -64,6 +64,64 @@ def test_a_model_is_trained_on_one_spelling_of_a_label(write: Write) -> None:
     assert {one.answer for one in given.splits["test"]} == {"card", "New"}
 
 
+def test_a_broken_csv_file_is_refused_because_rows_may_hide_in_a_cell(tmp_path: Path) -> None:
+    rows = [f"{row['text']},{row['label']}" for row in labelled(120)]
+    path = tmp_path / "a.csv"
+    path.write_text("\n".join(["text,label", *rows]) + "\n")
+    refuse_unusable(check_file(path, len))
+    rows[40] = '"' + rows[40]
+    path.write_text("\n".join(["text,label", *rows]) + "\n")
+    result = check_file(path, len)
+    assert len(result.examples) == 119
+    with pytest.raises(DataError, match=r"a\.csv:42: not CSV.*quotation mark") as error:
+        refuse_unusable(result)
+    assert "fix this line." in str(error.value)
+
+
+def test_repeated_rows_do_not_make_a_file_unusable(write: Write) -> None:
+    rows = labelled(150)
+    found = divided(write("a.jsonl", [*rows, *rows[:50]]))
+    assert found.left_out == {"duplicate": 50} and sum(map(len, found.splits.values())) == 150
+
+
+def test_unusable_test_rows_count_against_the_test_file(write: Write) -> None:
+    check = check_file(write("a.jsonl", labelled(100)), len)
+    test = [Example(n, f"test {n}", "card") for n in range(1, 101)]
+
+    def long(one: Example) -> str:
+        return "too long" if one.prompt.startswith("test") and one.line <= bad else ""
+
+    bad = 20
+    found = divide(check, test, count=1_000, reason_against=long)
+    assert found.left_out == {"unusable test row": 20} and len(found.splits["test"]) == 80
+    bad = 21
+    with pytest.raises(DataError, match=r"test: 21 of 100 test rows cannot be used; the first: too long"):
+        divide(check, test, count=1_000, reason_against=long)
+
+
+def test_a_test_file_must_not_contradict_itself(write: Write) -> None:
+    rows = labelled(20)
+    twin = [*rows, rows[3] | {"label": rows[3]["label"].upper()}]
+    assert len(read_test(write("a.jsonl", twin), prompt="", answer="", reasoning="")) == 20
+    other = next(row["label"] for row in rows if row["label"] != rows[3]["label"])
+    with pytest.raises(DataError, match=r"a\.jsonl:21: the same prompt as line 4, but another answer"):
+        read_test(write("a.jsonl", [*rows, rows[3] | {"label": other}]), prompt="", answer="", reasoning="")
+
+
+def test_lines_of_a_csv_file_are_counted_if_its_records_cannot_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset, "MOST_ROWS", 20)
+    path = tmp_path / "a.csv"
+    for count, refused in ((18, False), (30, True)):
+        path.write_text("text,label\n" + '"' + "word " * 40_000 + '",a\n' + "b,c\n" * count)
+        if refused:
+            with pytest.raises(DataError, match="more than 20 rows"):
+                refuse_size(path)
+        else:
+            refuse_size(path)
+
+
 def test_a_missing_file_is_refused_before_anything_else(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         refuse_size(tmp_path / "a.jsonl")

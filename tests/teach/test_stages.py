@@ -215,6 +215,28 @@ def test_each_dev_step_is_measured_once_and_the_best_one_is_kept(tiny: Path, tmp
     assert work.paths.dev.read_bytes() == before and not work.paths.ended_early.exists()
 
 
+def test_slow_replies_shorten_the_dev_split_for_all_checkpoints(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first measurement decides, also for the model of GRPO, and for a process that resumes."""
+    monkeypatch.setattr(training, "DEV_PART", 5)
+    whole = trained(tiny, tmp_path / "whole")
+    whole.supervised(RunDir(tiny))
+    assert [one.total for one in whole.dev_results("sft")] == [12, 12, 12]
+    monkeypatch.setattr(training, "DEV_SECONDS", 0.0)
+    said: list[str] = []
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        f"DEV = {[one.prompt for one in whole.dev]!r}\ndef grade(prompt, answer, reply):\n    return prompt in DEV[:3]\n"
+    )
+    work = replace(trained(tiny, tmp_path, grader=f"{mine}:grade"), say=said.append)
+    work.supervised(RunDir(tiny))
+    assert [(one.right, one.total) for one in work.dev_results("sft")] == [(3, 5)] * 3
+    assert [line for line in said if "5 of 12 problems" in line] == said[:1]
+    monkeypatch.setattr(training, "DEV_SECONDS", 60.0)
+    assert work.measured(work.paths.best, "grpo", 1) == DevResult("grpo", 1, 3, 5)
+
+
 def test_a_kill_before_the_best_checkpoint_is_copied_loses_nothing(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -445,7 +467,15 @@ def test_examples_in_a_prompt_show_their_worked_solutions(
     train = [Example(n, f"8 less 3, {n}", "5", "8 - 3 = 5") for n in range(1, 6)]
     task = Examples(data_of(tmp_path / "data", train, train[:2], kind))
     way = base_measures(train, chat_format(Tokenizer.byte_level()), kind, context=3000, room=60, seed=0)[1]  # type: ignore[arg-type]
-    measure_base(RunDir(tiny), task, way, train, SamplingParams(max_tokens=4, calculator=True), show=lambda *_: None)
+    measure_base(
+        RunDir(tiny),
+        task,
+        way,
+        train,
+        SamplingParams(max_tokens=4, calculator=True),
+        most_seconds=60,
+        show=lambda *_: None,
+    )
     for messages in asked:
         replies = [message for message in messages if message.role == "assistant"]
         assert [one.content for one in replies] == [shown] * len(way.shots) and not any(
@@ -603,13 +633,13 @@ def test_an_evaluation_of_a_baseline_grades_its_replies(tmp_path: Path) -> None:
 
 def test_reasons_are_used_only_if_enough_examples_have_one() -> None:
     train = examples_of(labelled(10))
-    half = Reasons({one.key: "because" for one in train[:5]}, 5, 0)
-    assert [(one.key, one.reasoning) for one in half.applied(train)] == [(one.key, "because") for one in train[:5]]
-    few = Reasons({one.key: "because" for one in train[:4]}, 4, 0)
+    half = Reasons({one.key: "because" for one in train[:5]}, [train[2].key])
+    assert half.applied(train) == [replace(one, reasoning="because", told=n == 2) for n, one in enumerate(train[:5])]
+    few = Reasons({one.key: "because" for one in train[:4]})
     assert few.applied(train) == train
     assert "5 examples without a reason are left out" in half.told(train)
     assert "6 of 10 examples have no reason, so the reasons are not used" in few.told(train)
-    assert not Reasons({one.key: "because" for one in train}, 10, 0).told(train)
+    assert not Reasons({one.key: "because" for one in train}).told(train)
 
 
 def test_a_run_can_be_the_teacher_and_only_right_replies_become_reasons(
@@ -631,9 +661,10 @@ def test_a_run_can_be_the_teacher_and_only_right_replies_become_reasons(
     reasons = ask()
     solved = {row["key"] for row in read_lines(tmp_path / "teacher" / "solved-problems" / "train.jsonl")}
     assert solved == {one.key for one in train}
-    assert 0 < reasons.solved < 12 and reasons.solved + reasons.given == len(reasons.texts) <= 12 and reasons.given
+    alone = {*reasons.texts} - {*reasons.given}
+    assert 0 < len(alone) < 12 and len(reasons.texts) <= 12 and reasons.given and {*reasons.given} < {*reasons.texts}
     left = {row["key"] for row in read_lines(tmp_path / "teacher" / "given-problems" / "train.jsonl")}
-    assert len(left) == 12 - reasons.solved
+    assert len(left) == 12 - len(alone)
     asked = {row["key"]: row["prompt"] for row in read_lines(tmp_path / "teacher" / "solved-problems" / "train.jsonl")}
     assert all(sum(asked[key].encode()) % 3 == 0 for key in {*asked} - left), "only right replies are kept"
     assert "of 12 examples" in said[0] and f"of {len(left)} examples that it did not solve" in said[1]
@@ -662,11 +693,11 @@ def test_a_server_is_asked_within_its_budget_with_the_users_settings(tmp_path: P
     assert (found.access.budget, found.access.price_in, found.access.price_out) == (2.0, 0.3, 1.2)
     assert (
         found.task == "examples"
-        and found.options == {"grader": "./g.py:f"}
+        and found.options == {"grader": "./g.py:f", "last_line": True}
         and found.seed == 7
         and found.keep == "right"
     )
-    assert factory_config(config.model_copy(update={"grader": ""}), tmp_path, 1).options == {}
+    assert factory_config(config.model_copy(update={"grader": ""}), tmp_path, 1).options == {"last_line": True}
 
 
 def test_an_unknown_baseline_is_refused_with_the_known_ones(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from rorqual.data.fingerprint import fingerprint
 from rorqual.engine.engine import Engine
 from rorqual.evals.evaluation import Evaluation
 from rorqual.tasks.examples import openings
+from rorqual.teach import run as running
 from rorqual.teach.check import split_of_group
 from rorqual.teach.classical import classical
 from rorqual.teach.config import TeachConfig
@@ -414,12 +415,55 @@ def test_examples_without_a_teachers_reason_are_counted(
     with closing(Ledger(tmp_path / "ledger.jsonl")) as ledger:
         work = TeachStages(config, paths, 1, ledger, lambda *_: None, "")
         texts = {one.key: "because" for one in work.dataset.splits["train"][3:]}
-        write_json(paths.reasons, {"texts": texts, "solved": len(texts), "given": 0, "stopped": "the budget is spent"})
+        write_json(paths.reasons, {"texts": texts, "given": [], "stopped": "the budget is spent"})
         work.prepare()
     said = capsys.readouterr().out
     assert f"  {len(texts)} train, " in said
     assert "  3 examples without a reason are left out\n" in said and "  the budget is spent\n" in said
     assert {row["key"] for row in read_lines(paths.data / "train.jsonl")} == {*texts}
+
+
+def test_columns_that_are_named_are_read_from_both_files(tiny: Path, write: Write, tmp_path: Path) -> None:
+    """`text` and `label` are columns as well, which would be found without names."""
+    rows = [
+        {
+            "text": "x",
+            "label": "y",
+            "subject": f"subject {row['text']}",
+            "team": row["label"],
+            "why": f"why {row['text']}",
+        }
+        for row in labelled(90)
+    ]
+    named = {"prompt": "subject", "answer": "team", "reasoning": "why"}
+    test = str(write("test.jsonl", rows[80:]))
+    config = settings(tiny, write("a.jsonl", rows[:80]), test=test, **named)
+    with closing(Ledger(tmp_path / "ledger.jsonl")) as ledger:
+        work = TeachStages(config, TeachPaths(tmp_path / "out"), 1, ledger, lambda *_: None, "")
+        work.prepare()
+    lines = [line for split in ("train", "dev") for line in read_lines(work.paths.data / f"{split}.jsonl")]
+    assert {(line["prompt"], line["completion"], line["reasoning"]) for line in lines} == {
+        (row["subject"], row["team"], row["why"]) for row in rows[:80]
+    }
+    assert {one.prompt for one in work.dataset.splits["test"]} == {row["subject"] for row in rows[80:]}
+
+
+def test_a_baseline_that_would_take_too_long_is_left_out(
+    tiny: Path, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """But the base model without examples is always measured."""
+    monkeypatch.setattr(running, "BASELINE_SECONDS", 1e-3)
+    config = settings(tiny, write("a.jsonl", labelled(ROWS)), minutes=1e-5, quiet=False, track="tensorboard")
+    run(config, tmp_path / "out")
+    paths = TeachPaths(tmp_path / "out")
+    known = json.loads(paths.baselines.read_bytes())
+    assert BEFORE in known["names"] and not [name for name in known["names"] if name.startswith("base, 4")]
+    assert known["left_out"][0].startswith("base, 4 examples: it would take about 0:")
+    assert "left out: base, 4 examples" in capsys.readouterr().out
+    assert "Left out: base, 4 examples: it would take" in paths.report.read_text(encoding="utf-8")
+    events = [*(paths.run("sft").path / "tensorboard").iterdir()]
+    assert len(events) == 1 and b"loss" in events[0].read_bytes()
+    assert "track" not in paths.settings.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("body", ["True", "reply == answer", "reply == answer or reply[0] == 'c'"])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -179,7 +181,16 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
+def _terminate_later(lost: sys.UnraisableHookArgs) -> None:
+    """Send the signal again if Ctrl-C or SIGTERM came in a finalizer, where Python drops every exception."""
+    if issubclass(lost.exc_type, KeyboardInterrupt):
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    else:
+        sys.__unraisablehook__(lost)
+
+
 def main() -> None:
     """Run the command line. SIGTERM is handled like Ctrl-C."""
     signal.signal(signal.SIGTERM, _terminate)
+    sys.unraisablehook = _terminate_later
     app(prog_name="rorqual")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import inspect
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -26,6 +27,8 @@ from rorqual.tasks.base import Problem, Split, Verdict
 from rorqual.tasks.rows import FileTask, normal
 
 AnswerKind = Literal["label", "number", "JSON", "text"]
+LEAD = re.compile(r"[*#\s]*(?:(?:the |final |right )*answer(?:\s+is\b\s*:?|\s*\**\s*:))?", re.IGNORECASE)
+"""What a last line may say before the answer, such as "**Answer:**"."""
 FACTS_FILE, OPENINGS_FILE, SEALED_FILE = "task.json", "openings.jsonl", "test.sealed"
 
 
@@ -45,13 +48,14 @@ class Examples(FileTask):
     `grader` is a function `./mine.py:function` of prompt, gold answer and reply. Without it, the kind of answers decides how they are
     compared. Case, white space and a final full stop do not count in labels. Numbers and JSON are compared by value. Case and white space
     do not count in the strings of JSON, and a null is the same as a missing key. White space does not count in texts. `kind` is that of
-    `task.json` if it is not given.
+    `task.json` if it is not given. With `last_line`, a reply gives reasons, and its answer is the last line, perhaps after "Answer:".
     """
 
     name = "examples"
 
-    def __init__(self, data: Path, grader: str = "", kind: AnswerKind | None = None) -> None:
+    def __init__(self, data: Path, grader: str = "", kind: AnswerKind | None = None, last_line: bool = False) -> None:
         super().__init__(data)
+        self.last_line = last_line
         self.kind: AnswerKind = kind or read_facts(data)["kind"]
         self.grader = grader
         self.judge = load_function(grader, "grader") if grader else None
@@ -76,7 +80,7 @@ class Examples(FileTask):
 
     def grade(self, problem: Problem, reply: str) -> Verdict:
         if self.judge is not None:
-            judged = self.judge(problem.prompt, problem.answer, reply)
+            judged = self.judge(problem.prompt, problem.answer, self._answer_in(reply))
             if type(judged).__name__ not in ("bool", "bool_"):  # numpy's are bools, too
                 raise TaskError(
                     f"the grader returned {judged!r:.40}, not True or False",
@@ -85,10 +89,16 @@ class Examples(FileTask):
                 )
             return Verdict.RIGHT if judged else Verdict.WRONG
         gold = canonical(problem.answer, self.kind)
-        return Verdict.RIGHT if gold is not None and canonical(reply, self.kind) == gold else Verdict.WRONG
+        return Verdict.RIGHT if gold is not None and self.canonical_answer(problem, reply) == gold else Verdict.WRONG
 
     def canonical_answer(self, problem: Problem, reply: str) -> str | None:
-        return canonical(reply, self.kind)
+        return canonical(reply if self.kind == "number" else self._answer_in(reply), self.kind)
+
+    def _answer_in(self, reply: str) -> str:
+        if not self.last_line:
+            return reply
+        last = next((line for line in reversed(reply.split("\n")) if line.strip()), "")
+        return LEAD.sub("", last, count=1).strip("*` ")
 
 
 def canonical(text: str, kind: AnswerKind) -> str | None:

@@ -16,6 +16,7 @@ from rorqual.plan.numbers import gigabytes
 from rorqual.plan.time import training_cost, training_flops
 from rorqual.tasks.answer import final_answer
 from rorqual.tasks.base import Split, split_of
+from rorqual.tasks.examples import canonical
 from rorqual.teach.columns import Columns, find_columns
 from rorqual.teach.examples import (
     AnswerKind,
@@ -34,6 +35,8 @@ LEAK_SHARE = 0.9
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 DEV, TEST = 0.1, 0.2
 """Shares of the groups of examples that the dev and test splits get."""
+DEFAULT_MODEL, BYTES_PER_TOKEN = "smollm2-135m", 4
+"""The model of a forecast without a base, and the bytes per token of English text."""
 WARNINGS = frozenset({"duplicate", "near-duplicate", "near-contradiction"})
 """Kinds of faults that do not make a file unusable."""
 MARKED = r"(?:label|answer|category|class|intent|target|solution|output)"
@@ -90,11 +93,17 @@ def check_file(
         find_columns(table.columns, prompt=prompt, answer=answer, reasoning=reasoning) if table.rows else Columns()
     )
     if columns.messages:
-        columns = replace(columns, system=common_system(table))
+        columns = replace(columns, system=common_system(table, columns.messages))
     examples, faults = read_examples(table, columns)
     faults = [*table.faults, *faults]
     kind = answer_kind(examples) if examples else "text"
     earlier = near_duplicates([one.prompt for one in examples])
+    if kind == "number":
+        faults += [
+            RowFault(one.line, "no number", f"the answer is no number: {_short(one.answer)}")
+            for one in examples
+            if canonical(one.answer, kind) is None
+        ]
     faults += _repeats(examples, kind, earlier)
     faults += _labels_in_prompts(examples, kind)
     if against is not None:
@@ -126,7 +135,8 @@ def forecast(model: ModelConfig, lengths: Sequence[int]) -> str:
     cost = training_cost(flops, tokens, n=1, peak=laptop.flops("fp32"), utilisation=laptop.utilisation, price=0.0)
     memory = device_memory(model, Layout(recompute="none"), context=max(lengths), precision=PRECISIONS["fp32"])
     return (
-        f"an epoch has {tokens:,} tokens: about {cost.seconds / 60:,.1f} minutes of training on {laptop.title}; "
+        f"an epoch has {tokens:,} tokens, {100 * max(lengths) / tokens:.2g} % of them in the longest example: "
+        f"about {cost.seconds / 60:,.1f} minutes of training on {laptop.title}; "
         f"the tensors take about {gigabytes(memory.total)}, or {gigabytes(memory.weights + memory.activations)} with LoRA"
     )
 
@@ -181,15 +191,18 @@ def _short(text: str) -> str:
 def _labels_in_prompts(examples: Sequence[Example], kind: AnswerKind) -> list[RowFault]:
     """Return the examples whose prompt states the answer: after a word such as "label:", or as the only label in nearly every prompt."""
     answers = {one.line: final_answer(one.answer) if kind == "number" else one.answer for one in examples}
+    labels = {one.answer.lower() for one in examples} if kind == "label" else set()
+    pattern = re.compile(r"(?<!\w)(" + "|".join(map(re.escape, sorted(labels, key=len, reverse=True))) + r")(?!\w)")
     leaks = []
     for one in examples:
         answer = answers[one.line]
-        marked = rf"\b{MARKED}\s*[:=]\s*[\"'`]?{re.escape(answer)}(?!\w|[.,]\d)"
-        if 0 < len(answer) <= 200 and re.search(marked, one.prompt, re.IGNORECASE):
+        marked = rf"\b{MARKED}\s*[:=]\s*[\"'`]?({re.escape(answer)}(?!\w|[.,]\d).*)"
+        stated = re.findall(marked, one.prompt, re.IGNORECASE) if 0 < len(answer) <= 200 else []
+        if kind == "label":  # "answer: yes or no?" names the choices
+            stated = [text for text in stated if {*pattern.findall(text.lower())} <= {answer.lower()}]
+        if stated:
             leaks.append(one)
     if kind == "label" and len(examples) >= 10:
-        labels = {one.answer.lower() for one in examples}
-        pattern = re.compile(r"(?<!\w)(" + "|".join(map(re.escape, sorted(labels, key=len, reverse=True))) + r")(?!\w)")
         stated = [{*pattern.findall(one.prompt.lower())} for one in examples]
         alone = sum(found == {one.answer.lower()} for one, found in zip(examples, stated, strict=True))
         if alone >= LEAK_SHARE * len(examples):

@@ -34,6 +34,7 @@ WHAT: Mapping[str, str] = {
     "answer in prompt": "the prompt states the answer",
     "test row": "a prompt of the test file",
     "empty": "an empty prompt or answer",
+    "no number": "the other answers are numbers, and this one is none",
     "missing or not text": "a column is missing, or has no text",
 }
 

@@ -10,18 +10,31 @@ from rorqual.data.source.cells import named_columns
 
 MESSAGES = "messages"
 REASONING = ("reasoning", "reasoning_content", "thinking", "rationale", "solution", "explanation", "steps")
-SHAPES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
-    (("prompt",), ("completion", "response", "answer", "output")),
-    (("instruction", "input"), ("output", "response", "answer")),
-    (("instruction",), ("output", "response", "answer")),
-    (("question",), ("answer", "response", "label")),
-    (("problem",), ("answer", "solution")),
-    (("query",), ("answer", "response")),
-    (("input",), ("output", "target", "label")),
-    (("text",), ("label", "category", "intent", "class", "target", "completion", "slots")),
-    (("sentence",), ("label", "category")),
+PROMPTS = (
+    ("prompt",),
+    ("instruction", "input"),
+    ("instruction",),
+    ("question",),
+    ("problem",),
+    ("query",),
+    ("input",),
+    ("text",),
+    ("sentence",),
 )
-"""Names of prompt columns, and of answer columns in order of preference."""
+ANSWERS = (
+    "completion",
+    "response",
+    "answer",
+    "output",
+    "target",
+    "label",
+    "category",
+    "intent",
+    "class",
+    "slots",
+    "solution",
+)
+"""Names of prompt columns and of answer columns, in order of preference."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +72,9 @@ def find_columns(names: Sequence[str], *, prompt: str = "", answer: str = "", re
         raise ConfigError("reasoning= names several columns", where="key 'reasoning'", remedy="Name one column.")
     if not given and not chosen and MESSAGES in by_name:
         return Columns(messages=by_name[MESSAGES])
-    for asks, replies in SHAPES:
+    for asks in PROMPTS:
         found = given or tuple(by_name[name] for name in asks if name in by_name)
-        reply = chosen or tuple(by_name[name] for name in replies if name in by_name and by_name[name] not in found)[:1]
+        reply = chosen or tuple(by_name[name] for name in ANSWERS if name in by_name and by_name[name] not in found)[:1]
         if found and reply and (given or len(found) == len(asks)):
             taken = {*found, *reply}
             known = (by_name[name] for name in REASONING if name in by_name and by_name[name] not in taken)
@@ -69,7 +82,6 @@ def find_columns(names: Sequence[str], *, prompt: str = "", answer: str = "", re
     raise ConfigError(
         f"no columns of prompt and answer are known among {', '.join(map(repr, names)) or 'none'}",
         where="columns",
-        remedy="Name them: prompt=COLUMN answer=COLUMN. Known without naming: messages; "
-        + "; ".join(f"{'+'.join(asks)} and {replies[0]}" for asks, replies in SHAPES)
-        + ".",
+        remedy="Name them: prompt=COLUMN answer=COLUMN. Known without naming: messages, or "
+        + f"{', '.join(map('+'.join, PROMPTS))} with {', '.join(ANSWERS)}.",
     )

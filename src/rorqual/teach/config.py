@@ -6,7 +6,7 @@ from rorqual.core.config import Config, Count, Natural, NonNegative, Positive, S
 
 
 class TeachConfig(Config):
-    """Settings of a taught model. All but `threads` and `quiet` decide the result.
+    """Settings of a taught model. All but `threads`, `quiet` and `track` decide the result.
 
     - `file`: JSONL, JSON, CSV, TSV or Parquet file of examples. `test`: file of test examples. Without it, a part of `file` is held out.
     - `prompt`, `answer`, `reasoning`: columns; several prompt or answer columns are separated by commas.
@@ -17,6 +17,7 @@ class TeachConfig(Config):
       of the server's model. `budget`, `price_in` and `price_out` bound what it costs; prices are per million tokens.
     - `minutes`: time from the start to the end of training, without the baselines.
     - `count`: largest number of test examples that are measured.
+    - `track`: trackers of the training metrics, separated by commas.
     """
 
     file: str
@@ -37,3 +38,4 @@ class TeachConfig(Config):
     seed: Seed = 0
     threads: Natural = 0
     quiet: bool = False
+    track: str = ""

@@ -21,8 +21,8 @@ from rorqual.tasks.rows import normal
 from rorqual.teach.answer_format import derivation, in_key_order, schema_of, spelling
 from rorqual.teach.check import DEV, WARNINGS, Check, groups_of, split_of_group
 from rorqual.teach.columns import find_columns
-from rorqual.teach.examples import Example, read_examples
-from rorqual.teach.table import read_table
+from rorqual.teach.examples import Example, answer_kind, canonical_answer, read_examples
+from rorqual.teach.table import NOT_CSV, read_table
 
 MOST_ROWS, MOST_BYTES = 200_000, 200_000_000
 """Most rows of a file, and most bytes of a JSON file, whose rows can only be counted by reading it."""
@@ -64,17 +64,27 @@ def refuse_size(path: Path) -> None:
 
 
 def refuse_unusable(check: Check) -> None:
-    """Raise DataError if too many rows are faulty or too few are left, before a base model is loaded to measure their lengths."""
+    """Raise DataError if too many rows are faulty or too few are left, before a base model is loaded to measure their lengths.
+
+    A CSV file with a record that cannot be read is refused, because the lines after it could be parts of a cell.
+    """
+    if broken := [fault for fault in check.faults if fault.kind == NOT_CSV]:
+        raise DataError(
+            broken[0].text,
+            where=f"{check.path}:{broken[0].line}",
+            remedy=f"See `rorqual check {check.path}`, and fix this line{' and the others' * (len(broken) > 1)}.",
+        )
     kept, left_out = _usable(check)
     _refuse_faulty(check, left_out)
     _refuse_fewer(check, kept)
 
 
 def _refuse_faulty(check: Check, left_out: Mapping[str, int]) -> None:
-    if sum(left_out.values()) > MOST_FAULTY * check.rows:
-        most = ", ".join(f"{number:,} {reason}" for reason, number in Counter(left_out).most_common())
+    faulty = Counter({reason: number for reason, number in left_out.items() if reason not in WARNINGS})
+    if faulty.total() > MOST_FAULTY * check.rows:
+        most = ", ".join(f"{number:,} {reason}" for reason, number in faulty.most_common())
         raise DataError(
-            f"{sum(left_out.values()):,} of {check.rows:,} rows cannot be used: {most}",
+            f"{faulty.total():,} of {check.rows:,} rows cannot be used: {most}",
             where=str(check.path),
             remedy=f"See `rorqual check {check.path}`, and fix or remove these rows.",
         )
@@ -97,7 +107,7 @@ def _count_rows(path: Path, *, is_csv: bool) -> int:
             return sum(part.count(b"\n") for part in iter(lambda: file.read(1 << 20), b""))
     with open(path, encoding="utf-8", errors="replace", newline="") as text, suppress(csv.Error):
         return sum(1 for _ in islice(csv.reader(text), MOST_ROWS + 2)) - 1
-    return 0
+    return _count_rows(path, is_csv=False)
 
 
 def divide(
@@ -122,12 +132,19 @@ def divide(
     against = {one.line: reason for one in kept if (reason := reason_against(one))}
     kept = [one for one in kept if one.line not in against]
     left_out |= Counter(against.values())
+    _refuse_faulty(check, left_out)
     if test is not None:
         usable = [one for one in test if not reason_against(one)]
         if len(usable) < len(test):
             left_out["unusable test row"] = len(test) - len(usable)
+        if len(test) - len(usable) > MOST_FAULTY * len(test):
+            raise DataError(
+                f"{len(test) - len(usable):,} of {len(test):,} test rows cannot be used; the first: "
+                + next(reason for one in test if (reason := reason_against(one))),
+                where="test",
+                remedy="Fix or remove these rows.",
+            )
         test = usable
-    _refuse_faulty(check, left_out)
     splits: dict[Split, list[Example]] = {"train": [], "dev": [], "test": list(test or ())}
     for one, group in zip(kept, groups_of(kept), strict=True):
         split = split_of_group(group) if test is None else split_of(group, dev=DEV, test=0.0)
@@ -215,7 +232,17 @@ def read_test(path: Path, *, prompt: str, answer: str, reasoning: str, system: s
             where=f"{path}:{faults[0].line}",
             remedy="Fix or remove these rows: a test set must be whole.",
         )
-    return list({one.key: one for one in examples}.values())
+    first: dict[str, Example] = {}
+    kind = answer_kind(examples) if examples else "text"
+    for one in examples:
+        before = first.setdefault(one.key, one)
+        if kind != "text" and canonical_answer(before, kind) != canonical_answer(one, kind):
+            raise DataError(
+                f"the same prompt as line {before.line}, but another answer: {one.answer!r:.60}, not {before.answer!r:.60}",
+                where=f"{path}:{one.line}",
+                remedy="Remove one of the rows: a test set must not contradict itself.",
+            )
+    return list(first.values())
 
 
 def rows_of(examples: Sequence[Example]) -> list[dict[str, Any]]:
@@ -223,5 +250,6 @@ def rows_of(examples: Sequence[Example]) -> list[dict[str, Any]]:
     return [
         {"line": one.line, "key": one.key, "prompt": one.prompt, "completion": one.answer}
         | ({"reasoning": one.reasoning} if one.reasoning else {})
+        | ({"told": True} if one.told else {})
         for one in examples
     ]

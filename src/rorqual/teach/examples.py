@@ -29,12 +29,13 @@ LABEL_LENGTH = 80
 
 @dataclass(frozen=True)
 class Example:
-    """One example. `prompt` holds all turns before the answer, as one text."""
+    """One example. `prompt` holds all turns before the answer, as one text. `told`: a teacher that was told the answer wrote `reasoning`."""
 
     line: int
     prompt: str
     answer: str
     reasoning: str = ""
+    told: bool = False
 
     @property
     def key(self) -> str:
@@ -57,9 +58,9 @@ def _kind_of(problem: str) -> str:
     return "empty" if "empty" in problem else "missing or not text"
 
 
-def common_system(table: ExampleTable) -> str:
+def common_system(table: ExampleTable, column: str) -> str:
     """Return the system message that all conversations begin with, or "". It says the same for every example, so it is left out."""
-    turns = (row.values.get(MESSAGES) for row in table.rows)
+    turns = (row.values.get(column) for row in table.rows)
     first = [one[0] for one in turns if isinstance(one, list) and one and isinstance(one[0], dict)]
     contents = [one.get("content") if one.get("role") == "system" else None for one in first]
     texts = {text if isinstance(text, str) else "" for text in contents}
@@ -68,7 +69,7 @@ def common_system(table: ExampleTable) -> str:
 
 def _example(row: TableRow, columns: Columns) -> Example:
     if columns.messages:
-        return _from_conversation(row, columns.system)
+        return _from_conversation(row, columns)
     prompt = joined_prompt(row.values, columns.prompt)
     answer = _answer(row.values, columns.answer)
     if not answer:
@@ -91,8 +92,9 @@ def _answer(values: Mapping[str, Any], names: Sequence[str]) -> str:
     return json.dumps(found, ensure_ascii=False) if found else ""
 
 
-def _from_conversation(row: TableRow, system: str) -> Example:
-    *before, reply = read_conversation(dict(row.values), "")
+def _from_conversation(row: TableRow, columns: Columns) -> Example:
+    system = columns.system
+    *before, reply = read_conversation(dict(row.values) | {MESSAGES: row.values.get(columns.messages)}, "")
     if system and before and before[0].role == "system" and before[0].label == system:
         before = before[1:]
     if reply.role != "assistant" or not before:
@@ -131,7 +133,8 @@ def answer_kind(examples: list[Example]) -> AnswerKind:
         labels[normal(text)] += count
     unique = sum(count == 1 for count in labels.values())
     repeat = unique <= UNIQUE_AT_MOST * len(examples) and len(labels) <= LABELS_AT_MOST * len(examples)
-    is_label = max(map(len, texts)) <= LABEL_LENGTH and (repeat or len(labels) <= 2)
+    is_short = sum(count for text, count in texts.items() if len(text) <= LABEL_LENGTH) >= enough
+    is_label = is_short and (repeat or len(labels) <= 2)
     if is_label and not (is_number and len(labels) > NUMBERS_AT_MOST):
         return "label"
     return "number" if is_number else "text"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -25,6 +26,8 @@ from rorqual.teach.train import engine_of
 FEW = 4
 MOST_SHOTS, SHOT_TOKENS = 256, 2048
 """Most examples in a prompt of the base model, and most tokens that they take together."""
+TRIED = 4
+"""So many problems are answered to forecast the time of a baseline."""
 BASE_TOKENS = 192
 """Least number of tokens that a reply of the base model may have if its answer has no grammar."""
 Show = Callable[[int, int], None]
@@ -80,10 +83,28 @@ def _turns(shots: Sequence[Example], kind: AnswerKind) -> tuple[Message, ...]:
     )
 
 
+class TooSlow(Exception):
+    """A baseline would take `seconds`."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self.seconds = seconds
+
+
 def measure_base(
-    run: RunDir, task: Examples, way: BaseMeasure, train: Sequence[Example], params: SamplingParams, *, show: Show
+    run: RunDir,
+    task: Examples,
+    way: BaseMeasure,
+    train: Sequence[Example],
+    params: SamplingParams,
+    *,
+    most_seconds: float,
+    show: Show,
 ) -> Evaluation:
-    """Measure the base model on the test split. All prompts begin with the same examples, so one engine core with a prefix cache is fastest."""
+    """Measure the base model on the test split. All prompts begin with the same examples, so one engine core with a prefix cache is fastest.
+
+    Raises TooSlow if the base model with examples would take longer than `most_seconds`, judged by its first replies.
+    """
     opening = (*_opening(train, task.kind), *_turns(way.shots, task.kind))
     problems = [
         Asked(
@@ -100,6 +121,12 @@ def measure_base(
     engine.generate(
         [Request(problems[0].messages, replace(params, max_tokens=1, grammar=None))]
     )  # fills the prefix cache
+    if way.shots and len(problems) > TRIED:
+        began = time.monotonic()
+        engine.generate([Request(one.messages, params) for one in problems[:TRIED]])
+        seconds = (time.monotonic() - began) / TRIED * len(problems)
+        if seconds > most_seconds:
+            raise TooSlow(seconds)
     return measured(engine, task, problems, way.name, params, "auto", show=show)
 
 

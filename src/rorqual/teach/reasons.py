@@ -36,16 +36,19 @@ GIVEN = "The right answer is {answer}. Explain step by step how to find it, then
 
 @dataclass(frozen=True)
 class Reasons:
-    """The reasons by key of the example. `solved` and `given` count those of solved examples and of examples with a given answer."""
+    """The reasons by key of the example. `given` has the keys of those that explain an answer that the teacher was told."""
 
     texts: Mapping[str, str]
-    solved: int
-    given: int
+    given: Sequence[str] = ()
     stopped: str = ""
 
     def applied(self, train: Sequence[Example]) -> list[Example]:
         """Return the examples that have reasons, with them, or all examples without reasons if too few have one."""
-        found = [replace(one, reasoning=self.texts[one.key]) for one in train if one.key in self.texts]
+        found = [
+            replace(one, reasoning=self.texts[one.key], told=one.key in self.given)
+            for one in train
+            if one.key in self.texts
+        ]
         return found if self.enough(train) else list(train)
 
     def enough(self, train: Sequence[Example]) -> bool:
@@ -76,7 +79,7 @@ def teacher_reasons(
         return Reasons(**json.loads(known.read_bytes()))
     opening = instruction(train, kind)
     texts: dict[str, str] = {}
-    counts, stopped = list[int](), ""
+    given, stopped = list[str](), ""
     for name, note in (("solved", STEPS), ("given", GIVEN)):
         left = [one for one in train if one.key not in texts]
         rows = [
@@ -92,12 +95,12 @@ def teacher_reasons(
             stopped = _sample(left_over, rows, kind, folder / name, threads=threads, api_key=api_key)
             found = _right_replies(folder / name)
         texts |= found
-        counts.append(len(found))
+        given += found if name == "given" else []
         say(
             f"  the teacher wrote reasons for {len(found):,} of {len(left):,} examples"
             + " that it did not solve" * (name == "given")
         )
-    reasons = Reasons(texts, counts[0], counts[1], stopped)
+    reasons = Reasons(texts, given, stopped)
     write_json(known, vars(reasons))
     return reasons
 
@@ -129,7 +132,7 @@ def factory_config(config: TeachConfig, data: Path, count: int) -> FactoryConfig
         model=config.model,
         task="examples",
         data=str(data),
-        options={"grader": config.grader} if config.grader else {},
+        options={"last_line": True} | ({"grader": config.grader} if config.grader else {}),
         problems=count,
         samples=TRIES,
         temperature=TEMPERATURE,

@@ -26,6 +26,7 @@ from rorqual.teach.dataset import Dataset
 from rorqual.teach.failures import Pair, groups, pairs_of, short, shown, wrong_answers
 from rorqual.teach.place import AFTER, ALONE, BEFORE, TeachPaths
 from rorqual.teach.plan import TeachPlan
+from rorqual.teach.reasons import Reasons
 
 SHOWN = 30
 """Number of failures that the page lists."""
@@ -204,7 +205,12 @@ def _page(
         html.figure(picture, png(picture, LIGHT), png(picture, DARK)),
         '<div class="two">' + "".join(_talk(pair) for pair in two_examples(pairs)) + "</div>",
         "</header>",
-        html.section("results", "All baselines", html.table("results", HEADS, [("", result_rows(found))])),
+        html.section(
+            "results",
+            "All baselines",
+            html.table("results", HEADS, [("", result_rows(found))]),
+            *(html.para(f"Left out: {one}.") for one in json.loads(paths.baselines.read_bytes())["left_out"]),
+        ),
         html.section("failures", "What it gets wrong", *_failures(pairs, dataset)),
         html.section("training", "Training", *_training(paths, plan, base)),
         html.section("data", "Examples", *_data(paths, dataset)),
@@ -265,10 +271,11 @@ def _training(paths: TeachPaths, plan: TeachPlan, base: str) -> Iterator[str]:
     early = json.loads(paths.ended_early.read_bytes()) if paths.ended_early.exists() else None
     yield html.para(f"Base model: {base}.")
     if paths.reasons.is_file():
-        reasons = json.loads(paths.reasons.read_bytes())
+        reasons = Reasons(**json.loads(paths.reasons.read_bytes()))
+        told = len(reasons.given)
         yield html.para(
-            f"A teacher wrote {reasons['solved']:,} reasons for answers that it found, and {reasons['given']:,} for answers that it was told. "
-            + reasons["stopped"]
+            f"A teacher wrote {len(reasons.texts) - told:,} reasons for answers that it found, and {told:,} for answers that it was told. "
+            + reasons.stopped
         )
     yield html.para(
         f"{plan.steps:,} steps of {plan.rows} rows of {plan.row} tokens ({plan.epochs:.1f} epochs)"

@@ -13,7 +13,7 @@ import resource
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import islice, pairwise
 from pathlib import Path
@@ -44,6 +44,7 @@ from rorqual.teach.config import TeachConfig
 from rorqual.teach.dataset import Dataset, divide, read_test, refuse_size, refuse_unusable, rows_of
 from rorqual.teach.examples import Example
 from rorqual.teach.measure import (
+    TooSlow,
     base_measures,
     base_params,
     measure_base,
@@ -57,6 +58,7 @@ from rorqual.teach.plan import LONGEST_ROW, TeachPlan, lengths_of, make_plan, ta
 from rorqual.teach.reasons import teacher_reasons
 from rorqual.teach.report import write_report
 from rorqual.teach.train import MOST_DEV, Training, engine_of
+from rorqual.train.track import track
 
 GRADER_TRIES, GRADER_LENIENT = 50, 0.5
 """A grader that accepts the answers of other examples in more than this share of so many cases causes a warning."""
@@ -68,6 +70,8 @@ GRPO_SHARE, GRPO_MINUTES = 0.3, 20
 """Share of the time for GRPO, if replies have reasoning or the user grades them, and from so many minutes on. A few steps change nothing."""
 STAGES = 7
 BASELINES, TEACHER = "measure the baselines", "ask the teacher"
+BASELINE_SECONDS = 600.0
+"""The base model with examples in its prompt may take so long, or as long as `minutes` if that is more. A slower baseline is left out."""
 UNCOUNTED = (BASELINES, TEACHER)
 """The stages that `minutes` does not count."""
 
@@ -84,6 +88,7 @@ def teach(config: TeachConfig, out: Path, *, threads: int, import_progress: Byte
     with own_run(out), closing(Ledger(TeachPaths(out).ledger, whole_process=True)) as ledger:
         work = TeachStages(config, TeachPaths(out), threads, ledger, import_progress, api_key)
         work.check_settings()
+        work.announce()
         work.prepare()
         work.find_base()
         work.baselines()
@@ -110,9 +115,11 @@ class TeachStages:
     ledger: Ledger
     import_progress: BytesProgress
     api_key: str
+    too_slow: list[str] = field(default_factory=list)
+    """The baselines that were left out, with their time."""
 
     def check_settings(self) -> None:
-        """Refuse to resume a folder of other settings or of other files. `threads` and `quiet` may change."""
+        """Refuse to resume a folder of other settings or of other files. `threads`, `quiet` and `track` may change."""
         if self.paths.settings.is_file():
             known, own = (
                 text.splitlines() for text in (self.paths.settings.read_text(encoding="utf-8"), self._settings)
@@ -130,6 +137,17 @@ class TeachStages:
             if spec := getattr(self.config, what):
                 load_function(spec, what)
 
+    def announce(self) -> None:
+        """Say what will be done and what it costs."""
+        c = self.config
+        self._say(
+            f"Will check {c.file}, measure baselines, train {c.base or 'SmolLM2-135M-Instruct'}, and measure it on at most {c.count:,} "
+            f"test examples.\nTime: about {c.minutes:g} minutes, and as much again for the baselines. Disk: about 1 GB in {self.paths.out}."
+        )
+        if c.teacher:
+            limit = f"at most {c.budget:g} at the given prices" if c.budget else "no budget is set"
+            self._say(f"The teacher {c.teacher} is asked for reasons: {limit}.")
+
     @cached_property
     def _settings(self) -> str:
         """The settings that decide the result, and the digests of all files that they name."""
@@ -138,7 +156,7 @@ class TeachStages:
         digests = {
             name: hashlib.sha256(Path(name).read_bytes()).hexdigest() for name in named if name and Path(name).is_file()
         }
-        return to_yaml(c, exclude={"threads", "quiet"}) + "".join(
+        return to_yaml(c, exclude={"threads", "quiet", "track"}) + "".join(
             f"# sha256 {digest}  {name}\n" for name, digest in digests.items()
         )
 
@@ -341,7 +359,7 @@ class TeachStages:
         if not done.is_file():
             with self.ledger.of(BASELINES):
                 shots = dict(self._measured_baselines())
-                write_json(done, {"names": [*shots], "shots": shots})
+                write_json(done, {"names": [*shots], "shots": shots, "left_out": self.too_slow})
 
     def _measured_baselines(self) -> Iterator[tuple[str, list[int]]]:
         """Measure each baseline whose result is not there yet. Yield its name, and the lines of the examples in its prompt."""
@@ -360,9 +378,24 @@ class TeachStages:
         for name, replies in classical(self.dataset.all_train, tests, self.dataset.kind, rule=rule).items():
             self._save(name, partial(predicted, name, task, problems, replies))
             yield name, []
+        most_seconds = max(BASELINE_SECONDS, 60 * self.config.minutes)
         for way in ways:
-            bar = self._bar(way.name, len(problems))
-            self._save(way.name, partial(measure_base, base, task, way, self.train_examples, self.params, show=bar))
+            measure = partial(
+                measure_base,
+                base,
+                task,
+                way,
+                self.train_examples,
+                self.params,
+                most_seconds=most_seconds,
+                show=self._bar(way.name, len(problems)),
+            )
+            try:
+                self._save(way.name, measure)
+            except TooSlow as error:
+                self.too_slow.append(f"{way.name}: it would take about {clock(error.seconds)}")
+                self._say(f"  left out: {self.too_slow[-1]}")
+                continue
             yield way.name, [one.line for one in way.shots]
 
     @property
@@ -411,8 +444,9 @@ class TeachStages:
     def train(self) -> None:
         """Train on the examples."""
         self._begin(4, f"train on {len(self.train_examples):,} examples")
-        with self.ledger.of("train"):
-            self.training.supervised(self.base.run)
+        names = self.config.track.split(",") if self.config.track else []
+        with self.ledger.of("train"), track(names, self.paths.run("sft")) as observe:
+            self.training.supervised(self.base.run, observe)
 
     def reinforce(self) -> None:
         """Reinforce the model where it can help, and write the taught model."""

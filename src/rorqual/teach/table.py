@@ -13,6 +13,9 @@ from typing import Any
 from rorqual.core.errors import DataError
 from rorqual.data.source.files import decode, parquet_rows, read_bytes
 
+NOT_CSV = "not CSV"
+"""The kind of fault after which it is not known where records begin."""
+
 
 @dataclass(frozen=True)
 class RowFault:
@@ -130,10 +133,8 @@ def _read_csv(table: ExampleTable, delimiter: str | None) -> None:
         )
     first = text.partition("\n")[0]
     separator = delimiter or max(",;\t", key=first.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     names: list[str] = []
-    rows = _csv_rows(reader, table)
-    for line, cells in rows:
+    for line, cells in _csv_rows(text, separator, table):
         if not names:
             names = [name.strip() for name in cells]
             if len(set(names)) < len(names):
@@ -149,20 +150,26 @@ def _read_csv(table: ExampleTable, delimiter: str | None) -> None:
             table.rows.append(TableRow(line, dict(zip(names, cells, strict=True))))
 
 
-def _csv_rows(reader: Any, table: ExampleTable) -> Iterator[tuple[int, list[str]]]:
-    """Yield (first line, cells) of each record that is not blank. A quoted cell may span several lines."""
-    start = 1
-    while True:
+def _csv_rows(text: str, separator: str, table: ExampleTable) -> Iterator[tuple[int, list[str]]]:
+    """Yield (first line, cells) of each record that is not blank. A quoted cell may span several lines.
+
+    A record that is not CSV is a fault, and reading goes on at the line after its first.
+    """
+    lines = list(io.StringIO(text, newline=""))
+    start = 0
+    while start < len(lines):
+        first = start
+        reader = csv.reader((lines[number] for number in range(first, len(lines))), delimiter=separator, strict=True)
         try:
-            cells = next(reader)
-        except StopIteration:
+            for cells in reader:
+                if any(cell.strip() for cell in cells):
+                    yield start + 1, cells
+                start = first + reader.line_num
             return
         except csv.Error as error:
-            table.faults.append(RowFault(start, "not CSV", f"not CSV: {error}"))
-            return
-        if any(cell.strip() for cell in cells):
-            yield start, cells
-        start = reader.line_num + 1
+            problem = f"not CSV: {error}. A quotation mark may be missing, or not doubled in a quoted cell"
+            table.faults.append(RowFault(start + 1, NOT_CSV, problem))
+            start += 1
 
 
 def _read_parquet(table: ExampleTable) -> None:

@@ -29,6 +29,9 @@ from rorqual.train.loop import fit
 from rorqual.train.run import Run
 
 MOST_DEV = 100
+DEV_SECONDS, DEV_PART = 60.0, 16
+"""The first measurement on the dev split ends after so many seconds, and the next ones measure the same problems. Time is looked at after
+each part."""
 GATE_PROBLEMS, GATE_SAMPLES = 16, 8
 """The support gate samples so many answers to so many training problems."""
 GRPO_PROBLEMS, GRPO_SAMPLES, GRPO_LR = 8, 8, 3e-4
@@ -78,15 +81,18 @@ class Training:
 
     # ---- supervised fine-tuning
 
-    def supervised(self, base: RunDir) -> None:
-        """Train on the examples, and keep the checkpoint that is best on the dev split, the later one if two are equal."""
+    def supervised(self, base: RunDir, track: Callable[[dict[str, Any]], None] | None = None) -> None:
+        """Train on the examples, and keep the checkpoint that is best on the dev split, the later one if two are equal.
+
+        `track` gets the record of each step.
+        """
         out = self.paths.run("sft")
         run = sft_run(base, self.paths.data, self.plan, seed=self.seed)
         for step in self.plan.dev_steps:
             done = {result.step for result in self.dev_results("sft")}
             if step in done or self.paths.ended_early.exists():
                 continue
-            reached = self._fit(run, out, step, self.plan.train_seconds)
+            reached = self._fit(run, out, step, self.plan.train_seconds, track)
             if reached not in done:
                 result = self.measured(out, "sft", reached)
                 if result.accuracy >= max((one.accuracy for one in self.dev_results("sft")), default=0.0):
@@ -97,7 +103,14 @@ class Training:
                 write_json(self.paths.ended_early, {"step": reached, "of": run.steps})
                 self.say(f"  ended after {reached} of {run.steps} steps, because training took too long")
 
-    def _fit(self, run: Run, out: RunDir, step: int, planned: float) -> int:
+    def _fit(
+        self,
+        run: Run,
+        out: RunDir,
+        step: int,
+        planned: float,
+        track: Callable[[dict[str, Any]], None] | None = None,
+    ) -> int:
         """Train up to `step`, or until the hard cap after `planned` seconds and overtime. Return the step that was reached."""
         spent = sum(float(record["seconds"]) for record in out.metrics())
         most = max(OVERTIME * planned, planned + SLACK)
@@ -110,6 +123,8 @@ class Training:
         def observe(record: dict[str, Any]) -> None:
             nonlocal spent
             spent += record["seconds"]
+            if track is not None:
+                track(record)
             if bar is not None:
                 bar.update(record["step"], f"loss {record['loss']:.3g}")
 
@@ -128,16 +143,26 @@ class Training:
         return [one for line in read_lines(self.paths.dev) if (one := DevResult(**line)).run == run]
 
     def measured(self, run: RunDir, name: str, step: int) -> DevResult:
-        """Measure a run on the dev split."""
-        replies = evaluate(
-            engine_of(run, self.threads),
-            self.task,
-            problems=self.dev,
-            params=self.params,
-            thinking=self.thinking,
-            measured={},
-        ).samples
-        return DevResult(name, step, sum(one.verdict is Verdict.RIGHT for one in replies), len(replies))
+        """Measure a run on the dev split: on all of its problems, or on as many as the first measurement had time for."""
+        known = next(iter(read_lines(self.paths.dev)), None)
+        problems = self.dev[: known["total"]] if known else self.dev
+        engine, began = engine_of(run, self.threads), time.monotonic()
+        right = total = 0
+        for start in range(0, len(problems), DEV_PART):
+            if known is None and total and time.monotonic() - began > DEV_SECONDS:
+                self.say(f"  dev is measured on {total} of {len(problems)} problems, because replies take long")
+                break
+            replies = evaluate(
+                engine,
+                self.task,
+                problems=problems[start : start + DEV_PART],
+                params=self.params,
+                thinking=self.thinking,
+                measured={},
+            ).samples
+            right += sum(one.verdict is Verdict.RIGHT for one in replies)
+            total += len(replies)
+        return DevResult(name, step, right, total)
 
     # ---- reinforcement learning
 

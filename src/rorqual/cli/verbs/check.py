@@ -18,7 +18,8 @@ class CheckSettings(Config):
 
     - `prompt`, `answer`, `reasoning`: columns; `prompt` may name several, separated by commas. By default, known names are found.
     - `against`: test file whose prompts must not occur in FILE.
-    - `base`: run whose tokenizer counts lengths, and whose size gives the forecast. Without it, lengths are in bytes.
+    - `base`: run whose tokenizer counts lengths, and whose size gives the forecast. Without it, lengths are in bytes, and the forecast is
+      that of SmolLM2-135M.
     """
 
     prompt: str = ""
@@ -61,11 +62,18 @@ def check(
         against=Path(chosen.against) if chosen.against else None,
     )
     print(check_text(result, unit))
-    if chosen.base and result.lengths:
+    if result.lengths:
         from rorqual.model.load.run import read_model_config
-        from rorqual.teach.check import forecast
+        from rorqual.model.presets import preset
+        from rorqual.teach.check import BYTES_PER_TOKEN, DEFAULT_MODEL, forecast
 
-        print(f"  {forecast(read_model_config(RunDir(Path(chosen.base))), result.lengths)}")
+        if chosen.base:
+            print(f"  {forecast(read_model_config(RunDir(Path(chosen.base))), result.lengths)}")
+        else:
+            tokens = [-(-length // BYTES_PER_TOKEN) for length in result.lengths]
+            print(
+                f"  with SmolLM2-135M, at {BYTES_PER_TOKEN} bytes per token: {forecast(preset(DEFAULT_MODEL), tokens)}"
+            )
     if chosen.out:
         write_json(Path(chosen.out), to_json(result))
         print(f"  {chosen.out}: all faults")

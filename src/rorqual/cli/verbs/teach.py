@@ -26,7 +26,7 @@ def teach(
     test=FILE (test examples; default: a part of FILE), prompt=, answer=, reasoning= (columns; several answer columns become JSON),
     grader=./mine.py:function (prompt, gold answer, reply -> bool), rule=./mine.py:function (prompt -> answer; a baseline of your own),
     teacher=ADDRESS|RUN (writes reasons), with model=, api_key= (or RORQUAL_API_KEY), budget=, price_in=, price_out=; count=500 (most
-    test examples), seed=0, threads= (default: all cores), out=runs/NAME, quiet=.
+    test examples), track=tensorboard,wandb,trackio (training metrics), seed=0, threads= (default: all cores), out=runs/NAME, quiet=.
     """
     values = pairs(settings)
     api_key = values.pop("api_key", "") or os.environ.get("RORQUAL_API_KEY", "")

@@ -1,0 +1,115 @@
+"""A teacher behind an address writes reasons: which replies count, what is marked, and which key is sent."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from example_files import Write, labelled
+from typer.testing import CliRunner
+
+sys.path.append(str(Path(__file__).parents[1] / "factory"))
+from distil_server import Adder, Reply, fault, says
+
+from rorqual.cli.main import app
+from rorqual.core.ledger import Ledger
+from rorqual.core.records import read_lines
+from rorqual.tasks.base import Problem, Verdict
+from rorqual.tasks.examples import AnswerKind, Examples
+from rorqual.teach.config import TeachConfig
+from rorqual.teach.place import TeachPaths
+from rorqual.teach.reasons import Reasons
+from rorqual.teach.run import TeachStages
+
+
+@pytest.fixture
+def server() -> Iterator[Adder]:
+    made = Adder()
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.mark.parametrize(
+    ("kind", "gold", "right", "wrong"),
+    [
+        ("label", "card", ["It is lost.\ncard", "So:\n**Answer: Card.**", "x\nThe final answer is card\n"], ["card\npin", "Answer: card or pin"]),
+        ("JSON", '{"a": [1]}', ['Two steps.\n{"a": [1.0]}', 'x\nAnswer: `{"a": [1]}`'], ['{"a": [1]}\nDone.', '{"a": [2]}']),
+        ("text", "See you soon.", ["A farewell.\nSee you  soon.", "x\nAnswer:\nSee you soon."], ["See you soon.\nBye.", "x\nSee you"]),
+        ("number", "1234", ["6 * 2 = 12\nThe answer is 1,234."], ["1234 - 4 = 1230"]),
+    ],
+)  # fmt: skip
+def test_the_last_line_of_a_reply_with_reasons_is_its_answer(
+    tmp_path: Path, kind: AnswerKind, gold: str, right: list[str], wrong: list[str]
+) -> None:
+    task, problem = Examples(tmp_path, kind=kind, last_line=True), Problem("a", "a", gold, "examples")
+    assert [task.grade(problem, reply) for reply in right] == [Verdict.RIGHT] * len(right)
+    assert [task.grade(problem, reply) for reply in wrong] == [Verdict.WRONG] * len(wrong)
+    if kind != "number":
+        assert Examples(tmp_path, kind=kind).grade(problem, right[0]) is Verdict.WRONG, "a model answers alone"
+
+
+def test_a_users_grader_sees_the_last_line(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def grade(prompt, answer, reply):\n    return reply == answer\n")
+    problem = Problem("a", "a", "card", "examples")
+    task = Examples(tmp_path, grader=f"{tmp_path}/mine.py:grade", kind="label", last_line=True)
+    assert task.grade(problem, "It is lost.\nAnswer: card") is Verdict.RIGHT
+    assert task.grade(problem, "card\nIt is lost.") is Verdict.WRONG
+
+
+def prepared(config: TeachConfig, out: Path, api_key: str) -> TeachPaths:
+    paths = TeachPaths(out)
+    with closing(Ledger(out.with_suffix(".ledger"))) as ledger:
+        TeachStages(config, paths, 1, ledger, lambda *_: None, api_key).prepare()
+    return paths
+
+
+@pytest.mark.parametrize("kind", ["label", "JSON"])
+def test_reasons_of_a_server_are_kept_if_right_and_marked_if_it_was_told_the_answer(
+    tiny: Path, tmp_path: Path, write: Write, server: Adder, kind: str
+) -> None:
+    rows = labelled(90)
+    if kind == "JSON":
+        rows = [{"text": row["text"], "slots": json.dumps({"thing": row["label"]})} for row in rows]
+    gold = {row["text"]: row["label" if kind == "label" else "slots"] for row in rows}
+
+    def rule(body: dict[str, Any], number: int) -> Reply:
+        """It solves problems with an even last digit by itself."""
+        question = body["messages"][-1]["content"]
+        text = next(text for text in gold if text in question.split("\n"))
+        told = "The right answer is" in question
+        return says(f"I read: {text}.\n{gold[text] if told or int(text[-1]) % 2 == 0 else 'none'}")
+
+    server.rule = rule
+    config = TeachConfig(
+        file=str(write("a.jsonl", rows)), base=str(tiny), teacher=server.url, model="large", quiet=True
+    )
+    paths = prepared(config, tmp_path / "out", "secret")
+    train = list(read_lines(paths.data / "train.jsonl"))
+    assert len(train) > 50
+    for row in train:
+        assert row["reasoning"] == f"I read: {row['prompt']}.\n{gold[row['prompt']]}"
+        assert row.get("told", False) == bool(int(row["prompt"][-1]) % 2), row
+    reasons = Reasons(**json.loads(paths.reasons.read_bytes()))
+    assert {*reasons.given} == {row["key"] for row in train if row.get("told")} and len(reasons.texts) == len(train)
+    assert {*server.keys} == {"Bearer secret"} and {body["model"] for body in server.asked} == {"large"}
+
+
+@pytest.mark.parametrize("where", ["command", "environment"])
+def test_the_key_that_is_typed_reaches_the_teacher(
+    tiny: Path, tmp_path: Path, write: Write, server: Adder, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    monkeypatch.delenv("RORQUAL_API_KEY", raising=False)
+    if where == "environment":
+        monkeypatch.setenv("RORQUAL_API_KEY", "mine")
+    server.rule = lambda body, number: fault(401, "no such key")
+    file, out = write("a.jsonl", labelled(60)), tmp_path / "out"
+    words = ["teach", str(file), f"base={tiny}", f"teacher={server.url}", "model=x", f"out={out}"]
+    done = CliRunner().invoke(app, [*words, *(["api_key=mine"] * (where == "command"))])
+    assert done.exit_code and "Will check" in done.output and f"The teacher {server.url} is asked" in done.output
+    assert {*server.keys} == {"Bearer mine"}

@@ -153,7 +153,8 @@ def kind_of(name: str) -> str:
 def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return, for each case, the mean accuracy of each baseline, and the taught model's gain with both 99 % intervals.
 
-    `p_by_seed` has the p-value of McNemar's exact test of each seed, whose replies are to the same test examples.
+    The intervals are over seeds and examples, or over examples alone if there is one seed. `p_by_seed` has the p-value of McNemar's exact
+    test of each seed, whose replies are to the same test examples.
     """
     found: dict[str, Any] = {}
     for case, minutes in sorted({(one["case"], one["minutes"]) for one in runs}):
@@ -168,10 +169,9 @@ def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             row: dict[str, Any] = {"right": float(np.mean(by_seed)), "right_by_seed": by_seed, "seeds": len(pairs)}
             if name != AFTER:
                 row["p_by_seed"] = [mcnemar(old, new) for old, new in pairs]
-            if name != AFTER and len(pairs) > 1:
                 gains = [float(new.mean() - old.mean()) for old, new in pairs]
                 boot = hierarchical_difference([old for old, _ in pairs], [new for _, new in pairs], CONFIDENCE)
-                t = t_interval(gains, CONFIDENCE)
+                t = t_interval(gains if len(pairs) > 1 else pairs[0][1] - pairs[0][0], CONFIDENCE)
                 row |= {
                     "gain": float(np.mean(gains)),
                     "gains": gains,

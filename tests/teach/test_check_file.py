@@ -264,7 +264,20 @@ def test_known_columns_are_found(names: list[str], columns: Columns) -> None:
     "prompt", ["prompt", "instruction", "question", "problem", "query", "input", "text", "sentence"]
 )
 @pytest.mark.parametrize(
-    "answer", "completion response answer output target label category intent class slots solution".split()
+    "answer",
+    [
+        "completion",
+        "response",
+        "answer",
+        "output",
+        "target",
+        "label",
+        "category",
+        "intent",
+        "class",
+        "slots",
+        "solution",
+    ],
 )
 def test_each_known_prompt_stands_with_each_known_answer(prompt: str, answer: str) -> None:
     """docs/how-to/check.md lists them."""

@@ -38,7 +38,7 @@ def server() -> Iterator[Adder]:
 @pytest.mark.parametrize(
     ("kind", "gold", "right", "wrong"),
     [
-        ("label", "card", ["It is lost.\ncard", "So:\n**Answer: Card.**", "x\nThe final answer is card\n"], ["card\npin", "Answer: card or pin"]),
+        ("label", "card", ["It is lost.\ncard", "So:\n**Answer: Card.**", "x\nThe answer is card\n"], ["card\npin", "Answer: card or pin"]),
         ("JSON", '{"a": [1]}', ['Two steps.\n{"a": [1.0]}', 'x\nAnswer: `{"a": [1]}`'], ['{"a": [1]}\nDone.', '{"a": [2]}']),
         ("text", "See you soon.", ["A farewell.\nSee you  soon.", "x\nAnswer:\nSee you soon."], ["See you soon.\nBye.", "x\nSee you"]),
         ("number", "1234", ["6 * 2 = 12\nThe answer is 1,234."], ["1234 - 4 = 1230"]),

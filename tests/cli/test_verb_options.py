@@ -802,7 +802,7 @@ TAUGHT = {
         "price_in",
         "price_out",
     ),
-    *("minutes", "count", "seed", "threads", "quiet"),
+    *("minutes", "count", "seed", "threads", "quiet", "track"),
 }
 """`rorqual plan quickstart` probes the machine for some 20 seconds, too long for a test here."""
 DECLARED: dict[str, tuple[set[str], set[str]]] = {

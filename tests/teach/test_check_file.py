@@ -539,7 +539,7 @@ def test_lengths_are_counted_with_the_tokenizer_of_the_base(tmp_path: Path, tiny
 def test_the_longest_row_and_the_epoch() -> None:
     model = v3_like("tiny", vocab_size=264, context=128)
     words = forecast(model, [100, 200, 300])
-    assert words.startswith("an epoch has 600 tokens, 50 % of them in the longest example: about ")
+    assert words.startswith("an epoch has 600 tokens, 50.0 % of them in the longest example: about ")
 
     def minutes(lengths: list[int]) -> float:
         return float(forecast(model, lengths).split("about ")[1].split()[0].replace(",", ""))

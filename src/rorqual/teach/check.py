@@ -135,7 +135,7 @@ def forecast(model: ModelConfig, lengths: Sequence[int]) -> str:
     cost = training_cost(flops, tokens, n=1, peak=laptop.flops("fp32"), utilisation=laptop.utilisation, price=0.0)
     memory = device_memory(model, Layout(recompute="none"), context=max(lengths), precision=PRECISIONS["fp32"])
     return (
-        f"an epoch has {tokens:,} tokens, {100 * max(lengths) / tokens:.2g} % of them in the longest example: "
+        f"an epoch has {tokens:,} tokens, {100 * max(lengths) / tokens:.1f} % of them in the longest example: "
         f"about {cost.seconds / 60:,.1f} minutes of training on {laptop.title}; "
         f"the tensors take about {gigabytes(memory.total)}, or {gigabytes(memory.weights + memory.activations)} with LoRA"
     )

@@ -34,6 +34,7 @@ WHAT: Mapping[str, str] = {
     "answer in prompt": "the prompt states the answer",
     "test row": "a prompt of the test file",
     "empty": "an empty prompt or answer",
+    "not CSV": "the row cannot be read: a quotation mark may be missing, or not doubled in a quoted cell",
     "no number": "the other answers are numbers, and this one is none",
     "missing or not text": "a column is missing, or has no text",
 }

@@ -142,7 +142,7 @@ class TeachStages:
         c = self.config
         self._say(
             f"Will check {c.file}, measure baselines, train {c.base or 'SmolLM2-135M-Instruct'}, and measure it on at most {c.count:,} "
-            f"test examples.\nTime: about {c.minutes:g} minutes, and as much again for the baselines. Disk: about 1 GB in {self.paths.out}."
+            f"test examples.\nTime: about {clock(60 * c.minutes)}, and as much again for the baselines. Disk: about 1 GB in {self.paths.out}."
         )
         if c.teacher:
             limit = f"at most {c.budget:g} at the given prices" if c.budget else "no budget is set"

@@ -93,7 +93,7 @@ def test_reasons_of_a_server_are_kept_if_right_and_marked_if_it_was_told_the_ans
     train = list(read_lines(paths.data / "train.jsonl"))
     assert len(train) > 50
     for row in train:
-        assert row["reasoning"] == f"I read: {row['prompt']}.\n{gold[row['prompt']]}"
+        assert row.get("reasoning") == f"I read: {row['prompt']}.\n{gold[row['prompt']]}"
         assert row.get("told", False) == bool(int(row["prompt"][-1]) % 2), row
     reasons = Reasons(**json.loads(paths.reasons.read_bytes()))
     assert {*reasons.given} == {row["key"] for row in train if row.get("told")} and len(reasons.texts) == len(train)

@@ -542,11 +542,11 @@ MUTANTS = (
         "tests/teach/test_teach.py::test_a_baseline_that_would_take_too_long_is_left_out",
     ),
     one(
-        "the trackers get no steps",
+        "the trackers are not started",
         "issue 20: teach",
         "teach/run.py",
-        "self.training.supervised(self.base.run, observe)",
-        "self.training.supervised(self.base.run)",
+        'self.config.track.split(",") if self.config.track else []',
+        "[]",
         "tests/teach/test_teach.py::test_a_baseline_that_would_take_too_long_is_left_out",
     ),
 )

@@ -56,9 +56,11 @@ def test_each_tenant_is_seen_running_and_waiting_and_hits_its_own_prompts_alone(
             waiting = threading.Thread(target=waits, daemon=True)
             waiting.start()
             end = time.monotonic() + 30
-            while (now := gauges(server.client)) != both:
-                assert time.monotonic() < end, now
-            os.kill(server.engine(), signal.SIGCONT)
+            try:
+                while (now := gauges(server.client)) != both:
+                    assert time.monotonic() < end, now
+            finally:
+                os.kill(server.engine(), signal.SIGCONT)
         waiting.join(100)
         server.wait("running", 0)
         with server.client as client:

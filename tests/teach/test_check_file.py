@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import random
 import re
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from typer.testing import CliRunner
 from rorqual.cli.main import app
 from rorqual.core.errors import ConfigError, DataError, RorqualError
 from rorqual.model.account import account
+from rorqual.model.presets import preset
 from rorqual.recipes.models import v3_like
 from rorqual.tasks.rows import normal
 from rorqual.teach.check import check_file, differing, forecast, groups_of, split_of_group
@@ -284,6 +286,33 @@ def test_each_known_prompt_stands_with_each_known_answer(prompt: str, answer: st
     assert find_columns(["id", answer, prompt.upper()]) == Columns((prompt.upper(),), (answer,))
 
 
+@pytest.mark.parametrize(
+    ("names", "prompt", "answer"),
+    [
+        (["question", "answer", "response"], "question", "answer"),
+        (["instruction", "input", "output", "response"], "instruction", "output"),
+        (["text", "label", "target", "completion"], "text", "label"),
+        (["text", "category", "output"], "text", "category"),
+        (["input", "output", "answer"], "input", "output"),
+        (["question", "input", "output"], "input", "output"),
+        (["instruction", "text", "label"], "text", "label"),
+    ],
+)
+def test_a_usual_pair_of_columns_comes_before_an_unusual_one(names: list[str], prompt: str, answer: str) -> None:
+    for order in (names, names[::-1]):
+        found = find_columns(order)
+        assert found.prompt[0] == prompt and found.answer == (answer,)
+
+
+def test_a_broken_header_is_named(tmp_path: Path) -> None:
+    for header in (b'"text,label\n', b'"te"xt",label\n'):
+        (tmp_path / "a.csv").write_bytes(header + b"my card 1,card\n" * 20)
+        with pytest.raises(DataError, match=r"a\.csv:1: the header is not CSV"):
+            check_file(tmp_path / "a.csv", len)
+    (tmp_path / "a.csv").write_bytes(b'"text",label\n' + CSV_ROWS.partition(b"\n")[2])
+    assert not check_file(tmp_path / "a.csv", len).faults
+
+
 def test_conversations_may_have_a_column_of_another_case(tmp_path: Path) -> None:
     named = [{"Messages": [{"role": "system", "content": "Be kind."}, *row["messages"]]} for row in TALKS]
     (tmp_path / "a.jsonl").write_bytes(lines(named))
@@ -304,9 +333,10 @@ def test_the_choices_in_a_prompt_are_no_answer(tmp_path: Path, asked: str, label
     rows = [{"text": asked.format(question(n)), "label": labels[n % len(labels)]} for n in range(60)]
     (tmp_path / "a.jsonl").write_bytes(lines(rows))
     assert found(tmp_path / "a.jsonl") == []
-    rows[7]["text"] = f"{question(7)} Answer: {rows[7]['label']}."
-    (tmp_path / "a.jsonl").write_bytes(lines(rows))
-    assert found(tmp_path / "a.jsonl") == [(8, "answer in prompt")]
+    for end in (".", "; choices: " + ", ".join(labels), f". This is not {labels[0]}, and not {labels[1]}"):
+        rows[7]["text"] = f"{asked.format(question(7))} Answer: {rows[7]['label']}{end}"
+        (tmp_path / "a.jsonl").write_bytes(lines(rows))
+        assert found(tmp_path / "a.jsonl") == [(8, "answer in prompt")], end
 
 
 def test_columns_can_be_named() -> None:
@@ -523,7 +553,7 @@ def test_a_system_turn_that_all_conversations_share_is_left_out(tmp_path: Path) 
         file.write_bytes(lines([conversation(n, "Be brief.") for n in range(3)]))
         found = check_file(file, len, against=test)
         assert found.columns.system == "Be brief." and "without the system turn" in found.columns.describe()
-        [read] = read_test(test, prompt="", answer="", reasoning="", system=found.columns.system)
+        [read] = read_test(test, "label", prompt="", answer="", reasoning="", system=found.columns.system)
         assert read.prompt == prompt
         assert [fault.line for fault in found.faults] == ([2] if prompt == question(1) else [])
 
@@ -546,6 +576,14 @@ def test_the_longest_row_and_the_epoch() -> None:
 
     many = [200] * 3_000_000
     assert minutes(many * 2) == pytest.approx(2 * minutes(many), rel=0.02) and minutes(many) > 1
+
+
+def test_without_a_base_the_forecast_is_that_of_the_default_model(tmp_path: Path) -> None:
+    rows = [{"question": "word " * n, "answer": "yes"} for n in (1, 40, 200)]
+    (tmp_path / "a.jsonl").write_bytes(lines(rows))
+    lengths = check_file(tmp_path / "a.jsonl", len).lengths
+    words = forecast(preset("smollm2-135m"), [math.ceil(length / 4) for length in lengths])
+    assert said(str(tmp_path / "a.jsonl")).rstrip().endswith(f"at 4 bytes per token: {words}")
 
 
 def test_the_forecast_of_memory_counts_what_is_trained() -> None:

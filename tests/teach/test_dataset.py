@@ -78,6 +78,19 @@ def test_a_broken_csv_file_is_refused_because_rows_may_hide_in_a_cell(tmp_path: 
     assert "fix this line." in str(error.value)
 
 
+def test_a_grader_decides_about_answers_that_are_no_number(write: Write) -> None:
+    rows = [{"question": row["text"], "answer": f"{n}"} for n, row in enumerate(labelled(104), 500)]
+    rows[7]["answer"] = "no solution"
+    check = check_file(write("a.jsonl", rows), len)
+    assert divide(check, None, count=99).left_out == {"no number": 1}
+    assert divide(check, None, count=99, graded=True).left_out == {}
+    rows[8]["answer"] = "none"
+    many = check_file(write("b.jsonl", rows[:51]), len)
+    with pytest.raises(DataError, match="only 49 usable examples"):
+        refuse_unusable(many)
+    refuse_unusable(many, graded=True)
+
+
 def test_repeated_rows_do_not_make_a_file_unusable(write: Write) -> None:
     rows = labelled(150)
     found = divided(write("a.jsonl", [*rows, *rows[:50]]))
@@ -101,11 +114,11 @@ def test_unusable_test_rows_count_against_the_test_file(write: Write) -> None:
 
 def test_a_test_file_must_not_contradict_itself(write: Write) -> None:
     rows = labelled(20)
-    twin = [*rows, rows[3] | {"label": rows[3]["label"].upper()}]
-    assert len(read_test(write("a.jsonl", twin), prompt="", answer="", reasoning="")) == 20
+    twin = [*rows, rows[3] | {"label": rows[3]["label"].upper() + "."}]
+    assert len(read_test(write("a.jsonl", twin), "label", prompt="", answer="", reasoning="")) == 20
     other = next(row["label"] for row in rows if row["label"] != rows[3]["label"])
     with pytest.raises(DataError, match=r"a\.jsonl:21: the same prompt as line 4, but another answer"):
-        read_test(write("a.jsonl", [*rows, rows[3] | {"label": other}]), prompt="", answer="", reasoning="")
+        read_test(write("a.jsonl", [*rows, rows[3] | {"label": other}]), "label", prompt="", answer="", reasoning="")
 
 
 def test_lines_of_a_csv_file_are_counted_if_its_records_cannot_be(
@@ -147,7 +160,7 @@ def test_of_contradicting_rows_none_stays(write: Write) -> None:
 
 def test_examples_with_a_reason_against_them_are_in_no_split(write: Write) -> None:
     path, test_rows = write("a.jsonl", labelled(150)), labelled(30, seed=9)
-    test = read_test(write("b.jsonl", test_rows), prompt="", answer="", reasoning="")
+    test = read_test(write("b.jsonl", test_rows), "label", prompt="", answer="", reasoning="")
     against = lambda one: "odd" if int(one.prompt.split()[-1]) % 9 == 0 else ""  # noqa: E731
     found = divide(check_file(path, len), test, count=1_000, reason_against=against)
     assert found.left_out["odd"] > 5 and found.left_out["unusable test row"] > 0
@@ -158,7 +171,7 @@ def test_examples_with_a_reason_against_them_are_in_no_split(write: Write) -> No
 
 
 def test_a_small_test_file_is_named(write: Write) -> None:
-    test = read_test(write("b.jsonl", labelled(4, seed=9)), prompt="", answer="", reasoning="")
+    test = read_test(write("b.jsonl", labelled(4, seed=9)), "label", prompt="", answer="", reasoning="")
     with pytest.raises(DataError, match=r"test: the test file has only 4 usable examples"):
         divide(check_file(write("a.jsonl", labelled(150)), len), test, count=1_000)
 
@@ -179,7 +192,7 @@ def test_a_test_file_is_the_test_split_and_its_rows_are_not_trained_on(write: Wr
     rows, tests = labelled(150), labelled(80, seed=9)
     path = write("a.jsonl", [*rows, tests[0], tests[1] | {"text": tests[1]["text"] + " "}])
     test_file = write("b.jsonl", tests)
-    test = read_test(test_file, prompt="", answer="", reasoning="")
+    test = read_test(test_file, "label", prompt="", answer="", reasoning="")
     found = divide(check_file(path, len, against=test_file), test, count=70)
     keys = {one.key for one in test}
     assert len(found.splits["test"]) == 70 and {one.key for one in found.splits["test"]} < keys
@@ -187,7 +200,7 @@ def test_a_test_file_is_the_test_split_and_its_rows_are_not_trained_on(write: Wr
     assert not any(one.key in keys for split in ("train", "dev") for one in found.splits[split])
     write("b.jsonl", [*tests, {"text": "", "label": "x"}])
     with pytest.raises(DataError, match=r"b\.jsonl:81.*1 rows cannot be read"):
-        read_test(test_file, prompt="", answer="", reasoning="")
+        read_test(test_file, "label", prompt="", answer="", reasoning="")
 
 
 def test_the_test_split_has_at_most_count_examples_and_always_the_same(write: Write) -> None:

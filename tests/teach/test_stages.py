@@ -219,7 +219,7 @@ def test_slow_replies_shorten_the_dev_split_for_all_checkpoints(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first measurement decides, also for the model of GRPO, and for a process that resumes."""
-    monkeypatch.setattr(training, "DEV_PART", 5)
+    monkeypatch.setattr(training, "DEV_FIRST", 5)
     whole = trained(tiny, tmp_path / "whole")
     whole.supervised(RunDir(tiny))
     assert [one.total for one in whole.dev_results("sft")] == [12, 12, 12]

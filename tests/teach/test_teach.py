@@ -448,6 +448,44 @@ def test_columns_that_are_named_are_read_from_both_files(tiny: Path, write: Writ
     assert {one.prompt for one in work.dataset.splits["test"]} == {row["subject"] for row in rows[80:]}
 
 
+def test_more_minutes_allow_slower_baselines(
+    tiny: Path, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "BASELINE_SECONDS", 1e-3)
+    config = settings(tiny, write("a.jsonl", labelled(ROWS)), minutes=10.0)
+    with closing(Ledger(tmp_path / "ledger.jsonl")) as ledger:
+        work = TeachStages(config, TeachPaths(tmp_path / "out"), 1, ledger, lambda *_: None, "")
+        for stage in (work.check_settings, work.prepare, work.find_base, work.baselines):
+            stage()
+    known = json.loads(work.paths.baselines.read_bytes())
+    assert "base, 4 examples" in known["names"] and known["left_out"] == []
+
+
+def test_an_unknown_tracker_is_refused_before_anything_is_written(tiny: Path, write: Write, tmp_path: Path) -> None:
+    file = write("a.jsonl", labelled(ROWS))
+    with pytest.raises(ConfigError, match="unknown tracker 'tensorbord'"):
+        run(settings(tiny, file, track="tensorboard, tensorbord"), tmp_path / "out")
+    assert not (tmp_path / "out" / "teach.yaml").exists()
+
+
+def test_a_folder_of_an_earlier_version_resumes_if_its_examples_are_the_same(
+    taught: tuple[TeachConfig, TeachPaths], tmp_path: Path
+) -> None:
+    config, paths = taught
+    old = TeachPaths(shutil.copytree(paths.out, tmp_path / "old"))
+    known = json.loads(old.baselines.read_bytes())
+    del known["left_out"]
+    write_json(old.baselines, known)
+    write_json(old.reasons, {"texts": {"a": "b"}, "solved": 1, "given": 0, "stopped": ""})
+    read = len(openings(old.data))
+    assert run(config, old.out) == old.report
+    assert len(openings(old.data)) == read and "A teacher wrote 1 reasons" in old.report.read_text(encoding="utf-8")
+    lines = (old.data / "dev.jsonl").read_bytes().splitlines(keepends=True)
+    (old.data / "dev.jsonl").write_bytes(b"".join(lines[1:]))
+    with pytest.raises(ConfigError, match=r"has other examples.*\n.*another out="):
+        run(config, old.out)
+
+
 def test_a_baseline_that_would_take_too_long_is_left_out(
     tiny: Path, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -459,7 +497,8 @@ def test_a_baseline_that_would_take_too_long_is_left_out(
     known = json.loads(paths.baselines.read_bytes())
     assert BEFORE in known["names"] and not [name for name in known["names"] if name.startswith("base, 4")]
     assert known["left_out"][0].startswith("base, 4 examples: it would take about 0:")
-    assert "left out: base, 4 examples" in capsys.readouterr().out
+    assert capsys.readouterr().out.count("left out: base, 4 examples") == 2
+    assert json.loads(paths.results.read_bytes())["left_out"] == known["left_out"]
     assert "Left out: base, 4 examples: it would take" in paths.report.read_text(encoding="utf-8")
     events = [*paths.run("sft").path.glob("tensorboard/*")]
     assert len(events) == 1 and b"loss" in events[0].read_bytes()

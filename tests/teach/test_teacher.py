@@ -26,6 +26,16 @@ from rorqual.teach.place import TeachPaths
 from rorqual.teach.reasons import Reasons
 from rorqual.teach.run import TeachStages
 
+RIGHT = [
+    "card",
+    "x\ncard",
+    "So:\n**Answer: Card.**",
+    "x\nThe answer is **card**.\n",
+    "- card",
+    '"card"',
+    "x\n$\\boxed{card}$",
+]
+
 
 @pytest.fixture
 def server() -> Iterator[Adder]:
@@ -38,9 +48,21 @@ def server() -> Iterator[Adder]:
 @pytest.mark.parametrize(
     ("kind", "gold", "right", "wrong"),
     [
-        ("label", "card", ["It is lost.\ncard", "So:\n**Answer: Card.**", "x\nThe answer is card\n"], ["card\npin", "Answer: card or pin"]),
-        ("JSON", '{"a": [1]}', ['Two steps.\n{"a": [1.0]}', 'x\nAnswer: `{"a": [1]}`'], ['{"a": [1]}\nDone.', '{"a": [2]}']),
+        (
+            "label",
+            "card",
+            RIGHT,
+            ["card\npin", "Answer: card or pin", "card\nSo it is lost."],
+        ),
+        ("label", "#bug", ["#bug", "x\n#bug", "x\nAnswer: #bug"], ["bug tracker"]),
+        (
+            "JSON",
+            '{"a": [1]}',
+            ['{"a": [1.0]}', 'x\n{"a": [1]}', 'x\nAnswer: `{"a": [1]}`', 'x\n```json\n{"a": [1]}\n```', 'x\n{\n "a": [1]\n}'],
+            ['{"a": [1]}\nDone.', '{"a": [2]}'],
+        ),
         ("text", "See you soon.", ["A farewell.\nSee you  soon.", "x\nAnswer:\nSee you soon."], ["See you soon.\nBye.", "x\nSee you"]),
+        ("text", "# Title\n\n`ls`", ["# Title\n`ls`", "Two lines.\n# Title\n`ls`"], ["`ls`", "# Title"]),
         ("number", "1234", ["6 * 2 = 12\nThe answer is 1,234."], ["1234 - 4 = 1230"]),
     ],
 )  # fmt: skip
@@ -51,7 +73,7 @@ def test_the_last_line_of_a_reply_with_reasons_is_its_answer(
     assert [task.grade(problem, reply) for reply in right] == [Verdict.RIGHT] * len(right)
     assert [task.grade(problem, reply) for reply in wrong] == [Verdict.WRONG] * len(wrong)
     if kind != "number":
-        assert Examples(tmp_path, kind=kind).grade(problem, right[0]) is Verdict.WRONG, "a model answers alone"
+        assert Examples(tmp_path, kind=kind).grade(problem, right[1]) is Verdict.WRONG, "a model answers alone"
 
 
 def test_a_users_grader_sees_the_last_line(tmp_path: Path) -> None:
@@ -60,6 +82,7 @@ def test_a_users_grader_sees_the_last_line(tmp_path: Path) -> None:
     task = Examples(tmp_path, grader=f"{tmp_path}/mine.py:grade", kind="label", last_line=True)
     assert task.grade(problem, "It is lost.\nAnswer: card") is Verdict.RIGHT
     assert task.grade(problem, "card\nIt is lost.") is Verdict.WRONG
+    assert task.canonical_answer(problem, "It is lost.\nAnswer: card") == "card"
 
 
 def prepared(config: TeachConfig, out: Path, api_key: str) -> TeachPaths:
@@ -100,16 +123,16 @@ def test_reasons_of_a_server_are_kept_if_right_and_marked_if_it_was_told_the_ans
     assert {*server.keys} == {"Bearer secret"} and {body["model"] for body in server.asked} == {"large"}
 
 
-@pytest.mark.parametrize("where", ["command", "environment"])
+@pytest.mark.parametrize("where", ["command", "environment", "both"])
 def test_the_key_that_is_typed_reaches_the_teacher(
     tiny: Path, tmp_path: Path, write: Write, server: Adder, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     monkeypatch.delenv("RORQUAL_API_KEY", raising=False)
-    if where == "environment":
-        monkeypatch.setenv("RORQUAL_API_KEY", "mine")
+    if where != "command":
+        monkeypatch.setenv("RORQUAL_API_KEY", "mine" if where == "environment" else "another")
     server.rule = lambda body, number: fault(401, "no such key")
     file, out = write("a.jsonl", labelled(60)), tmp_path / "out"
     words = ["teach", str(file), f"base={tiny}", f"teacher={server.url}", "model=x", f"out={out}"]
-    done = CliRunner().invoke(app, [*words, *(["api_key=mine"] * (where == "command"))])
+    done = CliRunner().invoke(app, [*words, *(["api_key=mine"] * (where != "environment"))])
     assert done.exit_code and "Will check" in done.output and f"The teacher {server.url} is asked" in done.output
     assert {*server.keys} == {"Bearer mine"}

@@ -22,12 +22,12 @@ import rorqual
 from rorqual.core.errors import DataError, TaskError, nearest
 from rorqual.core.records import append_line, read_lines, write_atomic, write_json
 from rorqual.core.user_code import import_file
-from rorqual.tasks.answer import final_number
+from rorqual.tasks.answer import final_answer, final_number
 from rorqual.tasks.base import Problem, Split, Verdict
 from rorqual.tasks.rows import FileTask, normal
 
 AnswerKind = Literal["label", "number", "JSON", "text"]
-LEAD = re.compile(r"[*#\s]*(?:(?:the |final |right )*answer(?:\s+is\b\s*:?|\s*\**\s*:))?", re.IGNORECASE)
+LEAD = re.compile(r"[-*#\s]*(?:(?:the |final |right |correct )*answer(?:\s+is\b\s*:?|\s*\**\s*:))?", re.IGNORECASE)
 """What a last line may say before the answer, such as "**Answer:**"."""
 FACTS_FILE, OPENINGS_FILE, SEALED_FILE = "task.json", "openings.jsonl", "test.sealed"
 
@@ -48,7 +48,8 @@ class Examples(FileTask):
     `grader` is a function `./mine.py:function` of prompt, gold answer and reply. Without it, the kind of answers decides how they are
     compared. Case, white space and a final full stop do not count in labels. Numbers and JSON are compared by value. Case and white space
     do not count in the strings of JSON, and a null is the same as a missing key. White space does not count in texts. `kind` is that of
-    `task.json` if it is not given. With `last_line`, a reply gives reasons, and its answer is the last line, perhaps after "Answer:".
+    `task.json` if it is not given. With `last_line`, a reply may give reasons, and then ends with its answer, perhaps after "Answer:". A
+    grader then sees the whole reply and its end.
     """
 
     name = "examples"
@@ -79,26 +80,36 @@ class Examples(FileTask):
         ]
 
     def grade(self, problem: Problem, reply: str) -> Verdict:
-        if self.judge is not None:
-            judged = self.judge(problem.prompt, problem.answer, self._answer_in(reply))
-            if type(judged).__name__ not in ("bool", "bool_"):  # numpy's are bools, too
-                raise TaskError(
-                    f"the grader returned {judged!r:.40}, not True or False",
-                    where=self.grader,
-                    remedy="Return whether the reply is right, such as `return reply == answer`.",
-                )
-            return Verdict.RIGHT if judged else Verdict.WRONG
         gold = canonical(problem.answer, self.kind)
-        return Verdict.RIGHT if gold is not None and self.canonical_answer(problem, reply) == gold else Verdict.WRONG
+        for answer in self._answers(problem, reply):
+            if self.judge is None:
+                right = gold is not None and canonical(answer, self.kind) == gold
+            else:
+                judged = self.judge(problem.prompt, problem.answer, answer)
+                if type(judged).__name__ not in ("bool", "bool_"):  # numpy's are bools, too
+                    raise TaskError(
+                        f"the grader returned {judged!r:.40}, not True or False",
+                        where=self.grader,
+                        remedy="Return whether the reply is right, such as `return reply == answer`.",
+                    )
+                right = bool(judged)
+            if right:
+                return Verdict.RIGHT
+        return Verdict.WRONG
 
     def canonical_answer(self, problem: Problem, reply: str) -> str | None:
-        return canonical(reply if self.kind == "number" else self._answer_in(reply), self.kind)
+        return canonical(self._answers(problem, reply)[-1], self.kind)
 
-    def _answer_in(self, reply: str) -> str:
-        if not self.last_line:
-            return reply
-        last = next((line for line in reversed(reply.split("\n")) if line.strip()), "")
-        return LEAD.sub("", last, count=1).strip("*` ")
+    def _answers(self, problem: Problem, reply: str) -> list[str]:
+        """Return the texts that may be the answer: the reply, and with `last_line` its end, as long as the right answer, without decoration."""
+        if not self.last_line or self.kind == "number":
+            return [reply]
+        lines = [line for line in reply.split("\n") if line.strip() and not line.lstrip().startswith("```")]
+        end = "\n".join(lines[-max(1, len([line for line in problem.answer.split("\n") if line.strip()])) :])
+        if self.kind == "JSON":
+            starts = [number for number, line in enumerate(lines) if line.lstrip()[:1] in ("{", "[")]
+            return [reply, *("\n".join(lines[number:]) for number in starts), LEAD.sub("", end, count=1).strip("`* ")]
+        return [reply, end, final_answer(end), LEAD.sub("", end, count=1).rstrip(".").strip("*`\"' ")]
 
 
 def canonical(text: str, kind: AnswerKind) -> str | None:
@@ -135,12 +146,21 @@ def write_examples(folder: Path, splits: Mapping[Split, Sequence[Mapping[str, An
     `facts` needs the key `kind`.
     """
     for split, rows in splits.items():
-        data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
         if split == "test":
-            write_atomic(folder / SEALED_FILE, gzip.compress(data, mtime=0))
+            write_atomic(folder / SEALED_FILE, gzip.compress(_as_lines(rows), mtime=0))
         else:
-            write_atomic(folder / f"{split}.jsonl", data)
+            write_atomic(folder / f"{split}.jsonl", _as_lines(rows))
     write_json(folder / FACTS_FILE, facts)
+
+
+def _as_lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def holds_examples(folder: Path, *, dev: Sequence[Mapping[str, Any]], test: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether the dev and test splits of the folder have these rows. This is not recorded as a reading, because nothing is returned."""
+    sealed = gzip.decompress((folder / SEALED_FILE).read_bytes())
+    return sealed == _as_lines(test) and (folder / "dev.jsonl").read_bytes() == _as_lines(dev)
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

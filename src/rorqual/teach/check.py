@@ -37,6 +37,7 @@ DEV, TEST = 0.1, 0.2
 """Shares of the groups of examples that the dev and test splits get."""
 DEFAULT_MODEL, BYTES_PER_TOKEN = "smollm2-135m", 4
 """The model of a forecast without a base, and the bytes per token of English text."""
+NO_NUMBER = "no number"
 WARNINGS = frozenset({"duplicate", "near-duplicate", "near-contradiction"})
 """Kinds of faults that do not make a file unusable."""
 MARKED = r"(?:label|answer|category|class|intent|target|solution|output)"
@@ -100,7 +101,7 @@ def check_file(
     earlier = near_duplicates([one.prompt for one in examples])
     if kind == "number":
         faults += [
-            RowFault(one.line, "no number", f"the answer is no number: {_short(one.answer)}")
+            RowFault(one.line, NO_NUMBER, f"the answer is no number: {_short(one.answer)}")
             for one in examples
             if canonical(one.answer, kind) is None
         ]
@@ -192,15 +193,16 @@ def _labels_in_prompts(examples: Sequence[Example], kind: AnswerKind) -> list[Ro
     """Return the examples whose prompt states the answer: after a word such as "label:", or as the only label in nearly every prompt."""
     answers = {one.line: final_answer(one.answer) if kind == "number" else one.answer for one in examples}
     labels = {one.answer.lower() for one in examples} if kind == "label" else set()
-    pattern = re.compile(r"(?<!\w)(" + "|".join(map(re.escape, sorted(labels, key=len, reverse=True))) + r")(?!\w)")
+    names = "(" + "|".join(map(re.escape, sorted(labels, key=len, reverse=True))) + r")(?!\w)"
+    pattern = re.compile(rf"(?<!\w){names}")
+    choices = re.compile(rf"[\"'`]?\s*(?:[,/|]|or\b)\s*[\"'`]?{names}", re.IGNORECASE)
     leaks = []
     for one in examples:
         answer = answers[one.line]
-        marked = rf"\b{MARKED}\s*[:=]\s*[\"'`]?({re.escape(answer)}(?!\w|[.,]\d).*)"
-        stated = re.findall(marked, one.prompt, re.IGNORECASE) if 0 < len(answer) <= 200 else []
-        if kind == "label":  # "answer: yes or no?" names the choices
-            stated = [text for text in stated if {*pattern.findall(text.lower())} <= {answer.lower()}]
-        if stated:
+        marked = rf"\b{MARKED}\s*[:=]\s*[\"'`]?{re.escape(answer)}(?!\w|[.,]\d)"
+        matches = re.finditer(marked, one.prompt, re.IGNORECASE) if 0 < len(answer) <= 200 else ()
+        # "answer: yes or no?" names the choices
+        if any(not labels or not choices.match(one.prompt, match.end()) for match in matches):
             leaks.append(one)
     if kind == "label" and len(examples) >= 10:
         stated = [{*pattern.findall(one.prompt.lower())} for one in examples]

@@ -10,31 +10,19 @@ from rorqual.data.source.cells import named_columns
 
 MESSAGES = "messages"
 REASONING = ("reasoning", "reasoning_content", "thinking", "rationale", "solution", "explanation", "steps")
-PROMPTS = (
-    ("prompt",),
-    ("instruction", "input"),
-    ("instruction",),
-    ("question",),
-    ("problem",),
-    ("query",),
-    ("input",),
-    ("text",),
-    ("sentence",),
+SHAPES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+    (("prompt",), ("completion", "response", "answer", "output")),
+    (("instruction", "input"), ("output", "response", "answer")),
+    (("instruction",), ("output", "response", "answer")),
+    (("question",), ("answer", "response", "label")),
+    (("problem",), ("answer", "solution")),
+    (("query",), ("answer", "response")),
+    (("input",), ("output", "target", "label")),
+    (("text",), ("label", "category", "intent", "class", "target", "completion", "slots")),
+    (("sentence",), ("label", "category")),
 )
-ANSWERS = (
-    "completion",
-    "response",
-    "answer",
-    "output",
-    "target",
-    "label",
-    "category",
-    "intent",
-    "class",
-    "slots",
-    "solution",
-)
-"""Names of prompt columns and of answer columns, in order of preference."""
+"""Names of prompt columns, and of answer columns in order of preference. Any other pair of these names is known as well, but comes last."""
+ANSWERS = tuple(dict.fromkeys(name for _, replies in SHAPES for name in replies))
 
 
 @dataclass(frozen=True)
@@ -72,9 +60,9 @@ def find_columns(names: Sequence[str], *, prompt: str = "", answer: str = "", re
         raise ConfigError("reasoning= names several columns", where="key 'reasoning'", remedy="Name one column.")
     if not given and not chosen and MESSAGES in by_name:
         return Columns(messages=by_name[MESSAGES])
-    for asks in PROMPTS:
+    for asks, replies in (*SHAPES, *((asks, ANSWERS) for asks, _ in SHAPES)):
         found = given or tuple(by_name[name] for name in asks if name in by_name)
-        reply = chosen or tuple(by_name[name] for name in ANSWERS if name in by_name and by_name[name] not in found)[:1]
+        reply = chosen or tuple(by_name[name] for name in replies if name in by_name and by_name[name] not in found)[:1]
         if found and reply and (given or len(found) == len(asks)):
             taken = {*found, *reply}
             known = (by_name[name] for name in REASONING if name in by_name and by_name[name] not in taken)
@@ -83,5 +71,5 @@ def find_columns(names: Sequence[str], *, prompt: str = "", answer: str = "", re
         f"no columns of prompt and answer are known among {', '.join(map(repr, names)) or 'none'}",
         where="columns",
         remedy="Name them: prompt=COLUMN answer=COLUMN. Known without naming: messages, or "
-        + f"{', '.join(map('+'.join, PROMPTS))} with {', '.join(ANSWERS)}.",
+        + f"{', '.join('+'.join(asks) for asks, _ in SHAPES)} with {', '.join(ANSWERS)}.",
     )

@@ -16,12 +16,12 @@ from typing import Any
 from rorqual.core.errors import DataError
 from rorqual.data.source.files import count_parquet_rows
 from rorqual.tasks.base import Split, split_of
-from rorqual.tasks.examples import AnswerKind
+from rorqual.tasks.examples import AnswerKind, canonical
 from rorqual.tasks.rows import normal
 from rorqual.teach.answer_format import derivation, in_key_order, schema_of, spelling
-from rorqual.teach.check import DEV, WARNINGS, Check, groups_of, split_of_group
+from rorqual.teach.check import DEV, NO_NUMBER, WARNINGS, Check, groups_of, split_of_group
 from rorqual.teach.columns import find_columns
-from rorqual.teach.examples import Example, answer_kind, canonical_answer, read_examples
+from rorqual.teach.examples import Example, read_examples
 from rorqual.teach.table import NOT_CSV, read_table
 
 MOST_ROWS, MOST_BYTES = 200_000, 200_000_000
@@ -63,10 +63,11 @@ def refuse_size(path: Path) -> None:
         raise _too_large(path, f"more than {MOST_ROWS:,} rows")
 
 
-def refuse_unusable(check: Check) -> None:
+def refuse_unusable(check: Check, *, graded: bool = False) -> None:
     """Raise DataError if too many rows are faulty or too few are left, before a base model is loaded to measure their lengths.
 
-    A CSV file with a record that cannot be read is refused, because the lines after it could be parts of a cell.
+    A CSV file with a record that cannot be read is refused, because the lines after it could be parts of a cell. `graded`: the user's grader
+    decides which answers are usable.
     """
     if broken := [fault for fault in check.faults if fault.kind == NOT_CSV]:
         raise DataError(
@@ -74,7 +75,7 @@ def refuse_unusable(check: Check) -> None:
             where=f"{check.path}:{broken[0].line}",
             remedy=f"See `rorqual check {check.path}`, and fix this line{' and the others' * (len(broken) > 1)}.",
         )
-    kept, left_out = _usable(check)
+    kept, left_out = _usable(check, graded=graded)
     _refuse_faulty(check, left_out)
     _refuse_fewer(check, kept)
 
@@ -116,15 +117,16 @@ def divide(
     *,
     count: int,
     reason_against: Callable[[Example], str] = lambda _: "",
+    graded: bool = False,
 ) -> Dataset:
     """Return the splits of a checked file. With `test`, the test split has these examples, else a part of the file.
 
     Rows with a fault, repeated rows, and all rows that contradict each other are left out, and so are examples for which `reason_against`
-    returns a reason. At most `count` examples are in the test split.
+    returns a reason. `graded`: the user's grader decides about answers that are no number. At most `count` examples are in the test split.
 
     Raises DataError if too many rows are faulty, or if too few remain.
     """
-    kept, left_out = _usable(check)
+    kept, left_out = _usable(check, graded=graded)
     if check.kind == "label":  # replies can have one spelling of each label
         forms = spelling(kept)
         kept = [_respelled(one, forms) for one in kept]
@@ -161,7 +163,8 @@ def divide(
         splits["train"] = [
             replace(one, reasoning=steps) for one, steps in zip(splits["train"], solutions, strict=True) if steps
         ]
-        left_out["without one clear calculation"] = len(solutions) - derived
+        if derived < len(solutions):
+            left_out["without one clear calculation"] = len(solutions) - derived
         return Dataset(splits, check.kind, everything, left_out, derived)
     return Dataset(splits, check.kind, everything, left_out)
 
@@ -175,9 +178,10 @@ def _ordered(answer: str, schema: Mapping[str, Any]) -> str:
     return json.dumps(in_key_order(json.loads(answer), schema), ensure_ascii=False, separators=(",", ":"))
 
 
-def _usable(check: Check) -> tuple[list[Example], dict[str, int]]:
+def _usable(check: Check, *, graded: bool) -> tuple[list[Example], dict[str, int]]:
     """Return the examples to use, and the number of rows that are left out for each reason."""
-    reasons = {fault.line: fault.kind for fault in check.faults if fault.kind not in WARNINGS}
+    kept_kinds = WARNINGS | ({NO_NUMBER} if graded else set())
+    reasons = {fault.line: fault.kind for fault in check.faults if fault.kind not in kept_kinds}
     at_fault = {line for fault in check.faults if fault.kind == "contradiction" for line in (fault.line, fault.other)}
     contradicted = {one.key for one in check.examples if one.line in at_fault}
     seen: set[str] = set()
@@ -218,8 +222,11 @@ def _refuse_few(
         )
 
 
-def read_test(path: Path, *, prompt: str, answer: str, reasoning: str, system: str = "") -> list[Example]:
-    """Return the usable examples of a test file, one for each prompt. `system` is the training file's common system message."""
+def read_test(
+    path: Path, kind: AnswerKind, *, prompt: str, answer: str, reasoning: str, system: str = ""
+) -> list[Example]:
+    """Return the usable examples of a test file, one for each prompt. `kind` and `system` are the training file's kind of answers and its
+    common system message."""
     table = read_table(path)
     examples, faults = read_examples(
         table,
@@ -233,10 +240,9 @@ def read_test(path: Path, *, prompt: str, answer: str, reasoning: str, system: s
             remedy="Fix or remove these rows: a test set must be whole.",
         )
     first: dict[str, Example] = {}
-    kind = answer_kind(examples) if examples else "text"
     for one in examples:
         before = first.setdefault(one.key, one)
-        if kind != "text" and canonical_answer(before, kind) != canonical_answer(one, kind):
+        if kind != "text" and canonical(before.answer, kind) != canonical(one.answer, kind):
             raise DataError(
                 f"the same prompt as line {before.line}, but another answer: {one.answer!r:.60}, not {before.answer!r:.60}",
                 where=f"{path}:{one.line}",

@@ -26,7 +26,7 @@ from rorqual.teach.train import engine_of
 FEW = 4
 MOST_SHOTS, SHOT_TOKENS = 256, 2048
 """Most examples in a prompt of the base model, and most tokens that they take together."""
-TRIED = 4
+TRIED = 16
 """So many problems are answered to forecast the time of a baseline."""
 BASE_TOKENS = 192
 """Least number of tokens that a reply of the base model may have if its answer has no grammar."""

@@ -63,6 +63,12 @@ class Reasons:
         return f"{missing:,} examples without a reason are left out" if missing else ""
 
 
+def read_reasons(path: Path) -> Reasons:
+    """Read `reasons.json`. Files of earlier versions only count the reasons for given answers."""
+    stored = json.loads(path.read_bytes())
+    return Reasons(stored["texts"], stored["given"] if isinstance(stored["given"], list) else (), stored["stopped"])
+
+
 def teacher_reasons(
     config: TeachConfig,
     train: Sequence[Example],
@@ -76,7 +82,7 @@ def teacher_reasons(
     """Sample the teacher within its budget, and return the reasons. An interrupted call resumes from the samples in `folder`."""
     known = folder / "reasons.json"
     if known.is_file():
-        return Reasons(**json.loads(known.read_bytes()))
+        return read_reasons(known)
     opening = instruction(train, kind)
     texts: dict[str, str] = {}
     given, stopped = list[str](), ""

@@ -26,7 +26,7 @@ from rorqual.teach.dataset import Dataset
 from rorqual.teach.failures import Pair, groups, pairs_of, short, shown, wrong_answers
 from rorqual.teach.place import AFTER, ALONE, BEFORE, TeachPaths
 from rorqual.teach.plan import TeachPlan
-from rorqual.teach.reasons import Reasons
+from rorqual.teach.reasons import read_reasons
 
 SHOWN = 30
 """Number of failures that the page lists."""
@@ -129,9 +129,15 @@ def write_report(
     opened = openings(paths.data)
     sentences = found.sentences(len(opened))
     write_atomic(paths.report, _page(paths, config, found, sentences, dataset, plan, base).encode())
-    write_json(paths.results, _as_json(found, sentences, len(opened)))
+    write_json(paths.results, _as_json(found, sentences, len(opened)) | {"left_out": left_out(paths)})
     table = render("on the test split", HEADS, result_rows(found), text_columns=1)
-    return "\n".join([*sentences, table])
+    return "\n".join([*sentences, table, *(f"left out: {one}" for one in left_out(paths))])
+
+
+def left_out(paths: TeachPaths) -> list[str]:
+    """Return the baselines that were left out, with the time that they would take."""
+    found: list[str] = json.loads(paths.baselines.read_bytes()).get("left_out", [])
+    return found
 
 
 def load_results(out: Path, than: str = "") -> tuple[AnswerKind, Evaluation, Evaluation]:
@@ -209,7 +215,7 @@ def _page(
             "results",
             "All baselines",
             html.table("results", HEADS, [("", result_rows(found))]),
-            *(html.para(f"Left out: {one}.") for one in json.loads(paths.baselines.read_bytes())["left_out"]),
+            *(html.para(f"Left out: {one}.") for one in left_out(paths)),
         ),
         html.section("failures", "What it gets wrong", *_failures(pairs, dataset)),
         html.section("training", "Training", *_training(paths, plan, base)),
@@ -271,7 +277,7 @@ def _training(paths: TeachPaths, plan: TeachPlan, base: str) -> Iterator[str]:
     early = json.loads(paths.ended_early.read_bytes()) if paths.ended_early.exists() else None
     yield html.para(f"Base model: {base}.")
     if paths.reasons.is_file():
-        reasons = Reasons(**json.loads(paths.reasons.read_bytes()))
+        reasons = read_reasons(paths.reasons)
         told = len(reasons.given)
         yield html.para(
             f"A teacher wrote {len(reasons.texts) - told:,} reasons for answers that it found, and {told:,} for answers that it was told. "

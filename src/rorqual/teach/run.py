@@ -33,7 +33,7 @@ from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.table import percent
 from rorqual.model.load.run import read_model_config
 from rorqual.tasks.base import Problem, Verdict
-from rorqual.tasks.examples import FACTS_FILE, Examples, load_function, read_facts, write_examples
+from rorqual.tasks.examples import FACTS_FILE, Examples, holds_examples, load_function, read_facts, write_examples
 from rorqual.tasks.find import safe_grade
 from rorqual.teach.answer_format import answer_grammar, calculates
 from rorqual.teach.base_model import BaseChoice, find_base
@@ -58,7 +58,7 @@ from rorqual.teach.plan import LONGEST_ROW, TeachPlan, lengths_of, make_plan, ta
 from rorqual.teach.reasons import teacher_reasons
 from rorqual.teach.report import write_report
 from rorqual.teach.train import MOST_DEV, Training, engine_of
-from rorqual.train.track import track
+from rorqual.train.track import check_trackers, track
 
 GRADER_TRIES, GRADER_LENIENT = 50, 0.5
 """A grader that accepts the answers of other examples in more than this share of so many cases causes a warning."""
@@ -136,6 +136,7 @@ class TeachStages:
         for what in ("grader", "rule"):
             if spec := getattr(self.config, what):
                 load_function(spec, what)
+        check_trackers(self._trackers)
 
     def announce(self) -> None:
         """Say what will be done and what it costs."""
@@ -147,6 +148,10 @@ class TeachStages:
         if c.teacher:
             limit = f"at most {c.budget:g} at the given prices" if c.budget else "no budget is set"
             self._say(f"The teacher {c.teacher} is asked for reasons: {limit}.")
+
+    @property
+    def _trackers(self) -> list[str]:
+        return [name.strip() for name in self.config.track.split(",") if name.strip()]
 
     @cached_property
     def _settings(self) -> str:
@@ -180,8 +185,9 @@ class TeachStages:
         """The examples of each split."""
         c = self.config
         named = {"prompt": c.prompt, "answer": c.answer, "reasoning": c.reasoning, "system": self.check.columns.system}
-        test = read_test(Path(c.test), **named) if c.test else None
-        return divide(self.check, test, count=c.count, reason_against=self._reason_against)
+        test = read_test(Path(c.test), self.check.kind, **named) if c.test else None
+        graded = bool(c.grader)
+        return divide(self.check, test, count=c.count, reason_against=self._reason_against, graded=graded)
 
     @cached_property
     def _gold_task(self) -> Examples:
@@ -205,18 +211,25 @@ class TeachStages:
         self._begin(1, "check and divide the examples")
         with self.ledger.of("check"):
             self._say(check_text(self.check, "bytes", splits=False))
-            refuse_unusable(self.check)
+            refuse_unusable(self.check, graded=bool(self.config.grader))
             if self.config.rule:  # a rule with an error is found before the base model is loaded
                 rule = load_function(self.config.rule, "rule")
                 for one in self.check.examples[:RULE_TRIES]:
                     apply_rule(rule, one.prompt)
             data = self.dataset
+            rows = {split: rows_of(examples) for split, examples in data.splits.items()}
             if not (self.paths.data / FACTS_FILE).is_file():
                 write_atomic(self.paths.settings, self._settings.encode())
                 write_json(self.paths.out / "check.json", to_json(self.check))
                 write_atomic(self.paths.out / "check.html", check_page(self.check, "bytes").encode())
                 facts = {"kind": data.kind, "labels": dict(self.check.labels), "left_out": dict(data.left_out)}
-                write_examples(self.paths.data, {split: rows_of(rows) for split, rows in data.splits.items()}, facts)
+                write_examples(self.paths.data, rows, facts)
+            elif not holds_examples(self.paths.data, dev=rows["dev"], test=rows["test"]):
+                raise ConfigError(
+                    "the folder has other examples, so another version of Rorqual wrote it",
+                    where=str(self.paths.data),
+                    remedy="Give another out= to begin anew.",
+                )
         for reason, count in data.left_out.items():
             self._say(f"  {count:,} rows are left out: {reason}")
         if data.derived:
@@ -444,8 +457,7 @@ class TeachStages:
     def train(self) -> None:
         """Train on the examples."""
         self._begin(4, f"train on {len(self.train_examples):,} examples")
-        names = self.config.track.split(",") if self.config.track else []
-        with self.ledger.of("train"), track(names, self.paths.run("sft")) as observe:
+        with self.ledger.of("train"), track(self._trackers, self.paths.run("sft")) as observe:
             self.training.supervised(self.base.run, observe)
 
     def reinforce(self) -> None:

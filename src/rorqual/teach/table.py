@@ -167,6 +167,12 @@ def _csv_rows(text: str, separator: str, table: ExampleTable) -> Iterator[tuple[
                 start = first + reader.line_num
             return
         except csv.Error as error:
+            if not any(line.strip() for line in lines[:start]):
+                raise DataError(
+                    f"the header is not CSV: {error}",
+                    where=f"{table.path}:{start + 1}",
+                    remedy="Mend its quotation marks.",
+                ) from None
             problem = f"not CSV: {error}. A quotation mark may be missing, or not doubled in a quoted cell"
             table.faults.append(RowFault(start + 1, NOT_CSV, problem))
             start += 1

@@ -29,9 +29,9 @@ from rorqual.train.loop import fit
 from rorqual.train.run import Run
 
 MOST_DEV = 100
-DEV_SECONDS, DEV_PART = 60.0, 16
-"""The first measurement on the dev split ends after so many seconds, and the next ones measure the same problems. Time is looked at after
-each part."""
+DEV_SECONDS, DEV_FIRST = 60.0, 16
+"""The first measurement on the dev split may take about so many seconds, judged by its first problems. The next ones measure the same
+problems."""
 GATE_PROBLEMS, GATE_SAMPLES = 16, 8
 """The support gate samples so many answers to so many training problems."""
 GRPO_PROBLEMS, GRPO_SAMPLES, GRPO_LR = 8, 8, 3e-4
@@ -146,23 +146,26 @@ class Training:
         """Measure a run on the dev split: on all of its problems, or on as many as the first measurement had time for."""
         known = next(iter(read_lines(self.paths.dev)), None)
         problems = self.dev[: known["total"]] if known else self.dev
-        engine, began = engine_of(run, self.threads), time.monotonic()
-        right = total = 0
-        for start in range(0, len(problems), DEV_PART):
-            if known is None and total and time.monotonic() - began > DEV_SECONDS:
-                self.say(f"  dev is measured on {total} of {len(problems)} problems, because replies take long")
-                break
+        engine = engine_of(run, self.threads)
+
+        def verdicts(some: Sequence[Problem]) -> list[bool]:
             replies = evaluate(
-                engine,
-                self.task,
-                problems=problems[start : start + DEV_PART],
-                params=self.params,
-                thinking=self.thinking,
-                measured={},
+                engine, self.task, problems=some, params=self.params, thinking=self.thinking, measured={}
             ).samples
-            right += sum(one.verdict is Verdict.RIGHT for one in replies)
-            total += len(replies)
-        return DevResult(name, step, right, total)
+            return [one.verdict is Verdict.RIGHT for one in replies]
+
+        if known:
+            right = verdicts(problems)
+        else:
+            began = time.monotonic()
+            right = verdicts(problems[:DEV_FIRST])
+            seconds = time.monotonic() - began
+            room = int(DEV_FIRST * max(0.0, DEV_SECONDS - seconds) / seconds)
+            if rest := problems[DEV_FIRST : DEV_FIRST + room]:
+                right += verdicts(rest)
+            if len(right) < len(problems):
+                self.say(f"  dev is measured on {len(right)} of {len(problems)} problems, because replies take long")
+        return DevResult(name, step, sum(right), len(right))
 
     # ---- reinforcement learning
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from importlib import import_module
+from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,20 @@ Log = Callable[[int, dict[str, float]], None]
 PROJECT = "rorqual"
 
 
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise ConfigError if a tracker is unknown or not installed."""
+    for name in names:
+        if name not in TRACKERS:
+            raise ConfigError(
+                f"unknown tracker '{name}'",
+                where="track",
+                remedy=f"Give one or several of {', '.join(TRACKERS)}, separated by commas.",
+            )
+        with extra(name, name):
+            if find_spec(name) is None:
+                raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+
+
 @contextmanager
 def track(names: Sequence[str], out: RunDir) -> Iterator[Callable[[Record], None] | None]:
     """Yield a function for `fit(observe=...)` that writes the numbers of each record to the trackers `names`.
@@ -36,13 +51,8 @@ def track(names: Sequence[str], out: RunDir) -> Iterator[Callable[[Record], None
     Raises ConfigError if a tracker is unknown or not installed.
     """
     folder = out.path.absolute()
+    check_trackers(names)
     for name in names:
-        if name not in TRACKERS:
-            raise ConfigError(
-                f"unknown tracker '{name}'",
-                where="track",
-                remedy=f"Give one or several of {', '.join(TRACKERS)}, separated by commas.",
-            )
         if name == "trackio":
             os.environ["TRACKIO_DIR"] = str(folder / name)  # trackio reads this variable only when it is imported
         with extra(name, name):

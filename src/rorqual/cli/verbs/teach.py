@@ -38,7 +38,8 @@ def teach(
     from rorqual.teach.run import teach as run
 
     config = parse(TeachConfig, {"file": str(file), **values}, where="command line")
-    refuse_memory(memory()[1])
+    if not config.base:
+        refuse_memory(memory()[1])
     run(
         config,
         out,

@@ -296,6 +296,7 @@ def test_each_known_prompt_stands_with_each_known_answer(prompt: str, answer: st
         (["input", "output", "answer"], "input", "output"),
         (["question", "input", "output"], "input", "output"),
         (["instruction", "text", "label"], "text", "label"),
+        (["instruction", "input", "target"], "instruction", "target"),
     ],
 )
 def test_a_usual_pair_of_columns_comes_before_an_unusual_one(names: list[str], prompt: str, answer: str) -> None:
@@ -327,16 +328,28 @@ def test_conversations_may_have_a_column_of_another_case(tmp_path: Path) -> None
         ("{}\nAnswer: positive or negative?", ("positive", "negative")),
         ("Label: spam or ham\n{}", ("spam", "ham")),
         ("{} Answer: A, B or C?", ("A", "B", "C")),
+        ("{}\nLabel: yes, or no?", ("yes", "no")),
+        ("{}\nLabel: 1 (spam) or 0 (ham)?", ("1", "0")),
+        ("{}\nAnswer: yes if it is spam, no if not.", ("yes", "no")),
+        ("{}\nCategory: a; b; c", ("a", "b", "c")),
+        ("Answer: new york or boston? {}", ("new", "new york", "boston")),
     ],
 )
 def test_the_choices_in_a_prompt_are_no_answer(tmp_path: Path, asked: str, labels: tuple[str, ...]) -> None:
     rows = [{"text": asked.format(question(n)), "label": labels[n % len(labels)]} for n in range(60)]
     (tmp_path / "a.jsonl").write_bytes(lines(rows))
     assert found(tmp_path / "a.jsonl") == []
-    for end in (".", "; choices: " + ", ".join(labels), f". This is not {labels[0]}, and not {labels[1]}"):
+    for end in (".", ". Choices: " + ", ".join(labels), f". This is not {labels[0]}, and not {labels[1]}"):
         rows[7]["text"] = f"{asked.format(question(7))} Answer: {rows[7]['label']}{end}"
         (tmp_path / "a.jsonl").write_bytes(lines(rows))
         assert found(tmp_path / "a.jsonl") == [(8, "answer in prompt")], end
+
+
+def test_the_answer_is_never_a_part_of_the_prompt() -> None:
+    assert find_columns(["input", "text"], answer="input") == Columns(("text",), ("input",))
+    assert find_columns(["instruction", "input", "output"], answer="input") == Columns(("instruction",), ("input",))
+    with pytest.raises(ConfigError, match="no columns of prompt and answer are known"):
+        find_columns(["text", "label"], answer="text")
 
 
 def test_columns_can_be_named() -> None:

@@ -476,10 +476,11 @@ def test_a_folder_of_an_earlier_version_resumes_if_its_examples_are_the_same(
     known = json.loads(old.baselines.read_bytes())
     del known["left_out"]
     write_json(old.baselines, known)
-    write_json(old.reasons, {"texts": {"a": "b"}, "solved": 1, "given": 0, "stopped": ""})
+    write_json(old.reasons, {"texts": {"a": "b", "c": "d", "e": "f"}, "solved": 2, "given": 1, "stopped": ""})
     read = len(openings(old.data))
     assert run(config, old.out) == old.report
-    assert len(openings(old.data)) == read and "A teacher wrote 1 reasons" in old.report.read_text(encoding="utf-8")
+    page = old.report.read_text(encoding="utf-8")
+    assert len(openings(old.data)) == read and "A teacher wrote 2 reasons for answers that it found, and 1 " in page
     lines = (old.data / "dev.jsonl").read_bytes().splitlines(keepends=True)
     (old.data / "dev.jsonl").write_bytes(b"".join(lines[1:]))
     with pytest.raises(ConfigError, match=r"has other examples.*\n.*another out="):

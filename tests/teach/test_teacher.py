@@ -63,6 +63,7 @@ def server() -> Iterator[Adder]:
         ),
         ("text", "See you soon.", ["A farewell.\nSee you  soon.", "x\nAnswer:\nSee you soon."], ["See you soon.\nBye.", "x\nSee you"]),
         ("text", "# Title\n\n`ls`", ["# Title\n`ls`", "Two lines.\n# Title\n`ls`"], ["`ls`", "# Title"]),
+        ("label", "1", ["x\n1"], ["It is bad.\n-1"]),
         ("number", "1234", ["6 * 2 = 12\nThe answer is 1,234."], ["1234 - 4 = 1230"]),
     ],
 )  # fmt: skip
@@ -73,7 +74,7 @@ def test_the_last_line_of_a_reply_with_reasons_is_its_answer(
     assert [task.grade(problem, reply) for reply in right] == [Verdict.RIGHT] * len(right)
     assert [task.grade(problem, reply) for reply in wrong] == [Verdict.WRONG] * len(wrong)
     if kind != "number":
-        assert Examples(tmp_path, kind=kind).grade(problem, right[1]) is Verdict.WRONG, "a model answers alone"
+        assert Examples(tmp_path, kind=kind).grade(problem, right[-1]) is Verdict.WRONG, "a model answers alone"
 
 
 def test_a_users_grader_sees_the_last_line(tmp_path: Path) -> None:
@@ -82,6 +83,12 @@ def test_a_users_grader_sees_the_last_line(tmp_path: Path) -> None:
     task = Examples(tmp_path, grader=f"{tmp_path}/mine.py:grade", kind="label", last_line=True)
     assert task.grade(problem, "It is lost.\nAnswer: card") is Verdict.RIGHT
     assert task.grade(problem, "card\nIt is lost.") is Verdict.WRONG
+    (tmp_path / "strict.py").write_text("def grade(prompt, answer, reply):\n    return float(reply) == float(answer)\n")
+    for kind in ("number", "label"):
+        strict = Examples(tmp_path, grader=f"{tmp_path}/strict.py:grade", kind=kind, last_line=True)
+        sum_ = Problem("a", "a", "12", "examples")
+        assert strict.grade(sum_, "6 * 2 = 12\nThe answer is 12.") is Verdict.RIGHT
+        assert strict.grade(sum_, "6 * 2 = 12\nSo it is.") is Verdict.WRONG
     assert task.canonical_answer(problem, "It is lost.\nAnswer: card") == "card"
 
 

@@ -27,7 +27,9 @@ from rorqual.tasks.base import Problem, Split, Verdict
 from rorqual.tasks.rows import FileTask, normal
 
 AnswerKind = Literal["label", "number", "JSON", "text"]
-LEAD = re.compile(r"[-*#\s]*(?:(?:the |final |right |correct )*answer(?:\s+is\b\s*:?|\s*\**\s*:))?", re.IGNORECASE)
+LEAD = re.compile(
+    r"(?:-\s+|[*#\s])*(?:(?:the |final |right |correct )*answer(?:\s+is\b\s*:?|\s*\**\s*:))?", re.IGNORECASE
+)
 """What a last line may say before the answer, such as "**Answer:**"."""
 FACTS_FILE, OPENINGS_FILE, SEALED_FILE = "task.json", "openings.jsonl", "test.sealed"
 
@@ -85,31 +87,41 @@ class Examples(FileTask):
             if self.judge is None:
                 right = gold is not None and canonical(answer, self.kind) == gold
             else:
-                judged = self.judge(problem.prompt, problem.answer, answer)
-                if type(judged).__name__ not in ("bool", "bool_"):  # numpy's are bools, too
-                    raise TaskError(
-                        f"the grader returned {judged!r:.40}, not True or False",
-                        where=self.grader,
-                        remedy="Return whether the reply is right, such as `return reply == answer`.",
-                    )
-                right = bool(judged)
+                right = self._judged(problem, answer)
             if right:
                 return Verdict.RIGHT
         return Verdict.WRONG
 
+    def _judged(self, problem: Problem, answer: str) -> bool:
+        assert self.judge is not None
+        try:
+            judged = self.judge(problem.prompt, problem.answer, answer)
+        except Exception:
+            if self.last_line:  # it may accept no prose
+                return False
+            raise
+        if type(judged).__name__ not in ("bool", "bool_"):  # numpy's are bools, too
+            raise TaskError(
+                f"the grader returned {judged!r:.40}, not True or False",
+                where=self.grader,
+                remedy="Return whether the reply is right, such as `return reply == answer`.",
+            )
+        return bool(judged)
+
     def canonical_answer(self, problem: Problem, reply: str) -> str | None:
-        return canonical(self._answers(problem, reply)[-1], self.kind)
+        return canonical(self._answers(problem, reply)[0], self.kind)
 
     def _answers(self, problem: Problem, reply: str) -> list[str]:
-        """Return the texts that may be the answer: the reply, and with `last_line` its end, as long as the right answer, without decoration."""
-        if not self.last_line or self.kind == "number":
+        """Return the texts that may be the answer: with `last_line` the end of the reply, as long as the right answer; and the reply."""
+        if not self.last_line or (self.kind == "number" and self.judge is None):
             return [reply]
         lines = [line for line in reply.split("\n") if line.strip() and not line.lstrip().startswith("```")]
         end = "\n".join(lines[-max(1, len([line for line in problem.answer.split("\n") if line.strip()])) :])
+        plain = LEAD.sub("", end, count=1).strip("`* ")
         if self.kind == "JSON":
             starts = [number for number, line in enumerate(lines) if line.lstrip()[:1] in ("{", "[")]
-            return [reply, *("\n".join(lines[number:]) for number in starts), LEAD.sub("", end, count=1).strip("`* ")]
-        return [reply, end, final_answer(end), LEAD.sub("", end, count=1).rstrip(".").strip("*`\"' ")]
+            return [plain, *("\n".join(lines[number:]) for number in starts), reply]
+        return [plain.rstrip(".").strip("*`\"' "), end, final_answer(end), reply]
 
 
 def canonical(text: str, kind: AnswerKind) -> str | None:

@@ -32,6 +32,8 @@ from rorqual.teach.table import RowFault, read_table
 
 LEAK_SHARE = 0.9
 """If so many prompts contain their label, and few contain another label, the label is in the prompt."""
+COMMON = 5
+"""A line that so many prompts have, of which too few have the answer that it states, is a part of the question."""
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 DEV, TEST = 0.1, 0.2
 """Shares of the groups of examples that the dev and test splits get."""
@@ -99,9 +101,9 @@ def check_file(
     faults = [*table.faults, *faults]
     kind = answer_kind(examples) if examples else "text"
     earlier = near_duplicates([one.prompt for one in examples])
-    if kind == "number":
+    if kind in ("number", "JSON"):
         faults += [
-            RowFault(one.line, NO_NUMBER, f"the answer is no number: {_short(one.answer)}")
+            RowFault(one.line, f"no {kind}", f"the answer is no {kind}: {_short(one.answer)}")
             for one in examples
             if canonical(one.answer, kind) is None
         ]
@@ -195,15 +197,29 @@ def _labels_in_prompts(examples: Sequence[Example], kind: AnswerKind) -> list[Ro
     labels = {one.answer.lower() for one in examples} if kind == "label" else set()
     names = "(" + "|".join(map(re.escape, sorted(labels, key=len, reverse=True))) + r")(?!\w)"
     pattern = re.compile(rf"(?<!\w){names}")
-    choices = re.compile(rf"[\"'`]?\s*(?:[,/|]|or\b)\s*[\"'`]?{names}", re.IGNORECASE)
+    next_label = re.compile(rf"[\"'`]?\s*(?:[,;/|]\s*(?:or\b)?|or\b)\s*[\"'`]?{names}", re.IGNORECASE)
+    lines: dict[str, Counter[str]] = {}
+    for one in examples if labels else ():
+        for match in re.finditer(rf"\b{MARKED}\s*[:=]", one.prompt, re.IGNORECASE):
+            lines.setdefault(_rest_of_line(one.prompt, match), Counter())[answers[one.line]] += 1
     leaks = []
     for one in examples:
         answer = answers[one.line]
-        marked = rf"\b{MARKED}\s*[:=]\s*[\"'`]?{re.escape(answer)}(?!\w|[.,]\d)"
-        matches = re.finditer(marked, one.prompt, re.IGNORECASE) if 0 < len(answer) <= 200 else ()
-        # "answer: yes or no?" names the choices
-        if any(not labels or not choices.match(one.prompt, match.end()) for match in matches):
-            leaks.append(one)
+        marked = rf"\b{MARKED}\s*[:=]\s*[\"'`]?({re.escape(answer)})(?!\w|[.,]\d)"
+        for match in re.finditer(marked, one.prompt, re.IGNORECASE) if 0 < len(answer) <= 200 else ():
+            is_choice = False
+            if labels:
+                longest = pattern.match(one.prompt.lower(), match.start(1))
+                same = lines[_rest_of_line(one.prompt, match)]
+                is_choice = (
+                    next_label.match(one.prompt, match.end()) is not None  # "answer: yes or no?"
+                    or longest is None
+                    or longest[1] != answer.lower()  # another label begins like this one
+                    or (same.total() >= COMMON and same[answer] < LEAK_SHARE * same.total())
+                )
+            if not is_choice:
+                leaks.append(one)
+                break
     if kind == "label" and len(examples) >= 10:
         stated = [{*pattern.findall(one.prompt.lower())} for one in examples]
         alone = sum(found == {one.answer.lower()} for one, found in zip(examples, stated, strict=True))
@@ -211,6 +227,10 @@ def _labels_in_prompts(examples: Sequence[Example], kind: AnswerKind) -> list[Ro
             leaks = [one for one, found in zip(examples, stated, strict=True) if one.answer.lower() in found]
     problem = "the prompt states the answer"
     return [RowFault(one.line, "answer in prompt", f"{problem} {_short(answers[one.line])}") for one in leaks]
+
+
+def _rest_of_line(text: str, match: re.Match[str]) -> str:
+    return text[match.start() :].partition("\n")[0]
 
 
 def _in_test(examples: Sequence[Example], against: Path, system: str, **columns: str) -> list[RowFault]:

@@ -12,7 +12,7 @@ MESSAGES = "messages"
 REASONING = ("reasoning", "reasoning_content", "thinking", "rationale", "solution", "explanation", "steps")
 SHAPES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("prompt",), ("completion", "response", "answer", "output")),
-    (("instruction", "input"), ("output", "response", "answer")),
+    (("instruction", "input"), ("output", "response", "answer", "target", "label", "completion")),
     (("instruction",), ("output", "response", "answer")),
     (("question",), ("answer", "response", "label")),
     (("problem",), ("answer", "solution")),
@@ -61,7 +61,7 @@ def find_columns(names: Sequence[str], *, prompt: str = "", answer: str = "", re
     if not given and not chosen and MESSAGES in by_name:
         return Columns(messages=by_name[MESSAGES])
     for asks, replies in (*SHAPES, *((asks, ANSWERS) for asks, _ in SHAPES)):
-        found = given or tuple(by_name[name] for name in asks if name in by_name)
+        found = given or tuple(by_name[name] for name in asks if name in by_name and by_name[name] not in chosen)
         reply = chosen or tuple(by_name[name] for name in replies if name in by_name and by_name[name] not in found)[:1]
         if found and reply and (given or len(found) == len(asks)):
             taken = {*found, *reply}

@@ -64,9 +64,10 @@ class Reasons:
 
 
 def read_reasons(path: Path) -> Reasons:
-    """Read `reasons.json`. Files of earlier versions only count the reasons for given answers."""
+    """Read `reasons.json`. Files of earlier versions only count the reasons for given answers, so their keys are ""."""
     stored = json.loads(path.read_bytes())
-    return Reasons(stored["texts"], stored["given"] if isinstance(stored["given"], list) else (), stored["stopped"])
+    given = stored["given"]
+    return Reasons(stored["texts"], given if isinstance(given, list) else [""] * given, stored["stopped"])
 
 
 def teacher_reasons(

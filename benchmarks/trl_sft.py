@@ -258,7 +258,7 @@ def spent(paths: TeachPaths) -> dict[str, Any]:
     plan = json.loads(paths.plan.read_bytes())
     return {
         "steps": len(steps),
-        "epochs": plan["epochs"],
+        "epochs": plan["epochs"] * len(steps) / plan["steps"],
         "step_seconds": plan["step_seconds"],
         "ended_early": paths.ended_early.exists(),
         "seconds": total(entries).seconds,

@@ -11,7 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from rorqual.cli.main import app
 from rorqual.convert.gguf_export import export_gguf
 from rorqual.convert.hf import export_hf
 from rorqual.core.errors import ConfigError, RorqualError
@@ -137,6 +139,16 @@ def test_a_hub_that_answers_without_the_model_is_no_obstacle(
         server.shutdown()
         server.server_close()
     assert not (tmp_path / "named").exists()
+
+
+def test_the_memory_of_the_default_model_is_not_asked_for_another_base(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rorqual.cli.verbs.teach.memory", lambda: (8 * 10**9, 10**9))
+    words = ["teach", str(tmp_path / "none.jsonl"), f"out={tmp_path / 'out'}"]
+    for base, problem in (([], "needs about 4.0 GB"), ([f"base={tiny}"], "no such file")):
+        done = CliRunner().invoke(app, [*words, *base])
+        assert done.exit_code == 2 and problem in done.output
 
 
 def test_too_little_memory_is_refused_beside_just_enough() -> None:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -446,6 +446,38 @@ def test_columns_that_are_named_are_read_from_both_files(tiny: Path, write: Writ
         (row["subject"], row["team"], row["why"]) for row in rows[:80]
     }
     assert {one.prompt for one in work.dataset.splits["test"]} == {row["subject"] for row in rows[80:]}
+
+
+def test_the_grader_and_the_kind_of_the_training_file_decide_which_rows_are_used(
+    tiny: Path, write: Write, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text("def grade(prompt, answer, reply):\n    return reply == answer\n")
+    rows = [{"question": row["text"], "answer": f"{n}"} for n, row in enumerate(labelled(104), 500)]
+    rows[7]["answer"] = "no solution"
+    plain = settings(tiny, write("a.jsonl", rows))
+    graded = plain.model_copy(update={"grader": f"{tmp_path}/mine.py:grade"})
+    test = [*rows[:30], rows[2] | {"answer": "502.0"}, rows[2] | {"answer": "503"}]
+    for config, left_out in ((plain, {"no number": 1}), (graded, {})):
+        with closing(Ledger(tmp_path / "ledger.jsonl")) as ledger:
+            work = TeachStages(config, TeachPaths(tmp_path / "out"), 1, ledger, lambda *_: None, "")
+            assert work.dataset.left_out == left_out
+    rows[8]["answer"] = "none"
+    file = str(write("few.jsonl", rows[:51]))
+    for config, usable in ((plain, "only 49 usable examples"), (graded, "")):
+        config = config.model_copy(update={"file": file})
+        with closing(Ledger(tmp_path / "ledger.jsonl")) as ledger:
+            work = TeachStages(config, TeachPaths(tmp_path / f"few-{bool(usable)}"), 1, ledger, lambda *_: None, "")
+            with pytest.raises(DataError, match=usable) if usable else nullcontext():
+                work.prepare()
+    rows[8]["answer"] = "508"
+    for count, problem in ((31, ""), (32, r"t32\.jsonl:32: the same prompt as line 3")):
+        config = plain.model_copy(
+            update={"file": str(write("b.jsonl", rows[30:])), "test": str(write(f"t{count}.jsonl", test[:count]))}
+        )
+        with closing(Ledger(tmp_path / "ledger.jsonl")) as ledger:
+            work = TeachStages(config, TeachPaths(tmp_path / "out"), 1, ledger, lambda *_: None, "")
+            with pytest.raises(DataError, match=problem) if problem else nullcontext():
+                assert len(work.dataset.splits["test"]) == 29
 
 
 def test_more_minutes_allow_slower_baselines(

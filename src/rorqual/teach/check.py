@@ -196,7 +196,7 @@ def _labels_in_prompts(examples: Sequence[Example], kind: AnswerKind) -> list[Ro
     answers = {one.line: final_answer(one.answer) if kind == "number" else one.answer for one in examples}
     labels = {one.answer.lower() for one in examples} if kind == "label" else set()
     names = "(" + "|".join(map(re.escape, sorted(labels, key=len, reverse=True))) + r")(?!\w)"
-    pattern = re.compile(rf"(?<!\w){names}")
+    pattern, label = re.compile(rf"(?<!\w){names}"), re.compile(names, re.IGNORECASE)
     next_label = re.compile(rf"[\"'`]?\s*(?:[,;/|]\s*(?:or\b)?|or\b)\s*[\"'`]?{names}", re.IGNORECASE)
     lines: dict[str, Counter[str]] = {}
     for one in examples if labels else ():
@@ -207,19 +207,17 @@ def _labels_in_prompts(examples: Sequence[Example], kind: AnswerKind) -> list[Ro
         answer = answers[one.line]
         marked = rf"\b{MARKED}\s*[:=]\s*[\"'`]?({re.escape(answer)})(?!\w|[.,]\d)"
         for match in re.finditer(marked, one.prompt, re.IGNORECASE) if 0 < len(answer) <= 200 else ():
-            is_choice = False
             if labels:
-                longest = pattern.match(one.prompt.lower(), match.start(1))
+                longest = label.match(one.prompt, match.start(1))  # another label may begin like this one
                 same = lines[_rest_of_line(one.prompt, match)]
-                is_choice = (
-                    next_label.match(one.prompt, match.end()) is not None  # "answer: yes or no?"
-                    or longest is None
-                    or longest[1] != answer.lower()  # another label begins like this one
+                if (
+                    next_label.match(one.prompt, match.end())  # "answer: yes or no?"
+                    or (longest is not None and len(longest[1]) > len(answer))
                     or (same.total() >= COMMON and same[answer] < LEAK_SHARE * same.total())
-                )
-            if not is_choice:
-                leaks.append(one)
-                break
+                ):
+                    continue
+            leaks.append(one)
+            break
     if kind == "label" and len(examples) >= 10:
         stated = [{*pattern.findall(one.prompt.lower())} for one in examples]
         alone = sum(found == {one.answer.lower()} for one, found in zip(examples, stated, strict=True))

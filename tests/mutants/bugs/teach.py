@@ -553,8 +553,8 @@ MUTANTS = (
         "the choices of a prompt leak",
         "issue 20: teach",
         "teach/check.py",
-        "            if not is_choice:\n",
-        "            if True:\n",
+        "                    continue\n",
+        "                    pass\n",
         "tests/teach/test_check_file.py::test_the_choices_in_a_prompt_are_no_answer",
     ),
     one(

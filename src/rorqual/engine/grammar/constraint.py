@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rorqual.engine.grammar.calls import CallSyntax
-from rorqual.engine.grammar.refusal import NOTHING, first_line
+from rorqual.engine.grammar.refusal import first_line
+from rorqual.engine.grammar.trial_process import NOTHING
 
 Bools = npt.NDArray[np.bool_]
 

@@ -156,7 +156,9 @@ class CallSyntax:
     def read(self, reply: Sequence[int], names: Iterable[str]) -> Message:
         """Parse a reply from which the reasoning was removed. The reply is text or has calls of the functions
         `names`."""
-        return self._chat.parse(reply, thinking="off", tools=[Tool(name, "", {}) for name in names])
+        opened = self._chat.reply_form("off").begins == "thought"
+        ids = [*self._chat.closing_ids, *reply] if opened else reply
+        return self._chat.parse(ids, thinking="off", tools=[Tool(name, "", {}) for name in names])
 
     def closing(self, tail: bytes) -> Bools:
         """Return a mask [vocab] of the tokens that would complete one of the `unsaid` strings after `tail`."""

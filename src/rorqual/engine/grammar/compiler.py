@@ -43,7 +43,7 @@ ESCAPES = 'nrbtf"\\'
 """Characters that may follow a backslash in a string. `u` is excluded, because the grammar would not recognise a
 property name with a `\\u` escape. The value of this property could then violate the schema."""
 CONTROL = re.compile(r"\\u00(?:[01]|7[fF])|\x7f")
-CACHED = 64
+CACHED = 32
 WORKERS = 2
 NEED_NO_TRIAL = ("json", "choice")
 """Kinds of grammars that compile within milliseconds, whatever their source is."""

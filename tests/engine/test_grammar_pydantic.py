@@ -1,4 +1,4 @@
-"""Ordinary pydantic models as grammars: none is refused, and what ends validates with jsonschema and pydantic, or is an error that names the keyword."""
+"""Ordinary pydantic models as grammars: none is refused, and what ends validates with jsonschema and pydantic, or is an error."""
 
 from __future__ import annotations
 
@@ -155,13 +155,11 @@ SAYS_LESS = (
     "IPv4Interface", "IPv6Interface", "IPvAnyAddress", "IPvAnyNetwork",
 )  # fmt: skip
 """Models of which pydantic's own schema allows more than they take: a Decimal is any text, a `format` of pydantic is not one of JSON Schema."""
-CHECKED = {
-    "set of Enum": "uniqueItems", "set of Literal": "uniqueItems", "set": "uniqueItems", "set of bool": "uniqueItems", "frozenset": "uniqueItems",
-    "many fields": "propertyNames", "dict of Literal": "propertyNames", "dict of Enum": "propertyNames", "Mapping": "propertyNames",
-    "dict of UUID": "format", "dict of date": "format", "dict of bounded names": "propertyNames", "confloat": "exclusiveMinimum",
-    "confloat below 0": "exclusiveMaximum",
-}  # fmt: skip
-"""Models with a keyword that llguidance does not enforce, and that keyword: a random reply rarely matches it."""
+CHECKED = (
+    "set", "set of Enum", "set of Literal", "set of bool", "frozenset", "many fields", "dict", "dict of Literal", "dict of Enum", "Mapping",
+    "json object", "dict of UUID", "dict of date", "dict of bounded names", "time", "confloat", "confloat below 0",
+)  # fmt: skip
+"""Models with a keyword that llguidance does not enforce, so that a random reply rarely matches it."""
 
 
 @pytest.fixture(scope="module")
@@ -201,17 +199,15 @@ def drawn(grammars: Grammars, tokenizer: Tokenizer, schema: Any, seed: int, limi
 def test_what_ends_validates(name: str, grammars: Grammars, tokenizer: Tokenizer) -> None:
     adapter = TypeAdapter(MODELS[name])
     schema = adapter.json_schema()
-    ended, errors = 0, list[str]()
+    ended, unmatched = 0, 0
     for seed in range(12):
         text, error = drawn(grammars, tokenizer, schema, seed)
         if error:
-            assert error.startswith(MISMATCH), error
-            errors.append(error)
+            assert error.startswith(MISMATCH) and name in CHECKED, error
+            unmatched += 1
         elif text:
             ended += 1
             jsonschema.Draft202012Validator(schema).validate(json.loads(text))
             if name not in SAYS_LESS:
                 adapter.validate_json(text)
-    assert ended >= (0 if name in CHECKED else 8)
-    assert all(name in CHECKED for error in errors), errors
-    assert ended + len(errors) >= 8
+    assert ended + unmatched >= 8

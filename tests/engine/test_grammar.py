@@ -18,6 +18,7 @@ from hypothesis import settings as run_with
 from rorqual.core.errors import ConfigError, DataError
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.grammar import trial_process
+from rorqual.engine.grammar.check import MISMATCH
 from rorqual.engine.grammar.compiler import Compiled, Constraint, Delayed, Grammars, Thought
 from rorqual.engine.grammar.source import MAX_BYTES, MAX_CHOICES, MAX_PATTERN
 from rorqual.engine.request import Grammar
@@ -240,6 +241,56 @@ def test_a_choice_is_one_of_its_texts_as_they_stand(
         reply, ended = sampled(compiled.start(), tokenizer, seed)
         assert ended
         assert tokenizer.decode(reply) in choices
+
+
+NAMES: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}}
+KEYWORDS: dict[str, tuple[dict[str, Any], list[str], list[str], list[str]]] = {
+    # the schema; what it takes; what is masked; what is the answer's error
+    "multipleOf": ({"type": "number", "multipleOf": 0.25}, ["0.25", "1.75", "-2"], ["0.3", "0.26"], []),
+    "bounds": ({"type": "integer", "minimum": -3, "maximum": 120}, ["-3", "120"], ["-4", "121", "1.0"], []),
+    "bounds of draft 4": (
+        {"$schema": "http://json-schema.org/draft-04/schema#", "type": "integer", "minimum": 1, "exclusiveMinimum": True, "maximum": 3},
+        ["2", "3"], ["1", "4"], [],
+    ),
+    "a constant of many digits": ({"enum": [12345678901234567, 1]}, ["1"], ["2"], []),
+    "pattern": ({"type": "string", "pattern": r"^[ab]\d$"}, ['"a1"'], ['"c1"', '"a\u0663"', '"a1x"'], []),
+    "format": ({"type": "string", "format": "date"}, ['"2024-02-29"'], ['"x"', '"2023-13-01"'], ['"2023-02-29"']),
+    "a format that llguidance does not know": ({"type": "string", "format": "iri"}, ['"a:b"'], ["1"], ['"a b"']),
+    "a format that nobody knows": ({"type": "string", "format": "uuid4"}, ['"x"'], ["1"], []),
+    "additionalProperties": ({**NAMES, "additionalProperties": False}, ["{}", '{"a":1,"b":2}'], ['{"c":1}', '{"b":2,"a":1}'], []),
+    "items of draft 7": (
+        {"$schema": "http://json-schema.org/draft-07/schema#", "type": "array", "items": [{"type": "integer"}], "additionalItems": False},
+        ["[1]", "[]"], ["[null]", "[1,2]"], [],
+    ),
+    "a reference": ({"$ref": "#/$defs/a", "$defs": {"a": {"$anchor": "x", "type": "null"}}}, ["null"], ["1"], []),
+    "not": ({"not": {"type": "string"}}, ["1"], [], ['"a"']),
+    "if": ({**NAMES, "if": {"required": ["a"]}, "then": {"required": ["b"]}}, ['{"a":1,"b":2}', "{}"], [], ['{"a":1}']),
+    "oneOf that overlaps": ({"oneOf": [{"type": "string"}, {"type": "string", "maxLength": 2}]}, ['"abc"'], ["1"], ['"ab"']),
+    "oneOf of types": ({"oneOf": [{"type": "string"}, {"type": "null"}]}, ['"abc"', "null"], ["1"], []),
+    "uniqueItems": ({"type": "array", "items": {"type": "integer"}, "uniqueItems": True}, ["[1,2]"], ['["a"]'], ["[1,1]"]),
+    "contains": ({"type": "array", "contains": {"const": 1}}, ["[0,1]"], ["1"], ["[]"]),
+    "propertyNames": ({"type": "object", "propertyNames": {"pattern": "^x"}}, ['{"xa":1}'], ["1"], ['{"ax":1}']),
+    "dependentRequired": ({**NAMES, "dependentRequired": {"a": ["b"]}}, ['{"b":1}'], ['{"a":"x"}'], ['{"a":1}']),
+    "a name that comes twice": ({"type": "object", "minProperties": 2}, ['{"x":1,"y":1}'], ['{"x":1}'], ['{"x":1,"x":2}']),
+    "options of llguidance": ({"x-guidance": {"item_separator": ";"}, "type": "array"}, ["[1,2]"], ["[1;2]"], []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KEYWORDS)
+def test_a_keyword_is_enforced_or_checked(name: str, grammars: Grammars, tokenizer: Tokenizer) -> None:
+    asked, takes, masked, faulty = KEYWORDS[name]
+    compiled = grammars.compile(schema(**asked))
+    for text in takes:
+        after = walk(compiled, tokenizer.encode(text))
+        after.accept(EOS)
+        assert after.done and not after.error, text
+    assert [text for text in masked if matches(compiled, tokenizer, text)] == []
+    for text in faulty:
+        after = walk(compiled, tokenizer.encode(text))
+        if not after.done:
+            after.accept(EOS)
+        assert after.error.startswith(MISMATCH), text
+        assert after.copy().error == after.error
 
 
 # ---- special tokens

@@ -69,6 +69,13 @@ def test_what_takes_too_long_is_refused_and_leaves_nothing(grammars: Grammars) -
     assert resident() - before < 20 << 20
 
 
+def test_what_takes_too_much_memory_is_refused(grammars: Grammars, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = resident()
+    with pytest.raises(DataError, match="48 MB of memory"):
+        grammars.compile(Grammar("regex", "a{1000000}"))
+    assert resident() - before < 48 << 20
+
+
 def test_another_tenant_compiles_meanwhile_and_a_cancelled_trial_is_killed(grammars: Grammars) -> None:
     endless = [grammars.submit(ENDLESS, "a") for _ in range(4)]
     wait_for(1)  # and no second one of this tenant

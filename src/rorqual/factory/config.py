@@ -31,7 +31,7 @@ class FilterConfig(Config):
     shingle: Count = Field(3, description="consecutive words of the texts compared by similar")
     similar: Part = Field(0.8, description="Jaccard similarity from which two samples of a problem are duplicates")
     overlap: int = Field(
-        8, ge=2, le=MOST, description="consecutive words shared with an evaluation item that make a text contaminated"
+        8, ge=2, le=MOST, description="consecutive words of an evaluation item that contaminate a text"
     )
 
 

@@ -514,7 +514,7 @@ MUTANTS = (
         "issue 20: teach",
         "cli/verbs/teach.py",
         'api_key=command.api_key or os.environ.get("RORQUAL_API_KEY", ""),',
-        'api_key="",
+        'api_key="",',
         "tests/teach/test_teacher.py::test_the_key_that_is_typed_reaches_the_teacher",
     ),
     one(

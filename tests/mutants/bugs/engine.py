@@ -1378,7 +1378,7 @@ MUTANTS = (
     one(
         "a cached part's type is ignored in training",
         "issue 16: found by an audit",
-        "model/packed_batch.py",
+        "model/training_cache.py",
         "self._rows[part.name] = rows if part.dtype is None else _Rounded.apply(rows, part.dtype)",
         "self._rows[part.name] = rows",
         "tests/conformance/test_outside_attention.py::test_rows_are_rounded_to_the_type_of_their_part",

@@ -82,9 +82,8 @@ class Compiled:
         self._matcher, self._lexicon, self._spelling, self.fault = matcher, lexicon, spelling, fault
         self._lock = threading.Lock()
 
-    def start(self, reply: Sequence[int] = (), thought: Thought | None = None) -> Constraint:
-        """Return the constraint of a reply whose tokens so far are `reply`. Pass `thought` if the reply may start with
-        reasoning."""
+    def start(self, thought: Thought | None = None) -> Constraint:
+        """Return the constraint of a new reply. Pass `thought` if the reply may start with reasoning."""
         with self._lock:
             constraint: Constraint = Matched(self._matcher.deep_copy(), self._lexicon)
         if self._spelling is not None and self._spelling.unsaid:
@@ -93,8 +92,6 @@ class Compiled:
             constraint = Checked(constraint, self.fault, self._lexicon)
         if thought is not None:
             constraint = Delayed(constraint, thought, self._lexicon)
-        for token in reply:
-            constraint.accept(token)
         return constraint
 
 

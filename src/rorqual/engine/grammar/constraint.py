@@ -40,9 +40,6 @@ class Constraint(Protocol):
         After a failure, the reply cannot match the grammar and must end.
         """
 
-    def copy(self) -> Constraint:
-        """Return an independent copy in the same state."""
-
 
 class Unconstrained:
     """The constraint of an answer that may have any tokens."""
@@ -54,9 +51,6 @@ class Unconstrained:
 
     def accept(self, token: int) -> None:
         pass
-
-    def copy(self) -> Unconstrained:
-        return self
 
 
 class Matched:
@@ -87,11 +81,6 @@ class Matched:
 
     def _give_up(self) -> None:
         self.error, self.done = first_line(self._matcher.get_error()) or NOTHING, True
-
-    def copy(self) -> Matched:
-        other = Matched(self._matcher.deep_copy(), self._lexicon)
-        other.done, other.error = self.done, self.error
-        return other
 
 
 @dataclass(frozen=True)
@@ -200,11 +189,6 @@ class Delayed:
     def error(self) -> str:
         return self._constraint.error
 
-    def copy(self) -> Delayed:
-        other = Delayed(self._constraint.copy(), self._thought, self._lexicon)
-        other._last, other._gap, other._state, other._thoughts = self._last, self._gap, self._state, self._thoughts
-        return other
-
 
 @dataclass(frozen=True)
 class Lexicon:
@@ -265,11 +249,6 @@ class ForbiddenTexts:
     def error(self) -> str:
         return self._error or self._constraint.error
 
-    def copy(self) -> ForbiddenTexts:
-        other = ForbiddenTexts(self._constraint.copy(), self._spelling, self._lexicon)
-        other._tail, other._error = self._tail, self._error
-        return other
-
 
 class Checked:
     """A wrapper of a constraint that also validates the complete reply with `fault`, for keywords that the grammar
@@ -297,8 +276,3 @@ class Checked:
     @property
     def error(self) -> str:
         return self._error or self._constraint.error
-
-    def copy(self) -> Checked:
-        other = Checked(self._constraint.copy(), self._fault, self._lexicon)
-        other._reply, other._error = [*self._reply], self._error
-        return other

@@ -593,9 +593,10 @@ def test_what_gives_up_while_it_runs_says_so_and_ends(grammars: Grammars, monkey
     assert after.nonzero()[0].tolist() == [EOS, PAD]
 
 
-def test_without_the_package_the_error_says_what_to_install(
-    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("package", ["llguidance", "jsonschema_rs"])
+def test_without_a_package_the_error_says_what_to_install(
+    package: str, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "llguidance", None)
-    with pytest.raises(ConfigError, match=r'pip install "rorqual\[serve\]"'):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ConfigError, match=rf'need {package}.*\n.*pip install "rorqual\[serve\]"'):
         Grammars(tokenizer, tokenizer.vocab_size, [EOS]).compile(Grammar("json"))

@@ -269,14 +269,14 @@ def source(**keys: Any) -> Grammar:
 ADD = {"name": "add", "parameters": {}}
 POISONS: dict[str, tuple[Grammar, Grammar, str]] = {
     "nothing": (Grammar("calls", ""), source(tools=[ADD], many=True), "is empty"),
-    "a list": (Grammar("calls", "[]"), source(tools=[ADD], many=False), "wrong form"),
-    "no functions": (source(tools=[], many=True), source(tools=[ADD, ADD], many=True), "wrong form"),
-    "no word on how many": (source(tools=[ADD]), source(tools=[ADD], many=True), "wrong form"),
-    "a key of its own": (source(tools=[ADD], many=True, n=1), source(tools=[ADD], many=True), "wrong form"),
+    "a list": (Grammar("calls", "[]"), source(tools=[ADD], many=False), "is invalid: "),
+    "no functions": (source(tools=[], many=True), source(tools=[ADD, ADD], many=True), "is invalid at tools: "),
+    "no word on how many": (source(tools=[ADD]), source(tools=[ADD], many=True), "is invalid at many: "),
+    "a key of its own": (source(tools=[ADD], many=True, n=1), source(tools=[ADD], many=True), "is invalid at n: "),
     "an answer that is no schema": (
         source(tools=[ADD], many=True, answer=[]),
         source(tools=[ADD], many=True, answer={}),
-        "wrong form",
+        "is invalid at answer: ",
     ),
     "an answer that cannot be enforced": (
         or_json({"properties": {"a": {"pattern": "(?>a)"}}}),
@@ -286,17 +286,17 @@ POISONS: dict[str, tuple[Grammar, Grammar, str]] = {
     "a name in quotes": (
         source(tools=[{"name": '"', "parameters": {}}], many=True),
         source(tools=[{"name": "a-b.c_1", "parameters": {}}], many=True),
-        "is not a function name",
+        "is invalid at tools.0.name: ",
     ),
     "parameters that are a list": (
         source(tools=[{"name": "add", "parameters": []}], many=True),
         source(tools=[ADD], many=True),
-        "the parameters of 'add' are not a JSON schema",
+        "is invalid at tools.0.parameters: ",
     ),
     "parameters that are a text": (
         calls(add={}, say={"type": "string"}),
         calls(add={}, say={"type": ["string", "object"]}),
-        "the parameters of 'say': their type is 'string'",
+        "at tools.1.parameters: .* is 'string'",
     ),
     "a keyword that cannot be enforced": (
         calls(add={}, say={"properties": {"a": {"pattern": "(?>a)"}}}),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.server
 import json
 import os
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -160,14 +159,6 @@ def test_no_reference_of_a_schema_is_fetched(grammars: Grammars) -> None:
                 grammars.compile(Grammar("json_schema", json.dumps(schema)))
         web.shutdown()
     assert asked == []
-
-
-def test_without_the_validator_the_error_says_what_to_install(
-    grammars: Grammars, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "jsonschema_rs", None)
-    with pytest.raises(Exception, match=r'pip install "rorqual\[serve\]"'):
-        grammars.compile(Grammar("json_schema", "{}"))
 
 
 # ---- whose turn it is

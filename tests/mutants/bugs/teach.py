@@ -406,14 +406,6 @@ MUTANTS = (
         "tests/engine/test_calculator.py::test_no_digit_follows_a_result_and_a_cut_result_reaches_nowhere",
     ),
     one(
-        "a copy of the calculator forgets the result",
-        "issue 20: the calculator",
-        "engine/grammar/calculator.py",
-        "other._reply, other._result, other._ends = self._reply, self._result, self._ends",
-        "other._reply, other._result, other._ends = self._reply, (), self._ends",
-        "tests/engine/test_calculator.py::test_a_calculation_does_not_reach_over_the_end_of_the_thought",
-    ),
-    one(
         "the first step of a run is timed",
         "issue 20: teach",
         "teach/plan.py",

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -26,43 +25,13 @@ from rorqual.data.chat.dsml import DSML_FRAME
 from rorqual.data.chat.special_tokens import NAME_OF
 from rorqual.engine.grammar.check import SchemaValidator
 from rorqual.engine.grammar.dsml import DsmlRules
-from rorqual.engine.grammar.source import parse_calls
+from rorqual.engine.grammar.source import Calls
 
 Bools = npt.NDArray[np.bool_]
 THINKING = ("<think>", "</think>")
 _HOLE = "\0"
 """Placeholder for the arguments in the text of a call. No function name can contain this character."""
 _MARK = re.compile("([\ud800-\udfff])")
-
-
-@dataclass(frozen=True)
-class Calls:
-    """The tool calls that a reply may contain. If `many` is True, a reply may contain several calls, otherwise only one.
-
-    `answer` is a JSON schema: instead of tool calls, a reply may be a JSON answer that matches this schema. If `answer` is
-    None, every reply must contain a call.
-    """
-
-    functions: Mapping[str, dict[str, Any]]
-    """The JSON schema of the arguments of each function. The schema has the type `object`."""
-    many: bool
-    answer: dict[str, Any] | None = None
-
-
-def read_calls(source: str) -> Calls:
-    """Parse the source of a grammar of kind `calls`. Raises DataError if the source is invalid. For invalid parameters,
-    the error names the function."""
-    data = parse_calls(source)
-    return Calls({tool["name"]: _arguments(**tool) for tool in data["tools"]}, data["many"], data.get("answer"))
-
-
-def _arguments(name: str, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema of a function's arguments. Raises DataError if it does not describe an object."""
-    kind = parameters.get("type", "object")
-    if kind != "object" and not (isinstance(kind, list) and "object" in kind):
-        what = f"the parameters of {name!r}: their type is {str(kind)[:100]!r}"
-        raise DataError(what, remedy='Use an object: "type": "object".')
-    return {**parameters, "type": "object"}
 
 
 class CallSyntax:
@@ -160,12 +129,9 @@ class CallSyntax:
         ids = [*self._chat.closing_ids, *reply] if opened else reply
         return self._chat.parse(ids, thinking="off", tools=[Tool(name, "", {}) for name in names])
 
-    def closing(self, tail: bytes) -> Bools:
-        """Return a mask [vocab] of the tokens that would complete one of the `unsaid` strings after `tail`."""
-        return self._closing[tail]
-
     @cached_property
-    def _closing(self) -> Mapping[bytes, Bools]:
+    def closing(self) -> Mapping[bytes, Bools]:
+        """A mask [vocab] for each beginning of an `unsaid` string: the tokens that would complete it."""
         ends = {text[-1] for text in self.unsaid}
         written = ((id_, self._tokenizer.token_bytes(id_)) for id_ in range(self._vocab_size))
         last = [
@@ -180,11 +146,6 @@ class CallSyntax:
                 [id_ for id_, token_text in last if any(text in tail + token_text for text in self.unsaid)]
             ] = True
         return tables
-
-    def warm(self) -> None:
-        """Precompute the tables of `closing`. This takes one pass over the vocabulary."""
-        if self.unsaid:
-            self.closing(b"")
 
     def tail(self, before: bytes, token: int) -> bytes:
         """Return the longest suffix of the text so far that is a prefix of an `unsaid` string."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from rorqual.core.errors import ConfigError
 from rorqual.engine.grammar.source import nesting_depth
 from rorqual.engine.grammar.trial_process import build_validator
 
@@ -17,14 +16,7 @@ class SchemaValidator:
     """Validates answers against one schema. The schema must have passed a trial."""
 
     def __init__(self, schema: dict[str, Any]) -> None:
-        try:
-            self._validator = build_validator(schema)
-        except ImportError:
-            raise ConfigError(
-                "checking finished answers against a JSON schema needs jsonschema-rs, which is not installed",
-                where="engine",
-                remedy='Run: pip install "rorqual[serve]"',
-            ) from None
+        self._validator = build_validator(schema)
 
     def fault(self, text: str) -> str:
         """Return an error that names the violated keyword and its place in the schema, or "" if the answer matches."""

@@ -25,12 +25,12 @@ import numpy as np
 
 from rorqual.core.errors import ConfigError, DataError
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.engine.grammar.calls import CallsValidator, CallSyntax, read_calls
+from rorqual.engine.grammar.calls import CallsValidator, CallSyntax
 from rorqual.engine.grammar.check import SchemaValidator
 from rorqual.engine.grammar.constraint import Checked, Constraint, Delayed, ForbiddenTexts, Lexicon, Matched, Thought
 from rorqual.engine.grammar.queue import CompileQueue, CompileTask
 from rorqual.engine.grammar.refusal import refusal
-from rorqual.engine.grammar.source import check_pattern, choice_pattern, parse_schema
+from rorqual.engine.grammar.source import check_pattern, choice_pattern, parse_calls, parse_schema
 from rorqual.engine.grammar.trial import Part, TrialProcess
 from rorqual.engine.grammar.trial_process import Unusable, build_matcher, build_vocabulary
 from rorqual.engine.request import Grammar
@@ -174,10 +174,11 @@ class Grammars:
     @cached_property
     def _library(self) -> Any:
         try:
+            import jsonschema_rs  # noqa: F401  # for the validators
             import llguidance
-        except ImportError:
+        except ImportError as error:
             raise ConfigError(
-                "grammars need llguidance, which is not installed",
+                f"grammars need {error.name}, which is not installed",
                 where="engine",
                 remedy='Run: pip install "rorqual[serve]"',
             ) from None
@@ -227,12 +228,12 @@ class Grammars:
                 "tool calls need a chat format with a tool-call syntax",
                 remedy="Load a run whose chat format has a tool-call syntax.",
             )
-        calls = read_calls(grammar.source)
+        calls = parse_calls(grammar.source)
         # Each schema is tried alone, so that an error names its function.
         alone = [Part(schema_text(library, schema), schema, name) for name, schema in calls.functions.items()]
         alone += [] if calls.answer is None else [Part(schema_text(library, calls.answer), calls.answer)]
         check(*alone)
-        spelling.warm()
+        _ = spelling.closing  # computed here, not in the engine's loop
         usable = lexicon.usable.copy()
         usable[spelling.marks] = True
         options = options_of(*(json.dumps(part.schema) for part in alone))

@@ -230,7 +230,7 @@ class ForbiddenTexts:
         allowed = self._lexicon.stops if self._error else self._constraint.mask()
         if allowed is None or self.done:
             return allowed
-        allowed = allowed & ~self._spelling.closing(self._tail)
+        allowed = allowed & ~self._spelling.closing[self._tail]
         if not allowed.any():
             self._error = NOTHING
             return self._lexicon.stops

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from rorqual.core.errors import DataError
 
@@ -12,7 +13,42 @@ MAX_BYTES = 1 << 17
 MAX_PATTERN = 1 << 13
 MAX_DEPTH = 64
 MAX_CHOICES = 1024
-_FUNCTION = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
+
+
+class _Source(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class FunctionSchema(_Source):
+    """A function that may be called. `parameters` is the JSON schema of its arguments, which are always an object."""
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+    parameters: dict[str, Any]
+
+    @field_validator("parameters")
+    @classmethod
+    def _read_parameters(cls, schema: dict[str, Any]) -> dict[str, Any]:
+        kind = schema.get("type", "object")
+        if kind != "object" and not (isinstance(kind, list) and "object" in kind):
+            raise ValueError(f"the type of the arguments is {str(kind)[:100]!r}, but must be 'object'")
+        return {**schema, "type": "object"}
+
+
+class Calls(_Source):
+    """The tool calls that a reply may contain. If `many` is True, a reply may contain several calls, otherwise only one.
+
+    `answer` is a JSON schema: instead of tool calls, a reply may be a JSON answer that matches this schema. If `answer` is
+    None, every reply must contain a call.
+    """
+
+    tools: Annotated[list[FunctionSchema], Field(min_length=1)]
+    many: bool
+    answer: dict[str, Any] | None = None
+
+    @property
+    def functions(self) -> dict[str, dict[str, Any]]:
+        """The schema of each function's arguments."""
+        return {tool.name: tool.parameters for tool in self.tools}
 
 
 def parse_schema(source: str) -> dict[str, Any]:
@@ -43,29 +79,18 @@ def check_pattern(source: str) -> str:
     return source
 
 
-def parse_calls(source: str) -> dict[str, Any]:
-    """Parse the source of a grammar of kind `calls`: the functions that a reply may call, and the schema of an answer
-    without calls (see `core.sampling.Grammar`)."""
+def parse_calls(source: str) -> Calls:
+    """Parse the source of a grammar of kind `calls` (see `core.sampling.Grammar`). Raises DataError if it is invalid."""
     example = '{"tools": [{"name": "add", "parameters": {}}], "many": true}'
-    data = _parse(source, "set of functions", example)
-    tools = data.get("tools") if isinstance(data, dict) else None
-    if (
-        not isinstance(tools, list)
-        or not tools
-        or data.keys() - {"answer"} != {"tools", "many"}
-        or not isinstance(data["many"], bool)
-        or not isinstance(data.get("answer", {}), dict)
-        or not all(isinstance(tool, dict) and tool.keys() == {"name", "parameters"} for tool in tools)
-    ):
-        raise DataError("the set of functions has the wrong form", remedy=f"Give an object such as {example}.")
-    for tool in tools:
-        if not isinstance(tool["name"], str) or not _FUNCTION.fullmatch(tool["name"]):
-            what = f"{repr(tool['name'])[:60]} is not a function name"
-            raise DataError(what, remedy="Use letters, digits, '_', '-', '.'.")
-        if not isinstance(tool["parameters"], dict):
-            what = f"the parameters of {tool['name']!r} are not a JSON schema"
-            raise DataError(what, remedy='Give an object such as {"type": "object"}.')
-    return dict(data)
+    try:
+        return Calls.model_validate(_parse(source, "set of functions", example))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise DataError(
+            f"the set of functions is invalid{' at ' * bool(place)}{place}: {first['msg']}",
+            remedy=f"Give an object such as {example}.",
+        ) from None
 
 
 def nesting_depth(value: Any) -> int:

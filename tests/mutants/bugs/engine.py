@@ -298,7 +298,7 @@ MUTANTS = (
     one(
         "the log-probabilities of one that steps back twice are lost",
         "seen in our own first version",
-        "engine/runner.py",
+        "engine/histories.py",
         "            self.logprobs[slot, start:known] = sequence.saved.logprobs\n",
         "            self.logprobs[slot, start:known], sequence.saved.logprobs[:] = sequence.saved.logprobs, 0\n",
         "tests/engine/test_engine.py::test_one_that_steps_back_again_before_it_is_fed_keeps_what_was_recorded",
@@ -558,9 +558,9 @@ MUTANTS = (
     one(
         "penalties forget the reply after a preemption",
         "issue 14: first bug trial",
-        "engine/runner.py",
-        "self.counts.add(slot, sequence.prompt, sequence.tokens[start:])",
-        "self.counts.add(slot, sequence.prompt)",
+        "engine/sampler.py",
+        "self.counts.add(sequence.slot, sequence.prompt, sequence.tokens[len(sequence.prompt) :])",
+        "self.counts.add(sequence.slot, sequence.prompt)",
         "tests/engine/test_every_field.py::test_penalties_go_on_counting_after_a_preemption",
     ),
     one(
@@ -638,7 +638,7 @@ MUTANTS = (
     one(
         "min_tokens ends one token early",
         "issue 14",
-        "engine/runner.py",
+        "engine/sampler.py",
         "- len(sequence.prompt) < sequence.params.min_tokens:",
         "- len(sequence.prompt) < sequence.params.min_tokens - 1:",
         "tests/engine/test_min_tokens.py::test_the_models_own_end_and_a_stop_token_wait",
@@ -646,7 +646,7 @@ MUTANTS = (
     one(
         "min_tokens forbids every token there is",
         "issue 14",
-        "engine/runner.py",
+        "engine/sampler.py",
         "                if continuing.any():\n                    masks[row] = continuing\n",
         "                masks[row] = continuing\n",
         "tests/engine/test_min_tokens.py::test_where_every_token_ends_it_it_ends",
@@ -1079,7 +1079,7 @@ MUTANTS = (
     one(
         "a backend's own sampling is never asked",
         "issue 16: a fused step",
-        "engine/runner.py",
+        "engine/eager_step.py",
         "self._model.ops.sample(logits_of",
         "type(self._model.ops).__mro__[-2]().sample(logits_of",
         "tests/conformance/test_outside_backend.py::test_it_serves_what_the_packages_own_serve",
@@ -1321,9 +1321,9 @@ MUTANTS = (
     one(
         "a request gets as many alternatives as its neighbour asked for",
         "issue 16: fifth bug trial",
-        "engine/runner.py",
-        "self.top[active[row].slot].append(best[: active[row].params.top_logprobs])",
-        "self.top[active[row].slot].append(best)",
+        "engine/sampler.py",
+        "self.histories.top[active[row].slot].append(best[: active[row].params.top_logprobs])",
+        "self.histories.top[active[row].slot].append(best)",
         "tests/engine/test_every_field.py::test_each_request_of_a_batch_has_as_many_alternatives_as_it_asked_for",
     ),
     one(

@@ -52,12 +52,12 @@ def some_ids(seed: int, count: int) -> tuple[int, ...]:
 class Tape:
     """Histories by slot and contents by block; `keeps` is what `Saved` is to the runner."""
 
-    def __init__(self, slots: int, blocks: int, *, step_tokens: int, patience: float = 0.0) -> None:
+    def __init__(self, slots: int, blocks: int, *, step_tokens: int) -> None:
         self.contents = [[b""] * BLOCK for _ in range(blocks)]
         self.ids: list[list[int]] = [[] for _ in range(slots)]
         self.notes: list[list[int]] = [[] for _ in range(slots)]  # one for each token drawn, as log-probabilities are
         self.kv_cache = KVCacheManager(blocks, b"s" * 32, b"weights", self.read, self.write)
-        self.scheduler = Scheduler(slots, self.kv_cache, self, step_tokens=step_tokens, patience=patience)
+        self.scheduler = Scheduler(slots, self.kv_cache, self, step_tokens=step_tokens)
         self.fed_in_a_step: list[tuple[int, int]] = []
         self.preempted = 0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import os
 import random
 import signal
@@ -18,14 +17,13 @@ import pytest
 import torch
 from scaled import make_model
 from torch.nn.modules.module import register_module_forward_pre_hook
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from rorqual.core.errors import NumericsError
 from rorqual.data.chat import ChatFormat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Completion, Engine, Request, SamplingParams
 from rorqual.model import Decoder, build
-from rorqual.model.adapter import ESFT, LoRA
+from rorqual.model.adapter import LoRA
 from rorqual.model.adapter import trained as adapted
 
 PROMPT = tuple(3 + i * 7 % 250 for i in range(150))
@@ -230,37 +228,6 @@ def test_whoever_comes_after_a_change_of_weights_has_the_new_ones_alone(
     assert told(run_out(engine, engine.submit(ask()))) == expected
 
 
-def test_weights_that_change_while_a_prompt_is_fed_leave_nothing_in_the_folder(
-    tmp_path: Path, tokenizer: Tokenizer, chat: ChatFormat
-) -> None:
-    """Changed in place, between two steps, by whoever holds the model."""
-    model, new = make_model("mla", context=256), make_model("mla", seed=5, context=256)
-    before = copy.deepcopy(model.state_dict())
-    expected = alone(model, tokenizer, chat, ask())
-    engine = Engine.of(model, tokenizer, chat, slots=8, cache_dir=tmp_path, step_tokens=70)
-    request_id = engine.submit(ask())
-    engine.step()
-    model.load_state_dict(new.state_dict())
-    run_out(engine, request_id)
-    engine.close()
-    model.load_state_dict(before)
-    again = Engine.of(model, tokenizer, chat, slots=8, cache_dir=tmp_path)
-    assert told(again.generate([ask()])[0][0]) == expected
-
-
-def test_weights_that_lie_elsewhere_are_new_weights(tokenizer: Tokenizer, chat: ChatFormat) -> None:
-    model = make_model("mla", context=256)
-    engine = Engine.of(model, tokenizer, chat, slots=8, reuse=True)
-    engine.generate([ask()])
-    vector = parameters_to_vector(model.parameters()).detach() * 0.9
-    vector_to_parameters(vector, model.parameters())  # writes through .data
-    assert told(engine.generate([ask()])[0][0]) == alone(model, tokenizer, chat, ask())
-    with torch.no_grad():
-        vector.mul_(0.9)  # behind torch's back
-    engine.weights_changed()
-    assert told(engine.generate([ask()])[0][0]) == alone(model, tokenizer, chat, ask())
-
-
 def test_a_folder_filled_under_another_configuration_is_not_read(
     tmp_path: Path, tokenizer: Tokenizer, chat: ChatFormat
 ) -> None:
@@ -339,37 +306,6 @@ def test_what_is_no_number_reaches_nobody_who_has_its_blocks_later(
         engine.close()
     again = Engine.of(model, tokenizer, chat, slots=2, cache_dir=tmp_path)
     assert told(again.generate([good])[0][0]) == expected
-
-
-def test_of_the_likeliest_those_that_were_cut_off_are_impossible(engine: Engine) -> None:
-    found = engine.generate([ask(temperature=1.0, top_k=1, top_logprobs=2)])[0][0]
-    assert found.top_logprobs is not None
-    assert all([value for _, value in place] == [0.0, -math.inf] for place in found.top_logprobs)
-
-
-@pytest.mark.parametrize("penalty", [0.01, 100.0])
-def test_the_strongest_penalties_leave_numbers(engine: Engine, penalty: float) -> None:
-    found = engine.generate([ask(repetition_penalty=penalty, temperature=0.01)])[0][0]
-    assert not found.error and all(torch.isfinite(torch.tensor(found.logprobs)))
-
-
-@pytest.mark.parametrize("kind", ["esft", "lora"])
-def test_a_step_of_an_adapters_optimizer_is_seen(kind: str, tokenizer: Tokenizer, chat: ChatFormat) -> None:
-    """ESFT trains slices of a tensor, which count their changes themselves."""
-    model = make_model("gqa", context=256)
-    tune = ESFT() if kind == "esft" else LoRA()
-    tune.attach(model, seed=0, experts=(tuple(range(8)),) * 2 if kind == "esft" else ())
-    engine = Engine.of(model, tokenizer, chat, slots=2, reuse=True)
-    engine.generate([ask()])
-    assert engine.generate([ask()])[0][0].usage["prompt_cache_hit_tokens"] == 128
-    parameters = list(adapted(model).values())
-    generator = torch.Generator().manual_seed(0)
-    for parameter in parameters:
-        parameter.grad = 0.3 * torch.randn(parameter.shape, generator=generator)
-    torch.optim.SGD(parameters, lr=1.0).step()
-    found = engine.generate([ask()])[0][0]
-    assert found.usage["prompt_cache_hit_tokens"] == 0
-    assert told(found) == alone(model, tokenizer, chat, ask())
 
 
 def test_adapters_of_another_scale_share_no_folder(tmp_path: Path, tokenizer: Tokenizer, chat: ChatFormat) -> None:

@@ -8,14 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor
 
-from rorqual.core.errors import DataError
 from rorqual.engine.kv_cache.paged import PagedCache, StepCache, token_bytes
 from rorqual.model import Decoder
-from rorqual.model.training_cache import PackedBatchCache
 from rorqual.ops.backends import TORCH_INVARIANT
 from rorqual.ops.backends.attention import AttentionMetadata
 from rorqual.ops.paged import BLOCK
@@ -94,24 +91,6 @@ def test_sequences_fed_together_at_different_places_equal_themselves_alone(model
         close(torch.cat(logits), whole(model, row))
 
 
-def test_embeddings_of_the_tokens_are_the_tokens_in_any_pieces(model: Decoder) -> None:
-    (ids,) = some(1)
-    plain, fed = Fed.fresh(model), Fed.fresh(model)
-    for piece in (ids[:30], ids[30:31], ids[31:]):
-        assert torch.equal(fed.feed({0: piece}, embedded=True)[0], plain.feed({0: piece})[0])
-
-
-@torch.no_grad()
-def test_what_lies_beyond_a_sequence_in_its_blocks_is_not_seen(model: Decoder) -> None:
-    (ids,) = some(1)
-    fed, full = Fed.fresh(model), Fed.fresh(model)
-    for pool in full.cache.pools():
-        if pool.is_floating_point():
-            pool.fill_(1e4)
-    for piece in (ids[:30], ids[30:31], ids[31:]):
-        assert torch.equal(full.feed({0: piece})[0], fed.feed({0: piece})[0])
-
-
 def test_blocks_copied_or_read_and_put_back_hold_what_they_held(model: Decoder) -> None:
     (ids,) = some(1)
     fed = Fed.fresh(model, 3)
@@ -132,11 +111,3 @@ def test_a_block_of_another_size_is_not_written(model: Decoder) -> None:
     before = [pool.clone() for pool in cache.pools()]
     assert not cache.write(1, contents[:-1] + b"") and not cache.write(1, contents + b"\1") and not cache.write(1, b"")
     assert all(torch.equal(a, b) for a, b in zip(before, cache.pools()))
-
-
-@pytest.mark.parametrize("starts", [(1, 0), (0, 1)])
-def test_a_document_that_does_not_begin_at_its_beginning_is_refused(starts: tuple[int, int]) -> None:
-    positions = torch.stack([torch.arange(5) + start for start in starts])
-    with pytest.raises(DataError, match="position 0"):
-        PackedBatchCache(positions, None, [], TORCH_INVARIANT.attention)
-    PackedBatchCache(positions - torch.tensor(starts).unsqueeze(1), None, [], TORCH_INVARIANT.attention)

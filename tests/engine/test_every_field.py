@@ -11,7 +11,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -167,13 +166,6 @@ PENALISED: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", PENALISED)
-def test_a_penalty_is_the_arithmetic_that_its_name_says(engine: Engine, mla: Decoder, name: str) -> None:
-    request = asked(**{"max_tokens": 40, "ignore_eos": True} | PENALISED[name])
-    [[found]] = engine.generate([request])
-    check_by_hand(mla, found, request.params)
-
-
 def test_penalties_go_on_counting_after_a_preemption(mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> None:
     """Presence, frequency and repetition count the reply before the preemption, and count the prompt as a prompt."""
     block = Runner.block_bytes(mla)
@@ -187,59 +179,6 @@ def test_penalties_go_on_counting_after_a_preemption(mla: Decoder, tokenizer: To
     for request, [found] in zip(requests, results, strict=True):
         assert len(found.token_ids) == 80
         check_by_hand(mla, found, request.params)
-
-
-CUTS: dict[str, dict[str, Any]] = {
-    "top_k": {"top_k": 7},
-    "top_p": {"top_p": 0.6},
-    "min_p": {"min_p": 0.1},
-    "in order": {"top_k": 20, "top_p": 0.7, "min_p": 0.05},
-    "min_p first": {"top_k": 20, "top_p": 0.7, "min_p": 0.05, "min_p_first": True},
-}
-
-
-def kept_by_hand(logits: torch.Tensor, params: SamplingParams) -> list[tuple[set[int], set[int]]]:
-    """For each place the tokens that the cuts leave, with those alone that rounding decides of."""
-    found = []
-    for row in logits.double().div(params.temperature):
-        kept, near = set(range(len(row))), set[int]()
-
-        def top_k(kept: set[int], row: torch.Tensor = row) -> set[int]:
-            order = sorted(kept, key=lambda t: -float(row[t]))
-            return set(order[: params.top_k]) if params.top_k else kept
-
-        def top_p(kept: set[int], row: torch.Tensor = row, near: set[int] = near) -> set[int]:
-            order = sorted(kept, key=lambda t: -float(row[t]))
-            shares = row[order].softmax(-1)
-            before = (shares.cumsum(0) - shares).tolist()
-            near |= {t for t, b in zip(order, before, strict=True) if abs(b - params.top_p) < 1e-5}
-            return {t for t, b in zip(order, before, strict=True) if b < params.top_p} if params.top_p < 1 else kept
-
-        def min_p(kept: set[int], row: torch.Tensor = row, near: set[int] = near) -> set[int]:
-            shares = (row - row.max()).exp()
-            near |= {t for t in kept if abs(float(shares[t]) - params.min_p) < 1e-5}
-            return {t for t in kept if float(shares[t]) >= params.min_p}
-
-        for cut in (min_p, top_k, top_p) if params.min_p_first else (top_k, top_p, min_p):
-            kept = cut(kept)
-        found.append((kept, near))
-    return found
-
-
-@pytest.mark.parametrize("name", CUTS)
-def test_a_cut_leaves_the_tokens_that_its_name_says(
-    mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat, name: str
-) -> None:
-    engine = Engine.of(mla, tokenizer, chat, slots=2, record_kept=True)
-    request = asked(**{"temperature": 0.8, "ignore_eos": True} | CUTS[name])
-    [[found]] = engine.generate([request])
-    logits, _ = whole_forward(mla, found)
-    masks = np.unpackbits(np.asarray(found.kept), axis=1)[:, : logits.shape[1]]
-    sizes = set()
-    for mask, (expected, near) in zip(masks, kept_by_hand(logits, request.params), strict=True):
-        assert set(np.flatnonzero(mask).tolist()) ^ expected <= near
-        sizes.add(len(expected))
-    assert len(sizes) > 1 or name == "top_k"
 
 
 # ---- requests

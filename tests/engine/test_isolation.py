@@ -82,17 +82,6 @@ def test_two_tenants_with_one_prompt_share_nothing(kind: str, tokenizer: Tokeniz
     assert engine.stats()["hit_tokens"] == 0
 
 
-def test_who_may_not_reuse_neither_hits_nor_is_hit(mla: Decoder, chat: ChatFormat) -> None:
-    engine = engine_for(mla, chat, reuse=True)
-    for request, fed in (
-        (replace(ASKED, reuse=False), 85),
-        (ASKED, 85),
-        (replace(ASKED, reuse=False), 85),
-        (ASKED, 85 - BLOCK),
-    ):
-        assert counted(engine, request)[1] == fed
-
-
 @pytest.mark.parametrize("how", ["load_weights", "in place", "a router's bias"])
 def test_after_new_weights_nothing_older_is_hit(how: str, tokenizer: Tokenizer, chat: ChatFormat) -> None:
     model, other = make_model("mla"), make_model("mla", seed=5)

@@ -62,14 +62,6 @@ def test_what_is_found_is_the_longest_beginning_of_the_same_tenant(
     pages.pool.check([[0], first.blocks, second.blocks])
 
 
-def test_what_nobody_may_reuse_is_never_named() -> None:
-    pages, first = pages_of(), owner(reuse=False)
-    fill(pages, first)
-    assert pages.match(owner(1)) == 0
-    pages.release(first)
-    assert pages.pool.cached == 0 and pages.pool.used == 1
-
-
 def test_a_last_block_that_is_not_full_is_not_shared_but_copied() -> None:
     pages, first, second = pages_of(), owner(), owner(1)
     fill(pages, first)
@@ -79,15 +71,6 @@ def test_a_last_block_that_is_not_full_is_not_shared_but_copied() -> None:
     third = owner(2)
     assert pages.fork(first, third, 3 * BLOCK) == [] and third.blocks == first.blocks[:3]
     pages.pool.check([[0], first.blocks, second.blocks, third.blocks])
-
-
-def test_where_there_is_no_block_nothing_changes() -> None:
-    pages, first = pages_of(5), owner()
-    fill(pages, first)
-    second = owner(1, (9,) * 10)
-    assert not pages.grow(second, 10) and second.blocks == []
-    assert pages.fork(first, second, len(PROMPT)) is None and second.blocks == []
-    pages.pool.check([[0], first.blocks])
 
 
 def test_after_new_weights_nothing_old_is_found_also_not_by_who_runs() -> None:
@@ -119,23 +102,6 @@ def test_a_block_from_disk_is_found_again_and_a_damaged_one_is_not(tmp_path: Pat
             assert pages.match(one) == found * BLOCK and pages.restored == found
             pages.pool.check([[0], one.blocks])
             assert pages.grow(one, len(PROMPT))
-
-
-def test_contents_that_the_cache_refuses_are_a_miss(tmp_path: Path) -> None:
-    with DiskStore(tmp_path, 1 << 20, b"weights") as store:
-        pages = pages_of(store=store, secret=store.secret)
-        one = owner()
-        store.put(pages._keys(one, 1)[0], b"damaged")
-        assert pages.match(one) == 0 and one.blocks == [] and pages.pool.used == 1
-
-
-def test_with_no_place_to_put_it_a_block_on_disk_is_a_miss(tmp_path: Path) -> None:
-    with DiskStore(tmp_path, 1 << 20, b"weights") as store:
-        fill(pages_of(store=store, secret=store.secret), owner())
-        pages = pages_of(3, store=store, secret=store.secret)
-        one = owner(1)
-        assert pages.match(one) == 2 * BLOCK
-        pages.pool.check([[0], one.blocks])
 
 
 def test_samples_of_one_prompt_name_their_own_replies() -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import struct
-import time
-from itertools import combinations
 
 import numpy as np
 import pytest
@@ -61,56 +59,8 @@ def test_two_tenants_with_one_prompt_never_hit_each_other() -> None:
     for block, key in zip(blocks, keys, strict=True):
         pool.register(block, key)
     pool.release(blocks)
-    assert pool.match(chain(SECRET, b"weights", "bob", prompt, 16)) == []
-    assert pool.match(chain(SECRET, b"weights", "", prompt, 16)) == []
-    assert pool.match(chain(SECRET, b"weights", "ann", prompt, 16)) == blocks, "and the tenant itself does"
-
-
-@given(
-    st.lists(
-        st.tuples(st.binary(min_size=16, max_size=20), st.binary(max_size=2), TENANT, st.integers(1, 3)), unique=True
-    )
-)
-def test_whatever_differs_but_the_tokens_keeps_all_keys_apart(roots) -> None:
-    keys = [set(chain(*names, [7] * 6, block)) for *names, block in roots]
-    assert all(one.isdisjoint(two) for one, two in combinations(keys, 2))
-
-
-@pytest.mark.parametrize(
-    ("one", "two"),
-    [
-        ((b"ab", "c"), (b"a", "bc")),
-        ((b"", "ab"), (b"ab", "")),
-        ((b"a\0", "b"), (b"a", "\0b")),
-        ((b"a", "b" + "\x01" + "\0" * 7 + "2"), (b"a", "b")),
-        ((b"", "e\u0301"), (b"", "\u00e9")),  # they look alike; they are two keys of a server all the same
-    ],
-)
-def test_no_two_names_read_as_one(one, two) -> None:
-    assert chain(SECRET, *one, [1, 2], 2) != chain(SECRET, *two, [1, 2], 2)
-
-
-def test_a_block_elsewhere_is_another_block() -> None:
-    a, b = [1, 2], [3, 4]
-    ab, ba, aa = (chain(SECRET, b"", "", tokens, 2) for tokens in (a + b, b + a, a + a))
-    assert len({*ab, *ba, *aa}) == 5  # only the first of ab and aa are one
-
-
-@given(TOKENS, st.integers(1, 5), st.data())
-def test_a_sequence_that_grows_gets_the_keys_of_the_whole(tokens, block, data) -> None:
-    whole = chain(SECRET, b"f", "t", tokens, block)
-    cut = data.draw(st.integers(0, len(whole)))
-    parent = whole[cut - 1] if cut else root(SECRET, b"f", "t", block)
-    assert whole[:cut] + extend(SECRET, parent, tokens[cut * block :], block) == whole
-
-
-@pytest.mark.parametrize(
-    "kind", [tuple, np.array, lambda t: np.array(t, np.int32), lambda t: np.array(t, np.uint64)[::1]]
-)
-def test_lists_and_arrays_of_any_integer_type_are_the_same_tokens(kind) -> None:
-    tokens = [5, 0, 151_643, 2**31 - 1]
-    assert chain(SECRET, b"", "", kind(tokens), 2) == chain(SECRET, b"", "", tokens, 2)
-    assert chain(SECRET, b"", "", np.array(tokens * 2)[::2], 2) == chain(SECRET, b"", "", (tokens * 2)[::2], 2)
+    for tenant, found in (("bob", [None] * 4), ("", [None] * 4), ("ann", blocks)):
+        assert [pool.share(key) for key in chain(SECRET, b"weights", tenant, prompt, 16)] == found
 
 
 @pytest.mark.parametrize(
@@ -137,15 +87,6 @@ def test_extra_keys_name_their_block_and_all_later_ones(one, two) -> None:
     assert extend(SECRET, keys[0], tokens[2:], 2, one[1:].__getitem__) == keys[1:]
 
 
-def test_no_tokens_have_no_keys() -> None:
-    assert (
-        chain(SECRET, b"", "", [], 4)
-        == chain(SECRET, b"", "", [1, 2, 3], 4)
-        == chain(SECRET, b"", "", np.zeros(0, np.int64), 4)
-        == []
-    )
-
-
 def test_a_secret_that_is_none_is_refused() -> None:
     for secret in (b"", b"short", b"x" * 65):
         with pytest.raises(ValueError, match="secret"):
@@ -170,12 +111,3 @@ def test_a_fingerprint_names_every_part() -> None:
     others = [{**parts, name: "other"} for name in parts] + [{"weights": "a", "adapter": "bc", "dtype": "bf16"}]
     others += [{"weights": "ab", "adapter": "c"}, {**parts, "": ""}]
     assert len({mark, *map(fingerprint_of, others)}) == len(others) + 1
-
-
-def test_a_prompt_of_2048_tokens_is_named_in_no_time() -> None:
-    tokens, times = list(range(2048)), []
-    for _ in range(20):
-        start = time.thread_time()
-        chain(SECRET, b"", "", tokens, 64)
-        times.append(time.thread_time() - start)
-    assert min(times) < 1e-3

@@ -22,7 +22,6 @@ from rorqual.data.chat import ChatFormat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Completion, Embeds, Engine, Request, SamplingParams
 from rorqual.engine.remote.engine import RemoteEngine
-from rorqual.engine.runner import Runner
 from rorqual.model import Decoder
 from rorqual.model.adapter import LoRA
 from rorqual.ops.paged import BLOCK
@@ -90,11 +89,6 @@ def test_a_picture_is_answered_as_one_whole_forward_says(kind: str, chat: ChatFo
     assert differences(found, alone(model, chat, asked(picture(2))))
 
 
-def test_prefilled_in_chunks_and_whole_it_is_the_same(mla: Decoder, chat: ChatFormat) -> None:
-    found = [engine_for(mla, chat, step_tokens=n).generate([asked(picture(1))])[0][0] for n in (32, 50, 2048)]
-    assert differences(found[0], found[2]) == [] == differences(found[1], found[2])
-
-
 def test_beside_others_it_is_the_same(mla: Decoder, chat: ChatFormat) -> None:
     """Sequences that decode, texts that are prefilled, and other pictures, in the same steps."""
     requests = [
@@ -113,18 +107,6 @@ def test_beside_others_it_is_the_same(mla: Decoder, chat: ChatFormat) -> None:
         done |= {d.request_id: d.completion for d in engine.step() if d.completion is not None}
     for request_id, request in zip(request_ids, requests, strict=True):
         assert differences(done[request_id], alone(mla, chat, request)) == []
-
-
-def test_whoever_is_preempted_is_computed_again_with_its_rows(chat: ChatFormat) -> None:
-    model = make_model("mla", context=200)
-    blocks = 4
-    engine = engine_for(model, chat, slots=3, cache_bytes=blocks * Runner.block_bytes(model), reuse=False)
-    long = SamplingParams(max_tokens=60, ignore_eos=True, temperature=1.0)
-    requests = [replace(asked(picture(seed)), params=replace(long, seed=seed)) for seed in range(3)]
-    found = engine.generate(requests)
-    assert engine.stats()["preemptions"] > 0
-    for [one], request in zip(found, requests, strict=True):
-        assert differences(one, alone(model, chat, request)) == []
 
 
 # ---- no block for two pictures
@@ -181,13 +163,6 @@ def test_two_pictures_in_one_step_are_prefilled_apart_and_equal_ones_together(ml
     assert fed(picture(1), picture(1)) < 2 * once
 
 
-def test_samples_of_one_picture_share_its_prefill(mla: Decoder, chat: ChatFormat) -> None:
-    three = replace(asked(picture(1)), params=replace(PARAMS, n=3))
-    found = engine_for(mla, chat).generate([three])[0]
-    assert differences(found[0], alone(mla, chat, asked(picture(1)))) == []
-    assert len({tuple(one.token_ids) for one in found}) == 3
-
-
 def test_on_disk_a_picture_finds_itself_alone(
     mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat, tmp_path: Path
 ) -> None:
@@ -228,16 +203,6 @@ def test_rows_that_cannot_stand_are_refused(name: str) -> None:
     with pytest.raises(DataError, match=message):
         Embeds(rows, places)
     Embeds(ROWS, (0, 1))
-
-
-def test_rows_are_those_of_when_they_were_given() -> None:
-    rows = torch.ones(2, 3, requires_grad=True)
-    embeds = Embeds(rows, (0, 1))
-    digest = Embeds(torch.ones(2, 3, dtype=torch.bfloat16), torch.tensor([0, 1])).digest
-    with torch.no_grad():
-        rows.zero_()
-    assert embeds.rows.tolist() == np.ones((2, 3)).tolist() and embeds.digest == digest
-    assert Embeds(np.ones((3, 2)), (0, 1, 2)).digest != digest != Embeds(np.ones((2, 3)), (0, 2)).digest
 
 
 def test_an_engine_refuses_rows_that_are_not_its_models(engine: Engine) -> None:

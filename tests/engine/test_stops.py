@@ -36,14 +36,3 @@ def test_a_stop_of_several_tokens_ends_the_answer(
     assert found.token_ids == whole.token_ids[: at + length], "not one token more is drawn"
     beside = ask(engine, letters, stop + "A", seed=seed)
     assert beside.finish_reason == "length" and beside.text == whole.text, "what did not come whole stops nothing"
-
-
-def test_of_two_stops_the_one_that_is_whole_first_ends_the_answer(
-    engine: Engine, letters: tuple[tuple[int, float], ...]
-) -> None:
-    whole = ask(engine, letters)
-    early, late = whole.text[8:12], whole.text[6:20]
-    for stops in ((early, late), (late, early)):
-        found = ask(engine, letters, *stops)
-        assert found.text == whole.text[: whole.text.index(early)]
-        assert len(found.token_ids) == whole.text.index(early) + 4

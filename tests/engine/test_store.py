@@ -59,25 +59,6 @@ def store(folder: Path) -> Iterator[DiskStore]:
         yield opened
 
 
-def test_what_is_put_comes_back_before_and_after_it_is_written(folder: Path) -> None:
-    with open_store(folder) as store:
-        assert store.put(key(1), payload(1)) and store.has(key(1)) and store.get(key(1)) == payload(1)
-        store.flush()
-        assert store.get(key(1)) == payload(1) and store.get(key(2)) is None and not store.has(key(2))
-        assert store.put(key(3), b"") and store.put(key(4), memoryview(payload(4)))
-        store.flush()
-        assert (store.get(key(3)), store.get(key(4))) == (b"", payload(4))
-        assert store.stats() == {
-            "written": 3,
-            "read": 3,
-            "damaged": 0,
-            "dropped": 0,
-            "evicted": 0,
-            "files": 3,
-            "bytes": on_disk(folder),
-        }
-
-
 def test_what_is_put_is_a_copy(folder: Path) -> None:
     with open_store(folder) as store:
         memory = bytearray(payload(1))
@@ -241,14 +222,6 @@ def test_payloads_swapped_under_their_headers_are_misses(store: DiskStore, folde
     misses(store, 1)
 
 
-def test_a_file_that_somebody_removed_is_a_plain_miss(store: DiskStore, folder: Path) -> None:
-    before = store.stats()
-    file_of(folder, 0).unlink()
-    assert store.get(key(0)) is None and not store.has(key(0))
-    after = store.stats()
-    assert after["damaged"] == 0 and after["bytes"] == before["bytes"] - 8192 == on_disk(folder)
-
-
 @pytest.mark.parametrize("other", ["secret", "weights"])
 def test_files_of_another_secret_or_of_other_weights_are_misses(other: str, folder: Path) -> None:
     with open_store(folder) as store:
@@ -323,27 +296,6 @@ def test_what_is_larger_than_the_budget_is_dropped_and_takes_nothing_with_it(sto
     assert store.stats()["dropped"] == 1 and store.stats()["files"] == 3
 
 
-def test_a_full_queue_drops_and_never_waits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Held up at its disk, the writer gets the first; nothing that comes meanwhile waits for it."""
-    disk, waited, replace = threading.Event(), [], os.replace
-
-    def slow(*names: str, **places: int) -> None:
-        waited.append(disk.wait(60))
-        replace(*names, **places)
-
-    with open_store(folder, 64 * MIB, queue_bytes=4 * MIB) as store:
-        monkeypatch.setattr(os, "replace", slow)
-        taken = [store.put(key(number), payload(0, 3 * MIB)) for number in range(50)]
-        assert taken == [True, *[False] * 49] and not any(waited)
-        disk.set()
-        store.flush()
-        counts = store.stats()
-        assert waited == [True] and counts["dropped"] == 49 and counts["written"] == 1
-        assert store.put(key(99), payload(9, 5 * MIB)), "an empty queue takes even what is larger than it"
-        store.flush()
-        assert store.get(key(99)) == payload(9, 5 * MIB)
-
-
 def test_writes_that_failed_hold_no_room_in_the_queue(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk, replace = threading.Event(), os.replace
 
@@ -380,11 +332,6 @@ def test_leftovers_of_ours_are_removed_and_nothing_else_is_touched(folder: Path)
 def secret_of(folder: Path) -> bytes:
     with open_store(folder) as store:
         return store.secret
-
-
-def test_a_secret_is_made_once_for_each_folder(folder: Path) -> None:
-    secret = secret_of(folder)
-    assert len(secret) == 32 and secret_of(folder) == secret != secret_of(folder.parent / "other")
 
 
 @pytest.mark.parametrize("content", [b"", b"short", b"x" * 33])
@@ -449,24 +396,6 @@ def test_a_folder_that_cannot_be_used_is_named_with_what_to_do(made: Callable[[P
     with pytest.raises(ConfigError, match="another folder") as refused:
         open_store(folder)
     assert str(folder) in str(refused.value)
-
-
-def test_a_folder_without_the_right_to_write_is_named_with_what_to_do(tmp_path: Path) -> None:
-    folder, root = tmp_path / "above" / "cache", os.geteuid() == 0
-    folder.parent.mkdir(mode=0o500)
-    if root:  # who may write anywhere
-        os.seteuid(65534)
-    try:
-        with pytest.raises(ConfigError, match=r"(?s)cache: .*[Pp]ermission denied.*Make the folder writable"):
-            open_store(folder)
-    finally:
-        if root:
-            os.seteuid(0)
-
-
-def test_no_budget_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="0 bytes"):
-        open_store(tmp_path / "cache", budget=0)
 
 
 FULL = """

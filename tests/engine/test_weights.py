@@ -88,22 +88,6 @@ def test_a_change_invalidates_the_cache(way: str, by: str, tokenizer: Tokenizer,
     assert answer().usage["prompt_cache_hit_tokens"] == 64, "and nothing since"
 
 
-UNCHANGED: dict[str, Callable[[Decoder], Any]] = {
-    "read": lambda m: [p.sum() for p in m.parameters()],
-    "copied": lambda m: copy.deepcopy(m).embed_tokens.weight.data.zero_(),
-    "gradients": lambda m: m(torch.tensor([[5, 6]])).hidden.sum().backward(),
-}
-
-
-@pytest.mark.parametrize("what", UNCHANGED)
-def test_what_changes_nothing_costs_no_hit(what: str, tokenizer: Tokenizer, chat: ChatFormat) -> None:
-    model = copy.deepcopy(make_model("mla"))
-    engine = Engine.of(model, tokenizer, chat, slots=4, reuse=True)
-    engine.generate([ASKED])
-    UNCHANGED[what](model)
-    assert engine.generate([ASKED])[0][0].usage["prompt_cache_hit_tokens"] == 64
-
-
 @pytest.mark.parametrize("steps", [1, 6])
 def test_a_reply_that_saw_two_weights_leaves_no_block(steps: int, tokenizer: Tokenizer, chat: ChatFormat) -> None:
     """The weights change while the prompt is prefilled, or while the reply is decoded, and change back afterwards."""

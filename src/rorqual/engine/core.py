@@ -49,14 +49,13 @@ class CoreConfig:
     """Size limits of an engine core.
 
     `cache_bytes` is the size of the KV cache in memory. `folder` stores up to `disk_bytes` of cached blocks; None turns
-    the disk cache off. `Scheduler` documents `step_tokens` and `patience`.
+    the disk cache off. `Scheduler` documents `step_tokens`.
     """
 
     slots: int
     max_len: int
     cache_bytes: int
     step_tokens: int
-    patience: float = 0.0
     folder: Path | None = None
     disk_bytes: int = 4 << 30
 
@@ -103,9 +102,7 @@ class EngineCore:
         self.kv_cache = KVCacheManager(
             blocks, secret, fingerprint, self.runner.cache.read, self.runner.cache.write, store
         )
-        self.scheduler = Scheduler(
-            size.slots, self.kv_cache, self.runner.histories, step_tokens=size.step_tokens, patience=size.patience
-        )
+        self.scheduler = Scheduler(size.slots, self.kv_cache, self.runner.histories, step_tokens=size.step_tokens)
         self.stop_ids = np.array(sorted(stop_ids), np.int64)
         self.sampled: list[SampledToken] = []
         """The tokens that the last step sampled."""

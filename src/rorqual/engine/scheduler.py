@@ -74,19 +74,16 @@ class Scheduler:
     """Continuous batching over `slots` rows and the KV-cache blocks of `pages`.
 
     A step computes at most `step_tokens` tokens, which limits how long a prompt delays the decoding sequences. Prefill
-    always gets at least `QUERIES` tokens. `patience` is the fraction of slots that must be free before queued sequences
-    are admitted. A larger fraction prefills more prompts together; 0 minimizes the time to the first token.
+    always gets at least `QUERIES` tokens.
     """
 
-    def __init__(
-        self, slots: int, pages: KVCacheManager, history: History, *, step_tokens: int = 1024, patience: float = 0.0
-    ) -> None:
+    def __init__(self, slots: int, pages: KVCacheManager, history: History, *, step_tokens: int = 1024) -> None:
         self.slots, self.kv_cache, self.history = slots, pages, history
-        self.step_tokens, self.patience = step_tokens, patience
+        self.step_tokens = step_tokens
         self.rows = InputBatch.empty(slots)
         self.running: list[Sequence] = []
         self.prefilling: list[Sequence] = []
-        self.waiting: RequestQueue[Sequence] = RequestQueue()
+        self.waiting = RequestQueue()
         self.preemptions = 0
         self.version = 0
         """A counter that changes whenever the mapping of rows to sequences changes."""
@@ -178,9 +175,6 @@ class Scheduler:
 
     def _admit(self, plan: SchedulerOutput) -> None:
         if not self.waiting:
-            return
-        scarce = len(self._free) < min(len(self.waiting), max(1, int(self.slots * self.patience)))
-        if scarce and self._victim(self.waiting.next(self._served())) is None:
             return
         leaders = {s.prefill_key: s for s in self.prefilling}
         while self.waiting:

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from email.message import Message as Headers
 from http.client import HTTPException
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from rorqual.core.errors import ConfigError, DataError, RorqualError
@@ -113,14 +113,16 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-class BudgetGuard(Protocol):
-    """Interface of an object that charges requests to a budget. Several threads call its methods concurrently."""
+class BudgetGuard:
+    """Charges requests to a budget. Several threads call its methods concurrently. This class has no limit; subclasses
+    override its methods."""
 
     def enter(self, place: int) -> bool:
         """Return whether request number `place` may be sent.
 
         Called before each attempt. The call may block until other requests finish.
         """
+        return True
 
     def refused(self, place: int) -> None:
         """Record an attempt that is not billed. The attempt was not sent, or the server rejected it with a 3xx or 4xx
@@ -140,21 +142,7 @@ class BudgetGuard(Protocol):
         """
 
 
-class _Free:
-    def enter(self, place: int) -> bool:
-        return True
-
-    def refused(self, place: int) -> None:
-        pass
-
-    def used(self, place: int, usage: Mapping[str, int]) -> None:
-        pass
-
-    def left(self, place: int) -> None:
-        pass
-
-
-FREE: BudgetGuard = _Free()
+FREE = BudgetGuard()
 
 
 class _OverBudget(RorqualError):

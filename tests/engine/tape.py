@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 
 import numpy as np
+from consistency import check_scheduler
 
 from rorqual.engine.kv_cache.manager import KVCacheManager
 from rorqual.engine.request import SamplingParams
@@ -161,12 +162,12 @@ def drive(tape: Tape, jobs: list[Job], after: Callable[[int], None] = lambda ste
                 scheduler.cancel(job.sequence.request_id)
                 assert job.sequence.request_id not in scheduler.request_ids() and job.sequence.slot == -1
                 assert not job.sequence.blocks
-                scheduler.check()
+                check_scheduler(scheduler)
             if job.at == step:
                 scheduler.submit([job.sequence])
         running = _running(scheduler)
         ended = tape.step()
-        scheduler.check()
+        check_scheduler(scheduler)
         decode, fed = tape.fed_in_a_step[-1] if tape.fed_in_a_step else (0, 0)
         assert fed <= max(scheduler.step_tokens - decode, QUERIES)
         for sequence, ids in ended:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from consistency import check_scheduler
 from scaled import make_model
 
 from rorqual.core.errors import ConfigError
@@ -125,7 +126,7 @@ def test_a_stream_that_is_collected_in_the_middle_of_a_step_leaves_after_it(
         gc.enable()
     assert steps[0] > 5 and found == {number: alone[number] for number in range(3)}
     assert engine.step() == [] and engine.stats()["running"] == engine.stats()["waiting"] == 0
-    engine._cores[0].scheduler.check()
+    check_scheduler(engine._cores[0].scheduler)
 
 
 def test_a_batch_of_one_thread_uses_one_of_torchs_and_leaves_the_callers_number() -> None:

@@ -19,8 +19,6 @@ from rorqual.engine.runner import Runner
 from rorqual.model import Decoder, account
 from rorqual.ops.sampling import Settings
 
-EOS = 1
-
 
 def requests(count: int, *, n: int = 3, seed: int = 0, max_tokens: int = 20, **params: float) -> list[Request]:
     rng = random.Random(seed)
@@ -34,12 +32,6 @@ def requests(count: int, *, n: int = 3, seed: int = 0, max_tokens: int = 20, **p
 
 def settings_of(completion: Completion, params: SamplingParams) -> Settings:
     return Settings.of([params] * len(completion.token_ids), "cpu")
-
-
-@pytest.fixture
-def narrow_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two samples fill two cores."""
-    monkeypatch.setattr("rorqual.engine.engine.CORE_WORK", 1)
 
 
 def flat(results: list[list[Completion]]) -> list[Completion]:
@@ -120,16 +112,6 @@ def compare(got: list[Completion], expected: list[Completion]) -> None:
         assert torch.equal(a.experts, b.experts)
 
 
-def test_samples_of_one_request_differ_and_seeds_differ(engine: Engine) -> None:
-    (group,) = engine.generate(requests(1, n=8, temperature=1.0))
-    assert len({tuple(c.token_ids) for c in group}) == 8
-    request = requests(1, n=1, temperature=1.0)[0]
-    other = replace(request, params=replace(request.params, seed=77))
-    ((a,), (b,), (c,)) = engine.generate([request, other, request])
-    assert a.token_ids != b.token_ids
-    assert a.token_ids == c.token_ids
-
-
 def test_a_prompt_prefilled_in_chunks_answers_the_same(model: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> None:
     rng = random.Random(6)
     asked = [
@@ -161,21 +143,6 @@ def test_training_goes_on_after_generating(tokenizer: Tokenizer, chat: ChatForma
 # ---- text, ends, limits
 
 
-def test_thinking_modes_reach_the_prompt_and_the_parse(engine: Engine, tokenizer: Tokenizer) -> None:
-    asked = [
-        Request((Message("user", "2+2?"),), SamplingParams(max_tokens=6), thinking)
-        for thinking in ("auto", "on", "off")
-    ]
-    auto, on, off = flat(engine.generate(asked))
-    assert auto.prompt_ids[-1] == tokenizer.assistant
-    assert on.prompt_ids[-1] == tokenizer.think
-    assert off.prompt_ids[-1] == tokenizer.end_think
-    assert on.reasoning is not None
-    assert off.reasoning is None
-    (given,) = engine.generate([Request(prompt_ids=on.prompt_ids, params=SamplingParams(max_tokens=6))])[0]
-    assert (given.token_ids, given.text, given.reasoning) == (on.token_ids, on.text, on.reasoning)
-
-
 def test_a_prompt_longer_than_the_context_is_refused_before_anything_runs(engine: Engine) -> None:
     good = requests(1)[0]
     calls: list[int] = []
@@ -194,20 +161,6 @@ def test_an_engine_that_cannot_be_meant_is_refused(mla: Decoder, tokenizer: Toke
     larger = Tokenizer.byte_level(["the cat sat on the mat " * 50], vocab_size=270)
     with pytest.raises(DataError, match="vocabulary has 264"):
         Engine.of(mla, larger, chat)
-
-
-@pytest.mark.usefixtures("narrow_lanes")
-def test_an_error_in_progress_leaves_a_usable_engine(mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> None:
-    engine = Engine.of(mla, tokenizer, chat, threads=2, slots=4)
-
-    def interrupt(done: int, total: int) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        engine.generate(requests(9), progress=interrupt)
-    asked = requests(3)
-    fresh = Engine.of(mla, tokenizer, chat, slots=4).generate(asked)
-    assert [c.logprobs for c in flat(engine.generate(asked))] == [c.logprobs for c in flat(fresh)]
 
 
 def test_a_further_lane_runs_where_its_work_pays_or_the_slots_are_too_few(

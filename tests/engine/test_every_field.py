@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 import threading
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -16,14 +15,13 @@ import torch
 from safetensors.torch import save_file
 from scaled import make_model, whole_forward
 
-from rorqual.core.errors import ConfigError, DataError, RorqualError
+from rorqual.core.errors import ConfigError, RorqualError
 from rorqual.core.records import Message, TaskDefaults, write_json
 from rorqual.data.chat import ChatFormat, chat_format
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Completion, Engine, EngineConfig, Request, SamplingParams
 from rorqual.engine.request import Grammar
 from rorqual.engine.runner import Runner
-from rorqual.generate.prompts import Prompts
 from rorqual.generate.schema import RowParser, RowRequest, RowSampling, line_seed
 from rorqual.model import Decoder
 from rorqual.ops.paged import BLOCK
@@ -126,59 +124,27 @@ def test_what_each_parameter_that_ends_a_reply_does(engine: Engine, tokenizer: T
     assert found.token_ids == [EOS] * 24, "an end that ends nothing need not wait"
 
 
-# ---- the arithmetic that each parameter names, from one whole forward
-
-
-def adjusted(logits: torch.Tensor, completion: Completion, params: SamplingParams) -> torch.Tensor:
-    """Penalties and biases by hand, token by token, of logits [tokens, vocab]."""
-    out = logits.double().clone()
-    for place in range(len(completion.token_ids)):
-        said = Counter(completion.token_ids[:place])
-        for token in {*said, *completion.prompt_ids}:
-            x = float(out[place, token])
-            x = x / params.repetition_penalty if x > 0 else x * params.repetition_penalty
-            out[place, token] = x - params.frequency_penalty * said[token] - params.presence_penalty * (token in said)
-        for token, bias in params.logit_bias:
-            out[place, token] += bias
-    return out
-
-
-def check_by_hand(model: Decoder, completion: Completion, params: SamplingParams) -> None:
-    logits, _ = whole_forward(model, completion)
-    expected = adjusted(logits, completion, params).div(params.temperature).log_softmax(-1)
-    drawn = expected.gather(1, torch.tensor(completion.token_ids).unsqueeze(1)).squeeze(1)
-    assert torch.allclose(torch.tensor(completion.logprobs).double(), drawn, atol=2e-4)
-
-
-PENALISED: dict[str, dict[str, Any]] = {
-    "repetition": {"repetition_penalty": 1.7},
-    "presence": {"presence_penalty": 0.9},
-    "frequency": {"frequency_penalty": 0.4},
-    "bias": {"logit_bias": ((A, 4.0), (B, -3.0))},
-    "temperature": {"temperature": 0.7},
-    "all": {
-        "repetition_penalty": 1.3,
-        "presence_penalty": 0.6,
-        "frequency_penalty": 0.3,
-        "logit_bias": ((A, 3.0),),
-        "temperature": 1.2,
-    },
-}
+PENALISED: list[dict[str, Any]] = [
+    {"repetition_penalty": 1.7},
+    {"presence_penalty": 0.9},
+    {"frequency_penalty": 0.4},
+    {"logit_bias": ((A, 4.0), (B, -3.0))},
+    {"repetition_penalty": 1.3, "presence_penalty": 0.6, "frequency_penalty": 0.3, "temperature": 1.2},
+]
 
 
 def test_penalties_go_on_counting_after_a_preemption(mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> None:
-    """Presence, frequency and repetition count the reply before the preemption, and count the prompt as a prompt."""
-    block = Runner.block_bytes(mla)
-    engine = Engine.of(mla, tokenizer, chat, slots=4, engine_cores=1, cache_bytes=4 * block)
-    names = [name for name in PENALISED if name != "temperature"]
+    """The answers are those of an engine with room for all. Arithmetic of penalties: test_penalties.py."""
     requests = [
-        asked(**{"max_tokens": 80, "ignore_eos": True, "seed": n} | PENALISED[name]) for n, name in enumerate(names)
+        asked(**{"max_tokens": 80, "ignore_eos": True, "seed": n} | params) for n, params in enumerate(PENALISED)
     ]
-    results = engine.generate(requests)
+    expected = Engine.of(mla, tokenizer, chat).generate(requests)
+    engine = Engine.of(mla, tokenizer, chat, slots=4, engine_cores=1, cache_bytes=4 * Runner.block_bytes(mla))
+    found = engine.generate(requests)
     assert engine.stats()["preemptions"] > 0
-    for request, [found] in zip(requests, results, strict=True):
-        assert len(found.token_ids) == 80
-        check_by_hand(mla, found, request.params)
+    assert [[(c.token_ids, c.logprobs) for c in group] for group in found] == [
+        [(c.token_ids, c.logprobs) for c in group] for group in expected
+    ]
 
 
 # ---- requests
@@ -504,36 +470,6 @@ def test_an_engine_that_can_do_nothing_is_refused_by_the_arguments_name(
 # ---- the folder of a cache
 
 
-def in_folder(make: Make, folder: Path, **more: Any) -> int:
-    """Hits of the long prompt in an engine on this folder, which is closed behind it."""
-    engine = make(cache_dir=folder, **more)
-    found = hits(engine)
-    engine.close()
-    return found
-
-
-def test_a_folder_serves_the_next_engine_of_the_same_arithmetic_alone(make: Make, tmp_path: Path) -> None:
-    """Packed weights, products in other sizes and recorded experts are each computed or kept otherwise."""
-    plain = {"pack": False}
-    assert in_folder(make, tmp_path, **plain) == 0
-    assert in_folder(make, tmp_path, **plain) == BLOCK
-    assert in_folder(make, tmp_path, **plain, slots=3, threads=2, step_tokens=50, max_len=90) == BLOCK
-    for other in ({"pack": True}, plain | {"backend": "torch"}, plain | {"record_experts": False}):
-        assert in_folder(make, tmp_path, **other) == 0, other
-        assert in_folder(make, tmp_path, **other) == BLOCK, other
-    assert in_folder(make, tmp_path, **plain, reuse=False) == BLOCK, "a folder is asked for"
-
-
-def test_a_folder_of_other_weights_or_of_another_type_serves_nothing(
-    run: Path, mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat, tmp_path: Path
-) -> None:
-    assert in_folder(lambda **more: Engine.of(mla, tokenizer, chat, **more), tmp_path) == 0
-    other = make_model("mla", seed=4)
-    assert in_folder(lambda **more: Engine.of(other, tokenizer, chat, **more), tmp_path) == 0
-    assert in_folder(lambda **more: Engine(run, dtype="bfloat16", pack=False, **more), tmp_path) == 0
-    assert in_folder(lambda **more: Engine(run, pack=False, **more), tmp_path) == BLOCK, "the very weights, from a run"
-
-
 def test_a_folder_stays_within_its_bytes(make: Make, tmp_path: Path) -> None:
     def written(name: str, **more: int) -> int:
         folder = tmp_path / name
@@ -631,15 +567,3 @@ def test_a_row_is_read_as_its_file_and_the_command_say() -> None:
     )
     assert {f.name for f in fields(RowParser)} == {"defaults", "encode", "cells", "columns", "task"}
     assert {f.name for f in fields(RowRequest)} == {"line", "key", "request", "carried"}
-
-
-def test_a_file_of_prompts_is_counted_and_named_by_its_bytes(tmp_path: Path) -> None:
-    file = tmp_path / "p.jsonl"
-    file.write_text('{"prompt": "a"}\n\n{"prompt": "b"}\n\n', encoding="utf-8")
-    one = Prompts.open(file)
-    assert (one.path, one.rows, one.last) == (file, 2, 3)
-    assert [line for line, _ in one.read()] == [1, 3]
-    file.write_text('{"prompt": "a"}\n\n{"prompt": "c"}\n\n', encoding="utf-8")
-    assert Prompts.open(file).sha256 != one.sha256
-    with pytest.raises(DataError):
-        Prompts.open(tmp_path / "none.jsonl")

@@ -17,7 +17,6 @@ from rorqual.engine.request import SamplingParams
 from rorqual.ops.sampling import Settings, needs_history
 
 VOCAB = 40
-PENALTY = SamplingParams(repetition_penalty=1.3, presence_penalty=0.4, frequency_penalty=0.25)
 
 
 def random_logits(rows: int, seed: int) -> Tensor:

@@ -54,17 +54,6 @@ def test_every_width_of_a_model_is_tried() -> None:
         } <= found  # fmt: skip
 
 
-def test_one_row_at_a_time_is_seen_to_differ() -> None:
-    """The poison of what the engine relies on: on no processor known does a product of one row equal that of twenty in every shape."""
-    shapes = [(width, out) for width in (16, 32, 96, 576, 1536) for out in (48, 64, 96)]
-    types = (torch.float32, torch.bfloat16)
-    assert not all(_is_invariant("map", *shape, dtype, Rows(1), 1) for dtype in types for shape in shapes)
-    assert all(
-        any(all(_is_invariant("map", *shape, dtype, rows, 1) for shape in shapes) for rows in CHOICES)
-        for dtype in types
-    )
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("r", [4, 8, 16])
 def test_an_adapters_products_are_tried_and_what_is_promised_of_them_holds(

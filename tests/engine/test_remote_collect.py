@@ -6,23 +6,15 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
 import pytest
-from test_remote import Server, ask, fault, remote, reply
+from remote_server import Server, ask, fault, remote, reply
 
 from rorqual.engine import Completion
 from rorqual.engine.remote.engine import BudgetGuard, RemoteEngine, RemoteError
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server()
-    yield server
-    server.http.shutdown()
-    server.http.server_close()
 
 
 class Till(BudgetGuard):
@@ -73,28 +65,6 @@ def test_each_answer_is_handed_over_on_arrival_one_at_a_time(server: Server) -> 
 
     assert remote(server, concurrency=3).collect(questions(6), arrived)
     assert sorted(came) == [(i, f"q{i}") for i in range(6)] and came[-1][0] == 0
-
-
-def test_after_a_failure_what_is_under_way_is_still_handed_over(server: Server) -> None:
-    def answer(body: dict[str, Any], number: int) -> Any:
-        under_way.wait(60)
-        if "q1" in body["messages"][-1]["content"]:
-            return fault(400, "q1 is bad")
-        assert failed.wait(60)
-        return reply("late")
-
-    under_way, failed = threading.Barrier(3), threading.Event()
-
-    class Told(Till):
-        def left(self, place: int) -> None:
-            if place == 1:  # the client has read the refusal
-                failed.set()
-
-    server.answer = answer
-    came: list[int] = []
-    with pytest.raises(RemoteError, match="q1 is bad"):
-        remote(server, concurrency=3).collect(questions(30), lambda place, _: came.append(place), Told())
-    assert sorted(came) == [0, 2] and len(server.bodies) == 3
 
 
 def test_nothing_is_sent_once_the_receiver_has_raised(server: Server) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,6 @@ from test_isolation import counted
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message
 from rorqual.data.chat import ChatFormat
-from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Completion, Embeds, Engine, Request, SamplingParams
 from rorqual.engine.remote.engine import RemoteEngine
 from rorqual.model import Decoder
@@ -72,21 +70,6 @@ def test_the_embeddings_of_a_text_are_answered_as_the_text(name: str, chat: Chat
 
 def replace_ids(completion: Completion, other: Completion) -> Completion:
     return Completion(**{**vars(completion), "prompt_ids": other.prompt_ids})
-
-
-@pytest.mark.parametrize("kind", ["mla", "gqa"])
-def test_a_picture_is_answered_as_one_whole_forward_says(kind: str, chat: ChatFormat) -> None:
-    model, embeds = make_model(kind), picture(1)
-    [found] = engine_for(model, chat, step_tokens=32).generate([asked(embeds)])[0]
-    ids = torch.tensor([[*found.prompt_ids, *found.token_ids]])
-    with torch.no_grad():
-        rows = model.embed(ids)
-        rows[0, list(PLACES)] = torch.from_numpy(np.array(embeds.rows))
-        hidden = model(ids[:, :-1], inputs_embeds=rows[:, :-1], replay=found.experts.unsqueeze(0)).hidden
-        logprobs = model.logits(hidden)[0, len(HOLES) - 1 :].log_softmax(-1)
-    drawn = logprobs.gather(1, torch.tensor(found.token_ids).unsqueeze(1)).squeeze(1)
-    assert torch.allclose(torch.tensor(found.logprobs), drawn, rtol=0, atol=2e-4)
-    assert differences(found, alone(model, chat, asked(picture(2))))
 
 
 def test_beside_others_it_is_the_same(mla: Decoder, chat: ChatFormat) -> None:
@@ -161,22 +144,6 @@ def test_two_pictures_in_one_step_are_prefilled_apart_and_equal_ones_together(ml
     once = fed(picture(1))
     assert fed(picture(1), picture(2)) == fed(picture(1), None) == 2 * once
     assert fed(picture(1), picture(1)) < 2 * once
-
-
-def test_on_disk_a_picture_finds_itself_alone(
-    mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat, tmp_path: Path
-) -> None:
-    def fed(embeds: Embeds | None) -> int:
-        engine = engine_for(mla, chat, cache_dir=tmp_path)
-        found, count = counted(engine, asked(embeds))
-        engine.close()
-        assert differences(found, alone(mla, chat, asked(embeds))) == []
-        return count
-
-    whole = len(HOLES)
-    assert [fed(picture(1)), fed(picture(2)), fed(None)] == [whole] * 3
-    assert [fed(picture(1)), fed(picture(2)), fed(None)] == [whole - BLOCK] * 3
-    assert fed(picture(3)) == whole
 
 
 # ---- what is refused

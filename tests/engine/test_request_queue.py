@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 
 from hypothesis import given, settings
@@ -83,22 +82,6 @@ def test_a_flood_takes_no_more_than_its_share(costs: list[tuple[int, int]], floo
         left[one.tenant] -= 1
         served[one.tenant] += len(one.prompt) + DRAWN * one.params.max_tokens
         assert abs(served["flood"] - served["calm"]) <= largest
-
-
-def test_through_the_scheduler_one_who_floods_does_not_hold_up_another() -> None:
-    """Sixty requests of one tenant, then six of another: those do not wait for the sixty."""
-    rng = random.Random(0)
-
-    def job(request_id: int, tenant: str, at: int) -> Job:
-        prompt = tuple(rng.randrange(2, 40) for _ in range(20))
-        return Job(sequence(request_id, prompt, new=10, tenant=tenant, endless=True), at)
-
-    flood = [job(t, "flood", 0) for t in range(60)]
-    calm = [job(100 + t, "calm", 5) for t in range(6)]
-    seen = drive(Tape(4, 30, step_tokens=200), [*flood, *calm])
-    last = max(seen.order.index(j.sequence.request_id) for j in calm)
-    assert last < 20, "twelve of the flood at most, and what ran already"
-    assert len(seen.ended) == 66
 
 
 def test_whose_requests_all_run_is_busy() -> None:

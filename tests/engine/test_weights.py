@@ -88,26 +88,6 @@ def test_a_change_invalidates_the_cache(way: str, by: str, tokenizer: Tokenizer,
     assert answer().usage["prompt_cache_hit_tokens"] == 64, "and nothing since"
 
 
-@pytest.mark.parametrize("steps", [1, 6])
-def test_a_reply_that_saw_two_weights_leaves_no_block(steps: int, tokenizer: Tokenizer, chat: ChatFormat) -> None:
-    """The weights change while the prompt is prefilled, or while the reply is decoded, and change back afterwards."""
-    model = copy.deepcopy(make_model("mla"))
-    engine = Engine.of(model, tokenizer, chat, slots=4, reuse=True, step_tokens=40)
-    engine.submit(Request(params=ASKED.params, prompt_ids=PROMPT[:60]))
-    deltas = [delta for _ in range(steps) for delta in engine.step()]
-    with torch.no_grad():
-        some(model).mul_(2.0)
-    while engine.stats()["running"]:
-        deltas += engine.step()
-    with torch.no_grad():
-        some(model).mul_(0.5)  # a power of two is undone to the bit
-    (reply,) = [delta.completion for delta in deltas if delta.completion is not None]
-    after = Request(params=ASKED.params, prompt_ids=(*reply.prompt_ids, *reply.token_ids, 9))
-    found = engine.generate([after])[0][0]
-    assert found.usage["prompt_cache_hit_tokens"] == 0
-    assert told(found) == told(Engine.of(model, tokenizer, chat).generate([after])[0][0])
-
-
 def exchanged_rows(layer: Any) -> None:
     layer.lora_A.data = layer.lora_A.data[[1, 0, 2, 3]]
 

@@ -412,14 +412,3 @@ class Scheduler:
     def request_ids(self) -> set[int]:
         """Return the ids of all running and queued requests."""
         return {s.request_id for s in (*self._admitted(), *self.waiting)}
-
-    def check(self) -> None:
-        """Raise RuntimeError if slots or block references are inconsistent."""
-        with_blocks = [*self.running, *self.prefilling]
-        admitted = self._admitted()
-        if (
-            len(self._free) + len(admitted) != self.slots
-            or len({s.slot for s in admitted} | set(self._free)) != self.slots
-        ):
-            raise RuntimeError("free and occupied slots do not add up")
-        self.kv_cache.pool.check([[0], *(s.blocks for s in with_blocks)])

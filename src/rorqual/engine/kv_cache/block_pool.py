@@ -8,7 +8,7 @@ references nor a key.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from heapq import heappop, heappush
 
 
@@ -154,35 +154,3 @@ class BlockPool:
         # Negative ids need a check too, because Python lists accept negative indices.
         if not 0 <= block < self.n_blocks:
             raise RuntimeError(f"block {block} does not exist in a pool of {self.n_blocks}")
-
-    def check(self, held: Iterable[Sequence[int]] | None = None) -> None:
-        """Raise RuntimeError unless every block is in exactly one state and all indices agree.
-
-        `held` lists the blocks of every live sequence. If `held` is given, the reference count of each block must equal
-        the number of sequences that use the block.
-        """
-        references, keys = self._references, self._keys
-        used = sum(map(bool, references))
-        free, cached = set(self._free), set(self._cached)
-        named = {block for block, key in enumerate(keys) if key is not None}
-        laws = {
-            f"{used} blocks have references, but {self._used} are counted": used == self._used,
-            "a reference count is below 0": min(references) >= 0,
-            "free, cached and used blocks do not add up": used + len(free) + len(cached) == self.n_blocks,
-            "a block is free twice": len(free) == len(self._free),
-            "a block is both free and cached": free.isdisjoint(cached),
-            "a block with references is free or cached": not any(map(references.__getitem__, free | cached)),
-            "a free block has a key": free.isdisjoint(named),
-            "a cached block has no key": cached <= named,
-            "keys and blocks disagree": len(self._known) == len(named)
-            and all(keys[block] == key for key, block in self._known.items()),
-        }
-        if held is not None:
-            counts = [0] * self.n_blocks
-            for blocks in held:
-                for block in blocks:
-                    counts[block] += 1
-            laws["references and live sequences disagree"] = counts == references
-        broken = [law for law, holds in laws.items() if not holds]
-        if broken:
-            raise RuntimeError("the block pool is inconsistent: " + "; ".join(broken))

@@ -194,16 +194,6 @@ def test_retry_after_is_obeyed(server: Server) -> None:
     assert time.monotonic() - start >= 0.3
 
 
-@pytest.mark.parametrize(
-    ("status", "hint"), [(400, "rejected"), (401, "api_key"), (404, "/v1"), (422, "rejected"), (501, "rejected")]
-)
-def test_a_refusal_is_not_repeated(server: Server, status: int, hint: str) -> None:
-    server.answer = lambda *_: fault(status, "no such thing")
-    with pytest.raises(RemoteError, match=rf"(?s)HTTP {status}: no such thing.*{hint}"):
-        remote(server, api_key="secret").generate([ask()])
-    assert len(server.bodies) == 1
-
-
 def test_the_key_does_not_follow_a_redirect_and_is_in_no_message(server: Server) -> None:
     elsewhere = Server()
     server.answer = lambda *_: (302, b"", {"Location": elsewhere.url + "/chat/completions"})

@@ -1,4 +1,4 @@
-"""Every measured figure of the README and of docs/explanation/claims.md stands in its result file, and a wrong one is caught."""
+"""Every measured figure of the README, the claims, the tour and some guides stands in its result file, and a wrong one is caught."""
 
 from __future__ import annotations
 

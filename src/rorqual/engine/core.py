@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rorqual.engine.kv_cache.disk import SECRET_BYTES, DiskStore, load_secret
+from rorqual.engine.kv_cache.disk import SECRET_BYTES, DiskStore
 from rorqual.engine.kv_cache.manager import KVCacheManager
 from rorqual.engine.runner import Runner, Sampled
 from rorqual.engine.scheduler import Scheduler
@@ -96,10 +96,9 @@ class EngineCore:
             model, size.slots, size.max_len, blocks, backend,
             record_experts=record_experts, record_kept=record_kept,
         )  # fmt: skip
-        secret, store = secrets.token_bytes(SECRET_BYTES), None  # numpy's random numbers are predictable
-        if size.folder is not None:
-            secret = load_secret(size.folder)
-            store = DiskStore(size.folder, size.disk_bytes, secret, fingerprint)
+        store = None if size.folder is None else DiskStore(size.folder, size.disk_bytes, fingerprint)
+        # numpy's random numbers are predictable
+        secret = secrets.token_bytes(SECRET_BYTES) if store is None else store.secret
         self.kv_cache = KVCacheManager(
             blocks, secret, fingerprint, self.runner.cache.read, self.runner.cache.write, store
         )

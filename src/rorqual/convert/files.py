@@ -1,7 +1,8 @@
-"""Readers for the untrusted files of a checkpoint folder, and temporary names for incomplete output."""
+"""Readers for the untrusted files of a checkpoint folder, and folders that appear only when they are complete."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rorqual.convert.stream import Stored, read_header, strict_json
+from rorqual.convert.stream import Stored, read_header
 from rorqual.core.errors import CheckpointError, RorqualError
 from rorqual.core.lock import own
 from rorqual.model.load.names import shown
@@ -19,18 +20,6 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 MAX_TEXT = 100_000_000
 """Maximum size of a JSON file in bytes. The largest tokenizer files have 20 million bytes.
 The safetensors index of DeepSeek-V3 has 9 million bytes."""
-
-
-def beside(final: Path) -> Path:
-    """Return a temporary path for this process in the folder of `final`.
-
-    Temporary files of processes that no longer run are removed.
-    """
-    for stale in final.parent.glob(f".{final.name}.*") if final.parent.is_dir() else ():
-        process_id = stale.suffix[1:]
-        if process_id.isdigit() and not Path("/proc", process_id).exists():
-            shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
-    return final.with_name(f".{final.name}.{os.getpid()}")
 
 
 def inside(folder: Path, name: str, where: str) -> Path:
@@ -72,9 +61,29 @@ def read_text(folder: Path, name: str) -> bytes | None:
 
 
 def read_object(folder: Path, name: str) -> dict[str, Any] | None:
-    """Return the object in the JSON file `name` of `folder`, or None if the file does not exist."""
+    """Return the object in the JSON file `name` of `folder`, or None if the file does not exist.
+
+    Raises CheckpointError for invalid JSON, a duplicate key, and a value that is not an object.
+    """
     data = read_text(folder, name)
-    return None if data is None else strict_json(data, str(folder / name), "Download the file again.")
+    if data is None:
+        return None
+    try:
+        value = json.loads(data, object_pairs_hook=_unique_keys)
+        if not isinstance(value, dict):
+            raise ValueError(f"a JSON {type(value).__name__}, not an object")
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"invalid JSON: {error}", where=str(folder / name), remedy="Download the file again."
+        ) from None
+    return value
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)!r} occurs twice")
+    return dict(pairs)
 
 
 def find_tensors(folder: Path) -> dict[str, Stored]:

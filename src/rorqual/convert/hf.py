@@ -19,10 +19,9 @@ from typing import Any, get_args
 import yaml
 
 import rorqual
-from rorqual.convert.cast import FP8, TYPES
 from rorqual.convert.files import INDEX, WEIGHTS, atomic_folder, find_tensors, refuse_target
 from rorqual.convert.merge import whole_weights
-from rorqual.convert.stream import Progress, Spec, header_bytes, layout, write_tensors
+from rorqual.convert.stream import FP8, TYPES, Progress, Spec, header_bytes, layout, write_tensors
 from rorqual.convert.tensors import CountedChunks, DType, TensorJob, check_copies, export_jobs, import_jobs, our_tensors
 from rorqual.convert.texts import ORIGINALS, TEMPLATE, StoredTexts, fp8_config, json_bytes, read_texts, written_texts
 from rorqual.core.errors import CheckpointError, ConfigError, nearest

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rorqual.convert.cast import FP8, TYPES, TensorPiece, check_scale
-from rorqual.convert.stream import Progress, Spec, Stored, read_header
+import torch
+
+from rorqual.convert.cast import TensorPiece, check_scale
+from rorqual.convert.stream import FP8, TYPES, Bytes, Progress, Spec, Stored, read_header
 from rorqual.core.errors import CheckpointError, ConfigError
 from rorqual.model.config import ModelConfig
 from rorqual.model.ffn import older_names
@@ -45,7 +47,7 @@ class TensorJob:
     spec: Spec
     pieces: tuple[TensorPiece, ...]
 
-    def chunks(self) -> Iterator[bytearray | memoryview]:
+    def chunks(self) -> Iterator[Bytes]:
         """Yield the bytes of the tensor in order."""
         for piece in self.pieces:
             yield from piece.chunks(self.spec.dtype)
@@ -59,10 +61,10 @@ class CountedChunks:
         self._progress = progress
         self.done, self.total = 0, sum(job.spec.size for job in jobs)
 
-    def __call__(self, spec: Spec) -> Iterator[bytearray | memoryview]:
+    def __call__(self, spec: Spec) -> Iterator[Bytes]:
         for chunk in self._jobs[spec.name].chunks():
             yield chunk
-            self.add(len(chunk), spec.name)
+            self.add(chunk.size, spec.name)
 
     def add(self, size: int, name: str) -> None:
         """Report `size` further bytes of the tensor `name` as done."""
@@ -191,13 +193,17 @@ def check_copies(names: NameMap, tensors: Mapping[str, Stored], where: str) -> l
     for name in present:
         copy, first = tensors[name], tensors[original[names.copies[name]]]
         same = (copy.dtype, copy.shape) == (first.dtype, first.shape)
-        if not same or any(a != b for a, b in zip(copy.chunks(), first.chunks(), strict=True)):
+        if not same or any(_bytes(copy, *rows) != _bytes(first, *rows) for rows in copy.slices()):
             raise CheckpointError(
                 f"{name} must be a copy of {first.name}, but differs from it",
                 where=where,
                 remedy="The config declares shared weights. Use the config that belongs to this checkpoint.",
             )
     return present
+
+
+def _bytes(stored: Stored, start: int, stop: int) -> bytes:
+    return stored.rows(start, stop).view(torch.uint8).numpy().tobytes()
 
 
 def export_jobs(

@@ -20,7 +20,7 @@ from rorqual.convert.gguf_write import PlannedTensor, write_gguf
 from rorqual.convert.merge import whole_weights
 from rorqual.convert.modelfile import modelfile_of, modelfile_text
 from rorqual.convert.stream import CHUNK, Bytes, Progress
-from rorqual.convert.tensors import export_jobs, our_tensors
+from rorqual.convert.tensors import our_tensors, published_pieces
 from rorqual.core.errors import CheckpointError
 from rorqual.core.records import RunDir, write_atomic
 from rorqual.data.chat import ChatFormat, load_chat
@@ -55,7 +55,7 @@ def export_gguf(run: RunDir, dst: Path, *, dtype: str, progress: Progress) -> tu
     data, names = family.config_to_hf(config), family.name_map(config)
     architecture = architecture_for(data)
     weights, where = our_tensors(whole_weights(run), config), str(whole_weights(run))
-    stored = {job.spec.name: job.pieces[0] for job in export_jobs(names, config, weights, "float32", (), where)}
+    stored = published_pieces(names, config, weights, where)
     layout_ = layout(config, names, architecture)
     chat = load_chat(run, tokenizer)
     header = {f"{architecture}.{name}": value for name, value in keys_for(data, architecture).items()}
@@ -106,9 +106,7 @@ def _notes(
     block = block_size(wanted)
     odd = [name for name, shape in shapes.items() if len(shape) > 1 and shape[-1] % block]
     notes = [f"{modules} prediction module(s) (MTP) omitted: llama.cpp does not use them"] * bool(modules)
-    notes += [
-        f"{len(odd)} tensors in F32: their rows are not whole blocks of {block}: {shown(odd)}"
-    ] * bool(odd)
+    notes += [f"{len(odd)} tensors in F32: their rows are not whole blocks of {block}: {shown(odd)}"] * bool(odd)
     larger = [name for name, kind in kinds.items() if wanted.name == "Q4_0" and kind.name == "Q8_0"]
     notes += [f"{shown(larger)} in Q8_0: 4 bits would lose too much quality for the saved space"] * bool(larger)
     return tuple(notes)

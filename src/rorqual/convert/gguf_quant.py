@@ -14,7 +14,9 @@ from torch import Tensor
 from rorqual.convert.stream import Bytes
 from rorqual.core.errors import CheckpointError, nearest
 
-PLAIN: Mapping[str, torch.dtype] = MappingProxyType({"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16})
+PLAIN: Mapping[str, torch.dtype] = MappingProxyType(
+    {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+)
 """The types without quantisation, with their torch dtypes."""
 READ = (*PLAIN, "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K")
 """Names of the tensor types that import supports."""

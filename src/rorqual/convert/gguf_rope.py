@@ -75,7 +75,9 @@ def _llama3(theta: float, factors: Sequence[float], stored: dict[str, Any], wher
     for parameters in (stored, {"factor": max(factors), **PUBLISHED}):
         if all(parameters.values()):
             scaling = parse(Llama3, parameters, where=where)
-            if torch.allclose(divisors(Rope(theta=theta, llama3=scaling), 2 * len(factors)), wanted, rtol=AGREE, atol=0):
+            if torch.allclose(
+                divisors(Rope(theta=theta, llama3=scaling), 2 * len(factors)), wanted, rtol=AGREE, atol=0
+            ):
                 return {"rope_type": "llama3", **scaling.model_dump()}
     raise CheckpointError(
         f"tensor '{FREQS}' does not hold the divisors of a published Llama 3.1 scaling",

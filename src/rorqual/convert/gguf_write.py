@@ -63,12 +63,12 @@ def write_gguf(
         with own(dst, "Wait for it, or choose another file."):
             for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_ti_data_to_file):
                 step()
-            (file,) = writer.fout or ()
+            (file,) = writer.fout or []
             writer.write_padding(file, file.tell())
             for tensor in tensors:
                 progress(done, total, tensor.name)
                 for chunk in tensor.chunks():
-                    file.write(chunk)
+                    file.write(chunk.data)
                 writer.write_padding(file, tensor.size)
                 done += tensor.size
             progress(done, total, "")

@@ -11,7 +11,6 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -141,28 +140,18 @@ def header_bytes(specs: Sequence[Spec]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def write_tensors(file: Path, specs: Iterable[Spec], chunks: Callable[[Spec], Iterable[bytes | Bytes]]) -> int:
-    """Write a safetensors file and return its size in bytes. `chunks(spec)` yields the bytes of a tensor in order.
+def write_tensors(file: Path, specs: Iterable[Spec], chunks: Callable[[Spec], Iterable[Bytes]]) -> int:
+    """Write a safetensors file, sync it to disk, and return its size in bytes.
 
-    The file appears only when it is complete and synced to disk. A failed write leaves no file. Raises ValueError if the chunks
-    of a tensor do not add up to its size, and OSError if the file cannot be written.
+    `chunks(spec)` yields the bytes of a tensor in order. Raises ValueError if they do not add up to the tensor's size.
     """
     specs = layout(specs)
-    temporary = file.with_name(f".{file.name}.part")
-    try:
-        with open(temporary, "wb") as stream:
-            stream.write(header_bytes(specs))
-            for spec in specs:
-                written = sum(stream.write(chunk) for chunk in chunks(spec))
-                if written != spec.size:
-                    raise ValueError(f"{spec.name}: {written} bytes written, {spec.size} expected")
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(file)
-        raise
-    return file.stat().st_size
+    with open(file, "wb") as stream:
+        stream.write(header_bytes(specs))
+        for spec in specs:
+            written = sum(stream.write(chunk.data) for chunk in chunks(spec))
+            if written != spec.size:
+                raise ValueError(f"{spec.name}: {written} bytes written, {spec.size} expected")
+        stream.flush()
+        os.fsync(stream.fileno())
+        return stream.tell()

@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 
@@ -40,12 +40,19 @@ NO_INDEXER = (
 )
 
 
+class Piece(Protocol):
+    """A part of an output tensor."""
+
+    def chunks(self, dtype: str) -> Iterator[Bytes]:
+        """Yield the values as bytes of the dtype `dtype`."""
+
+
 @dataclass(frozen=True)
 class TensorJob:
     """A tensor to write. The output bytes are those of `pieces`, converted to the dtype of `spec` and concatenated."""
 
     spec: Spec
-    pieces: tuple[TensorPiece, ...]
+    pieces: tuple[Piece, ...]
 
     def chunks(self) -> Iterator[Bytes]:
         """Yield the bytes of the tensor in order."""
@@ -174,12 +181,6 @@ def _import_entry(
     yield TensorJob(Spec(entry.internal, kinds[0], shape), tuple(TensorPiece(parts[i]) for i in order))
     scale_entry = entry.scales()
     scale_shape = scale_entry.shape([scale.shape for scale in scales if scale is not None])
-    if len({scale.dtype for scale in kept}) > 1:
-        raise CheckpointError(
-            f"{scale_entry.published[0]} and the scales stacked with it must have one type, but their types differ",
-            where=str(kept[0].file),
-            remedy="Convert the weights to one type: dtype=bfloat16 or dtype=float32.",
-        )
     yield TensorJob(Spec(scale_entry.internal, kept[0].dtype, scale_shape), tuple(TensorPiece(scale) for scale in kept))
 
 
@@ -206,60 +207,55 @@ def _bytes(stored: Stored, start: int, stop: int) -> bytes:
     return stored.rows(start, stop).view(torch.uint8).numpy().tobytes()
 
 
-def export_jobs(
-    names: NameMap,
-    config: ModelConfig,
-    tensors: Mapping[str, Stored],
-    dtype: DType,
-    copies: Collection[str],
-    where: str,
-) -> list[TensorJob]:
-    """Plan an export: return the jobs that write the Hugging Face tensors, including `copies`, from a run.
+def published_pieces(
+    names: NameMap, config: ModelConfig, tensors: Mapping[str, Stored], where: str
+) -> dict[str, TensorPiece]:
+    """Return the part of a run's tensors that equals each Hugging Face tensor.
 
     Raises CheckpointError for missing tensors, unexpected tensors and wrong shapes.
     """
     wanted = shapes_of(config)
     scaled = {entry.internal: entry.scales().internal for entry in names.entries if entry.scales().internal in tensors}
-    missing = [name for name in wanted if name not in tensors]
-    extra = [name for name in tensors if name not in wanted and name not in scaled.values()]
-    wrong = [
-        f"{n} {tensors[n].shape}, not {shape}"
-        for n, shape in wanted.items()
-        if n in tensors and tensors[n].shape != shape
+    problems = [f"missing {name}" for name in wanted if name not in tensors]
+    problems += [f"unexpected {name}" for name in tensors if name not in wanted and name not in scaled.values()]
+    problems += [
+        f"{name} {tensors[name].shape}, not {shape}"
+        for name, shape in wanted.items()
+        if name in tensors and tensors[name].shape != shape
     ]
-    problems = [f"missing {n}" for n in missing] + [f"unexpected {n}" for n in extra] + wrong
     if problems:
         raise CheckpointError(
             f"the checkpoint does not fit the model in run.yaml: {shown(problems)}",
             where=where,
             remedy="Use the run.yaml that belongs to these weights.",
         )
-    jobs: list[TensorJob] = []
+    pieces: dict[str, TensorPiece] = {}
     for entry in names.entries:
         scale = tensors.get(scaled.get(entry.internal, ""))
         for place, index in enumerate(entry.order()):
             part = _part(tensors[entry.internal], entry, place)
             part_scale = None if scale is None else _part(scale, entry, place)
             _check_type(part, part_scale)
-            jobs += _export_tensor(entry.published[index], part, part_scale, dtype)
-    entries = {entry.internal: entry for entry in names.entries}
-    for name in copies:
-        jobs += _export_tensor(name, _part(tensors[names.copies[name]], entries[names.copies[name]], 0), None, dtype)
-    return jobs
+            pieces[entry.published[index]] = TensorPiece(part, part_scale)
+    return pieces
+
+
+def export_jobs(
+    names: NameMap, pieces: Mapping[str, TensorPiece], dtype: DType, copies: Collection[str]
+) -> list[TensorJob]:
+    """Plan an export: return the jobs that write the Hugging Face tensors, including `copies`, from the `published_pieces` of a run."""
+    original = {entry.internal: entry.published[0] for entry in names.entries}
+    copied = {name: pieces[original[names.copies[name]]] for name in copies}
+    return [job for name, piece in (*pieces.items(), *copied.items()) for job in _export_tensor(name, piece, dtype)]
 
 
 def _part(stored: Stored, entry: NameEntry, place: int) -> Stored:
     """Return one part of `stored`, a tensor of a run. The part is the Hugging Face tensor at position `place` of `entry.order()`."""
-    shape = stored.shape
-    if entry.kind == "stack":
-        shape = shape[1:]
-    elif entry.kind == "pairs":
-        shape = (shape[1] // 2, *shape[2:])
-    return stored.part(place, len(entry.published), shape)
+    return stored.part(place, len(entry.published), entry.part_shape(stored.shape))
 
 
-def _export_tensor(name: str, part: Stored, scale: Stored | None, dtype: DType) -> Iterator[TensorJob]:
-    shape = part.shape
+def _export_tensor(name: str, piece: TensorPiece, dtype: DType) -> Iterator[TensorJob]:
+    part, scale, shape = piece.tensor, piece.scale, piece.tensor.shape
     if dtype in ("keep", "fp8") and scale is not None:
         yield TensorJob(Spec(name, part.dtype, shape), (TensorPiece(part),))
         yield TensorJob(Spec(name + SCALE, scale.dtype, scale.shape), (TensorPiece(scale),))
@@ -267,7 +263,7 @@ def _export_tensor(name: str, part: Stored, scale: Stored | None, dtype: DType) 
         yield TensorJob(Spec(name, FP8, shape), (TensorPiece(part),))
         yield TensorJob(Spec(name + SCALE, "F32", blocks(shape)), (TensorPiece(part, want="scales"),))
     else:
-        yield TensorJob(Spec(name, target(name, dtype, part.dtype), shape), (TensorPiece(part, scale),))
+        yield TensorJob(Spec(name, target(name, dtype, part.dtype), shape), (piece,))
 
 
 def check_quantization(data: object, where: str) -> None:

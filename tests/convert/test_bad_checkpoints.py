@@ -244,9 +244,9 @@ def test_code_is_not_run_and_that_is_said(folder: Path) -> None:
         (folder / name).write_text(code, encoding="utf-8")
     edit("config.json", auto_map={"AutoModelForCausalLM": "modeling_mine.Mine"})(folder)
     edit("tokenizer_config.json", auto_map={"AutoTokenizer": ["tokenization_mine.Mine", None]})(folder)
-    done = import_hf(folder, folder.parent / "run")
-    assert "configuration_mine.py, modeling_mine.py, tokenization_mine.py, the key auto_map" in done.notes[0]
-    assert "was not run" in done.notes[0]
+    (note,) = import_hf(folder, folder.parent / "run")
+    assert "configuration_mine.py, modeling_mine.py, tokenization_mine.py, the key auto_map" in note
+    assert "was not run" in note
     export_hf(RunDir(folder.parent / "run"), folder.parent / "out")
     assert not witness.exists()
     assert not any("auto_map" in file.read_text("utf-8") for file in (folder.parent / "out").glob("*.json"))

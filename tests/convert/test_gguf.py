@@ -15,7 +15,7 @@ from gguf_models import HIDDEN, configs, filled, silent, weights_of, with_router
 from hub_folders import deepseek
 
 from rorqual.convert.gguf import export_gguf, import_gguf
-from rorqual.core.errors import CheckpointError, ConfigError, DataError, RorqualError
+from rorqual.core.errors import CheckpointError, ConfigError, DataError, NumericsError, RorqualError
 from rorqual.core.records import RunDir
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.model import ModelConfig
@@ -245,7 +245,7 @@ def test_weights_that_are_not_numbers_are_refused_by_name_and_leave_nothing(tmp_
     with torch.no_grad():
         model.layers[1].ffn.up_proj.weight[3, 5] = float("nan")
     run = write_run(tmp_path / "run", model)
-    with pytest.raises(CheckpointError, match=r"layers\.1\.ffn\.up_proj\.weight.*NaN"):
+    with pytest.raises(NumericsError, match=r"layers\.1\.ffn\.up_proj\.weight.*NaN"):
         export_gguf(run, tmp_path / "model.gguf", dtype="f32", progress=silent)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 

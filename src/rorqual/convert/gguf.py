@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from rorqual.convert.files import new_run, refuse_target
 from rorqual.convert.gguf_export import export_gguf
@@ -74,7 +73,7 @@ def _plan(file: GGUFFile, dequantised: str) -> tuple[str, ModelConfig, list[Tens
     """Return the `model_type`, the model config, and the jobs that write the run's tensors. Only the header is read."""
     architecture = architecture_of(file.keys, file.where)
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
-    factors = file.tensors[FREQS].rows(0, 1).flatten().tolist() if len(shapes.pop(FREQS, ())) == 1 else []
+    factors = file.tensors[FREQS].rows(0, shapes.pop(FREQS)[0]).flatten().tolist() if FREQS in shapes else []
     data = config_from_keys(file.keys, architecture, shapes, file.where, factors)
     family = family_of(data["model_type"], file.where)
     config = family.config_from_hf(data, file.where)
@@ -101,15 +100,8 @@ class _GGUFPiece:
 
     def chunks(self, dtype: str) -> Iterator[Bytes]:
         """Yield the values as bytes of the dtype `dtype`."""
-        for values in self._values():
-            yield values.to(TYPES[dtype]).contiguous().view(torch.uint8).numpy()
-
-    def _values(self) -> Iterator[Tensor]:
         rows, start = self.range, self.range.gguf_start
-        if len(self.stored.shape) == 1:
-            yield rows.from_gguf(self.stored.rows(0, 1).reshape(-1, 1))
-        elif rows.form == "transposed":
-            yield rows.from_gguf(self.stored.rows(start, start + rows.gguf_rows))
-        else:
-            for begin, end in rows.steps(max(CHUNK // (4 * self.stored.shape[-1]), 1)):
-                yield rows.from_gguf(self.stored.rows(start + begin, start + end))
+        for begin, end in rows.steps(max(CHUNK // (4 * self.stored.columns), 1)):
+            stop = rows.gguf_rows if rows.form == "transposed" else end
+            values = rows.from_gguf(self.stored.rows(start + begin, start + stop))
+            yield values.to(TYPES[dtype]).contiguous().view(torch.uint8).numpy()

@@ -18,7 +18,10 @@ from rorqual.core.errors import CheckpointError
 
 @dataclass(frozen=True)
 class GGUFTensor:
-    """A tensor of a GGUF file. `shape` has the outermost dimension first, as in torch. `raw` [rows, row bytes] maps the file."""
+    """A tensor of a GGUF file. `shape` has the outermost dimension first, as in torch. A vector has rows of one value.
+
+    `raw` [rows, row bytes] maps the file.
+    """
 
     name: str
     kind: GGMLQuantizationType
@@ -26,8 +29,13 @@ class GGUFTensor:
     raw: Bytes
     where: str
 
+    @property
+    def columns(self) -> int:
+        """Number of values in a row."""
+        return self.shape[-1] if len(self.shape) > 1 else 1
+
     def rows(self, start: int, stop: int) -> Tensor:
-        """Return the values of the rows `start` to `stop - 1`, shape [rows, columns]. A vector is one row.
+        """Return the values of the rows `start` to `stop - 1`, shape [rows, columns].
 
         F32, F16 and BF16 keep their dtype. Quantised types are dequantised to fp32. Raises a CheckpointError that names the
         tensor if a value or a block scale is NaN or infinity.
@@ -97,5 +105,5 @@ def read_gguf(path: Path) -> GGUFFile:
 
 def _mapped(tensor: Any, where: str) -> GGUFTensor:
     shape = tuple(int(size) for size in reversed(tensor.shape))
-    raw = tensor.data.reshape(math.prod(shape[:-1]), -1).view(np.uint8)
+    raw = tensor.data.reshape(math.prod(shape[:-1]) if len(shape) > 1 else shape[0], -1).view(np.uint8)
     return GGUFTensor(tensor.name, tensor.tensor_type, shape, raw, where)

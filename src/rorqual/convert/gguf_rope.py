@@ -67,18 +67,15 @@ def scaling_from_keys(k: HeaderKeys, theta: float, factors: Sequence[float], *, 
 def _llama3(theta: float, factors: Sequence[float], stored: dict[str, Any], where: str) -> dict[str, Any] | None:
     """Return the `rope_scaling` whose divisors are `factors`, or None if all divisors are 1.
 
-    The parameters in `stored` are tried first, then those of the published models. Raises CheckpointError if neither agrees.
+    The parameters in `stored` are tried first, then no scaling, then the parameters of the published models. Raises
+    CheckpointError if none of them agree.
     """
-    wanted = torch.tensor(factors)
-    if torch.allclose(wanted, torch.ones(()), rtol=AGREE):
-        return None
-    for parameters in (stored, {"factor": max(factors), **PUBLISHED}):
+    for parameters in (stored, {}, {"factor": max(factors), **PUBLISHED}):
         if all(parameters.values()):
-            scaling = parse(Llama3, parameters, where=where)
-            if torch.allclose(
-                divisors(Rope(theta=theta, llama3=scaling), 2 * len(factors)), wanted, rtol=AGREE, atol=0
-            ):
-                return {"rope_type": "llama3", **scaling.model_dump()}
+            scaling = parse(Llama3, parameters, where=where) if parameters else None
+            found = divisors(Rope(theta=theta, llama3=scaling), 2 * len(factors))
+            if torch.allclose(found, torch.tensor(factors), rtol=AGREE, atol=0):
+                return None if scaling is None else {"rope_type": "llama3", **scaling.model_dump()}
     raise CheckpointError(
         f"tensor '{FREQS}' does not hold the divisors of a published Llama 3.1 scaling",
         where=where,

@@ -9,11 +9,8 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
-
-import yaml
 
 import rorqual
 from rorqual.convert.files import INDEX, WEIGHTS, atomic_folder, find_tensors, new_run, refuse_target
@@ -44,25 +41,16 @@ _DERIVED = ".rotary_emb.inv_freq"
 """Name suffix of tensors that import skips. Older checkpoints contain these tensors, but the config determines their values."""
 
 
-@dataclass(frozen=True)
-class Converted:
-    """The result of a conversion: the `model_type`, the number of tensors, their size in bytes, and notes for the user."""
-
-    model_type: str
-    tensors: int
-    size: int
-    notes: tuple[str, ...] = ()
-
-
 def quiet(done: int, total: int, name: str) -> None:
     """Do nothing: the default progress callback, which reports no progress."""
 
 
-def import_hf(src: Path, out: Path, *, dtype: DType = "keep", progress: Progress = quiet) -> Converted:
+def import_hf(src: Path, out: Path, *, dtype: DType = "keep", progress: Progress = quiet) -> tuple[str, ...]:
     """Import a folder with config.json, tokenizer.json and safetensors as the run directory `out`.
 
     `out` must be new or an empty folder. `dtype="keep"` copies the bytes of every tensor, including FP8
     scales. "float32", "bfloat16" and "float16" convert all tensors and dequantise FP8; only the router bias is always fp32.
+    Returns notes for the user.
 
     Raises ConfigError, CheckpointError or DataError for an invalid config, header or text file, before any tensor is read.
     Raises NumericsError if a weight is not finite.
@@ -83,13 +71,13 @@ def import_hf(src: Path, out: Path, *, dtype: DType = "keep", progress: Progress
     copies = check_copies(names, tensors, str(src))
     settings = _settings(texts, src, dtype, copies)
     with new_run(out, settings, texts.tokenizer.source.encode(), needs=counted.total) as step:
-        size = write_tensors(step / WEIGHTS_FILE, [job.spec for job in jobs], counted)
+        write_tensors(step / WEIGHTS_FILE, [job.spec for job in jobs], counted)
         if texts.template is not None:
             (step.parent / TEMPLATE).write_bytes(texts.template.encode())
         (step.parent / ORIGINALS).mkdir()
         for name, original in texts.originals.items():
             (step.parent / ORIGINALS / name).write_bytes(original)
-    return Converted(texts.model_type, len(jobs), size, texts.notes)
+    return texts.notes
 
 
 def _check_dtype(dtype: str, allowed: Iterable[str]) -> None:
@@ -112,7 +100,7 @@ def _settings(texts: StoredTexts, src: Path, dtype: DType, copies: list[str]) ->
 
 def export_hf(
     run: RunDir, dst: Path, *, dtype: DType = "keep", shard_bytes: float = SHARD_BYTES, progress: Progress = quiet
-) -> Converted:
+) -> None:
     """Export the newest complete checkpoint of a run as a folder that transformers or an engine such as vLLM can load.
 
     `dtype` accepts the values of `import_hf` and also "fp8". With "fp8", all projections are FP8 (E4M3) with one scale per
@@ -124,7 +112,7 @@ def export_hf(
     file = whole_weights(run)
     model = read_model_config(run)
     tensors = our_tensors(file, model)
-    imported = _imported(run)
+    imported = run.config().get("imported") or {}
     family = family_of(str(imported["family"]), str(run.config_file)) if "family" in imported else family_for(model)
     names = family.name_map(model)
     pieces = published_pieces(names, model, tensors, str(file))
@@ -147,13 +135,6 @@ def export_hf(
         for name, data in texts.items():
             (folder / name).write_bytes(data)
         (folder / STATE_FILE).unlink()
-    return Converted(str(json.loads(texts["config.json"])["model_type"]), len(jobs), counted.total)
-
-
-def _imported(run: RunDir) -> Mapping[str, Any]:
-    data = yaml.safe_load(run.config_file.read_text(encoding="utf-8"))
-    imported = data.get("imported") if isinstance(data, dict) else None
-    return imported if isinstance(imported, dict) else {}
 
 
 def _copies(names: NameMap, imported: Mapping[str, Any]) -> list[str]:

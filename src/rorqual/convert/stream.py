@@ -89,7 +89,7 @@ class Stored(Spec):
         Except for the last range, the number of rows is divisible by `multiple`. A range has at least `multiple` rows.
         """
         step = max(size // max(self.columns * self.item_bytes, 1) // multiple, 1) * multiple
-        for start in range(0, self.n_rows, step):
+        for start in range(0, self.n_rows if self.columns else 0, step):
             yield start, min(start + step, self.n_rows)
 
     def rows(self, start: int, stop: int) -> Tensor:

@@ -40,7 +40,7 @@ NO_INDEXER = (
 )
 
 
-class Piece(Protocol):
+class TensorPart(Protocol):
     """A part of an output tensor."""
 
     def chunks(self, dtype: str) -> Iterator[Bytes]:
@@ -52,7 +52,7 @@ class TensorJob:
     """A tensor to write. The output bytes are those of `pieces`, converted to the dtype of `spec` and concatenated."""
 
     spec: Spec
-    pieces: tuple[Piece, ...]
+    pieces: tuple[TensorPart, ...]
 
     def chunks(self) -> Iterator[Bytes]:
         """Yield the bytes of the tensor in order."""

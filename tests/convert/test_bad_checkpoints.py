@@ -281,6 +281,15 @@ def test_scales_of_another_block_and_experts_of_two_types_are_refused(tmp_path: 
     import_hf(folder, tmp_path / "run", dtype="bfloat16")
 
 
+def test_scales_of_two_types_are_refused_unless_they_are_applied(tmp_path: Path) -> None:
+    hub = in_fp8(published(deepseek()))
+    scale = "model.layers.1.mlp.experts.2.down_proj.weight_scale_inv"
+    folder = write_folder(tmp_path / "hub", deepseek(), hub | {scale: hub[scale].bfloat16()})
+    with pytest.raises(CheckpointError, match=r"experts\.0\.down_proj.*as must their scales.*BF16, F32"):
+        import_hf(folder, tmp_path / "run")
+    import_hf(folder, tmp_path / "run", dtype="float32")
+
+
 def test_what_transformers_saves_of_a_v3_without_its_prediction_module_is_told_the_remedy(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "hub", deepseek(mtp=0), published(deepseek(mtp=0)), num_nextn_predict_layers=1)
     with pytest.raises(CheckpointError, match="set num_nextn_predict_layers to 0"):

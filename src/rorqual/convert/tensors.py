@@ -166,9 +166,11 @@ def _import_entry(
     entry: NameEntry, shape: tuple[int, ...], dtype: DType, parts: Sequence[Stored], scales: Sequence[Stored | None]
 ) -> Iterator[TensorJob]:
     kinds = sorted({target(part.name, dtype, part.dtype) for part in parts})
-    if len(kinds) > 1:
+    scale_kinds = sorted({scale.dtype for scale in scales if scale is not None and dtype == "keep"})
+    if len(kinds) > 1 or len(scale_kinds) > 1:
         raise CheckpointError(
-            f"{entry.published[0]} and the tensors stacked with it must have one type, but they have {', '.join(kinds)}",
+            f"{entry.published[0]} and the tensors stacked with it must have one type, as must their scales, but the types are "
+            f"{', '.join([*kinds, *scale_kinds])}",
             where=str(parts[0].file),
             remedy="Convert the weights to one type: dtype=bfloat16 or dtype=float32.",
         )

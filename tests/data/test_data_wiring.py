@@ -88,19 +88,6 @@ def test_a_fault_in_a_file_of_samples_is_named_by_its_row(bad: int, what: str, t
     )
 
 
-@pytest.mark.parametrize("bad", [1023, 1024, MANY - 1])
-def test_a_fault_in_a_table_is_named_by_its_row(bad: int, tmp_path: Path) -> None:
-    rows = [{"prompt": f"q{n}", "completion": f"a{n}"} for n in range(MANY)]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "good.parquet")
-    found = read_conversations(tmp_path / "good.parquet").conversations
-    assert [one[0].content for one in found] == [f"q{n}" for n in range(MANY)]
-    rows[bad]["prompt"] = " \n"
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "bad.parquet")
-    with pytest.raises(DataError, match="an empty prompt") as caught:
-        read_conversations(tmp_path / "bad.parquet")
-    assert caught.value.where == f"{tmp_path / 'bad.parquet'}:row {bad + 1}: message 1"
-
-
 # ---- keys of a row
 
 

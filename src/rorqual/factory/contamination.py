@@ -22,11 +22,12 @@ from typing import Any
 
 from rorqual.core.errors import DataError
 from rorqual.core.parts import content_label, read_content
+from rorqual.core.rows import read_rows
 from rorqual.evals.run import pick
 from rorqual.factory.filters import words
 from rorqual.tasks.base import Problem, Split, Task, Verdict
 from rorqual.tasks.find import load_task, safe_problems
-from rorqual.tasks.rows import FileTask, read
+from rorqual.tasks.rows import FileTask
 
 COMMON = 10
 SHORT = 4
@@ -193,7 +194,7 @@ def item_of(problem: Problem, task: str, *, by_words: bool = True) -> EvalItem:
 
 
 def _items_in(path: Path) -> Iterable[EvalItem]:
-    for row in read(path):
+    for row in read_rows(path):
         column = next((name for name in TEXT_COLUMNS if isinstance(row.values.get(name), str)), None)
         if column is not None:
             yield EvalItem(row.values[column], row.where)

@@ -122,6 +122,7 @@ NUMBERS = [{"question": question(n), "answer": n} for n in range(60)]
 
 BROKEN = [
     Broken("json.jsonl", raw(3, b'{"question": '), [(3, "not JSON")]),
+    Broken("two-json.jsonl", raw(3, b"{").replace(b'"no"}', b'"no",}', 1), [(2, "not JSON"), (3, "not JSON")]),
     Broken("list.jsonl", raw(5, b"[1, 2]"), [(5, "not an object")]),
     Broken("bytes.jsonl", raw(4, b'{"question": "\xff", "answer": "no"}'), [(4, "not UTF-8")]),
     Broken("empty-prompt.jsonl", jsonl(put(2, question="")), [(2, "empty")]),

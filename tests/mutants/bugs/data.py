@@ -96,7 +96,7 @@ MUTANTS = (
     one(
         "a null in a pair is told as a wrong key",
         "issue 14",
-        "data/source/conversations.py",
+        "core/conversations.py",
         "(row[ask] is not None or row[answer] is not None)",
         "(row[ask] is not None and row[answer] is not None)",
         "tests/data/test_conversations.py::test_a_fault_is_named_by_file_and_line",

@@ -983,9 +983,9 @@ MUTANTS = (
     one(
         "a prompt of digits in a CSV file becomes a number",
         "issue 14: second bug trial",
-        "generate/prompts.py",
-        "if name in keys - TEXTS and isinstance(value, str)",
-        "if name in keys and isinstance(value, str)",
+        "generate/schema.py",
+        "keys.union(prompts) - TEXTS",
+        "keys.union(prompts)",
         "tests/cli/test_generate.py::test_parquet_and_csv_are_read_as_the_same_prompts",
     ),
     one(

@@ -25,7 +25,7 @@ ONE_OBJECT = "Write one JSON object on each line."
 
 
 @dataclass(frozen=True)
-class Row:
+class DataRow:
     """A row. `line` is its first line in the file, or its number in a Parquet file or a JSON list. `where` is its place in errors."""
 
     line: int
@@ -71,7 +71,7 @@ class BadRow:
     remedy: str
 
 
-def read_rows(path: Path) -> Iterator[Row]:
+def read_rows(path: Path) -> Iterator[DataRow]:
     """Yield the rows of a file. Raises DataError for the first row that cannot be read, and for what `scan_rows` refuses."""
     for row in scan_rows(path):
         if isinstance(row, BadRow):
@@ -79,7 +79,7 @@ def read_rows(path: Path) -> Iterator[Row]:
         yield row
 
 
-def scan_rows(path: Path) -> Iterator[Row | BadRow]:
+def scan_rows(path: Path) -> Iterator[DataRow | BadRow]:
     """Yield the rows of a file, and a `BadRow` for each row that cannot be read.
 
     A .json file is a list of objects, an object with one list of objects, or JSON lines. The cells of a CSV file are strings. Null fields of a
@@ -131,7 +131,7 @@ def _refuse_binary(path: Path) -> None:
         )
 
 
-def _read_lines(path: Path) -> Iterator[Row | BadRow]:
+def _read_lines(path: Path) -> Iterator[DataRow | BadRow]:
     """Only a newline byte ends a line. Characters such as U+2028, which `str.splitlines` treats as line ends, are part of a line."""
     with open(path, "rb") as file:
         for line, raw in enumerate(file, start=1):
@@ -140,7 +140,7 @@ def _read_lines(path: Path) -> Iterator[Row | BadRow]:
                 yield _parse_line(line, f"{path}:{line}", text)
 
 
-def _parse_line(line: int, where: str, raw: bytes) -> Row | BadRow:
+def _parse_line(line: int, where: str, raw: bytes) -> DataRow | BadRow:
     try:
         raw.decode("utf-8")
         return _as_row(line, where, pydantic_core.from_json(raw))
@@ -150,13 +150,13 @@ def _parse_line(line: int, where: str, raw: bytes) -> Row | BadRow:
         return BadRow(line, where, "not JSON", f"not JSON: {error}", ONE_OBJECT)
 
 
-def _as_row(line: int, where: str, value: Any) -> Row | BadRow:
+def _as_row(line: int, where: str, value: Any) -> DataRow | BadRow:
     if isinstance(value, dict):
-        return Row(line, where, value)
+        return DataRow(line, where, value)
     return BadRow(line, where, "not an object", f"a JSON {type(value).__name__}, not an object", ONE_OBJECT)
 
 
-def _read_json(path: Path) -> Iterator[Row | BadRow]:
+def _read_json(path: Path) -> Iterator[DataRow | BadRow]:
     data = path.read_bytes().removeprefix(BOM).strip()
     try:
         whole = pydantic_core.from_json(data) if data else []
@@ -174,7 +174,7 @@ def _read_json(path: Path) -> Iterator[Row | BadRow]:
     yield from (_as_row(number, f"{path}:row {number}", value) for number, value in enumerate(whole, start=1))
 
 
-def _read_csv(path: Path) -> Iterator[Row | BadRow]:
+def _read_csv(path: Path) -> Iterator[DataRow | BadRow]:
     """A TSV file has tabs between its cells. In a CSV file, the most frequent of comma, semicolon and tab in the header separates cells."""
     with open(path, encoding="utf-8-sig", newline="") as file:
         header = file.readline()
@@ -206,14 +206,14 @@ def _column_names(path: Path, cells: list[str]) -> list[str]:
     return names
 
 
-def _as_record(line: int, where: str, names: list[str], cells: list[str]) -> Row | BadRow:
+def _as_record(line: int, where: str, names: list[str], cells: list[str]) -> DataRow | BadRow:
     if len(cells) == len(names):
-        return Row(line, where, dict(zip(names, cells, strict=True)))
+        return DataRow(line, where, dict(zip(names, cells, strict=True)))
     problem = f"{len(cells)} cells, but the header has {len(names)} columns"
     return BadRow(line, where, "wrong number of cells", problem, "Put cells that contain separators in quotes.")
 
 
-def _read_parquet(path: Path) -> Iterator[Row]:
+def _read_parquet(path: Path) -> Iterator[DataRow]:
     with parquet_errors(path):
         import pyarrow.parquet  # imported here because the import takes 0.3 s and other files do not need it
 
@@ -221,7 +221,7 @@ def _read_parquet(path: Path) -> Iterator[Row]:
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches(ROWS_AT_ONCE):
             for values in batch.to_pylist():
                 number += 1
-                yield Row(number, f"{path}:row {number}", _without_null(values))
+                yield DataRow(number, f"{path}:row {number}", _without_null(values))
 
 
 @contextmanager
@@ -243,7 +243,7 @@ def _without_null(value: Any) -> Any:
     return [_without_null(item) for item in value] if isinstance(value, list) else value
 
 
-READERS: dict[str, Callable[[Path], Iterator[Row | BadRow]]] = {
+READERS: dict[str, Callable[[Path], Iterator[DataRow | BadRow]]] = {
     ".jsonl": _read_lines,
     ".ndjson": _read_lines,
     ".json": _read_json,

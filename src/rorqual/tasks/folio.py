@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rorqual.core.errors import DataError
-from rorqual.core.rows import Row, read_rows
+from rorqual.core.rows import DataRow, read_rows
 from rorqual.tasks.base import Problem, Split, Verdict
 from rorqual.tasks.labels import final_labels
 from rorqual.tasks.reply import verdict
@@ -48,7 +48,7 @@ class Folio(FileTask):
         problems = [self._problem(row, split) for path in paths for row in read_rows(path)]
         return carve([(str(p.meta["story"]), p) for p in problems], split)
 
-    def _problem(self, row: Row, split: Split) -> Problem:
+    def _problem(self, row: DataRow, split: Split) -> Problem:
         premises, conclusion, gold = row.texts("premises"), row.get("conclusion"), row.get("label")
         gold = SAME.get(gold, gold)
         if gold not in LABELS and split == "train":

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from rorqual.core.errors import DataError
-from rorqual.core.rows import Row, read_rows
+from rorqual.core.rows import DataRow, read_rows
 from rorqual.tasks.amounts import final_amount, read_final_amounts
 from rorqual.tasks.base import Problem, Split, Verdict
 from rorqual.tasks.numbers import whole_number
@@ -65,7 +65,7 @@ class Gsm8k(FileTask):
         problems = [self._problem(row, split) for path in paths for row in read_rows(path)]
         return carve([(p.key, p) for p in problems], split)
 
-    def _problem(self, row: Row, split: Split) -> Problem:
+    def _problem(self, row: DataRow, split: Split) -> Problem:
         question = row.get("question")
         steps, _, gold = row.get("answer").rpartition("####")
         number = whole_number(gold)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rorqual.core.errors import DataError
-from rorqual.core.rows import Row, read_rows
+from rorqual.core.rows import DataRow, read_rows
 from rorqual.tasks.base import Problem, Split, Verdict
 from rorqual.tasks.roles import by_pronoun, roles
 from rorqual.tasks.rows import SAMPLES, FileTask, carve, held_out
@@ -38,7 +38,7 @@ class Knights(FileTask):
         selected = [(p.key, p) for p in problems if not self.people or len(p.meta["names"]) in self.people]
         return carve(selected, split)
 
-    def _problem(self, row: Row, split: Split) -> Problem:
+    def _problem(self, row: DataRow, split: Split) -> Problem:
         names, solution = row.texts("names"), row.get("solution", list)
         usable = len(names) == len(solution) > 0 and all(isinstance(truth, bool) for truth in solution)
         if not usable and split == "train":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rorqual.core.errors import DataError
-from rorqual.core.rows import Row, read_rows
+from rorqual.core.rows import DataRow, read_rows
 from rorqual.tasks.answer import final_answer, math_equal, math_verify
 from rorqual.tasks.base import Problem, Split, Verdict
 from rorqual.tasks.rows import SAMPLES, FileTask, files, normal
@@ -58,7 +58,7 @@ class Math500(FileTask):
             )
         return [self._problem(row) for path in files(self.data, "test") for row in read_rows(path)]
 
-    def _problem(self, row: Row) -> Problem:
+    def _problem(self, row: DataRow) -> Problem:
         return Problem(
             key=f"math500 {normal(row.get('problem'))}",
             prompt=row.get("problem"),

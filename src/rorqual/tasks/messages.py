@@ -7,7 +7,7 @@ from pathlib import Path
 from rorqual.core.conversations import read_conversation
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message
-from rorqual.core.rows import Row, read_rows
+from rorqual.core.rows import DataRow, read_rows
 from rorqual.tasks.answer import final_answer, final_number, whole_number
 from rorqual.tasks.base import Problem, Split, Verdict
 from rorqual.tasks.rows import FileTask, carve, held_out, normal
@@ -42,7 +42,7 @@ class Messages(FileTask):
         problems = [self._problem(row) for path in paths for row in read_rows(path)]
         return carve([(p.key, p) for p in problems], split)
 
-    def _problem(self, row: Row) -> Problem:
+    def _problem(self, row: DataRow) -> Problem:
         *before, reply = read_conversation(row.values, row.where)
         if reply.role != "assistant" or not before or before[-1].role != "user":
             raise DataError(

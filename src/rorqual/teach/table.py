@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rorqual.core.rows import BadRow, Row, scan_rows
+from rorqual.core.rows import BadRow, DataRow, scan_rows
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class ExampleTable:
     """The rows of a file, and the faults of the rows that could not be read."""
 
     path: Path
-    rows: list[Row] = field(default_factory=list)
+    rows: list[DataRow] = field(default_factory=list)
     faults: list[RowFault] = field(default_factory=list)
 
     @property

@@ -19,7 +19,7 @@ MUTANTS = (
         "core/rows.py",
         "line = reader.line_num + 1",
         "line += 1",
-        "tests/core/test_rows.py::test_a_row_has_its_first_line_or_its_number",
+        "tests/core/test_row_files.py::test_a_row_has_its_first_line_or_its_number",
     ),
     one(
         "the first of two answer columns is any",

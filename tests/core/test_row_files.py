@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rorqual.core.errors import DataError
-from rorqual.core.rows import BadRow, Row, read_rows, scan_rows
+from rorqual.core.rows import BadRow, DataRow, read_rows, scan_rows
 
 ROWS: list[dict[str, Any]] = [{"text": f'{n}; "so", it\nis \u2028 {n}', "label": "ab"[n % 2]} for n in range(300)]
 LINES = b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in ROWS)
@@ -124,7 +124,7 @@ def test_a_bad_row_is_named_and_the_others_are_read(
 ) -> None:
     path = written(tmp_path, name, data)
     before, bad, after = scan_rows(path)
-    assert isinstance(before, Row) and isinstance(after, Row) and isinstance(bad, BadRow)
+    assert isinstance(before, DataRow) and isinstance(after, DataRow) and isinstance(bad, BadRow)
     assert (bad.line, bad.kind) == (line, kind) and what in bad.what and bad.remedy
     with pytest.raises(DataError, match=rf"{name}:(row )?{line}: {kind if kind.startswith('not J') else ''}"):
         list(read_rows(path))
@@ -169,7 +169,7 @@ def test_a_missing_file_and_a_folder_are_refused(name: str, tmp_path: Path) -> N
 
 
 def test_a_column_of_another_type_is_named() -> None:
-    row = Row(3, "f:3", {"b": 1, "c": ["x", 2]})
+    row = DataRow(3, "f:3", {"b": 1, "c": ["x", 2]})
     assert row.get("b", int) == 1
     for read, what in (
         (lambda: row.get("a"), "f:3: no column 'a'\n.*b, c"),

@@ -27,12 +27,12 @@ from typer.testing import CliRunner
 
 from rorqual.cli.evaluating import fingerprint
 from rorqual.cli.main import app
-from rorqual.core.errors import ConfigError, RorqualError
+from rorqual.core.errors import ConfigError
 from rorqual.core.records import Message, RunDir, TaskDefaults
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Request
 from rorqual.generate.batch import answers
-from rorqual.generate.output import Partial, to_line
+from rorqual.generate.output import Partial
 from rorqual.generate.prompts import Prompts, Refused
 from rorqual.generate.schema import RowParser, RowRequest, RowSampling, line_seed
 
@@ -137,21 +137,28 @@ def test_killed_four_times_it_gives_the_same_file(place: Path) -> None:
     assert (again.code, "already complete" in again.out) == (1, True)
 
 
-@pytest.mark.parametrize(
-    "tail", [b'{"line": 3, "choi', b'{"line": 3}', b"\x00" * 40 + b"\n", b'{"line": 99}\n', b'{"line": 1}\n', b"[]\n"]
-)
-def test_a_torn_line_is_cut_off_and_made_again(tail: bytes, tmp_path: Path) -> None:
+def test_a_torn_line_is_cut_off_and_made_again(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     with Partial(out, {"a": 1}, rows=3, last=3) as partial:
         partial.add({1: {"line": 1, "error": {}}, 2: {"line": 2}})
     with open(partial.path, "ab") as file:
-        file.write(tail)
+        file.write(b'{"line": 3, "choi')
     with Partial(out, {"a": 1}, rows=3, last=3) as partial:
         assert [partial.has(line) for line in (1, 2, 3)] == [True, True, False]
         assert (partial.count, partial.errors) == (2, 1)
         partial.add({3: {"line": 3, "text": "x"}})
         partial.finish()
     assert out.read_bytes() == b'{"line": 1, "error": {}}\n{"line": 2}\n{"line": 3, "text": "x"}\n'
+
+
+@pytest.mark.parametrize("tail", [b'{"line": 99}\n', b'{"line": 1}\n', b'{"line": "2"}\n', b"{}\n"])
+def test_a_line_of_no_row_is_refused(tail: bytes, tmp_path: Path) -> None:
+    with Partial(tmp_path / "out.jsonl", {"a": 1}, rows=3, last=3) as partial:
+        partial.add({1: {"line": 1}})
+    with open(partial.path, "ab") as file:
+        file.write(tail)
+    with pytest.raises(ConfigError, match=r"partial:2 is not the answer to a row"):
+        Partial(tmp_path / "out.jsonl", {"a": 1}, rows=3, last=3)
 
 
 def test_a_kill_between_the_last_steps_changes_nothing(tmp_path: Path) -> None:
@@ -182,13 +189,6 @@ def test_a_kill_between_the_first_steps_changes_nothing(tmp_path: Path) -> None:
     (tmp_path / "out.jsonl.made").unlink()
     with pytest.raises(ConfigError, match=r"out\.jsonl\.made.* is missing"):
         Partial(out, {"a": 1}, rows=1, last=1)
-
-
-def test_one_process_at_a_time(tmp_path: Path) -> None:
-    out = tmp_path / "out.jsonl"
-    with Partial(out, {"a": 1}, rows=1, last=1), pytest.raises(RorqualError, match="another process"):
-        Partial(out, {"a": 1}, rows=1, last=1)
-    Partial(out, {"a": 1}, rows=1, last=1).close()
 
 
 def test_an_output_that_was_changed_is_refused(tmp_path: Path) -> None:
@@ -646,13 +646,6 @@ def test_a_file_of_many_lines_takes_the_memory_of_few(tmp_path: Path) -> None:
     assert path.stat().st_size > 4_000_000
     assert peak < 1_500_000
     assert prompts.rows == prompts.last == 20_000
-
-
-def test_a_line_of_the_answer_is_one_line_for_every_reader() -> None:
-    text = "".join(chr(code) for code in (*range(1, 256), 0x2028, 0x2029, 0x1F600))
-    raw = to_line({"text": text})
-    assert len(raw.decode().splitlines()) == 1
-    assert json.loads(raw) == {"text": text}
 
 
 # ---- a server

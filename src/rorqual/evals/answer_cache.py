@@ -25,7 +25,7 @@ IN_A_ROW = 32
 """Number of consecutive rejections after which the evaluation stops. Requests that an earlier run recorded as rejected
 do not count."""
 Progress = Callable[[int, int], None]
-QuickstartPaths = tuple[int, int]
+SamplePlace = tuple[int, int]
 """(Index of a request, index of a sample of that request)."""
 
 
@@ -117,7 +117,7 @@ class AnswerCache:
         self,
         engine: RemoteEngine,
         requests: Sequence[Request],
-        missing: Mapping[QuickstartPaths, str],
+        missing: Mapping[SamplePlace, str],
         arrived: Callable[[int, int, Completion], None],
     ) -> None:
         before = frozenset(self._file.refused)

@@ -23,7 +23,7 @@ from rorqual.data.distilled import Distilled, Ids, Logprobs, VerdictName, write_
 from rorqual.factory.budget import reached
 from rorqual.factory.card import CardFindings, write_card
 from rorqual.factory.config import FactoryConfig
-from rorqual.factory.entries import Entry, QuickstartPaths, read_entry, row_of
+from rorqual.factory.entries import Entry, SampleId, read_entry, row_of
 from rorqual.factory.filters import reasons, reply_text
 from rorqual.factory.problems import Chosen, choose
 from rorqual.factory.teacher import LocalTeacher, RemoteTeacher, Teacher
@@ -137,9 +137,9 @@ class Work:
     failures: Journal
     clock: Clock
     quiet: bool
-    have: dict[QuickstartPaths, Entry] = field(default_factory=dict)
-    failed: dict[QuickstartPaths, Entry] = field(default_factory=dict)
-    verdicts: dict[QuickstartPaths, VerdictName] = field(default_factory=dict)
+    have: dict[SampleId, Entry] = field(default_factory=dict)
+    failed: dict[SampleId, Entry] = field(default_factory=dict)
+    verdicts: dict[SampleId, VerdictName] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.problems = {problem.key: problem for problem in self.chosen.problems}

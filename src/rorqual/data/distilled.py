@@ -216,14 +216,14 @@ def read_kept_messages(path: Path) -> tuple[dict[int, tuple[Message, ...]], int]
 def _read_table(path: Path, columns: list[str]) -> pa.Table:
     """Read columns of a file. Raises DataError if the file does not have the columns of its format, or if a value is null."""
     with parquet_errors(path):
+        format_ = (pq.read_schema(path).metadata or {}).get(FORMAT_KEY, b"none").decode("utf-8", "replace")
+        if format_ not in SCHEMAS:
+            raise DataError(
+                f"not a file of teacher samples in format {' or '.join(SCHEMAS)} (found: {format_})",
+                where=str(path),
+                remedy="Give the data.parquet that `rorqual distil` wrote.",
+            )
         table = pq.read_table(path, columns=columns)
-    format_ = (table.schema.metadata or {}).get(FORMAT_KEY, b"none").decode("utf-8", "replace")
-    if format_ not in SCHEMAS:
-        raise DataError(
-            f"not a file of teacher samples in format {' or '.join(SCHEMAS)} (found: {format_})",
-            where=str(path),
-            remedy="Give the data.parquet that `rorqual distil` wrote.",
-        )
     schema = pa.schema([SCHEMAS[format_].field(name) for name in columns])
     if not table.schema.equals(schema) or any(column.null_count for column in table.columns):
         raise DataError("the columns are not those of a file of teacher samples", where=str(path), remedy=AGAIN)

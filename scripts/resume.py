@@ -25,7 +25,8 @@ from typing import Any
 
 import torch
 
-from rorqual.core.records import RunDir, read_lines, write_json
+from rorqual.core.journal import read_lines
+from rorqual.core.records import RunDir, write_json
 from rorqual.data.distilled import read_distilled
 from rorqual.evals.plots_cost import CLOCK_PICTURE
 from rorqual.train.state import CLOCK_FIELDS

@@ -13,7 +13,8 @@ import pytest
 from example_files import Write, labelled, sums
 
 from rorqual.core.errors import ConfigError, DataError
-from rorqual.core.records import Message, RunDir, read_lines
+from rorqual.core.journal import read_lines
+from rorqual.core.records import Message, RunDir
 from rorqual.data.chat import chat_format
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.engine import Engine

@@ -34,7 +34,6 @@ WHAT: Mapping[str, str] = {
     "answer in prompt": "the prompt states the answer",
     "test row": "a prompt of the test file",
     "empty": "an empty prompt or answer",
-    "not CSV": "the row cannot be read: a quotation mark may be missing, or not doubled in a quoted cell",
     "no number": "the other answers are numbers, and this one is none",
     "no JSON": "the other answers are JSON, and this one is not",
     "missing or not text": "a column is missing, or has no text",

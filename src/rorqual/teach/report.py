@@ -12,9 +12,10 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from rorqual.core.errors import ConfigError, DataError, nearest
+from rorqual.core.journal import read_lines
 from rorqual.core.ledger import UNACCOUNTED, read_ledger
 from rorqual.core.log import clock
-from rorqual.core.records import read_lines, write_atomic, write_json
+from rorqual.core.records import write_atomic, write_json
 from rorqual.evals import page as html
 from rorqual.evals.compare import Comparison, compare
 from rorqual.evals.evaluation import Evaluation, Row

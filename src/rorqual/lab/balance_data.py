@@ -1,4 +1,4 @@
-"""Data of the balance experiments: worked solutions of the families, and an endless text of known entropy."""
+"""Data of the balance experiments: worked solutions of the families, and an endless text."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def endless_text(characters: int, seed: int) -> str:
 
     The probability of a character depends on the three characters before it, and equals its frequency after them in the
     sample. The text can be arbitrarily long and does not repeat itself, so a model cannot memorise it. The training loss
-    falls smoothly, and the entropy is known.
+    falls smoothly.
     """
     contexts, following = chain()
     rng = np.random.default_rng(seed)
@@ -75,16 +75,6 @@ def endless_text(characters: int, seed: int) -> str:
         row[:] = following[first + (rng.random(LANES) * (end - first)).astype(np.int64)]
         state = (state * 256 + row) % 256**ORDER
     return drawn.T.tobytes().decode("ascii")[:characters]
-
-
-def entropy() -> float:
-    """Return the entropy of the endless text given the last three characters, in nats per character. The expected loss
-    of a model cannot be lower than this entropy."""
-    contexts, following = chain()
-    _, each = np.unique(contexts * 256 + following, return_counts=True)
-    _, context = np.unique(contexts, return_counts=True)
-    n = len(contexts)
-    return float((context / n * np.log(context)).sum() - (each / n * np.log(each)).sum())
 
 
 def chain() -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -9,17 +9,22 @@ which has learned from other data than the students.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
+
+import numpy as np
 
 from rorqual.core.config import Config, Count
+from rorqual.core.records import RunDir
 from rorqual.data.distilled import read_distilled
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.request import SamplingParams
+from rorqual.evals.compare import is_right
+from rorqual.evals.evaluation import Evaluation
 from rorqual.factory.config import FactoryConfig, FilterConfig
-from rorqual.lab.data_distil_report import conclusion
+from rorqual.lab.charts import Bars, Readings
 from rorqual.lab.data_distil_sets import (
     answer_losses,
     counted,
@@ -29,14 +34,14 @@ from rorqual.lab.data_distil_sets import (
     write_labelled,
     write_originals,
 )
-from rorqual.lab.experiment import Experiment, amount
-from rorqual.lab.finding import Finding
-from rorqual.lab.job import Compute, ExperimentJob, Measure, SampleJob, Train
+from rorqual.lab.experiment import Experiment, Pair, Quantity, amount, in_order
+from rorqual.lab.job import Compute, ExperimentJob, Measure, SampleJob, Train, evaluation, run_cost, value
 from rorqual.recipes.distil import distil
 from rorqual.recipes.pretrain import pretrain
 from rorqual.recipes.sft import sft
-from rorqual.tasks.everyday import EVERYDAY_TASKS
+from rorqual.tasks.everyday import EVERYDAY_TASKS, price_of
 from rorqual.tasks.everyday.base import Form
+from rorqual.tasks.everyday.prices import HIGH
 from rorqual.train.run import Run
 
 READ, TEXT, BASE, TEACHER = "data-read", "data-text", "data-base", "data-teacher"
@@ -89,16 +94,67 @@ def arms(task: str) -> tuple[str, ...]:
     return (*HARD, SOFT) if EVERYDAY_TASKS[task].form == "classification" else HARD
 
 
+MARGIN = 0.02
+"""Non-inferiority margin, in accuracy or R²: the small set's score may be at most this much lower than the full set's score. The margin
+was set before the runs of the published result."""
+QUESTIONS = (
+    ("full-original", "small-teacher", "a tenth from the teacher, against all of the original"),
+    ("full-original", "small-true", "control: a tenth with true answers, against all of the original"),
+    ("small-original", "small-teacher", "a tenth: from the teacher, against the original"),
+    ("full-teacher", "small-teacher", "from the teacher: a tenth, against all"),
+    ("full-original", "full-teacher", "all: from the teacher, against the original"),
+    ("full-original", SOFT, "a tenth with the teacher's distributions, against all of the original"),
+)
+FREE, LOSS = "sentences, at temperature 1", "loss on true sentences"
+
+
+def score_name(task: str) -> str:
+    """Return the name of a task's score: the share of right answers, or R²."""
+    return f"{task}, R²" if EVERYDAY_TASKS[task].form == "regression" else task
+
+
+def _pairs() -> Iterator[Pair]:
+    for a, b, question in QUESTIONS:
+        for task in EVERYDAY_TASKS:
+            if b in arms(task):
+                claim = {"claimed": (score_name(task),), "bound": -MARGIN} if question == QUESTIONS[0][2] else {}
+                yield Pair(question=question, quantity=score_name(task), a=a, b=b, of=score_name(task), **claim)
+    a, b, question = QUESTIONS[0]
+    yield Pair(question=question, quantity=FREE, a=a, b=b, of=FREE)
+    yield Pair(question=f"{question}: {LOSS}", quantity=LOSS, a=a, b=b, of="sentences")
+
+
 class DataDistil(Experiment):
     """The experiment on distilled data sets, with one task each for classification, regression and generation."""
 
-    name: ClassVar[str] = "data-distil"
-    title: ClassVar[str] = "A small set from a teacher against the full original one"
-    claim: ClassVar[str] = (
+    name = "data-distil"
+    title = "A small set from a teacher against the full original one"
+    claim = (
         "a tenth of the data, labelled or written by a teacher, trains a small model as well as all of the noisy original data, "
         "in classification, regression and generation"
     )
-    source: ClassVar[str] = "popular accounts; for less data, Distilling Step-by-Step, 2305.02301, abstract"
+    source = "popular accounts; for less data, Distilling Step-by-Step, 2305.02301, abstract"
+    arms = {
+        "full-original": "all, original",
+        "small-original": "a tenth, original",
+        "small-teacher": "a tenth, teacher",
+        SOFT: "a tenth, teacher's distributions",
+        "small-true": "a tenth, true",
+        "full-teacher": "all, teacher",
+    }
+    quantities = {
+        **{score_name(task): Quantity("ratio" if one.form == "regression" else "points") for task, one in EVERYDAY_TASKS.items()},
+        FREE: Quantity("points"),
+        LOSS: Quantity("nats"),
+        **dict.fromkeys(("rows", "tokens", "core-seconds"), Quantity()),
+        "right": Quantity("points"),
+    }
+    pairs = tuple(_pairs())
+    charts = tuple(Bars(score_name(task), shares=False) for task in EVERYDAY_TASKS)
+    note = (
+        "Scores: the share of right greedy answers, or 1 - mean squared error / variance (R², where a reply without a price gets the worst "
+        "error). Rows, tokens and right answers are those of the training sets; core-seconds are those of the students."
+    )
 
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         work = AMOUNTS.of(share)
@@ -114,8 +170,36 @@ class DataDistil(Experiment):
         ]
         return [*shared, *(job for task in EVERYDAY_TASKS for job in chore_jobs(task, seed, place, work, share))]
 
-    def conclude(self, places: Mapping[int, Path]) -> Finding:
-        return conclusion(self, places, {task: arms(task) for task in EVERYDAY_TASKS})
+    def read(self, place: Path) -> Readings:
+        found: dict[str, Any] = {name: {} for name in self.quantities}
+        for task in EVERYDAY_TASKS:
+            counts = value(place, f"data-{task}-sets")
+            for arm in (*arms(task), TEACHER):
+                name = measure_name(task, TEACHER if arm == TEACHER else f"data-{task}-{arm}")
+                found[score_name(task)][arm] = in_order(scored(evaluation(place, name)))
+                if EVERYDAY_TASKS[task].form == "generation":
+                    found[FREE][arm] = in_order([is_right(one) for one in evaluation(place, f"{name}-free").samples])
+                    found[LOSS][arm] = in_order(value(place, f"{name}-loss"))
+                if arm != TEACHER:
+                    cost = run_cost(RunDir(place / f"data-{task}-{arm}")).core_seconds
+                    for what, number in (*counts[arm].items(), ("core-seconds", cost)):
+                        found[what].setdefault(arm, {})[task] = {0: number}
+        return found
+
+
+def scored(result: Evaluation) -> list[float]:
+    """Return a score per problem: 1 for a right reply, 0 for a wrong reply.
+
+    For the regression task, whose answers are prices, the score is 1 - error² / variance, and the mean of these scores is R². A reply
+    that is not a price counts as the worst possible price.
+    """
+    if result.samples[0].family != "prices":
+        return [is_right(sample) for sample in result.samples]
+    truths = [int(sample.answer) for sample in result.samples]
+    variance = float(np.var(truths))
+    prices = [price_of(sample.reply) for sample in result.samples]
+    errors = [max(true, HIGH - true) if price is None else price - true for price, true in zip(prices, truths, strict=True)]
+    return [1 - error**2 / variance for error in errors]
 
 
 def text_run(place: Path, seed: int, work: Amounts) -> Run:

@@ -3,9 +3,10 @@ and ablates experts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,24 +21,8 @@ from rorqual.evals.compare import is_right
 from rorqual.evals.evaluation import per_problem
 from rorqual.evals.experts import choices, counts, dependence, lift, without_experts
 from rorqual.evals.run import evaluate, pick
-from rorqual.lab.experiment import Experiment, amount
-from rorqual.lab.experts_report import (
-    GONE,
-    RANDOM,
-    WITHIN,
-    Value,
-    ablation_verdicts,
-    chosen_table,
-    decide,
-    hurt_chart,
-    hurt_contrasts,
-    information_chart,
-    information_contrasts,
-    information_table,
-    matrix_table,
-    words,
-)
-from rorqual.lab.finding import Finding
+from rorqual.lab.charts import Bars, Readings
+from rorqual.lab.experiment import Experiment, Pair, Quantity, amount
 from rorqual.lab.job import Compute, ExperimentJob, value
 from rorqual.lab.teacher import TEACHER, teacher_jobs
 from rorqual.model.decoder import Decoder
@@ -54,10 +39,19 @@ PROBLEMS = 40
 """Held-out problems per family and level. The experts of each family are selected on the same number of dev
 problems."""
 SHUFFLES = 499
+GONE, RANDOM = 2, 6
+"""Number of experts removed in each layer, equal to the number of experts per token, and number of random sets of as many experts."""
+WITHIN = {"any": "over all tokens", "token": "within one token id", "pair": "within one token id and the one before it"}
+LAYERS = ("layer 1", "layer 2")
+OWN, ANOTHER, RANDOM_ONES = "its own", "another family's", "random"
+ACCURACY, LOSS, BITS = "accuracy lost", "loss added", "bits that expert and family share"
 
 
 class ExpertsExperiment(Experiment):
-    """The experiment on the quickstart's teachers: mutual information of expert and family, and ablation of experts."""
+    """The experiment on the quickstart's teachers: mutual information of expert and family, and ablation of experts.
+
+    The claim needs information beyond chance over all tokens and within one token id, in every layer.
+    """
 
     name = "experts"
     title = "Experts specialise"
@@ -66,6 +60,25 @@ class ExpertsExperiment(Experiment):
         "id. A family loses more accuracy without its own experts than without another family's or random ones"
     )
     source = "DeepSeekMoE, 2401.06066, section 4.5; DeepSeek-V3, section 4.5.3 and appendix C"
+    arms = {"chance": "families shuffled", "bits": "true families"}
+    quantities = {
+        ACCURACY: Quantity("points"),
+        LOSS: Quantity("nats"),
+        **{f"{BITS}, {label}": Quantity("bits") for label in WITHIN.values()},
+    }
+    pairs = (
+        *(Pair(question=f"{quantity}: {rival} experts gone, then its own", quantity=quantity, a=rival, b=OWN,
+               groups=groups, claimed=("all",) if quantity == ACCURACY else ())
+          for quantity, groups in ((ACCURACY, ()), (LOSS, ("all",))) for rival in (ANOTHER, RANDOM_ONES)),
+        *(Pair(question=f"{BITS}, {label}: families shuffled, then as they are", quantity=f"{BITS}, {label}", a="chance", b="bits",
+               claimed=LAYERS if name != "pair" else ())
+          for name, label in WITHIN.items()),
+    )  # fmt: skip
+    charts = (Bars(ACCURACY, shares=False), *(Bars(f"{BITS}, {label}", shares=False) for label in WITHIN.values()))
+    note = (
+        f"In each layer, the {GONE} experts with the highest lift for a family on dev problems are removed. Made to think, greedy. "
+        f"Another family's: mean over all; random: mean over {RANDOM} draws."
+    )
 
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         count, shuffles = amount(PROBLEMS, share), amount(SHUFFLES, share, 99)
@@ -76,30 +89,36 @@ class ExpertsExperiment(Experiment):
             Compute(name=ABLATION, estimate=48 * share, needs=(TEACHER,), function=partial(ablated, seed=seed, count=count)),
         ]  # fmt: skip
 
-    def conclude(self, places: Mapping[int, Path]) -> Finding:
-        information = [value(place, INFORMATION) for place in places.values()]
-        ablations = [value(place, ABLATION) for place in places.values()]
-        bits = list(information_contrasts(information))
-        hurt = hurt_contrasts(ablations)
-        return self.found(
-            places,
-            verdict=decide(bits, hurt),
-            words=words(information, hurt, ablations),
-            contrasts=(*hurt, *bits),
-            tables=(
-                matrix_table(ablations),
-                information_table(list(places), information),
-                chosen_table(list(places), ablations),
-            ),
-            charts=(information_chart(information), hurt_chart(hurt)),
-            verdicts=(ablation_verdicts(ablations, tuple(places)),),
-        )
+    def read(self, place: Path) -> Readings:
+        information, ablation = value(place, INFORMATION), value(place, ABLATION)
+        bits = {
+            f"{BITS}, {label}": {
+                arm: {layer: {0: one[arm]} for layer, one in zip(LAYERS, information[name], strict=True)} for arm in self.arms
+            }
+            for name, label in WITHIN.items()
+        }
+        return {ACCURACY: damage(ablation, "right", 1), LOSS: damage(ablation, "loss", -1), **bits}
 
 
-# ---- jobs
+def damage(ablation: dict[str, Any], what: str, sign: int) -> dict[str, dict[str, dict[int, float]]]:
+    """Return what each problem of a family loses without the family's own experts, another family's (mean over all), and random ones
+    (mean over the draws)."""
+    families, family = ablation["families"], np.asarray(ablation["family"])
+    lost = {name: sign * (np.asarray(ablation[what]["none"], float) - np.asarray(values, float)) for name, values in ablation[what].items()}
+    drawn = [name for name in ablation["gone"] if name not in families]
+    found: dict[str, dict[str, dict[int, float]]] = {}
+    for kind in (OWN, ANOTHER, RANDOM_ONES):
+        groups: dict[str, dict[int, float]] = {"all": {}}
+        for own in families:
+            names = {OWN: [own], ANOTHER: [name for name in families if name != own], RANDOM_ONES: drawn}[kind]
+            mean = np.mean([lost[name] for name in names], axis=0)
+            groups[own] = {int(item): float(mean[item]) for item in np.flatnonzero(family == own)}
+            groups["all"] |= groups[own]
+        found[kind] = groups
+    return found
 
 
-def informed(place: Path, *, seed: int, count: int, shuffles: int) -> Value:
+def informed(place: Path, *, seed: int, count: int, shuffles: int) -> dict[str, Any]:
     """Measure the mutual information of expert and family on held-out worked solutions.
 
     For each condition of `WITHIN` and each layer, the result has the mutual information in bits, its mean and maximum
@@ -111,7 +130,7 @@ def informed(place: Path, *, seed: int, count: int, shuffles: int) -> Value:
     label, _ = labels(problems)
     pair = read.token * (int(read.token.max()) + 2) + read.before + 1
     conditions = {"any": np.zeros_like(read.token), "token": read.token, "pair": pair}
-    result: Value = {"tokens": len(read.token), "problems": len(problems)}
+    result: dict[str, Any] = {"tokens": len(read.token), "problems": len(problems)}
     for name in WITHIN:
         layers = []
         for layer in range(read.experts.shape[1]):
@@ -123,7 +142,7 @@ def informed(place: Path, *, seed: int, count: int, shuffles: int) -> Value:
     return result
 
 
-def ablated(place: Path, *, seed: int, count: int) -> Value:
+def ablated(place: Path, *, seed: int, count: int) -> dict[str, Any]:
     """Remove one set of experts at a time. Measure on each problem whether the greedy answer is correct, and the loss
     of the worked solution. The model is made to think.
 
@@ -147,7 +166,7 @@ def ablated(place: Path, *, seed: int, count: int) -> Value:
             rng.choice(layer_lift.shape[1], GONE, replace=False).tolist() for layer_lift in lifts
         ]
     problems, samples = worked(chat, "test", seed, count)
-    result: Value = {
+    result: dict[str, Any] = {
         "families": families,
         "family": [problem.family for problem in problems],
         "gone": sets,

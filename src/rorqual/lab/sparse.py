@@ -13,7 +13,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -21,11 +21,10 @@ from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
 from rorqual.data.pack import Sample, pack_rows
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
-from rorqual.lab.experiment import Experiment, amount
-from rorqual.lab.finding import Finding
-from rorqual.lab.job import Compute, ExperimentJob, JobCost, Train, run_cost
+from rorqual.lab.charts import Readings, Tradeoff
+from rorqual.lab.experiment import Experiment, Pair, Quantity, amount, in_order
+from rorqual.lab.job import Compute, ExperimentJob, JobCost, Train, run_cost, value
 from rorqual.lab.sparse_kinds import AttentionSelectionConfig, RandomSelectionConfig
-from rorqual.lab.sparse_report import ARMS, BASELINES, BUDGETS, KINDS, TRAINED, Arm, measured_by, report
 from rorqual.model.attention import (
     AttentionConfig,
     BlockSelectionConfig,
@@ -51,6 +50,25 @@ from rorqual.train.schedule import Schedule
 from rorqual.train.sources import WorkedConfig
 from rorqual.train.sources.worked import worked_sample
 
+Arm = Literal["dense", "dsa", "adaptive", "window", "random", "block", "oracle"]
+ARMS: Mapping[Arm, str] = {
+    "dense": "dense",
+    "dsa": "indexer",
+    "adaptive": "indexer, adaptive budget",
+    "window": "window with sinks",
+    "random": "random positions",
+    "block": "block means",
+    "oracle": "most attended positions",
+}
+BASELINES: tuple[Arm, ...] = ("window", "random")
+BUDGETS: Mapping[str, int] = {"a half": 2, "a quarter": 4, "an eighth": 8}
+"""The divisor of each budget: a query attends to (text length / divisor) positions."""
+TRAINED = BUDGETS["a quarter"]
+"""The budget of the training. Other budgets are measured without further training."""
+KINDS: Mapping[str, str] = {"needle": "needle", "copy": "copied number", "count": "counting after the text"}
+PERCENT, POINTS = 0.01, 0.02
+"""The largest relative increase of the loss, and the largest drop in accuracy, that the claim allows."""
+EXACT, LOSS, PICKED, BUDGET = "exact solutions", "loss", "positions per query", "budget, as a share of the text's length"
 LENGTH = 1024
 """Number of characters of a prompt. Each character is a token."""
 REPLY = 76
@@ -311,7 +329,7 @@ def solutions(
 
 
 @torch.no_grad()
-def read(
+def score_solutions(
     model: Decoder, samples: Sequence[Sample], rows: int = 8, record: Sequence[str] = ("selected",)
 ) -> dict[str, Any]:
     """Return, for each solution, the mean loss of its trained tokens, and whether each of these tokens is the most likely one.
@@ -363,7 +381,7 @@ def matching_top_p(model: Decoder, samples: Sequence[Sample], budget: int) -> fl
 def measure(place: Path, *, arm: Arm, seed: int, share: float, length: int = LENGTH) -> dict[str, Any]:
     """Measure `arm` on held-out problems: at every budget, or once if its attention is dense.
 
-    `result[divisor][kind]` is the result of `read` on one kind of problem, at a budget of `length` / `divisor`. For the
+    `result[divisor][kind]` is the result of `score_solutions` on one kind of problem, at a budget of `length` / `divisor`. For the
     adaptive budget, `result[divisor]["top_p"]` is the `index_top_p`, which is chosen on problems of the dev split.
     """
     counts = {
@@ -378,8 +396,29 @@ def measure(place: Path, *, arm: Arm, seed: int, share: float, length: int = LEN
             chosen = [sample for kind in KINDS for sample in solutions(place, seed, kind, 2, "dev", length)]
             cut["top_p"] = matching_top_p(model, chosen, budget)
             model = load(arm, place, budget, seed=seed, top_p=cut["top_p"])
-        results[str(divisor)] = {kind: read(model, samples) for kind, samples in problems.items()} | cut
+        results[str(divisor)] = {kind: score_solutions(model, samples) for kind, samples in problems.items()} | cut
     return results
+
+
+def measured_by(arm: Arm) -> str:
+    """Return the name of the job that measures an arm."""
+    return f"sparse-measure-{arm}"
+
+
+def at_budget(arm: Arm, divisor: int) -> str:
+    """Return the name of an arm at a budget."""
+    return f"{arm}/{divisor}"
+
+
+def pair(a: Arm, b: Arm, quantity: str, divisor: int = TRAINED, groups: tuple[str, ...] = (), **rule: Any) -> Pair:
+    """Return the pair of two arms at a budget. Losses are divided by the mean loss of `a`, so that 0.01 is one percent."""
+    label = next(label for label, own in BUDGETS.items() if own == divisor)
+    question = f"{EXACT if quantity == EXACT else 'loss over that of dense attention'}, {label}: {ARMS[a]}, then {ARMS[b]}"
+    names = {"a": at_budget(a, divisor), "b": at_budget(b, divisor)}
+    return Pair(question=question, quantity=quantity, **names, groups=groups, relative=quantity == LOSS, **rule)
+
+
+NEEDLE = ("needle",)
 
 
 class SparseExperiment(Experiment):
@@ -393,6 +432,24 @@ class SparseExperiment(Experiment):
     )
     source = "DeepSeek-V3.2-Exp, section 2.1"
     first_seed = 200
+    arms = {at_budget(arm, divisor): f"{text}, {label}" for label, divisor in BUDGETS.items() for arm, text in ARMS.items()}
+    quantities = {EXACT: Quantity("points"), LOSS: Quantity("nats"), PICKED: Quantity("tokens"), BUDGET: Quantity("ratio")}
+    pairs = (
+        pair("dense", "dsa", LOSS, claimed=("all",), bound=PERCENT, side="below"),
+        pair("dense", "dsa", EXACT, claimed=NEEDLE, bound=-POINTS),
+        *(pair(arm, "dsa", EXACT, groups=NEEDLE, claimed=NEEDLE) for arm in BASELINES),
+        *(pair("dsa", "adaptive", EXACT, divisor, NEEDLE, claimed=NEEDLE, bound=-POINTS) for divisor in BUDGETS.values()),
+        *(pair("dense", arm, quantity) for arm in ARMS if arm not in ("dense", "dsa") for quantity in (LOSS, EXACT)),
+    )
+    charts = tuple(
+        Tradeoff(f"accuracy-{kind}", BUDGET, EXACT, {text: [at_budget(arm, at) for at in BUDGETS.values()] for arm, text in ARMS.items()}, kind)
+        for kind in KINDS
+    )
+    note = (
+        "Loss: nats per token of thinking, answer and end-of-turn. Exact: every token of the solution is the most likely one. Only a quarter "
+        "of the positions was trained. Block means use the weights of dense attention. The adaptive budget and the most attended positions "
+        "use the weights of the indexer's model."
+    )
 
     def __init__(self, length: int = LENGTH) -> None:
         self.length = length
@@ -412,5 +469,20 @@ class SparseExperiment(Experiment):
             jobs.append(Compute(name=measured_by(arm), estimate=estimate, needs=needs, function=function))
         return jobs
 
-    def conclude(self, places: Mapping[int, Path]) -> Finding:
-        return report(self, places)
+    def read(self, place: Path) -> Readings:
+        measured = {arm: value(place, measured_by(arm)) for arm in ARMS}
+        found = {at_budget(arm, at): one.get(str(at), one.get("1")) for at in BUDGETS.values() for arm, one in measured.items()}
+        return readings_of(found) | {BUDGET: {arm: in_order([1 / int(arm.split("/")[1])]) for arm in found}}
+
+
+def readings_of(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the readings of results of `score_solutions` by arm and kind. In the loss, each kind has the same weight."""
+    fewest = min(len(kinds[kind]["loss"]) for kinds in found.values() for kind in KINDS)
+    return {
+        EXACT: {arm: {kind: dict(enumerate(kinds[kind]["right"])) for kind in KINDS} for arm, kinds in found.items()},
+        LOSS: {
+            arm: {"all": {(kind, item): loss for kind in KINDS for item, loss in enumerate(kinds[kind]["loss"][:fewest])}}
+            for arm, kinds in found.items()
+        },
+        PICKED: {arm: {kind: {0: kinds[kind]["picked"]} for kind in KINDS} for arm, kinds in found.items()},
+    }

@@ -228,7 +228,9 @@ def _families(place: Path) -> dict[str, list[tuple[int, str]]]:
     found = sampled(place)
     family = {sample.key: sample.family for sample in found.samples}
     items = [*enumerate(found.keys)]
-    return {"all": items} | {own: [item for item in items if family[item[1]] == own] for own in dict.fromkeys(family.values())}
+    return {"all": items} | {
+        own: [item for item in items if family[item[1]] == own] for own in dict.fromkeys(family.values())
+    }
 
 
 def _name(rule: RuleResult) -> str:

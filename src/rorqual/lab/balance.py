@@ -11,27 +11,26 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from rorqual.core.records import RunDir, write_atomic
-from rorqual.data.chat import chat_format
-from rorqual.data.tokenizer import Tokenizer
-from rorqual.lab.balance_data import endless_text, text_blocks, worked_blocks
+from rorqual.core.records import write_atomic
+from rorqual.data.chat import ChatFormat
+from rorqual.data.pack import Sample
+from rorqual.lab.balance_data import endless_text, text_windows, worked_samples
 from rorqual.lab.charts import Curves, Readings
 from rorqual.lab.experiment import Experiment, Pair, Quantity, amount, in_order
+from rorqual.lab.held_out import load_trained, run_blocks
 from rorqual.lab.job import Compute, ExperimentJob, Train, value
 from rorqual.model.decoder import Decoder
-from rorqual.model.load.run import load_run
-from rorqual.ops.losses import token_logprobs
 from rorqual.recipes.pretrain import pretrain
 from rorqual.recipes.quickstart import FULL, TASK
 from rorqual.recipes.sft import sft
 from rorqual.train import balance
-from rorqual.train.batch import TrainBatch
 from rorqual.train.objectives import AuxBalance, NextToken, Objective
 from rorqual.train.run import Run
 
@@ -80,8 +79,8 @@ class Balancing(Experiment):
         """Return a training run on the experiment's data. `arm` adds the balancing method."""
 
     @abstractmethod
-    def held_out(self, tokenizer: Tokenizer, seed: int, tokens: int) -> Iterator[TrainBatch]:
-        """Yield blocks of held-out tokens, at least `tokens` tokens in total."""
+    def held_out(self, chat: ChatFormat, seed: int, tokens: int) -> Iterator[Sample]:
+        """Yield held-out samples with about `tokens` tokens in total, or more."""
 
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         arms: list[ExperimentJob] = [
@@ -121,17 +120,16 @@ class Balancing(Experiment):
         `load` [arm][layer][expert] counts the tokens that the expert processed. `loss` [arm][block] is summed over the
         block's tokens in the loss mask, in nats. `trained` [block] is the number of tokens in the block's loss mask.
         """
-        runs = {arm: RunDir(place / self.folder(arm)) for arm in self.arms}
-        models = {arm: load_run(run) for arm, run in runs.items()}
+        models = {arm: load_trained(place / self.folder(arm)) for arm in self.arms}
         load: dict[str, list[Tensor]] = {}
-        loss: dict[str, list[float]] = {arm: [] for arm in runs}
-        trained: list[float] = []
-        seen = 0
-        for batch in self.held_out(Tokenizer.load(runs[NONE].tokenizer_file), seed, tokens):
-            seen += batch.n_tokens
-            trained.append(float(batch.loss_mask.sum()))
-            for arm, model in models.items():
-                nats, counts = read_block(model, batch)
+        loss: dict[str, list[float]] = {arm: [] for arm in models}
+        trained: list[int] = []
+        seen, samples = 0, self.held_out(models[NONE][1], seed, tokens)
+        while seen < tokens and (part := list(islice(samples, ROWS))):
+            seen += sum(map(len, part))
+            trained.append(sum(sample.n_trained for sample in part))
+            for arm, (model, _) in models.items():
+                nats, counts = read_block(model, part)
                 loss[arm].append(nats)
                 load[arm] = [a + b for a, b in zip(load[arm], counts, strict=True)] if arm in load else counts
         served = {arm: [layer.tolist() for layer in layers] for arm, layers in load.items()}
@@ -165,10 +163,8 @@ class BalanceExperiment(Balancing):
             write_atomic(file, endless_text(needed, seed).encode())
         return pretrain(data=str(file), steps=steps, rows=ROWS, row=FULL.row, seed=seed)
 
-    def held_out(self, tokenizer: Tokenizer, seed: int, tokens: int) -> Iterator[TrainBatch]:
-        blocks = -(-tokens // (ROWS * FULL.row))
-        text = endless_text(blocks * ROWS * FULL.row + 2, 1_000_003 * (seed + 1))
-        return text_blocks(tokenizer, text, FULL.row, ROWS)
+    def held_out(self, chat: ChatFormat, seed: int, tokens: int) -> Iterator[Sample]:
+        return text_windows(chat.tokenizer, endless_text(tokens + ROWS * FULL.row, 1_000_003 * (seed + 1)), FULL.row)
 
 
 class BalanceWorked(Balancing):
@@ -185,20 +181,17 @@ class BalanceWorked(Balancing):
         return sft(task=TASK, size=FULL.model, steps=amount(self.steps, share), rows=ROWS, row=FULL.row, think=FULL.think,
                    options={"hard": FULL.sft_hard}, seed=seed)  # fmt: skip
 
-    def held_out(self, tokenizer: Tokenizer, seed: int, tokens: int) -> Iterator[TrainBatch]:
-        return worked_blocks(chat_format(tokenizer), seed, tokens, ROWS)
+    def held_out(self, chat: ChatFormat, seed: int, tokens: int) -> Iterator[Sample]:
+        return worked_samples(chat, seed)
 
 
-@torch.no_grad()
-def read_block(model: Decoder, batch: TrainBatch) -> tuple[float, list[Tensor]]:
+def read_block(model: Decoder, samples: Sequence[Sample]) -> tuple[float, list[Tensor]]:
     """Return two values: the loss, summed over the tokens in the loss mask, and the number of tokens that each expert
     processed in each layer."""
-    output = model(batch.tokens, batch.positions, segments=batch.segments)
-    at = batch.loss_mask.nonzero(as_tuple=True)
-    logprobs = token_logprobs(model.logits(output.hidden[at]), batch.targets[at])
-    valid = batch.segments.flatten() >= 0
-    counts = [balance.count(routing, valid, routing.scores.shape[-1]) for routing in output.routing]
-    return -float(logprobs.double().sum()), counts
+    [block] = run_blocks(model, samples, len(samples))
+    valid = block.batch.segments.flatten() >= 0
+    counts = [balance.count(routing, valid, routing.scores.shape[-1]) for routing in block.output.routing]
+    return float(block.losses.sum()), counts
 
 
 def excess_load(layers: Sequence[Sequence[int]]) -> float:

@@ -39,7 +39,10 @@ class Bars:
         groups = [*next(iter(seeds[0][self.quantity].values()))]
         series = []
         for arm in seeds[0][self.quantity]:
-            lines = [[(float(at), mean_of(one, self.quantity, arm, group)) for at, group in enumerate(groups)] for one in seeds]
+            lines = [
+                [(float(at), mean_of(one, self.quantity, arm, group)) for at, group in enumerate(groups)]
+                for one in seeds
+            ]
             ends = [_ends([one[self.quantity][arm][group] for one in seeds]) for group in groups] if self.shares else []
             bounds = {"low": tuple(low for low, _ in ends), "high": tuple(high for _, high in ends)}
             series.append(_series(labels.get(arm, arm), lines).model_copy(update=bounds))
@@ -71,12 +74,22 @@ class Curves:
             lines = []
             for place in places:
                 records = [record for run in runs for record in RunDir(place / run).metrics()]
-                points = [(step, record[metric]) for step, record in enumerate(records, 1) if record.get(metric) is not None]
+                points = [
+                    (step, record[metric]) for step, record in enumerate(records, 1) if record.get(metric) is not None
+                ]
                 parts = np.array_split(np.asarray(points, float), min(POINTS, len(points)) or 1)
                 lines.append([tuple(part.mean(0).tolist()) for part in parts if len(part)])
             series.append(_series(label, lines))
         caption = "Strong lines: mean over seeds. Faint lines: each seed."
-        return Chart(name=self.name, title=self.title, x="step", y=self.y, series=tuple(series), percent=self.percent, caption=caption)
+        return Chart(
+            name=self.name,
+            title=self.title,
+            x="step",
+            y=self.y,
+            series=tuple(series),
+            percent=self.percent,
+            caption=caption,
+        )
 
 
 @dataclass(frozen=True)
@@ -93,7 +106,10 @@ class Tradeoff:
     def drawn(self, seeds: Sequence[Readings], places: Sequence[Path], labels: Mapping[str, str]) -> Chart:
         """Return the chart."""
         series = [
-            _series(label, [[(mean_of(one, self.x, arm), mean_of(one, self.y, arm, self.group)) for arm in arms] for one in seeds])
+            _series(
+                label,
+                [[(mean_of(one, self.x, arm), mean_of(one, self.y, arm, self.group)) for arm in arms] for one in seeds],
+            )
             for label, arms in self.lines.items()
         ]
         return Chart(

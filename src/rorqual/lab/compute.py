@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +16,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rorqual.core.records import RunDir
-from rorqual.data.chat import chat_format
-from rorqual.data.pack import PADDING, pack_rows
-from rorqual.data.tokenizer import Tokenizer
+from rorqual.data.pack import PADDING
 from rorqual.evals.compute import experts_used
 from rorqual.lab.charts import Bars, Readings
 from rorqual.lab.experiment import Pair, Quantity, amount, in_order
+from rorqual.lab.held_out import draw, load_trained, run_blocks, solve
 from rorqual.lab.job import Compute, ExperimentJob, value
 from rorqual.lab.shape_experiment import ShapeExperiment
-from rorqual.lab.shapes import ARMS, DOCUMENTS, FIXED, FIXED_CLOCK, ROW, TASK, ZERO, token_losses
-from rorqual.model.decoder import Decoder
-from rorqual.model.load.run import load_run
-from rorqual.tasks.find import load_task, safe_problems
-from rorqual.train.batch import TrainBatch
-from rorqual.train.sources.worked import worked_sample
+from rorqual.lab.shapes import DOCUMENTS, FIXED, FIXED_CLOCK, HARD, TASK, ZERO
 
 HARD_SHARE = 0.25
 """The share of tokens, or of the occurrences of a token id, with the highest losses is hard. All others are easy."""
@@ -68,7 +60,13 @@ class ComputeExperiment(ShapeExperiment):
         self.pairs = (
             *self.pairs,
             *(
-                Pair(question=f"experts on {text}: permuted, then real difficulty", quantity=part, a="shuffled", b="real", claimed=("all",))
+                Pair(
+                    question=f"experts on {text}: permuted, then real difficulty",
+                    quantity=part,
+                    a="shuffled",
+                    b="real",
+                    claimed=("all",),
+                )
                 for part, text in PARTS.items()
             ),
         )
@@ -103,20 +101,22 @@ def spent(place: Path, *, name: str, seed: int, count: int) -> dict[str, Any]:
     loss. Each part in `PARTS` has the differences `real` and `shuffled` in experts per token and layer, one per document (one per pair
     of problems for the last part).
     """
-    problems = list(islice(safe_problems(load_task(TASK, options=dict(ARMS[ZERO].options)), "test", seed), count))
-    chat = chat_format(Tokenizer.load(RunDir(place / name).tokenizer_file), "deepseek")
-    samples = [worked_sample(problem, chat, think=True) for problem in problems]
-    batch = TrainBatch.from_packed(pack_rows(samples, [[i] for i in range(count)], ROW).batch)  # row i is problem i
-    model, rival = (load_run(RunDir(place / run)) for run in (name, FIXED))
-    used = _experts(model, batch)
-    with torch.no_grad():
-        losses = torch.cat([token_losses(rival, part) for part in batch.split(max(1, count // 32))]).numpy()
-    document, at = np.nonzero(batch.loss_mask.numpy())
-    written, loss, ids = used[document, at], losses[document, at], batch.tokens.numpy()[document, at]
+    problems = draw(TASK, HARD, "test", seed, count)
+    (model, chat), (rival, _) = (load_trained(place / run) for run in (name, FIXED))
+    samples = solve(problems, chat)
+    everywhere, parts, start = [], [], 0
+    for own, other in zip(run_blocks(model, samples), run_blocks(rival, samples), strict=True):
+        chosen = torch.stack([layer.indices for layer in own.output.routing], dim=1)  # [tokens, layers, k]
+        used = experts_used(chosen, model.config).view(own.losses.shape)
+        row, at = own.batch.loss_mask.nonzero(as_tuple=True)
+        parts.append((row + start, used[row, at], other.losses[row, at], own.batch.tokens[row, at]))
+        everywhere.append(used[own.batch.segments != PADDING])
+        start += len(used)
+    document, written, loss, ids = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
     rng = np.random.default_rng(seed)
     order = np.argsort(loss, kind="stable")
     result: dict[str, Any] = {
-        "mean": float(used[batch.segments.numpy() != PADDING].mean()),
+        "mean": float(torch.cat(everywhere).mean()),
         "deciles": [float(part.mean()) for part in np.array_split(written[order], 10)],
     }
     same = _residuals(written, ids)
@@ -127,17 +127,6 @@ def spent(place: Path, *, name: str, seed: int, count: int) -> dict[str, Any]:
     families = np.unique([problem.family for problem in problems], return_inverse=True)[1]
     result["problems"] = _both(lambda d: by_pair(replies, d, families), levels, families, rng)
     return result
-
-
-def _experts(model: Decoder, batch: TrainBatch) -> Array:
-    """Return the mean number of experts with weights per layer [rows, row]."""
-    found = []
-    with torch.no_grad():
-        for part in batch.split(max(1, len(batch.tokens) // 32)):
-            routing = model(part.tokens, part.positions, segments=part.segments).routing
-            chosen = torch.stack([layer.indices for layer in routing], dim=1)  # [tokens, layers, k]
-            found.append(experts_used(chosen, model.config).view(part.tokens.shape))
-    return torch.cat(found).numpy()
 
 
 def _residuals(values: Array, ids: Array) -> Array:
@@ -184,7 +173,9 @@ def by_pair(values: Array, hard: Array, families: Array) -> Array:
     return np.concatenate(differences)
 
 
-def _both(compare: Callable[[Array], Array], difficulty: Array, groups: Array, rng: np.random.Generator) -> dict[str, list[float]]:
+def _both(
+    compare: Callable[[Array], Array], difficulty: Array, groups: Array, rng: np.random.Generator
+) -> dict[str, list[float]]:
     """Return the differences with the real difficulties, and their means over `SHUFFLES` permutations within the groups."""
     real = compare(difficulty)
     total, found = np.zeros(len(real)), np.zeros(len(real))

@@ -143,7 +143,10 @@ class DataDistil(Experiment):
         "full-teacher": "all, teacher",
     }
     quantities = {
-        **{score_name(task): Quantity("ratio" if one.form == "regression" else "points") for task, one in EVERYDAY_TASKS.items()},
+        **{
+            score_name(task): Quantity("ratio" if one.form == "regression" else "points")
+            for task, one in EVERYDAY_TASKS.items()
+        },
         FREE: Quantity("points"),
         LOSS: Quantity("nats"),
         **dict.fromkeys(("rows", "tokens", "core-seconds"), Quantity()),
@@ -198,7 +201,9 @@ def scored(result: Evaluation) -> list[float]:
     truths = [int(sample.answer) for sample in result.samples]
     variance = float(np.var(truths))
     prices = [price_of(sample.reply) for sample in result.samples]
-    errors = [max(true, HIGH - true) if price is None else price - true for price, true in zip(prices, truths, strict=True)]
+    errors = [
+        max(true, HIGH - true) if price is None else price - true for price, true in zip(prices, truths, strict=True)
+    ]
     return [1 - error**2 / variance for error in errors]
 
 

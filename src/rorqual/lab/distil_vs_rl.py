@@ -41,7 +41,13 @@ from rorqual.tasks.base import Verdict as Graded
 from rorqual.train.run import Run
 
 SAMPLES, DISTIL, GOLD, MORE, ON_POLICY = "dr-samples", "dr-distil", "dr-gold", "dr-more", "dr-on-policy"
-OWN, FORCED, THINKS, EIGHT_TRIES, COST = "own choice", "made to think", "thinks, own choice", "solved in eight tries", "core-seconds"
+OWN, FORCED, THINKS, EIGHT_TRIES, COST = (
+    "own choice",
+    "made to think",
+    "thinks, own choice",
+    "solved in eight tries",
+    "core-seconds",
+)
 WINDOW, MOST = (0.05, 0.50), 0.8
 """Required range of the base student's pass@8 in every family, and the required fraction of (family, seed) pairs in that range.
 
@@ -69,7 +75,9 @@ class DistilVsRl(Experiment):
 
     name = "distil-vs-rl"
     title = "Distillation against reinforcement on a small model"
-    claim = "distilling reasoning from a large model makes a small model better than reinforcement of the small model does"
+    claim = (
+        "distilling reasoning from a large model makes a small model better than reinforcement of the small model does"
+    )
     source = "DeepSeek-R1, arXiv 2501.12948, section 4.1 and table 6"
     arms = {
         BASE: "base",
@@ -86,7 +94,9 @@ class DistilVsRl(Experiment):
         Curves("reinforcement", "Reinforcement of the student", "share of samples",
                {"right": ((RL,), "reward"), "thinks": ((RL,), "think_share")}, True),
     )  # fmt: skip
-    note = "Core-seconds do not include the base student. Those of distillation include sampling, verifying and filtering."
+    note = (
+        "Core-seconds do not include the base student. Those of distillation include sampling, verifying and filtering."
+    )
 
     def __init__(self) -> None:
         compared = {OWN: ((RL, DISTIL), (BASE, RL), (BASE, DISTIL), (RL, MORE), (DISTIL, GOLD), (DISTIL, ON_POLICY), (RL, ON_POLICY),
@@ -112,7 +122,9 @@ class DistilVsRl(Experiment):
         measuring = [job for branch in (DISTIL, RL) for job in measures(branch, own, share)]
         measuring += [job for branch in (GOLD, MORE, ON_POLICY) for job in measures(branch, own, share, ("auto",))]
         # The teacher is made to think when it writes the student's training samples, so it is measured in both modes.
-        measuring += [measured(_evaluated(TEACHER, mode), TEACHER, own, share, thinking=mode) for mode in ("auto", "on")]
+        measuring += [
+            measured(_evaluated(TEACHER, mode), TEACHER, own, share, thinking=mode) for mode in ("auto", "on")
+        ]
         return [*teacher_jobs(seed, place, share), *base_jobs(own, place, share), *trained, *measuring]
 
     def read(self, place: Path) -> Readings:
@@ -126,7 +138,9 @@ class DistilVsRl(Experiment):
             OWN: {arm: by_family(found) for arm, found in own.items()},
             FORCED: {arm: by_family(found) for arm, found in forced.items()},
             THINKS: {arm: by_family(found, did_think) for arm, found in own.items()},
-            EIGHT_TRIES: {BASE: {family: {0: rate} for family, rate in pass_at_eight(evaluation(place, EIGHT)).items()}},
+            EIGHT_TRIES: {
+                BASE: {family: {0: rate} for family, rate in pass_at_eight(evaluation(place, EIGHT)).items()}
+            },
             COST: {arm: in_order([cost.core_seconds]) for arm, cost in costs.items()},
         }
 

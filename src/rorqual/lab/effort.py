@@ -55,7 +55,9 @@ class EffortExperiment(Experiment):
     )
     source = "DeepSeek-V4.1-Flash, technical report, effort control"
     first_seed = 200
-    arms = {evaluated(name, effort): f"{label}, effort {effort}" for name, label in LABELS.items() for effort in EFFORTS}
+    arms = {
+        evaluated(name, effort): f"{label}, effort {effort}" for name, label in LABELS.items() for effort in EFFORTS
+    }
     quantities = {RIGHT: Quantity("points"), TOKENS: Quantity("tokens"), THOUGHT: SHARE}
     pairs = (
         Pair(question=f"tokens with penalty: effort {HIGHEST}, then {LOWEST}", quantity=TOKENS, a=evaluated(PENALTY, HIGHEST),
@@ -63,7 +65,14 @@ class EffortExperiment(Experiment):
         Pair(question=f"right at effort {HIGHEST}: without, then with penalty", quantity=RIGHT, a=evaluated(PLAIN, HIGHEST),
              b=evaluated(PENALTY, HIGHEST), groups=("all",), claimed=("all",), bound=-0.02),
     )  # fmt: skip
-    charts = (Tradeoff("efforts", TOKENS, RIGHT, {label: [f"{name}-{effort}" for effort in EFFORTS] for name, label in LABELS.items()}),)
+    charts = (
+        Tradeoff(
+            "efforts",
+            TOKENS,
+            RIGHT,
+            {label: [f"{name}-{effort}" for effort in EFFORTS] for name, label in LABELS.items()},
+        ),
+    )
 
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         def base() -> Run:

@@ -158,20 +158,22 @@ class Experiment(ABC):
 
     def _table(self, name: str, seeds: Sequence[Readings], numbers: Sequence[int]) -> Table:
         """Return a table of a quantity: the mean of each group over seeds, then the mean of each seed."""
-        unit, arms = self.quantities[name].unit, [arm for arm in seeds[0][name]]
+        unit, arms = self.quantities[name].unit, list(seeds[0][name])
         groups = [*dict.fromkeys(group for arm in arms for group in seeds[0][name][arm])]
         rows = []
         for arm in arms:
             means = [np.mean([mean_of(one, name, arm, group) for one in seeds]) for group in groups]
             each = [mean_of(one, name, arm, groups[0]) for one in seeds]
             rows.append((self.arms.get(arm, arm), *(number(float(value), unit) for value in (*means, *each))))
-        heads = (name, *(f"{group}, %" if unit == "points" else group for group in groups), *(f"seed {seed}" for seed in numbers))
+        heads = (
+            name,
+            *(f"{group}, %" if unit == "points" else group for group in groups),
+            *(f"seed {seed}" for seed in numbers),
+        )
         return Table(title=name, heads=heads, rows=tuple(rows), note=self.note)
 
 
-def by_family(
-    found: Evaluation, value: Callable[[GradedSample], float] = is_right
-) -> dict[str, dict[str, float]]:
+def by_family(found: Evaluation, value: Callable[[GradedSample], float] = is_right) -> dict[str, dict[str, float]]:
     """Return the mean value of each problem, for all problems and for each family. Ungraded samples have no right or wrong."""
     samples = [sample for sample in found.samples if value is not is_right or sample.verdict is not Graded.UNGRADED]
     families = dict.fromkeys(sample.family for sample in found.samples)

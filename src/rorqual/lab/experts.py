@@ -9,12 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from rorqual.core.records import RunDir
-from rorqual.data.chat import ChatFormat, chat_format
-from rorqual.data.pack import Sample, pack_rows
-from rorqual.data.tokenizer import Tokenizer
+from rorqual.data.chat import ChatFormat
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.compare import is_right
@@ -23,22 +19,19 @@ from rorqual.evals.experts import choices, counts, dependence, lift, without_exp
 from rorqual.evals.run import evaluate, pick
 from rorqual.lab.charts import Bars, Readings
 from rorqual.lab.experiment import Experiment, Pair, Quantity, amount
+from rorqual.lab.held_out import load_trained, mean_losses, solve
 from rorqual.lab.job import Compute, ExperimentJob, value
 from rorqual.lab.teacher import TEACHER, teacher_jobs
 from rorqual.model.decoder import Decoder
-from rorqual.model.load.run import load_run
-from rorqual.ops.losses import token_logprobs
 from rorqual.recipes.quickstart import FULL, TASK, routed
 from rorqual.tasks.base import Problem, Split
 from rorqual.tasks.find import load_task
-from rorqual.train.batch import TrainBatch
-from rorqual.train.sources.worked import worked_sample
 
 INFORMATION, ABLATION = "experts-information", "experts-ablation"
 PROBLEMS = 40
 """Held-out problems per family and level. The experts of each family are selected on the same number of dev
 problems."""
-SHUFFLES = 499
+SHUFFLES, OPTIONS = 499, {"hard": 0.5}
 GONE, RANDOM = 2, 6
 """Number of experts removed in each layer, equal to the number of experts per token, and number of random sets of as many experts."""
 WITHIN = {"any": "over all tokens", "token": "within one token id", "pair": "within one token id and the one before it"}
@@ -93,7 +86,8 @@ class ExpertsExperiment(Experiment):
         information, ablation = value(place, INFORMATION), value(place, ABLATION)
         bits = {
             f"{BITS}, {label}": {
-                arm: {layer: {0: one[arm]} for layer, one in zip(LAYERS, information[name], strict=True)} for arm in self.arms
+                arm: {layer: {0: one[arm]} for layer, one in zip(LAYERS, information[name], strict=True)}
+                for arm in self.arms
             }
             for name, label in WITHIN.items()
         }
@@ -104,7 +98,10 @@ def damage(ablation: dict[str, Any], what: str, sign: int) -> dict[str, dict[str
     """Return what each problem of a family loses without the family's own experts, another family's (mean over all), and random ones
     (mean over the draws)."""
     families, family = ablation["families"], np.asarray(ablation["family"])
-    lost = {name: sign * (np.asarray(ablation[what]["none"], float) - np.asarray(values, float)) for name, values in ablation[what].items()}
+    lost = {
+        name: sign * (np.asarray(ablation[what]["none"], float) - np.asarray(values, float))
+        for name, values in ablation[what].items()
+    }
     drawn = [name for name in ablation["gone"] if name not in families]
     found: dict[str, dict[str, dict[int, float]]] = {}
     for kind in (OWN, ANOTHER, RANDOM_ONES):
@@ -124,9 +121,9 @@ def informed(place: Path, *, seed: int, count: int, shuffles: int) -> dict[str, 
     For each condition of `WITHIN` and each layer, the result has the mutual information in bits, its mean and maximum
     with shuffled labels, and the p-value.
     """
-    model, chat = teacher(place)
-    problems, samples = worked(chat, "test", seed, count)
-    read = choices(model, samples, FULL.row)
+    model, chat = load_trained(place / TEACHER)
+    problems = picked("test", seed, count)
+    read = choices(model, solve(problems, chat), FULL.row)
     label, _ = labels(problems)
     pair = read.token * (int(read.token.max()) + 2) + read.before + 1
     conditions = {"any": np.zeros_like(read.token), "token": read.token, "pair": pair}
@@ -148,9 +145,9 @@ def ablated(place: Path, *, seed: int, count: int) -> dict[str, Any]:
 
     In each layer, the experts of a family are the `GONE` experts with the highest lift on dev problems.
     """
-    model, chat = teacher(place)
-    dev_problems, dev_samples = worked(chat, "dev", seed, count)
-    read = choices(model, dev_samples, FULL.row)
+    model, chat = load_trained(place / TEACHER)
+    dev_problems = picked("dev", seed, count)
+    read = choices(model, solve(dev_problems, chat), FULL.row)
     label, families = labels(dev_problems)
     lifts = [
         lift(counts(read.experts[:, layer], label[read.document], routed(model.config), len(families)))
@@ -165,32 +162,26 @@ def ablated(place: Path, *, seed: int, count: int) -> dict[str, Any]:
         sets[f"random {number + 1}"] = [
             rng.choice(layer_lift.shape[1], GONE, replace=False).tolist() for layer_lift in lifts
         ]
-    problems, samples = worked(chat, "test", seed, count)
+    problems = picked("test", seed, count)
+    samples = solve(problems, chat)
     result: dict[str, Any] = {
         "families": families,
         "family": [problem.family for problem in problems],
         "gone": sets,
         "lift": {f: [[float(layer_lift[row, e]) for e in sets[f][i]] for i, layer_lift in enumerate(lifts)] for row, f in enumerate(families)},
         "right": {"none": answered(model, chat, problems, seed, count)},
-        "loss": {"none": losses(model, samples)},
+        "loss": {"none": mean_losses(model, samples)},
     }  # fmt: skip
     for name, gone in sets.items():
         without = without_experts(model, gone)
         result["right"][name] = answered(without, chat, problems, seed, count)
-        result["loss"][name] = losses(without, samples)
+        result["loss"][name] = mean_losses(without, samples)
     return result
 
 
-def teacher(place: Path) -> tuple[Decoder, ChatFormat]:
-    """Return the seed's teacher and its chat format."""
-    run = RunDir(place / TEACHER)
-    return load_run(run), chat_format(Tokenizer.load(run.tokenizer_file))
-
-
-def worked(chat: ChatFormat, split: Split, seed: int, count: int) -> tuple[list[Problem], list[Sample]]:
-    """Return `count` problems of each family and level, and their worked solutions."""
-    problems = pick(load_task(TASK, options={"hard": 0.5}), split, count, seed, True)
-    return problems, [worked_sample(problem, chat, think=True) for problem in problems]
+def picked(split: Split, seed: int, count: int) -> list[Problem]:
+    """Return `count` problems of each family and level."""
+    return pick(load_task(TASK, options=OPTIONS), split, count, seed, True)
 
 
 def labels(problems: Sequence[Problem]) -> tuple[np.ndarray, list[str]]:
@@ -203,7 +194,7 @@ def answered(model: Decoder, chat: ChatFormat, problems: Sequence[Problem], seed
     """Return 1 for each problem that is answered correctly, else 0. The model is made to think and decodes greedily."""
     result = evaluate(
         Engine.of(model, chat.tokenizer, chat, threads=1),
-        load_task(TASK, options={"hard": 0.5}),
+        load_task(TASK, options=OPTIONS),
         split="test",
         count=count,
         seed=seed,
@@ -214,16 +205,3 @@ def answered(model: Decoder, chat: ChatFormat, problems: Sequence[Problem], seed
     )
     right = per_problem(result.samples, is_right)
     return [int(right[problem.key]) for problem in problems]
-
-
-@torch.no_grad()
-def losses(model: Decoder, samples: Sequence[Sample]) -> list[float]:
-    """Return the loss of each sample, in nats per token in its loss mask."""
-    result = []
-    for start in range(0, len(samples), 64):
-        part = samples[start : start + 64]
-        batch = TrainBatch.from_packed(pack_rows(part, [[i] for i in range(len(part))], FULL.row).batch)
-        hidden = model(batch.tokens, batch.positions, segments=batch.segments).hidden
-        logprobs = token_logprobs(model.logits(hidden).flatten(0, 1), batch.targets.flatten()).view_as(batch.loss_mask)
-        result += (-(logprobs * batch.loss_mask).sum(1) / batch.loss_mask.sum(1)).tolist()
-    return result

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from rorqual.evals.stats import t_interval
@@ -81,7 +80,11 @@ def _interval(low: float, high: float, unit: Unit) -> str:
 
 def _costs(finding: Finding) -> Table:
     total = tuple(sum(values) for values in zip(*finding.costs.values(), strict=True))
-    rows = [(name, sum(values) / len(values), *values) for name, values in (*finding.costs.items(), ("all", total)) if values]
+    rows = [
+        (name, sum(values) / len(values), *values)
+        for name, values in (*finding.costs.items(), ("all", total))
+        if values
+    ]
     return Table(
         title="costs",
         heads=("job", "core-seconds, mean", *(f"seed {seed}" for seed in finding.seeds)),

@@ -19,5 +19,7 @@ class LatentVsFull(ShapeExperiment):
 
     def __init__(self) -> None:
         super().__init__()
-        smaller = Pair(question=f"{CACHE}: experts + latent, then experts + full", quantity=CACHE, a=MOE, b=FULL, claimed=("all",))
+        smaller = Pair(
+            question=f"{CACHE}: experts + latent, then experts + full", quantity=CACHE, a=MOE, b=FULL, claimed=("all",)
+        )
         self.pairs = (*self.pairs, smaller)

@@ -149,7 +149,9 @@ def run_jobs(plan: LabPlan, todo: dict[JobKey, ExperimentJob], workers: int) -> 
     """Run jobs in parallel processes, each after the jobs that it needs. The first failure ends all, and finished jobs are kept."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["rorqual.lab.run"])
-    order = TopologicalSorter({key: [(key[0], need) for need in job.needs if (key[0], need) in todo] for key, job in todo.items()})
+    order = TopologicalSorter(
+        {key: [(key[0], need) for need in job.needs if (key[0], need) in todo] for key, job in todo.items()}
+    )
     order.prepare()
     ready: list[JobKey] = []
     busy: dict[int, tuple[JobKey, multiprocessing.process.BaseProcess, float]] = {}  # by the process's sentinel
@@ -159,7 +161,9 @@ def run_jobs(plan: LabPlan, todo: dict[JobKey, ExperimentJob], workers: int) -> 
             ready += order.get_ready()
             while ready and len(busy) < workers:
                 key = ready.pop(0)
-                process = context.Process(target=_work, args=(plan.experiment.name, plan.out, plan.seeds, plan.share, key), daemon=True)
+                process = context.Process(
+                    target=_work, args=(plan.experiment.name, plan.out, plan.seeds, plan.share, key), daemon=True
+                )
                 process.start()
                 busy[process.sentinel] = key, process, time.monotonic()
             for sentinel in wait([*busy]):

@@ -5,40 +5,29 @@ The baseline is a small DeepSeek-V3 without MTP. All arms of a seed train on the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from rorqual.core.records import RunDir
-from rorqual.data.chat import ChatFormat, chat_format
-from rorqual.data.pack import Sample, pack
-from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
+from rorqual.data.tokenizer import BASE_VOCAB
 from rorqual.engine.request import SamplingParams
 from rorqual.lab.experiment import amount
+from rorqual.lab.held_out import draw, load_trained, mean_losses, solve
 from rorqual.lab.job import Compute, ExperimentJob, Measure, Train
 from rorqual.model.account import account
 from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.config import ModelConfig, Stage
-from rorqual.model.decoder import Decoder
 from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.model.ffn.router import GroupedTopKConfig, RouterConfig, ZeroExpertsConfig
-from rorqual.model.load.run import load_run
-from rorqual.ops.losses import token_logprobs
 from rorqual.recipes.start import supervised
 from rorqual.tasks.base import Split
-from rorqual.tasks.find import load_task, safe_problems
 from rorqual.train.balance import Balance
-from rorqual.train.batch import TrainBatch
 from rorqual.train.optim import AdamWConfig, MuonConfig
 from rorqual.train.run import Run
 from rorqual.train.schedule import Schedule
 from rorqual.train.sources import WorkedConfig
-from rorqual.train.sources.worked import worked_sample
 
 TASK = "families:add,sub,mod,swap,count,kk"
 OPTIONS: Mapping[str, Any] = {"hard": 0.0}
@@ -243,41 +232,5 @@ def shape_jobs(names: Iterable[str], seed: int, share: float) -> list[Experiment
 
 def held_out(place: Path, *, name: str, seed: int, count: int, split: Split = "test") -> list[float]:
     """Return the loss of the run `place/name` on each of `count` held-out solutions. All arms of a seed use the same solutions."""
-    run = RunDir(place / name)
-    chat = chat_format(Tokenizer.load(run.tokenizer_file), "deepseek")
-    samples = solutions(chat, seed, count, split, ARMS[name].options)
-    return document_losses(load_run(run), samples, row=ROW)
-
-
-def solutions(
-    chat: ChatFormat, seed: int, count: int, split: Split, options: Mapping[str, Any] = OPTIONS
-) -> list[Sample]:
-    """Return `count` worked solutions of `split`."""
-    problems = safe_problems(load_task(TASK, options=dict(options)), split, seed)
-    return [worked_sample(problem, chat, think=True) for problem in islice(problems, count)]
-
-
-@torch.no_grad()
-def document_losses(model: Decoder, samples: Sequence[Sample], *, row: int, rows: int = 32) -> list[float]:
-    """Return the mean loss in nats of each document's `loss_mask` tokens. MTP losses are not included.
-
-    Documents are packed into rows of `row` tokens. Each forward pass processes at least `rows` rows, if there are enough.
-    """
-    packed = pack(samples, row)
-    batch = TrainBatch.from_packed(packed.batch)
-    parts = batch.split(max(1, len(batch.tokens) // rows))
-    losses = torch.cat([token_losses(model, part) for part in parts])  # [rows, row]
-    means = []
-    for line, start, length in packed.places:
-        counted = batch.loss_mask[line, start : start + length].double()
-        means.append(float((losses[line, start : start + length] * counted).sum() / counted.sum()))
-    return means
-
-
-def token_losses(model: Decoder, batch: TrainBatch) -> torch.Tensor:
-    """Return the loss [rows, row] in nats of each position in the loss mask, and 0 elsewhere."""
-    hidden = model(batch.tokens, batch.positions, segments=batch.segments).hidden
-    at = batch.loss_mask.nonzero(as_tuple=True)
-    losses = torch.zeros(batch.tokens.shape, dtype=torch.float64)
-    losses[at] = -token_logprobs(model.logits(hidden[at]), batch.targets[at]).double()
-    return losses
+    model, chat = load_trained(place / name)
+    return mean_losses(model, solve(draw(TASK, ARMS[name].options, split, seed, count), chat))

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -19,10 +18,11 @@ import torch
 
 from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
-from rorqual.data.pack import Sample, pack_rows
+from rorqual.data.pack import Sample
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.lab.charts import Readings, Tradeoff
 from rorqual.lab.experiment import Experiment, Pair, Quantity, amount, in_order
+from rorqual.lab.held_out import draw, run_blocks, solve
 from rorqual.lab.job import Compute, ExperimentJob, JobCost, Train, run_cost, value
 from rorqual.lab.sparse_kinds import AttentionSelectionConfig, RandomSelectionConfig
 from rorqual.model.attention import (
@@ -37,18 +37,14 @@ from rorqual.model.decoder import Decoder
 from rorqual.model.ffn import DenseConfig
 from rorqual.model.init import build
 from rorqual.model.load.run import load_run, read_model_config
-from rorqual.ops.losses import token_logprobs
 from rorqual.recipes.sparsify import SparsifyConfig, sparsify
 from rorqual.recipes.start import finetune_optim
 from rorqual.tasks.base import Split
-from rorqual.tasks.find import load_task, safe_problems
-from rorqual.train.batch import TrainBatch
 from rorqual.train.loop import fit
 from rorqual.train.optim import AdamWConfig, MuonConfig
 from rorqual.train.run import Run, Start
 from rorqual.train.schedule import Schedule
 from rorqual.train.sources import WorkedConfig
-from rorqual.train.sources.worked import worked_sample
 
 Arm = Literal["dense", "dsa", "adaptive", "window", "random", "block", "oracle"]
 ARMS: Mapping[Arm, str] = {
@@ -68,7 +64,12 @@ TRAINED = BUDGETS["a quarter"]
 KINDS: Mapping[str, str] = {"needle": "needle", "copy": "copied number", "count": "counting after the text"}
 PERCENT, POINTS = 0.01, 0.02
 """The largest relative increase of the loss, and the largest drop in accuracy, that the claim allows."""
-EXACT, LOSS, PICKED, BUDGET = "exact solutions", "loss", "positions per query", "budget, as a share of the text's length"
+EXACT, LOSS, PICKED, BUDGET = (
+    "exact solutions",
+    "loss",
+    "positions per query",
+    "budget, as a share of the text's length",
+)
 LENGTH = 1024
 """Number of characters of a prompt. Each character is a token."""
 REPLY = 76
@@ -324,14 +325,10 @@ def solutions(
 ) -> list[Sample]:
     """Return `count` worked solutions of one kind of problem. All arms of a seed use the same problems."""
     chat = chat_format(Tokenizer.load(RunDir(place / run).tokenizer_file))
-    task = load_task("long", options={"names": [kind], "length": length})
-    return [worked_sample(problem, chat, think=True) for problem in islice(safe_problems(task, split, seed), count)]
+    return solve(draw("long", {"names": [kind], "length": length}, split, seed, count), chat)
 
 
-@torch.no_grad()
-def score_solutions(
-    model: Decoder, samples: Sequence[Sample], rows: int = 8, record: Sequence[str] = ("selected",)
-) -> dict[str, Any]:
+def score_solutions(model: Decoder, samples: Sequence[Sample], record: Sequence[str] = ("selected",)) -> dict[str, Any]:
     """Return, for each solution, the mean loss of its trained tokens, and whether each of these tokens is the most likely one.
 
     If every token is the most likely one, the model writes exactly this solution at temperature 0. `picked` is the mean
@@ -340,21 +337,13 @@ def score_solutions(
     losses: list[float] = []
     right: list[bool] = []
     picked, queries = 0, 0
-    for start in range(0, len(samples), rows):
-        part = samples[start : start + rows]
-        packed = pack_rows(part, [[number] for number in range(len(part))], max(map(len, part)))
-        batch = TrainBatch.from_packed(packed.batch)
-        names = record if model.needs_cache else ()
-        output = model(batch.tokens, batch.positions, segments=batch.segments, record=names)
-        valid = (batch.segments >= 0).flatten()
-        for selected in output.recorded.get("selected", ()):
+    for block in run_blocks(model, samples, 8, record if model.needs_cache else ()):
+        losses += block.mean_losses()
+        right += (block.right | (block.batch.loss_mask == 0)).all(1).tolist()
+        valid = (block.batch.segments >= 0).flatten()
+        for selected in block.output.recorded.get("selected", ()):
             picked += int((selected[valid] >= 0).sum())
             queries += int(valid.sum())
-        for row in range(len(part)):
-            at = batch.loss_mask[row] > 0
-            logits, targets = model.logits(output.hidden[row, at]), batch.targets[row, at]
-            losses.append(-float(token_logprobs(logits, targets).double().mean()))
-            right.append(bool((logits.argmax(-1) == targets).all()))
     return {"loss": losses, "right": right, "picked": picked / max(queries, 1)}
 
 
@@ -413,7 +402,9 @@ def at_budget(arm: Arm, divisor: int) -> str:
 def pair(a: Arm, b: Arm, quantity: str, divisor: int = TRAINED, groups: tuple[str, ...] = (), **rule: Any) -> Pair:
     """Return the pair of two arms at a budget. Losses are divided by the mean loss of `a`, so that 0.01 is one percent."""
     label = next(label for label, own in BUDGETS.items() if own == divisor)
-    question = f"{EXACT if quantity == EXACT else 'loss over that of dense attention'}, {label}: {ARMS[a]}, then {ARMS[b]}"
+    question = (
+        f"{EXACT if quantity == EXACT else 'loss over that of dense attention'}, {label}: {ARMS[a]}, then {ARMS[b]}"
+    )
     names = {"a": at_budget(a, divisor), "b": at_budget(b, divisor)}
     return Pair(question=question, quantity=quantity, **names, groups=groups, relative=quantity == LOSS, **rule)
 
@@ -432,17 +423,33 @@ class SparseExperiment(Experiment):
     )
     source = "DeepSeek-V3.2-Exp, section 2.1"
     first_seed = 200
-    arms = {at_budget(arm, divisor): f"{text}, {label}" for label, divisor in BUDGETS.items() for arm, text in ARMS.items()}
-    quantities = {EXACT: Quantity("points"), LOSS: Quantity("nats"), PICKED: Quantity("tokens"), BUDGET: Quantity("ratio")}
+    arms = {
+        at_budget(arm, divisor): f"{text}, {label}" for label, divisor in BUDGETS.items() for arm, text in ARMS.items()
+    }
+    quantities = {
+        EXACT: Quantity("points"),
+        LOSS: Quantity("nats"),
+        PICKED: Quantity("tokens"),
+        BUDGET: Quantity("ratio"),
+    }
     pairs = (
         pair("dense", "dsa", LOSS, claimed=("all",), bound=PERCENT, side="below"),
         pair("dense", "dsa", EXACT, claimed=NEEDLE, bound=-POINTS),
         *(pair(arm, "dsa", EXACT, groups=NEEDLE, claimed=NEEDLE) for arm in BASELINES),
-        *(pair("dsa", "adaptive", EXACT, divisor, NEEDLE, claimed=NEEDLE, bound=-POINTS) for divisor in BUDGETS.values()),
+        *(
+            pair("dsa", "adaptive", EXACT, divisor, NEEDLE, claimed=NEEDLE, bound=-POINTS)
+            for divisor in BUDGETS.values()
+        ),
         *(pair("dense", arm, quantity) for arm in ARMS if arm not in ("dense", "dsa") for quantity in (LOSS, EXACT)),
     )
     charts = tuple(
-        Tradeoff(f"accuracy-{kind}", BUDGET, EXACT, {text: [at_budget(arm, at) for at in BUDGETS.values()] for arm, text in ARMS.items()}, kind)
+        Tradeoff(
+            f"accuracy-{kind}",
+            BUDGET,
+            EXACT,
+            {text: [at_budget(arm, at) for at in BUDGETS.values()] for arm, text in ARMS.items()},
+            kind,
+        )
         for kind in KINDS
     )
     note = (
@@ -471,7 +478,11 @@ class SparseExperiment(Experiment):
 
     def read(self, place: Path) -> Readings:
         measured = {arm: value(place, measured_by(arm)) for arm in ARMS}
-        found = {at_budget(arm, at): one.get(str(at), one.get("1")) for at in BUDGETS.values() for arm, one in measured.items()}
+        found = {
+            at_budget(arm, at): one.get(str(at), one.get("1"))
+            for at in BUDGETS.values()
+            for arm, one in measured.items()
+        }
         return readings_of(found) | {BUDGET: {arm: in_order([1 / int(arm.split("/")[1])]) for arm in found}}
 
 
@@ -481,7 +492,9 @@ def readings_of(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {
         EXACT: {arm: {kind: dict(enumerate(kinds[kind]["right"])) for kind in KINDS} for arm, kinds in found.items()},
         LOSS: {
-            arm: {"all": {(kind, item): loss for kind in KINDS for item, loss in enumerate(kinds[kind]["loss"][:fewest])}}
+            arm: {
+                "all": {(kind, item): loss for kind in KINDS for item, loss in enumerate(kinds[kind]["loss"][:fewest])}
+            }
             for arm, kinds in found.items()
         },
         PICKED: {arm: {kind: {0: kinds[kind]["picked"]} for kind in KINDS} for arm, kinds in found.items()},

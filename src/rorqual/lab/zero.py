@@ -15,7 +15,12 @@ from rorqual.lab.experiment import SHARE, Experiment, Pair, Quantity, amount, by
 from rorqual.lab.job import ExperimentJob, Train, evaluation
 from rorqual.lab.student import BASE, RL, base_jobs, fresh, measures, reinforce, reinforced_job
 
-CHOICE, THINKS, ABLE, LENGTH = "right, own choice", "thinks, own choice", "right when made to think", "tokens of thinking"
+CHOICE, THINKS, ABLE, LENGTH = (
+    "right, own choice",
+    "thinks, own choice",
+    "right when made to think",
+    "tokens of thinking",
+)
 LONG_STEPS = 150
 LONG = tuple(f"zero-long-{part}" for part in range(1, 5))
 """The parts of `zero-long`, of `LONG_STEPS` steps each. They take about 25 core-minutes. Each ends with an evaluation."""
@@ -33,7 +38,11 @@ class Zero(Experiment):
     quantities = {CHOICE: SHARE, THINKS: SHARE, ABLE: SHARE, LENGTH: Quantity("tokens")}
 
     def __init__(self) -> None:
-        self.arms = {BASE: "before", **{run: f"after part {part}" for part, run in enumerate(self.runs, 1)}, self.runs[-1]: "after"}
+        self.arms = {
+            BASE: "before",
+            **{run: f"after part {part}" for part, run in enumerate(self.runs, 1)},
+            self.runs[-1]: "after",
+        }
         self.pairs = tuple(
             Pair(
                 question=f"{quantity}: before against after",
@@ -47,7 +56,13 @@ class Zero(Experiment):
         lines = {"right": "reward", "thinks": "think_share", "right when thinking": "right_when_thinking"}
         self.charts = (
             *map(Bars, (CHOICE, ABLE)),
-            Curves("steps", "Rollouts over reinforcement", "share", {label: (self.runs, key) for label, key in lines.items()}, True),
+            Curves(
+                "steps",
+                "Rollouts over reinforcement",
+                "share",
+                {label: (self.runs, key) for label, key in lines.items()},
+                True,
+            ),
             Curves("length", "Length of answers", "tokens", {"answer with its thinking": (self.runs, "reply_length")}),
         )
 

@@ -18,6 +18,8 @@ from rorqual.evals.evaluation import Evaluation, Grain
 from rorqual.evals.stats import Interval, difference_over_seeds, hierarchical_difference, t_interval
 from rorqual.evals.verdict import CONFIDENCE, SEEDS, Verdict, ends, judge
 from rorqual.evals.verdicts import Verdicts
+from rorqual.report.chart import Chart, Series
+from rorqual.report.table import Table
 from rorqual.tasks.base import Verdict as Graded
 
 
@@ -58,42 +60,6 @@ class Contrast(Config):
     def judge(self, bound: float = 0.0, side: Literal["above", "below"] = "above") -> Verdict:
         """Judge whether the difference lies on `side` of `bound`, by the rule of `rorqual.evals.verdict`."""
         return judge(self.bootstrap, self.differences, bound, side)
-
-
-class Table(Config):
-    """A table of text. The first column holds the row labels."""
-
-    title: str
-    heads: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    note: str = ""
-
-
-class Series(Config):
-    """One series of a chart: points (x, y), with optional bounds `low` and `high` of y.
-
-    `by_seed` has one line per seed. These lines are drawn faint behind the series.
-    """
-
-    label: str
-    points: tuple[tuple[float, float], ...]
-    low: tuple[float, ...] = ()
-    high: tuple[float, ...] = ()
-    by_seed: tuple[tuple[tuple[float, float], ...], ...] = ()
-
-
-class Chart(Config):
-    """A chart of one or more series. With `bars`, x is an index into `labels`. With `percent`, y is a share."""
-
-    name: str
-    title: str
-    kind: Literal["lines", "bars"] = "lines"
-    x: str = ""
-    y: str = ""
-    labels: tuple[str, ...] = ()
-    series: tuple[Series, ...]
-    percent: bool = False
-    caption: str = ""
 
 
 TOO_FEW = f"A verdict needs at least {SEEDS} seeds, and there are fewer: open."

@@ -31,8 +31,8 @@ from rorqual.evals.verdicts import compact
 from rorqual.lab.experiment import Experiment
 from rorqual.lab.find import find_experiment
 from rorqual.lab.finding import Finding
-from rorqual.lab.finding_page import write_finding_page
 from rorqual.lab.job import ExperimentJob, Measure, evaluation
+from rorqual.lab.page import write_page
 from rorqual.tasks.families import FAMILIES
 
 JobKey = tuple[int, str]
@@ -92,7 +92,7 @@ def run_lab(
     run_jobs(plan, todo, workers)
     finding = concluded(plan, command)
     write_json(out / f"{name}.json", finding.model_dump(mode="json"))
-    page = write_finding_page(finding, out)
+    page = write_page(finding, out)
     print(f"\n{finding.verdict}: " + "\n  ".join(finding.words) + f"\n\n  page  {page}")
     return page
 
@@ -102,7 +102,7 @@ def judge_again(file: Path) -> Path:
     finding = Finding.load(file)
     write_json(file, finding.model_dump(mode="json"))
     print(f"{finding.experiment}: {finding.verdict} (seeds {', '.join(map(str, finding.seeds))})")
-    return write_finding_page(finding, file.parent)
+    return write_page(finding, file.parent)
 
 
 def planned(experiment: Experiment, out: Path, seeds: tuple[int, ...], budget: float) -> LabPlan:

@@ -1,0 +1,82 @@
+"""The page of a finding: its verdict, contrasts, charts, tables and costs, and the command that repeats it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rorqual.core.records import write_atomic
+from rorqual.evals.stats import t_interval
+from rorqual.evals.verdict import SEEDS
+from rorqual.lab.finding import Contrast, Finding, number
+from rorqual.report.chart import draw
+from rorqual.report.page import page
+from rorqual.report.table import Table
+
+SIGNS = {"holds": "● higher", "does not hold": "✕ lower", "open": "○ open"}
+
+
+def write_page(finding: Finding, out: Path) -> Path:
+    """Write `out/NAME.html` and return its path."""
+    target = out / f"{finding.experiment}.html"
+    write_atomic(target, page_text(finding).encode())
+    return target
+
+
+def page_text(finding: Finding) -> str:
+    """Return the HTML page of a finding."""
+    share = "" if finding.share == 1 else f"; at {finding.share:.2%} of the full work"
+    return page(
+        "finding",
+        finding=finding,
+        contrasts=contrasts_table(finding),
+        pictures=[draw(chart) for chart in finding.charts],
+        costs=costs_table(finding),
+        made=", ".join(f"{key} {value}" for key, value in finding.made.items()) + share,
+    )
+
+
+def contrasts_table(finding: Finding) -> Table:
+    """Return all contrasts, below their questions."""
+    rows: list[tuple[str, ...]] = []
+    for question in dict.fromkeys(contrast.question for contrast in finding.contrasts):
+        rows += [(question,), *(_contrast_row(one) for one in finding.contrasts if one.question == question)]
+    level = f"{finding.contrasts[0].confidence:.0%}" if finding.contrasts else ""
+    note = (
+        "Bootstrap intervals resample seeds first, then the items of each seed. With five seeds, their coverage is below "
+        "nominal (docs/results/coverage.json). Student's t has nominal coverage if the seeds' differences are normally "
+        "distributed, and is wide. "
+        f"A row is higher or lower if both intervals agree and there are at least {SEEDS} seeds. Points are shares in percent. There is no "
+        "correction for the number of rows."
+    )
+    heads = ("", "first", "second", "difference", f"{level} interval", "", f"{level}, t over seeds", "each seed")
+    return Table(title="contrasts", heads=heads, rows=tuple(rows), note=note)
+
+
+def _contrast_row(contrast: Contrast) -> tuple[str, ...]:
+    unit = contrast.unit
+    student = "one seed"
+    if len(contrast.by_seed) > 1:
+        interval = t_interval(contrast.differences, contrast.confidence)
+        student = f"[{number(interval.low, unit, signed=True)}, {number(interval.high, unit, signed=True)}]"
+    return (
+        f"{contrast.of} ({unit})",
+        number(contrast.a, unit),
+        number(contrast.b, unit),
+        number(contrast.difference, unit, signed=True),
+        f"[{number(contrast.low, unit, signed=True)}, {number(contrast.high, unit, signed=True)}]",
+        SIGNS[contrast.sign],
+        student,
+        ", ".join(f"{number(a, unit)} → {number(b, unit)}" for a, b in contrast.by_seed),
+    )
+
+
+def costs_table(finding: Finding) -> Table:
+    """Return the core-seconds of each job, by seed."""
+    jobs = dict(finding.costs)
+    jobs["all"] = tuple(sum(values[i] for values in finding.costs.values()) for i in range(len(finding.seeds)))
+    rows = tuple(
+        (name, f"{sum(values) / max(len(values), 1):.1f}", *(f"{value:.1f}" for value in values))
+        for name, values in jobs.items()
+    )
+    heads = ("job", "core-seconds, mean", *(f"seed {seed}" for seed in finding.seeds))
+    return Table(title="costs", heads=heads, rows=rows)

@@ -7,7 +7,6 @@ solution. The difficulty of a problem is its level. Each difference is compared 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,7 +55,7 @@ class ComputeExperiment(ShapeExperiment):
     def __init__(self) -> None:
         super().__init__()
         self.quantities = {**self.quantities, **dict.fromkeys(PARTS, Quantity("experts")), DECILES: Quantity("experts")}
-        self.arms |= {"shuffled": "permuted difficulty", "real": "real difficulty"}
+        self.arms = {**self.arms, "shuffled": "permuted difficulty", "real": "real difficulty"}
         self.pairs = (
             *self.pairs,
             *(
@@ -173,9 +172,7 @@ def by_pair(values: Array, hard: Array, families: Array) -> Array:
     return np.concatenate(differences)
 
 
-def _both(
-    compare: Callable[[Array], Array], difficulty: Array, groups: Array, rng: np.random.Generator
-) -> dict[str, list[float]]:
+def _both(compare: Any, difficulty: Array, groups: Array, rng: np.random.Generator) -> dict[str, list[float]]:
     """Return the differences with the real difficulties, and their means over `SHUFFLES` permutations within the groups."""
     real = compare(difficulty)
     total, found = np.zeros(len(real)), np.zeros(len(real))

@@ -114,11 +114,13 @@ def score_name(task: str) -> str:
 
 
 def _pairs() -> Iterator[Pair]:
-    for a, b, question in QUESTIONS:
+    for place, (a, b, question) in enumerate(QUESTIONS):
         for task in EVERYDAY_TASKS:
             if b in arms(task):
-                claim = {"claimed": (score_name(task),), "bound": -MARGIN} if question == QUESTIONS[0][2] else {}
-                yield Pair(question=question, quantity=score_name(task), a=a, b=b, of=score_name(task), **claim)
+                name = score_name(task)
+                yield Pair(
+                    question=question, quantity=name, a=a, b=b, of=name, claimed=() if place else (name,), bound=-MARGIN
+                )
     a, b, question = QUESTIONS[0]
     yield Pair(question=question, quantity=FREE, a=a, b=b, of=FREE)
     yield Pair(question=f"{question}: {LOSS}", quantity=LOSS, a=a, b=b, of="sentences")

@@ -158,13 +158,13 @@ class Experiment(ABC):
 
     def _table(self, name: str, seeds: Sequence[Readings], numbers: Sequence[int]) -> Table:
         """Return a table of a quantity: the mean of each group over seeds, then the mean of each seed."""
-        unit, arms = self.quantities[name].unit, list(seeds[0][name])
-        groups = [*dict.fromkeys(group for arm in arms for group in seeds[0][name][arm])]
+        unit, arms = self.quantities[name].unit, seeds[0][name]
+        groups = [*dict.fromkeys(group for arm in arms.values() for group in arm)]
         rows = []
         for arm in arms:
-            means = [np.mean([mean_of(one, name, arm, group) for one in seeds]) for group in groups]
+            means = [float(np.mean([mean_of(one, name, arm, group) for one in seeds])) for group in groups]
             each = [mean_of(one, name, arm, groups[0]) for one in seeds]
-            rows.append((self.arms.get(arm, arm), *(number(float(value), unit) for value in (*means, *each))))
+            rows.append((self.arms.get(arm, arm), *(number(value, unit) for value in (*means, *each))))
         heads = (
             name,
             *(f"{group}, %" if unit == "points" else group for group in groups),

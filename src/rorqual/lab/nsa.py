@@ -17,18 +17,8 @@ from rorqual.core.records import RunDir
 from rorqual.lab.charts import Readings
 from rorqual.lab.experiment import Experiment, Pair, Quantity, amount, in_order
 from rorqual.lab.job import Compute, ExperimentJob, value
-from rorqual.lab.sparse import (
-    EXACT,
-    LOSS,
-    NEEDLE,
-    PERCENT,
-    POINTS,
-    dense_model,
-    readings_of,
-    score_solutions,
-    solutions,
-    training_jobs,
-)
+from rorqual.lab.long_scores import EXACT, LOSS, NEEDLE, PERCENT, POINTS, readings_of, score_solutions, solutions
+from rorqual.lab.long_training import dense_model, training_jobs
 from rorqual.model.attention import AttentionConfig, GQAConfig, NSAConfig
 from rorqual.model.config import ModelConfig
 from rorqual.model.load.run import load_run
@@ -69,7 +59,7 @@ def model_of(arm: str) -> ModelConfig:
 
 
 def measure(place: Path, *, arm: str, seed: int, share: float) -> dict[str, Any]:
-    """Measure a trained model on held-out problems. `result[kind]` is the result of `sparse.score_solutions` on one kind of problem."""
+    """Measure a trained model on held-out problems. `result[kind]` is the result of `score_solutions` on one kind of problem."""
     run = last_run(arm)
     model = load_run(RunDir(place / run))
     return {

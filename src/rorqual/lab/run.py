@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from graphlib import TopologicalSorter
 from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
@@ -154,7 +155,7 @@ def run_jobs(plan: LabPlan, todo: dict[JobKey, ExperimentJob], workers: int) -> 
     )
     order.prepare()
     ready: list[JobKey] = []
-    busy: dict[int, tuple[JobKey, multiprocessing.process.BaseProcess, float]] = {}  # by the process's sentinel
+    busy: dict[int, tuple[JobKey, BaseProcess, float]] = {}  # by the process's sentinel
     total, done, start = sum(job.estimate for job in todo.values()), 0.0, time.monotonic()
     try:
         while order.is_active():
@@ -167,11 +168,11 @@ def run_jobs(plan: LabPlan, todo: dict[JobKey, ExperimentJob], workers: int) -> 
                 process.start()
                 busy[process.sentinel] = key, process, time.monotonic()
             for sentinel in wait([*busy]):
-                key, process, started = busy.pop(sentinel)  # type: ignore[arg-type]
-                process.join()
-                if process.exitcode:
+                key, ended, started = busy.pop(sentinel)  # type: ignore[arg-type]
+                ended.join()
+                if ended.exitcode:
                     raise RorqualError(
-                        f"its process ended with code {process.exitcode}",
+                        f"its process ended with code {ended.exitcode}",
                         where=f"{plan.experiment.name}, seed {key[0]}, {key[1]}",
                         remedy="Read the message above, and repeat the command: finished jobs are kept.",
                     )
@@ -184,9 +185,9 @@ def run_jobs(plan: LabPlan, todo: dict[JobKey, ExperimentJob], workers: int) -> 
                     flush=True,
                 )
     finally:
-        for _, process, _ in busy.values():
-            process.terminate()
-            process.join()
+        for _, worker, _ in busy.values():
+            worker.terminate()
+            worker.join()
 
 
 def _work(name: str, out: Path, seeds: tuple[int, ...], share: float, key: JobKey) -> None:

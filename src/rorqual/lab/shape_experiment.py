@@ -58,18 +58,17 @@ class ShapeExperiment(Experiment):
         return shape_jobs(self.trained, seed, share)
 
     def read(self, place: Path) -> Readings:
-        sizes = {name: account(read_model_config(RunDir(place / name)), context=CONTEXT) for name in self.trained}
-        costs = {name: run_cost(RunDir(place / name)).core_seconds for name in self.trained}
-        steps = {name: sum(1 for _ in RunDir(place / name).metrics()) for name in self.trained}
-        one = {
+        runs = {name: RunDir(place / name) for name in self.trained}
+        sizes = {name: account(read_model_config(run), context=CONTEXT) for name, run in runs.items()}
+        single: dict[str, dict[str, float]] = {
             "active FLOPs": {name: size.flops for name, size in sizes.items()},
             "parameters": {name: size.total for name, size in sizes.items()},
-            "steps": steps,
-            "core-seconds": costs,
+            "steps": {name: sum(1 for _ in run.metrics()) for name, run in runs.items()},
+            "core-seconds": {name: run_cost(run).core_seconds for name, run in runs.items()},
             CACHE: {name: size.cache_bytes for name, size in sizes.items()},
         }
         return {
-            LOSS: {name: in_order(value(place, f"{name}-loss")) for name in self.trained},
-            RIGHT: {name: by_family(evaluation(place, f"{name}-on")) for name in self.trained},
-            **{what: {name: in_order([amount]) for name, amount in amounts.items()} for what, amounts in one.items()},
+            LOSS: {name: in_order(value(place, f"{name}-loss")) for name in runs},
+            RIGHT: {name: by_family(evaluation(place, f"{name}-on")) for name in runs},
+            **{what: {name: in_order([one]) for name, one in ones.items()} for what, ones in single.items()},
         }

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from graded import graded
 
 from rorqual.core.records import write_json
-from rorqual.engine.request import SamplingParams
 from rorqual.evals.compare import compare_seeds, did_think, is_right
-from rorqual.evals.evaluation import Evaluation, GradedSample
 from rorqual.lab.charts import Bars, Curves, Readings, Tradeoff
 from rorqual.lab.experiment import SHARE, Experiment, Pair, Quantity, by_family
 from rorqual.lab.job import ExperimentJob
-from rorqual.tasks.base import Verdict
 
 RIGHT, LOSS, COST = "right", "loss", "core-seconds"
 SHIFTS = (-0.002, -0.001, 0.0, 0.001, 0.002)
@@ -33,7 +31,11 @@ class Toy(Experiment):
         Pair(question="right", quantity=RIGHT, a="old", b="new", claimed=("x",)),
         Pair(question="relative", quantity=LOSS, a="old", b="new", relative=True, of="named"),
     )  # fmt: skip
-    charts = (Bars(RIGHT), Curves("curve", "t", "y", {"reward": (("run-1", "run-2"), "reward")}), Tradeoff("over", LOSS, RIGHT, {"both": ["old", "new"]}, "x"))
+    charts = (
+        Bars(RIGHT),
+        Curves("curve", "t", "y", {"reward": (("run-1", "run-2"), "reward")}),
+        Tradeoff("over", LOSS, RIGHT, {"both": ["old", "new"]}, "x"),
+    )
     note = "n"
     why = ""
 
@@ -48,21 +50,32 @@ class Toy(Experiment):
         return self.why
 
 
-def written(folder: Path, *, loss: float = 1.0, right: float = 0.5, cost: Sequence[float] = (100.0,) * 5) -> dict[int, Path]:
+def written(
+    folder: Path, *, loss: float = 1.0, right: float = 0.5, cost: Sequence[float] = (100.0,) * 5
+) -> dict[int, Path]:
     """Five seeds: the loss and the accuracy of the new arm, where the old one has 2 nats and never answers correctly."""
     places = {}
     for seed, shift in enumerate(SHIFTS):
         place = places[seed] = folder / str(seed)
         new = {str(item): float(item < 100 * right) for item in range(100)}
         readings = {
-            RIGHT: {"old": {"all": dict.fromkeys(new, 0.0), "x": dict.fromkeys(new, 0.0)}, "new": {"all": new, "x": new}},
-            LOSS: {"old": {"all": {"0": 1.0, "1": 3.0}}, "new": {"all": {"1": loss + 1 + shift, "0": loss - 1 + shift, "2": 99.0}}},
+            RIGHT: {
+                "old": {"all": dict.fromkeys(new, 0.0), "x": dict.fromkeys(new, 0.0)},
+                "new": {"all": new, "x": new},
+            },
+            LOSS: {
+                "old": {"all": {"0": 1.0, "1": 3.0}},
+                "new": {"all": {"1": loss + 1 + shift, "0": loss - 1 + shift, "2": 99.0}},
+            },
             COST: {"old": {"all": {"0": 100.0}}, "new": {"all": {"0": cost[seed]}}},
         }
         write_json(place / "readings.json", readings)
         for number in (1, 2):
             (place / f"run-{number}").mkdir(exist_ok=True)
-            lines = (json.dumps({"step": step, "reward": number + shift} | ({} if step else {"reward": None})) for step in range(3))
+            lines = (
+                json.dumps({"step": step, "reward": number + shift} | ({} if step else {"reward": None}))
+                for step in range(3)
+            )
             (place / f"run-{number}" / "metrics.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return places
 
@@ -86,7 +99,12 @@ def test_contrasts_pair_items_and_divide_by_the_first_arm(tmp_path: Path) -> Non
 
 
 def test_unequal_costs_or_an_objection_leave_the_verdict_open(tmp_path: Path) -> None:
-    for costs, verdict in (([114.9] * 5, "holds"), ([85.1] * 5, "holds"), ([100, 100, 100, 100, 116], "open"), ([130, 80, 100, 100, 90], "open")):
+    for costs, verdict in (
+        ([114.9] * 5, "holds"),
+        ([85.1] * 5, "holds"),
+        ([100, 100, 100, 100, 116], "open"),
+        ([130, 80, 100, 100, 90], "open"),
+    ):
         finding = Toy().conclude(written(tmp_path, cost=costs))
         assert finding.verdict == verdict
         assert any("15%" in words and "no verdict" in words for words in finding.words) == (verdict == "open")
@@ -99,29 +117,27 @@ def test_unequal_costs_or_an_objection_leave_the_verdict_open(tmp_path: Path) ->
 def test_tables_and_charts_show_means_and_each_seed(tmp_path: Path) -> None:
     finding = Toy().conclude(written(tmp_path))
     right, loss, cost = finding.tables
-    assert right.heads[:4] == ("right", "all, %", "x, %", "seed 0") and right.rows[1][:4] == ("the new", "50.0", "50.0", "50.0")
+    assert right.heads[:4] == ("right", "all, %", "x, %", "seed 0") and right.rows[1][:4] == (
+        "the new",
+        "50.0",
+        "50.0",
+        "50.0",
+    )
     assert loss.rows[0][:2] == ("the old", "2.0000") and cost.rows[1][1] == "100" and loss.note == "n"
     bars, curve, over = finding.charts
     assert [series.label for series in bars.series] == ["the old", "the new"] and bars.labels == ("all", "x")
     assert bars.series[1].points[1] == (1.0, 0.5) and bars.series[1].low[1] < 0.5 < bars.series[1].high[1]
     assert len(bars.series[0].by_seed) == 5 and bars.percent
     [line] = curve.series
-    assert line.points == ((2.0, 1.0), (3.0, 1.0), (5.0, 2.0), (6.0, 2.0)), "steps go on in the next run; None is left out"
+    assert line.points == ((2.0, 1.0), (3.0, 1.0), (5.0, 2.0), (6.0, 2.0)), (
+        "steps go on in the next run; None is left out"
+    )
     assert line.by_seed[0][0][1] == pytest.approx(0.998)
-    assert over.series[0].points[0] == (2.0, 0.0) and over.series[0].points[1][1] == 0.5 and over.title == "right over loss: x"
-
-
-def graded(verdicts: Mapping[str, str]) -> Evaluation:
-    marks = {"1": Verdict.RIGHT, "0": Verdict.WRONG, "-": Verdict.UNGRADED}
-    samples = [
-        GradedSample(
-            key=f"{family} {number}", family=family, prompt="", answer="", reply="", reasoning=None, verdict=marks[mark], tokens=1,
-            thinking_tokens=0, thought=number % 3 == 0, truncated=False,
-        )
-        for family, line in verdicts.items()
-        for number, mark in enumerate(line)
-    ]  # fmt: skip
-    return Evaluation(task="t", split="test", seed=0, count=8, per_family=True, thinking="auto", params=SamplingParams(), samples=tuple(samples))
+    assert (
+        over.series[0].points[0] == (2.0, 0.0)
+        and over.series[0].points[1][1] == 0.5
+        and over.title == "right over loss: x"
+    )
 
 
 def test_contrasts_of_evaluations_are_those_of_evals() -> None:

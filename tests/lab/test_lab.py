@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import pytest
 
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import write_json
+from rorqual.lab.charts import Readings
 from rorqual.lab.experiment import Experiment
 from rorqual.lab.find import EXPERIMENTS, find_experiment
 from rorqual.lab.finding import Finding
@@ -116,12 +116,13 @@ class Nothing(Experiment):
     """An experiment without work."""
 
     name, title, claim, source = "nothing", "t", "c", "s"
+    arms, quantities, pairs = {}, {}, ()  # type: ignore[var-annotated]
 
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         return []
 
-    def conclude(self, places: Mapping[int, Path]) -> Finding:
-        return self.found(places, "open", ())
+    def read(self, place: Path) -> Readings:
+        return {}
 
 
 def test_a_finding_says_which_versions_of_the_families_were_drawn(tmp_path: Path) -> None:

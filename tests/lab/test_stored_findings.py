@@ -95,11 +95,16 @@ def test_the_stored_verdict_follows_from_the_stored_contrasts(file: Path) -> Non
     stored = json.loads(file.read_bytes())["verdict"]
     assert finding.verdict == stored == experiment.verdict(finding.contrasts)
     questions = {pair.question for pair in experiment.pairs if pair.claimed}
-    assert questions - {contrast.question for contrast in finding.contrasts} <= {"cache bytes per token: experts + latent, then experts + full"}
+    assert questions - {contrast.question for contrast in finding.contrasts} <= {
+        "cache bytes per token: experts + latent, then experts + full"
+    }
     for contrast in finding.contrasts:
         a, b = np.mean(contrast.by_seed, axis=0)
         assert (contrast.a, contrast.b) == pytest.approx((a, b), abs=1e-9)
-        assert contrast.difference == pytest.approx(b - a, abs=1e-9) and contrast.low <= contrast.difference <= contrast.high
+        assert (
+            contrast.difference == pytest.approx(b - a, abs=1e-9)
+            and contrast.low <= contrast.difference <= contrast.high
+        )
     assert finding.title.split(":")[0] in page_text(finding)
 
 

@@ -16,7 +16,7 @@ from rorqual.core.records import Message
 from rorqual.data.distilled import Distilled, DistilledFile, read_distilled
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.evaluation import Evaluation, GradedSample
-from rorqual.lab.data_distil import AMOUNTS, HARD, SOFT, DataDistil, arms, scored
+from rorqual.lab.data_distil import HARD, SOFT, DataDistil, arms, scaled, scored
 from rorqual.lab.data_distil_sets import held_out, original_set, write_labelled, write_originals
 from rorqual.lab.job import value
 from rorqual.lab.page import page_text
@@ -149,7 +149,7 @@ def test_in_small_it_runs_and_says_everything(whole: Path) -> None:
 
 
 def test_all_students_of_a_chore_take_the_same_steps(whole: Path) -> None:
-    steps = AMOUNTS.of(0.001).student_steps
+    steps = scaled(0.001)["student_steps"]
     for chore in EVERYDAY_TASKS:
         for arm in arms(chore):
             assert len((whole / f"data-{chore}-{arm}" / "metrics.jsonl").read_bytes().splitlines()) == steps

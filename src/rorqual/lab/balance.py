@@ -137,10 +137,10 @@ class Balancing(Experiment):
 
     def read(self, place: Path) -> Readings:
         measured = value(place, self.measured)
-        excess = {arm: in_order([excess_load(layers)]) for arm, layers in measured["load"].items()}
+        excess = {arm: in_order([excess_load(measured["load"][arm])]) for arm in self.arms}
         excess[THIRD] = in_order([excess_load(measured["load"][NONE]) / 3])
         scale = len(measured["trained"]) / sum(measured["trained"])
-        losses = {arm: in_order([nats * scale for nats in blocks]) for arm, blocks in measured["loss"].items()}
+        losses = {arm: in_order([nats * scale for nats in measured["loss"][arm]]) for arm in self.arms}
         return {EXCESS: excess, LOSS: losses}
 
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from rorqual.core.config import Config, Count
 from rorqual.core.records import RunDir
 from rorqual.data.distilled import read_distilled
 from rorqual.data.tokenizer import Tokenizer
@@ -49,41 +48,24 @@ HARD = ("full-original", "small-original", "small-teacher", "small-true", "full-
 SOFT = "small-soft"
 
 
-class Amounts(Config):
-    """Amounts of work. They were chosen on seed 0 and the dev split, before the runs of the published result.
+AMOUNTS: Mapping[str, tuple[int, int]] = {
+    "questions": (4000, 200),
+    "text_steps": (300, 2),
+    "words_steps": (500, 2),
+    "teacher_steps": (300, 2),
+    "full": (2000, 40),
+    "small": (200, 8),
+    "student_steps": (350, 2),
+    "count": (200, 8),
+}
+"""Amounts of work in full, and at least. They were chosen on seed 0 and the dev split, before the runs of the published result.
 
-    Short training favours the small set, and long training the full set (docs/log/experiments.md). The number of steps
-    is the maximum that fits into twenty core-minutes. If the number of steps is too small, the result is biased in
-    favour of the claim.
-    """
-
-    questions: Count = 4000
-    text_steps: Count = 300
-    words_steps: Count = 500
-    teacher_steps: Count = 300
-    teacher_rows: Count = 16
-    full: Count = 2000
-    small: Count = 200
-    student_steps: Count = 350
-    rows: Count = 8
-    row: Count = 64
-    count: Count = 200
-    top_k: Count = 16
-
-    def of(self, share: float) -> Amounts:
-        """Return the amounts scaled by `share`, to fit a budget."""
-        return self.model_copy(
-            update={
-                name: amount(getattr(self, name), share, least)
-                for name, least in (
-                    ("questions", 200), ("text_steps", 2), ("words_steps", 2), ("teacher_steps", 2), ("full", 40), ("small", 8),
-                    ("student_steps", 2), ("count", 8),
-                )
-            }
-        )  # fmt: skip
-
-
-AMOUNTS = Amounts()
+Short training favours the small set, and long training the full set (docs/log/experiments.md). The number of steps
+is the maximum that fits into twenty core-minutes. If the number of steps is too small, the result is biased in
+favour of the claim.
+"""
+Amounts = Mapping[str, int]
+TEACHER_ROWS, ROWS, ROW, TOP_K = 16, 8, 64, 16
 LONGEST: Mapping[Form, int] = {"classification": 8, "regression": 8, "generation": 24}
 """Maximum tokens of a reply. True answers need at most half of the maximum, and question and reply together always fit
 into a row."""
@@ -92,6 +74,11 @@ into a row."""
 def arms(task: str) -> tuple[str, ...]:
     """Return the names of a task's training sets. Only classification has soft labels, because its answer is one of a few words."""
     return (*HARD, SOFT) if EVERYDAY_TASKS[task].form == "classification" else HARD
+
+
+def scaled(share: float) -> Amounts:
+    """Return the amounts of a share of the full work."""
+    return {name: amount(full, share, least) for name, (full, least) in AMOUNTS.items()}
 
 
 MARGIN = 0.02
@@ -162,12 +149,12 @@ class DataDistil(Experiment):
     )
 
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
-        work = AMOUNTS.of(share)
+        work = scaled(share)
         shared: list[ExperimentJob] = [
             Compute(
                 name=READ,
                 estimate=0.3 * share,
-                function=lambda at: write_base(at / READ, seed, work.questions),
+                function=lambda at: write_base(at / READ, seed, work["questions"]),
             ),
             Train(name=TEXT, estimate=7 * share, needs=(READ,), make=lambda: text_run(place, seed, work)),
             Train(name=BASE, estimate=11 * share, needs=(TEXT,), make=lambda: base_run(place, seed, work)),
@@ -215,9 +202,9 @@ def text_run(place: Path, seed: int, work: Amounts) -> Run:
         data=str(place / READ / "base.txt"),
         tokenizer=str(place / READ / "tokenizer.json"),
         size="student",
-        steps=work.text_steps,
-        rows=work.rows,
-        row=work.row,
+        steps=work["text_steps"],
+        rows=ROWS,
+        row=ROW,
         seed=seed,
     )
 
@@ -228,7 +215,7 @@ def base_run(place: Path, seed: int, work: Amounts) -> Run:
     Without this stage, the base cannot copy from a question, and all answers of a student are wrong after 300 steps.
     """
     words = str(place / READ / "words.jsonl")
-    return sft(data=words, start=str(place / TEXT), steps=work.words_steps, rows=work.rows, row=work.row, seed=seed)
+    return sft(data=words, start=str(place / TEXT), steps=work["words_steps"], rows=ROWS, row=ROW, seed=seed)
 
 
 def teacher_run(place: Path, seed: int, work: Amounts) -> Run:
@@ -240,9 +227,9 @@ def teacher_run(place: Path, seed: int, work: Amounts) -> Run:
         think=0.0,
         tokenizer=str(place / READ / "tokenizer.json"),
         size="small",
-        steps=work.teacher_steps,
-        rows=work.teacher_rows,
-        row=work.row,
+        steps=work["teacher_steps"],
+        rows=TEACHER_ROWS,
+        row=ROW,
         seed=seed,
     )
 
@@ -251,7 +238,7 @@ def student_run(place: Path, task: str, arm: str, seed: int, work: Amounts) -> R
     """Return the run of a student on the training set `arm`. Steps, rows and tokens per row are the same for all sets."""
     data = str(set_file(place, task, arm))
     how: dict[str, Any] = {
-        "start": str(place / BASE), "steps": work.student_steps, "rows": work.rows, "row": work.row, "seed": seed,
+        "start": str(place / BASE), "steps": work["student_steps"], "rows": ROWS, "row": ROW, "seed": seed,
     }  # fmt: skip
     if arm == SOFT:
         return distil(data=data, objective="forward", **how)
@@ -271,14 +258,14 @@ def factory(place: Path, task: str, seed: int, work: Amounts) -> FactoryConfig:
         teacher=str(place / TEACHER),
         task="everyday",
         options={"names": [task], "pool": "original"},
-        problems=work.full,
+        problems=work["full"],
         samples=2 if writes else 1,
         seed=seed,
         thinking="off",
         max_tokens=LONGEST[EVERYDAY_TASKS[task].form],
         temperature=1.0 if writes else 0.0,
         keep="right" if writes else "all",
-        top_k=work.top_k,
+        top_k=TOP_K,
         filters=FilterConfig() if writes else FilterConfig(names=()),
     )
 
@@ -288,7 +275,9 @@ def chore_jobs(task: str, seed: int, place: Path, work: Amounts, share: float) -
     labels, sets = f"data-{task}-labels", f"data-{task}-sets"
     jobs: list[ExperimentJob] = [
         SampleJob(name=labels, estimate=3 * share, needs=(TEACHER,), config=factory(place, task, seed, work)),
-        Compute(name=sets, estimate=0.8 * share, needs=(labels,), function=partial(make_sets, task, seed, work.small)),
+        Compute(
+            name=sets, estimate=0.8 * share, needs=(labels,), function=partial(make_sets, task, seed, work["small"])
+        ),
     ]
     models = {arm: f"data-{task}-{arm}" for arm in arms(task)}
     for arm, name in models.items():
@@ -322,7 +311,7 @@ def measures(task: str, model: str, seed: int, work: Amounts, share: float) -> l
     For generation, further jobs sample one sentence per question at temperature 1 and measure the loss on true sentences.
     """
     shared: dict[str, Any] = {
-        "model": model, "seed": seed, "task": "everyday", "options": {"names": [task]}, "count": work.count,
+        "model": model, "seed": seed, "task": "everyday", "options": {"names": [task]}, "count": work["count"],
         "thinking": "off", "needs": (model,),
     }  # fmt: skip
     name = measure_name(task, model)
@@ -336,7 +325,7 @@ def measures(task: str, model: str, seed: int, work: Amounts, share: float) -> l
     ]
     if EVERYDAY_TASKS[task].form == "generation":
         free = SamplingParams(max_tokens=LONGEST[EVERYDAY_TASKS[task].form], temperature=1.0, seed=seed)
-        loss = partial(losses_of, task, model, seed, work.count)
+        loss = partial(losses_of, task, model, seed, work["count"])
         jobs.append(Measure(name=f"{name}-free", estimate=0.15 * share, params=free, **shared))
         jobs.append(Compute(name=f"{name}-loss", estimate=0.4 * share, needs=(model,), function=loss))
     return jobs

@@ -20,7 +20,6 @@ from rorqual.lab.experiment import SHARE, Experiment, Pair, Quantity, amount, by
 from rorqual.lab.job import ExperimentJob, SampleJob, Train, evaluation, run_cost
 from rorqual.lab.student import (
     BASE,
-    BASE_THINK,
     EIGHT,
     HARD,
     RL,
@@ -116,7 +115,7 @@ class DistilVsRl(Experiment):
             SampleJob(name=SAMPLES, estimate=24 * share, config=_samples(place, own, share), needs=(TEACHER,)),
             Train(name=DISTIL, estimate=58 * share, make=lambda: _distilled(place, own), needs=(RL, SAMPLES)),
             Train(name=GOLD, estimate=78 * share, make=lambda: _tuned(place, own, 1.0), needs=(RL,)),
-            Train(name=MORE, estimate=78 * share, make=lambda: _tuned(place, own, BASE_THINK), needs=(RL,)),
+            Train(name=MORE, estimate=78 * share, make=lambda: _tuned(place, own, FULL.student_think), needs=(RL,)),
             Train(name=ON_POLICY, estimate=78 * share, make=lambda: _on_policy(place, own), needs=(RL, TEACHER)),
         ]
         measuring = [job for branch in (DISTIL, RL) for job in measures(branch, own, share)]

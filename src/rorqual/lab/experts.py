@@ -86,7 +86,7 @@ class ExpertsExperiment(Experiment):
         information, ablation = value(place, INFORMATION), value(place, ABLATION)
         bits = {
             f"{BITS}, {label}": {
-                arm: {layer: {0: one[arm]} for layer, one in zip(LAYERS, information[name], strict=True)}
+                arm: {f"layer {layer}": {0: one[arm]} for layer, one in enumerate(information[name], 1)}
                 for arm in self.arms
             }
             for name, label in WITHIN.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from graded import graded
 from rorqual.core.records import write_json
 from rorqual.evals.compare import compare_seeds, did_think, is_right
 from rorqual.lab.charts import Bars, Curves, Readings, Tradeoff
-from rorqual.lab.experiment import SHARE, Experiment, Pair, Quantity, by_family
+from rorqual.lab.experiment import SHARE, ArmPair, Experiment, Quantity, by_family
 from rorqual.lab.job import ExperimentJob
 
 RIGHT, LOSS, COST = "right", "loss", "core-seconds"
@@ -27,9 +28,9 @@ class Toy(Experiment):
     arms = {"old": "the old", "new": "the new"}
     quantities = {RIGHT: SHARE, LOSS: Quantity("nats"), COST: Quantity()}
     pairs = (
-        Pair(question="loss", quantity=LOSS, a="old", b="new", claimed=("all",), bound=-0.1, side="below", equal={COST: 0.15}),
-        Pair(question="right", quantity=RIGHT, a="old", b="new", claimed=("x",)),
-        Pair(question="relative", quantity=LOSS, a="old", b="new", relative=True, of="named"),
+        ArmPair(question="loss", quantity=LOSS, a="old", b="new", claimed=("all",), bound=-0.1, side="below", equal={COST: 0.15}),
+        ArmPair(question="right", quantity=RIGHT, a="old", b="new", claimed=("x",)),
+        ArmPair(question="relative", quantity=LOSS, a="old", b="new", relative=True, of="named"),
     )  # fmt: skip
     charts = (
         Bars(RIGHT),
@@ -112,6 +113,9 @@ def test_unequal_costs_or_an_objection_leave_the_verdict_open(tmp_path: Path) ->
     toy.why = "cannot be compared"
     finding = toy.conclude(written(tmp_path))
     assert finding.verdict == "open" and finding.words[-1] == "cannot be compared"
+    toy.why, toy.pairs = "", (*Toy.pairs[:1], replace(Toy.pairs[1], groups=("all",)))
+    finding = toy.conclude(written(tmp_path))
+    assert finding.verdict == "open" and "nothing was measured" in finding.words[-1], "the claimed group x is missing"
 
 
 def test_tables_and_charts_show_means_and_each_seed(tmp_path: Path) -> None:
@@ -147,7 +151,7 @@ def test_contrasts_of_evaluations_are_those_of_evals() -> None:
     for measure in (is_right, did_think):
         sides = ((by_family(a, measure), by_family(b, measure)) for a, b in zip(before, after, strict=True))
         seeds = [{RIGHT: {"old": a, "new": b}} for a, b in sides]
-        found = [*Pair(question="q", quantity=RIGHT, a="old", b="new").contrasts(seeds, SHARE)]
+        found = [*ArmPair(question="q", quantity=RIGHT, a="old", b="new").contrasts(seeds, SHARE)]
         rows = [
             row
             for grain in ("all", "family")

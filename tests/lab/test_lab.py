@@ -81,6 +81,12 @@ def test_every_experiment_plans_jobs_in_order_and_says_what_they_cost(tmp_path: 
     for experiment in EXPERIMENTS.values():
         plan = LabPlan(experiment, tmp_path, (1, 2), 1.0)
         assert all(job.estimate > 0 for job in plan.jobs.values())
+        names = [job.name for job in experiment.jobs(1, tmp_path, 1.0)]
+        assert len({*names}) == len(names) and len(plan.jobs) == 2 * len(names)
+        before = dict(zip(plan.jobs, range(len(plan.jobs)), strict=True))
+        assert all(
+            before[seed, need] < before[seed, name] for (seed, name), job in plan.jobs.items() for need in job.needs
+        )
         assert {seed for seed, _ in plan.jobs} == {1, 2}
         assert plan.left() == plan.jobs
 

@@ -21,7 +21,7 @@ from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.verify import scored, write_training_rows
 from rorqual.evals.votes import SURE, RuleResult, refine_results, rule_results
 from rorqual.lab.charts import Readings, Tradeoff
-from rorqual.lab.experiment import Experiment, Pair, Quantity, amount
+from rorqual.lab.experiment import ArmPair, Experiment, Quantity, amount
 from rorqual.lab.job import Compute, ExperimentJob, Measure, Train, evaluation, evaluation_file
 from rorqual.model.account import account
 from rorqual.model.load.run import read_model_config
@@ -87,9 +87,9 @@ class AnswersExperiment(Experiment):
         names = ["one sample", *sampled, *stopped, *budgets, *refined, "small model", *cascades]
         self.arms = {name: name for name in (GREEDY, *names)}
 
-        def compared(quantity: str, a: str, b: str, **rule: Any) -> Pair:
+        def compared(quantity: str, a: str, b: str, **rule: Any) -> ArmPair:
             question = f"{quantity}: {a}, then the way in the row"
-            return Pair(question=question, quantity=quantity, a=a, b=b, groups=("all",), of=b, **rule)
+            return ArmPair(question=question, quantity=quantity, a=a, b=b, groups=("all",), of=b, **rule)
 
         self.pairs = (
             compared(TOKENS, VOTES, STOP, relative=True, claimed=(STOP,), bound=-0.3, side="below"),

@@ -23,7 +23,7 @@ from rorqual.data.chat import ChatFormat
 from rorqual.data.pack import Sample
 from rorqual.lab.balance_data import endless_text, text_windows, worked_samples
 from rorqual.lab.charts import Curves, Readings
-from rorqual.lab.experiment import Experiment, Pair, Quantity, amount, in_order
+from rorqual.lab.experiment import ArmPair, Experiment, Quantity, amount, in_order
 from rorqual.lab.held_out import load_trained, run_blocks
 from rorqual.lab.job import Compute, ExperimentJob, Train, value
 from rorqual.model.decoder import Decoder
@@ -56,11 +56,11 @@ class Balancing(Experiment):
     arms = {NONE: "nothing", BIAS: "router bias", AUX: "auxiliary loss"}
     quantities = {EXCESS: Quantity("ratio"), LOSS: Quantity("nats")}
     pairs = (
-        Pair(question=f"{EXCESS}: a third of that with nothing, then router bias", quantity=EXCESS, a=THIRD, b=BIAS,
+        ArmPair(question=f"{EXCESS}: a third of that with nothing, then router bias", quantity=EXCESS, a=THIRD, b=BIAS,
              claimed=("all",), side="below"),
-        *(Pair(question=f"{EXCESS}: {label}, then router bias", quantity=EXCESS, a=arm, b=BIAS, groups=("all",))
+        *(ArmPair(question=f"{EXCESS}: {label}, then router bias", quantity=EXCESS, a=arm, b=BIAS, groups=("all",))
           for arm, label in ((NONE, "nothing"), (AUX, "auxiliary loss"))),
-        *(Pair(question=f"{SCALED}: {label}, then router bias", quantity=LOSS, a=arm, b=BIAS, relative=True, claimed=("all",),
+        *(ArmPair(question=f"{SCALED}: {label}, then router bias", quantity=LOSS, a=arm, b=BIAS, relative=True, claimed=("all",),
                bound=HALF_PERCENT, side="below")
           for arm, label in ((NONE, "nothing"), (AUX, "auxiliary loss"))),
     )  # fmt: skip

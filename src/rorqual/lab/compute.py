@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rorqual.data.pack import PADDING
 from rorqual.evals.compute import experts_used
 from rorqual.lab.charts import Bars, Readings
-from rorqual.lab.experiment import Pair, Quantity, amount, in_order
+from rorqual.lab.experiment import ArmPair, Quantity, amount, in_order
 from rorqual.lab.held_out import draw, load_trained, run_blocks, solve
 from rorqual.lab.job import Compute, ExperimentJob, value
 from rorqual.lab.shape_experiment import ShapeExperiment
@@ -59,7 +59,7 @@ class ComputeExperiment(ShapeExperiment):
         self.pairs = (
             *self.pairs,
             *(
-                Pair(
+                ArmPair(
                     question=f"experts on {text}: permuted, then real difficulty",
                     quantity=part,
                     a="shuffled",

@@ -33,7 +33,7 @@ from rorqual.lab.data_distil_sets import (
     write_labelled,
     write_originals,
 )
-from rorqual.lab.experiment import Experiment, Pair, Quantity, amount, in_order
+from rorqual.lab.experiment import ArmPair, Experiment, Quantity, amount, in_order
 from rorqual.lab.job import Compute, ExperimentJob, Measure, SampleJob, Train, evaluation, run_cost, value
 from rorqual.recipes.distil import distil
 from rorqual.recipes.pretrain import pretrain
@@ -100,17 +100,17 @@ def score_name(task: str) -> str:
     return f"{task}, R²" if EVERYDAY_TASKS[task].form == "regression" else task
 
 
-def _pairs() -> Iterator[Pair]:
+def _pairs() -> Iterator[ArmPair]:
     for place, (a, b, question) in enumerate(QUESTIONS):
         for task in EVERYDAY_TASKS:
             if b in arms(task):
                 name = score_name(task)
-                yield Pair(
+                yield ArmPair(
                     question=question, quantity=name, a=a, b=b, of=name, claimed=() if place else (name,), bound=-MARGIN
                 )
     a, b, question = QUESTIONS[0]
-    yield Pair(question=question, quantity=FREE, a=a, b=b, of=FREE)
-    yield Pair(question=f"{question}: {LOSS}", quantity=LOSS, a=a, b=b, of="sentences")
+    yield ArmPair(question=question, quantity=FREE, a=a, b=b, of=FREE)
+    yield ArmPair(question=f"{question}: {LOSS}", quantity=LOSS, a=a, b=b, of="sentences")
 
 
 class DataDistil(Experiment):

@@ -16,7 +16,7 @@ from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.passk import mean_pass_at_k
 from rorqual.factory.config import FactoryConfig
 from rorqual.lab.charts import Bars, Curves, Readings, mean_of
-from rorqual.lab.experiment import SHARE, Experiment, Pair, Quantity, amount, by_family, in_order
+from rorqual.lab.experiment import SHARE, ArmPair, Experiment, Quantity, amount, by_family, in_order
 from rorqual.lab.job import ExperimentJob, SampleJob, Train, evaluation, run_cost
 from rorqual.lab.student import (
     BASE,
@@ -102,7 +102,7 @@ class DistilVsRl(Experiment):
                           (TEACHER, DISTIL)),
                     FORCED: ((RL, DISTIL), (BASE, RL), (TEACHER, DISTIL))}  # fmt: skip
         self.pairs = tuple(
-            Pair(question=f"{quantity}: {self.arms[a]} against {self.arms[b]}", quantity=quantity, a=a, b=b)
+            ArmPair(question=f"{quantity}: {self.arms[a]} against {self.arms[b]}", quantity=quantity, a=a, b=b)
             for quantity, both in compared.items()
             for a, b in both
         )

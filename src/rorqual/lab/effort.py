@@ -18,7 +18,7 @@ from rorqual.core.records import write_atomic
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.compare import did_think
 from rorqual.lab.charts import Readings, Tradeoff
-from rorqual.lab.experiment import SHARE, Experiment, Pair, Quantity, amount, by_family
+from rorqual.lab.experiment import SHARE, ArmPair, Experiment, Quantity, amount, by_family
 from rorqual.lab.job import Compute, ExperimentJob, Measure, Train, evaluation
 from rorqual.recipes.grpo import grpo
 from rorqual.recipes.sft import sft
@@ -60,9 +60,9 @@ class EffortExperiment(Experiment):
     }
     quantities = {RIGHT: Quantity("points"), TOKENS: Quantity("tokens"), THOUGHT: SHARE}
     pairs = (
-        Pair(question=f"tokens with penalty: effort {HIGHEST}, then {LOWEST}", quantity=TOKENS, a=evaluated(PENALTY, HIGHEST),
+        ArmPair(question=f"tokens with penalty: effort {HIGHEST}, then {LOWEST}", quantity=TOKENS, a=evaluated(PENALTY, HIGHEST),
              b=evaluated(PENALTY, LOWEST), groups=("all",), relative=True, claimed=("all",), bound=-0.5, side="below"),
-        Pair(question=f"right at effort {HIGHEST}: without, then with penalty", quantity=RIGHT, a=evaluated(PLAIN, HIGHEST),
+        ArmPair(question=f"right at effort {HIGHEST}: without, then with penalty", quantity=RIGHT, a=evaluated(PLAIN, HIGHEST),
              b=evaluated(PENALTY, HIGHEST), groups=("all",), claimed=("all",), bound=-0.02),
     )  # fmt: skip
     charts = (

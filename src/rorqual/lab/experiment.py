@@ -37,7 +37,7 @@ SHARE = Quantity("points", shares=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pair:
+class ArmPair:
     """Two arms that are compared in a quantity. There is one contrast for each group of items, or for each of `groups`, and it
     is named after the group, or `of`.
 
@@ -100,7 +100,7 @@ class Experiment(ABC):
     arms: Mapping[str, str]
     """The label of each arm."""
     quantities: Mapping[str, Quantity]
-    pairs: tuple[Pair, ...]
+    pairs: tuple[ArmPair, ...]
     charts: tuple[Bars | Curves | Tradeoff, ...] = ()
     note: str = ""
     """A remark below the tables."""
@@ -122,9 +122,11 @@ class Experiment(ABC):
 
     def verdict(self, contrasts: Sequence[Contrast], void: Sequence[str] = ()) -> Verdict:
         """Apply the rule to the contrasts that the claim names. The questions in `void` have no verdict."""
-        return together([verdict for *_, verdict in self._claimed(contrasts, void)])
+        return together([*(verdict for *_, verdict in self._claimed(contrasts, void)), *("open" for _ in void)])
 
-    def _claimed(self, contrasts: Sequence[Contrast], void: Sequence[str]) -> Iterator[tuple[Pair, Contrast, Verdict]]:
+    def _claimed(
+        self, contrasts: Sequence[Contrast], void: Sequence[str]
+    ) -> Iterator[tuple[ArmPair, Contrast, Verdict]]:
         for pair in self.pairs:
             for contrast in contrasts:
                 if contrast.question == pair.question and contrast.of in pair.claimed:
@@ -136,6 +138,10 @@ class Experiment(ABC):
         seeds = [self.read(place) for place in places.values()]
         contrasts = [one for pair in self.pairs for one in pair.contrasts(seeds, self.quantities[pair.quantity])]
         void = {pair.question: text for pair in self.pairs if (text := pair.unequal(seeds))}
+        found = {(contrast.question, contrast.of) for contrast in contrasts}
+        for pair in self.pairs:
+            if any((pair.question, of) not in found for of in pair.claimed):
+                void[pair.question] = f"{pair.question}: nothing was measured in both arms, so there is no verdict."
         if objection := self.objection(seeds):
             void = {pair.question: objection for pair in self.pairs}
         goals = [

@@ -18,7 +18,7 @@ from rorqual.evals.evaluation import per_problem
 from rorqual.evals.experts import choices, counts, dependence, lift, without_experts
 from rorqual.evals.run import evaluate, pick
 from rorqual.lab.charts import Bars, Readings
-from rorqual.lab.experiment import Experiment, Pair, Quantity, amount
+from rorqual.lab.experiment import ArmPair, Experiment, Quantity, amount
 from rorqual.lab.held_out import load_trained, mean_losses, solve
 from rorqual.lab.job import Compute, ExperimentJob, value
 from rorqual.lab.teacher import TEACHER, teacher_jobs
@@ -60,10 +60,10 @@ class ExpertsExperiment(Experiment):
         **{f"{BITS}, {label}": Quantity("bits") for label in WITHIN.values()},
     }
     pairs = (
-        *(Pair(question=f"{quantity}: {rival} experts gone, then its own", quantity=quantity, a=rival, b=OWN,
+        *(ArmPair(question=f"{quantity}: {rival} experts gone, then its own", quantity=quantity, a=rival, b=OWN,
                groups=groups, claimed=("all",) if quantity == ACCURACY else ())
           for quantity, groups in ((ACCURACY, ()), (LOSS, ("all",))) for rival in (ANOTHER, RANDOM_ONES)),
-        *(Pair(question=f"{BITS}, {label}: families shuffled, then as they are", quantity=f"{BITS}, {label}", a="chance", b="bits",
+        *(ArmPair(question=f"{BITS}, {label}: families shuffled, then as they are", quantity=f"{BITS}, {label}", a="chance", b="bits",
                claimed=LAYERS if name != "pair" else ())
           for name, label in WITHIN.items()),
     )  # fmt: skip

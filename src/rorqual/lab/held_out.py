@@ -25,7 +25,7 @@ from rorqual.train.sources.worked import worked_sample
 
 
 @dataclass(frozen=True)
-class Block:
+class ScoredBlock:
     """A forward pass over some samples. `losses` [rows, row] in nats and `right` [rows, row] are 0 outside the loss mask. `right` tells
     whether the target is the most likely token."""
 
@@ -42,7 +42,7 @@ class Block:
 @torch.no_grad()
 def run_blocks(
     model: Decoder, samples: Sequence[Sample], rows: int = 32, record: Sequence[str] = ()
-) -> Iterator[Block]:
+) -> Iterator[ScoredBlock]:
     """Yield the forward passes over the samples, `rows` at a time. `record` names what the attention records."""
     for start in range(0, len(samples), rows):
         part = samples[start : start + rows]
@@ -53,7 +53,7 @@ def run_blocks(
         losses, right = (torch.zeros(batch.tokens.shape, dtype=kind) for kind in (torch.float64, torch.bool))
         losses[at] = -token_logprobs(logits, targets).double()
         right[at] = logits.argmax(-1) == targets
-        yield Block(batch, output, losses, right)
+        yield ScoredBlock(batch, output, losses, right)
 
 
 def mean_losses(model: Decoder, samples: Sequence[Sample]) -> list[float]:

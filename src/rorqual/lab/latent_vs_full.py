@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rorqual.lab.experiment import Pair
+from rorqual.lab.experiment import ArmPair
 from rorqual.lab.shape_experiment import CACHE, ShapeExperiment
 from rorqual.lab.shapes import FULL, MOE
 
@@ -19,7 +19,7 @@ class LatentVsFull(ShapeExperiment):
 
     def __init__(self) -> None:
         super().__init__()
-        smaller = Pair(
+        smaller = ArmPair(
             question=f"{CACHE}: experts + latent, then experts + full", quantity=CACHE, a=MOE, b=FULL, claimed=("all",)
         )
         self.pairs = (*self.pairs, smaller)

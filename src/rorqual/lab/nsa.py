@@ -15,7 +15,7 @@ from typing import Any
 
 from rorqual.core.records import RunDir
 from rorqual.lab.charts import Readings
-from rorqual.lab.experiment import Experiment, Pair, Quantity, amount, in_order
+from rorqual.lab.experiment import ArmPair, Experiment, Quantity, amount, in_order
 from rorqual.lab.job import Compute, ExperimentJob, value
 from rorqual.lab.long_scores import EXACT, LOSS, NEEDLE, PERCENT, POINTS, readings_of, score_solutions, solutions
 from rorqual.lab.long_training import dense_model, training_jobs
@@ -82,9 +82,9 @@ class NSAExperiment(Experiment):
     arms = {arm: arm for arm in ATTENTION}
     quantities = {EXACT: Quantity("points"), LOSS: Quantity("nats"), COST: Quantity("tokens")}
     pairs = (
-        Pair(question="loss over that of dense attention: dense, then nsa", quantity=LOSS, a="dense", b="nsa", relative=True,
+        ArmPair(question="loss over that of dense attention: dense, then nsa", quantity=LOSS, a="dense", b="nsa", relative=True,
              claimed=("all",), bound=PERCENT, side="below"),
-        Pair(question=f"{EXACT}: dense, then nsa", quantity=EXACT, a="dense", b="nsa", claimed=NEEDLE, bound=-POINTS),
+        ArmPair(question=f"{EXACT}: dense, then nsa", quantity=EXACT, a="dense", b="nsa", claimed=NEEDLE, bound=-POINTS),
     )  # fmt: skip
     note = "Exact: every token of the solution is the most likely one. Core-seconds include all starts."
 

@@ -53,11 +53,6 @@ class LabPlan:
     def __post_init__(self) -> None:
         for seed in self.seeds:
             for job in self.experiment.jobs(seed, self.place(seed), self.share):
-                missing = [need for need in job.needs if (seed, need) not in self.jobs]
-                if (seed, job.name) in self.jobs or missing:
-                    raise ValueError(
-                        f"{self.experiment.name}: job {job.name} occurs twice, or needs jobs that are not listed before it: {missing}"
-                    )
                 self.jobs[seed, job.name] = job
 
     @property

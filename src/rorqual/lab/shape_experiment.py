@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from rorqual.core.records import RunDir
 from rorqual.lab.charts import Bars, Curves, Readings
-from rorqual.lab.experiment import SHARE, Experiment, Pair, Quantity, by_family, in_order
+from rorqual.lab.experiment import SHARE, ArmPair, Experiment, Quantity, by_family, in_order
 from rorqual.lab.job import ExperimentJob, evaluation, run_cost, value
 from rorqual.lab.shapes import ARMS, CONTEXT, shape_jobs
 from rorqual.model.account import account
@@ -40,7 +40,7 @@ class ShapeExperiment(Experiment):
         self.trained = tuple(dict.fromkeys(name for _, *both in self.parts for name in both))
         self.arms = {name: ARMS[name].label for name in self.trained}
         self.pairs = tuple(
-            Pair(
+            ArmPair(
                 question=f"{quantity}, equal {equal}: {ARMS[favoured].label}, then {ARMS[rival].label}",
                 quantity=quantity,
                 a=favoured,

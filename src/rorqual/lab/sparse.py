@@ -18,7 +18,7 @@ import torch
 from rorqual.core.records import RunDir
 from rorqual.data.pack import Sample
 from rorqual.lab.charts import Readings, Tradeoff
-from rorqual.lab.experiment import Experiment, Pair, Quantity, amount, in_order
+from rorqual.lab.experiment import ArmPair, Experiment, Quantity, amount, in_order
 from rorqual.lab.job import Compute, ExperimentJob, JobCost, Train, run_cost, value
 from rorqual.lab.long_scores import (
     EXACT,
@@ -226,11 +226,11 @@ def at_budget(arm: Arm, divisor: int) -> str:
     return f"{arm}/{divisor}"
 
 
-def pair(a: Arm, b: Arm, quantity: str, divisor: int = TRAINED, **rule: Any) -> Pair:
+def pair(a: Arm, b: Arm, quantity: str, divisor: int = TRAINED, **rule: Any) -> ArmPair:
     """Return the pair of two arms at a budget. Losses are divided by the mean loss of `a`, so that 0.01 is one percent."""
     label = next(label for label, own in BUDGETS.items() if own == divisor)
     what = EXACT if quantity == EXACT else "loss over that of dense attention"
-    return Pair(
+    return ArmPair(
         question=f"{what}, {label}: {ARMS[a]}, then {ARMS[b]}",
         quantity=quantity,
         a=at_budget(a, divisor),

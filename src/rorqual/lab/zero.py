@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from rorqual.evals.compare import did_think
 from rorqual.lab.charts import Bars, Curves, Readings
-from rorqual.lab.experiment import SHARE, Experiment, Pair, Quantity, amount, by_family, in_order
+from rorqual.lab.experiment import SHARE, ArmPair, Experiment, Quantity, amount, by_family, in_order
 from rorqual.lab.job import ExperimentJob, Train, evaluation
 from rorqual.lab.student import BASE, RL, base_jobs, fresh, measures, reinforce, reinforced_job
 
@@ -44,7 +44,7 @@ class Zero(Experiment):
             self.runs[-1]: "after",
         }
         self.pairs = tuple(
-            Pair(
+            ArmPair(
                 question=f"{quantity}: before against after",
                 quantity=quantity,
                 a=BASE,

@@ -122,7 +122,8 @@ class Experiment(ABC):
 
     def verdict(self, contrasts: Sequence[Contrast], void: Sequence[str] = ()) -> Verdict:
         """Apply the rule to the contrasts that the claim names. The questions in `void` have no verdict."""
-        return together([*(verdict for *_, verdict in self._claimed(contrasts, void)), *("open" for _ in void)])
+        undecided: list[Verdict] = ["open" for _ in void]
+        return together([verdict for *_, verdict in self._claimed(contrasts, void)] + undecided)
 
     def _claimed(
         self, contrasts: Sequence[Contrast], void: Sequence[str]

@@ -12,33 +12,10 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
+from rorqual.report.chart import DARK, LIGHT, Theme
 
-@dataclass(frozen=True)
-class Theme:
-    """The colours of a light or dark theme. Series differ by colour and by marker, for readers who cannot distinguish
-    the hues."""
-
-    name: str
-    ground: str
-    ink: str
-    faint: str
-    grid: str
-    before: str
-    after: str
-    off: str
-    on: str
-
-    @property
-    def heat(self) -> LinearSegmentedColormap:
-        """A colour map from the page background (zero) to the text colour."""
-        return LinearSegmentedColormap.from_list(f"rorqual-{self.name}", [self.ground, self.after, self.ink])
-
-
-LIGHT = Theme("light", "#fdfcf9", "#1d2024", "#6a6f76", "#e4e2db", "#8b8f96", "#1f5fa6", "#bf6f14", "#2a8561")
-DARK = Theme("dark", "#16181b", "#e6e4de", "#9a9fa6", "#2d3136", "#9298a0", "#6caaf2", "#e2a14e", "#62c79c")
 THEMES = (LIGHT, DARK)
 
 

@@ -250,8 +250,8 @@ MUTANTS = (
         "the verdicts of a finding are dropped",
         "issue 15",
         "lab/run.py",
-        '"verdicts": (*finding.verdicts, *verdicts)',
-        '"verdicts": finding.verdicts',
+        '"verdicts": verdicts}',
+        '"verdicts": finding.verdicts}',
         "tests/lab/test_shapes.py::test_end_to_end",
     ),
     one(

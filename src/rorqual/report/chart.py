@@ -74,8 +74,9 @@ class Series(Config):
 class Panel(Config):
     """One pair of axes. With `labels`, x counts them from 0.
 
+    - Bars, and points, of several series stand beside each other if they share an x.
     - `map` is a heat map. Each series is a row, and the shade of a column is its y. NaN leaves a cell empty.
-    - `flip`: the x axis runs downwards, so that bars lie. `stacked` puts bars on top of each other.
+    - `flip`: the x axis runs downwards, so that bars lie. `stacked` puts bars with the same x on top of each other.
     - `percent`: y is a share. `log` names the axes with a logarithmic scale.
     - `x_ticks` and `y_ticks` are (value, text). `limits` are those of y.
     - `ends`: each line has its label at its right end instead of in the legend.
@@ -223,15 +224,16 @@ def figure_of(chart: Chart, theme: Theme) -> Figure:
 
 def _draw_panel(axis: Axes, panel: Panel, theme: Theme) -> None:
     lanes = [series for series in panel.series if (series.style or panel.kind) in ("bars", "points")]
-    step = 0.8 / max(1, len(lanes)) if panel.labels and not panel.stacked else 0.0
-    tops = np.zeros(max(1, len(panel.labels)))
+    places = [x for series in lanes for x, _ in series.points]
+    crowded = bool(panel.labels) and not panel.stacked and len(set(places)) < len(places)
+    step = 0.8 / len(lanes) if crowded else 0.0
+    tops: np.ndarray | float = 0.0
     for place, series in enumerate(panel.series):
         shift = step * (lanes.index(series) - (len(lanes) - 1) / 2) if series in lanes else 0.0
         xs, ys = np.array(series.points, float).reshape(-1, 2).T
         if (series.style or panel.kind) == "bars":
-            base = tops[xs.astype(int)] if panel.stacked else np.zeros(len(xs))
-            _draw_bars(axis, panel, theme, place, xs + shift, ys, base, 0.92 * step or 0.7)
-            tops[xs.astype(int)] += ys if panel.stacked else 0
+            _draw_bars(axis, panel, theme, place, xs + shift, ys, tops, 0.92 * step or _bar_width(panel, xs))
+            tops = tops + ys if panel.stacked else 0.0
         else:
             _draw_line(axis, panel, theme, place, xs + shift, ys)
     if not any(series.points for series in panel.series):
@@ -241,12 +243,23 @@ def _draw_panel(axis: Axes, panel: Panel, theme: Theme) -> None:
         _label_ends(axis, panel, theme)
 
 
+def _bar_width(panel: Panel, xs: np.ndarray) -> float:
+    return 0.7 if panel.labels or len(xs) < 2 else 0.98 * float(xs[1] - xs[0])
+
+
 def _colour(series: Series, place: int, theme: Theme) -> str:
     return str(getattr(theme, series.colour or COLOURS[place % len(COLOURS)]))
 
 
 def _draw_bars(
-    axis: Axes, panel: Panel, theme: Theme, place: int, xs: np.ndarray, ys: np.ndarray, base: np.ndarray, width: float
+    axis: Axes,
+    panel: Panel,
+    theme: Theme,
+    place: int,
+    xs: np.ndarray,
+    ys: np.ndarray,
+    base: np.ndarray | float,
+    width: float,
 ) -> None:
     series = panel.series[place]
     bars, lines = (axis.barh, axis.hlines) if panel.flip else (axis.bar, axis.vlines)

@@ -14,6 +14,9 @@ from rorqual.report.chart import DARK, LIGHT
 MARKS = {"●": "yes", "✕": "no", "○": "open"}
 """Symbols that colour a table's cell, and the end of their CSS class. Readers need not distinguish the colours."""
 
+ColouredText = list[tuple[str, str, int, str]]
+"""Parts of a text: (text, CSS classes, strength of the colour in percent, title)."""
+
 
 def page(template: str, **data: Any) -> str:
     """Return the HTML page that `templates/NAME.html` makes of the data. A missing name raises an error."""

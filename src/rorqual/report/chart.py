@@ -268,7 +268,7 @@ def _draw_bars(
         lines(xs, series.low, series.high, color=theme.ink, linewidth=1.1)
     for line in series.by_seed:
         axis.plot(*_across(panel, xs, [y for _, y in line]), ".", markersize=3, color=theme.ink, alpha=0.55)
-    _write_texts(axis, panel, series, xs, np.maximum(base + ys, series.high or 0), theme.ink)
+    _write_texts(axis, panel, place, xs, np.maximum(base + ys, series.high or 0), theme.ink)
 
 
 def _draw_line(axis: Axes, panel: Panel, theme: Theme, place: int, xs: np.ndarray, ys: np.ndarray) -> None:
@@ -291,7 +291,7 @@ def _draw_line(axis: Axes, panel: Panel, theme: Theme, place: int, xs: np.ndarra
     elif series.low:
         axis.fill_between(xs, series.low, series.high, color=colour, alpha=0.15, linewidth=0)
     axis.plot(*_across(panel, xs, ys), color=colour, label=series.label, **looks[style])
-    _write_texts(axis, panel, series, xs, ys, colour)
+    _write_texts(axis, panel, place, xs, ys, colour)
 
 
 def _across(panel: Panel, xs: Any, ys: Any) -> tuple[Any, Any]:
@@ -299,9 +299,10 @@ def _across(panel: Panel, xs: Any, ys: Any) -> tuple[Any, Any]:
     return (ys, xs) if panel.flip else (xs, ys)
 
 
-def _write_texts(axis: Axes, panel: Panel, series: Series, xs: np.ndarray, ys: np.ndarray, colour: str) -> None:
+def _write_texts(axis: Axes, panel: Panel, place: int, xs: np.ndarray, ys: np.ndarray, colour: str) -> None:
+    series = panel.series[place]
     lying, bars = panel.flip, (series.style or panel.kind) == "bars"
-    offset = (5, -3) if lying else (0, 3) if bars else (7, -10)
+    offset = (5, -3) if lying else (0, 3) if bars else (7, -12 if place % 2 else 6)
     for x, y, text in zip(xs, ys, series.texts, strict=False):
         axis.annotate(text, _across(panel, x, y), xytext=offset, textcoords="offset points", fontsize=8, color=colour,
                       ha="center" if bars and not lying else "left")  # fmt: skip

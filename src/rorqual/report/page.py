@@ -39,7 +39,11 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     made.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
-    made.filters |= {"base64": lambda data: base64.b64encode(data).decode("ascii"), "mark": _mark}
+    made.filters |= {
+        "base64": lambda data: base64.b64encode(data).decode("ascii"),
+        "mark": _mark,
+        "share": "{:.1%}".format,
+    }
     made.globals |= {"LIGHT": LIGHT, "DARK": DARK}
     return made
 

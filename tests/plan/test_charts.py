@@ -8,7 +8,7 @@ from rorqual.model.presets import preset
 from rorqual.plan.charts import Line, cost_chart, memory_chart, price_chart
 from rorqual.plan.memory import PRECISIONS, Layout, device_memory
 from rorqual.plan.price import PRICES, Price
-from rorqual.report.chart import LIGHT, figure_of, png
+from rorqual.report.chart import draw
 
 
 def test_each_draws_and_says_in_words_what_it_shows() -> None:
@@ -19,7 +19,7 @@ def test_each_draws_and_says_in_words_what_it_shows() -> None:
     size = memory_chart([("one", memory), ("two", memory)], 80e9)
     price = price_chart(own, PRICES, 4000, 1000, 0.5)
     for chart, words in ((cost, "this card $100,000"), (size, "one: "), (price, "deepseek-r1 $0.714")):
-        assert words in chart.alt and chart.caption and png(figure_of, chart, LIGHT)
+        assert words in chart.alt and chart.caption and draw(chart).light
     assert [series.label for series in cost.series] == ["this card", "that card", "", ""]
     assert cost.series[2].points == ((1e12, 1e5),) and cost.series[3].points == ((2e12, 3e5),)
     sizes = [series.points[1][1] * 1e9 for series in size.series[:-1]]

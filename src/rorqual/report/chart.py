@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import matplotlib
@@ -142,16 +143,16 @@ class DrawnChart:
 
 def draw(chart: Chart) -> DrawnChart:
     """Draw a chart in both themes."""
-    light, dark = (png(figure_of, chart, theme) for theme in (LIGHT, DARK))
+    light, dark = (png(partial(figure_of, chart), theme) for theme in (LIGHT, DARK))
     return DrawnChart(chart.name, chart.words, chart.caption, chart.inches <= NARROW, light, dark)
 
 
-def png(make: Any, data: Any, theme: Theme) -> bytes:
-    """Return the PNG of the matplotlib figure `make(data, theme)`. The file has no date and no version."""
+def png(make: Callable[[Theme], Figure], theme: Theme) -> bytes:
+    """Return the PNG of the matplotlib figure `make(theme)`. The file has no date and no version."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_style(theme))
-        figure = make(data, theme)
+        figure = make(theme)
         FigureCanvasAgg(figure)
         target = io.BytesIO()
         figure.savefig(target, format="png", dpi=150, metadata={"Software": None})
@@ -201,7 +202,7 @@ def figure_of(chart: Chart, theme: Theme) -> Figure:
     height = chart.height or (0.9 + 0.28 * lanes if lanes else 2.9)
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(chart.inches, height * rows), layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False, sharey=bool(lanes or panels[0].labels)).flat)
+    axes = list(figure.subplots(rows, columns, squeeze=False, sharey=_shares_y(panels)).flat)
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
     for axis, panel in zip(axes, panels, strict=False):
@@ -220,6 +221,13 @@ def figure_of(chart: Chart, theme: Theme) -> Figure:
             if len(labels) > 1:
                 axis.legend(loc="best")
     return figure
+
+
+def _shares_y(panels: Sequence[Panel]) -> bool:
+    """Return whether all panels have the same y axis: the same categories, or the same limits."""
+    lying = panels[0].flip or panels[0].kind == "map"
+    names = {panel.labels if panel.flip else tuple(series.label for series in panel.series) for panel in panels}
+    return len(names if lying else {panel.limits for panel in panels}) == 1 and (lying or panels[0].limits is not None)
 
 
 def _draw_panel(axis: Axes, panel: Panel, theme: Theme) -> None:
@@ -268,7 +276,8 @@ def _draw_bars(
         lines(xs, series.low, series.high, color=theme.ink, linewidth=1.1)
     for line in series.by_seed:
         axis.plot(*_across(panel, xs, [y for _, y in line]), ".", markersize=3, color=theme.ink, alpha=0.55)
-    _write_texts(axis, panel, place, xs, np.maximum(base + ys, series.high or 0), theme.ink)
+    ends = [base + ys, series.high or ys, *([y for _, y in line] for line in series.by_seed)]
+    _write_texts(axis, panel, place, xs, np.max(ends, axis=0), theme.ink)
 
 
 def _draw_line(axis: Axes, panel: Panel, theme: Theme, place: int, xs: np.ndarray, ys: np.ndarray) -> None:

@@ -36,7 +36,8 @@ from rorqual.model.presets import preset
 from rorqual.ops.backends import TORCH, TORCH_INVARIANT
 from rorqual.ops.paged import BLOCK
 from rorqual.recipes.models import v3_like
-from rorqual.report.chart import LIGHT, Theme, png
+from rorqual.report.chart import png
+from rorqual.report.theme import LIGHT, Theme
 from rorqual.train.balance import count
 from rorqual.train.objectives import GRPO
 from rorqual.train.objectives.distil import divergence

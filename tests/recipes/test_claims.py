@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import asdict, fields, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,6 @@ from rorqual.evals.stats import holm_values
 from rorqual.recipes.quickstart.claims import (
     STUDENT_TOPICS,
     TOPICS,
-    GainAccount,
-    account,
     ask,
     claims,
     claims_table,
@@ -121,24 +119,19 @@ def test_no_student_no_claims_of_one() -> None:
     assert student_claims(replace(findings(), students={})) == []
 
 
-def test_an_account_has_each_share_from_its_evaluation() -> None:
+def test_each_share_is_from_its_evaluation() -> None:
     found = findings()
 
     def share(when: str, mode: Any, measure: Any) -> float:
         return float(np.mean([measure(s) for s in found.evaluations[when, mode].samples]))
 
-    expected = {
-        "before": share("before", "auto", is_right),
-        "before_made_to_think": share("before", "on", is_right),
-        "after": share("after", "auto", is_right),
-        "after_made_to_think": share("after", "on", is_right),
-        "thought_before": share("before", "auto", did_think),
-        "thought_after": share("after", "auto", did_think),
-    }
-    assert asdict(account(found)) == pytest.approx(expected)
-    assert {f.name for f in fields(GainAccount)} == expected.keys() and len({*expected.values()}) == 6
-    assert account(found).gain == pytest.approx(expected["after"] - expected["before"])
-    assert account(found).by_choice == pytest.approx(expected["before_made_to_think"] - expected["before"])
+    rights = {name: found.right(*name) for name in found.evaluations}  # type: ignore[arg-type]
+    assert rights == pytest.approx({name: share(*name, is_right) for name in found.evaluations})
+    thoughts = [found.thought(when) for when in ("before", "after")]
+    assert thoughts == pytest.approx([share(when, "auto", did_think) for when in ("before", "after")])
+    assert len({*rights.values(), *thoughts}) == 8
+    assert found.share("distilled") == found.students["distilled", "auto"].rows("all")[0].accuracy
+    assert found.share("distilled", "on") is None
 
 
 def test_the_tables_have_each_claim_once_with_its_figures() -> None:

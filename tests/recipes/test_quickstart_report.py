@@ -14,7 +14,7 @@ import pytest
 from rorqual.core.errors import ConfigError, DataError
 from rorqual.evals.evaluation import Evaluation
 from rorqual.recipes.quickstart.charts import CLOCK_CHART, SETTINGS, charts
-from rorqual.recipes.quickstart.claims import TOPICS, account, claims, student_claims
+from rorqual.recipes.quickstart.claims import TOPICS, claims, student_claims
 from rorqual.recipes.quickstart.findings import read_findings, read_records
 from rorqual.recipes.quickstart.report import build_report, hardest, report_text, scientific
 from rorqual.recipes.quickstart.student_charts import student_charts
@@ -86,11 +86,14 @@ def test_each_claim_stands_once(folder, report):
 
 
 def test_it_says_where_the_gain_came_from(folder, tmp_path, make_folder):
-    gains, text = account(read_findings(folder)), words(folder)
-    assert gains.by_choice > 0.8 * gains.gain > 0
+    found, text = read_findings(folder), words(folder)
+    before, after, made = found.right("before"), found.right("after"), found.right("before", "on")
+    assert made - before > 0.8 * (after - before) > 0
     assert "the choice to think explains nearly all of the gain" in text and "better thinking" not in text
-    assert f"After GRPO, the model made to think reaches {gains.after_made_to_think:.1%}." in text
-    assert f"went from {gains.before:.1%} before GRPO to {gains.after:.1%} after it" in text
+    assert f"After GRPO, the model made to think reaches {found.right('after', 'on'):.1%}." in text
+    assert f"went from {before:.1%} before GRPO to {after:.1%} after it" in text
+    assert f"takes it from {before:.1%} to {made:.1%} without any training" in text
+    assert f"on {found.thought('before'):.1%} of problems before GRPO and on {found.thought('after'):.1%} after" in text
     # Had it been as wrong before when made to think, the sentence must turn.
     other = make_folder(tmp_path)
     path = other / "evals" / "before-on.json"

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.patches import Rectangle
 
-from rorqual.report.chart import DARK, LIGHT, NARROW, Chart, Panel, Series, draw, figure_of, running_mean, spread
+from rorqual.report.chart import NARROW, Chart, Panel, Series, draw, figure_of, running_mean, spread
+from rorqual.report.theme import DARK, LIGHT
 
 ONE = Series(label="one", points=((0, 1), (1, 3)))
 TWO = Series(label="two", points=((0, 2), (1, 4)), low=(1, 3), high=(3, 5), texts=("a", "b"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +48,6 @@ class CardFindings:
     notes: Sequence[str]
     spending: Spending = NOTHING
     missing: int | None = None
-    families: list[str] = field(init=False, default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.families.extend(dict.fromkeys(row.family for row in self.rows))
-
-    def of(self, family: str) -> list[Distilled]:
-        """Return the rows of a problem family."""
-        return [row for row in self.rows if row.family == family]
 
     @property
     def kept(self) -> list[Distilled]:
@@ -140,7 +132,8 @@ def _facts(findings: CardFindings) -> Iterator[tuple[str, str, str]]:
 
 
 def _tables(findings: CardFindings) -> Iterator[Table]:
-    families = [[name, *_counts(findings.of(name))] for name in findings.families]
+    names = dict.fromkeys(row.family for row in findings.rows)
+    families = [[name, *_counts([row for row in findings.rows if row.family == name])] for name in names]
     if len(families) > 1:
         families.append(["all", *_counts(findings.rows)])
     verdicts = [name.capitalize() for name in VERDICTS]

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 
 from rorqual.core.config import Config
+from rorqual.report.theme import DARK, LIGHT, Theme
 
 Colour = Literal["after", "off", "on", "before", "ink", "faint"]
 COLOURS: tuple[Colour, ...] = get_args(Colour)
@@ -25,30 +26,6 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 """Series differ by colour and by marker, for readers who cannot distinguish the hues."""
 NARROW = 5.0
 """Largest width in inches of a chart that a phone shows whole. A wider chart scrolls."""
-
-
-@dataclass(frozen=True)
-class Theme:
-    """The colours of a light or dark page."""
-
-    name: str
-    ground: str
-    ink: str
-    faint: str
-    grid: str
-    before: str
-    after: str
-    off: str
-    on: str
-
-    @property
-    def heat(self) -> LinearSegmentedColormap:
-        """A colour map from the page background (zero) to the text colour."""
-        return LinearSegmentedColormap.from_list(f"rorqual-{self.name}", [self.ground, self.after, self.ink])
-
-
-LIGHT = Theme("light", "#fdfcf9", "#1d2024", "#6a6f76", "#e4e2db", "#8b8f96", "#1f5fa6", "#bf6f14", "#2a8561")
-DARK = Theme("dark", "#16181b", "#e6e4de", "#9a9fa6", "#2d3136", "#9298a0", "#6caaf2", "#e2a14e", "#62c79c")
 
 
 class Series(Config):
@@ -151,46 +128,12 @@ def png(make: Callable[[Theme], Figure], theme: Theme) -> bytes:
     """Return the PNG of the matplotlib figure `make(theme)`. The file has no date and no version."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_style(theme))
+        matplotlib.rcParams.update(theme.settings)
         figure = make(theme)
         FigureCanvasAgg(figure)
         target = io.BytesIO()
         figure.savefig(target, format="png", dpi=150, metadata={"Software": None})
     return target.getvalue()
-
-
-def _style(theme: Theme) -> dict[Any, Any]:
-    return {
-        "font.family": "DejaVu Sans",
-        "font.size": 9,
-        "text.parse_math": False,
-        "axes.titlesize": 9.5,
-        "axes.titleweight": "bold",
-        "axes.titlelocation": "left",
-        "axes.labelsize": 8.5,
-        "axes.edgecolor": theme.faint,
-        "axes.facecolor": theme.ground,
-        "axes.labelcolor": theme.faint,
-        "axes.titlecolor": theme.ink,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.linewidth": 0.7,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "grid.color": theme.grid,
-        "grid.linewidth": 0.7,
-        "figure.facecolor": theme.ground,
-        "text.color": theme.ink,
-        "xtick.color": theme.faint,
-        "ytick.color": theme.faint,
-        "xtick.labelsize": 8,
-        "ytick.labelsize": 8,
-        "xtick.major.size": 0,
-        "ytick.major.size": 0,
-        "legend.frameon": False,
-        "legend.fontsize": 8,
-        "lines.solid_capstyle": "round",
-    }
 
 
 def figure_of(chart: Chart, theme: Theme) -> Figure:
@@ -276,7 +219,7 @@ def _draw_bars(
         lines(xs, series.low, series.high, color=theme.ink, linewidth=1.1)
     for line in series.by_seed:
         axis.plot(*_across(panel, xs, [y for _, y in line]), ".", markersize=3, color=theme.ink, alpha=0.55)
-    ends = [base + ys, series.high or ys, *([y for _, y in line] for line in series.by_seed)]
+    ends: list[Any] = [base + ys, series.high or ys, *([y for _, y in line] for line in series.by_seed)]
     _write_texts(axis, panel, place, xs, np.max(ends, axis=0), theme.ink)
 
 
@@ -345,10 +288,15 @@ def _set_axes(axis: Axes, panel: Panel, theme: Theme) -> None:
             ruler.set_minor_locator(NullLocator())
 
 
+def _heat_map(theme: Theme) -> LinearSegmentedColormap:
+    """Return a colour map from the page background (zero) to the text colour."""
+    return LinearSegmentedColormap.from_list(f"rorqual-{theme.name}", [theme.ground, theme.after, theme.ink])
+
+
 def _draw_map(axis: Axes, panel: Panel, theme: Theme) -> None:
     values = np.array([[y for _, y in series.points] for series in panel.series], float)
     top = panel.limits[1] if panel.limits else float(np.nanmax(values))
-    axis.imshow(values, cmap=theme.heat, vmin=0, vmax=top, aspect="auto", interpolation="nearest")
+    axis.imshow(values, cmap=_heat_map(theme), vmin=0, vmax=top, aspect="auto", interpolation="nearest")
     for row, series in enumerate(panel.series):
         for (x, y), text in zip(series.points, series.texts, strict=False):
             colour = theme.faint if math.isnan(y) else theme.ground if y > 0.35 * top else theme.ink

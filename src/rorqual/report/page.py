@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from rorqual.core.records import write_atomic
-from rorqual.report.chart import DARK, LIGHT
+from rorqual.report.theme import DARK, LIGHT
 
 MARKS = {"●": "yes", "✕": "no", "○": "open"}
 """Symbols that colour a table's cell, and the end of their CSS class. Readers need not distinguish the colours."""

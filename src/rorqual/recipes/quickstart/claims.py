@@ -143,42 +143,6 @@ def ask(
     return [replace(item, claim=claim) for item, claim in zip(supported, corrected, strict=True)]
 
 
-@dataclass(frozen=True)
-class GainAccount:
-    """A breakdown of the gain from GRPO, pooled over families. All values are shares of problems."""
-
-    before: float
-    before_made_to_think: float
-    after: float
-    after_made_to_think: float
-    thought_before: float
-    thought_after: float
-
-    @property
-    def gain(self) -> float:
-        """The change in accuracy when the model chooses whether to think."""
-        return self.after - self.before
-
-    @property
-    def by_choice(self) -> float:
-        """The gain in accuracy from making the model think, before GRPO."""
-        return self.before_made_to_think - self.before
-
-
-def account(findings: Findings) -> GainAccount:
-    """Return the model's accuracy and frequency of thinking before and after GRPO. Accuracy is given both when the
-    model chooses whether to think and when it is made to think."""
-    rows = {name: evaluation.rows("all")[0] for name, evaluation in findings.evaluations.items()}
-    return GainAccount(
-        before=rows["before", "auto"].accuracy,
-        before_made_to_think=rows["before", "on"].accuracy,
-        after=rows["after", "auto"].accuracy,
-        after_made_to_think=rows["after", "on"].accuracy,
-        thought_before=rows["before", "auto"].thought,
-        thought_after=rows["after", "auto"].thought,
-    )
-
-
 MARKS = {"higher": "●", "lower": "✕", "open": "○"}
 
 

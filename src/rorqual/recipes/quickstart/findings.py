@@ -114,6 +114,14 @@ class Findings:
     students: dict[tuple[str, Thinking], Evaluation] = field(default_factory=dict)
     training: dict[str, list[Record]] = field(default_factory=dict)
 
+    def right(self, when: str, mode: Thinking = "auto") -> float:
+        """Return the model's accuracy over all families, before or after GRPO."""
+        return self.evaluations[when, mode].rows("all")[0].accuracy
+
+    def thought(self, when: str) -> float:
+        """Return the share of problems on which the model chose to think, before or after GRPO."""
+        return self.evaluations[when, "auto"].rows("all")[0].thought
+
     def share(self, branch: str, mode: Thinking = "auto") -> float | None:
         """Return the accuracy of a branch over all families, or None if it was not measured."""
         evaluation = self.students.get((branch, mode))
@@ -130,12 +138,16 @@ F = TypeVar("F", bound=ForeignFile)
 
 def _read(cls: type[F], path: Path) -> F:
     try:
-        data = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise DataError("the report needs this file, but it is missing", where=str(path), remedy=REMEDY) from None
+        data = json.loads(_found(path).read_bytes())
     except ValueError as error:
         raise DataError(f"the file is not valid JSON: {error}", where=str(path), remedy=REMEDY) from None
     return parse(cls, data, where=str(path))
+
+
+def _found(path: Path) -> Path:
+    if not path.is_file():
+        raise DataError("the report needs this file, but it is missing", where=str(path), remedy=REMEDY)
+    return path
 
 
 def series(records: Sequence[Record], *names: str) -> list[tuple[float, float]]:
@@ -156,8 +168,7 @@ def series(records: Sequence[Record], *names: str) -> list[tuple[float, float]]:
 def read_records(folder: Path, stage: str) -> list[Record]:
     """Return the records of `stage` in `folder`, one per step. If a resumed run repeated a step, its last record counts."""
     run = RunDir(folder)
-    if not run.metrics_file.is_file():
-        raise DataError("the report needs this file, but it is missing", where=str(run.metrics_file), remedy=REMEDY)
+    _found(run.metrics_file)
     records = [record for record in run.metrics() if isinstance(record, dict) and record.get("stage", stage) == stage]
     if not records:
         raise DataError(f"no record of stage '{stage}'", where=str(run.metrics_file), remedy=REMEDY)
@@ -169,23 +180,23 @@ def read_findings(folder: Path) -> Findings:
     """Read a folder with the layout that `build_report` describes. Raises DataError with the name of a missing or invalid file."""
     paths = QuickstartPaths(folder)
     sft, grpo = read_records(folder / "base", "sft"), read_records(folder / "teacher", "grpo")
-    evaluations = {(when, mode): _evaluation(paths.evaluation(f"{when}-{mode}")) for when in WHEN for mode in MODES}
+    evaluations = {
+        (when, mode): Evaluation.load(_found(paths.evaluation(f"{when}-{mode}"))) for when in WHEN for mode in MODES
+    }
     experts = _read(ExpertsReport, paths.evaluation("experts"))
     _check_shape(experts, paths.evaluation("experts"))
     summary = _read(Summary, paths.summary)
-    students = {(b.name, mode): _evaluation(paths.measured(b.name, mode)) for b in summary.branches for mode in b.modes}
+    students = {
+        (b.name, mode): Evaluation.load(_found(paths.measured(b.name, mode)))
+        for b in summary.branches
+        for mode in b.modes
+    }
     training = {name: read_records(folder / name, recipe) for name, recipe in TRAINED.items() if summary.branches}
     return Findings(sft, grpo, evaluations, experts, summary, students, training)
 
 
 TRAINED = {"distilled": "distil", "answers-only": "sft", "reinforced": "grpo"}
 """Recipe of each branch that is trained from the base student, keyed by the branch's folder."""
-
-
-def _evaluation(path: Path) -> Evaluation:
-    if not path.is_file():
-        raise DataError("the report needs this file, but it is missing", where=str(path), remedy=REMEDY)
-    return Evaluation.load(path)
 
 
 def _check_shape(experts: ExpertsReport, path: Path) -> None:

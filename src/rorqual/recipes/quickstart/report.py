@@ -10,7 +10,7 @@ from rorqual.core.records import write_atomic
 from rorqual.evals.evaluation import GradedSample, Row
 from rorqual.evals.table import baseline, percent, percent_interval, version_note
 from rorqual.recipes.quickstart.charts import SETTINGS, charts, rows_by_family
-from rorqual.recipes.quickstart.claims import TOPICS, account, claims, claims_table, overview_table, student_claims
+from rorqual.recipes.quickstart.claims import TOPICS, claims, claims_table, overview_table, student_claims
 from rorqual.recipes.quickstart.findings import Findings, StageCost, read_findings, series, total_cost
 from rorqual.recipes.quickstart.student_charts import student_charts
 from rorqual.recipes.quickstart.student_report import student_contents
@@ -61,7 +61,6 @@ def report_text(findings: Findings, pictures: Mapping[str, DrawnChart]) -> str:
         "quickstart",
         pictures=pictures,
         findings=findings,
-        gains=account(findings),
         signs=[item.claim.sign for item in supported if item.topic is TOPICS[0]],
         claims=(overview_table(supported), claims_table(supported)),
         count=len(supported),

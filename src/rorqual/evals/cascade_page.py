@@ -49,7 +49,7 @@ def calibration_table(cascade: Cascade) -> Table:
     ]
     title = f"confidence of the student, calibrated on the dev split by its {SIGNALS[cascade.calibration.signal]}"
     heads = ("problems", "confidence %", "right %", "95 % interval")
-    return Table(title=title, heads=heads, rows=rows, text_columns=0)
+    return Table(title=title, heads=heads, rows=rows)
 
 
 def ungraded_note(cascade: Cascade) -> str:

@@ -172,6 +172,7 @@ def lengths_chart(lengths: Sequence[int], unit: str) -> Chart:
     most = Series(label="", style="dashed", colour="ink", points=[(high, 0), (high, max(counts))])
     return Chart(
         name="lengths",
+        width=4.6,
         alt=f"Histogram of lengths in {unit}: {_quantiles(lengths)}.",
         caption=f"Length of prompt, reasoning and answer together, in {unit}. Dashed: 95 % of the examples are at most so long.",
         x=unit,

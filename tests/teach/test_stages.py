@@ -35,7 +35,7 @@ from rorqual.teach.measure import base_measures, measure_base, predicted
 from rorqual.teach.place import AFTER, ALONE, BEFORE, TeachPaths
 from rorqual.teach.plan import ExampleLengths, TeachPlan, lengths_of, make_plan, sft_run
 from rorqual.teach.reasons import Reasons, factory_config, teacher_reasons
-from rorqual.teach.report import TeachResults, load_results
+from rorqual.teach.results import TeachResults, load_results
 from rorqual.teach.train import DevResult, Training, copy_run
 from rorqual.train.loop import fit
 from rorqual.train.run import Run

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import matplotlib
@@ -17,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 
 from rorqual.core.config import Config
+from rorqual.report.theme import DARK, LIGHT, Theme
 
 Colour = Literal["after", "off", "on", "before", "ink", "faint"]
 COLOURS: tuple[Colour, ...] = get_args(Colour)
@@ -24,30 +26,6 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 """Series differ by colour and by marker, for readers who cannot distinguish the hues."""
 NARROW = 5.0
 """Largest width in inches of a chart that a phone shows whole. A wider chart scrolls."""
-
-
-@dataclass(frozen=True)
-class Theme:
-    """The colours of a light or dark page."""
-
-    name: str
-    ground: str
-    ink: str
-    faint: str
-    grid: str
-    before: str
-    after: str
-    off: str
-    on: str
-
-    @property
-    def heat(self) -> LinearSegmentedColormap:
-        """A colour map from the page background (zero) to the text colour."""
-        return LinearSegmentedColormap.from_list(f"rorqual-{self.name}", [self.ground, self.after, self.ink])
-
-
-LIGHT = Theme("light", "#fdfcf9", "#1d2024", "#6a6f76", "#e4e2db", "#8b8f96", "#1f5fa6", "#bf6f14", "#2a8561")
-DARK = Theme("dark", "#16181b", "#e6e4de", "#9a9fa6", "#2d3136", "#9298a0", "#6caaf2", "#e2a14e", "#62c79c")
 
 
 class Series(Config):
@@ -74,8 +52,9 @@ class Series(Config):
 class Panel(Config):
     """One pair of axes. With `labels`, x counts them from 0.
 
+    - Bars, and points, of several series stand beside each other if they share an x.
     - `map` is a heat map. Each series is a row, and the shade of a column is its y. NaN leaves a cell empty.
-    - `flip`: the x axis runs downwards, so that bars lie. `stacked` puts bars on top of each other.
+    - `flip`: the x axis runs downwards, so that bars lie. `stacked` puts bars with the same x on top of each other.
     - `percent`: y is a share. `log` names the axes with a logarithmic scale.
     - `x_ticks` and `y_ticks` are (value, text). `limits` are those of y.
     - `ends`: each line has its label at its right end instead of in the legend.
@@ -141,54 +120,20 @@ class DrawnChart:
 
 def draw(chart: Chart) -> DrawnChart:
     """Draw a chart in both themes."""
-    light, dark = (png(figure_of, chart, theme) for theme in (LIGHT, DARK))
+    light, dark = (png(partial(figure_of, chart), theme) for theme in (LIGHT, DARK))
     return DrawnChart(chart.name, chart.words, chart.caption, chart.inches <= NARROW, light, dark)
 
 
-def png(make: Any, data: Any, theme: Theme) -> bytes:
-    """Return the PNG of the matplotlib figure `make(data, theme)`. The file has no date and no version."""
+def png(make: Callable[[Theme], Figure], theme: Theme) -> bytes:
+    """Return the PNG of the matplotlib figure `make(theme)`. The file has no date and no version."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_style(theme))
-        figure = make(data, theme)
+        matplotlib.rcParams.update(theme.settings)
+        figure = make(theme)
         FigureCanvasAgg(figure)
         target = io.BytesIO()
         figure.savefig(target, format="png", dpi=150, metadata={"Software": None})
     return target.getvalue()
-
-
-def _style(theme: Theme) -> dict[Any, Any]:
-    return {
-        "font.family": "DejaVu Sans",
-        "font.size": 9,
-        "text.parse_math": False,
-        "axes.titlesize": 9.5,
-        "axes.titleweight": "bold",
-        "axes.titlelocation": "left",
-        "axes.labelsize": 8.5,
-        "axes.edgecolor": theme.faint,
-        "axes.facecolor": theme.ground,
-        "axes.labelcolor": theme.faint,
-        "axes.titlecolor": theme.ink,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.linewidth": 0.7,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "grid.color": theme.grid,
-        "grid.linewidth": 0.7,
-        "figure.facecolor": theme.ground,
-        "text.color": theme.ink,
-        "xtick.color": theme.faint,
-        "ytick.color": theme.faint,
-        "xtick.labelsize": 8,
-        "ytick.labelsize": 8,
-        "xtick.major.size": 0,
-        "ytick.major.size": 0,
-        "legend.frameon": False,
-        "legend.fontsize": 8,
-        "lines.solid_capstyle": "round",
-    }
 
 
 def figure_of(chart: Chart, theme: Theme) -> Figure:
@@ -200,7 +145,7 @@ def figure_of(chart: Chart, theme: Theme) -> Figure:
     height = chart.height or (0.9 + 0.28 * lanes if lanes else 2.9)
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(chart.inches, height * rows), layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False, sharey=bool(lanes or panels[0].labels)).flat)
+    axes = list(figure.subplots(rows, columns, squeeze=False, sharey=_shares_y(panels)).flat)
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
     for axis, panel in zip(axes, panels, strict=False):
@@ -221,17 +166,25 @@ def figure_of(chart: Chart, theme: Theme) -> Figure:
     return figure
 
 
+def _shares_y(panels: Sequence[Panel]) -> bool:
+    """Return whether all panels have the same y axis: the same categories, or the same limits."""
+    lying = panels[0].flip or panels[0].kind == "map"
+    names = {panel.labels if panel.flip else tuple(series.label for series in panel.series) for panel in panels}
+    return len(names if lying else {panel.limits for panel in panels}) == 1 and (lying or panels[0].limits is not None)
+
+
 def _draw_panel(axis: Axes, panel: Panel, theme: Theme) -> None:
     lanes = [series for series in panel.series if (series.style or panel.kind) in ("bars", "points")]
-    step = 0.8 / max(1, len(lanes)) if panel.labels and not panel.stacked else 0.0
-    tops = np.zeros(max(1, len(panel.labels)))
+    places = [x for series in lanes for x, _ in series.points]
+    crowded = bool(panel.labels) and not panel.stacked and len(set(places)) < len(places)
+    step = 0.8 / len(lanes) if crowded else 0.0
+    tops: np.ndarray | float = 0.0
     for place, series in enumerate(panel.series):
         shift = step * (lanes.index(series) - (len(lanes) - 1) / 2) if series in lanes else 0.0
         xs, ys = np.array(series.points, float).reshape(-1, 2).T
         if (series.style or panel.kind) == "bars":
-            base = tops[xs.astype(int)] if panel.stacked else np.zeros(len(xs))
-            _draw_bars(axis, panel, theme, place, xs + shift, ys, base, 0.92 * step or 0.7)
-            tops[xs.astype(int)] += ys if panel.stacked else 0
+            _draw_bars(axis, panel, theme, place, xs + shift, ys, tops, 0.92 * step or _bar_width(panel, xs))
+            tops = tops + ys if panel.stacked else 0.0
         else:
             _draw_line(axis, panel, theme, place, xs + shift, ys)
     if not any(series.points for series in panel.series):
@@ -241,12 +194,23 @@ def _draw_panel(axis: Axes, panel: Panel, theme: Theme) -> None:
         _label_ends(axis, panel, theme)
 
 
+def _bar_width(panel: Panel, xs: np.ndarray) -> float:
+    return 0.7 if panel.labels or len(xs) < 2 else 0.98 * float(xs[1] - xs[0])
+
+
 def _colour(series: Series, place: int, theme: Theme) -> str:
     return str(getattr(theme, series.colour or COLOURS[place % len(COLOURS)]))
 
 
 def _draw_bars(
-    axis: Axes, panel: Panel, theme: Theme, place: int, xs: np.ndarray, ys: np.ndarray, base: np.ndarray, width: float
+    axis: Axes,
+    panel: Panel,
+    theme: Theme,
+    place: int,
+    xs: np.ndarray,
+    ys: np.ndarray,
+    base: np.ndarray | float,
+    width: float,
 ) -> None:
     series = panel.series[place]
     bars, lines = (axis.barh, axis.hlines) if panel.flip else (axis.bar, axis.vlines)
@@ -255,7 +219,8 @@ def _draw_bars(
         lines(xs, series.low, series.high, color=theme.ink, linewidth=1.1)
     for line in series.by_seed:
         axis.plot(*_across(panel, xs, [y for _, y in line]), ".", markersize=3, color=theme.ink, alpha=0.55)
-    _write_texts(axis, panel, series, xs, np.maximum(base + ys, series.high or 0), theme.ink)
+    ends: list[Any] = [base + ys, series.high or ys, *([y for _, y in line] for line in series.by_seed)]
+    _write_texts(axis, panel, place, xs, np.max(ends, axis=0), theme.ink)
 
 
 def _draw_line(axis: Axes, panel: Panel, theme: Theme, place: int, xs: np.ndarray, ys: np.ndarray) -> None:
@@ -278,7 +243,7 @@ def _draw_line(axis: Axes, panel: Panel, theme: Theme, place: int, xs: np.ndarra
     elif series.low:
         axis.fill_between(xs, series.low, series.high, color=colour, alpha=0.15, linewidth=0)
     axis.plot(*_across(panel, xs, ys), color=colour, label=series.label, **looks[style])
-    _write_texts(axis, panel, series, xs, ys, colour)
+    _write_texts(axis, panel, place, xs, ys, colour)
 
 
 def _across(panel: Panel, xs: Any, ys: Any) -> tuple[Any, Any]:
@@ -286,9 +251,10 @@ def _across(panel: Panel, xs: Any, ys: Any) -> tuple[Any, Any]:
     return (ys, xs) if panel.flip else (xs, ys)
 
 
-def _write_texts(axis: Axes, panel: Panel, series: Series, xs: np.ndarray, ys: np.ndarray, colour: str) -> None:
+def _write_texts(axis: Axes, panel: Panel, place: int, xs: np.ndarray, ys: np.ndarray, colour: str) -> None:
+    series = panel.series[place]
     lying, bars = panel.flip, (series.style or panel.kind) == "bars"
-    offset = (5, -3) if lying else (0, 3) if bars else (7, -10)
+    offset = (5, -3) if lying else (0, 3) if bars else (7, -12 if place % 2 else 6)
     for x, y, text in zip(xs, ys, series.texts, strict=False):
         axis.annotate(text, _across(panel, x, y), xytext=offset, textcoords="offset points", fontsize=8, color=colour,
                       ha="center" if bars and not lying else "left")  # fmt: skip
@@ -322,10 +288,15 @@ def _set_axes(axis: Axes, panel: Panel, theme: Theme) -> None:
             ruler.set_minor_locator(NullLocator())
 
 
+def _heat_map(theme: Theme) -> LinearSegmentedColormap:
+    """Return a colour map from the page background (zero) to the text colour."""
+    return LinearSegmentedColormap.from_list(f"rorqual-{theme.name}", [theme.ground, theme.after, theme.ink])
+
+
 def _draw_map(axis: Axes, panel: Panel, theme: Theme) -> None:
     values = np.array([[y for _, y in series.points] for series in panel.series], float)
     top = panel.limits[1] if panel.limits else float(np.nanmax(values))
-    axis.imshow(values, cmap=theme.heat, vmin=0, vmax=top, aspect="auto", interpolation="nearest")
+    axis.imshow(values, cmap=_heat_map(theme), vmin=0, vmax=top, aspect="auto", interpolation="nearest")
     for row, series in enumerate(panel.series):
         for (x, y), text in zip(series.points, series.texts, strict=False):
             colour = theme.faint if math.isnan(y) else theme.ground if y > 0.35 * top else theme.ink

@@ -9,10 +9,13 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from rorqual.core.records import write_atomic
-from rorqual.report.chart import DARK, LIGHT
+from rorqual.report.theme import DARK, LIGHT
 
 MARKS = {"●": "yes", "✕": "no", "○": "open"}
 """Symbols that colour a table's cell, and the end of their CSS class. Readers need not distinguish the colours."""
+
+ColouredText = list[tuple[str, str, int, str]]
+"""Parts of a text: (text, CSS classes, strength of the colour in percent, title)."""
 
 
 def page(template: str, **data: Any) -> str:
@@ -36,7 +39,11 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     made.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
-    made.filters |= {"base64": lambda data: base64.b64encode(data).decode("ascii"), "mark": _mark}
+    made.filters |= {
+        "base64": lambda data: base64.b64encode(data).decode("ascii"),
+        "mark": _mark,
+        "share": "{:.1%}".format,
+    }
     made.globals |= {"LIGHT": LIGHT, "DARK": DARK}
     return made
 

@@ -136,7 +136,7 @@ MUTANTS = (
     one(
         "the report subtracts in the wrong order",
         "issue 20: teach",
-        "teach/report.py",
+        "teach/results.py",
         'compare(one, after, grain="all")',
         'compare(after, one, grain="all")',
         "tests/teach/test_teach.py::test_the_report_says_what_the_results_say",
@@ -144,7 +144,7 @@ MUTANTS = (
     one(
         "the report calls any gain clear",
         "issue 20: teach",
-        "teach/report.py",
+        "teach/results.py",
         "if classical.ends(low=True) <= 0:",
         "if classical.row.accuracy > taught.row.accuracy:",
         "tests/teach/test_stages.py::test_the_report_leads_with_a_classical_model_that_is_as_good",

@@ -11,9 +11,9 @@ import playwright.sync_api as playwright
 import pytest
 from sparse_model import BYTES, model_of
 
+from rorqual.evals.attention_charts import charts
+from rorqual.evals.attention_page import FULL, attention_page, characters, marked
 from rorqual.evals.missed import LowestQuery
-from rorqual.evals.missed_page import FULL, characters, marked, missed_page
-from rorqual.evals.missed_pictures import pictures
 from rorqual.evals.missed_report import MissedReport, Named, measure_report
 
 NASTY = "<script>alert(1)</script><img src=http://example.invalid/x.png> "
@@ -29,7 +29,7 @@ def report() -> MissedReport:
 
 @pytest.fixture(scope="module")
 def page(report: MissedReport) -> str:
-    return missed_page(report, BYTES)
+    return attention_page(report, BYTES)
 
 
 def query_of(text: str, weights: dict[int, float], selected: set[int], missed: set[int]) -> LowestQuery:
@@ -39,21 +39,19 @@ def query_of(text: str, weights: dict[int, float], selected: set[int], missed: s
 
 
 def test_a_passage_shows_weight_selection_and_what_was_missed() -> None:
-    text = marked(query_of("a<b\nc", {0: 0.64, 1: 0.16, 4: 0.04}, {1, 4}, {0}), BYTES)
-    spans = re.findall(r'<i class="([\w ]+)" style="--w:(\d+)%" title="([\d.]+)%">(.*?)</i>', text, re.DOTALL)
-    full = 100 * FULL
-    assert spans == [
-        ("n m", f"{full:.0f}", "64.00", "a"),
-        ("s", f"{full / 2:.0f}", "16.00", "&lt;"),
-        ("n", "0", "0.00", "b"),
-        ("n", "0", "0.00", '<span class="e">↵</span>\n'),
-        ("s q", f"{full / 4:.0f}", "4.00", "c"),
+    full = round(100 * FULL)
+    assert marked(query_of("a<b\nc", {0: 0.64, 1: 0.16, 4: 0.04}, {1, 4}, {0}), BYTES) == [
+        ("a", "n m", full, "64.00%"),
+        ("<", "s", round(50 * FULL), "16.00%"),
+        ("b", "n", 0, "0.00%"),
+        ("\n", "n", 0, "0.00%"),
+        ("c", "s q", round(25 * FULL), "4.00%"),
     ]  # half of the root of the largest weight has half of the colour
 
 
 def test_the_bytes_of_a_character_are_joined_and_their_weights_added() -> None:
-    text = marked(query_of("x海y", {1: 0.1, 2: 0.2, 3: 0.1, 4: 0.4}, {0, 4}, {2}), BYTES)
-    assert f'<i class="n m" style="--w:{100 * FULL:.0f}%" title="40.00%">海</i>' in text
+    parts = marked(query_of("x海y", {1: 0.1, 2: 0.2, 3: 0.1, 4: 0.4}, {0, 4}, {2}), BYTES)
+    assert parts[1] == ("海", "n m", round(100 * FULL), "40.00%")
     broken = (*BYTES.encode("海")[:2], *BYTES.encode("a"), 300, *BYTES.encode("é")[:1])
     found = list(characters(broken, BYTES))
     assert [position for positions, _ in found for position in positions] == list(range(len(broken)))
@@ -63,7 +61,7 @@ def test_the_bytes_of_a_character_are_joined_and_their_weights_added() -> None:
 def test_the_page_needs_nothing_but_itself_and_shows_each_text(page: str, report: MissedReport) -> None:
     assert "<script" not in page and "url(" not in page
     assert all(url.startswith("data:") for url in re.findall(r'<[^>]*?(?:src|srcset|href)="([^"]*)"', page))
-    assert page.count("&lt;script&gt;") >= 2 and page.count("<picture>") == 4 == len(pictures(report))
+    assert page.count("&lt;script&gt;") >= 2 and page.count("<picture>") == 4 == len(charts(report))
     passages = re.findall(r'<pre class="marks">(.*?)</pre>', page, re.DOTALL)
     queries = sorted((text.at(12).lowest for text in report.texts), key=lambda query: query.mass)
     assert len(passages) == 2
@@ -82,7 +80,7 @@ def test_the_page_needs_nothing_but_itself_and_shows_each_text(page: str, report
 
 
 def test_pictures_say_in_words_what_they_show(report: MissedReport) -> None:
-    found = pictures(report)
+    found = {chart.name: chart for chart in charts(report)}
     assert list(found) == ["recall", "distance", "needles", "copies"]
     values = [text.at(6).layers for text in report.texts]
     means = [sum(layers[index].recall for layers in values) / 2 for index in range(2)]
@@ -94,8 +92,8 @@ def test_pictures_say_in_words_what_they_show(report: MissedReport) -> None:
 def test_a_report_without_texts_has_no_empty_parts(report: MissedReport) -> None:
     settings = {"name": "m", "length": 120, "windows": 1, "budgets": (12,)}
     only = measure_report(model_of(12, vocab=263), BYTES, [], ["copy"], **settings)  # type: ignore[arg-type]
-    page = missed_page(only, BYTES)
-    assert list(pictures(only)) == ["copies"] and 'id="copies"' in page
+    page = attention_page(only, BYTES)
+    assert [chart.name for chart in charts(only)] == ["copies"] and 'id="copies"' in page
     assert 'id="queries"' not in page and 'id="needles"' not in page and "untrained" not in page
 
 

@@ -8,14 +8,7 @@ from typing import NamedTuple
 from rorqual.evals.missed import LayerMisses, Misses
 from rorqual.evals.missed_report import MissedReport
 from rorqual.evals.planted import DEPTHS, PlantedKind, PlantedMisses
-
-
-class TitledTable(NamedTuple):
-    """A table with a title. The first column holds names, and the other columns hold numbers."""
-
-    title: str
-    heads: Sequence[str]
-    rows: Sequence[Sequence[str]]
+from rorqual.report.table import Table
 
 
 class Distance(NamedTuple):
@@ -58,9 +51,10 @@ def planted(report: MissedReport, kind: PlantedKind, budget: int, length: int = 
     return [one for one in report.planted if (one.kind, one.budget) == (kind, budget) and length in (0, one.length)]
 
 
-def tables(report: MissedReport) -> list[TitledTable]:
-    """Return all tables. Tables without rows are left out."""
-    return [table for table in (*_text_tables(report), _needles(report), _copies(report)) if table.rows]
+def tables(report: MissedReport) -> dict[str, Table]:
+    """Return all tables by name. Tables without rows are left out."""
+    found = {**_text_tables(report), "needles": _needles(report), "copies": _copies(report)}
+    return {name: table for name, table in found.items() if table.rows}
 
 
 def notes(report: MissedReport) -> list[str]:
@@ -102,17 +96,7 @@ def heading(report: MissedReport) -> list[str]:
 
 def missed_table(report: MissedReport) -> str:
     """Return all tables and notes as text."""
-    lines = heading(report)
-    for title, heads, rows in tables(report):
-        widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-        aligned = (
-            "  ".join(
-                [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-            )
-            for row in (heads, *rows)
-        )
-        lines += ["", title, *(line.rstrip() for line in aligned)]
-    return "\n".join([*lines, "", *notes(report)])
+    return "\n".join([*heading(report), *(table.text() for table in tables(report).values()), "", *notes(report)])
 
 
 def _layers(texts: Sequence[Misses]) -> list[tuple[LayerMisses, ...]]:
@@ -120,7 +104,7 @@ def _layers(texts: Sequence[Misses]) -> list[tuple[LayerMisses, ...]]:
     return list(zip(*(missed.layers for missed in texts), strict=True))
 
 
-def _text_tables(report: MissedReport) -> list[TitledTable]:
+def _text_tables(report: MissedReport) -> dict[str, Table]:
     texts = shown(report)
     by_text = [
         [text.name, f"{m.windows}", f"{m.queries:,}", f"{m.mass:.3f}", f"{m.recall:.3f}", f"{m.weighted_recall:.3f}",
@@ -128,26 +112,29 @@ def _text_tables(report: MissedReport) -> list[TitledTable]:
         for text, m in zip(report.texts, texts, strict=True)
     ]  # fmt: skip
     by_layer = [
-        [
-            f"{parts[0].layer}",
-            *(f"{mean([getattr(part, name) for part in parts]):{form}}" for name, form in LAYER.values()),
-        ]
+        [f"{parts[0].layer}", *(f"{mean([getattr(part, name) for part in parts]):{form}}" for name, form in LAYER.values())]
         for parts in _layers(texts)
-    ]
-    recalls = [recall_by_layer(report, budget) for budget in report.budgets] if texts else []
+    ]  # fmt: skip
+    recalls = (
+        [recall_by_layer(report, budget) for budget in report.budgets] if len(report.budgets) > 1 and texts else []
+    )
     by_budget = [
         [f"{layer}", *(f"{value:.3f}" for value in row)] for layer, row in enumerate(zip(*recalls, strict=True))
     ]
     names = [f"{budget}" + (" (trained)" if budget == report.trained else "") for budget in report.budgets]
     far = [[part.name, f"{part.share:.1%}", f"{part.inside:.1%}"] for part in distances(report)]
     several = ", mean of all texts" if len(texts) > 1 else ""
-    return [
-        TitledTable("by text", ["text", "windows", "queries", "mass", "recall", "weighted", "KL", "changed", "loss sparse",
-                                "loss dense"], by_text),
-        TitledTable(f"by layer{several}", ["layer", *LAYER], by_layer),
-        TitledTable(f"recall by layer and budget{several}", ["layer", *names], by_budget if len(report.budgets) > 1 else []),
-        TitledTable(f"by distance, mean of all layers{several and ' and texts'}", ["distance", "attention", "selected"], far),
-    ]  # fmt: skip
+    heads = ("text", "windows", "queries", "mass", "recall", "weighted", "KL", "changed", "loss sparse", "loss dense")
+    return {
+        "texts": Table(title="by text", heads=heads, rows=by_text),
+        "layers": Table(title=f"by layer{several}", heads=("layer", *LAYER), rows=by_layer),
+        "recall": Table(title=f"recall by layer and budget{several}", heads=("layer", *names), rows=by_budget),
+        "distance": Table(
+            title=f"by distance, mean of all layers{several and ' and texts'}",
+            heads=("distance", "attention", "selected"),
+            rows=far,
+        ),
+    }
 
 
 LAYER = {
@@ -161,7 +148,7 @@ LAYER = {
 """The columns of the table by layer: heading -> (field of `LayerMisses`, format)."""
 
 
-def _needles(report: MissedReport) -> TitledTable:
+def _needles(report: MissedReport) -> Table:
     rows = []
     for budget in report.budgets:
         for length in sorted({one.length for one in planted(report, "needle", budget)}):
@@ -172,15 +159,14 @@ def _needles(report: MissedReport) -> TitledTable:
             )
     depths = [f"depth {depth:.0%}" for depth in DEPTHS]
     heads = ["budget", "length", *depths, "right sparse", "right dense"]
-    return TitledTable("needles: attention kept by depth, and right answers", heads, rows)
+    return Table(title="needles: attention kept by depth, and right answers", heads=heads, rows=rows)
 
 
-def _copies(report: MissedReport) -> TitledTable:
+def _copies(report: MissedReport) -> Table:
     rows = [
         [f"{budget}", f"{one.distance:,}", f"{one.kept:.1%}", f"{one.right_sparse:.1%}", f"{one.right_dense:.1%}"]
         for budget in report.budgets
         for one in reversed(planted(report, "copy", budget))
     ]
-    return TitledTable(
-        "copied lines, by distance in tokens", ["budget", "distance", "kept", "right sparse", "right dense"], rows
-    )
+    heads = ("budget", "distance", "kept", "right sparse", "right dense")
+    return Table(title="copied lines, by distance in tokens", heads=heads, rows=rows)

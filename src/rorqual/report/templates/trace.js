@@ -1,61 +1,3 @@
-"""Style and script of the trace page. The script builds the page from the embedded JSON, and inserts model
-output as text only."""
-
-from __future__ import annotations
-
-STYLE = """
-:root{--up:#1f5fa6;--down:#bf6f14}
-@media (prefers-color-scheme:dark){:root{--up:#6caaf2;--down:#e2a14e}}
-main{max-width:76rem;padding-top:2rem}
-header{margin-bottom:1rem;padding-bottom:.8rem}
-header h1{margin-bottom:.2rem}
-#facts{margin:0;max-width:none}
-.ui{font:.86rem/1.4 system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans","Liberation Sans",sans-serif;
-font-variant-numeric:tabular-nums lining-nums}
-.bar{position:sticky;top:0;z-index:2;background:var(--ground);border-bottom:1px solid var(--rule);padding:.6rem 0;display:flex;
-flex-wrap:wrap;gap:.35rem .8rem;align-items:center}
-.bar input[type=range]{flex:1 1 12rem;min-width:8rem;accent-color:var(--accent)}
-.bar strong{min-width:7.5rem}
-button,select{font:inherit;color:inherit;background:var(--soft);border:1px solid var(--rule);border-radius:4px;padding:.15rem .55rem}
-button{cursor:pointer}button:hover,select:hover{border-color:var(--accent)}
-:focus-visible{outline:2px solid var(--accent);outline-offset:2px}
-.now{display:flex;flex-wrap:wrap;gap:.2rem 1.2rem;width:100%;color:var(--faint)}
-.now b{color:var(--ink);font-weight:600}
-.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(15rem,1fr));gap:1rem 1.4rem;margin:1.2rem 0 1.6rem}
-.chart h3{margin:0;font-size:.86rem;display:flex;justify-content:space-between}
-.chart small{font-weight:400;color:var(--faint);font-size:.75rem;align-self:end;white-space:nowrap;margin-left:.5em}
-.chart svg{display:block;width:100%;height:6.2rem;cursor:pointer;touch-action:none;overflow:visible}
-.chart p{margin:0;color:var(--faint);font-size:.8rem;min-height:1.1rem}
-.chart .ends{display:flex;justify-content:space-between;font-size:.75rem}.chart .ends span{margin:0}
-.chart p span{margin-right:.9em;white-space:nowrap}.chart i{display:inline-block;width:.85em;height:.2em;margin-right:.35em;
-vertical-align:.25em}
-.tools{display:flex;flex-wrap:wrap;gap:.5rem .9rem;align-items:center;margin:.4rem 0 .6rem}
-.tools h2{margin:0;flex:1 1 14rem}
-.g{border-top:1px solid var(--rule)}.g:last-child{border-bottom:1px solid var(--rule)}
-.g>button{all:unset;box-sizing:border-box;cursor:pointer;width:100%;display:grid;align-items:center;gap:.2rem .9rem;padding:.42rem .2rem;
-grid-template-columns:1rem 7.5rem minmax(8rem,1fr) auto 8.5rem}
-.g>button:hover{background:var(--soft)}.g>button:focus-visible{outline:2px solid var(--accent)}
-.g .key{overflow:hidden;text-overflow:ellipsis;white-space:nowrap;color:var(--faint)}
-.g .sum{text-align:right;color:var(--faint);white-space:nowrap}
-.dots{display:flex;flex-wrap:wrap;gap:2px}
-.dot{width:.95rem;height:.95rem;border-radius:3px;border:1px solid var(--rule);font-size:.62rem;line-height:.85rem;text-align:center}
-.mute>button{opacity:.72}
-.inner{padding:.2rem 0 1rem 1.2rem}
-.ask{margin:.3rem 0 .8rem}.ask pre{margin:.2rem 0 .3rem}
-.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(17rem,1fr));gap:.8rem}
-.card{border:1px solid var(--rule);border-left:5px solid var(--rule);border-radius:4px;padding:.45rem .7rem;min-width:0}
-.card h4{margin:0 0 .3rem;font-size:.82rem;font-weight:500;color:var(--faint);display:flex;gap:.6rem;flex-wrap:wrap}
-.card h4 b{color:var(--ink)}
-.card pre{margin:.25rem 0;padding:0;background:none;font-size:.8rem}
-.card pre.said{font-weight:600}
-.right{color:var(--good)}.wrong{color:var(--bad)}
-.turns{margin:.4rem 0 1.2rem;padding:0;list-style:none}.turns li{padding:.15rem 0;border-top:1px solid var(--rule)}
-.legend{color:var(--faint);margin:.2rem 0 1rem;max-width:none}
-@media (max-width:44rem){.g>button{grid-template-columns:1rem 1fr auto}.g .key{grid-column:2/4}.g .dots{grid-column:2/4}
-.g .sum{grid-column:3;grid-row:1}.inner{padding-left:0}.charts{grid-template-columns:repeat(auto-fill,minmax(10rem,1fr));gap:.8rem}}
-""".strip()
-
-SCRIPT = r"""
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent), steps = data.steps;
 const WORD = {r: "right", w: "wrong", u: "not graded"}, MARK = {r: "✓", w: "✕", u: "○"};
@@ -244,4 +186,3 @@ document.onkeydown = event => {
 };
 const wanted = steps.findIndex(s => "#" + s.step === location.hash);
 go(wanted >= 0 ? wanted : steps.length - 1);
-""".strip()

@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 from rorqual.core.records import Thinking
 from rorqual.evals.compare import Comparison, Measure, compare, did_think, is_right
 from rorqual.evals.evaluation import ALL, Evaluation, Grain
-from rorqual.evals.reading import Findings
 from rorqual.evals.stats import Claim, Interval, claim, holm
+from rorqual.evals.table import p_text, percent
+from rorqual.recipes.quickstart.findings import Findings
+from rorqual.report.table import Table
 
 
 @dataclass(frozen=True)
@@ -141,37 +143,46 @@ def ask(
     return [replace(item, claim=claim) for item, claim in zip(supported, corrected, strict=True)]
 
 
-@dataclass(frozen=True)
-class GainAccount:
-    """A breakdown of the gain from GRPO, pooled over families. All values are shares of problems."""
-
-    before: float
-    before_made_to_think: float
-    after: float
-    after_made_to_think: float
-    thought_before: float
-    thought_after: float
-
-    @property
-    def gain(self) -> float:
-        """The change in accuracy when the model chooses whether to think."""
-        return self.after - self.before
-
-    @property
-    def by_choice(self) -> float:
-        """The gain in accuracy from making the model think, before GRPO."""
-        return self.before_made_to_think - self.before
+MARKS = {"higher": "●", "lower": "✕", "open": "○"}
 
 
-def account(findings: Findings) -> GainAccount:
-    """Return the model's accuracy and frequency of thinking before and after GRPO. Accuracy is given both when the
-    model chooses whether to think and when it is made to think."""
-    rows = {name: evaluation.rows("all")[0] for name, evaluation in findings.evaluations.items()}
-    return GainAccount(
-        before=rows["before", "auto"].accuracy,
-        before_made_to_think=rows["before", "on"].accuracy,
-        after=rows["after", "auto"].accuracy,
-        after_made_to_think=rows["after", "on"].accuracy,
-        thought_before=rows["before", "auto"].thought,
-        thought_after=rows["after", "auto"].thought,
+def overview_table(supported: Sequence[SupportedClaim]) -> Table:
+    """Return the result of each claim: families by topics."""
+    topics = {item.topic.name: item.topic.title for item in supported}
+    rows: dict[str, list[str]] = {item.family: [item.family] for item in supported}
+    for item in supported:
+        rows[item.family].append(f"{points(item.claim.estimate)} {MARKS[item.claim.sign]}")
+    return Table(title="claims at a glance", heads=("family", *topics.values()), rows=rows.values())
+
+
+def claims_table(supported: Sequence[SupportedClaim]) -> Table:
+    """Return every claim with its figures."""
+    rows: list[tuple[str, ...]] = []
+    for topic in dict.fromkeys(item.topic for item in supported):
+        rows += [(topic.title,), *(_claim_row(item) for item in supported if item.topic is topic)]
+    heads = ("claim", "result", "before", "after", "difference", "95 % interval", "99 % interval", "p\u00a0(Holm)")
+    return Table(title="every claim", heads=heads, rows=rows, text_columns=2)
+
+
+def _claim_row(item: SupportedClaim) -> tuple[str, ...]:
+    return (
+        item.claim.text,
+        f"{MARKS[item.claim.sign]} {item.claim.sign}",
+        percent(item.paired.before),
+        percent(item.paired.after),
+        points(item.claim.estimate),
+        points_interval(item.claim.interval),
+        points_interval(item.wide),
+        p_text(item.claim.p_value),
     )
+
+
+def points(value: float) -> str:
+    """Return a difference of shares in percentage points, with a sign. The minus sign is U+2212."""
+    text = f"{100 * value:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+
+
+def points_interval(interval: Interval) -> str:
+    """Return both ends of an interval in percentage points."""
+    return f"[{points(interval.low)}, {points(interval.high)}]"

@@ -1,4 +1,4 @@
-"""Read the files that the report needs from a quickstart folder. Errors name the missing or invalid file."""
+"""The data of the quickstart's report, read from its folder. Errors name the missing or invalid file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ConfigDict
 
@@ -15,10 +15,8 @@ from rorqual.core.errors import DataError
 from rorqual.core.ledger import CORE_HOUR
 from rorqual.core.records import RunDir, Thinking
 from rorqual.evals.evaluation import Evaluation
+from rorqual.recipes.quickstart.place import MODES, WHEN, QuickstartPaths
 
-When = Literal["before", "after"]
-WHENS: tuple[When, ...] = ("before", "after")
-MODES: tuple[Thinking, ...] = ("auto", "off", "on")
 REMEDY = "Repeat the command that made this folder: it resumes."
 Record = dict[str, Any]
 
@@ -91,8 +89,13 @@ class Summary(ForeignFile):
     def cost_of(self, branch: Branch) -> StageCost:
         """Return the total cost of the branch's own stages as one `StageCost`. Its name is the branch's title."""
         own = [stage for stage in self.stages if stage.name in branch.stages]
-        names = ("tokens", "flops", "core_seconds", "seconds")
-        return StageCost(name=branch.title, **{name: sum(getattr(s, name) for s in own) for name in names})
+        return total_cost(branch.title, own)
+
+
+def total_cost(name: str, stages: Sequence[StageCost]) -> StageCost:
+    """Return the sum of several stages as one `StageCost`."""
+    fields = ("tokens", "flops", "solved", "core_seconds", "seconds")
+    return StageCost(name=name, **{field: sum(getattr(stage, field) for stage in stages) for field in fields})
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,19 @@ class Findings:
     students: dict[tuple[str, Thinking], Evaluation] = field(default_factory=dict)
     training: dict[str, list[Record]] = field(default_factory=dict)
 
+    def right(self, when: str, mode: Thinking = "auto") -> float:
+        """Return the model's accuracy over all families, before or after GRPO."""
+        return self.evaluations[when, mode].rows("all")[0].accuracy
+
+    def thought(self, when: str) -> float:
+        """Return the share of problems on which the model chose to think, before or after GRPO."""
+        return self.evaluations[when, "auto"].rows("all")[0].thought
+
+    def share(self, branch: str, mode: Thinking = "auto") -> float | None:
+        """Return the accuracy of a branch over all families, or None if it was not measured."""
+        evaluation = self.students.get((branch, mode))
+        return evaluation.rows("all")[0].accuracy if evaluation else None
+
     @property
     def families(self) -> list[str]:
         """The families of the evaluation, in order."""
@@ -122,19 +138,37 @@ F = TypeVar("F", bound=ForeignFile)
 
 def _read(cls: type[F], path: Path) -> F:
     try:
-        data = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise DataError("the report needs this file, but it is missing", where=str(path), remedy=REMEDY) from None
+        data = json.loads(_found(path).read_bytes())
     except ValueError as error:
         raise DataError(f"the file is not valid JSON: {error}", where=str(path), remedy=REMEDY) from None
     return parse(cls, data, where=str(path))
 
 
+def _found(path: Path) -> Path:
+    if not path.is_file():
+        raise DataError("the report needs this file, but it is missing", where=str(path), remedy=REMEDY)
+    return path
+
+
+def series(records: Sequence[Record], *names: str) -> list[tuple[float, float]]:
+    """Return the steps and values of a metric. The value of a record is the first of `names` that is a number.
+
+    Records without any of `names` are skipped.
+    """
+    values = [
+        (
+            record.get("step", place),
+            next((record[name] for name in names if isinstance(record.get(name), int | float)), None),
+        )
+        for place, record in enumerate(records)
+    ]
+    return [(float(step), float(value)) for step, value in values if value is not None]
+
+
 def read_records(folder: Path, stage: str) -> list[Record]:
     """Return the records of `stage` in `folder`, one per step. If a resumed run repeated a step, its last record counts."""
     run = RunDir(folder)
-    if not run.metrics_file.is_file():
-        raise DataError("the report needs this file, but it is missing", where=str(run.metrics_file), remedy=REMEDY)
+    _found(run.metrics_file)
     records = [record for record in run.metrics() if isinstance(record, dict) and record.get("stage", stage) == stage]
     if not records:
         raise DataError(f"no record of stage '{stage}'", where=str(run.metrics_file), remedy=REMEDY)
@@ -144,18 +178,18 @@ def read_records(folder: Path, stage: str) -> list[Record]:
 
 def read_findings(folder: Path) -> Findings:
     """Read a folder with the layout that `build_report` describes. Raises DataError with the name of a missing or invalid file."""
+    paths = QuickstartPaths(folder)
     sft, grpo = read_records(folder / "base", "sft"), read_records(folder / "teacher", "grpo")
-    evaluations: dict[tuple[str, Thinking], Evaluation] = {}
-    for when in WHENS:
-        for mode in MODES:
-            evaluations[when, mode] = _evaluation(folder / "evals" / f"{when}-{mode}.json")
-    experts = _read(ExpertsReport, folder / "evals" / "experts.json")
-    _check_shape(experts, folder / "evals" / "experts.json")
-    summary = _read(Summary, folder / "summary.json")
+    evaluations = {
+        (when, mode): Evaluation.load(_found(paths.evaluation(f"{when}-{mode}"))) for when in WHEN for mode in MODES
+    }
+    experts = _read(ExpertsReport, paths.evaluation("experts"))
+    _check_shape(experts, paths.evaluation("experts"))
+    summary = _read(Summary, paths.summary)
     students = {
-        (branch.name, mode): _evaluation(folder / "evals" / f"student-{branch.name}-{mode}.json")
-        for branch in summary.branches
-        for mode in branch.modes
+        (b.name, mode): Evaluation.load(_found(paths.measured(b.name, mode)))
+        for b in summary.branches
+        for mode in b.modes
     }
     training = {name: read_records(folder / name, recipe) for name, recipe in TRAINED.items() if summary.branches}
     return Findings(sft, grpo, evaluations, experts, summary, students, training)
@@ -163,12 +197,6 @@ def read_findings(folder: Path) -> Findings:
 
 TRAINED = {"distilled": "distil", "answers-only": "sft", "reinforced": "grpo"}
 """Recipe of each branch that is trained from the base student, keyed by the branch's folder."""
-
-
-def _evaluation(path: Path) -> Evaluation:
-    if not path.is_file():
-        raise DataError("the report needs this file, but it is missing", where=str(path), remedy=REMEDY)
-    return Evaluation.load(path)
 
 
 def _check_shape(experts: ExpertsReport, path: Path) -> None:

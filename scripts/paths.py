@@ -8,10 +8,9 @@ A way lists each file when it is first entered, with the function, indented by t
 
 from __future__ import annotations
 
-import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -80,7 +79,9 @@ def token(run: Path) -> str:
     """Trace one decode step of three sequences."""
     engine = Engine(run)
     for seed in range(3):
-        engine.submit(Request((Message("user", "add 12+34"),), SamplingParams(max_tokens=30, temperature=1.0, seed=seed)))
+        engine.submit(
+            Request((Message("user", "add 12+34"),), SamplingParams(max_tokens=30, temperature=1.0, seed=seed))
+        )
     for _ in range(4):
         engine.step()
     with traced(most=99) as trace:
@@ -121,10 +122,10 @@ def ways() -> dict[str, str]:
 def written(page: str, found: dict[str, str]) -> str:
     """Return the page with the ways between their marks."""
     for name, text in found.items():
-        block: Callable[[re.Match[str]], str] = lambda _, name=name, text=text: f"<!-- way: {name} -->\n```text\n{text}```"
-        page, count = re.subn(rf"<!-- way: {name} -->\n```text\n.*?```", block, page, flags=re.S)
-        if count != 1:
+        before, mark, rest = page.partition(f"<!-- way: {name} -->\n```text\n")
+        if not mark:
             raise ValueError(f"{PAGE.name} has no mark of the way '{name}'")
+        page = before + mark + text + "```" + rest.partition("```")[2]
     return page
 
 

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from rorqual.engine.histories import Sampled
 from rorqual.engine.kv_cache.disk import SECRET_BYTES, DiskStore
 from rorqual.engine.kv_cache.manager import KVCacheManager
-from rorqual.engine.runner import Runner, Sampled
+from rorqual.engine.runner import Runner
 from rorqual.engine.scheduler import Scheduler
 from rorqual.engine.sequence import Sequence
 from rorqual.model import Decoder
@@ -103,7 +104,7 @@ class EngineCore:
             blocks, secret, fingerprint, self.runner.cache.read, self.runner.cache.write, store
         )
         self.scheduler = Scheduler(
-            size.slots, self.kv_cache, self.runner, step_tokens=size.step_tokens, patience=size.patience
+            size.slots, self.kv_cache, self.runner.histories, step_tokens=size.step_tokens, patience=size.patience
         )
         self.stop_ids = np.array(sorted(stop_ids), np.int64)
         self.sampled: list[SampledToken] = []
@@ -141,7 +142,7 @@ class EngineCore:
             return []
         done = scheduler.advance(tokens, self.stop_ids)
         lengths = (scheduler.rows.position[: len(tokens)] + 1).tolist()
-        logprobs, best = runner.newest(scheduler)
+        logprobs, best = runner.histories.newest(scheduler.running, scheduler.rows)
         for row, sequence in enumerate(scheduler.running):
             if sequence.scores is not None and sequence.scores.has_non_finite:
                 logprobs[row] = math.nan

@@ -60,7 +60,7 @@ AMOUNTS: Mapping[str, tuple[int, int]] = {
 }
 """Amounts of work in full, and at least. They were chosen on seed 0 and the dev split, before the runs of the published result.
 
-Short training favours the small set, and long training the full set (docs/log/experiments.md). The number of steps
+Short training favours the small set, and long training the full set (docs/LOG.md). The number of steps
 is the maximum that fits into twenty core-minutes. If the number of steps is too small, the result is biased in
 favour of the claim.
 """

@@ -30,7 +30,7 @@ TASK, OPTIONS = "families:add,sub", {"hard": 0.5}
 EFFORTS = LOWEST, MIDDLE, HIGHEST = 25, 50, 100
 THINK = {LOWEST: 0.35, MIDDLE: 0.5, HIGHEST: 0.65}
 """Share of the base's training problems with thinking, by effort. With equal shares, reinforcement of 50 steps did not learn that the
-effort matters (docs/log/experiments.md)."""
+effort matters (docs/LOG.md)."""
 STRENGTHS: Mapping[str, float] = {"effort-plain": 0.0, "effort-penalty": 2.5}
 """The penalty's strength in each arm. At 2.5, thinking costs more than a right answer is worth at effort 25, and little at 100."""
 BASE, ROWS, PLAIN, PENALTY = "effort-base", "effort-rows.jsonl", *STRENGTHS

@@ -58,7 +58,7 @@ def stages(length: int) -> tuple[TrainingStage, ...]:
 
     The model first learns retrieval, from short texts with few pairs and without other problems. It then learns counting, also
     from short texts. Longer texts need more steps for both, and retrieval needs more steps beside other problems
-    (docs/log/sparse-attention.md).
+    (docs/LOG.md).
     """
     few = {"length": 50, "shortest": 30, "pairs": 4, "questions": 4}
     short = {"names": list(KINDS), "length": length // 4, "shortest": 64, "questions": 8}
@@ -95,7 +95,7 @@ class TrainUntilLearned(Train):
     """A training run that begins again from other initial weights until it has learned its problems.
 
     From some initial weights, retrieval is learned within 500 to 750 steps; from others, it was not learned within 1,250
-    (docs/log/sparse-attention.md). The choice uses only losses of the training, and all arms of a seed share the result. The
+    (docs/LOG.md). The choice uses only losses of the training, and all arms of a seed share the result. The
     cost includes all starts.
     """
 

@@ -3,7 +3,7 @@
 Each seed trains two models from scratch on the same tokens, in the first three stages of the experiment `sparse`. One model has
 grouped-query attention. The other has Native Sparse Attention (kind `nsa`) with the same heads. Its queries attend to half as many
 keys as the longest texts have: compressed blocks, selected blocks and a window together. At a quarter, the first stage had not learned
-retrieval after 564 steps, on one seed (docs/log/sparse-attention.md).
+retrieval after 564 steps, on one seed (docs/LOG.md).
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class ServeSettings(Placement):
       to less than `max_len`.
     - `threads`: number of threads of the engine process; 0 uses all cores.
     - `keys`: the file with the hashes of API keys.
-    - `ui`: whether to serve the chat page; None serves the page if Gradio is installed.
+    - `ui`: whether to serve the chat page.
     - `hang`: restart a busy engine process after this many seconds without a heartbeat.
     - `load`: maximum seconds that the engine process may take to load.
     - `cache_dir`: folder for the on-disk prefix cache, which survives restarts.
@@ -69,7 +69,7 @@ class ServeSettings(Placement):
     disk_bytes: int = Field(4 << 30, ge=1 << 20, le=2**63 - 1)
     backend: str = "torch-invariant"
     step_tokens: int = Field(256, ge=32, le=2**63 - 1)
-    ui: bool | None = None
+    ui: bool = True
     operator: str = "default"
     stall: float = Field(30, ge=0.1, le=3600)
     cors: str = ""

@@ -16,6 +16,7 @@ from rorqual.serve import cors
 from rorqual.serve.errors import ApiError
 from rorqual.serve.exchange import ClientDisconnected, request_id
 from rorqual.serve.logs import say
+from rorqual.serve.page import Page
 from rorqual.serve.routes import chat, completions, rollout, state
 from rorqual.serve.service import Service
 from rorqual.serve.wire import TENANT
@@ -27,17 +28,20 @@ GONE = 499
 OTHER = "other"
 """Metrics label of requests to unknown routes."""
 LIVEZ = "/livez"
-"""Liveness probe, the only route that needs no API key. The route returns 200 with an empty body, even if the engine is down."""
+"""Liveness probe, the only route of the API that needs no key. The route returns 200 with an empty body, even if the engine is down."""
 
 ROLLOUT = "/rollout/"
 """Path prefix of the rollout routes. Rollout routes accept only the rollout key, and all other routes reject the rollout key."""
 
 
 class Edge:
-    """Middleware that checks the API key before routing, for all paths and methods, known or unknown."""
+    """Middleware that checks the API key before routing, for all paths and methods, known or unknown.
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
-        self.app, self.service = app, service
+    Only the files of the chat page and `LIVEZ` need no key. `page` is None if the chat page is off.
+    """
+
+    def __init__(self, app: ASGIApp, service: Service, page: Page | None = None) -> None:
+        self.app, self.service, self.page = app, service, page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":  # websockets and lifespan events are not supported
@@ -72,6 +76,9 @@ class Edge:
             return Response(status_code=204, headers=cors.preflight(headers))
         if scope["path"] == LIVEZ and scope["method"] in ("GET", "HEAD"):
             return Response()
+        if self.page is not None and self.page.has(scope):
+            scope["route"] = self.page
+            return self.page
         tenant = self._tenant(scope)
         if tenant is None:
             problem = "The API key is missing or unknown. Send the header Authorization: Bearer KEY."
@@ -149,8 +156,8 @@ async def _bug(request: Request, error: Exception) -> Response:
     return _answer(request.scope, ApiError(500, "The server raised an unexpected error. Its log has the traceback."))
 
 
-def create_app(service: Service) -> Edge:
-    """Build the ASGI application that serves `service`."""
+def create_app(service: Service, *, with_page: bool = True) -> Edge:
+    """Build the ASGI application that serves `service`, with the chat page at `/` or without."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.state.service = service
     routers = [
@@ -163,4 +170,4 @@ def create_app(service: Service) -> Edge:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ClientDisconnected, _gone)
     app.add_exception_handler(Exception, _bug)
-    return Edge(app, service)
+    return Edge(app, service, Page() if with_page else None)

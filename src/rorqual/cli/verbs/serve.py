@@ -19,8 +19,8 @@ def serve(
     The API has chat and text completions, with streaming and separate reasoning content. The first start creates an API key and
     prints it once. Every API route requires a key. Ctrl-C shuts the server down gracefully.
 
-    Keys for the server: host=127.0.0.1, port=8000 (0: any free port), name= (default: the run's name), grace=30, ui= (chat page
-    at /; default: on if Gradio is installed), cors= (allowed origins).
+    Keys for the server: host=127.0.0.1, port=8000 (0: any free port), name= (default: the run's name), grace=30, ui=true (chat page
+    at /), cors= (allowed origins).
 
     Keys for access control: keys=FILE, tenant=default (gets a key if it has none), operator=default (may read the metrics of
     all tenants).

@@ -9,12 +9,14 @@ const UNLIKE = " This prompt looks like nothing that the model was trained on.";
 const SECOND = " The model was trained on conversations with one question. Start a new chat for the next question.";
 const STORE = "rorqual";
 const TICK = 100; // milliseconds between two drawings of a reply
+const FREED = 2000; // milliseconds within which the server frees the place of a stopped reply
 const byId = Object.fromEntries([...document.querySelectorAll("[id]")].map((element) => [element.id, element]));
 const { chat, box, status } = byId;
 
 let card = null; // what the server says about its model
 let tab = stored(); // {key, turns, settings}
 let running = null; // the AbortController of the reply that is being streamed
+let lastStop = -Infinity; // when a reply was stopped, in milliseconds
 
 function stored() {
   try {
@@ -176,10 +178,28 @@ function say(text, isError = false) {
 
 // ---- a reply
 
+function stopReply() {
+  if (!running) return;
+  running.abort();
+  lastStop = performance.now();
+}
+
+// Stream a reply. A full queue is tried again while a stopped reply may still take a place in it.
+async function streamSoon(body, signal, onChunk) {
+  for (;;) {
+    try {
+      return await streamChat(tab.key, body, signal, onChunk);
+    } catch (error) {
+      if (error.status !== 429 || performance.now() > lastStop + FREED) throw error;
+    }
+    await new Promise((wake) => setTimeout(wake, TICK));
+  }
+}
+
 // Ask `text` after the turns `before`. A reply that is still streamed is stopped.
 async function ask(before, text) {
   if (!text.trim()) return;
-  running?.abort();
+  stopReply();
   const stopping = (running = new AbortController());
   const { signal } = stopping;
   const question = { role: "user", content: text };
@@ -194,7 +214,7 @@ async function ask(before, text) {
   const timer = drawRegularly(article, reply);
   let headers, failure;
   try {
-    headers = await streamChat(tab.key, body, signal, (chunk) => reply.add(chunk));
+    headers = await streamSoon(body, signal, (chunk) => reply.add(chunk));
   } catch (error) {
     failure = error;
   }
@@ -265,7 +285,7 @@ function send() {
 }
 
 function stop() {
-  running?.abort();
+  stopReply();
   box.focus();
 }
 
@@ -294,7 +314,7 @@ byId.retry.addEventListener("click", () => {
   ask(turns.slice(0, -1), turns.at(-1).content);
 });
 byId["new-chat"].addEventListener("click", () => {
-  running?.abort();
+  stopReply();
   running = null;
   tab.turns = [];
   store();

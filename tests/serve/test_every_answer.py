@@ -333,7 +333,10 @@ def test_a_server_says_whether_its_engine_is_ready(tmp_path: Path) -> None:
             assert f"rorqual_engine_up {int(ready)}" in (await client.get("/metrics")).text
         service.bridge.restarts = 5
         assert "engine_restarts_total 5" in (await client.get("/metrics")).text
-        card = {"id": "m", "object": "model", "created": 77, "owned_by": "rorqual", "max_model_len": MAX_LEN}
+        card = {
+            "id": "m", "object": "model", "created": 77, "owned_by": "rorqual", "max_model_len": MAX_LEN, "thinks": service.chat.thinks,
+            "temperature": 1.0, "examples": [],
+        }  # fmt: skip
         assert (await client.get("/v1/models")).json() == {"object": "list", "data": [card]}
         service.bridge.info = None
         assert (await client.get("/v1/models/m")).json() == card | {"max_model_len": 0}

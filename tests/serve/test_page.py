@@ -18,6 +18,7 @@ import pytest
 from served import Server, start, stop
 from taught import CODE, FOREIGN, LONG_QUESTION, PICTURE_QUESTION, PRICE_QUESTION, QUESTION, THOUGHT, write_taught
 
+from rorqual.core.records import RunDir, write_json
 from rorqual.serve.keys import Keys
 
 WAIT = 120_000.0
@@ -29,6 +30,7 @@ pytestmark = pytest.mark.browser
 
 DONE = r'requests_total\{route="/v1/chat/completions",status="200"\}'
 CHAT = "**/v1/chat/completions"
+PROMPTS = [QUESTION, LONG_QUESTION, PICTURE_QUESTION, PRICE_QUESTION]
 RENDER = """async text => {
   const { render } = await import("/markdown.mjs");
   const element = document.createElement("div");
@@ -84,7 +86,8 @@ def other_key(keys: Path) -> str:
 @pytest.fixture(scope="module")
 def taught(keys: Path, other_key: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("taught")
-    running = start(write_taught(folder / "taught"), keys, folder / "log", "port=0", "queue=1")
+    write_json(RunDir(write_taught(folder / "taught")).prompts_file, PROMPTS)
+    running = start(folder / "taught", keys, folder / "log", "port=0", "queue=1")
     yield running
     assert stop(running) == 0
     log = running.log.read_text(encoding="utf-8")
@@ -301,6 +304,41 @@ def test_settings_reach_the_api(visit: Visit) -> None:
     body = sent.value.post_data_json
     assert (body["temperature"], body["max_tokens"], body["chat_template_kwargs"]) == (0.25, 3, {"thinking": False})
     until(page, "3 tokens in .* token limit")
+
+
+def test_an_empty_page_shows_examples_and_a_question_unlike_them_is_noted(visit: Visit) -> None:
+    page = visit()
+    page.get_by_text("Settings").click()
+    page.get_by_label("Max tokens").fill("3")
+    examples = page.locator(".invitation button")
+    expect(examples).to_have_text(PROMPTS[:2])
+    examples.first.click()
+    until(page, "token limit.$")
+    page.focus("#box")
+    ask(page, "more")
+    until(
+        page,
+        "token limit. The model was trained on conversations with one question. Start a new chat for the next question.$",
+    )
+    press(page, "New chat")
+    ask(page, "sub 1-2")
+    until(page, "token limit. This prompt looks like nothing that the model was trained on.$")
+
+
+def test_a_model_that_does_not_think_has_no_switch(visit: Visit) -> None:
+    page = visit()
+
+    def plain(route: playwright.Route) -> None:
+        card = route.fetch().json()
+        card["data"][0] |= {"thinks": False, "examples": []}
+        route.fulfill(json=card)
+
+    page.route("**/v1/models", plain)
+    page.reload()
+    page.get_by_text("Settings").click()
+    expect(page.get_by_label("Temperature")).to_be_visible()
+    assert not page.get_by_label("Thinking").is_visible()
+    assert page.locator(".invitation").inner_text() == "Ask taught something."
 
 
 def test_a_reply_under_way_gives_way_to_another_and_to_a_new_chat(visit: Visit, taught: Server) -> None:

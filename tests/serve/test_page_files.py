@@ -20,7 +20,16 @@ from rorqual.serve.service import Service
 from rorqual.serve.wire import EngineArguments
 
 PATHS = ["/", *(f"/{file.relative_to(FILES).as_posix()}" for file in FILES.rglob("*") if file.is_file())]
-CLOSED = ("/vendor", "/vendor/", "/x", "/page.py", "/../page.py", "/vendor/../../app.py", "/%2e%2e/app.py", "/index.html/")
+CLOSED = (
+    "/vendor",
+    "/vendor/",
+    "/x",
+    "/page.py",
+    "/../page.py",
+    "/vendor/../../app.py",
+    "/%2e%2e/app.py",
+    "/index.html/",
+)
 
 
 def answers(folder: Path, *requests: tuple[str, str], **options: Any) -> list[httpx.Response]:
@@ -50,14 +59,21 @@ def test_every_file_of_the_page_is_public_and_says_nothing_of_the_model(tmp_path
         assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy
         assert not re.search(r"unsafe|http|\*|data:|blob:", policy), "no inline script, and no other host"
         assert answer.headers["x-content-type-options"] == "nosniff" and "set-cookie" not in answer.headers
-    types = {path: answer.headers["content-type"] for path, answer in zip(PATHS, answers(tmp_path, *(("HEAD", p) for p in PATHS)))}
-    assert "javascript" in types["/chat.mjs"] and types["/"].startswith("text/html") and "woff2" in types[
-        "/vendor/katex/fonts/KaTeX_Main-Regular.woff2"
-    ]
+    types = {
+        path: answer.headers["content-type"]
+        for path, answer in zip(PATHS, answers(tmp_path, *(("HEAD", p) for p in PATHS)))
+    }
+    assert (
+        "javascript" in types["/chat.mjs"]
+        and types["/"].startswith("text/html")
+        and "woff2" in types["/vendor/katex/fonts/KaTeX_Main-Regular.woff2"]
+    )
 
 
 def test_without_a_key_there_is_nothing_but_the_page(tmp_path: Path) -> None:
-    requests = [("GET", path) for path in CLOSED] + [(method, path) for path in PATHS[:3] for method in ("POST", "PUT", "OPTIONS")]
+    requests = [("GET", path) for path in CLOSED] + [
+        (method, path) for path in PATHS[:3] for method in ("POST", "PUT", "OPTIONS")
+    ]
     assert {answer.status_code for answer in answers(tmp_path, *requests)} == {401}
     off = answers(tmp_path, *(("GET", path) for path in PATHS), with_page=False)
     assert {answer.status_code for answer in off} == {401}
@@ -66,7 +82,11 @@ def test_without_a_key_there_is_nothing_but_the_page(tmp_path: Path) -> None:
 def test_the_page_loads_only_its_own_files() -> None:
     for file in (*FILES.glob("*.*"), FILES / "vendor/katex/katex.min.css"):
         text = file.read_text(encoding="utf-8")
-        wanted = re.findall(r"(?:src|href)=\"([^\"]+)\"|url\(([^)]+)\)|from \"([^\"]+)\"", text) if file.suffix != ".svg" else []
+        wanted = (
+            re.findall(r"(?:src|href)=\"([^\"]+)\"|url\(([^)]+)\)|from \"([^\"]+)\"", text)
+            if file.suffix != ".svg"
+            else []
+        )
         for [path] in ([path for path in found if path and "$" not in path] or [""] for found in wanted):
             assert (file.parent / path).exists(), (file.name, path)
         if file.suffix == ".html":
@@ -76,6 +96,8 @@ def test_the_page_loads_only_its_own_files() -> None:
 @pytest.mark.parametrize("folder", sorted((FILES / "vendor").glob("*/")), ids=lambda folder: folder.name)
 def test_every_library_has_its_licence_and_its_version(folder: Path) -> None:
     assert "Copyright" in (folder / "LICENSE").read_text(encoding="utf-8")
-    row = re.search(rf"\| `{folder.name}` \| `\w+` \| (\d+\.\d+\.\d+) \|", (FILES / "vendor/README.md").read_text(encoding="utf-8"))
+    row = re.search(
+        rf"\| `{folder.name}` \| `\w+` \| (\d+\.\d+\.\d+) \|", (FILES / "vendor/README.md").read_text(encoding="utf-8")
+    )
     scripts = [*folder.glob("*.min.js"), *folder.glob("*.min.mjs")]
     assert row and len(scripts) == 1 and row[1] in scripts[0].read_text(encoding="utf-8")

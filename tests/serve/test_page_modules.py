@@ -46,7 +46,10 @@ FOUND: list[tuple[str, list[tuple[str, bool]]]] = [
     ("公式$x$在此", [("x", False)]),
 ]
 SLOW = ["$", "$a ", "$$ ", "`", "`a ", "\\(", "\\[a ", "```$\n", "$a", "$5 and "]
-USER, REPLY = {"role": "user", "content": "a\tb"}, {"role": "assistant", "content": "c", "reasoning": "hm", "seconds": 1.0}
+USER, REPLY = (
+    {"role": "user", "content": "a\tb"},
+    {"role": "assistant", "content": "c", "reasoning": "hm", "seconds": 1.0},
+)
 DEFAULT: dict[str, Any] = {"thinking": "auto", "temperature": 0, "maxTokens": 0}
 REQUESTS = [
     ([USER, REPLY, USER], DEFAULT),
@@ -78,7 +81,9 @@ def found() -> dict[str, Any]:
         "long": [("$", text, size) for text in SLOW for size in (20_000, 320_000, 20_000, 320_000)],
         "requests": REQUESTS, "conversations": [[USER, REPLY, USER, REPLY], []], "replies": STEPS,
     }  # fmt: skip
-    done = subprocess.run([node, SCRIPT, FILES, json.dumps(inputs)], capture_output=True, text=True, check=True, timeout=240)
+    done = subprocess.run(
+        [node, SCRIPT, FILES, json.dumps(inputs)], capture_output=True, text=True, check=True, timeout=240
+    )
     return dict(json.loads(done.stdout))
 
 

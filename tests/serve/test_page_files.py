@@ -40,7 +40,7 @@ def answers(folder: Path, *requests: tuple[str, str], **options: Any) -> list[ht
     )  # fmt: skip
 
     async def ask() -> list[httpx.Response]:
-        transport = httpx.ASGITransport(create_app(service, **options))
+        transport = httpx.ASGITransport(create_app(service, **options), raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000") as client:
             found = [await client.request(method, path) for method, path in requests]
         assert sum(count for (route, _), count in service.metrics.requests.items() if route == "page") == sum(

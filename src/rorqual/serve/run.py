@@ -28,7 +28,7 @@ from rorqual.evals.calibration import Calibration
 from rorqual.serve.app import Edge, create_app
 from rorqual.serve.bridge import Bridge
 from rorqual.serve.connections import ConnectionLimit, TimedProtocol
-from rorqual.serve.descriptors import AT_ONCE, DescriptorErrorHandler, raise_limit
+from rorqual.serve.descriptors import AT_ONCE, raise_limit
 from rorqual.serve.keys import Keys
 from rorqual.serve.logs import WINDOW, RateLimitFilter
 from rorqual.serve.service import CascadeTeacher, Service, read_defaults
@@ -248,7 +248,6 @@ async def _until_stopped(service: Service, app: Edge, sock: socket.socket, addre
         stopped.set()
 
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(DescriptorErrorHandler())
     # SIGHUP means that the terminal closed. Under `nohup`, the process must keep ignoring SIGHUP.
     hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
     for number in (signal.SIGINT, signal.SIGTERM, *hangup):

@@ -140,7 +140,7 @@ def visit(browser: playwright.Browser, taught: Server) -> Iterator[Visit]:
     yield enter
     for context in contexts:
         context.close()
-    taught.wait("running", 0)
+    taught.wait("running", 0, WAIT / 1000)
     assert failures == []
 
 
@@ -186,7 +186,7 @@ def test_a_conversation_with_a_thought_a_formula_and_code(visit: Visit, taught: 
 
     done = taught.metric(DONE)
     press(page, "Retry")
-    taught.wait(DONE, done + 1)
+    taught.wait(DONE, done + 1, WAIT / 1000)
     until(page)
     expect(reply.locator("pre code")).to_have_count(1)
     expect(questions).to_have_count(1)
@@ -266,7 +266,7 @@ def test_by_keyboard_alone(visit: Visit, taught: Server) -> None:
     expect(page.locator("#chat")).to_contain_text("la la la")
     page.keyboard.press("Escape")
     until(page, "Stopped after")
-    taught.wait("cancelled_total", before + 1)
+    taught.wait("cancelled_total", before + 1, WAIT / 1000)
     expect(page.locator("#box")).to_be_focused()
     reached = set()
     for _ in range(20):
@@ -348,11 +348,11 @@ def test_a_reply_under_way_gives_way_to_another_and_to_a_new_chat(visit: Visit, 
     for count in (1, 2):  # the second ends a reply that Retry itself began
         expect(page.locator("article.assistant")).to_contain_text("la la la")
         press(page, "Retry")
-        taught.wait("cancelled_total", before + count)
+        taught.wait("cancelled_total", before + count, WAIT / 1000)
     expect(page.locator("article.assistant")).to_contain_text("la la la")
     expect(page.locator("article")).to_have_count(2)
     press(page, "New chat")
-    taught.wait("cancelled_total", before + 3)
+    taught.wait("cancelled_total", before + 3, WAIT / 1000)
     ask(page, QUESTION)
     until(page)
     expect(page.locator("article")).to_have_count(2)
@@ -365,7 +365,7 @@ def test_whoever_leaves_frees_the_engine_and_finds_the_beginning_of_the_reply(vi
     ask(page, LONG_QUESTION)
     expect(page.locator("#chat")).to_contain_text("la la la")
     page.reload()
-    taught.wait("cancelled_total", before + 1)
+    taught.wait("cancelled_total", before + 1, WAIT / 1000)
     expect(page.locator("article.assistant")).to_contain_text("la la la")
     expect(page.locator("#send")).to_be_visible()
 
@@ -383,7 +383,7 @@ def test_errors_are_shown_as_they_are(visit: Visit, taught: Server) -> None:
     until(first, "engine died")
     expect(first.locator("#status.error")).to_have_count(1)
     expect(first.locator("article.assistant")).to_contain_text("la la la")
-    taught.wait("engine_up", 1)
+    taught.wait("engine_up", 1, WAIT / 1000)
     second.focus("#box")
     second.keyboard.press("Enter")
     until(second)

@@ -751,11 +751,11 @@ MUTANTS = (
         "tests/serve/test_page_modules.py::test_a_thought_is_timed_and_what_ended_a_reply_is_said",
     ),
     one(
-        "a stopped reply comes back in a new chat",
+        "a new chat does not stop the reply of the old one",
         "a review: the text of the first ran on",
         "serve/page/chat.mjs",
-        "  if (running !== stopping) return;",
-        "  if (!running) return;",
+        "  stopReply();\n  running = null;\n",
+        "  running = null;\n",
         "tests/serve/test_page.py::test_a_reply_under_way_gives_way_to_another_and_to_a_new_chat",
     ),
     one(

@@ -135,6 +135,14 @@ CHAT: dict[str, tuple[dict[str, Any], str, str]] = {
     "a mistyped field": ({"temprature": 1}, "temprature", "Did you mean 'temperature'?"),
     "a field of nobody": ({"zzzzzz": 1}, "zzzzzz", "docs/how-to/serve.md"),
     "a field with a blank": ({"a\nb": 1}, "'a\\nb'", "docs/how-to/serve.md"),
+    "an alias": ({"switch": {"type": "enabled"}}, "switch", "is not a field"),
+    "no stop": ({"stop": ""}, "stop", "at least 1"),
+    "to think and not to": ({"thinking": {"type": "disabled"}, "reasoning_effort": "low"}, "reasoning_effort", "contradict"),
+    "a mistyped function": (
+        {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "ad"}}},
+        "tool_choice",
+        "Did you mean 'add'",
+    ),
     "a field of completions": ({"prompt": "x"}, "prompt", "/v1/completions"),
 }  # fmt: skip
 TEXTS: dict[str, tuple[dict[str, Any], str, str]] = {

@@ -33,8 +33,8 @@ MUTANTS = (
         "hits of every sample are added up",
         "litellm#16009 #14849: hit and miss are not the prompt",
         "serve/replies.py",
-        "            total += min(hits, default=0)\n",
-        "            total += sum(hits)\n",
+        "sum(min((choice.hit for choice in started), default=0)",
+        "sum(sum(choice.hit for choice in started)",
         "tests/serve/test_replies.py::test_several_prompts_are_one_request_whose_samples_are_counted_through",
     ),
     one(
@@ -73,8 +73,8 @@ MUTANTS = (
         "a request that was refused is billed",
         "our own review",
         "serve/replies.py",
-        "            total += ask.prompt_tokens * any(choice.n_sampled for choice in self.choices[before : before + ask.n])\n",
-        "            total += ask.prompt_tokens\n",
+        "for tokens, started in self._by_prompt() if started",
+        "for tokens, _ in self._by_prompt()",
         "tests/serve/test_server.py::test_what_was_refused_or_had_no_token_yet_is_not_billed",
     ),
     one(
@@ -514,8 +514,8 @@ MUTANTS = (
         "the second prompt's hits are counted among the first's samples",
         "issue 14: third bug trial",
         "serve/replies.py",
-        "            total += min(hits, default=0)\n            before += ask.n",
-        "            total += min(hits, default=0)",
+        "if choice.n_sampled]\n            before += ask.n",
+        "if choice.n_sampled]",
         "tests/serve/test_replies.py::test_several_prompts_are_one_request_whose_samples_are_counted_through",
     ),
     one(
@@ -594,8 +594,8 @@ MUTANTS = (
         "weights are taken whatever their digest says",
         "issue 16: rollout engines",
         "serve/uploads.py",
-        "info.weights_bytes) != digest:",
-        'info.weights_bytes) == b"":',
+        "file, most) != digest:",
+        'file, most) == b"":',
         "tests/serve/test_rollout.py::test_poisons_are_refused_beside_their_valid_twin_and_the_model_answers_as_before",
     ),
     one(

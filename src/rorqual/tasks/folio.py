@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from rorqual.core.errors import DataError
+from rorqual.core.rows import DataRow, read_rows
 from rorqual.tasks.base import Problem, Split, Verdict
 from rorqual.tasks.labels import final_labels
 from rorqual.tasks.reply import verdict
-from rorqual.tasks.rows import SAMPLES, DataRow, FileTask, carve, held_out, normal, read
+from rorqual.tasks.rows import SAMPLES, FileTask, carve, held_out, normal
 
 LABELS = ("True", "False", "Uncertain")
 SAME = {"Unknown": "Uncertain"}
@@ -44,7 +45,7 @@ class Folio(FileTask):
 
     def load(self, split: Split) -> list[Problem]:
         paths = held_out(self.data, split, {"train": "train", "test": "validation"})
-        problems = [self._problem(row, split) for path in paths for row in read(path)]
+        problems = [self._problem(row, split) for path in paths for row in read_rows(path)]
         return carve([(str(p.meta["story"]), p) for p in problems], split)
 
     def _problem(self, row: DataRow, split: Split) -> Problem:

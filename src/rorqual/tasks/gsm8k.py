@@ -6,11 +6,12 @@ import re
 from pathlib import Path
 
 from rorqual.core.errors import DataError
+from rorqual.core.rows import DataRow, read_rows
 from rorqual.tasks.amounts import final_amount, read_final_amounts
 from rorqual.tasks.base import Problem, Split, Verdict
 from rorqual.tasks.numbers import whole_number
 from rorqual.tasks.reply import verdict
-from rorqual.tasks.rows import SAMPLES, DataRow, FileTask, carve, held_out, normal, read
+from rorqual.tasks.rows import SAMPLES, FileTask, carve, held_out, normal
 
 CALCULATOR = re.compile(r"<<[^>]*>>")
 
@@ -61,7 +62,7 @@ class Gsm8k(FileTask):
 
     def load(self, split: Split) -> list[Problem]:
         paths = held_out(self.data, split, {"train": "train", "test": "test"})
-        problems = [self._problem(row, split) for path in paths for row in read(path)]
+        problems = [self._problem(row, split) for path in paths for row in read_rows(path)]
         return carve([(p.key, p) for p in problems], split)
 
     def _problem(self, row: DataRow, split: Split) -> Problem:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rorqual.core.errors import DataError
+from rorqual.core.rows import DataRow, read_rows
 from rorqual.tasks.base import Problem, Split, Verdict
 from rorqual.tasks.roles import by_pronoun, roles
-from rorqual.tasks.rows import SAMPLES, DataRow, FileTask, carve, held_out, read
+from rorqual.tasks.rows import SAMPLES, FileTask, carve, held_out
 
 
 class Knights(FileTask):
@@ -33,7 +34,7 @@ class Knights(FileTask):
 
     def load(self, split: Split) -> list[Problem]:
         paths = held_out(self.data, split, {"train": "train", "test": "test"})
-        problems = [self._problem(row, split) for path in paths for row in read(path)]
+        problems = [self._problem(row, split) for path in paths for row in read_rows(path)]
         selected = [(p.key, p) for p in problems if not self.people or len(p.meta["names"]) in self.people]
         return carve(selected, split)
 

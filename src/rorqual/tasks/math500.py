@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from rorqual.core.errors import DataError
+from rorqual.core.rows import DataRow, read_rows
 from rorqual.tasks.answer import final_answer, math_equal, math_verify
 from rorqual.tasks.base import Problem, Split, Verdict
-from rorqual.tasks.rows import SAMPLES, DataRow, FileTask, files, normal, read
+from rorqual.tasks.rows import SAMPLES, FileTask, files, normal
 
 
 class Math500(FileTask):
@@ -55,7 +56,7 @@ class Math500(FileTask):
                 where=str(self.data),
                 remedy="Use split=test, or train on another task.",
             )
-        return [self._problem(row) for path in files(self.data, "test") for row in read(path)]
+        return [self._problem(row) for path in files(self.data, "test") for row in read_rows(path)]
 
     def _problem(self, row: DataRow) -> Problem:
         return Problem(

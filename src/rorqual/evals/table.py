@@ -48,7 +48,11 @@ def render(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]], *, t
 
 
 def table(evaluation: Evaluation) -> str:
-    """Return accuracy in percent by family and level, with 95 % intervals, the best baseline and answer lengths."""
+    """Return accuracy in percent by family and level, with 95 % intervals, the best baseline and answer lengths.
+
+    `unmarked %` of the replies lack a marked answer and are wrong. `last %` is the accuracy if the last number, label or line of a reply
+    is its answer.
+    """
     rows: list[Row] = list(evaluation.rows("level"))
     if len(rows) > 1:
         families = evaluation.rows("family")
@@ -60,6 +64,8 @@ def table(evaluation: Evaluation) -> str:
         "right",
         "accuracy %",
         "95 % interval",
+        "unmarked %",
+        "last %",
         "best baseline %",
         "ungraded",
         "thought %",
@@ -120,6 +126,8 @@ def _cells(row: Row) -> list[str]:
         f"{row.right}/{row.graded}",
         percent(row.accuracy),
         percent_interval(row.interval),
+        percent(row.unmarked),
+        percent(row.last),
         baseline(row),
         str(row.ungraded),
         percent(row.thought),

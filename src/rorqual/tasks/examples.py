@@ -22,7 +22,7 @@ import rorqual
 from rorqual.core.errors import DataError, TaskError, nearest
 from rorqual.core.records import append_line, read_lines, write_atomic, write_json
 from rorqual.core.user_code import import_file
-from rorqual.tasks.answer import final_answer, final_number
+from rorqual.tasks.answer import answer_number, final_answer
 from rorqual.tasks.base import Problem, Split, Verdict
 from rorqual.tasks.rows import FileTask, normal
 
@@ -48,7 +48,8 @@ class Examples(FileTask):
     """Problems from a folder that `rorqual teach` wrote: `train.jsonl`, `dev.jsonl`, `test.sealed` and `task.json`.
 
     `grader` is a function `./mine.py:function` of prompt, gold answer and reply. Without it, the kind of answers decides how they are
-    compared. Case, white space and a final full stop do not count in labels. Numbers and JSON are compared by value. Case and white space
+    compared. Case, white space and a final full stop do not count in labels. Numbers and JSON are compared by value, and a number is the
+    last line of the reply, or marked (`#### 18`), perhaps with a unit. Case and white space
     do not count in the strings of JSON, and a null is the same as a missing key. White space does not count in texts. `kind` is that of
     `task.json` if it is not given. With `last_line`, a reply may give reasons, and then ends with its answer, perhaps after "Answer:". A
     grader then sees the whole reply and its end.
@@ -92,6 +93,10 @@ class Examples(FileTask):
                 return Verdict.RIGHT
         return Verdict.WRONG
 
+    def is_marked(self, problem: Problem, reply: str) -> bool:
+        """Return whether the reply has an answer of this kind. A grader of the user's own reads any reply."""
+        return self.judge is not None or canonical(reply, self.kind) is not None
+
     def _judged(self, problem: Problem, answer: str) -> bool:
         assert self.judge is not None
         try:
@@ -127,7 +132,7 @@ class Examples(FileTask):
 def canonical(text: str, kind: AnswerKind) -> str | None:
     """Return an answer in the form in which it is compared, or None if the text has no answer of this kind."""
     if kind == "number":
-        number = final_number(text)
+        number = answer_number(text)
         return None if number is None else str(number)
     if kind == "JSON":
         try:

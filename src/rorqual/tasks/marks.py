@@ -1,0 +1,143 @@
+r"""The ways to mark an answer in a reply, such as `\boxed{18}`. A task tells the model its mark, and reads only this mark."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+MARKS = 24
+"""Only the last `MARKS` marks of a reply are read."""
+_BOX = re.compile(r"\\boxed\s?\{|\\.|[{}]", re.DOTALL)
+_TAG = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL | re.IGNORECASE)
+_HASHES = re.compile(r"(?<![#\w])####[ \t]+(?!#)([^\n]+)")
+_ANSWER = re.compile(r"\banswer[*_ \t]*:[*_ \t]*\n?[ \t]*([^\n]+)", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"(?<=[^\s.])[.!?;][*_\"')\]$]*\s")
+_JOINER = re.compile(r"[\s$,.]*(?:(?:\\text\s?\{)?\s*(?:and|or)\s*\}?|,)[\s$]*(?:[a-z]\s?=\s?)?[\s$]*", re.IGNORECASE)
+_WRAPPED = (re.compile(r"\*\*(.+)\*\*", re.DOTALL), re.compile(r"[*_`](.+)[*_`]", re.DOTALL), re.compile(r"\$([^$]+)\$"),
+            re.compile(r"\\\((.+)\\\)", re.DOTALL), re.compile(r"\\\[(.+)\\\]", re.DOTALL))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class MarkedText:
+    """A marked text. The mark itself is `reply[start:end]`."""
+
+    start: int
+    end: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A way to mark an answer. `form` is an answer in this mark, and `find_all` finds all marked texts of a reply, in order."""
+
+    form: str
+    find_all: Callable[[str], list[MarkedText]]
+
+    def write(self, answer: str) -> str:
+        """Return `answer` in this mark."""
+        return self.form.replace("ANSWER", answer)
+
+    def asked(self, prompt: str, what: str) -> str:
+        """Return `prompt` with the instruction to mark the answer. `what` stands for the answer, such as NUMBER."""
+        return f"{prompt}\nEnd your reply with your answer in this form: {self.write(what)}"
+
+    def find(self, reply: str) -> str | None:
+        """Return the last marked text of `reply`, or None if the reply is unmarked.
+
+        Marks that are joined by `and`, `or` or a comma are one list. A reply is also unmarked if its last sentence with a mark marks
+        different answers.
+        """
+        marked = self.find_all(spoken(reply))[-MARKS:]
+        if not marked:
+            return None
+        text, last = marked[-1].text, marked[-1]
+        for before in reversed(marked[:-1]):
+            gap = spoken(reply)[before.end : last.start]
+            if "\n" in gap or _SENTENCE_END.search(gap):
+                break
+            if _JOINER.fullmatch(gap):
+                text = f"{before.text}, {text}"
+            elif before.text != last.text:
+                return None
+            last = before
+        return unwrapped(text) or None
+
+
+def spoken(reply: str) -> str:
+    """Return the reply without its thinking."""
+    return reply.rpartition("</think>")[2].partition("<think>")[0]
+
+
+def unwrapped(text: str) -> str:
+    r"""Return `text` without emphasis, math delimiters, a final full stop and a box around all of it."""
+    before = ""
+    while text != before:
+        before, text = text, text.strip()
+        text = text.removesuffix(".") if not text.endswith("..") else text
+        for pattern in _WRAPPED:
+            text = match[1] if (match := pattern.fullmatch(text)) else text
+        if (
+            text.startswith("\\boxed")
+            and len(boxes := _boxes(text))
+            and boxes[-1].start == 0
+            and boxes[-1].end == len(text)
+        ):
+            text = boxes[-1].text
+    return text
+
+
+def _boxes(text: str) -> list[MarkedText]:
+    """Return the content of each complete box that is not inside another box. Braces may nest."""
+    complete: list[MarkedText] = []
+    opened: list[tuple[int, int] | None] = []
+    for match in _BOX.finditer(text):
+        if match[0] == "}":
+            if opened and (begun := opened.pop()) is not None:
+                while complete and complete[-1].start > begun[0]:
+                    complete.pop()
+                complete.append(MarkedText(begun[0], match.end(), text[begun[1] : match.start()].strip()))
+        elif match[0][-1] == "{" and match[0] != "\\{":
+            opened.append((match.start(), match.end()) if match[0] != "{" else None)
+    return complete
+
+
+def _matches(pattern: re.Pattern[str], *, sentence: bool) -> Callable[[str], list[MarkedText]]:
+    """Return a function that finds the texts of group 1. With `sentence`, a text ends with its first sentence."""
+
+    def find_all(reply: str) -> list[MarkedText]:
+        found = []
+        for match in deque(pattern.finditer(reply), maxlen=MARKS):
+            text = match[1]
+            if sentence and (end := _SENTENCE_END.search(text)):
+                text = text[: end.start()]
+            found.append(MarkedText(match.start(), match.start(1) + len(text), text.strip()))
+        return found
+
+    return find_all
+
+
+def _whole(reply: str) -> list[MarkedText]:
+    return [MarkedText(0, len(reply), reply.strip())]
+
+
+BOXED = Mark("\\boxed{ANSWER}", _boxes)
+HASHES = Mark("#### ANSWER", _matches(_HASHES, sentence=True))
+ANSWER = Mark("Answer: ANSWER", _matches(_ANSWER, sentence=True))
+TAG = Mark("<answer>ANSWER</answer>", _matches(_TAG, sentence=False))
+ALONE = Mark("ANSWER", _whole)
+"""The whole reply is the answer: a label, a number or JSON."""
+
+
+def last_line(reply: str) -> str:
+    """Return the last line of the reply that is not empty, or ""."""
+    lines = [line.strip() for line in spoken(reply).split("\n") if line.strip()]
+    return lines[-1] if lines else ""
+
+
+def marked(reply: str) -> str | None:
+    r"""Return the text of the last mark of any kind (`\boxed{}`, `####`, `Answer:`, `<answer>`), or None."""
+    text = spoken(reply)
+    found = [(one.end, mark) for mark in (BOXED, HASHES, ANSWER, TAG) for one in mark.find_all(text)[-1:]]
+    return max(found, key=lambda item: item[0])[1].find(text) if found else None

@@ -18,7 +18,7 @@ from rorqual.evals.report_claims import claim_tables, points, points_interval
 from rorqual.evals.report_cost import cost
 from rorqual.evals.report_students import main_claim, students
 from rorqual.evals.series import series
-from rorqual.evals.table import baseline, percent, percent_interval, version_note
+from rorqual.evals.table import baseline, percent, percent_interval, reading_note, version_note
 from rorqual.evals.transcripts import transcripts
 
 REPORT_FILE, PICTURES = "report.html", "pictures"
@@ -205,7 +205,8 @@ def _accuracy(findings: Findings, figures: Mapping[str, str]) -> list[str]:
         "baseline is a rule that sees only the surface of a prompt, fitted on train problems of the family and level. The rules are "
         "the majority answer, the most frequent answer for prompts of the same length, and a small decision tree on lengths, numbers "
         f"and characters. Values are percent, with 95 % intervals. {ungraded} ungraded answers are left out. "
-        f"{version_note(evaluations['after', 'auto'])}"
+        f"{version_note(evaluations['after', 'auto'])} "
+        f"{reading_note({f'{when}, {mode}': evaluation for (when, mode), evaluation in evaluations.items()})}"
     )
     every = page.folded("All values by family and level", page.table("accuracy", heads, groups))
     return [figures["accuracy"], figures["accuracy-by-level"], page.para(note, "note"), every]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich import box
 from rich.console import Console
@@ -106,6 +106,18 @@ def ungraded_note(evaluation: Evaluation) -> str:
     return (
         f"{row.ungraded} of {total} answers are ungraded and left out of the accuracy. "
         f"It would be {low} % if all of them were wrong, and {high} % if all were right."
+    )
+
+
+def reading_note(evaluations: Mapping[str, Evaluation]) -> str:
+    """State the share of unmarked replies, and the accuracy if the last number, label or line is the answer. "" for older files."""
+    rows = {name: evaluation.rows("all")[0] for name, evaluation in evaluations.items()}
+    if all(math.isnan(row.last) for row in rows.values()):
+        return ""
+    unmarked = ", ".join(f"{name} {percent(row.unmarked)} %" for name, row in rows.items())
+    last = ", ".join(f"{name} {percent(row.last)} %" for name, row in rows.items())
+    return (
+        f"Replies without a marked answer: {unmarked}. Accuracy by the last number, label or line of a reply: {last}."
     )
 
 

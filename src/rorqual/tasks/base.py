@@ -85,12 +85,15 @@ class Task(ABC):
         """
 
     def grade_last(self, problem: Problem, reply: str) -> Verdict:
-        """Grade the last number or line of `reply` as if it were marked. An evaluation shows this accuracy beside that of `grade`.
+        """Grade the last number or line of a reply that is not right as it is. An evaluation shows this accuracy beside that of `grade`.
 
         This reading is for models that were never told how to mark an answer. It is too lenient for rewards.
         """
+        verdict = self.grade(problem, reply)
+        if verdict is not Verdict.WRONG:
+            return verdict
         number = last_number(reply) if whole_number(problem.answer) is not None else None
-        return self.grade(problem, last_line(reply) if number is None else str(number))
+        return self.grade(problem, last_line(reply) if number is None else number.text)
 
     def is_marked(self, problem: Problem, reply: str) -> bool:
         """Return whether `reply` has an answer in the task's mark. An unmarked reply is wrong."""

@@ -11,7 +11,6 @@ from rorqual.core.parts import read_content
 from rorqual.core.records import Message, Role, says_nothing
 from rorqual.tasks.answer import answer_number, final_answer
 from rorqual.tasks.base import Problem, Split, Verdict
-from rorqual.tasks.numbers import last_number
 from rorqual.tasks.rows import DataRow, FileTask, carve, held_out, normal, read
 
 PAIRS = (("prompt", "completion"), ("question", "answer"))
@@ -87,10 +86,6 @@ class Messages(FileTask):
         if gold is None:
             return Verdict.UNGRADED
         return Verdict.RIGHT if self.canonical_answer(problem, reply) == gold else Verdict.WRONG
-
-    def grade_last(self, problem: Problem, reply: str) -> Verdict:
-        number = last_number(reply) if answer_number(problem.answer) is not None else None
-        return self.grade(problem, reply if number is None else str(number))
 
 
 def _turns(row: DataRow) -> list[Message]:

@@ -52,11 +52,12 @@ _NO_UNIT = re.compile(
 
 @dataclass(frozen=True)
 class Number:
-    """An exact number. `unit` is what follows it, such as "eggs"."""
+    """An exact number. `unit` is what follows it, such as "eggs", and `text` is what was read."""
 
     value: Fraction
-    percent: bool = False
-    unit: str = ""
+    percent: bool
+    unit: str
+    text: str
 
     def equals(self, other: Number) -> bool:
         """Return whether both are the same number. 50% equals both 1/2 and 50. Units differ only if both are known units."""
@@ -121,4 +122,4 @@ def _number(match: re.Match[str], unit: str = "") -> Number | None:
         match["scale"].strip(" -").lower().removesuffix("s"), 1
     )
     negative = "-" in match["sign"] + match["late"]
-    return Number(-value if negative else value, bool(match["percent"]), unit)
+    return Number(-value if negative else value, bool(match["percent"]), unit, match[0].strip())

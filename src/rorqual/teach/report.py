@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -169,6 +170,8 @@ def _as_json(found: TeachResults, sentences: Sequence[str], opened: int) -> dict
             "of": one.row.graded,
             "interval": vars(one.row.interval),
         }
+        if not math.isnan(one.row.last):
+            row |= {"unmarked": one.row.unmarked, "last": one.row.last}
         if one.ahead is not None:
             row |= {"difference": one.ahead.difference.mean, "difference_interval": vars(one.ahead.difference.interval)}
             row |= {"p": one.ahead.p_value, "gained": one.ahead.gained, "lost": one.ahead.lost}
@@ -176,7 +179,18 @@ def _as_json(found: TeachResults, sentences: Sequence[str], opened: int) -> dict
     return {"sentences": list(sentences), "results": rows, "test_openings": opened}
 
 
-HEADS = ("", "right %", "95 % interval", "taught model, points more", "95 % interval", "p", "gained", "lost")
+HEADS = (
+    "",
+    "right %",
+    "95 % interval",
+    "unmarked %",
+    "last %",
+    "taught model, points more",
+    "95 % interval",
+    "p",
+    "gained",
+    "lost",
+)
 
 
 def result_rows(found: TeachResults) -> list[tuple[str, ...]]:
@@ -187,6 +201,7 @@ def result_rows(found: TeachResults) -> list[tuple[str, ...]]:
 
 def _cells(one: Result) -> tuple[str, ...]:
     start = (one.name, percent(one.row.accuracy), percent_interval(one.row.interval))
+    start += (percent(one.row.unmarked), percent(one.row.last))
     if one.ahead is None:
         return (*start, "", "", "", "", "")
     ahead = one.ahead

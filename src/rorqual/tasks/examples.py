@@ -136,7 +136,7 @@ def canonical(text: str, kind: AnswerKind) -> str | None:
         return None if number is None else str(number)
     if kind == "JSON":
         try:
-            return json.dumps(_normal_json(json.loads(text)), sort_keys=True)
+            return json.dumps(_normal_json(json.loads(text, object_pairs_hook=_without_repeats)), sort_keys=True)
         except (ValueError, RecursionError):
             return None
     if kind == "text":
@@ -151,7 +151,17 @@ def _normal_json(value: Any) -> Any:
         return [_normal_json(item) for item in value]
     if isinstance(value, dict):
         return {name: _normal_json(item) for name, item in value.items() if item is not None}
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+    exact = (
+        isinstance(value, bool) or not isinstance(value, int) or abs(value) > 2**53
+    )  # a float cannot hold larger integers
+    return value if exact else float(value)
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON. Raises ValueError for a repeated key, because its value is open."""
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a key is repeated")
+    return dict(pairs)
 
 
 # ---- files

@@ -30,6 +30,7 @@ DIGITS = 30
 _TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf|textrm|mbox|textit|operatorname)\s?\{([^{}]{0,200})\}")
 _SPACING = re.compile(r"\\(?:left|right|displaystyle|quad|qquad)(?![A-Za-z])|(?<!\\)\\[!;: ]|~|\\,")
 _BASED = re.compile(r"([0-9A-Fa-f]+)_\{?([0-9]{1,2})\}?")
+_REPEATING = re.compile(r"([0-9]*)\.([0-9]{0,9})\\overline\s?\{([0-9]{1,9})\}")
 _OPEN = re.compile(r"\\{|[\[(]")
 
 
@@ -103,12 +104,20 @@ def _parsed(text: str) -> list[Any]:
     """Parse `text`, without math-verify's fallback strings, and with each decimal as an exact fraction."""
     from sympy import Float, Rational
 
-    forms = math_verify().parse(f"\\boxed{{{_SPACING.sub(' ', text)}}}", parsing_timeout=None)
+    text = _REPEATING.sub(_as_fraction, _SPACING.sub(" ", text))
+    forms = math_verify().parse(f"\\boxed{{{text}}}", parsing_timeout=None)
     return [
         form.xreplace({decimal: Rational(str(decimal)) for decimal in form.atoms(Float)})
         for form in forms
         if not isinstance(form, str)
     ]
+
+
+def _as_fraction(match: re.Match[str]) -> str:
+    """Return a repeating decimal as a fraction: `\\frac{1}{3}` for `0.\\overline{3}`."""
+    before, after, repeated = match.groups()
+    nines, shift = 10 ** len(repeated) - 1, 10 ** len(after)
+    return rf"\frac{{{int(before + after or 0) * nines + int(repeated)}}}{{{nines * shift}}}"
 
 
 def _brackets(text: str) -> set[str]:

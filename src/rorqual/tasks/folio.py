@@ -8,7 +8,7 @@ from rorqual.core.errors import DataError
 from rorqual.tasks.base import Problem, Split
 from rorqual.tasks.labels import label_of, last_label
 from rorqual.tasks.marked_task import VERSION, MarkedTask
-from rorqual.tasks.marks import ANSWER
+from rorqual.tasks.marks import ANSWER, first_sentence
 from rorqual.tasks.rows import SAMPLES, DataRow, FileTask, carve, held_out, normal, read
 
 LABELS = ("True", "False", "Uncertain")
@@ -55,7 +55,7 @@ class Folio(FileTask, MarkedTask):
         )
 
     def value(self, problem: Problem, text: str) -> str | None:
-        label = label_of(text, (*LABELS, *SAME))
+        label = label_of(first_sentence(text), (*LABELS, *SAME))
         return SAME.get(label or "", label)
 
     def last_value(self, problem: Problem, reply: str) -> str | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from rorqual.core.errors import DataError
 from rorqual.tasks.base import Problem, Split, Verdict
 from rorqual.tasks.marked_task import VERSION, MarkedTask
-from rorqual.tasks.marks import HASHES
+from rorqual.tasks.marks import HASHES, first_sentence
 from rorqual.tasks.numbers import Number, last_number, read_number, whole_number
 from rorqual.tasks.rows import SAMPLES, DataRow, FileTask, carve, held_out, normal, read
 
@@ -55,7 +55,7 @@ class Gsm8k(FileTask, MarkedTask):
         )
 
     def value(self, problem: Problem, text: str) -> Number | None:
-        return read_number(text)
+        return read_number(first_sentence(text))
 
     def last_value(self, problem: Problem, reply: str) -> Number | None:
         return last_number(reply)

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 MARKS = 24
 """Only the last `MARKS` marks of a reply are read."""
+WRAPPINGS, LONGEST_JOINER = 6, 40
 _BOX = re.compile(r"\\boxed\s?\{|\\.|[{}]", re.DOTALL)
 _TAG = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL | re.IGNORECASE)
-_HASHES = re.compile(r"(?<![#\w])####[ \t]+(?!#)([^\n]+)")
-_ANSWER = re.compile(r"\banswer[*_ \t]*:[*_ \t]*\n?[ \t]*([^\n]+)", re.IGNORECASE)
+_HASHES = re.compile(r"(?<![#\w])####(?!#)[ \t]*")
+_ANSWER = re.compile(r"\banswer[*_ \t]*:[*_\s]*", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"(?<=[^\s.])[.!?;][*_\"')\]$]*\s")
 _JOINER = re.compile(r"[\s$,.]*(?:(?:\\text\s?\{)?\s*(?:and|or)\s*\}?|,)[\s$]*(?:[a-z]\s?=\s?)?[\s$]*", re.IGNORECASE)
 _WRAPPED = (re.compile(r"\*\*(.+)\*\*", re.DOTALL), re.compile(r"[*_`](.+)[*_`]", re.DOTALL), re.compile(r"\$([^$]+)\$"),
@@ -57,7 +58,7 @@ class Mark:
             gap = spoken(reply)[before.end : last.start]
             if "\n" in gap or _SENTENCE_END.search(gap):
                 break
-            if _JOINER.fullmatch(gap):
+            if len(gap) <= LONGEST_JOINER and _JOINER.fullmatch(gap):
                 text = f"{before.text}, {text}"
             elif before.text != last.text:
                 return None
@@ -72,20 +73,15 @@ def spoken(reply: str) -> str:
 
 def unwrapped(text: str) -> str:
     r"""Return `text` without emphasis, math delimiters, a final full stop and a box around all of it."""
-    before = ""
-    while text != before:
-        before, text = text, text.strip()
-        text = text.removesuffix(".") if not text.endswith("..") else text
+    for _ in range(WRAPPINGS):
+        text = text.strip()
+        text = text if text.endswith("..") else text.removesuffix(".")
         for pattern in _WRAPPED:
             text = match[1] if (match := pattern.fullmatch(text)) else text
-        if (
-            text.startswith("\\boxed")
-            and len(boxes := _boxes(text))
-            and boxes[-1].start == 0
-            and boxes[-1].end == len(text)
-        ):
-            text = boxes[-1].text
-    return text
+        boxes = _boxes(text) if text.startswith("\\boxed") else []
+        if len(boxes) == 1 and boxes[0].end == len(text):
+            text = boxes[0].text
+    return text.strip()
 
 
 def _boxes(text: str) -> list[MarkedText]:
@@ -103,17 +99,18 @@ def _boxes(text: str) -> list[MarkedText]:
     return complete
 
 
-def _matches(pattern: re.Pattern[str], *, sentence: bool) -> Callable[[str], list[MarkedText]]:
-    """Return a function that finds the texts of group 1. With `sentence`, a text ends with its first sentence."""
+def _tags(reply: str) -> list[MarkedText]:
+    return [MarkedText(*match.span(), match[1].strip()) for match in deque(_TAG.finditer(reply), maxlen=MARKS)]
+
+
+def _rests_of_lines(pattern: re.Pattern[str]) -> Callable[[str], list[MarkedText]]:
+    """Return a function that finds what follows `pattern`, up to the end of the line or the next mark."""
 
     def find_all(reply: str) -> list[MarkedText]:
-        found = []
-        for match in deque(pattern.finditer(reply), maxlen=MARKS):
-            text = match[1]
-            if sentence and (end := _SENTENCE_END.search(text)):
-                text = text[: end.start()]
-            found.append(MarkedText(match.start(), match.start(1) + len(text), text.strip()))
-        return found
+        matches = list(deque(pattern.finditer(reply), maxlen=MARKS))
+        ends = [*(match.start() for match in matches[1:]), len(reply)]
+        texts = [reply[match.end() : end].partition("\n")[0] for match, end in zip(matches, ends, strict=False)]
+        return [MarkedText(*match.span(), text.strip()) for match, text in zip(matches, texts, strict=True)]
 
     return find_all
 
@@ -123,11 +120,17 @@ def _whole(reply: str) -> list[MarkedText]:
 
 
 BOXED = Mark("\\boxed{ANSWER}", _boxes)
-HASHES = Mark("#### ANSWER", _matches(_HASHES, sentence=True))
-ANSWER = Mark("Answer: ANSWER", _matches(_ANSWER, sentence=True))
-TAG = Mark("<answer>ANSWER</answer>", _matches(_TAG, sentence=False))
+HASHES = Mark("#### ANSWER", _rests_of_lines(_HASHES))
+ANSWER = Mark("Answer: ANSWER", _rests_of_lines(_ANSWER))
+TAG = Mark("<answer>ANSWER</answer>", _tags)
 ALONE = Mark("ANSWER", _whole)
 """The whole reply is the answer: a label, a number or JSON."""
+
+
+def first_sentence(text: str) -> str:
+    """Return `text` up to the end of its first sentence."""
+    end = _SENTENCE_END.search(text)
+    return unwrapped(text[: end.start()]) if end else text
 
 
 def last_line(reply: str) -> str:

@@ -9,11 +9,11 @@ from rorqual.core.errors import DataError
 from rorqual.tasks.base import Problem, Split, Verdict
 from rorqual.tasks.expressions import math_verify, verify_latex
 from rorqual.tasks.marked_task import VERSION, MarkedTask
-from rorqual.tasks.marks import BOXED, unwrapped
+from rorqual.tasks.marks import BOXED, last_line, unwrapped
 from rorqual.tasks.rows import SAMPLES, DataRow, FileTask, files, normal, read
 
 FORMULA = re.compile(
-    r"\$\$([^$]+)\$\$|\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]|(?<![\w.,/])(-?[0-9][0-9,]*(?:\.[0-9]+)?(?:/[0-9]+)?)(?!\w)",
+    r"\$\$([^$]+)\$\$|\$([^$]+)\$|\\\((.{1,1000}?)\\\)|\\\[(.{1,1000}?)\\\]|(?<![\w.,/])(-?[0-9][0-9,]*(?:\.[0-9]+)?(?:/[0-9]+)?)(?!\w)",
     re.DOTALL,
 )
 """A formula, or a number outside formulas."""
@@ -67,7 +67,7 @@ class Math500(FileTask, MarkedTask):
     def last_value(self, problem: Problem, reply: str) -> str | None:
         found = [(match.end(), match[match.lastindex or 0]) for match in FORMULA.finditer(reply)]
         found += [(box.end, box.text) for box in self.mark.find_all(reply)]
-        return self.value(problem, unwrapped(max(found)[1])) if found else None
+        return self.value(problem, unwrapped(max(found)[1] if found else last_line(reply)))
 
     def same(self, problem: Problem, gold: str, value: str) -> Verdict:
         return verify_latex(gold, value, timeout=self.timeout)

@@ -38,7 +38,7 @@ _TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf|textrm|mbox|textit|operatorn
 _SPACE = re.compile(r"\\(?:[,;! ]|quad)(?![0-9]{3})|~")
 _NAME = re.compile(r"(?:[A-Za-z]\s?)?=\s?(?=[-+$\\.0-9])")
 _UNIT = re.compile(
-    r"(?:[ -]|(?=[°^]))?(?:\^?\{?\\circ\}?|°[CF]?|\\degrees?"
+    r"(?:[ -]|(?=[°^]))?(?:\^?\{?\\circ\}?|°[CF]?|\\degrees?|[€£¥]"
     r"|[A-Za-z]+(?:\^\{?[23]\}?|[²³])?(?:/[A-Za-z]+)?\.?(?: [A-Za-z]+){0,4})"
 )
 _NO_UNIT = re.compile(
@@ -60,10 +60,10 @@ class Number:
     text: str
 
     def equals(self, other: Number) -> bool:
-        """Return whether both are the same number. 50% equals both 1/2 and 50. Units differ only if both are known units."""
-        units = unit_of(self.unit), unit_of(other.unit)
-        if None not in units and units[0] != units[1]:
-            return False
+        """Return whether both are the same number. 50% equals both 1/2 and 50. If both have known units, 5 km equals 5000 m."""
+        mine, others = unit_of(self.unit), unit_of(other.unit)
+        if mine is not None and others is not None:
+            return mine[0] == others[0] and self.value * mine[1] == other.value * others[1]
         if self.percent == other.percent:
             return self.value == other.value
         share, plain = (self, other) if self.percent else (other, self)

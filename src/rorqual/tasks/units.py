@@ -1,7 +1,8 @@
-"""Units of time, money, length, weight and volume that graders convert."""
+"""Units of time, money, length, area, weight and volume."""
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 
 _UNITS: dict[str, tuple[str, int | Fraction]] = {
@@ -17,6 +18,15 @@ _UNITS: dict[str, tuple[str, int | Fraction]] = {
 }  # fmt: skip
 
 
-def unit_of(word: str) -> tuple[str, int | Fraction] | None:
-    """Return the quantity that a unit measures and the unit's size in base units, or None for an unknown word."""
-    return _UNITS.get(word.lower()) or _UNITS.get(word.lower().removesuffix("s"))
+_POWER = re.compile(r"(square |sq\.? |cubic )?([A-Za-z]+)(?:\^\{?([23])\}?|([²³]))?")
+_POWERS = {"square ": 2, "sq ": 2, "sq. ": 2, "cubic ": 3, "2": 2, "3": 3, "²": 2, "³": 3}
+
+
+def unit_of(words: str) -> tuple[str, Fraction] | None:
+    """Return the quantity that a unit measures, such as "m" or "m^2", and the unit's size in base units, or None for an unknown unit."""
+    match = _POWER.fullmatch(words.lower())
+    known = match and (_UNITS.get(match[2]) or _UNITS.get(match[2].removesuffix("s")))
+    if not match or not known:
+        return None
+    power = _POWERS.get(match[1] or match[3] or match[4] or "", 1)
+    return f"{known[0]}^{power}", Fraction(known[1]) ** power

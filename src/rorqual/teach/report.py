@@ -200,8 +200,8 @@ def result_rows(found: TeachResults) -> list[tuple[str, ...]]:
 
 
 def _cells(one: Result) -> tuple[str, ...]:
-    start = (one.name, percent(one.row.accuracy), percent_interval(one.row.interval))
-    start += (percent(one.row.unmarked), percent(one.row.last))
+    accuracy = (percent(one.row.accuracy), percent_interval(one.row.interval))
+    start = (one.name, *accuracy, percent(one.row.unmarked), percent(one.row.last))
     if one.ahead is None:
         return (*start, "", "", "", "", "")
     ahead = one.ahead

@@ -145,6 +145,7 @@ class Comparer:
                 return Verdict(self.lines.get(timeout=timeout))
             except (Empty, OSError, ValueError):
                 self.process.kill()
+                self.process.wait()
                 return Verdict.UNGRADED
 
     def _start(self) -> None:

@@ -13,7 +13,7 @@ WRAPPINGS, LONGEST_JOINER = 6, 40
 _BOX = re.compile(r"\\boxed\s?\{|\\.|[{}]", re.DOTALL)
 _TAG = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL | re.IGNORECASE)
 _HASHES = re.compile(r"(?<![#\w])####(?!#)[ \t]*")
-_ANSWER = re.compile(r"\banswer[*_ \t]*:[*_\s]*", re.IGNORECASE)
+_ANSWER = re.compile(r"\banswer[*_ \t]*:(?:[*_]{1,2}(?=\s))?\s*", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"(?<=[^\s.])[.!?;][*_\"')\]$]*\s")
 _JOINER = re.compile(r"[\s$,.]*(?:(?:\\text\s?\{)?\s*(?:and|or)\s*\}?|,)[\s$]*(?:[a-z]\s?=\s?)?[\s$]*", re.IGNORECASE)
 _WRAPPED = (re.compile(r"\*\*(.+)\*\*", re.DOTALL), re.compile(r"[*_`](.+)[*_`]", re.DOTALL), re.compile(r"\$([^$]+)\$"),
@@ -50,13 +50,14 @@ class Mark:
         Marks that are joined by `and`, `or` or a comma are one list. A reply is also unmarked if its last sentence with a mark marks
         different answers.
         """
-        marked = self.find_all(spoken(reply))[-MARKS:]
+        reply = spoken(reply)
+        marked = self.find_all(reply)[-MARKS:]
         if not marked:
             return None
         text, last = marked[-1].text, marked[-1]
         for before in reversed(marked[:-1]):
-            gap = spoken(reply)[before.end : last.start]
-            if "\n" in gap or _SENTENCE_END.search(gap):
+            gap = reply[before.end : last.start]
+            if "\n" in gap or _SENTENCE_END.search(reply, before.end, last.start):
                 break
             if len(gap) <= LONGEST_JOINER and _JOINER.fullmatch(gap):
                 text = f"{before.text}, {text}"

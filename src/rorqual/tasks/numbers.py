@@ -28,7 +28,7 @@ NUMBER = re.compile(
         | [ ]?(?:\\times|\\cdot|x|\*)[ ]?10[ ]?(?:\^|\*\*)[ ]?\{{?(?P<ten>[-+]?[0-9]{{1,2}})\}}?
         | [ ]?/[ ]?(?P<below>[0-9]{{1,{LONGEST}}})(?![/.]?[0-9])
       )?
-    ) (?![0-9_^])
+    ) (?![0-9_]|\^(?!\{{?[ ]?\\circ))
     (?P<percent>(?:[ ]?\\?%|[ ](?:percent|per[ ]cent)\b)?)
     (?P<scale>(?:k\b|(?:[ ]|-)(?:hundred|thousand|million|billion|trillion|dozen)s?\b)?)
     """,

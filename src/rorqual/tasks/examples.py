@@ -24,6 +24,7 @@ from rorqual.core.records import append_line, read_lines, write_atomic, write_js
 from rorqual.core.user_code import import_file
 from rorqual.tasks.answer import answer_number, final_answer
 from rorqual.tasks.base import Problem, Split, Verdict
+from rorqual.tasks.marks import marked
 from rorqual.tasks.rows import FileTask, normal
 
 AnswerKind = Literal["label", "number", "JSON", "text"]
@@ -118,11 +119,13 @@ class Examples(FileTask):
 
     def _answers(self, problem: Problem, reply: str) -> list[str]:
         """Return the texts that may be the answer: with `last_line` the end of the reply, as long as the right answer; and the reply."""
-        if not self.last_line or (self.kind == "number" and self.judge is None):
+        if not self.last_line or (self.kind == "number" and self.judge is None and marked(reply) is not None):
             return [reply]
         lines = [line for line in reply.split("\n") if line.strip() and not line.lstrip().startswith("```")]
         end = "\n".join(lines[-max(1, len([line for line in problem.answer.split("\n") if line.strip()])) :])
         plain = LEAD.sub("", end, count=1).strip("`* ")
+        if self.kind == "number" and self.judge is None:
+            return [plain]
         if self.kind == "JSON":
             starts = [number for number, line in enumerate(lines) if line.lstrip()[:1] in ("{", "[")]
             return [plain, *("\n".join(lines[number:]) for number in starts), reply]

@@ -35,7 +35,7 @@ NUMBER = re.compile(
     re.VERBOSE | re.IGNORECASE | re.ASCII,
 )
 _TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf|textrm|mbox|textit|operatorname)\s?\{([^{}]{0,200})\}")
-_SPACE = re.compile(r"\\(?:[,;! ]|quad)(?![0-9]{3})|~")
+_SPACE = re.compile(r"\\(?:[,;! ]|quad)(?![0-9]{3})|(?<=[0-9}])~")
 _NAME = re.compile(r"(?:[A-Za-z]\s?)?=\s?(?=[-+$\\.0-9])")
 _UNIT = re.compile(
     r"(?:[ -]|(?=[°^]))?(?:\^?\{?\\circ\}?|°[CF]?|\\degrees?|[€£¥]"

@@ -228,6 +228,20 @@ def test_a_sample_has_each_of_its_fields_from_its_problem_and_its_completion() -
     assert found.usage == {"completion_tokens": 16, "reasoning_tokens": 10}
 
 
+def test_each_sample_is_graded_by_both_readings() -> None:
+    """`Words` wants "gold" alone, and the last line is "gold" alone."""
+
+    class One(Says):
+        def answer(self, request: Request, number: int) -> Completion:
+            return Completion((1,), [1], [-0.5], "stop", ("It is:\ngold", "<think>")[number], None)
+
+    found = evaluate(One(), Words(), params=SamplingParams(n=2), problems=[Problem("k", "?", "gold", "f")])
+    assert [(s.verdict, s.last, s.unmarked) for s in found.samples] == [
+        (Verdict.WRONG, Verdict.RIGHT, False),
+        (Verdict.WRONG, Verdict.WRONG, True),
+    ]
+
+
 # ---- summaries
 
 

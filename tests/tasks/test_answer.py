@@ -24,7 +24,8 @@ def test_without_a_mark_the_last_line_is_the_answer() -> None:
 @pytest.mark.parametrize(
     ("text", "number", "alone"),
     [
-        ("#### 18\nbye 2", 18, 18), ("18 or 19", 19, None), ("#### 18 or 19", None, None), ("It is 18", 18, None), ("so:\n3/4 cup", Fraction(3, 4), Fraction(3, 4)),
+        ("#### 18\nbye 2", 18, 18), ("18 or 19", 19, None), ("#### 18 or 19", None, None), ("It is 18", 18, None),
+        ("so:\n3/4 cup", Fraction(3, 4), Fraction(3, 4)),
         ("<think>3</think>none", None, None), (r"\boxed{50\%}", 50, 50),
     ],
 )  # fmt: skip
@@ -36,8 +37,8 @@ def test_the_final_number_is_marked_or_last_and_the_answer_number_alone(
 
 @pytest.mark.parametrize(
     ("text", "found"),
-    [("True", "True"), ("It is false.", "False"), ("True or False?\nUncertain", "Uncertain"), ("untrue", None), ("Answer: True\nnot False", "True"),
-     ("Answer: True or False", None), ("", None)],
+    [("True", "True"), ("It is false.", "False"), ("True or False?\nUncertain", "Uncertain"), ("untrue", None),
+     ("Answer: True\nnot False", "True"), ("Answer: True or False", None), ("", None)],
 )  # fmt: skip
 def test_label(text: str, found: str | None) -> None:
     assert label(text, ("True", "False", "Uncertain")) == found
@@ -49,7 +50,7 @@ def test_a_gold_answer_that_does_not_parse_is_never_right(gold: str) -> None:
     assert math_equal(r"\frac{1}{2}", r"\boxed{\frac{1}{2}}", timeout=60) is R  # its nearest valid twin
 
 
-def test_a_comparison_that_takes_too_long_is_ungraded_and_the_next_one_is_graded() -> None:
+def test_a_comparison_that_takes_too_long_is_ungraded() -> None:
     began = time.monotonic()
     reply = "\\boxed{" + ENDLESS.format(r"\cos", r"\sin") + "}"
     assert math_equal(ENDLESS.format(r"\sin", r"\cos"), reply, timeout=1) is U

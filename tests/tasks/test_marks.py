@@ -71,7 +71,8 @@ def test_the_last_mark_of_any_kind_and_the_last_line() -> None:
 
 LENGTH = 20_000
 PIECES = ("1", "{", "}", r"\boxed{", r"\boxed{1}", r"\boxed{1} and ", "#### ", "Answer: ", "Answer:\n", "answer", "<answer>", "</answer>",
-          "<answer>1</answer>", "<think>", "</think>", "*", "$", r"\(", r"\[", " ", "\n", "\\", "a.) ", ". ", "1,111,", "1/", r"\frac{")  # fmt: skip
+          "<answer>1</answer>", "<think>", "</think>", "*", "$", r"\(",
+          r"\[", " ", "\n", "\\", "a.) ", ". ", "1,111,", "1/", r"\frac{")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -48,9 +48,9 @@ def test_near_numbers_differ(text: str, other: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["18 or 19", "18, 19", "18 and a half", "not 18", "18 is wrong", "18 to 20", "18-20", "18 not", "18?", "about 18", "3:30", "3/4/2020", "1,23",
-     "18x", "18 x", "2pi", "18M", "101_2", "18^2", "x^18", "5/0", "", "none", "twelve", "18 hundredths", "eggs 18", "18 minus 2", "< 18", "3 = 4",
-     "18 eggs, 12 pears", "9" * 300],
+    ["18 or 19", "18, 19", "18 and a half", "not 18", "18 is wrong", "18 to 20", "18-20", "18 not", "18?", "about 18", "~18", "3:30", "3/4/2020",
+     "1,23", "18x", "18 x", "2pi", "18M", "101_2", "18^2", "x^18", "5/0", "", "none", "twelve", "18 hundredths", "eggs 18", "18 minus 2", "< 18",
+     "3 = 4", "18 eggs, 12 pears", "9" * 300],
 )  # fmt: skip
 def test_what_is_not_one_number_is_not_read(text: str) -> None:
     assert read_number(text) is None

@@ -118,8 +118,8 @@ def test_knights_grades_each_person() -> None:
         names = p.meta["names"]
         other = facts[0].replace("knight", "#").replace("knave", "knight").replace("#", "knave")
 
-        def grade(text: str, p: Problem = p) -> tuple[str, bool]:
-            reply = f"Suppose {other}. <answer>{text}</answer>"
+        def grade(text: str, p: Problem = p, before: str = f"Suppose {other}.") -> tuple[str, bool]:
+            reply = f"{before} <answer>{text}</answer>"
             return task.grade(p, reply).value, task.is_marked(p, reply)
 
         assert grade(", and ".join(reversed(facts))) == ("right", True)

@@ -6,12 +6,13 @@ import re
 from fractions import Fraction
 
 _UNITS: dict[str, tuple[str, int | Fraction]] = {
-    "second": ("s", 1), "minute": ("s", 60), "min": ("s", 60), "hour": ("s", 3600), "h": ("s", 3600), "hr": ("s", 3600), "day": ("s", 86400), "week": ("s", 604800),
+    "h": ("s", 3600), "hr": ("s", 3600), "in": ("in", 1), "ft": ("in", 12), "lb": ("oz", 16),
+    "second": ("s", 1), "minute": ("s", 60), "min": ("s", 60), "hour": ("s", 3600), "day": ("s", 86400), "week": ("s", 604800),
     "cent": ("$", Fraction(1, 100)), "dollar": ("$", 1), "$": ("$", 1), "mm": ("m", Fraction(1, 1000)), "cm": ("m", Fraction(1, 100)),
     "centimeter": ("m", Fraction(1, 100)), "m": ("m", 1), "meter": ("m", 1), "metre": ("m", 1), "km": ("m", 1000),
-    "kilometer": ("m", 1000), "kilometre": ("m", 1000), "inch": ("in", 1), "in": ("in", 1), "ft": ("in", 12), "inche": ("in", 1), "foot": ("in", 12), "feet": ("in", 12),
+    "kilometer": ("m", 1000), "kilometre": ("m", 1000), "inch": ("in", 1), "inche": ("in", 1), "foot": ("in", 12), "feet": ("in", 12),
     "yard": ("in", 36), "mile": ("in", 63360), "g": ("g", 1), "gram": ("g", 1), "kg": ("g", 1000), "kilogram": ("g", 1000),
-    "tonne": ("g", 10**6), "ounce": ("oz", 1), "pound": ("oz", 16), "lb": ("oz", 16), "ml": ("l", Fraction(1, 1000)), "milliliter": ("l", Fraction(1, 1000)),
+    "tonne": ("g", 10**6), "ounce": ("oz", 1), "pound": ("oz", 16), "ml": ("l", Fraction(1, 1000)), "milliliter": ("l", Fraction(1, 1000)),
     "l": ("l", 1), "liter": ("l", 1),
     "litre": ("l", 1), "month": ("mo", 1), "year": ("mo", 12), "cup": ("c", 1), "pint": ("c", 2), "quart": ("c", 4),
     "gallon": ("c", 16),

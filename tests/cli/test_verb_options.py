@@ -9,33 +9,21 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
-from typer.main import get_command
 from typer.testing import CliRunner
 
-from rorqual.cli.accounts import InspectSettings
 from rorqual.cli.benching import BenchSettings
 from rorqual.cli.conversation import ChatSettings
 from rorqual.cli.generating import GenerateSettings, read_settings
-from rorqual.cli.main import app
+from rorqual.cli.main import OPTIONS, app
 from rorqual.cli.measure import EvalSettings
-from rorqual.cli.planning import QuickstartPlan, RunPlan, ServePlan, TrainPlan
-from rorqual.cli.settings import Placement
-from rorqual.cli.verbs.attention import AttentionSettings
-from rorqual.cli.verbs.check import CheckSettings
-from rorqual.cli.verbs.compare import CompareSettings
-from rorqual.cli.verbs.compute import ComputeSettings
-from rorqual.cli.verbs.export import ExportConfig
-from rorqual.cli.verbs.failures import FailuresSettings
-from rorqual.cli.verbs.import_ import ImportConfig
-from rorqual.cli.verbs.merge import MergeConfig
-from rorqual.cli.verbs.peft import PeftConfig
-from rorqual.cli.verbs.sparsify import SparsifyCommand
+from rorqual.cli.planning import ServePlan, TrainPlan
 from rorqual.core.config import Config, read_yaml
 from rorqual.core.records import Message, RunDir
 from rorqual.engine.engine import Engine
@@ -46,13 +34,9 @@ from rorqual.evals.run import pick, seeded
 from rorqual.evals.table import comparison_table
 from rorqual.generate.schema import RowSampling
 from rorqual.recipes import make_run
-from rorqual.recipes.sparsify import SparsifyConfig
 from rorqual.tasks.find import load_task
-from rorqual.teach.config import TeachConfig
 from rorqual.train.loop import fit
 from rorqual.train.run import Run
-
-TESTED_ELSEWHERE = {"train", "distil", "distill", "serve", "quickstart", "lab"}
 
 
 def said(*words: str, code: int = 0, stdin: str = "") -> str:
@@ -340,7 +324,7 @@ def test_compare_pairs_by_the_grain_that_it_is_told(here: Path) -> None:
     for grain, text in told.items():
         rows = compare(one, two, grain=grain)  # type: ignore[arg-type]
         assert text == comparison_table(rows, title="b.json - a.json, paired") + "\n"
-    assert said("compare", "a.json", "b.json", "device=cpu", "dtype=bfloat16") == told["family"]
+    assert said("compare", "a.json", "b.json") == told["family"]
 
 
 # ---- generate
@@ -780,113 +764,39 @@ def test_train_serve_published_and_tables_are_four_plans() -> None:
 # ---- all
 
 
-def of(cls: type[Config]) -> set[str]:
-    return set(cls.model_fields)
+def settings_of(verb: str) -> Iterator[type[Config]]:
+    for place in OPTIONS.get(verb, {}).values():
+        module, _, name = place.partition(":")
+        yield getattr(import_module(module), name)
 
 
-PLACED = of(Placement)
-"""`device` and `dtype`, which every verb takes, and those that compute nothing pass over."""
-NOT_TESTED = of(QuickstartPlan)
-TAUGHT = {
-    *(
-        "test",
-        "prompt",
-        "answer",
-        "reasoning",
-        "base",
-        "grader",
-        "rule",
-        "teacher",
-        "model",
-        "budget",
-        "price_in",
-        "price_out",
-    ),
-    *("minutes", "count", "seed", "threads", "quiet", "track"),
-}
-"""`rorqual plan quickstart` probes the machine for some 20 seconds, too long for a test here."""
-DECLARED: dict[str, tuple[set[str], set[str]]] = {
-    # verb: the options that it declares, and those that are tested here
-    "eval": (of(EvalSettings), {*EVALUATED, *EVAL_ALONE}),
-    "check": (of(CheckSettings), {"prompt", "answer", "reasoning", "against", "base", "page", "out"}),  # tests/teach
-    "teach": (of(TeachConfig) - {"file"}, TAUGHT),  # tests/teach
-    "failures": (of(FailuresSettings), {"than", "count"}),  # tests/teach
-    "compare": (of(CompareSettings), {"grain", *PLACED}),
-    "generate": (of(GenerateSettings) | of(RowSampling), {*GENERATED, *GENERATE_ALONE}),
-    "chat": (of(ChatSettings), {*CHATTED, *CHAT_ALONE}),
-    "bench": (of(BenchSettings), {"batch", "prompt", "new", "repeats", "data", "seed", "threads", "out", *PLACED}),
-    "inspect": (of(InspectSettings), {"context", *PLACED}),
-    "import": (of(ImportConfig), {"dtype", "quiet"}),
-    "export": (of(ExportConfig), {"format", "dtype", "shard_gb", "quiet"}),
-    "merge": (of(MergeConfig), {"dtype", "quiet"}),
-    "sparsify": (
-        of(SparsifyConfig) | of(SparsifyCommand),
-        {
-            "index_topk",
-            "index_n_heads",
-            "index_head_dim",
-            "index_dtype",
-            "warmup",
-            "warmup_lr",
-            "steps",
-            "lr",
-            "seed",
-            "data",
-            "task",
-            "options",
-            "rows",
-            "row",
-            "threads",
-            "quiet",
-            *PLACED,
-        },
-    ),
-    "peft": (of(PeftConfig), {"base", "name", "quiet"}),
-    "attention": (
-        of(AttentionSettings),
-        {"data", "length", "windows", "budgets", "min_recall", "out", "page", "threads", *PLACED},
-    ),
-    "compute": (
-        of(ComputeSettings),
-        {
-            "task",
-            "data",
-            "split",
-            "count",
-            "seed",
-            "thinking",
-            "temperature",
-            "max_tokens",
-            "per_family",
-            "options",
-            "out",
-            "page",
-            "threads",
-            *PLACED,
-        },
-    ),
-    "trace": (PLACED, PLACED),
-    "report": (PLACED, PLACED),
-    "doctor": (PLACED, PLACED),
-    "plan": (
-        of(TrainPlan) | of(ServePlan) | of(RunPlan) | of(QuickstartPlan),
-        {*PLANNED["train"], *PLANNED["serve"], "out", "steps", "model", "core_hour", *NOT_TESTED},
-    ),
-}
+HERE = Path(__file__).parent.parent
+TYPED = "".join(
+    file.read_text(encoding="utf-8")
+    for room in ("cli", "teach", "factory", "serve", "plan", "recipes", "train", "evals", "laws")
+    for file in sorted((HERE / room).glob("*.py"))
+)
+"""The tests that give options to commands, or settings to what they start."""
 
 
-def test_no_verb_and_no_option_is_forgotten_here() -> None:
-    verbs = set(get_command(app).commands)  # type: ignore[attr-defined]
-    assert verbs == {*DECLARED, *TESTED_ELSEWHERE}
-    for verb, (declared, tested) in DECLARED.items():
-        assert declared == tested, verb
-    assert of(TrainPlan) == {*PLANNED["train"], "out"} and of(ServePlan) == {*PLANNED["serve"], "out"}
+@pytest.mark.parametrize("verb", OPTIONS)
+def test_the_help_explains_each_option_and_a_test_gives_it(verb: str) -> None:
+    shown = said(verb, "--help")
+    for settings in settings_of(verb):
+        for name, described in settings.model_fields.items():
+            if name in ("file", "teacher", "filters", "access"):
+                continue  # an argument of the command, or settings with a heading of their own
+            assert re.search(rf"^  {name}=\S* *\n? *\S", shown, re.M), name
+            assert described.description, name
+            assert re.search(rf"\b{name}=|[\"']{name}[\"']", TYPED), f"no test gives {verb} {name}="
 
 
-@pytest.mark.parametrize("verb", DECLARED)
-def test_the_help_of_a_verb_names_its_options(verb: str) -> None:
-    named = re.findall(r"\w+", said(verb, "--help"))
-    assert sorted(DECLARED[verb][0] - set(named)) == []
+def test_a_plan_lists_its_options() -> None:
+    assert set(TrainPlan.model_fields) == {*PLANNED["train"], "out"}
+    assert set(ServePlan.model_fields) == {*PLANNED["serve"], "out"}
+    assert set(EvalSettings.model_fields) == {*EVALUATED, *EVAL_ALONE}
+    assert {*GenerateSettings.model_fields, *RowSampling.model_fields} == {*GENERATED, *GENERATE_ALONE}
+    assert set(ChatSettings.model_fields) == {*CHATTED, *CHAT_ALONE}
 
 
 def test_every_verb_refuses_an_option_that_it_does_not_have(here: Path) -> None:
@@ -899,5 +809,5 @@ def test_every_verb_refuses_an_option_that_it_does_not_have(here: Path) -> None:
         "plan": lambda: ("deepseek-v3", "--serve"),
         **{verb: lambda: ("run", "new") for verb in ("import", "export", "merge", "peft", "sparsify")},
     }
-    for verb in DECLARED:
+    for verb in {*OPTIONS} - {"distill", "distil", "teach", "train", "serve"}:
         assert "'nonsense'" in said(verb, *words.get(verb, lambda: ("run",))(), "nonsense=1", code=2), verb

@@ -33,7 +33,6 @@ from rorqual.model.attention import (
     AttentionConfig,
     AttentionContext,
     BlockSelectionConfig,
-    CacheLayout,
     CachePart,
     DSAConfig,
     GQAConfig,
@@ -47,7 +46,7 @@ from rorqual.model.block import BlockConfig, PreNormConfig
 from rorqual.model.ffn import DenseConfig, FFNConfig, MoEConfig
 from rorqual.model.ffn.router import GroupedTopKConfig, RouterConfig, ZeroExpertsConfig
 from rorqual.model.init import init_weights
-from rorqual.model.packed_batch import PackedBatchCache
+from rorqual.model.training_cache import PackedBatchCache
 from rorqual.ops.attention import document_mask
 from rorqual.ops.backends import REFERENCE, TORCH, TORCH_INVARIANT, Backend
 from rorqual.ops.backends.attention import AttentionMetadata
@@ -266,7 +265,7 @@ class Kept(LayerCache):
 
 
 def sheet_of(config: AttentionConfig, positions: Tensor) -> PackedBatchCache:
-    return PackedBatchCache(positions, None, [CacheLayout.of(config)], TORCH_INVARIANT.attention)
+    return PackedBatchCache(positions, None, [config.cache_layout()], TORCH_INVARIANT.attention)
 
 
 def fed(model: Decoder, tokens: Tensor, cuts: Sequence[int]) -> Tensor:

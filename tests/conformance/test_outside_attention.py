@@ -38,11 +38,11 @@ from rorqual.engine.runner import Runner
 from rorqual.engine.weights import fingerprint
 from rorqual.model import Decoder, ModelConfig, Stage, account, build
 from rorqual.model.adapter import TuneIndexer
-from rorqual.model.attention import AttentionConfig, AttentionContext, CacheLayout, CachePart, LayerCache, Selection
+from rorqual.model.attention import AttentionConfig, AttentionContext, CachePart, LayerCache, Selection
 from rorqual.model.ffn import DenseConfig
 from rorqual.model.init import init_weights
 from rorqual.model.load.run import load_run
-from rorqual.model.packed_batch import PackedBatchCache
+from rorqual.model.training_cache import PackedBatchCache
 from rorqual.ops.backends import TORCH, TORCH_INVARIANT, Backend
 from rorqual.ops.backends.attention import AttentionMetadata
 from rorqual.ops.losses import token_logprobs
@@ -131,7 +131,7 @@ def attended(
     module: torch.nn.Module, attention: AttentionConfig, x: Tensor, ops: Backend, *wanted: str
 ) -> tuple[Tensor, dict[str, Tensor]]:
     positions = torch.arange(len(x)).unsqueeze(0)
-    sheet = PackedBatchCache(positions, None, [CacheLayout.of(attention)], ops.attention)
+    sheet = PackedBatchCache(positions, None, [attention.cache_layout()], ops.attention)
     context = AttentionContext(positions, None, ops, sheet.table, wanted)
     out = module(x.unsqueeze(0), context, sheet.layer(0))[0]
     return out, {name: tensor for name, [tensor] in context.recorded.items()}
@@ -394,7 +394,7 @@ def in_the_engine(attention: AttentionConfig) -> LayerCache:
 
 def in_training(attention: AttentionConfig) -> LayerCache:
     return PackedBatchCache(
-        torch.arange(4).unsqueeze(0), None, [CacheLayout.of(attention)], TORCH_INVARIANT.attention
+        torch.arange(4).unsqueeze(0), None, [attention.cache_layout()], TORCH_INVARIANT.attention
     ).layer(0)
 
 

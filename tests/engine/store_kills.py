@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from rorqual.engine.kv_cache.disk import SUFFIX, DiskStore, load_secret
+from rorqual.engine.kv_cache.disk import SUFFIX, DiskStore
 
 BUDGET = 8 << 20
 KEYS = 200
@@ -27,7 +27,7 @@ def exact(number: int) -> bytes:
 
 
 def opened(folder: Path) -> DiskStore:
-    return DiskStore(folder, BUDGET, load_secret(folder), b"weights")
+    return DiskStore(folder, BUDGET, b"weights")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from rorqual.core.errors import DataError
 from rorqual.engine.kv_cache.paged import PagedCache, StepCache, token_bytes
 from rorqual.model import Decoder
-from rorqual.model.packed_batch import PackedBatchCache
+from rorqual.model.training_cache import PackedBatchCache
 from rorqual.ops.backends import TORCH_INVARIANT
 from rorqual.ops.backends.attention import AttentionMetadata
 from rorqual.ops.paged import BLOCK

@@ -98,8 +98,8 @@ def test_a_stream_that_is_collected_in_the_middle_of_a_step_leaves_after_it(
             self.me, self.stream = self, engine.stream(ask(5, 200))
             next(self.stream)
 
-    runner, steps = engine._cores[0].runner, [0]
-    keep = runner._keep
+    sampler, steps = engine._cores[0].runner.sampler, [0]
+    keep = sampler.keep
 
     def collecting(*given: object) -> object:
         drawn = keep(*given)  # type: ignore[arg-type]
@@ -114,7 +114,7 @@ def test_a_stream_that_is_collected_in_the_middle_of_a_step_leaves_after_it(
         next(streams[0])
         Holder()
         streams |= {1: engine.stream(ask(1)), 2: engine.stream(ask(2))}
-        monkeypatch.setattr(runner, "_keep", collecting)
+        monkeypatch.setattr(sampler, "keep", collecting)
         found = {}
         while streams:
             for number in list(streams):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tape import Tape, sequence, some_ids
 
-from rorqual.engine.kv_cache.disk import DiskStore, load_secret
+from rorqual.engine.kv_cache.disk import DiskStore
 from rorqual.engine.kv_cache.manager import KVCacheManager
 from rorqual.engine.scheduler import Sequence
 from rorqual.ops.paged import BLOCK
@@ -104,13 +104,12 @@ def test_after_new_weights_nothing_old_is_found_also_not_by_who_runs() -> None:
 
 
 def test_a_block_from_disk_is_found_again_and_a_damaged_one_is_not(tmp_path: Path) -> None:
-    secret = load_secret(tmp_path)
-    with DiskStore(tmp_path, 1 << 20, secret, b"weights") as store:
-        pages = pages_of(store=store, secret=secret)
+    with DiskStore(tmp_path, 1 << 20, b"weights") as store:
+        pages = pages_of(store=store, secret=store.secret)
         fill(pages, owner())
     for spoiled, found in ((None, 3), (1, 1)):
-        with DiskStore(tmp_path, 1 << 20, secret, b"weights") as store:
-            pages, one = pages_of(store=store, secret=secret), owner(5)
+        with DiskStore(tmp_path, 1 << 20, b"weights") as store:
+            pages, one = pages_of(store=store, secret=store.secret), owner(5)
             if spoiled is not None:
                 key = pages._keys(one, 3)[spoiled]
                 (file,) = tmp_path.glob(f"{key.hex()}*")
@@ -123,19 +122,17 @@ def test_a_block_from_disk_is_found_again_and_a_damaged_one_is_not(tmp_path: Pat
 
 
 def test_contents_that_the_cache_refuses_are_a_miss(tmp_path: Path) -> None:
-    secret = load_secret(tmp_path)
-    with DiskStore(tmp_path, 1 << 20, secret, b"weights") as store:
-        pages = pages_of(store=store, secret=secret)
+    with DiskStore(tmp_path, 1 << 20, b"weights") as store:
+        pages = pages_of(store=store, secret=store.secret)
         one = owner()
         store.put(pages._keys(one, 1)[0], b"damaged")
         assert pages.match(one) == 0 and one.blocks == [] and pages.pool.used == 1
 
 
 def test_with_no_place_to_put_it_a_block_on_disk_is_a_miss(tmp_path: Path) -> None:
-    secret = load_secret(tmp_path)
-    with DiskStore(tmp_path, 1 << 20, secret, b"weights") as store:
-        fill(pages_of(store=store, secret=secret), owner())
-        pages = pages_of(3, store=store, secret=secret)
+    with DiskStore(tmp_path, 1 << 20, b"weights") as store:
+        fill(pages_of(store=store, secret=store.secret), owner())
+        pages = pages_of(3, store=store, secret=store.secret)
         one = owner(1)
         assert pages.match(one) == 2 * BLOCK
         pages.pool.check([[0], one.blocks])

@@ -36,10 +36,10 @@ from rorqual.lab.sparse import (
 )
 from rorqual.lab.sparse_kinds import AttentionSelectionConfig, RandomSelection, RandomSelectionConfig
 from rorqual.lab.sparse_report import ARMS, BUDGETS, KINDS, Arm, goals, measured_by
-from rorqual.model.attention import AttentionContext, CacheLayout, DSAConfig, MLAConfig
+from rorqual.model.attention import AttentionContext, DSAConfig, MLAConfig
 from rorqual.model.init import build, init_weights
 from rorqual.model.load.run import load_run, read_model_config
-from rorqual.model.packed_batch import PackedBatchCache
+from rorqual.model.training_cache import PackedBatchCache
 from rorqual.ops.backends import REFERENCE
 from rorqual.tasks.base import split_of
 from rorqual.tasks.find import load_task
@@ -61,7 +61,7 @@ def attended(config: MLAConfig, visible: Tensor | None = None) -> tuple[Tensor, 
     )
     cache = None
     if visible is None:
-        cache = PackedBatchCache(positions, None, [CacheLayout.of(config)], REFERENCE.attention).layer(0)
+        cache = PackedBatchCache(positions, None, [config.cache_layout()], REFERENCE.attention).layer(0)
     return module(x, context, cache), next(iter(context.recorded.get("selected", [])), None)
 
 

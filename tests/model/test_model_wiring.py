@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from rorqual.core.errors import DataError
 from rorqual.model import Decoder, ModelConfig, Stage, account, build
-from rorqual.model.attention import AttentionConfig, AttentionContext, CacheLayout, GQAConfig, MLAConfig
+from rorqual.model.attention import AttentionConfig, AttentionContext, GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, FFNConfig, MoEConfig
 from rorqual.model.init import init_weights
-from rorqual.model.packed_batch import ANGLE_CHUNK, PackedBatchCache
 from rorqual.model.skeleton import skeleton
+from rorqual.model.training_cache import PackedBatchCache
 from rorqual.ops.backends import REFERENCE, TORCH, TORCH_INVARIANT, Backend
 from rorqual.ops.layer import Layer
-from rorqual.ops.rope import Rope, Yarn, rope_table, softmax_factor
+from rorqual.ops.rope import ANGLE_CHUNK, Rope, Yarn, rope_table, softmax_factor
 
 VOCAB, HIDDEN, SEQ = 40, 32, 14
 DENSE = DenseConfig(intermediate_size=24)
@@ -138,7 +138,7 @@ def test_grouped_attention_equals_its_second_writing(name: str, ops: Backend) ->
     x = torch.randn(1, SEQ, HIDDEN, generator=torch.Generator().manual_seed(2))
     positions = torch.arange(SEQ).unsqueeze(0)
     mask = torch.ones(1, 1, SEQ, SEQ, dtype=torch.bool).tril()
-    cache = PackedBatchCache(positions, None, [CacheLayout.of(GROUPED[name])], ops.attention) if ops.in_blocks else None
+    cache = PackedBatchCache(positions, None, [GROUPED[name].cache_layout()], ops.attention) if ops.in_blocks else None
     context = AttentionContext(positions, None if cache else mask, ops, cache.table if cache else None)
     found = model.layers[0].attention(x, context, cache.layer(0) if cache else None)  # type: ignore[union-attr, operator]
     assert relative(found[0], slow_gqa(model, 0, x[0], positions[0])) < 1e-5
@@ -228,7 +228,7 @@ def test_a_prepared_copy_computes_the_same(name: str, tied: bool) -> None:
     assert relative(model.logits(model(TOKENS).hidden), expected) < 1e-5
     positions = torch.arange(TOKENS.shape[1]).expand_as(TOKENS)
     sheet = PackedBatchCache(
-        positions, None, [CacheLayout.of(stage.attention) for stage in shape.layers], TORCH_INVARIANT.attention
+        positions, None, [stage.attention.cache_layout() for stage in shape.layers], TORCH_INVARIANT.attention
     )
     got = model(TOKENS, positions, cache=sheet)
     assert relative(model.logits(got.hidden), expected) < 1e-5

@@ -15,13 +15,12 @@ from rorqual.model.attention import (
     MLA,
     AttentionContext,
     BlockSelectionConfig,
-    CacheLayout,
     DSAConfig,
     MLAConfig,
     Selection,
     WindowConfig,
 )
-from rorqual.model.packed_batch import PackedBatchCache
+from rorqual.model.training_cache import PackedBatchCache
 from rorqual.ops.backends import REFERENCE
 
 HIDDEN, LENGTH = 16, 90
@@ -52,7 +51,7 @@ X = torch.randn(LENGTH, HIDDEN, generator=torch.Generator().manual_seed(6))
 def output(module: MLA, *, gradients: bool) -> tuple[Tensor, list[list[int]]]:
     """The output for `X` [positions, hidden], and the sorted positions that each query selected."""
     positions = torch.arange(LENGTH)[None]
-    cache = PackedBatchCache(positions, None, [CacheLayout.of(module.config)], REFERENCE.attention)
+    cache = PackedBatchCache(positions, None, [module.config.cache_layout()], REFERENCE.attention)
     context = AttentionContext(positions, None, REFERENCE, cache.table, wanted=("selected",))
     with torch.set_grad_enabled(gradients):
         out = module(X[None], context, cache.layer(0))[0]

@@ -18,10 +18,10 @@ from rorqual.data.chat import chat_format
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.engine import Engine, Request, SamplingParams
 from rorqual.model import Decoder, ModelConfig, Stage, build
-from rorqual.model.attention import NSA, AttentionContext, CacheLayout, NSAConfig
+from rorqual.model.attention import NSA, AttentionContext, NSAConfig
 from rorqual.model.ffn import DenseConfig
 from rorqual.model.load.find import family_for
-from rorqual.model.packed_batch import PackedBatchCache
+from rorqual.model.training_cache import PackedBatchCache
 from rorqual.ops.backends import TORCH, TORCH_INVARIANT, Backend
 from rorqual.ops.paged import BLOCK
 from rorqual.ops.rope import Rope, Yarn, rope_table
@@ -62,7 +62,7 @@ def attended(module: NSA, x: Tensor, ops: Backend, lengths: tuple[int, ...] = (L
     """The output for x [tokens, hidden], documents of `lengths` tokens, and the blocks selected by each key-value head."""
     positions = torch.cat([torch.arange(n) for n in lengths]).unsqueeze(0)
     documents = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).unsqueeze(0)
-    packed = PackedBatchCache(positions, documents, [CacheLayout.of(module.config)], ops.attention)
+    packed = PackedBatchCache(positions, documents, [module.config.cache_layout()], ops.attention)
     context = AttentionContext(positions, None, ops, packed.table, ("selected_blocks",))
     out = module(x.unsqueeze(0), context, packed.layer(0))[0]
     [blocks] = context.recorded["selected_blocks"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import Field
 
 from rorqual.cli.settings import DType, Placement
 from rorqual.core.config import Natural, parse
@@ -30,10 +31,10 @@ matrices have {matrices} ({lookup} with norms and router biases). The published 
 
 
 class InspectSettings(Placement):
-    """Settings of `rorqual inspect`. `context`: sequence length in tokens, for attention FLOPs and the size of the KV cache."""
+    """Settings of `rorqual inspect`."""
 
-    dtype: DType = "bfloat16"
-    context: Natural = 4096
+    dtype: DType = Field("bfloat16", description="type of weights and KV cache")
+    context: Natural = Field(4096, description="sequence length for attention FLOPs and KV cache")
 
 
 def find_model(name: str) -> ModelConfig:

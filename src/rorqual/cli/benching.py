@@ -46,20 +46,16 @@ READS = 5
 
 
 class BenchSettings(Placement):
-    """Settings of `rorqual bench`.
+    """Settings of `rorqual bench`."""
 
-    Every pair of `batch` (concurrent requests) and `prompt` (prompt tokens per request) is measured `repeats` times, with
-    `new` generated tokens per request.
-    """
-
-    batch: Counts = (1, 8, 32)
-    prompt: Counts = (32, 512)
-    new: int = Field(64, ge=2, le=2**20)
-    repeats: int = Field(5, ge=1, le=1000)
-    data: str = ""
-    seed: Seed = 0
-    threads: Natural = 0
-    out: str = ""
+    batch: Counts = Field((1, 8, 32), description="numbers of concurrent requests, separated by commas")
+    prompt: Counts = Field((32, 512), description="tokens of each prompt, separated by commas")
+    new: int = Field(64, ge=2, le=2**20, description="tokens to generate per request")
+    repeats: int = Field(5, ge=1, le=1000, description="measurements of each pair of batch and prompt")
+    data: str = Field("", description="text file that prompts are cut from; default: random token ids")
+    seed: Seed = Field(0, description="seed of the prompts")
+    threads: Natural = Field(0, description="threads; 0: all cores")
+    out: str = Field("", description="JSON file of every measurement")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Protocol
 
+from pydantic import Field
+
 from rorqual.cli.settings import Placement
 from rorqual.core.config import Count, Natural, NonNegative, Seed
 from rorqual.core.records import Message, TaskDefaults, Thinking
@@ -19,16 +21,15 @@ ROOM = 8
 
 
 class ChatSettings(Placement):
-    """Settings of `rorqual chat`. `seed`: seed of the first turn. Each further turn increases the seed by one.
-    `think_budget`: maximum number of thinking tokens; 0 sets no maximum."""
+    """Settings of `rorqual chat`."""
 
-    thinking: Thinking = "auto"
-    system: str = ""
-    temperature: NonNegative = 0.0
-    max_tokens: Count = 1024
-    think_budget: Natural = 0
-    seed: Seed = 0
-    threads: Natural = 0
+    thinking: Thinking = Field("auto", description="whether the model thinks")
+    system: str = Field("", description="system message")
+    temperature: NonNegative = Field(0.0, description="0 is greedy decoding")
+    max_tokens: Count = Field(1024, description="maximum tokens of a reply")
+    think_budget: Natural = Field(0, description="maximum thinking tokens; 0: no limit")
+    seed: Seed = Field(0, description="seed of the first reply; each further reply has the next")
+    threads: Natural = Field(0, description="threads; 0: all cores")
 
 
 class Screen(Protocol):

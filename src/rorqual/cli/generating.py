@@ -39,32 +39,25 @@ SHOWN = 3
 
 
 class GenerateSettings(Placement):
-    """Settings of `rorqual generate` other than sampling parameters.
+    """Settings of `rorqual generate` other than sampling parameters."""
 
-    - `prompt`: the columns whose texts are the prompt, separated by commas.
-    - `raw`: continue each prompt as plain text, without the chat template.
-    - `token_ids`, `logprobs`: also write token ids or log-probabilities to the output.
-    - `strict`: check all lines first, and stop at an invalid line before anything is generated.
-    - `slots`: maximum number of concurrent sequences of a local engine.
-    - `concurrency`: maximum number of concurrent requests to a server.
-    - `max_len`: context length in tokens; 0 uses the model's context length.
-    """
-
-    run: str = ""
-    out: str = ""
-    prompt: str = ""
-    raw: bool = False
-    token_ids: bool = False
-    logprobs: bool = False
-    strict: bool = False
-    quiet: bool = False
-    slots: int = Field(64, ge=1, le=4096)
-    max_len: Natural = 0
-    threads: Natural = 0
-    model: str = ""
-    concurrency: int = Field(8, ge=1, le=1024)
-    seed_bits: SeedBits = 64
-    backend: str = "torch-invariant"
+    run: str = Field("", description="run folder, or a server's http://... address")
+    out: str = Field("", description="JSONL file to write")
+    prompt: str = Field(
+        "", description="columns of the prompt, separated by commas; default: prompt, messages or prompt_ids"
+    )
+    raw: bool = Field(False, description="continue each prompt as plain text, without the chat format")
+    token_ids: bool = Field(False, description="write token ids")
+    logprobs: bool = Field(False, description="write log-probabilities")
+    strict: bool = Field(False, description="stop at the first invalid row, before anything is generated")
+    quiet: bool = Field(False, description="print no progress")
+    slots: int = Field(64, ge=1, le=4096, description="maximum sequences in a batch")
+    max_len: Natural = Field(0, description="context in tokens; 0: the model's")
+    threads: Natural = Field(0, description="threads; 0: all cores")
+    model: str = Field("", description="for a server: name of its model")
+    concurrency: int = Field(8, ge=1, le=1024, description="for a server: maximum requests at a time")
+    seed_bits: SeedBits = Field(64, description="for a server: size of its seeds")
+    backend: str = Field("torch-invariant", description="torch-invariant, torch or ./mine.py:Class")
 
 
 def read_settings(arguments: Sequence[str] | None) -> tuple[GenerateSettings, RowSampling]:

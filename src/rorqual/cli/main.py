@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 import rorqual
+from rorqual.cli.settings import VerbCommand
 from rorqual.cli.verbs.attention import attention
 from rorqual.cli.verbs.bench import bench
 from rorqual.cli.verbs.chat import chat
@@ -114,67 +115,103 @@ def _root(
 
 # Unknown options are passed to the command, whose error message explains the key=value syntax.
 PAIRS = {"ignore_unknown_options": True}
+VERBS = "rorqual.cli.verbs"
+DISTIL_OPTIONS = {
+    "Keys": "rorqual.factory.config:FactoryConfig",
+    "Keys for a server": "rorqual.factory.config:Access",
+    "Keys of filters, such as filters.repeated=0.5": "rorqual.factory.config:FilterConfig",
+    "Keys of the command": f"{VERBS}.distil:DistilCommand",
+}
+OPTIONS = {
+    "check": {"Keys": f"{VERBS}.check:CheckSettings"},
+    "teach": {"Keys": "rorqual.teach.config:TeachConfig", "Keys of the command": f"{VERBS}.teach:TeachCommand"},
+    "failures": {"Keys": f"{VERBS}.failures:FailuresSettings"},
+    "train": {"Keys": f"{VERBS}.train:TrainCommand"},
+    "distil": DISTIL_OPTIONS,
+    "distill": DISTIL_OPTIONS,
+    "eval": {"Keys": "rorqual.cli.measure:EvalSettings"},
+    "chat": {"Keys": "rorqual.cli.conversation:ChatSettings"},
+    "generate": {
+        "Keys": "rorqual.cli.generating:GenerateSettings",
+        "Keys of sampling, also for each row": "rorqual.generate.schema:RowSampling",
+    },
+    "bench": {"Keys": "rorqual.cli.benching:BenchSettings"},
+    "serve": {"Keys": f"{VERBS}.serve:ServeSettings"},
+    "export": {"Keys": f"{VERBS}.export:ExportConfig"},
+    "import": {"Keys": f"{VERBS}.import_:ImportConfig"},
+    "merge": {"Keys": f"{VERBS}.merge:MergeConfig"},
+    "sparsify": {
+        "Keys": "rorqual.recipes.sparsify:SparsifyConfig",
+        "Keys of the command": f"{VERBS}.sparsify:SparsifyCommand",
+    },
+    "attention": {"Keys": f"{VERBS}.attention:AttentionSettings"},
+    "compute": {"Keys": f"{VERBS}.compute:ComputeSettings"},
+    "peft": {"Keys": f"{VERBS}.peft:PeftConfig"},
+    "inspect": {"Keys": "rorqual.cli.accounts:InspectSettings"},
+    "plan": {
+        "Keys with --train": "rorqual.cli.planning:TrainPlan",
+        "Keys with --serve": "rorqual.cli.planning:ServePlan",
+        "Keys for a run": "rorqual.cli.planning:RunPlan",
+        "Keys for quickstart": "rorqual.cli.planning:QuickstartPlan",
+    },
+    "compare": {"Keys": f"{VERBS}.compare:CompareSettings"},
+    "doctor": {"Keys": "rorqual.cli.settings:Placement"},
+}
+"""The settings classes of each command whose options are `key=value`, with their headings in its help."""
 
 
-def _add(name: str, verb: Any, example: str, **settings: Any) -> None:
-    app.command(name, epilog=f"\b\nExample:\n  {example}", **settings)(verb)
+def _add(name: str, verb: Any, example: str, *, hidden: bool = False) -> None:
+    command = type(f"{name.capitalize()}Command", (VerbCommand,), {"options": OPTIONS.get(name, {})})
+    settings = PAIRS if name in OPTIONS else None
+    epilog = f"\b\nExample:\n  {example}"
+    app.command(name, cls=command, epilog=epilog, hidden=hidden, context_settings=settings)(verb)
 
 
 _add("quickstart", quickstart, "rorqual quickstart --size small --out runs/small")
 CHECK = """printf 'text,label\\nWhere is my card?,card\\nI lost my PIN,pin\\n' > questions.csv && rorqual check questions.csv"""
-_add("check", check, CHECK, context_settings=PAIRS)
+_add("check", check, CHECK)
 TEACH = (
     """for n in $(seq 60); do printf '{"text": "late parcel %s", "label": "delay"}\\n{"text": "lost parcel %s", "label": "loss"}\\n' $n $n; """
     "done > parcels.jsonl && rorqual teach parcels.jsonl base=runs/tiny minutes=0.2"
 )
-_add("teach", teach, TEACH, context_settings=PAIRS)
-_add("failures", failures, "rorqual failures runs/parcels", context_settings=PAIRS)
-_add("train", train, "rorqual train sft task=families size=tiny steps=20 out=runs/tiny", context_settings=PAIRS)
+_add("teach", teach, TEACH)
+_add("failures", failures, "rorqual failures runs/parcels")
+_add("train", train, "rorqual train sft task=families size=tiny steps=20 out=runs/tiny")
 DISTIL = "rorqual distil runs/tiny task=families problems=20 samples=2 max_tokens=64 keep=all out=runs/sampled"
-_add("distil", distil, DISTIL, context_settings=PAIRS)
-_add("distill", distil, DISTIL, context_settings=PAIRS, hidden=True)
-_add("eval", evaluate, "rorqual eval runs/tiny task=families count=20", context_settings=PAIRS)
+_add("distil", distil, DISTIL)
+_add("distill", distil, DISTIL, hidden=True)
+_add("eval", evaluate, "rorqual eval runs/tiny task=families count=20")
 _add("lab", lab, "rorqual lab zero --seeds 1 --budget 1 --out runs/lab-short")
-_add("chat", chat, 'echo "add 12+34" | rorqual chat runs/tiny thinking=on', context_settings=PAIRS)
+_add("chat", chat, 'echo "add 12+34" | rorqual chat runs/tiny thinking=on')
 GENERATE = (
     """printf '{"prompt": "add 12+34"}\\n{"prompt": "add 386+149", "max_tokens": 20}\\n' > prompts.jsonl && """
     "rorqual generate prompts.jsonl run=runs/tiny max_tokens=64 out=answers.jsonl"
 )
-_add("generate", generate, GENERATE, context_settings=PAIRS)
-_add("bench", bench, "rorqual bench runs/tiny batch=1,4 prompt=32 new=16 repeats=2", context_settings=PAIRS)
-_add("serve", serve, "rorqual serve runs/tiny port=8000", context_settings=PAIRS)
-_add("export", export, "rorqual export runs/tiny exports/tiny", context_settings=PAIRS)
-_add("import", import_, "rorqual import exports/tiny runs/imported", context_settings=PAIRS)
+_add("generate", generate, GENERATE)
+_add("bench", bench, "rorqual bench runs/tiny batch=1,4 prompt=32 new=16 repeats=2")
+_add("serve", serve, "rorqual serve runs/tiny port=8000")
+_add("export", export, "rorqual export runs/tiny exports/tiny")
+_add("import", import_, "rorqual import exports/tiny runs/imported")
 MERGE = (
     'rorqual train sft task=families from=runs/tiny steps=5 tune.kind=lora "tune.targets=[q_b_proj, o_proj]" out=runs/lora && '
     "rorqual merge runs/lora runs/merged"
 )
-_add("merge", merge, MERGE, context_settings=PAIRS)
-_add(
-    "sparsify",
-    sparsify,
-    "rorqual sparsify runs/tiny runs/tiny-sparse index_topk=16 warmup=5 steps=5",
-    context_settings=PAIRS,
-)
-_add("attention", attention, "rorqual attention runs/tiny-sparse data=README.md length=64", context_settings=PAIRS)
+_add("merge", merge, MERGE)
+_add("sparsify", sparsify, "rorqual sparsify runs/tiny runs/tiny-sparse index_topk=16 warmup=5 steps=5")
+_add("attention", attention, "rorqual attention runs/tiny-sparse data=README.md length=64")
 COMPUTE = (
     'rorqual train sft task=families size=tiny steps=5 "model.stages.1.ffn.router={kind: zero, n_routed_experts: 12, '
     'zero_expert_num: 4, num_experts_per_tok: 2, expected_experts: 1.5}" out=runs/zero && '
     "rorqual compute runs/zero task=families count=8 max_tokens=40"
 )
-_add("compute", compute, COMPUTE, context_settings=PAIRS)
-_add("peft", peft, "rorqual peft runs/lora exports/lora", context_settings=PAIRS)
-_add("inspect", inspect, "rorqual inspect deepseek-v3", context_settings=PAIRS)
-_add("plan", plan, "rorqual plan deepseek-v3 --train tokens=14.8T hardware=h800 n=2048", context_settings=PAIRS)
-_add("report", report, "rorqual report runs/small", context_settings=PAIRS)
-_add("trace", trace, "rorqual trace runs/small/teacher", context_settings=PAIRS)
-_add(
-    "compare",
-    compare,
-    "rorqual compare runs/small/evals/before-auto.json runs/small/evals/after-auto.json",
-    context_settings=PAIRS,
-)
-_add("doctor", doctor, "rorqual doctor", context_settings=PAIRS)
+_add("compute", compute, COMPUTE)
+_add("peft", peft, "rorqual peft runs/lora exports/lora")
+_add("inspect", inspect, "rorqual inspect deepseek-v3")
+_add("plan", plan, "rorqual plan deepseek-v3 --train tokens=14.8T hardware=h800 n=2048")
+_add("report", report, "rorqual report runs/small")
+_add("trace", trace, "rorqual trace runs/small/teacher")
+_add("compare", compare, "rorqual compare runs/small/evals/before-auto.json runs/small/evals/after-auto.json")
+_add("doctor", doctor, "rorqual doctor")
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:

@@ -28,60 +28,47 @@ SeedBits = Annotated[Literal[31, 64], Typed]
 
 
 class ProblemSettings(Placement):
-    """Settings of commands that answer problems of a task.
+    """Settings of commands that answer problems of a task."""
 
-    - `count`: number of problems. With `per_family`, it is the number per family and level.
-    """
-
-    task: str = ""
-    data: str = ""
-    split: Split = "test"
-    count: Count = 100
-    seed: Seed = 0
-    thinking: Thinking = "auto"
-    temperature: NonNegative = 0.0
-    max_tokens: Count = 1024
-    per_family: bool = False
-    options: Annotated[dict[str, Any], Typed] = {}
-    out: str = ""
-    threads: Natural = 0
+    task: str = Field(
+        "",
+        description="families, families:add,gcd, gsm8k, math500, folio, knights, messages, everyday, long, gym:NAME or ./mine.py:Class",
+    )
+    data: str = Field("", description="file of the task's problems")
+    split: Split = Field("test", description="split of the problems")
+    count: Count = Field(100, description="number of problems; with per_family, per family and level")
+    seed: Seed = Field(0, description="seed of the problems and samples")
+    thinking: Thinking = Field("auto", description="whether the model thinks")
+    temperature: NonNegative = Field(0.0, description="0 is greedy decoding")
+    max_tokens: Count = Field(1024, description="maximum tokens of a reply")
+    per_family: bool = Field(False, description="take count problems of each family and level")
+    options: Annotated[dict[str, Any], Typed] = Field({}, description="arguments of the task, such as {hard: 0.5}")
+    out: str = Field("", description="JSON file of the result")
+    threads: Natural = Field(0, description="threads; 0: all cores")
 
 
 class EvalSettings(ProblemSettings):
-    """Settings of `rorqual eval`.
+    """Settings of `rorqual eval`."""
 
-    - `samples`: number of samples per problem.
-    - `votes`: the same, with an answer by majority; 0 counts no votes.
-    - `best_of`: the same, with the best sample as the answer; 0 chooses none.
-    - `verifier`: run of the verifier that scores the samples.
-    - `verifier_data`: file for the graded samples, from which a verifier can be trained.
-    - `stop_when`: rule by which sampling of votes stops early.
-    - `system`: system message before each problem.
-    - `refine`: number of rounds in which the model is asked to check its reply.
-    - `think_budget`: maximum number of thinking tokens; 0 sets no maximum.
-    - `calculator`: whether the engine writes the results of calculations.
-    - `sure`: confidence from which on the student's answer is kept, for a cascade; None is 0.8.
-    - `page`: file for the page of a cascade.
-    - `window`: tokens per window of a text; 0 uses the model's context length.
-    """
-
-    samples: Count = 1
-    votes: Natural = 0
-    best_of: Natural = 0
-    stop_when: StopWhen = "never"
-    verifier: str = ""
-    verifier_data: str = ""
-    refine: Natural = 0
-    system: str = ""
-    think_budget: Natural = 0
-    calculator: bool = False
-    sure: Share | None = None
-    page: str = ""
-    window: Natural = 0
-    model: str = ""
-    seed_bits: SeedBits = 64
-    concurrency: int = Field(8, ge=1, le=1024)
-    backend: str = "torch-invariant"
+    samples: Count = Field(1, description="samples per problem")
+    votes: Natural = Field(0, description="samples per problem, and their majority as the answer")
+    best_of: Natural = Field(0, description="samples per problem, and the best as the answer")
+    stop_when: StopWhen = Field("never", description="fewer votes where they suffice")
+    verifier: str = Field("", description="run that scores the samples")
+    verifier_data: str = Field("", description="file for the graded samples, to train a verifier on (split=train)")
+    refine: Natural = Field(0, description="rounds in which the model checks its reply")
+    system: str = Field("", description="system message before each problem")
+    think_budget: Natural = Field(0, description="maximum thinking tokens; 0: no limit")
+    calculator: bool = Field(False, description="let the engine write the results of calculations")
+    sure: Share | None = Field(None, description="for a cascade: smallest confidence of the student; default 0.8")
+    page: str = Field("", description="for a cascade: HTML file")
+    window: Natural = Field(
+        0, description="without a task: tokens per window of the text; 0: the model's context length"
+    )
+    model: str = Field("", description="for a server: name of its model")
+    seed_bits: SeedBits = Field(64, description="for a server: size of its seeds")
+    concurrency: int = Field(8, ge=1, le=1024, description="for a server: maximum requests at a time")
+    backend: str = Field("torch-invariant", description="torch-invariant, torch or ./mine.py:Class")
 
     def asked(self) -> dict[str, Any]:
         """Return the arguments for `evals.run.evaluate` that select the problems and set the sampling parameters."""

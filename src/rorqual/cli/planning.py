@@ -34,14 +34,11 @@ Rows = list[tuple[str, str]]
 
 
 class Rented(Config):
-    """Settings that training and serving plans share.
+    """Settings that training and serving plans share."""
 
-    `price`: USD per device-hour; 0 uses the value in the hardware table. `out`: folder for an HTML page with plots.
-    """
-
-    hardware: str = "h800"
-    price: Amount = Field(0.0, ge=0)
-    out: str = ""
+    hardware: str = Field("h800", description="row of the hardware table (--tables)")
+    price: Amount = Field(0.0, ge=0, description="USD per device-hour; 0: the table's")
+    out: str = Field("", description="folder of an HTML page")
 
     def device(self) -> Device:
         """Return the row of the hardware table for `hardware`."""
@@ -67,32 +64,22 @@ class Rented(Config):
 
 
 class TrainPlan(Rented):
-    """Settings of a training plan.
+    """Settings of a training plan."""
 
-    - `tokens`: number of training tokens.
-    - `n`: number of devices.
-    - `context`: sequence length in tokens.
-    - `dp`, `tp`, `pp`, `ep`: degrees of parallelism. If all four are 0, the planner chooses a layout. If any of
-      the four is set, a `tp`, `pp` or `ep` of 0 means 1, and a `dp` of 0 means `n` / (`tp` * `pp`).
-    - `utilisation`: share of the bf16 peak FLOP/s; 0 uses the value in the hardware table.
-    - `full_attention`: count attention FLOPs as if there were no causal mask. The count is then twice as large.
-    - `mtp`: count the multi-token prediction modules.
-    """
-
-    tokens: Amount = Field(gt=0)
-    n: Count = Field(8, ge=1)
-    context: Positions = Field(4096, ge=1)
-    utilisation: float = Field(0.0, ge=0, le=1)
-    precision: PrecisionName = "bf16"
-    dp: Count = Field(0, ge=0)
-    tp: Count = Field(0, ge=0)
-    pp: Count = Field(0, ge=0)
-    ep: Count = Field(0, ge=0)
-    zero: int = Field(1, ge=0, le=3)
-    recompute: Recompute = "selective"
-    microbatch: Count = Field(1, ge=1)
-    full_attention: bool = False
-    mtp: bool = False
+    tokens: Amount = Field(gt=0, description="training tokens, such as 14.8T")
+    n: Count = Field(8, ge=1, description="devices")
+    context: Positions = Field(4096, ge=1, description="tokens per row")
+    utilisation: float = Field(0.0, ge=0, le=1, description="share of the bf16 peak; 0: the table's")
+    precision: PrecisionName = Field("bf16", description="type of matrix products")
+    dp: Count = Field(0, ge=0, description="data-parallel degree; without any degree, the planner chooses a layout")
+    tp: Count = Field(0, ge=0, description="tensor-parallel degree")
+    pp: Count = Field(0, ge=0, description="pipeline degree")
+    ep: Count = Field(0, ge=0, description="expert-parallel degree")
+    zero: int = Field(1, ge=0, le=3, description="stage of ZeRO")
+    recompute: Recompute = Field("selective", description="activations that are computed again")
+    microbatch: Count = Field(1, ge=1, description="rows per micro-batch")
+    full_attention: bool = Field(False, description="count attention without a causal mask, twice as much")
+    mtp: bool = Field(False, description="count the multi-token prediction modules")
 
     def used(self) -> float:
         """Return the share of the bf16 peak FLOP/s that training reaches."""
@@ -112,31 +99,20 @@ class TrainPlan(Rented):
 
 
 class ServePlan(Rented):
-    """Settings of a serving plan.
+    """Settings of a serving plan."""
 
-    - `n`: devices per replica; 0 uses the smallest number whose memory suffices.
-    - `tp`: devices over which attention is split.
-    - `cache_bytes`: bytes per value in the KV cache.
-    - `prompt`, `reply`: tokens per request.
-    - `hit_rate`: share of prompt tokens that the prefix cache contains.
-    - `batch`: sequences per group of `tp` devices; 0 uses the largest batch that fits.
-    - `margin`: profit margin that is added to the rental cost, as a share of that cost.
-    - `busy`: share of the rented hours in which the devices are used.
-    - `prefill_used`, `decode_used`: shares of the roofline that prefill and decode reach.
-    """
-
-    n: Count = Field(0, ge=0)
-    tp: Count = Field(0, ge=0)
-    dtype: Dtype = "fp8"
-    cache_bytes: int = Field(2, ge=1, le=4)
-    prompt: Count = Field(4000, ge=1)
-    reply: Count = Field(1000, ge=1)
-    hit_rate: float = Field(0.5, ge=0, le=1)
-    batch: Count = Field(0, ge=0)
-    margin: float = Field(0.5, ge=0)
-    busy: float = Field(1.0, gt=0, le=1)
-    prefill_used: float = Field(DAY_PREFILL, gt=0, le=1)
-    decode_used: float = Field(DAY_DECODE, gt=0, le=1)
+    n: Count = Field(0, ge=0, description="devices per replica; 0: the fewest whose memory suffices")
+    tp: Count = Field(0, ge=0, description="devices that share attention; needs n")
+    dtype: Dtype = Field("fp8", description="type of the weights")
+    cache_bytes: int = Field(2, ge=1, le=4, description="bytes per value of the KV cache")
+    prompt: Count = Field(4000, ge=1, description="prompt tokens per request")
+    reply: Count = Field(1000, ge=1, description="reply tokens per request")
+    hit_rate: float = Field(0.5, ge=0, le=1, description="share of prompt tokens in the prefix cache")
+    batch: Count = Field(0, ge=0, description="sequences per tp devices; 0: the most that fit")
+    margin: float = Field(0.5, ge=0, description="profit as a share of the cost")
+    busy: float = Field(1.0, gt=0, le=1, description="share of the rented hours in use")
+    prefill_used: float = Field(DAY_PREFILL, gt=0, le=1, description="share of the roofline that prefill reaches")
+    decode_used: float = Field(DAY_DECODE, gt=0, le=1, description="share of the roofline that decoding reaches")
 
     @model_validator(mode="after")
     def _degrees(self) -> Self:
@@ -165,24 +141,20 @@ class ServePlan(Rented):
 
 
 class RunPlan(Config):
-    """Settings of a plan for a run.
+    """Settings of a plan for a run."""
 
-    `steps`, `tokens`: amount of further training. If both are 0, the plan covers the run's remaining steps, or ten times the
-    run's steps if none remain. `model`: plan this model instead of the run's model. `core_hour`: USD per core-hour.
-    """
-
-    steps: Count = Field(0, ge=0)
-    tokens: Amount = Field(0.0, ge=0)
-    model: str = ""
-    core_hour: float = Field(CORE_HOUR, ge=0)
+    steps: Count = Field(0, ge=0, description="further steps; default: those that remain, or ten times the run's")
+    tokens: Amount = Field(0.0, ge=0, description="the same in tokens")
+    model: str = Field("", description="plan this model instead of the run's")
+    core_hour: float = Field(CORE_HOUR, ge=0, description="USD per core-hour")
 
 
 class QuickstartPlan(Config):
-    """Settings of a quickstart forecast. `threads`: number of threads; 0 uses all cores."""
+    """Settings of a quickstart forecast."""
 
-    size: Literal["small", "full"] = "full"
-    seed: int = Field(0, ge=0)
-    threads: int = Field(0, ge=0)
+    size: Literal["small", "full"] = Field("full", description="amount of training")
+    seed: int = Field(0, ge=0, description="seed of the quickstart")
+    threads: int = Field(0, ge=0, description="threads; 0: all cores")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Settings of `rorqual serve`, and their conversion to the arguments of the server and the engine process."""
+"""The conversion of the settings of `rorqual serve` to the arguments of the server and the engine process."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pydantic import Field
-
 from rorqual.cli.machine import cores
 from rorqual.cli.measure import CASCADE, REMOTE, models_of
-from rorqual.cli.settings import Placement, read
-from rorqual.core.config import Bytes, Natural, Share
+from rorqual.cli.settings import read
+from rorqual.cli.verbs.serve import ServeSettings
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
 from rorqual.data.fingerprint import fingerprint
@@ -23,61 +21,6 @@ from rorqual.serve.wire import EngineArguments
 
 ENGINE = ("slots", "max_len", "record_kept", "cache_dir", "disk_bytes", "cache_bytes", "step_tokens", "backend")
 """Settings that are passed to the engine under the same name. A value of 0 or an empty string selects the engine's default."""
-
-
-class ServeSettings(Placement):
-    """Settings of `rorqual serve`.
-
-    - `max_len`: context length in tokens; 0 uses the model's context length. A small KV cache may limit the context
-      to less than `max_len`.
-    - `threads`: number of threads of the engine process; 0 uses all cores.
-    - `keys`: the file with the hashes of API keys.
-    - `ui`: whether to serve the chat page; None serves the page if Gradio is installed.
-    - `hang`: restart a busy engine process after this many seconds without a heartbeat.
-    - `load`: maximum seconds that the engine process may take to load.
-    - `cache_dir`: folder for the on-disk prefix cache, which survives restarts.
-    - `disk_bytes`: maximum size of the on-disk prefix cache.
-    - `cache_bytes`: size of the KV cache in memory; 0 uses the engine's default, 1 GiB.
-    - `step_tokens`: maximum number of tokens per engine step. Fewer tokens per step shorten the delay
-      that a long prompt causes for other requests.
-    - `operator`: the tenant whose key may read the metrics of all tenants.
-    - `stall`: disconnect a client that reads nothing for this many seconds.
-    - `cors`: allowed origins, separated by commas.
-    - `think_budget`: maximum thinking tokens of a chat reply, unless the request sets its own; 0 sets no maximum.
-    - `calibration`: result file of `rorqual eval cascade=STUDENT,TEACHER`, for a cascade.
-    - `sure`: confidence from which on the student's answer is kept; None uses that of the calibration.
-    - `rollout_dir`: folder for weights that a trainer sends. If `rollout_dir` is set, the server also generates
-      rollouts, which need a separate key.
-    - `record_kept`: whether rollouts contain the sets of tokens that top-p and top-k kept.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = Field(8000, ge=0, le=65535)
-    name: str = Field("", max_length=256)
-    tenant: str = "default"
-    keys: str = ""
-    slots: int = Field(16, ge=1, le=4096)
-    max_len: Natural = 0
-    queue: int = Field(256, ge=1, le=100_000)
-    max_body: int = Field(8 * 2**20, ge=1024, le=2**30)
-    grace: float = Field(30, ge=1, le=3600)
-    threads: Natural = 0
-    hang: float = Field(120, ge=1, le=86_400)
-    load: float = Field(3600, ge=1, le=86_400)
-    cache_dir: str = ""
-    cache_bytes: Bytes = 0
-    disk_bytes: int = Field(4 << 30, ge=1 << 20, le=2**63 - 1)
-    backend: str = "torch-invariant"
-    step_tokens: int = Field(256, ge=32, le=2**63 - 1)
-    ui: bool | None = None
-    operator: str = "default"
-    stall: float = Field(30, ge=0.1, le=3600)
-    cors: str = ""
-    think_budget: Natural = 0
-    calibration: str = ""
-    sure: Share | None = None
-    rollout_dir: str = ""
-    record_kept: bool = False
 
 
 def start(model: str, arguments: Sequence[str] | None) -> None:

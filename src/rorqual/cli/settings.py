@@ -1,12 +1,15 @@
-"""Parsing of the `key=value` arguments of a command. Unknown keys are errors."""
+"""Parsing of the `key=value` options of a command, and the list of them in its help. Unknown keys are errors."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import typer
 from pydantic import BeforeValidator, Field
+from pydantic.fields import FieldInfo
+from typer.core import TyperCommand
 
 from rorqual.core.config import Config, parse
 from rorqual.core.errors import ConfigError
@@ -27,8 +30,8 @@ Counts = Annotated[tuple[Annotated[int, Field(ge=1, le=2**20)], ...], BeforeVali
 class Placement(Config):
     """Settings that most commands accept: the device and the dtype of tensors."""
 
-    device: str = "cpu"
-    dtype: DType = "float32"
+    device: str = Field("cpu", description="device of the tensors")
+    dtype: DType = Field("float32", description="type of the tensors")
 
 
 P = TypeVar("P", bound=Config)
@@ -60,8 +63,48 @@ def read(cls: type[P], arguments: Sequence[str] | None) -> P:
     return parse(cls, pairs(arguments), where=WHERE)
 
 
+def take(cls: type[P], values: dict[str, str]) -> P:
+    """Remove the keys of `cls` from `values`, and parse them."""
+    return parse(cls, {key: values.pop(key) for key in cls.model_fields if key in values}, where=WHERE)
+
+
 def check_device(name: str) -> None:
     """Raise ConfigError if torch cannot create tensors on the device."""
     from rorqual.ops import devices  # a local import, because `devices` loads torch
 
     devices.check_device(name)
+
+
+class VerbCommand(TyperCommand):
+    """A command whose help lists its `key=value` options."""
+
+    options: Mapping[str, str] = {}
+    """A heading for each settings class, as `module:Class`. The modules are imported when the help is shown."""
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        for heading, place in self.options.items():
+            module, _, name = place.partition(":")
+            with formatter.section(heading):
+                formatter.write_dl(option_rows(getattr(import_module(module), name)))
+        super().format_epilog(ctx, formatter)
+
+
+def option_rows(settings: type[Config]) -> list[tuple[str, str]]:
+    """Return `key=default` and the description of each field that has a description. `device` and `dtype` come last."""
+    fields = sorted(settings.model_fields.items(), key=lambda item: item[0] in Placement.model_fields)
+    return [(f"{name}={_default(field)}", field.description) for name, field in fields if field.description]
+
+
+def _default(field: FieldInfo) -> str:
+    """Return a field's default as typed on the command line, followed by the other choices of a `Literal`."""
+    choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    if field.is_required() or field.default in (None, {}, ()):
+        return "|".join(map(str, choices))
+    default = field.default
+    if isinstance(default, bool):
+        return str(default).lower()
+    if isinstance(default, tuple):
+        return ",".join(map(str, default))
+    if isinstance(default, float):
+        return f"{default:g}"
+    return "|".join(map(str, (default, *(choice for choice in choices if choice != default))))

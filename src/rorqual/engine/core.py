@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rorqual.engine.kv_cache.disk import SECRET_BYTES, DiskStore, load_secret
+from rorqual.engine.histories import Sampled
+from rorqual.engine.kv_cache.disk import SECRET_BYTES, DiskStore
 from rorqual.engine.kv_cache.manager import KVCacheManager
-from rorqual.engine.runner import Runner, Sampled
+from rorqual.engine.runner import Runner
 from rorqual.engine.scheduler import Scheduler
 from rorqual.engine.sequence import Sequence
-from rorqual.engine.weights import Weights
 from rorqual.model import Decoder
 from rorqual.ops.backends import Backend
 from rorqual.ops.paged import BLOCK
@@ -85,7 +85,7 @@ class EngineCore:
         model: Decoder,
         size: CoreConfig,
         stop_ids: Iterable[int],
-        weights: Weights,
+        fingerprint: bytes,
         backend: Backend,
         *,
         record_experts: bool,
@@ -97,17 +97,14 @@ class EngineCore:
             model, size.slots, size.max_len, blocks, backend,
             record_experts=record_experts, record_kept=record_kept,
         )  # fmt: skip
-        self.weights, fingerprint = weights, weights.look()
-        secret, store = secrets.token_bytes(SECRET_BYTES), None  # numpy's random numbers are predictable
-        if size.folder is not None:
-            secret = load_secret(size.folder)
-            store = DiskStore(size.folder, size.disk_bytes, secret, fingerprint)
+        store = None if size.folder is None else DiskStore(size.folder, size.disk_bytes, fingerprint)
+        # numpy's random numbers are predictable
+        secret = secrets.token_bytes(SECRET_BYTES) if store is None else store.secret
         self.kv_cache = KVCacheManager(
             blocks, secret, fingerprint, self.runner.cache.read, self.runner.cache.write, store
         )
-        self.kv_cache.look, self._weights_checked = self._check_weights, False
         self.scheduler = Scheduler(
-            size.slots, self.kv_cache, self.runner, step_tokens=size.step_tokens, patience=size.patience
+            size.slots, self.kv_cache, self.runner.histories, step_tokens=size.step_tokens, patience=size.patience
         )
         self.stop_ids = np.array(sorted(stop_ids), np.int64)
         self.sampled: list[SampledToken] = []
@@ -129,7 +126,7 @@ class EngineCore:
 
         If `step` raises, including KeyboardInterrupt, the step is incomplete and the caller must `reset` the core.
         """
-        self.sampled, self._weights_checked = [], False
+        self.sampled = []
         scheduler, runner = self.scheduler, self.runner
         plan = scheduler.schedule()
         for sequence in plan.admitted:
@@ -145,7 +142,7 @@ class EngineCore:
             return []
         done = scheduler.advance(tokens, self.stop_ids)
         lengths = (scheduler.rows.position[: len(tokens)] + 1).tolist()
-        logprobs, best = runner.newest(scheduler)
+        logprobs, best = runner.histories.newest(scheduler.running, scheduler.rows)
         for row, sequence in enumerate(scheduler.running):
             if sequence.scores is not None and sequence.scores.has_non_finite:
                 logprobs[row] = math.nan
@@ -163,21 +160,6 @@ class EngineCore:
         scheduler.release(done)
         return finished
 
-    def _check_weights(self) -> None:
-        """Check the values of the weights for changes, at most once per step.
-
-        The KV-cache manager calls `_check_weights` before it reuses or hashes a block.
-        """
-        if not self._weights_checked:
-            self._weights_checked = True
-            self._set_fingerprint(self.weights.look(contents=True))
-
-    def _set_fingerprint(self, fingerprint: bytes) -> None:
-        if fingerprint != self.kv_cache.fingerprint:
-            self.close()
-            self.kv_cache.store = None
-            self.scheduler.renew(fingerprint)
-
     def reset(self) -> None:
         """Drop all running and queued sequences and all cached blocks in memory. `reset` works in any state, including
         after a failed step."""
@@ -188,7 +170,6 @@ class EngineCore:
 
     def cancel(self, request_id: int) -> None:
         """Cancel the request `request_id` and free its slots and blocks immediately."""
-        self._weights_checked = False
         self.scheduler.cancel(request_id)
 
     def renew(self, fingerprint: bytes, backend: Backend) -> None:
@@ -196,7 +177,9 @@ class EngineCore:
 
         The disk cache is closed, because its folder belongs to the old weights.
         """
-        self._set_fingerprint(fingerprint)
+        self.close()
+        self.kv_cache.store = None
+        self.scheduler.renew(fingerprint)
         self.runner.renew(backend)
 
     def request_ids(self) -> set[int]:

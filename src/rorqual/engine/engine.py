@@ -30,7 +30,7 @@ from rorqual.engine.grammar.compiler import Grammars
 from rorqual.engine.numerics import NumericsProbe
 from rorqual.engine.processor import Job, Processor, Prompt, request_of
 from rorqual.engine.request import Arrived, Completion, Request, SamplingParams
-from rorqual.engine.weights import Weights, fingerprint
+from rorqual.engine.weights import fingerprint, tensor_versions
 from rorqual.model import Decoder, account
 from rorqual.model.load.run import check_names, load_run
 from rorqual.ops.backends import arithmetic_of, backend
@@ -56,8 +56,8 @@ class Engine:
     Both constructors take the fields of `EngineConfig` as keywords. For `Engine.of`, the defaults of `reuse` and `pack`
     are False.
 
-    `Engine.of` does not copy the model. After an in-place weight update, the next step uses the new weights and
-    invalidates the prefix cache (docs/explanation/engine.md).
+    `Engine.of` does not copy the model. After an in-place weight update, the next call uses the new weights and
+    invalidates the prefix cache (`weights_changed`). Weights must not change during a call.
 
     If a step raises, including KeyboardInterrupt, all submitted requests are dropped and the engine stays usable. Calls
     from several threads are serialized by a lock.
@@ -104,25 +104,21 @@ class Engine:
         arithmetic = f"packed={pack} backend={arithmetic_of(config.backend)} experts={config.record_experts}"
         folder = None if config.cache_dir is None else Path(config.cache_dir)
         caches_prefixes = config.reuse or folder is not None
-        weights_fingerprint = (
-            fingerprint(model, arithmetic=arithmetic) if folder is not None else secrets.token_bytes(32)
-        )
+        self._name = secrets.token_bytes(32) if folder is None else fingerprint(model, arithmetic=arithmetic)
         self.model = model = chosen.prepare(model, take=take) if pack else model
         self._numerics = NumericsProbe(model, chosen)
         fit = self._numerics.fit
         size = CoreConfig(config.slots, self.max_len, config.cache_bytes, config.step_tokens)
-        self._weights = Weights(
-            model, weights_fingerprint, contents=caches_prefixes and not take, watched=not (take and pack)
-        )
-        self._name = weights_fingerprint
+        self._watches = not (take and pack)  # no other code can reach weights that were packed and taken
+        self._versions = tensor_versions(model) if self._watches else []
         record = {"record_experts": config.record_experts, "record_kept": config.record_kept}
         # Only the first core has a prefix cache, because it runs submitted requests. Only `generate` uses the other
         # cores.
         stored = replace(size, folder=folder, disk_bytes=config.disk_bytes)
-        first = EngineCore(model, stored, chat.stop_ids, self._weights, fit.backend, reuse=caches_prefixes, **record)
+        first = EngineCore(model, stored, chat.stop_ids, self._name, fit.backend, reuse=caches_prefixes, **record)
         self._cores = [first]
         self._cores += [
-            EngineCore(model, size, chat.stop_ids, self._weights, fit.backend, **record)
+            EngineCore(model, size, chat.stop_ids, self._name, fit.backend, **record)
             for _ in range(config.engine_cores - 1)
         ]
         self._slots = config.slots
@@ -148,26 +144,26 @@ class Engine:
         check_names(state, self.model.state_dict(), where="engine.load_weights")
         with self._lock("load_weights"):
             self.model.load_state_dict(state)
-            self._weights.changed()
-            self._renew()
+            self._renew(changed=True)
 
-    def _renew(self) -> None:
+    def _renew(self, *, changed: bool = False) -> None:
         """Invalidate the caches of all cores if the weights have changed."""
-        name = self._weights.look()
-        if name != self._name:
+        versions = tensor_versions(self.model) if self._watches else []
+        if changed or versions != self._versions:
             self._numerics.renew()
+            name = secrets.token_bytes(32)
             for core in self._cores:
                 core.renew(name, self._numerics.fit.backend)
-            self._name = name  # set last: if `_renew` is interrupted, the next call starts again
+            self._versions = versions  # set last: if `_renew` is interrupted, the next call starts again
 
     def weights_changed(self) -> None:
         """Tell the engine that the weights have changed, so that it invalidates all cached blocks.
 
-        The engine detects most weight changes itself. docs/explanation/engine.md lists the changes that require this call.
+        The engine itself sees changes that torch sees (`tensor_versions`), before its next call. Changes by a fused optimizer, numpy or
+        `tensor.data`, and of a module's settings such as LoRA's scale, require this call.
         """
         with self._lock("weights_changed"):
-            self._weights.changed()
-            self._renew()
+            self._renew(changed=True)
 
     @property
     def scorer(self) -> Decoder:

@@ -69,6 +69,8 @@ class InlineRolloutEngine:
         into the engine's model."""
         if weights is not self.engine.model:
             self.engine.load_weights(weights)
+        else:
+            self.engine.weights_changed()
         self.version = version
 
 

@@ -191,8 +191,6 @@ class Scheduler:
                 continue  # after the preemption, another sequence may come first
             key = sequence.prefill_key
             leader = leaders.get(key)
-            if leader is not None and leader.slot >= 0:
-                self.kv_cache.look()
             if leader is not None and leader.slot >= 0 and not leader.stale:
                 self._give_slot(sequence, plan)
                 leader.followers.append(sequence)

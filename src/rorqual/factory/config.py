@@ -18,44 +18,33 @@ ADDRESS = ("http://", "https://")
 
 
 class FilterConfig(Config):
-    """The filters that run on samples, and their limits.
+    """The filters that run on samples, and their limits."""
 
-    - `names`: the filters to run.
-    - `shortest`, `longest`: limits on the length in tokens; 0 means no limit. A truncated reply counts as too long.
-    - `ngram`, `repeated`: `repeated` is a limit on two shares: the share of repeated lines, and the share of words in
-      repeated n-grams. An n-gram has `ngram` words.
-    - `foreign`: maximum share of letters outside the sample's most frequent script.
-    - `shingle`, `similar`: two samples of a problem are duplicates if the Jaccard similarity of their sequences of
-      `shingle` words is at least `similar`.
-    - `overlap`: a text is contaminated if it has this many consecutive words in common with an evaluation item.
-    """
-
-    names: tuple[FilterName, ...] = ("length", "repetition", "language", "contaminated", "duplicate")
-    shortest: Natural = 1
-    longest: Natural = 0
-    ngram: Count = 8
-    repeated: Share = 0.6
-    foreign: Share = 0.2
-    shingle: Count = 3
-    similar: Part = 0.8
-    overlap: int = Field(8, ge=2, le=MOST)
+    names: tuple[FilterName, ...] = Field(
+        ("length", "repetition", "language", "contaminated", "duplicate"), description="filters to run"
+    )
+    shortest: Natural = Field(1, description="minimum tokens")
+    longest: Natural = Field(0, description="maximum tokens; 0: no limit. A truncated reply is too long")
+    ngram: Count = Field(8, description="words of the n-grams of repeated")
+    repeated: Share = Field(0.6, description="largest share of repeated lines, and of words in repeated n-grams")
+    foreign: Share = Field(0.2, description="largest share of letters outside the sample's main script")
+    shingle: Count = Field(3, description="consecutive words of the texts compared by similar")
+    similar: Part = Field(0.8, description="Jaccard similarity from which two samples of a problem are duplicates")
+    overlap: int = Field(
+        8, ge=2, le=MOST, description="consecutive words of an evaluation item that contaminate a text"
+    )
 
 
 class Access(Config):
-    """Settings for access to a remote server. These settings do not affect samples, so they may change when a run
-    resumes.
+    """Settings for access to a remote server."""
 
-    `price_in`, `price_out`: price per million prompt tokens, and price per million reply tokens. `budget`: spending
-    limit in the currency of the prices; 0 means no limit.
-    """
-
-    concurrency: Count = 8
-    timeout: Positive = 300.0
-    retries: Natural = 5
-    backoff: Positive = 0.5
-    budget: NonNegative = 0.0
-    price_in: NonNegative = 0.0
-    price_out: NonNegative = 0.0
+    concurrency: Count = Field(8, description="maximum requests at a time")
+    timeout: Positive = Field(300.0, description="seconds until a request fails")
+    retries: Natural = Field(5, description="further tries of a failed request")
+    backoff: Positive = Field(0.5, description="seconds before the first further try")
+    budget: NonNegative = Field(0.0, description="maximum money to spend; 0: no limit")
+    price_in: NonNegative = Field(0.0, description="price per million prompt tokens")
+    price_out: NonNegative = Field(0.0, description="price per million reply tokens")
 
     @model_validator(mode="after")
     def _priced(self) -> Self:
@@ -65,41 +54,33 @@ class Access(Config):
 
 
 class FactoryConfig(Config):
-    """Settings of a run that samples a teacher on a task.
-
-    - `teacher`: a run's folder, or the address of an OpenAI-compatible server. With a server, `model` is required.
-    - `problems`: number of problems, or with `per_family` the number per family and level.
-    - `samples`: number of samples per problem.
-    - `keep`: whether to keep only correct samples, only graded samples, or all samples.
-    - `top_k`: number of the teacher's most likely tokens to store at each position; 0 stores none.
-    - `batch`: number of samples that a local teacher generates and saves together.
-    - `decontaminate`: evaluation sets (files or tasks) to check against, in addition to the task's own test split.
-    - `seed_bits`: size of the seeds that are sent to a server: 64, or 31 for servers that reject larger seeds.
-    """
+    """Settings of a run that samples a teacher on a task."""
 
     teacher: str
-    task: str
-    model: str = ""
-    data: str = ""
-    options: dict[str, Any] = {}
-    split: Split = "train"
-    problems: Count = 100
-    per_family: bool = False
-    samples: Count = 1
-    temperature: NonNegative = 1.0
-    top_p: Part = 1.0
-    max_tokens: Count = 512
-    thinking: Thinking = "auto"
-    seed: Seed = 0
-    seed_bits: Bits = 64
-    top_k: Natural = 0
-    keep: Keep = "right"
-    batch: Count = 256
-    decontaminate: tuple[str, ...] = ()
+    task: str = Field(description="task of the problems")
+    model: str = Field("", description="for a server: name of its model")
+    data: str = Field("", description="file of the task's problems")
+    options: dict[str, Any] = Field({}, description="arguments of the task")
+    split: Split = Field("train", description="split of the problems")
+    problems: Count = Field(100, description="number of problems; with per_family, per family and level")
+    per_family: bool = Field(False, description="take problems of each family and level")
+    samples: Count = Field(1, description="samples per problem")
+    temperature: NonNegative = Field(1.0, description="0 is greedy decoding")
+    top_p: Part = Field(1.0, description="share of probability to sample from")
+    max_tokens: Count = Field(512, description="maximum tokens of a reply")
+    thinking: Thinking = Field("auto", description="whether the teacher thinks")
+    seed: Seed = Field(0, description="seed of problems and samples")
+    seed_bits: Bits = Field(64, description="for a server: size of its seeds")
+    top_k: Natural = Field(0, description="most likely tokens to store at each position, to distil logits; 0: none")
+    keep: Keep = Field("right", description="samples to keep")
+    batch: Count = Field(256, description="samples of a local teacher that are generated and saved together")
+    decontaminate: tuple[str, ...] = Field(
+        (), description="evaluation files or tasks, beside the task's own test split"
+    )
     filters: FilterConfig = FilterConfig()
     access: Access = Access()
-    device: str = "cpu"
-    dtype: str = "float32"
+    device: str = Field("cpu", description="device of the tensors")
+    dtype: str = Field("float32", description="type of the tensors")
 
     @model_validator(mode="after")
     def _meant(self) -> Self:

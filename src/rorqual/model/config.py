@@ -7,7 +7,7 @@ from typing import Annotated, Self
 from pydantic import Field, SerializeAsAny, model_validator
 
 from rorqual.core.config import MOST, Config, Count, Natural, NonNegative, Positive, one_of
-from rorqual.model.attention import AttentionConfig, CacheLayout
+from rorqual.model.attention import AttentionConfig
 from rorqual.model.block import Block, BlockConfig, PreNormConfig
 from rorqual.model.cost import Cost
 from rorqual.model.ffn import FFNConfig
@@ -101,7 +101,7 @@ class ModelConfig(Config):
             for part in stage.parts:
                 part.check()
             for attention in stage.attentions:
-                CacheLayout.of(attention)
+                attention.cache_layout()
             for ffn in stage.ffns:
                 if ffn.experts_per_token() and not ffn.n_choices():
                     raise ValueError(

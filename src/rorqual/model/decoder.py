@@ -10,12 +10,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from rorqual.model.attention import Attention, AttentionConfig, AttentionContext, CacheLayout, LayerCache, RMSNorm
+from rorqual.model.attention import Attention, AttentionConfig, AttentionContext, LayerCache, RMSNorm
 from rorqual.model.block import Block
 from rorqual.model.config import ModelConfig
 from rorqual.model.ffn import FFN
 from rorqual.model.mtp import MTP
-from rorqual.model.packed_batch import PackedBatchCache
+from rorqual.model.training_cache import PackedBatchCache
 from rorqual.ops.attention import document_mask
 from rorqual.ops.backends import TORCH, Backend
 from rorqual.ops.layer import Layer
@@ -156,7 +156,7 @@ class Decoder(Layer):
         self, positions: Tensor, segments: Tensor | None, attentions: Sequence[AttentionConfig]
     ) -> PackedBatchCache:
         return PackedBatchCache(
-            positions, segments, [CacheLayout.of(attention) for attention in attentions], self.ops.attention
+            positions, segments, [attention.cache_layout() for attention in attentions], self.ops.attention
         )
 
     def _embedded(self, tokens: Tensor, inputs_embeds: Tensor | None) -> Tensor:

@@ -18,6 +18,9 @@ from torch import Tensor
 
 from rorqual.core.config import LARGEST, Config, Count, NonNegative, Positive
 
+ANGLE_CHUNK = 4096
+"""Number of positions per `rope_table` call. The number is fixed so that the angles do not depend on the table length."""
+
 
 class Yarn(Config):
     """YaRN's extension of a context of `original_max_position_embeddings` tokens by `factor`.
@@ -157,3 +160,16 @@ def spread(cos: Tensor, sin: Tensor, *, interleaved: bool) -> tuple[Tensor, Tens
     if interleaved:
         return cos.repeat_interleave(2, dim=-1), torch.stack((-sin, sin), dim=-1).flatten(-2)
     return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+
+
+def angles(rope: Rope, dim: int, positions: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """Return cos and sin of the RoPE angles of positions 0, 1, 2, ...
+
+    Each is [n, dim / 2], with n at least `positions`.
+    """
+    parts = [
+        rope_table(rope, dim, torch.arange(start, start + ANGLE_CHUNK, device=device))
+        for start in range(0, positions, ANGLE_CHUNK)
+    ]
+    cos, sin = zip(*parts)
+    return torch.cat(cos), torch.cat(sin)

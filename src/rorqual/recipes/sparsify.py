@@ -9,6 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import Field
+
 from rorqual.convert.sparse import add_indexers, sparse_config
 from rorqual.core.config import Config, Count, Natural, Positive, RowLength, Rows, Seed, read_yaml
 from rorqual.core.errors import ConfigError
@@ -27,37 +29,24 @@ from rorqual.train.sources import SourceConfig
 
 
 class SparsifyConfig(Config):
-    """Settings of `sparsify`.
+    """Settings of `sparsify`."""
 
-    - `index_topk`: the number of positions that each query attends to.
-    - `index_n_heads`, `index_head_dim`: the number and the width of the indexer's heads.
-      With `index_head_dim` 0, the width is `qk_rope_head_dim`, at least 32.
-    - `index_dtype`: the type of cached index keys (`DSAConfig`).
-    - `warmup`, `warmup_lr`: steps and learning rate of the warm-up.
-    - `steps`, `lr`: steps and learning rate of the training with sparse attention.
-    - `data`, `task`, `options`: the training data, as for the recipe `sft`. Without `data` and `task`, the data of the
-      run `start` is used.
-    - `rows`, `row`: rows per batch and tokens per row. By default, the values of the run `start` are used. If `data` or
-      `task` is set, the defaults of the recipe `sft` are used.
-    - `device`, `dtype`: device of the tensors, and dtype of matrix products.
-    """
-
-    index_topk: Count
-    index_n_heads: Count = 4
-    index_head_dim: Natural = 0
-    index_dtype: Literal["float8_e4m3fn"] | None = None
-    warmup: Count = 100
-    warmup_lr: Positive = 1e-2
-    steps: Count = 400
-    lr: Positive = 3e-4
-    data: str = ""
-    task: str = ""
-    options: dict[str, Any] = {}
-    rows: Rows | None = None
-    row: RowLength | None = None
-    seed: Seed = 0
-    device: str = "cpu"
-    dtype: Dtype = "float32"
+    index_topk: Count = Field(description="positions that each query attends to")
+    index_n_heads: Count = Field(4, description="heads of the indexer")
+    index_head_dim: Natural = Field(0, description="width of the indexer's heads; 0: qk_rope_head_dim, at least 32")
+    index_dtype: Literal["float8_e4m3fn"] | None = Field(None, description="type of cached index keys")
+    warmup: Count = Field(100, description="steps that train only the indexers")
+    warmup_lr: Positive = Field(1e-2, description="learning rate of the warm-up")
+    steps: Count = Field(400, description="steps of training with sparse attention")
+    lr: Positive = Field(3e-4, description="their learning rate")
+    data: str = Field("", description="training data; default: that of RUN")
+    task: str = Field("", description="task of the training data")
+    options: dict[str, Any] = Field({}, description="arguments of the task")
+    rows: Rows | None = Field(None, description="rows per batch")
+    row: RowLength | None = Field(None, description="tokens per row")
+    seed: Seed = Field(0, description="seed of the batches")
+    device: str = Field("cpu", description="device of the tensors")
+    dtype: Dtype = Field("float32", description="type of matrix products")
 
 
 def sparsify(start: RunDir, out: Path, config: SparsifyConfig, *, threads: int = 1, quiet: bool = False) -> RunDir:

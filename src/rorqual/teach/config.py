@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from rorqual.core.config import Config, Count, Natural, NonNegative, Positive, Seed
 
 
 class TeachConfig(Config):
-    """Settings of a taught model. All but `threads`, `quiet` and `track` decide the result.
-
-    - `file`: JSONL, JSON, CSV, TSV or Parquet file of examples. `test`: file of test examples. Without it, a part of `file` is held out.
-    - `prompt`, `answer`, `reasoning`: columns; several prompt or answer columns are separated by commas.
-    - `base`: model to start from: the folder of a run, a Hugging Face folder, a GGUF file, or ORG/NAME on the hub. "" chooses one.
-    - `grader`: function ./mine.py:function of (prompt, gold answer, reply) that returns whether the reply is right.
-    - `rule`: function ./mine.py:function of the prompt that returns an answer, measured beside the model.
-    - `teacher`: address of an OpenAI-compatible server, or the folder of a run, that writes reasons for the answers. `model` is the name
-      of the server's model. `budget`, `price_in` and `price_out` bound what it costs; prices are per million tokens.
-    - `minutes`: time from the start to the end of training, without the baselines.
-    - `count`: largest number of test examples that are measured.
-    - `track`: trackers of the training metrics, separated by commas.
-    """
+    """Settings of a taught model."""
 
     file: str
-    test: str = ""
-    prompt: str = ""
-    answer: str = ""
-    reasoning: str = ""
-    base: str = ""
-    grader: str = ""
-    rule: str = ""
-    teacher: str = ""
-    model: str = ""
-    budget: NonNegative = 0.0
-    price_in: NonNegative = 0.0
-    price_out: NonNegative = 0.0
-    minutes: Positive = 20.0
-    count: Count = 500
-    seed: Seed = 0
-    threads: Natural = 0
-    quiet: bool = False
-    track: str = ""
+    test: str = Field("", description="file of test examples; default: a part of FILE")
+    prompt: str = Field("", description="columns of the prompt, separated by commas")
+    answer: str = Field("", description="columns of the answer; several become JSON")
+    reasoning: str = Field("", description="column of the worked solution")
+    base: str = Field("", description="RUN, Hugging Face folder, FILE.gguf or ORG/NAME; default: SmolLM2-135M-Instruct")
+    grader: str = Field(
+        "", description="./mine.py:function of (prompt, gold answer, reply) that returns whether the reply is right"
+    )
+    rule: str = Field("", description="./mine.py:function of the prompt that returns an answer, as a baseline")
+    teacher: str = Field("", description="server's address or RUN that writes reasons for the answers")
+    model: str = Field("", description="for a teacher's server: name of its model")
+    budget: NonNegative = Field(0.0, description="for a teacher's server: maximum money to spend")
+    price_in: NonNegative = Field(0.0, description="price per million prompt tokens")
+    price_out: NonNegative = Field(0.0, description="price per million reply tokens")
+    minutes: Positive = Field(20.0, description="time from the start to the end of training, without the baselines")
+    count: Count = Field(500, description="maximum test examples")
+    seed: Seed = Field(0, description="seed of splits, training and sampling")
+    threads: Natural = Field(0, description="threads; 0: all cores")
+    quiet: bool = Field(False, description="print no progress")
+    track: str = Field("", description="tensorboard, wandb or trackio, separated by commas")

@@ -282,7 +282,7 @@ MUTANTS = (
     one(
         "the first cached part is taken for the keys",
         "issue 16: a silent hole",
-        "model/packed_batch.py",
+        "model/attention/cache.py",
         "(self._pool(keys), self._pool(values))",
         "(self._pool(next(iter(self._layout.parts))), self._pool(values))",
         "tests/conformance/test_kinds.py::test_cached_equals_uncached_at_every_split",
@@ -338,7 +338,7 @@ MUTANTS = (
     one(
         "parts that the kind does not keep are ignored",
         "issue 16: a silent hole",
-        "model/packed_batch.py",
+        "model/attention/cache.py",
         "self._layout.check_write(parts)",
         "parts = {name: rows for name, rows in parts.items() if name in self._layout.parts}",
         "tests/conformance/test_outside.py::test_parts_that_the_kind_does_not_keep_are_refused",
@@ -355,9 +355,9 @@ MUTANTS = (
     one(
         "each padding token is a document with a block",
         "training with padding took twice as long",
-        "model/packed_batch.py",
+        "model/training_cache.py",
         "np.where(padding, (column - first) % BLOCK, positions)",
         "np.where(padding, 0, positions)",
-        "tests/model/test_packed_batch.py::test_padding_fills_blocks_together",
+        "tests/model/test_training_cache.py::test_padding_fills_blocks_together",
     ),
 )

@@ -80,7 +80,7 @@ MUTANTS = (
     one(
         "PackedBatch index_kl compares every of the keys with itself",
         "issue 18: sparse attention",
-        "model/packed_batch.py",
+        "model/attention/cache.py",
         "self._written_part(keys).every != self._written_part(index_keys).every",
         "self._written_part(keys).every != self._written_part(keys).every",
         "tests/conformance/test_outside_attention.py::test_a_part_that_the_kind_has_not_is_refused_by_name",
@@ -328,7 +328,7 @@ MUTANTS = (
     one(
         "scales of FP8 index keys are dropped in selection",
         "issue 18: sparse attention",
-        "model/packed_batch.py",
+        "model/attention/cache.py",
         "self._pool(part), self._plan, budget, self._scales(scales))",
         "self._pool(part), self._plan, budget)",
         "tests/model/test_index_dtype.py::test_scores_are_those_of_the_scaled_keys_wherever_they_are_read",
@@ -336,7 +336,7 @@ MUTANTS = (
     one(
         "scales of FP8 index keys are dropped in the indexer's loss",
         "issue 18: sparse attention",
-        "model/packed_batch.py",
+        "model/attention/cache.py",
         "weights, pools[1], self._plan, rows, self._scales(scales)\n",
         "weights, pools[1], self._plan, rows\n",
         "tests/train/test_indexer_loss.py::test_value_and_gradient_equal_a_plain_loop",
@@ -344,7 +344,7 @@ MUTANTS = (
     one(
         "the gradient of a rounded cache part is rounded, too",
         "issue 18: sparse attention",
-        "model/packed_batch.py",
+        "model/training_cache.py",
         "        return grad, None",
         "        return grad.to(torch.float8_e4m3fn).to(grad.dtype), None",
         "tests/train/test_indexer_loss.py::test_value_and_gradient_equal_a_plain_loop",

@@ -513,7 +513,7 @@ MUTANTS = (
         "the key of the teacher is not passed on",
         "issue 20: teach",
         "cli/verbs/teach.py",
-        "api_key=api_key,",
+        'api_key=command.api_key or os.environ.get("RORQUAL_API_KEY", ""),',
         'api_key="",',
         "tests/teach/test_teacher.py::test_the_key_that_is_typed_reaches_the_teacher",
     ),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import Field
 
 from rorqual.cli.machine import cores
 from rorqual.cli.settings import WHERE, Counts, Placement, Settings, check_device, read
@@ -16,25 +17,18 @@ from rorqual.core.records import RunDir, write_atomic, write_json
 
 
 class AttentionSettings(Placement):
-    """Settings of `rorqual attention`.
+    """Settings of `rorqual attention`."""
 
-    - `data`: text files, `kinds`, `needle` and `copy`, separated by commas.
-    - `length`: tokens per window. 0 uses the model's context length, but at most 1,024 tokens.
-    - `windows`: number of windows per text. For each length and depth, it is also the number of needles or copied lines.
-    - `budgets`: further values of index_topk to measure. The model's own value is always measured.
-    - `min_recall`: the command fails if the weighted recall of a layer is lower.
-    - `out`: JSON file for all values.
-    - `page`: HTML file.
-    """
-
-    data: str = ""
-    length: Natural = 0
-    windows: Count = 8
-    budgets: Counts | None = None
-    min_recall: Share = 0.0
-    out: str = ""
-    page: str = ""
-    threads: Natural = 0
+    data: str = Field("", description="text files, kinds, needle and copy, separated by commas")
+    length: Natural = Field(0, description="tokens per window; 0: the model's context, at most 1,024")
+    windows: Count = Field(8, description="windows per text, and needles or lines per length and depth")
+    budgets: Counts | None = Field(
+        None, description="further values of index_topk to measure; default: a quarter, half and twice the model's"
+    )
+    min_recall: Share = Field(0.0, description="exit with status 1 if a layer's weighted recall is lower")
+    out: str = Field("", description="JSON file of all values")
+    page: str = Field("", description="HTML file")
+    threads: Natural = Field(0, description="threads; 0: all cores")
 
 
 MOST = 1024
@@ -54,10 +48,6 @@ def attention(
     data= lists what is read, separated by commas. FILE is a text file, and its last tenth is read. With 'kinds', the command
     reads passages of prose, code, tables, repeats, names and Chinese. With 'needle', a key and its value are planted at several
     depths and lengths. With 'copy', a line is repeated at several distances.
-
-    Keys: data=FILE,kinds,needle,copy, length=TOKENS, windows=8, budgets=16,64 (index_topk to measure; default: a
-    quarter, half and twice the model's value), min_recall=0.9 (exit with status 1 if a layer's weighted recall is lower),
-    out=FILE.json, page=FILE.html, device=, dtype=, threads=N.
     """
     chosen = read(AttentionSettings, settings)
     check_device(chosen.device)

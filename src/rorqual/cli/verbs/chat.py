@@ -27,9 +27,6 @@ def chat(
 
     Such a run answers each message alone, as in its training. For other runs, /new starts a new conversation. /quit exits. With piped
     input, each line is one message.
-
-    Keys: thinking=auto|on|off, temperature=0, max_tokens=1024, think_budget=0 (maximum thinking tokens; 0: no maximum), seed=0,
-    system=TEXT, threads=, device=, dtype=.
     """
     import torch
 

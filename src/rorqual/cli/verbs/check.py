@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import Field
 
 from rorqual.cli.settings import Settings, read
 from rorqual.core.config import Config
@@ -14,21 +15,21 @@ from rorqual.core.records import RunDir, write_atomic, write_json
 
 
 class CheckSettings(Config):
-    """Settings of `rorqual check`.
+    """Settings of `rorqual check`."""
 
-    - `prompt`, `answer`, `reasoning`: columns; `prompt` may name several, separated by commas. By default, known names are found.
-    - `against`: test file whose prompts must not occur in FILE.
-    - `base`: run whose tokenizer counts lengths, and whose size gives the forecast. Without it, lengths are in bytes, and the forecast is
-      that of SmolLM2-135M.
-    """
-
-    prompt: str = ""
-    answer: str = ""
-    reasoning: str = ""
-    against: str = ""
-    base: str = ""
-    page: str = ""
-    out: str = ""
+    prompt: str = Field(
+        "",
+        description="columns of the prompt, separated by commas; default: known names such as question, text or messages",
+    )
+    answer: str = Field("", description="column of the answer")
+    reasoning: str = Field("", description="column of the worked solution")
+    against: str = Field("", description="test file whose prompts must not occur in FILE")
+    base: str = Field(
+        "",
+        description="run whose tokenizer counts lengths, and whose size gives the forecast; default: bytes, and SmolLM2-135M",
+    )
+    page: str = Field("", description="HTML file")
+    out: str = Field("", description="JSON file of all faults")
 
 
 def check(
@@ -40,9 +41,6 @@ def check(
     All faults are listed with their lines: rows that cannot be read, empty prompts and answers, duplicates, near-duplicates, and
     contradictions. Further faults are answers that the prompt states, and rows of a test file. The command also shows the kind of
     answers, the lengths, and how the rows would be split. It exits with status 1 if there are faults other than duplicates and their near forms.
-
-    Keys: prompt=, answer=, reasoning= (columns; default: known names such as question and answer, text and label, or messages),
-    against=FILE (test file), base=RUN (count tokens with its tokenizer, and forecast an epoch), page=FILE.html, out=FILE.json.
     """
     chosen = read(CheckSettings, settings)
 

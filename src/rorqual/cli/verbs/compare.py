@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from pydantic import Field
 
-from rorqual.cli.settings import Placement, Settings, read
+from rorqual.cli.settings import Settings, read
+from rorqual.core.config import Config
 from rorqual.core.errors import DataError
 
 
-class CompareSettings(Placement):
-    """Settings of `rorqual compare`. `grain`: what a table row covers: a family, a level of a family, or all problems."""
+class CompareSettings(Config):
+    """Settings of `rorqual compare`."""
 
-    grain: Literal["family", "level", "all"] = "family"
+    grain: Literal["family", "level", "all"] = Field("family", description="what a row covers")
 
 
 def compare(
@@ -26,8 +28,6 @@ def compare(
 
     Shows paired differences with 95 % intervals and exact p-values. Two runs are compared on every evaluation that both contain.
     `rorqual eval` writes evaluations.
-
-    Keys: grain=family|level|all, device=, dtype=.
     """
     chosen = read(CompareSettings, settings)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import Field
 
 from rorqual.cli.machine import cores
 from rorqual.cli.measure import ProblemSettings
@@ -16,13 +17,9 @@ from rorqual.core.records import write_atomic, write_json
 
 
 class ComputeSettings(ProblemSettings):
-    """Settings of `rorqual compute`.
+    """Settings of `rorqual compute`."""
 
-    - `out`: JSON file for all values.
-    - `page`: HTML file.
-    """
-
-    page: str = ""
+    page: str = Field("", description="HTML file")
 
 
 def compute(
@@ -35,9 +32,6 @@ def compute(
 
     For models whose router chooses a different number of experts for each token (kind zero). The command answers problems of a
     task, and prints the experts per token by part of the text, family, difficulty, verdict, position and token.
-
-    Keys: task=NAME (required), data=FILE, split=test, count=100, seed=0, thinking=auto|on|off, temperature=0, max_tokens=1024,
-    per_family=false, options={...}, out=FILE.json, page=FILE.html, device=, dtype=, threads=N.
     """
     chosen = read(ComputeSettings, settings)
     check_device(chosen.device)

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import Field
 
 from rorqual.cli.machine import cores
-from rorqual.cli.settings import WHERE, Settings, check_device, pairs
+from rorqual.cli.settings import WHERE, Settings, check_device, pairs, take
 from rorqual.core.config import Config, Natural, parse, scalar
 from rorqual.core.errors import ConfigError, nearest
 
@@ -21,10 +22,10 @@ ROW, TURN_BYTES = 128, 32
 class DistilCommand(Config):
     """Settings of `rorqual distil` that do not change the samples."""
 
-    out: str = "runs/distilled"
-    threads: Natural = 0
-    quiet: bool = False
-    api_key: str = ""
+    out: str = Field("runs/distilled", description="output folder")
+    threads: Natural = Field(0, description="threads; 0: all cores")
+    quiet: bool = Field(False, description="print no progress")
+    api_key: str = Field("", description="key of the server; default: RORQUAL_API_KEY")
 
 
 def distil(
@@ -37,22 +38,9 @@ def distil(
 
     Samples are graded and filtered. The kept samples are written as Parquet with a dataset card. Every sample is stored as soon as
     it is complete. After an interruption, the same command resumes and requests only missing samples.
-
-    Keys for the problems: task=NAME, data=FILE, options={...}, problems=100, per_family=false, seed=0, decontaminate=FILE,TASK.
-
-    Keys for sampling: samples=1, temperature=1, top_p=1, max_tokens=512, thinking=auto|on|off, top_k=0 (store this many top
-    log-probabilities, to distil logits), batch=, threads=, device=, dtype=.
-
-    Keys for the result: out=FOLDER, keep=right|graded|all, filters.names=[...], filters.repeated=0.6 and other filters.*,
-    quiet=.
-
-    Keys for a server: model=NAME, api_key= (or RORQUAL_API_KEY), concurrency=8, seed_bits=64|31, retries=5, timeout=300,
-    budget=MONEY with price_in= and price_out= per million tokens.
     """
     values = pairs(settings)
-    command = parse(
-        DistilCommand, {key: values.pop(key) for key in DistilCommand.model_fields if key in values}, where=WHERE
-    )
+    command = take(DistilCommand, values)
 
     from rorqual.factory import FactoryConfig, sample_teacher
 

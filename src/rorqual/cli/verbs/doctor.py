@@ -9,8 +9,6 @@ def doctor(settings: Settings = None) -> None:
     """Show facts about this machine, and suggest how to make Rorqual faster.
 
     Shows cores, memory, package versions, torch's build and the speed of a matrix product.
-
-    Keys: device=cpu, dtype=float32 (device and dtype of the timed matrix product).
     """
     chosen = read(Placement, settings)
     check_device(chosen.device)

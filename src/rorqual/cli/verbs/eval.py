@@ -26,19 +26,6 @@ def evaluate(
 
     Shows the accuracy with its 95 % interval, and the accuracy of the best baseline. After an interruption, the same command resumes.
 
-    Keys: task=NAME (families, families:add,gcd, gsm8k, math500, folio, knights, messages, everyday, long, gym:NAME, ./mine.py:Class),
-    data=FILE, split=test, count=100, seed=0, thinking=auto|on|off, temperature=0, samples=1, max_tokens=1024, per_family=false,
-    votes=N (N samples, and their majority), stop_when=settled|sure (fewer votes where they suffice), best_of=N (N samples, and the best),
-    verifier=RUN (scores the samples), verifier_data=FILE.jsonl (graded samples to train a verifier on), refine=N (the model checks its
-    reply N times), think_budget=N (maximum thinking tokens), calculator=true (the engine writes the results of calculations),
-    system=TEXT, options={...}, out=FILE.json (default: evals/ in the run's folder; answers of a server are saved only with out=),
-    threads=, device=, dtype=, backend=torch-invariant|torch.
-
-    Keys for cascade=STUDENT,TEACHER (the teacher answers where the student is not sure): sure=0.8 (smallest confidence of the
-    student), votes=N (confidence by votes instead of log-probability), page=FILE.html, out=FILE.json (for serve).
-
-    Keys for a server: model=NAME, concurrency=8, seed_bits=64|31.
-
     Without a task, data=FILE.txt names a plain text file, and the command reports the loss per token and per character. The loss
     covers the last tenth of the text, in windows of window= tokens (default: the model's context length).
     """

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from pydantic import Field
 
 from rorqual.cli.settings import WHERE, Settings, read
 from rorqual.core.config import Config, Positive
@@ -18,12 +19,15 @@ GGUF = ("float32", "bfloat16", "q8_0", "q4_0")
 
 
 class ExportConfig(Config):
-    """Settings of `rorqual export`. `shard_gb`: size of one weight file in GB (1e9 bytes), for format=hf."""
+    """Settings of `rorqual export`."""
 
-    format: Literal["hf", "gguf"] = "hf"
-    dtype: str = ""
-    shard_gb: Positive = 5.0
-    quiet: bool = False
+    format: Literal["hf", "gguf"] = Field("hf", description="Hugging Face folder or GGUF file")
+    dtype: str = Field(
+        "",
+        description="hf: keep (default), float32, bfloat16, float16, fp8; gguf: float32 (default), bfloat16, q8_0, q4_0",
+    )
+    shard_gb: Positive = Field(5.0, description="size of a weight file in GB (1e9 bytes), for format=hf")
+    quiet: bool = Field(False, description="print no progress")
 
 
 def export(
@@ -34,11 +38,7 @@ def export(
     """Export a run for transformers, vLLM or llama.cpp.
 
     The run's newest checkpoint becomes a Hugging Face folder or a GGUF file. Beside a GGUF file DST.gguf, the command writes
-    DST.Modelfile for Ollama.
-
-    Keys: format=hf|gguf, dtype=, shard_gb=5, quiet=. For format=hf: dtype=keep (default; copies the bytes), float32, bfloat16,
-    float16, fp8 (blocks of 128 x 128, as in DeepSeek-V3). After an interruption, the same command resumes. For format=gguf:
-    dtype=float32 (default), bfloat16, q8_0, q4_0. There is no device= key, because nothing is computed.
+    DST.Modelfile for Ollama. With format=hf, the same command resumes after an interruption.
     """
     config = read(ExportConfig, settings)
     dtype = config.dtype or ("keep" if config.format == "hf" else "float32")

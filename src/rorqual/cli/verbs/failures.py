@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import Field
 
 from rorqual.cli.settings import Settings, read
 from rorqual.core.config import Config, Natural
 
 
 class FailuresSettings(Config):
-    """Settings of `rorqual failures`. `than`: name of the baseline to compare with. `count`: number of examples of each change."""
+    """Settings of `rorqual failures`."""
 
-    than: str = ""
-    count: Natural = 3
+    than: str = Field("", description="baseline to compare with, such as majority; default: the base model")
+    count: Natural = Field(3, description="examples of each change")
 
 
 def failures(
@@ -25,8 +26,6 @@ def failures(
     """Show what a taught model still gets wrong, and what changed sides.
 
     Labels are grouped by the right answer, JSON answers by field. Examples follow: lost, still wrong, gained.
-
-    Keys: than=NAME (baseline to compare with, such as "majority"; default: the base model), count=3 (examples of each change).
     """
     chosen = read(FailuresSettings, settings)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from pydantic import Field
 
 from rorqual.cli.settings import WHERE, Settings, read
 from rorqual.core.config import Config
@@ -16,8 +17,10 @@ from rorqual.core.extras import extra
 class ImportConfig(Config):
     """Settings of `rorqual import`."""
 
-    dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
-    quiet: bool = False
+    dtype: Literal["keep", "float32", "bfloat16", "float16"] = Field(
+        "keep", description="keep copies the bytes; any other type dequantizes FP8"
+    )
+    quiet: bool = Field(False, description="print no progress")
 
 
 def import_(
@@ -28,11 +31,8 @@ def import_(
     """Import a Hugging Face checkpoint or a GGUF file as a run.
 
     All other commands accept the imported run. Tensors are copied slice by slice, so the model may be larger than memory. No
-    code from the checkpoint is executed, and pickle files are never opened.
-
-    Keys: dtype=keep|float32|bfloat16|float16, quiet=. dtype=keep copies the bytes, including FP8 weights and their scales; any
-    other type dequantizes FP8. Quantized tensors of a GGUF file are always dequantized, to float32 or bfloat16. There is no
-    device= key, because nothing is computed.
+    code from the checkpoint is executed, and pickle files are never opened. Quantized tensors of a GGUF file are dequantized, to
+    float32 or bfloat16.
     """
     config = read(ImportConfig, settings)
 

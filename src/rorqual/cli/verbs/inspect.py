@@ -17,8 +17,6 @@ def inspect(
     """Show a model's parameters, FLOPs, KV cache and memory.
 
     Published models: deepseek-v3, deepseek-v2-lite, qwen3-8b, ...
-
-    Keys: context=4096 (sequence length for attention FLOPs and KV cache), dtype=bfloat16 (of weights and KV cache), device=cpu.
     """
     from rorqual.cli.accounts import InspectSettings, find_model, lines, notes, rows
     from rorqual.model.account import account

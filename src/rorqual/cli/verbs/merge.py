@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import Field
 
 from rorqual.cli.settings import DType, Settings, read
 from rorqual.core.config import Config
@@ -13,10 +14,10 @@ from rorqual.core.records import RunDir
 
 
 class MergeConfig(Config):
-    """Settings of `rorqual merge`. `dtype`: type of the merged weights."""
+    """Settings of `rorqual merge`."""
 
-    dtype: DType = "float32"
-    quiet: bool = False
+    dtype: DType = Field("float32", description="type of the merged weights")
+    quiet: bool = Field(False, description="print no progress")
 
 
 def merge(
@@ -28,8 +29,6 @@ def merge(
 
     The new run needs neither the adapter nor the base. Other commands also accept the unmerged adapter run. Weights are
     added in fp32 and rounded once. There is no device= key.
-
-    Keys: dtype=float32|bfloat16, quiet=.
     """
     config = read(MergeConfig, settings)
 

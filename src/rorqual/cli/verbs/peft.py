@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import Field
 
 from rorqual.cli.settings import Settings, read
 from rorqual.core.config import Config
@@ -13,14 +14,11 @@ from rorqual.core.records import RunDir
 
 
 class PeftConfig(Config):
-    """Settings of `rorqual peft`.
+    """Settings of `rorqual peft`."""
 
-    `base`: base run of an imported adapter. `name`: value of `base_model_name_or_path` in an exported adapter.
-    """
-
-    base: str = ""
-    name: str = ""
-    quiet: bool = False
+    base: str = Field("", description="run that an imported adapter belongs to; without it, RUN is exported")
+    name: str = Field("", description="the base model's name in adapter_config.json; default: its path")
+    quiet: bool = Field(False, description="print no progress")
 
 
 def peft(
@@ -32,9 +30,6 @@ def peft(
 
     With base=RUN, a PEFT folder is imported as an adapter run. Pickle files are not read. A PEFT option that Rorqual cannot
     represent is an error.
-
-    Keys: base=RUN (imports an adapter of this base model), name=ORG/MODEL (the base model's name in adapter_config.json;
-    default: its path), quiet=.
     """
     config = read(PeftConfig, settings)
 

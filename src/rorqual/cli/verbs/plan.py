@@ -29,15 +29,7 @@ def plan(
     A training plan shows FLOPs, time, money and memory. A serving plan shows KV cache, batch size, speed and price. Numbers may
     have a suffix: 14.8T, 2.788M, 4k. out=DIR writes an HTML page with plots.
 
-    Keys for training: tokens, hardware, n, context, utilisation, price, precision, dp, tp, pp, ep, zero, recompute, microbatch,
-    full_attention, mtp.
-
-    Keys for serving: hardware, n, tp, dtype, cache_bytes, prompt, reply, hit_rate, batch, price, margin, busy, prefill_used,
-    decode_used.
-
-    For a run, the command shows the run's measured speed and the cost of further training. Keys: steps, tokens, model, core_hour.
-
-    Keys for quickstart: size, seed, threads.
+    For a run, the command shows the run's measured speed and the cost of further training.
     """
     from rorqual.cli.plan_answer import answer
 

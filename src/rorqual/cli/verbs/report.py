@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from rorqual.cli.settings import Placement, Settings, read
 from rorqual.core.errors import ConfigError
 from rorqual.teach.place import TeachPaths
 
@@ -17,17 +16,12 @@ def report(
         Path,
         typer.Argument(metavar="DIR", help="Output folder of `rorqual quickstart`, or JSON file of `rorqual lab`."),
     ],
-    settings: Settings = None,
 ) -> None:
     """Rewrite the report of a quickstart or an experiment.
 
     The report is a self-contained HTML file, with its plots as separate files. For a JSON file of `rorqual lab`, the command
     applies the current verdict rule to the stored results, and rewrites the file and its page.
-
-    Keys: device= and dtype= are accepted but have no effect, because the command only reads files.
     """
-    read(Placement, settings)
-
     if folder.suffix == ".json":
         from rorqual.lab.run import judge_again
 

@@ -5,9 +5,58 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from pydantic import Field
 
-from rorqual.cli.settings import Settings
+from rorqual.cli.settings import Placement, Settings
+from rorqual.core.config import Bytes, Natural, Share
 from rorqual.core.extras import extra
+
+
+class ServeSettings(Placement):
+    """Settings of `rorqual serve`."""
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port; 0: any free one")
+    name: str = Field("", max_length=256, description="name of the model; default: the run's")
+    tenant: str = Field("default", description="tenant that gets a key if it has none")
+    keys: str = Field("", description="file of the hashes of API keys; default: in the user's configuration")
+    slots: int = Field(16, ge=1, le=4096, description="maximum sequences in a batch")
+    max_len: Natural = Field(0, description="context in tokens; 0: the model's, as far as the KV cache allows")
+    queue: int = Field(256, ge=1, le=100_000, description="maximum waiting requests")
+    max_body: int = Field(8 * 2**20, ge=1024, le=2**30, description="maximum bytes of a request")
+    grace: float = Field(30, ge=1, le=3600, description="seconds to finish open requests on Ctrl-C")
+    threads: Natural = Field(0, description="threads of the engine; 0: all cores")
+    hang: float = Field(
+        120, ge=1, le=86_400, description="restart an engine that gives no sign of life for this many seconds"
+    )
+    load: float = Field(3600, ge=1, le=86_400, description="maximum seconds to load the engine")
+    cache_dir: str = Field("", description="folder of the prefix cache on disk, which survives restarts")
+    cache_bytes: Bytes = Field(0, description="bytes of the KV cache in memory; 0: 1 GiB")
+    disk_bytes: int = Field(4 << 30, ge=1 << 20, le=2**63 - 1, description="maximum bytes of the prefix cache on disk")
+    backend: str = Field("torch-invariant", description="torch-invariant, torch or ./mine.py:Class")
+    step_tokens: int = Field(
+        256,
+        ge=32,
+        le=2**63 - 1,
+        description="maximum tokens of an engine step; fewer shorten the delay that a long prompt causes for others",
+    )
+    ui: bool | None = Field(None, description="serve the chat page at /; default: if Gradio is installed")
+    operator: str = Field("default", description="tenant that may read the metrics of all tenants")
+    stall: float = Field(
+        30, ge=0.1, le=3600, description="disconnect a client that reads nothing for this many seconds"
+    )
+    cors: str = Field("", description="allowed origins, separated by commas")
+    think_budget: Natural = Field(
+        0, description="maximum thinking tokens of a chat reply, unless the request sets its own; 0: no limit"
+    )
+    calibration: str = Field("", description="for a cascade: result of rorqual eval cascade=STUDENT,TEACHER")
+    sure: Share | None = Field(
+        None, description="for a cascade: smallest confidence of the student; default: that of the calibration"
+    )
+    rollout_dir: str = Field(
+        "", description="folder for weights from rorqual train ... rollout=ADDRESS, which needs a key of its own"
+    )
+    record_kept: bool = Field(False, description="for rollouts: return the tokens that top_p and top_k kept")
 
 
 def serve(
@@ -18,23 +67,6 @@ def serve(
 
     The API has chat and text completions, with streaming and separate reasoning content. The first start creates an API key and
     prints it once. Every API route requires a key. Ctrl-C shuts the server down gracefully.
-
-    Keys for the server: host=127.0.0.1, port=8000 (0: any free port), name= (default: the run's name), grace=30, ui= (chat page
-    at /; default: on if Gradio is installed), cors= (allowed origins).
-
-    Keys for access control: keys=FILE, tenant=default (gets a key if it has none), operator=default (may read the metrics of
-    all tenants).
-
-    Keys for limits: queue=256, max_body=8388608, stall=30 (disconnect a client that reads nothing for this many seconds),
-    hang=120, load=3600, think_budget=0 (maximum thinking tokens of a chat reply; 0: no maximum).
-
-    Keys for the engine: slots=16, max_len=0 (0: the model's context length), step_tokens=256, cache_dir=, disk_bytes=,
-    cache_bytes=, backend=torch-invariant, threads=, device=, dtype=.
-
-    Keys for cascade=STUDENT,TEACHER (the teacher answers chat requests where the student is not sure): calibration=FILE (result of
-    `rorqual eval cascade=STUDENT,TEACHER`), sure= (smallest confidence of the student).
-
-    Keys for rollouts: rollout_dir= (accept weights from `rorqual train ... rollout=` into this folder), record_kept=false.
     """
     with extra("serve", "fastapi", "uvicorn", "starlette"):
         from rorqual.cli.serving import start

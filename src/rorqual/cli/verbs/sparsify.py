@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import Field
 
 from rorqual.cli.machine import cores
-from rorqual.cli.settings import WHERE, Settings, check_device, pairs
+from rorqual.cli.settings import WHERE, Settings, check_device, pairs, take
 from rorqual.core.config import Config, Natural, parse, scalar
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
@@ -17,8 +18,8 @@ from rorqual.core.records import RunDir
 class SparsifyCommand(Config):
     """Settings of `rorqual sparsify` that do not change results."""
 
-    threads: Natural = 0
-    quiet: bool = False
+    threads: Natural = Field(0, description="threads; 0: all cores")
+    quiet: bool = Field(False, description="print no progress")
 
 
 def sparsify(
@@ -30,15 +31,9 @@ def sparsify(
 
     The stages are: add an indexer to each attention layer, train only the indexers (OUT/warmup), and train the whole model with
     sparse attention (OUT/sparse). After an interruption, the same command resumes.
-
-    Keys: index_topk=N (required: the number of positions that each query attends to), index_n_heads=, index_head_dim=,
-    index_dtype=float8_e4m3fn (index keys are cached in FP8), warmup=STEPS, warmup_lr=, steps=, lr=, data=FILE or task=NAME
-    (default: the data that the run was trained on), options=, rows=, row=, seed=, device=, dtype=, threads=N, quiet=true.
     """
     values = pairs(settings)
-    command = parse(
-        SparsifyCommand, {key: values.pop(key) for key in SparsifyCommand.model_fields if key in values}, where=WHERE
-    )
+    command = take(SparsifyCommand, values)
 
     from rorqual.recipes.sparsify import SparsifyConfig
     from rorqual.recipes.sparsify import sparsify as run_stages

@@ -7,22 +7,15 @@ from typing import Annotated
 
 import typer
 
-from rorqual.cli.settings import Placement, Settings, read
-
 
 def trace(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="GRPO run.")],
-    settings: Settings = None,
 ) -> None:
     """Write an HTML page of a GRPO run's rollouts.
 
     The page is one self-contained file. For each step, the page shows groups, samples, rewards, advantages and
     lengths. It also lists the problems whose result differs from the result at their previous occurrence.
-
-    Keys: device= and dtype= are accepted but have no effect, because the command only reads files.
     """
-    read(Placement, settings)
-
     from rorqual.evals.trace import build_trace
 
     print(build_trace(folder))

@@ -8,25 +8,23 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import Field
 
 from rorqual.cli.machine import cores
-from rorqual.cli.settings import WHERE, Settings, check_device, pairs
-from rorqual.core.config import Config, Natural, parse
+from rorqual.cli.settings import WHERE, Settings, check_device, pairs, take
+from rorqual.core.config import Config, Natural
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
 
 
 class TrainCommand(Config):
-    """Settings of `rorqual train` that do not change results.
+    """Settings of `rorqual train` that do not change results."""
 
-    `rollout`: address of a server that samples rollouts. `track`: names of trackers, separated by commas.
-    """
-
-    out: str = ""
-    rollout: str = ""
-    threads: Natural = 0
-    track: str = ""
-    quiet: bool = False
+    out: str = Field("", description="run folder; default: runs/RECIPE")
+    rollout: str = Field("", description="address of a server that samples rollouts (rorqual serve rollout_dir=)")
+    threads: Natural = Field(0, description="threads; 0: all cores")
+    track: str = Field("", description="tensorboard, wandb or trackio, separated by commas")
+    quiet: bool = Field(False, description="print no progress")
 
 
 def train(
@@ -35,18 +33,12 @@ def train(
 ) -> None:
     """Train a model with a recipe. After an interruption, the same command resumes.
 
-    Keys: out=FOLDER (default: runs/RECIPE), threads=N, quiet=true, device=, dtype=, arguments of the recipe (data=FILE,
-    task=NAME, from=RUN, seed=, steps=, size=, ...) and any field of the run by its dotted name, such as optim.lr=3e-4.
-    tune.kind=lora or tune.kind=esft trains a part of the model from=RUN (docs/how-to/adapters.md). By default, grpo and
-    on_policy sample rollouts in this process. With rollout=http://HOST:PORT, the server at this address samples the rollouts;
-    start that server with rollout_dir= (docs/how-to/serve.md). The server's rollout key is read from RORQUAL_ROLLOUT_KEY.
-    With track=tensorboard, wandb or trackio (or several, separated by commas), the metrics are also written for these
-    trackers, to a folder of that name in the run folder.
+    Further keys are the arguments of the recipe (data=FILE, task=NAME, from=RUN, seed=, steps=, size=, device=, dtype=, ...), and every
+    field of the run by its dotted name, such as optim.lr=3e-4. tune.kind=lora or tune.kind=esft trains a part of the model from=RUN.
+    The key of a server that samples rollouts is read from RORQUAL_ROLLOUT_KEY.
     """
     values = pairs(settings)
-    command = parse(
-        TrainCommand, {key: values.pop(key) for key in TrainCommand.model_fields if key in values}, where=WHERE
-    )
+    command = take(TrainCommand, values)
     if command.threads < 0:
         raise ConfigError(f"threads={command.threads} is negative", where=WHERE, remedy="Use 1 or more.")
 

@@ -46,9 +46,6 @@ class KVCacheManager:
     """The disk cache, or None."""
     clear: Callable[[list[int]], None] | None = None
     """A callback that fills newly allocated blocks with zeros before a sequence gets the blocks, or None."""
-    look: Callable[[], None] = lambda: None
-    """Called before a cached block is reused and before a block gets its key. Must call `renew` if the weights have
-    changed."""
     pool: BlockPool = field(init=False)
     roots: dict[str, bytes] = field(default_factory=dict)
     hit_tokens: int = 0
@@ -82,7 +79,6 @@ class KVCacheManager:
         """
         if not owner.reuse:
             return 0
-        self.look()
         usable = len(owner.tokens) if most is None else min(most, len(owner.tokens))
         keys = self._keys(owner, len(owner.tokens) // BLOCK)[
             : min(usable // BLOCK, matchable(len(owner.tokens), BLOCK))
@@ -133,10 +129,6 @@ class KVCacheManager:
         positions must already be computed."""
         full = length // BLOCK
         if not owner.reuse or full <= owner.num_cached_blocks:
-            return
-        before = self.fingerprint
-        self.look()
-        if self.fingerprint != before:  # keys and values in the blocks may come from both old and new weights
             return
         keys = self._keys(owner, full)
         for index in range(owner.num_cached_blocks, full):

@@ -17,10 +17,9 @@ from torch import Tensor
 
 from rorqual.model import ModelConfig
 from rorqual.model.attention import CacheLayout, CachePart, LayerCache
-from rorqual.model.packed_batch import BlockedLayerCache, angles
 from rorqual.ops.backends.attention import PagedAttention, Plan
 from rorqual.ops.paged import BLOCK
-from rorqual.ops.rope import Rope
+from rorqual.ops.rope import Rope, angles
 
 
 def zeros(shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -64,7 +63,7 @@ class PagedCache:
         expert_dtype: torch.dtype = torch.int8,
     ) -> None:
         self.attention, self.device = attention, device
-        self.layouts = [CacheLayout.of(kind) for kind in config.attentions]
+        self.layouts = [kind.cache_layout() for kind in config.attentions]
         self.layers = [
             {
                 p.name: zeros(attention.shape(blocks, p.heads, BLOCK // p.every, p.width), device, p.dtype or dtype)
@@ -147,7 +146,7 @@ class StepCache:
         return self.cache.table(rope, dim)
 
 
-class _Layer(BlockedLayerCache):
+class _Layer(LayerCache):
     def __init__(self, step: StepCache, layout: CacheLayout, pools: dict[str, Tensor]) -> None:
         super().__init__(layout, step.cache.attention, step.plan)
         self._tensors = pools

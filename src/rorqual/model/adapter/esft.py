@@ -124,7 +124,7 @@ class TunedExperts(Experts):
         self.chosen = tuple(chosen)
         # nn.Module does not register parameters held in a tuple, so these parameters stay out of the state_dict.
         self._parts = tuple(
-            nn.Parameter(stack.data[e]) for e in self.chosen for stack in (experts.gate_up_proj, experts.down_proj)
+            nn.Parameter(stack.detach()[e]) for e in self.chosen for stack in (experts.gate_up_proj, experts.down_proj)
         )
 
     def parts(self) -> Iterator[tuple[str, nn.Parameter]]:

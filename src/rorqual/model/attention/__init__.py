@@ -1,16 +1,8 @@
 """The attention kinds, one module per kind. Importing this package registers all kinds."""
 
-from rorqual.model.attention.base import (
-    Attention,
-    AttentionConfig,
-    AttentionContext,
-    CacheLayout,
-    CachePart,
-    LayerCache,
-    RMSNorm,
-    Selection,
-)
+from rorqual.model.attention.base import Attention, AttentionConfig, AttentionContext, RMSNorm
 from rorqual.model.attention.block import BlockSelectionConfig
+from rorqual.model.attention.cache import CacheLayout, CachePart, LayerCache, Selection
 from rorqual.model.attention.dsa import DSA, DSAConfig
 from rorqual.model.attention.gqa import GQAConfig
 from rorqual.model.attention.mla import MLA, MLAConfig, SelectingMLA

@@ -11,10 +11,10 @@ from rorqual.core.errors import DataError
 from rorqual.model import Decoder, ModelConfig, Stage, build
 from rorqual.model.attention import AttentionConfig, GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
-from rorqual.model.packed_batch import ANGLE_CHUNK, PackedBatchCache, angles
+from rorqual.model.training_cache import PackedBatchCache
 from rorqual.ops.backends import TORCH, TORCH_INVARIANT
 from rorqual.ops.paged import BLOCK
-from rorqual.ops.rope import Rope, rope_table
+from rorqual.ops.rope import ANGLE_CHUNK, Rope, angles, rope_table
 
 ATTENTION: dict[str, AttentionConfig] = {
     "mla": MLAConfig(

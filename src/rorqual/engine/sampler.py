@@ -1,0 +1,92 @@
+"""The sampler: what each row of a step may sample, and the tokens that it sampled."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rorqual.engine.grammar.constraint import Bools, Constraint
+from rorqual.engine.histories import Histories
+from rorqual.engine.penalties import Counts
+from rorqual.engine.scheduler import Scheduler
+from rorqual.engine.seeds import uniform
+from rorqual.engine.sequence import Ints, Sequence
+from rorqual.ops.sampling import SamplerOutput, SamplingMetadata, Settings, likeliest, needs_history
+
+
+class Sampler:
+    """Builds the sampling inputs of the running rows, and stores the sampled tokens in `histories`."""
+
+    def __init__(self, histories: Histories, slots: int, vocab: int, device: torch.device) -> None:
+        self.histories, self.vocab, self.device = histories, vocab, device
+        self.counts = Counts(slots, vocab)
+        self._settings: Settings | None = None
+        self._constrained: list[tuple[int, Constraint]] = []
+        self._with_min_tokens: list[int] = []
+        self._version = -1
+
+    def place(self, sequence: Sequence) -> None:
+        """Count the tokens of a newly admitted sequence, if its request has penalties."""
+        if needs_history(sequence.params):
+            self.counts.add(sequence.slot, sequence.prompt, sequence.tokens[len(sequence.prompt) :])
+        else:
+            self.counts.drop(sequence.slot)
+
+    def metadata(self, scheduler: Scheduler, n: int) -> SamplingMetadata:
+        """Return the sampling parameters and random numbers of the `n` rows."""
+        rows, active = scheduler.rows, scheduler.running
+        if self._version != scheduler.version or self._settings is None:
+            self._settings = Settings.of([s.params for s in active], self.device)
+            self._constrained = [(row, s.constraint) for row, s in enumerate(active) if s.constraint]
+            self._with_min_tokens = [row for row, s in enumerate(active) if s.barred]
+            self._version = scheduler.version
+        penalties, seen = self._settings.penalties, None
+        if penalties is not None and len(penalties.rows):
+            seen = self.counts.of(rows.slot[:n][penalties.rows])
+        allowed = self._allowed(active, rows.position[:n])
+        return SamplingMetadata(self._settings, uniform(rows.key[:n], rows.position[:n]), seen, allowed)
+
+    def _allowed(self, active: list[Sequence], position: Ints) -> tuple[Ints, Bools] | None:
+        """Return the restricted rows and their masks of allowed tokens, or None if no row is restricted.
+
+        A row is restricted by its grammar or by `min_tokens`. A reply shorter than `min_tokens` may end only if its
+        grammar allows nothing else.
+        """
+        masks = {row: mask for row, constraint in self._constrained if (mask := constraint.mask()) is not None}
+        for row in self._with_min_tokens:
+            sequence = active[row]
+            if int(position[row]) + 1 - len(sequence.prompt) < sequence.params.min_tokens:
+                continuing = masks[row].copy() if row in masks else np.ones(self.vocab, np.bool_)
+                continuing[list(sequence.barred)] = False
+                if continuing.any():
+                    masks[row] = continuing
+        return (np.array(list(masks)), np.stack(list(masks.values()))) if masks else None
+
+    def keep(self, drawn: SamplerOutput, scheduler: Scheduler, backend: str) -> Ints:
+        """Store the sampled token of each row and return the tokens [rows]. Errors name the `backend`."""
+        history, rows, n = self.histories, scheduler.rows, len(drawn.ids)
+        slot, position = rows.slot[:n], rows.position[:n]
+        if history.kept.shape[-1]:
+            kept = drawn.distribution[:, : self.vocab].isfinite().cpu().numpy()
+            history.kept[slot, position + 1] = np.packbits(kept, axis=-1)
+        new: Ints = drawn.ids.cpu().numpy()
+        if new.min() < 0 or new.max() >= drawn.distribution.shape[1]:
+            raise ValueError(f"backend '{backend}' sampled token ids {new.tolist()} from a vocabulary of {self.vocab}")
+        new = new.clip(max=self.vocab - 1)  # if logits are NaN, the sampled id may belong to a padding column
+        history.ids[slot, position + 1] = new
+        history.logprobs[slot, position + 1] = drawn.logprobs.cpu().numpy()
+        if self._settings is not None and self._settings.penalties is not None:
+            self.counts.tally(slot, new)
+        for row, constraint in self._constrained:
+            constraint.accept(int(new[row]))
+        self._keep_top(drawn.distribution, scheduler.running)
+        return new
+
+    def _keep_top(self, logprobs: Tensor, active: list[Sequence]) -> None:
+        requesting = [row for row, sequence in enumerate(active) if sequence.params.top_logprobs]
+        if not requesting:
+            return
+        most = max(active[row].params.top_logprobs for row in requesting)
+        for row, best in zip(requesting, likeliest(logprobs[requesting], most)):
+            self.histories.top[active[row].slot].append(best[: active[row].params.top_logprobs])

@@ -1,0 +1,256 @@
+"""The KV cache as an attention kind sees it: the parts that the kind declares, and the operations that read and write them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rorqual.ops.backends.attention import PagedAttention, Plan
+from rorqual.ops.paged import BLOCK, Selection
+
+
+@dataclass(frozen=True)
+class CachePart:
+    """A named tensor of the KV cache. Each row has `heads` vectors of `width` values, stored as `dtype` (None: the model's dtype).
+
+    A write rounds rows to `dtype`, and a read converts the rows back to their original dtype. The trainer also rounds
+    rows to `dtype`, so it computes with the values that the engine caches. Gradients pass the rounding unchanged.
+
+    `every=1` stores one row per token. `every=n` stores one row per complete group of n tokens: positions i * n to
+    i * n + n - 1 of a sequence. The block size `BLOCK` must be a multiple of `every`.
+    """
+
+    name: str
+    heads: int
+    width: int
+    dtype: torch.dtype | None = None
+    every: int = 1
+
+    @property
+    def values(self) -> float:
+        """Number of cached values per token. The float is exact, because `every` is a power of two."""
+        return self.heads * self.width / self.every
+
+
+@dataclass(frozen=True)
+class CacheLayout:
+    """The cache parts that an attention kind declares in `cache_spec`, by name."""
+
+    kind: str
+    parts: Mapping[str, CachePart]
+    writes: frozenset[frozenset[str]]
+    """The sets of part names that `write` accepts.
+
+    Each set contains all parts that share one value of `every` (tokens per row).
+    """
+
+    @classmethod
+    def of(cls, kind: str, spec: tuple[CachePart, ...]) -> CacheLayout:
+        """Return the layout of the attention kind `kind`. Raises ValueError if part names repeat or a part's `every` does not divide `BLOCK`."""
+        parts = {part.name: part for part in spec}
+        if len(parts) < len(spec):
+            raise ValueError(f"attention kind '{kind}' declares two cache parts with the same name")
+        for part in spec:
+            if part.every < 1 or BLOCK % part.every:
+                raise ValueError(
+                    f"attention kind '{kind}' declares cache part '{part.name}' with every={part.every}, which does not divide "
+                    f"the block size {BLOCK}"
+                )
+        writes = (frozenset(part.name for part in spec if part.every == every) for every in {p.every for p in spec})
+        return cls(kind, parts, frozenset(writes))
+
+    def part(self, name: str) -> CachePart:
+        """Return the part called `name`. Raises ValueError if `cache_spec` does not declare this part."""
+        if name not in self.parts:
+            raise ValueError(
+                f"attention kind '{self.kind}' uses the cached part '{name}'; its cache_spec declares {sorted(self.parts)}"
+            )
+        return self.parts[name]
+
+    def check_write(self, given: Collection[str]) -> None:
+        """Raise ValueError unless `given` contains exactly the parts that share one value of `every` (tokens per row)."""
+        if frozenset(given) not in self.writes:
+            raise ValueError(
+                f"attention kind '{self.kind}' writes the parts {sorted(given)}; its cache_spec declares {sorted(self.parts)}, and one write "
+                "must contain all parts with the same `every`"
+            )
+
+
+class LayerCache:
+    """The KV cache of one attention module during one forward pass. Its parts are stored in blocks.
+
+    A forward pass writes its new rows before it reads, so reads include the new rows. Every method raises ValueError
+    for a part that the kind's `cache_spec` does not declare.
+
+    In a subclass, `_store` rounds new rows of a part to its dtype and stores them. `_pool` returns a part as a block pool in the
+    layout of the backend's `attention`, and `_groups` returns the rows of completed groups.
+    """
+
+    def __init__(self, layout: CacheLayout, attention: PagedAttention, plan: Plan) -> None:
+        self._layout, self._attention, self._plan = layout, attention, plan
+        self._written = dict[str, torch.dtype]()  # dtype of the rows passed to `write`, by part name
+
+    def _store(self, part: CachePart, rows: Tensor) -> None:
+        raise NotImplementedError
+
+    def _pool(self, name: str) -> Tensor:
+        raise NotImplementedError
+
+    def _groups(self, name: str, every: int) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def write(self, parts: Mapping[str, Tensor]) -> None:
+        """Store the new rows of all parts that share one value of `every` (tokens per row). `parts` maps part names to tensors.
+
+        A part with one row per token takes a tensor [tokens, heads, width]. A part with one row per group takes
+        [groups, heads, width], for the groups that `groups` returned. A kind may write parts that it never reads.
+        """
+        self._layout.check_write(parts)
+        for name, rows in parts.items():
+            self._store(self._layout.parts[name], rows)
+            self._written[name] = rows.dtype
+
+    def groups(self, part: str, every: int) -> tuple[Tensor, Tensor]:
+        """Return the groups of `every` tokens that this forward pass completes.
+
+        Rows of tokens from earlier forward passes are read from the cache.
+
+        The first tensor [groups, every, heads, width] holds the rows of `part`, which must have one row per token. The
+        second tensor [groups] holds the index of each group's last token among the tokens of this forward pass.
+
+        The returned tensors may end with padding groups, so that a row's rounding does not depend on other rows
+        (`ops.rows`). `write` ignores padding groups.
+        """
+        if self._written_part(part).every > 1 or every < 1 or BLOCK % every:
+            raise ValueError(
+                f"attention kind '{self._layout.kind}' requests groups of {every} rows of the cached part '{part}': the part must have one row "
+                f"per token, and the group size must divide {BLOCK}"
+            )
+        rows, last = self._groups(part, every)
+        return rows.to(self._written[part]), last
+
+    def attend(
+        self,
+        q: Tensor,
+        keys: str,
+        values: str,
+        scale: float,
+        *,
+        value_width: int | None = None,
+        selected: Selection | None = None,
+        window: int | None = None,
+    ) -> Tensor:
+        """Compute causal attention from every token to the cached rows of its sequence.
+
+        `q` is [tokens, heads, queries per head, d]. `keys` and `values` are part names and may be the same name.
+        Attention uses only the first `value_width` columns of the values, or all columns if it is None. The row of a
+        group is visible to the last token of the group and to later tokens.
+
+        `selected` restricts attention to the selected rows. `window` restricts attention to the rows of the last
+        `window` tokens, including the current token. Returns [tokens, heads, queries per head, value_width]. A token
+        without visible rows gets 0.
+        """
+        if selected is None and window is None and self._written_part(keys).every == 1:
+            pools, width = self._pools(keys, values, value_width)
+            return self._attention.attend(q, *pools, self._plan, scale, width)
+        return self.attend_with_lse(q, keys, values, scale, value_width=value_width, selected=selected, window=window)[
+            0
+        ]
+
+    def attend_with_lse(
+        self,
+        q: Tensor,
+        keys: str,
+        values: str,
+        scale: float,
+        *,
+        value_width: int | None = None,
+        selected: Selection | None = None,
+        window: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the result of `attend` and the log-sum-exp of each softmax [tokens, heads, queries per head] in fp32.
+
+        The log-sum-exp of a token without visible rows is -1e30. `rorqual.ops.paged.merge` combines results over
+        disjoint sets of keys.
+        """
+        if window is not None and window < 1:
+            raise ValueError(f"attention kind '{self._layout.kind}' requests window={window}; it must be at least 1")
+        pools, width = self._pools(keys, values, value_width)
+        rows = None if selected is None else selected.rows
+        return self._attention.attend_with_lse(q, *pools, self._plan, scale, width, selected=rows, window=window)
+
+    def select(self, q: Tensor, weights: Tensor, part: str, budget: int, scales: str | None = None) -> Selection:
+        """Select for each token t the `budget` visible rows s of `part` with the highest sum_j w_{t,j} ReLU(q_{t,j} . k_s).
+
+        This is the lightning indexer of DeepSeek-V3.2-Exp. Ties go to the earlier row. `q` is [tokens, heads, queries
+        per head, d] and `weights` [tokens, heads, queries per head]. The index j runs over heads and queries per head.
+        `scales` names a part of width 1 by which the rows of `part` are multiplied. The returned scores have gradients; the
+        choice of rows has none.
+        """
+        if self._written_part(part) and budget < 1:
+            raise ValueError(
+                f"attention kind '{self._layout.kind}' requests budget={budget} for the cached part '{part}'; it must be at least 1"
+            )
+        return self._attention.select(q, weights, self._pool(part), self._plan, budget, self._scales(scales))
+
+    def select_by_attention(self, q: Tensor, keys: str, scale: float, budget: int) -> Selection:
+        """Select the `budget` rows with the largest attention weights, averaged over heads. A perfect indexer selects these rows.
+
+        `q`, `keys` and `scale` are those of `attend`. The returned scores are the averaged weights, without gradients. Ties
+        go to the earlier row.
+        """
+        self._written_part(keys)
+        return self._attention.select_by_attention(q, self._pool(keys), self._plan, scale, budget)
+
+    def index_kl(
+        self,
+        q: Tensor,
+        keys: str,
+        scale: float,
+        index_q: Tensor,
+        weights: Tensor,
+        index_keys: str,
+        selected: Selection | None = None,
+        scales: str | None = None,
+    ) -> Tensor:
+        """Return KL(attention weights || softmax of the index scores) of each token [tokens], in nats.
+
+        This is the loss of the lightning indexer (DeepSeek-V3.2-Exp, eq. 3 and 4). `q`, `keys` and `scale` are those of
+        `attend`. `index_q` and `index_keys` are the arguments `q` and `part` of `select`. `weights` and `scales` are those
+        of `select`. Attention weights are averaged over heads and receive no gradient. `selected` restricts attention and
+        index scores to the selected rows.
+        """
+        if self._written_part(keys).every != self._written_part(index_keys).every:
+            raise ValueError(
+                f"attention kind '{self._layout.kind}' compares the parts '{keys}' and '{index_keys}', which must have the same `every`"
+            )
+        rows = None if selected is None else selected.rows
+        pools = self._pool(keys), self._pool(index_keys)
+        return self._attention.index_kl(
+            q, pools[0], scale, index_q, weights, pools[1], self._plan, rows, self._scales(scales)
+        )
+
+    def gather(self, part: str, selected: Selection) -> Tensor:
+        """Return the selected rows of `part` [tokens, k, heads, width], with gradients. Row -1 (no row) gives zeros."""
+        self._written_part(part)
+        return self._attention.gather(self._pool(part), self._plan, selected.rows).to(self._written[part])
+
+    def _scales(self, name: str | None) -> Tensor | None:
+        return self._pool(name) if name is not None and self._written_part(name) else None
+
+    def _written_part(self, name: str) -> CachePart:
+        if name not in self._written:
+            kind, name = self._layout.kind, self._layout.part(name).name
+            raise ValueError(f"attention kind '{kind}' reads the cached part '{name}' before writing it")
+        return self._layout.parts[name]
+
+    def _pools(self, keys: str, values: str, value_width: int | None) -> tuple[tuple[Tensor, Tensor], int]:
+        """Return the pools of keys and values, and the number of value columns to use."""
+        if self._written_part(keys).every != self._written_part(values).every:
+            raise ValueError(
+                f"attention kind '{self._layout.kind}' attends with keys '{keys}' and values '{values}', which must have the same `every`"
+            )
+        return (self._pool(keys), self._pool(values)), value_width or self._layout.parts[values].width

@@ -9,7 +9,7 @@ from fractions import Fraction
 import pytest
 
 from rorqual.tasks import expressions
-from rorqual.tasks.answer import answer_number, boxed, final_answer, final_number, label, math_equal
+from rorqual.tasks.answer import answer_number, boxed, final_answer, final_number, math_equal
 from rorqual.tasks.base import Verdict
 
 R, W, U = Verdict.RIGHT, Verdict.WRONG, Verdict.UNGRADED
@@ -33,15 +33,6 @@ def test_the_final_number_is_marked_or_last_and_the_answer_number_alone(
     text: str, number: Fraction | int | None, alone: Fraction | int | None
 ) -> None:
     assert (final_number(text), answer_number(text)) == (number, alone)
-
-
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [("True", "True"), ("It is false.", "False"), ("True or False?\nUncertain", "Uncertain"), ("untrue", None),
-     ("Answer: True\nnot False", "True"), ("Answer: True or False", None), ("", None)],
-)  # fmt: skip
-def test_label(text: str, found: str | None) -> None:
-    assert label(text, ("True", "False", "Uncertain")) == found
 
 
 @pytest.mark.parametrize("gold", ["", "  ", r"\begin{", r"\frac{", "{{{"])

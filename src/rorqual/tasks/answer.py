@@ -2,16 +2,14 @@ r"""Functions for graders of your own: find the answer of a reply, and compare n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from fractions import Fraction
 
 from rorqual.tasks.base import Verdict
 from rorqual.tasks.expressions import verify_latex
-from rorqual.tasks.labels import label_of, last_label
 from rorqual.tasks.marks import BOXED, last_line, marked, spoken, unwrapped
 from rorqual.tasks.numbers import last_number, read_number, whole_number
 
-__all__ = ["answer_number", "boxed", "final_answer", "final_number", "label", "marked", "math_equal", "whole_number"]
+__all__ = ["answer_number", "boxed", "final_answer", "final_number", "marked", "math_equal", "whole_number"]
 
 
 def boxed(text: str) -> str | None:
@@ -39,12 +37,6 @@ def answer_number(text: str) -> Fraction | None:
     """Return the number that is the final answer of `text`, alone or with a unit, else None: `18 or 19` and `It is 18` are not numbers."""
     number = read_number(final_answer(text))
     return None if number is None else number.value
-
-
-def label(text: str, labels: Sequence[str]) -> str | None:
-    """Return the marked label of `text`, else its last label, else None."""
-    answer = marked(text)
-    return last_label(text, labels) if answer is None else label_of(answer, labels)
 
 
 def math_equal(gold: str, reply: str, *, timeout: int = 5) -> Verdict:

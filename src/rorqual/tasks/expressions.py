@@ -27,6 +27,17 @@ START_SECONDS = 120.0
 """Seconds in which the process must have imported math-verify."""
 DIGITS = 30
 """Digits to which two expressions without a symbolic proof must agree."""
+FAILURES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NotImplementedError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+"""Exceptions that sympy raises on expressions that it cannot compare. They are ungraded, not wrong."""
 _TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf|textrm|mbox|textit|operatorname)\s?\{([^{}]{0,200})\}")
 _SPACING = re.compile(r"\\(?:left|right|displaystyle|quad|qquad)(?![A-Za-z])|(?<!\\)\\[!;: ]|~|\\,")
 _BASED = re.compile(r"([0-9A-Fa-f]+)_\{?([0-9]{1,2})\}?")
@@ -150,7 +161,9 @@ class Comparer:
 
     def _start(self) -> None:
         command = [sys.executable, "-c", "from rorqual.tasks.expressions import answer_lines; answer_lines()"]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8")
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8"
+        )
         self.lines = SimpleQueue()
         threading.Thread(target=_read_lines, args=(self.process, self.lines), daemon=True).start()
         self.lines.get(timeout=START_SECONDS)
@@ -167,12 +180,12 @@ COMPARER = Comparer()
 
 
 def answer_lines() -> None:
-    """Compare the pairs that come as lines of JSON, and print a verdict for each. Failures of sympy are ungraded."""
+    """Compare the pairs that come as lines of JSON, and print a verdict for each. Any other failure ends the process: ungraded, too."""
     math_verify()
     print("ready", flush=True)
     for line in sys.stdin:
         try:
             verdict = compare_expressions(*json.loads(line))
-        except Exception:  # sympy raises exceptions of many kinds on expressions that it cannot compare
+        except FAILURES:
             verdict = Verdict.UNGRADED
         print(verdict.value, flush=True)

@@ -74,7 +74,12 @@ def test_the_prompt_says_the_mark_and_without_it_a_right_answer_is_unmarked(make
     task = make()
     for problem in every(task):
         value = task.mark.find(problem.answer)
-        assert task.mark.find(problem.prompt) in ("NUMBER", "EXPRESSION", "LABEL", "NAME is a knight. NAME is a knave")
+        assert task.mark.find(problem.prompt) in (
+            "NUMBER",
+            "EXPRESSION",
+            "True, False or Uncertain",
+            "NAME is a knight. NAME is a knave",
+        )
         assert (task.grade(problem, value), task.is_marked(problem, value)) == (Verdict.WRONG, False)
         assert task.grade_last(problem, f"So it is: {f'${value}$' if make is Math500 else value}") is Verdict.RIGHT
         assert task.grade(problem, problem.answer) is Verdict.RIGHT and task.is_marked(problem, problem.answer)

@@ -19,7 +19,7 @@ SAME = {"Unknown": "Uncertain"}
 class Folio(FileTask, MarkedTask):
     """FOLIO problems from rows with `premises` (a list), `conclusion` and `label`. The validation file is the held-out split.
 
-    The test labels are not public. The prompt asks for the mark `Answer: LABEL`. A reply is right if its last mark is the gold label,
+    The test labels are not public. The prompt asks for the mark `Answer: True, False or Uncertain`. A reply is right if its last mark is the gold label,
     without regard to case and punctuation. `read=last` reads the last label of the reply.
 
     The `dev` split is cut from the training file by story, because several conclusions share one story.
@@ -46,7 +46,7 @@ class Folio(FileTask, MarkedTask):
         return Problem(
             key=f"folio {' '.join(sorted(map(normal, premises)))} | {normal(conclusion)}",
             prompt=self.mark.asked(
-                f"Premises:\n{listed}\nConclusion: {conclusion.strip()}\nTrue, False or Uncertain?", "LABEL"
+                f"Premises:\n{listed}\nConclusion: {conclusion.strip()}", "True, False or Uncertain"
             ),
             answer=self.mark.write(gold),
             family="folio",

@@ -41,8 +41,11 @@ class Mark:
         return self.form.replace("ANSWER", answer)
 
     def asked(self, prompt: str, what: str) -> str:
-        """Return `prompt` with the instruction to mark the answer. `what` stands for the answer, such as NUMBER."""
-        return f"{prompt}\nEnd your reply with your answer in this form: {self.write(what)}"
+        """Return `prompt` with the instruction to mark the answer. `what` stands for the answer, such as NUMBER.
+
+        The instruction has few words, so that it is no match in a search for contamination.
+        """
+        return f"{prompt}\nEnd with: {self.write(what)}"
 
     def find(self, reply: str) -> str | None:
         """Return the last marked text of `reply`, or None if the reply is unmarked.

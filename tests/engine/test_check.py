@@ -75,3 +75,12 @@ def test_a_grammar_is_compiled_once_for_check_and_submit(engine: Engine) -> None
     engine.check(request)
     [[one]] = engine.generate([request])
     assert one.text == "ab"
+
+
+def test_a_checked_grammar_is_compiled_for_its_tenant(engine: Engine) -> None:
+    request = with_grammar("choice", '["of one tenant"]')
+    engine.check(replace(request, tenant="a"))
+    grammar = request.params.grammar
+    assert grammar is not None
+    assert engine.grammars.submit(grammar, "a").done()
+    assert not engine.grammars.submit(grammar, "b").done()

@@ -17,9 +17,10 @@ from hypothesis import settings as run_with
 
 from rorqual.core.errors import ConfigError, DataError
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.engine.grammar import compiler as room
+from rorqual.engine.grammar import trial_process
+from rorqual.engine.grammar.check import MISMATCH
 from rorqual.engine.grammar.compiler import Compiled, Constraint, Delayed, Grammars, Thought
-from rorqual.engine.grammar.source import MAX_BYTES, MAX_CHOICES, MAX_LEAST, MAX_PATTERN
+from rorqual.engine.grammar.source import MAX_BYTES, MAX_CHOICES, MAX_PATTERN
 from rorqual.engine.request import Grammar
 
 EOS, PAD = 1, 2
@@ -242,6 +243,55 @@ def test_a_choice_is_one_of_its_texts_as_they_stand(
         assert tokenizer.decode(reply) in choices
 
 
+NAMES: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}}
+KEYWORDS: dict[str, tuple[dict[str, Any], list[str], list[str], list[str]]] = {
+    # the schema; what it takes; what is masked; what is the answer's error
+    "multipleOf": ({"type": "number", "multipleOf": 0.25}, ["0.25", "1.75", "-2"], ["0.3", "0.26"], []),
+    "bounds": ({"type": "integer", "minimum": -3, "maximum": 120}, ["-3", "120"], ["-4", "121", "1.0"], []),
+    "bounds of draft 4": (
+        {"$schema": "http://json-schema.org/draft-04/schema#", "type": "integer", "minimum": 1, "exclusiveMinimum": True, "maximum": 3},
+        ["2", "3"], ["1", "4"], [],
+    ),
+    "a constant of many digits": ({"enum": [12345678901234567, 1]}, ["1"], ["2"], []),
+    "pattern": ({"type": "string", "pattern": r"^[ab]\d$"}, ['"a1"'], ['"c1"', '"a\u0663"', '"a1x"'], []),
+    "format": ({"type": "string", "format": "date"}, ['"2024-02-29"'], ['"x"', '"2023-13-01"'], ['"2023-02-29"']),
+    "a format that llguidance does not know": ({"type": "string", "format": "iri"}, ['"a:b"'], ["1"], ['"a b"']),
+    "a format that nobody knows": ({"type": "string", "format": "uuid4"}, ['"x"'], ["1"], []),
+    "additionalProperties": ({**NAMES, "additionalProperties": False}, ["{}", '{"a":1,"b":2}'], ['{"c":1}', '{"b":2,"a":1}'], []),
+    "items of draft 7": (
+        {"$schema": "http://json-schema.org/draft-07/schema#", "type": "array", "items": [{"type": "integer"}], "additionalItems": False},
+        ["[1]", "[]"], ["[null]", "[1,2]"], [],
+    ),
+    "a reference": ({"$ref": "#/$defs/a", "$defs": {"a": {"$anchor": "x", "type": "null"}}}, ["null"], ["1"], []),
+    "not": ({"not": {"type": "string"}}, ["1"], [], ['"a"']),
+    "if": ({**NAMES, "if": {"required": ["a"]}, "then": {"required": ["b"]}}, ['{"a":1,"b":2}', "{}"], [], ['{"a":1}']),
+    "oneOf that overlaps": ({"oneOf": [{"type": "string"}, {"type": "string", "maxLength": 2}]}, ['"abc"'], ["1"], ['"ab"']),
+    "oneOf of types": ({"oneOf": [{"type": "string"}, {"type": "null"}]}, ['"abc"', "null"], ["1"], []),
+    "uniqueItems": ({"type": "array", "items": {"type": "integer"}, "uniqueItems": True}, ["[1,2]"], ['["a"]'], ["[1,1]"]),
+    "contains": ({"type": "array", "contains": {"const": 1}}, ["[0,1]"], ["1"], ["[]"]),
+    "propertyNames": ({"type": "object", "propertyNames": {"pattern": "^x"}}, ['{"xa":1}'], ["1"], ['{"ax":1}']),
+    "dependentRequired": ({**NAMES, "dependentRequired": {"a": ["b"]}}, ['{"b":1}'], ['{"a":"x"}'], ['{"a":1}']),
+    "a name that comes twice": ({"type": "object", "minProperties": 2}, ['{"x":1,"y":1}'], ['{"x":1}'], ['{"x":1,"x":2}']),
+    "options of llguidance": ({"x-guidance": {"item_separator": ";"}, "type": "array"}, ["[1,2]"], ["[1;2]"], []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KEYWORDS)
+def test_a_keyword_is_enforced_or_checked(name: str, grammars: Grammars, tokenizer: Tokenizer) -> None:
+    asked, takes, masked, faulty = KEYWORDS[name]
+    compiled = grammars.compile(schema(**asked))
+    for text in takes:
+        after = walk(compiled, tokenizer.encode(text))
+        after.accept(EOS)
+        assert after.done and not after.error, text
+    assert [text for text in masked if matches(compiled, tokenizer, text)] == []
+    for text in faulty:
+        after = walk(compiled, tokenizer.encode(text))
+        if not after.done:
+            after.accept(EOS)
+        assert after.error.startswith(MISMATCH), text
+
+
 # ---- special tokens
 
 
@@ -280,23 +330,18 @@ def test_where_a_reply_may_end_or_go_on_both_are_allowed(grammars: Grammars, tok
     assert after.done
 
 
-def test_a_copy_and_a_replay_go_on_as_the_original(grammars: Grammars, tokenizer: Tokenizer) -> None:
+def test_the_replies_of_a_grammar_do_not_disturb_each_other(grammars: Grammars, tokenizer: Tokenizer) -> None:
     compiled = grammars.compile(schema(type="object", properties={"a": {"type": "string"}}, required=["a"]))
-    first, others = compiled.start(), list[Constraint]()
-    rng, reply = np.random.default_rng(3), list[int]()
+    first, rng = compiled.start(), np.random.default_rng(3)
     for _ in range(40):
         mask = first.mask()
         assert mask is not None
-        for other in (first.copy(), compiled.start(reply)):
-            assert np.array_equal(other.mask(), mask)  # type: ignore[arg-type]
-            others.append(other)
-        reply.append(int(rng.choice(mask.nonzero()[0])))
-        first.accept(reply[-1])
+        first.accept(int(rng.choice(mask.nonzero()[0])))
         if first.done:
             break
-    before = others[0].mask()
-    assert before is not None
-    assert before.nonzero()[0].tolist() == [t for t in before.nonzero()[0] if tokenizer.decode([int(t)])[0] in "{"]
+    begun = compiled.start().mask()
+    assert begun is not None
+    assert {tokenizer.decode([int(token)])[0] for token in begun.nonzero()[0]} == {"{"}
 
 
 @pytest.mark.parametrize("marks", [(6,), (40, 41, 40, 42)])
@@ -312,7 +357,6 @@ def test_a_reply_that_thinks_is_bound_from_the_end_of_its_reasoning(
         assert mask.sum() == len(mask) - 2  # anything but an end without an answer
         assert not mask[[EOS, PAD]].any()
         assert not constraint.done
-        constraint = constraint.copy()
         constraint.accept(token)
     started = constraint.mask()
     assert started is not None
@@ -331,7 +375,6 @@ def finishes(constraint: Constraint, ids: list[int]) -> bool:
         mask = constraint.mask()
         if mask is None or not mask[token]:
             return False
-        constraint = constraint.copy()
         constraint.accept(token)
     return constraint.done
 
@@ -365,11 +408,11 @@ def test_a_mark_without_a_token_is_found_however_it_is_spelt(
     between: str, grammars: Grammars, tokenizer: Tokenizer
 ) -> None:
     thought = Thought(end_text="</think>", gap_ids=tokenizer.encode("\n\n"))
-    constraint = grammars.compile(Grammar("choice", '["yes"]')).start(thought=thought)
-    assert finishes(constraint, tokenizer.encode(f"so it is{between}yes"))
+    compiled = grammars.compile(Grammar("choice", '["yes"]'))
+    assert finishes(compiled.start(thought), tokenizer.encode(f"so it is{between}yes"))
     letters = [id_ for mark in f"so{between}yes" for id_ in tokenizer.encode(mark)]
-    assert finishes(constraint, letters)
-    assert not finishes(constraint, tokenizer.encode("so it is</thinkyes"))
+    assert finishes(compiled.start(thought), letters)
+    assert not finishes(compiled.start(thought), tokenizer.encode("so it is</thinkyes"))
 
 
 # ---- what is refused, and its nearest valid twin
@@ -391,10 +434,10 @@ POISONS: dict[str, tuple[Grammar, Grammar, str]] = {
         "not a list of non-empty strings",
     ),
     "not JSON": (Grammar("json_schema", "{'a': 1}"), Grammar("json_schema", "{}"), "is not JSON"),
-    "NaN": (Grammar("json_schema", '{"minimum": NaN}'), Grammar("json_schema", '{"minimum": 0}'), "NaN is not"),
-    "a number beyond all": (Grammar("json_schema", '{"minimum": 1e999}'), schema(minimum=1e9), "1e999 is too large"),
+    "NaN": (Grammar("json_schema", '{"minimum": NaN}'), Grammar("json_schema", '{"minimum": 0}'), "Out of range float"),
+    "a number beyond all": (Grammar("json_schema", '{"minimum": 1e999}'), schema(minimum=1e9), "Out of range float"),
     "digits without end": (Grammar("json_schema", '{"minimum":' + "9" * 5000 + "}"), schema(minimum=9), "is not JSON"),
-    "a list for a schema": (Grammar("json_schema", "[1]"), Grammar("json_schema", "true"), "not a list"),
+    "a list for a schema": (Grammar("json_schema", "[1]"), Grammar("json_schema", "true"), "not an object"),
     "a schema that is false": (Grammar("json_schema", "false"), Grammar("json_schema", "true"), "no reply"),
     "nesting without end": (Grammar("json_schema", nested(5000)), Grammar("json_schema", nested(30)), "deeper than"),
     "brackets without end": (Grammar("choice", "[" * 100_000), Grammar("choice", '["["]'), "deeper than"),
@@ -412,104 +455,74 @@ POISONS: dict[str, tuple[Grammar, Grammar, str]] = {
     "a remote reference": (
         schema(**{"$ref": "http://127.0.0.1:9/a.json"}),
         schema(**{"$ref": "#/$defs/a", "$defs": {"a": {}}}),
-        "is not fetched",
+        "cannot fetch",
     ),
     "a reference to a file": (
         schema(properties={"a": {"$ref": "file:///etc/passwd"}}),
         schema(properties={"$ref": {"const": "file:///etc/passwd"}}),
-        r"at #/properties/a",
+        "cannot fetch",
     ),
     "a reference by another base": (
         schema(**{"$id": "http://127.0.0.1:9/", "anyOf": [{"$ref": "a.json"}]}),
         schema(**{"$id": "http://127.0.0.1:9/", "anyOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {}}}),
-        "is not fetched",
+        "cannot fetch",
     ),
     "a reference to nothing": (schema(**{"$ref": "#/$defs/a"}), schema(**{"$defs": {"a": {}}}), "does not exist"),
     "a reference to itself": (
         schema(**{"$ref": "#"}),
         schema(type="object", properties={"a": {"$ref": "#"}}),
-        r"'\$ref' at # .* circular or too long",
-    ),
-    "references in a ring": (
-        schema(
-            items={"$ref": "#/$defs/a"}, **{"$defs": {"a": {"$ref": "#/$defs/b%7Ec"}, "b~c": {"$ref": "#/$defs/a"}}}
-        ),
-        schema(
-            items={"$ref": "#/$defs/a"},
-            **{"$defs": {"a": {"$ref": "#/$defs/b~0c"}, "b~c": {"items": {"$ref": "#/$defs/a"}}}},
-        ),
-        r"'\$ref' at #/items",
+        "no reply",
     ),
     "more references than can be followed": (
         chain(1500, "items"),
         chain(300, "items"),
-        "1501 subschemas that '\\$ref' uses",
+        "takes more than",
     ),
-    "a choice of only itself": (
-        schema(items={"$ref": "#/$defs/a"}, **{"$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}]}}}),
-        schema(items={"$ref": "#/$defs/a"}, **{"$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}, {"type": "null"}]}}}),
-        r"'\$ref' at #/items",
-    ),
-    "a chain of references": (chain(3000), chain(60), r"'\$ref' at #"),
-    "options of the library": (
-        Grammar("json_schema", '{"anyOf": [{"x-guidance": {"lenient": true}, "not": {}}]}'),
-        schema(anyOf=[{"x-other": 1}]),
-        "'x-guidance' at #/anyOf/0",
-    ),
-    "a least length without end": (
-        schema(minLength=10**9),
-        schema(minLength=MAX_LEAST),
-        "'minLength' at # .* is above",
-    ),
-    "a least number of items": (schema(items={"minItems": 1e9}), schema(minItems=100), "at #/items"),
+    "a chain of references": (chain(3000), chain(60), "takes more than"),
+    "a least number of items": (schema(items={"minItems": 1e9}), schema(minItems=100), "minItems"),
     "what contradicts itself": (schema(type="string", minLength=3, maxLength=2), schema(maxLength=2), "no reply"),
-    "what can hold of nothing": (schema(**{"not": {}}), schema(**{"not": {"type": "null"}}), "no reply"),
-    "a reference by a name that several have": (
-        schema(**{"$dynamicRef": "#a", "$defs": {"b": {"$dynamicAnchor": "a"}, "c": {"$dynamicAnchor": "a"}}}),
-        schema(**{"$dynamicRef": "#a", "$defs": {"b": {"$dynamicAnchor": "a"}}}),
-        r"'\$dynamicRef' at #",
-    ),
     "a pattern that nobody can read": (
         schema(items={"pattern": "(?>a)"}),
         schema(items={"pattern": "(?:a)"}),
-        "'pattern' at #/items ",
+        "at #/items/pattern",
     ),
-    "a pattern that neither binds nor is checked": (
-        schema(type="string", pattern=r"(?<n>a)\k<n>"),
-        schema(type="string", pattern=r"(a)\1"),
-        "'pattern' .* neither be enforced nor checked",
-    ),
-    "a step that is none": (schema(multipleOf=0), schema(multipleOf=0.5), "'multipleOf'"),
-    "properties that are none": (schema(properties=[]), schema(properties={}), "'properties' at #"),
+    "a step that is none": (schema(multipleOf=0), schema(multipleOf=0.5), "at #/multipleOf"),
+    "properties that are none": (schema(properties=[]), schema(properties={}), "at #/properties"),
     "a schema that is none": (schema(properties={"a": 1}), schema(properties={"a": True}), "#/properties/a"),
-    "a choice of nothing": (schema(items={"anyOf": []}), schema(items={"anyOf": [True]}), "'anyOf' at #/items"),
-    "a length that is none": (schema(minLength="1"), schema(minLength=1.0), "'minLength' at #"),
+    "a choice of nothing": (schema(items={"anyOf": []}), schema(items={"anyOf": [True]}), "at #/items/anyOf"),
+    "a length that is none": (schema(minLength="1"), schema(minLength=1), "at #/minLength"),
     "an unknown type": (schema(type="strin"), schema(type="string"), "strin"),
-    "the least number of 64 bits": (schema(enum=["a", -(2**63)]), schema(enum=["a", -(2**53) + 1]), "'enum' at #"),
+    "steps without end": (
+        schema(type="integer", multipleOf=12345.678),
+        schema(type="integer", multipleOf=12345),
+        "takes more than",
+    ),
+    "an endless look at each letter": (
+        schema(allOf=[{"pattern": f"(a{{90}}|b{{80}}){{99}}{number}"} for number in range(1000)]),
+        schema(allOf=[{"pattern": f"(a{{90}}|b{{80}}){{99}}{number}"} for number in range(1)]),
+        "take",
+    ),
+    "the least number of 64 bits": (schema(enum=["a", -(2**63)]), schema(enum=["a", -(2**53) + 1]), "takes more than"),
     "a pattern that never closes its class": (
         schema(type="string", pattern="[^[" * 40_000),
         schema(type="string", pattern="[^a]" * 100),
-        "regex|unclosed|pattern",
+        "at #/pattern",
     ),
-    "a listed number of many digits": (
-        schema(enum=[1, {"id": [12345678901234567]}]),
-        schema(enum=[1, {"id": ["12345678901234567"]}]),
-        "'enum' at #.*15 digits",
-    ),
-    "a constant of many digits": (schema(const=0.12345678901234567), schema(const=0.125), "'const' at #"),
     "a pattern that looks ahead": (Grammar("regex", "(?=a)a"), Grammar("regex", "(?:a)a"), "look-around"),
     "a pattern that refers back": (Grammar("regex", r"(a)\1"), Grammar("regex", "(a)1"), "backreferences"),
     "an open bracket": (Grammar("regex", "("), Grammar("regex", r"\("), "unclosed"),
     "a pattern of nothing": (Grammar("regex", r"[^\s\S]"), Grammar("regex", r"[\s\S]"), "no reply"),
     "too long a pattern": (Grammar("regex", "x" * (MAX_PATTERN + 1)), Grammar("regex", "x" * 1000), "bytes"),
-    "repetition without end": (Grammar("regex", "a{1000000000}"), Grammar("regex", "a{1000}"), "1000000000 times"),
     "repetition without end, in a schema": (
         schema(properties={"a": {"pattern": "a{2,99999999999}"}}),
         schema(properties={"a": {"pattern": "a{2,9999}"}}),
-        r"pattern at #/properties/a repeats an element 99999999999 times",
+        "at #/properties/a/pattern",
     ),
-    "brackets of a pattern": (Grammar("regex", "(" * 3000 + "a" + ")" * 3000), Grammar("regex", "((a))"), "nest"),
-    "alternatives without end": (Grammar("regex", "(a|aa)+" * 500), Grammar("regex", "(a|aa)+" * 5), "too many"),
+    "brackets of a pattern": (
+        Grammar("regex", "(" * 3000 + "a" + ")" * 3000),
+        Grammar("regex", "((a))"),
+        "invalid regex",
+    ),
 }
 
 
@@ -565,7 +578,7 @@ def test_what_backtracks_elsewhere_takes_its_time_here_or_gives_up(
 
 
 def test_what_gives_up_while_it_runs_says_so_and_ends(grammars: Grammars, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "LIMITS", {"max_lexer_states": 25, "verbose_errors": False})
+    monkeypatch.setattr(trial_process, "LIMITS", {"max_lexer_states": 25, "verbose_errors": False})
     constraint = grammars.compile(Grammar("regex", "[a-c]{4}d{40}")).start()
     drawn = 0
     while not constraint.done:
@@ -575,38 +588,15 @@ def test_what_gives_up_while_it_runs_says_so_and_ends(grammars: Grammars, monkey
         drawn += 1
     assert 4 <= drawn < 44
     assert "limit" in constraint.error or "states" in constraint.error
-    assert constraint.copy().error == constraint.error
     after = constraint.mask()
     assert after is not None
     assert after.nonzero()[0].tolist() == [EOS, PAD]
 
 
-def test_what_takes_too_long_is_refused_and_others_go_on(grammars: Grammars) -> None:
-    asked = Grammar("regex", "slow")
-    with (
-        grammars._building,
-        pytest.raises(DataError, match=r"was not compiled within 0\.05 s"),
-    ):  # as if it took that long
-        grammars.compile(asked, seconds=0.05, where="request")
-    assert grammars.compile(asked).start().mask() is not None
-    assert grammars.compile(Grammar("regex", "a")).start().mask() is not None
-
-
-def test_a_grammar_is_compiled_once_and_the_oldest_goes(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "CACHED", 2)
-    grammars = Grammars(tokenizer, tokenizer.vocab_size, [EOS])
-    first = grammars.compile(Grammar("regex", "a"))
-    second = grammars.compile(Grammar("regex", "b"))
-    assert grammars.compile(Grammar("regex", "a")) is first
-    grammars.compile(Grammar("regex", "c"))
-    assert grammars.compile(Grammar("regex", "a")) is first
-    assert grammars.compile(Grammar("regex", "b")) is not second
-    grammars.close()
-
-
-def test_without_the_package_the_error_says_what_to_install(
-    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("package", ["llguidance", "jsonschema_rs"])
+def test_without_a_package_the_error_says_what_to_install(
+    package: str, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "llguidance", None)
-    with pytest.raises(ConfigError, match=r'pip install "rorqual\[serve\]"'):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ConfigError, match=rf'need {package}.*\n.*pip install "rorqual\[serve\]"'):
         Grammars(tokenizer, tokenizer.vocab_size, [EOS]).compile(Grammar("json"))

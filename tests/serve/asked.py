@@ -52,6 +52,9 @@ def refusal(message: str, schema: dict[str, Any]) -> Outcome:
     for name in re.findall(r"'([^']+)'", message):
         if name in standing:
             return Outcome("refused", name)
+    for words, name in (("regex", "pattern"), ("references", "$ref")):
+        if words in message and name in standing:
+            return Outcome("refused", name)
     if "no reply can match" in message:
         return Outcome("refused", "matched by no reply")
     return Outcome("wrong", f"refused without a keyword: {message}")

@@ -17,7 +17,7 @@ from rorqual.core.records import Message
 from rorqual.tasks.base import Problem, Split, Task, Verdict, split_of
 from rorqual.tasks.everyday import EVERYDAY_TASKS, Everyday
 from rorqual.tasks.find import load_task, refuse_empty_answer, safe_problems
-from rorqual.tasks.rows import DataRow, carve
+from rorqual.tasks.rows import carve
 
 # ---- options
 
@@ -210,9 +210,3 @@ def test_chores_come_evenly_in_an_order_of_the_seed_and_none_repeats() -> None:
     assert {p.family for p in islice(load_task("everyday", options={"names": "prices"}).problems("dev", 0), 20)} == {
         "prices"
     }
-
-
-def test_a_row_names_the_column_that_is_missing_and_those_that_are_there() -> None:
-    with pytest.raises(DataError, match=r"f:3: no column 'a'") as caught:
-        DataRow({"b": 1, "c": 2}, "f:3").get("a")
-    assert "b, c" in caught.value.remedy

@@ -156,8 +156,9 @@ class Processor:
             )
         thinking = request.thinking if prompt_ids is None else self.chat.chosen(prompt)
         self._check_budget(params, thinking, longest - len(prompt), where)
-        grammar = params.grammar
-        compiled = None if grammar is None else self.grammars.compile(grammar, where=f"{where}, grammar")
+        compiled = None
+        if params.grammar is not None:
+            compiled = self.grammars.compile(params.grammar, where=f"{where}, grammar", tenant=request.tenant)
         return Job(request, prompt, thinking, compiled)
 
     def _check_embeds(self, embeds: Embeds, length: int, where: str) -> None:

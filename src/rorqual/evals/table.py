@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from rorqual.evals.compare import Comparison
 from rorqual.evals.evaluation import ALL, Evaluation, Row
 from rorqual.evals.stats import Interval
 from rorqual.evals.votes import RuleResult
+from rorqual.report.table import Table
 
 
 def percent(value: float) -> str:
@@ -32,19 +27,6 @@ def p_text(p_value: float | None) -> str:
     if p_value is None:
         return "-"
     return f"{p_value:.3f}" if p_value >= 0.001 else "<0.001" if p_value >= 1e-6 else "<1e-6"
-
-
-def render(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]], *, text_columns: int = 2) -> str:
-    """Return a table as text, with the first `text_columns` columns aligned to the left."""
-    drawn = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    for place, head in enumerate(heads):
-        drawn.add_column(head, justify="left" if place < text_columns else "right", no_wrap=True)
-    for row in rows:
-        drawn.add_row(*map(Text, row))
-    console = Console(file=io.StringIO(), width=200, force_terminal=False, color_system=None)
-    console.print(drawn)
-    text = console.file.getvalue() if isinstance(console.file, io.StringIO) else ""
-    return "\n".join(line.rstrip() for line in text.splitlines())
 
 
 def table(evaluation: Evaluation) -> str:
@@ -77,7 +59,11 @@ def table(evaluation: Evaluation) -> str:
         f"{evaluation.model or evaluation.task}: {evaluation.task}, {evaluation.split}, thinking {evaluation.thinking}"
     )
     notes = (ungraded_note(evaluation), version_note(evaluation))
-    return "\n".join(filter(None, [render(title, heads, map(_cells, rows)), *notes]))
+    return "\n".join(
+        filter(
+            None, [Table(title=title, heads=heads, rows=[_cells(row) for row in rows], text_columns=2).text(), *notes]
+        )
+    )
 
 
 def rules_table(title: str, rules: Iterable[RuleResult]) -> str:
@@ -87,7 +73,7 @@ def rules_table(title: str, rules: Iterable[RuleResult]) -> str:
         [one.rule, str(one.samples), percent(one.accuracy), percent_interval(one.interval), f"{one.tokens:.1f}"]
         for one in rules
     )
-    return render(title, heads, rows, text_columns=1)
+    return Table(title=title, heads=heads, rows=rows).text()
 
 
 def baseline(row: Row) -> str:
@@ -178,4 +164,4 @@ def comparison_table(rows: Sequence[Comparison], title: str = "after - before, p
         ]
         for row in rows
     )
-    return render(title, heads, cells)
+    return Table(title=title, heads=heads, rows=cells, text_columns=2).text()

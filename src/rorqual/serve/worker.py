@@ -29,7 +29,7 @@ from rorqual.core.errors import CheckpointError, RorqualError
 from rorqual.engine.deltas import Delta
 from rorqual.engine.engine import Engine
 from rorqual.engine.grammar.check import MISMATCH
-from rorqual.engine.grammar.compiler import COMPILE_SECONDS, Compiled
+from rorqual.engine.grammar.compiler import Compiled
 from rorqual.engine.grammar.queue import CompileTask
 from rorqual.engine.request import Request
 from rorqual.model.load.run import check_names
@@ -119,11 +119,8 @@ class Worker:
         return True
 
     def _live(self) -> None:
-        """Send a heartbeat if it is due or the engine is idle. Refuse requests whose grammar takes too long to compile."""
+        """Send a heartbeat if it is due or the engine is idle."""
         now = time.monotonic()
-        for number in [number for number, waiting in self.compiling.items() if _late(waiting.ready, now)]:
-            del self.compiling[number]
-            self._refuse(number, f"The grammar was not compiled within {COMPILE_SECONDS:g} s. Make it simpler.")
         if now - self.beat > BEAT or not self.numbers:
             self.beat = now
             self._send(line("beat", stats=self.engine.stats()))
@@ -172,9 +169,9 @@ class Worker:
             raise error
 
     def _give_up(self, number: int) -> None:
-        """Stop compiling the grammar of a cancelled request, unless another request waits for the same grammar."""
+        """Stop compiling the grammar of a cancelled request."""
         waiting = self.compiling.pop(number, None)
-        if waiting is not None and not any(other.ready is waiting.ready for other in self.compiling.values()):
+        if waiting is not None:
             waiting.ready.cancel()
 
     def _read(self, update: PendingWeights) -> None:
@@ -303,12 +300,6 @@ def array_of(array: Any) -> dict[str, Any] | None:
         return None
     found = np.ascontiguousarray(array)
     return {"dtype": str(found.dtype), "shape": found.shape, "data": base64.b64encode(found.tobytes()).decode()}
-
-
-def _late(build: CompileTask[Compiled], now: float) -> bool:
-    """Return whether a grammar has been compiling for more than `COMPILE_SECONDS`. The time before compilation starts
-    does not count."""
-    return build.began is not None and not build.done() and now - build.began > COMPILE_SECONDS
 
 
 def _said(error: RorqualError) -> str:

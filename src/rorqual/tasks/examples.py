@@ -20,7 +20,8 @@ from typing import Any, Literal
 
 import rorqual
 from rorqual.core.errors import DataError, TaskError, nearest
-from rorqual.core.records import append_line, read_lines, write_atomic, write_json
+from rorqual.core.journal import append_line, read_lines, to_line
+from rorqual.core.records import write_atomic, write_json
 from rorqual.core.user_code import import_file
 from rorqual.tasks.answer import answer_number, final_answer
 from rorqual.tasks.base import Problem, Split, Verdict
@@ -184,7 +185,7 @@ def write_examples(folder: Path, splits: Mapping[Split, Sequence[Mapping[str, An
 
 
 def _as_lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    return b"".join(map(to_line, rows))
 
 
 def holds_examples(folder: Path, *, dev: Sequence[Mapping[str, Any]], test: Sequence[Mapping[str, Any]]) -> bool:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from rorqual.core.errors import DataError
+from rorqual.core.rows import DataRow, read_rows
 from rorqual.tasks.base import Problem, Split
 from rorqual.tasks.labels import label_of, last_label
 from rorqual.tasks.marked_task import VERSION, MarkedTask
 from rorqual.tasks.marks import ANSWER, first_sentence
-from rorqual.tasks.rows import SAMPLES, DataRow, FileTask, carve, held_out, normal, read
+from rorqual.tasks.rows import SAMPLES, FileTask, carve, held_out, normal
 
 LABELS = ("True", "False", "Uncertain")
 SAME = {"Unknown": "Uncertain"}
@@ -19,8 +20,8 @@ SAME = {"Unknown": "Uncertain"}
 class Folio(FileTask, MarkedTask):
     """FOLIO problems from rows with `premises` (a list), `conclusion` and `label`. The validation file is the held-out split.
 
-    The test labels are not public. The prompt asks for the mark `Answer: True, False or Uncertain`. A reply is right if its last mark is the gold label,
-    without regard to case and punctuation. `read=last` reads the last label of the reply.
+    The test labels are not public. The prompt asks for the mark `Answer: True, False or Uncertain`. A reply is right if its last mark is
+    the gold label, without regard to case and punctuation. `read=last` reads the last label of the reply.
 
     The `dev` split is cut from the training file by story, because several conclusions share one story.
     `data` is one file, or a folder with `train.jsonl` and `validation.jsonl`. If `data` is None, the packaged sample is used.
@@ -34,7 +35,7 @@ class Folio(FileTask, MarkedTask):
 
     def load(self, split: Split) -> list[Problem]:
         paths = held_out(self.data, split, {"train": "train", "test": "validation"})
-        problems = [self._problem(row, split) for path in paths for row in read(path)]
+        problems = [self._problem(row, split) for path in paths for row in read_rows(path)]
         return carve([(str(p.meta["story"]), p) for p in problems], split)
 
     def _problem(self, row: DataRow, split: Split) -> Problem:

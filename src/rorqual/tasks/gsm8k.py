@@ -6,11 +6,12 @@ import re
 from pathlib import Path
 
 from rorqual.core.errors import DataError
+from rorqual.core.rows import DataRow, read_rows
 from rorqual.tasks.base import Problem, Split, Verdict
 from rorqual.tasks.marked_task import VERSION, MarkedTask
 from rorqual.tasks.marks import HASHES, first_sentence
 from rorqual.tasks.numbers import Number, last_number, read_number, whole_number
-from rorqual.tasks.rows import SAMPLES, DataRow, FileTask, carve, held_out, normal, read
+from rorqual.tasks.rows import SAMPLES, FileTask, carve, held_out, normal
 
 CALCULATOR = re.compile(r"<<[^>]*>>")
 
@@ -33,7 +34,7 @@ class Gsm8k(FileTask, MarkedTask):
 
     def load(self, split: Split) -> list[Problem]:
         paths = held_out(self.data, split, {"train": "train", "test": "test"})
-        problems = [self._problem(row, split) for path in paths for row in read(path)]
+        problems = [self._problem(row, split) for path in paths for row in read_rows(path)]
         return carve([(p.key, p) for p in problems], split)
 
     def _problem(self, row: DataRow, split: Split) -> Problem:

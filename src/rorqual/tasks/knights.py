@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rorqual.core.errors import DataError
+from rorqual.core.rows import DataRow, read_rows
 from rorqual.tasks.base import Problem, Split
 from rorqual.tasks.marked_task import VERSION, MarkedTask
 from rorqual.tasks.marks import TAG
-from rorqual.tasks.rows import SAMPLES, DataRow, FileTask, carve, held_out, read
+from rorqual.tasks.rows import SAMPLES, FileTask, carve, held_out
 
 REST = re.compile(r"\band\b|\([0-9]\)|\b[0-9][.)]|[\s.,;:*|_-]")
 """What may stand between the roles: punctuation, numbers of a list, and the word `and`."""
@@ -36,7 +37,7 @@ class Knights(FileTask, MarkedTask):
 
     def load(self, split: Split) -> list[Problem]:
         paths = held_out(self.data, split, {"train": "train", "test": "test"})
-        problems = [self._problem(row, split) for path in paths for row in read(path)]
+        problems = [self._problem(row, split) for path in paths for row in read_rows(path)]
         selected = [(p.key, p) for p in problems if not self.people or len(p.meta["names"]) in self.people]
         return carve(selected, split)
 

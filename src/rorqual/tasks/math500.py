@@ -6,11 +6,12 @@ import re
 from pathlib import Path
 
 from rorqual.core.errors import DataError
+from rorqual.core.rows import DataRow, read_rows
 from rorqual.tasks.base import Problem, Split, Verdict
 from rorqual.tasks.expressions import math_verify, verify_latex
 from rorqual.tasks.marked_task import VERSION, MarkedTask
 from rorqual.tasks.marks import BOXED, last_line, unwrapped
-from rorqual.tasks.rows import SAMPLES, DataRow, FileTask, files, normal, read
+from rorqual.tasks.rows import SAMPLES, FileTask, files, normal
 
 FORMULA = re.compile(
     r"\$\$([^$]+)\$\$|\$([^$]+)\$|\\\((.{1,1000}?)\\\)|\\\[(.{1,1000}?)\\\]|(?<![\w.,/])(-?[0-9][0-9,]*(?:\.[0-9]+)?(?:/[0-9]+)?)(?!\w)",
@@ -46,7 +47,7 @@ class Math500(FileTask, MarkedTask):
                 where=str(self.data),
                 remedy="Use split=test, or train on another task.",
             )
-        return [self._problem(row) for path in files(self.data, "test") for row in read(path)]
+        return [self._problem(row) for path in files(self.data, "test") for row in read_rows(path)]
 
     def _problem(self, row: DataRow) -> Problem:
         return Problem(

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
 
+from rorqual.core.conversations import read_conversation
 from rorqual.core.errors import DataError
-from rorqual.core.parts import read_content
-from rorqual.core.records import Message, Role, says_nothing
+from rorqual.core.records import Message
+from rorqual.core.rows import DataRow, read_rows
 from rorqual.tasks.answer import answer_number, final_answer
 from rorqual.tasks.base import Problem, Split, Verdict
-from rorqual.tasks.rows import DataRow, FileTask, carve, held_out, normal, read
+from rorqual.tasks.rows import FileTask, carve, held_out, normal
 
-PAIRS = (("prompt", "completion"), ("question", "answer"))
-END_THINK = "</think>"
 VERSION = 2
 """Version 2: a sentence around a number ("It is 18") is not read."""
 
@@ -49,13 +46,12 @@ class Messages(FileTask):
 
     def load(self, split: Split) -> list[Problem]:
         paths = held_out(self.data, split, {"train": "train", "test": "test"})
-        problems = [self._problem(row) for path in paths for row in read(path)]
+        problems = [self._problem(row) for path in paths for row in read_rows(path)]
         return carve([(p.key, p) for p in problems], split)
 
     def _problem(self, row: DataRow) -> Problem:
-        turns = _turns(row)
-        before, reply = turns[:-1], turns[-1] if turns else None
-        if reply is None or reply.role != "assistant" or not before or before[-1].role != "user":
+        *before, reply = read_conversation(row.values, row.where)
+        if reply.role != "assistant" or not before or before[-1].role != "user":
             raise DataError(
                 "the conversation does not end with a user turn and an assistant turn",
                 where=row.where,
@@ -64,7 +60,7 @@ class Messages(FileTask):
         return Asked(
             key="messages " + " | ".join(f"{m.role} {normal(m.label)}" for m in before),
             prompt=before[-1].label,
-            answer=reply.text.rpartition(END_THINK)[2].strip(),
+            answer=reply.text.strip(),
             family="messages",
             steps=reply.reasoning,
             meta={"where": row.where, "messages": tuple(before)},
@@ -86,30 +82,3 @@ class Messages(FileTask):
         if gold is None:
             return Verdict.UNGRADED
         return Verdict.RIGHT if self.canonical_answer(problem, reply) == gold else Verdict.WRONG
-
-
-def _turns(row: DataRow) -> list[Message]:
-    for ask, answer in PAIRS:
-        if row.values.get(ask) is not None or row.values.get(answer) is not None:
-            return [_message({"role": "user", "content": row.get(ask)}, row.where),
-                    _message({**row.values, "role": "assistant", "content": row.get(answer)}, row.where)]  # fmt: skip
-    return [_message(item, row.where) for item in row.get("messages", list)]
-
-
-def _message(item: Any, where: str) -> Message:
-    roles: tuple[Role, ...] = get_args(Role)
-    role = next((role for role in roles if isinstance(item, Mapping) and item.get("role") == role), None)
-    if role is None or not isinstance(item.get("content"), str | list):
-        raise DataError(
-            f"the item is not a message: {item!r:.60}",
-            where=where,
-            remedy=f"Give the message a role ({', '.join(roles)}) and content.",
-        )
-    if not isinstance(item.get("reasoning"), str | None):
-        raise DataError(f"'reasoning' is not a string: {item['reasoning']!r:.60}", where=where, remedy="Fix the row.")
-    message = Message(role, read_content(item["content"], f"{where}: content"), item.get("reasoning"))
-    if role == "user" and says_nothing(message):
-        raise DataError(
-            "the user turn is an empty prompt", where=where, remedy="Add text to the user turn, or remove the row."
-        )
-    return message

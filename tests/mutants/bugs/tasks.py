@@ -30,14 +30,6 @@ MUTANTS = (
         "tests/tasks/test_watch.py::test_an_empty_prompt_and_to_learn_from_an_empty_answer_are_named",
     ),
     one(
-        "a row of a user's own conversations without turns is a traceback",
-        "issue 14",
-        "tasks/messages.py",
-        "before, reply = turns[:-1], turns[-1] if turns else None",
-        "before, reply = turns[:-1], turns[-1]",
-        "tests/tasks/test_messages.py::test_a_null_an_empty_or_a_nested_field_is_named_by_its_row",
-    ),
-    one(
         "load_task writes into the caller's options",
         "issue 14: second bug trial",
         "tasks/find.py",

@@ -118,8 +118,3 @@ class Calculated:
     @property
     def error(self) -> str:
         return self._constraint.error
-
-    def copy(self) -> Calculated:
-        other = Calculated(self._constraint.copy(), self._tokenizer, self._lexicon)
-        other._reply, other._result, other._ends = self._reply, self._result, self._ends
-        return other

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -26,61 +25,13 @@ from rorqual.data.chat.dsml import DSML_FRAME
 from rorqual.data.chat.special_tokens import NAME_OF
 from rorqual.engine.grammar.check import SchemaValidator
 from rorqual.engine.grammar.dsml import DsmlRules
-from rorqual.engine.grammar.source import parse_calls
+from rorqual.engine.grammar.source import Calls
 
 Bools = npt.NDArray[np.bool_]
 THINKING = ("<think>", "</think>")
 _HOLE = "\0"
 """Placeholder for the arguments in the text of a call. No function name can contain this character."""
 _MARK = re.compile("([\ud800-\udfff])")
-
-
-@dataclass(frozen=True)
-class FunctionSchema:
-    """A function that may be called. `schema` is the JSON schema of the arguments, as text. The schema always
-    has the type `object`."""
-
-    name: str
-    schema: str
-
-
-@dataclass(frozen=True)
-class Calls:
-    """The tool calls that a reply may contain. Each call names a function in `functions`. If `many` is True, a reply
-    may contain several calls, otherwise only one.
-
-    `answer` is the JSON text of a schema: instead of tool calls, a reply may be a JSON answer that matches this schema. If
-    `answer` is None, every reply must contain a call.
-    """
-
-    functions: tuple[FunctionSchema, ...]
-    many: bool
-    answer: str | None = None
-
-
-def read_calls(source: str) -> Calls:
-    """Parse the source of a grammar of kind `calls`. Raises DataError if the source is invalid. For invalid parameters,
-    the error names the function."""
-    data = parse_calls(source)
-    functions = tuple(FunctionSchema(tool["name"], _object(**tool)) for tool in data["tools"])
-    answer = json.dumps(data["answer"], ensure_ascii=False) if "answer" in data else None
-    return Calls(functions, data["many"], answer)
-
-
-def _object(name: str, parameters: Mapping[str, Any]) -> str:
-    """Return the schema of a function's arguments as JSON text.
-
-    Raises DataError if the schema does not describe an object.
-    """
-    kind = parameters.get("type", "object")
-    if kind != "object" and not (isinstance(kind, list) and "object" in kind):
-        raise blame(name, DataError(f"their type is {kind!r}"[:200], remedy='Use an object: "type": "object".'))
-    return json.dumps({**parameters, "type": "object"}, ensure_ascii=False)
-
-
-def blame(name: str, error: DataError) -> DataError:
-    """Return a copy of `error` whose message names the function. `error` is an error in the function's schema."""
-    return DataError(f"the parameters of {name!r}: {error.what}", remedy=error.remedy)
 
 
 class CallSyntax:
@@ -111,11 +62,6 @@ class CallSyntax:
             )
         return self._frame
 
-    @property
-    def checked(self) -> bool:
-        """Whether every call must be validated, because the grammar of its arguments does not enforce the whole schema."""
-        return self.frame is DSML_FRAME
-
     @cached_property
     def marks(self) -> list[int]:
         """Ids of the special tokens in calls."""
@@ -123,31 +69,20 @@ class CallSyntax:
         names = {NAME_OF[char] for char in frame.begin + frame.end + frame.call("", "{}") if char in NAME_OF}
         return [self._tokenizer.special(name) for name in names if name in self._tokenizer.special_names]
 
-    def lark(
-        self,
-        functions: Mapping[str, Mapping[str, Any]],
-        answer: Mapping[str, Any] | None,
-        many: bool,
-        options: Mapping[str, Any],
-    ) -> str:
-        """Return the grammar of a reply in llguidance's Lark dialect.
-
-        `functions` maps each name to the schema of its arguments, rewritten for llguidance. `answer` is the rewritten
-        schema of a JSON answer, or None. `Calls` documents `answer` and `many`. `options` are llguidance's options for
-        JSON.
-        """
-        frame, names = self.frame, [f"call_{number}" for number in range(len(functions))]
-        more_calls = f" ({self._written(frame.gap)} call)*" if many else ""
+    def lark(self, calls: Calls, options: Mapping[str, Any]) -> str:
+        """Return the grammar of a reply in llguidance's Lark dialect. `options` are llguidance's options for JSON."""
+        frame, names = self.frame, [f"call_{number}" for number in range(len(calls.functions))]
+        more_calls = f" ({self._written(frame.gap)} call)*" if calls.many else ""
         rules = [
-            f"start: calls{'' if answer is None else ' | answer'}",
+            f"start: calls{'' if calls.answer is None else ' | answer'}",
             f"calls: {self._written(frame.begin)} call{more_calls} {self._written(frame.end)}",
             f"call: {' | '.join(names)}",
         ]
-        if answer is not None:
+        if calls.answer is not None:
             self._check_apart(frame)
-            rules.append(f"answer: %json {_json(answer, options)}")
-        for name, (function, schema) in zip(names, functions.items(), strict=True):
-            if self.checked:
+            rules.append(f"answer: %json {_json(calls.answer, options)}")
+        for name, (function, schema) in zip(names, calls.functions.items(), strict=True):
+            if frame is DSML_FRAME:
                 rules += DsmlRules(self._spelled, options, bool(self.marks)).call(name, function, schema)
                 continue
             before, _, after = frame.call(function, _HOLE).partition(_HOLE)
@@ -190,14 +125,13 @@ class CallSyntax:
     def read(self, reply: Sequence[int], names: Iterable[str]) -> Message:
         """Parse a reply from which the reasoning was removed. The reply is text or has calls of the functions
         `names`."""
-        return self._chat.parse(reply, thinking="off", tools=[Tool(name, "", {}) for name in names])
-
-    def closing(self, tail: bytes) -> Bools:
-        """Return a mask [vocab] of the tokens that would complete one of the `unsaid` strings after `tail`."""
-        return self._closing[tail]
+        opened = self._chat.reply_form("off").begins == "thought"
+        ids = [*self._chat.closing_ids, *reply] if opened else reply
+        return self._chat.parse(ids, thinking="off", tools=[Tool(name, "", {}) for name in names])
 
     @cached_property
-    def _closing(self) -> Mapping[bytes, Bools]:
+    def closing(self) -> Mapping[bytes, Bools]:
+        """A mask [vocab] for each beginning of an `unsaid` string: the tokens that would complete it."""
         ends = {text[-1] for text in self.unsaid}
         written = ((id_, self._tokenizer.token_bytes(id_)) for id_ in range(self._vocab_size))
         last = [
@@ -213,11 +147,6 @@ class CallSyntax:
             ] = True
         return tables
 
-    def warm(self) -> None:
-        """Precompute the tables of `closing`. This takes one pass over the vocabulary."""
-        if self.unsaid:
-            self.closing(b"")
-
     def tail(self, before: bytes, token: int) -> bytes:
         """Return the longest suffix of the text so far that is a prefix of an `unsaid` string."""
         text = before + self._tokenizer.token_bytes(token)
@@ -227,14 +156,11 @@ class CallSyntax:
 
 
 class CallsValidator:
-    """Validates replies with tool calls, for schemas that the grammar cannot fully enforce.
-
-    `functions` maps function names to the validators of their arguments. `answer` validates a JSON answer without
-    calls.
-    """
+    """Validates replies with tool calls. `functions` maps function names to the validators of their arguments. `answer`
+    validates a JSON answer without calls."""
 
     def __init__(
-        self, spelling: CallSyntax, functions: Mapping[str, SchemaValidator | None], answer: SchemaValidator | None
+        self, spelling: CallSyntax, functions: Mapping[str, SchemaValidator], answer: SchemaValidator | None
     ) -> None:
         self._spelling, self._functions, self._answer = spelling, functions, answer
 
@@ -245,8 +171,7 @@ class CallsValidator:
         if not message.tool_calls:
             return "" if self._answer is None else self._answer.fault(message.text)
         for call in message.tool_calls:
-            judge = self._functions[call.name]
-            if judge is not None and (error := judge.fault(call.arguments)):
+            if error := self._functions[call.name].fault(call.arguments):
                 return f"{error} (the parameters of {call.name!r})"
         return ""
 

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rorqual.engine.grammar.calls import CallSyntax
-from rorqual.engine.grammar.refusal import NOTHING, first_line
+from rorqual.engine.grammar.refusal import first_line
+from rorqual.engine.grammar.trial_process import NOTHING
 
 Bools = npt.NDArray[np.bool_]
 
@@ -39,9 +40,6 @@ class Constraint(Protocol):
         After a failure, the reply cannot match the grammar and must end.
         """
 
-    def copy(self) -> Constraint:
-        """Return an independent copy in the same state."""
-
 
 class Unconstrained:
     """The constraint of an answer that may have any tokens."""
@@ -53,9 +51,6 @@ class Unconstrained:
 
     def accept(self, token: int) -> None:
         pass
-
-    def copy(self) -> Unconstrained:
-        return self
 
 
 class Matched:
@@ -86,11 +81,6 @@ class Matched:
 
     def _give_up(self) -> None:
         self.error, self.done = first_line(self._matcher.get_error()) or NOTHING, True
-
-    def copy(self) -> Matched:
-        other = Matched(self._matcher.deep_copy(), self._lexicon)
-        other.done, other.error = self.done, self.error
-        return other
 
 
 @dataclass(frozen=True)
@@ -199,11 +189,6 @@ class Delayed:
     def error(self) -> str:
         return self._constraint.error
 
-    def copy(self) -> Delayed:
-        other = Delayed(self._constraint.copy(), self._thought, self._lexicon)
-        other._last, other._gap, other._state, other._thoughts = self._last, self._gap, self._state, self._thoughts
-        return other
-
 
 @dataclass(frozen=True)
 class Lexicon:
@@ -245,7 +230,7 @@ class ForbiddenTexts:
         allowed = self._lexicon.stops if self._error else self._constraint.mask()
         if allowed is None or self.done:
             return allowed
-        allowed = allowed & ~self._spelling.closing(self._tail)
+        allowed = allowed & ~self._spelling.closing[self._tail]
         if not allowed.any():
             self._error = NOTHING
             return self._lexicon.stops
@@ -263,11 +248,6 @@ class ForbiddenTexts:
     @property
     def error(self) -> str:
         return self._error or self._constraint.error
-
-    def copy(self) -> ForbiddenTexts:
-        other = ForbiddenTexts(self._constraint.copy(), self._spelling, self._lexicon)
-        other._tail, other._error = self._tail, self._error
-        return other
 
 
 class Checked:
@@ -296,8 +276,3 @@ class Checked:
     @property
     def error(self) -> str:
         return self._error or self._constraint.error
-
-    def copy(self) -> Checked:
-        other = Checked(self._constraint.copy(), self._fault, self._lexicon)
-        other._reply, other._error = [*self._reply], self._error
-        return other

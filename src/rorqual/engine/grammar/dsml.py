@@ -9,15 +9,20 @@ validated when the call is complete.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 from rorqual.data.chat.dsml import CALL, DSML, END_CALL, END_PARAMETER, PARAMETER
 from rorqual.data.chat.special_tokens import raw
-from rorqual.engine.grammar.refs import HOLDERS, resolve
-from rorqual.engine.grammar.texts import MAX_LEAST, binds
 
+HOLDERS = ("$defs", "definitions")
+MAX_LENGTH = 10_000
+"""Largest `maxLength` that the grammar enforces."""
+_REFERENCE = re.compile(r'"\$(?:dynamicR|recursiveR|r)ef": "(?!#/(?:\$defs|definitions)/)')
+"""A reference to something else than a definition."""
 _VALUE_TYPES = ("null", "boolean", "integer", "number", "array", "object")
 
 
@@ -35,7 +40,7 @@ class DsmlRules:
     """Whether the tokenizer has the special token `｜DSML｜`. If False, string arguments must not contain the text `｜DSML｜`."""
 
     def call(self, rule: str, function: str, schema: Mapping[str, Any]) -> Iterator[str]:
-        """Yield the rules of a call of `function`, whose arguments have the rewritten schema `schema`. `rule` is the name of the
+        """Yield the rules of a call of `function`, whose arguments have the schema `schema`. `rule` is the name of the
         first rule."""
         properties, required = _parameters(schema, schema, set())
         properties |= {key: True for key in sorted(required) if key not in properties}
@@ -69,8 +74,8 @@ class DsmlRules:
             return " ".join([self._written('false">'), rule, self._written(END_PARAMETER)])
         # The regular expression includes the text before the next special token, because the lexer is greedy.
         close, *rest = self.spelled(END_PARAMETER)
-        most = value.get("maxLength", MAX_LEAST + 1)
-        length = f"{{{value.get('minLength', 0)},{most if most <= MAX_LEAST else ''}}}"
+        most = int(value.get("maxLength", MAX_LENGTH + 1))
+        length = f"{{{int(value.get('minLength', 0))},{most if most <= MAX_LENGTH else ''}}}"
         text = f"/(?s:.{length})/" + ("" if self.has_token else f" & ~/(?s:.*){raw(DSML)}(?s:.*)/")
         terminal = f"TEXT_{rule}".upper()
         more.append(f"{terminal}: ({text}) {close}")
@@ -113,18 +118,32 @@ def _values(part: Any, root: Mapping[str, Any], seen: set[str]) -> Iterator[tupl
     """
     if not isinstance(part, dict):
         part = {}
-    only = next((one for one in ("$ref", "anyOf", "oneOf") if one in part and not binds(part, one)), None)
+    only = next((one for one in ("$ref", "anyOf", "oneOf") if one in part), None)
     if "const" in part:
         yield "one", part["const"]
     elif "enum" in part:
         yield from (("one", value) for value in part["enum"])
     elif only is not None:
-        for _, branch in _below(part, root, seen):
-            yield from _values(branch, root, seen)
+        siblings = {key: value for key, value in part.items() if key != only}
+        for _, branch in _below({only: part[only]}, root, seen):
+            yield from _values({**siblings, **branch} if isinstance(branch, dict) else siblings, root, seen)
     else:
         named = part.get("type", ["string", *_VALUE_TYPES])
         types = [named] if isinstance(named, str) else named
         if "string" in types:
             yield "text", part
         if others := [kind for kind in types if kind != "string"]:
-            yield "json", {**part, "type": others} if '"$ref": "#"' not in json.dumps(part) else {"type": others}
+            yield "json", {"type": others} if _REFERENCE.search(json.dumps(part)) else {**part, "type": others}
+
+
+def resolve(schema: Any, pointer: str) -> Any:
+    """Return the target of a pointer such as `#/$defs/a`, or None if there is no such target."""
+    for step in pointer.split("/")[1:]:
+        step = unquote(step).replace("~1", "/").replace("~0", "~")
+        if isinstance(schema, list) and step.isdecimal() and int(step) < len(schema):
+            schema = schema[int(step)]
+        elif isinstance(schema, dict) and step in schema:
+            schema = schema[step]
+        else:
+            return None
+    return schema if pointer.startswith(("#/", "#")) and pointer[1:2] in ("", "/") else None

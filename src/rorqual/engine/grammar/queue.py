@@ -1,107 +1,96 @@
-"""A compile queue with round-robin over tenants, so that one tenant with many grammars does not delay the others."""
+"""A queue of compilations with one turn per tenant, so that no tenant delays the others."""
 
 from __future__ import annotations
 
 import threading
-import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
+from rorqual.engine.grammar.trial import TrialProcess
+
 T = TypeVar("T")
 
 
 class CompileTask(Future[T]):
-    """A queued task and the future of its result.
+    """A queued compilation and the future of its result. `work` gets a trial process and an event that `cancel` sets."""
 
-    `began` is the start time of the task (`time.monotonic`). Before the start, `began` is None and the task can be
-    cancelled.
-    """
-
-    def __init__(self, work: Callable[[], T]) -> None:
+    def __init__(self, tenant: str, work: Callable[[TrialProcess, threading.Event], T]) -> None:
         super().__init__()
-        self.began: float | None = None
-        self.tenants: set[str] = set()
+        self.tenant = tenant
         self._work = work
-        self._turn = threading.Event()
+        self._stopped = threading.Event()
+        self._trial: TrialProcess | None = None
 
-    def begin(self) -> bool:
-        """Claim the task and return whether the caller must `run` it. Only the first call can return True."""
-        if self.done() or self.running() or not self.set_running_or_notify_cancel():
-            return False
-        self.began = time.monotonic()
-        self._turn.set()
-        return True
-
-    def run(self) -> None:
-        """Run the task after `begin` has returned True, and set the result."""
+    def run(self, trial: TrialProcess) -> None:
+        """Run the task, and set the result. An error of the work is the future's error, and is raised as well."""
+        self._trial = trial
         try:
-            result = self._work()
+            result = self._work(trial, self._stopped)
         except BaseException as error:
             self.set_exception(error)
             raise
         self.set_result(result)
 
     def cancel(self) -> bool:
-        """Cancel the task if it has not started, and wake the threads that wait in `within`."""
-        cancelled = super().cancel()
-        self._turn.set()
-        return cancelled
-
-    def within(self, seconds: float) -> T:
-        """Wait for the result and return it. Raises `concurrent.futures.TimeoutError` if the task runs longer than
-        `seconds`, not counting time in the queue."""
-        self._turn.wait()
-        return self.result(seconds)
+        """Cancel the task if it has not started, and kill its trial if it runs."""
+        self._stopped.set()
+        if self._trial is not None:
+            self._trial.stop(self._stopped)
+        return super().cancel()
 
 
 class CompileQueue(Generic[T]):
-    """Worker threads that run builds, round-robin over tenants.
+    """Threads that run tasks, round-robin over tenants. At most one task of a tenant runs at a time, in the order in which
+    they were added."""
 
-    The builds of one tenant run in the order in which they were added.
-    """
-
-    def __init__(self, workers: int, name: str) -> None:
-        self._workers = ThreadPoolExecutor(workers, thread_name_prefix=name)
-        # The first tenant's build runs next.
+    def __init__(self, workers: int) -> None:
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="grammar")
+        self._trials = [TrialProcess() for _ in range(workers)]
+        self._idle = [*self._trials]
         self._waiting: OrderedDict[str, deque[CompileTask[T]]] = OrderedDict()
+        self._busy: set[str] = set()
         self._lock = threading.Lock()
 
-    def add(self, tenant: str, build: CompileTask[T]) -> None:
-        """Queue `build` for `tenant`.
-
-        If several tenants add the same build, it runs only once, as soon as one of these tenants is next.
-        """
+    def add(self, task: CompileTask[T]) -> None:
+        """Queue a task."""
         with self._lock:
-            if tenant in build.tenants:
-                return
-            build.tenants.add(tenant)
-            self._waiting.setdefault(tenant, deque()).append(build)
-        self._workers.submit(self._run)
+            self._waiting.setdefault(task.tenant, deque()).append(task)
+        self._threads.submit(self._run)
 
     def close(self) -> None:
-        """Cancel all builds that have not started."""
-        self._workers.shutdown(wait=False, cancel_futures=True)
+        """Cancel all tasks and end the trial processes."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
         with self._lock:
-            pending = [build for builds in self._waiting.values() for build in builds]
+            pending = [task for tasks in self._waiting.values() for task in tasks]
             self._waiting.clear()
-        for build in pending:
-            build.cancel()
+        for task in pending:
+            task.cancel()
+        for trial in self._trials:
+            trial.close()
 
     def _run(self) -> None:
-        build = self._next()
-        if build is not None:
-            build.run()
+        if (task := self._next()) is None:
+            return
+        trial = self._idle.pop()
+        try:
+            task.run(trial)
+        finally:
+            with self._lock:
+                self._idle.append(trial)
+                self._busy.discard(task.tenant)
+            self._threads.submit(self._run)  # the tenant may have a further task
 
     def _next(self) -> CompileTask[T] | None:
+        """Claim the next task of a tenant that has no running task."""
         with self._lock:
-            while self._waiting:
-                tenant, builds = self._waiting.popitem(last=False)
-                while builds:
-                    build = builds.popleft()
-                    if build.begin():
-                        if builds:
-                            self._waiting[tenant] = builds  # move the tenant behind all other tenants
-                        return build
+            while (tenant := next((one for one in self._waiting if one not in self._busy), None)) is not None:
+                tasks = self._waiting.pop(tenant)
+                task = tasks.popleft()
+                if tasks:
+                    self._waiting[tenant] = tasks  # behind all other tenants
+                if task.set_running_or_notify_cancel():
+                    self._busy.add(tenant)
+                    return task
         return None

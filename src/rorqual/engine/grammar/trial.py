@@ -1,0 +1,94 @@
+"""Run trials of grammars in a separate process (`trial_process.py`), which can be killed at any time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import CancelledError
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rorqual.engine.grammar.trial_process import MEMORY, SECONDS
+
+EXCEEDED = f"compiling it takes more than {SECONDS} s of CPU time or {MEMORY >> 20} MB of memory, or fails otherwise"
+
+
+@dataclass(frozen=True)
+class TrialGrammar:
+    """A grammar in llguidance's format. `schema` is the JSON schema that finished answers are validated against, if any."""
+
+    text: str
+    schema: dict[str, Any] | None = None
+    name: str = ""
+    """The function whose arguments the grammar describes, for error messages."""
+
+
+class TrialProcess:
+    """A trial process, which starts at its first trial. Only one trial may run at a time."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._running: threading.Event | None = None  # stops the trial that runs
+        self._lock = threading.Lock()
+
+    def find_error(
+        self, parts: Sequence[TrialGrammar], tokenizer: Mapping[str, Any], stopped: threading.Event
+    ) -> dict[str, str]:
+        """Return the name and the error of the first part that cannot be used, or {}.
+
+        `tokenizer` has the arguments of `build_vocabulary`. Raises CancelledError if `stop(stopped)` is called.
+        """
+        with self._lock:
+            if stopped.is_set():
+                raise CancelledError
+            process, self._running = self._started(tokenizer), stopped
+            _send(process, [asdict(part) for part in parts])
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        with self._lock:
+            self._running = None
+        if stopped.is_set():
+            raise CancelledError
+        if not line:  # for example, the operating system ended the process because memory is short
+            self.close()
+        return dict(json.loads(line)) if line.strip() else {"name": "", "error": EXCEEDED}
+
+    def stop(self, stopped: threading.Event) -> None:
+        """Kill the trial that was started with `stopped`, if it runs."""
+        with self._lock:
+            if self._process is not None and self._running is stopped:
+                _send(self._process, None)
+
+    def close(self) -> None:
+        """End the process and its trial."""
+        with self._lock:
+            process, self._process = self._process, None
+        if process is None:
+            return
+        assert process.stdin is not None and process.stdout is not None
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+        process.wait()
+        process.stdout.close()
+
+    def _started(self, tokenizer: Mapping[str, Any]) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            script = Path(__file__).with_name("trial_process.py")
+            command = [sys.executable, "-P", str(script)]
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            _send(self._process, dict(tokenizer))
+        return self._process
+
+
+def _send(process: subprocess.Popen[bytes], message: Any) -> None:
+    """Send a message to a trial process, or an empty one, which kills its fork, for None."""
+    data = b"" if message is None else json.dumps(message).encode()
+    assert process.stdin is not None
+    with contextlib.suppress(OSError):  # if the process has ended, reading from it says so
+        process.stdin.write(b"%d\n" % len(data) + data)
+        process.stdin.flush()

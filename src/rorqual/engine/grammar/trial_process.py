@@ -1,0 +1,166 @@
+"""Build grammars under limits of CPU time and memory, before the engine process builds them.
+
+`python trial_process.py` reads messages from standard input: a line with the number of bytes, and a JSON value of that size.
+The first message is the tokenizer, and each other message is a list of grammars. The process forks for each list, and writes
+one line with the first error. A message of 0 bytes kills the fork. This file imports nothing else of Rorqual, so the process
+starts in about 0.1 s.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import select
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from io import FileIO
+from typing import Any
+
+SECONDS = 1
+"""CPU seconds of one trial."""
+MEMORY = 48 << 20
+"""Bytes that a trial may use in addition to the tokenizer."""
+STACK = 4 << 20
+"""Bytes of stack of a trial. The threads of the engine process have at least as many."""
+CHECK_SECONDS = 0.25
+"""CPU seconds to build the validators of one request. The engine process cannot run Python meanwhile."""
+BACKTRACKS = 100_000
+"""Steps that a regular expression may backtrack when a finished answer is validated."""
+LIMITS: Mapping[str, Any] = {
+    "initial_lexer_fuel": 1_000_000,
+    "step_lexer_fuel": 200_000,
+    "step_max_items": 50_000,
+    "max_lexer_states": 20_000,
+    "max_grammar_size": 200_000,
+    "verbose_errors": False,
+}
+"""Limits for llguidance. The limits allow about 20 ms to build a lexer, 15 ms per mask, and 30 MB of states."""
+REHEARSED = 4
+"""Number of tokens to generate as a test, because some grammars fail only at their first use."""
+NOTHING = "no token can follow"
+
+
+class Unusable(ValueError):
+    """Raised if a library rejects a grammar. The exception has the library's own message."""
+
+
+def build_vocabulary(tokenizer: str, size: int, stop_ids: Sequence[int]) -> Any:
+    """Return a tokenizer, given as the text of its tokenizer.json, in llguidance's format.
+
+    All added tokens are marked as special. Otherwise an added token, such as Qwen3's `<think>`, could match plain text in
+    the grammar.
+    """
+    import llguidance
+
+    data = json.loads(tokenizer)
+    data["added_tokens"] = [token | {"special": True} for token in data["added_tokens"]]
+    data |= {"truncation": None, "padding": None}
+    return llguidance.LLTokenizer(json.dumps(data), n_vocab=size, eos_token=list(stop_ids))
+
+
+def build_matcher(vocabulary: Any, text: str) -> Any:
+    """Compile a grammar in llguidance's format, and test the first `REHEARSED` tokens. Raises Unusable."""
+    import llguidance
+
+    limits = llguidance.LLParserLimits(**LIMITS)
+    matcher = llguidance.LLMatcher(vocabulary, text, log_level=0, limits=limits)
+    trial = matcher.deep_copy()
+    for _ in range(REHEARSED):
+        allowed = int.from_bytes(trial.compute_bitmask(), "little")
+        if trial.is_error() or not allowed:
+            raise Unusable(trial.get_error() or NOTHING)
+        if not trial.consume_token((allowed & -allowed).bit_length() - 1) or trial.is_stopped():
+            break
+    return matcher
+
+
+def build_validator(schema: dict[str, Any]) -> Any:
+    """Return jsonschema-rs's validator of a schema. Nothing is downloaded. Raises Unusable."""
+    import jsonschema_rs
+
+    options = jsonschema_rs.FancyRegexOptions(backtrack_limit=BACKTRACKS)
+    try:
+        return jsonschema_rs.validator_for(schema, offline=True, validate_formats=True, pattern_options=options)
+    except ValueError as error:
+        place = "/".join(["#", *map(str, getattr(error, "instance_path", ()))])
+        raise Unusable(f"at {place}: {str(error).splitlines()[0]}") from None
+
+
+def find_error(vocabulary: Any, parts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Build the grammar and the validator of each part. Return the name and the error of the first part that fails, or {}."""
+    left = CHECK_SECONDS
+    for part in parts:
+        try:
+            if part["schema"] is not None:
+                began = time.process_time()
+                build_validator(part["schema"])
+                left -= time.process_time() - began
+                if left < 0:
+                    raise Unusable("its regular expressions take too long to compile")
+            build_matcher(vocabulary, part["text"])
+        except Unusable as error:
+            return {"name": part["name"], "error": str(error)[:2000]}
+    return {}
+
+
+def _limit_resources() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # a library that runs out of memory writes a stack trace
+    with open("/proc/self/statm", encoding="ascii") as pages:
+        used = int(pages.read().split()[0]) * resource.getpagesize()
+    for kind, limit in (
+        (resource.RLIMIT_CPU, SECONDS),
+        (resource.RLIMIT_AS, used + MEMORY),
+        (resource.RLIMIT_STACK, STACK),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        resource.setrlimit(kind, (limit, limit))
+
+
+def _run_trial(vocabulary: Any, parts: Sequence[Mapping[str, Any]], source: FileIO) -> bytes:
+    """Run `find_error` in a fork, and return its result as JSON, or b"" if the fork was killed."""
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            _limit_resources()
+            os.write(write, json.dumps(find_error(vocabulary, parts)).encode())
+        finally:
+            os._exit(0)  # never return into the loop of `main`
+    os.close(write)
+    ready, _, _ = select.select([read, source.fileno()], [], [])
+    if read not in ready:
+        source.readline()
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    with open(read, "rb") as result:
+        return result.read()
+
+
+def _read_message(source: FileIO) -> Any:
+    """Return the next message, or None at the end. Messages of no bytes came too late to kill a fork, and are skipped."""
+    while head := source.readline():
+        data, length = bytearray(), int(head)
+        while len(data) < length:
+            data += source.read(length - len(data)) or b""
+        if data:
+            return json.loads(data)
+    return None
+
+
+def main() -> None:
+    """Run trials until standard input closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    source = FileIO(0)  # without a buffer, so that `select` sees every message
+    vocabulary = build_vocabulary(**_read_message(source))
+    import jsonschema_rs  # noqa: F401  # so that no fork has to import it
+
+    while (parts := _read_message(source)) is not None:
+        sys.stdout.buffer.write(_run_trial(vocabulary, parts, source) + b"\n")
+        sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""A grammar that takes too long ends alone: no process of it stays, other tenants' grammars are compiled meanwhile."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from pathlib import Path
+
+import pytest
+
+from rorqual.core.errors import DataError
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.engine.grammar import compiler, trial_process
+from rorqual.engine.grammar.compiler import Grammars
+from rorqual.engine.grammar.queue import CompileQueue, CompileTask
+from rorqual.engine.grammar.trial import TrialProcess
+from rorqual.engine.request import Grammar
+
+SECONDS = 60.0
+ENDLESS = Grammar("json_schema", json.dumps({"type": "integer", "multipleOf": 12345.678}))
+QUICK = Grammar("regex", "[a-c]+")
+
+
+@pytest.fixture
+def grammars() -> Iterator[Grammars]:
+    tokenizer = Tokenizer.byte_level()
+    grammars = Grammars(tokenizer, tokenizer.vocab_size, [0])
+    yield grammars
+    grammars.close()
+
+
+def children(process: int) -> list[int]:
+    found = []
+    for task in Path(f"/proc/{process}/task").iterdir():
+        found += [int(word) for word in (task / "children").read_text(encoding="ascii").split()]
+    return found
+
+
+def forks() -> list[int]:
+    """The trials that run."""
+    return [fork for process in children(os.getpid()) for fork in children(process)]
+
+
+def wait_for(count: int) -> None:
+    until = time.monotonic() + SECONDS
+    while len(forks()) != count:
+        assert time.monotonic() < until, forks()
+        time.sleep(0.005)
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_what_takes_too_long_is_refused_and_leaves_nothing(grammars: Grammars) -> None:
+    grammars.compile(QUICK)
+    before, threads = resident(), threading.active_count()
+    for _ in range(2):
+        with pytest.raises(DataError, match="more than 1 s of CPU time"):
+            grammars.compile(ENDLESS, where="request")
+    assert forks() == []
+    assert threading.active_count() <= threads + 1
+    assert resident() - before < 20 << 20
+
+
+def test_what_takes_too_much_memory_is_refused(grammars: Grammars, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = resident()
+    with pytest.raises(DataError, match="48 MB of memory"):
+        grammars.compile(Grammar("regex", "a{1000000}"))
+    assert resident() - before < 48 << 20
+
+
+def test_another_tenant_compiles_meanwhile_and_a_cancelled_trial_is_killed(grammars: Grammars) -> None:
+    endless = [grammars.submit(ENDLESS, "a") for _ in range(4)]
+    wait_for(1)  # and no second one of this tenant
+    grammars.compile(Grammar("regex", "b+"), tenant="b")
+    assert not endless[0].done()
+    for task in reversed(endless):
+        task.cancel()
+    wait_for(0)
+    assert isinstance(endless[0].exception(SECONDS), CancelledError)
+    assert all(task.cancelled() for task in endless[1:])
+    grammars.compile(Grammar("regex", "a+"), tenant="a")
+
+
+def test_a_trial_that_is_cancelled_late_does_not_end_the_next(grammars: Grammars) -> None:
+    first = grammars.submit(QUICK)
+    first.result(SECONDS)
+    first.cancel()
+    assert grammars.compile(Grammar("regex", "b+"))
+
+
+def test_a_tenant_does_not_get_the_grammar_of_another(grammars: Grammars) -> None:
+    one = grammars.compile(QUICK, tenant="a")
+    assert grammars.compile(QUICK, tenant="a") is one
+    assert grammars.compile(QUICK, tenant="b") is not one
+
+
+def test_a_full_cache_evicts_the_oldest_grammar_of_the_largest_tenant(
+    grammars: Grammars, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiler, "CACHED", 3)
+
+    def kept(tenant: str, text: str) -> list[str]:
+        grammars.compile(Grammar("choice", json.dumps([text])), tenant=tenant)
+        return [owner + json.loads(grammar.source)[0] for owner, grammar in grammars._cached]
+
+    held = grammars.submit(Grammar("choice", '["0"]'), "a").result(SECONDS)
+    assert kept("b", "0") == ["a0", "b0"]
+    assert kept("a", "1") == ["a0", "b0", "a1"]
+    assert kept("a", "2") == ["b0", "a1", "a2"]
+    assert kept("a", "1") == ["b0", "a2", "a1"]
+    assert kept("a", "3") == ["b0", "a1", "a3"]
+    assert grammars.compile(Grammar("choice", '["0"]'), tenant="a") is held, (
+        "whoever holds it does not compile it again"
+    )
+
+
+def test_the_processes_end_with_the_engine() -> None:
+    tokenizer = Tokenizer.byte_level()
+    before = children(os.getpid())
+    grammars = Grammars(tokenizer, tokenizer.vocab_size, [0])
+    endless = grammars.submit(ENDLESS)
+    wait_for(1)
+    started = set(children(os.getpid())) - set(before)
+    assert started
+    grammars.close()
+    assert not started & set(children(os.getpid()))
+    assert endless.exception(SECONDS) is not None
+
+
+def test_a_trial_process_that_dies_is_replaced(grammars: Grammars) -> None:
+    before = set(children(os.getpid()))
+    grammars.compile(QUICK)
+    (process,) = set(children(os.getpid())) - before
+    os.kill(process, 9)
+    with pytest.raises(DataError):
+        grammars.compile(Grammar("regex", "b+"))
+    assert grammars.compile(Grammar("regex", "b+"))
+
+
+def test_no_reference_of_a_schema_is_fetched(grammars: Grammars) -> None:
+    asked = []
+
+    class Web(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Web) as web:
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        for keyword in ("$ref", "$schema", "$dynamicRef", "$id"):
+            schema = {keyword: f"http://127.0.0.1:{web.server_port}/a.json", "items": {"$ref": "b.json"}}
+            with pytest.raises(DataError):
+                grammars.compile(Grammar("json_schema", json.dumps(schema)))
+        web.shutdown()
+    assert asked == []
+
+
+# ---- whose turn it is
+
+
+class Desk:
+    """One thread, held up until it may go; `ran`: what it ran, in order."""
+
+    def __init__(self) -> None:
+        self.turns: CompileQueue[str] = CompileQueue(1)
+        self.ran: list[str] = []
+        self.go, self.held = threading.Event(), threading.Event()
+        self.first = CompileTask("first", self._hold)
+        self.turns.add(self.first)
+        assert self.held.wait(SECONDS)
+
+    def _hold(self, _: TrialProcess, __: threading.Event) -> str:
+        self.held.set()
+        assert self.go.wait(SECONDS)
+        return "first"
+
+    def add(self, name: str) -> CompileTask[str]:
+        """A task of the tenant that the first letter names."""
+
+        def work(_: TrialProcess, __: threading.Event) -> str:
+            self.ran.append(name)
+            if "fails" in name:
+                raise DataError("no")
+            return name
+
+        task = CompileTask(name[0], work)
+        self.turns.add(task)
+        return task
+
+
+@pytest.fixture
+def desk() -> Iterator[Desk]:
+    desk = Desk()
+    yield desk
+    desk.go.set()
+    desk.turns.close()
+
+
+def test_tenants_take_turns_and_each_keeps_its_order(desk: Desk) -> None:
+    tasks = [desk.add(name) for name in ("a0", "a1", "a fails", "a3", "b0", "c0", "c1")]
+    given_up = desk.add("b1")
+    assert given_up.cancel()
+    desk.go.set()
+    assert [task.result(SECONDS) for task in tasks if task is not tasks[2]] == ["a0", "a1", "a3", "b0", "c0", "c1"]
+    assert isinstance(tasks[2].exception(SECONDS), DataError)
+    assert desk.ran == ["a0", "b0", "c0", "a1", "c1", "a fails", "a3"]
+
+
+def test_what_has_not_begun_when_it_closes_never_does(desk: Desk) -> None:
+    waiting = desk.add("a0")
+    desk.turns.close()
+    desk.go.set()
+    with pytest.raises(CancelledError):
+        waiting.result(SECONDS)
+    assert desk.first.result(SECONDS) == "first"
+    assert not desk.ran
+
+
+def test_limits_are_those_that_the_message_names() -> None:
+    assert (trial_process.SECONDS, trial_process.MEMORY) == (1, 48 << 20)

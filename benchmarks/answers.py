@@ -26,8 +26,7 @@ from rorqual.engine import Engine, SamplingParams
 from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.run import evaluate
 from rorqual.evals.votes import rule_results
-from rorqual.lab.answers import AnswersExperiment
-from rorqual.lab.answers_report import BIG, LITTLE
+from rorqual.lab.answers import BIG, LITTLE, AnswersExperiment
 from rorqual.lab.job import ExperimentJob, Train
 from rorqual.recipes.sft import sft
 from rorqual.tasks.find import load_task
@@ -53,6 +52,7 @@ class OrdersExperiment(AnswersExperiment):
     budgets: ClassVar[tuple[int, ...]] = ()
 
     def __init__(self, base: Path) -> None:
+        super().__init__()
         self.base = base
 
     def trained(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:

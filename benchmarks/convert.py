@@ -15,7 +15,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from record import made_by
 
 from rorqual.convert.files import INDEX, find_tensors
 from rorqual.convert.hf import SHARD_BYTES
-from rorqual.convert.stream import CHUNK, Spec, write_tensors
+from rorqual.convert.stream import CHUNK, Bytes, Spec, write_tensors
 from rorqual.convert.tensors import shapes_of
 from rorqual.convert.texts import json_bytes
 from rorqual.core.records import write_json
@@ -114,17 +113,15 @@ def make(folder: Path, config: ModelConfig) -> int:
     names, ours = name_map(config), shapes_of(config)
     specs = []
     for entry in names.entries:
-        whole = ours[entry.ours]
-        one = {"alone": whole, "stack": whole[1:], "pairs": (whole[1] // 2, *whole[2:]) if len(whole) > 1 else whole}
-        kind = "F32" if entry.ours.endswith("e_score_correction_bias") else "BF16"
-        specs += [Spec(name, kind, one[entry.kind]) for name in entry.theirs]
+        kind = "F32" if entry.internal.endswith("e_score_correction_bias") else "BF16"
+        specs += [Spec(name, kind, entry.part_shape(ours[entry.internal])) for name in entry.published]
     shards: list[list[Spec]] = [[]]
     for spec in specs:
         if sum(other.size for other in shards[-1]) + spec.size > SHARD_BYTES / 4:
             shards.append([])
         shards[-1].append(spec)
     values = torch.randn(CHUNK // 2, generator=torch.Generator().manual_seed(0)).mul_(0.02)
-    noise = {"BF16": values.bfloat16().view(torch.uint8).numpy().tobytes(), "F32": values.numpy().tobytes()}
+    noise = {"BF16": values.bfloat16().view(torch.uint8).numpy(), "F32": values.view(torch.uint8).numpy()}
     places: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file = folder / f"model-{number:05d}-of-{len(shards):05d}.safetensors"
@@ -136,12 +133,12 @@ def make(folder: Path, config: ModelConfig) -> int:
     return sum(spec.size for spec in specs)
 
 
-def repeated(noise: bytes, spec: Spec) -> Iterator[memoryview]:
+def repeated(noise: Bytes, spec: Spec) -> Iterator[Bytes]:
     """Yield the tensor's bytes from the noise. The offset depends on its name, so that similar tensors differ."""
     start = sum(spec.name.encode()) * 4096 % len(noise)
     left = spec.size
     while left:
-        piece = memoryview(noise)[start : start + left]
+        piece = noise[start : start + left]
         left -= len(piece)
         start = 0
         yield piece
@@ -177,7 +174,7 @@ def equal(one: Path, other: Path) -> bool:
     a, b = find_tensors(one), find_tensors(other)
     return a.keys() == b.keys() and all(
         (a[name].dtype, a[name].shape) == (b[name].dtype, b[name].shape)
-        and all(x == y for x, y in zip_longest(a[name].chunks(), b[name].chunks()))
+        and all(torch.equal(a[name].rows(*rows), b[name].rows(*rows)) for rows in a[name].slices())
         for name in a
     )
 

@@ -16,7 +16,8 @@ from typing import Any
 
 from record import ROOT
 
-from rorqual.core.records import read_lines, write_json
+from rorqual.core.journal import read_lines
+from rorqual.core.records import write_json
 from rorqual.evals.evaluation import Evaluation, GradedSample
 from rorqual.tasks.base import Verdict
 from rorqual.teach.answer_format import derivation

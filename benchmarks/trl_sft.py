@@ -44,8 +44,9 @@ import numpy as np
 import yaml
 from record import ROOT, made_by
 
+from rorqual.core.journal import read_lines
 from rorqual.core.ledger import Ledger, read_ledger, total
-from rorqual.core.records import read_lines, write_atomic, write_json
+from rorqual.core.records import write_atomic, write_json
 from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.stats import difference_over_seeds, hierarchical_difference, t_interval
 from rorqual.evals.verdict import CONFIDENCE, Verdict, judge

@@ -51,6 +51,10 @@ PAGES = (
     "docs/how-to/your-task.md",
     "docs/explanation/claims.md",
     "docs/explanation/teach-cases.md",
+    *(
+        f"docs/tour/{name}.md"
+        for name in ("index", "mla", "moe", "mtp", "grpo", "distillation", "paged-cache", "invariance")
+    ),
 )
 KINDS = ("!theirs", "!setting", "!inspect", "!bare")
 HIDDEN = re.compile(

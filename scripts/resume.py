@@ -25,9 +25,10 @@ from typing import Any
 
 import torch
 
-from rorqual.core.records import RunDir, read_lines, write_json
+from rorqual.core.journal import read_lines
+from rorqual.core.records import RunDir, write_json
 from rorqual.data.distilled import read_distilled
-from rorqual.evals.plots_cost import CLOCK_PICTURE
+from rorqual.recipes.quickstart.charts import CLOCK_CHART
 from rorqual.train.state import CLOCK_FIELDS
 
 RESULT = Path(__file__).parent.parent / "docs" / "results" / "resume.json"
@@ -102,7 +103,7 @@ def results(out: Path) -> dict[str, Any]:
         found[f"evals/{path.name}"] = without_clock(json.loads(path.read_bytes()))
     found["summary.json"] = without_clock(json.loads((out / "summary.json").read_bytes()))
     for path in sorted((out / "pictures").iterdir()):
-        if not path.name.startswith(CLOCK_PICTURE):
+        if not path.name.startswith(CLOCK_CHART):
             found[f"pictures/{path.name}"] = path.read_bytes()
     return found
 

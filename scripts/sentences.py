@@ -4,7 +4,7 @@
     python scripts/sentences.py --longer 32              # list the sentences with more words
 
 Sentences come from docstrings, comments and messages with two words or more in `src`, and from the prose of README.md,
-CONTRIBUTING.md, CHANGELOG.md, SECURITY.md and docs (of docs/log, only the summaries). Tables, code blocks and headings are left out.
+CONTRIBUTING.md, CHANGELOG.md, SECURITY.md and docs. Tables, code blocks and headings are left out.
 """
 
 from __future__ import annotations
@@ -64,8 +64,6 @@ def in_page(path: Path) -> Iterator[Sentence]:
     """Yield the sentences of a page's prose."""
     name = path.relative_to(ROOT).as_posix()
     text = path.read_text(encoding="utf-8")
-    if path.parent.name == "log":
-        text = text.partition("\n## ")[0]  # the entries are history and are not rewritten
     text = re.sub(r"^(```|~~~).*?^\1", lambda found: "\n" * found[0].count("\n"), text, flags=re.M | re.S)
     line = 1
     for paragraph in re.split(r"(\n\s*\n|\n(?=\s*(?:[-*]|\d+\.) ))", text):

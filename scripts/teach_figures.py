@@ -12,11 +12,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from PIL import Image
 
-from rorqual.evals.pictures import LIGHT, Picture, Theme, panels, png
+from rorqual.report.chart import Chart, Panel, Series, draw
 from rorqual.teach.place import AFTER, ALONE
 
 ROOT = Path(__file__).parent.parent
@@ -36,38 +34,36 @@ def points(rows: Mapping[str, Any]) -> Points:
     }
 
 
-def draw(cases: Mapping[str, Points], theme: Theme) -> Figure:
-    figure, axes = panels(len(cases), 1, 7.2, 1.75)
-    for axis, (case, rows) in zip(axes, cases.items(), strict=True):
-        _draw_case(axis, TITLES[case], rows, theme)
-    axes[-1].set_xlabel("right, % of 200 test examples; each dot is a seed, and the bar is their mean")
-    return figure
+def chart(cases: Mapping[str, Points]) -> Chart:
+    """Return the chart: a panel for each case, a bar for each of its means, and a dot for each seed."""
+    return Chart(
+        name="teach-cases",
+        columns=1,
+        width=7.2,
+        height=1.9,
+        panels=[_case_panel(TITLES[case], rows, last=case == list(cases)[-1]) for case, rows in cases.items()],
+    )
 
 
-def _draw_case(axis: Axes, title: str, rows: Points, theme: Theme) -> None:
-    for height, (name, values) in enumerate(rows.items()):
-        own = name in (AFTER, ALONE)
-        colour = theme.after if own else theme.before
-        axis.barh(height, fmean(values), height=0.62, color=colour, alpha=0.45 if name == AFTER else 0.25)
-        axis.plot(values, [height] * len(values), "o", color=colour, markersize=3.5)
-        axis.annotate(
-            f"{fmean(values):.1f}",
-            (max(values), height),
-            xytext=(6, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-            color=theme.ink if own else theme.faint,
+def _case_panel(title: str, rows: Points, *, last: bool) -> Panel:
+    bars = [
+        Series(
+            label="",
+            points=[(place, fmean(values))],
+            by_seed=[[(place, value)] for value in values],
+            texts=[f"{fmean(values):.1f}"],
+            colour="after" if name in (AFTER, ALONE) else "before",
         )
-    axis.set(title=title, xlim=(0, 100), yticks=range(len(rows)), yticklabels=rows)
-    axis.grid(visible=False, axis="y")
+        for place, (name, values) in enumerate(reversed(rows.items()))
+    ]
+    axis = "right, % of 200 test examples; each dot is a seed, and the bar is their mean" if last else ""
+    return Panel(title=title, kind="bars", flip=True, labels=list(reversed(rows)), limits=(0, 100), y=axis, series=bars)
 
 
 def main() -> None:
     summary = json.loads(RESULT.read_bytes())["summary"]
     cases = {case: points(summary[f"{case}, {MINUTES} minutes"]) for case in TITLES}
-    picture = Picture("teach-cases", "", "", lambda theme: draw(cases, theme))
-    Image.open(io.BytesIO(png(picture, LIGHT))).quantize(64).save(PICTURE, optimize=True)
+    Image.open(io.BytesIO(draw(chart(cases)).light)).quantize(64).save(PICTURE, optimize=True)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,6 @@ from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.kv_cache.manager import KVCacheManager
 from rorqual.engine.request import SamplingParams
 from rorqual.engine.sequence import Sequence
-from rorqual.evals.pictures import LIGHT, Picture, Theme, png
 from rorqual.model import build
 from rorqual.model.account import account
 from rorqual.model.attention import AttentionConfig, GQAConfig
@@ -37,6 +36,8 @@ from rorqual.model.presets import preset
 from rorqual.ops.backends import TORCH, TORCH_INVARIANT
 from rorqual.ops.paged import BLOCK
 from rorqual.recipes.models import v3_like
+from rorqual.report.chart import png
+from rorqual.report.theme import LIGHT, Theme
 from rorqual.train.balance import count
 from rorqual.train.objectives import GRPO
 from rorqual.train.objectives.distil import divergence
@@ -494,7 +495,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for name in chosen.names or PICTURES:
         file = chosen.out / f"tour-{name}.png"
-        file.write_bytes(png(Picture(name, "", "", PICTURES[name]), LIGHT))
+        file.write_bytes(png(PICTURES[name], LIGHT))
         print(f"{file}  {file.stat().st_size / 1000:.0f} KB")
 
 

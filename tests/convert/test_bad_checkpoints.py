@@ -103,11 +103,11 @@ POISONS: dict[str, tuple[Spoil, str]] = {
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer.json"),
     "a missing shard": (lambda f: (f / SECOND).unlink(), f"missing shards: {SECOND}"),
     "no index": (lambda f: (f / INDEX).unlink(), f"only {FIRST}, {SECOND}"),
-    "a truncated shard": (lambda f: os.truncate(f / SECOND, (f / SECOND).stat().st_size - 1), "truncated"),
-    "an empty shard": (lambda f: os.truncate(f / SECOND, 0), f"{SECOND}.*has 0"),
-    "a header of a gigabyte": (header_of_a_gigabyte, f"{SECOND}: the header claims 1,073,741,824 bytes"),
+    "a truncated shard": (lambda f: os.truncate(f / SECOND, (f / SECOND).stat().st_size - 1), f"{SECOND}: cannot read"),
+    "an empty shard": (lambda f: os.truncate(f / SECOND, 0), f"{SECOND}: cannot read"),
+    "a header of a gigabyte": (header_of_a_gigabyte, f"{SECOND}: cannot read"),
     "a pickle": (pickles_only, "pytorch_model.bin is a pickle, which can run any code"),
-    "a pickle in the index": (place(NORM, "pytorch_model.bin"), "pytorch_model.bin is not a safetensors file"),
+    "a pickle in the index": (place(NORM, "pytorch_model.bin"), "missing shards: pytorch_model.bin"),
     "a path above the folder": (place(NORM, "../x.safetensors"), OUT),
     "an absolute path": (place(NORM, "/etc/passwd"), OUT),
     "a link out of the folder": (linked_out, OUT),
@@ -244,9 +244,9 @@ def test_code_is_not_run_and_that_is_said(folder: Path) -> None:
         (folder / name).write_text(code, encoding="utf-8")
     edit("config.json", auto_map={"AutoModelForCausalLM": "modeling_mine.Mine"})(folder)
     edit("tokenizer_config.json", auto_map={"AutoTokenizer": ["tokenization_mine.Mine", None]})(folder)
-    done = import_hf(folder, folder.parent / "run")
-    assert "configuration_mine.py, modeling_mine.py, tokenization_mine.py, the key auto_map" in done.notes[0]
-    assert "was not run" in done.notes[0]
+    (note,) = import_hf(folder, folder.parent / "run")
+    assert "configuration_mine.py, modeling_mine.py, tokenization_mine.py, the key auto_map" in note
+    assert "was not run" in note
     export_hf(RunDir(folder.parent / "run"), folder.parent / "out")
     assert not witness.exists()
     assert not any("auto_map" in file.read_text("utf-8") for file in (folder.parent / "out").glob("*.json"))
@@ -279,6 +279,15 @@ def test_scales_of_another_block_and_experts_of_two_types_are_refused(tmp_path: 
     with pytest.raises(CheckpointError, match=r"experts\.0\.down_proj.*BF16, F32.*"):
         import_hf(folder, tmp_path / "run")
     import_hf(folder, tmp_path / "run", dtype="bfloat16")
+
+
+def test_scales_of_two_types_are_refused_unless_they_are_applied(tmp_path: Path) -> None:
+    hub = in_fp8(published(deepseek()))
+    scale = "model.layers.1.mlp.experts.2.down_proj.weight_scale_inv"
+    folder = write_folder(tmp_path / "hub", deepseek(), hub | {scale: hub[scale].bfloat16()})
+    with pytest.raises(CheckpointError, match=r"experts\.0\.down_proj.*as must their scales.*BF16, F32"):
+        import_hf(folder, tmp_path / "run")
+    import_hf(folder, tmp_path / "run", dtype="float32")
 
 
 def test_what_transformers_saves_of_a_v3_without_its_prediction_module_is_told_the_remedy(tmp_path: Path) -> None:
@@ -349,7 +358,9 @@ def test_an_export_that_was_killed_keeps_its_whole_shards(folder: Path) -> None:
     for share in (0.4, 0.7):
         assert in_a_child(lambda share=share: export_hf(run, out, **how, progress=killer(share))) == -signal.SIGKILL
         assert not out.exists()
-    kept = {file.name: file.stat().st_mtime_ns for file in part.glob("*.safetensors")}
+    sizes = {file.name: file.stat().st_size for file in straight.iterdir()}
+    files = [file for file in part.glob("*.safetensors") if file.stat().st_size == sizes[file.name]]
+    kept = {file.name: file.stat().st_mtime_ns for file in files}
     assert 1 < len(kept) < len(list(straight.glob("*.safetensors")))
     export_hf(run, out, **how)
     assert {name: (out / name).stat().st_mtime_ns for name in kept} == kept
@@ -378,14 +389,24 @@ def test_what_was_left_of_another_export_is_not_kept(change: str, folder: Path) 
     assert listing(out) == listing(folder.parent / "straight")
 
 
-def test_an_import_that_was_killed_starts_again(folder: Path) -> None:
-    out = folder.parent / "run"
-    assert in_a_child(lambda: import_hf(folder, out, progress=killer(0.5))) == -signal.SIGKILL
+@pytest.mark.parametrize("way", ["import hf", "export gguf", "import gguf"])
+def test_a_conversion_that_was_killed_starts_again(way: str, folder: Path) -> None:
+    """Nothing is there by its name before it is whole, and the second try is as if there had been no first."""
+    run, file = RunDir(folder.parent / "run"), folder.parent / "model.gguf"
+    import_hf(folder, run.path)
+    export_gguf(run, file, dtype="f32", progress=killer(2))
+    convert: dict[str, Callable[..., object]] = {
+        "import hf": lambda out, **how: import_hf(folder, out, **how),
+        "export gguf": lambda out, **how: export_gguf(run, out, dtype="f32", **how),
+        "import gguf": lambda out, **how: import_gguf(file, out, **how),
+    }
+    out, straight = folder.parent / "out", folder.parent / "straight"
+    assert in_a_child(lambda: convert[way](out, progress=killer(0.5))) == -signal.SIGKILL
     assert not out.exists()
-    import_hf(folder, out)
-    import_hf(folder, folder.parent / "straight")
-    assert listing(out) == listing(folder.parent / "straight")
-    assert not (folder.parent / ".run.part").exists()
+    for path in (out, straight):
+        convert[way](path, progress=killer(2))
+    assert out.read_bytes() == straight.read_bytes() if out.is_file() else listing(out) == listing(straight)
+    assert not [entry for entry in folder.parent.iterdir() if entry.name.startswith(".")]
 
 
 @pytest.mark.parametrize(
@@ -409,24 +430,6 @@ def test_a_run_is_no_checkpoint_to_import(folder: Path) -> None:
     assert not (folder.parent / "again").exists()
 
 
-def test_gguf_files_that_were_killed_start_again(folder: Path) -> None:
-    """Out, and in again: nothing is there by its name before it is whole, and the second try is as if there had been no first."""
-    run, out, back = RunDir(folder.parent / "run"), folder.parent / "out.gguf", folder.parent / "back"
-    import_hf(folder, run.path)
-    how: dict[str, Any] = {"dtype": "float32"}
-    assert in_a_child(lambda: export_gguf(run, out, **how, progress=killer(0.5))) == -signal.SIGKILL
-    assert not out.exists()
-    export_gguf(run, out, **how, progress=killer(2))
-    export_gguf(run, folder.parent / "straight.gguf", **how, progress=killer(2))
-    assert out.read_bytes() == (folder.parent / "straight.gguf").read_bytes()
-    assert in_a_child(lambda: import_gguf(out, back, progress=killer(0.5))) == -signal.SIGKILL
-    assert not back.exists()
-    import_gguf(out, back, progress=killer(2))
-    import_gguf(out, folder.parent / "straight", progress=killer(2))
-    assert listing(back / "step-000000") == listing(folder.parent / "straight" / "step-000000")
-    assert not [entry for entry in folder.parent.iterdir() if entry.name.startswith(".")]
-
-
 def test_a_full_disk_leaves_no_half_file(folder: Path) -> None:
     run = RunDir(folder.parent / "run")
     before = listing(folder.parent)
@@ -443,7 +446,7 @@ def test_a_full_disk_leaves_no_half_file(folder: Path) -> None:
     import_hf(folder, run.path)
     before = listing(folder.parent)
     assert in_a_child(work(lambda: export_hf(run, folder.parent / "out"))) not in (0, 1)
-    assert {name for name in listing(folder.parent) if name not in before} == {".out.part", ".out.part/.export.json"}
+    assert not any(name.startswith("out") for name in listing(folder.parent))
     export_hf(run, folder.parent / "out")
     assert stored(folder.parent / "out") == stored(folder)
 

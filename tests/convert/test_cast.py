@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from rorqual.convert.cast import TensorPiece
 from rorqual.convert.hf import export_hf, import_hf
-from rorqual.convert.stream import CHUNK, Stored, read_header
+from rorqual.convert.stream import CHUNK, Bytes, Stored, read_header
 from rorqual.core.errors import NumericsError
 from rorqual.core.records import RunDir
 
@@ -37,7 +37,7 @@ def raw(tensor: torch.Tensor) -> bytes:
     return tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
-def joined(chunks: Iterator[bytearray | memoryview]) -> tuple[int, bytes]:
+def joined(chunks: Iterator[Bytes]) -> tuple[int, bytes]:
     parts = [bytes(chunk) for chunk in chunks]
     return len(parts), b"".join(parts)
 

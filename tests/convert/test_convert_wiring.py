@@ -1,26 +1,19 @@
-"""Keys, names, shards and slices of conversions: both ways, at their bounds, and refused by name."""
+"""Keys of a GGUF header, steps, shards and dtypes of conversions: both ways, at their bounds, and refused by name."""
 
 from __future__ import annotations
 
-import json
-import os
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rorqual.convert.files import atomic_folder, find_tensors, inside, refuse_target
 from rorqual.convert.gguf_header import HeaderKeys
 from rorqual.convert.gguf_keys import ARCHITECTURES, architecture_for, config_from_keys, keys_for
 from rorqual.convert.gguf_names import RowRange as Rows
 from rorqual.convert.gguf_names import layout as gguf_layout
 from rorqual.convert.hf import _shards
-from rorqual.convert.hub import is_hub_id
-from rorqual.convert.peft import NEUTRAL, WITHOUT_EFFECT, read_config, shortest
-from rorqual.convert.stream import Spec, Stored, header_bytes, layout, read_header, write_tensors
+from rorqual.convert.stream import Spec
 from rorqual.convert.tensors import TensorJob, target
-from rorqual.core.errors import CheckpointError, ConfigError, RorqualError
+from rorqual.core.errors import CheckpointError, ConfigError
 from rorqual.model import ModelConfig, Stage
 from rorqual.model.attention import AttentionConfig, GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, FFNConfig, MoEConfig
@@ -158,52 +151,6 @@ def test_steps_are_whole_heads_and_cover_every_row(rows: int, head: int, form: A
     assert all(end - begin <= max(size, head) for begin, end in steps) or (form == "transposed" and len(steps) == 1)
 
 
-# ---- PEFT
-
-PEFT = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, "bias": "none", "fan_in_fan_out": False}
-
-
-def said(tmp_path: Path, data: dict[str, Any]) -> dict[str, Any]:
-    (tmp_path / "adapter_config.json").write_text(json.dumps(data), encoding="utf-8")
-    return read_config(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"bias": "all"}, "bias='all'"), ({"fan_in_fan_out": True}, "fan_in_fan_out"), ({"init_lora_weights": "pissa"}, "pissa"),
-        ({"peft_type": "IA3"}, "IA3"), ({"task_type": "SEQ_CLS"}, "SEQ_CLS"), ({"use_dora": True}, "use_dora"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"), ({"rank_pattern": {"q": 8}}, "rank_pattern"),
-        ({"r": 0}, "'r'"), ({"lora_alpha": -1}, "'alpha'"), ({"use_rslora": "maybe"}, "use_rslora"),
-    ],
-    ids=["bias", "transposed", "start", "kind", "task", "dora", "whole", "ranks", "rank", "alpha", "rslora"],
-)  # fmt: skip
-def test_options_of_peft_that_mean_other_weights_are_refused(
-    change: dict[str, Any], message: str, tmp_path: Path
-) -> None:
-    assert said(tmp_path, PEFT) == {"r": 4, "alpha": 8, "use_rslora": False}
-    with pytest.raises(ConfigError, match=message) as caught:
-        said(tmp_path, PEFT | change)
-    assert caught.value.where.endswith("adapter_config.json")
-
-
-def test_options_of_peft_that_are_off_or_say_how_it_was_trained_change_nothing(tmp_path: Path) -> None:
-    off = dict(zip(("a", "b", "c", "d"), (None, False, {}, [])))
-    trained = dict.fromkeys(WITHOUT_EFFECT, "something")
-    allowed = {key: value for key, values in NEUTRAL.items() for value in values[-1:]}
-    assert said(tmp_path, PEFT | off | trained | allowed | {"use_rslora": True})["use_rslora"] is True
-    for key in ("r", "lora_alpha"):
-        with pytest.raises(ConfigError, match=f"missing keys: {key}"):
-            said(tmp_path, {k: v for k, v in PEFT.items() if k != key})
-
-
-def test_the_shortest_names_reach_what_was_chosen_and_nothing_else() -> None:
-    every = ["l.0.a.q", "l.0.f.up", "l.1.a.q", "l.1.f.up", "l.1.f.s.up"]
-    assert shortest(every[::2], every) == ["q", "l.1.f.s.up"]
-    assert shortest(["l.0.a.q", "l.1.f.up"], every) == ["l.0.a.q", "l.1.f.up"]
-    assert shortest(every, every) == ["q", "up"] and shortest(["l.0.a.q", "l.1.a.q"], every) == ["q"]
-
-
 # ---- shards and slices
 
 
@@ -220,7 +167,7 @@ def test_the_shortest_names_reach_what_was_chosen_and_nothing_else() -> None:
 def test_a_shard_is_filled_to_the_byte_and_holds_one_tensor_at_least(
     sizes: list[int], most: int, groups: list[int]
 ) -> None:
-    jobs = [TensorJob(Spec(f"t{i}", "U8", (size,)), ()) for i, size in enumerate(sizes)]
+    jobs = [TensorJob(Spec(f"t{i}", "F8_E4M3", (size,)), ()) for i, size in enumerate(sizes)]
     found = _shards(jobs, most)
     assert [len(group) for group in found.values()] == groups and [j for group in found.values() for j in group] == jobs
     n = len(groups)
@@ -228,118 +175,8 @@ def test_a_shard_is_filled_to_the_byte_and_holds_one_tensor_at_least(
     assert list(found) == names
 
 
-def test_a_file_of_slices_is_read_back_tensor_by_tensor(tmp_path: Path) -> None:
-    """Wide types first, empty tensors too; parts and chunks give the bytes in order."""
-    data = {
-        "a": ("U8", (3,), b"abc"),
-        "b": ("F32", (2, 3), bytes(range(24))),
-        "c": ("BF16", (0, 4), b""),
-        "d": ("F64", (), b"12345678"),
-    }
-    specs = [Spec(name, kind, shape) for name, (kind, shape, _) in data.items()]
-    file = tmp_path / "t.safetensors"
-    size = write_tensors(file, specs, lambda spec: [data[spec.name][2][:1], data[spec.name][2][1:]])
-    found = read_header(file)
-    assert size == file.stat().st_size and list(found) == [spec.name for spec in layout(specs)] == ["d", "b", "c", "a"]
-    assert len(header_bytes(layout(specs))) % 8 == 0
-    for name, (kind, shape, raw) in data.items():
-        stored = found[name]
-        assert (stored.dtype, stored.shape) == (kind, shape) and b"".join(stored.chunks()) == raw
-        assert all(len(chunk) <= 4 for chunk in stored.chunks(4, 6)) and b"".join(stored.chunks(4, 6)) == raw
-    parts = [b"".join(found["b"].part(index, 2, (3,)).chunks()) for index in range(2)]
-    assert parts == [bytes(range(12)), bytes(range(12, 24))]
-    with pytest.raises(ValueError, match="parts"):
-        found["b"].part(0, 2, (2,))
-    with pytest.raises(CheckpointError, match="is truncated"):
-        list(replace(found["a"], shape=(4,)).chunks())
-    for wrong in ([b""], [b"abcd"]):
-        with pytest.raises(ValueError, match="bytes written, 3 expected"):
-            write_tensors(tmp_path / "other", specs[:1], lambda spec, wrong=wrong: wrong)  # type: ignore[misc]
-    assert os.listdir(tmp_path) == ["t.safetensors"]
-
-
 def test_a_routers_bias_is_never_narrowed_and_what_is_kept_keeps_its_type() -> None:
     bias = "model.layers.3.mlp.gate.e_score_correction_bias"
     assert [target(bias, dtype, "F32") for dtype in ("keep", "bfloat16", "float16", "fp8")] == ["F32"] * 4  # type: ignore[arg-type]
     other = [target("norm.weight", dtype, "F32") for dtype in ("keep", "bfloat16", "float16", "float32", "fp8")]  # type: ignore[arg-type]
     assert other == ["F32", "BF16", "F16", "F32", "BF16"]
-
-
-# ---- folders
-
-
-def test_files_of_the_hubs_cache_are_inside_and_others_are_not(tmp_path: Path) -> None:
-    repo = tmp_path / "models--a--b"
-    snapshot, blobs = repo / "snapshots" / "abc", repo / "blobs"
-    for folder in (snapshot, blobs, tmp_path / "plain"):
-        folder.mkdir(parents=True)
-    (blobs / "1").write_bytes(b"x")
-    (repo / "refs").write_bytes(b"x")
-    for folder, place, name in (
-        (snapshot, blobs / "1", "blob"),
-        (snapshot, repo / "refs", "out"),
-        (tmp_path / "plain", blobs / "1", "out"),
-    ):
-        (folder / name).symlink_to(place)
-    assert inside(snapshot, "blob", "there") == snapshot / "blob"
-    for folder in (snapshot, tmp_path / "plain"):
-        for name in ("out", "../x"):
-            with pytest.raises(CheckpointError, match="leads out"):
-                inside(folder, name, "there")
-
-
-def test_what_is_made_appears_whole_and_only_where_nothing_was(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    for name in ("empty", "new"):
-        with atomic_folder(tmp_path / name, needs=10) as folder:
-            (folder / "a").write_bytes(b"1")
-        assert (tmp_path / name / "a").read_bytes() == b"1"
-        with pytest.raises(CheckpointError, match="already exists"):
-            refuse_target(tmp_path / name)
-    with pytest.raises(KeyError), atomic_folder(tmp_path / "failed", needs=0) as folder:
-        (folder / "a").write_bytes(b"1")
-        raise KeyError
-    with pytest.raises(RorqualError, match="are free"), atomic_folder(tmp_path / "large", needs=1 << 60):
-        pass
-    with pytest.raises(OSError), atomic_folder(tmp_path / "again", needs=0, resumes=True) as folder:
-        (folder / "a").write_bytes(b"1")
-        raise OSError
-    with atomic_folder(tmp_path / "again", needs=0, resumes=True) as folder:
-        assert (folder / "a").read_bytes() == b"1"
-    assert sorted(os.listdir(tmp_path)) == ["again", "empty", "new"]
-
-
-def test_an_index_and_its_shards_must_name_the_same(tmp_path: Path) -> None:
-    places = {"a": "one.safetensors", "b": "two.safetensors"}
-    for name, file in places.items():
-        write_tensors(tmp_path / file, [Spec(name, "U8", (1,))], lambda spec: [b"1"])
-    index = tmp_path / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": places}), encoding="utf-8")
-    assert {n: (s.file.name, type(s)) for n, s in find_tensors(tmp_path).items()} == {
-        n: (f, Stored) for n, f in places.items()
-    }
-    for change, message in (
-        ({"b": "one.safetensors"}, "b is not in one"), ({"c": "two.safetensors"}, "c is not in two"),
-        ({"a": "two.safetensors"}, "a is not in two"), ({"b": "no.safetensors"}, "missing shards: no.safetensors"),
-    ):  # fmt: skip
-        index.write_text(json.dumps({"weight_map": places | change}), encoding="utf-8")
-        with pytest.raises(CheckpointError, match=message):
-            find_tensors(tmp_path)
-    for change, message in (
-        ({"a": "two.safetensors", "b": "one.safetensors"}, r"a is in one\.safetensors, but the index says two"),
-        ({"b": None}, r"b is in two\.safetensors, but the index does not name it"),
-    ):
-        write_tensors(tmp_path / "two.safetensors", [Spec(n, "U8", (1,)) for n in "bc"], lambda spec: [b"1"])
-        said = {name: file for name, file in (places | {"c": "two.safetensors"} | change).items() if file}
-        index.write_text(json.dumps({"weight_map": said}), encoding="utf-8")
-        with pytest.raises(CheckpointError, match=message):
-            find_tensors(tmp_path)
-    write_tensors(tmp_path / "two.safetensors", [Spec(n, "U8", (1,)) for n in "ab"], lambda spec: [b"1"])
-    index.write_text(json.dumps({"weight_map": places}), encoding="utf-8")
-    with pytest.raises(CheckpointError, match=r"a is in both two\.safetensors and one"):
-        find_tensors(tmp_path)
-
-
-def test_a_name_of_the_hub_has_two_parts() -> None:
-    assert all(map(is_hub_id, ("Qwen/Qwen3-0.6B", "a/b", "0x/b.c_d-e")))
-    assert not any(map(is_hub_id, ("Qwen", "a/b/c", "./b", "/a/b", "a/", "-a/b", "a b/c", "")))

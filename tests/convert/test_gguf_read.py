@@ -6,14 +6,11 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
-import gguf
-import numpy as np
 import pytest
 from gguf_models import configs, filled, silent, write_run
 
 from rorqual.convert.gguf import export_gguf, import_gguf
-from rorqual.convert.gguf_read import HEADER_LIMIT, open_gguf
-from rorqual.convert.gguf_write import header_bytes
+from rorqual.convert.gguf_write import write_gguf
 from rorqual.core.errors import RorqualError
 from rorqual.core.records import RunDir
 
@@ -26,19 +23,6 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = write_run(folder / "run", filled(configs()["qwen3"]))
     export_gguf(run, folder / "good.gguf", dtype="f32", progress=silent)
     return folder / "good.gguf"
-
-
-def test_the_header_is_what_the_gguf_package_finds(good: Path) -> None:
-    reader = gguf.GGUFReader(good)
-    with open_gguf(good) as file:
-        assert file.keys == {k: f.contents() for k, f in reader.fields.items() if not k.startswith("GGUF.") and f.data}
-        assert {t.name: (t.offset, t.nbytes) for t in file.tensors.values()} == {
-            t.name: (t.data_offset, t.n_bytes) for t in reader.tensors
-        }
-        for tensor in reader.tensors:
-            stored = file.tensors[tensor.name]
-            assert stored.shape == tuple(int(n) for n in tensor.shape[::-1])
-            assert np.array_equal(file.rows(stored, 0, stored.rows).numpy(), np.atleast_2d(tensor.data))
 
 
 def at(data: bytearray, text: bytes) -> int:
@@ -62,32 +46,26 @@ def _info(name: bytes, field: int, code: str, value: int) -> Change:
 
 HUGE = 1 << 62
 POISONS: dict[str, tuple[Change, str]] = {
-    "another magic": (lambda data: put(data, 0, b"GGML"), "not a GGUF file"),
-    "empty": (lambda data: b"", "not a GGUF file"),
-    "four bytes": (lambda data: bytes(data[:4]), "version"),
-    "big endian": (lambda data: put(data, 4, struct.pack(">I", 3)), "version 50331648"),
-    "huge count of tensors": (_number(8, HUGE), "tensors at byte 24 do not fit"),
-    "huge count of keys": (_number(16, HUGE), "keys at byte 24 do not fit"),
-    "more tensors than there are": (_number(8, 1000), "do not fit|is not UTF-8|dimensions"),
-    "huge key": (_number(24, HUGE), "bytes of a key"),
-    "huge text": (lambda d: put(d, at(d, b"general.architecture") + 4, struct.pack("<Q", HUGE)), "bytes of 'general"),
-    "huge list": (lambda d: put(d, at(d, b"tokenizer.ggml.tokens") + 8, struct.pack("<Q", HUGE)), "strings of 'tokenizer"),
-    "list too long": (lambda d: put(d, at(d, b"tokenizer.ggml.merges") + 8, struct.pack("<Q", 99999)), "do not fit"),
-    "list of lists": (lambda d: put(d, at(d, b"tokenizer.ggml.tokens") + 4, struct.pack("<I", 9)), "unknown type 9"),
-    "value of no type": (lambda d: put(d, at(d, b"general.architecture"), struct.pack("<I", 77)), "unknown type 77"),
-    "not UTF-8": (lambda d: put(d, at(d, b"general.archi"), b"\xff"), "is not UTF-8"),
-    "cut off in the header": (lambda data: bytes(data[:500]), "do not fit|does not fit"),
-    "cut off in a tensor": (lambda data: bytes(data[:-4000]), "truncated: tensor"),
-    "nine dimensions": (_info(b"blk.0.attn_q.weight", 0, "<I", 9), "has 9 dimensions"),
-    "no rows": (_info(b"blk.0.attn_q.weight", 4, "<Q", 0), "does not support"),
-    "larger than the file": (_info(b"blk.0.attn_q.weight", 4, "<Q", 1 << 40), "truncated|overlaps another"),
-    "half a block": (_info(b"blk.0.attn_q.weight", 20, "<I", 14), "Q6_K does not support"),
-    "a type that is not read": (_info(b"blk.0.attn_q.weight", 20, "<I", 10), "type Q2_K, which is not supported"),
-    "a type that does not exist": (_info(b"blk.0.attn_q.weight", 20, "<I", 4000), "type 4000, which is not supported"),
-    "beyond the end": (_info(b"blk.0.attn_q.weight", 24, "<Q", HUGE), "truncated: tensor 'blk.0.attn_q.weight'"),
-    "on another tensor": (_info(b"blk.0.attn_q.weight", 24, "<Q", 0), "overlaps another"),
-    "two of one name": (lambda d: bytes(d.replace(b"blk.0.attn_q.weight", b"blk.1.attn_q.weight")), "two tensors"),
-    "one key twice": (lambda d: bytes(d.replace(b"qwen3.rope.freq_base", b"qwen3.context_length", 1)), "occurs twice|unknown type"),
+    "another magic": (lambda data: put(data, 0, b"GGML"), "cannot read"),
+    "empty": (lambda data: b"", "cannot read"),
+    "big endian": (lambda data: put(data, 4, struct.pack(">I", 3)), "cannot read|big-endian"),
+    "another version": (lambda data: put(data, 4, struct.pack("<I", 1)), "version 1"),
+    "huge count of tensors": (_number(8, HUGE), "cannot read"),
+    "huge count of keys": (_number(16, HUGE), "cannot read"),
+    "huge key": (_number(24, HUGE), "its header names byte"),
+    "huge list": (lambda d: put(d, at(d, b"tokenizer.ggml.tokens") + 8, struct.pack("<Q", HUGE)), "its header names byte"),
+    "value of no type": (lambda d: put(d, at(d, b"general.architecture"), struct.pack("<I", 77)), "77.* is not a valid"),
+    "cut off in the header": (lambda data: bytes(data[:500]), "it has 500 bytes, but its header names byte"),
+    "cut off in a tensor": (lambda data: bytes(data[:-4000]), "its header names byte"),
+    "nine dimensions": (_info(b"blk.0.attn_q.weight", 0, "<I", 9), "cannot read"),
+    "no rows": (_info(b"blk.0.attn_q.weight", 4, "<Q", 0), "cannot read|attn_q.weight is"),
+    "larger than the file": (_info(b"blk.0.attn_q.weight", 4, "<Q", 1 << 40), "its header names byte"),
+    "half a block": (_info(b"blk.0.attn_q.weight", 20, "<I", 14), "not a multiple of Q6_K block size"),
+    "a type that is not read": (_info(b"blk.0.ffn_down.weight", 20, "<I", 20), "ffn_down.weight' has type IQ4_NL, which is not supported"),
+    "a type that does not exist": (_info(b"blk.0.attn_q.weight", 20, "<I", 4000), "4000.* is not a valid"),
+    "beyond the end": (_info(b"blk.0.attn_q.weight", 24, "<Q", HUGE), "its header names byte"),
+    "two of one name": (lambda d: bytes(d.replace(b"blk.0.attn_q.weight", b"blk.1.attn_q.weight")), "blk.1.attn_q.weight"),
+    "one key twice": (lambda d: bytes(d.replace(b"qwen3.rope.freq_base", b"qwen3.context_length", 1)), "cannot read"),
     "an unknown architecture": (
         lambda d: put(d, at(d, b"general.architecture") + 12, b"mamba"),
         "(?s)unknown architecture 'mamba'.*llama, qwen2, qwen3, qwen3moe, deepseek2",
@@ -106,10 +84,6 @@ POISONS: dict[str, tuple[Change, str]] = {
     "another width": (
         lambda d: put(d, at(d, b"qwen3.feed_forward_length") + 4, struct.pack("<I", 128)),
         r"ffn_gate.weight is \(96, 64\), the model has \(128, 64\)",
-    ),
-    "a huge width": (
-        lambda d: put(d, at(d, b"qwen3.feed_forward_length") + 4, struct.pack("<I", 0x7FFFFFFF)),
-        "the model has",
     ),
 }  # fmt: skip
 
@@ -130,19 +104,9 @@ def test_the_file_that_the_poisons_are_made_of_is_read(good: Path, tmp_path: Pat
     assert RunDir(tmp_path / "out").newest_complete() == (0, [])
 
 
-def test_a_header_of_a_gigabyte_is_refused_before_it_is_read(tmp_path: Path) -> None:
-    bad = tmp_path / "bad.gguf"
-    with open(bad, "wb") as file:
-        file.write(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"k")
-        file.write(struct.pack("<IQ", 8, 1 << 30))
-        file.truncate(2 << 30)  # a sparse file: it takes no room
-    with pytest.raises(RorqualError, match=f"the header is larger than {HEADER_LIMIT >> 20} MiB"):
-        import_gguf(bad, tmp_path / "out", progress=silent)
-
-
 def test_one_part_of_a_split_file_is_refused(tmp_path: Path) -> None:
     part = tmp_path / "model-00001-of-00002.gguf"
-    part.write_bytes(header_bytes({"general.architecture": "qwen3", "split.count": 2}, []))
+    write_gguf(part, "qwen3", {"split.count": 2}, [], silent)
     with pytest.raises(RorqualError, match=r"(?s)one part of a split model.*gguf-split"):
         import_gguf(part, tmp_path / "out", progress=silent)
 
@@ -151,17 +115,3 @@ def test_what_is_not_a_file_is_a_clear_error(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none.gguf"):
         with pytest.raises(RorqualError, match="cannot read"):
             import_gguf(path, tmp_path / "out", progress=silent)
-
-
-def test_a_scale_that_is_not_a_number_is_refused_by_the_tensors_name(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", filled(configs()["qwen3"]))
-    export_gguf(run, tmp_path / "good.gguf", dtype="q8_0", progress=silent)
-    with open_gguf(tmp_path / "good.gguf") as file:
-        place = file.tensors["blk.0.ffn_up.weight"].offset
-    data = bytearray((tmp_path / "good.gguf").read_bytes())
-    bad = tmp_path / "bad.gguf"
-    bad.write_bytes(put(data, place, np.array([np.nan], np.float16).tobytes()))
-    with pytest.raises(RorqualError, match=r"'blk\.0\.ffn_up\.weight' holds NaN or infinity"):
-        import_gguf(bad, tmp_path / "out", progress=silent)
-    bad.write_bytes(put(data, place, np.array([0.5], np.float16).tobytes()))
-    import_gguf(bad, tmp_path / "out", progress=silent)

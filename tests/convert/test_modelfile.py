@@ -1,16 +1,17 @@
 """The Modelfile beside a GGUF file: its grammar, its parameters, and a template that writes the prompts of the chat format.
 
-`parsed` reads Ollama's documented grammar, and `Template` the part of Go's templates that our templates may use.
+`parsed` reads the part of Ollama's grammar that we write, and `prompt_of` the part of Go's templates.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 import yaml
 from gguf_models import configs, filled, silent, write_run
@@ -28,7 +29,6 @@ FAMILIES = {
 }  # fmt: skip
 """The formats with a template, each with its tokenizer; those of DeepSeek have our own, whose splitting GGUF has a name for."""
 WITHOUT = {"llama3.1": "llama3", "deepseek-v3.2": "deepseek", "none": "smollm2"}
-INSTRUCTIONS = {"from", "parameter", "template", "system", "adapter", "license", "message", "requires"}
 TYPES = {"num_ctx": int, "num_predict": int, "temperature": float, "stop": str}
 USER, SYSTEM = Message("user", 'Say "hi" {{ .Role }}'), Message("system", "Be brief.\n\nAlways.")
 ASSISTANT, AGAIN = Message("assistant", "Hi.\nYou?"), Message("user", "What is 17 + 4?\n")
@@ -40,147 +40,42 @@ CONVERSATIONS = {
 }
 
 
+INSTRUCTION = re.compile(r'(FROM|TEMPLATE|PARAMETER \w+) (?:"""(.*?)"""|"([^"\n]*)"|([^"\s][^\n]*))\n', re.DOTALL)
+
+
 def parsed(text: str) -> list[tuple[str, str]]:
     """The instructions of a Modelfile, each with its argument. A parameter is an instruction `parameter NAME`."""
-    found, rest = [], text
-    while rest := re.sub(r"\A(?:\s|#[^\n]*(?:\n|\Z))+", "", rest):
-        line = re.match(r"([A-Za-z]+)[ \t]+", rest)
-        assert line, f"no instruction: {rest[:40]!r}"
-        name, rest = line[1].lower(), rest[line.end() :]
-        assert name in INSTRUCTIONS, name
-        if name == "parameter":
-            line = re.match(r"([A-Za-z0-9_]+)[ \t]+", rest)
-            assert line, f"no parameter: {rest[:40]!r}"
-            name, rest = f"parameter {line[1]}", rest[line.end() :]
-        value = re.match(
-            r'"""(.*?)"""[ \t]*(?:\n|\Z)|"([^"]*)"[ \t]*(?:\n|\Z)|([^"\s][^\n]*)(?:\n|\Z)', rest, re.DOTALL
-        )
-        assert value, f"no value of {name}: {rest[:40]!r}"
-        found.append((name, next(group for group in value.groups() if group is not None)))
-        rest = rest[value.end() :]
-    assert [name for name, _ in found].count("from") == 1
-    return found
-
-
-def test_the_parser_reads_what_the_reference_shows_and_refuses_what_it_does_not() -> None:
-    text = '# a comment\nFROM llama3.2\n\nPARAMETER stop "AI assistant:"\nsystem You are Mario.\nTEMPLATE """{{ .Prompt }}\n"""\n'
-    assert parsed(text) == [
-        ("from", "llama3.2"),
-        ("parameter stop", "AI assistant:"),
-        ("system", "You are Mario."),
-        ("template", "{{ .Prompt }}\n"),
-    ]
-    for bad in (
-        "PARAMETER stop x",
-        "FROM x\nNUM_CTX 3",
-        'FROM x\nTEMPLATE """a',
-        'FROM x\nTEMPLATE "a\nb" c',
-        "FROM\n",
-    ):
-        with pytest.raises(AssertionError):
-            parsed(bad)
-
-
-class Template:
-    """A Go template of texts, fields, variables, `range`, `if`, `else`, `eq`, `ne` and `and`."""
-
-    def __init__(self, text: str) -> None:
-        parts = re.split(r"\{\{(.*?)\}\}", text, flags=re.DOTALL)
-        assert not any(part.strip().startswith("-") or part.strip().endswith("-") for part in parts[1::2]), "trim marks"
-        self._parts = [(number % 2 == 1, part.strip() if number % 2 else part) for number, part in enumerate(parts)]
-        self._nodes, end = self._block(0)
-        assert end == len(self._parts), "an `end` too many"
-
-    def _block(self, at: int) -> tuple[list[Any], int]:
-        """Nodes up to `else` or `end`: text, an expression, or (keyword, expression, block, block of else)."""
-        nodes: list[Any] = []
-        while at < len(self._parts):
-            is_action, part = self._parts[at]
-            word, _, rest = part.partition(" ")
-            if is_action and word in ("end", "else"):
-                return nodes, at
-            if is_action and word in ("if", "range"):
-                node, at = self._branch(word, rest, at)
-                nodes.append(node)
-            else:
-                nodes.append(("show", part) if is_action else part)
-            at += 1
-        return nodes, at
-
-    def _branch(self, word: str, condition: str, at: int) -> tuple[Any, int]:
-        block, at = self._block(at + 1)
-        other: list[Any] = []
-        end = self._parts[at][1]
-        if end.startswith("else if "):
-            node, at = self._branch("if", end.removeprefix("else if "), at)
-            return (word, condition, block, [node]), at
-        if end == "else":
-            other, at = self._block(at + 1)
-        assert self._parts[at] == (True, "end")
-        return (word, condition, block, other), at
-
-    def render(self, dot: dict[str, Any]) -> str:
-        return "".join(self._rendered(self._nodes, dot, {}))
-
-    def _rendered(self, nodes: Sequence[Any], dot: Any, variables: dict[str, Any]) -> Iterator[str]:
-        for node in nodes:
-            if isinstance(node, str):
-                yield node
-            elif node[0] == "show":
-                yield str(value_of(node[1], dot, variables))
-            elif node[0] == "if":
-                yield from self._rendered(node[2] if value_of(node[1], dot, variables) else node[3], dot, variables)
-            else:
-                names, _, over = node[1].rpartition(":=")
-                for pair in enumerate(value_of(over.strip(), dot, variables)):
-                    named = dict(zip((name.strip() for name in names.split(",")), pair)) if names else {}
-                    yield from self._rendered(node[2], pair[1], variables | named)
-
-
-def value_of(text: str, dot: Any, variables: dict[str, Any]) -> Any:
-    """The value of an expression such as `and (eq $i 0) (ne .Role "system")`."""
-    tokens = re.findall(r'"[^"]*"|[()]|[^\s()]+', text)
-
-    def operand() -> Any:
-        token = tokens.pop(0)
-        if token == "(":
-            value = call()
-            assert tokens.pop(0) == ")"
-            return value
-        if token[0] == '"' or token.isdigit():
-            return json.loads(token)
-        return dot[token[1:]] if token[0] == "." else variables[token]
-
-    def call() -> Any:
-        if tokens[0] not in ("eq", "ne", "and"):
-            return operand()
-        name = tokens.pop(0)
-        one, two = operand(), operand()
-        return {"eq": one == two, "ne": one != two, "and": one and two}[name]
-
-    value = call()
-    assert not tokens, text
-    return value
+    found = [*INSTRUCTION.finditer(text)]
+    assert "".join(match[0] for match in found) == text and [match[1] for match in found].count("FROM") == 1
+    return [(match[1].lower(), match[2] or match[3] or match[4]) for match in found]
 
 
 def prompt_of(template: str, messages: Sequence[Message]) -> str:
-    """What Ollama makes of a conversation without two messages of one role in a row."""
+    """What Ollama makes of a conversation without two messages of one role in a row: our Go templates, rendered by Jinja."""
+    ends: list[str] = []
+
+    def condition(text: str) -> str:
+        both = text.removeprefix("and ").replace(") (", ") and (") if text.startswith("and ") else text
+        same = re.sub(r'(eq|ne) (\S+) ("[^"]*"|\d+)', lambda m: f"{m[2]} {'=!'[m[1] == 'ne']}= {m[3]}", both)
+        return same.replace("$i", "loop.index0").replace(".Role", "message.Role")
+
+    def action(match: re.Match[str]) -> str:
+        word, _, rest = match[1].partition(" ")
+        if word == "end":
+            return f"{{% {ends.pop()} %}}"
+        if word == "else":
+            return f"{{% elif {condition(rest.removeprefix('if '))} %}}" if rest else "{% else %}"
+        if word in ("if", "range"):
+            ends.append("endif" if word == "if" else "endfor")
+            return f"{{% if {condition(rest)} %}}" if word == "if" else "{% for message in Messages %}"
+        return "{{ System }}" if word == ".System" else f"{{{{ message{word} }}}}"
+
+    source = re.sub(r"\{\{ (.*?) \}\}", action, template)
+    assert not ends
     system = "\n\n".join(message.text for message in messages if message.role == "system")
     rows = [{"Role": message.role, "Content": message.text} for message in messages]
-    return Template(template).render({"System": system, "Messages": rows})
-
-
-def test_the_interpreter_renders_as_go_does() -> None:
-    """Of nested branches, and of what Go refuses."""
-    text = (
-        '{{ range $i, $_ := .Messages }}{{ if and (eq $i 1) (ne .Role "x") }}2:{{ else if eq .Role "x" }}X{{ else }}-'
-        "{{ end }}{{ .Content }} {{ end }}{{ .System }}"
-    )
-    rows = [{"Role": role, "Content": content} for role, content in (("u", "a"), ("v", "b"), ("x", "c"))]
-    assert Template(text).render({"System": "s", "Messages": rows}) == "-a 2:b Xc s"
-    for bad in ("{{ end }}", "{{ if .System }}a", "{{ .Nothing }}"):
-        with pytest.raises((AssertionError, IndexError, KeyError)):
-            Template(bad).render({"System": "s"})
+    environment = jinja2.Environment(keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
+    return environment.from_string(source).render(System=system, Messages=rows)
 
 
 def exported(path: Path, chat: str, name: str = "model.gguf", **defaults: Any) -> tuple[RunDir, Path, tuple[str, ...]]:

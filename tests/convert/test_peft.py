@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hub_folders import loud
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -17,7 +19,6 @@ from rorqual.core.config import to_yaml
 from rorqual.core.errors import CheckpointError, ConfigError
 from rorqual.core.records import MANIFEST_FILE, RunDir, write_json
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.model import Decoder
 from rorqual.model.adapter import ESFT, LoRA, Tune, trained
 from rorqual.model.adapter.files import Adapter, base_of
 from rorqual.model.attention import GQAConfig
@@ -44,23 +45,6 @@ def v3() -> ModelConfig:
     return config.model_copy(update={"num_nextn_predict_layers": 0})
 
 
-@torch.no_grad()
-def loud(model: Decoder, seed: int = 0) -> Decoder:
-    """Peaked attention and logits with a spread of 1: nothing hides."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, tensor in sorted(model.state_dict().items()):
-        noise = torch.randn(tensor.shape, generator=generator)
-        if name.endswith("bias"):
-            tensor.copy_(0.05 * noise)
-        elif tensor.dim() == 1:
-            tensor.copy_(1 + 0.2 * noise)
-        else:
-            tensor.copy_(noise * (3.0 if "q_" in name else 1.0) / math.sqrt(tensor.shape[-1]))
-    model.embed_tokens.weight.mul_(math.sqrt(model.config.hidden_size))
-    model.norm.weight.mul_(1.0 / model.logits(model(TOKENS).hidden).std())
-    return model
-
-
 def a_run(path: Path, model: ModelConfig, step: int, files: dict[str, bytes], more: str = "") -> RunDir:
     run = RunDir(path)
     run.step_dir(step).mkdir(parents=True)
@@ -74,7 +58,7 @@ def a_run(path: Path, model: ModelConfig, step: int, files: dict[str, bytes], mo
 
 
 def a_base(path: Path, config: ModelConfig) -> RunDir:
-    model = loud(Decoder(config))
+    model = loud(config)
     save_file({n: t.contiguous() for n, t in model.state_dict().items()}, path.with_suffix(".tmp"))
     return a_run(path, config, 7, {"model.safetensors": path.with_suffix(".tmp").read_bytes()})
 
@@ -195,39 +179,42 @@ def test_other_options_are_refused_by_name(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("what", ["pickle", "rank", "name", "shape", "half", "nan", "torn", "none"])
+def renamed(tensors: dict[str, Tensor], name: str) -> None:
+    tensors[name.replace("layers.0", "layers.9")] = tensors.pop(name)
+
+
+SPOILED: dict[str, tuple[Callable[[dict[str, Tensor], str], object], str]] = {
+    "name": (renamed, r"layers\.9"),
+    "shape": (lambda t, name: t.update({name: t[name][:, :-1].contiguous()}), "the model needs"),
+    "half": (lambda t, name: t.pop(name), "missing layers"),
+    "nan": (lambda t, name: t[name][0].fill_(math.nan), "NaN"),
+    "none": (lambda t, name: t.clear(), "no adapter tensors"),
+}
+
+
+@pytest.mark.parametrize("what", SPOILED)
 def test_weights_that_do_not_fit_are_refused(written: tuple[RunDir, Path], tmp_path: Path, what: str) -> None:
     base, folder = written
-    src = copy_of(folder, tmp_path / "src", **({"r": 8} if what == "rank" else {}))
+    src, (spoil, says) = copy_of(folder, tmp_path / "src"), SPOILED[what]
     tensors = load_file(src / WEIGHTS)
-    name = sorted(tensors)[0]
-    says = r"the model needs \(8, "
-    if what == "pickle":
-        (src / WEIGHTS).rename(src / PICKLE)
-        says = "not opened"
-    elif what == "name":
-        tensors[name.replace("layers.0", "layers.9")] = tensors.pop(name)
-        says = r"layers\.9"
-    elif what == "shape":
-        tensors[name] = tensors[name][:, :-1].contiguous()
-        says = "the model needs"
-    elif what == "half":
-        del tensors[name]
-        says = "missing layers"
-    elif what == "nan":
-        tensors[name][0, 0] = math.nan
-        says = "NaN"
-    elif what == "none":
-        tensors = {}
-        says = "no adapter tensors"
-    if what not in ("pickle", "rank"):
-        save_file(tensors, src / WEIGHTS)
-    if what == "torn":
-        (src / WEIGHTS).write_bytes((src / WEIGHTS).read_bytes()[:-5])
-        says = "cannot read"
+    spoil(tensors, sorted(tensors)[0])
+    save_file(tensors, src / WEIGHTS)
     with pytest.raises(CheckpointError, match=says):
         read_peft(src, base, tmp_path / "run")
     assert not (tmp_path / "run").exists() and not list(tmp_path.glob(".run*"))
+
+
+def test_a_pickle_a_torn_file_and_another_rank_are_refused(written: tuple[RunDir, Path], tmp_path: Path) -> None:
+    base, folder = written
+    src = copy_of(folder, tmp_path / "src", r=8)
+    with pytest.raises(CheckpointError, match=r"the model needs \(8, "):
+        read_peft(src, base, tmp_path / "run")
+    (src / WEIGHTS).write_bytes((src / WEIGHTS).read_bytes()[:-5])
+    with pytest.raises(CheckpointError, match="cannot read"):
+        read_peft(src, base, tmp_path / "run")
+    (src / WEIGHTS).rename(src / PICKLE)
+    with pytest.raises(CheckpointError, match="not opened"):
+        read_peft(src, base, tmp_path / "run")
 
 
 def test_only_lora_is_written(tmp_path: Path) -> None:

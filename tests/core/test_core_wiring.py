@@ -15,9 +15,10 @@ from pydantic import SerializeAsAny
 from rorqual.core import config as core
 from rorqual.core.config import Config, Kind, kinds, one_of, parse, read_yaml, scalar, to_yaml
 from rorqual.core.errors import CheckpointError, ConfigError, RorqualError, nearest
+from rorqual.core.journal import read_lines
 from rorqual.core.ledger import Ledger, LedgerEntry, read_ledger, total
 from rorqual.core.log import Progress, clock
-from rorqual.core.records import Message, RunDir, read_lines, says_nothing, write_atomic, write_json
+from rorqual.core.records import Message, RunDir, says_nothing, write_atomic, write_json
 
 # ---- configurations
 

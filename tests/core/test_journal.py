@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rorqual.core.errors import DataError, RorqualError
-from rorqual.core.journal import DiskFull, Journal
+from rorqual.core.journal import DiskFull, Journal, append_line, cut_lines, read_lines, scan_journal, to_line
 from rorqual.factory import FactoryConfig
 from rorqual.factory.entries import identity, sampling
 
@@ -33,7 +33,7 @@ def test_a_torn_last_line_is_cut_and_the_rest_is_there(tmp_path: Path, torn: byt
     write(path, 1, 2)
     path.write_bytes(path.read_bytes() + torn)
     with Journal(path) as journal:
-        assert [line["n"] for line in journal.lines] == [1, 2]
+        assert [line["n"] for _, _, line in journal.read()] == [1, 2]
         journal.append([{"n": 4}])
     assert lines(path) == [1, 2, 4]
 
@@ -52,10 +52,10 @@ def test_a_line_in_the_middle_that_is_no_json_is_named(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
     path.write_bytes(b'{"n": 1}\n{"n": \n{"n": 3}\n')
     with pytest.raises(DataError, match=r"j.jsonl:2.*(?s:.)*requests the deleted sample again"):
-        Journal(path)
+        list(scan_journal(path))
     path.write_bytes(b'{"n": 1}\n{"n": "\\u2028 \xe2\x80\xa8"}\n{"n": 3}\n')
     with Journal(path) as journal:
-        assert len(journal.lines) == 3, "U+2028 ends no line"
+        assert len(list(journal.read())) == 3, "U+2028 ends no line"
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     with Journal(path), pytest.raises(RorqualError, match=r"j.jsonl: another process is writing to this path"):
         Journal(path)  # the lock is of the opened file, and so holds within a process too
     with Journal(path) as journal:
-        assert journal.lines == []
+        assert list(journal.read()) == []
 
 
 def test_a_full_disk_keeps_what_is_under_way_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,6 +100,45 @@ def test_a_limit_of_the_file_size_is_told_and_leaves_whole_lines(tmp_path: Path)
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         journal.append([{"n": 5}])
     assert lines(path) == [1, 5]
+
+
+def test_a_line_is_one_line_for_every_reader() -> None:
+    text = "".join(chr(code) for code in (*range(1, 256), 0x2028, 0x2029, 0xD83D, 0x1F600))
+    raw = to_line({"text": text})
+    assert len(raw.decode().splitlines()) == 1 and json.loads(raw) == {"text": text}
+
+
+def test_offsets_are_those_of_the_lines(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    with Journal(path) as journal:
+        offsets = [*journal.append([{"n": "é"}, {"n": 2}]), *journal.append([{"n": 3}]), *journal.append([])]
+        assert [(where, offset) for where, offset, _ in journal.read()] == [
+            (f"{path}:{number}", offset) for number, offset in enumerate(offsets, start=1)
+        ]
+    assert [json.loads(path.read_bytes()[offset:].split(b"\n")[0])["n"] for offset in offsets] == ["é", 2, 3]
+
+
+@pytest.mark.parametrize(("patience", "synced"), [(0.0, 3), (60.0, 0)])
+def test_a_journal_is_synced_as_often_as_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: float, synced: int
+) -> None:
+    calls: list[int] = []
+    with Journal(tmp_path / "j.jsonl", patience=patience) as journal:
+        monkeypatch.setattr(os, "fsync", calls.append)
+        for number in range(3):
+            journal.append([{"n": number}])
+    assert len(calls) == synced
+
+
+def test_a_file_of_lines_is_cut_to_a_size_and_not_made_for_nothing(tmp_path: Path) -> None:
+    cut_lines(tmp_path / "none", 0)
+    assert not (tmp_path / "none").exists() and list(read_lines(tmp_path / "none")) == []
+    path = tmp_path / "file"
+    for size, left in ((0, []), (9, [1]), (12, [1]), (99, [1, 2])):
+        path.write_bytes(b'{"n": 1}\n{"n": 2}\n')
+        cut_lines(path, size)
+        append_line(path, {"n": 3})
+        assert [line["n"] for line in read_lines(path)] == [*left, 3]
 
 
 def test_samples_of_short_and_long_seeds_are_never_mixed() -> None:

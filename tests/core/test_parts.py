@@ -259,7 +259,7 @@ def test_a_row_to_be_answered_holds_parts() -> None:
     found = of(content_json(SHOWN.content))
     assert isinstance(found, RowRequest) and found.request.messages == (SHOWN,)
     refused = of([{"type": "text", "text": "a"}, {"type": "poem"}])
-    assert refused.key == "messages.0.content[1]" and "not a content part" in refused.what
+    assert refused.key == "messages" and "message 1: content[1]: not a content part" in refused.what
     assert "NUL" in of([{"type": "text", "text": "a\0"}]).what
     assert "empty" in of([{"type": "text", "text": ""}]).what
 

@@ -59,9 +59,6 @@ def test_from_a_file_to_batches() -> None:
     "content",
     [
         GOOD,
-        GOOD + b"\r\n\r\n",
-        b"\xef\xbb\xbf" + GOOD,
-        b"\n" + GOOD + b"\n\n",
         b'{"prompt": "2+2?", "completion": "4"}',
         b'{"question": "2+2?", "answer": "4", "source": "me"}',
         b'{"messages": null, "prompt": "2+2?", "completion": "4", "reasoning": null}',
@@ -72,22 +69,9 @@ def test_valid_twins_are_read(tmp_path: Path, content: bytes) -> None:
     assert loaded.conversations == [READ] and loaded.skipped == 0
 
 
-def test_line_ends_of_other_alphabets_belong_to_the_text(tmp_path: Path) -> None:
-    text = "a\u2028b\u0085c\x0bd"
-    row = json.dumps({"prompt": text, "completion": text}, ensure_ascii=False).encode()
-    (user, assistant), _ = read_conversations(write(tmp_path, row + b"\n" + GOOD)).conversations
-    assert user.content == assistant.content == text
-
-
 USER = {"role": "user", "content": "a"}
 POISONS = [
-    (b"", "the file is empty", ""),
-    (b"\n \n", "the file is empty", ""),
     (GOOD + b"\n{\n", "not JSON", ":2"),
-    (GOOD + b"\n\n" + b"[" * 100_000, "not JSON", ":3"),
-    (GOOD + b"\n[1]", "a JSON list, not an object", ":2"),
-    (GOOD + b"\n" + GOOD.replace(b"2+2", b"\xff\xfe"), "not UTF-8: byte 0xff", ":2"),
-    (GOOD.decode().encode("utf-16"), "not UTF-8", ":1"),
     (b'{"messages": "hello"}', "key 'messages' is a str, not a list", ":1"),
     (b'{"messages": []}', "key 'messages' is an empty list", ":1"),
     (b'{"messages": ["hello"]}', "a str, not an object", ":1: message 1"),
@@ -100,12 +84,10 @@ POISONS = [
     (line(USER, {"role": ["user"], "content": "b"}), "unknown role", ":1: message 2"),
     (line(USER, {"role": "assistant", "content": None}), "key 'content' is null", ":1: message 2"),
     (line(USER, {"role": "assistant"}), "key 'content' is missing", ":1: message 2"),
-    (b'{"messages": null}', "key 'messages' is null", ":1"),
     (b'{"prompt": null, "completion": "a"}', "key 'prompt' is null", ":1"),
     (b'{"prompt": "a", "completion": null}', "key 'completion' is null", ":1"),
     (b'{"question": ["a"], "answer": "b"}', "key 'question' is a list, not text", ":1"),
     (b'{"prompt": {"a": 1}, "completion": "b"}', "key 'prompt' is a dict, not text", ":1"),
-    (b'{"prompt": "a", "completion": "\\ud800"}', "key 'completion' contains a lone surrogate", ":1"),
     (line(USER, {"role": "assistant", "content": "b", "reasoning": 1}), "key 'reasoning' is a int", ":1: message 2"),
     (b'{"prompt": " ", "completion": "b"}', "an empty prompt", ":1: message 1"),
     (
@@ -144,14 +126,6 @@ def test_the_nearest_right_name_is_offered(tmp_path: Path) -> None:
             read_conversations(write(tmp_path, content))
 
 
-def test_a_missing_file_or_unknown_kind_is_refused(tmp_path: Path) -> None:
-    for name in ("none.jsonl", "none.parquet"):
-        with pytest.raises(DataError, match=rf"none\.{name[5:]}: no such file"):
-            read_conversations(tmp_path / name)
-    with pytest.raises(DataError, match=r"unknown file type '\.csv'"):
-        read_conversations(write(tmp_path, b"a,b", "data.csv"))
-
-
 def test_nothing_to_train_on_is_skipped_and_counted_and_a_file_of_nothing_else_refused(tmp_path: Path) -> None:
     silent = line(USER)
     loaded = read_conversations(write(tmp_path, silent + b"\n" + GOOD + b"\n" + silent))
@@ -176,28 +150,6 @@ def test_parquet_reads_like_jsonl(tmp_path: Path) -> None:
     lines = b"\n".join(json.dumps(row).encode() for row in rows)
     assert read_conversations(parquet(tmp_path, rows)) == read_conversations(write(tmp_path, lines))
     assert read_conversations(parquet(tmp_path, [{"prompt": "2+2?", "completion": "4"}])).conversations == [READ]
-
-
-def test_parquet_faults_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"data\.parquet: columns are missing: the file has text") as caught:
-        read_conversations(parquet(tmp_path, [{"text": "a"}]))
-    assert "messages" in caught.value.remedy
-    with pytest.raises(DataError, match=r"data\.parquet:row 2: message 1: unknown role 'bot'"):
-        bad = {"messages": [{"role": "bot", "content": "a"}]}
-        read_conversations(parquet(tmp_path, [{"messages": [USER]}, bad]))
-    with pytest.raises(DataError, match="not Parquet"):
-        read_conversations(write(tmp_path, GOOD, "data.parquet"))
-    for content in (b"",):
-        with pytest.raises(DataError, match="the file is empty"):
-            read_conversations(write(tmp_path, content, "data.parquet"))
-    whole = parquet(tmp_path, [{"prompt": "2+2?", "completion": "4"}]).read_bytes()
-    with pytest.raises(DataError, match="not Parquet"):
-        read_conversations(write(tmp_path, whole[:-20], "data.parquet"))
-    pyarrow.parquet.write_table(
-        pyarrow.table({"messages": pyarrow.array([], pyarrow.string())}), tmp_path / "e.parquet"
-    )
-    with pytest.raises(DataError, match="the file is empty"):
-        read_conversations(tmp_path / "e.parquet")
 
 
 # ---- rendering a set

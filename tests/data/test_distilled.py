@@ -142,15 +142,14 @@ def poisoned(path: Path, name: str, value: Any) -> None:
 
 USER, REPLY = ({"role": role, "content": "a", "reasoning": None} for role in ("user", "assistant"))
 POISONS: list[tuple[str, Any, str]] = [
-    *((name, None, f"row 2: column '{name}' is null") for name in SCHEMA.names),
-    *((name, pa.array([[{"a": 1}]] * 3), f"parquet: column '{name}' is ") for name in SCHEMA.names),
-    ("messages", [], "row 2: the last turn is not an assistant turn"),
-    ("messages", [USER], "row 2: the last turn is not an assistant turn"),
-    ("messages", [USER, None], "row 2: message 2: unknown role None"),
-    ("messages", [USER, REPLY | {"role": "bot"}], "row 2: message 2: unknown role 'bot'"),
-    ("messages", [USER | {"content": None}, REPLY], "row 2: message 1: key 'content' is null"),
-    ("token_ids", [1, None], "row 2: token ids or top-k tokens are missing"),
-    ("top_ids", [[1, 2], [3]], "row 2: token ids or top-k tokens are missing"),
+    *((name, None, r"parquet: the columns are not those") for name in ("key", "messages", "dropped", "top_ids")),
+    *(
+        (name, pa.array([[{"a": 1}]] * 3), "parquet: the columns are not those")
+        for name in ("messages", "dropped", "seed")
+    ),
+    ("messages", [], "row 2: the messages do not end with an assistant turn"),
+    ("messages", [USER], "row 2: the messages do not end with an assistant turn"),
+    ("messages", [USER | {"role": "bot"}, REPLY], "row 2: the messages do not end with an assistant turn"),
 ]
 
 

@@ -166,7 +166,7 @@ def test_an_engine_that_cannot_be_meant_is_refused(mla: Decoder, tokenizer: Toke
 def test_a_further_lane_runs_where_its_work_pays_or_the_slots_are_too_few(
     mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat
 ) -> None:
-    """Threads that have little to do hold each other up: two took twice the time of one (docs/log/speed.md)."""
+    """Threads that have little to do hold each other up: two took twice the time of one (docs/LOG.md)."""
     flops = account(mla.config).flops / 2 / len(mla.config.layers)
     pays = int(2 * CORE_WORK / flops) + 1  # samples
     for slots, samples, cores in ((4096, 100, 1), (4096, pays - 2, 1), (4096, pays, 2), (64, 64, 1), (64, 65, 2)):

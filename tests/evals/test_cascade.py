@@ -15,9 +15,8 @@ from rorqual.core.errors import ConfigError, DataError, RorqualError
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.calibration import Calibration, CascadeRule, read_rule
 from rorqual.evals.cascade import Cascade, calibrate, signal_of
-from rorqual.evals.cascade_page import cascade_page, cascade_table, curve_picture
+from rorqual.evals.cascade_page import cascade_page, cascade_table, cost_chart
 from rorqual.evals.evaluation import Evaluation, GradedSample
-from rorqual.evals.pictures import LIGHT
 from rorqual.evals.stats import wilson
 from rorqual.tasks.base import Verdict
 
@@ -197,10 +196,10 @@ def test_table_and_page_show_the_points() -> None:
         for cell in (f"{100 * chosen.asked:.1f}", f"{100 * chosen.accuracy:.1f}", f"{chosen.tokens:.1f}"):
             assert cell in text and cell in page
         assert "sure=0.7" in text and page.count("<figure") == 2
-        axis = curve_picture(one).draw(LIGHT).axes[0]
-        assert ("MFLOPs" if flops else "generated tokens") in axis.get_xlabel()
+        chart = cost_chart(one)
+        assert ("MFLOPs" if flops else "generated tokens") in chart.x
         cost = chosen.tokens if chosen.flops is None else chosen.flops / 1e6
-        assert pytest.approx(cost) in [next(iter(line.get_xdata())) for line in axis.lines]
+        assert (cost, chosen.accuracy) in [series.points[0] for series in chart.series if series.texts == ("sure=0.7",)]
         assert f"{(chosen.flops or 0) / 1e6:,.1f}" in text or flops is None
 
 

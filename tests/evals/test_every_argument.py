@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -21,23 +21,12 @@ from rorqual.data.pack import Sample as Document
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.engine.embeds import Embeds
 from rorqual.engine.request import Completion, Grammar, Request, SamplingParams
-from rorqual.evals import claims as claiming
 from rorqual.evals.answer_cache import AnswerCache, _name
 from rorqual.evals.baselines import baselines
-from rorqual.evals.claims import (
-    STUDENT_TOPICS,
-    TOPICS,
-    GainAccount,
-    account,
-    ask,
-    claims,
-    student_claims,
-)
 from rorqual.evals.compare import Comparison, compare, compare_seeds, did_think, is_right
 from rorqual.evals.evaluation import CLAIMED, Evaluation, GradedSample, Row
 from rorqual.evals.experts import choices, counts, dependence, expert_use
 from rorqual.evals.perplexity import TextLoss, text_loss
-from rorqual.evals.reading import ExpertsReport, Findings, Summary
 from rorqual.evals.run import evaluate, pick, seeded
 from rorqual.evals.stats import (
     Claim,
@@ -53,7 +42,7 @@ from rorqual.evals.stats import (
     t_interval,
     wilson,
 )
-from rorqual.evals.table import comparison_table, table
+from rorqual.evals.table import comparison_table, reading_note, table
 from rorqual.evals.trace import build_trace
 from rorqual.evals.verdict import ends, judge
 from rorqual.model.decoder import Decoder
@@ -204,6 +193,8 @@ def test_a_sample_has_each_of_its_fields_from_its_problem_and_its_completion() -
         "reply": "gold",
         "reasoning": "so",
         "verdict": Verdict.RIGHT,
+        "last": Verdict.RIGHT,
+        "unmarked": False,
         "tokens": 9,
         "thinking_tokens": 5,
         "thought": True,
@@ -217,8 +208,26 @@ def test_a_sample_has_each_of_its_fields_from_its_problem_and_its_completion() -
     }
     assert set(GradedSample.model_fields) == expected.keys()
     assert dict(found.samples[0]) == expected
-    assert dict(found.samples[1]) == expected | {"verdict": Verdict.UNGRADED, "error": "gave up"}
+    assert dict(found.samples[1]) == expected | {
+        "verdict": Verdict.UNGRADED,
+        "last": Verdict.UNGRADED,
+        "error": "gave up",
+    }
     assert found.usage == {"completion_tokens": 16, "reasoning_tokens": 10}
+
+
+def test_each_sample_is_graded_by_both_readings() -> None:
+    """`Words` wants "gold" alone, and the last line is "gold" alone."""
+
+    class One(Says):
+        def answer(self, request: Request, number: int) -> Completion:
+            return Completion((1,), [1], [-0.5], "stop", ("It is:\ngold", "<think>")[number], None)
+
+    found = evaluate(One(), Words(), params=SamplingParams(n=2), problems=[Problem("k", "?", "gold", "f")])
+    assert [(s.verdict, s.last, s.unmarked) for s in found.samples] == [
+        (Verdict.WRONG, Verdict.RIGHT, False),
+        (Verdict.WRONG, Verdict.WRONG, True),
+    ]
 
 
 # ---- summaries
@@ -237,10 +246,10 @@ def of(samples: Sequence[GradedSample], **more: Any) -> Evaluation:
 
 
 MIXED = (
-    sample("a", True, tokens=10, thinking_tokens=6, thought=True, chance=0.5),
-    sample("b", True, tokens=20, thinking_tokens=8, thought=True, truncated=True),
-    sample("c", False, tokens=3, chance=0.1),
-    sample("d", None, tokens=7, truncated=True),
+    sample("a", True, tokens=10, thinking_tokens=6, thought=True, chance=0.5, last=Verdict.RIGHT),
+    sample("b", True, tokens=20, thinking_tokens=8, thought=True, truncated=True, last=Verdict.WRONG),
+    sample("c", False, tokens=3, chance=0.1, last=Verdict.RIGHT, unmarked=True),
+    sample("d", None, tokens=7, truncated=True, last=Verdict.UNGRADED),
     sample("e", False, tokens=5, truncated=True),
     sample("g", False, "other", "2"),
 )
@@ -256,6 +265,8 @@ def test_a_row_has_each_of_its_figures() -> None:
         "right": 2,
         "ungraded": 1,
         "accuracy": 0.5,
+        "unmarked": 0.25,
+        "last": pytest.approx(2 / 3),
         "interval": wilson(2, 4, 0.8),
         "baselines": {"rule": 0.2, CLAIMED: pytest.approx(0.3)},
         "thought": 0.4,
@@ -271,6 +282,13 @@ def test_a_row_has_each_of_its_figures() -> None:
         "rule",
         0.3,
     )
+
+
+def test_the_readings_of_older_files_are_unknown() -> None:
+    [row] = of(MIXED[4:5]).rows("all")
+    assert math.isnan(row.unmarked) and math.isnan(row.last) and reading_note({"old": of(MIXED[4:5])}) == ""
+    note = reading_note({"old": of(MIXED[4:5]), "new": of(MIXED[:5])})
+    assert "without a marked answer: old - %, new 25.0 %" in note and note.endswith("reply: old - %, new 66.7 %.")
 
 
 def test_grain_and_confidence_reach_the_rows() -> None:
@@ -353,110 +371,6 @@ def test_the_refusal_of_other_problems_names_both_sides() -> None:
     assert "24 of 'one' (test, seed 4) and 23 of 'two' (dev, seed 5); only one has '0'" in str(caught.value)
     with pytest.raises(DataError, match="different problems"):
         compare(of(BEFORE), of(BEFORE, task="another"))
-
-
-# ---- claims
-
-
-def findings() -> Findings:
-    """Six evaluations of the teacher and four of the student, no two alike, and none thinks as often as it is right."""
-    evaluations, students = {}, {}
-    names = list(itertools.product(("before", "after"), ("auto", "on", "off")))
-    for place, name in enumerate(
-        [*names, *itertools.product(("student-base", "reinforced", "distilled", "answers-only"), ("auto",))]
-    ):
-        random = np.random.default_rng(place)
-        made = of(
-            [
-                sample(
-                    f"{f}{n}",
-                    bool(random.random() < 0.1 + 0.08 * place),
-                    f,
-                    thought=bool(random.random() < 0.9 - 0.08 * place),
-                )
-                for f in ("f", "g")
-                for n in range(40)
-            ]
-        )
-        (evaluations if name in names else students)[name] = made
-    experts = ExpertsReport(layers=(), families=(), share=(), load=())
-    summary = Summary(model={}, stages=(), seed=0, command="")
-    return Findings([], [], evaluations, experts, summary, students)  # type: ignore[arg-type]
-
-
-WHERE: dict[str, tuple[str, str, Any]] = {
-    "more-right": ("before auto", "after auto", is_right),
-    "thinking-helps": ("after off", "after on", is_right),
-    "thinks-more": ("before auto", "after auto", did_think),
-    "better-thinker": ("before on", "after on", is_right),
-    "distilled-over-reinforced": ("reinforced auto", "distilled auto", is_right),
-    "distilled-over-base": ("student-base auto", "distilled auto", is_right),
-    "reinforced-over-base": ("student-base auto", "reinforced auto", is_right),
-    "distilled-over-answers": ("answers-only auto", "distilled auto", is_right),
-}
-"""By the name of a claim: what is compared with what, and by which measure."""
-
-
-def test_each_claim_compares_what_its_sentence_says() -> None:
-    for topic in (*TOPICS, *STUDENT_TOPICS):
-        assert (" ".join(topic.before), " ".join(topic.after), topic.measure) == WHERE[topic.name]
-    assert WHERE.keys() == {topic.name for topic in (*TOPICS, *STUDENT_TOPICS)}
-
-
-@pytest.mark.parametrize("which", ["teacher", "student"])
-def test_each_claim_has_the_figures_of_its_comparison(which: str) -> None:
-    """Its estimate, its interval, the wider one beside it, and a one-sided p-value before Holm's correction."""
-    found = findings()
-    topics, evaluations = (TOPICS, found.evaluations) if which == "teacher" else (STUDENT_TOPICS, found.students)
-    grains = ("family",) if which == "teacher" else ("all", "family")
-    asked = claims(found) if which == "teacher" else student_claims(found)
-    assert asked == ask(topics, evaluations, grains)  # type: ignore[arg-type]
-    expected = []
-    for topic in topics:
-        for grain in grains:
-            both = (evaluations[topic.before], evaluations[topic.after])
-            rows, wide = (
-                compare(*both, grain=grain, measure=topic.measure, side="greater", confidence=c)  # type: ignore[arg-type]
-                for c in (0.95, 0.99)
-            )
-            expected += [(topic, row, wider.difference.interval) for row, wider in zip(rows, wide, strict=True)]
-    assert len(asked) == len(expected) == (8 if which == "teacher" else 12)
-    for item, (topic, row, wide) in zip(asked, expected, strict=True):
-        family = "all families" if row.family == "all" else row.family
-        assert (item.topic, item.family, item.paired, item.wide) == (topic, family, row, wide)
-        assert item.claim.text == topic.text.format(family=family) and item.claim.text.startswith(family)
-        assert (item.claim.estimate, item.claim.interval) == (row.difference.mean, row.difference.interval)
-        assert "one-sided, Holm-corrected" in item.claim.how
-    # The least of the p-values is multiplied by how many were asked.
-    raw = min(row.p_value for _, row, _ in expected if row.p_value is not None)
-    assert min(c.p_value for c in (item.claim for item in asked) if c.p_value is not None) == pytest.approx(
-        raw * len(asked)
-    )
-    assert len({item.claim.estimate for item in asked}) > len(asked) / 2
-
-
-def test_no_student_no_claims_of_one() -> None:
-    assert student_claims(replace(findings(), students={})) == []
-
-
-def test_an_account_has_each_share_from_its_evaluation() -> None:
-    found = findings()
-
-    def share(when: str, mode: Any, measure: Any) -> float:
-        return float(np.mean([measure(s) for s in found.evaluations[when, mode].samples]))
-
-    expected = {
-        "before": share("before", "auto", is_right),
-        "before_made_to_think": share("before", "on", is_right),
-        "after": share("after", "auto", is_right),
-        "after_made_to_think": share("after", "on", is_right),
-        "thought_before": share("before", "auto", did_think),
-        "thought_after": share("after", "auto", did_think),
-    }
-    assert asdict(account(found)) == pytest.approx(expected)
-    assert {f.name for f in fields(GainAccount)} == expected.keys() and len({*expected.values()}) == 6
-    assert account(found).gain == pytest.approx(expected["after"] - expected["before"])
-    assert account(found).by_choice == pytest.approx(expected["before_made_to_think"] - expected["before"])
 
 
 # ---- statistics
@@ -574,6 +488,8 @@ def test_each_column_of_a_table_holds_its_figure() -> None:
             "right": "2/4",
             "accuracy %": "50.0",
             "95 % interval": f"[{low:.1f}, {high:.1f}]",
+            "unmarked %": "25.0",
+            "last %": "66.7",
             "best baseline %": "30.0 (chance, claimed)",
             "ungraded": "1",
             "thought %": "40.0",
@@ -837,13 +753,3 @@ def test_a_trace_keeps_texts_of_as_many_steps_as_it_is_told(tmp_path: Path) -> N
         return [n for n in range(1, 8) if f"prompt-{n}-" in text]
 
     assert kept() == [1, 2, 3, 4, 5, 6, 7] and kept(text_steps=3) == [1, 4, 7] and kept(text_steps=1) == [1]
-
-
-def test_what_this_file_stands_for() -> None:
-    """A further public function of claims that takes settings belongs above."""
-    found = {
-        name
-        for name, one in vars(claiming).items()
-        if inspect.isfunction(one) and one.__module__ == claiming.__name__ and not name.startswith("_")
-    }
-    assert found == {"claims", "student_claims", "ask", "account"}

@@ -17,9 +17,9 @@ from rorqual.cli.main import app
 from rorqual.core.errors import ConfigError, DataError
 from rorqual.core.records import RunDir, write_json
 from rorqual.data.passages import KINDS, passage
+from rorqual.evals.attention_tables import distances, missed_table, recall_by_layer
 from rorqual.evals.missed import measure_missed
 from rorqual.evals.missed_report import MissedReport, Named, measure_report
-from rorqual.evals.missed_table import distances, missed_table, recall_by_layer
 from rorqual.evals.planted import DEPTHS, measure_planted, needles, plant
 
 BUDGET, LENGTH = 12, 100
@@ -68,7 +68,7 @@ def test_needles_are_measured_at_each_depth_and_length_that_can_miss_any() -> No
     assert next(one for one in report.planted if (one.budget, one.length, one.depth) == (80, 150, 0.75)) == expected
     text = missed_table(report)
     row = [one for one in report.planted if (one.budget, one.length) == (80, 150)]
-    assert re.search(r"\n80 +150 +" + " +".join(f"{one.kept:.1%}" for one in row), text)
+    assert re.search(r"\n +80 +150 +" + " +".join(f"{one.kept:.1%}" for one in row), text)
 
 
 def test_default_budgets_are_a_quarter_half_and_twice_the_trained_one() -> None:

@@ -13,7 +13,6 @@ from rorqual.evals.compare import compare_seeds, did_think
 from rorqual.evals.evaluation import Evaluation, GradedSample
 from rorqual.evals.stats import difference_over_seeds
 from rorqual.evals.verdicts import Verdicts, compact
-from rorqual.lab.experts_report import ablation_verdicts
 from rorqual.tasks.base import Verdict
 
 SEEDS = (3, 8)
@@ -86,10 +85,3 @@ def test_several_samples_are_counted() -> None:
 def test_other_problems_stand_apart() -> None:
     less = [one.model_copy(update={"samples": one.samples[:20]}) for one in AFTER]
     assert [len(one.right) for one in compact({"before": BEFORE, "after": AFTER, "less": less}, SEEDS)] == [2, 1]
-
-
-def test_ablations_are_kept_by_family() -> None:
-    one = {"families": ["y", "x"], "family": ["y", "x", "y"], "right": {"none": [1, 0, 1], "y": [0, 1, 0]}}
-    found = ablation_verdicts([one], (7,))
-    assert found.groups == ("x: 1 | y: 2",) and found.right["experts gone: y"] == ("100",)
-    assert found.values("experts gone: none", 7, "y") == [1.0, 1.0]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import random
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,14 +13,11 @@ import torch
 from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.evals.verdict import together
 from rorqual.lab import compute as lab
-from rorqual.lab.compute import PARTS, ComputeExperiment, by_document, by_pair, hardest, spent, spent_contrasts
-from rorqual.lab.finding import Finding
+from rorqual.lab.compute import PARTS, ComputeExperiment, by_document, by_pair, hardest, spent
 from rorqual.lab.job import value
 from rorqual.lab.page import page_text
-from rorqual.lab.run import concluded, planned
-from rorqual.lab.shapes import ARMS, FIXED, FIXED_CLOCK, TASK, ZERO, shape_run
+from rorqual.lab.shapes import FIXED, TASK, ZERO
 from rorqual.model.load.run import load_run
 from rorqual.tasks.find import load_task, safe_problems
 from rorqual.train.sources.worked import worked_sample
@@ -38,19 +33,6 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
         for job in ComputeExperiment().jobs(seed, place, SHARE):
             job.finish(place, SHARE)
     return found
-
-
-def test_the_arms_differ_in_the_router_alone() -> None:
-    zero, fixed, clock = (shape_run(name, 3, factor=1.0) for name in (ZERO, FIXED, FIXED_CLOCK))
-    assert zero.model_copy(update={"model": fixed.model}) == fixed and zero.model != fixed.model
-    assert clock.model == fixed.model and clock.source == fixed.source and clock.steps > fixed.steps
-    assert zero.source.options == {"hard": 0.5}  # type: ignore[attr-defined]
-    routers = [run.model.stages[1].ffn.router for run in (zero, fixed)]  # type: ignore[attr-defined]
-    assert [r.n_experts() for r in routers] == [16, 16] and routers[0].expected_experts == routers[
-        1
-    ].num_experts_per_tok == 2
-    assert routers[0].routed_scaling_factor == routers[1].routed_scaling_factor
-    assert {ARMS[name].factor for name in (ZERO, FIXED, FIXED_CLOCK)} == {0.5}
 
 
 def test_a_quarter_of_each_group_is_hard() -> None:
@@ -138,30 +120,17 @@ def test_experts_are_counted_on_held_out_solutions(places: dict[int, Path]) -> N
         assert found["mean"] == pytest.approx(total / tokens / 2)
         assert value(place, f"{FIXED}-experts")["mean"] == 2
         assert len(found["deciles"]) == 10 and {*PARTS} < found.keys()
-        assert spent(place, name=ZERO, seed=seed, count=12) == found
+        assert spent(place, name=ZERO, seed=seed, count=12) == found, "repeated"
 
 
-def test_the_conclusion_in_small(places: dict[int, Path], tmp_path: Path) -> None:
+def test_the_conclusion_in_small(places: dict[int, Path]) -> None:
     finding = ComputeExperiment().conclude(places)
-    found = spent_contrasts(places)
-    assert [c for c in finding.contrasts if c.unit == "experts"] == found and len(found) == 3
+    found = [contrast for contrast in finding.contrasts if contrast.unit == "experts"]
     for part, contrast in zip(PARTS, found, strict=True):
         values = [value(place, f"{ZERO}-experts")[part] for place in places.values()]
-        assert contrast.by_seed == tuple(
-            (pytest.approx(np.mean(v["shuffled"])), pytest.approx(np.mean(v["real"]))) for v in values
-        )
-    page = page_text(finding)
-    assert "Experts by difficulty" in page and "experts per token" in finding.words[0]
-    assert finding.verdict == "open", "two seeds"
-    plan = planned(ComputeExperiment(), next(iter(places.values())).parent, tuple(places), 0)
-    plan.share = SHARE
-    again: Any = Finding.model_validate(json.loads(json.dumps(concluded(plan, "x").model_dump(mode="json"))))
-    assert again.words == finding.words and set(again.costs) >= {ZERO, FIXED, FIXED_CLOCK, f"{ZERO}-experts"}
-
-
-def test_the_claim_needs_all_five_parts() -> None:
-    parts = ComputeExperiment.parts
-    assert [(p.equal, p.favoured, p.rival) for p in parts] == [
-        ("experts per token", ZERO, FIXED), ("core-seconds", ZERO, FIXED_CLOCK),
-    ]  # fmt: skip
-    assert together(["holds"] * 4 + ["open"]) == "open"
+        assert [a for a, _ in contrast.by_seed] == pytest.approx([np.mean(one["shuffled"]) for one in values])
+        assert [b for _, b in contrast.by_seed] == pytest.approx([np.mean(one["real"]) for one in values])
+    tables = {table.title: table.rows for table in finding.tables}
+    mean = value(places[1], f"{ZERO}-experts")["mean"]
+    assert tables["experts per token"][0][2] == f"{mean:.2f}" and tables["experts per token"][1][1] == "2"
+    assert "from the smallest to the largest loss" in page_text(finding) and finding.verdict == "open", "two seeds"

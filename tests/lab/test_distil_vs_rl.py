@@ -1,75 +1,78 @@
-"""The rules by which distillation and reinforcement are judged."""
+"""The rules by which distillation and reinforcement are judged, on made-up runs and evaluations."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from graded import save_graded
 
-from rorqual.lab.distil_vs_rl import DISTIL, GOLD, MORE, ON_POLICY, DistilVsRl, _verdict
-from rorqual.lab.finding import Contrast, contrast_of_values, mean_by_seed
-from rorqual.lab.job import JobCost, Measure
-from rorqual.lab.student import RL
+from rorqual.core.records import write_json
+from rorqual.lab.distil_vs_rl import DISTIL, SAMPLES, DistilVsRl, budget
+from rorqual.lab.finding import Finding
+from rorqual.lab.job import Measure, SampleJob
+from rorqual.lab.student import BASE, EIGHT, RL
 from rorqual.lab.teacher import TEACHER
 
-INSIDE = {"add": 0.05, "sub": 0.3, "swap": 0.5}
+FAMILIES = ("add", "sub", "swap")
 
 
-def cost(core_seconds: float) -> JobCost:
-    return JobCost(seconds=core_seconds, core_seconds=core_seconds)
+def run(place: Path, name: str, core_seconds: float) -> None:
+    record = {
+        "seconds": 1.0,
+        "core_seconds": core_seconds,
+        "tokens": 1000,
+        "sampled_tokens": 500,
+        "flops": 1,
+        "reward": 0.5,
+        "think_share": 0.5,
+    }
+    (place / name).mkdir(parents=True)
+    (place / name / "metrics.jsonl").write_text(json.dumps({"step": 1} | record) + "\n", encoding="utf-8")
 
 
-def costs(ratio: float) -> dict[str, JobCost]:
-    return {DISTIL: cost(100 * ratio), RL: cost(100), TEACHER: cost(500)} | dict.fromkeys(
-        (GOLD, MORE, ON_POLICY), cost(100)
+def concluded(folder: Path, *, sampling: float = 20.0, solved: dict[str, int] | None = None) -> Finding:
+    """Five seeds. Distillation trains for 80 and samples for `sampling` core-seconds, and RL takes 100. The base solves `solved` of 20."""
+    places = {seed: folder / str(seed) for seed in range(5)}
+    for seed, place in places.items():
+        for name in DistilVsRl.arms:
+            run(place, name, {RL: 100.0, DISTIL: 80.0}.get(name, 100.0))
+            right = {DISTIL: 18, RL: 10}.get(name, 5)
+            verdicts = dict.fromkeys(FAMILIES, "1" * right + "0" * (20 - right))
+            for mode in ("auto", "on"):
+                save_graded(place, f"{TEACHER}-three-{mode}" if name == TEACHER else f"{name}-{mode}", verdicts)
+        run(place, "teacher-base", 400.0)
+        counts = {"add": 1, "sub": 6, "swap": 10} | (solved or {})
+        lines = {family: ("1" + "0" * 7) * counts[family] + "0" * 8 * (20 - counts[family]) for family in FAMILIES}
+        save_graded(place, EIGHT, lines, tries=8)
+        cost = {"seconds": sampling, "core_seconds": sampling, "share": 1.0}
+        [job] = [job for job in DistilVsRl().jobs(seed, place, 1.0) if isinstance(job, SampleJob)]
+        assert job.name == SAMPLES
+        write_json(job.cost_file(place), cost)
+    return DistilVsRl().conclude(places)
+
+
+def test_the_verdict_is_the_intervals_where_costs_are_equal(tmp_path: Path) -> None:
+    finding = concluded(tmp_path / "equal")
+    assert finding.verdict == "holds" and finding.contrasts[0].difference == pytest.approx(0.4)
+    costs = {row[0]: row[1] for row in next(table for table in finding.tables if table.title == "core-seconds").rows}
+    assert (costs["distilled"], costs["reinforced"], costs["teacher"]) == ("100.0", "100.0", "500.0"), (
+        "with sampling; with its base"
     )
+    unequal = concluded(tmp_path / "unequal", sampling=37.0)
+    assert unequal.verdict == "open" and "no verdict" in unequal.words[-1]
 
 
-def contrast(low: float, high: float) -> Contrast:
-    middle = (low + high) / 2
-    return Contrast(
-        question="q",
-        a=0.4,
-        b=0.4 + middle,
-        difference=middle,
-        low=low,
-        high=high,
-        by_seed=tuple((0.4, 0.4 + middle + off) for off in (-1e-3, 0, 1e-3, 0, 0)),
-    )
+def test_without_room_in_the_base_there_is_no_verdict(tmp_path: Path) -> None:
+    for solved, inside in (({"swap": 11}, 10), ({"add": 0}, 10), ({"add": 0, "sub": 20}, 5)):
+        finding = concluded(tmp_path / str(solved), solved=solved)
+        assert finding.verdict == "open" and f"{inside} of 15 pairs" in finding.words[-1]
 
 
-def test_the_verdict_is_the_intervals_where_costs_are_equal() -> None:
-    assert _verdict(contrast(0.1, 0.3), [costs(1.14)], [INSIDE])[0] == "holds"
-    assert _verdict(contrast(-0.3, -0.1), [costs(0.86)], [INSIDE])[0] == "does not hold"
-    assert _verdict(contrast(-0.1, 0.3), [costs(1.0)], [INSIDE])[0] == "open"
-
-
-def test_without_equal_costs_there_is_no_verdict() -> None:
-    verdict, words = _verdict(contrast(0.1, 0.3), [costs(1.17)], [INSIDE])
-    assert verdict == "open" and "no verdict" in words[1]
-    assert (
-        _verdict(contrast(0.1, 0.3), [costs(1.3), costs(0.8)], [INSIDE])[0] == "open"
-    )  # equal in the mean, in no seed
-
-
-def test_without_room_in_the_base_there_is_no_verdict() -> None:
-    some = _verdict(contrast(0.1, 0.3), [costs(1.0)] * 2, [INSIDE, INSIDE | {"swap": 0.4}])
-    assert some[0] == "holds" and "6 of 6 pairs of family and seed" in some[1][2]
-    assert "6.0 times" in some[1][1]  # the teacher's 500 and 100, over 100
-    outside = _verdict(contrast(0.1, 0.3), [costs(1.0)] * 2, [INSIDE, INSIDE | {"swap": 0.51, "add": 0.04}])
-    assert outside[0] == "open" and "4 of 6 pairs of family and seed" in outside[1][2] and "51.0 %" in outside[1][2]
-    one_family_never = [INSIDE | {"add": 0.0}] * 5
-    assert _verdict(contrast(0.1, 0.3), [costs(1.0)] * 5, one_family_never)[0] == "open"
-
-
-def test_a_seed_that_differs_widens_the_interval_more_than_its_items_do() -> None:
-    agreed = contrast_of_values("q", [[0.0] * 200] * 5, [[0.5] * 200] * 5, unit="nats")
-    assert agreed.low == agreed.high == 0.5
-    apart = contrast_of_values(
-        "q", [[0.0] * 200] * 5, [[value] * 200 for value in (0.1, 0.3, 0.5, 0.7, 0.9)], unit="nats"
-    )
-    assert apart.difference == agreed.difference and apart.low < 0.25 and apart.high > 0.75
-    assert [b for _, b in apart.by_seed] == pytest.approx([0.1, 0.3, 0.5, 0.7, 0.9])
+def test_the_budget_is_computed_from_counts_of_tokens(tmp_path: Path) -> None:
+    run(tmp_path, RL, 7.0)
+    assert budget(tmp_path) == pytest.approx(1000 * 44e-6 + 500 * 28e-6)
 
 
 def test_the_teacher_is_measured_as_its_student_is(tmp_path: Path) -> None:
@@ -78,9 +81,5 @@ def test_the_teacher_is_measured_as_its_student_is(tmp_path: Path) -> None:
     for mode in ("auto", "on"):
         teacher, student = jobs[f"{TEACHER}-three-{mode}"], jobs[f"{DISTIL}-{mode}"]
         assert teacher.thinking == student.thinking == mode and teacher.model == TEACHER
-        assert (teacher.seed, teacher.count, teacher.task, teacher.options) == (
-            student.seed, student.count, student.task, student.options)  # fmt: skip
-
-
-def test_no_evaluation_gives_no_bars() -> None:
-    assert mean_by_seed([], "none", ()).points == ()
+        assert (teacher.seed, teacher.count, teacher.task) == (student.seed, student.count, student.task)
+    assert BASE in DistilVsRl.arms

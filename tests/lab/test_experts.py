@@ -19,9 +19,8 @@ from rorqual.data.pack import Sample
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.engine import Engine, Request, SamplingParams
 from rorqual.evals.experts import Dependence, choices, counts, dependence, information, lift, without_experts
-from rorqual.lab.experts import ExpertsExperiment, ablated, answered, informed, losses, worked
-from rorqual.lab.experts_report import decide, hurt_contrasts, information_contrasts, lost
-from rorqual.lab.finding import Contrast
+from rorqual.lab.experts import ExpertsExperiment, ablated, answered, damage, informed, picked
+from rorqual.lab.held_out import mean_losses, solve
 from rorqual.lab.job import value_file
 from rorqual.lab.page import page_text
 from rorqual.lab.teacher import TEACHER
@@ -159,53 +158,6 @@ def test_experts_that_are_gone_serve_nothing() -> None:
     without_experts(net, [list(range(14))])
 
 
-def test_loss_by_problem() -> None:
-    net, chat = model(), chat_format(Tokenizer.byte_level())
-    _, samples = worked(chat, "dev", 0, 1)
-    for sample, got in zip(samples, losses(net, samples)):
-        logprobs = net.logits(net(torch.tensor([sample.ids])).hidden)[0].log_softmax(-1).detach()
-        at = [i for i in range(len(sample.ids) - 1) if sample.mask[i + 1]]
-        assert got == pytest.approx(-sum(float(logprobs[i, sample.ids[i + 1]]) for i in at) / len(at), rel=1e-4)
-
-
-def taken(own: float, other: float, random: float) -> list[dict[str, object]]:
-    """Five seeds, three families of 40 problems, of which these shares are lost."""
-    families = ["x", "y", "z"]
-    family = [f for f in families for _ in range(40)]
-
-    def right(share: dict[str, float]) -> list[int]:
-        return [int(i % 40 >= 40 * share[f]) for i, f in enumerate(family)]
-
-    made = {"none": right(dict.fromkeys(families, 0.0)), "random 1": right(dict.fromkeys(families, random))}
-    made |= {gone: right({f: own if f == gone else other for f in families}) for gone in families}
-    loss = {name: [1.0 - x for x in values] for name, values in made.items()}
-    one = {"families": families, "family": family, "gone": dict.fromkeys(made), "right": made, "loss": loss}
-    del one["gone"]["none"]
-    return [one] * 5
-
-
-def bits_of(any_: float, token: float, seeds: int = 5) -> list[Contrast]:
-    """Two layers whose experts say so many bits more than chance, over all tokens and within one id; within a pair none."""
-    more = {"any": any_, "token": token, "pair": 0.0}
-    said = [
-        {name: [{"chance": 0.01, "bits": 0.01 + bits + 1e-3 * seed} for _ in range(2)] for name, bits in more.items()}
-        for seed in range(seeds)
-    ]
-    return list(information_contrasts(said))
-
-
-def test_the_verdict_is_a_rule() -> None:
-    sure, specialised = bits_of(0.4, 0.4), hurt_contrasts(taken(0.5, 0.1, 0.1))
-    assert decide(sure, specialised) == "holds"
-    assert decide(bits_of(0.4, 0.0), specialised) == decide(bits_of(0.0, 0.4), specialised) == "open"
-    assert decide(bits_of(0.4, 0.4, seeds=4), specialised) == "open"
-    assert decide(sure, hurt_contrasts(taken(0.5, 0.1, 0.1)[:4])) == "open"
-    assert decide(sure, hurt_contrasts(taken(0.1, 0.1, 0.1))) == "open"
-    assert decide(sure, hurt_contrasts(taken(0.1, 0.5, 0.1))) == "does not hold"
-    assert [c.difference for c in specialised if c.of == "all"] == pytest.approx([0.4, 0.4, 0.4, 0.4])
-    assert lost(taken(0.5, 0.1, 0.2)[0], "y", ["x", "z"], "right").mean() == pytest.approx(0.1)
-
-
 def test_the_whole_of_it_in_small(tmp_path: Path) -> None:
     places = {seed: tmp_path / f"seed-{seed}" for seed in (1, 2)}
     for seed, place in places.items():
@@ -217,14 +169,29 @@ def test_the_whole_of_it_in_small(tmp_path: Path) -> None:
     experiment = ExpertsExperiment()
     finding = experiment.conclude(places)
     assert finding == experiment.conclude(places)
-    assert "bits" in page_text(finding) and len(finding.tables) == 3
+    assert "bits" in page_text(finding) and len(finding.tables) == 5 and finding.verdict == "open"
     names = [job.name for job in experiment.jobs(100, places[1], 1.0)]
     assert names == ["teacher-base", "teacher", "experts-information", "experts-ablation"]
 
 
 def test_without_ablation_nothing_is_lost() -> None:
     net, chat = model(), chat_format(Tokenizer.byte_level())
-    problems, samples = worked(chat, "dev", 0, 1)
+    problems = picked("dev", 0, 1)
+    samples = solve(problems, chat)
     none = without_experts(net, [[]])
-    assert losses(none, samples) == losses(net, samples)
+    assert mean_losses(none, samples) == mean_losses(net, samples)
     assert answered(none, chat, problems[:4], 0, 1) == answered(net, chat, problems[:4], 0, 1)
+
+
+def test_damage_is_what_a_problem_loses_without_a_set_of_experts() -> None:
+    ablation = {
+        "families": ["x", "y"],
+        "family": ["x", "y", "x"],
+        "gone": {"x": [], "y": [], "random 1": [], "random 2": []},
+        "right": {"none": [1, 1, 1], "x": [0, 1, 0], "y": [1, 0, 0], "random 1": [0, 0, 1], "random 2": [1, 0, 1]},
+    }
+    found = damage(ablation, "right", 1)
+    assert found["its own"] == {"all": {0: 1, 2: 1, 1: 1}, "x": {0: 1, 2: 1}, "y": {1: 1}}
+    assert found["another family's"] == {"all": {0: 0, 2: 1, 1: 0}, "x": {0: 0, 2: 1}, "y": {1: 0}}
+    assert found["random"]["all"] == {0: 0.5, 2: 0, 1: 1}
+    assert damage(ablation, "right", -1)["its own"]["y"] == {1: -1}

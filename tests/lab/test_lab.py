@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import pytest
 
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import write_json
+from rorqual.lab.charts import Readings
 from rorqual.lab.experiment import Experiment
 from rorqual.lab.find import EXPERIMENTS, find_experiment
 from rorqual.lab.finding import Finding
@@ -81,6 +81,12 @@ def test_every_experiment_plans_jobs_in_order_and_says_what_they_cost(tmp_path: 
     for experiment in EXPERIMENTS.values():
         plan = LabPlan(experiment, tmp_path, (1, 2), 1.0)
         assert all(job.estimate > 0 for job in plan.jobs.values())
+        names = [job.name for job in experiment.jobs(1, tmp_path, 1.0)]
+        assert len({*names}) == len(names) and len(plan.jobs) == 2 * len(names)
+        before = dict(zip(plan.jobs, range(len(plan.jobs)), strict=True))
+        assert all(
+            before[seed, need] < before[seed, name] for (seed, name), job in plan.jobs.items() for need in job.needs
+        )
         assert {seed for seed, _ in plan.jobs} == {1, 2}
         assert plan.left() == plan.jobs
 
@@ -116,12 +122,13 @@ class Nothing(Experiment):
     """An experiment without work."""
 
     name, title, claim, source = "nothing", "t", "c", "s"
+    arms, quantities, pairs = {}, {}, ()  # type: ignore[var-annotated]
 
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         return []
 
-    def conclude(self, places: Mapping[int, Path]) -> Finding:
-        return self.found(places, "open", ())
+    def read(self, place: Path) -> Readings:
+        return {}
 
 
 def test_a_finding_says_which_versions_of_the_families_were_drawn(tmp_path: Path) -> None:

@@ -1,41 +1,25 @@
-"""Random and most attended positions against other code, the adaptive budget, the rule of the verdict, and the experiment in small."""
+"""Random and most attended positions against other code, the adaptive budget, and the experiment in small."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from rorqual.core.config import read_yaml
-from rorqual.core.records import RunDir, write_json
+from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
-from rorqual.data.pack import Sample
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.evals.verdict import Verdict
-from rorqual.lab import sparse
-from rorqual.lab.job import JobCost, value, value_file
+from rorqual.lab import long_training
+from rorqual.lab.job import JobCost, value
+from rorqual.lab.long_scores import score_solutions, solutions
+from rorqual.lab.long_training import DENSE, KINDS, TrainUntilLearned, dense_model, training
 from rorqual.lab.page import page_text
-from rorqual.lab.sparse import (
-    DENSE,
-    DSA,
-    RUNS,
-    SparseExperiment,
-    TrainUntilLearned,
-    dense_model,
-    load,
-    matching_top_p,
-    read,
-    selecting,
-    solutions,
-    training,
-)
+from rorqual.lab.sparse import ARMS, BUDGETS, DSA, RUNS, SparseExperiment, load, matching_top_p, measured_by, selecting
 from rorqual.lab.sparse_kinds import AttentionSelectionConfig, RandomSelection, RandomSelectionConfig
-from rorqual.lab.sparse_report import ARMS, BUDGETS, KINDS, Arm, goals, measured_by
 from rorqual.model.attention import AttentionContext, DSAConfig, MLAConfig
 from rorqual.model.init import build, init_weights
 from rorqual.model.load.run import load_run, read_model_config
@@ -137,116 +121,10 @@ def test_the_adaptive_budget_selects_as_many_positions_on_average() -> None:
     assert {(a.index_topk, a.index_top_p) for a in capped.attentions if isinstance(a, DSAConfig)} == {(48, 1.0)}
     top_p = matching_top_p(build(capped, seed=1), samples, 24)
     assert 0 < top_p < 1
-    picked = read(build(selecting("adaptive", sparse, 24, top_p=top_p), seed=1), samples)["picked"]
-    fixed = read(build(selecting("dsa", sparse, 24), seed=1), samples)["picked"]
+    picked = score_solutions(build(selecting("adaptive", sparse, 24, top_p=top_p), seed=1), samples)["picked"]
+    fixed = score_solutions(build(selecting("dsa", sparse, 24), seed=1), samples)["picked"]
     assert picked == pytest.approx(fixed, rel=0.03)
     assert fixed == pytest.approx(sum(min(i + 1, 24) for s in samples for i in range(len(s))) / sum(map(len, samples)))
-
-
-@torch.no_grad()
-def test_loss_and_exact_solutions_are_a_slow_recomputation() -> None:
-    model = build(dense_model(LENGTH), seed=1)
-    chat = chat_format(Tokenizer.byte_level())
-    task = load_task("long:needle,copy", options={"length": 100, "shortest": 60})
-    samples = [worked_sample(problem, chat, think=True) for problem, _ in zip(task.problems("dev", 0), range(5))]
-    found = read(model, samples, rows=2)
-    for number, sample in enumerate(samples):
-        logprobs = model.logits(model(torch.tensor([sample.ids])).hidden)[0].log_softmax(-1)
-        trained = [at for at in range(1, len(sample)) if sample.mask[at]]
-        loss = -sum(float(logprobs[at - 1, sample.ids[at]]) for at in trained) / len(trained)
-        assert found["loss"][number] == pytest.approx(loss, rel=1e-4)
-        assert found["right"][number] == all(int(logprobs[at - 1].argmax()) == sample.ids[at] for at in trained)
-    sample = samples[0]
-    only = [at for at in range(len(sample)) if sample.mask[at]]
-    with (
-        torch.no_grad()
-    ):  # a head that says the next token of a solution whatever it reads is right on a solution of one token
-        said = Sample(sample.ids[: only[0] + 1], sample.mask[: only[0] + 1])
-        best = int(model.logits(model(torch.tensor([said.ids])).hidden)[0, -2].argmax())
-    assert read(model, [Sample([*said.ids[:-1], best], said.mask)])["right"] == [True]
-    assert read(model, [Sample([*said.ids[:-1], (best + 1) % 263], said.mask)])["right"] == [False]
-    begun = [*said.ids[:-1], best]
-    with torch.no_grad():
-        second = int(model.logits(model(torch.tensor([begun])).hidden)[0, -1].argmax())
-    for token, right in ((second, True), ((second + 1) % 263, False)):  # every token counts, not any
-        assert read(model, [Sample([*begun, token], [*said.mask, said.mask[-1]])])["right"] == [right]
-
-
-def made_up(**changed: float) -> dict[Arm, list[dict[str, Any]]]:
-    """Measurements of five seeds. A changed value is the accuracy of ARM_DIVISOR, or the loss of loss_ARM_DIVISOR."""
-    accuracy = {"window": 0.3, "random": 0.3}
-    measured: dict[Arm, list[dict[str, Any]]] = {}
-    for arm in ARMS:
-        measured[arm] = []
-        for seed in range(5):
-            result: dict[str, Any] = {}
-            for divisor in BUDGETS.values() if arm != "dense" else (1,):
-                share = changed.get(f"{arm}_{divisor}", accuracy.get(arm, 0.9))
-                loss = changed.get(f"loss_{arm}_{divisor}", 1.0)
-                n = 100 if arm in ("dense", "dsa") else 50
-                right = [i % 50 * 7 % 50 < round(50 * share) for i in range(n)]
-                kind = {"loss": [loss + 0.001 * seed] * n, "right": right, "picked": LENGTH / divisor}
-                result[str(divisor)] = dict.fromkeys(KINDS, kind)
-            measured[arm].append(result)
-    return measured
-
-
-def verdicts(**changed: float) -> list[Verdict]:
-    return [verdict for *_, verdict in goals(made_up(**changed))]
-
-
-def test_each_goal_is_decided_by_its_own_measurements() -> None:
-    """Loss, needle, window, random, and the adaptive budget at a half, a quarter and an eighth."""
-    assert verdicts(loss_dsa_4=1.009) == ["holds"] * 7
-    assert verdicts(loss_dsa_4=1.02, adaptive_2=0.5) == [
-        "does not hold",
-        *["holds"] * 3,
-        "does not hold",
-        "holds",
-        "holds",
-    ]
-    assert verdicts(dsa_4=0.5, adaptive_4=0.6, random_4=0.5) == [
-        "holds",
-        "does not hold",
-        "holds",
-        "open",
-        *["holds"] * 3,
-    ]
-    assert verdicts(window_4=1.0, adaptive_8=0.5) == [
-        "holds",
-        "holds",
-        "does not hold",
-        *["holds"] * 3,
-        "does not hold",
-    ]
-    assert verdicts(dsa_4=0.86, adaptive_4=0.86)[1] != "holds", "4 points fewer are too many"
-    elsewhere = {"dsa_2": 0.1, "dsa_8": 0.1, "loss_dsa_2": 9.0, "window_2": 1.0, "random_8": 1.0}
-    assert verdicts(**elsewhere) == ["holds"] * 7, "only a quarter is judged"
-
-
-def written(places: Mapping[int, Path], measured: Mapping[Arm, list[dict[str, Any]]]) -> None:
-    for number, place in enumerate(places.values()):
-        for arm, seeds in measured.items():
-            value_file(place, measured_by(arm)).parent.mkdir(parents=True, exist_ok=True)
-            write_json(value_file(place, measured_by(arm)), seeds[number])
-
-
-def test_the_finding_says_what_held_and_what_did_not(tmp_path: Path) -> None:
-    places = {seed: tmp_path / str(seed) for seed in range(5)}
-    written(places, made_up())
-    finding = SparseExperiment().conclude(places)
-    assert finding.verdict == "holds" and len(finding.words) == 9 and finding.seeds == tuple(range(5))
-    assert "90.0 % (needle)" in finding.words[0] and "not trained" in finding.words[-1]
-    written(places, made_up(loss_dsa_4=1.02, adaptive_2=0.9 - 0.02))
-    finding = SparseExperiment().conclude(places)
-    assert finding.verdict == "does not hold"
-    assert [": does not hold." in line for line in finding.words] == [False, True, *[False] * 7]
-    assert ": open." in finding.words[5]
-    assert "+2.00 %" in finding.words[1] and "-2.0 points" in finding.words[5]
-    rows = {row[:2]: row[2:] for row in finding.tables[0].rows}
-    assert rows["a half", ARMS["adaptive"]] == ("128.0", "1.0020", "88.0", "88.0", "88.0")
-    assert rows["a quarter", ARMS["dsa"]] == ("64.0", "1.0220", "90.0", "90.0", "90.0")
-    assert len(rows) == len(ARMS) * len(BUDGETS) and "needle" in page_text(finding)
 
 
 def test_every_arm_has_its_own_attention_at_each_budget() -> None:
@@ -288,6 +166,15 @@ def test_the_whole_of_it_in_small(places: dict[int, Path]) -> None:
         assert picked["adaptive"][divisor] == pytest.approx(most, rel=0.1)
     cuts = [value(places[1], measured_by("adaptive"))[str(divisor)]["top_p"] for divisor in BUDGETS.values()]
     assert all(0 < cut <= 1 for cut in cuts) and "needle" in page_text(finding)
+    stored = value(places[2], measured_by("adaptive"))["4"]["needle"]
+    row = next(row for row in finding.tables[0].rows if row[0] == "indexer, adaptive budget, a quarter")
+    assert row[5] == f"{100 * sum(stored['right']) / len(stored['right']):.1f}", "the second seed's needles"
+    loss = {one.question: one for one in finding.contrasts}[
+        "loss over that of dense attention, a quarter: dense, then window with sinks"
+    ]
+    both = [value(places[1], measured_by(arm))[at] for arm, at in (("dense", "1"), ("window", "4"))]  # type: ignore[arg-type]
+    means = [sum(sum(one[kind]["loss"][:2]) for kind in KINDS) for one in both]
+    assert loss.by_seed[0] == pytest.approx((1.0, means[1] / means[0]))
 
 
 def test_rivals_train_as_long_as_the_indexer_on_the_same_data(places: dict[int, Path]) -> None:
@@ -309,7 +196,7 @@ def test_rivals_train_as_long_as_the_indexer_on_the_same_data(places: dict[int, 
 def test_the_first_stage_begins_again_until_retrieval_is_learned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sparse, "STARTS", 3)
+    monkeypatch.setattr(long_training, "STARTS", 3)
     made: list[int] = []
 
     def job(place: Path) -> tuple[list[Path], JobCost]:
@@ -323,7 +210,7 @@ def test_the_first_stage_begins_again_until_retrieval_is_learned(
     def losses(run: Path) -> list[float]:
         return [record["loss"] for record in RunDir(run).metrics()]
 
-    monkeypatch.setattr(sparse, "LEARNED", 0.0)
+    monkeypatch.setattr(long_training, "LEARNED", 0.0)
     runs, cost = job(tmp_path / "never")
     assert [run.name for run in runs] == ["pairs", "pairs-0", "pairs-1"], "the last start stays, learned or not"
     configs = [read_yaml(Run, RunDir(run).config_file) for run in runs]
@@ -333,7 +220,7 @@ def test_the_first_stage_begins_again_until_retrieval_is_learned(
     last, first, second = (sum(losses(run)) / len(losses(run)) for run in runs)
     assert len({last, first, second}) == 3
 
-    monkeypatch.setattr(sparse, "LEARNED", first + 1e-6)
+    monkeypatch.setattr(long_training, "LEARNED", first + 1e-6)
     assert [run.name for run in job(tmp_path / "at once")[0]] == ["pairs"]
     assert losses(tmp_path / "at once" / "pairs") == losses(runs[1])
     trains = SparseExperiment(LENGTH).jobs(1, tmp_path, 0.1)
@@ -349,7 +236,7 @@ def test_an_arm_is_measured_on_held_out_problems_at_each_budget(places: dict[int
             model = load(arm, places[2], LENGTH // int(divisor), seed=2)  # type: ignore[arg-type]
             for kind in KINDS:
                 problems = solutions(places[2], 2, kind, len(kinds[kind]["loss"]), "test", LENGTH)
-                assert read(model, problems)["loss"] == pytest.approx(kinds[kind]["loss"], rel=1e-4)
+                assert score_solutions(model, problems)["loss"] == pytest.approx(kinds[kind]["loss"], rel=1e-4)
 
 
 def test_arms_share_problems_and_use_the_weights_that_they_name(places: dict[int, Path]) -> None:

@@ -14,7 +14,7 @@ import pytest
 from rorqual.cli.main import app
 
 ROOT = Path(__file__).parents[2]
-PAGES = [path for path in sorted((ROOT / "docs").rglob("*.md")) if path.parent.name != "log"]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
 BLOCK = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.M | re.S)
 LANGUAGES = {"yaml", "", "bash", "json", "python", "sh", "text"}
 VERBS = {command.name for command in app.registered_commands}

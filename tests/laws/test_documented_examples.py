@@ -15,7 +15,7 @@ PROMPT = re.compile(
 )
 PAGES = [
     *(ROOT / name for name in ("README.md", "README.zh.md", "src/rorqual/cli/main.py", "examples")),
-    *sorted(path for path in (ROOT / "docs").rglob("*.md") if path.parent.name not in ("log", "tour", "reference")),
+    *sorted(path for path in (ROOT / "docs").rglob("*.md") if path.parent.name not in ("tour", "reference")),
 ]
 SHOWN = {
     (path.relative_to(ROOT).as_posix(), prompt)

@@ -1,6 +1,6 @@
-"""The tour's quotes equal the source, its examples print what it shows, its figures equal the results, and its pictures exist.
+"""The tour's quotes equal the source, its examples print what it shows, and its pictures exist.
 
-tests/cli/test_docs_outputs.py checks the output of the commands that it shows.
+tests/cli/test_docs_outputs.py checks the output of the commands that it shows, and test_figures.py its figures.
 """
 
 from __future__ import annotations
@@ -10,20 +10,17 @@ import contextlib
 import io
 import re
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_figures import figures, script
+from test_figures import script
 
 ROOT = Path(__file__).parents[2]
 TOUR = ROOT / "docs" / "tour"
 PAGES = sorted(TOUR.glob("*.md"))
 QUOTE = re.compile(r"^<!-- from (src/[\w/]+\.py)::([\w.]+) -->\n```python\n(.*?)^```$", re.M | re.S)
 TRY = re.compile(r"^<!-- try -->\n```python\n(.*?)^```\n\n```text\n(.*?)^```$", re.M | re.S)
-FIGURES = re.compile(r"^<!-- figures\n(.*?)^-->$", re.M | re.S)
 PICTURE = re.compile(r"!\[([^\]]+)\]\(\.\./pictures/tour-(\w+)\.png\)")
-LOGGED = re.compile(r'(docs/[\w/-]+\.md) "(.*)"')
 MEASURED = "## What we measured\n"
 WORDS = range(400, 701)
 LONGEST = 32
@@ -100,32 +97,6 @@ def test_pictures_are_there_small_and_drawn_by_the_script() -> None:
     files = {path.stem.removeprefix("tour-"): path for path in (ROOT / "docs/pictures").glob("tour-*.png")}
     assert set(files) == drawn
     assert all(path.stat().st_size < KILOBYTES * 1000 for path in files.values())
-
-
-def listed(text: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield the prose before each list of figures, from its heading on, and the lines of the list."""
-    for match in FIGURES.finditer(text):
-        yield text[text.rindex("\n## ", 0, match.start()) : match.start()], match[1].splitlines()
-
-
-@pytest.mark.parametrize("name", texts)
-def test_figures_stand_in_their_result_files(name: str) -> None:
-    sourced: list[str] = []
-    for prose, lines in listed(texts[name]):
-        numbers = iter([number.text for number in figures.numbers(prose)])
-        for figure, source in (line.split(" ", 1) for line in lines):
-            assert figure in numbers, f"'{figure}' does not follow the figures listed before it"
-            file = re.search(r"docs/[\w/-]+\.(?:json|md)", source)
-            assert file and file[0] in prose, f"{source} is not named beside its figure"
-            if logged := LOGGED.fullmatch(source):
-                log = " ".join((ROOT / logged[1]).read_text(encoding="utf-8").split())
-                assert logged[2] in log and figure in logged[2], source
-            else:
-                assert figures.fits(figures.worth(ROOT, source), figure), f"'{figure}' is not {source}"
-            sourced.append(figure)
-    section = texts[name].partition(MEASURED)[2].partition("\n## ")[0]
-    measured = [number.text for number in figures.numbers(section) if number.measured]
-    assert measured and set(measured) <= set(sourced)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

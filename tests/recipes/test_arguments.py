@@ -180,7 +180,7 @@ def test_a_fresh_model_has_its_tokenizers_vocabulary(recipe: str, start: Path) -
 
 
 def test_what_the_recipes_fix() -> None:
-    """Rates, schedules and balance of each, as docs/log/training-and-quickstart.md chose them."""
+    """Rates, schedules and balance of each, as docs/LOG.md chose them."""
     supervised = {
         "lr": 0.012,
         "adamw.lr": 4e-3,

@@ -13,10 +13,10 @@ from rorqual.core.config import override
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.evals.report import REPORT_FILE
 from rorqual.model.account import account
 from rorqual.recipes import make_run
 from rorqual.recipes.quickstart import QuickstartPaths
+from rorqual.recipes.quickstart.report import REPORT_FILE
 from rorqual.recipes.quickstart.stages import describe, routed
 from rorqual.recipes.quickstart.summary import TRAININGS, model_facts, tells, trained_cost
 from rorqual.recipes.start import start_settings, supervised

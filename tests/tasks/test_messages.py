@@ -12,9 +12,10 @@ import pytest
 
 from rorqual.core.errors import ConfigError, DataError, TaskError
 from rorqual.core.records import Message
+from rorqual.core.rows import read_rows
 from rorqual.tasks.base import Verdict
 from rorqual.tasks.find import check_gold, load_task, safe_problems
-from rorqual.tasks.rows import SAMPLES, files, read
+from rorqual.tasks.rows import SAMPLES, files
 
 TURNS = [
     {"role": "system", "content": "Be brief."},
@@ -24,7 +25,7 @@ TURNS = [
 ROWS: list[dict[str, Any]] = [
     {"messages": TURNS},
     {"prompt": "Capital of France?", "completion": "Paris"},
-    {"question": "2+2?", "answer": "The answer is 4."},
+    {"question": "2+2?", "answer": "Answer: 4."},
 ]
 
 
@@ -48,8 +49,15 @@ def test_what_is_asked_is_all_that_stands_before_the_answer(tmp_path: Path) -> N
     (problem,) = task.problems("test", 0)
     assert problem.messages == (Message("system", "Be brief."), Message("user", "How many legs have 3 spiders?"))
     assert problem.answer == "Eight each:\n#### 24"
-    for reply, right in (("24", True), ("\\boxed{24}", True), ("It is 24.0 legs", True), ("24 or 25", False)):
-        assert (task.grade(problem, reply) is Verdict.RIGHT) == right, reply
+    for reply, right in (
+        ("24", True),
+        ("\\boxed{24}", True),
+        ("So:\n24.0 legs", True),
+        ("24 or 25", False),
+        ("It is 24", False),
+    ):
+        assert (task.grade(problem, reply) is Verdict.RIGHT) == right == task.is_marked(problem, reply), reply
+    assert task.grade_last(problem, "It is 24") is Verdict.RIGHT and task.versions == {"messages": 2}
 
 
 def test_parquet_of_messages(tmp_path: Path) -> None:
@@ -63,8 +71,8 @@ def test_parquet_of_messages(tmp_path: Path) -> None:
     [
         ({"messages": TURNS[:2]}, "does not end with"),
         ({"messages": TURNS[2:]}, "does not end with"),
-        ({"messages": [{"role": "robot", "content": "x"}]}, "not a message"),
-        ({"text": "x"}, "no column 'messages'"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "unknown role 'robot'"),
+        ({"text": "x"}, "not a conversation: the keys are text"),
     ],
 )
 def test_a_row_that_asks_nothing_is_named_by_its_line(tmp_path: Path, row: Any, fault: str) -> None:
@@ -86,45 +94,11 @@ def test_a_gold_answer_that_says_nothing_is_ungraded(tmp_path: Path) -> None:
     assert task.grade(problem, "anything") is Verdict.UNGRADED
 
 
-TWO = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-
-
-@pytest.mark.parametrize(
-    ("row", "said"),
-    [
-        ({"prompt": None, "completion": "b"}, "column 'prompt' is not str: None"),
-        ({"prompt": "a", "completion": None}, "column 'completion' is not str: None"),
-        ({"question": ["a"], "answer": "b"}, "column 'question' is not str"),
-        ({"prompt": "a", "completion": "b", "reasoning": 3}, "'reasoning' is not a string"),
-        ({"prompt": " \t", "completion": "b"}, "an empty prompt"),
-        ({"messages": None}, "column 'messages' is not list: None"),
-        ({"messages": []}, "does not end with a user turn"),
-        ({"messages": [None, None]}, "not a message: None"),
-        ({"messages": [[TWO[0]], TWO[1]]}, "not a message"),
-        ({"messages": [TWO[0] | {"content": None}, TWO[1]]}, "not a message"),
-        ({"messages": [TWO[0] | {"content": ""}, TWO[1]]}, "an empty prompt"),
-        ({"messages": [TWO[0], TWO[1] | {"reasoning": {"a": 1}}]}, "'reasoning' is not a string"),
-    ],
-)
-def test_a_null_an_empty_or_a_nested_field_is_named_by_its_row(tmp_path: Path, row: dict[str, Any], said: str) -> None:
-    file = written(tmp_path / "mine.jsonl", [ROWS[1], row])
-    with pytest.raises(DataError, match=rf"mine.jsonl:2: .*{said}") as caught:
-        list(safe_problems(load_task("messages", data=file), "test", 0))
-    assert caught.value.remedy
-
-
-@pytest.mark.parametrize("raw", [b"9" * 5000, b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}", b"\xff"])
-def test_a_line_that_no_parser_takes_is_named(tmp_path: Path, raw: bytes) -> None:
-    (tmp_path / "mine.jsonl").write_bytes(raw)
-    with pytest.raises(DataError, match=r"mine.jsonl:1: the line is not JSON"):
-        list(safe_problems(load_task("messages", data=tmp_path / "mine.jsonl"), "test", 0))
-
-
 @pytest.mark.parametrize("name", ["gsm8k", "folio", "knights", "math500"])
 @pytest.mark.parametrize("value", [None, 3, "", " ", [1], {"a": 1}, [None]])
 def test_any_field_of_a_files_row_may_be_anything(tmp_path: Path, name: str, value: Any) -> None:
     """A column at a time: the row is read, or named."""
-    row = next(read(files(SAMPLES / name, "validation" if name == "folio" else "test")[0])).values
+    row = next(read_rows(files(SAMPLES / name, "validation" if name == "folio" else "test")[0])).values
     for column in row:
         file = written(tmp_path / f"{column}-test.jsonl", [row | {column: value}])
         try:

@@ -13,7 +13,8 @@ import pytest
 from example_files import Write, labelled, sums
 
 from rorqual.core.errors import ConfigError, DataError
-from rorqual.core.records import Message, RunDir, read_lines
+from rorqual.core.journal import read_lines
+from rorqual.core.records import Message, RunDir
 from rorqual.data.chat import chat_format
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.engine import Engine
@@ -34,7 +35,7 @@ from rorqual.teach.measure import base_measures, measure_base, predicted
 from rorqual.teach.place import AFTER, ALONE, BEFORE, TeachPaths
 from rorqual.teach.plan import ExampleLengths, TeachPlan, lengths_of, make_plan, sft_run
 from rorqual.teach.reasons import Reasons, factory_config, teacher_reasons
-from rorqual.teach.report import TeachResults, load_results
+from rorqual.teach.results import TeachResults, load_results
 from rorqual.teach.train import DevResult, Training, copy_run
 from rorqual.train.loop import fit
 from rorqual.train.run import Run
@@ -623,9 +624,11 @@ def test_json_answers_are_grouped_by_field(tmp_path: Path) -> None:
 
 
 def test_an_evaluation_of_a_baseline_grades_its_replies(tmp_path: Path) -> None:
-    before, after = measured(tmp_path, "number", [("5", "It is 5.", ""), ("6", "7", "6")])
+    before, after = measured(tmp_path, "number", [("5", "$5", "It is 5."), ("6", "7", "6")])
     assert [one.verdict.value for one in before.samples] == ["right", "wrong"]
     assert [one.verdict.value for one in after.samples] == ["wrong", "right"]
+    assert [one.last and one.last.value for one in after.samples] == ["right", "right"]
+    assert [one.unmarked for one in (*before.samples, *after.samples)] == [False, False, True, False]
 
 
 # ---- a teacher's reasons

@@ -21,8 +21,9 @@ from example_files import Write, labelled, sums
 
 from rorqual.convert.merge import merge_run
 from rorqual.core.errors import ConfigError, DataError, RorqualError, TaskError
+from rorqual.core.journal import append_line, read_lines
 from rorqual.core.ledger import Ledger, read_ledger
-from rorqual.core.records import RunDir, append_line, read_lines, write_json
+from rorqual.core.records import RunDir, write_json
 from rorqual.data.fingerprint import fingerprint
 from rorqual.engine.engine import Engine
 from rorqual.evals.evaluation import Evaluation

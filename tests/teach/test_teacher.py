@@ -17,8 +17,8 @@ sys.path.append(str(Path(__file__).parents[1] / "factory"))
 from distil_server import Adder, Reply, fault, says
 
 from rorqual.cli.main import app
+from rorqual.core.journal import read_lines
 from rorqual.core.ledger import Ledger
-from rorqual.core.records import read_lines
 from rorqual.tasks.base import Problem, Verdict
 from rorqual.tasks.examples import AnswerKind, Examples
 from rorqual.teach.config import TeachConfig

@@ -118,11 +118,11 @@ def test_weights_that_are_not_finite_are_not_kept(tmp_path: Path) -> None:
     """An update may do it after a loss that was finite: the checkpoint would be the newest, and of no use."""
     out, model = RunDir(tmp_path / "run"), loud(tiny())
     optimizer = sft_run().optim.build(dict(model.named_parameters()))
-    save_checkpoint(out, 1, model, optimizer, 0)
+    save_checkpoint(out, 1, model, optimizer)
     with torch.no_grad():
         model.lm_head.weight[2, 3] = math.inf
     with pytest.raises(NumericsError, match=r"after step 2, 1 tensors contain NaN or infinity, such as lm_head.weight"):
-        save_checkpoint(out, 2, model, optimizer, 0)
+        save_checkpoint(out, 2, model, optimizer)
     assert out.steps() == [1] and out.incomplete_reason(1) is None
 
 

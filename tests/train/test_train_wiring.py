@@ -38,7 +38,6 @@ from rorqual.model import Decoder
 from rorqual.model.adapter import ESFT, LoRA, trained
 from rorqual.ops.moe import Routing
 from rorqual.tasks.base import Problem, Verdict
-from rorqual.train.lines import Lines
 from rorqual.train.loop import Totals, fit
 from rorqual.train.objectives import GRPO, Distil, Objective, SequenceBalance
 from rorqual.train.run import Run, Start
@@ -220,20 +219,6 @@ def test_an_experts_relevance_is_of_documents_wherever_they_lie(how: str) -> Non
 
 
 # ---- files
-
-
-def test_a_file_of_lines_is_cut_to_the_checkpoint_and_not_made_for_nothing(tmp_path: Path) -> None:
-    with Lines(tmp_path / "none", 0):
-        pass
-    assert not (tmp_path / "none").exists()
-    for size, left in ((0, ""), (3, "ab\n"), (99, "ab\ncd\n")):
-        (tmp_path / "file").write_text("ab\ncd\n", encoding="utf-8")
-        with Lines(tmp_path / "file", size) as lines:
-            assert (tmp_path / "file").read_text(encoding="utf-8") == left, "before a line is written"
-            lines.append({"é": 1})
-            lines.append({"f": 2})
-        assert (tmp_path / "file").read_text(encoding="utf-8") == left + '{"é": 1}\n{"f": 2}\n'
-        assert lines.size == (tmp_path / "file").stat().st_size
 
 
 class Timed(Source):

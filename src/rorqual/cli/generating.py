@@ -29,8 +29,8 @@ from rorqual.engine.engine import Engine
 from rorqual.engine.remote.engine import RemoteEngine
 from rorqual.generate.batch import Answered, answers, fault_of, record, refused, remote_answers
 from rorqual.generate.output import Partial, check_place
-from rorqual.generate.prompts import TEXTS, Prompts, Refused
-from rorqual.generate.schema import RowParser, RowRequest, RowSampling
+from rorqual.generate.prompts import Prompts, Refused
+from rorqual.generate.schema import TEXTS, RowParser, RowRequest, RowSampling
 from rorqual.ops.backends import arithmetic_of, backend
 from rorqual.ops.backends.torch_invariant import NOT_HELD
 
@@ -129,7 +129,7 @@ def generate_file(file: Path, arguments: Sequence[str] | None) -> tuple[Outcome,
     engine, model_identity = _engine(chosen)
     local = engine if isinstance(engine, Engine) else None
     encode = _encoder(local) if chosen.raw and local else None
-    request_schema = RowParser(sampling, encode, file.suffix.lower() == ".csv", columns, task)
+    request_schema = RowParser(sampling, encode, file.suffix.lower() in (".csv", ".tsv"), columns, task)
     if chosen.strict:
         _check_all(local, prompts, request_schema)
     identity = _identity(chosen, sampling, prompts) | model_identity | _applied(task, sampling)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rorqual.cli.accounts import find_model, lines
 from rorqual.cli.machine import cores
-from rorqual.cli.plan_page import serving_drawings, training_drawings, write_page
+from rorqual.cli.plan_page import serving_charts, training_charts, write_plan
 from rorqual.cli.planning import (
     QuickstartPlan,
     RunPlan,
@@ -85,8 +85,8 @@ def training_text(model: str, settings: TrainPlan) -> str:
     rows = [("model", model), *training_rows(config, settings, plan)]
     if not settings.out:
         return lines(rows)
-    drawings = training_drawings(config, settings, plan, is_v3=model in V3_NAMES)
-    return f"{lines(rows)}\n\npage  {write_page(Path(settings.out), f'{model}: what training costs', rows, drawings, settings)}"
+    charts = training_charts(config, settings, plan, is_v3=model in V3_NAMES)
+    return f"{lines(rows)}\n\npage  {write_plan(Path(settings.out), f'{model}: what training costs', rows, charts, settings)}"
 
 
 def serving_text(model: str, settings: ServePlan) -> str:
@@ -96,8 +96,8 @@ def serving_text(model: str, settings: ServePlan) -> str:
     rows = [("model", model), *serving_rows(config, settings, plan)]
     if not settings.out:
         return lines(rows)
-    page = write_page(
-        Path(settings.out), f"{model}: what serving costs", rows, serving_drawings(settings, plan), settings
+    page = write_plan(
+        Path(settings.out), f"{model}: what serving costs", rows, serving_charts(settings, plan), settings
     )
     return f"{lines(rows)}\n\npage  {page}"
 

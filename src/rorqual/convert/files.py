@@ -1,7 +1,8 @@
-"""Readers for the untrusted files of a checkpoint folder, and temporary names for incomplete output."""
+"""Readers for the untrusted files of a checkpoint folder, and folders that appear only when they are complete."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -9,28 +10,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rorqual.convert.stream import Stored, read_header, strict_json
+import yaml
+
+from rorqual.convert.stream import Stored, read_header
 from rorqual.core.errors import CheckpointError, RorqualError
 from rorqual.core.lock import own
+from rorqual.core.records import CONFIG_FILE, MANIFEST_FILE, TOKENIZER_FILE, write_json
 from rorqual.model.load.names import shown
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+FIRST = "step-000000"
+"""Name of the checkpoint folder of an imported model."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-MAX_TEXT = 100_000_000
-"""Maximum size of a JSON file in bytes. The largest tokenizer files have 20 million bytes.
-The safetensors index of DeepSeek-V3 has 9 million bytes."""
-
-
-def beside(final: Path) -> Path:
-    """Return a temporary path for this process in the folder of `final`.
-
-    Temporary files of processes that no longer run are removed.
-    """
-    for stale in final.parent.glob(f".{final.name}.*") if final.parent.is_dir() else ():
-        process_id = stale.suffix[1:]
-        if process_id.isdigit() and not Path("/proc", process_id).exists():
-            shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
-    return final.with_name(f".{final.name}.{os.getpid()}")
 
 
 def inside(folder: Path, name: str, where: str) -> Path:
@@ -51,30 +42,41 @@ def inside(folder: Path, name: str, where: str) -> Path:
     return folder / name
 
 
-def read_text(folder: Path, name: str) -> bytes | None:
-    """Return the bytes of the file `name` in `folder`, or None if it does not exist.
-
-    Raises CheckpointError if the file has more than `MAX_TEXT` bytes or is not a regular file.
-    """
+def read_text(folder: Path, name: str) -> str | None:
+    """Return the text of the file `name` in `folder`, or None if it does not exist. Raises CheckpointError if it is unreadable."""
     if not (folder / name).exists() and not (folder / name).is_symlink():
         return None
     file = inside(folder, name, str(folder / name))
     try:
-        if not file.is_file() or file.stat().st_size > MAX_TEXT:
-            raise CheckpointError(
-                f"not a regular file, or larger than {MAX_TEXT:,} bytes",
-                where=str(file),
-                remedy="Download the file again.",
-            )
-        return file.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"cannot read: {error.strerror}", where=str(file), remedy="Check the file.") from None
+        return file.read_bytes().decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"cannot read: {error}", where=str(file), remedy="Download the file again.") from None
 
 
 def read_object(folder: Path, name: str) -> dict[str, Any] | None:
-    """Return the object in the JSON file `name` of `folder`, or None if the file does not exist."""
-    data = read_text(folder, name)
-    return None if data is None else strict_json(data, str(folder / name), "Download the file again.")
+    """Return the object in the JSON file `name` of `folder`, or None if the file does not exist.
+
+    Raises CheckpointError for invalid JSON, a duplicate key, and a value that is not an object.
+    """
+    text = read_text(folder, name)
+    if text is None:
+        return None
+    try:
+        value = json.loads(text, object_pairs_hook=_unique_keys)
+        if not isinstance(value, dict):
+            raise ValueError(f"a JSON {type(value).__name__}, not an object")
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"invalid JSON: {error}", where=str(folder / name), remedy="Download the file again."
+        ) from None
+    return value
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)!r} occurs twice")
+    return dict(pairs)
 
 
 def find_tensors(folder: Path) -> dict[str, Stored]:
@@ -121,41 +123,28 @@ def _sharded(folder: Path, index: Mapping[str, Any]) -> dict[str, Stored]:
         raise CheckpointError(
             "key 'weight_map' does not map tensor names to files", where=where, remedy="Download the file again."
         )
-    names = sorted(set(places.values()))
-    files = {name: inside(folder, name, where) for name in names}
-    if unsupported := [name for name in names if not name.endswith(".safetensors")]:
+    files = {name: inside(folder, name, where) for name in sorted(set(places.values()))}
+    if missing := [name for name, file in files.items() if not file.exists()]:
         raise CheckpointError(
-            f"{shown(unsupported)} is not a safetensors file",
-            where=where,
-            remedy="Use safetensors; pickles are never read.",
-        )
-    if missing := [name for name in names if not files[name].exists()]:
-        raise CheckpointError(
-            f"missing shards: {shown(missing)} (the index lists {len(names)})",
+            f"missing shards: {shown(missing)} (the index lists {len(files)})",
             where=where,
             remedy="Download the missing shards.",
         )
-    found: dict[str, Stored] = {}
-    problems: list[str] = []
-    for name in names:
-        tensors = read_header(files[name])
-        problems += [
-            f"{tensor} is in both {name} and {found[tensor].file.name}" for tensor in tensors if tensor in found
-        ]
-        problems += [
-            f"{tensor} is in {name}, but the index {f'says {places[tensor]}' if tensor in places else 'does not name it'}"
-            for tensor in tensors
-            if tensor not in found and places.get(tensor) != name
-        ]
-        found |= tensors
-    problems += [f"{tensor} is not in {name}" for tensor, name in places.items() if tensor not in found]
+    shards = {name: read_header(file) for name, file in files.items()}
+    problems = [
+        f"{tensor} is in {name}, but the index {f'says {places[tensor]}' if tensor in places else 'does not name it'}"
+        for name, tensors in shards.items()
+        for tensor in tensors
+        if places.get(tensor) != name
+    ]
+    problems += [f"{tensor} is not in {name}" for tensor, name in places.items() if tensor not in shards[name]]
     if problems:
         raise CheckpointError(
             f"index and shards disagree: {shown(problems)}",
             where=where,
             remedy="Download the index and the shards again, together.",
         )
-    return found
+    return {tensor: stored for tensors in shards.values() for tensor, stored in tensors.items()}
 
 
 def refuse_target(final: Path) -> None:
@@ -170,44 +159,54 @@ def refuse_target(final: Path) -> None:
 def atomic_folder(final: Path, *, needs: int, resumes: bool = False) -> Iterator[Path]:
     """Yield a temporary folder that is renamed to `final` at the end of the `with` block, or deleted if the block raises.
 
-    Files of an earlier, killed process are deleted first. With `resumes`, the files of the earlier process are kept, and the
-    temporary folder is also kept after an interruption or an OSError. Raises RorqualError before the block if less than `needs`
-    bytes are free on the disk, or if another process writes to `final`.
+    The temporary folder of an earlier, killed process is deleted first. With `resumes`, it is kept, also after an interruption
+    or an OSError. Raises RorqualError before the block if less than `needs` bytes are free on the disk, or if another process
+    writes to `final`. An OSError names `final`.
     """
     refuse_target(final)
     final = final.absolute()
     temporary = final.with_name(f".{final.name}.part")
     with own(final, "Wait for it, or choose another folder."):
         refuse_target(final)
+        if not resumes:
+            shutil.rmtree(temporary, ignore_errors=True)
+        _check_free_space(temporary, needs)
         temporary.mkdir(exist_ok=True)
-        keep = resumes and any(temporary.iterdir())
         try:
-            if not resumes:
-                _empty(temporary)
-            _check_free_space(temporary, needs)
-            keep = False
             yield temporary
             os.replace(temporary, final)
         except BaseException as error:
-            if not keep and not (resumes and isinstance(error, OSError | KeyboardInterrupt)):
+            if not resumes or not isinstance(error, OSError | KeyboardInterrupt):
                 shutil.rmtree(temporary, ignore_errors=True)
+            if isinstance(error, OSError) and error.filename is None:
+                error.filename = str(final)
             raise
-
-
-def _empty(folder: Path) -> None:
-    for entry in folder.iterdir():
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
 
 
 def _check_free_space(folder: Path, needs: int) -> None:
     written = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(folder.parent).free
     if needs - written > free:
         raise RorqualError(
             f"{needs - written:,} bytes are needed, but only {free:,} are free",
             where=str(folder.parent),
             remedy="Free disk space, or choose a folder on another disk.",
         )
+
+
+@contextmanager
+def new_run(
+    out: Path, settings: Mapping[str, Any], tokenizer: bytes, *, needs: int, step: str = FIRST
+) -> Iterator[Path]:
+    """Yield the folder of the checkpoint `step` in a new run directory, which becomes `out` at the end of the `with` block.
+
+    `settings` becomes `run.yaml`. The manifest of the checkpoint lists the files that the block writes into the yielded folder.
+    """
+    with atomic_folder(out, needs=needs) as folder:
+        (folder / step).mkdir()
+        yield folder / step
+        sizes = {file.name: file.stat().st_size for file in sorted((folder / step).iterdir())}
+        write_json(folder / step / MANIFEST_FILE, sizes)
+        (folder / TOKENIZER_FILE).write_bytes(tokenizer)
+        text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
+        (folder / CONFIG_FILE).write_text(text, encoding="utf-8")

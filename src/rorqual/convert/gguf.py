@@ -5,35 +5,32 @@ The module `gguf_export` exports run directories as GGUF files.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
-from torch import Tensor
 
-from rorqual.convert.files import atomic_folder, refuse_target
-from rorqual.convert.gguf_export import Progress, export_gguf
+from rorqual.convert.files import new_run, refuse_target
+from rorqual.convert.gguf_export import export_gguf
 from rorqual.convert.gguf_keys import architecture_of, config_from_keys
-from rorqual.convert.gguf_names import GGUFLayout, check_tensors, layout
-from rorqual.convert.gguf_quant import Format
-from rorqual.convert.gguf_read import GGUFFile, open_gguf
+from rorqual.convert.gguf_names import RowRange, check_tensors, layout
+from rorqual.convert.gguf_quant import PLAIN
+from rorqual.convert.gguf_read import GGUFFile, GGUFTensor, read_gguf
 from rorqual.convert.gguf_rope import FREQS
 from rorqual.convert.gguf_tokenizer import tokenizer_from_keys
-from rorqual.convert.stream import CHUNK, Spec, write_tensors
-from rorqual.core.errors import ConfigError, RorqualError
-from rorqual.core.records import MANIFEST_FILE, RunDir, write_atomic, write_json
+from rorqual.convert.stream import CHUNK, TYPES, Bytes, Progress, Spec, write_tensors
+from rorqual.convert.tensors import CountedChunks, TensorJob
+from rorqual.core.errors import ConfigError
 from rorqual.data.chat import TEMPLATE_FILE, guess_chat
-from rorqual.data.tokenizer import Tokenizer
+from rorqual.model.config import ModelConfig
 from rorqual.model.load.find import family_of
-from rorqual.model.load.names import NameEntry
 from rorqual.model.load.run import WEIGHTS_FILE
 
 __all__ = ["export_gguf", "import_gguf"]
 
-_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_DTYPES = {"float32": "F32", "bfloat16": "BF16"}
+_IDS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
 
 
 def import_gguf(src: Path, out: Path, *, progress: Progress, dtype: str = "float32") -> None:
@@ -43,123 +40,68 @@ def import_gguf(src: Path, out: Path, *, progress: Progress, dtype: str = "float
     dtype. Quantised tensors are dequantised to `dtype`; float32 represents their values exactly. A tensor that is assembled
     from GGUF tensors of different dtypes is converted to `dtype`. Errors in the header are raised before any tensor is read.
     """
-    if dtype not in ("float32", "bfloat16"):
+    if dtype not in _DTYPES:
         raise ConfigError(f"cannot dequantise to '{dtype}'", where="dtype", remedy="Use float32 or bfloat16.")
     refuse_target(out)
-    with open_gguf(src) as file:
-        plan = _plan(file, torch.bfloat16 if dtype == "bfloat16" else torch.float32)
-        tokenizer = tokenizer_from_keys(file.keys, file.where)
-        settings = _settings(file, plan, tokenizer, dtype)
-        template = file.keys.get("tokenizer.chat_template")
-        needs = sum(spec.size for spec in plan.specs)
-        try:
-            with atomic_folder(out, needs=needs) as folder:
-                run = RunDir(folder)
-                step = run.step_dir(0)
-                step.mkdir()
-                size = write_tensors(step / WEIGHTS_FILE, plan.specs, _TensorReader(file, plan, progress).chunks)
-                write_json(step / MANIFEST_FILE, {WEIGHTS_FILE: size})
-                tokenizer.save(run.tokenizer_file)
-                if isinstance(template, str):
-                    write_atomic(folder / TEMPLATE_FILE, template.encode())
-                text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-                write_atomic(run.config_file, text.encode())
-        except OSError as error:
-            raise RorqualError(
-                f"cannot write: {error.strerror}", where=str(out), remedy="Free disk space or choose another folder."
-            ) from error
+    file = read_gguf(src)
+    family, config, jobs = _plan(file, _DTYPES[dtype])
+    tokenizer = tokenizer_from_keys(file.keys, file.where)
+    template = file.keys.get("tokenizer.chat_template")
+    template = template if isinstance(template, str) else None
+    ids = {name: file.keys.get(f"tokenizer.ggml.{key}_token_id") for name, key in _IDS.items()}
+    settings = {
+        "recipe": "import",
+        "chat": guess_chat(family, tokenizer, template),
+        "model": config.model_dump(mode="json"),
+        "imported": {
+            "source": src.name,
+            "format": "gguf",
+            "family": family,
+            "dtype": dtype,
+            "types": sorted({tensor.kind.name for tensor in file.tensors.values()}),
+        },
+        "generation": {name: value for name, value in ids.items() if isinstance(value, int)},
+    }
+    counted = CountedChunks(jobs, progress)
+    with new_run(out, settings, tokenizer.source.encode(), needs=counted.total) as step:
+        write_tensors(step / WEIGHTS_FILE, [job.spec for job in jobs], counted)
+        if template is not None:
+            (step.parent / TEMPLATE_FILE).write_bytes(template.encode())
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """The plan of an import, derived from the header: the model config, the tensor layout, and the tensors to write."""
-
-    architecture: str
-    model_type: str
-    model: dict[str, Any]
-    layout: GGUFLayout
-    specs: tuple[Spec, ...]
-    types: Mapping[str, torch.dtype]
-
-
-def _plan(file: GGUFFile, dequantised: torch.dtype) -> _Plan:
+def _plan(file: GGUFFile, dequantised: str) -> tuple[str, ModelConfig, list[TensorJob]]:
+    """Return the `model_type`, the model config, and the jobs that write the run's tensors. Only the header is read."""
     architecture = architecture_of(file.keys, file.where)
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
-    freqs = file.tensors.get(FREQS)
-    factors = file.rows(freqs, 0, 1).flatten().tolist() if freqs is not None and len(freqs.shape) == 1 else []
+    factors = file.tensors[FREQS].rows(0, shapes.pop(FREQS)[0]).flatten().tolist() if FREQS in shapes else []
     data = config_from_keys(file.keys, architecture, shapes, file.where, factors)
     family = family_of(data["model_type"], file.where)
     config = family.config_from_hf(data, file.where)
     joined = any(name.endswith("attn_kv_b.weight") for name in shapes)
     layout_ = layout(config, family.name_map(config), architecture, joined_kv=joined)
-    check_tensors({name: shape for name, shape in shapes.items() if name != FREQS}, layout_.gguf, file.where)
-    pieces = layout_.of_published()
-    types = {}
+    check_tensors(shapes, layout_.gguf, file.where)
+    ranges, jobs = layout_.of_published(), []
     for entry in layout_.entries:
-        formats = {file.tensors[piece.gguf].format for name in entry.published for piece in pieces[name]}
-        types[entry.internal] = _type(formats, dequantised)
-    specs = tuple(Spec(name, _NAMES[kind], layout_.internal[name]) for name, kind in types.items())
-    return _Plan(architecture, data["model_type"], config.model_dump(mode="json"), layout_, specs, types)
+        published = [entry.published[index] for index in entry.order()]
+        pieces = tuple(_GGUFPiece(rows, file.tensors[rows.gguf]) for name in published for rows in ranges[name])
+        kinds = {piece.stored.kind.name for piece in pieces}
+        kind = kinds.pop() if len(kinds) == 1 else dequantised
+        spec = Spec(entry.internal, kind if kind in PLAIN else dequantised, layout_.internal[entry.internal])
+        jobs.append(TensorJob(spec, pieces))
+    return data["model_type"], config, jobs
 
 
-def _type(formats: set[Format], dequantised: torch.dtype) -> torch.dtype:
-    dtypes = {format_.dtype for format_ in formats}
-    common = dtypes.pop() if len(dtypes) == 1 else None
-    return common or dequantised
+@dataclass(frozen=True)
+class _GGUFPiece:
+    """A range of rows of a GGUF tensor that becomes a part of a tensor of the run."""
 
+    range: RowRange
+    stored: GGUFTensor
 
-def _settings(file: GGUFFile, plan: _Plan, tokenizer: Tokenizer, dtype: str) -> dict[str, Any]:
-    """Return the content of the `run.yaml` of the imported run."""
-    template = file.keys.get("tokenizer.chat_template")
-    ids = {name: file.keys.get(f"tokenizer.ggml.{key}_token_id") for name, key in _IDS.items()}
-    return {
-        "recipe": "import",
-        "chat": guess_chat(plan.model_type, tokenizer, template if isinstance(template, str) else None),
-        "model": plan.model,
-        "imported": {
-            "source": Path(file.where).name,
-            "format": "gguf",
-            "family": plan.model_type,
-            "dtype": dtype,
-            "types": sorted({tensor.format.name for tensor in file.tensors.values()}),
-        },
-        "generation": {name: value for name, value in ids.items() if isinstance(value, int)},
-    }
-
-
-_IDS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
-
-
-class _TensorReader:
-    """A reader that converts the tensors of a GGUF file to the tensors of a run, in slices."""
-
-    def __init__(self, file: GGUFFile, plan: _Plan, progress: Progress) -> None:
-        self._file, self._plan, self._progress = file, plan, progress
-        self._pieces = plan.layout.of_published()
-        self._entries: dict[str, NameEntry] = {entry.internal: entry for entry in plan.layout.entries}
-        self._done, self._total = 0, sum(spec.size for spec in plan.specs)
-
-    def chunks(self, spec: Spec) -> Iterator[bytes]:
-        """Yield the bytes of the run tensor `spec` in order."""
-        entry, kind = self._entries[spec.name], self._plan.types[spec.name]
-        for index in entry.order():
-            for values in self._values(entry.published[index]):
-                data = values.to(kind).contiguous().view(torch.uint8).numpy()
-                self._progress(self._done, self._total, spec.name)
-                self._done += data.nbytes
-                yield data.tobytes()
-        self._progress(self._done, self._total, spec.name)
-
-    def _values(self, published: str) -> Iterator[Tensor]:
-        """Yield the rows of a Hugging Face tensor in order."""
-        for piece in self._pieces[published]:
-            stored = self._file.tensors[piece.gguf]
-            if len(stored.shape) == 1:
-                yield piece.from_gguf(self._file.rows(stored, 0, 1).reshape(-1, 1))
-            elif piece.form == "transposed":
-                start = piece.gguf_start
-                yield piece.from_gguf(self._file.rows(stored, start, start + piece.gguf_rows))
-            else:
-                for begin, end in piece.steps(max(CHUNK // (4 * stored.shape[-1]), 1)):
-                    start = piece.gguf_start
-                    yield piece.from_gguf(self._file.rows(stored, start + begin, start + end))
+    def chunks(self, dtype: str) -> Iterator[Bytes]:
+        """Yield the values as bytes of the dtype `dtype`."""
+        rows, start = self.range, self.range.gguf_start
+        for begin, end in rows.steps(max(CHUNK // (4 * self.stored.columns), 1)):
+            stop = rows.gguf_rows if rows.form == "transposed" else end
+            values = rows.from_gguf(self.stored.rows(start + begin, start + stop))
+            yield values.to(TYPES[dtype]).contiguous().view(torch.uint8).numpy()

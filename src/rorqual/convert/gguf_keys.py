@@ -171,36 +171,27 @@ def architecture_for(data: Mapping[str, Any]) -> str:
             where="config",
             remedy=f"Supported: {', '.join(t for types in ARCHITECTURES.values() for t in types)}.",
         )
-    if data.get("topk_method") == "group_limited_greedy":
-        raise ConfigError(
-            "GGUF cannot express this router: llama.cpp scores a group by its two best experts, but DeepSeek-V2 uses only the best",
-            where="config",
-            remedy="Export the run as a Hugging Face folder.",
-        )
-    if name == "qwen3moe" and not data.get("norm_topk_prob", True):
-        raise ConfigError(
-            "norm_topk_prob is false, but llama.cpp always normalises the gates of qwen3moe",
-            where="config",
-            remedy="Export the run as a Hugging Face folder.",
-        )
-    if name == "qwen3moe" and data.get("mlp_only_layers"):
-        raise ConfigError(
-            "this model has dense layers, but llama.cpp's qwen3moe has experts in every layer",
-            where="config",
-            remedy="Export the run as a Hugging Face folder.",
-        )
-    if name == "deepseek2" and not data.get("q_lora_rank") and data["num_hidden_layers"] not in _LITE_LAYERS:
-        raise ConfigError(
-            f"without q_lora_rank, llama.cpp requires {_LITE_LAYERS[0]} or {_LITE_LAYERS[1]} layers, as in DeepSeek-V2-Lite",
-            where="config",
-            remedy="Export the run as a Hugging Face folder.",
-        )
-    if name == "deepseek2" and not data["n_shared_experts"]:
-        raise ConfigError(
-            "this model has no shared experts, but llama.cpp's deepseek2 requires shared experts",
-            where="config",
-            remedy="Export the run as a Hugging Face folder.",
-        )
+    experts, latent = name == "qwen3moe", name == "deepseek2"
+    problems = {
+        "GGUF cannot express this router: llama.cpp scores a group by its two best experts, but DeepSeek-V2 uses only the best": (
+            data.get("topk_method") == "group_limited_greedy"
+        ),
+        "norm_topk_prob is false, but llama.cpp always normalises the gates of qwen3moe": (
+            experts and not data.get("norm_topk_prob", True)
+        ),
+        "this model has dense layers, but llama.cpp's qwen3moe has experts in every layer": (
+            experts and data.get("mlp_only_layers")
+        ),
+        f"without q_lora_rank, llama.cpp requires {_LITE_LAYERS[0]} or {_LITE_LAYERS[1]} layers, as in DeepSeek-V2-Lite": (
+            latent and not data.get("q_lora_rank") and data["num_hidden_layers"] not in _LITE_LAYERS
+        ),
+        "this model has no shared experts, but llama.cpp's deepseek2 requires shared experts": (
+            latent and not data["n_shared_experts"]
+        ),
+    }
+    for problem, holds in problems.items():
+        if holds:
+            raise ConfigError(problem, where="config", remedy="Export the run as a Hugging Face folder.")
     return name
 
 

@@ -141,17 +141,11 @@ def layout(config: ModelConfig, names: NameMap, architecture: str, *, joined_kv:
     state = skeleton(config.model_copy(update={"num_nextn_predict_layers": 0})).state_dict()
     ours = {name: tuple(tensor.shape) for name, tensor in state.items()}
     entries = tuple(entry for entry in names.entries if entry.internal in ours)
-    theirs = {name: _published_shape(entry, ours[entry.internal]) for entry in entries for name in entry.published}
+    theirs = {name: entry.part_shape(ours[entry.internal]) for entry in entries for name in entry.published}
     pieces: list[RowRange] = []
     for name, shape in theirs.items():
         pieces += _pieces(config, name, shape, architecture, joined_kv)
     return GGUFLayout(entries, ours, theirs, tuple(pieces), _gguf_shapes(pieces, theirs))
-
-
-def _published_shape(entry: NameEntry, shape: Shape) -> Shape:
-    if entry.kind == "alone":
-        return shape
-    return shape[1:] if entry.kind == "stack" else (shape[1] // 2, *shape[2:])
 
 
 def _pieces(config: ModelConfig, name: str, shape: Shape, architecture: str, joined_kv: bool) -> Iterator[RowRange]:

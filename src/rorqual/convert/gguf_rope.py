@@ -1,26 +1,33 @@
 """Conversion of RoPE scaling between GGUF and `rope_scaling` in a Hugging Face `config.json`.
 
 For Llama 3.1's scaling, llama.cpp has no header keys. llama.cpp files store the divisor of each frequency in the tensor
-`rope_freqs.weight` (see `gguf_llama3`). Files that Rorqual exports also store the original parameters, in keys such as
-`rope.scaling.llama3_factor`. If the keys and the tensor disagree, the tensor is used.
+`rope_freqs.weight`. Files that Rorqual exports also store the original parameters, in keys such as
+`rope.scaling.llama3_factor`. If the keys are missing or disagree with the tensor, the published parameters are tried.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rorqual.convert.gguf_header import HeaderKeys
-from rorqual.convert.gguf_llama3 import SAME, agree, divisors, find_llama3
 from rorqual.core.config import parse
 from rorqual.core.errors import CheckpointError, ConfigError
-from rorqual.ops.rope import Llama3, Rope
+from rorqual.ops.rope import Llama3, Rope, inverse_frequencies
 
 FREQS = "rope_freqs.weight"
 LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor")
+PUBLISHED: Mapping[str, Any] = MappingProxyType(
+    {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+)
+"""The parameters, besides `factor`, of all published Llama 3.1, 3.2 and 3.3 models."""
+AGREE = 1e-4
+"""Relative tolerance when divisors are compared. Rounding to fp32 changes the divisors of published models by 5e-6."""
 
 
 def scaling_from_keys(k: HeaderKeys, theta: float, factors: Sequence[float], *, latent: bool) -> dict[str, Any] | None:
@@ -60,29 +67,25 @@ def scaling_from_keys(k: HeaderKeys, theta: float, factors: Sequence[float], *, 
 def _llama3(theta: float, factors: Sequence[float], stored: dict[str, Any], where: str) -> dict[str, Any] | None:
     """Return the `rope_scaling` whose divisors are `factors`, or None if all divisors are 1.
 
-    The parameters in `stored` are used if their divisors are `factors`; otherwise, they are recovered from `factors`.
-    Raises CheckpointError if the divisors are not those of a Llama 3.1 scaling.
+    The parameters in `stored` are tried first, then no scaling, then the parameters of the published models. Raises
+    CheckpointError if none of them agree.
     """
-    if all(stored.values()):
-        named = parse(Llama3, stored, where=where)
-        if agree(named, theta, factors):
-            return {"rope_type": "llama3", **named.model_dump()}
-    original = stored["original_max_position_embeddings"]
-    if all(math.isfinite(factor) and factor > 0 for factor in factors):
-        if all(math.isclose(factor, 1.0, rel_tol=SAME) for factor in factors):
-            return None
-        if (recovered := find_llama3(theta, factors, original)) is not None:
-            return {"rope_type": "llama3", **recovered.model_dump()}
+    for parameters in (stored, {}, {"factor": max(factors), **PUBLISHED}):
+        if all(parameters.values()):
+            scaling = parse(Llama3, parameters, where=where) if parameters else None
+            found = divisors(Rope(theta=theta, llama3=scaling), 2 * len(factors))
+            if torch.allclose(found, torch.tensor(factors), rtol=AGREE, atol=0):
+                return None if scaling is None else {"rope_type": "llama3", **scaling.model_dump()}
     raise CheckpointError(
-        f"tensor '{FREQS}' does not hold the divisors of a Llama 3.1 scaling",
+        f"tensor '{FREQS}' does not hold the divisors of a published Llama 3.1 scaling",
         where=where,
-        remedy="config.json cannot express this scaling: import the model from its Hugging Face folder.",
+        remedy="GGUF does not store the parameters of this scaling: import the model from its Hugging Face folder.",
     )
 
 
-def rope_factors(rope: Rope, dim: int) -> Tensor | None:
-    """Return the tensor `rope_freqs.weight`, shape [dim / 2], if the model has Llama 3.1's scaling. Otherwise, return None."""
-    return None if rope.llama3 is None else divisors(rope, dim)
+def divisors(rope: Rope, dim: int) -> Tensor:
+    """Return the divisor of each RoPE frequency, shape [dim / 2]: the content of the tensor `rope_freqs.weight`."""
+    return inverse_frequencies(Rope(theta=rope.theta), dim) / inverse_frequencies(rope, dim)
 
 
 def scaling_keys(scaling: Mapping[str, Any] | None, *, latent: bool) -> dict[str, Any]:

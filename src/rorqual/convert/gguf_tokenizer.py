@@ -61,25 +61,26 @@ def pre_name(tokenizer: Tokenizer) -> str:
     part = data.get("pre_tokenizer") or {}
     parts = _flat(part, "pretokenizers")
     name = next((name for name, known in PRE_TOKENIZERS.items() if list(map(_plain, known)) == parts), None)
-    normalizers = [item.get("type") for item in _flat(data.get("normalizer") or {}, "normalizers")]
-    ignore_merges = bool(data["model"].get("ignore_merges"))
-    if name is None:
-        raise _no_name(tokenizer, f"pre-tokenizer {' + '.join(str(p.get('type')) for p in parts) or 'none'}")
-    if normalizers and not (name in _NFC and normalizers == ["NFC"]):
-        raise _no_name(tokenizer, f"normalizer {' + '.join(map(str, normalizers))} before pre-tokenizer '{name}'")
-    if ignore_merges and name not in _IGNORE_MERGES:
-        raise _no_name(tokenizer, f"pre-tokenizer '{name}' with ignore_merges={ignore_merges}")
-    if any(data["model"].get(key) for key in ("byte_fallback", "continuing_subword_prefix", "end_of_word_suffix")):
-        raise _no_name(tokenizer, "BPE with prefixes, suffixes or byte_fallback")
-    return name
-
-
-def _no_name(tokenizer: Tokenizer, what: str) -> DataError:
-    return DataError(
-        f"GGUF has no name for this tokenizer's {what}",
-        where=tokenizer.where,
-        remedy=f"Supported: {', '.join(PRE_TOKENIZERS)}. Export the run as a Hugging Face folder.",
-    )
+    normalizers = [str(item.get("type")) for item in _flat(data.get("normalizer") or {}, "normalizers")]
+    affixes = ("byte_fallback", "continuing_subword_prefix", "end_of_word_suffix")
+    problems = {
+        f"pre-tokenizer {' + '.join(str(p.get('type')) for p in parts) or 'none'}": name is None,
+        f"normalizer {' + '.join(normalizers)} before pre-tokenizer '{name}'": (
+            normalizers and not (name in _NFC and normalizers == ["NFC"])
+        ),
+        f"pre-tokenizer '{name}' with ignore_merges": (
+            data["model"].get("ignore_merges") and name not in _IGNORE_MERGES
+        ),
+        "BPE with prefixes, suffixes or byte_fallback": any(data["model"].get(key) for key in affixes),
+    }
+    for problem, holds in problems.items():
+        if holds:
+            raise DataError(
+                f"GGUF has no name for this tokenizer's {problem}",
+                where=tokenizer.where,
+                remedy=f"Supported: {', '.join(PRE_TOKENIZERS)}. Export the run as a Hugging Face folder.",
+            )
+    return str(name)
 
 
 def _flat(part: Mapping[str, Any], key: str) -> list[dict[str, Any]]:

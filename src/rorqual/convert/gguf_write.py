@@ -1,81 +1,86 @@
-"""A writer for GGUF headers (ggml's docs/gguf.md, version 3).
-
-The writer of the `gguf` package is not used, because it omits empty lists. A byte-only tokenizer has an empty list of merges,
-and llama.cpp requires this list.
-"""
+"""GGUF files, written by the `gguf` package: the header at once, the tensors in slices."""
 
 from __future__ import annotations
 
+import math
+import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from gguf import GGUFValueType
+import numpy as np
+from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
+from gguf.quants import quant_shape_to_byte_shape
 
-from rorqual.convert.gguf_quant import Format
-from rorqual.convert.gguf_read import MAGIC
-
-ALIGNMENT = 32
-"""Alignment of tensors in bytes. GGUF's default has the same value."""
+from rorqual.convert.stream import Bytes, Progress
+from rorqual.core.errors import RorqualError
+from rorqual.core.lock import own
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A tensor to write. `shape` has the outermost dimension first, as in torch."""
+class PlannedTensor:
+    """A tensor to write. `shape` has the outermost dimension first, as in torch. `chunks` yields its bytes in order."""
 
     name: str
-    format: Format
+    kind: GGMLQuantizationType
     shape: tuple[int, ...]
+    chunks: Callable[[], Iterable[Bytes]]
 
     @property
     def size(self) -> int:
         """Size in bytes, without padding."""
-        size = self.format.row_bytes(self.shape[-1])
-        for rows in self.shape[:-1]:
-            size *= rows
-        return size
+        return math.prod(quant_shape_to_byte_shape(self.shape, self.kind))
 
 
-def padding(size: int) -> bytes:
-    """Return the zero bytes that pad `size` bytes to a multiple of `ALIGNMENT`."""
-    return bytes(-size % ALIGNMENT)
+class _Writer(GGUFWriter):
+    """A GGUFWriter that writes empty lists, too. llama.cpp requires the merges of a tokenizer of bytes, which has none."""
+
+    def _pack_val(self, val: Any, vtype: GGUFValueType, *args: Any, **how: Any) -> bytes:
+        if val == [] and vtype == GGUFValueType.ARRAY:
+            return struct.pack("<IIQ", vtype, GGUFValueType.STRING, 0)
+        return super()._pack_val(val, vtype, *args, **how)
 
 
-def header_bytes(keys: Mapping[str, Any], tensors: Sequence[Planned]) -> bytes:
-    """Return the header of a GGUF file, with the padding before the first tensor.
+def write_gguf(
+    dst: Path, architecture: str, keys: Mapping[str, Any], tensors: Sequence[PlannedTensor], progress: Progress
+) -> None:
+    """Write a GGUF file. Integers are written as uint32, and lists as arrays of strings or int32.
 
-    Integers are written as uint32, and lists as arrays of strings or int32.
+    The file appears only when it is complete.
     """
-    parts = [MAGIC, struct.pack("<IQQ", 3, len(tensors), len(keys))]
+    done, total = 0, sum(tensor.size for tensor in tensors)
+    temporary = dst.with_name(f".{dst.name}.part")
+    writer = _Writer(temporary, architecture)
     for key, value in keys.items():
-        parts += (_text(key), _value(value))
-    offset = 0
+        kind = GGUFValueType.UINT32 if type(value) is int else GGUFValueType.get_type(value)
+        writer.add_key_value(key, value, kind)
     for tensor in tensors:
-        dims = tensor.shape[::-1]
-        info = struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, tensor.format.code, offset)
-        parts += (_text(tensor.name), info)
-        offset += tensor.size + len(padding(tensor.size))
-    header = b"".join(parts)
-    return header + padding(len(header))
-
-
-def _text(text: str) -> bytes:
-    data = text.encode()
-    return struct.pack("<Q", len(data)) + data
-
-
-def _value(value: Any) -> bytes:
-    if isinstance(value, bool):
-        return struct.pack("<I?", GGUFValueType.BOOL, value)
-    if isinstance(value, int):
-        return struct.pack("<II", GGUFValueType.UINT32, value)
-    if isinstance(value, float):
-        return struct.pack("<If", GGUFValueType.FLOAT32, value)
-    if isinstance(value, str):
-        return struct.pack("<I", GGUFValueType.STRING) + _text(value)
-    if value and isinstance(value[0], int):
-        head = struct.pack("<IIQ", GGUFValueType.ARRAY, GGUFValueType.INT32, len(value))
-        return head + struct.pack(f"<{len(value)}i", *value)
-    head = struct.pack("<IIQ", GGUFValueType.ARRAY, GGUFValueType.STRING, len(value))
-    return head + b"".join(map(_text, value))
+        writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), tensor.size, tensor.kind)
+    try:
+        with own(dst, "Wait for it, or choose another file."):
+            for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_ti_data_to_file):
+                step()
+            (file,) = writer.fout or []
+            writer.write_padding(file, file.tell())
+            for tensor in tensors:
+                progress(done, total, tensor.name)
+                for chunk in tensor.chunks():
+                    file.write(chunk.data)
+                writer.write_padding(file, tensor.size)
+                done += tensor.size
+            progress(done, total, "")
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(temporary, dst)
+    except OSError as error:
+        raise RorqualError(
+            f"cannot write: {error.strerror}", where=str(dst), remedy="Free disk space or choose another folder."
+        ) from error
+    finally:
+        with suppress(OSError):
+            writer.close()
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)

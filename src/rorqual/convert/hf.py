@@ -6,27 +6,29 @@ Import and export write to a temporary folder and rename this folder when it is 
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
-
 import rorqual
-from rorqual.convert.cast import FP8, TYPES
-from rorqual.convert.files import INDEX, WEIGHTS, atomic_folder, find_tensors, refuse_target
+from rorqual.convert.files import INDEX, WEIGHTS, atomic_folder, find_tensors, new_run, refuse_target
 from rorqual.convert.merge import whole_weights
-from rorqual.convert.stream import Progress, Spec, header_bytes, layout, write_tensors
-from rorqual.convert.tensors import CountedChunks, DType, TensorJob, check_copies, export_jobs, import_jobs, our_tensors
+from rorqual.convert.stream import FP8, TYPES, Progress, Spec, header_bytes, layout, write_tensors
+from rorqual.convert.tensors import (
+    CountedChunks,
+    DType,
+    TensorJob,
+    check_copies,
+    export_jobs,
+    import_jobs,
+    our_tensors,
+    published_pieces,
+)
 from rorqual.convert.texts import ORIGINALS, TEMPLATE, StoredTexts, fp8_config, json_bytes, read_texts, written_texts
 from rorqual.core.errors import CheckpointError, ConfigError, nearest
-from rorqual.core.records import CONFIG_FILE, MANIFEST_FILE, TOKENIZER_FILE, RunDir, write_json
+from rorqual.core.records import RunDir, write_json
 from rorqual.model.load.find import family_for, family_of
 from rorqual.model.load.names import NameMap
 from rorqual.model.load.run import WEIGHTS_FILE, read_model_config
@@ -39,25 +41,16 @@ _DERIVED = ".rotary_emb.inv_freq"
 """Name suffix of tensors that import skips. Older checkpoints contain these tensors, but the config determines their values."""
 
 
-@dataclass(frozen=True)
-class Converted:
-    """The result of a conversion: the `model_type`, the number of tensors, their size in bytes, and notes for the user."""
-
-    model_type: str
-    tensors: int
-    size: int
-    notes: tuple[str, ...] = ()
-
-
 def quiet(done: int, total: int, name: str) -> None:
     """Do nothing: the default progress callback, which reports no progress."""
 
 
-def import_hf(src: Path, out: Path, *, dtype: DType = "keep", progress: Progress = quiet) -> Converted:
+def import_hf(src: Path, out: Path, *, dtype: DType = "keep", progress: Progress = quiet) -> tuple[str, ...]:
     """Import a folder with config.json, tokenizer.json and safetensors as the run directory `out`.
 
     `out` must be new or an empty folder. `dtype="keep"` copies the bytes of every tensor, including FP8
     scales. "float32", "bfloat16" and "float16" convert all tensors and dequantise FP8; only the router bias is always fp32.
+    Returns notes for the user.
 
     Raises ConfigError, CheckpointError or DataError for an invalid config, header or text file, before any tensor is read.
     Raises NumericsError if a weight is not finite.
@@ -75,15 +68,16 @@ def import_hf(src: Path, out: Path, *, dtype: DType = "keep", progress: Progress
     names = texts.family.name_map(texts.model)
     jobs = import_jobs(names, texts.model, tensors, dtype, str(src))
     counted = CountedChunks(jobs, progress)
-    with atomic_folder(out, needs=counted.total) as folder:
-        copies = check_copies(names, tensors, str(src))
-        run = RunDir(folder)
-        step = run.step_dir(0)
-        step.mkdir()
-        size = write_tensors(step / WEIGHTS_FILE, [job.spec for job in jobs], counted)
-        write_json(step / MANIFEST_FILE, {WEIGHTS_FILE: size})
-        _write_texts(folder, texts, src, dtype, copies)
-    return Converted(texts.model_type, len(jobs), size, texts.notes)
+    copies = check_copies(names, tensors, str(src))
+    settings = _settings(texts, src, dtype, copies)
+    with new_run(out, settings, texts.tokenizer.source.encode(), needs=counted.total) as step:
+        write_tensors(step / WEIGHTS_FILE, [job.spec for job in jobs], counted)
+        if texts.template is not None:
+            (step.parent / TEMPLATE).write_bytes(texts.template.encode())
+        (step.parent / ORIGINALS).mkdir()
+        for name, original in texts.originals.items():
+            (step.parent / ORIGINALS / name).write_bytes(original)
+    return texts.notes
 
 
 def _check_dtype(dtype: str, allowed: Iterable[str]) -> None:
@@ -91,7 +85,8 @@ def _check_dtype(dtype: str, allowed: Iterable[str]) -> None:
         raise ConfigError(f"unknown type '{dtype}'", where="dtype", remedy=nearest(dtype, allowed))
 
 
-def _write_texts(folder: Path, texts: StoredTexts, src: Path, dtype: DType, copies: list[str]) -> None:
+def _settings(texts: StoredTexts, src: Path, dtype: DType, copies: list[str]) -> dict[str, Any]:
+    """Return the content of the `run.yaml` of the imported run."""
     imported: dict[str, Any] = {
         "source": str(src), "format": "hf", "family": texts.model_type, "dtype": dtype, "copies": copies,
     }  # fmt: skip
@@ -100,21 +95,12 @@ def _write_texts(folder: Path, texts: StoredTexts, src: Path, dtype: DType, copi
     data: dict[str, Any] = {
         "recipe": "import", "chat": texts.chat, "model": texts.model.model_dump(mode="json"), "imported": imported,
     }  # fmt: skip
-    if texts.generation:
-        data["generation"] = texts.generation
-    text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
-    (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
-    (folder / TOKENIZER_FILE).write_bytes(texts.tokenizer.source.encode())
-    if texts.template is not None:
-        (folder / TEMPLATE).write_text(texts.template, encoding="utf-8", newline="")
-    (folder / ORIGINALS).mkdir()
-    for name, original in texts.originals.items():
-        (folder / ORIGINALS / name).write_bytes(original)
+    return data | ({"generation": texts.generation} if texts.generation else {})
 
 
 def export_hf(
     run: RunDir, dst: Path, *, dtype: DType = "keep", shard_bytes: float = SHARD_BYTES, progress: Progress = quiet
-) -> Converted:
+) -> None:
     """Export the newest complete checkpoint of a run as a folder that transformers or an engine such as vLLM can load.
 
     `dtype` accepts the values of `import_hf` and also "fp8". With "fp8", all projections are FP8 (E4M3) with one scale per
@@ -126,10 +112,11 @@ def export_hf(
     file = whole_weights(run)
     model = read_model_config(run)
     tensors = our_tensors(file, model)
-    imported = _imported(run)
+    imported = run.config().get("imported") or {}
     family = family_of(str(imported["family"]), str(run.config_file)) if "family" in imported else family_for(model)
     names = family.name_map(model)
-    jobs = export_jobs(names, model, tensors, dtype, _copies(names, imported), str(file))
+    pieces = published_pieces(names, model, tensors, str(file))
+    jobs = export_jobs(names, pieces, dtype, _copies(names, imported))
     texts = written_texts(run, family, model, _main_dtype(jobs), _quantization(jobs, imported))
     shards = _shards(jobs, shard_bytes)
     counted = CountedChunks(jobs, progress)
@@ -148,13 +135,6 @@ def export_hf(
         for name, data in texts.items():
             (folder / name).write_bytes(data)
         (folder / STATE_FILE).unlink()
-    return Converted(str(json.loads(texts["config.json"])["model_type"]), len(jobs), counted.total)
-
-
-def _imported(run: RunDir) -> Mapping[str, Any]:
-    data = yaml.safe_load(run.config_file.read_text(encoding="utf-8"))
-    imported = data.get("imported") if isinstance(data, dict) else None
-    return imported if isinstance(imported, dict) else {}
 
 
 def _copies(names: NameMap, imported: Mapping[str, Any]) -> list[str]:
@@ -218,25 +198,15 @@ def _size(specs: list[Spec]) -> int:
 
 
 def _identity(file: Path) -> dict[str, Any]:
-    """Return the values that identify an export's source file: path, size, modification time, and a hash of the first MiB."""
+    """Return the values that identify an export's source file: path, size and modification time."""
     status = file.stat()
-    with open(file, "rb") as stream:
-        head = hashlib.sha256(stream.read(1 << 20)).hexdigest()
-    return {"file": str(file.resolve()), "size": status.st_size, "time": status.st_mtime_ns, "head": head}
+    return {"file": str(file.resolve()), "size": status.st_size, "time": status.st_mtime_ns}
 
 
 def _begin(folder: Path, state: Mapping[str, Any]) -> None:
-    """Prepare the folder of an export. Shards are kept if `state` equals the recorded state; all other files are deleted."""
+    """Prepare the folder of an export. All files are deleted unless `state` equals the recorded state."""
     file = folder / STATE_FILE
-    try:
-        same = json.loads(file.read_text(encoding="utf-8")) == state
-    except (OSError, ValueError):
-        same = False
-    for entry in folder.iterdir():
-        if same and entry.suffix == ".safetensors":
-            continue
-        if entry.is_dir():
-            shutil.rmtree(entry)
-        else:
-            os.unlink(entry)
-    write_json(file, state)
+    if not file.is_file() or json.loads(file.read_text(encoding="utf-8")) != state:
+        for entry in folder.iterdir():
+            entry.unlink()
+        write_json(file, state)

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from safetensors.torch import save_file
 
-from rorqual.convert.files import atomic_folder, refuse_target
+from rorqual.convert.files import new_run, refuse_target
 from rorqual.core.errors import CheckpointError, ConfigError
-from rorqual.core.records import CONFIG_FILE, MANIFEST_FILE, RunDir, write_json
+from rorqual.core.records import RunDir
 from rorqual.model.adapter import adapter_of
 from rorqual.model.adapter.files import WEIGHTS_FILE
 from rorqual.model.decoder import Decoder
@@ -59,16 +58,12 @@ def write_model(dst: Path, model: Decoder, source: RunDir, data: Mapping[str, An
 
     `data` is added to `run.yaml`. Return the checkpoint folder of `dst`.
     """
-    step_name = source.checkpoint().name
     config = {**data, "chat": read_section(source, "chat"), "model": model.config.model_dump(mode="json")}
-    size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-    with atomic_folder(dst, needs=size) as folder:
-        step = folder / step_name
-        step.mkdir()
-        save_file({name: t.contiguous() for name, t in model.state_dict().items()}, step / WEIGHTS_FILE)
-        write_json(step / MANIFEST_FILE, {WEIGHTS_FILE: (step / WEIGHTS_FILE).stat().st_size})
-        (folder / CONFIG_FILE).write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
-        shutil.copyfile(source.tokenizer_file, RunDir(folder).tokenizer_file)
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    size = sum(tensor.nbytes for tensor in state.values())
+    name = source.checkpoint().name
+    with new_run(dst, config, source.tokenizer_file.read_bytes(), needs=size, step=name) as step:
+        save_file(state, step / WEIGHTS_FILE)
         if source.defaults_file.is_file():
-            shutil.copyfile(source.defaults_file, RunDir(folder).defaults_file)
-    return dst / step_name
+            shutil.copyfile(source.defaults_file, RunDir(step.parent).defaults_file)
+    return dst / name

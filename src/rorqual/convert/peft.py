@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rorqual.convert.files import atomic_folder, inside, read_object, refuse_target
+from rorqual.convert.files import atomic_folder, inside, new_run, read_object, refuse_target
+from rorqual.core.config import parse
 from rorqual.core.errors import CheckpointError, ConfigError
-from rorqual.core.records import CONFIG_FILE, MANIFEST_FILE, RunDir, write_json
+from rorqual.core.records import RunDir, write_json
 from rorqual.model.adapter import Adapter, LoRA, adapter_of
 from rorqual.model.adapter.files import OpenedAdapter, base_of, check_trained
 from rorqual.model.adapter.lora import linears
 from rorqual.model.decoder import Decoder
 from rorqual.model.load.find import family_for
+from rorqual.model.load.names import shown
 from rorqual.model.load.run import read_model_config, read_section
 from rorqual.model.skeleton import skeleton
 
@@ -119,14 +118,9 @@ def read_peft(src: Path, base: RunDir, out: Path) -> Path:
         "start": {"run": str(base.path), "tokenizer": "bytes"},
         "tune": tune.model_dump(mode="json"),
     }
-    with atomic_folder(out, needs=sum(map(len, files.values()))) as folder:
-        step = RunDir(folder).step_dir(0)
-        step.mkdir()
+    with new_run(out, data, base.tokenizer_file.read_bytes(), needs=sum(map(len, files.values()))) as step:
         for name, content in files.items():
             (step / name).write_bytes(content)
-        write_json(step / MANIFEST_FILE, {name: len(content) for name, content in files.items()})
-        (folder / CONFIG_FILE).write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")
-        shutil.copyfile(base.tokenizer_file, RunDir(folder).tokenizer_file)
     return out
 
 
@@ -185,11 +179,7 @@ def read_config(src: Path) -> dict[str, Any]:
     if missing := [key for key in ("r", "lora_alpha") if key not in data]:
         raise ConfigError(f"missing keys: {', '.join(missing)}", where=where, remedy="Download the file again.")
     settings = {"r": data["r"], "alpha": data["lora_alpha"], "use_rslora": data.get("use_rslora", False)}
-    try:
-        LoRA(**settings)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(f"key '{first['loc'][0]}': {first['msg']} (got {first['input']!r})", where=where) from None
+    parse(LoRA, settings, where=where)
     return settings
 
 
@@ -223,9 +213,10 @@ def internal_names(tensors: Mapping[str, Tensor], ours: Mapping[str, str], where
         else:
             renamed[f"{ours[match['module']]}.lora_{match['letter']}"] = tensor
     if unknown or not renamed:
-        shown = ", ".join(unknown[:8]) + (f" and {len(unknown) - 8} more" if len(unknown) > 8 else "")
         raise CheckpointError(
-            f"tensors that adapt no module of this model: {shown}" if unknown else "the file holds no adapter tensors",
+            f"tensors that adapt no module of this model: {shown(unknown)}"
+            if unknown
+            else "the file holds no adapter tensors",
             where=where,
             remedy="Give the base model of this adapter. Adapters of embedding, head and routed experts are not supported.",
         )

@@ -9,10 +9,12 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
-from rorqual.convert.cast import FP8, TYPES, TensorPiece, check_scale
-from rorqual.convert.stream import Progress, Spec, Stored, read_header
+import torch
+
+from rorqual.convert.cast import TensorPiece, check_scale
+from rorqual.convert.stream import FP8, TYPES, Bytes, Progress, Spec, Stored, read_header
 from rorqual.core.errors import CheckpointError, ConfigError
 from rorqual.model.config import ModelConfig
 from rorqual.model.ffn import older_names
@@ -38,14 +40,21 @@ NO_INDEXER = (
 )
 
 
+class TensorPart(Protocol):
+    """A part of an output tensor."""
+
+    def chunks(self, dtype: str) -> Iterator[Bytes]:
+        """Yield the values as bytes of the dtype `dtype`."""
+
+
 @dataclass(frozen=True)
 class TensorJob:
     """A tensor to write. The output bytes are those of `pieces`, converted to the dtype of `spec` and concatenated."""
 
     spec: Spec
-    pieces: tuple[TensorPiece, ...]
+    pieces: tuple[TensorPart, ...]
 
-    def chunks(self) -> Iterator[bytearray | memoryview]:
+    def chunks(self) -> Iterator[Bytes]:
         """Yield the bytes of the tensor in order."""
         for piece in self.pieces:
             yield from piece.chunks(self.spec.dtype)
@@ -59,10 +68,10 @@ class CountedChunks:
         self._progress = progress
         self.done, self.total = 0, sum(job.spec.size for job in jobs)
 
-    def __call__(self, spec: Spec) -> Iterator[bytearray | memoryview]:
+    def __call__(self, spec: Spec) -> Iterator[Bytes]:
         for chunk in self._jobs[spec.name].chunks():
             yield chunk
-            self.add(len(chunk), spec.name)
+            self.add(chunk.size, spec.name)
 
     def add(self, size: int, name: str) -> None:
         """Report `size` further bytes of the tensor `name` as done."""
@@ -157,9 +166,11 @@ def _import_entry(
     entry: NameEntry, shape: tuple[int, ...], dtype: DType, parts: Sequence[Stored], scales: Sequence[Stored | None]
 ) -> Iterator[TensorJob]:
     kinds = sorted({target(part.name, dtype, part.dtype) for part in parts})
-    if len(kinds) > 1:
+    scale_kinds = sorted({scale.dtype for scale in scales if scale is not None and dtype == "keep"})
+    if len(kinds) > 1 or len(scale_kinds) > 1:
         raise CheckpointError(
-            f"{entry.published[0]} and the tensors stacked with it must have one type, but they have {', '.join(kinds)}",
+            f"{entry.published[0]} and the tensors stacked with it must have one type, as must their scales, but the types are "
+            f"{', '.join([*kinds, *scale_kinds])}",
             where=str(parts[0].file),
             remedy="Convert the weights to one type: dtype=bfloat16 or dtype=float32.",
         )
@@ -172,12 +183,6 @@ def _import_entry(
     yield TensorJob(Spec(entry.internal, kinds[0], shape), tuple(TensorPiece(parts[i]) for i in order))
     scale_entry = entry.scales()
     scale_shape = scale_entry.shape([scale.shape for scale in scales if scale is not None])
-    if len({scale.dtype for scale in kept}) > 1:
-        raise CheckpointError(
-            f"{scale_entry.published[0]} and the scales stacked with it must have one type, but their types differ",
-            where=str(kept[0].file),
-            remedy="Convert the weights to one type: dtype=bfloat16 or dtype=float32.",
-        )
     yield TensorJob(Spec(scale_entry.internal, kept[0].dtype, scale_shape), tuple(TensorPiece(scale) for scale in kept))
 
 
@@ -191,7 +196,7 @@ def check_copies(names: NameMap, tensors: Mapping[str, Stored], where: str) -> l
     for name in present:
         copy, first = tensors[name], tensors[original[names.copies[name]]]
         same = (copy.dtype, copy.shape) == (first.dtype, first.shape)
-        if not same or any(a != b for a, b in zip(copy.chunks(), first.chunks(), strict=True)):
+        if not same or any(_bytes(copy, *rows) != _bytes(first, *rows) for rows in copy.slices()):
             raise CheckpointError(
                 f"{name} must be a copy of {first.name}, but differs from it",
                 where=where,
@@ -200,60 +205,59 @@ def check_copies(names: NameMap, tensors: Mapping[str, Stored], where: str) -> l
     return present
 
 
-def export_jobs(
-    names: NameMap,
-    config: ModelConfig,
-    tensors: Mapping[str, Stored],
-    dtype: DType,
-    copies: Collection[str],
-    where: str,
-) -> list[TensorJob]:
-    """Plan an export: return the jobs that write the Hugging Face tensors, including `copies`, from a run.
+def _bytes(stored: Stored, start: int, stop: int) -> bytes:
+    return stored.rows(start, stop).view(torch.uint8).numpy().tobytes()
+
+
+def published_pieces(
+    names: NameMap, config: ModelConfig, tensors: Mapping[str, Stored], where: str
+) -> dict[str, TensorPiece]:
+    """Return the part of a run's tensors that equals each Hugging Face tensor.
 
     Raises CheckpointError for missing tensors, unexpected tensors and wrong shapes.
     """
     wanted = shapes_of(config)
     scaled = {entry.internal: entry.scales().internal for entry in names.entries if entry.scales().internal in tensors}
-    missing = [name for name in wanted if name not in tensors]
-    extra = [name for name in tensors if name not in wanted and name not in scaled.values()]
-    wrong = [
-        f"{n} {tensors[n].shape}, not {shape}"
-        for n, shape in wanted.items()
-        if n in tensors and tensors[n].shape != shape
+    problems = [f"missing {name}" for name in wanted if name not in tensors]
+    problems += [f"unexpected {name}" for name in tensors if name not in wanted and name not in scaled.values()]
+    problems += [
+        f"{name} {tensors[name].shape}, not {shape}"
+        for name, shape in wanted.items()
+        if name in tensors and tensors[name].shape != shape
     ]
-    problems = [f"missing {n}" for n in missing] + [f"unexpected {n}" for n in extra] + wrong
     if problems:
         raise CheckpointError(
             f"the checkpoint does not fit the model in run.yaml: {shown(problems)}",
             where=where,
             remedy="Use the run.yaml that belongs to these weights.",
         )
-    jobs: list[TensorJob] = []
+    pieces: dict[str, TensorPiece] = {}
     for entry in names.entries:
         scale = tensors.get(scaled.get(entry.internal, ""))
         for place, index in enumerate(entry.order()):
             part = _part(tensors[entry.internal], entry, place)
             part_scale = None if scale is None else _part(scale, entry, place)
             _check_type(part, part_scale)
-            jobs += _export_tensor(entry.published[index], part, part_scale, dtype)
-    entries = {entry.internal: entry for entry in names.entries}
-    for name in copies:
-        jobs += _export_tensor(name, _part(tensors[names.copies[name]], entries[names.copies[name]], 0), None, dtype)
-    return jobs
+            pieces[entry.published[index]] = TensorPiece(part, part_scale)
+    return pieces
+
+
+def export_jobs(
+    names: NameMap, pieces: Mapping[str, TensorPiece], dtype: DType, copies: Collection[str]
+) -> list[TensorJob]:
+    """Plan an export: return the jobs that write the Hugging Face tensors, including `copies`, from the `published_pieces` of a run."""
+    original = {entry.internal: entry.published[0] for entry in names.entries}
+    copied = {name: pieces[original[names.copies[name]]] for name in copies}
+    return [job for name, piece in (*pieces.items(), *copied.items()) for job in _export_tensor(name, piece, dtype)]
 
 
 def _part(stored: Stored, entry: NameEntry, place: int) -> Stored:
     """Return one part of `stored`, a tensor of a run. The part is the Hugging Face tensor at position `place` of `entry.order()`."""
-    shape = stored.shape
-    if entry.kind == "stack":
-        shape = shape[1:]
-    elif entry.kind == "pairs":
-        shape = (shape[1] // 2, *shape[2:])
-    return stored.part(place, len(entry.published), shape)
+    return stored.part(place, len(entry.published), entry.part_shape(stored.shape))
 
 
-def _export_tensor(name: str, part: Stored, scale: Stored | None, dtype: DType) -> Iterator[TensorJob]:
-    shape = part.shape
+def _export_tensor(name: str, piece: TensorPiece, dtype: DType) -> Iterator[TensorJob]:
+    part, scale, shape = piece.tensor, piece.scale, piece.tensor.shape
     if dtype in ("keep", "fp8") and scale is not None:
         yield TensorJob(Spec(name, part.dtype, shape), (TensorPiece(part),))
         yield TensorJob(Spec(name + SCALE, scale.dtype, scale.shape), (TensorPiece(scale),))
@@ -261,7 +265,7 @@ def _export_tensor(name: str, part: Stored, scale: Stored | None, dtype: DType) 
         yield TensorJob(Spec(name, FP8, shape), (TensorPiece(part),))
         yield TensorJob(Spec(name + SCALE, "F32", blocks(shape)), (TensorPiece(part, want="scales"),))
     else:
-        yield TensorJob(Spec(name, target(name, dtype, part.dtype), shape), (TensorPiece(part, scale),))
+        yield TensorJob(Spec(name, target(name, dtype, part.dtype), shape), (piece,))
 
 
 def check_quantization(data: object, where: str) -> None:

@@ -80,7 +80,7 @@ def read_texts(folder: Path) -> StoredTexts:
     _check_generation(generation, model, str(folder / (GENERATION if objects[GENERATION] else CONFIG)))
     originals = {name: _without_code(value) for name, value in {**objects, CONFIG: config}.items() if value is not None}
     if (text := read_text(folder, TEMPLATE)) is not None:
-        originals[TEMPLATE] = text
+        originals[TEMPLATE] = text.encode()
     return StoredTexts(
         family, kind, model, tokenizer, guess_chat(kind, tokenizer, template), template, generation, quantization,
         originals, tuple(_notes(folder, [config, *objects.values()], kind)),
@@ -89,17 +89,14 @@ def read_texts(folder: Path) -> StoredTexts:
 
 def _read_tokenizer(folder: Path, model: ModelConfig) -> Tokenizer:
     where = str(folder / TOKENIZER_FILE)
-    data = read_text(folder, TOKENIZER_FILE)
-    if data is None:
+    source = read_text(folder, TOKENIZER_FILE)
+    if source is None:
         raise CheckpointError(
             f"no {TOKENIZER_FILE}",
             where=str(folder),
             remedy=f"Download {TOKENIZER_FILE} too. Convert an older tokenizer format with transformers' `save_pretrained`.",
         )
-    try:
-        tokenizer = Tokenizer(data.decode("utf-8"), where=where)
-    except UnicodeDecodeError as error:
-        raise DataError(f"not UTF-8 at byte {error.start}", where=where, remedy="Download the file again.") from None
+    tokenizer = Tokenizer(source, where=where)
     if tokenizer.vocab_size > model.vocab_size:
         raise DataError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, but the model's vocabulary has {model.vocab_size}",
@@ -115,13 +112,7 @@ def _template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
     The template's own file takes precedence over tokenizer_config.json. If there are several named templates, the template
     named `default` is returned.
     """
-    data = read_text(folder, TEMPLATE)
-    try:
-        template = tokenizer_config.get("chat_template") if data is None else data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"not UTF-8 at byte {error.start}", where=str(folder / TEMPLATE), remedy="Download the file again."
-        ) from None
+    template = read_text(folder, TEMPLATE) or tokenizer_config.get("chat_template")
     if isinstance(template, list):
         named = {item.get("name"): item.get("template") for item in template if isinstance(item, dict)}
         template = named.get("default")
@@ -175,7 +166,7 @@ def written_texts(
     """
     tokenizer = Tokenizer.load(run.tokenizer_file)
     originals = run.path / ORIGINALS
-    files = {name: data for name in KEPT if (data := read_text(originals, name)) is not None}
+    files = {name: text.encode() for name in KEPT if (text := read_text(originals, name)) is not None}
     ids: dict[str, Any] = {}
     if files:
         original = read_object(originals, CONFIG) or {}

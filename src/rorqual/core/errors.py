@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class RorqualError(Exception):
@@ -37,6 +39,19 @@ class NumericsError(RorqualError):
 
 class TaskError(RorqualError):
     """An exception in the code of a task: in its problem generator or its grader."""
+
+
+@contextmanager
+def named_write_errors(path: Path) -> Iterator[None]:
+    """Raise a RorqualError that names `path` for an error of writing it."""
+    try:
+        yield
+    except OSError as error:
+        raise RorqualError(
+            f"cannot write: {error.strerror}",
+            where=str(path),
+            remedy="Free disk space, raise the limit or quota, or choose another folder. Nothing saved is lost: the same command resumes.",
+        ) from error
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -1,4 +1,8 @@
-"""An append-only file of JSON lines that survives a killed process."""
+"""Append-only files of JSON lines: the only store of records that a killed process must not lose.
+
+A line is written whole, and a line that broke off is never read. `append_line` is for files that several processes write, such as
+ledgers, and for the metrics of a run. A `Journal` has one writing process, calls `fsync`, and keeps what was paid for.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +11,55 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, suppress
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rorqual.core.errors import DataError, RorqualError
+from rorqual.core.errors import DataError, RorqualError, named_write_errors
 from rorqual.core.lock import own
 
 SPARE_BYTES = 1 << 20
 """Bytes reserved on disk. If the disk fills up, this space is freed to save pending answers, which were already paid for."""
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 """Error numbers of a full disk and of an exceeded disk quota."""
+ESCAPED = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
+"""Characters that JSON allows in strings but some readers treat as line ends. They are written as escapes."""
+
+
+def to_line(record: Mapping[str, Any]) -> bytes:
+    """Serialise a record as one line of JSON in UTF-8. Lone surrogates become escapes."""
+    return json.dumps(record, ensure_ascii=False).translate(ESCAPED).encode("utf-8", "backslashreplace") + b"\n"
+
+
+def append_line(path: Path, record: Mapping[str, Any]) -> None:
+    """Append one line with a single write, so that lines of parallel processes do not interleave.
+
+    If the file ends with an incomplete line, a newline is written first.
+    """
+    with named_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab+", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 1))
+            _write_all(file.fileno(), b"\n" * (file.read(1) not in (b"", b"\n")) + to_line(record))
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a file of JSON lines, even while another process writes to it. Other lines are skipped.
+
+    A missing file yields nothing.
+    """
+    with suppress(FileNotFoundError), open(path, "rb") as file:
+        yield from (record for record in map(_parse_line, file) if record is not None)
+
+
+def cut_lines(path: Path, size: int) -> None:
+    """Remove the lines after the first `size` bytes. A missing file stays missing."""
+    if path.is_file():
+        os.truncate(path, min(size, path.stat().st_size))
 
 
 class DiskFull(RorqualError):
@@ -26,36 +67,30 @@ class DiskFull(RorqualError):
 
 
 class Journal:
-    """An append-only file of JSON lines, for one process at a time.
+    """A file of JSON lines that one process at a time may open.
 
-    `lines` are the entries that the file had when it was opened. `append` writes complete lines and then calls `fsync`, unless
-    the last `fsync` was less than `patience` seconds ago. Lines that are not yet synced survive a killed process, but not a
-    power failure.
+    `append` writes complete lines and then calls `fsync`, unless the last `fsync` was less than `patience` seconds ago. Lines that are
+    not yet synced survive a killed process, but not a power failure.
 
     Opening the file removes an incomplete last line, which a killed process or a full disk can leave behind. `spare` reserves
-    `SPARE_BYTES` of disk space in a hidden file in the folder of the journal. Raises DataError if any line but the last is
-    not a JSON object, and RorqualError if another process has locked the file.
+    `SPARE_BYTES` of disk space in a hidden file in the folder of the journal. Raises RorqualError if another process has locked the file.
     """
 
     def __init__(self, path: Path, *, spare: bool = False, patience: float = 0.0) -> None:
         self.path, self.patience = path, patience
         self._synced = time.monotonic()
         self._writing = threading.Lock()
-        self._spare = path.with_name(f".{path.name}.spare") if spare else None
-        self._lock = own(
-            path, "Wait for that process, or write to another file: otherwise the same samples are paid for twice."
-        )
-        try:
+        self._spare = path.with_name(f".{path.name}.spare")
+        remedy = "Wait for that process, or write to another file: otherwise the same samples are paid for twice."
+        with ExitStack() as opened, named_write_errors(path):
+            opened.enter_context(own(path, remedy))
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            self._lock.close()
-            raise self._write_error(error) from error
-        try:
-            self.lines = self._read()
-            self._reserve_spare()
-        except BaseException:
-            self.close()
-            raise
+            opened.callback(os.close, self._file)
+            self._drop_torn_line()
+            if spare:
+                opened.callback(self._spare.unlink, missing_ok=True)
+                self._spare.write_bytes(bytes(SPARE_BYTES))
+            self._opened = opened.pop_all()
 
     def __enter__(self) -> Journal:
         return self
@@ -64,89 +99,80 @@ class Journal:
         self.close()
 
     def close(self) -> None:
-        """Close the file and release its lock."""
-        os.close(self._file)
-        if self._spare is not None:
-            self._spare.unlink(missing_ok=True)
-        self._lock.close()
+        """Close the file and release its lock. Further calls do nothing."""
+        self._opened.close()
 
-    def append(self, entries: Iterable[Mapping[str, Any]]) -> None:
-        """Append one line per entry, all in one write.
+    def read(self) -> Iterator[tuple[str, int, dict[str, Any]]]:
+        """Yield (`file:line`, offset in bytes, record) of each line. Raises DataError for a line that is not a JSON object."""
+        return scan_journal(self.path)
+
+    def append(self, records: Iterable[Mapping[str, Any]]) -> list[int]:
+        """Append one line per record, all in one write, and return their offsets in bytes.
 
         Raises DiskFull if the disk is full and the lines were saved in the reserved space.
         """
-        raw = b"".join(json.dumps(entry, separators=(",", ":")).encode() + b"\n" for entry in entries)
-        if not raw:
-            return
-        with self._writing:
+        lines = [to_line(record) for record in records]
+        with self._writing, named_write_errors(self.path):
+            start = os.fstat(self._file).st_size
             try:
-                self._write(raw)
+                self._write(b"".join(lines), start)
             except OSError as error:
-                if error.errno not in FULL or self._spare is None or not self._spare.exists():
-                    raise self._write_error(error) from error
+                if error.errno not in FULL or not self._spare.exists():
+                    raise
                 self._spare.unlink()
-                try:
-                    self._write(raw)
-                except OSError as again:
-                    raise self._write_error(again) from again
+                self._write(b"".join(lines), start)
                 raise DiskFull(
                     "the disk is full; the pending answers were saved",
                     where=str(self.path),
                     remedy="Free disk space and repeat the command: it resumes from the saved answers.",
                 ) from error
+        return list(accumulate(map(len, lines), initial=start))[:-1]
 
-    def _write(self, raw: bytes) -> None:
-        """Write all bytes, or none: if the disk fills up during the write, the file is truncated to its previous size."""
-        size = os.fstat(self._file).st_size
-        view = memoryview(raw)
+    def _write(self, raw: bytes, start: int) -> None:
+        """Write all bytes, or none: if the disk fills up during the write, the file is cut to its previous size, `start`."""
         try:
-            while view:
-                view = view[os.write(self._file, view) :]
-            if time.monotonic() - self._synced >= self.patience:
+            _write_all(self._file, raw)
+            if raw and time.monotonic() - self._synced >= self.patience:
                 os.fsync(self._file)
                 self._synced = time.monotonic()
         except OSError:
-            os.ftruncate(self._file, size)
+            os.ftruncate(self._file, start)
             raise
 
-    def _read(self) -> list[dict[str, Any]]:
-        raw = self.path.read_bytes()
-        complete = raw[: raw.rfind(b"\n") + 1]
-        lines = complete.split(b"\n")[:-1]
-        entries: list[dict[str, Any]] = []
-        for number, line in enumerate(lines, start=1):
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                entry = None
-            if isinstance(entry, dict):
-                entries.append(entry)
-            elif number == len(lines):  # after a power failure, a line can have its newline but lack bytes before it
-                complete = complete[: len(complete) - len(line) - 1]
-            else:
-                raise DataError(
-                    "not a JSON object",
-                    where=f"{self.path}:{number}",
-                    remedy="Delete this line, and repeat the command, which requests the deleted sample again.",
-                )
-        if len(complete) < len(raw):
-            os.ftruncate(self._file, len(complete))
+    def _drop_torn_line(self) -> None:
+        """After a power failure, the last line can also have its newline but lack bytes before it."""
+        start = end = 0
+        last = b"{}"
+        with open(self.path, "rb") as file:
+            for last in file:
+                start, end = end, end + len(last)
+        if end and (not last.endswith(b"\n") or _parse_line(last) is None):
+            os.ftruncate(self._file, start)
             os.fsync(self._file)
-        return entries
 
-    def _reserve_spare(self) -> None:
-        if self._spare is None:
-            return
-        try:
-            with open(self._spare, "wb") as file:
-                file.write(bytes(SPARE_BYTES))
-        except OSError as error:
-            self._spare.unlink(missing_ok=True)
-            raise self._write_error(error) from error
 
-    def _write_error(self, error: OSError) -> RorqualError:
-        return RorqualError(
-            f"cannot write: {error.strerror}",
-            where=str(self.path),
-            remedy="Free disk space, or raise the limit or quota, and repeat the command: it resumes from the saved lines.",
-        )
+def scan_journal(path: Path) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """Yield (`file:line`, offset in bytes, record) of each line of a journal. Raises DataError for a line that is not a JSON object."""
+    offset = 0
+    with open(path, "rb") as file:
+        for number, raw in enumerate(file, start=1):
+            record = _parse_line(raw)
+            if record is None:
+                remedy = "Delete this line, and repeat the command, which requests the deleted sample again."
+                raise DataError("not a JSON object", where=f"{path}:{number}", remedy=remedy)
+            yield f"{path}:{number}", offset, record
+            offset += len(raw)
+
+
+def _parse_line(raw: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(raw)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _write_all(file: int, raw: bytes) -> None:
+    view = memoryview(raw)
+    while view:
+        view = view[os.write(file, view) :]

@@ -9,7 +9,6 @@ add up to the wall-clock time of the job.
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rorqual.core.errors import RorqualError
-from rorqual.core.records import append_line
+from rorqual.core.journal import append_line, read_lines
 
 UNACCOUNTED = "unaccounted"
 """Name of the stage that collects the time outside all other stages, such as start-up and imports."""
@@ -167,13 +166,10 @@ def read_ledger(path: Path) -> list[LedgerEntry]:
     Returns an empty list if the file does not exist.
     """
     stages: dict[str, LedgerEntry] = {}
-    for raw in path.read_bytes().split(b"\n") if path.is_file() else ():
-        try:
-            line = json.loads(raw)
-            entry = LedgerEntry(str(line.pop("stage")), **{name: line.get(name, 0) for name in AMOUNTS})
-        except (ValueError, KeyError, AttributeError, TypeError):
-            continue
-        stages[entry.stage] = stages[entry.stage] + entry if entry.stage in stages else entry
+    for line in read_lines(path):
+        if "stage" in line:
+            entry = LedgerEntry(str(line["stage"]), **{name: line.get(name, 0) for name in AMOUNTS})
+            stages[entry.stage] = stages.get(entry.stage, LedgerEntry(entry.stage)) + entry
     return list(stages.values())
 
 

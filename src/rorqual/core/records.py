@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,8 @@ import yaml
 from pydantic import field_validator
 
 from rorqual.core.config import Config, Count, ReplyTemperature, load_yaml, parse
-from rorqual.core.errors import CheckpointError, ConfigError, DataError, RorqualError
+from rorqual.core.errors import CheckpointError, ConfigError, DataError, named_write_errors
+from rorqual.core.journal import read_lines
 from rorqual.core.parts import Content, TextPart, content_label, foreign_part
 from rorqual.core.sampling import Grammar
 
@@ -271,69 +272,29 @@ class RunDir:
         return read_lines(self.rollouts_file)
 
 
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the parsed lines of a JSONL file, even while another process writes to the file.
-
-    Incomplete lines are skipped. A missing file yields nothing.
-    """
-    if not path.is_file():
-        return
-    for line in path.read_bytes().split(b"\n"):
-        try:
-            yield json.loads(line)
-        except ValueError:
-            continue
-
-
-def append_line(path: Path, line: Mapping[str, Any]) -> None:
-    """Append one line with a single write, so that lines of parallel processes do not interleave.
-
-    If the file ends with an incomplete line, a newline is written first.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "ab", buffering=0) as file:
-            incomplete = file.tell() > 0 and not _ends_with_newline(path)
-            file.write((b"\n" if incomplete else b"") + json.dumps(line).encode() + b"\n")
-    except OSError as error:
-        raise RorqualError(
-            f"cannot write: {error.strerror}",
-            where=str(path),
-            remedy="Free disk space and repeat the command: it resumes where it stopped.",
-        ) from error
-
-
-def _ends_with_newline(path: Path) -> bool:
-    with open(path, "rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"
-
-
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes | Iterable[bytes]) -> None:
     """Write a file atomically. Readers see either the old or the new file, even if the process is killed during the write.
 
     A device or a pipe, such as /dev/null, is written directly instead of being replaced. Raises RorqualError if the write
     fails.
     """
+    chunks = [data] if isinstance(data, bytes) else data
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with named_write_errors(path):
         if path.exists() and not path.is_file() and not path.is_dir():
-            path.write_bytes(data)
+            path.write_bytes(b"".join(chunks))
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        with suppress(OSError):  # unlink also fails if, for example, a parent of the path is a file
-            temporary.unlink(missing_ok=True)
-        raise RorqualError(
-            f"cannot write: {error.strerror}",
-            where=str(path),
-            remedy="Free disk space or choose another folder; nothing was lost.",
-        ) from error
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as file:
+                file.writelines(chunks)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            with suppress(OSError):  # unlink also fails if, for example, a parent of the path is a file
+                temporary.unlink(missing_ok=True)
+            raise
 
 
 def write_json(path: Path, value: Mapping[str, Any] | list[Any]) -> None:

@@ -30,11 +30,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rorqual.core.errors import DataError
-from rorqual.core.parts import content_json, read_content
+from rorqual.core.parts import Content, content_json, read_content
 from rorqual.core.records import Message, Role, write_atomic
+from rorqual.core.rows import parquet_errors
 
 FORMAT_KEY, TOKENIZER_KEY, VOCAB_KEY = b"rorqual.format", b"rorqual.tokenizer", b"rorqual.vocab"
 ROWS_AT_ONCE = 1024
+AGAIN = "Sample the teacher again."
 VerdictName = Literal["right", "wrong", "ungraded"]
 Ids = npt.NDArray[np.int32]
 Logprobs = npt.NDArray[np.float32]
@@ -187,17 +189,14 @@ def read_distilled(path: Path) -> DistilledFile:
 
     If the file is missing, corrupt or empty, or has an unknown format, raises a DataError that names the file.
     """
-    file = _open(path)
-    rows = [row for first, batch in _batches(file, path, None) for row in _rows(batch, path, first)]
+    table = _read_table(path, SCHEMA.names)
+    metadata = table.schema.metadata
+    rows: list[Distilled] = []
+    for batch in table.to_batches(ROWS_AT_ONCE):
+        rows += _rows(batch, path, len(rows) + 1)
     if not rows:
-        raise DataError("the file has no samples", where=str(path), remedy="Sample the teacher again.")
-    metadata = file.schema_arrow.metadata
-    tokenizer, vocab = (metadata.get(key, b"").decode("utf-8", "replace") for key in (TOKENIZER_KEY, VOCAB_KEY))
-    if not vocab.isdecimal():
-        raise DataError(
-            f"the vocabulary size is {vocab!r:.40}, not a number", where=str(path), remedy="Sample the teacher again."
-        )
-    return DistilledFile(rows, tokenizer, int(vocab))
+        raise DataError("the file has no samples", where=str(path), remedy=AGAIN)
+    return DistilledFile(rows, metadata[TOKENIZER_KEY].decode(), int(metadata[VOCAB_KEY]))
 
 
 def read_kept_messages(path: Path) -> tuple[dict[int, tuple[Message, ...]], int]:
@@ -205,99 +204,51 @@ def read_kept_messages(path: Path) -> tuple[dict[int, tuple[Message, ...]], int]
 
     Also return the number of dropped samples.
     """
-    kept: dict[int, tuple[Message, ...]] = {}
-    dropped = 0
-    for first, batch in _batches(_open(path), path, ["messages", "dropped"]):
-        for number, row in enumerate(batch.to_pylist(), start=first):
-            if row["dropped"]:
-                dropped += 1
-            else:
-                kept[number] = _messages(row["messages"], f"{path}:row {number}")
-    return kept, dropped
+    rows = _read_table(path, ["messages", "dropped"]).to_pylist()
+    kept = {
+        number: _messages(row["messages"], f"{path}:row {number}")
+        for number, row in enumerate(rows, start=1)
+        if not row["dropped"]
+    }
+    return kept, len(rows) - len(kept)
 
 
-def _open(path: Path) -> pq.ParquetFile:
-    try:
-        file = pq.ParquetFile(path)
-    except FileNotFoundError:
-        raise DataError("no such file", where=str(path), remedy="Check the path.") from None
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"not Parquet: {error}", where=str(path), remedy="Write the file again.") from None
-    metadata = file.schema_arrow.metadata or {}
-    format_ = metadata.get(FORMAT_KEY, b"none").decode("utf-8", "replace")
-    if format_ not in SCHEMAS:
-        raise DataError(
-            f"not a file of teacher samples in format {' or '.join(SCHEMAS)} (found: {format_})",
-            where=str(path),
-            remedy="Give the data.parquet that `rorqual distil` wrote.",
-        )
-    if missing := set(SCHEMA.names) - set(file.schema_arrow.names):
-        raise DataError(f"no column {', '.join(sorted(missing))}", where=str(path), remedy="Write the file again.")
-    for column in SCHEMAS[format_]:
-        actual = file.schema_arrow.field(column.name).type
-        if actual != column.type:
+def _read_table(path: Path, columns: list[str]) -> pa.Table:
+    """Read columns of a file. Raises DataError if the file does not have the columns of its format, or if a value is null."""
+    with parquet_errors(path):
+        format_ = (pq.read_schema(path).metadata or {}).get(FORMAT_KEY, b"none").decode("utf-8", "replace")
+        if format_ not in SCHEMAS:
             raise DataError(
-                f"column '{column.name}' is {actual}, not {column.type}",
+                f"not a file of teacher samples in format {' or '.join(SCHEMAS)} (found: {format_})",
                 where=str(path),
-                remedy="Write the file again.",
+                remedy="Give the data.parquet that `rorqual distil` wrote.",
             )
-    return file
-
-
-def _batches(file: pq.ParquetFile, path: Path, columns: list[str] | None) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Yield (number of the batch's first row, record batch). Rows are numbered from 1. Raises DataError if a value is null."""
-    first = 1
-    try:
-        for batch in file.iter_batches(ROWS_AT_ONCE, columns=columns or SCHEMA.names):
-            for name, column in zip(batch.schema.names, batch.columns):
-                if column.null_count:
-                    row = first + column.is_null().to_pylist().index(True)
-                    raise DataError(
-                        f"column '{name}' is null", where=f"{path}:row {row}", remedy="Write the file again."
-                    )
-            yield first, batch
-            first += len(batch)
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        raise DataError(f"the file is corrupt: {error}", where=str(path), remedy="Write the file again.") from None
+        table = pq.read_table(path, columns=columns)
+    schema = pa.schema([SCHEMAS[format_].field(name) for name in columns])
+    if not table.schema.equals(schema) or any(column.null_count for column in table.columns):
+        raise DataError("the columns are not those of a file of teacher samples", where=str(path), remedy=AGAIN)
+    return table
 
 
 def _rows(batch: pa.RecordBatch, path: Path, first: int) -> Iterator[Distilled]:
     plain = batch.drop_columns(["top_ids", "top_logprobs"]).to_pylist()
-    ids, logprobs = _arrays(batch.column("top_ids"), np.int32), _arrays(batch.column("top_logprobs"), np.float32)
-    for number, row in enumerate(plain, start=first):
-        where = f"{path}:row {number}"
-        row["messages"] = _messages(row["messages"], where)
-        try:
-            top_ids, top_logprobs = next(ids), next(logprobs)
-            complete = all(isinstance(id_, int) for name in ("prompt_ids", "token_ids") for id_ in row[name])
-        except ValueError:
-            complete = False
-        if not complete:
-            raise DataError("token ids or top-k tokens are missing", where=where, remedy="Sample the teacher again.")
+    top = zip(_arrays(batch.column("top_ids"), np.int32), _arrays(batch.column("top_logprobs"), np.float32))
+    for number, (row, (top_ids, top_logprobs)) in enumerate(zip(plain, top, strict=True), start=first):
+        row["messages"] = _messages(row["messages"], f"{path}:row {number}")
         yield Distilled(**row, top_ids=top_ids, top_logprobs=top_logprobs)
 
 
-def _messages(rows: list[dict[str, Any] | None], where: str) -> tuple[Message, ...]:
-    """Read the messages of a sample. Raises DataError if a message is invalid or the last message is not from the assistant."""
-    roles = get_args(Role)
-    for number, message in enumerate(rows, start=1):
-        role, content = (None, None) if message is None else (message["role"], message["content"])
-        if role not in roles or content is None:
-            fault = f"unknown role {role!r}" if role not in roles else "key 'content' is null"
-            raise DataError(fault, where=f"{where}: message {number}", remedy="Write the file again.")
-    messages = tuple(_message_of(row, f"{where}: message {n}") for n, row in enumerate(rows, start=1) if row)
-    if not messages or messages[-1].role != "assistant":
-        raise DataError("the last turn is not an assistant turn", where=where, remedy="Write the file again.")
+def _messages(rows: list[dict[str, Any]], where: str) -> tuple[Message, ...]:
+    """Read the messages of a sample. Raises DataError unless they end with an assistant turn."""
+    messages = tuple(Message(row["role"], _content(row, where), row["reasoning"]) for row in rows)
+    if not messages or messages[-1].role != "assistant" or any(m.role not in get_args(Role) for m in messages):
+        raise DataError("the messages do not end with an assistant turn", where=where, remedy=AGAIN)
     return messages
 
 
-def _message_of(row: dict[str, Any], where: str) -> Message:
+def _content(row: dict[str, Any], where: str) -> Content:
     parts = row.get("parts")
-    try:
-        content = row["content"] if parts is None else read_content(json.loads(parts), f"{where}: parts")
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"key 'parts' is not JSON: {error}", where=where, remedy="Write the file again.") from None
-    return Message(row["role"], content, row["reasoning"])
+    return row["content"] or "" if parts is None else read_content(json.loads(parts), f"{where}: parts")
 
 
 def _arrays(column: pa.ListArray, kind: Any) -> Iterator[npt.NDArray[Any]]:

@@ -41,7 +41,7 @@ CORE_WORK = 15_000_000
 """Minimum work per engine core, in multiply-adds per layer and step. `generate` uses more cores for more work.
 
 With less work per core, threads mostly wait for Python's GIL, which every torch operation releases and reacquires. With
-little work, two engine cores took up to twice as long as one core (docs/log/speed.md).
+little work, two engine cores took up to twice as long as one core (docs/LOG.md).
 """
 
 

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from rorqual.core.errors import DataError, RorqualError
-from rorqual.core.journal import DiskFull, Journal
+from rorqual.core.journal import DiskFull, Journal, to_line
 from rorqual.core.parts import ContentPart, content_json
 from rorqual.core.records import write_atomic
 from rorqual.engine.engine import Engine
@@ -25,7 +25,7 @@ IN_A_ROW = 32
 """Number of consecutive rejections after which the evaluation stops. Requests that an earlier run recorded as rejected
 do not count."""
 Progress = Callable[[int, int], None]
-QuickstartPaths = tuple[int, int]
+SamplePlace = tuple[int, int]
 """(Index of a request, index of a sample of that request)."""
 
 
@@ -117,7 +117,7 @@ class AnswerCache:
         self,
         engine: RemoteEngine,
         requests: Sequence[Request],
-        missing: Mapping[QuickstartPaths, str],
+        missing: Mapping[SamplePlace, str],
         arrived: Callable[[int, int, Completion], None],
     ) -> None:
         before = frozenset(self._file.refused)
@@ -156,25 +156,24 @@ class _CacheFile:
         self.path = path
         self.answers: dict[str, Completion] = {}
         self.refused: set[str] = set()
-        self._journal: Journal | None = None
-        self._new: list[Path] = []
-        if path is None:
-            return
-        self._new = [folder for folder in path.absolute().parents if not folder.exists()]
-        self._journal = Journal(path, spare=paid, patience=0.0 if paid else SYNC_SECONDS)
-        for number, line in enumerate(self._journal.lines, start=1):
+        self._journal = None if path is None else Journal(path, spare=paid, patience=0.0 if paid else SYNC_SECONDS)
+        if self._journal is not None:
+            try:
+                self._load(self._journal)
+            except DataError:
+                self._journal.close()
+                raise
+
+    def _load(self, journal: Journal) -> None:
+        for where, _, line in journal.read():
             try:
                 if "refused" in line:
                     self.refused.add(line["refused"])
                 else:
                     self.answers[line["asked"]] = _read(line["answer"])
             except (KeyError, TypeError, ValueError):
-                self._journal.close()
-                raise DataError(
-                    "this line is not a cached answer",
-                    where=f"{path}:{number}",
-                    remedy="Delete the line; its answer is generated again.",
-                ) from None
+                remedy = "Delete the line; its answer is generated again."
+                raise DataError("this line is not a cached answer", where=where, remedy=remedy) from None
 
     def add(self, name: str, completion: Completion) -> None:
         """Store an answer under its key `name`."""
@@ -199,21 +198,15 @@ class _CacheFile:
         if self.path is not None and not self._empty:
             lines = [*(_line(name, answer) for name, answer in self.answers.items())]
             lines += [{"refused": name} for name in sorted(self.refused)]
-            text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
             with suppress(RorqualError):  # on a full disk the file keeps lines that are no longer needed
-                write_atomic(self.path, text.encode())
+                write_atomic(self.path, map(to_line, lines))
 
     def close(self) -> None:
-        """Release the file, and delete it if it is empty."""
-        if self._journal is None or self.path is None:
-            return
-        if self._empty:
-            self.path.unlink(missing_ok=True)
-        self._journal.close()
-        if self._empty:
-            with suppress(OSError):  # a folder that contains another file is kept
-                for folder in self._new:
-                    folder.rmdir()
+        """Release the file, and delete it if it is empty. The lock removes the folders that were created for it."""
+        if self._journal is not None:
+            if self._empty:
+                self._journal.path.unlink(missing_ok=True)
+            self._journal.close()
 
     @property
     def _empty(self) -> bool:

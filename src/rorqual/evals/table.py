@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Iterable, Sequence
-
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from collections.abc import Iterable, Mapping, Sequence
 
 from rorqual.evals.compare import Comparison
 from rorqual.evals.evaluation import ALL, Evaluation, Row
 from rorqual.evals.stats import Interval
 from rorqual.evals.votes import RuleResult
+from rorqual.report.table import Table
 
 
 def percent(value: float) -> str:
@@ -34,21 +29,12 @@ def p_text(p_value: float | None) -> str:
     return f"{p_value:.3f}" if p_value >= 0.001 else "<0.001" if p_value >= 1e-6 else "<1e-6"
 
 
-def render(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]], *, text_columns: int = 2) -> str:
-    """Return a table as text, with the first `text_columns` columns aligned to the left."""
-    drawn = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    for place, head in enumerate(heads):
-        drawn.add_column(head, justify="left" if place < text_columns else "right", no_wrap=True)
-    for row in rows:
-        drawn.add_row(*map(Text, row))
-    console = Console(file=io.StringIO(), width=200, force_terminal=False, color_system=None)
-    console.print(drawn)
-    text = console.file.getvalue() if isinstance(console.file, io.StringIO) else ""
-    return "\n".join(line.rstrip() for line in text.splitlines())
-
-
 def table(evaluation: Evaluation) -> str:
-    """Return accuracy in percent by family and level, with 95 % intervals, the best baseline and answer lengths."""
+    """Return accuracy in percent by family and level, with 95 % intervals, the best baseline and answer lengths.
+
+    `unmarked %` of the replies lack a marked answer and are wrong. `last %` is the accuracy if the last number, label or line of a reply
+    is its answer.
+    """
     rows: list[Row] = list(evaluation.rows("level"))
     if len(rows) > 1:
         families = evaluation.rows("family")
@@ -60,6 +46,8 @@ def table(evaluation: Evaluation) -> str:
         "right",
         "accuracy %",
         "95 % interval",
+        "unmarked %",
+        "last %",
         "best baseline %",
         "ungraded",
         "thought %",
@@ -71,7 +59,11 @@ def table(evaluation: Evaluation) -> str:
         f"{evaluation.model or evaluation.task}: {evaluation.task}, {evaluation.split}, thinking {evaluation.thinking}"
     )
     notes = (ungraded_note(evaluation), version_note(evaluation))
-    return "\n".join(filter(None, [render(title, heads, map(_cells, rows)), *notes]))
+    return "\n".join(
+        filter(
+            None, [Table(title=title, heads=heads, rows=[_cells(row) for row in rows], text_columns=2).text(), *notes]
+        )
+    )
 
 
 def rules_table(title: str, rules: Iterable[RuleResult]) -> str:
@@ -81,7 +73,7 @@ def rules_table(title: str, rules: Iterable[RuleResult]) -> str:
         [one.rule, str(one.samples), percent(one.accuracy), percent_interval(one.interval), f"{one.tokens:.1f}"]
         for one in rules
     )
-    return render(title, heads, rows, text_columns=1)
+    return Table(title=title, heads=heads, rows=rows).text()
 
 
 def baseline(row: Row) -> str:
@@ -103,6 +95,18 @@ def ungraded_note(evaluation: Evaluation) -> str:
     )
 
 
+def reading_note(evaluations: Mapping[str, Evaluation]) -> str:
+    """State the share of unmarked replies, and the accuracy if the last number, label or line is the answer. "" for older files."""
+    rows = {name: evaluation.rows("all")[0] for name, evaluation in evaluations.items()}
+    if all(math.isnan(row.last) for row in rows.values()):
+        return ""
+    unmarked = ", ".join(f"{name} {percent(row.unmarked)} %" for name, row in rows.items())
+    last = ", ".join(f"{name} {percent(row.last)} %" for name, row in rows.items())
+    return (
+        f"Replies without a marked answer: {unmarked}. Accuracy by the last number, label or line of a reply: {last}."
+    )
+
+
 def version_note(evaluation: Evaluation) -> str:
     """Return a sentence that names outdated problem versions, or "" if all problems are current."""
     old = evaluation.old_versions
@@ -120,6 +124,8 @@ def _cells(row: Row) -> list[str]:
         f"{row.right}/{row.graded}",
         percent(row.accuracy),
         percent_interval(row.interval),
+        percent(row.unmarked),
+        percent(row.last),
         baseline(row),
         str(row.ungraded),
         percent(row.thought),
@@ -158,4 +164,4 @@ def comparison_table(rows: Sequence[Comparison], title: str = "after - before, p
         ]
         for row in rows
     )
-    return render(title, heads, cells)
+    return Table(title=title, heads=heads, rows=cells, text_columns=2).text()

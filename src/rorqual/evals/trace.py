@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
-from rorqual.core.config import read_yaml
+from pydantic import ConfigDict
+
+from rorqual.core.config import Config, read_yaml
 from rorqual.core.errors import DataError
-from rorqual.core.records import RunDir, write_atomic
-from rorqual.evals import page
-from rorqual.evals.reading import ForeignFile, Record
-from rorqual.evals.trace_page import SCRIPT, STYLE
+from rorqual.core.records import RunDir
+from rorqual.report.page import write_page
 
 TRACE_FILE = "trace.html"
 TEXT_STEPS = 200
@@ -25,8 +23,10 @@ Steps without texts show verdicts, advantages and lengths only.
 CODES = {"right": "r", "wrong": "w", "ungraded": "u"}
 
 
-class RunFacts(ForeignFile):
-    """The fields of `run.yaml` that the page shows."""
+class RunFacts(Config):
+    """The fields of `run.yaml` that the page shows. All others are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     recipe: str
     seed: int = 0
@@ -49,8 +49,7 @@ def build_trace(folder: Path, *, text_steps: int = TEXT_STEPS) -> Path:
             remedy="Train with `rorqual train grpo`; for example, source.trace=4 saves the texts of 4 groups per step.",
         )
     data = {"facts": told(facts, folder), "steps": gather(lines, list(run.metrics()), text_steps)}
-    write_atomic(folder / TRACE_FILE, html(folder.name, data).encode())
-    return folder / TRACE_FILE
+    return write_page(folder / TRACE_FILE, "trace", name=folder.name, data=data)
 
 
 def told(facts: RunFacts, folder: Path) -> list[str]:
@@ -64,7 +63,7 @@ def told(facts: RunFacts, folder: Path) -> list[str]:
     return [str(folder), *words]
 
 
-def gather(lines: Sequence[dict[str, Any]], records: Sequence[Record], text_steps: int) -> list[dict[str, Any]]:
+def gather(lines: Sequence[dict[str, Any]], records: Sequence[dict[str, Any]], text_steps: int) -> list[dict[str, Any]]:
     """Return one dictionary per step, with metrics, rollout groups in order, and the problems whose majority verdict changed."""
     by_step: dict[int, list[dict[str, Any]]] = {}
     for line in lines:
@@ -132,14 +131,3 @@ def turns(
                 turned.append({"k": line["key"], "f": line["family"], "when": when, "before": before, "now": now})
         seen[line["key"]] = (step, now)
     return turned, again
-
-
-def html(name: str, data: dict[str, Any]) -> str:
-    """Return the page. The page stores model output as JSON and inserts it as text, never as markup."""
-    block = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    body = (
-        f"<header><h1>Rollouts of {escape(name)}</h1><p class=meta id=facts></p></header>\n"
-        "<noscript><p>This page needs JavaScript. Its script is inside the page and makes no network request.</p></noscript>\n"
-        f'<div id="app"></div>\n<script type="application/json" id="data">{block}</script>\n<script>\n{SCRIPT}\n</script>'
-    )
-    return page.page(f"Rorqual: rollouts of {name}", body, STYLE + "\n")

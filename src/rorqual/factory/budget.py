@@ -112,7 +112,7 @@ class Budget(BudgetGuard):
         self._condition = threading.Condition()
         self._open: dict[int, _Try] = {}
         self._journal = Journal(path)
-        lines = self._journal.lines
+        lines = [line for _, _, line in self._journal.read()]
         arrived = {entry.attempt for entry in bought}
         refused = {line["refused"] for line in lines if "refused" in line}
         sent = {line["sent"]: float(line["most"]) for line in lines if "sent" in line}

@@ -5,19 +5,19 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from html import escape
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rorqual.core.config import to_yaml
 from rorqual.core.records import write_atomic
 from rorqual.data.distilled import Distilled
-from rorqual.evals import page
-from rorqual.evals.pictures import DARK, LIGHT, png
 from rorqual.factory.budget import NOTHING, Spending
+from rorqual.factory.card_charts import charts
 from rorqual.factory.config import FactoryConfig
-from rorqual.factory.pictures import pictures
+from rorqual.report.chart import draw
+from rorqual.report.page import write_page
+from rorqual.report.table import Table
 
 REASONS: Mapping[str, str] = {
     "error": "no answer: a content filter, a tool call, or an error in mid-answer",
@@ -48,14 +48,6 @@ class CardFindings:
     notes: Sequence[str]
     spending: Spending = NOTHING
     missing: int | None = None
-    families: list[str] = field(init=False, default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.families.extend(dict.fromkeys(row.family for row in self.rows))
-
-    def of(self, family: str) -> list[Distilled]:
-        """Return the rows of a problem family."""
-        return [row for row in self.rows if row.family == family]
 
     @property
     def kept(self) -> list[Distilled]:
@@ -88,45 +80,25 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def write_card(out: Path, findings: CardFindings) -> None:
-    """Write the dataset card as `card.md`, and as `card.html` with plots. Each file is self-contained."""
-    tables = list(_tables(findings))
-    summary, repeat_command = _summary(findings), command(findings.config, out)
+    """Write the dataset card as `card.md`, and as `card.html` with charts. Each file is self-contained."""
+    tables, summary, repeat = list(_tables(findings)), _summary(findings), command(findings.config, out)
     text = [f"# Samples of {_teacher(findings)}", summary, *findings.notes]
-    for title, heads, rows in tables:
-        text += [f"## {title}", _markdown(heads, rows)]
-    text += [
-        "## Settings",
-        "```yaml\n" + to_yaml(findings.config) + "```",
-        "## Repeat",
-        f"```sh\n{repeat_command}\n```",
-    ]
+    for table in tables:
+        text += [f"## {table.title}", table.markdown()]
+    text += ["## Settings", f"```yaml\n{to_yaml(findings.config)}```", "## Repeat", f"```sh\n{repeat}\n```"]
     write_atomic(out / "card.md", ("\n\n".join(text) + "\n").encode())
-    body = [
-        f"<header><h1>Samples of {escape(_teacher(findings))}</h1>{page.para(summary, 'lede')}</header>",
-        page.facts(_facts(findings)),
-        *(page.para(note, "note") for note in findings.notes),
-    ]
-    plots = {p.name: page.figure(p, png(p, LIGHT), png(p, DARK)) for p in pictures(findings.rows)}
-    for title, heads, rows in tables:
-        name = title.lower().replace(" ", "-")
-        body.append(
-            page.section(
-                name,
-                title,
-                page.table(title, heads, [("", rows)], text_columns=2 if title == "Filters" else 1),
-                plots.pop(name, ""),
-            )
-        )
-    body += plots.values()
-    body.append(
-        page.section(
-            "again",
-            "Repeat",
-            page.preformatted(repeat_command),
-            page.folded("All settings", page.preformatted(to_yaml(findings.config))),
-        )
+    write_page(
+        out / "card.html",
+        "card",
+        title=f"Samples of {_teacher(findings)}",
+        summary=summary,
+        facts=list(_facts(findings)),
+        notes=findings.notes,
+        tables=tables,
+        pictures={chart.name: draw(chart) for chart in charts(findings.rows)},
+        repeat=repeat,
+        settings=to_yaml(findings.config),
     )
-    write_atomic(out / "card.html", page.page(f"Samples of {_teacher(findings)}", "\n".join(body)).encode())
 
 
 def _teacher(findings: CardFindings) -> str:
@@ -159,27 +131,18 @@ def _facts(findings: CardFindings) -> Iterator[tuple[str, str, str]]:
     yield "core-seconds", f"{findings.core_seconds:.1f}", "sampling, verifying, filtering"
 
 
-Table = tuple[str, list[str], list[list[str]]]
-
-
 def _tables(findings: CardFindings) -> Iterator[Table]:
-    families = [[name, *_counts(findings.of(name))] for name in findings.families]
+    names = dict.fromkeys(row.family for row in findings.rows)
+    families = [[name, *_counts([row for row in findings.rows if row.family == name])] for name in names]
     if len(families) > 1:
         families.append(["all", *_counts(findings.rows)])
-    heads = [
-        "Family",
-        "Problems",
-        "Samples",
-        *map(str.capitalize, VERDICTS),
-        "Share right",
-        "Kept",
-        "Kept tokens, mean",
-    ]
-    yield "Families", heads, families
+    verdicts = [name.capitalize() for name in VERDICTS]
+    heads = ("Family", "Problems", "Samples", *verdicts, "Share right", "Kept", "Kept tokens, mean")
+    yield Table(title="Families", heads=heads, rows=families)
     dropped = Counter(row.dropped for row in findings.rows if row.dropped)
     reasons = [[name, meaning, str(dropped[name])] for name, meaning in REASONS.items() if dropped[name]]
     reasons.append(["kept", "", str(len(findings.kept))])
-    yield "Filters", ["Reason", "Meaning", "Samples"], reasons
+    yield Table(title="Filters", heads=("Reason", "Meaning", "Samples"), rows=reasons, text_columns=2)
     money = findings.spending
     if money.total:
         spent = [
@@ -187,12 +150,12 @@ def _tables(findings: CardFindings) -> Iterator[Table]:
             _spent("kept: answer received", money.kept, money.paid),
             _spent("lost: no answer received, possibly billed", money.lost_requests, money.lost),
         ]
-        yield "Money", ["Requests", "Number", "Money"], spent
+        yield Table(title="Money", heads=("Requests", "Number", "Money"), rows=spent)
     stages = [
         [name, f"{times['seconds']:.1f}", f"{times['core_seconds']:.1f}"]
         for name, times in sorted(findings.clock.items())
     ]
-    yield "Cost", ["Stage", "Seconds", "Core-seconds"], stages
+    yield Table(title="Cost", heads=("Stage", "Seconds", "Core-seconds"), rows=stages)
 
 
 def _spent(name: str, requests: int, money: float) -> list[str]:
@@ -214,8 +177,3 @@ def _counts(rows: Sequence[Distilled]) -> list[str]:
 
 def _share(count: int, total: int) -> str:
     return f"{count / total:.1%}" if total else "-"
-
-
-def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

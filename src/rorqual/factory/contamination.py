@@ -15,18 +15,19 @@ a word.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from rorqual.core.errors import DataError
 from rorqual.core.parts import content_label, read_content
-from rorqual.evals.run import pick
+from rorqual.core.rows import read_rows
 from rorqual.factory.filters import words
-from rorqual.tasks.base import Problem, Split, Task, Verdict
+from rorqual.tasks.base import Problem, Task
 from rorqual.tasks.find import load_task, safe_problems
-from rorqual.tasks.rows import FileTask, read
+from rorqual.tasks.rows import FileTask
 
 COMMON = 10
 SHORT = 4
@@ -164,25 +165,17 @@ def evaluation_items(source: str, seed: int) -> list[EvalItem]:
     if path.suffix in (".jsonl", ".parquet"):
         return list(_items_in(path))
     task = load_task(source)
-    return [item_of(problem, source, by_words=not task.patterned) for problem in _Test(task).found(seed)]
+    problems, _ = _test_problems(task, seed)
+    return [item_of(problem, source, by_words=not task.patterned) for problem in problems]
 
 
-class _Test(Task):
-    """A task wrapper that reads the test split. `ended`: whether the split was read to its end."""
-
-    def __init__(self, inner: Task) -> None:
-        self.inner, self.name, self.ended = inner, inner.name, False
-
-    def found(self, seed: int) -> list[Problem]:
-        """Return the problems of the test split, up to the maximum number to compare with."""
-        return pick(self, "test", FROM_FILES if isinstance(self.inner, FileTask) else FROM_ENDLESS, seed, False)
-
-    def problems(self, split: Split, seed: int) -> Iterator[Problem]:
-        yield from safe_problems(self.inner, split, seed)
-        self.ended = True
-
-    def grade(self, problem: Problem, reply: str) -> Verdict:
-        raise NotImplementedError
+def _test_problems(task: Task, seed: int) -> tuple[list[Problem], bool]:
+    """Return the problems of the test split, up to the maximum number to compare with, and whether these are all."""
+    most = FROM_FILES if isinstance(task, FileTask) else FROM_ENDLESS
+    problems = list(islice(safe_problems(task, "test", seed), most))
+    if not problems:
+        raise DataError("the test split contains no problems", where=f"task {task.name}", remedy="Check the data.")
+    return problems, len(problems) < most
 
 
 def item_of(problem: Problem, task: str, *, by_words: bool = True) -> EvalItem:
@@ -193,7 +186,7 @@ def item_of(problem: Problem, task: str, *, by_words: bool = True) -> EvalItem:
 
 
 def _items_in(path: Path) -> Iterable[EvalItem]:
-    for row in read(path):
+    for row in read_rows(path):
         column = next((name for name in TEXT_COLUMNS if isinstance(row.values.get(name), str)), None)
         if column is not None:
             yield EvalItem(row.values[column], row.where)
@@ -220,10 +213,9 @@ def own_test(task: Task, seed: int) -> tuple[list[EvalItem], str]:
     patterns, so even unrelated problems would match by consecutive words. In endless tasks, a hash keeps the keys of
     the splits disjoint.
     """
-    test = _Test(task)
     try:
-        problems = test.found(seed)
+        problems, is_whole = _test_problems(task, seed)
     except DataError as error:
         return [], f"the task has no test split for the contamination check: {error.what}"
-    by_words = test.ended and not task.patterned
+    by_words = is_whole and not task.patterned
     return [item_of(problem, task.name, by_words=by_words) for problem in problems], ""

@@ -16,7 +16,7 @@ from rorqual.engine.request import Completion, SamplingParams
 from rorqual.factory.config import FactoryConfig
 from rorqual.tasks.base import Problem
 
-QuickstartPaths = tuple[str, int]
+SampleId = tuple[str, int]
 """(key of the problem, index of the sample): identifies a sample."""
 
 
@@ -51,7 +51,7 @@ class Entry:
     model: str = ""
 
     @property
-    def place(self) -> QuickstartPaths:
+    def place(self) -> SampleId:
         """The key of the problem and the index of the sample, which identify the sample."""
         return self.key, self.number
 

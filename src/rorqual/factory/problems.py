@@ -12,8 +12,8 @@ from rorqual.core.errors import DataError
 from rorqual.evals.run import pick
 from rorqual.factory.config import FactoryConfig
 from rorqual.factory.contamination import Evaluations, Match, evaluation_items, own_test
-from rorqual.tasks.base import Problem, Split, Task, Verdict
-from rorqual.tasks.find import load_task, safe_grade, safe_problems
+from rorqual.tasks.base import Problem, Task
+from rorqual.tasks.find import load_task
 
 
 @dataclass
@@ -42,24 +42,6 @@ class Chosen:
             }
 
 
-class Counted(Task):
-    """A task wrapper that counts how many of the generated problems repeat an earlier problem."""
-
-    def __init__(self, inner: Task) -> None:
-        self.inner, self.name, self.repeated = inner, inner.name, 0
-
-    def problems(self, split: Split, seed: int) -> Iterator[Problem]:
-        self.repeated = 0
-        seen: set[str] = set()
-        for problem in safe_problems(self.inner, split, seed):
-            self.repeated += problem.key in seen
-            seen.add(problem.key)
-            yield problem
-
-    def grade(self, problem: Problem, reply: str) -> Verdict:
-        return safe_grade(self.inner, problem, reply)
-
-
 def choose(config: FactoryConfig) -> Chosen:
     """Select the problems to sample. A problem that matches an evaluation set is replaced if the task has more problems.
 
@@ -70,16 +52,15 @@ def choose(config: FactoryConfig) -> Chosen:
     items, note = own_test(task, config.seed)
     for source in config.decontaminate:
         items += evaluation_items(source, config.seed)
-    evaluations, counted_task = Evaluations(items, config.filters.overlap), Counted(task)
     n_wanted, previous_size = config.problems, -1
     while True:
-        pool = pick(counted_task, config.split, n_wanted, config.seed, config.per_family)
-        index = Evaluations(items, config.filters.overlap)
-        index.leave_out_common(problem.prompt for problem in pool)
-        met = [(problem, meeting) for problem in pool if (meeting := index.match_problem(problem.prompt, problem.key))]
+        pool = pick(task, config.split, n_wanted, config.seed, config.per_family)
+        evaluations = Evaluations(items, config.filters.overlap)
+        evaluations.leave_out_common(problem.prompt for problem in pool)
+        matches = [(problem, evaluations.match_problem(problem.prompt, problem.key)) for problem in pool]
+        met = [(problem, match) for problem, match in matches if match is not None]
         excluded = {problem.key for problem, _ in met}
         clean = _take([problem for problem in pool if problem.key not in excluded], config)
-        evaluations = index
         if not met or len(pool) == previous_size or _has_enough(clean, pool, config):
             break
         n_wanted, previous_size = n_wanted + len(met), len(pool)
@@ -95,8 +76,6 @@ def choose(config: FactoryConfig) -> Chosen:
     n_problems = len(clean)
     if not config.per_family and n_problems < config.problems:
         notes.append(f"the task has {n_problems} of the {config.problems} requested problems")
-    if counted_task.repeated:
-        notes.append(f"the task repeated a problem {counted_task.repeated} times; each problem was used once")
     return Chosen(task, clean, evaluations, met, notes)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from rorqual.core.config import read_yaml, to_yaml
 from rorqual.core.errors import ConfigError, DataError, RorqualError
-from rorqual.core.journal import DiskFull, Journal
+from rorqual.core.journal import DiskFull, Journal, to_line
 from rorqual.core.lock import RUN_LOCK, own_run
 from rorqual.core.log import Progress
 from rorqual.core.records import write_atomic, write_json
@@ -23,7 +23,7 @@ from rorqual.data.distilled import Distilled, Ids, Logprobs, VerdictName, write_
 from rorqual.factory.budget import reached
 from rorqual.factory.card import CardFindings, write_card
 from rorqual.factory.config import FactoryConfig
-from rorqual.factory.entries import Entry, QuickstartPaths, read_entry, row_of
+from rorqual.factory.entries import Entry, SampleId, read_entry, row_of
 from rorqual.factory.filters import reasons, reply_text
 from rorqual.factory.problems import Chosen, choose
 from rorqual.factory.teacher import LocalTeacher, RemoteTeacher, Teacher
@@ -137,9 +137,9 @@ class Work:
     failures: Journal
     clock: Clock
     quiet: bool
-    have: dict[QuickstartPaths, Entry] = field(default_factory=dict)
-    failed: dict[QuickstartPaths, Entry] = field(default_factory=dict)
-    verdicts: dict[QuickstartPaths, VerdictName] = field(default_factory=dict)
+    have: dict[SampleId, Entry] = field(default_factory=dict)
+    failed: dict[SampleId, Entry] = field(default_factory=dict)
+    verdicts: dict[SampleId, VerdictName] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.problems = {problem.key: problem for problem in self.chosen.problems}
@@ -148,8 +148,7 @@ class Work:
         self.failed = {entry.place: entry for entry in self._entries(self.failures) if entry.place not in self.have}
 
     def _entries(self, journal: Journal) -> Iterator[Entry]:
-        for number, line in enumerate(journal.lines, start=1):
-            where = f"{journal.path}:{number}"
+        for where, _, line in journal.read():
             entry = read_entry(line, where)
             if entry.of != self.teacher.of:
                 raise ConfigError(
@@ -344,6 +343,4 @@ def _is_finished(out: Path) -> bool:
 
 
 def _write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
-    write_atomic(
-        path, b"".join(json.dumps(line, ensure_ascii=False, sort_keys=True).encode() + b"\n" for line in lines)
-    )
+    write_atomic(path, (to_line(dict(sorted(line.items()))) for line in lines))

@@ -19,7 +19,7 @@ from rorqual.evals.answer_cache import IN_A_ROW
 from rorqual.evals.run import seeded
 from rorqual.factory.budget import NOTHING, Budget, Spending
 from rorqual.factory.config import FactoryConfig
-from rorqual.factory.entries import Entry, QuickstartPaths, entry_of, failure_of, identity, is_same_model
+from rorqual.factory.entries import Entry, SampleId, entry_of, failure_of, identity, is_same_model
 from rorqual.model.adapter import fingerprint
 from rorqual.tasks.base import Problem
 
@@ -63,10 +63,10 @@ class Teacher(ABC):
     def sample(
         self,
         problems: Sequence[Problem],
-        have: Mapping[QuickstartPaths, Entry],
+        have: Mapping[SampleId, Entry],
         keep: Keep,
         under_way: UnderWay,
-        failed: Collection[QuickstartPaths] = (),
+        failed: Collection[SampleId] = (),
     ) -> bool:
         """Generate the samples that `have` does not contain, and pass them to `keep`. Return False if the budget was
         reached.
@@ -107,10 +107,10 @@ class LocalTeacher(Teacher):
     def sample(
         self,
         problems: Sequence[Problem],
-        have: Mapping[QuickstartPaths, Entry],
+        have: Mapping[SampleId, Entry],
         keep: Keep,
         under_way: UnderWay,
-        failed: Collection[QuickstartPaths] = (),
+        failed: Collection[SampleId] = (),
     ) -> bool:
         for batch in self.batches(problems):
             missing = {(p.key, n) for p in batch for n in range(self.config.samples)} - have.keys()
@@ -183,10 +183,10 @@ class RemoteTeacher(Teacher):
     def sample(
         self,
         problems: Sequence[Problem],
-        have: Mapping[QuickstartPaths, Entry],
+        have: Mapping[SampleId, Entry],
         keep: Keep,
         under_way: UnderWay,
-        failed: Collection[QuickstartPaths] = (),
+        failed: Collection[SampleId] = (),
     ) -> bool:
         asks = [
             (problem, number, request_of(self.config, problem))
@@ -212,7 +212,7 @@ class RemoteTeacher(Teacher):
         asks: Sequence[EngineRequest],
         budget: Budget | None,
         keep: Keep,
-        before: Collection[QuickstartPaths],
+        before: Collection[SampleId],
         answered: bool,
     ) -> bool:
         consecutive: Counter[bool] = Counter()

@@ -1,6 +1,6 @@
 """A resumable JSONL output file. A killed process loses no answers.
 
-There are three files. `OUT.partial` collects the output lines in the order in which the answers finish. `OUT.made`
+There are three files. `OUT.partial` is the journal of the output lines, in the order in which the answers finish. `OUT.made`
 records the input and the settings. When all lines exist, they are written to `OUT` in the order of the input. A command
 that is repeated with the same input and settings resumes. With a different input or settings,
 the command raises an error.
@@ -9,30 +9,21 @@ the command raises an error.
 from __future__ import annotations
 
 import json
-import mmap
 import os
-import time
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
-from rorqual.core.errors import ConfigError, RorqualError
-from rorqual.core.lock import Lock, own
-from rorqual.core.records import write_json
+from rorqual.core.errors import ConfigError, DataError
+from rorqual.core.journal import Journal, scan_journal
+from rorqual.core.records import write_atomic, write_json
 
 SYNC_SECONDS = 5.0
 """Minimum number of seconds between two `fsync` calls."""
 NONE = -1
-ESCAPED = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
-"""Characters that JSON allows in strings but some readers treat as line ends. The output writes these characters as escapes."""
-
-
-def to_line(record: Mapping[str, Any]) -> bytes:
-    """Serialise a record as one line of JSON in UTF-8."""
-    return json.dumps(record, ensure_ascii=False, allow_nan=False).translate(ESCAPED).encode() + b"\n"
 
 
 class Partial:
@@ -41,7 +32,7 @@ class Partial:
     `made` holds all settings that the answers depend on. The complete output has `rows` lines. `last` is the line
     number of the last row in the prompt file. `count` is the number of lines written so far, `errors` is the number of
     these lines with an error, and `whole` tells whether the complete output exists. If a killed process or a full disk
-    left an incomplete line, opening removes this line and all lines after it.
+    left an incomplete line, opening removes this line.
 
     Raises ConfigError if the existing files were written with a different input or settings, or if the output was changed.
     """
@@ -51,11 +42,9 @@ class Partial:
         self.path, self.made_file = out.with_name(f"{out.name}.partial"), out.with_name(f"{out.name}.made")
         self.count = self.errors = 0
         self.whole = False
-        self._places = array("q", [NONE]) * (last + 1)
-        self._end, self._synced, self._file = 0, time.monotonic(), NONE
-        self._lock: Lock | None = None
+        self._offsets = array("q", [NONE]) * (last + 1)
+        self._journal: Journal | None = None
         check_place(out)
-        out.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._begin(dict(made))
         except BaseException:
@@ -70,52 +59,34 @@ class Partial:
 
     def close(self) -> None:
         """Close the file and release the lock. The lines remain in `OUT.partial`."""
-        if self._file != NONE:
-            os.close(self._file)
-            self._file = NONE
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        if self._journal is not None:
+            self._journal.close()
 
     def has(self, line: int) -> bool:
         """Return whether the answer to the row `line` exists."""
-        return self._places[line] != NONE
+        return self._offsets[line] != NONE
 
     def add(self, lines: Mapping[int, Mapping[str, Any]]) -> None:
         """Append records in one write. `lines` maps line numbers to records. After `add` returns, the records are not
         lost if the process is killed."""
-        raw = {line: to_line(record) for line, record in lines.items()}
-        try:
-            view = memoryview(b"".join(raw.values()))
-            while view:
-                view = view[os.write(self._file, view) :]
-            if time.monotonic() - self._synced > SYNC_SECONDS:  # limits how many answers a power failure can destroy
-                os.fsync(self._file)
-                self._synced = time.monotonic()
-        except OSError as error:
-            os.ftruncate(self._file, self._end)
-            self._refuse(error)
-        for line, written in raw.items():
-            self._note(line, len(written), "error" in lines[line])
+        assert self._journal is not None
+        offsets = self._journal.append(lines.values())
+        for offset, record in zip(offsets, lines.values(), strict=True):
+            self._note(offset, record)
 
     def finish(self) -> None:
         """Write the complete output in the order of the input, and remove `OUT.partial`."""
         assert self.count == self.rows
-        temporary = self.out.with_name(f".{self.out.name}.{os.getpid()}")
-        try:
-            with open(temporary, "wb") as file, mmap.mmap(self._file, 0, prot=mmap.PROT_READ) as lines:
-                for place in self._places:
-                    if place != NONE:
-                        file.write(lines[place : lines.find(b"\n", place) + 1])
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.out)
-        except OSError as error:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            self._refuse(error)
+        write_atomic(self.out, self._lines())
         self.path.unlink()
         self.whole = True
+
+    def _lines(self) -> Iterator[bytes]:
+        with open(self.path, "rb") as file:
+            for offset in self._offsets:
+                if offset != NONE:
+                    file.seek(offset)
+                    yield file.readline()
 
     def _begin(self, made: dict[str, Any]) -> None:
         """Open or create the files, and index the lines that exist."""
@@ -127,41 +98,28 @@ class Partial:
         if finished or begun:
             self._check(old, made)
         if finished and not begun:
-            with open(self.out, "rb") as file:
-                self._scan(file)
+            with suppress(DataError):
+                self._index(scan_journal(self.out))
             if self.count != self.rows:
                 self._changed(f"the complete output was changed: {self.count} of {self.rows} lines are valid")
             self.whole = True
             return
-        self._lock = own(self.path, "Wait for it, or choose another out=.")
-        try:
-            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            self._refuse(error)
+        self._journal = Journal(self.path, patience=SYNC_SECONDS)
         if old != made:
             write_json(self.made_file, made)
-        with open(self.path, "rb") as file:
-            self._scan(file)
-        os.ftruncate(self._file, self._end)
+        self._index(self._journal.read())
 
-    def _scan(self, file: BinaryIO) -> None:
-        """Index the lines before the first invalid line."""
-        for raw in file:
-            try:
-                record = json.loads(raw) if raw.endswith(b"\n") else {}
-                line = record["line"]
-                valid = 0 < line < len(self._places) and not self.has(line)
-            except (ValueError, KeyError, TypeError):
-                return
-            if not valid:
-                return
-            self._note(line, len(raw), "error" in record)
+    def _index(self, records: Iterable[tuple[str, int, Mapping[str, Any]]]) -> None:
+        for where, offset, record in records:
+            line = record.get("line")
+            if not isinstance(line, int) or not 0 < line < len(self._offsets) or self.has(line):
+                self._changed(f"{where} is not the answer to a row")
+            self._note(offset, record)
 
-    def _note(self, line: int, size: int, error: bool) -> None:
-        self._places[line] = self._end
-        self._end += size
+    def _note(self, offset: int, record: Mapping[str, Any]) -> None:
+        self._offsets[record["line"]] = offset
         self.count += 1
-        self.errors += error
+        self.errors += "error" in record
 
     def _read_made(self) -> dict[str, Any]:
         try:
@@ -187,13 +145,6 @@ class Partial:
             where=str(self.out),
             remedy=f"Choose another out=, restore the old settings, or remove {names} to start again.",
         )
-
-    def _refuse(self, error: OSError) -> NoReturn:
-        raise RorqualError(
-            f"cannot write: {error.strerror}",
-            where=str(self.path),
-            remedy="Free disk space or make the folder writable, and repeat the command: it resumes where it stopped.",
-        ) from error
 
 
 def check_place(out: Path) -> None:

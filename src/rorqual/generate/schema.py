@@ -7,14 +7,14 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationError
 
-from rorqual.core.config import Config, with_fields
+from rorqual.core.config import Config, scalar, with_fields
+from rorqual.core.conversations import read_messages
 from rorqual.core.errors import DataError, RorqualError, nearest
-from rorqual.core.parts import Content, content_label, read_content
-from rorqual.core.records import NO_DEFAULTS, Message, Role, TaskDefaults, Thinking
+from rorqual.core.records import NO_DEFAULTS, Message, TaskDefaults, Thinking
 from rorqual.core.sampling import (
     INT32,
     PARAMS,
@@ -30,10 +30,14 @@ from rorqual.core.sampling import (
 )
 from rorqual.data.source.cells import joined_prompt
 from rorqual.engine.request import Grammar, Request, SamplingParams
-from rorqual.generate.prompts import Refused, typed_cells
+from rorqual.generate.prompts import Refused
 
 KINDS = ("json_schema", "regex", "choice", "json")
 PROMPTS = ("prompt", "messages", "prompt_ids")
+TURN = frozenset({"role", "content", "reasoning", "reasoning_content", "name"})
+"""Keys of a message."""
+TEXTS = frozenset({"prompt", *(name for name, param in PARAMS.items() if isinstance(param.type, TextList))})
+"""Columns of a CSV file that stay text even if their values look like numbers."""
 RESERVED = frozenset({"line", "choices", "usage", "error"})
 """Keys of the output lines, which a row must not contain."""
 ELSEWHERE: Mapping[str, str] = {
@@ -163,7 +167,7 @@ class RowParser:
         prompts = () if self.columns else PROMPTS
         keys = KEYS - {*self.columns}
         if self.cells:
-            row = typed_cells(row, keys | {*prompts})
+            row = typed_cells(row, keys.union(prompts) - TEXTS)
         carried = {key: value for key, value in row.items() if key not in keys and key not in prompts}
         try:
             _check_carried(carried, self.columns)
@@ -269,17 +273,6 @@ def _text(value: Any, key: str) -> str:
     return value
 
 
-def _content(value: Any, key: str) -> Content:
-    if not isinstance(value, list):
-        return _text(value, key)
-    try:
-        content = read_content(value, key)
-    except DataError as error:
-        raise _Fault(error.where, error.what, error.remedy) from None
-    _text(content_label(content), key)
-    return content
-
-
 def _ids(value: Any) -> tuple[int, ...]:
     if not isinstance(value, list) or not all(type(token) is int for token in value):
         raise _Fault("prompt_ids", "prompt_ids must be a list of whole numbers", "Give a list of token ids.")
@@ -289,27 +282,21 @@ def _ids(value: Any) -> tuple[int, ...]:
 
 
 def _messages(value: Any) -> tuple[Message, ...]:
-    if not isinstance(value, list) or not value:
-        raise _Fault("messages", "messages must be a list with at least one message", "Add a user message.")
-    messages = tuple(_message(turn, f"messages.{number}") for number, turn in enumerate(value))
-    if not any(message.label for message in messages):
+    try:
+        messages = read_messages(value)
+    except DataError as error:
+        raise _Fault("messages", f"{error.where}: {error.what}".removeprefix(": "), error.remedy) from None
+    extra = sorted({key for turn in value for key in turn} - TURN)
+    if extra:
+        raise _Fault("messages", f"unknown key '{extra[0]}'", "Use only the keys role, content and reasoning.")
+    if not any(_text(message.label, "messages") for message in messages):
         raise _Fault("messages", "the prompt is empty: all messages are empty", "Write a prompt, or delete the row.")
     return messages
 
 
-def _message(turn: Any, key: str) -> Message:
-    if not isinstance(turn, dict):
-        what = f"a message must be an object, but has the type {type(turn).__name__}"
-        raise _Fault(key, what, "Give an object with role and content.")
-    if extra := sorted(turn.keys() - {"role", "content", "reasoning", "reasoning_content", "name"}):
-        raise _Fault(f"{key}.{extra[0]}", f"unknown key '{extra[0]}'", "Use only the keys role, content and reasoning.")
-    roles: tuple[Role, ...] = get_args(Role)
-    role = next((known for known in roles if known == turn.get("role")), None)
-    if role is None:
-        raise _Fault(f"{key}.role", f"unknown role {_short(turn.get('role'))}", nearest(str(turn.get("role")), roles))
-    value = turn.get("reasoning", turn.get("reasoning_content"))
-    reasoning = None if value is None else _text(value, f"{key}.reasoning")
-    return Message(role, _content(turn.get("content"), f"{key}.content"), reasoning)
+def typed_cells(row: dict[str, Any], typed: frozenset[str]) -> dict[str, Any]:
+    """Return a CSV row without its empty cells, with the cells of `typed` columns as numbers, lists or booleans."""
+    return {name: scalar(text) if name in typed else text for name, text in row.items() if text}
 
 
 def _short(value: Any) -> str:

@@ -7,7 +7,7 @@ way to get an answer is compared with the greedy answer to the same problems.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,22 +16,39 @@ from typing import Any, ClassVar
 from rorqual.core.records import RunDir
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import SamplingParams
+from rorqual.evals.cascade import Cascade, asked_shares, calibrate
+from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.verify import scored, write_training_rows
-from rorqual.lab.answers_report import BIG, GREEDY, LITTLE, SCORED, SIXTEEN, conclusion
-from rorqual.lab.experiment import Experiment, amount
-from rorqual.lab.finding import Finding
+from rorqual.evals.votes import SURE, RuleResult, refine_results, rule_results
+from rorqual.lab.charts import Readings, Tradeoff
+from rorqual.lab.experiment import ArmPair, Experiment, Quantity, amount
 from rorqual.lab.job import Compute, ExperimentJob, Measure, Train, evaluation, evaluation_file
+from rorqual.model.account import account
+from rorqual.model.load.run import read_model_config
 from rorqual.recipes.models import Size
 from rorqual.recipes.quickstart import TASK
 from rorqual.recipes.sft import sft
 from rorqual.tasks.base import Split
 from rorqual.train.run import Run
 
-VERIFIER = "answers-verifier"
+BIG, LITTLE, SIXTEEN, SCORED = "answers-model", "answers-little", "answers-model-sixteen", "scored"
+VERIFIER, VERIFIER_ROWS = "answers-verifier", "verifier.jsonl"
 REFINED, GRADED = "refined", "graded"
 SAMPLES, GRADED_SAMPLES = 16, 4
 """Number of samples per problem for votes, and for the verifier's training data."""
-VERIFIER_ROWS = "verifier.jsonl"
+GREEDY, VOTES, STOP, BOUND = "greedy", "majority of 16", f"majority of 16, until {SURE:.0%} sure", "any right"
+SHARES = (0.25, 0.5)
+"""Shares of problems that the cascade's teacher answers."""
+RIGHT, TOKENS, FLOPS = "accuracy", "tokens", "MFLOPs"
+SIZES = (2, 4, 8, 16)
+RULES = ("majority", "most likely", "best by verifier", "majority weighted by verifier", BOUND)
+Way = tuple[Sequence[float], Sequence[float], Sequence[float]]
+"""One way to get an answer, on the problems of one seed: the probability that each answer is right, its tokens, and its FLOPs."""
+
+
+def to_large(share: float, how: str = "to the large model") -> str:
+    """Return the name of a cascade."""
+    return f"cascade, {share:.0%} {how}"
 
 
 class AnswersExperiment(Experiment):
@@ -42,6 +59,11 @@ class AnswersExperiment(Experiment):
     claim = "stopping 16 votes when sure saves at least 30 % of their tokens, and the accuracy is at most 1 point lower"
     source = "Adaptive-Consistency, 2305.11860, abstract"
     first_seed = 200
+    quantities = {RIGHT: Quantity("points"), TOKENS: Quantity("tokens"), FLOPS: Quantity("tokens")}
+    note = (
+        "Tokens and FLOPs are those of generation, per problem. A verifier also reads each reply once, which is not counted. "
+        f"'{BOUND}' needs the right answer, so it is a bound and no way to answer."
+    )
 
     task: ClassVar[str] = TASK
     options: ClassVar[Mapping[str, Any]] = {"hard": 0.5}
@@ -54,6 +76,30 @@ class AnswersExperiment(Experiment):
     budgets: ClassVar[tuple[int, ...]] = (10, 20, 30, 40)
     seconds: ClassVar[float] = 3.0
     """Rough core-seconds to answer all problems once."""
+
+    def __init__(self) -> None:
+        rules = [rule for rule in RULES if self.verified or "verifier" not in rule]
+        budgets = [f"thinking budget of {budget}" for budget in self.budgets]
+        refined = [f"refined {round} time{'s' if round > 1 else ''}" for round in range(1, self.rounds + 1)]
+        cascades = [to_large(share, how) for share in SHARES for how in ("to the large model", "at random")]
+        sampled = [f"{rule} of {size}" for rule in rules for size in SIZES]
+        stopped = [f"{VOTES}, until settled", STOP]
+        names = ["one sample", *sampled, *stopped, *budgets, *refined, "small model", *cascades]
+        self.arms = {name: name for name in (GREEDY, *names)}
+
+        def compared(quantity: str, a: str, b: str, **rule: Any) -> ArmPair:
+            question = f"{quantity}: {a}, then the way in the row"
+            return ArmPair(question=question, quantity=quantity, a=a, b=b, groups=("all",), of=b, **rule)
+
+        self.pairs = (
+            compared(TOKENS, VOTES, STOP, relative=True, claimed=(STOP,), bound=-0.3, side="below"),
+            compared(RIGHT, VOTES, STOP, claimed=(STOP,), bound=-0.01),
+            *(compared(RIGHT, to_large(share, "at random"), to_large(share)) for share in SHARES),
+            *(compared(RIGHT, GREEDY, name) for name in names),
+        )
+        lines = {rule: ["one sample", *(f"{rule} of {size}" for size in SIZES)] for rule in rules}
+        lines |= {"early stopping": stopped[::-1]} | ({"thinking budget": [*budgets, GREEDY]} if budgets else {})
+        self.charts = (Tradeoff("ways", TOKENS, RIGHT, lines),)
 
     def trained(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         """Return the jobs that train the model and the small model of the cascade."""
@@ -127,8 +173,15 @@ class AnswersExperiment(Experiment):
             Compute(name=SCORED, estimate=self.seconds * share, needs=(VERIFIER, SIXTEEN), function=score_samples),
         ]  # fmt: skip
 
-    def conclude(self, places: Mapping[int, Path]) -> Finding:
-        return self.found(places, **conclusion(places, self.budgets))
+    def read(self, place: Path) -> Readings:
+        found, families = ways(place, self.budgets), _families(place)
+        return {
+            quantity: {
+                name: {group: {key: way[part][at] for at, key in items} for group, items in families.items()}
+                for name, way in found.items()
+            }
+            for part, quantity in enumerate(self.quantities)
+        }
 
 
 def write_rows(place: Path) -> int:
@@ -143,3 +196,84 @@ def score_samples(place: Path) -> float:
     result.save(evaluation_file(place, SCORED))
     scores = [sample.score or 0.0 for sample in result.samples]
     return sum(scores) / len(scores)
+
+
+def ways(place: Path, budgets: Sequence[int]) -> dict[str, Way]:
+    """Return all ways of one seed, by name. The problems have the same order in all of them."""
+    flops = _mflops(place / BIG)
+    found = sampled(place)
+
+    def way(rule: RuleResult) -> Way:
+        return [value or 0.0 for value in rule.values], rule.costs, [cost * flops for cost in rule.costs]
+
+    def single(name: str) -> Way:
+        return way(rule_results(evaluation(place, f"{BIG}-{name}"))[0])
+
+    return {
+        GREEDY: single(GREEDY),
+        **{_name(rule): way(rule) for rule in rule_results(found)},
+        **{f"thinking budget of {budget}": single(f"budget-{budget}") for budget in budgets},
+        **{rule.rule: way(rule) for rule in refine_results(evaluation(place, f"{BIG}-{REFINED}"))[1:]},
+        **cascade_ways(cascade_of(place), found.keys),
+    }
+
+
+def sampled(place: Path) -> Evaluation:
+    """Return the sixteen samples, with the verifier's scores if there is a verifier."""
+    return evaluation(place, SCORED if evaluation_file(place, SCORED).is_file() else SIXTEEN)
+
+
+def _families(place: Path) -> dict[str, list[tuple[int, str]]]:
+    """Return the places and keys of the problems: all, and by family."""
+    found = sampled(place)
+    family = {sample.key: sample.family for sample in found.samples}
+    items = [*enumerate(found.keys)]
+    return {"all": items} | {
+        own: [item for item in items if family[item[1]] == own] for own in dict.fromkeys(family.values())
+    }
+
+
+def _name(rule: RuleResult) -> str:
+    if rule.samples == 1:
+        return "one sample"
+    name, comma, rest = rule.rule.removesuffix(" (bound)").partition(",")
+    return f"{name} of {rule.samples}{comma}{rest}"
+
+
+def _mflops(run: Path) -> float:
+    return account(read_model_config(RunDir(run))).flops / 1e6
+
+
+def cascade_of(place: Path) -> Cascade:
+    """Return the cascade of the small and the large model of one seed."""
+    return Cascade(
+        student=evaluation(place, f"{LITTLE}-{GREEDY}"),
+        teacher=evaluation(place, f"{BIG}-{GREEDY}"),
+        calibration=calibrate(evaluation(place, f"{LITTLE}-{GREEDY}-dev")),
+        sure=0.8,
+        flops=(_mflops(place / LITTLE), _mflops(place / BIG)),
+    )
+
+
+def cascade_ways(cascade: Cascade, keys: Sequence[str]) -> dict[str, Way]:
+    """Return the small model alone, and the cascade in which the teacher answers each share of `SHARES`, chosen by confidence or at
+    random. A random choice counts by its expectation."""
+    ranked = cascade.choices()
+    choices = {choice.key: choice for choice in ranked}
+    assert cascade.flops is not None
+    little, big = cascade.flops
+
+    def way(asked: Mapping[str, float]) -> Way:
+        pairs = [(choices[key], asked.get(key, 0.0)) for key in keys]
+        return (
+            [(1 - share) * c.student + share * c.teacher for c, share in pairs],
+            [c.student_tokens + share * c.teacher_tokens for c, share in pairs],
+            [little * c.student_tokens + big * share * c.teacher_tokens for c, share in pairs],
+        )
+
+    found = {"small model": way({})}
+    for share in SHARES:
+        asked = round(share * len(keys))
+        found[to_large(share)] = way(dict(zip(choices, asked_shares(asked, ranked), strict=True)))
+        found[to_large(share, "at random")] = way(dict.fromkeys(choices, asked / len(keys)))
+    return found

@@ -9,51 +9,37 @@ a percent is not measurable.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from rorqual.core.records import RunDir, write_atomic
-from rorqual.data.chat import chat_format
-from rorqual.data.tokenizer import Tokenizer
-from rorqual.lab.balance_data import endless_text, entropy, text_blocks, worked_blocks
-from rorqual.lab.balance_report import (
-    ARMS,
-    HALF_PERCENT,
-    RIVALS,
-    THIRD,
-    Arm,
-    arms_table,
-    decide,
-    excess_load,
-    experts_table,
-    load_contrast,
-    loss_contrast,
-    third_contrast,
-    training_chart,
-    words,
-)  # fmt: skip
-from rorqual.lab.experiment import Experiment, amount
-from rorqual.lab.finding import Contrast, Finding
+from rorqual.core.records import write_atomic
+from rorqual.data.chat import ChatFormat
+from rorqual.data.pack import Sample
+from rorqual.lab.balance_data import endless_text, text_windows, worked_samples
+from rorqual.lab.charts import Curves, Readings
+from rorqual.lab.experiment import ArmPair, Experiment, Quantity, amount, in_order
+from rorqual.lab.held_out import load_trained, run_blocks
 from rorqual.lab.job import Compute, ExperimentJob, Train, value
 from rorqual.model.decoder import Decoder
-from rorqual.model.load.run import load_run
-from rorqual.ops.losses import token_logprobs
 from rorqual.recipes.pretrain import pretrain
 from rorqual.recipes.quickstart import FULL, TASK
 from rorqual.recipes.sft import sft
 from rorqual.train import balance
-from rorqual.train.batch import TrainBatch
 from rorqual.train.objectives import AuxBalance, NextToken, Objective
 from rorqual.train.run import Run
 
 ROWS = 32
 TOKENS = 1_000_000
 """Number of held-out tokens on which load and loss are measured."""
+NONE, BIAS, AUX, THIRD = "none", "bias", "aux", "third"
+EXCESS, LOSS, SCALED = "largest load over mean less one", "held-out loss, nats", "held-out loss over that of the first"
+HALF_PERCENT = 0.005
 
 
 class Balancing(Experiment):
@@ -64,33 +50,47 @@ class Balancing(Experiment):
 
     claim = (
         "a bias on the router's scores that affects only the choice of experts balances their load and costs no quality. "
-        f"The excess load is at most {THIRD:.0%} of that without the bias, and the loss less than {HALF_PERCENT:.1%} higher"
+        f"The excess load is at most {1 / 3:.0%} of that without the bias, and the loss less than {HALF_PERCENT:.1%} higher"
     )
     source = "DeepSeek-V3, section 2.1.2 and table 5; Wang et al., 2408.15664"
+    arms = {NONE: "nothing", BIAS: "router bias", AUX: "auxiliary loss"}
+    quantities = {EXCESS: Quantity("ratio"), LOSS: Quantity("nats")}
+    pairs = (
+        ArmPair(question=f"{EXCESS}: a third of that with nothing, then router bias", quantity=EXCESS, a=THIRD, b=BIAS,
+             claimed=("all",), side="below"),
+        *(ArmPair(question=f"{EXCESS}: {label}, then router bias", quantity=EXCESS, a=arm, b=BIAS, groups=("all",))
+          for arm, label in ((NONE, "nothing"), (AUX, "auxiliary loss"))),
+        *(ArmPair(question=f"{SCALED}: {label}, then router bias", quantity=LOSS, a=arm, b=BIAS, relative=True, claimed=("all",),
+               bound=HALF_PERCENT, side="below")
+          for arm, label in ((NONE, "nothing"), (AUX, "auxiliary loss"))),
+    )  # fmt: skip
     gamma: ClassVar[float]
     alpha: ClassVar[float]
-    tried: ClassVar[str]
-    """A sentence with the values of `gamma` and `alpha` that were tried but not chosen, and with the seeds of these trials."""
+    """The step of the router bias after each update, and the coefficient of the auxiliary loss."""
     took: ClassVar[tuple[float, float]]
     """Estimated core-seconds of one training run, and of measuring all three runs."""
+
+    def __init__(self) -> None:
+        lines = {label: ((self.folder(arm),), "load_max_over_mean") for arm, label in self.arms.items()}
+        self.charts = (Curves("load", "The most loaded expert over training", "largest load over mean", lines),)
 
     @abstractmethod
     def training(self, place: Path, seed: int, share: float) -> Run:
         """Return a training run on the experiment's data. `arm` adds the balancing method."""
 
     @abstractmethod
-    def held_out(self, tokenizer: Tokenizer, seed: int, tokens: int) -> Iterator[TrainBatch]:
-        """Yield blocks of held-out tokens, at least `tokens` tokens in total."""
+    def held_out(self, chat: ChatFormat, seed: int, tokens: int) -> Iterator[Sample]:
+        """Yield held-out samples with about `tokens` tokens in total, or more."""
 
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         arms: list[ExperimentJob] = [
             Train(name=self.folder(arm), estimate=self.took[0] * share, make=partial(self.arm, arm, place, seed, share))
-            for arm in ARMS
+            for arm in self.arms
         ]
         return [*arms, Compute(name=self.measured, estimate=self.took[1] * share, needs=tuple(job.name for job in arms),
                                function=partial(self.measure, seed=seed, tokens=amount(TOKENS, share)))]  # fmt: skip
 
-    def folder(self, arm: Arm) -> str:
+    def folder(self, arm: str) -> str:
         """Return the name of an arm's run in the seed's folder."""
         return f"{self.name}-{arm}"
 
@@ -99,17 +99,17 @@ class Balancing(Experiment):
         """The name of the job that measures all arms."""
         return f"{self.name}-measure"
 
-    def arm(self, arm: Arm, place: Path, seed: int, share: float) -> Run:
+    def arm(self, arm: str, place: Path, seed: int, share: float) -> Run:
         """Return the training run of an arm, with its balancing method."""
         run = self.training(place, seed, share)
         objectives: tuple[Objective, ...] = (NextToken(),)
-        if arm == "aux":
+        if arm == AUX:
             objectives = (*objectives, AuxBalance(coefficient=self.alpha))
         return run.model_copy(
             update={
                 "model": run.model.model_copy(update={"num_nextn_predict_layers": 0}),
                 "objectives": objectives,
-                "balance": balance.Balance(gamma=self.gamma if arm == "bias" else 0.0),
+                "balance": balance.Balance(gamma=self.gamma if arm == BIAS else 0.0),
                 "micro_batches": 1,  # the auxiliary loss is per micro-batch, so a step has exactly one micro-batch
             }
         )
@@ -120,56 +120,37 @@ class Balancing(Experiment):
         `load` [arm][layer][expert] counts the tokens that the expert processed. `loss` [arm][block] is summed over the
         block's tokens in the loss mask, in nats. `trained` [block] is the number of tokens in the block's loss mask.
         """
-        runs = {arm: RunDir(place / self.folder(arm)) for arm in ARMS}
-        models = {arm: load_run(run) for arm, run in runs.items()}
-        load: dict[Arm, list[Tensor]] = {}
-        loss: dict[Arm, list[float]] = {arm: [] for arm in ARMS}
-        trained: list[float] = []
-        seen = 0
-        for batch in self.held_out(Tokenizer.load(runs["none"].tokenizer_file), seed, tokens):
-            seen += batch.n_tokens
-            trained.append(float(batch.loss_mask.sum()))
-            for arm, model in models.items():
-                nats, counts = read(model, batch)
+        models = {arm: load_trained(place / self.folder(arm)) for arm in self.arms}
+        load: dict[str, list[Tensor]] = {}
+        loss: dict[str, list[float]] = {arm: [] for arm in models}
+        trained: list[int] = []
+        seen, samples = 0, self.held_out(models[NONE][1], seed, tokens)
+        while seen < tokens and (part := list(islice(samples, ROWS))):
+            seen += sum(map(len, part))
+            trained.append(sum(sample.n_trained for sample in part))
+            for arm, (model, _) in models.items():
+                nats, counts = read_block(model, part)
                 loss[arm].append(nats)
                 load[arm] = [a + b for a, b in zip(load[arm], counts, strict=True)] if arm in load else counts
         served = {arm: [layer.tolist() for layer in layers] for arm, layers in load.items()}
         return {"tokens": seen, "load": served, "loss": loss, "trained": trained}
 
-    def conclude(self, places: Mapping[int, Path]) -> Finding:
-        measurements = [value(place, self.measured) for place in places.values()]
-        excess: dict[Arm, list[float]] = {
-            arm: [excess_load(measurement["load"][arm]) for measurement in measurements] for arm in ARMS
-        }
-        third = third_contrast(excess)
-        loads = [third, *(load_contrast(arm, excess) for arm in RIVALS)]
-        losses: dict[Arm, Contrast] = {arm: loss_contrast(arm, measurements) for arm in RIVALS}
-        runs: list[Mapping[Arm, Path]] = [{arm: place / self.folder(arm) for arm in ARMS} for place in places.values()]
-        note = (
-            f"Router bias: a step of {self.gamma:g} after each update. Auxiliary loss: coefficient {self.alpha:g}. {self.tried} "
-            f"{self.said_of_loss()}"
-        )
-        return self.found(
-            places,
-            verdict=decide(third, losses),
-            words=words(excess, losses, measurements),
-            contrasts=(*loads, *losses.values()),
-            tables=(arms_table(list(places), excess, measurements, note), experts_table(measurements)),
-            charts=(training_chart(runs),),
-        )
-
-    @abstractmethod
-    def said_of_loss(self) -> str:
-        """Return a sentence that states over which tokens the loss is averaged."""
+    def read(self, place: Path) -> Readings:
+        measured = value(place, self.measured)
+        excess = {arm: in_order([excess_load(measured["load"][arm])]) for arm in self.arms}
+        excess[THIRD] = in_order([excess_load(measured["load"][NONE]) / 3])
+        scale = len(measured["trained"]) / sum(measured["trained"])
+        losses = {arm: in_order([nats * scale for nats in measured["loss"][arm]]) for arm in self.arms}
+        return {EXCESS: excess, LOSS: losses}
 
 
 class BalanceExperiment(Balancing):
-    """The balance experiment with pretraining on an endless text, in which every token is predicted."""
+    """The balance experiment with pretraining on an endless text, in which every token is predicted. `gamma` of 0.003 was tried on
+    seed 1, too."""
 
     name = "balance"
     title = "Balance without an auxiliary loss"
     gamma, alpha = 0.01, 0.01
-    tried = "Tried on seed 1: a step of 0.003."
     took = (54.0, 53.0)
     steps: ClassVar[int] = 250
 
@@ -182,23 +163,17 @@ class BalanceExperiment(Balancing):
             write_atomic(file, endless_text(needed, seed).encode())
         return pretrain(data=str(file), steps=steps, rows=ROWS, row=FULL.row, seed=seed)
 
-    def held_out(self, tokenizer: Tokenizer, seed: int, tokens: int) -> Iterator[TrainBatch]:
-        blocks = -(-tokens // (ROWS * FULL.row))
-        text = endless_text(blocks * ROWS * FULL.row + 2, 1_000_003 * (seed + 1))
-        return text_blocks(tokenizer, text, FULL.row, ROWS)
-
-    def said_of_loss(self) -> str:
-        return f"Loss: mean over all tokens. The entropy of the text is {entropy():.3f} nats per character."
+    def held_out(self, chat: ChatFormat, seed: int, tokens: int) -> Iterator[Sample]:
+        return text_windows(chat.tokenizer, endless_text(tokens + ROWS * FULL.row, 1_000_003 * (seed + 1)), FULL.row)
 
 
 class BalanceWorked(Balancing):
     """The balance experiment with SFT on worked solutions. Half of the solutions have no thinking, as in the
-    training data of the quickstart's teacher."""
+    training data of the quickstart's teacher. `gamma` of 0.01 and 0.001, and `alpha` of 0.001, were tried on seed 1, too."""
 
     name = "balance-worked"
     title = "Balance without an auxiliary loss, on worked solutions"
     gamma, alpha = 0.003, 0.01
-    tried = "Tried on seed 1: steps of 0.01 and 0.001, and a coefficient of 0.001."
     took = (66.0, 96.0)
     steps: ClassVar[int] = 300
 
@@ -206,20 +181,19 @@ class BalanceWorked(Balancing):
         return sft(task=TASK, size=FULL.model, steps=amount(self.steps, share), rows=ROWS, row=FULL.row, think=FULL.think,
                    options={"hard": FULL.sft_hard}, seed=seed)  # fmt: skip
 
-    def held_out(self, tokenizer: Tokenizer, seed: int, tokens: int) -> Iterator[TrainBatch]:
-        return worked_blocks(chat_format(tokenizer), seed, tokens, ROWS)
-
-    def said_of_loss(self) -> str:
-        return "Loss: mean over the tokens of thinking, answer and end-of-turn."
+    def held_out(self, chat: ChatFormat, seed: int, tokens: int) -> Iterator[Sample]:
+        return worked_samples(chat, seed)
 
 
-@torch.no_grad()
-def read(model: Decoder, batch: TrainBatch) -> tuple[float, list[Tensor]]:
+def read_block(model: Decoder, samples: Sequence[Sample]) -> tuple[float, list[Tensor]]:
     """Return two values: the loss, summed over the tokens in the loss mask, and the number of tokens that each expert
     processed in each layer."""
-    output = model(batch.tokens, batch.positions, segments=batch.segments)
-    at = batch.loss_mask.nonzero(as_tuple=True)
-    logprobs = token_logprobs(model.logits(output.hidden[at]), batch.targets[at])
-    valid = batch.segments.flatten() >= 0
-    counts = [balance.count(routing, valid, routing.scores.shape[-1]) for routing in output.routing]
-    return -float(logprobs.double().sum()), counts
+    [block] = run_blocks(model, samples, len(samples))
+    valid = block.batch.segments.flatten() >= 0
+    counts = [balance.count(routing, valid, routing.scores.shape[-1]) for routing in block.output.routing]
+    return float(block.losses.sum()), counts
+
+
+def excess_load(layers: Sequence[Sequence[int]]) -> float:
+    """Return the largest load divided by the mean load, minus 1, averaged over layers. 0 is perfect balance."""
+    return balance.load_ratio([torch.tensor(layer) for layer in layers]) - 1

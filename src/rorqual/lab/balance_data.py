@@ -1,4 +1,4 @@
-"""Data of the balance experiments: worked solutions of the families, and an endless text of known entropy."""
+"""Data of the balance experiments: worked solutions of the families, and an endless text."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rorqual.data.chat import ChatFormat
-from rorqual.data.pack import Batch, pack
+from rorqual.data.pack import Sample
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.recipes.quickstart import FULL, TASK
 from rorqual.tasks.find import load_task, safe_problems
-from rorqual.train.batch import TrainBatch
 from rorqual.train.sources.worked import worked_sample
 
 SAMPLE = "samples/tinyshakespeare-64k.txt"
@@ -25,38 +24,23 @@ LANES = 10_000
 """Number of texts that are generated in parallel and then concatenated."""
 
 
-def worked_blocks(chat: ChatFormat, seed: int, tokens: int, rows: int, problems: int = 500) -> Iterator[TrainBatch]:
-    """Yield blocks of packed worked solutions from the test split. Stop when the blocks contain `tokens` tokens,
-    excluding padding.
+def worked_samples(chat: ChatFormat, seed: int, problems: int = 500) -> Iterator[Sample]:
+    """Yield worked solutions of the test split without end, mixed as in training.
 
-    The solutions are mixed as in training. The problem generator restarts with a new seed after `problems` problems,
-    because it finds new problems more and more slowly.
+    The problem generator restarts with a new seed after `problems` problems, because it finds new problems more and more slowly.
     """
     task = load_task(TASK, options={"hard": FULL.sft_hard})
     rng = random.Random(f"{seed} held out")
     for number in count():
-        chunk = islice(safe_problems(task, "test", 1_000_003 * seed + number), problems)
-        samples = [worked_sample(problem, chat, think=rng.random() < FULL.think) for problem in chunk]
-        packed = pack(samples, FULL.row, pad=chat.pad).batch
-        for start in range(0, packed.n_rows, rows):
-            block = packed.rows(start, min(start + rows, packed.n_rows))
-            yield TrainBatch.from_packed(block)
-            tokens -= block.n_tokens
-            if tokens <= 0:
-                return
+        for problem in islice(safe_problems(task, "test", 1_000_003 * seed + number), problems):
+            yield worked_sample(problem, chat, think=rng.random() < FULL.think)
 
 
-def text_blocks(tokenizer: Tokenizer, text: str, row: int, rows: int) -> Iterator[TrainBatch]:
-    """Yield blocks of non-overlapping windows of `row` tokens with next-token targets. Tokens that do not fill a block
-    are dropped."""
-    ids = np.asarray(tokenizer.encode(text), dtype=np.int64)
-    size = rows * row
-    for start in range(0, len(ids) - size, size):
-        tokens, targets = (ids[start + shift : start + shift + size].reshape(rows, row) for shift in (0, 1))
-        positions = np.broadcast_to(np.arange(row), (rows, row)).copy()
-        yield TrainBatch.from_packed(
-            Batch(tokens, targets, np.ones((rows, row), np.float32), np.zeros((rows, row), np.int64), positions)
-        )
+def text_windows(tokenizer: Tokenizer, text: str, row: int) -> Iterator[Sample]:
+    """Yield windows of `row` tokens that do not overlap. Tokens that do not fill a window are dropped."""
+    ids = tokenizer.encode(text)
+    for start in range(0, len(ids) - row + 1, row):
+        yield Sample(ids[start : start + row], [True] * row)
 
 
 def endless_text(characters: int, seed: int) -> str:
@@ -64,7 +48,7 @@ def endless_text(characters: int, seed: int) -> str:
 
     The probability of a character depends on the three characters before it, and equals its frequency after them in the
     sample. The text can be arbitrarily long and does not repeat itself, so a model cannot memorise it. The training loss
-    falls smoothly, and the entropy is known.
+    falls smoothly.
     """
     contexts, following = chain()
     rng = np.random.default_rng(seed)
@@ -75,16 +59,6 @@ def endless_text(characters: int, seed: int) -> str:
         row[:] = following[first + (rng.random(LANES) * (end - first)).astype(np.int64)]
         state = (state * 256 + row) % 256**ORDER
     return drawn.T.tobytes().decode("ascii")[:characters]
-
-
-def entropy() -> float:
-    """Return the entropy of the endless text given the last three characters, in nats per character. The expected loss
-    of a model cannot be lower than this entropy."""
-    contexts, following = chain()
-    _, each = np.unique(contexts * 256 + following, return_counts=True)
-    _, context = np.unique(contexts, return_counts=True)
-    n = len(contexts)
-    return float((context / n * np.log(context)).sum() - (each / n * np.log(each)).sum())
 
 
 def chain() -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -7,32 +7,22 @@ solution. The difficulty of a problem is its level. Each difference is compared 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rorqual.core.records import RunDir
-from rorqual.data.chat import chat_format
-from rorqual.data.pack import PADDING, pack_rows
-from rorqual.data.tokenizer import Tokenizer
+from rorqual.data.pack import PADDING
 from rorqual.evals.compute import experts_used
-from rorqual.evals.verdict import Verdict
-from rorqual.lab.equal_budget import EqualBudgetClaim, Places, ShapeExperiment
-from rorqual.lab.experiment import amount
-from rorqual.lab.finding import Chart, Contrast, Finding, Series, contrast_of_values
+from rorqual.lab.charts import Bars, Readings
+from rorqual.lab.experiment import ArmPair, Quantity, amount, in_order
+from rorqual.lab.held_out import draw, load_trained, run_blocks, solve
 from rorqual.lab.job import Compute, ExperimentJob, value
-from rorqual.lab.shapes import ARMS, DOCUMENTS, FIXED, FIXED_CLOCK, ROW, TASK, ZERO, token_losses
-from rorqual.model.decoder import Decoder
-from rorqual.model.load.run import load_run
-from rorqual.tasks.find import load_task, safe_problems
-from rorqual.train.batch import TrainBatch
-from rorqual.train.sources.worked import worked_sample
+from rorqual.lab.shape_experiment import ShapeExperiment
+from rorqual.lab.shapes import DOCUMENTS, FIXED, FIXED_CLOCK, HARD, TASK, ZERO
 
 HARD_SHARE = 0.25
 """The share of tokens, or of the occurrences of a token id, with the highest losses is hard. All others are easy."""
@@ -45,6 +35,7 @@ PARTS = {
     "same token": "hard minus easy occurrences of the same token",
     "problems": "hard minus easy problems of the same family",
 }
+DECILES = "experts by tenth of the tokens, from the smallest to the largest loss"
 Array = NDArray[Any]
 
 
@@ -59,10 +50,26 @@ class ComputeExperiment(ShapeExperiment):
         "hard problems. It is better than a fixed number of experts at an equal mean number, and also at equal time"
     )
     source = "LongCat-Flash, 2509.01322, section 2.1"
-    parts: ClassVar = (
-        EqualBudgetClaim("experts per token", ZERO, FIXED),
-        EqualBudgetClaim("core-seconds", ZERO, FIXED_CLOCK),
-    )
+    parts = (("experts per token", ZERO, FIXED), ("core-seconds", ZERO, FIXED_CLOCK))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quantities = {**self.quantities, **dict.fromkeys(PARTS, Quantity("experts")), DECILES: Quantity("experts")}
+        self.arms = {**self.arms, "shuffled": "permuted difficulty", "real": "real difficulty"}
+        self.pairs = (
+            *self.pairs,
+            *(
+                ArmPair(
+                    question=f"experts on {text}: permuted, then real difficulty",
+                    quantity=part,
+                    a="shuffled",
+                    b="real",
+                    claimed=("all",),
+                )
+                for part, text in PARTS.items()
+            ),
+        )
+        self.charts = (*self.charts, Bars(DECILES, shares=False))
 
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         counted = [
@@ -76,17 +83,14 @@ class ComputeExperiment(ShapeExperiment):
         ]
         return [*super().jobs(seed, place, share), *counted]
 
-    def also(self, places: Places) -> tuple[tuple[Verdict, ...], tuple[str, ...]]:
-        found = spent_contrasts(places)
-        return tuple(contrast.sign for contrast in found), tuple(map(_words, found))
-
-    def conclude(self, places: Places) -> Finding:
-        finding = super().conclude(places)
-        update = {
-            "contrasts": (*finding.contrasts, *spent_contrasts(places)),
-            "charts": (*finding.charts, deciles_chart(places)),
+    def read(self, place: Path) -> Readings:
+        zero, fixed = (value(place, f"{name}-experts") for name in (ZERO, FIXED))
+        return {
+            **super().read(place),
+            "experts per token": {ZERO: in_order([zero["mean"]]), FIXED: in_order([fixed["mean"]])},
+            **{part: {side: in_order(zero[part][side]) for side in ("shuffled", "real")} for part in PARTS},
+            DECILES: {ZERO: {str(tenth): {0: mean} for tenth, mean in enumerate(zero["deciles"], 1)}},
         }
-        return finding.model_copy(update=update)
 
 
 def spent(place: Path, *, name: str, seed: int, count: int) -> dict[str, Any]:
@@ -96,20 +100,22 @@ def spent(place: Path, *, name: str, seed: int, count: int) -> dict[str, Any]:
     loss. Each part in `PARTS` has the differences `real` and `shuffled` in experts per token and layer, one per document (one per pair
     of problems for the last part).
     """
-    problems = list(islice(safe_problems(load_task(TASK, options=dict(ARMS[ZERO].options)), "test", seed), count))
-    chat = chat_format(Tokenizer.load(RunDir(place / name).tokenizer_file), "deepseek")
-    samples = [worked_sample(problem, chat, think=True) for problem in problems]
-    batch = TrainBatch.from_packed(pack_rows(samples, [[i] for i in range(count)], ROW).batch)  # row i is problem i
-    model, rival = (load_run(RunDir(place / run)) for run in (name, FIXED))
-    used = _experts(model, batch)
-    with torch.no_grad():
-        losses = torch.cat([token_losses(rival, part) for part in batch.split(max(1, count // 32))]).numpy()
-    document, at = np.nonzero(batch.loss_mask.numpy())
-    written, loss, ids = used[document, at], losses[document, at], batch.tokens.numpy()[document, at]
+    problems = draw(TASK, HARD, "test", seed, count)
+    (model, chat), (rival, _) = (load_trained(place / run) for run in (name, FIXED))
+    samples = solve(problems, chat)
+    everywhere, parts, start = [], [], 0
+    for own, other in zip(run_blocks(model, samples), run_blocks(rival, samples), strict=True):
+        chosen = torch.stack([layer.indices for layer in own.output.routing], dim=1)  # [tokens, layers, k]
+        used = experts_used(chosen, model.config).view(own.losses.shape)
+        row, at = own.batch.loss_mask.nonzero(as_tuple=True)
+        parts.append((row + start, used[row, at], other.losses[row, at], own.batch.tokens[row, at]))
+        everywhere.append(used[own.batch.segments != PADDING])
+        start += len(used)
+    document, written, loss, ids = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
     rng = np.random.default_rng(seed)
     order = np.argsort(loss, kind="stable")
     result: dict[str, Any] = {
-        "mean": float(used[batch.segments.numpy() != PADDING].mean()),
+        "mean": float(torch.cat(everywhere).mean()),
         "deciles": [float(part.mean()) for part in np.array_split(written[order], 10)],
     }
     same = _residuals(written, ids)
@@ -120,17 +126,6 @@ def spent(place: Path, *, name: str, seed: int, count: int) -> dict[str, Any]:
     families = np.unique([problem.family for problem in problems], return_inverse=True)[1]
     result["problems"] = _both(lambda d: by_pair(replies, d, families), levels, families, rng)
     return result
-
-
-def _experts(model: Decoder, batch: TrainBatch) -> Array:
-    """Return the mean number of experts with weights per layer [rows, row]."""
-    found = []
-    with torch.no_grad():
-        for part in batch.split(max(1, len(batch.tokens) // 32)):
-            routing = model(part.tokens, part.positions, segments=part.segments).routing
-            chosen = torch.stack([layer.indices for layer in routing], dim=1)  # [tokens, layers, k]
-            found.append(experts_used(chosen, model.config).view(part.tokens.shape))
-    return torch.cat(found).numpy()
 
 
 def _residuals(values: Array, ids: Array) -> Array:
@@ -190,44 +185,3 @@ def _both(compare: Any, difficulty: Array, groups: Array, rng: np.random.Generat
         total, found = total + np.nan_to_num(control), found + ~np.isnan(control)
     kept = ~np.isnan(real) & (found > 0)
     return {"real": real[kept].tolist(), "shuffled": (total[kept] / found[kept]).tolist()}
-
-
-def spent_contrasts(places: Places) -> list[Contrast]:
-    """Compare the difference between hard and easy parts with the difference of the control."""
-    measured = [value(place, f"{ZERO}-experts") for place in places.values()]
-    return [
-        contrast_of_values(
-            f"experts on {text}: permuted, then real difficulty",
-            [one[part]["shuffled"] for one in measured],
-            [one[part]["real"] for one in measured],
-            unit="experts",
-        )
-        for part, text in PARTS.items()
-    ]
-
-
-def _words(contrast: Contrast) -> str:
-    ends = contrast.ends
-    what = contrast.question.removeprefix("experts on ").split(":")[0]
-    return (
-        f"Experts on {what}: {contrast.b:+.3f} per token and layer, and {contrast.a:+.3f} with permuted difficulties. The difference is "
-        f"{contrast.difference:+.3f}, {ends.low:+.3f} to {ends.high:+.3f} by the wider of both {contrast.confidence:.0%} intervals."
-    )
-
-
-def deciles_chart(places: Places) -> Chart:
-    """Return a chart of the experts per token over the tenths of tokens by loss."""
-    by_seed = [value(place, f"{ZERO}-experts")["deciles"] for place in places.values()]
-
-    def points(values: Sequence[float]) -> tuple[tuple[float, float], ...]:
-        return tuple((float(tenth), float(one)) for tenth, one in enumerate(values, 1))
-
-    mean = points(np.mean(by_seed, axis=0).tolist())
-    return Chart(
-        name="deciles",
-        title="Experts by difficulty",
-        x="tenth of the written tokens, from the smallest to the largest loss",
-        y="experts per token and layer",
-        series=(Series(label="identity experts", points=mean, by_seed=tuple(map(points, by_seed))),),
-        caption="The loss is that of the model with two experts for every token. Faint lines: each seed.",
-    )

@@ -9,17 +9,21 @@ which has learned from other data than the students.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from rorqual.core.config import Config, Count
+import numpy as np
+
+from rorqual.core.records import RunDir
 from rorqual.data.distilled import read_distilled
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.request import SamplingParams
+from rorqual.evals.compare import is_right
+from rorqual.evals.evaluation import Evaluation
 from rorqual.factory.config import FactoryConfig, FilterConfig
-from rorqual.lab.data_distil_report import conclusion
+from rorqual.lab.charts import Bars, Readings
 from rorqual.lab.data_distil_sets import (
     answer_losses,
     counted,
@@ -29,14 +33,14 @@ from rorqual.lab.data_distil_sets import (
     write_labelled,
     write_originals,
 )
-from rorqual.lab.experiment import Experiment, amount
-from rorqual.lab.finding import Finding
-from rorqual.lab.job import Compute, ExperimentJob, Measure, SampleJob, Train
+from rorqual.lab.experiment import ArmPair, Experiment, Quantity, amount, in_order
+from rorqual.lab.job import Compute, ExperimentJob, Measure, SampleJob, Train, evaluation, run_cost, value
 from rorqual.recipes.distil import distil
 from rorqual.recipes.pretrain import pretrain
 from rorqual.recipes.sft import sft
-from rorqual.tasks.everyday import EVERYDAY_TASKS
+from rorqual.tasks.everyday import EVERYDAY_TASKS, price_of
 from rorqual.tasks.everyday.base import Form
+from rorqual.tasks.everyday.prices import HIGH
 from rorqual.train.run import Run
 
 READ, TEXT, BASE, TEACHER = "data-read", "data-text", "data-base", "data-teacher"
@@ -44,41 +48,24 @@ HARD = ("full-original", "small-original", "small-teacher", "small-true", "full-
 SOFT = "small-soft"
 
 
-class Amounts(Config):
-    """Amounts of work. They were chosen on seed 0 and the dev split, before the runs of the published result.
+AMOUNTS: Mapping[str, tuple[int, int]] = {
+    "questions": (4000, 200),
+    "text_steps": (300, 2),
+    "words_steps": (500, 2),
+    "teacher_steps": (300, 2),
+    "full": (2000, 40),
+    "small": (200, 8),
+    "student_steps": (350, 2),
+    "count": (200, 8),
+}
+"""Amounts of work in full, and at least. They were chosen on seed 0 and the dev split, before the runs of the published result.
 
-    Short training favours the small set, and long training the full set (docs/log/experiments.md). The number of steps
-    is the maximum that fits into twenty core-minutes. If the number of steps is too small, the result is biased in
-    favour of the claim.
-    """
-
-    questions: Count = 4000
-    text_steps: Count = 300
-    words_steps: Count = 500
-    teacher_steps: Count = 300
-    teacher_rows: Count = 16
-    full: Count = 2000
-    small: Count = 200
-    student_steps: Count = 350
-    rows: Count = 8
-    row: Count = 64
-    count: Count = 200
-    top_k: Count = 16
-
-    def of(self, share: float) -> Amounts:
-        """Return the amounts scaled by `share`, to fit a budget."""
-        return self.model_copy(
-            update={
-                name: amount(getattr(self, name), share, least)
-                for name, least in (
-                    ("questions", 200), ("text_steps", 2), ("words_steps", 2), ("teacher_steps", 2), ("full", 40), ("small", 8),
-                    ("student_steps", 2), ("count", 8),
-                )
-            }
-        )  # fmt: skip
-
-
-AMOUNTS = Amounts()
+Short training favours the small set, and long training the full set (docs/LOG.md). The number of steps
+is the maximum that fits into twenty core-minutes. If the number of steps is too small, the result is biased in
+favour of the claim.
+"""
+Amounts = Mapping[str, int]
+TEACHER_ROWS, ROWS, ROW, TOP_K = 16, 8, 64, 16
 LONGEST: Mapping[Form, int] = {"classification": 8, "regression": 8, "generation": 24}
 """Maximum tokens of a reply. True answers need at most half of the maximum, and question and reply together always fit
 into a row."""
@@ -89,24 +76,85 @@ def arms(task: str) -> tuple[str, ...]:
     return (*HARD, SOFT) if EVERYDAY_TASKS[task].form == "classification" else HARD
 
 
+def scaled(share: float) -> Amounts:
+    """Return the amounts of a share of the full work."""
+    return {name: amount(full, share, least) for name, (full, least) in AMOUNTS.items()}
+
+
+MARGIN = 0.02
+"""Non-inferiority margin, in accuracy or R²: the small set's score may be at most this much lower than the full set's score. The margin
+was set before the runs of the published result."""
+QUESTIONS = (
+    ("full-original", "small-teacher", "a tenth from the teacher, against all of the original"),
+    ("full-original", "small-true", "control: a tenth with true answers, against all of the original"),
+    ("small-original", "small-teacher", "a tenth: from the teacher, against the original"),
+    ("full-teacher", "small-teacher", "from the teacher: a tenth, against all"),
+    ("full-original", "full-teacher", "all: from the teacher, against the original"),
+    ("full-original", SOFT, "a tenth with the teacher's distributions, against all of the original"),
+)
+FREE, LOSS = "sentences, at temperature 1", "loss on true sentences"
+
+
+def score_name(task: str) -> str:
+    """Return the name of a task's score: the share of right answers, or R²."""
+    return f"{task}, R²" if EVERYDAY_TASKS[task].form == "regression" else task
+
+
+def _pairs() -> Iterator[ArmPair]:
+    for place, (a, b, question) in enumerate(QUESTIONS):
+        for task in EVERYDAY_TASKS:
+            if b in arms(task):
+                name = score_name(task)
+                yield ArmPair(
+                    question=question, quantity=name, a=a, b=b, of=name, claimed=() if place else (name,), bound=-MARGIN
+                )
+    a, b, question = QUESTIONS[0]
+    yield ArmPair(question=question, quantity=FREE, a=a, b=b, of=FREE)
+    yield ArmPair(question=f"{question}: {LOSS}", quantity=LOSS, a=a, b=b, of="sentences")
+
+
 class DataDistil(Experiment):
     """The experiment on distilled data sets, with one task each for classification, regression and generation."""
 
-    name: ClassVar[str] = "data-distil"
-    title: ClassVar[str] = "A small set from a teacher against the full original one"
-    claim: ClassVar[str] = (
+    name = "data-distil"
+    title = "A small set from a teacher against the full original one"
+    claim = (
         "a tenth of the data, labelled or written by a teacher, trains a small model as well as all of the noisy original data, "
         "in classification, regression and generation"
     )
-    source: ClassVar[str] = "popular accounts; for less data, Distilling Step-by-Step, 2305.02301, abstract"
+    source = "popular accounts; for less data, Distilling Step-by-Step, 2305.02301, abstract"
+    arms = {
+        "full-original": "all, original",
+        "small-original": "a tenth, original",
+        "small-teacher": "a tenth, teacher",
+        SOFT: "a tenth, teacher's distributions",
+        "small-true": "a tenth, true",
+        "full-teacher": "all, teacher",
+    }
+    quantities = {
+        **{
+            score_name(task): Quantity("ratio" if one.form == "regression" else "points")
+            for task, one in EVERYDAY_TASKS.items()
+        },
+        FREE: Quantity("points"),
+        LOSS: Quantity("nats"),
+        **dict.fromkeys(("rows", "tokens", "core-seconds"), Quantity()),
+        "right": Quantity("points"),
+    }
+    pairs = tuple(_pairs())
+    charts = tuple(Bars(score_name(task), shares=False) for task in EVERYDAY_TASKS)
+    note = (
+        "Scores: the share of right greedy answers, or 1 - mean squared error / variance (R², where a reply without a price gets the worst "
+        "error). Rows, tokens and right answers are those of the training sets; core-seconds are those of the students."
+    )
 
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
-        work = AMOUNTS.of(share)
+        work = scaled(share)
         shared: list[ExperimentJob] = [
             Compute(
                 name=READ,
                 estimate=0.3 * share,
-                function=lambda at: write_base(at / READ, seed, work.questions),
+                function=lambda at: write_base(at / READ, seed, work["questions"]),
             ),
             Train(name=TEXT, estimate=7 * share, needs=(READ,), make=lambda: text_run(place, seed, work)),
             Train(name=BASE, estimate=11 * share, needs=(TEXT,), make=lambda: base_run(place, seed, work)),
@@ -114,8 +162,38 @@ class DataDistil(Experiment):
         ]
         return [*shared, *(job for task in EVERYDAY_TASKS for job in chore_jobs(task, seed, place, work, share))]
 
-    def conclude(self, places: Mapping[int, Path]) -> Finding:
-        return conclusion(self, places, {task: arms(task) for task in EVERYDAY_TASKS})
+    def read(self, place: Path) -> Readings:
+        found: dict[str, Any] = {name: {} for name in self.quantities}
+        for task in EVERYDAY_TASKS:
+            counts = value(place, f"data-{task}-sets")
+            for arm in (*arms(task), TEACHER):
+                name = measure_name(task, TEACHER if arm == TEACHER else f"data-{task}-{arm}")
+                found[score_name(task)][arm] = in_order(scored(evaluation(place, name)))
+                if EVERYDAY_TASKS[task].form == "generation":
+                    found[FREE][arm] = in_order([is_right(one) for one in evaluation(place, f"{name}-free").samples])
+                    found[LOSS][arm] = in_order(value(place, f"{name}-loss"))
+                if arm != TEACHER:
+                    cost = run_cost(RunDir(place / f"data-{task}-{arm}")).core_seconds
+                    for what, number in (*counts[arm].items(), ("core-seconds", cost)):
+                        found[what].setdefault(arm, {})[task] = {0: number}
+        return found
+
+
+def scored(result: Evaluation) -> list[float]:
+    """Return a score per problem: 1 for a right reply, 0 for a wrong reply.
+
+    For the regression task, whose answers are prices, the score is 1 - error² / variance, and the mean of these scores is R². A reply
+    that is not a price counts as the worst possible price.
+    """
+    if result.samples[0].family != "prices":
+        return [is_right(sample) for sample in result.samples]
+    truths = [int(sample.answer) for sample in result.samples]
+    variance = float(np.var(truths))
+    prices = [price_of(sample.reply) for sample in result.samples]
+    errors = [
+        max(true, HIGH - true) if price is None else price - true for price, true in zip(prices, truths, strict=True)
+    ]
+    return [1 - error**2 / variance for error in errors]
 
 
 def text_run(place: Path, seed: int, work: Amounts) -> Run:
@@ -124,9 +202,9 @@ def text_run(place: Path, seed: int, work: Amounts) -> Run:
         data=str(place / READ / "base.txt"),
         tokenizer=str(place / READ / "tokenizer.json"),
         size="student",
-        steps=work.text_steps,
-        rows=work.rows,
-        row=work.row,
+        steps=work["text_steps"],
+        rows=ROWS,
+        row=ROW,
         seed=seed,
     )
 
@@ -137,7 +215,7 @@ def base_run(place: Path, seed: int, work: Amounts) -> Run:
     Without this stage, the base cannot copy from a question, and all answers of a student are wrong after 300 steps.
     """
     words = str(place / READ / "words.jsonl")
-    return sft(data=words, start=str(place / TEXT), steps=work.words_steps, rows=work.rows, row=work.row, seed=seed)
+    return sft(data=words, start=str(place / TEXT), steps=work["words_steps"], rows=ROWS, row=ROW, seed=seed)
 
 
 def teacher_run(place: Path, seed: int, work: Amounts) -> Run:
@@ -149,9 +227,9 @@ def teacher_run(place: Path, seed: int, work: Amounts) -> Run:
         think=0.0,
         tokenizer=str(place / READ / "tokenizer.json"),
         size="small",
-        steps=work.teacher_steps,
-        rows=work.teacher_rows,
-        row=work.row,
+        steps=work["teacher_steps"],
+        rows=TEACHER_ROWS,
+        row=ROW,
         seed=seed,
     )
 
@@ -160,7 +238,7 @@ def student_run(place: Path, task: str, arm: str, seed: int, work: Amounts) -> R
     """Return the run of a student on the training set `arm`. Steps, rows and tokens per row are the same for all sets."""
     data = str(set_file(place, task, arm))
     how: dict[str, Any] = {
-        "start": str(place / BASE), "steps": work.student_steps, "rows": work.rows, "row": work.row, "seed": seed,
+        "start": str(place / BASE), "steps": work["student_steps"], "rows": ROWS, "row": ROW, "seed": seed,
     }  # fmt: skip
     if arm == SOFT:
         return distil(data=data, objective="forward", **how)
@@ -180,14 +258,14 @@ def factory(place: Path, task: str, seed: int, work: Amounts) -> FactoryConfig:
         teacher=str(place / TEACHER),
         task="everyday",
         options={"names": [task], "pool": "original"},
-        problems=work.full,
+        problems=work["full"],
         samples=2 if writes else 1,
         seed=seed,
         thinking="off",
         max_tokens=LONGEST[EVERYDAY_TASKS[task].form],
         temperature=1.0 if writes else 0.0,
         keep="right" if writes else "all",
-        top_k=work.top_k,
+        top_k=TOP_K,
         filters=FilterConfig() if writes else FilterConfig(names=()),
     )
 
@@ -197,7 +275,9 @@ def chore_jobs(task: str, seed: int, place: Path, work: Amounts, share: float) -
     labels, sets = f"data-{task}-labels", f"data-{task}-sets"
     jobs: list[ExperimentJob] = [
         SampleJob(name=labels, estimate=3 * share, needs=(TEACHER,), config=factory(place, task, seed, work)),
-        Compute(name=sets, estimate=0.8 * share, needs=(labels,), function=partial(make_sets, task, seed, work.small)),
+        Compute(
+            name=sets, estimate=0.8 * share, needs=(labels,), function=partial(make_sets, task, seed, work["small"])
+        ),
     ]
     models = {arm: f"data-{task}-{arm}" for arm in arms(task)}
     for arm, name in models.items():
@@ -231,7 +311,7 @@ def measures(task: str, model: str, seed: int, work: Amounts, share: float) -> l
     For generation, further jobs sample one sentence per question at temperature 1 and measure the loss on true sentences.
     """
     shared: dict[str, Any] = {
-        "model": model, "seed": seed, "task": "everyday", "options": {"names": [task]}, "count": work.count,
+        "model": model, "seed": seed, "task": "everyday", "options": {"names": [task]}, "count": work["count"],
         "thinking": "off", "needs": (model,),
     }  # fmt: skip
     name = measure_name(task, model)
@@ -245,7 +325,7 @@ def measures(task: str, model: str, seed: int, work: Amounts, share: float) -> l
     ]
     if EVERYDAY_TASKS[task].form == "generation":
         free = SamplingParams(max_tokens=LONGEST[EVERYDAY_TASKS[task].form], temperature=1.0, seed=seed)
-        loss = partial(losses_of, task, model, seed, work.count)
+        loss = partial(losses_of, task, model, seed, work["count"])
         jobs.append(Measure(name=f"{name}-free", estimate=0.15 * share, params=free, **shared))
         jobs.append(Compute(name=f"{name}-loss", estimate=0.4 * share, needs=(model,), function=loss))
     return jobs

@@ -9,16 +9,14 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-import torch
-
-from rorqual.core.records import Message, RunDir, write_atomic
+from rorqual.core.records import Message, write_atomic
 from rorqual.data.chat import chat_format
 from rorqual.data.distilled import Distilled, DistilledFile, write_distilled
+from rorqual.data.pack import Sample
 from rorqual.data.source.conversations import read_conversations
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.evals.run import pick
-from rorqual.model.load.run import load_run
-from rorqual.ops.losses import token_logprobs
+from rorqual.lab.held_out import load_trained, mean_losses
 from rorqual.tasks.base import Problem, Split, Verdict
 from rorqual.tasks.everyday import EVERYDAY_TASKS, Everyday
 from rorqual.tasks.everyday.base import ORIGINAL
@@ -106,15 +104,10 @@ def counted(path: Path, problems: Sequence[Problem], tokenizer: Tokenizer) -> di
     return {"rows": len(rows), "tokens": tokens, "right": right / len(rows)}
 
 
-@torch.no_grad()
 def answer_losses(run: Path, problems: Sequence[Problem]) -> list[float]:
     """Return the model's loss on the true answer to each problem, in nats per token of the assistant's turn."""
-    model = load_run(RunDir(run))
-    chat = chat_format(Tokenizer.load(RunDir(run).tokenizer_file), "deepseek")
-    losses = []
-    for problem in problems:
-        rendered = chat.render((*problem.messages, Message("assistant", problem.answer)), thinking="off")
-        ids, mask = torch.tensor(rendered.ids), torch.tensor(rendered.mask[1:])
-        logits = model.logits(model(ids[None, :-1]).hidden)[0]
-        losses.append(-float(token_logprobs(logits.float(), ids[1:])[mask].double().mean()))
-    return losses
+    model, chat = load_trained(run)
+    rendered = [
+        chat.render((*problem.messages, Message("assistant", problem.answer)), thinking="off") for problem in problems
+    ]
+    return mean_losses(model, [Sample(one.ids, one.mask) for one in rendered])

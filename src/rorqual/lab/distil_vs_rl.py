@@ -5,24 +5,22 @@ All compared branches start from one base student and have about the same cost.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
 
 from rorqual.core.config import override
-from rorqual.core.records import RunDir, Thinking
+from rorqual.core.records import RunDir
+from rorqual.evals.compare import did_think
 from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.passk import mean_pass_at_k
-from rorqual.evals.verdict import Verdict
 from rorqual.factory.config import FactoryConfig
-from rorqual.lab.experiment import Experiment, amount
-from rorqual.lab.finding import Chart, Contrast, Finding, Series, Table, contrast_text, contrasts, mean_by_seed, percent
-from rorqual.lab.job import ExperimentJob, JobCost, SampleJob, Train, evaluation, run_cost
+from rorqual.lab.charts import Bars, Curves, Readings, mean_of
+from rorqual.lab.experiment import SHARE, ArmPair, Experiment, Quantity, amount, by_family, in_order
+from rorqual.lab.job import ExperimentJob, SampleJob, Train, evaluation, run_cost
 from rorqual.lab.student import (
     BASE,
-    BASE_THINK,
     EIGHT,
-    FAMILIES,
     HARD,
     RL,
     ROUNDING,
@@ -42,27 +40,20 @@ from rorqual.tasks.base import Verdict as Graded
 from rorqual.train.run import Run
 
 SAMPLES, DISTIL, GOLD, MORE, ON_POLICY = "dr-samples", "dr-distil", "dr-gold", "dr-more", "dr-on-policy"
-BRANCHES = {
-    BASE: "base student",
-    DISTIL: "distilled",
-    RL: "reinforced",
-    GOLD: "generator's own steps",
-    MORE: "base's own data, longer",
-    ON_POLICY: "distilled on-policy",
-    TEACHER: "teacher",
-}
-BUDGETED = (RL, DISTIL, GOLD, MORE, ON_POLICY)
-MODES: tuple[Thinking, ...] = ("auto", "on")
-"""Thinking modes in which the teacher is evaluated. Mode "on" is included because the teacher is made to think when it
-writes the student's training samples."""
-WINDOW = (0.05, 0.50)
-"""Required range of the base student's pass@8 in every family. GRPO needs some right answers and room to improve."""
-MOST = 0.8
-"""Required fraction of (family, seed) pairs whose pass@8 lies in `WINDOW`.
+OWN, FORCED, THINKS, EIGHT_TRIES, COST = (
+    "own choice",
+    "made to think",
+    "thinks, own choice",
+    "solved in eight tries",
+    "core-seconds",
+)
+WINDOW, MOST = (0.05, 0.50), 0.8
+"""Required range of the base student's pass@8 in every family, and the required fraction of (family, seed) pairs in that range.
 
-The mean pass@8 over seeds must lie in `WINDOW` for every family. Each pass@8 is measured on 60 problems.
+GRPO needs some right answers and room to improve. The mean over seeds must lie in `WINDOW` for every family. Each pass@8 is measured on
+60 problems.
 """
-EQUAL = 0.15
+EQUAL = {COST: 0.15}
 """Costs that differ by at most this fraction in every seed count as equal."""
 RL_COST = {"tokens": 44e-6, "sampled_tokens": 28e-6}
 SUPERVISED, SAMPLING, SCORED = 0.096, 19.0, 0.95
@@ -73,18 +64,49 @@ depends on the length of the sampled answers. Every other branch of a seed takes
 GRPO. The number of steps is computed from token counts and fixed costs, so it does not depend on time measured during
 the run.
 """
+TUNING = [f"optim.lr={FULL.student_lr}", f"optim.adamw.lr={FULL.student_adamw_lr}"]
+"""Learning rates for a model that is already trained: half the rates for a new model."""
 
 
 class DistilVsRl(Experiment):
     """The experiment `distil-vs-rl`. The compared branches start from one base student and take about the same number
     of core-seconds."""
 
-    name: ClassVar[str] = "distil-vs-rl"
-    title: ClassVar[str] = "Distillation against reinforcement on a small model"
-    claim: ClassVar[str] = (
+    name = "distil-vs-rl"
+    title = "Distillation against reinforcement on a small model"
+    claim = (
         "distilling reasoning from a large model makes a small model better than reinforcement of the small model does"
     )
-    source: ClassVar[str] = "DeepSeek-R1, arXiv 2501.12948, section 4.1 and table 6"
+    source = "DeepSeek-R1, arXiv 2501.12948, section 4.1 and table 6"
+    arms = {
+        BASE: "base",
+        DISTIL: "distilled",
+        RL: "reinforced",
+        GOLD: "the generator's own steps",
+        MORE: "the base's own data, longer",
+        ON_POLICY: "distilled on-policy",
+        TEACHER: "teacher",
+    }
+    quantities = {OWN: SHARE, FORCED: SHARE, THINKS: SHARE, EIGHT_TRIES: Quantity("points"), COST: Quantity("tokens")}
+    charts = (
+        Bars(OWN),
+        Curves("reinforcement", "Reinforcement of the student", "share of samples",
+               {"right": ((RL,), "reward"), "thinks": ((RL,), "think_share")}, True),
+    )  # fmt: skip
+    note = (
+        "Core-seconds do not include the base student. Those of distillation include sampling, verifying and filtering."
+    )
+
+    def __init__(self) -> None:
+        compared = {OWN: ((RL, DISTIL), (BASE, RL), (BASE, DISTIL), (RL, MORE), (DISTIL, GOLD), (DISTIL, ON_POLICY), (RL, ON_POLICY),
+                          (TEACHER, DISTIL)),
+                    FORCED: ((RL, DISTIL), (BASE, RL), (TEACHER, DISTIL))}  # fmt: skip
+        self.pairs = tuple(
+            ArmPair(question=f"{quantity}: {self.arms[a]} against {self.arms[b]}", quantity=quantity, a=a, b=b)
+            for quantity, both in compared.items()
+            for a, b in both
+        )
+        self.pairs = (replace(self.pairs[0], claimed=("all",), equal=EQUAL), *self.pairs[1:])
 
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         own = fresh(seed)
@@ -93,55 +115,45 @@ class DistilVsRl(Experiment):
             SampleJob(name=SAMPLES, estimate=24 * share, config=_samples(place, own, share), needs=(TEACHER,)),
             Train(name=DISTIL, estimate=58 * share, make=lambda: _distilled(place, own), needs=(RL, SAMPLES)),
             Train(name=GOLD, estimate=78 * share, make=lambda: _tuned(place, own, 1.0), needs=(RL,)),
-            Train(name=MORE, estimate=78 * share, make=lambda: _tuned(place, own, BASE_THINK), needs=(RL,)),
+            Train(name=MORE, estimate=78 * share, make=lambda: _tuned(place, own, FULL.student_think), needs=(RL,)),
             Train(name=ON_POLICY, estimate=78 * share, make=lambda: _on_policy(place, own), needs=(RL, TEACHER)),
         ]
         measuring = [job for branch in (DISTIL, RL) for job in measures(branch, own, share)]
         measuring += [job for branch in (GOLD, MORE, ON_POLICY) for job in measures(branch, own, share, ("auto",))]
-        measuring += [measured(f"{TEACHER}-three-{mode}", TEACHER, own, share, thinking=mode) for mode in MODES]
+        # The teacher is made to think when it writes the student's training samples, so it is measured in both modes.
+        measuring += [
+            measured(_evaluated(TEACHER, mode), TEACHER, own, share, thinking=mode) for mode in ("auto", "on")
+        ]
         return [*teacher_jobs(seed, place, share), *base_jobs(own, place, share), *trained, *measuring]
 
-    def conclude(self, places: Mapping[int, Path]) -> Finding:
-        where = list(places.values())
-        evaluations = {branch: [evaluation(place, _measured(branch)) for place in where] for branch in BRANCHES}
-        main = contrasts("own choice: reinforced against distilled", evaluations[RL], evaluations[DISTIL])
-        further = [
-            contrast
-            for question, a, b in (
-                ("own choice: base against reinforced", BASE, RL),
-                ("own choice: base against distilled", BASE, DISTIL),
-                ("own choice: reinforced against the base's own data, longer", RL, MORE),
-                ("own choice: distilled against the generator's own steps", DISTIL, GOLD),
-                ("own choice: distilled against distilled on-policy", DISTIL, ON_POLICY),
-                ("own choice: reinforced against distilled on-policy", RL, ON_POLICY),
-            )
-            for contrast in contrasts(question, evaluations[a], evaluations[b])
-        ]
-        thinking = {b: [evaluation(place, f"{b}-on") for place in where] for b in (BASE, RL, DISTIL)}
-        further += contrasts("made to think: reinforced against distilled", thinking[RL], thinking[DISTIL])
-        further += contrasts("made to think: base against reinforced", thinking[BASE], thinking[RL])
-        further += contrasts("own choice: teacher against distilled", evaluations[TEACHER], evaluations[DISTIL])
-        forced_teacher = [evaluation(place, f"{TEACHER}-three-on") for place in where]
-        further += contrasts("made to think: teacher against distilled", forced_teacher, thinking[DISTIL])
-        costs = [_costs(place) for place in where]
-        tries = [eight_tries(evaluation(place, EIGHT)) for place in where]
-        verdict, words = _verdict(main[0], costs, tries)
-        return self.found(
-            places,
-            verdict=verdict,
-            words=(*words, *_controls(further)),
-            contrasts=(*main, *further),
-            tables=(
-                _accuracies(evaluations, list(places)),
-                _window(tries, list(places)),
-                _cost_table(costs, list(places)),
-                TRIED,
-            ),
-            charts=(_bars(evaluations), _reward(where)),
+    def read(self, place: Path) -> Readings:
+        own = {arm: evaluation(place, _evaluated(arm, "auto")) for arm in self.arms}
+        forced = {arm: evaluation(place, _evaluated(arm, "on")) for arm in (BASE, RL, DISTIL, TEACHER)}
+        sampling = SampleJob(name=SAMPLES, estimate=0, config=_samples(place, 0, 1)).cost(place)
+        costs = {arm: run_cost(RunDir(place / arm)) for arm in self.arms if arm != BASE}
+        costs[DISTIL] += sampling
+        costs[TEACHER] += run_cost(RunDir(place / "teacher-base"))
+        return {
+            OWN: {arm: by_family(found) for arm, found in own.items()},
+            FORCED: {arm: by_family(found) for arm, found in forced.items()},
+            THINKS: {arm: by_family(found, did_think) for arm, found in own.items()},
+            EIGHT_TRIES: {
+                BASE: {family: {0: rate} for family, rate in pass_at_eight(evaluation(place, EIGHT)).items()}
+            },
+            COST: {arm: in_order([cost.core_seconds]) for arm, cost in costs.items()},
+        }
+
+    def objection(self, seeds: Sequence[Readings]) -> str:
+        """The base student must be able to improve in every family."""
+        rates = [[mean_of(one, EIGHT_TRIES, BASE, family) for family in one[EIGHT_TRIES][BASE]] for one in seeds]
+        inside = [WINDOW[0] <= rate <= WINDOW[1] for of_seed in rates for rate in of_seed]
+        means = [sum(of_family) / len(seeds) for of_family in zip(*rates, strict=True)]
+        if all(WINDOW[0] <= mean <= WINDOW[1] for mean in means) and sum(inside) >= MOST * len(inside):
+            return ""
+        return (
+            f"In eight tries, the base student solves {WINDOW[0]:.0%} to {WINDOW[1]:.0%} of the problems in only {sum(inside)} of "
+            f"{len(inside)} pairs of family and seed, so there is no verdict."
         )
-
-
-PROBLEMS = FULL.distil_problems
 
 
 def budget(place: Path) -> float:
@@ -152,7 +164,7 @@ def budget(place: Path) -> float:
 
 
 def _samples(place: Path, seed: int, share: float) -> FactoryConfig:
-    return FactoryConfig(teacher=str(place / TEACHER), task=TASK, options={"hard": HARD}, problems=amount(PROBLEMS, share, 24),
+    return FactoryConfig(teacher=str(place / TEACHER), task=TASK, options={"hard": HARD}, problems=amount(FULL.distil_problems, share, 24),
                          samples=1, temperature=0.6, top_p=0.95, max_tokens=80, thinking="on", seed=seed)  # fmt: skip
 
 
@@ -178,46 +190,11 @@ def _on_policy(place: Path, seed: int) -> Run:
     return override(run, ROUNDING)
 
 
-TUNING = [f"optim.lr={FULL.student_lr}", f"optim.adamw.lr={FULL.student_adamw_lr}"]
-"""Learning rates for a model that is already trained: half the rates for a new model."""
-
-TRIED = Table(
-    title="Settings tried, on seed 1 and the dev split",
-    heads=("what", "tried", "kept"),
-    rows=(
-        (
-            "base: easy problems too (70 %), share that thinks and steps",
-            "0.05, 1000; 0.1, 600; 0.2, 200, 450 and 600; 0.5, 400; 1, 400; 1, 300 and 500, then 0.04",
-            "none: on seed 100, reinforcement taught the student to answer at once, which is often right on two digits",
-        ),
-        (
-            "base: hard problems only, share that thinks and steps (seeds 1, 11, 12)",
-            "0.2, 450; 0.2, 600",
-            "none: on seeds 101 to 104, half of the families had pass@8 outside 5 to 50 %",
-        ),
-        (
-            "base: often thinking first, then rarely (seeds 1, 11)",
-            "1, 450 and 600, then 0.06; 0.4, 550 and 800, then 0.05 and 0.06",
-            "0.4, 600, then 0.07, 60",
-        ),
-        ("reinforcement: rate (with easy problems)", "2e-4, 3e-4, 4e-4, 5e-4, 1e-3", "4e-4"),
-        ("distillation: problems and steps", "2000, 300; 4000, 700; 6000, 760", "4000, 700"),
-        (
-            "on-policy: rate and batch",
-            "AdamW 1e-3, 96 x 4; AdamW 3e-3, 32 x 4; Muon 0.006, 32 x 4",
-            "AdamW 3e-3, 32 x 4",
-        ),
-    ),
-    note="At 1e-3, reinforcement lost the base's skills; 2e-4 to 5e-4 gave similar results. Students of seeds 100 to 104 were inspected, so "
-    "the reported students have other seeds and problems. Their teachers, used for samples only, are the same.",
-)
+def _evaluated(arm: str, mode: str) -> str:
+    return f"{TEACHER}-three-{mode}" if arm == TEACHER else f"{arm}-{mode}"
 
 
-def _measured(branch: str) -> str:
-    return f"{TEACHER}-three-auto" if branch == TEACHER else f"{branch}-auto"
-
-
-def eight_tries(result: Evaluation) -> dict[str, float]:
+def pass_at_eight(result: Evaluation) -> dict[str, float]:
     """Return the pass@8 of each family."""
     counts: dict[str, dict[str, list[bool]]] = {}
     for sample in result.samples:
@@ -226,126 +203,3 @@ def eight_tries(result: Evaluation) -> dict[str, float]:
         family: mean_pass_at_k([(len(tries), sum(tries)) for tries in problems.values()], TRIES)
         for family, problems in counts.items()
     }
-
-
-def _costs(place: Path) -> dict[str, JobCost]:
-    """Return the cost of each branch and of the teacher, without the cost of the base student. The cost of distillation
-    includes sampling the teacher."""
-    cost = {branch: run_cost(RunDir(place / branch)) for branch in BUDGETED}
-    sampling = SampleJob(name=SAMPLES, estimate=0, config=_samples(place, 0, 1)).cost(place)
-    teacher = run_cost(RunDir(place / TEACHER)) + run_cost(RunDir(place / "teacher-base"))
-    return cost | {DISTIL: cost[DISTIL] + sampling, TEACHER: teacher}
-
-
-def _verdict(
-    main: Contrast, costs: Sequence[dict[str, JobCost]], tries: Sequence[dict[str, float]]
-) -> tuple[Verdict, list[str]]:
-    """Return the verdict and sentences that explain it. If the comparison is not valid, the verdict is open; otherwise
-    the intervals decide.
-
-    The comparison is valid if costs are equal in every seed, and if the base student can improve in every family.
-    """
-    ratios = _ratios(costs, DISTIL)
-    fair = all(abs(ratio - 1) <= EQUAL for ratio in ratios)
-    inside = [WINDOW[0] <= value <= WINDOW[1] for of_seed in tries for value in of_seed.values()]
-    means = [sum(of_seed[family] for of_seed in tries) / len(tries) for family in tries[0]]
-    room = all(WINDOW[0] <= mean <= WINDOW[1] for mean in means) and sum(inside) >= MOST * len(inside)
-    with_teacher = [
-        (of_seed[DISTIL].core_seconds + of_seed[TEACHER].core_seconds) / of_seed[RL].core_seconds for of_seed in costs
-    ]
-    others = [ratio for branch in (GOLD, MORE, ON_POLICY) for ratio in _ratios(costs, branch)]
-    words = [
-        f"Distilled against reinforced, with their own choice to think: {contrast_text(main)}. A verdict needs both intervals and five seeds.",
-        f"Sampling and fine-tuning took {min(ratios):.2f} to {max(ratios):.2f} times the core-seconds of reinforcement, by seed"
-        f"{'' if fair else f'; this is not equal within {EQUAL:.0%}, so there is no verdict'}. With the teacher's own training they took "
-        f"{sum(with_teacher) / len(with_teacher):.1f} times as many. The controls took {min(others):.2f} to {max(others):.2f} times.",
-        f"In eight tries, the base student solved {percent(min(min(t.values()) for t in tries))} to "
-        f"{percent(max(max(t.values()) for t in tries))} % of a family's problems; {sum(inside)} of {len(inside)} pairs of "
-        f"family and seed lie within {percent(WINDOW[0])} to {percent(WINDOW[1])} %{'' if room else '. These are too few for a verdict'}.",
-    ]
-    return (main.sign if fair and room else "open"), words
-
-
-def _ratios(costs: Sequence[dict[str, JobCost]], branch: str) -> list[float]:
-    return [of_seed[branch].core_seconds / of_seed[RL].core_seconds for of_seed in costs]
-
-
-def _controls(further: Sequence[Contrast]) -> list[str]:
-    return [
-        f"{contrast.question.capitalize()}: {contrast_text(contrast)}." for contrast in further if contrast.of == "all"
-    ]
-
-
-def _accuracies(by_branch: Mapping[str, Sequence[Evaluation]], seeds: Sequence[int]) -> Table:
-    rows = []
-    for branch, evaluations in by_branch.items():
-        for family in ("all", *FAMILIES):
-            right = [
-                [s.verdict is Graded.RIGHT for s in result.samples if family in ("all", s.family)]
-                for result in evaluations
-            ]
-            shares = [sum(values) / len(values) for values in right]
-            thought = [sum(s.thought for s in result.samples) / len(result.samples) for result in evaluations]
-            rows.append((
-                f"{BRANCHES[branch]}, {family}",
-                *(percent(value) for value in shares),
-                percent(sum(shares) / len(shares)),
-                percent(sum(thought) / len(thought)) if family == "all" else "",
-            ))  # fmt: skip
-    return Table(
-        title="Accuracy in percent on held-out problems, own choice to think",
-        heads=("branch", *(f"seed {seed}" for seed in seeds), "mean", "thinks"),
-        rows=tuple(rows),
-    )
-
-
-def _window(tries: Sequence[dict[str, float]], seeds: Sequence[int]) -> Table:
-    rows = tuple((family, *(percent(of_seed[family]) for of_seed in tries)) for family in FAMILIES)
-    return Table(
-        title="The base student in eight tries, percent solved",
-        heads=("family", *(f"seed {s}" for s in seeds)),
-        rows=rows,
-    )
-
-
-def _cost_table(costs: Sequence[dict[str, JobCost]], seeds: Sequence[int]) -> Table:
-    names = {**{b: BRANCHES[b] for b in BUDGETED}, TEACHER: "the teacher's training"}
-    rows = tuple((label, *(f"{of_seed[b].core_seconds:.1f}" for of_seed in costs)) for b, label in names.items())
-    return Table(
-        title="Core-seconds of each branch after the base student",
-        heads=("branch", *(f"seed {seed}" for seed in seeds)),
-        rows=rows,
-        note="Distilled: sampling, verifying and filtering, then fine-tuning.",
-    )
-
-
-def _bars(by_branch: Mapping[str, Sequence[Evaluation]]) -> Chart:
-    groups = ("all", *FAMILIES)
-    return Chart(
-        name="accuracy",
-        title="Accuracy on held-out problems, own choice to think",
-        kind="bars",
-        labels=groups,
-        series=tuple(mean_by_seed(by_branch[branch], label, groups) for branch, label in BRANCHES.items()),
-        percent=True,
-        caption="Bars: means over seeds with 99 % intervals. Dots: each seed.",
-    )
-
-
-def _reward(places: Sequence[Path]) -> Chart:
-    """Return a chart of the rollouts' reward, and of the share of rollouts that think, during GRPO."""
-
-    def series(label: str, key: str) -> Series:
-        lines = [tuple((float(r["step"]), float(r[key])) for r in RunDir(place / RL).metrics()) for place in places]
-        mean = tuple((points[0][0], sum(y for _, y in points) / len(points)) for points in zip(*lines))
-        return Series(label=label, points=mean, by_seed=tuple(lines))
-
-    return Chart(
-        name="reinforcement",
-        title="Reinforcement of the student",
-        x="step",
-        y="share of samples",
-        series=(series("right", "reward"), series("thinks", "think_share")),
-        percent=True,
-        caption="Strong lines: mean over seeds. Faint lines: each seed.",
-    )

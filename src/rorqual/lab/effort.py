@@ -8,21 +8,17 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from statistics import fmean
 
 from rorqual.core.config import override
 from rorqual.core.records import write_atomic
 from rorqual.engine.request import SamplingParams
-from rorqual.evals.compare import is_right
-from rorqual.evals.evaluation import Evaluation, per_problem
-from rorqual.evals.table import percent
-from rorqual.evals.verdict import together
-from rorqual.lab.experiment import Experiment, amount
-from rorqual.lab.finding import Chart, Contrast, Finding, Series, Table, contrast_of_values, ends_text
+from rorqual.evals.compare import did_think
+from rorqual.lab.charts import Readings, Tradeoff
+from rorqual.lab.experiment import SHARE, ArmPair, Experiment, Quantity, amount, by_family
 from rorqual.lab.job import Compute, ExperimentJob, Measure, Train, evaluation
 from rorqual.recipes.grpo import grpo
 from rorqual.recipes.sft import sft
@@ -31,17 +27,21 @@ from rorqual.train.run import Run
 from rorqual.train.sources.rollouts import LengthPenaltyConfig, effort_message
 
 TASK, OPTIONS = "families:add,sub", {"hard": 0.5}
-EFFORTS = (25, 50, 100)
-THINK = {25: 0.35, 50: 0.5, 100: 0.65}
+EFFORTS = LOWEST, MIDDLE, HIGHEST = 25, 50, 100
+THINK = {LOWEST: 0.35, MIDDLE: 0.5, HIGHEST: 0.65}
 """Share of the base's training problems with thinking, by effort. With equal shares, reinforcement of 50 steps did not learn that the
-effort matters (docs/log/experiments.md)."""
+effort matters (docs/LOG.md)."""
 STRENGTHS: Mapping[str, float] = {"effort-plain": 0.0, "effort-penalty": 2.5}
 """The penalty's strength in each arm. At 2.5, thinking costs more than a right answer is worth at effort 25, and little at 100."""
 BASE, ROWS, PLAIN, PENALTY = "effort-base", "effort-rows.jsonl", *STRENGTHS
 LABELS = {BASE: "before", PLAIN: "reinforced without penalty", PENALTY: "reinforced with penalty"}
 MAX_TOKENS, ROW = 80, 160
-HALF, POINTS = 0.5, 0.02
-"""The goals: the largest share of tokens at the lowest effort, and the largest loss of accuracy at the highest."""
+RIGHT, TOKENS, THOUGHT = "accuracy", "tokens per problem", "thinks"
+
+
+def evaluated(name: str, effort: int) -> str:
+    """Return the name of the evaluation of a run at an effort."""
+    return f"{name}-{effort}"
 
 
 class EffortExperiment(Experiment):
@@ -55,6 +55,24 @@ class EffortExperiment(Experiment):
     )
     source = "DeepSeek-V4.1-Flash, technical report, effort control"
     first_seed = 200
+    arms = {
+        evaluated(name, effort): f"{label}, effort {effort}" for name, label in LABELS.items() for effort in EFFORTS
+    }
+    quantities = {RIGHT: Quantity("points"), TOKENS: Quantity("tokens"), THOUGHT: SHARE}
+    pairs = (
+        ArmPair(question=f"tokens with penalty: effort {HIGHEST}, then {LOWEST}", quantity=TOKENS, a=evaluated(PENALTY, HIGHEST),
+             b=evaluated(PENALTY, LOWEST), groups=("all",), relative=True, claimed=("all",), bound=-0.5, side="below"),
+        ArmPair(question=f"right at effort {HIGHEST}: without, then with penalty", quantity=RIGHT, a=evaluated(PLAIN, HIGHEST),
+             b=evaluated(PENALTY, HIGHEST), groups=("all",), claimed=("all",), bound=-0.02),
+    )  # fmt: skip
+    charts = (
+        Tradeoff(
+            "efforts",
+            TOKENS,
+            RIGHT,
+            {label: [f"{name}-{effort}" for effort in EFFORTS] for name, label in LABELS.items()},
+        ),
+    )
 
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         def base() -> Run:
@@ -67,10 +85,9 @@ class EffortExperiment(Experiment):
             source = run.source.model_copy(update={"length_penalty": penalty})
             return override(run.model_copy(update={"source": source}), ["agreement.most=1e-3"])
 
+        rows = partial(write_rows, seed=seed, count=amount(20_000, share))
         jobs: list[ExperimentJob] = [
-            Compute(
-                name=ROWS, estimate=0.5 * share, function=partial(write_rows, seed=seed, count=amount(20_000, share))
-            ),
+            Compute(name=ROWS, estimate=0.5 * share, function=rows),
             Train(name=BASE, estimate=65 * share, needs=(ROWS,), make=base),
         ]
         for name, strength in STRENGTHS.items():
@@ -91,28 +108,13 @@ class EffortExperiment(Experiment):
             more={"system": effort_message(effort).text},
         )
 
-    def conclude(self, places: Mapping[int, Path]) -> Finding:
-        where = list(places.values())
-        tokens, right = shorter(where), accurate(where)
-        judged = tokens.judge(HALF - 1, "below"), right.judge(-POINTS)
-        texts = (
-            f"With the penalty, effort {EFFORTS[0]} uses {1 + tokens.difference:.0%} of the tokens of effort {EFFORTS[-1]} "
-            f"({ends_text(tokens)} as a difference in shares): {judged[0]}.",
-            f"At effort {EFFORTS[-1]}, the penalty changes accuracy by {100 * right.difference:+.1f} points ({ends_text(right)}): {judged[1]}.",
-        )
-        return self.found(
-            places,
-            verdict=together(judged),
-            words=texts,
-            contrasts=(tokens, right),
-            tables=(table(where),),
-            charts=(chart(where),),
-        )
-
-
-def evaluated(name: str, effort: int) -> str:
-    """Return the name of the evaluation of a run at an effort."""
-    return f"{name}-{effort}"
+    def read(self, place: Path) -> Readings:
+        found = {arm: evaluation(place, arm) for arm in self.arms}
+        return {
+            RIGHT: {arm: by_family(one) for arm, one in found.items()},
+            TOKENS: {arm: by_family(one, lambda sample: float(sample.tokens)) for arm, one in found.items()},
+            THOUGHT: {arm: by_family(one, did_think) for arm, one in found.items()},
+        }
 
 
 def write_rows(place: Path, *, seed: int, count: int) -> int:
@@ -130,65 +132,3 @@ def write_rows(place: Path, *, seed: int, count: int) -> int:
         lines.append(json.dumps({"messages": [*asked, reply]}) + "\n")
     write_atomic(place / ROWS, "".join(lines).encode())
     return len(lines)
-
-
-def shorter(places: Sequence[Path]) -> Contrast:
-    """Return the contrast of tokens: the highest effort, then the lowest, as shares of the mean at the highest."""
-    sides: list[list[list[float]]] = [[], []]
-    for place in places:
-        low, high = (_tokens(evaluation(place, evaluated(PENALTY, effort))) for effort in (EFFORTS[0], EFFORTS[-1]))
-        for side, one in zip(sides, (high, low), strict=True):
-            side.append([tokens / fmean(high) for tokens in one])
-    question = f"tokens with penalty: effort {EFFORTS[-1]}, then {EFFORTS[0]}"
-    return contrast_of_values(question, *sides, unit="ratio")
-
-
-def accurate(places: Sequence[Path]) -> Contrast:
-    """Return the contrast of accuracy at the highest effort: without, then with penalty."""
-    sides = [[_right(evaluation(place, evaluated(name, EFFORTS[-1]))) for place in places] for name in (PLAIN, PENALTY)]
-    return contrast_of_values(f"right at effort {EFFORTS[-1]}: without, then with penalty", *sides, unit="points")
-
-
-def table(places: Sequence[Path]) -> Table:
-    """Return accuracy and tokens of each run at each effort, as means over seeds."""
-    rows = []
-    for name, label in LABELS.items():
-        for effort in EFFORTS:
-            found = [evaluation(place, evaluated(name, effort)) for place in places]
-            thought = fmean(fmean(sample.thought for sample in one.samples) for one in found)
-            right = fmean(fmean(_right(one)) for one in found)
-            tokens = fmean(fmean(_tokens(one)) for one in found)
-            rows.append((label, str(effort), percent(right), f"{tokens:.1f}", percent(thought)))
-    heads = ("model", "effort", "accuracy, %", "tokens per problem", "thought, %")
-    return Table(title="Accuracy and tokens", heads=heads, rows=tuple(rows), note="Means over seeds.")
-
-
-def chart(places: Sequence[Path]) -> Chart:
-    """Return the chart of accuracy over tokens."""
-
-    def points(name: str, some: Sequence[Path]) -> tuple[tuple[float, float], ...]:
-        found = [[evaluation(place, evaluated(name, effort)) for place in some] for effort in EFFORTS]
-        return tuple((fmean(fmean(_tokens(e)) for e in one), fmean(fmean(_right(e)) for e in one)) for one in found)
-
-    series = tuple(
-        Series(label=label, points=points(name, places), by_seed=tuple(points(name, [place]) for place in places))
-        for name, label in LABELS.items()
-    )
-    efforts = ", ".join(map(str, EFFORTS))
-    return Chart(
-        name="efforts",
-        title="Accuracy over tokens",
-        x="generated tokens per problem",
-        y="accuracy",
-        series=series,
-        percent=True,
-        caption=f"Points of a line: efforts {efforts}. Means over seeds; faint lines: each seed.",
-    )
-
-
-def _right(found: Evaluation) -> list[float]:
-    return list(per_problem(found.samples, is_right).values())
-
-
-def _tokens(found: Evaluation) -> list[float]:
-    return [float(sample.tokens) for sample in found.samples]

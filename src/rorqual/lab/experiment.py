@@ -1,19 +1,88 @@
-"""Base class of experiments, with jobs for each seed and a conclusion from all seeds."""
+"""An experiment: arms, the quantities that are measured on them, pairs of arms that are compared, and the rule of the verdict."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from rorqual.evals.verdict import SEEDS, Verdict
-from rorqual.lab.finding import Finding
+import numpy as np
+
+from rorqual.evals.compare import is_right
+from rorqual.evals.evaluation import Evaluation, GradedSample, per_problem
+from rorqual.evals.verdict import SEEDS, Verdict, together
+from rorqual.lab.charts import Bars, Curves, Readings, Tradeoff, mean_of
+from rorqual.lab.finding import Contrast, Finding, Side, Unit, contrast_of_values, number
 from rorqual.lab.job import ExperimentJob
+from rorqual.report.table import Table
+from rorqual.tasks.base import Verdict as Graded
 
 FIRST_SEED = 100
 """First seed of the published evidence. Settings were chosen with seeds below `FIRST_SEED`, on problems of the dev
 split."""
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """The unit of a measured quantity. The values of `shares` are verdicts of single problems, so their interval is at least as wide
+    as a score interval."""
+
+    unit: Unit = "number"
+    shares: bool = False
+
+
+SHARE = Quantity("points", shares=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmPair:
+    """Two arms that are compared in a quantity. There is one contrast for each group of items, or for each of `groups`, and it
+    is named after the group, or `of`.
+
+    The contrasts that `claimed` names are parts of the claim: the difference `b - a` must lie on `side` of `bound`.
+    With `relative`, the values of a seed are divided by the mean of `a`. `equal` names quantities that must be equal in both arms,
+    with a tolerance. If one differs more in any seed, there is no verdict.
+    """
+
+    question: str
+    quantity: str
+    a: str
+    b: str
+    groups: tuple[str, ...] = ()
+    of: str = ""
+    claimed: tuple[str, ...] = ()
+    bound: float = 0.0
+    side: Side = "above"
+    relative: bool = False
+    equal: Mapping[str, float] = field(default_factory=dict)
+
+    def contrasts(self, seeds: Sequence[Readings], quantity: Quantity) -> Iterator[Contrast]:
+        """Yield a contrast for each group. Items that only one arm was graded on are left out."""
+        first, second = ([one[self.quantity][arm] for one in seeds] for arm in (self.a, self.b))
+        for group in self.groups or dict.fromkeys(group for one in first for group in one):
+            pairs = [self._paired(a.get(group, {}), b.get(group, {})) for a, b in zip(first, second, strict=True)]
+            if sides := [pair for pair in pairs if len(pair[0])]:
+                values = zip(*sides, strict=True)
+                unit: Unit = "ratio" if self.relative else quantity.unit
+                yield contrast_of_values(self.question, *values, unit=unit, of=self.of or group, shares=quantity.shares)
+
+    def _paired(self, a: Mapping[Any, float], b: Mapping[Any, float]) -> tuple[np.ndarray, np.ndarray]:
+        items = [item for item in a if item in b]
+        old, new = (np.asarray([values[item] for item in items]) for values in (a, b))
+        return (old / old.mean(), new / old.mean()) if self.relative else (old, new)
+
+    def unequal(self, seeds: Sequence[Readings]) -> str:
+        """Return a sentence on the quantity that differs too much, or "" if all that must be equal are equal."""
+        for name, tolerance in self.equal.items():
+            ratios = [mean_of(one, name, self.b) / mean_of(one, name, self.a) for one in seeds]
+            if any(abs(ratio - 1) > tolerance + 1e-12 for ratio in ratios):
+                return (
+                    f"{self.question}: the {name} are {min(ratios):.2f} to {max(ratios):.2f} times those of the first arm, by seed. "
+                    f"The rule allows a difference of {tolerance:.0%} in each seed, so there is no verdict."
+                )
+        return ""
 
 
 class Experiment(ABC):
@@ -28,6 +97,13 @@ class Experiment(ABC):
     first_seed: ClassVar[int] = FIRST_SEED
     """First seed of the evidence. It is higher than `FIRST_SEED` if results of seed `FIRST_SEED` or later seeds were
     seen before the settings were final."""
+    arms: Mapping[str, str]
+    """The label of each arm."""
+    quantities: Mapping[str, Quantity]
+    pairs: tuple[ArmPair, ...]
+    charts: tuple[Bars | Curves | Tradeoff, ...] = ()
+    note: str = ""
+    """A remark below the tables."""
 
     @abstractmethod
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
@@ -37,21 +113,85 @@ class Experiment(ABC):
         """
 
     @abstractmethod
+    def read(self, place: Path) -> Readings:
+        """Return what the finished jobs of one seed measured. The same files give the same readings."""
+
+    def objection(self, seeds: Sequence[Readings]) -> str:
+        """Return why the arms cannot be compared at all, or "" if they can."""
+        return ""
+
+    def verdict(self, contrasts: Sequence[Contrast], void: Sequence[str] = ()) -> Verdict:
+        """Apply the rule to the contrasts that the claim names. The questions in `void` have no verdict."""
+        undecided: list[Verdict] = ["open" for _ in void]
+        return together([verdict for *_, verdict in self._claimed(contrasts, void)] + undecided)
+
+    def _claimed(
+        self, contrasts: Sequence[Contrast], void: Sequence[str]
+    ) -> Iterator[tuple[ArmPair, Contrast, Verdict]]:
+        for pair in self.pairs:
+            for contrast in contrasts:
+                if contrast.question == pair.question and contrast.of in pair.claimed:
+                    verdict = contrast.judge(pair.bound, pair.side)
+                    yield pair, contrast, "open" if pair.question in void else verdict
+
     def conclude(self, places: Mapping[int, Path]) -> Finding:
         """Return the finding from the finished jobs of all seeds. The same files give the same finding."""
-
-    def found(self, places: Mapping[int, Path], verdict: Verdict, words: Sequence[str], **rest: Any) -> Finding:
-        """Return a finding with the experiment's title and claim. `rest` holds contrasts, tables and charts."""
+        seeds = [self.read(place) for place in places.values()]
+        contrasts = [one for pair in self.pairs for one in pair.contrasts(seeds, self.quantities[pair.quantity])]
+        void = {pair.question: text for pair in self.pairs if (text := pair.unequal(seeds))}
+        found = {(contrast.question, contrast.of) for contrast in contrasts}
+        for pair in self.pairs:
+            if any((pair.question, of) not in found for of in pair.claimed):
+                void[pair.question] = f"{pair.question}: nothing was measured in both arms, so there is no verdict."
+        if objection := self.objection(seeds):
+            void = {pair.question: objection for pair in self.pairs}
+        goals = [
+            f"{contrast.question} ({contrast.of}): {contrast.text()}. "
+            f"Goal: {pair.side} {number(pair.bound, contrast.unit)}: {verdict}."
+            for pair, contrast, verdict in self._claimed(contrasts, [*void])
+        ]
         return Finding(
             experiment=self.name,
             title=self.title,
             claim=self.claim,
             source=self.source,
-            verdict=verdict,
-            words=tuple(words),
+            verdict=self.verdict(contrasts, [*void]),
+            words=(*goals, *dict.fromkeys(void.values())),
             seeds=tuple(places),
-            **rest,
+            contrasts=tuple(contrasts),
+            tables=tuple(self._table(name, seeds, tuple(places)) for name in self.quantities if name in seeds[0]),
+            charts=tuple(chart.drawn(seeds, [*places.values()], self.arms) for chart in self.charts),
         )
+
+    def _table(self, name: str, seeds: Sequence[Readings], numbers: Sequence[int]) -> Table:
+        """Return a table of a quantity: the mean of each group over seeds, then the mean of each seed."""
+        unit, arms = self.quantities[name].unit, seeds[0][name]
+        groups = [*dict.fromkeys(group for arm in arms.values() for group in arm)]
+        rows = []
+        for arm in arms:
+            means = [float(np.mean([mean_of(one, name, arm, group) for one in seeds])) for group in groups]
+            each = [mean_of(one, name, arm, groups[0]) for one in seeds]
+            rows.append((self.arms.get(arm, arm), *(number(value, unit) for value in (*means, *each))))
+        heads = (
+            name,
+            *(f"{group}, %" if unit == "points" else group for group in groups),
+            *(f"seed {seed}" for seed in numbers),
+        )
+        return Table(title=name, heads=heads, rows=tuple(rows), note=self.note)
+
+
+def by_family(found: Evaluation, value: Callable[[GradedSample], float] = is_right) -> dict[str, dict[str, float]]:
+    """Return the mean value of each problem, for all problems and for each family. Ungraded samples have no right or wrong."""
+    samples = [sample for sample in found.samples if value is not is_right or sample.verdict is not Graded.UNGRADED]
+    families = dict.fromkeys(sample.family for sample in found.samples)
+    return {"all": per_problem(samples, value)} | {
+        family: per_problem((sample for sample in samples if sample.family == family), value) for family in families
+    }
+
+
+def in_order(values: Sequence[float]) -> dict[str, dict[int, float]]:
+    """Return values as the items of the group `all`."""
+    return {"all": dict(enumerate(values))}
 
 
 def amount(full: int, share: float, least: int = 2) -> int:

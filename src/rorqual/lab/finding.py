@@ -1,10 +1,9 @@
-"""The result of an experiment as one object. The object is saved as JSON, and the HTML page shows data from this JSON
-only."""
+"""The result of an experiment as one object: its JSON file holds all that the HTML page shows."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,12 +12,14 @@ from pydantic import model_validator
 
 from rorqual.core.config import Config, parse
 from rorqual.core.errors import DataError
-from rorqual.evals.compare import Measure, compare_seeds, is_right
-from rorqual.evals.evaluation import Evaluation, Grain
 from rorqual.evals.stats import Interval, difference_over_seeds, hierarchical_difference, t_interval
 from rorqual.evals.verdict import CONFIDENCE, SEEDS, Verdict, ends, judge
 from rorqual.evals.verdicts import Verdicts
-from rorqual.tasks.base import Verdict as Graded
+from rorqual.report.chart import Chart
+from rorqual.report.table import Table
+
+Unit = Literal["points", "nats", "ratio", "bits", "experts", "tokens", "number"]
+Side = Literal["above", "below"]
 
 
 class Contrast(Config):
@@ -33,7 +34,7 @@ class Contrast(Config):
     high: float
     confidence: float = CONFIDENCE
     by_seed: tuple[tuple[float, float], ...]
-    unit: Literal["points", "nats", "ratio", "bits", "experts"] = "points"
+    unit: Unit = "points"
 
     @property
     def bootstrap(self) -> Interval:
@@ -55,45 +56,22 @@ class Contrast(Config):
         """Whether b is above a, by the rule of `rorqual.evals.verdict`."""
         return self.judge()
 
-    def judge(self, bound: float = 0.0, side: Literal["above", "below"] = "above") -> Verdict:
+    def judge(self, bound: float = 0.0, side: Side = "above") -> Verdict:
         """Judge whether the difference lies on `side` of `bound`, by the rule of `rorqual.evals.verdict`."""
         return judge(self.bootstrap, self.differences, bound, side)
 
-
-class Table(Config):
-    """A table of text. The first column holds the row labels."""
-
-    title: str
-    heads: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    note: str = ""
-
-
-class Series(Config):
-    """One series of a chart: points (x, y), with optional bounds `low` and `high` of y.
-
-    `by_seed` has one line per seed. These lines are drawn faint behind the series.
-    """
-
-    label: str
-    points: tuple[tuple[float, float], ...]
-    low: tuple[float, ...] = ()
-    high: tuple[float, ...] = ()
-    by_seed: tuple[tuple[tuple[float, float], ...], ...] = ()
-
-
-class Chart(Config):
-    """A chart of one or more series. With `bars`, x is an index into `labels`. With `percent`, y is a share."""
-
-    name: str
-    title: str
-    kind: Literal["lines", "bars"] = "lines"
-    x: str = ""
-    y: str = ""
-    labels: tuple[str, ...] = ()
-    series: tuple[Series, ...]
-    percent: bool = False
-    caption: str = ""
+    def text(self) -> str:
+        """Return a, b, the difference and both intervals in words. Shares are in percentage points."""
+        a, b, d, low, high = (
+            number(value, self.unit, signed=place > 1)
+            for place, value in enumerate((self.a, self.b, self.difference, self.low, self.high))
+        )
+        text = f"{a} against {b}, {d} {self.unit} ({self.confidence:.0%} interval {low} to {high}"
+        if len(self.by_seed) > 1:
+            student = t_interval(self.differences, self.confidence)
+            low, high = (number(value, self.unit, signed=True) for value in (student.low, student.high))
+            text += f", by Student's t over the seeds {low} to {high}"
+        return text + ")"
 
 
 TOO_FEW = f"A verdict needs at least {SEEDS} seeds, and there are fewer: open."
@@ -144,117 +122,40 @@ class Finding(Config):
         return parse(cls, data, where=str(path))
 
 
-def contrasts(
-    question: str,
-    a: Sequence[Evaluation],
-    b: Sequence[Evaluation],
-    *,
-    grain: Grain = "family",
-    measure: Measure = is_right,
-    confidence: float = CONFIDENCE,
-) -> list[Contrast]:
-    """Compare `b` with `a`, first over all problems, then by family (or level). `a` and `b` have one evaluation per
-    seed."""
-    result = []
-    for fineness in dict.fromkeys(("all", grain)):
-        rows = compare_seeds(a, b, grain=fineness, measure=measure, confidence=confidence, samples=20_000)
-        seeds = [
-            {(r.family, r.level): r for r in compare_seeds([x], [y], grain=fineness, measure=measure, samples=100)}
-            for x, y in zip(a, b, strict=True)
-        ]
-        for row in rows:
-            cell = (row.family, row.level)
-            result.append(
-                Contrast(
-                    question=question,
-                    of=row.family if row.level in ("", "all") else f"{row.family} {row.level}",
-                    a=row.before,
-                    b=row.after,
-                    difference=row.difference.mean,
-                    low=row.difference.interval.low,
-                    high=row.difference.interval.high,
-                    confidence=confidence,
-                    by_seed=tuple((s[cell].before, s[cell].after) for s in seeds if cell in s),
-                )
-            )
-    return result
-
-
 def contrast_of_values(
     question: str,
     a: Sequence[Sequence[float]],
     b: Sequence[Sequence[float]],
     *,
-    unit: Literal["points", "nats", "ratio", "bits", "experts"],
+    unit: Unit,
     of: str = "all",
-    confidence: float = CONFIDENCE,
-    summary: Callable[[np.ndarray], float] = lambda values: float(values.mean()),
+    shares: bool = False,
 ) -> Contrast:
-    """Compare any values, such as the losses of documents. `a` and `b` hold one sequence per seed, paired by item."""
+    """Compare the values of `b` with those of `a`. Each holds one sequence per seed, paired by item.
+
+    With `shares`, the values are shares of right answers, and the interval is at least as wide as their score interval.
+    """
     olds, news = [np.asarray(x, float) for x in a], [np.asarray(x, float) for x in b]
-    difference = hierarchical_difference(olds, news, confidence, 20_000)
+    difference = (difference_over_seeds if shares else hierarchical_difference)(olds, news, CONFIDENCE, 20_000)
+    by_seed = tuple((float(x.mean()), float(y.mean())) for x, y in zip(olds, news, strict=True))
     return Contrast(
         question=question,
         of=of,
-        a=float(np.mean([summary(x) for x in olds])),
-        b=float(np.mean([summary(x) for x in news])),
+        a=float(np.mean([x for x, _ in by_seed])),
+        b=float(np.mean([y for _, y in by_seed])),
         difference=difference.mean,
         low=difference.interval.low,
         high=difference.interval.high,
-        confidence=confidence,
-        by_seed=tuple((summary(x), summary(y)) for x, y in zip(olds, news, strict=True)),
+        by_seed=by_seed,
         unit=unit,
     )
 
 
-def mean_by_seed(
-    evaluations: Sequence[Evaluation], label: str, groups: Sequence[str], measure: Measure = is_right
-) -> Series:
-    """Return a series of bars, one per family in `groups`. Each bar is the mean over seeds, with its interval.
-
-    The group `all` covers every problem.
-    """
-    points, low, high, seeds = [], [], [], []
-    for place, group in enumerate(groups):
-        values = [
-            np.asarray(
-                [
-                    measure(s)
-                    for s in evaluation.samples
-                    if group in ("all", s.family) and s.verdict is not Graded.UNGRADED
-                ]
-            )
-            for evaluation in evaluations
-        ]
-        interval = difference_over_seeds([np.zeros(len(v)) for v in values], values, CONFIDENCE, 10_000)
-        points.append((float(place), interval.mean))
-        low.append(max(0.0, interval.interval.low))
-        high.append(interval.interval.high)
-        seeds.append([(float(place), float(v.mean())) for v in values])
-    by_seed = tuple(tuple(points_of_seed) for points_of_seed in zip(*seeds))
-    return Series(label=label, points=tuple(points), low=tuple(low), high=tuple(high), by_seed=by_seed)
-
-
-def percent(value: float) -> str:
-    """Return a share as percent, for sentences and tables."""
-    return f"{100 * value:.1f}"
-
-
-def ends_text(contrast: Contrast) -> str:
-    """Return the interval that contains both intervals of a contrast as text, in percent or percentage points."""
-    ends = contrast.ends
-    return f"{100 * ends.low:+.1f} to {100 * ends.high:+.1f} by the wider of both {contrast.confidence:.0%} intervals"
-
-
-def contrast_text(contrast: Contrast) -> str:
-    """Return a contrast as text: a, b, difference and both intervals. Shares are in percentage points."""
-    scale, digits = (100, 1) if contrast.unit == "points" else (1, 4)
-    a, b, d, low, high = (scale * v for v in (contrast.a, contrast.b, contrast.difference, contrast.low, contrast.high))
-    text = f"{a:.{digits}f} against {b:.{digits}f}, {d:+.{digits}f} {contrast.unit}"
-    text += f" ({contrast.confidence:.0%} interval {low:+.{digits}f} to {high:+.{digits}f}"
-    if len(contrast.by_seed) > 1:
-        student = t_interval(contrast.differences, contrast.confidence)
-        text += (
-            f", by Student's t over the seeds {scale * student.low:+.{digits}f} to {scale * student.high:+.{digits}f}"
-        )
-    return text + ")"
+def number(value: float, unit: Unit, *, signed: bool = False) -> str:
+    """Format a value in its unit, or "" for NaN. A share (unit `points`) is formatted in percent."""
+    if value != value:
+        return ""
+    if unit == "number":
+        return f"{value:{'+' if signed else ''},.{0 if value == round(value) else 2}f}"
+    scaled, digits = (100 * value, 1) if unit == "points" else (value, {"nats": 4, "bits": 4, "tokens": 1}.get(unit, 3))
+    return f"{scaled:{'+' if signed else ''}.{digits}f}"

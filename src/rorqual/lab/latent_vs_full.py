@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-from rorqual.core.records import RunDir
-from rorqual.evals.verdict import Verdict
-from rorqual.lab.equal_budget import EqualBudgetClaim, Places, ShapeExperiment
+from rorqual.lab.experiment import ArmPair
+from rorqual.lab.shape_experiment import CACHE, ShapeExperiment
 from rorqual.lab.shapes import FULL, MOE
-from rorqual.model.account import account
-from rorqual.model.load.run import read_model_config
 
 
 class LatentVsFull(ShapeExperiment):
@@ -20,10 +15,11 @@ class LatentVsFull(ShapeExperiment):
     title = "Latent attention against full attention"
     claim = "latent attention is better than multi-head attention, with a fraction of the KV cache"
     source = "DeepSeek-V2, 2405.04434, section 2.1 and appendix D.2"
-    parts: ClassVar = (EqualBudgetClaim("parameters", MOE, FULL),)
+    parts = (("parameters", MOE, FULL),)
 
-    def also(self, places: Places) -> tuple[tuple[Verdict, ...], tuple[str, ...]]:
-        first = next(iter(places.values()))
-        latent, full = (account(read_model_config(RunDir(first / name))).cache_bytes for name in (MOE, FULL))
-        words = f"The KV cache takes {latent:,} bytes per token against {full:,} (two bytes per value): {latent / full:.0%}."
-        return ("holds" if latent < full else "does not hold",), (words,)
+    def __init__(self) -> None:
+        super().__init__()
+        smaller = ArmPair(
+            question=f"{CACHE}: experts + latent, then experts + full", quantity=CACHE, a=MOE, b=FULL, claimed=("all",)
+        )
+        self.pairs = (*self.pairs, smaller)

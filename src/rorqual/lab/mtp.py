@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-from rorqual.lab.equal_budget import EqualBudgetClaim, ShapeExperiment
+from rorqual.lab.shape_experiment import ShapeExperiment
 from rorqual.lab.shapes import MOE, MTP, PLAIN_CLOCK
 
 
@@ -19,4 +17,4 @@ class MultiTokenPrediction(ShapeExperiment):
     title = "Multi-token prediction as a training signal"
     claim = "predicting one more token makes the main model better, at equal steps and at equal time"
     source = "first part: DeepSeek-V3, 2412.19437, table 4"
-    parts: ClassVar = (EqualBudgetClaim("steps", MTP, MOE), EqualBudgetClaim("core-seconds", MTP, PLAIN_CLOCK))
+    parts = (("steps", MTP, MOE), ("core-seconds", MTP, PLAIN_CLOCK))

@@ -3,28 +3,27 @@
 Each seed trains two models from scratch on the same tokens, in the first three stages of the experiment `sparse`. One model has
 grouped-query attention. The other has Native Sparse Attention (kind `nsa`) with the same heads. Its queries attend to half as many
 keys as the longest texts have: compressed blocks, selected blocks and a window together. At a quarter, the first stage had not learned
-retrieval after 564 steps, on one seed (docs/log/sparse-attention.md).
+retrieval after 564 steps, on one seed (docs/LOG.md).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 from rorqual.core.records import RunDir
-from rorqual.evals.verdict import together
-from rorqual.lab.experiment import Experiment, amount
-from rorqual.lab.finding import Contrast, Finding, Table, contrast_of_values, percent
+from rorqual.lab.charts import Readings
+from rorqual.lab.experiment import ArmPair, Experiment, Quantity, amount, in_order
 from rorqual.lab.job import Compute, ExperimentJob, value
-from rorqual.lab.sparse import dense_model, read, solutions, training_jobs
-from rorqual.lab.sparse_report import KINDS, PERCENT, POINTS
+from rorqual.lab.long_scores import EXACT, LOSS, NEEDLE, PERCENT, POINTS, readings_of, score_solutions, solutions
+from rorqual.lab.long_training import dense_model, training_jobs
 from rorqual.model.attention import AttentionConfig, GQAConfig, NSAConfig
 from rorqual.model.config import ModelConfig
 from rorqual.model.load.run import load_run
 
+COST = "core-seconds of training"
 LENGTH = 256
 """Number of characters of the longest prompt. Each character is a token."""
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 32}
@@ -60,11 +59,11 @@ def model_of(arm: str) -> ModelConfig:
 
 
 def measure(place: Path, *, arm: str, seed: int, share: float) -> dict[str, Any]:
-    """Measure a trained model on held-out problems. `result[kind]` is the result of `sparse.read` on one kind of problem."""
+    """Measure a trained model on held-out problems. `result[kind]` is the result of `score_solutions` on one kind of problem."""
     run = last_run(arm)
     model = load_run(RunDir(place / run))
     return {
-        kind: read(model, solutions(place, seed, kind, amount(count, share), "test", LENGTH, run), record=())
+        kind: score_solutions(model, solutions(place, seed, kind, amount(count, share), "test", LENGTH, run), record=())
         for kind, count in MEASURED.items()
     }
 
@@ -80,6 +79,14 @@ class NSAExperiment(Experiment):
     )
     source = "Yuan et al. 2025, 2502.11089, section 4"
     first_seed = 200
+    arms = {arm: arm for arm in ATTENTION}
+    quantities = {EXACT: Quantity("points"), LOSS: Quantity("nats"), COST: Quantity("tokens")}
+    pairs = (
+        ArmPair(question="loss over that of dense attention: dense, then nsa", quantity=LOSS, a="dense", b="nsa", relative=True,
+             claimed=("all",), bound=PERCENT, side="below"),
+        ArmPair(question=f"{EXACT}: dense, then nsa", quantity=EXACT, a="dense", b="nsa", claimed=NEEDLE, bound=-POINTS),
+    )  # fmt: skip
+    note = "Exact: every token of the solution is the most likely one. Core-seconds include all starts."
 
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         jobs: list[ExperimentJob] = []
@@ -95,58 +102,7 @@ class NSAExperiment(Experiment):
             )
         return jobs
 
-    def conclude(self, places: Mapping[int, Path]) -> Finding:
-        measured = {arm: [value(place, f"nsa-measure-{arm}") for place in places.values()] for arm in ATTENTION}
-        loss, *right = contrasts(measured)
-        judged = (loss.judge(PERCENT, "below"), right[0].judge(-POINTS))
-        texts = (
-            f"Its loss is at most 1 % above that of dense attention: {judged[0]}. {_difference(loss)}",
-            f"It finds at most 2 points fewer needles: {judged[1]}. {_difference(right[0])}",
-        )
-        rows = [
-            (
-                arm,
-                *(percent(mean(mean(one[kind]["right"]) for one in measured[arm])) for kind in KINDS),
-                _seconds(places, arm),
-            )
-            for arm in ATTENTION
-        ]
-        heads = ("attention", *(f"{label}, %" for label in KINDS.values()), "core-seconds of training")
-        note = "Means over seeds. Accuracy: share of solutions of which every token is the most likely one. Core-seconds include all starts."
-        return self.found(
-            places,
-            verdict=together(list(judged)),
-            words=texts,
-            contrasts=(loss, *right),
-            tables=(Table(title="Both models", heads=heads, rows=tuple(rows), note=note),),
-        )
-
-
-def contrasts(measured: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Contrast]:
-    """Compare `nsa` with `dense`: the loss divided by the mean loss of dense attention, then the accuracy on each kind of problem."""
-    sides: list[list[list[float]]] = [[], []]
-    count = min(MEASURED.values())
-    for seed in range(len(measured["dense"])):
-        both = [measured[arm][seed] for arm in ATTENTION]
-        scale = mean(mean(both[0][kind]["loss"][:count]) for kind in KINDS)
-        for side, one in zip(sides, both, strict=True):
-            side.append([loss / scale for kind in KINDS for loss in one[kind]["loss"][:count]])
-    found = [contrast_of_values("loss over that of dense attention: dense, then nsa", *sides, unit="ratio")]
-    for kind in KINDS:
-        right = [[one[kind]["right"] for one in measured[arm]] for arm in ATTENTION]
-        found.append(contrast_of_values("exact solutions: dense, then nsa", *right, unit="points", of=kind))
-    return found
-
-
-def _difference(contrast: Contrast) -> str:
-    unit = "points" if contrast.unit == "points" else "%"
-    ends = contrast.ends
-    return (
-        f"The difference is {100 * contrast.difference:+.1f} {unit}, {100 * ends.low:+.1f} to {100 * ends.high:+.1f} by the wider of "
-        f"both {contrast.confidence:.0%} intervals."
-    )
-
-
-def _seconds(places: Mapping[int, Path], arm: str) -> str:
-    jobs = {place: training_jobs(0, place, 1.0, 4 * LENGTH, upto=3, arm=f"nsa-{arm}") for place in places.values()}
-    return f"{mean(sum(job.cost(place).core_seconds for job in some) for place, some in jobs.items()):.0f}"
+    def read(self, place: Path) -> Readings:
+        jobs = {arm: training_jobs(0, place, 1.0, 4 * LENGTH, upto=3, arm=f"nsa-{arm}") for arm in ATTENTION}
+        costs = {arm: in_order([sum(job.cost(place).core_seconds for job in some)]) for arm, some in jobs.items()}
+        return readings_of({arm: value(place, f"nsa-measure-{arm}") for arm in ATTENTION}) | {COST: costs}

@@ -12,12 +12,13 @@ import multiprocessing
 import os
 import platform
 import signal
+import sys
 import threading
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from multiprocessing.connection import Connection, wait
+from graphlib import TopologicalSorter
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -35,6 +36,9 @@ from rorqual.lab.job import ExperimentJob, Measure, evaluation
 from rorqual.lab.page import write_page
 from rorqual.tasks.families import FAMILIES
 
+JobKey = tuple[int, str]
+"""A job's seed and name."""
+
 
 @dataclass
 class LabPlan:
@@ -44,23 +48,23 @@ class LabPlan:
     out: Path
     seeds: tuple[int, ...]
     share: float
-    jobs: dict[tuple[int, str], ExperimentJob] = field(default_factory=dict)
+    jobs: dict[JobKey, ExperimentJob] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for seed in self.seeds:
             for job in self.experiment.jobs(seed, self.place(seed), self.share):
-                missing = [need for need in job.needs if (seed, need) not in self.jobs]
-                if (seed, job.name) in self.jobs or missing:
-                    raise ValueError(
-                        f"{self.experiment.name}: job {job.name} occurs twice, or needs jobs that are not listed before it: {missing}"
-                    )
                 self.jobs[seed, job.name] = job
+
+    @property
+    def estimate(self) -> float:
+        """The expected core-seconds of all jobs."""
+        return sum(job.estimate for job in self.jobs.values())
 
     def place(self, seed: int) -> Path:
         """Return the folder of a seed, which all experiments share."""
         return self.out / f"seed-{seed}"
 
-    def left(self) -> dict[tuple[int, str], ExperimentJob]:
+    def left(self) -> dict[JobKey, ExperimentJob]:
         """Return the jobs that are not done, in dependency order."""
         return {key: job for key, job in self.jobs.items() if not job.done(self.place(key[0]), self.share)}
 
@@ -75,13 +79,13 @@ def run_lab(
     """
     plan = planned(find_experiment(name), out, seeds, budget)
     todo = plan.left()
-    total, remaining = (sum(job.estimate for job in jobs.values()) for jobs in (plan.jobs, todo))
+    remaining = sum(job.estimate for job in todo.values())
     print(f"{plan.experiment.title}\n  claim: {plan.experiment.claim} ({plan.experiment.source})")
     print(
-        f"  {len(seeds)} seeds, {len(plan.jobs)} jobs, about {total / 60:.1f} core-minutes, {remaining / 60:.1f} of them left: "
+        f"  {len(seeds)} seeds, {len(plan.jobs)} jobs, about {plan.estimate / 60:.1f} core-minutes, {remaining / 60:.1f} of them left: "
         f"{clock(remaining / workers)} on {workers} cores"
     )
-    _do(plan, todo, workers)
+    run_jobs(plan, todo, workers)
     finding = concluded(plan, command)
     write_json(out / f"{name}.json", finding.model_dump(mode="json"))
     page = write_page(finding, out)
@@ -100,7 +104,7 @@ def judge_again(file: Path) -> Path:
 def planned(experiment: Experiment, out: Path, seeds: tuple[int, ...], budget: float) -> LabPlan:
     """Return the plan whose estimate fits the budget. Raises ConfigError if the budget is too small."""
     full = LabPlan(experiment, out, seeds, 1.0)
-    estimate = sum(job.estimate for job in full.jobs.values()) / 60
+    estimate = full.estimate / 60
     if not budget or budget >= estimate:
         return full
     share = budget / estimate
@@ -131,95 +135,57 @@ def concluded(plan: LabPlan, command: str) -> Finding:
         "families": ", ".join(f"{family.name} {family.version}" for family in FAMILIES),
     }
     evaluated = [name for name in names if isinstance(plan.jobs[plan.seeds[0], name], Measure)]
-    verdicts = compact(
-        {name: [evaluation(plan.place(seed), name) for seed in plan.seeds] for name in evaluated}, plan.seeds
-    )
-    update = {
-        "costs": costs,
-        "command": command,
-        "made": made,
-        "share": plan.share,
-        "verdicts": (*finding.verdicts, *verdicts),
-    }
+    evaluations = {name: [evaluation(plan.place(seed), name) for seed in plan.seeds] for name in evaluated}
+    verdicts = compact(evaluations, plan.seeds)
+    update = {"costs": costs, "command": command, "made": made, "share": plan.share, "verdicts": verdicts}
     return finding.model_copy(update=update)
 
 
-@dataclass
-class JobProcess:
-    """A running job: its process, the pipe for its final message, and its start time."""
-
-    key: tuple[int, str]
-    process: BaseProcess
-    pipe: Connection
-    start: float
-
-
-def _do(plan: LabPlan, todo: dict[tuple[int, str], ExperimentJob], workers: int) -> None:
+def run_jobs(plan: LabPlan, todo: dict[JobKey, ExperimentJob], workers: int) -> None:
+    """Run jobs in parallel processes, each after the jobs that it needs. The first failure ends all, and finished jobs are kept."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["rorqual.lab.run"])
-    busy: list[JobProcess] = []
+    order = TopologicalSorter(
+        {key: [(key[0], need) for need in job.needs if (key[0], need) in todo] for key, job in todo.items()}
+    )
+    order.prepare()
+    ready: list[JobKey] = []
+    busy: dict[int, tuple[JobKey, BaseProcess, float]] = {}  # by the process's sentinel
     total, done, start = sum(job.estimate for job in todo.values()), 0.0, time.monotonic()
     try:
-        while todo or busy:
-            while len(busy) < workers and (key := _ready(plan, todo, busy)) is not None:
-                del todo[key]
-                busy.append(_start(context, plan, key))
-            wait([worker.process.sentinel for worker in busy])
-            for worker in [w for w in busy if not w.process.is_alive()]:
-                busy.remove(worker)
-                _ended(plan, worker)
-                done += plan.jobs[worker.key].estimate
+        while order.is_active():
+            ready += order.get_ready()
+            while ready and len(busy) < workers:
+                key = ready.pop(0)
+                process = context.Process(
+                    target=_work, args=(plan.experiment.name, plan.out, plan.seeds, plan.share, key), daemon=True
+                )
+                process.start()
+                busy[process.sentinel] = key, process, time.monotonic()
+            for sentinel in wait([*busy]):
+                key, ended, started = busy.pop(sentinel)  # type: ignore[arg-type]
+                ended.join()
+                if ended.exitcode:
+                    raise RorqualError(
+                        f"its process ended with code {ended.exitcode}",
+                        where=f"{plan.experiment.name}, seed {key[0]}, {key[1]}",
+                        remedy="Read the message above, and repeat the command: finished jobs are kept.",
+                    )
+                order.done(key)
+                done += plan.jobs[key].estimate
                 pace = (time.monotonic() - start) / max(done, 1e-9)
-                seed, name = worker.key
                 print(
-                    f"  seed {seed}  {name:28} {clock(time.monotonic() - worker.start):>6}   "
+                    f"  seed {key[0]}  {key[1]:28} {clock(time.monotonic() - started):>6}   "
                     f"{done / total:4.0%}  left {clock((total - done) * pace)}",
                     flush=True,
                 )
     finally:
-        for worker in busy:
-            worker.process.terminate()
-            worker.process.join()
+        for _, worker, _ in busy.values():
+            worker.terminate()
+            worker.join()
 
 
-def _ready(
-    plan: LabPlan, todo: Mapping[tuple[int, str], ExperimentJob], busy: list[JobProcess]
-) -> tuple[int, str] | None:
-    """Return the key of the first job that can start, because all jobs that it needs are done. Return None if there is
-    none."""
-    under_way = {worker.key for worker in busy}
-    for (seed, name), job in todo.items():
-        if all((seed, need) not in todo and (seed, need) not in under_way for need in job.needs):
-            return seed, name
-    return None
-
-
-def _start(context: multiprocessing.context.ForkServerContext, plan: LabPlan, key: tuple[int, str]) -> JobProcess:
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(
-        target=_work, args=(plan.experiment.name, plan.out, plan.seeds, plan.share, key, sender), daemon=True
-    )
-    process.start()
-    sender.close()
-    return JobProcess(key, process, receiver, time.monotonic())
-
-
-def _ended(plan: LabPlan, worker: JobProcess) -> None:
-    """Read a job's final message. A failed job stops the experiment. The results of finished jobs are kept."""
-    seed, name = worker.key
-    try:
-        message = worker.pipe.recv()
-    except EOFError:  # no message: the job was killed, or crashed with a traceback above
-        message = f"its process ended with code {worker.process.exitcode}"
-    if message:
-        raise RorqualError(
-            message,
-            where=f"{plan.experiment.name}, seed {seed}, {name}",
-            remedy="Repeat the command: finished jobs are kept.",
-        )
-
-
-def _work(name: str, out: Path, seeds: tuple[int, ...], share: float, key: tuple[int, str], pipe: Connection) -> None:
+def _work(name: str, out: Path, seeds: tuple[int, ...], share: float, key: JobKey) -> None:
     """Run one job. The job's process starts in this function."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which terminates its jobs
     threading.Thread(target=_die_with_parent, daemon=True).start()
@@ -227,11 +193,10 @@ def _work(name: str, out: Path, seeds: tuple[int, ...], share: float, key: tuple
     plan = LabPlan(find_experiment(name), out, seeds, share)
     try:
         plan.jobs[key].finish(plan.place(key[0]), share)
-        pipe.send("")
     except RorqualError as error:
-        pipe.send(str(error))
+        sys.exit(str(error))
     except OSError as error:
-        pipe.send(f"{error.filename or out}: {error.strerror or error}")
+        sys.exit(f"{error.filename or out}: {error.strerror or error}")
 
 
 def _die_with_parent() -> None:

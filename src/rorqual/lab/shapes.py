@@ -5,41 +5,29 @@ The baseline is a small DeepSeek-V3 without MTP. All arms of a seed train on the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-import torch
-
-from rorqual.core.records import RunDir
-from rorqual.data.chat import ChatFormat, chat_format
-from rorqual.data.pack import Sample, pack
-from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
+from rorqual.data.tokenizer import BASE_VOCAB
 from rorqual.engine.request import SamplingParams
 from rorqual.lab.experiment import amount
+from rorqual.lab.held_out import draw, load_trained, mean_losses, solve
 from rorqual.lab.job import Compute, ExperimentJob, Measure, Train
 from rorqual.model.account import account
 from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.config import ModelConfig, Stage
-from rorqual.model.decoder import Decoder
 from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.model.ffn.router import GroupedTopKConfig, RouterConfig, ZeroExpertsConfig
-from rorqual.model.load.run import load_run
-from rorqual.ops.losses import token_logprobs
 from rorqual.recipes.start import supervised
 from rorqual.tasks.base import Split
-from rorqual.tasks.find import load_task, safe_problems
 from rorqual.train.balance import Balance
-from rorqual.train.batch import TrainBatch
 from rorqual.train.optim import AdamWConfig, MuonConfig
 from rorqual.train.run import Run
 from rorqual.train.schedule import Schedule
 from rorqual.train.sources import WorkedConfig
-from rorqual.train.sources.worked import worked_sample
 
 TASK = "families:add,sub,mod,swap,count,kk"
 OPTIONS: Mapping[str, Any] = {"hard": 0.0}
@@ -133,25 +121,17 @@ def _stages(model: ModelConfig, change: Callable[[Stage], dict[str, Any]]) -> Mo
 class Arm:
     """One training run of a comparison. `core_seconds` is the time of the full run on the reference machine.
 
-    `options` are the options of the task. `tried` maps a factor on the learning rates of Muon and AdamW to {dev seed: loss on the
-    dev split}. The factor with the lowest mean loss is used.
+    `factor` multiplies the learning rates of Muon and AdamW. Of a half, one and two (a quarter, a half and one for routers), it gave the
+    lowest mean loss on `DEV_SEEDS` and the dev split (`benchmarks/shapes.py rates`; the losses are in docs/results/lab/). Arms that
+    differ only in steps share it. `options` are the options of the task.
     """
 
     label: str
     model: Callable[[], ModelConfig]
     steps: int
     core_seconds: float
-    tried: Mapping[float, Mapping[int, float]]
+    factor: float = 1.0
     options: Mapping[str, Any] = field(default_factory=lambda: OPTIONS)
-
-    @property
-    def factor(self) -> float:
-        """The factor on the learning rates that gave the lowest mean loss."""
-        return min(self.tried, key=lambda factor: fmean(self.tried[factor].values()))
-
-
-def _full() -> ModelConfig:
-    return full_like(baseline(), heads=2)
 
 
 MOE, DENSE_FLOPS, DENSE_CLOCK = "shape-moe", "shape-dense-flops", "shape-dense-clock"
@@ -163,19 +143,8 @@ DENSE_STEP, MTP_STEP = 0.83, 1.33
 
 `benchmarks/shapes.py speed` measured 0.81 and 1.32, and `benchmarks/shapes.py rates` measured 0.85 and 1.35.
 """
-MOE_TRIED = {0.5: {7: 0.3235, 8: 0.3331}, 1.0: {7: 0.3449, 8: 0.2244}, 2.0: {7: 0.3636, 8: 0.4482}}
-DENSE_TRIED = {0.5: {7: 0.3450, 8: 0.3111}, 1.0: {7: 0.2611, 8: 0.2478}, 2.0: {7: 0.4825, 8: 0.2811}}
-FULL_TRIED = {0.5: {7: 0.3072, 8: 0.2881}, 1.0: {7: 0.1821, 8: 0.2204}, 2.0: {7: 0.2393, 8: 0.2387}}
-MTP_TRIED = {0.5: {7: 0.3222, 8: 0.2934}, 1.0: {7: 0.2703, 8: 0.2356}, 2.0: {8: 0.2888}}
-"""Dev losses as {factor: {dev seed: loss}}, from `benchmarks/shapes.py rates`.
-
-Arms with the same model but more steps reuse these losses.
-"""
 ZERO_STEP = 1.05
 """Core-seconds per step of the model with identity experts, relative to the model with two experts, as measured on `DEV_SEEDS`."""
-ZERO_TRIED = {0.25: {7: 0.0946, 8: 0.1207}, 0.5: {7: 0.0680, 8: 0.1190}, 1.0: {7: 0.1201, 8: 0.1803}}
-FIXED_TRIED = {0.25: {7: 0.0854, 8: 0.1106}, 0.5: {7: 0.0921, 8: 0.0714}, 1.0: {7: 0.1275, 8: 0.1065}}
-"""The router of DeepSeek-V3 (sigmoid, normalised) was tried as well: 0.1070 and 0.0967 at its best factor, 0.5."""
 HARD: Mapping[str, Any] = {"hard": 0.5}
 ZERO_ROUTER = ZeroExpertsConfig(
     n_routed_experts=16, zero_expert_num=8, num_experts_per_tok=3, expected_experts=2.0, routed_scaling_factor=3.0
@@ -188,24 +157,22 @@ FIXED_ROUTER = GroupedTopKConfig(
     routed_scaling_factor=3.0,
 )
 ARMS: Mapping[str, Arm] = {
-    MOE: Arm("experts + latent", baseline, STEPS, 25, MOE_TRIED),
-    DENSE_FLOPS: Arm("dense + latent", lambda: dense_like(baseline()), STEPS, 21, DENSE_TRIED),
-    DENSE_CLOCK: Arm(
-        "dense + latent (more steps)", lambda: dense_like(baseline()), round(STEPS / DENSE_STEP), 24, DENSE_TRIED
-    ),
-    FULL: Arm("experts + full", _full, STEPS, 24, FULL_TRIED),
-    MTP: Arm("experts + latent + MTP", lambda: with_mtp(baseline()), STEPS, 33, MTP_TRIED),
-    ZERO: Arm("identity experts", lambda: routed_by(baseline(), ZERO_ROUTER), ROUTED_STEPS, 79, ZERO_TRIED, HARD),
-    FIXED: Arm("two experts", lambda: routed_by(baseline(), FIXED_ROUTER), ROUTED_STEPS, 75, FIXED_TRIED, HARD),
+    MOE: Arm("experts + latent", baseline, STEPS, 25),
+    DENSE_FLOPS: Arm("dense + latent", lambda: dense_like(baseline()), STEPS, 21),
+    DENSE_CLOCK: Arm("dense + latent (more steps)", lambda: dense_like(baseline()), round(STEPS / DENSE_STEP), 24),
+    FULL: Arm("experts + full", lambda: full_like(baseline(), heads=2), STEPS, 24),
+    MTP: Arm("experts + latent + MTP", lambda: with_mtp(baseline()), STEPS, 33),
+    ZERO: Arm("identity experts", lambda: routed_by(baseline(), ZERO_ROUTER), ROUTED_STEPS, 79, 0.5, HARD),
+    FIXED: Arm("two experts", lambda: routed_by(baseline(), FIXED_ROUTER), ROUTED_STEPS, 75, 0.5, HARD),
     FIXED_CLOCK: Arm(
         "two experts (more steps)",
         lambda: routed_by(baseline(), FIXED_ROUTER),
         round(ROUTED_STEPS * ZERO_STEP),
         79,
-        FIXED_TRIED,
+        0.5,
         HARD,
     ),
-    PLAIN_CLOCK: Arm("experts + latent (more steps)", baseline, round(STEPS * MTP_STEP), 34, MOE_TRIED),
+    PLAIN_CLOCK: Arm("experts + latent (more steps)", baseline, round(STEPS * MTP_STEP), 34),
 }
 DEV_SEEDS = (7, 8)
 
@@ -265,41 +232,5 @@ def shape_jobs(names: Iterable[str], seed: int, share: float) -> list[Experiment
 
 def held_out(place: Path, *, name: str, seed: int, count: int, split: Split = "test") -> list[float]:
     """Return the loss of the run `place/name` on each of `count` held-out solutions. All arms of a seed use the same solutions."""
-    run = RunDir(place / name)
-    chat = chat_format(Tokenizer.load(run.tokenizer_file), "deepseek")
-    samples = solutions(chat, seed, count, split, ARMS[name].options)
-    return document_losses(load_run(run), samples, row=ROW)
-
-
-def solutions(
-    chat: ChatFormat, seed: int, count: int, split: Split, options: Mapping[str, Any] = OPTIONS
-) -> list[Sample]:
-    """Return `count` worked solutions of `split`."""
-    problems = safe_problems(load_task(TASK, options=dict(options)), split, seed)
-    return [worked_sample(problem, chat, think=True) for problem in islice(problems, count)]
-
-
-@torch.no_grad()
-def document_losses(model: Decoder, samples: Sequence[Sample], *, row: int, rows: int = 32) -> list[float]:
-    """Return the mean loss in nats of each document's `loss_mask` tokens. MTP losses are not included.
-
-    Documents are packed into rows of `row` tokens. Each forward pass processes at least `rows` rows, if there are enough.
-    """
-    packed = pack(samples, row)
-    batch = TrainBatch.from_packed(packed.batch)
-    parts = batch.split(max(1, len(batch.tokens) // rows))
-    losses = torch.cat([token_losses(model, part) for part in parts])  # [rows, row]
-    means = []
-    for line, start, length in packed.places:
-        counted = batch.loss_mask[line, start : start + length].double()
-        means.append(float((losses[line, start : start + length] * counted).sum() / counted.sum()))
-    return means
-
-
-def token_losses(model: Decoder, batch: TrainBatch) -> torch.Tensor:
-    """Return the loss [rows, row] in nats of each position in the loss mask, and 0 elsewhere."""
-    hidden = model(batch.tokens, batch.positions, segments=batch.segments).hidden
-    at = batch.loss_mask.nonzero(as_tuple=True)
-    losses = torch.zeros(batch.tokens.shape, dtype=torch.float64)
-    losses[at] = -token_logprobs(model.logits(hidden[at]), batch.targets[at]).double()
-    return losses
+    model, chat = load_trained(place / name)
+    return mean_losses(model, solve(draw(TASK, ARMS[name].options, split, seed, count), chat))

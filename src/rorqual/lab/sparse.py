@@ -10,22 +10,29 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from rorqual.core.records import RunDir
-from rorqual.data.chat import chat_format
-from rorqual.data.pack import Sample, pack_rows
-from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
-from rorqual.lab.experiment import Experiment, amount
-from rorqual.lab.finding import Finding
-from rorqual.lab.job import Compute, ExperimentJob, JobCost, Train, run_cost
+from rorqual.data.pack import Sample
+from rorqual.lab.charts import Readings, Tradeoff
+from rorqual.lab.experiment import ArmPair, Experiment, Quantity, amount, in_order
+from rorqual.lab.job import Compute, ExperimentJob, JobCost, Train, run_cost, value
+from rorqual.lab.long_scores import (
+    EXACT,
+    LOSS,
+    NEEDLE,
+    PERCENT,
+    PICKED,
+    POINTS,
+    readings_of,
+    score_solutions,
+    solutions,
+)
+from rorqual.lab.long_training import DENSE, KINDS, LENGTH, REPLY, training_jobs
 from rorqual.lab.sparse_kinds import AttentionSelectionConfig, RandomSelectionConfig
-from rorqual.lab.sparse_report import ARMS, BASELINES, BUDGETS, KINDS, TRAINED, Arm, measured_by, report
 from rorqual.model.attention import (
     AttentionConfig,
     BlockSelectionConfig,
@@ -33,29 +40,31 @@ from rorqual.model.attention import (
     Selection,
     WindowConfig,
 )
-from rorqual.model.config import ModelConfig, Stage
+from rorqual.model.config import ModelConfig
 from rorqual.model.decoder import Decoder
-from rorqual.model.ffn import DenseConfig
 from rorqual.model.init import build
 from rorqual.model.load.run import load_run, read_model_config
-from rorqual.ops.losses import token_logprobs
 from rorqual.recipes.sparsify import SparsifyConfig, sparsify
 from rorqual.recipes.start import finetune_optim
-from rorqual.tasks.base import Split
-from rorqual.tasks.find import load_task, safe_problems
-from rorqual.train.batch import TrainBatch
-from rorqual.train.loop import fit
-from rorqual.train.optim import AdamWConfig, MuonConfig
 from rorqual.train.run import Run, Start
-from rorqual.train.schedule import Schedule
 from rorqual.train.sources import WorkedConfig
-from rorqual.train.sources.worked import worked_sample
 
-LENGTH = 1024
-"""Number of characters of a prompt. Each character is a token."""
-REPLY = 76
-"""Number of tokens of a row besides the prompt: the longest reply and the special tokens."""
-MUON_RATE, ADAMW_RATE = 0.006, 1.2e-2
+Arm = Literal["dense", "dsa", "adaptive", "window", "random", "block", "oracle"]
+ARMS: Mapping[Arm, str] = {
+    "dense": "dense",
+    "dsa": "indexer",
+    "adaptive": "indexer, adaptive budget",
+    "window": "window with sinks",
+    "random": "random positions",
+    "block": "block means",
+    "oracle": "most attended positions",
+}
+BASELINES: tuple[Arm, ...] = ("window", "random")
+BUDGETS: Mapping[str, int] = {"a half": 2, "a quarter": 4, "an eighth": 8}
+"""The divisor of each budget: a query attends to (text length / divisor) positions."""
+TRAINED = BUDGETS["a quarter"]
+"""The budget of the training. Other budgets are measured without further training."""
+BUDGET = "budget, as a share of the text's length"
 WARMUP, SPARSE, ROWS = 90, 30, 4
 """Number of warm-up steps, number of steps with sparse attention, and rows per step."""
 WARMUP_RATE, SPARSE_RATE = 1e-2, 5e-4
@@ -65,142 +74,6 @@ MORE: tuple[Arm, ...] = ("dense", "dsa", "adaptive")
 """Arms with twice as many problems of kind `needle`, because the goals limit how much their accuracies may differ."""
 SINKS, BLOCK_SIZE, CAP = 4, 16, 2
 """Sinks of arm `window`, positions per block of arm `block`, and `index_topk` of arm `adaptive` as a multiple of its budget."""
-
-
-@dataclass(frozen=True)
-class TrainingStage:
-    """A stage of the training: the options of the task `long`, and the amounts of work."""
-
-    name: str
-    options: Mapping[str, Any]
-    steps: int
-    rows: int
-    row: int
-    core_seconds: float
-    decay: float = 0.0
-
-
-DENSE = "sparse-dense"
-PAIRS = "pairs"
-LEARNED, STARTS = 0.1, 8
-"""Retrieval counts as learned if the mean loss of the last 50 steps of the stage `PAIRS` is below `LEARNED`. Otherwise, the stage
-begins again with other initial weights, at most `STARTS` times in all.
-
-A model that writes one of the values at random has a loss of about 0.4.
-"""
-
-
-def stages(length: int) -> tuple[TrainingStage, ...]:
-    """Return the stages of the dense training, which ends with texts of up to `length` characters.
-
-    The model first learns retrieval, from short texts with few pairs and without other problems. It then learns counting, also
-    from short texts. Longer texts need more steps for both, and retrieval needs more steps beside other problems
-    (docs/log/sparse-attention.md).
-    """
-    few = {"length": 50, "shortest": 30, "pairs": 4, "questions": 4}
-    short = {"names": list(KINDS), "length": length // 4, "shortest": 64, "questions": 8}
-    long = {"names": list(KINDS), "length": length, "shortest": max(64, length // 8), "questions": 8}
-    return (
-        TrainingStage(PAIRS, {"names": ["needle"]} | few, 600, 32, 148, 180),
-        TrainingStage("mixed", {"names": list(KINDS)} | few, 1000, 32, 148, 200),
-        TrainingStage("short", short, 800, 8, length // 4 + REPLY, 130),
-        TrainingStage("dense", long, 1200, 4, length + REPLY, 650, 0.5),
-    )
-
-
-def dense_model(length: int) -> ModelConfig:
-    """Return the dense model: three layers with latent attention and dense feed-forward networks."""
-    mla = MLAConfig(
-        num_attention_heads=4,
-        q_lora_rank=32,
-        kv_lora_rank=32,
-        qk_nope_head_dim=16,
-        qk_rope_head_dim=16,
-        v_head_dim=32,
-    )
-    return ModelConfig(
-        vocab_size=BASE_VOCAB,
-        hidden_size=64,
-        stages=(Stage(layers=3, attention=mla, ffn=DenseConfig(intermediate_size=128)),),
-        max_position_embeddings=2 * length,
-        initializer_range=0.1,
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainUntilLearned(Train):
-    """A training run that begins again from other initial weights until it has learned its problems.
-
-    From some initial weights, retrieval is learned within 500 to 750 steps; from others, it was not learned within 1,250
-    (docs/log/sparse-attention.md). The choice uses only losses of the training, and all arms of a seed share the result. The
-    cost includes all starts.
-    """
-
-    def work(self, place: Path) -> JobCost:
-        run, out = self.make(), RunDir(place / self.name)
-        cost = JobCost(seconds=0, core_seconds=0)
-        for start in range(STARTS):
-            failed = RunDir(place / f"{self.name}-{start}")
-            if not failed.path.exists():
-                fit(run.model_copy(update={"seed": run.seed + 1000 * start}), out, threads=1, quiet=True, extend=False)
-                if start == STARTS - 1 or fmean([record["loss"] for record in out.metrics()][-50:]) < LEARNED:
-                    break
-                out.path.rename(failed.path)
-            cost += run_cost(failed)
-        return cost + run_cost(out)
-
-
-def training(
-    number: int,
-    place: Path,
-    seed: int,
-    share: float,
-    length: int = LENGTH,
-    model: ModelConfig | None = None,
-    arm: str = "sparse",
-) -> Run:
-    """Return the training run of stage `number` of an arm, which starts from the stage before. The default model is `dense_model`."""
-    before, stage = stages(length)[number - 1], stages(length)[number]
-    steps = amount(stage.steps, share)
-    return Run(
-        recipe="sft",
-        seed=seed,
-        steps=steps,
-        start=Start(run=str(place / f"{arm}-{before.name}")) if number else Start(),
-        model=model or dense_model(length),
-        source=WorkedConfig(
-            task="long", options=dict(stage.options), think=float(number > 0), rows=stage.rows, row=stage.row
-        ),
-        optim=MuonConfig(
-            lr=MUON_RATE,
-            adamw=AdamWConfig(lr=ADAMW_RATE, betas=(0.9, 0.98)),
-            schedule=Schedule(warmup=max(1, min(20, steps // 10)), decay=stage.decay),
-        ),
-        micro_batches=1,
-        save_seconds=20.0,
-    )
-
-
-def training_jobs(
-    seed: int,
-    place: Path,
-    share: float,
-    length: int,
-    *,
-    upto: int,
-    model: ModelConfig | None = None,
-    arm: str = "sparse",
-    slower: float = 1.0,
-) -> list[ExperimentJob]:
-    """Return the jobs of the first `upto` stages of an arm. A step takes `slower` times as long as with `dense_model`."""
-    jobs: list[ExperimentJob] = []
-    for number, stage in enumerate(stages(length)[:upto]):
-        needs = (jobs[-1].name,) if jobs else ()
-        make = partial(training, number, place, seed, share, length, model, arm)
-        train = TrainUntilLearned if stage.name == PAIRS else Train
-        estimate = stage.core_seconds * slower * share
-        jobs.append(train(name=f"{arm}-{stage.name}", estimate=estimate, needs=needs, make=make))
-    return jobs
 
 
 DSA = "sparse-dsa"
@@ -301,45 +174,6 @@ def load(arm: Arm, place: Path, budget: int, *, seed: int, top_p: float = 1.0) -
     return model
 
 
-def solutions(
-    place: Path, seed: int, kind: str, count: int, split: Split, length: int = LENGTH, run: str = DENSE
-) -> list[Sample]:
-    """Return `count` worked solutions of one kind of problem. All arms of a seed use the same problems."""
-    chat = chat_format(Tokenizer.load(RunDir(place / run).tokenizer_file))
-    task = load_task("long", options={"names": [kind], "length": length})
-    return [worked_sample(problem, chat, think=True) for problem in islice(safe_problems(task, split, seed), count)]
-
-
-@torch.no_grad()
-def read(
-    model: Decoder, samples: Sequence[Sample], rows: int = 8, record: Sequence[str] = ("selected",)
-) -> dict[str, Any]:
-    """Return, for each solution, the mean loss of its trained tokens, and whether each of these tokens is the most likely one.
-
-    If every token is the most likely one, the model writes exactly this solution at temperature 0. `picked` is the mean
-    number of selected positions per query and layer, or 0 for dense attention. `record` names what sparse attention records.
-    """
-    losses: list[float] = []
-    right: list[bool] = []
-    picked, queries = 0, 0
-    for start in range(0, len(samples), rows):
-        part = samples[start : start + rows]
-        packed = pack_rows(part, [[number] for number in range(len(part))], max(map(len, part)))
-        batch = TrainBatch.from_packed(packed.batch)
-        names = record if model.needs_cache else ()
-        output = model(batch.tokens, batch.positions, segments=batch.segments, record=names)
-        valid = (batch.segments >= 0).flatten()
-        for selected in output.recorded.get("selected", ()):
-            picked += int((selected[valid] >= 0).sum())
-            queries += int(valid.sum())
-        for row in range(len(part)):
-            at = batch.loss_mask[row] > 0
-            logits, targets = model.logits(output.hidden[row, at]), batch.targets[row, at]
-            losses.append(-float(token_logprobs(logits, targets).double().mean()))
-            right.append(bool((logits.argmax(-1) == targets).all()))
-    return {"loss": losses, "right": right, "picked": picked / max(queries, 1)}
-
-
 @torch.no_grad()
 def matching_top_p(model: Decoder, samples: Sequence[Sample], budget: int) -> float:
     """Return the `index_top_p` at which `model` selects as many positions on average as with `index_topk=budget`.
@@ -363,7 +197,7 @@ def matching_top_p(model: Decoder, samples: Sequence[Sample], budget: int) -> fl
 def measure(place: Path, *, arm: Arm, seed: int, share: float, length: int = LENGTH) -> dict[str, Any]:
     """Measure `arm` on held-out problems: at every budget, or once if its attention is dense.
 
-    `result[divisor][kind]` is the result of `read` on one kind of problem, at a budget of `length` / `divisor`. For the
+    `result[divisor][kind]` is the result of `score_solutions` on one kind of problem, at a budget of `length` / `divisor`. For the
     adaptive budget, `result[divisor]["top_p"]` is the `index_top_p`, which is chosen on problems of the dev split.
     """
     counts = {
@@ -378,8 +212,32 @@ def measure(place: Path, *, arm: Arm, seed: int, share: float, length: int = LEN
             chosen = [sample for kind in KINDS for sample in solutions(place, seed, kind, 2, "dev", length)]
             cut["top_p"] = matching_top_p(model, chosen, budget)
             model = load(arm, place, budget, seed=seed, top_p=cut["top_p"])
-        results[str(divisor)] = {kind: read(model, samples) for kind, samples in problems.items()} | cut
+        results[str(divisor)] = {kind: score_solutions(model, samples) for kind, samples in problems.items()} | cut
     return results
+
+
+def measured_by(arm: Arm) -> str:
+    """Return the name of the job that measures an arm."""
+    return f"sparse-measure-{arm}"
+
+
+def at_budget(arm: Arm, divisor: int) -> str:
+    """Return the name of an arm at a budget."""
+    return f"{arm}/{divisor}"
+
+
+def pair(a: Arm, b: Arm, quantity: str, divisor: int = TRAINED, **rule: Any) -> ArmPair:
+    """Return the pair of two arms at a budget. Losses are divided by the mean loss of `a`, so that 0.01 is one percent."""
+    label = next(label for label, own in BUDGETS.items() if own == divisor)
+    what = EXACT if quantity == EXACT else "loss over that of dense attention"
+    return ArmPair(
+        question=f"{what}, {label}: {ARMS[a]}, then {ARMS[b]}",
+        quantity=quantity,
+        a=at_budget(a, divisor),
+        b=at_budget(b, divisor),
+        relative=quantity == LOSS,
+        **rule,
+    )
 
 
 class SparseExperiment(Experiment):
@@ -393,6 +251,40 @@ class SparseExperiment(Experiment):
     )
     source = "DeepSeek-V3.2-Exp, section 2.1"
     first_seed = 200
+    arms = {
+        at_budget(arm, divisor): f"{text}, {label}" for label, divisor in BUDGETS.items() for arm, text in ARMS.items()
+    }
+    quantities = {
+        EXACT: Quantity("points"),
+        LOSS: Quantity("nats"),
+        PICKED: Quantity("tokens"),
+        BUDGET: Quantity("ratio"),
+    }
+    pairs = (
+        pair("dense", "dsa", LOSS, claimed=("all",), bound=PERCENT, side="below"),
+        pair("dense", "dsa", EXACT, claimed=NEEDLE, bound=-POINTS),
+        *(pair(arm, "dsa", EXACT, groups=NEEDLE, claimed=NEEDLE) for arm in BASELINES),
+        *(
+            pair("dsa", "adaptive", EXACT, divisor, groups=NEEDLE, claimed=NEEDLE, bound=-POINTS)
+            for divisor in BUDGETS.values()
+        ),
+        *(pair("dense", arm, quantity) for arm in ARMS if arm not in ("dense", "dsa") for quantity in (LOSS, EXACT)),
+    )
+    charts = tuple(
+        Tradeoff(
+            f"accuracy-{kind}",
+            BUDGET,
+            EXACT,
+            {text: [at_budget(arm, at) for at in BUDGETS.values()] for arm, text in ARMS.items()},
+            kind,
+        )
+        for kind in KINDS
+    )
+    note = (
+        "Loss: nats per token of thinking, answer and end-of-turn. Exact: every token of the solution is the most likely one. Only a quarter "
+        "of the positions was trained. Block means use the weights of dense attention. The adaptive budget and the most attended positions "
+        "use the weights of the indexer's model."
+    )
 
     def __init__(self, length: int = LENGTH) -> None:
         self.length = length
@@ -412,5 +304,11 @@ class SparseExperiment(Experiment):
             jobs.append(Compute(name=measured_by(arm), estimate=estimate, needs=needs, function=function))
         return jobs
 
-    def conclude(self, places: Mapping[int, Path]) -> Finding:
-        return report(self, places)
+    def read(self, place: Path) -> Readings:
+        measured = {arm: value(place, measured_by(arm)) for arm in ARMS}
+        found = {
+            at_budget(arm, at): one.get(str(at), one.get("1"))
+            for at in BUDGETS.values()
+            for arm, one in measured.items()
+        }
+        return readings_of(found) | {BUDGET: {arm: in_order([1 / int(arm.split("/")[1])]) for arm in found}}

@@ -24,14 +24,11 @@ TASK = STUDENT_TASK
 
 In the families count, mod and kk, guessing reaches a pass@8 above one half.
 """
-FAMILIES = ("add", "sub", "swap")
 HARD = FULL.student_hard
 """Share of hard problems. All problems are hard. Two-digit sums need no thinking, so RL on them would favour answers
 without thinking."""
 ABLE, BASE = "student-able", "student-base"
-ABLE_STEPS, ABLE_THINK = FULL.student_able_steps, FULL.student_able_think
-BASE_STEPS, BASE_THINK, BASE_RATE = FULL.student_base_steps, FULL.student_think, FULL.student_base_lr
-"""Settings of the base student, as in the quickstart.
+"""The runs of the base student, with the settings of the quickstart.
 
 The student first learns to think on 40 % of its problems. A few further steps teach it to think rarely. The base student can
 therefore think, but seldom does.
@@ -43,7 +40,7 @@ In fp32, the log-probability of one very unlikely token among 500,000 differed b
 """
 PER_CELL, TRIES = 120, 8
 EIGHT = f"{BASE}-eight-tries"
-RL, RL_STEPS, RL_RATE = "student-rl", FULL.rival_steps, FULL.rival_lr
+RL = "student-rl"
 
 
 def fresh(seed: int) -> int:
@@ -58,13 +55,14 @@ def base_jobs(seed: int, place: Path, share: float) -> list[ExperimentJob]:
     """Return the jobs that train the base student and measure its pass@8."""
 
     def able() -> Run:
-        return sft(task=TASK, size="student", steps=amount(ABLE_STEPS, share), rows=32, row=128, think=ABLE_THINK,
+        return sft(task=TASK, size="student", steps=amount(FULL.student_able_steps, share), rows=32, row=128, think=FULL.student_able_think,
                    options={"hard": HARD}, seed=seed)  # fmt: skip
 
     def base() -> Run:
-        run = sft(task=TASK, start=str(place / ABLE), steps=amount(BASE_STEPS, share), rows=32, row=128, think=BASE_THINK,
+        run = sft(task=TASK, start=str(place / ABLE), steps=amount(FULL.student_base_steps, share), rows=32, row=128, think=FULL.student_think,
                   options={"hard": HARD}, seed=seed + 50)  # fmt: skip
-        return override(run, [f"optim.lr={BASE_RATE}", f"optim.adamw.lr={BASE_RATE / 3}", "optim.schedule.warmup=5"])
+        rate = FULL.student_base_lr
+        return override(run, [f"optim.lr={rate}", f"optim.adamw.lr={rate / 3}", "optim.schedule.warmup=5"])
 
     tries = SamplingParams(max_tokens=80, temperature=1.0, n=TRIES)
     return [
@@ -79,7 +77,7 @@ def reinforced_job(seed: int, place: Path, share: float) -> Train:
     """Return the job that trains the base student with GRPO, with correctness as the only reward."""
 
     def run() -> Run:
-        return reinforce(place / BASE, amount(RL_STEPS, share), seed)
+        return reinforce(place / BASE, amount(FULL.rival_steps, share), seed)
 
     return Train(name=RL, estimate=78 * share, make=run, needs=(BASE,))
 
@@ -87,7 +85,7 @@ def reinforced_job(seed: int, place: Path, share: float) -> Train:
 def reinforce(start: Path, steps: int, seed: int) -> Run:
     """Return a GRPO run that starts from the run `start`."""
     run = grpo(task=TASK, start=str(start), steps=steps, problems=FULL.rival_problems, samples=FULL.rival_samples, max_tokens=80,
-               row=128, lr=RL_RATE,
+               row=128, lr=FULL.rival_lr,
                 options={"hard": HARD}, seed=seed)  # fmt: skip
     return override(run, ROUNDING)
 

@@ -1,7 +1,7 @@
 """Limits on the number of rows of a matrix product. With suitable limits, the rounding of a row does not depend on other rows.
 
 Libraries choose a kernel by the number of rows. If two kernels split the sum over columns differently, the last bits of
-a row depend on the number of rows. The processor determines which row counts are affected (docs/log/same-bits.md, 'two
+a row depend on the number of rows. The processor determines which row counts are affected (docs/LOG.md, 'two
 makes of processor').
 """
 

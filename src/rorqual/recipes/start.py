@@ -65,7 +65,7 @@ def tuned(lr: float = 0.0) -> OptimConfig:
     """Return the optimizer of supervised recipes: Muon for hidden matrices, AdamW for all other parameters.
 
     The learning rates suit new models of the sizes in `recipes.models`. The rates were chosen by the measurements in
-    docs/log/training-and-quickstart.md (section 'choosing the quickstart's recipe'). With `lr`, for a pretrained model,
+    docs/LOG.md (section 'The quickstart's recipe'). With `lr`, for a pretrained model,
     AdamW trains all parameters at the rate `lr`.
     """
     if lr:

@@ -1,87 +1,16 @@
-"""Read a task's rows from JSONL or Parquet: a folder, a file, or the packaged sample."""
+"""Tasks whose problems are rows of files: a folder, a file, or the packaged sample."""
 
 from __future__ import annotations
 
-import json
 import random
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rorqual.core.errors import DataError
 from rorqual.tasks.base import Problem, Split, Task, split_of
 
 SAMPLES = Path(__file__).parent / "samples"
-
-
-@dataclass(frozen=True)
-class DataRow:
-    """A data row with its location (`file:line`)."""
-
-    values: dict[str, Any]
-    where: str
-
-    def get(self, name: str, *types: type) -> Any:
-        """Return the value of column `name`. It must have one of `types`; without `types`, it must be a string.
-
-        Raises DataError, with file, line and column, for a missing column or a value of another type.
-        """
-        if name not in self.values:
-            raise DataError(
-                f"no column '{name}'", where=self.where, remedy=f"The columns are: {', '.join(map(str, self.values))}."
-            )
-        value = self.values[name]
-        if not isinstance(value, types or (str,)):
-            wanted = " or ".join(t.__name__ for t in types or (str,))
-            raise DataError(f"column '{name}' is not {wanted}: {value!r:.60}", where=self.where, remedy="Fix the row.")
-        return value
-
-    def texts(self, name: str) -> list[str]:
-        """Return the value of column `name`. Raises DataError if the value is not a list of strings."""
-        value: list[str] = self.get(name, list)
-        for item in value:
-            if not isinstance(item, str):
-                raise DataError(
-                    f"column '{name}' holds an item that is not a string: {item!r:.60}",
-                    where=self.where,
-                    remedy="Fix the row.",
-                )
-        return value
-
-
-def read(path: Path) -> Iterator[DataRow]:
-    """Yield the rows of a `.jsonl` or `.parquet` file. Only `\\n` ends a line, because JSON strings may contain other line separators.
-
-    Raises DataError if the file is missing or cannot be read.
-    """
-    if not path.is_file():
-        raise DataError("no such file", where=str(path), remedy="Check the path.")
-    if path.suffix == ".parquet":
-        try:
-            rows = pq.read_table(path).to_pylist()
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise DataError(
-                f"the file is not Parquet: {error}", where=str(path), remedy="Download the file again."
-            ) from None
-        yield from (DataRow(values, f"{path}:{i}") for i, values in enumerate(rows, 1))
-        return
-    for i, line in enumerate(path.read_bytes().split(b"\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            values = json.loads(line.decode("utf-8"))
-        except (ValueError, RecursionError) as error:  # bad UTF-8, bad JSON and overlong numbers are ValueErrors
-            raise DataError(
-                f"the line is not JSON: {error}", where=f"{path}:{i}", remedy="Fix or remove the line."
-            ) from None
-        if not isinstance(values, dict):
-            raise DataError("the line is not a JSON object", where=f"{path}:{i}", remedy="Write one {...} per line.")
-        yield DataRow(values, f"{path}:{i}")
 
 
 def files(data: Path, name: str) -> list[Path]:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from rorqual.convert.gguf_export import Progress
 from rorqual.convert.hf import import_hf
 from rorqual.convert.hub import fetch, is_hub_id
+from rorqual.convert.stream import Progress
 from rorqual.core.errors import ConfigError, RorqualError
 from rorqual.core.extras import extra
 from rorqual.core.records import CONFIG_FILE, RunDir

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
-from html import escape
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from rorqual.evals import page as html
-from rorqual.evals.pictures import DARK, LIGHT, Picture, Theme, panels, png
-from rorqual.evals.table import render
+from rorqual.report.chart import Chart, Series, draw
+from rorqual.report.page import page
+from rorqual.report.table import Table
 from rorqual.tasks.rows import normal
 from rorqual.teach.check import WARNINGS, Check
 from rorqual.teach.dataset import FEWEST
@@ -34,7 +31,6 @@ WHAT: Mapping[str, str] = {
     "answer in prompt": "the prompt states the answer",
     "test row": "a prompt of the test file",
     "empty": "an empty prompt or answer",
-    "not CSV": "the row cannot be read: a quotation mark may be missing, or not doubled in a quoted cell",
     "no number": "the other answers are numbers, and this one is none",
     "no JSON": "the other answers are JSON, and this one is not",
     "missing or not text": "a column is missing, or has no text",
@@ -59,11 +55,11 @@ def check_text(check: Check, unit: str, *, splits: bool = True) -> str:
             (name, f"{count:,}", _lines(check, name), WHAT.get(name, "the row cannot be read"))
             for name, count in check.counts().items()
         ]
-        lines.append(render("faults", ("", "rows", "lines", ""), rows, text_columns=4))
+        lines.append(Table(title="faults", heads=("", "rows", "lines", ""), rows=rows, text_columns=4).text())
     else:
         lines.append("  no faults")
     if check.labels:
-        lines.append(render("labels", ("", "examples"), _labels(check.labels), text_columns=1))
+        lines.append(Table(title="labels", heads=("", "examples"), rows=_labels(check.labels)).text())
         lines += _doubtful_labels(check.labels)
     if check.lengths:
         lines += [
@@ -144,55 +140,41 @@ def to_json(check: Check) -> dict[str, Any]:
 
 def check_page(check: Check, unit: str) -> str:
     """Return the HTML page."""
+    counts = check.counts()
     facts = [("rows", f"{check.rows:,}", ""), ("usable", f"{len(check.examples):,}", ""), ("answers", check.kind, "")]
-    facts += [
-        (kind, f"{count:,}", "warning" if kind in WARNINGS else "fault") for kind, count in check.counts().items()
-    ]
-    body = [
-        f"<header><h1>Check of {escape(check.path.name)}</h1>",
-        html.para(check.columns.describe(), "lede") if check.examples else "",
-        html.facts(facts),
-        "</header>",
-    ]
-    if check.lengths:
-        picture = lengths_picture(check.lengths, unit)
-        body.append(html.figure(picture, png(picture, LIGHT), png(picture, DARK)))
-    prompts = {one.line: one.prompt for one in check.examples}
-    for number, kind in enumerate(sorted(check.counts(), key=lambda kind: kind in WARNINGS)):
-        own = [fault for fault in check.faults if fault.kind == kind]
-        rows = [("", [(str(fault.line), fault.text, _excerpt(prompts.get(fault.line, ""))) for fault in own[:SHOWN]])]
-        more = (
-            [html.para(f"{len(own) - SHOWN:,} more rows are in the JSON file (out=).", "note")]
-            if len(own) > SHOWN
-            else []
-        )
-        body.append(
-            html.section(
-                f"fault-{number}",
-                f"{kind.capitalize()}: {len(own):,}",
-                html.table(kind, ("line", "fault", "prompt"), rows, text_columns=3),
-                *more,
-            )
-        )
+    facts += [(kind, f"{count:,}", "warning" if kind in WARNINGS else "fault") for kind, count in counts.items()]
+    tables = [_fault_table(check, kind) for kind in sorted(counts, key=lambda kind: kind in WARNINGS)]
     if check.labels:
-        labels = [("", [(name, f"{count:,}") for name, count in check.labels.items()])]
-        body.append(html.section("labels", "Labels", html.table("labels", ("label", "examples"), labels)))
-    return html.page(f"Rorqual: check of {check.path.name}", "\n".join(body))
+        labels = [(name, f"{count:,}") for name, count in check.labels.items()]
+        tables.append(Table(title="Labels", heads=("label", "examples"), rows=labels))
+    picture = draw(lengths_chart(check.lengths, unit)) if check.lengths else None
+    return page("check", check=check, facts=facts, picture=picture, tables=tables)
 
 
-def lengths_picture(lengths: Sequence[int], unit: str) -> Picture:
-    """Plot the histogram of lengths."""
-    alt = f"Histogram of lengths in {unit}: {_quantiles(lengths)}."
-    caption = (
-        f"Length of prompt, reasoning and answer together, in {unit}. Dashed: 95 % of the examples are at most so long."
+def _fault_table(check: Check, kind: str) -> Table:
+    prompts = {one.line: one.prompt for one in check.examples}
+    own = [fault for fault in check.faults if fault.kind == kind]
+    return Table(
+        title=f"{kind.capitalize()}: {len(own):,}",
+        heads=("line", "fault", "prompt"),
+        rows=[(str(one.line), one.text, _excerpt(prompts.get(one.line, ""))) for one in own[:SHOWN]],
+        note=f"{len(own) - SHOWN:,} more rows are in the JSON file (out=)." if len(own) > SHOWN else "",
+        text_columns=3,
     )
-    return Picture("lengths", alt, caption, partial(_draw_lengths, list(lengths), unit))
 
 
-def _draw_lengths(lengths: list[int], unit: str, theme: Theme) -> Figure:
-    figure, (axis,) = panels(1, 1, 6.6, 2.6)
-    axis.hist(lengths, bins=min(40, max(lengths) - min(lengths) + 1), color=theme.after)
-    axis.axvline(float(np.quantile(lengths, 0.95)), color=theme.ink, linestyle="--", linewidth=1)
-    axis.set_xlabel(unit)
-    axis.set_ylabel("examples")
-    return figure
+def lengths_chart(lengths: Sequence[int], unit: str) -> Chart:
+    """Return the histogram of lengths."""
+    counts, edges = np.histogram(lengths, bins=min(40, max(lengths) - min(lengths) + 1))
+    high = float(np.quantile(lengths, 0.95))
+    bars = Series(label="", style="bars", points=list(zip((edges[:-1] + edges[1:]) / 2, counts, strict=True)))
+    most = Series(label="", style="dashed", colour="ink", points=[(high, 0), (high, max(counts))])
+    return Chart(
+        name="lengths",
+        width=4.6,
+        alt=f"Histogram of lengths in {unit}: {_quantiles(lengths)}.",
+        caption=f"Length of prompt, reasoning and answer together, in {unit}. Dashed: 95 % of the examples are at most so long.",
+        x=unit,
+        y="examples",
+        series=(bars, most),
+    )

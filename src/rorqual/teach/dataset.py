@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from rorqual.core.errors import DataError
-from rorqual.data.source.files import count_parquet_rows
+from rorqual.core.rows import scan_rows
 from rorqual.tasks.base import Split, split_of
 from rorqual.tasks.examples import AnswerKind, canonical
 from rorqual.tasks.rows import normal
@@ -22,10 +20,11 @@ from rorqual.teach.answer_format import derivation, in_key_order, schema_of, spe
 from rorqual.teach.check import DEV, NO_NUMBER, WARNINGS, Check, groups_of, split_of_group
 from rorqual.teach.columns import find_columns
 from rorqual.teach.examples import Example, read_examples
-from rorqual.teach.table import NOT_CSV, read_table
+from rorqual.teach.table import read_table
 
 MOST_ROWS, MOST_BYTES = 200_000, 200_000_000
-"""Most rows of a file, and most bytes of a JSON file, whose rows can only be counted by reading it."""
+"""Most rows of a file, and most bytes of a JSON file, which is read as a whole."""
+SAMPLE_ROWS = "Give a random sample of the rows. A small model learns little from more."
 FEWEST = 50
 REMEDY = f"Give at least {FEWEST} different examples; some hundred are better."
 FEWEST_HELD_OUT: Mapping[Split, int] = {"dev": 3, "test": 5}
@@ -49,32 +48,18 @@ class Dataset:
 
 
 def refuse_size(path: Path) -> None:
-    """Raise DataError if the file does not exist or is too large for `teach`, before it is read into memory."""
-    if not path.is_file():
-        raise DataError("no such file", where=str(path), remedy="Check the path.")
-    kind = path.suffix.lower()
-    if kind == ".json":
-        size = path.stat().st_size
-        if size > MOST_BYTES:
-            raise _too_large(path, f"{size / 1e6:,.0f} MB, and at most {MOST_BYTES / 1e6:,.0f} are accepted")
-        return
-    rows = count_parquet_rows(path) if kind == ".parquet" else _count_rows(path, is_csv=kind in (".csv", ".tsv"))
-    if rows > MOST_ROWS:
-        raise _too_large(path, f"more than {MOST_ROWS:,} rows")
+    """Raise DataError if the file cannot be read, or is too large for `teach`."""
+    if path.suffix.lower() == ".json" and path.is_file() and path.stat().st_size > MOST_BYTES:
+        raise DataError(f"more than {MOST_BYTES / 1e6:,.0f} MB of JSON", where=str(path), remedy=SAMPLE_ROWS)
+    if sum(1 for _ in islice(scan_rows(path), MOST_ROWS + 1)) > MOST_ROWS:
+        raise DataError(f"more than {MOST_ROWS:,} rows", where=str(path), remedy=SAMPLE_ROWS)
 
 
 def refuse_unusable(check: Check, *, graded: bool = False) -> None:
     """Raise DataError if too many rows are faulty or too few are left, before a base model is loaded to measure their lengths.
 
-    A CSV file with a record that cannot be read is refused, because the lines after it could be parts of a cell. `graded`: the user's grader
-    decides which answers are usable.
+    `graded`: the user's grader decides which answers are usable.
     """
-    if broken := [fault for fault in check.faults if fault.kind == NOT_CSV]:
-        raise DataError(
-            broken[0].text,
-            where=f"{check.path}:{broken[0].line}",
-            remedy=f"See `rorqual check {check.path}`, and fix this line{' and the others' * (len(broken) > 1)}.",
-        )
     kept, left_out = _usable(check, graded=graded)
     _refuse_faulty(check, left_out)
     _refuse_fewer(check, kept)
@@ -94,21 +79,6 @@ def _refuse_faulty(check: Check, left_out: Mapping[str, int]) -> None:
 def _refuse_fewer(check: Check, kept: Sequence[Example]) -> None:
     if len(kept) < FEWEST:
         raise DataError(f"only {len(kept):,} usable examples", where=str(check.path), remedy=REMEDY)
-
-
-def _too_large(path: Path, problem: str) -> DataError:
-    remedy = "Give a random sample of the rows. A small model learns little from more."
-    return DataError(problem, where=str(path), remedy=remedy)
-
-
-def _count_rows(path: Path, *, is_csv: bool) -> int:
-    """Return the number of lines, or of records of a CSV file without its header. Counting ends above `MOST_ROWS`."""
-    if not is_csv:
-        with open(path, "rb") as file:
-            return sum(part.count(b"\n") for part in iter(lambda: file.read(1 << 20), b""))
-    with open(path, encoding="utf-8", errors="replace", newline="") as text, suppress(csv.Error):
-        return sum(1 for _ in islice(csv.reader(text), MOST_ROWS + 2)) - 1
-    return _count_rows(path, is_csv=False)
 
 
 def divide(

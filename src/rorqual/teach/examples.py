@@ -9,14 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rorqual.core.conversations import read_conversation
 from rorqual.core.errors import DataError
+from rorqual.core.rows import DataRow
 from rorqual.data.source.cells import cell_text, joined_prompt
-from rorqual.data.source.conversations import read_conversation
 from rorqual.tasks.answer import final_answer, whole_number
 from rorqual.tasks.examples import AnswerKind
 from rorqual.tasks.rows import normal
 from rorqual.teach.columns import MESSAGES, Columns
-from rorqual.teach.table import ExampleTable, RowFault, TableRow
+from rorqual.teach.table import ExampleTable, RowFault
 
 LABELS_AT_MOST, UNIQUE_AT_MOST = 0.4, 0.1
 """Answers are labels if the file has at most so many different answers per row, and at most so many that occur once. The share of answers
@@ -67,7 +68,7 @@ def common_system(table: ExampleTable, column: str) -> str:
     return texts.pop() if len(texts) == 1 else ""
 
 
-def _example(row: TableRow, columns: Columns) -> Example:
+def _example(row: DataRow, columns: Columns) -> Example:
     if columns.messages:
         return _from_conversation(row, columns)
     prompt = joined_prompt(row.values, columns.prompt)
@@ -92,7 +93,7 @@ def _answer(values: Mapping[str, Any], names: Sequence[str]) -> str:
     return json.dumps(found, ensure_ascii=False) if found else ""
 
 
-def _from_conversation(row: TableRow, columns: Columns) -> Example:
+def _from_conversation(row: DataRow, columns: Columns) -> Example:
     system = columns.system
     *before, reply = read_conversation(dict(row.values) | {MESSAGES: row.values.get(columns.messages)}, "")
     if system and before and before[0].role == "system" and before[0].label == system:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rorqual.evals.evaluation import Evaluation, GradedSample
-from rorqual.evals.table import percent, render
+from rorqual.evals.table import percent
+from rorqual.report.table import Table
 from rorqual.tasks.base import Verdict
 from rorqual.tasks.examples import AnswerKind, canonical
 from rorqual.tasks.rows import normal
@@ -136,7 +137,7 @@ def failures_text(before: Evaluation, after: Evaluation, kind: AnswerKind, *, co
         )
         for group in groups(pairs, kind)[:SHOWN_GROUPS]
     ]
-    lines.append(render("most failures first", heads, rows))
+    lines.append(Table(title="most failures first", heads=heads, rows=rows, text_columns=2).text())
     width = max(map(len, names := (before.model, after.model, "right answer")))
     for change in SHOWN_CHANGES:
         for pair in by_change[change][:count]:

@@ -36,7 +36,7 @@ RESERVE = 15.0
 OVERTIME, SLACK = 1.3, 60.0
 """Training ends early if it takes so many times the planned time, and so many seconds more."""
 R, ALPHA, LR = 16, 32.0, 2e-3
-"""Rank, scale and learning rate of LoRA, chosen on the dev splits of three data sets (docs/log/training-and-quickstart.md)."""
+"""Rank, scale and learning rate of LoRA, chosen on the dev splits of three data sets (docs/LOG.md)."""
 PLAIN = "chatml-plain"
 WITH_SYSTEM = frozenset({"smollm2", "chatml", "qwen2"})
 """Chat formats that add a default system turn. A taught model needs none, and short rows train faster."""

@@ -14,8 +14,9 @@ from statistics import fmean
 from typing import Any
 
 from rorqual.core.errors import NumericsError
+from rorqual.core.journal import append_line, read_lines
 from rorqual.core.log import Progress
-from rorqual.core.records import RunDir, Thinking, append_line, read_lines, write_json
+from rorqual.core.records import RunDir, Thinking, write_json
 from rorqual.data.chat import ChatFormat
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import SamplingParams

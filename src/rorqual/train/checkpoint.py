@@ -32,15 +32,13 @@ def save_checkpoint(
     step: int,
     model: Decoder,
     optimizer: Optimizer,
-    metrics_bytes: int,
-    rollouts_bytes: int = 0,
     adapter: Adapter | None = None,
 ) -> None:
     """Write the checkpoint `step-NNNNNN/`, then delete all checkpoints except the two newest. If writing fails, older
     checkpoints are unchanged.
 
-    `metrics_bytes` and `rollouts_bytes` are the sizes of `metrics.jsonl` and `rollouts.jsonl` at this step. With an
-    `adapter`, only the trained weights are saved, because the frozen weights are in the base checkpoint.
+    The checkpoint records the sizes of `metrics.jsonl` and `rollouts.jsonl`. With an `adapter`, only the trained weights are saved,
+    because the frozen weights are in the base checkpoint.
 
     Raises NumericsError before writing anything if a weight is NaN or infinite.
     """
@@ -49,11 +47,10 @@ def save_checkpoint(
     weights = (
         {WEIGHTS_FILE: save(_contiguous(model.state_dict()))} if adapter is None else adapter.files(trained(model))
     )
+    sizes = [file.stat().st_size if file.is_file() else 0 for file in (run.metrics_file, run.rollouts_file)]
     files = weights | {
         OPTIM_FILE: save(_contiguous(optimizer.state())),
-        STATE_FILE: json.dumps(
-            {"step": step, "metrics_bytes": metrics_bytes, "rollouts_bytes": rollouts_bytes}
-        ).encode(),
+        STATE_FILE: json.dumps({"step": step, "metrics_bytes": sizes[0], "rollouts_bytes": sizes[1]}).encode(),
     }
     try:
         for stale in run.path.glob(".step-*"):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rorqual.core.errors import ConfigError, NumericsError
+from rorqual.core.journal import append_line, cut_lines
 from rorqual.core.lock import own_run
 from rorqual.core.log import Progress
 from rorqual.core.records import RunDir
@@ -23,7 +24,6 @@ from rorqual.model.account import account
 from rorqual.model.adapter import trained
 from rorqual.train.balance import load_ratio, move_bias
 from rorqual.train.checkpoint import save_checkpoint
-from rorqual.train.lines import Lines
 from rorqual.train.run import Run
 from rorqual.train.sources import Materials, Source, Step
 from rorqual.train.state import (
@@ -156,8 +156,9 @@ def _train(
     progress = None if quiet else Progress(f"{run.recipe}", run.steps, start=state.step)
     first, start, costs = time.monotonic(), state.step, cost(state.model, state.optimizer)
     saved = time.monotonic()
-    metrics, rollouts = Lines(out.metrics_file, state.metrics_bytes), Lines(out.rollouts_file, state.rollouts_bytes)
-    with metrics, rollouts, workers(threads) as pool:
+    cut_lines(out.metrics_file, state.metrics_bytes)  # a resumed run repeats the steps that wrote later lines
+    cut_lines(out.rollouts_file, state.rollouts_bytes)
+    with workers(threads) as pool:
         while state.step < run.steps:
             began, cpu = time.monotonic(), time.process_time()
             work = source.step(state.step)
@@ -170,15 +171,13 @@ def _train(
             record["seconds"], record["core_seconds"] = spent, time.process_time() - cpu
             record["tokens_per_second"] = totals.tokens / spent
             for line in work.trace:
-                rollouts.append({"step": state.step} | line)
-            metrics.append(record)
+                append_line(out.rollouts_file, {"step": state.step} | line)
+            append_line(out.metrics_file, record)
             if observe is not None:
                 observe(record)
             stopped = stop is not None and stop(state.step)
             if stopped or state.step == run.steps or time.monotonic() - saved >= run.save_seconds:
-                save_checkpoint(
-                    out, state.step, state.model, state.optimizer, metrics.size, rollouts.size, state.adapter
-                )
+                save_checkpoint(out, state.step, state.model, state.optimizer, state.adapter)
                 saved = time.monotonic()
             if progress is not None:
                 progress.update(state.step, _note(record))

@@ -47,7 +47,7 @@ BFLOAT16 = Agreement(mean=1e-2, most=1.0, gap=0.05)
 """Limits for a bf16 trainer and an fp32 sampler.
 
 On the quickstart's model, the measured `mean` was 3e-3 nats, `most` 0.21 nats and `gap` 0.009
-(docs/log/training-and-quickstart.md).
+(docs/LOG.md).
 """
 SHALLOW = 8
 """Largest number of layers for which the `FLOAT32` limits are used unscaled."""
@@ -57,7 +57,7 @@ def agreement(dtype: Dtype, layers: int) -> Agreement:
     """Return the limits for a model with `layers` layers. In fp32 the limits grow with depth, because rounding errors add up.
 
     For SmolLM2 with 30 layers, trainer and sampler differ by 1.4e-6 nats on average and by at most 4e-5 nats
-    (docs/log/checkpoints-and-gguf.md).
+    (docs/LOG.md).
     """
     if dtype != "float32":
         return BFLOAT16

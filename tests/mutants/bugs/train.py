@@ -61,8 +61,8 @@ MUTANTS = (
             Change("src/rorqual/train/loop.py", "source.step(state.step)", "source.step(state.step - begun)"),
             Change(
                 "src/rorqual/train/loop.py",
-                "    saved = time.monotonic()\n    metrics, rollouts =",
-                "    saved, begun = time.monotonic(), state.step\n    metrics, rollouts =",
+                "    saved = time.monotonic()\n    cut_lines(",
+                "    saved, begun = time.monotonic(), state.step\n    cut_lines(",
             ),
         ),
         ("tests/train/test_resume.py::test_ctrl_c_and_records_after_the_checkpoint",),
@@ -550,12 +550,12 @@ MUTANTS = (
         "tests/train/test_fit_against_plain_loop.py::test_fine_tuning_with_multi_token_prediction",
     ),
     one(
-        "a file of lines is cut by characters",
+        "a journal counts characters for bytes",
         "issue 14: fourth bug trial",
-        "train/lines.py",
-        "self.size += len(line)",
-        "self.size += len(line.decode())",
-        "tests/train/test_train_wiring.py::test_a_file_of_lines_is_cut_to_the_checkpoint_and_not_made_for_nothing",
+        "core/journal.py",
+        "accumulate(map(len, lines), initial=start)",
+        "accumulate((len(line.decode()) for line in lines), initial=start)",
+        "tests/core/test_journal.py::test_offsets_are_those_of_the_lines",
     ),
     one(
         "an adapter's last line says kilobytes for bytes",
@@ -742,9 +742,9 @@ MUTANTS = (
     one(
         "the page does not get the run's prompts",
         "issue 17: example prompts",
-        "serve/ui.py",
-        "service.prompts",
-        "()",
+        "serve/run.py",
+        "prompts=run.prompts(),",
+        "prompts=(),",
         "tests/serve/test_serve_options.py::test_a_run_is_named_after_its_folder_and_dated_by_its_checkpoint",
     ),
     one(

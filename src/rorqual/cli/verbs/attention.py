@@ -61,8 +61,8 @@ def attention(
     from rorqual.cli.measure import held_out_text
     from rorqual.data.passages import KINDS, passage
     from rorqual.data.tokenizer import Tokenizer
+    from rorqual.evals.attention_tables import missed_table
     from rorqual.evals.missed_report import Named, measure_report
-    from rorqual.evals.missed_table import missed_table
     from rorqual.evals.planted import PLANTED
     from rorqual.model.load.run import load_run
 
@@ -100,9 +100,9 @@ def attention(
         write_json(Path(chosen.out), report.to_json())
         print(f"{chosen.out}: all values, by layer, head and distance")
     if chosen.page:
-        from rorqual.evals.missed_page import missed_page
+        from rorqual.evals.attention_page import attention_page
 
-        write_atomic(Path(chosen.page), missed_page(report, Tokenizer.load(RunDir(run).tokenizer_file)).encode())
+        write_atomic(Path(chosen.page), attention_page(report, Tokenizer.load(RunDir(run).tokenizer_file)).encode())
         print(f"{chosen.page}: pictures, and the queries that miss most")
     if chosen.min_recall and report.weighted_recall < chosen.min_recall:
         print(f"weighted recall {report.weighted_recall:.3f} is below min_recall={chosen.min_recall:g}")

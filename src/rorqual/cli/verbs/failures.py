@@ -30,7 +30,7 @@ def failures(
     chosen = read(FailuresSettings, settings)
 
     from rorqual.teach.failures import failures_text
-    from rorqual.teach.report import load_results
+    from rorqual.teach.results import load_results
 
     kind, before, after = load_results(run, chosen.than)
     print(failures_text(before, after, kind, count=chosen.count))

@@ -11,7 +11,7 @@ from rorqual.cli.settings import Settings
 
 
 def generate(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Prompts as .jsonl, .parquet or .csv.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Prompts as .jsonl, .json, .csv, .tsv or .parquet.")],
     settings: Settings = None,
 ) -> None:
     """Generate completions for a file of prompts.

@@ -54,6 +54,6 @@ def import_(
         from rorqual.convert.hf import import_hf
 
         folder = Path(src) if Path(src).exists() or not is_hub_id(src) else fetch(src)
-        progress.say(import_hf(folder, run, dtype=config.dtype, progress=progress).notes)
+        progress.say(import_hf(folder, run, dtype=config.dtype, progress=progress))
     if not config.quiet:
         print(f"{run}\n  Next: rorqual chat {run}")

@@ -33,6 +33,6 @@ def report(
             remedy=f"The same rorqual teach command writes {taught.report.name} again.",
         )
     else:
-        from rorqual.evals.report import build_report
+        from rorqual.recipes.quickstart.report import build_report
 
         print(build_report(folder))

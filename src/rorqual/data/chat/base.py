@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -40,6 +41,23 @@ class ChatFormat(ABC):
     name: str
     parts: ClassVar[tuple[type[ContentPart], ...]] = (TextPart,)
     """Classes of content parts that the format supports. `prompt` and `render` raise an error for parts of any other class."""
+    stop_ids: tuple[int, ...]
+    """Ids that end an assistant turn. `render` ends assistant turns with the first of these ids."""
+    pad: int
+    """The id of padding tokens, which have no loss and are never attended to."""
+    bos: int | None = None
+    """The id of the first token of every conversation, or None."""
+    template: str | None = None
+    """An equivalent jinja2 chat template for exported checkpoints, or None if the format has no template."""
+    call_form: CallForm | None = None
+    """The syntax of tool calls in replies, or None if the format has no tool calls."""
+    call_frame: CallFrame | None = None
+    """The template of a reply that consists of tool calls, or None if the format has no tool calls. `parse` reads replies in
+    this template."""
+    thinks: bool = True
+    """Whether training taught models of this family to think when a prompt requests it."""
+    tags_as_text: bool = False
+    """Whether thinking tags are also recognised if a reply spells them with ordinary tokens."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
@@ -100,29 +118,6 @@ class ChatFormat(ABC):
                 "or use a model that was trained with such parts.",
             )
 
-    @property
-    def call_form(self) -> CallForm | None:
-        """The syntax of tool calls in replies, or None if the format has no tool calls."""
-        return None
-
-    @property
-    def call_frame(self) -> CallFrame | None:
-        """The template of a reply that consists of tool calls. `parse` reads replies in this template.
-
-        It is None if the format has no tool calls.
-        """
-        return None
-
-    @property
-    def thinks(self) -> bool:
-        """Whether training taught models of this family to think when a prompt requests it."""
-        return True
-
-    @property
-    def tags_as_text(self) -> bool:
-        """Whether thinking tags are also recognised if a reply spells them with ordinary tokens."""
-        return False
-
     def reader(
         self, thinking: Thinking, tools: Sequence[Tool] = (), *, calls: str = "call_", plain: bool = False
     ) -> Reader:
@@ -169,13 +164,19 @@ class ChatFormat(ABC):
         The result differs from `message` if the template strips newlines or white space.
         """
 
-    @abstractmethod
     def n_thought(self, ids: Sequence[int]) -> int:
-        """Return the number of ids before the tag that ends thinking, or the number of all ids if the tag is missing."""
+        """Return the number of ids before the id that completes `</think>`, or the number of all ids if the tag is missing."""
+        if self.thought_ids is not None and not self.tags_as_text:
+            return ids.index(self.thought_ids[1]) if self.thought_ids[1] in ids else len(ids)
+        # Binary search, because decoding every prefix of an 8,000-token reply would take a minute.
+        decode = self.tokenizer.decode
+        return bisect_left(
+            range(len(ids)), True, key=lambda n: Special.END_THINK in decode(ids[: n + 1], specials=True)
+        )
 
-    @abstractmethod
     def thinking_suffix(self, thinking: Thinking) -> list[int]:
         """Return the ids at the end of a prompt that force or prevent thinking, or an empty list if the model chooses."""
+        return []
 
     @property
     def thought_ids(self) -> tuple[int, int] | None:
@@ -209,26 +210,6 @@ class ChatFormat(ABC):
     def as_written(self, message: Message) -> bool:
         """Return whether an earlier turn is rendered exactly as the assistant wrote it. Only such a turn may be trained on."""
         return message.reasoning is None
-
-    @property
-    @abstractmethod
-    def stop_ids(self) -> tuple[int, ...]:
-        """Ids that end an assistant turn. `render` ends assistant turns with the first of these ids."""
-
-    @property
-    @abstractmethod
-    def pad(self) -> int:
-        """The id of padding tokens, which have no loss and are never attended to."""
-
-    @property
-    def bos(self) -> int | None:
-        """The id of the first token of every conversation, or None."""
-        return None
-
-    @property
-    def template(self) -> str | None:
-        """An equivalent jinja2 chat template for exported checkpoints, or None if the format has no template."""
-        return None
 
     def samples(self, messages: Sequence[Message]) -> list[Rendered]:
         """Return renderings in which each assistant turn is in the loss exactly once, as the assistant wrote it.

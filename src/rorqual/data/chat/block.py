@@ -7,7 +7,6 @@ parsing strip the newlines around the reasoning and before the content.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 from rorqual.core.errors import DataError
@@ -67,9 +66,6 @@ class MarkedBlock(TurnChat):
         empty: Literal["kept", "none"] = "kept" if thinking == "on" else "none"
         return ReplyForm(begins, "\n", Trim("\n"), Trim("\n"), empty=empty)
 
-    def n_thought(self, ids: Sequence[int]) -> int:
-        return ids.index(self._end_think) if self._end_think in ids else len(ids)
-
 
 class SpokenBlock(TurnChat):
     """A thinking block for families that were not trained to think.
@@ -80,6 +76,9 @@ class SpokenBlock(TurnChat):
     With `auto` and `off` the prompt equals that of the published template, and `on` adds an open thinking block. Two ambiguous
     inputs raise an error: content that begins with `<think>`, and reasoning that contains `</think>`.
     """
+
+    thinks = False
+    tags_as_text = True
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__(tokenizer)
@@ -132,14 +131,6 @@ class SpokenBlock(TurnChat):
                 remedy="Put the reasoning into the key `reasoning` of the message, without the tags.",
             )
 
-    @property
-    def thinks(self) -> bool:
-        return False
-
-    @property
-    def tags_as_text(self) -> bool:
-        return True
-
     def reply_form(self, thinking: Thinking) -> ReplyForm:
         """Return rules that parse reasoning up to the first `</think>` if the reply or the prompt opened a block.
 
@@ -148,13 +139,3 @@ class SpokenBlock(TurnChat):
         """
         empty: Literal["kept", "none"] = "kept" if thinking == "on" else "none"
         return ReplyForm("thought" if thinking == "on" else "mark", "\n", Trim("\n"), empty=empty, halves=True)
-
-    def n_thought(self, ids: Sequence[int]) -> int:
-        low, high = 0, len(ids)
-        while low < high:  # binary search for the shortest prefix whose text contains the tag
-            middle = (low + high) // 2
-            if END_THINK in self._text(ids[:middle]):
-                high = middle
-            else:
-                low = middle + 1
-        return low

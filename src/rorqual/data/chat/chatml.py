@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from rorqual.core.records import Message, Tool
 from rorqual.data.chat.block import MarkedBlock, SpokenBlock
-from rorqual.data.chat.calls import HERMES, HERMES_FRAME, CallForm, CallFrame
+from rorqual.data.chat.calls import HERMES, HERMES_FRAME
 from rorqual.data.chat.special_tokens import CHARS, END_THINK, THINK
 from rorqual.data.chat.tools import schemas
 from rorqual.data.chat.turns import TurnChat
@@ -56,10 +56,16 @@ class ImTurns(TurnChat):
     ends: ClassVar[tuple[str, ...]] = (END, TEXT_END)
     pads: ClassVar[tuple[str, ...]] = (TEXT_END, END)
     default_system: ClassVar[str] = ""
+    choice: ClassVar[str]
+    """The template code at the end of the prompt that opens or closes thinking."""
+    call_form = HERMES
+    call_frame = HERMES_FRAME
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__(tokenizer)
         self._start, self._newline = tokenizer.special(START), tokenizer.encode("\n")
+        first = f"{START}system\\n{self.default_system}{END}\\n" if self.default_system else ""
+        self.template = PUBLISHED.replace("FIRST", first).replace("CHOICE", self.choice)
 
     def _opening(self, messages: Sequence[Message]) -> list[int]:
         if not self.default_system or messages[0].role == "system":
@@ -68,21 +74,13 @@ class ImTurns(TurnChat):
 
     def _turn(self, message: Message, number: int) -> list[int]:
         text = self.tokenizer.encode(f"{message.role}\n{message.text}")
-        return [self._start, *text, self._stops[0]]
+        return [self._start, *text, self.stop_ids[0]]
 
     def _header(self) -> list[int]:
         return [self._start, *self.tokenizer.encode("assistant\n")]
 
     def _gap(self) -> list[int]:
         return self._newline
-
-    @property
-    def call_form(self) -> CallForm:
-        return HERMES
-
-    @property
-    def call_frame(self) -> CallFrame:
-        return HERMES_FRAME
 
     def _opening_with_tools(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int]:
         first = messages[0]
@@ -92,7 +90,7 @@ class ImTurns(TurnChat):
         text = "\n".join([TOOLS, *schemas(tools), TOOLS_END])
         if system or first.role == "system":
             text = f"{system}\n\n{text}"
-        return [self._start, *self._special_text.ids(f"system\n{text}"), self._stops[0]]
+        return [self._start, *self._special_text.ids(f"system\n{text}"), self.stop_ids[0]]
 
     def _turn_with_tools(self, message: Message, number: int, tools: Sequence[Tool], *, first: bool) -> list[int]:
         return [] if tools and not number and message.role == "system" else self._turn(message, number)
@@ -102,7 +100,7 @@ class ImTurns(TurnChat):
         reasoning = self._earlier_reasoning(message, current)
         content = message.text.lstrip("\n") if reasoning else message.text
         answer = "\n".join([*([content] if content or not calls else []), *calls])
-        return [*self._header(), *self._special_text.ids(reasoning + answer), self._stops[0]]
+        return [*self._header(), *self._special_text.ids(reasoning + answer), self.stop_ids[0]]
 
     def _earlier_reasoning(self, message: Message, current: bool) -> str:
         """Return the reasoning of an earlier turn as marked text, or "" if the format drops it."""
@@ -110,21 +108,14 @@ class ImTurns(TurnChat):
 
     def _tool_results(self, turn: Sequence[Message]) -> list[int]:
         results = "".join(f"\n{RESPONSE}\n{message.text}\n{END_RESPONSE}" for message in turn)
-        return [self._start, *self._special_text.ids(f"user{results}"), self._stops[0]]
-
-    def _template_with(self, choice: str) -> str:
-        first = f"{START}system\\n{self.default_system}{END}\\n" if self.default_system else ""
-        return PUBLISHED.replace("FIRST", first).replace("CHOICE", choice)
+        return [self._start, *self._special_text.ids(f"user{results}"), self.stop_ids[0]]
 
 
 class PlainChatML(ImTurns, SpokenBlock):
     """ChatML without a default system turn."""
 
     name = "chatml-plain"
-
-    @property
-    def template(self) -> str:
-        return self._template_with("{%- if enable_thinking is true -%}{{- '<think>\\n' -}}{%- endif -%}")
+    choice = "{%- if enable_thinking is true -%}{{- '<think>\\n' -}}{%- endif -%}"
 
 
 class ChatML(PlainChatML):
@@ -158,15 +149,13 @@ class Qwen3Chat(ImTurns, MarkedBlock):
 
     name = "qwen3"
     marks: ClassVar[tuple[str, ...]] = (START, END, "<think>", "</think>")
+    choice = (
+        "{%- if enable_thinking is false -%}{{- '<think>\\n\\n</think>\\n\\n' -}}{%- endif -%}"
+        "{%- if enable_thinking is true -%}{{- '<think>\\n' -}}{%- endif -%}"
+    )
 
     def _earlier_reasoning(self, message: Message, current: bool) -> str:
         """Return the reasoning if the turn follows the last user turn, else "". The model thus sees its reasoning after a tool call."""
         if not current or not message.reasoning:
             return ""
         return THINK + "\n" + message.reasoning.strip("\n") + "\n" + END_THINK + "\n\n"
-
-    @property
-    def template(self) -> str:
-        empty = "{%- if enable_thinking is false -%}{{- '<think>\\n\\n</think>\\n\\n' -}}{%- endif -%}"
-        opened = "{%- if enable_thinking is true -%}{{- '<think>\\n' -}}{%- endif -%}"
-        return self._template_with(empty + opened)

@@ -64,20 +64,19 @@ class DeepSeekTurns(TurnChat):
     marks: ClassVar[tuple[str, ...]] = MARKS
     ends: ClassVar[tuple[str, ...]] = (Special.EOS,)
     pads: ClassVar[tuple[str, ...]] = (Special.PAD, Special.EOS)
+    bos: int
+    call_form: CallForm = DEEPSEEK
+    call_frame: CallFrame = FENCED_FRAME
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__(tokenizer)
-        self._bos, self._user, self._assistant = (
+        self.bos, self._user, self._assistant = (
             tokenizer.special(mark) for mark in (Special.BOS, Special.USER, Special.ASSISTANT)
         )
 
-    @property
-    def bos(self) -> int:
-        return self._bos
-
     def _opening(self, messages: Sequence[Message]) -> list[int]:
         system = "\n\n".join(message.text for message in messages if message.role == "system")
-        return [self._bos, *self.tokenizer.encode(system)]
+        return [self.bos, *self.tokenizer.encode(system)]
 
     def _turn(self, message: Message, number: int) -> list[int]:
         return [] if message.role == "system" else [self._user, *self.tokenizer.encode(message.text)]
@@ -91,14 +90,6 @@ class DeepSeekTurns(TurnChat):
     outputs: ClassVar[tuple[str, str]] = (CHARS["<｜tool▁outputs▁begin｜>"], CHARS["<｜tool▁outputs▁end｜>"])
     answer_begins: ClassVar[str] = ""
     """Marked text (see `special_tokens.py`) at the start of an earlier assistant turn that follows a user turn."""
-
-    @property
-    def call_form(self) -> CallForm:
-        return DEEPSEEK
-
-    @property
-    def call_frame(self) -> CallFrame:
-        return FENCED_FRAME
 
     def mode(self, messages: Sequence[Message], thinking: Thinking) -> Thinking:
         """Return `off` after a tool turn, and `thinking` otherwise.
@@ -117,7 +108,7 @@ class DeepSeekTurns(TurnChat):
     def _opening_with_tools(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int]:
         system = [message.text for message in messages if message.role == "system"]
         return [
-            self._bos,
+            self.bos,
             *self._special_text.ids("\n\n".join([*system, *([self._tools_text(tools)] if tools else [])])),
         ]
 
@@ -133,7 +124,7 @@ class DeepSeekTurns(TurnChat):
 
     def _earlier_assistant_turn(self, message: Message, before: str, *, current: bool) -> list[int]:
         opening = [] if before == "tool" else [*self._header(), *self._special_text.ids(self.answer_begins)]
-        return [*opening, *self._special_text.ids(self._spoken(message)), self._stops[0]]
+        return [*opening, *self._special_text.ids(self._spoken(message)), self.stop_ids[0]]
 
     def _spoken(self, message: Message) -> str:
         """Return the content and the calls of an assistant turn as marked text."""
@@ -156,10 +147,7 @@ class DeepSeekV3Chat(DeepSeekTurns, SpokenBlock):
 
     name = "deepseek-v3"
     outputs_gap: ClassVar[str] = "\n"
-
-    @property
-    def template(self) -> str:
-        return written("", "{%- if enable_thinking is true -%}{{- '<think>\\n' -}}{%- endif -%}")
+    template = written("", "{%- if enable_thinking is true -%}{{- '<think>\\n' -}}{%- endif -%}")
 
 
 class DeepSeekR1Chat(DeepSeekTurns, MarkedBlock):
@@ -171,17 +159,13 @@ class DeepSeekR1Chat(DeepSeekTurns, MarkedBlock):
 
     name = "deepseek-r1"
     marks: ClassVar[tuple[str, ...]] = (*MARKS, Special.THINK, Special.END_THINK)
+    template = written(
+        "",
+        "{%- if enable_thinking is false -%}{{- '<think>\\n\\n</think>\\n\\n' -}}{%- else -%}{{- '<think>\\n' -}}{%- endif -%}",
+    )
 
     def thinking_suffix(self, thinking: Thinking) -> list[int]:
         return super().thinking_suffix("on" if thinking == "auto" else thinking)
-
-    @property
-    def template(self) -> str:
-        empty = (
-            "{%- if enable_thinking is false -%}{{- '<think>\\n\\n</think>\\n\\n' -}}{%- else -%}{{- '<think>\\n' -}}"
-            "{%- endif -%}"
-        )
-        return written("", empty)
 
 
 class DeepSeekChat(DeepSeekTurns):
@@ -190,23 +174,17 @@ class DeepSeekChat(DeepSeekTurns):
     name = "deepseek"
     outputs: ClassVar[tuple[str, str]] = ("", "")
     answer_begins: ClassVar[str] = CHARS["</think>"]
+    call_frame = DEEPSEEK_FRAME
+    template: str | None = written(
+        "</think>",
+        "{%- if enable_thinking is defined or thinking is defined -%}"
+        "{{- '<think>' if enable_thinking is true or thinking is true else '</think>' -}}{%- endif -%}",
+    )
     marks: ClassVar[tuple[str, ...]] = (*MARKS, Special.THINK, Special.END_THINK)
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__(tokenizer)
         self._think, self._end_think = tokenizer.special(Special.THINK), tokenizer.special(Special.END_THINK)
-
-    @property
-    def call_frame(self) -> CallFrame:
-        return DEEPSEEK_FRAME
-
-    @property
-    def template(self) -> str:
-        mark = (
-            "{%- if enable_thinking is defined or thinking is defined -%}"
-            "{{- '<think>' if enable_thinking is true or thinking is true else '</think>' -}}{%- endif -%}"
-        )
-        return written("</think>", mark)
 
     def thinking_suffix(self, thinking: Thinking) -> list[int]:
         """Return `<think>` for `on`, `</think>` for `off`, and no ids for `auto`, where the model chooses."""
@@ -237,6 +215,3 @@ class DeepSeekChat(DeepSeekTurns):
         """
         begins: dict[Thinking, Begins] = {"auto": "late", "on": "thought", "off": "answer"}
         return ReplyForm(begins[thinking], empty="marked")
-
-    def n_thought(self, ids: Sequence[int]) -> int:
-        return ids.index(self._end_think) if self._end_think in ids else len(ids)

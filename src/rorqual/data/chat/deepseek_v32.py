@@ -27,7 +27,6 @@ from typing import Any, ClassVar
 
 from rorqual.core.records import Message, Thinking, Tool
 from rorqual.data.chat.base import ChatFormat
-from rorqual.data.chat.calls import CallForm, CallFrame
 from rorqual.data.chat.deepseek import DeepSeekChat
 from rorqual.data.chat.dsml import CLOSE, DSML_FORM, DSML_FRAME, OPEN, invoke, parameter
 from rorqual.data.chat.special_tokens import END_THINK, THINK, check_text
@@ -81,18 +80,10 @@ class DeepSeekV32Chat(DeepSeekChat):
     name = "deepseek-v3.2"
     probes: ClassVar[tuple[tuple[Message, ...], ...]] = ((Message("user", "A?"), Message("user", "B?")),)
 
-    @property
-    def call_form(self) -> CallForm:
-        return DSML_FORM
-
-    @property
-    def call_frame(self) -> CallFrame:
-        return DSML_FRAME
-
-    @property
-    def template(self) -> str:
-        """A template of conversations without tools. DeepSeek published no template."""
-        return PUBLISHED
+    call_form = DSML_FORM
+    call_frame = DSML_FRAME
+    template = PUBLISHED
+    """A template of conversations without tools. DeepSeek published no template."""
 
     def prompt_with_schema(
         self, messages: Sequence[Message], thinking: Thinking, tools: Sequence[Tool], schema: Mapping[str, Any]
@@ -102,7 +93,7 @@ class DeepSeekV32Chat(DeepSeekChat):
         check_text([written := spelt(dict(schema))], "schema")
         ids = self._prompt_with_tools(messages, thinking, tools)
         after = ids[len(self._opening_with_tools(messages, tools)) :]
-        return [self._bos, *self._special_text.ids(_system(messages, tools) + SCHEMA + written), *after]
+        return [self.bos, *self._special_text.ids(_system(messages, tools) + SCHEMA + written), *after]
 
     def mode(self, messages: Sequence[Message], thinking: Thinking) -> Thinking:
         """Return `thinking`, because this model also thinks after a tool turn."""
@@ -112,7 +103,7 @@ class DeepSeekV32Chat(DeepSeekChat):
         return ChatFormat.chosen(self, prompt)
 
     def _opening(self, messages: Sequence[Message]) -> list[int]:
-        return [self._bos, *self.tokenizer.encode(_system(messages))]
+        return [self.bos, *self.tokenizer.encode(_system(messages))]
 
     def _turn(self, message: Message, number: int) -> list[int]:
         if message.role == "system":
@@ -128,12 +119,12 @@ class DeepSeekV32Chat(DeepSeekChat):
         return super()._prompt_with_tools(messages, thinking, tools)
 
     def _opening_with_tools(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int]:
-        return [self._bos, *self._special_text.ids(_system(messages, tools))]
+        return [self.bos, *self._special_text.ids(_system(messages, tools))]
 
     def _earlier_assistant_turn(self, message: Message, before: str, *, current: bool) -> list[int]:
         reasoning = THINK + message.reasoning if current and message.reasoning is not None else ""
         opening = [] if before == "tool" else self._header()
-        return [*opening, *self._special_text.ids(reasoning + END_THINK + self._spoken(message)), self._stops[0]]
+        return [*opening, *self._special_text.ids(reasoning + END_THINK + self._spoken(message)), self.stop_ids[0]]
 
     def _tool_results(self, turn: Sequence[Message]) -> list[int]:
         results = "".join(f"\n<result>{message.text}</result>" for message in turn)

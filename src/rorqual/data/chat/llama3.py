@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from rorqual.core.records import Message, Thinking, Tool
 from rorqual.data.chat.block import SpokenBlock
-from rorqual.data.chat.calls import LLAMA, LLAMA_FRAME, WHITE, CallForm, CallFrame
+from rorqual.data.chat.calls import LLAMA, LLAMA_FRAME, WHITE
 from rorqual.data.chat.reply import ReplyForm, Trim
 from rorqual.data.chat.tools import schema, spelt
 from rorqual.data.tokenizer import Tokenizer
@@ -47,28 +47,22 @@ class Llama3Chat(SpokenBlock):
     marks: ClassVar[tuple[str, ...]] = (BOS, START_HEADER, END_HEADER, END)
     ends: ClassVar[tuple[str, ...]] = (END, "<|end_of_text|>", "<|eom_id|>")
     pads: ClassVar[tuple[str, ...]] = ("<|finetune_right_pad_id|>", END)
+    template: str | None = PUBLISHED.replace("OPENING", "").replace("DATES + ", "")
+    bos: int
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__(tokenizer)
-        self._bos, self._open, self._close = (tokenizer.special(mark) for mark in (BOS, START_HEADER, END_HEADER))
-
-    @property
-    def bos(self) -> int:
-        return self._bos
-
-    @property
-    def template(self) -> str:
-        return PUBLISHED.replace("OPENING", "").replace("DATES + ", "")
+        self.bos, self._open, self._close = (tokenizer.special(mark) for mark in (BOS, START_HEADER, END_HEADER))
 
     def _opening(self, messages: Sequence[Message]) -> list[int]:
-        return [self._bos]
+        return [self.bos]
 
     def _turn(self, message: Message, number: int) -> list[int]:
         return self._encode_turn(message.role, message.text.strip())
 
     def _encode_turn(self, role: str, content: str) -> list[int]:
         encode = self.tokenizer.encode
-        return [self._open, *encode(role), self._close, *encode("\n\n" + content), self._stops[0]]
+        return [self._open, *encode(role), self._close, *encode("\n\n" + content), self.stop_ids[0]]
 
     def _header(self) -> list[int]:
         encode = self.tokenizer.encode
@@ -96,13 +90,12 @@ class Llama31Chat(Llama3Chat):
     """
 
     name = "llama3.1"
+    call_form = LLAMA
+    call_frame = LLAMA_FRAME
 
     def __init__(self, tokenizer: Tokenizer, *, today: str = "26 Jul 2024") -> None:
         super().__init__(tokenizer)
         self.today = today
-
-    @property
-    def template(self) -> str:
         dates = self._dates().replace("\n", "\\n")
         opening = (
             "{%- if messages[0].role != 'system' -%}{{- '<|start_header_id|>system<|end_header_id|>\\n\\n"
@@ -110,21 +103,13 @@ class Llama31Chat(Llama3Chat):
             + "<|eot_id|>' -}}{%- endif -%}"
         )
         first = f"('{dates}' if loop.first and message.role == 'system' else '') + "
-        return PUBLISHED.replace("OPENING", opening).replace("DATES + ", first)
-
-    @property
-    def call_form(self) -> CallForm:
-        return LLAMA
-
-    @property
-    def call_frame(self) -> CallFrame:
-        return LLAMA_FRAME
+        self.template = PUBLISHED.replace("OPENING", opening).replace("DATES + ", first)
 
     def _opening_with_tools(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int]:
         first = messages[0]
         system = first.text.strip() if first.role == "system" else ""
         environment = "Environment: ipython\n" if tools else ""
-        return [self._bos, *self._encode_turn("system", environment + self._dates() + system)]
+        return [self.bos, *self._encode_turn("system", environment + self._dates() + system)]
 
     def _turn_with_tools(self, message: Message, number: int, tools: Sequence[Tool], *, first: bool) -> list[int]:
         """Return the token ids of a user turn. The first user turn also contains the tool definitions."""
@@ -147,7 +132,7 @@ class Llama31Chat(Llama3Chat):
     def _opening(self, messages: Sequence[Message]) -> list[int]:
         first = messages[0]
         system = first.text.strip() if first.role == "system" else ""
-        return [self._bos, *self._encode_turn("system", self._dates() + system)]
+        return [self.bos, *self._encode_turn("system", self._dates() + system)]
 
     def _turn(self, message: Message, number: int) -> list[int]:
         return [] if number == 0 and message.role == "system" else super()._turn(message, number)

@@ -12,7 +12,7 @@ from rorqual.core.errors import DataError
 from rorqual.core.records import Message, Thinking, Tool
 from rorqual.data.chat.base import ChatFormat, Rendered
 from rorqual.data.chat.reply import ReplyForm
-from rorqual.data.tokenizer import Special
+from rorqual.data.tokenizer import Special, Tokenizer
 
 ENDS = (Special.EOS, "<|endoftext|>", "<|end_of_text|>", "</s>")
 """End-of-text tokens of base models."""
@@ -26,6 +26,13 @@ class NoChat(ChatFormat):
     """
 
     name = "none"
+    thinks = False
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__(tokenizer)
+        names = tokenizer.special_names
+        self.stop_ids = tuple(tokenizer.special(name) for name in ENDS if name in names)
+        self.pad = self.stop_ids[0] if self.stop_ids else 0
 
     def render(
         self,
@@ -42,31 +49,11 @@ class NoChat(ChatFormat):
         """Raise a DataError, because a base model has no chat turns."""
         self._refuse()
 
-    @property
-    def thinks(self) -> bool:
-        return False
-
     def reply_form(self, thinking: Thinking) -> ReplyForm:
         return ReplyForm("answer")
 
     def normalized(self, message: Message, thinking: Thinking = "auto") -> Message:
         return Message("assistant", message.text)
-
-    def n_thought(self, ids: Sequence[int]) -> int:
-        return 0
-
-    def thinking_suffix(self, thinking: Thinking) -> list[int]:
-        return []
-
-    @property
-    def stop_ids(self) -> tuple[int, ...]:
-        names = self.tokenizer.special_names
-        return tuple(self.tokenizer.special(name) for name in ENDS if name in names)
-
-    @property
-    def pad(self) -> int:
-        """The id of the end-of-text token, or 0 if there is none."""
-        return self.stop_ids[0] if self.stop_ids else 0
 
     def _refuse(self) -> NoReturn:
         raise DataError(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -46,6 +45,8 @@ class TemplateChat(ChatFormat):
     """
 
     name = "template"
+    template: str
+    tags_as_text = True
 
     def __init__(
         self,
@@ -58,8 +59,13 @@ class TemplateChat(ChatFormat):
     ) -> None:
         super().__init__(tokenizer)
         self._opens: dict[Thinking, bool] = {}
-        self.where, self._source = where, template
-        self._bos, self._stop = str(bos), [str(name) for name in stop]
+        self.where, self.template = where, template
+        self._bos, self._eos = str(bos), str(stop[0]) if stop else ""
+        self.stop_ids = tuple(tokenizer.special(name) for name in stop)
+        self.pad = self.stop_ids[0] if stop else 0  # never used, because templates are not used for training
+        self.bos = tokenizer.special(self._bos) if bos else None
+        self.thinks = re.search(r"\b(enable_)?thinking\b", template) is not None
+        self.call_form, self.call_frame = _call_syntax(template)
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
@@ -68,7 +74,7 @@ class TemplateChat(ChatFormat):
             spelt  # jinja2's `tojson` escapes HTML, but transformers' `tojson`, which models were trained with, does not
         )
         try:
-            self._template = environment.from_string(template)
+            self._compiled = environment.from_string(template)
         except jinja2.TemplateError as error:
             raise DataError(f"not a valid jinja2 template: {error}", where=where, remedy="Restore the file.") from None
 
@@ -87,28 +93,6 @@ class TemplateChat(ChatFormat):
             remedy="Train with a known chat format (chat=deepseek), or add a format in rorqual/data/chat/.",
         )
 
-    @property
-    def stop_ids(self) -> tuple[int, ...]:
-        return tuple(self.tokenizer.special(name) for name in self._stop)
-
-    @property
-    def pad(self) -> int:
-        """The id of the first end token. The padding id is never used, because templates are not used for training."""
-        return self.stop_ids[0]
-
-    @property
-    def bos(self) -> int | None:
-        return self.tokenizer.special(self._bos) if self._bos else None
-
-    @property
-    def template(self) -> str:
-        """The source of the template."""
-        return self._source
-
-    def thinking_suffix(self, thinking: Thinking) -> list[int]:
-        """Return an empty list, because this class does not know which ids turn thinking on or off."""
-        return []
-
     def normalized(self, message: Message, thinking: Thinking = "auto") -> Message:
         """Return the message without white space around reasoning and content.
 
@@ -117,10 +101,6 @@ class TemplateChat(ChatFormat):
         reasoning = None if message.reasoning is None else message.reasoning.strip()
         return Message("assistant", message.text if reasoning is None else message.text.strip(), reasoning)
 
-    def n_thought(self, ids: Sequence[int]) -> int:
-        # Binary search, because decoding every prefix of an 8,000-token reply would take a minute.
-        return bisect_left(range(len(ids)), True, key=lambda n: Special.END_THINK in self._text(ids[: n + 1]))
-
     def prompt(self, messages: Sequence[Message], thinking: Thinking = "auto", tools: Sequence[Tool] = ()) -> list[int]:
         """Render the template and encode its output. Message text is encoded as plain text, even if it spells a special token."""
         self.check_parts(messages)
@@ -128,18 +108,18 @@ class TemplateChat(ChatFormat):
             self._check(messages, tools)
         as_text = self.call_form is DEEPSEEK
         rows = [_row(message, as_text) for message in messages]
-        hidden, pieces = _hide([rows, [schema(tool) for tool in tools]], self.tokenizer, self._source)
+        hidden, pieces = _hide([rows, [schema(tool) for tool in tools]], self.tokenizer, self.template)
         variables: dict[str, Any] = {} if thinking == "auto" else {"thinking": thinking == "on"}
         variables |= {} if thinking == "auto" else {"enable_thinking": thinking == "on"}
         parts: list[str] = []
         size = 0
         try:
-            for part in self._template.generate(
+            for part in self._compiled.generate(
                 messages=hidden[0],
                 tools=hidden[1] or None,
                 add_generation_prompt=True,
                 bos_token=self._bos,
-                eos_token=self._stop[0] if self._stop else "",
+                eos_token=self._eos,
                 **variables,
             ):
                 parts.append(part)
@@ -150,33 +130,6 @@ class TemplateChat(ChatFormat):
             self._fail(str(error))
         return self._ids("".join(parts), pieces)
 
-    @property
-    def thinks(self) -> bool:
-        """Whether the template uses the variable `thinking` or `enable_thinking`."""
-        return re.search(r"\b(enable_)?thinking\b", self._source) is not None
-
-    @property
-    def tags_as_text(self) -> bool:
-        return True
-
-    @property
-    def call_form(self) -> CallForm | None:
-        """The call syntax whose begin token occurs in the template. None if there is no begin token or the template
-        does not mention `tools`."""
-        if not re.search(r"\btools\b", self._source):
-            return None
-        return next((form for form in (HERMES, DEEPSEEK) if NAME_OF[form.begin] in self._source), None)
-
-    @property
-    def call_frame(self) -> CallFrame | None:
-        """The template for writing a reply with tool calls.
-
-        If the chat template contains a code fence, calls in DeepSeek's syntax have a code fence around their arguments.
-        """
-        if self.call_form is DEEPSEEK:
-            return FENCED_FRAME if "```json" in self._source else DEEPSEEK_FRAME
-        return None if self.call_form is None else HERMES_FRAME
-
     def reply_form(self, thinking: Thinking) -> ReplyForm:
         """Return rules that parse the text before the first `</think>` as reasoning.
 
@@ -184,7 +137,7 @@ class TemplateChat(ChatFormat):
         `<think>`. All other replies are then streamed without buffering. If the prompt opened thinking and the reply
         has no `</think>`, the whole reply is reasoning and the content is empty.
         """
-        known = Special.END_THINK in self._source or Special.END_THINK in self.tokenizer.special_names
+        known = Special.END_THINK in self.template or Special.END_THINK in self.tokenizer.special_names
         begins: Begins = "thought" if self._opened(thinking) else "late" if known else "mark"
         return ReplyForm(begins, WHITE, Trim(WHITE, WHITE), indented=True, empty="kept")
 
@@ -204,9 +157,6 @@ class TemplateChat(ChatFormat):
             self._opens[thinking] = prompt.rstrip().endswith(Special.THINK)
         return self._opens[thinking]
 
-    def _text(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(ids, specials=True)
-
     def _fail(self, reason: str) -> NoReturn:
         raise DataError(f"the chat template failed: {reason}", where=self.where, remedy="Use a known chat format.")
 
@@ -218,6 +168,20 @@ class TemplateChat(ChatFormat):
                 ids += self.tokenizer.encode_trusted(text[start:at]) + self.tokenizer.encode(pieces[mark])
                 start = at + 1
         return ids + self.tokenizer.encode_trusted(text[start:])
+
+
+def _call_syntax(template: str) -> tuple[CallForm | None, CallFrame | None]:
+    """Return the call syntax whose begin token occurs in a template, and the template for writing a reply with calls.
+
+    Both are None if there is no begin token or the template does not mention `tools`. If the template contains a code fence,
+    calls in DeepSeek's syntax have a code fence around their arguments.
+    """
+    if re.search(r"\btools\b", template):
+        if NAME_OF[HERMES.begin] in template:
+            return HERMES, HERMES_FRAME
+        if NAME_OF[DEEPSEEK.begin] in template:
+            return DEEPSEEK, FENCED_FRAME if "```json" in template else DEEPSEEK_FRAME
+    return None, None
 
 
 def _row(message: Message, as_text: bool) -> dict[str, Any]:

@@ -46,16 +46,8 @@ class TurnChat(ChatFormat):
                 where=tokenizer.where,
                 remedy="Use the tokenizer that the model was trained with, or set `chat` to the format of this tokenizer.",
             )
-        self._stops = tuple(tokenizer.special(mark) for mark in self.ends if mark in known)
-        self._pad = next(tokenizer.special(mark) for mark in self.pads if mark in known)
-
-    @property
-    def stop_ids(self) -> tuple[int, ...]:
-        return self._stops
-
-    @property
-    def pad(self) -> int:
-        return self._pad
+        self.stop_ids = tuple(tokenizer.special(mark) for mark in self.ends if mark in known)
+        self.pad = next(tokenizer.special(mark) for mark in self.pads if mark in known)
 
     # ---- each family defines
 
@@ -153,7 +145,7 @@ class TurnChat(ChatFormat):
             )
         choice = self.thinking_suffix(thinking)
         reply = self._reply(last, thinking, closed=not continue_)[len(choice) :]
-        reply += [] if continue_ else self._stops[:1]
+        reply += [] if continue_ else self.stop_ids[:1]
         history = self._conversation(messages[:-1], train_from)
         header = [*self._gap(), *self._header(), *choice]
         trained = train_from < len(messages)
@@ -197,7 +189,7 @@ class TurnChat(ChatFormat):
         before = ""
         for number, message in enumerate(messages):
             if message.role == "assistant":
-                context, reply = self._header(), [*self._earlier_reply(message), *self._stops[:1]]
+                context, reply = self._header(), [*self._earlier_reply(message), *self.stop_ids[:1]]
             else:
                 context, reply = self._turn(message, number), []
                 if message.role == before == "user":
@@ -209,6 +201,3 @@ class TurnChat(ChatFormat):
             ids += [*context, *reply]
             mask += [*[False] * len(context), *[trained] * len(reply)]
         return Rendered(ids, mask)
-
-    def _text(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(ids, specials=True)

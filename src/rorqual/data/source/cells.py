@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rorqual.core.errors import ConfigError, DataError, nearest
-from rorqual.data.source.conversations import is_unicode
 
 
 def cell_text(values: Mapping[str, Any], name: str, *, optional: bool = False, strip: bool = True) -> str:
@@ -26,10 +25,7 @@ def cell_text(values: Mapping[str, Any], name: str, *, optional: bool = False, s
         value = int(value)
     if not isinstance(value, str | int | float):
         raise DataError(f"column '{name}' is a {type(value).__name__}, not text")
-    text = str(value)
-    if not is_unicode(text):
-        raise DataError(f"column '{name}' has a lone surrogate, which UTF-8 cannot encode")
-    return text.strip() if strip else text
+    return str(value).strip() if strip else str(value)
 
 
 def joined_prompt(values: Mapping[str, Any], names: Sequence[str], *, strip: bool = True) -> str:

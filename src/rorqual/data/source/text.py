@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rorqual.core.errors import DataError
-from rorqual.data.source.files import decode, read_bytes
+from rorqual.core.rows import named_errors
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,10 @@ def read_text(path: Path, *, validation: float = 0.1) -> Text:
         raise DataError(
             f"validation={validation} is not a fraction of the text", where=str(path), remedy="Use 0 to 0.99."
         )
-    text = decode(read_bytes(path), str(path))
+    with named_errors(path):
+        text = path.read_bytes().decode("utf-8-sig")
+    if not text.strip():
+        raise DataError("the file is empty", where=str(path), remedy="Give a file that contains data.")
     cut = int(len(text) * (1 - validation))
     if cut and not text[:cut].strip():
         raise DataError(

@@ -24,7 +24,7 @@ def refusal(kind: GrammarKind, error: str, function: str = "") -> DataError:
     start = f"the parameters of {function!r}: " if function else ""
     if "nsatisfiable" in error or "NoExtension" in error or error == NOTHING:
         return DataError(f"{start}no reply can match the {name}: {error}", remedy="Allow at least one reply.")
-    remedy = "Simplify it, or remove what is not supported. docs/how-to/serve.md lists the supported keywords."
+    remedy = "Simplify it, or remove what is not supported. docs/reference/http.md lists the supported keywords."
     return DataError(f"{start}the {name} cannot be used: {error}", remedy=remedy)
 
 

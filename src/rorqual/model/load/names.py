@@ -75,6 +75,12 @@ class NameEntry:
             return (len(self.published), *first)
         return (len(self.published) // 2, 2 * first[0], *first[1:])
 
+    def part_shape(self, internal: Shape) -> Shape:
+        """Return the shape of each published tensor, given the shape of `internal`."""
+        if self.kind == "alone":
+            return internal
+        return internal[1:] if self.kind == "stack" else (internal[1] // 2, *internal[2:])
+
     def scales(self) -> NameEntry:
         """Return the `NameEntry` of the FP8 scales of `internal` and `published`.
 

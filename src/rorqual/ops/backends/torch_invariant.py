@@ -50,7 +50,7 @@ WIDEST = 16384
 """Largest number of output columns that is tested.
 
 In a product with 49,152 columns, the first 16,384 columns have the same bits as in a product with only these columns
-(docs/log/same-bits.md). The test therefore does not need a copy of the whole output head of a large vocabulary.
+(docs/LOG.md). The test therefore does not need a copy of the whole output head of a large vocabulary.
 """
 NOT_HELD = (
     "answers may differ in their last bits, depending on what else is in the batch: no tested row padding makes all matrix products "

@@ -5,7 +5,7 @@ sorts the tokens once, so the tokens of an expert are a slice. Products write in
 backward pass is hand-written.
 
 In bf16, the rows of each expert are padded to a multiple of 64. Without padding, oneDNN would build a primitive for
-every new row count, which makes the product three times as slow (docs/log/speed.md).
+every new row count, which makes the product three times as slow (docs/LOG.md).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tenso
     """Compute `ops.attention.attend` with scaled_dot_product_attention, or with batched products for short bf16 sequences.
 
     For short bf16 sequences, the fused kernel takes three times as long in forward and backward passes
-    (docs/log/speed.md). Scores are rounded to bf16, as in the reference backend. The softmax is computed in fp32.
+    (docs/LOG.md). Scores are rounded to bf16, as in the reference backend. The softmax is computed in fp32.
     """
     if q.dtype == torch.bfloat16 and k.shape[2] <= BF16_SHORT:
         return _attend_by_products(q, k, v, mask, scale)

@@ -20,7 +20,6 @@ from rorqual.engine.engine import Engine
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.baselines import baselines
 from rorqual.evals.experts import expert_use
-from rorqual.evals.report import REPORT_FILE, build_report
 from rorqual.evals.run import evaluate, pick
 from rorqual.factory import FactoryConfig, FilterConfig, sample_teacher
 from rorqual.factory.config import Keep
@@ -30,6 +29,7 @@ from rorqual.model.load.run import read_model_config
 from rorqual.recipes.distil import distil
 from rorqual.recipes.grpo import grpo
 from rorqual.recipes.quickstart.place import BRANCHES, MODES, WHEN, QuickstartPaths
+from rorqual.recipes.quickstart.report import REPORT_FILE, build_report
 from rorqual.recipes.quickstart.scale import SCALES, STUDENT_TASK, TASK, Scale
 from rorqual.recipes.quickstart.summary import forward_flops, sampled_cost, summary, tells
 from rorqual.recipes.sft import sft

@@ -10,10 +10,10 @@ from rorqual.core.ledger import CORE_HOUR, LedgerEntry, read_ledger
 from rorqual.core.records import RunDir
 from rorqual.data.distilled import read_distilled
 from rorqual.evals.evaluation import Evaluation
-from rorqual.evals.report import REPORT_FILE
 from rorqual.model.account import account
 from rorqual.model.load.run import read_model_config
 from rorqual.recipes.quickstart.place import BRANCHES, MODES, WHEN, QuickstartPaths
+from rorqual.recipes.quickstart.report import REPORT_FILE
 from rorqual.tasks.base import Verdict
 
 TRAININGS = {

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from rorqual.core.config import RowLength, Rows
+from rorqual.core.conversations import refuse_empty_prompt
 from rorqual.core.errors import DataError
 from rorqual.core.records import says_nothing
 from rorqual.data.distilled import Distilled, DistilledFile, read_distilled
 from rorqual.data.pack import Packed, Sample, pack_rows
-from rorqual.data.source.conversations import refuse_empty_prompt
 from rorqual.data.stream import ConversationStream
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.train.batch import TrainBatch

@@ -1,0 +1,123 @@
+"""Conversations in the rows of a user's file: the one reader for training, tasks, `rorqual teach` and `rorqual generate`.
+
+A row is `{"messages": [{"role", "content", "reasoning"?}, ...]}`, or a pair `{"prompt", "completion", "reasoning"?}` or
+`{"question", "answer", "reasoning"?}`. `content` is text or a list of parts (`core.parts`). `reasoning_content`, the field name
+in DeepSeek's API, is an alias of `reasoning`. If assistant content begins with `<think>...</think>`, the text between the tags
+becomes the reasoning, and white space around the tags is removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from rorqual.core.errors import DataError, nearest
+from rorqual.core.parts import Content, read_content
+from rorqual.core.records import Message, Role, says_nothing
+
+Conversation = tuple[Message, ...]
+
+PAIRS = (("prompt", "completion"), ("question", "answer"))
+REASONING = ("reasoning", "reasoning_content")
+OPEN, CLOSE = "<think>", "</think>"
+
+
+def read_conversation(row: Mapping[str, Any], where: str) -> Conversation:
+    """Return the conversation of a row. Raises DataError if the row is invalid or its prompt is empty."""
+    conversation = _read(row, where)
+    refuse_empty_prompt(conversation, where)
+    return conversation
+
+
+def _read(row: Mapping[str, Any], where: str) -> Conversation:
+    if row.get("messages") is not None:
+        return read_messages(row["messages"], f"{where}: ")
+    for ask, answer in PAIRS:
+        if ask in row and answer in row and (row[ask] is not None or row[answer] is not None):
+            reply = _assistant(_text(row, answer, where), _reasoning(row, where), where)
+            return Message("user", _text(row, ask, where)), reply
+    known = ["messages", *(key for pair in PAIRS for key in pair)]
+    misspelt = next((key for key in row if nearest(key, known).startswith("Did")), "")
+    raise DataError(
+        f"not a conversation: the keys are {', '.join(sorted(row))}" if row else "not a conversation: no keys",
+        where=where,
+        remedy=f"{nearest(misspelt, known) if misspelt else ''} A row needs messages, prompt+completion or question+answer."
+        " If the file belongs to a task, add task=NAME.".strip(),
+    )
+
+
+def read_messages(messages: Any, prefix: str = "") -> Conversation:
+    """Return the messages of a list. `prefix` begins the places in errors, such as `file:line: `."""
+    if not isinstance(messages, list) or not messages:
+        fault = "an empty list" if isinstance(messages, list) else f"a {type(messages).__name__}, not a list"
+        raise DataError(
+            f"key 'messages' is {fault}", where=prefix.removesuffix(": "), remedy="Give a list of messages."
+        )
+    return tuple(_message(message, f"{prefix}message {number}") for number, message in enumerate(messages, start=1))
+
+
+def _message(message: Any, where: str) -> Message:
+    if not isinstance(message, dict):
+        raise DataError(
+            f"the message is a {type(message).__name__}, not an object",
+            where=where,
+            remedy="Give an object with role and content.",
+        )
+    roles: tuple[Role, ...] = get_args(Role)
+    role = next((known for known in roles if known == message.get("role")), None)
+    if role is None:
+        name = message.get("role")
+        raise DataError(f"unknown role {name!r}", where=where, remedy=nearest(str(name), roles))
+    content, reasoning = _content(message, where), _reasoning(message, where)
+    if role == "assistant":
+        return _assistant(content, reasoning, where)
+    if reasoning is not None:
+        raise DataError(f"a {role} turn has reasoning", where=where, remedy="Only assistant turns may have reasoning.")
+    return Message(role, content)
+
+
+def _content(message: Mapping[str, Any], where: str) -> Content:
+    if isinstance(message.get("content"), list):
+        return read_content(message["content"], f"{where}: content")
+    return _text(message, "content", where)
+
+
+def _text(row: Mapping[str, Any], key: str, where: str) -> str:
+    value = row.get(key)
+    if not isinstance(value, str):
+        fault = f"is a {type(value).__name__}, not text"
+        fault = fault if value is not None else "is null" if key in row else "is missing"
+        raise DataError(f"key '{key}' {fault}", where=where, remedy="Give text.")
+    return value
+
+
+def _reasoning(row: Mapping[str, Any], where: str) -> str | None:
+    keys = [key for key in REASONING if row.get(key) is not None]
+    return _text(row, keys[0], where) if keys else None
+
+
+def _assistant(content: Content, reasoning: str | None, where: str) -> Message:
+    message = Message("assistant", content, reasoning)
+    if not message.label.lstrip().startswith(OPEN):
+        return message
+    if reasoning is not None:
+        raise DataError(
+            f"reasoning is given twice: in a key, and after {OPEN} in the content",
+            where=where,
+            remedy="Remove one of the two texts.",
+        )
+    inside, closing_tag, after = message.text.lstrip().removeprefix(OPEN).partition(CLOSE)
+    if not closing_tag:
+        raise DataError(f"{OPEN} without {CLOSE}", where=where, remedy=f"Add {CLOSE}, or remove the conversation.")
+    return Message("assistant", after.strip(), reasoning=inside.strip())
+
+
+def refuse_empty_prompt(conversation: Conversation, where: str) -> None:
+    """Raise a DataError if a user turn is empty or only white space."""
+    for number, message in enumerate(conversation, start=1):
+        if message.role == "user" and says_nothing(message):
+            raise DataError(
+                "an empty prompt",
+                where=f"{where}: message {number}",
+                remedy="Write text in the user turn, or remove the conversation.",
+            )

@@ -1,0 +1,254 @@
+"""Read the rows of a file: JSON lines, JSON, CSV, TSV or Parquet. Every error names the file, and the line or row if it is known."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pydantic_core
+
+from rorqual.core.errors import DataError
+
+BOM = b"\xef\xbb\xbf"
+BINARY = (b"\x1f\x8b", b"PK\x03\x04", b"\x28\xb5\x2f\xfd", b"PAR1", b"\xff\xfe", b"\xfe\xff")
+"""First bytes of gzip, zip, Zstandard, Parquet and UTF-16."""
+HEAD = 4096
+CONTROL_AT_MOST = 0.05
+"""A file is binary if a larger share of its first bytes are control characters."""
+ROWS_AT_ONCE = 256
+TO_UTF8 = "Convert the file to UTF-8, such as: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW."
+ONE_OBJECT = "Write one JSON object on each line."
+
+
+@dataclass(frozen=True)
+class DataRow:
+    """A row. `line` is its first line in the file, or its number in a Parquet file or a JSON list. `where` is its place in errors."""
+
+    line: int
+    where: str
+    values: dict[str, Any]
+
+    def get(self, name: str, *types: type) -> Any:
+        """Return the value of column `name`. It must have one of `types`; without `types`, it must be a string.
+
+        Raises DataError, with file, line and column, for a missing column or a value of another type.
+        """
+        if name not in self.values:
+            raise DataError(
+                f"no column '{name}'", where=self.where, remedy=f"The columns are: {', '.join(map(str, self.values))}."
+            )
+        value = self.values[name]
+        if not isinstance(value, types or (str,)):
+            wanted = " or ".join(t.__name__ for t in types or (str,))
+            raise DataError(f"column '{name}' is not {wanted}: {value!r:.60}", where=self.where, remedy="Fix the row.")
+        return value
+
+    def texts(self, name: str) -> list[str]:
+        """Return the value of column `name`. Raises DataError if the value is not a list of strings."""
+        value: list[str] = self.get(name, list)
+        for item in value:
+            if not isinstance(item, str):
+                raise DataError(
+                    f"column '{name}' holds an item that is not a string: {item!r:.60}",
+                    where=self.where,
+                    remedy="Fix the row.",
+                )
+        return value
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that cannot be read. `kind` is a short name of the fault."""
+
+    line: int
+    where: str
+    kind: str
+    what: str
+    remedy: str
+
+
+def read_rows(path: Path) -> Iterator[DataRow]:
+    """Yield the rows of a file. Raises DataError for the first row that cannot be read, and for what `scan_rows` refuses."""
+    for row in scan_rows(path):
+        if isinstance(row, BadRow):
+            raise DataError(row.what, where=row.where, remedy=row.remedy)
+        yield row
+
+
+def scan_rows(path: Path) -> Iterator[DataRow | BadRow]:
+    """Yield the rows of a file, and a `BadRow` for each row that cannot be read.
+
+    A .json file is a list of objects, an object with one list of objects, or JSON lines. The cells of a CSV file are strings. Null fields of a
+    Parquet file are left out, because each of its rows has every column. Blank lines are skipped.
+
+    Raises DataError if the file is missing, empty, binary or of an unknown type, or if it is not the CSV, JSON or Parquet that its name says.
+    """
+    kind = path.suffix.lower()
+    if kind not in READERS:
+        problem = f"unknown file type {kind!r}" if kind else "the file has no extension"
+        raise DataError(problem, where=str(path), remedy=f"Give a file that ends in {', '.join(READERS)}.")
+    empty = True
+    with named_errors(path):
+        if kind != ".parquet":
+            _refuse_binary(path)
+        for row in READERS[kind](path):
+            empty = False
+            yield row
+    if empty:
+        raise DataError("the file is empty", where=str(path), remedy="Give a file that contains data.")
+
+
+@contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """Raise a DataError that names `path` for an error of opening, reading or decoding it."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise DataError("no such file", where=str(path), remedy="Check the path.") from None
+    except OSError as error:
+        raise DataError(f"cannot read: {error.strerror or error}", where=str(path), remedy="Check the path.") from None
+    except UnicodeDecodeError as error:
+        raise DataError(_not_utf8(error), where=str(path), remedy=TO_UTF8) from None
+
+
+def _not_utf8(error: UnicodeDecodeError) -> str:
+    return f"not UTF-8: byte 0x{error.object[error.start]:02x} at position {error.start}"
+
+
+def _refuse_binary(path: Path) -> None:
+    with open(path, "rb") as file:
+        head = file.read(HEAD)
+    control = sum(byte < 32 and byte not in b"\t\n\r" for byte in head)
+    if head.startswith(BINARY) or control > CONTROL_AT_MOST * len(head):
+        raise DataError(
+            "not UTF-8 text: the first bytes look binary, compressed or UTF-16",
+            where=str(path),
+            remedy="Unpack the file, or convert it to UTF-8.",
+        )
+
+
+def _read_lines(path: Path) -> Iterator[DataRow | BadRow]:
+    """Only a newline byte ends a line. Characters such as U+2028, which `str.splitlines` treats as line ends, are part of a line."""
+    with open(path, "rb") as file:
+        for line, raw in enumerate(file, start=1):
+            text = raw.removeprefix(BOM) if line == 1 else raw
+            if text.strip():
+                yield _parse_line(line, f"{path}:{line}", text)
+
+
+def _parse_line(line: int, where: str, raw: bytes) -> DataRow | BadRow:
+    try:
+        raw.decode("utf-8")
+        return _as_row(line, where, pydantic_core.from_json(raw))
+    except UnicodeDecodeError as error:
+        return BadRow(line, where, "not UTF-8", _not_utf8(error), TO_UTF8)
+    except ValueError as error:
+        return BadRow(line, where, "not JSON", f"not JSON: {error}", ONE_OBJECT)
+
+
+def _as_row(line: int, where: str, value: Any) -> DataRow | BadRow:
+    if isinstance(value, dict):
+        return DataRow(line, where, value)
+    return BadRow(line, where, "not an object", f"a JSON {type(value).__name__}, not an object", ONE_OBJECT)
+
+
+def _read_json(path: Path) -> Iterator[DataRow | BadRow]:
+    data = path.read_bytes().removeprefix(BOM).strip()
+    try:
+        whole = pydantic_core.from_json(data) if data else []
+    except ValueError as error:
+        if not data.startswith(b"{") or b"\n" not in data:
+            raise DataError(f"not JSON: {error}", where=str(path), remedy="Give a list of objects.") from None
+        yield from _read_lines(path)  # JSON lines with the extension .json
+        return
+    if isinstance(whole, dict):
+        lists = [] if "messages" in whole else [value for value in whole.values() if isinstance(value, list)]
+        whole = lists[0] if len(lists) == 1 and all(isinstance(item, dict) for item in lists[0][:1]) else [whole]
+    if not isinstance(whole, list):
+        problem = f"a JSON {type(whole).__name__}, not a list of objects"
+        raise DataError(problem, where=str(path), remedy="Give a list of objects.")
+    yield from (_as_row(number, f"{path}:row {number}", value) for number, value in enumerate(whole, start=1))
+
+
+def _read_csv(path: Path) -> Iterator[DataRow | BadRow]:
+    """A TSV file has tabs between its cells. In a CSV file, the most frequent of comma, semicolon and tab in the header separates cells."""
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        header = file.readline()
+        file.seek(0)
+        separator = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=header.count)
+        reader = csv.reader(file, delimiter=separator, strict=True)
+        names: list[str] = []
+        line = 1
+        try:
+            for cells in reader:
+                if not names:
+                    names = _column_names(path, cells)
+                elif any(cell.strip() for cell in cells):
+                    yield _as_record(line, f"{path}:{line}", names, cells)
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise DataError(
+                f"not CSV: {error}",
+                where=f"{path}:{line}",
+                remedy="Close or double the quotation marks of this record.",
+            ) from None
+
+
+def _column_names(path: Path, cells: list[str]) -> list[str]:
+    names = [name.strip() for name in cells]
+    if len(set(names)) < len(names):
+        problem = f"the header repeats a column: {', '.join(names)}"
+        raise DataError(problem, where=f"{path}:1", remedy="Give each column its own name.")
+    return names
+
+
+def _as_record(line: int, where: str, names: list[str], cells: list[str]) -> DataRow | BadRow:
+    if len(cells) == len(names):
+        return DataRow(line, where, dict(zip(names, cells, strict=True)))
+    problem = f"{len(cells)} cells, but the header has {len(names)} columns"
+    return BadRow(line, where, "wrong number of cells", problem, "Put cells that contain separators in quotes.")
+
+
+def _read_parquet(path: Path) -> Iterator[DataRow]:
+    with parquet_errors(path):
+        import pyarrow.parquet  # imported here because the import takes 0.3 s and other files do not need it
+
+        number = 0
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(ROWS_AT_ONCE):
+            for values in batch.to_pylist():
+                number += 1
+                yield DataRow(number, f"{path}:row {number}", _without_null(values))
+
+
+@contextmanager
+def parquet_errors(path: Path) -> Iterator[None]:
+    """Raise a DataError that names `path` if it is missing or not Parquet."""
+    import pyarrow
+
+    try:
+        yield
+    except FileNotFoundError:
+        raise DataError("no such file", where=str(path), remedy="Check the path.") from None
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"not Parquet: {error}", where=str(path), remedy="Write the file again.") from None
+
+
+def _without_null(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_null(item) for key, item in value.items() if item is not None}
+    return [_without_null(item) for item in value] if isinstance(value, list) else value
+
+
+READERS: dict[str, Callable[[Path], Iterator[DataRow | BadRow]]] = {
+    ".jsonl": _read_lines,
+    ".ndjson": _read_lines,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".parquet": _read_parquet,
+}
+"""The reader of each type of file, by the end of its name."""

@@ -1,0 +1,91 @@
+"""The page of `rorqual attention`: tables, charts, and the queries that miss the most attention."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.evals.attention_charts import charts
+from rorqual.evals.attention_tables import mean, notes, planted, shown, tables
+from rorqual.evals.missed import LowestQuery
+from rorqual.evals.missed_report import MissedReport
+from rorqual.report.chart import draw
+from rorqual.report.page import ColouredText, page
+
+FULL = 0.75
+"""Strength of the colour of the largest weight. The text must remain readable on this colour."""
+
+
+def attention_page(report: MissedReport, tokenizer: Tokenizer) -> str:
+    """Return the HTML page. The tokenizer decodes the texts of the queries on the page."""
+    queries = sorted(
+        ((text.name, text.at(report.shown).lowest) for text in report.texts), key=lambda pair: pair[1].mass
+    )
+    return page(
+        "attention",
+        report=report,
+        facts=list(_facts(report)),
+        pictures={chart.name: draw(chart) for chart in charts(report)},
+        tables=tables(report),
+        queries=[(_summary(name, query), marked(query, tokenizer)) for name, query in queries],
+        notes=notes(report),
+    )
+
+
+def _facts(report: MissedReport) -> Iterator[tuple[str, str, str]]:
+    texts = shown(report)
+    if texts:
+        queries = sum(missed.queries for missed in texts)
+        yield (
+            "lowest weighted recall of a layer",
+            f"{min(missed.weighted_recall for missed in texts):.1%}",
+            f"at {report.shown} positions",
+        )
+        yield (
+            "attention on selected positions",
+            f"{mean([missed.mass for missed in texts]):.1%}",
+            "mean of layers and texts",
+        )
+        yield "most likely token changes", f"{mean([missed.flips for missed in texts]):.1%}", f"of {queries:,} queries"
+    for kind, title in (("needle", "attention to needles kept"), ("copy", "attention to copied lines kept")):
+        if cells := planted(report, kind, report.shown):  # type: ignore[arg-type]
+            yield title, f"{mean([one.kept for one in cells]):.1%}", f"lowest {min(one.kept for one in cells):.1%}"
+
+
+def _summary(name: str, query: LowestQuery) -> str:
+    return (
+        f"{name}: {query.mass:.1%} of the attention is on selected positions "
+        f"(layer {query.layer}, window {query.window}, position {len(query.tokens) - 1}, {len(query.missed)} missed)"
+    )
+
+
+def marked(query: LowestQuery, tokenizer: Tokenizer) -> ColouredText:
+    """Return the text that a query sees, coloured by the weight of each token. Tokens that share a character are joined."""
+    selected, missed, largest = {*query.selected}, {*query.missed}, max(query.weights)
+    parts = []
+    for positions, text in characters(query.tokens, tokenizer):
+        weight = sum(query.weights[position] for position in positions)
+        kinds = ["s" if selected & {*positions} else "n"]
+        kinds += ["m"] if missed & {*positions} else []
+        kinds += ["q"] if len(query.tokens) - 1 in positions else []
+        strength = round(100 * FULL * math.sqrt(min(weight / largest, 1)))
+        parts.append((text, " ".join(kinds), strength, f"{weight:.2%}"))
+    return parts
+
+
+def characters(tokens: tuple[int, ...], tokenizer: Tokenizer) -> Iterator[tuple[list[int], str]]:
+    """Yield (positions, text) for groups of consecutive tokens. Tokens are joined until their bytes end with a whole
+    character."""
+    positions, data = list[int](), b""
+    for position, token in enumerate(tokens):
+        positions.append(position)
+        data += tokenizer.token_bytes(token)
+        try:
+            text = data.decode()
+        except UnicodeDecodeError as error:
+            if error.reason == "unexpected end of data" and position < len(tokens) - 1:
+                continue  # the next token may complete the character
+            text = data.decode(errors="replace")
+        yield positions, text
+        positions, data = [], b""

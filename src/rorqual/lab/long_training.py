@@ -1,0 +1,166 @@
+"""Train models on long problems (task `long`) in stages of growing length. The experiments `sparse` and `nsa` start from these runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rorqual.core.records import RunDir
+from rorqual.data.tokenizer import BASE_VOCAB
+from rorqual.lab.experiment import amount
+from rorqual.lab.job import ExperimentJob, JobCost, Train, run_cost
+from rorqual.model.attention import MLAConfig
+from rorqual.model.config import ModelConfig, Stage
+from rorqual.model.ffn import DenseConfig
+from rorqual.train.loop import fit
+from rorqual.train.optim import AdamWConfig, MuonConfig
+from rorqual.train.run import Run, Start
+from rorqual.train.schedule import Schedule
+from rorqual.train.sources import WorkedConfig
+
+KINDS: Mapping[str, str] = {"needle": "needle", "copy": "copied number", "count": "counting after the text"}
+LENGTH = 1024
+"""Number of characters of a prompt. Each character is a token."""
+REPLY = 76
+"""Number of tokens of a row besides the prompt: the longest reply and the special tokens."""
+MUON_RATE, ADAMW_RATE = 0.006, 1.2e-2
+
+
+@dataclass(frozen=True)
+class TrainingStage:
+    """A stage of the training: the options of the task `long`, and the amounts of work."""
+
+    name: str
+    options: Mapping[str, Any]
+    steps: int
+    rows: int
+    row: int
+    core_seconds: float
+    decay: float = 0.0
+
+
+DENSE = "sparse-dense"
+PAIRS = "pairs"
+LEARNED, STARTS = 0.1, 8
+"""Retrieval counts as learned if the mean loss of the last 50 steps of the stage `PAIRS` is below `LEARNED`. Otherwise, the stage
+begins again with other initial weights, at most `STARTS` times in all.
+
+A model that writes one of the values at random has a loss of about 0.4.
+"""
+
+
+def stages(length: int) -> tuple[TrainingStage, ...]:
+    """Return the stages of the dense training, which ends with texts of up to `length` characters.
+
+    The model first learns retrieval, from short texts with few pairs and without other problems. It then learns counting, also
+    from short texts. Longer texts need more steps for both, and retrieval needs more steps beside other problems
+    (docs/LOG.md).
+    """
+    few = {"length": 50, "shortest": 30, "pairs": 4, "questions": 4}
+    short = {"names": list(KINDS), "length": length // 4, "shortest": 64, "questions": 8}
+    long = {"names": list(KINDS), "length": length, "shortest": max(64, length // 8), "questions": 8}
+    return (
+        TrainingStage(PAIRS, {"names": ["needle"]} | few, 600, 32, 148, 180),
+        TrainingStage("mixed", {"names": list(KINDS)} | few, 1000, 32, 148, 200),
+        TrainingStage("short", short, 800, 8, length // 4 + REPLY, 130),
+        TrainingStage("dense", long, 1200, 4, length + REPLY, 650, 0.5),
+    )
+
+
+def dense_model(length: int) -> ModelConfig:
+    """Return the dense model: three layers with latent attention and dense feed-forward networks."""
+    mla = MLAConfig(
+        num_attention_heads=4,
+        q_lora_rank=32,
+        kv_lora_rank=32,
+        qk_nope_head_dim=16,
+        qk_rope_head_dim=16,
+        v_head_dim=32,
+    )
+    return ModelConfig(
+        vocab_size=BASE_VOCAB,
+        hidden_size=64,
+        stages=(Stage(layers=3, attention=mla, ffn=DenseConfig(intermediate_size=128)),),
+        max_position_embeddings=2 * length,
+        initializer_range=0.1,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainUntilLearned(Train):
+    """A training run that begins again from other initial weights until it has learned its problems.
+
+    From some initial weights, retrieval is learned within 500 to 750 steps; from others, it was not learned within 1,250
+    (docs/LOG.md). The choice uses only losses of the training, and all arms of a seed share the result. The
+    cost includes all starts.
+    """
+
+    def work(self, place: Path) -> JobCost:
+        run, out = self.make(), RunDir(place / self.name)
+        cost = JobCost(seconds=0, core_seconds=0)
+        for start in range(STARTS):
+            failed = RunDir(place / f"{self.name}-{start}")
+            if not failed.path.exists():
+                fit(run.model_copy(update={"seed": run.seed + 1000 * start}), out, threads=1, quiet=True, extend=False)
+                if start == STARTS - 1 or fmean([record["loss"] for record in out.metrics()][-50:]) < LEARNED:
+                    break
+                out.path.rename(failed.path)
+            cost += run_cost(failed)
+        return cost + run_cost(out)
+
+
+def training(
+    number: int,
+    place: Path,
+    seed: int,
+    share: float,
+    length: int = LENGTH,
+    model: ModelConfig | None = None,
+    arm: str = "sparse",
+) -> Run:
+    """Return the training run of stage `number` of an arm, which starts from the stage before. The default model is `dense_model`."""
+    before, stage = stages(length)[number - 1], stages(length)[number]
+    steps = amount(stage.steps, share)
+    return Run(
+        recipe="sft",
+        seed=seed,
+        steps=steps,
+        start=Start(run=str(place / f"{arm}-{before.name}")) if number else Start(),
+        model=model or dense_model(length),
+        source=WorkedConfig(
+            task="long", options=dict(stage.options), think=float(number > 0), rows=stage.rows, row=stage.row
+        ),
+        optim=MuonConfig(
+            lr=MUON_RATE,
+            adamw=AdamWConfig(lr=ADAMW_RATE, betas=(0.9, 0.98)),
+            schedule=Schedule(warmup=max(1, min(20, steps // 10)), decay=stage.decay),
+        ),
+        micro_batches=1,
+        save_seconds=20.0,
+    )
+
+
+def training_jobs(
+    seed: int,
+    place: Path,
+    share: float,
+    length: int,
+    *,
+    upto: int,
+    model: ModelConfig | None = None,
+    arm: str = "sparse",
+    slower: float = 1.0,
+) -> list[ExperimentJob]:
+    """Return the jobs of the first `upto` stages of an arm. A step takes `slower` times as long as with `dense_model`."""
+    jobs: list[ExperimentJob] = []
+    for number, stage in enumerate(stages(length)[:upto]):
+        needs = (jobs[-1].name,) if jobs else ()
+        make = partial(training, number, place, seed, share, length, model, arm)
+        train = TrainUntilLearned if stage.name == PAIRS else Train
+        estimate = stage.core_seconds * slower * share
+        jobs.append(train(name=f"{arm}-{stage.name}", estimate=estimate, needs=needs, make=make))
+    return jobs

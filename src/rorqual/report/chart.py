@@ -1,0 +1,352 @@
+"""Charts as data, and their PNG files for light and dark pages. The bytes depend on the data alone."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, get_args
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
+
+from rorqual.core.config import Config
+from rorqual.report.theme import DARK, LIGHT, Theme
+
+Colour = Literal["after", "off", "on", "before", "ink", "faint"]
+COLOURS: tuple[Colour, ...] = get_args(Colour)
+MARKERS = ("o", "s", "^", "D", "v", "P")
+"""Series differ by colour and by marker, for readers who cannot distinguish the hues."""
+NARROW = 5.0
+"""Largest width in inches of a chart that a phone shows whole. A wider chart scrolls."""
+
+
+class Series(Config):
+    """One series of a panel: points (x, y), with optional bounds `low` and `high` of y.
+
+    - `by_seed` has one line per seed. These lines are drawn faint behind the series.
+    - `style` says how the series is drawn; the default is the panel's kind. `smooth` draws the points in a faint colour, and
+      their running mean over a twentieth of the series on top. `dashed` is a line for reference.
+    - `texts` are written beside the points.
+    - `colour` is a role of the theme; the default is the next one. A `hollow` marker is not filled.
+    """
+
+    label: str
+    points: tuple[tuple[float, float], ...]
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+    by_seed: tuple[tuple[tuple[float, float], ...], ...] = ()
+    style: Literal["", "bars", "lines", "points", "smooth", "dashed"] = ""
+    texts: tuple[str, ...] = ()
+    colour: Colour | Literal[""] = ""
+    hollow: bool = False
+
+
+class Panel(Config):
+    """One pair of axes. With `labels`, x counts them from 0.
+
+    - Bars, and points, of several series stand beside each other if they share an x.
+    - `map` is a heat map. Each series is a row, and the shade of a column is its y. NaN leaves a cell empty.
+    - `flip`: the x axis runs downwards, so that bars lie. `stacked` puts bars with the same x on top of each other.
+    - `percent`: y is a share. `log` names the axes with a logarithmic scale.
+    - `x_ticks` and `y_ticks` are (value, text). `limits` are those of y.
+    - `ends`: each line has its label at its right end instead of in the legend.
+    """
+
+    title: str = ""
+    kind: Literal["lines", "bars", "points", "map"] = "lines"
+    x: str = ""
+    y: str = ""
+    labels: tuple[str, ...] = ()
+    series: tuple[Series, ...] = ()
+    percent: bool = False
+    flip: bool = False
+    stacked: bool = False
+    log: Literal["", "y", "xy"] = ""
+    x_ticks: tuple[tuple[float, str], ...] = ()
+    y_ticks: tuple[tuple[float, str], ...] = ()
+    limits: tuple[float, float] | None = None
+    ends: bool = False
+
+
+class Chart(Panel):
+    """A chart of one panel, or of several `panels` in `columns`, with one legend if all have the same series.
+
+    `alt` describes the chart in words, and `caption` is printed below it. `width` is the width of the chart and `height`
+    that of a panel, in inches.
+    """
+
+    name: str
+    caption: str = ""
+    alt: str = ""
+    panels: tuple[Panel, ...] = ()
+    columns: int = 3
+    width: float = 0.0
+    height: float = 0.0
+
+    @property
+    def words(self) -> str:
+        """The description in words. By default, it states the first and last value of each series."""
+        ends = "; ".join(
+            f"{s.label}: {s.points[0][1]:.3g} to {s.points[-1][1]:.3g}" for s in self.series if s.points and s.label
+        )
+        return self.alt or f"{self.title}. {ends}."
+
+    @property
+    def inches(self) -> float:
+        """The width of the chart in inches."""
+        crowd = len(self.labels) * max(1, len(self.series) * 0.45) if self.kind == "bars" and not self.flip else 0
+        return self.width or (7.4 if self.panels else min(11, max(6.6, 0.9 * crowd)))
+
+
+@dataclass(frozen=True)
+class DrawnChart:
+    """A drawn chart, as PNG files for light and dark pages."""
+
+    name: str
+    alt: str
+    caption: str
+    narrow: bool
+    light: bytes
+    dark: bytes
+
+
+def draw(chart: Chart) -> DrawnChart:
+    """Draw a chart in both themes."""
+    light, dark = (png(partial(figure_of, chart), theme) for theme in (LIGHT, DARK))
+    return DrawnChart(chart.name, chart.words, chart.caption, chart.inches <= NARROW, light, dark)
+
+
+def png(make: Callable[[Theme], Figure], theme: Theme) -> bytes:
+    """Return the PNG of the matplotlib figure `make(theme)`. The file has no date and no version."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(theme.settings)
+        figure = make(theme)
+        FigureCanvasAgg(figure)
+        target = io.BytesIO()
+        figure.savefig(target, format="png", dpi=150, metadata={"Software": None})
+    return target.getvalue()
+
+
+def figure_of(chart: Chart, theme: Theme) -> Figure:
+    """Return the matplotlib figure of a chart."""
+    panels = chart.panels or (chart,)
+    maps = panels[0].kind == "map"
+    columns = min(chart.columns, len(panels))
+    lanes = max(len(panel.labels) if panel.flip else len(panel.series) if maps else 0 for panel in panels)
+    height = chart.height or (0.9 + 0.28 * lanes if lanes else 2.9)
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(chart.inches, height * rows), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False, sharey=_shares_y(panels)).flat)
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    for axis, panel in zip(axes, panels, strict=False):
+        _draw_map(axis, panel, theme) if maps else _draw_panel(axis, panel, theme)
+    legends = [axis.get_legend_handles_labels() for axis in axes[: len(panels)]]
+    if maps and not any(series.texts for panel in panels for series in panel.series):
+        bar = figure.colorbar(
+            axes[0].images[0], ax=axes, shrink=0.8, pad=0.01, format=PercentFormatter(1.0, decimals=0)
+        )
+        bar.outline.set_visible(False)  # type: ignore[operator]
+    elif all(labels == legends[0][1] for _, labels in legends):
+        if len(legends[0][1]) > 1 and not chart.ends:
+            figure.legend(*legends[0], loc="outside upper left", ncols=3 if chart.inches > NARROW else 2)
+    else:
+        for axis, (_, labels) in zip(axes, legends, strict=False):
+            if len(labels) > 1:
+                axis.legend(loc="best")
+    return figure
+
+
+def _shares_y(panels: Sequence[Panel]) -> bool:
+    """Return whether all panels have the same y axis: the same categories, or the same limits."""
+    lying = panels[0].flip or panels[0].kind == "map"
+    names = {panel.labels if panel.flip else tuple(series.label for series in panel.series) for panel in panels}
+    return len(names if lying else {panel.limits for panel in panels}) == 1 and (lying or panels[0].limits is not None)
+
+
+def _draw_panel(axis: Axes, panel: Panel, theme: Theme) -> None:
+    lanes = [series for series in panel.series if (series.style or panel.kind) in ("bars", "points")]
+    places = [x for series in lanes for x, _ in series.points]
+    crowded = bool(panel.labels) and not panel.stacked and len(set(places)) < len(places)
+    step = 0.8 / len(lanes) if crowded else 0.0
+    tops: np.ndarray | float = 0.0
+    for place, series in enumerate(panel.series):
+        shift = step * (lanes.index(series) - (len(lanes) - 1) / 2) if series in lanes else 0.0
+        xs, ys = np.array(series.points, float).reshape(-1, 2).T
+        if (series.style or panel.kind) == "bars":
+            _draw_bars(axis, panel, theme, place, xs + shift, ys, tops, 0.92 * step or _bar_width(panel, xs))
+            tops = tops + ys if panel.stacked else 0.0
+        else:
+            _draw_line(axis, panel, theme, place, xs + shift, ys)
+    if not any(series.points for series in panel.series):
+        axis.text(0.5, 0.5, "not recorded", ha="center", va="center", transform=axis.transAxes, color=theme.faint)
+    _set_axes(axis, panel, theme)
+    if panel.ends:
+        _label_ends(axis, panel, theme)
+
+
+def _bar_width(panel: Panel, xs: np.ndarray) -> float:
+    return 0.7 if panel.labels or len(xs) < 2 else 0.98 * float(xs[1] - xs[0])
+
+
+def _colour(series: Series, place: int, theme: Theme) -> str:
+    return str(getattr(theme, series.colour or COLOURS[place % len(COLOURS)]))
+
+
+def _draw_bars(
+    axis: Axes,
+    panel: Panel,
+    theme: Theme,
+    place: int,
+    xs: np.ndarray,
+    ys: np.ndarray,
+    base: np.ndarray | float,
+    width: float,
+) -> None:
+    series = panel.series[place]
+    bars, lines = (axis.barh, axis.hlines) if panel.flip else (axis.bar, axis.vlines)
+    bars(xs, ys, width, base, color=_colour(series, place, theme), label=series.label)
+    if series.low:
+        lines(xs, series.low, series.high, color=theme.ink, linewidth=1.1)
+    for line in series.by_seed:
+        axis.plot(*_across(panel, xs, [y for _, y in line]), ".", markersize=3, color=theme.ink, alpha=0.55)
+    ends: list[Any] = [base + ys, series.high or ys, *([y for _, y in line] for line in series.by_seed)]
+    _write_texts(axis, panel, place, xs, np.max(ends, axis=0), theme.ink)
+
+
+def _draw_line(axis: Axes, panel: Panel, theme: Theme, place: int, xs: np.ndarray, ys: np.ndarray) -> None:
+    series = panel.series[place]
+    style, colour, marker = series.style or panel.kind, _colour(series, place, theme), MARKERS[place % len(MARKERS)]
+    looks: dict[str, dict[str, Any]] = {
+        "lines": {"linewidth": 1.1 if series.colour == "before" else 1.8, "markersize": 3.5, "marker": "" if panel.ends else marker,
+                  "markevery": max(1, len(xs) // 8)},
+        "points": {"linestyle": "none", "marker": marker, "markersize": 5.5, "markerfacecolor": theme.ground if series.hollow else colour},
+        "smooth": {"linewidth": 1.7},
+        "dashed": {"linewidth": 1.2, "linestyle": "--"},
+    }  # fmt: skip
+    for line in series.by_seed:
+        axis.plot(*_across(panel, *zip(*line, strict=True)), color=colour, alpha=0.25, linewidth=0.8)
+    if style == "smooth":
+        axis.plot(xs, ys, color=colour, alpha=0.28, linewidth=0.8)
+        ys = running_mean(ys)
+    if series.low and style == "points":
+        (axis.hlines if panel.flip else axis.vlines)(xs, series.low, series.high, color=colour, linewidth=1.5)
+    elif series.low:
+        axis.fill_between(xs, series.low, series.high, color=colour, alpha=0.15, linewidth=0)
+    axis.plot(*_across(panel, xs, ys), color=colour, label=series.label, **looks[style])
+    _write_texts(axis, panel, place, xs, ys, colour)
+
+
+def _across(panel: Panel, xs: Any, ys: Any) -> tuple[Any, Any]:
+    """Return the coordinates on the axes: exchanged if the x axis runs downwards."""
+    return (ys, xs) if panel.flip else (xs, ys)
+
+
+def _write_texts(axis: Axes, panel: Panel, place: int, xs: np.ndarray, ys: np.ndarray, colour: str) -> None:
+    series = panel.series[place]
+    lying, bars = panel.flip, (series.style or panel.kind) == "bars"
+    offset = (5, -3) if lying else (0, 3) if bars else (7, -12 if place % 2 else 6)
+    for x, y, text in zip(xs, ys, series.texts, strict=False):
+        axis.annotate(text, _across(panel, x, y), xytext=offset, textcoords="offset points", fontsize=8, color=colour,
+                      ha="center" if bars and not lying else "left")  # fmt: skip
+
+
+def _set_axes(axis: Axes, panel: Panel, theme: Theme) -> None:
+    along, values = (axis.yaxis, axis.xaxis) if panel.flip else (axis.xaxis, axis.yaxis)
+    axis.set_title(panel.title)
+    along.set_label_text(panel.x)
+    values.set_label_text(panel.y)
+    if any(series.texts for series in panel.series):
+        axis.margins(x=0.14) if panel.flip else axis.margins(y=0.14)
+    if panel.limits:
+        (axis.set_xlim if panel.flip else axis.set_ylim)(*panel.limits)
+    if panel.log:
+        axis.set_yscale("log")
+        axis.set_xscale("log" if panel.log == "xy" else "linear")
+    if panel.percent:
+        values.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    if panel.labels:
+        along.set_ticks(range(len(panel.labels)), panel.labels)
+        along.set_tick_params(labelcolor=theme.ink)
+        along.grid(visible=False)
+    elif any(series.style == "smooth" for series in panel.series):
+        along.set_major_locator(MaxNLocator(integer=True))
+    if panel.flip:
+        axis.set_ylim(len(panel.labels) - 0.5, -0.5)
+    for ruler, ticks in ((axis.xaxis, panel.x_ticks), (axis.yaxis, panel.y_ticks)):
+        if ticks:
+            ruler.set_ticks([at for at, _ in ticks], [text for _, text in ticks])
+            ruler.set_minor_locator(NullLocator())
+
+
+def _heat_map(theme: Theme) -> LinearSegmentedColormap:
+    """Return a colour map from the page background (zero) to the text colour."""
+    return LinearSegmentedColormap.from_list(f"rorqual-{theme.name}", [theme.ground, theme.after, theme.ink])
+
+
+def _draw_map(axis: Axes, panel: Panel, theme: Theme) -> None:
+    values = np.array([[y for _, y in series.points] for series in panel.series], float)
+    top = panel.limits[1] if panel.limits else float(np.nanmax(values))
+    axis.imshow(values, cmap=_heat_map(theme), vmin=0, vmax=top, aspect="auto", interpolation="nearest")
+    for row, series in enumerate(panel.series):
+        for (x, y), text in zip(series.points, series.texts, strict=False):
+            colour = theme.faint if math.isnan(y) else theme.ground if y > 0.35 * top else theme.ink
+            axis.text(x, row, text, ha="center", va="center", fontsize=8, color=colour)
+    axis.set(title=panel.title, xlabel=panel.x, ylabel=panel.y)
+    axis.set_yticks(range(len(panel.series)), [series.label for series in panel.series], color=theme.ink)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    if panel.labels:
+        axis.set_xticks(range(len(panel.labels)), panel.labels)
+    axis.grid(visible=False)
+    axis.spines[:].set_visible(False)
+
+
+def _label_ends(axis: Axes, panel: Panel, theme: Theme) -> None:
+    """Label each line at its right end. A label that had to move is connected to its line by a thin stroke."""
+    lines = sorted(
+        (series for series in panel.series if len(series.points) > 1), key=lambda series: series.points[-1][1]
+    )
+    axis.margins(x=0)
+    axis.autoscale_view()
+    transform = axis.transData + axis.transAxes.inverted()
+    wanted = [float(transform.transform(series.points[-1])[1]) for series in lines]
+    for series, height in zip(lines, spread(wanted, 0.058), strict=True):
+        axis.annotate(
+            series.label, series.points[-1], xytext=(1.035, height), textcoords="axes fraction", va="center", fontsize=8,
+            color=theme.faint if series.colour == "before" else theme.ink, annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": theme.faint, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 0, "relpos": (0, 0.5)},
+        )  # fmt: skip
+
+
+def spread(wanted: Sequence[float], gap: float) -> list[float]:
+    """Return label heights near the `wanted` heights (ascending), at least `gap` apart.
+
+    Labels that are moved apart are centred on the mean of their wanted heights.
+    """
+    groups: list[list[float]] = []
+    for height in wanted:
+        groups.append([height])
+        while len(groups) > 1 and _bottom(groups[-1], gap) < _bottom(groups[-2], gap) + gap * len(groups[-2]):
+            groups[-2:] = [groups[-2] + groups[-1]]
+    return [_bottom(group, gap) + gap * place for group in groups for place in range(len(group))]
+
+
+def _bottom(group: Sequence[float], gap: float) -> float:
+    """Return the height of the lowest label in a group that is centred on the mean of its wanted heights."""
+    return sum(group) / len(group) - gap * (len(group) - 1) / 2
+
+
+def running_mean(values: np.ndarray) -> np.ndarray:
+    """Return a centred running mean over a twentieth of the series. The window is truncated at both ends."""
+    window = max(1, len(values) // 20) | 1
+    kernel = np.ones(window)
+    return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")

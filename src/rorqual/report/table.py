@@ -1,0 +1,41 @@
+"""One table: a verb prints it in a terminal, a page shows it, and a dataset card has it in Markdown."""
+
+from __future__ import annotations
+
+import io
+
+from rich import box, table
+from rich.console import Console
+from rich.text import Text
+
+from rorqual.core.config import Config
+
+
+class Table(Config):
+    """A table of text. The first `text_columns` columns are aligned to the left, all others to the right.
+
+    A row of one cell is the heading of the rows below it. On a page, a cell that contains ●, ✕ or ○ is coloured as good,
+    bad or open.
+    """
+
+    title: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+    text_columns: int = 1
+
+    def text(self) -> str:
+        """Return the table for a terminal, with its title."""
+        drawn = table.Table(title=Text(self.title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+        for place, head in enumerate(self.heads):
+            drawn.add_column(Text(head), justify="left" if place < self.text_columns else "right", no_wrap=True)
+        for row in self.rows:
+            drawn.add_row(*map(Text, row))
+        target = io.StringIO()
+        Console(file=target, width=200, force_terminal=False, color_system=None).print(drawn)
+        return "\n".join(line.rstrip() for line in target.getvalue().splitlines())
+
+    def markdown(self) -> str:
+        """Return the table in Markdown, without its title."""
+        lines = (self.heads, ("---",) * len(self.heads), *self.rows)
+        return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

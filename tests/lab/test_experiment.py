@@ -1,0 +1,163 @@
+"""The rule of an experiment on hand-made readings: pairs, goals, equal costs, tables and charts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from graded import graded
+
+from rorqual.core.records import write_json
+from rorqual.evals.compare import compare_seeds, did_think, is_right
+from rorqual.lab.charts import Bars, Curves, Readings, Tradeoff
+from rorqual.lab.experiment import SHARE, ArmPair, Experiment, Quantity, by_family
+from rorqual.lab.job import ExperimentJob
+
+RIGHT, LOSS, COST = "right", "loss", "core-seconds"
+SHIFTS = (-0.002, -0.001, 0.0, 0.001, 0.002)
+
+
+class Toy(Experiment):
+    """Two arms. Each seed's readings are one JSON file."""
+
+    name, title, claim, source = "toy", "t", "c", "s"
+    arms = {"old": "the old", "new": "the new"}
+    quantities = {RIGHT: SHARE, LOSS: Quantity("nats"), COST: Quantity()}
+    pairs = (
+        ArmPair(question="loss", quantity=LOSS, a="old", b="new", claimed=("all",), bound=-0.1, side="below", equal={COST: 0.15}),
+        ArmPair(question="right", quantity=RIGHT, a="old", b="new", claimed=("x",)),
+        ArmPair(question="relative", quantity=LOSS, a="old", b="new", relative=True, of="named"),
+    )  # fmt: skip
+    charts = (
+        Bars(RIGHT),
+        Curves("curve", "t", "y", {"reward": (("run-1", "run-2"), "reward")}),
+        Tradeoff("over", LOSS, RIGHT, {"both": ["old", "new"]}, "x"),
+    )
+    note = "n"
+    why = ""
+
+    def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
+        return []
+
+    def read(self, place: Path) -> Readings:
+        found: dict[str, Any] = json.loads((place / "readings.json").read_bytes())
+        return {name: {arm: found[name][arm] for arm in self.arms} for name in self.quantities}
+
+    def objection(self, seeds: Sequence[Readings]) -> str:
+        return self.why
+
+
+def written(
+    folder: Path, *, loss: float = 1.0, right: float = 0.5, cost: Sequence[float] = (100.0,) * 5
+) -> dict[int, Path]:
+    """Five seeds: the loss and the accuracy of the new arm, where the old one has 2 nats and never answers correctly."""
+    places = {}
+    for seed, shift in enumerate(SHIFTS):
+        place = places[seed] = folder / str(seed)
+        new = {str(item): float(item < 100 * right) for item in range(100)}
+        readings = {
+            RIGHT: {
+                "old": {"all": dict.fromkeys(new, 0.0), "x": dict.fromkeys(new, 0.0)},
+                "new": {"all": new, "x": new},
+            },
+            LOSS: {
+                "old": {"all": {"0": 1.0, "1": 3.0}},
+                "new": {"all": {"1": loss + 1 + shift, "0": loss - 1 + shift, "2": 99.0}},
+            },
+            COST: {"old": {"all": {"0": 100.0}}, "new": {"all": {"0": cost[seed]}}},
+        }
+        write_json(place / "readings.json", readings)
+        for number in (1, 2):
+            (place / f"run-{number}").mkdir(exist_ok=True)
+            lines = (
+                json.dumps({"step": step, "reward": number + shift} | ({} if step else {"reward": None}))
+                for step in range(3)
+            )
+            (place / f"run-{number}" / "metrics.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return places
+
+
+def test_a_claim_holds_if_all_its_parts_do(tmp_path: Path) -> None:
+    finding = Toy().conclude(written(tmp_path))
+    assert finding.verdict == "holds" and len(finding.words) == 2 and finding.seeds == (0, 1, 2, 3, 4)
+    assert "holds" in finding.words[0] and "below -0.1" in finding.words[0]
+    assert Toy().conclude(written(tmp_path, loss=2.0)).verdict == "does not hold"
+    assert Toy().conclude(written(tmp_path, loss=1.9)).verdict == "open", "the interval contains the bound"
+    assert Toy().conclude(written(tmp_path, right=0.0)).verdict == "open"
+    assert Toy().conclude({0: tmp_path / "0", 1: tmp_path / "1"}).verdict == "open", "two seeds"
+
+
+def test_contrasts_pair_items_and_divide_by_the_first_arm(tmp_path: Path) -> None:
+    loss, right, in_x, relative = Toy().conclude(written(tmp_path)).contrasts
+    assert (loss.a, loss.of, loss.unit) == (2.0, "all", "nats") and loss.b == pytest.approx(1.0)
+    assert [b for _, b in loss.by_seed] == pytest.approx([1 + shift for shift in SHIFTS]), "item 2 has no partner"
+    assert (right.of, in_x.of, relative.of, relative.unit) == ("all", "x", "named", "ratio")
+    assert relative.a == 1 and relative.b == pytest.approx(0.5) and right.difference == 0.5
+
+
+def test_unequal_costs_or_an_objection_leave_the_verdict_open(tmp_path: Path) -> None:
+    for costs, verdict in (
+        ([114.9] * 5, "holds"),
+        ([85.1] * 5, "holds"),
+        ([100, 100, 100, 100, 116], "open"),
+        ([130, 80, 100, 100, 90], "open"),
+    ):
+        finding = Toy().conclude(written(tmp_path, cost=costs))
+        assert finding.verdict == verdict
+        assert any("15%" in words and "no verdict" in words for words in finding.words) == (verdict == "open")
+    toy = Toy()
+    toy.why = "cannot be compared"
+    finding = toy.conclude(written(tmp_path))
+    assert finding.verdict == "open" and finding.words[-1] == "cannot be compared"
+    toy.why, toy.pairs = "", (*Toy.pairs[:1], replace(Toy.pairs[1], groups=("all",)))
+    finding = toy.conclude(written(tmp_path))
+    assert finding.verdict == "open" and "nothing was measured" in finding.words[-1], "the claimed group x is missing"
+
+
+def test_tables_and_charts_show_means_and_each_seed(tmp_path: Path) -> None:
+    finding = Toy().conclude(written(tmp_path))
+    right, loss, cost = finding.tables
+    assert right.heads[:4] == ("right", "all, %", "x, %", "seed 0") and right.rows[1][:4] == (
+        "the new",
+        "50.0",
+        "50.0",
+        "50.0",
+    )
+    assert loss.rows[0][:2] == ("the old", "2.0000") and cost.rows[1][1] == "100" and loss.note == "n"
+    bars, curve, over = finding.charts
+    assert [series.label for series in bars.series] == ["the old", "the new"] and bars.labels == ("all", "x")
+    assert bars.series[1].points[1] == (1.0, 0.5) and bars.series[1].low[1] < 0.5 < bars.series[1].high[1]
+    assert len(bars.series[0].by_seed) == 5 and bars.percent
+    [line] = curve.series
+    assert line.points == ((2.0, 1.0), (3.0, 1.0), (5.0, 2.0), (6.0, 2.0)), (
+        "steps go on in the next run; None is left out"
+    )
+    assert line.by_seed[0][0][1] == pytest.approx(0.998)
+    assert (
+        over.series[0].points[0] == (2.0, 0.0)
+        and over.series[0].points[1][1] == 0.5
+        and over.title == "right over loss: x"
+    )
+
+
+def test_contrasts_of_evaluations_are_those_of_evals() -> None:
+    """The same means and intervals as `compare_seeds`, ungraded samples left out."""
+    before = [graded({"x": "1001-0", "y": "0000"}), graded({"x": "110000", "y": "0101"})]
+    after = [graded({"x": "11-110", "y": "1110"}), graded({"x": "111000", "y": "1111"})]
+    for measure in (is_right, did_think):
+        sides = ((by_family(a, measure), by_family(b, measure)) for a, b in zip(before, after, strict=True))
+        seeds = [{RIGHT: {"old": a, "new": b}} for a, b in sides]
+        found = [*ArmPair(question="q", quantity=RIGHT, a="old", b="new").contrasts(seeds, SHARE)]
+        rows = [
+            row
+            for grain in ("all", "family")
+            for row in compare_seeds(before, after, grain=grain, measure=measure, confidence=0.99, samples=20_000)  # type: ignore[arg-type]
+        ]
+        assert [one.of for one in found] == [row.family for row in rows] == ["all", "x", "y"]
+        for one, row in zip(found, rows, strict=True):
+            assert (one.a, one.b, one.difference) == pytest.approx((row.before, row.after, row.difference.mean))
+            assert (one.low, one.high) == pytest.approx((row.difference.interval.low, row.difference.interval.high))

@@ -1,0 +1,319 @@
+"""The report says no more than its figures, needs no network, and comes out the same twice."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html import escape, unescape
+from html.parser import HTMLParser
+
+import pytest
+
+from rorqual.core.errors import ConfigError, DataError
+from rorqual.evals.evaluation import Evaluation
+from rorqual.recipes.quickstart.charts import CLOCK_CHART, SETTINGS, charts
+from rorqual.recipes.quickstart.claims import TOPICS, claims, student_claims
+from rorqual.recipes.quickstart.findings import read_findings, read_records
+from rorqual.recipes.quickstart.report import build_report, hardest, report_text, scientific
+from rorqual.recipes.quickstart.student_charts import student_charts
+from rorqual.tasks.base import Verdict
+
+FILES = [
+    "base/metrics.jsonl",
+    "teacher/metrics.jsonl",
+    *(f"evals/{when}-{mode}.json" for when in ("before", "after") for mode in ("auto", "on", "off")),
+    "evals/experts.json",
+    "summary.json",
+    "evals/student-distilled-auto.json",
+    "reinforced/metrics.jsonl",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, make_folder, add_students):
+    return add_students(make_folder(tmp_path_factory.mktemp("quickstart")))
+
+
+@pytest.fixture(scope="module")
+def report(folder):
+    return build_report(folder).read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def student_folder(tmp_path, make_folder, add_students):
+    return add_students(make_folder(tmp_path / "copy"))
+
+
+def words(folder, section=""):
+    """The report's text, without pictures and markup."""
+    text = report_text(read_findings(folder), {})
+    text = text.split(f'<section id="{section}">')[1].split("</section>")[0] if section else text
+    return " ".join(unescape(re.sub(r"<(title|style|pre).*?</\1>|<[^>]*>", " ", text, flags=re.S)).split())
+
+
+def all_charts(findings):
+    return {chart.name: chart for chart in (*charts(findings), *student_charts(findings))}
+
+
+class Elements(HTMLParser):
+    """Every element with its attributes, and whether each that is opened is closed."""
+
+    VOID = {"meta", "link", "img", "source", "br"}
+
+    def __init__(self, text):
+        super().__init__()
+        self.found, self.open = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_each_claim_stands_once(folder, report):
+    findings = read_findings(folder)
+    asked = [*claims(findings), *student_claims(findings)]
+    assert all(report.count(escape(item.claim.text)) == 1 for item in asked)
+    assert {item.claim.sign for item in asked} == {"higher", "open", "lower"}
+    assert f"Holm-corrected for all {len(claims(findings))} claims" in words(folder, "claims")
+    assert f"Holm-corrected for all {len(student_claims(findings))} claims" in words(folder, "students")
+
+
+def test_it_says_where_the_gain_came_from(folder, tmp_path, make_folder):
+    found, text = read_findings(folder), words(folder)
+    before, after, made = found.right("before"), found.right("after"), found.right("before", "on")
+    assert made - before > 0.8 * (after - before) > 0
+    assert "the choice to think explains nearly all of the gain" in text and "better thinking" not in text
+    assert f"After GRPO, the model made to think reaches {found.right('after', 'on'):.1%}." in text
+    assert f"went from {before:.1%} before GRPO to {after:.1%} after it" in text
+    assert f"takes it from {before:.1%} to {made:.1%} without any training" in text
+    assert f"on {found.thought('before'):.1%} of problems before GRPO and on {found.thought('after'):.1%} after" in text
+    # Had it been as wrong before when made to think, the sentence must turn.
+    other = make_folder(tmp_path)
+    path = other / "evals" / "before-on.json"
+    found = Evaluation.load(path)
+    wrong = tuple(sample.model_copy(update={"verdict": Verdict.WRONG}) for sample in found.samples)
+    found.model_copy(update={"samples": wrong}).save(path)
+    text = words(other)
+    assert "explains little of the gain" in text and "nearly all of the gain" not in text
+
+
+def test_no_gain_is_said_to_be_none(tmp_path, make_folder):
+    folder = make_folder(tmp_path)
+    for mode in ("auto", "on", "off"):
+        shutil.copy(folder / "evals" / f"before-{mode}.json", folder / "evals" / f"after-{mode}.json")
+    assert "GRPO brought no gain" in words(folder)
+    signs = [item.claim.sign for item in claims(read_findings(folder)) if item.topic is not TOPICS[1]]
+    assert set(signs) == {"open"}
+
+
+def test_what_a_model_wrote_is_text_and_nothing_is_fetched(report):
+    elements = Elements(report)
+    assert elements.open == []
+    tags = [tag for tag, _ in elements.found]
+    assert "script" not in tags and report.count("&lt;script&gt;") > 10
+    assert tags.count("img") == tags.count("picture") == 13
+    assert all(attrs["alt"].strip() for tag, attrs in elements.found if tag == "img")
+    for tag, attrs in elements.found:
+        for name in ("src", "srcset", "href", "data", "poster", "action"):
+            assert attrs.get(name, "#").startswith(("#", "data:")), (tag, name)
+    style = report.split("<style>")[1].split("</style>")[0]
+    assert "url(" not in style and "@import" not in style and "http" not in style
+
+
+def test_a_picture_of_the_result_comes_first(report):
+    assert report.index("<h1>") < report.index('aria-label="picture: overview"') < report.index("<nav>")
+
+
+def test_pictures_lie_beside_the_report_in_both_schemes(folder, report):
+    names = all_charts(read_findings(folder)).keys()
+    written = {path.name for path in (folder / "pictures").iterdir()}
+    assert written == {f"{name}{kind}.png" for name in names for kind in ("", "-dark")}
+    assert report.count("(prefers-color-scheme: dark)") == len(names)
+
+
+def test_the_control_is_drawn_beside_what_grpo_changed(folder):
+    """Before GRPO, made to think: without it the rise looks like better thinking."""
+    findings = read_findings(folder)
+    drawn = all_charts(findings)
+    labels = [label for _, _, label, _ in SETTINGS]
+    panels = (drawn["accuracy"], *drawn["accuracy-by-level"].panels)
+    assert all([series.label for series in panel.series] == [*labels, "best baseline"] for panel in panels)
+    for row in findings.evaluations["before", "on"].rows("family"):
+        assert f"(before GRPO, made to think: {row.accuracy:.0%})" in drawn["accuracy"].alt
+        place = drawn["accuracy"].labels.index(row.family)
+        series = drawn["accuracy"].series[labels.index("before GRPO, made to think")]
+        assert series.points[place] == (place, row.accuracy)
+        assert (series.low[place], series.high[place]) == (row.interval.low, row.interval.high)
+
+
+def test_only_the_clock_charts_show_the_clock(folder):
+    findings = read_findings(folder)
+    slower = [stage.model_copy(update={"seconds": 99, "core_seconds": 98}) for stage in findings.summary.stages]
+    summary = findings.summary.model_copy(update={"stages": tuple(slower)})
+    old, new = all_charts(findings), all_charts(type(findings)(**{**vars(findings), "summary": summary}))
+    assert {name for name in old if old[name] != new[name]} == {CLOCK_CHART, f"{CLOCK_CHART}-students"}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_named_and_nothing_is_written(student_folder, name):
+    (student_folder / name).unlink()
+    with pytest.raises(DataError, match=rf"{re.escape(str(student_folder / name))}: .*missing\n.*Repeat"):
+        build_report(student_folder)
+    assert not (student_folder / "report.html").exists() and not (student_folder / "pictures").exists()
+
+
+def test_a_wrong_file_is_named(quickstart_folder):
+    path = quickstart_folder / "evals" / "experts.json"
+    good = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(good | {"layers": [1, 2]}), encoding="utf-8")
+    with pytest.raises(DataError, match=r"experts.json: share must be \[2 layers\]\[6 families\]"):
+        build_report(quickstart_folder)
+    path.write_text(json.dumps(good | {"share": "none"}), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"experts.json: key 'share'"):
+        build_report(quickstart_folder)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match=r"experts.json: the file is not valid JSON"):
+        build_report(quickstart_folder)
+
+
+def test_the_busiest_experts_are_named_in_words(quickstart_folder):
+    path = quickstart_folder / "evals" / "experts.json"
+    use = json.loads(path.read_text(encoding="utf-8"))
+    count = len(use["share"][0][0])
+    busiest = [count - 1 - layer for layer in range(len(use["layers"]))]
+    share = [[[0.5 if e == top else 0.1 for e in range(count)] for _ in use["families"]] for top in busiest]
+    path.write_text(json.dumps(use | {"share": share}), encoding="utf-8")
+    chart = all_charts(read_findings(quickstart_folder))["experts"]
+    assert f"Most loaded expert by layer: {', '.join(map(str, busiest))}." in chart.alt
+    assert chart.panels[1].series[2].points[busiest[1]] == (busiest[1], 0.5)
+
+
+def test_a_dense_model_and_a_run_without_a_student_have_no_such_sections(quickstart_folder):
+    dense = {"layers": [], "families": ["addition"], "share": [], "load": []}
+    (quickstart_folder / "evals" / "experts.json").write_text(json.dumps(dense), encoding="utf-8")
+    text = report_text(read_findings(quickstart_folder), {})
+    assert "no routed experts" in text and 'id="students"' not in text and "quarter of the active" not in text
+    assert not {"experts", "load", "students"} & all_charts(read_findings(quickstart_folder)).keys()
+
+
+def test_records_without_the_keys_are_shown_as_not_recorded(quickstart_folder):
+    for name, stage in (("base", "sft"), ("teacher", "grpo")):
+        lines = b"".join(json.dumps({"step": n, "stage": stage, "reward": None}).encode() + b"\n" for n in range(3))
+        (quickstart_folder / name / "metrics.jsonl").write_bytes(lines)
+    chart = all_charts(read_findings(quickstart_folder))["learning-curves"]
+    assert "Fine-tuning loss went from not recorded" in chart.alt and not any(panel.series for panel in chart.panels)
+    assert "at most" not in words(quickstart_folder, "learning")
+    (quickstart_folder / "base" / "metrics.jsonl").write_bytes(b'{"stage": "grpo"}\n')
+    with pytest.raises(DataError, match=r"metrics.jsonl: no record of stage 'sft'"):
+        build_report(quickstart_folder)
+
+
+def test_a_step_done_twice_counts_as_last_written(tmp_path):
+    lines = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}, {"step": 2, "loss": 1.0}]
+    (tmp_path / "metrics.jsonl").write_bytes(b"".join(json.dumps(line).encode() + b"\n" for line in lines) + b'{"st')
+    assert read_records(tmp_path, "sft") == [lines[0], lines[2]]
+
+
+def test_transcripts_are_chosen_by_rule(folder):
+    own = [s for s in read_findings(folder).evaluations["after", "auto"].samples if s.family == "sorting"]
+    assert hardest(own) == next(sample for sample in own if sample.level == "10")
+    assert hardest([]) is None
+
+
+def test_numbers_are_set_as_in_print():
+    assert [scientific(v) for v in (0, 1234567.0, 9.1e12)] == ["0", "1.23 × 10⁶", "9.10 × 10¹²"]
+
+
+# ---- the student
+
+
+def share(folder, name, mode):
+    return f"{Evaluation.load(folder / 'evals' / f'student-{name}-{mode}.json').rows('all')[0].accuracy:.1%}"
+
+
+def test_the_student_is_said_to_be_no_more_than_it_is(folder, student_folder, add_students, tmp_path, make_folder):
+    text = words(folder, "students")
+    assert "Of these two students the distilled one is right more often" in text
+    assert "This is one run" in text and "rorqual lab distil-vs-rl" in text
+    control = f"made to think, the base reaches {share(folder, 'student-base', 'on')} and the reinforced student "
+    assert control + share(folder, "reinforced", "on") in text
+    own = f"with their own choice to think, {share(folder, 'distilled', 'auto')} and {share(folder, 'teacher', 'auto')}"
+    made = f"made to think, {share(folder, 'distilled', 'on')} and {share(folder, 'teacher', 'on')}"
+    assert f"Student and teacher: {own}; {made}." in text
+    assert not re.findall(r"\b(?:holds?|refuted|helped|better student|made the better)\b", words(folder)), (
+        "one run never says that a method holds"
+    )
+    turned = add_students(make_folder(tmp_path / "turned"), rates={"reinforced": 0.75, "distilled": 0.35})
+    assert "the reinforced one is right more often" in words(turned, "students")
+    for mode in ("auto", "on"):
+        files = [turned / "evals" / f"student-{name}-{mode}.json" for name in ("distilled", "reinforced")]
+        shutil.copy(*files)
+    assert "is right more often is open. Accuracy on held-out" in words(turned, "students")
+
+
+def test_the_first_paragraphs_show_a_problem_of_each_family_of_the_student(folder):
+    samples = read_findings(folder).students["distilled", "auto"].samples
+    lede = words(folder).partition("only on problems such as: ")[2].partition(". At other families")[0]
+    assert {s.family for s in samples if s.prompt in lede.split("; ")} == {s.family for s in samples}
+
+
+def test_costs_are_sums_of_stages_and_called_equal_only_where_they_are(folder, student_folder):
+    text = words(folder, "students")
+    assert (
+        "took 100 core-seconds, including the teacher's samples, and GRPO 95. The ratio is 1.05, about equal." in text
+    )
+    path = student_folder / "summary.json"
+    summary = json.loads(path.read_bytes())
+    for stage in summary["stages"]:
+        stage["core_seconds"] = 60.0 if stage["name"] == "reinforcing" else stage["core_seconds"]
+    path.write_text(json.dumps(summary), encoding="utf-8")
+    assert "not equal, so the comparison is not fair" in words(student_folder, "students")
+
+
+def test_the_ledger_is_shown_with_its_price_and_money_for_what_was_solved(folder):
+    text = words(folder, "cost")
+    assert "assumes US $ 0.05 per core-hour" in text and "tokens were processed again" in text
+    row = text.partition("reinforcing ")[2]
+    cents, per_million = 100 * 95 / 3600 * 0.05, 1e6 * 95 / 3600 * 0.05 / 500
+    assert f"{cents:,.3f} 500 {per_million:,.2f}" in row
+
+
+def requests_of(page, tmp_path, scheme):
+    """Addresses that `page` made Chromium ask for, and what it drew. The browser's own calls (for its updates, its
+    clock) name no initiator; those of a page, which is opened from a file, do."""
+    found = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome", "chrome")]
+    browser = next(filter(None, found), None)
+    assert browser, "No Chromium here: apt-get update && apt-get install -y chromium"
+    log, shot = tmp_path / f"net-{scheme}.json", tmp_path / f"shot-{scheme}.png"
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-extensions"]
+    command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", f"--blink-settings=preferredColorScheme={scheme}"]
+    command += [f"--log-net-log={log}", f"--screenshot={shot}", "--window-size=900,1200", page.as_uri()]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    assert shot.stat().st_size > 10_000
+    found = [event.get("params", {}) for event in json.loads(log.read_text(encoding="utf-8"))["events"]]
+    asked = {event["url"] for event in found if event.get("initiator", "not an origin") != "not an origin"}
+    return asked, shot.read_bytes()
+
+
+@pytest.mark.browser
+def test_a_browser_makes_no_request_in_light_and_dark(folder, report, tmp_path):
+    page = folder / "report.html"
+    pictures_seen = []
+    for scheme in (1, 0):
+        urls, shot = requests_of(page, tmp_path, scheme)
+        assert urls == set()
+        pictures_seen.append(shot)
+    assert pictures_seen[0] != pictures_seen[1]
+    # The twin that shows the log would tell: one picture from elsewhere, and it is seen.
+    leaky = tmp_path / "leaky.html"
+    leaky.write_text(report.replace("<header>", '<header><img alt="" src="http://example.invalid/x.png">'), "utf-8")
+    urls, _ = requests_of(leaky, tmp_path, 1)
+    assert urls == {"http://example.invalid/x.png"}

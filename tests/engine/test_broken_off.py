@@ -16,7 +16,7 @@ from types import FrameType
 import pytest
 import torch
 from consistency import check_scheduler
-from scaled import make_model
+from scaled import ids_and_logprobs, make_model
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from rorqual.core.errors import NumericsError
@@ -38,12 +38,8 @@ def ask(prompt: tuple[int, ...] = PROMPT, **params: object) -> Request:
     return Request(params=SamplingParams(max_tokens=12, ignore_eos=True, **params), prompt_ids=prompt)  # type: ignore[arg-type]
 
 
-def told(completion: Completion) -> tuple[list[int], list[float]]:
-    return completion.token_ids, completion.logprobs
-
-
 def alone(model: Decoder, tokenizer: Tokenizer, chat: ChatFormat, request: Request) -> tuple[list[int], list[float]]:
-    return told(Engine.of(model, tokenizer, chat, slots=2).generate([request])[0][0])
+    return ids_and_logprobs(Engine.of(model, tokenizer, chat, slots=2).generate([request])[0][0])
 
 
 def run_out(engine: Engine, request_id: int) -> Completion:
@@ -76,11 +72,13 @@ def test_a_step_that_ctrl_c_broke_off_serves_nobody(
     hook.remove()
     assert engine.step() == [] and engine.stats()["running"] == engine.stats()["waiting"] == 0
     check_scheduler(engine._cores[0].scheduler)
-    assert told(engine.generate([ask()])[0][0]) == expected
+    assert ids_and_logprobs(engine.generate([ask()])[0][0]) == expected
     engine.close()
     again = Engine.of(mla, tokenizer, chat, slots=8, cache_dir=tmp_path)
     found = again.generate([ask()])[0][0]
-    assert told(found) == expected and found.usage["prompt_cache_hit_tokens"] == 128, "what was computed serves on"
+    assert ids_and_logprobs(found) == expected and found.usage["prompt_cache_hit_tokens"] == 128, (
+        "what was computed serves on"
+    )
 
 
 class Interrupts:
@@ -113,7 +111,7 @@ def test_ctrl_c_at_any_moment_leaves_an_engine_that_answers_right(
 ) -> None:
     engine = Engine.of(mla, tokenizer, chat, slots=8, reuse=True, step_tokens=100)
     asked, others = ask(temperature=1.0, n=2), [ask(OTHER), ask(PROMPT[:70], temperature=1.0)]
-    expected = [[told(one) for one in group] for group in engine.generate([asked, *others])]
+    expected = [[ids_and_logprobs(one) for one in group] for group in engine.generate([asked, *others])]
 
     def streams() -> None:
         engine.submit(others[0])
@@ -135,7 +133,7 @@ def test_ctrl_c_at_any_moment_leaves_an_engine_that_answers_right(
         engine.step()  # what had ended, for who submitted it
         check_scheduler(engine._cores[0].scheduler)
         assert engine.step() == [] and engine.stats()["running"] == engine.stats()["waiting"] == 0, at
-        assert [[told(one) for one in group] for group in engine.generate([asked, *others])] == expected, at
+        assert [[ids_and_logprobs(one) for one in group] for group in engine.generate([asked, *others])] == expected, at
     assert came > 10
 
 
@@ -145,7 +143,7 @@ def test_an_error_in_one_lane_stops_the_others(
     monkeypatch.setattr("rorqual.engine.engine.CORE_WORK", 1)
     engine = Engine.of(mla, tokenizer, chat, slots=8, threads=2)
     asked = [Request(params=SamplingParams(max_tokens=90, ignore_eos=True), prompt_ids=OTHER[:n]) for n in (40, 50)]
-    expected = [told(group[0]) for group in engine.generate(asked)]
+    expected = [ids_and_logprobs(group[0]) for group in engine.generate(asked)]
     calls: dict[int, int] = {}
     both = threading.Barrier(2)
 
@@ -163,12 +161,12 @@ def test_an_error_in_one_lane_stops_the_others(
         engine.generate(asked)
     hook.remove()
     assert sum(calls.values()) < 80, "90 steps each were asked for"
-    assert [told(group[0]) for group in engine.generate(asked)] == expected
+    assert [ids_and_logprobs(group[0]) for group in engine.generate(asked)] == expected
 
 
 def test_several_streams_each_have_all_their_tokens(engine: Engine) -> None:
     requests = [ask(), ask(OTHER, temperature=1.0, n=3), ask(PROMPT[:70], seed=3, temperature=1.0)]
-    expected = [[told(sample) for sample in group] for group in engine.generate(requests)]
+    expected = [[ids_and_logprobs(sample) for sample in group] for group in engine.generate(requests)]
     submitted = engine.submit(ask(OTHER[:40]))
     drawn: list[list[list[int]]] = [[[] for _ in group] for group in expected]
     for row in zip_longest(*map(engine.stream, requests)):
@@ -207,8 +205,8 @@ def test_whoever_comes_after_a_change_of_weights_has_the_new_ones_alone(
     engine.submit(Request(first.messages, first.params, prompt_ids=first.prompt_ids, reuse=reuse))
     assert engine.step() == []  # the prompt is fed in part
     engine.load_weights(new)
-    assert told(run_out(engine, engine.submit(ask()))) == expected
-    assert told(run_out(engine, engine.submit(ask()))) == expected
+    assert ids_and_logprobs(run_out(engine, engine.submit(ask()))) == expected
+    assert ids_and_logprobs(run_out(engine, engine.submit(ask()))) == expected
 
 
 def test_a_folder_filled_under_another_configuration_is_not_read(
@@ -235,7 +233,7 @@ def test_a_folder_filled_under_another_configuration_is_not_read(
     first.close()
     second = Engine.of(other, tokenizer, chat, slots=8, cache_dir=tmp_path)
     found = second.generate([ask()])[0][0]
-    assert told(found) == expected and found.usage["prompt_cache_hit_tokens"] == 0
+    assert ids_and_logprobs(found) == expected and found.usage["prompt_cache_hit_tokens"] == 0
     second.close()
     same = Engine.of(model, tokenizer, chat, slots=8, cache_dir=tmp_path).generate([ask()])[0][0]
     assert same.usage["prompt_cache_hit_tokens"] == 128
@@ -258,12 +256,12 @@ def test_a_logit_that_is_no_number_ends_its_own_request(
     done: dict[int, Completion] = {}
     while len(done) < 3:
         done |= {delta.request_id: delta.completion for delta in engine.step() if delta.completion is not None}
-    assert told(done[request_ids[1]]) == expected and not done[request_ids[1]].error
+    assert ids_and_logprobs(done[request_ids[1]]) == expected and not done[request_ids[1]].error
     for request_id in (request_ids[0], request_ids[2]):
         assert "NaN or infinite logit" in done[request_id].error and len(done[request_id].token_ids) == 1
     with pytest.raises(NumericsError, match="NaN or infinite logit"):
         engine.generate([good, bad])
-    assert told(engine.generate([good])[0][0]) == expected
+    assert ids_and_logprobs(engine.generate([good])[0][0]) == expected
 
 
 @pytest.mark.parametrize("cut", [40, 64, 89])
@@ -281,11 +279,11 @@ def test_what_is_no_number_reaches_nobody_who_has_its_blocks_later(
             model, tokenizer, chat, slots=1, reuse=reuse, cache_bytes=160 << 10, cache_dir=tmp_path if reuse else None
         )
         assert run_out(engine, engine.submit(bad)).error
-        assert told(run_out(engine, engine.submit(good))) == expected
+        assert ids_and_logprobs(run_out(engine, engine.submit(good))) == expected
         cancelled = engine.submit(bad)
         engine.step()
         engine.cancel(cancelled)
-        assert told(run_out(engine, engine.submit(good))) == expected
+        assert ids_and_logprobs(run_out(engine, engine.submit(good))) == expected
         engine.close()
     again = Engine.of(model, tokenizer, chat, slots=2, cache_dir=tmp_path)
-    assert told(again.generate([good])[0][0]) == expected
+    assert ids_and_logprobs(again.generate([good])[0][0]) == expected

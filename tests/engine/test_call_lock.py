@@ -9,12 +9,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 from consistency import check_scheduler
-from scaled import make_model
+from scaled import ids_and_logprobs, make_model
 
 from rorqual.core.errors import ConfigError
 from rorqual.data.chat import ChatFormat
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.engine import Completion, Engine, Request, SamplingParams
+from rorqual.engine import Engine, Request, SamplingParams
 from rorqual.engine.call_lock import CallLock
 from rorqual.engine.deltas import Delta
 from rorqual.model import Decoder
@@ -37,14 +37,10 @@ def ask(number: int, tokens: int = 20) -> Request:
     )
 
 
-def told(completion: Completion) -> tuple[list[int], list[float]]:
-    return completion.token_ids, completion.logprobs
-
-
 @pytest.fixture
 def alone(gqa: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> dict[int, tuple[list[int], list[float]]]:
     other = Engine.of(gqa, tokenizer, chat, slots=4)
-    return {number: told(other.generate([ask(number)])[0][0]) for number in range(6)}
+    return {number: ids_and_logprobs(other.generate([ask(number)])[0][0]) for number in range(6)}
 
 
 @pytest.mark.parametrize("call", ["submit", "step", "generate", "stream", "weights_changed", "load_weights"])
@@ -66,9 +62,9 @@ def test_a_call_from_within_a_batch_is_refused_and_the_batch_is_whole(
         refused.append(caught.value.remedy)
 
     found = engine.generate([ask(number) for number in range(4)], progress=progress)
-    assert [told(row[0]) for row in found] == [alone[number] for number in range(4)]
+    assert [ids_and_logprobs(row[0]) for row in found] == [alone[number] for number in range(4)]
     assert refused and all("after the outer call has returned" in remedy for remedy in refused)
-    assert told(engine.generate([ask(5)])[0][0]) == alone[5], "nothing was left behind"
+    assert ids_and_logprobs(engine.generate([ask(5)])[0][0]) == alone[5], "nothing was left behind"
 
 
 def test_batches_and_streams_of_several_threads_wait_for_each_other(
@@ -77,7 +73,7 @@ def test_batches_and_streams_of_several_threads_wait_for_each_other(
     found: dict[int, tuple[list[int], list[float]]] = {}
 
     def batch(number: int) -> None:
-        found[number] = told(engine.generate([ask(number)])[0][0])
+        found[number] = ids_and_logprobs(engine.generate([ask(number)])[0][0])
 
     threads = [threading.Thread(target=batch, args=(number,)) for number in range(6)]
     for thread in threads:
@@ -121,7 +117,7 @@ def test_a_stream_that_is_collected_in_the_middle_of_a_step_leaves_after_it(
                 if delta is None:
                     del streams[number]
                 elif delta.completion is not None:
-                    found[number] = told(delta.completion)
+                    found[number] = ids_and_logprobs(delta.completion)
     finally:
         gc.enable()
     assert steps[0] > 5 and found == {number: alone[number] for number in range(3)}

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Sequence
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rorqual.engine.kv_cache.block_hash import chain, extend, fingerprint_of, matchable, root
+from rorqual.engine.kv_cache.block_hash import extend, fingerprint_of, matchable, root
 from rorqual.engine.kv_cache.block_pool import BlockPool
 
 SECRET = bytes(range(32))
 TOKENS = st.lists(st.integers(0, 3), max_size=24)
 TENANT = st.text(st.characters(codec=None), max_size=8)  # lone surrogates included
+
+
+def chain(secret: bytes, fingerprint: bytes, tenant: str, tokens: Sequence[int], block: int) -> list[bytes]:
+    """The keys of a prompt's full blocks."""
+    return extend(secret, root(secret, fingerprint, tenant, block), tokens, block)
 
 
 def by_hand(secret: bytes, fingerprint: bytes, tenant: str, tokens: list[int], block: int) -> list[bytes]:

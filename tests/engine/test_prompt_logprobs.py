@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from scaled import finish
 from trained import TESTED, in_type
 
 from rorqual.core.errors import NumericsError
@@ -93,9 +94,7 @@ def test_a_preempted_prompt_has_each_of_them_once(
     for _ in range(3):
         engine.step()
     engine.submit(other)
-    found: dict[int, Completion] = {}
-    while engine.stats()["running"] + engine.stats()["waiting"]:
-        found |= {delta.request_id: delta.completion for delta in engine.step() if delta.completion is not None}
+    found = finish(engine)
     assert engine.stats()["preemptions"] == 1
     assert said(found[request_id]) == said(expected)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conversations import engine_for
-from scaled import make_model
+from scaled import finish, make_model
 from schedules import differences
 from test_isolation import counted
 
@@ -21,7 +21,6 @@ from rorqual.data.chat import ChatFormat
 from rorqual.engine import Completion, Embeds, Engine, Request, SamplingParams
 from rorqual.engine.remote.engine import RemoteEngine
 from rorqual.model import Decoder
-from rorqual.model.adapter import LoRA
 from rorqual.ops.paged import BLOCK
 
 HOLE = 7
@@ -44,19 +43,10 @@ def alone(model: Decoder, chat: ChatFormat, request: Request) -> Completion:
     return engine_for(model, chat).generate([request])[0][0]
 
 
-def adapted() -> Decoder:
-    model = make_model("gqa")
-    LoRA(r=2).attach(model, seed=1)
-    with torch.no_grad():
-        for number, parameter in enumerate(p for p in model.parameters() if p.requires_grad):
-            parameter += 0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
-    return model
-
-
-@pytest.mark.parametrize("name", ["mla", "gqa", "bf16", "packed", "with an adapter"])
+@pytest.mark.parametrize("name", ["mla", "gqa", "bf16", "packed"])
 def test_the_embeddings_of_a_text_are_answered_as_the_text(name: str, chat: ChatFormat) -> None:
     """Behind its own tokens, and behind placeholders."""
-    model = adapted() if name == "with an adapter" else make_model("gqa" if name == "gqa" else "mla")
+    model = make_model("gqa" if name == "gqa" else "mla")
     model = model.bfloat16() if name == "bf16" else model
     with torch.no_grad():
         embeds = Embeds(model.embed(torch.tensor(TEXT))[list(PLACES)], PLACES)
@@ -86,8 +76,7 @@ def test_beside_others_it_is_the_same(mla: Decoder, chat: ChatFormat) -> None:
     for request in requests:
         request_ids.append(engine.submit(request))
         done = {d.request_id: d.completion for d in engine.step() if d.completion is not None}
-    while engine.stats()["running"] + engine.stats()["waiting"]:
-        done |= {d.request_id: d.completion for d in engine.step() if d.completion is not None}
+    done |= finish(engine)
     for request_id, request in zip(request_ids, requests, strict=True):
         assert differences(done[request_id], alone(mla, chat, request)) == []
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from scaled import finish
 from schedules import FORCED, LONG, Pool, Wrong, differences, make_pool, run_schedule
 from trained import CONTEXT, FURTHER, TESTED, TYPES, in_type
 
@@ -217,8 +218,6 @@ def test_wider_layers_change_no_bit(kind: str, dtype: str) -> None:
             engine = pool.engine(slots=4)
             for request in asked:
                 engine.submit(request)
-            found: dict[int, Completion] = {}
-            while engine.stats()["running"] + engine.stats()["waiting"]:
-                found |= {d.request_id: d.completion for d in engine.step() if d.completion is not None}
+            found = finish(engine)
             torch.set_num_threads(1)
             assert [differences(found[i], pool.alone(i)[0]) for i in range(3)] == [[]] * 3

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from scaled import make_model
+from scaled import ids_and_logprobs, make_model
 from torch import Tensor, nn
 
 from rorqual.data.chat import ChatFormat
@@ -20,10 +20,6 @@ from rorqual.model.adapter import LoRA
 
 PROMPT = tuple(3 + i * 7 % 250 for i in range(85))
 ASKED = Request(params=SamplingParams(max_tokens=8, ignore_eos=True), prompt_ids=PROMPT)
-
-
-def told(completion: Completion) -> tuple[list[int], list[float]]:
-    return completion.token_ids, completion.logprobs
 
 
 def some(model: Decoder) -> Tensor:
@@ -84,7 +80,7 @@ def test_a_change_invalidates_the_cache(way: str, by: str, tokenizer: Tokenizer,
     new = answer()
     assert new.usage["prompt_cache_hit_tokens"] == 0
     fresh = Engine.of(model, tokenizer, chat, record_experts=False).generate([ASKED])[0][0]
-    assert told(new) == told(fresh) != told(old)
+    assert ids_and_logprobs(new) == ids_and_logprobs(fresh) != ids_and_logprobs(old)
     assert answer().usage["prompt_cache_hit_tokens"] == 64, "and nothing since"
 
 

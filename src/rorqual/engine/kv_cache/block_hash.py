@@ -20,17 +20,12 @@ import numpy as np
 KEY_BYTES = 32
 
 
-def chain(secret: bytes, fingerprint: bytes, tenant: str, tokens: Sequence[int] | Any, block: int) -> list[bytes]:
-    """Return one 32-byte key for each full block of `tokens`, a list or one-dimensional array of integers.
+def root(secret: bytes, fingerprint: bytes, tenant: str, block: int) -> bytes:
+    """Return the root key of a tenant, which is the parent key of the first block of every prompt.
 
     `secret` has 16 to 64 random bytes; `fingerprint` comes from `fingerprint_of`. A different secret, fingerprint,
     tenant or block size always gives different keys.
     """
-    return extend(secret, root(secret, fingerprint, tenant, block), tokens, block)
-
-
-def root(secret: bytes, fingerprint: bytes, tenant: str, block: int) -> bytes:
-    """Return the root key of a tenant, which is the parent key of the first block of every prompt."""
     # A tenant name from a JSON request may contain lone surrogates.
     fields = (fingerprint, tenant.encode("utf-8", "surrogatepass"), str(block).encode())
     return _keyed(secret, b"rorqual root", b"".join(map(_prefixed, fields)))
@@ -43,7 +38,9 @@ def extend(
     block: int,
     extra_keys: Callable[[int], Sequence[bytes]] = lambda _: (),
 ) -> list[bytes]:
-    """Return the keys of the full blocks of `tokens`. The first of these blocks follows the block with the key `parent`.
+    """Return one 32-byte key for each full block of `tokens`, a list or array of token ids.
+
+    The first of these blocks follows the block with the key `parent`.
     For the first block of a prompt, `parent` is the root key.
 
     A growing sequence passes the key of its last full block as `parent`, and so hashes only its new blocks.

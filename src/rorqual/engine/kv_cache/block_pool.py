@@ -23,8 +23,6 @@ class BlockPool:
     """
 
     def __init__(self, n_blocks: int) -> None:
-        if n_blocks < 1:
-            raise ValueError(f"n_blocks={n_blocks}: a pool needs 1 block or more")
         self.n_blocks = n_blocks
         self.evictions = 0
         self._references = [0] * n_blocks
@@ -63,8 +61,6 @@ class BlockPool:
 
         Returns None and changes nothing if too few blocks are available.
         """
-        if count < 0:
-            raise ValueError(f"cannot allocate {count} blocks")
         if count > len(self._free) + len(self._cached):
             return None
         while len(self._free) < count:

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from scaled import make_model, whole_forward
+from scaled import whole_forward
 
 from rorqual.core.errors import ConfigError, RorqualError
 from rorqual.core.records import Message, TaskDefaults, write_json
-from rorqual.data.chat import ChatFormat, chat_format
+from rorqual.data.chat import ChatFormat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Completion, Engine, EngineConfig, Request, SamplingParams
 from rorqual.engine.request import Grammar
@@ -443,20 +443,6 @@ def test_a_runs_engine_is_on_its_device_in_its_type(run: Path) -> None:
     assert next(Engine(run, device="cpu").model.parameters()).device.type == "cpu"
     with pytest.raises((RuntimeError, RorqualError), match="nowhere"):
         Engine(run, device="nowhere")
-
-
-def test_an_engine_speaks_by_its_model_its_tokenizer_and_its_chat_format(
-    mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat
-) -> None:
-    short = SamplingParams(max_tokens=4)
-    request = Request((Message("user", "hi"),), short)
-    [[one]] = Engine.of(mla, tokenizer, chat).generate([request])
-    [[two]] = Engine.of(make_model("mla", seed=3), tokenizer, chat).generate([request])
-    assert one.prompt_ids == two.prompt_ids and one.logprobs != two.logprobs
-    with pytest.raises(RorqualError):
-        Engine.of(mla, tokenizer, chat_format(tokenizer, "none")).generate([request])
-    engine = Engine.of(mla, tokenizer, chat)
-    assert engine.tokenizer is tokenizer and engine.chat is chat
 
 
 @pytest.mark.parametrize("name", ["slots", "threads", "engine_cores", "step_tokens", "max_len"])

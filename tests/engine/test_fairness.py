@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tape import Job, Tape, answer, drive, sequence, some_ids
 
-from rorqual.engine.request_queue import DRAWN, in_turn
+from rorqual.engine.request_queue import DRAWN, round_robin
 from rorqual.engine.scheduler import QUANTUM
 
 
@@ -137,4 +137,4 @@ def test_prompts_of_several_tenants_are_fed_in_turn() -> None:
     ]
     for number, one in enumerate(given_):
         one.arrival = number
-    assert [s.request_id for s in in_turn(given_)] == [3, 0, 2, 1]
+    assert [s.request_id for s in round_robin(given_)] == [3, 0, 2, 1]

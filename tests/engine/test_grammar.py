@@ -191,12 +191,6 @@ def test_json_is_any_object(grammars: Grammars, tokenizer: Tokenizer) -> None:
         assert matches(compiled, tokenizer, text)
     for text in ("[]", "1", '{"a"}', "{} {}", '{"a": 1,}', "text", ""):
         assert not matches(compiled, tokenizer, text)
-    finished = 0
-    for seed in range(20):
-        reply, ended = sampled(compiled.start(), tokenizer, seed)
-        finished += ended
-        assert not ended or isinstance(json.loads(tokenizer.decode(reply)), dict)
-    assert finished > 5
 
 
 @pytest.mark.parametrize(

@@ -61,17 +61,6 @@ def test_what_is_found_is_the_longest_beginning_of_the_same_tenant(
     check_pool(pages.pool, [[0], first.blocks, second.blocks])
 
 
-def test_a_last_block_that_is_not_full_is_not_shared_but_copied() -> None:
-    pages, first, second = pages_of(), owner(), owner(1)
-    fill(pages, first)
-    ((to, from_),) = pages.fork(first, second, len(PROMPT)) or [(0, 0)]
-    assert from_ == first.blocks[3] and to == second.blocks[3] not in first.blocks
-    assert second.blocks[:3] == first.blocks[:3]
-    third = owner(2)
-    assert pages.fork(first, third, 3 * BLOCK) == [] and third.blocks == first.blocks[:3]
-    check_pool(pages.pool, [[0], first.blocks, second.blocks, third.blocks])
-
-
 def test_samples_of_one_prompt_name_their_own_replies() -> None:
     """They share the names of the prompt's blocks, and a block of one reply is not found by the other's."""
     pages, first, second = pages_of(20), owner(), owner(1)

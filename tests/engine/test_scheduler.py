@@ -103,16 +103,6 @@ def test_equal_prompts_are_fed_once_and_only_within_a_tenant() -> None:
 # ---- stepping back
 
 
-def test_who_comes_last_steps_back_and_nothing_is_lost() -> None:
-    """Two rows that grow over the ends of blocks, and there is one too few."""
-    tape = Tape(3, 1 + 5, step_tokens=1000)
-    jobs = [Job(sequence(t, tuple(range(2, 62)), new=90, tenant=f"{t}", endless=True)) for t in (3, 4, 6)]
-    seen = drive(tape, jobs)
-    assert tape.preempted == seen.stepped_back == tape.scheduler.preemptions >= 1
-    assert seen.ended == {job.sequence.request_id: answer(job.sequence) for job in jobs}
-    assert seen.order == [3, 4, 6]
-
-
 def test_a_higher_priority_takes_a_slot_at_once_and_a_lower_one_waits() -> None:
     tape = Tape(2, 20, step_tokens=1000)
     low = [Job(sequence(t, (3, t), new=60, endless=True)) for t in (2, 3)]

@@ -22,7 +22,7 @@ from rorqual.core.memory import give_back, keep_freed
 from rorqual.core.records import RunDir
 from rorqual.data.chat import ChatFormat, load_chat
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.engine.call_lock import CallLock, Progress, Results, at_most, shared_out
+from rorqual.engine.call_lock import CallLock, Progress, Results, at_most, divide_work
 from rorqual.engine.config import EngineConfig
 from rorqual.engine.core import CoreConfig, EngineCore
 from rorqual.engine.deltas import Delta, Outbox
@@ -249,7 +249,7 @@ class Engine:
         """
         total = sum(job.request.params.n for job in jobs)
         cores = self._cores[: max(1, int(total * self._row_work) // CORE_WORK, -(-total // self._slots))]
-        chosen = shared_out([job.request.params.n for job in jobs], len(cores))
+        chosen = divide_work([job.request.params.n for job in jobs], len(cores))
         for request_id, (job, core) in enumerate(zip(jobs, chosen)):
             cores[core].submit(self._processor.sequences(request_id, job))
         return [core for number, core in enumerate(cores) if number in chosen]

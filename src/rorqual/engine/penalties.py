@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
+
+
+@dataclass
+class _History:
+    places: dict[int, int]
+    """The index of each distinct token in `ids` and `counts`."""
+    ids: Ints
+    counts: npt.NDArray[np.float32]
 
 
 class Counts:
@@ -19,17 +28,18 @@ class Counts:
     """
 
     def __init__(self) -> None:
-        self._histories: dict[int, dict[int, int]] = {}
+        self._histories: dict[int, _History] = {}
 
     def add(self, row: int, prompt: Sequence[int], reply: Sequence[int] = ()) -> None:
         """Create the history of `row` from the prompt (at least one token id) and the reply so far.
 
         Only rows whose parameters satisfy `needs_history` need a history.
         """
-        history = dict.fromkeys(prompt, 0)
+        places = {token: place for place, token in enumerate(dict.fromkeys([*prompt, *reply]))}
+        counts = np.zeros(len(places), np.float32)
         for token in reply:
-            history[token] = history.get(token, 0) + 1
-        self._histories[row] = history
+            counts[places[token]] += 1
+        self._histories[row] = _History(places, np.array(list(places), np.int64), counts)
 
     def tally(self, rows: Ints, tokens: Ints) -> None:
         """For each row, add the new token to the row's history.
@@ -37,8 +47,13 @@ class Counts:
         `tokens` [n] are the new tokens of the distinct `rows` [n]. Rows without a history are skipped.
         """
         for row, token in zip(rows.tolist(), tokens.tolist()):
-            if (history := self._histories.get(row)) is not None:
-                history[token] = history.get(token, 0) + 1
+            if (history := self._histories.get(row)) is None:
+                continue
+            place = history.places.setdefault(token, len(history.ids))
+            if place == len(history.ids):
+                history.ids = np.append(history.ids, token)
+                history.counts = np.append(history.counts, np.float32(0))
+            history.counts[place] += 1
 
     def drop(self, row: int) -> None:
         """Delete the history of `row`, if it has one."""
@@ -52,10 +67,10 @@ class Counts:
         copies of its last token. Raises KeyError for a row without a history.
         """
         histories = [self._histories[row] for row in rows.tolist()]
-        most = max(map(len, histories))
-        ids, counts = np.zeros((len(histories), most), np.int64), np.zeros((len(histories), most), np.float32)
+        most = max(len(history.ids) for history in histories)
+        ids, counts = np.empty((len(histories), most), np.int64), np.empty((len(histories), most), np.float32)
         for place, history in enumerate(histories):
-            used = len(history)
-            ids[place, :used], counts[place, :used] = list(history), list(history.values())
-            ids[place, used:], counts[place, used:] = ids[place, used - 1], counts[place, used - 1]
+            used = len(history.ids)
+            ids[place, :used], counts[place, :used] = history.ids, history.counts
+            ids[place, used:], counts[place, used:] = history.ids[-1], history.counts[-1]
         return ids, counts

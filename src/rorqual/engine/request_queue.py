@@ -20,7 +20,7 @@ DRAWN = 2.0
 """Cost of one sampled token, in units of one prefill token."""
 
 
-def in_turn(sequences: Iterable[Sequence]) -> list[Sequence]:
+def round_robin(sequences: Iterable[Sequence]) -> list[Sequence]:
     """Sort sequences by priority, and round-robin over tenants within a priority.
 
     The first sequence of each tenant comes first, then the second sequence of each tenant, and so on.
@@ -77,7 +77,7 @@ class RequestQueue:
         as in `next`."""
         return self._counters.get(tenant, 0.0) + DRAWN * running.get(tenant, 0.0)
 
-    def owing(self, tenant: str, held: Mapping[str, int], running: Mapping[str, float]) -> set[str]:
+    def tenants_to_preempt(self, tenant: str, held: Mapping[str, int], running: Mapping[str, float]) -> set[str]:
         """Return the tenants that may lose a slot to `tenant`. `held` counts slots per tenant; `running` has the same
         meaning as in `next`.
 

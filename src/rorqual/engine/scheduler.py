@@ -20,7 +20,7 @@ from typing import Protocol
 import numpy as np
 
 from rorqual.engine.kv_cache.manager import KVCacheManager
-from rorqual.engine.request_queue import RequestQueue, in_turn
+from rorqual.engine.request_queue import RequestQueue, round_robin
 from rorqual.engine.sequence import InputBatch, Ints, Sequence
 from rorqual.ops.paged import BLOCK, QUERIES
 
@@ -178,7 +178,7 @@ class Scheduler:
             return
         leaders = {s.prefill_key: s for s in self.prefilling}
         while self.waiting:
-            sequence = self.waiting.next(self._served())
+            sequence = self.waiting.next(self._sampled_by_tenant())
             if not self._free:
                 if not self._preempt_for(sequence, plan):
                     return
@@ -229,7 +229,7 @@ class Scheduler:
         """Return the sequence to preempt in favour of the queued `sequence`, or None.
 
         If a sequence of lower priority has a slot, the victim is the sequence that `_last` returns. Otherwise the
-        candidates belong to tenants that may lose a slot (`RequestQueue.owing`). A candidate has the same priority as
+        candidates belong to tenants that may lose a slot (`RequestQueue.tenants_to_preempt`). A candidate has the same priority as
         `sequence` and has decoded at least `QUANTUM` tokens in its row. The victim is the candidate whose tenant has
         the most slots. Ties go to the candidate with the most decoded tokens.
         """
@@ -238,7 +238,7 @@ class Scheduler:
         slots = self._slots_by_tenant()
         if slots.keys() == {sequence.tenant}:
             return None
-        tenants = self.waiting.owing(sequence.tenant, slots, self._served())
+        tenants = self.waiting.tenants_to_preempt(sequence.tenant, slots, self._sampled_by_tenant())
         candidates = [
             (slots[s.tenant], self._n_sampled(row), row)
             for row, s in enumerate(self.running)
@@ -246,7 +246,7 @@ class Scheduler:
         ]
         return self.running[max(candidates)[2]] if candidates else None
 
-    def _served(self) -> dict[str, float]:
+    def _sampled_by_tenant(self) -> dict[str, float]:
         """Return, for each tenant with a slot, the number of tokens that its sequences have decoded in their current
         rows."""
         served = dict.fromkeys((s.tenant for s in self._admitted()), 0.0)
@@ -259,7 +259,7 @@ class Scheduler:
         plan.decode = len(self.running)
         budget = max(self.step_tokens - plan.decode, QUERIES)
         completed: list[Chunk] = []
-        order = in_turn(self.prefilling)
+        order = round_robin(self.prefilling)
         for index, sequence in enumerate(order):
             if sequence.slot < 0 or budget <= 0:
                 continue

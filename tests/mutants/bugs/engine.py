@@ -187,8 +187,8 @@ MUTANTS = (
         "a token that a reply repeats is counted once",
         "frequency is presence",
         "engine/penalties.py",
-        "            if (history := self._histories.get(row)) is not None:\n                history[token] = history.get(token, 0) + 1",
-        "            if (history := self._histories.get(row)) is not None:\n                history[token] = 1",
+        "            history.counts[place] += 1\n",
+        "            history.counts[place] = 1\n",
         "tests/engine/test_penalties.py::test_each_row_is_the_stated_arithmetic",
     ),
     one(
@@ -916,8 +916,8 @@ MUTANTS = (
         "a place's penalties are those of whoever had it before",
         "issue 14: fourth bug trial",
         "engine/penalties.py",
-        "        history = dict.fromkeys(prompt, 0)",
-        "        history = {**self._histories.get(row, {}), **dict.fromkeys(prompt, 0)}",
+        "        counts = np.zeros(len(places), np.float32)\n",
+        "        counts = np.resize(self._histories[row].counts if row in self._histories else np.float32(0), len(places))\n",
         "tests/engine/test_penalties.py::test_a_history_survives_departures_and_preemption",
     ),
     one(

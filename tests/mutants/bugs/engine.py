@@ -531,9 +531,9 @@ MUTANTS = (
     one(
         "disk_bytes is dropped",
         "issue 14: first bug trial",
-        "engine/engine.py",
-        "replace(size, folder=folder, disk_bytes=config.disk_bytes)",
-        "replace(size, folder=folder)",
+        "engine/core.py",
+        "DiskStore(Path(folder), config.disk_bytes, fingerprint)",
+        "DiskStore(Path(folder), 4 << 30, fingerprint)",
         "tests/engine/test_every_field.py::test_a_folder_stays_within_its_bytes",
     ),
     one(

@@ -221,14 +221,6 @@ def test_the_diagrams_show_the_page() -> None:
         assert (ROOT / diagrams.FOLDER / name).read_text(encoding="utf-8") == text, name
 
 
-def test_the_paths_of_the_page_are_in_the_source() -> None:
-    for block in diagrams.blocks((ROOT / diagrams.PAGE).read_text(encoding="utf-8"), "Three paths through the code"):
-        for step in diagrams.steps(block):
-            source = (ROOT / "src" / "rorqual" / step.file).read_text(encoding="utf-8")
-            for name in step.function.split(", "):
-                assert re.search(rf"^\s*(?:async )?(?:def|class) {name.rpartition('.')[2]}\b", source, re.M), step
-
-
 def test_the_page_of_results_names_every_result_file() -> None:
     page = (DOCS / "LOG.md").read_text(encoding="utf-8")
     files = [path.relative_to(DOCS).as_posix() for path in (DOCS / "results").rglob("*.json")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,23 +31,17 @@ from rorqual.engine.kv_cache.paged import PagedCache, StepCache
 from rorqual.model import Decoder, ModelConfig, Stage, account, build
 from rorqual.model.attention import (
     AttentionConfig,
-    AttentionContext,
     BlockSelectionConfig,
-    CachePart,
     DSAConfig,
     GQAConfig,
-    LayerCache,
     MLAConfig,
     NSAConfig,
-    Selection,
     WindowConfig,
 )
 from rorqual.model.block import BlockConfig, PreNormConfig
 from rorqual.model.ffn import DenseConfig, FFNConfig, MoEConfig
 from rorqual.model.ffn.router import GroupedTopKConfig, RouterConfig, ZeroExpertsConfig
 from rorqual.model.init import init_weights
-from rorqual.model.training_cache import PackedBatchCache
-from rorqual.ops.attention import document_mask
 from rorqual.ops.backends import REFERENCE, TORCH, TORCH_INVARIANT, Backend
 from rorqual.ops.backends.attention import AttentionMetadata
 from rorqual.ops.paged import BLOCK
@@ -161,113 +155,6 @@ def test_every_registered_kind_has_an_example() -> None:
     assert set(kinds(BlockConfig)) == {stage.block.kind for stage in STAGES}
 
 
-class Kept(LayerCache):
-    """One layer's cache for tests, in the plainest way: everything is kept, and attended in one softmax in fp64. It notes what it was given."""
-
-    def __init__(self, batch: int, spec: Sequence[CachePart]) -> None:
-        self.batch, self.spec = batch, {part.name: part for part in spec}
-        self.parts: dict[str, Tensor] = {}
-        self.received: set[CachePart] = set()
-        self.before = self.now = 0  # tokens of each row
-
-    def write(self, parts: Mapping[str, Tensor]) -> None:
-        every = {self.spec[name].every for name in parts}.pop()
-        kept = {name: self.spec[name].dtype for name in parts}
-        self.received |= {CachePart(name, *part.shape[1:], kept[name], every) for name, part in parts.items()}
-        for name, part in parts.items():  # [batch, rows, heads, width]
-            new = part.to(self.spec[name].dtype or part.dtype).to(part.dtype).unflatten(0, (self.batch, -1))
-            self.parts[name] = torch.cat((self.parts[name], new), dim=1) if name in self.parts else new
-            if every == 1:
-                self.before, self.now = self.parts[name].shape[1] - new.shape[1], self.parts[name].shape[1]
-
-    def groups(self, part: str, every: int) -> tuple[Tensor, Tensor]:
-        seq = self.now - self.before
-        ends = [(b, s) for b in range(self.batch) for s in range(self.before, self.now) if s % every == every - 1]
-        rows = [self.parts[part][b, s + 1 - every : s + 1] for b, s in ends]
-        empty = self.parts[part].new_zeros(0, every, *self.parts[part].shape[2:])
-        last = torch.tensor([b * seq + s - self.before for b, s in ends], dtype=torch.long)
-        return torch.cat((empty, *(r.unsqueeze(0) for r in rows))), last
-
-    def attend(
-        self,
-        q: Tensor,
-        keys: str,
-        values: str,
-        scale: float,
-        *,
-        value_width: int | None = None,
-        selected: Selection | None = None,
-        window: int | None = None,
-    ) -> Tensor:
-        return self.attend_with_lse(q, keys, values, scale, value_width=value_width, selected=selected, window=window)[
-            0
-        ]
-
-    def attend_with_lse(
-        self,
-        q: Tensor,
-        keys: str,
-        values: str,
-        scale: float,
-        *,
-        value_width: int | None = None,
-        selected: Selection | None = None,
-        window: int | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        k, v = self.parts[keys].double(), self.parts[values][..., :value_width].double()
-        seen = self._seen(keys, window).repeat(self.batch, 1, 1)  # [batch, seq, rows]
-        if selected is not None:
-            for row, chosen in zip(seen.flatten(0, 1), selected.rows):
-                row &= torch.tensor([i in set(chosen.tolist()) for i in range(len(row))])
-        grouped = q.unflatten(0, (self.batch, -1)).double()  # [batch, seq, heads, repeat, d]
-        scores = torch.einsum("bshrd,bkhd->bshrk", grouped, k) * scale
-        scores = scores.masked_fill(~seen[:, :, None, None], -1e30)
-        out = torch.einsum("bshrk,bkhv->bshrv", scores.softmax(-1), v)
-        blind = ~seen.any(-1)[:, :, None, None]
-        lse = scores.logsumexp(-1).masked_fill(blind, -1e30)
-        return out.masked_fill(blind.unsqueeze(-1), 0).flatten(0, 1).to(q.dtype), lse.flatten(0, 1).float()
-
-    def select(self, q: Tensor, weights: Tensor, part: str, budget: int, scales: str | None = None) -> Selection:
-        k = self.parts[part].double() * (1 if scales is None else self.parts[scales].double())
-        products = torch.einsum("bshrd,bkhd->bshrk", q.unflatten(0, (self.batch, -1)).double(), k).relu()
-        scores = (products * weights.unflatten(0, (self.batch, -1)).double().unsqueeze(-1)).sum((2, 3))
-        return self._best(scores, part, budget)
-
-    def select_by_attention(self, q: Tensor, keys: str, scale: float, budget: int) -> Selection:
-        k, seen = self.parts[keys].double(), self._seen(keys, None)
-        scores = torch.einsum("bshrd,bkhd->bshrk", q.unflatten(0, (self.batch, -1)).double(), k) * scale
-        weights = scores.masked_fill(~seen[None, :, None, None], -1e30).softmax(-1).masked_fill(~seen[:, None, None], 0)
-        return self._best(weights.mean((2, 3)), keys, budget)
-
-    def _best(self, scores: Tensor, part: str, budget: int) -> Selection:
-        """The best of `scores` [batch, seq, rows], the earlier of equals first."""
-        found, width = [], min(budget, scores.shape[-1])
-        for row, seen in zip(
-            scores.detach().flatten(0, 1), self._seen(part, None).repeat(self.batch, 1, 1).flatten(0, 1)
-        ):
-            best = sorted((i for i in range(len(row)) if seen[i]), key=lambda i: (-row[i].item(), i))[:width]
-            found.append([*best, *[-1] * (width - len(best))])
-        rows = torch.tensor(found, dtype=torch.long).view(len(found), width)
-        picked = scores.flatten(0, 1).gather(1, rows.clamp(min=0)).masked_fill(rows < 0, -torch.inf)
-        return Selection(rows, picked.float())
-
-    def gather(self, part: str, selected: Selection) -> Tensor:
-        row = torch.arange(len(selected.rows)) // (self.now - self.before)
-        found = self.parts[part][row.unsqueeze(1), selected.rows.clamp(min=0)]
-        return found.masked_fill((selected.rows < 0)[:, :, None, None], 0)
-
-    def _seen(self, part: str, window: int | None) -> Tensor:
-        """[seq, rows]: which rows the newest tokens see."""
-        every = self.spec[part].every
-        last = torch.arange(self.parts[part].shape[1]) * every + every - 1
-        at = torch.arange(self.before, self.now).unsqueeze(1)
-        return (last <= at) & (at - last < (window or self.now))
-
-
-def sheet_of(config: AttentionConfig, positions: Tensor) -> PackedBatchCache:
-    return PackedBatchCache(positions, None, [config.cache_layout()], TORCH_INVARIANT.attention)
-
-
 def fed(model: Decoder, tokens: Tensor, cuts: Sequence[int]) -> Tensor:
     """Hidden states of `tokens` [batch, seq] fed to one paged cache in pieces that end at `cuts`; its blocks lie in no order."""
     batch, seq = tokens.shape
@@ -370,27 +257,6 @@ def test_a_router_brings_its_load_to_what_it_aims_at(config: RouterConfig) -> No
     first = miss()
     last = [miss() for _ in range(200)][-1]
     assert first > 0.2 and (last < 0.1 if any(True for _ in module.buffers()) else last == first)
-
-
-@attention_kinds
-def test_attention_keeps_its_shape_and_caches_what_it_says(config: AttentionConfig) -> None:
-    """Naive equals absorbed, too: with a cache, latent attention runs on the latents."""
-    module = config.build(HIDDEN, EPS)
-    init_weights(module, 0.3, 0)
-    x = torch.randn(BATCH, SEQ, HIDDEN, generator=torch.Generator().manual_seed(0))
-    positions = torch.arange(SEQ).expand(BATCH, SEQ)
-    mask = document_mask(torch.zeros_like(positions))
-    rounded = any(part.dtype is not None for part in config.cache_spec())
-    cache = sheet_of(config, positions).layer(0) if module.needs_cache or rounded else None
-    whole = module(x, AttentionContext(positions, mask, REFERENCE), cache)
-    assert whole.shape == x.shape
-    kept = Kept(BATCH, config.cache_spec())
-    near(module(x, AttentionContext(positions, None, TORCH), kept), whole)
-    assert kept.received == set(config.cache_spec())
-    assert config.cache_width() == sum(part.heads * part.width / part.every for part in config.cache_spec())
-    kept = Kept(BATCH, config.cache_spec())
-    for cut in (slice(3), slice(3, 4), slice(4, SEQ)):
-        near(module(x[:, cut], AttentionContext(positions[:, cut], None, TORCH), kept), whole[:, cut])
 
 
 @ffn_kinds
@@ -570,11 +436,3 @@ def test_bf16_keeps_the_routers_bias_in_fp32_through_save_and_load(stage: Stage,
 def test_the_config_survives_being_written(stage: Stage) -> None:
     config = model_of(stage).config
     assert parse(ModelConfig, config.model_dump(mode="json"), where="test") == config
-
-
-@every_stage
-def test_the_same_seed_gives_the_same_model(stage: Stage) -> None:
-    config = model_of(stage).config
-    one, two, other = (build(config, seed=s).state_dict() for s in (3, 3, 4))
-    assert all(torch.equal(one[name], two[name]) for name in one)
-    assert not all(torch.equal(one[name], other[name]) for name in one)

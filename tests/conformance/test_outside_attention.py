@@ -250,13 +250,6 @@ def test_a_trainers_log_probabilities_are_the_samplers(attention: AttentionConfi
         assert token_logprobs(logits, torch.tensor(c.token_ids)).tolist() == c.logprobs
 
 
-def test_a_budget_for_all_is_dense_attention() -> None:
-    """To the bit; and a smaller one is not."""
-    dense, whole, few = (build(config(IndexedConfig(budget=budget)), seed=1) for budget in (10**6, 200, 20))
-    expected = answers(engine_of(dense), requests())
-    assert answers(engine_of(whole), requests()) == expected != answers(engine_of(few), requests())
-
-
 # ---- training
 
 
@@ -318,25 +311,6 @@ def test_the_stages_of_sparsify_train_an_indexer_of_a_users_own(tmp_path: Path) 
     )
     assert {name.split(".")[3] for name in first if not torch.equal(first[name], second[name])} == {"indexer"}
     assert {name for name in first if ".indexer." in name and torch.equal(first[name], second[name])} == set()
-
-
-@pytest.mark.parametrize("ops", [TORCH, TORCH_INVARIANT], ids=lambda ops: ops.name)
-def test_compressed_entries_window_and_sink_train(ops: Backend) -> None:
-    """The gradients are those of the second writing, in fp64."""
-    attention = CompressedConfig()
-    module = attention.build(HIDDEN, 1e-6)
-    init_weights(module, 0.5, 3)
-    x = torch.randn(LONG, HIDDEN, generator=torch.Generator().manual_seed(0))
-    weights = torch.randn(LONG, HIDDEN, generator=torch.Generator().manual_seed(1))
-    slow = copy.deepcopy(module).double()
-    (attended(module, attention, x, ops)[0] * weights).sum().backward()
-    (compressed(slow, x.double()) * weights.double()).sum().backward()
-    for (name, one), other in zip(module.named_parameters(), slow.parameters(), strict=True):
-        assert one.grad is not None and other.grad is not None
-        assert relative(one.grad, other.grad) < 1e-4, name
-    assert all(
-        grad.abs().max() > 1e-6 for grad in grads(build(config(attention), seed=1, ops=ops), NextToken()).values()
-    )
 
 
 # ---- what is recorded

@@ -31,7 +31,7 @@ from rorqual.generate.schema import RowSampling
 from rorqual.model import Decoder, ModelConfig, Stage, build
 from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
-from rorqual.ops.backends import TORCH, TORCH_INVARIANT, Backend, arithmetic_of, backend
+from rorqual.ops.backends import arithmetic_of, backend
 from rorqual.ops.backends.attention import PAD, AttentionMetadata, PagedAttention, Plan
 from rorqual.ops.backends.layout import fault_of
 from rorqual.ops.backends.step import StepInput, StepOutput
@@ -156,13 +156,6 @@ def likeliest(places: list[list[tuple[int, float]]] | None) -> list[list[int]]:
     return [[id_ for id_, _ in best] for best in places or []]
 
 
-def test_without_a_copy_of_its_own_it_computes_with_the_weights_as_they_are() -> None:
-    Transposed.used.clear()
-    engine = engine_of(model_of(), backend="transposed")
-    answers(engine)
-    assert set(Transposed.used) == {"stacked", "sample"} and type(engine._cores[-1].runner.model.ops) is Transposed
-
-
 def test_its_blocks_are_found_on_disk_and_no_others(tmp_path: Path) -> None:
     model, request = model_of(), Request(prompt_ids=tuple(range(40, 240)), params=SamplingParams(max_tokens=8))
     said = {}
@@ -260,22 +253,6 @@ def test_a_backend_in_a_file_is_known_by_what_stands_there(tmp_path: Path, monke
     assert given[0] == given[2] != given[1] and restored[:2] == [0, 0] and restored[2] > 0
     monkeypatch.chdir(tmp_path / "copy")
     assert names[0] == names[2] == arithmetic_of(mine) != names[1]
-
-
-def test_a_run_from_before_backends_had_names_is_read(tmp_path: Path) -> None:
-    now = tiny(tmp_path).model_dump()
-    for old, name in (("fast", "torch"), ("invariant", "torch-invariant")):
-        then = {key: value for key, value in now.items() if key != "backend"} | {"arithmetic": old}
-        assert Run.model_validate(then).backend == name
-    with pytest.raises(ConfigError, match="unknown backend 'tourch'"):
-        Run.model_validate(now | {"backend": "tourch"})
-
-
-def test_the_packages_own_refuse_nothing_and_say_what_they_promise() -> None:
-    for one in (Backend(), TORCH, TORCH_INVARIANT):
-        for dtype in (torch.float32, torch.bfloat16):
-            assert one.supports(torch.device("cpu"), dtype, model_of(), training=True) is None
-    assert [one.invariant for one in (Backend(), TORCH, TORCH_INVARIANT)] == [False, False, True]
 
 
 # ---- what would go wrong without a word
@@ -400,13 +377,6 @@ def test_an_id_that_is_none_is_an_error_by_name(monkeypatch: pytest.MonkeyPatch)
         engine_of(model_of(), backend="fused").generate(
             [Request(prompt_ids=tuple(range(40, 60)), params=SamplingParams(max_tokens=3))]
         )
-
-
-def test_a_layout_of_weights_alone_is_enough_to_be_asked_for_a_copy() -> None:
-    class Mine(Backend):
-        prepare_linear = Transposed.prepare_linear
-
-    assert Mine().prepares(model_of()) and not Backend().prepares(model_of())
 
 
 def test_reinforcement_samples_by_the_runs_own_backend() -> None:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import pytest
 import torch
-from outside import IndexedConfig, NarrowIndexedConfig, SkippingConfig
+from outside import SkippingConfig
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -22,13 +22,11 @@ from rorqual.data.chat import chat_format
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.engine import Embeds, Engine, Request, SamplingParams
 from rorqual.engine.remote.rollout import RemoteRolloutEngine
-from rorqual.engine.runner import Runner
-from rorqual.model import ModelConfig, Stage, account, build
+from rorqual.model import ModelConfig, Stage, build
 from rorqual.model.attention import AttentionConfig, GQAConfig
 from rorqual.model.ffn import DenseConfig, FFNConfig
 from rorqual.ops.backends import TORCH
 from rorqual.ops.backends.torch import Torch
-from rorqual.ops.paged import BLOCK
 from rorqual.recipes.pretrain import pretrain
 from rorqual.train.loop import fit
 from rorqual.train.sources import Materials
@@ -155,13 +153,6 @@ def test_an_expert_beyond_the_number_that_was_said_is_refused() -> None:
                 engine.generate([request])
         else:
             assert engine.generate([request])
-
-
-def test_a_cached_part_costs_what_the_engine_keeps() -> None:
-    for kind in (IndexedConfig(), NarrowIndexedConfig()):
-        config = model_config(kind)
-        kept = Runner.block_bytes(build(config, seed=1)) / BLOCK
-        assert account(config, cache_value_bytes=4).cache_bytes == kept == 2 * 40 * (4 if kind.kind == "indexed" else 2)
 
 
 # ---- who computes beside the trainer

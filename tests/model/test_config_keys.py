@@ -153,7 +153,8 @@ ANOTHER: dict[str, list[tuple[str, Any]]] = {
     "deepseek_v3": [
         ("hidden_act", "gelu"), ("attention_bias", True), ("mlp_bias", True), ("moe_layer_freq", 2), ("rope_interleave", False),
         ("num_key_value_heads", 2), ("head_dim", 10), ("rms_norm_eps", 1e-5), ("qk_head_dim", 6), ("topk_method", "random"),
-        ("first_k_dense_replace", 4), ("first_k_dense_replace", -1),
+        ("first_k_dense_replace", 4), ("first_k_dense_replace", -1), ("index_topk", 64), ("hidden_size", "wide"),
+        ("v_head_dim", "wide"), ("n_group", 3),
     ],
     "deepseek_v2": [("num_nextn_predict_layers", 1), ("hidden_act", "gelu"), ("mlp_bias", True)],
 }  # fmt: skip

@@ -69,14 +69,6 @@ def test_a_document_in_a_row_has_the_bits_it_has_in_any_other(model: Decoder, or
     torch.testing.assert_close(fast[:at], hidden[:at], rtol=1e-4, atol=1e-4)
 
 
-@torch.no_grad()
-def test_two_rows_are_two_documents_also_without_segments(model: Decoder) -> None:
-    tokens = torch.stack([doc[:5] for doc in documents() if len(doc) >= 5])
-    together = model(tokens).hidden
-    for one, hidden in zip(tokens, together):
-        assert torch.equal(model(one.unsqueeze(0)).hidden[0], hidden)
-
-
 def test_padding_gets_no_gradient_and_gives_none(model: Decoder) -> None:
     tokens, positions, segments = row(documents()[:2], 90)
     out = model(tokens, positions, segments=segments).hidden

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
 from rorqual.model.attention import GQAConfig
 from rorqual.model.config import ModelConfig, Stage
 from rorqual.model.ffn import DenseConfig
@@ -41,16 +39,6 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     common = grouped.common_to_hf(config, attention, "qwen3", "Qwen3ForCausalLM")
     own = {"intermediate_size": ffn.intermediate_size, "attention_bias": False, "use_sliding_window": False}
     return common | own
-
-
-def to_hf(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """Convert Rorqual's state_dict to published tensors."""
-    return name_map(config).to_hf(state)
-
-
-def from_hf(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """Convert published tensors to Rorqual's state_dict. Values stay bit-identical."""
-    return name_map(config).from_hf(state)
 
 
 def name_map(config: ModelConfig) -> NameMap:

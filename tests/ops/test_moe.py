@@ -48,11 +48,6 @@ def test_bias_chooses_but_does_not_weigh() -> None:
     torch.testing.assert_close(routing.weights, logits.sigmoid().gather(-1, routing.indices))
 
 
-def test_weights_sum_to_the_scale_when_normed() -> None:
-    routing = route(normal(20, 8), normal(8), k=3, scale=2.5)
-    torch.testing.assert_close(routing.weights.sum(-1), torch.full((20,), 2.5))
-
-
 @pytest.mark.parametrize("score", ["sigmoid", "softmax"])
 @pytest.mark.parametrize("norm", [True, False])
 def test_replay_keeps_the_routers_gradient(score: str, norm: bool) -> None:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from rorqual.ops import paged
-from rorqual.ops.attention import attend as plain
 from rorqual.ops.backends.attention import AttentionMetadata, PagedAttention
 from rorqual.ops.paged import (
     BLOCK,
@@ -135,29 +134,6 @@ def test_sequences_that_share_blocks_read_them_each_with_its_own_query(shape: tu
             at, ones = [first[i] for i in who], [1] * len(who)
             for i, f, got in zip(who, at, case.attended(who, at, ones, 1, shared)):
                 assert torch.equal(got, alone[i][f : f + 1])
-
-
-def test_gradients_are_those_of_plain_attention() -> None:
-    torch.manual_seed(0)
-    length, heads, repeat, d = 150, 2, 2, 12
-    q, k, v = (torch.randn(length, heads, *more, requires_grad=True) for more in ((repeat, d), (d,), (d,)))
-    blocks = -(-length // BLOCK)
-    tiles = tiles_of(np.array([0]), np.array([length]), np.arange(blocks)[None], QUERIES)
-
-    def pool(x: Tensor) -> Tensor:
-        padded = torch.cat((x, x.new_zeros(blocks * BLOCK - length, heads, d)))
-        return padded.unflatten(0, (blocks, BLOCK)).transpose(1, 2).contiguous()
-
-    out = attend(q, pool(k), pool(v), tiles, d**-0.5)
-    weights = torch.randn_like(out)
-    got = torch.autograd.grad((out * weights).sum(), (q, k, v))
-    mask = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
-    flat = q.permute(1, 2, 0, 3).flatten(0, 1)
-    wide = [t.transpose(0, 1).repeat_interleave(repeat, 0) for t in (k, v)]
-    theirs = plain(flat[None], wide[0][None], wide[1][None], mask, d**-0.5)[0].unflatten(0, (heads, repeat))
-    expected = torch.autograd.grad((theirs.permute(2, 0, 1, 3) * weights).sum(), (q, k, v))
-    for one, other in zip(got, expected):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 # ---- a part of the keys
@@ -395,22 +371,6 @@ def test_gradients_of_a_step_are_those_of_plain_attention_wherever_its_blocks_li
         assert (one - other).abs().max() < most * other.abs().max()
 
 
-def test_under_autocast_products_round_and_gradients_keep_their_dtype() -> None:
-    torch.manual_seed(0)
-    q, k, v = (
-        torch.randn(shape, requires_grad=True) for shape in ((64, 1, 2, 16), (1, 1, BLOCK, 16), (1, 1, BLOCK, 16))
-    )
-    tiles = tiles_of(np.array([0]), np.array([64]), np.array([[0]]), QUERIES)
-    found = []
-    for enabled in (False, True):
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
-            out = attend(q, k, v, tiles, 0.25)
-        found.append((out, *torch.autograd.grad(out.float().square().sum(), (q, k, v))))
-    for exact, rounded in zip(*found):
-        wrong = (exact - rounded).abs().max() / exact.abs().max()
-        assert 1e-4 < wrong < 3e-2 and (rounded.dtype == torch.float32 or rounded is found[1][0])
-
-
 @pytest.mark.parametrize("length", [64, 150])
 def test_under_autocast_the_output_is_the_same_with_and_without_gradients(length: int) -> None:
     torch.manual_seed(0)
@@ -424,16 +384,6 @@ def test_under_autocast_the_output_is_the_same_with_and_without_gradients(length
             sampled = attend(q, k, v, tiles, 0.25)
         assert attend(q.double(), k.double(), v.double(), tiles, 0.25).dtype == torch.float64
     assert trained.dtype == sampled.dtype == torch.bfloat16 and torch.equal(trained, sampled)
-
-
-def test_a_second_derivative_is_refused() -> None:
-    """The backward pass is written by hand, and would be taken for a constant."""
-    torch.manual_seed(0)
-    q, k, v = (torch.randn(shape, requires_grad=True) for shape in ((64, 1, 1, 4), (1, 1, BLOCK, 4), (1, 1, BLOCK, 4)))
-    tiles = tiles_of(np.array([0]), np.array([64]), np.array([[0]]), QUERIES)
-    (grad,) = torch.autograd.grad(attend(q, k, v, tiles, 1.0).square().sum(), q, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
 
 
 def test_merged_queries_have_bits_of_their_own() -> None:

@@ -7,11 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from random_models import deepseek_config, inputs, loud
 from torch import Tensor
 
 from rorqual.ops import grouped
-from rorqual.ops.attention import document_mask
 from rorqual.ops.backends import REFERENCE, TORCH
 from rorqual.ops.moe import Routing, route
 
@@ -95,49 +93,3 @@ def test_experts_of_no_token_at_all() -> None:
     weights = torch.randn(4, 6, 8), torch.randn(4, 8, 3)
     for experts in (TORCH.experts, grouped.experts, REFERENCE.experts):
         assert experts(torch.empty(0, 8), empty, *weights).shape == (0, 8)
-
-
-@pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("seq", [8, 600])
-def test_attend(dtype: torch.dtype, seq: int) -> None:
-    """On both sides of the length at which bf16 changes its form; documents, and queries that see one key."""
-    segments = torch.stack((torch.arange(seq) * 3 // seq, torch.zeros(seq, dtype=torch.long)))
-    results = []
-    for ops in (TORCH, REFERENCE):
-        generator = torch.Generator().manual_seed(1)
-        q, k = (leaf(2, 3, seq, 12, dtype=dtype, generator=generator) for _ in range(2))
-        v = leaf(2, 3, seq, 6, dtype=dtype, generator=generator)
-        out = ops.attend(q, k, v, document_mask(segments), 0.7)
-        out.backward(torch.randn(out.shape, generator=generator).to(dtype))
-        results.append([out.detach(), *(t.grad for t in (q, k, v) if t.grad is not None)])
-    compare(*results, dtype)
-
-
-@pytest.mark.parametrize("shape", [(5, 3, 16), (7, 16), (16,)])
-@pytest.mark.parametrize(("dtype", "weights"), [*zip(TYPES, TYPES), (torch.bfloat16, torch.float32)])
-def test_rms_norm(dtype: torch.dtype, weights: torch.dtype, shape: tuple[int, ...]) -> None:
-    """Also activations in bf16 with weights in fp32, as under autocast."""
-    results = []
-    for ops in (TORCH, REFERENCE):
-        generator = torch.Generator().manual_seed(1)
-        x = leaf(*shape, dtype=dtype, generator=generator)
-        weight = leaf(16, dtype=weights, generator=generator)
-        out = ops.rms_norm(x, weight, 1e-6)
-        out.backward(torch.randn(out.shape, generator=generator).to(out.dtype))
-        results.append([out.detach(), *(t.grad for t in (x, weight) if t.grad is not None)])
-    compare(*results, dtype)
-
-
-def test_whole_model_in_bf16_stays_near_fp32() -> None:
-    """Of a loud model: median error of logits with a spread of 1, for both backends, experts replayed from fp32."""
-    config = deepseek_config(5)
-    tokens, positions = inputs(config, 5)
-    exact = loud(config, 5)
-    with torch.no_grad():
-        output = exact(tokens, positions)
-        logits = exact.logits(output.hidden)
-        replay = torch.stack([r.indices for r in output.routing], dim=1).view(*tokens.shape, len(output.routing), -1)
-        for ops in (TORCH, REFERENCE):
-            rounded = loud(config, 5, ops=ops).to(torch.bfloat16)
-            error = (rounded.logits(rounded(tokens, positions, replay=replay).hidden) - logits).abs()
-            assert float(error.median()) < 0.03

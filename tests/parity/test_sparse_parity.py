@@ -119,30 +119,6 @@ def test_a_mistake_moves_the_selection(mistake: str) -> None:
     assert min(moved) > 100 * MOST_TIES
 
 
-@torch.no_grad()
-def test_attention_is_dense_up_to_the_budget_and_sparse_beyond() -> None:
-    """MLA with the same weights gives the same hidden states while all positions are selected, and others after."""
-    config = deepseek_v32_config(1)
-    sparse = loud(config, 1)
-    budget = config.stages[0].attention.index_topk  # type: ignore[attr-defined]
-    wide = Decoder(
-        config.model_copy(
-            update={
-                "stages": tuple(
-                    s.model_copy(update={"attention": s.attention.model_copy(update={"index_topk": LONG})})
-                    for s in config.stages
-                )
-            }
-        ),
-        REFERENCE,
-    )
-    wide.load_state_dict(sparse.state_dict())
-    tokens, positions = inputs(config, 1)
-    one, two = sparse(tokens, positions).hidden, wide(tokens, positions).hidden
-    assert torch.equal(one[:, :budget], two[:, :budget])
-    assert float((one[:, budget:] - two[:, budget:]).abs().amax(-1).min()) > 1e-4
-
-
 def test_a_tie_goes_to_the_earlier_position() -> None:
     """Where every head's products are negative all scores are 0, and the first `index_topk` positions are selected."""
     config = deepseek_v32_config(2)

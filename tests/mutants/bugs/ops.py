@@ -230,7 +230,7 @@ MUTANTS = (
         "ops/paged.py",
         "(dweights.float() - both).mul_(weights)",
         "dweights.float().mul_(weights)",
-        "tests/ops/test_paged.py::test_gradients_are_those_of_plain_attention",
+        "tests/ops/test_paged.py::test_gradients_of_a_part_of_the_keys_are_those_of_plain_attention",
     ),
     one(
         "a compressed entry is seen before its group is complete",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,6 @@ from outside import (
     TwoKeysConfig,
     ZeroComputationConfig,
 )
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transposed import Transposed
 
@@ -137,8 +135,6 @@ def label(config: AttentionConfig | FFNConfig | RouterConfig | Stage) -> str:
     return f"{config.kind}-{config.router.kind}" if isinstance(config, MoEConfig) else config.kind
 
 
-attention_kinds = pytest.mark.parametrize("config", ATTENTION, ids=label)
-ffn_kinds = pytest.mark.parametrize("config", FFN, ids=label)
 router_kinds = pytest.mark.parametrize("config", ROUTERS, ids=label)
 every_stage = pytest.mark.parametrize("stage", STAGES, ids=label)
 BACKENDS = [REFERENCE, TORCH, TORCH_INVARIANT, Transposed(), Fused()]
@@ -213,23 +209,6 @@ def coarse(stage: Stage) -> float:
     return 50.0 if any(part.dtype for kind in stage.attentions for part in kind.cache_spec()) else 1.0
 
 
-@attention_kinds
-def test_attention_builds_as_it_accounts(config: AttentionConfig) -> None:
-    module = config.build(HIDDEN, EPS)
-    cost = config.cost(HIDDEN, 0)
-    assert cost.params == cost.active == sum(p.numel() for p in module.parameters())
-    longer = config.cost(HIDDEN, 100)
-    assert longer.params == cost.params and longer.flops > cost.flops > 0
-
-
-@ffn_kinds
-def test_ffn_builds_as_it_accounts(config: FFNConfig) -> None:
-    module, cost = config.build(HIDDEN), config.cost(HIDDEN)
-    assert cost.params == sum(t.numel() for t in module.state_dict().values())
-    assert 0 < cost.active <= cost.params and cost.flops > 0
-    assert (config.experts_per_token() > 0) == (cost.active < cost.params)
-
-
 @router_kinds
 def test_a_router_builds_as_it_accounts_and_aims_at_all_of_the_load(config: RouterConfig) -> None:
     module, cost = config.build(HIDDEN), config.cost(HIDDEN)
@@ -257,25 +236,6 @@ def test_a_router_brings_its_load_to_what_it_aims_at(config: RouterConfig) -> No
     first = miss()
     last = [miss() for _ in range(200)][-1]
     assert first > 0.2 and (last < 0.1 if any(True for _ in module.buffers()) else last == first)
-
-
-@ffn_kinds
-def test_ffn_keeps_its_shape_and_says_where_tokens_went(config: FFNConfig) -> None:
-    module = config.build(HIDDEN)
-    init_weights(module, 0.3, 0)
-    x = torch.randn(7, HIDDEN, generator=torch.Generator().manual_seed(0))
-    y, routing = module(x, TORCH, None)
-    assert y.shape == x.shape
-    if config.experts_per_token() == 0:
-        assert routing is None
-        return
-    assert routing is not None and routing.indices.shape == (7, config.experts_per_token())
-    again, replayed = module(x, TORCH, routing.indices)
-    assert replayed is not None and torch.equal(again, y)
-    other = (routing.indices + 1) % routing.scores.shape[-1]
-    assert not torch.allclose(module(x, TORCH, other)[0], y)
-    # Tokens do not see each other: each alone gives the same.
-    near(torch.cat([module(row.unsqueeze(0), TORCH, None)[0] for row in x]), y)
 
 
 @every_stage
@@ -330,17 +290,6 @@ def test_packed_documents_equal_themselves_alone(stage: Stage) -> None:
     near(packed[:, cut:], hidden(model, tokens[:, cut:]), coarse(stage))
     leaking = hidden(model, tokens)
     assert not torch.allclose(leaking[:, cut:], packed[:, cut:], atol=1e-2)
-
-
-@every_stage
-def test_padding_and_other_rows_change_nothing(stage: Stage) -> None:
-    model, tokens = model_of(stage), some_tokens()
-    alone = hidden(model, tokens[:1, :6])
-    padded = tokens.clone()
-    padded[:, 6:] = 0
-    segments = (torch.arange(SEQ) >= 6).long().expand(BATCH, SEQ)
-    positions = torch.cat((torch.arange(6), torch.zeros(SEQ - 6, dtype=torch.long))).expand(BATCH, SEQ)
-    near(hidden(model, padded, positions=positions, segments=segments)[:1, :6], alone, coarse(stage))
 
 
 @every_stage
@@ -413,23 +362,6 @@ def test_gradients_reach_every_parameter(stage: Stage) -> None:
     sum((t * torch.randn(t.shape, generator=weights)).sum() for t in terms).backward()
     silent = [name for name, p in model.named_parameters() if p.grad is None or float(p.grad.abs().max()) < 1e-6]
     assert silent == [name for name, _ in model.named_parameters() if ".index" in name]  # a choice has no gradient
-
-
-@every_stage
-def test_bf16_keeps_the_routers_bias_in_fp32_through_save_and_load(stage: Stage, tmp_path: Path) -> None:
-    model = model_of(stage)
-    exact = {name: bias.clone() for name, bias in biases(model).items()}
-    model = model.to(torch.bfloat16)
-    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
-    assert hidden(model, some_tokens()).dtype == torch.bfloat16
-    save_file(model.state_dict(), tmp_path / "weights.safetensors")
-    back = model_of(stage).to(torch.bfloat16)
-    for bias in biases(back).values():
-        bias.zero_()
-    back.load_state_dict(load_file(tmp_path / "weights.safetensors"), strict=True)
-    for found in (model, back, back.half().float()):
-        assert {name: bias.dtype for name, bias in biases(found).items()} == dict.fromkeys(exact, torch.float32)
-        assert all(torch.equal(bias, exact[name]) for name, bias in biases(found).items())
 
 
 @every_stage

@@ -19,7 +19,7 @@ from rorqual.data.chat import chat_format
 from rorqual.data.pack import Sample, pack
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.engine import Completion, Engine, Request, SamplingParams
-from rorqual.engine.kv_cache.paged import PagedCache, StepCache, token_bytes
+from rorqual.engine.kv_cache.paged import PagedCache, StepCache
 from rorqual.model import Decoder, ModelConfig, Stage, account, build
 from rorqual.model.attention import MLAConfig
 from rorqual.model.block import BlockConfig, PreNormConfig
@@ -30,8 +30,6 @@ from rorqual.ops.backends import REFERENCE, TORCH_INVARIANT
 from rorqual.ops.backends.attention import AttentionMetadata
 from rorqual.ops.moe import CHOOSE, SKIP
 from rorqual.ops.paged import BLOCK
-from rorqual.plan.memory import layer_values
-from rorqual.plan.serve import decode_flops
 from rorqual.recipes.sft import sft
 from rorqual.tasks.base import Verdict
 from rorqual.train.batch import TrainBatch
@@ -267,25 +265,3 @@ def test_the_account_counts_the_flops_that_torch_counts(block: BlockConfig) -> N
     with FlopCounterMode(display=False) as counter:
         model.logits(model(torch.arange(22).view(2, 11)).hidden)
     assert counter.get_total_flops() == 22 * account(model.config, context=11).flops
-
-
-def test_the_plan_and_the_cache_count_what_a_block_holds() -> None:
-    dense = DenseConfig(intermediate_size=20)
-    one, two, streams = (
-        model_config(Stage(layers=2, attention=LATENT, ffn=identity(), block=block))
-        for block in (PreNormConfig(), ShortcutConfig(dense=dense), StreamsConfig())
-    )
-    assert account(two).cache_bytes == 2 * account(one).cache_bytes == 2 * account(streams).cache_bytes
-    assert token_bytes(two, torch.float32) == 2 * token_bytes(one, torch.float32) == 2 * account(two).cache_bytes
-    beside = decode_flops(one, 50) - account(one).flops
-    assert decode_flops(two, 50) - account(two).flops == 2 * beside > 0
-    values = {
-        config.stages[0].block.kind: layer_values(config.stages[0], 24, "selective") for config in (one, two, streams)
-    }
-    attention, saved = LATENT.saved_values(24, everything=False), dense.saved_values(24, everything=False)
-    assert values["shortcut"].saved == values["pre_norm"].saved + attention + 2 * saved
-    assert [one.residual for one in values.values()] == [2 * 24, 4 * 24, 2 * 2 * 24]
-    assert [layer_values(c.stages[0], 24, "full").residual for c in (one, two, streams)] == [24, 24, 2 * 24]
-    assert sum(one.shared + one.experts for one in values.values()) == sum(
-        config.stages[0].cost(24, 0).params for config in (one, two, streams)
-    )

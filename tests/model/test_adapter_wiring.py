@@ -8,28 +8,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from written_run import write_run
 
 from rorqual.core.errors import CheckpointError, ConfigError
 from rorqual.core.records import RunDir
 from rorqual.model import Decoder, ModelConfig, Stage, build
 from rorqual.model.adapter import ESFT, Adapter, Full, LoRA, Tune, adapter_of, fingerprint, trained, unfold
-from rorqual.model.adapter.esft import relevance, select
 from rorqual.model.adapter.files import (
     ADAPTER_FILE,
     ADAPTER_INFO,
     DEPTH,
     WEIGHTS_FILE,
     base_of,
-    find_base,
 )
-from rorqual.model.adapter.lora import LoRALinear
 from rorqual.model.attention import GQAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.model.load.run import load_run
-from rorqual.ops.backends import REFERENCE, TORCH
-from rorqual.ops.moe import Routing
 
 ATTENTION = GQAConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=8, attention_bias=True)
 MOE = MoEConfig(n_routed_experts=5, num_experts_per_tok=2, moe_intermediate_size=12, n_shared_experts=1)
@@ -137,39 +132,7 @@ def test_part_of_a_word_and_maps_elsewhere_are_no_targets(target: str) -> None:
     assert caught.value.where == "tune.targets"
 
 
-def test_the_first_factor_is_drawn_as_a_linear_maps_own_weights_and_the_second_is_zero() -> None:
-    linear = nn.Linear(100, 8, bias=False)
-    one, again, other = (LoRALinear(linear, 50, 1.0, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
-    assert torch.equal(one.lora_A, again.lora_A) and not torch.equal(one.lora_A, other.lora_A)
-    assert 0.098 < float(one.lora_A.detach().abs().max()) <= 0.1  # 1 / sqrt(100)
-    assert abs(float(one.lora_A.detach().mean())) < 0.005 and not one.lora_B.any()
-    models = [build(CONFIG, seed=0) for _ in range(3)]
-    for model, seed in zip(models, (3, 3, 4)):
-        LoRA(r=2, targets=("o_proj",)).attach(model, seed=seed)
-    a, b, c = (held(model)["layers.1.attention.o_proj.lora_A"] for model in models)
-    assert torch.equal(a, b) and not torch.equal(a, c)
-
-
 # ---- ESFT
-
-
-@pytest.mark.parametrize("ops", [REFERENCE, TORCH], ids=lambda ops: ops.name)
-def test_experts_not_chosen_keep_their_weights_and_the_gradient_of_the_chosen_is_the_full_one(ops: object) -> None:
-    full, model = build(CONFIG, seed=0), build(CONFIG, seed=0)
-    full.ops = model.ops = ops  # type: ignore[assignment]
-    ESFT().attach(model, seed=0, experts=EXPERTS)
-    for each in (full, model):
-        (each.logits(each(TOKENS).hidden) * normal(2, 12, 40)).sum().backward()
-    everywhere = dict(full.named_parameters())
-    names = set()
-    for layer, chosen in zip((1, 2), EXPERTS):
-        for expert in chosen:
-            for part in ("gate_up_proj", "down_proj"):
-                grad = trained(model)[f"layers.{layer}.ffn.experts.{expert}.{part}"].grad
-                expected = everywhere[f"layers.{layer}.ffn.experts.{part}"].grad
-                assert grad is not None and expected is not None and relative(grad, expected[expert]) < 1e-5
-                names.add(f"layers.{layer}.ffn.experts.{expert}.{part}")
-    assert names == set(trained(model)) and model.state_dict().keys() == full.state_dict().keys()
 
 
 @pytest.mark.parametrize(
@@ -185,35 +148,6 @@ def test_experts_that_are_not_those_of_the_layers_are_refused(experts: tuple[tup
         with pytest.raises(ConfigError, match=r"experts|covers"):
             use(build(CONFIG, seed=0))
     ESFT().attach(build(CONFIG, seed=0), seed=0, experts=((0, 1, 2, 3, 4), (4,)))
-
-
-@pytest.mark.parametrize("score", ["gate", "token"])
-def test_relevance_is_the_mean_over_documents_of_the_mean_over_tokens(score: str) -> None:
-    """By loops (ESFT, eq. 7 and 8): a long document counts as much as a short one, and padding not at all."""
-    document = torch.tensor([0, 0, 0, -1, 1, 2, 2, -1])
-    indices = torch.stack([normal(4, seed=seed).argsort()[:2] for seed in range(len(document))])
-    weights = normal(len(document), 2, seed=5).abs()
-    scores = torch.zeros(len(document), 4)
-    routing = Routing(indices, weights, scores, indices, torch.zeros(len(document)))
-    expected = [0.0] * 4
-    for number in range(3):
-        tokens = [i for i, d in enumerate(document.tolist()) if d == number]
-        for token in tokens:
-            for expert, gate in zip(indices[token].tolist(), weights[token].tolist()):
-                expected[expert] += (gate if score == "gate" else 1 / 2) / len(tokens)
-    (found,) = relevance([routing], document, score, 3)  # type: ignore[arg-type]
-    assert found.dtype == torch.float64 and found.tolist() == pytest.approx(expected, rel=1e-6)
-
-
-def test_the_fewest_experts_that_reach_p_are_selected_and_ties_go_to_the_lower_number() -> None:
-    scores = [torch.tensor([1.0, 4.0, 2.0, 2.0, 1.0]).double()]
-    found = {p: select(scores, p) for p in (0.1, 0.4, 0.41, 0.6, 0.61, 0.8, 0.9, 1.0)}
-    assert found == {
-        0.1: ((1,),), 0.4: ((1,),), 0.41: ((1, 2),), 0.6: ((1, 2),), 0.61: ((1, 2, 3),), 0.8: ((1, 2, 3),),
-        0.9: ((0, 1, 2, 3),), 1.0: ((0, 1, 2, 3, 4),),
-    }  # fmt: skip
-    assert select([*scores, torch.tensor([0.0, 7.0]).double()], 1.0)[1] == (1,)
-    assert select([torch.ones(10).double()], 0.8) == (tuple(range(8)),)  # eight times 0.1 is less in floating point
 
 
 # ---- files
@@ -257,27 +191,6 @@ def test_a_base_and_its_adapter_are_added_in_fp32_and_rounded_once(tmp_path: Pat
     run = RunDir(tmp_path / "adapted")
     exact, rounded = (load_run(run, dtype=dtype).state_dict() for dtype in (torch.float32, torch.bfloat16))
     assert all(torch.equal(rounded[name], weight.bfloat16()) for name, weight in exact.items())
-
-
-def test_a_base_is_taken_where_it_was_named_and_else_beside_the_adapter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A run of that name with other weights does not hide the one beside."""
-    base = whole_run(tmp_path / "base")
-    lora = adapter_run(tmp_path / "lora", base)
-    info = adapter_of(lora)
-    assert info is not None
-    monkeypatch.chdir(tmp_path)
-    assert find_base(lora, info.base).resolve() == base.resolve()
-    other = whole_run(tmp_path / "elsewhere" / "moved", seed=1)
-    assert find_base(lora, info.base).resolve() == base.resolve()
-    (other / WEIGHTS_FILE).write_bytes((base / WEIGHTS_FILE).read_bytes())
-    assert find_base(lora, info.base).resolve() == other.resolve()
-    (other / "whole.json").unlink()
-    assert find_base(lora, info.base).resolve() == base.resolve()
-    (base / "whole.json").unlink()
-    with pytest.raises(CheckpointError, match="has changed"):
-        find_base(lora, info.base)
 
 
 def test_a_circle_of_adapters_is_refused(tmp_path: Path) -> None:

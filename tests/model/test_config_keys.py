@@ -9,7 +9,6 @@ from transformers import AutoConfig
 
 from rorqual.core.errors import ConfigError
 from rorqual.model import ModelConfig
-from rorqual.model.attention import GQAConfig
 from rorqual.model.ffn import MoEConfig
 from rorqual.model.load.find import family_of
 from rorqual.model.load.keys import MOST_LAYERS
@@ -61,31 +60,6 @@ def test_an_absent_key_is_what_transformers_takes_it_for(family: str) -> None:
     whole = AutoConfig.for_model(family, **LEAST[family], **none).to_dict()
     assert len(whole) > len(LEAST[family]) + 10
     assert read(least(family)) == read(whole)
-
-
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3_moe"])
-def test_each_head_has_a_key_of_its_own_where_the_file_does_not_count_them(family: str) -> None:
-    data = least(family)
-    data.pop("num_key_value_heads", None)
-    attention = read(data).stages[0].attention
-    assert isinstance(attention, GQAConfig) and attention.num_key_value_heads == attention.num_attention_heads == 4
-
-
-@pytest.mark.parametrize(("family", "wide"), [("llama", 8), ("qwen2", 8), ("qwen3", 128), ("qwen3_moe", 8)])
-def test_a_heads_width_where_the_file_does_not_say_it(family: str, wide: int) -> None:
-    """Qwen3's class in transformers has heads of 128 whatever the width of the model; the others divide it."""
-    for absent in ({}, {"head_dim": None}):
-        data = {key: value for key, value in least(family).items() if key != "head_dim"} | absent
-        assert read(data).stages[0].attention.head_dim == wide  # type: ignore[attr-defined]
-    assert read(least(family, head_dim=6)).stages[0].attention.head_dim == 6  # type: ignore[attr-defined]
-
-
-def test_the_width_of_dense_layers_among_experts_where_the_file_does_not_say_it() -> None:
-    said = {key: value for key, value in LEAST["qwen3_moe"].items() if key != "intermediate_size"} | {
-        "mlp_only_layers": [0]
-    }
-    whole = AutoConfig.for_model("qwen3_moe", **said).to_dict()
-    assert read({"model_type": "qwen3_moe", **said}) == read(whole) != read(whole | {"intermediate_size": 20})
 
 
 @pytest.mark.parametrize("family", LEAST)

@@ -58,8 +58,8 @@ CASES = {
     "deepseek": (deepseek_v3, deepseek()),
     "deepseek, two prediction modules": (deepseek_v3, deepseek(mtp=2)),
     "deepseek, tied, a prediction module": (deepseek_v3, deepseek(mtp=1, tie_word_embeddings=True)),
-    "qwen3": (qwen3, qwen()),
-    "qwen3, tied": (qwen3, qwen(tie_word_embeddings=True)),
+    "qwen3": (qwen3.FAMILY, qwen()),
+    "qwen3, tied": (qwen3.FAMILY, qwen(tie_word_embeddings=True)),
 }
 
 

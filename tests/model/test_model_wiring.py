@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import nn
 
 from rorqual.core.errors import DataError
 from rorqual.model import Decoder, ModelConfig, Stage, build
@@ -19,7 +19,6 @@ from rorqual.model.init import init_weights
 from rorqual.model.skeleton import skeleton
 from rorqual.model.training_cache import PackedBatchCache
 from rorqual.ops.backends import REFERENCE, TORCH_INVARIANT, Backend
-from rorqual.ops.layer import Layer
 
 VOCAB, HIDDEN, SEQ = 40, 32, 14
 DENSE = DenseConfig(intermediate_size=24)
@@ -58,10 +57,6 @@ def loud(config: ModelConfig, ops: Backend = REFERENCE) -> Decoder:
     return model
 
 
-def relative(ours: Tensor, expected: Tensor) -> float:
-    return float((ours.detach().double() - expected.double()).abs().max() / expected.abs().max())
-
-
 # ---- norms
 
 
@@ -78,60 +73,6 @@ def test_every_norm_has_the_epsilon_of_the_model(eps: float) -> None:
 
 
 # ---- what layers tell a backend, which repacks a copy by it
-
-
-class Every(Backend):
-    """Repacks each map and all experts, and counts them, so that nothing is left to the plain path."""
-
-    def __init__(self) -> None:
-        self.maps: list[Tensor] = []
-        self.stacks: list[Tensor] = []
-
-    def prepare_linear(self, weight: Tensor, bias: Tensor | None) -> nn.Module:
-        self.maps.append(weight)
-        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-        linear.load_state_dict({"weight": weight} | ({} if bias is None else {"bias": bias}))
-        return linear
-
-    def prepare_experts(self, gate_up: Tensor, down: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        self.stacks += [gate_up, down]
-        return [w.clone() for w in gate_up], [w.clone() for w in down]
-
-
-PREPARED: dict[str, tuple[AttentionConfig, FFNConfig]] = {
-    "gqa": (GQA.model_copy(update={"attention_bias": True, "qk_norm": True}), DenseConfig(intermediate_size=64)),
-    "mla": (MLATENT, MOE.model_copy(update={"moe_intermediate_size": 32})),
-    "mla without latents of queries": (MLATENT.model_copy(update={"q_lora_rank": 0}), DENSE),
-}
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("tied", [False, True], ids=["head", "tied"])
-@pytest.mark.parametrize("name", PREPARED)
-def test_a_prepared_copy_computes_the_same(name: str, tied: bool) -> None:
-    """Both forms of latent attention, without a cache and with one; and nothing of it is trained or kept twice."""
-    shape = config(PREPARED[name], PREPARED[name]).model_copy(update={"tie_word_embeddings": tied})
-    plain = loud(shape)
-    every = Every()
-    model = every.prepare(plain)
-    fused = [m for m in model.modules() if isinstance(m, Layer) and m.fused is not None]
-    shared = [m for m in plain.modules() if isinstance(m, Layer) and m.shared_input]
-    assert len(fused) == len(shared) == 4, "two layers, each an attention and a dense network or shared experts"
-    assert len(every.stacks) == (4 if name == "mla" else 0)
-    kept = {n.rpartition(".")[2] for n, _ in model.named_modules()}
-    assert not kept & {"q_proj", "k_proj", "v_proj", "kv_a_proj_with_mqa", "kv_b_proj", "gate_proj", "up_proj"}
-    held = {id(weight) for weight in every.maps} - {id(plain.embed_tokens.weight)}
-    assert not held & {id(parameter) for parameter in model.parameters()}, "what was repacked is kept twice"
-    expected = plain.logits(plain(TOKENS).hidden)
-    assert relative(model.logits(model(TOKENS).hidden), expected) < 1e-5
-    positions = torch.arange(TOKENS.shape[1]).expand_as(TOKENS)
-    sheet = PackedBatchCache(
-        positions, None, [stage.attention.cache_layout() for stage in shape.layers], TORCH_INVARIANT.attention
-    )
-    got = model(TOKENS, positions, cache=sheet)
-    assert relative(model.logits(got.hidden), expected) < 1e-5
-    with torch.enable_grad():
-        assert list(plain.parameters()) and plain(TOKENS).hidden.requires_grad, "the original is left as it was"
 
 
 # ---- the router in the model

@@ -77,28 +77,6 @@ class Case:
         q = torch.cat([self.q[i][f : f + c] for i, f, c in zip(who, first, count)])
         return q, keys, self.d_v if self.heads == 1 else values, tiles
 
-    def expected(self, i: int) -> Tensor:
-        """Plain attention in fp64: [tokens, heads, repeat, d_v]."""
-        q, k, v = self.q[i].double(), self.k[i].double(), self.v[i].double()
-        mask = torch.ones(len(q), len(q), dtype=torch.bool).tril()
-        flat = q.permute(1, 2, 0, 3).flatten(0, 1)
-        k, v = (t.transpose(0, 1).repeat_interleave(self.repeat, 0) for t in (k, v))
-        scores = (flat @ k.transpose(1, 2) * self.d**-0.5).masked_fill(~mask, -torch.inf)
-        return (scores.softmax(-1) @ v).unflatten(0, (self.heads, self.repeat)).permute(2, 0, 1, 3)
-
-
-@pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_it_is_attention(shape: tuple[int, int, int, int], dtype: str) -> None:
-    case = Case(0, shape, TYPES[dtype], [1, 63, 64, 65, 200, 7])
-    for queries in (QUERIES, 1):
-        for i, got in enumerate(case.attended(list(range(6)), [0] * 6, case.lengths, QUERIES)):
-            torch.testing.assert_close(got.double(), case.expected(i), rtol=0, atol=2e-5 if dtype == "fp32" else 8e-2)
-        last = [n - 1 for n in case.lengths]
-        for i, got in enumerate(case.attended(list(range(6)), last, [1] * 6, queries)):
-            expected = case.expected(i)[-1:]
-            torch.testing.assert_close(got.double(), expected, rtol=0, atol=2e-5 if dtype == "fp32" else 8e-2)
-
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -281,19 +259,6 @@ def test_what_selects_nothing_has_no_gradient() -> None:
     out, lse = attend_within(q, k, v, tiles, 1.0, restricted(tiles, 1, None, torch.full((70, 2), -1)))
     for grad in torch.autograd.grad(out.sum() + lse.clamp(max=0).sum(), (q, k, v)):
         assert not grad.any()
-
-
-def test_tiles_that_move_on_move_their_window() -> None:
-    """A decode step after another, without new tiles, sees what new tiles would show."""
-    tables = np.array([[3, 1], [0, 2]])
-    position = np.array([64, 70])
-    tiles = tiles_of(position, np.ones(2, np.int64), tables, 1)
-    for _ in range(20):
-        position = position + 1
-        tiles.move_on(position)
-        fresh = tiles_of(position, np.ones(2, np.int64), tables, 1)
-        for every, window in ((1, 5), (4, None), (4, 9)):
-            assert torch.equal(restricted(tiles, every, window, None), restricted(fresh, every, window, None))
 
 
 @pytest.mark.parametrize("every", EVERY)

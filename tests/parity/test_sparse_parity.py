@@ -133,19 +133,6 @@ def test_a_tie_goes_to_the_earlier_position() -> None:
     assert all(torch.equal(mask, expected.expand_as(mask)) for mask in masks)
 
 
-def test_the_indexer_reaches_nothing_else_and_is_reached_by_nothing_else() -> None:
-    model = loud(deepseek_v32_config(4), 4)
-    tokens, positions = inputs(model.config, 4)
-    output = model(tokens, positions, record=("index_scores",))
-    scores = torch.cat([s[s > -torch.inf] for s in output.recorded["index_scores"]])
-    (scores * torch.randn(scores.shape, generator=torch.Generator().manual_seed(0))).sum().backward(retain_graph=True)
-    reached = {name for name, p in model.named_parameters() if p.grad is not None and bool(p.grad.abs().max() > 0)}
-    assert reached == {name for name, _ in model.named_parameters() if ".indexer." in name}
-    model.zero_grad()
-    model.logits(output.hidden).sum().backward()
-    assert not [name for name, p in model.named_parameters() if ".indexer." in name and p.grad is not None]
-
-
 def test_the_cost_of_a_decoded_token_counts_the_indexer_and_the_selected_positions() -> None:
     """V3.2 (section 2.3): the indexer reads every position, attention at most 2,048. Its work is 5.9 % of absorbed attention's."""
     sparse, dense = (preset(name).stages[0].attention for name in ("deepseek-v3.2", "deepseek-v3"))

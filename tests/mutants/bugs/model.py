@@ -275,7 +275,7 @@ MUTANTS = (
         "model/adapter/esft.py",
         "if total >= p - 1e-12:",
         "if total >= p:",
-        "tests/model/test_adapter_wiring.py::test_the_fewest_experts_that_reach_p_are_selected_and_ties_go_to_the_lower_number",
+        "tests/train/test_esft.py::test_the_fewest_experts_that_reach_p",
     ),
     one(
         "the first cached part is taken for the keys",

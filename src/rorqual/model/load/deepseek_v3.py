@@ -24,6 +24,7 @@ _CLASSES = {
     "deepseek_v2": "DeepseekV2ForCausalLM",
     "deepseek_v32": "DeepseekV32ForCausalLM",
 }
+model_types = tuple(_CLASSES)
 LATENT = (MLAConfig, DSAConfig)
 """The attention kinds that the layout can express. Their subclasses have the same parameters but compute other functions."""
 _INDEX = ("index_n_heads", "index_head_dim", "index_topk")

@@ -46,7 +46,7 @@ from rorqual.ops.paged import BLOCK
 from rorqual.ops.rope import Rope, Yarn
 from rorqual.plan.memory import PRECISIONS, Layout, device_memory
 
-HIDDEN, BATCH, SEQ, EPS = 24, 2, 10, 1e-6
+HIDDEN, BATCH, SEQ = 24, 2, 10
 LONG = 2 * BLOCK + 9
 YARN = Rope(yarn=Yarn(factor=4.0, original_max_position_embeddings=8, mscale=0.7, mscale_all_dim=0.7))
 LATENT: dict[str, Any] = {

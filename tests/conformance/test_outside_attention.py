@@ -33,7 +33,7 @@ from rorqual.engine import Completion, Engine, Request, SamplingParams
 from rorqual.engine.kv_cache.paged import PagedCache, StepCache
 from rorqual.engine.runner import Runner
 from rorqual.engine.weights import fingerprint
-from rorqual.model import Decoder, ModelConfig, Stage, account, build
+from rorqual.model import Decoder, ModelConfig, Stage, build
 from rorqual.model.adapter import TuneIndexer
 from rorqual.model.attention import AttentionConfig, AttentionContext, CachePart, LayerCache, Selection
 from rorqual.model.ffn import DenseConfig
@@ -44,7 +44,6 @@ from rorqual.ops.backends import TORCH, TORCH_INVARIANT, Backend
 from rorqual.ops.backends.attention import AttentionMetadata
 from rorqual.ops.losses import token_logprobs
 from rorqual.ops.paged import BLOCK
-from rorqual.plan.serve import cache_copies
 from rorqual.train.batch import TrainBatch
 from rorqual.train.loop import fit
 from rorqual.train.objectives import IndexerWarmup, NextToken, Sparse
@@ -210,15 +209,6 @@ def test_the_indexer_learns_from_its_own_loss_alone(ops: Backend) -> None:
             assert grad.abs().max() > 1e-6 and torch.equal(none[name], grad), name
 
 
-@pytest.mark.parametrize("ops", [TORCH, TORCH_INVARIANT], ids=lambda ops: ops.name)
-def test_the_objective_of_the_package_trains_an_indexer_of_a_users_own(ops: Backend) -> None:
-    """To the same gradient as the loss that the user wrote: `Sparse` is the mean over layers, `IndexKL` the sum."""
-    model = build(config(IndexedConfig()), seed=1, ops=ops)
-    own, ours = grads(model, NextToken(), IndexKL(coefficient=0.5)), grads(model, NextToken(), Sparse())
-    for name, grad in ours.items():
-        assert relative(grad, own[name].double()) < 1e-5, name
-
-
 def test_the_stages_of_sparsify_train_an_indexer_of_a_users_own(tmp_path: Path) -> None:
     def trained(name: str, **settings: Any) -> dict[str, Tensor]:
         run = Run(
@@ -328,17 +318,3 @@ def test_a_part_that_the_kind_has_not_is_refused_by_name(layer_of: Callable[[Att
         layer.attend(q, "key", "value", 1.0, window=0)
     with pytest.raises(ValueError, match="'compressed' requests budget=0 for the cached part 'key'"):
         layer.select(q, q[..., 0], "key", 0)
-
-
-def test_entries_count_for_their_share_of_a_token() -> None:
-    """Two layers of keys and values of 16, a gate of 4, and a quarter of two entries of 16."""
-    a_token = 2 * (16 + 16 + 4 + 4 + 4)
-    compressed_, dense = config(CompressedConfig()), config(IndexedConfig())
-    assert CompressedConfig().cache_width() == a_token / 2
-    assert account(compressed_).cache_bytes == 2 * a_token
-    assert Runner.block_bytes(build(compressed_, seed=0)) == 4 * a_token * BLOCK
-    cache = PagedCache(TORCH_INVARIANT.attention, compressed_, 3, torch.device("cpu"), torch.float32, 8)
-    assert sum(pool.nbytes for pool in cache.pools()) == 3 * 4 * a_token * BLOCK
-    # Over two devices heads are divided, and the one head of gates is copied: 40 of 44 values are halved.
-    assert cache_copies(compressed_, 2) == (40 / 2 + 4) / 44
-    assert cache_copies(dense, 2) == (32 / 2 + 8) / 40

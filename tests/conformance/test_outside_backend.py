@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -325,21 +323,6 @@ def test_a_file_names_a_backend(tmp_path: Path) -> None:
             backend(f"{file}:{name}")
     with pytest.raises(ConfigError, match="no such file"):
         backend(f"{tmp_path}/none.py:Mine")
-
-
-def test_two_backends_of_one_name_are_refused_and_one_defined_again_is_the_newest(tmp_path: Path) -> None:
-    """In a process of its own: classes are known to the end of one."""
-    code = (
-        "from rorqual.ops.backends import Backend, backend\n"
-        "def define(scale):\n"
-        "    return type('Mine', (Backend,), {'name': 'mine', 'scale': scale, '__qualname__': 'Mine'})\n"
-        "first, second = define(1), define(2)\n"
-        "assert backend('mine').scale == 2\n"
-        "Other = type('Other', (Backend,), {'name': 'torch', '__qualname__': 'Other'})\n"
-        "backend('torch')\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "two backends have the name 'torch'" in done.stderr and "AssertionError" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,6 @@ from rorqual.core.records import Message, RunDir
 from rorqual.data.chat import chat_format
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.engine import Embeds, Engine, Request, SamplingParams
-from rorqual.engine.remote.rollout import RemoteRolloutEngine
 from rorqual.model import ModelConfig, Stage, build
 from rorqual.model.attention import AttentionConfig, GQAConfig
 from rorqual.model.ffn import DenseConfig, FFNConfig
@@ -64,19 +63,6 @@ def test_a_picture_that_no_embeddings_stand_for_is_refused(monkeypatch: pytest.M
     [[seen]] = engine.generate([Request((picture("aaaa"),), SamplingParams(max_tokens=2), embeds=rows)])
     assert seen.token_ids
     engine.check(Request((Message("user", (TextPart(text="text alone"),)),)))
-
-
-def test_a_rollout_engine_at_an_address_takes_no_embeddings_and_no_value_out_of_range() -> None:
-    nobody = object.__new__(RemoteRolloutEngine)
-    nobody.url = "http://nowhere"
-    prompt = tuple(range(40, 60))
-    nobody._check([(Request(prompt_ids=prompt), 0)])
-    for request, what in (
-        (Request(prompt_ids=prompt, embeds=Embeds(torch.ones(1, 24), (5,))), "does not take embeddings"),
-        (Request(prompt_ids=prompt, params=SamplingParams(top_p=7)), "top_p is 7"),
-    ):
-        with pytest.raises(DataError, match=what):
-            nobody._check([(request, 0)])
 
 
 # ---- kinds

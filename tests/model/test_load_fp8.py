@@ -144,14 +144,6 @@ def test_scales_that_do_not_fit_are_refused(published, change, message, tmp_path
         load_weights(Decoder(CONFIG), tmp_path)
 
 
-def test_scales_of_some_experts_only_are_missing_for_the_rest(published: dict[str, Tensor]) -> None:
-    name = f"model.layers.1.mlp.experts.1.up_proj.weight{SCALE}"
-    hub = {n: t for n, t in published.items() if n != name}
-    with pytest.raises(CheckpointError, match=f"missing {name}"):
-        NAMES.from_hf(hub)
-    NAMES.check(set(published))
-
-
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("asked", [torch.float32, torch.bfloat16])
 def test_a_run_loads_into_the_type_asked_for_and_the_bias_stays_fp32(

@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rorqual.model import Decoder, ModelConfig, Stage
+from rorqual.model import Decoder, ModelConfig, Stage, build
 from rorqual.model.attention import GQAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
-from rorqual.model.init import init_weights
 
 HIDDEN, VOCAB, SEQ = 16, 40, 9
 ATTENTION = GQAConfig(num_attention_heads=2, num_key_value_heads=1, head_dim=8)
@@ -24,14 +23,10 @@ def made(modules: int) -> Decoder:
             ffn=MoEConfig(n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=8),
         ),
     )
-    model = Decoder(ModelConfig(vocab_size=VOCAB, hidden_size=HIDDEN, stages=stages, num_nextn_predict_layers=modules))
-    init_weights(model, 0.3, 0)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 1:
-                parameter.normal_(1.0, 0.2, generator=generator)
-    return model
+    config = ModelConfig(
+        vocab_size=VOCAB, hidden_size=HIDDEN, stages=stages, num_nextn_predict_layers=modules, initializer_range=0.3
+    )
+    return build(config, seed=0)
 
 
 def some_tokens() -> Tensor:

@@ -10,8 +10,8 @@ from written_run import write_run
 
 from rorqual.core.errors import CheckpointError, ConfigError
 from rorqual.model import Decoder, ModelConfig, Stage, build
-from rorqual.model.attention import AttentionConfig, GQAConfig, MLAConfig
-from rorqual.model.ffn import DenseConfig, FFNConfig, MoEConfig
+from rorqual.model.attention import GQAConfig, MLAConfig
+from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.model.load.find import family_for
 from rorqual.model.load.run import check_names, load_run, read_model_config, read_section
 
@@ -47,31 +47,6 @@ def test_published_tensors_that_are_made_of_one_of_ours_or_copied_have_memory_of
     assert len(places) == len(hub)
     ours = {tensor.untyped_storage().data_ptr() for tensor in state.values()}
     assert not ours & {hub[name].untyped_storage().data_ptr() for name in made}
-
-
-SOFTMAX = {"scoring_func": "softmax", "score_bias": False, "norm_topk_prob": False, "group_score": "max"}
-PLAIN = MOE.model_copy(update={"router": MOE.router.model_copy(update=SOFTMAX)})
-OTHERS: dict[str, tuple[AttentionConfig, FFNConfig]] = {
-    "v3": (MLA.model_copy(update={"q_lora_rank": 12}), MOE),
-    "v3, no shared expert": (MLA, MOE.model_copy(update={"n_shared_experts": 0})),
-    "v2": (MLA, PLAIN),
-    "qwen3 with experts": (
-        GQA.model_copy(update={"attention_bias": False, "qk_norm": True}),
-        PLAIN.model_copy(update={"n_shared_experts": 0}),
-    ),
-    "llama with biases": (GQA.model_copy(update={"output_bias": True}), DenseConfig(intermediate_size=20)),
-}
-
-
-@pytest.mark.parametrize("name", OTHERS)
-@pytest.mark.parametrize("tied", [True, False])
-def test_the_names_of_a_family_are_every_tensor_of_the_model_once(name: str, tied: bool) -> None:
-    stage = Stage(layers=2, attention=OTHERS[name][0], ffn=OTHERS[name][1])
-    config = ModelConfig(vocab_size=40, hidden_size=16, stages=(stage,), tie_word_embeddings=tied)
-    names = family_for(config).name_map(config)
-    assert sorted(entry.internal for entry in names.entries) == sorted(build(config, seed=0).state_dict())
-    theirs = [part for entry in names.entries for part in entry.published]
-    assert len(set(theirs)) == len(theirs) and names.copies.keys() == ({"lm_head.weight"} if tied else set())
 
 
 def test_a_copy_of_each_prediction_module_must_be_equal() -> None:

@@ -222,13 +222,6 @@ def test_the_likeliest_come_in_order_and_the_lowest_id_first_among_equals(values
         assert logprobs[row].tolist() == [given_values[i] for i in expected]
 
 
-def test_greedy_takes_the_likeliest_and_reports_the_plain_softmax() -> None:
-    logits = torch.randn(5, 30)
-    tokens, logprobs = draw(logits, settings(5, 0.0, 0.3, 2), np.full(5, 0.99))
-    assert torch.equal(tokens, logits.argmax(-1))
-    assert torch.allclose(logprobs, logits.log_softmax(-1).amax(-1))
-
-
 @pytest.mark.parametrize("u", [0.0, 1 - 2.0**-53])
 def test_the_ends_of_the_interval_never_draw_a_token_cut_off(u: float) -> None:
     logits = torch.tensor([[-1e9, 0.0, 1.0, 0.5, -1e9], [3.0, -1e9, -1e9, -1e9, -1e9]])

@@ -112,7 +112,7 @@ MUTANTS = (
         "    place = np.array([np.argsort(block_table[sequence[t], : blocks[t]])[b] for b, t in zip(place, tile)])\n"
         "    mask = np.where(place[:, None, None] * BLOCK",
         "tests/engine/test_same_bits.py::test_random_schedules_change_no_bit",
-        "tests/ops/test_paged.py::test_each_query_has_bits_of_its_own",
+        "tests/ops/test_paged.py::test_each_query_has_a_selection_and_bits_of_its_own",
     ),
     one(
         "blocks are divided by the sum of their shares after they are added",
@@ -124,7 +124,7 @@ MUTANTS = (
         "        weights = weights.float().mul_(tiles.in_span(share))\n"
         "        return _in_tokens(_mixed(weights, v, tiles) / total, tiles, q.shape[2])\n"
         "    return _in_tokens(_mixed(weights, v, tiles), tiles, q.shape[2])\n",
-        "tests/ops/test_paged.py::test_each_query_has_bits_of_its_own",
+        "tests/ops/test_paged.py::test_each_query_has_a_selection_and_bits_of_its_own",
     ),
     one(
         "LoRA's products are not cut into tiles",

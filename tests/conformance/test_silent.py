@@ -11,7 +11,6 @@ from typing import Literal
 import pytest
 import torch
 from outside import SkippingConfig
-from pydantic import ValidationError
 from torch import Tensor
 
 from rorqual.core.config import Kind, kinds
@@ -110,16 +109,6 @@ def test_a_kind_of_an_installed_package_is_found_by_the_verbs(tmp_path: Path) ->
         done = subprocess.run(command, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False)
         assert done.returncode == (0 if there else 2), done.stderr
         assert there or "unknown kind 'my_network'" in done.stderr
-
-
-def test_a_network_that_routes_says_among_how_many() -> None:
-    class Silent(SkippingConfig):
-        def n_experts(self) -> int:
-            return 0
-
-    model_config(ffn=SkippingConfig())
-    with pytest.raises(ValidationError, match="kind 'skipping' routes tokens, but its `n_experts\\(\\)` returns 0"):
-        model_config(ffn=Silent())
 
 
 def test_an_expert_beyond_the_number_that_was_said_is_refused() -> None:

@@ -102,14 +102,6 @@ def test_deepseek_keys_that_a_file_may_lack() -> None:
         assert read(plain | {"q_lora_rank": None}).stages[0].attention.q_lora_rank == 0  # type: ignore[attr-defined]
 
 
-def test_a_greedy_router_of_v2_has_no_groups_whatever_the_file_says_of_them() -> None:
-    said = {"n_group": 4, "topk_group": 2}
-    unnamed = {key: value for key, value in least("deepseek_v2", **said).items() if key != "topk_method"}
-    assert read(unnamed) == read(unnamed | {"topk_method": "greedy"})
-    greedy, limited = (read(least("deepseek_v2", topk_method=m, **said)) for m in ("greedy", "group_limited_greedy"))
-    assert [(r.n_group, r.topk_group) for r in (c.stages[-1].ffn.router for c in (greedy, limited))] == [(1, 1), (4, 2)]  # type: ignore[attr-defined]
-
-
 def test_v2_norms_its_gates_or_scales_them_and_a_file_that_says_both_is_refused() -> None:
     one, other = ({"norm_topk_prob": True}, {"routed_scaling_factor": 4.0})
     assert read(least("deepseek_v2", **one)).stages[-1].ffn.router.norm_topk_prob  # type: ignore[attr-defined]

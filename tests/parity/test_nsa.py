@@ -189,20 +189,6 @@ def test_every_size_is_read(fields: dict[str, Any]) -> None:
 # ---- laws
 
 
-@torch.no_grad()
-def test_a_tie_goes_to_the_earlier_block() -> None:
-    """Queries of 0 give all compressed blocks one weight."""
-    module = module_of(config(num_local_blocks=2, num_initial_blocks=1, num_selected_blocks=5), 0)
-    module.q_proj.weight.zero_()
-    _, blocks = attended(module, inputs(0, BLOCK), TORCH, (BLOCK,))
-    for t, row in enumerate(blocks):
-        own = t // 8
-        always = sorted({0, own} | {max(0, own - 1)})
-        others = [j for j in range(own) if j not in always]
-        expected = (always + others)[:5]
-        assert row.tolist() == [expected + [-1] * (5 - len(expected))] * 2
-
-
 def model_config(attention: NSAConfig) -> ModelConfig:
     stage = Stage(layers=2, attention=attention, ffn=DenseConfig(intermediate_size=20))
     return ModelConfig(

@@ -63,7 +63,7 @@ def test_experts(dtype: torch.dtype, tokens: int, banned: int) -> None:
 @pytest.mark.parametrize("seed", range(40))
 def test_experts_in_blocks_for_any_routing(seed: int) -> None:
     """Even, skewed, and all tokens at one expert; one expert of one, and all experts for each token. On the CPU, an index out of
-    range is an error. The products use at most twice the rows and two copies of all matrices."""
+    range is an error."""
     rng = random.Random(seed)
     n, tokens = rng.randint(1, 9), rng.randint(1, 40)
     k = rng.choice([1, n, rng.randint(1, n)])

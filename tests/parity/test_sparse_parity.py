@@ -169,12 +169,6 @@ def test_an_interleaved_indexer_is_refused_as_is_another_kind_of_layer() -> None
         deepseek_v3.config_from_hf({name: value for name, value in data.items() if name != "index_n_heads"})
 
 
-def test_an_index_key_must_hold_what_rotates() -> None:
-    fields = dict(deepseek_v32_config(0).stages[0].attention)
-    with pytest.raises(ValueError, match="index_head_dim 2 is smaller than qk_rope_head_dim"):
-        DSAConfig(**fields | {"index_head_dim": 2}).check()
-
-
 def test_kinds_that_share_the_weights_of_mla_are_not_written_as_mla() -> None:
     config = deepseek_v32_config(1)
     sparse = config.stages[0].attention

@@ -125,11 +125,6 @@ class Settings:
     cut: Cut | None
     penalties: Penalties | None
 
-    @property
-    def truncated(self) -> bool:
-        """Whether any row truncates its distribution."""
-        return self.cut is not None
-
     @classmethod
     def of(cls, params: Sequence[SamplingParams], device: torch.device | str) -> Settings:
         """Return the settings of a batch with one row per entry of `params`, which must have passed `check_params`."""

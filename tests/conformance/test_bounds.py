@@ -27,9 +27,9 @@ RESULTS = (
     "rorqual.evals.",
     "rorqual.lab.finding",
     "rorqual.lab.job",
+    "rorqual.recipes.quickstart.findings",
     "rorqual.report.",
     "rorqual.model.adapter.files",
-    "rorqual.recipes.quickstart.findings",
 )
 """Records of what was measured: not settings."""
 ELSEWHERE = ("rorqual.cli.planning", "rorqual.generate.schema", "rorqual.cli.benching")

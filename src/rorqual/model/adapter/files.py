@@ -83,7 +83,7 @@ class OpenedAdapter:
         tune.merge(model, self.tensors(tune.shapes(model, experts)))
 
 
-def differences(found: Shapes, wanted: Shapes) -> list[str]:
+def find_differences(found: Shapes, wanted: Shapes) -> list[str]:
     """List missing and unexpected names, and shapes that differ."""
     wrong = [f"missing {name}" for name in wanted if name not in found]
     wrong += [f"unexpected {name}" for name in found if name not in wanted]
@@ -91,7 +91,7 @@ def differences(found: Shapes, wanted: Shapes) -> list[str]:
     return wrong + [f"{name} has shape {has}, but the model needs {needs}" for name, has, needs in both if has != needs]
 
 
-def listed(problems: list[str]) -> str:
+def describe_problems(problems: list[str]) -> str:
     """Return the first twelve problems as text, and the number of others."""
     return "; ".join(problems[:12]) + (f"; and {len(problems) - 12} more" if len(problems) > 12 else "")
 
@@ -101,11 +101,11 @@ def check_trained(found: Mapping[str, Tensor], shapes: Shapes, *, where: str) ->
 
     Raises CheckpointError listing up to twelve problems.
     """
-    wrong = differences({name: tuple(tensor.shape) for name, tensor in found.items()}, shapes)
+    wrong = find_differences({name: tuple(tensor.shape) for name, tensor in found.items()}, shapes)
     wrong += [f"{name} contains NaN or infinity" for name, t in found.items() if not bool(t.isfinite().all())]
     if wrong:
         raise CheckpointError(
-            f"the adapter does not match this model or these settings: {listed(wrong)}",
+            f"the adapter does not match this model or these settings: {describe_problems(wrong)}",
             where=where,
             remedy="Use the base that the adapter was trained on.",
         )

@@ -17,7 +17,7 @@ from rorqual.core.config import parse
 from rorqual.core.errors import CheckpointError
 from rorqual.core.records import RunDir
 from rorqual.model.adapter.base import Shapes
-from rorqual.model.adapter.files import WEIGHTS_FILE, adapter_of, differences, listed, unfold
+from rorqual.model.adapter.files import WEIGHTS_FILE, adapter_of, describe_problems, find_differences, unfold
 from rorqual.model.config import ModelConfig
 from rorqual.model.decoder import Decoder
 from rorqual.model.ffn import older_names
@@ -117,11 +117,11 @@ def check_names(state: dict[str, Tensor], wanted: dict[str, Tensor], *, where: s
 
 
 def _check_shapes(shapes: Shapes, wanted: Shapes, where: str) -> None:
-    if problems := differences(shapes, wanted):
+    if problems := find_differences(shapes, wanted):
         no_indexer = all(problem.startswith("missing ") and INDEXER in problem for problem in problems)
         remedy = "Use the dense model (kind mla), and add indexers with `rorqual sparsify`." if no_indexer else ""
         raise CheckpointError(
-            f"the checkpoint does not match the model: {listed(problems)}",
+            f"the checkpoint does not match the model: {describe_problems(problems)}",
             where=where,
             remedy=remedy or "Use the config that the weights were trained with.",
         )

@@ -15,6 +15,7 @@ from rorqual.core.errors import CheckpointError, ConfigError
 from rorqual.core.records import RunDir
 from rorqual.model import Decoder, ModelConfig, Stage, build
 from rorqual.model.adapter import ESFT, Adapter, Full, LoRA, Tune, adapter_of, fingerprint, trained, unfold
+from rorqual.model.adapter.esft import select
 from rorqual.model.adapter.files import (
     ADAPTER_FILE,
     ADAPTER_INFO,
@@ -148,6 +149,11 @@ def test_experts_that_are_not_those_of_the_layers_are_refused(experts: tuple[tup
         with pytest.raises(ConfigError, match=r"experts|covers"):
             use(build(CONFIG, seed=0))
     ESFT().attach(build(CONFIG, seed=0), seed=0, experts=((0, 1, 2, 3, 4), (4,)))
+
+
+def test_a_sum_of_shares_that_is_rounded_takes_no_expert_more() -> None:
+    """Eight times 0.1 is less than 0.8 in floating point."""
+    assert select([torch.ones(10).double()], 0.8) == (tuple(range(8)),)
 
 
 # ---- files

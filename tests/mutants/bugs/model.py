@@ -275,7 +275,7 @@ MUTANTS = (
         "model/adapter/esft.py",
         "if total >= p - 1e-12:",
         "if total >= p:",
-        "tests/train/test_esft.py::test_the_fewest_experts_that_reach_p",
+        "tests/model/test_adapter_wiring.py::test_a_sum_of_shares_that_is_rounded_takes_no_expert_more",
     ),
     one(
         "the first cached part is taken for the keys",

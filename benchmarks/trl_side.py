@@ -54,8 +54,8 @@ class Clock(TrainerCallback):
 
 def student(ours: Decoder, attention: str) -> Qwen3ForCausalLM:
     """Return the dense model in transformers, with the same weights."""
-    model = Qwen3ForCausalLM(Qwen3Config(**qwen3.config_to_hf(ours.config) | {"attn_implementation": attention}))
-    model.load_state_dict(qwen3.to_hf(ours.state_dict(), ours.config), strict=True)
+    model = Qwen3ForCausalLM(Qwen3Config(**qwen3.FAMILY.config_to_hf(ours.config) | {"attn_implementation": attention}))
+    model.load_state_dict(qwen3.FAMILY.name_map(ours.config).to_hf(ours.state_dict()), strict=True)
     model.tie_weights()
     return model
 
@@ -210,7 +210,7 @@ def trained(ours: Decoder, theirs: Any) -> Decoder:
         for name, tensor in theirs.state_dict().items()
         if name != "lm_head.weight" or not ours.config.tie_word_embeddings
     }
-    ours.load_state_dict(qwen3.from_hf(state, ours.config))
+    ours.load_state_dict(qwen3.FAMILY.name_map(ours.config).from_hf(state))
     return ours
 
 

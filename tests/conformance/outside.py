@@ -16,7 +16,7 @@ from rorqual.model.block import Block, BlockConfig, StreamEnd
 from rorqual.model.cost import Cost, linear, vector
 from rorqual.model.decoder import Decoder, Output
 from rorqual.model.ffn import FFN, DenseConfig, FFNConfig
-from rorqual.model.ffn.router import Router, RouterConfig
+from rorqual.model.ffn.router import Router, ZeroExperts, ZeroExpertsConfig
 from rorqual.ops.backends import Backend, Experts
 from rorqual.ops.moe import CHOOSE, SKIP, Routing
 from rorqual.ops.paged import merge
@@ -284,61 +284,25 @@ class Skipping(FFN):
         return y + torch.where(named == SKIP, weights, 0).to(x.dtype) * x, routing
 
 
-class ZeroComputationConfig(RouterConfig):
-    """LongCat-Flash's router (2509.01322, eq. 2-4): some of a token's choices are identity experts. A bias keeps the experts with weights at
-    `active` a token in the mean, each as often as the others; identity experts have a fixed one."""
+class ZeroComputationConfig(ZeroExpertsConfig):
+    """The package's router with identity experts, whose bias moves by the sign of its error, as V3's does."""
 
-    kind: Literal["zero_computation"] = "zero_computation"
-    experts: int = 5
-    identity: int = 4
-    k: int = 3
-    active: float = 1.5
-    scale: float = 3.0
+    kind: Literal["zero_computation"] = "zero_computation"  # type: ignore[assignment]
+    n_routed_experts: int = 5
+    zero_expert_num: int = 4
+    num_experts_per_tok: int = 3
+    expected_experts: float = 1.5
+    routed_scaling_factor: float = 3.0
 
     def build(self, hidden_size: int) -> Router:
         return ZeroComputation(self, hidden_size)
 
-    def cost(self, hidden_size: int) -> Cost:
-        return linear(hidden_size, self.n_choices()) + vector(self.n_choices())
 
-    def experts_per_token(self) -> int:
-        return self.k
-
-    def n_experts(self) -> int:
-        return self.experts
-
-    def n_identity(self) -> int:
-        return self.identity
-
-    def target_load(self) -> Tensor:
-        share, n, m = self.active / self.k, self.experts, self.identity
-        return torch.tensor([share / n] * n + [(1 - share) / m] * m, dtype=torch.float64)
-
-    def check(self) -> None:
-        if self.k > self.n_choices():
-            raise ValueError("a token makes more choices than there are")
-
-
-class ZeroComputation(Router):
-    bias: Tensor
-
-    def __init__(self, config: ZeroComputationConfig, hidden_size: int) -> None:
-        super().__init__(config)
-        self.k, self.experts, self.scale = config.k, config.experts, config.scale
-        self.weight = nn.Parameter(torch.empty(config.n_choices(), hidden_size))
-        self.register_buffer("bias", torch.zeros(config.n_choices()))
-
+class ZeroComputation(ZeroExperts):
+    @torch.no_grad()
     def balance(self, load: Tensor, gamma: float) -> None:
-        self.bias[: self.experts] += gamma * self.load_error(load)[: self.experts].sign()
-
-    def forward(self, x: Tensor, ops: Backend, replay: Tensor | None) -> Routing:
-        with torch.autocast(x.device.type, enabled=False):
-            scores = nn.functional.linear(x.float(), self.weight.float()).softmax(-1)
-        biased = scores.detach() + self.bias
-        own = biased.topk(self.k, dim=-1).indices
-        chosen = own if replay is None else torch.where(replay == CHOOSE, own, replay.long())
-        gap = biased.gather(-1, own).sum(-1) - biased.gather(-1, chosen).sum(-1)
-        return Routing(chosen, self.scale * scores.gather(-1, chosen), scores, own, gap)
+        n = self.config.n_routed_experts
+        self.e_score_correction_bias[:n] += gamma * self.load_error(load)[:n].sign()
 
 
 class ShortcutConfig(BlockConfig):

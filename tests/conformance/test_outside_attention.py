@@ -3,7 +3,6 @@ however a sequence was computed, and what objectives are given."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,7 @@ import pytest
 import torch
 from outside import (
     WIDTH,
-    Compressed,
     CompressedConfig,
-    Indexed,
     IndexedConfig,
     IndexKL,
     NarrowCompressedConfig,
@@ -36,7 +33,7 @@ from rorqual.engine import Completion, Engine, Request, SamplingParams
 from rorqual.engine.kv_cache.paged import PagedCache, StepCache
 from rorqual.engine.runner import Runner
 from rorqual.engine.weights import fingerprint
-from rorqual.model import Decoder, ModelConfig, Stage, account, build
+from rorqual.model import Decoder, ModelConfig, Stage, build
 from rorqual.model.adapter import TuneIndexer
 from rorqual.model.attention import AttentionConfig, AttentionContext, CachePart, LayerCache, Selection
 from rorqual.model.ffn import DenseConfig
@@ -47,7 +44,6 @@ from rorqual.ops.backends import TORCH, TORCH_INVARIANT, Backend
 from rorqual.ops.backends.attention import AttentionMetadata
 from rorqual.ops.losses import token_logprobs
 from rorqual.ops.paged import BLOCK
-from rorqual.plan.serve import cache_copies
 from rorqual.train.batch import TrainBatch
 from rorqual.train.loop import fit
 from rorqual.train.objectives import IndexerWarmup, NextToken, Sparse
@@ -57,8 +53,7 @@ from rorqual.train.run import Run, Start
 from rorqual.train.sources import WorkedConfig
 from rorqual.train.workers import gradient, workers
 
-WRITTEN_TWICE: list[AttentionConfig] = [IndexedConfig(), CompressedConfig()]
-KINDS = [*WRITTEN_TWICE, NarrowIndexedConfig(), NarrowCompressedConfig(), NarrowKeysConfig()]
+KINDS = [IndexedConfig(), CompressedConfig(), NarrowIndexedConfig(), NarrowCompressedConfig(), NarrowKeysConfig()]
 HIDDEN, LONG = 24, 2 * BLOCK + 11
 every_kind = pytest.mark.parametrize("attention", KINDS, ids=lambda config: config.kind)
 
@@ -76,53 +71,6 @@ def config(attention: AttentionConfig) -> ModelConfig:
 # ---- the sums
 
 
-def turned(x: Tensor) -> Tensor:
-    """Rotary positions, half-split: x [tokens, heads, WIDTH] of positions 0, 1, ..."""
-    angle = torch.arange(len(x)).double().outer(100.0 ** -(torch.arange(0, WIDTH, 2).double() / WIDTH)).unsqueeze(1)
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()), dim=-1)
-
-
-def qkv(m: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    k, v = m.kv_proj(x).view(-1, 4, WIDTH).split(2, dim=1)
-    return turned(m.q_proj(x).view(-1, 4, WIDTH)), turned(k), v
-
-
-def indexed(m: Any, x: Tensor) -> tuple[Tensor, list[list[int]], list[Tensor]]:
-    """What attention gives [tokens, hidden], whom each token sees, and its mean weights of those."""
-    q, k, v = qkv(m, x)
-    index_q, index_k, weight = m.indexer["q"](x).view(-1, 3, WIDTH), m.indexer["k"](x), m.indexer["weight"](x)
-    outs, sets, weights = [], [], []
-    for t in range(len(x)):
-        scores = (weight[t, :, None] * (index_q[t] @ index_k[: t + 1].T).clamp(min=0)).sum(0)
-        seen = sorted(range(t + 1), key=lambda s: (-scores[s].item(), s))[: m.config.budget]
-        p = [(q[t, h] @ k[seen, h // 2].T * WIDTH**-0.5).softmax(-1) for h in range(4)]
-        outs.append(torch.cat([p[h] @ v[seen, h // 2] for h in range(4)]))
-        sets.append(seen)
-        weights.append(sum(p) / 4)
-    return m.o_proj(torch.stack(outs)), sets, weights
-
-
-def compressed(m: Any, x: Tensor) -> Tensor:
-    q, k, v = qkv(m, x)
-    gate = m.gate_proj(x)
-    keys, values = [], []
-    for first in range(0, len(x) - 3, 4):
-        some = slice(first, first + 4)
-        weight = gate[some].softmax(0)
-        keys.append(m.entry_proj(torch.cat([weight[:, h] @ k[some, h] for h in range(2)])).view(2, WIDTH))
-        values.append(torch.stack([weight[:, 2 + h] @ v[some, h] for h in range(2)]))
-    outs = []
-    for t in range(len(x)):
-        near, far = range(max(0, t + 1 - m.config.window), t + 1), range((t + 1) // 4)
-        for h in range(4):
-            key = torch.stack([*(k[s, h // 2] for s in near), *(keys[i][h // 2] for i in far)])
-            value = torch.stack([*(v[s, h // 2] for s in near), *(values[i][h // 2] for i in far)])
-            scores = torch.cat((key @ q[t, h] * WIDTH**-0.5, m.sink[h : h + 1]))
-            outs.append(scores.softmax(0)[:-1] @ value)
-    return m.o_proj(torch.stack(outs).view(len(x), -1))
-
-
 def relative(ours: Tensor, expected: Tensor) -> float:
     return float((ours.double() - expected).abs().max() / expected.abs().max())
 
@@ -135,26 +83,6 @@ def attended(
     context = AttentionContext(positions, None, ops, sheet.table, wanted)
     out = module(x.unsqueeze(0), context, sheet.layer(0))[0]
     return out, {name: tensor for name, [tensor] in context.recorded.items()}
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("ops", [TORCH, TORCH_INVARIANT], ids=lambda ops: ops.name)
-@pytest.mark.parametrize("attention", WRITTEN_TWICE, ids=lambda config: config.kind)
-def test_each_kind_equals_its_second_writing(attention: AttentionConfig, ops: Backend) -> None:
-    module = attention.build(HIDDEN, 1e-6)
-    init_weights(module, 0.5, 3)
-    x = torch.randn(LONG, HIDDEN, generator=torch.Generator().manual_seed(0))
-    slow = copy.deepcopy(module).double()
-    names = ("selected", "attended") if isinstance(module, Indexed) else ()
-    found, recorded = attended(module, attention, x, ops, *names)
-    if isinstance(module, Compressed):
-        assert relative(found, compressed(slow, x.double())) < 1e-5
-        return
-    expected, sets, weights = indexed(slow, x.double())
-    assert relative(found, expected) < 1e-5
-    for t, (rows, shares) in enumerate(zip(recorded["selected"], recorded["attended"])):
-        assert rows.tolist() == sets[t] + [-1] * (6 - len(sets[t]))
-        assert relative(shares[: len(sets[t])], weights[t]) < 1e-5 and not shares[len(sets[t]) :].any()
 
 
 @torch.no_grad()
@@ -250,13 +178,6 @@ def test_a_trainers_log_probabilities_are_the_samplers(attention: AttentionConfi
         assert token_logprobs(logits, torch.tensor(c.token_ids)).tolist() == c.logprobs
 
 
-def test_a_budget_for_all_is_dense_attention() -> None:
-    """To the bit; and a smaller one is not."""
-    dense, whole, few = (build(config(IndexedConfig(budget=budget)), seed=1) for budget in (10**6, 200, 20))
-    expected = answers(engine_of(dense), requests())
-    assert answers(engine_of(whole), requests()) == expected != answers(engine_of(few), requests())
-
-
 # ---- training
 
 
@@ -288,15 +209,6 @@ def test_the_indexer_learns_from_its_own_loss_alone(ops: Backend) -> None:
             assert grad.abs().max() > 1e-6 and torch.equal(none[name], grad), name
 
 
-@pytest.mark.parametrize("ops", [TORCH, TORCH_INVARIANT], ids=lambda ops: ops.name)
-def test_the_objective_of_the_package_trains_an_indexer_of_a_users_own(ops: Backend) -> None:
-    """To the same gradient as the loss that the user wrote: `Sparse` is the mean over layers, `IndexKL` the sum."""
-    model = build(config(IndexedConfig()), seed=1, ops=ops)
-    own, ours = grads(model, NextToken(), IndexKL(coefficient=0.5)), grads(model, NextToken(), Sparse())
-    for name, grad in ours.items():
-        assert relative(grad, own[name].double()) < 1e-5, name
-
-
 def test_the_stages_of_sparsify_train_an_indexer_of_a_users_own(tmp_path: Path) -> None:
     def trained(name: str, **settings: Any) -> dict[str, Tensor]:
         run = Run(
@@ -320,48 +232,7 @@ def test_the_stages_of_sparsify_train_an_indexer_of_a_users_own(tmp_path: Path) 
     assert {name for name in first if ".indexer." in name and torch.equal(first[name], second[name])} == set()
 
 
-@pytest.mark.parametrize("ops", [TORCH, TORCH_INVARIANT], ids=lambda ops: ops.name)
-def test_compressed_entries_window_and_sink_train(ops: Backend) -> None:
-    """The gradients are those of the second writing, in fp64."""
-    attention = CompressedConfig()
-    module = attention.build(HIDDEN, 1e-6)
-    init_weights(module, 0.5, 3)
-    x = torch.randn(LONG, HIDDEN, generator=torch.Generator().manual_seed(0))
-    weights = torch.randn(LONG, HIDDEN, generator=torch.Generator().manual_seed(1))
-    slow = copy.deepcopy(module).double()
-    (attended(module, attention, x, ops)[0] * weights).sum().backward()
-    (compressed(slow, x.double()) * weights.double()).sum().backward()
-    for (name, one), other in zip(module.named_parameters(), slow.parameters(), strict=True):
-        assert one.grad is not None and other.grad is not None
-        assert relative(one.grad, other.grad) < 1e-4, name
-    assert all(
-        grad.abs().max() > 1e-6 for grad in grads(build(config(attention), seed=1, ops=ops), NextToken()).values()
-    )
-
-
 # ---- what is recorded
-
-
-@torch.no_grad()
-def test_attention_hands_out_what_was_asked_for_by_layer() -> None:
-    model = build(config(IndexedConfig()), seed=1)
-    tokens = torch.arange(40, 52).unsqueeze(0)
-    assert model(tokens).recorded == {}
-    output = model(tokens, record=["selected", "index_scores"])
-    assert {name: len(tensors) for name, tensors in output.recorded.items()} == {"selected": 2, "index_scores": 2}
-    first, second = output.recorded["selected"]
-    assert first.shape == second.shape == (12, 6) and not torch.equal(first, second)
-    assert first[0].tolist() == [0, -1, -1, -1, -1, -1]
-    assert torch.equal(output.hidden, model(tokens).hidden)
-    with pytest.raises(ValueError, match=r"record=\['selectd'\]: no layer of this model records"):
-        model(tokens, record=["selectd"])
-    context = AttentionContext(tokens, None, TORCH, wanted=("a",))
-    context.record("b", tokens)
-    context.record("a", tokens)
-    context.record("a", tokens + 1)
-    assert set(context.recorded) == {"a"} and torch.equal(
-        torch.stack(context.recorded["a"]), torch.stack((tokens, tokens + 1))
-    )
 
 
 # ---- errors and accounts
@@ -447,17 +318,3 @@ def test_a_part_that_the_kind_has_not_is_refused_by_name(layer_of: Callable[[Att
         layer.attend(q, "key", "value", 1.0, window=0)
     with pytest.raises(ValueError, match="'compressed' requests budget=0 for the cached part 'key'"):
         layer.select(q, q[..., 0], "key", 0)
-
-
-def test_entries_count_for_their_share_of_a_token() -> None:
-    """Two layers of keys and values of 16, a gate of 4, and a quarter of two entries of 16."""
-    a_token = 2 * (16 + 16 + 4 + 4 + 4)
-    compressed_, dense = config(CompressedConfig()), config(IndexedConfig())
-    assert CompressedConfig().cache_width() == a_token / 2
-    assert account(compressed_).cache_bytes == 2 * a_token
-    assert Runner.block_bytes(build(compressed_, seed=0)) == 4 * a_token * BLOCK
-    cache = PagedCache(TORCH_INVARIANT.attention, compressed_, 3, torch.device("cpu"), torch.float32, 8)
-    assert sum(pool.nbytes for pool in cache.pools()) == 3 * 4 * a_token * BLOCK
-    # Over two devices heads are divided, and the one head of gates is copied: 40 of 44 values are halved.
-    assert cache_copies(compressed_, 2) == (40 / 2 + 4) / 44
-    assert cache_copies(dense, 2) == (32 / 2 + 8) / 40

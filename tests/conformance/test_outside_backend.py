@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,10 +29,9 @@ from rorqual.generate.schema import RowSampling
 from rorqual.model import Decoder, ModelConfig, Stage, build
 from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
-from rorqual.ops.backends import TORCH, TORCH_INVARIANT, Backend, arithmetic_of, backend
+from rorqual.ops.backends import arithmetic_of, backend
 from rorqual.ops.backends.attention import PAD, AttentionMetadata, PagedAttention, Plan
 from rorqual.ops.backends.layout import fault_of
-from rorqual.ops.backends.step import StepInput, StepOutput
 from rorqual.ops.backends.torch_invariant import TorchInvariant
 from rorqual.ops.paged import BLOCK
 from rorqual.recipes.pretrain import pretrain
@@ -156,13 +153,6 @@ def likeliest(places: list[list[tuple[int, float]]] | None) -> list[list[int]]:
     return [[id_ for id_, _ in best] for best in places or []]
 
 
-def test_without_a_copy_of_its_own_it_computes_with_the_weights_as_they_are() -> None:
-    Transposed.used.clear()
-    engine = engine_of(model_of(), backend="transposed")
-    answers(engine)
-    assert set(Transposed.used) == {"stacked", "sample"} and type(engine._cores[-1].runner.model.ops) is Transposed
-
-
 def test_its_blocks_are_found_on_disk_and_no_others(tmp_path: Path) -> None:
     model, request = model_of(), Request(prompt_ids=tuple(range(40, 240)), params=SamplingParams(max_tokens=8))
     said = {}
@@ -262,22 +252,6 @@ def test_a_backend_in_a_file_is_known_by_what_stands_there(tmp_path: Path, monke
     assert names[0] == names[2] == arithmetic_of(mine) != names[1]
 
 
-def test_a_run_from_before_backends_had_names_is_read(tmp_path: Path) -> None:
-    now = tiny(tmp_path).model_dump()
-    for old, name in (("fast", "torch"), ("invariant", "torch-invariant")):
-        then = {key: value for key, value in now.items() if key != "backend"} | {"arithmetic": old}
-        assert Run.model_validate(then).backend == name
-    with pytest.raises(ConfigError, match="unknown backend 'tourch'"):
-        Run.model_validate(now | {"backend": "tourch"})
-
-
-def test_the_packages_own_refuse_nothing_and_say_what_they_promise() -> None:
-    for one in (Backend(), TORCH, TORCH_INVARIANT):
-        for dtype in (torch.float32, torch.bfloat16):
-            assert one.supports(torch.device("cpu"), dtype, model_of(), training=True) is None
-    assert [one.invariant for one in (Backend(), TORCH, TORCH_INVARIANT)] == [False, False, True]
-
-
 # ---- what would go wrong without a word
 
 
@@ -351,21 +325,6 @@ def test_a_file_names_a_backend(tmp_path: Path) -> None:
         backend(f"{tmp_path}/none.py:Mine")
 
 
-def test_two_backends_of_one_name_are_refused_and_one_defined_again_is_the_newest(tmp_path: Path) -> None:
-    """In a process of its own: classes are known to the end of one."""
-    code = (
-        "from rorqual.ops.backends import Backend, backend\n"
-        "def define(scale):\n"
-        "    return type('Mine', (Backend,), {'name': 'mine', 'scale': scale, '__qualname__': 'Mine'})\n"
-        "first, second = define(1), define(2)\n"
-        "assert backend('mine').scale == 2\n"
-        "Other = type('Other', (Backend,), {'name': 'torch', '__qualname__': 'Other'})\n"
-        "backend('torch')\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "two backends have the name 'torch'" in done.stderr and "AssertionError" not in done.stderr
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -385,28 +344,6 @@ def test_a_step_that_lacks_something_is_an_error_by_name(
     engine = engine_of(model_of(), backend="fused")
     with pytest.raises(ValueError, match=f"backend 'fused' {message}"):
         engine.generate([Request(prompt_ids=tuple(range(40, 60)), params=SamplingParams(max_tokens=3))])
-
-
-def test_an_id_that_is_none_is_an_error_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = Whole.__call__
-
-    def far(self: Whole, given: StepInput) -> StepOutput:
-        found = whole(self, given)
-        assert found.sampled is not None
-        return replace(found, sampled=replace(found.sampled, ids=found.sampled.ids + 100_000))
-
-    monkeypatch.setattr(Whole, "__call__", far)
-    with pytest.raises(ValueError, match=r"backend 'fused' sampled token ids \[1\d+\] from a vocabulary of \d+"):
-        engine_of(model_of(), backend="fused").generate(
-            [Request(prompt_ids=tuple(range(40, 60)), params=SamplingParams(max_tokens=3))]
-        )
-
-
-def test_a_layout_of_weights_alone_is_enough_to_be_asked_for_a_copy() -> None:
-    class Mine(Backend):
-        prepare_linear = Transposed.prepare_linear
-
-    assert Mine().prepares(model_of()) and not Backend().prepares(model_of())
 
 
 def test_reinforcement_samples_by_the_runs_own_backend() -> None:

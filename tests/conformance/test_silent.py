@@ -10,8 +10,7 @@ from typing import Literal
 
 import pytest
 import torch
-from outside import IndexedConfig, NarrowIndexedConfig, SkippingConfig
-from pydantic import ValidationError
+from outside import SkippingConfig
 from torch import Tensor
 
 from rorqual.core.config import Kind, kinds
@@ -21,14 +20,11 @@ from rorqual.core.records import Message, RunDir
 from rorqual.data.chat import chat_format
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.engine import Embeds, Engine, Request, SamplingParams
-from rorqual.engine.remote.rollout import RemoteRolloutEngine
-from rorqual.engine.runner import Runner
-from rorqual.model import ModelConfig, Stage, account, build
+from rorqual.model import ModelConfig, Stage, build
 from rorqual.model.attention import AttentionConfig, GQAConfig
 from rorqual.model.ffn import DenseConfig, FFNConfig
 from rorqual.ops.backends import TORCH
 from rorqual.ops.backends.torch import Torch
-from rorqual.ops.paged import BLOCK
 from rorqual.recipes.pretrain import pretrain
 from rorqual.train.loop import fit
 from rorqual.train.sources import Materials
@@ -66,19 +62,6 @@ def test_a_picture_that_no_embeddings_stand_for_is_refused(monkeypatch: pytest.M
     [[seen]] = engine.generate([Request((picture("aaaa"),), SamplingParams(max_tokens=2), embeds=rows)])
     assert seen.token_ids
     engine.check(Request((Message("user", (TextPart(text="text alone"),)),)))
-
-
-def test_a_rollout_engine_at_an_address_takes_no_embeddings_and_no_value_out_of_range() -> None:
-    nobody = object.__new__(RemoteRolloutEngine)
-    nobody.url = "http://nowhere"
-    prompt = tuple(range(40, 60))
-    nobody._check([(Request(prompt_ids=prompt), 0)])
-    for request, what in (
-        (Request(prompt_ids=prompt, embeds=Embeds(torch.ones(1, 24), (5,))), "does not take embeddings"),
-        (Request(prompt_ids=prompt, params=SamplingParams(top_p=7)), "top_p is 7"),
-    ):
-        with pytest.raises(DataError, match=what):
-            nobody._check([(request, 0)])
 
 
 # ---- kinds
@@ -128,16 +111,6 @@ def test_a_kind_of_an_installed_package_is_found_by_the_verbs(tmp_path: Path) ->
         assert there or "unknown kind 'my_network'" in done.stderr
 
 
-def test_a_network_that_routes_says_among_how_many() -> None:
-    class Silent(SkippingConfig):
-        def n_experts(self) -> int:
-            return 0
-
-    model_config(ffn=SkippingConfig())
-    with pytest.raises(ValidationError, match="kind 'skipping' routes tokens, but its `n_experts\\(\\)` returns 0"):
-        model_config(ffn=Silent())
-
-
 def test_an_expert_beyond_the_number_that_was_said_is_refused() -> None:
     """130 are recorded as bytes with a sign: expert 129 would become another."""
 
@@ -155,13 +128,6 @@ def test_an_expert_beyond_the_number_that_was_said_is_refused() -> None:
                 engine.generate([request])
         else:
             assert engine.generate([request])
-
-
-def test_a_cached_part_costs_what_the_engine_keeps() -> None:
-    for kind in (IndexedConfig(), NarrowIndexedConfig()):
-        config = model_config(kind)
-        kept = Runner.block_bytes(build(config, seed=1)) / BLOCK
-        assert account(config, cache_value_bytes=4).cache_bytes == kept == 2 * 40 * (4 if kind.kind == "indexed" else 2)
 
 
 # ---- who computes beside the trainer

@@ -12,12 +12,10 @@ from torch import Tensor, nn
 from rorqual.model import Decoder, ModelConfig, Stage
 from rorqual.model.adapter import LoRA
 from rorqual.model.adapter.lora import LoRALinear
-from rorqual.model.attention import AttentionContext, GQAConfig, MLAConfig, RMSNorm
+from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.model.ffn.moe import MoE
-from rorqual.ops.attention import document_mask
 from rorqual.ops.backends import REFERENCE, TORCH, TORCH_INVARIANT, Backend
-from rorqual.ops.losses import reverse_kl, token_logprobs
 from rorqual.ops.moe import Routing
 
 HIDDEN, VOCAB, TOKENS = 32, 64, 1024
@@ -126,27 +124,6 @@ def test_the_router_is_computed_in_fp32(how: str, router: MoEConfig, ops: Backen
         assert float((routing.weights - router.router.routed_scaling_factor * gates).abs().max()) < 1e-6
 
 
-@every_router
-def test_a_routers_gradient_is_fp32_under_autocast(router: MoEConfig) -> None:
-    """Of the same tokens and the same gradient of the gates: to fp32's rounding that of float64."""
-    model = loud(router)
-    layer = model.routers()[0]
-    x = torch.randn(200, HIDDEN, generator=torch.Generator().manual_seed(3))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        _, routing = layer(x, TORCH, None)
-    assert routing is not None
-    pull = torch.randn(routing.weights.shape, generator=torch.Generator().manual_seed(4))
-    (found,) = torch.autograd.grad((routing.weights * pull).sum(), layer.router.gate)
-    gate = layer.router.gate.detach().double().requires_grad_()
-    logits = x.double() @ gate.T
-    scores = logits.sigmoid() if router.router.scoring_func == "sigmoid" else logits.softmax(-1)
-    gates = scores.gather(-1, routing.indices)
-    gates = gates / gates.sum(-1, keepdim=True) if router.router.norm_topk_prob else gates
-    (wanted,) = torch.autograd.grad((router.router.routed_scaling_factor * gates * pull).sum(), gate)
-    assert found.dtype == torch.float32
-    assert float((found - wanted).abs().max() / wanted.abs().max()) < 1e-5
-
-
 @pytest.mark.parametrize("ops", [TORCH, REFERENCE], ids=lambda ops: ops.name)
 def test_the_gates_of_experts_have_a_gradient_in_fp32(ops: Backend) -> None:
     """Under autocast: a gate's gradient is its expert's answer times what is asked of it, and neither is rounded again."""
@@ -166,62 +143,6 @@ def test_the_gates_of_experts_have_a_gradient_in_fp32(ops: Backend) -> None:
             answer = ops.experts(x, alone, up, down).detach()
             wanted = (answer.double() * pull.double()).sum(-1)
             assert float((found[:, rank] - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
-
-
-@every_backend
-@pytest.mark.parametrize("attention", [MLA, GQA], ids=lambda config: config.kind)
-def test_gradients_under_autocast_are_near_those_of_fp32(attention: MLAConfig | GQAConfig, ops: Backend) -> None:
-    """Of every parameter, with every backend, experts replayed from fp32: the angle between the two gradients is small."""
-    model, tokens = loud(ROUTERS["sigmoid"], attention, ops=ops), some_tokens(rows=32)
-    targets = tokens.roll(-1, dims=1).flatten()
-    with torch.no_grad():
-        replay = model(tokens).routing[0].indices.view(*tokens.shape, 1, -1)
-    found: list[tuple[Tensor, ...]] = []
-    for enabled in (False, True):
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
-            hidden = model(tokens, replay=replay).hidden
-            loss = -token_logprobs(model.logits(hidden.flatten(0, 1)), targets).mean()
-        wanted = {name: p for name, p in model.named_parameters() if not name.startswith("mtp.")}
-        found.append(torch.autograd.grad(loss, list(wanted.values())))
-    for name, plain, cast in zip(wanted, *found, strict=True):
-        assert cast.dtype == torch.float32
-        assert float(1 - torch.cosine_similarity(plain.flatten(), cast.flatten(), dim=0)) < 2e-3, name
-
-
-@every_backend
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_norms_and_rotations_are_the_same_bits_under_autocast(ops: Backend, dtype: torch.dtype) -> None:
-    generator = torch.Generator().manual_seed(6)
-    x = torch.randn(2, 9, 3, 8, generator=generator).to(dtype)
-    norm = RMSNorm(8, 1e-6)
-    nn.init.normal_(norm.weight, generator=generator)
-    positions = torch.arange(9).expand(2, 9) + 5000
-    results = []
-    for enabled in (False, True):
-        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
-            context = AttentionContext(positions, document_mask(positions), ops)
-            results.append((norm(x, ops), *context.rope(GQA.rope, 8, interleaved=True)))
-    for plain, cast in zip(*results, strict=True):
-        assert plain.dtype == cast.dtype == torch.float32 and torch.equal(plain, cast)
-
-
-def test_losses_are_the_same_bits_under_autocast() -> None:
-    generator = torch.Generator().manual_seed(7)
-    logits, targets = 5 * torch.randn(40, VOCAB, generator=generator), torch.arange(40)
-    results = []
-    for enabled in (False, True):
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
-            logprobs = token_logprobs(logits, targets)
-            results.append((logprobs, reverse_kl(logprobs, logprobs.roll(1))))
-    for plain, cast in zip(*results, strict=True):
-        assert plain.dtype == cast.dtype == torch.float32 and torch.equal(plain, cast)
-
-
-def test_logits_leave_the_model_in_fp32() -> None:
-    for tied in (False, True):
-        config = loud(ROUTERS["sigmoid"]).config.model_copy(update={"tie_word_embeddings": tied})
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert Decoder(config).logits(torch.randn(3, HIDDEN)).dtype == torch.float32
 
 
 @every_backend

@@ -5,16 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 
-from rorqual.core.errors import CheckpointError, ConfigError
-from rorqual.model import ModelConfig, Stage, build
-from rorqual.model.attention import GQAConfig
-from rorqual.model.ffn import DenseConfig, MoEConfig
+from rorqual.core.errors import ConfigError
+from rorqual.model import ModelConfig
 from rorqual.model.load.find import FAMILIES, family_for, family_of, known_types
-from rorqual.model.load.keys import quantization, quantization_to_hf
 from rorqual.model.presets import preset
-from rorqual.ops.rope import Llama3, Rope, Yarn
+from rorqual.ops.rope import Yarn
 
 R1_DISTILL_QWEN = {
     "architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 151643, "eos_token_id": 151643,
@@ -150,27 +146,6 @@ def test_contradictions_and_unknown_functions_are_refused_by_name(
     assert "there" in str(caught.value)
 
 
-def test_fp8_as_v3_and_v31_say_it_is_understood_both_ways() -> None:
-    for power_of_two in (False, True):
-        data = quantization_to_hf(power_of_two=power_of_two)
-        assert quantization(data["quantization_config"], "there")
-        read(LLAMA31 | data)
-    assert quantization(FP8 | {"modules_to_not_convert": ["lm_head"]}, "there") and not quantization({}, "there")
-
-
-def test_deepseek_files_that_mean_two_models_are_refused() -> None:
-    family = family_of("deepseek_v3", "there")
-    data = family.config_to_hf(preset("deepseek-v3"))
-    for change in ({"first_k_dense_replace": 62}, {"rms_norm_eps": 1e-5}, {"num_key_value_heads": 8}):
-        with pytest.raises(ConfigError, match=next(iter(change))):
-            family.config_from_hf(data | change, "there")
-    v2 = preset("deepseek-v2-lite")
-    with pytest.raises(ConfigError, match="num_nextn_predict_layers"):
-        family.config_from_hf(family.config_to_hf(v2) | {"num_nextn_predict_layers": 1}, "there")
-    with pytest.raises(ConfigError, match="no multi-token prediction modules"):
-        family.config_to_hf(v2.model_copy(update={"num_nextn_predict_layers": 1}))
-
-
 def test_dense_layers_among_experts_are_stages() -> None:
     config = read(QWEN3_MOE | {"num_hidden_layers": 7, "decoder_sparse_step": 2, "mlp_only_layers": [3]})
     # Layers 1, 3 and 5, counted from 0, are every second; 3 is listed.
@@ -187,59 +162,3 @@ def test_an_unknown_architecture_names_the_known_ones() -> None:
     ):
         family_of("mamba", "there")
     assert set(known_types()) == {name for family in FAMILIES for name in family.model_types}
-
-
-def small(**attention: Any) -> ModelConfig:
-    gqa = GQAConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=8, **attention)
-    stage = Stage(layers=2, attention=gqa, ffn=DenseConfig(intermediate_size=20))
-    return ModelConfig(vocab_size=40, hidden_size=32, stages=(stage,))
-
-
-@pytest.mark.parametrize(
-    ("attention", "found"),
-    [
-        ({}, "llama"),
-        ({"attention_bias": True}, "qwen2"),
-        ({"attention_bias": True, "output_bias": True}, "llama"),
-        ({"qk_norm": True}, "qwen3"),
-        ({"rope": Rope(llama3=Llama3(factor=8.0, original_max_position_embeddings=64))}, "llama"),
-    ],
-)
-@pytest.mark.parametrize("tied", [True, False])
-def test_the_family_that_can_express_a_model_and_three_trips(attention: dict[str, Any], found: str, tied: bool) -> None:
-    config = small(**attention).model_copy(update={"tie_word_embeddings": tied})
-    family = family_for(config)
-    assert family.model_types == (found,)
-    names, state = family.name_map(config), dict(build(config, seed=0).state_dict())
-    for name, tensor in state.items():
-        if name.endswith(".bias"):
-            tensor.normal_(generator=torch.Generator().manual_seed(1))
-    hub = names.to_hf(state)
-    assert ("model.layers.1.self_attn.q_proj.bias" in hub) == ("attention_bias" in attention)
-    for _ in range(3):
-        back = names.from_hf(hub)
-        assert back.keys() == state.keys() and all(torch.equal(back[name], state[name]) for name in state)
-        again = names.to_hf(back)
-        assert again.keys() == hub.keys() and all(torch.equal(again[name], hub[name]) for name in hub)
-        hub = again
-
-
-def test_biases_that_the_file_lacks_or_adds_are_named() -> None:
-    with_bias, without = small(attention_bias=True), small()
-    state = dict(build(with_bias, seed=0).state_dict())
-    hub = family_for(with_bias).name_map(with_bias).to_hf(state)
-    with pytest.raises(CheckpointError, match=r"unexpected model\.layers\.0\.self_attn\.q_proj\.bias"):
-        family_for(without).name_map(without).from_hf(hub)
-    plain = {name: tensor for name, tensor in hub.items() if not name.endswith(".bias")}
-    with pytest.raises(CheckpointError, match=r"missing model\.layers\.0\.self_attn\.q_proj\.bias"):
-        family_for(with_bias).name_map(with_bias).from_hf(plain)
-
-
-def test_a_model_of_no_family_says_why_of_each() -> None:
-    gqa = small(qk_norm=True, attention_bias=True)
-    with pytest.raises(ConfigError, match=r"no published family can express this model: .*DeepSeek.*Qwen3.*Llama"):
-        family_for(gqa)
-    moe = MoEConfig(n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=8)  # sigmoid and a bias
-    stage = small(qk_norm=True).stages[0].model_copy(update={"ffn": moe})
-    with pytest.raises(ConfigError, match="no published family"):
-        family_for(small().model_copy(update={"stages": (stage,)}))

@@ -9,7 +9,6 @@ from transformers import AutoConfig
 
 from rorqual.core.errors import ConfigError
 from rorqual.model import ModelConfig
-from rorqual.model.attention import GQAConfig
 from rorqual.model.ffn import MoEConfig
 from rorqual.model.load.find import family_of
 from rorqual.model.load.keys import MOST_LAYERS
@@ -63,31 +62,6 @@ def test_an_absent_key_is_what_transformers_takes_it_for(family: str) -> None:
     assert read(least(family)) == read(whole)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3_moe"])
-def test_each_head_has_a_key_of_its_own_where_the_file_does_not_count_them(family: str) -> None:
-    data = least(family)
-    data.pop("num_key_value_heads", None)
-    attention = read(data).stages[0].attention
-    assert isinstance(attention, GQAConfig) and attention.num_key_value_heads == attention.num_attention_heads == 4
-
-
-@pytest.mark.parametrize(("family", "wide"), [("llama", 8), ("qwen2", 8), ("qwen3", 128), ("qwen3_moe", 8)])
-def test_a_heads_width_where_the_file_does_not_say_it(family: str, wide: int) -> None:
-    """Qwen3's class in transformers has heads of 128 whatever the width of the model; the others divide it."""
-    for absent in ({}, {"head_dim": None}):
-        data = {key: value for key, value in least(family).items() if key != "head_dim"} | absent
-        assert read(data).stages[0].attention.head_dim == wide  # type: ignore[attr-defined]
-    assert read(least(family, head_dim=6)).stages[0].attention.head_dim == 6  # type: ignore[attr-defined]
-
-
-def test_the_width_of_dense_layers_among_experts_where_the_file_does_not_say_it() -> None:
-    said = {key: value for key, value in LEAST["qwen3_moe"].items() if key != "intermediate_size"} | {
-        "mlp_only_layers": [0]
-    }
-    whole = AutoConfig.for_model("qwen3_moe", **said).to_dict()
-    assert read({"model_type": "qwen3_moe", **said}) == read(whole) != read(whole | {"intermediate_size": 20})
-
-
 @pytest.mark.parametrize("family", LEAST)
 def test_a_size_that_no_default_can_stand_for_is_named_where_it_is_missing(family: str) -> None:
     latent = family.startswith("deepseek")
@@ -128,14 +102,6 @@ def test_deepseek_keys_that_a_file_may_lack() -> None:
         assert read(plain | {"q_lora_rank": None}).stages[0].attention.q_lora_rank == 0  # type: ignore[attr-defined]
 
 
-def test_a_greedy_router_of_v2_has_no_groups_whatever_the_file_says_of_them() -> None:
-    said = {"n_group": 4, "topk_group": 2}
-    unnamed = {key: value for key, value in least("deepseek_v2", **said).items() if key != "topk_method"}
-    assert read(unnamed) == read(unnamed | {"topk_method": "greedy"})
-    greedy, limited = (read(least("deepseek_v2", topk_method=m, **said)) for m in ("greedy", "group_limited_greedy"))
-    assert [(r.n_group, r.topk_group) for r in (c.stages[-1].ffn.router for c in (greedy, limited))] == [(1, 1), (4, 2)]  # type: ignore[attr-defined]
-
-
 def test_v2_norms_its_gates_or_scales_them_and_a_file_that_says_both_is_refused() -> None:
     one, other = ({"norm_topk_prob": True}, {"routed_scaling_factor": 4.0})
     assert read(least("deepseek_v2", **one)).stages[-1].ffn.router.norm_topk_prob  # type: ignore[attr-defined]
@@ -153,7 +119,8 @@ ANOTHER: dict[str, list[tuple[str, Any]]] = {
     "deepseek_v3": [
         ("hidden_act", "gelu"), ("attention_bias", True), ("mlp_bias", True), ("moe_layer_freq", 2), ("rope_interleave", False),
         ("num_key_value_heads", 2), ("head_dim", 10), ("rms_norm_eps", 1e-5), ("qk_head_dim", 6), ("topk_method", "random"),
-        ("first_k_dense_replace", 4), ("first_k_dense_replace", -1),
+        ("first_k_dense_replace", 4), ("first_k_dense_replace", -1), ("index_topk", 64), ("hidden_size", "wide"),
+        ("v_head_dim", "wide"), ("n_group", 3),
     ],
     "deepseek_v2": [("num_nextn_predict_layers", 1), ("hidden_act", "gelu"), ("mlp_bias", True)],
 }  # fmt: skip

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rorqual.core.errors import ConfigError
-from rorqual.model import ModelConfig, Stage, account, build
+from rorqual.model import ModelConfig, Stage, build
 from rorqual.model.attention import DSAConfig
 from rorqual.model.ffn import DenseConfig
 from rorqual.model.load.deepseek_v3 import config_from_hf, config_to_hf
@@ -25,14 +25,6 @@ def with_dtype(model: Any, dtype: str | None) -> Any:
         s.model_copy(update={"attention": s.attention.model_copy(update={"index_dtype": dtype})}) for s in model.stages
     )
     return model.model_copy(update={"stages": tuple(stages)})
-
-
-def test_a_key_of_v32_takes_132_bytes() -> None:
-    """As in DeepSeek's inference code: 128 values of one byte and a scale of four."""
-    latent = 2 * (512 + 64)
-    assert V32.stages[0].attention.cache_bytes(2) == latent + 2 * 128
-    assert with_dtype(V32, FP8).stages[0].attention.cache_bytes(2) == latent + 132
-    assert account(with_dtype(V32, FP8)).cache_bytes == 61 * (latent + 132)
 
 
 def test_a_checkpoint_says_it_and_others_do_not_have_the_key() -> None:

@@ -8,17 +8,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from written_run import write_run
 
-from rorqual.core.config import to_yaml
 from rorqual.core.errors import CheckpointError
-from rorqual.core.records import RunDir
 from rorqual.model import Decoder, ModelConfig, Stage, build
 from rorqual.model.attention import MLAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.model.load import deepseek_v3
 from rorqual.model.load.names import SCALE
 from rorqual.model.load.run import load_run, load_weights
-from rorqual.ops.quant import blocks, dequantize_blocks, quantize_blocks
+from rorqual.ops.quant import dequantize_blocks, quantize_blocks
 
 EXPERT = 132  # not whole blocks: gate and up each have two, of 128 and 4 rows, and the pair has four and not three
 CONFIG = ModelConfig(
@@ -127,21 +126,6 @@ def test_a_model_is_filled_with_the_products(published: dict[str, Tensor], tmp_p
     assert same(dict(half.state_dict()), rounded)
 
 
-def test_gate_and_up_have_blocks_of_their_own(published: dict[str, Tensor], tmp_path: Path) -> None:
-    """Row 128 of 132 begins gate's second block; row 132 is up's first, not the fifth row of that block."""
-    state = NAMES.from_hf(published)
-    name = "layers.1.ffn.experts.gate_up_proj"
-    scale = state[name + SCALE]
-    assert blocks((2 * EXPERT, 136)) == (3, 2) and scale.shape == (3, 4, 2)
-    save_file(state, tmp_path / "model.safetensors")
-    model = Decoder(CONFIG)
-    load_weights(model, tmp_path)
-    raw = state[name].float()
-    found = model.state_dict()[name]
-    for rows, block in ((slice(0, 128), 0), (slice(128, 132), 1), (slice(132, 260), 2), (slice(260, 264), 3)):
-        assert torch.equal(found[:, rows, :128], raw[:, rows, :128] * scale[:, block, 0, None, None])
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -160,14 +144,6 @@ def test_scales_that_do_not_fit_are_refused(published, change, message, tmp_path
         load_weights(Decoder(CONFIG), tmp_path)
 
 
-def test_scales_of_some_experts_only_are_missing_for_the_rest(published: dict[str, Tensor]) -> None:
-    name = f"model.layers.1.mlp.experts.1.up_proj.weight{SCALE}"
-    hub = {n: t for n, t in published.items() if n != name}
-    with pytest.raises(CheckpointError, match=f"missing {name}"):
-        NAMES.from_hf(hub)
-    NAMES.check(set(published))
-
-
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("asked", [torch.float32, torch.bfloat16])
 def test_a_run_loads_into_the_type_asked_for_and_the_bias_stays_fp32(
@@ -180,15 +156,7 @@ def test_a_run_loads_into_the_type_asked_for_and_the_bias_stays_fp32(
             torch.tensor([1.0, 1.0 + 2**-12, 1.0 - 2**-13])
         )  # one number in bf16
     state = {n: t if n.endswith("correction_bias") else t.to(stored) for n, t in source.state_dict().items()}
-    run = RunDir(tmp_path)
-    folder = run.step_dir(0)
-    folder.mkdir()
-    text = "\n".join(f"  {line}" for line in to_yaml(CONFIG).splitlines())
-    run.config_file.write_text(f"model:\n{text}\n", encoding="utf-8")
-    save_file(NAMES.from_hf(NAMES.to_hf(state)), folder / "model.safetensors")
-    size = (folder / "model.safetensors").stat().st_size
-    (folder / "whole.json").write_text(f'{{"model.safetensors": {size}}}', encoding="utf-8")
-    model = load_run(run, dtype=asked)
+    model = load_run(write_run(tmp_path, CONFIG, NAMES.from_hf(NAMES.to_hf(state))), dtype=asked)
     expected = {n: t if n.endswith("correction_bias") else t.to(asked) for n, t in state.items()}
     assert same(dict(model.state_dict()), expected)
     exported = NAMES.to_hf(model.to(torch.bfloat16).state_dict())
@@ -207,14 +175,7 @@ def test_a_router_without_a_bias_chooses_by_the_scores_alone_when_loaded(tmp_pat
     config = CONFIG.model_copy(
         update={"stages": (stage.model_copy(update={"ffn": ffn}),), "num_nextn_predict_layers": 0}
     )
-    run, model = RunDir(tmp_path), build(config, seed=0)
-    folder = run.step_dir(0)
-    folder.mkdir()
-    text = "\n".join(f"  {line}" for line in to_yaml(config).splitlines())
-    run.config_file.write_text(f"model:\n{text}\n", encoding="utf-8")
-    save_file(model.state_dict(), folder / "model.safetensors")
-    size = (folder / "model.safetensors").stat().st_size
-    (folder / "whole.json").write_text(f'{{"model.safetensors": {size}}}', encoding="utf-8")
-    loaded = load_run(run)
+    model = build(config, seed=0)
+    loaded = load_run(write_run(tmp_path, config, model.state_dict()))
     tokens = torch.arange(20).view(2, 10)
     assert torch.equal(loaded(tokens).hidden, model(tokens).hidden)

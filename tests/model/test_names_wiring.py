@@ -6,17 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from written_run import write_run
 
-from rorqual.core.config import to_yaml
 from rorqual.core.errors import CheckpointError, ConfigError
-from rorqual.core.records import RunDir, write_json
-from rorqual.model import Decoder, ModelConfig, Stage, build
-from rorqual.model.attention import AttentionConfig, GQAConfig, MLAConfig
-from rorqual.model.ffn import DenseConfig, FFNConfig, MoEConfig
+from rorqual.model import ModelConfig, Stage, build
+from rorqual.model.attention import GQAConfig, MLAConfig
+from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.model.load.find import family_for
-from rorqual.model.load.names import NameEntry, shown, stacked, stacked_pairs
-from rorqual.model.load.run import check_names, load_run, read_model_config, read_section
+from rorqual.model.load.run import check_names, load_run, read_section
 
 MLA = MLAConfig(num_attention_heads=2, kv_lora_rank=8, qk_nope_head_dim=6, qk_rope_head_dim=4, v_head_dim=6)
 MOE = MoEConfig(n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=8, n_shared_experts=1)
@@ -52,31 +49,6 @@ def test_published_tensors_that_are_made_of_one_of_ours_or_copied_have_memory_of
     assert not ours & {hub[name].untyped_storage().data_ptr() for name in made}
 
 
-SOFTMAX = {"scoring_func": "softmax", "score_bias": False, "norm_topk_prob": False, "group_score": "max"}
-PLAIN = MOE.model_copy(update={"router": MOE.router.model_copy(update=SOFTMAX)})
-OTHERS: dict[str, tuple[AttentionConfig, FFNConfig]] = {
-    "v3": (MLA.model_copy(update={"q_lora_rank": 12}), MOE),
-    "v3, no shared expert": (MLA, MOE.model_copy(update={"n_shared_experts": 0})),
-    "v2": (MLA, PLAIN),
-    "qwen3 with experts": (
-        GQA.model_copy(update={"attention_bias": False, "qk_norm": True}),
-        PLAIN.model_copy(update={"n_shared_experts": 0}),
-    ),
-    "llama with biases": (GQA.model_copy(update={"output_bias": True}), DenseConfig(intermediate_size=20)),
-}
-
-
-@pytest.mark.parametrize("name", OTHERS)
-@pytest.mark.parametrize("tied", [True, False])
-def test_the_names_of_a_family_are_every_tensor_of_the_model_once(name: str, tied: bool) -> None:
-    stage = Stage(layers=2, attention=OTHERS[name][0], ffn=OTHERS[name][1])
-    config = ModelConfig(vocab_size=40, hidden_size=16, stages=(stage,), tie_word_embeddings=tied)
-    names = family_for(config).name_map(config)
-    assert sorted(entry.internal for entry in names.entries) == sorted(build(config, seed=0).state_dict())
-    theirs = [part for entry in names.entries for part in entry.published]
-    assert len(set(theirs)) == len(theirs) and names.copies.keys() == ({"lm_head.weight"} if tied else set())
-
-
 def test_a_copy_of_each_prediction_module_must_be_equal() -> None:
     """The last module's as well as the first one's, of embedding and head."""
     config = deepseek()
@@ -93,32 +65,6 @@ def test_a_copy_of_each_prediction_module_must_be_equal() -> None:
             names.from_hf(hub)
 
 
-def test_entries_by_hand() -> None:
-    """A stack in the order of its parts; of pairs, each one's first rows and then its second ones."""
-    a, b, c, d = (torch.full((2, 3), float(value)) for value in range(4))
-    stack = stacked("x", ["a", "b", "c", "d"])
-    assert torch.equal(stack.join([a, b, c, d]), torch.stack((a, b, c, d))) and stack.order() == (0, 1, 2, 3)
-    pairs = stacked_pairs("x", ["a", "b"], ["c", "d"])
-    joined = pairs.join([a, b, c, d])
-    assert torch.equal(joined, torch.stack((torch.cat((a, c)), torch.cat((b, d))))) and pairs.order() == (0, 2, 1, 3)
-    assert all(torch.equal(one, other) for one, other in zip(pairs.split(joined), (a, b, c, d), strict=True))
-    assert NameEntry("x", ("a",)).order() == (0,) and NameEntry("x", ("a",)).join([b]) is b
-    with pytest.raises(CheckpointError, match="only matrices"):
-        NameEntry("x", ("a",)).scale_shape((3,))
-    assert NameEntry("x", ("a",)).scale_shape((129, 128)) == (2, 1)
-    assert stack.scale_shape((4, 129, 300)) == (4, 2, 3) and pairs.scale_shape((2, 2 * 129, 300)) == (2, 2 * 2, 3)
-
-
-def test_long_lists_are_cut_after_twelve() -> None:
-    names = [f"n{i}" for i in range(13)]
-    assert shown(names[:12]) == ", ".join(names[:12]) and shown(names) == ", ".join(names[:12]) + " and 1 more"
-    tensor = torch.zeros(2)
-    for count, end in ((12, "missing n11"), (13, "and 1 more")):
-        with pytest.raises(CheckpointError) as caught:
-            check_names({}, dict.fromkeys(names[:count], tensor), where="there")
-        assert caught.value.what.endswith(end) and caught.value.where == "there"
-
-
 def test_names_and_shapes_that_are_wrong_are_all_listed() -> None:
     wanted = {name: torch.zeros(2, 3) for name in "abc"}
     check_names(dict(wanted), wanted, where="there")
@@ -128,29 +74,8 @@ def test_names_and_shapes_that_are_wrong_are_all_listed() -> None:
         check_names({"b": wanted["b"], "c": torch.zeros(3, 2), "d": torch.zeros(1)}, wanted, where="there")
 
 
-def run_of(folder: Path, config: ModelConfig) -> RunDir:
-    run = RunDir(folder)
-    step = run.step_dir(1)
-    step.mkdir(parents=True)
-    lines = to_yaml(config).splitlines()
-    run.config_file.write_text("model:\n" + "".join(f"  {line}\n" for line in lines), encoding="utf-8")
-    save_file(build(config, seed=0).state_dict(), step / "model.safetensors")
-    write_json(step / "whole.json", {"model.safetensors": (step / "model.safetensors").stat().st_size})
-    return run
-
-
-@pytest.mark.parametrize("config", [deepseek(), deepseek(tied=True), dense()], ids=["latent", "tied", "grouped"])
-def test_a_run_is_read_as_the_model_that_was_written(config: ModelConfig, tmp_path: Path) -> None:
-    run = run_of(tmp_path, config)
-    assert read_model_config(run) == config
-    model, expected = load_run(run), build(config, seed=0)
-    assert isinstance(model, Decoder) and model.config == config
-    for name, tensor in expected.state_dict().items():
-        assert torch.equal(model.state_dict()[name], tensor), name
-
-
 def test_a_run_of_other_weights_or_without_its_config_is_refused(tmp_path: Path) -> None:
-    run = run_of(tmp_path, dense())
+    run = write_run(tmp_path, dense(), build(dense(), seed=0).state_dict())
     with pytest.raises(CheckpointError, match="key 'chat' is missing") as caught:
         read_section(run, "chat")
     assert caught.value.where == str(run.config_file)

@@ -112,18 +112,6 @@ def test_blocks_are_chosen_by_the_attention_to_their_mean(size: int, topk: int, 
     assert close(out, expected(module, seen))
 
 
-def test_flops_by_hand() -> None:
-    """3 heads on latents of 8 + 4 values: 2 x 3 x (12 + 8) = 120 FLOPs for each position, 72 for each mean of a block."""
-    window = WindowConfig(**LATENT, window=10, sinks=4)
-    block = BlockSelectionConfig(**LATENT, block_size=16, block_topk=2)
-    for context in (5, 14, 100):
-        assert window.decode_flops(HIDDEN, context) == 120 * min(context, 14)
-        assert window.cost(HIDDEN, context).flops - window.cost(HIDDEN, 0).flops == 120 * min(context, 14)
-    for context in (16, 48, 160):
-        assert block.decode_flops(HIDDEN, context) == 120 * min(context, 48) + 72 * context / 16
-        assert block.cost(HIDDEN, context).flops - block.cost(HIDDEN, 0).flops == block.decode_flops(HIDDEN, context)
-
-
 def test_the_adaptive_budget_is_the_fewest_rows_that_reach_p() -> None:
     generator = torch.Generator().manual_seed(1)
     scores = (3 * torch.randn(200, 12, generator=generator)).sort(descending=True).values

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,7 +13,6 @@ from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.model.training_cache import PackedBatchCache
 from rorqual.ops.backends import TORCH, TORCH_INVARIANT
 from rorqual.ops.paged import BLOCK
-from rorqual.ops.rope import ANGLE_CHUNK, Rope, angles, rope_table
 
 ATTENTION: dict[str, AttentionConfig] = {
     "mla": MLAConfig(
@@ -69,14 +67,6 @@ def test_a_document_in_a_row_has_the_bits_it_has_in_any_other(model: Decoder, or
     torch.testing.assert_close(fast[:at], hidden[:at], rtol=1e-4, atol=1e-4)
 
 
-@torch.no_grad()
-def test_two_rows_are_two_documents_also_without_segments(model: Decoder) -> None:
-    tokens = torch.stack([doc[:5] for doc in documents() if len(doc) >= 5])
-    together = model(tokens).hidden
-    for one, hidden in zip(tokens, together):
-        assert torch.equal(model(one.unsqueeze(0)).hidden[0], hidden)
-
-
 def test_padding_gets_no_gradient_and_gives_none(model: Decoder) -> None:
     tokens, positions, segments = row(documents()[:2], 90)
     out = model(tokens, positions, segments=segments).hidden
@@ -91,20 +81,6 @@ def test_padding_gets_no_gradient_and_gives_none(model: Decoder) -> None:
 def test_documents_that_are_not_whole_are_refused(wrong: list[int]) -> None:
     with pytest.raises(DataError, match="position 0"):
         PackedBatchCache(torch.tensor([wrong]), None, [], TORCH_INVARIANT.attention)
-
-
-def test_angles_do_not_depend_on_how_many_there_are() -> None:
-    rope = Rope()
-    cos, sin = angles(rope, 24, 10, "cpu")
-    assert len(cos) == len(sin) == ANGLE_CHUNK
-    more = angles(rope, 24, ANGLE_CHUNK + 1, "cpu")
-    assert (
-        torch.equal(more[0][:ANGLE_CHUNK], cos)
-        and torch.equal(more[1][:ANGLE_CHUNK], sin)
-        and len(more[0]) == 2 * ANGLE_CHUNK
-    )
-    at = torch.from_numpy(np.array([0, 1, 77, ANGLE_CHUNK + 5]))
-    torch.testing.assert_close(more[0][at], rope_table(rope, 24, at)[0], rtol=0, atol=2e-7)
 
 
 def test_padding_fills_blocks_together() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,16 +14,15 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from rorqual.core.errors import ConfigError
-from rorqual.ops import grouped, invariant
+from rorqual.ops import grouped
 from rorqual.ops.backends import REFERENCE, TORCH, TORCH_INVARIANT, Backend, TorchInvariant, backend
 from rorqual.ops.backends.torch import Torch
 from rorqual.ops.devices import check_device
 from rorqual.ops.layout import plain, prepack, times
-from rorqual.ops.losses import keep_only, reverse_kl, token_logprobs
-from rorqual.ops.moe import Routing, affinity, route, sequence_balance
-from rorqual.ops.paged import BLOCK, attend, tiles_of
-from rorqual.ops.rope import Llama3, Rope, Yarn, inverse_frequencies, mscale, rope_table, softmax_factor
-from rorqual.ops.rows import WIDE, Rows, bmm, in_tiles
+from rorqual.ops.losses import keep_only
+from rorqual.ops.moe import Routing
+from rorqual.ops.rope import Llama3, Rope, Yarn, inverse_frequencies, rope_table
+from rorqual.ops.rows import Rows
 
 STEPS = TORCH.fit(nn.Linear(1, 1), cache_shapes=(), threads=1).backend
 """What an engine runs for `torch`."""
@@ -99,16 +97,6 @@ def test_angles_are_those_of_transformers(name: str) -> None:
     torch.testing.assert_close(sin, angle.sin() * factor)
 
 
-def test_temperatures_by_hand() -> None:
-    """Peng et al. 2023, eq. 22; a context that is not longer has none."""
-    assert mscale(40.0, 0.707) == pytest.approx(0.1 * 0.707 * math.log(40) + 1)
-    assert mscale(1.0, 0.707) == mscale(0.5, 0.707) == 1.0 < mscale(1.01, 1.0)
-    lite = Yarn(factor=40.0, original_max_position_embeddings=4096, mscale=0.707, mscale_all_dim=0.707)
-    assert softmax_factor(Rope(yarn=lite)) == pytest.approx(mscale(40.0, 0.707) ** 2)
-    assert softmax_factor(Rope(yarn=Yarn(factor=40.0, original_max_position_embeddings=4096))) == 1.0
-    assert softmax_factor(Rope(linear=2.0)) == 1.0
-
-
 def test_extensions_that_contradict_each_other_are_refused() -> None:
     yarn, llama3 = (kind(factor=4.0, original_max_position_embeddings=64) for kind in (Yarn, Llama3))
     for alone in ({"yarn": yarn}, {"llama3": llama3}, {"linear": 2.0}, {"yarn": yarn, "linear": 1.0}):
@@ -170,99 +158,7 @@ def test_experts_equal_the_sum_by_loops(ops: Backend, grad: bool, tokens: int) -
         assert relative(found, slow_experts(x, routing, gate_up, down)) < 1e-5, used
 
 
-@pytest.mark.parametrize("tokens", [1, 16, 40])
-def test_experts_laid_out_each_by_itself_give_the_same(tokens: int) -> None:
-    gate_up, down = normal(6, 2 * 32, 32, seed=1), normal(6, 32, 32, seed=2)
-    x, routing = normal(tokens, 32), routing_of(tokens, 6, 2, 6)
-    with torch.no_grad():
-        for ops in (TORCH_INVARIANT, STEPS):
-            found = ops.experts(x, routing, [prepack(w) for w in gate_up], [prepack(w) for w in down])
-            assert relative(found, slow_experts(x, routing, gate_up, down)) < 1e-5
-
-
-@pytest.mark.parametrize("ops", ALL, ids=lambda ops: ops.name)
-def test_tuned_experts_have_gradients_and_the_others_none(ops: Backend) -> None:
-    """The parts' gradients are the slices of the whole one's, in the order in which the experts were named."""
-    stacks = normal(5, 2 * 12, 16, seed=1), normal(5, 16, 12, seed=2)
-    routing, wanted = routing_of(20, 5, 2, 5), normal(20, 16, seed=4)
-    whole = [stack.clone().requires_grad_() for stack in stacks]
-    x = normal(20, 16).requires_grad_()
-    out = REFERENCE.experts(x, routing, *whole)
-    expected = torch.autograd.grad((out * wanted).sum(), [x, *whole])
-    tuned = (3, 1)
-    parts = [stack[e].clone().requires_grad_() for e in tuned for stack in stacks]
-    again = ops.experts_tuned(x, routing, *stacks, tuned, parts)
-    assert relative(again, out) < 1e-5
-    found = torch.autograd.grad((again * wanted).sum(), [x, *parts])
-    assert relative(found[0], expected[0]) < 1e-5
-    for grad, of in zip(found[1:], [expected[1][3], expected[2][3], expected[1][1], expected[2][1]], strict=True):
-        assert relative(grad, of) < 1e-5
-
-
-@pytest.mark.parametrize(
-    "function",
-    [(invariant.silu, torch.nn.functional.silu), (invariant.sigmoid, torch.sigmoid)],
-    ids=["silu", "sigmoid"],
-)
-@pytest.mark.parametrize("shape", [(1, 1), (3, 31), (3, 32), (2, 33), (1, 32768), (1, 32769), (2, 40000), (1100, 31)])
-def test_an_element_by_element_function_keeps_shape_and_values(
-    function: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]], shape: tuple[int, int]
-) -> None:
-    x = normal(*shape)
-    for each in (x, normal(shape[1], shape[0]).t()):
-        torch.testing.assert_close(function[0](each), function[1](each))
-
-
 # ---- the router
-
-
-def test_a_replay_of_some_places_leaves_the_others_to_the_router() -> None:
-    """Expert 0 is a choice; -1 is none."""
-    logits = normal(30, 6, seed=1)
-    replay = torch.full((30, 2), -1)
-    replay[::3] = torch.tensor([0, 5])
-    routing, free = route(logits, torch.zeros(6), k=2, replay=replay), route(logits, torch.zeros(6), k=2)
-    fixed = torch.arange(30) % 3 == 0
-    assert torch.equal(routing.indices[fixed], replay[fixed]) and torch.equal(
-        routing.indices[~fixed], free.indices[~fixed]
-    )
-    assert not routing.gap[~fixed].any() and torch.equal(routing.own, free.own)
-
-
-@pytest.mark.parametrize("score", ["sigmoid", "softmax"])
-@pytest.mark.parametrize("norm", [True, False])
-def test_gates_by_hand(score: str, norm: bool) -> None:
-    """In fp32 also of logits in bf16; the bias is not in them, and where it chooses experts of no affinity they are zero, not NaN."""
-    logits, bias = normal(20, 8).bfloat16(), normal(8, seed=1)
-    routing = route(logits, bias, k=3, score=score, norm=norm, scale=2.5)  # type: ignore[arg-type]
-    wide = logits.double()
-    scores = wide.sigmoid() if score == "sigmoid" else wide.exp() / wide.exp().sum(-1, keepdim=True)
-    assert affinity(logits.float(), score).dtype == routing.weights.dtype == torch.float32  # type: ignore[arg-type]
-    gates = scores.gather(-1, routing.indices)
-    assert relative(routing.weights, 2.5 * (gates / gates.sum(-1, keepdim=True) if norm else gates)) < 1e-6
-    assert [set(row) for row in routing.indices.tolist()] == [
-        set(row) for row in (scores + bias).topk(3).indices.tolist()
-    ]
-    low = torch.full((1, 8), -1000.0)
-    low[0, 0] = 1000.0
-    nothing = route(low, torch.tensor([-9.0, *range(7)]), k=2, score=score, norm=norm)  # type: ignore[arg-type]
-    assert nothing.weights.isfinite().all()
-
-
-def test_balance_is_summed_over_sequences_of_their_own_lengths() -> None:
-    """V3 eq. 17-20 by loops, with affinities that do not sum to 1; a sequence without tokens adds nothing."""
-    sequence = torch.tensor([2, 0, 0, 2, 2, 0, 0])
-    scores = normal(7, 5).sigmoid()
-    indices = scores.topk(2).indices
-    expected = 0.0
-    for number in (0, 2):
-        tokens = [t for t, s in enumerate(sequence.tolist()) if s == number]
-        for expert in range(5):
-            f = 5 / (2 * len(tokens)) * sum(expert in indices[t].tolist() for t in tokens)
-            p = sum(float(scores[t, expert] / scores[t].sum()) for t in tokens) / len(tokens)
-            expected += f * p
-    assert float(sequence_balance(scores, indices, sequence, 3)) == pytest.approx(expected, rel=1e-5)
-    assert float(sequence_balance(scores, indices, sequence, 4)) == pytest.approx(expected, rel=1e-5)
 
 
 # ---- objectives
@@ -278,17 +174,6 @@ def test_a_kept_set_is_read_as_numpy_packs_it(vocab: int) -> None:
     assert torch.equal(found, torch.where(torch.from_numpy(kept), logits, -torch.inf))
 
 
-def test_log_probabilities_and_the_estimate_of_the_divergence() -> None:
-    logits, targets = 3 * normal(9, 7), torch.arange(9) % 7
-    exact = logits.double()
-    expected = torch.stack([row[t] - row.exp().sum().log() for row, t in zip(exact, targets)])
-    assert relative(token_logprobs(logits, targets), expected) < 1e-6
-    now, reference = normal(50, seed=1), normal(50, seed=2)
-    ratio = (reference - now).double()
-    assert relative(reverse_kl(now, reference), ratio.exp() - 1 - ratio) < 1e-5
-    assert (reverse_kl(now, reference) >= 0).all() and not reverse_kl(now, now).any()
-
-
 # ---- layout, rows, blocks, names
 
 
@@ -300,51 +185,6 @@ def test_a_weight_laid_out_is_the_weight(bias: bool) -> None:
     assert torch.equal(plain(opaque), weight)
     expected = x.double() @ weight.double().T + (added.double() if bias else 0)
     assert relative(times(x, opaque, added if bias else None), expected) < 1e-6
-
-
-@pytest.mark.parametrize(
-    ("width", "within", "most", "sizes"),
-    [
-        (WIDE, 0, 4, [4, 4, 1]), (WIDE - 1, 0, 4, [9]), (WIDE - 1, WIDE, 4, [4, 4, 1]), (WIDE, 0, 9, [9]), (WIDE, 0, 8, [8, 1]),
-        (WIDE, 0, 0, [9]), (WIDE, WIDE - 1, 4, [4, 4, 1]),
-    ],
-)  # fmt: skip
-def test_no_product_of_wide_rows_has_more_than_the_most(width: int, within: int, most: int, sizes: list[int]) -> None:
-    met: list[int] = []
-
-    def product(rows: Tensor) -> Tensor:
-        met.append(rows.numel() // rows.shape[-1])
-        return rows[..., :3] * 2
-
-    x = normal(3, 3, width)
-    assert torch.equal(in_tiles(product, x, most, within), x[..., :3] * 2) and met == sizes
-    a, b = normal(2, 9, width), normal(2, width, 5, seed=1)
-    assert relative(bmm(a, b, most), a.double() @ b.double()) < 1e-5
-
-
-def test_rows_of_one_are_loose() -> None:
-    assert Rows(1).loose and Rows(1, 8).loose and not Rows(2).loose
-
-
-@pytest.mark.parametrize("start", [0, 5, BLOCK - 1, BLOCK, 2 * BLOCK - 3])
-def test_tiles_moved_on_are_those_of_the_next_position(start: int) -> None:
-    """Sequences of other lengths in blocks that lie apart; within its last block each token sees one key more."""
-    first = np.array([start, 3, BLOCK + 1])
-    tables = np.array([[9, 1, 2], [4, 4, 4], [0, 7, 7]])
-    tiles = tiles_of(first, np.ones(3, np.int64), tables, 1)
-    keys, values, q = normal(10, 2, BLOCK, 8), normal(10, 2, BLOCK, 6, seed=1), normal(3, 2, 2, 8, seed=2)
-    for step in range(1, 3):
-        now = first + step
-        if ((now // BLOCK) != (first // BLOCK)).any():
-            return
-        tiles.move_on(now)
-        fresh = tiles_of(now, np.ones(3, np.int64), tables, 1)
-        assert torch.equal(attend(q, keys, values, tiles, 0.5), attend(q, keys, values, fresh, 0.5))
-        for row in range(3):
-            seen = [t[tables[row][p // BLOCK], :, p % BLOCK] for t in (keys, values) for p in range(int(now[row]) + 1)]
-            k, v = (torch.stack(part, 1).double() for part in (seen[: len(seen) // 2], seen[len(seen) // 2 :]))
-            expected = (0.5 * q[row].double() @ k.transpose(-1, -2)).softmax(-1) @ v
-            assert relative(attend(q, keys, values, tiles, 0.5)[row], expected) < 1e-5
 
 
 def test_backends_and_devices_by_name() -> None:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from rorqual.ops import paged
-from rorqual.ops.attention import attend as plain
 from rorqual.ops.backends.attention import AttentionMetadata, PagedAttention
 from rorqual.ops.paged import (
     BLOCK,
@@ -78,48 +77,6 @@ class Case:
         q = torch.cat([self.q[i][f : f + c] for i, f, c in zip(who, first, count)])
         return q, keys, self.d_v if self.heads == 1 else values, tiles
 
-    def expected(self, i: int) -> Tensor:
-        """Plain attention in fp64: [tokens, heads, repeat, d_v]."""
-        q, k, v = self.q[i].double(), self.k[i].double(), self.v[i].double()
-        mask = torch.ones(len(q), len(q), dtype=torch.bool).tril()
-        flat = q.permute(1, 2, 0, 3).flatten(0, 1)
-        k, v = (t.transpose(0, 1).repeat_interleave(self.repeat, 0) for t in (k, v))
-        scores = (flat @ k.transpose(1, 2) * self.d**-0.5).masked_fill(~mask, -torch.inf)
-        return (scores.softmax(-1) @ v).unflatten(0, (self.heads, self.repeat)).permute(2, 0, 1, 3)
-
-
-@pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_it_is_attention(shape: tuple[int, int, int, int], dtype: str) -> None:
-    case = Case(0, shape, TYPES[dtype], [1, 63, 64, 65, 200, 7])
-    for queries in (QUERIES, 1):
-        for i, got in enumerate(case.attended(list(range(6)), [0] * 6, case.lengths, QUERIES)):
-            torch.testing.assert_close(got.double(), case.expected(i), rtol=0, atol=2e-5 if dtype == "fp32" else 8e-2)
-        last = [n - 1 for n in case.lengths]
-        for i, got in enumerate(case.attended(list(range(6)), last, [1] * 6, queries)):
-            expected = case.expected(i)[-1:]
-            torch.testing.assert_close(got.double(), expected, rtol=0, atol=2e-5 if dtype == "fp32" else 8e-2)
-
-
-@pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_each_query_has_bits_of_its_own(shape: tuple[int, int, int, int], dtype: str) -> None:
-    """Alone, among others, in any order, in any chunk, decoded or fed."""
-    rng = np.random.default_rng(1)
-    for seed in range(4):
-        lengths = rng.integers(1, 400, 9).tolist()
-        case = Case(seed, shape, TYPES[dtype], lengths)
-        alone = [case.attended([i], [0], [n], QUERIES)[0] for i, n in enumerate(lengths)]
-        for _ in range(4):
-            who = rng.permutation(9)[: rng.integers(2, 9)].tolist()
-            first = [int(rng.integers(0, lengths[i])) for i in who]
-            count = [int(rng.integers(1, lengths[i] - f + 1)) for i, f in zip(who, first)]
-            for i, f, c, got in zip(who, first, count, case.attended(who, first, count, QUERIES)):
-                assert torch.equal(got, alone[i][f : f + c])
-            ones = [1] * len(who)
-            for i, f, got in zip(who, first, case.attended(who, first, ones, 1)):
-                assert torch.equal(got, alone[i][f : f + 1])
-
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_sequences_that_share_blocks_read_them_each_with_its_own_query(shape: tuple[int, int, int, int]) -> None:
@@ -135,29 +92,6 @@ def test_sequences_that_share_blocks_read_them_each_with_its_own_query(shape: tu
             at, ones = [first[i] for i in who], [1] * len(who)
             for i, f, got in zip(who, at, case.attended(who, at, ones, 1, shared)):
                 assert torch.equal(got, alone[i][f : f + 1])
-
-
-def test_gradients_are_those_of_plain_attention() -> None:
-    torch.manual_seed(0)
-    length, heads, repeat, d = 150, 2, 2, 12
-    q, k, v = (torch.randn(length, heads, *more, requires_grad=True) for more in ((repeat, d), (d,), (d,)))
-    blocks = -(-length // BLOCK)
-    tiles = tiles_of(np.array([0]), np.array([length]), np.arange(blocks)[None], QUERIES)
-
-    def pool(x: Tensor) -> Tensor:
-        padded = torch.cat((x, x.new_zeros(blocks * BLOCK - length, heads, d)))
-        return padded.unflatten(0, (blocks, BLOCK)).transpose(1, 2).contiguous()
-
-    out = attend(q, pool(k), pool(v), tiles, d**-0.5)
-    weights = torch.randn_like(out)
-    got = torch.autograd.grad((out * weights).sum(), (q, k, v))
-    mask = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
-    flat = q.permute(1, 2, 0, 3).flatten(0, 1)
-    wide = [t.transpose(0, 1).repeat_interleave(repeat, 0) for t in (k, v)]
-    theirs = plain(flat[None], wide[0][None], wide[1][None], mask, d**-0.5)[0].unflatten(0, (heads, repeat))
-    expected = torch.autograd.grad((theirs.permute(2, 0, 1, 3) * weights).sum(), (q, k, v))
-    for one, other in zip(got, expected):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 # ---- a part of the keys
@@ -191,7 +125,7 @@ class Sparse(Case):
         budget: int | None = BUDGET,
         window: int | None = WINDOW,
     ) -> list[tuple[Tensor, ...]]:
-        """Of each sequence: rows and scores [count, budget], outputs, log-sum-exps, the chosen keys."""
+        """Of each sequence: rows and scores [count, budget], outputs, log-sum-exps, the chosen keys, outputs of dense attention."""
         q, keys, values, tiles = self.laid(who, first, count, queries)
         keys = keys[:, :, every - 1 :: every].contiguous()  # entries are the keys of each group's last token
         values = values if isinstance(values, int) else values[:, :, every - 1 :: every].contiguous()
@@ -203,10 +137,11 @@ class Sparse(Case):
                 out, lse = attend_within(q, keys, values, tiles, self.d**-0.5, mask)
             else:
                 out, lse = attend_selected(q, keys, values, tiles, self.d**-0.5, chosen.rows, window)
+            dense = attend(q, keys, values, tiles, self.d**-0.5) if every == 1 else out
             least = min(chosen.rows.shape[1], BUDGET)
             rows = torch.nn.functional.pad(chosen.rows[:, :least], (0, BUDGET - least), value=-1)
             scores = torch.nn.functional.pad(chosen.scores[:, :least], (0, BUDGET - least), value=-torch.inf)
-            return list(zip(*(t.split(count) for t in (rows, scores, out, lse, gather(keys, tiles, rows)))))
+            return list(zip(*(t.split(count) for t in (rows, scores, out, lse, gather(keys, tiles, rows), dense))))
 
 
 @pytest.mark.parametrize("every", EVERY)
@@ -218,7 +153,7 @@ def test_selection_and_window_are_what_a_plain_sum_says(
     case = Sparse(0, shape, torch.float32, [1, 63, 64, 65, 200, 7], gathers)
     whole = case.found(list(range(6)), [0] * 6, case.lengths, QUERIES, every)
     last = [n - 1 for n in case.lengths]
-    for i, (rows, scores, out, lse, keys) in enumerate(whole):
+    for i, (rows, scores, out, lse, keys, _) in enumerate(whole):
         q, w = case.q[i].double(), case.weights[i].double()
         k, v = (t[i].double()[every - 1 :: every] for t in (case.k, case.v))
         for t in range(case.lengths[i]):
@@ -307,19 +242,6 @@ def test_what_selects_nothing_has_no_gradient() -> None:
         assert not grad.any()
 
 
-def test_tiles_that_move_on_move_their_window() -> None:
-    """A decode step after another, without new tiles, sees what new tiles would show."""
-    tables = np.array([[3, 1], [0, 2]])
-    position = np.array([64, 70])
-    tiles = tiles_of(position, np.ones(2, np.int64), tables, 1)
-    for _ in range(20):
-        position = position + 1
-        tiles.move_on(position)
-        fresh = tiles_of(position, np.ones(2, np.int64), tables, 1)
-        for every, window in ((1, 5), (4, None), (4, 9)):
-            assert torch.equal(restricted(tiles, every, window, None), restricted(fresh, every, window, None))
-
-
 @pytest.mark.parametrize("every", EVERY)
 def test_gradients_of_a_part_of_the_keys_are_those_of_plain_attention(every: int) -> None:
     """Two attentions and a sink, merged; and the scores of a selection."""
@@ -393,47 +315,6 @@ def test_gradients_of_a_step_are_those_of_plain_attention_wherever_its_blocks_li
     most = 1e-5 if dtype == torch.float32 else 2e-2
     for one, other in zip(got, torch.autograd.grad(loss, (q, k, v))):
         assert (one - other).abs().max() < most * other.abs().max()
-
-
-def test_under_autocast_products_round_and_gradients_keep_their_dtype() -> None:
-    torch.manual_seed(0)
-    q, k, v = (
-        torch.randn(shape, requires_grad=True) for shape in ((64, 1, 2, 16), (1, 1, BLOCK, 16), (1, 1, BLOCK, 16))
-    )
-    tiles = tiles_of(np.array([0]), np.array([64]), np.array([[0]]), QUERIES)
-    found = []
-    for enabled in (False, True):
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
-            out = attend(q, k, v, tiles, 0.25)
-        found.append((out, *torch.autograd.grad(out.float().square().sum(), (q, k, v))))
-    for exact, rounded in zip(*found):
-        wrong = (exact - rounded).abs().max() / exact.abs().max()
-        assert 1e-4 < wrong < 3e-2 and (rounded.dtype == torch.float32 or rounded is found[1][0])
-
-
-@pytest.mark.parametrize("length", [64, 150])
-def test_under_autocast_the_output_is_the_same_with_and_without_gradients(length: int) -> None:
-    torch.manual_seed(0)
-    blocks = -(-length // BLOCK)
-    q = torch.randn(length, 1, 2, 16, requires_grad=True)
-    k, v = (torch.randn(blocks, 1, BLOCK, 16) for _ in range(2))
-    tiles = tiles_of(np.array([0]), np.array([length]), np.arange(blocks)[None], QUERIES)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        trained = attend(q, k, v, tiles, 0.25)
-        with torch.no_grad():
-            sampled = attend(q, k, v, tiles, 0.25)
-        assert attend(q.double(), k.double(), v.double(), tiles, 0.25).dtype == torch.float64
-    assert trained.dtype == sampled.dtype == torch.bfloat16 and torch.equal(trained, sampled)
-
-
-def test_a_second_derivative_is_refused() -> None:
-    """The backward pass is written by hand, and would be taken for a constant."""
-    torch.manual_seed(0)
-    q, k, v = (torch.randn(shape, requires_grad=True) for shape in ((64, 1, 1, 4), (1, 1, BLOCK, 4), (1, 1, BLOCK, 4)))
-    tiles = tiles_of(np.array([0]), np.array([64]), np.array([[0]]), QUERIES)
-    (grad,) = torch.autograd.grad(attend(q, k, v, tiles, 1.0).square().sum(), q, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
 
 
 def test_merged_queries_have_bits_of_their_own() -> None:

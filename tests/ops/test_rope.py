@@ -41,37 +41,6 @@ def test_rotation_at_several_positions(interleaved: bool, theta: float) -> None:
         torch.testing.assert_close(turned[row], torch.tensor(expected), rtol=0, atol=1e-6 + position * 2e-7)
 
 
-def test_the_layouts_are_not_each_other() -> None:
-    x = torch.randn(1, 8, generator=torch.Generator().manual_seed(0))
-    cos, sin = rope_table(Rope(), 8, torch.tensor([5]))
-    inter, half = (turn(x, cos, sin, flag) for flag in (True, False))
-    assert (inter - half).abs().max() > 0.1
-    back = half_to_interleaved(turn(interleaved_to_half(x), cos, sin, False))
-    torch.testing.assert_close(inter, back)
-
-
-def interleaved_to_half(x: Tensor) -> Tensor:
-    return torch.cat((x[..., 0::2], x[..., 1::2]), dim=-1)
-
-
-def half_to_interleaved(x: Tensor) -> Tensor:
-    return torch.stack(x.chunk(2, dim=-1), dim=-1).flatten(-2)
-
-
-@pytest.mark.parametrize("rope", [Rope(), V3])
-@pytest.mark.parametrize("interleaved", [True, False])
-def test_products_depend_on_the_distance_alone(rope: Rope, interleaved: bool) -> None:
-    generator = torch.Generator().manual_seed(0)
-    q, k = torch.randn(1, 16, generator=generator), torch.randn(1, 16, generator=generator)
-
-    def product(at: int, other: int) -> float:
-        turned = [turn(x, *rope_table(rope, 16, torch.tensor([p])), interleaved) for x, p in ((q, at), (k, other))]
-        return float((turned[0] * turned[1]).sum())
-
-    assert product(9, 4) == pytest.approx(product(1005, 1000), abs=1e-3)
-    assert abs(product(9, 4) - product(4, 9)) > 1e-2
-
-
 def test_products_in_bf16_use_fp32_angles() -> None:
     """Rounding a cosine to bf16 loses positions: error stays that of one rounding of the result, at any position."""
     x = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
@@ -81,15 +50,6 @@ def test_products_in_bf16_use_fp32_angles() -> None:
     assert torch.equal(turned, exact.bfloat16())
 
 
-def test_yarn_keeps_fast_dimensions_and_stretches_slow_ones() -> None:
-    plain, yarn = inverse_frequencies(Rope(), 64), inverse_frequencies(V3, 64)
-    assert torch.equal(plain[:10], yarn[:10])  # dimensions that turn 32 times or more in 4,096 positions
-    torch.testing.assert_close(yarn[-8:], plain[-8:] / 40)
-    assert (yarn[1:] < yarn[:-1]).all()
-    turns = 4096 * plain / (2 * math.pi)
-    assert float(turns[10]) > 32 and float(turns[23]) < 1 and torch.allclose(yarn[23:], plain[23:] / 40)
-
-
 def test_softmax_factor_of_deepseek_v3() -> None:
     """mscale = mscale_all_dim = 1, factor 40: (0.1 ln 40 + 1)^2 on 1 / sqrt(192), and a table of length 1."""
     assert softmax_factor(V3) == pytest.approx((0.1 * math.log(40) + 1) ** 2)
@@ -97,14 +57,6 @@ def test_softmax_factor_of_deepseek_v3() -> None:
     cos, sin = rope_table(V3, 64, torch.tensor([12345]))
     torch.testing.assert_close(cos**2 + sin**2, torch.ones(1, 32))
     assert softmax_factor(Rope()) == 1.0
-
-
-def test_yarn_without_mscale_scales_the_table() -> None:
-    """As Qwen publishes it: 0.1 ln(factor) + 1 on cos and sin, nothing on the softmax."""
-    rope = Rope(yarn=Yarn(factor=4.0, original_max_position_embeddings=32768))
-    cos, sin = rope_table(rope, 64, torch.tensor([3]))
-    torch.testing.assert_close(cos**2 + sin**2, torch.full((1, 32), (0.1 * math.log(4) + 1) ** 2))
-    assert softmax_factor(rope) == 1.0
 
 
 def test_document_mask_is_causal_and_within_a_document() -> None:

@@ -20,7 +20,7 @@ from transformers.generation.logits_process import (
 
 from rorqual.engine.request import SamplingParams
 from rorqual.engine.seeds import sample_key, uniform
-from rorqual.ops.sampling import SamplingMetadata, Settings, distribution, sample, top, truncate
+from rorqual.ops.sampling import SamplingMetadata, Settings, distribution, sample, top
 
 
 def settings(
@@ -60,23 +60,6 @@ def reference(
     kept = [i for i in kept if p[i] >= min_p * p[kept[0]]]
     total = sum(p[i] for i in kept)
     return torch.tensor([p[i] / total if i in kept else 0.0 for i in range(len(p))], dtype=torch.float64)
-
-
-@run_with(deadline=None)
-@given(
-    seed=st.integers(0, 2**32),
-    temperature=st.sampled_from([0.3, 0.7, 1.0, 1.8]),
-    top_p=st.sampled_from([1.0, 0.95, 0.6, 0.1]),
-    top_k=st.sampled_from([0, 1, 3, 10, 500]),
-    min_p=st.sampled_from([0.0, 0.0, 0.03, 0.4]),
-    first=st.booleans(),
-)
-def test_the_distribution_is_the_stated_one(
-    seed: int, temperature: float, top_p: float, top_k: int, min_p: float, first: bool
-) -> None:
-    logits = random_logits(1, 40, seed)
-    got = distribution(logits, settings(1, temperature, top_p, top_k, min_p, first)).exp()[0].double()
-    assert torch.allclose(got, reference(logits[0], temperature, top_p, top_k, min_p, first), atol=1e-6)
 
 
 @pytest.mark.parametrize("spread", [0.02, 2.0])  # a cut beyond the candidates, and among them
@@ -206,16 +189,6 @@ def test_a_row_does_not_depend_on_its_neighbours(rows: list[int], vocab: int, se
     assert torch.equal(logprob, logprobs[rows])
 
 
-def test_what_nobody_asks_for_is_not_done() -> None:
-    plain = settings(3)
-    assert (plain.cut, plain.penalties, plain.scaled, plain.any_greedy) == (None, None, False, False)
-    greedy = settings(3, 0.0, 0.4, 7, 0.2)
-    assert (greedy.cut, greedy.penalties, greedy.scaled, greedy.all_greedy) == (None, None, False, True)
-    one_of_three = Settings.of([SamplingParams(temperature=1.0), MIXED[2], SamplingParams()], "cpu").cut
-    assert one_of_three is not None
-    assert one_of_three.rows.tolist() == [1]
-
-
 @pytest.mark.parametrize("temperature", [1e-300, 1e-30, 1e-7, 1e30, 1e300])
 def test_no_temperature_leaves_a_number_that_is_none(temperature: float) -> None:
     logits = random_logits(2, 50, 8)
@@ -249,13 +222,6 @@ def test_the_likeliest_come_in_order_and_the_lowest_id_first_among_equals(values
         assert logprobs[row].tolist() == [given_values[i] for i in expected]
 
 
-def test_greedy_takes_the_likeliest_and_reports_the_plain_softmax() -> None:
-    logits = torch.randn(5, 30)
-    tokens, logprobs = draw(logits, settings(5, 0.0, 0.3, 2), np.full(5, 0.99))
-    assert torch.equal(tokens, logits.argmax(-1))
-    assert torch.allclose(logprobs, logits.log_softmax(-1).amax(-1))
-
-
 @pytest.mark.parametrize("u", [0.0, 1 - 2.0**-53])
 def test_the_ends_of_the_interval_never_draw_a_token_cut_off(u: float) -> None:
     logits = torch.tensor([[-1e9, 0.0, 1.0, 0.5, -1e9], [3.0, -1e9, -1e9, -1e9, -1e9]])
@@ -263,11 +229,6 @@ def test_the_ends_of_the_interval_never_draw_a_token_cut_off(u: float) -> None:
     assert torch.isfinite(logprobs).all()
     assert tokens[0].item() in (2, 3)
     assert tokens[1].item() == 0
-
-
-def test_truncation_keeps_the_likeliest_of_equals() -> None:
-    kept = truncate(torch.zeros(1, 8).log_softmax(-1), torch.tensor([[0.2]]), torch.tensor([[0]]))
-    assert torch.isfinite(kept).sum() == 2  # 1/8 is less than 0.2, 2/8 reaches it
 
 
 def test_a_row_that_may_not_draw_everything_draws_of_what_it_may() -> None:

@@ -21,7 +21,6 @@ from rorqual.convert.gguf_tokenizer import PRE_TOKENIZERS
 from rorqual.core.records import RunDir
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Engine
-from rorqual.model.load.run import load_run
 from rorqual.recipes.models import Size
 from rorqual.recipes.sft import sft
 from rorqual.train.loop import fit
@@ -106,14 +105,3 @@ def texts() -> list[str]:
     parts = [*" \n\t", "  ", "\n\n", "it's", "I'LL", "don't", "hello", "Hello", "12345", "x1", "3.14", "==", "(a)", "…",
              "déjà", "Ünï", "привет", "你好", "日本語", "한국어", "नमस्ते", "🙂", "—", "“q”", "<think>", "_", "a_b", "\r\n", "²"]  # fmt: skip
     return [*TEXT, *("".join(rng.choices(parts, k=rng.randrange(1, 25))) for _ in range(60))]
-
-
-def test_the_run_that_comes_back_loads(tmp_path: Path) -> None:
-    export_gguf(
-        write_run(tmp_path / "run", loud(CONFIGS["llama"], 0)), tmp_path / "m.gguf", dtype="f32", progress=silent
-    )
-    import_gguf(tmp_path / "m.gguf", tmp_path / "m", progress=silent)
-    ids = torch.arange(7, 40)[None]
-    with torch.no_grad():
-        one, two = (load_run(RunDir(tmp_path / name)) for name in ("run", "m"))
-        assert torch.equal(one.logits(one(ids).hidden), two.logits(two(ids).hidden))

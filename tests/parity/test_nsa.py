@@ -6,18 +6,14 @@ import copy
 import math
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from rorqual.core.config import parse
 from rorqual.core.errors import ConfigError
-from rorqual.data.chat import chat_format
-from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
-from rorqual.engine import Engine, Request, SamplingParams
-from rorqual.model import Decoder, ModelConfig, Stage, build
+from rorqual.data.tokenizer import BASE_VOCAB
+from rorqual.model import ModelConfig, Stage, build
 from rorqual.model.attention import NSA, AttentionContext, NSAConfig
 from rorqual.model.ffn import DenseConfig
 from rorqual.model.load.find import family_for
@@ -190,91 +186,7 @@ def test_every_size_is_read(fields: dict[str, Any]) -> None:
 # ---- the published simplified form: one size of blocks, mean, shared keys and values
 
 
-def published(m: NSA, x: Tensor) -> tuple[Tensor, Tensor]:
-    """`naive_nsa_with_compression` of fla-org/native-sparse-attention, with dense masks: the output, and who selects which block."""
-    c, n, size = m.config, len(x), m.config.select_block
-    kv, group = c.num_key_value_heads, c.num_attention_heads // c.num_key_value_heads
-    cos, sin = (t.double().unsqueeze(1) for t in rope_table(c.rope, c.head_dim, torch.arange(n)))
-
-    def rotated(y: Tensor) -> Tensor:
-        a, b = y.view(n, -1, c.head_dim).chunk(2, dim=-1)
-        return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
-
-    q, k, v = rotated(m.q_proj(x)), rotated(m.k_proj(x)), m.v_proj(x).view(n, kv, -1)
-    g_cmp, g_slc, g_swa = m.g_proj(x).sigmoid().view(n, -1, 3).unsqueeze(2).unbind(-1)
-    blocks = -(-n // size)
-    k_cmp, v_cmp = (F.pad(y, (0, 0, 0, 0, 0, blocks * size - n)).view(blocks, size, kv, -1).mean(1) for y in (k, v))
-    k, v, k_cmp, v_cmp = (y.repeat_interleave(group, dim=1) for y in (k, v, k_cmp, v_cmp))
-    t, s, b = torch.arange(n).unsqueeze(1), torch.arange(n), torch.arange(blocks)
-
-    def weights(keys: Tensor, seen: Tensor) -> Tensor:
-        scores = torch.einsum("thd,shd->hts", q, keys) * softmax_scale(c)
-        return scores.masked_fill(~seen, -torch.inf).softmax(-1).nan_to_num()  # a query that sees nothing: 0
-
-    p = weights(k_cmp, (b + 1) * size - 1 <= t)
-    importance = p.detach().masked_fill(b == t // size, 1.0).unflatten(0, (kv, group)).sum(1)  # [kv, n, blocks]
-    importance = importance.masked_fill(b > t // size, -1.0)
-    best = importance.topk(min(c.num_selected_blocks, blocks), dim=-1)
-    chosen = torch.zeros(kv, n, blocks, dtype=torch.bool).scatter(2, best.indices, best.values >= 0)
-    chosen &= b <= t // size
-    tokens = chosen.repeat_interleave(size, dim=2)[:, :, :n].repeat_interleave(group, dim=0) & (s <= t)
-    out = torch.einsum("htb,bhd->thd", p, v_cmp) * g_cmp
-    out = out + torch.einsum("hts,shd->thd", weights(k, tokens), v) * g_slc
-    out = out + torch.einsum("hts,shd->thd", weights(k, (s <= t) & (t - s < c.window_size)), v) * g_swa
-    return m.o_proj(out.flatten(1)), chosen.transpose(0, 1)
-
-
-@backends
-@pytest.mark.parametrize("seed", range(3))
-def test_mean_and_shared_keys_equal_the_published_simplified_form(seed: int, ops: Backend) -> None:
-    c = config(
-        compress="mean", separate_kv=False, compress_block=8, num_selected_blocks=[3, 5, 20][seed], num_initial_blocks=0
-    )
-    module, x, weights = module_of(c, seed), inputs(seed), inputs(seed + 10)
-    slow = copy.deepcopy(module).double()
-    ours, blocks = attended(module, x, ops)
-    expected, chosen = published(slow, x.double())
-    assert relative(ours, expected) < 1e-5
-    found = torch.zeros(*chosen.shape[:2], chosen.shape[2] + 1, dtype=torch.bool)
-    found = found.scatter(2, blocks.where(blocks >= 0, chosen.shape[2]), True)[:, :, :-1]
-    assert torch.equal(found, chosen)
-    (ours * weights).sum().backward()
-    (expected * weights.double()).sum().backward()
-    for (name, one), other in zip(module.named_parameters(), slow.parameters(), strict=True):
-        assert one.grad is not None and other.grad is not None
-        assert relative(one.grad, other.grad) < 1e-5, name
-
-
 # ---- laws
-
-
-@torch.no_grad()
-def test_a_tie_goes_to_the_earlier_block() -> None:
-    """Queries of 0 give all compressed blocks one weight."""
-    module = module_of(config(num_local_blocks=2, num_initial_blocks=1, num_selected_blocks=5), 0)
-    module.q_proj.weight.zero_()
-    _, blocks = attended(module, inputs(0, BLOCK), TORCH, (BLOCK,))
-    for t, row in enumerate(blocks):
-        own = t // 8
-        always = sorted({0, own} | {max(0, own - 1)})
-        others = [j for j in range(own) if j not in always]
-        expected = (always + others)[:5]
-        assert row.tolist() == [expected + [-1] * (5 - len(expected))] * 2
-
-
-@torch.no_grad()
-@backends
-@every_variant
-def test_packed_documents_equal_themselves_alone(compress: str, separate_kv: bool, ops: Backend) -> None:
-    """Outputs and selected blocks. No document ends at the end of a block."""
-    module, lengths = module_of(config(compress=compress, separate_kv=separate_kv), 1), (70, 3, 66)
-    x = inputs(2)
-    out, blocks = attended(module, x, ops, lengths)
-    for one, one_blocks, rows in zip(out.split(lengths), blocks.split(lengths), x.split(lengths)):
-        alone, alone_blocks = attended(module, rows, ops, (len(rows),))
-        assert relative(alone, one.double()) < 1e-5
-        width = alone_blocks.shape[2]
-        assert torch.equal(one_blocks[:, :, :width], alone_blocks) and bool((one_blocks[:, :, width:] == -1).all())
 
 
 def model_config(attention: NSAConfig) -> ModelConfig:
@@ -284,60 +196,7 @@ def model_config(attention: NSAConfig) -> ModelConfig:
     )
 
 
-def answers(model: Decoder, requests: list[Request], **settings: Any) -> list[tuple[list[int], list[float]]]:
-    tokenizer = Tokenizer.byte_level()
-    engine = Engine.of(model, tokenizer, chat_format(tokenizer, "deepseek"), engine_cores=1, reuse=False, **settings)
-    return [(list(c.token_ids), list(c.logprobs)) for group in engine.generate(requests) for c in group]
-
-
-@every_variant
-def test_chunked_equals_whole_and_decode_equals_prefill_to_the_bit(compress: str, separate_kv: bool) -> None:
-    """Decoded tokens are then read as a prompt, whose chunks end anywhere in a block; the random schedules are in tests/engine."""
-    model = build(model_config(config(compress=compress, separate_kv=separate_kv)), seed=1)
-    prompt = tuple(np.random.default_rng(0).integers(40, 200, BLOCK + 9).tolist())
-    params = SamplingParams(max_tokens=40, temperature=1.0, seed=5, ignore_eos=True)
-    [(ids, logprobs)] = expected = answers(model, [Request(prompt_ids=prompt, params=params)], slots=1)
-    for step_tokens in (16, 25, 31):
-        other = Request(prompt_ids=prompt[: 2 * step_tokens - 1], params=params)
-        assert (
-            answers(model, [Request(prompt_ids=prompt, params=params), other], step_tokens=step_tokens)[:1] == expected
-        )
-    again = SamplingParams(max_tokens=1, temperature=1.0, seed=5, ignore_eos=True, prompt_logprobs=0)
-    tokenizer = Tokenizer.byte_level()
-    engine = Engine.of(model, tokenizer, chat_format(tokenizer, "deepseek"), engine_cores=1, reuse=False)
-    [[read]] = engine.generate([Request(prompt_ids=(*prompt, *ids), params=again)])
-    assert [*read.prompt_logprobs][-len(ids) :] == logprobs
-
-
 # ---- training
-
-
-@every_variant
-def test_a_short_training_from_scratch_lowers_the_loss_and_trains_every_weight(
-    compress: str, separate_kv: bool
-) -> None:
-    model = build(
-        model_config(config(compress=compress, separate_kv=separate_kv)).model_copy(update={"initializer_range": 0.1}),
-        seed=2,
-    )
-    generator = torch.Generator().manual_seed(0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    first = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    losses = []
-    for _ in range(15):
-        ids = torch.randint(40, 48, (4, 40), generator=generator).repeat(1, 2)
-        loss = F.cross_entropy(model.logits(model(ids[:, :-1]).hidden).flatten(0, 1), ids[:, 1:].flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        assert all(p.grad is not None and bool(p.grad.any()) for p in model.parameters())
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    assert losses[-1] < 0.5 * losses[0]
-    gates = [name for name in first if name.endswith("g_proj.weight")]
-    assert len(gates) == 2
-    for name in gates:
-        moved = (dict(model.named_parameters())[name] - first[name]).view(6, 3, -1).abs().amax(-1)
-        assert bool((moved > 1e-3).all())  # the gate of each head and branch
 
 
 # ---- cost

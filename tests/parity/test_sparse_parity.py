@@ -119,30 +119,6 @@ def test_a_mistake_moves_the_selection(mistake: str) -> None:
     assert min(moved) > 100 * MOST_TIES
 
 
-@torch.no_grad()
-def test_attention_is_dense_up_to_the_budget_and_sparse_beyond() -> None:
-    """MLA with the same weights gives the same hidden states while all positions are selected, and others after."""
-    config = deepseek_v32_config(1)
-    sparse = loud(config, 1)
-    budget = config.stages[0].attention.index_topk  # type: ignore[attr-defined]
-    wide = Decoder(
-        config.model_copy(
-            update={
-                "stages": tuple(
-                    s.model_copy(update={"attention": s.attention.model_copy(update={"index_topk": LONG})})
-                    for s in config.stages
-                )
-            }
-        ),
-        REFERENCE,
-    )
-    wide.load_state_dict(sparse.state_dict())
-    tokens, positions = inputs(config, 1)
-    one, two = sparse(tokens, positions).hidden, wide(tokens, positions).hidden
-    assert torch.equal(one[:, :budget], two[:, :budget])
-    assert float((one[:, budget:] - two[:, budget:]).abs().amax(-1).min()) > 1e-4
-
-
 def test_a_tie_goes_to_the_earlier_position() -> None:
     """Where every head's products are negative all scores are 0, and the first `index_topk` positions are selected."""
     config = deepseek_v32_config(2)
@@ -155,19 +131,6 @@ def test_a_tie_goes_to_the_earlier_position() -> None:
     expected = torch.ones(LONG, LONG, dtype=torch.bool).tril()
     expected[:, budget:] = False
     assert all(torch.equal(mask, expected.expand_as(mask)) for mask in masks)
-
-
-def test_the_indexer_reaches_nothing_else_and_is_reached_by_nothing_else() -> None:
-    model = loud(deepseek_v32_config(4), 4)
-    tokens, positions = inputs(model.config, 4)
-    output = model(tokens, positions, record=("index_scores",))
-    scores = torch.cat([s[s > -torch.inf] for s in output.recorded["index_scores"]])
-    (scores * torch.randn(scores.shape, generator=torch.Generator().manual_seed(0))).sum().backward(retain_graph=True)
-    reached = {name for name, p in model.named_parameters() if p.grad is not None and bool(p.grad.abs().max() > 0)}
-    assert reached == {name for name, _ in model.named_parameters() if ".indexer." in name}
-    model.zero_grad()
-    model.logits(output.hidden).sum().backward()
-    assert not [name for name, p in model.named_parameters() if ".indexer." in name and p.grad is not None]
 
 
 def test_the_cost_of_a_decoded_token_counts_the_indexer_and_the_selected_positions() -> None:
@@ -204,12 +167,6 @@ def test_an_interleaved_indexer_is_refused_as_is_another_kind_of_layer() -> None
             deepseek_v3.config_from_hf(data | {key: value})
     with pytest.raises(ConfigError, match="'index_n_heads' is missing"):
         deepseek_v3.config_from_hf({name: value for name, value in data.items() if name != "index_n_heads"})
-
-
-def test_an_index_key_must_hold_what_rotates() -> None:
-    fields = dict(deepseek_v32_config(0).stages[0].attention)
-    with pytest.raises(ValueError, match="index_head_dim 2 is smaller than qk_rope_head_dim"):
-        DSAConfig(**fields | {"index_head_dim": 2}).check()
 
 
 def test_kinds_that_share_the_weights_of_mla_are_not_written_as_mla() -> None:

@@ -125,11 +125,6 @@ class Settings:
     cut: Cut | None
     penalties: Penalties | None
 
-    @property
-    def truncated(self) -> bool:
-        """Whether any row truncates its distribution."""
-        return self.cut is not None
-
     @classmethod
     def of(cls, params: Sequence[SamplingParams], device: torch.device | str) -> Settings:
         """Return the settings of a batch with one row per entry of `params`, which must have passed `check_params`."""
@@ -161,13 +156,7 @@ def _cut(params: Sequence[SamplingParams], device: torch.device | str) -> Cut | 
     return Cut(torch.tensor(rows, device=device), *columns)
 
 
-def truncate(
-    logprobs: Tensor,
-    top_p: Tensor,
-    top_k: Tensor,
-    log_min_p: Tensor | None = None,
-    min_p_first: Tensor | None = None,
-) -> Tensor:
+def truncate(logprobs: Tensor, top_p: Tensor, top_k: Tensor, log_min_p: Tensor, min_p_first: Tensor) -> Tensor:
     """Apply top-k, top-p and min-p to log-probabilities [rows, vocab] and renormalize.
 
     First, top-k keeps the most likely tokens (0: all). Then top-p keeps the fewest tokens whose share of the remaining
@@ -182,7 +171,7 @@ def truncate(
     """
     vocab = logprobs.shape[-1]
     top_k = torch.where(top_k < vocab, top_k, 0)
-    columns = [column for column in (top_p, top_k, log_min_p, min_p_first) if column is not None]
+    columns = (top_p, top_k, log_min_p, min_p_first)
     last, room, tied, unresolved = _threshold(logprobs.topk(min(CANDIDATES, vocab), dim=-1).values, vocab, *columns)
     if bool(unresolved.any()):
         rows = unresolved.flatten().nonzero().flatten()
@@ -204,12 +193,7 @@ def _descending(logprobs: Tensor) -> Tensor:
 
 
 def _threshold(
-    ordered: Tensor,
-    vocab: int,
-    top_p: Tensor,
-    top_k: Tensor,
-    log_min_p: Tensor | None = None,
-    min_p_first: Tensor | None = None,
+    ordered: Tensor, vocab: int, top_p: Tensor, top_k: Tensor, log_min_p: Tensor, min_p_first: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Find the truncation threshold of each row.
 
@@ -229,16 +213,12 @@ def _threshold(
     reached = mass.cumsum(-1)
     # Without top-k, the total probability is 1. With top-k, the total is the sum of the k highest probabilities.
     total = torch.where(top_k > 0, reached.gather(-1, allowed.clamp(max=candidates) - 1), 1.0)
-    unlikely = None if log_min_p is None else ordered < ordered[:, :1] + log_min_p
-    open_ = torch.zeros_like(top_k, dtype=torch.bool)  # whether tokens beyond the candidates may pass min-p
-    if unlikely is not None and log_min_p is not None and min_p_first is not None:
-        passed = candidates - unlikely.sum(-1, keepdim=True)
-        share = reached.gather(-1, torch.minimum(passed, allowed.clamp(max=candidates)) - 1)
-        total = torch.where(min_p_first & (log_min_p > -torch.inf), share, total)
-        open_ = min_p_first & (passed == candidates) & (top_k == 0)
-    removed = (rank >= allowed) | ((reached - mass >= top_p * total) & (top_p < 1))
-    if unlikely is not None:
-        removed |= unlikely
+    unlikely = ordered < ordered[:, :1] + log_min_p
+    passed = candidates - unlikely.sum(-1, keepdim=True)
+    share = reached.gather(-1, torch.minimum(passed, allowed.clamp(max=candidates)) - 1)
+    total = torch.where(min_p_first & (log_min_p > -torch.inf), share, total)
+    open_ = min_p_first & (passed == candidates) & (top_k == 0)  # whether tokens beyond the candidates may pass min-p
+    removed = (rank >= allowed) | ((reached - mass >= top_p * total) & (top_p < 1)) | unlikely
     removed |= ordered == float("-inf")  # tokens that a grammar forbids do not count as ties
     removed[:, 0] = False
     count = candidates - removed.sum(-1, keepdim=True)

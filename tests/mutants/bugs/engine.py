@@ -652,7 +652,7 @@ MUTANTS = (
         "min_p_first leaves top_p a share of the whole",
         "issue 14",
         "ops/sampling.py",
-        "        total = torch.where(min_p_first & (log_min_p > -torch.inf), share, total)\n",
+        "    total = torch.where(min_p_first & (log_min_p > -torch.inf), share, total)\n",
         "",
         "tests/ops/test_sampling.py::test_a_cut_of_a_large_vocabulary_is_the_stated_one",
     ),

@@ -259,7 +259,7 @@ MUTANTS = (
         "model/attention/nsa.py",
         "weights.rows.masked_fill(none, number * per), weights",
         "(weights.rows - 1).masked_fill(weights.rows < 1, number * per), weights",
-        "tests/parity/test_nsa.py::test_mean_and_shared_keys_equal_the_published_simplified_form",
+        "tests/parity/test_nsa.py::test_outputs_selected_blocks_and_gradients_equal_the_equations",
     ),
     one(
         "index_kl uses the selection of the first tokens for every slice",

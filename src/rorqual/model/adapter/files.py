@@ -83,23 +83,29 @@ class OpenedAdapter:
         tune.merge(model, self.tensors(tune.shapes(model, experts)))
 
 
+def find_differences(found: Shapes, wanted: Shapes) -> list[str]:
+    """List missing and unexpected names, and shapes that differ."""
+    wrong = [f"missing {name}" for name in wanted if name not in found]
+    wrong += [f"unexpected {name}" for name in found if name not in wanted]
+    both = [(name, found[name], shape) for name, shape in wanted.items() if name in found]
+    return wrong + [f"{name} has shape {has}, but the model needs {needs}" for name, has, needs in both if has != needs]
+
+
+def describe_problems(problems: list[str]) -> str:
+    """Return the first twelve problems as text, and the number of others."""
+    return "; ".join(problems[:12]) + (f"; and {len(problems) - 12} more" if len(problems) > 12 else "")
+
+
 def check_trained(found: Mapping[str, Tensor], shapes: Shapes, *, where: str) -> None:
     """Check that adapter tensors have the expected names and shapes, and contain no NaN or infinity.
 
     Raises CheckpointError listing up to twelve problems.
     """
-    wrong = [f"missing {name}" for name in shapes if name not in found]
-    wrong += [f"unexpected {name}" for name in found if name not in shapes]
-    wrong += [
-        f"{name} has shape {tuple(found[name].shape)}, but the model needs {shape}"
-        for name, shape in shapes.items()
-        if name in found and tuple(found[name].shape) != shape
-    ]
+    wrong = find_differences({name: tuple(tensor.shape) for name, tensor in found.items()}, shapes)
     wrong += [f"{name} contains NaN or infinity" for name, t in found.items() if not bool(t.isfinite().all())]
     if wrong:
-        shown = "; ".join(wrong[:12]) + (f"; and {len(wrong) - 12} more" if len(wrong) > 12 else "")
         raise CheckpointError(
-            f"the adapter does not match this model or these settings: {shown}",
+            f"the adapter does not match this model or these settings: {describe_problems(wrong)}",
             where=where,
             remedy="Use the base that the adapter was trained on.",
         )

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from torch import Tensor
-
 from rorqual.core.errors import ConfigError
 from rorqual.model.attention import DSAConfig, MLAConfig
 from rorqual.model.block import PreNormConfig
@@ -26,6 +24,7 @@ _CLASSES = {
     "deepseek_v2": "DeepseekV2ForCausalLM",
     "deepseek_v32": "DeepseekV32ForCausalLM",
 }
+model_types = tuple(_CLASSES)
 LATENT = (MLAConfig, DSAConfig)
 """The attention kinds that the layout can express. Their subclasses have the same parameters but compute other functions."""
 _INDEX = ("index_n_heads", "index_head_dim", "index_topk")
@@ -221,21 +220,11 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def to_hf(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """Convert Rorqual's state_dict to published tensors, with separate tensors for each expert.
-
-    MTP modules become extra layers at the end.
-    """
-    return name_map(config).to_hf(state)
-
-
-def from_hf(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """Convert published tensors to Rorqual's state_dict. Values stay bit-identical."""
-    return name_map(config).from_hf(state)
-
-
 def name_map(config: ModelConfig) -> NameMap:
-    """Map the name of every tensor of a model to its name in published checkpoints of this family."""
+    """Map the name of every tensor of a model to its name in published checkpoints of this family.
+
+    Each expert has separate published tensors. MTP modules become extra layers at the end.
+    """
     layers = len(config.layers)
     entries, copies = list(ends(config)), tied_head(config)
     head = "embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"

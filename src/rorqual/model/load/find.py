@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from rorqual.core.errors import ConfigError, nearest
 from rorqual.model.config import ModelConfig
@@ -12,33 +11,25 @@ from rorqual.model.load import deepseek_v3, llama, qwen2, qwen3, qwen3_moe
 from rorqual.model.load.names import NameMap
 
 
-@dataclass(frozen=True)
-class CheckpointFamily:
+class CheckpointFamily(Protocol):
     """The checkpoint format of one model family: its `model_types`, and conversions in both directions.
 
     `config_from_hf(data, where)` converts a `config.json` to a ModelConfig, and `config_to_hf(config)` converts it
     back. `name_map(config)` covers every tensor. `config_from_hf`, `config_to_hf` and `name_map` raise ConfigError if
-    the format does not support the model.
+    the format does not support the model. A module with these names is a family, too.
     """
 
-    model_types: tuple[str, ...]
-    config_from_hf: Callable[[Mapping[str, Any], str], ModelConfig]
-    config_to_hf: Callable[[ModelConfig], dict[str, Any]]
-    name_map: Callable[[ModelConfig], NameMap]
+    @property
+    def model_types(self) -> tuple[str, ...]: ...
+
+    def config_from_hf(self, data: Mapping[str, Any], where: str = "config.json") -> ModelConfig: ...
+
+    def config_to_hf(self, config: ModelConfig) -> dict[str, Any]: ...
+
+    def name_map(self, config: ModelConfig) -> NameMap: ...
 
 
-FAMILIES = (
-    CheckpointFamily(
-        ("deepseek_v3", "deepseek_v2", "deepseek_v32"),
-        deepseek_v3.config_from_hf,
-        deepseek_v3.config_to_hf,
-        deepseek_v3.name_map,
-    ),
-    CheckpointFamily(("qwen3",), qwen3.config_from_hf, qwen3.config_to_hf, qwen3.name_map),
-    CheckpointFamily(("qwen3_moe",), qwen3_moe.config_from_hf, qwen3_moe.config_to_hf, qwen3_moe.name_map),
-    CheckpointFamily(("qwen2",), qwen2.config_from_hf, qwen2.config_to_hf, qwen2.name_map),
-    CheckpointFamily(("llama",), llama.config_from_hf, llama.config_to_hf, llama.name_map),
-)
+FAMILIES: tuple[CheckpointFamily, ...] = (deepseek_v3, qwen3.FAMILY, qwen3_moe, qwen2.FAMILY, llama.FAMILY)
 """All checkpoint families, in the order in which `family_for` tries them."""
 
 

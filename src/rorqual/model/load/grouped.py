@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rorqual.core.errors import ConfigError
@@ -13,6 +14,65 @@ from rorqual.model.ffn import DenseConfig
 from rorqual.model.load.keys import ConfigKeys, rope_to_hf
 from rorqual.model.load.layers import ends, norms, swiglu, tied_head
 from rorqual.model.load.names import NameEntry, NameMap
+
+
+@dataclass(frozen=True)
+class DenseFamily:
+    """The checkpoint format of a family whose layers all have one grouped-query attention and one dense network.
+
+    - `model_type` and `architecture`: the values in `config.json`.
+    - `layout`: a description of the supported models, for error messages.
+    - `expected`: keys of `config.json` that may only have this value.
+    - `attention(keys)`: the norm and bias fields of `GQAConfig`.
+    - `fits`: whether the family supports an attention config.
+    - `own(attention)`: the keys that only this family writes.
+    - `head_dim`: the default of the key `head_dim` (`attention_from_hf`).
+    - `windows`: True if `config.json` has the keys of sliding-window attention.
+    - `writes_head_dim`: False if published files omit `head_dim` where it is `hidden_size` / `num_attention_heads`.
+    """
+
+    model_type: str
+    architecture: str
+    layout: str
+    expected: Mapping[str, Any]
+    attention: Callable[[ConfigKeys], dict[str, bool]]
+    fits: Callable[[GQAConfig], bool]
+    own: Callable[[GQAConfig], dict[str, Any]]
+    head_dim: int = 0
+    windows: bool = True
+    writes_head_dim: bool = True
+
+    @property
+    def model_types(self) -> tuple[str, ...]:
+        """The supported values of `model_type`."""
+        return (self.model_type,)
+
+    def config_from_hf(self, data: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
+        """Convert a `config.json` to a ModelConfig. Raises ConfigError naming the first unsupported key."""
+        keys = ConfigKeys(data, where)
+        keys.family(self.model_type, self.architecture)
+        for key, value in self.expected.items():
+            keys.expect(key, value)
+        layers = keys.layers()
+        if self.windows:
+            no_sliding_window(keys, layers)
+        attention = attention_from_hf(keys, head_dim=self.head_dim, **self.attention(keys))
+        ffn = keys.build(DenseConfig, intermediate_size=keys.take("intermediate_size"))
+        return model_from_hf(keys, [keys.build(Stage, layers=layers, attention=attention, ffn=ffn)])
+
+    def config_to_hf(self, config: ModelConfig) -> dict[str, Any]:
+        """Convert a ModelConfig to the `config.json` of transformers. Raises ConfigError if transformers cannot express the model."""
+        attention, ffn = attention_of(config, self.layout, self.fits), dense_of(config, self.layout)
+        common = common_to_hf(config, attention, self.model_type, self.architecture)
+        if not self.writes_head_dim and attention.head_dim * attention.num_attention_heads == config.hidden_size:
+            del common["head_dim"]
+        return common | {"intermediate_size": ffn.intermediate_size} | self.own(attention)
+
+    def name_map(self, config: ModelConfig) -> NameMap:
+        """Map the name of every tensor of a model to its name in published checkpoints of this family."""
+        attention_of(config, self.layout, self.fits)
+        dense_of(config, self.layout)
+        return name_map(config, lambda _, prefix, hf_prefix: swiglu(prefix, hf_prefix))
 
 
 def attention_from_hf(keys: ConfigKeys, *, head_dim: int = 0, **kind: bool) -> GQAConfig:
@@ -144,14 +204,6 @@ def name_map(config: ModelConfig, feed_forward: Callable[[Stage, str, str], Iter
         entries += _attention(stage.attention, f"{prefix}.attention", f"{hf_prefix}.self_attn")
         entries += feed_forward(stage, f"{prefix}.ffn", f"{hf_prefix}.mlp")
     return NameMap(tuple(entries), tied_head(config))
-
-
-def dense_names(_: Stage, prefix: str, hf_prefix: str) -> Iterator[NameEntry]:
-    """Yield each `NameEntry` of a dense feed-forward network.
-
-    Families with only dense layers pass this function to `name_map`.
-    """
-    return swiglu(prefix, hf_prefix)
 
 
 def _attention(attention: GQAConfig, prefix: str, hf_prefix: str) -> Iterator[NameEntry]:

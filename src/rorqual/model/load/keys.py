@@ -210,10 +210,3 @@ def quantization(data: Mapping[str, Any], where: str) -> bool:
     if missing := [key for key in ("quant_method", "weight_block_size") if key not in data]:
         raise ConfigError(f"key 'quantization_config.{missing[0]}' is missing", where=where)
     return True
-
-
-def quantization_to_hf(*, power_of_two: bool) -> dict[str, Any]:
-    """Return the `quantization_config` of FP8 weights in 128 x 128 blocks. `power_of_two` declares power-of-two scales (V3.1)."""
-    scales = {"scale_fmt": "ue8m0"} if power_of_two else {}
-    fp8 = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128]}
-    return {"quantization_config": fp8 | scales}

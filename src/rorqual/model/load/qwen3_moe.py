@@ -20,6 +20,7 @@ from rorqual.model.load.layers import routed, swiglu
 from rorqual.model.load.names import NameEntry, NameMap
 from rorqual.model.load.qwen3 import fits
 
+model_types = ("qwen3_moe",)
 LAYOUT = (
     "Qwen3 MoE layout: every layer has grouped-query attention with norms on q and k, no biases, and one kind of experts"
     " (softmax router; no groups, shared experts, bias or scale) or one dense network"

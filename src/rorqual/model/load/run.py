@@ -16,12 +16,13 @@ from torch import Tensor
 from rorqual.core.config import parse
 from rorqual.core.errors import CheckpointError
 from rorqual.core.records import RunDir
-from rorqual.model.adapter.files import WEIGHTS_FILE, adapter_of, unfold
+from rorqual.model.adapter.base import Shapes
+from rorqual.model.adapter.files import WEIGHTS_FILE, adapter_of, describe_problems, find_differences, unfold
 from rorqual.model.config import ModelConfig
 from rorqual.model.decoder import Decoder
 from rorqual.model.ffn import older_names
 from rorqual.model.load.find import family_for
-from rorqual.model.load.names import INDEXER, SCALE, NameEntry, Shape
+from rorqual.model.load.names import INDEXER, SCALE, NameEntry
 from rorqual.model.skeleton import skeleton
 from rorqual.ops.backends import TORCH, Backend
 from rorqual.ops.quant import dequantize_blocks
@@ -115,20 +116,12 @@ def check_names(state: dict[str, Tensor], wanted: dict[str, Tensor], *, where: s
     _check_shapes(shapes, expected, where)
 
 
-def _check_shapes(shapes: Mapping[str, Shape], wanted: Mapping[str, Shape], where: str) -> None:
-    problems = [f"missing {name}" for name in wanted if name not in shapes]
-    problems += [f"unexpected {name}" for name in shapes if name not in wanted]
-    problems += [
-        f"{name} has shape {shapes[name]}, but the model needs {shape}"
-        for name, shape in wanted.items()
-        if name in shapes and shapes[name] != shape
-    ]
-    if problems:
-        shown = "; ".join(problems[:12]) + (f"; and {len(problems) - 12} more" if len(problems) > 12 else "")
+def _check_shapes(shapes: Shapes, wanted: Shapes, where: str) -> None:
+    if problems := find_differences(shapes, wanted):
         no_indexer = all(problem.startswith("missing ") and INDEXER in problem for problem in problems)
         remedy = "Use the dense model (kind mla), and add indexers with `rorqual sparsify`." if no_indexer else ""
         raise CheckpointError(
-            f"the checkpoint does not match the model: {shown}",
+            f"the checkpoint does not match the model: {describe_problems(problems)}",
             where=where,
             remedy=remedy or "Use the config that the weights were trained with.",
         )

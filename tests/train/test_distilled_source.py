@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from little import ROW, loud, records, tiny, tokenizer, update_of
 
 from rorqual.core.errors import ConfigError, DataError
@@ -25,7 +23,7 @@ from rorqual.model.load.run import load_run
 from rorqual.recipes import make_run
 from rorqual.recipes.models import student_like
 from rorqual.train.loop import fit
-from rorqual.train.objectives import Distil, NextToken
+from rorqual.train.objectives import Distil
 from rorqual.train.sources import DistilledConfig, Materials, Source
 
 TOP_K = 6
@@ -146,36 +144,6 @@ def test_what_was_cut_off_in_a_thought_is_no_empty_answer(rows: list[Distilled],
     assert "1 samples" in source(write(tmp_path, [cut])).step(0).notes[0]
 
 
-def test_an_epoch_has_every_sample_once_in_an_order_of_its_own(rows: list[Distilled], tmp_path: Path) -> None:
-    data = write(tmp_path, rows)
-    one = source(data, rows=1)
-    seen: list[tuple[int, ...]] = []
-    step = 0
-    while len(seen) < 2 * len(rows):
-        seen += [ids for ids, _ in documents(one, step)]
-        step += 1
-    first, second = seen[: len(rows)], seen[len(rows) : 2 * len(rows)]
-    whole = Counter((*r.prompt_ids, *r.token_ids) for r in rows)
-    assert Counter(first) == Counter(second) == whole and first != second
-    again, other = (source(data, rows=1, seed=seed) for seed in (0, 1))
-    assert documents(again, 2) == documents(one, 2) != documents(other, 2)
-    assert source(data, rows=2, row=ROW + 9).step(0).batches[0].tokens.shape == (2, ROW + 9)
-    assert torch.equal(source(data).step(4).batches[0].tokens, source(data).step(4).batches[0].tokens)
-
-
-def test_samples_longer_than_a_row_are_refused_or_skipped(rows: list[Distilled], tmp_path: Path) -> None:
-    long, n = rows[0], ROW // len(rows[0].token_ids) + 1
-    long = replace(long, token_ids=[*long.token_ids] * n, top_ids=np.tile(long.top_ids, (n, 1)),
-                   top_logprobs=np.tile(long.top_logprobs, (n, 1)))  # fmt: skip
-    data = write(tmp_path, [*rows, long])
-    length = len(long.prompt_ids) + len(long.token_ids)
-    with pytest.raises(DataError, match=rf"1 of 37 samples are longer .* \(the longest: {length}\)\n.*row={length}"):
-        source(data)
-    assert "1 longer than a row" in source(data, longer="skip").step(0).notes[0]
-    with pytest.raises(DataError, match="1 of 1 samples are longer"):
-        source(write(tmp_path, [long]), longer="skip")
-
-
 def test_another_vocabulary_is_refused_with_what_to_do(rows: list[Distilled], tmp_path: Path) -> None:
     other = Tokenizer.byte_level(["after after after"] * 9, vocab_size=270)
     for logits in (False, True):
@@ -252,10 +220,3 @@ def test_a_student_learns_from_it(objective: str, teacher: Engine, rows: list[Di
     fresh = loud(run.model)
     near, far = (update_of(model, (Distil(),), batch).loss for model in (learned, fresh))
     assert near < 0.5 * far and abs(update_of(theirs, (Distil(),), batch).loss) < 1e-5
-
-
-def test_the_samples_own_tokens_are_mixed_in_by_a_coefficient(rows: list[Distilled], tmp_path: Path) -> None:
-    given = {"data": write(tmp_path, rows), "size": "tiny-student", "row": str(ROW), "objective": "skewed"}
-    run = make_run("distil", given | {"next_token": "0.25", "alpha": "0.2"})
-    assert run.objectives == (Distil(divergence="skewed", alpha=0.2), NextToken(coefficient=0.25))
-    assert make_run("distil", given | {"objective": "sequence"}).objectives == (NextToken(),)

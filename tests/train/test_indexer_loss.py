@@ -193,17 +193,6 @@ def test_prediction_modules_count_with_their_own_documents() -> None:
     assert float(found) == pytest.approx(float(expected / (len(model.layers) + 1)), rel=1e-5)
 
 
-def test_attention_is_dense_during_the_warmup_and_sparse_after() -> None:
-    model, batch = model_of(), batch_of()
-    full = model(batch.tokens, batch.positions, segments=batch.segments, record=IndexerWarmup().records()).hidden
-    few = model(batch.tokens, batch.positions, segments=batch.segments, record=Sparse().records()).hidden
-    plain = model(batch.tokens, batch.positions, segments=batch.segments).hidden
-    assert torch.equal(few, plain)
-    early = batch.positions < 6
-    assert torch.equal(full[early], few[early])
-    assert float((full - few)[(batch.positions >= 6) & (batch.segments >= 0)].abs().amax(-1).min()) > 1e-6
-
-
 def test_one_gradient_however_the_batch_is_split() -> None:
     objectives, found = (NextToken(), MultiToken(), Sparse(coefficient=2.0, depth=1)), []
     for parts in (1, 2):

@@ -20,7 +20,6 @@ from rorqual.core.errors import ConfigError, DataError
 from rorqual.core.records import Message, RunDir
 from rorqual.data.chat import chat_format
 from rorqual.data.distilled import Distilled, write_distilled
-from rorqual.engine import Completion
 from rorqual.model import Decoder
 from rorqual.model.account import account
 from rorqual.model.load.run import load_run
@@ -40,7 +39,6 @@ from rorqual.train.sources import (
     WorkedConfig,
 )
 from rorqual.train.sources.on_policy import OnPolicyTeacher
-from rorqual.train.sources.rollouts import Scored, mixed
 from rorqual.train.sources.worked import opening, repeat, worked_sample
 
 CHAT = chat_format(tokenizer())
@@ -99,13 +97,6 @@ def test_a_conversation_may_fill_its_row_and_what_does_not_fit_is_counted_once(t
         )
     whole = made(ConversationsConfig(data=chats(tmp_path, asks("q", "a" * 20), name="b.jsonl"), rows=1, row=size))
     assert whole.step(0).notes == []
-
-
-def test_a_cut_conversation_trains_its_first_tokens(tmp_path: Path) -> None:
-    source = made(ConversationsConfig(data=chats(tmp_path, asks("q", "abcdefgh" * 9)), rows=1, row=20, longer="cut"))
-    (batch,) = source.step(0).batches
-    assert bool((batch.segments >= 0).all()) and texts(batch)[0] == ("q" + "abcdefgh" * 9)[:16]
-    assert not bool(batch.loss_mask[0, -1]) and bool(batch.loss_mask[0, -2])
 
 
 # ---- what a tokenizer is learned from
@@ -213,15 +204,6 @@ def test_an_empty_answer_is_refused_wherever_in_a_task_it_stands() -> None:
         next(stream)
 
 
-def test_steps_of_white_space_are_no_thought() -> None:
-    problem = Problem("1", "q", "a", "f", steps="so")
-    blank = replace(problem, steps=" \n")
-    ids = tokenizer()
-    assert ids.think in worked_sample(problem, CHAT, think=True).ids
-    for other, think in ((problem, False), (blank, True), (replace(problem, steps=None), True)):
-        assert ids.think not in worked_sample(other, CHAT, think=think).ids
-
-
 def test_thinking_needs_worked_steps_and_a_solution_may_fill_its_row() -> None:
     numbers = f"{Path(__file__).parent / 'numbers_task.py'}:Numbers"
     with pytest.raises(DataError, match="none of the task's problems has worked steps"):
@@ -232,26 +214,6 @@ def test_thinking_needs_worked_steps_and_a_solution_may_fill_its_row() -> None:
     assert bool((batch.segments >= 0).all()), "each row is full"
     with pytest.raises(DataError, match=f"a worked problem of {longest} tokens does not fit a row of {longest - 1}"):
         made(WorkedConfig(task=TASK, rows=2, row=longest - 1))
-
-
-def test_problems_without_steps_may_stand_among_those_with_them(tmp_path: Path) -> None:
-    """They are answered at once, whatever the share."""
-    letters = (Path(__file__).parent / "letters.py").read_text(encoding="utf-8")
-    (tmp_path / "some.py").write_text(
-        letters.replace("steps=steps", "steps=steps if place % 2 else None"), encoding="utf-8"
-    )
-    (batch,) = made(WorkedConfig(task=f"{tmp_path / 'some.py'}:Letters", think=1.0, rows=8, row=ROW)).step(0).batches
-    thoughts = int((batch.tokens == tokenizer().think).sum())
-    assert 0 < thoughts < len(texts(batch))
-
-
-@pytest.mark.parametrize("think", [0.0, 0.25, 1.0])
-def test_so_many_problems_are_shown_with_their_steps(think: float) -> None:
-    source = made(WorkedConfig(task=TASK, think=think, rows=16, row=ROW))
-    batches = [source.step(step).batches[0] for step in range(4)]
-    total = sum(len(texts(batch)) for batch in batches)
-    shown = sum(int((batch.tokens == tokenizer().think).sum()) for batch in batches)
-    assert total > 150 and shown / total == pytest.approx(think, abs=0.08 if 0 < think < 1 else 0)
 
 
 # ---- rollouts
@@ -270,13 +232,6 @@ def test_with_a_reference_all_that_was_graded_trains_and_nothing_else(masked: bo
     assert sum(len(texts(batch)) for batch in step.unlearned) == len(samples) - len(wanted)
     assert all(batch.reference_logprobs is not None for batch in step.batches)
     assert step.metrics["reference_tokens"] == sum(batch.n_tokens for batch in step.batches)
-
-
-def test_a_group_is_mixed_by_right_and_wrong_alone() -> None:
-    done = Completion((1,), [2], [-1.0], "stop", "a", None)
-    right, wrong, unsure = (Scored(done, verdict, 0.0) for verdict in (Verdict.RIGHT, Verdict.WRONG, Verdict.UNGRADED))
-    assert mixed([right, wrong]) and mixed([unsure, wrong, right])
-    assert not mixed([right, right]) and not mixed([right, unsure]) and not mixed([wrong, unsure]) and not mixed([])
 
 
 # ---- a teacher's samples
@@ -303,18 +258,6 @@ def test_a_sample_may_fill_its_row_and_the_count_is_said_once(tmp_path: Path) ->
         made(DistilledConfig(data=data, rows=2, row=size))
     both = made(DistilledConfig(data=data, rows=2, row=size + 1))
     assert "3 samples" in both.step(0).notes[0]
-
-
-@pytest.mark.parametrize(("config", "names"), [
-    (DistilledConfig(data=""), ()), (DistilledConfig(data="", logits=True), ("teacher_ids", "teacher_logprobs")),
-    (OnPolicyConfig(teacher="", task=""), ("teacher_logprobs", "sampled_logprobs")),
-    (OnPolicyConfig(teacher="", task="", top_k=3), ("teacher_logprobs", "sampled_logprobs", "teacher_ids")),
-    (RolloutConfig(task=""), ("advantages", "sampled_logprobs")),
-    (RolloutConfig(task="", reference="x"), ("advantages", "sampled_logprobs", "reference_logprobs")),
-    (TextConfig(data=""), ()),
-], ids=["distilled", "logits", "on_policy", "on_policy top_k", "rollouts", "rollouts reference", "text"])  # fmt: skip
-def test_what_a_source_gives_is_what_objectives_may_need(config: SourceConfig, names: tuple[str, ...]) -> None:
-    assert config.gives() == frozenset(names)
 
 
 # ---- on-policy distillation

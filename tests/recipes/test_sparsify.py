@@ -112,18 +112,6 @@ def test_every_recipe_trains_the_indexers_of_a_sparse_model_and_of_no_other(
     assert kinds[1] == [*kinds[0], "sparse"]
 
 
-def test_a_sparse_model_that_samples_trains_its_indexers(dense: RunDir, done: Path, tmp_path: Path) -> None:
-    values = {"from": str(done / "sparse"), "teacher": str(dense.path), "task": "families", "steps": "1", "lr": "1e-2"}
-    fit(
-        make_run("on_policy", values | {"problems": "2", "samples": "2", "max_tokens": "12"}),
-        tmp_path / "run",
-        quiet=True,
-    )
-    before, after = weights(done / "sparse"), weights(tmp_path / "run")
-    name = "layers.0.attention.indexer.wq_b.weight"
-    assert not torch.equal(before[name], after[name]) and lines(tmp_path / "run")[0]["index_kl"] > 0
-
-
 def test_a_sparse_model_without_its_objective_and_the_objective_without_a_sparse_model_are_refused(
     dense: RunDir, done: Path
 ) -> None:
@@ -165,16 +153,6 @@ def test_complete_stages_are_not_repeated_and_other_settings_are_refused(dense: 
     ):
         with pytest.raises(ConfigError, match="another model or seed, or have other settings"):
             sparsify(dense, done, config.model_copy(update=change), quiet=True)
-
-
-def test_a_budget_of_the_whole_row_is_dense_and_said(
-    dense: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = SparsifyConfig(index_topk=128, warmup=1, steps=1, rows=2)
-    sparsify(dense, tmp_path / "out", config)
-    assert (
-        "index_topk=128 is not below the row length 128: attention stays dense in training" in capsys.readouterr().out
-    )
 
 
 @pytest.mark.parametrize(

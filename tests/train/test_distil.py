@@ -109,15 +109,6 @@ def test_however_it_is_laid_out_it_has_one_gradient(layout: str, parts: int, k: 
     assert other.loss == pytest.approx(whole.loss, rel=1e-5)
 
 
-def test_coefficients_add_the_two_losses() -> None:
-    ours, batch = student(), beside(packed(documents(8)), teacher())
-    alone = [update_of(ours, (objective,), batch) for objective in (Distil(), NextToken())]
-    both = update_of(ours, (Distil(coefficient=0.75), NextToken(coefficient=0.25)), batch)
-    assert both.loss == pytest.approx(0.75 * alone[0].loss + 0.25 * alone[1].loss, rel=1e-6)
-    for a, b, c in zip(alone[0].grads, alone[1].grads, both.grads):
-        assert relative(c, 0.75 * a + 0.25 * b) <= 1e-5
-
-
 def shifted(batch: TrainBatch, mask: Tensor) -> TrainBatch:
     """The teacher's distributions one token late."""
     assert batch.teacher_logprobs is not None

@@ -9,20 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from little import ROW, loud, records, tiny, tokenizer, update_of
+from little import ROW, tiny, tokenizer, update_of
 
 from rorqual.core.errors import ConfigError, DataError
-from rorqual.core.records import Message, RunDir
+from rorqual.core.records import Message
 from rorqual.data.chat import chat_format
 from rorqual.data.distilled import Distilled, write_distilled
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Engine, Request, SamplingParams
 from rorqual.engine.score import next_logprobs, score
 from rorqual.model import Decoder
-from rorqual.model.load.run import load_run
 from rorqual.recipes import make_run
-from rorqual.recipes.models import student_like
-from rorqual.train.loop import fit
 from rorqual.train.objectives import Distil
 from rorqual.train.sources import DistilledConfig, Materials, Source
 
@@ -205,18 +202,3 @@ def test_a_run_is_refused_whose_source_has_no_distributions(rows: list[Distilled
     with pytest.raises(ConfigError, match="tail=renormalise"):
         make_run("distil", given | {"temperature": "2"})
     assert make_run("distil", given | {"temperature": "2", "tail": "renormalise"}).source.gives()
-
-
-@pytest.mark.parametrize("objective", ["sequence", "forward", "skewed_reverse"])
-def test_a_student_learns_from_it(objective: str, teacher: Engine, rows: list[Distilled], tmp_path: Path) -> None:
-    given = {"data": write(tmp_path, rows), "size": "tiny-student", "rows": "4", "row": str(ROW), "steps": "40"}
-    run = make_run("distil", given | {"objective": objective, "optim.schedule.warmup": "4", "save_seconds": "1e9"})
-    assert run.model == student_like(tiny(modules=0).model_copy(update={"max_position_embeddings": ROW}))
-    fit(run, RunDir(tmp_path / "run"), quiet=True)
-    steps = records(tmp_path / "run")
-    assert steps[-1]["loss"] < 0.7 * steps[0]["loss"]
-    learned, theirs = load_run(RunDir(tmp_path / "run")), teacher.model
-    (batch,) = source(str(given["data"]), logits=True).step(99).batches
-    fresh = loud(run.model)
-    near, far = (update_of(model, (Distil(),), batch).loss for model in (learned, fresh))
-    assert near < 0.5 * far and abs(update_of(theirs, (Distil(),), batch).loss) < 1e-5

@@ -139,14 +139,12 @@ def test_a_run_keeps_the_slices_resumes_and_is_read_back(base: Path, tmp_path: P
 def test_more_of_the_relevance_is_more_experts(base: Path, tmp_path: Path, score: str) -> None:
     """They are found in the run's own data, whatever the number of threads."""
     found = []
-    for p in (0.1, 0.4, 0.8):
+    for p, threads in ((0.1, 1), (0.4, 1), (0.4, 2), (0.8, 1)):
         run = esft_run(base, p=p, score=score)
-        from_one, from_two = (
-            restore(run, RunDir(tmp_path / "none"), make_tokenizer(run), threads=threads).adapter for threads in (1, 2)
-        )
-        assert from_one is not None and from_one == from_two
-        found.append(set(from_one.experts[0]))
-    assert found[0] < found[1] < found[2]
+        adapter = restore(run, RunDir(tmp_path / "none"), make_tokenizer(run), threads=threads).adapter
+        assert adapter is not None
+        found.append(set(adapter.experts[0]))
+    assert found[0] < found[1] == found[2] < found[3]
 
 
 def test_a_model_without_experts_is_refused() -> None:

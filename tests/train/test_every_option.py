@@ -180,13 +180,6 @@ def test_a_runs_seed_makes_its_weights(tmp_path: Path) -> None:
     assert torch.equal(one[name], same[name]) and not torch.equal(one[name], two[name])
 
 
-def test_a_runs_seed_makes_its_adapter(base: Path, tmp_path: Path) -> None:
-    data = sft_run().model_dump() | {"start": {"run": str(base)}, "tune": {"kind": "lora", "r": 4}}
-    one, same, two = (started(Run.model_validate(data | {"seed": seed}), tmp_path / "run") for seed in (0, 0, 1))
-    name = "layers.0.attention.o_proj.lora_A"
-    assert torch.equal(one[name], same[name]) and not torch.equal(one[name], two[name])
-
-
 @pytest.mark.parametrize("sample", [1, 3])
 def test_esft_reads_the_batches_of_as_many_steps_as_it_is_told(sample: int, base: Path) -> None:
     data = sft_run().model_dump() | {"start": {"run": str(base)}, "tune": {"kind": "esft", "sample": sample}}

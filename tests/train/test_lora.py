@@ -20,7 +20,6 @@ from little import (
     sft_run,
     tiny,
 )  # fmt: skip
-from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from rorqual.convert.hf import export_hf
@@ -309,18 +308,12 @@ def test_a_fingerprint_is_of_all_that_makes_the_weights(straight: Path, tmp_path
         ({"tune.kind": "lora", "tune.rank": "3"}, "unknown key 'tune.rank'"),
         ({"tune.r": "3"}, "unknown key 'tune.r'"),
         ({"tune.kind": "esft", "tune.p": "0"}, "tune.p"),
+        ({"tune.kind": "lora", "from": ""}, "from=RUN"),
     ],
 )
 def test_bad_settings_name_the_key(base: Path, settings: dict[str, str], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         make_run("sft", {"task": TASK, "from": str(base)} | settings)
-
-
-def test_an_adapter_needs_a_run_to_begin_at() -> None:
-    with pytest.raises(ConfigError, match="from=RUN"):
-        make_run("sft", {"task": TASK, "size": "tiny", "tune.kind": "lora"})
-    with pytest.raises(ValidationError):
-        LoRA(r=0)
 
 
 def test_a_rank_that_no_map_has_is_refused_before_it_takes_the_memory(base: Path, tmp_path: Path) -> None:

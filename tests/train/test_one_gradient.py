@@ -23,14 +23,6 @@ def test_supervised(layout: str, parts: int) -> None:
     assert all(float(g.abs().max()) > 0 for g in whole.grads), "a gradient that is zero shows nothing"
 
 
-def test_two_prediction_modules() -> None:
-    model, samples = loud(tiny(modules=2)), documents(2)
-    objectives = (NextToken(), MultiToken(depth=2))
-    whole = update_of(model, objectives, padded(samples))
-    same_gradient(model, whole, update_of(model, objectives, packed(samples), parts=2))
-    assert all(float(g.abs().max()) > 0 for g in whole.grads)
-
-
 @pytest.mark.parametrize("parts", [2, 3])
 def test_threads_change_no_bit(parts: int) -> None:
     model, samples = loud(tiny()), documents(3, count=9)

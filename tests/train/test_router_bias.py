@@ -130,10 +130,3 @@ def test_it_is_kept_in_fp32_through_save_load_and_bf16(run: Run, tmp_path: Path)
     for name, bias in biases.items():
         for kept in (saved[name], loaded.state_dict()[name], model.to(torch.bfloat16).state_dict()[name]):
             assert kept.dtype == torch.float32 and torch.equal(kept, bias)
-
-
-def test_an_update_without_a_token_moves_nothing(config: ModelConfig) -> None:
-    model = loud(config)
-    before = [router.router.e_score_correction_bias.clone() for router in model.routers()]
-    move_bias(model.routers(), [torch.zeros(16, dtype=torch.long)] * 2, GAMMA)
-    assert all(torch.equal(a, r.router.e_score_correction_bias) for a, r in zip(before, model.routers(), strict=True))

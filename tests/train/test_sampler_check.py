@@ -91,12 +91,6 @@ def test_a_disagreement_stops_the_run_before_a_checkpoint(how: str, base: Path, 
     assert len(records(out.path)) == 1
 
 
-def test_nothing_broken_is_the_nearest_valid_twin(base: Path, tmp_path: Path) -> None:
-    out = RunDir(tmp_path / "run")
-    train_with(grpo_run(base, 2), out, broken("nothing"))
-    assert out.steps() == [1, 2]
-
-
 @pytest.mark.parametrize(("mean", "most", "gap", "stops"), [
     (9e-7, 9e-5, 9e-5, False), (2e-6, 9e-5, 0.0, True), (9e-7, 2e-4, 0.0, True), (9e-7, 9e-5, 2e-4, True),
     (math.nan, 0.0, 0.0, True), (0.0, math.nan, 0.0, True), (0.0, 0.0, math.nan, True),

@@ -14,7 +14,6 @@ from little import (
     ROW,
     documents,
     loud,
-    packed,
     padded,
     records,
     rollouts,
@@ -30,7 +29,6 @@ from rorqual.core.config import read_yaml
 from rorqual.core.errors import ConfigError, DataError
 from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
-from rorqual.data.pack import Sample
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.engine import Completion
 from rorqual.model import Decoder
@@ -44,7 +42,6 @@ from rorqual.train.sources import Source, Step
 from rorqual.train.sources.reference import Reference
 from rorqual.train.sources.rollouts import Scored, check_room, measure
 from rorqual.train.state import check_vocabulary
-from rorqual.train.tune import _relevance as look
 from rorqual.train.tune import ended
 from rorqual.train.workers import Update, _record_replay
 
@@ -137,24 +134,6 @@ def test_a_reference_scores_each_row_of_a_large_batch(base: Path) -> None:
     alone = torch.cat([reference.logprobs(row) for row in batch.split(37)])
     assert len(whole) == 37 and torch.allclose(whole, alone, atol=1e-5)
     assert all(bool(row.any()) for row in whole) and not whole[batch.loss_mask == 0].any()
-
-
-@pytest.mark.parametrize("how", ["full rows", "padded rows"])
-def test_an_experts_relevance_is_of_documents_wherever_they_lie(how: str) -> None:
-    """Documents of one number in two rows are two; the relevance of a batch is the sum of that of its rows."""
-    model = loud(tiny())
-    samples = (
-        documents(4, count=6)
-        if how == "padded rows"
-        else [Sample(list(range(i, i + 16)), [True] * 16) for i in range(9)]
-    )
-    batch = packed(samples)
-    assert len(batch.tokens) > 1 and bool((batch.segments < 0).any()) is (how == "padded rows")
-    (whole,) = look(model, batch, ESFT(), "cpu")
-    parts = [look(model, row, ESFT(), "cpu")[0] for row in batch.split(len(batch.tokens))]
-    assert torch.allclose(whole, sum(parts, torch.zeros_like(whole)), rtol=1e-4)
-    each = [look(model, padded([one]), ESFT(score="token"), "cpu")[0] for one in samples]
-    assert float(sum(map(float, (one.sum() for one in each)))) == pytest.approx(len(samples), rel=1e-5)
 
 
 # ---- files

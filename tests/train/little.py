@@ -29,7 +29,8 @@ from rorqual.train.optim import AdamWConfig, MuonConfig
 from rorqual.train.run import Run
 from rorqual.train.schedule import Schedule
 from rorqual.train.sources import Materials, Source, SourceConfig, Step
-from rorqual.train.sources.rollouts import Scored, pack_rollouts
+from rorqual.train.sources.rollouts import pack_rollouts
+from rorqual.train.sources.sampler import Scored
 from rorqual.train.state import CLOCK_FIELDS, State, make_tokenizer, restore, write_start
 from rorqual.train.workers import Update, gradient, workers
 

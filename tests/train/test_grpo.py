@@ -11,7 +11,7 @@ from little import loud, rollouts, sampled, tiny, update_of
 
 from rorqual.tasks.base import Verdict
 from rorqual.train.objectives import GRPO
-from rorqual.train.sources.rollouts import Scored
+from rorqual.train.sources.sampler import Scored
 
 
 @pytest.mark.parametrize(

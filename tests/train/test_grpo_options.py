@@ -16,7 +16,7 @@ from rorqual.core.errors import NumericsError
 from rorqual.model import Decoder
 from rorqual.train.batch import TrainBatch
 from rorqual.train.objectives import GRPO
-from rorqual.train.sources.rollouts import Scored
+from rorqual.train.sources.sampler import Scored
 
 KEYS = ("sampled", "old", "reference")
 Numbers = list[dict[str, list[float]]]

@@ -35,7 +35,7 @@ from rorqual.train.loop import fit
 from rorqual.train.objectives import GRPO
 from rorqual.train.run import BFLOAT16, Agreement, Run
 from rorqual.train.sources.reference import Reference
-from rorqual.train.sources.rollouts import Scored
+from rorqual.train.sources.sampler import Scored
 from rorqual.train.sources.shaping import group_advantages, overlong_penalty
 
 

@@ -26,7 +26,7 @@ from little import (
 )
 
 from rorqual.core.config import read_yaml
-from rorqual.core.errors import ConfigError, DataError
+from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
@@ -40,7 +40,8 @@ from rorqual.train.objectives import GRPO
 from rorqual.train.run import Run, Start
 from rorqual.train.sources import Source, Step
 from rorqual.train.sources.reference import Reference
-from rorqual.train.sources.rollouts import Scored, check_room, measure
+from rorqual.train.sources.rollouts import measure
+from rorqual.train.sources.sampler import Scored
 from rorqual.train.state import check_vocabulary
 from rorqual.train.tune import ended
 from rorqual.train.workers import Update, _record_replay
@@ -94,17 +95,6 @@ def test_what_rollouts_record() -> None:
     }  # fmt: skip
     silent = measure(PROBLEMS[2:], GROUPS[2:], chat_format(tokenizer()))
     assert (silent["think_share"], silent["think_length"], silent["right_when_thinking"]) == (0, 0, 0)
-
-
-def test_the_longest_prompt_and_answer_must_fit_a_row_and_may_fill_it() -> None:
-    chat = chat_format(tokenizer())
-    short, long = (Problem(str(n), "x" * n, "1", "f") for n in (3, 9))
-    size = len(chat.prompt(long.messages, "on"))
-    assert size == len(chat.prompt(short.messages, "on")) + 6 == len(chat.prompt(long.messages, "auto")) + 1
-    for probe in ([short.messages, long.messages], [long.messages, short.messages]):
-        check_room(chat, probe, "on", 20, size + 20)
-        with pytest.raises(DataError, match=f"a prompt of {size} tokens and an answer of 20"):
-            check_room(chat, probe, "on", 20, size + 19)
 
 
 # ---- entropy

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from rorqual.data.tokenizer import Tokenizer
 from rorqual.recipes import make_run
 from rorqual.recipes.quickstart import QuickstartPaths
 from rorqual.recipes.quickstart.report import REPORT_FILE
-from rorqual.recipes.quickstart.summary import TRAININGS, tells
+from rorqual.recipes.quickstart.summary import TRAININGS, is_current
 from rorqual.recipes.start import start_settings
 from rorqual.train.loop import fit
 from rorqual.train.run import FLOAT32, Run
@@ -118,41 +117,18 @@ def test_what_the_loop_writes_is_no_setting(key: str, start: Path) -> None:
 # ---- the quickstart's summary
 
 
-def report(place: QuickstartPaths, told: dict[str, Any]) -> None:
+def test_a_report_is_drawn_again_where_a_file_that_it_shows_is_newer(tmp_path: Path) -> None:
+    place, then = QuickstartPaths(tmp_path), 10**18
     place.evals.mkdir()
-    for name in TRAININGS:
-        place.run(name).path.mkdir()
-        place.run(name).metrics_file.write_text("{}\n", encoding="utf-8")
-    place.evaluation("before-on").write_text("{}", encoding="utf-8")
-    place.summary.write_text(json.dumps(told), encoding="utf-8")
-    (place.out / REPORT_FILE).write_text("report", encoding="utf-8")
-    for file in place.out.rglob("*"):
-        os.utime(file, ns=(10**18, 10**18))
-
-
-def test_a_report_is_drawn_again_where_it_does_not_tell_of_what_lies_here(tmp_path: Path) -> None:
-    told = {
-        "seed": 1,
-        "stages": [{"name": "a", "tokens": 3, "flops": 4, "seconds": 1.5, "core_seconds": 2.0, "spent_tokens": 9}],
-    }
-    place = QuickstartPaths(tmp_path)
-    report(place, told)
-    assert tells(place, told)
-    for key, same in (
-        ("seconds", True),
-        ("core_seconds", True),
-        ("spent_tokens", True),
-        ("tokens", False),
-        ("flops", False),
-    ):
-        other = told | {"stages": [told["stages"][0] | {key: 77}]}  # type: ignore[index]
-        assert tells(place, other) is same, key
-    assert not tells(place, told | {"seed": 2}) and not tells(place, told | {"stages": []})
-    newer = [place.run("base").metrics_file, place.run("reinforced").metrics_file, place.evaluation("before-on")]
-    for file in newer:
-        os.utime(file, ns=(10**18 + 1, 10**18 + 1))
-        assert not tells(place, told), file.name
-        os.utime(file, ns=(10**18, 10**18))
-    assert tells(place, told)
+    files = [*(place.run(name).metrics_file for name in TRAININGS), place.evaluation("before-on"), place.summary]
+    for file in (*files, tmp_path / REPORT_FILE):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("{}", encoding="utf-8")
+        os.utime(file, ns=(then, then))
+    assert is_current(place)
+    for file in files[:-1]:
+        os.utime(file, ns=(then + 1, then + 1))
+        assert not is_current(place), file.name
+        os.utime(file, ns=(then, then))
     (tmp_path / REPORT_FILE).unlink()
-    assert not tells(place, told)
+    assert not is_current(place)

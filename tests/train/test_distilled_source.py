@@ -166,33 +166,23 @@ def test_a_teacher_whose_ids_we_do_not_hold_is_rendered(rows: list[Distilled], t
         source(write(tmp_path, words), logits=True)
 
 
-def poisons(one: Distilled) -> dict[str, Distilled]:
-    def ids(value: int) -> Any:
-        changed = one.top_ids.copy()
-        changed[0, 0] = value
-        return changed
-
-    nan = one.top_logprobs.copy()
-    nan[0, 1] = np.nan
-    return {
-        "has top_ids for": replace(one, token_ids=[*one.token_ids, 9]),
-        "outside the vocabulary": replace(one, top_ids=ids(tokenizer().vocab_size)),
-        "add up to more than 1": replace(one, top_logprobs=one.top_logprobs + np.float32(0.5)),
-        "not finite": replace(one, top_logprobs=nan),
-        "a token occurs twice": replace(one, top_ids=ids(int(one.top_ids[0, 1]))),
-        "stored: 3, 6 tokens": replace(one, top_ids=one.top_ids[:, :3], top_logprobs=one.top_logprobs[:, :3]),
-    }
-
-
-@pytest.mark.parametrize("says", poisons(Distilled("", "", "", "", (), "right", "", "", 0, 0,
-                         top_ids=np.zeros((1, 2), np.int32), top_logprobs=np.zeros((1, 2), np.float32))))  # fmt: skip
-def test_distributions_that_cannot_be_are_refused_by_row(says: str, rows: list[Distilled], tmp_path: Path) -> None:
-    poisoned = [*rows[:4], poisons(rows[4])[says], *rows[5:]]
-    with pytest.raises(DataError, match=says) as caught:
-        source(write(tmp_path, poisoned), logits=True)
-    assert "stored" in says or "data.parquet:row 5" in str(caught.value)
-    dropped = replace(poisoned[4], dropped="length")
-    source(write(tmp_path, [*rows[:4], dropped, *rows[5:]]), logits=True)
+@pytest.mark.parametrize("how", ["length", "outside", "mass", "nan", "twice", "width"])
+def test_distributions_that_cannot_be_are_refused_by_row(how: str, rows: list[Distilled], tmp_path: Path) -> None:
+    one = rows[4]
+    ids, logprobs, tokens = one.top_ids.copy(), one.top_logprobs.copy(), list(one.token_ids)
+    if how == "length":
+        tokens.append(9)
+    elif how in ("outside", "twice"):
+        ids[0, 0] = tokenizer().vocab_size if how == "outside" else ids[0, 1]
+    elif how == "width":
+        ids, logprobs = ids[:, :3], logprobs[:, :3]
+    else:
+        logprobs[0, 1] = np.nan if how == "nan" else 0.5
+    wrong = replace(one, token_ids=tokens, top_ids=ids, top_logprobs=logprobs)
+    said = "stored: 3, 6 tokens" if how == "width" else "data.parquet:row 5: .* are not distributions"
+    with pytest.raises(DataError, match=said):
+        source(write(tmp_path, [*rows[:4], wrong, *rows[5:]]), logits=True)
+    source(write(tmp_path, [*rows[:4], replace(wrong, dropped="length"), *rows[5:]]), logits=True)
 
 
 def test_a_run_is_refused_whose_source_has_no_distributions(rows: list[Distilled], tmp_path: Path) -> None:

@@ -51,12 +51,12 @@ from rorqual.train.workers import Update, _record_replay
 
 def test_a_record_is_of_all_updates_of_its_step() -> None:
     """Means are over all tokens, not over updates; maxima are the largest; loads are added up before they are compared."""
-    totals = Totals()
+    totals = Totals([], 0.0)
     one = Update([], 2.0, {"entropy": (9.0, 3.0), "routing_flips": (1.0, 4.0)}, {"gap": 5.0}, [torch.tensor([4, 0])])
     two = Update([], 4.0, {"entropy": (1.0, 1.0), "routing_flips": (2.0, 8.0)}, {"gap": 3.0}, [torch.tensor([2, 6])])
     one.zeros, two.zeros = 3, 2
-    totals.add(one, 0.5, 30)
-    totals.add(two, 0.25, 10)
+    totals.add_update(one, 0.5, 30)
+    totals.add_update(two, 0.25, 10)
     assert totals.record() == {
         "loss": 3.0, "grad_norm": 0.5, "entropy": 2.5, "routing_flips": 3.0, "routing_flip_share": 0.25, "gap_max": 5.0,
         "load_max_over_mean": 1.0, "updates": 2, "tokens": 40, "zero_gradients": 3,

@@ -69,6 +69,8 @@ def test_a_deep_model_may_differ_by_what_its_layers_round() -> None:
         ("sft", {}, r"requires data=FILE or task=NAME"),
         ("grpo", {"task": "families"}, r"requires from="),
         ("pretrain", {}, r"requires data="),
+        ("sft", {**LETTERS, "extensions": "1"}, r"unknown key 'extensions'"),
+        ("sft", {**LETTERS, "extensions.0.from_step": "1"}, r"unknown key 'extensions.0.from_step'"),
         ("on_policy", {}, r"requires teacher=, from=, task="),
     ],
 )  # fmt: skip

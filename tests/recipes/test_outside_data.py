@@ -10,7 +10,6 @@ import pytest
 from rorqual.core.errors import ConfigError, DataError
 from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
-from rorqual.data.tokenizer import Tokenizer
 from rorqual.model.init import build
 from rorqual.recipes import make_run
 from rorqual.tasks.rows import SAMPLES
@@ -63,12 +62,3 @@ def test_rows_longer_than_the_context_are_refused(tmp_path: Path) -> None:
 def test_a_tables_columns_point_to_the_task_that_reads_them() -> None:
     with pytest.raises(DataError, match="task=NAME"):
         batch(make_run("sft", {"data": str(SAMPLES / "knights" / "train.parquet"), "size": "tiny"}))
-
-
-def test_text_is_split_where_nanogpt_splits_it(tmp_path: Path) -> None:
-    file = tmp_path / "text.txt"
-    file.write_text("abcdefghij" * 101 + "xyz", encoding="utf-8")  # 1,013 characters: the cut is at 911
-    run = make_run("pretrain", {"data": str(file), "size": "tiny", "rows": "1", "row": "64"})
-    seen = {int(token) for step in range(40) for token in batch(run, step).targets.flatten()}
-    tokenizer = Tokenizer.byte_level()
-    assert seen == set(tokenizer.encode("abcdefghij"))

@@ -10,9 +10,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from rorqual.core.errors import ConfigError, DataError
+from rorqual.core.errors import DataError
 from rorqual.evals.evaluation import Evaluation
-from rorqual.recipes.quickstart.charts import SETTINGS, charts
+from rorqual.recipes.quickstart.charts import charts
 from rorqual.recipes.quickstart.claims import TOPICS, claims, student_claims
 from rorqual.recipes.quickstart.findings import read_findings, read_records
 from rorqual.recipes.quickstart.report import build_report, report_text
@@ -137,21 +137,6 @@ def test_pictures_lie_beside_the_report_in_both_schemes(folder, report):
     assert report.count("(prefers-color-scheme: dark)") == len(names)
 
 
-def test_the_control_is_drawn_beside_what_grpo_changed(folder):
-    """Before GRPO, made to think: without it the rise looks like better thinking."""
-    findings = read_findings(folder)
-    drawn = all_charts(findings)
-    labels = [label for _, _, label, _ in SETTINGS]
-    panels = (drawn["accuracy"], *drawn["accuracy-by-level"].panels)
-    assert all([series.label for series in panel.series] == [*labels, "best baseline"] for panel in panels)
-    for row in findings.evaluations["before", "on"].rows("family"):
-        assert f"(before GRPO, made to think: {row.accuracy:.0%})" in drawn["accuracy"].alt
-        place = drawn["accuracy"].labels.index(row.family)
-        series = drawn["accuracy"].series[labels.index("before GRPO, made to think")]
-        assert series.points[place] == (place, row.accuracy)
-        assert (series.low[place], series.high[place]) == (row.interval.low, row.interval.high)
-
-
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_file_is_named_and_nothing_is_written(student_folder, name):
     (student_folder / name).unlink()
@@ -165,9 +150,6 @@ def test_a_wrong_file_is_named(quickstart_folder):
     good = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(good | {"layers": [1, 2]}), encoding="utf-8")
     with pytest.raises(DataError, match=r"experts.json: share must be \[2 layers\]\[6 families\]"):
-        build_report(quickstart_folder)
-    path.write_text(json.dumps(good | {"share": "none"}), encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"experts.json: key 'share'"):
         build_report(quickstart_folder)
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(DataError, match=r"experts.json: the file is not valid JSON"):
@@ -227,17 +209,11 @@ def test_the_student_is_said_to_be_no_more_than_it_is(folder, student_folder, ad
     assert "is right more often is open. Accuracy on held-out" in words(turned, "students")
 
 
-def test_costs_are_sums_of_stages_and_called_equal_only_where_they_are(folder, student_folder):
+def test_costs_are_sums_of_stages(folder):
     text = words(folder, "students")
     assert (
         "took 100 core-seconds, including the teacher's samples, and GRPO 95. The ratio is 1.05, about equal." in text
     )
-    path = student_folder / "summary.json"
-    summary = json.loads(path.read_bytes())
-    for stage in summary["stages"]:
-        stage["core_seconds"] = 60.0 if stage["name"] == "reinforcing" else stage["core_seconds"]
-    path.write_text(json.dumps(summary), encoding="utf-8")
-    assert "not equal, so the comparison is not fair" in words(student_folder, "students")
 
 
 def test_the_ledger_is_shown_with_its_price_and_money_for_what_was_solved(folder):

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from rorqual.core.config import override
-from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.recipes import make_run
@@ -103,15 +102,6 @@ def test_a_fresh_run_speaks_what_its_tokenizer_has_marks_for(tmp_path: Path) -> 
 
 
 # ---- keys
-
-
-@pytest.mark.parametrize("key", ["extensions", "extensions.0.from_step", "start"])
-def test_what_the_loop_writes_is_no_setting(key: str, start: Path) -> None:
-    if key == "start":  # `from` is its name; `start` is read all the same
-        assert make_run("sft", LITTLE | {"start": str(start)}).start.run == str(start)
-        return
-    with pytest.raises(ConfigError, match=f"unknown key '{key}'"):
-        make_run("sft", LITTLE | {key: "1"})
 
 
 # ---- the quickstart's summary

@@ -68,18 +68,6 @@ def test_five_seeds_give_a_verdict_and_four_do_not(
     assert one["t_interval_99"] is None
 
 
-def test_student_and_teacher_are_compared_by_choice_and_made_to_think(
-    folders: list[Path], found: dict[str, Any]
-) -> None:
-    questions = found["questions"]
-    for words, mode in (("own choice", "auto"), ("made to think", "on")):
-        title = next(t for t in questions if "teacher against distilled" in t and words in t)
-        row = questions[title]["all"][0]
-        for side, name in (("before", "teacher"), ("after", "distilled")):
-            one = Evaluation.load(folders[0] / "evals" / f"student-{name}-{mode}.json").rows("all")[0]
-            assert row[side] == pytest.approx(one.accuracy, abs=1e-4)
-
-
 def test_a_result_of_before_is_judged_again_from_its_figures(seeds: ModuleType, found: dict[str, Any]) -> None:
     old = json.loads(json.dumps(found))
     for grains in old["questions"].values():

@@ -14,11 +14,13 @@ from little import (
     TASK,
     engine_of,
     grpo_run,
+    interrupted_at,
     loud,
     records,
     relative,
     sft_run,
     tiny,
+    train_with,
 )  # fmt: skip
 from safetensors.torch import load_file, save_file
 
@@ -167,19 +169,10 @@ def test_only_the_adapter_is_kept_and_optimised(base: Path, straight: Path) -> N
     assert records(base)[-1]["optimizer_bytes"] > 10 * last["optimizer_bytes"]
 
 
-class Stopped(Exception):
-    pass
-
-
 def stopped(run: Run, out: Path, at: int) -> None:
-    """Stop after step `at` was done and before it was saved."""
-
-    def stop(record: dict[str, Any]) -> None:
-        if record["step"] == at:
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        fit(run, RunDir(out), quiet=True, observe=stop)
+    """Stop after step `at`."""
+    with pytest.raises(KeyboardInterrupt):
+        train_with(run, RunDir(out), interrupted_at(at))
 
 
 def stopped_and_resumed(run: Run, out: Path, at: int) -> None:

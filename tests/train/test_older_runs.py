@@ -13,7 +13,6 @@ import yaml
 from little import records, sft_run
 from safetensors.torch import load_file, save_file
 
-from rorqual.core.errors import CheckpointError
 from rorqual.core.records import RunDir
 from rorqual.model.ffn import older_names
 from rorqual.model.load.run import load_run, read_model_config
@@ -88,11 +87,3 @@ def test_only_a_routers_tensors_had_other_names() -> None:
     today = ["layers.1.ffn.router.gate", "layers.1.ffn.experts.down_proj", "layers.2.ffn.gate", "lm_head.weight"]
     assert older_names(today) == {"layers.1.ffn.gate": "layers.1.ffn.router.gate"}
     assert older_names([*today, "layers.2.ffn.router.gate"]) == older_names(today), "layer 2 has a gate of its own, too"
-
-
-def test_other_names_are_refused(made: dict[str, dict[int, Path]], tmp_path: Path) -> None:
-    strange = older(made["muon"][3], tmp_path / "strange", (".ffn.router.gate", ".ffn.gates"))
-    with pytest.raises(
-        CheckpointError, match=r"missing layers\.1\.ffn\.router\.gate; .*unexpected layers\.1\.ffn\.gates"
-    ):
-        load_run(strange)

@@ -7,6 +7,7 @@ import re
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,6 @@ from little import (
     tiny,
     tokenizer,
     train_with,
-    update_of,
 )
 
 from rorqual.core.config import read_yaml
@@ -32,11 +32,12 @@ from rorqual.data.chat import chat_format
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.engine import Completion
 from rorqual.model import Decoder
+from rorqual.model.account import account
 from rorqual.model.adapter import ESFT, LoRA, trained
 from rorqual.ops.moe import Routing
 from rorqual.tasks.base import Problem, Verdict
-from rorqual.train.loop import Totals, fit
-from rorqual.train.objectives import GRPO
+from rorqual.train.loop import Totals, fit, step_flops
+from rorqual.train.objectives import NextToken
 from rorqual.train.run import Run, Start
 from rorqual.train.sources import Source, Step
 from rorqual.train.sources.reference import Reference
@@ -100,17 +101,25 @@ def test_what_rollouts_record() -> None:
 # ---- entropy
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_entropy_is_of_the_distribution_that_was_sampled_from(temperature: float) -> None:
-    model = loud(tiny())
-    batch = rollouts(sampled(model, temperature=temperature))
-    at = batch.loss_mask > 0
-    with torch.no_grad():
-        hidden = model(batch.tokens, batch.positions, segments=batch.segments, replay=batch.replay).hidden[at]
-        logprobs = (model.logits(hidden).double() / temperature).log_softmax(-1)
-    wanted = float(-(logprobs.exp() * logprobs).sum())
-    update = update_of(model, (GRPO(temperature=temperature),), batch, parts=2)
-    assert update.means["entropy"] == pytest.approx((wanted, int(at.sum())), rel=1e-4)
+# ---- FLOPs
+
+
+def cost(run: Run, modules: int) -> Any:
+    return account(run.model.model_copy(update={"num_nextn_predict_layers": modules}), context=ROW)
+
+
+def test_the_flops_of_trained_tokens_are_those_of_the_models_account() -> None:
+    run = sft_run()
+    assert step_flops(run, {"tokens": 100}) == 100 * cost(run, 1).training_flops
+    alone = run.model_copy(update={"objectives": (NextToken(),)})
+    assert step_flops(alone, {"tokens": 100}) == 100 * cost(run, 0).training_flops < step_flops(run, {"tokens": 100})
+
+
+@pytest.mark.parametrize("name", ["sampled_tokens", "checked_tokens", "reference_tokens"])
+def test_the_flops_of_each_token_that_was_only_read_are_counted_once(name: str) -> None:
+    run = sft_run(objectives=(NextToken(),))
+    assert step_flops(run, {"tokens": 100, name: 7}) == 100 * cost(run, 0).training_flops + 7 * cost(run, 0).flops
+    assert step_flops(run, {"tokens": 0, name: 7, "teacher_flops": 11}) == 7 * cost(run, 0).flops + 11
 
 
 # ---- one batch is its parts

@@ -432,9 +432,9 @@ MUTANTS = (
     one(
         "answers of one number in two rows are one sequence",
         "issue 14: second bug trial",
-        "train/objectives/grpo.py",
-        "document = at[0] * (batch.segments.shape[1] + 1) + batch.segments[at]",
-        "document = batch.segments[at]",
+        "train/batch.py",
+        "row * (width + 1) + self.segments, -1)",
+        "self.segments, -1)",
         "tests/train/test_grpo_options.py::test_against_a_slow_reference",
     ),
     one(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from rorqual.core.config import Kind, RowLength
 from rorqual.data.chat import ChatFormat
+from rorqual.data.pack import Batch
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.rollout_engine import RolloutEngine
 from rorqual.model.decoder import Decoder
@@ -61,6 +62,24 @@ class Source(ABC):
     @abstractmethod
     def step(self, step: int) -> Step:
         """Return the batches of step `step`, counted from 0."""
+
+
+class Stream(Protocol):
+    """Rows of packed documents by step."""
+
+    def batch(self, step: int) -> Batch:
+        """Return the rows of step `step`."""
+
+
+class StreamSource(Source):
+    """A source of the batches of a stream. The first step has the notes."""
+
+    def __init__(self, stream: Stream, notes: Sequence[str] = ()) -> None:
+        self.stream, self.notes = stream, list(notes)
+
+    def step(self, step: int) -> Step:
+        notes, self.notes = self.notes, []
+        return Step([TrainBatch.from_packed(self.stream.batch(step))], notes=notes)
 
 
 class SourceConfig(Kind):

@@ -41,23 +41,18 @@ def mismatched(problems: list[Problem], place: int) -> Problem:
     raise SystemExit("all answers are equal, so no mismatched answer exists")
 
 
-def reply(task: Task, answer: str) -> str:
-    """Return the answer as a model would write it."""
-    return f"\\boxed{{{answer}}}" if task.name == "math500" else answer
-
-
 def worked(task: Task, problem: Problem) -> str | None:
     """Return the file's worked solution as a reply, or None if the file has none that ends with the answer."""
     if problem.steps is None or task.name not in ("gsm8k", "math500"):
         return None
-    return problem.steps if task.name == "math500" else f"{problem.steps}\n#### {problem.answer}"
+    return problem.steps if task.name == "math500" else f"{problem.steps}\n{problem.answer}"
 
 
 def other_solution(problem: Problem) -> str:
     """Return a knights-and-knaves answer with the first person's role flipped, the smallest possible error."""
-    first, *rest = problem.answer.split("\n")
+    first, dot, rest = problem.answer.partition(".")
     swapped = first.replace("knight", "KNAVE").replace("knave", "knight").replace("KNAVE", "knave")
-    return "\n".join([swapped, *rest])
+    return swapped + dot + rest
 
 
 def grade(name: str, folder: Path, split: Split) -> dict[str, Any]:
@@ -74,7 +69,7 @@ def grade(name: str, folder: Path, split: Split) -> dict[str, Any]:
             solved[task.grade(problem, solution).value] += 1
         other = other_solution(problem) if name == "knights" else mismatched(problems, place).answer
         for counts, answer, must in ((gold, problem.answer, Verdict.RIGHT), (wrong, other, Verdict.WRONG)):
-            verdict = task.grade(problem, reply(task, answer))
+            verdict = task.grade(problem, answer)
             counts[verdict.value] += 1
             if verdict is not must:
                 at = Path(str(problem.meta.get("where", ""))).name

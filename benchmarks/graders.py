@@ -1,112 +1,109 @@
-"""Grade labelled pairs of gold answer and reply with our graders, with math-verify alone, and with lm-evaluation-harness.
+"""Grade labelled pairs of gold answer and reply: by marks, by the last answer, and with math-verify alone.
 
-    python benchmarks/graders.py                              # tests/tasks/pairs/known.jsonl, our graders only
-    python benchmarks/graders.py --pairs FILE                 # other pairs in the same format
-    python benchmarks/graders.py --harness VENV/bin/python    # also the harness, from a Python with `pip install "lm_eval[math]"`
-
-The harness needs a separate environment, because it requires another version of antlr. See `peers_graders/harness.py`.
+python benchmarks/graders.py                 # all pairs of tests/tasks/pairs
+python benchmarks/graders.py --pairs FILE    # other pairs in the same format
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
-import subprocess
 import tempfile
-from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from record import ROOT, made_by
 
 from rorqual.core.records import write_json
+from rorqual.tasks.base import Problem, Task
+from rorqual.tasks.examples import Examples, write_examples
 from rorqual.tasks.find import load_task
 
 Pair = dict[str, Any]
-HARNESS = ROOT / "benchmarks" / "peers_graders" / "harness.py"
-COUNTS = ("wrong accepted", "right refused", "ungraded")
+PAIRS = ROOT / "tests" / "tasks" / "pairs"
+PATIENCE = 60
+"""Seconds for a comparison. Five, as in an evaluation, are too few on a busy machine."""
 
 
-def row(pair: Pair) -> dict[str, Any]:
-    """Return a row in the format of the task's file, with a placeholder question."""
-    task = pair["task"]
-    if task == "gsm8k":
-        return {"question": "?", "answer": f"#### {pair['gold']}"}
-    if task == "math500":
-        return {"problem": "?", "answer": pair["gold"]}
-    if task == "folio":
-        return {"premises": ["?"], "conclusion": "?", "label": pair["gold"]}
-    people = {"names": pair["names"], "solution": pair["solution"]}
-    return {"quiz": "?", "statements": "?", "cot_head": "", "cot_repeat_steps": [], "cot_foot": ""} | people
+def read_pairs(file: Path) -> list[Pair]:
+    """Return the pairs of a file: task, gold (knights: names and solution), reply and verdict."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
 
 
-def ours(pairs: list[Pair]) -> list[str]:
-    """Return our verdicts. All `pairs` have the same task, which reads the problems from a file as usual."""
-    name = pairs[0]["task"]
+def task_of(name: str, folder: Path) -> Task:
+    """Return the task of a pair: a name of a task, or `examples:KIND`."""
+    kind = name.partition(":")[2]
+    if kind:
+        write_examples(folder, {}, {"kind": kind})
+        return Examples(folder)
+    if name == "messages":
+        return load_task(name, data=folder)
+    return load_task(name, options={"timeout": PATIENCE} if name == "math500" else {})
+
+
+def problem_of(task: Task, pair: Pair) -> Problem:
+    """Return a problem with the gold answer of a pair, and a question that says nothing."""
+    if task.name != "knights":
+        return Problem("k", "?", task.mark.write(pair["gold"]), task.name)
+    names, solution = pair["names"], pair["solution"]
+    roles = [f"{name} is a {'knight' if truth else 'knave'}." for name, truth in zip(names, solution, strict=True)]
+    return Problem("k", "?", task.mark.write(" ".join(roles)), task.name, meta={"names": names, "solution": solution})
+
+
+def judged(pairs: Sequence[Pair], read: Literal["marked", "last"] = "marked") -> list[str]:
+    """Return the verdict on each pair: right, wrong, ungraded, or unmarked for a wrong reply without a marked answer."""
+    found = []
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "test.jsonl"
-        file.write_text("".join(json.dumps(row(pair)) + "\n" for pair in pairs), encoding="utf-8")
-        # math-verify's timeout is wall-clock time, and five seconds are too few on a busy machine.
-        task: Any = load_task(name, data=file, options={"timeout": 60} if name == "math500" else {})
-        problems = task.load("test")
-    return [task.grade(problem, pair["reply"]).value for problem, pair in zip(problems, pairs, strict=True)]
-
-
-def theirs(python: Path, pairs: Path) -> dict[str, Any]:
-    """Return the verdicts and versions of the other graders, from a process in their environment."""
-    done = subprocess.run([str(python), str(HARNESS), str(pairs)], check=True, stdout=subprocess.PIPE, encoding="utf-8")
-    found: dict[str, Any] = json.loads(done.stdout.strip().split("\n")[-1])
+        tasks = {name: task_of(name, Path(folder)) for name in {pair["task"] for pair in pairs}}
+        for pair in pairs:
+            task = tasks[pair["task"]]
+            problem = problem_of(task, pair)
+            grade = task.grade if read == "marked" else task.grade_last
+            verdict = grade(problem, pair["reply"]).value
+            unmarked = read == "marked" and verdict == "wrong" and not task.is_marked(problem, pair["reply"])
+            found.append("unmarked" if unmarked else verdict)
     return found
 
 
+def math_verify_alone(pairs: Iterable[Pair]) -> list[str]:
+    """Return the verdicts of math-verify as its README shows it: parse both sides, then verify."""
+    from math_verify import parse, verify
+
+    return ["right" if verify(parse(f"${pair['gold']}$"), parse(pair["reply"])) else "wrong" for pair in pairs]
+
+
 def counted(pairs: Iterable[Pair], verdicts: Iterable[str]) -> dict[str, int]:
-    """Count wrong replies that were accepted, right ones that were refused, and ungraded ones."""
-    found: Counter[str] = Counter()
+    """Count the wrong replies that were accepted, the right ones that were refused, and the ungraded and unmarked ones."""
+    found = Counter({"pairs": 0, "wrong accepted": 0, "right refused": 0, "ungraded": 0, "unmarked": 0})
     for pair, verdict in zip(pairs, verdicts, strict=True):
-        if verdict == "ungraded":
-            found["ungraded"] += 1
-        elif verdict != pair["label"]:
-            found["wrong accepted" if verdict == "right" else "right refused"] += 1
-    return {name: found[name] for name in COUNTS}
+        found["pairs"] += 1
+        found["wrong accepted"] += verdict == "right" != pair["verdict"]
+        found["right refused"] += verdict in ("wrong", "unmarked") and pair["verdict"] == "right"
+        found["ungraded"] += verdict == "ungraded"
+        found["unmarked"] += verdict == "unmarked"
+    return dict(found)
 
 
 def main() -> None:
-    """Run all graders on one file of pairs."""
+    """Judge one file or all, and write the counts of each task."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--pairs", type=Path, default=ROOT / "tests/tasks/pairs/known.jsonl")
-    parser.add_argument("--harness", type=Path, help="a Python with lm_eval[math]")
+    parser.add_argument("--pairs", type=Path, nargs="+", default=sorted(PAIRS.glob("*.jsonl")))
     parser.add_argument("--result", type=Path, default=Path("docs/results/graders.json"))
     a = parser.parse_args()
-    tasks: dict[str, list[Pair]] = defaultdict(list)
-    for line in a.pairs.read_text(encoding="utf-8").split("\n"):
-        if line.strip():
-            pair = json.loads(line)
-            tasks[pair["task"]].append(pair)
-    peers = theirs(a.harness, a.pairs) if a.harness else {"verdicts": {}, "versions": {}}
     table: list[dict[str, Any]] = []
-    for task, pairs in tasks.items():
-        table.append({"task": task, "grader": "rorqual", "pairs": len(pairs)} | counted(pairs, ours(pairs)))
-        for name, verdicts in peers["verdicts"].get(task, {}).items():
-            table.append({"task": task, "grader": name, "pairs": len(pairs)} | counted(pairs, verdicts))
-    print(markdown(table))
-    write_json(
-        a.result,
-        {
-            "what": "labelled pairs that each grader judges otherwise than they are labelled",
-            "made by": made_by({a.pairs: "PAIRS", a.harness: "PYTHON"}),
-            "versions of the peers": peers["versions"],
-            "peers": "lm_eval: tasks/gsm8k/gsm8k.yaml, tasks/minerva_math/utils.py, tasks/hendrycks_math/utils.py",
-            "graders": table,
-        },
-    )
-
-
-def markdown(table: list[dict[str, Any]]) -> str:
-    names = ("task", "grader", "pairs", *COUNTS)
-    lines = ["| " + " | ".join(names) + " |", re.sub(r"[^|]+", "---", "|" + "x|" * len(names))]
-    return "\n".join([*lines, *("| " + " | ".join(str(line[name]) for name in names) + " |" for line in table)])
+    for file in a.pairs:
+        for task in sorted({pair["task"] for pair in read_pairs(file)}):
+            pairs = [pair for pair in read_pairs(file) if pair["task"] == task]
+            graders = {"marked": judged(pairs), "last": judged(pairs, "last")}
+            if task in ("gsm8k", "math500"):
+                graders["math-verify"] = math_verify_alone(pairs)
+            for grader, verdicts in graders.items():
+                table.append({"file": file.name, "task": task, "grader": grader} | counted(pairs, verdicts))
+                print(*table[-1].values(), sep=" | ")
+    what = "labelled pairs that each reading, and math-verify alone, judges otherwise than they are labelled"
+    write_json(a.result, {"what": what, "made by": made_by({}), "graders": table})
 
 
 if __name__ == "__main__":

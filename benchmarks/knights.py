@@ -8,6 +8,7 @@ The result lists the two equivalent shell commands. Nothing was chosen on the te
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,8 @@ def people_right(found: Evaluation) -> dict[str, float]:
     """Return a milder score: the share of people, over all problems, with the right role. Chance is one half."""
     right = total = 0
     for sample in found.samples:
-        for line in sample.answer.split("\n"):
-            right += line in sample.reply
+        for fact in re.findall(r"[A-Z]\w* is a \w+", sample.answer):
+            right += fact in sample.reply
             total += 1
     return {"right": right, "people": total, "share": right / total, "chance": 0.5}
 

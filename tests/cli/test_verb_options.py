@@ -31,7 +31,7 @@ from rorqual.engine.request import Request, SamplingParams
 from rorqual.engine.seeds import sample_seed
 from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.run import pick, seeded
-from rorqual.evals.table import comparison_table
+from rorqual.evals.table import comparison_table, reading_note
 from rorqual.generate.schema import RowSampling
 from rorqual.recipes import make_run
 from rorqual.tasks.find import load_task
@@ -323,7 +323,8 @@ def test_compare_pairs_by_the_grain_that_it_is_told(here: Path) -> None:
     one, two = (Evaluation.load(here / f"{name}.json") for name in ("a", "b"))
     for grain, text in told.items():
         rows = compare(one, two, grain=grain)  # type: ignore[arg-type]
-        assert text == comparison_table(rows, title="b.json - a.json, paired") + "\n"
+        note = reading_note({"before": one, "after": two})
+        assert note and text == comparison_table(rows, title="b.json - a.json, paired") + f"\n{note}\n"
     assert said("compare", "a.json", "b.json") == told["family"]
 
 

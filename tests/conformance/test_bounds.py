@@ -23,7 +23,14 @@ from rorqual.recipes.find import RECIPES
 from rorqual.train.loop import fit
 from rorqual.train.run import Run
 
-RESULTS = ("rorqual.evals.", "rorqual.lab.finding", "rorqual.lab.job", "rorqual.report.", "rorqual.model.adapter.files")
+RESULTS = (
+    "rorqual.evals.",
+    "rorqual.lab.finding",
+    "rorqual.lab.job",
+    "rorqual.recipes.quickstart.findings",
+    "rorqual.report.",
+    "rorqual.model.adapter.files",
+)
 """Records of what was measured: not settings."""
 ELSEWHERE = ("rorqual.cli.planning", "rorqual.generate.schema", "rorqual.cli.benching")
 """Amounts such as 14.8T, requests to the engine, and lists have bounds in their own types, with tests beside them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -41,7 +42,7 @@ from rorqual.evals.stats import (
     t_interval,
     wilson,
 )
-from rorqual.evals.table import comparison_table, table
+from rorqual.evals.table import comparison_table, reading_note, table
 from rorqual.evals.trace import build_trace
 from rorqual.evals.verdict import ends, judge
 from rorqual.model.decoder import Decoder
@@ -192,6 +193,8 @@ def test_a_sample_has_each_of_its_fields_from_its_problem_and_its_completion() -
         "reply": "gold",
         "reasoning": "so",
         "verdict": Verdict.RIGHT,
+        "last": Verdict.RIGHT,
+        "unmarked": False,
         "tokens": 9,
         "thinking_tokens": 5,
         "thought": True,
@@ -205,8 +208,26 @@ def test_a_sample_has_each_of_its_fields_from_its_problem_and_its_completion() -
     }
     assert set(GradedSample.model_fields) == expected.keys()
     assert dict(found.samples[0]) == expected
-    assert dict(found.samples[1]) == expected | {"verdict": Verdict.UNGRADED, "error": "gave up"}
+    assert dict(found.samples[1]) == expected | {
+        "verdict": Verdict.UNGRADED,
+        "last": Verdict.UNGRADED,
+        "error": "gave up",
+    }
     assert found.usage == {"completion_tokens": 16, "reasoning_tokens": 10}
+
+
+def test_each_sample_is_graded_by_both_readings() -> None:
+    """`Words` wants "gold" alone, and the last line is "gold" alone."""
+
+    class One(Says):
+        def answer(self, request: Request, number: int) -> Completion:
+            return Completion((1,), [1], [-0.5], "stop", ("It is:\ngold", "<think>")[number], None)
+
+    found = evaluate(One(), Words(), params=SamplingParams(n=2), problems=[Problem("k", "?", "gold", "f")])
+    assert [(s.verdict, s.last, s.unmarked) for s in found.samples] == [
+        (Verdict.WRONG, Verdict.RIGHT, False),
+        (Verdict.WRONG, Verdict.WRONG, True),
+    ]
 
 
 # ---- summaries
@@ -225,10 +246,10 @@ def of(samples: Sequence[GradedSample], **more: Any) -> Evaluation:
 
 
 MIXED = (
-    sample("a", True, tokens=10, thinking_tokens=6, thought=True, chance=0.5),
-    sample("b", True, tokens=20, thinking_tokens=8, thought=True, truncated=True),
-    sample("c", False, tokens=3, chance=0.1),
-    sample("d", None, tokens=7, truncated=True),
+    sample("a", True, tokens=10, thinking_tokens=6, thought=True, chance=0.5, last=Verdict.RIGHT),
+    sample("b", True, tokens=20, thinking_tokens=8, thought=True, truncated=True, last=Verdict.WRONG),
+    sample("c", False, tokens=3, chance=0.1, last=Verdict.RIGHT, unmarked=True),
+    sample("d", None, tokens=7, truncated=True, last=Verdict.UNGRADED),
     sample("e", False, tokens=5, truncated=True),
     sample("g", False, "other", "2"),
 )
@@ -244,6 +265,8 @@ def test_a_row_has_each_of_its_figures() -> None:
         "right": 2,
         "ungraded": 1,
         "accuracy": 0.5,
+        "unmarked": 0.25,
+        "last": pytest.approx(2 / 3),
         "interval": wilson(2, 4, 0.8),
         "baselines": {"rule": 0.2, CLAIMED: pytest.approx(0.3)},
         "thought": 0.4,
@@ -259,6 +282,13 @@ def test_a_row_has_each_of_its_figures() -> None:
         "rule",
         0.3,
     )
+
+
+def test_the_readings_of_older_files_are_unknown() -> None:
+    [row] = of(MIXED[4:5]).rows("all")
+    assert math.isnan(row.unmarked) and math.isnan(row.last) and reading_note({"old": of(MIXED[4:5])}) == ""
+    note = reading_note({"old": of(MIXED[4:5]), "new": of(MIXED[:5])})
+    assert "without a marked answer: old - %, new 25.0 %" in note and note.endswith("reply: old - %, new 66.7 %.")
 
 
 def test_grain_and_confidence_reach_the_rows() -> None:
@@ -458,6 +488,8 @@ def test_each_column_of_a_table_holds_its_figure() -> None:
             "right": "2/4",
             "accuracy %": "50.0",
             "95 % interval": f"[{low:.1f}, {high:.1f}]",
+            "unmarked %": "25.0",
+            "last %": "66.7",
             "best baseline %": "30.0 (chance, claimed)",
             "ungraded": "1",
             "thought %": "40.0",

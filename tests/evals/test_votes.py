@@ -177,10 +177,10 @@ def test_an_evaluation_keeps_canonical_answers_and_log_probabilities_only_if_vot
 
 
 CANONICAL: list[tuple[str, dict[str, Any], list[tuple[str, str | None]]]] = [
-    ("gsm8k", {"answer": "18"}, [("She has 18.", "18"), ("The answer is 18 dollars", "18"), ("no idea", None), ("#### 1,018", "1018")]),
-    ("folio", {"answer": "True"}, [("The answer is True.", "True"), ("Answer: False", "False"), ("hm", None)]),
+    ("gsm8k", {"answer": "#### 18"}, [("She has 18.", None), ("#### 18 dollars", "18"), ("#### 18%", "18%"), ("#### 1,018", "1018")]),
+    ("folio", {"answer": "Answer: True"}, [("It is True.", None), ("Answer: true.", "True"), ("Answer: False", "False"), ("hm", None)]),
     ("math500", {"answer": "2"}, [(r"\boxed{ \frac{1}{2} }", r"\frac{1}{2}"), (r"\boxed{x}", "x"), (r"\boxed{X}", "X")]),
-    ("messages", {"answer": "7"}, [("It is 7", "7"), ("none", None)]),
+    ("messages", {"answer": "7"}, [("So it is:\n7", "7"), ("It is 7", None), ("none", None)]),
     ("messages", {"answer": "blue whale"}, [("Blue  whale", "blue whale"), ("3 whales", "3 whales")]),
 ]  # fmt: skip
 

@@ -192,8 +192,8 @@ def test_options_reach_the_teacher(runs: tuple[Path, Path], tmp_path: Path, monk
     model = f"cascade={runs[0]},{runs[1]}"
     words = [f"keys={tmp_path / 'k'}", f"calibration={file}", "slots=3", f"cache_dir={tmp_path / 'cache'}"]
     for more, sure in (([], 0.7), (["sure=0.25"], 0.25), (["sure=0"], 0.0)):
-        page, _ = told(model, [*words, *more], monkeypatch)  # type: ignore[arg-type]
-        service, teacher = page.service, page.service.teacher
+        app, _ = told(model, [*words, *more], monkeypatch)  # type: ignore[arg-type]
+        service, teacher = app.service, app.service.teacher
         assert teacher is not None and teacher.sure == sure
         assert service.defaults.temperature == teacher.service.defaults.temperature == 0.5, "that of the evaluation"
         assert teacher.service.chat is not service.chat
@@ -206,8 +206,8 @@ def test_options_reach_the_teacher(runs: tuple[Path, Path], tmp_path: Path, monk
         assert (teacher.student, teacher.name, service.name) == ("little", "large", "cascade")
         assert service.bridges == (service.bridge, teacher.service.bridge)
         assert teacher.service.metrics is service.metrics and teacher.service.keys is service.keys
-    page, _ = told(str(runs[0]), [f"keys={tmp_path / 'k'}"], monkeypatch)  # type: ignore[arg-type]
-    assert page.service.teacher is None and page.service.bridges == (page.service.bridge,)
+    app, _ = told(str(runs[0]), [f"keys={tmp_path / 'k'}"], monkeypatch)  # type: ignore[arg-type]
+    assert app.service.teacher is None and app.service.bridges == (app.service.bridge,)
 
 
 def test_bad_cascades_are_refused_before_anything_starts(runs: tuple[Path, Path], tmp_path: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import errno
 import json
 import os
 import signal
@@ -16,7 +14,7 @@ import httpx
 import pytest
 from served import Server, start, stop
 
-from rorqual.serve.descriptors import MOST_FILES, DescriptorErrorHandler
+from rorqual.serve.descriptors import MOST_FILES
 
 
 def connect(server: Server, data: bytes = b"") -> socket.socket:
@@ -75,21 +73,6 @@ def test_a_server_may_open_as_many_files_as_the_system_lets_it(run: Path, tmp_pa
         assert int(soft) == min(MOST_FILES, MOST_FILES if hard == "unlimited" else int(hard))
     finally:
         assert stop(server) == 0
-
-
-def test_what_is_said_a_thousand_times_a_second_is_said_once(
-    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> None:
-    loop = asyncio.new_event_loop()
-    loop.set_exception_handler(DescriptorErrorHandler())
-    for _ in range(1000):
-        error = OSError(errno.EMFILE, "Too many open files")
-        loop.call_exception_handler({"message": "socket.accept() out of system resource", "exception": error})
-    assert capsys.readouterr().err.count("out of file descriptors") == 1
-    assert not caplog.records
-    loop.call_exception_handler({"message": "a bug", "exception": OSError(errno.EPIPE, "Broken pipe")})
-    assert [record.getMessage() for record in caplog.records] == ["a bug"]
-    loop.close()
 
 
 @pytest.mark.parametrize("ignored", [False, True])

@@ -147,17 +147,6 @@ def test_a_tenant_that_floods_leaves_each_other_its_share() -> None:
     assert asyncio.run(taken()) == [*["flood"] * 6, full("flood"), "a", "a", full("a"), "b", "b", full("b")]
 
 
-def test_a_request_on_its_way_has_a_place() -> None:
-    async def taken() -> None:
-        bridge = Bridge(EngineArguments("nowhere"), queue=2)
-        with bridge.place("a"), bridge.job([PACKED], "a"), pytest.raises(ApiError), bridge.job([PACKED], "a"):
-            pass
-        with bridge.job([PACKED], "a"), bridge.job([PACKED], "a"):
-            pass
-
-    asyncio.run(taken())
-
-
 def test_long_texts_are_cut_beside_the_loop_and_none_for_who_has_left() -> None:
     """One after another for each tenant, and no tenant behind another."""
     service = Service("m", 0, CHAT, Bridge(EngineArguments("nowhere")), Keys(Path("none"), {}), 1)
@@ -308,20 +297,6 @@ def test_log_probabilities_name_every_token_and_their_bytes_are_the_text() -> No
         "top_logprobs": [{"a": -0.5, CHAT.tokenizer.token(7): -9999.0}],
         "text_offset": [3],
     }
-
-
-def test_each_key_has_its_tenant_and_none_is_shown_twice(tmp_path: Path) -> None:
-    keys = Keys.load(tmp_path / "k.json")
-    ours, theirs = keys.ensure("ours"), keys.ensure("theirs")
-    assert ours is not None and theirs is not None
-    again = Keys.load(tmp_path / "k.json")
-    assert (again.tenant(ours), again.tenant(theirs), again.tenant("rq-"), again.tenant("")) == (
-        "ours",
-        "theirs",
-        None,
-        None,
-    )
-    assert again.ensure("ours") is None
 
 
 def test_of_two_tokens_with_one_name_the_likelier_is_told() -> None:

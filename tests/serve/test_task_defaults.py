@@ -19,6 +19,7 @@ from rorqual.core.records import Message, RunDir, TaskDefaults, Thinking
 from rorqual.data.chat import load_chat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.serve.routes.chat import ChatShape
+from rorqual.serve.routes.state import _card
 from rorqual.serve.schemas import ChatRequest, read
 from rorqual.serve.wire import Ready
 
@@ -184,6 +185,7 @@ def test_the_temperature_of_the_run_is_the_default(
     ):
         [asked] = ChatShape(service, read(ChatRequest, json.dumps(body | own).encode())[0]).asks()
         assert asked.params.temperature == temperature
+    assert _card(service)["temperature"] == expected, "the page shows it"
     for wrong in (-0.1, 2.1):
         write_defaults(copy, temperature=wrong)
         with pytest.raises(ConfigError, match=r"defaults\.json: key 'temperature'"):

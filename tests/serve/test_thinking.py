@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -15,13 +14,11 @@ from served import Server, start, stop, write_run
 from rorqual.data.chat import KINDS, ChatFormat, TemplateChat, chat_format
 from rorqual.data.chat.find import NoChat
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.serve import ui_chat
 from rorqual.serve.bridge import Bridge
 from rorqual.serve.keys import Keys
 from rorqual.serve.routes.chat import ChatShape
 from rorqual.serve.schemas import ChatRequest, read
 from rorqual.serve.service import Service
-from rorqual.serve.ui_turn import Turn, Wanted
 from rorqual.serve.wire import EngineArguments, Ready, SampledToken
 
 TOKENIZERS = Path(__file__).parents[1] / "data" / "chat" / "golden"
@@ -149,66 +146,3 @@ def streamed(client: httpx.Client, body: dict[str, Any]) -> tuple[str, str]:
                 content += delta.get("content") or ""
                 reasoning += delta.get("reasoning_content") or ""
     return content, reasoning
-
-
-@pytest.mark.parametrize("mode", ["auto", "on", "off"])
-def test_the_page_shows_it_as_the_answer(plain: Server, mode: Any) -> None:
-    """What the page asks, and what it makes of the answer."""
-    turn = Turn()
-    body = Wanted(mode, 1.0, 24).body("plain", [{"role": "user", "content": "hello"}])
-    with plain.client as client, client.stream("POST", "/v1/chat/completions", json=body | {"stream": True}) as answer:
-        for line in answer.iter_lines():
-            if line.startswith("data: {"):
-                turn.add(json.loads(line[6:]))
-    assert turn.content and not turn.reasoning and not any("metadata" in row for row in turn.rows())
-
-
-@pytest.mark.parametrize("thinks", [True, False])
-def test_the_page_has_no_switch_that_does_nothing(thinks: bool) -> None:
-    async def api(*_: Any) -> None:
-        raise AssertionError
-
-    _, blocks = ui_chat.build(api, "model", 1.0, thinks)
-    [switch] = [part for part in blocks.config["components"] if part["props"].get("label") == "Thinking"]
-    assert switch["props"]["visible"] is thinks
-
-
-def test_a_second_retry_or_edit_replaces_the_first_and_a_second_enter_is_ignored() -> None:
-    async def api(*_: Any) -> None:
-        raise AssertionError
-
-    _, blocks = ui_chat.build(api, "model", 1.0, True)
-    kinds = {part["id"]: part["props"].get("value") or part["type"] for part in blocks.config["components"]}
-    modes = {
-        (kinds.get(where), event): one["trigger_mode"]
-        for one in blocks.config["dependencies"]
-        for where, event in one["targets"]
-    }
-    assert modes[("Retry", "click")] == modes[("chatbot", "retry")] == modes[("chatbot", "edit")] == "multiple"
-    assert modes[("textbox", "submit")] == "once", modes
-
-
-def test_an_empty_page_shows_two_problems_of_the_run_and_a_first_question_unlike_them_is_said() -> None:
-    async def api(*_: Any) -> None:
-        raise AssertionError
-
-    prompts = ["add 12+34", "<b>sub</b> 9-3", "mod 7%3"]
-    for given in (prompts, []):
-        _, blocks = ui_chat.build(api, "model", 1.0, True, given)
-        [shown] = [part for part in blocks.config["components"] if part["type"] == "chatbot"]
-        text = shown["props"]["placeholder"]
-        assert ("<code>add 12+34</code> or <code>&lt;b&gt;sub&lt;/b&gt; 9-3</code>" in text) == bool(given)
-        assert "mod 7" not in text and "Ask model something" in text
-    chat = ui_chat.Chat(SimpleNamespace(Textbox=dict), api, "model", prompts)
-    turn = Turn()
-    asked = {text: {"role": "user", "content": text} for text in ("add 5+6", "add 5 6")}
-
-    def status(*rows: dict[str, str]) -> str:
-        return str(chat._end(rows, turn, None, stopped=False)[-1])
-
-    assert ui_chat.UNLIKE in status(asked["add 5 6"]) and ui_chat.UNLIKE not in status(asked["add 5+6"])
-    later = [asked["add 5+6"], {"role": "assistant", "content": "11"}, asked["add 5 6"]]
-    assert ui_chat.UNLIKE not in status(*later) and ui_chat.SECOND in status(*later)
-    assert ui_chat.SECOND not in status(later[0])
-    chat.prompts = []
-    assert ui_chat.SECOND not in status(*later), "a run without problems may answer further questions"

@@ -63,9 +63,10 @@ def test_the_test_split_is_no_text_file(tmp_path: Path) -> None:
     ("kind", "gold", "right", "wrong"),
     [
         ("label", "card lost", ["Card  lost", "card lost.", " card lost\n"], ["card", "the card lost", "", "card lost!"]),
-        ("number", "1,200", ["1200", "It is 1200.", "$1,200.00", "#### 1200"], ["120", "twelve", "", "1201"]),
+        ("number", "1,200", ["1200", "so:\n1200 pens", "$1,200.00", "#### 1200"], ["120", "It is 1200", "1200 or 1201", "", "1201"]),
         ("JSON", '{"a": 1, "b": "X y"}', ['{"b": "x  Y", "a": 1.0}'], ['{"a": 1}', '{"a": 2, "b": "X y"}', "", '{"a": true, "b": "x y"}']),
         ("JSON", '{"a": [1, 2]}', ['{"a":[1,2]}'], ['{"a":[2,1]}', '{"a":"[1,2]"}']),
+        ("JSON", '{"a": 9007199254740993}', ['{"a": 9007199254740993}'], ['{"a": 9007199254740992}', '{"a": 1, "a": 9007199254740993}']),
         ("text", "Dear Sir.", ["Dear  Sir.\n"], ["dear sir.", "Dear Sir", ""]),
     ],
 )  # fmt: skip
@@ -74,6 +75,7 @@ def test_answers_are_compared_by_kind(tmp_path: Path, kind: str, gold: str, righ
     problem = Problem("k", "p", gold, "examples")
     assert {reply: task.grade(problem, reply).value for reply in right} == dict.fromkeys(right, "right")
     assert {reply: task.grade(problem, reply).value for reply in wrong} == dict.fromkeys(wrong, "wrong")
+    assert not task.is_marked(problem, "") and all(task.is_marked(problem, reply) for reply in right)
     votes = {task.canonical_answer(problem, reply) for reply in (gold, *right)}
     assert len(votes) == 1 and votes.isdisjoint(task.canonical_answer(problem, reply) for reply in wrong)
 

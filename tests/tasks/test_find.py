@@ -176,14 +176,15 @@ def test_gym_is_split_by_question_and_deterministic() -> None:
 
 
 @needs_gym
-def test_gym_reads_the_answer_that_a_reply_marks() -> None:
+def test_gym_scores_the_marked_answer_and_by_the_other_reading_the_last_line() -> None:
     task = load_task("gym:leg_counting")
     problem = next(task.problems("test", 0))
-    other = str(int(problem.answer) + 1)
-    for reply in ("{}", "Let me see: 2 + 2.\nThe answer is {}.", "So \\boxed{{{}}}"):
-        assert task.grade(problem, reply.format(problem.answer)) is Verdict.RIGHT
-        assert task.grade(problem, reply.format(other)) is Verdict.WRONG
-    assert task.grade(problem, f"I counted {problem.answer} legs or so") is Verdict.WRONG
+    right, wrong = re.findall("[0-9]+", problem.answer)[0], "1"
+    assert problem.prompt.endswith(task.mark.write("ANSWER")) and task.versions == {task.name: 2}
+    for text, verdict in ((right, Verdict.RIGHT), (wrong, Verdict.WRONG)):
+        assert task.grade(problem, f"Let me see.\n<answer> {text} </answer>") is verdict
+        assert task.grade_last(problem, f"<answer>2</answer>\n{text}") is verdict
+        assert task.grade(problem, text) is Verdict.WRONG and not task.is_marked(problem, text)
 
 
 @needs_gym

@@ -25,7 +25,7 @@ TURNS = [
 ROWS: list[dict[str, Any]] = [
     {"messages": TURNS},
     {"prompt": "Capital of France?", "completion": "Paris"},
-    {"question": "2+2?", "answer": "The answer is 4."},
+    {"question": "2+2?", "answer": "Answer: 4."},
 ]
 
 
@@ -49,8 +49,15 @@ def test_what_is_asked_is_all_that_stands_before_the_answer(tmp_path: Path) -> N
     (problem,) = task.problems("test", 0)
     assert problem.messages == (Message("system", "Be brief."), Message("user", "How many legs have 3 spiders?"))
     assert problem.answer == "Eight each:\n#### 24"
-    for reply, right in (("24", True), ("\\boxed{24}", True), ("It is 24.0 legs", True), ("24 or 25", False)):
-        assert (task.grade(problem, reply) is Verdict.RIGHT) == right, reply
+    for reply, right in (
+        ("24", True),
+        ("\\boxed{24}", True),
+        ("So:\n24.0 legs", True),
+        ("24 or 25", False),
+        ("It is 24", False),
+    ):
+        assert (task.grade(problem, reply) is Verdict.RIGHT) == right == task.is_marked(problem, reply), reply
+    assert task.grade_last(problem, "It is 24") is Verdict.RIGHT and task.versions == {"messages": 2}
 
 
 def test_parquet_of_messages(tmp_path: Path) -> None:

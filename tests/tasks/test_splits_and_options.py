@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from rorqual.core.errors import ConfigError, DataError, TaskError
+from rorqual.core.errors import ConfigError, DataError
 from rorqual.core.records import Message
 from rorqual.tasks.base import Problem, Split, Task, Verdict, split_of
 from rorqual.tasks.everyday import EVERYDAY_TASKS, Everyday
@@ -75,21 +75,6 @@ def test_split_and_seed_reach_the_task() -> None:
     assert [p.key for split in ("train", "dev", "test") for p in safe_problems(task, split, 7)] == [
         "train 7", "dev 7", "test 7",
     ]  # fmt: skip
-
-
-def test_a_tasks_own_patience_counts() -> None:
-    """Processor seconds, by the clock of this thread: however slow the machine is, they pass."""
-
-    class Slow(Noted):
-        name, patience = "slow", 0.2
-
-        def problems(self, split: Split, seed: int) -> Iterator[Problem]:
-            while True:
-                sum(range(1000))
-            yield
-
-    with pytest.raises(TaskError, match="slow"):
-        next(safe_problems(Slow(), "train", 0))
 
 
 def test_what_is_refused_is_named_by_its_file_and_line() -> None:

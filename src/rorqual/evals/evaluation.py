@@ -26,6 +26,9 @@ CLAIMED = "chance, claimed"
 class GradedSample(Config):
     """A graded reply to a problem. `answer` is the gold answer. Lengths are in tokens.
 
+    `verdict` is that of the marked answer (`Task.grade`). `last` is that of the last number, label or line (`Task.grade_last`). An
+    `unmarked` reply is wrong. Older files lack `last` and `unmarked`.
+
     `answered` is the reply's answer in canonical form (`Task.canonical_answer`), if the evaluation counts votes. `logprob` is the mean
     log-probability of the reply's tokens, if the generator returns it. `score` is a verifier's log-odds that the reply is right
     (`evals.verify`). `earlier` are the replies that the model was asked to check before this one, oldest first (`refine`).
@@ -42,6 +45,8 @@ class GradedSample(Config):
     reply: str
     reasoning: str | None
     verdict: Verdict
+    last: Verdict | None = None
+    unmarked: bool = False
     tokens: int
     thinking_tokens: int
     thought: bool
@@ -63,8 +68,9 @@ class GradedSample(Config):
 class Row:
     """The summary of the samples of one family and level. A pooled row has the family or level `all`.
 
-    `accuracy` covers graded samples only. `interval` is the Wilson interval over problems, because samples of one problem
-    are not independent. `thinking_length` is the mean over samples with thinking, in tokens.
+    `accuracy` covers graded samples only. `unmarked` is the share of samples without a marked answer, and `last` is the accuracy if the
+    last number, label or line of each reply is its answer. Both are NaN for older files. `interval` is the Wilson interval over
+    problems, because samples of one problem are not independent. `thinking_length` is the mean over samples with thinking, in tokens.
     """
 
     family: str
@@ -74,6 +80,8 @@ class Row:
     right: int
     ungraded: int
     accuracy: float
+    unmarked: float
+    last: float
     interval: Interval
     baselines: dict[str, float]
     thought: float
@@ -143,6 +151,8 @@ class Evaluation(Config):
     def _row(self, name: tuple[str, str], group: list[GradedSample], confidence: float) -> Row:
         graded = [sample for sample in group if sample.verdict is not Verdict.UNGRADED]
         right = sum(sample.verdict is Verdict.RIGHT for sample in graded)
+        read = [sample for sample in group if sample.last is not None]
+        lasts = [float(sample.last is Verdict.RIGHT) for sample in read if sample.last is not Verdict.UNGRADED]
         thinking = [sample.thinking_tokens for sample in group if sample.thought]
         return Row(
             family=name[0],
@@ -152,6 +162,8 @@ class Evaluation(Config):
             right=right,
             ungraded=len(group) - len(graded),
             accuracy=right / len(graded) if graded else math.nan,
+            unmarked=sum(sample.unmarked for sample in read) / len(read) if read else math.nan,
+            last=_mean(lasts) if lasts else math.nan,
             interval=accuracy_interval(graded, confidence),
             baselines=self.baselines.get(cell_name(*name), {}) | _claimed(group),
             thought=len(thinking) / len(group),

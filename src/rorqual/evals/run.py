@@ -276,6 +276,8 @@ def _sample(task: Task, problem: Problem, completion: Completion, votes: bool) -
         reply=completion.text,
         reasoning=completion.reasoning,
         verdict=Verdict.UNGRADED if completion.error else safe_grade(task, problem, completion.text),
+        last=Verdict.UNGRADED if completion.error else safe_grade(task, problem, completion.text, read="last"),
+        unmarked=not completion.error and not task.is_marked(problem, completion.text),
         tokens=tokens,
         thinking_tokens=thinking_tokens(completion, tokens) if thought else 0,
         thought=thought,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rorqual.evals.compare import Comparison
 from rorqual.evals.evaluation import ALL, Evaluation, Row
@@ -30,7 +30,11 @@ def p_text(p_value: float | None) -> str:
 
 
 def table(evaluation: Evaluation) -> str:
-    """Return accuracy in percent by family and level, with 95 % intervals, the best baseline and answer lengths."""
+    """Return accuracy in percent by family and level, with 95 % intervals, the best baseline and answer lengths.
+
+    `unmarked %` of the replies lack a marked answer and are wrong. `last %` is the accuracy if the last number, label or line of a reply
+    is its answer.
+    """
     rows: list[Row] = list(evaluation.rows("level"))
     if len(rows) > 1:
         families = evaluation.rows("family")
@@ -42,6 +46,8 @@ def table(evaluation: Evaluation) -> str:
         "right",
         "accuracy %",
         "95 % interval",
+        "unmarked %",
+        "last %",
         "best baseline %",
         "ungraded",
         "thought %",
@@ -89,6 +95,18 @@ def ungraded_note(evaluation: Evaluation) -> str:
     )
 
 
+def reading_note(evaluations: Mapping[str, Evaluation]) -> str:
+    """State the share of unmarked replies, and the accuracy if the last number, label or line is the answer. "" for older files."""
+    rows = {name: evaluation.rows("all")[0] for name, evaluation in evaluations.items()}
+    if all(math.isnan(row.last) for row in rows.values()):
+        return ""
+    unmarked = ", ".join(f"{name} {percent(row.unmarked)} %" for name, row in rows.items())
+    last = ", ".join(f"{name} {percent(row.last)} %" for name, row in rows.items())
+    return (
+        f"Replies without a marked answer: {unmarked}. Accuracy by the last number, label or line of a reply: {last}."
+    )
+
+
 def version_note(evaluation: Evaluation) -> str:
     """Return a sentence that names outdated problem versions, or "" if all problems are current."""
     old = evaluation.old_versions
@@ -106,6 +124,8 @@ def _cells(row: Row) -> list[str]:
         f"{row.right}/{row.graded}",
         percent(row.accuracy),
         percent_interval(row.interval),
+        percent(row.unmarked),
+        percent(row.last),
         baseline(row),
         str(row.ungraded),
         percent(row.thought),

@@ -70,6 +70,10 @@ class Shape(ABC, Generic[W]):
         """Return the names of request fields that have no effect with this model."""
         return []
 
+    def notes(self) -> dict[str, str]:
+        """Return response headers that say something about the prompt."""
+        return {}
+
     @abstractmethod
     def asks(self) -> list[EngineRequest]:
         """Return one engine request per prompt. Raises ApiError if the request is invalid."""
@@ -113,14 +117,13 @@ class Shape(ABC, Generic[W]):
 class Prepared(Generic[W]):
     """A parsed request, ready for the engine.
 
-    `bound`: the request parameter that constrains the reply with a grammar, if any. `ignored`: names of fields that have
-    no effect.
+    `bound`: the request parameter that constrains the reply with a grammar, if any. `headers`: headers of the response.
     """
 
     shape: Shape[W]
     asks: list[PackedRequest]
     bound: str | None
-    ignored: list[str]
+    headers: dict[str, str]
 
 
 def _prepare(service: Service, schema: type[W], kind: type[Shape[W]], parts: list[bytes]) -> Prepared[W] | ApiError:
@@ -139,7 +142,8 @@ def _prepare(service: Service, schema: type[W], kind: type[Shape[W]], parts: lis
         asks = shape.asks()
         service.check_total(asks, "prompt")
         _check_logprobs(wanted, asks, held=service.teacher is not None)
-        prepared = Prepared(shape, [pack(ask) for ask in asks], wanted.bound, [*ignored, *shape.ignored()])
+        headers = shape.notes() | header_of([*ignored, *shape.ignored()])
+        prepared = Prepared(shape, [pack(ask) for ask in asks], wanted.bound, headers)
         shape.forget()
         return prepared
     except ApiError as error:
@@ -168,7 +172,7 @@ async def answer(request: Request, schema: type[W], kind: type[Shape[W]]) -> Res
             prepared = await unless_gone(request, service.run_in_thread(tenant, work))
     if isinstance(prepared, ApiError):
         raise prepared
-    headers = header_of(prepared[0].ignored)
+    headers = prepared[0].headers
     source = _Source(request, prepared[0], tenant)
     if teacher is not None:
         source = _CascadeSource(request, prepared[0], prepared[1], tenant, teacher)

@@ -12,10 +12,11 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rorqual.serve import cors
+from rorqual.serve.cors import with_cors
 from rorqual.serve.errors import ApiError
 from rorqual.serve.exchange import ClientDisconnected, request_id
 from rorqual.serve.logs import say
+from rorqual.serve.page import Page
 from rorqual.serve.routes import chat, completions, rollout, state
 from rorqual.serve.service import Service
 from rorqual.serve.wire import TENANT
@@ -27,51 +28,52 @@ GONE = 499
 OTHER = "other"
 """Metrics label of requests to unknown routes."""
 LIVEZ = "/livez"
-"""Liveness probe, the only route that needs no API key. The route returns 200 with an empty body, even if the engine is down."""
+"""Liveness probe, the only route of the API that needs no key. The route returns 200 with an empty body, even if the engine is down."""
 
 ROLLOUT = "/rollout/"
 """Path prefix of the rollout routes. Rollout routes accept only the rollout key, and all other routes reject the rollout key."""
 
 
 class Edge:
-    """Middleware that checks the API key before routing, for all paths and methods, known or unknown."""
+    """Middleware that checks the API key before routing, for all paths and methods, known or unknown.
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
-        self.app, self.service = app, service
+    Only the files of the chat page and `LIVEZ` need no key. `page` is None if the chat page is off.
+    """
+
+    def __init__(self, app: ASGIApp, service: Service, page: Page | None = None) -> None:
+        self.app, self.service, self.page = app, service, page
+        self._answer = with_cors(self._respond, service.cors)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":  # websockets and lifespan events are not supported
             return
         status, req_id = GONE, request_id(scope)  # counted as GONE if no response starts
-        origin = cors.allowed(dict(scope["headers"]), self.service.cors)
-        common_headers = {"x-request-id": req_id, **(cors.answered(origin) if self.service.cors else {})}
 
         async def counted(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message).update(common_headers)
+                MutableHeaders(scope=message)["x-request-id"] = req_id
             await send(message)
 
         try:
-            await self._respond(scope, origin)(scope, receive, counted)
+            await (_two_lengths(scope) or self._answer)(scope, receive, counted)
         except Exception as error:
             say(f"request {req_id} raised {type(error).__name__}, a bug")  # uvicorn logs the re-raised error
             raise
         finally:
             self.service.metrics.requests[_route(scope), status] += 1
 
-    def _respond(self, scope: Scope, origin: str) -> ASGIApp:
-        """Return the ASGI app that answers a request: the router, or an error response."""
-        headers = dict(scope["headers"])
-        if framed_twice(scope):
-            problem = "The request has both Content-Length and Transfer-Encoding. Send only one of them."
-            error = ApiError(400, problem, code="two_lengths")
-            return _answer(scope, error, {"connection": "close"})
-        if origin and cors.is_preflight(scope["method"], headers):
-            return Response(status_code=204, headers=cors.preflight(headers))
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request: by the router, or with an error response."""
+        await self._app_for(scope)(scope, receive, send)
+
+    def _app_for(self, scope: Scope) -> ASGIApp:
         if scope["path"] == LIVEZ and scope["method"] in ("GET", "HEAD"):
             return Response()
+        if self.page is not None and self.page.has(scope):
+            scope["route"] = self.page
+            return self.page
         tenant = self._tenant(scope)
         if tenant is None:
             problem = "The API key is missing or unknown. Send the header Authorization: Bearer KEY."
@@ -93,14 +95,16 @@ class Edge:
         return TENANT if uploads.keys.tenant(key.strip()) is not None else None
 
 
-def framed_twice(scope: Scope) -> bool:
-    """Return whether a request has both Content-Length and Transfer-Encoding.
+def _two_lengths(scope: Scope) -> ASGIApp | None:
+    """Return the error response to a request that has both Content-Length and Transfer-Encoding, or None.
 
     If a proxy trusts one header and this server trusts the other, part of the body can pass as a second request
-    (request smuggling; RFC 9112, section 6.1). The caller refuses a request with both headers and closes the
-    connection.
+    (request smuggling; RFC 9112, section 6.1). The connection is closed.
     """
-    return {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}
+    if not {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
+        return None
+    problem = "The request has both Content-Length and Transfer-Encoding. Send only one of them."
+    return _answer(scope, ApiError(400, problem, code="two_lengths"), {"connection": "close"})
 
 
 def _route(scope: Scope) -> str:
@@ -149,8 +153,8 @@ async def _bug(request: Request, error: Exception) -> Response:
     return _answer(request.scope, ApiError(500, "The server raised an unexpected error. Its log has the traceback."))
 
 
-def create_app(service: Service) -> Edge:
-    """Build the ASGI application that serves `service`."""
+def create_app(service: Service, *, with_page: bool = True) -> Edge:
+    """Build the ASGI application that serves `service`, with the chat page at `/` or without."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.state.service = service
     routers = [
@@ -163,4 +167,4 @@ def create_app(service: Service) -> Edge:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ClientDisconnected, _gone)
     app.add_exception_handler(Exception, _bug)
-    return Edge(app, service)
+    return Edge(app, service, Page() if with_page else None)

@@ -45,9 +45,8 @@ class TimedProtocol(H11Protocol):
     limit. `body_of` limits the time that the body takes to arrive. Uvicorn's `timeout_keep_alive` limits the
     time between requests. A connection is aborted if the client reads nothing for `stall` seconds.
 
-    A client that closes its sending side after a request still gets its response, unless the application sets
-    `leaves_at_eof` in the scope's state. The server writes repeatedly to a client that closed its sending side, because
-    only a failed write shows that the client disconnected.
+    A client that closes its sending side after a request still gets its response. The server writes repeatedly to such a
+    client, because only a failed write shows that the client disconnected.
     """
 
     head_seconds = HEAD_SECONDS
@@ -128,7 +127,7 @@ class TimedProtocol(H11Protocol):
         """Return whether the connection stays open. The connection stays open while a completely received request still
         needs a response."""
         cycle: Any = self.cycle
-        if not self._busy() or cycle.more_body or self.scope["state"].get("leaves_at_eof"):
+        if not self._busy() or cycle.more_body:
             return False
         self.scope["state"]["half_closed"] = True
         if not self._half_closed:

@@ -20,7 +20,7 @@ MAX_SCHEMA, MAX_REGEX, MAX_CHOICES, MAX_TEXT = 65_536, 4096, 1024, 65_536
 
 def _writable(text: str) -> str:
     if "\0" in text:
-        raise ValueError("contains a NUL character")
+        raise ValueError("contains a NUL character. Remove it")
     return text
 
 

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import hmac
 import json
 import os
-import re
 import secrets
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import write_atomic
+from rorqual.serve.words import written
 
 PREFIX = "rq-"
 NAME_LENGTH = 64
-SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def default_file() -> Path:
@@ -33,19 +32,31 @@ def _hash(key: str) -> str:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _tenants(data: Any) -> dict[str, str]:
-    """Return the tenant of each key hash in a parsed key file. Raises ValueError if the file's structure is wrong."""
-    rows = data.get("keys") if isinstance(data, dict) else None
-    if not isinstance(rows, list):
-        raise ValueError("the list 'keys' is missing")
+class _Row(BaseModel):
+    """A key in the key file: its hash, and its tenant."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    tenant: str = Field(pattern=rf"^[^\W\d]\w{{0,{NAME_LENGTH - 1}}}$")
+
+
+class _File(BaseModel):
+    """The content of a key file."""
+
+    model_config = ConfigDict(strict=True)
+
+    keys: list[_Row]
+
+
+def _tenants(text: str) -> dict[str, str]:
+    """Return the tenant of each key hash in a key file. Raises ValueError if the file's structure is wrong."""
+    try:
+        rows = _File.model_validate_json(text).keys
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ValueError(f"{written(first['loc'])}: {first['msg']}") from None
     tenants: dict[str, str] = {}
     for number, row in enumerate(rows):
-        digest, tenant = (row.get("sha256"), row.get("tenant")) if isinstance(row, dict) else (None, None)
-        if not isinstance(digest, str) or not SHA256.fullmatch(digest):
-            raise ValueError(f"keys[{number}].sha256 is not 64 lower-case hexadecimal digits")
-        if not isinstance(tenant, str) or not tenant.isidentifier() or len(tenant) > NAME_LENGTH:
-            raise ValueError(f"keys[{number}].tenant is not a name of letters, digits and _")
-        if tenants.setdefault(digest, tenant) != tenant:
+        if tenants.setdefault(row.sha256, row.tenant) != row.tenant:
             raise ValueError(f"keys[{number}] repeats the key of another tenant")
     return tenants
 
@@ -82,10 +93,10 @@ class Keys:
     def load(cls, file: Path) -> Keys:
         """Load a key file. A missing file means that there are no keys. Raises ConfigError if the file is invalid."""
         try:
-            return cls(file, _tenants(json.loads(file.read_text(encoding="utf-8"))))
+            return cls(file, _tenants(file.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return cls(file, {})
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             raise ConfigError(
                 f"not a valid key file: {error}",
                 where=str(file),
@@ -118,10 +129,5 @@ class Keys:
         return key
 
     def tenant(self, key: str) -> str | None:
-        """Return the tenant of a key, or None if the key is unknown. The lookup compares the key's hash with every
-        stored hash, to take constant time."""
-        key_hash, tenant = _hash(key), None
-        for digest, name in self.tenants.items():
-            if hmac.compare_digest(digest, key_hash):
-                tenant = name
-        return tenant
+        """Return the tenant of a key, or None if the key is unknown. The lookup is by hash, so its time reveals no key."""
+        return self.tenants.get(_hash(key))

@@ -6,8 +6,8 @@ the call holds the GIL. Therefore the values of a body are counted in slices bef
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rorqual.core.sampling import PARAMS, ParamType, TextList, TokenBiases, TokenList
@@ -36,9 +36,6 @@ ENTRIES: Mapping[str, tuple[int, str]] = {
     "guided_choice": (1024, "Give fewer choices."),
 }
 """For each list or object field: the maximum number of entries, and the remedy that the error gives."""
-_TOKEN = re.compile(rb'"([^"\\]*(?:\\.[^"\\]*)*)(?:"(\s*:)?|\\?\Z)|[\[\]{}]', re.DOTALL)
-"""A bracket, or a string with the colon after it. A string that the end cuts off matches too: otherwise, each escaped quote in it
-would be tried as a beginning, in quadratic time."""
 FEWER = "Make it smaller or leave it out."
 
 
@@ -61,23 +58,8 @@ def check_values(body: bytes) -> None:
         in_string = (in_string + len(segments) - 1) % 2
         n_values += outside.count(b",") + outside.count(b"[") + outside.count(b"{")
         if n_values > MAX_VALUES:
-            part = _part_at(body[: start + SLICE])
-            problem = f"With `{part}`, the body has more than {MAX_VALUES:,} values (strings, numbers, lists, objects), the limit"
-            raise refuse(
-                f"{problem}. Send fewer values, for example text instead of token ids.", part or None, "too_large"
-            )
-
-
-def _part_at(body: bytes) -> str:
-    """Return the top-level parameter that contains the end of `body`, a truncated request body."""
-    depth, name = 0, b""
-    for match in _TOKEN.finditer(body):
-        text, key, colon = match.group(0, 1, 2)
-        if key is None:
-            depth += 1 if text in b"[{" else -1
-        elif colon and depth == 1:
-            name = key
-    return name[:256].decode("utf-8", "replace")
+            problem = f"The body has more than {MAX_VALUES:,} values (strings, numbers, lists, objects), the limit"
+            raise refuse(f"{problem}. Send fewer values, for example text instead of token ids.", code="too_large")
 
 
 def check_parts(data: Mapping[str, Any]) -> None:
@@ -106,44 +88,20 @@ def _check_messages(messages: Sequence[Any]) -> None:
             elif name == "tool_calls" and isinstance(value, list):
                 calls += len(value)
                 for which, call in enumerate(value):
-                    _check_call(call, f"{place}.tool_calls[{which}]")
+                    _check_size(
+                        f"{place}.tool_calls[{which}]", call, MAX_ARGUMENTS, "Shorten the arguments or remove the turn."
+                    )
             elif name not in ("content", "reasoning_content"):
                 _check_size(f"{place}.{name}", value, MAX_OTHER)
-        if parts > MAX_PARTS:
-            raise too_large("messages", parts, "content parts or more", MAX_PARTS, "Join the parts of each message.")
-        if calls > MAX_CALLS:
-            raise too_large("messages", calls, "tool calls or more", MAX_CALLS, "Remove the oldest turns.")
-
-
-def _check_call(call: Any, place: str) -> None:
-    function = call.get("function") if isinstance(call, dict) else None
-    for name, value in function.items() if isinstance(function, dict) else ():
-        _check_size(f"{place}.function.{name}", value, MAX_ARGUMENTS, "Shorten the arguments or remove the turn.")
-    if isinstance(call, dict):
-        _check_size(place, {name: value for name, value in call.items() if name != "function"}, MAX_OTHER)
+    if parts > MAX_PARTS:
+        raise too_large("messages", parts, "content parts", MAX_PARTS, "Join the parts of each message.")
+    if calls > MAX_CALLS:
+        raise too_large("messages", calls, "tool calls", MAX_CALLS, "Remove the oldest turns.")
 
 
 def _check_size(part: str, value: Any, most: int, remedy: str = FEWER) -> None:
     if isinstance(value, int | float | None):
         return
-    size = sum(_sizes(value))
+    size = len(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass"))
     if size > most:
         raise too_large(part, size, "bytes of JSON", most, remedy)
-
-
-def _sizes(value: Any) -> Iterator[int]:
-    """Yield the approximate JSON sizes of `value` and of all nested values, in bytes. Numbers count as eight bytes."""
-    todo = [value]
-    while todo:
-        value = todo.pop()
-        if isinstance(value, str):
-            yield len(value.encode("utf-8", "surrogatepass")) + 3
-        elif isinstance(value, dict):
-            yield 2
-            todo += value
-            todo += value.values()
-        elif isinstance(value, list):
-            yield 2
-            todo += value
-        else:
-            yield 8

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-UNDER_WAY = {"running": "Requests that are generating tokens", "waiting": "Requests that wait for their first token"}
+RUNNING, WAITING = "Requests that are generating tokens", "Requests that wait for their first token"
 
 
 @dataclass(frozen=True)
@@ -43,62 +43,45 @@ class Metrics:
 
     def text(self, now: Now, only: str | None = None) -> str:
         """Return the metrics in Prometheus' text format 0.0.4. `only`: the tenant to report on; None reports on all tenants."""
-        if only is not None:
-            return "\n".join((*self._tokens(only), *_under_way(now, only), *_up(now))) + "\n"
-        return "\n".join((*self._totals(), *self._current(now))) + "\n"
+        parts = [*self._of_tenants(now, only), *([] if only else self._of_server(now))]
+        return "\n".join(line for part in parts for line in part) + "\n"
 
-    def _tokens(self, only: str | None = None) -> Iterator[str]:
-        yield from _head("tokens_total", "counter", "Tokens, by tenant and kind.")
-        for (tenant, kind), count in sorted(self.tokens.items()):
-            if only in (None, tenant):
-                yield f'rorqual_tokens_total{{tenant="{tenant}",kind="{kind}"}} {count}'
+    def _of_tenants(self, now: Now, only: str | None) -> Iterator[list[str]]:
+        tenants = [only] if only else sorted({*now.running, *now.waiting})
+        counts = {
+            f'{{tenant="{tenant}",kind="{kind}"}}': count
+            for (tenant, kind), count in sorted(self.tokens.items())
+            if only in (None, tenant)
+        }
+        yield _metric("tokens_total", "counter", "Tokens, by tenant and kind.", counts)
+        for name, about, requests in (("running", RUNNING, now.running), ("waiting", WAITING, now.waiting)):
+            by_tenant = {f'{{tenant="{tenant}"}}': requests[tenant] for tenant in tenants}
+            yield _metric(f"tenant_{name}", "gauge", f"{about}, by tenant.", by_tenant)
+        yield _metric("engine_up", "gauge", "Whether the engine is ready.", {"": int(now.alive)})
 
-    def _totals(self) -> Iterator[str]:
-        yield from _head("requests_total", "counter", "Requests answered, by route and status.")
-        for (route, status), count in sorted(self.requests.items()):
-            yield f'rorqual_requests_total{{route="{route}",status="{status}"}} {count}'
-        yield from self._tokens()
-        yield from _head("first_token_seconds", "summary", "Seconds from a request to its first token.")
-        yield f"rorqual_first_token_seconds_sum {self.first_token_seconds:.6f}"
-        yield f"rorqual_first_token_seconds_count {self.first_tokens}"
+    def _of_server(self, now: Now) -> Iterator[list[str]]:
+        requests = {
+            f'{{route="{route}",status="{status}"}}': count for (route, status), count in sorted(self.requests.items())
+        }
         hits, misses = (
             sum(n for (_, k), n in self.tokens.items() if k == kind) for kind in ("prompt_hit", "prompt_miss")
         )
-        yield from _head("prompt_hit_ratio", "gauge", "Share of prompt tokens that the prefix cache served.")
-        yield f"rorqual_prompt_hit_ratio {hits / max(hits + misses, 1):.6f}"
-        yield from _head("cancelled_total", "counter", "Requests whose client disconnected.")
-        yield f"rorqual_cancelled_total {self.cancelled}"
-        yield from _head(
-            "failed_total", "counter", "Requests that the engine refused, or that failed because the engine died."
-        )
-        yield f"rorqual_failed_total {self.failed}"
-
-    def _current(self, now: Now) -> Iterator[str]:
-        for name, requests in (("running", now.running), ("waiting", now.waiting)):
-            yield from _head(name, "gauge", f"{UNDER_WAY[name]}.")
-            yield f"rorqual_{name} {requests.total()}"
-        yield from _under_way(now)
-        yield from _up(now)
-        yield from _head("engine_restarts_total", "counter", "Restarts of the engine after it died.")
-        yield f"rorqual_engine_restarts_total {now.restarts}"
-        yield from _head("engine", "gauge", "Latest statistics of the engine.")
-        for name, value in sorted(now.stats.items()):
-            yield f'rorqual_engine{{what="{name}"}} {value:g}'
+        seconds: dict[str, float | str] = {"_sum": f"{self.first_token_seconds:.6f}", "_count": self.first_tokens}
+        ratio = f"{hits / max(hits + misses, 1):.6f}"
+        stats = {f'{{what="{name}"}}': f"{value:g}" for name, value in sorted(now.stats.items())}
+        failed = "Requests that the engine refused, or that failed because the engine died."
+        yield _metric("requests_total", "counter", "Requests answered, by route and status.", requests)
+        yield _metric("first_token_seconds", "summary", "Seconds from a request to its first token.", seconds)
+        yield _metric("prompt_hit_ratio", "gauge", "Share of prompt tokens that the prefix cache served.", {"": ratio})
+        yield _metric("cancelled_total", "counter", "Requests whose client disconnected.", {"": self.cancelled})
+        yield _metric("failed_total", "counter", failed, {"": self.failed})
+        yield _metric("running", "gauge", f"{RUNNING}.", {"": now.running.total()})
+        yield _metric("waiting", "gauge", f"{WAITING}.", {"": now.waiting.total()})
+        yield _metric("engine_restarts_total", "counter", "Restarts of the engine after it died.", {"": now.restarts})
+        yield _metric("engine", "gauge", "Latest statistics of the engine.", stats)
 
 
-def _under_way(now: Now, only: str | None = None) -> Iterator[str]:
-    tenants = sorted({*now.running, *now.waiting}) if only is None else [only]
-    for name, requests in (("running", now.running), ("waiting", now.waiting)):
-        yield from _head(f"tenant_{name}", "gauge", f"{UNDER_WAY[name]}, by tenant.")
-        for tenant in tenants:
-            yield f'rorqual_tenant_{name}{{tenant="{tenant}"}} {requests[tenant]}'
-
-
-def _up(now: Now) -> Iterator[str]:
-    yield from _head("engine_up", "gauge", "Whether the engine is ready.")
-    yield f"rorqual_engine_up {int(now.alive)}"
-
-
-def _head(name: str, kind: str, description: str) -> Iterator[str]:
-    yield f"# HELP rorqual_{name} {description}"
-    yield f"# TYPE rorqual_{name} {kind}"
+def _metric(name: str, kind: str, description: str, values: Mapping[str, float | str]) -> list[str]:
+    """Return the lines of one metric. The keys of `values` are what follows the metric's name, such as its labels."""
+    head = [f"# HELP rorqual_{name} {description}", f"# TYPE rorqual_{name} {kind}"]
+    return head + [f"rorqual_{name}{suffix} {value}" for suffix, value in values.items()]

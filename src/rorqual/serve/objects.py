@@ -186,13 +186,20 @@ class TextCompletion(_Object):
 
 
 class Card(_Object):
-    """An entry in the list of models. `max_model_len`: maximum number of tokens in prompt and reply together."""
+    """An entry in the list of models. `max_model_len`: maximum number of tokens in prompt and reply together.
+
+    `thinks`: whether a chat request can turn thinking on and off. `temperature`: the default of a chat request. `examples`:
+    prompts like those that the model was trained on.
+    """
 
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
     max_model_len: int = Field(ge=0)
+    thinks: bool
+    temperature: float = Field(ge=0)
+    examples: list[str]
 
 
 class Cards(_Object):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -255,13 +255,16 @@ class Reply:
     def _prompt(self) -> int:
         return sum(ask.prompt_tokens for ask in self.job.asks)
 
+    def _by_prompt(self) -> Iterator[tuple[int, list[Choice]]]:
+        """Yield (number of prompt tokens, samples with a token) of each prompt."""
+        before = 0
+        for ask in self.job.asks:
+            yield ask.prompt_tokens, [choice for choice in self.choices[before : before + ask.n] if choice.n_sampled]
+            before += ask.n
+
     def _prefilled(self) -> int:
         """Return the total number of tokens of the prompts for which a token was generated."""
-        total, before = 0, 0
-        for ask in self.job.asks:
-            total += ask.prompt_tokens * any(choice.n_sampled for choice in self.choices[before : before + ask.n])
-            before += ask.n
-        return total
+        return sum(tokens for tokens, started in self._by_prompt() if started)
 
     def _hit(self) -> int:
         """Return the number of prompt tokens from the prefix cache.
@@ -269,12 +272,7 @@ class Reply:
         Later samples reuse the cached prompt of the first sample. Therefore the smallest number of cached tokens among
         a prompt's samples counts for this prompt.
         """
-        total, before = 0, 0
-        for ask in self.job.asks:
-            hits = [choice.hit for choice in self.choices[before : before + ask.n] if choice.n_sampled]
-            total += min(hits, default=0)
-            before += ask.n
-        return total
+        return sum(min((choice.hit for choice in started), default=0) for _, started in self._by_prompt())
 
     def _generated(self) -> int:
         return sum(choice.n_sampled for choice in self.choices if not choice.mute)

@@ -25,14 +25,13 @@ from rorqual.core.sampling import SamplingParams
 from rorqual.data.chat import ChatFormat, load_chat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.evals.calibration import Calibration
-from rorqual.serve.app import create_app
+from rorqual.serve.app import Edge, create_app
 from rorqual.serve.bridge import Bridge
 from rorqual.serve.connections import ConnectionLimit, TimedProtocol
-from rorqual.serve.descriptors import AT_ONCE, DescriptorErrorHandler, raise_limit
+from rorqual.serve.descriptors import AT_ONCE, raise_limit
 from rorqual.serve.keys import Keys
 from rorqual.serve.logs import WINDOW, RateLimitFilter
 from rorqual.serve.service import CascadeTeacher, Service, read_defaults
-from rorqual.serve.ui import Page
 from rorqual.serve.uploads import WeightUploads
 from rorqual.serve.wire import EngineArguments
 
@@ -50,7 +49,7 @@ class Address:
     - `queue`: maximum number of running and waiting requests.
     - `max_body`: maximum bytes of a request body.
     - `grace`: seconds that running requests may take to finish after a shutdown signal.
-    - `ui`: whether to serve the chat page, as for the argument `wanted` of `Page`.
+    - `ui`: whether to serve the chat page.
     - `hang`: restart a busy engine after this many seconds without a heartbeat.
     - `load`: maximum seconds that the engine may take to load.
     - `operator`: the tenant that may read the metrics of all tenants.
@@ -67,7 +66,7 @@ class Address:
     queue: int
     max_body: int
     grace: float
-    ui: bool | None = None
+    ui: bool = True
     hang: float = 120.0
     load: float = 3600.0
     operator: str = "default"
@@ -211,8 +210,7 @@ def serve(arguments: EngineArguments, address: Address, cascade: CascadeArgument
             _say(f"API key of tenant '{address.tenant}', shown only once: {key}")
         if rollout_key is not None:
             _say(f"rollout key, shown only once: {rollout_key}")
-        page = Page(create_app(service), service, address.ui)
-        asyncio.run(_until_stopped(service, page, sock, address))
+        asyncio.run(_until_stopped(service, create_app(service, with_page=address.ui), sock, address))
 
 
 def _calibrated(defaults: SamplingParams, cascade: CascadeArguments) -> SamplingParams:
@@ -225,12 +223,12 @@ def _bridge(arguments: EngineArguments, address: Address, keys: Keys) -> Bridge:
     return Bridge(arguments, queue=address.queue, tenants=tenants, hang=address.hang, load=address.load)
 
 
-async def _until_stopped(service: Service, page: Page, sock: socket.socket, address: Address) -> None:
+async def _until_stopped(service: Service, app: Edge, sock: socket.socket, address: Address) -> None:
     limit = raise_limit()
     # Exclude permanent objects from garbage collection, because collection blocks the event loop.
     gc.freeze()
     config = uvicorn.Config(
-        page,
+        app,
         # Half of the file descriptors are for connections. The remaining descriptors are for pipes, files and
         # connections that are being closed.
         http=cast(type[asyncio.Protocol], partial(TimedProtocol, lobby=ConnectionLimit(limit // 2), stall=address.stall)),
@@ -247,11 +245,9 @@ async def _until_stopped(service: Service, page: Page, sock: socket.socket, addr
     def stop() -> None:
         server.force_exit = stopped.is_set()  # after a second signal, stop without waiting for running requests
         server.should_exit = True
-        page.close()
         stopped.set()
 
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(DescriptorErrorHandler())
     # SIGHUP means that the terminal closed. Under `nohup`, the process must keep ignoring SIGHUP.
     hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
     for number in (signal.SIGINT, signal.SIGTERM, *hangup):

@@ -161,12 +161,7 @@ class Service:
         if least < info.max_len and size > COUNTED:
             least = self._count_tokens(texts, info.max_len)
         if least >= info.max_len:
-            raise refuse(
-                f"`{param}` has at least {least} tokens, but it and the reply must fit in the context of {info.max_len} tokens. "
-                "Shorten this field.",
-                param,
-                "context_length_exceeded",
-            )
+            raise _too_long(param, f"at least {least}", info)
 
     def _count_tokens(self, texts: Sequence[str], most: int) -> int:
         """Return a lower bound of the number of tokens. Counting stops when the bound reaches `most`.
@@ -315,9 +310,10 @@ class Service:
             )
             raise refuse(f"`{param}` {problem}.", param)
         if len(prompt) >= info.max_len:
-            raise refuse(
-                f"`{param}` has {len(prompt)} tokens, but it and the reply must fit in the context of {info.max_len} tokens. "
-                "Shorten this field.",
-                param,
-                "context_length_exceeded",
-            )
+            raise _too_long(param, len(prompt), info)
+
+
+def _too_long(param: str, tokens: int | str, info: Ready) -> ApiError:
+    """Return the error for a text that leaves no room for a reply in the context."""
+    problem = f"`{param}` has {tokens} tokens, but it and the reply must fit in the context of {info.max_len} tokens"
+    return refuse(f"{problem}. Shorten this field.", param, "context_length_exceeded")

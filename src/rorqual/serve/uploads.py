@@ -24,6 +24,7 @@ from rorqual.serve.bridge import Bridge
 from rorqual.serve.errors import ApiError
 from rorqual.serve.exchange import ClientDisconnected
 from rorqual.serve.keys import Keys
+from rorqual.serve.wire import Ready
 
 CHUNK = 1 << 20
 """Bytes of a body that are buffered before a thread writes them to the file."""
@@ -89,34 +90,36 @@ class WeightUploads:
         If the body is invalid, raises ApiError, and the engine keeps its weights. A trainer may repeat an update with the
         same version and weights, for example after a lost response.
         """
-        if self.busy:
+        try:
+            info, version, digest = self._checked(request, bridge)
+        except ApiError:
             await _discard_body(request, bridge)
-            raise ApiError(409, "Another update is running. Try again later.", code="update_under_way")
+            raise
         self.busy = True
         try:
-            return await self._take(request, bridge)
+            return await self._take(request, bridge, version, digest, info.weights_bytes)
         finally:
             self.busy = False
 
-    async def _take(self, request: Request, bridge: Bridge) -> int:
-        try:
-            info = bridge.info
-            if info is None:
-                raise ApiError(503, "The engine is still loading. Try again in a moment.", code="loading")
-            version, digest = _version_of(request), _digest_of(request)
-            if version < self.version or (version == self.version and digest != self.digest):
-                problem = f"Version {version} is not newer than the engine's version {self.version}"
-                raise ApiError(
-                    412, f"{problem}. Send a newer version, or read /rollout/weights first.", code="old_version"
-                )
-            if (content_length := int(request.headers.get("content-length", 0))) > info.weights_bytes:
-                raise _too_long(content_length, info.weights_bytes)
-        except ApiError as error:
-            await _discard_body(request, bridge)
-            raise error from None
+    def _checked(self, request: Request, bridge: Bridge) -> tuple[Ready, int, bytes]:
+        """Return the engine's limits, and the version and digest of an upload. Raises ApiError if no upload may begin."""
+        info = bridge.info
+        if self.busy:
+            raise ApiError(409, "Another update is running. Try again later.", code="update_under_way")
+        if info is None:
+            raise ApiError(503, "The engine is still loading. Try again in a moment.", code="loading")
+        version, digest = _version_of(request), _digest_of(request)
+        if version < self.version or (version == self.version and digest != self.digest):
+            problem = f"Version {version} is not newer than the engine's version {self.version}"
+            raise ApiError(412, f"{problem}. Send a newer version, or read /rollout/weights first.", code="old_version")
+        if (content_length := int(request.headers.get("content-length", 0))) > info.weights_bytes:
+            raise _too_long(content_length, info.weights_bytes)
+        return info, version, digest
+
+    async def _take(self, request: Request, bridge: Bridge, version: int, digest: bytes, most: int) -> int:
         file = self.folder / f"weights-{version}.part"
         try:
-            if await self._stream(request, file, info.weights_bytes) != digest:
+            if await self._stream(request, file, most) != digest:
                 problem = "The body's SHA-256 differs from its content-digest: it was truncated or changed in transit"
                 raise ApiError(422, f"{problem}. Send the body again.", code="wrong_digest")
             if version == self.version:  # a retry after a lost response

@@ -10,46 +10,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from rorqual.core.errors import nearest
-from rorqual.core.sampling import PARAMS, TextList, TokenBiases
 
 SHOWN = 40
 WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-BIASES = "an object with token ids as its keys"
-FORMS: Mapping[str, str] = {
-    "prompt": "a string, a list of strings, a list of token ids, or a list of lists of token ids",
-    "messages": "a list of messages",
-    "messages[]": 'an object such as {"role": "user", "content": "hello"}',
-    "messages[].content": "a string or a list of parts",
-    "messages[].content[]": 'an object such as {"type": "text", "text": "hello"}',
-    "tools[]": 'an object such as {"type": "function", "function": {"name": "add"}}',
-    "tool_choice": "'none', 'auto', 'required', or an object with the name of one function",
-    "guided_json": "a JSON schema, as an object or as a string",
-    "response_format": 'an object such as {"type": "json_object"}',
-    **{name: "a string or a list of strings" for name, param in PARAMS.items() if isinstance(param.served, TextList)},
-    **{name: BIASES for name, param in PARAMS.items() if isinstance(param.served, TokenBiases)},
-}
-"""Descriptions of the accepted values, for fields that accept several types. Keys are field paths without list indices."""
-PATTERNS: Mapping[str, str] = {
-    "^(0|[1-9][0-9]{0,9})$": 'a token id, such as "42"',
-    "^[a-zA-Z0-9_.-]{1,64}$": "a name of 1 to 64 letters, digits, dots, dashes and underscores",
-    "^[a-zA-Z0-9_-]{1,64}$": "a name of 1 to 64 letters, digits, dashes and underscores",
-}
-TYPES: Mapping[str, str] = {
-    "string_type": "a string",
-    "string_unicode": "a string",
-    "int_type": "an integer",
-    "int_from_float": "an integer",
-    "int_parsing_size": "a smaller integer",
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "bool_type": "true or false",
-    "list_type": "a list",
-    "dict_type": "an object",
-    "model_type": "an object",
-    "model_attributes_type": "an object",
-    "none_required": "null",
-}
-"""Descriptions of the accepted values, by pydantic's error type."""
+EXPECTED = "Input should be "
+"""How pydantic's messages about a single value begin."""
+NOISE = re.compile(r" (or instance of \w+|or object to extract fields from|after validation)")
+"""Parts of pydantic's messages that say something about Python and not about the request."""
 
 
 @dataclass(frozen=True)
@@ -72,23 +39,32 @@ def explain(error: ValidationError, data: Any, names: Mapping[str, Collection[st
     paths = [(_path(item, data), item) for item in error.errors(include_url=False)]
     # pydantic reports errors of every alternative of a union. Choose the most deeply nested error, and prefer an alternative
     # whose type matches the value.
-    parts, item = max(paths, key=lambda pair: (len(pair[0]), pair[1]["type"] not in TYPES, _order(pair[0])))
-    path, place = written(parts), written(["" if isinstance(part, int) else part for part in parts])
+    parts, item = max(paths, key=lambda pair: (len(pair[0]), not _is_type(pair[1]), _order(pair[0])))
+    path = written(parts)
     if item["type"] == "extra_forbidden":
-        parent = place.rpartition(".")[0]
+        parent = written(["" if isinstance(part, int) else part for part in parts[:-1]])
         hint = nearest(str(parts[-1]), names.get(parent, ()))
         more = hint if hint.startswith("Did") else "Leave it out; docs/how-to/serve.md lists the fields."
-        return Fault(path, f"`{path}` is not a field{_of(parent)}. {more}", unknown=True)
+        return Fault(
+            path, f"`{path}` is not a field of {f'`{parent}`' if parent else 'this request'}. {more}", unknown=True
+        )
     if item["type"] in ("missing", "union_tag_not_found"):
-        wanted = FORMS.get(place)
-        return Fault(path, f"`{path}` is missing. Add it{f': {wanted}' if wanted else ''}.")
-    if "[key]" in item["loc"]:
-        key = shown(item["input"])
-        return Fault(path, f"`{path}` has the key {key}, which is not a token id. Give {BIASES}.")
-    same = [other for where, other in paths if where == parts]
-    problem, limit = _describe(item)
-    wanted = limit or FORMS.get(place) or _join_alternatives([_expected(other) for other in same])
-    return Fault(path, f"`{path}` {problem}. Give {wanted}.")
+        return Fault(path, f"`{path}` is missing. Add it; docs/how-to/serve.md lists its values.")
+    if item["type"] == "value_error":
+        return Fault(path, f"`{path}` {item['ctx']['error']}.")
+    same = [other for where, other in paths if where == parts and _is_type(other) == _is_type(item)]
+    messages = dict.fromkeys(NOISE.sub("", other["msg"]).replace("a valid dictionary", "an object") for other in same)
+    wanted = " or ".join(message.removeprefix(EXPECTED) for message in messages)
+    if all(message.startswith(EXPECTED) for message in messages):
+        wanted = f"It must be {wanted}"
+    problem = "has the key" if "[key]" in item["loc"] else "is"
+    value = item.get("ctx", {}).get("tag", item["input"])
+    return Fault(path, f"`{path}` {problem} {shown(value)}. {wanted}.")
+
+
+def _is_type(item: Mapping[str, Any]) -> bool:
+    """Return whether a value has the wrong type, and not only a wrong size or content."""
+    return str(item["type"]).endswith("_type")
 
 
 def written(parts: Collection[str | int]) -> str:
@@ -101,28 +77,19 @@ def written(parts: Collection[str | int]) -> str:
 
 def shown(value: Any) -> str:
     """Describe a JSON value briefly for an error message."""
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return str(value).lower()
-        case str():
-            short = len(value) <= SHOWN and value.isprintable()
-            return f"'{value}'" if short else f"a string of {len(value)} characters"
-        case list():
-            return "a list"
-        case dict():
-            return "an object"
-    text = repr(value)
+    if isinstance(value, list | dict):
+        return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
+    if isinstance(value, str):
+        short = len(value) <= SHOWN and value.isprintable()
+        return f"'{value}'" if short else f"a string of {len(value)} characters"
+    text = (
+        {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else repr(value)
+    )
     return text if len(text) <= SHOWN else f"a number of {len(text)} digits"
 
 
 def _name(name: str) -> str:
     return name if WORD.fullmatch(name) and len(name) <= 256 else f"{name[:SHOWN]!a}"
-
-
-def _of(place: str) -> str:
-    return f" of `{place}`" if place else " of this request"
 
 
 def _order(parts: list[str | int]) -> list[int]:
@@ -150,42 +117,3 @@ def _path(item: Mapping[str, Any], data: Any) -> list[str | int]:
     elif "[key]" in item["loc"]:
         path.pop()
     return path
-
-
-def _describe(item: Mapping[str, Any]) -> tuple[str, str]:
-    """Return (description of the invalid value, violated limit). The limit is "" if there is none."""
-    value, limits = item["input"], item.get("ctx") or {}
-    if item["type"] in ("too_long", "too_short", "string_too_long", "string_too_short"):
-        low, high = limits.get("min_length"), limits.get("max_length")
-        unit = "characters" if isinstance(value, str) else "entries"
-        bound = f"at least {low} {unit}" if high is None else f"at most {high} {unit}"
-        size = f"has {len(value)} {unit}" if hasattr(value, "__len__") else "has too many entries"
-        return size, bound
-    if item["type"] == "string_pattern_mismatch":
-        return f"is {shown(value)}", PATTERNS[limits["pattern"]]
-    if item["type"] == "value_error":
-        return str(limits["error"]), "a string without it"
-    if item["type"] == "union_tag_invalid":
-        return f"is {shown(limits['tag'])}", limits["expected_tags"].replace(", ", " or ")
-    return f"is {shown(value)}", ""
-
-
-def _expected(item: Mapping[str, Any]) -> str:
-    limits = item.get("ctx") or {}
-    match item["type"]:
-        case "literal_error" | "enum":
-            return str(limits["expected"])
-        case "greater_than_equal":
-            return f"{limits['ge']:g} or more" if isinstance(limits["ge"], float) else f"{limits['ge']} or more"
-        case "greater_than":
-            return f"a number above {limits['gt']:g}"
-        case "less_than_equal":
-            return f"{limits['le']:g} or less" if isinstance(limits["le"], float) else f"{limits['le']} or less"
-        case "less_than":
-            return f"a number below {limits['lt']:g}"
-    return TYPES.get(item["type"], "another value")
-
-
-def _join_alternatives(wanted: list[str]) -> str:
-    distinct = list(dict.fromkeys(wanted))
-    return distinct[0] if len(distinct) == 1 else f"{', '.join(distinct[:-1])} or {distinct[-1]}"

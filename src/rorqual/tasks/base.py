@@ -11,6 +11,8 @@ from enum import Enum
 from typing import Any, Literal
 
 from rorqual.core.records import Message
+from rorqual.tasks.marks import ALONE, Mark, last_line, marked
+from rorqual.tasks.numbers import last_number, whole_number
 
 Split = Literal["train", "dev", "test"]
 """Use `train` for training, `dev` for choosing hyperparameters, and `test` only for final results."""
@@ -60,6 +62,8 @@ class Task(ABC):
     """Maximum CPU seconds that `problems` may use for one problem. If a problem needs more time, a `TaskError` stops the run."""
     checkpoint: str = ""
     """Digest of the checkpoint that is being measured, or "". A task with a sealed test split records it."""
+    mark: Mark = ALONE
+    """How the answer is marked in a reply. With `ALONE`, the whole reply is the answer."""
     patterned: bool = False
     """True if the problems share template sentences. Matching word sequences are then no evidence of contamination."""
 
@@ -75,7 +79,25 @@ class Task(ABC):
 
     @abstractmethod
     def grade(self, problem: Problem, reply: str) -> Verdict:
-        """Grade `reply`, the text after `</think>`. Do not raise exceptions: an exception stops the training run."""
+        """Grade the marked answer of `reply`, the text after `</think>`. Rewards use this verdict.
+
+        Do not raise exceptions: an exception stops the training run.
+        """
+
+    def grade_last(self, problem: Problem, reply: str) -> Verdict:
+        """Grade the last number or line of a reply that is not right as it is. An evaluation shows this accuracy beside that of `grade`.
+
+        This reading is for models that were never told how to mark an answer. It is too lenient for rewards.
+        """
+        verdict = self.grade(problem, reply)
+        if verdict is not Verdict.WRONG:
+            return verdict
+        number = last_number(reply) if whole_number(marked(problem.answer) or problem.answer) is not None else None
+        return self.grade(problem, last_line(reply) if number is None else number.text)
+
+    def is_marked(self, problem: Problem, reply: str) -> bool:
+        """Return whether `reply` has an answer in the task's mark. An unmarked reply is wrong."""
+        return self.mark.find(reply) is not None
 
     def canonical_answer(self, problem: Problem, reply: str) -> str | None:
         """Return the answer of `reply` in a form that is the same for all replies with this answer, or None if there is no answer.

@@ -23,8 +23,9 @@ from rorqual.core.errors import DataError, TaskError, nearest
 from rorqual.core.journal import append_line, read_lines, to_line
 from rorqual.core.records import write_atomic, write_json
 from rorqual.core.user_code import import_file
-from rorqual.tasks.answer import final_answer, final_number
+from rorqual.tasks.answer import answer_number, final_answer
 from rorqual.tasks.base import Problem, Split, Verdict
+from rorqual.tasks.marks import marked
 from rorqual.tasks.rows import FileTask, normal
 
 AnswerKind = Literal["label", "number", "JSON", "text"]
@@ -49,7 +50,8 @@ class Examples(FileTask):
     """Problems from a folder that `rorqual teach` wrote: `train.jsonl`, `dev.jsonl`, `test.sealed` and `task.json`.
 
     `grader` is a function `./mine.py:function` of prompt, gold answer and reply. Without it, the kind of answers decides how they are
-    compared. Case, white space and a final full stop do not count in labels. Numbers and JSON are compared by value. Case and white space
+    compared. Case, white space and a final full stop do not count in labels. Numbers and JSON are compared by value, and a number is the
+    last line of the reply, or marked (`#### 18`), perhaps with a unit. Case and white space
     do not count in the strings of JSON, and a null is the same as a missing key. White space does not count in texts. `kind` is that of
     `task.json` if it is not given. With `last_line`, a reply may give reasons, and then ends with its answer, perhaps after "Answer:". A
     grader then sees the whole reply and its end.
@@ -93,6 +95,10 @@ class Examples(FileTask):
                 return Verdict.RIGHT
         return Verdict.WRONG
 
+    def is_marked(self, problem: Problem, reply: str) -> bool:
+        """Return whether the reply has an answer of this kind. A grader of the user's own reads any reply."""
+        return self.judge is not None or canonical(reply, self.kind) is not None
+
     def _judged(self, problem: Problem, answer: str) -> bool:
         assert self.judge is not None
         try:
@@ -114,11 +120,13 @@ class Examples(FileTask):
 
     def _answers(self, problem: Problem, reply: str) -> list[str]:
         """Return the texts that may be the answer: with `last_line` the end of the reply, as long as the right answer; and the reply."""
-        if not self.last_line or (self.kind == "number" and self.judge is None):
+        if not self.last_line or (self.kind == "number" and self.judge is None and marked(reply) is not None):
             return [reply]
         lines = [line for line in reply.split("\n") if line.strip() and not line.lstrip().startswith("```")]
         end = "\n".join(lines[-max(1, len([line for line in problem.answer.split("\n") if line.strip()])) :])
         plain = LEAD.sub("", end, count=1).strip("`* ")
+        if self.kind == "number" and self.judge is None:
+            return [plain]
         if self.kind == "JSON":
             starts = [number for number, line in enumerate(lines) if line.lstrip()[:1] in ("{", "[")]
             return [plain, *("\n".join(lines[number:]) for number in starts), reply]
@@ -128,11 +136,11 @@ class Examples(FileTask):
 def canonical(text: str, kind: AnswerKind) -> str | None:
     """Return an answer in the form in which it is compared, or None if the text has no answer of this kind."""
     if kind == "number":
-        number = final_number(text)
+        number = answer_number(text)
         return None if number is None else str(number)
     if kind == "JSON":
         try:
-            return json.dumps(_normal_json(json.loads(text)), sort_keys=True)
+            return json.dumps(_normal_json(json.loads(text, object_pairs_hook=_without_repeats)), sort_keys=True)
         except (ValueError, RecursionError):
             return None
     if kind == "text":
@@ -147,7 +155,17 @@ def _normal_json(value: Any) -> Any:
         return [_normal_json(item) for item in value]
     if isinstance(value, dict):
         return {name: _normal_json(item) for name, item in value.items() if item is not None}
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+    exact = (
+        isinstance(value, bool) or not isinstance(value, int) or abs(value) > 2**53
+    )  # a float cannot hold larger integers
+    return value if exact else float(value)
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON. Raises ValueError for a repeated key, because its value is open."""
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a key is repeated")
+    return dict(pairs)
 
 
 # ---- files

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, Literal
 
 from rorqual.core.errors import ConfigError, DataError, RorqualError, TaskError, nearest
 from rorqual.core.user_code import USER_MODULE, import_file
@@ -136,10 +136,13 @@ def _task_error(error: Exception, task: str, doing: str) -> TaskError:
     )
 
 
-def safe_grade(task: Task, problem: Problem, reply: str) -> Verdict:
-    """Call `task.grade`. Raises TaskError with the task's name if the grader raises or does not return a `Verdict`."""
+def safe_grade(task: Task, problem: Problem, reply: str, *, read: Literal["marked", "last"] = "marked") -> Verdict:
+    """Call `task.grade`, or `task.grade_last` to read the last answer.
+
+    Raises TaskError with the task's name if the grader raises or does not return a `Verdict`.
+    """
     try:
-        verdict = task.grade(problem, reply)
+        verdict = task.grade(problem, reply) if read == "marked" else task.grade_last(problem, reply)
     except RorqualError:
         raise
     except Exception as error:  # a failing grader must stop the run, never score 0

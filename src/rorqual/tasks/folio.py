@@ -6,9 +6,10 @@ from pathlib import Path
 
 from rorqual.core.errors import DataError
 from rorqual.core.rows import DataRow, read_rows
-from rorqual.tasks.base import Problem, Split, Verdict
-from rorqual.tasks.labels import final_labels
-from rorqual.tasks.reply import verdict
+from rorqual.tasks.base import Problem, Split
+from rorqual.tasks.labels import label_of, last_label
+from rorqual.tasks.marked_task import VERSION, MarkedTask
+from rorqual.tasks.marks import ANSWER, first_sentence
 from rorqual.tasks.rows import SAMPLES, FileTask, carve, held_out, normal
 
 LABELS = ("True", "False", "Uncertain")
@@ -16,29 +17,18 @@ SAME = {"Unknown": "Uncertain"}
 """The training file uses Unknown for the label that the validation file calls Uncertain."""
 
 
-class Folio(FileTask):
+class Folio(FileTask, MarkedTask):
     """FOLIO problems from rows with `premises` (a list), `conclusion` and `label`. The validation file is the held-out split.
 
-    The test labels are not public. A reply is right if its final label is the gold label (see `rorqual.tasks.labels`):
-
-    - If the reply has answer markers (`Answer: True`), the last one counts. Otherwise the last sentence about the
-      conclusion counts.
-    - A label does not count if it is denied ("not false"), open ("true or false") or hypothetical ("would be true").
-      The label of a premise does not count either.
-      Sentences that only state conditions for labels ("If ..., it is true; otherwise false") are skipped.
-    - A guess ("I lean towards false", "probably true, though it might be uncertain") is not an answer.
-    - "Cannot be determined" and "neither true nor false" mean Uncertain. "The negation of the conclusion is true" means False.
-      "It cannot be shown that it is true" denies True.
-    - A reply that only denies a label ("The conclusion is not true") is wrong if that label is the gold label, and ungraded
-      otherwise.
-    - If the reply lists options, "option B" means the text of option B.
-      If two labels look equally final and one is right, the reply is ungraded.
+    The test labels are not public. The prompt asks for the mark `Answer: True, False or Uncertain`. A reply is right if its last mark is
+    the gold label, without regard to case and punctuation. `read=last` reads the last label of the reply.
 
     The `dev` split is cut from the training file by story, because several conclusions share one story.
     `data` is one file, or a folder with `train.jsonl` and `validation.jsonl`. If `data` is None, the packaged sample is used.
     """
 
     name = "folio"
+    mark = ANSWER
 
     def __init__(self, data: Path | None = None) -> None:
         super().__init__(data or SAMPLES / "folio")
@@ -56,18 +46,19 @@ class Folio(FileTask):
         listed = "\n".join(f"- {premise.strip()}" for premise in premises)
         return Problem(
             key=f"folio {' '.join(sorted(map(normal, premises)))} | {normal(conclusion)}",
-            prompt=f"Premises:\n{listed}\nConclusion: {conclusion.strip()}\nTrue, False or Uncertain?",
-            answer=gold,
+            prompt=self.mark.asked(
+                f"Premises:\n{listed}\nConclusion: {conclusion.strip()}", "True, False or Uncertain"
+            ),
+            answer=self.mark.write(gold),
             family="folio",
             meta={"where": row.where, "story": " ".join(sorted(map(normal, premises)))},
+            version=VERSION,
         )
 
-    def canonical_answer(self, problem: Problem, reply: str) -> str | None:
-        names = {SAME.get(name, name) for name in final_labels(reply, [*LABELS, *SAME])}
-        return names.pop() if len(names) == 1 else None
+    def value(self, problem: Problem, text: str) -> str | None:
+        label = label_of(first_sentence(text), (*LABELS, *SAME))
+        return SAME.get(label or "", label)
 
-    def grade(self, problem: Problem, reply: str) -> Verdict:
-        if problem.answer not in LABELS:
-            return Verdict.UNGRADED
-        labels = final_labels(reply, [*LABELS, *SAME])
-        return verdict(SAME.get(name, name) == problem.answer for name in labels)
+    def last_value(self, problem: Problem, reply: str) -> str | None:
+        label = last_label(reply, (*LABELS, *SAME))
+        return SAME.get(label or "", label)

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from rorqual.core.errors import RorqualError, TaskError, nearest
-from rorqual.tasks.answer_marks import marked
-from rorqual.tasks.base import Problem, Split, Task, Verdict, split_of
+from rorqual.tasks.base import Problem, Split, Verdict, split_of
+from rorqual.tasks.marked_task import VERSION, MarkedTask
+from rorqual.tasks.marks import TAG, last_line
 
 BLOCK = 500
 PROBES = 8
@@ -19,15 +20,17 @@ If more consecutive samples contain no such problem, the dataset is too small to
 """
 
 
-class GymTask(Task):
+class GymTask(MarkedTask):
     """The reasoning-gym dataset `dataset` as an endless task, split by a hash of the question.
 
-    `options` are the fields of the dataset's config. A reply is right if the whole reply, or its stated answer
-    (`5` in `The answer is 5.`), scores 1. A reply that scores below 1 is wrong.
+    `options` are the fields of the dataset's config. The prompt asks for the mark `<answer>ANSWER</answer>`. A reply is right if the
+    dataset scores its last mark 1, else wrong. `read=last` scores the last line of the reply.
 
     Raises RorqualError if reasoning-gym is not installed.
     Raises TaskError for an unknown name, an invalid option, or a dataset whose own gold answers do not score 1.
     """
+
+    mark = TAG
 
     def __init__(self, dataset: str, **options: Any) -> None:
         self.name, self.dataset, self.options = f"gym:{dataset}", dataset, options
@@ -80,15 +83,18 @@ class GymTask(Task):
     def _problem(self, entry: dict[str, Any]) -> Problem:
         return Problem(
             key=f"{self.name} {' '.join(entry['question'].split())}",
-            prompt=entry["question"],
-            answer=str(entry["answer"]),
+            prompt=self.mark.asked(entry["question"], "ANSWER"),
+            answer=self.mark.write(str(entry["answer"])),
             family=self.dataset,
             meta={"entry": entry},
+            version=VERSION,
         )
 
-    def grade(self, problem: Problem, reply: str) -> Verdict:
-        candidates = (reply.strip(), marked(reply))
-        right = any(
-            self._scorer.score_answer(text, problem.meta["entry"]) >= 1 for text in candidates if text is not None
-        )
-        return Verdict.RIGHT if right else Verdict.WRONG
+    def value(self, problem: Problem, text: str) -> str:
+        return text
+
+    def last_value(self, problem: Problem, reply: str) -> str:
+        return last_line(reply)
+
+    def same(self, problem: Problem, gold: str, value: str) -> Verdict:
+        return Verdict.RIGHT if self._scorer.score_answer(value, problem.meta["entry"]) >= 1 else Verdict.WRONG

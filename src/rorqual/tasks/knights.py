@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from rorqual.core.errors import DataError
 from rorqual.core.rows import DataRow, read_rows
-from rorqual.tasks.base import Problem, Split, Verdict
-from rorqual.tasks.roles import by_pronoun, roles
+from rorqual.tasks.base import Problem, Split
+from rorqual.tasks.marked_task import VERSION, MarkedTask
+from rorqual.tasks.marks import TAG
 from rorqual.tasks.rows import SAMPLES, FileTask, carve, held_out
 
+REST = re.compile(r"\band\b|\([0-9]\)|\b[0-9][.)]|[\s.,;:*|_-]")
+"""What may stand between the roles: punctuation, numbers of a list, and the word `and`."""
 
-class Knights(FileTask):
+
+class Knights(FileTask, MarkedTask):
     """Problems from rows with `quiz`, `names`, `solution`, `statements` and a trace (`cot_head`, `cot_repeat_steps`, `cot_foot`).
 
-    A reply is right if it gives each person the right role (see `rorqual.tasks.roles`).
-    The parser accepts sentences, `Name: role`, tables, JSON and bold text.
-    The parser skips questions, suppositions, claims by people in the puzzle, and the cases of a case analysis.
-    The last statement about a person counts. The reply is wrong if a person has no role, two roles or an open role ("a knight or a knave").
-    Such a reply is ungraded, not wrong, if one of its sentences gives roles to both "he" and "she".
+    The prompt asks for the mark `<answer>NAME is a knight. NAME is a knave.</answer>`. A reply is right if its last mark gives each person
+    the right role, once and in this form. The order does not matter. `read=last` takes each person's last role in the reply.
 
     `data` is one file, or a folder with `*train*` and `*test*` files. If `data` is None, the packaged sample is used.
     `people` selects problems by their number of people. The key of a problem is the structure of the statements, without names.
     """
 
     name = "knights"
+    mark = TAG
     patterned = True
 
     def __init__(self, data: Path | None = None, people: int | Sequence[int] = ()) -> None:
@@ -45,35 +48,46 @@ class Knights(FileTask):
             raise DataError(
                 "the solution does not give each name a role", where=row.where, remedy="Fix or remove the row."
             )
-        facts = [f"{name} is a {'knight' if truth else 'knave'}" for name, truth in zip(names, solution)]
+        facts = [f"{name} is a {'knight' if truth else 'knave'}." for name, truth in zip(names, solution)]
         trace = [row.get("cot_head"), *row.texts("cot_repeat_steps"), row.get("cot_foot")]
         return Problem(
             key=f"knights {row.get('statements')}",
-            prompt=row.get("quiz"),
-            answer="\n".join(facts),
+            prompt=self.mark.asked(row.get("quiz"), "NAME is a knight. NAME is a knave."),
+            answer=self.mark.write(" ".join(facts) if usable else ""),
             family="knights",
             level=f"{len(names)} people",
             steps="\n".join(line.strip() for line in trace),
             meta={"where": row.where, "names": tuple(names), "solution": tuple(solution) if usable else None},
+            version=VERSION,
         )
 
-    def grade(self, problem: Problem, reply: str) -> Verdict:
-        """Return RIGHT if the reply gives each person the right role.
+    def value(self, problem: Problem, text: str) -> tuple[bool, ...] | None:
+        """Return whether each person is a knight, or None if the text does not give each person one role, or says more."""
+        stated = roles(problem, text)
+        rest = _said(problem).sub("", text)
+        once = len(stated) == len(set(stated)) == len(problem.meta["names"])
+        return _truths(problem, stated) if once and not REST.sub("", rest) else None
 
-        The numbering and the order of the people do not matter.
-        """
-        solution = problem.meta["solution"]
-        if solution is None:
-            return Verdict.UNGRADED
-        stated = roles(reply, problem.meta["names"])
-        if stated is None and by_pronoun(reply, problem.meta["names"]):
-            return Verdict.UNGRADED
-        return Verdict.RIGHT if stated == tuple(solution) else Verdict.WRONG
-
-    def canonical_answer(self, problem: Problem, reply: str) -> str | None:
-        stated = roles(reply, problem.meta["names"])
-        return None if stated is None else str(stated)
+    def last_value(self, problem: Problem, reply: str) -> tuple[bool, ...] | None:
+        return _truths(problem, roles(problem, reply))
 
     def label(self, problem: Problem) -> str:
         """Return the roles without the names, because the names differ between problems."""
         return str(problem.meta["solution"])
+
+
+def _said(problem: Problem) -> re.Pattern[str]:
+    names = "|".join(map(re.escape, sorted(problem.meta["names"], key=len, reverse=True)))
+    return re.compile(rf"(?<!\w)({names})[\s:=*|-]{{1,6}}(?:is )?(?:an? )?\*{{0,2}}(knight|knave)(?!\w)", re.IGNORECASE)
+
+
+def roles(problem: Problem, text: str) -> list[tuple[str, bool]]:
+    """Return each statement of a role, such as ("zoey", True) for `Zoey is a knight` or `Zoey: knight`."""
+    return [(match[1].lower(), match[2].lower() == "knight") for match in _said(problem).finditer(text)]
+
+
+def _truths(problem: Problem, stated: Sequence[tuple[str, bool]]) -> tuple[bool, ...] | None:
+    """Return the last role of each person, in the order of the names, or None if a person has no role."""
+    last = dict(stated)
+    names = [name.lower() for name in problem.meta["names"]]
+    return tuple(last[name] for name in names) if all(name in last for name in names) else None

@@ -2,40 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from rorqual.core.errors import DataError
 from rorqual.core.rows import DataRow, read_rows
-from rorqual.tasks.answer import final_answer, math_equal, math_verify
 from rorqual.tasks.base import Problem, Split, Verdict
+from rorqual.tasks.expressions import math_verify, verify_latex
+from rorqual.tasks.marked_task import VERSION, MarkedTask
+from rorqual.tasks.marks import BOXED, last_line, unwrapped
 from rorqual.tasks.rows import SAMPLES, FileTask, files, normal
 
+FORMULA = re.compile(
+    r"\$\$([^$]+)\$\$|\$([^$]+)\$|\\\((.{1,1000}?)\\\)|\\\[(.{1,1000}?)\\\]|(?<![\w.,/])(-?[0-9][0-9,]*(?:\.[0-9]+)?(?:/[0-9]+)?)(?!\w)",
+    re.DOTALL,
+)
+"""A formula, or a number outside formulas."""
 
-class Math500(FileTask):
+
+class Math500(FileTask, MarkedTask):
     """MATH-500 problems for evaluation, from rows with `problem`, `answer` (LaTeX), `solution`, `subject` and `level`.
 
-    A reply is right if its final expression (see `rorqual.tasks.reply` and `expressions`) equals the gold answer:
-
-    - In `a = b = c` the last side counts. In `a \\approx 0.3` the left side counts. A chain of different constants (`3 = 4`) is wrong.
-    - Sets and lists match in any order. Tuples and intervals match in order and with the same brackets. A set never equals a tuple.
-    - An inequality in one variable is an interval: `2 \\le x < 5` is `[2, 5)`. `x < 2 or x > 3` is a union of intervals.
-    - A number in base 8 equals only the same digits in base 8. If a reply gives the right digits without a base, it is
-      ungraded. "315 in base eight" and "in octal: 315" are supported. Units are compared only if reply and gold answer
-      both have units.
-    - If a reply states a count and the items ("5 such integers, namely ..."), the form of the gold answer decides which of
-      the two is compared.
-      "1 in 4", "5 out of 8", "a ratio of 1:4" and "11 times the square root of 2" are supported.
-    - Decimals are exact: 0.333333 is not 1/3, and 3.14 is not pi. If the gold answer is a word or a letter, the reply must
-      assert it, not deny it.
-    - If two values look equally final and one is right, the reply is ungraded.
-      Examples of two final values: "the center is $(3, -2)$ and the radius is $5$", `x = 5, y = 7`.
-    - A reply with the right parts in another form is ungraded if only the question can tell whether that form is allowed.
-      Examples of another form: `A = 6, B = 31` for `(6, 31)`, or a tuple for a column vector.
-      A reply in unsupported notation (`\\setminus`) is ungraded.
-    - An otherwise wrong reply without an answer marker is ungraded if its last sentence also states the gold answer
-      (rule 8 of `reply`).
-    - math-verify compares all answers except single numbers and words. A second comparison checks 25 digits, because
-      math-verify rounds to 6 digits.
+    The prompt asks for the mark `\\boxed{EXPRESSION}`. A reply is right if its last box equals the gold answer (see
+    `rorqual.tasks.expressions`). Several boxes that are joined by "and" or a comma are one list. Decimals are exact: 0.333333 is not 1/3.
+    A unit matters only if both have a unit. `read=last` reads the last box, formula or number of the reply.
 
     `data` is one file, or a folder with a file `*test*.jsonl`. If `data` is None, the packaged sample is used.
     If the gold answer does not parse, every reply is ungraded.
@@ -43,6 +33,7 @@ class Math500(FileTask):
     """
 
     name = "math500"
+    mark = BOXED
 
     def __init__(self, data: Path | None = None, timeout: int = 5) -> None:
         super().__init__(data or SAMPLES / "math500")
@@ -61,17 +52,23 @@ class Math500(FileTask):
     def _problem(self, row: DataRow) -> Problem:
         return Problem(
             key=f"math500 {normal(row.get('problem'))}",
-            prompt=row.get("problem"),
-            answer=row.get("answer"),
+            prompt=self.mark.asked(row.get("problem"), "EXPRESSION"),
+            answer=self.mark.write(row.get("answer")),
             family=row.get("subject") if "subject" in row.values else "math500",
             level=str(row.values.get("level", "")),
             steps=row.values.get("solution"),
             meta={"where": row.where},
+            version=VERSION,
         )
 
-    def canonical_answer(self, problem: Problem, reply: str) -> str | None:
-        """See `Task.canonical_answer`. Formulas are compared as text, so 1/2 and 0.5 are different votes."""
-        return "".join(final_answer(reply).split()) or None
+    def value(self, problem: Problem, text: str) -> str | None:
+        """Return the marked LaTeX without white space. Majority votes compare it as text, so 1/2 and 0.5 are different votes."""
+        return " ".join(text.split()) or None
 
-    def grade(self, problem: Problem, reply: str) -> Verdict:
-        return math_equal(problem.answer, reply, timeout=self.timeout)
+    def last_value(self, problem: Problem, reply: str) -> str | None:
+        found = [(match.end(), match[match.lastindex or 0]) for match in FORMULA.finditer(reply)]
+        found += [(box.end, box.text) for box in self.mark.find_all(reply)]
+        return self.value(problem, unwrapped(max(found)[1] if found else last_line(reply)))
+
+    def same(self, problem: Problem, gold: str, value: str) -> Verdict:
+        return verify_latex(gold, value, timeout=self.timeout)

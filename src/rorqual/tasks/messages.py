@@ -8,9 +8,12 @@ from rorqual.core.conversations import read_conversation
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message
 from rorqual.core.rows import DataRow, read_rows
-from rorqual.tasks.answer import final_answer, final_number, whole_number
+from rorqual.tasks.answer import answer_number, final_answer
 from rorqual.tasks.base import Problem, Split, Verdict
 from rorqual.tasks.rows import FileTask, carve, held_out, normal
+
+VERSION = 2
+"""Version 2: a sentence around a number ("It is 18") is not read."""
 
 
 class Asked(Problem):
@@ -26,8 +29,8 @@ class Messages(FileTask):
     r"""Problems from rows that `rorqual train sft data=FILE` also reads.
 
     A row has `messages`, or `prompt` and `completion`, or `question` and `answer`.
-    A reply is right if its final answer equals the final answer of the gold reply. The final answer is the text at an
-    answer marker (`\boxed{}`, `####`, `answer:`) or, without a marker, the last line. Numbers are compared by value.
+    A reply is right if its final answer equals the final answer of the gold reply. The final answer is the marked text (`\boxed{}`,
+    `####`, `Answer:`, `<answer>`) or, without a mark, the last line. Numbers are compared by value, and a unit may follow them.
     Answers that are not numbers are compared without regard to case and white space.
     `data` is a file, or a folder with `*train*` and `*test*` files.
     """
@@ -36,6 +39,10 @@ class Messages(FileTask):
 
     def __init__(self, data: Path) -> None:
         super().__init__(data)
+
+    @property
+    def versions(self) -> dict[str, int]:
+        return {self.name: VERSION}
 
     def load(self, split: Split) -> list[Problem]:
         paths = held_out(self.data, split, {"train": "train", "test": "test"})
@@ -57,19 +64,21 @@ class Messages(FileTask):
             family="messages",
             steps=reply.reasoning,
             meta={"where": row.where, "messages": tuple(before)},
+            version=VERSION,
         )
 
     def canonical_answer(self, problem: Problem, reply: str) -> str | None:
         """See `Task.canonical_answer`. The type of the gold answer decides whether replies are compared as numbers or as text."""
-        if whole_number(final_answer(problem.answer)) is None:
+        if answer_number(problem.answer) is None:
             return normal(final_answer(reply)) or None
-        number = final_number(reply)
+        number = answer_number(reply)
         return None if number is None else str(number)
 
+    def is_marked(self, problem: Problem, reply: str) -> bool:
+        return self.canonical_answer(problem, reply) is not None
+
     def grade(self, problem: Problem, reply: str) -> Verdict:
-        gold = final_answer(problem.answer)
-        if not gold:
+        gold = self.canonical_answer(problem, problem.answer)
+        if gold is None:
             return Verdict.UNGRADED
-        number = whole_number(gold)
-        same = final_number(reply) == number if number is not None else normal(final_answer(reply)) == normal(gold)
-        return Verdict.RIGHT if same else Verdict.WRONG
+        return Verdict.RIGHT if self.canonical_answer(problem, reply) == gold else Verdict.WRONG

@@ -1,10 +1,12 @@
-"""Units of time, money, length, weight and volume that graders convert."""
+"""Units of time, money, length, area, weight and volume."""
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 
 _UNITS: dict[str, tuple[str, int | Fraction]] = {
+    "h": ("s", 3600), "hr": ("s", 3600), "in": ("in", 1), "ft": ("in", 12), "lb": ("oz", 16),
     "second": ("s", 1), "minute": ("s", 60), "min": ("s", 60), "hour": ("s", 3600), "day": ("s", 86400), "week": ("s", 604800),
     "cent": ("$", Fraction(1, 100)), "dollar": ("$", 1), "$": ("$", 1), "mm": ("m", Fraction(1, 1000)), "cm": ("m", Fraction(1, 100)),
     "centimeter": ("m", Fraction(1, 100)), "m": ("m", 1), "meter": ("m", 1), "metre": ("m", 1), "km": ("m", 1000),
@@ -17,6 +19,15 @@ _UNITS: dict[str, tuple[str, int | Fraction]] = {
 }  # fmt: skip
 
 
-def unit_of(word: str) -> tuple[str, int | Fraction] | None:
-    """Return the quantity that a unit measures and the unit's size in base units, or None for an unknown word."""
-    return _UNITS.get(word.lower()) or _UNITS.get(word.lower().removesuffix("s"))
+_POWER = re.compile(r"(square |sq\.? |cubic )?([A-Za-z]+)(?:\^\{?([23])\}?|([²³]))?")
+_POWERS = {"square ": 2, "sq ": 2, "sq. ": 2, "cubic ": 3, "2": 2, "3": 3, "²": 2, "³": 3}
+
+
+def unit_of(words: str) -> tuple[str, Fraction] | None:
+    """Return the quantity that a unit measures, such as "m" or "m^2", and the unit's size in base units, or None for an unknown unit."""
+    match = _POWER.fullmatch(words.lower())
+    known = match and (_UNITS.get(match[2]) or _UNITS.get(match[2].removesuffix("s")))
+    if not match or not known:
+        return None
+    power = _POWERS.get(match[1] or match[3] or match[4] or "", 1)
+    return f"{known[0]}^{power}", Fraction(known[1]) ** power

@@ -191,6 +191,8 @@ def predicted(name: str, task: Examples, problems: Sequence[Problem], replies: S
                 reply=reply,
                 reasoning=None,
                 verdict=safe_grade(task, problem, reply) if reply else Verdict.WRONG,
+                last=safe_grade(task, problem, reply, read="last") if reply else Verdict.WRONG,
+                unmarked=not task.is_marked(problem, reply),
                 tokens=0,
                 thinking_tokens=0,
                 thought=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,6 +147,8 @@ def results_json(found: TeachResults, sentences: Sequence[str], opened: int) -> 
             "of": one.row.graded,
             "interval": vars(one.row.interval),
         }
+        if not math.isnan(one.row.last):
+            row |= {"unmarked": one.row.unmarked, "last": one.row.last}
         if one.ahead is not None:
             row |= {"difference": one.ahead.difference.mean, "difference_interval": vars(one.ahead.difference.interval)}
             row |= {"p": one.ahead.p_value, "gained": one.ahead.gained, "lost": one.ahead.lost}
@@ -155,12 +158,24 @@ def results_json(found: TeachResults, sentences: Sequence[str], opened: int) -> 
 
 def results_table(found: TeachResults) -> Table:
     """Return one row for each baseline, best last, and one for the taught model."""
-    heads = ("", "right %", "95 % interval", "taught model, points more", "95 % interval", "p", "gained", "lost")
+    heads = (
+        "",
+        "right %",
+        "95 % interval",
+        "unmarked %",
+        "last %",
+        "taught model, points more",
+        "95 % interval",
+        "p",
+        "gained",
+        "lost",
+    )
     return Table(title="on the test split", heads=heads, rows=[_cells(one) for one in found.by_accuracy])
 
 
 def _cells(one: Result) -> tuple[str, ...]:
-    start = (one.name, percent(one.row.accuracy), percent_interval(one.row.interval))
+    accuracy = (percent(one.row.accuracy), percent_interval(one.row.interval))
+    start = (one.name, *accuracy, percent(one.row.unmarked), percent(one.row.last))
     if one.ahead is None:
         return (*start, "", "", "", "", "")
     ahead = one.ahead

@@ -742,9 +742,9 @@ MUTANTS = (
     one(
         "the page does not get the run's prompts",
         "issue 17: example prompts",
-        "serve/ui.py",
-        "service.prompts",
-        "()",
+        "serve/run.py",
+        "prompts=run.prompts(),",
+        "prompts=(),",
         "tests/serve/test_serve_options.py::test_a_run_is_named_after_its_folder_and_dated_by_its_checkpoint",
     ),
     one(

@@ -33,13 +33,13 @@ def compare(
 
     from rorqual.evals import compare as paired
     from rorqual.evals.evaluation import Evaluation
-    from rorqual.evals.table import comparison_table, version_note
+    from rorqual.evals.table import comparison_table, reading_note, version_note
 
     for old, new in evaluation_pairs(before, after):
         first, second = Evaluation.load(old), Evaluation.load(new)
         rows = paired.compare(first, second, grain=chosen.grain)
         print(comparison_table(rows, title=f"{new} - {old}, paired"))
-        if note := version_note(first):
+        for note in filter(None, (reading_note({"before": first, "after": second}), version_note(first))):
             print(note)
 
 

@@ -40,7 +40,7 @@ class ServeSettings(Placement):
         le=2**63 - 1,
         description="maximum tokens of an engine step; fewer shorten the delay that a long prompt causes for others",
     )
-    ui: bool | None = Field(None, description="serve the chat page at /; default: if Gradio is installed")
+    ui: bool = Field(True, description="serve the chat page at /")
     operator: str = Field("default", description="tenant that may read the metrics of all tenants")
     stall: float = Field(
         30, ge=0.1, le=3600, description="disconnect a client that reads nothing for this many seconds"

@@ -31,7 +31,7 @@ from rorqual.engine.grammar.constraint import Checked, Constraint, Delayed, Forb
 from rorqual.engine.grammar.queue import CompileQueue, CompileTask
 from rorqual.engine.grammar.refusal import refusal
 from rorqual.engine.grammar.source import check_pattern, choice_pattern, parse_calls, parse_schema
-from rorqual.engine.grammar.trial import Part, TrialProcess
+from rorqual.engine.grammar.trial import TrialGrammar, TrialProcess
 from rorqual.engine.grammar.trial_process import Unusable, build_matcher, build_vocabulary
 from rorqual.engine.request import Grammar
 
@@ -198,7 +198,7 @@ class Grammars:
         with self._building:  # the first thread computes the cached properties, and other threads wait
             library, lexicon, _ = self._library, self.lexicon, self._vocabulary
 
-        def check(*parts: Part) -> None:
+        def check(*parts: TrialGrammar) -> None:
             found = trial.find_error(parts, self._source, stopped)
             if found:
                 raise refusal(grammar.kind, found["error"], found["name"])
@@ -208,7 +208,7 @@ class Grammars:
         if grammar.kind == "json_schema":
             schema = parse_schema(grammar.source)
             text = schema_text(library, schema)
-            check(Part(text, schema))
+            check(TrialGrammar(text, schema))
             validator = SchemaValidator(schema)
             fault = lambda ids: validator.fault(self._tokenizer.decode(ids))  # noqa: E731
             return Compiled(build_matcher(self._vocabulary, text), lexicon, fault=fault)
@@ -218,7 +218,7 @@ class Grammars:
             pattern = choice_pattern(grammar.source) if grammar.kind == "choice" else check_pattern(grammar.source)
             text = str(library.LLMatcher.grammar_from_regex(pattern))
         if grammar.kind not in NEED_NO_TRIAL:
-            check(Part(text))
+            check(TrialGrammar(text))
         return Compiled(build_matcher(self._vocabulary, text), lexicon)
 
     def _build_calls(self, grammar: Grammar, library: Any, lexicon: Lexicon, check: Callable[..., None]) -> Compiled:
@@ -230,15 +230,15 @@ class Grammars:
             )
         calls = parse_calls(grammar.source)
         # Each schema is tried alone, so that an error names its function.
-        alone = [Part(schema_text(library, schema), schema, name) for name, schema in calls.functions.items()]
-        alone += [] if calls.answer is None else [Part(schema_text(library, calls.answer), calls.answer)]
+        alone = [TrialGrammar(schema_text(library, schema), schema, name) for name, schema in calls.functions.items()]
+        alone += [] if calls.answer is None else [TrialGrammar(schema_text(library, calls.answer), calls.answer)]
         check(*alone)
         _ = spelling.closing  # computed here, not in the engine's loop
         usable = lexicon.usable.copy()
         usable[spelling.marks] = True
         options = options_of(*(json.dumps(part.schema) for part in alone))
         text = str(library.LLMatcher.grammar_from_lark(spelling.lark(calls, options)))
-        check(Part(text))
+        check(TrialGrammar(text))
         validators = {name: SchemaValidator(schema) for name, schema in calls.functions.items()}
         answers = None if calls.answer is None else SchemaValidator(calls.answer)
         fault = CallsValidator(spelling, validators, answers).fault

@@ -24,14 +24,14 @@ class CompileTask(Future[T]):
         self._trial: TrialProcess | None = None
 
     def run(self, trial: TrialProcess) -> None:
-        """Run the task, and set the result."""
+        """Run the task, and set the result. An error of the work is the future's error, and is raised as well."""
         self._trial = trial
         try:
             result = self._work(trial, self._stopped)
         except BaseException as error:
             self.set_exception(error)
-        else:
-            self.set_result(result)
+            raise
+        self.set_result(result)
 
     def cancel(self) -> bool:
         """Cancel the task if it has not started, and kill its trial if it runs."""
@@ -71,12 +71,16 @@ class CompileQueue(Generic[T]):
             trial.close()
 
     def _run(self) -> None:
-        while (task := self._next()) is not None:
-            trial = self._idle.pop()
+        if (task := self._next()) is None:
+            return
+        trial = self._idle.pop()
+        try:
             task.run(trial)
+        finally:
             with self._lock:
                 self._idle.append(trial)
                 self._busy.discard(task.tenant)
+            self._threads.submit(self._run)  # the tenant may have a further task
 
     def _next(self) -> CompileTask[T] | None:
         """Claim the next task of a tenant that has no running task."""

@@ -19,7 +19,7 @@ EXCEEDED = f"compiling it takes more than {SECONDS} s of CPU time or {MEMORY >> 
 
 
 @dataclass(frozen=True)
-class Part:
+class TrialGrammar:
     """A grammar in llguidance's format. `schema` is the JSON schema that finished answers are validated against, if any."""
 
     text: str
@@ -37,7 +37,7 @@ class TrialProcess:
         self._lock = threading.Lock()
 
     def find_error(
-        self, parts: Sequence[Part], tokenizer: Mapping[str, Any], stopped: threading.Event
+        self, parts: Sequence[TrialGrammar], tokenizer: Mapping[str, Any], stopped: threading.Event
     ) -> dict[str, str]:
         """Return the name and the error of the first part that cannot be used, or {}.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rorqual.core.records import write_atomic
 from rorqual.evals.evaluation import GradedSample, Row
-from rorqual.evals.table import baseline, percent, percent_interval, version_note
+from rorqual.evals.table import baseline, percent, percent_interval, reading_note, version_note
 from rorqual.recipes.quickstart.charts import SETTINGS, charts, rows_by_family
 from rorqual.recipes.quickstart.claims import TOPICS, claims, claims_table, overview_table, student_claims
 from rorqual.recipes.quickstart.findings import Findings, StageCost, read_findings, series, total_cost
@@ -71,6 +71,7 @@ def report_text(findings: Findings, pictures: Mapping[str, DrawnChart]) -> str:
             row.ungraded for when, mode, _, _ in SETTINGS for row in findings.evaluations[when, mode].rows("all")
         ),
         versions=version_note(auto),
+        readings=reading_note({f"{when}, {mode}": one for (when, mode), one in findings.evaluations.items()}),
         accuracy=accuracy_table(findings),
         changes=changes_table(findings),
         costs=costs_table(stages, findings.summary.core_hour),

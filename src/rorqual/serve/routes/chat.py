@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from rorqual.core.prompts import unlike
 from rorqual.core.records import Tool
 from rorqual.data.chat.stops import Stops
 from rorqual.data.chat.stream import Piece
@@ -49,6 +50,10 @@ class ChatShape(Shape[ChatRequest]):
 
     def ignored(self) -> list[str]:
         return [] if self.service.chat.thinks else list(self.wanted.modes())
+
+    def notes(self) -> dict[str, str]:
+        [first, *more] = self._messages
+        return {"x-rorqual-unlike": "1"} if not more and unlike(first.label, self.service.prompts) else {}
 
     def texts(self) -> Iterator[tuple[str, list[str]]]:
         calls = (call for message in self._messages for call in message.tool_calls)

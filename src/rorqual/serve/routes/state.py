@@ -13,16 +13,21 @@ from rorqual.serve.openapi import document
 from rorqual.serve.service import Service
 
 router = APIRouter()
+EXAMPLES = 2
+"""Number of prompts in the model's card."""
 
 
 def _card(service: Service) -> dict[str, Any]:
-    info = service.bridge.info
+    info, temperature = service.bridge.info, service.task.temperature
     return {
         "id": service.name,
         "object": "model",
         "created": service.created,
         "owned_by": "rorqual",
         "max_model_len": 0 if info is None else info.max_len,
+        "thinks": service.chat.thinks,
+        "temperature": service.defaults.temperature if temperature is None else temperature,
+        "examples": list(service.prompts[:EXAMPLES]),
     }
 
 

@@ -91,6 +91,9 @@ class Families(Task):
     def canonical_answer(self, problem: Problem, reply: str) -> str | None:
         return _family(problem).canonical_answer(problem, reply)
 
+    def is_marked(self, problem: Problem, reply: str) -> bool:
+        return self.canonical_answer(problem, reply) is not None
+
 
 def _of_split(family: Family, difficulty: int, split: Split, rng: random.Random) -> Iterator[Problem]:
     while True:

@@ -1,0 +1,61 @@
+"""Base class of the tasks whose prompt tells the model how to mark its answer."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+from rorqual.tasks.base import Problem, Task, Verdict
+from rorqual.tasks.marks import spoken
+
+VERSION = 2
+"""Version 2 of these tasks: the prompt asks for a mark, and only the marked answer is graded."""
+
+
+class MarkedTask(Task):
+    """A task that reads the marked answer of a reply as a value, and compares this value with that of the gold answer.
+
+    `Problem.answer` is the marked gold answer, such as `#### 18`. A reply is right if its last mark holds one value, and this value
+    equals that of the gold answer. Without a mark, or with a mark that holds no value or two ("18 or 19"), it is unmarked and wrong.
+    If the gold answer has no value, all replies are ungraded.
+    """
+
+    @property
+    def versions(self) -> dict[str, int]:
+        return {self.name: VERSION}
+
+    @abstractmethod
+    def value(self, problem: Problem, text: str) -> Any:
+        """Return the value of a marked text in a form in which `==` compares it, or None if the text is not one value."""
+
+    @abstractmethod
+    def last_value(self, problem: Problem, reply: str) -> Any:
+        """Return the last value in the text of a reply, marked or not, or None."""
+
+    def marked_value(self, problem: Problem, reply: str) -> Any:
+        """Return the value that a reply marks, or None if the reply is unmarked."""
+        text = self.mark.find(reply)
+        return None if text is None else self.value(problem, text)
+
+    def same(self, problem: Problem, gold: Any, value: Any) -> Verdict:
+        """Compare a value with that of the gold answer."""
+        return Verdict.RIGHT if gold == value else Verdict.WRONG
+
+    def grade(self, problem: Problem, reply: str) -> Verdict:
+        return self._judge(problem, self.marked_value(problem, reply))
+
+    def grade_last(self, problem: Problem, reply: str) -> Verdict:
+        return self._judge(problem, self.last_value(problem, spoken(reply)))
+
+    def is_marked(self, problem: Problem, reply: str) -> bool:
+        return self.marked_value(problem, reply) is not None
+
+    def canonical_answer(self, problem: Problem, reply: str) -> str | None:
+        value = self.marked_value(problem, reply)
+        return None if value is None else str(value)
+
+    def _judge(self, problem: Problem, value: Any) -> Verdict:
+        gold = self.marked_value(problem, problem.answer)
+        if gold is None:
+            return Verdict.UNGRADED
+        return Verdict.WRONG if value is None else self.same(problem, gold, value)

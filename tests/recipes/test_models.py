@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rorqual.core.errors import ConfigError
 from rorqual.model.account import account
 from rorqual.model.attention import GQAConfig
 from rorqual.model.decoder import Decoder
@@ -31,11 +30,3 @@ def test_a_student_has_a_quarter_of_its_teachers_active_parameters(size: str, vo
     assert all(width % 8 == 0 for width in (student.hidden_size, attention.head_dim, ffn.intermediate_size))
     assert 2 <= ffn.intermediate_size / student.hidden_size <= 4
     assert (student.vocab_size, student.max_position_embeddings) == (vocab, 128)
-
-
-def test_more_layers_are_narrower_and_a_vocabulary_too_large_is_refused() -> None:
-    teacher = v3_like("small", vocab_size=263, context=128)
-    shallow, deep = (student_like(teacher, layers=n) for n in (2, 4))
-    assert shallow.hidden_size > deep.hidden_size
-    with pytest.raises(ConfigError, match="smaller vocabulary"):
-        student_like(v3_like("tiny", vocab_size=50_000, context=64), share=0.01)

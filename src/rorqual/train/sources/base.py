@@ -5,11 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from rorqual.core.config import Kind, RowLength
 from rorqual.data.chat import ChatFormat
-from rorqual.data.pack import Batch
+from rorqual.data.stream import Stream
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.rollout_engine import RolloutEngine
 from rorqual.model.decoder import Decoder
@@ -62,13 +62,6 @@ class Source(ABC):
     @abstractmethod
     def step(self, step: int) -> Step:
         """Return the batches of step `step`, counted from 0."""
-
-
-class Stream(Protocol):
-    """Rows of packed documents by step."""
-
-    def batch(self, step: int) -> Batch:
-        """Return the rows of step `step`."""
 
 
 class StreamSource(Source):

@@ -35,7 +35,8 @@ from rorqual.train.batch import TrainBatch
 from rorqual.train.loop import fit
 from rorqual.train.objectives import GRPO, NextToken
 from rorqual.train.sources import Materials
-from rorqual.train.sources.rollouts import Scored, pack_rollouts
+from rorqual.train.sources.rollouts import pack_rollouts
+from rorqual.train.sources.sampler import Scored
 from rorqual.train.workers import compare, gradient, workers
 
 

@@ -173,12 +173,6 @@ def test_start_is_the_run_that_weights_come_from(recipe: str, start: Path) -> No
     assert run.start.run == str(start) and run.model.hidden_size == 32 and run.recipe == recipe
 
 
-@pytest.mark.parametrize("recipe", ["pretrain", "sft", "distil"])
-def test_a_fresh_model_has_its_tokenizers_vocabulary(recipe: str, start: Path) -> None:
-    run = make_run(recipe, least(recipe, "start", start) | {"tokenizer": "bpe:300"})
-    assert run.model.vocab_size == 300
-
-
 def test_what_the_recipes_fix() -> None:
     """Rates, schedules and balance of each, as docs/LOG.md chose them."""
     supervised = {

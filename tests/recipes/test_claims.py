@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,9 +17,6 @@ from rorqual.recipes.quickstart.claims import (
     TOPICS,
     ask,
     claims,
-    claims_table,
-    overview_table,
-    points,
     student_claims,
 )
 from rorqual.recipes.quickstart.findings import ExpertsReport, Findings, Summary
@@ -113,36 +109,3 @@ def test_each_claim_has_the_figures_of_its_comparison(which: str) -> None:
         assert "one-sided, Holm-corrected" in item.claim.how
     assert [item.claim.p_value for item in asked] == pytest.approx(holm_values([row.p_value for _, row, _ in expected]))
     assert len({item.claim.estimate for item in asked}) > len(asked) / 2
-
-
-def test_no_student_no_claims_of_one() -> None:
-    assert student_claims(replace(findings(), students={})) == []
-
-
-def test_each_share_is_from_its_evaluation() -> None:
-    found = findings()
-
-    def share(when: str, mode: Any, measure: Any) -> float:
-        return float(np.mean([measure(s) for s in found.evaluations[when, mode].samples]))
-
-    rights = {name: found.right(*name) for name in found.evaluations}  # type: ignore[arg-type]
-    assert rights == pytest.approx({name: share(*name, is_right) for name in found.evaluations})
-    thoughts = [found.thought(when) for when in ("before", "after")]
-    assert thoughts == pytest.approx([share(when, "auto", did_think) for when in ("before", "after")])
-    assert len({*rights.values(), *thoughts}) == 8
-    assert found.share("distilled") == found.students["distilled", "auto"].rows("all")[0].accuracy
-    assert found.share("distilled", "on") is None
-
-
-def test_the_tables_have_each_claim_once_with_its_figures() -> None:
-    asked = claims(findings())
-    rows = {row[0]: row for row in claims_table(asked).rows if len(row) > 1}
-    assert rows.keys() == {item.claim.text for item in asked}
-    for item in asked:
-        row = rows[item.claim.text]
-        low, high = item.claim.interval.low, item.claim.interval.high
-        assert row[4:6] == (points(item.claim.estimate), f"[{points(low)}, {points(high)}]")
-        assert row[1].endswith(item.claim.sign)
-    at_a_glance = overview_table(asked)
-    assert [row[0] for row in at_a_glance.rows] == ["f", "g"] and len(at_a_glance.heads) == 1 + len(TOPICS)
-    assert [points(v) for v in (0.123, -0.05, 0.0, -0.0001)] == ["+12.3", "−5.0", "0.0", "0.0"]

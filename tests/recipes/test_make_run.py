@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 
 import pytest
@@ -10,10 +9,7 @@ import pytest
 from rorqual.core.config import read_yaml, to_yaml
 from rorqual.core.errors import CheckpointError, ConfigError
 from rorqual.core.records import RunDir
-from rorqual.model.init import build
-from rorqual.recipes import make_run, recipe_names
-from rorqual.recipes.find import RECIPES
-from rorqual.recipes.models import v3_like
+from rorqual.recipes import make_run
 from rorqual.train.loop import fit
 from rorqual.train.objectives import MultiToken
 from rorqual.train.run import BFLOAT16, FLOAT32, Run, agreement
@@ -54,12 +50,6 @@ def test_a_deep_model_may_differ_by_what_its_layers_round() -> None:
     assert agreement("bfloat16", 32) == BFLOAT16
 
 
-def test_from_is_start(start: Path) -> None:
-    run = make_run("grpo", {"task": "families:add", "from": str(start), "row": "96", "max_tokens": "8"})
-    assert run.start.run == str(start)
-    assert run.model == make_run("sft", LETTERS).model, "the model is the one it starts from"
-
-
 @pytest.mark.parametrize(
     ("recipe", "values", "said"),
     [
@@ -79,6 +69,9 @@ def test_from_is_start(start: Path) -> None:
         ("sft", {}, r"requires data=FILE or task=NAME"),
         ("grpo", {"task": "families"}, r"requires from="),
         ("pretrain", {}, r"requires data="),
+        ("sft", {**LETTERS, "extensions": "1"}, r"unknown key 'extensions'"),
+        ("sft", {**LETTERS, "extensions.0.from_step": "1"}, r"unknown key 'extensions.0.from_step'"),
+        ("on_policy", {}, r"requires teacher=, from=, task="),
     ],
 )  # fmt: skip
 def test_what_cannot_be_meant_is_refused_by_its_key(recipe: str, values: dict[str, str], said: str) -> None:
@@ -96,37 +89,3 @@ def test_run_yaml_repeats_the_run(changes: dict[str, str], tmp_path: Path) -> No
     run = make_run("sft", {**LETTERS, **changes})
     (tmp_path / "run.yaml").write_text(to_yaml(run), encoding="utf-8")
     assert read_yaml(Run, tmp_path / "run.yaml") == run
-
-
-def test_every_recipe_says_what_it_does_and_has_a_default_for_all_but_its_object() -> None:
-    names = recipe_names()
-    assert set(names) == {"pretrain", "sft", "grpo", "distil", "on_policy"} and all(names.values())
-    needed = {
-        n: [p.name for p in inspect.signature(r).parameters.values() if p.default is p.empty]
-        for n, r in RECIPES.items()
-    }
-    own = ["teacher", "start", "task"]
-    assert needed == {"pretrain": ["data"], "sft": [], "grpo": ["task", "start"], "distil": ["data"], "on_policy": own}
-
-
-@pytest.mark.parametrize("size", ["tiny", "small", "medium"])
-def test_a_model_of_ours_is_built_as_deepseek_v3(size: str) -> None:
-    config = v3_like(size, vocab_size=300, context=64)  # type: ignore[arg-type]
-    dense, routed = config.stages[0], config.stages[1]
-    assert dense.layers == 1 and dense.ffn.kind == "dense" and routed.ffn.kind == "moe"
-    moe = routed.ffn
-    assert moe.router.scoring_func == "sigmoid" and moe.router.score_bias and moe.n_shared_experts == 1  # type: ignore[attr-defined]
-    assert moe.n_experts() >= 8 * moe.experts_per_token(), "at most one in eight is active"
-    assert moe.experts_per_token() > 1, "one normalised gate is 1: its router would not learn"
-    assert config.num_nextn_predict_layers == 1 and {s.attention.kind for s in config.stages} == {"mla"}
-    if size == "tiny":
-        assert len(build(config, seed=0).routers()) == 2
-
-
-def test_an_old_key_still_works_and_says_its_new_name(start: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    values = {"task": "families", "from": str(start)}
-    old, new = make_run("grpo", values | {"mends": "v32"}), make_run("grpo", values | {"variant": "v32"})
-    assert old == new != make_run("grpo", values)
-    assert capsys.readouterr().err == "rorqual: mends= is now variant=; the old name works until the next version\n"
-    with pytest.raises(ConfigError, match="unknown key 'mends'"):
-        make_run("sft", {"task": "families", "mends": "v32"})

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
-from rorqual.core.errors import ConfigError
-from rorqual.core.records import RunDir
 from rorqual.model.account import account
 from rorqual.model.attention import GQAConfig
 from rorqual.model.decoder import Decoder
 from rorqual.model.ffn import DenseConfig
-from rorqual.model.presets import preset
-from rorqual.recipes import make_run
 from rorqual.recipes.models import student_like, v3_like
-from rorqual.train.loop import fit
 
 
 @pytest.mark.parametrize("size", ["tiny", "small", "medium"])
@@ -37,31 +30,3 @@ def test_a_student_has_a_quarter_of_its_teachers_active_parameters(size: str, vo
     assert all(width % 8 == 0 for width in (student.hidden_size, attention.head_dim, ffn.intermediate_size))
     assert 2 <= ffn.intermediate_size / student.hidden_size <= 4
     assert (student.vocab_size, student.max_position_embeddings) == (vocab, 128)
-
-
-def test_it_is_the_shape_that_a_preset_of_qwen3_has() -> None:
-    qwen, ours = (
-        config.stages[0].attention.model_dump()
-        for config in (preset("qwen3-0.6b"), student_like(v3_like("small", vocab_size=263, context=128)))
-    )
-    free = {"num_attention_heads", "num_key_value_heads", "head_dim", "rope"}
-    assert {k: v for k, v in qwen.items() if k not in free} == {k: v for k, v in ours.items() if k not in free}
-
-
-def test_more_layers_are_narrower_and_a_vocabulary_too_large_is_refused() -> None:
-    teacher = v3_like("small", vocab_size=263, context=128)
-    shallow, deep = (student_like(teacher, layers=n) for n in (2, 4))
-    assert shallow.hidden_size > deep.hidden_size
-    with pytest.raises(ConfigError, match="smaller vocabulary"):
-        student_like(v3_like("tiny", vocab_size=50_000, context=64), share=0.01)
-
-
-def test_it_trains_by_the_name_of_its_size_and_goes_on(tmp_path: Path) -> None:
-    given = {"task": "families", "steps": "1", "rows": "2", "row": "128"}
-    run = make_run("sft", given | {"size": "tiny-student"})
-    assert run.model == student_like(v3_like("tiny", vocab_size=263, context=128))
-    fit(run, RunDir(tmp_path / "a"), quiet=True)
-    again = {"task": "families", "problems": "2", "samples": "2", "row": "128", "max_tokens": "8", "steps": "1"}
-    reinforced = make_run("grpo", again | {"from": str(tmp_path / "a"), "options": "{families: [add]}"})
-    assert reinforced.model == run.model
-    assert make_run("sft", given | {"size": "student", "row": "128"}).model.hidden_size == 40

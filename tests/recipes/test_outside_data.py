@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -11,10 +10,8 @@ import pytest
 from rorqual.core.errors import ConfigError, DataError
 from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
-from rorqual.data.tokenizer import Tokenizer
 from rorqual.model.init import build
 from rorqual.recipes import make_run
-from rorqual.tasks.find import load_task
 from rorqual.tasks.rows import SAMPLES
 from rorqual.train.batch import TrainBatch
 from rorqual.train.loop import fit
@@ -45,15 +42,6 @@ def test_a_task_learns_from_files_named_by_data(name: str, tmp_path: Path) -> No
         batch(ours)
 
 
-def test_a_task_reads_its_files_once(tmp_path: Path) -> None:
-    shutil.copytree(SAMPLES / "gsm8k", tmp_path / "gsm8k")
-    task = load_task("gsm8k", data=tmp_path / "gsm8k")
-    first = list(task.problems("train", 3))
-    shutil.rmtree(tmp_path / "gsm8k")
-    assert list(task.problems("train", 3)) == first
-    assert {p.key for p in task.problems("train", 4)} == {p.key for p in first}
-
-
 def test_a_worked_problem_longer_than_a_row_is_refused_with_its_line_or_skipped() -> None:
     given = {"task": "gsm8k", "size": "tiny", "rows": "2"}
     with pytest.raises(DataError, match=r"train\.jsonl:\d+: a worked problem of \d+ tokens does not fit a row of 64"):
@@ -71,26 +59,6 @@ def test_rows_longer_than_the_context_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_conversations_become_a_run_that_goes_on_to_more(tmp_path: Path) -> None:
-    file = tmp_path / "chat.jsonl"
-    rows = [{"question": f"say {i}", "answer": str(i), "reasoning": "easy"} for i in range(9)]
-    file.write_bytes(b"\n".join(json.dumps(row).encode() for row in rows))
-    given = {"data": str(file), "rows": "2", "row": "64", "steps": "2"}
-    fit(make_run("sft", given | {"size": "tiny"}), RunDir(tmp_path / "a"), quiet=True)
-    more = make_run("sft", given | {"from": str(tmp_path / "a")})
-    state = fit(more, RunDir(tmp_path / "b"), quiet=True)
-    assert state.step == 2 and Tokenizer.load(RunDir(tmp_path / "b").tokenizer_file) == state.tokenizer
-
-
 def test_a_tables_columns_point_to_the_task_that_reads_them() -> None:
     with pytest.raises(DataError, match="task=NAME"):
         batch(make_run("sft", {"data": str(SAMPLES / "knights" / "train.parquet"), "size": "tiny"}))
-
-
-def test_text_is_split_where_nanogpt_splits_it(tmp_path: Path) -> None:
-    file = tmp_path / "text.txt"
-    file.write_text("abcdefghij" * 101 + "xyz", encoding="utf-8")  # 1,013 characters: the cut is at 911
-    run = make_run("pretrain", {"data": str(file), "size": "tiny", "rows": "1", "row": "64"})
-    seen = {int(token) for step in range(40) for token in batch(run, step).targets.flatten()}
-    tokenizer = Tokenizer.byte_level()
-    assert seen == set(tokenizer.encode("abcdefghij"))

@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 from html import escape, unescape
 from html.parser import HTMLParser
 
 import pytest
 
-from rorqual.core.errors import ConfigError, DataError
+from rorqual.core.errors import DataError
 from rorqual.evals.evaluation import Evaluation
-from rorqual.recipes.quickstart.charts import CLOCK_CHART, SETTINGS, charts
+from rorqual.recipes.quickstart.charts import charts
 from rorqual.recipes.quickstart.claims import TOPICS, claims, student_claims
 from rorqual.recipes.quickstart.findings import read_findings, read_records
-from rorqual.recipes.quickstart.report import build_report, hardest, report_text, scientific
+from rorqual.recipes.quickstart.report import build_report, report_text
 from rorqual.recipes.quickstart.student_charts import student_charts
 from rorqual.tasks.base import Verdict
 
@@ -138,29 +137,6 @@ def test_pictures_lie_beside_the_report_in_both_schemes(folder, report):
     assert report.count("(prefers-color-scheme: dark)") == len(names)
 
 
-def test_the_control_is_drawn_beside_what_grpo_changed(folder):
-    """Before GRPO, made to think: without it the rise looks like better thinking."""
-    findings = read_findings(folder)
-    drawn = all_charts(findings)
-    labels = [label for _, _, label, _ in SETTINGS]
-    panels = (drawn["accuracy"], *drawn["accuracy-by-level"].panels)
-    assert all([series.label for series in panel.series] == [*labels, "best baseline"] for panel in panels)
-    for row in findings.evaluations["before", "on"].rows("family"):
-        assert f"(before GRPO, made to think: {row.accuracy:.0%})" in drawn["accuracy"].alt
-        place = drawn["accuracy"].labels.index(row.family)
-        series = drawn["accuracy"].series[labels.index("before GRPO, made to think")]
-        assert series.points[place] == (place, row.accuracy)
-        assert (series.low[place], series.high[place]) == (row.interval.low, row.interval.high)
-
-
-def test_only_the_clock_charts_show_the_clock(folder):
-    findings = read_findings(folder)
-    slower = [stage.model_copy(update={"seconds": 99, "core_seconds": 98}) for stage in findings.summary.stages]
-    summary = findings.summary.model_copy(update={"stages": tuple(slower)})
-    old, new = all_charts(findings), all_charts(type(findings)(**{**vars(findings), "summary": summary}))
-    assert {name for name in old if old[name] != new[name]} == {CLOCK_CHART, f"{CLOCK_CHART}-students"}
-
-
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_file_is_named_and_nothing_is_written(student_folder, name):
     (student_folder / name).unlink()
@@ -174,9 +150,6 @@ def test_a_wrong_file_is_named(quickstart_folder):
     good = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(good | {"layers": [1, 2]}), encoding="utf-8")
     with pytest.raises(DataError, match=r"experts.json: share must be \[2 layers\]\[6 families\]"):
-        build_report(quickstart_folder)
-    path.write_text(json.dumps(good | {"share": "none"}), encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"experts.json: key 'share'"):
         build_report(quickstart_folder)
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(DataError, match=r"experts.json: the file is not valid JSON"):
@@ -203,32 +176,10 @@ def test_a_dense_model_and_a_run_without_a_student_have_no_such_sections(quickst
     assert not {"experts", "load", "students"} & all_charts(read_findings(quickstart_folder)).keys()
 
 
-def test_records_without_the_keys_are_shown_as_not_recorded(quickstart_folder):
-    for name, stage in (("base", "sft"), ("teacher", "grpo")):
-        lines = b"".join(json.dumps({"step": n, "stage": stage, "reward": None}).encode() + b"\n" for n in range(3))
-        (quickstart_folder / name / "metrics.jsonl").write_bytes(lines)
-    chart = all_charts(read_findings(quickstart_folder))["learning-curves"]
-    assert "Fine-tuning loss went from not recorded" in chart.alt and not any(panel.series for panel in chart.panels)
-    assert "at most" not in words(quickstart_folder, "learning")
-    (quickstart_folder / "base" / "metrics.jsonl").write_bytes(b'{"stage": "grpo"}\n')
-    with pytest.raises(DataError, match=r"metrics.jsonl: no record of stage 'sft'"):
-        build_report(quickstart_folder)
-
-
 def test_a_step_done_twice_counts_as_last_written(tmp_path):
     lines = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}, {"step": 2, "loss": 1.0}]
     (tmp_path / "metrics.jsonl").write_bytes(b"".join(json.dumps(line).encode() + b"\n" for line in lines) + b'{"st')
     assert read_records(tmp_path, "sft") == [lines[0], lines[2]]
-
-
-def test_transcripts_are_chosen_by_rule(folder):
-    own = [s for s in read_findings(folder).evaluations["after", "auto"].samples if s.family == "sorting"]
-    assert hardest(own) == next(sample for sample in own if sample.level == "10")
-    assert hardest([]) is None
-
-
-def test_numbers_are_set_as_in_print():
-    assert [scientific(v) for v in (0, 1234567.0, 9.1e12)] == ["0", "1.23 × 10⁶", "9.10 × 10¹²"]
 
 
 # ---- the student
@@ -258,23 +209,11 @@ def test_the_student_is_said_to_be_no_more_than_it_is(folder, student_folder, ad
     assert "is right more often is open. Accuracy on held-out" in words(turned, "students")
 
 
-def test_the_first_paragraphs_show_a_problem_of_each_family_of_the_student(folder):
-    samples = read_findings(folder).students["distilled", "auto"].samples
-    lede = words(folder).partition("only on problems such as: ")[2].partition(". At other families")[0]
-    assert {s.family for s in samples if s.prompt in lede.split("; ")} == {s.family for s in samples}
-
-
-def test_costs_are_sums_of_stages_and_called_equal_only_where_they_are(folder, student_folder):
+def test_costs_are_sums_of_stages(folder):
     text = words(folder, "students")
     assert (
         "took 100 core-seconds, including the teacher's samples, and GRPO 95. The ratio is 1.05, about equal." in text
     )
-    path = student_folder / "summary.json"
-    summary = json.loads(path.read_bytes())
-    for stage in summary["stages"]:
-        stage["core_seconds"] = 60.0 if stage["name"] == "reinforcing" else stage["core_seconds"]
-    path.write_text(json.dumps(summary), encoding="utf-8")
-    assert "not equal, so the comparison is not fair" in words(student_folder, "students")
 
 
 def test_the_ledger_is_shown_with_its_price_and_money_for_what_was_solved(folder):
@@ -283,37 +222,3 @@ def test_the_ledger_is_shown_with_its_price_and_money_for_what_was_solved(folder
     row = text.partition("reinforcing ")[2]
     cents, per_million = 100 * 95 / 3600 * 0.05, 1e6 * 95 / 3600 * 0.05 / 500
     assert f"{cents:,.3f} 500 {per_million:,.2f}" in row
-
-
-def requests_of(page, tmp_path, scheme):
-    """Addresses that `page` made Chromium ask for, and what it drew. The browser's own calls (for its updates, its
-    clock) name no initiator; those of a page, which is opened from a file, do."""
-    found = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome", "chrome")]
-    browser = next(filter(None, found), None)
-    assert browser, "No Chromium here: apt-get update && apt-get install -y chromium"
-    log, shot = tmp_path / f"net-{scheme}.json", tmp_path / f"shot-{scheme}.png"
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-extensions"]
-    command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", f"--blink-settings=preferredColorScheme={scheme}"]
-    command += [f"--log-net-log={log}", f"--screenshot={shot}", "--window-size=900,1200", page.as_uri()]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
-    assert shot.stat().st_size > 10_000
-    found = [event.get("params", {}) for event in json.loads(log.read_text(encoding="utf-8"))["events"]]
-    asked = {event["url"] for event in found if event.get("initiator", "not an origin") != "not an origin"}
-    return asked, shot.read_bytes()
-
-
-@pytest.mark.browser
-def test_a_browser_makes_no_request_in_light_and_dark(folder, report, tmp_path):
-    page = folder / "report.html"
-    pictures_seen = []
-    for scheme in (1, 0):
-        urls, shot = requests_of(page, tmp_path, scheme)
-        assert urls == set()
-        pictures_seen.append(shot)
-    assert pictures_seen[0] != pictures_seen[1]
-    # The twin that shows the log would tell: one picture from elsewhere, and it is seen.
-    leaky = tmp_path / "leaky.html"
-    leaky.write_text(report.replace("<header>", '<header><img alt="" src="http://example.invalid/x.png">'), "utf-8")
-    urls, _ = requests_of(leaky, tmp_path, 1)
-    assert urls == {"http://example.invalid/x.png"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -10,18 +9,14 @@ from typing import Any
 import pytest
 
 from rorqual.core.config import override
-from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.model.account import account
 from rorqual.recipes import make_run
 from rorqual.recipes.quickstart import QuickstartPaths
 from rorqual.recipes.quickstart.report import REPORT_FILE
-from rorqual.recipes.quickstart.stages import describe, routed
-from rorqual.recipes.quickstart.summary import TRAININGS, model_facts, tells, trained_cost
-from rorqual.recipes.start import start_settings, supervised
+from rorqual.recipes.quickstart.summary import TRAININGS, is_current
+from rorqual.recipes.start import start_settings
 from rorqual.train.loop import fit
-from rorqual.train.objectives import MultiToken, NextToken, SequenceBalance
 from rorqual.train.run import FLOAT32, Run
 
 LITTLE = {"task": "families:add", "size": "tiny", "rows": "2", "row": "96", "steps": "1"}
@@ -106,108 +101,24 @@ def test_a_fresh_run_speaks_what_its_tokenizer_has_marks_for(tmp_path: Path) -> 
     assert start_settings("", "bpe:270", "tiny", 40)[1].vocab_size == 270
 
 
-def test_what_supervised_recipes_train(start: Path) -> None:
-    model = make_run("sft", LITTLE).model
-    for modules in (0, 1, 2):
-        found = supervised(model.model_copy(update={"num_nextn_predict_layers": modules}), 0.25)
-        assert found[0] == NextToken() and found[-1] == SequenceBalance(coefficient=0.25)
-        assert list(found[1:-1]) == ([MultiToken(depth=modules)] if modules else [])
-    assert supervised(model) == (NextToken(), MultiToken(depth=1))
-
-
 # ---- keys
-
-
-@pytest.mark.parametrize("key", ["extensions", "extensions.0.from_step", "start"])
-def test_what_the_loop_writes_is_no_setting(key: str, start: Path) -> None:
-    if key == "start":  # `from` is its name; `start` is read all the same
-        assert make_run("sft", LITTLE | {"start": str(start)}).start.run == str(start)
-        return
-    with pytest.raises(ConfigError, match=f"unknown key '{key}'"):
-        make_run("sft", LITTLE | {key: "1"})
-
-
-def test_all_that_is_missing_is_named_by_its_key() -> None:
-    with pytest.raises(ConfigError, match="requires teacher=, from=, task="):
-        make_run("on_policy", {})
-    with pytest.raises(ConfigError, match=r"requires task=\n"):
-        make_run("grpo", {"from": "x"})
 
 
 # ---- the quickstart's summary
 
 
-def test_a_stages_cost_is_of_all_its_records(tmp_path: Path) -> None:
-    """What was trained on and what was sampled for it; the base student is trained in two runs."""
-    place = QuickstartPaths(tmp_path)
-    for number, name in enumerate(TRAININGS, start=1):
-        place.run(name).path.mkdir()
-        lines = [
-            {"step": 1, "tokens": 10**number, "flops": 7},
-            {"step": 2, "tokens": 1, "flops": 5, "sampled_tokens": 2, "right": number},
-        ]
-        place.run(name).metrics_file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        assert trained_cost(place.run(name)) == {"tokens": 10**number + 3, "flops": 12, "solved": number}
-
-
-def report(place: QuickstartPaths, told: dict[str, Any]) -> None:
+def test_a_report_is_drawn_again_where_a_file_that_it_shows_is_newer(tmp_path: Path) -> None:
+    place, then = QuickstartPaths(tmp_path), 10**18
     place.evals.mkdir()
-    for name in TRAININGS:
-        place.run(name).path.mkdir()
-        place.run(name).metrics_file.write_text("{}\n", encoding="utf-8")
-    place.evaluation("before-on").write_text("{}", encoding="utf-8")
-    place.summary.write_text(json.dumps(told), encoding="utf-8")
-    (place.out / REPORT_FILE).write_text("report", encoding="utf-8")
-    for file in place.out.rglob("*"):
-        os.utime(file, ns=(10**18, 10**18))
-
-
-def test_a_report_is_drawn_again_where_it_does_not_tell_of_what_lies_here(tmp_path: Path) -> None:
-    told = {
-        "seed": 1,
-        "stages": [{"name": "a", "tokens": 3, "flops": 4, "seconds": 1.5, "core_seconds": 2.0, "spent_tokens": 9}],
-    }
-    place = QuickstartPaths(tmp_path)
-    report(place, told)
-    assert tells(place, told)
-    for key, same in (
-        ("seconds", True),
-        ("core_seconds", True),
-        ("spent_tokens", True),
-        ("tokens", False),
-        ("flops", False),
-    ):
-        other = told | {"stages": [told["stages"][0] | {key: 77}]}  # type: ignore[index]
-        assert tells(place, other) is same, key
-    assert not tells(place, told | {"seed": 2}) and not tells(place, told | {"stages": []})
-    newer = [place.run("base").metrics_file, place.run("reinforced").metrics_file, place.evaluation("before-on")]
-    for file in newer:
-        os.utime(file, ns=(10**18 + 1, 10**18 + 1))
-        assert not tells(place, told), file.name
-        os.utime(file, ns=(10**18, 10**18))
-    assert tells(place, told)
+    files = [*(place.run(name).metrics_file for name in TRAININGS), place.evaluation("before-on"), place.summary]
+    for file in (*files, tmp_path / REPORT_FILE):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("{}", encoding="utf-8")
+        os.utime(file, ns=(then, then))
+    assert is_current(place)
+    for file in files[:-1]:
+        os.utime(file, ns=(then + 1, then + 1))
+        assert not is_current(place), file.name
+        os.utime(file, ns=(then, then))
     (tmp_path / REPORT_FILE).unlink()
-    assert not tells(place, told)
-
-
-def test_a_models_facts_are_its_own_account(start: Path) -> None:
-    model = make_run("sft", LITTLE | {"from": str(start)}).model
-    a = account(model, context=model.max_position_embeddings, cache_value_bytes=4)
-    facts = {
-        "total": a.total,
-        "active": a.active,
-        "cache_bytes_per_token": a.cache_bytes,
-        "flops_per_token": a.flops,
-        "mtp": a.mtp,
-    }
-    assert model_facts(RunDir(start)) == facts and a.mtp > 0
-    first, second = describe("teacher", model)
-    assert (
-        first
-        == f"teacher: {a.total:,} parameters, {a.active:,} active per token ({a.active / a.total:.0%}), MTP {a.mtp:,} more"
-    )
-    assert (
-        second
-        == f"  {a.cache_bytes:,} cache bytes per token (fp32), {a.flops:,} forward FLOPs per token at 96 positions"
-    )
-    assert routed(model) == 16 and routed(make_run("sft", LITTLE | {"size": "tiny-student"}).model) == 0
+    assert not is_current(place)

@@ -9,7 +9,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
 
 from rorqual.evals.evaluation import Evaluation
@@ -67,40 +66,6 @@ def test_five_seeds_give_a_verdict_and_four_do_not(
     assert five["t_interval_99"] == pytest.approx([student.low, student.high], abs=2e-4)
     assert five["interval_99"][0] > 0 and five["interval_99"] != five["t_interval_99"]
     assert one["t_interval_99"] is None
-
-
-def test_every_verdict_is_kept_and_gives_the_means_again(
-    seeds: ModuleType, folders: list[Path], found: dict[str, Any]
-) -> None:
-    kept = {name: (one, lines) for one in found["verdicts"] for name, lines in one["right"].items()}
-    assert set(kept) == {*seeds.TEACHER, *seeds.STUDENTS}
-    for name, (_, lines) in kept.items():
-        for folder, line in zip(folders, lines, strict=True):
-            right = Evaluation.load(folder / "evals" / f"{name}.json").rows("all")[0].accuracy
-            assert np.mean([mark == "1" for mark in line if mark != "-"]) == pytest.approx(right)
-
-
-def test_student_and_teacher_are_compared_by_choice_and_made_to_think(
-    folders: list[Path], found: dict[str, Any]
-) -> None:
-    questions = found["questions"]
-    for words, mode in (("own choice", "auto"), ("made to think", "on")):
-        title = next(t for t in questions if "teacher against distilled" in t and words in t)
-        row = questions[title]["all"][0]
-        for side, name in (("before", "teacher"), ("after", "distilled")):
-            one = Evaluation.load(folders[0] / "evals" / f"student-{name}-{mode}.json").rows("all")[0]
-            assert row[side] == pytest.approx(one.accuracy, abs=1e-4)
-
-
-def test_the_table_has_both_intervals_and_the_verdict(seeds: ModuleType, found: dict[str, Any]) -> None:
-    lines = seeds.table(found).split("\n")
-    rows = {row["family"]: row for row in found["questions"][OWN]["family"]}
-    assert len(lines) == 2 + len(rows)
-    for line in lines[2:]:
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        row = rows[cells[0]]
-        both = [f"[{100 * row[k][0]:.1f}, {100 * row[k][1]:.1f}]" for k in ("interval_99", "t_interval_99")]
-        assert cells[3] == f"{100 * row['difference']:+.1f} {' '.join(both)}" and cells[4] == row["verdict"]
 
 
 def test_a_result_of_before_is_judged_again_from_its_figures(seeds: ModuleType, found: dict[str, Any]) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -38,24 +36,8 @@ def done(dense: RunDir) -> Path:
     return out
 
 
-def lines(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
 def weights(run: Path) -> dict[str, torch.Tensor]:
     return dict(load_run(RunDir(run)).state_dict())
-
-
-def test_the_new_model_is_the_dense_one_while_all_positions_fit(dense: RunDir, done: Path) -> None:
-    one, two = load_run(dense), load_run(RunDir(done / "indexers"))
-    tokens = torch.randint(200, (2, 40), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        a, b = (model.logits(model(tokens).hidden) for model in (one, two))
-    size = float(a.abs().max())
-    assert float((a - b)[:, :9].abs().max()) < 1e-5 * size
-    assert float((a - b)[:, 20:].abs().amax()) > 1e-3 * size
-    attention = two.config.stages[0].attention.model_dump()
-    assert (attention["index_topk"], attention["index_n_heads"], attention["index_head_dim"]) == (9, 3, 32)
 
 
 def test_the_seed_draws_the_indexers(dense: RunDir, done: Path, tmp_path: Path) -> None:
@@ -76,13 +58,6 @@ def test_the_warmup_trains_indexers_alone_and_sparse_training_everything(done: P
     assert set(load_file(next(iter(sorted((done / "warmup").glob("step-*")))) / "adapter.safetensors")) == {
         name for name in added if ".indexer." in name
     }
-
-
-def test_the_indexer_learns_what_attention_does(done: Path) -> None:
-    losses = [line["dense_index_kl"] for line in lines(done / "warmup")]
-    assert losses[-1] < 0.8 * losses[0]
-    kept = [line["index_kl"] for line in lines(done / "sparse")]
-    assert all(0 < value < losses[0] for value in kept)
 
 
 def test_each_stage_gets_its_settings_and_the_data_of_the_dense_run(dense: RunDir, done: Path) -> None:
@@ -110,18 +85,6 @@ def test_every_recipe_trains_the_indexers_of_a_sparse_model_and_of_no_other(
         for start in (dense.path, done / "sparse")
     ]
     assert kinds[1] == [*kinds[0], "sparse"]
-
-
-def test_a_sparse_model_that_samples_trains_its_indexers(dense: RunDir, done: Path, tmp_path: Path) -> None:
-    values = {"from": str(done / "sparse"), "teacher": str(dense.path), "task": "families", "steps": "1", "lr": "1e-2"}
-    fit(
-        make_run("on_policy", values | {"problems": "2", "samples": "2", "max_tokens": "12"}),
-        tmp_path / "run",
-        quiet=True,
-    )
-    before, after = weights(done / "sparse"), weights(tmp_path / "run")
-    name = "layers.0.attention.indexer.wq_b.weight"
-    assert not torch.equal(before[name], after[name]) and lines(tmp_path / "run")[0]["index_kl"] > 0
 
 
 def test_a_sparse_model_without_its_objective_and_the_objective_without_a_sparse_model_are_refused(
@@ -165,16 +128,6 @@ def test_complete_stages_are_not_repeated_and_other_settings_are_refused(dense: 
     ):
         with pytest.raises(ConfigError, match="another model or seed, or have other settings"):
             sparsify(dense, done, config.model_copy(update=change), quiet=True)
-
-
-def test_a_budget_of_the_whole_row_is_dense_and_said(
-    dense: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = SparsifyConfig(index_topk=128, warmup=1, steps=1, rows=2)
-    sparsify(dense, tmp_path / "out", config)
-    assert (
-        "index_topk=128 is not below the row length 128: attention stays dense in training" in capsys.readouterr().out
-    )
 
 
 @pytest.mark.parametrize(

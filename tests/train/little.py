@@ -29,7 +29,8 @@ from rorqual.train.optim import AdamWConfig, MuonConfig
 from rorqual.train.run import Run
 from rorqual.train.schedule import Schedule
 from rorqual.train.sources import Materials, Source, SourceConfig, Step
-from rorqual.train.sources.rollouts import Scored, pack_rollouts
+from rorqual.train.sources.rollouts import pack_rollouts
+from rorqual.train.sources.sampler import Scored
 from rorqual.train.state import CLOCK_FIELDS, State, make_tokenizer, restore, write_start
 from rorqual.train.workers import Update, gradient, workers
 
@@ -165,13 +166,49 @@ def records(path: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k not in CLOCK_FIELDS} for line in lines]
 
 
-def train_with(run: Run, out: RunDir, wrap: Callable[[Source, Decoder], Source]) -> State:
-    """`fit`, with the run's source wrapped: `wrap(source, model)`."""
+Hook = Callable[[Source, Decoder, int], Step]
+
+
+class Hooked(Source):
+    """A source whose steps come from `hook(source, model, step)`."""
+
+    def __init__(self, source: Source, model: Decoder, hook: Hook) -> None:
+        self.source, self.model, self.hook = source, model, hook
+
+    def step(self, step: int) -> Step:
+        return self.hook(self.source, self.model, step)
+
+
+def interrupted_at(at: int) -> Hook:
+    """Ctrl-C at a step."""
+
+    def hook(source: Source, model: Decoder, step: int) -> Step:
+        if step == at:
+            raise KeyboardInterrupt
+        return source.step(step)
+
+    return hook
+
+
+def watch(run: Run, out: Path) -> list[Step]:
+    """Train, and return what each step gave."""
+    seen: list[Step] = []
+
+    def hook(source: Source, model: Decoder, step: int) -> Step:
+        seen.append(source.step(step))
+        return seen[-1]
+
+    train_with(run, RunDir(out), hook)
+    return seen
+
+
+def train_with(run: Run, out: RunDir, hook: Hook) -> State:
+    """`fit`, with the steps that `hook` gives."""
     ids = make_tokenizer(run)
     state = restore(run, out, ids)
     source = run.source.build(Materials(state.model, ids, chat_format(ids, run.chat), run.seed, 1))
     write_start(run, out, ids)
-    _train(run, out, state, wrap(source, state.model), 1, True)
+    _train(run, out, state, Hooked(source, state.model, hook), 1, True)
     return state
 
 
@@ -182,16 +219,11 @@ class Watched(SourceConfig):
     _seen: list[tuple[dict[str, Tensor], Step]] = PrivateAttr(default_factory=list)
 
     def build(self, materials: Materials) -> Source:
-        return Watching(self.inner.build(materials), materials.model, self._seen)
+        return Hooked(self.inner.build(materials), materials.model, self._watch)
 
-
-class Watching(Source):
-    def __init__(self, source: Source, model: Decoder, seen: list[tuple[dict[str, Tensor], Step]]) -> None:
-        self.source, self.model, self.seen = source, model, seen
-
-    def step(self, step: int) -> Step:
-        self.seen.append((weights_of(self.model), self.source.step(step)))
-        return self.seen[-1][1]
+    def _watch(self, source: Source, model: Decoder, step: int) -> Step:
+        self._seen.append((weights_of(model), source.step(step)))
+        return self._seen[-1][1]
 
 
 def weights_of(model: Decoder) -> dict[str, Tensor]:

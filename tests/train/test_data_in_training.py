@@ -7,21 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from little import ROW, TASK, documents, loud, packed, padded, records, sft_run, tiny, tokenizer, train_with, update_of
+from little import ROW, TASK, documents, loud, packed, sft_run, tiny, tokenizer, train_with, update_of
 
 from rorqual.core.errors import DataError, NumericsError
-from rorqual.core.records import Message, RunDir
+from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
 from rorqual.data.pack import Sample, pack, pack_rows
 from rorqual.model import Decoder
-from rorqual.recipes.pretrain import pretrain
 from rorqual.recipes.sft import sft
 from rorqual.tasks.find import load_task
 from rorqual.train.batch import TrainBatch
 from rorqual.train.checkpoint import save_checkpoint
 from rorqual.train.loop import fit
 from rorqual.train.objectives import MultiToken, NextToken, Objective
-from rorqual.train.sources import Materials, Source, Step
+from rorqual.train.sources import Source, Step
 from rorqual.train.sources.worked import worked_sample
 
 BOTH: tuple[Objective, ...] = (NextToken(), MultiToken())
@@ -45,15 +44,6 @@ def test_a_packed_document_gives_the_logits_it_gives_alone() -> None:
         assert close(here, model.logits(alone.hidden[0]))
         ahead = model.predict_further(alone.hidden, torch.tensor([sample.ids]))[0].hidden[0]
         assert close(model.logits(further[row, start : start + length - 1]), model.logits(ahead))
-
-
-def test_a_row_without_a_trained_token_adds_nothing() -> None:
-    model, samples = loud(tiny()), documents(12, count=3)
-    silent = Sample(samples[0].ids, [False] * len(samples[0]))
-    one = update_of(model, BOTH, padded(samples))
-    other = update_of(model, BOTH, padded([*samples, silent]), parts=4)
-    for a, b in zip(one.grads, other.grads, strict=True):
-        assert float((a - b).abs().max()) <= 1e-5 * float(a.abs().max())
 
 
 def test_a_batch_without_a_trained_token_is_no_nan() -> None:
@@ -88,23 +78,18 @@ def test_only_masked_tokens_are_trained() -> None:
     assert update_of(model, BOTH, batch, parts=2).loss == update.loss
 
 
-class Poisoned(Source):
+@torch.no_grad()
+def poisoned(source: Source, model: Decoder, step: int) -> Step:
     """From step 3 on a weight is not a number."""
-
-    def __init__(self, source: Source, model: Decoder) -> None:
-        self.source, self.model = source, model
-
-    @torch.no_grad()
-    def step(self, step: int) -> Step:
-        if step == 2:
-            self.model.layers[1].ffn.experts.down_proj[3, 2, 1] = math.nan
-        return self.source.step(step)
+    if step == 2:
+        model.layers[1].ffn.experts.down_proj[3, 2, 1] = math.nan
+    return source.step(step)
 
 
 def test_a_nan_stops_the_run_and_the_older_checkpoint_is_still_there(tmp_path: Path) -> None:
     out = RunDir(tmp_path / "run")
     with pytest.raises(NumericsError, match="nan"):
-        train_with(sft_run(5), out, Poisoned)
+        train_with(sft_run(5), out, poisoned)
     assert out.steps() == [1, 2] and out.newest_complete()[0] == 2
     straight = RunDir(tmp_path / "straight")
     fit(sft_run(5), straight, quiet=True)
@@ -138,40 +123,9 @@ def test_the_end_of_the_turn_is_trained(think: bool) -> None:
     assert trained.count(ids.end_think) == 1
 
 
-def test_a_conversation_with_two_thoughts_trains_both(tmp_path: Path) -> None:
-    """An earlier turn loses its reasoning where the next is rendered: it is trained in a rendering of its own."""
-    file = tmp_path / "two.jsonl"
-    turn = '{"role": "user", "content": "%s"}, {"role": "assistant", "content": "%s", "reasoning_content": "%s"}'
-    file.write_text('{"messages": [' + turn % ("a", "b", "cc") + ", " + turn % ("d", "e", "ff") + "]}\n", "utf-8")
-    run = sft(data=str(file), size="tiny", rows=2, row=32)
-    ids = tokenizer()
-    source = run.source.build(Materials(loud(tiny()), ids, chat_format(ids, "deepseek"), 0, 1))
-    batch = source.step(0).batches[0]
-    trained = ids.decode(batch.targets[batch.loss_mask > 0].tolist(), specials=True)
-    assert "cc" in trained and "ff" in trained and trained.count("b<") == trained.count("e<") == trained.count("cc<")
-    assert Message("assistant", "b", "cc").reasoning == "cc"
-
-
 def test_a_set_of_nothing_to_train_on_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     file = tmp_path / "silent.jsonl"
     file.write_text('{"messages": [{"role": "user", "content": "hello"}]}\n', "utf-8")
     with pytest.raises(DataError, match="nothing to train on"):
         fit(sft(data=str(file), size="tiny", rows=2, row=32, steps=1), RunDir(tmp_path / "run"), quiet=True)
     assert not (tmp_path / "run").exists()
-
-
-def test_pretraining_learns_its_text(tmp_path: Path) -> None:
-    file = tmp_path / "text.txt"
-    file.write_text("the whale takes in an ocean and keeps what matters. " * 60, "utf-8")
-    run = pretrain(data=str(file), size="tiny", steps=24, rows=2, row=32)
-    optim = run.optim.model_copy(update={"schedule": sft_run().optim.schedule})
-    fit(run.model_copy(update={"optim": optim, "save_seconds": 1e9}), RunDir(tmp_path / "run"), quiet=True)
-    losses = [step["loss/next_token"] for step in records(tmp_path / "run")]
-    assert losses[0] > 5 and losses[-1] < 3.5
-
-
-def test_it_trains_in_bf16(tmp_path: Path) -> None:
-    fit(sft_run(8, save_seconds=1e9, dtype="bfloat16"), RunDir(tmp_path / "low"), quiet=True)
-    fit(sft_run(8, save_seconds=1e9), RunDir(tmp_path / "high"), quiet=True)
-    low, high = (records(tmp_path / name)[-1]["loss"] for name in ("low", "high"))
-    assert low == pytest.approx(high, rel=0.05)

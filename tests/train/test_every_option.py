@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import torch
-from little import ROW, TASK, Watched, loud, packed, rollouts, sampled, sft_run, tiny, tokenizer, update_of
+from little import ROW, TASK, Watched, sft_run, tokenizer
 from pydantic import SerializeAsAny
-from test_distil import beside, documents, student, teacher
 
 from rorqual.core.errors import DataError
 from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
-from rorqual.model import build
 from rorqual.model.load.run import load_run
 from rorqual.train.batch import TrainBatch
 from rorqual.train.loop import fit
-from rorqual.train.objectives import GRPO, AuxBalance, Distil, MultiToken, NextToken, Objective, SequenceBalance
 from rorqual.train.run import Run
 from rorqual.train.sources import (
     ConversationsConfig,
@@ -160,26 +157,6 @@ def test_conversations(option: str, base: Path, tmp_path: Path) -> None:
     differs(ConversationsConfig, least, option, str(tmp_path / f"{value}.jsonl") if option == "data" else value, base)
 
 
-def test_seeds_reach_the_sources(base: Path, tmp_path: Path) -> None:
-    """A run's seed decides what its source draws, and in which order it reads a file."""
-    (tmp_path / "text").write_text(" ".join(map(str, range(300))), encoding="utf-8")
-    lines = [
-        {"messages": [{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": f"a{i}"}]}
-        for i in range(30)
-    ]
-    (tmp_path / "chat.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    sources = [
-        TextConfig(data=str(tmp_path / "text"), rows=2, row=24),
-        ConversationsConfig(data=str(tmp_path / "chat.jsonl"), rows=2, row=64),
-        WorkedConfig(task=NUMBERS, think=0.0, rows=2, row=ROW),
-        RolloutConfig(task=NUMBERS, problems=2, samples=2, max_tokens=5, row=ROW),
-        OnPolicyConfig(teacher=str(base), task=NUMBERS, problems=2, samples=2, max_tokens=5, row=ROW),
-    ]
-    for source in sources:
-        assert told(first_step(source, base, 0)) == told(first_step(source, base, 0))
-        assert told(first_step(source, base, 0)) != told(first_step(source, base, 1)), source.kind
-
-
 def test_no_option_of_a_source_is_forgotten_here() -> None:
     """`max_age` is in test_rollout_sources.py: an engine on the trained tensors is never late."""
     assert set(ConversationsConfig.model_fields) == {"kind", *CONVERSATIONS}
@@ -188,76 +165,6 @@ def test_no_option_of_a_source_is_forgotten_here() -> None:
 
 
 # ---- objectives
-
-GRPO_OPTIONS: dict[str, tuple[dict[str, Any], Any]] = {
-    "coefficient": ({}, 0.5),
-    "clip_low": ({}, 0.02),
-    "clip_high": ({}, 0.02),
-    "per": ({}, "sequence"),
-    "max_tokens": ({"per": "constant", "max_tokens": 12}, 7),
-    "temperature": ({}, 0.5),
-    "importance_sampling_level": ({}, "sequence"),
-    "loss_type": ({}, "cispo"),
-    "tis_cap": ({}, 1.01),
-    "beta": ({}, 0.5),
-    "kl": ({"beta": 0.5}, "unbiased"),
-    "off_policy_delta": ({}, 1e-3),
-}
-DISTIL_OPTIONS: dict[str, tuple[dict[str, Any], Any]] = {
-    "coefficient": ({}, 0.5),
-    "divergence": ({}, "reverse"),
-    "alpha": ({"divergence": "skewed"}, 0.6),
-    "temperature": ({"tail": "renormalise"}, 2.0),
-    "tail": ({}, "renormalise"),
-}
-
-
-def moved(one: Objective, two: Objective, batch: TrainBatch, model: Any) -> bool:
-    found = [update_of(model, (objective,), batch, parts=2) for objective in (one, two)]
-    same = [torch.allclose(a, b, rtol=1e-4, atol=1e-9) for a, b in zip(found[0].grads, found[1].grads, strict=True)]
-    return not all(same)
-
-
-@pytest.mark.parametrize("option", GRPO_OPTIONS)
-def test_grpo(option: str) -> None:
-    more, value = GRPO_OPTIONS[option]
-    model = loud(tiny())
-    batch = rollouts(sampled(model))
-    assert batch.sampled_logprobs is not None
-    noise = torch.randn(batch.tokens.shape, generator=torch.Generator().manual_seed(0))
-    batch = replace(
-        batch,
-        sampled_logprobs=batch.sampled_logprobs + 0.2 * noise,
-        old_logprobs=batch.sampled_logprobs,
-        reference_logprobs=batch.sampled_logprobs + 0.5 * noise.roll(1),
-    )
-    assert moved(GRPO(**more), GRPO(**more | {option: value}), batch, model)
-    assert not moved(GRPO(**more), GRPO(**more), batch, model)
-
-
-@pytest.mark.parametrize("option", DISTIL_OPTIONS)
-def test_distil(option: str) -> None:
-    more, value = DISTIL_OPTIONS[option]
-    ours, batch = student(), beside(packed(documents(5)), teacher(), 5)
-    assert moved(Distil(**more), Distil(**more | {option: value}), batch, ours)
-
-
-def test_no_option_of_an_objective_is_forgotten_here() -> None:
-    assert set(GRPO.model_fields) == {"kind", *GRPO_OPTIONS}
-    assert set(Distil.model_fields) == {"kind", "sampling_temperature", *DISTIL_OPTIONS}
-
-
-@pytest.mark.parametrize("kind", [NextToken, MultiToken, SequenceBalance])
-def test_a_coefficient_scales_the_loss_and_its_gradient(kind: type[Objective]) -> None:
-    model, batch = loud(tiny()), packed(documents(1))
-    one, half = (update_of(model, (kind(coefficient=c),), batch, parts=2) for c in (1.0, 0.5))
-    assert half.loss == pytest.approx(one.loss / 2) and one.loss > 0
-    assert any(bool(g.any()) for g in one.grads)
-    for a, b in zip(one.grads, half.grads, strict=True):
-        torch.testing.assert_close(b, a / 2, rtol=1e-4, atol=1e-9)
-    assert (
-        AuxBalance().coefficient == 0.01 and SequenceBalance().coefficient == 1e-4 and MultiToken().coefficient == 0.3
-    )
 
 
 # ---- runs
@@ -271,20 +178,6 @@ def test_a_runs_seed_makes_its_weights(tmp_path: Path) -> None:
     one, same, two = (started(sft_run(seed=seed), tmp_path / "run") for seed in (0, 0, 1))
     name = "layers.0.attention.o_proj.weight"
     assert torch.equal(one[name], same[name]) and not torch.equal(one[name], two[name])
-
-
-def test_a_runs_seed_makes_its_adapter(base: Path, tmp_path: Path) -> None:
-    data = sft_run().model_dump() | {"start": {"run": str(base)}, "tune": {"kind": "lora", "r": 4}}
-    one, same, two = (started(Run.model_validate(data | {"seed": seed}), tmp_path / "run") for seed in (0, 0, 1))
-    name = "layers.0.attention.o_proj.lora_A"
-    assert torch.equal(one[name], same[name]) and not torch.equal(one[name], two[name])
-
-
-def test_settings_of_a_model_reach_its_weights() -> None:
-    config = tiny()
-    wide = config.model_copy(update={"initializer_range": 0.5})
-    one, two = (build(c, seed=0).state_dict()["layers.0.attention.o_proj.weight"] for c in (config, wide))
-    assert torch.allclose(two, one * 10, rtol=1e-5)
 
 
 @pytest.mark.parametrize("sample", [1, 3])

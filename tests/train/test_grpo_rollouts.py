@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from little import engine_of, grpo_run, loud, records, rollouts, sampled, tiny, train_with, update_of
-from pydantic import ValidationError
-from torch import Tensor
+from little import (
+    engine_of,
+    grpo_run,
+    interrupted_at,
+    loud,
+    records,
+    rollouts,
+    sampled,
+    tiny,
+    train_with,
+    update_of,
+    watch,
+)  # fmt: skip
 
-from rorqual.core.errors import ConfigError, DataError, NumericsError
+from rorqual.core.errors import ConfigError, DataError
 from rorqual.core.records import RunDir
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Completion, Request, SamplingParams
 from rorqual.model import Decoder
-from rorqual.ops.losses import keep_only
 from rorqual.recipes import make_run
 from rorqual.tasks.base import Verdict
 from rorqual.train.batch import TrainBatch
 from rorqual.train.loop import fit
 from rorqual.train.objectives import GRPO
 from rorqual.train.run import BFLOAT16, Agreement, Run
-from rorqual.train.sources import Source, Step
 from rorqual.train.sources.reference import Reference
-from rorqual.train.sources.rollouts import RolloutConfig, Scored
+from rorqual.train.sources.sampler import Scored
 from rorqual.train.sources.shaping import group_advantages, overlong_penalty
 
 
@@ -41,23 +48,6 @@ def run_with(base: Path, steps: int = 2, *, objective: dict[str, Any] | None = N
             "objectives": (GRPO(**(objective or {})),),
         }
     )
-
-
-class Watched(Source):
-    """Keeps what each step gave."""
-
-    def __init__(self, source: Source, seen: list[Step]) -> None:
-        self.source, self.seen = source, seen
-
-    def step(self, step: int) -> Step:
-        self.seen.append(self.source.step(step))
-        return self.seen[-1]
-
-
-def watch(run: Run, out: Path) -> list[Step]:
-    seen: list[Step] = []
-    train_with(run, RunDir(out), lambda source, _: Watched(source, seen))
-    return seen
 
 
 def documents(batches: list[TrainBatch]) -> list[tuple[int, ...]]:
@@ -153,25 +143,6 @@ def test_each_effort_has_its_own_groups_its_own_penalty_and_its_own_prompt(base:
         assert len(asked) == sum(len(line["samples"]) for line in own)
 
 
-def test_a_length_penalty_and_dynamic_sampling_exclude_each_other() -> None:
-    given = {"task": "families:add", "length_penalty": {"efforts": [20, 80]}}
-    with pytest.raises(ValidationError, match="length_penalty needs max_num_gen_batches=1"):
-        RolloutConfig.model_validate(given | {"max_num_gen_batches": 2})
-    assert RolloutConfig.model_validate({"task": "families:add", "max_num_gen_batches": 2}).efforts == (None,)
-
-
-@pytest.mark.parametrize(
-    ("efforts", "good"), [([20, 20], False), ([101], False), ([0], False), ([], False), ([1, 100], True)]
-)
-def test_efforts_are_different_numbers_up_to_100(efforts: list[int], good: bool) -> None:
-    given = {"task": "families:add", "length_penalty": {"efforts": efforts}}
-    if good:
-        assert RolloutConfig.model_validate(given).efforts == (1, 100)
-        return
-    with pytest.raises(ValidationError, match="efforts"):
-        RolloutConfig.model_validate(given)
-
-
 def test_a_prompt_with_its_effort_must_fit_into_a_row(base: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="do not fit into a row"):
         watch(run_with(base, 1, max_tokens=30, length_penalty={"efforts": [50], "tokens": 12}), tmp_path / "run")
@@ -214,51 +185,12 @@ def kept_bits(completion: Completion, vocab: int) -> np.ndarray:
     return np.unpackbits(completion.kept, axis=-1)[:, :vocab].astype(bool)
 
 
-@pytest.mark.parametrize("how", [{"top_p": 0.7}, {"top_k": 3}, {"top_p": 0.9, "top_k": 20}])
-def test_the_engine_tells_what_it_drew_from(how: dict[str, Any]) -> None:
-    """The kept sets hold the token drawn; over them, the model's own distribution is the recorded one."""
-    model = loud(tiny())
-    params = SamplingParams(max_tokens=12, temperature=0.8, seed=1, n=4, **how)
-    (group,) = engine_of(model, record_kept=True).generate([Request(prompt_ids=(40, 41, 42), params=params)])
-    for c in group:
-        bits = kept_bits(c, model.config.vocab_size)
-        assert bits.shape == (len(c.token_ids), model.config.vocab_size)
-        assert bits[np.arange(len(c.token_ids)), c.token_ids].all()
-        assert bits.sum(-1).min() >= 1 and bits.sum(-1).max() <= how.get("top_k", 10**9)
-        ids = torch.tensor([[*c.prompt_ids, *c.token_ids]])
-        replay = torch.full((1, ids.shape[1], 1, 2), -1)
-        replay[0, :-1] = torch.as_tensor(c.experts).long()
-        logits = model.logits(model(ids, replay=replay).hidden[0, len(c.prompt_ids) - 1 : -1]) / 0.8
-        mine = keep_only(logits, torch.from_numpy(c.kept)).log_softmax(-1)
-        drawn = mine[torch.arange(len(c.token_ids)), torch.tensor(c.token_ids)]
-        assert torch.allclose(drawn, torch.tensor(c.logprobs), atol=1e-5)
-        whole = logits.log_softmax(-1)[torch.arange(len(c.token_ids)), torch.tensor(c.token_ids)]
-        assert (drawn - whole).max() > 1e-2, "a set that is the whole vocabulary shows nothing"
-    (other,) = engine_of(model).generate([Request(prompt_ids=(40, 41, 42), params=params)])
-    assert [c.token_ids for c in other] == [c.token_ids for c in group] and other[0].kept is None
-
-
 @pytest.mark.parametrize("how", [{"top_p": 0.8}, {"top_k": 4}])
 def test_trainer_and_sampler_agree_under_truncation(how: dict[str, Any], base: Path, tmp_path: Path) -> None:
     fit(run_with(base, 3, **how), RunDir(tmp_path / "run"), quiet=True)
     steps = records(tmp_path / "run")
     assert len(steps) == 3
     assert all(step["logprob_diff"] <= 1e-6 and step["logprob_diff_max"] <= 1e-4 for step in steps)
-
-
-class Forgetful(Source):
-    def __init__(self, source: Source) -> None:
-        self.source = source
-
-    def step(self, step: int) -> Step:
-        work = self.source.step(step)
-        work.batches = [replace(batch, kept=None) for batch in work.batches]
-        return work
-
-
-def test_without_the_kept_sets_the_run_stops(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(NumericsError, match="trainer and sampler disagree"):
-        train_with(run_with(base, top_k=2), RunDir(tmp_path / "run"), lambda source, _: Forgetful(source))
 
 
 def test_a_token_that_was_cut_off_has_no_gradient() -> None:
@@ -328,26 +260,13 @@ def test_a_kl_without_a_reference_and_a_foreign_reference_are_refused(base: Path
 # ---- truncated importance correction
 
 
-class Old(Source):
-    """Writes down a copy of what the loop is given, to see that it does not change it."""
-
-    def __init__(self, source: Source, sampler: list[Tensor]) -> None:
-        self.source, self.sampler = source, sampler
-
-    def step(self, step: int) -> Step:
-        work = self.source.step(step)
-        self.sampler += [b.sampled_logprobs for b in work.batches if b.sampled_logprobs is not None]
-        assert all(b.old_logprobs is None for b in work.batches)
-        return work
-
-
 def test_truncated_importance_in_a_trainer_of_another_type(base: Path, tmp_path: Path) -> None:
     """A trainer in bf16 beside a sampler in fp32: some weights are above the cap, and the result is another one."""
     out = {}
     for cap in (0.0, 1.001):
         run = run_with(base, 2, objective={"tis_cap": cap})
         run = run.model_copy(update={"dtype": "bfloat16", "agreement": BFLOAT16})
-        state = train_with(run, RunDir(tmp_path / str(cap)), lambda source, _: Old(source, []))
+        state = fit(run, RunDir(tmp_path / str(cap)), quiet=True)
         out[cap] = (state.model.state_dict(), records(tmp_path / str(cap)))
     assert "tis_capped" not in out[0.0][1][0]
     assert all(0 < step["tis_capped"] < 1 for step in out[1.001][1])
@@ -375,30 +294,9 @@ def test_a_papers_settings_train_and_go_on_to_the_same_bits(variant: str, base: 
     run = make_run("grpo", values).model_copy(update={"save_seconds": 1e-9})
     straight = fit(run, RunDir(tmp_path / "straight"), quiet=True)
     with pytest.raises(KeyboardInterrupt):
-        train_with(run, RunDir(tmp_path / "cut"), lambda source, _: Interrupted(source))
+        train_with(run, RunDir(tmp_path / "cut"), interrupted_at(1))
     again = fit(run, RunDir(tmp_path / "cut"), quiet=True)
     assert records(tmp_path / "cut") == records(tmp_path / "straight")
     ours, theirs = straight.model.state_dict(), again.model.state_dict()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
     assert not all(math.isclose(step["loss"], 0.0) for step in records(tmp_path / "cut"))
-
-
-class Interrupted(Source):
-    def __init__(self, source: Source) -> None:
-        self.source = source
-
-    def step(self, step: int) -> Step:
-        if step == 1:
-            raise KeyboardInterrupt
-        return self.source.step(step)
-
-
-def test_settings_that_do_not_fit_are_refused(base: Path) -> None:
-    values = {"task": grpo_run(base).source.task, "from": str(base)}  # type: ignore[attr-defined]
-    with pytest.raises(ConfigError, match="variant"):
-        make_run("grpo", values | {"variant": "dpao"})
-    with pytest.raises(ConfigError, match="overlong_buffer=200 exceeds max_tokens=96"):
-        make_run("grpo", values | {"source.overlong_buffer": "200"})
-    run = make_run("grpo", values | {"variant": "v32", "source.top_p": "0.9", "objectives.0.off_policy_delta": "0.2"})
-    assert run.source.top_p == 0.9 and run.source.reference == str(base)  # type: ignore[attr-defined]
-    assert run.objectives[0].off_policy_delta == 0.2 and run.objectives[0].beta == 1e-3  # type: ignore[attr-defined]

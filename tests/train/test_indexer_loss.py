@@ -15,7 +15,7 @@ from rorqual.model.ffn import DenseConfig
 from rorqual.ops.backends import REFERENCE
 from rorqual.ops.rope import Rope
 from rorqual.train.batch import TrainBatch
-from rorqual.train.objectives import IndexerWarmup, MultiToken, NextToken, Objective, Sparse
+from rorqual.train.objectives import IndexerWarmup, Objective, Sparse
 from rorqual.train.workers import gradient, workers
 
 LENGTHS = ((70, 9), (30, 40))
@@ -191,29 +191,6 @@ def test_prediction_modules_count_with_their_own_documents() -> None:
         for piece in caught[0][row, : sum(lengths)].split(list(lengths)):
             expected = expected + plain_loss(attention, piece, dense=True)  # type: ignore[arg-type]
     assert float(found) == pytest.approx(float(expected / (len(model.layers) + 1)), rel=1e-5)
-
-
-def test_attention_is_dense_during_the_warmup_and_sparse_after() -> None:
-    model, batch = model_of(), batch_of()
-    full = model(batch.tokens, batch.positions, segments=batch.segments, record=IndexerWarmup().records()).hidden
-    few = model(batch.tokens, batch.positions, segments=batch.segments, record=Sparse().records()).hidden
-    plain = model(batch.tokens, batch.positions, segments=batch.segments).hidden
-    assert torch.equal(few, plain)
-    early = batch.positions < 6
-    assert torch.equal(full[early], few[early])
-    assert float((full - few)[(batch.positions >= 6) & (batch.segments >= 0)].abs().amax(-1).min()) > 1e-6
-
-
-def test_one_gradient_however_the_batch_is_split() -> None:
-    objectives, found = (NextToken(), MultiToken(), Sparse(coefficient=2.0, depth=1)), []
-    for parts in (1, 2):
-        model = model_of(mtp=1)
-        with workers(1) as pool:
-            update = gradient(model, objectives, batch_of(), parts=parts, pool=pool)
-        assert all(bool(grad.any()) for grad in update.grads), "every parameter learns, MTP's indexer too"
-        found.append(dict(zip(trained(model), update.grads, strict=True)))
-    for name, grad in found[0].items():
-        assert float((grad - found[1][name]).abs().max()) < 1e-5 * float(grad.abs().max()), name
 
 
 def test_only_indexers_are_trained() -> None:

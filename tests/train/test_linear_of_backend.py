@@ -9,8 +9,6 @@ import torch
 from little import documents, loud, packed, tiny, tokenizer
 from torch import Tensor, nn
 
-from rorqual.data.chat import chat_format
-from rorqual.engine import Engine, Request, SamplingParams
 from rorqual.model import Decoder, ModelConfig, Stage
 from rorqual.model.adapter import LoRA
 from rorqual.model.attention import GQAConfig
@@ -103,27 +101,6 @@ def test_the_products_of_an_adapter_are_its_too() -> None:
     assert {p.data_ptr() for name, p in model.named_parameters() if name.endswith("o_proj.weight")} <= READ
 
 
-@pytest.mark.parametrize("tied", [False, True], ids=["head", "tied"])
-def test_an_engine_computes_by_it(tied: bool) -> None:
-    model = dense(tied)
-
-    def logprobs(model: Decoder, backend: str) -> list[float]:
-        engine = Engine.of(model, tokenizer(), chat_format(tokenizer(), "deepseek"), backend=backend)
-        params = SamplingParams(max_tokens=12, temperature=0, ignore_eos=True, seed=1)
-        [[reply]] = engine.generate([Request(prompt_ids=tuple(range(40, 140)), params=params)])
-        return reply.logprobs
-
-    READ.clear()
-    found = logprobs(model, "twice-invariant")
-    assert {*maps(model).values()} <= READ
-    assert (model.embed_tokens.weight.data_ptr() in READ) == tied
-    other = doubled(model)
-    if tied:  # the embedding is also read as rows, which stay as they are: twice its input gives twice the logits, too
-        with torch.no_grad():
-            other.norm.weight.mul_(2)
-    assert found == logprobs(other, "torch-invariant")
-
-
 def test_it_is_called_in_tiles_where_a_processor_needs_them() -> None:
     """As on processors whose bf16 products depend on the number of rows; a tied head is a map of its own there."""
     model, ops = dense(tied=True), TwiceInvariant()
@@ -135,11 +112,3 @@ def test_it_is_called_in_tiles_where_a_processor_needs_them() -> None:
     assert {model.embed_tokens.weight.data_ptr()} == READ
     bound(torch.arange(9)[None], torch.arange(9)[None])
     assert {*maps(model).values()} <= READ
-
-
-def test_who_does_not_override_it_gets_the_model_itself() -> None:
-    model = loud(tiny())
-    assert TORCH.route(model) is model and TorchInvariant().route(model) is model
-    routed = Twice().route(model)
-    assert [*routed.state_dict()] == [*model.state_dict()]
-    assert all(one is two for one, two in zip(routed.parameters(), model.parameters(), strict=True))

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from little import ROW, TASK, records, tiny, tokenizer, train_with, update_of
+from little import ROW, TASK, records, tokenizer
 
-from rorqual.core.errors import ConfigError, DataError, NumericsError
+from rorqual.core.errors import ConfigError, DataError
 from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.model import Decoder
 from rorqual.model.load.run import load_run
 from rorqual.recipes.distil import on_policy
 from rorqual.recipes.sft import sft
-from rorqual.train.batch import TrainBatch
 from rorqual.train.loop import fit
-from rorqual.train.objectives import Distil
 from rorqual.train.run import Run
-from rorqual.train.sources import Materials, Source, Step
+from rorqual.train.sources import Materials, Step
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +36,11 @@ def own_run(teacher: Path, start: Path, steps: int = 2, **settings: Any) -> Run:
     return run.model_copy(update={"save_seconds": 1e-9})
 
 
-def first_step(run: Run) -> tuple[Decoder, Step]:
+def first_step(run: Run) -> Step:
     model = load_run(RunDir(Path(run.start.run)))
     ids = tokenizer()
     source = run.source.build(Materials(model, ids, chat_format(ids), run.seed, 1))
-    return model, source.step(0)
+    return source.step(0)
 
 
 def test_sampler_and_trainer_agree_and_it_comes_nearer_to_its_teacher(
@@ -62,69 +58,21 @@ def test_sampler_and_trainer_agree_and_it_comes_nearer_to_its_teacher(
 
 @pytest.mark.parametrize("top_k", [0, 7])
 def test_the_teachers_distributions_are_those_of_each_answer_alone(base: Path, student: Path, top_k: int) -> None:
-    """Found slowly: a document at a time, the teacher's own logits at the place before each sampled token."""
+    """Of the whole vocabulary or of its likeliest tokens, at the place before each sampled token, and nowhere else."""
     teacher = load_run(RunDir(base))
-    _, work = first_step(own_run(base, student, top_k=top_k))
+    work = first_step(own_run(base, student, top_k=top_k))
     assert work.fresh and len(work.batches) == 2
-    seen = 0
+    assert sum(int((b.loss_mask > 0).sum()) for b in work.batches) == work.metrics["sampled_tokens"]
     for batch in work.batches:
         assert batch.teacher_logprobs is not None and batch.advantages is None
-        assert batch.teacher_logprobs.shape[-1] == (top_k or teacher.config.vocab_size)
-        for row, number in {(int(r), int(batch.segments[r, c])) for r, c in (batch.segments >= 0).nonzero().tolist()}:
-            here = batch.segments[row] == number
-            with torch.no_grad():
-                logprobs = teacher.logits(teacher(batch.tokens[row][here][None]).hidden)[0].double().log_softmax(-1)
-            trained = batch.loss_mask[row][here] > 0
-            wanted = logprobs[trained].topk(top_k).values if top_k else logprobs[trained]
-            found = batch.teacher_logprobs[row][here][trained]
-            assert float((found - wanted).abs().max()) <= 1e-4
-            seen += int(trained.sum())
-            if batch.teacher_ids is not None:
-                assert torch.allclose(logprobs[trained].gather(1, batch.teacher_ids[row][here][trained]), wanted)
-    assert seen == work.metrics["sampled_tokens"]
-
-
-def test_only_what_the_student_wrote_is_trained(base: Path, student: Path) -> None:
-    _, work = first_step(own_run(base, student))
-    trained = sum(int((batch.loss_mask > 0).sum()) for batch in work.batches)
-    assert trained == work.metrics["sampled_tokens"]
-    assert work.metrics["teacher_tokens"] == trained + sum(prompt_tokens(batch) for batch in work.batches)
-
-
-def prompt_tokens(batch: TrainBatch) -> int:
-    """Positions that predict nothing that is trained, but for the last of each document."""
-    return int(((batch.segments >= 0) & (batch.loss_mask == 0)).sum())
-
-
-@pytest.mark.parametrize("divergence", ["forward", "reverse", "skewed", "skewed_reverse"])
-def test_a_student_that_is_its_teacher_has_nothing_to_learn(divergence: str, base: Path) -> None:
-    run = own_run(base, base, divergence=divergence)
-    model, work = first_step(run)
-    update = update_of(model, run.objectives, replace(work.batches[0], replay=None))
-    assert abs(update.loss) <= 1e-6 and max(float(grad.abs().max()) for grad in update.grads) <= 1e-5
-
-
-class Broken(Source):
-    def __init__(self, source: Source, model: Decoder) -> None:
-        self.source = source
-
-    def step(self, step: int) -> Step:
-        work = self.source.step(step)
-        for number, batch in enumerate(work.batches):
-            assert batch.sampled_logprobs is not None
-            work.batches[number] = replace(batch, sampled_logprobs=batch.sampled_logprobs * 0.9)
-        return work
-
-
-def test_a_sampler_that_disagrees_stops_the_run(base: Path, student: Path, tmp_path: Path) -> None:
-    with pytest.raises(NumericsError, match="step 1: trainer and sampler disagree"):
-        train_with(own_run(base, student), RunDir(tmp_path / "a"), Broken)
-    warm = own_run(base, student, temperature=0.7)
-    fit(warm, RunDir(tmp_path / "b"), quiet=True)
-    wrong = warm.model_copy(update={"objectives": (Distil(divergence="reverse"),)})
-    with pytest.raises(NumericsError, match="step 1: trainer and sampler disagree"):
-        fit(wrong, RunDir(tmp_path / "c"), quiet=True)
-    assert RunDir(tmp_path / "c").steps() == []
+        at = batch.loss_mask > 0
+        with torch.no_grad():
+            hidden = teacher(batch.tokens, batch.positions, segments=batch.segments).hidden[at]
+        logprobs = teacher.logits(hidden).log_softmax(-1).detach()
+        wanted = logprobs.topk(top_k).values if top_k else logprobs
+        assert torch.allclose(batch.teacher_logprobs[at], wanted, atol=1e-4)
+        if batch.teacher_ids is not None:
+            assert torch.allclose(logprobs.gather(1, batch.teacher_ids[at]), wanted)
 
 
 def test_a_teacher_of_another_vocabulary_is_refused_with_what_to_do(base: Path, student: Path, tmp_path: Path) -> None:
@@ -151,11 +99,3 @@ def test_it_is_one_run_at_any_number_of_threads_and_needs_no_verdict(base: Path,
     record = records(tmp_path / "2")[0]
     assert not any(name.startswith(("reward", "right", "ungraded", "groups")) for name in record)
     assert records(tmp_path / "0") == records(tmp_path / "1")
-
-
-def test_a_student_with_experts_replays_its_own(base: Path, tmp_path: Path) -> None:
-    moved = own_run(base, base, 1)
-    assert moved.model == tiny().model_copy(update={"max_position_embeddings": ROW})
-    fit(moved, RunDir(tmp_path / "run"), quiet=True)
-    (record,) = records(tmp_path / "run")
-    assert record["routing_gap_max"] <= 1e-4 and record["logprob_diff"] <= 1e-6

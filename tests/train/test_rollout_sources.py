@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from little import TASK, engine_of, grpo_run, loud, records, rollouts, same_gradient, sampled, sft_run, tiny, update_of
+from little import TASK, engine_of, grpo_run, loud, records, rollouts, sampled, sft_run, tiny
 
 from rorqual.core.errors import ConfigError, NumericsError
 from rorqual.core.records import RunDir
@@ -18,14 +18,12 @@ from rorqual.data.tokenizer import BASE_VOCAB
 from rorqual.engine import Completion, Request, SamplingParams
 from rorqual.engine.rollout_engine import InlineRolloutEngine
 from rorqual.model import Decoder
-from rorqual.model.adapter import ESFT, LoRA, Tune, trained, whole_weights
 from rorqual.model.load.run import load_run
 from rorqual.recipes.distil import on_policy
 from rorqual.train.batch import TrainBatch
-from rorqual.train.loop import check_sampler, fit
+from rorqual.train.loop import fit
 from rorqual.train.objectives import GRPO, Distil, Objective
 from rorqual.train.run import Run
-from rorqual.train.sources import RolloutConfig
 from rorqual.train.workers import compare, workers
 
 Change = Callable[[Completion], Completion]
@@ -182,21 +180,6 @@ def test_a_run_that_samples_nothing_takes_no_engine(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-@torch.no_grad()
-@pytest.mark.parametrize(("tune", "experts"), [(LoRA(r=4), ()), (ESFT(), ((1, 3),))], ids=lambda one: str(one)[:8])
-def test_the_weights_that_are_sent_are_those_of_the_model_without_an_adapter(tune: Tune, experts: Any) -> None:
-    model, plain = loud(tiny()), loud(tiny())
-    tune.attach(model, seed=0, experts=experts)
-    for part in trained(model).values():
-        part.add_(0.1 * torch.randn(part.shape, generator=torch.Generator().manual_seed(0)))
-    tokens = torch.arange(40, 60)[None]
-    before, expected = (one.logits(one(tokens).hidden) for one in (plain, model))
-    plain.load_state_dict(whole_weights(model))  # the very names
-    found = plain.logits(plain(tokens).hidden)
-    assert float((found - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
-    assert float((before - expected).abs().max()) > 0.01
-
-
 # ---- ages within a batch
 
 
@@ -228,52 +211,3 @@ def test_only_what_these_weights_drew_is_compared(objective: Objective) -> None:
     assert total / n <= 1e-6 and update.maxima["logprob_diff"] <= 1e-4
     assert stale == pytest.approx(0.5 * lengths[1] + 0.25 * lengths[3], rel=1e-4)
     assert update.means["policy_age"] == (2 * lengths[1] + lengths[3], sum(lengths))
-
-
-def test_one_disagreement_among_older_samples_is_found(base: Path) -> None:
-    run = grpo_run(base, 1)
-    for ages, off, agree in (
-        ([1, 1, 0, 1, 1, 1], [0.5, 0.5, 0, 0.5, 0.5, 0.5], True),
-        ([1, 1, 0, 1, 1, 1], [0, 0, 0.5, 0, 0, 0], False),
-        ([1, 1, 1, 1, 1, 1], [0.5] * 6, True),
-        ([0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0], True),
-        ([0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0.01], False),
-    ):
-        update = seen(*_of(aged(ages, off)))
-        if agree:
-            check_sampler(run, update, "here")
-        else:
-            with pytest.raises(NumericsError, match="disagree"):
-                check_sampler(run, update, "here")
-
-
-def _of(made: tuple[Decoder, TrainBatch]) -> tuple[Decoder, Objective, TrainBatch]:
-    return made[0], GRPO(), made[1]
-
-
-def test_the_importance_weights_are_of_the_samplers_own_probabilities() -> None:
-    """Ages change what is recorded and no gradient: the ratio is to what the sampler said, as a plain second writing has it."""
-    model, batch = aged([1] * 6, [0.1, -0.1, 0.05, -0.05, 0.2, 0.0])
-    assert batch.ages is not None and batch.sampled_logprobs is not None and batch.advantages is not None
-    wide = GRPO(clip_low=0.9, clip_high=9.0)  # no ratio is cut
-    update = update_of(model, [wide], batch)
-    same_gradient(model, update, update_of(model, [wide], replace(batch, ages=None)), tolerance=0.0)
-    at = batch.loss_mask > 0
-    logits = model.logits(model(batch.tokens, batch.positions, segments=batch.segments, replay=batch.replay).hidden)
-    now = logits.log_softmax(-1).gather(-1, batch.targets[..., None])[..., 0][at]
-    expected = -((now - batch.sampled_logprobs[at]).exp() * batch.advantages[at]).mean()
-    assert update.loss == pytest.approx(float(expected.detach()), rel=1e-4)
-
-
-def test_rows_that_are_padding_have_no_age_and_parts_keep_theirs() -> None:
-    _, batch = aged([3, 0, 0, 0, 0, 1], [0] * 6)
-    assert batch.ages is not None
-    assert set(batch.ages[batch.segments < 0].tolist()) <= {0.0}
-    parts = batch.split(2)
-    assert torch.equal(torch.cat([part.ages for part in parts if part.ages is not None]), batch.ages)
-
-
-def test_an_age_is_a_field_of_the_run_with_bounds() -> None:
-    assert RolloutConfig(task="x").max_age == 0
-    with pytest.raises(ValueError, match="max_age"):
-        RolloutConfig(task="x", max_age=-1)

@@ -7,6 +7,7 @@ import re
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,6 @@ from little import (
     ROW,
     documents,
     loud,
-    packed,
     padded,
     records,
     rollouts,
@@ -23,53 +23,45 @@ from little import (
     tiny,
     tokenizer,
     train_with,
-    update_of,
 )
-from test_distil import beside
 
 from rorqual.core.config import read_yaml
-from rorqual.core.errors import ConfigError, DataError
+from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
-from rorqual.data.pack import Sample
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.engine import Completion
 from rorqual.model import Decoder
+from rorqual.model.account import account
 from rorqual.model.adapter import ESFT, LoRA, trained
 from rorqual.ops.moe import Routing
 from rorqual.tasks.base import Problem, Verdict
-from rorqual.train.loop import Totals, fit
-from rorqual.train.objectives import GRPO, Distil, Objective, SequenceBalance
+from rorqual.train.loop import Totals, fit, step_flops
+from rorqual.train.objectives import NextToken
 from rorqual.train.run import Run, Start
 from rorqual.train.sources import Source, Step
 from rorqual.train.sources.reference import Reference
-from rorqual.train.sources.rollouts import Scored, check_room, measure, trace_lines
+from rorqual.train.sources.rollouts import measure
+from rorqual.train.sources.sampler import Scored
 from rorqual.train.state import check_vocabulary
-from rorqual.train.tune import _relevance as look
 from rorqual.train.tune import ended
-from rorqual.train.workers import Update, _record_replay, compare, workers
+from rorqual.train.workers import Update, _record_replay
 
 # ---- the fields of a step's record
 
 
 def test_a_record_is_of_all_updates_of_its_step() -> None:
     """Means are over all tokens, not over updates; maxima are the largest; loads are added up before they are compared."""
-    totals = Totals()
+    totals = Totals([], 0.0)
     one = Update([], 2.0, {"entropy": (9.0, 3.0), "routing_flips": (1.0, 4.0)}, {"gap": 5.0}, [torch.tensor([4, 0])])
     two = Update([], 4.0, {"entropy": (1.0, 1.0), "routing_flips": (2.0, 8.0)}, {"gap": 3.0}, [torch.tensor([2, 6])])
     one.zeros, two.zeros = 3, 2
-    totals.add(one, 0.5, 30)
-    totals.add(two, 0.25, 10)
+    totals.add_update(one, 0.5, 30)
+    totals.add_update(two, 0.25, 10)
     assert totals.record() == {
         "loss": 3.0, "grad_norm": 0.5, "entropy": 2.5, "routing_flips": 3.0, "routing_flip_share": 0.25, "gap_max": 5.0,
         "load_max_over_mean": 1.0, "updates": 2, "tokens": 40, "zero_gradients": 3,
     }  # fmt: skip
-
-
-def test_a_mean_of_no_tokens_is_left_out() -> None:
-    totals = Totals()
-    totals.add(Update([], 0.0, {"entropy": (0.0, 0.0), "kl": (3.0, 2.0)}), 0.0, 0)
-    assert totals.record() == {"loss": 0.0, "grad_norm": 0.0, "kl": 1.5, "updates": 1, "tokens": 0}
 
 
 def answered(text: str, *, thought: str | None = None, verdict: Verdict = Verdict.RIGHT, cut: bool = False) -> Scored:
@@ -106,88 +98,31 @@ def test_what_rollouts_record() -> None:
     assert (silent["think_share"], silent["think_length"], silent["right_when_thinking"]) == (0, 0, 0)
 
 
-def test_what_a_trace_tells_of_a_sample() -> None:
-    """Texts are of the groups whose rewards differ most; lengths and verdicts are of all."""
-    bare = answered("g", verdict=Verdict.WRONG)
-    bare = replace(bare, completion=replace(bare.completion, token_ids=tokenizer().encode("gh")))
-    groups = [*GROUPS[:2], [bare, answered("i", verdict=Verdict.WRONG)]]
-    lines = trace_lines(PROBLEMS, groups, 2, chat_format(tokenizer()))
-    assert [line["key"] for line in lines if "prompt" in line] == ["1", "2"]
-    assert [(line["family"], line["level"]) for line in lines] == [("add", "2"), ("add", "3"), ("sub", "2")]
-    assert lines[0]["prompt"] == "p1" and lines[0]["answer"] == "a1"
-    first = lines[0]["samples"]
-    assert [one["thinking"] for one in first] == [4, 0, 2] and [one["tokens"] for one in first] == [7, 4, 4]
-    assert [one["finish"] for one in first] == ["stop", "stop", "length"]
-    assert [(one["reasoning"], one["text"]) for one in first] == [("xyz", "a"), (None, "bb"), ("v", "c")]
-    last = lines[2]["samples"]
-    assert [one["verdict"] for one in last] == ["wrong", "wrong"] and "text" not in last[0]
-    assert [one["thinking"] for one in last] == [0, 0], "an answer without a mark is no thought"
-
-
-def test_the_longest_prompt_and_answer_must_fit_a_row_and_may_fill_it() -> None:
-    chat = chat_format(tokenizer())
-    short, long = (Problem(str(n), "x" * n, "1", "f") for n in (3, 9))
-    size = len(chat.prompt(long.messages, "on"))
-    assert size == len(chat.prompt(short.messages, "on")) + 6 == len(chat.prompt(long.messages, "auto")) + 1
-    for probe in ([short.messages, long.messages], [long.messages, short.messages]):
-        check_room(chat, probe, "on", 20, size + 20)
-        with pytest.raises(DataError, match=f"a prompt of {size} tokens and an answer of 20"):
-            check_room(chat, probe, "on", 20, size + 19)
-
-
 # ---- entropy
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_entropy_is_of_the_distribution_that_was_sampled_from(temperature: float) -> None:
-    model = loud(tiny())
-    batch = rollouts(sampled(model, temperature=temperature))
-    at = batch.loss_mask > 0
-    with torch.no_grad():
-        hidden = model(batch.tokens, batch.positions, segments=batch.segments, replay=batch.replay).hidden[at]
-        logprobs = (model.logits(hidden).double() / temperature).log_softmax(-1)
-    wanted = float(-(logprobs.exp() * logprobs).sum())
-    update = update_of(model, (GRPO(temperature=temperature),), batch, parts=2)
-    assert update.means["entropy"] == pytest.approx((wanted, int(at.sum())), rel=1e-4)
+# ---- FLOPs
 
 
-def test_what_distillation_records_of_a_batch() -> None:
-    """Entropy is the student's at temperature 1, whatever softens the loss; the divergence is not yet scaled."""
-    model, samples = loud(tiny()), documents(5)
-    batch = beside(packed(samples), loud(tiny(), seed=3), 0)
-    at = batch.loss_mask > 0
-    with torch.no_grad():
-        q = model.logits(model(batch.tokens, batch.positions, segments=batch.segments).hidden[at]).double()
-    own = q.log_softmax(-1)
-    assert batch.teacher_logprobs is not None
-    p, soft = (batch.teacher_logprobs[at].double() / 2).log_softmax(-1), (q / 2).log_softmax(-1)
-    update = update_of(model, (Distil(temperature=2.0),), batch, parts=2)
-    n = int(at.sum())
-    assert update.means["entropy"] == pytest.approx((float(-(own.exp() * own).sum()), n), rel=1e-4)
-    divergence = float((p.exp() * (p - soft)).sum())
-    assert update.means["divergence"] == pytest.approx((divergence, n), rel=1e-4)
-    assert update.means["teacher_mass"] == pytest.approx((n, n), rel=1e-5)
-    assert update.loss == pytest.approx(4 * divergence / n, rel=1e-4)
+def cost(run: Run, modules: int) -> Any:
+    return account(run.model.model_copy(update={"num_nextn_predict_layers": modules}), context=ROW)
+
+
+def test_the_flops_of_trained_tokens_are_those_of_the_models_account() -> None:
+    run = sft_run()
+    assert step_flops(run, {"tokens": 100}) == 100 * cost(run, 1).training_flops
+    alone = run.model_copy(update={"objectives": (NextToken(),)})
+    assert step_flops(alone, {"tokens": 100}) == 100 * cost(run, 0).training_flops < step_flops(run, {"tokens": 100})
+
+
+@pytest.mark.parametrize("name", ["sampled_tokens", "checked_tokens", "reference_tokens"])
+def test_the_flops_of_each_token_that_was_only_read_are_counted_once(name: str) -> None:
+    run = sft_run(objectives=(NextToken(),))
+    assert step_flops(run, {"tokens": 100, name: 7}) == 100 * cost(run, 0).training_flops + 7 * cost(run, 0).flops
+    assert step_flops(run, {"tokens": 0, name: 7, "teacher_flops": 11}) == 7 * cost(run, 0).flops + 11
 
 
 # ---- one batch is its parts
-
-
-def test_old_probabilities_are_those_of_each_batch_whatever_objective_wants_them() -> None:
-    model = loud(tiny())
-    batches = [rollouts(sampled(model, seed=seed), pad=True) for seed in (0, 50, 90)]
-    objectives: tuple[Objective, ...] = (SequenceBalance(), GRPO(tis_cap=2.0))
-    with workers(2) as pool:
-        seen, old = compare(model, objectives, batches, parts=2, pool=pool)
-        _, none = compare(model, (SequenceBalance(), GRPO()), batches, parts=2, pool=pool)
-    assert none == [None, None, None] and len(old) == 3
-    for batch, logprobs in zip(batches, old):
-        assert logprobs is not None and batch.sampled_logprobs is not None
-        assert torch.allclose(logprobs, batch.sampled_logprobs, atol=1e-5) and not logprobs[batch.loss_mask == 0].any()
-    trained_tokens = sum(int((batch.loss_mask > 0).sum()) for batch in batches)
-    assert seen.means["logprob_diff"][1] == trained_tokens
-    worst = max(float((a - b.sampled_logprobs).abs().max()) for a, b in zip(old, batches))  # type: ignore[operator]
-    assert seen.maxima["logprob_diff"] == pytest.approx(worst, abs=1e-7)
 
 
 def test_a_reference_scores_each_row_of_a_large_batch(base: Path) -> None:
@@ -200,36 +135,7 @@ def test_a_reference_scores_each_row_of_a_large_batch(base: Path) -> None:
     assert all(bool(row.any()) for row in whole) and not whole[batch.loss_mask == 0].any()
 
 
-@pytest.mark.parametrize("how", ["full rows", "padded rows"])
-def test_an_experts_relevance_is_of_documents_wherever_they_lie(how: str) -> None:
-    """Documents of one number in two rows are two; the relevance of a batch is the sum of that of its rows."""
-    model = loud(tiny())
-    samples = (
-        documents(4, count=6)
-        if how == "padded rows"
-        else [Sample(list(range(i, i + 16)), [True] * 16) for i in range(9)]
-    )
-    batch = packed(samples)
-    assert len(batch.tokens) > 1 and bool((batch.segments < 0).any()) is (how == "padded rows")
-    (whole,) = look(model, batch, ESFT(), "cpu")
-    parts = [look(model, row, ESFT(), "cpu")[0] for row in batch.split(len(batch.tokens))]
-    assert torch.allclose(whole, sum(parts, torch.zeros_like(whole)), rtol=1e-4)
-    each = [look(model, padded([one]), ESFT(score="token"), "cpu")[0] for one in samples]
-    assert float(sum(map(float, (one.sum() for one in each)))) == pytest.approx(len(samples), rel=1e-5)
-
-
 # ---- files
-
-
-class Timed(Source):
-    """Each step takes four seconds of the test's own clock."""
-
-    def __init__(self, source: Source, clock: list[float]) -> None:
-        self.source, self.clock = source, clock
-
-    def step(self, step: int) -> Step:
-        self.clock[0] += 4
-        return self.source.step(step)
 
 
 def test_a_checkpoint_is_written_each_so_many_seconds_and_at_the_end(
@@ -240,12 +146,12 @@ def test_a_checkpoint_is_written_each_so_many_seconds_and_at_the_end(
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     out = RunDir(tmp_path / "run")
 
-    class Looking(Timed):
-        def step(self, step: int) -> Step:
-            kept.update(out.steps())
-            return super().step(step)
+    def hook(source: Source, model: Decoder, step: int) -> Step:
+        kept.update(out.steps())
+        clock[0] += 4
+        return source.step(step)
 
-    train_with(sft_run(8, save_seconds=10), out, lambda source, _: Looking(source, clock))
+    train_with(sft_run(8, save_seconds=10), out, hook)
     assert kept | set(out.steps()) == {3, 6, 8}
     lines = [json.loads(line) for line in out.metrics_file.read_bytes().split(b"\n") if line]
     assert [line["seconds"] for line in lines] == [4.0] * 8

@@ -177,30 +177,6 @@ def test_advantages_and_lengths_lie_on_the_answer_and_count_its_end(base: Path) 
     assert weight == pytest.approx(len(found))
 
 
-def test_what_is_counted_is_what_was_drawn(base: Path) -> None:
-    step = made(rollouts(problems=12, samples=4, max_tokens=CUT), model=load_run(RunDir(base))).step(0)
-    lengths = [len(answer) for answer in answers(step)]
-    assert step.metrics["sampled_tokens"] == sum(lengths) and step.metrics["reply_length"] == sum(lengths) / 48
-    assert step.metrics["groups_total"] == 12 == len(step.trace)
-    alike = [len({sample["verdict"] for sample in line["samples"]}) == 1 for line in step.trace]
-    right = [{sample["verdict"] for sample in line["samples"]} == {"right"} for line in step.trace]
-    assert step.metrics["groups_equal"] == sum(alike) and step.metrics["groups_all_right"] == sum(right)
-    assert 0 < sum(alike) < 12
-    assert len([line for line in step.trace if "prompt" in line]) == 4, "texts of as many groups as `trace` says"
-    assert made(rollouts(trace=0)).step(0).trace == []
-
-
-@pytest.mark.parametrize("how", [{}, {"top_k": 3}, {"top_p": 0.6, "temperature": 0.7}], ids=str)
-def test_a_reference_that_is_the_sampler_gives_its_probabilities(how: dict[str, Any], base: Path) -> None:
-    """At its temperature and over the sets that it kept; where nothing is trained there are none."""
-    step = made(rollouts(reference=str(base), **how), model=load_run(RunDir(base))).step(0)
-    assert step.batches and not step.unlearned, "all that was graded trains"
-    for batch in step.batches:
-        assert batch.reference_logprobs is not None and batch.sampled_logprobs is not None
-        assert torch.allclose(batch.reference_logprobs, batch.sampled_logprobs, atol=1e-4)
-    assert step.metrics["reference_tokens"] == sum(int((batch.segments >= 0).sum()) for batch in step.batches)
-
-
 def test_a_file_begins_again_in_another_order() -> None:
     task = load_task("gsm8k")
     count = len(list(task.problems("train", 0)))

@@ -24,7 +24,8 @@ from rorqual.recipes.grpo import grpo
 from rorqual.recipes.sft import sft
 from rorqual.tasks.find import load_task, safe_problems
 from rorqual.train.run import Run
-from rorqual.train.sources.rollouts import LengthPenaltyConfig, effort_message
+from rorqual.train.sources.rollouts import LengthPenaltyConfig
+from rorqual.train.sources.sampler import effort_message
 
 TASK, OPTIONS = "families:add,sub", {"hard": 0.5}
 EFFORTS = LOWEST, MIDDLE, HIGHEST = 25, 50, 100

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any, get_type_hints
 
@@ -26,9 +25,6 @@ RECIPES: Mapping[str, Callable[..., Run]] = {
 }
 ALIASES = {"from": "start"}
 """`from` is a Python keyword, so recipes call this argument `start`."""
-RENAMED = {"mends": "variant"}
-"""Map renamed keys to their current names. The old names still work in this version."""
-
 SETTINGS = tuple(name for name in Run.model_fields if name != "extensions")
 """The fields of a run that users can set. Only the training loop writes `extensions`."""
 
@@ -51,9 +47,6 @@ def make_run(name: str, values: Mapping[str, str]) -> Run:
     arguments: dict[str, Any] = {}
     overrides: list[str] = []
     for key, raw in values.items():
-        if RENAMED.get(key) in takes:
-            print(f"rorqual: {key}= is now {RENAMED[key]}=; the old name works until the next version", file=sys.stderr)
-            key = RENAMED[key]
         parameter = ALIASES.get(key, key)
         if parameter in takes:
             arguments[parameter] = _convert(key, raw, hints[parameter])

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from typing import Literal, get_args
 
-from rorqual.core.errors import ConfigError
 from rorqual.model.account import account
 from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.config import ModelConfig, Stage
@@ -68,19 +67,17 @@ def v3_like(size: TeacherSize, *, vocab_size: int, context: int) -> ModelConfig:
     )
 
 
-def student_like(teacher: ModelConfig, *, share: float = 0.25, layers: int = 0) -> ModelConfig:
-    """Return a dense model of Qwen3's architecture with `share` times the teacher's active parameters, within 3 %.
+def student_like(teacher: ModelConfig) -> ModelConfig:
+    """Return a dense model of Qwen3's architecture with a quarter of the teacher's active parameters, within 3 %.
 
-    The student has the teacher's vocabulary size and context length. The architecture is that of Qwen3's small models
-    (2505.09388, table 1): grouped-query attention with two heads per key-value head, norms on q and k, tied embeddings.
-    The SwiGLU layer is about three times as wide as the hidden state.
+    The student has the teacher's vocabulary size, context length and number of layers. The architecture is that of
+    Qwen3's small models (2505.09388, table 1): grouped-query attention with two heads per key-value head, norms on q and
+    k, tied embeddings. The SwiGLU layer is about three times as wide as the hidden state.
 
-    If `layers` is 0, the student has as many layers as the teacher. Widths are multiples of 8. The function considers
-    models within 3 % of the target size. It minimizes a weighted sum of two deviations: from the target size, and from
-    a SwiGLU width of three times the hidden size. Raises ConfigError if no model is within 3 % of the target size.
+    Widths are multiples of 8. Among the models within 3 % of the target size, the function minimizes a weighted sum of
+    two deviations: from the target size, and from a SwiGLU width of three times the hidden size.
     """
-    target = share * account(teacher).active
-    depth = layers or len(teacher.layers)
+    target, depth = account(teacher).active / 4, len(teacher.layers)
     candidates: list[tuple[float, ModelConfig]] = []
     for hidden in range(8, teacher.hidden_size * 4 + 1, 8):
         narrow_params, wide_params = (account(_qwen3_like(teacher, hidden, depth, inner)).active for inner in (8, 16))
@@ -91,12 +88,6 @@ def student_like(teacher: ModelConfig, *, share: float = 0.25, layers: int = 0) 
         error = account(model).active / target - 1
         if abs(error) <= 0.03:
             candidates.append((abs(math.log(inner / (3 * hidden))) + 10 * abs(error), model))
-    if not candidates:
-        raise ConfigError(
-            f"no dense model with {depth} layers has {target:,.0f} parameters: the embeddings alone have too many",
-            where="student",
-            remedy="Use a larger share, fewer layers or a smaller vocabulary.",
-        )
     return min(candidates, key=lambda candidate: candidate[0])[1]
 
 

@@ -75,6 +75,13 @@ class TrainBatch:
         return replace(self, **{name: value.to(device) for name, value in present.items()})
 
     @property
+    def documents(self) -> Tensor:
+        """A number of each token's document in the batch [rows, seq], or -1 for padding."""
+        rows, width = self.segments.shape
+        row = torch.arange(rows, device=self.segments.device).unsqueeze(-1)
+        return torch.where(self.segments >= 0, row * (width + 1) + self.segments, -1)
+
+    @property
     def n_tokens(self) -> int:
         """Number of tokens that are not padding."""
         return int((self.segments >= 0).sum())

@@ -44,31 +44,21 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass
-class Totals:
-    """Metrics summed over the optimizer updates of one step."""
+class Totals(Update):
+    """The sum of a step's optimizer updates: losses, metrics and loads are added up. `grad_norm` and `zeros` are the
+    largest of all updates. `targets` holds the `target_load` of each router."""
 
-    loss: float = 0.0
     grad_norm: float = 0.0
     updates: int = 0
     tokens: int = 0
     checked: int = 0
-    zeros: int = 0
-    means: dict[str, tuple[float, float]] = field(default_factory=dict)
-    maxima: dict[str, float] = field(default_factory=dict)
-    counts: list[Tensor] = field(default_factory=list)
     targets: list[Tensor | None] = field(default_factory=list)
 
-    def add(self, update: Update, norm: float, tokens: int) -> None:
+    def add_update(self, update: Update, norm: float, tokens: int) -> None:
         """Add the metrics of one update."""
-        self.loss, self.grad_norm = self.loss + update.loss, max(self.grad_norm, norm)
+        self.add(update)
+        self.grad_norm = max(self.grad_norm, norm)
         self.updates, self.tokens = self.updates + 1, self.tokens + tokens
-        self.zeros = max(self.zeros, update.zeros)
-        for name, (total, weight) in update.means.items():
-            previous = self.means.get(name, (0.0, 0.0))
-            self.means[name] = (previous[0] + total, previous[1] + weight)
-        for name, value in update.maxima.items():
-            self.maxima[name] = max(value, self.maxima.get(name, value))
-        self.counts = update.counts if not self.counts else [a + b for a, b in zip(self.counts, update.counts)]
 
     def record(self) -> dict[str, Any]:
         """Return the step's fields of `metrics.jsonl`."""
@@ -226,7 +216,7 @@ CHECKED = ("logprob_diff", "routing_flips", "routing_gap", "stale_logprob_diff",
 
 def _iterate(run: Run, state: State, work: Step, pool: ThreadPoolExecutor, where: str) -> Totals:
     """Run one step: compare trainer and sampler on all new samples, then make one optimizer update per batch."""
-    totals = Totals()
+    totals = Totals([], 0.0)
     parameters = trained(state.model)
     factor = run.optim.schedule.at(state.step, run.steps)
     options: Any = {"parts": run.micro_batches, "pool": pool, "dtype": DTYPES[run.dtype]}
@@ -253,7 +243,7 @@ def _iterate(run: Run, state: State, work: Step, pool: ThreadPoolExecutor, where
         if work.fresh:  # drop the sampler comparisons: after an update the trainer's weights differ from the sampler's
             update.means = {name: value for name, value in update.means.items() if name not in CHECKED}
             update.maxima = {name: value for name, value in update.maxima.items() if name not in CHECKED}
-        totals.add(update, norm, batch.n_tokens)
+        totals.add_update(update, norm, batch.n_tokens)
     return totals
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from importlib import import_module
@@ -94,27 +93,20 @@ def is_number(value: object) -> bool:
 
 @contextmanager
 def _tensorboard(out: RunDir, folder: Path) -> Iterator[Log]:
-    """Write one event per step. Values are rounded to float32: TensorBoard's data server shows no float64 scalars."""
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
-    from tensorboard.compat.proto.tensor_pb2 import TensorProto
-    from tensorboard.compat.proto.types_pb2 import DT_STRING
-    from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
-    def write(step: int, values: list[Any]) -> None:
-        writer.add_event(Event(step=step, wall_time=time.time(), summary=Summary(value=values)))
+    """Write every value as a scalar, rounded to float32: TensorBoard's data server shows no float64 scalars."""
+    from torch.utils.tensorboard import SummaryWriter
 
     shutil.rmtree(folder, ignore_errors=True)
-    writer = EventFileWriter(str(folder), flush_secs=5)
-    try:
+    with SummaryWriter(str(folder), flush_secs=5) as writer:
+
+        def log(step: int, values: dict[str, float]) -> None:
+            for name, value in values.items():
+                writer.add_scalar(name, value, step)
+
         # TensorBoard renders the text as Markdown, where indented lines are code.
-        config = "".join(f"    {line}\n" for line in out.config_file.read_text(encoding="utf-8").splitlines())
-        text = TensorProto(dtype=DT_STRING, string_val=[config.encode()])
-        plugin = SummaryMetadata.PluginData(plugin_name="text")
-        write(0, [Summary.Value(tag="config", tensor=text, metadata=SummaryMetadata(plugin_data=plugin))])
-        yield lambda step, values: write(step, [Summary.Value(tag=k, simple_value=v) for k, v in values.items()])
-    finally:
-        writer.close()
+        config = out.config_file.read_text(encoding="utf-8")
+        writer.add_text("config", "".join(f"    {line}\n" for line in config.splitlines()))
+        yield log
 
 
 @contextmanager

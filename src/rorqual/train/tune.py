@@ -65,9 +65,7 @@ def _parts(batch: TrainBatch) -> list[TrainBatch]:
 def _relevance(model: Decoder, part: TrainBatch, tune: ESFT, device: str) -> Sequence[Tensor]:
     batch = part.to(device)
     routing = model(batch.tokens, batch.positions, segments=batch.segments).routing
-    row = torch.arange(len(batch.tokens), device=batch.tokens.device).unsqueeze(-1)
-    document = torch.where(batch.segments >= 0, row * (batch.tokens.shape[1] + 1) + batch.segments, -1).flatten()
-    documents, number = document.unique(return_inverse=True)
+    documents, number = batch.documents.flatten().unique(return_inverse=True)
     if int(documents[0]) < 0:
         number = number - 1  # padding sorts first and gets -1
     return relevance(routing, number, tune.score, int(number.max()) + 1)

@@ -49,14 +49,18 @@ class Update:
     zeros: int = 0
 
     def add(self, other: Update) -> None:
-        """Add the loss and the metrics of another micro-batch in place. `gradient` adds the gradients."""
+        """Add the loss and the metrics of another micro-batch or update in place. `gradient` adds the gradients."""
         self.loss += other.loss
+        self.zeros = max(self.zeros, other.zeros)
         for name, (total, weight) in other.means.items():
             previous = self.means.get(name, (0.0, 0.0))
             self.means[name] = (previous[0] + total, previous[1] + weight)
         for name, value in other.maxima.items():
             self.maxima[name] = max(value, self.maxima.get(name, -math.inf))
-        self.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
+        if self.counts:
+            self.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
+        else:
+            self.counts = other.counts
 
 
 class Workers(ThreadPoolExecutor):

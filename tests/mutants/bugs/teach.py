@@ -281,8 +281,8 @@ MUTANTS = (
         "rollouts are sampled without the calculator",
         "issue 20: the calculator",
         "train/sources/rollouts.py",
-        "calculator=c.calculator,",
-        "",
+        ", calculator=config.calculator)",
+        ")",
         "tests/train/test_rollout_sources.py::test_results_of_calculations_are_sampled_and_not_learned",
     ),
     one(

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
@@ -318,13 +318,8 @@ def sampling(
     for index, solution in enumerate(solutions):
         thinking = int((index + 1) * share) > int(index * share)
         length = min(solution.thinking if thinking else solution.at_once, engine.max_len - solution.prompt - 8)
-        requests.append(Request(solution.problem.messages, replaced(params, length, index), "auto"))
+        requests.append(Request(solution.problem.messages, replace(params, max_tokens=length, seed=index), "auto"))
     engine.generate(requests[:2])
     began = time.process_time()
     engine.generate(requests)
     return (time.process_time() - began) / (len(requests) * params.n)
-
-
-def replaced(params: SamplingParams, length: int, seed: int) -> SamplingParams:
-    """Return `params` with `max_tokens` set to `length`, and with the given seed."""
-    return SamplingParams(length, params.temperature, params.top_p, params.top_k, seed, params.n, params.ignore_eos)

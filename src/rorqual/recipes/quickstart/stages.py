@@ -31,7 +31,7 @@ from rorqual.recipes.grpo import grpo
 from rorqual.recipes.quickstart.place import BRANCHES, MODES, WHEN, QuickstartPaths
 from rorqual.recipes.quickstart.report import REPORT_FILE, build_report
 from rorqual.recipes.quickstart.scale import SCALES, STUDENT_TASK, TASK, Scale
-from rorqual.recipes.quickstart.summary import forward_flops, sampled_cost, summary, tells
+from rorqual.recipes.quickstart.summary import forward_flops, is_current, sampled_cost, summary
 from rorqual.recipes.sft import sft
 from rorqual.tasks.base import Task, Verdict
 from rorqual.tasks.find import load_task
@@ -147,13 +147,12 @@ class Quickstart:
     def report(self, size: str) -> Path:
         """Write the summary and the report, unless the report is up to date."""
         print("\n9/9 report")
-        facts = summary(self.place, self.seed, size)
-        report = self.place.out / REPORT_FILE
-        if not tells(self.place, facts):
+        if not is_current(self.place):
+            facts = summary(self.place, self.seed, size)
             with self.ledger.of("report"):
                 write_json(self.place.summary, facts)
-                report = build_report(self.place.out)
-        return report
+                build_report(self.place.out)
+        return self.place.out / REPORT_FILE
 
     def further(self, run: Run) -> Run:
         """Return `run` with lower learning rates, for a model that is already trained."""

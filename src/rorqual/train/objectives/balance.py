@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
 
 from rorqual.core.config import NonNegative
 from rorqual.model.decoder import Decoder, Output
@@ -22,26 +21,14 @@ class SequenceBalance(Objective):
     coefficient: NonNegative = 1e-4
 
     def weight(self, batch: TrainBatch) -> float:
-        return float(len(documents(batch)[1]))
+        return float(len(batch.documents[batch.segments >= 0].unique()))
 
     def term(self, model: Decoder, batch: TrainBatch, output: Output) -> Term:
-        number, distinct = documents(batch)
         valid = batch.segments.flatten() >= 0
+        distinct, number = batch.documents.flatten()[valid].unique(return_inverse=True)
         total = output.hidden.new_zeros((), dtype=torch.float32)
         for routing in output.routing:
             scores = routing.scores[valid]
             chosen = scores.topk(routing.indices.shape[-1], dim=-1).indices  # eq. 18 uses the scores without bias
             total = total + sequence_balance(scores, chosen, number, len(distinct))
         return Term(total)
-
-
-def documents(batch: TrainBatch) -> tuple[Tensor, Tensor]:
-    """Number the documents of a batch.
-
-    Return the document number of each token (without padding, in batch order) and the list of documents.
-    """
-    rows, width = batch.segments.shape
-    row = torch.arange(rows, device=batch.segments.device).unsqueeze(1).expand(rows, width)
-    document = (row * (width + 1) + batch.segments)[batch.segments >= 0]
-    distinct, number = document.unique(return_inverse=True)
-    return number, distinct

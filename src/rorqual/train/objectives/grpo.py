@@ -196,8 +196,7 @@ class DrawnTokens:
             batch.old_logprobs, objective.wants_old, "the trainer's log-probabilities before the update", at
         )
         reference = _required(batch.reference_logprobs, objective.beta > 0, "a reference's log-probabilities", at)
-        document = at[0] * (batch.segments.shape[1] + 1) + batch.segments[at]  # segments are numbered within a row
-        _, answer, counts = document.unique(return_inverse=True, return_counts=True)
+        _, answer, counts = batch.documents[at].unique(return_inverse=True, return_counts=True)
         return cls(
             advantage=batch.advantages[at],
             weight=objective.shares(batch)[at],

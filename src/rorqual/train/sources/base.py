@@ -9,6 +9,7 @@ from typing import Any
 
 from rorqual.core.config import Kind, RowLength
 from rorqual.data.chat import ChatFormat
+from rorqual.data.stream import Stream
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.rollout_engine import RolloutEngine
 from rorqual.model.decoder import Decoder
@@ -61,6 +62,17 @@ class Source(ABC):
     @abstractmethod
     def step(self, step: int) -> Step:
         """Return the batches of step `step`, counted from 0."""
+
+
+class StreamSource(Source):
+    """A source of the batches of a stream. The first step has the notes."""
+
+    def __init__(self, stream: Stream, notes: Sequence[str] = ()) -> None:
+        self.stream, self.notes = stream, list(notes)
+
+    def step(self, step: int) -> Step:
+        notes, self.notes = self.notes, []
+        return Step([TrainBatch.from_packed(self.stream.batch(step))], notes=notes)
 
 
 class SourceConfig(Kind):

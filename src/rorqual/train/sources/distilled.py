@@ -19,6 +19,7 @@ from rorqual.data.pack import Packed, Sample, pack_rows
 from rorqual.data.stream import ConversationStream
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.train.batch import TrainBatch
+from rorqual.train.objectives.distil import MOST_MASS
 from rorqual.train.sources.base import Materials, Source, SourceConfig, Step
 
 
@@ -167,18 +168,19 @@ def another_vocabulary(where: str, teacher: int, student: int, data: str = "FILE
 
 
 def _check_logprobs(one: Distilled, vocab: int, where: str) -> None:
-    expected = (len(one.token_ids), one.top_ids.shape[1])
-    if one.top_ids.shape != expected or one.top_logprobs.shape != expected:
-        fault = f"a reply of {len(one.token_ids)} tokens has top_ids for {len(one.top_ids)} and top_logprobs for {len(one.top_logprobs)}"
-    elif one.top_ids.min() < 0 or one.top_ids.max() >= vocab:
-        fault = f"an id in top_ids is outside the vocabulary of {vocab} tokens"
-    elif not np.isfinite(one.top_logprobs).all() or np.exp(one.top_logprobs.astype(np.float64)).sum(-1).max() > 1.001:
-        fault = "top_logprobs are not finite, or their probabilities add up to more than 1"
-    elif (np.diff(np.sort(one.top_ids, axis=-1), axis=-1) == 0).any():
-        fault = "a token occurs twice in the top_ids of a position"
-    else:
-        return
-    raise DataError(fault, where=where, remedy="Score the samples again.")
+    """Raise DataError unless each reply token has log-probabilities of distinct tokens, and probabilities of at most 1."""
+    expected, ids, logprobs = (len(one.token_ids), one.top_ids.shape[1]), one.top_ids, one.top_logprobs
+    if not (
+        ids.shape == logprobs.shape == expected
+        and 0 <= ids.min() <= ids.max() < vocab
+        and np.diff(np.sort(ids, axis=-1), axis=-1).all()
+        and np.exp(logprobs.astype(np.float64)).sum(-1).max() <= MOST_MASS  # also False for NaN
+    ):
+        raise DataError(
+            f"top_ids and top_logprobs are not distributions over {vocab} tokens, one for each of {expected[0]} reply tokens",
+            where=where,
+            remedy="Score the samples again.",
+        )
 
 
 def _samples(one: Distilled, materials: Materials) -> Iterator[tuple[Sample, Distilled]]:

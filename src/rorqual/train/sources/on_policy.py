@@ -7,68 +7,45 @@ gradient flows through sampling, and no reward is needed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from rorqual.core.config import Count, Natural, RowLength, Temperature
+from rorqual.core.config import Natural
 from rorqual.core.errors import ConfigError
-from rorqual.core.records import RunDir, Thinking
+from rorqual.core.records import RunDir
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.engine.request import Completion, Request, SamplingParams
-from rorqual.engine.score import ROWS, next_logprobs
+from rorqual.engine.request import Completion
+from rorqual.engine.score import next_logprobs
 from rorqual.model.account import account
 from rorqual.tasks.base import Problem, Verdict
-from rorqual.tasks.find import load_task, safe_problems
 from rorqual.train.batch import TrainBatch
-from rorqual.train.sources.base import Materials, Source, SourceConfig, Step
+from rorqual.train.sources.base import Materials, Source, Step
 from rorqual.train.sources.distilled import another_vocabulary
-from rorqual.train.sources.reference import frozen
-from rorqual.train.sources.rollouts import Scored, batch_of, check_room, graded_as, measure
-from rorqual.train.sources.sampler import RolloutSampler
-from rorqual.train.sources.worked import opening, repeat
-
-PROBE = 256
+from rorqual.train.sources.reference import frozen, map_rows
+from rorqual.train.sources.rollouts import batch_of, measure
+from rorqual.train.sources.sampler import SampledConfig, SampledSource, Scored, graded_as
+from rorqual.train.sources.worked import repeat
 
 
-class OnPolicyConfig(SourceConfig):
-    """Train on answers sampled from the student. A step has `problems` prompts with `samples` answers each.
+class OnPolicyConfig(SampledConfig):
+    """Train on answers sampled from the student.
 
     `teacher` is the run directory of the teacher. `top_k` keeps the teacher's most likely tokens at each position; 0
     keeps the whole vocabulary. `grade` grades the answers for metrics such as reward; grades do not affect training.
-    `minibatches` is the number of optimizer updates per step, and `row` the number of tokens per training row.
 
-    `max_age` limits the policy age: the student's policy version minus the version that sampled the answer. The check that
-    sampler and student agree skips answers of age 1 or more. Importance ratios are not needed, because the divergence
-    is computed over the vocabulary, not for the sampled token alone.
+    Answers of age 1 or more need no importance ratios, because the divergence is computed over the vocabulary, not for
+    the sampled token alone.
     """
 
     kind: Literal["on_policy"] = "on_policy"
     teacher: str
-    task: str
-    data: str = ""
-    options: dict[str, Any] = {}
-    problems: Count = 32
-    samples: Count = 4
-    temperature: Temperature = 1.0
-    max_tokens: Count = 96
-    thinking: Thinking = "auto"
     top_k: Natural = 0
     grade: bool = True
-    minibatches: Count = 2
-    row: RowLength = 128
-    max_age: Natural = 0
-
-    @property
-    def samples_itself(self) -> bool:
-        return True
 
     def build(self, materials: Materials) -> Source:
         return OnPolicy(self, materials)
@@ -76,46 +53,24 @@ class OnPolicyConfig(SourceConfig):
     def gives(self) -> frozenset[str]:
         return frozenset({"teacher_logprobs", "sampled_logprobs"} | ({"teacher_ids"} if self.top_k else set()))
 
-    def texts(self) -> Iterator[str]:
-        task = load_task(self.task, data=Path(self.data) if self.data else None, options=self.options)
-        for problem in islice(safe_problems(task, "train", 0), 2000):
-            yield f"{problem.prompt} {problem.steps or ''} {problem.answer}"
 
-
-class OnPolicy(Source):
+class OnPolicy(SampledSource):
     """A source of answers sampled from the student and scored by a frozen teacher."""
 
     def __init__(self, config: OnPolicyConfig, materials: Materials) -> None:
-        self.config, self.chat, self.seed = config, materials.chat, materials.seed
-        self.task = load_task(config.task, data=Path(config.data) if config.data else None, options=config.options)
-        self.versions = self.task.versions
+        self.config = config
         self.teacher = OnPolicyTeacher(config.teacher, materials, config.row, config.top_k)
-        self.sampler = RolloutSampler(materials, max_age=config.max_age)
-        probe = opening(self.task, self.seed, PROBE)
-        self.prompts = [] if config.data else [problem.prompt for problem in probe]
-        check_room(self.chat, [problem.messages for problem in probe], config.thinking, config.max_tokens, config.row)
+        super().__init__(config, materials)
 
     def step(self, step: int) -> Step:
-        c = self.config
         self.sampler.update()
-        problems = list(islice(repeat(self.task, self.seed * 1_000_003 + step), c.problems))
-        seeds = np.random.default_rng([self.seed, step]).integers(0, 2**31, size=len(problems)).tolist()
-        requests = [
-            Request(
-                p.messages,
-                SamplingParams(max_tokens=c.max_tokens, temperature=c.temperature, seed=seed, n=c.samples),
-                c.thinking,
-            )
-            for p, seed in zip(problems, seeds)
-        ]
+        problems = list(islice(repeat(self.task, self.seed * 1_000_003 + step), self.config.problems))
         groups = [
             [Scored(answer, self._verdict(p, answer), 0.0, self.sampler.age(answer)) for answer in completions]
-            for p, completions in zip(problems, self.sampler.generate(requests))
+            for p, completions in zip(problems, self.sample([p.messages for p in problems], step))
         ]
         every = [scored for group in groups for scored in group]
-        order = np.random.default_rng([self.seed, step, 1]).permutation(len(every)).tolist()
-        parts = np.array_split(np.asarray(order), c.minibatches)
-        batches = [self._batch([every[i] for i in part]) for part in parts if len(part)]
+        batches = [self._batch(part) for part in self.share_out(every, step)]
         read = sum(batch.n_tokens for batch in batches)
         metrics = {"teacher_tokens": read, "teacher_flops": read * self.teacher.flops}
         return Step(batches, metrics | self._measure(problems, groups), fresh=True)
@@ -167,9 +122,7 @@ class OnPolicyTeacher:
 
     def add_distributions(self, batch: TrainBatch) -> TrainBatch:
         """Add the teacher's distribution at each trained position of the batch."""
-        parts = batch.split(-(-len(batch.tokens) // ROWS))
-        with ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            scored = list(pool.map(self._score, parts))
+        scored = map_rows(batch, self._score, self.threads)
         logprobs = torch.cat([part for part, _ in scored])
         if not self.top_k:
             return replace(batch, teacher_logprobs=logprobs)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
+from rorqual.engine.score import ROWS
 from rorqual.model.decoder import Decoder
 from rorqual.model.load.run import load_run
 from rorqual.ops.backends import Backend
 from rorqual.ops.losses import keep_only, token_logprobs
 from rorqual.train.batch import TrainBatch
 
-ROWS = 16
-"""Rows per forward pass. The number is fixed because it affects rounding."""
+R = TypeVar("R")
 
 
 def frozen(run: RunDir, device: str, ops: Backend) -> Decoder:
@@ -31,6 +33,12 @@ def frozen(run: RunDir, device: str, ops: Backend) -> Decoder:
             f"backend={ops.name} cannot run this model: {reason}", where=str(run.path), remedy="Use another backend."
         )
     return ops.bind(model)
+
+
+def map_rows(batch: TrainBatch, score: Callable[[TrainBatch], R], threads: int) -> list[R]:
+    """Return `score` of each part of the batch, in order. A part has `ROWS` rows, whatever the number of threads."""
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return list(pool.map(score, batch.split(-(-len(batch.tokens) // ROWS))))
 
 
 class Reference:
@@ -54,9 +62,7 @@ class Reference:
 
     def logprobs(self, batch: TrainBatch) -> Tensor:
         """Return the reference model's log-probabilities of the targets [rows, seq]. Untrained positions are 0."""
-        parts = batch.split(-(-len(batch.tokens) // ROWS))
-        with ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return torch.cat(list(pool.map(self._score, parts))).to(batch.tokens.device)
+        return torch.cat(map_rows(batch, self._score, self.threads)).to(batch.tokens.device)
 
     @torch.no_grad()
     def _score(self, part: TrainBatch) -> Tensor:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Iterable
+from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -13,27 +13,22 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from rorqual.core.config import MOST, Config, Count, Natural, NonNegative, Part, Positive, RowLength, Temperature
-from rorqual.core.errors import DataError
-from rorqual.core.records import Message, Thinking
+from rorqual.core.config import MOST, Config, Count, Natural, NonNegative, Part, Positive
 from rorqual.data.chat import ChatFormat
 from rorqual.data.pack import Packed, Sample, pack
-from rorqual.engine.request import Completion, Request, SamplingParams
+from rorqual.engine.request import Completion
 from rorqual.ops.moe import CHOOSE
-from rorqual.tasks.base import Problem, Task, Verdict
-from rorqual.tasks.find import load_task, safe_grade
+from rorqual.tasks.base import Problem, Verdict
 from rorqual.train.batch import TrainBatch
-from rorqual.train.sources.base import Materials, Source, SourceConfig, Step
+from rorqual.train.sources.base import Materials, Source, Step
 from rorqual.train.sources.reference import Reference
-from rorqual.train.sources.sampler import RolloutSampler
-from rorqual.train.sources.shaping import effort_penalty, group_advantages, overlong_penalty
-from rorqual.train.sources.worked import opening, repeat
-
-GOLD_PROBE = 256
+from rorqual.train.sources.sampler import SampledConfig, SampledSource, Scored, graded_as, prompt_of
+from rorqual.train.sources.shaping import group_advantages, overlong_penalty
+from rorqual.train.sources.worked import repeat
 
 
 class LengthPenaltyConfig(Config):
-    """Sample each problem once per effort in `efforts` (1 to 100), and penalize length less at a higher effort (`effort_penalty`).
+    """Sample each problem once per effort in `efforts` (1 to 100), and penalize length less at a higher effort (`reward`).
 
     The prompt begins with the system message `effort_message(effort)`. The samples of one problem and effort are one group.
     """
@@ -51,30 +46,20 @@ class LengthPenaltyConfig(Config):
         return self
 
     def reward(self, length: int, effort: int) -> float:
-        """Return the penalty of an answer of `length` tokens."""
-        return effort_penalty(
-            length,
-            effort,
-            lowest=min(self.efforts),
-            strength=self.strength,
-            decay=self.decay,
-            limit=self.limit,
-            tokens=self.tokens,
-        )
+        """Return the length reward of DeepSeek-V4.1-Flash (technical report, effort control) for an answer of `length` tokens.
+
+        It is -min(C_max, k(b) length / L_norm), with k(b) = k_0 exp(-(b - b_min) / tau) for the effort b. At the lowest
+        effort b_min, a token costs the most. `strength` is k_0, `decay` tau, `limit` C_max and `tokens` L_norm.
+        """
+        cost = self.strength * math.exp(-(effort - min(self.efforts)) / self.decay)
+        return -min(self.limit, cost * length / self.tokens)
 
 
-def effort_message(effort: int) -> Message:
-    """Return the system message that asks for an effort."""
-    return Message("system", f"Reasoning effort: {effort}")
+class RolloutConfig(SampledConfig):
+    """Train on answers sampled from the model. The `samples` answers to a prompt are a group.
 
-
-class RolloutConfig(SourceConfig):
-    """Train on answers sampled from the model. A step has `problems` prompts with `samples` answers each (the group size).
-
-    `data` is the file or folder for tasks that read files. `std` divides advantages by the group's standard deviation
-    (R1). `minibatches` is the number of optimizer updates per step. `row` is the number of tokens per training row;
-    prompt and answer must fit into a row. `trace` is the number of groups per step whose texts are stored for `rorqual
-    trace`. The groups with the most varied rewards are chosen.
+    `std` divides advantages by the group's standard deviation (R1). `trace` is the number of groups per step whose texts
+    are stored for `rorqual trace`. The groups with the most varied rewards are chosen.
 
     `top_p` and `top_k` restrict sampling. The trainer normalizes its probabilities over the tokens that top-p and top-k
     allowed (keep sampling mask, V3.2, 2512.02556).
@@ -98,23 +83,12 @@ class RolloutConfig(SourceConfig):
     `reference` is the run of a reference model. The model's log-probabilities are added to the batches for a KL term.
     With `reference`, groups with equal rewards are trained on too.
 
-    `max_age` limits the policy age: the trainer's policy version minus the version that sampled the answer. The check that
-    sampler and trainer agree skips answers of age 1 or more. The objective weights answers of age 1 or more by
-    importance ratios.
+    The objective weights answers of age 1 or more by importance ratios.
     """
 
     kind: Literal["rollouts"] = "rollouts"
-    task: str
-    data: str = ""
-    options: dict[str, Any] = {}
-    problems: Count = 32
     samples: int = Field(12, ge=2, le=MOST)
-    temperature: Temperature = 1.0
-    max_tokens: Count = 96
-    thinking: Thinking = "auto"
     std: bool = True
-    minibatches: Count = 2
-    row: RowLength = 128
     trace: Natural = 4
     top_p: Part = 1.0
     top_k: Natural = 0
@@ -125,15 +99,9 @@ class RolloutConfig(SourceConfig):
     length_penalty: LengthPenaltyConfig | None = None
     mask_truncated: bool = False
     reference: str = ""
-    max_age: Natural = 0
-
-    @property
-    def samples_itself(self) -> bool:
-        return True
 
     @property
     def efforts(self) -> tuple[int | None, ...]:
-        """The efforts at which each problem is sampled: those of `length_penalty`, or None alone."""
         return (None,) if self.length_penalty is None else self.length_penalty.efforts
 
     @model_validator(mode="after")
@@ -154,42 +122,19 @@ class RolloutConfig(SourceConfig):
         return Rollouts(self, materials)
 
 
-@dataclass(frozen=True)
-class Scored:
-    """A graded completion. `age` is the trainer's policy version minus the version that sampled the completion. `effort` is the
-    effort that the prompt asked for, or None."""
-
-    completion: Completion
-    verdict: Verdict
-    advantage: float
-    age: int = 0
-    effort: int | None = None
-
-    @property
-    def cut_off(self) -> bool:
-        """Whether the completion was truncated at max_tokens."""
-        return self.completion.finish_reason == "length"
-
-
-class Rollouts(Source):
+class Rollouts(SampledSource):
     """A source of graded answers, sampled from the trained model with the run's rollout engine."""
 
     def __init__(self, config: RolloutConfig, materials: Materials) -> None:
-        self.config, self.chat, self.seed = config, materials.chat, materials.seed
-        self.task = load_task(config.task, data=Path(config.data) if config.data else None, options=config.options)
-        self.versions = self.task.versions
-        self.sampler = RolloutSampler(
-            materials, max_age=config.max_age, record_kept=config.top_p < 1 or config.top_k > 0 or config.calculator
-        )
+        self.config = config
+        record_kept = config.top_p < 1 or config.top_k > 0 or config.calculator
+        super().__init__(config, materials, record_kept=record_kept)
+        self.params = replace(self.params, top_p=config.top_p, top_k=config.top_k, calculator=config.calculator)
         self.reference = (
             Reference(config.reference, materials.model, temperature=config.temperature, threads=materials.threads)
             if config.reference
             else None
         )
-        probe = opening(self.task, self.seed, GOLD_PROBE)
-        self.prompts = [] if config.data else [problem.prompt for problem in probe]
-        longest = [asked(problem, effort) for problem in probe for effort in config.efforts]
-        check_room(self.chat, longest, config.thinking, config.max_tokens, config.row)
 
     def step(self, step: int) -> Step:
         c = self.config
@@ -198,9 +143,7 @@ class Rollouts(Source):
         chosen = [g for g in groups if mixed(g)][: c.problems] if c.max_num_gen_batches > 1 else groups
         learn = [one for group in chosen for one in group if self._trains(one)]
         metrics = measure(problems, groups, self.chat) | self._measure_options(groups, chosen)
-        order = np.random.default_rng([self.seed, step, 1]).permutation(len(learn)).tolist()
-        parts = np.array_split(np.asarray(order), c.minibatches) if learn else []
-        batches = [self._batch([learn[i] for i in part], learned=True) for part in parts if len(part)]
+        batches = [self._batch(part, learned=True) for part in self.share_out(learn, step)]
         learned = {id(one) for one in learn}
         untrained = [one for group in groups for one in group if id(one) not in learned]
         unlearned = [self._batch(untrained)] if untrained else []
@@ -218,26 +161,12 @@ class Rollouts(Source):
         groups: list[list[Scored]] = []
         for draw in range(c.max_num_gen_batches):
             fresh = [(problem, effort) for problem in islice(stream, c.problems) for effort in c.efforts]
-            generator = np.random.default_rng([self.seed, step, 1 + draw] if draw else [self.seed, step])
-            seeds = generator.integers(0, 2**31, size=len(fresh)).tolist()
-            requests = [Request(asked(*one), self._sampling(seed), c.thinking) for one, seed in zip(fresh, seeds)]
             problems += [problem for problem, _ in fresh]
-            groups += [self._score(*one, found) for one, found in zip(fresh, self.sampler.generate(requests))]
+            completions = self.sample([prompt_of(*one) for one in fresh], step, draw)
+            groups += [self._score(*one, found) for one, found in zip(fresh, completions)]
             if sum(map(mixed, groups)) >= c.problems:
                 break
         return problems, groups
-
-    def _sampling(self, seed: int) -> SamplingParams:
-        c = self.config
-        return SamplingParams(
-            max_tokens=c.max_tokens,
-            temperature=c.temperature,
-            top_p=c.top_p,
-            top_k=c.top_k,
-            seed=seed,
-            n=c.samples,
-            calculator=c.calculator,
-        )
 
     def _trains(self, one: Scored) -> bool:
         if one.verdict is Verdict.UNGRADED or (self.config.mask_truncated and one.cut_off):
@@ -299,29 +228,6 @@ class Rollouts(Source):
 def mixed(group: list[Scored]) -> bool:
     """Return whether a group has both right and wrong answers."""
     return {Verdict.RIGHT, Verdict.WRONG} <= {one.verdict for one in group}
-
-
-def asked(problem: Problem, effort: int | None) -> tuple[Message, ...]:
-    """Return the prompt of a problem, with its system message if there is an effort."""
-    return problem.messages if effort is None else (effort_message(effort), *problem.messages)
-
-
-def check_room(
-    chat: ChatFormat, probe: Sequence[tuple[Message, ...]], thinking: Thinking, max_tokens: int, row: int
-) -> None:
-    """Raise DataError if the longest prompt in `probe` and an answer of `max_tokens` tokens do not fit into a row."""
-    longest = max(len(chat.prompt(messages, thinking)) for messages in probe)
-    if longest + max_tokens > row:
-        raise DataError(
-            f"a prompt of {longest} tokens and an answer of {max_tokens} tokens do not fit into a row of {row}",
-            where="row",
-            remedy=f"Set row={longest + max_tokens} or a smaller max_tokens.",
-        )
-
-
-def graded_as(task: Task, problem: Problem, completion: Completion) -> Verdict:
-    """Grade an answer with the task's grader. A truncated answer counts as wrong."""
-    return safe_grade(task, problem, completion.text) if completion.finish_reason == "stop" else Verdict.WRONG
 
 
 def batch_of(scored: list[Scored], width: int, pad: int) -> TrainBatch:

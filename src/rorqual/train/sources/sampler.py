@@ -1,15 +1,128 @@
-"""Sample from the trained model with the run's rollout engine."""
+"""Base classes of the sources that sample answers from the trained model with the run's rollout engine."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from rorqual.core.errors import ConfigError
+import numpy as np
+
+from rorqual.core.config import Count, Natural, RowLength, Temperature
+from rorqual.core.errors import ConfigError, DataError
+from rorqual.core.records import Message, Thinking
 from rorqual.engine.engine import Engine
-from rorqual.engine.request import Completion, Request
+from rorqual.engine.request import Completion, Request, SamplingParams
 from rorqual.engine.rollout_engine import InlineRolloutEngine, RolloutEngine, gather
 from rorqual.ops.backends import REFERENCE, TORCH, TORCH_INVARIANT, Backend
-from rorqual.train.sources.base import Materials
+from rorqual.tasks.base import Problem, Task, Verdict
+from rorqual.tasks.find import safe_grade
+from rorqual.train.sources.base import Materials, Source
+from rorqual.train.sources.worked import TaskConfig, opening
+
+GOLD_PROBE = 256
+
+
+class SampledConfig(TaskConfig):
+    """Settings of a source of sampled answers. A step has `problems` prompts with `samples` answers each.
+
+    `minibatches` is the number of optimizer updates per step. `row` is the number of tokens per training row; prompt
+    and answer must fit into a row.
+
+    `max_age` limits the policy age: the trainer's policy version minus the version that sampled the answer. The check
+    that sampler and trainer agree skips answers of age 1 or more.
+    """
+
+    problems: Count = 32
+    samples: Count = 4
+    temperature: Temperature = 1.0
+    max_tokens: Count = 96
+    thinking: Thinking = "auto"
+    minibatches: Count = 2
+    row: RowLength = 128
+    max_age: Natural = 0
+
+    @property
+    def samples_itself(self) -> bool:
+        return True
+
+    @property
+    def efforts(self) -> tuple[int | None, ...]:
+        """The efforts at which each problem is sampled. None asks for no effort."""
+        return (None,)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A graded completion. `age` is the trainer's policy version minus the version that sampled the completion. `effort` is the
+    effort that the prompt asked for, or None."""
+
+    completion: Completion
+    verdict: Verdict
+    advantage: float
+    age: int = 0
+    effort: int | None = None
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether the completion was truncated at max_tokens."""
+        return self.completion.finish_reason == "length"
+
+
+class SampledSource(Source):
+    """A source of answers sampled from the trained model. `params` are the sampling parameters of its requests.
+
+    With `record_kept`, the samples must contain the tokens that top-p and top-k allowed.
+    """
+
+    def __init__(self, config: SampledConfig, materials: Materials, *, record_kept: bool = False) -> None:
+        self.chat, self.seed, self.thinking = materials.chat, materials.seed, config.thinking
+        self.minibatches = config.minibatches
+        self.task = config.load()
+        self.versions = self.task.versions
+        self.params = SamplingParams(max_tokens=config.max_tokens, temperature=config.temperature, n=config.samples)
+        self.sampler = RolloutSampler(materials, max_age=config.max_age, record_kept=record_kept)
+        probe = opening(self.task, self.seed, GOLD_PROBE)
+        self.prompts = [] if config.data else [problem.prompt for problem in probe]
+        asked = [prompt_of(problem, effort) for problem in probe for effort in config.efforts]
+        longest = max(len(self.chat.prompt(messages, config.thinking)) for messages in asked)
+        check_room(longest, config.max_tokens, config.row)
+
+    def sample(self, prompts: Sequence[tuple[Message, ...]], step: int, draw: int = 0) -> list[list[Completion]]:
+        """Sample answers to each prompt. The run's seed, `step` and `draw` determine the seed of each prompt."""
+        generator = np.random.default_rng([self.seed, step, 1 + draw] if draw else [self.seed, step])
+        seeds = generator.integers(0, 2**31, size=len(prompts)).tolist()
+        requests = [Request(p, replace(self.params, seed=seed), self.thinking) for p, seed in zip(prompts, seeds)]
+        return self.sampler.generate(requests)
+
+    def share_out(self, scored: Sequence[Scored], step: int) -> list[list[Scored]]:
+        """Divide the answers of a step among its updates, in random order. Updates without an answer are left out."""
+        order = np.random.default_rng([self.seed, step, 1]).permutation(len(scored))
+        return [[scored[i] for i in part] for part in np.array_split(order, self.minibatches) if len(part)]
+
+
+def prompt_of(problem: Problem, effort: int | None) -> tuple[Message, ...]:
+    """Return the prompt of a problem, with its system message if there is an effort."""
+    return problem.messages if effort is None else (effort_message(effort), *problem.messages)
+
+
+def effort_message(effort: int) -> Message:
+    """Return the system message that asks for an effort."""
+    return Message("system", f"Reasoning effort: {effort}")
+
+
+def check_room(longest: int, max_tokens: int, row: int) -> None:
+    """Raise DataError if a prompt of `longest` tokens and an answer of `max_tokens` tokens do not fit into a row."""
+    if longest + max_tokens > row:
+        raise DataError(
+            f"a prompt of {longest} tokens and an answer of {max_tokens} tokens do not fit into a row of {row}",
+            where="row",
+            remedy=f"Set row={longest + max_tokens} or a smaller max_tokens.",
+        )
+
+
+def graded_as(task: Task, problem: Problem, completion: Completion) -> Verdict:
+    """Grade an answer with the task's grader. A truncated answer counts as wrong."""
+    return safe_grade(task, problem, completion.text) if completion.finish_reason == "stop" else Verdict.WRONG
 
 
 def _sampler_backend(ops: Backend) -> str:

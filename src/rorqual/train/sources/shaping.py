@@ -1,8 +1,7 @@
-"""Reward shaping: the length penalties of DAPO and of DeepSeek-V4.1, and the group-relative advantages of R1 and Dr.GRPO."""
+"""Reward shaping: the length penalty of DAPO, and the group-relative advantages of R1 and Dr.GRPO."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,17 +17,6 @@ def overlong_penalty(length: int, max_tokens: int, buffer: int) -> float:
     if not buffer or length <= unpenalized:
         return 0.0
     return max(-1.0, (unpenalized - length) / buffer)
-
-
-def effort_penalty(
-    length: int, effort: int, *, lowest: int, strength: float, decay: float, limit: float, tokens: int
-) -> float:
-    """Return the length reward of DeepSeek-V4.1-Flash (technical report, effort control): -min(C_max, k(b) length / L_norm), with
-    k(b) = k_0 exp(-(b - b_min) / tau) for the effort b. At the `lowest` effort b_min, a token costs the most.
-
-    `strength` is k_0, `decay` is tau, `limit` is C_max, and `tokens` is L_norm.
-    """
-    return -min(limit, strength * math.exp(-(effort - lowest) / decay) * length / tokens)
 
 
 def group_advantages(rewards: Sequence[float], graded: Sequence[bool], *, std: bool) -> npt.NDArray[np.float64]:

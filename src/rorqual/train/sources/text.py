@@ -11,8 +11,7 @@ import numpy as np
 from rorqual.core.config import RowLength, Rows
 from rorqual.data.source.text import read_text
 from rorqual.data.stream import TextStream
-from rorqual.train.batch import TrainBatch
-from rorqual.train.sources.base import Materials, Source, SourceConfig, Step
+from rorqual.train.sources.base import Materials, Source, SourceConfig, StreamSource
 
 
 class TextConfig(SourceConfig):
@@ -25,18 +24,8 @@ class TextConfig(SourceConfig):
     windows: Literal["chunks", "random"] = "chunks"
 
     def build(self, materials: Materials) -> Source:
-        return TextWindows(self, materials)
+        ids = np.asarray(materials.tokenizer.encode(read_text(Path(self.data)).train), dtype=np.int64)
+        return StreamSource(TextStream(ids, self.rows, self.row, materials.seed, windows=self.windows))
 
     def texts(self) -> Iterator[str]:
         yield read_text(Path(self.data)).train
-
-
-class TextWindows(Source):
-    """A source of windows from the first nine tenths of a text file."""
-
-    def __init__(self, config: TextConfig, materials: Materials) -> None:
-        ids = np.asarray(materials.tokenizer.encode(read_text(Path(config.data)).train), dtype=np.int64)
-        self.stream = TextStream(ids, config.rows, config.row, materials.seed, windows=config.windows)
-
-    def step(self, step: int) -> Step:
-        return Step([TrainBatch.from_packed(self.stream.batch(step))])

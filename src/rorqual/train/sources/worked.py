@@ -24,25 +24,12 @@ DRY = 10_000
 """If this many consecutive problems are longer than a row, the source raises an error."""
 
 
-class WorkedConfig(SourceConfig):
-    """Train on worked solutions of a task.
+class TaskConfig(SourceConfig):
+    """Base class of the sources that draw a task's problems. `data` is the file or folder for tasks that read files."""
 
-    `think` is the share of solutions that include the worked steps. The other solutions consist of only the answer. A
-    step has `rows` rows of `row` tokens. `data` is the file or folder for tasks that read files. `longer` sets whether
-    a solution longer than a row is an error or is skipped.
-    """
-
-    kind: Literal["worked"] = "worked"
-    task: str = "families"
+    task: str
     data: str = ""
     options: dict[str, Any] = {}
-    longer: Literal["error", "skip"] = "error"
-    think: Share = 1.0
-    rows: Rows = 32
-    row: RowLength = 128
-
-    def build(self, materials: Materials) -> Source:
-        return Worked(self, materials)
 
     def load(self) -> Task:
         """Load the configured task."""
@@ -51,6 +38,24 @@ class WorkedConfig(SourceConfig):
     def texts(self) -> Iterator[str]:
         for problem in islice(safe_problems(self.load(), "train", 0), 2000):
             yield f"{problem.prompt} {problem.steps or ''} {problem.answer}"
+
+
+class WorkedConfig(TaskConfig):
+    """Train on worked solutions of a task.
+
+    `think` is the share of solutions that include the worked steps. The other solutions consist of only the answer. A
+    step has `rows` rows of `row` tokens. `longer` sets whether a solution longer than a row is an error or is skipped.
+    """
+
+    kind: Literal["worked"] = "worked"
+    task: str = "families"
+    longer: Literal["error", "skip"] = "error"
+    think: Share = 1.0
+    rows: Rows = 32
+    row: RowLength = 128
+
+    def build(self, materials: Materials) -> Source:
+        return Worked(self, materials)
 
 
 class Worked(Source):

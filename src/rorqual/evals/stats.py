@@ -74,35 +74,6 @@ def _checked(confidence: float) -> float:
     return confidence
 
 
-def _log_binomial(total: int, chance: float) -> Floats:
-    """Return the log-probabilities of 0..total successes [total + 1], for 0 < `chance` < 1."""
-    counts = range(total + 1)
-    choose = [math.lgamma(total + 1) - math.lgamma(k + 1) - math.lgamma(total - k + 1) for k in counts]
-    k = np.arange(total + 1)
-    return np.asarray(choose) + k * math.log(chance) + (total - k) * math.log1p(-chance)
-
-
-def binomial_p(right: int, total: int, chance: float, side: Side = "greater") -> float:
-    """Return the exact p-value of `right` out of `total` if a guesser is right with probability `chance`.
-
-    The two-sided p-value is the total probability of all outcomes that are at most as likely as the observed outcome.
-    """
-    if not 0 <= right <= total or not 0 <= chance <= 1:
-        raise ValueError(f"{right} right out of {total} with chance {chance} is impossible")
-    if chance in (0.0, 1.0):
-        sure = total if chance == 1.0 else 0
-        extreme = {"greater": sure >= right, "less": sure <= right, "two-sided": sure == right}
-        return float(extreme[side])
-    log_p = _log_binomial(total, chance)
-    if side == "greater":
-        chosen = log_p[right:]
-    elif side == "less":
-        chosen = log_p[: right + 1]
-    else:
-        chosen = log_p[log_p <= log_p[right] + 1e-7]
-    return min(1.0, math.fsum(np.exp(chosen)))
-
-
 def mcnemar(
     before: Sequence[bool] | NDArray[Any], after: Sequence[bool] | NDArray[Any], side: Side = "two-sided"
 ) -> float:
@@ -115,9 +86,9 @@ def mcnemar(
     if old.shape != new.shape:
         raise ValueError(f"{old.shape} verdicts cannot be paired with {new.shape}")
     gained, lost = int((new & ~old).sum()), int((old & ~new).sum())
-    if gained + lost == 0:
-        return 1.0
-    return binomial_p(gained, gained + lost, 0.5, side)
+    least = {"greater": gained, "less": lost, "two-sided": max(gained, lost)}[side]
+    ways = sum(math.comb(gained + lost, count) for count in range(least, gained + lost + 1))
+    return min(1.0, (1 + (side == "two-sided")) * ways / 2 ** (gained + lost))
 
 
 def paired_interval(gained: float, lost: float, pairs: float, confidence: float = 0.95) -> Interval:
@@ -148,23 +119,14 @@ def _paired_end(gained: float, lost: float, pairs: float, z: float) -> float:
     return high
 
 
-def paired_difference(
-    before: Sequence[float] | NDArray[Any], after: Sequence[float] | NDArray[Any], confidence: float = 0.95
-) -> Difference:
-    """Return the mean of `after - before`, with the score interval over problems. `before` and `after` have one share
-    from 0 to 1 per problem.
-
-    Shares may be fractional, such as the mean of several samples. Fractional shares have at most the variance of 0s and
-    1s with the same mean, so their interval is wider than necessary.
-    """
-    return difference_over_seeds([np.asarray(before, float)], [np.asarray(after, float)], confidence)
-
-
 def difference_over_seeds(
     before: Sequence[NDArray[Any]], after: Sequence[NDArray[Any]], confidence: float = 0.95, samples: int = 4000
 ) -> Difference:
     """Return the paired difference of shares over runs: `before[s][i]` and `after[s][i]` are the values of seed `s` on
     problem `i`.
+
+    Shares may be fractional, such as the mean of several samples. Fractional shares have at most the variance of 0s and
+    1s with the same mean, so their interval is wider than necessary.
 
     For one seed the interval is the score interval over problems. For several seeds the interval spans
     both the interval of `hierarchical_difference` and the score interval over all problems. Seeds that agree exactly therefore do not
@@ -213,16 +175,10 @@ def hierarchical_difference(
 
 def _changes(before: Sequence[NDArray[Any]], after: Sequence[NDArray[Any]]) -> list[Floats]:
     """Return `after - before` for every seed. Raises ValueError if the values cannot be paired."""
-    if len(before) != len(after) or not before:
-        raise ValueError(
-            f"`before` has {len(before)} seeds and `after` has {len(after)}: give the same number, at least one"
-        )
-    changes = []
-    for old, new in zip(before, after, strict=True):
-        if np.shape(old) != np.shape(new) or np.ndim(old) != 1 or len(old) == 0:
-            raise ValueError(f"values of shape {np.shape(old)} cannot be paired with {np.shape(new)}")
-        changes.append(np.asarray(new, float) - np.asarray(old, float))
-    return changes
+    shapes = [[np.shape(values) for values in side] for side in (before, after)]
+    if shapes[0] != shapes[1] or not before or any(len(shape) != 1 or not shape[0] for shape in shapes[0]):
+        raise ValueError(f"values of these shapes cannot be paired: {shapes[0]} and {shapes[1]}")
+    return [np.asarray(new, float) - np.asarray(old, float) for old, new in zip(before, after, strict=True)]
 
 
 def _resampled_means(values: Sequence[Floats], samples: int, random: np.random.Generator) -> Floats:

@@ -8,7 +8,7 @@ that of the model whose replies it judges.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,19 +31,14 @@ def question(sample: GradedSample) -> str:
     return "\n".join(part.strip() for part in parts if part.strip())
 
 
-def training_rows(evaluation: Evaluation) -> Iterator[dict[str, list[dict[str, str]]]]:
-    """Yield one conversation for each graded sample, for `rorqual train sft data=`."""
+def write_training_rows(evaluation: Evaluation, file: Path) -> int:
+    """Write one conversation for each graded sample as JSON lines, for `rorqual train sft data=`, and return their number."""
+    lines = []
     for sample in evaluation.samples:
         if sample.verdict is not Verdict.UNGRADED:
             answer = ANSWERS[0] if sample.verdict is Verdict.RIGHT else ANSWERS[1]
-            yield {
-                "messages": [{"role": "user", "content": question(sample)}, {"role": "assistant", "content": answer}]
-            }
-
-
-def write_training_rows(evaluation: Evaluation, file: Path) -> int:
-    """Write `training_rows` as JSON lines and return their number."""
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in training_rows(evaluation)]
+            talk = [{"role": "user", "content": question(sample)}, {"role": "assistant", "content": answer}]
+            lines.append(json.dumps({"messages": talk}, ensure_ascii=False) + "\n")
     write_atomic(file, "".join(lines).encode())
     return len(lines)
 

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def _finish(work: Work, out: Path, completed: bool) -> None:
     config, chosen, teacher, clock = work.config, work.chosen, work.teacher, work.clock
     with clock.of("finishing"):
         rows, contaminated = work.rows()
-        if config.top_k:
+        if config.top_k and isinstance(teacher, LocalTeacher):
             rows = with_top(rows, teacher, config.top_k)
         write_distilled(out / DATA, rows, tokenizer=teacher.tokenizer, vocab=teacher.vocab)
         _write_lines(out / CONTAMINATED, [*chosen.listed(), *contaminated])
@@ -180,8 +180,8 @@ class Work:
         def keep(entries: Sequence[Entry], on_saved: Callable[[], None]) -> None:
             disk_full: DiskFull | None = None
             try:
-                self.journal.append(entry.line() for entry in entries if not entry.failed)
-                self.failures.append(entry.line() for entry in entries if entry.failed)
+                self.journal.append(asdict(entry) for entry in entries if not entry.failed)
+                self.failures.append(asdict(entry) for entry in entries if entry.failed)
             except DiskFull as error:  # the last samples were written to disk space reserved in advance
                 disk_full = error
             on_saved()
@@ -279,7 +279,7 @@ class Work:
         return row_of(entry, problem, self.verdicts[entry.place], self.config, self.teacher.label, self.teacher.chosen)
 
 
-def with_top(rows: Sequence[Distilled], teacher: Teacher, k: int) -> list[Distilled]:
+def with_top(rows: Sequence[Distilled], teacher: LocalTeacher, k: int) -> list[Distilled]:
     """Add the teacher's `k` most likely tokens at each position to every row that was not dropped.
 
     The first `teacher.chosen` tokens of a reply were forced, not sampled, so the distribution at each of these positions has

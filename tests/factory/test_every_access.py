@@ -65,24 +65,6 @@ def test_so_many_requests_are_under_way(
     assert most == [at_once]
 
 
-def test_an_answer_that_does_not_come_is_waited_for_as_long_as_said(
-    server: Adder, remote: Make, tmp_path: Path
-) -> None:
-    given_up = threading.Event()
-
-    def rule(body: dict[str, Any], number: int) -> None:
-        given_up.wait(50)
-
-    server.rule = rule
-    began = time.monotonic()
-    with pytest.raises(RemoteError, match=r"timed out \(tried 1 times\)"):
-        made(plain(remote, {"timeout": 1.5, "retries": 0}, problems=1, samples=1), tmp_path)
-    waited = time.monotonic() - began
-    given_up.set()
-    assert waited >= 1.5 and len(server.asked) == 1
-    assert Access().timeout == 300.0
-
-
 @pytest.mark.parametrize(("access", "tries"), [({"retries": 2}, 3), ({"retries": 0}, 1), ({}, 6)])
 def test_a_server_that_fails_is_asked_again_so_often(
     server: Adder, remote: Make, tmp_path: Path, access: dict[str, Any], tries: int

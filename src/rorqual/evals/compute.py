@@ -223,15 +223,7 @@ def tables(report: ComputeReport) -> Iterator[Table]:
 
 
 def _table(title: str, groups: Sequence[Group]) -> Table:
-    rows = [
-        (
-            group.name,
-            f"{group.tokens:,}",
-            f"{group.experts:.3f}",
-            "" if (ends := group.interval) is None else f"{ends.low:.3f} to {ends.high:.3f}",
-        )
-        for group in groups
-    ]
+    rows = [(group.name, f"{group.tokens:,}", f"{group.experts:.3f}", _ends(group.interval)) for group in groups]
     return Table(title=title.capitalize(), heads=("", "tokens", "experts", "95 % interval over problems"), rows=rows)
 
 

@@ -6,12 +6,13 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Any, Protocol
+from typing import Any
 
 from rorqual.core.errors import DataError, RorqualError
+from rorqual.engine.engine import Engine
 from rorqual.engine.grammar.check import MISMATCH
 from rorqual.engine.remote.engine import REFUSED, RemoteEngine, RemoteError
-from rorqual.engine.request import Completion, Request
+from rorqual.engine.request import Completion
 from rorqual.generate.prompts import Refused
 from rorqual.generate.schema import KEYS, RowRequest
 
@@ -20,16 +21,6 @@ BURST = 256
 """Maximum number of rejected rows to collect before yielding them."""
 Answered = tuple[RowRequest | Refused, list[Completion]]
 """A row and its samples. A rejected row has no samples."""
-
-
-class Stepping(Protocol):
-    """The engine interface that `answers` needs."""
-
-    def submit(self, request: Request) -> int: ...
-
-    def step(self) -> Sequence[Any]: ...
-
-    def cancel(self, request_id: int) -> None: ...
 
 
 def refused(row: RowRequest, error: RorqualError) -> Refused:
@@ -44,7 +35,7 @@ def refused(row: RowRequest, error: RorqualError) -> Refused:
     return Refused(row.line, key, error.what, error.remedy, row.carried)
 
 
-def answers(engine: Stepping, rows: Iterable[RowRequest | Refused], *, room: int) -> Iterator[list[Answered]]:
+def answers(engine: Engine, rows: Iterable[RowRequest | Refused], *, room: int) -> Iterator[list[Answered]]:
     """Answer all rows with a local engine. Yield the answered rows in small lists, in the order in which they finish.
 
     New rows are submitted while fewer than `room` samples are running. A row that the engine rejects is yielded as `Refused`.

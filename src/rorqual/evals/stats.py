@@ -57,7 +57,7 @@ def wilson(right: float, total: int, confidence: float = 0.95) -> Interval:
         raise ValueError(f"{right} right out of {total} is impossible")
     if total == 0:
         return Interval(0.0, 1.0, confidence)
-    z = NormalDist().inv_cdf(0.5 + _checked(confidence) / 2)
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
     rate = right / total
     middle = (rate + z * z / (2 * total)) / (1 + z * z / total)
     half = z / (1 + z * z / total) * math.sqrt(rate * (1 - rate) / total + z * z / (4 * total * total))
@@ -66,12 +66,6 @@ def wilson(right: float, total: int, confidence: float = 0.95) -> Interval:
     low = 0.0 if right == 0 else max(0.0, middle - half)
     high = 1.0 if right == total else min(1.0, middle + half)
     return Interval(low, high, confidence)
-
-
-def _checked(confidence: float) -> float:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
-    return confidence
 
 
 def mcnemar(
@@ -101,7 +95,7 @@ def paired_interval(gained: float, lost: float, pairs: float, confidence: float 
     """
     if gained < 0 or lost < 0 or gained + lost > pairs or pairs <= 0:
         raise ValueError(f"{gained} gained and {lost} lost of {pairs} pairs is impossible")
-    z = NormalDist().inv_cdf(0.5 + _checked(confidence) / 2)
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
     low = -_paired_end(lost, gained, pairs, z)
     return Interval(low, _paired_end(gained, lost, pairs, z), confidence)
 
@@ -167,7 +161,7 @@ def hierarchical_difference(
     """
     changes = _changes(before, after)
     drawn = _resampled_means(changes, samples, np.random.default_rng(seed))
-    tail = (1 - _checked(confidence)) / 2
+    tail = (1 - confidence) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail])
     mean = float(np.mean([change.mean() for change in changes]))
     return Difference(mean, Interval(float(low), float(high), confidence), sum(map(len, changes)))
@@ -220,27 +214,19 @@ def claim(
     return Claim(text, sign, p_value, estimate, interval, how)
 
 
-def holm_values(p_values: Sequence[float]) -> list[float]:
-    """Return Holm's step-down adjusted p-values (Holm 1979) in input order. The adjusted values control the family-wise error rate."""
-    adjusted = [0.0] * len(p_values)
-    highest = 0.0
-    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = highest
-    return adjusted
-
-
 def holm(claims: Iterable[Claim]) -> list[Claim]:
-    """Return the claims with p-values adjusted for the number of tests. Claims without a p-value are not counted as
-    tests.
+    """Return the claims with Holm's step-down adjusted p-values (Holm 1979), which control the family-wise error rate.
+
+    Claims without a p-value are not counted as tests.
 
     A claim with the sign "higher" gets the sign "open" (undecided) if its adjusted p-value exceeds one minus
     `interval.confidence`.
     """
     result = list(claims)
-    tested = [(index, claim.p_value) for index, claim in enumerate(result) if claim.p_value is not None]
-    for (index, _), p_value in zip(tested, holm_values([p for _, p in tested]), strict=True):
-        old = result[index]
+    tested = sorted((claim.p_value, index) for index, claim in enumerate(result) if claim.p_value is not None)
+    p_value = 0.0
+    for rank, (own, index) in enumerate(tested):
+        p_value, old = max(p_value, min(1.0, (len(tested) - rank) * own)), result[index]
         overturned = old.sign == "higher" and p_value > 1 - old.interval.confidence
         result[index] = replace(old, p_value=p_value, sign="open" if overturned else old.sign)
     return result
@@ -251,7 +237,7 @@ def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
     data = np.asarray(values, float)
     if len(data) < 2:
         raise ValueError("an interval over seeds needs at least two seeds")
-    reach = t_quantile(0.5 + _checked(confidence) / 2, len(data) - 1) * float(data.std(ddof=1)) / math.sqrt(len(data))
+    reach = t_quantile(0.5 + confidence / 2, len(data) - 1) * float(data.std(ddof=1)) / math.sqrt(len(data))
     middle = float(data.mean())
     return Interval(middle - reach, middle + reach, confidence)
 

@@ -23,6 +23,19 @@ Answered = tuple[RowRequest | Refused, list[Completion]]
 """A row and its samples. A rejected row has no samples."""
 
 
+REMEDIES = (
+    (MISMATCH, "grammar", "Use another seed, or simplify the schema."),
+    (
+        "the server",
+        "",
+        "Check the server. Then repeat the command with a new out=, because this file keeps its answers.",
+    ),
+    ("NaN or infinite logit", "", "The weights are damaged, or the dtype overflows: try dtype=float32."),
+    ("", "grammar", "Simplify the grammar, or change it so that every prefix of a reply can be completed."),
+)
+"""Why a sample can be incomplete: words of its error, the invalid key, and the remedy. The first entry that fits applies."""
+
+
 def refused(row: RowRequest, error: RorqualError) -> Refused:
     """Return a rejected row for an error that the engine raised for its request.
 
@@ -163,16 +176,7 @@ def fault_of(row: RowRequest, samples: Sequence[Completion]) -> Refused | None:
     if not errors:
         return None
     number, what = errors[0]
-    key, remedy = ("grammar", "Simplify the grammar, or change it so that every prefix of a reply can be completed.")
-    if what.startswith(MISMATCH):
-        remedy = "Use another seed, or simplify the schema."
-    elif what.startswith("the server"):
-        key, remedy = (
-            "",
-            "Check the server. Then repeat the command with a new out=, because this file keeps its answers.",
-        )
-    elif "NaN or infinite logit" in what:
-        key, remedy = "", "The weights are damaged, or the dtype overflows: try dtype=float32."
+    key, remedy = next(rest for part, *rest in REMEDIES if part in what)
     return Refused(row.line, key, f"sample {number} is incomplete: {what}", remedy, row.carried)
 
 

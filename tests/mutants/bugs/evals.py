@@ -338,8 +338,8 @@ MUTANTS = (
         "answers with sparse attention are graded on dense attention",
         "issue 18: what attention misses",
         "evals/planted.py",
-        "for index, hidden in enumerate((output.hidden, dense)):",
-        "for index, hidden in enumerate((dense, dense)):",
+        "for index, hidden in enumerate(both):",
+        "for index, hidden in enumerate(both[1:] * 2):",
         "tests/evals/test_planted.py::test_it_equals_a_plain_computation",
     ),
     one(

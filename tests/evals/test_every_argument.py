@@ -149,14 +149,6 @@ def test_an_evaluation_records_its_settings_each_under_its_name() -> None:
     assert found.baselines == baselines(Words(), picked, 7)
 
 
-@pytest.mark.parametrize("more", [{"split": "dev"}, {"count": 6}, {"seed": 1}, {"per_family": True}], ids=str)
-def test_an_argument_of_pick_changes_the_problems(more: dict[str, Any]) -> None:
-    least = {"split": "test", "count": 5, "seed": 0, "per_family": False}
-    assert parameters(pick) == {"task", *least}
-    keys = [[p.prompt for p in pick(Words(), **given)] for given in (least, least | more)]  # type: ignore[arg-type]
-    assert keys[0] != keys[1]
-
-
 def test_a_problems_seed_is_of_the_evaluations_and_its_key_and_nothing_else_changes() -> None:
     params = SamplingParams(max_tokens=9, temperature=0.5, top_p=0.9, n=3, seed=4, stop=("x",))
     seeds = {seeded(replace(params, seed=seed), key).seed for seed in range(20) for key in "abcdefghij"}

@@ -86,13 +86,3 @@ def test_it_equals_a_plain_computation(build: type) -> None:
     assert found.to_json()["kept"] == found.kept
     wider = measure_planted(model, kind, passages, 0.3, 3 * BUDGET)  # type: ignore[arg-type]
     assert wider == measure_planted(model_of(3 * BUDGET, vocab=VOCAB), kind, passages, 0.3)  # type: ignore[arg-type]
-
-
-@torch.no_grad()
-def test_queries_that_see_all_positions_give_no_values() -> None:
-    model = model_of(vocab=VOCAB)
-    passages = plant(BYTES, needles(BYTES, 2), 120, 1.0)
-    first = min(one.queries.start for one in passages)
-    assert measure_planted(model, "needle", passages, 1.0, first + 1) is None
-    found = measure_planted(model, "needle", passages, 1.0, first)
-    assert found is not None and found.budget == first

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from distil_server import PROMPT_TOKENS, Adder, Reply, answer, fault, says
+from distil_server import PROMPT_TOKENS, Adder, Reply, answer, fault
 from sums_task import Make
 
 from rorqual.core.errors import RorqualError
 from rorqual.data.distilled import Distilled, read_distilled
 from rorqual.engine.remote.engine import RemoteError
-from rorqual.factory import Access, BudgetReached, FactoryConfig, sample_teacher
+from rorqual.factory import Access, FactoryConfig, sample_teacher
 from rorqual.factory.budget import MESSAGE_TOKENS, TEMPLATE_TOKENS
 
 TOKENS = 20
@@ -108,25 +108,6 @@ def test_each_price_is_of_its_own_tokens(
     assert all(line["most"] == pytest.approx(most) for line in bills(tmp_path))
     paid = sum(row.money for row in rows)
     assert re.search(rf"paid</[^>]+>\s*<[^>]+>{paid:.4g}", (tmp_path / "card.html").read_text(encoding="utf-8"))
-
-
-@pytest.mark.parametrize(("budget", "bought"), [(0.0, 12), (2.5, 2), (4.0, 4), (11.999, 11), (12.0, 12)])
-def test_a_budget_buys_what_it_holds(server: Adder, remote: Make, tmp_path: Path, budget: float, bought: int) -> None:
-    """Of answers that cost as much as was reserved; 0 is no limit, and a request that just fits is sent."""
-    server.rule = lambda body, number: says(f"{number} eels", prompt=PROMPT_MOST, tokens=TOKENS)
-    # One a token in, none out: whole numbers, so that just as much is really just as much.
-    access = {"price_in": 1e6, "budget": budget * PROMPT_MOST, "concurrency": 1}
-    config = plain(remote, access, problems=6, samples=2)
-    if bought == 12:
-        assert len(made(config, tmp_path)) == 12
-        return
-    says_so = rf"budget of {budget * PROMPT_MOST:g} is reached: {bought * PROMPT_MOST} spent, {bought} of 12"
-    with pytest.raises(BudgetReached, match=says_so):
-        made(config, tmp_path)
-    rows = read_distilled(tmp_path / "data.parquet").rows
-    assert len(server.asked) == bought == len(rows)
-    first = [(f"{a}+{a + 1}", n) for n in range(2) for a in range(6)][:bought]
-    assert {(row.key, row.number) for row in rows} == set(first)
 
 
 def test_what_a_server_refused_is_not_owed_after_a_restart(server: Adder, remote: Make, tmp_path: Path) -> None:

@@ -140,10 +140,10 @@ def test_the_command_gives_its_options_on(sparse: Path, tmp_path: Path) -> None:
     own = values["texts"][2]
     assert own["queries"] == 3 * 51
     for layer in own["layers"]:
-        row = f"{layer['layer']:<5}  {layer['mass']:.3f}  {layer['mass_p1']:>7.3f}  {layer['recall']:>6.3f}"
-        assert f"{row}  {layer['weighted_recall']:>8.3f}" in text
+        cells = (f"{layer[name]:.3f}" for name in ("mass", "mass_p1", "recall", "weighted_recall"))
+        assert re.search(rf"^ *{layer['layer']} +{' +'.join(cells)} ", text, re.MULTILINE)
     recalls = [[one["layers"][0]["recall"] for one in values["texts"]]]
-    assert re.search(r"\n0 +" + " +".join(f"{value:.3f}" for value in recalls[0]) + r"\n", text)
+    assert re.search(r"\n *0 +" + " +".join(f"{value:.3f}" for value in recalls[0]) + r"\n", text)
     said(run, data, f"out={tmp_path / 'b.json'}", "dtype=bfloat16", "budgets=9")
     other = json.loads((tmp_path / "b.json").read_text(encoding="utf-8"))
     assert (other["length"], other["budgets"], len(other["texts"])) == (128, [9], 1) and other["texts"][0][

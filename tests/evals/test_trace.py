@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rorqual.core.errors import ConfigError, DataError
+from rorqual.core.errors import CheckpointError, DataError
 from rorqual.evals.trace import build_trace, gather, spread, turns
 
 NASTY = "</script><script>document.title='taken'</script><b>bold</b> & \"quoted\"\u2028"
@@ -99,7 +99,7 @@ def test_a_folder_without_rollouts_is_refused(run: Path) -> None:
     with pytest.raises(DataError, match=r"the run has no saved rollouts\n.*source.trace=4"):
         build_trace(run)
     (run / "run.yaml").unlink()
-    with pytest.raises(ConfigError, match="no such file"):
+    with pytest.raises(CheckpointError, match=r"not a run directory: it has no run\.yaml"):
         build_trace(run)
     assert not (run / "trace.html").exists()
 

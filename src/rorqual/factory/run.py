@@ -168,9 +168,9 @@ class Work:
             warn()
             return completed
         except RorqualError as error:
-            raise self.told(error) from error
+            raise self.with_saved_count(error) from error
 
-    def told(self, error: RorqualError) -> RorqualError:
+    def with_saved_count(self, error: RorqualError) -> RorqualError:
         """Return a copy of the error whose remedy also states the number of saved samples."""
         progress = (
             f"{len(self.have)} of {self.total} samples are saved in {self.journal.path}; the same command resumes."

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -16,13 +15,11 @@ from rorqual.core.errors import ConfigError, DataError
 from rorqual.core.records import Message, RunDir
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Completion, Request, SamplingParams
-from rorqual.engine.score import first_token_logprobs
 from rorqual.engine.seeds import sample_seed
-from rorqual.evals import verify
 from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.run import CHECK, evaluate, pick, seeded
 from rorqual.evals.stats import wilson
-from rorqual.evals.verify import question, scored, training_rows, write_training_rows
+from rorqual.evals.verify import question, scored, write_training_rows
 from rorqual.evals.votes import best_scored, needed, refine_results, rule_results, stop_rule, weighted_majority
 from rorqual.recipes import make_run
 from rorqual.tasks.base import Problem, Split, Task, Verdict
@@ -82,21 +79,6 @@ def test_stopped_samples_are_the_first_of_all_samples(engine: Engine, votes: Eva
     assert found.usage["completion_tokens"] == sum(s.tokens for s in found.samples)
 
 
-def test_progress_of_stopped_votes_ends_where_the_votes_do(engine: Engine) -> None:
-    seen: list[tuple[int, int]] = []
-    found = evaluate(
-        engine,
-        Digits(),
-        count=5,
-        thinking="off",
-        params=PARAMS,
-        stop_when="settled",
-        progress=lambda *x: seen.append(x),
-    )
-    assert seen[-1][0] == len(found.samples) <= seen[-1][1] and seen == sorted(seen, key=lambda x: x[0])
-    assert all(done <= total <= 30 for done, total in seen)
-
-
 def test_a_refined_reply_answers_the_whole_conversation(engine: Engine) -> None:
     params = SamplingParams(max_tokens=4, temperature=1.0, n=2, seed=3)
     found = evaluate(engine, TASK, count=3, thinking="off", params=params, refine=2, votes=True)
@@ -122,24 +104,6 @@ def test_a_refined_reply_answers_the_whole_conversation(engine: Engine) -> None:
         right = sum(some[number].verdict is Verdict.RIGHT for some in replies)
         assert row.accuracy == right / 6
         assert row.tokens == pytest.approx(sum(one.tokens for some in replies for one in some[: number + 1]) / 6)
-
-
-def test_a_refined_greedy_reply_is_the_greedy_reply_to_the_conversation(engine: Engine) -> None:
-    found = evaluate(engine, TASK, count=4, thinking="off", params=SamplingParams(max_tokens=5), refine=1)
-    for problem, last in zip(pick(load_task(TASK), "test", 4, 0, False), found.samples, strict=True):
-        [first] = last.earlier
-        talk = (*problem.messages, Message("assistant", first.reply), Message("user", CHECK))
-        [[expected]] = engine.generate([Request(talk, SamplingParams(max_tokens=5), "off")])
-        assert last.reply == expected.text and last.tokens == len(expected.token_ids)
-
-
-def test_the_system_message_is_before_each_problem(engine: Engine) -> None:
-    found = evaluate(engine, TASK, count=4, thinking="off", params=SamplingParams(max_tokens=5), system="Be brief.")
-    for problem, one in zip(pick(load_task(TASK), "test", 4, 0, False), found.samples, strict=True):
-        talk = (Message("system", "Be brief."), *problem.messages)
-        [[expected]] = engine.generate([Request(talk, SamplingParams(max_tokens=5), "off")])
-        assert one.reply == expected.text
-    assert found.system == "Be brief."
 
 
 def test_progress_counts_all_rounds(engine: Engine) -> None:
@@ -209,8 +173,9 @@ def verifier(graded: Evaluation, tmp_path_factory: pytest.TempPathFactory) -> En
     return Engine(folder / "run", record_experts=False, threads=1)
 
 
-def test_a_verifier_is_trained_on_graded_replies(graded: Evaluation) -> None:
-    rows = list(training_rows(graded))
+def test_a_verifier_is_trained_on_graded_replies(graded: Evaluation, tmp_path: Path) -> None:
+    write_training_rows(graded, tmp_path / "rows.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
     known = [s for s in graded.samples if s.verdict is not Verdict.UNGRADED]
     assert [row["messages"][1]["content"] for row in rows] == [
         "yes" if s.verdict is Verdict.RIGHT else "no" for s in known
@@ -269,57 +234,7 @@ def test_a_model_that_is_no_verifier_is_refused(graded: Evaluation, engine: Engi
     assert scored(graded, verifier, "run").samples[0].score is not None
 
 
-def test_a_verifier_with_another_tokenizer_reads_the_same_text(
-    graded: Evaluation, verifier: Engine, tmp_path: Path
-) -> None:
-    rows = [json.dumps(row) for row in training_rows(graded)]
-    (tmp_path / "rows.jsonl").write_text("\n".join(rows), encoding="utf-8")
-    settings = {
-        "data": str(tmp_path / "rows.jsonl"),
-        "size": "tiny",
-        "steps": "40",
-        "rows": "4",
-        "row": "192",
-        "lr": "0.01",
-    }
-    fit(make_run("sft", settings | {"tokenizer": "bpe:300"}), RunDir(tmp_path / "run"), quiet=True)
-    other = Engine(tmp_path / "run", record_experts=False, threads=1)
-    assert other.tokenizer.vocab_size != verifier.tokenizer.vocab_size
-    assert all(s.score is not None for s in scored(graded, other).samples)
-
-
 def test_a_question_longer_than_the_verifiers_context_is_refused(graded: Evaluation, verifier: Engine) -> None:
     long = graded.samples[0].model_copy(update={"prompt": "x" * 300})
     with pytest.raises(DataError, match=r"a prompt has \d+ tokens, but the model's context is 192"):
         scored(graded.model_copy(update={"samples": (long,)}), verifier)
-
-
-def test_a_verifier_must_know_most_questions(
-    graded: Evaluation, verifier: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One sure answer among many that are neither yes nor no is no verifier."""
-
-    def logprobs(share: float) -> Any:
-        known = np.arange(len(graded.samples)) < share * len(graded.samples)
-        return lambda *_: np.log(np.where(known[:, None], [[0.9, 0.09]], [[0.01, 0.01]]))
-
-    monkeypatch.setattr(verify, "first_token_logprobs", logprobs(0.3))
-    with pytest.raises(ConfigError, match="so it is not a verifier"):
-        scored(graded, verifier)
-    monkeypatch.setattr(verify, "first_token_logprobs", logprobs(0.7))
-    assert scored(graded, verifier).samples[0].score == pytest.approx(np.log(10))
-
-
-def test_a_prompt_may_fill_the_context_but_for_one_token(verifier: Engine) -> None:
-    assert first_token_logprobs(verifier.scorer, [[9] * 191], [7]).shape == (1, 1)
-    with pytest.raises(DataError, match="a prompt has 192 tokens"):
-        first_token_logprobs(verifier.scorer, [[9] * 192], [7])
-
-
-def test_first_token_logprobs_are_those_of_each_prompt_alone(verifier: Engine) -> None:
-    prompts = [[5 + i] * (3 + 7 * i) for i in range(20)]
-    together = first_token_logprobs(verifier.scorer, prompts, [7, 100])
-    for prompt, row in zip(prompts, together, strict=True):
-        [alone] = first_token_logprobs(verifier.scorer, [prompt], [7, 100])
-        assert row.tolist() == pytest.approx(alone.tolist(), abs=1e-5)
-    assert first_token_logprobs(verifier.scorer, [], [7, 100]).shape == (0, 2)

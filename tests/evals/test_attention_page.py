@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-import shutil
-from pathlib import Path
 
-import playwright.sync_api as playwright
 import pytest
 from sparse_model import BYTES, model_of
 
@@ -17,7 +14,6 @@ from rorqual.evals.missed import LowestQuery
 from rorqual.evals.missed_report import MissedReport, Named, measure_report
 
 NASTY = "<script>alert(1)</script><img src=http://example.invalid/x.png> "
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @pytest.fixture(scope="module")
@@ -77,55 +73,3 @@ def test_the_page_needs_nothing_but_itself_and_shows_each_text(page: str, report
     lowest = min(text.at(12).weighted_recall for text in report.texts)
     assert f"<dd>{lowest:.1%}<small>at 12 positions" in page
     assert "Budgets other than 12 are untrained" in page
-
-
-def test_pictures_say_in_words_what_they_show(report: MissedReport) -> None:
-    found = {chart.name: chart for chart in charts(report)}
-    assert list(found) == ["recall", "distance", "needles", "copies"]
-    values = [text.at(6).layers for text in report.texts]
-    means = [sum(layers[index].recall for layers in values) / 2 for index in range(2)]
-    assert f"6 positions: {min(means):.0%} to {max(means):.0%}" in found["recall"].alt
-    lowest = min((one for one in report.planted if one.kind == "needle"), key=lambda one: one.kept)
-    assert f"Lowest: {lowest.kept:.0%} at depth {lowest.depth:.0%}, length {lowest.length}" in found["needles"].alt
-
-
-def test_a_report_without_texts_has_no_empty_parts(report: MissedReport) -> None:
-    settings = {"name": "m", "length": 120, "windows": 1, "budgets": (12,)}
-    only = measure_report(model_of(12, vocab=263), BYTES, [], ["copy"], **settings)  # type: ignore[arg-type]
-    page = attention_page(only, BYTES)
-    assert [chart.name for chart in charts(only)] == ["copies"] and 'id="copies"' in page
-    assert 'id="queries"' not in page and 'id="needles"' not in page and "untrained" not in page
-
-
-@pytest.mark.browser
-def test_a_browser_shows_it_wide_and_narrow_in_light_and_dark(page: str, tmp_path: Path) -> None:
-    assert CHROMIUM, "No Chromium here: apt-get update && apt-get install -y chromium"
-    file = tmp_path / "missed.html"
-    file.write_text(page, encoding="utf-8")
-    asked: list[str] = []
-    grounds = set()
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        for width in (1280, 390):
-            for scheme in ("light", "dark"):
-                context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)  # type: ignore[arg-type]
-                tab = context.new_page()
-                tab.on("request", lambda request: asked.append(request.url))
-                tab.goto(file.as_uri())
-                assert tab.evaluate("document.documentElement.scrollWidth") == width, "nothing sticks out"
-                drawn = tab.locator("picture img")
-                assert drawn.count() == 4
-                for place in range(4):
-                    box = drawn.nth(place).bounding_box()
-                    assert box is not None and box["x"] >= 0 and box["x"] + box["width"] <= width
-                    assert drawn.nth(place).evaluate("image => image.complete && image.naturalWidth > 400")
-                grounds.add(tab.evaluate("getComputedStyle(document.body).backgroundColor"))
-                colour = "e => getComputedStyle(e).backgroundColor"
-                key = [tab.locator(f"p.marks .{kind}").evaluate(colour) for kind in "sn"]
-                assert len({*key}) == 2 and "rgba(0, 0, 0, 0)" not in key
-                framed = tab.locator("details[open] .marks .m").first
-                assert framed.is_visible() and framed.evaluate("e => getComputedStyle(e).outlineStyle") == "solid"
-                context.close()
-        browser.close()
-    assert len(grounds) == 2
-    assert {url for url in asked if not url.startswith("data:")} == {file.as_uri()}

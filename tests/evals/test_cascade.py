@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 
 from rorqual.core.errors import ConfigError, DataError, RorqualError
 from rorqual.engine.request import SamplingParams
-from rorqual.evals.calibration import Calibration, CascadeRule, read_rule
+from rorqual.evals.calibration import CascadeRule, read_rule
 from rorqual.evals.cascade import Cascade, calibrate, signal_of
 from rorqual.evals.cascade_page import cascade_page, cascade_table, cost_chart
 from rorqual.evals.evaluation import Evaluation, GradedSample
@@ -90,12 +89,6 @@ def test_the_calibration_is_the_minimum_of_the_loss() -> None:
         assert found.probability(x) == pytest.approx(expected)
 
 
-def test_signals_that_separate_right_from_wrong_give_a_finite_calibration() -> None:
-    dev = evaluation([sample(f"p{i}", RIGHT if i > 5 else WRONG, logprob=i / 10) for i in range(12)])
-    found = calibrate(dev)
-    assert 0.5 < found.probability(1.1) < 1 and 0 < found.probability(0.0) < 0.5
-
-
 def test_the_curve_against_a_plain_count() -> None:
     one = cascade()
     student = {s.key: s for s in one.student.samples}
@@ -119,16 +112,6 @@ def test_the_curve_against_a_plain_count() -> None:
     assert max(p.accuracy - p.at_random for p in curve) > 0.05, "a signal that tells nothing would show nothing"
 
 
-def test_the_student_keeps_what_it_is_sure_of() -> None:
-    shares = [cascade(sure).chosen().asked for sure in (0.0, 0.2, 0.4, 1.0)]
-    assert shares[0] == 0 and shares[-1] == 1 and all(a < b for a, b in pairwise(shares))
-    one = cascade(0.4)
-    kept = [choice for choice in one.choices() if choice.confidence >= 0.4]
-    assert one.chosen().asked == 1 - len(kept) / 60
-    [chance] = {one.calibration.probability(s.logprob or 0) for s in one.student.samples if s.key == kept[0].key}
-    assert chance == kept[0].confidence
-
-
 def test_votes_are_a_signal_too() -> None:
     votes = [["r", "r", "r"], ["r", "a", "b"], ["r", "r", None], [None, None, None]]
     groups = [[sample(f"p{i}", RIGHT if v == "r" else WRONG, answered=v) for v in some] for i, some in enumerate(votes)]
@@ -137,16 +120,6 @@ def test_votes_are_a_signal_too() -> None:
         [s for i in range(5) for g in groups for s in [x.model_copy(update={"key": f"{i} {x.key}"}) for x in g]], n=3
     )
     assert calibrate(dev).signal == "votes"
-
-
-def test_bins_are_fifths_of_the_problems() -> None:
-    one = cascade()
-    bins, choices = one.bins(), one.choices()
-    assert [b.problems for b in bins] == [12] * 5
-    for number, found in enumerate(bins):
-        part = choices[12 * number : 12 * number + 12]
-        assert found.confidence == pytest.approx(sum(c.confidence for c in part) / 12)
-        assert found.accuracy == pytest.approx(sum(c.student for c in part) / 12)
 
 
 def test_what_cannot_be_calibrated_is_refused() -> None:
@@ -227,14 +200,6 @@ def test_failed_and_truncated_replies_go_to_the_teacher_and_ungraded_ones_are_co
         empty.curve()
 
 
-def test_a_long_curve_has_evenly_spaced_points() -> None:
-    teacher = evaluation([sample(f"p{i}", RIGHT) for i in range(1000)])
-    long = cascade().model_copy(update={"student": drawn(4, 1000), "teacher": teacher})
-    curve, choices = long.curve(), long.choices()
-    assert [point.asked for point in curve] == pytest.approx(np.linspace(0, 1, 201).tolist())
-    assert curve[40] == long.point(200, choices) and curve[-1] == long.point(1000, choices)
-
-
 def test_of_equal_confidences_none_is_first() -> None:
     one = cascade()
     equal = [s.model_copy(update={"logprob": -1.0 if i < 20 else -0.1}) for i, s in enumerate(one.student.samples)]
@@ -245,15 +210,3 @@ def test_of_equal_confidences_none_is_first() -> None:
     gain = sum(c.teacher - c.student for c in low)
     for asked in (1, 7, 20):
         assert curve[asked].accuracy == pytest.approx(curve[0].accuracy + asked / 20 * gain / 60)
-
-
-def test_the_order_of_problems_does_not_matter() -> None:
-    one = cascade()
-    turned = one.model_copy(update={"teacher": one.teacher.model_copy(update={"samples": one.teacher.samples[::-1]})})
-    assert turned.curve() == one.curve()
-
-
-def test_a_calibration_is_monotone() -> None:
-    found = Calibration(signal="logprob", slope=2.0, intercept=0.5)
-    values = [found.probability(x) for x in np.linspace(-9, 9, 50)]
-    assert values == sorted(values) and 0 < values[0] < values[-1] < 1

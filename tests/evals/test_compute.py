@@ -9,7 +9,6 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -119,14 +118,16 @@ def test_groups_are_plain_means_with_intervals_over_problems(report: ComputeRepo
         start = reply.parts.count("prompt")
         n = len(reply.tokens) - start
         for place, used in enumerate(reply.experts):
-            found["part", "all"][number].append(used)
-            found["part", reply.parts[place]][number].append(used)
-            found["token", TOKENIZER.decode([reply.tokens[place]], specials=True)][number].append(used)
+            names = [
+                ("part", "all"),
+                ("part", reply.parts[place]),
+                ("token", TOKENIZER.decode([reply.tokens[place]], specials=True)),
+            ]
             if place >= start:
-                found["family", reply.problem.family][number].append(used)
-                found["level", f"{reply.problem.family}, {reply.problem.level}"][number].append(used)
-                found["verdict", reply.verdict.value][number].append(used)
-                found["position", f"quarter {1 + (place - start) * 4 // n}"][number].append(used)
+                names += [("family", reply.problem.family), ("level", f"{reply.problem.family}, {reply.problem.level}")]
+                names += [("verdict", reply.verdict.value), ("position", f"quarter {1 + (place - start) * 4 // n}")]
+            for name in names:
+                found[name][number].append(used)
     expected = {
         key: parts for key, parts in found.items() if key[0] != "token" or sum(map(len, parts.values())) >= LEAST
     }
@@ -141,39 +142,12 @@ def test_groups_are_plain_means_with_intervals_over_problems(report: ComputeRepo
         else:
             assert group.interval == ratio_interval(list(parts.values()))
             assert group.interval.low <= group.experts <= group.interval.high
-    assert {group.name for group in report.groups if group.kind == "verdict"} <= {one.value for one in Verdict}
-    assert len([group for group in report.groups if group.kind == "position"]) == 4
-    there = {part for reply in report.replies for part in reply.parts}
-    order = [name for name in ("all", "prompt", "thinking", "answer") if name in {"all", *there}]
-    assert [group.name for group in report.groups][: len(order)] == order
 
 
-def test_the_interval_is_students_for_equal_sizes_and_covers_for_unequal_ones() -> None:
+def test_the_interval_is_students_for_equal_sizes() -> None:
     equal = [[1.0, 3.0], [2.0, 6.0], [5.0, 2.0]]
     ends = t_interval([2.0, 4.0, 3.5])
     assert (ratio_interval(equal).low, ratio_interval(equal).high) == pytest.approx((ends.low, ends.high))
-    random = np.random.default_rng(0)
-    covered = 0
-    for _ in range(2000):  # problems have 1 to 20 tokens; long problems have larger values
-        sizes = random.integers(1, 21, 40)
-        levels = random.normal(0, 1, 40) + sizes / 10
-        problems = [(level + random.normal(0, 0.5, size)).tolist() for level, size in zip(levels, sizes, strict=True)]
-        found = ratio_interval(problems)
-        covered += found.low <= 1.3667 <= found.high  # E[size * size / 10] / E[size]
-    assert 0.92 < covered / 2000 < 0.97
-
-
-def test_the_table_shows_each_group(report: ComputeReport) -> None:
-    text = compute_table(report)
-    for group in report.groups:
-        if group.kind != "token":
-            assert re.search(rf"^{re.escape(group.name)} +{group.tokens:,} +{group.experts:.3f}", text, re.MULTILINE), (
-                group
-            )
-    tokens = sorted((g for g in report.groups if g.kind == "token"), key=lambda g: g.experts)
-    most, fewest = text.index("tokens with the most"), text.index("tokens with the fewest")
-    assert text.index(repr(tokens[-1].name), most) < fewest < text.index(repr(tokens[0].name), fewest)
-    assert "of 3 choices in 2 layers (families)" in text and json.dumps(report.to_json())
 
 
 def test_the_page_colours_each_token_by_its_experts(report: ComputeReport) -> None:
@@ -188,14 +162,14 @@ def test_the_page_colours_each_token_by_its_experts(report: ComputeReport) -> No
     spans = re.findall(r'<i(?: class="p")? style="--w:(\d+)%" title="([\d.]+)">', page)
     parts = [part for one in report.replies for part in coloured(one, 3, TOKENIZER)]
     assert sorted(spans) == sorted((str(strength), title) for _, _, strength, title in parts) and "<script" not in page
+    text = compute_table(report)
     for group in report.groups:
-        if group.kind in ("family", "level", "verdict", "position"):
-            assert (
-                f'<th scope="row" class="text">{html.escape(group.name)}</th><td>{group.tokens:,}</td><td>{group.experts:.3f}</td>'
-                in page
-            )
-        if group.kind == "part":
-            assert f"<dt>{group.name}</dt><dd>{group.experts:.2f}<small>{group.tokens:,} tokens" in page
+        if group.kind != "token":
+            assert re.search(
+                rf"^ *{re.escape(group.name)} +{group.tokens:,} +{group.experts:.3f}", text, re.MULTILINE
+            ), group
+            assert f"{html.escape(group.name)}</" in page and f"{group.tokens:,}" in page
+    assert "of 3 choices in 2 layers (families)" in text and json.dumps(report.to_json())
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
-from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,11 +10,10 @@ import pytest
 
 from rorqual.core.errors import ConfigError, DataError, RorqualError
 from rorqual.engine.request import Completion, Request, SamplingParams
-from rorqual.evals.compare import compare, compare_seeds, did_think
+from rorqual.evals.compare import compare, compare_seeds
 from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.run import evaluate, pick
 from rorqual.evals.stats import wilson
-from rorqual.evals.table import comparison_table, table
 from rorqual.tasks.base import Problem, Task, Verdict
 
 
@@ -97,24 +94,6 @@ def test_each_family_and_level_has_its_count_even_in_an_endless_task():
     assert set(small.values()) == {10} and len(small) == 3
 
 
-def test_a_rare_stratum_is_waited_for():
-    class Rare(Sums):
-        def problems(self, split, seed):
-            for place, problem in enumerate(super().problems(split, seed)):
-                rare = Problem(f"rare:{place}", "1+1", "2", "rare", "1")
-                yield rare if place % 150 == 149 else problem
-
-    held = Counter(problem.family for problem in pick(Rare(), "test", 9, 0, True))
-    assert held["rare"] == 9
-
-
-def test_problems_that_were_picked_before_are_asked_as_they_are():
-    picked = pick(Sums(), "test", 6, 2, True)
-    given = evaluate(Adder(), Sums(), count=6, seed=2, per_family=True, problems=picked)
-    found = evaluate(Adder(), Sums(), count=6, seed=2, per_family=True)
-    assert given.samples == found.samples and given.baselines == found.baselines
-
-
 def test_a_finite_task_gives_what_it_has_and_an_empty_one_is_refused():
     assert len(pick(Few(), "test", 100, 0, False)) == len(pick(Few(), "test", 100, 0, True)) == 7
     with pytest.raises(DataError, match=r"task few: the dev split contains no problems\n.*Choose"):
@@ -142,26 +121,6 @@ def test_samples_hold_the_answers_and_rows_count_them():
     assert found.usage["completion_tokens"] == sum(s.tokens for s in found.samples)
 
 
-def test_an_ungraded_answer_is_not_a_wrong_one():
-    found = evaluate(Adder(), Sums(), count=200, seed=1, per_family=True)
-    row = next(row for row in found.rows() if (row.family, row.level) == ("sum", "1"))
-    assert row.ungraded > 0 and row.accuracy == 1.0
-
-
-def test_two_models_that_never_differ_are_not_surely_alike():
-    one = evaluate(Adder(), Few(), count=7)
-    [row] = compare(one, one)
-    assert row.difference.mean == 0 and row.difference.interval.low < -0.3 and row.difference.interval.high > 0.3
-    assert "[0.0, 0.0]" not in comparison_table([row])
-    several = compare_seeds([one] * 3, [one] * 3, confidence=0.99)[0]
-    assert several.difference.interval.low < -0.1 and several.p_value is None
-
-
-def test_all_wrong_in_every_sample_is_no_certainty():
-    row = evaluate(Adder(wrong_every=1), Few(), count=7, params=SamplingParams(n=3)).rows("all")[0]
-    assert row.right == 0 and row.interval == wilson(0, 7)
-
-
 def test_samples_of_one_problem_are_not_counted_as_independent():
     once = evaluate(Adder(wrong_every=3), Few(), count=7)
     thrice = evaluate(Adder(wrong_every=3), Few(), count=7, params=SamplingParams(n=3))
@@ -179,19 +138,6 @@ def test_a_problem_draws_the_same_noise_whatever_else_is_asked():
     evaluate(many, Few(), count=7, params=SamplingParams(temperature=1.0, seed=5))
     assert few.seen == many.seen[:3]
     assert len({r.params.seed for r in many.seen}) == 7
-
-
-def test_thinking_tokens_are_those_counted_else_shared_by_characters():
-    class Counted(Adder):
-        def answer(self, place, request):
-            completion = super().answer(place, request)
-            completion.usage["reasoning_tokens"] = 2
-            return completion
-
-    assert {s.thinking_tokens for s in evaluate(Counted(), Few(), count=7).samples} == {2}
-    off = evaluate(Adder(), Few(), count=7, thinking="off")
-    assert {(s.thinking_tokens, s.thought) for s in off.samples} == {(0, False)}
-    assert off.rows("all")[0].thinking_length == 0.0
 
 
 def test_blank_reasoning_is_not_thought_and_a_cut_answer_is_counted():
@@ -231,36 +177,11 @@ def test_a_wrong_file_is_named_with_key_and_remedy(tmp_path):
         Evaluation.load(tmp_path / "bad.json")
 
 
-def test_comparison_pairs_problem_by_problem():
-    before = evaluate(Adder(wrong_every=2), Few(), count=7)
-    after = evaluate(Adder(wrong_every=6), Few(), count=7)
-    (row,) = compare(before, after)
-    assert (row.before, row.after) == (pytest.approx(3 / 7), pytest.approx(5 / 7))
-    assert (row.gained, row.lost, row.p_value) == (2, 0, 0.5)
-    assert row.difference.mean == pytest.approx(2 / 7)
-    assert compare(before, before)[0].p_value == 1.0
-
-
 def test_the_interval_of_a_comparison_has_the_confidence_asked_for():
     before, after = evaluate(Adder(wrong_every=2), Few(), count=7), evaluate(Adder(wrong_every=6), Few(), count=7)
     usual, (wide,) = compare(before, after)[0].difference.interval, compare(before, after, confidence=0.99)
     assert (usual.confidence, wide.difference.interval.confidence) == (0.95, 0.99)
     assert wide.difference.interval.low <= usual.low <= usual.high < wide.difference.interval.high
-
-
-def test_comparison_leaves_out_what_one_side_could_not_grade():
-    found = evaluate(Adder(), Sums(), count=200, seed=1, per_family=True)
-    row = next(row for row in compare(found, found) if row.family == "sum")
-    assert row.left_out == sum(s.verdict is Verdict.UNGRADED for s in found.samples if s.family == "sum") > 0
-    assert row.difference.pairs + row.left_out == sum(s.family == "sum" for s in found.samples)
-    assert len(compare(found, found, grain="level")) == 6
-
-
-def test_thinking_can_be_compared_as_well():
-    before = evaluate(Adder(think=False), Few(), count=7)
-    after = evaluate(Adder(think=True), Few(), count=7)
-    (row,) = compare(before, after, measure=did_think, side="greater", grain="all")
-    assert (row.before, row.after, row.p_value) == (0.0, 1.0, pytest.approx(2**-7))
 
 
 def test_different_problems_are_refused():
@@ -280,14 +201,3 @@ def test_seeds_are_resampled_first():
     assert row.p_value is None, "twenty-one pairs are of seven problems"
     alone = [compare(*pair)[0].p_value for pair in zip(befores, afters, strict=True)]
     assert alone == pytest.approx([1.0, 0.25, 2**-6])
-
-
-def test_tables_say_what_was_found():
-    found = evaluate(Adder(wrong_every=4), Sums(), count=5, seed=1, per_family=True, model="[bold]odd")
-    text = table(found)
-    assert "[bold]odd" in text and "best baseline %" in text
-    lines = [line for line in text.split("\n") if " sum " in line and " 2 " in line]
-    row = next(row for row in found.rows() if (row.family, row.level) == ("sum", "2"))
-    assert len(lines) == 1 and f"{100 * row.accuracy:.1f}" in lines[0] and f"{row.right}/5" in lines[0]
-    assert not math.isnan(row.accuracy)
-    assert "gained" in comparison_table(compare(found, found)) and "1.000" in comparison_table(compare(found, found))

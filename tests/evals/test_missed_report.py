@@ -9,13 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from sparse_model import BYTES, model_of, write_run
 from typer.testing import CliRunner
 
 from rorqual.cli.main import app
-from rorqual.core.errors import ConfigError, DataError
-from rorqual.core.records import RunDir, write_json
+from rorqual.core.errors import DataError
 from rorqual.data.passages import KINDS, passage
 from rorqual.evals.attention_tables import distances, missed_table, recall_by_layer
 from rorqual.evals.missed import measure_missed
@@ -71,12 +69,6 @@ def test_needles_are_measured_at_each_depth_and_length_that_can_miss_any() -> No
     assert re.search(r"\n +80 +150 +" + " +".join(f"{one.kept:.1%}" for one in row), text)
 
 
-def test_default_budgets_are_a_quarter_half_and_twice_the_trained_one() -> None:
-    texts = [Named("prose", passage("prose"))]
-    assert report_of(texts, budgets=()).budgets == (3, 6, 12, 24)
-    assert report_of(texts, budgets=(), length=20).budgets == (3, 6, 12) and not report_of(texts, length=20).dense
-
-
 def test_a_budget_not_below_the_length_is_dense_and_said() -> None:
     texts = [Named("prose", passage("prose"))]
     report = report_of(texts, budgets=(LENGTH - 1, LENGTH))
@@ -89,26 +81,6 @@ def test_a_budget_not_below_the_length_is_dense_and_said() -> None:
         report_of(texts, budgets=(), length=BUDGET)
     with pytest.raises(DataError, match="is not above"):
         report_of(texts, budgets=(50,), length=BUDGET)
-
-
-def test_a_text_that_does_not_fill_a_window_is_refused() -> None:
-    assert report_of([Named("a", "x" * (LENGTH + 1))]).texts[0].budgets[0].windows == 1
-    with pytest.raises(DataError, match=rf"a: the text has {LENGTH} tokens, which do not fill a window of {LENGTH}"):
-        report_of([Named("a", "x" * LENGTH)])
-
-
-def test_a_needle_whose_queries_see_all_positions_is_refused() -> None:
-    part = needles(BYTES, 1)[0]
-    shortest = part.size + len(part.question) + len(part.answer) - 1
-    model = model_of(part.size, vocab=263)  # the budget
-
-    def lengths(length: int) -> set[int]:
-        given = {"name": "m", "windows": 1, "budgets": (part.size,), "length": length}
-        return {one.length for one in measure_report(model, BYTES, [], ["needle"], **given).planted}  # type: ignore[arg-type]
-
-    with pytest.raises(DataError, match=rf"data=needle.*too short for needle.*\n.*length={shortest} or more"):
-        lengths(shortest - 1)
-    assert lengths(shortest) == {shortest}
 
 
 # ---- the command
@@ -165,41 +137,3 @@ def test_bad_input_is_refused(words: tuple[str, ...], match: str, runs: Path) ->
     given = words if words[0].startswith("data") else (f"data={runs / 'a.txt'}", *words)
     output = said(runs / "sparse", "windows=1", *given, code=2)
     assert re.search(match, " ".join(output.split())), output
-
-
-def test_the_nearest_valid_input_is_measured(runs: Path) -> None:
-    said(runs / "sparse", f"data={runs / 'a.txt'}", "windows=1", "budgets=1")
-    said(runs / "sparse", "data=needle", "windows=1", "length=51", "budgets=12")
-    said(runs / "sparse", "data=kinds,copy", "windows=1", "length=100", "budgets=12", "min_recall=0.01")
-    said(runs / "sparse", f"data={runs / 'a.txt'}", "windows=1", "budgets=4", "length=13", "min_recall=0.01")
-
-
-def test_a_model_without_selection_is_told_what_to_use(runs: Path) -> None:
-    for data in ("needle", "copy", "kinds"):
-        assert "Use a model with attention of kind dsa" in said(runs / "dense", f"data={data}", code=2)
-
-
-def test_layers_with_different_budgets_are_refused() -> None:
-    model = model_of(BUDGET, vocab=263)
-    layer = model.layers[1].attention
-    layer.config = layer.config.model_copy(update={"index_topk": 5})  # type: ignore[union-attr,operator,assignment]
-    with pytest.raises(ConfigError, match="different values of index_topk: 5, 12"):
-        measure_report(model, BYTES, [Named("a", "x" * 200)], name="m", length=50)
-
-
-def test_weights_without_an_indexer_are_named_with_the_remedy(runs: Path, tmp_path: Path) -> None:
-    run = RunDir(write_run(tmp_path / "run", model_of(BUDGET, vocab=263, context=128)))
-    file = run.checkpoint() / "model.safetensors"
-    whole = load_file(file)
-
-    def attempt(keep: Any, code: int) -> str:
-        save_file({name: tensor for name, tensor in whole.items() if keep(name)}, file)
-        write_json(file.parent / "whole.json", {file.name: file.stat().st_size})
-        return " ".join(said(run.path, "data=copy", "windows=1", "budgets=12", code=code).split())
-
-    text = attempt(lambda name: "indexer" not in name, 2)
-    assert "missing layers.0.attention.indexer.wq_b.weight" in text
-    assert "Use the dense model (kind mla), and add indexers with `rorqual sparsify`." in text
-    other = attempt(lambda name: name != "norm.weight", 2)
-    assert "missing norm.weight" in other and "Use the config that the weights were trained with." in other
-    assert "copied lines" in attempt(lambda name: True, 0)

@@ -6,7 +6,6 @@ import pytest
 import torch
 from sparse_model import BUDGET, BYTES, attention_inputs, dense_weights, model_of
 
-from rorqual.core.errors import ConfigError, DataError
 from rorqual.data.passages import passage
 from rorqual.evals.planted import COPIED, CUE, Planted, copies, measure_planted, needles, plant
 
@@ -49,15 +48,6 @@ def test_a_copied_line_comes_twice_and_its_first_tokens_are_given() -> None:
     assert len({part.planted for part in parts[:20]}) == 20
 
 
-@pytest.mark.parametrize("build", [needles, copies])
-def test_a_passage_too_short_is_refused_and_the_shortest_is_not(build: type) -> None:
-    parts = build(BYTES, 3)
-    needed = max(part.size for part in parts)
-    with pytest.raises(DataError, match=rf"a passage of {needed - 1} tokens is too short.*\n.*length={needed} or more"):
-        plant(BYTES, parts, needed - 1, 0.5)
-    assert [len(one.tokens) for one in plant(BYTES, parts, needed, 0.5)] == [needed + 1] * 3
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("build", [needles, copies])
 def test_it_equals_a_plain_computation(build: type) -> None:
@@ -96,18 +86,3 @@ def test_it_equals_a_plain_computation(build: type) -> None:
     assert found.to_json()["kept"] == found.kept
     wider = measure_planted(model, kind, passages, 0.3, 3 * BUDGET)  # type: ignore[arg-type]
     assert wider == measure_planted(model_of(3 * BUDGET, vocab=VOCAB), kind, passages, 0.3)  # type: ignore[arg-type]
-
-
-@torch.no_grad()
-def test_queries_that_see_all_positions_give_no_values() -> None:
-    model = model_of(vocab=VOCAB)
-    passages = plant(BYTES, needles(BYTES, 2), 120, 1.0)
-    first = min(one.queries.start for one in passages)
-    assert measure_planted(model, "needle", passages, 1.0, first + 1) is None
-    found = measure_planted(model, "needle", passages, 1.0, first)
-    assert found is not None and found.budget == first
-
-
-def test_a_model_without_selection_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"its attention is of kind mla.*\n.*rorqual sparsify"):
-        measure_planted(model_of(kind="mla", vocab=VOCAB), "needle", plant(BYTES, needles(BYTES, 1), 99, 1.0), 1.0)

@@ -12,16 +12,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
-from rorqual.cli.main import app
-from rorqual.core.records import write_json
 from rorqual.evals.stats import Interval, t_interval
 from rorqual.evals.verdict import Verdict, ends, judge, together
-from rorqual.lab.find import EXPERIMENTS
 from rorqual.lab.finding import TOO_FEW, Contrast, Finding
 from rorqual.lab.page import page_text
-from rorqual.lab.run import LabPlan, judge_again
+from rorqual.lab.run import judge_again
 
 CLOSE = [0.1, 0.101, 0.099, 0.1, 0.1]
 T = {1: 63.657, 2: 9.925, 3: 5.841, 4: 4.604, 5: 4.032, 6: 3.707}
@@ -101,34 +97,6 @@ def test_a_stored_finding_is_judged_again(tmp_path: Path, capsys: pytest.Capture
     before = file.read_bytes()
     judge_again(file)
     assert file.read_bytes() == before
-
-
-def test_report_takes_a_findings_file_as_it_takes_a_folder(tmp_path: Path) -> None:
-    file = tmp_path / "x.json"
-    file.write_text(json.dumps(finding(4)), encoding="utf-8")
-    done = CliRunner().invoke(app, ["report", str(file)], catch_exceptions=False)
-    assert done.exit_code == 0 and str(tmp_path / "x.html") in done.output
-    assert json.loads(file.read_bytes())["verdict"] == "open"
-    for name, text in (("gone.json", "the finding does not exist"), ("broken.json", "not valid JSON")):
-        if "broken" in name:
-            (tmp_path / name).write_text("{", encoding="utf-8")
-        done = CliRunner().invoke(app, ["report", str(tmp_path / name)])
-        assert done.exit_code == 2 and text in done.output and name in done.output and "rorqual lab" in done.output
-
-
-@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name != "zero-long"])
-def test_every_experiment_defaults_to_five_seeds(name: str) -> None:
-    assert EXPERIMENTS[name].seeds == 5
-
-
-@pytest.mark.parametrize("name", ["balance", "balance-worked"])
-def test_two_seeds_more_take_the_first_three_from_their_folder(name: str, tmp_path: Path) -> None:
-    experiment = EXPERIMENTS[name]
-    three = LabPlan(experiment, tmp_path, (100, 101, 102), 1.0)
-    for (seed, _), job in three.jobs.items():
-        write_json(job.cost_file(three.place(seed)), {"seconds": 1.0, "core_seconds": 1.0, "share": 1.0})
-    five = LabPlan(experiment, tmp_path, tuple(range(100, 100 + experiment.seeds)), 1.0)
-    assert {seed for seed, _ in five.left()} == {103, 104}
 
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results" / "lab"

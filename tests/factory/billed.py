@@ -75,7 +75,7 @@ def counted(out: Path) -> tuple[float, int]:
     raw = (out / "samples.jsonl").read_text(encoding="utf-8").splitlines()
     entries = [read_entry(json.loads(line), "") for line in raw]
     with Budget(out / "purse.jsonl", Access(), [], entries) as purse:
-        return purse.spent, len(entries)
+        return purse.spending.total, len(entries)
 
 
 def settings(address: str, out: Path, kind: str, budget: float, concurrency: int, problems: int) -> FactoryConfig:

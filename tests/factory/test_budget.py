@@ -61,8 +61,10 @@ def test_64_at_once_never_overspend(tmp_path: Path) -> None:
             thread.start()
         for thread in threads:
             thread.join()
-        assert worst[0] <= budget and purse.spent == pytest.approx(billed[0]) and purse.spent <= budget
-        assert purse.spent > budget - MOST, "as much is bought as surely fits"
+        assert (
+            worst[0] <= budget and purse.spending.total == pytest.approx(billed[0]) and purse.spending.total <= budget
+        )
+        assert purse.spending.total > budget - MOST, "as much is bought as surely fits"
 
 
 def test_what_was_under_way_at_a_kill_counts_in_full(tmp_path: Path) -> None:
@@ -74,7 +76,7 @@ def test_what_was_under_way_at_a_kill_counts_in_full(tmp_path: Path) -> None:
         purse.settle(0, money)
     assert (attempt, money) == ("p0.0#1", 9)
     with Budget(path, access, ASKS[1:], [bought(attempt, money)]) as again:
-        assert (again.paid, again.lost, again.spent) == (9, MOST, MOST + 9)
+        assert (again.spending.paid, again.spending.lost, again.spending.total) == (9, MOST, MOST + 9)
         assert again.enter(1)  # p2 once more: another try, with a name of its own
         assert again.bill(1, completion(1))[0] == "p2.0#2"
 
@@ -84,7 +86,7 @@ def test_an_answer_without_a_bill_costs_the_reserve(tmp_path: Path) -> None:
         assert purse.enter(0)
         assert purse.bill(0, completion(None))[1] == MOST
         purse.settle(0, MOST)
-        assert not purse.enter(1) and purse.spent == MOST
+        assert not purse.enter(1) and purse.spending.total == MOST
 
 
 def test_without_a_budget_everything_may_be_sent(tmp_path: Path) -> None:

@@ -49,20 +49,6 @@ def test_a_training_file_that_holds_test_problems_is_named_with_its_line(local: 
         listed("gsm8k", tmp_path, local, data=str(tmp_path))
 
 
-def test_a_file_of_evaluation_items_is_met_as_a_whole(local: Make, tmp_path: Path) -> None:
-    for name, row in (
-        ("a.jsonl", {"prompt": "Please: What is 2 + 3?"}),
-        ("b.jsonl", {"messages": [{"role": "user", "content": "what  is 2 + 3 ?"}]}),
-    ):
-        (tmp_path / name).write_text(json.dumps(row) + "\n", encoding="utf-8")
-    assert not listed(SUMS, tmp_path, local, decontaminate=(str(tmp_path / "a.jsonl"),))[1], (
-        "too short to be met in part"
-    )
-    keys, met = listed(SUMS, tmp_path, local, decontaminate=(str(tmp_path / "b.jsonl"),))
-    assert [(m["key"], m["met"], m["by"]) for m in met] == [("2+3", f"{tmp_path / 'b.jsonl'}:1", "whole prompt")]
-    assert "2+3" not in keys and len(keys) == 6
-
-
 def test_every_evaluation_set_counts_and_the_tasks_own_test_split(tmp_path: Path, local: Make) -> None:
     for name, key in (("a.jsonl", "2 + 3"), ("b.jsonl", "4 + 5")):
         (tmp_path / name).write_text(json.dumps({"prompt": f"What is {key}?"}) + "\n", encoding="utf-8")
@@ -80,16 +66,6 @@ def test_what_is_no_evaluation_set_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         evaluation_items(str(tmp_path / "y.jsonl"), 0)
     assert len(evaluation_items(SUMS, 0)) == 40
-
-
-def test_words_in_a_row_wherever_they_stand() -> None:
-    found = Evaluations([EvalItem(STORY + "?", "eval:1")], 13)
-    inside = STORY.split()[3:16]
-    meeting = found.holds("so " + " ".join(inside).upper() + ", he said")
-    assert meeting is not None and meeting.where == "eval:1" and meeting.how == " ".join(inside).lower()
-    assert found.holds(" ".join(inside[:12])) is None
-    assert found.holds(" ".join([*inside[:6], "other", *inside[6:12]])) is None
-    assert found.match_problem(STORY) and found.match_problem(STORY + "?")
 
 
 def test_an_instruction_that_many_items_share_gives_nothing_away() -> None:
@@ -173,12 +149,6 @@ def test_a_changed_question_is_found_and_a_new_one_is_not(local: Make, tmp_path:
     names = [*CHANGED, *OTHER]
     assert {names[int(p.key.split()[1])] for p, _ in chosen.met} == set(CHANGED)
     assert {names[int(p.key.split()[1])] for p in chosen.problems} == set(OTHER)
-
-
-def test_a_short_question_is_found_inside_other_words(local: Make, tmp_path: Path) -> None:
-    train = ["Tell me: what is the capital of Chad? Thanks.", "What is the capital?", "What is Chad?", "What is 2 - 3?"]
-    chosen = choose(local(task=stories(tmp_path, train, ["What is the capital of Chad?", "What is 2 + 3?"])))
-    assert [problem.prompt for problem, _ in chosen.met] == train[:1]
 
 
 @pytest.mark.parametrize("how", ["endless", "patterned"])

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from distil_server import PROMPT_TOKENS, Adder, Reply, answer, fault, says
+from distil_server import PROMPT_TOKENS, Adder, Reply, answer, fault
 from sums_task import Make
 
 from rorqual.core.errors import RorqualError
 from rorqual.data.distilled import Distilled, read_distilled
 from rorqual.engine.remote.engine import RemoteError
-from rorqual.factory import Access, BudgetReached, FactoryConfig, sample_teacher
+from rorqual.factory import Access, FactoryConfig, sample_teacher
 from rorqual.factory.budget import MESSAGE_TOKENS, TEMPLATE_TOKENS
 
 TOKENS = 20
@@ -65,24 +65,6 @@ def test_so_many_requests_are_under_way(
     assert most == [at_once]
 
 
-def test_an_answer_that_does_not_come_is_waited_for_as_long_as_said(
-    server: Adder, remote: Make, tmp_path: Path
-) -> None:
-    given_up = threading.Event()
-
-    def rule(body: dict[str, Any], number: int) -> None:
-        given_up.wait(50)
-
-    server.rule = rule
-    began = time.monotonic()
-    with pytest.raises(RemoteError, match=r"timed out \(tried 1 times\)"):
-        made(plain(remote, {"timeout": 1.5, "retries": 0}, problems=1, samples=1), tmp_path)
-    waited = time.monotonic() - began
-    given_up.set()
-    assert waited >= 1.5 and len(server.asked) == 1
-    assert Access().timeout == 300.0
-
-
 @pytest.mark.parametrize(("access", "tries"), [({"retries": 2}, 3), ({"retries": 0}, 1), ({}, 6)])
 def test_a_server_that_fails_is_asked_again_so_often(
     server: Adder, remote: Make, tmp_path: Path, access: dict[str, Any], tries: int
@@ -126,25 +108,6 @@ def test_each_price_is_of_its_own_tokens(
     assert all(line["most"] == pytest.approx(most) for line in bills(tmp_path))
     paid = sum(row.money for row in rows)
     assert re.search(rf"paid</[^>]+>\s*<[^>]+>{paid:.4g}", (tmp_path / "card.html").read_text(encoding="utf-8"))
-
-
-@pytest.mark.parametrize(("budget", "bought"), [(0.0, 12), (2.5, 2), (4.0, 4), (11.999, 11), (12.0, 12)])
-def test_a_budget_buys_what_it_holds(server: Adder, remote: Make, tmp_path: Path, budget: float, bought: int) -> None:
-    """Of answers that cost as much as was reserved; 0 is no limit, and a request that just fits is sent."""
-    server.rule = lambda body, number: says(f"{number} eels", prompt=PROMPT_MOST, tokens=TOKENS)
-    # One a token in, none out: whole numbers, so that just as much is really just as much.
-    access = {"price_in": 1e6, "budget": budget * PROMPT_MOST, "concurrency": 1}
-    config = plain(remote, access, problems=6, samples=2)
-    if bought == 12:
-        assert len(made(config, tmp_path)) == 12
-        return
-    says_so = rf"budget of {budget * PROMPT_MOST:g} is reached: {bought * PROMPT_MOST} spent, {bought} of 12"
-    with pytest.raises(BudgetReached, match=says_so):
-        made(config, tmp_path)
-    rows = read_distilled(tmp_path / "data.parquet").rows
-    assert len(server.asked) == bought == len(rows)
-    first = [(f"{a}+{a + 1}", n) for n in range(2) for a in range(6)][:bought]
-    assert {(row.key, row.number) for row in rows} == set(first)
 
 
 def test_what_a_server_refused_is_not_owed_after_a_restart(server: Adder, remote: Make, tmp_path: Path) -> None:

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from distil_server import Adder, Reply, says
+from distil_server import Adder, says
 from sums_task import Make
 
 from rorqual.data.distilled import read_distilled
 from rorqual.factory import FactoryConfig, FilterConfig, sample_teacher
-from rorqual.factory.card import REASONS
 
 HELD_OUT = "my brother owns seven red boats and sails them on the lake each morning"
 TWICE = "one two three four one two three four five six seven eight nine ten eleven twelve"
@@ -87,51 +86,3 @@ def test_each_filter_drops_its_own_and_may_be_left_out(factory: Factory) -> None
 
 def test_no_limit_is_forgotten_here() -> None:
     assert set(FilterConfig.model_fields) == {*CASES, "names"}
-
-
-def test_the_reasoning_is_filtered_like_the_answer(factory: Factory) -> None:
-    thoughts: Sampled = [(f"<think>{text}</think>ok", tokens) for text, tokens in FAULTS]
-    assert factory(thoughts) == DROPPED
-
-
-def test_the_first_reason_in_the_cards_order_is_told(server: Adder, remote: Make, tmp_path: Path) -> None:
-    """A sample with every fault, of which one after the other is taken away. The duplicate comes last."""
-    (tmp_path / "held_out.jsonl").write_text(json.dumps({"prompt": HELD_OUT}), encoding="utf-8")
-    all_but = [*FilterConfig().names]
-    again = " ".join([HELD_OUT] * 4)
-    samples = [("1", 9), (f"{again} {'ж' * 200}", 0)]
-    told = []
-    for number, (keep, without) in enumerate(
-        [("right", ""), ("right", "length"), ("all", ""), ("all", "repetition"), ("all", "language")]
-    ):
-        if without:
-            all_but.remove(without)
-        config = remote(
-            {"concurrency": 1}, problems=1, samples=2, keep=keep, filters={"names": all_but},
-            decontaminate=(str(tmp_path / "held_out.jsonl"),),
-        )  # fmt: skip
-        told.append(dropped(server, config, tmp_path / str(number), samples))
-    assert told == [["", name] for name in ("length", "wrong", "repetition", "language", "contaminated")]
-    assert list(REASONS) == ["error", "length", "wrong", "ungraded", *FilterConfig().names[1:]]
-
-
-def test_only_the_sample_that_was_cut_off_or_contaminated_is_dropped(
-    server: Adder, remote: Make, tmp_path: Path
-) -> None:
-    """Each sample's own end and own words count, not its neighbour's."""
-    (tmp_path / "held_out.jsonl").write_text(json.dumps({"text": HELD_OUT}), encoding="utf-8")
-
-    def rule(body: dict[str, Any], number: int) -> Reply:
-        thought = HELD_OUT if number == 1 else f"thought {number}"
-        return says(f"<think>{thought}</think>{number}", finish="length" if number == 4 else "stop")
-
-    server.rule = rule
-    config = remote(
-        {"concurrency": 1}, problems=6, samples=1, keep="all", decontaminate=(str(tmp_path / "held_out.jsonl"),)
-    )
-    rows = read_distilled(sample_teacher(config, tmp_path / "out", threads=1, quiet=True)).rows
-    assert [row.dropped for row in rows] == ["", "contaminated", "", "", "length", ""]
-    (met,) = [json.loads(line) for line in (tmp_path / "out" / "contaminated.jsonl").read_text().splitlines()]
-    by = met.pop("by")
-    assert by in HELD_OUT and len(by.split()) == 8
-    assert met == {"key": "1+2", "number": 0, "met": f"{tmp_path / 'held_out.jsonl'}:1", "what": "sample"}

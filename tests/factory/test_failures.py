@@ -58,16 +58,6 @@ def test_so_many_in_a_row_stop_it_and_one_fewer_does_not(
     assert [number(body) for body in server.asked] == [limit + 1, *range(1, limit + 1)], "what failed is asked last"
 
 
-@pytest.mark.parametrize("name", BROKEN)
-def test_a_server_that_answers_nothing_is_at_fault(server: Adder, remote: Make, tmp_path: Path, name: str) -> None:
-    server.rule = lambda body, _: BROKEN[name][0]
-    for _ in range(2):
-        with pytest.raises(RemoteError, match=r"(?s)\b0 of 3 samples are saved"):
-            made(one_by_one(remote, 3), tmp_path)
-    server.rule = lambda body, _: None
-    assert not any(row.dropped == "error" for row in made(one_by_one(remote, 3), tmp_path))
-
-
 def test_an_answer_that_comes_later_takes_the_place_of_a_failure(server: Adder, remote: Make, tmp_path: Path) -> None:
     server.rule = lambda body, _: fault(400, "no") if number(body) == 2 else says("5")
     assert [row.dropped for row in made(one_by_one(remote, 4), tmp_path)] == ["", "", "error", ""]

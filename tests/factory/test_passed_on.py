@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from distil_server import Adder, Reply, fault, says
-from safetensors.torch import load_file, save_file
 from sums_task import SUMS, Make
 
 from rorqual.core.config import to_yaml
-from rorqual.core.errors import ConfigError, DataError, NumericsError, RorqualError
+from rorqual.core.errors import ConfigError, DataError, RorqualError
+from rorqual.core.ledger import read_ledger
 from rorqual.data.distilled import Distilled, read_distilled
-from rorqual.engine import Engine
-from rorqual.engine.score import score
 from rorqual.factory import FactoryConfig, FilterConfig, sample_teacher
 
 MIXED, ODD = (SUMS.replace(":Sums", f":{name}") for name in ("Mixed", "Odd"))
@@ -58,16 +54,6 @@ def test_what_a_server_broke_off_is_never_trained_on(server: Adder, remote: Make
     (tmp_path / "finished.json").unlink()
     made(config, tmp_path)
     assert files(tmp_path, *before) == before and len(server.asked) == 4, "it is not asked for again"
-
-
-def test_a_run_whose_logits_are_no_numbers_teaches_nothing(local: Make, run: Path, tmp_path: Path) -> None:
-    broken = tmp_path / "run"
-    shutil.copytree(run, broken)
-    file = broken / "step-000002" / "model.safetensors"
-    weights = load_file(file)
-    save_file({name: weight * float("nan") for name, weight in weights.items()}, file)
-    with pytest.raises(NumericsError, match=r"(?s)a NaN or infinite logit.*0 of 12 samples are saved"):
-        made(local(teacher=str(broken)), tmp_path / "out")
 
 
 # ---- what is on the disk
@@ -140,20 +126,20 @@ def test_a_folder_is_of_one_config_and_every_field_counts(server: Adder, remote:
         made(remote(), tmp_path / "file")
 
 
-def test_the_clock_goes_on_over_calls(server: Adder, remote: Make, tmp_path: Path) -> None:
+def test_the_costs_go_on_over_calls(server: Adder, remote: Make, tmp_path: Path) -> None:
     server.rule = lambda body, number: fault(401) if number == 5 else None
     with pytest.raises(RorqualError):
         made(remote({"concurrency": 1}), tmp_path)
-    before = json.loads((tmp_path / "clock.json").read_bytes())
-    assert set(before) == {"choosing", "sampling"}
+    before = read_ledger(tmp_path / "costs.jsonl")
     made(remote(), tmp_path)
-    after = json.loads((tmp_path / "clock.json").read_bytes())
-    assert set(after) == {"choosing", "sampling", "finishing"}
-    for stage in before:
-        assert all(after[stage][unit] > before[stage][unit] > 0 for unit in ("seconds", "core_seconds"))
-    cost = (tmp_path / "card.md").read_text(encoding="utf-8").partition("## Cost")[2]
-    for stage, spent in after.items():
-        assert f"| {stage} | {spent['seconds']:.1f} | {spent['core_seconds']:.1f} |" in cost
+    after = read_ledger(tmp_path / "costs.jsonl")
+    assert [[cost.stage for cost in costs] for costs in (before, after)] == [
+        ["unaccounted", "sampling"],
+        ["unaccounted", "sampling", "finishing"],
+    ]
+    assert all(late.seconds > early.seconds > 0 for early, late in zip(before, after, strict=False))
+    table = (tmp_path / "card.md").read_text(encoding="utf-8").partition("## Cost")[2]
+    assert all(f"| {cost.stage} | {cost.seconds:.1f} | {cost.core_seconds:.1f} |" in table for cost in after)
 
 
 # ---- what a person sees
@@ -216,26 +202,6 @@ def test_the_card_counts_each_family_and_each_reason(server: Adder, remote: Make
 # ---- a run as the teacher
 
 
-def test_only_what_is_kept_has_the_likeliest_tokens_and_each_its_own(local: Make, tmp_path: Path) -> None:
-    config = local(task=ODD, keep="right", top_k=3, filters={"names": ()})
-    rows = made(config, tmp_path)
-    assert [row.dropped for row in rows] == ["wrong", "wrong", "", ""] * 3
-    model = Engine(config.teacher).model
-    for row in rows:
-        if row.dropped:
-            assert row.top_ids.shape == row.top_logprobs.shape == (0, 0)
-            continue
-        ((ids, logprobs),) = score(model, [(row.prompt_ids, row.token_ids)], 3)
-        assert np.array_equal(row.top_ids, ids) and np.allclose(row.top_logprobs, logprobs, atol=1e-5)
-
-
-def test_a_batchs_time_is_divided_by_tokens(local: Make, tmp_path: Path) -> None:
-    rows = made(local(batch=4), tmp_path)
-    for start in range(0, 12, 4):
-        shares = {round(row.core_seconds / row.completion_tokens, 12) for row in rows[start : start + 4]}
-        assert len(shares) == 1 and min(shares) > 0
-
-
 def test_the_number_of_threads_is_the_engines(local: Make, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="threads"):
         made(local(), tmp_path, threads=0)
@@ -248,16 +214,6 @@ def prompts(path: Path, texts: list[str]) -> Path:
     lines = [json.dumps({"prompt": text, "completion": str(number)}) for number, text in enumerate(texts)]
     path.write_text("\n".join(lines), encoding="utf-8")
     return path
-
-
-def test_the_words_in_a_row_are_as_many_as_said_for_problems_too(server: Adder, remote: Make, tmp_path: Path) -> None:
-    held_out = (str(prompts(tmp_path / "held_out.jsonl", ["Please: What is 2 + 3?"])),)
-    for overlap, met in ((13, 0), (5, 1)):
-        out = tmp_path / str(overlap)
-        rows = made(remote(decontaminate=held_out, filters={"overlap": overlap}, samples=1), out)
-        assert ("2+3" not in {row.key for row in rows}) == bool(met) and len(rows) == 6
-        card = (out / "card.md").read_text(encoding="utf-8")
-        assert (f"{met} problems were excluded because they match an evaluation set" in card) == bool(met)
 
 
 def test_an_instruction_that_many_problems_share_is_no_contamination(
@@ -275,17 +231,3 @@ def test_an_instruction_that_many_problems_share_is_no_contamination(
     few = remote(**{**way, "data": str(prompts(tmp_path / "few-train.jsonl", texts[:6]))}, problems=6)
     with pytest.raises(DataError, match=r"all \d problems match an evaluation set; the first, .*eval.jsonl:1"):
         made(few, tmp_path / "few")
-
-
-def test_a_whole_test_file_is_compared_with(server: Adder, remote: Make, tmp_path: Path) -> None:
-    """Each of its 300 problems is met, so that of the training file the last alone is asked."""
-    prompts(tmp_path / "test.jsonl", [f"What is {a}?" for a in range(300)])
-    prompts(tmp_path / "train.jsonl", [f"what  is {a}?" for a in range(320)])
-    rows = made(remote(task="messages", data=str(tmp_path), problems=400, samples=1, keep="all"), tmp_path / "out")
-    asked = {row.prompt for row in rows}
-    assert asked <= {f"what  is {a}?" for a in range(300, 320)} and len(asked) > 10
-    met = [json.loads(line) for line in (tmp_path / "out" / "contaminated.jsonl").read_text().splitlines()]
-    assert len(met) > 270 and all(line["what"] == "problem" for line in met)
-    for line in met[:5]:
-        number = int(line["prompt"].split()[-1][:-1])
-        assert line["where"].endswith(f"train.jsonl:{number + 1}") and line["met"].endswith(f"test.jsonl:{number + 1})")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import time
 from collections import Counter
@@ -16,7 +15,7 @@ import pytest
 from distil_server import PROMPT_TOKENS, Adder, Reply, answer, fault
 from sums_task import SUMS, Make
 
-from rorqual.core.errors import ConfigError, RorqualError, TaskError
+from rorqual.core.errors import RorqualError, TaskError
 from rorqual.data.distilled import Distilled, read_distilled
 from rorqual.engine.remote.engine import RemoteError
 from rorqual.factory import BudgetReached, FactoryConfig, sample_teacher
@@ -71,37 +70,6 @@ def test_every_answer_becomes_a_row(server: Adder, remote: Make, tmp_path: Path)
     assert told(made(remote({"concurrency": 1, **PRICES}, keep="graded"), tmp_path / "b")) == told(rows)
 
 
-def busy(status: int, times: int, **headers: str) -> Any:
-    return lambda body, number: fault(status, "later", **headers) if number < times else None
-
-
-def cut(body: dict[str, Any], number: int) -> Reply | None:
-    """Half of the answer, though more was promised."""
-    raw = json.dumps(answer(body)).encode()
-    return (200, raw[: len(raw) // 2], {"Content-Length": str(len(raw))}) if number in (2, 5) else None
-
-
-MENDED = {
-    "429 for a while": busy(429, 3, **{"Retry-After": "0"}),
-    "500 for a while": busy(500, 3),
-    "an answer cut off": cut,
-    "an answer too late": lambda body, number: time.sleep(1.5) if number == 1 else None,
-}
-
-
-@pytest.mark.parametrize("name", MENDED)
-def test_a_server_that_recovers_is_waited_for(
-    server: Adder, remote: Make, tmp_path: Path, straight: list[str], name: str
-) -> None:
-    server.rule = MENDED[name]
-    assert (
-        told(
-            made(remote({"timeout": 1.0 if "late" in name else 60.0, "concurrency": 2, "retries": 9}), tmp_path / "out")
-        )
-        == straight
-    )
-
-
 def after(count: int, reply: Reply) -> Any:
     return lambda body, number: reply if number >= count else None
 
@@ -152,16 +120,6 @@ def test_a_failure_is_named_what_arrived_is_kept_and_the_same_call_goes_on(
     assert len(rows) == 12 and told(rows) == straight
 
 
-def test_nobody_there(remote: Make, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-    out = tmp_path / "out"
-    with pytest.raises(RemoteError, match=rf"(?s){url}.*refused.*tried 2 times.*0 of 12 samples"):
-        made(remote({"retries": 1, "budget": 1.0, **PRICES}, teacher=url), out)
-    assert made(remote({"budget": 1.0, **PRICES}), out), "no sample is there yet: the address may be corrected"
-
-
 @pytest.mark.parametrize("concurrency", [1, 16])
 def test_a_budget_is_reached_and_never_exceeded(server: Adder, remote: Make, tmp_path: Path, concurrency: int) -> None:
     out, budget = tmp_path / "out", MOST * 4.5
@@ -210,14 +168,6 @@ def test_a_grader_that_crashes_stops_and_what_is_under_way_is_kept(server: Adder
     assert len(kept(out)) == len(server.billed) < 12
 
 
-def test_how_it_is_asked_may_change_and_what_is_asked_may_not(remote: Make, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    made(remote({"concurrency": 1}), out)
-    assert made(remote({"concurrency": 9, "timeout": 1.0}), out)
-    with pytest.raises(ConfigError, match="model=adder, but model=other"):
-        made(remote(model="other"), out)
-
-
 def test_duplicates_in_the_task_are_asked_once(server: Adder, remote: Make, tmp_path: Path) -> None:
     rows = made(remote(options={"limit": 5, "repeats": 3}, problems=9), tmp_path / "out")
     assert len(rows) == len(server.billed) == 10 and len({(r.key, r.number) for r in rows}) == 10
@@ -240,14 +190,3 @@ def test_a_disk_that_is_really_full_loses_no_answer(server: Adder, remote: Make,
         assert len(made(config, disk / "out")) == 99 == len(server.billed)
     finally:
         subprocess.run(["umount", str(disk)], check=True)
-
-
-def test_a_reply_with_half_a_character_is_written(server: Adder, remote: Make, tmp_path: Path) -> None:
-    def half(body: dict[str, Any], number: int) -> Reply:
-        made = answer(body)
-        made["choices"][0]["message"]["content"] = "<think>\ud83d</think>7"
-        return 200, json.dumps(made).encode(), {}
-
-    server.rule = half
-    rows = made(remote(keep="all", filters={"names": ()}), tmp_path / "out")
-    assert {row.messages[-1].reasoning for row in rows} == {"\ufffd"}

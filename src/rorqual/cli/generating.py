@@ -29,7 +29,7 @@ from rorqual.engine.engine import Engine
 from rorqual.engine.remote.engine import RemoteEngine
 from rorqual.generate.batch import Answered, answers, fault_of, record, refused, remote_answers
 from rorqual.generate.output import Partial, check_place
-from rorqual.generate.prompts import Prompts, Refused
+from rorqual.generate.prompts import Prompts, Refused, read_prompts
 from rorqual.generate.schema import TEXTS, RowParser, RowRequest, RowSampling
 from rorqual.ops.backends import arithmetic_of, backend
 from rorqual.ops.backends.torch_invariant import NOT_HELD
@@ -138,7 +138,9 @@ def generate_file(file: Path, arguments: Sequence[str] | None) -> tuple[Outcome,
     with Partial(out, identity, rows=prompts.rows, last=prompts.last) as output:
         if output.whole:
             return Outcome(prompts.rows, output.errors, (), 0, 0, 0.0), out
-        requests = (request_schema.ask(line, row) for line, row in prompts.read() if _is_new(output, prompts, line))
+        requests = (
+            request_schema.ask(line, row) for line, row in read_prompts(prompts.path) if _is_new(output, prompts, line)
+        )
         if isinstance(engine, RemoteEngine):
             answered = remote_answers(engine, requests, concurrency=chosen.concurrency)
         else:
@@ -245,7 +247,7 @@ def _encoder(engine: Engine) -> Any:
 
 def _check_all(engine: Engine | None, prompts: Prompts, request_schema: RowParser) -> None:
     """Raise DataError if a row is invalid or the engine would refuse it."""
-    for line, row in prompts.read():
+    for line, row in read_prompts(prompts.path):
         request = request_schema.ask(line, row)
         if isinstance(request, RowRequest) and engine is not None:
             try:

@@ -297,6 +297,16 @@ def write_atomic(path: Path, data: bytes | Iterable[bytes]) -> None:
             raise
 
 
+def read_json(path: Path, what: str, remedy: str) -> Any:
+    """Return the content of a JSON file. Raises DataError with path and remedy if `what` does not exist or is not valid JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise DataError(f"{what} does not exist", where=str(path), remedy=remedy) from None
+    except ValueError as error:
+        raise DataError(f"the file is not valid JSON: {error}", where=str(path), remedy=remedy) from None
+
+
 def write_json(path: Path, value: Mapping[str, Any] | list[Any]) -> None:
     """Write `value` atomically as JSON with sorted keys."""
     write_atomic(path, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())

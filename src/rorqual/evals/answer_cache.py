@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from rorqual.core.errors import DataError, RorqualError
-from rorqual.core.journal import DiskFull, Journal, to_line
+from rorqual.core.journal import Journal, to_line
 from rorqual.core.parts import ContentPart, content_json
 from rorqual.core.records import write_atomic
 from rorqual.engine.engine import Engine
@@ -43,6 +43,10 @@ class AnswerCache:
     recorded as rejected do not count. `refusals` lists the rejections. A later run retries the rejected requests after
     all other requests. Completions with an `error` are not cached. Cached completions have text, reasoning, finish
     reason, usage and log-probabilities, but no token ids.
+
+    Answers of a server cost money. So each is synced to disk before the next one is added, and disk space is reserved in advance: the
+    last answer can be written even if the disk becomes full. Answers of an engine are only flushed to the operating system, so they
+    are not lost if this process is killed.
     """
 
     def __init__(self, generator: Engine | RemoteEngine, out: Path | None, made: Mapping[str, Any]) -> None:
@@ -51,26 +55,60 @@ class AnswerCache:
         self.answered = 0
         """Number of answers generated in this run. Cached answers do not count."""
         self._asked: set[str] = set()
+        self._answers: dict[str, Completion] = {}
+        self._refused: set[str] = set()
         self.path: Path | None = None
+        self._journal: Journal | None = None
         if out is not None:
             digest = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
             self.path = out.with_name(f"{out.name}.{digest[:8]}.kept")
-        self._file = _CacheFile(self.path, paid=isinstance(generator, RemoteEngine))
+            paid = isinstance(generator, RemoteEngine)
+            self._journal = Journal(self.path, spare=paid, patience=0.0 if paid else SYNC_SECONDS)
+            try:
+                self._load(self._journal)
+            except DataError:
+                self._journal.close()
+                raise
+
+    def _load(self, journal: Journal) -> None:
+        for where, _, line in journal.read():
+            try:
+                if "refused" in line:
+                    self._refused.add(line["refused"])
+                else:
+                    self._answers[line["asked"]] = _read(line["answer"])
+            except (KeyError, TypeError, ValueError):
+                remedy = "Delete the line; its answer is generated again."
+                raise DataError("this line is not a cached answer", where=where, remedy=remedy) from None
 
     def __enter__(self) -> AnswerCache:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._file.close()
+        """Release the file, and delete it if it is empty. The lock removes the folders that were created for it."""
+        if self._journal is not None:
+            if not self._answers and not self._refused:
+                self._journal.path.unlink(missing_ok=True)
+            self._journal.close()
 
     @property
     def count(self) -> int:
         """Number of answers in the cache."""
-        return len(self._file.answers)
+        return len(self._answers)
 
     def forget(self) -> None:
         """Drop this run's answers from the cache, because the saved result contains them. Answers to other requests stay in the cache."""
-        self._file.drop(self._asked)
+        self._answers = {name: answer for name, answer in self._answers.items() if name not in self._asked}
+        self._refused -= self._asked
+        if self.path is not None and (self._answers or self._refused):
+            lines = [*(_line(name, answer) for name, answer in self._answers.items())]
+            lines += [{"refused": name} for name in sorted(self._refused)]
+            with suppress(RorqualError):  # on a full disk the file keeps lines that are no longer needed
+                write_atomic(self.path, map(to_line, lines))
+
+    def _keep(self, line: Mapping[str, Any]) -> None:
+        if self._journal is not None:
+            self._journal.append([line])
 
     def generate(self, requests: Sequence[Request], *, progress: Progress | None = None) -> list[list[Completion]]:
         """Return the `n` samples of each request. Only samples that are not in the cache are generated."""
@@ -80,13 +118,15 @@ class AnswerCache:
             for sample in range(request.params.n)
         }
         self._asked |= set(names.values())
-        known = self._file.answers
-        found = {place: known[name] for place, name in names.items() if name in known}
+        found = {place: self._answers[name] for place, name in names.items() if name in self._answers}
 
         def arrived(number: int, sample: int, completion: Completion) -> None:
             if not completion.error:
                 self.answered += 1
-                self._file.add(names[number, sample], completion)
+                name = names[number, sample]
+                if name not in self._answers:
+                    self._answers[name] = completion
+                    self._keep(_line(name, completion))
             found[number, sample] = completion
             if progress is not None:
                 progress(len(found), len(names))
@@ -120,7 +160,7 @@ class AnswerCache:
         missing: Mapping[SamplePlace, str],
         arrived: Callable[[int, int, Completion], None],
     ) -> None:
-        before = frozenset(self._file.refused)
+        before = frozenset(self._refused)
         # Requests that an earlier run recorded as rejected come last.
         order = sorted(missing, key=lambda place: missing[place] in before)
         in_a_row = 0
@@ -135,86 +175,15 @@ class AnswerCache:
             name = missing[order[place]]
             in_a_row += name not in before
             self.refusals.append(error)
-            self._file.refuse(name)
+            if name not in self._refused:
+                self._refused.add(name)
+                self._keep({"refused": name})
             if in_a_row == IN_A_ROW:
                 raise error
             message = f"the server rejected the request: {error.what}"
             arrived(*order[place], Completion((), [], [], "stop", "", None, error=message))
 
         engine.collect([(requests[number], sample) for number, sample in order], answer, refused=refused)
-
-
-class _CacheFile:
-    """The cache file with answers and the keys of rejected requests. If `path` is None, the cache exists in memory only.
-
-    With `paid`, each answer is synced to disk before the next answer is added. Disk space is reserved in advance, so
-    the last answer can be written even if the disk becomes full. Without `paid`, answers are only flushed to the
-    operating system, so they are not lost if this process is killed.
-    """
-
-    def __init__(self, path: Path | None, *, paid: bool) -> None:
-        self.path = path
-        self.answers: dict[str, Completion] = {}
-        self.refused: set[str] = set()
-        self._journal = None if path is None else Journal(path, spare=paid, patience=0.0 if paid else SYNC_SECONDS)
-        if self._journal is not None:
-            try:
-                self._load(self._journal)
-            except DataError:
-                self._journal.close()
-                raise
-
-    def _load(self, journal: Journal) -> None:
-        for where, _, line in journal.read():
-            try:
-                if "refused" in line:
-                    self.refused.add(line["refused"])
-                else:
-                    self.answers[line["asked"]] = _read(line["answer"])
-            except (KeyError, TypeError, ValueError):
-                remedy = "Delete the line; its answer is generated again."
-                raise DataError("this line is not a cached answer", where=where, remedy=remedy) from None
-
-    def add(self, name: str, completion: Completion) -> None:
-        """Store an answer under its key `name`."""
-        if name not in self.answers:
-            try:
-                self._append(_line(name, completion))
-            except DiskFull:  # the answer was written to the reserved space
-                self.answers[name] = completion
-                raise
-            self.answers[name] = completion
-
-    def refuse(self, name: str) -> None:
-        """Record that the server rejected the request with key `name`."""
-        if name not in self.refused:
-            self._append({"refused": name})
-            self.refused.add(name)
-
-    def drop(self, names: Collection[str]) -> None:
-        """Remove the answers and rejections with the keys `names`."""
-        self.answers = {name: answer for name, answer in self.answers.items() if name not in names}
-        self.refused -= set(names)
-        if self.path is not None and not self._empty:
-            lines = [*(_line(name, answer) for name, answer in self.answers.items())]
-            lines += [{"refused": name} for name in sorted(self.refused)]
-            with suppress(RorqualError):  # on a full disk the file keeps lines that are no longer needed
-                write_atomic(self.path, map(to_line, lines))
-
-    def close(self) -> None:
-        """Release the file, and delete it if it is empty. The lock removes the folders that were created for it."""
-        if self._journal is not None:
-            if self._empty:
-                self._journal.path.unlink(missing_ok=True)
-            self._journal.close()
-
-    @property
-    def _empty(self) -> bool:
-        return not self.answers and not self.refused
-
-    def _append(self, line: Mapping[str, Any]) -> None:
-        if self._journal is not None:
-            self._journal.append([line])
 
 
 def _name(request: Request, sample: int) -> str:

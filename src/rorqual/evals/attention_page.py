@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from statistics import fmean as mean
 
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.evals.attention_charts import charts
-from rorqual.evals.attention_tables import mean, notes, planted, shown, tables
+from rorqual.evals.attention_tables import notes, planted, shown, tables
 from rorqual.evals.missed import LowestQuery
 from rorqual.evals.missed_report import MissedReport
 from rorqual.report.chart import draw

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean as mean
 from typing import NamedTuple
 
 from rorqual.evals.missed import LayerMisses, Misses
@@ -17,11 +18,6 @@ class Distance(NamedTuple):
     name: str
     share: float
     inside: float
-
-
-def mean(values: Sequence[float]) -> float:
-    """Return the mean."""
-    return sum(values) / len(values)
 
 
 def shown(report: MissedReport) -> list[Misses]:

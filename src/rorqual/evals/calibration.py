@@ -5,13 +5,13 @@ The calibration is fitted in `evals.cascade`.
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Literal
 
 from rorqual.core.config import Config, parse
 from rorqual.core.errors import DataError
+from rorqual.core.records import read_json
 
 Signal = Literal["votes", "logprob"]
 
@@ -50,21 +50,11 @@ class CascadeRule(Config):
 def read_rule(path: Path) -> CascadeRule:
     """Read the rule from the result file of a cascade. Raises DataError with path and key if the file is missing or invalid."""
     remedy = "Run `rorqual eval cascade=STUDENT,TEACHER out=FILE.json` to create it."
+    data = read_json(path, "the file", remedy)
     try:
-        data = json.loads(path.read_bytes())
-        student, teacher = data["student"]["model"], data["teacher"]["model"]
-        rule = {
-            "student": student,
-            "teacher": teacher,
-            "fingerprints": data["fingerprints"],
-            "temperature": data["student"]["params"]["temperature"],
-            "calibration": data["calibration"],
-            "sure": data["sure"],
-        }
-    except FileNotFoundError:
-        raise DataError("the file does not exist", where=str(path), remedy=remedy) from None
-    except ValueError as error:
-        raise DataError(f"the file is not valid JSON: {error}", where=str(path), remedy=remedy) from None
+        rule = {name: data[name] for name in ("fingerprints", "calibration", "sure")}
+        rule |= {name: data[name]["model"] for name in ("student", "teacher")}
+        rule["temperature"] = data["student"]["params"]["temperature"]
     except (KeyError, TypeError, IndexError):
         raise DataError("the file is not the result of a cascade", where=str(path), remedy=remedy) from None
     return parse(CascadeRule, rule, where=str(path))

@@ -18,7 +18,7 @@ from rorqual.core.config import Config
 from rorqual.core.errors import ConfigError, DataError
 from rorqual.core.records import write_json
 from rorqual.evals.calibration import Calibration, Signal
-from rorqual.evals.evaluation import Evaluation, GradedSample
+from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.stats import Interval, wilson
 from rorqual.evals.votes import Group, majority
 
@@ -88,9 +88,9 @@ class Cascade(Config):
 
     def choices(self) -> list[CascadeChoice]:
         """Return all problems that are graded, from the lowest to the highest confidence. Raises DataError if there are none."""
-        teacher = grouped(self.teacher)
+        teacher = self.teacher.by_problem
         found = []
-        for key, group in grouped(self.student).items():
+        for key, group in self.student.by_problem.items():
             failed = bool(group[0].error)
             student, other = 0.0 if failed else accuracy(group), accuracy(teacher[key])
             if student is not None and other is not None:
@@ -174,14 +174,6 @@ def asked_shares(asked: int, choices: Sequence[CascadeChoice]) -> list[float]:
     return [1.0 if c.confidence < last else (asked - below) / level if c.confidence == last else 0.0 for c in choices]
 
 
-def grouped(evaluation: Evaluation) -> dict[str, list[GradedSample]]:
-    """Return the samples of each problem, by key."""
-    groups: dict[str, list[GradedSample]] = {}
-    for sample in evaluation.samples:
-        groups.setdefault(sample.key, []).append(sample)
-    return groups
-
-
 def accuracy(group: Group) -> float | None:
     """Return the probability that the answer of the group is right: of the majority if there are votes, else of the first sample."""
     return majority(group) if len(group) > 1 else majority([group[0].model_copy(update={"answered": "-"})])
@@ -212,7 +204,7 @@ def calibrate(evaluation: Evaluation) -> Calibration:
     signal: Signal = "votes" if evaluation.params.n > 1 else "logprob"
     pairs = [
         (signal_of(group, signal), right)
-        for group in grouped(evaluation).values()
+        for group in evaluation.by_problem.values()
         if (right := accuracy(group)) is not None
         and not group[0].error
         and not (signal == "logprob" and group[0].truncated)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -24,6 +24,7 @@ from rorqual.evals.evaluation import ALL
 from rorqual.evals.run import seeded
 from rorqual.evals.stats import Interval, t_quantile
 from rorqual.model import ModelConfig
+from rorqual.report.table import Table
 from rorqual.tasks.base import Problem, Task, Verdict
 from rorqual.tasks.find import safe_grade
 
@@ -205,30 +206,26 @@ def ratio_interval(problems: Sequence[Sequence[float]], confidence: float = 0.95
 
 def compute_table(report: ComputeReport) -> str:
     """Return the groups as text tables."""
-    lines = [
-        f"{report.model}: experts with weights per token and layer, of {report.chosen} choices in {report.layers} layers ({report.task})",
-    ]
-    for title, groups in tables(report):
-        width = max(len(group.name) for group in groups)
-        lines += ["", f"{title:<{max(width, len(title))}}  tokens  experts  95 % interval over problems"]
-        for group in groups:
-            ends = "" if group.interval is None else f"{group.interval.low:.3f} to {group.interval.high:.3f}"
-            lines.append(
-                f"{group.name:<{max(width, len(title))}}  {group.tokens:>6,}  {group.experts:>7.3f}  {ends}".rstrip()
-            )
-    return "\n".join(lines)
+    title = f"{report.model}: experts with weights per token and layer, of {report.chosen} choices in {report.layers} layers"
+    return "\n".join([f"{title} ({report.task})", *(table.text() for table in tables(report))])
 
 
-def tables(report: ComputeReport) -> Iterator[tuple[str, list[Group]]]:
-    """Yield (title, groups) for each kind of group that has members. Tokens have two tables: the most and the fewest experts."""
+def tables(report: ComputeReport) -> Iterator[Table]:
+    """Yield a table of each kind of group that has members. Tokens have two tables: the most and the fewest experts."""
     for kind, title in TITLES.items():
         if groups := [group for group in report.groups if group.kind == kind]:
-            yield title, groups
-    tokens = sorted((group for group in report.groups if group.kind == "token"), key=lambda group: group.experts)
-    shown = [
-        Group(group.kind, repr(group.name), group.tokens, group.problems, group.experts, group.interval)
-        for group in tokens
-    ]
-    if shown:
-        yield "tokens with the most", shown[::-1][:LISTED]
-        yield "tokens with the fewest", shown[:LISTED]
+            yield _table(title, groups)
+    tokens = [replace(group, name=repr(group.name)) for group in report.groups if group.kind == "token"]
+    tokens.sort(key=lambda group: group.experts)
+    if tokens:
+        yield _table("tokens with the most", tokens[::-1][:LISTED])
+        yield _table("tokens with the fewest", tokens[:LISTED])
+
+
+def _table(title: str, groups: Sequence[Group]) -> Table:
+    rows = [(group.name, f"{group.tokens:,}", f"{group.experts:.3f}", _ends(group.interval)) for group in groups]
+    return Table(title=title.capitalize(), heads=("", "tokens", "experts", "95 % interval over problems"), rows=rows)
+
+
+def _ends(interval: Interval | None) -> str:
+    return "" if interval is None else f"{interval.low:.3f} to {interval.high:.3f}"

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.evals.attention_page import characters
-from rorqual.evals.compute import ComputeReport, CountedReply, Group, tables
+from rorqual.evals.compute import ComputeReport, CountedReply, tables
 from rorqual.report.page import ColouredText, page
-from rorqual.report.table import Table
 
 FULL = 75
 """Strength of the colour in percent for a token that uses all its choices."""
@@ -23,21 +22,8 @@ def compute_page(report: ComputeReport, tokenizer: Tokenizer) -> str:
         facts=[(group.name, f"{group.experts:.2f}", f"{group.tokens:,} tokens") for group in parts],
         legend=[(str(used), "", round(FULL * used / report.chosen), "") for used in range(report.chosen + 1)],
         replies=[(_summary(reply), coloured(reply, report.chosen, tokenizer)) for reply in shown_replies(report)],
-        tables=[_table(title, groups) for title, groups in tables(report)],
+        tables=list(tables(report)),
     )
-
-
-def _table(title: str, groups: list[Group]) -> Table:
-    rows = [
-        (
-            group.name,
-            f"{group.tokens:,}",
-            f"{group.experts:.3f}",
-            "" if group.interval is None else f"{group.interval.low:.3f} to {group.interval.high:.3f}",
-        )
-        for group in groups
-    ]
-    return Table(title=title.capitalize(), heads=("", "tokens", "experts", "95 % interval over problems"), rows=rows)
 
 
 def shown_replies(report: ComputeReport) -> list[CountedReply]:

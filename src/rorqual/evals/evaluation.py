@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -10,8 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from rorqual.core.config import Config, parse
-from rorqual.core.errors import DataError
-from rorqual.core.records import StopWhen, Thinking, write_json
+from rorqual.core.records import StopWhen, Thinking, read_json, write_json
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.stats import Interval, wilson
 from rorqual.tasks.base import Split, Verdict
@@ -19,8 +17,6 @@ from rorqual.tasks.families import FAMILIES, Families
 
 Grain = Literal["level", "family", "all"]
 ALL = "all"
-CLAIMED = "chance, claimed"
-"""The name of the baseline in older files. These files contain no measured baselines."""
 
 
 class GradedSample(Config):
@@ -33,8 +29,7 @@ class GradedSample(Config):
     log-probability of the reply's tokens, if the generator returns it. `score` is a verifier's log-odds that the reply is right
     (`evals.verify`). `earlier` are the replies that the model was asked to check before this one, oldest first (`refine`).
 
-    `error` is the reason why there is no reply. `chance` is the task's estimate of a guesser's accuracy. Only older
-    files have `chance`, because they contain no measured baselines.
+    `error` is the reason why there is no reply. `chance` is in older files only, and is ignored.
     """
 
     key: str
@@ -127,6 +122,14 @@ class Evaluation(Config):
         return list(dict.fromkeys(sample.key for sample in self.samples))
 
     @property
+    def by_problem(self) -> dict[str, list[GradedSample]]:
+        """The samples of each problem, by key."""
+        groups: dict[str, list[GradedSample]] = {}
+        for sample in self.samples:
+            groups.setdefault(sample.key, []).append(sample)
+        return groups
+
+    @property
     def old_versions(self) -> dict[str, int]:
         """The outdated problem versions in this evaluation, by family."""
         if self.task != Families.name:
@@ -165,7 +168,7 @@ class Evaluation(Config):
             unmarked=sum(sample.unmarked for sample in read) / len(read) if read else math.nan,
             last=_mean(lasts) if lasts else math.nan,
             interval=accuracy_interval(graded, confidence),
-            baselines=self.baselines.get(cell_name(*name), {}) | _claimed(group),
+            baselines=self.baselines.get(cell_name(*name), {}),
             thought=len(thinking) / len(group),
             thinking_length=_mean(thinking),
             length=_mean(sample.tokens for sample in group),
@@ -179,19 +182,8 @@ class Evaluation(Config):
     @classmethod
     def load(cls, path: Path) -> Evaluation:
         """Read a file written by `save`. Raises DataError with path and key if the file is missing or invalid."""
-        remedy = "Run `rorqual eval` again to create it."
-        try:
-            data = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            raise DataError("the evaluation does not exist", where=str(path), remedy=remedy) from None
-        except ValueError as error:
-            raise DataError(f"the file is not valid JSON: {error}", where=str(path), remedy=remedy) from None
+        data = read_json(path, "the evaluation", "Run `rorqual eval` again to create it.")
         return parse(cls, data, where=str(path))
-
-
-def _claimed(group: Iterable[GradedSample]) -> dict[str, float]:
-    chances = [sample.chance for sample in group if sample.chance is not None]
-    return {CLAIMED: _mean(chances)} if chances else {}
 
 
 def cell(sample: GradedSample, grain: Grain) -> tuple[str, str]:

@@ -7,7 +7,7 @@ positions cannot miss any. `Misses.dense` counts these queries, but no average i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -163,6 +163,16 @@ def budget_of(layers: Sequence[DSA], budget: int, *, dense: bool = False) -> Ite
             layer.config = config
 
 
+def run_both(
+    model: Decoder, layers: Sequence[DSA], tokens: Tensor, budget: int
+) -> tuple[Mapping[str, Sequence[Tensor]], Tensor, Tensor]:
+    """Return what `layers` record at a budget, and the hidden states with sparse and with dense attention, for tokens [1, length]."""
+    with budget_of(layers, budget):
+        sparse = model(tokens, record=(*MISSED, "selected"))
+    with budget_of(layers, tokens.shape[1], dense=True):
+        return sparse.recorded, sparse.hidden[0], model(tokens).hidden[0]
+
+
 @torch.no_grad()
 def measure_missed(model: Decoder, tokens: Tensor, where: str = "", budget: int = 0) -> Misses:
     """Measure what sparse attention misses on `tokens` [windows, length + 1] at `budget` positions (0: the model's index_topk).
@@ -182,19 +192,14 @@ def measure_missed(model: Decoder, tokens: Tensor, where: str = "", budget: int 
     kl, flips, losses = 0.0, 0, np.zeros(2)
     for window in tokens:
         inputs, targets = window[None, :-1], window[1:]
-        with budget_of(layers, budget):
-            output = model(inputs, record=(*MISSED, "selected"))
-        with budget_of(layers, length, dense=True):
-            dense = model(inputs).hidden[0]
-        sparse_logprobs, dense_logprobs = (
-            model.logits(hidden[budget:]).log_softmax(-1) for hidden in (output.hidden[0], dense)
-        )
+        recorded, *hidden = run_both(model, layers, inputs, budget)
+        sparse_logprobs, dense_logprobs = (model.logits(states[budget:]).log_softmax(-1) for states in hidden)
         kl += float((dense_logprobs.exp() * (dense_logprobs - sparse_logprobs)).sum())
         flips += int((dense_logprobs.argmax(-1) != sparse_logprobs.argmax(-1)).sum())
         for index, logits in enumerate((dense_logprobs, sparse_logprobs)):
             losses[index] -= float(token_logprobs(logits, targets[budget:]).double().sum())
         for layer, found in enumerate(collected):
-            found.add({name: output.recorded[name][layer] for name in (*MISSED, "selected")})
+            found.add({name: values[layer] for name, values in recorded.items()})
     queries = len(tokens) * (length - budget)
     return Misses(
         budget=budget,

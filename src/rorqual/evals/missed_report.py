@@ -135,9 +135,9 @@ def measure_report(
             found.append(measure_missed(model, rows, name, budget))
             progress(next(done), total)
     by_cell: list[PlantedMisses | None] = []
-    for cell in cells:
+    for kind, depth, passages in cells:
         for budget in measured:
-            by_cell.append(measure_planted(model, cell.kind, cell.passages, cell.depth, budget))
+            by_cell.append(measure_planted(model, kind, passages, depth, budget))
             progress(next(done), total)
     return MissedReport(
         model=name,
@@ -150,14 +150,8 @@ def measure_report(
     )
 
 
-class _Cell(NamedTuple):
-    """Passages of one length with a text planted at one depth."""
-
-    kind: PlantedKind
-    depth: float
-    passages: list[Planted]
-
-
+Cell = tuple[PlantedKind, float, list[Planted]]
+"""The kind of a planted text, its depth, and passages of one length that contain it."""
 KINDS: dict[PlantedKind, tuple[Callable[[Tokenizer, int], list[PlantedTokens]], Sequence[float]]] = {
     "needle": (needles, LENGTHS),
     "copy": (copies, (1.0,)),
@@ -166,7 +160,7 @@ KINDS: dict[PlantedKind, tuple[Callable[[Tokenizer, int], list[PlantedTokens]], 
 length."""
 
 
-def _cells(tokenizer: Tokenizer, kind: PlantedKind, length: int, number: int, budget: int) -> list[_Cell]:
+def _cells(tokenizer: Tokenizer, kind: PlantedKind, length: int, number: int, budget: int) -> list[Cell]:
     """Return the passages for each length and depth. A pair of length and depth is left out if a query in its passages
     sees at most `budget` positions.
 
@@ -176,8 +170,8 @@ def _cells(tokenizer: Tokenizer, kind: PlantedKind, length: int, number: int, bu
     parts = make(tokenizer, number)
     needed = max(part.size for part in parts)
     sizes = [size for share in shares if (size := round(share * length)) >= needed] or [length]
-    found = [_Cell(kind, depth, plant(tokenizer, parts, size, depth)) for size in sizes for depth in DEPTHS]
-    found = [cell for cell in found if min(one.queries.start for one in cell.passages) >= budget]
+    found: list[Cell] = [(kind, depth, plant(tokenizer, parts, size, depth)) for size in sizes for depth in DEPTHS]
+    found = [cell for cell in found if min(one.queries.start for one in cell[2]) >= budget]
     if not found:
         asked = max(len(part.question) + len(part.answer) for part in parts)
         raise DataError(

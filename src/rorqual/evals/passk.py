@@ -13,15 +13,11 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
     is 1 - C(n-c, k) / C(n, k), equation 1 of Chen et al. 2021 (Evaluating Large Language Models Trained on Code).
     Integer arithmetic avoids rounding. Raises ValueError if `k` exceeds `samples`.
     """
-    if not 0 <= right <= samples:
-        raise ValueError(f"{right} right out of {samples} samples is impossible")
-    if not 1 <= k <= samples:
-        raise ValueError(f"pass@{k} needs at least {k} samples, got {samples}")
+    if not 0 <= right <= samples or not 1 <= k <= samples:
+        raise ValueError(f"pass@{k} of {samples} samples, {right} of them right, is impossible")
     return 1 - math.comb(samples - right, k) / math.comb(samples, k)
 
 
 def mean_pass_at_k(counts: Sequence[tuple[int, int]], k: int) -> float:
     """Return the mean of pass@k over problems. `counts` has (samples, right) for each problem."""
-    if not counts:
-        raise ValueError("pass@k needs at least one problem")
     return math.fsum(pass_at_k(samples, right, k) for samples, right in counts) / len(counts)

@@ -18,7 +18,7 @@ import torch
 from rorqual.core.errors import DataError
 from rorqual.data.passages import passage
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.evals.missed import MISSED, budget_of, sparse_layers, trained_budget
+from rorqual.evals.missed import run_both, sparse_layers, trained_budget
 from rorqual.model.decoder import Decoder
 
 PlantedKind = Literal["needle", "copy"]
@@ -170,19 +170,18 @@ def measure_planted(
     right, losses, queries, answers = np.zeros(2), np.zeros(2), 0, 0
     for one in passages:
         tokens = torch.tensor([one.tokens], device=device)
-        with budget_of(layers, budget):
-            output = model(tokens[:, :-1], record=(*MISSED, "selected"))
-        with budget_of(layers, length, dense=True):
-            dense = model(tokens[:, :-1]).hidden
+        recorded, *both = run_both(model, layers, tokens[:, :-1], budget)
         at, targets = slice(one.answers.start, one.answers.stop), tokens[0, one.answers.start + 1 :]
-        for index, hidden in enumerate((output.hidden, dense)):
-            logprobs = model.logits(hidden[0, at]).log_softmax(-1)
+        for index, hidden in enumerate(both):
+            logprobs = model.logits(hidden[at]).log_softmax(-1)
             right[index] += int((logprobs.argmax(-1) == targets).sum())
             losses[index] -= float(logprobs.gather(1, targets[:, None]).double().sum())
         queries, answers = queries + len(one.queries), answers + len(targets)
         for layer in range(len(layers)):
-            recorded = (output.recorded[name][layer] for name in ("attention_rows", "attention_mass", "selected"))
-            rows, mass, selected = (tensor[one.queries.start : one.queries.stop].cpu() for tensor in recorded)
+            rows, mass, selected = (
+                recorded[name][layer][one.queries.start : one.queries.stop].cpu()
+                for name in ("attention_rows", "attention_mass", "selected")
+            )
             weights = torch.zeros(
                 len(rows), length + 1, dtype=torch.double
             )  # -1 (no position) is the extra last column

@@ -57,7 +57,7 @@ def wilson(right: float, total: int, confidence: float = 0.95) -> Interval:
         raise ValueError(f"{right} right out of {total} is impossible")
     if total == 0:
         return Interval(0.0, 1.0, confidence)
-    z = NormalDist().inv_cdf(0.5 + _checked(confidence) / 2)
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
     rate = right / total
     middle = (rate + z * z / (2 * total)) / (1 + z * z / total)
     half = z / (1 + z * z / total) * math.sqrt(rate * (1 - rate) / total + z * z / (4 * total * total))
@@ -66,41 +66,6 @@ def wilson(right: float, total: int, confidence: float = 0.95) -> Interval:
     low = 0.0 if right == 0 else max(0.0, middle - half)
     high = 1.0 if right == total else min(1.0, middle + half)
     return Interval(low, high, confidence)
-
-
-def _checked(confidence: float) -> float:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
-    return confidence
-
-
-def _log_binomial(total: int, chance: float) -> Floats:
-    """Return the log-probabilities of 0..total successes [total + 1], for 0 < `chance` < 1."""
-    counts = range(total + 1)
-    choose = [math.lgamma(total + 1) - math.lgamma(k + 1) - math.lgamma(total - k + 1) for k in counts]
-    k = np.arange(total + 1)
-    return np.asarray(choose) + k * math.log(chance) + (total - k) * math.log1p(-chance)
-
-
-def binomial_p(right: int, total: int, chance: float, side: Side = "greater") -> float:
-    """Return the exact p-value of `right` out of `total` if a guesser is right with probability `chance`.
-
-    The two-sided p-value is the total probability of all outcomes that are at most as likely as the observed outcome.
-    """
-    if not 0 <= right <= total or not 0 <= chance <= 1:
-        raise ValueError(f"{right} right out of {total} with chance {chance} is impossible")
-    if chance in (0.0, 1.0):
-        sure = total if chance == 1.0 else 0
-        extreme = {"greater": sure >= right, "less": sure <= right, "two-sided": sure == right}
-        return float(extreme[side])
-    log_p = _log_binomial(total, chance)
-    if side == "greater":
-        chosen = log_p[right:]
-    elif side == "less":
-        chosen = log_p[: right + 1]
-    else:
-        chosen = log_p[log_p <= log_p[right] + 1e-7]
-    return min(1.0, math.fsum(np.exp(chosen)))
 
 
 def mcnemar(
@@ -115,9 +80,9 @@ def mcnemar(
     if old.shape != new.shape:
         raise ValueError(f"{old.shape} verdicts cannot be paired with {new.shape}")
     gained, lost = int((new & ~old).sum()), int((old & ~new).sum())
-    if gained + lost == 0:
-        return 1.0
-    return binomial_p(gained, gained + lost, 0.5, side)
+    least = {"greater": gained, "less": lost, "two-sided": max(gained, lost)}[side]
+    ways = sum(math.comb(gained + lost, count) for count in range(least, gained + lost + 1))
+    return min(1.0, (1 + (side == "two-sided")) * ways / 2 ** (gained + lost))
 
 
 def paired_interval(gained: float, lost: float, pairs: float, confidence: float = 0.95) -> Interval:
@@ -130,7 +95,7 @@ def paired_interval(gained: float, lost: float, pairs: float, confidence: float 
     """
     if gained < 0 or lost < 0 or gained + lost > pairs or pairs <= 0:
         raise ValueError(f"{gained} gained and {lost} lost of {pairs} pairs is impossible")
-    z = NormalDist().inv_cdf(0.5 + _checked(confidence) / 2)
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
     low = -_paired_end(lost, gained, pairs, z)
     return Interval(low, _paired_end(gained, lost, pairs, z), confidence)
 
@@ -148,23 +113,14 @@ def _paired_end(gained: float, lost: float, pairs: float, z: float) -> float:
     return high
 
 
-def paired_difference(
-    before: Sequence[float] | NDArray[Any], after: Sequence[float] | NDArray[Any], confidence: float = 0.95
-) -> Difference:
-    """Return the mean of `after - before`, with the score interval over problems. `before` and `after` have one share
-    from 0 to 1 per problem.
-
-    Shares may be fractional, such as the mean of several samples. Fractional shares have at most the variance of 0s and
-    1s with the same mean, so their interval is wider than necessary.
-    """
-    return difference_over_seeds([np.asarray(before, float)], [np.asarray(after, float)], confidence)
-
-
 def difference_over_seeds(
     before: Sequence[NDArray[Any]], after: Sequence[NDArray[Any]], confidence: float = 0.95, samples: int = 4000
 ) -> Difference:
     """Return the paired difference of shares over runs: `before[s][i]` and `after[s][i]` are the values of seed `s` on
     problem `i`.
+
+    Shares may be fractional, such as the mean of several samples. Fractional shares have at most the variance of 0s and
+    1s with the same mean, so their interval is wider than necessary.
 
     For one seed the interval is the score interval over problems. For several seeds the interval spans
     both the interval of `hierarchical_difference` and the score interval over all problems. Seeds that agree exactly therefore do not
@@ -205,7 +161,7 @@ def hierarchical_difference(
     """
     changes = _changes(before, after)
     drawn = _resampled_means(changes, samples, np.random.default_rng(seed))
-    tail = (1 - _checked(confidence)) / 2
+    tail = (1 - confidence) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail])
     mean = float(np.mean([change.mean() for change in changes]))
     return Difference(mean, Interval(float(low), float(high), confidence), sum(map(len, changes)))
@@ -213,16 +169,10 @@ def hierarchical_difference(
 
 def _changes(before: Sequence[NDArray[Any]], after: Sequence[NDArray[Any]]) -> list[Floats]:
     """Return `after - before` for every seed. Raises ValueError if the values cannot be paired."""
-    if len(before) != len(after) or not before:
-        raise ValueError(
-            f"`before` has {len(before)} seeds and `after` has {len(after)}: give the same number, at least one"
-        )
-    changes = []
-    for old, new in zip(before, after, strict=True):
-        if np.shape(old) != np.shape(new) or np.ndim(old) != 1 or len(old) == 0:
-            raise ValueError(f"values of shape {np.shape(old)} cannot be paired with {np.shape(new)}")
-        changes.append(np.asarray(new, float) - np.asarray(old, float))
-    return changes
+    shapes = [[np.shape(values) for values in side] for side in (before, after)]
+    if shapes[0] != shapes[1] or not before or any(len(shape) != 1 or not shape[0] for shape in shapes[0]):
+        raise ValueError(f"values of these shapes cannot be paired: {shapes[0]} and {shapes[1]}")
+    return [np.asarray(new, float) - np.asarray(old, float) for old, new in zip(before, after, strict=True)]
 
 
 def _resampled_means(values: Sequence[Floats], samples: int, random: np.random.Generator) -> Floats:
@@ -264,27 +214,19 @@ def claim(
     return Claim(text, sign, p_value, estimate, interval, how)
 
 
-def holm_values(p_values: Sequence[float]) -> list[float]:
-    """Return Holm's step-down adjusted p-values (Holm 1979) in input order. The adjusted values control the family-wise error rate."""
-    adjusted = [0.0] * len(p_values)
-    highest = 0.0
-    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = highest
-    return adjusted
-
-
 def holm(claims: Iterable[Claim]) -> list[Claim]:
-    """Return the claims with p-values adjusted for the number of tests. Claims without a p-value are not counted as
-    tests.
+    """Return the claims with Holm's step-down adjusted p-values (Holm 1979), which control the family-wise error rate.
+
+    Claims without a p-value are not counted as tests.
 
     A claim with the sign "higher" gets the sign "open" (undecided) if its adjusted p-value exceeds one minus
     `interval.confidence`.
     """
     result = list(claims)
-    tested = [(index, claim.p_value) for index, claim in enumerate(result) if claim.p_value is not None]
-    for (index, _), p_value in zip(tested, holm_values([p for _, p in tested]), strict=True):
-        old = result[index]
+    tested = sorted((claim.p_value, index) for index, claim in enumerate(result) if claim.p_value is not None)
+    p_value = 0.0
+    for rank, (own, index) in enumerate(tested):
+        p_value, old = max(p_value, min(1.0, (len(tested) - rank) * own)), result[index]
         overturned = old.sign == "higher" and p_value > 1 - old.interval.confidence
         result[index] = replace(old, p_value=p_value, sign="open" if overturned else old.sign)
     return result
@@ -295,7 +237,7 @@ def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
     data = np.asarray(values, float)
     if len(data) < 2:
         raise ValueError("an interval over seeds needs at least two seeds")
-    reach = t_quantile(0.5 + _checked(confidence) / 2, len(data) - 1) * float(data.std(ddof=1)) / math.sqrt(len(data))
+    reach = t_quantile(0.5 + confidence / 2, len(data) - 1) * float(data.std(ddof=1)) / math.sqrt(len(data))
     middle = float(data.mean())
     return Interval(middle - reach, middle + reach, confidence)
 

@@ -82,41 +82,38 @@ def grow_tree(prompts: Sequence[str], labels: Sequence[str]) -> Node:
     common = [label for label, _ in Counter(labels).most_common(LABELS)]
     place = {label: number for number, label in enumerate(common)}
     codes = np.array([place.get(label, len(common)) for label in labels])
-    return _Growth(names, cuts, common).node(bins, codes, DEPTH)
+    return _grow(names, cuts, common, bins, codes, DEPTH)
 
 
-@dataclass(frozen=True)
-class _Growth:
-    names: Sequence[str]
-    cuts: Sequence[Floats]
-    common: Sequence[str]
+def _grow(
+    names: Sequence[str], cuts: Sequence[Floats], common: Sequence[str], bins: Integers, codes: Integers, depth: int
+) -> Node:
+    counts = np.bincount(codes, minlength=len(common) + 1)
+    label = common[int(counts[:-1].argmax())]
+    best, feature, at = round(float((counts**2).sum() / len(codes)), 9), -1, -1
+    for number in range(len(names)) if depth else ():
+        scores = _purity(bins[:, number], codes, counts, len(cuts[number]))
+        if len(scores) and scores.max() > best:
+            best, feature, at = float(scores.max()), number, int(scores.argmax())
+    if feature < 0:
+        return Node(label)
+    side = bins[:, feature] <= at
+    parts = [_grow(names, cuts, common, bins[own], codes[own], depth - 1) for own in (side, ~side)]
+    return Node(label, names[feature], float(cuts[feature][at]), *parts)
 
-    def node(self, bins: Integers, codes: Integers, depth: int) -> Node:
-        counts = np.bincount(codes, minlength=len(self.common) + 1)
-        label = self.common[int(counts[:-1].argmax())]
-        best, feature, at = round(float((counts**2).sum() / len(codes)), 9), -1, -1
-        for number in range(len(self.names)) if depth else ():
-            scores = self._scores(bins[:, number], codes, counts, len(self.cuts[number]))
-            if len(scores) and scores.max() > best:
-                best, feature, at = float(scores.max()), number, int(scores.argmax())
-        if feature < 0:
-            return Node(label)
-        side = bins[:, feature] <= at
-        parts = [self.node(bins[own], codes[own], depth - 1) for own in (side, ~side)]
-        return Node(label, self.names[feature], float(self.cuts[feature][at]), *parts)
 
-    def _scores(self, bins: Integers, codes: Integers, counts: Integers, cuts: int) -> Floats:
-        """Return the purity of each cut [cuts].
+def _purity(bins: Integers, codes: Integers, counts: Integers, cuts: int) -> Floats:
+    """Return the purity of each cut [cuts].
 
-        For each side of a cut, divide the sum of squared label counts by the number of problems on that side. The
-        purity is the sum of the two quotients.
+    For each side of a cut, divide the sum of squared label counts by the number of problems on that side. The
+    purity is the sum of the two quotients.
 
-        A cut that leaves fewer than `LEAF` problems on a side scores -1.
-        """
-        width = len(counts)
-        table = np.bincount(bins * width + codes, minlength=(cuts + 1) * width).reshape(cuts + 1, width)
-        below = table.cumsum(axis=0)[:-1]
-        above = counts - below
-        few, many = below.sum(axis=1), above.sum(axis=1)
-        score = (below**2).sum(axis=1) / np.maximum(few, 1) + (above**2).sum(axis=1) / np.maximum(many, 1)
-        return np.where(np.minimum(few, many) >= LEAF, np.round(score, 9), -1.0)
+    A cut that leaves fewer than `LEAF` problems on a side scores -1.
+    """
+    width = len(counts)
+    table = np.bincount(bins * width + codes, minlength=(cuts + 1) * width).reshape(cuts + 1, width)
+    below = table.cumsum(axis=0)[:-1]
+    above = counts - below
+    few, many = below.sum(axis=1), above.sum(axis=1)
+    score = (below**2).sum(axis=1) / np.maximum(few, 1) + (above**2).sum(axis=1) / np.maximum(many, 1)
+    return np.where(np.minimum(few, many) >= LEAF, np.round(score, 9), -1.0)

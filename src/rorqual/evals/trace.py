@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict
-
-from rorqual.core.config import Config, read_yaml
 from rorqual.core.errors import DataError
 from rorqual.core.records import RunDir
 from rorqual.report.page import write_page
@@ -23,24 +20,13 @@ Steps without texts show verdicts, advantages and lengths only.
 CODES = {"right": "r", "wrong": "w", "ungraded": "u"}
 
 
-class RunFacts(Config):
-    """The fields of `run.yaml` that the page shows. All others are ignored."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    recipe: str
-    seed: int = 0
-    steps: int = 0
-    source: dict[str, Any] = {}
-
-
 def build_trace(folder: Path, *, text_steps: int = TEXT_STEPS) -> Path:
     """Write `folder/trace.html` from the run's `metrics.jsonl` and `rollouts.jsonl`, and return its path.
 
     Raises DataError if the folder is not a run, or if the run saved no rollouts (another recipe, or `source.trace=0`).
     """
     run = RunDir(folder)
-    facts = read_yaml(RunFacts, run.config_file)
+    config = run.config()
     lines = [line for line in run.rollouts() if isinstance(line, dict) and "samples" in line]
     if not lines:
         raise DataError(
@@ -48,14 +34,14 @@ def build_trace(folder: Path, *, text_steps: int = TEXT_STEPS) -> Path:
             where=str(run.rollouts_file),
             remedy="Train with `rorqual train grpo`; for example, source.trace=4 saves the texts of 4 groups per step.",
         )
-    data = {"facts": told(facts, folder), "steps": gather(lines, list(run.metrics()), text_steps)}
+    data = {"facts": run_facts(config, folder), "steps": gather(lines, list(run.metrics()), text_steps)}
     return write_page(folder / TRACE_FILE, "trace", name=folder.name, data=data)
 
 
-def told(facts: RunFacts, folder: Path) -> list[str]:
-    """Summarise the run as a list of short phrases."""
-    source = facts.source
-    words = [f"{facts.recipe}, seed {facts.seed}", f"task {source.get('task', '?')}"]
+def run_facts(config: Mapping[str, Any], folder: Path) -> list[str]:
+    """Summarise the run with this content of `run.yaml` as a list of short phrases."""
+    source = config.get("source") or {}
+    words = [f"{config.get('recipe', '?')}, seed {config.get('seed', 0)}", f"task {source.get('task', '?')}"]
     if "problems" in source and "samples" in source:
         words.append(f"{source['problems']} problems per step, {source['samples']} samples each")
     if "temperature" in source:

@@ -8,7 +8,6 @@ that of the model whose replies it judges.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,19 +30,14 @@ def question(sample: GradedSample) -> str:
     return "\n".join(part.strip() for part in parts if part.strip())
 
 
-def training_rows(evaluation: Evaluation) -> Iterator[dict[str, list[dict[str, str]]]]:
-    """Yield one conversation for each graded sample, for `rorqual train sft data=`."""
+def write_training_rows(evaluation: Evaluation, file: Path) -> int:
+    """Write one conversation for each graded sample as JSON lines, for `rorqual train sft data=`, and return their number."""
+    lines = []
     for sample in evaluation.samples:
         if sample.verdict is not Verdict.UNGRADED:
             answer = ANSWERS[0] if sample.verdict is Verdict.RIGHT else ANSWERS[1]
-            yield {
-                "messages": [{"role": "user", "content": question(sample)}, {"role": "assistant", "content": answer}]
-            }
-
-
-def write_training_rows(evaluation: Evaluation, file: Path) -> int:
-    """Write `training_rows` as JSON lines and return their number."""
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in training_rows(evaluation)]
+            talk = [{"role": "user", "content": question(sample)}, {"role": "assistant", "content": answer}]
+            lines.append(json.dumps({"messages": talk}, ensure_ascii=False) + "\n")
     write_atomic(file, "".join(lines).encode())
     return len(lines)
 
@@ -61,17 +55,6 @@ def scored(evaluation: Evaluation, verifier: Engine, name: str = "") -> Evaluati
             "'yes' and 'no' begin with the same token", where=f"verifier={name}", remedy="Use another model."
         )
     asked = [sample for sample in evaluation.samples if not sample.error]
-    odds = iter(_log_odds(verifier, asked, first, name, remedy))
-    samples = tuple(
-        sample if sample.error else sample.model_copy(update={"score": float(next(odds))})
-        for sample in evaluation.samples
-    )
-    return evaluation.model_copy(update={"samples": samples})
-
-
-def _log_odds(
-    verifier: Engine, asked: Sequence[GradedSample], first: Sequence[int], name: str, remedy: str
-) -> list[float]:
     prompts = [verifier.chat.prompt((Message("user", question(sample)),), "off") for sample in asked]
     logprobs = first_token_logprobs(verifier.scorer, prompts, first)
     if len(logprobs) and (known := float(np.exp(logprobs).sum(1).mean())) < KNOWN:
@@ -80,4 +63,9 @@ def _log_odds(
             where=f"verifier={name}",
             remedy=remedy,
         )
-    return (logprobs[:, 0].astype(float) - logprobs[:, 1]).tolist()
+    odds = iter(logprobs[:, 0].astype(float) - logprobs[:, 1])
+    samples = tuple(
+        sample if sample.error else sample.model_copy(update={"score": float(next(odds))})
+        for sample in evaluation.samples
+    )
+    return evaluation.model_copy(update={"samples": samples})

@@ -176,10 +176,7 @@ def rule_results(evaluation: Evaluation) -> list[RuleResult]:
     and of the verifier if the samples have scores. If sampling stopped early, there are only rows of the first sample and of the
     majority.
     """
-    groups: dict[str, list[GradedSample]] = {}
-    for sample in evaluation.samples:
-        groups.setdefault(sample.key, []).append(sample)
-    problems, n = list(groups.values()), evaluation.params.n
+    problems, n = list(evaluation.by_problem.values()), evaluation.params.n
     if evaluation.stop_when != "never":
         first = [group[:1] for group in problems]
         return [_row("one sample", 1, first, single), _by_rule(STOPPED[evaluation.stop_when], n, problems)]
@@ -207,14 +204,9 @@ def refine_results(evaluation: Evaluation) -> list[RuleResult]:
     rounds = [(*sample.earlier, sample) for sample in evaluation.samples]
     found = []
     for last in range(max(map(len, rounds))):
-        groups: dict[str, list[GradedSample]] = {}
-        for replies in rounds:
-            shown = replies[last].model_copy(update={"earlier": replies[:last]})
-            groups.setdefault(shown.key, []).append(shown)
-        name = "first reply" if not last else f"refined {last} time{'s' * (last > 1)}"
-        values = list(map(single, groups.values()))
-        tokens = [_tokens(group) / len(group) for group in groups.values()]
-        found.append(RuleResult(name, 1, tuple(values), tuple(tokens)))
+        shown = tuple(replies[last].model_copy(update={"earlier": replies[:last]}) for replies in rounds)
+        problems = list(evaluation.model_copy(update={"samples": shown}).by_problem.values())
+        found.append(_row("first reply" if not last else f"refined {last} time{'s' * (last > 1)}", 1, problems, single))
     return found
 
 

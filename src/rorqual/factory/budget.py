@@ -24,7 +24,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -51,17 +51,18 @@ class Spending:
 
     - `paid`, `kept`: cost and number of requests that returned an answer.
     - `lost`, `lost_requests`: total reserve and number of requests without an answer. The server may have billed them.
-    - `raised`: a warning that the server billed more tokens than were reserved, or empty.
-    - `unbelieved`: a warning that the server reported an impossible usage, or empty.
+    - `beyond`, `longest`: the most prompt tokens billed beyond the bound of a prompt, and the longest reply billed beyond `max_tokens`.
+    - `trusted`: whether every reported usage was possible.
     """
 
+    budget: float = 0.0
     paid: float = 0.0
     lost: float = 0.0
     kept: int = 0
     lost_requests: int = 0
-    budget: float = 0.0
-    raised: str = ""
-    unbelieved: str = ""
+    beyond: int = 0
+    longest: int = 0
+    trusted: bool = True
 
     @property
     def total(self) -> float:
@@ -75,11 +76,16 @@ class Spending:
 
     def notes(self) -> dict[str, str]:
         """Return the warnings by kind: exceeded budget, excess billing, impossible usage."""
-        exceeded = (
-            f"the budget of {self.budget:g} is exceeded by {self.over:.4g}: {self.total:.4g} spent" if self.over else ""
-        )
-        texts = {"passed": exceeded, "raised": self.raised, "unbelieved": self.unbelieved}
-        return {kind: text for kind, text in texts.items() if text}
+        found = {}
+        if self.over:
+            found["passed"] = f"the budget of {self.budget:g} is exceeded by {self.over:.4g}: {self.total:.4g} spent"
+        if self.beyond or self.longest:
+            excess = [f"{self.beyond} prompt tokens more than the prompt can have"] * bool(self.beyond)
+            excess += [f"{self.longest} reply tokens, more than max_tokens"] * bool(self.longest)
+            found["raised"] = f"the server bills up to {' and '.join(excess)}; each request now reserves this"
+        if not self.trusted:
+            found["unbelieved"] = "the server reports an impossible usage: every request now costs its full reserve"
+        return found
 
 
 NOTHING = Spending()
@@ -118,11 +124,17 @@ class Budget(BudgetGuard):
         sent = {line["sent"]: float(line["most"]) for line in lines if "sent" in line}
         self._tries = Counter(name.rpartition("#")[0] for name in sent)
         lost = [reserve for name, reserve in sent.items() if name not in arrived | refused]
-        self.lost, self._lost_requests = sum(lost), len(lost)
-        self.paid, self._kept = sum(entry.money for entry in bought), len(bought)
-        self._beyond = max((int(line["beyond_prompt"]) for line in lines if "beyond_prompt" in line), default=0)
-        self._longest = max((int(line["longest_reply"]) for line in lines if "longest_reply" in line), default=0)
-        self._usage_trusted = not any("unbelieved" in line for line in lines)
+        self.spending = Spending(
+            access.budget,
+            paid=sum(entry.money for entry in bought),
+            lost=sum(lost),
+            kept=len(bought),
+            lost_requests=len(lost),
+            beyond=max((int(line["beyond_prompt"]) for line in lines if "beyond_prompt" in line), default=0),
+            longest=max((int(line["longest_reply"]) for line in lines if "longest_reply" in line), default=0),
+            trusted=not any("unbelieved" in line for line in lines),
+        )
+        """The money spent so far, with warnings. It is replaced, never changed."""
         self._excess_recorded = any("passed" in line for line in lines)
 
     def __enter__(self) -> Budget:
@@ -130,23 +142,6 @@ class Budget(BudgetGuard):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._journal.close()
-
-    @property
-    def spending(self) -> Spending:
-        """A snapshot of the money spent, with warnings."""
-        raised = unbelieved = ""
-        if self._beyond or self._longest:
-            excess = [f"{self._beyond} prompt tokens more than the prompt can have"] * bool(self._beyond)
-            excess += [f"{self._longest} reply tokens, more than max_tokens"] * bool(self._longest)
-            raised = f"the server bills up to {' and '.join(excess)}; each request now reserves this"
-        if not self._usage_trusted:
-            unbelieved = "the server reports an impossible usage: every request now costs its full reserve"
-        return Spending(self.paid, self.lost, self._kept, self._lost_requests, self.access.budget, raised, unbelieved)
-
-    @property
-    def spent(self) -> float:
-        """The cost of all received answers, and of lost answers that may have been billed."""
-        return self.paid + self.lost
 
     def enter(self, place: int) -> bool:
         """Reserve the maximum cost of a request. If the remaining budget does not cover the request's maximum cost,
@@ -198,10 +193,12 @@ class Budget(BudgetGuard):
         least_prompt = max(1, sum(fewest(m.text) for m in attempt.request.messages))
         if has_usage and (usage["prompt_tokens"] < least_prompt or usage["completion_tokens"] < least_reply):
             self._distrust_usage(attempt.name)
-        if has_usage and self._usage_trusted:
+        if has_usage and self.spending.trusted:
             self._learn(attempt.request, usage["prompt_tokens"], usage["completion_tokens"])
             return attempt.name, self.price(usage["prompt_tokens"], usage["completion_tokens"])
-        if least_reply > max(attempt.request.params.max_tokens, self._longest):  # a text has at most one token per byte
+        if least_reply > max(
+            attempt.request.params.max_tokens, self.spending.longest
+        ):  # a text has at most one token per byte
             self._learn(attempt.request, 0, len(text.encode("utf-8", "replace")))
         return attempt.name, self._max_cost(attempt.request)
 
@@ -209,9 +206,7 @@ class Budget(BudgetGuard):
         """Replace the reserve of a saved answer with the answer's cost."""
         with self._condition:
             self._open.pop(place)
-            self.paid += money
-            self._kept += 1
-            self._record_excess()
+            self._spend(paid=self.spending.paid + money, kept=self.spending.kept + 1)
             self._condition.notify_all()
 
     def price(self, prompt_tokens: int, completion_tokens: int) -> float:
@@ -221,30 +216,29 @@ class Budget(BudgetGuard):
     def _max_cost(self, request: Request) -> float:
         """Return the maximum cost of a request. If the server ever reported a higher usage than was reserved, the cost
         includes this excess."""
-        prompt = prompt_bound(request.messages) + self._beyond
-        return self.price(prompt, max(request.params.max_tokens, self._longest))
+        prompt = prompt_bound(request.messages) + self.spending.beyond
+        return self.price(prompt, max(request.params.max_tokens, self.spending.longest))
 
     def _exceeds(self, most: float) -> bool:
         """Return whether another request with the maximum cost `most` could exceed the budget."""
         reserved = sum(self._max_cost(attempt.request) for attempt in self._open.values())
-        return self.spent + reserved + most > self.access.budget
+        return self.spending.total + reserved + most > self.access.budget
 
     def _learn(self, request: Request, prompt_tokens: int, completion_tokens: int) -> None:
         """Raise later reserves if the server billed more tokens than were reserved."""
         excess = prompt_tokens - prompt_bound(request.messages)
         with self._condition:
-            line: dict[str, Any] = {}
-            if excess > self._beyond:
-                self._beyond = line["beyond_prompt"] = excess
-            if completion_tokens > max(request.params.max_tokens, self._longest):
-                self._longest = line["longest_reply"] = completion_tokens
-            if line:
-                self._journal.append([line])
+            if excess > self.spending.beyond:
+                self._spend(beyond=excess)
+                self._journal.append([{"beyond_prompt": excess}])
+            if completion_tokens > max(request.params.max_tokens, self.spending.longest):
+                self._spend(longest=completion_tokens)
+                self._journal.append([{"longest_reply": completion_tokens}])
 
     def _distrust_usage(self, name: str) -> None:
         with self._condition:
-            if self._usage_trusted:
-                self._usage_trusted = False
+            if self.spending.trusted:
+                self._spend(trusted=False)
                 self._journal.append([{"unbelieved": name}])
 
     def _count_lost(self, place: int) -> None:
@@ -253,16 +247,15 @@ class Budget(BudgetGuard):
             money = max(attempt.written, self._max_cost(attempt.request))
             if money > attempt.written:
                 self._journal.append([{"sent": attempt.name, "most": money}])
-            self.lost += money
-            self._lost_requests += 1
-            self._record_excess()
+            self._spend(lost=self.spending.lost + money, lost_requests=self.spending.lost_requests + 1)
             self._condition.notify_all()
 
-    def _record_excess(self) -> None:
-        """Write a line to the ledger when the budget is exceeded for the first time."""
+    def _spend(self, **changes: Any) -> None:
+        """Replace the account, and write a line to the ledger when the budget is exceeded for the first time."""
+        self.spending = replace(self.spending, **changes)
         if self.spending.over and not self._excess_recorded:
             self._excess_recorded = True
-            self._journal.append([{"passed": self.access.budget, "spent": self.spent}])
+            self._journal.append([{"passed": self.access.budget, "spent": self.spending.total}])
 
 
 def prompt_bound(messages: Sequence[Message]) -> int:
@@ -278,7 +271,7 @@ def fewest(text: str) -> int:
 def reached(spending: Spending, have: int, total: int, out: Path) -> BudgetReached:
     """Return the error to raise when the budget is reached. It states the money spent and how to continue."""
     state = f"is exceeded by {spending.over:.4g}" if spending.over else "is reached"
-    note = f" Note: {spending.raised}." if spending.raised else ""
+    note = "".join(f" Note: {text}." for kind, text in spending.notes().items() if kind == "raised")
     return BudgetReached(
         f"the budget of {spending.budget:g} {state}: {spending.total:.6g} spent, {have} of {total} samples received",
         where=str(out),

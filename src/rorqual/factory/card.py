@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rorqual.core.config import to_yaml
+from rorqual.core.ledger import LedgerEntry
 from rorqual.core.records import write_atomic
 from rorqual.data.distilled import Distilled
 from rorqual.factory.budget import NOTHING, Spending
@@ -36,14 +37,14 @@ VERDICTS = ("right", "wrong", "ungraded")
 class CardFindings:
     """The contents of a dataset card.
 
-    - `clock`: seconds and core-seconds of each stage, as in clock.json.
+    - `costs`: seconds and core-seconds of each stage, over all calls. The choice of problems and the loading are `unaccounted`.
     - `met`: number of problems that were excluded because they match an evaluation set.
     - `missing`: number of samples that the budget did not cover, or None if the dataset is complete.
     """
 
     config: FactoryConfig
     rows: Sequence[Distilled]
-    clock: Mapping[str, Mapping[str, float]]
+    costs: Sequence[LedgerEntry]
     met: int
     notes: Sequence[str]
     spending: Spending = NOTHING
@@ -57,7 +58,7 @@ class CardFindings:
     @property
     def core_seconds(self) -> float:
         """The total processor time of all stages in seconds."""
-        return sum(stage["core_seconds"] for stage in self.clock.values())
+        return sum(stage.core_seconds for stage in self.costs)
 
 
 def command(config: FactoryConfig, out: Path) -> str:
@@ -128,7 +129,7 @@ def _facts(findings: CardFindings) -> Iterator[tuple[str, str, str]]:
     if findings.config.remote:
         money = findings.spending
         yield "paid", f"{money.total:.4g}", f"{money.paid:.4g} for received answers, {money.lost:.4g} lost"
-    yield "core-seconds", f"{findings.core_seconds:.1f}", "sampling, verifying, filtering"
+    yield "core-seconds", f"{findings.core_seconds:.1f}", "choosing, sampling, filtering"
 
 
 def _tables(findings: CardFindings) -> Iterator[Table]:
@@ -151,10 +152,7 @@ def _tables(findings: CardFindings) -> Iterator[Table]:
             _spent("lost: no answer received, possibly billed", money.lost_requests, money.lost),
         ]
         yield Table(title="Money", heads=("Requests", "Number", "Money"), rows=spent)
-    stages = [
-        [name, f"{times['seconds']:.1f}", f"{times['core_seconds']:.1f}"]
-        for name, times in sorted(findings.clock.items())
-    ]
+    stages = [[cost.stage, f"{cost.seconds:.1f}", f"{cost.core_seconds:.1f}"] for cost in findings.costs]
     yield Table(title="Cost", heads=("Stage", "Seconds", "Core-seconds"), rows=stages)
 
 

@@ -6,12 +6,13 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message
 from rorqual.data.distilled import Distilled, VerdictName
+from rorqual.engine.remote.engine import writable
 from rorqual.engine.request import Completion, SamplingParams
 from rorqual.factory.config import FactoryConfig
 from rorqual.tasks.base import Problem
@@ -55,36 +56,32 @@ class Entry:
         """The key of the problem and the index of the sample, which identify the sample."""
         return self.key, self.number
 
-    def line(self) -> dict[str, Any]:
-        """Return the entry as a JSON object."""
-        return asdict(self)
-
 
 def entry_of(
     of: str, problem: Problem, number: int, params: SamplingParams, completion: Completion, **cost: Any
 ) -> Entry:
-    """Convert a completion to an entry. Lone surrogates, which a server may send, become question marks."""
+    """Convert a completion to an entry."""
     usage = completion.usage
     return Entry(
         of=of,
         key=problem.key,
         number=number,
         seed=params.seed,
-        text=_text(completion.text),
-        reasoning=None if completion.reasoning is None else _text(completion.reasoning),
+        text=completion.text,
+        reasoning=completion.reasoning,
         finish=completion.finish_reason,
         prompt_tokens=usage.get("prompt_tokens", len(completion.prompt_ids)),
         completion_tokens=usage.get("completion_tokens", len(completion.token_ids)),
         prompt_ids=tuple(completion.prompt_ids),
         token_ids=tuple(completion.token_ids),
-        error=_text(completion.error),
+        error=writable(completion.error),
         **cost,
     )
 
 
 def failure_of(of: str, problem: Problem, number: int, params: SamplingParams, error: str) -> Entry:
     """Return the entry of a sample whose request failed."""
-    return Entry(of, problem.key, number, params.seed, "", None, "stop", 0, 0, error=_text(error), failed=True)
+    return Entry(of, problem.key, number, params.seed, "", None, "stop", 0, 0, error=writable(error), failed=True)
 
 
 DATED = re.compile(r"[-@:](\d{3,4}|\d{6}|\d{8}|\d{4}-\d{2}(-\d{2})?)")
@@ -105,10 +102,6 @@ def is_same_model(requested: str, answered: str) -> bool:
         or answered_name == requested_name
         or (answered_name.startswith(requested_name) and bool(DATED.fullmatch(answered_name[len(requested_name) :])))
     )
-
-
-def _text(text: str) -> str:
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def read_entry(line: Mapping[str, Any], where: str) -> Entry:

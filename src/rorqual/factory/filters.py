@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from rorqual.data.distilled import Distilled
@@ -13,6 +13,8 @@ from rorqual.factory.config import FilterConfig, Keep
 
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+|[^\w\s]|_")
 """Matches a word of letters and digits, a punctuation mark or symbol, or a character of a script without spaces."""
+EXCLUDED: Mapping[Keep, tuple[str, ...]] = {"right": ("wrong", "ungraded"), "graded": ("ungraded",), "all": ()}
+"""The verdicts whose samples each value of `keep` drops."""
 FEW_LINES = 4
 """Repeated lines are counted only in texts with at least this many lines."""
 
@@ -20,11 +22,6 @@ FEW_LINES = 4
 def words(text: str) -> list[str]:
     """Split a text into case-folded words, punctuation marks and symbols."""
     return WORD.findall(unicodedata.normalize("NFKC", text).casefold())
-
-
-def is_too_long_or_short(tokens: int, cut_off: bool, filters: FilterConfig) -> bool:
-    """Return whether a sample was truncated, or has fewer than `shortest` or more than `longest` tokens (0: no limit)."""
-    return cut_off or tokens < filters.shortest or (filters.longest > 0 and tokens > filters.longest)
 
 
 def repeated_share(text: str, ngram: int) -> float:
@@ -93,21 +90,15 @@ def reply_text(row: Distilled) -> str:
     return f"{reply.reasoning or ''}\n{reply.text}".strip("\n")
 
 
-def verdict_filter(verdict: str, keep: Keep) -> str:
-    """Return an empty string if `keep` allows this verdict. Otherwise return the verdict, which is the reason to drop
-    the sample."""
-    excluded = {"right": ("wrong", "ungraded"), "graded": ("ungraded",), "all": ()}[keep]
-    return verdict if verdict in excluded else ""
-
-
 def reason_alone(row: Distilled, cut_off: bool, contaminated: bool, filters: FilterConfig, keep: Keep) -> str:
     """Return the first reason to drop a sample, or an empty string. Duplicates are checked separately, in `reasons`."""
     text = reply_text(row)
     enabled = set(filters.names)
-    if "length" in enabled and is_too_long_or_short(row.completion_tokens, cut_off, filters):
+    too_long = cut_off or 0 < filters.longest < row.completion_tokens
+    if "length" in enabled and (too_long or row.completion_tokens < filters.shortest):
         return "length"
-    if verdict_reason := verdict_filter(row.verdict, keep):
-        return verdict_reason
+    if row.verdict in EXCLUDED[keep]:
+        return row.verdict
     if "repetition" in enabled and repeated_share(text, filters.ngram) > filters.repeated:
         return "repetition"
     if "language" in enabled and foreign_share(text) > filters.foreign:

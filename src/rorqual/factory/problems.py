@@ -52,7 +52,7 @@ def choose(config: FactoryConfig) -> Chosen:
     items, note = own_test(task, config.seed)
     for source in config.decontaminate:
         items += evaluation_items(source, config.seed)
-    n_wanted, previous_size = config.problems, -1
+    n_wanted, previous_size, enough = config.problems, -1, 0
     while True:
         pool = pick(task, config.split, n_wanted, config.seed, config.per_family)
         evaluations = Evaluations(items, config.filters.overlap)
@@ -61,7 +61,8 @@ def choose(config: FactoryConfig) -> Chosen:
         met = [(problem, match) for problem, match in matches if match is not None]
         excluded = {problem.key for problem, _ in met}
         clean = _take([problem for problem in pool if problem.key not in excluded], config)
-        if not met or len(pool) == previous_size or _has_enough(clean, pool, config):
+        enough = enough or len(pool)  # the first pool has as many problems as were requested, or all that exist
+        if not met or len(pool) == previous_size or len(clean) >= enough:
             break
         n_wanted, previous_size = n_wanted + len(met), len(pool)
     if not clean:
@@ -90,10 +91,3 @@ def _take(problems: Sequence[Problem], config: FactoryConfig) -> list[Problem]:
             counts[stratum] += 1
             first.append(problem)
     return first
-
-
-def _has_enough(clean: Sequence[Problem], pool: Sequence[Problem], config: FactoryConfig) -> bool:
-    if not config.per_family:
-        return len(clean) == config.problems
-    counts = Counter((problem.family, problem.level) for problem in clean)
-    return all(counts[p.family, p.level] == config.problems for p in pool)

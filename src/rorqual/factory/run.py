@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import numpy as np
 from rorqual.core.config import read_yaml, to_yaml
 from rorqual.core.errors import ConfigError, DataError, RorqualError
 from rorqual.core.journal import DiskFull, Journal, to_line
+from rorqual.core.ledger import Ledger, read_ledger
 from rorqual.core.lock import RUN_LOCK, own_run
 from rorqual.core.log import Progress
 from rorqual.core.records import write_atomic, write_json
@@ -31,12 +30,10 @@ from rorqual.tasks.base import Problem
 from rorqual.tasks.find import safe_grade
 
 CONFIG, SAMPLES, FAILED, DATA = "factory.yaml", "samples.jsonl", "failed.jsonl", "data.parquet"
-CONTAMINATED, CLOCK, FINISHED = "contaminated.jsonl", "clock.json", "finished.json"
+CONTAMINATED, COSTS, FINISHED = "contaminated.jsonl", "costs.jsonl", "finished.json"
 TAIL_FLOOR = 1e-7
 """Minimum total probability of all tokens outside the teacher's top k. The objective `distil` assumes the same
 minimum."""
-CLOCK_SECONDS = 1.0
-"""Minimum number of seconds between two writes of the clock file."""
 
 
 def sample_teacher(config: FactoryConfig, out: Path, *, threads: int, quiet: bool, api_key: str = "") -> Path:
@@ -57,73 +54,36 @@ def sample_teacher(config: FactoryConfig, out: Path, *, threads: int, quiet: boo
         return out / DATA
     with own_run(out):
         _check_config(config, out)
-        clock = Clock(out / CLOCK)
-        with clock.of("choosing"):
-            chosen = choose(config)
-            teacher = _teacher(config, out, threads, api_key)
+        costs = Ledger(out / COSTS)  # writes nothing before the first stage
+        chosen = choose(config)
+        teacher = _teacher(config, out, threads, api_key)
         write_atomic(out / CONFIG, to_yaml(config).encode())
         with Journal(out / SAMPLES, spare=True) as journal, Journal(out / FAILED) as failures:
-            work = Work(config, chosen, teacher, journal, failures, clock, quiet)
-            with clock.of("sampling"):
+            work = Work(config, chosen, teacher, journal, failures, quiet)
+            with costs.of("sampling"):
                 completed = work.sample()
-            _finish(work, out, completed)
+            _finish(work, out, completed, costs)
     return out / DATA
 
 
-def _finish(work: Work, out: Path, completed: bool) -> None:
+def _finish(work: Work, out: Path, completed: bool, costs: Ledger) -> None:
     """Write the dataset and its card. Raises BudgetReached if the budget did not cover all samples."""
-    config, chosen, teacher, clock = work.config, work.chosen, work.teacher, work.clock
-    with clock.of("finishing"):
+    config, chosen, teacher = work.config, work.chosen, work.teacher
+    with costs.of("finishing"):
         rows, contaminated = work.rows()
-        if config.top_k:
+        if config.top_k and isinstance(teacher, LocalTeacher):
             rows = with_top(rows, teacher, config.top_k)
         write_distilled(out / DATA, rows, tokenizer=teacher.tokenizer, vocab=teacher.vocab)
         _write_lines(out / CONTAMINATED, [*chosen.listed(), *contaminated])
     n_missing = None if completed else work.total - len(work.have) - len(work.failed)
     notes = [*chosen.notes, *(f"{note[0].upper()}{note[1:]}." for note in work.warnings().values())]
-    write_card(out, CardFindings(config, rows, clock.spent, len(chosen.met), notes, teacher.spending, n_missing))
+    write_card(
+        out, CardFindings(config, rows, read_ledger(out / COSTS), len(chosen.met), notes, teacher.spending, n_missing)
+    )
     if not completed:
         raise reached(teacher.spending, len(work.have), work.total, out)
     files = [DATA, CONTAMINATED, "card.html", "card.md"]
     write_json(out / FINISHED, {name: (out / name).stat().st_size for name in files})
-
-
-class Clock:
-    """A record of the wall-clock and processor seconds of each stage, summed over all calls.
-
-    Times are stored in a separate file, because all other files of the folder are reproducible. The file is written
-    whenever samples are saved, so only the time of the current batch is lost if the process is killed.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.spent: dict[str, dict[str, float]] = json.loads(path.read_bytes()) if path.is_file() else {}
-        self._stage = ""
-        self._mark = time.monotonic(), time.process_time()
-        self._written = self._mark[0]
-
-    @contextmanager
-    def of(self, stage: str) -> Iterator[None]:
-        """Add the time of the `with` block to a stage, even if the block raises."""
-        self._stage, self._mark = stage, (time.monotonic(), time.process_time())
-        try:
-            yield
-        finally:
-            with suppress(RorqualError):  # a full disk is reported by the next write of samples
-                self.tick(0.0)
-
-    def tick(self, every: float) -> None:
-        """Add the time since the last call. Write the file if the last write is at least `every` seconds ago."""
-        now = time.monotonic(), time.process_time()
-        times = self.spent.get(self._stage, {"seconds": 0.0, "core_seconds": 0.0})
-        self.spent[self._stage] = {
-            "seconds": times["seconds"] + now[0] - self._mark[0],
-            "core_seconds": times["core_seconds"] + now[1] - self._mark[1],
-        }
-        self._mark = now
-        if now[0] - self._written >= every and (self.path.parent / CONFIG).is_file():
-            write_json(self.path, self.spent)
-            self._written = now[0]
 
 
 @dataclass
@@ -135,7 +95,6 @@ class Work:
     teacher: Teacher
     journal: Journal
     failures: Journal
-    clock: Clock
     quiet: bool
     have: dict[SampleId, Entry] = field(default_factory=dict)
     failed: dict[SampleId, Entry] = field(default_factory=dict)
@@ -180,8 +139,8 @@ class Work:
         def keep(entries: Sequence[Entry], on_saved: Callable[[], None]) -> None:
             disk_full: DiskFull | None = None
             try:
-                self.journal.append(entry.line() for entry in entries if not entry.failed)
-                self.failures.append(entry.line() for entry in entries if entry.failed)
+                self.journal.append(asdict(entry) for entry in entries if not entry.failed)
+                self.failures.append(asdict(entry) for entry in entries if entry.failed)
             except DiskFull as error:  # the last samples were written to disk space reserved in advance
                 disk_full = error
             on_saved()
@@ -191,7 +150,6 @@ class Work:
             if disk_full is not None:
                 raise disk_full
             self.verify(entries)
-            self.clock.tick(CLOCK_SECONDS)
             warn()
             show(0)
 
@@ -210,9 +168,9 @@ class Work:
             warn()
             return completed
         except RorqualError as error:
-            raise self.told(error) from error
+            raise self.with_saved_count(error) from error
 
-    def told(self, error: RorqualError) -> RorqualError:
+    def with_saved_count(self, error: RorqualError) -> RorqualError:
         """Return a copy of the error whose remedy also states the number of saved samples."""
         progress = (
             f"{len(self.have)} of {self.total} samples are saved in {self.journal.path}; the same command resumes."
@@ -279,7 +237,7 @@ class Work:
         return row_of(entry, problem, self.verdicts[entry.place], self.config, self.teacher.label, self.teacher.chosen)
 
 
-def with_top(rows: Sequence[Distilled], teacher: Teacher, k: int) -> list[Distilled]:
+def with_top(rows: Sequence[Distilled], teacher: LocalTeacher, k: int) -> list[Distilled]:
     """Add the teacher's `k` most likely tokens at each position to every row that was not dropped.
 
     The first `teacher.chosen` tokens of a reply were forced, not sampled, so the distribution at each of these positions has

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -43,53 +42,20 @@ def nothing() -> None:
     """Do nothing: the `on_saved` callback for samples that cost no money."""
 
 
-class Teacher(ABC):
-    """The interface of a teacher.
+class LocalTeacher:
+    """A teacher that is the latest complete checkpoint of a run.
 
     - `label`: name of the teacher in the resulting dataset.
     - `of`: identity of its samples, a hash of teacher, settings and seed.
-    - `tokenizer`, `vocab`: SHA-256 of the tokenizer, and the vocabulary size. The metadata of the Parquet file stores
-      `tokenizer` and `vocab`.
+    - `tokenizer`, `vocab`: SHA-256 of the tokenizer, and the vocabulary size. The metadata of the Parquet file stores both.
     - `chosen`: number of tokens at the end of a prompt that force the teacher to think, or to answer without thinking.
-    """
-
-    label: str
-    of: str
-    tokenizer: str = ""
-    vocab: int = 0
-    chosen: int = 0
-
-    @abstractmethod
-    def sample(
-        self,
-        problems: Sequence[Problem],
-        have: Mapping[SampleId, Entry],
-        keep: Keep,
-        under_way: UnderWay,
-        failed: Collection[SampleId] = (),
-    ) -> bool:
-        """Generate the samples that `have` does not contain, and pass them to `keep`. Return False if the budget was
-        reached.
-
-        `failed`: samples that failed in an earlier call.
-        """
-
-    @property
-    def spending(self) -> Spending:
-        """The money spent so far, including the cost of answers that never arrived."""
-        return NOTHING
-
-    def top(self, rows: Sequence[Distilled], k: int) -> list[Scored]:
-        """Return the teacher's `k` most likely tokens at each position of each row's reply."""
-        raise NotImplementedError
-
-
-class LocalTeacher(Teacher):
-    """A teacher that is the latest complete checkpoint of a run.
+    - `spending`: the money spent, including the cost of answers that never arrived.
 
     The samples of a problem depend only on the config, because each problem has its own seed, and a batch always contains
     the same problems. If a batch was interrupted, the whole batch is generated again, and its missing samples are saved.
     """
+
+    spending = NOTHING
 
     def __init__(self, config: FactoryConfig, threads: int) -> None:
         self.config, self.threads = config, threads
@@ -112,6 +78,10 @@ class LocalTeacher(Teacher):
         under_way: UnderWay,
         failed: Collection[SampleId] = (),
     ) -> bool:
+        """Generate the samples that `have` does not contain, and pass them to `keep`. Return False if the budget was reached.
+
+        `failed`: samples that failed in an earlier call.
+        """
         for batch in self.batches(problems):
             missing = {(p.key, n) for p in batch for n in range(self.config.samples)} - have.keys()
             if missing:
@@ -144,12 +114,13 @@ class LocalTeacher(Teacher):
         ]
 
     def top(self, rows: Sequence[Distilled], k: int) -> list[Scored]:
+        """Return the teacher's `k` most likely tokens at each position of each row's reply."""
         pairs = [(row.prompt_ids, row.token_ids) for row in rows]
         return score(self._engine.scorer, pairs, k, threads=self.threads)
 
 
-class RemoteTeacher(Teacher):
-    """A teacher behind an OpenAI-compatible server. Each answer is saved on arrival.
+class RemoteTeacher:
+    """A teacher behind an OpenAI-compatible server. Each answer is saved on arrival. The fields are those of `LocalTeacher`.
 
     If there are prices or a ledger of an earlier call, the cost of each answer is recorded in the ledger.
 
@@ -158,6 +129,8 @@ class RemoteTeacher(Teacher):
     requests in a row failed for another reason. Requests that failed in an earlier call are sent last and are not
     counted, so that a repeated call makes progress.
     """
+
+    tokenizer, vocab, chosen = "", 0, 0
 
     def __init__(self, config: FactoryConfig, out: Path, api_key: str) -> None:
         self.config, self.out = config, out
@@ -178,6 +151,7 @@ class RemoteTeacher(Teacher):
 
     @property
     def spending(self) -> Spending:
+        """The money spent so far."""
         return self._budget.spending if self._budget else NOTHING
 
     def sample(
@@ -188,6 +162,7 @@ class RemoteTeacher(Teacher):
         under_way: UnderWay,
         failed: Collection[SampleId] = (),
     ) -> bool:
+        """Generate the samples, as a `LocalTeacher` does."""
         asks = [
             (problem, number, request_of(self.config, problem))
             for number in range(
@@ -252,3 +227,6 @@ class RemoteTeacher(Teacher):
 def request_of(config: FactoryConfig, problem: Problem) -> Request:
     """Return the request for a problem. The seed depends on the problem's key."""
     return Request(problem.messages, seeded(config.params, problem.key), config.thinking)
+
+
+Teacher = LocalTeacher | RemoteTeacher

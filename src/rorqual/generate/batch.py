@@ -6,12 +6,13 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Any, Protocol
+from typing import Any
 
 from rorqual.core.errors import DataError, RorqualError
+from rorqual.engine.engine import Engine
 from rorqual.engine.grammar.check import MISMATCH
 from rorqual.engine.remote.engine import REFUSED, RemoteEngine, RemoteError
-from rorqual.engine.request import Completion, Request
+from rorqual.engine.request import Completion
 from rorqual.generate.prompts import Refused
 from rorqual.generate.schema import KEYS, RowRequest
 
@@ -22,14 +23,17 @@ Answered = tuple[RowRequest | Refused, list[Completion]]
 """A row and its samples. A rejected row has no samples."""
 
 
-class Stepping(Protocol):
-    """The engine interface that `answers` needs."""
-
-    def submit(self, request: Request) -> int: ...
-
-    def step(self) -> Sequence[Any]: ...
-
-    def cancel(self, request_id: int) -> None: ...
+REMEDIES = (
+    (MISMATCH, "grammar", "Use another seed, or simplify the schema."),
+    (
+        "the server",
+        "",
+        "Check the server. Then repeat the command with a new out=, because this file keeps its answers.",
+    ),
+    ("NaN or infinite logit", "", "The weights are damaged, or the dtype overflows: try dtype=float32."),
+    ("", "grammar", "Simplify the grammar, or change it so that every prefix of a reply can be completed."),
+)
+"""Why a sample can be incomplete: words of its error, the invalid key, and the remedy. The first entry that fits applies."""
 
 
 def refused(row: RowRequest, error: RorqualError) -> Refused:
@@ -44,7 +48,7 @@ def refused(row: RowRequest, error: RorqualError) -> Refused:
     return Refused(row.line, key, error.what, error.remedy, row.carried)
 
 
-def answers(engine: Stepping, rows: Iterable[RowRequest | Refused], *, room: int) -> Iterator[list[Answered]]:
+def answers(engine: Engine, rows: Iterable[RowRequest | Refused], *, room: int) -> Iterator[list[Answered]]:
     """Answer all rows with a local engine. Yield the answered rows in small lists, in the order in which they finish.
 
     New rows are submitted while fewer than `room` samples are running. A row that the engine rejects is yielded as `Refused`.
@@ -172,16 +176,7 @@ def fault_of(row: RowRequest, samples: Sequence[Completion]) -> Refused | None:
     if not errors:
         return None
     number, what = errors[0]
-    key, remedy = ("grammar", "Simplify the grammar, or change it so that every prefix of a reply can be completed.")
-    if what.startswith(MISMATCH):
-        remedy = "Use another seed, or simplify the schema."
-    elif what.startswith("the server"):
-        key, remedy = (
-            "",
-            "Check the server. Then repeat the command with a new out=, because this file keeps its answers.",
-        )
-    elif "NaN or infinite logit" in what:
-        key, remedy = "", "The weights are damaged, or the dtype overflows: try dtype=float32."
+    key, remedy = next(rest for part, *rest in REMEDIES if part in what)
     return Refused(row.line, key, f"sample {number} is incomplete: {what}", remedy, row.carried)
 
 

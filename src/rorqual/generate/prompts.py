@@ -54,11 +54,7 @@ class Prompts:
 
     def columns(self) -> list[str]:
         """Return the names of all fields, in order of first appearance."""
-        return [*dict.fromkeys(name for _, row in self.read() if isinstance(row, dict) for name in row)]
-
-    def read(self) -> Iterator[tuple[int, dict[str, Any] | Refused]]:
-        """Yield (line number, row) for each row. Blank lines are skipped, but counted in the line numbers."""
-        return read_prompts(self.path)
+        return [*dict.fromkeys(name for _, row in read_prompts(self.path) if isinstance(row, dict) for name in row)]
 
 
 def read_prompts(path: Path) -> Iterator[tuple[int, dict[str, Any] | Refused]]:

@@ -126,11 +126,9 @@ class RowRequest:
     carried: dict[str, Any]
 
 
-class _Fault(Exception):
-    """An error in a row: the key, the problem and the remedy."""
-
-    def __init__(self, key: str, what: str, remedy: str) -> None:
-        self.key, self.what, self.remedy = key, what, remedy
+def _fault(key: str, what: str, remedy: str) -> DataError:
+    """Return the error of a row. It names the key in `where`."""
+    return DataError(what, where=key, remedy=remedy)
 
 
 @dataclass(frozen=True)
@@ -167,7 +165,8 @@ class RowParser:
         prompts = () if self.columns else PROMPTS
         keys = KEYS - {*self.columns}
         if self.cells:
-            row = typed_cells(row, keys.union(prompts) - TEXTS)
+            typed = keys.union(prompts) - TEXTS
+            row = {name: scalar(text) if name in typed else text for name, text in row.items() if text}
         carried = {key: value for key, value in row.items() if key not in keys and key not in prompts}
         try:
             _check_carried(carried, self.columns)
@@ -175,9 +174,9 @@ class RowParser:
             is_chat = self.encode is None and ("prompt_ids" not in prompts or row.get("prompt_ids") is None)
             sampling = _checked(given, self._chat_defaults if is_chat else self.defaults)
             key, messages, ids = self._columns_prompt(row) if self.columns else self._prompt(row)
-        except _Fault as fault:
+        except DataError as fault:
             writable = {k: v for k, v in carried.items() if k not in RESERVED and _writable(v)}
-            return Refused(line, fault.key, fault.what, fault.remedy, writable)
+            return Refused(line, fault.where, fault.what, fault.remedy, writable)
         params = sampling.params()
         if "seed" not in given:
             params = replace(params, seed=line_seed(params.seed, line, carried.get("id")))
@@ -189,7 +188,7 @@ class RowParser:
             what = f"the row has both {' and '.join(given)}" if given else "the row has no prompt"
             hint = next((hint for key in row if (hint := nearest(key, PROMPTS)).startswith("Did")), "")
             remedy = f"{hint} Give exactly one of {', '.join(PROMPTS)}.".strip()
-            raise _Fault(given[1] if given else "prompt", what, remedy)
+            raise _fault(given[1] if given else "prompt", what, remedy)
         key, value = given[0], row[given[0]]
         if key == "prompt_ids":
             return key, (), _ids(value)
@@ -197,7 +196,7 @@ class RowParser:
             return key, _messages(value), None
         text = _text(value, key)
         if not text:
-            raise _Fault(key, "the prompt is empty", "Write a prompt, or delete the row.")
+            raise _fault(key, "the prompt is empty", "Write a prompt, or delete the row.")
         return self._text_prompt(key, text)
 
     def _columns_prompt(self, row: dict[str, Any]) -> tuple[str, tuple[Message, ...], tuple[int, ...] | None]:
@@ -205,7 +204,7 @@ class RowParser:
         try:
             text = joined_prompt(row, self.columns, strip=self.encode is None)
         except DataError as error:
-            raise _Fault(key, error.what, "Fill the columns of prompt=, or delete the row.") from None
+            raise _fault(key, error.what, "Fill the columns of prompt=, or delete the row.") from None
         return self._text_prompt(key, _text(text, key))
 
     def _text_prompt(self, key: str, text: str) -> tuple[str, tuple[Message, ...], tuple[int, ...] | None]:
@@ -214,7 +213,7 @@ class RowParser:
         try:
             return key, (), tuple(self.encode(text))
         except RorqualError as error:
-            raise _Fault(key, error.what, error.remedy) from None
+            raise _fault(key, error.what, error.remedy) from None
 
 
 def _checked(given: Mapping[str, Any], defaults: RowSampling) -> RowSampling:
@@ -225,11 +224,8 @@ def _checked(given: Mapping[str, Any], defaults: RowSampling) -> RowSampling:
         item = error.errors(include_url=False)[0]
         key = str(item["loc"][0])
         what = item["msg"].removeprefix("Value error, ")
-        raise _Fault(key, f"{what} (got {_short(given.get(key))})", f"Valid values: {_range_text(key)}.") from None
-
-
-def _range_text(key: str) -> str:
-    return RowSampling.model_fields[key].description or "described in `rorqual generate --help`"
+        valid = RowSampling.model_fields[key].description
+        raise _fault(key, f"{what} (got {repr(given.get(key))[:80]})", f"Valid values: {valid}.") from None
 
 
 def _check_carried(carried: dict[str, Any], columns: Sequence[str]) -> None:
@@ -237,17 +233,17 @@ def _check_carried(carried: dict[str, Any], columns: Sequence[str]) -> None:
     name = carried.get("id")
     if name is not None and (isinstance(name, bool) or not isinstance(name, str | int)):
         what = f"the id must be a string or a whole number, but has the type {type(name).__name__}"
-        raise _Fault("id", what, "Change the type, or remove the id.")
+        raise _fault("id", what, "Change the type, or remove the id.")
     for key, value in carried.items():
         if key in RESERVED:
-            raise _Fault(key, f"'{key}' is reserved for the output", "Rename the field.")
+            raise _fault(key, f"'{key}' is reserved for the output", "Rename the field.")
         if key in ELSEWHERE and key not in columns:
-            raise _Fault(key, f"unknown key '{key}'", f"Use '{ELSEWHERE[key]}'.")
+            raise _fault(key, f"unknown key '{key}'", f"Use '{ELSEWHERE[key]}'.")
         hint = "" if key in columns else nearest(key, KEYS)
         if hint.startswith("Did") and _alike(key, hint.split("'")[1]):
-            raise _Fault(key, f"unknown key '{key}'", f"{hint} If not, rename the field.")
+            raise _fault(key, f"unknown key '{key}'", f"{hint} If not, rename the field.")
         if not _writable(value):
-            raise _Fault(
+            raise _fault(
                 key, "the value cannot be written as JSON", "Remove this field, or write its value as a string."
             )
 
@@ -267,17 +263,17 @@ def _writable(value: Any) -> bool:
 
 def _text(value: Any, key: str) -> str:
     if not isinstance(value, str):
-        raise _Fault(key, f"the value must be a string, but has the type {type(value).__name__}", "Give a string.")
+        raise _fault(key, f"the value must be a string, but has the type {type(value).__name__}", "Give a string.")
     if "\0" in value:
-        raise _Fault(key, "the string contains a NUL character", "Remove the NUL character.")
+        raise _fault(key, "the string contains a NUL character", "Remove the NUL character.")
     return value
 
 
 def _ids(value: Any) -> tuple[int, ...]:
     if not isinstance(value, list) or not all(type(token) is int for token in value):
-        raise _Fault("prompt_ids", "prompt_ids must be a list of whole numbers", "Give a list of token ids.")
+        raise _fault("prompt_ids", "prompt_ids must be a list of whole numbers", "Give a list of token ids.")
     if not value:
-        raise _Fault("prompt_ids", "the prompt is empty", "Give at least one id, or delete the row.")
+        raise _fault("prompt_ids", "the prompt is empty", "Give at least one id, or delete the row.")
     return tuple(value)
 
 
@@ -285,20 +281,10 @@ def _messages(value: Any) -> tuple[Message, ...]:
     try:
         messages = read_messages(value)
     except DataError as error:
-        raise _Fault("messages", f"{error.where}: {error.what}".removeprefix(": "), error.remedy) from None
+        raise _fault("messages", f"{error.where}: {error.what}".removeprefix(": "), error.remedy) from None
     extra = sorted({key for turn in value for key in turn} - TURN)
     if extra:
-        raise _Fault("messages", f"unknown key '{extra[0]}'", "Use only the keys role, content and reasoning.")
+        raise _fault("messages", f"unknown key '{extra[0]}'", "Use only the keys role, content and reasoning.")
     if not any(_text(message.label, "messages") for message in messages):
-        raise _Fault("messages", "the prompt is empty: all messages are empty", "Write a prompt, or delete the row.")
+        raise _fault("messages", "the prompt is empty: all messages are empty", "Write a prompt, or delete the row.")
     return messages
-
-
-def typed_cells(row: dict[str, Any], typed: frozenset[str]) -> dict[str, Any]:
-    """Return a CSV row without its empty cells, with the cells of `typed` columns as numbers, lists or booleans."""
-    return {name: scalar(text) if name in typed else text for name, text in row.items() if text}
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:80] + "..."

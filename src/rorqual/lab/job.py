@@ -18,13 +18,14 @@ from typing import Any
 
 from rorqual.core.config import Config, parse
 from rorqual.core.errors import ConfigError
+from rorqual.core.ledger import read_ledger, total
 from rorqual.core.records import RunDir, Thinking, write_json
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.run import evaluate
 from rorqual.factory.config import FactoryConfig
-from rorqual.factory.run import CLOCK, sample_teacher
+from rorqual.factory.run import COSTS, sample_teacher
 from rorqual.model.account import account
 from rorqual.model.load.run import read_model_config
 from rorqual.tasks.base import Split
@@ -141,11 +142,8 @@ class SampleJob(ExperimentJob):
 
     def work(self, place: Path) -> JobCost:
         sample_teacher(self.config, place / self.name, threads=1, quiet=True)
-        stages = json.loads((place / self.name / CLOCK).read_bytes()).values()
-        return JobCost(
-            seconds=sum(stage["seconds"] for stage in stages),
-            core_seconds=sum(stage["core_seconds"] for stage in stages),
-        )
+        cost = total(read_ledger(place / self.name / COSTS))
+        return JobCost(seconds=cost.seconds, core_seconds=cost.core_seconds)
 
 
 @dataclass(frozen=True, kw_only=True)

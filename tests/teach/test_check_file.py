@@ -29,7 +29,7 @@ from rorqual.teach.check_page import _histogram, check_page, check_text, to_json
 from rorqual.teach.columns import Columns, find_columns
 from rorqual.teach.dataset import read_test
 from rorqual.teach.examples import Example, answer_kind, canonical_answer
-from rorqual.teach.near import near_duplicates, similar
+from rorqual.teach.near import find_near, similar
 
 WORDS = (
     "whale",
@@ -374,7 +374,7 @@ def test_near_duplicates_are_those_of_a_comparison_of_all_pairs() -> None:
         for later in range(len(texts))
         if any(similar(shown[first], shown[later]) and shown[first] != shown[later] for first in range(later))
     }
-    found = near_duplicates(texts)
+    found = find_near(texts).earlier
     assert 15 < len(wanted) < 60 and len(wanted ^ found.keys()) <= 1
     assert all(earlier < later for later, earlier in found.items())
 
@@ -384,9 +384,9 @@ def test_other_numbers_make_another_problem() -> None:
         "A shop sells 12 pens for $3 each and 14 books, how much in all?",
         "A shop sells 12 pens for $4 each and 14 books, how much in all?",
     )
-    assert not similar(a, b) and similar(a, a.replace("how", "so how")) and near_duplicates([a, b]) == {}
-    assert near_duplicates(["½ cup of cream, whipped", "¾ cup of cream, whipped"]) == {}
-    assert near_duplicates([]) == {} and near_duplicates(["", "a", "ab"]) == {}
+    assert not similar(a, b) and similar(a, a.replace("how", "so how")) and find_near([a, b]).earlier == {}
+    assert find_near(["½ cup of cream, whipped", "¾ cup of cream, whipped"]).earlier == {}
+    assert find_near([]).earlier == {} and find_near(["", "a", "ab"]).earlier == {}
 
 
 def test_groups_stay_in_one_split_and_splits_do_not_depend_on_the_order() -> None:

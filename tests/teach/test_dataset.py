@@ -14,7 +14,7 @@ from example_files import Write, labelled, sums
 from rorqual.core.errors import DataError
 from rorqual.teach import dataset
 from rorqual.teach.check import check_file, split_of_group
-from rorqual.teach.dataset import Dataset, divide, read_test, refuse_size, refuse_unusable, rows_of
+from rorqual.teach.dataset import Dataset, divide, read_test, refuse_size, rows_of, usable_examples
 from rorqual.teach.examples import Example
 
 
@@ -73,8 +73,8 @@ def test_a_grader_decides_about_answers_that_are_no_number(write: Write) -> None
     rows[8]["answer"] = "none"
     many = check_file(write("b.jsonl", rows[:51]), len)
     with pytest.raises(DataError, match="only 49 usable examples"):
-        refuse_unusable(many)
-    refuse_unusable(many, graded=True)
+        usable_examples(many)
+    usable_examples(many, graded=True)
 
 
 def test_repeated_rows_do_not_make_a_file_unusable(write: Write) -> None:
@@ -126,12 +126,12 @@ def test_a_missing_file_is_refused_before_anything_else(tmp_path: Path) -> None:
 
 
 def test_too_few_or_too_many_faulty_rows_are_refused_at_once(write: Write) -> None:
-    refuse_unusable(check_file(write("a.jsonl", labelled(60)), len))
+    usable_examples(check_file(write("a.jsonl", labelled(60)), len))
     with pytest.raises(DataError, match="only 49 usable examples"):
-        refuse_unusable(check_file(write("b.jsonl", labelled(49)), len))
+        usable_examples(check_file(write("b.jsonl", labelled(49)), len))
     empty = [row | {"label": ""} for row in labelled(60)[:20]]
     with pytest.raises(DataError, match="20 of 80 rows cannot be used: 20 empty"):
-        refuse_unusable(check_file(write("c.jsonl", [*labelled(60), *empty]), len))
+        usable_examples(check_file(write("c.jsonl", [*labelled(60), *empty]), len))
 
 
 def test_of_contradicting_rows_none_stays(write: Write) -> None:

@@ -182,22 +182,10 @@ def trained(tiny: Path, tmp_path: Path, *, grader: str = "", steps: int = 4, **p
     plan = TeachPlan(
         steps=steps, dev_steps=(2, 3, steps), rows=2, row=96, max_tokens=8, epochs=1, step_seconds=0.1, **keys
     )  # type: ignore[arg-type]
+    config = TeachConfig(file="x", grader=grader, seed=1, quiet=True)
     task = Examples(paths.data, grader=grader)
-    chat = chat_format(Tokenizer.byte_level())
-    return Training(
-        paths,
-        plan,
-        task,
-        list(task.problems("dev", 0)),
-        SamplingParams(max_tokens=8),
-        "off",
-        chat,
-        1,
-        1,
-        True,
-        "no time is planned",
-        lambda _: None,
-    )
+    chat, params = chat_format(Tokenizer.byte_level()), SamplingParams(max_tokens=8)
+    return Training(config, paths, plan, task, params, "off", chat, "no time is planned", 1, lambda _: None)
 
 
 def test_each_dev_step_is_measured_once_and_the_best_one_is_kept(tiny: Path, tmp_path: Path) -> None:
@@ -263,20 +251,18 @@ def test_the_hard_cap_counts_what_a_killed_process_used(
     monkeypatch.setattr(training, "SLACK", 0.0)
     work = trained(tiny, tmp_path, steps=40, train_seconds=100.0)
     run = sft_run(RunDir(tiny), work.paths.data, work.plan, seed=1)
-    fit(run, work.paths.run("sft"), quiet=True, stop=lambda finished: finished == 2)
-    metrics = work.paths.run("sft").metrics_file
+    fit(run, work.paths.sft, quiet=True, stop=lambda finished: finished == 2)
+    metrics = work.paths.sft.metrics_file
     lines = [json.loads(line) | {"seconds": 99.0} for line in metrics.read_text().splitlines()]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     metrics.write_text(text)
-    state = work.paths.run("sft").checkpoint() / "state.json"
+    state = work.paths.sft.checkpoint() / "state.json"
     state.write_text(json.dumps(json.loads(state.read_text()) | {"metrics_bytes": len(text)}))
-    manifest = work.paths.run("sft").checkpoint() / "whole.json"
+    manifest = work.paths.sft.checkpoint() / "whole.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"state.json": state.stat().st_size}))
     work.supervised(RunDir(tiny))
     assert work.paths.ended_early.is_file()
-    assert json.loads(work.paths.ended_early.read_bytes()) == {"step": 2, "of": 40} and work.paths.run(
-        "sft"
-    ).steps() == [2]
+    assert json.loads(work.paths.ended_early.read_bytes()) == {"step": 2, "of": 40} and work.paths.sft.steps() == [2]
     assert [one.step for one in work.dev_results("sft")] == [2]
 
 
@@ -292,7 +278,7 @@ def test_the_hard_cap_ends_training_early_and_says_so(
     assert [one.step for one in work.dev_results("sft")] == [1] and work.paths.best.steps() == [1]
     assert any("ended after 1 of 40 steps" in line for line in said)
     work.supervised(RunDir(tiny))
-    assert work.paths.run("sft").steps() == [1]
+    assert work.paths.sft.steps() == [1]
 
 
 def test_grpo_runs_after_the_support_gate_and_is_used_if_dev_improves(
@@ -307,8 +293,8 @@ def test_grpo_runs_after_the_support_gate_and_is_used_if_dev_improves(
     work = trained(tiny, tmp_path, grader=f"{mine}:grade", grpo_seconds=1e6, dtype="bfloat16")
     work = replace(work, params=replace(work.params, calculator=True))
     work.supervised(RunDir(tiny))
-    result = work.reinforced(f"{mine}:grade")
-    config = work.paths.run("grpo").config()
+    result = work.reinforced()
+    config = work.paths.grpo.config()
     assert (config["steps"], config["source"]["problems"], config["source"]["samples"]) == (1, 3, 4)
     assert config["source"]["data"] == str(work.paths.data) and config["source"]["options"] == {
         "grader": f"{mine}:grade"
@@ -321,7 +307,7 @@ def test_grpo_runs_after_the_support_gate_and_is_used_if_dev_improves(
     [after] = work.dev_results("grpo")
     before = max(one.accuracy for one in work.dev_results("sft"))
     assert result.used == (after.accuracy > before) and ("is used" in result.text) == result.used
-    assert work.reinforced(f"{mine}:grade") == result and len(work.dev_results("grpo")) == 1
+    assert work.reinforced() == result and len(work.dev_results("grpo")) == 1
 
 
 def test_a_killed_grpo_resumes_with_its_steps_and_not_with_newly_measured_ones(
@@ -341,11 +327,11 @@ def test_a_killed_grpo_resumes_with_its_steps_and_not_with_newly_measured_ones(
 
     monkeypatch.setattr(Training, "measured", killed)
     with pytest.raises(KeyboardInterrupt):
-        work.reinforced(f"{mine}:grade")
+        work.reinforced()
     monkeypatch.setattr(Training, "measured", measured)
     monkeypatch.setattr(training, "MOST_GRPO", 7)
-    result = work.reinforced(f"{mine}:grade")
-    assert calls == ["grpo"] and work.paths.run("grpo").config()["steps"] == 2 and "2 of 2 steps" in result.text
+    result = work.reinforced()
+    assert calls == ["grpo"] and work.paths.grpo.config()["steps"] == 2 and "2 of 2 steps" in result.text
 
 
 def test_a_tie_on_dev_keeps_the_model_before_grpo(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -358,7 +344,7 @@ def test_a_tie_on_dev_keeps_the_model_before_grpo(tiny: Path, tmp_path: Path, mo
     )
     work = trained(tiny, tmp_path, grader=f"{mine}:grade", grpo_seconds=1e6)
     work.supervised(RunDir(tiny))
-    result = work.reinforced(f"{mine}:grade")
+    result = work.reinforced()
     assert [one.right for one in work.dev_results("grpo")] == [12] and not result.used and "is not used" in result.text
 
 
@@ -389,11 +375,11 @@ def test_grpo_has_as_many_steps_as_its_time_suffices_for(
         ),
     )
     if steps == 0:
-        run, text = work._grpo_run("")
+        run, text = work._grpo_run()
         assert run is None and "there is time for 6 steps of 14 seconds, and 8 are the fewest" in text
     else:
         with pytest.raises(Planned) as planned:
-            work._grpo_run("")
+            work._grpo_run()
         assert planned.value.args == (steps,)
 
 
@@ -413,8 +399,8 @@ def test_grpo_is_skipped_where_it_cannot_help(tiny: Path, tmp_path: Path, body: 
     mine.write_text(f"def grade(prompt, answer, reply):\n    {body}\n")
     work = trained(tiny, tmp_path, grader=f"{mine}:grade", grpo_seconds=1e6)
     work.supervised(RunDir(tiny))
-    result = work.reinforced(f"{mine}:grade")
-    assert not result.used and text in result.text and not work.paths.run("grpo").path.exists()
+    result = work.reinforced()
+    assert not result.used and text in result.text and not work.paths.grpo.path.exists()
 
 
 def test_a_copied_run_replaces_the_old_copy_and_keeps_nothing_of_it(tmp_path: Path) -> None:
@@ -640,9 +626,9 @@ def test_reasons_are_used_only_if_enough_examples_have_one() -> None:
     assert half.applied(train) == [replace(one, reasoning="because", told=n == 2) for n, one in enumerate(train[:5])]
     few = Reasons({one.key: "because" for one in train[:4]})
     assert few.applied(train) == train
-    assert "5 examples without a reason are left out" in half.told(train)
-    assert "6 of 10 examples have no reason, so the reasons are not used" in few.told(train)
-    assert not Reasons({one.key: "because" for one in train}).told(train)
+    assert "5 examples without a reason are left out" in half.without_reason(train)
+    assert "6 of 10 examples have no reason, so the reasons are not used" in few.without_reason(train)
+    assert not Reasons({one.key: "because" for one in train}).without_reason(train)
 
 
 def test_a_run_can_be_the_teacher_and_only_right_replies_become_reasons(

@@ -88,7 +88,7 @@ def test_the_model_is_a_run_of_its_own_with_defaults(taught: tuple[TeachConfig, 
     plan = json.loads(paths.plan.read_bytes())
     assert defaults.max_tokens == plan["max_tokens"]
     assert Evaluation.load(paths.evaluation(AFTER)).thinking == "off"
-    assert paths.run("sft").config()["steps"] == plan["steps"] == max(plan["dev_steps"])
+    assert paths.sft.config()["steps"] == plan["steps"] == max(plan["dev_steps"])
     shutil.move(paths.out / "sft", paths.out / "sft-away")  # the model needs no other folder
     Engine(paths.model.path)
     shutil.move(paths.out / "sft-away", paths.out / "sft")
@@ -382,7 +382,7 @@ def test_words_become_numbers_with_derived_solutions_and_reasoning(tiny: Path, w
     shown = json.loads(out.results.read_bytes())
     assert [row["name"] for row in shown["results"]] == [*names, ALONE, AFTER]
     assert ALONE in out.report.read_text() and not any(ALONE in sentence for sentence in shown["sentences"])
-    assert "GRPO is skipped" in json.loads(out.grpo.read_bytes())["text"]
+    assert "GRPO is skipped" in json.loads(out.grpo_result.read_bytes())["text"]
     assert "logistic regression" not in names and "nearest neighbour" in names
 
 
@@ -532,7 +532,7 @@ def test_a_baseline_that_would_take_too_long_is_left_out(
     assert capsys.readouterr().out.count("left out: base, 4 examples") == 2
     assert json.loads(paths.results.read_bytes())["left_out"] == known["left_out"]
     assert "Left out: base, 4 examples: it would take" in paths.report.read_text(encoding="utf-8")
-    events = [*paths.run("sft").path.glob("tensorboard/*")]
+    events = [*paths.sft.path.glob("tensorboard/*")]
     assert len(events) == 1 and b"loss" in events[0].read_bytes()
     assert "track" not in paths.settings.read_text(encoding="utf-8")
 

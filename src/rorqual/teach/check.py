@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from rorqual.model.config import ModelConfig
@@ -17,18 +17,10 @@ from rorqual.plan.time import training_cost, training_flops
 from rorqual.tasks.answer import final_answer
 from rorqual.tasks.base import Split, split_of
 from rorqual.tasks.examples import canonical
-from rorqual.teach.columns import Columns, find_columns
-from rorqual.teach.examples import (
-    AnswerKind,
-    Example,
-    answer_kind,
-    canonical_answer,
-    common_system,
-    is_json,
-    read_examples,
-)
-from rorqual.teach.near import near_duplicates, near_groups
-from rorqual.teach.table import RowFault, read_table
+from rorqual.teach.columns import Columns
+from rorqual.teach.examples import AnswerKind, Example, answer_kind, canonical_answer, is_json
+from rorqual.teach.near import find_near
+from rorqual.teach.table import ExampleTable, RowFault, read_table
 
 LEAK_SHARE = 0.9
 """If so many prompts contain their label, and few contain another label, the label is in the prompt."""
@@ -91,33 +83,28 @@ def check_file(
 
     Raises DataError if the file as a whole cannot be read, and ConfigError if its columns are not known.
     """
-    table = read_table(path)
-    columns = (
-        find_columns(table.columns, prompt=prompt, answer=answer, reasoning=reasoning) if table.rows else Columns()
-    )
-    if columns.messages:
-        columns = replace(columns, system=common_system(table, columns.messages))
-    examples, faults = read_examples(table, columns)
-    faults = [*table.faults, *faults]
+    names = {"prompt": prompt, "answer": answer, "reasoning": reasoning}
+    table = read_table(path, **names)
+    examples = table.examples
     kind = answer_kind(examples) if examples else "text"
-    earlier = near_duplicates([one.prompt for one in examples])
+    near = find_near([one.prompt for one in examples])
+    faults = list(table.faults)
     if kind in ("number", "JSON"):
         faults += [
             RowFault(one.line, f"no {kind}", f"the answer is no {kind}: {_short(one.answer)}")
             for one in examples
             if canonical(one.answer, kind) is None
         ]
-    faults += _repeats(examples, kind, earlier)
+    faults += _repeats(examples, kind, near.earlier)
     faults += _labels_in_prompts(examples, kind)
     if against is not None:
-        faults += _in_test(examples, against, columns.system, prompt=prompt, answer=answer, reasoning=reasoning)
-    groups = groups_of(examples)
-    splits = Counter(split_of_group(group) for group in groups)
+        faults += _in_test(examples, read_table(against, **names, system=table.columns.system), against)
+    splits = Counter(split_of_group(examples[first].key) for first in near.groups)
     labels = Counter(one.answer for one in examples) if kind == "label" else Counter[str]()
     return Check(
         path,
-        columns,
-        len(table.rows) + len(table.faults),
+        table.columns,
+        table.rows,
         tuple(examples),
         kind,
         tuple(sorted(faults, key=lambda fault: (fault.line, fault.kind))),
@@ -146,7 +133,7 @@ def forecast(model: ModelConfig, lengths: Sequence[int]) -> str:
 
 def groups_of(examples: Sequence[Example]) -> list[str]:
     """Return the group of each example: the key of its first member. Near-duplicates, and theirs, are a group and stay in one split."""
-    return [examples[first].key for first in near_groups([one.prompt for one in examples])]
+    return [examples[first].key for first in find_near([one.prompt for one in examples]).groups]
 
 
 def split_of_group(group: str) -> Split:
@@ -231,20 +218,19 @@ def _rest_of_line(text: str, match: re.Match[str]) -> str:
     return text[match.start() :].partition("\n")[0]
 
 
-def _in_test(examples: Sequence[Example], against: Path, system: str, **columns: str) -> list[RowFault]:
+def _in_test(examples: Sequence[Example], table: ExampleTable, file: Path) -> list[RowFault]:
     """Return the examples whose prompt equals, or nearly equals, a prompt of the test file."""
-    table = read_table(against)
-    tests, _ = read_examples(table, replace(find_columns(table.columns, **columns), system=system))
+    tests = table.examples
     known = {one.key: one for one in tests}
     faults, rest = [], []
     for one in examples:
         if (same := known.get(one.key)) is not None:
-            faults.append(RowFault(one.line, "test row", f"the same prompt as {against}:{same.line}", same.line))
+            faults.append(RowFault(one.line, "test row", f"the same prompt as {file}:{same.line}", same.line))
         else:
             rest.append(one)
-    earlier = near_duplicates([*(one.prompt for one in tests), *(one.prompt for one in rest)])
+    earlier = find_near([one.prompt for one in (*tests, *rest)]).earlier
     for number, one in enumerate(rest, len(tests)):
         if earlier.get(number, len(tests)) < len(tests):
             test = tests[earlier[number]]
-            faults.append(RowFault(one.line, "test row", f"nearly the same prompt as {against}:{test.line}", test.line))
+            faults.append(RowFault(one.line, "test row", f"nearly the same prompt as {file}:{test.line}", test.line))
     return faults

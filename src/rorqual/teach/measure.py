@@ -83,6 +83,15 @@ def _turns(shots: Sequence[Example], kind: AnswerKind) -> tuple[Message, ...]:
     )
 
 
+@dataclass(frozen=True)
+class Baseline:
+    """A way to answer the test problems without training. `measure` returns its results, and `shots` are the examples in its prompt."""
+
+    name: str
+    measure: Callable[[], Evaluation]
+    shots: Sequence[Example] = ()
+
+
 class TooSlow(Exception):
     """A baseline would take `seconds`."""
 

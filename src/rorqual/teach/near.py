@@ -6,9 +6,10 @@ near-duplicates, because other numbers make another problem.
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
 from zlib import crc32
 
 import numpy as np
@@ -35,20 +36,21 @@ FACTORS: Hashes = np.random.default_rng(0).integers(1, 2**63, BANDS * PER_BAND, 
 """One odd factor for each hash function."""
 
 
-def near_duplicates(texts: Sequence[str]) -> dict[int, int]:
-    """Return, for each text that is similar to an earlier one, the index of the earliest such text that was found.
+@dataclass(frozen=True)
+class NearTexts:
+    """What is similar among texts, by their indexes.
 
-    Equal texts are not similar in this sense: a text that occurred before has the earlier text of its first occurrence, if there is one.
+    `earlier` has, for each text that is similar to an earlier one, the earliest such text that was found. Equal texts are not similar in
+    this sense: a text that occurred before has the earlier text of its first occurrence, if there is one. `groups` has the first text of
+    each text's group. Equal and similar texts, and those similar to them, are a group.
     """
-    normals = _without_instruction(texts)
-    shown = list(dict.fromkeys(normals))
-    earliest = {shown[later]: shown[one] for one, later in sorted(_similar_pairs(shown), reverse=True)}
-    first = {text: number for number, text in reversed([*enumerate(normals)])}
-    return {number: first[earliest[text]] for number, text in enumerate(normals) if text in earliest}
+
+    earlier: Mapping[int, int]
+    groups: Sequence[int]
 
 
-def near_groups(texts: Sequence[str]) -> list[int]:
-    """Return for each text the index of the first text of its group. Equal and similar texts, and those similar to them, are a group."""
+def find_near(texts: Sequence[str]) -> NearTexts:
+    """Find the near-duplicates among texts."""
     normals = _without_instruction(texts)
     shown = list(dict.fromkeys(normals))
     parent = list(range(len(shown)))
@@ -58,12 +60,18 @@ def near_groups(texts: Sequence[str]) -> list[int]:
             parent[number] = number = parent[parent[number]]
         return number
 
-    for one, later in _similar_pairs(shown):
+    earliest: dict[int, int] = {}
+    for one, later in _similar_pairs(shown):  # in the order of `one`
+        earliest.setdefault(later, one)
         a, b = root(one), root(later)
         parent[max(a, b)] = min(a, b)
-    group = {text: shown[root(number)] for number, text in enumerate(shown)}
-    first = {text: number for number, text in reversed([*enumerate(normals)])}
-    return [first[group[text]] for text in normals]
+    places = {text: number for number, text in enumerate(shown)}
+    at = [places[text] for text in normals]
+    first = np.unique(at, return_index=True)[1].tolist()
+    return NearTexts(
+        {number: first[earliest[place]] for number, place in enumerate(at) if place in earliest},
+        [first[root(place)] for place in at],
+    )
 
 
 def _without_instruction(texts: Sequence[str]) -> list[str]:
@@ -79,13 +87,13 @@ def _without_instruction(texts: Sequence[str]) -> list[str]:
 
 def _shared_length(texts: Sequence[str]) -> int:
     """Return the length of the beginning that all texts share, up to a space, or 0 if it is shorter than `COMMON`."""
-    shared = os.path.commonprefix([min(texts), max(texts)])
-    length = len(shared.rpartition(" ")[0])
+    pairs = takewhile(lambda pair: pair[0] == pair[1], zip(min(texts), max(texts)))
+    length = len("".join(letter for letter, _ in pairs).rpartition(" ")[0])
     return length if length >= COMMON else 0
 
 
 def _similar_pairs(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Yield the (earlier, later) pairs of similar texts that were found."""
+    """Yield the (earlier, later) pairs of similar texts that were found, sorted."""
     if texts:
         signatures = np.stack([_signature(text) for text in texts])
         numbers = np.array([crc32(" ".join(NUMBER.findall(text)).encode()) for text in texts], np.uint64)

@@ -55,7 +55,7 @@ class Reasons:
         """Return whether enough of the examples have a reason."""
         return len(self.texts) >= ENOUGH * len(train)
 
-    def told(self, train: Sequence[Example]) -> str:
+    def without_reason(self, train: Sequence[Example]) -> str:
         """Return what happens to the examples without a reason, or "" if all have one."""
         missing = len(train) - len(self.texts)
         if not self.enough(train):

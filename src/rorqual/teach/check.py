@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -18,14 +17,12 @@ from rorqual.tasks.answer import final_answer
 from rorqual.tasks.base import Split, split_of
 from rorqual.tasks.examples import canonical
 from rorqual.teach.columns import Columns
-from rorqual.teach.examples import AnswerKind, Example, answer_kind, canonical_answer, is_json
+from rorqual.teach.examples import AnswerKind, Example, answer_kind, canonical_answer, short
 from rorqual.teach.near import find_near
 from rorqual.teach.table import ExampleTable, RowFault, read_table
 
 LEAK_SHARE = 0.9
 """If so many prompts contain their label, and few contain another label, the label is in the prompt."""
-COMMON = 5
-"""A line that so many prompts have, of which too few have the answer that it states, is a part of the question."""
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 DEV, TEST = 0.1, 0.2
 """Shares of the groups of examples that the dev and test splits get."""
@@ -91,7 +88,7 @@ def check_file(
     faults = list(table.faults)
     if kind in ("number", "JSON"):
         faults += [
-            RowFault(one.line, f"no {kind}", f"the answer is no {kind}: {_short(one.answer)}")
+            RowFault(one.line, f"no {kind}", f"the answer is no {kind}: {short(one.answer, 40)!r}")
             for one in examples
             if canonical(one.answer, kind) is None
         ]
@@ -154,83 +151,46 @@ def _repeats(examples: Sequence[Example], kind: AnswerKind, earlier: Mapping[int
         problem = f"{'nearly ' * near}the same prompt as line {before.line}"
         same = kind == "text" or canonical_answer(before, kind) == canonical_answer(one, kind)
         if not same:
-            answers = one.answer, before.answer
-            if kind == "JSON":
-                answers = differing(*answers), differing(*reversed(answers))
-            problem += f", but another answer: {_short(answers[0])}, not {_short(answers[1])}"
+            problem += f", but another answer: {short(one.answer, 40)!r}, not {short(before.answer, 40)!r}"
         name = "near-" * near + ("duplicate" if same else "contradiction")
         faults.append(RowFault(one.line, name, problem, before.line))
     return faults
-
-
-def differing(answer: str, other: str) -> str:
-    """Return a JSON answer with only the fields in which it differs from `other`. Other texts are returned unchanged."""
-    if not (is_json(answer) and is_json(other)):
-        return answer
-    fields, others = json.loads(answer), json.loads(other)
-    if not isinstance(fields, dict) or not isinstance(others, dict):
-        return answer
-    names = [name for name in {**fields, **others} if fields.get(name) != others.get(name)]
-    return json.dumps({name: fields.get(name) for name in names}, ensure_ascii=False)
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 40 else text[:37] + "...")
 
 
 def _labels_in_prompts(examples: Sequence[Example], kind: AnswerKind) -> list[RowFault]:
     """Return the examples whose prompt states the answer: after a word such as "label:", or as the only label in nearly every prompt."""
     answers = {one.line: final_answer(one.answer) if kind == "number" else one.answer for one in examples}
     labels = {one.answer.lower() for one in examples} if kind == "label" else set()
-    names = "(" + "|".join(map(re.escape, sorted(labels, key=len, reverse=True))) + r")(?!\w)"
-    pattern, label = re.compile(rf"(?<!\w){names}"), re.compile(names, re.IGNORECASE)
-    next_label = re.compile(rf"[\"'`]?\s*(?:[,;/|]\s*(?:or\b)?|or\b)\s*[\"'`]?{names}", re.IGNORECASE)
-    lines: dict[str, Counter[str]] = {}
-    for one in examples if labels else ():
-        for match in re.finditer(rf"\b{MARKED}\s*[:=]", one.prompt, re.IGNORECASE):
-            lines.setdefault(_rest_of_line(one.prompt, match), Counter())[answers[one.line]] += 1
+    names = "|".join(map(re.escape, sorted(labels, key=len, reverse=True)))
+    pattern = re.compile(rf"(?<!\w)({names})(?!\w)")
     leaks = []
     for one in examples:
         answer = answers[one.line]
-        marked = rf"\b{MARKED}\s*[:=]\s*[\"'`]?({re.escape(answer)})(?!\w|[.,]\d)"
-        for match in re.finditer(marked, one.prompt, re.IGNORECASE) if 0 < len(answer) <= 200 else ():
-            if labels:
-                longest = label.match(one.prompt, match.start(1))  # another label may begin like this one
-                same = lines[_rest_of_line(one.prompt, match)]
-                if (
-                    next_label.match(one.prompt, match.end())  # "answer: yes or no?"
-                    or (longest is not None and len(longest[1]) > len(answer))
-                    or (same.total() >= COMMON and same[answer] < LEAK_SHARE * same.total())
-                ):
-                    continue
-            leaks.append(one)
-            break
+        marked = rf"\b{MARKED}\s*[:=]\s*[\"'`]?{re.escape(answer)}(?!\w|[.,]\d)"
+        found = re.finditer(marked, one.prompt, re.IGNORECASE) if 0 < len(answer) <= 200 else ()
+        sentences = (re.split(r"[.?!\n]", one.prompt[match.start() :].lower())[0] for match in found)
+        if any(not labels or len({*pattern.findall(sentence)} - {answer.lower()}) == 0 for sentence in sentences):
+            leaks.append(one)  # a sentence with another label is a choice: "answer: yes or no?"
     if kind == "label" and len(examples) >= 10:
         stated = [{*pattern.findall(one.prompt.lower())} for one in examples]
         alone = sum(found == {one.answer.lower()} for one, found in zip(examples, stated, strict=True))
         if alone >= LEAK_SHARE * len(examples):
             leaks = [one for one, found in zip(examples, stated, strict=True) if one.answer.lower() in found]
     problem = "the prompt states the answer"
-    return [RowFault(one.line, "answer in prompt", f"{problem} {_short(answers[one.line])}") for one in leaks]
-
-
-def _rest_of_line(text: str, match: re.Match[str]) -> str:
-    return text[match.start() :].partition("\n")[0]
+    return [RowFault(one.line, "answer in prompt", f"{problem} {short(answers[one.line], 40)!r}") for one in leaks]
 
 
 def _in_test(examples: Sequence[Example], table: ExampleTable, file: Path) -> list[RowFault]:
     """Return the examples whose prompt equals, or nearly equals, a prompt of the test file."""
     tests = table.examples
     known = {one.key: one for one in tests}
-    faults, rest = [], []
-    for one in examples:
+    earlier = find_near([one.prompt for one in (*tests, *examples)]).earlier
+    faults = []
+    for number, one in enumerate(examples, len(tests)):
+        near = earlier.get(number, number)
         if (same := known.get(one.key)) is not None:
             faults.append(RowFault(one.line, "test row", f"the same prompt as {file}:{same.line}", same.line))
-        else:
-            rest.append(one)
-    earlier = find_near([one.prompt for one in (*tests, *rest)]).earlier
-    for number, one in enumerate(rest, len(tests)):
-        if earlier.get(number, len(tests)) < len(tests):
-            test = tests[earlier[number]]
-            faults.append(RowFault(one.line, "test row", f"nearly the same prompt as {file}:{test.line}", test.line))
+        elif near < len(tests):
+            line = tests[near].line
+            faults.append(RowFault(one.line, "test row", f"nearly the same prompt as {file}:{line}", line))
     return faults

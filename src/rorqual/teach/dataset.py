@@ -106,8 +106,8 @@ def divide(
     kept, left_out = usable_examples(check, graded=graded)
     if check.kind == "label":  # replies can have one spelling of each label
         forms = spelling(kept)
-        kept = [_respelled(one, forms) for one in kept]
-        test = None if test is None else [_respelled(one, forms) for one in test]
+        kept = _respelled(kept, forms)
+        test = None if test is None else _respelled(test, forms)
     against = {one.line: reason for one in kept if (reason := reason_against(one))}
     kept = [one for one in kept if one.line not in against]
     left_out |= Counter(against.values())
@@ -143,8 +143,8 @@ def divide(
     return Dataset(splits, check.kind, train, left_out, derived)
 
 
-def _respelled(example: Example, forms: Mapping[str, str]) -> Example:
-    return replace(example, answer=forms.get(normal(example.answer), example.answer))
+def _respelled(examples: Sequence[Example], forms: Mapping[str, str]) -> list[Example]:
+    return [replace(one, answer=forms.get(normal(one.answer), one.answer)) for one in examples]
 
 
 def _ordered(answer: str, schema: Mapping[str, Any]) -> str:

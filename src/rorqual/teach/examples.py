@@ -114,9 +114,7 @@ def answer_kind(examples: Sequence[Example]) -> AnswerKind:
     if sum(count for text, count in texts.items() if is_json(text)) >= enough:
         return "JSON"
     is_number = sum(count for text, count in texts.items() if NUMBER.fullmatch(final_answer(text).strip())) >= enough
-    labels: Counter[str] = Counter()
-    for text, count in texts.items():
-        labels[normal(text)] += count
+    labels = Counter(normal(one.answer) for one in examples)
     unique = sum(count == 1 for count in labels.values())
     repeat = unique <= UNIQUE_AT_MOST * len(examples) and len(labels) <= LABELS_AT_MOST * len(examples)
     is_short = sum(count for text, count in texts.items() if len(text) <= LABEL_LENGTH) >= enough
@@ -129,3 +127,8 @@ def answer_kind(examples: Sequence[Example]) -> AnswerKind:
 def canonical_answer(example: Example, kind: AnswerKind) -> str:
     """Return the answer in a form that is the same for equal answers of its kind."""
     return canonical(example.answer, kind) or normal(example.answer)
+
+
+def short(text: str, most: int) -> str:
+    """Return the text, cut to `most` characters."""
+    return text if len(text) <= most else text[: most - 3] + "..."

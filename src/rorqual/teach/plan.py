@@ -20,6 +20,8 @@ from rorqual.teach.examples import Example
 from rorqual.train.loop import fit
 from rorqual.train.run import Dtype, Run
 
+DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16")
+"""The types of the matrix products that are timed."""
 WARM, MEASURED = 1, 3
 """Numbers of probe steps: the first ones are not timed."""
 STEP_TOKENS = 768
@@ -151,7 +153,8 @@ def make_plan(
         train_seconds=0,
         skipped=len(lengths) - len(fit_lengths),
     )
-    speeds = step_speeds(sft_run(base, data, draft, seed=seed), threads)
+    run = sft_run(base, data, draft, seed=seed)
+    speeds = {dtype: measure_step(run.model_copy(update={"dtype": dtype}), threads) for dtype in DTYPES}
     dtype, step_seconds = min(speeds.items(), key=lambda one: one[1])
     seconds -= (WARM + MEASURED) * sum(speeds.values())
     free = max(0.0, seconds - RESERVE)
@@ -169,12 +172,6 @@ def make_plan(
             "grpo_seconds": free * (1 - MEASURE) * reinforce,
         }
     )
-
-
-def step_speeds(run: Run, threads: int) -> dict[Dtype, float]:
-    """Return the seconds of a training step of the run in each dtype."""
-    choices: tuple[Dtype, ...] = ("float32", "bfloat16")
-    return {dtype: measure_step(run.model_copy(update={"dtype": dtype}), threads) for dtype in choices}
 
 
 def measure_step(run: Run, threads: int) -> float:

@@ -64,10 +64,8 @@ class Reasons:
 
 
 def read_reasons(path: Path) -> Reasons:
-    """Read `reasons.json`. Files of earlier versions only count the reasons for given answers, so their keys are ""."""
-    stored = json.loads(path.read_bytes())
-    given = stored["given"]
-    return Reasons(stored["texts"], given if isinstance(given, list) else [""] * given, stored["stopped"])
+    """Read `reasons.json`."""
+    return Reasons(**json.loads(path.read_bytes()))
 
 
 def teacher_reasons(

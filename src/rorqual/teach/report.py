@@ -17,7 +17,8 @@ from rorqual.report.table import Table
 from rorqual.tasks.examples import openings
 from rorqual.teach.config import TeachConfig
 from rorqual.teach.dataset import Dataset
-from rorqual.teach.failures import Pair, groups, pairs_of, short, shown, wrong_answers
+from rorqual.teach.examples import short
+from rorqual.teach.failures import Pair, failures_table, groups, pairs_of, shown
 from rorqual.teach.place import AFTER, ALONE, BEFORE, TeachPaths
 from rorqual.teach.plan import TeachPlan
 from rorqual.teach.reasons import read_reasons
@@ -47,7 +48,7 @@ def write_report(paths: TeachPaths, config: TeachConfig, dataset: Dataset, plan:
         examples=[transcript(pair) for pair in two_examples(pairs)],
         results=table,
         left_out=missing,
-        failures=failures_table(pairs, dataset),
+        failures=failures_table(groups(pairs, dataset.kind), dataset.kind, "before", "after"),
         changes=[
             (
                 f"{len(own):,} {change}" + (f", the first {SHOWN}" if len(own) > SHOWN else ""),
@@ -108,25 +109,6 @@ def transcript(pair: Pair) -> list[tuple[str, str, str]]:
         for name, sample in (("before", pair.before), ("after", pair.after))
     ]
     return [("example", short(pair.after.prompt, 400), ""), ("right answer", pair.after.answer, ""), *replies]
-
-
-def failures_table(pairs: Sequence[Pair], dataset: Dataset) -> Table:
-    """Return the groups of examples with the most failures first."""
-    group = "field" if dataset.kind == "JSON" else "right answer"
-    heads = (group, "most frequent wrong answers", "examples", "before %", "after %", "gained", "lost")
-    rows = [
-        (
-            short(one.name, 60),
-            wrong_answers(one),
-            str(one.count),
-            percent(one.before / one.count),
-            percent(one.after / one.count),
-            str(one.gained),
-            str(one.lost),
-        )
-        for one in groups(pairs, dataset.kind)
-    ]
-    return Table(title="failures", heads=heads, rows=rows, text_columns=2)
 
 
 def training_sentences(paths: TeachPaths, plan: TeachPlan, base: str) -> Iterator[str]:

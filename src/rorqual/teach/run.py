@@ -42,8 +42,8 @@ from rorqual.teach.examples import Example
 from rorqual.teach.measure import (
     Baseline,
     TooSlow,
-    base_measures,
     base_params,
+    base_prompts,
     measure_base,
     measured,
     opened_for,
@@ -98,6 +98,11 @@ def teach(config: TeachConfig, out: Path, *, threads: int, import_progress: Byte
     print(f"  export it  rorqual export {model} {out / 'model.gguf'} format=gguf dtype=q8_0")
     print(f"  see what it gets wrong: rorqual failures {out}")
     return report
+
+
+def counted_seconds(ledger: Path) -> float:
+    """Return the seconds that `minutes` counts, so far."""
+    return sum(entry.seconds for entry in read_ledger(ledger) if entry.stage not in UNCOUNTED)
 
 
 @dataclass
@@ -252,12 +257,11 @@ class TeachStages:
         with self.ledger.of("base"):
             self._say(f"  {self.base.reason}")
             if not self.paths.plan.is_file():
-                counted = (entry for entry in read_ledger(self.paths.ledger) if entry.stage not in UNCOUNTED)
                 plan = make_plan(
                     self.base.run,
                     self.paths.data,
                     lengths_of(self.train_examples, self.chat),
-                    seconds=60 * self.config.minutes - sum(entry.seconds for entry in counted),
+                    seconds=60 * self.config.minutes - counted_seconds(self.paths.ledger),
                     reinforce=0.0 if self.no_grpo else GRPO_SHARE,
                     seed=self.config.seed,
                     threads=self.threads,
@@ -344,12 +348,14 @@ class TeachStages:
         lengths = lengths_of([*self.train_examples, *tests], chat)
         room = max(one.prompt for one in lengths) + base_params(self.params).max_tokens
         most_seconds = max(BASELINE_SECONDS, 60 * self.config.minutes)
-        for way in base_measures(self.train_examples, chat, kind, context=context, room=room, seed=self.config.seed):
-            show = self._bar(way.name, len(problems))
+        train = self.train_examples
+        prompts = base_prompts(train, chat, kind, context=context, room=room, seed=self.config.seed)
+        for name, shots in prompts.items():
+            show = self._bar(name, len(problems))
             measure = partial(
-                measure_base, base, task, way, self.train_examples, self.params, most_seconds=most_seconds, show=show
+                measure_base, base, task, name, shots, train, self.params, most_seconds=most_seconds, show=show
             )
-            yield Baseline(way.name, measure, way.shots)
+            yield Baseline(name, measure, shots)
 
     def _save(self, name: str, measure: Callable[[], Evaluation]) -> None:
         """Measure a model or baseline, unless its results are there, and say its accuracy."""

@@ -21,6 +21,7 @@ from rorqual.core.records import RunDir, Thinking, write_json
 from rorqual.data.chat import ChatFormat
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import SamplingParams
+from rorqual.evals.evaluation import GradedSample
 from rorqual.evals.run import evaluate
 from rorqual.model.adapter import LoRA
 from rorqual.recipes.grpo import grpo
@@ -150,56 +151,54 @@ class Training:
 
     def measured(self, run: RunDir, name: str, step: int) -> DevResult:
         """Measure a run on the dev split: on all of its problems, or on as many as the first measurement had time for."""
-        known = next(iter(read_lines(self.paths.dev)), None)
-        problems = self.dev[: known["total"]] if known else self.dev
         engine = engine_of(run, self.threads)
 
-        def verdicts(some: Sequence[Problem]) -> list[bool]:
-            replies = evaluate(
-                engine, self.task, problems=some, params=self.params, thinking=self.thinking, measured={}
-            ).samples
-            return [one.verdict is Verdict.RIGHT for one in replies]
+        def count_right(problems: Sequence[Problem]) -> int:
+            return sum(one.verdict is Verdict.RIGHT for one in self._answers(engine, problems, self.params))
 
-        if known:
-            right = verdicts(problems)
-        else:
-            began = time.monotonic()
-            right = verdicts(problems[:DEV_FIRST])
-            seconds = time.monotonic() - began
-            room = int(DEV_FIRST * max(0.0, DEV_SECONDS - seconds) / seconds)
-            if rest := problems[DEV_FIRST : DEV_FIRST + room]:
-                right += verdicts(rest)
-            if len(right) < len(problems):
-                self.say(f"  dev is measured on {len(right)} of {len(problems)} problems, because replies take long")
-        return DevResult(name, step, sum(right), len(right))
+        first = next(iter(read_lines(self.paths.dev)), None)
+        if first is not None:
+            return DevResult(name, step, count_right(self.dev[: first["total"]]), first["total"])
+        began = time.monotonic()
+        right = count_right(self.dev[:DEV_FIRST])
+        seconds = time.monotonic() - began
+        total = min(len(self.dev), DEV_FIRST + int(DEV_FIRST * max(0.0, DEV_SECONDS - seconds) / seconds))
+        if total > DEV_FIRST:
+            right += count_right(self.dev[DEV_FIRST:total])
+        if total < len(self.dev):
+            self.say(f"  dev is measured on {total} of {len(self.dev)} problems, because replies take long")
+        return DevResult(name, step, right, total)
+
+    def _answers(self, engine: Engine, problems: Sequence[Problem], params: SamplingParams) -> Sequence[GradedSample]:
+        """Return graded replies to the problems."""
+        return evaluate(
+            engine, self.task, problems=problems, params=params, thinking=self.thinking, measured={}
+        ).samples
 
     # ---- reinforcement learning
 
     def reinforced(self) -> GRPOResult:
         """Improve the best checkpoint with GRPO, if it solves some training problems and not others, and if there is time."""
-        known, out = self.paths.grpo_result, self.paths.grpo
-        if known.is_file():
-            return GRPOResult(**json.loads(known.read_bytes()))
-        run, reason = self._grpo_planned()
-        result = GRPOResult(used=False, text=reason)
-        if run is not None:
-            self.say(f"  {reason}")
-            try:
-                reached = self._fit(run, out, run.steps, self.plan.grpo_seconds)
-            except NumericsError as error:  # the model before GRPO is kept
-                result = GRPOResult(used=False, text=f"GRPO was stopped, and its model is not used: {error.what}")
-                write_json(known, vars(result))
-                return result
-            before = max(one.accuracy for one in self.dev_results("sft"))
-            known_results = self.dev_results("grpo")
-            after = known_results[0] if known_results else self.measured(out, "grpo", reached)
-            if not known_results:
-                append_line(self.paths.dev, vars(after))
-            used = after.accuracy > before
-            text = f"{reached} of {run.steps} steps of GRPO changed the accuracy on dev from {before:.0%} to {after.accuracy:.0%}"
-            result = GRPOResult(used, f"{text}, so its model {'is' if used else 'is not'} used")
-        write_json(known, vars(result))
-        return result
+        known = self.paths.grpo_result
+        if not known.is_file():
+            run, reason = self._grpo_planned()
+            write_json(known, vars(GRPOResult(used=False, text=reason) if run is None else self._grpo(run, reason)))
+        return GRPOResult(**json.loads(known.read_bytes()))
+
+    def _grpo(self, run: Run, reason: str) -> GRPOResult:
+        """Train with GRPO, and compare the model with the best checkpoint on the dev split."""
+        self.say(f"  {reason}")
+        try:
+            reached = self._fit(run, self.paths.grpo, run.steps, self.plan.grpo_seconds)
+        except NumericsError as error:
+            return GRPOResult(used=False, text=f"GRPO was stopped, and its model is not used: {error.what}")
+        if not self.dev_results("grpo"):
+            append_line(self.paths.dev, vars(self.measured(self.paths.grpo, "grpo", reached)))
+        [after] = self.dev_results("grpo")
+        before = max(one.accuracy for one in self.dev_results("sft"))
+        used = after.accuracy > before
+        text = f"{reached} of {run.steps} steps of GRPO changed the accuracy on dev from {before:.0%} to {after.accuracy:.0%}"
+        return GRPOResult(used, f"{text}, so its model {'is' if used else 'is not'} used")
 
     def _grpo_planned(self) -> tuple[Run | None, str]:
         """Return the run and its reason. Both are stored once, because they depend on measured time."""
@@ -217,14 +216,7 @@ class Training:
         began = time.monotonic()
         problems = list(islice(self.task.problems("train", self.config.seed), GATE_PROBLEMS))
         params = replace(self.params, n=GATE_SAMPLES, temperature=1.0, seed=self.config.seed)
-        samples = evaluate(
-            engine_of(self.paths.best, self.threads),
-            self.task,
-            problems=problems,
-            params=params,
-            thinking=self.thinking,
-            measured={},
-        ).samples
+        samples = self._answers(engine_of(self.paths.best, self.threads), problems, params)
         seconds = time.monotonic() - began
         rights = Counter(one.key for one in samples if one.verdict is Verdict.RIGHT)
         mixed = sum(0 < rights[problem.key] < GATE_SAMPLES for problem in problems)
@@ -236,7 +228,6 @@ class Training:
                 None,
                 f"GRPO is skipped: of {tried}, the model solved {len(rights)} in every try and the others never",
             )
-        length = max(self._prompt_length(problem) for problem in problems) + self.params.max_tokens
         mean = fmean(self._prompt_length(problem) for problem in problems) + fmean(one.tokens for one in samples)
         tokens = GRPO_PROBLEMS * GRPO_SAMPLES * mean
         per_token = self.plan.step_seconds / (self.plan.rows * self.plan.row)
@@ -247,7 +238,7 @@ class Training:
                 None,
                 f"GRPO is skipped: there is time for {steps} steps of {estimate:.0f} seconds, and {FEWEST_GRPO} are the fewest",
             )
-        row = 2 * max(length, self._longest_prompt() + self.params.max_tokens)
+        longest = max(self._prompt_length(problem) for problem in self.task.problems("train", self.config.seed))
         run = grpo(
             task="examples",
             data=str(self.paths.data),
@@ -257,7 +248,7 @@ class Training:
             problems=GRPO_PROBLEMS,
             samples=GRPO_SAMPLES,
             max_tokens=self.params.max_tokens,
-            row=row,
+            row=2 * (longest + self.params.max_tokens),
             lr=GRPO_LR,
             thinking=self.thinking,
             seed=self.config.seed,
@@ -272,9 +263,6 @@ class Training:
 
     def _prompt_length(self, problem: Problem) -> int:
         return len(self.chat.prompt(problem.messages, self.thinking))
-
-    def _longest_prompt(self) -> int:
-        return max(self._prompt_length(problem) for problem in self.task.problems("train", self.config.seed))
 
 
 def engine_of(run: RunDir, threads: int) -> Engine:

@@ -14,6 +14,7 @@ MUTANTS = runpy.run_path(str(ROOT / "scripts" / "tiers.py"))["MUTANTS"]
 NAMED = json.loads((ROOT / "tests" / "tiers.json").read_text(encoding="utf-8"))
 SLOW, FULL = (set(NAMED["tests"][mark]) for mark in ("slow", "full"))
 BY_BROWSER = {
+    "a new chat does not stop the reply of the old one",
     "the trace page opens at the first step",
     "the trace page's steps stand at equal distances, whatever their numbers",
 }

@@ -324,7 +324,7 @@ def test_a_tie_on_dev_keeps_the_model_before_grpo(tiny: Path, tmp_path: Path, mo
 @pytest.mark.parametrize(
     ("body", "text"),
     [
-        ("return reply == answer + '!'", "solved none of"),
+        ("return reply == answer + '!'", "solved 0 in every try"),
         ("return True", r"solved 16 in every try and the others never"),
     ],
 )

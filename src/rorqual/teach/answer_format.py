@@ -159,6 +159,6 @@ def calculates(train: Sequence[Example]) -> bool:
 
 def _calculations_of(reasoning: str) -> tuple[int, int]:
     """Return the number of calculations that the engine would complete, and in how many of them it would write what is there."""
-    ends = [match.end() for match in re.finditer("=", reasoning)]
-    pairs = [(reasoning[end:], written) for end in ends if (written := result(reasoning[:end]))]
+    halves = ((reasoning[: match.end()], reasoning[match.end() :]) for match in re.finditer("=", reasoning))
+    pairs = [(rest, written) for begun, rest in halves if (written := result(begun))]
     return len(pairs), sum(bool(re.match(rf"{re.escape(written)}(?![.,]?\d)", rest)) for rest, written in pairs)

@@ -63,10 +63,8 @@ def import_from(source: str, folder: Path, progress: Progress) -> None:
     path = Path(source)
     if source.endswith(".gguf") and path.is_file():
         import_gguf(path, folder, progress=progress)
-    elif path.is_dir():
-        import_hf(path, folder, dtype="float32", progress=progress)
-    elif is_hub_id(source) and not source.endswith(".gguf"):
-        import_hf(fetch(source), folder, dtype="float32", progress=progress)
+    elif path.is_dir() or (is_hub_id(source) and not source.endswith(".gguf")):
+        import_hf(path if path.is_dir() else fetch(source), folder, dtype="float32", progress=progress)
     else:
         raise ConfigError(
             f"no model '{source}'",

@@ -176,8 +176,10 @@ def _labels_in_prompts(examples: Sequence[Example], kind: AnswerKind) -> list[Ro
         alone = sum(found == {one.answer.lower()} for one, found in zip(examples, stated, strict=True))
         if alone >= LEAK_SHARE * len(examples):
             leaks = [one for one, found in zip(examples, stated, strict=True) if one.answer.lower() in found]
-    problem = "the prompt states the answer"
-    return [RowFault(one.line, "answer in prompt", f"{problem} {short(answers[one.line], 40)!r}") for one in leaks]
+    return [
+        RowFault(one.line, "answer in prompt", f"the prompt states the answer {short(answers[one.line], 40)!r}")
+        for one in leaks
+    ]
 
 
 def _in_test(examples: Sequence[Example], table: ExampleTable, file: Path) -> list[RowFault]:

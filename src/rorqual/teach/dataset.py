@@ -132,8 +132,8 @@ def divide(
         schema = schema_of([json.loads(one.answer) for one in splits["train"]])
         splits["train"] = [replace(one, answer=_ordered(one.answer, schema)) for one in splits["train"]]
     train = splits["train"]
-    reasoned = check.kind != "number" or any(one.reasoning for one in kept)
-    solutions = [] if reasoned else [derivation(one) for one in train]
+    derivable = check.kind == "number" and not any(one.reasoning for one in kept)
+    solutions = [derivation(one) for one in train if derivable]
     derived = sum(map(bool, solutions))
     if not derived or derived < DERIVED * len(train):
         return Dataset(splits, check.kind, train, left_out)

@@ -17,6 +17,7 @@ from rorqual.tasks.rows import normal
 from rorqual.teach.examples import short
 
 SHOWN_GROUPS = 15
+CHANGES = ("gained", "lost", "still wrong", "still right")
 SHOWN_CHANGES = ("lost", "still wrong", "gained")
 LONG = 300
 """Characters of a reply in an example."""
@@ -59,6 +60,11 @@ def pairs_of(before: Evaluation, after: Evaluation) -> list[Pair]:
     """Return the pairs of replies to the same example, in the order of `before`."""
     by_key = {one.key: one for one in after.samples}
     return [Pair(one, by_key[one.key]) for one in before.samples if one.key in by_key]
+
+
+def by_change(pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
+    """Return the pairs of each change."""
+    return {change: [pair for pair in pairs if pair.change == change] for change in CHANGES}
 
 
 def groups(pairs: Sequence[Pair], kind: AnswerKind) -> list[FailureGroup]:
@@ -122,20 +128,18 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, str]]:
 def failures_text(before: Evaluation, after: Evaluation, kind: AnswerKind, *, count: int) -> str:
     """Return the groups as a table, and up to `count` examples of each change as text."""
     pairs = pairs_of(before, after)
-    by_change: dict[str, list[Pair]] = {"gained": [], "lost": [], "still wrong": [], "still right": []}
-    for pair in pairs:
-        by_change[pair.change].append(pair)
-    counts = ", ".join(f"{len(rows):,} {change}" for change, rows in by_change.items())
+    changes = by_change(pairs)
+    counts = ", ".join(f"{len(rows):,} {change}" for change, rows in changes.items())
     lines = [f"{len(pairs):,} examples, {before.model} and {after.model}: {counts}"]
     table = failures_table(groups(pairs, kind)[:SHOWN_GROUPS], kind, before.model, after.model)
     lines.append(table.text())
     width = max(map(len, names := (before.model, after.model, "right answer")))
     for change in SHOWN_CHANGES:
-        for pair in by_change[change][:count]:
+        for pair in changes[change][:count]:
             lines += ["", f"{change}: {short(pair.after.prompt, 400)}"]
             texts = shown(pair.before), shown(pair.after), short(pair.after.answer, LONG)
             lines += [f"  {name:<{width}}  {text}" for name, text in zip(names, texts, strict=True)]
-    sizes = [len(by_change[change]) for change in SHOWN_CHANGES]
+    sizes = [len(changes[change]) for change in SHOWN_CHANGES]
     if hidden := sum(max(0, size - count) for size in sizes):
         lines += ["", f"{hidden:,} more examples: count={max(sizes)} shows all"]
     return "\n".join(lines)

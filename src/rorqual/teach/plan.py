@@ -137,9 +137,8 @@ def make_plan(
             where=str(data),
             remedy="Shorten the prompts: a small model on a laptop cannot train on so long texts.",
         )
-    longest = max(one.total for one in fit_lengths)
-    row = max(longest, min(STEP_TOKENS // 4, sum(one.total for one in fit_lengths)))
-    row = min(8 * math.ceil(row / 8), most)
+    totals = [one.total for one in fit_lengths]
+    row = min(8 * math.ceil(max(*totals, min(STEP_TOKENS // 4, sum(totals))) / 8), most)
     rows = max(2, STEP_TOKENS // row)
     replies = max(one.reply for one in fit_lengths)
     draft = TeachPlan(
@@ -159,7 +158,7 @@ def make_plan(
     seconds -= (WARM + MEASURED) * sum(speeds.values())
     free = max(0.0, seconds - RESERVE)
     train_seconds = free * (1 - MEASURE) * (1 - reinforce)
-    per_epoch = sum(one.total for one in fit_lengths) / (rows * row)
+    per_epoch = sum(totals) / (rows * row)
     steps = max(FEWEST_STEPS, min(int(train_seconds / step_seconds), math.ceil(MOST_EPOCHS * per_epoch)))
     return draft.model_copy(
         update={

@@ -18,7 +18,7 @@ from rorqual.tasks.examples import openings
 from rorqual.teach.config import TeachConfig
 from rorqual.teach.dataset import Dataset
 from rorqual.teach.examples import short
-from rorqual.teach.failures import Pair, failures_table, groups, pairs_of, shown
+from rorqual.teach.failures import SHOWN_CHANGES, Pair, by_change, failures_table, groups, pairs_of, shown
 from rorqual.teach.place import AFTER, ALONE, BEFORE, TeachPaths
 from rorqual.teach.plan import TeachPlan
 from rorqual.teach.reasons import read_reasons
@@ -36,9 +36,7 @@ def write_report(paths: TeachPaths, config: TeachConfig, dataset: Dataset, plan:
     opened = openings(paths.data)
     sentences, table, missing = found.sentences(len(opened)), results_table(found), stored.get("left_out", [])
     pairs = pairs_of(found.evaluations[BEFORE], found.evaluations[AFTER])
-    changes = {
-        change: [pair for pair in pairs if pair.change == change] for change in ("lost", "still wrong", "gained")
-    }
+    changes = by_change(pairs)
     write_page(
         paths.report,
         "teach",
@@ -54,8 +52,8 @@ def write_report(paths: TeachPaths, config: TeachConfig, dataset: Dataset, plan:
                 f"{len(own):,} {change}" + (f", the first {SHOWN}" if len(own) > SHOWN else ""),
                 map(transcript, own[:SHOWN]),
             )
-            for change, own in changes.items()
-            if own
+            for change in SHOWN_CHANGES
+            if (own := changes[change])
         ],
         training=list(training_sentences(paths, plan, base)),
         tables=[*training_tables(paths), *data_tables(paths, dataset)],
@@ -96,10 +94,9 @@ def results_chart(found: TeachResults) -> Chart:
 
 def two_examples(pairs: Sequence[Pair]) -> list[Pair]:
     """Return one example that the model gained, and one that it still gets wrong or lost, if there are such."""
-    gained = [pair for pair in pairs if pair.change == "gained"]
-    wrong = [pair for pair in pairs if pair.change in ("lost", "still wrong")]
-    chosen = [*gained[:1], *wrong[:1]]
-    return chosen if len(chosen) == 2 else [*gained[:2], *wrong[:2]][:2]
+    changes = by_change(pairs)
+    gained, wrong = changes["gained"], [pair for pair in pairs if pair.change in ("lost", "still wrong")]
+    return [*gained[:1], *wrong, *gained[1:]][:2]
 
 
 def transcript(pair: Pair) -> list[tuple[str, str, str]]:

@@ -57,8 +57,6 @@ from rorqual.teach.report import write_report
 from rorqual.teach.train import Training, engine_of
 from rorqual.train.track import check_trackers, track
 
-RULE_TRIES = 20
-"""A rule is tried on so many examples before anything else is done."""
 ENOUGH = 2
 """Below so many epochs, `teach` suggests more minutes."""
 GRPO_SHARE, GRPO_MINUTES = 0.3, 20
@@ -178,9 +176,8 @@ class TeachStages:
             usable_examples(
                 self.check, graded=bool(self.config.grader)
             )  # refuses a file before the base model is loaded
-            if self.rule is not None:
-                for one in self.check.examples[:RULE_TRIES]:
-                    apply_rule(self.rule, one.prompt)
+            if self.rule is not None:  # a broken rule is found before the base model is loaded
+                apply_rule(self.rule, self.check.examples[0].prompt)
             data = self.dataset
             self._write_data()
         for reason, count in data.left_out.items():

@@ -221,8 +221,6 @@ class Training:
         rights = Counter(one.key for one in samples if one.verdict is Verdict.RIGHT)
         mixed = sum(0 < rights[problem.key] < GATE_SAMPLES for problem in problems)
         tried = f"{len(problems)} training problems, {GATE_SAMPLES} tries each"
-        if not rights:
-            return None, f"GRPO is skipped: the model solved none of {tried}"
         if not mixed:
             return (
                 None,

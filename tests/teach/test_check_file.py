@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -167,16 +165,6 @@ def test_each_fault_is_named_with_its_line_and_the_repaired_twin_passes(broken: 
     for line, kind in broken.faults[:5]:
         assert kind in text and str(line) in text
     assert "no faults" in check_text(check_file(twin, len), "bytes")
-
-
-def test_a_parquet_file_counts_its_rows(tmp_path: Path) -> None:
-    rows = good()
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "good.parquet")
-    rows[4]["answer"] = None
-    rows[6]["question"] = rows[2]["question"]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "bad.parquet")
-    assert found(tmp_path / "good.parquet") == []
-    assert found(tmp_path / "bad.parquet") == [(5, "missing or not text"), (7, "duplicate")]
 
 
 @pytest.mark.parametrize(

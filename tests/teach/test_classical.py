@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from rorqual.core.errors import ConfigError, TaskError
+from rorqual.core.errors import TaskError
 from rorqual.tasks.examples import canonical, load_function
 from rorqual.teach.classical import FOLDS, PENALTIES, _features, classical
 from rorqual.teach.examples import AnswerKind, Example
@@ -135,16 +134,6 @@ def test_unusual_examples_are_predicted_as_well(train: list[tuple[str, str]], te
     assert classical(examples(*train), ask("§"), "label").keys() == found.keys(), "no feature is known"
 
 
-def test_the_extra_is_named_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.partition(".")[0] == "sklearn"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(sys, "path", [])
-    with pytest.raises(ConfigError, match=r"teach: sklearn is not installed\n.*rorqual\[teach\]"):
-        classical(TRAIN, TRAIN, "label")
-
-
-# ---- rules of the user
-
 MINE = """
 import re
 
@@ -157,38 +146,21 @@ def head(items):
 def none(prompt):
     pass
 
-LENGTH = 3
+def fields(prompt):
+    return {"a": prompt, "b": None}
 """
 
 
-@pytest.fixture
-def mine(tmp_path: Path) -> Path:
-    file = tmp_path / "mine.py"
-    file.write_text(MINE, encoding="utf-8")
-    return file
-
-
-def test_a_rule_of_a_file_answers_every_prompt(mine: Path) -> None:
-    rule = load_function(f"{mine}:first", "rule")
-    assert classical(TRAIN, ask("12 and 5", "x7"), "number", rule=rule)["rule"] == ["12", "7"]
-    with pytest.raises(TaskError, match=rf"{mine}:8: the rule `first` raised IndexError: .*for the prompt 'none here'"):
-        classical(TRAIN, ask("12", "none here"), "number", rule=rule)
-    with pytest.raises(
-        TaskError,
-        match=rf"{mine}:10: the rule `none` returned a NoneType, not a string or a dict of JSON values, for the",
-    ):
-        classical(TRAIN, ask("a"), "number", rule=load_function(f"{mine}:none", "rule"))
-
-
-def test_a_rule_may_return_the_fields_of_a_json_answer(tmp_path: Path) -> None:
-    (tmp_path / "r.py").write_text(
-        "def fields(prompt):\n    return {'a': prompt, 'b': None}\ndef two(a, b):\n    return a\n"
-    )
-    train = [Example(n, f"q{n}", json.dumps({"a": f"q{n}"})) for n in range(3)]
-    rule = load_function(f"{tmp_path}/r.py:fields", "rule")
-    [reply] = classical(train, ask("é"), "JSON", rule=rule)["rule"]
+def test_a_rule_of_the_user_answers_every_prompt_with_text_or_the_fields_of_a_json_answer(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text(MINE, encoding="utf-8")
+    first, none, fields = (load_function(f"{mine}:{name}", "rule") for name in ("first", "none", "fields"))
+    assert classical(TRAIN, ask("12 and 5", "x7"), "number", rule=first)["rule"] == ["12", "7"]
+    [reply] = classical(TRAIN, ask("é"), "JSON", rule=fields)["rule"]
     assert json.loads(reply) == {"a": "é", "b": None} and canonical(reply, "JSON") == canonical('{"a": "É"}', "JSON")
-    with pytest.raises(TaskError, match="returned a dict, not a string or a dict of JSON values"):
-        classical(train, ask("a"), "JSON", rule=lambda prompt: {"a": {prompt}})  # type: ignore[arg-type,return-value]
-    with pytest.raises(TaskError, match=r"'two' cannot be called with 1 arguments(.|\n)*`def two\(prompt\)`"):
-        load_function(f"{tmp_path}/r.py:two", "rule")
+    for rule, line, problem in (
+        (first, 8, "the rule `first` raised IndexError: .*for the prompt 'none here'"),
+        (none, 10, "the rule `none` returned a NoneType, not a string or a dict of JSON values, for the"),
+    ):
+        with pytest.raises(TaskError, match=rf"{mine}:{line}: {problem}"):
+            classical(TRAIN, ask("none here"), "number", rule=rule)

@@ -75,18 +75,6 @@ def test_unusable_test_rows_count_against_the_test_file(write: Write) -> None:
         divide(check, test, count=1_000, reason_against=long)
 
 
-def test_examples_with_a_reason_against_them_are_in_no_split(write: Write) -> None:
-    path, test_rows = write("a.jsonl", labelled(150)), labelled(30, seed=9)
-    test = read_test(write("b.jsonl", test_rows), "label", prompt="", answer="", reasoning="")
-    against = lambda one: "odd" if int(one.prompt.split()[-1]) % 9 == 0 else ""  # noqa: E731
-    found = divide(check_file(path, len), test, count=1_000, reason_against=against)
-    assert found.left_out["odd"] > 5 and found.left_out["unusable test row"] > 0
-    assert not any(against(one) for examples in found.splits.values() for one in examples)
-    assert sum(map(len, found.splits.values())) + sum(found.left_out.values()) == 180
-    with pytest.raises(DataError, match=r"150 of 150 rows cannot be used: 150 all"):
-        divide(check_file(path, len), None, count=1_000, reason_against=lambda _: "all")
-
-
 def test_a_small_test_file_is_named(write: Write) -> None:
     test = read_test(write("b.jsonl", labelled(4, seed=9)), "label", prompt="", answer="", reasoning="")
     with pytest.raises(DataError, match=r"test: the test file has only 4 usable examples"):

@@ -121,15 +121,6 @@ def test_texts_of_one_template_with_other_numbers_hide_no_near_duplicate() -> No
     }
 
 
-def test_equal_texts_have_one_earlier_text_and_one_group() -> None:
-    a = "where is the card that you sent to me some weeks ago"
-    texts = [a, f"{a}?", f"{a}??", f"{a}?", "a text of its own about a whale", f" {a.upper()} "]
-    earlier = find_near(texts).earlier
-    assert earlier == {1: 0, 2: 0, 3: 0}
-    groups = groups_of([Example(n, text, "x") for n, text in enumerate(texts)])
-    assert groups == [a] * 4 + [texts[4], a]
-
-
 def test_a_chain_of_near_duplicates_is_one_group(leaks: Any) -> None:
     first = "a long question of a customer about the missing card that never arrived in the post of last week, with all details"
     texts = [first, first.replace("long", "wide"), first.replace("long", "wide").replace("week", "year")]

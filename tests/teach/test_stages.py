@@ -30,7 +30,7 @@ from rorqual.teach.examples import Example
 from rorqual.teach.failures import failures_text, groups, pairs_of
 from rorqual.teach.measure import base_prompts, measure_base, predicted
 from rorqual.teach.place import AFTER, ALONE, BEFORE, TeachPaths
-from rorqual.teach.plan import ExampleLengths, TeachPlan, lengths_of, make_plan, sft_run
+from rorqual.teach.plan import ExampleLengths, TeachPlan, make_plan, sft_run
 from rorqual.teach.reasons import Reasons, factory_config
 from rorqual.teach.results import TeachResults, load_results
 from rorqual.teach.train import DevResult, Training
@@ -79,6 +79,8 @@ def test_minutes_become_steps_by_the_measured_speed(planned) -> None:  # type: i
     shared = planned(many, 615.0, reinforce=0.25)
     assert shared.steps == 198 and shared.grpo_seconds == pytest.approx(600 * 0.88 * 0.25)
     assert planned(many, -5.0).steps == 8 and planned(many, -5.0).grpo_seconds == 0
+    few = planned([ExampleLengths(30, 10)] * 100, 1e6)
+    assert few.steps == -(-12 * 100 * 40 // (few.rows * few.row)), "at most twelve epochs"
 
 
 def test_the_first_step_is_not_timed(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,11 +94,6 @@ def test_the_first_step_is_not_timed(tiny: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(plans, "fit", fitted)
     measured = plans.measure_step(sft_run(RunDir(tiny), data, plan, seed=0), 1)
     assert len(seen) == 4 and measured == sorted(seen[1:])[1]
-
-
-def test_few_examples_are_not_repeated_without_end(planned) -> None:  # type: ignore[no-untyped-def]
-    plan = planned([ExampleLengths(30, 10)] * 100, 1e6)
-    assert plan.steps == -(-12 * 100 * 40 // (plan.rows * plan.row)) and plan.epochs <= 13
 
 
 def test_rows_fit_the_longest_example_and_replies_have_room(planned) -> None:  # type: ignore[no-untyped-def]
@@ -129,12 +126,6 @@ def test_the_run_trains_what_the_plan_says(tiny: Path, tmp_path: Path) -> None:
         "targets": ("all-linear",),
         "use_rslora": False,
     }
-
-
-def test_lengths_are_those_of_the_rendered_examples(tiny: Path) -> None:
-    chat = chat_format(Tokenizer.byte_level())
-    one, two = lengths_of([Example(1, "abcd", "xy"), Example(2, "abcd", "xy", "because")], chat)
-    assert one.prompt == two.prompt and one.reply == 4 < two.reply and one.total == one.prompt + 4
 
 
 # ---- training with a stop
@@ -174,22 +165,6 @@ def trained(tiny: Path, tmp_path: Path, *, grader: str = "", steps: int = 4, **p
     task = Examples(paths.data, grader=grader)
     chat, params = chat_format(Tokenizer.byte_level()), SamplingParams(max_tokens=8)
     return Training(config, paths, plan, task, params, "off", chat, "no time is planned", 1, lambda _: None)
-
-
-def test_each_dev_step_is_measured_once_and_the_best_one_is_kept(tiny: Path, tmp_path: Path) -> None:
-    mine = tmp_path / "mine.py"
-    mine.write_text("def grade(prompt, answer, reply):\n    return True\n")
-    work = trained(tiny, tmp_path, grader=f"{mine}:grade")
-    work.supervised(RunDir(tiny))
-    assert [(one.step, one.right, one.total) for one in work.dev_results("sft")] == [
-        (2, 12, 12),
-        (3, 12, 12),
-        (4, 12, 12),
-    ]
-    assert work.paths.best.steps() == [4], "of equal checkpoints the last one is kept"
-    before = work.paths.dev.read_bytes()
-    work.supervised(RunDir(tiny))
-    assert work.paths.dev.read_bytes() == before and not work.paths.ended_early.exists()
 
 
 def test_slow_replies_shorten_the_dev_split_for_all_checkpoints(

@@ -371,11 +371,6 @@ def test_a_rule_and_a_grader_of_the_users_own_are_used(tiny: Path, write: Write,
     mine.write_text("def grade(prompt, answer, reply):\n    return 1 / 0\n")
     with pytest.raises(TaskError, match=r"the grader, on .*b\.jsonl:1, raised ZeroDivisionError.*mine\.py:2"):
         run(settings(tiny, write("b.jsonl", labelled(80)), grader=f"{mine}:grade"), tmp_path / "raises")
-    mine.write_text("def grade(prompt, answer, reply):\n    return answer != 'pin' and reply == answer\n")
-    other = TeachPaths(tmp_path / "other")
-    config = settings(tiny, write("b.jsonl", labelled(300)), grader=f"{mine}:grade")
-    with pytest.raises(DataError, match=r"rows cannot be used: \d+ the grader rejects the answer"):
-        run(config, other.out)
 
 
 @pytest.mark.parametrize(
